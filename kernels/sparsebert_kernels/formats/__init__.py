@@ -1,0 +1,44 @@
+"""Packed weight formats: one class a file, each with from_dense, to_dense, kept and nbytes."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from torch import Tensor
+
+from .base import PackedWeight
+from .compact import CompactDense
+from .csr import CsrSparse
+from .dense import DensePrepacked
+from .element import ElementSparse
+from .vector import VectorSparse
+
+FORMATS: dict[str, type[PackedWeight]] = {
+    cls.name: cls for cls in (ElementSparse, VectorSparse, CompactDense, DensePrepacked, CsrSparse)
+}
+
+
+def pack(weight: Tensor, mask: Tensor | None = None, *, format: str, **options: Any) -> PackedWeight:
+    """Pack ``weight`` [out, in] (float32 or bfloat16) in the format of that name.
+
+    ``mask`` (bool [out, in], True = keep) defaults to ``weight != 0``. Options are the format's own, e.g.
+    ``vector_rows=4``. Raises ValueError for an unknown format or option and for a mask that does not fit.
+    """
+    if format not in FORMATS:
+        nearest = difflib.get_close_matches(format, FORMATS, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}{hint}")
+    return FORMATS[format].from_dense(weight, mask, **options)
+
+
+__all__ = [
+    "FORMATS",
+    "CompactDense",
+    "CsrSparse",
+    "DensePrepacked",
+    "ElementSparse",
+    "PackedWeight",
+    "VectorSparse",
+    "pack",
+]

@@ -1,0 +1,55 @@
+"""Compressed sparse rows through torch: what is left of sparsity where the native kernels are missing."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from .base import PackedWeight, checked
+
+
+class CsrSparse(PackedWeight):
+    """Kept weights row by row, as ``torch.sparse_csr_tensor`` has them.
+
+    values        float32 or bfloat16 (nnz,)
+    crow_indices  int32 (out_features + 1,)
+    col_indices   int32 (nnz,)
+    """
+
+    name = "csr"
+    TENSORS = ("values", "crow_indices", "col_indices")
+    GEOMETRY = ()
+
+    crow_indices: Tensor
+    col_indices: Tensor
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, mask: Tensor | None = None, **options: Any) -> Self:
+        """See `PackedWeight.from_dense`."""
+        if options:
+            raise ValueError(f"unknown option {next(iter(options))!r} for format 'csr'")
+        weight, mask = checked(weight, mask)
+        crow = torch.zeros(weight.shape[0] + 1, dtype=torch.int32, device=weight.device)
+        crow[1:] = mask.sum(1).cumsum(0)
+        tensors = {
+            "values": weight[mask],
+            "crow_indices": crow,
+            "col_indices": mask.nonzero()[:, 1].int(),
+        }
+        return cls(tuple(weight.shape), tensors, {})
+
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """Row and column (int64) of every stored value."""
+        counts = torch.diff(self.crow_indices.long())
+        row = torch.repeat_interleave(torch.arange(self.shape[0], device=self.device), counts)
+        return row, self.col_indices.long()
+
+    def to_dense(self) -> Tensor:
+        return self.values.new_zeros(self.shape).index_put(self.coordinates(), self.values)
+
+    def kept(self) -> Tensor:
+        mask = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        mask[self.coordinates()] = True
+        return mask

@@ -1,0 +1,190 @@
+"""Element-sparse weights: any mask, one byte of index a kept weight.
+
+The matrix is cut into row blocks of ``block_rows`` and column blocks of ``block_columns`` (at most 256, so a
+column inside a block is one byte). Inside a block the rows are sorted by how many weights they keep, and rows
+of equal count form a group: a kernel then runs every row of a group with the same trip count, without tail
+loops or mispredicted branches. A block's working set of activations is sized for the L1 cache.
+
+bfloat16 values go in pairs, the operand of the two-element dot product of AVX-512-BF16 and its kin; a row with
+an odd count repeats its last column with value zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from .base import PackedWeight, checked
+
+# One cache line of slack behind the streams, so that kernels may load whole vectors at their end.
+SLACK_BYTES = 64
+BLOCK_ROWS = 768
+BLOCK_COLUMNS = {torch.float32: 128, torch.bfloat16: 256}
+# Weights are consumed in units: one fp32 value, or one pair of bf16 values.
+UNIT = {torch.float32: 1, torch.bfloat16: 2}
+
+
+class ElementSparse(PackedWeight):
+    """Kept weights one by one.
+
+    values   float32 or bfloat16 (stored + slack,)  kept weights, block by block, group by group, row by row
+    columns  uint8   (stored + slack,)              column inside the column block
+    rows     int16   (listed rows,)                 row inside the row block, in storage order
+    groups   int32   (groups, 2)                    units a row keeps, number of rows
+    blocks   int64   (row blocks * column blocks + 1, 3)   where a block begins in groups, rows, values
+
+    Rows that keep nothing are listed only in the first column block, where the bias is written.
+    """
+
+    name = "element"
+    TENSORS = ("values", "columns", "rows", "groups", "blocks")
+    GEOMETRY = ("block_rows", "block_columns")
+
+    columns: Tensor
+    rows: Tensor
+    groups: Tensor
+    blocks: Tensor
+    block_rows: int
+    block_columns: int
+
+    @classmethod
+    def from_dense(
+        cls,
+        weight: Tensor,
+        mask: Tensor | None = None,
+        *,
+        block_rows: int = BLOCK_ROWS,
+        block_columns: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """See `PackedWeight.from_dense`.
+
+        Raises ValueError for block sizes outside 1..32767 rows or 1..256 columns.
+        """
+        if options:
+            raise ValueError(f"unknown option {next(iter(options))!r} for format 'element'")
+        weight, mask = checked(weight, mask)
+        block_columns = BLOCK_COLUMNS[weight.dtype] if block_columns is None else block_columns
+        if not 1 <= block_rows <= 32767 or not 1 <= block_columns <= 256:
+            raise ValueError(
+                f"blocks of {block_rows} rows x {block_columns} columns; 1..32767 rows and 1..256 columns are possible"
+            )
+        index, slots = pack_index(mask, UNIT[weight.dtype], block_rows, block_columns)
+        values = weight.new_zeros(index["columns"].numel())
+        values[slots] = weight[mask]
+        return cls(
+            tuple(weight.shape),
+            {"values": values, **index},
+            {"block_rows": block_rows, "block_columns": block_columns},
+        )
+
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """Row and column (int64) of every stored value, slack excluded."""
+        return coordinates(
+            self.columns,
+            self.rows,
+            self.groups,
+            self.blocks,
+            self.shape,
+            UNIT[self.dtype],
+            self.block_rows,
+            self.block_columns,
+        )
+
+    def to_dense(self) -> Tensor:
+        row, column = self.coordinates()
+        dense = self.values.new_zeros(self.shape)
+        # Accumulating, because the padding of a bf16 pair adds its zero to the column it repeats.
+        return dense.index_put((row, column), self.values[: row.numel()], accumulate=True)
+
+    def kept(self) -> Tensor:
+        row, column = self.coordinates()
+        mask = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        mask[row, column] = True
+        return mask
+
+
+def pack_index(
+    mask: Tensor, unit: int, block_rows: int, block_columns: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The index tensors of `ElementSparse` for ``mask`` and the slot of each kept weight in row-major order."""
+    out_features, in_features = mask.shape
+    device = mask.device
+    row_blocks = -(-out_features // block_rows)
+    column_blocks = -(-in_features // block_columns)
+
+    padded = torch.nn.functional.pad(mask, (0, column_blocks * block_columns - in_features))
+    counts = padded.view(out_features, column_blocks, block_columns).sum(-1, dtype=torch.int32)
+    units = (counts + (unit - 1)) // unit
+
+    # Sort the rows of each (row block, column block) by count; the rows that fill up the last row block get -1.
+    by_block = units.new_full((row_blocks * block_rows, column_blocks), -1)
+    by_block[:out_features] = units
+    by_block = by_block.view(row_blocks, block_rows, column_blocks).transpose(1, 2)
+    sorted_units, order = torch.sort(by_block, dim=2, stable=True)
+    listed = sorted_units > 0
+    listed[:, 0] = sorted_units[:, 0] >= 0
+
+    rows = order[listed]
+    row_units = sorted_units[listed].long()
+    per_block = listed.flatten(0, 1).sum(1)
+    block_of_row = torch.repeat_interleave(torch.arange(per_block.numel(), device=device), per_block)
+
+    # Groups: runs of equal count inside a block.
+    starts_group = torch.ones(rows.numel(), dtype=torch.bool, device=device)
+    starts_group[1:] = (row_units[1:] != row_units[:-1]) | (block_of_row[1:] != block_of_row[:-1])
+    first = starts_group.nonzero().squeeze(1)
+    sizes = torch.diff(first, append=first.new_tensor([rows.numel()]))
+    groups = torch.stack((row_units[first], sizes), 1).int()
+
+    slot_end = (row_units * unit).cumsum(0)
+    stored = int(slot_end[-1]) if slot_end.numel() else 0
+    row_end = per_block.cumsum(0)
+    group_end = torch.bincount(block_of_row[first], minlength=per_block.numel()).cumsum(0)
+    # A block without listed rows begins and ends where its predecessor ends.
+    slot_bounds = torch.cat((slot_end.new_zeros(1), slot_end))[row_end]
+    blocks = torch.zeros(per_block.numel() + 1, 3, dtype=torch.int64, device=device)
+    blocks[1:] = torch.stack((group_end, row_end, slot_bounds), 1)
+
+    # Where does each kept weight go? Its row's first slot plus its rank inside the row's column block.
+    first_slot = torch.zeros(out_features, column_blocks, dtype=torch.int64, device=device)
+    column_block = block_of_row % column_blocks
+    global_row = block_of_row // column_blocks * block_rows + rows
+    first_slot[global_row, column_block] = slot_end - row_units * unit
+    flat_counts = counts.flatten().long()
+    shift = first_slot.flatten() - (flat_counts.cumsum(0) - flat_counts)
+    kept_columns = mask.nonzero()[:, 1]
+    slots = torch.repeat_interleave(shift, flat_counts)
+    slots += torch.arange(slots.numel(), device=device)
+
+    columns = torch.zeros(stored + SLACK_BYTES, dtype=torch.uint8, device=device)
+    columns[slots] = (kept_columns % block_columns).to(torch.uint8)
+    if unit == 2:
+        odd = flat_counts % 2 == 1
+        padding = (first_slot.flatten() + flat_counts)[odd]
+        columns[padding] = columns[padding - 1]
+    return {"columns": columns, "rows": rows.to(torch.int16), "groups": groups, "blocks": blocks}, slots
+
+
+def coordinates(
+    columns: Tensor,
+    rows: Tensor,
+    groups: Tensor,
+    blocks: Tensor,
+    shape: tuple[int, int],
+    unit: int,
+    block_rows: int,
+    block_columns: int,
+) -> tuple[Tensor, Tensor]:
+    """Row and column (int64) of every stored value of an element-sparse index, slack excluded."""
+    column_blocks = -(-shape[1] // block_columns)
+    units = torch.repeat_interleave(groups[:, 0].long(), groups[:, 1].long())
+    block = torch.repeat_interleave(
+        torch.arange(blocks.shape[0] - 1, device=blocks.device), torch.diff(blocks[:, 1])
+    )
+    global_row = block // column_blocks * block_rows + rows
+    row = torch.repeat_interleave(global_row, units * unit)
+    column_base = torch.repeat_interleave(block % column_blocks * block_columns, units * unit)
+    return row, column_base + columns[: row.numel()]

@@ -1,0 +1,30 @@
+"""The transposed index of a sparse weight: what the backward pass reads to form dX = dY @ W."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .element import BLOCK_COLUMNS, BLOCK_ROWS, UNIT, ElementSparse, pack_index
+from .vector import VectorSparse
+
+
+def transposed_index(packed: ElementSparse | VectorSparse) -> list[Tensor]:
+    """Index tensors of W.T in element-sparse form, and where its values lie in ``packed.values``.
+
+    Returns ``[source, columns, rows, groups, blocks]``: ``packed.values.flatten()[source]`` are the values of
+    the transposed matrix (int64, one a slot), so a change of the values needs no new index.
+    """
+    row, column = packed.coordinates()
+    real = row < packed.shape[0]
+    # The padding of an odd bf16 pair repeats the coordinates before it.
+    real[1:] &= (row[1:] != row[:-1]) | (column[1:] != column[:-1])
+    slots = real.nonzero().squeeze(1)
+    slot_of = torch.full((packed.shape[1], packed.shape[0]), -1, dtype=torch.int64, device=packed.device)
+    slot_of[column[slots], row[slots]] = slots
+    mask = slot_of >= 0
+    index, transposed_slots = pack_index(mask, UNIT[packed.dtype], BLOCK_ROWS, BLOCK_COLUMNS[packed.dtype])
+    # Slots that hold nothing read the slack, which is zero.
+    source = torch.full((index["columns"].numel(),), packed.values.numel() - 1, device=packed.device)
+    source[transposed_slots] = slot_of[mask]
+    return [source, index["columns"], index["rows"], index["groups"], index["blocks"]]

@@ -1,0 +1,159 @@
+"""Column vectors: V consecutive rows that share their columns, one column index for V weights.
+
+A V x 1 unit loads an activation once and uses it V times, which moves the kernel from the load limit to the
+multiply limit. 16x16 and 32x32 blocks are runs of such vectors and are packed in the same format.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from .base import PackedWeight, checked
+
+VECTOR_ROWS = (2, 4, 8)
+BLOCK_ROWS = 768
+BLOCK_COLUMNS = {torch.float32: 768, torch.bfloat16: 768}
+UNIT = {torch.float32: 1, torch.bfloat16: 2}
+SLACK_BYTES = 64
+
+
+class VectorSparse(PackedWeight):
+    """Kept V x 1 vectors. A vector is kept when any of its weights is; the others are stored as zeros.
+
+    values   float32 (vectors + slack, V) or bfloat16 (vectors / 2 + slack, V, 2)
+    columns  int16   (vectors + slack,)   column inside the column block (read as unsigned)
+    starts   int32   (row blocks * column blocks * panels a row block + 1,)   first unit of each panel, where a
+             panel is V rows inside one column block and a unit is one vector (fp32) or two (bf16)
+    """
+
+    name = "vector"
+    TENSORS = ("values", "columns", "starts")
+    GEOMETRY = ("vector_rows", "block_rows", "block_columns", "aligned")
+
+    columns: Tensor
+    starts: Tensor
+    vector_rows: int
+    block_rows: int
+    block_columns: int
+    aligned: bool  # every stored weight is a kept one
+
+    @classmethod
+    def from_dense(
+        cls,
+        weight: Tensor,
+        mask: Tensor | None = None,
+        *,
+        vector_rows: int = 4,
+        block_rows: int = BLOCK_ROWS,
+        block_columns: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """See `PackedWeight.from_dense`.
+
+        Raises ValueError for a vector height other than 2, 4 or 8, row blocks that are no multiple of it, or
+        column blocks outside 1..65536.
+        """
+        if options:
+            raise ValueError(f"unknown option {next(iter(options))!r} for format 'vector'")
+        weight, mask = checked(weight, mask)
+        block_columns = BLOCK_COLUMNS[weight.dtype] if block_columns is None else block_columns
+        if vector_rows not in VECTOR_ROWS:
+            raise ValueError(f"vector_rows is {vector_rows}; heights of 2, 4 and 8 rows are served")
+        if block_rows < 1 or block_rows % vector_rows:
+            raise ValueError(f"block_rows is {block_rows}; it must be a multiple of vector_rows ({vector_rows})")
+        if not 1 <= block_columns <= 65536:
+            raise ValueError(f"block_columns is {block_columns}; 1..65536 columns are possible")
+        out_features, in_features = weight.shape
+        unit = UNIT[weight.dtype]
+        row_blocks = -(-out_features // block_rows)
+        panels = row_blocks * block_rows // vector_rows
+        column_blocks = -(-in_features // block_columns)
+
+        missing = panels * vector_rows - out_features
+        kept = torch.where(mask, weight, weight.new_zeros(()))
+        tall = torch.nn.functional.pad(kept, (0, 0, 0, missing)).view(panels, vector_rows, in_features)
+        live = torch.nn.functional.pad(mask, (0, 0, 0, missing)).view(panels, vector_rows, in_features).any(1)
+        panel, column = live.nonzero(as_tuple=True)
+
+        # Storage order: row block, column block, panel, column.
+        panels_per_block = block_rows // vector_rows
+        place = (panel // panels_per_block * column_blocks + column // block_columns) * panels_per_block
+        place += panel % panels_per_block
+        order = torch.sort(place, stable=True).indices
+        panel, column, place = panel[order], column[order], place[order]
+
+        counts = torch.bincount(place, minlength=panels * column_blocks)
+        units = (counts + (unit - 1)) // unit
+        starts = torch.zeros(counts.numel() + 1, dtype=torch.int64, device=weight.device)
+        starts[1:] = units.cumsum(0)
+        slots = torch.repeat_interleave(starts[:-1] * unit - (counts.cumsum(0) - counts), counts)
+        slots += torch.arange(slots.numel(), device=weight.device)
+        stored = int(starts[-1]) * unit
+
+        slack = SLACK_BYTES // weight.element_size()
+        values = weight.new_zeros(stored + slack, vector_rows)
+        values[slots] = tall[panel, :, column]
+        columns = torch.zeros(stored + SLACK_BYTES // 2, dtype=torch.int32, device=weight.device)
+        columns[slots] = (column % block_columns).int()
+        if unit == 2:
+            values = values.view(-1, 2, vector_rows).transpose(1, 2).contiguous()
+            odd = counts % 2 == 1
+            padding = (starts[:-1] * unit + counts)[odd]
+            columns[padding] = columns[padding - 1]
+        return cls(
+            (out_features, in_features),
+            {"values": values, "columns": columns.to(torch.int16), "starts": starts.int()},
+            {
+                "vector_rows": vector_rows,
+                "block_rows": block_rows,
+                "block_columns": block_columns,
+                "aligned": torch.equal(live.repeat_interleave(vector_rows, 0)[:out_features], mask),
+            },
+        )
+
+    def vectors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """First row and column (int64) of every stored vector, and its values (vectors, V), slack excluded."""
+        unit = UNIT[self.dtype]
+        column_blocks = -(-self.shape[1] // self.block_columns)
+        panels_per_block = self.block_rows // self.vector_rows
+        counts = torch.diff(self.starts.long()) * unit
+        place = torch.repeat_interleave(torch.arange(counts.numel(), device=self.device), counts)
+        block = place // panels_per_block
+        row = block // column_blocks * self.block_rows + place % panels_per_block * self.vector_rows
+        inner = self.columns[: place.numel()].int() & 0xFFFF
+        column = block % column_blocks * self.block_columns + inner
+        values = self.values if unit == 1 else self.values.transpose(1, 2).reshape(-1, self.vector_rows)
+        return row, column, values[: place.numel()]
+
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """Row and column (int64) of every stored value, in the order of ``values.flatten()``, slack excluded.
+
+        Rows past the last one (a partial last panel) keep their zeros and are given as they are.
+        """
+        row, column, _ = self.vectors()
+        rows = row[:, None] + torch.arange(self.vector_rows, device=self.device)
+        columns = column[:, None].expand_as(rows)
+        if self.dtype == torch.bfloat16:
+            rows, columns = (t.reshape(-1, 2, self.vector_rows).transpose(1, 2) for t in (rows, columns))
+        return rows.reshape(-1), columns.reshape(-1)
+
+    def to_dense(self) -> Tensor:
+        row, column = self.coordinates()
+        padded = -(-self.shape[0] // self.vector_rows) * self.vector_rows
+        dense = self.values.new_zeros(padded, self.shape[1])
+        dense = dense.index_put((row, column), self.values.flatten()[: row.numel()], accumulate=True)
+        return dense[: self.shape[0]].contiguous()
+
+    def kept(self) -> Tensor:
+        """See `PackedWeight.kept`; in a matrix that is not `aligned`, a kept weight of exactly 0 counts as pruned."""
+        if not self.aligned:
+            return self.to_dense() != 0
+        row, column = self.coordinates()
+        inside = row < self.shape[0]
+        mask = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        mask[row[inside], column[inside]] = True
+        return mask
+

@@ -1,0 +1,248 @@
+"""The torch operators over packed weights: the one place that knows every backend.
+
+`linear` is what users call. Behind it stands one custom operator for all formats, ``sparsebert::linear``, with
+its fake and autograd registrations, so that eager mode, `torch.compile`, `torch.export` and autograd see the
+same thing. Where the native library serves a format it is used; everything else is plain torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .cpu import native
+from .formats import FORMATS, ElementSparse, PackedWeight, VectorSparse
+from .formats.element import BLOCK_COLUMNS, BLOCK_ROWS
+from .formats.transpose import transposed_index
+
+TRAINABLE = (ElementSparse, VectorSparse)
+
+
+def linear(
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    transposed: Sequence[Tensor] = (),
+) -> Tensor:
+    """``activation(x @ W.T + bias)`` for a packed W.
+
+    x           [..., in_features], float32, bfloat16, float16 or float64. float16 is computed in float32,
+                float64 through the dense matrix.
+    bias        [out_features] or None
+    activation  "none", "relu", "gelu" (erf) or "gelu_tanh"
+    transposed  `transposed_index(packed)`, kept by trainable layers so that the backward pass need not make it
+
+    Returns [..., out_features] in the dtype of x, under CPU autocast in autocast's dtype. A pruned column never
+    reads its activation, so NaN or inf there does not spread; next to a kept weight, inf may come out as NaN.
+
+    Raises ValueError for an x of another width, dtype or device than the weight's.
+    """
+    if x.shape[-1:] != packed.shape[1:]:
+        raise ValueError(f"x has shape {list(x.shape)}; its last dimension must be {packed.shape[1]}")
+    if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if x.dtype == torch.float16:
+        return linear(x.float(), packed, bias, activation, transposed).half()
+    if x.dtype == torch.float64:
+        return reference.linear(x, packed.to_dense(), bias, activation)
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"x is {x.dtype}; a floating-point dtype is needed")
+    index = [getattr(packed, name) for name in packed.TENSORS[1:]]
+    geometry = [int(getattr(packed, name)) for name in packed.GEOMETRY]
+    return _linear(
+        x, packed.values, index, bias, list(transposed), packed.name, geometry, packed.shape[0], activation
+    )
+
+
+def linear_shared(
+    x: Tensor, packed: Sequence[PackedWeight], biases: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """`linear` of one x with several weights of the same format, as one native call that reads x once.
+
+    For inference: where a gradient is needed, or the native library does not serve the format, it is the same
+    as calling `linear` once a weight.
+    """
+    first = packed[0]
+    together = (
+        native.serves(first.name, first.dtype, x)
+        and all(p.name == first.name and p.dtype == first.dtype and p.shape[1] == first.shape[1] for p in packed)
+        and x.shape[-1] == first.shape[1]
+        and not torch.is_autocast_enabled(x.device.type)
+        and not (torch.is_grad_enabled() and _any_requires_grad(x, packed, biases))
+    )
+    if not together:
+        return tuple(linear(x, p, b) for p, b in zip(packed, biases, strict=True))
+    return tuple(native.linear(x, packed, biases, "none"))
+
+
+def _any_requires_grad(x: Tensor, packed: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> bool:
+    return (
+        x.requires_grad
+        or any(p.values.requires_grad for p in packed)
+        or any(b is not None and b.requires_grad for b in biases)
+    )
+
+
+def _rebuild(
+    values: Tensor, index: Sequence[Tensor], format: str, geometry: Sequence[int], shape: tuple[int, int]
+) -> PackedWeight:
+    cls = FORMATS[format]
+    tensors = dict(zip(cls.TENSORS, (values, *index), strict=True))
+    return cls(shape, tensors, dict(zip(cls.GEOMETRY, geometry, strict=True)))
+
+
+@torch.library.custom_op("sparsebert::linear", mutates_args=())
+def _linear(
+    x: Tensor,
+    values: Tensor,
+    index: Sequence[Tensor],
+    bias: Tensor | None,
+    transposed: Sequence[Tensor],
+    format: str,
+    geometry: Sequence[int],
+    out_features: int,
+    activation: str,
+) -> Tensor:
+    packed = _rebuild(values, index, format, geometry, (out_features, x.shape[-1]))
+    if native.serves(format, values.dtype, x):
+        return native.linear(x, (packed,), (bias,), activation)[0]
+    if format == "dense" and values.is_mkldnn and x.dtype == values.dtype:
+        return _prepacked_linear(x, values, bias, activation)
+    if format == "compact":
+        return _compact_linear(x, packed, bias, activation)
+    if format == "csr" and x.dtype == values.dtype == torch.float32:
+        weight = torch.sparse_csr_tensor(*index, values, packed.shape, check_invariants=False)
+        out = reference.csr_linear(x.reshape(-1, x.shape[-1]), weight, bias, activation)
+        return out.view(*x.shape[:-1], out_features)
+    return reference.linear(x, packed.to_dense(), bias, activation)
+
+
+@_linear.register_fake
+def _(x, values, index, bias, transposed, format, geometry, out_features, activation):
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+def _prepacked_linear(x: Tensor, values: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    bias = None if bias is None else bias.to(x.dtype)
+    fused = {"none": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
+    name, algorithm = fused[activation]
+    if not x.numel():
+        return x.new_empty((*x.shape[:-1], values.shape[0]))
+    return torch.ops.mkldnn._linear_pointwise(x, values, bias, name, [], algorithm)
+
+
+def _compact_linear(x: Tensor, packed: Any, bias: Tensor | None, activation: str) -> Tensor:
+    out_features = packed.shape[0]
+    empty = x.new_zeros(out_features) if bias is None else bias.to(x.dtype)
+    out = reference.activate(empty, activation).expand(*x.shape[:-1], out_features).clone()
+    if packed.values.numel() and x.numel():
+        x = x.index_select(-1, packed.live_columns)
+        bias = None if bias is None else bias[packed.live_rows]
+        rectangle = packed.rectangle()
+        live = (
+            _prepacked_linear(x, rectangle.values, bias, activation)
+            if rectangle.values.is_mkldnn and x.dtype == rectangle.dtype
+            else reference.linear(x, rectangle.to_dense(), bias, activation)
+        )
+        out.index_copy_(-1, packed.live_rows, live)
+    return out
+
+
+@torch.library.custom_op("sparsebert::linear_backward", mutates_args=())
+def _linear_backward(
+    gradient: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: Sequence[Tensor],
+    transposed: Sequence[Tensor],
+    format: str,
+    geometry: Sequence[int],
+    needs_x: bool,
+    needs_values: bool,
+) -> tuple[Tensor, Tensor]:
+    out_features, in_features = gradient.shape[-1], x.shape[-1]
+    packed = _rebuild(values, index, format, geometry, (out_features, in_features))
+    dx, dvalues = x.new_empty(0), x.new_empty(0)
+    if needs_x and isinstance(packed, TRAINABLE):
+        source, *flipped = transposed or transposed_index(packed)
+        blocks = {"block_rows": BLOCK_ROWS, "block_columns": BLOCK_COLUMNS[values.dtype]}
+        flat = values.flatten()[source]
+        names = ElementSparse.TENSORS
+        weight_t = ElementSparse(
+            (in_features, out_features), dict(zip(names, (flat, *flipped), strict=True)), blocks
+        )
+        dx = linear(gradient, weight_t)
+    elif needs_x:
+        dx = reference.linear(gradient, packed.to_dense().t(), None)
+    if needs_values:
+        dvalues = _values_gradient(gradient, x, packed)
+    return dx, dvalues
+
+
+@_linear_backward.register_fake
+def _(gradient, x, values, index, transposed, format, geometry, needs_x, needs_values):
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else x.new_empty(0)
+    dvalues = torch.empty_like(values) if needs_values else x.new_empty(0)
+    return dx, dvalues
+
+
+def _values_gradient(gradient: Tensor, x: Tensor, packed: Any) -> Tensor:
+    """dL/dvalues in the layout of ``packed.values``: zero in slack and padding."""
+    if not isinstance(packed, TRAINABLE):
+        raise ValueError(f"weights in format {packed.name!r} cannot be trained; 'element' and 'vector' can")
+    if native.serves(packed.name, packed.dtype, x):
+        return native.values_gradient(gradient, x, packed)
+    gradient, x = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
+    row, column = packed.coordinates()
+    kept = row < packed.shape[0]
+    kept[1:] &= (row[1:] != row[:-1]) | (column[1:] != column[:-1])
+    flat = torch.zeros(packed.values.numel(), dtype=torch.float32, device=x.device)
+    slots = kept.nonzero().squeeze(1)
+    flat[slots] = reference.values_gradient(gradient, x, row[slots], column[slots])
+    return flat.view(packed.values.shape).to(packed.dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, values, index, bias, transposed, format, geometry, out_features, activation = inputs
+    ctx.save_for_backward(x, values, *index, *transposed, *([] if bias is None else [bias]))
+    ctx.sizes = len(index), len(transposed)
+    ctx.has_bias, ctx.format, ctx.geometry = bias is not None, format, geometry
+    ctx.out_features, ctx.activation = out_features, activation
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, *rest = ctx.saved_tensors
+    n_index, n_transposed = ctx.sizes
+    index, transposed = rest[:n_index], rest[n_index : n_index + n_transposed]
+    bias = rest[-1] if ctx.has_bias else None
+    if ctx.activation != "none":
+        # Recomputed instead of saved: the pre-activation is the widest tensor of a transformer layer.
+        arguments = (index, bias, transposed, ctx.format, ctx.geometry, ctx.out_features, "none")
+        gradient = reference.activate_backward(gradient, _linear(x, values, *arguments), ctx.activation)
+    gradient = gradient.contiguous()
+    needs_x, needs_values = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+    dx, dvalues = _linear_backward(
+        gradient, x, values, index, transposed, ctx.format, ctx.geometry, needs_x, needs_values
+    )
+    dbias = None
+    if bias is not None and ctx.needs_input_grad[3]:
+        dbias = gradient.reshape(-1, gradient.shape[-1]).sum(0, dtype=torch.float32).to(bias.dtype)
+    return (
+        dx if needs_x else None,
+        dvalues if needs_values else None,
+        [None] * n_index,
+        dbias,
+        [None] * n_transposed,
+        None,
+        None if ctx.geometry else [],  # torch takes an empty list for a list of tensors
+        None,
+        None,
+    )
+
+
+_linear.register_autograd(_backward, setup_context=_setup_context)
