@@ -1,0 +1,106 @@
+"""Bytes a side holds: its weights by count, the whole process by asking the kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident bytes of one side in a process of its own.
+
+    `baseline`: the interpreter with torch and transformers, before any model. `peak`: the highest point of
+    all, loading and packing included. `running`: the highest point while it answers, once loaded.
+    """
+
+    baseline: int
+    peak: int
+    running: int
+
+    def record(self) -> dict[str, int]:
+        return {
+            **asdict(self),
+            "peak_over_baseline": self.peak - self.baseline,
+            "running_over_baseline": self.running - self.baseline,
+        }
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of one linear layer's weight as it is stored: dense, prepacked or sparse; without the bias."""
+    stored = getattr(module, "nbytes", None)
+    if isinstance(stored, int):
+        return stored
+    weight = module.weight
+    if not isinstance(weight, torch.Tensor):
+        raise ValueError(f"{type(module).__name__} has no weight to count")
+    return weight.numel() * weight.element_size()
+
+
+def measure(spec: Mapping[str, Any]) -> Memory:
+    """Build and run one side in a fresh process. `spec` as in `sparsebert.bench.worker`.
+
+    Raises RuntimeError with the worker's last words where it fails.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsebert.bench.worker"],
+        input=json.dumps(spec),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    if done.returncode != 0:
+        words = done.stderr.strip().splitlines()
+        raise RuntimeError(
+            f"the memory worker of {spec['provider']} failed: {words[-1] if words else 'no message'}"
+        )
+    return Memory(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def peak_resident() -> int:
+    """Highest resident bytes of this process so far, or since `forget_peak`."""
+    status = _status("VmHWM")
+    if status is not None:
+        return status
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident() -> int:
+    """Resident bytes of this process now (the peak, where the system does not tell)."""
+    now = _status("VmRSS")
+    return peak_resident() if now is None else now
+
+
+def forget_peak() -> None:
+    """Give freed memory back and let the peak start from what is held now (Linux; else without effect)."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (AttributeError, OSError):
+        pass
+
+
+def _status(field: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None

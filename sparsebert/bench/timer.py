@@ -1,0 +1,169 @@
+"""Paired timing: every side runs once a round, so a slow moment of the machine hits all of them alike.
+
+A side is a callable that runs its work once and returns the seconds it took (`Run`). `on_wall` and `on_cuda`
+make one out of a plain callable; a rival in another process brings its own, timed over there. The order of
+the sides within a round is fixed: every side starts with the caches its predecessor left, as a layer inside a
+model does.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from sparsebert.bench.quiet import Contention, Watch
+
+Run = Callable[[], float]
+
+# Wider than this, (p80 - p20) / median, a figure says more about the machine than about the code.
+MAX_SPREAD = 0.25
+# Threads that wait for a core taken by somebody else wake at the next scheduler slice: every implementation
+# then takes the same 6 to 8 ms, and every ratio reads 1.00.
+PLATEAU_SECONDS = (0.0055, 0.009)
+PLATEAU_SHORTFALL = 0.6
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Median with the 20th and 80th percentile (same unit as the samples)."""
+
+    median: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, samples: list[float]) -> Quantiles:
+        """Raises ValueError on an empty list."""
+        if not samples:
+            raise ValueError("quantiles of no samples: at least one is needed")
+        ordered = sorted(samples)
+        return cls(statistics.median(ordered), _percentile(ordered, 0.2), _percentile(ordered, 0.8))
+
+    @property
+    def spread(self) -> float:
+        """Width of the middle 60 % as a share of the median."""
+        return (self.p80 - self.p20) / self.median if self.median else 0.0
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of each side, one entry a round, and what disturbed them."""
+
+    seconds: dict[str, list[float]]
+    threads: int
+    contention: Contention = field(default_factory=Contention)
+
+    @property
+    def rounds(self) -> int:
+        return min((len(samples) for samples in self.seconds.values()), default=0)
+
+    def latency(self, side: str) -> Quantiles:
+        """Seconds of one run."""
+        return Quantiles.of(self.seconds[side])
+
+    def ratio(self, baseline: str, side: str) -> Quantiles:
+        """How many times faster `side` is than `baseline`: quantiles of the per-round ratios."""
+        pairs = zip(self.seconds[baseline], self.seconds[side], strict=True)
+        return Quantiles.of([base / own for base, own in pairs])
+
+    def busy(self) -> tuple[str, ...]:
+        """Why these figures must not be quoted; empty on a machine quiet enough to measure."""
+        reasons = list(self.contention.reasons(self.threads))
+        for side in self.seconds:
+            latency = self.latency(side)
+            if latency.spread > MAX_SPREAD:
+                reasons.append(
+                    f"{side} spreads by {latency.spread:.0%} between rounds (limit {MAX_SPREAD:.0%})"
+                )
+        if self.threads > 1:
+            stuck = [side for side, samples in self.seconds.items() if on_plateau(samples)]
+            if stuck:
+                reasons.append(f"{', '.join(stuck)} waits for the scheduler (6 to 8 ms plateau)")
+        return tuple(reasons)
+
+
+def on_plateau(seconds: list[float]) -> bool:
+    """Does the median sit on the scheduler plateau, although the work was seen to be far shorter?"""
+    low, high = PLATEAU_SECONDS
+    median = statistics.median(seconds)
+    return low <= median <= high and min(seconds) < PLATEAU_SHORTFALL * median
+
+
+def on_wall(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> Run:
+    """Time `work` with a wall clock."""
+
+    def run() -> float:
+        start = clock()
+        work()
+        return clock() - start
+
+    return run
+
+
+def on_cuda(work: Callable[[], object]) -> Run:
+    """Time `work` with CUDA events on the current stream, until the device has finished."""
+    import torch
+
+    def run() -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    return run
+
+
+def alternate(
+    sides: Mapping[str, Run],
+    *,
+    budget: float = 5.0,
+    warmup: int = 2,
+    min_rounds: int = 7,
+    max_rounds: int = 200,
+    threads: int = 1,
+    in_worker: Collection[str] = (),
+    clock: Callable[[], float] = time.perf_counter,
+    on_round: Callable[[float], None] | None = None,
+) -> Timings:
+    """Run all sides in turn until `budget` seconds are spent, and at least `min_rounds` rounds.
+
+    `in_worker` names the sides whose work is done by another process of ours, `threads` threads each.
+    `on_round` is told the share of the work that is done (0 to 1). Raises ValueError where there is nothing
+    to time.
+    """
+    if not sides:
+        raise ValueError("nothing to time: at least one side is needed")
+    if min_rounds < 1 or max_rounds < min_rounds:
+        raise ValueError(
+            f"min_rounds={min_rounds}, max_rounds={max_rounds}: need 1 <= min_rounds <= max_rounds"
+        )
+    for run in sides.values():
+        for _ in range(warmup):
+            run()
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    watch = Watch.start()
+    start = clock()
+    for done in range(1, max_rounds + 1):
+        for side, run in sides.items():
+            seconds[side].append(run())
+        spent = clock() - start
+        if on_round is not None:
+            on_round(
+                min(1.0, done / min_rounds, max(spent / budget, done / max_rounds) if budget > 0 else 1.0)
+            )
+        if done >= min_rounds and spent >= budget:
+            break
+    elsewhere = threads * sum(sum(seconds[side]) for side in in_worker)
+    return Timings(seconds, threads, watch.stop(in_workers=elsewhere))
+
+
+def _percentile(ordered: list[float], share: float) -> float:
+    """Linear interpolation between the two nearest samples."""
+    position = share * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
