@@ -1,0 +1,67 @@
+"""The masked dense model as an ONNX graph, for the rivals that read one."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from sparsebert.bench.subject import Subject
+
+OPSET = 14
+INPUTS = ("input_ids", "attention_mask")
+
+
+class _LastHiddenState(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+def export(subject: Subject, path: Path) -> Path:
+    """Write `path`: float32, inputs of free sizes as in the batches, answer [sequences, tokens, hidden].
+
+    Attention is exported in its plain form (matmul, softmax, matmul), which the runtimes know how to fuse.
+    """
+    model = copy.deepcopy(subject.model).float()
+    model.set_attn_implementation("eager")
+    batch = subject.batches[0]
+    axes = {name: {0: "sequences", 1: "tokens"} for name in (*INPUTS, "answer")}
+    with torch.inference_mode(), _quiet():
+        torch.onnx.export(
+            _LastHiddenState(model),
+            tuple(batch[name] for name in INPUTS),
+            str(path),
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=["answer"],
+            dynamic_axes=axes,
+            dynamo=False,
+        )
+    return path
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The tracing exporter warns about every shape it sees."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,28 @@
+"""Who can run the model: one provider a file, optional libraries imported when they are asked for."""
+
+from sparsebert.bench.providers.base import Provider, Side, TorchProvider
+from sparsebert.bench.providers.bf16 import Bf16, OneDnnBf16
+from sparsebert.bench.providers.compiled import Compiled
+from sparsebert.bench.providers.deepsparse import DeepSparse
+from sparsebert.bench.providers.eager import Eager
+from sparsebert.bench.providers.onednn import OneDnn
+from sparsebert.bench.providers.onnx_runtime import OnnxRuntime, OnnxRuntimeInt8
+from sparsebert.bench.providers.sparse import Sparse
+
+PROVIDERS: dict[str, type[Provider]] = {
+    provider.name: provider
+    for provider in (
+        Sparse,
+        Eager,
+        OneDnn,
+        Compiled,
+        Bf16,
+        OneDnnBf16,
+        OnnxRuntime,
+        OnnxRuntimeInt8,
+        DeepSparse,
+    )
+}
+RIVALS = tuple(name for name in PROVIDERS if name != Sparse.name)
+
+__all__ = ["PROVIDERS", "RIVALS", "Provider", "Side", "TorchProvider"]

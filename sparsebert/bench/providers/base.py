@@ -1,0 +1,102 @@
+"""What a provider is: somebody who can run the masked model, ours or a rival."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from sparsebert.bench.memory import Memory, weight_bytes
+from sparsebert.bench.subject import Subject
+from sparsebert.bench.timer import Run, on_cuda, on_wall
+from sparsebert.bert import resolve
+
+
+@dataclass(frozen=True)
+class Side:
+    """A provider, built and ready. One `run` answers all batches of the workload once.
+
+    `weight_bytes` counts the pruned matrices as they are stored, `model_bytes` everything; None where a rival
+    does not tell. `memory` asks a rival's own process; None where the side lives in this one.
+    """
+
+    run: Run
+    answers: Callable[[], list[torch.Tensor]]
+    weight_bytes: int | None = None
+    model_bytes: int | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+    memory: Callable[[], Memory] | None = None
+    close: Callable[[], None] = lambda: None
+
+
+class Provider(ABC):
+    """One way to run the model. Subclasses are named in `PROVIDERS`."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    in_worker: ClassVar[bool] = False
+
+    @abstractmethod
+    def available(self) -> str | None:
+        """None where it can run here, else the reason why not and how to get it, in one line."""
+
+    @abstractmethod
+    def precision(self, subject: Subject) -> str:
+        """The arithmetic it computes in: a key of `sparsebert.bench.gate.TOLERANCES`."""
+
+    @abstractmethod
+    def build(self, subject: Subject, *, consume: bool = False) -> Side:
+        """Make it ready. With `consume` the subject's model may be taken apart instead of copied.
+
+        Raises ValueError where this workload cannot be run this way.
+        """
+
+
+class TorchProvider(Provider):
+    """A provider that runs a torch module in this process: subclasses only say what becomes of the model."""
+
+    def available(self) -> str | None:
+        return None
+
+    def precision(self, subject: Subject) -> str:
+        return subject.workload.dtype
+
+    @abstractmethod
+    def convert(self, model: nn.Module, subject: Subject) -> nn.Module:
+        """Make `model` (on its device, in its dtype, to be changed freely) the one to be timed."""
+
+    def build(self, subject: Subject, *, consume: bool = False) -> Side:
+        device = torch.device(subject.workload.device)
+        dtype = getattr(torch, self.precision(subject))
+        model = subject.model if consume else copy.deepcopy(subject.model)
+        dense_numel = sum(resolve(model, key).weight.numel() for key in subject.keys)
+        other_numel = sum(parameter.numel() for parameter in model.parameters()) - dense_numel
+        module = self.convert(model.to(device=device, dtype=dtype), subject)
+        batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in subject.batches]
+
+        @torch.inference_mode()
+        def forward() -> None:
+            for batch in batches:
+                module(**batch)
+
+        @torch.inference_mode()
+        def answers() -> list[torch.Tensor]:
+            return [module(**batch).last_hidden_state.cpu() for batch in batches]
+
+        held = sum(weight_bytes(resolve(model, key)) for key in subject.keys)
+        return Side(
+            run=on_cuda(forward) if device.type == "cuda" else on_wall(forward),
+            answers=answers,
+            weight_bytes=held,
+            model_bytes=held + other_numel * dtype.itemsize,
+            notes=self.notes(model),
+        )
+
+    def notes(self, model: nn.Module) -> dict[str, str]:
+        """What the record should say about the converted model."""
+        return {}

@@ -1,0 +1,25 @@
+"""Dense bfloat16, plain and prepacked: what the weights' lower precision buys without any sparsity."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sparsebert.bench.providers.eager import Eager
+from sparsebert.bench.providers.onednn import OneDnn
+from sparsebert.bench.subject import Subject
+
+
+class Bf16(Eager):
+    name: ClassVar[str] = "bf16"
+    summary: ClassVar[str] = "plain PyTorch in bfloat16"
+
+    def precision(self, subject: Subject) -> str:
+        return "bfloat16"
+
+
+class OneDnnBf16(OneDnn):
+    name: ClassVar[str] = "onednn-bf16"
+    summary: ClassVar[str] = "all linears prepacked for oneDNN in bfloat16"
+
+    def precision(self, subject: Subject) -> str:
+        return "bfloat16"

@@ -1,0 +1,18 @@
+"""Plain PyTorch, as `from_pretrained` gives it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import nn
+
+from sparsebert.bench.providers.base import TorchProvider
+from sparsebert.bench.subject import Subject
+
+
+class Eager(TorchProvider):
+    name: ClassVar[str] = "eager"
+    summary: ClassVar[str] = "plain PyTorch"
+
+    def convert(self, model: nn.Module, subject: Subject) -> nn.Module:
+        return model

@@ -1,0 +1,72 @@
+"""onnxruntime on the exported dense model, fp32 and dynamically quantised to int8."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from sparsebert.bench.onnx_export import export
+from sparsebert.bench.providers.base import Provider, Side
+from sparsebert.bench.subject import Subject
+from sparsebert.bench.timer import on_wall
+
+
+class OnnxRuntime(Provider):
+    name: ClassVar[str] = "onnxruntime"
+    summary: ClassVar[str] = "onnxruntime, exported dense model"
+
+    def available(self) -> str | None:
+        missing = [name for name in ("onnxruntime", "onnx") if importlib.util.find_spec(name) is None]
+        return f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}" if missing else None
+
+    def precision(self, subject: Subject) -> str:
+        return "float32"
+
+    def graph(self, subject: Subject, folder: Path) -> Path:
+        """Write the graph to be run into `folder`."""
+        return export(subject, folder / "dense.onnx")
+
+    def build(self, subject: Subject, *, consume: bool = False) -> Side:
+        import onnxruntime
+
+        if subject.workload.device != "cpu":
+            raise ValueError(f"{self.name} is compared on the CPU only")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = subject.workload.threads
+        options.inter_op_num_threads = 1
+        with tempfile.TemporaryDirectory() as name:
+            path = self.graph(subject, Path(name))
+            size = path.stat().st_size
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        feeds = [{name: tensor.numpy() for name, tensor in batch.items()} for batch in subject.batches]
+
+        def forward() -> list[Any]:
+            return [session.run(None, feed)[0] for feed in feeds]
+
+        return Side(
+            run=on_wall(forward),
+            answers=lambda: [torch.from_numpy(answer) for answer in forward()],
+            model_bytes=size,
+            notes={"version": onnxruntime.__version__},
+        )
+
+
+class OnnxRuntimeInt8(OnnxRuntime):
+    name: ClassVar[str] = "onnxruntime-int8"
+    summary: ClassVar[str] = "onnxruntime, dynamic int8"
+
+    def precision(self, subject: Subject) -> str:
+        return "int8"
+
+    def graph(self, subject: Subject, folder: Path) -> Path:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantised = folder / "int8.onnx"
+        quantize_dynamic(
+            super().graph(subject, folder), quantised, weight_type=QuantType.QInt8, per_channel=True
+        )
+        return quantised

@@ -1,0 +1,25 @@
+"""Ours: the linears of the ticket packed and run by the sparse kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import ClassVar
+
+from torch import nn
+
+from sparsebert.bench.providers.base import TorchProvider
+from sparsebert.bench.subject import Subject
+from sparsebert.convert import sparsify_
+from sparsebert.nn import SparseLinear
+
+
+class Sparse(TorchProvider):
+    name: ClassVar[str] = "sparse"
+    summary: ClassVar[str] = "sparsebert"
+
+    def convert(self, model: nn.Module, subject: Subject) -> nn.Module:
+        return sparsify_(model, subject.ticket, format=subject.format, tokens=subject.tokens)
+
+    def notes(self, model: nn.Module) -> dict[str, str]:
+        formats = Counter(module.format for module in model.modules() if isinstance(module, SparseLinear))
+        return {"formats": ", ".join(f"{count} {name}" for name, count in formats.most_common())}

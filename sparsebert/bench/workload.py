@@ -1,0 +1,194 @@
+"""What is run: a model, the batches it answers, and the way it is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsebert.names import unknown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# Published shapes, built with random weights: speed does not depend on the values, only on which of them are
+# zero.
+SHAPES: dict[str, dict[str, int]] = {
+    name: {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden,
+    }
+    for name, layers, hidden, heads in (
+        ("bert-tiny", 2, 128, 2),
+        ("minilm", 6, 384, 12),
+        ("bert-base", 12, 768, 12),
+        ("bert-large", 24, 1024, 16),
+    )
+}
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+MAX_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One benchmark's work. `lengths` holds tokens of each sequence, `batch` sequences go together.
+
+    `model` is one of `SHAPES`, a local folder or a hub id; `seed` makes random weights and token ids
+    repeatable.
+    """
+
+    model: str
+    batch: int = 1
+    lengths: tuple[int, ...] = (128,)
+    dtype: str = "float32"
+    threads: int = 1
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch={self.batch}: at least one sequence is needed")
+        if self.threads < 1:
+            raise ValueError(f"threads={self.threads}: at least one is needed")
+        if not self.lengths or min(self.lengths) < 1:
+            raise ValueError(f"sequence lengths {self.lengths[:5]}: each needs at least one token")
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        if self.device != "cpu":
+            import torch
+
+            if self.device.split(":")[0] != "cuda":
+                raise unknown("device", self.device, ("cpu", "cuda"))
+            if not torch.cuda.is_available():
+                raise ValueError(
+                    f"device {self.device!r} asked for, but torch sees no CUDA GPU here; use cpu"
+                )
+
+    @property
+    def random_weights(self) -> bool:
+        return self.model in SHAPES
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(sequences, padded tokens of each) per batch."""
+        groups = [
+            self.lengths[start : start + self.batch] for start in range(0, len(self.lengths), self.batch)
+        ]
+        return tuple((len(group), max(group)) for group in groups)
+
+    @property
+    def real_tokens(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def padded_tokens(self) -> int:
+        return sum(rows * width for rows, width in self.shapes)
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON values: the fields, and what follows from them."""
+        return {
+            **dataclasses.asdict(self),
+            "random_weights": self.random_weights,
+            "sequences": len(self.lengths),
+            "batches": len(self.shapes),
+            "real_tokens": self.real_tokens,
+            "padded_tokens": self.padded_tokens,
+        }
+
+    def load_model(self) -> nn.Module:
+        """The dense model in float32 (float64 where that is asked for), in eval mode.
+
+        Raises ValueError where the model cannot be found or holds nothing a BERT has.
+        """
+        import torch
+        from transformers import AutoModel, BertConfig, BertModel
+
+        dtype = torch.float64 if self.dtype == "float64" else torch.float32
+        if self.random_weights:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                model: nn.Module = BertModel(BertConfig(**SHAPES[self.model]), add_pooling_layer=False)
+        else:
+            try:
+                model = AutoModel.from_pretrained(self.model, dtype=dtype)
+            except (OSError, ValueError) as error:
+                raise ValueError(_why_no_model(self.model, error)) from None
+        longest, limit = max(self.lengths), getattr(model.config, "max_position_embeddings", None)
+        if limit is not None and longest > limit:
+            raise ValueError(
+                f"sequences of {longest} tokens do not fit {self.model}: it reads at most {limit}"
+            )
+        return model.to(dtype).eval()
+
+    def make_batches(self, vocabulary: int) -> tuple[dict[str, torch.Tensor], ...]:
+        """input_ids and attention_mask a batch, int64 [sequences, padded tokens], padding on the right."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        batches, start = [], 0
+        for rows, width in self.shapes:
+            ids = torch.randint(min(1000, vocabulary // 2), vocabulary, (rows, width), generator=generator)
+            lengths = torch.tensor(self.lengths[start : start + rows])
+            mask = (torch.arange(width) < lengths[:, None]).long()
+            batches.append({"input_ids": ids.where(mask.bool(), 0), "attention_mask": mask})
+            start += rows
+        return tuple(batches)
+
+
+def read_lengths(path: str | Path, model: str, batch: int, *, limit: int, seed: int = 0) -> tuple[int, ...]:
+    """Real lengths from a file with one sentence or one integer a line.
+
+    Sentences are counted by the model's own tokenizer; for a shape name there is none, and words, punctuation
+    marks and the two special tokens are counted. Lengths are cut at `limit`. From a long file `MAX_BATCHES`
+    whole batches of neighbouring lines are drawn, so that the mix of lengths stays. Raises ValueError naming
+    the line at fault.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read lengths from {path}: {error}") from None
+    lines = [line for line in lines if line]
+    if not lines:
+        raise ValueError(f"{path} is empty: one sentence or one integer a line is needed")
+    if all(re.fullmatch(r"-?\d+", line) for line in lines):
+        lengths = [int(line) for line in lines]
+    else:
+        lengths = _count_tokens(lines, model)
+    for number, length in enumerate(lengths, start=1):
+        if length < 1:
+            raise ValueError(f"{path}: entry {number} is {length}; a sequence has at least one token")
+    groups = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
+    whole = [group for group in groups if len(group) == batch] or groups
+    if len(whole) > MAX_BATCHES:
+        whole = random.Random(seed).sample(whole, MAX_BATCHES)
+    return tuple(min(length, limit) for group in whole for length in group)
+
+
+def _count_tokens(sentences: list[str], model: str) -> list[int]:
+    if model in SHAPES:
+        return [2 + len(re.findall(r"\w+|[^\w\s]", sentence)) for sentence in sentences]
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{model} brings no tokenizer to count sentences with ({_first_line(error)})"
+        ) from None
+    return [len(ids) for ids in tokenizer(sentences)["input_ids"]]
+
+
+def _why_no_model(name: str, error: Exception) -> str:
+    if Path(name).exists():
+        return f"cannot load a model from the folder {name}: {_first_line(error)}"
+    return f"{unknown('model', name, SHAPES)}; it is no folder here, not cached, and not reachable on the hub"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0].rstrip(".")
