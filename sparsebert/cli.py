@@ -1,0 +1,317 @@
+"""The `sparsebert` command. Heavy modules are imported by the command that needs them, so `--help` is quick.
+
+Every command takes `--json FILE` and appends its records there as JSON lines. Exit codes: 0 done, 1 a
+benchmark's answers were wrong, 2 bad input (one line on stderr says what would be right).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparsebert.names import unknown
+
+if TYPE_CHECKING:
+    from sparsebert.bench.workload import Workload
+    from sparsebert.ticket import Ticket
+
+app = typer.Typer(
+    name="sparsebert",
+    help="Find a lottery ticket in a BERT, and run it for real.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# Some versions of typer depend on click, some carry their own copy: this is the base class of either.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+MODEL_HELP = "hub id, local folder, or a shape with random weights: bert-tiny, minilm, bert-base, bert-large"
+GRANULARITY_HELP = "element, 4x1 (any ROWSxCOLUMNS block), row, column, 2:4 (any N:M)"
+DEFAULT_RIVALS = "onednn,eager"
+
+Model = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
+Granularity = Annotated[str, typer.Option("--granularity", help=GRANULARITY_HELP)]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="append the records to this file, as JSON lines")
+]
+
+
+@app.command()
+def bench(
+    model: Model = "bert-base",
+    ticket: Annotated[Path | None, typer.Option(help="ticket file; without one, magnitude pruning")] = None,
+    sparsity: Annotated[str, typer.Option(help="share of zeros, 0 to 1; several: 0.5,0.7,0.9")] = "0.9",
+    granularity: Granularity = "element",
+    format: Annotated[
+        str, typer.Option(help="packed format: auto (the plan chooses), element, vector, ...")
+    ] = "auto",
+    batch: Annotated[int, typer.Option(help="sequences that go together")] = 1,
+    seq: Annotated[int, typer.Option(help="tokens of each sequence")] = 128,
+    lengths_from: Annotated[
+        Path | None, typer.Option(help="real lengths instead of --seq: one sentence or one integer a line")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64")] = "float32",
+    threads: Annotated[int, typer.Option(help="CPU threads of every side")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    vs: Annotated[str, typer.Option(help="rivals, best bar first; --vs help lists them")] = DEFAULT_RIVALS,
+    budget: Annotated[float, typer.Option(help="seconds of timed rounds for each sparsity")] = 10.0,
+    memory: Annotated[
+        bool, typer.Option(help="measure resident memory, each side in its own process")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="of random weights and token ids")] = 0,
+    json: JsonFile = None,
+    plot: Annotated[Path | None, typer.Option(help="write a PNG of speed-up against sparsity")] = None,
+) -> None:
+    """Time the sparse model against dense rivals: the same answers first, then paired rounds."""
+    sparsities = [None] if ticket else _sparsities(sparsity)
+    _require_folders(json, plot)
+    from sparsebert.bench import environment, gate, record, runner
+    from sparsebert.bench.subject import prepare
+    from sparsebert.bench.workload import Workload, read_lengths
+
+    if vs == "help":
+        return _list_rivals()
+    rivals = _rivals(vs, chosen=vs != DEFAULT_RIVALS)
+    lengths = (seq,) * batch
+    if lengths_from is not None:
+        lengths = read_lengths(lengths_from, model, batch, limit=512, seed=seed)
+    workload = Workload(model, batch, lengths, dtype, threads, device, seed)
+    settings = runner.Settings(budget=budget, memory=memory)
+    records: list[dict[str, Any]] = []
+    with _progress() as step:
+        step("looking around")
+        import torch
+
+        torch.set_num_threads(threads)
+        machine = environment.detect()
+        for share in sparsities:
+            step(f"loading {model}")
+            dense = _load(workload)
+            drawn = (
+                _read_ticket(ticket)
+                if ticket
+                else _draw(dense, "magnitude", share, granularity, "global", seed)
+            )
+            subject = prepare(workload, drawn, format=format, model=dense)
+            label = f"{drawn.sparsity:.0%} sparse: "
+            try:
+                rows = runner.run(
+                    subject, rivals, machine, settings, lambda text, label=label: step(label + text)
+                )
+            except gate.GateError as error:
+                raise _Refused(str(error), code=1) from None
+            if json is not None:
+                record.append(json, rows)
+            records += rows
+            step("")
+            _print_tables(rows)
+    if plot is not None:
+        from sparsebert.report.plots import speedup_plot
+
+        speedup_plot(records, plot)
+        typer.echo(f"wrote {plot}")
+
+
+@app.command()
+def env(json: JsonFile = None) -> None:
+    """What was found on this machine, and what each lack costs."""
+    _require_folders(json)
+    from sparsebert.bench import environment, record
+    from sparsebert.report.environment import environment_table
+
+    found = environment.detect()
+    lacking = environment.lacks(found)
+    row = record.stamp(
+        "environment", {"environment": found.record(), "lacks": [vars(lack) for lack in lacking]}
+    )
+    if json is not None:
+        record.append(json, [row])
+    _print(environment_table(row))
+
+
+@app.command()
+def prune(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="ticket file to write")],
+    sparsity: Annotated[str, typer.Option(help="share of zeros, 0 to 1")] = "0.9",
+    granularity: Granularity = "element",
+    method: Annotated[str, typer.Option(help="magnitude or random")] = "magnitude",
+    scope: Annotated[str, typer.Option(help="what competes for its place: global or matrix")] = "global",
+    seed: Annotated[int, typer.Option(help="of random pruning and of random weights")] = 0,
+    json: JsonFile = None,
+) -> None:
+    """Prune once, without training, and write the ticket."""
+    shares = _sparsities(sparsity)
+    if len(shares) != 1:
+        raise ValueError(f"--sparsity {sparsity}: a ticket has one sparsity")
+    _require_folders(output, json)
+    from sparsebert.bench import record
+    from sparsebert.bench.runner import describe
+    from sparsebert.bench.workload import Workload
+
+    with _progress() as step:
+        step(f"loading {model}")
+        dense = _load(Workload(model, lengths=(1,), seed=seed))
+        step("pruning")
+        drawn = _draw(dense, method, shares[0], granularity, scope, seed)
+        drawn.save(output)
+    fields = {
+        "model": model,
+        "output": str(output),
+        "ticket": describe(drawn),
+        "bytes": output.stat().st_size,
+    }
+    if json is not None:
+        record.append(json, [record.stamp("prune", fields)])
+    typer.echo(
+        f"wrote {output}: {len(drawn.masks)} matrices, {drawn.sparsity:.2%} sparse "
+        f"(density {drawn.density:.2%}), {fields['bytes'] / 1e6:.1f} MB"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code; bad input is one line on stderr, never a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(arguments or ["--help"], prog_name="sparsebert", standalone_mode=False)
+    except _Refused as refused:
+        return _complain(str(refused), refused.code)
+    except UsageError as error:
+        return _complain(" ".join(error.format_message().split()), 2)  # type: ignore[attr-defined]
+    except (typer.Abort, KeyboardInterrupt):
+        return _complain("stopped", 130)
+    except (ValueError, OSError) as error:
+        return _complain(str(error).strip().split("\n", 1)[0], 2)
+    return code if isinstance(code, int) else 0
+
+
+class _Refused(Exception):
+    """Ends the command with this exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"sparsebert: {message}", file=sys.stderr)
+    return code
+
+
+def _list_rivals() -> None:
+    from sparsebert.bench.providers import PROVIDERS, RIVALS
+
+    for name in RIVALS:
+        provider = PROVIDERS[name]()
+        lack = provider.available()
+        typer.echo(f"{name:18} {provider.summary}" + (f" (not here: {lack})" if lack else ""))
+
+
+def _rivals(names: str, chosen: bool) -> list[str]:
+    """The rivals to run. A default one that cannot run is left out, one the user chose is refused."""
+    from sparsebert.bench.providers import PROVIDERS, RIVALS
+
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise ValueError(f"--vs names no rival; known: {', '.join(RIVALS)}")
+    kept = []
+    for name in dict.fromkeys(wanted):
+        if name not in RIVALS:
+            raise unknown("rival in --vs", name, RIVALS)
+        lack = PROVIDERS[name]().available()
+        if lack is None:
+            kept.append(name)
+        elif chosen:
+            raise ValueError(f"{name} cannot run here: {lack}")
+        else:
+            typer.echo(f"without {name}: {lack}", err=True)
+    return kept
+
+
+def _sparsities(text: str) -> list[float]:
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--sparsity {text!r} is no number between 0 and 1, such as 0.9 or 0.5,0.7,0.9"
+        ) from None
+    for share in shares:
+        if not 0 <= share <= 1:
+            hint = f"; did you mean {share / 100:g}?" if 1 < share <= 100 else ""
+            raise ValueError(f"--sparsity {share:g} is outside 0 to 1{hint}")
+    return shares
+
+
+def _granularity(text: str) -> dict[str, Any]:
+    """Arguments of `prune` for "4x1" (blocks), "2:4" or a name."""
+    block = re.fullmatch(r"(\d+)x(\d+)", text)
+    if block:
+        return {"granularity": "block", "block_size": (int(block[1]), int(block[2]))}
+    return {"granularity": text}
+
+
+def _draw(model: Any, method: str, sparsity: float | None, granularity: str, scope: str, seed: int) -> Ticket:
+    from sparsebert.pruning import prune as prune_model
+
+    return prune_model(model, method, sparsity=sparsity, scope=scope, seed=seed, **_granularity(granularity))
+
+
+def _read_ticket(path: Path) -> Ticket:
+    from sparsebert.ticket import Ticket
+
+    return Ticket.load(path)
+
+
+def _load(workload: Workload) -> Any:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return workload.load_model()
+
+
+def _require_folders(*files: Path | None) -> None:
+    """Find out before minutes of work, not after, that the result could not be written."""
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise ValueError(f"cannot write {file}: the folder {file.parent} does not exist")
+
+
+def _print_tables(rows: list[dict[str, Any]]) -> None:
+    from sparsebert.report.tables import bench_tables
+
+    for table in bench_tables(rows):
+        _print(table.rich())
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    # A pipe has no width of its own; a table squeezed into 80 columns cannot be read.
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(renderable)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Says on a terminal what is going on; silent elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status("") as status:
+        yield lambda text: status.update(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
