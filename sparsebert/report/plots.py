@@ -1,0 +1,143 @@
+"""Pictures from result records (needs matplotlib: the `report` extra)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsebert.report.tables import granularity_text, machine_text, threads_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Record = dict[str, Any]
+# Distinguishable for the colour-blind (Okabe and Ito), and by marker in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v")
+BASELINE_NAMES = {"onednn": "oneDNN", "eager": "eager"}
+
+
+def break_even(points: Sequence[tuple[float, float]]) -> float | None:
+    """Sparsity where the speed-up crosses 1, interpolated between measured (sparsity, speed-up) points.
+
+    None where the points never cross from below to above.
+    """
+    ordered = sorted(points)
+    for (low, below), (high, above) in itertools.pairwise(ordered):
+        if below < 1 <= above:
+            return low + (1 - below) / (above - below) * (high - low)
+    return None
+
+
+def speedup_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
+    """PNG of our speed-up against sparsity for each granularity: oneDNN (full line) and eager (dashed).
+
+    Band: p20 to p80 of the paired ratios. Break-even against oneDNN is marked where the points cross it.
+    Raises ValueError where the records hold no figures of the sparse side, or matplotlib is missing.
+    """
+    ours = [record for record in records if record["kind"] == "bench" and record["provider"] == "sparse"]
+    if not any(record["ratio"] for record in ours):
+        raise ValueError("nothing to plot: no record of the sparse side with a ratio to a dense one")
+    figure, axes = _figure()
+    for index, (name, group) in enumerate(_by_granularity(ours).items()):
+        _speedup_lines(axes, name, group, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
+    axes.axhline(1, color="0.3", linewidth=1)
+    axes.set_yscale("log", base=2)
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in (0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24) if low <= tick <= high]
+    axes.set_yticks(ticks, [f"{tick:g}x" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("sparsity of the pruned matrices (%)")
+    axes.set_ylabel("speed-up of the whole model")
+    first = ours[0]
+    workload = first["workload"]
+    size = f"batch {workload['batch']}, {max(workload['lengths'])} tokens"
+    axes.set_title(f"{workload['model']}, {size}, {workload['dtype']}", loc="left")
+    axes.legend(frameon=False, loc="upper left")
+    _footnote(figure, ours)
+    _save(figure, path)
+
+
+def _by_granularity(records: Sequence[Record]) -> dict[str, list[Record]]:
+    groups: dict[str, dict[float, Record]] = {}
+    for record in records:
+        points = groups.setdefault(granularity_text(record["ticket"]), {})
+        points[round(record["ticket"]["sparsity"], 4)] = record
+    return {name: [points[sparsity] for sparsity in sorted(points)] for name, points in groups.items()}
+
+
+def _speedup_lines(axes: Axes, name: str, records: Sequence[Record], colour: str, marker: str) -> None:
+    for baseline, style in (("onednn", "-"), ("eager", "--")):
+        rows = [record for record in records if baseline in record["ratio"]]
+        if not rows:
+            continue
+        sparsities = [100 * row["ticket"]["sparsity"] for row in rows]
+        ratios = [row["ratio"][baseline] for row in rows]
+        label = f"{name}, against {BASELINE_NAMES[baseline]}"
+        if baseline == "eager":
+            label += f" ({rows[0]['environment']['blas']})"
+        medians = [ratio["median"] for ratio in ratios]
+        axes.plot(sparsities, medians, style, color=colour, marker=marker, markersize=5, label=label)
+        axes.fill_between(
+            sparsities,
+            [ratio["p20"] for ratio in ratios],
+            [ratio["p80"] for ratio in ratios],
+            color=colour,
+            alpha=0.15,
+            linewidth=0,
+        )
+        crossing = break_even(list(zip(sparsities, medians, strict=True))) if baseline == "onednn" else None
+        if crossing is not None:
+            axes.axvline(crossing, color=colour, linewidth=1, linestyle=":")
+            axes.plot([crossing], [1], marker="o", markersize=10, markerfacecolor="none", color=colour)
+            axes.annotate(
+                f"break-even {crossing:.0f} %",
+                (crossing, 1),
+                xytext=(8, -14),
+                textcoords="offset points",
+                color=colour,
+            )
+
+
+def _figure() -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("plots need matplotlib: pip install 'sparsebert[report]'") from None
+    figure = Figure(figsize=(8, 5.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(True, color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _footnote(figure: Figure, records: Sequence[Record]) -> None:
+    first = records[0]
+    machine, threads = machine_text(first["environment"]), threads_text(first["workload"]["threads"])
+    text = f"{machine}, {threads}; paired medians, band p20 to p80"
+    if any(record["busy"] for record in records):
+        text += "\nTHE MACHINE WAS TOO BUSY: not to be quoted"
+    figure.supxlabel(text, fontsize=7, color="0.35", x=0.01, ha="left")
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise ValueError(f"cannot write {target}: the folder {target.parent} does not exist")
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".png", dir=target.parent)
+    os.close(descriptor)
+    try:
+        figure.savefig(name, format="png")
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise

@@ -1,0 +1,90 @@
+"""Keep a document's tables equal to the result files: `python -m sparsebert.report.readme --check | --write`.
+
+A table stands between two markers and is never typed:
+
+    <!-- results: layers benchmarks/results/layers.jsonl -->
+    <!-- /results -->
+
+The first word is the kind of table (`KINDS`), the second the result file, relative to the document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sparsebert.bench.record import read
+from sparsebert.report.tables import Table, bench_tables, figure_tables, layer_tables
+
+KINDS: dict[str, Callable[[list[dict[str, Any]]], list[Table]]] = {
+    "bench": bench_tables,
+    "layers": layer_tables,
+    "figures": figure_tables,
+}
+BLOCK = re.compile(
+    r"(<!-- results: (?P<kind>\S+) (?P<file>\S+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL
+)
+
+
+def render(text: str, folder: Path) -> str:
+    """`text` with every marked block made anew from its result file, found from `folder`.
+
+    Raises ValueError for an unknown kind, an unreadable file or one without such records.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        kind, file = match["kind"], match["file"]
+        if kind not in KINDS:
+            raise ValueError(f"unknown table {kind!r} in a results marker; known: {', '.join(KINDS)}")
+        tables = KINDS[kind](read(folder / file))
+        if not tables:
+            raise ValueError(f"{file} holds no records for a table of kind {kind!r}")
+        body = "\n\n".join(table.markdown() for table in tables)
+        return f"{match[1]}{body}\n{match[5]}"
+
+    return BLOCK.sub(fill, text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0: in order; 1: `--check` found a stale table; 2: bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sparsebert.report.readme", description=__doc__.split("\n")[0]
+    )
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument(
+        "--check", action="store_true", help="fail where a table differs from its result file"
+    )
+    action.add_argument("--write", action="store_true", help="bring the tables up to date")
+    parser.add_argument("document", nargs="?", default="README.md", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        text = options.document.read_text(encoding="utf-8")
+        fresh = render(text, options.document.parent)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if fresh == text:
+        return 0
+    if options.check:
+        print(f"{options.document}: tables differ from the result files; run with --write", file=sys.stderr)
+        return 1
+    _replace(options.document, fresh)
+    return 0
+
+
+def _replace(target: Path, text: str) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(name, target.stat().st_mode & 0o777)
+    os.replace(name, target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

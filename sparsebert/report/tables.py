@@ -1,0 +1,226 @@
+"""Tables from result records: the same rows for the terminal (rich) and for documents (markdown)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+Record = dict[str, Any]
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, first column left-aligned, notes below."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def markdown(self) -> str:
+        """GitHub's table syntax; title and notes as paragraphs around it."""
+        lines = [f"**{self.title}**", ""] if self.title else []
+        lines.append("| " + " | ".join(self.columns) + " |")
+        lines.append("|" + "|".join([" --- "] + [" ---: "] * (len(self.columns) - 1)) + "|")
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
+        if self.notes:
+            lines += ["", *(f"{note}  " for note in self.notes)]
+        return "\n".join(line.rstrip() if line.endswith("   ") else line for line in lines)
+
+    def rich(self) -> RichTable:
+        """For a rich console."""
+        from rich.table import Table as RichTable
+
+        table = RichTable(title=self.title, title_justify="left", caption_justify="left", title_style="bold")
+        for index, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        if self.notes:
+            table.caption = "\n".join(self.notes)
+        return table
+
+
+def bench_tables(records: Iterable[Record]) -> list[Table]:
+    """One table a benchmark run: oneDNN's ratio first. Records of other kinds are passed over."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        if record["kind"] == "bench":
+            groups.setdefault(_run_of(record), []).append(record)
+    return [_bench_table(list({row["provider"]: row for row in group}.values())) for group in groups.values()]
+
+
+def _run_of(record: Record) -> tuple[str, ...]:
+    """What the sides compared with each other have in common."""
+    environment = record["environment"]
+    return (
+        environment["cpu"],
+        str(environment["gpu"]),
+        repr(sorted(record["workload"].items(), key=str)),
+        repr(sorted(record["ticket"].items(), key=str)),
+        record["format"],
+    )
+
+
+def _bench_table(records: Sequence[Record]) -> Table:
+    first = records[0]
+    environment, workload = first["environment"], first["workload"]
+    baselines = [base for base in ("onednn", "eager") if any(base in row["ratio"] for row in records)]
+    further = [
+        base for base in ("onednn-bf16", "bf16", "deepsparse") if any(base in row["ratio"] for row in records)
+    ]
+    labels = {"onednn": "vs oneDNN", "eager": f"vs eager ({environment['blas']})"}
+    columns = (
+        "side",
+        *(labels.get(base, f"vs {base}") for base in (*baselines, *further)),
+        "ms a batch",
+        "samples/s",
+        "tokens/s",
+        "weights",
+        "memory",
+        "error",
+    )
+    rows = []
+    for record in records:
+        doubt = "?" if record["busy"] else ""
+        latency = record["latency_ms"]
+        rows.append(
+            (
+                record["provider"] + ("*" if record["in_worker"] else ""),
+                *(ratio_text(record["ratio"].get(base), doubt) for base in (*baselines, *further)),
+                f"{latency['median']:.2f} [{latency['p20']:.2f}, {latency['p80']:.2f}]",
+                f"{record['samples_per_s']:.4g}",
+                f"{record['tokens_per_s']:.4g}",
+                megabytes(record["weight_bytes"]),
+                megabytes(record["memory"] and record["memory"]["running_over_baseline"]),
+                f"{record['gate']['error']:.0e} (limit {record['gate']['tolerance']:.0e})",
+            )
+        )
+    return Table(
+        bench_title(first), columns, tuple(rows), tuple(_bench_notes(records, environment, workload))
+    )
+
+
+def bench_title(record: Record) -> str:
+    """Model, ticket and batch of a bench record, in words."""
+    workload, ticket = record["workload"], record["ticket"]
+    weights = ", random weights" if workload["random_weights"] else ""
+    lengths = set(workload["lengths"])
+    if len(lengths) == 1:
+        tokens = f"{workload['lengths'][0]} tokens"
+    else:
+        padding = 1 - workload["real_tokens"] / workload["padded_tokens"]
+        tokens = (
+            f"{min(lengths)} to {max(lengths)} tokens ({padding:.0%} padding), {workload['batches']} batches"
+        )
+    return (
+        f"{workload['model']}{weights}: {ticket['sparsity']:.1%} sparse (density {ticket['density']:.1%}), "
+        f"{granularity_text(ticket)}, batch {workload['batch']}, {tokens}, {workload['dtype']}, "
+        f"{threads_text(workload['threads'])}"
+    )
+
+
+def _bench_notes(records: Sequence[Record], environment: Record, workload: Record) -> Iterable[str]:
+    yield (
+        f"{machine_text(environment)}. Ratios: median of {records[0]['rounds']} paired rounds; "
+        "ms: median [p20, p80]; weights: the pruned matrices as stored; "
+        "memory: peak resident while answering, over the bare interpreter."
+    )
+    formats = records[0]["notes"].get("formats")
+    if formats:
+        yield f"Layers of the sparse side: {formats}."
+    if any(record["in_worker"] for record in records):
+        yield "* runs in a worker process, its rounds interleaved with the others'."
+    if any(record["busy"] for record in records):
+        reasons = "; ".join(dict.fromkeys(reason for record in records for reason in record["busy_reasons"]))
+        yield f"THE MACHINE IS TOO BUSY TO MEASURE, figures marked ? must not be quoted: {reasons}."
+
+
+def layer_tables(records: Iterable[Record]) -> list[Table]:
+    """The latest summary of each case of the layer benchmark, with the figures it has to reach."""
+    summaries = {row["case"]: row for row in records if row["kind"] == "layer_summary"}
+    if not summaries:
+        return []
+    rows = tuple(
+        (
+            case,
+            ratio_value(row["geomean"], "?" if row["busy_cells"] else ""),
+            f"{row['worst']:.2f}x ({row['worst_cell']})",
+            f"{row['must']:g}x",
+            f"{row['aim']:g}x",
+            "yes" if row["passed"] else "NO",
+        )
+        for case, row in summaries.items()
+    )
+    last = list(summaries.values())[-1]
+    busy = sum(row["busy_cells"] for row in summaries.values())
+    notes = [f"{machine_text(last['environment'])}, {threads_text(last['threads'])}. {last['method']}"]
+    if busy:
+        notes.append(
+            f"{busy} cells were measured while the machine was busy: rows marked ? are not to be quoted."
+        )
+    return [
+        Table(
+            "Single layers against oneDNN prepacked",
+            ("case", "ratio", "worst cell", "must", "aim", "reached"),
+            rows,
+            tuple(notes),
+        )
+    ]
+
+
+def figure_tables(records: Iterable[Record]) -> list[Table]:
+    """The latest of each single figure (bytes, seconds) with the limit it has to stay under."""
+    figures = {row["figure"]: row for row in records if row["kind"] == "figure"}
+    if not figures:
+        return []
+    rows = tuple(
+        (
+            name,
+            f"{row['value']:.3g} {row['unit']}",
+            f"{row['must']:g} {row['unit']}",
+            f"{row['aim']:g} {row['unit']}",
+            "yes" if row["passed"] else "NO",
+        )
+        for name, row in figures.items()
+    )
+    return [Table("Bytes and packing", ("figure", "value", "must", "aim", "reached"), rows)]
+
+
+def granularity_text(ticket: Record) -> str:
+    """Element, 4x1 block, 2:4, ..."""
+    granularity, block = ticket.get("granularity"), ticket.get("block_size")
+    if granularity == "block" and block:
+        return f"{block[0]}x{block[1]} blocks"
+    return f"{granularity} granularity" if granularity else "granularity not recorded"
+
+
+def machine_text(environment: Record) -> str:
+    """One line for captions and footnotes."""
+    versions = environment["versions"]
+    kernels = f"{environment['kernels']} kernels" if environment["kernels"] else "no compiled kernels"
+    return (
+        f"{environment['cpu']}, {environment['cores']} cores, {kernels}, torch {versions['torch']}, "
+        f"oneDNN {environment['onednn'] or 'missing'}"
+    )
+
+
+def threads_text(threads: int) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"
+
+
+def ratio_text(ratio: Record | None, doubt: str = "") -> str:
+    return MISSING if ratio is None else ratio_value(ratio["median"], doubt)
+
+
+def ratio_value(value: float, doubt: str = "") -> str:
+    return f"{value:.2f}x{doubt}"
+
+
+def megabytes(count: float | None) -> str:
+    return MISSING if count is None else f"{count / 1e6:.1f} MB"
