@@ -1,13 +1,176 @@
-"""Loads the native CPU library on first use and calls it."""
+"""Loads the native CPU library on first use and calls it.
+
+The library is plain C behind ctypes: no Python or torch headers, so one build serves every version of both. It
+is linked without OpenMP on purpose. Its OpenMP symbols resolve from the libgomp that torch has loaded, so both
+share one thread pool and `torch.set_num_threads` holds.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
+from torch import Tensor
+
+from ..formats import ElementSparse, PackedWeight, VectorSparse
+
+ABI_VERSION = 1
+LIBRARY = Path(__file__).with_name("_native.so")
+# Read once, when the library is loaded: another library file; another instruction set than the best.
+LIBRARY_VARIABLE = "SPARSEBERT_NATIVE"
+INSTRUCTION_SET_VARIABLE = "SPARSEBERT_ISA"
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_FORMATS = {ElementSparse.name: 0, VectorSparse.name: 1}
+_ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
+# struct sb_weight of src/native.h
+_WEIGHT = struct.Struct("=qqiiiiiiPPPPPPPP".replace("P", "Q"))
+MAX_WEIGHTS = 8  # of one call
 
 
-def available(): return False
-def instruction_set(): return "none"
-def instruction_sets(): return ()
-def why_unavailable(): return "not built"
-def serves(format, dtype, x): return False
-def linear(x, packed, biases, activation): raise NotImplementedError
+class NativeLibraryMissing(ImportError):
+    """The native library is not there or does not fit; the message says why."""
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    path = Path(os.environ.get(LIBRARY_VARIABLE) or LIBRARY)
+    if not path.exists():
+        raise NativeLibraryMissing("not built (a C++ compiler was missing when sparsebert was installed)")
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeLibraryMissing(f"cannot be loaded: {error}") from None
+    version = library.sb_abi_version()
+    if version != ABI_VERSION:
+        raise NativeLibraryMissing(f"has interface version {version}, this package needs {ABI_VERSION}: rebuild it")
+    pointer, int64 = ctypes.c_void_p, ctypes.c_int64
+    library.sb_instruction_set.restype = library.sb_chosen.restype = ctypes.c_char_p
+    library.sb_choose.argtypes = [ctypes.c_char_p]
+    library.sb_linear.argtypes = [
+        ctypes.c_char_p, ctypes.c_int, pointer, ctypes.c_int32, int64, int64, ctypes.c_int32, ctypes.c_int,
+    ]  # fmt: skip
+    library.sb_values_gradient.argtypes = [
+        ctypes.c_char_p, pointer, pointer, ctypes.c_int32, int64, pointer, ctypes.c_int,
+    ]  # fmt: skip
+    wanted = os.environ.get(INSTRUCTION_SET_VARIABLE)
+    if wanted and library.sb_choose(wanted.encode()) != 0:
+        names = ", ".join(_supported(library))
+        raise NativeLibraryMissing(f"{INSTRUCTION_SET_VARIABLE}={wanted!r} is not served here; there are: {names}")
+    return library
+
+
+def _supported(library: ctypes.CDLL) -> tuple[str, ...]:
+    names = []
+    while (name := library.sb_instruction_set(len(names))) is not None:
+        names.append(name.decode())
+    return tuple(names)
+
+
+@functools.cache
+def why_unavailable() -> str | None:
+    """None where the native library works, else the reason in a few words."""
+    try:
+        _library()
+    except NativeLibraryMissing as error:
+        return str(error)
+    return None
+
+
+def available() -> bool:
+    return why_unavailable() is None
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """The instruction sets that the library was built for and this machine runs, best first."""
+    return _supported(_library()) if available() else ()
+
+
+def instruction_set() -> str:
+    """The instruction set in use, or "none" without the library."""
+    return _library().sb_chosen().decode() if available() else "none"
+
+
+def use_instruction_set(name: str) -> None:
+    """Run on that instruction set from now on, in this process. Raises ValueError if it is not to be had."""
+    if name not in instruction_sets() or _library().sb_choose(name.encode()) != 0:
+        raise ValueError(f"instruction set {name!r} is not served here; there are: {', '.join(instruction_sets())}")
+
+
+def serves(format: str, dtype: torch.dtype, x: Tensor) -> bool:
+    """Whether a native kernel takes x [..., in] and a weight of that format and value dtype."""
+    return format in _FORMATS and x.dtype in _DTYPES and x.device.type == "cpu" and available()
+
+
+def linear(
+    x: Tensor, packed: Sequence[PackedWeight], biases: Sequence[Tensor | None], activation: str
+) -> list[Tensor]:
+    """``activation(x @ W.T + bias)`` for up to MAX_WEIGHTS weights of one format; see `ops.linear`."""
+    in_features = packed[0].shape[1]
+    rows = x if x.dim() == 2 else x.reshape(-1, in_features)
+    if rows.stride(-1) != 1 or (rows.shape[0] > 1 and rows.stride(0) < in_features):
+        rows = rows.contiguous()
+    biases = [None if bias is None else _readable(bias) for bias in biases]
+    outputs = [x.new_empty((*x.shape[:-1], p.shape[0])) for p in packed]
+    described = [_describe(p, b, y) for p, b, y in zip(packed, biases, outputs, strict=True)]
+    status = _library().sb_linear(
+        b"".join(described),
+        len(described),
+        rows.data_ptr(),
+        _DTYPES[x.dtype],
+        rows.shape[0],
+        rows.stride(0),
+        _ACTIVATIONS[activation],
+        torch.get_num_threads(),
+    )
+    if status != 0:
+        raise ValueError(f"these weights cannot share one call: {', '.join(map(repr, packed))}")
+    return outputs
+
+
+def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor:
+    """dL/dvalues in the layout and dtype of ``packed.values``, for gradient [..., out] and x [..., in]."""
+    rows = x.reshape(-1, packed.shape[1]).contiguous()
+    gradient = gradient.reshape(-1, packed.shape[0]).contiguous()
+    values = torch.zeros(packed.values.shape, dtype=torch.float32)
+    _library().sb_values_gradient(
+        _describe(packed, None, None),
+        gradient.data_ptr(),
+        rows.data_ptr(),
+        _DTYPES[x.dtype],
+        rows.shape[0],
+        values.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return values.to(packed.dtype)
+
+
+def _readable(bias: Tensor) -> Tensor:
+    return (bias if bias.dtype in _DTYPES else bias.float()).contiguous()
+
+
+def _describe(packed: PackedWeight, bias: Tensor | None, y: Tensor | None) -> bytes:
+    """struct sb_weight."""
+    element = isinstance(packed, ElementSparse)
+    return _WEIGHT.pack(
+        *packed.shape,
+        _FORMATS[packed.name],
+        _DTYPES[packed.values.dtype],
+        packed.block_rows,
+        packed.block_columns,
+        0 if element else packed.vector_rows,
+        0 if bias is None else _DTYPES[bias.dtype],
+        packed.values.data_ptr(),
+        packed.columns.data_ptr(),
+        packed.rows.data_ptr() if element else 0,
+        packed.groups.data_ptr() if element else 0,
+        packed.blocks.data_ptr() if element else 0,
+        0 if element else packed.starts.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        0 if y is None else y.data_ptr(),
+    )

@@ -1,0 +1,185 @@
+"""Compiles the native CPU library `_native.so` from the C++ sources in `src/`.
+
+`setup.py` runs this when the package is installed, so it needs the standard library only and neither torch nor
+the rest of the package. By hand, into the source tree or as a sanitizer build somewhere else:
+
+    python kernels/sparsebert_kernels/cpu/build_native.py
+    python -m sparsebert_kernels.cpu.build_native --sanitize address,undefined --out build/sanitize
+
+One object is compiled for each instruction set. A compiler too old for one of them loses that one alone: the
+best of the others is chosen at run time. The variable CXX names the compiler, `g++` where it is not set. With
+SPARSEBERT_REQUIRE_NATIVE=1 whatever cannot be built is an error instead of a notice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parent / "src"
+LIBRARY = "_native.so"
+REQUIRE_VARIABLE = "SPARSEBERT_REQUIRE_NATIVE"
+PARALLEL_COMPILERS = 2
+
+COMMON_FLAGS = (
+    "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall",
+)  # fmt: skip
+OPTIMIZED_FLAGS = ("-O3",)
+SANITIZED_FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
+# Without -fopenmp: the GOMP_ symbols resolve at run time from the libgomp that torch has loaded, so there is one
+# thread pool. With a C++ runtime of its own inside, the library runs beside any other.
+LINK_FLAGS = ("-shared", "-static-libstdc++", "-static-libgcc")
+
+LOST = (
+    "sparsebert is complete without its native CPU kernels, only slower: sparse layers run through torch, at 90 %\n"
+    "sparsity about as fast as a good dense library. To get them, install g++ and install sparsebert anew."
+)
+
+
+class NativeBuildError(RuntimeError):
+    """The library, or with SPARSEBERT_REQUIRE_NATIVE=1 a part of it, cannot be built here; the message says why."""
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """One object of the library: `source` compiled with `flags` on top of the common ones."""
+
+    name: str
+    source: str = "portable.cpp"
+    flags: tuple[str, ...] = ()
+    calls: str | None = None  # another instruction set whose object this one calls
+
+    @property
+    def defines(self) -> tuple[str, ...]:
+        """The portable source is compiled many times and has to be told its name."""
+        return (f"-DSB_ISA={self.name}",) if self.source == "portable.cpp" else ()
+
+
+_AVX2 = ("-mavx2", "-mfma")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *_AVX2)
+# By the compiler's macro for the machine it compiles for; the first needs no flag, so it is always there.
+INSTRUCTION_SETS: Mapping[str, tuple[InstructionSet, ...]] = {
+    "__x86_64__": (
+        InstructionSet("baseline"),
+        InstructionSet("avx2", flags=_AVX2),
+        InstructionSet("avx512", "avx512.cpp", _AVX512),
+        InstructionSet("avx512_bf16", "avx512_bf16.cpp", (*_AVX512, "-mavx512bf16"), calls="avx512"),
+    ),
+    "__aarch64__": (InstructionSet("neon"),),
+}
+ANY_MACHINE = (InstructionSet("baseline"),)
+
+
+def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], None] = print) -> Path:
+    """Compile what has changed and link `out/_native.so`.
+
+    `cache` keeps the objects, named by what they were made from. `sanitize` is a list as for -fsanitize, e.g.
+    "address,undefined". Raises NativeBuildError, with an older library left as it was.
+    """
+    compiler = shlex.split(os.environ.get("CXX") or "g++")
+    require_all = os.environ.get(REQUIRE_VARIABLE, "0") not in ("", "0")
+    macros = _predefined_macros(compiler)
+    mode = (*SANITIZED_FLAGS, f"-fsanitize={sanitize}") if sanitize else OPTIMIZED_FLAGS
+    wanted = next((sets for macro, sets in INSTRUCTION_SETS.items() if macro in macros), ANY_MACHINE)
+    cache.mkdir(parents=True, exist_ok=True)
+    salt = "\0".join((*compiler, macros["__VERSION__"], *(path.read_text() for path in sorted(SOURCES.glob("*.h")))))
+
+    def compiled(name: str, source: str, flags: Sequence[str]) -> Path | str:
+        """The object file, or what the compiler said."""
+        arguments = [*COMMON_FLAGS, *mode, *flags]
+        made_from = "\0".join((salt, (SOURCES / source).read_text(), *arguments))
+        target = cache / f"{name}-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.o"
+        if target.exists():
+            return target
+        log(f"compiling {source} for {name}")
+        errors = _run_to_file(target, [*compiler, *arguments, "-c", str(SOURCES / source)], log)
+        return errors or target
+
+    with ThreadPoolExecutor(PARALLEL_COMPILERS) as pool:
+        results = pool.map(lambda each: compiled(each.name, each.source, (*each.defines, *each.flags)), wanted)
+        built: dict[str, Path] = {}
+        for each, result in zip(wanted, results, strict=True):
+            if isinstance(result, Path) and (each.calls is None or each.calls in built):
+                built[each.name] = result
+                continue
+            reason = result if isinstance(result, str) else f"needs {each.calls}"
+            if require_all or not each.flags:
+                raise NativeBuildError(f"{each.source} for {each.name}: {reason}")
+            log(f"left out: kernels for {each.name}, which {shlex.join(compiler)} cannot build: {reason}")
+
+    dispatch = compiled("dispatch", "dispatch.cpp", [f"-DSB_HAVE_{name.upper()}" for name in built])
+    if isinstance(dispatch, str):
+        raise NativeBuildError(f"dispatch.cpp: {dispatch}")
+    out.mkdir(parents=True, exist_ok=True)
+    objects = [str(path) for path in (dispatch, *built.values())]
+    sanitized = [f"-fsanitize={sanitize}"] if sanitize else []
+    errors = _run_to_file(out / LIBRARY, [*compiler, *LINK_FLAGS, *sanitized, *objects], log)
+    if errors:
+        raise NativeBuildError(f"linking {LIBRARY}: {errors}")
+    log(f"native CPU kernels for {', '.join(built)}: {out / LIBRARY}")
+    return out / LIBRARY
+
+
+def notice(error: NativeBuildError) -> str:
+    """What to tell somebody whose installation goes on without the library."""
+    return f"native CPU kernels not built: {error}\n{LOST}"
+
+
+def _predefined_macros(compiler: Sequence[str]) -> dict[str, str]:
+    """Macros that the compiler defines by itself: they tell its make and the machine it compiles for."""
+    if not sys.platform.startswith("linux"):
+        raise NativeBuildError(f"they are for Linux, this is {sys.platform}")
+    try:
+        command = [*compiler, "-dM", "-E", "-x", "c++", os.devnull]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except OSError as error:
+        raise NativeBuildError(f"no C++ compiler {shlex.join(compiler)} ({error.strerror})") from None
+    except subprocess.CalledProcessError as error:
+        raise NativeBuildError(f"{shlex.join(compiler)}: {error.stderr.strip()}") from None
+    macros = dict([*line.split(" ", 2)[1:], ""][:2] for line in found.splitlines())
+    if "__clang__" in macros:
+        # Its OpenMP calls another runtime (__kmpc_ instead of GOMP_ symbols), which torch on Linux has not loaded.
+        raise NativeBuildError(f"{shlex.join(compiler)} is clang; set CXX to a g++")
+    return macros
+
+
+def _run_to_file(target: Path, command: Sequence[str], log: Callable[[str], None]) -> str:
+    """Run `command -o target`, the file appearing whole or not at all; return the error messages, "" if none."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        result = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
+        if result.returncode != 0:
+            return result.stderr.strip() or f"exit code {result.returncode}"
+        if result.stderr:
+            log(result.stderr.strip())
+        os.replace(made, target)
+    return ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; exit code 1 only if the library was required or a sanitizer build was asked for."""
+    parser = argparse.ArgumentParser(description="Compile the native CPU kernels of sparsebert.")
+    parser.add_argument("--sanitize", default="", metavar="LIST", help="as for -fsanitize: address,undefined")
+    parser.add_argument("--out", type=Path, default=SOURCES.parent, help="folder for the library (the package)")
+    parser.add_argument("--cache", type=Path, default=Path("build/native"), help="folder that keeps the objects")
+    options = parser.parse_args(arguments)
+    try:
+        build(options.out, options.cache, sanitize=options.sanitize)
+    except NativeBuildError as error:
+        required = options.sanitize or os.environ.get(REQUIRE_VARIABLE, "0") not in ("", "0")
+        print(f"native CPU kernels not built: {error}" if required else notice(error), file=sys.stderr)
+        return 1 if required else 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

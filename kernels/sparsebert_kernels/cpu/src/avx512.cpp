@@ -1,0 +1,21 @@
+// AVX-512 (F, BW, VL, DQ).
+#define SB_ISA avx512
+#include "native.h"
+#include "simd_avx512.h"
+// The headers below build on the vectors above.
+#include "families.h"
+#include "gradient.h"
+
+namespace SB_ISA {
+
+extern const sb::Kernels kernels;
+const sb::Kernels kernels = {
+    [](const sb::LinearCall& call) {
+      call.x_dtype == SB_F32 ? linear_from<float>(call) : linear_from<uint16_t>(call);
+    },
+    [](const sb::GradientCall& call) {
+      call.x_dtype == SB_F32 ? values_gradient<float>(call) : values_gradient<uint16_t>(call);
+    },
+};
+
+}  // namespace SB_ISA

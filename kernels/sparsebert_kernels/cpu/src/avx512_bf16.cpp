@@ -1,0 +1,23 @@
+// AVX-512 with bf16 dot products: bf16 activations times bf16 weights. All else is avx512.cpp's.
+#define SB_ISA avx512_bf16
+#include "native.h"
+#include "simd_avx512.h"
+// The headers below build on the vectors above.
+#include "dot_bf16.h"
+
+namespace avx512 {
+extern const sb::Kernels kernels;
+}
+
+namespace SB_ISA {
+
+extern const sb::Kernels kernels;
+const sb::Kernels kernels = {
+    [](const sb::LinearCall& call) {
+      if (call.x_dtype == SB_BF16 && call.weights[0].dtype == SB_BF16) linear_dot(call);
+      else avx512::kernels.linear(call);
+    },
+    [](const sb::GradientCall& call) { avx512::kernels.values_gradient(call); },
+};
+
+}  // namespace SB_ISA

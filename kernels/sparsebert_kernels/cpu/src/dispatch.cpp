@@ -1,0 +1,124 @@
+// The exported functions: they choose an instruction set once and pass calls on to its kernels.
+#include <cstring>
+
+#include "native.h"
+
+#define SB_DECLARE(ISA)              \
+  namespace ISA {                    \
+  extern const sb::Kernels kernels;  \
+  }
+#ifdef SB_HAVE_BASELINE
+SB_DECLARE(baseline)
+#endif
+#ifdef SB_HAVE_NEON
+SB_DECLARE(neon)
+#endif
+#ifdef SB_HAVE_AVX2
+SB_DECLARE(avx2)
+#endif
+#ifdef SB_HAVE_AVX512
+SB_DECLARE(avx512)
+#endif
+#ifdef SB_HAVE_AVX512_BF16
+SB_DECLARE(avx512_bf16)
+#endif
+
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  const sb::Kernels* kernels;
+  bool (*supported)();
+};
+
+bool always() { return true; }
+
+#ifdef SB_HAVE_AVX2
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+#ifdef SB_HAVE_AVX512
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+#ifdef SB_HAVE_AVX512_BF16
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+// Best first.
+const InstructionSet kInstructionSets[] = {
+#ifdef SB_HAVE_AVX512_BF16
+    {"avx512_bf16", &avx512_bf16::kernels, has_avx512_bf16},
+#endif
+#ifdef SB_HAVE_AVX512
+    {"avx512", &avx512::kernels, has_avx512},
+#endif
+#ifdef SB_HAVE_AVX2
+    {"avx2", &avx2::kernels, has_avx2},
+#endif
+#ifdef SB_HAVE_NEON
+    {"neon", &neon::kernels, always},
+#endif
+#ifdef SB_HAVE_BASELINE
+    {"baseline", &baseline::kernels, always},
+#endif
+};
+constexpr int kCount = sizeof(kInstructionSets) / sizeof(kInstructionSets[0]);
+constexpr int kMaxWeights = 8;
+
+const InstructionSet* best() {
+  for (const InstructionSet& set : kInstructionSets)
+    if (set.supported()) return &set;
+  return nullptr;
+}
+
+const InstructionSet* chosen = best();
+
+}  // namespace
+
+#define SB_API extern "C" __attribute__((visibility("default")))
+
+// Version of this interface; the Python side refuses another one.
+SB_API int sb_abi_version() { return 1; }
+
+// Name of the i-th instruction set that this machine can run, best first; null past the last.
+SB_API const char* sb_instruction_set(int i) {
+  for (const InstructionSet& set : kInstructionSets)
+    if (set.supported() && i-- == 0) return set.name;
+  return nullptr;
+}
+
+SB_API const char* sb_chosen() { return chosen->name; }
+
+// Uses the instruction set of that name from now on; 0 on success, 1 if this machine or build has none such.
+SB_API int sb_choose(const char* name) {
+  for (int i = 0; i < kCount; i++)
+    if (strcmp(kInstructionSets[i].name, name) == 0 && kInstructionSets[i].supported()) {
+      chosen = &kInstructionSets[i];
+      return 0;
+    }
+  return 1;
+}
+
+// y of every weight = activation(x @ W.T + bias); 0 on success, 1 for a call that no kernel serves.
+SB_API int sb_linear(const sb_weight* weights, int count, const void* x, int32_t x_dtype, int64_t tokens,
+                     int64_t stride, int32_t activation, int threads) {
+  if (count < 1 || count > kMaxWeights || threads < 1) return 1;
+  for (int i = 0; i < count; i++) {
+    const sb_weight &w = weights[i], &first = weights[0];
+    if (w.format != first.format || w.dtype != first.dtype || w.in_features != first.in_features ||
+        w.block_columns != first.block_columns || w.vector_rows != first.vector_rows)
+      return 1;
+  }
+  if (tokens > 0) chosen->kernels->linear({weights, count, x, x_dtype, tokens, stride, activation, threads});
+  return 0;
+}
+
+// dvalues (fp32, zeroed by the caller, in the layout of the values) += sum over tokens of dy * x.
+SB_API int sb_values_gradient(const sb_weight* weight, const void* dy, const void* x, int32_t x_dtype,
+                              int64_t tokens, float* dvalues, int threads) {
+  if (threads < 1) return 1;
+  chosen->kernels->values_gradient({weight, dy, x, x_dtype, tokens, dvalues, threads});
+  return 0;
+}

@@ -1,0 +1,142 @@
+// Element-sparse times panel.
+//
+// Inside a (row block, column block) rows stand in groups of equal length, so a group runs with one trip count
+// and its remainder is a template parameter: no tail loops, no branches that depend on the row. A row's sums
+// stay in registers; each kept weight costs one broadcast and one multiply-add a vector of tokens, with the
+// activation as memory operand. Column indices come eight at a time in one 64-bit load.
+#pragma once
+#include "panel.h"
+
+namespace SB_ISA {
+
+constexpr int log2_of(int value) { return value <= 1 ? 0 : 1 + log2_of(value / 2); }
+
+// Byte J of `columns` times 2^SHIFT, the byte offset of that column in a panel: one shift, one mask.
+template <int SHIFT, int J>
+SB_INLINE uint64_t column_offset(uint64_t columns) {
+  constexpr uint64_t mask = uint64_t{0xff} << SHIFT;
+  if constexpr (8 * J >= SHIFT) return (columns >> (8 * J - SHIFT)) & mask;
+  else return (columns << (SHIFT - 8 * J)) & mask;
+}
+
+// sums[row] += weight J * panel[column J] for J in [0, COLUMNS), over an fp32 panel.
+template <int T, int ROWS, int COLUMNS, int J = 0, class Weights>
+SB_INLINE void multiply(Simd::F (&sums)[ROWS][T], const Weights (&weights)[ROWS],
+                        const uint64_t (&columns)[ROWS], const char* panel) {
+  if constexpr (J < COLUMNS) {
+    constexpr int VECTOR_BYTES = LANES * 4;
+#pragma GCC unroll 4
+    for (int row = 0; row < ROWS; row++) {
+      const Simd::F weight = Simd::template broadcast<J>(weights[row]);
+      const char* x = panel + column_offset<log2_of(T * VECTOR_BYTES), J>(columns[row]);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; t++)
+        sums[row][t] += weight * Simd::load(reinterpret_cast<const float*>(x + t * VECTOR_BYTES));
+    }
+    multiply<T, ROWS, COLUMNS, J + 1>(sums, weights, columns, panel);
+  }
+}
+
+// How kept weights meet a panel. UNIT: weights a unit of storage; load: the next eight (or fewer) weights.
+struct Fp32Weights {
+  typedef float Value;
+  typedef float Panel;
+  static constexpr int UNIT = 1;
+  static SB_INLINE Simd::Weights load(const float* values) { return Simd::weights(values); }
+  template <int T, int ROWS, int COLUMNS>
+  static SB_INLINE void multiply(Simd::F (&sums)[ROWS][T], const Simd::Weights (&weights)[ROWS],
+                                 const uint64_t (&columns)[ROWS], const char* panel) {
+    SB_ISA::multiply<T, ROWS, COLUMNS>(sums, weights, columns, panel);
+  }
+};
+
+// bf16 pairs, widened on use.
+struct WidenedWeights {
+  typedef uint16_t Value;
+  typedef float Panel;
+  static constexpr int UNIT = 2;
+  static SB_INLINE Simd::Pairs load(const uint16_t* values) { return Simd::pairs(values); }
+  template <int T, int ROWS, int COLUMNS>
+  static SB_INLINE void multiply(Simd::F (&sums)[ROWS][T], const Simd::Pairs (&weights)[ROWS],
+                                 const uint64_t (&columns)[ROWS], const char* panel) {
+    SB_ISA::multiply<T, ROWS, COLUMNS>(sums, weights, columns, panel);
+  }
+};
+
+// The next COLUMNS (at most eight) kept weights of ROWS rows that lie `length` apart.
+template <class Policy, int T, int ROWS, int COLUMNS>
+SB_INLINE void chunk(Simd::F (&sums)[ROWS][T], const typename Policy::Value* values, const uint8_t* columns,
+                     int64_t length, const char* panel) {
+  if constexpr (COLUMNS > 0) {
+    decltype(Policy::load(values)) weights[ROWS];
+    uint64_t packed[ROWS];
+#pragma GCC unroll 4
+    for (int row = 0; row < ROWS; row++) {
+      weights[row] = Policy::load(values + row * length);
+      memcpy(&packed[row], columns + row * length, 8);
+    }
+    Policy::template multiply<T, ROWS, COLUMNS>(sums, weights, packed, panel);
+  }
+}
+
+// ROWS rows of `length` weights each: out[row] (+)= sum of weight * panel[column].
+template <class Policy, int T, int ROWS, int REMAINDER>
+SB_INLINE void sum_rows(const typename Policy::Value* values, const uint8_t* columns, int64_t length,
+                        const uint16_t* rows, const char* panel, float* out, const float* bias) {
+  Simd::F sums[ROWS][T];
+#pragma GCC unroll 4
+  for (int row = 0; row < ROWS; row++)
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++)
+      sums[row][t] = bias ? Simd::set1(bias[rows[row]]) : Simd::load(out + (rows[row] * T + t) * LANES);
+  int64_t done = 0;
+  for (; done + 8 <= length; done += 8)
+    chunk<Policy, T, ROWS, 8>(sums, values + done, columns + done, length, panel);
+  chunk<Policy, T, ROWS, REMAINDER>(sums, values + done, columns + done, length, panel);
+#pragma GCC unroll 4
+  for (int row = 0; row < ROWS; row++)
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) Simd::store(out + (rows[row] * T + t) * LANES, sums[row][t]);
+}
+
+// A function of its own, so that each remainder gets registers of its own.
+template <class Policy, int T, int REMAINDER>
+__attribute__((noinline)) void sum_group(const typename Policy::Value* values, const uint8_t* columns,
+                                         int64_t length, const uint16_t* rows, int count, const char* panel,
+                                         float* out, const float* bias) {
+  // Two rows at a time where the registers allow: the chains of additions are what there is to overlap.
+  constexpr int ROWS = 2 * T <= 8 ? 2 : 1;
+  int row = 0;
+  for (; row + ROWS <= count; row += ROWS, values += ROWS * length, columns += ROWS * length)
+    sum_rows<Policy, T, ROWS, REMAINDER>(values, columns, length, rows + row, panel, out, bias);
+  for (; row < count; row++, values += length, columns += length)
+    sum_rows<Policy, T, 1, REMAINDER>(values, columns, length, rows + row, panel, out, bias);
+}
+
+// One (row block, column block): `panel` and `out` begin at the block. With a bias (of the row block) the sums
+// begin there, without one they go on from what `out` holds.
+template <class Policy, int T>
+void element_block(const sb_weight& w, int64_t block, const void* panel_begin, float* out, const float* bias) {
+  const int64_t* bounds = w.blocks + 3 * block;
+  const uint16_t* rows = w.rows + bounds[1];
+  const auto* values = static_cast<const typename Policy::Value*>(w.values) + bounds[2];
+  const uint8_t* columns = static_cast<const uint8_t*>(w.columns) + bounds[2];
+  const char* panel = static_cast<const char*>(panel_begin);
+  for (int64_t group = bounds[0]; group < bounds[3]; group++) {
+    const int64_t length = int64_t{w.groups[2 * group]} * Policy::UNIT;
+    const int count = w.groups[2 * group + 1];
+    switch (length % 8) {
+#define SB_CASE(R) \
+  case R:          \
+    if constexpr (R % Policy::UNIT == 0) sum_group<Policy, T, R>(values, columns, length, rows, count, panel, out, bias); \
+    break;
+      SB_CASE(0) SB_CASE(1) SB_CASE(2) SB_CASE(3) SB_CASE(4) SB_CASE(5) SB_CASE(6) SB_CASE(7)
+#undef SB_CASE
+    }
+    rows += count;
+    values += count * length;
+    columns += count * length;
+  }
+}
+
+}  // namespace SB_ISA

@@ -1,0 +1,20 @@
+// One instruction set through vector extensions; compiled once for each, with SB_ISA as its name.
+#include "native.h"
+#include "simd_portable.h"
+// The headers below build on the vectors above.
+#include "families.h"
+#include "gradient.h"
+
+namespace SB_ISA {
+
+extern const sb::Kernels kernels;
+const sb::Kernels kernels = {
+    [](const sb::LinearCall& call) {
+      call.x_dtype == SB_F32 ? linear_from<float>(call) : linear_from<uint16_t>(call);
+    },
+    [](const sb::GradientCall& call) {
+      call.x_dtype == SB_F32 ? values_gradient<float>(call) : values_gradient<uint16_t>(call);
+    },
+};
+
+}  // namespace SB_ISA

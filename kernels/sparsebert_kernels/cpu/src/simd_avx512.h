@@ -1,0 +1,113 @@
+// Vectors of 16 floats through AVX-512 intrinsics: same interface as simd_portable.h.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "bf16.h"
+
+namespace SB_ISA {
+
+struct Simd {
+  static constexpr int LANES = 16;
+  typedef __m512 F;
+
+  static SB_INLINE F set1(float value) { return _mm512_set1_ps(value); }
+  static SB_INLINE F load(const float* p) { return _mm512_load_ps(p); }
+  static SB_INLINE F loadu(const float* p) { return _mm512_loadu_ps(p); }
+  static SB_INLINE void store(float* p, F v) { _mm512_store_ps(p, v); }
+  static SB_INLINE void storeu(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static SB_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static SB_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static SB_INLINE float sum(F v) { return _mm512_reduce_add_ps(v); }
+
+  static SB_INLINE F load_bf16(const uint16_t* p) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
+
+  // Eight weights in one register, broadcast by a permute: a load slot is worth more than a shuffle.
+  struct Weights {
+    __m512i values;
+  };
+  static SB_INLINE Weights weights(const float* p) {
+    return {_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  template <int J>
+  static SB_INLINE F broadcast(Weights w) {
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi32(_mm512_set1_epi32(J), w.values));
+  }
+
+  // Four pairs of bf16 weights; a pair is one 32-bit lane.
+  struct Pairs {
+    __m512i values;
+  };
+  static SB_INLINE Pairs pairs(const uint16_t* p) {
+    return {_mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  }
+  template <int J>
+  static SB_INLINE F broadcast(Pairs w) {
+    __m512i pair = broadcast_pair<J / 2>(w);
+    pair = J % 2 ? _mm512_and_si512(pair, _mm512_set1_epi32(static_cast<int>(0xffff0000u))) : _mm512_slli_epi32(pair, 16);
+    return _mm512_castsi512_ps(pair);
+  }
+  template <int J>
+  static SB_INLINE __m512i broadcast_pair(Pairs w) {
+    return _mm512_permutexvar_epi32(_mm512_set1_epi32(J), w.values);
+  }
+
+  // out[i][j] = rows[j][i] for a 16 x 16 square. Loading by quarters leaves two shuffle stages instead of four.
+  static SB_INLINE void load_transposed(const float* const* rows, F (&out)[LANES]) {
+    F quarter[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+      const int column = i / 4 * 4, row = i % 4;
+      F v = _mm512_castps128_ps512(_mm_loadu_ps(rows[row] + column));
+      v = _mm512_insertf32x4(v, _mm_loadu_ps(rows[row + 4] + column), 1);
+      v = _mm512_insertf32x4(v, _mm_loadu_ps(rows[row + 8] + column), 2);
+      quarter[i] = _mm512_insertf32x4(v, _mm_loadu_ps(rows[row + 12] + column), 3);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) transpose_quarters(quarter + i, out + i);
+  }
+
+  static SB_INLINE void load_transposed(const uint16_t* const* rows, F (&out)[LANES]) {
+    F quarter[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+      const int column = i / 4 * 4, row = i % 4;
+      auto four = [&](int r) {
+        return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[r] + column));
+      };
+      __m256i v = _mm256_set_m128i(_mm_unpacklo_epi64(four(row + 8), four(row + 12)), _mm_unpacklo_epi64(four(row), four(row + 4)));
+      quarter[i] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) transpose_quarters(quarter + i, out + i);
+  }
+
+  // Four registers, each holding four columns of four rows in its quarters, to four columns of 16 rows.
+  static SB_INLINE void transpose_quarters(const F* in, F* out) {
+    __m512d low_ab = _mm512_castps_pd(_mm512_unpacklo_ps(in[0], in[1]));
+    __m512d high_ab = _mm512_castps_pd(_mm512_unpackhi_ps(in[0], in[1]));
+    __m512d low_cd = _mm512_castps_pd(_mm512_unpacklo_ps(in[2], in[3]));
+    __m512d high_cd = _mm512_castps_pd(_mm512_unpackhi_ps(in[2], in[3]));
+    out[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(low_ab, low_cd));
+    out[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low_ab, low_cd));
+    out[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high_ab, high_cd));
+    out[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high_ab, high_cd));
+  }
+
+  // Round to nearest even; NaN stays NaN.
+  static SB_INLINE void storeu(uint16_t* p, F v) {
+    __m512i bits = _mm512_castps_si512(v);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x00400000));
+    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), quiet);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+  }
+};
+
+}  // namespace SB_ISA

@@ -1,0 +1,94 @@
+// Vectors of floats through GCC's vector extensions: AVX2, NEON or whatever the compiler targets.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "bf16.h"
+
+namespace SB_ISA {
+
+struct Simd {
+#if defined(__AVX2__)
+  static constexpr int LANES = 8;
+#else
+  static constexpr int LANES = 4;
+#endif
+  typedef float F __attribute__((vector_size(LANES * 4)));
+  typedef int32_t I __attribute__((vector_size(LANES * 4)));
+  typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4)));
+
+  static SB_INLINE F set1(float value) { return F{} + value; }
+  static SB_INLINE F load(const float* p) { return *reinterpret_cast<const F*>(p); }
+  static SB_INLINE F loadu(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
+  static SB_INLINE void store(float* p, F v) { *reinterpret_cast<F*>(p) = v; }
+  static SB_INLINE void storeu(float* p, F v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  static SB_INLINE F min(F a, F b) { return a < b ? a : b; }
+  static SB_INLINE F max(F a, F b) { return a > b ? a : b; }
+
+  static SB_INLINE float sum(F v) {
+    float total = 0;
+    for (int lane = 0; lane < LANES; lane++) total += v[lane];
+    return total;
+  }
+
+  static SB_INLINE F load_bf16(const uint16_t* p) {
+    I bits;
+    for (int lane = 0; lane < LANES; lane++) bits[lane] = static_cast<int32_t>(p[lane]) << 16;
+    return reinterpret_cast<F>(bits);
+  }
+
+  // Eight weights held for broadcasting one by one.
+  struct Weights {
+    const float* values;
+  };
+  static SB_INLINE Weights weights(const float* p) { return {p}; }
+  template <int J>
+  static SB_INLINE F broadcast(Weights w) {
+    return set1(w.values[J]);
+  }
+
+  // Four pairs of bf16 weights, widened on use.
+  struct Pairs {
+    const uint16_t* values;
+  };
+  static SB_INLINE Pairs pairs(const uint16_t* p) { return {p}; }
+  template <int J>
+  static SB_INLINE F broadcast(Pairs w) {
+    return set1(from_bf16(w.values[J]));
+  }
+
+  // out[i][j] = rows[j][i] for a LANES x LANES square.
+  static SB_INLINE void load_transposed(const float* const* rows, F (&out)[LANES]) {
+    typedef float Quad __attribute__((vector_size(16), aligned(4)));
+    typedef int32_t Pick __attribute__((vector_size(16)));
+    float* result = reinterpret_cast<float*>(out);
+    for (int i = 0; i < LANES; i += 4)
+      for (int j = 0; j < LANES; j += 4) {
+        Quad a = *reinterpret_cast<const Quad*>(rows[j] + i), b = *reinterpret_cast<const Quad*>(rows[j + 1] + i);
+        Quad c = *reinterpret_cast<const Quad*>(rows[j + 2] + i), d = *reinterpret_cast<const Quad*>(rows[j + 3] + i);
+        Quad ab_low = __builtin_shuffle(a, b, Pick{0, 4, 1, 5}), ab_high = __builtin_shuffle(a, b, Pick{2, 6, 3, 7});
+        Quad cd_low = __builtin_shuffle(c, d, Pick{0, 4, 1, 5}), cd_high = __builtin_shuffle(c, d, Pick{2, 6, 3, 7});
+        float* corner = result + i * LANES + j;
+        *reinterpret_cast<Quad*>(corner) = __builtin_shuffle(ab_low, cd_low, Pick{0, 1, 4, 5});
+        *reinterpret_cast<Quad*>(corner + LANES) = __builtin_shuffle(ab_low, cd_low, Pick{2, 3, 6, 7});
+        *reinterpret_cast<Quad*>(corner + 2 * LANES) = __builtin_shuffle(ab_high, cd_high, Pick{0, 1, 4, 5});
+        *reinterpret_cast<Quad*>(corner + 3 * LANES) = __builtin_shuffle(ab_high, cd_high, Pick{2, 3, 6, 7});
+      }
+  }
+
+  static SB_INLINE void load_transposed(const uint16_t* const* rows, F (&out)[LANES]) {
+    alignas(64) float wide[LANES][LANES];
+    const float* pointers[LANES];
+    for (int j = 0; j < LANES; j++) {
+      store(wide[j], load_bf16(rows[j]));
+      pointers[j] = wide[j];
+    }
+    load_transposed(pointers, out);
+  }
+
+  static SB_INLINE void storeu(uint16_t* p, F v) {
+    for (int lane = 0; lane < LANES; lane++) p[lane] = to_bf16(v[lane]);
+  }
+};
+
+}  // namespace SB_ISA

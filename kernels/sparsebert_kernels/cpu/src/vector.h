@@ -1,0 +1,46 @@
+// V x 1 vectors times panel: an activation is loaded once and used for V rows.
+#pragma once
+#include "panel.h"
+
+namespace SB_ISA {
+
+// One row block x column block; a panel here is V rows. `panel` begins at the column block, `out` at the row
+// block and has room for `count` panels. With a bias (of the row block) the sums begin there, without one they
+// go on from what `out` holds.
+template <class Value, int V, int T>
+void vector_block(const sb_weight& w, int64_t block, int64_t count, const float* panel, float* out,
+                  const float* bias) {
+  constexpr int UNIT = sizeof(Value) == 4 ? 1 : 2;
+  const int32_t* starts = w.starts + block * (w.block_rows / V);
+  const uint16_t* columns = static_cast<const uint16_t*>(w.columns) + int64_t{starts[0]} * UNIT;
+  const Value* values = static_cast<const Value*>(w.values) + int64_t{starts[0]} * UNIT * V;
+  for (int64_t p = 0; p < count; p++, out += V * T * LANES) {
+    Simd::F sums[V][T];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++)
+#pragma GCC unroll 4
+      for (int t = 0; t < T; t++)
+        sums[v][t] = bias ? Simd::set1(bias[p * V + v]) : Simd::load(out + (v * T + t) * LANES);
+    for (int32_t unit = starts[p]; unit < starts[p + 1]; unit++, columns += UNIT, values += UNIT * V) {
+#pragma GCC unroll 2
+      for (int u = 0; u < UNIT; u++) {
+        const float* x = panel + int64_t{columns[u]} * (T * LANES);
+        Simd::F token[T];
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++) token[t] = Simd::load(x + t * LANES);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) {
+          const Simd::F weight = Simd::set1(to_float(values[v * UNIT + u]));
+#pragma GCC unroll 4
+          for (int t = 0; t < T; t++) sums[v][t] += weight * token[t];
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++)
+#pragma GCC unroll 4
+      for (int t = 0; t < T; t++) Simd::store(out + (v * T + t) * LANES, sums[v][t]);
+  }
+}
+
+}  // namespace SB_ISA
