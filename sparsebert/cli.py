@@ -93,17 +93,13 @@ def bench(
         for share in sparsities:
             step(f"loading {model}")
             dense = _load(workload)
-            drawn = (
-                _read_ticket(ticket)
-                if ticket
-                else _draw(dense, "magnitude", share, granularity, "global", seed)
-            )
+            if ticket is not None:
+                drawn = _read_ticket(ticket)
+            else:
+                drawn = _draw(dense, "magnitude", share, granularity, "global", seed)
             subject = prepare(workload, drawn, format=format, model=dense)
-            label = f"{drawn.sparsity:.0%} sparse: "
             try:
-                rows = runner.run(
-                    subject, rivals, machine, settings, lambda text, label=label: step(label + text)
-                )
+                rows = runner.run(subject, rivals, machine, settings, step)
             except gate.GateError as error:
                 raise _Refused(str(error), code=1) from None
             if json is not None:
@@ -161,17 +157,13 @@ def prune(
         step("pruning")
         drawn = _draw(dense, method, shares[0], granularity, scope, seed)
         drawn.save(output)
-    fields = {
-        "model": model,
-        "output": str(output),
-        "ticket": describe(drawn),
-        "bytes": output.stat().st_size,
-    }
+    size = output.stat().st_size
+    fields = {"model": model, "output": str(output), "ticket": describe(drawn), "bytes": size}
     if json is not None:
         record.append(json, [record.stamp("prune", fields)])
     typer.echo(
         f"wrote {output}: {len(drawn.masks)} matrices, {drawn.sparsity:.2%} sparse "
-        f"(density {drawn.density:.2%}), {fields['bytes'] / 1e6:.1f} MB"
+        f"(density {drawn.density:.2%}), {size / 1e6:.1f} MB"
     )
 
 

@@ -68,6 +68,7 @@ class Environment:
 def detect() -> Environment:
     """Look around; imports torch, and neither transformers nor triton."""
     import torch
+
     from sparsebert_kernels import cpu
 
     return Environment(

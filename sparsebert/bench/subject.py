@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from sparsebert.bench.workload import Workload
 from sparsebert.ticket import Ticket
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Subject:
     """
 
     workload: Workload
-    model: nn.Module
+    model: PreTrainedModel
     ticket: Ticket
     batches: tuple[dict[str, torch.Tensor], ...]
     format: str = "auto"
@@ -41,7 +44,7 @@ class Subject:
 
 
 def prepare(
-    workload: Workload, ticket: Ticket, *, format: str = "auto", model: nn.Module | None = None
+    workload: Workload, ticket: Ticket, *, format: str = "auto", model: PreTrainedModel | None = None
 ) -> Subject:
     """Load the workload's model (or take `model`, which is changed) and apply the ticket to it.
 

@@ -13,7 +13,7 @@ from sparsebert.names import unknown
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from transformers import PreTrainedModel
 
 # Published shapes, built with random weights: speed does not depend on the values, only on which of them are
 # zero.
@@ -101,7 +101,7 @@ class Workload:
             "padded_tokens": self.padded_tokens,
         }
 
-    def load_model(self) -> nn.Module:
+    def load_model(self) -> PreTrainedModel:
         """The dense model in float32 (float64 where that is asked for), in eval mode.
 
         Raises ValueError where the model cannot be found or holds nothing a BERT has.
@@ -113,7 +113,7 @@ class Workload:
         if self.random_weights:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                model: nn.Module = BertModel(BertConfig(**SHAPES[self.model]), add_pooling_layer=False)
+                model = BertModel(BertConfig(**SHAPES[self.model]), add_pooling_layer=False)
         else:
             try:
                 model = AutoModel.from_pretrained(self.model, dtype=dtype)

@@ -35,14 +35,15 @@ class Table:
     def rich(self) -> RichTable:
         """For a rich console."""
         from rich.table import Table as RichTable
+        from rich.text import Text
 
-        table = RichTable(title=self.title, title_justify="left", caption_justify="left", title_style="bold")
+        table = RichTable(title=Text(self.title, style="bold"), title_justify="left", caption_justify="left")
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*(Text(cell) for cell in row))
         if self.notes:
-            table.caption = "\n".join(self.notes)
+            table.caption = Text("\n".join(self.notes))
         return table
 
 
@@ -94,8 +95,8 @@ def _bench_table(records: Sequence[Record]) -> Table:
                 record["provider"] + ("*" if record["in_worker"] else ""),
                 *(ratio_text(record["ratio"].get(base), doubt) for base in (*baselines, *further)),
                 f"{latency['median']:.2f} [{latency['p20']:.2f}, {latency['p80']:.2f}]",
-                f"{record['samples_per_s']:.4g}",
-                f"{record['tokens_per_s']:.4g}",
+                rate(record["samples_per_s"]),
+                rate(record["tokens_per_s"]),
                 megabytes(record["weight_bytes"]),
                 megabytes(record["memory"] and record["memory"]["running_over_baseline"]),
                 f"{record['gate']['error']:.0e} (limit {record['gate']['tolerance']:.0e})",
@@ -151,15 +152,15 @@ def layer_tables(records: Iterable[Record]) -> list[Table]:
             case,
             ratio_value(row["geomean"], "?" if row["busy_cells"] else ""),
             f"{row['worst']:.2f}x ({row['worst_cell']})",
-            f"{row['must']:g}x",
-            f"{row['aim']:g}x",
-            "yes" if row["passed"] else "NO",
+            MISSING if row["must"] is None else f"{row['must']:g}x",
+            MISSING if row["aim"] is None else f"{row['aim']:g}x",
+            reached(row["passed"]),
         )
         for case, row in summaries.items()
     )
-    last = list(summaries.values())[-1]
+    first = next(iter(summaries.values()))
     busy = sum(row["busy_cells"] for row in summaries.values())
-    notes = [f"{machine_text(last['environment'])}, {threads_text(last['threads'])}. {last['method']}"]
+    notes = [f"{machine_text(first['environment'])}, {threads_text(first['threads'])}. {first['method']}"]
     if busy:
         notes.append(
             f"{busy} cells were measured while the machine was busy: rows marked ? are not to be quoted."
@@ -174,22 +175,25 @@ def layer_tables(records: Iterable[Record]) -> list[Table]:
     ]
 
 
-def figure_tables(records: Iterable[Record]) -> list[Table]:
-    """The latest of each single figure (bytes, seconds) with the limit it has to stay under."""
-    figures = {row["figure"]: row for row in records if row["kind"] == "figure"}
-    if not figures:
+def goal_tables(records: Iterable[Record]) -> list[Table]:
+    """The latest of each figure that has a limit, and whether it keeps it."""
+    goals = {row["goal"]: row for row in records if row["kind"] == "goal"}
+    if not goals:
         return []
     rows = tuple(
         (
             name,
-            f"{row['value']:.3g} {row['unit']}",
-            f"{row['must']:g} {row['unit']}",
+            f"{row['value']:.3g} {row['unit']}" + ("?" if row["busy"] else ""),
+            f"{'at most ' if row['at_most'] else ''}{row['must']:g} {row['unit']}",
             f"{row['aim']:g} {row['unit']}",
-            "yes" if row["passed"] else "NO",
+            reached(row["passed"]),
         )
-        for name, row in figures.items()
+        for name, row in goals.items()
     )
-    return [Table("Bytes and packing", ("figure", "value", "must", "aim", "reached"), rows)]
+    notes = [f"{machine_text(list(goals.values())[-1]['environment'])}."]
+    if any(row["busy"] for row in goals.values()):
+        notes.append("Rows marked ? were measured while the machine was busy and are not to be quoted.")
+    return [Table("Goals", ("figure", "value", "must", "aim", "reached"), rows, tuple(notes))]
 
 
 def granularity_text(ticket: Record) -> str:
@@ -220,6 +224,16 @@ def ratio_text(ratio: Record | None, doubt: str = "") -> str:
 
 def ratio_value(value: float, doubt: str = "") -> str:
     return f"{value:.2f}x{doubt}"
+
+
+def reached(passed: bool | None) -> str:
+    """Cell of a verdict; None where no limit was set."""
+    return MISSING if passed is None else "yes" if passed else "NO"
+
+
+def rate(value: float) -> str:
+    """Something a second."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def megabytes(count: float | None) -> str:

@@ -74,7 +74,7 @@ class TorchProvider(Provider):
         device = torch.device(subject.workload.device)
         dtype = getattr(torch, self.precision(subject))
         model = subject.model if consume else copy.deepcopy(subject.model)
-        dense_numel = sum(resolve(model, key).weight.numel() for key in subject.keys)
+        dense_numel = sum(resolve(model, key).get_parameter("weight").numel() for key in subject.keys)
         other_numel = sum(parameter.numel() for parameter in model.parameters()) - dense_numel
         module = self.convert(model.to(device=device, dtype=dtype), subject)
         batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in subject.batches]

@@ -11,7 +11,10 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
+# This folder holds modules of ours that would hide the engine's own.
+sys.path.pop(0)
 # The engine prints a banner on stdout: keep that descriptor for the protocol alone.
 replies = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
@@ -20,7 +23,7 @@ import deepsparse  # noqa: E402
 import numpy  # noqa: E402
 
 
-def peak_resident():
+def peak_resident() -> int:
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
@@ -28,9 +31,11 @@ def peak_resident():
 class Engines:
     """One engine a batch shape: DeepSparse compiles for fixed sizes."""
 
-    def __init__(self, request):
-        self.passes = []
-        built = {}
+    def __init__(self) -> None:
+        self.passes: list[tuple[Any, list[Any]]] = []
+
+    def load(self, request: dict[str, Any]) -> None:
+        built: dict[tuple[int, ...], Any] = {}
         with numpy.load(request["inputs"]) as arrays:
             for index in range(request["batches"]):
                 batch = [arrays[f"{index}_{name}"] for name in request["names"]]
@@ -40,36 +45,39 @@ class Engines:
                         model=request["load"],
                         batch_size=shape[0],
                         num_cores=request["threads"],
-                        input_shapes=[list(shape)] * len(batch),
+                        input_shapes=[list(array.shape) for array in batch],
                     )
                 self.passes.append((built[shape], batch))
 
-    def run(self):
+    def run(self) -> list[Any]:
         return [engine.run(batch, val_inp=False)[0] for engine, batch in self.passes]
 
 
-def main():
-    baseline = peak_resident()
-    engines = None
+def answer(request: dict[str, Any], engines: Engines, baseline: int) -> dict[str, Any]:
+    """What goes back for one request."""
+    if "load" in request:
+        engines.load(request)
+        return {"version": deepsparse.__version__}
+    if "run" in request:
+        start = time.perf_counter()
+        engines.run()
+        return {"seconds": time.perf_counter() - start}
+    if "answers" in request:
+        numpy.savez(request["answers"], **{str(index): array for index, array in enumerate(engines.run())})
+        return {}
+    peak = peak_resident()
+    return {"baseline": baseline, "peak": peak, "running": peak}
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    baseline, engines = peak_resident(), Engines()
     for line in sys.stdin:
-        request = json.loads(line)
         try:
-            if "load" in request:
-                engines = Engines(request)
-                answer = {"version": deepsparse.__version__}
-            elif "run" in request:
-                start = time.perf_counter()
-                engines.run()
-                answer = {"seconds": time.perf_counter() - start}
-            elif "answers" in request:
-                numpy.savez(request["answers"], **{str(i): a for i, a in enumerate(engines.run())})
-                answer = {}
-            else:
-                peak = peak_resident()
-                answer = {"baseline": baseline, "peak": peak, "running": peak}
+            reply = answer(json.loads(line), engines, baseline)
         except Exception as error:  # the parent must hear of everything that goes wrong here
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=replies, flush=True)
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 if __name__ == "__main__":

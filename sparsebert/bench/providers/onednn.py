@@ -39,10 +39,10 @@ class PrepackedLinear(nn.Module):
         sample = torch.linspace(-1, 1, 2 * weight.shape[1], dtype=weight.dtype).view(2, -1)
         with torch.inference_mode():
             expected, answer = F.linear(sample, weight, self.bias), self(sample)
-        error, scale = (answer - expected).abs().max().item(), expected.abs().max().item()
-        if not error <= SELF_CHECK[weight.dtype] * max(scale, 1.0):
+        off, scale = (answer - expected).abs().max().item(), expected.abs().max().item()
+        if not off <= SELF_CHECK[weight.dtype] * max(scale, 1.0):
             raise ValueError(
-                f"oneDNN's prepacked linear is off by {error:.1e} from F.linear: not used as a bar"
+                f"oneDNN's prepacked linear is off by {off:.1e} from F.linear: not used as a bar"
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,94 @@
+"""Whole BERT-base against its rivals: `python -m benchmarks.models [--quick] [--out FILE]`.
+
+Random weights, 128 tokens, batch 1 and 8, 90 % and 95 %, element and 4x1, one thread. DeepSparse joins
+where SPARSEBERT_DEEPSPARSE_PYTHON names a Python that has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.goals import goal
+from sparsebert.bench import environment, record, runner
+from sparsebert.bench.providers import PROVIDERS
+from sparsebert.bench.subject import prepare
+from sparsebert.bench.workload import Workload
+from sparsebert.pruning import prune
+from sparsebert.report.tables import bench_tables, goal_tables
+
+TOKENS = 128
+RIVALS = ("onednn", "eager", "onnxruntime", "deepsparse")
+GRANULARITIES: dict[str, dict[str, Any]] = {
+    "element": {"granularity": "element"},
+    "4x1": {"granularity": "block", "block_size": (4, 1)},
+}
+# (granularity, sparsity, batch, baseline): (must, aim)
+LIMITS = {
+    ("element", 0.90, 1, "onednn"): (3.2, 3.7),
+    ("element", 0.95, 1, "onednn"): (4.2, 4.7),
+    ("element", 0.90, 1, "eager"): (6.9, 8.0),
+    ("element", 0.95, 1, "eager"): (8.9, 10.0),
+    ("element", 0.90, 1, "deepsparse"): (1.0, 1.15),
+}
+
+
+def goals(
+    rows: list[record.Record], granularity: str, sparsity: float, batch: int
+) -> Iterator[record.Record]:
+    """Goal records of one run for which a limit is set."""
+    ours = rows[0]
+    for baseline, ratio in ours["ratio"].items():
+        limits = LIMITS.get((granularity, sparsity, batch, baseline))
+        if limits:
+            size = f"BERT-base, batch {batch}, {TOKENS} tokens, fp32"
+            name = f"{size}, {granularity} {sparsity:.0%}, against {baseline}"
+            yield goal(
+                name,
+                ratio["median"],
+                must=limits[0],
+                aim=limits[1],
+                unit="x",
+                environment=ours["environment"],
+                busy=ours["busy"],
+            )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="batch 1, 90 %%, element only")
+    parser.add_argument("--out", type=Path, help="append the records to this file")
+    parser.add_argument("--budget", type=float, default=15.0, help="seconds of timed rounds a run")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    machine = environment.detect()
+    lacks = {name: PROVIDERS[name]().available() for name in RIVALS}
+    for name, lack in lacks.items():
+        if lack:
+            print(f"without {name}: {lack}", file=sys.stderr)
+    rivals = [name for name, lack in lacks.items() if lack is None]
+    rows: list[record.Record] = []
+    for batch in (1,) if options.quick else (1, 8):
+        for granularity, arguments in list(GRANULARITIES.items())[: 1 if options.quick else None]:
+            for sparsity in (0.90,) if options.quick else (0.90, 0.95):
+                workload = Workload("bert-base", batch, (TOKENS,) * batch)
+                model = workload.load_model()
+                ticket = prune(model, "magnitude", sparsity=sparsity, **arguments)
+                settings = runner.Settings(budget=options.budget, memory=batch == 1)
+                subject = prepare(workload, ticket, model=model)
+                found = runner.run(subject, rivals, machine, settings)
+                print("\n\n".join(table.markdown() for table in bench_tables(found)), flush=True)
+                rows += [*found, *goals(found, granularity, sparsity, batch)]
+                if options.out:
+                    record.append(options.out, [*found, *goals(found, granularity, sparsity, batch)])
+    print("\n\n".join(table.markdown() for table in goal_tables(rows)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
