@@ -1,0 +1,70 @@
+"""Pruning methods by name: a method is a frozen dataclass of its options with a ``scores`` function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from torch import Tensor
+
+from sparsebert.bert import Structure
+from sparsebert.names import unknown
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a method sees: never a model, only its matrices and how they belong together.
+
+    ``weights``: key -> float32 [out, in] on the CPU, in model order, already pruned entries 0.
+    ``units``: key -> rows and columns of the grid of prunable units (the matrix shape itself for elements).
+    ``data``: batches, for methods that look at examples.
+    """
+
+    weights: Mapping[str, Tensor]
+    units: Mapping[str, tuple[int, int]]
+    structure: Structure
+    seed: int
+    data: Any = None
+
+
+class Method(Protocol):
+    """``scores`` returns, per key, float32 scores of every weight or of every unit; the highest are
+    kept."""
+
+    name: ClassVar[str]
+
+    def scores(self, subject: Subject) -> dict[str, Tensor]: ...
+
+
+M = TypeVar("M", bound=type[Any])
+_METHODS: dict[str, type[Any]] = {}
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator: make a method known under that name."""
+
+    def add(cls: M) -> M:
+        cls.name = name
+        _METHODS[name] = cls
+        return cls
+
+    return add
+
+
+def methods() -> tuple[str, ...]:
+    """Names of the registered methods."""
+    return tuple(_METHODS)
+
+
+def find_method(name: str | Method) -> Method:
+    """The method of that name with its default options; an instance is returned as it is.
+
+    Raises ValueError for an unknown name, offering the nearest.
+    """
+    if not isinstance(name, str):
+        return name
+    if name not in _METHODS:
+        raise unknown("pruning method", name, _METHODS)
+    found: Method = _METHODS[name]()
+    return found
