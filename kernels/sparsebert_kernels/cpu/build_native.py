@@ -101,7 +101,7 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
         target = cache / f"{name}-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.o"
         if target.exists():
             return target
-        log(f"compiling {source} for {name}")
+        log(f"compiling {name} ({source})")
         errors = _run_to_file(target, [*compiler, *arguments, "-c", str(SOURCES / source)], log)
         return errors or target
 

