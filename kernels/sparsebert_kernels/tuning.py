@@ -38,7 +38,10 @@ def paired(
     min_rounds: int = 7,
     max_rounds: int = 101,
 ) -> Paired:
-    """Run both sides once a round, so that a slow moment of the machine hits both, until ``budget`` is spent."""
+    """Run both sides once a round, so that a slow moment of the machine hits both.
+
+    At least ``min_rounds``, at most ``max_rounds``, and between the two until ``budget`` seconds are spent.
+    """
     _warm_up(mine)
     _warm_up(other)
     own: list[float] = []

@@ -1,0 +1,38 @@
+"""Find a lottery ticket in a BERT, and run it for real.
+
+The public names are loaded on first use, so that importing the package costs next to nothing on top of torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsebert.convert import densify_, sparsify_
+    from sparsebert.nn import SparseLinear
+    from sparsebert.planning import plan
+    from sparsebert.pruning import prune
+    from sparsebert.ticket import Ticket
+
+__version__ = "0.1.0"
+__all__ = ["SparseLinear", "Ticket", "__version__", "densify_", "plan", "prune", "sparsify_"]
+
+_HOMES = {
+    "SparseLinear": "sparsebert.nn",
+    "Ticket": "sparsebert.ticket",
+    "densify_": "sparsebert.convert",
+    "plan": "sparsebert.planning",
+    "prune": "sparsebert.pruning",
+    "sparsify_": "sparsebert.convert",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

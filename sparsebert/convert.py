@@ -1,0 +1,183 @@
+"""Dense to sparse and back: `sparsify_` and `densify_`."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsebert.bert import activation_name, is_bert_like, structure
+from sparsebert.bert import full_name as full_name_of
+from sparsebert.nn import FusedActivation, SparseLinear
+from sparsebert.planning import LayerPlan, Plan, check_options, plan_layers
+from sparsebert.selection import Filter, Selected, select
+from sparsebert.shared_input import SharedInput
+from sparsebert.ticket import Ticket
+
+DEFAULT_TOKENS = 128
+
+# Handles of hooks refer to these dictionaries: the dictionaries move, so `handle.remove()` keeps working.
+_HOOKS = (
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+def sparsify_(
+    model: nn.Module,
+    ticket: Ticket | None = None,
+    *,
+    format: str | Plan = "auto",
+    tokens: int | None = None,
+    filter: Filter | None = None,
+    fuse_qkv: bool = True,
+    fuse_activation: bool = True,
+    trainable: bool = False,
+) -> nn.Module:
+    """Swap pruned `nn.Linear` layers of ``model`` for `SparseLinear`, in place; returns the model.
+
+    ticket           the masks; without one, the zeros already in the weights
+    format           "auto" (the plan chooses and measures), the name of a format, or a `Plan` made before
+    tokens           rows of x (batch times sequence length) that a layer will see; 128 if not given
+    filter           ``filter(name, linear) -> bool``: which layers, of any model; narrows a ticket down
+    fuse_qkv         layers fed by one tensor (query, key, value) run as one native call
+    fuse_activation  ReLU or GELU after an up-projection is applied by the kernel that computes it
+    trainable        the kept weights are Parameters; only formats "element" and "vector", no fused activation
+
+    Only layers of the ticket (or with zeros) change; masked weights are gone for good, whatever they were.
+    Fused or not, every layer stays a module at its place: its name, state_dict keys (``weight``, dense, and
+    ``bias``), hooks, training flag, bias Parameter and ``.weight`` (dense, computed) are as before. A fused
+    activation module is replaced by a `FusedActivation` that passes through what the layer computed; layers
+    or activations with forward hooks are not fused, so hooks see the same tensors as before.
+    ``plan(model)`` gives the plan it was made by.
+
+    Raises ValueError, with the model as it was, for a model that is sparse already or has nothing to
+    sparsify, a ticket or plan of another model, unknown options, and layers that cannot be packed (see
+    `sparsebert.selection.select`).
+    """
+    tokens = DEFAULT_TOKENS if tokens is None else tokens
+    check_options("auto" if isinstance(format, Plan) else format, tokens)
+    selected = select(model, ticket, filter)
+    if isinstance(format, Plan):
+        plans = _matching(format, selected)
+    else:
+        made = plan_layers(selected, tokens=tokens, format=format, measure=True, trainable=trainable)
+        plans = list(made.layers)
+    layers = {
+        layer.key: _sparse(layer, chosen, trainable) for layer, chosen in zip(selected, plans, strict=True)
+    }
+    known = structure(model) if is_bert_like(model) else None
+    activations = known.activations if known and fuse_activation and not trainable else {}
+    fused = [(key, path) for key, path in activations.items() if key in layers]
+
+    for layer in selected:
+        sparse = layers[layer.key]
+        _move_hooks(layer.linear, sparse)
+        if layer.bias_mask is not None and sparse.bias is not None:
+            with torch.no_grad():
+                sparse.bias.masked_fill_(~layer.bias_mask.to(sparse.bias.device), 0)
+        _replace(model, layer.name, sparse)
+    for key, path in fused:
+        _fuse_activation(model, layers[key], full_name_of(model, path))
+    for group in known.shared_inputs if known and fuse_qkv else ():
+        _share_input([layers[key] for key in group if key in layers])
+    return model
+
+
+def densify_(model: nn.Module) -> nn.Module:
+    """Swap every `SparseLinear` of ``model`` for an `nn.Linear` of the same values, in place; returns it.
+
+    Pruned weights are zeros. Hooks, training flags and bias Parameters stay, and fused activations take their
+    places again. A model without sparse layers is left as it is.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, FusedActivation):
+            module.original.train(module.training)
+            _replace(model, name, module.original)
+        elif isinstance(module, SparseLinear):
+            if not name:
+                raise ValueError("the model is itself a sparse layer: take its .weight and .bias")
+            _replace(model, name, _dense(module))
+    return model
+
+
+def _matching(plan: Plan, selected: Iterable[Selected]) -> list[LayerPlan]:
+    """The entries of ``plan`` in the order of ``selected``."""
+    entries = {entry.key: entry for entry in plan.layers}
+    shapes = {layer.key: tuple(layer.linear.weight.shape) for layer in selected}
+    for key in entries.keys() ^ shapes.keys():
+        raise ValueError(f"the plan is of another model or ticket: only one of them has {key}")
+    for key, shape in shapes.items():
+        if entries[key].shape != shape:
+            raise ValueError(
+                f"the plan is of another model: {key} is {shape} here, {entries[key].shape} there"
+            )
+    return [entries[key] for key in shapes]
+
+
+def _sparse(layer: Selected, chosen: LayerPlan, trainable: bool) -> SparseLinear:
+    linear = layer.linear
+    sparse = SparseLinear.from_linear(
+        linear, layer.mask, chosen.format, trainable=trainable, **chosen.options
+    )
+    sparse.plan = replace(chosen, nbytes=sparse.nbytes)
+    return sparse
+
+
+def _dense(sparse: SparseLinear) -> nn.Linear:
+    weight = sparse.weight.detach()
+    linear = nn.Linear(sparse.in_features, sparse.out_features, bias=False, device="meta", dtype=weight.dtype)
+    linear.weight = nn.Parameter(weight)
+    linear.register_parameter("bias", sparse.bias)
+    linear.train(sparse.training)
+    _move_hooks(sparse, linear)
+    return linear
+
+
+def _move_hooks(old: nn.Module, new: nn.Module) -> None:
+    for name in _HOOKS:
+        setattr(new, name, getattr(old, name))
+    hooks: Iterable[Any] = new._load_state_dict_pre_hooks.values()
+    for hook in hooks:
+        if getattr(hook, "with_module", False):
+            hook.module = weakref.ref(new)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _fuse_activation(model: nn.Module, layer: SparseLinear, name: str) -> None:
+    activation = model.get_submodule(name)
+    kernel = activation_name(activation)
+    hooks = [
+        getattr(module, hooks) for module in (layer, activation) for hooks in _HOOKS if "forward" in hooks
+    ]
+    if kernel is None or any(hooks):
+        return
+    layer.activation = kernel
+    _replace(model, name, FusedActivation(activation))
+
+
+def _share_input(layers: list[SparseLinear]) -> None:
+    forms = {(layer.format, layer.values.dtype, str(layer.packed.geometry())) for layer in layers}
+    if len(layers) > 1 and len(forms) == 1:
+        shared = SharedInput()
+        for layer in layers:
+            layer.shared_input = shared
+            shared.join(layer)

@@ -1,0 +1,110 @@
+"""Layers that are fed one tensor, such as query, key and value, run as one native call."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from sparsebert_kernels import ops
+
+if TYPE_CHECKING:
+    from sparsebert.nn import SparseLinear
+
+# Rounds in a row whose outputs nobody fetched: these layers are not fed one tensor after all.
+MAX_WASTED_ROUNDS = 8
+
+
+class SharedInput:
+    """Held in common by sibling layers; each of them stays a module of its own, with its own weights.
+
+    The first sibling called computes the outputs of all and puts those of the others aside; a sibling called
+    with the very same tensor, by the same thread, fetches its output instead of computing it. What is put
+    aside is dropped with the tensor it belongs to.
+
+    Used only where nobody can tell the difference: in eager mode without gradients and without autocast, on a
+    plain tensor, while no sibling has forward pre-hooks or a patched forward. Forward hooks fire as always.
+    Siblings are held weakly and join again after a copy or pickle: copying one layer copies only that layer.
+    """
+
+    def __init__(self) -> None:
+        self._members: list[weakref.ref[SparseLinear]] = []
+        self._local = threading.local()
+        self._wasted = 0
+
+    def join(self, layer: SparseLinear) -> None:
+        """Make ``layer`` one of the siblings; a layer that is gone makes room."""
+        self._members = [ref for ref in self._members if ref() not in (None, layer)]
+        self._members.append(weakref.ref(layer))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def output(self, layer: SparseLinear, x: Tensor) -> Tensor | None:
+        """What ``layer`` gives for x [..., in_features]; None where it has to compute that by itself."""
+        if type(x) is not Tensor or torch.is_grad_enabled() or self._wasted >= MAX_WASTED_ROUNDS:
+            return None
+        round_ = getattr(self._local, "round", None)
+        if round_ is not None:
+            if (output := round_.fetch(layer, x)) is not None:
+                if not round_.outputs:
+                    self._local.round = None
+                    self._wasted = 0
+                return output
+            self._local.round = None
+            self._wasted += 1
+        siblings = [member for ref in self._members if (member := ref()) is not None]
+        if layer not in siblings or len(siblings) < 2 or not _may_run_together(siblings, x):
+            return None
+        outputs = ops.linear_shared(
+            x, [sibling.packed for sibling in siblings], [sibling.bias for sibling in siblings]
+        )
+        aside = dict(zip(siblings, outputs, strict=True))
+        own = aside.pop(layer)
+        self._local.round = _Round(x, aside)
+        return own
+
+
+class _Round:
+    """Outputs for one x that wait for their layers."""
+
+    def __init__(self, x: Tensor, outputs: dict[SparseLinear, Tensor]) -> None:
+        waiting = {id(layer): (_state(layer), output) for layer, output in outputs.items()}
+        self.outputs = waiting
+        self.x = weakref.ref(x, lambda _: waiting.clear())
+        self.x_state = _version(x), torch.is_inference_mode_enabled()
+
+    def fetch(self, layer: SparseLinear, x: Tensor) -> Tensor | None:
+        if self.x() is not x or self.x_state != (_version(x), torch.is_inference_mode_enabled()):
+            return None
+        state, output = self.outputs.pop(id(layer), (None, None))
+        return output if state == _state(layer) else None
+
+
+def _may_run_together(siblings: list[SparseLinear], x: Tensor) -> bool:
+    return not (
+        any(layer._forward_pre_hooks or "forward" in layer.__dict__ for layer in siblings)
+        or torch.is_autocast_enabled(x.device.type)
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or is_in_torch_dispatch_mode()
+    )
+
+
+def _state(layer: SparseLinear) -> tuple[int, ...]:
+    """Changes when the layer's weights do, in place or by replacement."""
+    values, bias = layer.values, layer.bias
+    if bias is None:
+        return id(values), _version(values)
+    return id(values), _version(values), id(bias), _version(bias)
+
+
+def _version(tensor: Tensor) -> int:
+    """The count of in-place changes; tensors made in inference mode keep none."""
+    return 0 if tensor.is_inference() else tensor._version
