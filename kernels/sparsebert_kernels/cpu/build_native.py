@@ -92,7 +92,9 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
     mode = (*SANITIZED_FLAGS, f"-fsanitize={sanitize}") if sanitize else OPTIMIZED_FLAGS
     wanted = next((sets for macro, sets in INSTRUCTION_SETS.items() if macro in macros), ANY_MACHINE)
     cache.mkdir(parents=True, exist_ok=True)
-    salt = "\0".join((*compiler, macros["__VERSION__"], *(path.read_text() for path in sorted(SOURCES.glob("*.h")))))
+    salt = "\0".join(
+        (*compiler, macros["__VERSION__"], *(path.read_text() for path in sorted(SOURCES.glob("*.h"))))
+    )
 
     def compiled(name: str, source: str, flags: Sequence[str]) -> Path | str:
         """The object file, or what the compiler said."""
@@ -106,7 +108,9 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
         return errors or target
 
     with ThreadPoolExecutor(PARALLEL_COMPILERS) as pool:
-        results = pool.map(lambda each: compiled(each.name, each.source, (*each.defines, *each.flags)), wanted)
+        results = pool.map(
+            lambda each: compiled(each.name, each.source, (*each.defines, *each.flags)), wanted
+        )
         built: dict[str, Path] = {}
         for each, result in zip(wanted, results, strict=True):
             if isinstance(result, Path) and (each.calls is None or each.calls in built):
@@ -175,8 +179,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit code 1 only if the library was required or a sanitizer build was asked for."""
     parser = argparse.ArgumentParser(description="Compile the native CPU kernels of sparsebert.")
     parser.add_argument("--sanitize", default="", metavar="LIST", help="as for -fsanitize: address,undefined")
-    parser.add_argument("--out", type=Path, default=SOURCES.parent, help="folder for the library (the package)")
-    parser.add_argument("--cache", type=Path, default=Path("build/native"), help="folder that keeps the objects")
+    parser.add_argument(
+        "--out", type=Path, default=SOURCES.parent, help="folder for the library (the package)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path("build/native"), help="folder that keeps the objects"
+    )
     options = parser.parse_args(arguments)
     try:
         build(options.out, options.cache, sanitize=options.sanitize)
