@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparsebert import ticket_file
 from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve, structure
 from sparsebert.provenance import checked_metadata, describe_model, weight_hash
-from sparsebert.ticket_file import TicketContents, is_key
+from sparsebert.ticket_file import TicketContents, brief, is_key
 
 __all__ = ["Ticket", "prunable", "weight_hash"]
 
@@ -342,7 +342,7 @@ def _checked_masks(masks: Mapping[str, Tensor], dimensions: int) -> dict[str, Te
 def _checked_key(name: object) -> str:
     key = canonical_key(str(name))
     if not is_key(name) or not is_key(key):
-        raise ValueError(f"{name!r} is no module path")
+        raise ValueError(f"{brief(name)} is no module path")
     return key
 
 

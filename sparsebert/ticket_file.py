@@ -22,7 +22,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ _MAX_HEADER_BYTES = 2**20
 _MAX_WEIGHTS = 2**32
 _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 _MAX_KEY_LENGTH = 256
+_MAX_SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class TicketContents:
 def is_key(name: object) -> bool:
     """Whether a name can be a module path: dotted words of letters, digits, ``_`` and ``-``."""
     return isinstance(name, str) and len(name) <= _MAX_KEY_LENGTH and _KEY.fullmatch(name) is not None
+
+
+def brief(value: object) -> str:
+    """A value of unknown size as it goes into a message: one line, not a long one."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def write(path: str | os.PathLike[str], contents: TicketContents) -> None:
@@ -104,11 +111,10 @@ def read(path: str | os.PathLike[str]) -> TicketContents:
     Raises FileNotFoundError if there is none, and ValueError, in one line that names the file, for
     anything else that is not a whole ticket file of a known version.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(path, "rb"))
-        except IsADirectoryError:
-            raise ValueError(f"{os.fspath(path)} is a folder, not a ticket file") from None
+    # Before it is opened: opening a pipe would wait for its writer.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{os.fspath(path)} is not a regular file")
+    with open(path, "rb") as file:
         try:
             return _read(file)
         except (ValueError, RecursionError) as error:
@@ -116,13 +122,11 @@ def read(path: str | os.PathLike[str]) -> TicketContents:
             raise ValueError(f"{os.fspath(path)} is not a usable ticket file: {reason}") from None
 
 
-def _read(file: Any) -> TicketContents:
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a regular file")
+def _read(file: BinaryIO) -> TicketContents:
+    file_size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-    if status.st_size < _LENGTH_BYTES or length > status.st_size - _LENGTH_BYTES:
-        raise ValueError(f"cut off in its header, at {status.st_size} bytes")
+    if length > file_size - _LENGTH_BYTES:
+        raise ValueError(f"cut off in its header, at {file_size} bytes")
     if length > _MAX_HEADER_BYTES:
         raise ValueError(f"a header of {length} bytes, at most {_MAX_HEADER_BYTES} are expected")
     header = _json_object(file.read(length).decode(), "header")
@@ -134,8 +138,8 @@ def _read(file: Any) -> TicketContents:
     entries = _entries(shapes)
     _compare(header, entries)
     size = sum(_bytes(shape) for shape in shapes.values())
-    if status.st_size != _LENGTH_BYTES + length + size:
-        raise ValueError(f"{status.st_size} bytes long where its masks need {_LENGTH_BYTES + length + size}")
+    if file_size != _LENGTH_BYTES + length + size:
+        raise ValueError(f"{file_size} bytes long where its masks need {_LENGTH_BYTES + length + size}")
     payload = file.read(size)
     if _digest(description, payload) != digest:
         raise ValueError("damaged: its contents do not match their digest")
@@ -166,14 +170,14 @@ def _description(text: str) -> dict[str, Any]:
     fields = _json_object(text, "description")
     version = fields.get("version")
     if type(version) is not int or version < 1:
-        raise ValueError(f"format version {version!r}, expected a number from 1 to {FORMAT_VERSION}")
+        raise ValueError(f"format version {brief(version)}, expected a number from 1 to {FORMAT_VERSION}")
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"written by a newer sparsebert (format {version}, this one reads up to {FORMAT_VERSION}): "
-            "update sparsebert"
+            f"written by a newer sparsebert (format {brief(version)}, "
+            f"this one reads up to {FORMAT_VERSION}): update sparsebert"
         )
     if wrong := fields.keys() ^ _FIELDS:
-        raise ValueError(f"its description lacks or adds {', '.join(sorted(wrong))}")
+        raise ValueError(f"its description lacks or adds {brief(min(wrong))}")
     types = {"masks": dict, "bias_masks": dict, "removed": list, "metadata": dict, "layer_sparsity": dict}
     for name, expected in types.items():
         if not isinstance(fields[name], expected):
@@ -184,15 +188,13 @@ def _description(text: str) -> dict[str, Any]:
 def _shapes(table: dict[str, Any], dimensions: int) -> dict[str, tuple[int, ...]]:
     for key, shape in table.items():
         if not is_key(key):
-            raise ValueError(f"{key[:_MAX_KEY_LENGTH]!r} is no module path")
+            raise ValueError(f"{brief(key)} is no module path")
         if (
             not isinstance(shape, list)
             or len(shape) != dimensions
             or not all(type(size) is int and 1 <= size <= _MAX_WEIGHTS for size in shape)
         ):
-            raise ValueError(
-                f"{key}: a shape of {dimensions} positive sizes is expected, not {str(shape)[:80]}"
-            )
+            raise ValueError(f"{key}: a shape of {dimensions} positive sizes is expected, not {brief(shape)}")
     return {key: tuple(shape) for key, shape in table.items()}
 
 
@@ -200,10 +202,10 @@ def _compare(header: dict[str, Any], entries: dict[str, Any]) -> None:
     if wrong := header.keys() ^ entries.keys():
         name = min(wrong)
         where = "lacks its bits" if name in entries else "has bits without a shape"
-        raise ValueError(f"{name[:_MAX_KEY_LENGTH]!r} {where}")
+        raise ValueError(f"{brief(name)} {where}")
     for name, entry in entries.items():
         if header[name] != entry:
-            raise ValueError(f"{name}: its entry reads {str(header[name])[:160]}, its shape needs {entry}")
+            raise ValueError(f"{name}: its entry reads {brief(header[name])}, its shape needs {entry}")
 
 
 def _entries(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
