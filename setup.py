@@ -1,7 +1,7 @@
 """Builds the native CPU library into the wheel, or into the source tree for an editable install.
 
-All else about the package is in pyproject.toml. Where the library cannot be built, the install goes on without
-it and says what is lost (SPARSEBERT_REQUIRE_NATIVE=1 makes that an error).
+All else about the package is in pyproject.toml. Where the library cannot be built, the install goes on
+without it and says what is lost (SPARSEBERT_REQUIRE_NATIVE=1 makes that an error).
 """
 
 from __future__ import annotations

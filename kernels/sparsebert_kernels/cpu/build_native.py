@@ -1,6 +1,6 @@
 """Compiles the native CPU library `_native.so` from the C++ sources in `src/`.
 
-`setup.py` runs this when the package is installed, so it needs the standard library only and neither torch nor
+`setup.py` runs this when the package is installed, so it needs the standard library only: neither torch nor
 the rest of the package. By hand, into the source tree or as a sanitizer build somewhere else:
 
     python kernels/sparsebert_kernels/cpu/build_native.py
@@ -37,18 +37,18 @@ COMMON_FLAGS = (
 )  # fmt: skip
 OPTIMIZED_FLAGS = ("-O3",)
 SANITIZED_FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
-# Without -fopenmp: the GOMP_ symbols resolve at run time from the libgomp that torch has loaded, so there is one
-# thread pool. The C++ runtime inside is the library's own and stays unseen, so that it runs beside any other.
+# Without -fopenmp: the GOMP_ symbols resolve at run time from the libgomp that torch has loaded, so there is
+# one thread pool. The C++ runtime inside is the library's own and hidden, so that it runs beside any other.
 LINK_FLAGS = ("-shared", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
 
 LOST = (
-    "sparsebert is complete without its native CPU kernels, only slower: sparse layers run through torch, at 90 %\n"
+    "sparsebert works without its native CPU kernels, only slower: sparse layers run through torch, at 90 %\n"
     "sparsity about as fast as a good dense library. To get them, install g++ and install sparsebert anew."
 )
 
 
 class NativeBuildError(RuntimeError):
-    """The library, or with SPARSEBERT_REQUIRE_NATIVE=1 a part of it, cannot be built here; the message says why."""
+    """The library, or a part of it that is required, cannot be built here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,10 @@ class InstructionSet:
     calls: str | None = None  # another instruction set whose object this one calls
 
     @property
-    def defines(self) -> tuple[str, ...]:
+    def all_flags(self) -> tuple[str, ...]:
         """The portable source is compiled many times and has to be told its name."""
-        return (f"-DSB_ISA={self.name}",) if self.source == "portable.cpp" else ()
+        named = (f"-DSB_ISA={self.name}",) if self.source == "portable.cpp" else ()
+        return (*named, *self.flags)
 
 
 _AVX2 = ("-mavx2", "-mfma")
@@ -92,9 +93,8 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
     mode = (*SANITIZED_FLAGS, f"-fsanitize={sanitize}") if sanitize else OPTIMIZED_FLAGS
     wanted = next((sets for macro, sets in INSTRUCTION_SETS.items() if macro in macros), ANY_MACHINE)
     cache.mkdir(parents=True, exist_ok=True)
-    salt = "\0".join(
-        (*compiler, macros["__VERSION__"], *(path.read_text() for path in sorted(SOURCES.glob("*.h"))))
-    )
+    headers = [path.read_text() for path in sorted(SOURCES.glob("*.h"))]
+    salt = "\0".join((*compiler, macros["__VERSION__"], *headers))
 
     def compiled(name: str, source: str, flags: Sequence[str]) -> Path | str:
         """The object file, or what the compiler said."""
@@ -108,18 +108,16 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
         return errors or target
 
     with ThreadPoolExecutor(PARALLEL_COMPILERS) as pool:
-        results = pool.map(
-            lambda each: compiled(each.name, each.source, (*each.defines, *each.flags)), wanted
-        )
-        built: dict[str, Path] = {}
-        for each, result in zip(wanted, results, strict=True):
-            if isinstance(result, Path) and (each.calls is None or each.calls in built):
-                built[each.name] = result
-                continue
-            reason = result if isinstance(result, str) else f"needs {each.calls}"
-            if required() or not each.flags:
-                raise NativeBuildError(f"{each.source} for {each.name}: {reason}")
-            log(f"left out: kernels for {each.name}, which {shlex.join(compiler)} cannot build: {reason}")
+        results = list(pool.map(lambda each: compiled(each.name, each.source, each.all_flags), wanted))
+    built: dict[str, Path] = {}
+    for each, result in zip(wanted, results, strict=True):
+        if isinstance(result, Path) and (each.calls is None or each.calls in built):
+            built[each.name] = result
+            continue
+        reason = result if isinstance(result, str) else f"needs {each.calls}"
+        if required() or not each.flags:
+            raise NativeBuildError(f"{each.source} for {each.name}: {reason}")
+        log(f"left out: kernels for {each.name}, which {shlex.join(compiler)} cannot build: {reason}")
 
     dispatch = compiled("dispatch", "dispatch.cpp", [f"-DSB_HAVE_{name.upper()}" for name in built])
     if isinstance(dispatch, str):
@@ -155,15 +153,16 @@ def _predefined_macros(compiler: Sequence[str]) -> dict[str, str]:
         raise NativeBuildError(f"no C++ compiler {shlex.join(compiler)} ({error.strerror})") from None
     except subprocess.CalledProcessError as error:
         raise NativeBuildError(f"{shlex.join(compiler)}: {error.stderr.strip()}") from None
-    macros = dict([*line.split(" ", 2)[1:], ""][:2] for line in found.splitlines())
+    definitions = (line.split(" ", 2) for line in found.splitlines())  # "#define NAME VALUE"
+    macros = {words[1]: words[-1] for words in definitions}
     if "__clang__" in macros:
-        # Its OpenMP calls another runtime (__kmpc_ instead of GOMP_ symbols), which torch on Linux has not loaded.
+        # Its OpenMP calls another runtime (__kmpc_, not GOMP_ symbols), which torch on Linux has not loaded.
         raise NativeBuildError(f"{shlex.join(compiler)} is clang; set CXX to a g++")
     return macros
 
 
 def _run_to_file(target: Path, command: Sequence[str], log: Callable[[str], None]) -> str:
-    """Run `command -o target`, the file appearing whole or not at all; return the error messages, "" if none."""
+    """Run `command -o target`, the file appearing whole or not at all; return the errors, "" if none."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         result = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)

@@ -1,0 +1,145 @@
+"""The build of the native library, on sources of a few lines: what is left out, refused and kept."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsebert_kernels.cpu import build_native
+
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the native library is for Linux"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++"),
+]
+
+X86 = platform.machine() == "x86_64"
+EVERY_OBJECT = 15 if X86 else 1
+EXPORTED = 'extern "C" __attribute__((visibility("default"))) int {name}() {{ return {value}; }}\n'
+
+
+@pytest.fixture(autouse=True)
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library whose functions tell what it was made of; `objects` adds up 1, 2, 4, 8 for its objects."""
+    folder = tmp_path / "src"
+    folder.mkdir()
+    (folder / "common.h").write_text("#define COMMON 1\n")
+    (folder / "portable.cpp").write_text("namespace SB_ISA { int here() { return 1; } }\n")
+    (folder / "avx512.cpp").write_text("namespace avx512 { int here() { return __AVX512F__; } }\n")
+    (folder / "avx512_bf16.cpp").write_text(
+        "namespace avx512_bf16 { int here() { return __AVX512BF16__; } }\n"
+    )
+    parts = []
+    for weight, name in ((1, "BASELINE"), (1, "NEON"), (2, "AVX2"), (4, "AVX512"), (8, "AVX512_BF16")):
+        parts.append(f"#ifdef SB_HAVE_{name}\n+ {weight}\n#endif\n")
+    (folder / "dispatch.cpp").write_text(
+        '#include "common.h"\n'
+        + EXPORTED.format(name="objects", value="0\n" + "".join(parts))
+        + EXPORTED.format(name="common", value="COMMON")
+    )
+    monkeypatch.setattr(build_native, "SOURCES", folder)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv(build_native.REQUIRE_VARIABLE, raising=False)
+    return folder
+
+
+@pytest.fixture
+def old_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A g++ from before AVX-512-BF16."""
+    script = tmp_path / "old-g++"
+    script.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *-mavx512bf16*) echo "unrecognized option -mavx512bf16" >&2; exit 1;; esac\n'
+        'exec g++ "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+
+
+def build(folder: Path) -> tuple[ctypes.CDLL, list[str]]:
+    said: list[str] = []
+    path = build_native.build(folder / "out", folder / "cache", log=said.append)
+    # A copy of its own name each time: the loader hands out a library it knows without looking at the file.
+    fresh = folder / f"{len(list(folder.iterdir()))}.so"
+    return ctypes.CDLL(str(shutil.copy(path, fresh))), said
+
+
+def test_one_object_for_each_instruction_set(tmp_path: Path) -> None:
+    library, _ = build(tmp_path)
+    assert library.objects() == EVERY_OBJECT
+
+
+@pytest.mark.usefixtures("old_compiler")
+def test_an_old_compiler_loses_one_instruction_set_and_says_so(tmp_path: Path) -> None:
+    library, said = build(tmp_path)
+    assert library.objects() == EVERY_OBJECT & 7
+    if X86:
+        assert [line for line in said if "avx512_bf16" in line and "unrecognized option" in line]
+
+
+@pytest.mark.usefixtures("old_compiler")
+@pytest.mark.skipif(not X86, reason="this machine has one instruction set")
+def test_a_required_library_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(build_native.REQUIRE_VARIABLE, "1")
+    with pytest.raises(build_native.NativeBuildError, match="avx512_bf16"):
+        build(tmp_path)
+
+
+@pytest.mark.skipif(not X86, reason="this machine has one instruction set")
+def test_an_object_goes_with_the_one_it_calls(tmp_path: Path, sources: Path) -> None:
+    (sources / "avx512.cpp").write_text("#error cannot\n")
+    library, _ = build(tmp_path)
+    assert library.objects() == 3
+
+
+def test_nothing_is_compiled_twice(tmp_path: Path) -> None:
+    _, first = build(tmp_path)
+    _, second = build(tmp_path)
+    assert [line for line in first if line.startswith("compiling")]
+    assert not [line for line in second if line.startswith("compiling")]
+
+
+def test_a_changed_header_is_compiled_in(tmp_path: Path, sources: Path) -> None:
+    assert build(tmp_path)[0].common() == 1
+    (sources / "common.h").write_text("#define COMMON 2\n")
+    assert build(tmp_path)[0].common() == 2
+
+
+@pytest.mark.parametrize("broken", ["portable.cpp", "dispatch.cpp"])
+def test_a_failed_build_leaves_the_older_library(tmp_path: Path, sources: Path, broken: str) -> None:
+    build(tmp_path)
+    before = (tmp_path / "out/_native.so").read_bytes()
+    (sources / broken).write_text("#error broken here\n")
+    with pytest.raises(build_native.NativeBuildError, match="broken here"):
+        build(tmp_path)
+    assert (tmp_path / "out/_native.so").read_bytes() == before
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["_native.so"]
+
+
+def test_without_a_compiler_the_command_says_what_is_lost_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "/nonexistent")
+    arguments = ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    assert build_native.main(arguments) == 0
+    said = capsys.readouterr().err
+    assert "no C++ compiler /nonexistent" in said
+    assert build_native.LOST in said
+    monkeypatch.setenv(build_native.REQUIRE_VARIABLE, "1")
+    assert build_native.main(arguments) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_clang_is_refused_because_its_openmp_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "clang"
+    script.write_text('#!/bin/sh\nexec g++ -D__clang__=1 "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(build_native.NativeBuildError, match=r"clang; set CXX to a g\+\+"):
+        build(tmp_path)
