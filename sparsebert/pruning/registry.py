@@ -62,9 +62,8 @@ def find_method(name: str | Method) -> Method:
 
     Raises ValueError for an unknown name, offering the nearest.
     """
-    if not isinstance(name, str):
-        return name
-    if name not in _METHODS:
+    if isinstance(name, str) and name in _METHODS:
+        return _METHODS[name]()
+    if isinstance(name, str) or not hasattr(name, "scores"):
         raise unknown("pruning method", name, _METHODS)
-    found: Method = _METHODS[name]()
-    return found
+    return name
