@@ -36,7 +36,8 @@ def weight_hash(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for key in structure(model).linears:
-        weight = resolve(model, key).get_parameter("weight").detach().cpu().contiguous()
+        # Not get_parameter: in a pruned, parametrized or packed layer the weight is a plain attribute.
+        weight = torch.as_tensor(resolve(model, key).weight).detach().cpu().contiguous()
         digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}\n".encode())
         digest.update(weight.view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"

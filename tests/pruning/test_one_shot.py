@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
 
 from sparsebert.bert import resolve, structure
 from sparsebert.pruning import Magnitude, Subject, methods, prune
@@ -314,6 +315,14 @@ class TestTheTicket:
         bert().save_pretrained(tmp_path / "my-bert")
         model = transformers.BertModel.from_pretrained(tmp_path / "my-bert")
         assert prune(model, sparsity=0.5).metadata["model"]["id"] == "my-bert"
+
+    def test_a_model_under_torchs_own_pruning_is_read_as_it_computes(self) -> None:
+        model = bert()
+        torch_prune.l1_unstructured(resolve(model, UP), "weight", amount=0.75)
+        ticket = prune(model, sparsity=0.5, scope="matrix")
+        already = Ticket.from_torch_prune(model).masks[UP]
+        assert ticket.masks[UP][already].all()
+        assert int(ticket.masks[UP].sum()) == 280
 
     def test_the_model_is_only_read(self) -> None:
         model = bert()
