@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import torch
-from sparsebert.convert import sparsify_
 
 from benchmarks.goals import goal
 from benchmarks.layers import SHAPES, packed_layer
 from sparsebert.bench import environment, record
 from sparsebert.bench.workload import Workload
+from sparsebert.convert import sparsify_
 from sparsebert.pruning import prune
 from sparsebert.report.tables import goal_tables
 from sparsebert.ticket import Ticket

@@ -38,16 +38,20 @@ def export(subject: Subject, path: Path) -> Path:
     model = copy.deepcopy(subject.model).float()
     model.set_attn_implementation("eager")
     batch = subject.batches[0]
-    axes = {name: {0: "sequences", 1: "tokens"} for name in (*INPUTS, "answer")}
+    return export_module(_LastHiddenState(model), {name: batch[name] for name in INPUTS}, path)
+
+
+def export_module(module: nn.Module, inputs: dict[str, torch.Tensor], path: Path) -> Path:
+    """Write the graph of `module(*inputs)`; the first two sizes of every input and of the answer are free."""
     with torch.inference_mode(), _quiet():
         torch.onnx.export(
-            _LastHiddenState(model),
-            tuple(batch[name] for name in INPUTS),
+            module,
+            tuple(inputs.values()),
             str(path),
             opset_version=OPSET,
-            input_names=list(INPUTS),
+            input_names=list(inputs),
             output_names=["answer"],
-            dynamic_axes=axes,
+            dynamic_axes={name: {0: "sequences", 1: "tokens"} for name in (*inputs, "answer")},
             dynamo=False,
         )
     return path

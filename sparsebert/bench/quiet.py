@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-# A core and a quarter asked for on top of what exists: then somebody had to wait.
+# Share of the time that our threads stood in the queue for a core. Medians stand a little of it.
+MAX_WAITED = 0.05
+# Cores wanted beyond those that exist, where the system does not tell how long we waited.
 SLACK_CORES = 0.25
 # Time stolen by the hypervisor, in cores.
 MAX_STOLEN = 0.05
@@ -17,6 +20,7 @@ MAX_STOLEN = 0.05
 class Contention:
     """What went on beside us: None where the system does not tell."""
 
+    waited: float | None = None  # cores' worth of time our threads were ready to run and did not
     others: float | None = None  # cores kept busy by other processes
     stolen: float | None = None  # cores the hypervisor took away
     load: float | None = None  # one-minute load average at the end
@@ -25,10 +29,13 @@ class Contention:
     def reasons(self, threads: int) -> tuple[str, ...]:
         """Why `threads` threads cannot be timed here; empty where they can."""
         found = []
-        if self.others is not None and threads + self.others > self.cores + SLACK_CORES:
-            found.append(
-                f"other processes kept {self.others:.1f} of {self.cores} cores busy, {threads} needed here"
-            )
+        if self.waited is not None:
+            share = self.waited / threads
+            if share > MAX_WAITED:
+                taken = "" if self.others is None else f", others kept {self.others:.1f} of {self.cores} busy"
+                found.append(f"waited {share:.0%} of the time for a core{taken}")
+        elif self.others is not None and threads + self.others > self.cores + SLACK_CORES:
+            found.append(f"others kept {self.others:.1f} of {self.cores} cores busy, {threads} needed here")
         if self.stolen is not None and self.stolen > MAX_STOLEN:
             found.append(f"the hypervisor took {self.stolen:.2f} cores away")
         return tuple(found)
@@ -41,22 +48,25 @@ class Watch:
     wall: float
     system: tuple[float, float] | None
     own: float
+    waited: float | None
 
     @classmethod
     def start(cls) -> Watch:
-        return cls(time.perf_counter(), _system_seconds(), _own_seconds())
+        return cls(time.perf_counter(), _system_seconds(), _own_seconds(), _waited_seconds())
 
     def stop(self, in_workers: float = 0.0) -> Contention:
         """`in_workers`: CPU seconds that worker processes of ours spent meanwhile."""
         now = Watch.start()
         wall = now.wall - self.wall
-        others = stolen = None
+        waited = others = stolen = None
+        if self.waited is not None and now.waited is not None and wall > 0:
+            waited = max(0.0, (now.waited - self.waited) / wall)
         # Shorter than this the kernel's counters (10 ms ticks) are mostly rounding.
         if self.system is not None and now.system is not None and wall > 0.2:
             busy = now.system[0] - self.system[0] - (now.own - self.own) - in_workers
             others = max(0.0, busy / wall)
             stolen = max(0.0, (now.system[1] - self.system[1]) / wall)
-        return Contention(others, stolen, load_average(), usable_cores())
+        return Contention(waited, others, stolen, load_average(), usable_cores())
 
 
 def load_average() -> float | None:
@@ -90,6 +100,15 @@ def _system_seconds(stat: Path = Path("/proc/stat")) -> tuple[float, float] | No
         own.discard(name)
     tick = os.sysconf("SC_CLK_TCK")
     return None if own or not cores else (busy / tick, stolen / tick)
+
+
+def _waited_seconds(tasks: Path = Path("/proc/self/task")) -> float | None:
+    """Seconds the threads of this process have stood in the scheduler's queue; None off Linux."""
+    waited = []
+    for schedstat in tasks.glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            waited.append(int(schedstat.read_text().split()[1]) / 1e9)
+    return sum(waited) if waited else None
 
 
 def _own_seconds() -> float:

@@ -91,9 +91,11 @@ class Workload:
         return sum(rows * width for rows, width in self.shapes)
 
     def record(self) -> dict[str, Any]:
-        """Plain JSON values: the fields, and what follows from them."""
+        """Plain JSON values: the fields (a local folder by its name only), and what follows from them."""
+        folder = Path(self.model)
         return {
             **dataclasses.asdict(self),
+            "model": folder.name if folder.is_dir() else self.model,
             "random_weights": self.random_weights,
             "sequences": len(self.lengths),
             "batches": len(self.shapes),

@@ -58,7 +58,7 @@ def speedup_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> Non
     workload = first["workload"]
     size = f"batch {workload['batch']}, {max(workload['lengths'])} tokens"
     axes.set_title(f"{workload['model']}, {size}, {workload['dtype']}", loc="left")
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="lower right")
     _footnote(figure, ours)
     _save(figure, path)
 

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert.bench.record import read
-from sparsebert.report.tables import Table, bench_tables, goal_tables, layer_tables
+from sparsebert.report.tables import Table, bench_tables, goal_tables, layer_tables, stack_tables
 
 KINDS: dict[str, Callable[[list[dict[str, Any]]], list[Table]]] = {
     "bench": bench_tables,
     "layers": layer_tables,
     "goals": goal_tables,
+    "stack": stack_tables,
 }
 BLOCK = re.compile(
     r"(<!-- results: (?P<kind>\S+) (?P<file>\S+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL

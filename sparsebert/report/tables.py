@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 MISSING = "-"
+NAMES = {"onednn": "oneDNN", "deepsparse": "DeepSparse"}
+BUSY_NOTE = "Figures marked ? were measured while the machine was busy and are not to be quoted."
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,10 @@ def _bench_table(records: Sequence[Record]) -> Table:
     further = [
         base for base in ("onednn-bf16", "bf16", "deepsparse") if any(base in row["ratio"] for row in records)
     ]
-    labels = {"onednn": "vs oneDNN", "eager": f"vs eager ({environment['blas']})"}
+    labels = {**NAMES, "eager": f"eager ({environment['blas']})"}
     columns = (
         "side",
-        *(labels.get(base, f"vs {base}") for base in (*baselines, *further)),
+        *(f"vs {labels.get(base, base)}" for base in (*baselines, *further)),
         "ms a batch",
         "samples/s",
         "tokens/s",
@@ -98,7 +100,7 @@ def _bench_table(records: Sequence[Record]) -> Table:
                 rate(record["samples_per_s"]),
                 rate(record["tokens_per_s"]),
                 megabytes(record["weight_bytes"]),
-                megabytes(record["memory"] and record["memory"]["running_over_baseline"]),
+                megabytes(running_bytes(record)),
                 f"{record['gate']['error']:.0e} (limit {record['gate']['tolerance']:.0e})",
             )
         )
@@ -107,9 +109,77 @@ def _bench_table(records: Sequence[Record]) -> Table:
     )
 
 
+def sweep_table(records: Iterable[Record]) -> Table:
+    """One row a ticket: the sparse side against the dense ones, from records of several bench runs of one
+    workload.
+
+    Raises ValueError where there is no record of the sparse side.
+    """
+    runs: dict[tuple[str, ...], dict[str, Record]] = {}
+    for record in records:
+        if record["kind"] == "bench":
+            runs.setdefault(_run_of(record), {})[record["provider"]] = record
+    sides = [run for run in runs.values() if "sparse" in run]
+    if not sides:
+        raise ValueError("nothing to tabulate: no record of the sparse side")
+    sides.sort(
+        key=lambda run: (granularity_text(run["sparse"]["ticket"]), run["sparse"]["ticket"]["sparsity"])
+    )
+    rows = []
+    for run in sides:
+        ours = run["sparse"]
+        doubt = "?" if ours["busy"] else ""
+        dense_bytes = max((side["weight_bytes"] or 0 for side in run.values()), default=0)
+        rows.append(
+            (
+                f"{ours['ticket']['sparsity']:.0%}, {granularity_text(ours['ticket'])}",
+                ratio_text(ours["ratio"].get("onednn"), doubt),
+                ratio_text(ours["ratio"].get("eager"), doubt),
+                *(milliseconds(run.get(side)) for side in ("sparse", "onednn", "eager")),
+                f"{megabytes(ours['weight_bytes'])} of {megabytes(dense_bytes)}",
+                *(megabytes(running_bytes(run.get(side))) for side in ("sparse", "onednn", "eager")),
+            )
+        )
+    first = sides[0]["sparse"]
+    columns = (
+        "sparsity",
+        "vs oneDNN",
+        f"vs eager ({first['environment']['blas']})",
+        "sparse",
+        "oneDNN",
+        "eager",
+        "weights",
+        "memory: sparse",
+        "oneDNN",
+        "eager",
+    )
+    notes = [
+        f"{machine_text(first['environment'])}. Ratios: median of paired rounds; weights: the pruned "
+        "matrices as stored; memory: peak resident while answering, over the bare interpreter."
+    ]
+    if any(run["sparse"]["busy"] for run in sides):
+        notes.append("THE MACHINE WAS TOO BUSY TO MEASURE: figures marked ? must not be quoted.")
+    return Table(workload_title(first["workload"]), columns, tuple(rows), tuple(notes))
+
+
+def milliseconds(record: Record | None) -> str:
+    return MISSING if record is None else f"{record['latency_ms']['median']:.1f} ms"
+
+
+def running_bytes(record: Record | None) -> float | None:
+    """Peak resident bytes of a side while it answers, over its bare interpreter."""
+    return record["memory"]["running_over_baseline"] if record and record["memory"] else None
+
+
 def bench_title(record: Record) -> str:
     """Model, ticket and batch of a bench record, in words."""
-    workload, ticket = record["workload"], record["ticket"]
+    ticket = record["ticket"]
+    zeros = f"{ticket['sparsity']:.1%} sparse (density {ticket['density']:.1%}), {granularity_text(ticket)}"
+    return f"{zeros}: {workload_title(record['workload'])}"
+
+
+def workload_title(workload: Record) -> str:
+    """Model, batch and arithmetic in words."""
     weights = ", random weights" if workload["random_weights"] else ""
     lengths = set(workload["lengths"])
     if len(lengths) == 1:
@@ -119,10 +189,9 @@ def bench_title(record: Record) -> str:
         tokens = (
             f"{min(lengths)} to {max(lengths)} tokens ({padding:.0%} padding), {workload['batches']} batches"
         )
+    threads = threads_text(workload["threads"])
     return (
-        f"{workload['model']}{weights}: {ticket['sparsity']:.1%} sparse (density {ticket['density']:.1%}), "
-        f"{granularity_text(ticket)}, batch {workload['batch']}, {tokens}, {workload['dtype']}, "
-        f"{threads_text(workload['threads'])}"
+        f"{workload['model']}{weights}, batch {workload['batch']}, {tokens}, {workload['dtype']}, {threads}"
     )
 
 
@@ -175,6 +244,28 @@ def layer_tables(records: Iterable[Record]) -> list[Table]:
     ]
 
 
+def stack_tables(records: Iterable[Record]) -> list[Table]:
+    """The latest of each size of the feed-forward stack: the sparse stack against each rival."""
+    stacks = {(row["tokens"], row["sparsity"]): row for row in records if row["kind"] == "stack"}
+    if not stacks:
+        return []
+    rivals = list(dict.fromkeys(name for row in stacks.values() for name in row["ratio"]))
+    rows = tuple(
+        (
+            f"{tokens} tokens, {sparsity:.0%}",
+            *(ratio_text(row["ratio"].get(name), "?" if row["busy"] else "") for name in rivals),
+            f"{row['latency_ms']['sparse']['median']:.1f}",
+        )
+        for (tokens, sparsity), row in sorted(stacks.items())
+    )
+    first = next(iter(stacks.values()))
+    notes = [f"{machine_text(first['environment'])}, {threads_text(first['threads'])}."]
+    if any(row["busy"] for row in stacks.values()):
+        notes.append(BUSY_NOTE)
+    columns = ("size", *(f"vs {NAMES.get(name, name)}" for name in rivals), "sparse ms")
+    return [Table("Feed-forward stack, element", columns, rows, tuple(notes))]
+
+
 def goal_tables(records: Iterable[Record]) -> list[Table]:
     """The latest of each figure that has a limit, and whether it keeps it."""
     goals = {row["goal"]: row for row in records if row["kind"] == "goal"}
@@ -192,7 +283,7 @@ def goal_tables(records: Iterable[Record]) -> list[Table]:
     )
     notes = [f"{machine_text(list(goals.values())[-1]['environment'])}."]
     if any(row["busy"] for row in goals.values()):
-        notes.append("Rows marked ? were measured while the machine was busy and are not to be quoted.")
+        notes.append(BUSY_NOTE)
     return [Table("Goals", ("figure", "value", "must", "aim", "reached"), rows, tuple(notes))]
 
 

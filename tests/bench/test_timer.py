@@ -78,7 +78,9 @@ def test_impossible_requests_are_refused(sides, rounds, message):
 
 
 def test_steady_rounds_on_a_quiet_machine_are_not_busy():
-    timings = Timings({"a": [1.0, 1.01, 0.99] * 3}, threads=1, contention=Contention(others=0.1, cores=2))
+    timings = Timings(
+        {"a": [1.0, 1.01, 0.99] * 3}, threads=1, contention=Contention(waited=0.0, others=1.5, cores=2)
+    )
     assert timings.busy() == ()
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import ClassVar
 
-from sparsebert.convert import sparsify_
 from torch import nn
 
 from sparsebert.bench.providers.base import TorchProvider
 from sparsebert.bench.subject import Subject
+from sparsebert.convert import sparsify_
 from sparsebert.nn import SparseLinear
 
 

@@ -1,0 +1,1 @@
+"""A pruned BERT runs faster here and now: `python -m sparsebert.demo`."""

