@@ -104,27 +104,49 @@ def use_instruction_set(name: str) -> None:
 
 def serves(format: str, dtype: torch.dtype, x: Tensor) -> bool:
     """Whether a native kernel takes x [..., in] and a weight of that format and value dtype."""
-    return format in _FORMATS and x.dtype in _DTYPES and x.device.type == "cpu" and available()
+    return format in _FORMATS and x.dtype in _DTYPES and x.is_cpu and available()
+
+
+def same_call(first: PackedWeight, other: PackedWeight) -> bool:
+    """Whether two weights can share one call: same format, dtype, width and blocks."""
+    return (
+        first.name == other.name
+        and first.values.dtype == other.values.dtype
+        and first.shape[1] == other.shape[1]
+        and first.block_columns == other.block_columns
+        and getattr(first, "vector_rows", 0) == getattr(other, "vector_rows", 0)
+    )
 
 
 def linear(
     x: Tensor, packed: Sequence[PackedWeight], biases: Sequence[Tensor | None], activation: str
 ) -> list[Tensor]:
-    """``activation(x @ W.T + bias)`` for up to MAX_WEIGHTS weights of one format; see `ops.linear`."""
+    """``activation(x @ W.T + bias)`` for up to MAX_WEIGHTS weights that `same_call` joins; see `ops.linear`.
+
+    Raises ValueError for weights that cannot share one call.
+    """
     in_features = packed[0].shape[1]
     rows = x if x.dim() == 2 else x.reshape(-1, in_features)
-    if rows.stride(-1) != 1 or (rows.shape[0] > 1 and rows.stride(0) < in_features):
-        rows = rows.contiguous()
-    biases = [None if bias is None else _readable(bias) for bias in biases]
-    outputs = [x.new_empty((*x.shape[:-1], p.shape[0])) for p in packed]
-    described = [_describe(p, b, y) for p, b, y in zip(packed, biases, outputs, strict=True)]
+    tokens, (stride, step) = rows.shape[0], rows.stride()
+    if step != 1 or (tokens > 1 and stride < in_features):
+        rows, stride = rows.contiguous(), in_features
+    outputs = []
+    described = b""
+    readable = []  # keeps converted biases alive until the call has returned
+    for weight, bias in zip(packed, biases, strict=True):
+        y = x.new_empty((*x.shape[:-1], weight.shape[0]))
+        if bias is not None and (bias.dtype not in _DTYPES or not bias.is_contiguous()):
+            bias = bias.float().contiguous()
+            readable.append(bias)
+        described += _describe(weight, bias, y)
+        outputs.append(y)
     status = _library().sb_linear(
-        b"".join(described),
-        len(described),
+        described,
+        len(outputs),
         rows.data_ptr(),
         _DTYPES[x.dtype],
-        rows.shape[0],
-        rows.stride(0),
+        tokens,
+        stride,
         _ACTIVATIONS[activation],
         torch.get_num_threads(),
     )
@@ -148,10 +170,6 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor
         torch.get_num_threads(),
     )
     return values.to(packed.dtype)
-
-
-def _readable(bias: Tensor) -> Tensor:
-    return (bias if bias.dtype in _DTYPES else bias.float()).contiguous()
 
 
 def _describe(packed: PackedWeight, bias: Tensor | None, y: Tensor | None) -> bytes:

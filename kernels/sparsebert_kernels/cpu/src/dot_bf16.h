@@ -125,15 +125,15 @@ struct DotPanelIn {
 
 struct ElementDot : DotPanelIn {
   static constexpr int MAX_VECTORS = 4;  // 64 tokens: 128 bytes a column, as in the fp32 family
-  template <int T>
+  template <int T, bool FIRST>
   static void block(const sb_weight& w, int64_t block, int64_t, const uint16_t* panel, float* out,
                     const float* bias) {
-    element_block<DotWeights, T>(w, block, panel, out, bias);
+    element_block<DotWeights, T, FIRST>(w, block, panel, out, bias);
   }
 };
 
 // As vector_block of vector.h, two columns a step.
-template <int V, int T>
+template <int V, int T, bool FIRST>
 void vector_block_dot(const sb_weight& w, int64_t block, int64_t count, const uint16_t* panel, float* out,
                       const float* bias) {
   const int32_t* starts = w.starts + block * (w.block_rows / V);
@@ -145,7 +145,7 @@ void vector_block_dot(const sb_weight& w, int64_t block, int64_t count, const ui
     for (int v = 0; v < V; v++)
 #pragma GCC unroll 4
       for (int t = 0; t < T; t++)
-        sums[v][t] = bias ? Simd::set1(bias[p * V + v]) : Simd::load(out + (v * T + t) * LANES);
+        sums[v][t] = FIRST ? Simd::set1(bias[p * V + v]) : Simd::load(out + (v * T + t) * LANES);
     for (int32_t unit = starts[p]; unit < starts[p + 1]; unit++, columns += 2, values += V) {
       __m512bh pairs[T];
       interleave<T>(reinterpret_cast<const char*>(panel + int64_t{columns[0]} * (T * LANES)),
@@ -167,10 +167,10 @@ void vector_block_dot(const sb_weight& w, int64_t block, int64_t count, const ui
 template <int V>
 struct VectorDot : DotPanelIn {
   static constexpr int MAX_VECTORS = 16 / V > 4 ? 4 : 16 / V;
-  template <int T>
+  template <int T, bool FIRST>
   static void block(const sb_weight& w, int64_t block, int64_t features, const uint16_t* panel, float* out,
                     const float* bias) {
-    vector_block_dot<V, T>(w, block, divide_up(features, V), panel, out, bias);
+    vector_block_dot<V, T, FIRST>(w, block, divide_up(features, V), panel, out, bias);
   }
 };
 

@@ -4,7 +4,7 @@
 //   Panel                      element type of the panel (float, or uint16_t for bf16)
 //   MAX_VECTORS                widest tile, in vectors of LANES tokens; narrower ones halve it
 //   in<T>(...)                 transposes a slice of x into the panel
-//   block<T>(...)              one row block x column block
+//   block<T, FIRST>(...)       one row block x column block; FIRST: the first of its row block
 #pragma once
 #include "panel.h"
 #include "scratch.h"
@@ -79,9 +79,10 @@ void row_block(const sb::LinearCall& call, const sb_weight& w, const float* bias
   const int64_t features = w.out_features - first_row < w.block_rows ? w.out_features - first_row : w.block_rows;
   for (int64_t column_block = 0; column_block < column_blocks; column_block++) {
     if (fresh) slice_in<Family, T, X>(call, tile, column_block, panel);
-    Family::template block<T>(w, block * column_blocks + column_block, features,
-                              panel + column_block * w.block_columns * WIDTH, out,
-                              column_block == 0 ? bias + first_row : nullptr);
+    const int64_t index = block * column_blocks + column_block;
+    const auto* slice = panel + column_block * w.block_columns * WIDTH;
+    if (column_block == 0) Family::template block<T, true>(w, index, features, slice, out, bias + first_row);
+    else Family::template block<T, false>(w, index, features, slice, out, nullptr);
   }
   X* y = static_cast<X*>(w.y) + tile.begin * w.out_features + first_row;
   panel_out<T>(out, tile.tokens, features, call.activation, y, w.out_features);

@@ -79,8 +79,8 @@ SB_INLINE void chunk(Simd::F (&sums)[ROWS][T], const typename Policy::Value* val
   }
 }
 
-// ROWS rows of `length` weights each: out[row] (+)= sum of weight * panel[column].
-template <class Policy, int T, int ROWS, int REMAINDER>
+// ROWS rows of `length` weights each: out[row] = (FIRST ? bias : out)[row] + sum of weight * panel[column].
+template <class Policy, int T, int ROWS, int REMAINDER, bool FIRST>
 SB_INLINE void sum_rows(const typename Policy::Value* values, const uint8_t* columns, int64_t length,
                         const uint16_t* rows, const char* panel, float* out, const float* bias) {
   Simd::F sums[ROWS][T];
@@ -88,7 +88,7 @@ SB_INLINE void sum_rows(const typename Policy::Value* values, const uint8_t* col
   for (int row = 0; row < ROWS; row++)
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++)
-      sums[row][t] = bias ? Simd::set1(bias[rows[row]]) : Simd::load(out + (rows[row] * T + t) * LANES);
+      sums[row][t] = FIRST ? Simd::set1(bias[rows[row]]) : Simd::load(out + (rows[row] * T + t) * LANES);
   int64_t done = 0;
   for (; done + 8 <= length; done += 8)
     chunk<Policy, T, ROWS, 8>(sums, values + done, columns + done, length, panel);
@@ -100,7 +100,7 @@ SB_INLINE void sum_rows(const typename Policy::Value* values, const uint8_t* col
 }
 
 // A function of its own, so that each remainder gets registers of its own.
-template <class Policy, int T, int REMAINDER>
+template <class Policy, int T, int REMAINDER, bool FIRST>
 __attribute__((noinline)) void sum_group(const typename Policy::Value* values, const uint8_t* columns,
                                          int64_t length, const uint16_t* rows, int count, const char* panel,
                                          float* out, const float* bias) {
@@ -108,14 +108,14 @@ __attribute__((noinline)) void sum_group(const typename Policy::Value* values, c
   constexpr int ROWS = 2 * T <= 8 ? 2 : 1;
   int row = 0;
   for (; row + ROWS <= count; row += ROWS, values += ROWS * length, columns += ROWS * length)
-    sum_rows<Policy, T, ROWS, REMAINDER>(values, columns, length, rows + row, panel, out, bias);
+    sum_rows<Policy, T, ROWS, REMAINDER, FIRST>(values, columns, length, rows + row, panel, out, bias);
   for (; row < count; row++, values += length, columns += length)
-    sum_rows<Policy, T, 1, REMAINDER>(values, columns, length, rows + row, panel, out, bias);
+    sum_rows<Policy, T, 1, REMAINDER, FIRST>(values, columns, length, rows + row, panel, out, bias);
 }
 
-// One (row block, column block): `panel` and `out` begin at the block. With a bias (of the row block) the sums
-// begin there, without one they go on from what `out` holds.
-template <class Policy, int T>
+// One (row block, column block): `panel`, `out` and `bias` begin at the block. The first column block of a row
+// block starts its sums from the bias, the others go on from what `out` holds.
+template <class Policy, int T, bool FIRST>
 void element_block(const sb_weight& w, int64_t block, const void* panel_begin, float* out, const float* bias) {
   const int64_t* bounds = w.blocks + 3 * block;
   const uint16_t* rows = w.rows + bounds[1];
@@ -126,9 +126,10 @@ void element_block(const sb_weight& w, int64_t block, const void* panel_begin, f
     const int64_t length = int64_t{w.groups[2 * group]} * Policy::UNIT;
     const int count = w.groups[2 * group + 1];
     switch (length % 8) {
-#define SB_CASE(R) \
-  case R:          \
-    if constexpr (R % Policy::UNIT == 0) sum_group<Policy, T, R>(values, columns, length, rows, count, panel, out, bias); \
+#define SB_CASE(R)                                                                                       \
+  case R:                                                                                                \
+    if constexpr (R % Policy::UNIT == 0)                                                                 \
+      sum_group<Policy, T, R, FIRST>(values, columns, length, rows, count, panel, out, bias);            \
     break;
       SB_CASE(0) SB_CASE(1) SB_CASE(2) SB_CASE(3) SB_CASE(4) SB_CASE(5) SB_CASE(6) SB_CASE(7)
 #undef SB_CASE

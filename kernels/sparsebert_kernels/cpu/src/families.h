@@ -19,9 +19,9 @@ struct Element : FloatPanelIn {
   // 128 bytes a column, so that a column block of 256 fits the L1 cache; where vectors are short, the number of
   // independent sums counts more.
   static constexpr int MAX_VECTORS = LANES == 16 ? 2 : 4;
-  template <int T>
+  template <int T, bool FIRST>
   static void block(const sb_weight& w, int64_t block, int64_t, const float* panel, float* out, const float* bias) {
-    element_block<Policy, T>(w, block, panel, out, bias);
+    element_block<Policy, T, FIRST>(w, block, panel, out, bias);
   }
 };
 
@@ -30,10 +30,10 @@ struct Vector : FloatPanelIn {
   // V * MAX_VECTORS sums fill half of the registers.
   static constexpr int REGISTERS = LANES == 16 ? 32 : 16;
   static constexpr int MAX_VECTORS = REGISTERS / 2 / V > 4 ? 4 : REGISTERS / 2 / V;
-  template <int T>
+  template <int T, bool FIRST>
   static void block(const sb_weight& w, int64_t block, int64_t features, const float* panel, float* out,
                     const float* bias) {
-    vector_block<Value, V, T>(w, block, divide_up(features, V), panel, out, bias);
+    vector_block<Value, V, T, FIRST>(w, block, divide_up(features, V), panel, out, bias);
   }
 };
 

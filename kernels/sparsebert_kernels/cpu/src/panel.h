@@ -18,19 +18,25 @@ SB_INLINE void from_float(uint16_t* p, float v) { *p = to_bf16(v); }
 template <int T, class X>
 void panel_in(const X* x, int64_t stride, int64_t tokens, int64_t begin, int64_t end, float* panel) {
   constexpr int WIDTH = T * LANES;
-  alignas(64) static const X zeros[LANES] = {};
   for (int group = 0; group < WIDTH; group += LANES) {
-    const X* rows[LANES];
+    const X* rows = x + group * stride;
+    const int valid = tokens - group < LANES ? static_cast<int>(tokens > group ? tokens - group : 0) : LANES;
     Simd::F square[LANES];
     int64_t k = begin;
     for (; k + LANES <= end; k += LANES) {
-      for (int j = 0; j < LANES; j++) rows[j] = group + j < tokens ? x + (group + j) * stride + k : zeros;
-      Simd::load_transposed(rows, square);
+      if (valid == LANES) {
+        Simd::load_transposed(rows + k, stride, square);
+      } else {
+        X padded[LANES * LANES] = {};
+        for (int j = 0; j < valid; j++) memcpy(padded + j * LANES, rows + j * stride + k, sizeof(X) * LANES);
+        Simd::load_transposed(padded, LANES, square);
+      }
+#pragma GCC unroll 16
       for (int i = 0; i < LANES; i++) Simd::store(panel + (k - begin + i) * WIDTH + group, square[i]);
     }
     for (; k < end; k++)
       for (int j = 0; j < LANES; j++)
-        panel[(k - begin) * WIDTH + group + j] = group + j < tokens ? to_float(x[(group + j) * stride + k]) : 0.0f;
+        panel[(k - begin) * WIDTH + group + j] = j < valid ? to_float(rows[j * stride + k]) : 0.0f;
   }
 }
 
@@ -39,21 +45,23 @@ template <int T, int ACTIVATION, class Y>
 void panel_out_activated(const float* panel, int64_t tokens, int64_t features, Y* y, int64_t stride) {
   constexpr int WIDTH = T * LANES;
   for (int group = 0; group < WIDTH && group < tokens; group += LANES) {
-    const int64_t valid = tokens - group < LANES ? tokens - group : LANES;
-    const float* rows[LANES];
+    const int valid = tokens - group < LANES ? static_cast<int>(tokens - group) : LANES;
+    Y* rows = y + group * stride;
     Simd::F square[LANES];
     int64_t n = 0;
     for (; n + LANES <= features; n += LANES) {
-      for (int i = 0; i < LANES; i++) rows[i] = panel + (n + i) * WIDTH + group;
-      Simd::load_transposed(rows, square);
-      Y* corner = y + group * stride + n;
-      for (int j = 0; j < LANES; j++)
-        if (j < valid) Simd::storeu(corner + j * stride, activate<ACTIVATION>(square[j]));
+      Simd::load_transposed(panel + n * WIDTH + group, WIDTH, square);
+      if (valid == LANES) {
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; j++) Simd::storeu(rows + j * stride + n, activate<ACTIVATION>(square[j]));
+      } else {
+        for (int j = 0; j < valid; j++) Simd::storeu(rows + j * stride + n, activate<ACTIVATION>(square[j]));
+      }
     }
     for (; n < features; n++) {
-      alignas(64) float lane[LANES];
-      Simd::store(lane, activate<ACTIVATION>(Simd::load(panel + n * WIDTH + group)));
-      for (int j = 0; j < valid; j++) from_float(y + (group + j) * stride + n, lane[j]);
+      alignas(64) float lanes[LANES];
+      Simd::store(lanes, activate<ACTIVATION>(Simd::load(panel + n * WIDTH + group)));
+      for (int j = 0; j < valid; j++) from_float(rows + j * stride + n, lanes[j]);
     }
   }
 }

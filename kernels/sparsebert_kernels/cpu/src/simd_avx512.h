@@ -27,60 +27,63 @@ struct Simd {
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
 
-  // Eight weights in one register, broadcast by a permute: a load slot is worth more than a shuffle.
-  struct Weights {
-    __m512i values;
-  };
-  static SB_INLINE Weights weights(const float* p) {
-    return {_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-  }
+  // Weights to broadcast one by one, four 32-bit lanes at a time repeated in every quarter: broadcasting is then
+  // a shuffle inside quarters. Load slots are scarcer than shuffles, and no index registers are needed.
   template <int J>
-  static SB_INLINE F broadcast(Weights w) {
-    return _mm512_castsi512_ps(_mm512_permutexvar_epi32(_mm512_set1_epi32(J), w.values));
+  static SB_INLINE F quarter_lane(F four) {
+    return _mm512_permute_ps(four, J * 0x55);
+  }
+  static SB_INLINE F four_lanes(const void* p) {
+    return _mm512_broadcast_f32x4(_mm_loadu_ps(static_cast<const float*>(p)));
+  }
+
+  // Eight fp32 weights.
+  struct Weights {
+    F low, high;
+  };
+  static SB_INLINE Weights weights(const float* p) { return {four_lanes(p), four_lanes(p + 4)}; }
+  template <int J>
+  static SB_INLINE F broadcast(const Weights& w) {
+    return quarter_lane<J % 4>(J < 4 ? w.low : w.high);
   }
 
   // Four pairs of bf16 weights; a pair is one 32-bit lane.
   struct Pairs {
-    __m512i values;
+    F four;
   };
-  static SB_INLINE Pairs pairs(const uint16_t* p) {
-    return {_mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  static SB_INLINE Pairs pairs(const uint16_t* p) { return {four_lanes(p)}; }
+  template <int J>
+  static SB_INLINE F broadcast(const Pairs& w) {
+    const __m512i pair = broadcast_pair<J / 2>(w), high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    return _mm512_castsi512_ps(J % 2 ? _mm512_and_si512(pair, high) : _mm512_slli_epi32(pair, 16));
   }
   template <int J>
-  static SB_INLINE F broadcast(Pairs w) {
-    __m512i pair = broadcast_pair<J / 2>(w);
-    pair = J % 2 ? _mm512_and_si512(pair, _mm512_set1_epi32(static_cast<int>(0xffff0000u))) : _mm512_slli_epi32(pair, 16);
-    return _mm512_castsi512_ps(pair);
-  }
-  template <int J>
-  static SB_INLINE __m512i broadcast_pair(Pairs w) {
-    return _mm512_permutexvar_epi32(_mm512_set1_epi32(J), w.values);
+  static SB_INLINE __m512i broadcast_pair(const Pairs& w) {
+    return _mm512_castps_si512(quarter_lane<J>(w.four));
   }
 
-  // out[i][j] = rows[j][i] for a 16 x 16 square. Loading by quarters leaves two shuffle stages instead of four.
-  static SB_INLINE void load_transposed(const float* const* rows, F (&out)[LANES]) {
+  // out[i][j] = square[j * stride + i] for 16 x 16. Loading by quarters leaves two shuffle stages instead of four.
+  static SB_INLINE void load_transposed(const float* square, int64_t stride, F (&out)[LANES]) {
     F quarter[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
-      const int column = i / 4 * 4, row = i % 4;
-      F v = _mm512_castps128_ps512(_mm_loadu_ps(rows[row] + column));
-      v = _mm512_insertf32x4(v, _mm_loadu_ps(rows[row + 4] + column), 1);
-      v = _mm512_insertf32x4(v, _mm_loadu_ps(rows[row + 8] + column), 2);
-      quarter[i] = _mm512_insertf32x4(v, _mm_loadu_ps(rows[row + 12] + column), 3);
+      const float* corner = square + i % 4 * stride + i / 4 * 4;
+      F v = _mm512_castps128_ps512(_mm_loadu_ps(corner));
+      v = _mm512_insertf32x4(v, _mm_loadu_ps(corner + 4 * stride), 1);
+      v = _mm512_insertf32x4(v, _mm_loadu_ps(corner + 8 * stride), 2);
+      quarter[i] = _mm512_insertf32x4(v, _mm_loadu_ps(corner + 12 * stride), 3);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 16; i += 4) transpose_quarters(quarter + i, out + i);
   }
 
-  static SB_INLINE void load_transposed(const uint16_t* const* rows, F (&out)[LANES]) {
+  static SB_INLINE void load_transposed(const uint16_t* square, int64_t stride, F (&out)[LANES]) {
     F quarter[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
-      const int column = i / 4 * 4, row = i % 4;
-      auto four = [&](int r) {
-        return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[r] + column));
-      };
-      __m256i v = _mm256_set_m128i(_mm_unpacklo_epi64(four(row + 8), four(row + 12)), _mm_unpacklo_epi64(four(row), four(row + 4)));
+      const uint16_t* corner = square + i % 4 * stride + i / 4 * 4;
+      auto four = [&](int row) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(corner + row * stride)); };
+      __m256i v = _mm256_set_m128i(_mm_unpacklo_epi64(four(8), four(12)), _mm_unpacklo_epi64(four(0), four(4)));
       quarter[i] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
     }
 #pragma GCC unroll 4

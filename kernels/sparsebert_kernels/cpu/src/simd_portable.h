@@ -37,13 +37,13 @@ struct Simd {
     return reinterpret_cast<F>(bits);
   }
 
-  // Eight weights held for broadcasting one by one.
+  // Eight weights held for broadcasting one by one; from memory, there being no cheap permute across a vector.
   struct Weights {
     const float* values;
   };
   static SB_INLINE Weights weights(const float* p) { return {p}; }
   template <int J>
-  static SB_INLINE F broadcast(Weights w) {
+  static SB_INLINE F broadcast(const Weights& w) {
     return set1(w.values[J]);
   }
 
@@ -53,19 +53,19 @@ struct Simd {
   };
   static SB_INLINE Pairs pairs(const uint16_t* p) { return {p}; }
   template <int J>
-  static SB_INLINE F broadcast(Pairs w) {
+  static SB_INLINE F broadcast(const Pairs& w) {
     return set1(from_bf16(w.values[J]));
   }
 
-  // out[i][j] = rows[j][i] for a LANES x LANES square.
-  static SB_INLINE void load_transposed(const float* const* rows, F (&out)[LANES]) {
+  // out[i][j] = square[j * stride + i] for LANES x LANES.
+  static SB_INLINE void load_transposed(const float* square, int64_t stride, F (&out)[LANES]) {
     typedef float Quad __attribute__((vector_size(16), aligned(4)));
     typedef int32_t Pick __attribute__((vector_size(16)));
     float* result = reinterpret_cast<float*>(out);
     for (int i = 0; i < LANES; i += 4)
       for (int j = 0; j < LANES; j += 4) {
-        Quad a = *reinterpret_cast<const Quad*>(rows[j] + i), b = *reinterpret_cast<const Quad*>(rows[j + 1] + i);
-        Quad c = *reinterpret_cast<const Quad*>(rows[j + 2] + i), d = *reinterpret_cast<const Quad*>(rows[j + 3] + i);
+        auto row = [&](int r) { return *reinterpret_cast<const Quad*>(square + (j + r) * stride + i); };
+        Quad a = row(0), b = row(1), c = row(2), d = row(3);
         Quad ab_low = __builtin_shuffle(a, b, Pick{0, 4, 1, 5}), ab_high = __builtin_shuffle(a, b, Pick{2, 6, 3, 7});
         Quad cd_low = __builtin_shuffle(c, d, Pick{0, 4, 1, 5}), cd_high = __builtin_shuffle(c, d, Pick{2, 6, 3, 7});
         float* corner = result + i * LANES + j;
@@ -76,14 +76,10 @@ struct Simd {
       }
   }
 
-  static SB_INLINE void load_transposed(const uint16_t* const* rows, F (&out)[LANES]) {
-    alignas(64) float wide[LANES][LANES];
-    const float* pointers[LANES];
-    for (int j = 0; j < LANES; j++) {
-      store(wide[j], load_bf16(rows[j]));
-      pointers[j] = wide[j];
-    }
-    load_transposed(pointers, out);
+  static SB_INLINE void load_transposed(const uint16_t* square, int64_t stride, F (&out)[LANES]) {
+    alignas(64) float wide[LANES * LANES];
+    for (int j = 0; j < LANES; j++) store(wide + j * LANES, load_bf16(square + j * stride));
+    load_transposed(wide, LANES, out);
   }
 
   static SB_INLINE void storeu(uint16_t* p, F v) {

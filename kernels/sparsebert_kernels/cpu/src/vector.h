@@ -4,10 +4,10 @@
 
 namespace SB_ISA {
 
-// One row block x column block; a panel here is V rows. `panel` begins at the column block, `out` at the row
-// block and has room for `count` panels. With a bias (of the row block) the sums begin there, without one they
-// go on from what `out` holds.
-template <class Value, int V, int T>
+// One row block x column block; a panel here is V rows. `panel` begins at the column block, `out`
+// and `bias` at the row block, which has `count` panels. The first column block of a row block starts its sums
+// from the bias, the others go on from what `out` holds.
+template <class Value, int V, int T, bool FIRST>
 void vector_block(const sb_weight& w, int64_t block, int64_t count, const float* panel, float* out,
                   const float* bias) {
   constexpr int UNIT = sizeof(Value) == 4 ? 1 : 2;
@@ -20,7 +20,7 @@ void vector_block(const sb_weight& w, int64_t block, int64_t count, const float*
     for (int v = 0; v < V; v++)
 #pragma GCC unroll 4
       for (int t = 0; t < T; t++)
-        sums[v][t] = bias ? Simd::set1(bias[p * V + v]) : Simd::load(out + (v * T + t) * LANES);
+        sums[v][t] = FIRST ? Simd::set1(bias[p * V + v]) : Simd::load(out + (v * T + t) * LANES);
     for (int32_t unit = starts[p]; unit < starts[p + 1]; unit++, columns += UNIT, values += UNIT * V) {
 #pragma GCC unroll 2
       for (int u = 0; u < UNIT; u++) {
