@@ -37,11 +37,11 @@ PROBLEMS = {
 # with AVX-512 at 4.4 GHz; bfloat16 halves the arithmetic, other instruction sets take SLOWDOWN times as long.
 BUILT_IN = {
     "element": (2e-5, 14.0, 120.0),
-    "vector2": (2e-5, 10.5, 120.0),
-    "vector4": (2e-5, 8.0, 110.0),
-    "vector8": (2e-5, 8.0, 110.0),
-    "dense": (1e-5, 7.4, 20.0),
-    "compact": (3e-5, 7.4, 200.0),
+    "vector2": (2e-5, 10.5, 90.0),
+    "vector4": (2e-5, 8.0, 80.0),
+    "vector8": (2e-5, 7.7, 80.0),
+    "dense": (2e-5, 7.4, 20.0),
+    "compact": (5e-5, 7.4, 200.0),
     "csr": (5e-5, 70.0, 200.0),
 }
 SLOWDOWN = {"avx512": 1.0, "avx2": 2.0, "neon": 3.0}

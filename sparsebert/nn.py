@@ -187,8 +187,8 @@ class SparseLinear(nn.Module):
             )
         probe = fn(torch.empty(1, dtype=self.dtype, device=self.device))
         if probe.device.type == "meta":
-            self._buffers.setdefault("values", self.values)
-            self.__dict__.pop("values", None)
+            if "values" in self.__dict__:
+                self.register_buffer("values", self.__dict__.pop("values").to_dense(), persistent=False)
             return super()._apply(fn, recurse)
         if (probe.dtype, probe.device) == (self.dtype, self.device):
             return super()._apply(lambda tensor: _unchanged(tensor, fn(tensor)), recurse)
@@ -267,13 +267,15 @@ class SparseLinear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         if "values" in state:
-            state["values"] = state["values"].to_dense()
+            # As bytes: worker processes are sent a tensor's memory, which would go with this temporary one.
+            state["values"] = state["values"].to_dense().view(torch.uint8).numpy()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "values" in state:
-            self.__dict__["values"] = prepack(state["values"], self._recipe[1].get("tokens", 128))
+            values = torch.from_numpy(state["values"]).view(STORED[self.dtype])
+            self.__dict__["values"] = prepack(values, self._recipe[1].get("tokens", 128))
         if self.shared_input is not None:
             self.shared_input.join(self)
 

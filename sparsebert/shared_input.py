@@ -49,7 +49,7 @@ class SharedInput:
 
     def output(self, layer: SparseLinear, x: Tensor) -> Tensor | None:
         """What ``layer`` gives for x [..., in_features]; None where it has to compute that by itself."""
-        if type(x) is not Tensor or torch.is_grad_enabled() or self._wasted >= MAX_WASTED_ROUNDS:
+        if type(x) is not Tensor or torch.is_grad_enabled():
             return None
         round_ = getattr(self._local, "round", None)
         if round_ is not None:
@@ -60,6 +60,8 @@ class SharedInput:
                 return output
             self._local.round = None
             self._wasted += 1
+        if self._wasted >= MAX_WASTED_ROUNDS:
+            return None
         siblings = [member for ref in self._members if (member := ref()) is not None]
         if layer not in siblings or len(siblings) < 2 or not _may_run_together(siblings, x):
             return None
