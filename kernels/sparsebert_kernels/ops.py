@@ -1,8 +1,8 @@
 """The torch operators over packed weights: the one place that knows every backend.
 
-`linear` is what users call. Behind it stands one custom operator for all formats, ``sparsebert::linear``, with
-its fake and autograd registrations, so that eager mode, `torch.compile`, `torch.export` and autograd see the
-same thing. Where the native library serves a format it is used; everything else is plain torch.
+`linear` is what users call. Behind it stands one custom operator for all formats, ``sparsebert::linear``,
+with its fake and autograd registrations, so that eager mode, `torch.compile`, `torch.export` and autograd see
+the same thing. Where the native library serves a format it is used; everything else is plain torch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from .cpu import native
 from .formats import FORMATS, ElementSparse, PackedWeight, VectorSparse
 from .formats.element import BLOCK_COLUMNS, BLOCK_ROWS
 from .formats.transpose import transposed_index
+from .names import unknown
 
 TRAINABLE = (ElementSparse, VectorSparse)
+AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # as in torch, float64 stays what it is
 
 
 def linear(
@@ -35,18 +37,19 @@ def linear(
                 float64 through the dense matrix.
     bias        [out_features] or None
     activation  "none", "relu", "gelu" (erf) or "gelu_tanh"
-    transposed  `transposed_index(packed)`, kept by trainable layers so that the backward pass need not make it
+    transposed  `transposed_index(packed)`, kept by trainable layers: the backward pass need not make it then
 
-    Returns [..., out_features] in the dtype of x, under CPU autocast in autocast's dtype. A pruned column never
-    reads its activation, so NaN or inf there does not spread; next to a kept weight, inf may come out as NaN.
+    Returns [..., out_features] in the dtype of x, under CPU autocast in autocast's dtype (not for float64). A
+    pruned column never reads its activation, so NaN or inf there does not spread; next to a kept weight, inf
+    may come out as NaN.
 
-    Raises ValueError for an x of another width, dtype or device than the weight's.
+    Raises ValueError for an x of another width, dtype or device than the weight's, a bias of another length
+    and an unknown activation.
     """
-    if x.shape[-1:] != packed.shape[1:]:
-        raise ValueError(f"x has shape {list(x.shape)}; its last dimension must be {packed.shape[1]}")
+    _check(x, packed, bias, activation)
     if native.serves(packed.name, packed.values.dtype, x) and _plain_inference(x, packed.values, bias):
         return native.linear(x, (packed,), (bias,), activation)[0]
-    if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
+    if torch.is_autocast_enabled(x.device.type) and x.dtype in AUTOCAST_DTYPES:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     if x.dtype == torch.float16:
         return linear(x.float(), packed, bias, activation, transposed).half()
@@ -69,16 +72,31 @@ def linear_shared(
     For inference: where a gradient is needed, or the native library does not serve the format, it is the same
     as calling `linear` once a weight.
     """
-    first = packed[0]
     together = (
-        native.serves(first.name, first.values.dtype, x)
-        and x.shape[-1:] == first.shape[1:]
-        and all(native.same_call(first, other) for other in packed)
+        1 < len(packed) <= native.MAX_WEIGHTS
+        and native.serves(packed[0].name, packed[0].values.dtype, x)
+        and all(native.same_call(packed[0], other) for other in packed)
         and _plain_inference(x, *(p.values for p in packed), *biases)
     )
     if not together:
         return tuple(linear(x, p, b) for p, b in zip(packed, biases, strict=True))
+    for weight, bias in zip(packed, biases, strict=True):
+        _check(x, weight, bias, "none")
     return tuple(native.linear(x, packed, biases, "none"))
+
+
+def _check(x: Tensor, packed: PackedWeight, bias: Tensor | None, activation: str) -> None:
+    """What the native kernels take on trust."""
+    if x.shape[-1:] != packed.shape[1:]:
+        raise ValueError(f"x has shape {list(x.shape)}; its last dimension must be {packed.shape[1]}")
+    if x.device != packed.values.device:
+        raise ValueError(f"x is on {x.device}, the weight on {packed.values.device}")
+    if bias is not None and bias.shape != packed.shape[:1]:
+        raise ValueError(f"bias has shape {list(bias.shape)}; it must be [{packed.shape[0]}]")
+    if bias is not None and bias.device != x.device:
+        raise ValueError(f"bias is on {bias.device}, x on {x.device}")
+    if activation not in reference.ACTIVATIONS:
+        raise unknown("activation", activation, reference.ACTIVATIONS)
 
 
 def _plain_inference(x: Tensor, *others: Tensor | None) -> bool:
@@ -118,17 +136,8 @@ def _linear(
     activation: str,
 ) -> Tensor:
     packed = _rebuild(values, index, format, geometry, (out_features, x.shape[-1]))
-    if native.serves(format, values.dtype, x):
-        return native.linear(x, (packed,), (bias,), activation)[0]
-    if format == "dense" and values.is_mkldnn and x.dtype == values.dtype:
-        return _prepacked_linear(x, values, bias, activation)
-    if format == "compact":
-        return _compact_linear(x, packed, bias, activation)
-    if format == "csr" and x.dtype == values.dtype == torch.float32:
-        weight = torch.sparse_csr_tensor(*index, values, packed.shape, check_invariants=False)
-        out = reference.csr_linear(x.reshape(-1, x.shape[-1]), weight, bias, activation)
-        return out.view(*x.shape[:-1], out_features)
-    return reference.linear(x, packed.to_dense(), bias, activation)
+    with torch.autocast(x.device.type, enabled=False):  # `linear` has seen to it, in the dtype of x
+        return _compute(x, packed, bias, activation)
 
 
 @_linear.register_fake
@@ -136,9 +145,30 @@ def _(x, values, index, bias, transposed, format, geometry, out_features, activa
     return x.new_empty((*x.shape[:-1], out_features))
 
 
+def _compute(x: Tensor, packed: Any, bias: Tensor | None, activation: str) -> Tensor:
+    values = packed.values
+    if native.serves(packed.name, values.dtype, x):
+        return native.linear(x, (packed,), (bias,), activation)[0]
+    if packed.name == "dense" and values.is_mkldnn and x.dtype == values.dtype:
+        return _prepacked_linear(x, values, bias, activation)
+    if packed.name == "compact":
+        return _compact_linear(x, packed, bias, activation)
+    if packed.name == "csr" and x.dtype == values.dtype == torch.float32:
+        index = packed.crow_indices, packed.col_indices
+        weight = torch.sparse_csr_tensor(*index, values, packed.shape, check_invariants=False)
+        out = reference.csr_linear(x.reshape(-1, x.shape[-1]), weight, bias, activation)
+        return out.view(*x.shape[:-1], packed.shape[0])
+    return reference.linear(x, packed.to_dense(), bias, activation)
+
+
 def _prepacked_linear(x: Tensor, values: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     bias = None if bias is None else bias.to(x.dtype)
-    fused = {"none": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
+    fused = {
+        "none": ("none", ""),
+        "relu": ("relu", ""),
+        "gelu": ("gelu", "none"),
+        "gelu_tanh": ("gelu", "tanh"),
+    }
     name, algorithm = fused[activation]
     if not x.numel():
         return x.new_empty((*x.shape[:-1], values.shape[0]))
@@ -177,19 +207,11 @@ def _linear_backward(
     out_features, in_features = gradient.shape[-1], x.shape[-1]
     packed = _rebuild(values, index, format, geometry, (out_features, in_features))
     dx, dvalues = x.new_empty(0), x.new_empty(0)
-    if needs_x and isinstance(packed, TRAINABLE):
-        source, *flipped = transposed or transposed_index(packed)
-        blocks = {"block_rows": BLOCK_ROWS, "block_columns": BLOCK_COLUMNS[values.dtype]}
-        flat = values.flatten()[source]
-        names = ElementSparse.TENSORS
-        weight_t = ElementSparse(
-            (in_features, out_features), dict(zip(names, (flat, *flipped), strict=True)), blocks
-        )
-        dx = linear(gradient, weight_t)
-    elif needs_x:
-        dx = reference.linear(gradient, packed.to_dense().t(), None)
-    if needs_values:
-        dvalues = _values_gradient(gradient, x, packed)
+    with torch.autocast(x.device.type, enabled=False):
+        if needs_x:
+            dx = _input_gradient(gradient, packed, transposed)
+        if needs_values:
+            dvalues = _values_gradient(gradient, x, packed)
     return dx, dvalues
 
 
@@ -198,6 +220,19 @@ def _(gradient, x, values, index, transposed, format, geometry, needs_x, needs_v
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else x.new_empty(0)
     dvalues = torch.empty_like(values) if needs_values else x.new_empty(0)
     return dx, dvalues
+
+
+def _input_gradient(gradient: Tensor, packed: PackedWeight, transposed: Sequence[Tensor]) -> Tensor:
+    """dL/dx = gradient @ W, through the transposed structure where the format has one."""
+    if not isinstance(packed, TRAINABLE):
+        return reference.linear(gradient, packed.to_dense().t(), None)
+    source, *flipped = transposed or transposed_index(packed)
+    values = packed.values.flatten()[source]
+    tensors = dict(zip(ElementSparse.TENSORS, (values, *flipped), strict=True))
+    blocks = {"block_rows": BLOCK_ROWS, "block_columns": BLOCK_COLUMNS[packed.dtype]}
+    return _compute(
+        gradient, ElementSparse((packed.shape[1], packed.shape[0]), tensors, blocks), None, "none"
+    )
 
 
 def _values_gradient(gradient: Tensor, x: Tensor, packed: Any) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .names import unknown
+
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh")
 
 
@@ -19,7 +21,7 @@ def activate(z: Tensor, activation: str) -> Tensor:
             return torch.nn.functional.gelu(z)
         case "gelu_tanh":
             return torch.nn.functional.gelu(z, approximate="tanh")
-    raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+    raise unknown("activation", activation, ACTIVATIONS)
 
 
 def activate_backward(gradient: Tensor, z: Tensor, activation: str) -> Tensor:
@@ -39,7 +41,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "no
 
 
 def csr_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """`linear` for a ``torch.sparse_csr`` weight [out, in] and x [tokens, in]: W @ x.T, the order MKL runs fast."""
+    """`linear` for a ``torch.sparse_csr`` weight [out, in] and x [tokens, in]: W @ x.T, as MKL likes it."""
     out = weight @ x.t()
     if bias is not None:
         out += bias.to(x.dtype)[:, None]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from torch import Tensor
 
+from ..names import unknown
 from .base import PackedWeight
 from .compact import CompactDense
 from .csr import CsrSparse
@@ -26,9 +26,7 @@ def pack(weight: Tensor, mask: Tensor | None = None, *, format: str, **options: 
     ``vector_rows=4``. Raises ValueError for an unknown format or option and for a mask that does not fit.
     """
     if format not in FORMATS:
-        nearest = difflib.get_close_matches(format, FORMATS, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}{hint}")
+        raise unknown("format", format, FORMATS)
     return FORMATS[format].from_dense(weight, mask, **options)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import abc
+import inspect
+from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+
+from ..names import unknown
 
 VALUE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -81,15 +85,25 @@ class PackedWeight(abc.ABC):
         return f"{type(self).__name__}({rows}x{columns}, {self.dtype}, {self.nbytes} bytes)"
 
 
+def refuse_options(cls: type[PackedWeight], options: Iterable[str]) -> None:
+    """Raise ValueError if any option is left that `cls.from_dense` does not have."""
+    parameters = inspect.signature(cls.from_dense).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for name in options:
+        raise unknown(f"{cls.name!r} option", name, known)
+
+
 def checked(weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """``weight`` and its mask, both detached, after the checks every format needs.
 
-    Raises ValueError for a weight that is not a non-empty float32 or bfloat16 matrix, or a mask of another shape,
-    dtype or device.
+    Raises ValueError for a weight that is not a non-empty float32 or bfloat16 matrix, or a mask of another
+    shape, dtype or device.
     """
     weight = weight.detach()
     if weight.dim() != 2 or weight.numel() == 0:
-        raise ValueError(f"weight has shape {list(weight.shape)}; a matrix [out_features, in_features] is needed")
+        raise ValueError(
+            f"weight has shape {list(weight.shape)}; a matrix [out_features, in_features] is needed"
+        )
     if weight.dtype not in VALUE_DTYPES:
         raise ValueError(f"weight is {weight.dtype}; packed formats store torch.float32 or torch.bfloat16")
     if mask is None:

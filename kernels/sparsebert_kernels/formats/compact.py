@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import PackedWeight, checked
+from .base import PackedWeight, checked, refuse_options
 from .dense import DensePrepacked, prepack
 
 
@@ -27,10 +27,11 @@ class CompactDense(PackedWeight):
     live_columns: Tensor
 
     @classmethod
-    def from_dense(cls, weight: Tensor, mask: Tensor | None = None, *, tokens: int = 128, **options: Any) -> Self:
+    def from_dense(
+        cls, weight: Tensor, mask: Tensor | None = None, *, tokens: int = 128, **options: Any
+    ) -> Self:
         """See `PackedWeight.from_dense`; ``tokens`` as in `DensePrepacked.from_dense`."""
-        if options:
-            raise ValueError(f"unknown option {next(iter(options))!r} for format 'compact'")
+        refuse_options(cls, options)
         weight, mask = checked(weight, mask)
         live_rows = mask.any(1).nonzero().squeeze(1)
         live_columns = mask.any(0).nonzero().squeeze(1)

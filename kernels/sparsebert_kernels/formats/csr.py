@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import PackedWeight, checked
+from .base import PackedWeight, checked, refuse_options
 
 
 class CsrSparse(PackedWeight):
@@ -28,8 +28,7 @@ class CsrSparse(PackedWeight):
     @classmethod
     def from_dense(cls, weight: Tensor, mask: Tensor | None = None, **options: Any) -> Self:
         """See `PackedWeight.from_dense`."""
-        if options:
-            raise ValueError(f"unknown option {next(iter(options))!r} for format 'csr'")
+        refuse_options(cls, options)
         weight, mask = checked(weight, mask)
         crow = torch.zeros(weight.shape[0] + 1, dtype=torch.int32, device=weight.device)
         crow[1:] = mask.sum(1).cumsum(0)

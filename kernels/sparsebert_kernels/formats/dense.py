@@ -12,14 +12,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import PackedWeight, checked
+from .base import PackedWeight, checked, refuse_options
 
 
 class DensePrepacked(PackedWeight):
     """The whole matrix, zeros included.
 
-    values   float32 or bfloat16 [out, in], oneDNN's blocked layout where that is available (an opaque tensor of
-             the same size), else the plain matrix
+    values   float32 or bfloat16 [out, in], oneDNN's blocked layout where that is available (an opaque tensor
+             of the same size), else the plain matrix
     """
 
     name = "dense"
@@ -27,10 +27,11 @@ class DensePrepacked(PackedWeight):
     GEOMETRY = ()
 
     @classmethod
-    def from_dense(cls, weight: Tensor, mask: Tensor | None = None, *, tokens: int = 128, **options: Any) -> Self:
-        """See `PackedWeight.from_dense`; ``tokens`` is the number of rows of x that the layout is chosen for."""
-        if options:
-            raise ValueError(f"unknown option {next(iter(options))!r} for format 'dense'")
+    def from_dense(
+        cls, weight: Tensor, mask: Tensor | None = None, *, tokens: int = 128, **options: Any
+    ) -> Self:
+        """See `PackedWeight.from_dense`; ``tokens`` is the number of rows of x to choose the layout for."""
+        refuse_options(cls, options)
         weight, mask = checked(weight, mask)
         dense = torch.where(mask, weight, weight.new_zeros(()))
         return cls(tuple(weight.shape), {"values": prepack(dense, tokens)}, {})

@@ -5,8 +5,8 @@ column inside a block is one byte). Inside a block the rows are sorted by how ma
 of equal count form a group: a kernel then runs every row of a group with the same trip count, without tail
 loops or mispredicted branches. A block's working set of activations is sized for the L1 cache.
 
-bfloat16 values go in pairs, the operand of the two-element dot product of AVX-512-BF16 and its kin; a row with
-an odd count repeats its last column with value zero.
+bfloat16 values go in pairs, the operand of the two-element dot product of AVX-512-BF16 and its kin; a row
+with an odd count repeats its last column with value zero.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import PackedWeight, checked
+from .base import PackedWeight, checked, refuse_options
 
 # One cache line of slack behind the streams, so that kernels may load whole vectors at their end.
 SLACK_BYTES = 64
@@ -63,13 +63,12 @@ class ElementSparse(PackedWeight):
 
         Raises ValueError for block sizes outside 1..32767 rows or 1..256 columns.
         """
-        if options:
-            raise ValueError(f"unknown option {next(iter(options))!r} for format 'element'")
+        refuse_options(cls, options)
         weight, mask = checked(weight, mask)
         block_columns = BLOCK_COLUMNS[weight.dtype] if block_columns is None else block_columns
         if not 1 <= block_rows <= 32767 or not 1 <= block_columns <= 256:
             raise ValueError(
-                f"blocks of {block_rows} rows x {block_columns} columns; 1..32767 rows and 1..256 columns are possible"
+                f"blocks of {block_rows} x {block_columns}; possible are 1..32767 rows x 1..256 columns"
             )
         index, slots = pack_index(mask, UNIT[weight.dtype], block_rows, block_columns)
         values = weight.new_zeros(index["columns"].numel())
@@ -109,7 +108,7 @@ class ElementSparse(PackedWeight):
 def pack_index(
     mask: Tensor, unit: int, block_rows: int, block_columns: int
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The index tensors of `ElementSparse` for ``mask`` and the slot of each kept weight in row-major order."""
+    """The index tensors of `ElementSparse` for ``mask``, and each kept weight's slot in row-major order."""
     out_features, in_features = mask.shape
     device = mask.device
     row_blocks = -(-out_features // block_rows)
@@ -119,7 +118,7 @@ def pack_index(
     counts = padded.view(out_features, column_blocks, block_columns).sum(-1, dtype=torch.int32)
     units = (counts + (unit - 1)) // unit
 
-    # Sort the rows of each (row block, column block) by count; the rows that fill up the last row block get -1.
+    # Sort the rows of each (row block, column block) by count; rows that fill up the last row block get -1.
     by_block = units.new_full((row_blocks * block_rows, column_blocks), -1)
     by_block[:out_features] = units
     by_block = by_block.view(row_blocks, block_rows, column_blocks).transpose(1, 2)

@@ -11,10 +11,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import PackedWeight, checked
+from .base import PackedWeight, checked, refuse_options
 
 VECTOR_ROWS = (2, 4, 8)
 BLOCK_ROWS = 768
+MAX_BLOCK_ROWS = 32768
 BLOCK_COLUMNS = {torch.float32: 768, torch.bfloat16: 768}
 UNIT = {torch.float32: 1, torch.bfloat16: 2}
 SLACK_BYTES = 64
@@ -25,8 +26,8 @@ class VectorSparse(PackedWeight):
 
     values   float32 (vectors + slack, V) or bfloat16 (vectors / 2 + slack, V, 2)
     columns  int16   (vectors + slack,)   column inside the column block (read as unsigned)
-    starts   int32   (row blocks * column blocks * panels a row block + 1,)   first unit of each panel, where a
-             panel is V rows inside one column block and a unit is one vector (fp32) or two (bf16)
+    starts   int32   (row blocks * column blocks * panels a row block + 1,)   first unit of each panel, where
+             a panel is V rows inside one column block and a unit is one vector (fp32) or two (bf16)
     """
 
     name = "vector"
@@ -53,17 +54,18 @@ class VectorSparse(PackedWeight):
     ) -> Self:
         """See `PackedWeight.from_dense`.
 
-        Raises ValueError for a vector height other than 2, 4 or 8, row blocks that are no multiple of it, or
-        column blocks outside 1..65536.
+        Raises ValueError for a vector height other than 2, 4 or 8, row blocks that are no multiple of it or
+        above 32768, or column blocks outside 1..65536.
         """
-        if options:
-            raise ValueError(f"unknown option {next(iter(options))!r} for format 'vector'")
+        refuse_options(cls, options)
         weight, mask = checked(weight, mask)
         block_columns = BLOCK_COLUMNS[weight.dtype] if block_columns is None else block_columns
         if vector_rows not in VECTOR_ROWS:
             raise ValueError(f"vector_rows is {vector_rows}; heights of 2, 4 and 8 rows are served")
-        if block_rows < 1 or block_rows % vector_rows:
-            raise ValueError(f"block_rows is {block_rows}; it must be a multiple of vector_rows ({vector_rows})")
+        if not 1 <= block_rows <= MAX_BLOCK_ROWS or block_rows % vector_rows:
+            raise ValueError(
+                f"block_rows is {block_rows}; possible are multiples of {vector_rows} up to {MAX_BLOCK_ROWS}"
+            )
         if not 1 <= block_columns <= 65536:
             raise ValueError(f"block_columns is {block_columns}; 1..65536 columns are possible")
         out_features, in_features = weight.shape
@@ -115,7 +117,7 @@ class VectorSparse(PackedWeight):
         )
 
     def vectors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """First row and column (int64) of every stored vector, and its values (vectors, V), slack excluded."""
+        """First row and column (int64) of every stored vector, and its values (vectors, V), without slack."""
         unit = UNIT[self.dtype]
         column_blocks = -(-self.shape[1] // self.block_columns)
         panels_per_block = self.block_rows // self.vector_rows
@@ -148,7 +150,7 @@ class VectorSparse(PackedWeight):
         return dense[: self.shape[0]].contiguous()
 
     def kept(self) -> Tensor:
-        """See `PackedWeight.kept`; in a matrix that is not `aligned`, a kept weight of exactly 0 counts as pruned."""
+        """See `PackedWeight.kept`; where it is not `aligned`, a kept weight of exactly 0 counts as pruned."""
         if not self.aligned:
             return self.to_dense() != 0
         row, column = self.coordinates()
@@ -156,4 +158,3 @@ class VectorSparse(PackedWeight):
         mask = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
         mask[row[inside], column[inside]] = True
         return mask
-
