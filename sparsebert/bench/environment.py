@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import sparsebert
 from sparsebert.bench.quiet import load_average, usable_cores
 
 # The extensions that decide which kernels can run; a full flag list would bury them.
@@ -57,7 +58,8 @@ class Environment:
 
     def record(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self)
+        lists = {"isa_flags": list(self.isa_flags), "instruction_sets": list(self.instruction_sets)}
+        return {**asdict(self), **lists}
 
     @property
     def machine(self) -> str:
@@ -88,7 +90,7 @@ def detect() -> Environment:
         kernels_missing=None if cpu.available() else cpu.why_unavailable(),
         instruction_sets=tuple(cpu.instruction_sets()) if cpu.available() else (),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        sparsebert=_version("sparsebert") or "not installed",
+        sparsebert=sparsebert.__version__,
         revision=_revision(),
     )
 
@@ -105,9 +107,9 @@ def lacks(environment: Environment) -> list[Lack]:
             f"install {compiler} and install sparsebert anew",
         ),
         (
-            environment.kernels == "plain",
+            environment.kernels == "baseline",
             "AVX2, AVX-512 or NEON kernels",
-            "the plain kernels run at a fraction of their speed",
+            "the baseline kernels run at a fraction of their speed",
             "a newer CPU, or unset SPARSEBERT_ISA",
         ),
         (

@@ -96,6 +96,7 @@ class Workload:
         return {
             **dataclasses.asdict(self),
             "model": folder.name if folder.is_dir() else self.model,
+            "lengths": list(self.lengths),
             "random_weights": self.random_weights,
             "sequences": len(self.lengths),
             "batches": len(self.shapes),

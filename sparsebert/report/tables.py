@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+    from rich.console import Group
 
 Record = dict[str, Any]
 MISSING = "-"
@@ -34,19 +34,19 @@ class Table:
             lines += ["", *(f"{note}  " for note in self.notes)]
         return "\n".join(line.rstrip() if line.endswith("   ") else line for line in lines)
 
-    def rich(self) -> RichTable:
+    def rich(self) -> Group:
         """For a rich console."""
+        from rich.console import Group
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(title=Text(self.title, style="bold"), title_justify="left", caption_justify="left")
+        table = RichTable(title=Text(self.title, style="bold"), title_justify="left")
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
-        if self.notes:
-            table.caption = Text("\n".join(self.notes))
-        return table
+        # Below the table, not as its caption: that would be squeezed into the table's width.
+        return Group(table, *(Text(note) for note in self.notes), Text())
 
 
 def bench_tables(records: Iterable[Record]) -> list[Table]:

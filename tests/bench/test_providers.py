@@ -1,0 +1,131 @@
+"""Providers: each gives the masked model's answers in its own way, and says when it cannot run."""
+
+import importlib.util
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from sparsebert.bench import gate
+from sparsebert.bench.providers import PROVIDERS, RIVALS
+from sparsebert.bench.providers.onednn import PrepackedLinear, prepack_
+from sparsebert.bert import resolve
+
+IN_PROCESS = [name for name in PROVIDERS if name not in ("compile", "deepsparse")]
+
+
+def verdict(name, subject):
+    side = PROVIDERS[name]().build(subject)
+    try:
+        masks = [batch["attention_mask"] for batch in subject.batches]
+        precision = PROVIDERS[name]().precision(subject)
+        return side, gate.compare(name, side.answers(), subject.reference(), masks, precision=precision)
+    finally:
+        side.close()
+
+
+@pytest.mark.parametrize("name", IN_PROCESS)
+def test_answers_pass_the_gate(name, tiny):
+    lack = PROVIDERS[name]().available()
+    if lack:
+        pytest.skip(lack)
+    side, found = verdict(name, tiny)
+    assert found.passed, str(found)
+    assert side.run() > 0
+
+
+@pytest.mark.slow
+def test_compiled_answers_pass_the_gate(tiny):
+    lack = PROVIDERS["compile"]().available()
+    if lack:
+        pytest.skip(lack)
+    assert verdict("compile", tiny)[1].passed
+
+
+@pytest.mark.slow
+def test_deepsparse_answers_pass_the_gate_in_its_worker(tiny):
+    lack = PROVIDERS["deepsparse"]().available()
+    if lack:
+        pytest.skip(lack)
+    assert verdict("deepsparse", tiny)[1].passed
+
+
+def test_building_leaves_the_subject_as_it_was(tiny):
+    before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
+    for name in ("sparse", "onednn", "bf16"):
+        PROVIDERS[name]().build(tiny)
+    after = tiny.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_weight_bytes_are_those_of_the_pruned_matrices(tiny):
+    numel = sum(mask.numel() for mask in tiny.ticket.masks.values())
+    dense, half = (PROVIDERS[name]().build(tiny).weight_bytes for name in ("eager", "bf16"))
+    assert dense == 4 * numel
+    assert half == 2 * numel
+    assert PROVIDERS["sparse"]().build(tiny).weight_bytes < 0.3 * dense
+
+
+def test_the_sparse_side_says_which_formats_it_runs(tiny):
+    assert PROVIDERS["sparse"]().build(tiny).notes["formats"] == "12 element"
+
+
+def test_every_rival_has_a_reason_or_none_and_a_summary():
+    for name in RIVALS:
+        provider = PROVIDERS[name]()
+        lack = provider.available()
+        assert provider.summary
+        assert lack is None or "\n" not in lack
+
+
+def test_deepsparse_without_its_python_says_how_to_get_it(monkeypatch):
+    monkeypatch.delenv("SPARSEBERT_DEEPSPARSE_PYTHON", raising=False)
+    assert "SPARSEBERT_DEEPSPARSE_PYTHON" in PROVIDERS["deepsparse"]().available()
+    monkeypatch.setenv("SPARSEBERT_DEEPSPARSE_PYTHON", "/nowhere/python")
+    assert "/nowhere/python is no program" in PROVIDERS["deepsparse"]().available()
+
+
+def test_a_missing_library_says_how_to_install_it(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
+    )
+    assert PROVIDERS["onnxruntime"]().available() == "onnxruntime not installed: pip install onnxruntime"
+
+
+def test_a_compiler_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setitem(os.environ, "CXX", "no-such-compiler")
+    lack = PROVIDERS["compile"]().available()
+    assert torch.cuda.is_available() or "no-such-compiler is not found" in lack
+
+
+needs_onednn = pytest.mark.skipif(PROVIDERS["onednn"]().available() is not None, reason="no oneDNN in torch")
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prepacked_layer_answers_as_the_layer_it_was_made_from(dtype, bias):
+    linear = nn.Linear(96, 40, bias=bias).to(dtype)
+    x = torch.randn(2, 5, 96, dtype=dtype)
+    with torch.inference_mode():
+        answer = PrepackedLinear(linear, tokens=10)(x)
+        torch.testing.assert_close(
+            answer, linear(x), atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=1e-2
+        )
+
+
+@needs_onednn
+def test_prepacking_covers_every_linear_of_the_model(tiny):
+    model = prepack_(tiny.workload.load_model(), tokens=32)
+    assert not [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    assert isinstance(resolve(model, tiny.keys[0]), PrepackedLinear)
+
+
+@needs_onednn
+def test_wrong_numbers_from_onednn_are_noticed(monkeypatch):
+    honest = PrepackedLinear.forward
+    monkeypatch.setattr(PrepackedLinear, "forward", lambda self, x: honest(self, x) + 1)
+    assert "is off by" in PROVIDERS["onednn"]().available()

@@ -1,0 +1,91 @@
+"""The whole benchmark: gate before figures, paired ratios, records that stand on their own."""
+
+import json
+
+import pytest
+import torch
+
+from sparsebert.bench import memory, runner
+from sparsebert.bench.environment import detect
+from sparsebert.bench.gate import GateError
+from sparsebert.bench.providers import PROVIDERS, Side
+from sparsebert.bench.timer import Timings
+
+QUICK = runner.Settings(budget=0.0, min_rounds=3, max_rounds=3, memory=False)
+
+
+@pytest.fixture
+def quiet_machine(monkeypatch):
+    """No second tries, whatever else runs here meanwhile."""
+    monkeypatch.setattr(Timings, "busy", lambda self: ())
+
+
+def test_records_hold_ours_first_with_ratios_against_the_bars(tiny, quiet_machine):
+    rows = runner.run(tiny, ["onednn", "eager"], detect(), QUICK)
+    assert [row["provider"] for row in rows] == ["sparse", "onednn", "eager"]
+    ours, onednn = rows[:2]
+    assert ours["ratio"].keys() == {"onednn", "eager"}
+    assert onednn["ratio"]["onednn"]["median"] == 1.0
+    assert ours["rounds"] == 3
+    assert ours["gate"]["error"] <= ours["gate"]["tolerance"]
+    assert ours["ticket"]["sparsity"] == pytest.approx(0.9, abs=1e-4)
+    assert ours["environment"]["versions"]["torch"] == torch.__version__
+    assert json.loads(json.dumps(rows)) == rows
+
+
+def test_throughput_counts_real_tokens_and_padded_ones_apart(tiny, quiet_machine):
+    (ours, _) = runner.run(tiny, ["eager"], detect(), QUICK)
+    seconds = 2 * ours["latency_ms"]["median"] / 1e3  # two batches
+    assert ours["samples_per_s"] == pytest.approx(4 / seconds)
+    assert ours["tokens_per_s"] == pytest.approx((16 + 16 + 9 + 5) / seconds)
+    assert ours["padded_tokens_per_s"] == pytest.approx((32 + 18) / seconds)
+
+
+def test_a_red_gate_gives_no_figures_at_all(tiny, monkeypatch):
+    timed = []
+    wrong = Side(run=lambda: timed.append(1) or 1.0, answers=lambda: [2 * a for a in tiny.reference()])
+    monkeypatch.setattr(PROVIDERS["eager"], "build", lambda self, subject, consume=False: wrong)
+    with pytest.raises(GateError, match="eager: error"):
+        runner.run(tiny, ["eager"], detect(), QUICK)
+    assert not timed
+
+
+def test_sides_are_closed_even_when_one_cannot_be_built(tiny, monkeypatch):
+    closed = []
+    side = Side(run=lambda: 1.0, answers=list, close=lambda: closed.append("eager"))
+
+    def refuse(self, subject, consume=False):
+        raise ValueError("cannot run this")
+
+    monkeypatch.setattr(PROVIDERS["eager"], "build", lambda self, subject, consume=False: side)
+    monkeypatch.setattr(PROVIDERS["bf16"], "build", refuse)
+    with pytest.raises(ValueError, match="cannot run this"):
+        runner.run(tiny, ["eager", "bf16"], detect(), QUICK)
+    assert closed == ["eager"]
+
+
+def test_a_busy_machine_is_tried_again_and_then_marked_in_every_record(tiny, monkeypatch):
+    tries = []
+    monkeypatch.setattr(Timings, "busy", lambda self: tries.append(1) or ("somebody is compiling",))
+    rows = runner.run(tiny, ["eager"], detect(), QUICK)
+    assert len(tries) > runner.RETRIES
+    assert all(row["busy"] and row["busy_reasons"] == ["somebody is compiling"] for row in rows)
+
+
+def test_memory_is_measured_in_a_process_of_its_own(tiny, tmp_path):
+    ticket = tmp_path / "ticket.safetensors"
+    tiny.ticket.save(ticket)
+    spec = {"workload": vars(tiny.workload), "ticket": str(ticket), "provider": "sparse", "format": "element"}
+    held = memory.measure(spec)
+    assert 0 < held.baseline < held.running <= held.peak
+    assert held.record()["peak_over_baseline"] == held.peak - held.baseline
+
+
+def test_a_worker_that_fails_says_why(tmp_path):
+    spec = {
+        "workload": {"model": "bert-tiny", "lengths": [4]},
+        "ticket": str(tmp_path / "none"),
+        "provider": "eager",
+    }
+    with pytest.raises(RuntimeError, match=r"memory worker of eager failed: .+"):
+        memory.measure({**spec, "format": "auto"})

@@ -1,0 +1,62 @@
+"""The picture: break-even where the line crosses one, and a file that is a picture."""
+
+import struct
+
+import pytest
+
+from sparsebert.report.plots import break_even, speedup_plot
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.mark.parametrize(
+    ("points", "crossing"),
+    [
+        ([(20, 0.8), (40, 1.2)], 30),
+        ([(40, 1.2), (20, 0.8), (60, 2.0)], 30),
+        ([(20, 0.5), (40, 1.0)], 40),
+        ([(20, 1.5), (40, 2.0)], None),
+        ([(20, 0.5), (40, 0.9)], None),
+        ([], None),
+    ],
+)
+def test_break_even_is_interpolated_between_measured_points(points, crossing):
+    assert break_even(points) == (None if crossing is None else pytest.approx(crossing))
+
+
+def ratios(onednn, eager):
+    return {
+        name: {"median": value, "p20": 0.95 * value, "p80": 1.05 * value}
+        for name, value in (("onednn", onednn), ("eager", eager))
+    }
+
+
+def png_size(path):
+    header = path.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", header[16:24])
+
+
+def test_a_sweep_becomes_a_png(bench_record, tmp_path):
+    rows = [bench_record(sparsity=s, ratio=ratios(r, 2 * r)) for s, r in ((0.3, 0.8), (0.7, 2.0), (0.9, 4.0))]
+    speedup_plot([*rows, bench_record(provider="eager")], tmp_path / "plot.png")
+    width, height = png_size(tmp_path / "plot.png")
+    assert width > 800
+    assert height > 500
+    assert [file.name for file in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_one_point_is_enough(bench_record, tmp_path):
+    speedup_plot([bench_record()], tmp_path / "plot.png")
+    assert png_size(tmp_path / "plot.png")
+
+
+def test_nothing_to_plot_is_refused_and_nothing_written(bench_record, tmp_path):
+    with pytest.raises(ValueError, match="nothing to plot"):
+        speedup_plot([bench_record(provider="eager"), bench_record(ratio={})], tmp_path / "plot.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_folder_is_named(bench_record, tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        speedup_plot([bench_record()], tmp_path / "nowhere" / "plot.png")

@@ -1,0 +1,147 @@
+"""Tables: the same rows for terminal and document, oneDNN first, doubt shown where there is any."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from sparsebert.report.tables import Table, bench_tables, goal_tables, layer_tables, stack_tables, sweep_table
+
+
+def shown(table: Table) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table.rich())
+    return console.file.getvalue()
+
+
+def test_ratios_against_onednn_stand_first_and_eager_names_its_blas(bench_record):
+    (table,) = bench_tables([bench_record(), bench_record(provider="eager")])
+    assert table.columns[:2] == ("side", "vs oneDNN")
+    assert table.columns[2].startswith("vs eager (")
+    assert table.rows[0][:3] == ("sparse", "3.50x", "7.00x")
+
+
+def test_random_weights_sparsity_and_density_are_said_in_the_title(bench_record):
+    (table,) = bench_tables([bench_record(sparsity=0.9)])
+    assert "bert-base, random weights" in table.title
+    assert "90.0% sparse (density 10.0%)" in table.title
+
+
+def test_runs_are_kept_apart_and_the_latest_of_a_side_counts(bench_record):
+    old, new, other = bench_record(rounds=1), bench_record(rounds=2), bench_record(sparsity=0.5)
+    tables = bench_tables([old, new, other, {"kind": "environment"}])
+    assert [len(table.rows) for table in tables] == [1, 1]
+    assert "2 paired rounds" in tables[0].notes[0]
+
+
+def test_figures_of_a_busy_machine_are_doubted(bench_record):
+    (table,) = bench_tables([bench_record(busy=True, busy_reasons=["somebody is compiling"])])
+    assert table.rows[0][1] == "3.50x?"
+    assert "TOO BUSY TO MEASURE" in table.notes[-1]
+    assert "somebody is compiling" in table.notes[-1]
+
+
+def test_a_side_in_a_worker_is_marked(bench_record):
+    (table,) = bench_tables([bench_record(), bench_record(provider="deepsparse", in_worker=True)])
+    assert table.rows[1][0] == "deepsparse*"
+    assert any(note.startswith("*") for note in table.notes)
+
+
+def test_what_was_not_measured_is_a_dash(bench_record):
+    (table,) = bench_tables([bench_record(weight_bytes=None)])
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
+    assert cells["weights"] == cells["memory"] == "-"
+
+
+def test_terminal_and_document_hold_the_same_cells(bench_record):
+    (table,) = bench_tables([bench_record()])
+    for cell in table.rows[0]:
+        assert cell in shown(table)
+        assert cell in table.markdown()
+
+
+def test_square_brackets_survive_the_terminal():
+    assert "[p20, p80]" in shown(Table("", ("a",), (("1 [0, 2]",),), notes=("median [p20, p80]",)))
+    assert "1 [0, 2]" in shown(Table("", ("a",), (("1 [0, 2]",),)))
+
+
+def test_markdown_is_a_table_with_notes_below():
+    table = Table("Title", ("name", "value"), (("a|b", "1"),), notes=("note",))
+    assert table.markdown().splitlines() == [
+        "**Title**",
+        "",
+        "| name | value |",
+        "| --- | ---: |",
+        "| a\\|b | 1 |",
+        "",
+        "note  ",
+    ]
+
+
+def test_a_sweep_has_one_row_a_ticket_sorted_by_granularity_and_sparsity(bench_record):
+    blocks = {"granularity": "block", "block_size": [4, 1], "sparsity": 0.9, "density": 0.1}
+    rows = [bench_record(sparsity=0.95), bench_record(ticket=blocks), bench_record(sparsity=0.7)]
+    table = sweep_table([*rows, bench_record(sparsity=0.7, provider="onednn", weight_bytes=340_000_000)])
+    assert [row[0] for row in table.rows] == [
+        "90%, 4x1 blocks",
+        "70%, element granularity",
+        "95%, element granularity",
+    ]
+    assert "44.0 MB of 340.0 MB" in table.rows[1]
+
+
+def test_a_sweep_without_our_side_is_refused(bench_record):
+    with pytest.raises(ValueError, match="no record of the sparse side"):
+        sweep_table([bench_record(provider="eager")])
+
+
+def layer_summary(environment, **changes):
+    fields = {
+        "kind": "layer_summary",
+        "environment": environment,
+        "threads": 1,
+        "method": "how",
+        "case": "element fp32 90 %",
+        "geomean": 5.0,
+        "worst": 4.5,
+        "worst_cell": "768x768, M = 128",
+        "must": 4.6,
+        "aim": 5.5,
+        "passed": True,
+        "busy_cells": 0,
+    }
+    return {**fields, **changes}
+
+
+def test_layers_show_what_is_reached_and_what_must_be(bench_record):
+    environment = bench_record()["environment"]
+    rows = [
+        layer_summary(environment, geomean=1.0),
+        layer_summary(environment),
+        layer_summary(environment, case="b", must=None, passed=None, busy_cells=2),
+        layer_summary(environment, case="c", passed=False),
+    ]
+    (table,) = layer_tables(rows)
+    assert [row[-1] for row in table.rows] == ["yes", "-", "NO"]
+    assert table.rows[0][1] == "5.00x"
+    assert table.rows[1][1] == "5.00x?"
+
+
+def test_goals_say_which_way_is_good(bench_record):
+    fields = {"kind": "goal", "environment": bench_record()["environment"], "unit": "s", "busy": False}
+    rows = [{**fields, "goal": "packing", "value": 1.2, "must": 3, "aim": 1, "at_most": True, "passed": True}]
+    (table,) = goal_tables(rows)
+    assert table.rows == (("packing", "1.2 s", "at most 3 s", "1 s", "yes"),)
+
+
+def test_stacks_are_sorted_by_size(bench_record):
+    fields = {"kind": "stack", "environment": bench_record()["environment"], "threads": 1, "busy": False}
+    fields |= {"ratio": {"onednn": {"median": 5.0}}, "latency_ms": {"sparse": {"median": 14.1}}}
+    (table,) = stack_tables([{**fields, "tokens": tokens, "sparsity": 0.9} for tokens in (512, 128)])
+    assert [row[0] for row in table.rows] == ["128 tokens, 90%", "512 tokens, 90%"]
+    assert table.rows[0][1:] == ("5.00x", "14.1")
+
+
+@pytest.mark.parametrize("make", [layer_tables, goal_tables, stack_tables, bench_tables])
+def test_no_records_of_a_kind_make_no_table(make):
+    assert make([{"kind": "environment"}]) == []
