@@ -90,7 +90,7 @@ def refuse_options(cls: type[PackedWeight], options: Iterable[str]) -> None:
     parameters = inspect.signature(cls.from_dense).parameters.values()
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for name in options:
-        raise unknown(f"{cls.name!r} option", name, known)
+        raise unknown("option", name, known)
 
 
 def checked(weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
