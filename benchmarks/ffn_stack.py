@@ -133,6 +133,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="append the records to this file")
     parser.add_argument("--budget", type=float, default=8.0, help="seconds of timed rounds a stack")
     options = parser.parse_args()
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     lack = PROVIDERS["deepsparse"]().available()
     if lack:
         print(f"against oneDNN only, without DeepSparse: {lack}", file=sys.stderr)

@@ -208,6 +208,8 @@ def main() -> int:
     )
     parser.add_argument("--budget", type=float, default=0.6, help="seconds of timed rounds a cell")
     options = parser.parse_args()
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     chosen = [case for case in CASES if not options.case or case.name in options.case]
     here = [case for case in chosen if case.isa in (None, os.environ.get("SPARSEBERT_ISA"))]

@@ -65,6 +65,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="append the records to this file")
     parser.add_argument("--budget", type=float, default=15.0, help="seconds of timed rounds a run")
     options = parser.parse_args()
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     machine = environment.detect()
     lacks = {name: PROVIDERS[name]().available() for name in RIVALS}

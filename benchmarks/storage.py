@@ -51,6 +51,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, help="append the records to this file")
     options = parser.parse_args()
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     machine = environment.detect().record()
     shares = {"fp32": (torch.float32, 0.16, 0.13), "bf16": (torch.bfloat16, 0.11, 0.08)}
