@@ -17,8 +17,11 @@ from sparsebert.planning import LayerPlan, Plan, check_options, plan_layers
 from sparsebert.selection import Filter, Selected, select
 from sparsebert.shared_input import SharedInput
 from sparsebert.ticket import Ticket
+from sparsebert_kernels.cpu.native import same_call
 
 DEFAULT_TOKENS = 128
+# Formats of which several weights can be served by one native call.
+_SHARING = ("element", "vector")
 
 # Handles of hooks refer to these dictionaries: the dictionaries move, so `handle.remove()` keeps working.
 _HOOKS = (
@@ -168,16 +171,25 @@ def _fuse_activation(model: nn.Module, layer: SparseLinear, name: str) -> None:
     hooks = [
         getattr(module, hooks) for module in (layer, activation) for hooks in _HOOKS if "forward" in hooks
     ]
-    if kernel is None or any(hooks):
+    if kernel is None:
+        return
+    if any(hooks):
+        _note(layer, f"{kernel} not fused: hooks look at it")
         return
     layer.activation = kernel
     _replace(model, name, FusedActivation(activation))
+    _note(layer, f"{kernel} fused")
 
 
 def _share_input(layers: list[SparseLinear]) -> None:
-    forms = {(layer.format, layer.values.dtype, str(layer.packed.geometry())) for layer in layers}
-    if len(layers) > 1 and len(forms) == 1:
+    served = all(layer.format in _SHARING for layer in layers)
+    if len(layers) > 1 and served and all(same_call(layers[0].packed, layer.packed) for layer in layers):
         shared = SharedInput()
         for layer in layers:
             layer.shared_input = shared
             shared.join(layer)
+            _note(layer, f"one call for {len(layers)} layers")
+
+
+def _note(layer: SparseLinear, note: str) -> None:
+    layer.plan = replace(layer.plan, reason=f"{layer.plan.reason}; {note}")

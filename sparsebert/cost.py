@@ -48,6 +48,16 @@ class MaskStatistics:
     def sparsity(self) -> float:
         return 1 - self.kept / (self.rows * self.columns)
 
+    @property
+    def full(self) -> bool:
+        """Whether nothing is pruned."""
+        return self.kept == self.rows * self.columns
+
+    @property
+    def has_dead_lines(self) -> bool:
+        """Whether a whole row or column is pruned."""
+        return self.live_rows < self.rows or self.live_columns < self.columns
+
     def aligned(self, height: int) -> bool:
         """Whether the mask consists of whole vectors of that height."""
         return self.rows % height == 0 and self.vectors[height] * height == self.kept

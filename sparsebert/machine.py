@@ -114,10 +114,19 @@ def _fingerprint() -> tuple[str, ...]:
     return (
         f"cpu: {_cpu_model()}",
         f"instruction set: {cpu.instruction_set()}",
-        f"kernels: {__version__}",
+        f"kernels: {__version__} {_library_digest()}",
         f"torch: {torch.__version__}",
         f"threads: {torch.get_num_threads()}",
     )
+
+
+@functools.cache
+def _library_digest() -> str:
+    try:
+        library = Path(os.environ.get(native.LIBRARY_VARIABLE) or native.LIBRARY).read_bytes()
+    except OSError:
+        return "without native library"
+    return hashlib.sha256(library).hexdigest()[:16]
 
 
 @functools.cache
@@ -190,7 +199,12 @@ def _write(path: Path, fingerprint: tuple[str, ...], entries: dict[str, dict[str
 def calibrate(dtype: torch.dtype, tokens: int) -> dict[str, Cost]:
     """Time every kind of work on a few small layers and fit its `Cost`."""
     generator = torch.Generator().manual_seed(0)
-    return {kind: _fit(*_times(kind, dtype, tokens, generator)) for kind in runnable(dtype)}
+    costs: dict[str, Cost] = {}
+    for kind in runnable(dtype):  # dense first
+        # A live rectangle is multiplied as a dense matrix is; only picking its rows and columns comes on top.
+        per_stored = costs["dense"].per_stored if kind == "compact" else None
+        costs[kind] = _fit(*_times(kind, dtype, tokens, generator), per_stored)
+    return costs
 
 
 @torch.no_grad()
@@ -223,17 +237,22 @@ def _mask(kind: str, rows: int, columns: int, density: float, generator: torch.G
     return (torch.rand(rows // height, columns, generator=generator) < density).repeat_interleave(height, 0)
 
 
-def _fit(features: list[list[float]], seconds: list[float]) -> Cost:
-    """Non-negative least squares of relative errors, by trying every set of coefficients that may be zero."""
+def _fit(features: list[list[float]], seconds: list[float], per_stored: float | None = None) -> Cost:
+    """Non-negative least squares of relative errors, by trying every set of coefficients that may be zero.
+
+    ``per_stored`` is fitted with the others unless it is given.
+    """
     scaled = np.array(features) / np.array(seconds)[:, None]
+    target = np.ones(len(seconds)) - (per_stored or 0.0) * scaled[:, 1]
     best, least_error = np.zeros(3), math.inf
-    for used in itertools.product((True, False), repeat=3):
+    for used in itertools.product(
+        (True, False), (True, False) if per_stored is None else (False,), (True, False)
+    ):
         columns = np.flatnonzero(used)
-        if not len(columns):
-            continue
         coefficients = np.zeros(3)
-        coefficients[columns] = np.linalg.lstsq(scaled[:, columns], np.ones(len(seconds)), rcond=None)[0]
-        error = float(np.square(scaled @ coefficients - 1).sum())
+        coefficients[columns] = np.linalg.lstsq(scaled[:, columns], target, rcond=None)[0]
+        error = float(np.square(scaled @ coefficients - target).sum())
         if (coefficients >= 0).all() and error < least_error:
             best, least_error = coefficients, error
-    return Cost(*(float(value) for value in best))
+    fixed, fitted, per_line = (float(value) for value in best)
+    return Cost(fixed, fitted if per_stored is None else per_stored, per_line)

@@ -24,6 +24,8 @@ from sparsebert_kernels.tuning import Paired, paired
 LEAST_SPEEDUP = 0.98
 # Layers of a shape and format are timed together while their stored weights differ by less than this factor.
 CLASS_WIDTH = 1.25
+# Of a layer's candidates at most this many are timed.
+MAX_TIMED_FORMATS = 3
 # Longer inputs are timed on their beginning: from here on time grows with their length.
 MAX_TIMED_TOKENS = 2048
 
@@ -177,11 +179,12 @@ def plan_layers(
         if not trainable and (reason := _why_plain(layer.linear.weight)):
             entries.append(_plain(layer, tokens, reason))
             continue
-        draft = _choose(layer, tokens, format, measure, trainable)
+        draft = _draft(layer, tokens, format, measure, trainable)
         drafts.append(draft)
         entries.append(draft)
     if measure:
-        _verify([draft for draft in drafts if draft.work != draft.dense], tokens, trainable)
+        sparse = [draft for draft in drafts if draft.work != draft.dense and draft.costs.knows(draft.work)]
+        _verify(sparse, tokens, trainable)
     source = "costs measured here" if measure else "built-in costs"
     layers = (entry.layer_plan(tokens) if isinstance(entry, _Draft) else entry for entry in entries)
     return Plan(tuple(layers), f"{describe_machine()}, {source}")
@@ -220,8 +223,8 @@ def _plain(layer: Selected, tokens: int, reason: str) -> LayerPlan:
     )
 
 
-def _choose(layer: Selected, tokens: int, format: str, measure: bool, trainable: bool) -> _Draft:
-    """The work with the least predicted time."""
+def _draft(layer: Selected, tokens: int, format: str, measure: bool, trainable: bool) -> _Draft:
+    """The formats that could serve a layer, the one with the least predicted time first."""
     stored = STORED[layer.linear.weight.dtype]
     statistics = MaskStatistics.of(layer.mask)
     costs = cost_model(stored, tokens, measure=measure)
@@ -235,24 +238,37 @@ def _choose(layer: Selected, tokens: int, format: str, measure: bool, trainable:
                 "'vector' masks of whole vectors"
             )
     elif format == "auto":
-        whole = statistics.kept == statistics.rows * statistics.columns
-        candidates = [dense] if whole else [work for work in candidates if costs.knows(work)]
+        candidates = [work for work in candidates if costs.knows(work) and _can_pay(work, statistics)]
 
     def order(work: Work) -> tuple[float, int]:
         # Where the cost model has no figures, what stores least.
         return (costs.seconds(work) if costs.knows(work) else math.inf), work.stored
 
-    return _Draft(layer, statistics, costs, dense, min(candidates, key=order), asked=format != "auto")
+    candidates.sort(key=order)
+    return _Draft(layer, statistics, costs, dense, candidates, candidates[0], asked=format != "auto")
+
+
+def _can_train(work: Work, statistics: MaskStatistics) -> bool:
+    if work.vector_rows is not None:
+        return statistics.aligned(work.vector_rows)
+    return work.format == "element"
+
+
+def _can_pay(work: Work, statistics: MaskStatistics) -> bool:
+    if statistics.full:
+        return work.format == "dense"
+    return work.format != "compact" or statistics.has_dead_lines
 
 
 @dataclass
 class _Draft:
-    """A layer's plan in the making: the work chosen so far, and what was measured of it."""
+    """A layer's plan in the making: what could serve it, the choice so far, and what was measured of it."""
 
     layer: Selected
     statistics: MaskStatistics
     costs: CostModel
     dense: Work
+    candidates: list[Work]
     work: Work
     asked: bool
     timing: Paired | None = None
@@ -262,13 +278,18 @@ class _Draft:
         """Layers that are timed as one."""
         width = round(math.log(max(self.work.stored, 1)) / math.log(CLASS_WIDTH))
         dtype = self.layer.linear.weight.dtype
-        return self.statistics.rows, self.statistics.columns, self.work.kind, dtype, width
+        kinds = tuple(sorted(work.kind for work in self.candidates))
+        return self.statistics.rows, self.statistics.columns, self.work.kind, kinds, dtype, width
 
-    def settle(self, timing: Paired, trainable: bool) -> None:
-        """Take the measurement of this layer's class; dense where that is faster."""
+    def settle(self, kind: str, timing: Paired, trainable: bool) -> None:
+        """Take the fastest kind of this layer's class and its timing; dense where that is faster."""
         self.timing = timing
+        self.work = next(work for work in self.candidates if work.kind == kind)
         if timing.speedup < LEAST_SPEEDUP and not trainable:
             self.rejected, self.work = self.work, self.dense
+
+    def predicted_speedup(self, work: Work) -> float:
+        return self.costs.seconds(self.dense) / max(self.costs.seconds(work), 1e-12)
 
     def layer_plan(self, tokens: int) -> LayerPlan:
         statistics, weight, timing = self.statistics, self.layer.linear.weight, self.timing
@@ -297,7 +318,7 @@ class _Draft:
     def _reason(self, predicted: float | None, dense: float | None) -> str:
         if self.asked:
             reason = "asked for"
-        elif self.statistics.kept == self.statistics.rows * self.statistics.columns:
+        elif self.statistics.full:
             reason = "nothing is pruned"
         elif self.rejected and self.timing:
             reason = f"{self.rejected.format} measured {self.timing.speedup:.2f}x dense"
@@ -313,33 +334,41 @@ class _Draft:
         return f"{reason}; computed in float32" if half else reason
 
 
-def _can_train(work: Work, statistics: MaskStatistics) -> bool:
-    if work.vector_rows is not None:
-        return statistics.aligned(work.vector_rows)
-    return work.format == "element"
-
-
 def _verify(drafts: list[_Draft], tokens: int, trainable: bool) -> None:
-    """Time the densest layer of each class in turn with prepacked dense."""
+    """Time the densest layer of each class in turn with prepacked dense, and give its class what won."""
     classes = defaultdict(list)
     for draft in drafts:
         classes[draft.timed_class()].append(draft)
     for members in classes.values():
         densest = max(members, key=lambda draft: draft.work.stored)
-        timing = _time_against_dense(densest, tokens)
+        kind, timing = _fastest(densest, tokens)
         for draft in members:
-            draft.settle(timing, trainable)
+            draft.settle(kind, timing, trainable)
+
+
+def _fastest(draft: _Draft, tokens: int) -> tuple[str, Paired]:
+    """The fastest of the first candidates: further ones are timed while they are predicted to be faster than
+    what was measured so far, so that one wrong prediction does not decide."""
+    first, *others = draft.candidates[:MAX_TIMED_FORMATS]
+    best, least = first, _time_against_dense(draft, first, tokens)
+    for work in others:
+        if work == draft.dense or draft.predicted_speedup(work) <= least.speedup:
+            break
+        timing = _time_against_dense(draft, work, tokens)
+        if timing.speedup > least.speedup:
+            best, least = work, timing
+    return best.kind, least
 
 
 @torch.no_grad()
-def _time_against_dense(draft: _Draft, tokens: int) -> Paired:
+def _time_against_dense(draft: _Draft, work: Work, tokens: int) -> Paired:
     linear = draft.layer.linear
     dtype = linear.weight.dtype
     timed = min(tokens, MAX_TIMED_TOKENS)
     # Left over weights are no part of this: inf or NaN would be timed on their own slow path.
     weight = torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(0)).to(STORED[dtype])
     x = torch.randn(timed, linear.in_features, generator=torch.Generator().manual_seed(1)).to(dtype)
-    sparse = formats.pack(weight, draft.layer.mask, format=draft.work.format, **draft.work.options)
+    sparse = formats.pack(weight, draft.layer.mask, format=work.format, **work.options)
     dense = formats.pack(weight, draft.layer.mask, format="dense", tokens=timed)
     timing = paired(lambda: ops.linear(x, sparse, linear.bias), lambda: ops.linear(x, dense, linear.bias))
     scale = tokens / timed

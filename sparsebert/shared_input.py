@@ -37,9 +37,10 @@ class SharedInput:
         self._wasted = 0
 
     def join(self, layer: SparseLinear) -> None:
-        """Make ``layer`` one of the siblings; a layer that is gone makes room."""
-        self._members = [ref for ref in self._members if ref() not in (None, layer)]
-        self._members.append(weakref.ref(layer))
+        """Make ``layer`` one of the siblings; a shallow copy of one stays outside."""
+        members = [member for ref in self._members if (member := ref()) is not None]
+        if all(member._buffers is not layer._buffers for member in members):
+            self._members = [weakref.ref(member) for member in (*members, layer)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

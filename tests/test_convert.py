@@ -294,6 +294,16 @@ class TestWhatSurvives:
         names = [name for name, module in model.named_modules() if isinstance(module, FusedActivation)]
         assert names == ["bert.encoder.layer.1.intermediate.intermediate_act_fn"]
 
+    def test_the_plan_with_what_was_fused(self) -> None:
+        model, ticket = pruned()
+        resolve(model, "encoder.layer.0.intermediate.dense").register_forward_hook(lambda *_: None)
+        sparsify_(model, ticket, format="element")
+        reasons = {layer.key: layer.reason for layer in plan(model).layers}
+        assert reasons["encoder.layer.0.intermediate.dense"] == "asked for; gelu not fused: hooks look at it"
+        assert reasons["encoder.layer.1.intermediate.dense"] == "asked for; gelu fused"
+        assert reasons["encoder.layer.1.attention.self.key"] == "asked for; one call for 3 layers"
+        assert reasons["encoder.layer.1.output.dense"] == "asked for"
+
     def test_reports_of_the_model(self) -> None:
         model, ticket = pruned()
         dense = model.get_memory_footprint()

@@ -201,6 +201,15 @@ def test_a_single_copied_layer_stands_alone(siblings: Siblings, x: Tensor, calls
     assert len(pickle.dumps(siblings.key)) < 1.5 * len(pickle.dumps(siblings)) / 3
 
 
+def test_a_shallow_copy_stays_outside(siblings: Siblings, x: Tensor, calls: list[int]) -> None:
+    twin = copy.copy(siblings.key)
+    with torch.no_grad():
+        assert torch.equal(twin(x), siblings.alone(x)[1])
+        for _ in range(2 * MAX_WASTED_ROUNDS):
+            siblings(x)
+    assert set(calls) == {3}
+
+
 def test_threads_do_not_see_each_other(siblings: Siblings) -> None:
     inputs = torch.randn(6, 4, 16)
     expected = [siblings.alone(x) for x in inputs]
