@@ -40,6 +40,7 @@ _HOOKS = (
 )
 
 
+@torch.inference_mode(False)
 def sparsify_(
     model: nn.Module,
     ticket: Ticket | None = None,
@@ -101,6 +102,7 @@ def sparsify_(
     return model
 
 
+@torch.inference_mode(False)
 def densify_(model: nn.Module) -> nn.Module:
     """Swap every `SparseLinear` of ``model`` for an `nn.Linear` of the same values, in place; returns it.
 
@@ -144,7 +146,7 @@ def _sparse(layer: Selected, chosen: LayerPlan, trainable: bool) -> SparseLinear
 def _dense(sparse: SparseLinear) -> nn.Linear:
     weight = sparse.weight.detach()
     linear = nn.Linear(sparse.in_features, sparse.out_features, bias=False, device="meta", dtype=weight.dtype)
-    linear.weight = nn.Parameter(weight)
+    linear.weight = nn.Parameter(weight, requires_grad=sparse.weight_requires_grad)
     linear.register_parameter("bias", sparse.bias)
     linear.train(sparse.training)
     _move_hooks(sparse, linear)

@@ -50,6 +50,7 @@ class SparseLinear(nn.Module):
     out_features: int
     bias: nn.Parameter | None
     values: Tensor
+    weight_requires_grad: bool  # of the dense weight: for the way back
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class SparseLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
         self.activation = "none"
+        self.weight_requires_grad = weight.requires_grad
         self.shared_input: SharedInput | None = None
         self.plan: Any = None
         self._recipe = format, options

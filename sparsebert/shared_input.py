@@ -79,7 +79,7 @@ class _Round:
     """Outputs for one x that wait for their layers."""
 
     def __init__(self, x: Tensor, outputs: dict[SparseLinear, Tensor]) -> None:
-        waiting = {id(layer): (_state(layer), output) for layer, output in outputs.items()}
+        waiting = {id(layer): (_Weights(layer), output) for layer, output in outputs.items()}
         self.outputs = waiting
         self.x = weakref.ref(x, lambda _: waiting.clear())
         self.x_state = _version(x), torch.is_inference_mode_enabled()
@@ -87,27 +87,36 @@ class _Round:
     def fetch(self, layer: SparseLinear, x: Tensor) -> Tensor | None:
         if self.x() is not x or self.x_state != (_version(x), torch.is_inference_mode_enabled()):
             return None
-        state, output = self.outputs.pop(id(layer), (None, None))
-        return output if state == _state(layer) else None
+        weights, output = self.outputs.pop(id(layer), (None, None))
+        return output if weights is not None and weights.are_those_of(layer) else None
+
+
+class _Weights:
+    """The weights an output was computed with."""
+
+    def __init__(self, layer: SparseLinear) -> None:
+        self.tensors = layer.values, layer.bias
+        self.versions = [_version(tensor) for tensor in self.tensors]
+
+    def are_those_of(self, layer: SparseLinear) -> bool:
+        """Whether the layer still has them, neither replaced nor changed in place."""
+        values, bias = self.tensors
+        same = values is layer.values and bias is layer.bias
+        return same and self.versions == [_version(tensor) for tensor in self.tensors]
 
 
 def _may_run_together(siblings: list[SparseLinear], x: Tensor) -> bool:
     return not (
-        any(layer._forward_pre_hooks or "forward" in layer.__dict__ for layer in siblings)
+        any(
+            layer._forward_pre_hooks or layer.activation != "none" or "forward" in layer.__dict__
+            for layer in siblings
+        )
         or torch.is_autocast_enabled(x.device.type)
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
         or is_in_torch_dispatch_mode()
     )
 
 
-def _state(layer: SparseLinear) -> tuple[int, ...]:
-    """Changes when the layer's weights do, in place or by replacement."""
-    values, bias = layer.values, layer.bias
-    if bias is None:
-        return id(values), _version(values)
-    return id(values), _version(values), id(bias), _version(bias)
-
-
-def _version(tensor: Tensor) -> int:
+def _version(tensor: Tensor | None) -> int:
     """The count of in-place changes; tensors made in inference mode keep none."""
-    return 0 if tensor.is_inference() else tensor._version
+    return 0 if tensor is None or tensor.is_inference() else tensor._version

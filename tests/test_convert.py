@@ -339,6 +339,23 @@ class TestDensify:
         answers(model)
         assert fired == ["x"]
 
+    def test_keeps_frozen_weights_frozen(self) -> None:
+        model, ticket = pruned()
+        model.bert.requires_grad_(False)
+        before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        densify_(sparsify_(model, ticket))
+        assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+    def test_in_inference_mode_gives_a_model_that_can_be_trained(self) -> None:
+        model, ticket = pruned()
+        with torch.inference_mode():
+            sparsify_(model, ticket, format="element")
+        model(TOKENS).logits.sum().backward()
+        with torch.inference_mode():
+            densify_(model)
+        model(TOKENS).logits.sum().backward()
+        assert model.bert.encoder.layer[0].output.dense.weight.grad is not None
+
     def test_leaves_a_dense_model_alone(self) -> None:
         model = build()
         modules = list(model.modules())
