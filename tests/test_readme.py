@@ -1,0 +1,75 @@
+"""Every sample of the README runs as it stands, but for the model's name: there is no network here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sparsebert.cli import app
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+PYTHON = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+COMMANDS = [
+    line.split(" #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("sparsebert ")
+]
+SENTENCES = ("zeros cost nothing now .", "a ticket is one small file .")
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A tiny BERT with its tokenizer on disk; the current folder is its parent."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=5 + len(words),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    (tmp_path / "sentences.txt").write_text("\n".join(SENTENCES))
+    monkeypatch.chdir(tmp_path)
+    return str(folder)
+
+
+def test_the_python_samples_run(model_folder: str) -> None:
+    assert '"bert-base-uncased"' in PYTHON
+    names: dict[str, object] = {}
+    exec(PYTHON.replace('"bert-base-uncased"', repr(model_folder)), names)
+    sparse = [m for m in names["model"].modules() if type(m).__name__ == "SparseLinear"]  # type: ignore[attr-defined]
+    assert len(sparse) == 12
+    assert Path("ticket.safetensors").exists()
+    assert torch.is_tensor(names["ticket"].masks["encoder.layer.0.attention.self.query"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_are_understood(command: str, model_folder: str) -> None:
+    """Two dense rivals, a tiny shape, a short budget: figures are not what is tested."""
+    arguments = shlex.split(command)[1:]
+    if "--ticket" in arguments:
+        prune = "prune --model ./my-model --sparsity 0.9 --output ticket.safetensors"
+        CliRunner().invoke(app, prune.split())
+    if arguments[0] == "bench":
+        arguments = [{"bert-base": "bert-tiny"}.get(word, word) for word in arguments]
+        arguments += ["--vs", "onednn,eager", "--budget", "0.2", "--no-memory"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+
+
+def test_there_are_commands_to_test() -> None:
+    assert len(COMMANDS) >= 4
