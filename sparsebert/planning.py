@@ -26,6 +26,7 @@ LEAST_SPEEDUP = 0.98
 CLASS_WIDTH = 1.25
 # Of a layer's candidates at most this many are timed.
 MAX_TIMED_FORMATS = 3
+CLEARLY_FASTER = 1.15
 # Longer inputs are timed on their beginning: from here on time grows with their length.
 MAX_TIMED_TOKENS = 2048
 
@@ -238,7 +239,7 @@ def _draft(layer: Selected, tokens: int, format: str, measure: bool, trainable: 
                 "'vector' masks of whole vectors"
             )
     elif format == "auto":
-        candidates = [work for work in candidates if costs.knows(work) and _can_pay(work, statistics)]
+        candidates = [work for work in candidates if costs.knows(work) and _can_pay(work, dense, statistics)]
 
     def order(work: Work) -> tuple[float, int]:
         # Where the cost model has no figures, what stores least.
@@ -254,10 +255,11 @@ def _can_train(work: Work, statistics: MaskStatistics) -> bool:
     return work.format == "element"
 
 
-def _can_pay(work: Work, statistics: MaskStatistics) -> bool:
-    if statistics.full:
-        return work.format == "dense"
-    return work.format != "compact" or statistics.has_dead_lines
+def _can_pay(work: Work, dense: Work, statistics: MaskStatistics) -> bool:
+    if work == dense:
+        return True
+    smaller = work.nbytes < dense.nbytes and not statistics.full
+    return smaller and (work.format != "compact" or statistics.has_dead_lines)
 
 
 @dataclass
@@ -347,15 +349,15 @@ def _verify(drafts: list[_Draft], tokens: int, trainable: bool) -> None:
 
 
 def _fastest(draft: _Draft, tokens: int) -> tuple[str, Paired]:
-    """The fastest of the first candidates: further ones are timed while they are predicted to be faster than
-    what was measured so far, so that one wrong prediction does not decide."""
+    """The fastest of the first candidates: further ones are timed while they are predicted to be clearly
+    faster than what was measured so far, so that neither a wrong prediction nor noise decides."""
     first, *others = draft.candidates[:MAX_TIMED_FORMATS]
     best, least = first, _time_against_dense(draft, first, tokens)
     for work in others:
-        if work == draft.dense or draft.predicted_speedup(work) <= least.speedup:
+        if work == draft.dense or draft.predicted_speedup(work) < CLEARLY_FASTER * least.speedup:
             break
         timing = _time_against_dense(draft, work, tokens)
-        if timing.speedup > least.speedup:
+        if timing.speedup > CLEARLY_FASTER * least.speedup:
             best, least = work, timing
     return best.kind, least
 

@@ -93,6 +93,13 @@ class TestChoice:
         (layer,) = plan(*model_with(mask()), measure=False).layers
         assert layer.label == format
 
+    @pytest.mark.parametrize("density", [0.3, 0.6, 0.7, 0.8, 0.9, 0.99])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_never_takes_more_bytes_than_dense(self, density: float, dtype: torch.dtype) -> None:
+        model, ticket = model_with(random_mask(density))
+        (layer,) = plan(model.to(dtype), ticket, measure=False).layers
+        assert layer.nbytes <= layer.dense_nbytes
+
     @pytest.mark.usefixtures("without_native")
     def test_without_the_native_library_still_trains(self) -> None:
         (layer,) = plan(*model_with(random_mask(0.1, 48, 40)), trainable=True, measure=False).layers
