@@ -1,0 +1,82 @@
+"""The native library is found, described, chosen from, and never needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsebert_kernels import cpu
+from sparsebert_kernels.cpu import native
+
+SCRIPT = """
+import torch
+from sparsebert_kernels import cpu, formats, ops
+weight, mask, x = torch.randn(20, 30), torch.rand(20, 30) < 0.3, torch.randn(7, 30)
+answer = ops.linear(x, formats.pack(weight, mask, format="element"))
+torch.testing.assert_close(answer, x @ torch.where(mask, weight, 0).T)
+print(cpu.available(), cpu.instruction_set(), cpu.instruction_sets(), cpu.why_unavailable(), sep="|")
+"""
+
+
+def _in_a_new_process(**variables: str) -> list[str]:
+    """What `cpu` says after a sparse linear was computed: available, chosen, all, why not."""
+    environment = {k: v for k, v in os.environ.items() if k not in (native.INSTRUCTION_SET_VARIABLE,)}
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment | variables, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip().split("|")
+
+
+class TestWithoutTheLibrary:
+    def test_a_missing_file_is_named_as_the_reason(self, tmp_path: Path) -> None:
+        available, chosen, names, why = _in_a_new_process(SPARSEBERT_NATIVE=str(tmp_path / "_native.so"))
+        assert (available, chosen, names) == ("False", "none", "()")
+        assert "not built" in why
+
+    def test_a_file_that_is_no_library_is_named_as_the_reason(self, tmp_path: Path) -> None:
+        (tmp_path / "_native.so").write_text("not a library")
+        available, chosen, _, why = _in_a_new_process(SPARSEBERT_NATIVE=str(tmp_path / "_native.so"))
+        assert (available, chosen) == ("False", "none")
+        assert "cannot be loaded" in why
+
+    @pytest.mark.skipif(not native.available(), reason="needs the native library")
+    def test_an_unknown_instruction_set_is_named_with_those_there_are(self) -> None:
+        available, _, _, why = _in_a_new_process(SPARSEBERT_ISA="nonsense")
+        assert available == "False"
+        assert "SPARSEBERT_ISA='nonsense' is not served here" in why
+        assert all(name in why for name in cpu.instruction_sets())
+
+
+@pytest.mark.skipif(not native.available(), reason="needs the native library")
+class TestInstructionSets:
+    def test_the_best_is_in_use_unless_another_is_asked_for(self) -> None:
+        names = cpu.instruction_sets()
+        assert names[-1] in ("baseline", "neon")
+        available, chosen, _, why = _in_a_new_process()
+        assert (available, chosen, why) == ("True", names[0], "None")
+
+    @pytest.mark.parametrize("name", cpu.instruction_sets())
+    def test_any_can_be_asked_for(self, name: str) -> None:
+        available, chosen, _, why = _in_a_new_process(SPARSEBERT_ISA=name)
+        assert (available, chosen, why) == ("True", name, "None")
+
+    def test_a_switch_holds_until_the_next(self, instruction_set: str) -> None:
+        assert cpu.instruction_set() == instruction_set
+
+    def test_a_switch_to_an_unknown_one_changes_nothing(self) -> None:
+        before = cpu.instruction_set()
+        with pytest.raises(ValueError, match=f"'avx9000' is not served here; there are: .*{before}"):
+            native.use_instruction_set("avx9000")
+        assert cpu.instruction_set() == before
+
+    def test_the_library_brings_no_thread_pool_of_its_own(self) -> None:
+        """Its OpenMP symbols are torch's: nothing in it asks the system's loader for another libgomp."""
+        library = os.environ.get(native.LIBRARY_VARIABLE) or native.LIBRARY
+        headers = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True)
+        assert "Dynamic section" in headers.stdout, headers.stderr
+        assert "libgomp" not in headers.stdout

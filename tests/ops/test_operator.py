@@ -1,0 +1,172 @@
+"""``sparsebert::linear`` as torch sees it: registration, autograd, compile and export."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsebert_kernels import formats, ops
+from sparsebert_kernels.formats.transpose import transposed_index
+from tests.ops.problem import Layer, Problem
+
+PROBLEMS = [Problem(M=9, format=name, activation="gelu") for name in formats.FORMATS]
+PROBLEMS += [replace(p, dtype=torch.bfloat16) for p in PROBLEMS]
+TRAINABLE = [p for p in PROBLEMS if formats.FORMATS[p.format] in ops.TRAINABLE]
+
+
+def _arguments(problem: Problem, *, gradients: bool) -> tuple[Any, ...]:
+    """Of the operator behind `ops.linear`."""
+    packed = problem.packed()
+    trainable = isinstance(packed, ops.TRAINABLE)
+    bias = problem.bias_vector()
+    assert bias is not None
+    return (
+        problem.x().requires_grad_(gradients),
+        packed.values.clone().requires_grad_(gradients) if trainable else packed.values,
+        [tensor for name, tensor in packed.tensors().items() if name != "values"],
+        bias.requires_grad_(gradients),
+        transposed_index(packed) if trainable and gradients else [],
+        problem.format,
+        [int(value) for value in packed.geometry().values()],
+        problem.N,
+        problem.activation,
+    )
+
+
+class TestRegistration:
+    @pytest.mark.parametrize("gradients", [False, True], ids=["inference", "training"])
+    @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+    def test_opcheck(self, problem: Problem, gradients: bool) -> None:
+        arguments = _arguments(problem, gradients=gradients)
+        if arguments[1].is_mkldnn:
+            # opcheck copies its arguments in a way that opaque tensors do not allow.
+            arguments = (arguments[0], arguments[1].to_dense(), *arguments[2:])
+        torch.library.opcheck(torch.ops.sparsebert.linear, arguments)
+
+    @pytest.mark.parametrize("problem", TRAINABLE, ids=str)
+    def test_opcheck_of_the_gradient(self, problem: Problem) -> None:
+        x, values, index, _, transposed, name, geometry, *_ = _arguments(problem, gradients=True)
+        tensors = (problem.gradient(), x.detach(), values.detach(), index, transposed)
+        for needs in ((True, True), (True, False), (False, True)):
+            torch.library.opcheck(torch.ops.sparsebert.linear_backward, (*tensors, name, geometry, *needs))
+
+
+class TestGradients:
+    @pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh"])
+    @pytest.mark.parametrize("problem", [p for p in TRAINABLE if p.dtype == torch.float32], ids=str)
+    def test_gradcheck(self, problem: Problem, activation: str, backend: str) -> None:
+        """In float32: the steps are wide, which a linear function does not mind, and the tolerance with them."""
+        packed, bias = problem.packed(), problem.bias_vector()
+        transposed = transposed_index(packed)  # type: ignore[arg-type]
+        step = 1e-1 if activation == "none" else 1e-2
+
+        def function(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+            return ops.linear(x, packed.replace(values=values), bias, activation, transposed)
+
+        inputs = (problem.x(), packed.values.clone(), bias)
+        inputs = tuple(tensor.requires_grad_() for tensor in inputs if tensor is not None)
+        assert torch.autograd.gradcheck(
+            function, inputs, eps=step, atol=2e-2, rtol=2e-2, nondet_tol=0.0, fast_mode=True
+        )
+
+    @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+    def test_gradcheck_in_float64(self, problem: Problem) -> None:
+        packed, bias = problem.packed(), problem.bias_vector()
+        assert bias is not None
+        inputs = problem.x().double().requires_grad_(), bias.double().requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda x, b: ops.linear(x, packed, b, "gelu"), inputs, fast_mode=True, nondet_tol=1e-12
+        )
+
+    @pytest.mark.parametrize("problem", TRAINABLE, ids=str)
+    def test_a_kept_transposed_index_changes_nothing(self, problem: Problem, backend: str) -> None:
+        packed = problem.packed()
+        gradients = []
+        for transposed in ([], transposed_index(packed)):  # type: ignore[arg-type]
+            x = problem.x().requires_grad_()
+            ops.linear(x, packed, None, problem.activation, transposed).backward(problem.gradient())
+            gradients.append(x.grad)
+        assert torch.equal(*gradients)
+
+    @pytest.mark.parametrize("problem", TRAINABLE, ids=str)
+    def test_only_what_is_asked_for(self, problem: Problem) -> None:
+        for wanted in range(3):
+            packed, bias = problem.packed(), problem.bias_vector()
+            assert bias is not None
+            leaves = [problem.x(), packed.values.clone(), bias]
+            leaves[wanted].requires_grad_()
+            x, values, bias = leaves
+            ops.linear(x, packed.replace(values=values), bias, problem.activation).sum().backward()
+            assert [leaf.grad is not None for leaf in leaves] == [i == wanted for i in range(3)]
+
+
+# Their constants are the opaque tensors of oneDNN where that is there, which compilers and exporters refuse.
+PLAIN = [p for p in PROBLEMS if p.format in ("element", "vector", "csr")]
+
+
+class TestCompile:
+    @pytest.mark.parametrize("problem", PLAIN, ids=str)
+    def test_without_a_graph_break(self, problem: Problem) -> None:
+        torch.compiler.reset()
+        layer, x = Layer(problem), problem.x()
+        with torch.no_grad():
+            expected = layer(x)
+            assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), expected)
+
+    @pytest.mark.parametrize("problem", PLAIN, ids=str)
+    def test_gradients(self, problem: Problem) -> None:
+        torch.compiler.reset()
+        layer = Layer(problem)
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        gradients = []
+        for function in (layer, compiled):
+            layer.zero_grad()
+            x = problem.x().requires_grad_()
+            function(x).backward(problem.gradient())
+            assert layer.bias is not None
+            gradients.append((x.grad, layer.bias.grad))
+        assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+    @pytest.mark.parametrize("problem", PLAIN, ids=str)
+    def test_any_number_of_tokens_without_a_recompilation(self, problem: Problem) -> None:
+        torch.compiler.reset()
+        layer = Layer(problem)
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+        with torch.no_grad(), torch.compiler.set_stance(skip_guard_eval_unsafe=False):
+            for tokens in (9, 2, 33, 100):
+                x = replace(problem, M=tokens).x()
+                with torch._dynamo.config.patch(error_on_recompile=tokens != 9):
+                    assert torch.equal(compiled(x), layer(x))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("problem", PLAIN, ids=str)
+    def test_inductor(self, problem: Problem) -> None:
+        torch.compiler.reset()
+        layer = Layer(problem)
+        gradients = []
+        for function in (layer, torch.compile(layer, fullgraph=True)):
+            x = problem.x().requires_grad_()
+            y = function(x * 2)
+            y.backward(problem.gradient())
+            gradients.append((y.detach(), x.grad))
+        assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+class TestExport:
+    @pytest.mark.parametrize("problem", PLAIN, ids=str)
+    def test_round_trip_with_any_number_of_tokens(self, problem: Problem) -> None:
+        layer = Layer(problem).requires_grad_(False)
+        shapes = ({0: torch.export.Dim("tokens")},)
+        program = torch.export.export(layer, (problem.x(),), dynamic_shapes=shapes)
+        file = io.BytesIO()
+        torch.export.save(program, file)
+        file.seek(0)
+        loaded = torch.export.load(file).module()
+        for tokens in (2, 9, 100):
+            x = replace(problem, M=tokens).x()
+            assert torch.equal(loaded(x), layer(x))
