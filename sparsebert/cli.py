@@ -18,6 +18,8 @@ import typer
 from sparsebert.names import unknown
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sparsebert.bench.workload import Workload
     from sparsebert.ticket import Ticket
 
@@ -128,7 +130,7 @@ def env(json: JsonFile = None) -> None:
     )
     if json is not None:
         record.append(json, [row])
-    _print(environment_table(row))
+    _console().print(environment_table(row))
 
 
 @app.command()
@@ -278,18 +280,17 @@ def _require_folders(*files: Path | None) -> None:
 def _print_tables(rows: list[dict[str, Any]]) -> None:
     from sparsebert.report.tables import bench_tables
 
+    console = _console()
     for table in bench_tables(rows):
-        _print(table.rich())
+        console.print(table.rich(console.width))
 
 
-def _print(renderable: Any) -> None:
+def _console() -> Console:
     from rich.console import Console
 
     console = Console()
-    # A pipe has no width of its own; a table squeezed into 80 columns cannot be read.
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(renderable)
+    # A pipe has no width of its own, and 80 columns are few.
+    return console if console.is_terminal else Console(width=120)
 
 
 @contextlib.contextmanager

@@ -14,11 +14,6 @@ from sparsebert.ticket import Ticket
 QUICK = ["--model", "bert-tiny", "--seq", "16", "--budget", "0.01", "--no-memory"]
 
 
-@pytest.fixture(autouse=True)
-def one_try(monkeypatch):
-    monkeypatch.setattr(runner, "RETRIES", 0)
-
-
 def refused(capsys, *arguments: str) -> str:
     """Run, expect exit code 2 with one line on stderr and nothing on stdout; give back the line."""
     assert cli.main(list(arguments)) == 2
@@ -101,7 +96,7 @@ def test_prune_writes_a_ticket_that_bench_takes(capsys, tmp_path):
     arguments = [*QUICK, "--ticket", str(ticket), "--vs", "eager", "--json", str(results)]
     assert cli.main(["bench", *arguments]) == 0
     out = capsys.readouterr().out
-    assert "4x1 blocks" in out
+    assert "80.0% 4x1-sparse" in out
     assert "random weights" in out
     assert [row["kind"] for row in read(results)] == ["prune", "bench", "bench"]
 
@@ -178,3 +173,9 @@ def _root() -> str:
     from pathlib import Path
 
     return str(Path(cli.__file__).parents[1])
+
+
+@pytest.mark.gpu
+def test_bench_runs_on_a_gpu(capsys):
+    assert cli.main(["bench", *QUICK, "--device", "cuda", "--vs", "eager"]) == 0
+    assert "vs eager" in capsys.readouterr().out

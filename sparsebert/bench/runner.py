@@ -21,20 +21,21 @@ from sparsebert.bench.timer import Quantiles, Timings, alternate
 
 OURS = "sparse"
 BASELINES = ("onednn", "eager", "onednn-bf16", "bf16", "deepsparse")
-# A noisy machine gets this many further tries before its figures are marked as not to be quoted.
-RETRIES = 2
-
 Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how thoroughly: `budget` seconds of timed rounds, `memory` in worker processes or not."""
+    """How long and how thoroughly: `budget` seconds of timed rounds, `memory` in worker processes or not.
+
+    On a busy machine the rounds are timed again up to `retries` times, then marked as not to be quoted.
+    """
 
     budget: float = 10.0
     min_rounds: int = 7
     max_rounds: int = 200
     memory: bool = True
+    retries: int = 2
 
 
 def run(
@@ -101,10 +102,10 @@ def _time(subject: Subject, sides: dict[str, Side], settings: Settings, on_step:
 
     on_step("timing")
     best = once()
-    for attempt in range(1, 1 + RETRIES):
+    for attempt in range(1, 1 + settings.retries):
         if not best.busy():
             break
-        on_step(f"timing again, the machine was busy ({attempt} of {RETRIES})")
+        on_step(f"timing again, the machine was busy ({attempt} of {settings.retries})")
         best = min(best, once(), key=lambda timings: len(timings.busy()))
     return best
 

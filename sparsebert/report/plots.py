@@ -58,7 +58,7 @@ def speedup_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> Non
     workload = first["workload"]
     size = f"batch {workload['batch']}, {max(workload['lengths'])} tokens"
     axes.set_title(f"{workload['model']}, {size}, {workload['dtype']}", loc="left")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper left")
     _footnote(figure, ours)
     _save(figure, path)
 
@@ -93,12 +93,12 @@ def _speedup_lines(axes: Axes, name: str, records: Sequence[Record], colour: str
         )
         crossing = break_even(list(zip(sparsities, medians, strict=True))) if baseline == "onednn" else None
         if crossing is not None:
-            axes.axvline(crossing, color=colour, linewidth=1, linestyle=":")
             axes.plot([crossing], [1], marker="o", markersize=10, markerfacecolor="none", color=colour)
             axes.annotate(
                 f"break-even {crossing:.0f} %",
                 (crossing, 1),
-                xytext=(8, -14),
+                # One below the other, where two lines cross at nearly the same place.
+                xytext=(8, -14 * (1 + len(axes.texts))),
                 textcoords="offset points",
                 color=colour,
             )

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert.bench.record import read
-from sparsebert.report.tables import Table, bench_tables, goal_tables, layer_tables, stack_tables
+from sparsebert.report.table import Table
+from sparsebert.report.tables import bench_tables, goal_tables, layer_tables, stack_tables
 
 KINDS: dict[str, Callable[[list[dict[str, Any]]], list[Table]]] = {
     "bench": bench_tables,

@@ -1,52 +1,16 @@
-"""Tables from result records: the same rows for the terminal (rich) and for documents (markdown)."""
+"""Tables from result records."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.console import Group
+from sparsebert.report.table import Table
 
 Record = dict[str, Any]
 MISSING = "-"
 NAMES = {"onednn": "oneDNN", "deepsparse": "DeepSparse"}
 BUSY_NOTE = "Figures marked ? were measured while the machine was busy and are not to be quoted."
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text, first column left-aligned, notes below."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = field(default=())
-
-    def markdown(self) -> str:
-        """GitHub's table syntax; title and notes as paragraphs around it."""
-        lines = [f"**{self.title}**", ""] if self.title else []
-        lines.append("| " + " | ".join(self.columns) + " |")
-        lines.append("|" + "|".join([" --- "] + [" ---: "] * (len(self.columns) - 1)) + "|")
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
-        if self.notes:
-            lines += ["", *(f"{note}  " for note in self.notes)]
-        return "\n".join(line.rstrip() if line.endswith("   ") else line for line in lines)
-
-    def rich(self) -> Group:
-        """For a rich console."""
-        from rich.console import Group
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
-        table = RichTable(title=Text(self.title, style="bold"), title_justify="left")
-        for index, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
-        for row in self.rows:
-            table.add_row(*(Text(cell) for cell in row))
-        # Below the table, not as its caption: that would be squeezed into the table's width.
-        return Group(table, *(Text(note) for note in self.notes), Text())
 
 
 def bench_tables(records: Iterable[Record]) -> list[Table]:
@@ -82,11 +46,12 @@ def _bench_table(records: Sequence[Record]) -> Table:
         "side",
         *(f"vs {labels.get(base, base)}" for base in (*baselines, *further)),
         "ms a batch",
+        "p20, p80",
         "samples/s",
         "tokens/s",
-        "weights",
-        "memory",
-        "error",
+        "weights MB",
+        "memory MB",
+        "error (limit)",
     )
     rows = []
     for record in records:
@@ -96,12 +61,13 @@ def _bench_table(records: Sequence[Record]) -> Table:
             (
                 record["provider"] + ("*" if record["in_worker"] else ""),
                 *(ratio_text(record["ratio"].get(base), doubt) for base in (*baselines, *further)),
-                f"{latency['median']:.2f} [{latency['p20']:.2f}, {latency['p80']:.2f}]",
+                f"{latency['median']:.2f}",
+                f"{latency['p20']:.2f}, {latency['p80']:.2f}",
                 rate(record["samples_per_s"]),
                 rate(record["tokens_per_s"]),
                 megabytes(record["weight_bytes"]),
                 megabytes(running_bytes(record)),
-                f"{record['gate']['error']:.0e} (limit {record['gate']['tolerance']:.0e})",
+                f"{record['gate']['error']:.0e} ({record['gate']['tolerance']:.0e})",
             )
         )
     return Table(
@@ -132,11 +98,12 @@ def sweep_table(records: Iterable[Record]) -> Table:
         dense_bytes = max((side["weight_bytes"] or 0 for side in run.values()), default=0)
         rows.append(
             (
-                f"{ours['ticket']['sparsity']:.0%}, {granularity_text(ours['ticket'])}",
+                f"{ours['ticket']['sparsity']:.0%} {granularity_text(ours['ticket'])}",
                 ratio_text(ours["ratio"].get("onednn"), doubt),
                 ratio_text(ours["ratio"].get("eager"), doubt),
                 *(milliseconds(run.get(side)) for side in ("sparse", "onednn", "eager")),
-                f"{megabytes(ours['weight_bytes'])} of {megabytes(dense_bytes)}",
+                megabytes(ours["weight_bytes"]),
+                megabytes(dense_bytes),
                 *(megabytes(running_bytes(run.get(side))) for side in ("sparse", "onednn", "eager")),
             )
         )
@@ -145,13 +112,14 @@ def sweep_table(records: Iterable[Record]) -> Table:
         "sparsity",
         "vs oneDNN",
         f"vs eager ({first['environment']['blas']})",
-        "sparse",
-        "oneDNN",
-        "eager",
-        "weights",
-        "memory: sparse",
-        "oneDNN",
-        "eager",
+        "sparse ms",
+        "oneDNN ms",
+        "eager ms",
+        "sparse weights MB",
+        "dense weights MB",
+        "sparse memory MB",
+        "oneDNN memory MB",
+        "eager memory MB",
     )
     notes = [
         f"{machine_text(first['environment'])}. Ratios: median of paired rounds; weights: the pruned "
@@ -163,7 +131,7 @@ def sweep_table(records: Iterable[Record]) -> Table:
 
 
 def milliseconds(record: Record | None) -> str:
-    return MISSING if record is None else f"{record['latency_ms']['median']:.1f} ms"
+    return MISSING if record is None else f"{record['latency_ms']['median']:.1f}"
 
 
 def running_bytes(record: Record | None) -> float | None:
@@ -174,7 +142,7 @@ def running_bytes(record: Record | None) -> float | None:
 def bench_title(record: Record) -> str:
     """Model, ticket and batch of a bench record, in words."""
     ticket = record["ticket"]
-    zeros = f"{ticket['sparsity']:.1%} sparse (density {ticket['density']:.1%}), {granularity_text(ticket)}"
+    zeros = f"{ticket['sparsity']:.1%} {granularity_text(ticket)}-sparse (density {ticket['density']:.1%})"
     return f"{zeros}: {workload_title(record['workload'])}"
 
 
@@ -198,8 +166,8 @@ def workload_title(workload: Record) -> str:
 def _bench_notes(records: Sequence[Record], environment: Record, workload: Record) -> Iterable[str]:
     yield (
         f"{machine_text(environment)}. Ratios: median of {records[0]['rounds']} paired rounds; "
-        "ms: median [p20, p80]; weights: the pruned matrices as stored; "
-        "memory: peak resident while answering, over the bare interpreter."
+        "ms: median; weights: the pruned matrices as stored; memory: peak resident while answering, over the "
+        "bare interpreter; error: largest difference from the masked dense model, relative."
     )
     formats = records[0]["notes"].get("formats")
     if formats:
@@ -288,11 +256,11 @@ def goal_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def granularity_text(ticket: Record) -> str:
-    """Element, 4x1 block, 2:4, ..."""
-    granularity, block = ticket.get("granularity"), ticket.get("block_size")
-    if granularity == "block" and block:
-        return f"{block[0]}x{block[1]} blocks"
-    return f"{granularity} granularity" if granularity else "granularity not recorded"
+    """element, 4x1 (the block), row, 2:4, ..."""
+    block = ticket.get("block_size")
+    if ticket.get("granularity") == "block" and block:
+        return f"{block[0]}x{block[1]}"
+    return str(ticket.get("granularity") or "unknown")
 
 
 def machine_text(environment: Record) -> str:
@@ -328,4 +296,4 @@ def rate(value: float) -> str:
 
 
 def megabytes(count: float | None) -> str:
-    return MISSING if count is None else f"{count / 1e6:.1f} MB"
+    return MISSING if count is None else f"{count / 1e6:.1f}"

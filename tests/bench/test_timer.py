@@ -117,3 +117,13 @@ def test_worker_time_does_not_count_as_somebody_elses(monkeypatch):
     sides = {"here": constant(1.0), "there": constant(0.5)}
     alternate(sides, budget=0, min_rounds=3, threads=2, in_worker=["there"])
     assert stopped == [3.0]
+
+
+@pytest.mark.gpu
+def test_cuda_events_time_the_work_on_the_device():
+    import torch
+
+    x = torch.randn(4096, 4096, device="cuda")
+    run = timer.on_cuda(lambda: x @ x)
+    run()
+    assert 1e-6 < run() < 1.0

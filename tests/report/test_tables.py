@@ -5,12 +5,13 @@ import io
 import pytest
 from rich.console import Console
 
-from sparsebert.report.tables import Table, bench_tables, goal_tables, layer_tables, stack_tables, sweep_table
+from sparsebert.report.table import Table
+from sparsebert.report.tables import bench_tables, goal_tables, layer_tables, stack_tables, sweep_table
 
 
-def shown(table: Table) -> str:
-    console = Console(file=io.StringIO(), width=200)
-    console.print(table.rich())
+def shown(table: Table, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table.rich(width))
     return console.file.getvalue()
 
 
@@ -24,7 +25,7 @@ def test_ratios_against_onednn_stand_first_and_eager_names_its_blas(bench_record
 def test_random_weights_sparsity_and_density_are_said_in_the_title(bench_record):
     (table,) = bench_tables([bench_record(sparsity=0.9)])
     assert "bert-base, random weights" in table.title
-    assert "90.0% sparse (density 10.0%)" in table.title
+    assert "90.0% element-sparse (density 10.0%)" in table.title
 
 
 def test_runs_are_kept_apart_and_the_latest_of_a_side_counts(bench_record):
@@ -50,7 +51,7 @@ def test_a_side_in_a_worker_is_marked(bench_record):
 def test_what_was_not_measured_is_a_dash(bench_record):
     (table,) = bench_tables([bench_record(weight_bytes=None)])
     cells = dict(zip(table.columns, table.rows[0], strict=True))
-    assert cells["weights"] == cells["memory"] == "-"
+    assert cells["weights MB"] == cells["memory MB"] == "-"
 
 
 def test_terminal_and_document_hold_the_same_cells(bench_record):
@@ -63,6 +64,14 @@ def test_terminal_and_document_hold_the_same_cells(bench_record):
 def test_square_brackets_survive_the_terminal():
     assert "[p20, p80]" in shown(Table("", ("a",), (("1 [0, 2]",),), notes=("median [p20, p80]",)))
     assert "1 [0, 2]" in shown(Table("", ("a",), (("1 [0, 2]",),)))
+
+
+def test_a_table_too_wide_for_the_terminal_is_turned(bench_record):
+    (table,) = bench_tables([bench_record(), bench_record(provider="eager")])
+    wide, narrow = shown(table), shown(table, width=80)
+    assert next(line for line in wide.splitlines() if "sparse" in line and "3.50x" in line)
+    assert next(line for line in narrow.splitlines() if "vs oneDNN" in line and line.count("3.50x") == 2)
+    assert max(map(len, narrow.splitlines())) <= 80
 
 
 def test_markdown_is_a_table_with_notes_below():
@@ -83,11 +92,12 @@ def test_a_sweep_has_one_row_a_ticket_sorted_by_granularity_and_sparsity(bench_r
     rows = [bench_record(sparsity=0.95), bench_record(ticket=blocks), bench_record(sparsity=0.7)]
     table = sweep_table([*rows, bench_record(sparsity=0.7, provider="onednn", weight_bytes=340_000_000)])
     assert [row[0] for row in table.rows] == [
-        "90%, 4x1 blocks",
-        "70%, element granularity",
-        "95%, element granularity",
+        "90% 4x1",
+        "70% element",
+        "95% element",
     ]
-    assert "44.0 MB of 340.0 MB" in table.rows[1]
+    cells = dict(zip(table.columns, table.rows[1], strict=True))
+    assert (cells["sparse weights MB"], cells["dense weights MB"]) == ("44.0", "340.0")
 
 
 def test_a_sweep_without_our_side_is_refused(bench_record):

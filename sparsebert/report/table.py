@@ -1,0 +1,56 @@
+"""A table of text, for the terminal (rich) and for documents (markdown)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, first column left-aligned, notes below."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """GitHub's table syntax; title and notes as paragraphs around it."""
+        lines = [f"**{self.title}**", ""] if self.title else []
+        lines.append("| " + " | ".join(self.columns) + " |")
+        lines.append("|" + "|".join([" --- "] + [" ---: "] * (len(self.columns) - 1)) + "|")
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
+        # Two spaces end a line in markdown.
+        lines += ["", *(f"{note}  " for note in self.notes)] if self.notes else []
+        return "\n".join(lines)
+
+    def rich(self, width: int) -> Group:
+        """For a rich console of this width: transposed where it does not fit as it is and does so then."""
+        from rich.console import Group
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        turned = self.transposed()
+        shown = turned if turned.width < self.width and width < self.width else self
+        table = RichTable()
+        for index, column in enumerate(shown.columns):
+            table.add_column(Text(column), justify="left" if index == 0 else "right")
+        for row in shown.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        # Around the table, not as its title and caption: these are squeezed into the table's width.
+        return Group(Text(self.title, style="bold"), table, *(Text(note) for note in self.notes), Text())
+
+    def transposed(self) -> Table:
+        """Columns as rows."""
+        columns, *rows = zip(self.columns, *self.rows, strict=True)
+        return Table(self.title, columns, tuple(rows), self.notes)
+
+    @property
+    def width(self) -> int:
+        """Characters a row takes in a terminal, borders included."""
+        longest = (max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True))
+        return 1 + sum(length + 3 for length in longest)
