@@ -66,43 +66,51 @@ class SharedInput:
         siblings = [member for ref in self._members if (member := ref()) is not None]
         if layer not in siblings or len(siblings) < 2 or not _may_run_together(siblings, x):
             return None
-        outputs = ops.linear_shared(
-            x, [sibling.packed for sibling in siblings], [sibling.bias for sibling in siblings]
-        )
-        aside = dict(zip(siblings, outputs, strict=True))
-        own = aside.pop(layer)
-        self._local.round = _Round(x, aside)
+        packed = [sibling.packed for sibling in siblings]
+        biases = [sibling._parameters["bias"] for sibling in siblings]
+        outputs = ops.linear_shared(x, packed, biases)
+        waiting = {
+            id(sibling): _Waiting(output, weight.values, bias)
+            for sibling, output, weight, bias in zip(siblings, outputs, packed, biases, strict=True)
+        }
+        own = waiting.pop(id(layer)).output
+        self._local.round = _Round(x, waiting)
         return own
 
 
 class _Round:
-    """Outputs for one x that wait for their layers."""
+    """Outputs for one x that wait for their layers, by the layers' identity."""
 
-    def __init__(self, x: Tensor, outputs: dict[SparseLinear, Tensor]) -> None:
-        waiting = {id(layer): (_Weights(layer), output) for layer, output in outputs.items()}
-        self.outputs = waiting
-        self.x = weakref.ref(x, lambda _: waiting.clear())
-        self.x_state = _version(x), torch.is_inference_mode_enabled()
+    __slots__ = ("inference", "outputs", "version", "x")
+
+    def __init__(self, x: Tensor, outputs: dict[int, _Waiting]) -> None:
+        self.outputs = outputs
+        self.x = weakref.ref(x, lambda _: outputs.clear())
+        self.inference = torch.is_inference_mode_enabled()
+        self.version = _version(x)
 
     def fetch(self, layer: SparseLinear, x: Tensor) -> Tensor | None:
-        if self.x() is not x or self.x_state != (_version(x), torch.is_inference_mode_enabled()):
+        if self.x() is not x or self.version != _version(x):
             return None
-        weights, output = self.outputs.pop(id(layer), (None, None))
-        return output if weights is not None and weights.are_those_of(layer) else None
+        waiting = self.outputs.pop(id(layer), None)
+        if waiting is None or self.inference != torch.is_inference_mode_enabled():
+            return None
+        return waiting.output if waiting.is_of(layer) else None
 
 
-class _Weights:
-    """The weights an output was computed with."""
+class _Waiting:
+    """An output and the weights it was computed with."""
 
-    def __init__(self, layer: SparseLinear) -> None:
-        self.tensors = layer.values, layer.bias
-        self.versions = [_version(tensor) for tensor in self.tensors]
+    __slots__ = ("bias", "output", "values", "versions")
 
-    def are_those_of(self, layer: SparseLinear) -> bool:
-        """Whether the layer still has them, neither replaced nor changed in place."""
-        values, bias = self.tensors
-        same = values is layer.values and bias is layer.bias
-        return same and self.versions == [_version(tensor) for tensor in self.tensors]
+    def __init__(self, output: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        self.output, self.values, self.bias = output, values, bias
+        self.versions = _version(values), _version(bias)
+
+    def is_of(self, layer: SparseLinear) -> bool:
+        """Whether the layer still has these weights, neither replaced nor changed in place."""
+        same = layer.values is self.values and layer._parameters["bias"] is self.bias
+        return same and self.versions == (_version(self.values), _version(self.bias))
 
 
 def _may_run_together(siblings: list[SparseLinear], x: Tensor) -> bool:

@@ -173,7 +173,8 @@ def test_what_waits_goes_with_its_tensor(siblings: Siblings) -> None:
     x = torch.randn(2, 16)
     with torch.no_grad():
         siblings.query(x)
-    waiting = [weakref.ref(output) for _, output in siblings.query.shared_input._local.round.outputs.values()]
+    outputs = siblings.query.shared_input._local.round.outputs
+    waiting = [weakref.ref(each.output) for each in outputs.values()]
     assert len(waiting) == 2
     del x
     gc.collect()
