@@ -20,7 +20,8 @@ from sparsebert.bench.providers import PROVIDERS
 from sparsebert.bench.subject import prepare
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
-from sparsebert.report.tables import bench_tables, goal_tables
+from sparsebert.report.model_tables import sweep_tables
+from sparsebert.report.tables import goal_tables
 
 TOKENS = 128
 RIVALS = ("onednn", "eager", "onnxruntime", "deepsparse")
@@ -84,11 +85,14 @@ def main() -> int:
                 settings = runner.Settings(budget=options.budget, memory=batch == 1)
                 subject = prepare(workload, ticket, model=model)
                 found = runner.run(subject, rivals, machine, settings)
-                print("\n\n".join(table.markdown() for table in bench_tables(found)), flush=True)
+                for name, ratio in found[0]["ratio"].items():
+                    against = f"{ratio['median']:.2f}x against {name}"
+                    print(f"batch {batch}, {granularity} {sparsity:.0%}: {against}", file=sys.stderr)
                 rows += [*found, *goals(found, granularity, sparsity, batch)]
                 if options.out:
                     record.append(options.out, [*found, *goals(found, granularity, sparsity, batch)])
-    print("\n\n".join(table.markdown() for table in goal_tables(rows)))
+    for table in [*sweep_tables(rows), *goal_tables(rows)]:
+        print(table.markdown(), end="\n\n")
     return 0
 
 

@@ -278,7 +278,7 @@ def _require_folders(*files: Path | None) -> None:
 
 
 def _print_tables(rows: list[dict[str, Any]]) -> None:
-    from sparsebert.report.tables import bench_tables
+    from sparsebert.report.model_tables import bench_tables
 
     console = _console()
     for table in bench_tables(rows):

@@ -23,8 +23,9 @@ from sparsebert.bench.subject import prepare
 from sparsebert.bench.workload import Workload
 from sparsebert.demo import real_model
 from sparsebert.pruning import prune
+from sparsebert.report.model_tables import bench_tables, sweep_tables
 from sparsebert.report.plots import speedup_plot
-from sparsebert.report.tables import bench_tables, machine_text, sweep_table
+from sparsebert.report.wording import machine_text
 
 if TYPE_CHECKING:
     from sparsebert.bench.providers import Provider
@@ -151,7 +152,8 @@ def _bert_base(
         rows += found
         if index == IN_TABLE - 1:
             console.print()
-            console.print(sweep_table(rows).rich(console.width))
+            for table in sweep_tables(rows):
+                console.print(table.rich(console.width))
     return rows
 
 

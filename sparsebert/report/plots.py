@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsebert.report.tables import granularity_text, machine_text, threads_text
+from sparsebert.report.wording import granularity_text, machine_text, threads_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert.bench.record import read
+from sparsebert.report.model_tables import bench_tables, sweep_tables
 from sparsebert.report.table import Table
-from sparsebert.report.tables import bench_tables, goal_tables, layer_tables, stack_tables
+from sparsebert.report.tables import goal_tables, layer_tables, stack_tables
 
 KINDS: dict[str, Callable[[list[dict[str, Any]]], list[Table]]] = {
     "bench": bench_tables,
+    "models": sweep_tables,
     "layers": layer_tables,
     "goals": goal_tables,
     "stack": stack_tables,

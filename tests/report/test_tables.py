@@ -5,8 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
+from sparsebert.report.model_tables import bench_tables, sweep_tables
 from sparsebert.report.table import Table
-from sparsebert.report.tables import bench_tables, goal_tables, layer_tables, stack_tables, sweep_table
+from sparsebert.report.tables import goal_tables, layer_tables, stack_tables
 
 
 def shown(table: Table, width: int = 200) -> str:
@@ -45,7 +46,7 @@ def test_figures_of_a_busy_machine_are_doubted(bench_record):
 def test_a_side_in_a_worker_is_marked(bench_record):
     (table,) = bench_tables([bench_record(), bench_record(provider="deepsparse", in_worker=True)])
     assert table.rows[1][0] == "deepsparse*"
-    assert any(note.startswith("*") for note in table.notes)
+    assert any("worker process" in note for note in table.notes)
 
 
 def test_what_was_not_measured_is_a_dash(bench_record):
@@ -90,7 +91,7 @@ def test_markdown_is_a_table_with_notes_below():
 def test_a_sweep_has_one_row_a_ticket_sorted_by_granularity_and_sparsity(bench_record):
     blocks = {"granularity": "block", "block_size": [4, 1], "sparsity": 0.9, "density": 0.1}
     rows = [bench_record(sparsity=0.95), bench_record(ticket=blocks), bench_record(sparsity=0.7)]
-    table = sweep_table([*rows, bench_record(sparsity=0.7, provider="onednn", weight_bytes=340_000_000)])
+    (table,) = sweep_tables([*rows, bench_record(sparsity=0.7, provider="onednn", weight_bytes=340_000_000)])
     assert [row[0] for row in table.rows] == [
         "90% 4x1",
         "70% element",
@@ -100,9 +101,18 @@ def test_a_sweep_has_one_row_a_ticket_sorted_by_granularity_and_sparsity(bench_r
     assert (cells["sparse weights MB"], cells["dense weights MB"]) == ("44.0", "340.0")
 
 
-def test_a_sweep_without_our_side_is_refused(bench_record):
-    with pytest.raises(ValueError, match="no record of the sparse side"):
-        sweep_table([bench_record(provider="eager")])
+def test_a_sweep_has_one_table_a_workload_and_none_without_our_side(bench_record):
+    workload = {**bench_record()["workload"], "batch": 8}
+    assert len(sweep_tables([bench_record(), bench_record(workload=workload)])) == 2
+    assert sweep_tables([bench_record(provider="eager")]) == []
+
+
+def test_a_sweep_shows_memory_where_it_was_measured(bench_record):
+    memory = {"running_over_baseline": 185_000_000}
+    with_memory, without = (sweep_tables([bench_record(memory=held)])[0] for held in (memory, None))
+    assert with_memory.columns[-1] == "sparse memory MB"
+    assert with_memory.rows[0][-1] == "185.0"
+    assert "memory MB" not in without.columns[-1]
 
 
 def layer_summary(environment, **changes):
@@ -152,6 +162,6 @@ def test_stacks_are_sorted_by_size(bench_record):
     assert table.rows[0][1:] == ("5.00x", "14.1")
 
 
-@pytest.mark.parametrize("make", [layer_tables, goal_tables, stack_tables, bench_tables])
+@pytest.mark.parametrize("make", [sweep_tables, layer_tables, goal_tables, stack_tables, bench_tables])
 def test_no_records_of_a_kind_make_no_table(make):
     assert make([{"kind": "environment"}]) == []

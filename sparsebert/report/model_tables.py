@@ -1,0 +1,169 @@
+"""Tables of whole models, from "bench" records: side by side in one run, or ticket by ticket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sparsebert.report.table import Table
+from sparsebert.report.wording import (
+    BUSY_NOTE,
+    NAMES,
+    WORKER_NOTE,
+    Record,
+    granularity_text,
+    machine_text,
+    megabytes,
+    milliseconds,
+    rate,
+    ratio_text,
+    rival_name,
+    running_bytes,
+    workload_title,
+)
+
+# Ratios against these are shown for every side, in this order.
+BARS: tuple[str, ...] = ("onednn", "eager")
+FURTHER_BARS = ("onednn-bf16", "bf16", "deepsparse")
+
+
+def bench_tables(records: Iterable[Record]) -> list[Table]:
+    """One table a benchmark run: oneDNN's ratio first. Records of other kinds are passed over."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        if record["kind"] == "bench":
+            groups.setdefault(_run_of(record), []).append(record)
+    return [_bench_table(list({row["provider"]: row for row in group}.values())) for group in groups.values()]
+
+
+def _run_of(record: Record) -> tuple[str, ...]:
+    """What the sides compared with each other have in common."""
+    environment = record["environment"]
+    return (
+        environment["cpu"],
+        str(environment["gpu"]),
+        repr(sorted(record["workload"].items(), key=str)),
+        repr(sorted(record["ticket"].items(), key=str)),
+        record["format"],
+    )
+
+
+def _bench_table(records: Sequence[Record]) -> Table:
+    first = records[0]
+    environment, workload = first["environment"], first["workload"]
+    baselines = [base for base in (*BARS, *FURTHER_BARS) if any(base in row["ratio"] for row in records)]
+    columns = (
+        "side",
+        *(f"vs {rival_name(base, environment)}" for base in baselines),
+        "ms a batch",
+        "p20, p80",
+        "samples/s",
+        "tokens/s",
+        "weights MB",
+        "memory MB",
+        "error (limit)",
+    )
+    rows = []
+    for record in records:
+        doubt = "?" if record["busy"] else ""
+        latency = record["latency_ms"]
+        rows.append(
+            (
+                record["provider"] + ("*" if record["in_worker"] else ""),
+                *(ratio_text(record["ratio"].get(base), doubt) for base in baselines),
+                f"{latency['median']:.2f}",
+                f"{latency['p20']:.2f}, {latency['p80']:.2f}",
+                rate(record["samples_per_s"]),
+                rate(record["tokens_per_s"]),
+                megabytes(record["weight_bytes"]),
+                megabytes(running_bytes(record)),
+                f"{record['gate']['error']:.0e} ({record['gate']['tolerance']:.0e})",
+            )
+        )
+    return Table(
+        bench_title(first), columns, tuple(rows), tuple(_bench_notes(records, environment, workload))
+    )
+
+
+def bench_title(record: Record) -> str:
+    """Model, ticket and batch of a bench record, in words."""
+    ticket = record["ticket"]
+    zeros = f"{ticket['sparsity']:.1%} {granularity_text(ticket)}-sparse (density {ticket['density']:.1%})"
+    return f"{zeros}: {workload_title(record['workload'])}"
+
+
+def _bench_notes(records: Sequence[Record], environment: Record, workload: Record) -> Iterable[str]:
+    yield (
+        f"{machine_text(environment)}. Ratios: median of {records[0]['rounds']} paired rounds; "
+        "ms: median; weights: the pruned matrices as stored; memory: peak resident while answering, over the "
+        "bare interpreter; error: largest difference from the masked dense model, relative."
+    )
+    formats = records[0]["notes"].get("formats")
+    if formats:
+        yield f"Layers of the sparse side: {formats}."
+    if any(record["in_worker"] for record in records):
+        yield WORKER_NOTE
+    if any(record["busy"] for record in records):
+        reasons = "; ".join(dict.fromkeys(reason for record in records for reason in record["busy_reasons"]))
+        yield f"THE MACHINE IS TOO BUSY TO MEASURE, figures marked ? must not be quoted: {reasons}."
+
+
+def sweep_tables(records: Iterable[Record]) -> list[Table]:
+    """One table a workload, one row a ticket: the sparse side against every rival. Skips other kinds."""
+    workloads: dict[tuple[str, str], dict[tuple[str, ...], dict[str, Record]]] = {}
+    for record in records:
+        if record["kind"] == "bench":
+            title = workload_title(record["workload"])
+            runs = workloads.setdefault((record["environment"]["cpu"], title), {})
+            runs.setdefault(_run_of(record), {})[record["provider"]] = record
+    tables = []
+    for (_, title), runs in workloads.items():
+        sides = [run for run in runs.values() if "sparse" in run]
+        if sides:
+            tables.append(_sweep_table(title, sorted(sides, key=_by_ticket)))
+    return tables
+
+
+def _by_ticket(run: dict[str, Record]) -> tuple[str, float]:
+    ticket = run["sparse"]["ticket"]
+    return granularity_text(ticket), ticket["sparsity"]
+
+
+def _sweep_table(title: str, runs: Sequence[dict[str, Record]]) -> Table:
+    environment = runs[0]["sparse"]["environment"]
+    present = {name for run in runs for name in run}
+    bars = [name for name in BARS if name in present]
+    rivals = [*bars, *sorted(present - {"sparse", *BARS})]
+    timed = ["sparse", *bars]
+    held = [name for name in timed if any(running_bytes(run.get(name)) for run in runs)]
+    columns = (
+        "sparsity",
+        *(f"vs {rival_name(name, environment)}" for name in rivals),
+        *(f"{NAMES.get(name, name)} ms" for name in timed),
+        "sparse weights MB",
+        "dense weights MB",
+        *(f"{NAMES.get(name, name)} memory MB" for name in held),
+    )
+    rows = []
+    for run in runs:
+        ours = run["sparse"]
+        doubt = "?" if ours["busy"] else ""
+        dense_bytes = max(side["weight_bytes"] or 0 for side in run.values())
+        rows.append(
+            (
+                f"{ours['ticket']['sparsity']:.0%} {granularity_text(ours['ticket'])}",
+                *(ratio_text(ours["ratio"].get(name), doubt) for name in rivals),
+                *(milliseconds(run.get(name)) for name in timed),
+                megabytes(ours["weight_bytes"]),
+                megabytes(dense_bytes),
+                *(megabytes(running_bytes(run.get(name))) for name in held),
+            )
+        )
+    notes = [
+        f"{machine_text(environment)}. Ratios: median of paired rounds; weights: the pruned matrices as "
+        "stored; memory: peak resident while answering, over the bare interpreter."
+    ]
+    if any(side["in_worker"] for run in runs for side in run.values()):
+        notes.append(WORKER_NOTE)
+    if any(run["sparse"]["busy"] for run in runs):
+        notes.append(BUSY_NOTE)
+    return Table(title, columns, tuple(rows), tuple(notes))

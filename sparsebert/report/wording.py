@@ -1,0 +1,86 @@
+"""How records are put into words and cells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Record = dict[str, Any]
+MISSING = "-"
+NAMES = {"onednn": "oneDNN", "deepsparse": "DeepSparse"}
+WORKER_NOTE = "DeepSparse runs in a worker process, its rounds interleaved with the others'."
+BUSY_NOTE = "Figures marked ? were measured while the machine was busy and are not to be quoted."
+
+
+def rival_name(name: str, environment: Record) -> str:
+    """As it stands in a column: eager PyTorch is named with its BLAS, which decides how fast it is."""
+    return f"eager ({environment['blas']})" if name == "eager" else NAMES.get(name, name)
+
+
+def milliseconds(record: Record | None) -> str:
+    return MISSING if record is None else f"{record['latency_ms']['median']:.1f}"
+
+
+def running_bytes(record: Record | None) -> float | None:
+    """Peak resident bytes of a side while it answers, over its bare interpreter."""
+    return record["memory"]["running_over_baseline"] if record and record["memory"] else None
+
+
+def workload_title(workload: Record) -> str:
+    """Model, batch and arithmetic in words."""
+    weights = ", random weights" if workload["random_weights"] else ""
+    lengths = set(workload["lengths"])
+    if len(lengths) == 1:
+        tokens = f"{workload['lengths'][0]} tokens"
+    else:
+        padding = 1 - workload["real_tokens"] / workload["padded_tokens"]
+        tokens = (
+            f"{min(lengths)} to {max(lengths)} tokens ({padding:.0%} padding), {workload['batches']} batches"
+        )
+    threads = threads_text(workload["threads"])
+    return (
+        f"{workload['model']}{weights}, batch {workload['batch']}, {tokens}, {workload['dtype']}, {threads}"
+    )
+
+
+def granularity_text(ticket: Record) -> str:
+    """element, 4x1 (the block), row, 2:4, ..."""
+    block = ticket.get("block_size")
+    if ticket.get("granularity") == "block" and block:
+        return f"{block[0]}x{block[1]}"
+    return str(ticket.get("granularity") or "unknown")
+
+
+def machine_text(environment: Record) -> str:
+    """One line for captions and footnotes."""
+    versions = environment["versions"]
+    kernels = f"{environment['kernels']} kernels" if environment["kernels"] else "no compiled kernels"
+    return (
+        f"{environment['cpu']}, {environment['cores']} cores, {kernels}, torch {versions['torch']}, "
+        f"oneDNN {environment['onednn'] or 'missing'}"
+    )
+
+
+def threads_text(threads: int) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"
+
+
+def ratio_text(ratio: Record | None, doubt: str = "") -> str:
+    return MISSING if ratio is None else ratio_value(ratio["median"], doubt)
+
+
+def ratio_value(value: float, doubt: str = "") -> str:
+    return f"{value:.2f}x{doubt}"
+
+
+def reached(passed: bool | None) -> str:
+    """Cell of a verdict; None where no limit was set."""
+    return MISSING if passed is None else "yes" if passed else "NO"
+
+
+def rate(value: float) -> str:
+    """Something a second."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def megabytes(count: float | None) -> str:
+    return MISSING if count is None else f"{count / 1e6:.1f}"
