@@ -240,14 +240,13 @@ def _mask(kind: str, rows: int, columns: int, density: float, generator: torch.G
 def _fit(features: list[list[float]], seconds: list[float], per_stored: float | None = None) -> Cost:
     """Non-negative least squares of relative errors, by trying every set of coefficients that may be zero.
 
-    ``per_stored`` is fitted with the others unless it is given.
+    ``per_stored`` is fitted with the others unless it is given. It is never zero: timings that say that work
+    costs nothing were taken while something else had the machine.
     """
     scaled = np.array(features) / np.array(seconds)[:, None]
     target = np.ones(len(seconds)) - (per_stored or 0.0) * scaled[:, 1]
     best, least_error = np.zeros(3), math.inf
-    for used in itertools.product(
-        (True, False), (True, False) if per_stored is None else (False,), (True, False)
-    ):
+    for used in itertools.product((True, False), (True,) if per_stored is None else (False,), (True, False)):
         columns = np.flatnonzero(used)
         coefficients = np.zeros(3)
         coefficients[columns] = np.linalg.lstsq(scaled[:, columns], target, rcond=None)[0]
