@@ -69,6 +69,7 @@ bench-deepsparse: $(VENV)/.native $(VENV)/.rivals $(DEEPSPARSE)/.installed  ## a
 	$(VENV)/bin/sparsebert bench --model bert-base --sparsity 0.9 --vs onednn,deepsparse
 
 results: $(VENV)/.native $(VENV)/.rivals  ## measure every figure anew: benchmarks/results/, tables of the README
+	@mkdir -p build benchmarks/results
 	for name in $(BENCHMARKS); do \
 	    rm -f build/$$name.jsonl && $(PY) -m benchmarks.$$name --out build/$$name.jsonl && \
 	    mv build/$$name.jsonl benchmarks/results/ || exit 1; done
