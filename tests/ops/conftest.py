@@ -1,4 +1,4 @@
-"""Kernel tests run on each instruction set of this machine and, where it applies, without the native library."""
+"""Kernel tests run on each instruction set of this machine and, where it applies, on torch alone."""
 
 from __future__ import annotations
 

@@ -33,12 +33,11 @@ class Problem:
         options = "".join(f"-{name}{value}" for name, value in self.options.items())
         dtypes = f"{SHORT[self.dtype]}" + (f"-x_{SHORT[self.x_dtype]}" if self.x_dtype else "")
         bias = "no_bias" if self.bias is None else f"bias_{SHORT[self.bias]}"
-        return (
-            f"M{self.M}-N{self.N}-K{self.K}-{self.format}{options}-{self.density}-{dtypes}-{bias}-{self.activation}"
-        )
+        sizes = f"M{self.M}-N{self.N}-K{self.K}"
+        return f"{sizes}-{self.format}{options}-{self.density}-{dtypes}-{bias}-{self.activation}"
 
     def mask(self) -> Tensor:
-        """Random, whole vectors where the format wants them, with an empty first row and an empty last column."""
+        """Random, of whole vectors where the format has them; first row and last column are empty."""
         generator = torch.Generator().manual_seed(1)
         height = self.options.get("vector_rows", 4) if self.format == "vector" else 1
         mask = torch.zeros(-(-self.N // height), self.K, dtype=torch.bool)
@@ -53,7 +52,9 @@ class Problem:
     def weight(self) -> Tensor:
         """[N, K] in `dtype`, NaN where it is masked: no kernel may look there."""
         generator = torch.Generator().manual_seed(2)
-        dense = torch.randn(self.N, self.K, generator=generator) / max(1, self.mask().sum(1).max()) ** 0.5
+        dense = (
+            torch.randn(self.N, self.K, generator=generator) / max(1, int(self.mask().sum(1).max())) ** 0.5
+        )
         return torch.where(self.mask(), dense, torch.nan).to(self.dtype)
 
     def kept_weight(self) -> Tensor:
@@ -92,7 +93,14 @@ def assert_as_good_as_torch(answer: Tensor, torchs: Tensor, exact: Tensor) -> No
     if not exact.numel():
         return
     error, own = ((t.double() - exact).abs().max().item() for t in (answer, torchs))
-    assert error <= 2 * own + 1e-6 * max(1.0, exact.abs().max().item()), f"error {error:.3g}, torch's {own:.3g}"
+    assert error <= 2 * own + 1e-6 * max(1.0, exact.abs().max().item()), (
+        f"error {error:.3g}, torch's {own:.3g}"
+    )
+
+
+def gradient_of(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
 
 
 class Layer(nn.Module):

@@ -1,4 +1,4 @@
-"""The same bits whatever the number of threads, the neighbours in the batch, the run, the thread or the process."""
+"""The same bits whatever the number of threads, the neighbours in the batch, the run and the process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsebert_kernels import ops
 from sparsebert_kernels.cpu import native
-from tests.ops.problem import Problem
+from tests.ops.problem import Problem, gradient_of
 
 FP32, BF16 = torch.float32, torch.bfloat16
 # Several row blocks and column blocks, so that there is something to share out.
@@ -33,9 +33,7 @@ def _answer_and_gradients(problem: Problem) -> list[Tensor]:
     packed = packed.replace(values=packed.values.clone().requires_grad_())
     y = ops.linear(x, packed, problem.bias_vector(), "gelu")
     y.backward(problem.gradient())
-    assert x.grad is not None
-    assert packed.values.grad is not None
-    return [y.detach(), x.grad, packed.values.grad]
+    return [y.detach(), gradient_of(x), gradient_of(packed.values)]
 
 
 def _assert_same_bits(these: list[Tensor], those: list[Tensor]) -> None:
@@ -97,7 +95,7 @@ class TestConcurrency:
         assert not failures
 
     def test_a_forked_process_computes_the_same(self) -> None:
-        """As a DataLoader worker does: forked from a process that has used the kernels, then on one thread."""
+        """Like a worker of a DataLoader: forked from a process that has used the kernels, on one thread."""
         script = """
 import multiprocessing, torch
 from sparsebert_kernels import formats, ops
@@ -139,7 +137,9 @@ class TestDirectCall:
         problem = Problem()
         ops.linear(problem.x(), problem.packed(), problem.bias_vector())
         with torch.no_grad():
-            ops.linear(problem.x().requires_grad_(), problem.packed(), torch.nn.Parameter(torch.zeros(problem.N)))
+            ops.linear(
+                problem.x().requires_grad_(), problem.packed(), torch.nn.Parameter(torch.zeros(problem.N))
+            )
         with torch.inference_mode():
             ops.linear(problem.x(), problem.packed())
         assert not operator_calls

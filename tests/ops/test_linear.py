@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsebert_kernels import ops, reference
 from sparsebert_kernels.reference import ACTIVATIONS
-from tests.ops.problem import Problem, assert_as_good_as_torch
+from tests.ops.problem import Problem, assert_as_good_as_torch, gradient_of
 
 FP32, BF16 = torch.float32, torch.bfloat16
 NATIVE = [Problem()] + [Problem(format="vector", options={"vector_rows": v}) for v in (2, 4, 8)]
@@ -35,9 +35,24 @@ def _variations(bases: list[Problem]) -> list[Problem]:
     """Along every axis: dtypes, activations, densities, biases."""
     return [
         *(replace(p, dtype=dtype, x_dtype=x, activation="gelu") for p in bases for dtype, x in DTYPES),
-        *(replace(p, activation=name, dtype=dtype) for p in bases for name in ACTIVATIONS for dtype in (FP32, BF16)),
-        *(replace(p, density=d, dtype=t) for p in bases for d in (0, "one weight", 0.5, 1) for t in (FP32, BF16)),
-        *(replace(p, bias=bias, dtype=t) for p in bases for bias in (None, BF16, torch.float64) for t in (FP32, BF16)),
+        *(
+            replace(p, activation=name, dtype=dtype)
+            for p in bases
+            for name in ACTIVATIONS
+            for dtype in (FP32, BF16)
+        ),
+        *(
+            replace(p, density=d, dtype=t)
+            for p in bases
+            for d in (0, "one weight", 0.5, 1)
+            for t in (FP32, BF16)
+        ),
+        *(
+            replace(p, bias=bias, dtype=t)
+            for p in bases
+            for bias in (None, BF16, torch.float64)
+            for t in (FP32, BF16)
+        ),
     ]
 
 
@@ -48,7 +63,7 @@ def _unique(problems: list[Problem]) -> list[Problem]:
 NATIVE_PROBLEMS = _unique([
     *_variations(NATIVE),
     *(replace(p, M=m, dtype=dtype, bias=dtype) for p in NATIVE for m in TOKENS for dtype in (FP32, BF16)),
-    *(replace(p, N=n, K=k, dtype=dtype, density=0.5) for p in NATIVE for n, k in SHAPES for dtype in (FP32, BF16)),
+    *(replace(p, N=n, K=k, dtype=t, density=0.5) for p in NATIVE for n, k in SHAPES for t in (FP32, BF16)),
     *(replace(p, dtype=dtype) for p in BLOCKS for dtype in (FP32, BF16)),
 ])  # fmt: skip
 TORCH_PROBLEMS = _unique([
@@ -68,45 +83,44 @@ class Answers:
     bias: Tensor | None
 
 
-def _leaf(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().to(dtype or tensor.dtype).clone().requires_grad_()
+def _leaf(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return tensor.detach().to(dtype or tensor.dtype).clone().requires_grad_()
 
 
 def ours(problem: Problem) -> Answers:
-    packed = problem.packed()
+    packed, bias = problem.packed(), problem.bias_vector()
     trainable = isinstance(packed, ops.TRAINABLE)
     if trainable:
-        packed = packed.replace(values=packed.values.clone().requires_grad_())
-    x, bias = _leaf(problem.x()), _leaf(problem.bias_vector())
+        packed = packed.replace(values=_leaf(packed.values))
+    x, bias = _leaf(problem.x()), None if bias is None else _leaf(bias)
     y = ops.linear(x, packed, bias, problem.activation)
     y.backward(problem.gradient())
     weight = None
     if trainable:
-        gradient = packed.replace(values=packed.values.grad)
+        gradient = packed.replace(values=gradient_of(packed.values))
         weight = gradient.to_dense()
-        # Slack, padding and rows past the last one are no weights: all that is not zero belongs to a kept one.
+        # Slack, padding and rows past the last one are no weights: what is not zero belongs to a kept one.
         assert gradient.values.count_nonzero() == weight.count_nonzero()
-    return Answers(y.detach(), x.grad, weight, None if bias is None else bias.grad)
+    return Answers(y.detach(), gradient_of(x), weight, None if bias is None else gradient_of(bias))
 
 
 def torchs(problem: Problem, dtype: torch.dtype | None = None) -> Answers:
     """torch's own op on the masked dense weight, all of it in `dtype` or each tensor in the problem's."""
-    x, bias = _leaf(problem.x(), dtype), _leaf(problem.bias_vector(), dtype)
-    weight = _leaf(problem.kept_weight(), dtype)
+    x, weight, bias = _leaf(problem.x(), dtype), _leaf(problem.kept_weight(), dtype), problem.bias_vector()
+    bias = None if bias is None else _leaf(bias, dtype)
     y = reference.linear(x, weight, bias, problem.activation)
     y.backward(problem.gradient().to(y.dtype))
-    dweight = torch.where(problem.mask(), weight.grad, 0)
-    return Answers(y.detach(), x.grad, dweight, None if bias is None else bias.grad)
+    kept = torch.where(problem.mask(), gradient_of(weight), 0)
+    return Answers(y.detach(), gradient_of(x), kept, None if bias is None else gradient_of(bias))
 
 
 def leave_nan_behind(problem: Problem) -> None:
     """Run it on NaN, so that a kernel that reads what another call left in its working memory shows."""
-    packed = problem.packed()
-    x = torch.full_like(problem.x(), torch.nan, requires_grad=True)
-    bias = None if problem.bias is None else torch.full_like(problem.bias_vector(), torch.nan)
+    packed, bias = problem.packed(), problem.bias_vector()
     if isinstance(packed, ops.TRAINABLE):
-        packed = packed.replace(values=packed.values.clone().requires_grad_())
-    y = ops.linear(x, packed, bias, problem.activation)
+        packed = packed.replace(values=_leaf(packed.values))
+    x = torch.full_like(problem.x(), torch.nan, requires_grad=True)
+    y = ops.linear(x, packed, None if bias is None else bias * torch.nan, problem.activation)
     y.backward(torch.full_like(y, torch.nan))
 
 
@@ -115,10 +129,10 @@ def check(problem: Problem) -> None:
     answers, own, exact = ours(problem), torchs(problem), torchs(problem, torch.float64)
     assert_as_good_as_torch(answers.y, own.y, exact.y)
     assert_as_good_as_torch(answers.x, own.x, exact.x)
-    if answers.weight is not None:
+    if answers.weight is not None and own.weight is not None and exact.weight is not None:
         assert_as_good_as_torch(answers.weight, own.weight, exact.weight)
         assert not answers.weight[~problem.mask()].any()
-    if answers.bias is not None:
+    if answers.bias is not None and own.bias is not None and exact.bias is not None:
         assert_as_good_as_torch(answers.bias, own.bias, exact.bias)
 
 

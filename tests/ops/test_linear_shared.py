@@ -10,13 +10,16 @@ from torch import Tensor
 
 from sparsebert_kernels import formats, ops
 from sparsebert_kernels.cpu import native
-from tests.ops.problem import Problem
+from tests.ops.problem import Problem, gradient_of
 
 FP32, BF16 = torch.float32, torch.bfloat16
 PROBLEMS = [Problem(format=name, dtype=dtype) for name in formats.FORMATS for dtype in (FP32, BF16)]
+NATIVE = [problem for problem in PROBLEMS if problem.format in ("element", "vector")]
 
 
-def _weights(problem: Problem, features: tuple[int, ...]) -> tuple[list[formats.PackedWeight], list[Tensor | None]]:
+def _weights(
+    problem: Problem, features: tuple[int, ...]
+) -> tuple[list[formats.PackedWeight], list[Tensor | None]]:
     """Weights of several heights; every third one has no bias."""
     weights, biases = [], []
     for i, n in enumerate(features):
@@ -50,44 +53,48 @@ def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 class TestEqualsSeparateCalls:
-    @pytest.mark.parametrize("tokens", [0, 1, 8, 33, 130])
-    @pytest.mark.parametrize("threads", [1, 2])
-    def test_for_any_number_of_tokens(self, problem: Problem, tokens: int, threads: int, backend: str) -> None:
-        torch.set_num_threads(threads)
+    @pytest.mark.parametrize("problem", NATIVE, ids=str)
+    @pytest.mark.parametrize("tokens", [0, 1, 33, 130])
+    def test_for_any_number_of_tokens(self, problem: Problem, tokens: int, backend: str) -> None:
         x = replace(problem, M=tokens).x()
         weights, biases = _weights(problem, (45, 45, 45))
         _assert_same_bits(ops.linear_shared(x, weights, biases), _apart(x, weights, biases))
 
+    @pytest.mark.parametrize("problem", NATIVE, ids=str)
     def test_for_weights_of_different_heights(self, problem: Problem, backend: str) -> None:
         weights, biases = _weights(problem, (1, 100, 17, 800))
         x = problem.x().view(3, 11, -1)
-        _assert_same_bits(ops.linear_shared(x, weights, biases), _apart(x, weights, biases))
+        expected = _apart(x, weights, biases)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            _assert_same_bits(ops.linear_shared(x, weights, biases), expected)
 
-    def test_gradients(self, problem: Problem) -> None:
+    @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+    def test_in_every_format_and_dtype_and_under_autocast(self, problem: Problem) -> None:
         weights, biases = _weights(problem, (45, 30))
-        together, apart = (problem.x().requires_grad_() for _ in range(2))
-        sum(y.sum() for y in ops.linear_shared(together, weights, biases)).backward()  # type: ignore[union-attr]
-        sum(y.sum() for y in _apart(apart, weights, biases)).backward()  # type: ignore[union-attr]
-        assert together.grad is not None
-        assert apart.grad is not None
-        assert torch.equal(together.grad, apart.grad)
-
-    def test_other_dtypes_and_autocast(self, problem: Problem) -> None:
-        weights, biases = _weights(problem, (45, 30))
-        for dtype in (torch.float16, torch.float64):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             x = problem.x().to(dtype)
             _assert_same_bits(ops.linear_shared(x, weights, biases), _apart(x, weights, biases))
         with torch.autocast("cpu", torch.bfloat16):
-            _assert_same_bits(
-                ops.linear_shared(problem.x(), weights, biases), _apart(problem.x(), weights, biases)
-            )
+            x = problem.x()
+            _assert_same_bits(ops.linear_shared(x, weights, biases), _apart(x, weights, biases))
+
+    @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+    def test_gradients(self, problem: Problem) -> None:
+        weights, biases = _weights(problem, (45, 30))
+        gradients = []
+        for function in (ops.linear_shared, _apart):
+            x = problem.x().requires_grad_()
+            answers = function(x, weights, biases)
+            torch.autograd.backward(answers, [torch.ones_like(y) for y in answers])
+            gradients.append(gradient_of(x))
+        assert torch.equal(*gradients)
 
 
 @pytest.mark.skipif(not native.available(), reason="needs the native library")
 class TestNativeCalls:
-    @pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.format in ("element", "vector")], ids=str)
+    @pytest.mark.parametrize("problem", NATIVE, ids=str)
     def test_one_for_all_weights(self, problem: Problem, native_calls: list[int]) -> None:
         ops.linear_shared(problem.x(), *_weights(problem, (45, 45, 45)))
         assert native_calls == [3]

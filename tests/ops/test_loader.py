@@ -26,7 +26,11 @@ def _in_a_new_process(**variables: str) -> list[str]:
     """What `cpu` says after a sparse linear was computed: available, chosen, all, why not."""
     environment = {k: v for k, v in os.environ.items() if k not in (native.INSTRUCTION_SET_VARIABLE,)}
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment | variables, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", SCRIPT],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip().split("|")

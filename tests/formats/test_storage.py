@@ -1,0 +1,91 @@
+"""A format takes the bytes that it says, and no more than the documentation promises."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+from sparsebert_kernels import formats
+from sparsebert_kernels.formats import CompactDense, CsrSparse, DensePrepacked, ElementSparse, VectorSparse
+from tests.formats.matrices import matrices, options
+
+
+def _documented(packed: formats.PackedWeight) -> int:
+    """Bytes by the formulas of kernels/README.md."""
+    n, k = packed.shape
+    v = packed.dtype.itemsize
+    match packed:
+        case ElementSparse():
+            s, r, g = packed.coordinates()[0].numel(), packed.rows.numel(), packed.groups.shape[0]
+            blocks = -(-n // packed.block_rows) * -(-k // packed.block_columns)
+            return (s + 64) * (v + 1) + 2 * r + 8 * g + 24 * (blocks + 1)
+        case VectorSparse():
+            s, height = packed.vectors()[0].numel(), packed.vector_rows
+            panels = -(-n // packed.block_rows) * packed.block_rows // height
+            panels *= -(-k // packed.block_columns)
+            return (s + 64 // v) * height * v + 2 * (s + 32) + 4 * (panels + 1)
+        case CompactDense():
+            rows, columns = packed.live_rows.numel(), packed.live_columns.numel()
+            return rows * columns * v + 8 * (rows + columns)
+        case DensePrepacked():
+            return n * k * v
+        case CsrSparse():
+            return packed.values.numel() * (v + 4) + 4 * (n + 1)
+    raise NotImplementedError(packed.name)
+
+
+@pytest.mark.parametrize("name", sorted(formats.FORMATS))
+class TestBytes:
+    @given(st.data())
+    def test_are_those_of_the_formula(self, name: str, data: st.DataObject) -> None:
+        matrix = data.draw(matrices())
+        packed = formats.pack(matrix.weight, matrix.mask, format=name, **data.draw(options(name)))
+        assert packed.nbytes == _documented(packed)
+
+    def test_are_those_of_the_tensors(self, name: str) -> None:
+        packed = formats.pack(torch.randn(100, 130), torch.rand(100, 130) < 0.2, format=name)
+        opaque = packed.values.is_mkldnn
+        tensors = {
+            key: tensor for key, tensor in packed.tensors().items() if not (opaque and key == "values")
+        }
+        stored = sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
+        if opaque:
+            stored += packed.values.numel() * packed.values.element_size()
+        assert packed.nbytes == stored, "no view of something larger"
+
+    def test_are_shown(self, name: str) -> None:
+        packed = formats.pack(torch.randn(10, 20), format=name)
+        assert f"10x20, torch.float32, {packed.nbytes} bytes" in repr(packed)
+
+
+class TestTargets:
+    """Share of the dense float32 matrix, at 768 x 3072."""
+
+    @pytest.mark.parametrize(
+        ("dtype", "sparsity", "share"),
+        [
+            (torch.float32, 0.9, 0.14),
+            (torch.float32, 0.95, 0.08),
+            (torch.bfloat16, 0.9, 0.09),
+            (torch.bfloat16, 0.95, 0.06),
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("shape", [(768, 3072), (3072, 768), (768, 768)], ids=str)
+    def test_element(self, shape: tuple[int, int], dtype: torch.dtype, sparsity: float, share: float) -> None:
+        mask = torch.rand(shape) >= sparsity
+        packed = ElementSparse.from_dense(torch.randn(shape).to(dtype), mask)
+        assert packed.nbytes <= share * 4 * mask.numel()
+
+    @pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 0.115), (torch.bfloat16, 0.065)], ids=str)
+    def test_vector(self, dtype: torch.dtype, share: float) -> None:
+        mask = (torch.rand(192, 3072) < 0.1).repeat_interleave(4, 0)
+        packed = VectorSparse.from_dense(torch.randn(768, 3072).to(dtype), mask)
+        assert packed.nbytes <= share * 4 * mask.numel()
+
+    @pytest.mark.parametrize("name", ["element", "vector", "csr", "compact"])
+    def test_an_empty_mask_costs_next_to_nothing(self, name: str) -> None:
+        packed = formats.pack(torch.randn(768, 768), torch.zeros(768, 768, dtype=torch.bool), format=name)
+        assert packed.nbytes < 0.005 * 4 * 768 * 768
