@@ -43,7 +43,7 @@ def export(subject: Subject, path: Path) -> Path:
 
 def export_module(module: nn.Module, inputs: dict[str, torch.Tensor], path: Path) -> Path:
     """Write the graph of `module(*inputs)`; the first two sizes of every input and of the answer are free."""
-    with torch.inference_mode(), _quiet():
+    with torch.inference_mode(), quiet():
         torch.onnx.export(
             module,
             tuple(inputs.values()),
@@ -58,14 +58,12 @@ def export_module(module: nn.Module, inputs: dict[str, torch.Tensor], path: Path
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The tracing exporter warns about every shape it sees."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
+def quiet() -> Iterator[None]:
+    """Exporters and quantisers warn about every shape they see, and print."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            logger.setLevel(level)
+    finally:
+        logging.disable(logging.NOTSET)

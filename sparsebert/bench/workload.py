@@ -13,6 +13,7 @@ from sparsebert.names import unknown
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
 # Published shapes, built with random weights: speed does not depend on the values, only on which of them are
@@ -122,7 +123,7 @@ class Workload:
                 model = AutoModel.from_pretrained(self.model, dtype=dtype)
             except (OSError, ValueError) as error:
                 raise ValueError(_why_no_model(self.model, error)) from None
-        longest, limit = max(self.lengths), getattr(model.config, "max_position_embeddings", None)
+        longest, limit = max(self.lengths), _positions(model)
         if limit is not None and longest > limit:
             raise ValueError(
                 f"sequences of {longest} tokens do not fit {self.model}: it reads at most {limit}"
@@ -171,6 +172,13 @@ def read_lengths(path: str | Path, model: str, batch: int, *, limit: int, seed: 
     if len(whole) > MAX_BATCHES:
         whole = random.Random(seed).sample(whole, MAX_BATCHES)
     return tuple(min(length, limit) for group in whole for length in group)
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Longest sequence the model has positions for; RoBERTa keeps the first rows of its table for padding."""
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    rows, padding = getattr(table, "num_embeddings", None), getattr(table, "padding_idx", None)
+    return rows if rows is None or padding is None else rows - padding - 1
 
 
 def _count_tokens(sentences: list[str], model: str) -> list[int]:

@@ -21,7 +21,7 @@ from sparsebert.report.wording import (
     workload_title,
 )
 
-# Ratios against these are shown for every side, in this order.
+# Ratios against these are shown for every side, in this order; against the others where none of these took part.
 BARS: tuple[str, ...] = ("onednn", "eager")
 FURTHER_BARS = ("onednn-bf16", "bf16", "deepsparse")
 
@@ -50,7 +50,8 @@ def _run_of(record: Record) -> tuple[str, ...]:
 def _bench_table(records: Sequence[Record]) -> Table:
     first = records[0]
     environment, workload = first["environment"], first["workload"]
-    baselines = [base for base in (*BARS, *FURTHER_BARS) if any(base in row["ratio"] for row in records)]
+    present = list(first["ratio"])
+    baselines = [base for base in (*BARS, *FURTHER_BARS) if base in present] or present
     columns = (
         "side",
         *(f"vs {rival_name(base, environment)}" for base in baselines),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import RobertaConfig, RobertaModel
 
 from sparsebert.bench.workload import MAX_BATCHES, Workload, read_lengths
 
@@ -74,6 +75,15 @@ def test_a_model_that_cannot_be_found_offers_the_nearest_shape():
 def test_sequences_longer_than_the_model_reads_are_refused():
     with pytest.raises(ValueError, match="513 tokens do not fit bert-tiny: it reads at most 512"):
         Workload("bert-tiny", lengths=(513,)).load_model()
+
+
+def test_roberta_reads_fewer_tokens_than_its_table_has_rows(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = RobertaConfig(vocab_size=50, max_position_embeddings=18, pad_token_id=1, **sizes)
+    RobertaModel(config).save_pretrained(tmp_path)
+    assert Workload(str(tmp_path), lengths=(16,)).load_model()
+    with pytest.raises(ValueError, match=r"17 tokens do not fit .*: it reads at most 16"):
+        Workload(str(tmp_path), lengths=(17,)).load_model()
 
 
 def test_lengths_from_integers(tmp_path):

@@ -43,6 +43,11 @@ def test_figures_of_a_busy_machine_are_doubted(bench_record):
     assert "somebody is compiling" in table.notes[-1]
 
 
+def test_without_the_usual_bars_the_ratio_is_against_whoever_took_part(bench_record):
+    (table,) = bench_tables([bench_record(ratio={"onnxruntime": {"median": 4.0}})])
+    assert table.columns[1] == "vs onnxruntime"
+
+
 def test_a_side_in_a_worker_is_marked(bench_record):
     (table,) = bench_tables([bench_record(), bench_record(provider="deepsparse", in_worker=True)])
     assert table.rows[1][0] == "deepsparse*"

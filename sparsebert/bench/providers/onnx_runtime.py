@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from sparsebert.bench.onnx_export import export
+from sparsebert.bench.onnx_export import export, quiet
 from sparsebert.bench.providers.base import Provider, Side
 from sparsebert.bench.subject import Subject
 from sparsebert.bench.timer import on_wall
@@ -66,7 +66,7 @@ class OnnxRuntimeInt8(OnnxRuntime):
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         quantised = folder / "int8.onnx"
-        quantize_dynamic(
-            super().graph(subject, folder), quantised, weight_type=QuantType.QInt8, per_channel=True
-        )
+        dense = super().graph(subject, folder)
+        with quiet():
+            quantize_dynamic(dense, quantised, weight_type=QuantType.QInt8, per_channel=True)
         return quantised
