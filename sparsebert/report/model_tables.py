@@ -21,7 +21,7 @@ from sparsebert.report.wording import (
     workload_title,
 )
 
-# Ratios against these are shown for every side, in this order; against the others where none of these took part.
+# Ratios against these are shown for every side, in this order; against the others where none of these is there.
 BARS: tuple[str, ...] = ("onednn", "eager")
 FURTHER_BARS = ("onednn-bf16", "bf16", "deepsparse")
 
