@@ -1,4 +1,4 @@
-"""Sparse matmul kernels for pruned BERTs: packed formats, native CPU kernels and the torch operators over them."""
+"""Sparse matmul for pruned BERTs: packed formats, native CPU kernels and the torch operators over them."""
 
 from . import cpu, formats, ops
 

@@ -21,6 +21,7 @@ from .formats.transpose import transposed_index
 from .names import unknown
 
 TRAINABLE = (ElementSparse, VectorSparse)
+COMPUTED_DTYPES = (torch.float32, torch.bfloat16)
 AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # as in torch, float64 stays what it is
 
 
@@ -47,15 +48,15 @@ def linear(
     and an unknown activation.
     """
     _check(x, packed, bias, activation)
-    if _plain_inference(x, packed.values, bias) and native.serves(packed.name, packed.values.dtype, x):
-        return native.linear(x, (packed,), (bias,), activation)[0]
+    if x.dtype in COMPUTED_DTYPES and _plain_inference(x, packed.values, bias):
+        return _compute(x, packed, bias, activation)
     if torch.is_autocast_enabled(x.device.type) and x.dtype in AUTOCAST_DTYPES:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     if x.dtype == torch.float16:
         return linear(x.float(), packed, bias, activation, transposed).half()
     if x.dtype == torch.float64:
         return reference.linear(x, packed.to_dense(), bias, activation)
-    if x.dtype not in (torch.float32, torch.bfloat16):
+    if x.dtype not in COMPUTED_DTYPES:
         raise ValueError(f"x is {x.dtype}; a floating-point dtype is needed")
     index = [getattr(packed, name) for name in packed.TENSORS[1:]]
     geometry = [int(getattr(packed, name)) for name in packed.GEOMETRY]
@@ -102,7 +103,7 @@ def _check(x: Tensor, packed: PackedWeight, bias: Tensor | None, activation: str
 def _plain_inference(x: Tensor, *others: Tensor | None) -> bool:
     """Whether nobody watches this call: no gradient, autocast, compiler, tracer or tensor subclass.
 
-    The native kernel may then be called directly, which saves the operator's dispatch, 15 us a call. To be asked
+    The result may then be computed directly, which saves the operator's dispatch, 15 us a call. To be asked
     before anything of the native library, whose loader a compiler cannot trace.
     """
     if torch.compiler.is_compiling() or type(x) is not Tensor or torch.is_autocast_enabled("cpu"):
@@ -142,7 +143,17 @@ def _linear(
 
 
 @_linear.register_fake
-def _(x, values, index, bias, transposed, format, geometry, out_features, activation):
+def _(
+    x: Tensor,
+    values: Tensor,
+    index: Sequence[Tensor],
+    bias: Tensor | None,
+    transposed: Sequence[Tensor],
+    format: str,
+    geometry: Sequence[int],
+    out_features: int,
+    activation: str,
+) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
@@ -217,7 +228,17 @@ def _linear_backward(
 
 
 @_linear_backward.register_fake
-def _(gradient, x, values, index, transposed, format, geometry, needs_x, needs_values):
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: Sequence[Tensor],
+    transposed: Sequence[Tensor],
+    format: str,
+    geometry: Sequence[int],
+    needs_x: bool,
+    needs_values: bool,
+) -> tuple[Tensor, Tensor]:
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else x.new_empty(0)
     dvalues = torch.empty_like(values) if needs_values else x.new_empty(0)
     return dx, dvalues
@@ -252,7 +273,7 @@ def _values_gradient(gradient: Tensor, x: Tensor, packed: Any) -> Tensor:
     return flat.view(packed.values.shape).to(packed.dtype)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, values, index, bias, transposed, format, geometry, out_features, activation = inputs
     ctx.save_for_backward(x, values, *index, *transposed, *([] if bias is None else [bias]))
     ctx.sizes = len(index), len(transposed)
@@ -260,7 +281,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.out_features, ctx.activation = out_features, activation
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     x, values, *rest = ctx.saved_tensors
     n_index, n_transposed = ctx.sizes
     index, transposed = rest[:n_index], rest[n_index : n_index + n_transposed]

@@ -1,8 +1,8 @@
 """Loads the native CPU library on first use and calls it.
 
-The library is plain C behind ctypes: no Python or torch headers, so one build serves every version of both. It
-is linked without OpenMP on purpose. Its OpenMP symbols resolve from the libgomp that torch has loaded, so both
-share one thread pool and `torch.set_num_threads` holds.
+The library is plain C behind ctypes: no Python or torch headers, so one build serves every version of both.
+It is linked without OpenMP on purpose. Its OpenMP symbols resolve from the libgomp that torch has loaded, so
+both share one thread pool and `torch.set_num_threads` holds.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,9 @@ def _library() -> ctypes.CDLL:
         raise NativeLibraryMissing(f"cannot be loaded: {error}") from None
     version = library.sb_abi_version()
     if version != ABI_VERSION:
-        raise NativeLibraryMissing(f"has interface version {version}, this package needs {ABI_VERSION}: rebuild it")
+        raise NativeLibraryMissing(
+            f"has interface version {version}, this package needs {ABI_VERSION}: rebuild it"
+        )
     pointer, int64 = ctypes.c_void_p, ctypes.c_int64
     library.sb_instruction_set.restype = library.sb_chosen.restype = ctypes.c_char_p
     library.sb_choose.argtypes = [ctypes.c_char_p]
@@ -61,12 +64,14 @@ def _library() -> ctypes.CDLL:
     wanted = os.environ.get(INSTRUCTION_SET_VARIABLE)
     if wanted and library.sb_choose(wanted.encode()) != 0:
         names = ", ".join(_supported(library))
-        raise NativeLibraryMissing(f"{INSTRUCTION_SET_VARIABLE}={wanted!r} is not served here; there are: {names}")
+        raise NativeLibraryMissing(
+            f"{INSTRUCTION_SET_VARIABLE}={wanted!r} is not served here; there are: {names}"
+        )
     return library
 
 
 def _supported(library: ctypes.CDLL) -> tuple[str, ...]:
-    names = []
+    names: list[str] = []
     while (name := library.sb_instruction_set(len(names))) is not None:
         names.append(name.decode())
     return tuple(names)
@@ -99,7 +104,9 @@ def instruction_set() -> str:
 def use_instruction_set(name: str) -> None:
     """Run on that instruction set from now on, in this process. Raises ValueError if it is not to be had."""
     if name not in instruction_sets() or _library().sb_choose(name.encode()) != 0:
-        raise ValueError(f"instruction set {name!r} is not served here; there are: {', '.join(instruction_sets())}")
+        raise ValueError(
+            f"instruction set {name!r} is not served here; there are: {', '.join(instruction_sets())}"
+        )
 
 
 def serves(format: str, dtype: torch.dtype, x: Tensor) -> bool:
@@ -107,7 +114,7 @@ def serves(format: str, dtype: torch.dtype, x: Tensor) -> bool:
     return format in _FORMATS and x.dtype in _DTYPES and x.is_cpu and available()
 
 
-def same_call(first: PackedWeight, other: PackedWeight) -> bool:
+def same_call(first: Any, other: Any) -> bool:
     """Whether two weights can share one call: same format, dtype, width and blocks."""
     return (
         first.name == other.name
@@ -172,7 +179,7 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor
     return values.to(packed.dtype)
 
 
-def _describe(packed: PackedWeight, bias: Tensor | None, y: Tensor | None) -> bytes:
+def _describe(packed: Any, bias: Tensor | None, y: Tensor | None) -> bytes:
     """struct sb_weight."""
     element = isinstance(packed, ElementSparse)
     return _WEIGHT.pack(

@@ -38,7 +38,7 @@ class CompactDense(PackedWeight):
         kept = torch.where(mask, weight, weight.new_zeros(()))
         live = kept[live_rows][:, live_columns].contiguous()
         tensors = {"values": prepack(live, tokens), "live_rows": live_rows, "live_columns": live_columns}
-        return cls(tuple(weight.shape), tensors, {})
+        return cls((weight.shape[0], weight.shape[1]), tensors, {})
 
     def rectangle(self) -> DensePrepacked:
         """The live rectangle as a dense packed weight."""

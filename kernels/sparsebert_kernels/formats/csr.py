@@ -37,7 +37,7 @@ class CsrSparse(PackedWeight):
             "crow_indices": crow,
             "col_indices": mask.nonzero()[:, 1].int(),
         }
-        return cls(tuple(weight.shape), tensors, {})
+        return cls((weight.shape[0], weight.shape[1]), tensors, {})
 
     def coordinates(self) -> tuple[Tensor, Tensor]:
         """Row and column (int64) of every stored value."""

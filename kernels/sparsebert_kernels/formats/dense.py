@@ -34,7 +34,7 @@ class DensePrepacked(PackedWeight):
         refuse_options(cls, options)
         weight, mask = checked(weight, mask)
         dense = torch.where(mask, weight, weight.new_zeros(()))
-        return cls(tuple(weight.shape), {"values": prepack(dense, tokens)}, {})
+        return cls((weight.shape[0], weight.shape[1]), {"values": prepack(dense, tokens)}, {})
 
     def to_dense(self) -> Tensor:
         return self.values.to_dense() if self.values.is_mkldnn else self.values

@@ -74,7 +74,7 @@ class ElementSparse(PackedWeight):
         values = weight.new_zeros(index["columns"].numel())
         values[slots] = weight[mask]
         return cls(
-            tuple(weight.shape),
+            (weight.shape[0], weight.shape[1]),
             {"values": values, **index},
             {"block_rows": block_rows, "block_columns": block_columns},
         )
