@@ -263,10 +263,9 @@ def _read_ticket(path: Path) -> Ticket:
 
 
 def _load(workload: Workload) -> Any:
-    import transformers
+    from sparsebert.bench.workload import hush_transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    hush_transformers()
     return workload.load_model()
 
 
@@ -282,7 +281,7 @@ def _print_tables(rows: list[dict[str, Any]]) -> None:
 
     console = _console()
     for table in bench_tables(rows):
-        console.print(table.rich(console.width))
+        console.print(table.rich(console.width), end="\n\n")
 
 
 def _console() -> Console:

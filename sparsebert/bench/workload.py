@@ -174,6 +174,14 @@ def read_lengths(path: str | Path, model: str, batch: int, *, limit: int, seed: 
     return tuple(min(length, limit) for group in whole for length in group)
 
 
+def hush_transformers() -> None:
+    """No progress bars and no reports of unused weights: for commands, which say themselves what they do."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 def _positions(model: nn.Module) -> int | None:
     """Longest sequence the model has positions for; RoBERTa keeps the first rows of its table for padding."""
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from sparsebert.bench import environment, gate, record, runner
 from sparsebert.bench.subject import prepare
-from sparsebert.bench.workload import Workload
+from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.demo import real_model
 from sparsebert.pruning import prune
 from sparsebert.report.model_tables import bench_tables, sweep_tables
@@ -65,6 +65,7 @@ def main() -> int:
         console = Console(width=120)
     try:
         folder = real_model.weights_folder()
+        hush_transformers()
         FOLDER.mkdir(exist_ok=True)
         torch.set_num_threads(1)
         machine = environment.detect()

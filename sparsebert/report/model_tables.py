@@ -21,7 +21,7 @@ from sparsebert.report.wording import (
     workload_title,
 )
 
-# Ratios against these are shown for every side, in this order; against the others where none of these is there.
+# Ratios against these are shown for every side; against the others where none of these took part.
 BARS: tuple[str, ...] = ("onednn", "eager")
 FURTHER_BARS = ("onednn-bf16", "bf16", "deepsparse")
 
@@ -124,9 +124,10 @@ def sweep_tables(records: Iterable[Record]) -> list[Table]:
     return tables
 
 
-def _by_ticket(run: dict[str, Record]) -> tuple[str, float]:
-    ticket = run["sparse"]["ticket"]
-    return granularity_text(ticket), ticket["sparsity"]
+def _by_ticket(run: dict[str, Record]) -> tuple[bool, str, float]:
+    """Element first, the other granularities after it."""
+    granularity = granularity_text(run["sparse"]["ticket"])
+    return granularity != "element", granularity, run["sparse"]["ticket"]["sparsity"]
 
 
 def _sweep_table(title: str, runs: Sequence[dict[str, Record]]) -> Table:

@@ -42,7 +42,7 @@ class Table:
         for row in shown.rows:
             table.add_row(*(Text(cell) for cell in row))
         # Around the table, not as its title and caption: these are squeezed into the table's width.
-        return Group(Text(self.title, style="bold"), table, *(Text(note) for note in self.notes), Text())
+        return Group(Text(self.title, style="bold"), table, *(Text(note) for note in self.notes))
 
     def transposed(self) -> Table:
         """Columns as rows."""
