@@ -40,14 +40,14 @@ POINTS: tuple[tuple[dict[str, Any], float, str], ...] = (
     ({}, 0.95, "auto"),
     ({}, 0.70, "auto"),
     (BLOCK, 0.90, "auto"),
+    ({}, 0.10, "element"),
     ({}, 0.30, "element"),
+    (BLOCK, 0.10, "vector"),
     (BLOCK, 0.50, "vector"),
     ({}, 0.50, "element"),
     (BLOCK, 0.95, "auto"),
     (BLOCK, 0.70, "auto"),
     ({}, 0.80, "auto"),
-    ({}, 0.20, "element"),
-    (BLOCK, 0.30, "vector"),
 )
 IN_TABLE = 4
 # Points after these are left out once the demo has taken so many seconds.
