@@ -68,11 +68,12 @@ bench-deepsparse: $(VENV)/.native $(VENV)/.rivals $(DEEPSPARSE)/.installed  ## a
 	SPARSEBERT_DEEPSPARSE_PYTHON=$(CURDIR)/$(DEEPSPARSE)/bin/python \
 	$(VENV)/bin/sparsebert bench --model bert-base --sparsity 0.9 --vs onednn,deepsparse
 
-results: $(VENV)/.native $(VENV)/.rivals  ## measure every figure anew: benchmarks/results/, tables of the README
+results: $(VENV)/.native $(VENV)/.rivals $(VENV)/.demo  ## measure every figure anew: benchmarks/results/, tables of the README
 	@mkdir -p build benchmarks/results
 	for name in $(BENCHMARKS); do \
 	    rm -f build/$$name.jsonl && $(PY) -m benchmarks.$$name --out build/$$name.jsonl && \
 	    mv build/$$name.jsonl benchmarks/results/ || exit 1; done
+	$(PY) -m sparsebert.demo > build/demo.txt && mv build/demo.txt benchmarks/results/
 	$(PY) -m sparsebert.report.readme --write
 
 clean:  ## remove what was built, keep the environments

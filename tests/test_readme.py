@@ -11,8 +11,10 @@ import torch
 from typer.testing import CliRunner
 
 from sparsebert.cli import app
+from sparsebert.report import readme
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+FILE = Path(__file__).parent.parent / "README.md"
+README = FILE.read_text()
 PYTHON = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 COMMANDS = [
     line.split(" #")[0].strip()
@@ -73,3 +75,7 @@ def test_the_commands_are_understood(command: str, model_folder: str) -> None:
 
 def test_there_are_commands_to_test() -> None:
     assert len(COMMANDS) >= 4
+
+
+def test_its_tables_are_those_of_the_result_files() -> None:
+    assert readme.main(["--check", str(FILE)]) == 0

@@ -5,7 +5,8 @@ A table stands between two markers and is never typed:
     <!-- results: layers benchmarks/results/layers.jsonl -->
     <!-- /results -->
 
-The first word is the kind of table (`KINDS`), the second the result file, relative to the document.
+The first word is the kind of table (`KINDS`), the second the result file, relative to the document. The kind
+`text` shows a file as it is, e.g. what a command printed.
 """
 
 from __future__ import annotations
@@ -44,8 +45,12 @@ def render(text: str, folder: Path) -> str:
 
     def fill(match: re.Match[str]) -> str:
         kind, file = match["kind"], match["file"]
+        if kind == "text":
+            return (
+                f"{match[1]}```text\n{(folder / file).read_text(encoding='utf-8').strip()}\n```\n{match[5]}"
+            )
         if kind not in KINDS:
-            raise ValueError(f"unknown table {kind!r} in a results marker; known: {', '.join(KINDS)}")
+            raise ValueError(f"unknown table {kind!r} in a results marker; known: text, {', '.join(KINDS)}")
         tables = KINDS[kind](read(folder / file))
         if not tables:
             raise ValueError(f"{file} holds no records for a table of kind {kind!r}")

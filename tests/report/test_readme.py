@@ -59,3 +59,11 @@ def test_markers_that_lead_nowhere_are_refused(document, capsys, marker, message
 def test_a_missing_document_is_refused(tmp_path, capsys):
     assert main(["--check", str(tmp_path / "README.md")]) == 2
     assert "README.md" in capsys.readouterr().err
+
+
+def test_the_kind_text_shows_a_file_as_it_is(tmp_path):
+    (tmp_path / "printed.txt").write_text("two\n  lines\n")
+    document = tmp_path / "README.md"
+    document.write_text("<!-- results: text printed.txt -->\n<!-- /results -->\n")
+    assert main(["--write", str(document)]) == 0
+    assert "-->\n```text\ntwo\n  lines\n```\n<!--" in document.read_text()
