@@ -56,6 +56,14 @@ def test_markers_that_lead_nowhere_are_refused(document, capsys, marker, message
     assert document.read_text() == before
 
 
+def test_a_text_is_taken_in_as_it_is(document):
+    (document.parent / "printed.txt").write_text("\n  ┃ 90% ┃ 3.5x ┃\n\n")
+    document.write_text(TEXT.replace("bench results.jsonl", "text printed.txt"))
+    assert main(["--write", str(document)]) == 0
+    assert "-->\n```text\n┃ 90% ┃ 3.5x ┃\n```\n<!--" in document.read_text()
+    assert main(["--check", str(document)]) == 0
+
+
 def test_a_missing_document_is_refused(tmp_path, capsys):
     assert main(["--check", str(tmp_path / "README.md")]) == 2
     assert "README.md" in capsys.readouterr().err
