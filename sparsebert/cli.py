@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsebert.names import unknown
+from sparsebert_kernels.names import unknown
 
 if TYPE_CHECKING:
     from rich.console import Console

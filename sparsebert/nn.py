@@ -8,12 +8,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from sparsebert.names import unknown
 from sparsebert.shared_input import SharedInput
 from sparsebert_kernels import formats, ops
 from sparsebert_kernels.formats import DensePrepacked, PackedWeight
 from sparsebert_kernels.formats.dense import prepack
 from sparsebert_kernels.formats.transpose import transposed_index
+from sparsebert_kernels.names import unknown
 
 # Dtype of a layer -> dtype its packed values are stored in.
 STORED = {

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from sparsebert.cost import MaskStatistics, Work, works
 from sparsebert.machine import CostModel, cost_model
-from sparsebert.names import unknown
 from sparsebert.nn import STORED, SparseLinear
 from sparsebert.selection import Filter, Selected, select
 from sparsebert.ticket import Ticket
 from sparsebert_kernels import cpu, formats, ops
+from sparsebert_kernels.names import unknown
 from sparsebert_kernels.tuning import Paired, paired
 
 # A sparse layer has to reach this share of prepacked dense's speed, in paired medians.

@@ -28,7 +28,7 @@ PACKAGES = {"sparsebert": ROOT, "sparsebert_kernels": ROOT / "kernels"}
 
 # From the ground up. A new file or folder of sparsebert/ needs a floor; `sparsebert` is its __init__.py.
 FLOORS = (
-    {"sparsebert_kernels", "names"},
+    {"sparsebert_kernels"},
     {"bert", "ticket_file"},
     {"provenance"},
     {"ticket"},
@@ -43,9 +43,9 @@ FLOORS = (
 # What these see at the most: less than their floor allows.
 SEES_ONLY = {
     "sparsebert_kernels": set(),
-    "pruning": {"sparsebert_kernels", "ticket", "provenance", "bert", "names"},
-    "nn": {"sparsebert_kernels", "shared_input", "names"},
-    "report": {"bench.record", "names"},
+    "pruning": {"sparsebert_kernels", "ticket", "provenance", "bert"},
+    "nn": {"sparsebert_kernels", "shared_input"},
+    "report": {"bench.record"},
 }
 
 # Libraries that only these import, late or not: the rest works where they are missing.

@@ -1,6 +1,6 @@
-"""Sparse matmul for pruned BERTs: packed formats, native CPU kernels and the torch operators over them."""
+"""Sparse matmul for pruned BERTs: packed formats, native CPU kernels and the torch operators over them.
 
-from . import cpu, formats, ops
+`from sparsebert_kernels import formats, ops, cpu`; importing the package alone loads nothing.
+"""
 
 __version__ = "0.1.0"
-__all__ = ["cpu", "formats", "ops"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsebert.names import unknown
+from sparsebert_kernels.names import unknown
 
 _NAMES = ("element", "block", "row", "column", "n:m")
 _PATTERN = re.compile(r"([1-9]\d{0,3}):([1-9]\d{0,3})")

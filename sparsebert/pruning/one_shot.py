@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import Structure, resolve, structure
-from sparsebert.names import unknown
 from sparsebert.provenance import describe_model, weight_hash
 from sparsebert.pruning.granularity import POOLING, Granularity, keep_n_of_m, parse_granularity
 from sparsebert.pruning.registry import Method, Subject, find_method
 from sparsebert.pruning.select import ordered_keys, select
 from sparsebert.ticket import Ticket, prunable
+from sparsebert_kernels.names import unknown
 
 _SCOPES = ("global", "matrix", "type")
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from torch import Tensor
 
 from sparsebert.bert import Structure
-from sparsebert.names import unknown
+from sparsebert_kernels.names import unknown
 
 
 @dataclass(frozen=True)
