@@ -21,6 +21,8 @@ help:  ## list the targets
 
 setup: $(VENV)/.native  ## make .venv with sparsebert and its tools (the targets below do it by themselves)
 
+setup-all: $(VENV)/.native $(VENV)/.rivals $(VENV)/.demo  ## with the rivals of the benchmarks and the real model of the demo
+
 demo: $(VENV)/.native $(VENV)/.demo  ## prune a real BERT, prove its answers, show what it gains; writes demo/
 	$(PY) -m sparsebert.demo $(ARGS)
 
@@ -113,5 +115,5 @@ $(DEEPSPARSE)/.installed:
 	$(DEEPSPARSE)/bin/python -m pip install --disable-pip-version-check deepsparse==1.8.0 onnx==1.14.1 "numpy<2"
 	@touch $@
 
-.PHONY: help setup demo test test-slow test-real test-packaging test-all sanitize gpu lint bench bench-compare \
+.PHONY: help setup setup-all demo test test-slow test-real test-packaging test-all sanitize gpu lint bench bench-compare \
     bench-deepsparse results clean clean-all
