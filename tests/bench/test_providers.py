@@ -88,10 +88,8 @@ def test_deepsparse_without_its_python_says_how_to_get_it(monkeypatch):
 
 
 def test_a_missing_library_says_how_to_install_it(monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
-    )
+    present = object()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else present)
     assert PROVIDERS["onnxruntime"]().available() == "onnxruntime not installed: pip install onnxruntime"
 
 
