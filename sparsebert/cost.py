@@ -95,13 +95,13 @@ def works(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[str]) -> I
     for format in formats:
         match format:
             case "element":
-                blocks = -(-rows // element.BLOCK_ROWS) * -(-columns // element.BLOCK_COLUMNS[dtype])
+                blocks = -(-rows // element.BLOCK_ROWS) * -(-columns // element.BLOCK_COLUMNS)
                 padding = blocks * min(rows, element.BLOCK_ROWS) // 2 if dtype == torch.bfloat16 else 0
                 stored = mask.kept + padding
-                listed = min(mask.kept, rows * -(-columns // element.BLOCK_COLUMNS[dtype]))
+                listed = min(mask.kept, rows * -(-columns // element.BLOCK_COLUMNS))
                 yield Work(format, stored, rows + columns, stored * (item + 1) + 2 * listed + 200 * blocks)
             case "vector":
-                blocks = -(-columns // vector.BLOCK_COLUMNS[dtype])
+                blocks = -(-columns // vector.BLOCK_COLUMNS)
                 padded = -(-rows // vector.BLOCK_ROWS) * vector.BLOCK_ROWS
                 for height in VECTOR_ROWS:
                     vectors = mask.vectors[height]

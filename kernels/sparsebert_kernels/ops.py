@@ -251,7 +251,7 @@ def _input_gradient(gradient: Tensor, packed: PackedWeight, transposed: Sequence
     source, *flipped = transposed or transposed_index(packed)
     values = packed.values.flatten()[source]
     tensors = dict(zip(ElementSparse.TENSORS, (values, *flipped), strict=True))
-    blocks = {"block_rows": BLOCK_ROWS, "block_columns": BLOCK_COLUMNS[packed.dtype]}
+    blocks = {"block_rows": BLOCK_ROWS, "block_columns": BLOCK_COLUMNS}
     return _compute(
         gradient, ElementSparse((packed.shape[1], packed.shape[0]), tensors, blocks), None, "none"
     )

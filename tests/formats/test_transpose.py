@@ -20,7 +20,7 @@ def _transposed(packed: formats.ElementSparse | formats.VectorSparse, index: lis
     source, columns, rows, groups, blocks = index
     tensors = {"values": packed.values.flatten()[source], "columns": columns, "rows": rows}
     tensors |= {"groups": groups, "blocks": blocks}
-    geometry = {"block_rows": BLOCK_ROWS, "block_columns": BLOCK_COLUMNS[packed.dtype]}
+    geometry = {"block_rows": BLOCK_ROWS, "block_columns": BLOCK_COLUMNS}
     return formats.ElementSparse((packed.shape[1], packed.shape[0]), tensors, geometry).to_dense()
 
 

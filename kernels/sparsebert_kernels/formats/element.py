@@ -21,7 +21,7 @@ from .base import PackedWeight, checked, refuse_options
 # One cache line of slack behind the streams, so that kernels may load whole vectors at their end.
 SLACK_BYTES = 64
 BLOCK_ROWS = 768
-BLOCK_COLUMNS = {torch.float32: 128, torch.bfloat16: 256}
+BLOCK_COLUMNS = 256
 # Weights are consumed in units: one fp32 value, or one pair of bf16 values.
 UNIT = {torch.float32: 1, torch.bfloat16: 2}
 
@@ -56,7 +56,7 @@ class ElementSparse(PackedWeight):
         mask: Tensor | None = None,
         *,
         block_rows: int = BLOCK_ROWS,
-        block_columns: int | None = None,
+        block_columns: int = BLOCK_COLUMNS,
         **options: Any,
     ) -> Self:
         """See `PackedWeight.from_dense`.
@@ -65,7 +65,6 @@ class ElementSparse(PackedWeight):
         """
         refuse_options(cls, options)
         weight, mask = checked(weight, mask)
-        block_columns = BLOCK_COLUMNS[weight.dtype] if block_columns is None else block_columns
         if not 1 <= block_rows <= 32767 or not 1 <= block_columns <= 256:
             raise ValueError(
                 f"blocks of {block_rows} x {block_columns}; possible are 1..32767 rows x 1..256 columns"

@@ -23,7 +23,7 @@ def transposed_index(packed: ElementSparse | VectorSparse) -> list[Tensor]:
     slot_of = torch.full((packed.shape[1], packed.shape[0]), -1, dtype=torch.int64, device=packed.device)
     slot_of[column[slots], row[slots]] = slots
     mask = slot_of >= 0
-    index, transposed_slots = pack_index(mask, UNIT[packed.dtype], BLOCK_ROWS, BLOCK_COLUMNS[packed.dtype])
+    index, transposed_slots = pack_index(mask, UNIT[packed.dtype], BLOCK_ROWS, BLOCK_COLUMNS)
     # Slots that hold nothing read the slack, which is zero.
     source = torch.full((index["columns"].numel(),), packed.values.numel() - 1, device=packed.device)
     source[transposed_slots] = slot_of[mask]

@@ -16,7 +16,7 @@ from .base import PackedWeight, checked, refuse_options
 VECTOR_ROWS = (2, 4, 8)
 BLOCK_ROWS = 768
 MAX_BLOCK_ROWS = 32768
-BLOCK_COLUMNS = {torch.float32: 768, torch.bfloat16: 768}
+BLOCK_COLUMNS = 768
 UNIT = {torch.float32: 1, torch.bfloat16: 2}
 SLACK_BYTES = 64
 
@@ -49,7 +49,7 @@ class VectorSparse(PackedWeight):
         *,
         vector_rows: int = 4,
         block_rows: int = BLOCK_ROWS,
-        block_columns: int | None = None,
+        block_columns: int = BLOCK_COLUMNS,
         **options: Any,
     ) -> Self:
         """See `PackedWeight.from_dense`.
@@ -59,7 +59,6 @@ class VectorSparse(PackedWeight):
         """
         refuse_options(cls, options)
         weight, mask = checked(weight, mask)
-        block_columns = BLOCK_COLUMNS[weight.dtype] if block_columns is None else block_columns
         if vector_rows not in VECTOR_ROWS:
             raise ValueError(f"vector_rows is {vector_rows}; heights of 2, 4 and 8 rows are served")
         if not 1 <= block_rows <= MAX_BLOCK_ROWS or block_rows % vector_rows:
