@@ -6,6 +6,7 @@
 #pragma once
 #include "driver.h"
 #include "element.h"
+#include "vector.h"
 
 namespace SB_ISA {
 
@@ -132,37 +133,27 @@ struct ElementDot : DotPanelIn {
   }
 };
 
-// As vector_block of vector.h, two columns a step.
-template <int V, int T, bool FIRST>
-void vector_block_dot(const sb_weight& w, int64_t block, int64_t count, const uint16_t* panel, float* out,
-                      const float* bias) {
-  const int32_t* starts = w.starts + block * (w.block_rows / V);
-  const uint16_t* columns = static_cast<const uint16_t*>(w.columns) + int64_t{starts[0]} * 2;
-  const auto* values = static_cast<const int32_t*>(w.values) + int64_t{starts[0]} * V;
-  for (int64_t p = 0; p < count; p++, out += V * T * LANES) {
-    Simd::F sums[V][T];
+// Pairs of V x 1 vectors: two columns a step.
+struct DotVectors {
+  typedef uint16_t Value;
+  typedef uint16_t Panel;
+  static constexpr int UNIT = 2;
+  template <int V, int T>
+  static SB_INLINE void multiply(Simd::F (&sums)[V][T], const uint16_t* values, const uint16_t* columns,
+                                 const uint16_t* panel) {
+    __m512bh pairs[T];
+    interleave<T>(reinterpret_cast<const char*>(panel + int64_t{columns[0]} * (T * LANES)),
+                  reinterpret_cast<const char*>(panel + int64_t{columns[1]} * (T * LANES)), pairs);
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++)
+    for (int v = 0; v < V; v++) {
+      int32_t pair;
+      memcpy(&pair, values + 2 * v, sizeof(pair));
+      const __m512bh weight = as_bf16(_mm512_set1_epi32(pair));
 #pragma GCC unroll 4
-      for (int t = 0; t < T; t++)
-        sums[v][t] = FIRST ? Simd::set1(bias[p * V + v]) : Simd::load(out + (v * T + t) * LANES);
-    for (int32_t unit = starts[p]; unit < starts[p + 1]; unit++, columns += 2, values += V) {
-      __m512bh pairs[T];
-      interleave<T>(reinterpret_cast<const char*>(panel + int64_t{columns[0]} * (T * LANES)),
-                    reinterpret_cast<const char*>(panel + int64_t{columns[1]} * (T * LANES)), pairs);
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++) {
-        const __m512bh weight = as_bf16(_mm512_set1_epi32(values[v]));
-#pragma GCC unroll 4
-        for (int t = 0; t < T; t++) sums[v][t] = _mm512_dpbf16_ps(sums[v][t], pairs[t], weight);
-      }
+      for (int t = 0; t < T; t++) sums[v][t] = _mm512_dpbf16_ps(sums[v][t], pairs[t], weight);
     }
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++)
-#pragma GCC unroll 4
-      for (int t = 0; t < T; t++) Simd::store(out + (v * T + t) * LANES, sums[v][t]);
   }
-}
+};
 
 template <int V>
 struct VectorDot : DotPanelIn {
@@ -170,7 +161,7 @@ struct VectorDot : DotPanelIn {
   template <int T, bool FIRST>
   static void block(const sb_weight& w, int64_t block, int64_t features, const uint16_t* panel, float* out,
                     const float* bias) {
-    vector_block_dot<V, T, FIRST>(w, block, divide_up(features, V), panel, out, bias);
+    vector_block<DotVectors, V, T, FIRST>(w, block, divide_up(features, V), panel, out, bias);
   }
 };
 

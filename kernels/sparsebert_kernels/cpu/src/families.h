@@ -33,7 +33,7 @@ struct Vector : FloatPanelIn {
   template <int T, bool FIRST>
   static void block(const sb_weight& w, int64_t block, int64_t features, const float* panel, float* out,
                     const float* bias) {
-    vector_block<Value, V, T, FIRST>(w, block, divide_up(features, V), panel, out, bias);
+    vector_block<WidenedVectors<Value>, V, T, FIRST>(w, block, divide_up(features, V), panel, out, bias);
   }
 };
 

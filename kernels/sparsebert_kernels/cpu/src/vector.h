@@ -4,16 +4,41 @@
 
 namespace SB_ISA {
 
+// How one unit of V x 1 vectors meets a panel: one fp32 vector, or two bf16 ones that are widened on use.
+template <class StoredValue>
+struct WidenedVectors {
+  typedef StoredValue Value;
+  typedef float Panel;
+  static constexpr int UNIT = sizeof(Value) == 4 ? 1 : 2;
+  template <int V, int T>
+  static SB_INLINE void multiply(Simd::F (&sums)[V][T], const Value* values, const uint16_t* columns,
+                                 const float* panel) {
+#pragma GCC unroll 2
+    for (int u = 0; u < UNIT; u++) {
+      const float* x = panel + int64_t{columns[u]} * (T * LANES);
+      Simd::F token[T];
+#pragma GCC unroll 4
+      for (int t = 0; t < T; t++) token[t] = Simd::load(x + t * LANES);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) {
+        const Simd::F weight = Simd::set1(to_float(values[v * UNIT + u]));
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++) sums[v][t] += weight * token[t];
+      }
+    }
+  }
+};
+
 // One row block x column block; a panel here is V rows. `panel` begins at the column block, `out`
 // and `bias` at the row block, which has `count` panels. The first column block of a row block starts its sums
 // from the bias, the others go on from what `out` holds.
-template <class Value, int V, int T, bool FIRST>
-void vector_block(const sb_weight& w, int64_t block, int64_t count, const float* panel, float* out,
+template <class Policy, int V, int T, bool FIRST>
+void vector_block(const sb_weight& w, int64_t block, int64_t count, const typename Policy::Panel* panel, float* out,
                   const float* bias) {
-  constexpr int UNIT = sizeof(Value) == 4 ? 1 : 2;
+  constexpr int UNIT = Policy::UNIT;
   const int32_t* starts = w.starts + block * (w.block_rows / V);
   const uint16_t* columns = static_cast<const uint16_t*>(w.columns) + int64_t{starts[0]} * UNIT;
-  const Value* values = static_cast<const Value*>(w.values) + int64_t{starts[0]} * UNIT * V;
+  const auto* values = static_cast<const typename Policy::Value*>(w.values) + int64_t{starts[0]} * UNIT * V;
   for (int64_t p = 0; p < count; p++, out += V * T * LANES) {
     Simd::F sums[V][T];
 #pragma GCC unroll 8
@@ -21,21 +46,8 @@ void vector_block(const sb_weight& w, int64_t block, int64_t count, const float*
 #pragma GCC unroll 4
       for (int t = 0; t < T; t++)
         sums[v][t] = FIRST ? Simd::set1(bias[p * V + v]) : Simd::load(out + (v * T + t) * LANES);
-    for (int32_t unit = starts[p]; unit < starts[p + 1]; unit++, columns += UNIT, values += UNIT * V) {
-#pragma GCC unroll 2
-      for (int u = 0; u < UNIT; u++) {
-        const float* x = panel + int64_t{columns[u]} * (T * LANES);
-        Simd::F token[T];
-#pragma GCC unroll 4
-        for (int t = 0; t < T; t++) token[t] = Simd::load(x + t * LANES);
-#pragma GCC unroll 8
-        for (int v = 0; v < V; v++) {
-          const Simd::F weight = Simd::set1(to_float(values[v * UNIT + u]));
-#pragma GCC unroll 4
-          for (int t = 0; t < T; t++) sums[v][t] += weight * token[t];
-        }
-      }
-    }
+    for (int32_t unit = starts[p]; unit < starts[p + 1]; unit++, columns += UNIT, values += UNIT * V)
+      Policy::template multiply<V, T>(sums, values, columns, panel);
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++)
 #pragma GCC unroll 4
