@@ -64,7 +64,7 @@ class Environment:
     @property
     def machine(self) -> str:
         """One line for captions."""
-        return f"{self.cpu}, {self.cores} cores" + (f", {self.gpu}" if self.gpu else "")
+        return f"{self.cpu}, cores: {self.cores}" + (f", {self.gpu}" if self.gpu else "")
 
 
 def detect() -> Environment:

@@ -36,7 +36,7 @@ def environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
     limit = environment["onednn_max_isa"]
     onednn = environment["onednn"] or "missing"
     rows = [
-        ("CPU", f"{environment['cpu']}, {environment['cores']} usable cores"),
+        ("CPU", f"{environment['cpu']}, usable cores: {environment['cores']}"),
         ("memory", f"{memory / 2**30:.1f} GiB" if memory else "unknown"),
         ("instruction sets", " ".join(environment["isa_flags"]) or "unknown"),
         ("compiled kernels", f"{kernels} in use (runnable here: {built})" if kernels else "missing"),

@@ -55,7 +55,7 @@ def machine_text(environment: Record) -> str:
     versions = environment["versions"]
     kernels = f"{environment['kernels']} kernels" if environment["kernels"] else "no compiled kernels"
     return (
-        f"{environment['cpu']}, {environment['cores']} cores, {kernels}, torch {versions['torch']}, "
+        f"{environment['cpu']}, cores: {environment['cores']}, {kernels}, torch {versions['torch']}, "
         f"oneDNN {environment['onednn'] or 'missing'}"
     )
 
