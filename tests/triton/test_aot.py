@@ -1,0 +1,107 @@
+"""Kernels compiled ahead of time: what is read off, what counts as a problem, and that ours have none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsebert_kernels.cuda import aot
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = "tests.triton.matmul_cases"
+INSTRUCTIONS = {
+    "sm_80": "mma.sync m16n8k16",
+    "sm_90": "wgmma m64n64k16",
+    "sm_100": "tcgen05 m128n64k64",
+    "gfx942": "mfma 32x32x8",
+}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, since the tests' own may have imported the kernels for the interpreter."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "sparsebert_kernels.cuda.aot", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def samples() -> dict[tuple[str, str], dict]:
+    """The good ones for every target, the others for one."""
+    others = [word for target in INSTRUCTIONS if target != "sm_90" for word in ("--target", target)]
+    runs = [run("--module", SAMPLES, "--target", "sm_90"), run("--module", SAMPLES, "--default", *others)]
+    assert [done.returncode for done in runs] == [0, 0], runs
+    rows = [json.loads(line) for done in runs for line in done.stdout.splitlines()]
+    return {(row["target"], row["label"]): row for row in rows}
+
+
+@pytest.mark.parametrize("target", INSTRUCTIONS)
+def test_a_good_kernel_has_the_tensor_core_instruction_of_its_target(samples, target):
+    found = samples[target, "good"]
+    assert found["problems"] == []
+    assert list(found["tensor"]) == [INSTRUCTIONS[target]]
+    assert found["spill_stores"] == found["spill_loads"] == 0
+    assert 32 <= found["registers"] <= 255
+    assert found["buffers"] >= 2
+    assert 0 < found["shared_memory"] <= found["shared_memory_limit"]
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_the_ceiling_follows_from_the_main_loop(samples, target):
+    found = samples[target, "good"]
+    cycles = 128 * 64 * 64 / aot.TARGETS[target].products
+    assert 20 < found["loop_instructions"] < 300
+    assert found["ceiling"] == pytest.approx(min(1, cycles / found["loop_instructions"]), abs=0.01)
+
+
+def test_amd_loops_are_counted_and_their_ceiling_is_left_open(samples):
+    assert samples["gfx942", "good"]["loop_instructions"] > 20
+    assert samples["gfx942", "good"]["ceiling"] is None
+
+
+def test_spills_and_a_lost_instruction_are_problems(samples):
+    (spilling,) = samples["sm_90", "spilling"]["problems"]
+    assert spilling.startswith("spills registers (")
+    (lost,) = samples["sm_90", "too low"]["problems"]
+    assert lost == "has no wgmma (mma.sync m16n8k16)"
+
+
+def test_shared_memory_must_fit_the_target(samples):
+    problems = samples["sm_90", "too much shared memory"]["problems"]
+    assert any("bytes of shared memory, there are 232448" in each for each in problems)
+
+
+def test_whole_float32_needs_no_tensor_cores(samples):
+    for target in INSTRUCTIONS:
+        assert samples[target, "whole float32"]["problems"] == []
+
+
+def test_a_kernel_without_a_product_has_no_loop_to_count(samples):
+    found = samples["sm_90", "copy"]
+    assert (found["tensor"], found["loop_instructions"], found["problems"]) == ({}, None, [])
+
+
+def test_a_case_that_does_not_fit_its_kernel_says_so(samples):
+    assert "do not both name BLOCK, SIZE" in samples["sm_90", "misnamed"]["error"]
+
+
+def test_check_fails_on_a_problem_and_default_leaves_out_the_rest():
+    assert run("--module", SAMPLES, "--target", "sm_90", "--check").returncode == 1
+    done = run("--module", SAMPLES, "--target", "sm_90", "--check", "--default")
+    assert done.returncode == 0
+    assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == [
+        "good",
+        "whole float32",
+        "copy",
+    ]
+
+
+def test_our_default_configurations_are_fast_ones_on_sm_90():
+    done = run("--target", "sm_90", "--default", "--check", "--jobs", str(len(os.sched_getaffinity(0))))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
