@@ -63,6 +63,9 @@ def options(draw: st.DrawFn, name: str) -> dict[str, Any]:
         height = draw(st.sampled_from((2, 4, 8)))
         block_rows, block_columns = height * draw(st.integers(1, 6)), draw(st.integers(1, 80))
         return {"vector_rows": height, "block_rows": block_rows, "block_columns": block_columns}
+    if name == "panel":
+        height = draw(st.sampled_from((16, 32, 64, 128)))
+        return {"block_size": (height, draw(st.sampled_from((8, 16, 32, 64, 128))))}
     return {"tokens": draw(st.integers(1, 300))} if name in ("compact", "dense") else {}
 
 

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given
 
 from sparsebert_kernels import formats
-from sparsebert_kernels.formats import CompactDense, CsrSparse, DensePrepacked, ElementSparse, VectorSparse
+from sparsebert_kernels.formats import (
+    CompactDense,
+    CsrSparse,
+    DensePrepacked,
+    ElementSparse,
+    PanelSparse,
+    VectorSparse,
+)
 from tests.formats.matrices import matrices, options
 
 
@@ -33,6 +40,10 @@ def _documented(packed: formats.PackedWeight) -> int:
             return n * k * v
         case CsrSparse():
             return packed.values.numel() * (v + 4) + 4 * (n + 1)
+        case PanelSparse():
+            slots, tiles = 64 // packed.group_columns, int(packed.starts[-1])
+            panels = -(-n // packed.panel_rows)
+            return max(tiles, 1) * packed.panel_rows * 64 * v + 4 * (tiles + 1) * slots + 4 * (2 * panels + 1)
     raise NotImplementedError(packed.name)
 
 

@@ -12,15 +12,17 @@ from .compact import CompactDense
 from .csr import CsrSparse
 from .dense import DensePrepacked
 from .element import ElementSparse
+from .panel import PanelSparse
 from .vector import VectorSparse
 
 FORMATS: dict[str, type[PackedWeight]] = {
-    cls.name: cls for cls in (ElementSparse, VectorSparse, CompactDense, DensePrepacked, CsrSparse)
+    cls.name: cls
+    for cls in (ElementSparse, VectorSparse, CompactDense, DensePrepacked, CsrSparse, PanelSparse)
 }
 
 
 def pack(weight: Tensor, mask: Tensor | None = None, *, format: str, **options: Any) -> PackedWeight:
-    """Pack ``weight`` [out, in] (float32 or bfloat16) in the format of that name.
+    """Pack ``weight`` [out, in] in the format of that name: float32 or bfloat16, in "panel" float16 too.
 
     ``mask`` (bool [out, in], True = keep) defaults to ``weight != 0``. Options are the format's own, e.g.
     ``vector_rows=4``. Raises ValueError for an unknown format or option and for a mask that does not fit.
@@ -37,6 +39,7 @@ __all__ = [
     "DensePrepacked",
     "ElementSparse",
     "PackedWeight",
+    "PanelSparse",
     "VectorSparse",
     "pack",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -93,10 +93,12 @@ def refuse_options(cls: type[PackedWeight], options: Iterable[str]) -> None:
         raise unknown("option", name, known)
 
 
-def checked(weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def checked(
+    weight: Tensor, mask: Tensor | None, dtypes: Sequence[torch.dtype] = VALUE_DTYPES
+) -> tuple[Tensor, Tensor]:
     """``weight`` and its mask, both detached, after the checks every format needs.
 
-    Raises ValueError for a weight that is not a non-empty float32 or bfloat16 matrix, or a mask of another
+    Raises ValueError for a weight that is not a non-empty matrix in one of ``dtypes``, or a mask of another
     shape, dtype or device.
     """
     weight = weight.detach()
@@ -104,8 +106,9 @@ def checked(weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"weight has shape {list(weight.shape)}; a matrix [out_features, in_features] is needed"
         )
-    if weight.dtype not in VALUE_DTYPES:
-        raise ValueError(f"weight is {weight.dtype}; packed formats store torch.float32 or torch.bfloat16")
+    if weight.dtype not in dtypes:
+        known = " or ".join(map(str, dtypes))
+        raise ValueError(f"weight is {weight.dtype}; packed formats store {known}")
     if mask is None:
         return weight, weight != 0
     mask = mask.detach()

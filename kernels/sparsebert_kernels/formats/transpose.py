@@ -6,15 +6,20 @@ import torch
 from torch import Tensor
 
 from .element import BLOCK_COLUMNS, BLOCK_ROWS, UNIT, ElementSparse, pack_index
+from .panel import PanelSparse
+from .panel_transpose import transposed_panels
 from .vector import VectorSparse
 
 
-def transposed_index(packed: ElementSparse | VectorSparse) -> list[Tensor]:
-    """Index tensors of W.T in element-sparse form, and where its values lie in ``packed.values``.
+def transposed_index(packed: ElementSparse | VectorSparse | PanelSparse) -> list[Tensor]:
+    """Index tensors of W.T, and where its values lie in ``packed.values``; panels: see `transposed_panels`.
 
-    Returns ``[source, columns, rows, groups, blocks]``: ``packed.values.flatten()[source]`` are the values of
-    the transposed matrix (int64, one a slot), so a change of the values needs no new index.
+    The other formats are transposed into element-sparse form. Returns ``[source, columns, rows, groups,
+    blocks]``: ``packed.values.flatten()[source]`` are the values of the transposed matrix (int64, one a
+    slot), so a change of the values needs no new index.
     """
+    if isinstance(packed, PanelSparse):
+        return transposed_panels(packed)
     row, column = packed.coordinates()
     real = row < packed.shape[0]
     # The padding of an odd bf16 pair repeats the coordinates before it.

@@ -1,0 +1,273 @@
+"""Packed panels: the block-sparse format of the GPU kernels, for blocks from 16 x 8 to 128 x anything.
+
+The matrix is cut into panels of ``h`` output rows (16, 32, 64 or 128), a panel into groups of ``g`` columns
+(8, 16, 32 or 64). The groups that a panel keeps lie side by side in tiles of 64 columns, so that the inner
+loop of a kernel is the same for every g: h x 8 groups cost what 64-wide blocks do, and are eight times finer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from .base import VALUE_DTYPES, PackedWeight, checked, refuse_options
+
+TILE_COLUMNS = 64
+PANEL_ROWS = (16, 32, 64, 128)
+GROUP_COLUMNS = (8, 16, 32, 64)
+DTYPES = (*VALUE_DTYPES, torch.float16)
+
+
+class PanelSparse(PackedWeight):
+    """Kept h x g blocks. A block is kept when any of its weights is; the others are stored as zeros.
+
+    values   float32, bfloat16 or float16 (tiles, h, 64)   panel by panel; one tile of zeros if none is kept
+    columns  int32 ((tiles + 1) * 64 / g,)   which group of g columns fills each slot of a tile. What a panel
+             leaves of its last tile repeats its last group with zero weights: a pruned column is never read.
+             One tile's worth of zeros ends it: a kernel reads the index of the next tile ahead of time.
+    starts   int32 (panels + 1,)   first tile of each panel
+    order    int32 (panels,)       panels by length, longest first: what takes longest begins first
+
+    A last panel or group that the matrix does not fill is filled up with zeros.
+    """
+
+    name = "panel"
+    TENSORS = ("values", "columns", "starts", "order")
+    GEOMETRY = ("group_columns", "aligned")
+
+    columns: Tensor
+    starts: Tensor
+    order: Tensor
+    group_columns: int
+    aligned: bool  # every stored weight is a kept one
+
+    @classmethod
+    def from_dense(
+        cls,
+        weight: Tensor,
+        mask: Tensor | None = None,
+        *,
+        block_size: tuple[int, int] = (64, 8),
+        **options: Any,
+    ) -> Self:
+        """See `PackedWeight.from_dense`; ``weight`` may be float16, too.
+
+        block_size  (rows, columns) of the blocks. Columns may also be a multiple of 64; such blocks are kept
+                    in pieces of 64.
+
+        Raises ValueError for a block size that no kernel serves.
+        """
+        refuse_options(cls, options)
+        weight, mask = checked(weight, mask, DTYPES)
+        height, group = _checked_block(block_size)
+        out_features, in_features = weight.shape
+        panels, groups = -(-out_features // height), -(-in_features // group)
+
+        padding = (0, groups * group - in_features, 0, panels * height - out_features)
+        kept = torch.nn.functional.pad(torch.where(mask, weight, weight.new_zeros(())), padding)
+        live = torch.nn.functional.pad(mask, padding)
+        live = live.view(panels, height, groups, group).any(3).any(1)
+
+        slots = pack_slots(live, TILE_COLUMNS // group)
+        values = weight.new_zeros(max(slots.tiles, 1), height, TILE_COLUMNS // group, group)
+        blocks = kept.view(panels, height, groups, group)[slots.panel, :, slots.column]
+        values[slots.tile, :, slots.place] = blocks
+
+        stored = live.repeat_interleave(height, 0).repeat_interleave(group, 1)
+        return cls(
+            (out_features, in_features),
+            {
+                "values": values.view(-1, height, TILE_COLUMNS),
+                "columns": slots.columns,
+                "starts": slots.starts,
+                "order": slots.order,
+            },
+            {
+                "group_columns": group,
+                "aligned": torch.equal(stored[:out_features, :in_features], mask),
+            },
+        )
+
+    @property
+    def panel_rows(self) -> int:
+        """h, the rows of a panel."""
+        return self.values.shape[1]
+
+    @property
+    def panels(self) -> int:
+        return self.starts.numel() - 1
+
+    def slots(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Panel, column group and slot number (int64) of every block that is kept, in storage order."""
+        per_tile = TILE_COLUMNS // self.group_columns
+        counts = torch.diff(self.starts.long()) * per_tile
+        panel = torch.repeat_interleave(torch.arange(self.panels, device=self.device), counts)
+        column = self.columns[: panel.numel()].long()
+        real = torch.ones(panel.numel(), dtype=torch.bool, device=self.device)
+        real[1:] = (column[1:] != column[:-1]) | (panel[1:] != panel[:-1])
+        slot = real.nonzero().squeeze(1)
+        return panel[slot], column[slot], slot
+
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """Row and column (int64) of every stored value, in the order of ``values.flatten()``.
+
+        What only fills up a tile, a panel or a group is given the row ``out_features``.
+        """
+        height, group, device = self.panel_rows, self.group_columns, self.device
+        panel, column, slot = self.slots()
+        shape = self.values.shape[0] * (TILE_COLUMNS // group), height, group
+        rows = torch.full(shape, self.shape[0], device=device)
+        columns = torch.zeros(shape, dtype=torch.int64, device=device)
+        rows[slot] = (panel[:, None] * height + torch.arange(height, device=device))[:, :, None]
+        columns[slot] = (column[:, None] * group + torch.arange(group, device=device))[:, None]
+        rows[columns >= self.shape[1]] = self.shape[0]
+        rows.clamp_(max=self.shape[0])
+        return self._interleaved(rows), self._interleaved(columns)
+
+    def _interleaved(self, blocks: Tensor) -> Tensor:
+        """Blocks (slots, h, g) in the order of ``values.flatten()``."""
+        per_tile = TILE_COLUMNS // self.group_columns
+        tiles = blocks.view(-1, per_tile, self.panel_rows, self.group_columns)
+        return tiles.transpose(1, 2).reshape(-1)
+
+    def to_dense(self) -> Tensor:
+        height, group = self.panel_rows, self.group_columns
+        panel, column, slot = self.slots()
+        groups = -(-self.shape[1] // group)
+        tiles = self.values.view(-1, height, TILE_COLUMNS // group, group)
+        blocks = tiles.transpose(1, 2).reshape(-1, height, group)[slot]
+        dense = self.values.new_zeros(self.panels, groups, height, group)
+        dense = dense.index_put((panel, column), blocks)
+        dense = dense.transpose(1, 2).reshape(self.panels * height, groups * group)
+        return dense[: self.shape[0], : self.shape[1]].contiguous()
+
+    def kept(self) -> Tensor:
+        """See `PackedWeight.kept`; where it is not `aligned`, a kept weight of exactly 0 counts as pruned."""
+        if not self.aligned:
+            return self.to_dense() != 0
+        panel, column, _ = self.slots()
+        groups = -(-self.shape[1] // self.group_columns)
+        live = torch.zeros(self.panels, groups, dtype=torch.bool, device=self.device)
+        live[panel, column] = True
+        live = live.repeat_interleave(self.panel_rows, 0).repeat_interleave(self.group_columns, 1)
+        return live[: self.shape[0], : self.shape[1]].contiguous()
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where the kept blocks of a grid of panels and column groups go.
+
+    panel, column, tile, place   int64, one a kept block: where it comes from, its tile and its slot there
+    columns, starts, order       int32, as in `PanelSparse`
+    tiles                        tiles in all, 0 where nothing is kept
+    """
+
+    panel: Tensor
+    column: Tensor
+    tile: Tensor
+    place: Tensor
+    columns: Tensor
+    starts: Tensor
+    order: Tensor
+    tiles: int
+
+
+def pack_slots(live: Tensor, per_tile: int) -> Slots:
+    """Lay out the kept blocks of ``live`` (bool [panels, column groups]), ``per_tile`` of them in a tile."""
+    device = live.device
+    counts = live.sum(1)
+    tiles = (counts + per_tile - 1) // per_tile
+    starts = torch.zeros(live.shape[0] + 1, dtype=torch.int64, device=device)
+    starts[1:] = tiles.cumsum(0)
+    total = int(starts[-1])
+    first = counts.cumsum(0) - counts
+    panel, column = live.nonzero(as_tuple=True)
+    slot = torch.arange(panel.numel(), device=device) + (starts[:-1] * per_tile - first)[panel]
+
+    panel_of_slot = torch.repeat_interleave(torch.arange(live.shape[0], device=device), tiles * per_tile)
+    rank = torch.arange(total * per_tile, device=device) - starts[panel_of_slot] * per_tile
+    rank = torch.minimum(rank, counts[panel_of_slot] - 1)
+    columns = torch.zeros((total + 1) * per_tile, dtype=torch.int32, device=device)
+    columns[: total * per_tile] = column[first[panel_of_slot] + rank].int()
+    return Slots(
+        panel=panel,
+        column=column,
+        tile=slot // per_tile,
+        place=slot % per_tile,
+        columns=columns,
+        starts=starts.int(),
+        order=torch.sort(tiles, descending=True, stable=True).indices.int(),
+        tiles=total,
+    )
+
+
+def join(weights: Sequence[PanelSparse]) -> tuple[PanelSparse, list[PanelSparse]]:
+    """Several weights over one x as one, e.g. query, key and value, and the members as views of its values.
+
+    The joined weight [sum of out_features, in_features] runs as one launch; its output rows are those of the
+    members one after the other.
+
+    Raises ValueError unless all members but the last fill their panels, and all share in_features, block
+    size, dtype and device.
+    """
+    first = weights[0]
+    for member in weights:
+        for what in ("panel_rows", "group_columns", "dtype", "device"):
+            if getattr(member, what) != getattr(first, what):
+                raise ValueError(
+                    f"weights to join have {what} {getattr(first, what)} and {getattr(member, what)}; "
+                    "they must agree"
+                )
+        if member.shape[1] != first.shape[1]:
+            raise ValueError(
+                f"weights to join have {first.shape[1]} and {member.shape[1]} in_features; they must agree"
+            )
+    for member in weights[:-1]:
+        if member.shape[0] % first.panel_rows:
+            raise ValueError(
+                f"a weight to join has {member.shape[0]} out_features; "
+                f"multiples of its {first.panel_rows} panel rows are needed"
+            )
+    per_tile = TILE_COLUMNS // first.group_columns
+    tiles = [int(member.starts[-1]) for member in weights]
+    total = sum(tiles)
+    values = [member.values[:count] for member, count in zip(weights, tiles, strict=True)]
+    columns = [member.columns[: n * per_tile] for member, n in zip(weights, tiles, strict=True)]
+    lengths = torch.cat([torch.diff(member.starts) for member in weights])
+    starts = torch.zeros(lengths.numel() + 1, dtype=torch.int32, device=first.device)
+    starts[1:] = lengths.cumsum(0)
+    joined = PanelSparse(
+        (sum(member.shape[0] for member in weights), first.shape[1]),
+        {
+            "values": torch.cat(values) if total else first.values.detach().clone(),
+            "columns": torch.cat((*columns, first.columns.new_zeros(per_tile))),
+            "starts": starts,
+            "order": torch.sort(lengths, descending=True, stable=True).indices.int(),
+        },
+        {
+            "group_columns": first.group_columns,
+            "aligned": all(member.aligned for member in weights),
+        },
+    )
+    members, begin = [], 0
+    for member, count in zip(weights, tiles, strict=True):
+        view = joined.values[begin : begin + count] if count else member.values
+        members.append(member.replace(values=view))
+        begin += count
+    return joined, members
+
+
+def _checked_block(block_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows of a panel and columns of a group."""
+    height, width = block_size
+    group = TILE_COLUMNS if width > 0 and width % TILE_COLUMNS == 0 else width
+    if height not in PANEL_ROWS or group not in GROUP_COLUMNS:
+        raise ValueError(
+            f"block_size is {tuple(block_size)}; kernels serve 16, 32, 64 or 128 rows and 8, 16, 32, 64 or a "
+            "multiple of 64 columns"
+        )
+    return height, group
