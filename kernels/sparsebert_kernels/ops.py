@@ -2,7 +2,8 @@
 
 `linear` is what users call. Behind it stands one custom operator for all formats, ``sparsebert::linear``,
 with its fake and autograd registrations, so that eager mode, `torch.compile`, `torch.export` and autograd see
-the same thing. Where the native library serves a format it is used; everything else is plain torch.
+the same thing. On a CPU the native library is used where it serves a format, on a GPU the Triton kernels;
+everything else is plain torch.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from . import reference
 from .cpu import native
-from .formats import FORMATS, ElementSparse, PackedWeight, VectorSparse
+from .cuda import backend as cuda
+from .formats import FORMATS, ElementSparse, PackedWeight, PanelSparse, VectorSparse
 from .formats.element import BLOCK_COLUMNS, BLOCK_ROWS
 from .formats.transpose import transposed_index
 from .names import unknown
 
-TRAINABLE = (ElementSparse, VectorSparse)
+TRAINABLE = (ElementSparse, VectorSparse, PanelSparse)
 COMPUTED_DTYPES = (torch.float32, torch.bfloat16)
 AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # as in torch, float64 stays what it is
 
@@ -31,48 +33,102 @@ def linear(
     bias: Tensor | None = None,
     activation: str = "none",
     transposed: Sequence[Tensor] = (),
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """``activation(x @ W.T + bias)`` for a packed W.
+    """``activation(x @ W.T + bias) + residual`` for a packed W.
 
-    x           [..., in_features], float32, bfloat16, float16 or float64. float16 is computed in float32,
-                float64 through the dense matrix.
+    x           [..., in_features], float32, bfloat16, float16 or float64. On a CPU float16 is computed in
+                float32; float64 goes through the dense matrix. The GPU kernels want the dtype of W.
     bias        [out_features] or None
-    activation  "none", "relu", "gelu" (erf) or "gelu_tanh"
+    activation  "none", "relu", "gelu" (erf), "gelu_tanh" or "tanh"
     transposed  `transposed_index(packed)`, kept by trainable layers: the backward pass need not make it then
+    residual    [..., out_features] in the dtype of the result, or None
 
-    Returns [..., out_features] in the dtype of x, under CPU autocast in autocast's dtype (not for float64). A
+    Returns [..., out_features] in the dtype of x, under autocast in autocast's dtype (not for float64). A
     pruned column never reads its activation, so NaN or inf there does not spread; next to a kept weight, inf
     may come out as NaN.
 
-    Raises ValueError for an x of another width, dtype or device than the weight's, a bias of another length
-    and an unknown activation.
+    Raises ValueError for an x of another width, dtype or device than the weight's, a bias of another length,
+    a residual of another shape or dtype than the result, and an unknown activation.
     """
     _check(x, packed, bias, activation)
-    if x.dtype in COMPUTED_DTYPES and _plain_inference(x, packed.values, bias):
-        return _compute(x, packed, bias, activation)
+    on_gpu = cuda.covers(packed.name, x.device)
     if torch.is_autocast_enabled(x.device.type) and x.dtype in AUTOCAST_DTYPES:
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    if x.dtype == torch.float16:
-        return linear(x.float(), packed, bias, activation, transposed).half()
+        residual = None if residual is None else residual.to(x.dtype)
+        if on_gpu:
+            packed = packed.replace(values=packed.values.to(x.dtype))
+    _check_residual(residual, x, packed)
+    if on_gpu:
+        cuda.check_dtype(x, packed)
+    computed = cuda.DTYPES if on_gpu else COMPUTED_DTYPES
+    if x.dtype in computed and _plain_inference(x, packed.values, bias, residual):
+        return _compute(x, packed, bias, activation, residual)
+    if x.dtype == torch.float16 and not on_gpu:
+        y = linear(x.float(), packed, bias, activation, transposed).half()
+        return y if residual is None else y + residual
     if x.dtype == torch.float64:
-        return reference.linear(x, packed.to_dense(), bias, activation)
-    if x.dtype not in COMPUTED_DTYPES:
+        y = reference.linear(x, packed.to_dense(), bias, activation)
+        return y if residual is None else y + residual
+    if x.dtype not in computed:
         raise ValueError(f"x is {x.dtype}; a floating-point dtype is needed")
     index = [getattr(packed, name) for name in packed.TENSORS[1:]]
     geometry = [int(getattr(packed, name)) for name in packed.GEOMETRY]
     return _linear(
-        x, packed.values, index, bias, list(transposed), packed.name, geometry, packed.shape[0], activation
+        x,
+        packed.values,
+        index,
+        bias,
+        list(transposed),
+        packed.name,
+        geometry,
+        packed.shape[0],
+        activation,
+        residual,
     )
 
 
+def block_sparse_linear(
+    x: Tensor,
+    weight: PanelSparse,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``activation(x @ W.T + bias) + residual`` for a weight in packed panels, in one kernel on a GPU.
+
+    x         [..., in_features], float32, bfloat16 or float16 like the weight's values
+    bias      [out_features] or None, in any floating-point dtype
+    residual  [..., out_features] in the dtype of x, or None
+
+    Sums are float32. Products of float32 are exact (ieee), unless torch is allowed TensorFloat-32
+    (`torch.set_float32_matmul_precision("high")`). Errors and everything else as for `linear`.
+    """
+    if not isinstance(weight, PanelSparse):
+        raise ValueError(
+            f"weight is {type(weight).__name__}; PanelSparse.from_dense packs a block-sparse one"
+        )
+    return linear(x, weight, bias, activation, residual=residual)
+
+
 def linear_shared(
-    x: Tensor, packed: Sequence[PackedWeight], biases: Sequence[Tensor | None]
+    x: Tensor,
+    packed: Sequence[PackedWeight],
+    biases: Sequence[Tensor | None],
+    joined: PanelSparse | None = None,
 ) -> tuple[Tensor, ...]:
     """`linear` of one x with several weights of the same format, as one native call that reads x once.
 
     For inference: where a gradient is needed, or the native library does not serve the format, it is the same
     as calling `linear` once a weight.
+
+    joined  on a GPU, the same weights as one (`formats.panel.join`), kept by the caller: one launch, whose
+            answers are slices of one tensor
+
+    Raises ValueError for what `linear` refuses, and for a ``joined`` that is not as high as its members.
     """
+    if joined is not None and cuda.covers(joined.name, x.device) and _plain_inference(x, *biases):
+        return _linear_joined(x, packed, biases, joined)
     together = (
         1 < len(packed) <= native.MAX_WEIGHTS
         and _plain_inference(x, *(p.values for p in packed), *biases)
@@ -84,6 +140,21 @@ def linear_shared(
     for weight, bias in zip(packed, biases, strict=True):
         _check(x, weight, bias, "none")
     return tuple(native.linear(x, packed, biases, "none"))
+
+
+def _linear_joined(
+    x: Tensor, packed: Sequence[PackedWeight], biases: Sequence[Tensor | None], joined: PanelSparse
+) -> tuple[Tensor, ...]:
+    heights = [weight.shape[0] for weight in packed]
+    if sum(heights) != joined.shape[0]:
+        raise ValueError(f"joined has {joined.shape[0]} out_features, its members have {sum(heights)}")
+    for weight, bias in zip(packed, biases, strict=True):
+        _check(x, weight, bias, "none")
+    bias = None
+    if any(each is not None for each in biases):
+        rows = zip(biases, heights, strict=True)
+        bias = torch.cat([x.new_zeros(height) if each is None else each.to(x.dtype) for each, height in rows])
+    return linear(x, joined, bias).split(heights, -1)
 
 
 def _check(x: Tensor, packed: PackedWeight, bias: Tensor | None, activation: str) -> None:
@@ -100,13 +171,24 @@ def _check(x: Tensor, packed: PackedWeight, bias: Tensor | None, activation: str
         raise unknown("activation", activation, reference.ACTIVATIONS)
 
 
+def _check_residual(residual: Tensor | None, x: Tensor, packed: PackedWeight) -> None:
+    if residual is None:
+        return
+    shape = (*x.shape[:-1], packed.shape[0])
+    if residual.shape != shape or residual.dtype != x.dtype or residual.device != x.device:
+        raise ValueError(
+            f"residual is {list(residual.shape)} of {residual.dtype} on {residual.device}; "
+            f"it must be {list(shape)} of {x.dtype} on {x.device}"
+        )
+
+
 def _plain_inference(x: Tensor, *others: Tensor | None) -> bool:
     """Whether nobody watches this call: no gradient, autocast, compiler, tracer or tensor subclass.
 
     The result may then be computed directly, which saves the operator's dispatch, 15 us a call. To be asked
     before anything of the native library, whose loader a compiler cannot trace.
     """
-    if torch.compiler.is_compiling() or type(x) is not Tensor or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or type(x) is not Tensor or torch.is_autocast_enabled(x.device.type):
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
         return False
@@ -136,10 +218,11 @@ def _linear(
     geometry: Sequence[int],
     out_features: int,
     activation: str,
+    residual: Tensor | None = None,
 ) -> Tensor:
     packed = _rebuild(values, index, format, geometry, (out_features, x.shape[-1]))
     with torch.autocast(x.device.type, enabled=False):  # `linear` has seen to it, in the dtype of x
-        return _compute(x, packed, bias, activation)
+        return _compute(x, packed, bias, activation, residual)
 
 
 @_linear.register_fake
@@ -153,12 +236,21 @@ def _(
     geometry: Sequence[int],
     out_features: int,
     activation: str,
+    residual: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-def _compute(x: Tensor, packed: Any, bias: Tensor | None, activation: str) -> Tensor:
+def _compute(
+    x: Tensor, packed: Any, bias: Tensor | None, activation: str, residual: Tensor | None = None
+) -> Tensor:
     values = packed.values
+    if cuda.serves(packed.name, x):
+        return cuda.linear(x, packed, bias, activation, residual)
+    if residual is not None:
+        return _compute(x, packed, bias, activation) + residual
+    if activation == "tanh":  # of the pooler and of no kernel here
+        return torch.tanh(_compute(x, packed, bias, "none"))
     if native.serves(packed.name, values.dtype, x):
         return native.linear(x, (packed,), (bias,), activation)[0]
     if packed.name == "dense" and values.is_mkldnn and x.dtype == values.dtype:
@@ -246,7 +338,9 @@ def _(
 
 def _input_gradient(gradient: Tensor, packed: PackedWeight, transposed: Sequence[Tensor]) -> Tensor:
     """dL/dx = gradient @ W, through the transposed structure where the format has one."""
-    if not isinstance(packed, TRAINABLE):
+    if cuda.serves(packed.name, gradient):
+        return cuda.input_gradient(gradient, packed, transposed)
+    if not isinstance(packed, ElementSparse | VectorSparse):
         return reference.linear(gradient, packed.to_dense().t(), None)
     source, *flipped = transposed or transposed_index(packed)
     values = packed.values.flatten()[source]
@@ -260,7 +354,10 @@ def _input_gradient(gradient: Tensor, packed: PackedWeight, transposed: Sequence
 def _values_gradient(gradient: Tensor, x: Tensor, packed: Any) -> Tensor:
     """dL/dvalues in the layout of ``packed.values``: zero in slack and padding."""
     if not isinstance(packed, TRAINABLE):
-        raise ValueError(f"weights in format {packed.name!r} cannot be trained; 'element' and 'vector' can")
+        known = ", ".join(repr(cls.name) for cls in TRAINABLE)
+        raise ValueError(f"weights in format {packed.name!r} cannot be trained; these can: {known}")
+    if cuda.serves(packed.name, gradient):
+        return cuda.values_gradient(gradient, x, packed)
     if native.serves(packed.name, packed.dtype, x):
         return native.values_gradient(gradient, x, packed)
     gradient, x = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
@@ -274,14 +371,16 @@ def _values_gradient(gradient: Tensor, x: Tensor, packed: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, index, bias, transposed, format, geometry, out_features, activation = inputs
+    x, values, index, bias, transposed, format, geometry, out_features, activation, residual = inputs
     ctx.save_for_backward(x, values, *index, *transposed, *([] if bias is None else [bias]))
     ctx.sizes = len(index), len(transposed)
     ctx.has_bias, ctx.format, ctx.geometry = bias is not None, format, geometry
     ctx.out_features, ctx.activation = out_features, activation
+    ctx.has_residual = residual is not None
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    whole = gradient
     x, values, *rest = ctx.saved_tensors
     n_index, n_transposed = ctx.sizes
     index, transposed = rest[:n_index], rest[n_index : n_index + n_transposed]
@@ -298,7 +397,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     dbias = None
     if bias is not None and ctx.needs_input_grad[3]:
         dbias = gradient.reshape(-1, gradient.shape[-1]).sum(0, dtype=torch.float32).to(bias.dtype)
-    return (
+    gradients: tuple[Any, ...] = (
         dx if needs_x else None,
         dvalues if needs_values else None,
         [None] * n_index,
@@ -309,6 +408,8 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         None,
         None,
     )
+    # torch leaves out a last argument that has its default value, and wants no gradient for it.
+    return (*gradients, whole) if ctx.has_residual else gradients
 
 
 _linear.register_autograd(_backward, setup_context=_setup_context)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .names import unknown
 
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh")
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "tanh")
 
 
 def activate(z: Tensor, activation: str) -> Tensor:
@@ -21,6 +21,8 @@ def activate(z: Tensor, activation: str) -> Tensor:
             return torch.nn.functional.gelu(z)
         case "gelu_tanh":
             return torch.nn.functional.gelu(z, approximate="tanh")
+        case "tanh":
+            return torch.tanh(z)
     raise unknown("activation", activation, ACTIVATIONS)
 
 
@@ -30,6 +32,8 @@ def activate_backward(gradient: Tensor, z: Tensor, activation: str) -> Tensor:
         return gradient
     if activation == "relu":
         return torch.where(z > 0, gradient, gradient.new_zeros(()))
+    if activation == "tanh":
+        return torch.ops.aten.tanh_backward(gradient, torch.tanh(z))
     approximate = "tanh" if activation == "gelu_tanh" else "none"
     return torch.ops.aten.gelu_backward(gradient, z, approximate=approximate)
 
