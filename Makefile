@@ -10,6 +10,10 @@ CPU := kernels/sparsebert_kernels/cpu
 NATIVE_SOURCES := $(CPU)/build_native.py $(wildcard $(CPU)/src/*.cpp $(CPU)/src/*.h)
 BENCHMARKS := layers models ffn_stack storage
 
+# The kernels are compiled with the lowest triton that a supported CUDA torch brings, and with the newest.
+OLDEST_TRITON := build/triton-3.6.0
+GPU_PYTHON ?=
+
 # A rival that is not a dependency: compared with wherever `make bench-deepsparse` has been run once.
 export SPARSEBERT_DEEPSPARSE_PYTHON ?= $(wildcard $(CURDIR)/$(DEEPSPARSE)/bin/python)
 
@@ -48,10 +52,21 @@ sanitize: $(VENV)/.native  ## the kernel tests under AddressSanitizer and UBSan
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	$(PY) -m pytest tests/ops $(ARGS)
 
-gpu: $(VENV)/.native  ## the tests that need a CUDA GPU
-	@$(PY) -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
-	    f'no CUDA GPU for torch {torch.__version__} here: nothing to run')"
-	$(PY) -m pytest -m gpu $(ARGS)
+aot: $(VENV)/.native $(OLDEST_TRITON)/.installed  ## compile every GPU kernel for every target; needs no GPU; benchmarks/results/aot.*
+	$(PY) -m benchmarks.aot --triton $(OLDEST_TRITON) --out benchmarks/results/aot.jsonl \
+	    --markdown benchmarks/results/aot.md $(ARGS)
+
+# With the Python that has a CUDA build of torch: that of .venv need not be one, and is not made for this.
+gpu:  ## all that needs a CUDA GPU, most telling first, 8 minutes a call (ARGS="--minutes 20 --out FOLDER")
+	@python="$(GPU_PYTHON)"; for each in $(PY) python3; do \
+	    [ -n "$$python" ] || ! $$each -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null \
+	        || python=$$each; done; \
+	[ -n "$$python" ] || { echo "no torch here sees a CUDA GPU: nothing to run (GPU_PYTHON=/path/to/python names one)"; \
+	    exit 1; }; \
+	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels $$python -m benchmarks.gpu $(ARGS)
+
+gpu-dry-run: $(VENV)/.native  ## walk through all that `make gpu` does, tiny, on the CPU: finds errors, measures nothing
+	$(PY) -m benchmarks.gpu --dry-run $(ARGS)
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(PY) -m ruff check .
@@ -109,11 +124,17 @@ $(VENV)/.rivals: requirements-rivals.txt constraints.txt $(VENV)/.installed
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -r requirements-rivals.txt
 	@touch $@
 
+# In a folder of its own: torch pins its own triton, and none is ever installed beside that.
+$(OLDEST_TRITON)/.installed: $(VENV)/.installed
+	@echo "== $(notdir $(OLDEST_TRITON))"
+	$(PY) -m pip install --disable-pip-version-check --no-deps --upgrade --target $(OLDEST_TRITON) triton==3.6.0
+	@touch $@
+
 $(DEEPSPARSE)/.installed:
 	@echo "== DeepSparse 1.8.0, for evaluation only by its licence"
 	python3.11 -m venv $(DEEPSPARSE)
 	$(DEEPSPARSE)/bin/python -m pip install --disable-pip-version-check deepsparse==1.8.0 onnx==1.14.1 "numpy<2"
 	@touch $@
 
-.PHONY: help setup setup-all demo test test-slow test-real test-packaging test-all sanitize gpu lint bench bench-compare \
+.PHONY: help setup setup-all demo test test-slow test-real test-packaging test-all sanitize aot gpu gpu-dry-run lint bench bench-compare \
     bench-deepsparse results clean clean-all

@@ -91,7 +91,7 @@ def detect() -> Environment:
         instruction_sets=tuple(cpu.instruction_sets()) if cpu.available() else (),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         sparsebert=sparsebert.__version__,
-        revision=_revision(),
+        revision=revision(),
     )
 
 
@@ -208,7 +208,7 @@ def _memory_bytes() -> int | None:
         return None
 
 
-def _revision() -> str | None:
+def revision() -> str | None:
     """Git revision of a source checkout ("+": changed files); None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert.bench.record import read
+from sparsebert.report.aot_tables import aot_tables
 from sparsebert.report.model_tables import bench_tables, sweep_tables
 from sparsebert.report.table import Table
 from sparsebert.report.tables import goal_tables, layer_tables, stack_tables
@@ -31,6 +32,7 @@ KINDS: dict[str, Callable[[list[dict[str, Any]]], list[Table]]] = {
     "layers": layer_tables,
     "goals": goal_tables,
     "stack": stack_tables,
+    "aot": aot_tables,
 }
 BLOCK = re.compile(
     r"(<!-- results: (?P<kind>\S+) (?P<file>\S+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL

@@ -1,0 +1,77 @@
+"""Every GPU kernel configuration, compiled ahead of time for every target, without a GPU.
+
+    python -m benchmarks.aot [--triton FOLDER ...] [--out FILE] [--markdown FILE]
+
+`--triton` names a folder with another version of triton, which is used beside the installed one. Nothing is
+timed: what is written down is what the compiler made, and the bound that it sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparsebert.bench import record
+from sparsebert.bench.environment import revision
+from sparsebert.bench.quiet import usable_cores
+from sparsebert.report.aot_tables import aot_tables, configuration_tables
+
+ROOT = Path(__file__).parents[1]
+
+
+def compiled_by(triton: Path | None, arguments: Sequence[str] = ()) -> list[record.Record]:
+    """Records of all cases, made by the triton in that folder (None: the installed one).
+
+    Raises RuntimeError with the compiler process's last words where it fails.
+    """
+    path = [str(ROOT), str(ROOT / "kernels"), *([str(triton.resolve())] if triton else [])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(reversed(path))}
+    command = [sys.executable, "-m", "sparsebert_kernels.cuda.aot", *arguments]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"compiling with triton in {triton or 'the environment'} failed, see above")
+    commit = revision()
+    return [
+        record.stamp("aot", {**json.loads(line), "revision": commit}) for line in done.stdout.splitlines()
+    ]
+
+
+def main() -> int:
+    """Exit code 1 where a configuration that an untuned device gets has a problem."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--triton", action="append", type=Path, default=[], help="a folder with another one")
+    parser.add_argument("--out", type=Path, help="write the records to this file, in place of what it holds")
+    parser.add_argument("--markdown", type=Path, help="write all tables to this file")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="processes")
+    parser.add_argument("--default", action="store_true", help="only what an untuned device would get")
+    parser.add_argument("--target", action="append", default=[], help="only this one")
+    options = parser.parse_args()
+    arguments = ["--jobs", str(options.jobs), *["--default"] * options.default]
+    arguments += [word for target in options.target for word in ("--target", target)]
+    rows = [row for triton in (*options.triton, None) for row in compiled_by(triton, arguments)]
+    text = "\n\n".join(table.markdown() for table in [*aot_tables(rows), *configuration_tables(rows)])
+    if options.out:
+        _write(options.out, "".join(json.dumps(row) + "\n" for row in rows))
+    if options.markdown:
+        _write(options.markdown, f"# GPU kernels, compiled ahead of time\n\n{text}\n")
+    for table in aot_tables(rows):
+        print(table.markdown(), end="\n\n")
+    return 1 if any(row["problems"] for row in rows if row["default"]) else 0
+
+
+def _write(target: Path, text: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Tables of kernels that were compiled ahead of time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+from sparsebert.report.table import Table
+from sparsebert.report.wording import MISSING, Record
+
+NOTE = (
+    "Compiled ahead of time, nothing was run or timed. Spills: instructions that move registers to memory "
+    "and back; ceiling: the share of the tensor cores' peak at which the schedulers can issue the main loop, "
+    "an upper bound and no forecast."
+)
+
+
+def aot_tables(records: Iterable[Record]) -> list[Table]:
+    """One row for each kernel family, target and compiler version: the range over its configurations."""
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for row in _latest(records):
+        groups.setdefault((row["family"], row["target"], row["triton"]), []).append(row)
+    if not groups:
+        return []
+    rows = tuple(
+        (
+            *key,
+            str(len(group)),
+            _kinds(group),
+            _span(group, "registers"),
+            str(sum(bool(row["spill_stores"] or row["spill_loads"]) for row in group)),
+            _kilobytes(max((row["shared_memory"] or 0 for row in group), default=0)),
+            _span(group, "loop_instructions"),
+            _span(group, "ceiling", percent=True),
+            str(sum(bool(row["problems"]) for row in group)),
+        )
+        for key, group in groups.items()
+    )
+    columns = (
+        "kernel", "target", "triton", "configurations", "tensor cores", "registers", "with spills",
+        "most shared KB", "loop instructions", "ceiling", "with problems",
+    )  # fmt: skip
+    return [Table("GPU kernels, compiled ahead of time", columns, rows, (NOTE,))]
+
+
+def configuration_tables(records: Iterable[Record]) -> list[Table]:
+    """One table for each kernel family, with a row for each configuration, target and compiler version."""
+    tables = []
+    ordered = sorted(_latest(records), key=lambda row: row["family"])
+    for family, group in itertools.groupby(ordered, key=lambda row: row["family"]):
+        rows = tuple(_row(row) for row in group)
+        columns = (
+            "configuration", "target", "triton", "registers", "spills", "shared KB", "tensor cores",
+            "buffers", "loop instructions", "ceiling", "problems",
+        )  # fmt: skip
+        tables.append(Table(family, columns, rows))
+    return tables
+
+
+def _row(row: Record) -> tuple[str, ...]:
+    known = row["error"] is None
+    return (
+        row["label"],
+        row["target"],
+        row["triton"],
+        _plain(row["registers"]),
+        f"{row['spill_stores']}/{row['spill_loads']}" if known else MISSING,
+        _kilobytes(row["shared_memory"]),
+        ", ".join(row["tensor"]) or MISSING,
+        _plain(row["buffers"]),
+        _plain(row["loop_instructions"]),
+        MISSING if row["ceiling"] is None else f"{row['ceiling']:.0%}",
+        "; ".join(row["problems"]) or "none",
+    )
+
+
+def _latest(records: Iterable[Record]) -> list[Record]:
+    found = {
+        (row["family"], row["label"], row["target"], row["triton"]): row
+        for row in records
+        if row["kind"] == "aot"
+    }
+    return list(found.values())
+
+
+def _kinds(group: Sequence[Record]) -> str:
+    names = {name.split(" ")[0] for row in group for name in row["tensor"]}
+    return ", ".join(sorted(names)) or MISSING
+
+
+def _span(group: Sequence[Record], field: str, percent: bool = False) -> str:
+    values = [row[field] for row in group if row[field] is not None]
+    if not values:
+        return MISSING
+    low, high = (f"{value:.0%}" if percent else f"{value:.0f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _plain(value: float | None) -> str:
+    return MISSING if value is None else f"{value:g}"
+
+
+def _kilobytes(count: int | None) -> str:
+    return MISSING if count is None else f"{count / 1024:.0f}"
