@@ -17,11 +17,9 @@ from sparsebert.planning import LayerPlan, Plan, check_options, plan_layers
 from sparsebert.selection import Filter, Selected, select
 from sparsebert.shared_input import SharedInput
 from sparsebert.ticket import Ticket
-from sparsebert_kernels.cpu.native import same_call
+from sparsebert_kernels.ops import can_share
 
 DEFAULT_TOKENS = 128
-# Formats of which several weights can be served by one native call.
-_SHARING = ("element", "vector")
 
 # Handles of hooks refer to these dictionaries: the dictionaries move, so `handle.remove()` keeps working.
 _HOOKS = (
@@ -184,8 +182,7 @@ def _fuse_activation(model: nn.Module, layer: SparseLinear, name: str) -> None:
 
 
 def _share_input(layers: list[SparseLinear]) -> None:
-    served = all(layer.format in _SHARING for layer in layers)
-    if len(layers) > 1 and served and all(same_call(layers[0].packed, layer.packed) for layer in layers):
+    if len(layers) > 1 and can_share([layer.packed for layer in layers]):
         shared = SharedInput()
         for layer in layers:
             layer.shared_input = shared

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsebert_kernels.formats import element, vector
+from sparsebert_kernels.formats import element, panel, vector
 
 VECTOR_ROWS = (8, 4, 2)
+PANEL_BLOCKS = tuple((rows, columns) for rows in panel.PANEL_ROWS for columns in panel.GROUP_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class MaskStatistics:
         )
 
     @property
+    def live_shape(self) -> tuple[int, int]:
+        """Rows and columns that keep a weight."""
+        return self.live_rows, self.live_columns
+
+    @property
     def sparsity(self) -> float:
         return 1 - self.kept / (self.rows * self.columns)
 
@@ -64,33 +70,86 @@ class MaskStatistics:
 
 
 @dataclass(frozen=True)
+class BlockStatistics:
+    """How many h x g blocks of a mask keep a weight, and how many tiles of 64 columns they are packed in."""
+
+    blocks: dict[tuple[int, int], int]
+    tiles: dict[tuple[int, int], int]
+
+    @classmethod
+    def of(cls, mask: Tensor) -> BlockStatistics:
+        """Count a bool mask [out, in], True = keep, at every size of `PANEL_BLOCKS`."""
+        rows, columns = mask.shape
+        highest, widest = max(panel.PANEL_ROWS), max(panel.GROUP_COLUMNS)
+        padded = torch.nn.functional.pad(mask.view(torch.uint8), (0, -columns % widest, 0, -rows % highest))
+        height, width = min(panel.PANEL_ROWS), min(panel.GROUP_COLUMNS)
+        # Columns first: bytes that lie side by side are the quick ones to reduce.
+        finest = padded.view(padded.shape[0], -1, width).amax(2).unflatten(0, (-1, height)).amax(1)
+        blocks, tiles = {}, {}
+        for size in PANEL_BLOCKS:
+            live = finest.unflatten(0, (-1, size[0] // height)).amax(1)
+            counts = live.unflatten(1, (-1, size[1] // width)).amax(2).sum(1)
+            per_tile = panel.TILE_COLUMNS // size[1]
+            blocks[size] = int(counts.sum())
+            tiles[size] = int(((counts + per_tile - 1) // per_tile).sum())
+        return cls(blocks, tiles)
+
+    @classmethod
+    def spread(cls, rows: int, columns: int, density: float) -> BlockStatistics:
+        """What blocks of that density would take that are spread evenly over the panels."""
+        blocks, tiles = {}, {}
+        for height, width in PANEL_BLOCKS:
+            panels = -(-rows // height)
+            kept = round(density * columns / width)
+            blocks[height, width] = panels * kept
+            tiles[height, width] = panels * -(-kept * width // panel.TILE_COLUMNS)
+        return cls(blocks, tiles)
+
+
+@dataclass(frozen=True)
 class Work:
     """What running a layer in one format takes.
 
     stored   multiply-adds a token
     lines    features read and written a token
     nbytes   bytes of the packed weight, to within a few percent
+    block    (rows, columns) of the vectors or blocks it is stored in, where the format has them
+    shape    (rows, columns) that are multiplied: of the weight, or of what is left of it
     """
 
     format: str
     stored: int
     lines: int
     nbytes: int
-    vector_rows: int | None = None
+    block: tuple[int, int] | None = None
+    shape: tuple[int, int] = (0, 0)
 
     @property
     def kind(self) -> str:
-        """The format with its vector height: what is calibrated on its own."""
-        return self.format if self.vector_rows is None else f"{self.format}{self.vector_rows}"
+        """The format with its block size: what has costs of its own."""
+        return format_label(self.format, self.block)
 
     @property
     def options(self) -> dict[str, Any]:
         """Options for `sparsebert_kernels.formats.pack`."""
-        return {} if self.vector_rows is None else {"vector_rows": self.vector_rows}
+        return format_options(self.format, self.block)
+
+
+def format_label(format: str, block: tuple[int, int] | None) -> str:
+    """The format for people to read, e.g. "vector 4x1"."""
+    return format if block is None else f"{format} {block[0]}x{block[1]}"
+
+
+def format_options(format: str, block: tuple[int, int] | None) -> dict[str, Any]:
+    """Options for `sparsebert_kernels.formats.pack` that store a weight in blocks of that size."""
+    if block is None:
+        return {}
+    return {"vector_rows": block[0]} if format == "vector" else {"block_size": block}
 
 
 def works(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[str]) -> Iterator[Work]:
-    """The work of each of ``formats`` with values of ``dtype``; "vector" once for every height."""
+    """The work of each of ``formats`` with values of ``dtype`` that `MaskStatistics` tell; "vector" once for
+    every height."""
     rows, columns, item = mask.rows, mask.columns, dtype.itemsize
     for format in formats:
         match format:
@@ -106,15 +165,33 @@ def works(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[str]) -> I
                 for height in VECTOR_ROWS:
                     vectors = mask.vectors[height]
                     nbytes = vectors * (height * item + 2) + 4 * blocks * padded // height
-                    yield Work(format, vectors * height, rows + columns, nbytes, height)
+                    yield Work(format, vectors * height, rows + columns, nbytes, (height, 1))
             case "compact":
                 live = mask.live_rows * mask.live_columns
                 lines = rows + mask.live_columns
-                yield Work(format, live, lines, live * item + 8 * (mask.live_rows + mask.live_columns))
+                nbytes = live * item + 8 * (mask.live_rows + mask.live_columns)
+                yield Work(format, live, lines, nbytes, shape=mask.live_shape)
             case "csr":
                 yield Work(format, mask.kept, rows + columns, mask.kept * (item + 4) + 4 * (rows + 1))
             case "dense":
-                yield Work(format, rows * columns, rows + columns, rows * columns * item)
+                nbytes = rows * columns * item
+                yield Work(format, rows * columns, rows + columns, nbytes, shape=(rows, columns))
+
+
+def panel_works(mask: MaskStatistics, blocks: BlockStatistics, dtype: torch.dtype) -> Iterator[Work]:
+    """The work of format "panel" with values of ``dtype``, once for every block size."""
+    for (height, width), tiles in blocks.tiles.items():
+        stored = tiles * height * panel.TILE_COLUMNS
+        slots = (tiles + 1) * (panel.TILE_COLUMNS // width)
+        panels = -(-mask.rows // height)
+        yield Work(
+            "panel",
+            stored,
+            mask.rows + mask.columns,
+            max(stored, height * panel.TILE_COLUMNS) * dtype.itemsize + 4 * (slots + 2 * panels + 1),
+            (height, width),
+            (mask.rows, mask.columns),
+        )
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ PROBLEMS = {
 # with AVX-512 at 4.4 GHz; bfloat16 halves the arithmetic, other instruction sets take SLOWDOWN times as long.
 BUILT_IN = {
     "element": (2e-5, 14.0, 120.0),
-    "vector2": (2e-5, 10.5, 90.0),
-    "vector4": (2e-5, 8.0, 80.0),
-    "vector8": (2e-5, 7.7, 80.0),
+    "vector 2x1": (2e-5, 10.5, 90.0),
+    "vector 4x1": (2e-5, 8.0, 80.0),
+    "vector 8x1": (2e-5, 7.7, 80.0),
     "dense": (2e-5, 7.4, 20.0),
     "compact": (5e-5, 7.4, 200.0),
     "csr": (5e-5, 70.0, 200.0),
@@ -96,7 +96,7 @@ def runnable(dtype: torch.dtype) -> tuple[str, ...]:
     if native.serves("element", dtype, x):
         kinds.append("element")
     if native.serves("vector", dtype, x):
-        kinds += [f"vector{height}" for height in VECTOR_ROWS]
+        kinds += [f"vector {height}x1" for height in VECTOR_ROWS]
     if len(kinds) == 2 and dtype == torch.float32:
         kinds.append("csr")
     return tuple(kinds)
@@ -233,7 +233,7 @@ def _mask(kind: str, rows: int, columns: int, density: float, generator: torch.G
         mask[rows // 2 :] = False
         mask[:, columns // 2 :] = False
         return mask
-    height = int(kind.removeprefix("vector")) if kind.startswith("vector") else 1
+    height = next((rows for rows in VECTOR_ROWS if kind == f"vector {rows}x1"), 1)
     return (torch.rand(rows // height, columns, generator=generator) < density).repeat_interleave(height, 0)
 
 

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from sparsebert.choice import GPU_FORMATS, STORED, preferred, stored_dtype
 from sparsebert.shared_input import SharedInput
 from sparsebert_kernels import formats, ops
+from sparsebert_kernels.cuda import backend
 from sparsebert_kernels.formats import DensePrepacked, PackedWeight
 from sparsebert_kernels.formats.dense import prepack
 from sparsebert_kernels.formats.transpose import transposed_index
 from sparsebert_kernels.names import unknown
 
-# Dtype of a layer -> dtype its packed values are stored in.
-STORED = {
-    torch.float32: torch.float32,
-    torch.bfloat16: torch.bfloat16,
-    torch.float16: torch.float32,
-    torch.float64: torch.float32,
-}
-TRANSPOSED = tuple(f"transposed_{name}" for name in ("source", "columns", "rows", "groups", "blocks"))
+DEFAULT_TOKENS = 128
 
 
 class SparseLinear(nn.Module):
@@ -32,16 +28,18 @@ class SparseLinear(nn.Module):
     mask       bool, same shape, True = keep; defaults to ``weight != 0``. Masked weights are never read.
     bias       [out_features] or None; a Parameter is registered as it is, not copied
     format     a name in `sparsebert_kernels.formats.FORMATS`; ``options`` are the format's own
-    trainable  makes ``values``, the kept weights, a Parameter (formats "element" and "vector", the latter
-               where the mask consists of whole vectors); else only gradients of x and bias exist
+    trainable  makes ``values``, the kept weights, a Parameter (formats "element", "vector" and "panel", the
+               latter two where the mask consists of whole vectors or blocks); else only gradients of x and
+               bias exist
 
     The packed tensors are registered as non-persistent buffers. The `state_dict` is that of the `nn.Linear`
     it stands for, ``weight`` (dense) and ``bias``, so checkpoints move freely between the two; loading packs
     the weight and reports one of another shape, or with weights outside the mask, as an error.
 
-    float32 and bfloat16 layers store that dtype and compute in it, float16 layers store and compute float32.
-    float64 layers, and layers on a device without packed kernels, hold the plain dense matrix (a trainable
-    one keeps its float32 values) and pack again when they are moved back. ``.to()`` repacks.
+    float32 and bfloat16 layers store that dtype and compute in it, float16 layers do on a GPU and store and
+    compute float32 on a CPU. float64 layers, and layers on a device without packed kernels, hold the plain
+    dense matrix (a trainable one keeps its float32 values) and pack again when they are moved back. ``.to()``
+    repacks: on another kind of device in the format that is predicted to be the fastest there.
 
     Raises ValueError for a weight, mask, format or option that does not fit.
     """
@@ -70,7 +68,8 @@ class SparseLinear(nn.Module):
         self.weight_requires_grad = weight.requires_grad
         self.shared_input: SharedInput | None = None
         self.plan: Any = None
-        self._recipe = format, options
+        # Device type -> format and options: a layer that comes back is packed as it was.
+        self._recipes = {weight.device.type: (format, options)}
         self._nnz = int(torch.count_nonzero(mask))
         if bias is not None and not isinstance(bias, nn.Parameter):
             bias = nn.Parameter(bias)
@@ -150,16 +149,20 @@ class SparseLinear(nn.Module):
 
     def _transposed(self) -> list[Tensor]:
         """What `ops.linear` wants for a fast backward pass; kept by trainable layers only."""
-        return [getattr(self, name) for name in TRANSPOSED] if self.trainable else []
+        if not self.trainable:
+            return []
+        return [tensor for name, tensor in self._buffers.items() if name.startswith("transposed_")]  # type: ignore[misc]
 
     def _pack(self, weight: Tensor, mask: Tensor, trainable: bool) -> PackedWeight:
-        format, options = self._recipe
+        format, options = self._recipes[weight.device.type]
         if format not in formats.FORMATS:
             raise unknown("format", format, formats.FORMATS)
-        if not trainable and (weight.dtype == torch.float64 or weight.device.type != "cpu"):
+        kernels = weight.device.type == "cpu" or (weight.device.type == "cuda" and format in GPU_FORMATS)
+        if not trainable and (weight.dtype == torch.float64 or not kernels):
             kept = torch.where(mask, weight, weight.new_zeros(()))
             return DensePrepacked((self.out_features, self.in_features), {"values": kept}, {})
-        return formats.pack(weight.to(STORED[weight.dtype]), mask, format=format, **options)
+        stored = stored_dtype(weight.dtype, weight.device.type)
+        return formats.pack(weight.to(stored), mask, format=format, **options)
 
     def _hold(self, packed: PackedWeight, trainable: bool) -> None:
         """Register the tensors of ``packed`` in place of those held so far."""
@@ -178,7 +181,8 @@ class SparseLinear(nn.Module):
         else:
             self.register_buffer("values", values, persistent=False)
         if trainable:
-            tensors |= dict(zip(TRANSPOSED, transposed_index(packed), strict=True))  # type: ignore[arg-type]
+            index = transposed_index(packed)  # type: ignore[arg-type]
+            tensors |= {f"transposed_{number}": tensor for number, tensor in enumerate(index)}
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
 
@@ -200,6 +204,8 @@ class SparseLinear(nn.Module):
         packed, trainable = self.packed, self.trainable
         weight = fn(self.weight.detach())
         mask = _checked(weight, packed.kept().to(weight.device))
+        if weight.device.type not in self._recipes:
+            self._choose_format(weight, mask)
         converted = self._pack(weight, mask, trainable)
         gradient = self.values.grad
         if gradient is not None:
@@ -216,6 +222,24 @@ class SparseLinear(nn.Module):
         if gradient is not None:
             self.values.grad = gradient
         return self
+
+    def _choose_format(self, weight: Tensor, mask: Tensor) -> None:
+        """For the first time on a kind of device: what was asked for, or is predicted to be the fastest."""
+        device = weight.device
+        made_for_gpus = [recipe for recipe in self._recipes.values() if recipe[0] in backend.FORWARD]
+        if device.type not in ("cpu", "cuda") or weight.dtype == torch.float64:
+            format, options = next(iter(self._recipes.values()))
+        elif device.type == "cuda" and made_for_gpus:
+            format, options = made_for_gpus[0]
+        else:
+            tokens = self.plan.tokens if self.plan else DEFAULT_TOKENS
+            work = preferred(mask, weight.dtype, device, tokens, trainable=self.trainable)
+            format, options = work.format, work.options
+            if self.plan:
+                unknown = dict.fromkeys(("predicted_us", "measured_us", "dense_us"))
+                reason = f"chosen when the layer was moved to {device.type}"
+                self.plan = replace(self.plan, format=format, block=work.block, reason=reason, **unknown)
+        self._recipes[device.type] = format, options
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         weight, bias = self.weight, self.bias
@@ -277,7 +301,7 @@ class SparseLinear(nn.Module):
         super().__setstate__(state)
         if "values" in state:
             values = torch.from_numpy(state["values"]).view(STORED[self.dtype])
-            self.__dict__["values"] = prepack(values, self._recipe[1].get("tokens", 128))
+            self.__dict__["values"] = prepack(values, self._recipes["cpu"][1].get("tokens", DEFAULT_TOKENS))
         if self.shared_input is not None:
             self.shared_input.join(self)
 
@@ -321,8 +345,8 @@ def _require_trainable(packed: PackedWeight, dtype: torch.dtype) -> None:
         raise ValueError(f"format {packed.name!r} cannot be trained; these can: {known}")
     if not getattr(packed, "aligned", True):
         raise ValueError(
-            "the mask does not consist of whole vectors: training in format 'vector' would revive pruned "
-            "weights; 'element' serves any mask"
+            f"the mask does not consist of whole vectors or blocks: training in format {packed.name!r} would "
+            "revive pruned weights; 'element' serves any mask"
         )
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.cost import MaskStatistics, Work, works
-from sparsebert.machine import CostModel, cost_model
-from sparsebert.nn import STORED, SparseLinear
+from sparsebert import roofline
+from sparsebert.choice import GPU_FORMATS, Choice, choices, stored_dtype
+from sparsebert.cost import BlockStatistics, Work, format_label, format_options, panel_works
+from sparsebert.nn import SparseLinear
 from sparsebert.selection import Filter, Selected, select
 from sparsebert.ticket import Ticket
-from sparsebert_kernels import cpu, formats, ops
+from sparsebert_kernels import cpu, cuda, formats, ops
+from sparsebert_kernels.cuda.timing import paired as paired_on_gpu
 from sparsebert_kernels.names import unknown
 from sparsebert_kernels.tuning import Paired, paired
 
@@ -28,7 +30,7 @@ CLASS_WIDTH = 1.25
 MAX_TIMED_FORMATS = 3
 CLEARLY_FASTER = 1.15
 # Longer inputs are timed on their beginning: from here on time grows with their length.
-MAX_TIMED_TOKENS = 2048
+MAX_TIMED_TOKENS = {"cpu": 2048, "cuda": 65536}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class LayerPlan:
     measured_us   of the chosen format, on the densest layer of this kind; None without a measurement
     dense_us      of the prepacked dense layer: measured where there is a measurement, else predicted
     nbytes        of the packed weight; an estimate within a few percent until the layer is converted
+    block         (rows, columns) of the vectors or blocks, where the format has them
     """
 
     key: str
@@ -52,19 +55,19 @@ class LayerPlan:
     dense_nbytes: int
     reason: str
     tokens: int
-    vector_rows: int | None = None
+    block: tuple[int, int] | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """Options for `SparseLinear`."""
         if self.format in ("dense", "compact"):
             return {"tokens": self.tokens}
-        return {} if self.vector_rows is None else {"vector_rows": self.vector_rows}
+        return format_options(self.format, self.block)
 
     @property
     def label(self) -> str:
         """The format for people to read."""
-        return self.format if self.vector_rows is None else f"{self.format} {self.vector_rows}x1"
+        return format_label(self.format, self.block)
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def plan(
     measure: bool = True,
     filter: Filter | None = None,
     trainable: bool = False,
+    device: str | None = None,
 ) -> Plan:
     """Choose a packed format for each layer that ``ticket`` (or the zeros in the weights) makes sparse.
 
@@ -142,17 +146,22 @@ def plan(
     kept in a cache file, and each choice is timed in turn with prepacked dense: a layer that turns out more
     than 2 % slower becomes dense. Without it the plan depends on its arguments and the instruction set alone.
 
-    ``format`` names a format to take instead. A model that is sparse already gives the plan it was made by.
-    The model is not changed.
+    Layers on a GPU are predicted by a roofline of its figures and timed inside CUDA graphs on both sides.
+    ``device``, e.g. "h200" or "a100", plans for that GPU instead of where the model is: modelled, not
+    measured. ``format`` names a format to take instead. A model that is sparse already gives the plan it was
+    made by. The model is not changed.
 
-    Raises ValueError for what `select` refuses, an unknown format, and a ``tokens`` that is no positive
-    integer.
+    Raises ValueError for what `select` refuses, an unknown format or device, and a ``tokens`` that is no
+    positive integer.
     """
+    target = None if device is None else roofline.named(device)
     if ticket is None and any(isinstance(module, SparseLinear) for module in model.modules()):
         return carried_plan(model)
     check_options(format, tokens)
     selected = select(model, ticket, filter)
-    return plan_layers(selected, tokens=tokens, format=format, measure=measure, trainable=trainable)
+    return plan_layers(
+        selected, tokens=tokens, format=format, measure=measure, trainable=trainable, target=target
+    )
 
 
 def carried_plan(model: nn.Module) -> Plan:
@@ -170,25 +179,41 @@ def check_options(format: str, tokens: int) -> None:
 
 
 def plan_layers(
-    selected: Iterable[Selected], *, tokens: int, format: str, measure: bool, trainable: bool
+    selected: Iterable[Selected],
+    *,
+    tokens: int,
+    format: str,
+    measure: bool,
+    trainable: bool,
+    target: roofline.Device | None = None,
 ) -> Plan:
     """`plan` for layers that are selected already."""
-    measure = measure and format == "auto"
+    measure = measure and format == "auto" and target is None
     drafts: list[_Draft] = []
     entries: list[LayerPlan | _Draft] = []
     for layer in selected:
-        if not trainable and (reason := _why_plain(layer.linear.weight)):
+        if not trainable and (reason := _why_plain(layer.linear.weight, format, target)):
             entries.append(_plain(layer, tokens, reason))
             continue
-        draft = _draft(layer, tokens, format, measure, trainable)
+        draft = _draft(layer, tokens, format, measure, trainable, target)
         drafts.append(draft)
         entries.append(draft)
     if measure:
-        sparse = [draft for draft in drafts if draft.work != draft.dense and draft.costs.knows(draft.work)]
+        sparse = [draft for draft in drafts if draft.work != draft.dense and draft.predicted(draft.work)]
         _verify(sparse, tokens, trainable)
-    source = "costs measured here" if measure else "built-in costs"
     layers = (entry.layer_plan(tokens) if isinstance(entry, _Draft) else entry for entry in entries)
-    return Plan(tuple(layers), f"{describe_machine()}, {source}")
+    return Plan(tuple(layers), _describe(drafts, measure, target))
+
+
+def _describe(drafts: list[_Draft], measure: bool, target: roofline.Device | None) -> str:
+    """What the plan's times hold for."""
+    gpus = {draft.device for draft in drafts if draft.device.type == "cuda"}
+    figures = [target] if target else [roofline.present(device) for device in gpus]
+    if not figures:
+        return f"{describe_machine()}, {'costs measured here' if measure else 'built-in costs'}"
+    names = "; ".join(f"{device.name}, {device.source}" for device in figures)
+    timed = "timed inside CUDA graphs" if measure else "modelled, not measured"
+    return f"{names}; {timed}: run the model in a CUDA graph where starting kernels takes longer than they do"
 
 
 def describe_machine() -> str:
@@ -197,12 +222,18 @@ def describe_machine() -> str:
     return f"{native}, {threads} thread{'s' * (threads > 1)}"
 
 
-def _why_plain(weight: Tensor) -> str | None:
+def _why_plain(weight: Tensor, format: str, target: roofline.Device | None) -> str | None:
     """Why a layer has to stay a plain dense matrix, if it has to."""
-    if weight.device.type != "cpu":
-        return f"no kernels for {weight.device.type} in this version"
+    if weight.device.type == "cuda" or target:
+        lack = cuda.why_unavailable(weight.device) if target is None else None
+        if lack:
+            return f"no kernels here: {lack}"
+        if format != "auto" and format not in GPU_FORMATS:
+            return f"format {format!r} has no GPU kernels"
+    if weight.device.type not in ("cpu", "cuda"):
+        return f"no kernels for {weight.device.type}"
     if weight.dtype == torch.float64:
-        return "float64 stays a plain matrix: packed formats hold float32 and bfloat16"
+        return "float64 stays a plain matrix: packed formats hold no float64"
     return None
 
 
@@ -224,42 +255,26 @@ def _plain(layer: Selected, tokens: int, reason: str) -> LayerPlan:
     )
 
 
-def _draft(layer: Selected, tokens: int, format: str, measure: bool, trainable: bool) -> _Draft:
+def _draft(
+    layer: Selected, tokens: int, format: str, measure: bool, trainable: bool, target: roofline.Device | None
+) -> _Draft:
     """The formats that could serve a layer, the one with the least predicted time first."""
-    stored = STORED[layer.linear.weight.dtype]
-    statistics = MaskStatistics.of(layer.mask)
-    costs = cost_model(stored, tokens, measure=measure)
-    (dense,) = works(statistics, stored, ("dense",))
-    candidates = list(works(statistics, stored, formats.FORMATS if format == "auto" else (format,)))
-    if trainable:
-        candidates = [work for work in candidates if _can_train(work, statistics)]
-        if not candidates:
-            raise ValueError(
-                f"format {format!r} cannot train {layer.name}: 'element' serves any mask, "
-                "'vector' masks of whole vectors"
-            )
-    elif format == "auto":
-        candidates = [work for work in candidates if costs.knows(work) and _can_pay(work, dense, statistics)]
-
-    def order(work: Work) -> tuple[float, int]:
-        # Where the cost model has no figures, what stores least.
-        return (costs.seconds(work) if costs.knows(work) else math.inf), work.stored
-
-    candidates.sort(key=order)
-    return _Draft(layer, statistics, costs, dense, candidates, candidates[0], asked=format != "auto")
-
-
-def _can_train(work: Work, statistics: MaskStatistics) -> bool:
-    if work.vector_rows is not None:
-        return statistics.aligned(work.vector_rows)
-    return work.format == "element"
-
-
-def _can_pay(work: Work, dense: Work, statistics: MaskStatistics) -> bool:
-    if work == dense:
-        return True
-    smaller = work.nbytes < dense.nbytes and not statistics.full
-    return smaller and (work.format != "compact" or statistics.has_dead_lines)
+    weight = layer.linear.weight
+    choice = choices(
+        layer.mask,
+        weight.dtype,
+        target or weight.device,
+        tokens,
+        format=format,
+        trainable=trainable,
+        measure=measure,
+    )
+    if not choice.candidates:
+        raise ValueError(
+            f"format {format!r} cannot train {layer.name}: 'element' serves any mask, "
+            "'vector' and 'panel' masks of whole vectors or blocks"
+        )
+    return _Draft(layer, choice, choice.candidates[0], asked=format != "auto")
 
 
 @dataclass
@@ -267,35 +282,40 @@ class _Draft:
     """A layer's plan in the making: what could serve it, the choice so far, and what was measured of it."""
 
     layer: Selected
-    statistics: MaskStatistics
-    costs: CostModel
-    dense: Work
-    candidates: list[Work]
+    choice: Choice
     work: Work
     asked: bool
     timing: Paired | None = None
     rejected: Work | None = None
 
+    @property
+    def dense(self) -> Work:
+        return self.choice.dense
+
+    @property
+    def device(self) -> torch.device:
+        return self.layer.linear.weight.device
+
+    def predicted(self, work: Work) -> float | None:
+        return self.choice.predicted(work)
+
     def timed_class(self) -> tuple[Any, ...]:
         """Layers that are timed as one."""
         width = round(math.log(max(self.work.stored, 1)) / math.log(CLASS_WIDTH))
         dtype = self.layer.linear.weight.dtype
-        kinds = tuple(sorted(work.kind for work in self.candidates))
-        return self.statistics.rows, self.statistics.columns, self.work.kind, kinds, dtype, width
+        kinds = tuple(sorted(work.kind for work in self.choice.candidates))
+        return tuple(self.layer.mask.shape), self.work.kind, kinds, dtype, self.device, width
 
     def settle(self, kind: str, timing: Paired, trainable: bool) -> None:
         """Take the fastest kind of this layer's class and its timing; dense where that is faster."""
         self.timing = timing
-        self.work = next(work for work in self.candidates if work.kind == kind)
+        self.work = next(work for work in self.choice.candidates if work.kind == kind)
         if timing.speedup < LEAST_SPEEDUP and not trainable:
             self.rejected, self.work = self.work, self.dense
 
-    def predicted_speedup(self, work: Work) -> float:
-        return self.costs.seconds(self.dense) / max(self.costs.seconds(work), 1e-12)
-
     def layer_plan(self, tokens: int) -> LayerPlan:
-        statistics, weight, timing = self.statistics, self.layer.linear.weight, self.timing
-        predicted, dense, measured = self._predicted(self.work), self._predicted(self.dense), None
+        statistics, weight, timing = self.choice.statistics, self.layer.linear.weight, self.timing
+        predicted, dense, measured = self.predicted(self.work), self.predicted(self.dense), None
         if timing:
             dense = timing.other
             measured = timing.other if self.rejected else timing.mine
@@ -311,29 +331,39 @@ class _Draft:
             dense_nbytes=weight.nbytes,
             reason=self._reason(predicted, dense),
             tokens=tokens,
-            vector_rows=self.work.vector_rows,
+            block=self.work.block,
         )
-
-    def _predicted(self, work: Work) -> float | None:
-        return self.costs.seconds(work) if self.costs.knows(work) else None
 
     def _reason(self, predicted: float | None, dense: float | None) -> str:
         if self.asked:
             reason = "asked for"
-        elif self.statistics.full:
+        elif self.choice.statistics.full:
             reason = "nothing is pruned"
         elif self.rejected and self.timing:
             reason = f"{self.rejected.format} measured {self.timing.speedup:.2f}x dense"
         elif self.work == self.dense:
-            reason = "no format is predicted to be faster"
+            reason = f"no format is predicted to be faster{self._as_blocks()}"
         elif self.timing:
             reason = f"measured {self.timing.speedup:.1f}x dense"
         elif predicted and dense:
             reason = f"predicted {dense / predicted:.1f}x dense"
         else:
             reason = "no figures: the format that stores least"
-        half = self.layer.linear.weight.dtype == torch.float16
+        half = self.layer.linear.weight.dtype == torch.float16 and self.choice.blocks is None
         return f"{reason}; computed in float32" if half else reason
+
+    def _as_blocks(self) -> str:
+        """What a ticket of the same sparsity would bring on a GPU if it kept whole blocks."""
+        if self.choice.blocks is None:
+            return ""
+        statistics = self.choice.statistics
+        spread = BlockStatistics.spread(statistics.rows, statistics.columns, 1 - statistics.sparsity)
+        stored = stored_dtype(self.layer.linear.weight.dtype, "cuda")
+        best = max(panel_works(statistics, spread, stored), key=self.choice.predicted_speedup)
+        speedup = self.choice.predicted_speedup(best)
+        if best.block is None or speedup < 1:
+            return ""
+        return f"; as {best.block[0]}x{best.block[1]} blocks {speedup:.1f}x predicted"
 
 
 def _verify(drafts: list[_Draft], tokens: int, trainable: bool) -> None:
@@ -351,10 +381,10 @@ def _verify(drafts: list[_Draft], tokens: int, trainable: bool) -> None:
 def _fastest(draft: _Draft, tokens: int) -> tuple[str, Paired]:
     """The fastest of the first candidates: further ones are timed while they are predicted to be clearly
     faster than what was measured so far, so that neither a wrong prediction nor noise decides."""
-    first, *others = draft.candidates[:MAX_TIMED_FORMATS]
+    first, *others = draft.choice.candidates[:MAX_TIMED_FORMATS]
     best, least = first, _time_against_dense(draft, first, tokens)
     for work in others:
-        if work == draft.dense or draft.predicted_speedup(work) < CLEARLY_FASTER * least.speedup:
+        if work == draft.dense or draft.choice.predicted_speedup(work) < CLEARLY_FASTER * least.speedup:
             break
         timing = _time_against_dense(draft, work, tokens)
         if timing.speedup > CLEARLY_FASTER * least.speedup:
@@ -364,15 +394,17 @@ def _fastest(draft: _Draft, tokens: int) -> tuple[str, Paired]:
 
 @torch.no_grad()
 def _time_against_dense(draft: _Draft, work: Work, tokens: int) -> Paired:
-    linear = draft.layer.linear
+    linear, device = draft.layer.linear, draft.device
     dtype = linear.weight.dtype
-    timed = min(tokens, MAX_TIMED_TOKENS)
+    stored = stored_dtype(dtype, device.type)
+    timed = min(tokens, MAX_TIMED_TOKENS[device.type])
     # Left over weights are no part of this: inf or NaN would be timed on their own slow path.
-    weight = torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(0)).to(STORED[dtype])
-    x = torch.randn(timed, linear.in_features, generator=torch.Generator().manual_seed(1)).to(dtype)
+    weight = torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(0)).to(device, stored)
+    x = torch.randn(timed, linear.in_features, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     sparse = formats.pack(weight, draft.layer.mask, format=work.format, **work.options)
     dense = formats.pack(weight, draft.layer.mask, format="dense", tokens=timed)
-    timing = paired(lambda: ops.linear(x, sparse, linear.bias), lambda: ops.linear(x, dense, linear.bias))
+    sides = lambda: ops.linear(x, sparse, linear.bias), lambda: ops.linear(x, dense, linear.bias)
+    timing = paired(*sides) if device.type == "cpu" else paired_on_gpu(*sides)
     scale = tokens / timed
     return replace(timing, mine=timing.mine * scale, other=timing.other * scale)
 

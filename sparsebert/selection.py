@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve, structure
-from sparsebert.nn import STORED, SparseLinear
+from sparsebert.choice import STORED
+from sparsebert.nn import SparseLinear
 from sparsebert.ticket import Ticket
 
 Filter = Callable[[str, nn.Linear], bool]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sparsebert_kernels import ops
+from sparsebert_kernels.formats.panel import PanelSparse, join
+from sparsebert_kernels.ops import can_share
 
 if TYPE_CHECKING:
     from sparsebert.nn import SparseLinear
@@ -35,6 +38,7 @@ class SharedInput:
         self._members: list[weakref.ref[SparseLinear]] = []
         self._local = threading.local()
         self._wasted = 0
+        self._joined: tuple[list[Tensor], PanelSparse | None] = [], None
 
     def join(self, layer: SparseLinear) -> None:
         """Make ``layer`` one of the siblings; a shallow copy of one stays outside."""
@@ -66,9 +70,10 @@ class SharedInput:
         siblings = [member for ref in self._members if (member := ref()) is not None]
         if layer not in siblings or len(siblings) < 2 or not _may_run_together(siblings, x):
             return None
+        joined = self._join_panels(siblings) if x.is_cuda else None
         packed = [sibling.packed for sibling in siblings]
         biases = [sibling._parameters["bias"] for sibling in siblings]
-        outputs = ops.linear_shared(x, packed, biases)
+        outputs = ops.linear_shared(x, packed, biases, joined)
         waiting = {
             id(sibling): _Waiting(output, weight.values, bias)
             for sibling, output, weight, bias in zip(siblings, outputs, packed, biases, strict=True)
@@ -76,6 +81,22 @@ class SharedInput:
         own = waiting.pop(id(layer)).output
         self._local.round = _Round(x, waiting)
         return own
+
+    def _join_panels(self, siblings: list[SparseLinear]) -> PanelSparse | None:
+        """The siblings' weights as one, of whose values theirs become views; made on the first call."""
+        values = [sibling.values for sibling in siblings]
+        known, joined = self._joined
+        if len(known) == len(values) and all(map(operator.is_, known, values)):
+            return joined
+        packed = [sibling.packed for sibling in siblings]
+        joined = None
+        if can_share(packed) and not any(sibling.trainable for sibling in siblings):
+            joined, members = join(packed)  # type: ignore[arg-type]
+            values = [member.values for member in members]
+            for sibling, own in zip(siblings, values, strict=True):
+                sibling._buffers["values"] = own
+        self._joined = values, joined
+        return joined
 
 
 class _Round:

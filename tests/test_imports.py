@@ -31,7 +31,10 @@ FLOORS = (
     {"bert", "ticket_file"},
     {"provenance"},
     {"ticket"},
-    {"pruning", "nn", "shared_input", "cost", "machine", "selection", "planning"},
+    {"cost"},
+    {"machine", "roofline"},
+    {"choice"},
+    {"pruning", "nn", "shared_input", "selection", "planning"},
     {"convert"},
     {"sparsebert"},
     {"bench"},
@@ -43,7 +46,7 @@ FLOORS = (
 SEES_ONLY = {
     "sparsebert_kernels": set(),
     "pruning": {"sparsebert_kernels", "ticket", "provenance", "bert"},
-    "nn": {"sparsebert_kernels", "shared_input"},
+    "nn": {"sparsebert_kernels", "shared_input", "choice"},
     "report": {"bench.record"},
 }
 

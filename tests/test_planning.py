@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ import rich.console
 import torch
 from torch import Tensor, nn
 
-from sparsebert import SparseLinear, Ticket, machine, plan, planning, sparsify_
+from sparsebert import SparseLinear, Ticket, choice, machine, plan, planning, sparsify_
 from sparsebert.cost import MaskStatistics, works
 from sparsebert.planning import LEAST_SPEEDUP, MAX_TIMED_FORMATS, MAX_TIMED_TOKENS, Plan
 from sparsebert_kernels import cpu, formats
@@ -49,7 +50,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
             return Paired(mine=1e-3, other=speedup * 1e-3, speedup=speedup, rounds=7)
 
         monkeypatch.setattr(planning, "paired", paired)
-        monkeypatch.setattr(planning, "cost_model", built_in)
+        monkeypatch.setattr(choice, "cost_model", built_in)
         return count
 
     def built_in(dtype: torch.dtype, tokens: int, *, measure: bool) -> machine.CostModel:
@@ -153,12 +154,6 @@ class TestChoice:
         (layer,) = plan(model.half(), ticket, measure=False).layers
         assert layer.reason.endswith("computed in float32")
 
-    @pytest.mark.gpu
-    def test_on_the_gpu_is_dense(self) -> None:
-        model, ticket = model_with(random_mask(0.1))
-        (layer,) = plan(model.cuda(), ticket).layers
-        assert (layer.format, layer.reason) == ("dense", "no kernels for cuda in this version")
-
     def test_may_be_asked_for(self, timed: Callable[..., list[int]]) -> None:
         count = timed(0.1)
         for format in formats.FORMATS:
@@ -171,6 +166,40 @@ class TestChoice:
             plan(*model_with(random_mask(0.1)), format="vektor")
         with pytest.raises(ValueError, match="tokens is 0"):
             plan(*model_with(random_mask(0.1)), tokens=0)
+
+
+class TestForAGpuThatIsNotHere:
+    def made(self, mask: Tensor, tokens: int = 4096, **options: Any) -> planning.LayerPlan:
+        model, ticket = model_with(mask)
+        (layer,) = plan(model.bfloat16(), ticket, tokens=tokens, device="h200", **options).layers
+        return layer
+
+    def test_blocks_become_panels_of_their_size(self) -> None:
+        mask = random_mask(0.1, 3072, 768 // 64, height=64).repeat_interleave(64, 1)
+        layer = self.made(mask)
+        assert layer.label in ("panel 64x64", "panel 64x32", "panel 64x16", "panel 64x8", "panel 128x64")
+        assert layer.predicted_us is not None
+        assert layer.dense_us is not None
+        assert layer.reason == f"predicted {layer.dense_us / layer.predicted_us:.1f}x dense"
+
+    def test_elements_stay_dense_and_the_plan_says_what_blocks_would_bring(self) -> None:
+        layer = self.made(random_mask(0.1, 3072))
+        assert layer.format == "dense"
+        assert re.fullmatch(
+            r"no format is predicted to be faster; as \d+x\d+ blocks [234]\.\dx predicted", layer.reason
+        )
+
+    def test_says_what_its_figures_are(self) -> None:
+        made = plan(*model_with(random_mask(0.1)), device="h200")
+        assert made.machine.startswith("NVIDIA H200, built-in figures; modelled, not measured")
+
+    def test_formats_without_gpu_kernels_stay_dense(self) -> None:
+        layer = self.made(random_mask(0.1), format="element")
+        assert (layer.format, layer.reason) == ("dense", "format 'element' has no GPU kernels")
+
+    def test_unknown_gpus_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="no figures for a device 'h300'"):
+            plan(*model_with(random_mask(0.1)), device="h300")
 
 
 @needs_native
@@ -216,8 +245,8 @@ class TestMeasurement:
 
     def test_is_made_on_part_of_long_inputs(self, timed: Callable[..., list[int]]) -> None:
         count = timed(30.0)
-        (layer,) = plan(*model_with(random_mask(0.1)), tokens=4 * MAX_TIMED_TOKENS).layers
-        assert count == [MAX_TIMED_TOKENS]
+        (layer,) = plan(*model_with(random_mask(0.1)), tokens=4 * MAX_TIMED_TOKENS["cpu"]).layers
+        assert count == [MAX_TIMED_TOKENS["cpu"]]
         assert layer.measured_us == pytest.approx(4000)
 
     def test_is_not_disturbed_by_what_lies_in_the_weights(self, timed: Callable[..., list[int]]) -> None:
@@ -300,8 +329,8 @@ class TestUse:
         made = plan(model, ticket, measure=False)
         wanted = Plan(
             (
-                replace(made.layers[0], format="vector", vector_rows=2),
-                replace(made.layers[1], format="csr", vector_rows=None),
+                replace(made.layers[0], format="vector", block=(2, 1)),
+                replace(made.layers[1], format="csr", block=None),
             ),
             made.machine,
         )

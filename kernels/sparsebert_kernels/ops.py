@@ -19,6 +19,7 @@ from .cpu import native
 from .cuda import backend as cuda
 from .formats import FORMATS, ElementSparse, PackedWeight, PanelSparse, VectorSparse
 from .formats.element import BLOCK_COLUMNS, BLOCK_ROWS
+from .formats.panel import joining_fails
 from .formats.transpose import transposed_index
 from .names import unknown
 
@@ -109,6 +110,17 @@ def block_sparse_linear(
             f"weight is {type(weight).__name__}; PanelSparse.from_dense packs a block-sparse one"
         )
     return linear(x, weight, bias, activation, residual=residual)
+
+
+def can_share(packed: Sequence[PackedWeight]) -> bool:
+    """Whether `linear_shared` can serve all of these weights in one call, on a device with kernels for them."""
+    first = packed[0]
+    if any(type(weight) is not type(first) for weight in packed):
+        return False
+    if isinstance(first, PanelSparse):
+        return joining_fails(packed) is None  # type: ignore[arg-type]
+    native_format = isinstance(first, ElementSparse | VectorSparse)
+    return native_format and all(native.same_call(first, other) for other in packed)
 
 
 def linear_shared(

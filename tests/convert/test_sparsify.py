@@ -8,6 +8,7 @@ from torch import nn
 
 from sparsebert import Ticket, sparsify_
 from sparsebert.bert import structure
+from sparsebert.choice import GPU_FORMATS
 from sparsebert.nn import FusedActivation
 from tests.convert.models import (
     MODELS,
@@ -156,11 +157,34 @@ def test_structure_of_a_sparse_model_is_still_known() -> None:
 
 
 @pytest.mark.gpu
-def test_on_the_gpu_the_layers_stay_dense_and_masked() -> None:
-    model, ticket = pruned()
-    expected = masked_answers(model, ticket)
-    sparsify_(model.cuda(), ticket, format="element")
-    assert {layer.format for layer in sparse_layers(model).values()} == {"dense"}
-    got = answers(model, TOKENS.cuda())
-    torch.testing.assert_close(got[0].cpu(), expected[0], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(answers(model.cpu()), expected)
+class TestOnTheGpu:
+    @pytest.mark.parametrize("first", ["model.cuda()", "sparsify_"])
+    def test_the_swap_is_one_line(self, first: str) -> None:
+        model, ticket = pruned()
+        expected = masked_answers(model, ticket)
+        if first == "sparsify_":
+            sparsify_(model, ticket).cuda()
+        else:
+            sparsify_(model.cuda(), ticket)
+        assert {layer.format for layer in sparse_layers(model).values()} <= set(GPU_FORMATS)
+        got = answers(model, TOKENS.cuda())
+        torch.testing.assert_close(got[0].cpu(), expected[0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(answers(model.cpu()), expected)
+
+    def test_blocks_run_in_panels_and_query_key_value_as_one(self) -> None:
+        model = build()
+        ticket = prune(model, "magnitude", sparsity=0.5, granularity="block", block_size=(8, 8))
+        expected = masked_answers(model, ticket)
+        sparsify_(model.cuda(), ticket, format="panel")
+        got = answers(model, TOKENS.cuda())
+        torch.testing.assert_close(got[0].cpu(), expected[0], rtol=1e-3, atol=1e-3)
+        layer = model.bert.encoder.layer[0].attention.self
+        storages = {
+            getattr(layer, name).values.untyped_storage().data_ptr() for name in ("query", "key", "value")
+        }
+        assert len(storages) == 1
+
+    def test_layers_asked_for_elements_stay_dense_and_masked(self) -> None:
+        model, ticket = pruned()
+        sparsify_(model.cuda(), ticket, format="element")
+        assert {layer.format for layer in sparse_layers(model).values()} == {"dense"}

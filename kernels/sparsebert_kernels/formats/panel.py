@@ -205,6 +205,25 @@ def pack_slots(live: Tensor, per_tile: int) -> Slots:
     )
 
 
+def joining_fails(weights: Sequence[PanelSparse]) -> str | None:
+    """Why `join` cannot join these weights, None where it can."""
+    first = weights[0]
+    for member in weights:
+        for what in ("panel_rows", "group_columns", "dtype", "device"):
+            mine, others = getattr(first, what), getattr(member, what)
+            if mine != others:
+                return f"weights to join have {what} {mine} and {others}; they must agree"
+        if member.shape[1] != first.shape[1]:
+            return f"weights to join have {first.shape[1]} and {member.shape[1]} in_features; they must agree"
+    for member in weights[:-1]:
+        if member.shape[0] % first.panel_rows:
+            return (
+                f"a weight to join has {member.shape[0]} out_features; "
+                f"multiples of its {first.panel_rows} panel rows are needed"
+            )
+    return None
+
+
 def join(weights: Sequence[PanelSparse]) -> tuple[PanelSparse, list[PanelSparse]]:
     """Several weights over one x as one, e.g. query, key and value, and the members as views of its values.
 
@@ -214,24 +233,9 @@ def join(weights: Sequence[PanelSparse]) -> tuple[PanelSparse, list[PanelSparse]
     Raises ValueError unless all members but the last fill their panels, and all share in_features, block
     size, dtype and device.
     """
+    if (reason := joining_fails(weights)) is not None:
+        raise ValueError(reason)
     first = weights[0]
-    for member in weights:
-        for what in ("panel_rows", "group_columns", "dtype", "device"):
-            if getattr(member, what) != getattr(first, what):
-                raise ValueError(
-                    f"weights to join have {what} {getattr(first, what)} and {getattr(member, what)}; "
-                    "they must agree"
-                )
-        if member.shape[1] != first.shape[1]:
-            raise ValueError(
-                f"weights to join have {first.shape[1]} and {member.shape[1]} in_features; they must agree"
-            )
-    for member in weights[:-1]:
-        if member.shape[0] % first.panel_rows:
-            raise ValueError(
-                f"a weight to join has {member.shape[0]} out_features; "
-                f"multiples of its {first.panel_rows} panel rows are needed"
-            )
     per_tile = TILE_COLUMNS // first.group_columns
     tiles = [int(member.starts[-1]) for member in weights]
     total = sum(tiles)
