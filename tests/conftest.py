@@ -14,6 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+# Read when triton is first imported, which is later: without a GPU the kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from sparsebert_kernels import cuda
+
 # The same examples in every run; `--hypothesis-profile=explore` looks for new ones.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
@@ -28,6 +34,16 @@ def _same_start_for_every_test() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def device() -> Iterator[torch.device]:
+    """Where Triton kernels run in this test: on a GPU if there is one, else on CPU tensors."""
+    if torch.cuda.is_available():
+        yield torch.device("cuda")
+        return
+    with cuda.on_cpu():
+        yield torch.device("cpu")
 
 
 @pytest.fixture(scope="session")

@@ -91,8 +91,10 @@ def _forward(shape: Shape, shared_memory: int) -> Configuration:
         block, warps = 128 if shape.panel_rows <= 64 else 64, 4
     else:
         block, warps = 256 if shape.panel_rows <= 64 else 128, 8
-    step = (block + shape.panel_rows) * TILE_COLUMNS * shape.itemsize
-    return Configuration(block, 8, warps, _stages(step, shared_memory))
+    line = TILE_COLUMNS * shape.itemsize
+    while block > 64 and 2 * (block + shape.panel_rows) * line > shared_memory:
+        block //= 2
+    return Configuration(block, 8, warps, _stages((block + shape.panel_rows) * line, shared_memory))
 
 
 def _values_gradient(shape: Shape, shared_memory: int) -> Configuration:
@@ -106,7 +108,7 @@ def _values_gradient(shape: Shape, shared_memory: int) -> Configuration:
 
 
 def _stages(step: int, shared_memory: int) -> int:
-    """How many steps of that many bytes are under way at once."""
+    """How many steps of that many bytes are under way at once; for two, AMD needs one buffer."""
     return max(2, min(MAX_STAGES, shared_memory // step))
 
 
