@@ -66,6 +66,9 @@ def options(draw: st.DrawFn, name: str) -> dict[str, Any]:
     if name == "panel":
         height = draw(st.sampled_from((16, 32, 64, 128)))
         return {"block_size": (height, draw(st.sampled_from((8, 16, 32, 64, 128))))}
+    if name == "column_panel":
+        orders = st.sampled_from(("best", "count", "greedy"))
+        return {"panel_rows": draw(st.sampled_from((64, 128))), "row_order": draw(orders)}
     return {"tokens": draw(st.integers(1, 300))} if name in ("compact", "dense") else {}
 
 

@@ -9,6 +9,8 @@ from hypothesis import given
 
 from sparsebert_kernels import formats
 from sparsebert_kernels.formats import (
+    BitmapSparse,
+    ColumnPanelSparse,
     CompactDense,
     CsrSparse,
     DensePrepacked,
@@ -44,10 +46,17 @@ def _documented(packed: formats.PackedWeight) -> int:
             slots, tiles = 64 // packed.group_columns, int(packed.starts[-1])
             panels = -(-n // packed.panel_rows)
             return max(tiles, 1) * packed.panel_rows * 64 * v + 4 * (tiles + 1) * slots + 4 * (2 * panels + 1)
+        case BitmapSparse():
+            kept = max(int(packed.kept().sum()), 1)
+            return kept * v + 4 * n * -(-k // 32) + 2 * n * -(-k // 64) + 4 * n
+        case ColumnPanelSparse():
+            tiles, panels = int(packed.starts[-1]), -(-n // packed.panel_rows)
+            index = 64 * (tiles + 1) + panels + 1 + panels * packed.panel_rows
+            return max(tiles, 1) * packed.panel_rows * 64 * v + 4 * index
     raise NotImplementedError(packed.name)
 
 
-@pytest.mark.parametrize("name", sorted(formats.FORMATS))
+@pytest.mark.parametrize("name", sorted(formats.ANY_MASK))
 class TestBytes:
     @given(st.data())
     def test_are_those_of_the_formula(self, name: str, data: st.DataObject) -> None:
@@ -100,3 +109,11 @@ class TestTargets:
     def test_an_empty_mask_costs_next_to_nothing(self, name: str) -> None:
         packed = formats.pack(torch.randn(768, 768), torch.zeros(768, 768, dtype=torch.bool), format=name)
         assert packed.nbytes < 0.005 * 4 * 768 * 768
+
+    @pytest.mark.parametrize(("sparsity", "share"), [(0.5, 0.59), (0.75, 0.34), (0.9, 0.185), (0.95, 0.135)])
+    @pytest.mark.parametrize("shape", [(768, 3072), (3072, 768), (768, 768)], ids=str)
+    def test_bitmap(self, shape: tuple[int, int], sparsity: float, share: float) -> None:
+        """Of the dense bfloat16 matrix: the density, a bit of mask and a quarter bit of offsets a weight."""
+        mask = torch.rand(shape) >= sparsity
+        packed = BitmapSparse.from_dense(torch.randn(shape).bfloat16(), mask)
+        assert packed.nbytes <= share * 2 * mask.numel()

@@ -17,9 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Format -> module of this package with `linear`; with `input_gradient` and `values_gradient`.
-FORWARD = {"panel": "panel_forward"}
-BACKWARD = {"panel": "panel_backward"}
+# Format -> module of this package with `linear`; with `input_gradient` and, for what can be trained,
+# `values_gradient`.
+FORWARD = {
+    "panel": "panel_forward",
+    "bitmap": "bitmap",
+    "column_panel": "column_panel",
+    "2:4": "semi_structured",
+}
+BACKWARD = {**FORWARD, "panel": "panel_backward"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
 
@@ -43,8 +49,15 @@ def covers(format: str, device: torch.device) -> bool:
 
 
 def serves(format: str, x: Tensor) -> bool:
-    """Whether the kernels take x and a weight of that format. Where a GPU is too old, this says so once."""
-    if not covers(format, x.device) or x.dtype not in DTYPES:
+    """Whether the kernels take x and a weight of that format; see `runs_on`."""
+    return covers(format, x.device) and runs_on(x)
+
+
+def runs_on(x: Tensor) -> bool:
+    """Whether kernels take x, whatever the weight. Where a GPU is too old, this says so once."""
+    if x.device.type != "cuda" and not (_cpu_too and x.device.type == "cpu"):
+        return False
+    if x.dtype not in DTYPES:
         return False
     reason = why_unavailable(x.device)
     if reason is not None:

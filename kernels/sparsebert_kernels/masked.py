@@ -1,0 +1,255 @@
+"""A linear layer seen through a mask: what ticket training and score training run.
+
+The mask comes packed, one bit a weight, and on a GPU it is applied while the weight is read: no masked copy
+is made. A masked weight is selected away, never multiplied, so NaN or inf there does no harm.
+
+    y = x @ W'.T + bias,   W' = where(mask, W, 0),   G = dL/dW' = dL/dy.T @ x
+
+What flows back to whom depends on what is trained:
+
+| method | call | weight gets | scores get |
+|---|---|---|---|
+| a fixed ticket (lottery tickets, fine-tuning) | `masked_linear(x, W, mask)` | where(mask, G, 0) | - |
+| pruned weights go on learning (dense-to-sparse, RigL) | `straight_through=True` | G | - |
+| movement: weights and scores | `scores=S` | where(mask, G, 0) | G * W |
+| Static Model Pruning: scores alone | `scores=S`, W without gradient | - | G * W |
+
+The scores are not read: the caller derives the mask from them. Their gradient is dense, dL/dmask = G * W, for
+pruned weights too, since that is how a pruned weight comes back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .bits import WORD, pack_bits, unpack_bits
+from .cuda import backend
+from .ops import AUTOCAST_DTYPES
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """``mask`` (bool [N, K], True = keep) as int32 words [N, ceil(K / 32)], on its device.
+
+    Bit i of word w is column 32 w + i; bits past the last column are 0. Raises ValueError for anything but a
+    bool matrix.
+    """
+    if mask.dtype != torch.bool or mask.dim() != 2:
+        raise ValueError(
+            f"mask is {list(mask.shape)} of {mask.dtype}; a torch.bool matrix (True = keep) is needed"
+        )
+    return pack_bits(mask)
+
+
+def unpack_mask(packed_mask: Tensor, in_features: int) -> Tensor:
+    """The bool mask [N, in_features] of `pack_mask`'s words. Raises ValueError for words of another shape."""
+    words = -(-in_features // WORD)
+    if packed_mask.dtype != torch.int32 or packed_mask.dim() != 2 or packed_mask.shape[1] != words:
+        raise ValueError(
+            f"packed mask is {list(packed_mask.shape)} of {packed_mask.dtype}; "
+            f"{in_features} columns need torch.int32 [N, {words}]"
+        )
+    return unpack_bits(packed_mask, in_features)
+
+
+def masked_linear(
+    x: Tensor,
+    weight: Tensor,
+    packed_mask: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scores: Tensor | None = None,
+    straight_through: bool = False,
+) -> Tensor:
+    """``x @ where(mask, weight, 0).T + bias``, the mask packed by `pack_mask`.
+
+    x                 [..., K]; float32, bfloat16 or float16 on a GPU, any floating dtype elsewhere
+    weight            [N, K] in the dtype of x, or float32 next to half-precision x: it is then rounded as it
+                      is read, and its gradient stays float32
+    bias              [N] or None
+    scores            [N, K], floating, or None: gets dL/dmask = dL/dW' * weight; its values are not read
+    straight_through  the weight's gradient is dL/dW' at pruned weights too, not zero
+
+    Returns [..., N] in the dtype of x. Under autocast x alone is cast: the weight needs no copy. Sums are
+    float32 and taken in the same order every time; float32 products are exact unless torch is set to allow
+    TF32. The gradient of scores meets every weight, so a weight that is NaN or inf has a NaN or inf score
+    gradient; nothing else sees it while it is masked.
+
+    Raises ValueError for shapes, dtypes or devices that do not fit together.
+    """
+    if torch.is_autocast_enabled(x.device.type) and x.dtype in AUTOCAST_DTYPES:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+        if weight.dtype not in (x.dtype, torch.float32):
+            weight = weight.to(x.dtype)
+    _check(x, weight, packed_mask, bias, scores)
+    flat = x.reshape(-1, x.shape[-1])
+    y = _masked_linear(flat, weight, packed_mask, bias, scores, straight_through)
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def _check(
+    x: Tensor, weight: Tensor, packed_mask: Tensor, bias: Tensor | None, scores: Tensor | None
+) -> None:
+    """What the kernels take on trust."""
+    if weight.dim() != 2 or weight.numel() == 0:
+        raise ValueError(
+            f"weight has shape {list(weight.shape)}; a matrix [out_features, in_features] is needed"
+        )
+    N, K = weight.shape
+    if x.shape[-1:] != (K,):
+        raise ValueError(f"x has shape {list(x.shape)}; its last dimension must be {K}")
+    if not x.is_floating_point():
+        raise ValueError(f"x is {x.dtype}; a floating-point dtype is needed")
+    wide = weight.dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16)
+    if weight.dtype != x.dtype and not wide:
+        raise ValueError(f"weight is {weight.dtype}, x {x.dtype}; it must be {x.dtype} or torch.float32")
+    if packed_mask.dtype != torch.int32 or packed_mask.shape != (N, -(-K // WORD)):
+        raise ValueError(
+            f"packed mask is {list(packed_mask.shape)} of {packed_mask.dtype}; "
+            f"it must be {[N, -(-K // WORD)]} of torch.int32, as pack_mask gives"
+        )
+    if bias is not None and bias.shape != (N,):
+        raise ValueError(f"bias has shape {list(bias.shape)}; it must be [{N}]")
+    if scores is not None and (scores.shape != weight.shape or not scores.is_floating_point()):
+        raise ValueError(
+            f"scores are {list(scores.shape)} of {scores.dtype}; they must be {[N, K]}, floating-point"
+        )
+    named = (("weight", weight), ("packed mask", packed_mask), ("bias", bias), ("scores", scores))
+    for name, tensor in named:
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+
+
+@torch.library.custom_op("sparsebert::masked_linear", mutates_args=())
+def _masked_linear(
+    x: Tensor,
+    weight: Tensor,
+    packed_mask: Tensor,
+    bias: Tensor | None,
+    scores: Tensor | None,
+    straight_through: bool,
+) -> Tensor:
+    if backend.runs_on(x):
+        from .cuda import masked as kernels
+
+        return kernels.forward(x, weight, packed_mask, bias)
+    with torch.autocast(x.device.type, enabled=False):
+        bias = None if bias is None else bias.to(x.dtype)
+        return torch.nn.functional.linear(x, _masked(weight, packed_mask).to(x.dtype), bias)
+
+
+@_masked_linear.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    packed_mask: Tensor,
+    bias: Tensor | None,
+    scores: Tensor | None,
+    straight_through: bool,
+) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@torch.library.custom_op("sparsebert::masked_linear_backward", mutates_args=())
+def _masked_linear_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    packed_mask: Tensor,
+    straight_through: bool,
+    needs_x: bool,
+    needs_weight: bool,
+    scores_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dweight = x.new_empty(0), weight.new_empty(0)
+    dscores = weight.new_empty(0, dtype=scores_dtype or weight.dtype)
+    if backend.runs_on(x):
+        from .cuda import masked as kernels
+        from .cuda import masked_gradient
+
+        if needs_x:
+            dx = kernels.input_gradient(gradient, weight, packed_mask)
+        if needs_weight or scores_dtype:
+            dweight, dscores = masked_gradient.weight_gradients(
+                gradient,
+                x,
+                weight,
+                packed_mask,
+                needs_weight=needs_weight,
+                straight_through=straight_through,
+                scores_dtype=scores_dtype,
+            )
+        return dx, dweight, dscores
+    with torch.autocast(x.device.type, enabled=False):
+        if needs_x:
+            dx = gradient @ _masked(weight, packed_mask).to(gradient.dtype)
+        if needs_weight or scores_dtype:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            full = gradient.to(wide).t() @ x.to(wide)
+            if needs_weight:
+                kept = full if straight_through else _masked(full, packed_mask)
+                dweight = kept.to(weight.dtype)
+            if scores_dtype:
+                dscores = (full * weight).to(scores_dtype)
+    return dx, dweight, dscores
+
+
+@_masked_linear_backward.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    packed_mask: Tensor,
+    straight_through: bool,
+    needs_x: bool,
+    needs_weight: bool,
+    scores_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = weight.shape
+    return (
+        x.new_empty(x.shape if needs_x else 0),
+        weight.new_empty(shape if needs_weight else 0),
+        weight.new_empty(shape if scores_dtype else 0, dtype=scores_dtype or weight.dtype),
+    )
+
+
+def _masked(matrix: Tensor, packed_mask: Tensor) -> Tensor:
+    return torch.where(unpack_bits(packed_mask, matrix.shape[1]), matrix, matrix.new_zeros(()))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, packed_mask, bias, scores, straight_through = inputs
+    ctx.save_for_backward(x, weight, packed_mask)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.scores_dtype = None if scores is None else scores.dtype
+    ctx.straight_through = straight_through
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    x, weight, packed_mask = ctx.saved_tensors
+    needs_x, needs_weight, _, needs_bias, needs_scores, *_ = ctx.needs_input_grad
+    gradient = gradient.contiguous()
+    dx, dweight, dscores = _masked_linear_backward(
+        gradient,
+        x,
+        weight,
+        packed_mask,
+        ctx.straight_through,
+        needs_x,
+        needs_weight,
+        ctx.scores_dtype if needs_scores else None,
+    )
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    return (
+        dx if needs_x else None,
+        dweight if needs_weight else None,
+        None,
+        gradient.sum(0, dtype=wide).to(ctx.bias_dtype) if needs_bias else None,
+        dscores if needs_scores else None,
+        None,
+    )
+
+
+_masked_linear.register_autograd(_backward, setup_context=_setup_context)
