@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsebert import roofline
-from sparsebert.cost import BlockStatistics, MaskStatistics, Work, panel_works, works
+from sparsebert.cost import BlockStatistics, MaskStatistics, Work, column_panel_works, panel_works, works
 from sparsebert.machine import cost_model
 from sparsebert_kernels import formats
 from sparsebert_kernels.cuda import backend
@@ -24,6 +24,9 @@ STORED = {
 }
 # Formats that a GPU computes without making the matrix dense for each call.
 GPU_FORMATS = ("dense", "compact", *backend.FORWARD)
+
+
+LEAST_SPARSITY_OF_COLUMN_PANELS = 0.93
 
 
 def stored_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
@@ -92,6 +95,8 @@ def choices(
     candidates = list(works(statistics, stored, wanted))
     if blocks and "panel" in wanted:
         candidates += panel_works(statistics, blocks, stored)
+    if "column_panel" in wanted and (format != "auto" or _may_share_columns(gpu, statistics)):
+        candidates += column_panel_works(mask, stored)
     (dense,) = works(statistics, stored, ("dense",))
     if trainable:
         candidates = [work for work in candidates if _can_train(work, statistics, blocks)]
@@ -112,6 +117,11 @@ def preferred(
     """The format that is predicted to be the fastest, without measuring: what a layer that is moved takes."""
     choice = choices(mask, dtype, device, tokens, trainable=trainable)
     return choice.candidates[0]
+
+
+def _may_share_columns(gpu: bool, statistics: MaskStatistics) -> bool:
+    """Whether it is worth looking for rows that need the same columns: in denser masks all rows need all."""
+    return gpu and statistics.sparsity >= LEAST_SPARSITY_OF_COLUMN_PANELS
 
 
 def _can_train(work: Work, statistics: MaskStatistics, blocks: BlockStatistics | None) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsebert_kernels.formats import element, panel, vector
+from sparsebert_kernels.formats import bitmap, column_panel, element, panel, vector
 
 VECTOR_ROWS = (8, 4, 2)
 PANEL_BLOCKS = tuple((rows, columns) for rows in panel.PANEL_ROWS for columns in panel.GROUP_COLUMNS)
@@ -144,7 +144,8 @@ def format_options(format: str, block: tuple[int, int] | None) -> dict[str, Any]
     """Options for `sparsebert_kernels.formats.pack` that store a weight in blocks of that size."""
     if block is None:
         return {}
-    return {"vector_rows": block[0]} if format == "vector" else {"block_size": block}
+    rows_alone = {"vector": "vector_rows", "column_panel": "panel_rows"}
+    return {rows_alone[format]: block[0]} if format in rows_alone else {"block_size": block}
 
 
 def works(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[str]) -> Iterator[Work]:
@@ -173,6 +174,13 @@ def works(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[str]) -> I
                 yield Work(format, live, lines, nbytes, shape=mask.live_shape)
             case "csr":
                 yield Work(format, mask.kept, rows + columns, mask.kept * (item + 4) + 4 * (rows + 1))
+            case "bitmap":
+                index = rows * (4 * -(-columns // 32) + 2 * -(-columns // bitmap.TILE_COLUMNS) + 4)
+                nbytes = max(mask.kept, 1) * item + index
+                yield Work(format, rows * columns, rows + columns, nbytes, shape=(rows, columns))
+            case "2:4":  # half of the values and two bits of index for each
+                nbytes = rows * columns // 2 * item + rows * columns // 8
+                yield Work(format, rows * columns // 2, rows + columns, nbytes, shape=(rows, columns))
             case "dense":
                 nbytes = rows * columns * item
                 yield Work(format, rows * columns, rows + columns, nbytes, shape=(rows, columns))
@@ -192,6 +200,18 @@ def panel_works(mask: MaskStatistics, blocks: BlockStatistics, dtype: torch.dtyp
             (height, width),
             (mask.rows, mask.columns),
         )
+
+
+def column_panel_works(mask: Tensor, dtype: torch.dtype) -> Iterator[Work]:
+    """The work of format "column_panel" for a bool mask [out, in], rows sorted by count, for every height."""
+    rows, columns = mask.shape
+    for height in column_panel.PANEL_ROWS:
+        panels = -(-rows // height)
+        listed = round(column_panel.union(mask, panel_rows=height, row_order="count") * panels * columns)
+        stored = listed * height
+        index = 4 * (listed + column_panel.TILE_COLUMNS + panels + 1 + panels * height)
+        nbytes = max(stored, height * column_panel.TILE_COLUMNS) * dtype.itemsize + index
+        yield Work("column_panel", stored, rows + columns, nbytes, (height, 1), (rows, columns))
 
 
 @dataclass(frozen=True)

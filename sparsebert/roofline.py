@@ -70,7 +70,7 @@ class Roofline:
         self.device, self.dtype, self.tokens = device, dtype, tokens
 
     def knows(self, work: Work) -> bool:
-        return work.format in ("dense", "compact", "panel")
+        return work.format in ("dense", "compact", "panel", "bitmap", "column_panel")
 
     def seconds(self, work: Work) -> float:
         """Raises KeyError for a format that it does not know."""
@@ -81,11 +81,22 @@ class Roofline:
                 return self._compact(work)
             case "panel":
                 return self._panel(work)
+            case "column_panel":
+                # The activations are transposed first, by a kernel of its own.
+                moved = 2 * self.tokens * work.shape[1] * self.dtype.itemsize
+                return self._panel(work) + moved / self.device.memory + self.device.kernel
+            case "bitmap":
+                # Decompressed first, into a matrix that the L2 cache keeps.
+                unpacking = max(work.nbytes / self.device.memory, self._matrix_bytes(work) / self.device.l2)
+                return self._dense(*work.shape) + unpacking + self.device.kernel
         raise KeyError(work.format)
 
     @property
     def _matmul(self) -> float:
         return self.device.matmul_fp32 if self.dtype == torch.float32 else self.device.matmul
+
+    def _matrix_bytes(self, work: Work) -> int:
+        return math.prod(work.shape) * self.dtype.itemsize
 
     def _dense(self, rows: int, columns: int) -> float:
         device, tokens = self.device, self.tokens

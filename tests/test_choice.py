@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsebert import choice, roofline
 from sparsebert.choice import choices, preferred, stored_dtype
-from sparsebert.cost import BlockStatistics, MaskStatistics, panel_works
+from sparsebert.cost import BlockStatistics, MaskStatistics, column_panel_works, panel_works, works
 from sparsebert.roofline import KNOWN
 from sparsebert_kernels import formats
 
@@ -46,6 +46,19 @@ def test_predicted_bytes_of_panels_are_those_of_the_packed_weight(density: float
         assert work.nbytes == packed.nbytes, work
 
 
+@pytest.mark.parametrize("density", [0.0, 0.02, 1.0])
+def test_predicted_bytes_of_other_gpu_formats_are_those_of_the_packed_weight(density: float) -> None:
+    mask = torch.rand(200, 150) < density
+    statistics = MaskStatistics.of(mask)
+    (bitmap,) = works(statistics, torch.float32, ("bitmap",))
+    assert bitmap.nbytes == formats.pack(torch.ones(200, 150), mask, format="bitmap").nbytes
+    for work in column_panel_works(mask, torch.float32):
+        packed = formats.pack(
+            torch.ones(200, 150), mask, format=work.format, row_order="count", **work.options
+        )
+        assert work.nbytes == packed.nbytes, work
+
+
 class TestOnAGpu:
     @pytest.mark.parametrize("size", [(128, 64), (64, 64), (64, 8), (32, 64)], ids=str)
     def test_blocks_run_as_the_blocks_they_are(self, size: tuple[int, int]) -> None:
@@ -61,6 +74,15 @@ class TestOnAGpu:
         found = choices(mask, torch.bfloat16, H200, 4096)
         assert found.candidates[0] == found.dense
 
+    def test_rows_that_share_their_columns_become_column_panels(self) -> None:
+        # Some rows and some columns matter much more than others, as in tickets by magnitude.
+        rows, columns = (torch.randn(size).mul(0.8).exp() for size in (3072, 768))
+        magnitudes = torch.randn(3072, 768).abs() * rows[:, None] * columns
+        mask = magnitudes > magnitudes.flatten().kthvalue(int(0.97 * magnitudes.numel())).values
+        found = choices(mask, torch.bfloat16, H200, 16384)
+        assert found.candidates[0].format == "column_panel"
+        assert found.predicted_speedup(found.candidates[0]) > 1.2
+
     def test_dead_rows_are_left_out(self) -> None:
         mask = torch.zeros(3072, 768, dtype=torch.bool)
         mask[torch.randperm(3072)[:300]] = True
@@ -69,7 +91,7 @@ class TestOnAGpu:
     @pytest.mark.parametrize("format", formats.FORMATS)
     def test_any_format_may_be_asked_for_by_name(self, format: str) -> None:
         found = choices(blocks(256, 256, 16, 16), torch.bfloat16, H200, 128, format=format)
-        assert {work.format for work in found.candidates} <= {format}
+        assert bool(found.candidates) == (format in {work.format for work in found.candidates})
 
     def test_training_takes_blocks_that_hold_nothing_but_kept_weights(self) -> None:
         found = choices(blocks(256, 256, 32, 16, 0.25), torch.bfloat16, H200, 4096, trainable=True)

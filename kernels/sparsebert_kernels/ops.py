@@ -113,7 +113,7 @@ def block_sparse_linear(
 
 
 def can_share(packed: Sequence[PackedWeight]) -> bool:
-    """Whether `linear_shared` can serve all of these weights in one call, on a device with kernels for them."""
+    """Whether `linear_shared` can serve all of these weights in one call, where there are kernels for them."""
     first = packed[0]
     if any(type(weight) is not type(first) for weight in packed):
         return False

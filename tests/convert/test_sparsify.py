@@ -6,19 +6,22 @@ import pytest
 import torch
 from torch import nn
 
-from sparsebert import Ticket, sparsify_
+from sparsebert import Ticket, prune, sparsify_
 from sparsebert.bert import structure
 from sparsebert.choice import GPU_FORMATS
 from sparsebert.nn import FusedActivation
 from tests.convert.models import (
     MODELS,
     TOKENS,
+    WIDTH,
     answers,
     build,
     masked_answers,
     pruned,
     sparse_layers,
 )
+
+transformers = pytest.importorskip("transformers")
 
 
 class TestAnswers:
@@ -172,17 +175,16 @@ class TestOnTheGpu:
         torch.testing.assert_close(answers(model.cpu()), expected)
 
     def test_blocks_run_in_panels_and_query_key_value_as_one(self) -> None:
-        model = build()
-        ticket = prune(model, "magnitude", sparsity=0.5, granularity="block", block_size=(8, 8))
+        config = transformers.BertConfig(**{**WIDTH, "hidden_size": 64, "num_attention_heads": 4})
+        model = transformers.BertModel(config).eval()
+        ticket = prune(model, "magnitude", sparsity=0.5, granularity="block", block_size=(16, 16))
         expected = masked_answers(model, ticket)
         sparsify_(model.cuda(), ticket, format="panel")
         got = answers(model, TOKENS.cuda())
         torch.testing.assert_close(got[0].cpu(), expected[0], rtol=1e-3, atol=1e-3)
-        layer = model.bert.encoder.layer[0].attention.self
-        storages = {
-            getattr(layer, name).values.untyped_storage().data_ptr() for name in ("query", "key", "value")
-        }
-        assert len(storages) == 1
+        attention = model.encoder.layer[0].attention.self
+        layers = (attention.query, attention.key, attention.value)
+        assert len({layer.values.untyped_storage().data_ptr() for layer in layers}) == 1
 
     def test_layers_asked_for_elements_stay_dense_and_masked(self) -> None:
         model, ticket = pruned()
