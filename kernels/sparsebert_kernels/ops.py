@@ -270,9 +270,7 @@ def _compute(
     if packed.name == "compact":
         return _compact_linear(x, packed, bias, activation)
     if packed.name == "csr" and x.dtype == values.dtype == torch.float32:
-        index = packed.crow_indices, packed.col_indices
-        weight = torch.sparse_csr_tensor(*index, values, packed.shape, check_invariants=False)
-        out = reference.csr_linear(x.reshape(-1, x.shape[-1]), weight, bias, activation)
+        out = reference.csr_linear(x.reshape(-1, x.shape[-1]), packed.tensor(), bias, activation)
         return out.view(*x.shape[:-1], packed.shape[0])
     return reference.linear(x, packed.to_dense(), bias, activation)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import Any, Self
 
 import torch
@@ -39,6 +41,12 @@ class CsrSparse(PackedWeight):
         }
         return cls((weight.shape[0], weight.shape[1]), tensors, {})
 
+    def tensor(self) -> Tensor:
+        """torch's tensor over the stored ones, unchecked."""
+        _let_torch_warn_of_beta()
+        index = self.crow_indices, self.col_indices
+        return torch.sparse_csr_tensor(*index, self.values, self.shape, check_invariants=False)
+
     def coordinates(self) -> tuple[Tensor, Tensor]:
         """Row and column (int64) of every stored value."""
         counts = torch.diff(self.crow_indices.long())
@@ -52,3 +60,11 @@ class CsrSparse(PackedWeight):
         mask = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
         mask[self.coordinates()] = True
         return mask
+
+
+@functools.cache
+def _let_torch_warn_of_beta() -> None:
+    """torch warns once a process that its CSR tensors are in beta: nothing that users of this format chose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 0], torch.zeros(0, dtype=torch.int64), torch.zeros(0), (1, 1))
