@@ -62,14 +62,13 @@ def panel_transpose(
 
 @triton.jit(do_not_specialize=["M", "split_tokens"])
 def panel_values_gradient(
-    gradient,  # (M, N up to 16)
+    gradient,  # (M, N up to a whole panel)
     x,  # (M, K up to a whole group)
     columns,  # ((tiles + 1) * 64 / G,) int32
     starts,  # (panels + 1,) int32
     order,  # (panels,) int32
     out,  # (splits, tiles, H, 64)
     M,
-    N,
     panels,
     tiles,
     split_tokens,
@@ -77,7 +76,6 @@ def panel_values_gradient(
     x_stride,
     H: tl.constexpr,
     G: tl.constexpr,
-    WHOLE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     TILES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -107,23 +105,23 @@ def panel_values_gradient(
 
         token = tl.program_id(1) * split_tokens
         last = tl.minimum(token + split_tokens, M)
-        tokens = (token + step).to(tl.int64)[:, None]
-        x_tile = x + tokens * x_stride + offsets[None, :]  # [BLOCK_M, TILES * WIDTH]
-        gradient_tile = gradient + tokens * gradient_stride + features[None, :]  # [BLOCK_M, H]
+        tokens = (token + step).to(tl.int64)
+        # Loaded as the transpose it is used as: else the compiler makes no asynchronous copies on Ampere.
+        x_tile = x + offsets[:, None] + tokens[None, :] * x_stride  # [TILES * WIDTH, BLOCK_M]
+        gradient_tile = gradient + tokens[:, None] * gradient_stride + features[None, :]  # [BLOCK_M, H]
         accumulator = tl.zeros((TILES * WIDTH, H), tl.float32)
-        for m in range(token, last, BLOCK_M):
-            inside = (m + step < last)[:, None]
-            wanted = inside if WHOLE else inside & (features < N)[None, :]
-            activations = tl.load(x_tile, mask=inside, other=0.0)
-            upstream = tl.load(gradient_tile, mask=wanted, other=0.0)
+        steps = (last - token) // BLOCK_M
+        for _ in range(steps):
+            activations = operand(tl.load(x_tile), UPCAST)
+            upstream = operand(tl.load(gradient_tile), UPCAST)
+            accumulator = tl.dot(activations, upstream, accumulator, input_precision=PRECISION)
             x_tile += BLOCK_M * x_stride
             gradient_tile += BLOCK_M * gradient_stride
-            accumulator = tl.dot(
-                tl.trans(operand(activations, UPCAST)),
-                operand(upstream, UPCAST),
-                accumulator,
-                input_precision=PRECISION,
-            )
+        inside = token + steps * BLOCK_M + step < last
+        if token + steps * BLOCK_M < last:
+            activations = operand(tl.load(x_tile, mask=inside[None, :], other=0.0), UPCAST)
+            upstream = operand(tl.load(gradient_tile, mask=inside[:, None], other=0.0), UPCAST)
+            accumulator = tl.dot(activations, upstream, accumulator, input_precision=PRECISION)
         # A slot that repeats the group before it only fills up the tile.
         before = tl.load(columns + tl.maximum(slot - 1, first * SLOTS))
         filler = (group == before) & (slot > first * SLOTS)
@@ -177,7 +175,8 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PanelSparse) -> Tensor:
     x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     if not x.shape[0]:
         return torch.zeros_like(packed.values)
-    return _launch_values_gradient(aligned_rows(gradient), aligned_rows(x, packed.group_columns), packed)
+    gradient, x = aligned_rows(gradient, packed.panel_rows), aligned_rows(x, packed.group_columns)
+    return _launch_values_gradient(gradient, x, packed)
 
 
 def _launch_transpose(packed: PanelSparse, source: Tensor, unit: int, out: Tensor) -> None:
@@ -209,7 +208,6 @@ def _launch_values_gradient(gradient: Tensor, x: Tensor, packed: PanelSparse) ->
         packed.order,
         partial,
         tokens,
-        packed.shape[0],
         packed.panels,
         tiles,
         split_tokens,
@@ -217,7 +215,6 @@ def _launch_values_gradient(gradient: Tensor, x: Tensor, packed: PanelSparse) ->
         x.stride(0),
         H=height,
         G=group,
-        WHOLE=packed.shape[0] % height == 0,
         BLOCK_M=chosen.block_m,
         TILES=chosen.group,
         PRECISION=precision(),
@@ -260,9 +257,9 @@ def _values_gradient_case(shape: Shape, short: str) -> CompileCase:
     tile = (chosen.group * TILE_COLUMNS, height, chosen.block_m)
     arguments = {"gradient": f"*{short}", "x": f"*{short}", "out": f"*{short}"}
     arguments |= dict.fromkeys(("columns", "starts", "order"), "*i32")
-    integers = ("M", "N", "panels", "tiles", "split_tokens", "gradient_stride", "x_stride")
+    integers = ("M", "panels", "tiles", "split_tokens", "gradient_stride", "x_stride")
     arguments |= dict.fromkeys(integers, "i32")
-    constants: dict[str, Any] = {"H": height, "G": shape.group_columns, "WHOLE": True}
+    constants: dict[str, Any] = {"H": height, "G": shape.group_columns}
     constants |= {"BLOCK_M": chosen.block_m, "TILES": chosen.group, "PRECISION": "ieee", "UPCAST": False}
     sizes = "x".join(map(str, tile))
     return CompileCase(
@@ -273,7 +270,7 @@ def _values_gradient_case(shape: Shape, short: str) -> CompileCase:
         constants=constants,
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
-        aligned=("N", "gradient_stride", "x_stride"),
+        aligned=("gradient_stride", "x_stride"),
         tile=tile,
         default=short == "bf16",
     )
