@@ -62,10 +62,10 @@ def linear(
     _check_residual(residual, x, packed)
     if on_gpu:
         cuda.check_dtype(x, packed)
-    computed = cuda.DTYPES if on_gpu else COMPUTED_DTYPES
+    computed = cuda.DTYPES if on_gpu or x.is_cuda else COMPUTED_DTYPES
     if x.dtype in computed and _plain_inference(x, packed.values, bias, residual):
         return _compute(x, packed, bias, activation, residual)
-    if x.dtype == torch.float16 and not on_gpu:
+    if x.dtype == torch.float16 and x.dtype not in computed:
         y = linear(x.float(), packed, bias, activation, transposed).half()
         return y if residual is None else y + residual
     if x.dtype == torch.float64:
@@ -113,7 +113,7 @@ def block_sparse_linear(
 
 
 def can_share(packed: Sequence[PackedWeight]) -> bool:
-    """Whether `linear_shared` can serve all of these weights in one call, where there are kernels for them."""
+    """Whether `linear_shared` can serve all of these weights in one call where there are kernels."""
     first = packed[0]
     if any(type(weight) is not type(first) for weight in packed):
         return False

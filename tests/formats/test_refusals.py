@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsebert_kernels import formats
 
 FORMATS = sorted(formats.FORMATS)
-ON_A_GPU = ("panel", "bitmap", "column_panel")  # float16 as well
+ON_A_GPU = ("panel", "bitmap", "column_panel", "dense", "compact")  # float16 as well
 WEIGHT = torch.ones(6, 8)
 MASK = torch.ones(6, 8, dtype=torch.bool)
 

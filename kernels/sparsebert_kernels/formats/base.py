@@ -13,6 +13,8 @@ from torch import Tensor
 from ..names import unknown
 
 VALUE_DTYPES = (torch.float32, torch.bfloat16)
+# Of formats that a GPU computes.
+GPU_DTYPES = (*VALUE_DTYPES, torch.float16)
 
 
 class PackedWeight(abc.ABC):

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from ..bits import pack_bits, unpack_bits
-from .base import VALUE_DTYPES, PackedWeight, checked, refuse_options
+from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 
 TILE_COLUMNS = 64
 MAX_IN_FEATURES = 65536
 MAX_KEPT = 2**31 - 1
-DTYPES = (*VALUE_DTYPES, torch.float16)
 
 
 class BitmapSparse(PackedWeight):
@@ -45,7 +44,7 @@ class BitmapSparse(PackedWeight):
         Raises ValueError for more than 65536 columns or 2^31 - 1 kept weights.
         """
         refuse_options(cls, options)
-        weight, mask = checked(weight, mask, DTYPES)
+        weight, mask = checked(weight, mask, GPU_DTYPES)
         out_features, in_features = weight.shape
         if in_features > MAX_IN_FEATURES:
             raise ValueError(f"weight has {in_features} columns; a bitmap has at most {MAX_IN_FEATURES}")

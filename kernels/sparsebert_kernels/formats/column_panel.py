@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from ..names import unknown
-from .base import VALUE_DTYPES, PackedWeight, checked, refuse_options
+from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 
 TILE_COLUMNS = 64
 PANEL_ROWS = (64, 128)
 ROW_ORDERS = ("best", "count", "greedy")
-DTYPES = (*VALUE_DTYPES, torch.float16)
 
 
 class ColumnPanelSparse(PackedWeight):
@@ -60,7 +59,7 @@ class ColumnPanelSparse(PackedWeight):
         Raises ValueError for another height or order.
         """
         refuse_options(cls, options)
-        weight, mask = checked(weight, mask, DTYPES)
+        weight, mask = checked(weight, mask, GPU_DTYPES)
         _check(panel_rows, row_order)
         out_features, in_features = weight.shape
         rows = _ordered(mask, panel_rows, row_order)

@@ -7,14 +7,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import PackedWeight, checked, refuse_options
+from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 from .dense import DensePrepacked, prepack
 
 
 class CompactDense(PackedWeight):
     """Live rows x live columns, dense.
 
-    values        float32 or bfloat16 [live rows, live columns], as in `DensePrepacked`
+    values        float32, bfloat16 or float16 [live rows, live columns], as in `DensePrepacked`
     live_rows     int64 (live rows,)      rows that keep a weight
     live_columns  int64 (live columns,)   columns that keep a weight
     """
@@ -32,7 +32,7 @@ class CompactDense(PackedWeight):
     ) -> Self:
         """See `PackedWeight.from_dense`; ``tokens`` as in `DensePrepacked.from_dense`."""
         refuse_options(cls, options)
-        weight, mask = checked(weight, mask)
+        weight, mask = checked(weight, mask, GPU_DTYPES)
         live_rows = mask.any(1).nonzero().squeeze(1)
         live_columns = mask.any(0).nonzero().squeeze(1)
         kept = torch.where(mask, weight, weight.new_zeros(()))

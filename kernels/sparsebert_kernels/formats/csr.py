@@ -64,7 +64,7 @@ class CsrSparse(PackedWeight):
 
 @functools.cache
 def _let_torch_warn_of_beta() -> None:
-    """torch warns once a process that its CSR tensors are in beta: nothing that users of this format chose."""
+    """torch warns once a process that its CSR tensors are in beta; users did not choose them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], torch.zeros(0, dtype=torch.int64), torch.zeros(0), (1, 1))

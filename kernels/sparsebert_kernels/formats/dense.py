@@ -12,14 +12,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import PackedWeight, checked, refuse_options
+from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 
 
 class DensePrepacked(PackedWeight):
     """The whole matrix, zeros included.
 
-    values   float32 or bfloat16 [out, in], oneDNN's blocked layout where that is available (an opaque tensor
-             of the same size), else the plain matrix
+    values   float32, bfloat16 or float16 [out, in], in oneDNN's blocked layout where that is available (an opaque
+             tensor of the same size), else the plain matrix
     """
 
     name = "dense"
@@ -32,7 +32,7 @@ class DensePrepacked(PackedWeight):
     ) -> Self:
         """See `PackedWeight.from_dense`; ``tokens`` is the number of rows of x to choose the layout for."""
         refuse_options(cls, options)
-        weight, mask = checked(weight, mask)
+        weight, mask = checked(weight, mask, GPU_DTYPES)
         dense = torch.where(mask, weight, weight.new_zeros(()))
         return cls((weight.shape[0], weight.shape[1]), {"values": prepack(dense, tokens)}, {})
 

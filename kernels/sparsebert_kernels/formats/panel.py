@@ -14,12 +14,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import VALUE_DTYPES, PackedWeight, checked, refuse_options
+from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 
 TILE_COLUMNS = 64
 PANEL_ROWS = (16, 32, 64, 128)
 GROUP_COLUMNS = (8, 16, 32, 64)
-DTYPES = (*VALUE_DTYPES, torch.float16)
 
 
 class PanelSparse(PackedWeight):
@@ -62,7 +61,7 @@ class PanelSparse(PackedWeight):
         Raises ValueError for a block size that no kernel serves.
         """
         refuse_options(cls, options)
-        weight, mask = checked(weight, mask, DTYPES)
+        weight, mask = checked(weight, mask, GPU_DTYPES)
         height, group = _checked_block(block_size)
         out_features, in_features = weight.shape
         panels, groups = -(-out_features // height), -(-in_features // group)
