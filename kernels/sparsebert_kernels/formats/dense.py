@@ -18,8 +18,8 @@ from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 class DensePrepacked(PackedWeight):
     """The whole matrix, zeros included.
 
-    values   float32, bfloat16 or float16 [out, in], in oneDNN's blocked layout where that is available (an opaque
-             tensor of the same size), else the plain matrix
+    values   float32, bfloat16 or float16 [out, in], in oneDNN's blocked layout where that is available (an
+             opaque tensor of the same size), else the plain matrix
     """
 
     name = "dense"
