@@ -43,7 +43,7 @@ def speedup_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> Non
     ours = [record for record in records if record["kind"] == "bench" and record["provider"] == "sparse"]
     if not any(record["ratio"] for record in ours):
         raise ValueError("nothing to plot: no record of the sparse side with a ratio to a dense one")
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for index, (name, group) in enumerate(_by_granularity(ours).items()):
         _speedup_lines(axes, name, group, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
     axes.axhline(1, color="0.3", linewidth=1)
@@ -60,7 +60,7 @@ def speedup_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> Non
     axes.set_title(f"{workload['model']}, {size}, {workload['dtype']}", loc="left")
     axes.legend(frameon=False, loc="upper left")
     _footnote(figure, ours)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _by_granularity(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -104,7 +104,8 @@ def _speedup_lines(axes: Axes, name: str, records: Sequence[Record], colour: str
             )
 
 
-def _figure() -> tuple[Figure, Axes]:
+def new_figure() -> tuple[Figure, Axes]:
+    """An empty figure in the style of all ours. Raises ValueError where matplotlib is missing."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -128,7 +129,8 @@ def _footnote(figure: Figure, records: Sequence[Record]) -> None:
     figure.supxlabel(text, fontsize=7, color="0.35", x=0.01, ha="left")
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a PNG, whole or not at all. Raises ValueError where the folder does not exist."""
     target = Path(path)
     if not target.parent.is_dir():
         raise ValueError(f"cannot write {target}: the folder {target.parent} does not exist")

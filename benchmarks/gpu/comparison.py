@@ -1,0 +1,104 @@
+"""Several ways to compute the same: their answers first, then paired timings, each as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.device import Device, Work
+from sparsebert.bench.gate import Verdict, require
+from sparsebert.bench.runner import quantiles
+from sparsebert.bench.timer import MAX_SPREAD, alternate
+
+# Rounding errors may be this many times those of torch's own operator in the same dtype.
+TIMES_TORCH = 2.0
+SLACK = 1e-6
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way. ``make`` is called on the stream of the measurement and gives the work to time, or several
+    that do the same over other tensors: they then take turns, so that none finds its own in the cache.
+
+    answers   what the work returns -> tensors to compare
+    exact     what they must be, where it is not what all sides have to give (another mask)
+    required  whether its failure fails the comparison; a rival that cannot run is noted
+    """
+
+    make: Callable[[], Work | Sequence[Work]]
+    answers: Callable[[Any], Sequence[Tensor]] = lambda returned: [returned]
+    exact: Sequence[Tensor] | None = None
+    required: bool = False
+
+
+def compare(
+    device: Device,
+    sides: Mapping[str, Side],
+    exact: Sequence[Tensor],
+    *,
+    baseline: str,
+    budget: float = 0.25,
+) -> dict[str, Any]:
+    """Fields of a record: `us`, `ratio` to the baseline (its time over theirs), `gate`, `notes`, `rounds`.
+
+    The error of a side is its largest difference from ``exact`` (float64) over the largest exact value, and
+    may be twice the baseline's. Raises GateError where a required side is further off; another one is left
+    out, like one that cannot run, and `notes` says why.
+    """
+    runs, notes = {}, {}
+    verdicts: dict[str, Verdict] = {}
+    for name in sorted(sides, key=lambda name: name != baseline):
+        side = sides[name]
+        try:
+            with device.on_stream():
+                made = side.make()
+                works = list(made) if isinstance(made, Sequence) else [made]
+                answers = [tensor.detach().double() for tensor in side.answers(works[0]())]
+            device.synchronize()
+            error = max(map(_error, answers, side.exact or exact))
+            verdicts[name] = Verdict(name, error, _tolerance(verdicts, baseline, error))
+            require([verdicts[name]])
+            runs[name] = device.graph(*works)
+        except Exception as problem:  # a rival may fail in any way it likes
+            if side.required or name == baseline or _fatal(problem):
+                raise
+            notes[name] = f"{type(problem).__name__}: {str(problem).strip().splitlines()[0][:160]}"
+    timings = alternate(runs, budget=0 if device.dry_run else budget, min_rounds=7, max_rounds=400)
+    spread = {name: timings.latency(name).spread for name in runs}
+    return {
+        "baseline": baseline,
+        "us": {name: quantiles(timings.latency(name), 1e6) for name in runs},
+        "ratio": {name: quantiles(timings.ratio(baseline, name)) for name in runs if name != baseline},
+        "gate": {name: verdict.record() for name, verdict in verdicts.items() if name in runs},
+        "notes": notes,
+        "rounds": timings.rounds,
+        "busy": max(spread.values()) > MAX_SPREAD,
+        "spread": spread,
+    }
+
+
+def _error(answer: Tensor, exact: Tensor) -> float:
+    if answer.shape != exact.shape:
+        raise ValueError(f"answers {list(answer.shape)}, the exact ones are {list(exact.shape)}")
+    difference = (answer - exact).abs().max().item()
+    largest = exact.abs().max().item()
+    return float("inf") if difference != difference else difference / (largest or 1.0)
+
+
+def _tolerance(verdicts: Mapping[str, Verdict], baseline: str, error: float) -> float:
+    """The baseline sets it, unless it is plainly wrong itself."""
+    if baseline in verdicts:
+        return TIMES_TORCH * verdicts[baseline].error + SLACK
+    return max(0.05, SLACK) if error == error else 0.0
+
+
+def _fatal(problem: Exception) -> bool:
+    """Whether the CUDA context is gone: nothing in this process can be measured any more."""
+    lasting = ("illegal memory access", "misaligned address", "launch failure", "device-side assert")
+    return isinstance(problem, torch.AcceleratorError | RuntimeError) and any(
+        words in str(problem) for words in lasting
+    )

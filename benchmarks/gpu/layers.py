@@ -1,0 +1,235 @@
+"""Single layers: packed panels, masked and bitmap weights against cuBLAS, and who else computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.gpu import rivals
+from benchmarks.gpu.comparison import Side, compare
+from benchmarks.gpu.device import Device, Work
+from sparsebert_kernels import formats, ops
+from sparsebert_kernels.formats.transpose import transposed_index
+from sparsebert_kernels.masked import masked_linear, pack_mask
+
+# Copies of everything a layer reads that together are this many times the L2 cache.
+TIMES_L2 = 3
+MAX_COPIES = 24
+
+
+class Problem:
+    """One layer: x [M, K], weight [N, K] with zeros outside the mask, bias [N], upstream gradient [M, N]."""
+
+    def __init__(
+        self, device: Device, shape: Sequence[int], tokens: int, block: Sequence[int], sparsity: float
+    ) -> None:
+        self.device, self.tokens, self.block, self.sparsity = device, tokens, tuple(block), sparsity
+        self.out_features, self.in_features = shape
+        self.generator = torch.Generator(device.device).manual_seed(0)
+        self.mask = self._mask()
+        self.weight = torch.where(self.mask, self._normal(*shape) * self.in_features**-0.5, 0)
+        self.bias = self._normal(self.out_features)
+        self.x = self._normal(tokens, self.in_features)
+        self.upstream = self._normal(tokens, self.out_features)
+
+    def _normal(self, *shape: int) -> Tensor:
+        device = self.device
+        drawn = torch.randn(shape, generator=self.generator, device=device.device, dtype=torch.float32)
+        return drawn.to(device.dtype)
+
+    def _mask(self) -> Tensor:
+        """Keeps round((1 - sparsity) n) of the n blocks, each as likely as any other."""
+        rows, columns = self.block
+        units = self.out_features // rows, self.in_features // columns
+        count = units[0] * units[1]
+        order = torch.randperm(count, generator=self.generator, device=self.device.device)
+        kept = torch.zeros(count, dtype=torch.bool, device=self.device.device)
+        kept[order[: round((1 - self.sparsity) * count)]] = True
+        return kept.view(units).repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+
+    def pack(self) -> Any:
+        return formats.pack(self.weight, self.mask, format="panel", block_size=self.block)
+
+    def exact(self, mode: str) -> list[Tensor]:
+        """What `mode` has to answer, in float64: y, or dL/dx, dL/dW at kept weights and dL/dbias."""
+        x, weight, upstream = self.x.double(), self.weight.double(), self.upstream.double()
+        if mode == "forward":
+            return [functional.linear(x, weight, self.bias.double())]
+        gradient = torch.where(self.mask, upstream.t() @ x, 0)
+        return [upstream @ weight, gradient, upstream.sum(0)]
+
+    def copies(self) -> int:
+        """How many sets of tensors it takes so that none is found in the L2 cache."""
+        element = self.x.element_size()
+        held = element * (self.x.numel() + self.upstream.numel() + self.weight.numel())
+        wanted = TIMES_L2 * self.device.record()["l2_bytes"] / held
+        return max(2, min(MAX_COPIES, int(wanted) + 1))
+
+    def useful_flops(self, stored: int, mode: str) -> int:
+        return 2 * self.tokens * stored * {"forward": 1, "backward": 2, "step": 3}[mode]
+
+    def moved_bytes(self, weight_bytes: int, mode: str) -> int:
+        """What has to be read and written at least: activations, gradients and the weight."""
+        element = self.x.element_size()
+        x, y = element * self.x.numel(), element * self.upstream.numel()
+        forward, backward = x + y + weight_bytes, 2 * x + y + 2 * weight_bytes
+        return {"forward": forward, "backward": backward, "step": forward + backward}[mode]
+
+
+def measure_layer(
+    device: Device,
+    *,
+    shape: Sequence[int],
+    tokens: int,
+    block: Sequence[int],
+    sparsity: float,
+    mode: str = "forward",
+    cold: bool = False,
+) -> dict[str, Any]:
+    """The packed layer against F.linear over the masked weight, and torch's own block-sparse kernel."""
+    problem = Problem(device, shape, tokens, block, sparsity)
+    packed = problem.pack()
+    copies = problem.copies() if cold else 1
+    sides = {
+        "cublas": Side(_dense(problem, mode, copies), _dense_answers(problem, mode), required=True),
+        "panel": Side(_packed(problem, packed, mode, copies), _packed_answers(packed, mode), required=True),
+    }
+    if mode == "forward" and not cold and block[0] == block[1]:
+        sides |= rivals.block_sparse(problem)
+    found = compare(device, sides, problem.exact(mode), baseline="cublas")
+    stored = int(packed.values.numel())
+    return {
+        **found,
+        **_rates(found, problem, mode, "panel", stored, packed.nbytes),
+        "density": float(problem.mask.float().mean()),
+        "configuration": _configuration(packed, problem),
+    }
+
+
+def measure_dense(device: Device, *, shape: Sequence[int], tokens: int) -> dict[str, Any]:
+    """Rivals that do not depend on the sparsity: torch.compile with GELU in one kernel, and 2:4."""
+    problem = Problem(device, shape, tokens, (shape[0], shape[1]), 0.0)
+    sides = {"cublas": Side(_dense(problem, "forward", 1), required=True), **rivals.any_sparsity(problem)}
+    found = compare(device, sides, problem.exact("forward"), baseline="cublas")
+    return {**found, **_rates(found, problem, "forward", "cublas", problem.weight.numel(), 0)}
+
+
+def measure_masked(device: Device, *, shape: Sequence[int], tokens: int, mode: str) -> dict[str, Any]:
+    """Masked matmul, half of the weights pruned one by one, against F.linear over a copy masked before."""
+    problem = Problem(device, shape, tokens, (1, 1), 0.5)
+    words = pack_mask(problem.mask)
+
+    def make() -> Work:
+        x, weight, bias = _leaves(problem.x, problem.weight, problem.bias, mode=mode)
+        return _work(mode, problem, lambda: masked_linear(x, weight, words, bias), (x, weight, bias))
+
+    sides = {
+        "cublas": Side(_dense(problem, mode, 1), _dense_answers(problem, mode), required=True),
+        "masked": Side(make, _dense_answers(problem, mode), required=True),
+    }
+    found = compare(device, sides, problem.exact(mode), baseline="cublas")
+    weight_bytes = words.nbytes + problem.weight.nbytes
+    return {**found, **_rates(found, problem, mode, "masked", problem.weight.numel(), weight_bytes)}
+
+
+def measure_bitmap(device: Device, *, shape: Sequence[int], tokens: int, sparsity: float) -> dict[str, Any]:
+    """Weights stored as bits and kept values, unpacked before each product, against F.linear."""
+    problem = Problem(device, shape, tokens, (1, 1), sparsity)
+    packed = formats.pack(problem.weight, problem.mask, format="bitmap")
+    sides = {
+        "cublas": Side(_dense(problem, "forward", 1), required=True),
+        "bitmap": Side(lambda: lambda: ops.linear(problem.x, packed, problem.bias), required=True),
+    }
+    found = compare(device, sides, problem.exact("forward"), baseline="cublas")
+    rates = _rates(found, problem, "forward", "bitmap", problem.weight.numel(), packed.nbytes)
+    return {**found, **rates}
+
+
+def _dense(problem: Problem, mode: str, copies: int) -> Callable[[], Sequence[Work]]:
+    def make() -> Sequence[Work]:
+        works = []
+        for _ in range(copies):
+            x, weight, bias = _leaves(problem.x, problem.weight, problem.bias, mode=mode)
+            works.append(_linear_work(mode, problem, x, weight, bias))
+        return works
+
+    return make
+
+
+def _linear_work(mode: str, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor) -> Work:
+    return _work(mode, problem, lambda: functional.linear(x, weight, bias), (x, weight, bias))
+
+
+def _packed(problem: Problem, packed: Any, mode: str, copies: int) -> Callable[[], Sequence[Work]]:
+    transposed = () if mode == "forward" else transposed_index(packed)
+
+    def make() -> Sequence[Work]:
+        return [one() for _ in range(copies)]
+
+    def one() -> Work:
+        x, values, bias = _leaves(problem.x, packed.values, problem.bias, mode=mode)
+        weight = packed.replace(values=values)
+        return _work(
+            mode, problem, lambda: ops.linear(x, weight, bias, transposed=transposed), (x, values, bias)
+        )
+
+    return make
+
+
+def _leaves(*tensors: Tensor, mode: str) -> list[Tensor]:
+    """Copies that want gradients where the mode makes some."""
+    return [tensor.detach().clone().requires_grad_(mode != "forward") for tensor in tensors]
+
+
+def _work(mode: str, problem: Problem, forward: Work, inputs: Sequence[Tensor]) -> Work:
+    """forward: y alone; backward: the gradients of a y made before; step: both."""
+    if mode == "forward":
+        return torch.inference_mode()(forward)
+    if mode == "step":
+        return lambda: torch.autograd.grad(forward(), inputs, problem.upstream)
+    y = forward()
+    return lambda: torch.autograd.grad(y, inputs, problem.upstream, retain_graph=True)
+
+
+def _dense_answers(problem: Problem, mode: str) -> Callable[[Any], Sequence[Tensor]]:
+    if mode == "forward":
+        return lambda y: [y]
+    return lambda grads: [grads[0], torch.where(problem.mask, grads[1], 0), grads[2]]
+
+
+def _packed_answers(packed: Any, mode: str) -> Callable[[Any], Sequence[Tensor]]:
+    if mode == "forward":
+        return lambda y: [y]
+    return lambda grads: [grads[0], packed.replace(values=grads[1]).to_dense(), grads[2]]
+
+
+def _rates(
+    found: dict[str, Any], problem: Problem, mode: str, side: str, stored: int, weight_bytes: int
+) -> dict[str, Any]:
+    """Work done and its rate: of our side by what it computes, of cuBLAS by the whole product."""
+    dense = problem.useful_flops(problem.weight.numel(), mode)
+    flops, moved = problem.useful_flops(stored, mode), problem.moved_bytes(weight_bytes, mode)
+    return {
+        "side": side,
+        "flops": flops,
+        "moved_bytes": moved,
+        "weight_bytes": weight_bytes,
+        "dense_weight_bytes": problem.weight.nbytes,
+        "tflops": flops / found["us"][side]["median"] / 1e6,
+        "cublas_tflops": dense / found["us"]["cublas"]["median"] / 1e6,
+    }
+
+
+def _configuration(packed: Any, problem: Problem) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from sparsebert_kernels.cuda import configurations
+
+    dtype = str(problem.x.dtype).removeprefix("torch.")
+    size = packed.panel_rows, packed.group_columns, problem.tokens, packed.panels, packed.values.shape[0]
+    shape = configurations.Shape("panel forward", *size, dtype)
+    return asdict(configurations.configuration(shape, problem.device.device))

@@ -1,0 +1,168 @@
+"""What is to be measured on a GPU, most telling first."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+BASE = ((2304, 768), (768, 768), (3072, 768), (768, 3072))  # (out, in): QKV, O, U, D
+LARGE = ((3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096))
+TOKENS = (4096, 16384, 512, 128)
+SPARSITIES = (0.9, 0.95, 0.75, 0.5, 0.98)
+# (rows, columns) of the blocks: whole blocks, and groups of 8 columns.
+BLOCKS = ((64, 64), (128, 128), (32, 32), (16, 16), (64, 8), (32, 8), (128, 8), (16, 8))
+MODES = ("forward", "backward", "step")
+TEST_FOLDERS = ("tests/triton", "tests/ops", "tests/formats")
+SECONDS = {"limits": 20, "tuning": 20, "layer": 4, "dense": 25, "masked": 4, "bitmap": 4, "model": 100}
+SECONDS |= {"memory": 30, "tests": 60, "sanitizer": 120}
+TINY_SHAPE, TINY_TOKENS = (128, 128), 12
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing to measure: `arguments` go to the function that measures this kind of points."""
+
+    kind: str
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What the point is known by from one call to the next."""
+        return " ".join([self.kind, *(f"{name}={_text(value)}" for name, value in self.arguments)])
+
+    @property
+    def seconds(self) -> float:
+        """What it takes about, with compiling; a point is not begun with less time left."""
+        return SECONDS[self.kind]
+
+
+def point(kind: str, **arguments: Any) -> Point:
+    return Point(kind, tuple(arguments.items()))
+
+
+def layer(
+    shape: tuple[int, int],
+    tokens: int,
+    block: tuple[int, int],
+    sparsity: float,
+    mode: str = "forward",
+    cold: bool = False,
+) -> Point:
+    arguments = {"shape": shape, "tokens": tokens, "block": block, "sparsity": sparsity, "mode": mode}
+    return point("layer", **arguments, cold=cold)
+
+
+def queue() -> list[Point]:
+    """All points. The first minutes answer whether the kernels are as fast as the project promises."""
+    return _once(
+        itertools.chain(
+            [point("limits")],
+            _promised(),
+            _models(("bert-base",), (32, 128)),
+            [point("memory", model="bert-base", batch=32)],
+            _tests(),
+            _tuning(),
+            _layers(BASE),
+            _against_dense(BASE),
+            _models(("bert-large", "bert-base"), (32, 128, 4, 1)),
+            [point("memory", model="bert-large", batch=32)],
+            _layers(LARGE),
+            _against_dense(LARGE),
+        )
+    )
+
+
+def tiny() -> list[Point]:
+    """The same kinds of points, small enough for an interpreter, each different one once."""
+
+    def shrink(each: Point) -> Point:
+        small = {"tokens": TINY_TOKENS, "shape": TINY_SHAPE, "model": "bert-tiny", "batch": 1}
+        arguments = [(name, small.get(name, value)) for name, value in each.arguments]
+        if each.kind in ("layer", "bitmap"):
+            arguments = [
+                (name, min(value, 0.9) if name == "sparsity" and value else value)
+                for name, value in arguments
+            ]
+            arguments = [(name, 0.9 if name == "sparsity" and value else value) for name, value in arguments]
+        return replace(each, arguments=tuple(arguments))
+
+    return _once(map(shrink, queue()))
+
+
+def _promised() -> Iterator[Point]:
+    """The packed kernel with nothing pruned, then the cases that the project has set itself a figure for."""
+    for tokens in (4096, 16384):
+        for block in BLOCKS[:4]:
+            yield layer((3072, 768), tokens, block, 0.0)
+    for block in ((64, 64), (128, 128)):
+        yield point("tuning", kernel="panel forward", shape=(3072, 768), tokens=4096, block=block)
+    yield point("tuning", kernel="panel values gradient", shape=(3072, 768), tokens=16384, block=(64, 64))
+    for block, sparsity in PROMISED:
+        for shape in BASE:
+            yield layer(shape, 4096, block, sparsity)
+    for shape in BASE:
+        yield layer(shape, 16384, (64, 64), 0.9, "backward")
+    for shape in BASE:
+        yield point("masked", shape=shape, tokens=4096, mode="forward")
+        yield point("bitmap", shape=shape, tokens=4096, sparsity=0.9)
+
+
+PROMISED = (
+    ((64, 64), 0.9),
+    ((128, 128), 0.9),
+    ((64, 8), 0.9),
+    ((64, 64), 0.75),
+    ((128, 128), 0.75),
+    ((64, 64), 0.95),
+    ((32, 32), 0.9),
+    ((16, 16), 0.95),
+)
+
+
+def _layers(shapes: Iterable[tuple[int, int]]) -> Iterator[Point]:
+    for tokens in TOKENS:
+        for block, sparsity, shape in itertools.product(BLOCKS, SPARSITIES, shapes):
+            yield layer(shape, tokens, block, sparsity)
+    for block, shape in itertools.product(BLOCKS[:2], shapes):
+        yield layer(shape, 4096, block, 0.9, cold=True)
+    for mode, tokens in itertools.product(("backward", "step"), (16384, 4096)):
+        for block, sparsity, shape in itertools.product(BLOCKS[:5], SPARSITIES[:3], shapes):
+            yield layer(shape, tokens, block, sparsity, mode)
+
+
+def _against_dense(shapes: Iterable[tuple[int, int]]) -> Iterator[Point]:
+    for tokens, shape in itertools.product(TOKENS, shapes):
+        yield point("dense", shape=shape, tokens=tokens)
+    for mode, tokens, shape in itertools.product(("forward", "step"), (4096, 16384), shapes):
+        yield point("masked", shape=shape, tokens=tokens, mode=mode)
+    for tokens, sparsity, shape in itertools.product((4096, 16384), (0.9, 0.75, 0.5), shapes):
+        yield point("bitmap", shape=shape, tokens=tokens, sparsity=sparsity)
+
+
+def _models(names: Iterable[str], batches: Iterable[int]) -> Iterator[Point]:
+    for name, batch in itertools.product(names, batches):
+        yield point("model", model=name, batch=batch, block=(64, 64), sparsity=0.9)
+
+
+def _tests() -> Iterator[Point]:
+    for folder in TEST_FOLDERS:
+        yield point("tests", path=folder)
+    yield point("tests", path="tests", marker="gpu")
+    yield point("sanitizer", path="tests/triton")
+
+
+def _tuning() -> Iterator[Point]:
+    for tokens, block, shape in itertools.product((4096, 16384, 512, 64), BLOCKS, BASE[2:]):
+        yield point("tuning", kernel="panel forward", shape=shape, tokens=tokens, block=block)
+    for block in BLOCKS:
+        yield point("tuning", kernel="panel values gradient", shape=(3072, 768), tokens=16384, block=block)
+
+
+def _once(points: Iterable[Point]) -> list[Point]:
+    return list({each.key: each for each in points}.values())
+
+
+def _text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

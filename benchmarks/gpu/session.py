@@ -1,0 +1,158 @@
+"""One call of the benchmark: which points are missing, and measuring them until the time is up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.points import Point, queue, tiny
+from sparsebert.bench.record import Record, append, read, stamp
+
+RESULTS = "gpu.jsonl"
+CURRENT = ".current.json"
+UNKNOWN_DEVICE = "unknown"
+ATTEMPTS = 2  # a point that failed so often is left alone
+# A point that takes this many times its estimate hangs.
+HANGS_AFTER = 6
+
+
+@dataclass(frozen=True)
+class Session:
+    """A folder with the records so far."""
+
+    folder: Path
+    dry_run: bool = False
+
+    @property
+    def results(self) -> Path:
+        return self.folder / RESULTS
+
+    @property
+    def current(self) -> Path:
+        """Says which point is being measured, for whoever finds the process dead."""
+        return self.folder / CURRENT
+
+    def points(self) -> list[Point]:
+        return tiny() if self.dry_run else queue()
+
+    def records(self) -> list[Record]:
+        return read(self.results) if self.results.exists() else []
+
+    def missing(self, device_name: str | None = None) -> list[Point]:
+        """Points without a record of this device, most telling first; not those that failed too often."""
+        return missing(self.points(), self.records(), device_name)
+
+    def measured(self, point: Point, fields: dict[str, Any]) -> None:
+        append(self.results, [stamp("gpu", {"point": _named(point), **fields})])
+
+    def failed(self, point: Point, reason: str, fields: dict[str, Any]) -> None:
+        append(self.results, [stamp("gpu_failed", {"point": _named(point), "reason": reason, **fields})])
+
+    def begin(self, point: Point) -> None:
+        text = json.dumps({**asdict(point), "began": time.time(), "limit": HANGS_AFTER * point.seconds})
+        waiting = self.current.with_suffix(".new")
+        waiting.write_text(text)
+        os.replace(waiting, self.current)
+
+    def end(self) -> None:
+        self.current.unlink(missing_ok=True)
+
+    def interrupted(self) -> tuple[Point, float, float] | None:
+        """The point under way, when it began, and the seconds it may take."""
+        try:
+            found = json.loads(self.current.read_text())
+        except (OSError, ValueError):
+            return None
+        arguments = tuple(
+            (name, tuple(value) if isinstance(value, list) else value) for name, value in found["arguments"]
+        )
+        return Point(found["kind"], arguments), found["began"], found["limit"]
+
+
+def missing(points: Sequence[Point], records: Iterable[Record], device_name: str | None) -> list[Point]:
+    """See `Session.missing`; any device where `device_name` is None."""
+    done: set[str] = set()
+    failures: Counter[str] = Counter()
+    for row in records:
+        if device_name is not None and row["device"]["name"] not in (device_name, UNKNOWN_DEVICE):
+            continue
+        if row["kind"] == "gpu":
+            done.add(row["point"]["key"])
+        elif row["kind"] == "gpu_failed":
+            failures[row["point"]["key"]] += 1
+    return [each for each in points if each.key not in done and failures[each.key] < ATTEMPTS]
+
+
+def measure_all(
+    session: Session,
+    points: Sequence[Point],
+    measure: Callable[[Point], dict[str, Any]],
+    always: Callable[[], dict[str, Any]],
+    until: float,
+    *,
+    say: Callable[[str], None] = print,
+    clock: Callable[[], float] = time.time,
+) -> bool:
+    """Measure the points that fit into the time, in order. False: the device can measure nothing any more.
+
+    `always` gives the fields that every record has. A point that fails is written down as such.
+    """
+    for number, point in enumerate(points, start=1):
+        left = until - clock()
+        if left <= 0:
+            break
+        if left < point.seconds:
+            continue  # a later one may still fit
+        session.begin(point)
+        began = clock()
+        try:
+            with _interrupts_named():
+                fields = measure(point)
+            session.measured(point, {**always(), **fields, "seconds": round(clock() - began, 1)})
+            say(f"{number}/{len(points)} {point.key}: {_gist(fields)}")
+        except Exception as problem:  # whatever a kernel, a rival or torch comes up with
+            reason = "".join(traceback.format_exception_only(problem)).strip()[:500]
+            where = traceback.format_exc()[-1500:]
+            session.failed(point, reason, {**always(), "traceback": where})
+            say(f"{number}/{len(points)} {point.key}: FAILED {reason.splitlines()[0]}")
+            if context_lost(problem):
+                session.end()
+                return False
+        session.end()
+    return True
+
+
+def context_lost(problem: BaseException) -> bool:
+    """Whether an error has taken the CUDA context of this process with it."""
+    lasting = ("illegal memory access", "misaligned address", "launch failure", "device-side assert")
+    return any(words in str(problem) for words in lasting)
+
+
+def _named(point: Point) -> dict[str, Any]:
+    return {"key": point.key, "kind": point.kind, **dict(point.arguments)}
+
+
+def _gist(fields: dict[str, Any]) -> str:
+    ratios = fields.get("ratio", {})
+    if fields.get("speedup"):
+        return f"{fields['speedup']:.2f}x against torch.compile dense"
+    if fields.get("side") in ratios:
+        return f"{ratios[fields['side']]['median']:.2f}x"
+    return str(fields.get("counts") or fields.get("best") or "done")
+
+
+@contextlib.contextmanager
+def _interrupts_named() -> Iterator[None]:
+    """An interrupt ends the call, not the point: nothing is written down then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the next call goes on from here") from None

@@ -1,0 +1,57 @@
+"""The project's own tests on the GPU, and a few of them under compute-sanitizer."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.device import Device
+
+ROOT = Path(__file__).parents[2]
+LIMIT_SECONDS = 420
+TAIL = 3000
+# Enough to touch every kernel once; the sanitizer makes them a hundred times slower.
+SANITIZED = "smallest or empty or one_block"
+
+
+def measure_tests(device: Device, *, path: str, marker: str = "") -> dict[str, Any]:
+    """Run the tests under `path`; those that need time or data of others are left out."""
+    chosen = "gpu" if marker == "gpu" else "not slow and not real_data and not packaging"
+    return _pytest(device, [], [path, "-m", chosen])
+
+
+def measure_sanitizer(device: Device, *, path: str) -> dict[str, Any]:
+    """The same for a few tests with every memory access checked; a note where the tool is missing."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        return {"passed": None, "note": "compute-sanitizer is not installed here"}
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", "--print-limit", "20"]
+    return _pytest(device, command, [path, "-m", "not slow", "-k", SANITIZED])
+
+
+def _pytest(device: Device, wrapper: list[str], arguments: list[str]) -> dict[str, Any]:
+    if device.dry_run:
+        arguments = ["--collect-only", *arguments]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    command = [*wrapper, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LIMIT_SECONDS,
+        )
+        code, output = done.returncode, done.stdout
+    except subprocess.TimeoutExpired as expired:
+        code, output = None, (expired.stdout or b"").decode(errors="replace")
+    found = re.findall(r"(\d+) (passed|failed|skipped|error)", output)
+    counts = {name: int(number) for number, name in found}
+    return {"passed": code == 0, "exit": code, "counts": counts, "output": output[-TAIL:]}

@@ -1,0 +1,46 @@
+"""What a call leaves for people: tables, and the picture of achieved against possible."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from benchmarks.gpu.session import Session
+from sparsebert.bench.record import Record
+from sparsebert.report.gpu_plots import roofline_plot
+from sparsebert.report.gpu_tables import gpu_tables
+
+WARNING = "**DRY RUN on the CPU: nothing here was measured, every figure is meaningless.**"
+
+
+def write_summary(session: Session) -> None:
+    """Write gpu.md and gpu.png beside the records; without matplotlib there is no picture."""
+    records = session.records()
+    text = summary(records, missing=len(session.missing()), dry_run=session.dry_run)
+    target = session.folder / "gpu.md"
+    waiting = target.with_suffix(".new")
+    waiting.write_text(text, encoding="utf-8")
+    os.replace(waiting, target)
+    try:
+        roofline_plot(records, session.folder / "gpu.png", dry_run=session.dry_run)
+    except ValueError as reason:
+        print(f"no picture: {reason}")
+
+
+def summary(records: Sequence[Record], *, missing: int, dry_run: bool) -> str:
+    """All tables, what failed, and who could not take part."""
+    parts = ["# Measured on a GPU", *([WARNING] if dry_run else [])]
+    parts += [table.markdown() for table in gpu_tables(records, dry_run=dry_run)]
+    failed = [row for row in records if row["kind"] == "gpu_failed"]
+    if failed:
+        lines = [f"- `{row['point']['key']}`: {row['reason'].splitlines()[0]}" for row in failed]
+        parts.append("\n".join(["**Failed**", "", *lines]))
+    notes: dict[str, int] = {}
+    for row in records:
+        for side, reason in row.get("notes", {}).items():
+            notes[f"{side}: {reason}"] = notes.get(f"{side}: {reason}", 0) + 1
+    if notes:
+        lines = [f"- {note} ({count} times)" for note, count in notes.items()]
+        parts.append("\n".join(["**Left out**", "", *lines]))
+    parts.append(f"{missing} points are missing.")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,82 @@
+"""The process that measures: `python -m benchmarks.gpu.worker --out FOLDER --until TIME [--dry-run]`.
+
+A kernel that goes wrong can take the CUDA context with it, or hang: `benchmarks.gpu.__main__` then notes the
+point and starts another worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.points import Point
+from benchmarks.gpu.session import Session, measure_all
+
+CONTEXT_LOST = 3
+
+
+def main() -> int:
+    """Exit code 3: there is more to do, but not in this process."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--until", type=float, required=True, help="seconds since 1970")
+    parser.add_argument("--only", action="append", help="only points of this kind")
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args()
+    session = Session(options.out, options.dry_run)
+
+    from benchmarks.gpu.device import Cuda, DryRun
+    from benchmarks.gpu.tuning import use_configurations, write_configurations
+    from sparsebert.bench import environment
+    from sparsebert_kernels.cuda import on_cpu
+
+    device = DryRun() if options.dry_run else Cuda()
+    measures = _measures()
+    machine = environment.detect().record()
+
+    def measure(point: Point) -> dict[str, Any]:
+        return measures[point.kind](device, **dict(point.arguments))
+
+    def always() -> dict[str, Any]:
+        return {"environment": machine, "device": device.record(), "clocks": device.clocks()}
+
+    def tune() -> None:
+        """What was found so far holds from the next point on."""
+        if write_configurations(session.records(), device.name, session.folder / "configs"):
+            use_configurations(session.folder / "configs")
+
+    def measure_and_tune(point: Point) -> dict[str, Any]:
+        tune()
+        return measure(point)
+
+    missing = session.missing(device.name)
+    chosen = [point for point in missing if not options.only or point.kind in options.only]
+    with on_cpu() if options.dry_run else contextlib.nullcontext():
+        sound = measure_all(session, chosen, measure_and_tune, always, options.until)
+    tune()
+    return 0 if sound else CONTEXT_LOST
+
+
+def _measures() -> dict[str, Callable[..., dict[str, Any]]]:
+    from benchmarks.gpu import layers, limits, models, suite, tuning
+
+    return {
+        "limits": limits.measure_limits,
+        "layer": layers.measure_layer,
+        "dense": layers.measure_dense,
+        "masked": layers.measure_masked,
+        "bitmap": layers.measure_bitmap,
+        "model": models.measure_model,
+        "memory": models.measure_memory,
+        "tuning": tuning.measure_tuning,
+        "tests": suite.measure_tests,
+        "sanitizer": suite.measure_sanitizer,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

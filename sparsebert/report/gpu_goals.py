@@ -1,0 +1,122 @@
+"""The speed that the GPU kernels are to reach, and what of it was measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparsebert.report.wording import MISSING, Record, reached
+
+BASE_SHAPES = ([2304, 768], [768, 768], [3072, 768], [768, 3072])
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One figure: which points hold it, against whom, and what it has to be."""
+
+    name: str
+    must: float
+    aim: float
+    kind: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    side: str = "panel"
+    against: str = "cublas"
+
+    def holds(self, row: Record) -> bool:
+        point = row["point"]
+        wanted = point["kind"] == self.kind and all(
+            point.get(name) == value for name, value in self.arguments.items()
+        )
+        return wanted and point.get("shape", BASE_SHAPES[0]) in BASE_SHAPES
+
+    def value(self, row: Record) -> float | None:
+        """How many times faster our side is; None where one of the two took no part."""
+        times = row["us"]
+        if self.side not in times or self.against not in times:
+            return None
+        return float(times[self.against]["median"] / times[self.side]["median"])
+
+
+def _layer(name: str, block: list[int], sparsity: float, must: float, aim: float, **others: Any) -> Goal:
+    arguments = {"block": block, "sparsity": sparsity, "tokens": 4096, "mode": "forward", "cold": False}
+    against = others.pop("against", "cublas")
+    return Goal(name, must, aim, "layer", {**arguments, **others}, against=against)
+
+
+GOALS = (
+    _layer("64x64 blocks, 75 %, M = 4096", [64, 64], 0.75, 1.3, 1.8),
+    _layer("64x64 blocks, 90 %, M = 4096", [64, 64], 0.9, 2.7, 3.6),
+    _layer("64x64 blocks, 95 %, M = 4096", [64, 64], 0.95, 3.0, 3.7),
+    _layer("128x128 blocks, 75 %, M = 4096", [128, 128], 0.75, 1.7, 2.2),
+    _layer("128x128 blocks, 90 %, M = 4096", [128, 128], 0.9, 3.0, 3.9),
+    _layer("32x32 blocks, 90 %, M = 4096", [32, 32], 0.9, 1.6, 2.2),
+    _layer("16x16 blocks, 95 %, M = 4096", [16, 16], 0.95, 1.0, 1.2),
+    _layer("packed panels with nothing pruned, h = 128", [128, 128], 0.0, 0.5, 0.65),
+    _layer("dX + dW, 64x64 blocks, 90 %, M = 16384", [64, 64], 0.9, 2.0, 3.0, tokens=16384, mode="backward"),
+    Goal("masked matmul, M = 4096", 0.75, 0.9, "masked", {"tokens": 4096, "mode": "forward"}, "masked"),
+    Goal("bitmap weights, 90 %, M = 4096", 0.95, 1.0, "bitmap", {"tokens": 4096, "sparsity": 0.9}, "bitmap"),
+    _layer("torch BSR, 64x64 blocks, 90 %, M = 4096", [64, 64], 0.9, 1.5, 3.0, against="torch bsr"),
+)
+MODEL_GOALS = ((32, 1.8, 2.3), (128, 1.8, 2.3))
+GROUPS_MUST, GROUPS_AIM = 0.95, 1.0
+MEMORY_MUST, MEMORY_AIM = 0.11, 0.105
+
+
+def goal_rows(rows: Sequence[Record]) -> Iterator[tuple[str, ...]]:
+    """(case, reached, must, aim, worst layer, verdict) of every goal that something was measured for."""
+    for goal in GOALS:
+        found = [(value, row) for row in rows if goal.holds(row) and (value := goal.value(row)) is not None]
+        if found:
+            worst, where = min(found, key=lambda pair: pair[0])
+            mean = statistics.geometric_mean(value for value, _ in found)
+            shape = "x".join(map(str, where["point"]["shape"]))
+            busy = any(row["busy"] for _, row in found)
+            yield _row(goal.name, mean, goal.must, goal.aim, f"{worst:.2f}x ({shape})", busy)
+    yield from _groups(rows)
+    for batch, must, aim in MODEL_GOALS:
+        for row in rows:
+            point = row["point"]
+            if (point["kind"], point.get("model"), point.get("batch")) != ("model", "bert-base", batch):
+                continue
+            if row["speedup"] is not None:
+                name = f"BERT-base, 64x64 blocks, 90 %, M = {row['tokens']}, against torch.compile dense"
+                yield _row(name, row["speedup"], must, aim, MISSING, row["busy"])
+    yield from _memory(rows)
+
+
+def _groups(rows: Sequence[Record]) -> Iterator[tuple[str, ...]]:
+    """64x8 groups against 64x64 blocks, layer by layer."""
+    times: dict[str, dict[tuple[int, ...], float]] = {}
+    goal = {name: _layer(name, block, 0.9, 0, 0) for name, block in (("g", [64, 8]), ("b", [64, 64]))}
+    for name, each in goal.items():
+        times[name] = {
+            tuple(row["point"]["shape"]): row["us"]["panel"]["median"] for row in rows if each.holds(row)
+        }
+    ratios = {shape: times["b"][shape] / times["g"][shape] for shape in times["g"].keys() & times["b"].keys()}
+    if ratios:
+        worst = min(ratios, key=lambda shape: ratios[shape])
+        shown = f"{ratios[worst]:.2f}x ({'x'.join(map(str, worst))})"
+        mean = statistics.geometric_mean(ratios.values())
+        name = "64x8 groups against 64x64 blocks, 90 %, M = 4096"
+        yield _row(name, mean, GROUPS_MUST, GROUPS_AIM, shown, False)
+
+
+def _memory(rows: Sequence[Record]) -> Iterator[tuple[str, ...]]:
+    for row in rows:
+        if row["point"]["kind"] == "memory" and row["point"]["model"] == "bert-base":
+            share = row["weight_bytes"] / row["dense_weight_bytes"]
+            yield (
+                "encoder weight bytes, 64x64 blocks, 90 %",
+                f"{share:.3f}x",
+                f"at most {MEMORY_MUST:g}x",
+                f"{MEMORY_AIM:g}x",
+                MISSING,
+                reached(share <= MEMORY_MUST),
+            )
+
+
+def _row(name: str, value: float, must: float, aim: float, worst: str, busy: bool) -> tuple[str, ...]:
+    shown = f"{value:.2f}x{'?' if busy else ''}"
+    return name, shown, f"{must:g}x", f"{aim:g}x", worst, reached(value >= must)

@@ -1,0 +1,224 @@
+"""Tables of what was measured on a GPU, every one under the name of the device."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+
+from sparsebert.report.gpu_goals import goal_rows
+from sparsebert.report.table import Table
+from sparsebert.report.wording import MISSING, Record, megabytes
+
+BASE_WIDTH, LARGE_WIDTH = 768, 1024
+RATIOS = "Ratio: cuBLAS's time over ours, both in CUDA graphs, paired medians, geometric mean over the layers"
+
+
+def gpu_tables(records: Iterable[Record], *, dry_run: bool = False) -> list[Table]:
+    """All tables of each device in the records. Dry runs are no measurements: only ``dry_run`` shows them."""
+    devices: dict[str, list[Record]] = {}
+    for row in records:
+        if row["kind"] == "gpu" and row["device"]["dry_run"] == dry_run:
+            devices.setdefault(row["device"]["name"], []).append(row)
+    tables = []
+    for name, rows in devices.items():
+        latest = list({row["point"]["key"]: row for row in rows}.values())
+        for make in MAKERS:
+            tables += [_marked(table, name, latest) for table in make(latest)]
+    return tables
+
+
+def of_kind(rows: Sequence[Record], kind: str, **wanted: object) -> list[Record]:
+    """Records of points of that kind with these arguments."""
+    points = [row for row in rows if row["point"]["kind"] == kind]
+    return [row for row in points if all(row["point"].get(name) == value for name, value in wanted.items())]
+
+
+def mean_ratio(rows: Sequence[Record], side: str) -> float | None:
+    """Geometric mean of a side's ratios; None where it took part in none."""
+    ratios = [row["ratio"][side]["median"] for row in rows if side in row["ratio"]]
+    return statistics.geometric_mean(ratios) if ratios else None
+
+
+def _goal_table(rows: Sequence[Record]) -> list[Table]:
+    shown = tuple(goal_rows(rows))
+    columns = ("case", "reached", "must", "aim", "worst layer", "verdict")
+    return [Table("Speed to reach", columns, shown, (f"{RATIOS} of BERT-base measured.",))] if shown else []
+
+
+def _layer_tables(rows: Sequence[Record]) -> list[Table]:
+    tables = []
+    for model, width in (("BERT-base", BASE_WIDTH), ("BERT-large", LARGE_WIDTH)):
+        for mode in ("forward", "backward", "step"):
+            found = [
+                row
+                for row in of_kind(rows, "layer", mode=mode)
+                if width in row["point"]["shape"] and not row["point"]["cold"]
+            ]
+            if found:
+                tables.append(_layer_table(f"Packed panels, {model}, {mode}", found))
+    cold = [row for row in of_kind(rows, "layer") if row["point"]["cold"]]
+    return [*tables, *([_layer_table("Packed panels, nothing in the L2 cache", cold)] if cold else [])]
+
+
+def _layer_table(title: str, rows: Sequence[Record]) -> Table:
+    sparsities = sorted({row["point"]["sparsity"] for row in rows})
+    cells: dict[tuple[int, str], dict[float, list[Record]]] = {}
+    for row in rows:
+        key = row["point"]["tokens"], "x".join(map(str, row["point"]["block"]))
+        cells.setdefault(key, {}).setdefault(row["point"]["sparsity"], []).append(row)
+    shown = tuple(
+        (str(tokens), block, *(_mean(by.get(sparsity, []), "panel") for sparsity in sparsities))
+        for (tokens, block), by in sorted(cells.items(), key=lambda item: (item[0][0], _rows_of(item[0][1])))
+    )
+    columns = ("tokens", "block", *(f"{sparsity:.0%}" for sparsity in sparsities))
+    return Table(title, columns, shown, (f"{RATIOS}.",))
+
+
+def _rival_table(rows: Sequence[Record]) -> list[Table]:
+    found = [row for row in of_kind(rows, "layer", mode="forward") if not row["point"]["cold"]]
+    rivals = list(dict.fromkeys(name for row in found for name in row["ratio"] if name != "panel"))
+    groups: dict[tuple[int, str, float], list[Record]] = {}
+    for row in found:
+        if row["ratio"].keys() & set(rivals):
+            point = row["point"]
+            key = point["tokens"], "x".join(map(str, point["block"])), point["sparsity"]
+            groups.setdefault(key, []).append(row)
+    shown = tuple(
+        (str(tokens), block, f"{sparsity:.0%}", *(_mean(group, name) for name in ("panel", *rivals)))
+        for (tokens, block, sparsity), group in sorted(groups.items())
+    )
+    columns = ("tokens", "block", "sparsity", "panel", *rivals)
+    return [Table("Block-sparse kernels against cuBLAS", columns, shown, (f"{RATIOS}.",))] if shown else []
+
+
+def _other_tables(rows: Sequence[Record]) -> list[Table]:
+    """Masked and bitmap weights, and dense rivals: one row a layer."""
+    tables = []
+    titles = {
+        "masked": "Masked matmul, 50 % of the weights masked one by one",
+        "bitmap": "Bitmap weights",
+        "dense": "Rivals whose time does not depend on the sparsity",
+    }
+    for kind, title in titles.items():
+        found = of_kind(rows, kind)
+        names = list(dict.fromkeys(name for row in found for name in row["ratio"]))
+        shown = tuple(
+            (_layer_name(row), _rate(row), *(_mean([row], name) for name in names)) for row in found
+        )
+        if shown:
+            tables.append(Table(title, ("layer", "cuBLAS TFLOP/s", *names), shown))
+    return tables
+
+
+def _model_table(rows: Sequence[Record]) -> list[Table]:
+    found = of_kind(rows, "model")
+    names = list(dict.fromkeys(name for row in found for name in row["us"]))
+    shown = tuple(
+        (
+            f"{row['point']['model']}, batch {row['point']['batch']} x {row['length']}",
+            f"{row['point']['sparsity']:.0%} in {'x'.join(map(str, row['point']['block']))}",
+            MISSING if row["speedup"] is None else f"{row['speedup']:.2f}x",
+            *(f"{row['us'][name]['median'] / 1e3:.3f}" if name in row["us"] else MISSING for name in names),
+            megabytes(row["weight_bytes"]),
+            megabytes(row["dense_weight_bytes"]),
+        )
+        for row in found
+    )
+    columns = ("model", "sparsity", "vs torch.compile dense", *(f"{name} ms" for name in names))
+    columns = (*columns, "sparse weights MB", "dense weights MB")
+    return [Table("Whole models", columns, shown)] if shown else []
+
+
+def _memory_table(rows: Sequence[Record]) -> list[Table]:
+    fields = ("parameters", "forward_peak", "activations", "held_before_step", "step_peak")
+    shown = tuple(
+        (
+            f"{row['point']['model']}, batch {row['point']['batch']}, {side}",
+            megabytes(row["weight_bytes"] if side == "sparse" else row["dense_weight_bytes"]),
+            *(megabytes(held[field]) for field in fields),
+        )
+        for row in of_kind(rows, "memory")
+        for side, held in row["sides"].items()
+    )
+    names = ("parameters", "forward peak", "activations", "before a training step", "training step peak")
+    columns = ("model", "encoder weights MB", *(f"{name} MB" for name in names))
+    return [Table("Memory", columns, shown)] if shown else []
+
+
+def _limit_table(rows: Sequence[Record]) -> list[Table]:
+    found = of_kind(rows, "limits")
+    if not found:
+        return []
+    row = found[-1]
+    shown = [(f"matmul {dtype}", f"{rate / 1e12:.0f} TFLOP/s") for dtype, rate in row["matmul"].items()]
+    shown += [("copy", f"{row['memory'] / 1e12:.2f} TB/s"), ("read from L2", f"{row['l2'] / 1e12:.2f} TB/s")]
+    kernels = (("in a CUDA graph", "kernel"), ("from Python", "launch"), ("a replay", "replay"))
+    shown += [(f"smallest kernel, {name}", f"{row[field] * 1e6:.2f} us") for name, field in kernels]
+    return [Table("Limits of the device", ("figure", "value"), tuple(shown))]
+
+
+def _test_table(rows: Sequence[Record]) -> list[Table]:
+    shown = tuple(
+        (
+            row["point"]["key"],
+            MISSING if row["passed"] is None else "yes" if row["passed"] else "NO",
+            ", ".join(f"{number} {name}" for name, number in row.get("counts", {}).items())
+            or row.get("note", MISSING),
+        )
+        for kind in ("tests", "sanitizer")
+        for row in of_kind(rows, kind)
+    )
+    return [Table("Tests on the device", ("tests", "passed", "counts"), shown)] if shown else []
+
+
+def _tuning_table(rows: Sequence[Record]) -> list[Table]:
+    shown = tuple(
+        (
+            row["point"]["key"].removeprefix("tuning "),
+            row["rule"],
+            row["best"],
+            MISSING if row["gain"] is None else f"{row['gain']:.2f}x",
+        )
+        for row in of_kind(rows, "tuning")
+    )
+    return [Table("Tuning", ("kernel", "by rule", "best", "gain"), shown)] if shown else []
+
+
+MAKERS: tuple[Callable[[Sequence[Record]], list[Table]], ...] = (
+    _goal_table,
+    _model_table,
+    _layer_tables,
+    _rival_table,
+    _other_tables,
+    _memory_table,
+    _limit_table,
+    _tuning_table,
+    _test_table,
+)
+
+
+def _marked(table: Table, device: str, rows: Sequence[Record]) -> Table:
+    versions = rows[-1]["environment"]["versions"]
+    where = f"{device}, torch {versions['torch']}, triton {versions['triton']}."
+    doubt = " Figures marked ? spread too far to be quoted." if any(row.get("busy") for row in rows) else ""
+    return Table(f"{table.title} ({device})", table.columns, table.rows, (*table.notes, where + doubt))
+
+
+def _mean(rows: Sequence[Record], side: str) -> str:
+    mean = mean_ratio(rows, side)
+    return MISSING if mean is None else f"{mean:.2f}x{'?' if any(row['busy'] for row in rows) else ''}"
+
+
+def _layer_name(row: Record) -> str:
+    point = row["point"]
+    extra = [point[name] for name in ("mode",) if name in point]
+    extra += [f"{point['sparsity']:.0%}"] if "sparsity" in point else []
+    return ", ".join([f"{point['shape'][0]}x{point['shape'][1]}", f"M = {point['tokens']}", *extra])
+
+
+def _rate(row: Record) -> str:
+    return f"{row['cublas_tflops']:.0f}"
+
+
+def _rows_of(block: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in block.split("x"))
