@@ -29,6 +29,8 @@ CLASS_WIDTH = 1.25
 # Of a layer's candidates at most this many are timed.
 MAX_TIMED_FORMATS = 3
 CLEARLY_FASTER = 1.15
+# Small blocks cost less accuracy: the smallest that bring this share of what the best would are named.
+ENOUGH_OF_THE_BEST = 0.75
 # Longer inputs are timed on their beginning: from here on time grows with their length.
 MAX_TIMED_TOKENS = {"cpu": 2048, "cuda": 65536}
 
@@ -359,11 +361,12 @@ class _Draft:
         statistics = self.choice.statistics
         spread = BlockStatistics.spread(statistics.rows, statistics.columns, 1 - statistics.sparsity)
         stored = stored_dtype(self.layer.linear.weight.dtype, "cuda")
-        best = max(panel_works(statistics, spread, stored), key=self.choice.predicted_speedup)
-        speedup = self.choice.predicted_speedup(best)
-        if best.block is None or speedup < 1:
+        gains = {w.block: self.choice.predicted_speedup(w) for w in panel_works(statistics, spread, stored)}
+        enough = ENOUGH_OF_THE_BEST * max(gains.values())
+        block = min((block for block in gains if block and gains[block] >= enough), key=math.prod)
+        if gains[block] < 1:
             return ""
-        return f"; as {best.block[0]}x{best.block[1]} blocks {speedup:.1f}x predicted"
+        return f"; as {block[0]}x{block[1]} blocks {gains[block]:.1f}x predicted"
 
 
 def _verify(drafts: list[_Draft], tokens: int, trainable: bool) -> None:

@@ -186,7 +186,7 @@ class TestForAGpuThatIsNotHere:
         layer = self.made(random_mask(0.1, 3072))
         assert layer.format == "dense"
         assert re.fullmatch(
-            r"no format is predicted to be faster; as \d+x\d+ blocks [234]\.\dx predicted", layer.reason
+            r"no format is predicted to be faster; as 64x8 blocks [234]\.\dx predicted", layer.reason
         )
 
     def test_says_what_its_figures_are(self) -> None:
