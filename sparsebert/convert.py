@@ -12,8 +12,9 @@ from torch import nn
 
 from sparsebert.bert import activation_name, is_bert_like, structure
 from sparsebert.bert import full_name as full_name_of
+from sparsebert.layer_plan import LayerPlan, Plan
 from sparsebert.nn import FusedActivation, SparseLinear
-from sparsebert.planning import LayerPlan, Plan, check_options, plan_layers
+from sparsebert.planning import check_options, plan_layers
 from sparsebert.selection import Filter, Selected, select
 from sparsebert.shared_input import SharedInput
 from sparsebert.ticket import Ticket

@@ -1,11 +1,11 @@
-"""The plan: which packed format each layer gets, what that is expected to bring, and why."""
+"""Planning: which packed format each layer gets, by the cost model of the device and by timing."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from sparsebert import roofline
 from sparsebert.choice import GPU_FORMATS, Choice, choices, stored_dtype
-from sparsebert.cost import BlockStatistics, Work, format_label, format_options, panel_works
+from sparsebert.cost import BlockStatistics, Work, panel_works
+from sparsebert.layer_plan import LayerPlan, Plan
 from sparsebert.nn import SparseLinear
 from sparsebert.selection import Filter, Selected, select
 from sparsebert.ticket import Ticket
@@ -33,101 +34,6 @@ CLEARLY_FASTER = 1.15
 ENOUGH_OF_THE_BEST = 0.75
 # Longer inputs are timed on their beginning: from here on time grows with their length.
 MAX_TIMED_TOKENS = {"cpu": 2048, "cuda": 65536}
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """The choice for one layer. Times are microseconds for ``tokens`` rows of x, sizes are bytes.
-
-    predicted_us  of the chosen format by the cost model; None where it has no figures for it
-    measured_us   of the chosen format, on the densest layer of this kind; None without a measurement
-    dense_us      of the prepacked dense layer: measured where there is a measurement, else predicted
-    nbytes        of the packed weight; an estimate within a few percent until the layer is converted
-    block         (rows, columns) of the vectors or blocks, where the format has them
-    """
-
-    key: str
-    shape: tuple[int, int]
-    sparsity: float
-    format: str
-    predicted_us: float | None
-    measured_us: float | None
-    dense_us: float | None
-    nbytes: int
-    dense_nbytes: int
-    reason: str
-    tokens: int
-    block: tuple[int, int] | None = None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Options for `SparseLinear`."""
-        if self.format in ("dense", "compact"):
-            return {"tokens": self.tokens}
-        return format_options(self.format, self.block)
-
-    @property
-    def label(self) -> str:
-        """The format for people to read."""
-        return format_label(self.format, self.block)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The choices for a model, in the order of its layers; prints as a table.
-
-    ``machine`` names what the times hold for: instruction set, threads and where the costs come from.
-    """
-
-    layers: tuple[LayerPlan, ...]
-    machine: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @property
-    def summary(self) -> str:
-        """One line: formats, bytes and times in all."""
-        counts = Counter(layer.label for layer in self.layers)
-        chosen = ", ".join(f"{count} {label}" for label, count in counts.most_common())
-        held, dense = (
-            sum(getattr(layer, name) for layer in self.layers) for name in ("nbytes", "dense_nbytes")
-        )
-        line = f"{chosen}; {held / 2**20:.1f} MiB of {dense / 2**20:.1f} MiB dense ({held / dense:.2f}x)"
-        times = [(_time(layer), layer.dense_us) for layer in self.layers]
-        if all(own and dense_us for own, dense_us in times):
-            own, dense_us = (sum(column) / 1e3 for column in zip(*times, strict=True))
-            line += f"; {own:.2f} ms instead of {dense_us:.2f} ms dense ({dense_us / own:.1f}x)"
-        return line
-
-    def __str__(self) -> str:
-        rows = [_HEADER, *(_cells(layer) for layer in self.layers)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        table = [
-            "  ".join(
-                cell.rjust(width) if numeric else cell.ljust(width)
-                for cell, width, numeric in zip(row, widths, _NUMERIC, strict=True)
-            ).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*table, self.summary, self.machine])
-
-    def __rich__(self) -> Any:
-        from rich.table import Table
-
-        table = Table(caption=f"{self.summary}\n{self.machine}")
-        for name, numeric in zip(_HEADER, _NUMERIC, strict=True):
-            table.add_column(name, justify="right" if numeric else "left")
-        for layer in self.layers:
-            table.add_row(*_cells(layer))
-        return table
-
-
-_HEADER = (
-    "layer", "shape", "sparsity", "format", "predicted", "measured", "dense", "KiB", "of dense", "reason",
-)  # fmt: skip
-_NUMERIC = (False, True, True, False, True, True, True, True, True, False)
 
 
 def plan(
@@ -412,27 +318,5 @@ def _time_against_dense(draft: _Draft, work: Work, tokens: int) -> Paired:
     return replace(timing, mine=timing.mine * scale, other=timing.other * scale)
 
 
-def _time(layer: LayerPlan) -> float | None:
-    return layer.measured_us or layer.predicted_us
-
-
 def _micro(seconds: float | None) -> float | None:
     return None if seconds is None else seconds * 1e6
-
-
-def _cells(layer: LayerPlan) -> tuple[str, ...]:
-    def micro(value: float | None) -> str:
-        return "-" if value is None else f"{value:.0f} us"
-
-    return (
-        layer.key,
-        "x".join(map(str, layer.shape)),
-        f"{layer.sparsity:.1%}",
-        layer.label,
-        micro(layer.predicted_us),
-        micro(layer.measured_us),
-        micro(layer.dense_us),
-        f"{layer.nbytes / 1024:.0f}",
-        f"{layer.nbytes / layer.dense_nbytes:.2f}x",
-        layer.reason,
-    )

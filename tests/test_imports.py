@@ -32,7 +32,7 @@ FLOORS = (
     {"provenance"},
     {"ticket"},
     {"cost"},
-    {"machine", "roofline"},
+    {"layer_plan", "machine", "roofline"},
     {"choice"},
     {"pruning", "nn", "shared_input", "selection", "planning"},
     {"convert"},
