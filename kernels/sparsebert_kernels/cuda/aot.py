@@ -28,7 +28,7 @@ from typing import Any
 from . import machine_code
 from .compile_case import CompileCase
 
-PACKAGE = __name__.rpartition(".")[0]
+PACKAGE = __package__ or ""
 SCHEDULERS = 4  # of a multiprocessor; each issues one instruction of one warp a cycle
 
 
@@ -142,7 +142,7 @@ def kernel_modules() -> list[str]:
     """The modules of this package that have something to compile."""
     folder = importlib.import_module(PACKAGE).__path__
     names = [f"{PACKAGE}.{info.name}" for info in pkgutil.iter_modules(folder)]
-    others = [name for name in names if name not in (__name__, f"{PACKAGE}.machine_code")]
+    others = [name for name in names if not name.endswith((".aot", ".machine_code"))]
     return [name for name in others if hasattr(importlib.import_module(name), "compile_cases")]
 
 
@@ -275,12 +275,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="fail where a kernel has a problem")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     options = parser.parse_args(arguments)
-    chosen = [
-        (module, number)
-        for module, number, case in cases(options.module)
-        if case.default or not options.default
+    chosen = [case for case in cases(options.module) if case[2].default or not options.default]
+    work = [
+        (module, number, target)
+        for target in options.target or TARGETS
+        for module, number, case in chosen
+        if not case.targets or target in case.targets
     ]
-    work = [(*where, target) for target in options.target or TARGETS for where in chosen]
     found = 0
     for compiled in _compile_all(work, options.jobs):
         print(json.dumps(asdict(compiled)), flush=True)

@@ -18,6 +18,7 @@ class CompileCase:
     aligned    integer arguments known to be multiples of 16 (pointers always are)
     tile       (m, n, k) of the matrix product in one iteration of the main loop; None where there is none
     default    whether an untuned device would get this configuration: `make test` compiles those
+    targets    the names of the targets that it is for (see `aot.TARGETS`), where it is not for all of them
     """
 
     family: str
@@ -31,3 +32,4 @@ class CompileCase:
     tile: tuple[int, int, int] | None = None
     default: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()

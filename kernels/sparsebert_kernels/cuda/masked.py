@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compile_case import CompileCase
+from .configurations import DEFAULT_SHARED_MEMORY, LEAST_SHARED_MEMORY, SHARED_MEMORY
 from .tiles import operand, precision, upcast
 
 
@@ -177,9 +178,10 @@ INPUT_GRADIENT = {
     "tf32": (Tile(128, 32, 128, 8, 3), Tile(128, 32, 64, 4, 3)),
     "ieee": (Tile(64, 32, 64, 4, 3),),
 }
-# 256 tokens a program spill registers before Hopper, and need more shared memory than others have.
+# 256 tokens a program spill registers before Hopper, and need more shared memory than AMD has.
 WIDE_TOKENS = 256
 WIDE_FROM = (9, 0)
+WIDE_TARGETS = ("sm_90", "sm_100")
 
 
 def forward(x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None) -> Tensor:
@@ -232,10 +234,19 @@ def kind_of_product(x: Tensor) -> str:
 
 def choose(tiles: tuple[Tile, ...], device: torch.device, programs: Callable[[Tile], int]) -> Tile:
     """The first of ``tiles`` that the device can run and that fills it, else the last."""
-    wide = device.type == "cuda" and not torch.version.hip
-    wide = wide and torch.cuda.get_device_capability(device) >= WIDE_FROM
-    possible = [tile for tile in tiles if wide or tile.BLOCK_M < WIDE_TOKENS]
+    possible = _possible(tiles, device)
     return next((tile for tile in possible if programs(tile) >= multiprocessors(device)), possible[-1])
+
+
+@functools.cache
+def _possible(tiles: tuple[Tile, ...], device: torch.device) -> tuple[Tile, ...]:
+    narrow = tuple(tile for tile in tiles if tile.BLOCK_M < WIDE_TOKENS)
+    if device.type != "cuda" or torch.version.hip:
+        return narrow
+    shared_memory = SHARED_MEMORY.get(torch.cuda.get_device_capability(device), LEAST_SHARED_MEMORY)
+    if shared_memory < DEFAULT_SHARED_MEMORY:
+        return tiles[-1:]
+    return tiles if shared_memory >= SHARED_MEMORY[WIDE_FROM] else narrow
 
 
 @functools.cache
@@ -288,6 +299,7 @@ def compile_case(
         aligned=tuple(name for name in ALIGNED if name in arguments),
         tile=product,
         default=dtypes[0] == torch.bfloat16,
+        targets=WIDE_TARGETS if tile.BLOCK_M == WIDE_TOKENS else (),
     )
 
 
