@@ -97,17 +97,20 @@ def check_dtype(x: Tensor, packed: Any) -> None:
 
 def linear(x: Tensor, packed: Any, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
     """``activation(x @ W.T + bias) + residual``; see `ops.linear`."""
-    return _module(FORWARD[packed.name]).linear(x, packed, bias, activation, residual)
+    with torch.cuda.device_of(x):
+        return _module(FORWARD[packed.name]).linear(x, packed, bias, activation, residual)
 
 
 def input_gradient(gradient: Tensor, packed: Any, transposed: Sequence[Tensor]) -> Tensor:
     """gradient @ W for gradient [..., out]; ``transposed`` is what `transposed_index` gives."""
-    return _module(BACKWARD[packed.name]).input_gradient(gradient, packed, transposed)
+    with torch.cuda.device_of(gradient):
+        return _module(BACKWARD[packed.name]).input_gradient(gradient, packed, transposed)
 
 
 def values_gradient(gradient: Tensor, x: Tensor, packed: Any) -> Tensor:
     """dL/dvalues in the layout and dtype of ``packed.values``, for gradient [..., out] and x [..., in]."""
-    return _module(BACKWARD[packed.name]).values_gradient(gradient, x, packed)
+    with torch.cuda.device_of(x):
+        return _module(BACKWARD[packed.name]).values_gradient(gradient, x, packed)
 
 
 def _module(name: str) -> Any:

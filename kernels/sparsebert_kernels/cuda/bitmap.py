@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -79,20 +78,19 @@ def decompress(packed: BitmapSparse) -> Tensor:
     rows, columns = packed.shape
     dense = packed.values.new_empty(rows, columns)
     tiles = packed.offsets.shape[1]
-    with torch.cuda.device_of(dense):
-        decompress_bitmap[(triton.cdiv(rows, ROWS), tiles)](
-            packed.values,
-            packed.words,
-            packed.offsets,
-            packed.starts,
-            dense,
-            rows,
-            columns,
-            packed.words.shape[1],
-            tiles,
-            ROWS=ROWS,
-            num_warps=NUM_WARPS,
-        )
+    decompress_bitmap[(triton.cdiv(rows, ROWS), tiles)](
+        packed.values,
+        packed.words,
+        packed.offsets,
+        packed.starts,
+        dense,
+        rows,
+        columns,
+        packed.words.shape[1],
+        tiles,
+        ROWS=ROWS,
+        num_warps=NUM_WARPS,
+    )
     return dense
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -107,27 +106,26 @@ def linear(
     transposed, y = x.new_empty(x.shape[-1], tokens), x.new_empty(packed.shape[0], tokens)
     transposed[:, : flat.shape[0]] = flat.t()
     if blocks:
-        with torch.cuda.device_of(x):
-            column_panel_forward[(blocks * packed.panels,)](
-                transposed,
-                packed.values,
-                packed.columns,
-                packed.starts,
-                packed.rows,
-                None if bias is None else bias.contiguous(),
-                y,
-                packed.shape[0],
-                packed.panels,
-                tokens,
-                H=packed.panel_rows,
-                BLOCK_M=tile.block_m,
-                STEP=tile.step,
-                ACTIVATION=activation,
-                PRECISION=precision(),
-                UPCAST=upcast(x.dtype),
-                num_warps=tile.num_warps,
-                num_stages=tile.num_stages,
-            )
+        column_panel_forward[(blocks * packed.panels,)](
+            transposed,
+            packed.values,
+            packed.columns,
+            packed.starts,
+            packed.rows,
+            None if bias is None else bias.contiguous(),
+            y,
+            packed.shape[0],
+            packed.panels,
+            tokens,
+            H=packed.panel_rows,
+            BLOCK_M=tile.block_m,
+            STEP=tile.step,
+            ACTIVATION=activation,
+            PRECISION=precision(),
+            UPCAST=upcast(x.dtype),
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
     out = y[:, : flat.shape[0]].t().contiguous().view(*x.shape[:-1], packed.shape[0])
     return out if residual is None else out + residual
 
