@@ -111,7 +111,7 @@ class DryRun:
     """Runs the same code on the CPU, kernels in Triton's interpreter. Its seconds mean nothing."""
 
     dry_run = True
-    dtype = torch.float32
+    dtype = torch.bfloat16
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")

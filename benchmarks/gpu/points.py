@@ -15,7 +15,7 @@ SPARSITIES = (0.9, 0.95, 0.75, 0.5, 0.98)
 BLOCKS = ((64, 64), (128, 128), (32, 32), (16, 16), (64, 8), (32, 8), (128, 8), (16, 8))
 MODES = ("forward", "backward", "step")
 TEST_FOLDERS = ("tests/triton", "tests/ops", "tests/formats")
-SECONDS = {"limits": 20, "tuning": 20, "layer": 4, "dense": 25, "masked": 4, "bitmap": 4, "model": 100}
+SECONDS = {"limits": 20, "tuning": 30, "layer": 4, "dense": 25, "masked": 4, "bitmap": 4, "model": 100}
 SECONDS |= {"memory": 30, "tests": 60, "sanitizer": 120}
 TINY_SHAPE, TINY_TOKENS = (128, 128), 12
 

@@ -23,6 +23,7 @@ def block_sparse(problem: Problem) -> dict[str, Side]:
     """Kernels for square blocks: torch's own, stk's and blksprs'."""
     return {
         "torch bsr": Side(lambda: _torch_bsr(problem)),
+        "torch bsr linear": Side(lambda: _torch_bsr_linear(problem)),
         "stk": Side(lambda: _stk(problem)),
         "blksprs": Side(lambda: _blksprs(problem)),
     }
@@ -55,10 +56,20 @@ def _linear(problem: Problem) -> Tensor:
 
 
 def _inference(work: Work) -> Work:
-    return torch.inference_mode()(work)
+    # Not inference_mode: sparse tensors made outside of it cannot be used there.
+    return torch.no_grad()(work)
 
 
 def _torch_bsr(problem: Problem) -> Work:
+    """The kernel alone, without the checks that F.linear makes before it."""
+    from torch.sparse._triton_ops import bsr_dense_addmm
+
+    weight = problem.weight.to_sparse_bsr(problem.block)
+    bias = problem.bias[:, None].expand(-1, problem.tokens)
+    return _inference(lambda: bsr_dense_addmm(bias, weight, problem.x.t()).t())
+
+
+def _torch_bsr_linear(problem: Problem) -> Work:
     weight = problem.weight.to_sparse_bsr(problem.block)
     return _inference(lambda: functional.linear(problem.x, weight, problem.bias))
 

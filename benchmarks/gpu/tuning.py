@@ -32,7 +32,7 @@ LEAST_GAIN = 1.01  # a configuration must be this much faster than the rule's to
 def candidates(shape: Shape, shared_memory: int, *, few: bool = False) -> list[Configuration]:
     """What is tried beside the rule's own choice, which comes first."""
     chosen = [configurations.by_rule(shape, shared_memory)]
-    tokens, groups = ((64, 128, 256), (8, 4)) if shape.kernel == FORWARD else ((32, 64, 128), (1, 2))
+    tokens, groups = ((64, 128, 256), (8,)) if shape.kernel == FORWARD else ((32, 64, 128), (1, 2))
     for block, group, warps, stages in itertools.product(tokens, groups, (4, 8), (2, 3, 4, 5)):
         if shape.kernel == FORWARD:
             rows, step = block, block + shape.panel_rows

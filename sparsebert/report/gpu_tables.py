@@ -9,7 +9,7 @@ from sparsebert.report.gpu_goals import goal_rows
 from sparsebert.report.table import Table
 from sparsebert.report.wording import MISSING, Record, megabytes
 
-BASE_WIDTH, LARGE_WIDTH = 768, 1024
+MODELS = {768: "BERT-base", 1024: "BERT-large"}
 RATIOS = "Ratio: cuBLAS's time over ours, both in CUDA graphs, paired medians, geometric mean over the layers"
 
 
@@ -46,16 +46,14 @@ def _goal_table(rows: Sequence[Record]) -> list[Table]:
 
 
 def _layer_tables(rows: Sequence[Record]) -> list[Table]:
-    tables = []
-    for model, width in (("BERT-base", BASE_WIDTH), ("BERT-large", LARGE_WIDTH)):
-        for mode in ("forward", "backward", "step"):
-            found = [
-                row
-                for row in of_kind(rows, "layer", mode=mode)
-                if width in row["point"]["shape"] and not row["point"]["cold"]
-            ]
-            if found:
-                tables.append(_layer_table(f"Packed panels, {model}, {mode}", found))
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for row in of_kind(rows, "layer"):
+        if not row["point"]["cold"]:
+            groups.setdefault((_model(row), row["point"]["mode"]), []).append(row)
+    tables = [
+        _layer_table(f"Packed panels, {model}, {mode}", found)
+        for (model, mode), found in sorted(groups.items())
+    ]
     cold = [row for row in of_kind(rows, "layer") if row["point"]["cold"]]
     return [*tables, *([_layer_table("Packed panels, nothing in the L2 cache", cold)] if cold else [])]
 
@@ -214,6 +212,12 @@ def _layer_name(row: Record) -> str:
     extra = [point[name] for name in ("mode",) if name in point]
     extra += [f"{point['sparsity']:.0%}"] if "sparsity" in point else []
     return ", ".join([f"{point['shape'][0]}x{point['shape'][1]}", f"M = {point['tokens']}", *extra])
+
+
+def _model(row: Record) -> str:
+    """Whose layer it is, by the narrower side of its weight."""
+    width = min(row["point"]["shape"])
+    return MODELS.get(width, f"{width} wide")
 
 
 def _rate(row: Record) -> str:
