@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 
 from sparsebert.bert import Structure, resolve, structure
 from sparsebert.provenance import describe_model, weight_hash
+from sparsebert.pruning.gradients import loss_gradients
 from sparsebert.pruning.granularity import POOLING, Granularity, keep_n_of_m, parse_granularity
 from sparsebert.pruning.registry import Method, Subject, find_method
 from sparsebert.pruning.select import ordered_keys, select
@@ -40,7 +44,7 @@ def prune(
 ) -> Ticket:
     """Choose which weights of the encoder matrices to keep; the model is only read.
 
-    ``method``: a registered name ("magnitude", "random") or a method object with options of its own.
+    ``method``: a registered name ("magnitude", "random", "snip") or a method object with options of its own.
     ``sparsity``: share of all prunable weights to prune, in [0, 1), read as the decimal it is written as.
     ``granularity``: "element", "block" with ``block_size`` = (out, in), "row", "column", or n of m along
     in_features such as "2:4" (then sparsity may be left out, and the scope does not matter).
@@ -48,7 +52,7 @@ def prune(
     ("type").
     ``pooling``: score of a unit from those of its weights: "mean", "rms" or "max".
     ``ticket``: prune further; what it prunes stays pruned and counts as pruned, whatever its value.
-    ``data``: batches, for methods that look at examples.
+    ``data``: batches (keyword arguments for the model, with labels), for methods that look at examples.
 
     Of n weights in a scope exactly k = round((1 - sparsity) * n) are kept, half to even, for any ties: units
     are ranked by their float32 score, then by position. Units of several weights are kept from the top as
@@ -73,8 +77,11 @@ def prune(
     weights = {key: _matrix(model, key, alive.get(key)) for key in names}
     shapes = {key: weight.shape for key, weight in weights.items()}
     grids = {key: units.units(shape) for key, shape in shapes.items()}
-    scores = chosen.scores(Subject(weights, grids, found, seed, data))
-    del weights
+    subject = Subject(weights, grids, found, seed)
+    if data is not None:
+        subject = replace(subject, data=data, gradients=partial(loss_gradients, model, weights, data))
+    scores = chosen.scores(subject)
+    del weights, subject
     keys = {}
     for key in names:
         live = _live_units(alive[key], units, key) if key in alive else None
@@ -113,7 +120,19 @@ def prune(
         },
     )
     result.check(model)
+    _warn_of_collapse(result, getattr(chosen, "least_density", 0.0))
     return result
+
+
+def _warn_of_collapse(ticket: Ticket, least: float) -> None:
+    thin = {key: 1 - share for key, share in ticket.layer_sparsity.items() if 1 - share < least}
+    if thin:
+        key = min(thin, key=thin.__getitem__)
+        warnings.warn(
+            f"layer collapse: {len(thin)} of {len(ticket.masks)} matrices keep less than {least:.0%}, "
+            f"{key} {thin[key]:.2%}; a lower sparsity or scope='matrix' avoids that",
+            stacklevel=3,
+        )
 
 
 def _density(sparsity: float | Decimal | Fraction | None, units: Granularity) -> Fraction:

@@ -12,6 +12,10 @@ from sparsebert.bert import Structure
 from sparsebert_kernels.names import unknown
 
 
+def _no_gradients() -> Mapping[str, Tensor]:
+    raise ValueError("this method looks at examples: pass data, an iterable of batches")
+
+
 @dataclass(frozen=True)
 class Subject:
     """What a method sees: never a model, only its matrices and how they belong together.
@@ -19,6 +23,7 @@ class Subject:
     ``weights``: key -> float32 [out, in] on the CPU, in model order, already pruned entries 0.
     ``units``: key -> rows and columns of the grid of prunable units (the matrix shape itself for elements).
     ``data``: batches, for methods that look at examples.
+    ``gradients``: computes dL/dW of every matrix, float32 [out, in], summed over ``data``.
     """
 
     weights: Mapping[str, Tensor]
@@ -26,6 +31,7 @@ class Subject:
     structure: Structure
     seed: int
     data: Any = None
+    gradients: Callable[[], Mapping[str, Tensor]] = _no_gradients
 
 
 class Method(Protocol):
