@@ -24,6 +24,8 @@ LEAST_SHARED_MEMORY = 99 * 1024
 SHARED_MEMORY_AMD = 64 * 1024
 DEFAULT_SHARED_MEMORY = 163 * 1024
 MAX_STAGES = 4
+# Targets of `aot` that the rule serves with that much shared memory.
+TARGETS = {DEFAULT_SHARED_MEMORY: ("sm_80", "sm_90", "sm_100"), SHARED_MEMORY_AMD: ("gfx942",)}
 TILE_COLUMNS = 64
 TOKEN_BUCKETS = (64, 512, 4096, 16384)
 
@@ -80,10 +82,16 @@ def by_rule(shape: Shape, shared_memory: int = DEFAULT_SHARED_MEMORY) -> Configu
     return rule(shape, shared_memory)
 
 
+def by_target(shape: Shape) -> dict[Configuration, tuple[str, ...]]:
+    """What the rule gives to compile ahead of time, with the targets that get it; () stands for all."""
+    chosen = {by_rule(shape, memory): names for memory, names in TARGETS.items()}
+    return chosen if len(chosen) > 1 else dict.fromkeys(chosen, ())
+
+
 def _forward(shape: Shape, shared_memory: int) -> Configuration:
     if shape.itemsize == 4:
         # Products in plain fp32 hold their operands in registers: small tiles.
-        block, warps = 64, 4 if shape.panel_rows == 16 else 8
+        block, warps = 64 if shape.panel_rows <= 64 else 32, 4 if shape.panel_rows == 16 else 8
     elif shape.tokens <= TOKEN_BUCKETS[0]:
         block, warps = 64, 4
     elif shape.tokens <= TOKEN_BUCKETS[1] or shape.panel_rows == 16:
@@ -99,7 +107,7 @@ def _forward(shape: Shape, shared_memory: int) -> Configuration:
 
 def _values_gradient(shape: Shape, shared_memory: int) -> Configuration:
     if shape.itemsize == 4:
-        tiles, warps, block = 1, 4 if shape.panel_rows <= 32 else 8, 32
+        tiles, warps, block = 1, 4 if shape.panel_rows <= 32 else 8, 32 if shape.panel_rows <= 64 else 16
     else:
         # Two tiles of packed columns are 128 rows of the product, enough for its tensor cores at every h.
         tiles, warps, block = 2, 4 if shape.panel_rows <= 64 else 8, 64

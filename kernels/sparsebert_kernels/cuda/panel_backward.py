@@ -25,7 +25,7 @@ from ..formats.panel import GROUP_COLUMNS, PANEL_ROWS, TILE_COLUMNS, PanelSparse
 from ..formats.panel_transpose import TRANSPOSED_ROWS, transposed_panels
 from . import panel_forward
 from .compile_case import CompileCase
-from .configurations import TOKEN_BUCKETS, Shape, by_rule, configuration, splits
+from .configurations import TOKEN_BUCKETS, Configuration, Shape, by_target, configuration, splits
 from .tiles import aligned_rows, check_aligned, dtype_name, operand, precision, upcast
 
 KERNEL = "panel values gradient"
@@ -237,7 +237,8 @@ def compile_cases() -> Iterator[CompileCase]:
         for height in PANEL_ROWS:
             for group in GROUP_COLUMNS:
                 shape = Shape(KERNEL, height, group, TOKEN_BUCKETS[-1], 12, 48, dtype)
-                yield _values_gradient_case(shape, short)
+                for chosen, targets in by_target(shape).items():
+                    yield _values_gradient_case(shape, short, chosen, targets)
                 yield _transpose_case(shape, short)
         yield CompileCase(
             family="sum of splits",
@@ -252,8 +253,10 @@ def compile_cases() -> Iterator[CompileCase]:
         )
 
 
-def _values_gradient_case(shape: Shape, short: str) -> CompileCase:
-    chosen, height = by_rule(shape), shape.panel_rows
+def _values_gradient_case(
+    shape: Shape, short: str, chosen: Configuration, targets: tuple[str, ...]
+) -> CompileCase:
+    height = shape.panel_rows
     tile = (chosen.group * TILE_COLUMNS, height, chosen.block_m)
     arguments = {"gradient": f"*{short}", "x": f"*{short}", "out": f"*{short}"}
     arguments |= dict.fromkeys(("columns", "starts", "order"), "*i32")
@@ -273,6 +276,7 @@ def _values_gradient_case(shape: Shape, short: str) -> CompileCase:
         aligned=("gradient_stride", "x_stride"),
         tile=tile,
         default=short == "bf16",
+        targets=targets,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..formats.panel import GROUP_COLUMNS, PANEL_ROWS, TILE_COLUMNS, PanelSparse
 from .compile_case import CompileCase
-from .configurations import TOKEN_BUCKETS, Shape, by_rule, configuration
+from .configurations import TOKEN_BUCKETS, Configuration, Shape, by_target, configuration
 from .tiles import (
     aligned_rows,
     check_aligned,
@@ -167,15 +167,16 @@ def compile_cases() -> Iterator[CompileCase]:
         for height in PANEL_ROWS:
             for group in GROUP_COLUMNS:
                 for tokens in TOKEN_BUCKETS:
-                    case = _compile_case(Shape(KERNEL, height, group, tokens, 12, 48, dtype))
-                    if case.label not in seen:
-                        seen.add(case.label)
-                        yield case
+                    shape = Shape(KERNEL, height, group, tokens, 12, 48, dtype)
+                    for chosen, targets in by_target(shape).items():
+                        case = _compile_case(shape, chosen, targets)
+                        if (case.label, targets) not in seen:
+                            seen.add((case.label, targets))
+                            yield case
 
 
-def _compile_case(shape: Shape) -> CompileCase:
+def _compile_case(shape: Shape, chosen: Configuration, targets: tuple[str, ...]) -> CompileCase:
     short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[shape.dtype]
-    chosen = by_rule(shape)
     height, group = shape.panel_rows, shape.group_columns
     tile = (chosen.block_m, height, TILE_COLUMNS)
     pointer = f"*{short}"
@@ -203,4 +204,5 @@ def _compile_case(shape: Shape) -> CompileCase:
         aligned=("N", "x_stride", "y_stride"),
         tile=tile,
         default=shape.dtype == "bfloat16",
+        targets=targets,
     )
