@@ -1,0 +1,201 @@
+"""Ticket files of other projects, in and out: BERT-Tickets and Static Model Pruning (SMP, ACL 2023).
+
+Models pruned in memory are read by ``Ticket.from_torch_prune`` and, by the zeros in their weights, by
+``Ticket.from_model``. No code from a file is ever run: pickles are read with torch's restricted loader,
+arrays without pickle, or they are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsebert.bert import canonical_key, resolve, structure
+from sparsebert.provenance import describe_model
+from sparsebert.ticket import Ticket
+from sparsebert.ticket_file import brief
+
+_WEIGHT_MASK, _BIAS_MASK = ".weight_mask", ".bias_mask"
+_NPY_MAGIC = b"\x93NUMPY"
+_ZIP_MAGIC, _PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
+
+
+def read_ticket(path: str | os.PathLike[str], model: nn.Module | None = None) -> Ticket:
+    """Read a ticket file of this project, of BERT-Tickets or of SMP, told apart by their first bytes.
+
+    ``model``: the model that an SMP file belongs to, whose shapes it needs; a ticket of any kind is
+    checked against it. Raises ValueError in one line for anything else, FileNotFoundError if there is
+    nothing.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder: a ticket is one file (Ticket.from_model reads a model's zeros)"
+        )
+    with open(path, "rb") as file:
+        start = file.read(len(_NPY_MAGIC))
+    if start == _NPY_MAGIC:
+        if model is None:
+            raise ValueError(
+                f"{path} is an array of mask bits, without shapes: it needs the model it belongs to"
+            )
+        return from_smp(path, model)
+    foreign = start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC))
+    ticket = from_bert_tickets(path) if foreign else Ticket.load(path)
+    if model is not None:
+        ticket.check(model)
+    return ticket
+
+
+def from_bert_tickets(path: str | os.PathLike[str]) -> Ticket:
+    """Read the masks of a ``mask.pt`` of BERT-Tickets (Chen et al. 2020), or of any state dict of a model
+    pruned with ``torch.nn.utils.prune``: its ``<module>.weight_mask`` and ``<module>.bias_mask`` entries.
+
+    In a BERT-Tickets folder mask.pt is one round ahead of the model.pt beside it: 10 % sparser.
+    Raises ValueError in one line for a file that is cut off, holds other things than tensors (a pickled
+    model, code), no masks, or masks of other values than 0 and 1; FileNotFoundError if there is none.
+    """
+    path = Path(path)
+    state = _restricted_load(path)
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a table of masks")
+    masks: dict[str, Tensor] = {}
+    biases: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if not isinstance(name, str) or not name.endswith((_WEIGHT_MASK, _BIAS_MASK)):
+            continue
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            raise ValueError(f"{path}: {brief(name)} is no dense tensor")
+        if not torch.all((value == 0) | (value == 1)):
+            raise ValueError(f"{path}: {brief(name)} holds values other than 0 and 1")
+        kind = masks if name.endswith(_WEIGHT_MASK) else biases
+        key = canonical_key(name.rpartition(".")[0])
+        if key in kind:
+            raise ValueError(f"{path}: two masks for {key}")
+        kind[key] = value.bool()
+    if not masks:
+        raise ValueError(f"{path} holds no masks: its entries should end in {_WEIGHT_MASK}")
+    try:
+        return Ticket(
+            masks, bias_masks=biases, metadata={"method": "torch.nn.utils.prune", "source": path.name}
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def to_bert_tickets(ticket: Ticket, path: str | os.PathLike[str], *, prefix: str = "bert") -> None:
+    """Write a ``mask.pt`` for BERT-Tickets' transfer scripts: float32, named ``<prefix>.<key>.weight_mask``.
+
+    Their scripts take every matrix from it, the pooler's too: a matrix without a mask there is an error
+    of theirs. What was at ``path`` stays until the new file is complete.
+    """
+    state = {f"{prefix}.{key}{_WEIGHT_MASK}": mask.float() for key, mask in ticket.masks.items()}
+    state |= {f"{prefix}.{key}{_BIAS_MASK}": mask.float() for key, mask in ticket.bias_masks.items()}
+    _write(Path(path), lambda file: torch.save(state, file))
+
+
+def from_smp(path: str | os.PathLike[str], model: nn.Module) -> Ticket:
+    """Read a packed ``.npy`` of SMP for a model of the size it was made for.
+
+    It holds one bit a weight of the encoder matrices in the order of their names (``layer.1`` before
+    ``layer.10`` before ``layer.2``), each in row-major order, the first bit highest (``numpy.packbits``),
+    and nothing else: no names, no shapes. Raises ValueError in one line if it is no such array, of
+    another size than the model's, or for a model of another family; FileNotFoundError if there is none.
+    """
+    path = Path(path)
+    keys = sorted(structure(model).linears)
+    shapes = [tuple(torch.as_tensor(resolve(model, key).weight).shape) for key in keys]
+    sizes = [rows * columns for rows, columns in shapes]
+    total = sum(sizes)
+    with open(path, "rb") as file:
+        try:
+            # Mapped first: a header may claim more than the file holds, or than memory does.
+            packed = np.load(path, mmap_mode="r", allow_pickle=False) if file.read(6) == _NPY_MAGIC else None
+        except (ValueError, OSError, EOFError, SyntaxError) as error:
+            raise ValueError(f"{path} is no usable .npy file: {str(error).splitlines()[0]}") from None
+    if packed is None or packed.dtype != np.uint8 or packed.ndim != 1:
+        found = "something else" if packed is None else f"{packed.dtype} {list(packed.shape)}"
+        raise ValueError(f"{path}: a .npy file with one row of uint8 is expected, not {found}")
+    if len(packed) != -(-total // 8):
+        raise ValueError(
+            f"{path}: {len(packed)} bytes where the {len(keys)} encoder matrices of {type(model).__name__} "
+            f"need {-(-total // 8)}"
+        )
+    bits = np.unpackbits(np.asarray(packed))
+    if bits[total:].any():
+        raise ValueError(f"{path}: bits set beyond its last weight")
+    parts = np.split(bits[:total].view(np.bool_), np.cumsum(sizes)[:-1])
+    masks = {
+        key: torch.from_numpy(part.copy()).view(shape)
+        for key, part, shape in zip(keys, parts, shapes, strict=True)
+    }
+    metadata = {"method": "SMP", "source": path.name, "model": describe_model(model)}
+    return Ticket({key: masks[key] for key in structure(model).linears}, metadata=metadata)
+
+
+def to_smp(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module) -> None:
+    """Write a ticket of a model as SMP's packed ``.npy`` (see :func:`from_smp`).
+
+    Raises ValueError, with nothing written, if the ticket does not fit the model or holds what the file
+    has no room for: other matrices than the encoder's (a pooler), biases, removed modules.
+    What was at ``path`` stays until the new file is complete.
+    """
+    ticket.check(model)
+    keys = sorted(structure(model).linears)
+    if wrong := sorted(ticket.masks.keys() ^ set(keys)):
+        what = "leaves out" if wrong[0] in keys else "also masks"
+        raise ValueError(
+            f"an SMP file holds the encoder matrices and no others; the ticket {what} {wrong[0]}"
+        )
+    if ticket.bias_masks or ticket.removed:
+        raise ValueError("an SMP file holds no masks of biases and no removed modules")
+    flat = np.concatenate([ticket.masks[key].numpy().reshape(-1) for key in keys])
+    _write(Path(path), lambda file: np.save(file, np.packbits(flat), allow_pickle=False))
+
+
+def _restricted_load(path: Path) -> Any:
+    """What torch.save wrote, if it is tensors and plain containers; no code of the file is run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        raise ValueError(
+            f"{path} is refused: it holds more than tensors (a pickled model, perhaps), or is damaged, and "
+            "loading it could run code of its author's; only masks saved as a table of tensors are read"
+        ) from None
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+        AttributeError,
+        IndexError,
+    ) as error:
+        raise ValueError(
+            f"{path} is cut off or no file of torch.save: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _write(path: Path, save: Callable[[IO[bytes]], None]) -> None:
+    """Write a file in one step: what was there stays until the new one is complete."""
+    unfinished = path.with_name(f".{secrets.token_hex(6)}.tmp")
+    try:
+        with open(unfinished, "xb") as file:
+            save(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
