@@ -75,15 +75,23 @@ def sparsify_(
     tokens = DEFAULT_TOKENS if tokens is None else tokens
     check_options("auto" if isinstance(format, Plan) else format, tokens)
     selected = select(model, ticket, filter)
+    known = structure(model) if is_bert_like(model) else None
+    shared_inputs = known.shared_inputs if known and fuse_qkv else ()
     if isinstance(format, Plan):
         plans = _matching(format, selected)
     else:
-        made = plan_layers(selected, tokens=tokens, format=format, measure=True, trainable=trainable)
+        made = plan_layers(
+            selected,
+            tokens=tokens,
+            format=format,
+            measure=True,
+            trainable=trainable,
+            shared_inputs=shared_inputs,
+        )
         plans = list(made.layers)
     layers = {
         layer.key: _sparse(layer, chosen, trainable) for layer, chosen in zip(selected, plans, strict=True)
     }
-    known = structure(model) if is_bert_like(model) else None
     activations = known.activations if known and fuse_activation and not trainable else {}
     fused = [(key, path) for key, path in activations.items() if key in layers]
 
@@ -96,7 +104,7 @@ def sparsify_(
         _replace(model, layer.name, sparse)
     for key, path in fused:
         _fuse_activation(model, layers[key], full_name_of(model, path))
-    for group in known.shared_inputs if known and fuse_qkv else ():
+    for group in shared_inputs:
         _share_input([layers[key] for key in group if key in layers])
     return model
 

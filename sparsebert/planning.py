@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert import roofline
+from sparsebert.bert import is_bert_like, structure
 from sparsebert.choice import GPU_FORMATS, Choice, choices, stored_dtype
 from sparsebert.cost import BlockStatistics, Work, panel_works
 from sparsebert.layer_plan import LayerPlan, Plan
@@ -68,7 +69,13 @@ def plan(
     check_options(format, tokens)
     selected = select(model, ticket, filter)
     return plan_layers(
-        selected, tokens=tokens, format=format, measure=measure, trainable=trainable, target=target
+        selected,
+        tokens=tokens,
+        format=format,
+        measure=measure,
+        trainable=trainable,
+        shared_inputs=structure(model).shared_inputs if is_bert_like(model) else (),
+        target=target,
     )
 
 
@@ -93,9 +100,10 @@ def plan_layers(
     format: str,
     measure: bool,
     trainable: bool,
+    shared_inputs: Iterable[Sequence[str]] = (),
     target: roofline.Device | None = None,
 ) -> Plan:
-    """`plan` for layers that are selected already."""
+    """`plan` for layers that are selected already; ``shared_inputs``: keys of layers that may run as one."""
     measure = measure and format == "auto" and target is None
     drafts: list[_Draft] = []
     entries: list[LayerPlan | _Draft] = []
@@ -106,6 +114,9 @@ def plan_layers(
         draft = _draft(layer, tokens, format, measure, trainable, target)
         drafts.append(draft)
         entries.append(draft)
+    by_key = {draft.layer.key: draft for draft in drafts}
+    for keys in shared_inputs:
+        _agree_on_blocks([by_key[key] for key in keys if key in by_key])
     if measure:
         sparse = [draft for draft in drafts if draft.work != draft.dense and draft.predicted(draft.work)]
         _verify(sparse, tokens, trainable)
@@ -273,6 +284,24 @@ class _Draft:
         if gains[block] < 1:
             return ""
         return f"; as {block[0]}x{block[1]} blocks {gains[block]:.1f}x predicted"
+
+
+def _agree_on_blocks(drafts: list[_Draft]) -> None:
+    """Layers that read one x in panels take the block size that is best for all, to run as one call."""
+    if len({draft.work.block for draft in drafts}) < 2 or any(d.work.format != "panel" for d in drafts):
+        return
+    panels = [{w.block: w for w in draft.choice.candidates if w.format == "panel"} for draft in drafts]
+    common = set.intersection(*(set(works) for works in panels))
+
+    def cost(block: tuple[int, int] | None) -> tuple[float, int, int]:
+        works = [candidates[block] for candidates in panels]
+        seconds = [draft.predicted(work) or 0.0 for draft, work in zip(drafts, works, strict=True)]
+        return sum(seconds), sum(work.stored for work in works), -math.prod(block or ())
+
+    if common:
+        best = min(common, key=cost)
+        for draft, works in zip(drafts, panels, strict=True):
+            draft.work = works[best]
 
 
 def _verify(drafts: list[_Draft], tokens: int, trainable: bool) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sparsebert_kernels import ops
+from sparsebert_kernels.cuda import backend
 from sparsebert_kernels.formats.panel import PanelSparse, join
 from sparsebert_kernels.ops import can_share
 
@@ -70,7 +71,7 @@ class SharedInput:
         siblings = [member for ref in self._members if (member := ref()) is not None]
         if layer not in siblings or len(siblings) < 2 or not _may_run_together(siblings, x):
             return None
-        joined = self._join_panels(siblings) if x.is_cuda else None
+        joined = self._join_panels(siblings) if backend.covers(PanelSparse.name, x.device) else None
         packed = [sibling.packed for sibling in siblings]
         biases = [sibling._parameters["bias"] for sibling in siblings]
         outputs = ops.linear_shared(x, packed, biases, joined)

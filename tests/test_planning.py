@@ -190,6 +190,20 @@ class TestForAGpuThatIsNotHere:
             r"no format is predicted to be faster; as \d+x\d+ blocks [234]\.\dx predicted", layer.reason
         )
 
+    def test_layers_that_read_one_input_agree_on_a_block_size(self) -> None:
+        transformers = pytest.importorskip("transformers")
+        config = transformers.BertConfig(num_hidden_layers=1, vocab_size=9)
+        model = transformers.BertModel(config).bfloat16()
+        masks = {
+            f"encoder.layer.0.attention.self.{name}": random_mask(0.1, 768, 768 // width, height)
+            .repeat_interleave(width, 1)
+            for name, height, width in (("query", 64, 64), ("key", 128, 64), ("value", 64, 8))
+        }  # fmt: skip
+        alone = [self.made(mask).block for mask in masks.values()]
+        together = plan(model, Ticket(masks), tokens=4096, device="h200").layers
+        assert len(set(alone)) > 1
+        assert len({layer.block for layer in together}) == 1
+
     def test_says_what_its_figures_are(self) -> None:
         made = plan(*model_with(random_mask(0.1)), device="h200")
         assert made.machine.startswith("NVIDIA H200, built-in figures; modelled, not measured")

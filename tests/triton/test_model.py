@@ -1,0 +1,85 @@
+"""A whole BERT in packed panels: query, key and value as one launch, answers those of the masked model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsebert import Ticket, prune, sparsify_
+from sparsebert.nn import SparseLinear
+
+transformers = pytest.importorskip("transformers")
+
+TOKENS = torch.arange(2, 14).view(2, 6)
+
+
+def pruned() -> tuple[Any, Ticket]:
+    """A model whose matrices are multiples of its blocks, and a ticket that keeps half of them."""
+    config = transformers.BertConfig(
+        hidden_size=64,
+        num_attention_heads=4,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        vocab_size=50,
+        max_position_embeddings=32,
+    )
+    model = transformers.BertModel(config).eval()
+    return model, prune(model, "magnitude", sparsity=0.5, granularity="block", block_size=(16, 16))
+
+
+@torch.no_grad()
+def answers(model: Any, device: torch.device) -> Tensor:
+    return model(TOKENS.to(device)).last_hidden_state
+
+
+def query_key_value(model: Any) -> list[SparseLinear]:
+    attention = model.encoder.layer[0].attention.self
+    return [attention.query, attention.key, attention.value]
+
+
+def test_answers_are_those_of_the_masked_model(device: torch.device) -> None:
+    model, ticket = pruned()
+    expected = answers(ticket.apply_(copy.deepcopy(model)), torch.device("cpu"))
+    sparsify_(model.to(device), ticket, format="panel")
+    torch.testing.assert_close(answers(model, device).cpu(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_query_key_and_value_become_views_of_one_weight(device: torch.device) -> None:
+    model, ticket = pruned()
+    sparsify_(model.to(device), ticket, format="panel")
+    layers = query_key_value(model)
+    weights = [layer.weight.clone() for layer in layers]
+    assert len({layer.values.untyped_storage().data_ptr() for layer in layers}) == 3
+    first = answers(model, device)
+    assert len({layer.values.untyped_storage().data_ptr() for layer in layers}) == 1
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, weights, strict=True))
+    assert torch.equal(answers(model, device), first)
+
+
+def test_a_weight_that_is_loaded_later_is_joined_anew(device: torch.device) -> None:
+    model, ticket = pruned()
+    other = ticket.apply_(copy.deepcopy(model))
+    with torch.no_grad():
+        other.encoder.layer[0].attention.self.key.weight.mul_(2)
+    sparsify_(model.to(device), ticket, format="panel")
+    answers(model, device)
+    model.load_state_dict(other.state_dict())
+    expected = answers(other, torch.device("cpu"))
+    torch.testing.assert_close(answers(model, device).cpu(), expected, rtol=1e-3, atol=1e-4)
+    assert len({layer.values.untyped_storage().data_ptr() for layer in query_key_value(model)}) == 1
+
+
+def test_training_keeps_weights_apart_and_gives_gradients(device: torch.device) -> None:
+    model, ticket = pruned()
+    sparsify_(model.to(device), ticket, format="panel", trainable=True)
+    answers(model, device)
+    model(TOKENS.to(device)).last_hidden_state.square().sum().backward()
+    layers = query_key_value(model)
+    assert len({layer.values.untyped_storage().data_ptr() for layer in layers}) == 3
+    for layer in layers:
+        assert layer.values.grad is not None
+        assert layer.values.grad.isfinite().all()
