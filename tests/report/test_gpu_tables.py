@@ -1,0 +1,166 @@
+"""What was measured on a GPU: marked with its name, and never mixed up with a dry run."""
+
+import pytest
+
+from sparsebert.report.gpu_goals import GOALS
+from sparsebert.report.gpu_plots import marks, roofline_plot
+from sparsebert.report.gpu_tables import gpu_tables
+
+DEVICE = {"name": "NVIDIA H200", "dry_run": False, "l2_bytes": 60e6}
+ENVIRONMENT = {"versions": {"torch": "2.11", "triton": "3.6.0"}}
+SHAPES = ([2304, 768], [768, 768], [3072, 768], [768, 3072])
+
+
+def row(kind, device=DEVICE, key=None, **fields):
+    arguments = fields.pop("arguments", {})
+    point = {"kind": kind, "key": key or f"{kind} {arguments}", **arguments}
+    fields = {"busy": False, "notes": {}, **fields}
+    return {"kind": "gpu", "device": device, "environment": ENVIRONMENT, "point": point, **fields}
+
+
+def quantile(median):
+    return {"median": median, "p20": median, "p80": median}
+
+
+def layer(
+    speedup=3.0, shape=(3072, 768), block=(64, 64), sparsity=0.9, tokens=4096, device=DEVICE, **changes
+):
+    arguments = {"shape": list(shape), "block": list(block), "sparsity": sparsity, "tokens": tokens}
+    arguments |= {"mode": "forward", "cold": False}
+    fields = {
+        "us": {"cublas": quantile(30.0), "panel": quantile(30.0 / speedup)},
+        "ratio": {"panel": quantile(speedup)},
+        "side": "panel",
+        "flops": 2e9,
+        "moved_bytes": 3e7,
+        "tflops": 200.0,
+        "cublas_tflops": 650.0,
+    }
+    return row("layer", device, arguments=arguments, **{**fields, **changes})
+
+
+def limits(device=DEVICE):
+    figures = {"matmul": {"bfloat16": 8e14}, "memory": 4e12, "l2": 6e12, "kernel": 2e-6, "launch": 8e-6}
+    return row("limits", device, **figures, replay=5e-6)
+
+
+def titled(rows, title):
+    return next(table for table in gpu_tables(rows) if table.title.startswith(title))
+
+
+def test_every_table_has_the_name_of_the_device():
+    for table in gpu_tables([layer(), limits()]):
+        assert "NVIDIA H200" in table.title
+        assert "torch 2.11, triton 3.6.0" in table.notes[-1]
+
+
+def test_devices_have_tables_of_their_own():
+    other = {**DEVICE, "name": "NVIDIA A100"}
+    titles = [table.title for table in gpu_tables([limits(), limits(other)])]
+    assert titles == ["Limits of the device (NVIDIA H200)", "Limits of the device (NVIDIA A100)"]
+
+
+def test_dry_runs_make_no_tables_unless_asked_for():
+    dry = {**DEVICE, "name": "DRY RUN", "dry_run": True}
+    assert gpu_tables([layer(device=dry), limits(dry)]) == []
+    assert gpu_tables([layer(device=dry)], dry_run=True)
+
+
+def test_a_goal_is_the_geometric_mean_over_the_layers_with_its_worst_one():
+    rows = [layer(speedup, shape) for speedup, shape in zip((2.0, 4.0, 4.0, 8.0), SHAPES, strict=True)]
+    (shown,) = titled(rows, "Speed to reach").rows
+    assert shown == ("64x64 blocks, 90 %, M = 4096", "4.00x", "2.7x", "3.6x", "2.00x (2304x768)", "yes")
+
+
+def test_a_goal_that_is_missed_says_so():
+    (shown,) = titled([layer(1.5)], "Speed to reach").rows
+    assert shown[-1] == "NO"
+
+
+def test_groups_are_held_against_blocks_of_the_same_layer():
+    rows = [layer(3.0), layer(2.7, block=(64, 8))]
+    shown = titled(rows, "Speed to reach").rows
+    assert shown[-1][:4] == ("64x8 groups against 64x64 blocks, 90 %, M = 4096", "0.90x", "0.95x", "1x")
+
+
+def test_a_rival_is_held_against_us_where_both_ran():
+    times = {"cublas": quantile(30.0), "panel": quantile(10.0), "torch bsr": quantile(20.0)}
+    found = layer(us=times, ratio={"panel": quantile(3.0), "torch bsr": quantile(1.5)})
+    cells = {shown[0]: shown[1] for shown in titled([found], "Speed to reach").rows}
+    assert cells["torch BSR, 64x64 blocks, 90 %, M = 4096"] == "2.00x"
+    rivals = titled([found], "Block-sparse kernels")
+    assert rivals.columns[3:] == ("panel", "torch bsr")
+    assert rivals.rows[0][3:] == ("3.00x", "1.50x")
+
+
+def test_layers_stand_by_tokens_and_block_with_a_column_a_sparsity():
+    rows = [layer(3.0), layer(1.5, sparsity=0.75), layer(2.0, tokens=128), layer(2.5, shape=(4096, 1024))]
+    base = titled(rows, "Packed panels, BERT-base, forward")
+    assert base.columns == ("tokens", "block", "75%", "90%")
+    assert base.rows == (("128", "64x64", "-", "2.00x"), ("4096", "64x64", "1.50x", "3.00x"))
+    assert titled(rows, "Packed panels, BERT-large").rows == (("4096", "64x64", "2.50x"),)
+
+
+def test_figures_that_spread_too_far_are_doubted():
+    table = titled([layer(busy=True)], "Packed panels")
+    assert table.rows[0][-1] == "3.00x?"
+    assert "spread too far" in table.notes[-1]
+
+
+def test_the_latest_record_of_a_point_counts():
+    assert titled([layer(1.0), layer(4.0)], "Packed panels").rows[0][-1] == "4.00x"
+
+
+def test_whole_models_are_held_against_torch_compile():
+    arguments = {"model": "bert-base", "batch": 32, "block": [64, 64], "sparsity": 0.9}
+    fields = {"us": {"dense": quantile(1400.0), "sparse": quantile(600.0)}, "ratio": {}, "speedup": 2.1}
+    sizes = {"length": 128, "tokens": 4096, "weight_bytes": 17e6, "dense_weight_bytes": 170e6}
+    rows = [row("model", arguments=arguments, **fields, **sizes)]
+    assert titled(rows, "Whole models").rows[0][:3] == ("bert-base, batch 32 x 128", "90% in 64x64", "2.10x")
+    assert titled(rows, "Speed to reach").rows[0][-1] == "yes"
+
+
+def test_memory_has_a_row_a_side():
+    held = dict.fromkeys(
+        ("parameters", "forward_peak", "activations", "held_before_step", "step_peak"), 1_000_000
+    )
+    fields = {"sides": {"dense": held, "sparse": held}, "weight_bytes": 17e6, "dense_weight_bytes": 170e6}
+    rows = [row("memory", arguments={"model": "bert-base", "batch": 32}, **fields)]
+    assert [shown[1] for shown in titled(rows, "Memory").rows] == ["170.0", "17.0"]
+    assert titled(rows, "Speed to reach").rows[0][1] == "0.100x"
+
+
+def test_tests_that_failed_and_tools_that_are_missing_are_said():
+    rows = [
+        row("tests", passed=False, counts={"failed": 1, "passed": 9}),
+        row("sanitizer", passed=None, note="not installed"),
+    ]
+    assert [shown[1:] for shown in titled(rows, "Tests").rows] == [
+        ("NO", "1 failed, 9 passed"),
+        ("-", "not installed"),
+    ]
+
+
+def test_what_moves_through_the_cache_is_limited_by_it_and_the_rest_by_memory():
+    cached, not_cached = marks([layer(moved_bytes=1e7), layer(moved_bytes=1e9, flops=1e11)], limits())
+    assert cached.possible == min(8e14, 6e12 * 200)
+    assert not_cached.possible == 4e12 * 100
+    assert cached.achieved == 2e14
+
+
+def test_the_picture_needs_limits_and_layers(tmp_path):
+    pytest.importorskip("matplotlib")
+    roofline_plot([limits(), layer()], tmp_path / "gpu.png")
+    assert (tmp_path / "gpu.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="limits"):
+        roofline_plot([layer()], tmp_path / "gpu.png")
+    with pytest.raises(ValueError, match="no layer"):
+        roofline_plot([limits()], tmp_path / "gpu.png")
+
+
+def test_goals_are_named_apart():
+    assert len({goal.name for goal in GOALS}) == len(GOALS)
+
+
+def test_no_records_of_a_gpu_make_no_table():
+    assert gpu_tables([{"kind": "environment"}]) == []
