@@ -103,7 +103,8 @@ def block_sparse_linear(
     residual  [..., out_features] in the dtype of x, or None
 
     Sums are float32. Products of float32 are exact (ieee), unless torch is allowed TensorFloat-32
-    (`torch.set_float32_matmul_precision("high")`). Errors and everything else as for `linear`.
+    (`torch.set_float32_matmul_precision("high")`). Errors and everything else as for `linear`, which
+    also takes the transposed index: without it each backward pass makes it anew, and waits for the device.
     """
     if not isinstance(weight, PanelSparse):
         raise ValueError(

@@ -40,7 +40,7 @@ class Shape:
     tokens         M
     panels         panels of the weight
     tiles          stored tiles of 64 columns
-    dtype          "float32", "bfloat16" or "float16"
+    dtype          "float32", "tensorfloat32" (panel forward), "bfloat16" or "float16"
     """
 
     kernel: str
@@ -53,7 +53,7 @@ class Shape:
 
     @property
     def itemsize(self) -> int:
-        return 4 if self.dtype == "float32" else 2
+        return 2 if self.dtype in ("bfloat16", "float16") else 4
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ def by_target(shape: Shape) -> dict[Configuration, tuple[str, ...]]:
 def _forward(shape: Shape, shared_memory: int) -> Configuration:
     if shape.itemsize == 4:
         # Products in plain fp32 hold their operands in registers: small tiles.
-        block, warps = 64 if shape.panel_rows <= 64 else 32, 4 if shape.panel_rows == 16 else 8
+        block, warps = 64, 4 if shape.panel_rows == 16 else 8
+        if shape.panel_rows == 128 and shape.dtype == "float32":
+            block = 32
     elif shape.tokens <= TOKEN_BUCKETS[0]:
         block, warps = 64, 4
     elif shape.tokens <= TOKEN_BUCKETS[1] or shape.panel_rows == 16:
@@ -132,6 +134,15 @@ def measured(name: str) -> tuple[tuple[Shape, Configuration], ...]:
     Raises ValueError for a file that does not hold what `record` writes.
     """
     return _read(FOLDER / f"{_file_stem(name)}.json")
+
+
+def tuned(kernel: str) -> Iterator[tuple[Shape, Configuration, tuple[str, ...]]]:
+    """Every measured configuration of ``kernel``, with the targets to compile it for ahead of time."""
+    for path in sorted(FOLDER.glob("*.json")):
+        memory = SHARED_MEMORY_AMD if path.stem.startswith("amd") else DEFAULT_SHARED_MEMORY
+        for shape, chosen in _read(path):
+            if shape.kernel == kernel:
+                yield shape, chosen, TARGETS[memory]
 
 
 def record(

@@ -14,6 +14,7 @@ better: they read g eight times as often, for products too narrow to fill the te
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from ..formats.panel import GROUP_COLUMNS, PANEL_ROWS, TILE_COLUMNS, PanelSparse
 from ..formats.panel_transpose import TRANSPOSED_ROWS, transposed_panels
 from . import panel_forward
 from .compile_case import CompileCase
-from .configurations import TOKEN_BUCKETS, Configuration, Shape, by_target, configuration, splits
+from .configurations import TOKEN_BUCKETS, Configuration, Shape, by_target, configuration, splits, tuned
 from .tiles import aligned_rows, check_aligned, dtype_name, operand, precision, upcast
 
 KERNEL = "panel values gradient"
@@ -231,7 +232,10 @@ def _launch_values_gradient(gradient: Tensor, x: Tensor, packed: PanelSparse) ->
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Every configuration that the rule gives; the default ones are those of bfloat16."""
+    """Every configuration of the rule, and every measured one; the default ones are bfloat16 by the rule."""
+    for shape, chosen, targets in tuned(KERNEL):
+        short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[shape.dtype]
+        yield replace(_values_gradient_case(shape, short, chosen, targets), default=False)
     for dtype in ("bfloat16", "float16", "float32"):
         short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[dtype]
         for height in PANEL_ROWS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import triton
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..formats.panel import GROUP_COLUMNS, PANEL_ROWS, TILE_COLUMNS, PanelSparse
 from .compile_case import CompileCase
-from .configurations import TOKEN_BUCKETS, Configuration, Shape, by_target, configuration
+from .configurations import TOKEN_BUCKETS, Configuration, Shape, by_target, configuration, tuned
 from .tiles import (
     aligned_rows,
     check_aligned,
@@ -24,6 +25,7 @@ from .tiles import (
 )
 
 KERNEL = "panel forward"
+SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "tensorfloat32": "tf32"}
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -129,7 +131,8 @@ def _launch_forward(
     tokens, out_features = y.shape
     height, group = packed.panel_rows, packed.group_columns
     tiles = packed.values.shape[0]
-    shape = Shape(KERNEL, height, group, tokens, packed.panels, tiles, dtype_name(x.dtype))
+    dtype = "tensorfloat32" if precision() == "tf32" and x.element_size() == 4 else dtype_name(x.dtype)
+    shape = Shape(KERNEL, height, group, tokens, packed.panels, tiles, dtype)
     chosen = configuration(shape, x.device)
     grid = (triton.cdiv(tokens, chosen.block_m) * packed.panels,)
     panel_forward[grid](
@@ -161,47 +164,58 @@ def _launch_forward(
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Every configuration that the rule gives; the default ones are those of bfloat16."""
+    """Every configuration of the rule, and every measured one; the default ones are bfloat16 by the rule.
+
+    With the epilogue of an up-projection, bias and GELU; one width of groups also with a residual to add.
+    """
     seen = set()
-    for dtype in ("bfloat16", "float16", "float32"):
+    for dtype in SHORT:
         for height in PANEL_ROWS:
             for group in GROUP_COLUMNS:
                 for tokens in TOKEN_BUCKETS:
                     shape = Shape(KERNEL, height, group, tokens, 12, 48, dtype)
                     for chosen, targets in by_target(shape).items():
-                        case = _compile_case(shape, chosen, targets)
-                        if (case.label, targets) not in seen:
-                            seen.add((case.label, targets))
-                            yield case
+                        if (shape.dtype, height, group, chosen, targets) in seen:
+                            continue
+                        seen.add((shape.dtype, height, group, chosen, targets))
+                        yield _compile_case(shape, chosen, targets)
+                        if group == GROUP_COLUMNS[0]:
+                            yield _compile_case(shape, chosen, targets, residual=True)
+    for shape, chosen, targets in tuned(KERNEL):
+        yield replace(_compile_case(shape, chosen, targets), default=False)
 
 
-def _compile_case(shape: Shape, chosen: Configuration, targets: tuple[str, ...]) -> CompileCase:
-    short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[shape.dtype]
+def _compile_case(
+    shape: Shape,
+    chosen: Configuration,
+    targets: tuple[str, ...],
+    residual: bool = False,
+) -> CompileCase:
+    short = SHORT[shape.dtype]
     height, group = shape.panel_rows, shape.group_columns
     tile = (chosen.block_m, height, TILE_COLUMNS)
-    pointer = f"*{short}"
+    pointer = "*fp32" if short == "tf32" else f"*{short}"
     arguments = {"x": pointer, "values": pointer, "columns": "*i32", "starts": "*i32", "order": "*i32"}
     arguments |= {"bias": pointer, "y": pointer, "M": "i32", "N": "i32", "panels": "i32"}
     arguments |= {"x_stride": "i32", "y_stride": "i32"}
-    constants: dict[str, Any] = {
-        "residual": None,
-        "residual_stride": 0,
-        "H": height,
-        "G": group,
-        "WHOLE": True,
-    }
+    constants: dict[str, Any] = {"H": height, "G": group, "WHOLE": True}
+    if residual:
+        arguments |= {"residual": pointer, "residual_stride": "i32"}
+    else:
+        constants |= {"residual": None, "residual_stride": 0}
     constants |= {"ACTIVATION": "gelu", "BLOCK_M": chosen.block_m, "GROUP_M": chosen.group}
-    constants |= {"PRECISION": "ieee", "UPCAST": False}
+    constants |= {"PRECISION": "tf32" if short == "tf32" else "ieee", "UPCAST": False}
     sizes = "x".join(map(str, tile))
+    variant = " residual" if residual else ""
     return CompileCase(
         family=KERNEL,
-        label=f"h{height} g{group} {sizes} w{chosen.num_warps} s{chosen.num_stages} {short}",
+        label=f"h{height} g{group} {sizes} w{chosen.num_warps} s{chosen.num_stages} {short}{variant}",
         kernel=panel_forward,
         arguments=arguments,
         constants=constants,
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
-        aligned=("N", "x_stride", "y_stride"),
+        aligned=("N", "x_stride", "y_stride", *(("residual_stride",) if residual else ())),
         tile=tile,
         default=shape.dtype == "bfloat16",
         targets=targets,
