@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from sparsebert.cost import Work
+from sparsebert_kernels.cuda import configurations
 from sparsebert_kernels.formats.panel import TILE_COLUMNS
 
 # Share of the tensor cores' rate that a product with so many columns (the panel height) can reach.
@@ -161,7 +162,9 @@ def named(name: str) -> Device:
 
 @functools.cache
 def present(device: torch.device) -> Device:
-    """The figures of a GPU of this machine: known ones by its name, else scaled by its processors."""
+    """The figures of a GPU of this machine: measured ones where `make gpu` has left them, else known ones by
+    its name, else those of another one, scaled by its processors.
+    """
     properties = torch.cuda.get_device_properties(device)
     try:
         known = named(properties.name)
@@ -175,4 +178,8 @@ def present(device: torch.device) -> Device:
             l2=REFERENCE.l2 * scale,
             source=f"figures scaled from {REFERENCE.name} by the number of multiprocessors",
         )
+    if (limits := configurations.limits(properties.name)) is not None:
+        # Torch's own reduction, which measures the L2 cache, may be slower than what is built in.
+        found = {**asdict(limits), "l2": max(limits.l2, known.l2)}
+        known = replace(known, **found, source="figures measured on such a device")
     return replace(known, name=properties.name, processors=properties.multi_processor_count)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from sparsebert import roofline
 from sparsebert.cost import BlockStatistics, MaskStatistics, Work, panel_works, works
 from sparsebert.roofline import KNOWN, Roofline
+from sparsebert_kernels.cuda import configurations
 
 H200 = KNOWN["h200"]
 
@@ -108,3 +111,14 @@ def test_a_device_nobody_knows_is_scaled_by_its_processors(
     assert (device.name, device.processors) == (name, found.multi_processor_count)
     assert device.matmul == scale * KNOWN["h100"].matmul
     assert ("scaled" in device.source) == (scale != 1)
+
+
+def test_measured_limits_of_a_device_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = configurations.Limits(matmul=1e14, matmul_fp32=1e13, memory=2e12, l2=9e12, kernel=3e-6)
+    (tmp_path / "nvidia_h200.json").write_text(configurations.record("NVIDIA H200", [], limits))
+    monkeypatch.setattr(configurations, "FOLDER", tmp_path)
+    found = Properties("NVIDIA H200", 132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    device = roofline.present.__wrapped__(torch.device("cuda"))
+    assert (device.matmul, device.memory, device.l2, device.kernel) == (1e14, 2e12, 9e12, 3e-6)
+    assert device.source == "figures measured on such a device"

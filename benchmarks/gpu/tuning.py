@@ -116,24 +116,31 @@ def forced(module: ModuleType, chosen: Configuration) -> Iterator[None]:
 
 
 def write_configurations(records: Iterable[Record], device_name: str, folder: Path) -> Path | None:
-    """Write what the sweeps found, over what is known of that device; None where nothing was swept."""
+    """Write limits and what the sweeps found, over what is known of that device; None where nothing was."""
+    mine = [row for row in records if row["kind"] == "gpu" and row["device"]["name"] == device_name]
     swept = {
         Shape(**row["known"]): Configuration(**row["chosen"])
-        for row in records
-        if row["kind"] == "gpu" and row["point"]["kind"] == "tuning" and row["device"]["name"] == device_name
+        for row in mine
+        if row["point"]["kind"] == "tuning"
     }
-    if not swept:
+    limits = configurations.limits(device_name)
+    for row in mine:
+        if row["point"]["kind"] == "limits":
+            rates = row["matmul"]["bfloat16"], row["matmul"]["float32"]
+            limits = configurations.Limits(*rates, row["memory"], row["l2"], row["kernel"])
+    if not swept and limits is None:
         return None
     known = {**dict(configurations.measured(device_name)), **swept}
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{configurations._file_stem(device_name)}.json"
-    target.write_text(configurations.record(device_name, list(known.items())))
+    target.write_text(configurations.record(device_name, known.items(), limits))
     return target
 
 
 def use_configurations(folder: Path) -> None:
     """Kernels of this process read their configurations from there from now on."""
     configurations.FOLDER = folder
+    configurations._content.cache_clear()
     configurations._read.cache_clear()
     configurations._chosen.cache_clear()
 

@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,22 @@ class Configuration:
     group: int
     num_warps: int
     num_stages: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a device can do at most, measured.
+
+    matmul, matmul_fp32  FLOP/s of a large dense product, in bfloat16 and in plain float32
+    memory, l2           bytes/s of a copy (read + written), and of a read that stays in the L2 cache
+    kernel               seconds that the smallest kernel costs inside a CUDA graph
+    """
+
+    matmul: float
+    matmul_fp32: float
+    memory: float
+    l2: float
+    kernel: float
 
 
 def configuration(shape: Shape, device: torch.device) -> Configuration:
@@ -136,6 +152,21 @@ def measured(name: str) -> tuple[tuple[Shape, Configuration], ...]:
     return _read(FOLDER / f"{_file_stem(name)}.json")
 
 
+def limits(name: str) -> Limits | None:
+    """The measured limits of the device of that name, None where nobody has measured them.
+
+    Raises ValueError for a file that does not hold what `record` writes.
+    """
+    path = FOLDER / f"{_file_stem(name)}.json"
+    found = _content(path).get("limits")
+    if found is None:
+        return None
+    try:
+        return Limits(**{field.name: float(found[field.name]) for field in fields(Limits)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path.name} is no file of measured limits: {error!r}") from None
+
+
 def tuned(kernel: str) -> Iterator[tuple[Shape, Configuration, tuple[str, ...]]]:
     """Every measured configuration of ``kernel``, with the targets to compile it for ahead of time."""
     for path in sorted(FOLDER.glob("*.json")):
@@ -146,12 +177,13 @@ def tuned(kernel: str) -> Iterator[tuple[Shape, Configuration, tuple[str, ...]]]
 
 
 def record(
-    name: str, entries: Iterator[tuple[Shape, Configuration]] | list[tuple[Shape, Configuration]]
+    name: str, entries: Iterable[tuple[Shape, Configuration]], measured_limits: Limits | None = None
 ) -> str:
     """The text of the file for the device of that name."""
     rows = [{**asdict(shape), **asdict(chosen)} for shape, chosen in entries]
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
-    return f'{{"device": {json.dumps(name)}, "configurations": [\n{lines}\n]}}\n'
+    found = "" if measured_limits is None else f' "limits": {json.dumps(asdict(measured_limits))},\n'
+    return f'{{"device": {json.dumps(name)},\n{found} "configurations": [\n{lines}\n]}}\n'
 
 
 def nearest(shape: Shape, known: tuple[tuple[Shape, Configuration], ...]) -> Configuration | None:
@@ -179,11 +211,22 @@ def _chosen(shape: Shape, name: str, shared_memory: int) -> Configuration:
 
 
 @functools.cache
-def _read(path: Path) -> tuple[tuple[Shape, Configuration], ...]:
+def _content(path: Path) -> dict[str, Any]:
     if not path.exists():
-        return ()
+        return {"configurations": []}
     try:
-        rows: list[dict[str, Any]] = json.loads(path.read_text())["configurations"]
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no file of measured configurations: {error!r}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} is no file of measured configurations: it holds no object")
+    return found
+
+
+@functools.cache
+def _read(path: Path) -> tuple[tuple[Shape, Configuration], ...]:
+    try:
+        rows: list[dict[str, Any]] = _content(path)["configurations"]
         return tuple((_part(Shape, row), _part(Configuration, row)) for row in rows)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name} is no file of measured configurations: {error!r}") from None
