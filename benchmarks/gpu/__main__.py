@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -44,7 +45,10 @@ def main() -> int:
         print(*(point.key for point in session.missing()), sep="\n")
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    supervise(session, time.time() + 60 * options.minutes - LAST_SECONDS, options.only or [])
+    try:
+        supervise(session, time.time() + 60 * options.minutes - LAST_SECONDS, options.only or [])
+    except KeyboardInterrupt:
+        print("interrupted; the next call goes on from here")
 
     from benchmarks.gpu.summary import write_summary
 
@@ -81,7 +85,8 @@ def _start(session: Session, until: float, only: list[str]) -> subprocess.Popen[
     if session.dry_run:
         command.append("--dry-run")
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, env=environment, cwd=ROOT)
+    # A group of its own, to be ended with all that it has started.
+    return subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
 
 
 def _watch(session: Session, worker: subprocess.Popen[bytes], until: float) -> int | None:
@@ -96,7 +101,7 @@ def _watch(session: Session, worker: subprocess.Popen[bytes], until: float) -> i
         return code
     finally:
         if worker.poll() is None:
-            worker.kill()
+            os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[2]
 BASE = ((2304, 768), (768, 768), (3072, 768), (768, 3072))  # (out, in): QKV, O, U, D
 LARGE = ((3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096))
 TOKENS = (4096, 16384, 512, 128)
@@ -79,14 +81,12 @@ def tiny() -> list[Point]:
 
     def shrink(each: Point) -> Point:
         small = {"tokens": TINY_TOKENS, "shape": TINY_SHAPE, "model": "bert-tiny", "batch": 1}
-        arguments = [(name, small.get(name, value)) for name, value in each.arguments]
-        if each.kind in ("layer", "bitmap"):
-            arguments = [
-                (name, min(value, 0.9) if name == "sparsity" and value else value)
-                for name, value in arguments
-            ]
-            arguments = [(name, 0.9 if name == "sparsity" and value else value) for name, value in arguments]
-        return replace(each, arguments=tuple(arguments))
+        arguments = {name: small.get(name, value) for name, value in each.arguments}
+        if arguments.get("sparsity"):
+            arguments["sparsity"] = 0.9
+        if arguments.get("path", "").endswith(".py"):
+            arguments["path"] = str(Path(arguments["path"]).parent)
+        return replace(each, arguments=tuple(arguments.items()))
 
     return _once(map(shrink, queue()))
 
@@ -148,7 +148,8 @@ def _models(names: Iterable[str], batches: Iterable[int]) -> Iterator[Point]:
 
 def _tests() -> Iterator[Point]:
     for folder in TEST_FOLDERS:
-        yield point("tests", path=folder)
+        for file in sorted((ROOT / folder).glob("test_*.py")):
+            yield point("tests", path=f"{folder}/{file.name}")
     yield point("tests", path="tests", marker="gpu")
     yield point("sanitizer", path="tests/triton")
 

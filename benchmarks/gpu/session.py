@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,8 +113,7 @@ def measure_all(
         session.begin(point)
         began = clock()
         try:
-            with _interrupts_named():
-                fields = measure(point)
+            fields = measure(point)
             session.measured(point, {**always(), **fields, "seconds": round(clock() - began, 1)})
             say(f"{number}/{len(points)} {point.key}: {_gist(fields)}")
         except Exception as problem:  # whatever a kernel, a rival or torch comes up with
@@ -147,12 +145,3 @@ def _gist(fields: dict[str, Any]) -> str:
     if fields.get("side") in ratios:
         return f"{ratios[fields['side']]['median']:.2f}x"
     return str(fields.get("counts") or fields.get("best") or "done")
-
-
-@contextlib.contextmanager
-def _interrupts_named() -> Iterator[None]:
-    """An interrupt ends the call, not the point: nothing is written down then."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; the next call goes on from here") from None
