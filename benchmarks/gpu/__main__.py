@@ -12,7 +12,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +47,9 @@ def main() -> int:
         print(*(point.key for point in session.missing()), sep="\n")
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        supervise(session, time.time() + 60 * options.minutes - LAST_SECONDS, options.only or [])
-    except KeyboardInterrupt:
+    stop = _stop_asked_for()
+    supervise(session, time.time() + 60 * options.minutes - LAST_SECONDS, options.only or [], stop.is_set)
+    if stop.is_set():
         print("interrupted; the next call goes on from here")
 
     from benchmarks.gpu.summary import write_summary
@@ -58,16 +60,18 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def supervise(session: Session, until: float, only: list[str]) -> None:
+def supervise(
+    session: Session, until: float, only: list[str], stopped: Callable[[], bool] = lambda: False
+) -> None:
     """Keep a worker going until it has nothing more to do, or the time is up."""
     session.end()  # what a call before this one was stopped at
-    while time.time() < until:
-        code = _watch(session, _start(session, until, only), until)
+    while time.time() < until and not stopped():
+        code = _watch(session, _start(session, until, only), until, stopped)
         found = session.interrupted()
         if found is not None:
             point, began, limit = found
             session.end()
-            if time.time() < until:
+            if time.time() < until and not stopped():
                 took = time.time() - began
                 reason = f"hung for {took:.0f} s" if took > limit else f"the process died (exit code {code})"
                 session.failed(point, reason, _unknown(session))
@@ -89,13 +93,23 @@ def _start(session: Session, until: float, only: list[str]) -> subprocess.Popen[
     return subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
 
 
-def _watch(session: Session, worker: subprocess.Popen[bytes], until: float) -> int | None:
+def _stop_asked_for() -> threading.Event:
+    """Set by an interrupt or a polite kill; an exception might come while the worker's lock is held."""
+    stop = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop.set())
+    return stop
+
+
+def _watch(
+    session: Session, worker: subprocess.Popen[bytes], until: float, stopped: Callable[[], bool]
+) -> int | None:
     """The exit code; a worker that hangs, or does not stop in time, is killed (None)."""
     try:
         while (code := worker.poll()) is None:
             found = session.interrupted()
             late = time.time() > until + GRACE_SECONDS
-            if late or (found is not None and time.time() > found[1] + found[2]):
+            if late or stopped() or (found is not None and time.time() > found[1] + found[2]):
                 return None
             time.sleep(0.2)
         return code
