@@ -28,7 +28,7 @@ INSTRUCTION_SET_VARIABLE = "SPARSEBERT_ISA"
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FORMATS = {ElementSparse.name: 0, VectorSparse.name: 1}
-_ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
+ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 # struct sb_weight of src/native.h
 _WEIGHT = struct.Struct("=qqiiiiiiPPPPPPPP".replace("P", "Q"))
 MAX_WEIGHTS = 8  # of one call
@@ -134,7 +134,7 @@ def linear(
     """
     in_features = packed[0].shape[1]
     rows = x if x.dim() == 2 else x.reshape(-1, in_features)
-    tokens, (stride, step) = rows.shape[0], rows.stride()
+    tokens, (stride, step) = rows.size(0), rows.stride()
     if step != 1 or (tokens > 1 and stride < in_features):
         rows, stride = rows.contiguous(), in_features
     outputs = []
@@ -154,7 +154,7 @@ def linear(
         _DTYPES[x.dtype],
         tokens,
         stride,
-        _ACTIVATIONS[activation],
+        ACTIVATIONS[activation],
         torch.get_num_threads(),
     )
     if status != 0:
