@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks.gpu.device import Device, Work
@@ -98,11 +97,3 @@ def _tolerance(verdicts: Mapping[str, Verdict], baseline: str, error: float, dry
         times = TIMES_TORCH_DRY if dry_run else TIMES_TORCH
         return times * verdicts[baseline].error + SLACK
     return MOST
-
-
-def _fatal(problem: Exception) -> bool:
-    """Whether the CUDA context is gone: nothing in this process can be measured any more."""
-    lasting = ("illegal memory access", "misaligned address", "launch failure", "device-side assert")
-    return isinstance(problem, torch.AcceleratorError | RuntimeError) and any(
-        words in str(problem) for words in lasting
-    )

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.gpu import rivals
 from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import Device, Work
+from sparsebert.convert import sparsify_
+from sparsebert.ticket import Ticket
 from sparsebert_kernels import formats, ops
 from sparsebert_kernels.formats.transpose import transposed_index
 from sparsebert_kernels.masked import masked_linear, pack_mask
@@ -147,6 +149,24 @@ def measure_bitmap(device: Device, *, shape: Sequence[int], tokens: int, sparsit
     found = compare(device, sides, problem.exact("forward"), baseline="cublas")
     rates = _rates(found, problem, "forward", "bitmap", problem.weight.numel(), packed.nbytes)
     return {**found, **rates}
+
+
+def measure_planned(
+    device: Device, *, shape: Sequence[int], tokens: int, block: Sequence[int], sparsity: float
+) -> dict[str, Any]:
+    """What `sparsify_` makes of a layer with nothing said about its format, against F.linear."""
+    problem = Problem(device, shape, tokens, block, sparsity)
+    linear = nn.Linear(*reversed(shape), device=device.device, dtype=device.dtype).requires_grad_(False)
+    linear.weight.copy_(problem.weight)
+    linear.bias.copy_(problem.bias)
+    model = sparsify_(nn.Sequential(linear), Ticket({"0": problem.mask.cpu()}), tokens=tokens)
+    layer: Any = model[0]  # type: ignore[index]
+    sides = {
+        "cublas": Side(_dense(problem, "forward", 1), required=True),
+        "plan": Side(lambda: torch.inference_mode()(lambda: layer(problem.x)), required=True),
+    }
+    found = compare(device, sides, problem.exact("forward"), baseline="cublas")
+    return {**found, "side": "plan", "format": layer.plan.label, "reason": layer.plan.reason}
 
 
 def _dense(problem: Problem, mode: str, copies: int) -> Callable[[], Sequence[Work]]:

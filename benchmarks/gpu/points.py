@@ -17,7 +17,16 @@ SPARSITIES = (0.9, 0.95, 0.75, 0.5, 0.98)
 BLOCKS = ((64, 64), (128, 128), (32, 32), (16, 16), (64, 8), (32, 8), (128, 8), (16, 8))
 MODES = ("forward", "backward", "step")
 TEST_FOLDERS = ("tests/triton", "tests/ops", "tests/formats")
-SECONDS = {"limits": 20, "tuning": 30, "layer": 4, "dense": 25, "masked": 4, "bitmap": 4, "model": 100}
+SECONDS = {
+    "planned": 6,
+    "limits": 20,
+    "tuning": 30,
+    "layer": 4,
+    "dense": 25,
+    "masked": 4,
+    "bitmap": 4,
+    "model": 100,
+}
 SECONDS |= {"memory": 30, "tests": 60, "sanitizer": 120}
 TINY_SHAPE, TINY_TOKENS = (128, 128), 12
 
@@ -66,6 +75,7 @@ def queue() -> list[Point]:
             [point("memory", model="bert-base", batch=32)],
             _tests(),
             _tuning(),
+            _planned(BASE),
             _layers(BASE),
             _against_dense(BASE),
             _models(("bert-large", "bert-base"), (32, 128, 4, 1)),
@@ -104,6 +114,8 @@ def _promised() -> Iterator[Point]:
             yield layer(shape, 4096, block, sparsity)
     for shape in BASE:
         yield layer(shape, 16384, (64, 64), 0.9, "backward")
+    for block, sparsity in PLANNED:
+        yield point("planned", shape=(3072, 768), tokens=4096, block=block, sparsity=sparsity)
     for shape in BASE:
         yield point("masked", shape=shape, tokens=4096, mode="forward")
         yield point("bitmap", shape=shape, tokens=4096, sparsity=0.9)
@@ -119,6 +131,15 @@ PROMISED = (
     ((32, 32), 0.9),
     ((16, 16), 0.95),
 )
+
+
+# Tickets of every kind, those that sparse kernels lose with among them.
+PLANNED = (((64, 64), 0.9), ((64, 64), 0.5), ((16, 16), 0.75), ((1, 1), 0.9), ((1, 1), 0.97))
+
+
+def _planned(shapes: Iterable[tuple[int, int]]) -> Iterator[Point]:
+    for tokens, (block, sparsity), shape in itertools.product(TOKENS, PLANNED, shapes):
+        yield point("planned", shape=shape, tokens=tokens, block=block, sparsity=sparsity)
 
 
 def _layers(shapes: Iterable[tuple[int, int]]) -> Iterator[Point]:

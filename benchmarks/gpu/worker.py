@@ -69,6 +69,7 @@ def _measures() -> dict[str, Callable[..., dict[str, Any]]]:
         "layer": layers.measure_layer,
         "dense": layers.measure_dense,
         "masked": layers.measure_masked,
+        "planned": layers.measure_planned,
         "bitmap": layers.measure_bitmap,
         "model": models.measure_model,
         "memory": models.measure_memory,

@@ -63,7 +63,8 @@ def test_the_queue_covers_every_kind_once():
     assert len(whole) == len(set(whole))
     kinds = {each.kind for each in queue()}
     assert kinds == {
-        "limits", "tuning", "layer", "dense", "masked", "bitmap", "model", "memory", "tests", "sanitizer"
+        "limits", "tuning", "layer", "planned", "dense", "masked", "bitmap", "model", "memory", "tests",
+        "sanitizer",
     }  # fmt: skip
 
 
