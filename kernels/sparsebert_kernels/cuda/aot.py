@@ -275,7 +275,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="fail where a kernel has a problem")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     options = parser.parse_args(arguments)
-    chosen = [case for case in cases(options.module) if case[2].default or not options.default]
+    try:
+        chosen = [case for case in cases(options.module) if case[2].default or not options.default]
+    except ModuleNotFoundError as error:
+        parser.error(f"{error}; kernel files are, with their package: {', '.join(kernel_modules())}")
     work = [
         (module, number, target)
         for target in options.target or TARGETS

@@ -156,12 +156,19 @@ def reduce_masked_weight_gradient(
 
 WEIGHT_GRADIENT = {
     "half": Tile(64, 128, 128, 8, 3),
+    # The float32 weights of the epilogue need registers, too: at the full width Blackwell spills.
+    "half, float32 weight": Tile(64, 128, 64, 8, 3),
     "tf32": Tile(32, 64, 64, 4, 3),
     "ieee": Tile(32, 64, 64, 4, 3),
 }
 REDUCTION = {"BLOCK_N": 8, "BLOCK_K": 128}
 REDUCTION_WARPS = 4
 LEAST_TOKENS_PER_SPLIT = 512
+
+
+def weight_gradient_tile(kind: str, x: torch.dtype, weight: torch.dtype) -> Tile:
+    """The tile for a product of that kind (`kind_of_product`) and those dtypes."""
+    return WEIGHT_GRADIENT["half, float32 weight" if kind == "half" and weight != x else kind]
 
 
 def weight_gradients(
@@ -185,8 +192,7 @@ def weight_gradients(
     (M, K), N = x.shape, weight.shape[0]
     dweight = weight.new_empty((N, K) if needs_weight else 0)
     dscores = weight.new_empty((N, K) if scores_dtype else 0, dtype=scores_dtype or weight.dtype)
-    kind = kind_of_product(x)
-    tile = WEIGHT_GRADIENT[kind]
+    tile = weight_gradient_tile(kind_of_product(x), x.dtype, weight.dtype)
     tiles = triton.cdiv(N, tile.BLOCK_N) * triton.cdiv(K, tile.BLOCK_K)
     splits = max(1, min(multiprocessors(x.device) // tiles, M // LEAST_TOKENS_PER_SPLIT))
     tokens = triton.cdiv(triton.cdiv(M, splits), tile.BLOCK_M) * tile.BLOCK_M
@@ -216,7 +222,8 @@ def compile_cases() -> Iterator[CompileCase]:
     """Every kernel for each pair of dtypes; the default ones are those of bfloat16."""
     epilogue = {"NEEDS_WEIGHT": True, "MASKED": True, "NEEDS_SCORES": True}
     for *dtypes, kind in COMPILED:
-        pair, tile = (dtypes[0], dtypes[1]), WEIGHT_GRADIENT[kind]
+        pair = dtypes[0], dtypes[1]
+        tile = weight_gradient_tile(kind, *pair)
         x, weight = (POINTERS[dtype] for dtype in pair)
         outputs = {"partial": "*fp32", "dweight": weight, "dscores": "*fp32"}
         product = tile.BLOCK_N, tile.BLOCK_K, tile.BLOCK_M
