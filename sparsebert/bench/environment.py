@@ -53,6 +53,7 @@ class Environment:
     kernels_missing: str | None
     instruction_sets: tuple[str, ...]
     gpu: str | None
+    gpu_kernels_missing: str | None
     sparsebert: str
     revision: str | None
 
@@ -71,8 +72,9 @@ def detect() -> Environment:
     """Look around; imports torch, and neither transformers nor triton."""
     import torch
 
-    from sparsebert_kernels import cpu
+    from sparsebert_kernels import cpu, cuda
 
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return Environment(
         cpu=_cpu_model(),
         cores=usable_cores(),
@@ -89,7 +91,8 @@ def detect() -> Environment:
         kernels=cpu.instruction_set() if cpu.available() else None,
         kernels_missing=None if cpu.available() else cpu.why_unavailable(),
         instruction_sets=tuple(cpu.instruction_sets()) if cpu.available() else (),
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        gpu=gpu,
+        gpu_kernels_missing=cuda.why_unavailable(torch.device("cuda")) if gpu else None,
         sparsebert=sparsebert.__version__,
         revision=revision(),
     )
@@ -141,6 +144,12 @@ def lacks(environment: Environment) -> list[Lack]:
             f"a C++ compiler ({compiler})",
             "torch.compile cannot be a rival in `sparsebert bench --vs`",
             "install g++",
+        ),
+        (
+            environment.gpu_kernels_missing is not None,
+            f"the GPU kernels ({environment.gpu_kernels_missing})",
+            "sparse layers on the GPU are computed dense",
+            "pip install triton, and a GPU of compute capability 8.0 or newer",
         ),
         (
             environment.gpu is None,

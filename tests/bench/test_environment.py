@@ -30,6 +30,7 @@ def complete(here):
         kernels="avx512",
         onednn="v3",
         gpu="a GPU",
+        gpu_kernels_missing=None,
         versions=dict.fromkeys(here.versions, "1"),
     )
 
@@ -47,6 +48,7 @@ def test_a_complete_machine_lacks_nothing(here, monkeypatch):
         ({"kernels": "avx2", "isa_flags": ("avx2", "avx512f")}, "AVX-512", "two thirds"),
         ({"onednn": None}, "oneDNN", "no fair dense bar"),
         ({"gpu": None}, "GPU", "CPU"),
+        ({"gpu_kernels_missing": "triton is not installed"}, "triton is not installed", "computed dense"),
         ({"versions": {"transformers": None, "onnxruntime": "1"}}, "transformers", "no model"),
         ({"versions": {"transformers": "5", "onnxruntime": None}}, "onnxruntime", "rival"),
     ],
