@@ -1,8 +1,8 @@
-"""Ticket files of other projects, in and out: BERT-Tickets and Static Model Pruning (SMP, ACL 2023).
+"""Tickets of other projects, in and out: BERT-Tickets, Static Model Pruning (SMP, ACL 2023), torch.
 
-Models pruned in memory are read by ``Ticket.from_torch_prune`` and, by the zeros in their weights, by
-``Ticket.from_model``. No code from a file is ever run: pickles are read with torch's restricted loader,
-arrays without pickle, or they are refused.
+Models pruned by ``torch.nn.utils.prune`` are read by ``Ticket.from_torch_prune``, plain models with zeros
+in their weights by ``Ticket.from_model`` and made by ``Ticket.apply_``. No code from a file is ever run:
+pickles are read with torch's restricted loader, arrays without pickle, or they are refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import custom_from_mask
 
 from sparsebert.bert import canonical_key, resolve, structure
 from sparsebert.provenance import describe_model
@@ -43,14 +43,15 @@ def read_ticket(path: str | os.PathLike[str], model: nn.Module | None = None) ->
             f"{path} is a folder: a ticket is one file (Ticket.from_model reads a model's zeros)"
         )
     with open(path, "rb") as file:
-        start = file.read(len(_NPY_MAGIC))
-    if start == _NPY_MAGIC:
+        start = file.read(9)
+    if start.startswith(_NPY_MAGIC):
         if model is None:
             raise ValueError(
                 f"{path} is an array of mask bits, without shapes: it needs the model it belongs to"
             )
         return from_smp(path, model)
-    foreign = start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC))
+    # A ticket file begins with the length of its header, whose lowest byte may be a pickle's first.
+    foreign = start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)) and not start.endswith(b"{")
     ticket = from_bert_tickets(path) if foreign else Ticket.load(path)
     if model is not None:
         ticket.check(model)
@@ -97,8 +98,10 @@ def to_bert_tickets(ticket: Ticket, path: str | os.PathLike[str], *, prefix: str
     """Write a ``mask.pt`` for BERT-Tickets' transfer scripts: float32, named ``<prefix>.<key>.weight_mask``.
 
     Their scripts take every matrix from it, the pooler's too: a matrix without a mask there is an error
-    of theirs. What was at ``path`` stays until the new file is complete.
+    of theirs. Raises ValueError for removed modules, which it cannot say. What was at ``path`` stays until
+    the new file is complete.
     """
+    _refuse_removed(ticket, "a mask.pt")
     state = {f"{prefix}.{key}{_WEIGHT_MASK}": mask.float() for key, mask in ticket.masks.items()}
     state |= {f"{prefix}.{key}{_BIAS_MASK}": mask.float() for key, mask in ticket.bias_masks.items()}
     _write(Path(path), lambda file: torch.save(state, file))
@@ -122,7 +125,7 @@ def from_smp(path: str | os.PathLike[str], model: nn.Module) -> Ticket:
             # Mapped first: a header may claim more than the file holds, or than memory does.
             packed = np.load(path, mmap_mode="r", allow_pickle=False) if file.read(6) == _NPY_MAGIC else None
         except (ValueError, OSError, EOFError, SyntaxError) as error:
-            raise ValueError(f"{path} is no usable .npy file: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"{path} is no usable .npy file: {_first_line(error)}") from None
     if packed is None or packed.dtype != np.uint8 or packed.ndim != 1:
         found = "something else" if packed is None else f"{packed.dtype} {list(packed.shape)}"
         raise ValueError(f"{path}: a .npy file with one row of uint8 is expected, not {found}")
@@ -157,33 +160,49 @@ def to_smp(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module) -> No
         raise ValueError(
             f"an SMP file holds the encoder matrices and no others; the ticket {what} {wrong[0]}"
         )
-    if ticket.bias_masks or ticket.removed:
-        raise ValueError("an SMP file holds no masks of biases and no removed modules")
+    _refuse_removed(ticket, "an SMP file")
+    if ticket.bias_masks:
+        raise ValueError(f"an SMP file holds no masks of biases; the ticket masks {min(ticket.bias_masks)}'s")
     flat = np.concatenate([ticket.masks[key].numpy().reshape(-1) for key in keys])
     _write(Path(path), lambda file: np.save(file, np.packbits(flat), allow_pickle=False))
 
 
+def to_torch_prune_(ticket: Ticket, model: nn.Module) -> nn.Module:
+    """Prune a model in place with ``torch.nn.utils.prune``, as other libraries expect it; returns the model.
+
+    A model that is pruned that way already keeps what both keep. Raises ValueError, with the model
+    unchanged, if the ticket does not fit, or for removed modules, which it cannot say.
+    """
+    _refuse_removed(ticket, "torch.nn.utils.prune")
+    ticket.check(model)
+    for name, masks in (("weight", ticket.masks), ("bias", ticket.bias_masks)):
+        for key, mask in masks.items():
+            module = resolve(model, key)
+            custom_from_mask(module, name, mask.to(getattr(module, name).device))
+    return model
+
+
+def _refuse_removed(ticket: Ticket, target: str) -> None:
+    if ticket.removed:
+        raise ValueError(f"{target} cannot say that whole modules are removed: {ticket.removed[0]}")
+
+
 def _restricted_load(path: Path) -> Any:
     """What torch.save wrote, if it is tensors and plain containers; no code of the file is run."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:
-        raise ValueError(
-            f"{path} is refused: it holds more than tensors (a pickled model, perhaps), or is damaged, and "
-            "loading it could run code of its author's; only masks saved as a table of tensors are read"
-        ) from None
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-        AttributeError,
-        IndexError,
-    ) as error:
-        raise ValueError(
-            f"{path} is cut off or no file of torch.save: {str(error).splitlines()[0]}"
-        ) from None
+    with open(path, "rb") as file:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except UnpicklingError:
+            raise ValueError(
+                f"{path} is refused: it is damaged or holds more than tensors (a pickled model, perhaps), "
+                "and loading that could run its author's code; only masks in a table of tensors are read"
+            ) from None
+        except Exception as error:  # of the unpickler and the zip reader: too many kinds to name
+            raise ValueError(f"{path} is cut off or no file of torch.save: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0] or type(error).__name__
 
 
 def _write(path: Path, save: Callable[[IO[bytes]], None]) -> None:

@@ -33,7 +33,7 @@ def load_split(task: Task, split: str) -> tuple[Examples, str]:
         )
     source = f"{where}, {split} ({dataset._fingerprint})"
     if task.kind == "mlm":
-        return list(dataset["text"]), source
+        return [line for line in dataset["text"] if line.strip()], source
     if task.kind == "span":
         return [_question(row, where) for row in dataset], source
     names = getattr(dataset.features[task.label], "names", None)

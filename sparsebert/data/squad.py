@@ -56,19 +56,19 @@ def checked(question: Question, where: str) -> Question:
 
 def best_answers(
     encoded: EncodedQuestions,
-    start_logits: np.ndarray,
-    end_logits: np.ndarray,
+    start_logits: Sequence[np.ndarray] | np.ndarray,
+    end_logits: Sequence[np.ndarray] | np.ndarray,
     *,
     candidates: int = 20,
     max_answer_tokens: int = 30,
 ) -> list[str]:
     """The text of the best span of each question, in the questions' order.
 
-    ``start_logits``, ``end_logits``: [windows, tokens] in the order of ``encoded``; tokens beyond a
-    window's own are ignored. A span lies in the context, is at most ``max_answer_tokens`` long and
-    begins and ends at one of the ``candidates`` best logits of its window; the sum of the two decides,
-    over all windows of the question (BERT's run_squad.py). "" where no span is possible.
-    Raises ValueError unless there is one row of logits for each window.
+    ``start_logits``, ``end_logits``: [windows, tokens] in the order of ``encoded``, or a [tokens] for each
+    window; tokens beyond a window's own are ignored. A span lies in the context, is at most
+    ``max_answer_tokens`` long and begins and ends at one of the ``candidates`` best logits of its window;
+    the sum of the two decides, over all windows of the question (BERT's run_squad.py). "" where no span
+    is possible. Raises ValueError unless there is a row of logits for each window.
     """
     if len(start_logits) != len(encoded) or len(end_logits) != len(encoded):
         raise ValueError(
