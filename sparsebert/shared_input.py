@@ -40,6 +40,7 @@ class SharedInput:
         self._local = threading.local()
         self._wasted = 0
         self._joined: tuple[list[Tensor], PanelSparse | None] = [], None
+        self._joined_biases: tuple[list[tuple[Tensor | None, int]], Tensor | None] = [], None
 
     def join(self, layer: SparseLinear) -> None:
         """Make ``layer`` one of the siblings; a shallow copy of one stays outside."""
@@ -71,10 +72,11 @@ class SharedInput:
         siblings = [member for ref in self._members if (member := ref()) is not None]
         if layer not in siblings or len(siblings) < 2 or not _may_run_together(siblings, x):
             return None
-        joined = self._join_panels(siblings) if backend.covers(PanelSparse.name, x.device) else None
+        on_gpu = backend.covers(PanelSparse.name, x.device)
+        joined = self._join_panels(siblings) if on_gpu else None
         packed = [sibling.packed for sibling in siblings]
         biases = [sibling._parameters["bias"] for sibling in siblings]
-        outputs = ops.linear_shared(x, packed, biases, joined)
+        outputs = ops.linear_shared(x, packed, biases, joined, self._join_biases(biases) if joined else None)
         waiting = {
             id(sibling): _Waiting(output, weight.values, bias)
             for sibling, output, weight, bias in zip(siblings, outputs, packed, biases, strict=True)
@@ -92,11 +94,26 @@ class SharedInput:
         packed = [sibling.packed for sibling in siblings]
         joined = None
         if can_share(packed) and not any(sibling.trainable for sibling in siblings):
-            joined, members = join(packed)  # type: ignore[arg-type]
+            # As inference tensors they could not be saved for a backward pass later.
+            with torch.inference_mode(False):
+                joined, members = join(packed)  # type: ignore[arg-type]
             values = [member.values for member in members]
             for sibling, own in zip(siblings, values, strict=True):
                 sibling._buffers["values"] = own
         self._joined = values, joined
+        return joined
+
+    def _join_biases(self, biases: list[Tensor | None]) -> Tensor | None:
+        """The siblings' biases as one, made anew where one was replaced or changed in place."""
+        state = [(bias, _version(bias)) for bias in biases]
+        known, joined = self._joined_biases
+        same = len(known) == len(state) and all(
+            old is new and before == now for (old, before), (new, now) in zip(known, state, strict=True)
+        )
+        if not same:
+            with torch.inference_mode(False):
+                joined = None if None in biases else torch.cat([bias.detach() for bias in biases])  # type: ignore[union-attr]
+            self._joined_biases = state, joined
         return joined
 
 

@@ -138,19 +138,21 @@ def linear_shared(
     packed: Sequence[PackedWeight],
     biases: Sequence[Tensor | None],
     joined: PanelSparse | None = None,
+    joined_bias: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """`linear` of one x with several weights of the same format, as one native call that reads x once.
 
     For inference: where a gradient is needed, or the native library does not serve the format, it is the same
     as calling `linear` once a weight.
 
-    joined  on a GPU, the same weights as one (`formats.panel.join`), kept by the caller: one launch, whose
-            answers are slices of one tensor
+    joined       on a GPU, the same weights as one (`formats.panel.join`), kept by the caller: one launch, whose
+                 answers are slices of one tensor
+    joined_bias  the biases as one, which saves putting them together in each call
 
     Raises ValueError for what `linear` refuses, and for a ``joined`` that is not as high as its members.
     """
     if joined is not None and cuda.covers(joined.name, x.device) and _plain_inference(x, *biases):
-        return _linear_joined(x, packed, biases, joined)
+        return _linear_joined(x, packed, biases, joined, joined_bias)
     together = (
         1 < len(packed) <= native.MAX_WEIGHTS
         and _plain_inference(x, *(p.values for p in packed), *biases)
@@ -165,18 +167,22 @@ def linear_shared(
 
 
 def _linear_joined(
-    x: Tensor, packed: Sequence[PackedWeight], biases: Sequence[Tensor | None], joined: PanelSparse
+    x: Tensor,
+    packed: Sequence[PackedWeight],
+    biases: Sequence[Tensor | None],
+    joined: PanelSparse,
+    joined_bias: Tensor | None,
 ) -> tuple[Tensor, ...]:
     heights = [weight.shape[0] for weight in packed]
     if sum(heights) != joined.shape[0]:
         raise ValueError(f"joined has {joined.shape[0]} out_features, its members have {sum(heights)}")
     for weight, bias in zip(packed, biases, strict=True):
         _check(x, weight, bias, "none")
-    bias = None
-    if any(each is not None for each in biases):
+    if joined_bias is None and any(bias is not None for bias in biases):
         rows = zip(biases, heights, strict=True)
-        bias = torch.cat([x.new_zeros(height) if each is None else each.to(x.dtype) for each, height in rows])
-    return linear(x, joined, bias).split(heights, -1)
+        parts = [x.new_zeros(height) if bias is None else bias.to(x.dtype) for bias, height in rows]
+        joined_bias = torch.cat(parts)
+    return linear(x, joined, joined_bias).split(heights, -1)
 
 
 def _check(x: Tensor, packed: PackedWeight, bias: Tensor | None, activation: str) -> None:

@@ -83,3 +83,28 @@ def test_training_keeps_weights_apart_and_gives_gradients(device: torch.device) 
     for layer in layers:
         assert layer.values.grad is not None
         assert layer.values.grad.isfinite().all()
+
+
+def test_biases_that_change_are_joined_anew(device: torch.device) -> None:
+    model, ticket = pruned()
+    other = ticket.apply_(copy.deepcopy(model))
+    sparsify_(model.to(device), ticket, format="panel")
+    answers(model, device)
+    with torch.no_grad():
+        for changed in (model, other):
+            attention = changed.encoder.layer[0].attention.self
+            attention.query.bias.add_(1)
+            attention.key.bias = torch.nn.Parameter(torch.ones_like(attention.key.bias))
+    expected = answers(other, torch.device("cpu"))
+    torch.testing.assert_close(answers(model, device).cpu(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_flow_after_inference_mode_has_joined_the_weights(device: torch.device) -> None:
+    model, ticket = pruned()
+    sparsify_(model.to(device), ticket, format="panel")
+    with torch.inference_mode():
+        model(TOKENS.to(device))
+    model(TOKENS.to(device)).last_hidden_state.square().sum().backward()
+    gradient = query_key_value(model)[0].bias.grad
+    assert gradient is not None
+    assert gradient.isfinite().all()
