@@ -145,8 +145,8 @@ def linear_shared(
     For inference: where a gradient is needed, or the native library does not serve the format, it is the same
     as calling `linear` once a weight.
 
-    joined       on a GPU, the same weights as one (`formats.panel.join`), kept by the caller: one launch, whose
-                 answers are slices of one tensor
+    joined       on a GPU, the same weights as one (`formats.panel.join`), kept by the caller: one launch,
+                 whose answers are slices of one tensor
     joined_bias  the biases as one, which saves putting them together in each call
 
     Raises ValueError for what `linear` refuses, and for a ``joined`` that is not as high as its members.
