@@ -268,27 +268,29 @@ class Ticket:
                 )
 
     def apply_(self, model: nn.Module) -> nn.Module:
-        """Set every pruned weight to +0 in place, whatever it was (NaN and inf too); returns the model.
+        """Set what it prunes to +0 in place, NaN and inf too; returns the model. Raises as `targets` does."""
+        with torch.no_grad():
+            for parameter, mask in self.targets(model):
+                parameter.masked_fill_(~mask.to(parameter.device), 0)
+        return model
 
-        Below a removed module the biases become 0 as well, so that the layer's output is LN(input).
-        Raises ValueError, with the model unchanged, if the ticket does not fit (:meth:`check`) or a
-        weight is no plain parameter (pruned, parametrized or packed by somebody else).
+    def targets(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """The parameters of a model that the ticket masks, each with its mask on the CPU.
+
+        Below a removed module biases are masked whole, so that the layer's output is LN(input). Raises
+        ValueError if the ticket does not fit (:meth:`check`) or a weight is no plain parameter (but packed).
         """
         self.check(model)
         biases = dict(self.bias_masks)
         for key, mask in self.masks.items():
             if any(_is_below(key, name) for name in self.removed):
                 biases[key] = mask.new_zeros(len(mask))
-        targets = [(_parameter(model, key, "weight"), mask) for key, mask in self.masks.items()]
-        targets += [
+        weights = [(_parameter(model, key, "weight"), mask) for key, mask in self.masks.items()]
+        return weights + [
             (_parameter(model, key, "bias"), mask)
             for key, mask in biases.items()
             if getattr(resolve(model, key), "bias", None) is not None
         ]
-        with torch.no_grad():
-            for parameter, mask in targets:
-                parameter.masked_fill_(~mask.to(parameter.device), 0)
-        return model
 
     def _refuse_one_side_of_tied_weights(self, model: nn.Module) -> None:
         masks = {f"{full_name(model, key)}.weight": mask for key, mask in self.masks.items()}

@@ -1,0 +1,64 @@
+"""Dead weights stay exactly zero while a model trains; the masks live outside of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsebert.ticket import Ticket
+
+
+class MaskKeeper:
+    """Keeps what a ticket prunes at +0 through gradients, weight decay and momentum.
+
+    The gradients of dead weights are set to zero as they arise, so that they count neither in the gradient's
+    norm nor in a loss scaler's search for infinities; :meth:`zero_` after every optimizer step does the same
+    to the weights and to every state of the optimizer that has their shape. Selected, never multiplied: a
+    dead NaN or infinity becomes zero too. The model's modules and parameter names stay as they are.
+
+    A context manager; leaving it takes the hooks away. Raises ValueError if the ticket does not fit.
+    """
+
+    def __init__(self, model: nn.Module, ticket: Ticket) -> None:
+        self._dead = [(parameter, ~mask.to(parameter.device)) for parameter, mask in ticket.targets(model)]
+        self._hooks = [
+            parameter.register_hook(partial(_without, dead))
+            for parameter, dead in self._dead
+            if parameter.requires_grad
+        ]
+        self.zero_()
+
+    def zero_(self, optimizer: Optimizer | None = None) -> None:
+        """Set dead weights to +0, and what the optimizer remembers of them."""
+        with torch.no_grad():
+            for parameter, dead in self._dead:
+                parameter.masked_fill_(dead, 0)
+                state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
+                for value in state.values():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        value.masked_fill_(dead, 0)
+
+    def close(self) -> None:
+        """Take the hooks off the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def __enter__(self) -> MaskKeeper:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _without(dead: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.masked_fill(dead, 0)

@@ -1,0 +1,211 @@
+"""Hugging Face's Trainer with a ticket: callbacks and a small mixin, no fork.
+
+The Trainer keeps its mixed precision, gradient accumulation and checkpointing, and its checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
+
+from sparsebert.ticket import Ticket
+from sparsebert.training import ranks
+from sparsebert.training.checkpoint import Checkpoint
+from sparsebert.training.masking import MaskKeeper
+from sparsebert.training.settings import TrainingSettings
+from sparsebert.training.snapshot import Snapshot
+
+
+class TicketMixin:
+    """For a class derived from Trainer, before it: trains the weights of ``ticket`` only.
+
+    ``schedule_steps``: the learning-rate schedule spans that many steps, however many are trained.
+    """
+
+    def __init__(
+        self, *args: Any, ticket: Ticket | None = None, schedule_steps: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self._schedule_steps = schedule_steps
+        if ticket is not None:
+            self.add_callback(MaskCallback(ticket))  # type: ignore[attr-defined]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        steps = self._schedule_steps or num_training_steps
+        return super().create_scheduler(steps, optimizer)  # type: ignore[misc]
+
+
+class TicketTrainer(TicketMixin, Trainer):
+    """The Trainer with a ticket; it prints nothing."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.remove_callback(PrinterCallback)
+
+
+class MaskCallback(TrainerCallback):
+    """Keeps a ticket's dead weights at zero from before the first step, a loaded checkpoint's too."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self._keeper: MaskKeeper | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        self._keeper = MaskKeeper(now["model"], self.ticket)
+        self._keeper.zero_(now["optimizer"])
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        assert self._keeper is not None
+        self._keeper.zero_(now["optimizer"])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        assert self._keeper is not None
+        self._keeper.close()
+
+
+class StartCallback(TrainerCallback):
+    """Makes sure that training begins with exactly these weights, before any mask is applied.
+
+    Raises RuntimeError otherwise.
+    """
+
+    def __init__(self, weights: Snapshot) -> None:
+        self._weights = weights
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        self._weights.require_equal(now["model"])
+
+
+class CheckpointCallback(TrainerCallback):
+    """Marks each checkpoint once it is complete, and asks for more of them.
+
+    Losses are logged with every checkpoint: the Trainer forgets what it has not logged when it resumes.
+    ``seconds``: training time of the round in earlier sessions.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._before = seconds
+        self._start = time.perf_counter()
+        self._wanted: set[int] = set()
+        self._kept: dict[int, Path] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Training time of the round so far."""
+        return self._before + time.perf_counter() - self._start
+
+    def ask_at(self, step: int) -> None:
+        """Ask for a checkpoint after this step too."""
+        self._wanted.add(step)
+
+    def keep(self, step: int, folder: Path) -> None:
+        """Copy the checkpoint of this step into a folder of its own, where it is never rotated away."""
+        self.ask_at(step)
+        self._kept[step] = folder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **now: Any) -> Any:
+        if state.global_step in self._wanted:
+            control.should_save = True
+        if control.should_save:
+            control.should_log = True
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        ranks.wait()  # each process writes a random state of its own into the checkpoint
+        if ranks.is_main():
+            step = state.global_step
+            saved = Checkpoint(Path(args.output_dir) / f"checkpoint-{step}", step, self.seconds)
+            if step in self._kept:
+                # Before it counts as complete: whoever resumes from it relies on the copy.
+                saved.copy_to(self._kept[step] / saved.path.name, seconds=0.0)
+            saved.mark()
+        ranks.wait()
+
+
+class ProgressCallback(TrainerCallback):
+    """A bar with sparsity, loss and time left; nothing where stderr is no terminal."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        disable = None if ranks.is_main() else True
+        total, done = state.max_steps, state.global_step
+        self._bar = tqdm(
+            total=total, initial=done, desc=self._title, unit="step", disable=disable, leave=False
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        self._bar.update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **now: Any) -> None:
+        if "loss" in logs:
+            self._bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        self._bar.close()
+
+
+def training_arguments(settings: TrainingSettings, folder: Path, steps: int) -> Any:
+    """TrainingArguments for training up to that step, with checkpoints in ``folder``."""
+    use_cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_epsilon=settings.adam_epsilon,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch",
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        use_cpu=use_cpu,
+        dataloader_pin_memory=not use_cpu,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=2,  # one of them may be incomplete
+        logging_steps=min(settings.save_steps, 50),
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+
+
+def enable_gradient_checkpointing(model: Any) -> None:
+    """Let a PreTrainedModel compute its activations anew in the backward pass instead of keeping them."""
+    # The second name is that of transformers before 5.23.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No reports of transformers' own: the run log and the progress bar say what is going on."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,50 @@
+"""Settings: how many steps a round has, and refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sparsebert.training.settings import TrainingSettings
+
+
+@pytest.mark.parametrize(
+    ("changes", "examples", "steps"),
+    [
+        ({}, 67349, 3 * 2105),  # SST-2 in batches of 32
+        ({"epochs": 0.5}, 64, 1),
+        ({"epochs": 2, "gradient_accumulation": 4, "batch_size": 8}, 100, 2 * 4),
+        ({"steps": 300}, 7, 300),
+    ],
+)
+def test_steps_of_a_round(changes: dict[str, Any], examples: int, steps: int) -> None:
+    assert TrainingSettings(**changes).steps_of(examples) == steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"epochs": 0}, "epochs must be positive"),
+        ({"epochs": float("nan")}, "epochs must be positive"),
+        ({"learning_rate": -1e-5}, "learning_rate must be positive"),
+        ({"weight_decay": -0.1}, "weight_decay must not be negative"),
+        ({"seed": -1}, "seed must be"),
+        ({"precision": "bf61"}, "did you mean 'bf16'"),
+        ({"schedule": "liner"}, "did you mean 'linear'"),
+        ({"device": "gpu"}, "unknown device"),
+        ({"save_steps": 0}, "save_steps"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings(**changes)
+
+
+def test_a_round_needs_examples_and_room_for_its_warm_up() -> None:
+    with pytest.raises(ValueError, match="no examples to train on"):
+        TrainingSettings().steps_of(0)
+    with pytest.raises(ValueError, match="warm-up of 10 steps does not fit a round of 10"):
+        TrainingSettings(steps=10, warmup_steps=10).steps_of(100)
