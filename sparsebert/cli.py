@@ -6,20 +6,24 @@ benchmark's answers were wrong, 2 bad input (one line on stderr says what would 
 
 from __future__ import annotations
 
-import contextlib
-import re
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparsebert import cli_train
+from sparsebert.options import (
+    Granularity,
+    JsonFile,
+    console,
+    granularity_options,
+    progress,
+    require_folders,
+)
 from sparsebert_kernels.names import unknown
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from sparsebert.bench.workload import Workload
     from sparsebert.ticket import Ticket
 
@@ -34,14 +38,9 @@ app = typer.Typer(
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 MODEL_HELP = "hub id, local folder, or a shape with random weights: bert-tiny, minilm, bert-base, bert-large"
-GRANULARITY_HELP = "element, 4x1 (any ROWSxCOLUMNS block), row, column, 2:4 (any N:M)"
 DEFAULT_RIVALS = "onednn,eager"
 
 Model = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
-Granularity = Annotated[str, typer.Option("--granularity", help=GRANULARITY_HELP)]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", help="append the records to this file, as JSON lines")
-]
 
 
 @app.command()
@@ -72,7 +71,7 @@ def bench(
 ) -> None:
     """Time the sparse model against dense rivals: the same answers first, then paired rounds."""
     sparsities = [None] if ticket else _sparsities(sparsity)
-    _require_folders(json, plot)
+    require_folders(json, plot)
     from sparsebert.bench import environment, gate, record, runner
     from sparsebert.bench.subject import prepare
     from sparsebert.bench.workload import Workload, read_lengths
@@ -86,7 +85,7 @@ def bench(
     workload = Workload(model, batch, lengths, dtype, threads, device, seed)
     settings = runner.Settings(budget=budget, memory=memory)
     records: list[dict[str, Any]] = []
-    with _progress() as step:
+    with progress() as step:
         step("looking around")
         import torch
 
@@ -119,7 +118,7 @@ def bench(
 @app.command()
 def env(json: JsonFile = None) -> None:
     """What was found on this machine, and what each lack costs."""
-    _require_folders(json)
+    require_folders(json)
     from sparsebert.bench import environment, record
     from sparsebert.report.environment import environment_table
 
@@ -130,7 +129,7 @@ def env(json: JsonFile = None) -> None:
     )
     if json is not None:
         record.append(json, [row])
-    _console().print(environment_table(row))
+    console().print(environment_table(row))
 
 
 @app.command()
@@ -148,12 +147,12 @@ def prune(
     shares = _sparsities(sparsity)
     if len(shares) != 1:
         raise ValueError(f"--sparsity {sparsity}: a ticket has one sparsity")
-    _require_folders(output, json)
+    require_folders(output, json)
     from sparsebert.bench import record
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import Workload
 
-    with _progress() as step:
+    with progress() as step:
         step(f"loading {model}")
         dense = _load(Workload(model, lengths=(1,), seed=seed))
         step("pruning")
@@ -167,6 +166,10 @@ def prune(
         f"wrote {output}: {len(drawn.masks)} matrices, {drawn.sparsity:.2%} sparse "
         f"(density {drawn.density:.2%}), {size / 1e6:.1f} MB"
     )
+
+
+app.command("train")(cli_train.train)
+app.command("eval")(cli_train.evaluate)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -242,18 +245,12 @@ def _sparsities(text: str) -> list[float]:
     return shares
 
 
-def _granularity(text: str) -> dict[str, Any]:
-    """Arguments of `prune` for "4x1" (blocks), "2:4" or a name."""
-    block = re.fullmatch(r"(\d+)x(\d+)", text)
-    if block:
-        return {"granularity": "block", "block_size": (int(block[1]), int(block[2]))}
-    return {"granularity": text}
-
-
 def _draw(model: Any, method: str, sparsity: float | None, granularity: str, scope: str, seed: int) -> Ticket:
     from sparsebert.pruning import prune as prune_model
 
-    return prune_model(model, method, sparsity=sparsity, scope=scope, seed=seed, **_granularity(granularity))
+    return prune_model(
+        model, method, sparsity=sparsity, scope=scope, seed=seed, **granularity_options(granularity)
+    )
 
 
 def _read_ticket(path: Path) -> Ticket:
@@ -269,40 +266,12 @@ def _load(workload: Workload) -> Any:
     return workload.load_model()
 
 
-def _require_folders(*files: Path | None) -> None:
-    """Find out before minutes of work, not after, that the result could not be written."""
-    for file in files:
-        if file is not None and not file.parent.is_dir():
-            raise ValueError(f"cannot write {file}: the folder {file.parent} does not exist")
-
-
 def _print_tables(rows: list[dict[str, Any]]) -> None:
     from sparsebert.report.model_tables import bench_tables
 
-    console = _console()
+    screen = console()
     for table in bench_tables(rows):
-        console.print(table.rich(console.width), end="\n\n")
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    # A pipe has no width of its own, and 80 columns are few.
-    return console if console.is_terminal else Console(width=120)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Says on a terminal what is going on; silent elsewhere."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda text: None
-        return
-    with console.status("") as status:
-        yield lambda text: status.update(text)
+        screen.print(table.rich(screen.width), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,10 @@ FLOORS = (
     {"sparsebert"},
     {"bench"},
     {"report"},
+    {"training"},
+    {"lottery", "evaluation", "options"},
+    {"train"},
+    {"cli_train"},
     {"cli", "demo"},
 )
 
@@ -55,7 +59,7 @@ SEES_ONLY = {
 
 # Libraries that only these import, late or not: the rest works where they are missing.
 ONLY_IN = {
-    "transformers": {"bench", "cli", "data", "demo"},
+    "transformers": {"bench", "cli", "data", "demo", "train", "training"},
     "datasets": {"data"},
     "triton": {"sparsebert_kernels"},
     "matplotlib": {"report"},

@@ -20,28 +20,33 @@ class Share(StrEnum):
 
 
 def levels(
-    target: float | Decimal | Fraction, step: float | Decimal | Fraction, share: Share
+    target: float | Decimal | Fraction,
+    step: float | Decimal | Fraction,
+    share: Share,
+    start: Fraction = Fraction(0),
 ) -> tuple[Fraction, ...]:
-    """Exact sparsities after each step; the last one is ``target``, with a smaller last step if need be.
+    """Exact sparsities after each step from ``start``; the last one is ``target``, if by a smaller step.
 
-    Numbers are read as the decimals they are written as; target 0 gives no level. Raises ValueError for a
-    target outside [0, 1), so that no step prunes everything, and a step outside (0, 1).
+    Numbers are read as the decimals they are written as; a target that is reached already gives no level.
+    Raises ValueError for a target outside [0, 1), so that no step prunes everything, and for a step
+    outside (0, 1).
     """
-    goal = _exact("sparsity", target)
-    size = _exact("the share pruned in a step", step)
+    goal = exact("sparsity", target)
+    size = exact("the share pruned in a step", step)
     if not 0 <= goal < 1:
         raise ValueError(f"sparsity must be in [0, 1), not {target}")
     if not 0 < size < 1:
         raise ValueError(f"the share pruned in a step must be between 0 and 1, not {step}")
     path: list[Fraction] = []
-    reached = Fraction(0)
+    reached = start
     while reached < goal:
         reached += size if share is Share.ORIGINAL else size * (1 - reached)
         path.append(min(reached, goal))
     return tuple(path)
 
 
-def _exact(what: str, value: float | Decimal | Fraction) -> Fraction:
+def exact(what: str, value: float | Decimal | Fraction) -> Fraction:
+    """A number as the decimal it is written as; ValueError naming ``what`` for anything else."""
     if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
         raise ValueError(f"{what} must be a number, not {value!r}")
     try:

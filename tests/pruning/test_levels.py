@@ -35,6 +35,12 @@ def test_no_level_for_a_dense_model() -> None:
     assert levels(0, 0.1, Share.ORIGINAL) == ()
 
 
+def test_steps_may_start_later() -> None:
+    half = Fraction(1, 2)
+    assert levels(0.7, 0.1, Share.ORIGINAL, start=half) == (Fraction(6, 10), Fraction(7, 10))
+    assert levels(0.5, 0.1, Share.ORIGINAL, start=half) == ()
+
+
 @pytest.mark.parametrize("target", [1, 1.0, -0.1, 70, float("nan"), "0.5", True])
 def test_a_tenth_round_that_would_prune_everything_is_refused(target: object) -> None:
     with pytest.raises(ValueError, match="sparsity must be"):

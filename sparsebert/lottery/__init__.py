@@ -1,0 +1,1 @@
+"""The lottery: rounds of training, pruning and rewinding that end in a ticket, resumable at any point."""

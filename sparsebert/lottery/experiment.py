@@ -1,0 +1,127 @@
+"""What a run works on, and what was asked of it: no task or tokenizer is known here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sized
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from typing import Any, Protocol
+
+import numpy as np
+from torch import nn
+
+from sparsebert.lottery.registry import LotteryMethod
+from sparsebert.pruning.granularity import parse_granularity
+from sparsebert.pruning.levels import exact
+from sparsebert.ticket import Ticket
+from sparsebert.training import ranks
+from sparsebert.training.settings import TrainingSettings
+
+
+class Examples(Sized, Protocol):
+    """A map-style dataset."""
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A model with its head, and the data it is trained and judged on.
+
+    ``model``: a PreTrainedModel with the weights to begin with.
+    ``train``: examples, and ``collate`` makes the model's keyword arguments, labels among them, of a list of
+    them; it must depend on the list alone, or a run that is resumed differs from one that is not.
+    ``evaluate``: metrics of a model on the validation data, by name.
+    ``save_extras``: writes what belongs beside the trained model (a tokenizer) into its folder.
+    """
+
+    model: Any
+    train: Examples
+    collate: Callable[[list[Any]], dict[str, Any]]
+    evaluate: Callable[[nn.Module], dict[str, float]]
+    save_extras: Callable[[str], object] | None = None
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is pruned together and what competes: the arguments of these names of :func:`sparsebert.prune`."""
+
+    granularity: str = "element"
+    block_size: tuple[int, int] | None = None
+    scope: str = "global"
+    pooling: str = "mean"
+    include_pooler: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that decides how a run goes, but for the weights and the data.
+
+    ``sparsity``: of the ticket to find, in [0, 1); None where the method works on a ``ticket`` that is given.
+    ``names``: task, model and data as people call them, for the records.
+
+    Raises ValueError for a sparsity that is missing, outside [0, 1) or not that of the given ticket, and for
+    a ticket that is missing or of no use to the method.
+    """
+
+    method: LotteryMethod
+    sparsity: float | Fraction | None = None
+    units: Units = field(default_factory=Units)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    ticket: Ticket | None = None
+    names: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.method.needs_ticket != (self.ticket is not None):
+            wants = "needs a ticket" if self.method.needs_ticket else "makes its own ticket and takes none"
+            raise ValueError(f"method {self.method.name} {wants}")
+        if self.ticket is not None:
+            if self.sparsity is not None and abs(float(self.sparsity) - self.ticket.sparsity) > 5e-4:
+                raise ValueError(f"the ticket's sparsity is {self.ticket.sparsity:.4f}, not {self.sparsity}")
+        elif self.sparsity is None:
+            raise ValueError("sparsity is missing: the share of weights to prune, in [0, 1)")
+        self._check_rounds()
+
+    def _check_rounds(self) -> None:
+        """Raise ValueError for rounds that the method or the granularity does not allow."""
+        units, target = self.units, self.target
+        pattern = parse_granularity(units.granularity, units.block_size).pattern
+        for round_ in self.method.rounds(target):
+            if pattern and 0 < round_.sparsity < target:
+                raise ValueError(
+                    f"granularity {units.granularity!r} is reached in one step, not by way of "
+                    f"{float(round_.sparsity):.0%}: use one-shot, or a step of {float(target):g}"
+                )
+
+    @property
+    def target(self) -> Fraction:
+        """The sparsity as an exact number."""
+        if self.ticket is not None:
+            return Fraction(self.ticket.sparsity)
+        assert self.sparsity is not None
+        target = exact("sparsity", self.sparsity)
+        if not 0 <= target < 1:
+            raise ValueError(f"sparsity must be in [0, 1), not {self.sparsity}")
+        return target
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values: what makes two runs the same."""
+        return {
+            "method": self.method.name,
+            "options": asdict(self.method),
+            "sparsity": str(self.target),
+            "units": asdict(self.units),
+            "training": asdict(self.training),
+            "names": self.names,
+            "ticket": _digest(self.ticket) if self.ticket else None,
+            "processes": ranks.count(),
+        }
+
+
+def _digest(ticket: Ticket) -> str:
+    digest = hashlib.sha256()
+    for key, mask in sorted(ticket.masks.items()):
+        digest.update(f"{key} {tuple(mask.shape)}\n".encode())
+        digest.update(np.packbits(mask.numpy()).tobytes())
+    return f"sha256:{digest.hexdigest()}"

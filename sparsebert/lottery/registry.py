@@ -1,0 +1,149 @@
+"""Lottery methods by name: a method is a frozen dataclass of its options that lays out a run's rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from enum import Enum, StrEnum
+from fractions import Fraction
+from typing import Any, ClassVar, TypeVar
+
+from torch import nn
+
+from sparsebert.pruning import Magnitude, Method
+from sparsebert.ticket import Ticket
+from sparsebert_kernels.names import unknown
+
+
+class Rewind(StrEnum):
+    """What a round begins with, after the weights of the last one have decided on its ticket.
+
+    ``PRETRAINED``: the very weights the run began with; optimizer and schedule begin anew.
+    ``STEP``: weights, optimizer, schedule, random state and place in the data at step k of the first round.
+    ``LEARNING_RATE``: the trained weights; optimizer and schedule begin anew (Renda et al. 2020).
+    ``NONE``: all goes on, under one schedule that spans every round: standard pruning.
+    """
+
+    PRETRAINED = "pretrained"
+    STEP = "step"
+    LEARNING_RATE = "learning-rate"
+    NONE = "none"
+
+
+class Head(StrEnum):
+    """The task head at the beginning of a round.
+
+    ``REWIND``: as at the beginning of the run (at step k with ``Rewind.STEP``). ``KEEP``: as the last round
+    left it. ``FRESH``: initialised anew, from the seed and the number of the round.
+    """
+
+    REWIND = "rewind"
+    KEEP = "keep"
+    FRESH = "fresh"
+
+
+class Source(StrEnum):
+    """Where the ticket of a round comes from.
+
+    ``ALL``: keeps everything. ``START``: scores of the weights the run begins with. ``TRAINED``: scores of
+    the weights the last round ended with, among those it kept. ``GIVEN``: handed to the run.
+    """
+
+    ALL = "all"
+    START = "start"
+    TRAINED = "trained"
+    GIVEN = "given"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: its ticket, then training. ``scores`` ranks the weights where the source asks for that."""
+
+    source: Source
+    sparsity: Fraction = Fraction(0)
+    scores: Method = field(default_factory=Magnitude)
+
+
+@dataclass(frozen=True)
+class LotteryMethod:
+    """Base of the methods: the rewinding that all share, and hooks that most leave alone.
+
+    ``rewind_step``: the k of ``Rewind.STEP``.
+    ``schedule_rounds``: the learning-rate schedule of a round spans so many rounds, and is cut off after one.
+    ``needs_ticket``: works on a ticket that is given; its sparsity is that of the ticket.
+    """
+
+    name: ClassVar[str]
+    needs_ticket: ClassVar[bool] = False
+
+    rewind: Rewind = Rewind.PRETRAINED
+    rewind_step: int = 0
+    head: Head = Head.REWIND
+    schedule_rounds: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.rewind is Rewind.STEP) != (self.rewind_step > 0):
+            raise ValueError(
+                f"rewind_step={self.rewind_step} with rewind={self.rewind.value}: a step goes with 'step'"
+            )
+        if self.rewind is Rewind.NONE and self.head is not Head.KEEP:
+            raise ValueError(
+                f"without rewinding the head goes on too: head must be 'keep', not {self.head.value!r}"
+            )
+        if self.schedule_rounds < 1:
+            raise ValueError(f"schedule_rounds must be at least 1, not {self.schedule_rounds}")
+
+    def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
+        """The rounds that lead to this sparsity."""
+        raise NotImplementedError
+
+    def begin_(self, model: nn.Module, seed: int) -> None:
+        """Change the weights that the run begins with."""
+
+    def given(self, ticket: Ticket, seed: int) -> Ticket:
+        """The ticket to train, of the one that is given."""
+        return ticket
+
+
+M = TypeVar("M", bound=type[LotteryMethod])
+_METHODS: dict[str, type[LotteryMethod]] = {}
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator: make a lottery method known under that name."""
+
+    def add(cls: M) -> M:
+        cls.name = name
+        _METHODS[name] = cls
+        return cls
+
+    return add
+
+
+def lottery_methods() -> tuple[str, ...]:
+    """Names of the registered methods."""
+    return tuple(_METHODS)
+
+
+def lottery_method(name: str, **options: Any) -> LotteryMethod:
+    """The method of that name with these options, enums by value; options that are None keep their default.
+
+    Raises ValueError for an unknown name, option or value, offering the nearest.
+    """
+    if name not in _METHODS:
+        raise unknown("method", name, _METHODS)
+    cls = _METHODS[name]
+    known = {each.name: each.default for each in fields(cls)}
+    chosen: dict[str, Any] = {}
+    for option, value in options.items():
+        if value is None:
+            continue
+        if option not in known:
+            raise unknown(f"option of method {name}", option, known)
+        if isinstance(default := known[option], Enum):
+            values = [member.value for member in type(default)]
+            if value not in values:
+                raise unknown(option, value, values)
+            value = type(default)(value)
+        chosen[option] = value
+    return cls(**chosen)

@@ -1,0 +1,90 @@
+"""One round of training through Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from sparsebert.lottery.begin import Beginning, weights_in
+from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.registry import Rewind
+from sparsebert.ticket import Ticket
+from sparsebert.training.trainer import (
+    CheckpointCallback,
+    ProgressCallback,
+    StartCallback,
+    TicketTrainer,
+    enable_gradient_checkpointing,
+    training_arguments,
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """``seconds`` of training over all sessions, and the training loss as it was logged last."""
+
+    seconds: float
+    loss: float | None
+
+
+def train_round(
+    experiment: Experiment,
+    request: Request,
+    ticket: Ticket,
+    beginning: Beginning,
+    *,
+    folder: Path,
+    keep: Path | None,
+    title: str,
+) -> Trained:
+    """Train the model with the ticket to the end of the round, with checkpoints in ``folder``.
+
+    ``keep``: where the state at the method's ``rewind_step`` goes, in the round that it is taken from.
+    Raises OSError where a checkpoint cannot be written.
+    """
+    model, method = experiment.model, request.method
+    at = beginning.checkpoint
+    if at is not None and at.step == beginning.stop:
+        # Killed after the last step: there is nothing left to train.
+        weights_in(at, model).restore_(model)
+        history = json.loads((at.path / "trainer_state.json").read_text())["log_history"]
+        return Trained(at.seconds, _last_loss(history))
+    marks = CheckpointCallback(at.seconds if at else 0.0)
+    if keep is not None and method.rewind is Rewind.STEP:
+        marks.keep(method.rewind_step, keep)
+    if method.rewind is Rewind.NONE:
+        marks.ask_at(beginning.stop)
+    callbacks = [marks, ProgressCallback(title)]
+    if beginning.weights is not None:
+        callbacks.append(StartCallback(beginning.weights))
+    if request.training.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    trainer = TicketTrainer(
+        model=model,
+        args=training_arguments(request.training, folder, beginning.stop),
+        train_dataset=experiment.train,
+        data_collator=experiment.collate,
+        callbacks=callbacks,
+        ticket=ticket,
+        schedule_steps=beginning.schedule,
+    )
+    try:
+        trainer.train(resume_from_checkpoint=str(at.path) if at else None)
+    except (RuntimeError, SafetensorError) as error:
+        # How torch and safetensors say that a file cannot be written.
+        if any(words in str(error) for words in ("No space left", "file write failed", "unexpected pos")):
+            raise OSError(f"cannot write a checkpoint to {folder}: no space left on the disk") from error
+        raise
+    # Mixed precision puts a wrapped forward on the model: it would stay for the evaluation and pile up over
+    # the rounds. accelerate's own unwrapping takes off transformers' decorators too.
+    for name in ("forward", "_original_forward"):
+        vars(model).pop(name, None)
+    return Trained(marks.seconds, _last_loss(trainer.state.log_history))
+
+
+def _last_loss(history: list[dict[str, float]]) -> float | None:
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    return float(losses[-1]) if losses else None

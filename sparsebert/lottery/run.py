@@ -1,0 +1,276 @@
+"""The lottery loop: rounds of ticket, training and evaluation, each of which is done once and for all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from sparsebert.lottery.begin import Course, begin_round
+from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.folder import Record, RunFolder, digest
+from sparsebert.lottery.registry import Rewind, Round, Source
+from sparsebert.lottery.round_training import Trained, train_round
+from sparsebert.pruning import prune
+from sparsebert.ticket import Ticket
+from sparsebert.training import ranks
+from sparsebert.training.files import replacing
+from sparsebert.training.snapshot import Snapshot
+from sparsebert.training.trainer import quiet
+
+# A checkpoint holds the weights and two moments of each; there are up to two, and one being written.
+_COPIES_IN_CHECKPOINTS = 9
+_OTHER_COPIES = 3
+
+
+def run(
+    experiment: Experiment,
+    request: Request,
+    out: str | os.PathLike[str],
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Record]:
+    """Carry out a run in the folder ``out``, or go on with it where it was interrupted; its records.
+
+    A run that was killed goes on from its last checkpoint and ends with the same masks, to the bit, on the
+    same machine with the same libraries. A run that is done is only read: nothing is computed or changed.
+    ``say`` is told what is going on. Under ``torchrun`` every process calls this; rank 0 decides the masks.
+
+    Raises ValueError for a folder with another run or a request that does not fit the model, OSError where
+    the disk is full, RuntimeError if a rewind did not restore every bit; what was done before stays.
+    """
+    ranks.join()
+    folder = RunFolder(out)
+    loop = _Run(experiment, request, folder, say)
+    if not folder.run_json.exists():
+        loop.rehearse()
+    with quiet(), folder.claimed(request.describe()) if ranks.is_main() else contextlib.nullcontext():
+        ranks.wait()
+        if folder.finished() is None:
+            loop.carry_out()
+        else:
+            say(f"{folder.path} is finished: nothing to do")
+        ranks.wait()
+        return folder.rounds_done()
+
+
+class _Run:
+    """A run in a folder that is claimed."""
+
+    def __init__(
+        self, experiment: Experiment, request: Request, folder: RunFolder, say: Callable[[str], None]
+    ) -> None:
+        self.experiment, self.request, self.folder, self.say = experiment, request, folder, say
+        self.model = experiment.model
+        self.method, self.seed = request.method, request.training.seed
+        self.rounds = self.method.rounds(request.target)
+        self.steps = request.training.steps_of(len(experiment.train), ranks.count())
+        if self.method.rewind_step >= self.steps:
+            raise ValueError(f"rewinding to step {self.method.rewind_step} of rounds of {self.steps} steps")
+
+    def rehearse(self) -> None:
+        """Find out before hours of training whether units, sparsity and ticket fit the model."""
+        if self.request.ticket is not None:
+            self.request.ticket.check(self.model)
+        elif self.request.target:
+            prune(self.model, "random", sparsity=self.request.target, **asdict(self.request.units))
+
+    def carry_out(self) -> None:
+        done = len(self.folder.rounds_done())
+        if done < len(self.rounds):
+            start = ranks.main_first(self._start)
+            course = Course(self.method, self.folder, len(self.rounds), self.steps, start, self.seed)
+            for number in range(done, len(self.rounds)):
+                self._carry_out_round(number, course)
+        if ranks.is_main():
+            self._finish()
+
+    def _start(self) -> Snapshot:
+        """The weights to begin with: from the model the first time, from the folder ever after."""
+        if not self.folder.start.exists():
+            self.folder.require_space(_OTHER_COPIES * self._bytes())
+            self.method.begin_(self.model, self.seed)
+            Snapshot.of(self.model).save(self.folder.start)
+        start = Snapshot.load(self.folder.start)
+        start.restore_(self.model)
+        return start
+
+    def _carry_out_round(self, number: int, course: Course) -> None:
+        round_ = self.rounds[number]
+        title = f"round {number + 1} of {len(self.rounds)}, {float(round_.sparsity):.1%} sparse"
+        self.say(title)
+        sessions = self._open_round(number) if ranks.is_main() else 0
+        began = time.perf_counter()
+        ticket = ranks.main_first(lambda: self._ticket(number, round_))
+        decided = time.perf_counter() - began
+        beginning = ranks.main_first(lambda: begin_round(self.model, course, number))
+        trained = train_round(
+            self.experiment,
+            self.request,
+            ticket,
+            beginning,
+            folder=self.folder.checkpoints(number),
+            keep=self.folder.rewind if number == 0 else None,
+            title=title,
+        )
+        ticket.apply_(self.model)
+        if ranks.is_main():
+            self._close_round(number, ticket, trained, decided, sessions)
+        ranks.wait()
+
+    def _open_round(self, number: int) -> int:
+        """Make the round's folder, if there is room; how many sessions it has had, this one included."""
+        self.folder.round(number).mkdir(exist_ok=True)
+        self.folder.require_space((_COPIES_IN_CHECKPOINTS + _OTHER_COPIES) * self._bytes())
+        return self.folder.count_session(number)
+
+    def _ticket(self, number: int, round_: Round) -> Ticket:
+        """The ticket that the round trains; decided once, and read from its file ever after."""
+        path = self.folder.ticket(number)
+        if path.exists():
+            return Ticket.load(path)
+        if round_.source is Source.ALL:
+            ticket = prune(self.model, sparsity=0, include_pooler=self.request.units.include_pooler)
+        elif round_.source is Source.GIVEN:
+            assert self.request.ticket is not None
+            ticket = self.method.given(self.request.ticket, self.seed)
+        else:
+            ticket = self._pruned(number, round_)
+        ticket.save(path)
+        return ticket
+
+    def _pruned(self, number: int, round_: Round) -> Ticket:
+        earlier = None
+        if round_.source is Source.TRAINED:
+            earlier = Ticket.load(self.folder.ticket(number - 1))
+            Snapshot.load(self.folder.trained(number - 1)).restore_(self.model)
+        ticket = prune(
+            self.model,
+            round_.scores,
+            sparsity=round_.sparsity,
+            seed=self.seed,
+            # One that keeps everything holds nobody back, whatever units it was made of.
+            ticket=earlier if earlier is not None and earlier.sparsity else None,
+            data=self._batches(),
+            **asdict(self.request.units),
+        )
+        if earlier is not None:
+            ticket.metadata["model"]["weights"] = earlier.metadata["model"]["weights"]
+        return ticket
+
+    def _batches(self) -> list[dict[str, Any]] | None:
+        """The first batches of a seeded order, for methods that look at examples."""
+        count = getattr(self.method, "batches", None)
+        if count is None:
+            return None
+        loader: DataLoader[Any] = DataLoader(
+            self.experiment.train,  # type: ignore[arg-type]
+            self.request.training.batch_size,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(self.seed),
+            collate_fn=self.experiment.collate,
+        )
+        return [batch for _, batch in zip(range(count), loader, strict=False)]
+
+    def _close_round(
+        self, number: int, ticket: Ticket, trained: Trained, decided: float, sessions: int
+    ) -> None:
+        """Keep the weights, judge them, write the round's record and delete what no later round needs."""
+        Snapshot.of(self.model).save(self.folder.trained(number))
+        began = time.perf_counter()
+        metrics = self.experiment.evaluate(self.model)
+        seconds = {"prune": decided, "train": trained.seconds, "evaluate": time.perf_counter() - began}
+        units = self.request.units
+        self.folder.append(
+            "round",
+            {
+                **self._names(),
+                "round": number,
+                "rounds": len(self.rounds),
+                **_counts(ticket),
+                "granularity": units.granularity,
+                "block_size": units.block_size,
+                "scope": units.scope,
+                "source": self.rounds[number].source.value,
+                "rewind": self.method.rewind.value,
+                "head": self.method.head.value,
+                "ticket": str(self.folder.ticket(number).relative_to(self.folder.path)),
+                "ticket_sha256": digest(self.folder.ticket(number)),
+                "steps": self.steps,
+                "loss": trained.loss,
+                "metrics": metrics,
+                "seconds": {name: round(value, 3) for name, value in seconds.items()},
+                "sessions": sessions,
+                "processes": ranks.count(),
+                "memory": _peak_memory(),
+                "versions": ticket.metadata["versions"],
+            },
+        )
+        self._clean_up(number)
+
+    def _clean_up(self, number: int) -> None:
+        # Without rewinding the next round goes on from the last checkpoint of this one.
+        if self.method.rewind is not Rewind.NONE:
+            shutil.rmtree(self.folder.checkpoints(number), ignore_errors=True)
+        if number:
+            shutil.rmtree(self.folder.checkpoints(number - 1), ignore_errors=True)
+            self.folder.trained(number - 1).unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        last = len(self.rounds) - 1
+        rows = self.folder.rounds_done()
+        if not self.folder.model.exists():
+            Snapshot.load(self.folder.trained(last)).restore_(self.model)
+            with replacing(self.folder.model) as unfinished:
+                self.model.save_pretrained(unfinished)
+                if self.experiment.save_extras is not None:
+                    self.experiment.save_extras(str(unfinished))
+        with replacing(self.folder.final_ticket) as unfinished:
+            shutil.copyfile(self.folder.ticket(last), unfinished)
+        for folder in (*map(self.folder.checkpoints, range(last + 1)), self.folder.rewind):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (*map(self.folder.trained, range(last + 1)), self.folder.start):
+            file.unlink(missing_ok=True)
+        self.folder.append(
+            "run",
+            {
+                **self._names(),
+                "rounds": len(self.rounds),
+                "sparsity": rows[last]["sparsity"],
+                "metrics": rows[last]["metrics"],
+                "ticket": self.folder.final_ticket.name,
+                "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
+            },
+        )
+
+    def _names(self) -> Record:
+        return {"method": self.method.name, "seed": self.seed, **self.request.names}
+
+    def _bytes(self) -> int:
+        return sum(each.numel() * each.element_size() for each in self.model.parameters())
+
+
+def _counts(ticket: Ticket) -> Record:
+    return {
+        "sparsity": ticket.sparsity,
+        "density": ticket.density,
+        "kept": sum(int(mask.sum()) for mask in ticket.masks.values()),
+        "prunable": sum(mask.numel() for mask in ticket.masks.values()),
+    }
+
+
+def _peak_memory() -> Record:
+    # Linux counts in kibibytes, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        peak["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
+    return peak

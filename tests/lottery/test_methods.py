@@ -1,0 +1,126 @@
+"""What rounds each method lays out, its defaults, and options that do not fit."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+
+from sparsebert.lottery import methods
+from sparsebert.lottery.experiment import Request, Units
+from sparsebert.lottery.registry import Head, Rewind, Source, lottery_method, lottery_methods
+from sparsebert.ticket import Ticket
+
+TICKET = Ticket({"encoder.layer.0.attention.self.query": torch.eye(4, dtype=torch.bool)})
+
+
+def path(name: str, sparsity: str, **options: Any) -> list[tuple[str, str, str]]:
+    """Source, sparsity and score of each round."""
+    rounds = lottery_method(name, **options).rounds(Fraction(sparsity))
+    return [(each.source.value, str(float(each.sparsity)), each.scores.name) for each in rounds]
+
+
+def test_they_are_known_by_name() -> None:
+    assert {cls.name for cls in map(methods.__dict__.get, methods.__all__)} == set(lottery_methods())
+
+
+@pytest.mark.parametrize("name", lottery_methods())
+def test_each_says_where_it_comes_from(name: str) -> None:
+    text = type(lottery_method(name)).__doc__
+    assert text is not None
+    assert name in ("dense", "snip-imp") or any(
+        who in text for who in ("Chen et al. 2020", "Frankle and Carbin 2019", "Lee et al. 2019")
+    )
+
+
+def test_imp_trains_the_dense_model_and_then_each_tenth() -> None:
+    dense, *rest = path("imp", "0.7")
+    assert dense[:2] == ("all", "0.0")
+    assert rest == [("trained", f"0.{i}", "magnitude") for i in range(1, 8)]
+
+
+def test_imp_may_prune_shares_of_what_remains() -> None:
+    rounds = lottery_method("imp", share="remaining", step=0.2).rounds(Fraction("0.488"))
+    assert [each.sparsity for each in rounds] == [0, Fraction(1, 5), Fraction(9, 25), Fraction(61, 125)]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("standard", {"step": 0.3}, [("all", "0.0"), ("trained", "0.3"), ("trained", "0.6")]),
+        ("one-shot", {}, [("start", "0.6")]),
+        ("one-shot", {"of": "trained"}, [("all", "0.0"), ("trained", "0.6")]),
+        ("random", {}, [("start", "0.6")]),
+        ("snip", {}, [("start", "0.6")]),
+        ("snip-imp", {"step": 0.05}, [("start", "0.5"), ("trained", "0.55"), ("trained", "0.6")]),
+        ("snip-imp", {"first": 0.9}, [("start", "0.6")]),
+        ("ticket", {}, [("given", "0.6")]),
+        ("random-layerwise", {}, [("given", "0.6")]),
+        ("random-reinit", {}, [("given", "0.6")]),
+        ("shuffled", {"within": "layers"}, [("given", "0.6")]),
+    ],
+)
+def test_rounds(name: str, options: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    assert [each[:2] for each in path(name, "0.6", **options)] == expected
+
+
+def test_scores_are_those_of_the_name() -> None:
+    assert path("random", "0.5")[0][2] == "random"
+    assert [each[2] for each in path("snip-imp", "0.7")] == ["snip", "magnitude", "magnitude"]
+
+
+def test_defaults_are_those_of_the_sources() -> None:
+    imp = lottery_method("imp")
+    assert (imp.rewind, imp.head, imp.schedule_rounds) == (Rewind.PRETRAINED, Head.KEEP, 1)
+    assert lottery_method("standard").rewind is Rewind.NONE
+    assert lottery_method("dense").rounds(Fraction(0))[0].source is Source.ALL
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("inp", {}, "did you mean 'imp'"),
+        ("imp", {"rewind": "pretraind"}, "did you mean 'pretrained'"),
+        ("imp", {"head": "kept"}, "did you mean 'keep'"),
+        ("random", {"share": "original"}, "unknown option of method random 'share'"),
+        ("imp", {"rewind": "step"}, "a step goes with 'step'"),
+        ("imp", {"rewind_step": 5}, "a step goes with 'step'"),
+        ("imp", {"rewind": "none", "head": "rewind"}, "head must be 'keep'"),
+        ("imp", {"schedule_rounds": 0}, "schedule_rounds must be at least 1"),
+        ("snip", {"batches": 0}, "batches must be at least 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lottery_method(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "sparsity", "ticket", "message"),
+    [
+        ("imp", None, None, "sparsity is missing"),
+        ("imp", 1.0, None, r"sparsity must be in \[0, 1\)"),
+        ("imp", 70, None, r"sparsity must be in \[0, 1\)"),
+        ("imp", float("nan"), None, "finite number"),
+        ("imp", 0.5, TICKET, "takes none"),
+        ("ticket", 0.5, None, "needs a ticket"),
+        ("ticket", 0.5, TICKET, "the ticket's sparsity is 0.7500"),
+        ("dense", 0.5, None, "a dense model has sparsity 0"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(
+    name: str, sparsity: float | None, ticket: Ticket | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Request(lottery_method(name), sparsity, ticket=ticket)
+
+
+def test_two_requests_are_the_same_if_they_describe_the_same() -> None:
+    def describe(**changes: Any) -> dict[str, Any]:
+        return Request(lottery_method("ticket"), units=Units(**changes), ticket=TICKET).describe()
+
+    assert describe() == describe()
+    assert describe() != describe(scope="matrix")
+    assert describe()["ticket"] != Request(lottery_method("ticket"), ticket=~TICKET).describe()["ticket"]

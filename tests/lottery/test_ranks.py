@@ -1,0 +1,46 @@
+"""Two processes find the ticket that one finds: rank 0 decides, and the others read what it wrote."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from sparsebert.bench import record
+from sparsebert.ticket import Ticket
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(out: Path, processes: int, *arguments: str) -> None:
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, "-m", *(launcher if processes > 1 else []), "-m", "tests.lottery.tiny"]
+    if processes == 1:
+        command = [sys.executable, "-m", "tests.lottery.tiny"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    batch = ["--batch-size", str(8 // processes), "--dropout", "0"]
+    done = subprocess.run(
+        [*command, str(out), *batch, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+@pytest.mark.parametrize("rewind", ["pretrained", "none"])
+def test_two_gloo_processes_end_with_the_masks_of_one(tmp_path: Path, rewind: str) -> None:
+    for processes in (1, 2):
+        start(tmp_path / str(processes), processes, "--rewind", rewind)
+    for number in range(4):
+        name = f"round-{number:02}/ticket.safetensors"
+        assert Ticket.load(tmp_path / "2" / name) == Ticket.load(tmp_path / "1" / name)
+    (one, two) = (record.read(tmp_path / name / "log.jsonl", "round") for name in ("1", "2"))
+    assert [row["processes"] for row in two] == [2] * 4
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-3)

@@ -1,0 +1,157 @@
+"""A run that is killed, wherever that is, ends with the same masks and weights to the bit."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from sparsebert.bench import record
+from sparsebert.lottery.run import run
+from tests.lottery import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+REWINDING: dict[str, dict[str, Any]] = {
+    "pretrained": {},
+    "step": {"rewind_step": 2},
+    "learning-rate": {},
+    "none": {},
+}
+# Four rounds of seven batches, of which five are an epoch; one batch is made ahead.
+BATCHES = 28
+
+
+class Killed(BaseException):
+    """As good as a kill for files, since nothing in the loop catches it."""
+
+
+def asked(rewind: str) -> Any:
+    return tiny.request(rewind=rewind, head="keep", **REWINDING[rewind])
+
+
+def results(out: Path) -> tuple[list[bytes], dict[str, Tensor], list[Any]]:
+    """Masks of all rounds, final weights, and the metrics and losses on the way."""
+    masks = [path.read_bytes() for path in sorted(out.glob("round-*/ticket.safetensors"))]
+    rows = record.read(out / "log.jsonl", "round")
+    return masks, load_file(out / "model" / "model.safetensors"), [row["metrics"] for row in rows]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    (masks, weights, metrics), (their_masks, their_weights, their_metrics) = results(one), results(other)
+    assert masks == their_masks
+    assert metrics == their_metrics
+    assert weights.keys() == their_weights.keys()
+    assert all(torch.equal(weights[name], their_weights[name]) for name in weights)
+
+
+@pytest.fixture(scope="module", params=REWINDING)
+def uninterrupted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp(request.param)
+    run(tiny.experiment(), asked(request.param), out)
+    torch.set_num_threads(threads)
+    return request.param, out
+
+
+def test_interrupted_at_any_batch(uninterrupted: tuple[str, Path], tmp_path: Path) -> None:
+    """In every session a few batches further: in mid-round, at its first step, before and after saves."""
+    rewind, reference = uninterrupted
+    torch.set_num_threads(1)
+    torch.rand(3)  # the random state that a session finds does not matter
+    sessions = 0
+    for left in (5, 1, 4, 8, 3, 9, 2, 7, None):
+        countdown = iter(range(left - 1, -1, -1) if left else [])
+
+        def collate(chosen: list[dict[str, Any]], countdown: Any = countdown) -> dict[str, Tensor]:
+            if next(countdown, None) == 0:
+                raise Killed
+            return tiny.collate(chosen)
+
+        sessions += 1
+        try:
+            run(replace(tiny.experiment(), collate=collate), asked(rewind), tmp_path)
+        except Killed:
+            continue
+        break
+    assert sessions > 4
+    assert sum(row["sessions"] for row in record.read(tmp_path / "log.jsonl", "round")) > 6
+    assert_same(tmp_path, reference)
+
+
+@pytest.mark.parametrize("where", ["ticket", "trained", "evaluate", "log", "finish"])
+def test_interrupted_between_the_parts_of_a_round(
+    uninterrupted: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    rewind, reference = uninterrupted
+    torch.set_num_threads(1)
+    target = {
+        "ticket": "sparsebert.lottery.run.begin_round",  # after the ticket is written
+        "trained": "sparsebert.training.snapshot.Snapshot.save",  # after the last step
+        "evaluate": "sparsebert.lottery.run._counts",  # before the record is written
+        "log": "sparsebert.lottery.run._Run._clean_up",  # after it is
+        "finish": "sparsebert.lottery.run.shutil.copyfile",  # after the model, before its ticket
+    }[where]
+    skip = {"ticket": 2, "trained": 2, "evaluate": 2, "log": 1, "finish": 0}[where]
+    calls = iter(range(skip, -1, -1))
+    original = pkgutil.resolve_name(target)
+
+    def killed(*arguments: Any, **options: Any) -> Any:
+        if next(calls, None) == 0:
+            raise Killed
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, killed)
+        with pytest.raises(Killed):
+            run(tiny.experiment(), asked(rewind), tmp_path)
+    run(tiny.experiment(), asked(rewind), tmp_path)
+    assert_same(tmp_path, reference)
+
+
+def start(out: Path, rewind: str, *arguments: str) -> int:
+    options = ["--rewind", rewind, "--rewind-step", str(REWINDING[rewind].get("rewind_step", 0)), *arguments]
+    command = [sys.executable, "-m", "tests.lottery.tiny", str(out), *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, env=environment()).returncode
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_killed_with_kill_9_at_random_points(uninterrupted: tuple[str, Path], tmp_path: Path) -> None:
+    rewind, reference = uninterrupted
+    points = random.Random(0)
+    for _ in range(3):
+        batch = str(points.randint(2, BATCHES // 3))
+        assert start(tmp_path, rewind, "--die-at-batch", batch) == -signal.SIGKILL
+    assert start(tmp_path, rewind) == 0
+    assert_same(tmp_path, reference)
+
+
+@pytest.mark.slow
+def test_killed_with_kill_9_while_a_checkpoint_is_written(
+    uninterrupted: tuple[str, Path], tmp_path: Path
+) -> None:
+    rewind, reference = uninterrupted
+    for save in ("2", "4", "3"):
+        assert start(tmp_path, rewind, "--die-at-save", save) == -signal.SIGKILL
+    assert start(tmp_path, rewind) == 0
+    assert_same(tmp_path, reference)

@@ -1,0 +1,118 @@
+"""A tiny BERT on a made-up task: seconds for a whole run. As a script, one run in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+
+import sparsebert.lottery.methods  # noqa: F401
+from sparsebert.lottery.experiment import Experiment, Request, Units
+from sparsebert.lottery.registry import lottery_method
+from sparsebert.lottery.run import run
+from sparsebert.training.settings import TrainingSettings
+
+EXAMPLES, LENGTH, WORDS = 40, 8, 30
+PRUNABLE = 2 * (4 * 20 * 20 + 2 * 20 * 30)  # 5600: tenths of it are whole numbers
+
+
+def model(seed: int = 0, dropout: float = 0.1) -> Any:
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 20, "num_attention_heads": 2, "intermediate_size": 30, "num_hidden_layers": 2}
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return BertForSequenceClassification(
+        BertConfig(vocab_size=WORDS, initializer_range=0.2, **shape, **rates)
+    )
+
+
+def examples(seed: int = 1) -> list[dict[str, Any]]:
+    """Is the first word from the second half of the vocabulary?"""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, WORDS, (EXAMPLES, LENGTH), generator=generator)
+    return [{"input_ids": row, "labels": int(row[0] >= WORDS // 2)} for row in ids]
+
+
+def collate(chosen: list[dict[str, Any]]) -> dict[str, Tensor]:
+    return {
+        "input_ids": torch.stack([each["input_ids"] for each in chosen]),
+        "labels": torch.tensor([each["labels"] for each in chosen]),
+    }
+
+
+def evaluate(trained: nn.Module) -> dict[str, float]:
+    batch = collate(examples(seed=2))
+    device = next(trained.parameters()).device
+    trained.eval()
+    with torch.no_grad():
+        logits = trained(input_ids=batch["input_ids"].to(device)).logits
+    return {"accuracy": float((logits.argmax(1).cpu() == batch["labels"]).float().mean())}
+
+
+def experiment(seed: int = 0, dropout: float = 0.1) -> Experiment:
+    return Experiment(model(seed, dropout), examples(), collate, evaluate)
+
+
+def request(method: str = "imp", sparsity: float | None = 0.3, **changes: Any) -> Request:
+    """Options of Request, Units, TrainingSettings and the method by their names."""
+    training = {"steps": 7, "batch_size": 8, "learning_rate": 1e-3, "save_steps": 3, "device": "cpu"}
+    fields = TrainingSettings.__dataclass_fields__
+    training |= {name: changes.pop(name) for name in list(changes) if name in fields}
+    units = {name: changes.pop(name) for name in list(changes) if name in Units.__dataclass_fields__}
+    ticket = changes.pop("ticket", None)
+    return Request(
+        lottery_method(method, **changes),
+        sparsity,
+        Units(**units),
+        TrainingSettings(**training),
+        ticket,
+        {"task": "made-up", "model": "tiny"},
+    )
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--rewind", default="pretrained")
+    parser.add_argument("--rewind-step", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--die-at-batch", type=int, help="kill -9 while this batch is made")
+    parser.add_argument("--die-at-save", type=int, help="kill -9 in the middle of this torch.save")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    asked = request(
+        rewind=chosen.rewind, rewind_step=chosen.rewind_step, head="keep", batch_size=chosen.batch_size
+    )
+    batches, saves, save = itertools.count(1), itertools.count(1), torch.save
+
+    def collate_or_die(chosen_examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        if next(batches) == chosen.die_at_batch:
+            die()
+        return collate(chosen_examples)
+
+    def save_or_die(thing: object, file: Any, **options: Any) -> None:
+        if next(saves) == chosen.die_at_save:
+            Path(file).write_bytes(b"half")
+            die()
+        save(thing, file, **options)
+
+    torch.save = save_or_die
+    whole = replace(experiment(dropout=chosen.dropout), collate=collate_or_die)
+    run(whole, asked, chosen.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
