@@ -128,6 +128,18 @@ class TestQuestions:
         assert targets[0] == (9, 9)
         assert set(targets[1:]) == {(0, 0)}
 
+    def test_an_answer_across_the_edge_of_a_window_is_not_half_an_answer(self, tokenizer: Any) -> None:
+        text = WORDS * 5
+        whole = encode([question("cat", 4, text)], "squad", tokenizer, max_length=32)
+        assert isinstance(whole, EncodedQuestions)
+        edge = int(whole.spans(0)[:, 1].max())
+        answer = text[edge - 9 : edge + 9].strip()
+        cut = encode(
+            [question(answer, text.index(answer, edge - 9), text)], "squad", tokenizer, max_length=32
+        )
+        assert cut[0]["start_positions"] == cut[0]["end_positions"] == 0
+        assert cut[1]["start_positions"] > 0
+
     def test_a_long_question_leaves_room_for_the_paragraph(self, tokenizer: Any) -> None:
         encoded = encode([question("cat", 4, asked="dog " * 400)], "squad", tokenizer, max_length=64)
         assert (np.array(encoded[0]["token_type_ids"]) == 0).sum() == 32

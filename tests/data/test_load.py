@@ -85,6 +85,18 @@ class TestTasks:
         outputs = {name: task.num_labels for name, task in TASKS.items()}
         assert outputs == dict.fromkeys(GLUE, 2) | {"mnli": 3, "stsb": 1, "squad": 2, "wikitext-2": 0}
 
+    def test_labels_are_in_the_order_of_the_hub(self) -> None:
+        assert {name: task.labels for name, task in TASKS.items() if task.labels} == {
+            "sst2": ("negative", "positive"),
+            "cola": ("unacceptable", "acceptable"),
+            "mrpc": ("not_equivalent", "equivalent"),
+            "qqp": ("not_duplicate", "duplicate"),
+            "mnli": ("entailment", "neutral", "contradiction"),
+            "qnli": ("entailment", "not_entailment"),
+            "rte": ("entailment", "not_entailment"),
+            "wnli": ("not_entailment", "entailment"),
+        }
+
     def test_primary_metrics_are_those_of_chen_et_al(self) -> None:
         assert {name: task.metric for name, task in TASKS.items()} == dict.fromkeys(TASKS, "accuracy") | {
             "cola": "mcc",
