@@ -272,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--module", action="append", default=[], help="only this kernel file, e.g. package.module"
     )
     parser.add_argument("--default", action="store_true", help="only what an untuned device would get")
+    parser.add_argument("--match", type=re.compile, help="only where this is found in the label")
     parser.add_argument("--check", action="store_true", help="fail where a kernel has a problem")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     options = parser.parse_args(arguments)
@@ -284,6 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for target in options.target or TARGETS
         for module, number, case in chosen
         if not case.targets or target in case.targets
+        if options.match is None or options.match.search(case.label)
     ]
     found = 0
     for compiled in _compile_all(work, options.jobs):
