@@ -35,6 +35,9 @@ class TicketMixin:
     ) -> None:
         super().__init__(*args, **options)
         self._schedule_steps = schedule_steps
+        # The losses of BERT's heads are means over a batch, whatever number of items they are told. Believing
+        # otherwise, the Trainer sums gradients over accumulated batches and processes instead of averaging.
+        self.model_accepts_loss_kwargs = False
         if ticket is not None:
             self.add_callback(MaskCallback(ticket))  # type: ignore[attr-defined]
 

@@ -145,6 +145,17 @@ def test_dead_weights_are_zero_after_every_step(tmp_path: Path, changes: dict[st
     assert moved[kept].float().mean() > 0.99
 
 
+def test_accumulated_batches_are_averaged_as_one_batch_is(tmp_path: Path) -> None:
+    """Without clipping, which would hide a gradient that is summed instead; Adam hides it only in part."""
+    whole, parts = classifier(), classifier()
+    ticket = prune(whole, sparsity=0.5)
+    options = {"max_grad_norm": 0.0, "adam_epsilon": 1e-2}
+    train(whole, ticket, tmp_path / "whole", 5, **options)
+    train(parts, ticket, tmp_path / "parts", 5, batch_size=EXAMPLES // 4, gradient_accumulation=4, **options)
+    for mine, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5)
+
+
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     plain, saving = classifier(), classifier()
     ticket = prune(plain, sparsity=0.5)
