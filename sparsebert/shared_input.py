@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,7 +104,7 @@ class SharedInput:
         self._joined = values, joined
         return joined
 
-    def _join_biases(self, biases: list[Tensor | None]) -> Tensor | None:
+    def _join_biases(self, biases: Sequence[Tensor | None]) -> Tensor | None:
         """The siblings' biases as one, made anew where one was replaced or changed in place."""
         state = [(bias, _version(bias)) for bias in biases]
         known, joined = self._joined_biases
