@@ -47,7 +47,9 @@ Model = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
 def bench(
     model: Model = "bert-base",
     ticket: Annotated[Path | None, typer.Option(help="ticket file; without one, magnitude pruning")] = None,
-    sparsity: Annotated[str, typer.Option(help="share of zeros, 0 to 1; several: 0.5,0.7,0.9")] = "0.9",
+    sparsity: Annotated[
+        str | None, typer.Option(help="share of zeros, 0 to 1; several: 0.5,0.7,0.9", show_default="0.9")
+    ] = None,
     granularity: Granularity = "element",
     format: Annotated[
         str, typer.Option(help="packed format: auto (the plan chooses), element, vector, ...")
@@ -70,7 +72,9 @@ def bench(
     plot: Annotated[Path | None, typer.Option(help="write a PNG of speed-up against sparsity")] = None,
 ) -> None:
     """Time the sparse model against dense rivals: the same answers first, then paired rounds."""
-    sparsities = [None] if ticket else _sparsities(sparsity)
+    if ticket and sparsity:
+        raise ValueError(f"--sparsity {sparsity}: the ticket has one of its own; leave one of them out")
+    sparsities = [None] if ticket else _sparsities(sparsity or "0.9")
     require_folders(json, plot)
     from sparsebert.bench import environment, gate, record, runner
     from sparsebert.bench.subject import prepare

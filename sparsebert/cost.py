@@ -96,13 +96,15 @@ class BlockStatistics:
 
     @classmethod
     def spread(cls, rows: int, columns: int, density: float) -> BlockStatistics:
-        """What blocks of that density would take that are spread evenly over the panels."""
+        """What blocks of that density would take that are dealt evenly to the panels: the least possible."""
         blocks, tiles = {}, {}
         for height, width in PANEL_BLOCKS:
-            panels = -(-rows // height)
-            kept = round(density * columns / width)
-            blocks[height, width] = panels * kept
-            tiles[height, width] = panels * -(-kept * width // panel.TILE_COLUMNS)
+            panels, per_tile = -(-rows // height), panel.TILE_COLUMNS // width
+            total = round(density * panels * (columns / width))
+            each, longer = divmod(total, panels)
+            blocks[height, width] = total
+            shorter, longest = -(-each // per_tile), -(-(each + 1) // per_tile)
+            tiles[height, width] = (panels - longer) * shorter + longer * longest
         return cls(blocks, tiles)
 
 

@@ -69,6 +69,8 @@ class Plan:
             sum(getattr(layer, name) for layer in self.layers) for name in ("nbytes", "dense_nbytes")
         )
         line = f"{chosen}; {held / 2**20:.1f} MiB of {dense / 2**20:.1f} MiB dense ({held / dense:.2f}x)"
+        if empty := sum(layer.sparsity == 1 for layer in self.layers):
+            line += f"; {empty} layers keep nothing"
         times = [(_time(layer), layer.dense_us) for layer in self.layers]
         if all(own and dense_us for own, dense_us in times):
             own, dense_us = (sum(column) / 1e3 for column in zip(*times, strict=True))

@@ -131,8 +131,10 @@ def _describe(drafts: list[_Draft], measure: bool, target: roofline.Device | Non
     if not figures:
         return f"{describe_machine()}, {'costs measured here' if measure else 'built-in costs'}"
     names = "; ".join(f"{device.name}, {device.source}" for device in figures)
+    dtypes = sorted({str(draft.layer.linear.weight.dtype).removeprefix("torch.") for draft in drafts})
     timed = "timed inside CUDA graphs" if measure else "modelled, not measured"
-    return f"{names}; {timed}: run the model in a CUDA graph where starting kernels takes longer than they do"
+    advice = "run the model in a CUDA graph where starting kernels takes longer than they do"
+    return f"{', '.join(dtypes)} on {names}; {timed}: {advice}"
 
 
 def describe_machine() -> str:
@@ -283,7 +285,7 @@ class _Draft:
         block = min((block for block in gains if block and gains[block] >= enough), key=math.prod)
         if gains[block] < 1:
             return ""
-        return f"; as {block[0]}x{block[1]} blocks {gains[block]:.1f}x predicted"
+        return f"; as {block[0]}x{block[1]} blocks up to {gains[block]:.1f}x predicted"
 
 
 def _agree_on_blocks(drafts: list[_Draft]) -> None:

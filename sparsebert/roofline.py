@@ -154,6 +154,8 @@ def named(name: str) -> Device:
 
     Raises ValueError for another one.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"device is {name!r}; the name of a GPU is needed, one of: {', '.join(KNOWN)}")
     for key, device in KNOWN.items():
         if key in name.lower():
             return device

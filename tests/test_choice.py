@@ -59,6 +59,14 @@ def test_predicted_bytes_of_other_gpu_formats_are_those_of_the_packed_weight(den
         assert work.nbytes == packed.nbytes, work
 
 
+@pytest.mark.parametrize("density", [0.03, 0.076, 0.1, 0.5])
+def test_blocks_dealt_evenly_are_no_better_than_real_ones_can_be(density: float) -> None:
+    spread = BlockStatistics.spread(1536, 384, density)
+    for (height, width), kept in spread.blocks.items():
+        assert kept * height * width == pytest.approx(density * 1536 * 384, abs=height * width / 2)
+        assert kept / (64 // width) <= spread.tiles[height, width] <= kept
+
+
 class TestOnAGpu:
     @pytest.mark.parametrize("size", [(128, 64), (64, 64), (64, 8), (32, 64)], ids=str)
     def test_blocks_run_as_the_blocks_they_are(self, size: tuple[int, int]) -> None:

@@ -32,6 +32,7 @@ def refused(capsys, *arguments: str) -> str:
         (["bench", "--batch", "three"], "--batch"),
         (["bench", "--batch", "0"], "batch=0"),
         (["bench", "--sparsity", "90"], "did you mean 0.9"),
+        (["bench", "--ticket", "a.safetensors", "--sparsity", "0.8"], "leave one of them out"),
         (["bench", "--sparsity", "much"], "'much' is no number"),
         (["bench", "--sparsity", "-0.1"], "outside 0 to 1"),
         (["bench", "--vs", "onedn"], "did you mean 'onednn'"),

@@ -187,7 +187,7 @@ class TestForAGpuThatIsNotHere:
         layer = self.made(random_mask(0.1, 3072))
         assert layer.format == "dense"
         assert re.fullmatch(
-            r"no format is predicted to be faster; as \d+x\d+ blocks [234]\.\dx predicted", layer.reason
+            r"no format is predicted to be faster; as \d+x\d+ blocks up to [234]\.\dx predicted", layer.reason
         )
 
     def test_layers_that_read_one_input_agree_on_a_block_size(self) -> None:
@@ -206,7 +206,7 @@ class TestForAGpuThatIsNotHere:
 
     def test_says_what_its_figures_are(self) -> None:
         made = plan(*model_with(random_mask(0.1)), device="h200")
-        assert made.machine.startswith("NVIDIA H200, built-in figures; modelled, not measured")
+        assert made.machine.startswith("float32 on NVIDIA H200, built-in figures; modelled, not measured")
 
     def test_formats_without_gpu_kernels_stay_dense(self) -> None:
         layer = self.made(random_mask(0.1), format="element")
