@@ -159,7 +159,11 @@ def named(name: str) -> Device:
     for key, device in KNOWN.items():
         if key in name.lower():
             return device
-    raise ValueError(f"no figures for a device {name!r}; there are some for: {', '.join(KNOWN)}")
+    known = ", ".join(KNOWN)
+    raise ValueError(
+        f"no figures for a device {name!r}; there are some for: {known}; for a GPU of this machine, move the "
+        "model there and name none"
+    )
 
 
 @functools.cache

@@ -107,7 +107,9 @@ def lacks(environment: Environment) -> list[Lack]:
             environment.kernels is None,
             f"the compiled kernel library ({environment.kernels_missing})",
             "sparse layers run through torch: right, but at 90 % no faster than a good dense library",
-            f"install {compiler} and install sparsebert anew",
+            "unset SPARSEBERT_ISA, or name one of these"
+            if "SPARSEBERT_ISA" in (environment.kernels_missing or "")
+            else f"install {compiler} and install sparsebert anew",
         ),
         (
             environment.kernels == "baseline",
