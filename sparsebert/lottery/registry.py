@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import Enum, StrEnum
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
-from sparsebert.pruning import Magnitude, Method
+from sparsebert.pruning import Magnitude, Method, registry
 from sparsebert.ticket import Ticket
 from sparsebert_kernels.names import unknown
 
@@ -65,7 +66,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class LotteryMethod:
+class LotteryMethod(abc.ABC):
     """Base of the methods: the rewinding that all share, and hooks that most leave alone.
 
     ``rewind_step``: the k of ``Rewind.STEP``.
@@ -93,11 +94,11 @@ class LotteryMethod:
         if self.schedule_rounds < 1:
             raise ValueError(f"schedule_rounds must be at least 1, not {self.schedule_rounds}")
 
+    @abc.abstractmethod
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         """The rounds that lead to this sparsity."""
-        raise NotImplementedError
 
-    def begin_(self, model: nn.Module, seed: int) -> None:
+    def begin_(self, model: nn.Module, seed: int) -> None:  # noqa: B027  (a hook)
         """Change the weights that the run begins with."""
 
     def given(self, ticket: Ticket, seed: int) -> Ticket:
@@ -111,13 +112,7 @@ _METHODS: dict[str, type[LotteryMethod]] = {}
 
 def register(name: str) -> Callable[[M], M]:
     """Class decorator: make a lottery method known under that name."""
-
-    def add(cls: M) -> M:
-        cls.name = name
-        _METHODS[name] = cls
-        return cls
-
-    return add
+    return registry.register(name, _METHODS)
 
 
 def lottery_methods() -> tuple[str, ...]:

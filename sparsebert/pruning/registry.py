@@ -47,12 +47,12 @@ M = TypeVar("M", bound=type[Any])
 _METHODS: dict[str, type[Any]] = {}
 
 
-def register(name: str) -> Callable[[M], M]:
-    """Class decorator: make a method known under that name."""
+def register(name: str, registry: dict[str, type[Any]] = _METHODS) -> Callable[[M], M]:
+    """Class decorator: give a method that name and make it known under it, here or in another registry."""
 
     def add(cls: M) -> M:
         cls.name = name
-        _METHODS[name] = cls
+        registry[name] = cls
         return cls
 
     return add

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 # Every instruction of these kinds is one tensor-core operation; the shape is part of its name.
@@ -78,10 +78,9 @@ def nvidia_loop(sass: str) -> Loop | None:
         instruction=re.compile(r"\s+/\*[0-9a-f]+\*/\s+(.*?)\s*;"),
         branch=re.compile(r"\bBRA\b.*`\((\.L_x_\d+)\)"),
     )
-    with_tensor = [body for body in bodies if any(TENSOR_SASS.search(line) for line in body)]
-    if not with_tensor:
+    body = _shortest_with(TENSOR_SASS, bodies)
+    if body is None:
         return None
-    body = min(with_tensor, key=len)
     shapes: Counter[tuple[int, ...]] = Counter()
     for line in body:
         if match := TENSOR_SASS.search(line):
@@ -98,14 +97,19 @@ def amd_loop(assembly: str) -> Loop | None:
         instruction=re.compile(r"\t([a-z]\w+.*)"),
         branch=re.compile(r"\bs_c?branch\w*\s+(\.LBB\d+_\d+)"),
     )
-    with_tensor = [body for body in bodies if any(MFMA.search(line) for line in body)]
-    if not with_tensor:
+    body = _shortest_with(MFMA, bodies)
+    if body is None:
         return None
-    body = min(with_tensor, key=len)
     shapes = Counter(
         tuple(map(int, match[1].split("x"))) for line in body if (match := MFMA.search(line)) is not None
     )
     return Loop(len(body), dict(shapes))
+
+
+def _shortest_with(instruction: re.Pattern[str], bodies: Iterable[list[str]]) -> list[str] | None:
+    """The shortest loop that has such an instruction in it."""
+    found = (body for body in bodies if any(instruction.search(line) for line in body))
+    return min(found, key=len, default=None)
 
 
 def _loops(
