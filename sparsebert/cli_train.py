@@ -48,6 +48,9 @@ def train(
     steps: Annotated[int | None, typer.Option(help="optimizer steps a round, instead of --epochs")] = None,
     epochs: Annotated[float, typer.Option(help="passes over the data a round")] = 3.0,
     batch_size: Annotated[int, typer.Option(help="examples of a batch, on each device")] = 32,
+    group_by_length: Annotated[
+        bool, typer.Option("--group-by-length", help="batches of examples of about the same length")
+    ] = False,
     gradient_accumulation: Annotated[int, typer.Option(help="batches of an optimizer step")] = 1,
     learning_rate: Annotated[float, typer.Option(help="at the beginning of a round")] = 2e-5,
     schedule: Annotated[str, typer.Option(help="of the learning rate: linear, cosine, constant")] = "linear",
@@ -114,6 +117,7 @@ def train(
                 steps=steps,
                 epochs=epochs,
                 batch_size=batch_size,
+                group_by_length=group_by_length,
                 learning_rate=learning_rate,
                 schedule=schedule,
                 warmup_steps=warmup_steps,

@@ -70,6 +70,7 @@ def train_round(
         callbacks=callbacks,
         ticket=ticket,
         schedule_steps=beginning.schedule,
+        group_by_length=request.training.group_by_length,
     )
     try:
         trainer.train(resume_from_checkpoint=str(at.path) if at else None)

@@ -17,8 +17,9 @@ class MaskKeeper:
 
     The gradients of dead weights are set to zero as they arise, so that they count neither in the gradient's
     norm nor in a loss scaler's search for infinities; :meth:`zero_` after every optimizer step does the same
-    to the weights and to every state of the optimizer that has their shape. Selected, never multiplied: a
-    dead NaN or infinity becomes zero too. The model's modules and parameter names stay as they are.
+    to the weights. Before the first step it is told the optimizer, whose states from before the pruning it
+    clears: with gradients of zero they stay so. Selected, never multiplied: a dead NaN or infinity becomes
+    zero too. The model's modules and parameter names stay as they are.
 
     A context manager; leaving it takes the hooks away. Raises ValueError if the ticket does not fit.
     """
@@ -33,7 +34,7 @@ class MaskKeeper:
         self.zero_()
 
     def zero_(self, optimizer: Optimizer | None = None) -> None:
-        """Set dead weights to +0, and what the optimizer remembers of them."""
+        """Set dead weights to +0, and in a given optimizer every state of their shape."""
         with torch.no_grad():
             for parameter, dead in self._dead:
                 parameter.masked_fill_(dead, 0)

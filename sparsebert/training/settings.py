@@ -17,6 +17,7 @@ class TrainingSettings:
 
     ``steps``: optimizer steps of a round; None for ``epochs`` passes over the data.
     ``batch_size``: examples of a step on one device, times ``gradient_accumulation``.
+    ``group_by_length``: batches of examples of about the same length, which saves most of the padding.
     ``schedule``: of the learning rate, from ``learning_rate`` (after ``warmup_steps``) downwards.
     ``precision``: "fp32", or mixed precision in "bf16" or "fp16"; weights and masks are fp32 in any case.
     ``device``: "cpu", or "auto" for a GPU where there is one.
@@ -28,6 +29,7 @@ class TrainingSettings:
     steps: int | None = None
     epochs: float = 3.0
     batch_size: int = 32
+    group_by_length: bool = False
     learning_rate: float = 2e-5
     schedule: str = "linear"
     warmup_steps: int = 0

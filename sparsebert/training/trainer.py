@@ -19,6 +19,7 @@ from transformers.utils import logging
 from sparsebert.ticket import Ticket
 from sparsebert.training import ranks
 from sparsebert.training.checkpoint import Checkpoint
+from sparsebert.training.length_grouping import LengthGrouped
 from sparsebert.training.masking import MaskKeeper
 from sparsebert.training.settings import TrainingSettings
 from sparsebert.training.snapshot import Snapshot
@@ -28,13 +29,20 @@ class TicketMixin:
     """For a class derived from Trainer, before it: trains the weights of ``ticket`` only.
 
     ``schedule_steps``: the learning-rate schedule spans that many steps, however many are trained.
+    ``group_by_length``: batches hold examples of about the same length.
     """
 
     def __init__(
-        self, *args: Any, ticket: Ticket | None = None, schedule_steps: int | None = None, **options: Any
+        self,
+        *args: Any,
+        ticket: Ticket | None = None,
+        schedule_steps: int | None = None,
+        group_by_length: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self._schedule_steps = schedule_steps
+        self._group_by_length = group_by_length
         # The losses of BERT's heads are means over a batch, whatever number of items they are told. Believing
         # otherwise, the Trainer sums gradients over accumulated batches and processes instead of averaging.
         self.model_accepts_loss_kwargs = False
@@ -44,6 +52,14 @@ class TicketMixin:
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         steps = self._schedule_steps or num_training_steps
         return super().create_scheduler(steps, optimizer)  # type: ignore[misc]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if not self._group_by_length:
+            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+        settings = self.args  # type: ignore[attr-defined]
+        step = settings.train_batch_size * settings.gradient_accumulation_steps
+        examples = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
+        return LengthGrouped(examples, step, settings.data_seed)
 
 
 class TicketTrainer(TicketMixin, Trainer):
@@ -67,7 +83,7 @@ class MaskCallback(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         assert self._keeper is not None
-        self._keeper.zero_(now["optimizer"])
+        self._keeper.zero_()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         assert self._keeper is not None
@@ -175,7 +191,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, steps: int) -> 
         weight_decay=settings.weight_decay,
         adam_epsilon=settings.adam_epsilon,
         max_grad_norm=settings.max_grad_norm,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
         use_cpu=use_cpu,

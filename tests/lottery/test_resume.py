@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pkgutil
 import random
@@ -93,6 +94,25 @@ def test_interrupted_at_any_batch(uninterrupted: tuple[str, Path], tmp_path: Pat
     assert sessions > 4
     assert sum(row["sessions"] for row in record.read(tmp_path / "log.jsonl", "round")) > 6
     assert_same(tmp_path, reference)
+
+
+def test_interrupted_with_batches_grouped_by_length(tmp_path: Path) -> None:
+    """Their order, in the second epoch too, follows from the seed and not from the random state."""
+    torch.set_num_threads(1)
+    asked = tiny.request(head="keep", sparsity=0.1, group_by_length=True)
+    run(tiny.experiment(), asked, tmp_path / "whole")
+    for session in range(3):
+        torch.manual_seed(session)
+        countdown = iter(range(7, -1, -1) if session < 2 else [])
+
+        def collate(chosen: list[dict[str, Any]], countdown: Any = countdown) -> dict[str, Tensor]:
+            if next(countdown, None) == 0:
+                raise Killed
+            return tiny.collate(chosen)
+
+        with pytest.raises(Killed) if session < 2 else contextlib.nullcontext():
+            run(replace(tiny.experiment(), collate=collate), asked, tmp_path / "parts")
+    assert_same(tmp_path / "parts", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("where", ["ticket", "trained", "evaluate", "log", "finish"])

@@ -62,7 +62,7 @@ def test_a_hundred_steps_revive_nothing(name: str) -> None:
         for step in range(100):
             model(**batch(step)).loss.backward()
             optimizer.step()
-            keeper.zero_(optimizer)
+            keeper.zero_()
             optimizer.zero_grad()
             assert not dead_weights(model, ticket).any()
     for key, mask in ticket.masks.items():
