@@ -9,7 +9,9 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from sparsebert.lottery.registry import LotteryMethod
 from sparsebert.pruning.granularity import parse_granularity
@@ -41,6 +43,18 @@ class Experiment:
     collate: Callable[[list[Any]], dict[str, Any]]
     evaluate: Callable[[nn.Module], dict[str, float]]
     save_extras: Callable[[str], object] | None = None
+
+    def first_batches(self, count: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
+        """The first batches of the training data in an order of this seed, for methods that look at
+        examples."""
+        loader: DataLoader[Any] = DataLoader(
+            self.train,  # type: ignore[arg-type]
+            batch_size,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(seed),
+            collate_fn=self.collate,
+        )
+        return [batch for _, batch in zip(range(count), loader, strict=False)]
 
 
 @dataclass(frozen=True)

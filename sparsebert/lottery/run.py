@@ -13,7 +13,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from sparsebert.lottery.begin import Course, begin_round
 from sparsebert.lottery.experiment import Experiment, Request
@@ -167,18 +166,10 @@ class _Run:
         return ticket
 
     def _batches(self) -> list[dict[str, Any]] | None:
-        """The first batches of a seeded order, for methods that look at examples."""
         count = getattr(self.method, "batches", None)
         if count is None:
             return None
-        loader: DataLoader[Any] = DataLoader(
-            self.experiment.train,  # type: ignore[arg-type]
-            self.request.training.batch_size,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(self.seed),
-            collate_fn=self.experiment.collate,
-        )
-        return [batch for _, batch in zip(range(count), loader, strict=False)]
+        return self.experiment.first_batches(count, self.request.training.batch_size, self.seed)
 
     def _close_round(
         self, number: int, ticket: Ticket, trained: Trained, decided: float, sessions: int
