@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsebert import cli_train
+from sparsebert import cli_tickets, cli_train, cli_transfer
+from sparsebert.cli_tickets import AnyModel, sparsities
 from sparsebert.options import (
     Granularity,
     JsonFile,
+    TicketFile,
     console,
     granularity_options,
     progress,
@@ -25,7 +27,6 @@ from sparsebert_kernels.names import unknown
 
 if TYPE_CHECKING:
     from sparsebert.bench.workload import Workload
-    from sparsebert.ticket import Ticket
 
 app = typer.Typer(
     name="sparsebert",
@@ -37,16 +38,13 @@ app = typer.Typer(
 # Some versions of typer depend on click, some carry their own copy: this is the base class of either.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
-MODEL_HELP = "hub id, local folder, or a shape with random weights: bert-tiny, minilm, bert-base, bert-large"
 DEFAULT_RIVALS = "onednn,eager"
-
-Model = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
 
 
 @app.command()
 def bench(
-    model: Model = "bert-base",
-    ticket: Annotated[Path | None, typer.Option(help="ticket file; without one, magnitude pruning")] = None,
+    model: AnyModel = "bert-base",
+    ticket: TicketFile = None,
     sparsity: Annotated[
         str | None, typer.Option(help="share of zeros, 0 to 1; several: 0.5,0.7,0.9", show_default="0.9")
     ] = None,
@@ -74,11 +72,13 @@ def bench(
     """Time the sparse model against dense rivals: the same answers first, then paired rounds."""
     if ticket and sparsity:
         raise ValueError(f"--sparsity {sparsity}: the ticket has one of its own; leave one of them out")
-    sparsities = [None] if ticket else _sparsities(sparsity or "0.9")
+    shares = [None] if ticket else sparsities(sparsity or "0.9")
     require_folders(json, plot)
     from sparsebert.bench import environment, gate, record, runner
     from sparsebert.bench.subject import prepare
     from sparsebert.bench.workload import Workload, read_lengths
+    from sparsebert.from_runs import ticket_of
+    from sparsebert.pruning import prune as magnitude_pruned
 
     if vs == "help":
         return _list_rivals()
@@ -95,13 +95,13 @@ def bench(
 
         torch.set_num_threads(threads)
         machine = environment.detect()
-        for share in sparsities:
+        for share in shares:
             step(f"loading {model}")
             dense = _load(workload)
             if ticket is not None:
-                drawn = _read_ticket(ticket)
+                drawn = ticket_of(ticket, dense)
             else:
-                drawn = _draw(dense, "magnitude", share, granularity, "global", seed)
+                drawn = magnitude_pruned(dense, sparsity=share, **granularity_options(granularity))
             subject = prepare(workload, drawn, format=format, model=dense)
             try:
                 rows = runner.run(subject, rivals, machine, settings, step)
@@ -136,44 +136,11 @@ def env(json: JsonFile = None) -> None:
     console().print(environment_table(row))
 
 
-@app.command()
-def prune(
-    model: Model,
-    output: Annotated[Path, typer.Option(help="ticket file to write")],
-    sparsity: Annotated[str, typer.Option(help="share of zeros, 0 to 1")] = "0.9",
-    granularity: Granularity = "element",
-    method: Annotated[str, typer.Option(help="magnitude or random")] = "magnitude",
-    scope: Annotated[str, typer.Option(help="what competes for its place: global or matrix")] = "global",
-    seed: Annotated[int, typer.Option(help="of random pruning and of random weights")] = 0,
-    json: JsonFile = None,
-) -> None:
-    """Prune once, without training, and write the ticket."""
-    shares = _sparsities(sparsity)
-    if len(shares) != 1:
-        raise ValueError(f"--sparsity {sparsity}: a ticket has one sparsity")
-    require_folders(output, json)
-    from sparsebert.bench import record
-    from sparsebert.bench.runner import describe
-    from sparsebert.bench.workload import Workload
-
-    with progress() as step:
-        step(f"loading {model}")
-        dense = _load(Workload(model, lengths=(1,), seed=seed))
-        step("pruning")
-        drawn = _draw(dense, method, shares[0], granularity, scope, seed)
-        drawn.save(output)
-    size = output.stat().st_size
-    fields = {"model": model, "output": str(output), "ticket": describe(drawn), "bytes": size}
-    if json is not None:
-        record.append(json, [record.stamp("prune", fields)])
-    typer.echo(
-        f"wrote {output}: {len(drawn.masks)} matrices, {drawn.sparsity:.2%} sparse "
-        f"(density {drawn.density:.2%}), {size / 1e6:.1f} MB"
-    )
-
-
+app.command("prune")(cli_tickets.prune)
 app.command("train")(cli_train.train)
 app.command("eval")(cli_train.evaluate)
+app.command("transfer")(cli_transfer.transfer)
+app.command("convert")(cli_tickets.convert)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -233,34 +200,6 @@ def _rivals(names: str, chosen: bool) -> list[str]:
         else:
             typer.echo(f"without {name}: {lack}", err=True)
     return kept
-
-
-def _sparsities(text: str) -> list[float]:
-    try:
-        shares = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--sparsity {text!r} is no number between 0 and 1, such as 0.9 or 0.5,0.7,0.9"
-        ) from None
-    for share in shares:
-        if not 0 <= share <= 1:
-            hint = f"; did you mean {share / 100:g}?" if 1 < share <= 100 else ""
-            raise ValueError(f"--sparsity {share:g} is outside 0 to 1{hint}")
-    return shares
-
-
-def _draw(model: Any, method: str, sparsity: float | None, granularity: str, scope: str, seed: int) -> Ticket:
-    from sparsebert.pruning import prune as prune_model
-
-    return prune_model(
-        model, method, sparsity=sparsity, scope=scope, seed=seed, **granularity_options(granularity)
-    )
-
-
-def _read_ticket(path: Path) -> Ticket:
-    from sparsebert.ticket import Ticket
-
-    return Ticket.load(path)
 
 
 def _load(workload: Workload) -> Any:

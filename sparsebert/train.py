@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
-from sparsebert import metrics
-from sparsebert.bert import is_bert_like
-from sparsebert.data import (
-    Task,
-    TaskData,
-    collate,
-    encode,
-    find_task,
-    label_config,
-    load,
-    require_label_order,
-)
+from sparsebert.bert import resolve
+from sparsebert.data import Task, TaskData, collate, encode, find_task, load
 from sparsebert.evaluation import evaluator
-from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.experiment import Experiment, Request, Units
 from sparsebert.lottery.folder import Record, RunFolder
-from sparsebert.ticket import Ticket
+from sparsebert.lottery.registry import lottery_method
+from sparsebert.metrics import primary, summary, verdict
+from sparsebert.model_loading import load_model, short_name
+from sparsebert.ticket import Ticket, prunable
 from sparsebert.training import ranks
 
-_MODEL_CLASSES = {
-    "classification": "AutoModelForSequenceClassification",
-    "regression": "AutoModelForSequenceClassification",
-    "span": "AutoModelForQuestionAnswering",
-    "mlm": "AutoModelForMaskedLM",
-}
+POOLER = "pooler.dense"
+
+# A folder with the task's files, the examples themselves, or None for the hub.
+Data = str | os.PathLike[str] | TaskData | None
 
 
 def train(
@@ -44,7 +34,7 @@ def train(
     request: Request,
     out: str | os.PathLike[str],
     *,
-    data: str | os.PathLike[str] | None = None,
+    data: Data = None,
     max_length: int | None = None,
     say: Callable[[str], None] = lambda text: None,
     before: Callable[[nn.Module, Request], None] = lambda model, request: None,
@@ -54,24 +44,34 @@ def train(
     ``task``: a name of ``sparsebert.data.TASKS``. ``model``: a pre-trained BERT by hub id or local folder.
     ``request``: method, sparsity, units, training. ``out``: the run's folder (see
     :mod:`sparsebert.lottery.folder`); one that is there goes on where it was interrupted, and one that is
-    finished is only read. ``data``: a folder with the task's files, else the hub. ``max_length``: tokens of
-    an example. ``before``: called once with model and request before the work begins.
+    finished is only read. ``data``: a folder with the task's files, or the examples of a task that need not
+    be one of ``TASKS``; else the hub. ``max_length``: tokens of an example. ``before``: called once with
+    model and request before the work begins.
 
-    Raises ValueError in one line for bad input, OSError for files that cannot be read or written.
+    A ticket that masks the pooler loses that mask where the task's models have none (SQuAD, masked language
+    modelling), as in Chen et al. 2020. Raises ValueError in one line for bad input, blocks that do not divide
+    the matrices among it, and OSError for files that cannot be read or written.
     """
     # Late: a run that is finished needs none of it.
     from sparsebert.lottery.run import run
 
     ranks.join()
-    known = find_task(task)
-    names = {"task": known.name, "model": short_name(model), "max_length": max_length or known.max_length}
-    request = replace(request, names=names)
+    known = task_of(task, data)
+    names: Record = {
+        "task": known.name,
+        "model": short_name(model),
+        "max_length": max_length or known.max_length,
+    }
+    if isinstance(data, TaskData) and not known.hub:
+        names["data"] = dict(data.source)
+    request = _without_absent_pooler(replace(request, names=names), known)
     folder = RunFolder(out)
     if folder.run_json.exists() and folder.finished():
         folder.require(request.describe())
         say(f"{folder.path} is finished: nothing to do")
         return folder.rounds_done()
-    experiment = assemble(known, model, load(known, data), request.training.seed, max_length)
+    experiment = assemble(known, model, examples_of(known, data), request.training.seed, max_length)
+    require_whole_blocks(experiment.model, request.units)
     if ranks.is_main():
         before(experiment.model, request)
     return run(experiment, request, out, say)
@@ -94,42 +94,12 @@ def assemble(
     )
 
 
-def load_model(name: str, task: Task, seed: int = 0, *, trained: bool = False) -> tuple[Any, Any]:
-    """A pre-trained BERT with the task's head, in fp32 on the CPU, and its tokenizer.
-
-    Where the checkpoint brings a head of its own, the order of its labels is asserted. ``trained`` asks for
-    one that does. Raises ValueError for a model that is no BERT, brings a head of another task, or, with
-    ``trained``, none; OSError for one that is not found or holds no weights.
-    """
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(name)
-    cls = getattr(transformers, _MODEL_CLASSES[task.kind])
-    suffix = _MODEL_CLASSES[task.kind].removeprefix("AutoModel")
-    options = label_config(task)
-    if any(each.endswith(suffix) for each in config.architectures or ()):
-        require_label_order(task, config)
-        options = {}
-    elif trained:
-        raise ValueError(
-            f"{name} has no trained head for {task.name}: expected a {suffix.removeprefix('For')} model"
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = cls.from_pretrained(name, dtype=torch.float32, **options)
-    if not is_bert_like(model):
-        raise ValueError(
-            f"expected a BERT, RoBERTa, DistilBERT or ELECTRA model; {name} is a {type(model).__name__}"
-        )
-    return model, transformers.AutoTokenizer.from_pretrained(name)
-
-
 def evaluate(
     task: str,
     model: str,
     *,
     ticket: Ticket | None = None,
-    data: str | os.PathLike[str] | None = None,
+    data: Data = None,
     max_length: int | None = None,
 ) -> dict[str, float]:
     """Metrics of a trained model (a folder, such as ``model/`` of a run) on a task's validation data.
@@ -137,46 +107,100 @@ def evaluate(
     ``ticket``: prune the model first. Raises ValueError and OSError as :func:`load_model` and
     :func:`sparsebert.data.load` do, and for a ticket of another model.
     """
-    known = find_task(task)
+    known = task_of(task, data)
     loaded, tokenizer = load_model(model, known, trained=True)
     if ticket is not None:
         ticket.apply_(loaded)
     if torch.cuda.is_available():
         loaded = loaded.cuda()
-    validation = load(known, data, train=False).validation
-    return evaluator(known, validation, tokenizer, max_length=max_length)(loaded)
+    examples = examples_of(known, data, train=False)
+    return evaluator(known, examples.validation, tokenizer, max_length=max_length)(loaded)
+
+
+def seeded(request: Request, seed: int) -> Request:
+    """The same request with another seed."""
+    return replace(request, training=replace(request.training, seed=seed))
+
+
+def dense(request: Request) -> Request:
+    """The dense model, trained like the request: what its tickets are judged by."""
+    return replace(request, method=lottery_method("dense"), sparsity=0.0, units=Units(), ticket=None)
+
+
+def task_of(task: str, data: Data) -> Task:
+    """The task of the examples, or of that name. Raises ValueError for an unknown one (nearest offered)."""
+    return data.task if isinstance(data, TaskData) else find_task(task)
+
+
+def has_pooler(task: Task) -> bool:
+    """Whether models with the task's head have a pooler below it."""
+    return task.kind in ("classification", "regression")
+
+
+def examples_of(task: Task, data: Data, *, train: bool = True) -> TaskData:
+    """The examples, read where they are not given. Raises as :func:`sparsebert.data.load`."""
+    return data if isinstance(data, TaskData) else load(task, data, train=train)
+
+
+def require_whole_blocks(model: nn.Module, units: Units) -> None:
+    """Raise ValueError unless the units' blocks, if they are blocks, divide every matrix to prune."""
+    if units.block_size is None:
+        return
+    rows, columns = units.block_size
+    shapes = {
+        key: tuple(torch.as_tensor(resolve(model, key).weight).shape)
+        for key in prunable(model, units.include_pooler)
+    }
+    for key, (height, width) in shapes.items():
+        if height % rows or width % columns:
+            heights, widths = zip(*shapes.values(), strict=True)
+            raise ValueError(
+                f"blocks of {rows}x{columns} do not divide {key} ({height}x{width}): "
+                f"their rows must divide {math.gcd(*heights)} and their columns {math.gcd(*widths)}"
+            )
 
 
 def over_seeds(
-    task: str, runs: Sequence[Sequence[Record]], dense_runs: Sequence[Sequence[Record]] = ()
+    task: str | Task, runs: Sequence[Sequence[Record]], dense_runs: Sequence[Sequence[Record]] = ()
 ) -> list[Record]:
     """What runs that differ in their seeds say of each round: the fields of a record each.
 
-    ``values``, ``mean`` and ``std`` (n - 1; None for one seed) of the task's primary metric; and the
-    ``verdict``, "strict", "winning" or "none" (Chen et al. 2020), against ``dense_runs`` or, without them,
-    against the dense round that some methods begin with.
+    Those of :func:`summarise`, judged by ``dense_runs`` or, without them, by the dense round that some
+    methods begin with; a dense round itself is not judged.
     """
-    metric = metrics.primary(task)
-
-    def values(rounds: Sequence[Sequence[Record]], number: int) -> list[float]:
-        return [records[number]["metrics"][metric] for records in rounds]
-
     own_dense = runs if runs[0][0]["source"] == "all" else ()
-    judges = values(dense_runs or own_dense, 0) if dense_runs or own_dense else []
+    judges = [records[0] for records in dense_runs or own_dense]
     rows: list[Record] = []
     for number, first in enumerate(runs[0]):
-        found = metrics.summary(values(runs, number))
         row = {name: first[name] for name in ("method", "task", "model", "round", "sparsity", "density")}
-        row |= {"metric": metric, "seeds": [records[number]["seed"] for records in runs]}
-        row |= {"values": list(found.values), "mean": found.mean, "std": found.std}
-        if judges and first["source"] != "all":
-            judged = metrics.verdict(judges, found.values)
-            row |= {"verdict": judged.verdict, "dense_mean": judged.dense.mean, "dense_std": judged.dense.std}
-        rows.append(row)
+        of_round = [records[number] for records in runs]
+        rows.append(row | summarise(primary(task), of_round, () if first["source"] == "all" else judges))
     return rows
 
 
-def short_name(model: str) -> str:
-    """A model as records call it: a local folder by its name alone."""
-    path = Path(model)
-    return path.resolve().name if path.is_dir() else model
+def summarise(metric: str, rows: Sequence[Record], judges: Sequence[Record] = ()) -> Record:
+    """A metric of records that differ in their seeds: ``values``, ``mean``, ``std`` (n - 1; None for one).
+
+    With ``judges``, records of the dense model, also the ``verdict`` of Chen et al. 2020: "strict", "winning"
+    or "none".
+    """
+    found = summary([row["metrics"][metric] for row in rows])
+    fields: Record = {"metric": metric, "seeds": [row["seed"] for row in rows]}
+    fields |= {"values": list(found.values), "mean": found.mean, "std": found.std}
+    if judges:
+        judged = verdict([row["metrics"][metric] for row in judges], found.values)
+        fields |= {"verdict": judged.verdict, "dense_mean": judged.dense.mean, "dense_std": judged.dense.std}
+    return fields
+
+
+def _without_absent_pooler(request: Request, task: Task) -> Request:
+    ticket = request.ticket
+    if ticket is None or POOLER not in ticket.masks or has_pooler(task):
+        return request
+    rest = Ticket(
+        {key: mask for key, mask in ticket.masks.items() if key != POOLER},
+        bias_masks={key: mask for key, mask in ticket.bias_masks.items() if key != POOLER},
+        removed=ticket.removed,
+        metadata=ticket.metadata,
+    )
+    return replace(request, ticket=rest, sparsity=None)

@@ -41,9 +41,10 @@ FLOORS = (
     {"bench"},
     {"report"},
     {"training"},
-    {"lottery", "evaluation", "options"},
-    {"train"},
-    {"cli_train"},
+    {"lottery", "evaluation", "options", "model_loading"},
+    {"from_runs", "train"},
+    {"transfer"},
+    {"cli_train", "cli_tickets", "cli_transfer"},
     {"cli", "demo"},
 )
 
@@ -59,7 +60,7 @@ SEES_ONLY = {
 
 # Libraries that only these import, late or not: the rest works where they are missing.
 ONLY_IN = {
-    "transformers": {"bench", "cli", "data", "demo", "train", "training"},
+    "transformers": {"bench", "cli", "data", "demo", "model_loading", "training"},
     "datasets": {"data"},
     "triton": {"sparsebert_kernels"},
     "matplotlib": {"report"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,40 +70,48 @@ def read_examples(
 
 
 def load_files(
-    train: str | os.PathLike[str],
+    train: str | os.PathLike[str] | None,
     validation: str | os.PathLike[str],
     *,
     columns: Sequence[str],
     label: str,
+    labels: Sequence[str] | None = None,
     regression: bool = False,
     name: str = "own",
 ) -> TaskData:
     """A task of one's own, from two tables that :func:`read_columns` can read.
 
-    ``columns``: one text column or two; ``label``: the column of the label. The classes are the labels of
-    ``train``, in the order of their numbers if all are numbers, else of the alphabet. Raises ValueError in
-    one line, with file and line, for missing columns, labels that ``train`` does not have, and empty or
-    one-class data; FileNotFoundError for a missing file.
+    ``columns``: one text column or two; ``label``: the column of the label. The classes are ``labels``, or
+    without them those of ``train``, in the order of their numbers if all are numbers, else of the alphabet.
+    ``train``: None for no training examples, where ``labels`` (or ``regression``) are given.
+    Raises ValueError in one line, with file and line, for missing columns, labels that are none of the
+    classes, and empty or one-class data; FileNotFoundError for a missing file.
     """
     if not 1 <= len(columns) <= 2:
         raise ValueError(f"one or two text columns are expected, not {len(columns)}")
-    labels: tuple[str, ...] = ()
-    if not regression:
+    if regression:
+        labels = ()
+    elif labels is None:
+        if train is None:
+            raise ValueError("without a file to train on the labels are unknown: give them")
         labels = _classes([values[0] for _, values in read_columns(Path(train), [label])])
     task = Task(
         name=name,
         kind="regression" if regression else "classification",
         metrics=("pearson", "spearman") if regression else ("accuracy", "macro_f1"),
-        labels=labels,
+        labels=tuple(labels),
         columns=tuple(columns),
         label=label,
     )
     splits: dict[str, list[Example]] = {}
-    for split, path in (("train", Path(train)), ("validation", Path(validation))):
-        splits[split] = read_examples(task, path, columns, label, labels)
-        require_usable(splits[split], task, str(path))
-    source = {"train": Path(train).name, "validation": Path(validation).name}
-    return TaskData(task, splits.pop("train"), splits, source)
+    source: dict[str, str] = {}
+    for split, path in (("train", train), ("validation", validation)):
+        if path is not None:
+            splits[split] = read_examples(task, Path(path), columns, label, task.labels)
+            require_usable(splits[split], task, os.fspath(path))
+            digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            source[split] = f"{Path(path).name} (sha256:{digest[:16]})"
+    return TaskData(task, splits.pop("train", []), splits, source)
 
 
 def _classes(labels: Sequence[str]) -> tuple[str, ...]:

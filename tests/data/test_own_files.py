@@ -26,7 +26,8 @@ def test_any_number_of_classes_in_the_order_of_the_alphabet(write: Write) -> Non
         Example(("d",), 2),
     ]
     assert data.validation == {"validation": [Example(("e",), 1), Example(("f",), 0)]}
-    assert data.source == {"train": "train.csv", "validation": "dev.csv"}
+    assert data.source["train"].startswith("train.csv (sha256:")
+    assert set(data.source) == {"train", "validation"}
 
 
 def test_labels_that_are_numbers_are_in_their_order(write: Write) -> None:
@@ -47,6 +48,22 @@ def test_a_label_that_training_has_not_is_named_by_file_and_line(write: Write) -
     validation = write("dev.csv", "text,label", "a,yes", "b,maybe")
     with pytest.raises(ValueError, match=r"dev\.csv:3: label 'maybe' is none of own's: no, yes"):
         load_files(train, validation, columns=["text"], label="label")
+
+
+def test_a_trained_model_s_labels_need_no_training_file(write: Write) -> None:
+    validation = write("dev.csv", "text,label", "a,yes", "b,no")
+    data = load_files(None, validation, columns=["text"], label="label", labels=["yes", "no"])
+    assert (data.task.labels, list(data.train)) == (("yes", "no"), [])
+    assert data.validation == {"validation": [Example(("a",), 0), Example(("b",), 1)]}
+    with pytest.raises(ValueError, match="labels are unknown"):
+        load_files(None, validation, columns=["text"], label="label")
+
+
+def test_a_changed_file_is_another_source(write: Write) -> None:
+    train = write("train.csv", "text,label", "a,yes", "b,no")
+    before = load_files(train, train, columns=["text"], label="label").source
+    write("train.csv", "text,label", "a,yes", "b,no", "c,no")
+    assert load_files(train, train, columns=["text"], label="label").source != before
 
 
 def test_scores_that_are_no_numbers_are_named_by_file_and_line(write: Write) -> None:

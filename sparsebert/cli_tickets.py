@@ -1,0 +1,206 @@
+"""The commands `prune` and `convert`: tickets without training. Heavy modules are imported when they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparsebert.options import (
+    DataOptions,
+    JsonFile,
+    Seeds,
+    TaskName,
+    TicketFile,
+    UnitOptions,
+    flattened,
+    mean_and_verdict,
+    progress,
+    require_folders,
+    seed_list,
+)
+from sparsebert_kernels.names import unknown
+
+if TYPE_CHECKING:
+    from sparsebert.ticket import Ticket
+
+MODEL_HELP = "hub id, local folder, or a shape with random weights: bert-tiny, minilm, bert-base, bert-large"
+KINDS = ("sparsebert", "bert-tickets", "smp", "model")
+
+AnyModel = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
+
+
+@flattened
+def prune(
+    model: AnyModel,
+    output: Annotated[
+        Path,
+        typer.Option(help="ticket file to write; of several seeds x-seed-1.safetensors, ..."),
+    ],
+    units: UnitOptions,
+    data: DataOptions,
+    sparsity: Annotated[str, typer.Option(help="share of zeros, 0 to 1")] = "0.9",
+    method: Annotated[str, typer.Option(help="magnitude, random or snip")] = "magnitude",
+    ticket: TicketFile = None,
+    task: TaskName = None,
+    batches: Annotated[int, typer.Option(help="batches of the task's training data that SNIP looks at")] = 8,
+    batch_size: Annotated[int, typer.Option(help="examples of such a batch")] = 32,
+    seeds: Seeds = "0",
+    json: JsonFile = None,
+) -> None:
+    """Prune once, without training, and write the ticket; with --ticket, prune further what that one keeps.
+
+    SNIP looks at examples: it takes a --task, as `train` does.
+    """
+    shares = sparsities(sparsity)
+    if len(shares) != 1:
+        raise ValueError(f"--sparsity {sparsity}: a ticket has one sparsity")
+    if min(batches, batch_size) < 1:
+        raise ValueError(f"--batches {batches} and --batch-size {batch_size} must be at least 1")
+    chosen = seed_list(seeds)
+    files = {seed: _with_seed(output, seed) if len(chosen) > 1 else output for seed in chosen}
+    require_folders(output, json)
+    from sparsebert.bench import record
+    from sparsebert.bench.runner import describe
+    from sparsebert.bench.workload import Workload, hush_transformers
+    from sparsebert.from_runs import ticket_of
+    from sparsebert.lottery.experiment import Units
+    from sparsebert.metrics import summary
+    from sparsebert.pruning import prune as prune_model
+    from sparsebert.pruning.registry import find_method
+    from sparsebert.train import assemble, examples_of, require_whole_blocks, task_of
+
+    hush_transformers()
+    find_method(method)
+    name = data.task_name(task) if task is not None or data.own else None
+    source = data.source(name) if name is not None else None
+    tickets: dict[int, Ticket] = {}
+    with progress() as step:
+        for seed in chosen:
+            step(f"loading {model}")
+            examples = None
+            if name is None:
+                dense: Any = Workload(model, lengths=(1,), seed=seed).load_model()
+            else:
+                known = task_of(name, source)
+                experiment = assemble(known, model, examples_of(known, source), seed, data.max_length)
+                dense, examples = experiment.model, experiment.first_batches(batches, batch_size, seed)
+            require_whole_blocks(dense, Units(**units.arguments()))
+            step("pruning")
+            tickets[seed] = prune_model(
+                dense,
+                method,
+                sparsity=shares[0],
+                seed=seed,
+                ticket=ticket_of(ticket, dense) if ticket else None,
+                data=examples,
+                **units.arguments(),
+            )
+    rows = []
+    for seed, drawn in tickets.items():
+        drawn.save(files[seed])
+        size = files[seed].stat().st_size
+        what = {"output": str(files[seed]), "ticket": describe(drawn), "bytes": size, "seed": seed}
+        rows.append(record.stamp("prune", {"model": model, "method": method, "task": name, **what}))
+        typer.echo(_described(files[seed], drawn))
+    if len(tickets) > 1:
+        pairs = [one.overlap(other) for one, other in combinations(tickets.values(), 2)]
+        found = summary(pairs)
+        overlap = {"overlaps": pairs, "mean": found.mean, "std": found.std}
+        fields = {"model": model, "method": method, "task": name, "seeds": chosen, **overlap}
+        rows.append(record.stamp("prune_seeds", fields))
+        typer.echo(f"overlap of two of them (Jaccard index): {mean_and_verdict(overlap)}")
+    if json is not None:
+        record.append(json, rows)
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="ticket file, mask.pt of BERT-Tickets, .npy of SMP, a run's folder, or a model's with zeros"
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(help="file to write, or with --to model a new folder")],
+    to: Annotated[str, typer.Option("--to", help=", ".join(KINDS))] = "sparsebert",
+    model: Annotated[
+        str | None, typer.Option("--model", help="the model the ticket is for; SMP's files need it")
+    ] = None,
+    json: JsonFile = None,
+) -> None:
+    """Write a ticket in another format: BERT-Tickets' mask.pt, SMP's .npy, ours, or as a pruned model."""
+    if to not in KINDS:
+        raise unknown("format in --to", to, KINDS)
+    if to in ("smp", "model") and model is None:
+        raise ValueError(f"--to {to} needs the model that the ticket is for: --model")
+    if to == "model" and output.exists():
+        raise ValueError(f"{output} is there already: a pruned model wants a new folder")
+    require_folders(output, json)
+    from sparsebert import foreign
+    from sparsebert.bench import record
+    from sparsebert.bench.runner import describe
+    from sparsebert.bench.workload import hush_transformers
+    from sparsebert.model_loading import save_pruned, skeleton
+
+    hush_transformers()
+    whole = skeleton(model) if model else None
+    ticket = _read(source, whole)
+    if to == "model":
+        assert model is not None
+        save_pruned(model, ticket, output)
+    else:
+        writers: dict[str, Callable[[], None]] = {
+            "sparsebert": lambda: ticket.save(output),
+            "bert-tickets": lambda: foreign.to_bert_tickets(ticket, output),
+            "smp": lambda: foreign.to_smp(ticket, output, skeleton(str(model))),
+        }
+        writers[to]()
+    if json is not None:
+        fields = {"source": str(source), "output": str(output), "to": to, "ticket": describe(ticket)}
+        record.append(json, [record.stamp("convert", fields)])
+    typer.echo(_described(output, ticket))
+
+
+def sparsities(text: str) -> list[float]:
+    """The shares of "0.5,0.9". Raises ValueError for what is none, with a hint at percentages."""
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--sparsity {text!r} is no number between 0 and 1, such as 0.9 or 0.5,0.7,0.9"
+        ) from None
+    for share in shares:
+        if not 0 <= share <= 1:
+            hint = f"; did you mean {share / 100:g}?" if 1 < share <= 100 else ""
+            raise ValueError(f"--sparsity {share:g} is outside 0 to 1{hint}")
+    return shares
+
+
+def _read(source: Path, model: Any) -> Ticket:
+    from sparsebert.from_runs import ticket_of
+    from sparsebert.lottery.folder import RunFolder
+    from sparsebert.model_loading import load_as_saved
+    from sparsebert.ticket import Ticket
+
+    if source.is_dir() and not RunFolder(source).run_json.exists():
+        ticket = Ticket.from_model(load_as_saved(str(source)))
+        if model is not None:
+            ticket.check(model)
+        return ticket
+    return ticket_of(source, model)
+
+
+def _with_seed(path: Path, seed: int) -> Path:
+    return path.with_name(f"{path.stem}-seed-{seed}{path.suffix}")
+
+
+def _described(path: Path, ticket: Ticket) -> str:
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    size = sum(each.stat().st_size for each in files)
+    return (
+        f"wrote {path}: {len(ticket.masks)} matrices, {ticket.sparsity:.2%} sparse "
+        f"(density {ticket.density:.2%}), {size / 1e6:.1f} MB"
+    )

@@ -1,0 +1,149 @@
+"""The command `transfer`: Chen's matrix. Heavy modules are imported when it runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparsebert.cli_train import say_gain
+from sparsebert.options import (
+    TASK_NAMES,
+    DataOptions,
+    JsonFile,
+    PretrainedModel,
+    Seeds,
+    console,
+    flattened,
+    mean_and_verdict,
+    require_folders,
+    say,
+    seed_list,
+)
+from sparsebert.training.settings import TrainingSettings
+
+
+@flattened
+def transfer(
+    ticket: Annotated[
+        list[str],
+        typer.Option(
+            "--ticket",
+            help="once for each ticket: NAME=PATH of a ticket file of any kind, of the folder of the run that "
+            "found it, or of a folder of runs by seed (each seed then trains its own)",
+        ),
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(help=f"what to train on, with steps of its own if need be, sst2,cola=500: {TASK_NAMES}"),
+    ],
+    model: PretrainedModel,
+    data: DataOptions,
+    training: TrainingSettings,
+    sparsity: Annotated[
+        float | None, typer.Option(help="of runs with several rounds, the round of this sparsity")
+    ] = None,
+    random: Annotated[bool, typer.Option("--random", help="also random masks of the same sparsity")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the runs; what is finished there is not done again")
+    ] = None,
+    dense: Annotated[
+        Path | None,
+        typer.Option(help="folder of dense runs, TASK/seed-N below it; those it lacks are made there"),
+    ] = None,
+    seeds: Seeds = "0",
+    json: JsonFile = None,
+) -> None:
+    """Train tickets found on some tasks on others, and judge them by the dense model: Chen's matrix."""
+    chosen = seed_list(seeds)
+    named = _named(ticket)
+    require_folders(json)
+    import sparsebert.transfer as library
+    from sparsebert.bench import record
+    from sparsebert.bench.workload import hush_transformers
+    from sparsebert.from_runs import tickets_of
+    from sparsebert.model_loading import short_name, skeleton
+    from sparsebert.training import ranks
+
+    hush_transformers()
+    targets = [
+        library.Target(name, data.source(name), replace(training, steps=steps or training.steps))
+        for name, steps in _with_steps(tasks).items()
+    ]
+    whole = skeleton(model)
+    tickets = {name: tickets_of(path, whole, chosen, sparsity) for name, path in named.items()}
+    if differences := library.sparsity_differences(tickets):
+        shares = ", ".join(f"{name} {share:.2%}" for name, share in differences.items())
+        typer.echo(f"the tickets differ in sparsity, so their rows are no fair comparison: {shares}")
+    told: list[int] = []
+
+    def say_gain_once(loaded: Any, request: Any) -> None:
+        if request.ticket is not None and id(request.ticket) not in told:
+            told.append(id(request.ticket))
+            say_gain(loaded, request)
+
+    folder = out or Path("runs") / f"transfer-{short_name(model).replace('/', '-')}"
+    found = library.transfer(
+        model,
+        tickets,
+        targets,
+        folder,
+        seeds=chosen,
+        dense_folder=dense,
+        random=random,
+        max_length=data.max_length,
+        say=say,
+        before=say_gain_once,
+    )
+    if not ranks.is_main():
+        return
+    if json is not None:
+        record.append(json, [record.stamp("transfer", row) for row in found])
+    _print_matrix(found)
+    typer.echo(f"tickets, run logs and trained models: {folder}")
+
+
+def _named(tickets: Sequence[str]) -> dict[str, Path]:
+    """Name -> path of "sst2=runs/sst2"; without a name, that of the file or folder."""
+    found: dict[str, Path] = {}
+    for text in tickets:
+        given = re.fullmatch(r"([\w.+-]+)=(.+)", text)
+        path = Path(given[2] if given else text)
+        name = given[1] if given else path.resolve().stem
+        if name in found:
+            raise ValueError(f"two tickets are called {name}: name them, as in sst2={path}")
+        found[name] = path
+    return found
+
+
+def _with_steps(tasks: str) -> dict[str, int | None]:
+    """Task -> steps of "sst2,cola=500"."""
+    found: dict[str, int | None] = {}
+    for text in tasks.split(","):
+        name, _, steps = text.strip().partition("=")
+        if not name or (steps and not steps.isdecimal()):
+            raise ValueError(f"--tasks {tasks!r}: tasks are expected, with steps or without: sst2,cola=500")
+        found[name] = int(steps) if steps else None
+    return found
+
+
+def _print_matrix(cells: Sequence[dict[str, Any]]) -> None:
+    from sparsebert.report.table import Table
+
+    screen = console()
+    metrics = {cell["task"]: cell["metric"] for cell in cells}
+    rows: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        rows.setdefault(cell["source"], {})[cell["task"]] = cell
+    body = tuple(
+        (name, f"{max(cell['sparsity'] for cell in row.values()):.1%}", *map(mean_and_verdict, row.values()))
+        for name, row in rows.items()
+    )
+    header = ("ticket of", "sparsity", *(f"{task} ({metric})" for task, metric in metrics.items()))
+    count = len(cells[0]["seeds"])
+    notes = (f"mean and standard deviation (n - 1) of {count} seeds",) if count > 1 else ()
+    screen.print(Table("", header, body, notes).rich(screen.width))

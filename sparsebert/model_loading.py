@@ -1,0 +1,109 @@
+"""Models as the commands name them: a hub id or a local folder."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsebert.bert import is_bert_like
+from sparsebert.data import Task, label_config, require_label_order
+from sparsebert.ticket import Ticket
+from sparsebert.training.files import replacing
+
+_MODEL_CLASSES = {
+    "classification": "AutoModelForSequenceClassification",
+    "regression": "AutoModelForSequenceClassification",
+    "span": "AutoModelForQuestionAnswering",
+    "mlm": "AutoModelForMaskedLM",
+}
+
+
+def load_model(name: str, task: Task, seed: int = 0, *, trained: bool = False) -> tuple[Any, Any]:
+    """A pre-trained BERT with the task's head, in fp32 on the CPU, and its tokenizer.
+
+    Where the checkpoint brings a head of its own, the order of its labels is asserted. ``trained`` asks for
+    one that does. Raises ValueError for a model that is no BERT, brings a head of another task, or, with
+    ``trained``, none; OSError for one that is not found or holds no weights.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(name)
+    cls = getattr(transformers, _MODEL_CLASSES[task.kind])
+    suffix = _MODEL_CLASSES[task.kind].removeprefix("AutoModel")
+    options = label_config(task)
+    if any(each.endswith(suffix) for each in config.architectures or ()):
+        require_label_order(task, config)
+        options = {}
+    elif trained:
+        raise ValueError(
+            f"{name} has no trained head for {task.name}: expected a {suffix.removeprefix('For')} model"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = cls.from_pretrained(name, dtype=torch.float32, **options)
+    return _require_bert(model, name), transformers.AutoTokenizer.from_pretrained(name)
+
+
+def skeleton(name: str) -> nn.Module:
+    """The bare model of that name without values: what tickets are read for and checked against.
+
+    Raises ValueError for a model that is no BERT, OSError for one that is not found.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(name)
+    with torch.device("meta"):
+        return _require_bert(transformers.AutoModel.from_config(config), name)
+
+
+def load_as_saved(name: str) -> Any:
+    """A model of the class and dtype that its checkpoint was saved from, head and all, on the CPU.
+
+    Raises ValueError for a model that is no BERT, OSError for one that is not found or holds no weights.
+    """
+    import transformers
+
+    saved_from = transformers.AutoConfig.from_pretrained(name).architectures or [""]
+    cls = getattr(transformers, saved_from[0], transformers.AutoModel)
+    return _require_bert(cls.from_pretrained(name, dtype="auto"), name)
+
+
+def save_pruned(name: str, ticket: Ticket, folder: Path) -> None:
+    """Write a model with the zeros of a ticket, and its tokenizer if it has one, as transformers load it.
+
+    Raises as :func:`load_as_saved`, and ValueError if the ticket is one of another model.
+    """
+    import transformers
+
+    model = load_as_saved(name)
+    ticket.apply_(model)
+    with replacing(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        with contextlib.suppress(OSError, ValueError):  # a checkpoint need not bring one
+            transformers.AutoTokenizer.from_pretrained(name).save_pretrained(unfinished)
+
+
+def short_name(model: str) -> str:
+    """A model as records call it: a local folder by its name alone."""
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else model
+
+
+def _require_bert(model: Any, name: str) -> Any:
+    if not is_bert_like(model):
+        raise ValueError(
+            f"expected a BERT, RoBERTa, DistilBERT or ELECTRA model; {name} is a {type(model).__name__}"
+        )
+    return model
+
+
+def head_labels(name: str) -> tuple[str, ...]:
+    """The labels of a trained classifier, in the order of its outputs. OSError where there is no model."""
+    import transformers
+
+    id2label = transformers.AutoConfig.from_pretrained(name).id2label
+    return tuple(str(id2label[index]) for index in sorted(id2label))
