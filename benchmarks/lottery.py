@@ -2,7 +2,8 @@
 
 all-MiniLM-L6-v2, rounds of 300 steps. First SST-2 over three seeds: IMP from dense to 90 %, random and
 one-shot pruning at 50, 70 and 90 %, SNIP at 50 and 70 %. Then one 70 % ticket of masked language modelling
-(WikiText-2), trained on SST-2, CoLA and MRPC beside each task's own ticket, a random one and the dense model.
+(WikiText-2), trained on SST-2, CoLA and MRPC beside each task's own ticket, a random one and the dense model;
+these tickets are found in two steps of 35 %.
 
 Takes hours. Each run has a folder under --runs: what was interrupted goes on there when started again, what
 is done is only read. --out is written anew when all that was chosen is done.
@@ -24,6 +25,7 @@ import torch
 from sparsebert.bench import record
 from sparsebert.demo.real_model import NAME, weights_folder
 from sparsebert.lottery.experiment import Request
+from sparsebert.lottery.folder import RunFolder
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.ticket import Ticket
 from sparsebert.train import train
@@ -45,8 +47,8 @@ BATCHES = {"sst2": 32, "cola": 32, "mrpc": 16, "wikitext-2": 8}
 
 @dataclass(frozen=True)
 class Run:
-    """One run of `sparsebert train`; `ticket` names the run whose last ticket (or that of the round at
-    `TRANSFERRED`) is trained, `label` the row of the results it belongs to."""
+    """One run of `sparsebert train`; `ticket` names the run whose ticket is trained, `label` the row of the
+    results it belongs to."""
 
     part: str
     label: str
@@ -73,14 +75,15 @@ class Run:
             save_steps=150,
             seed=self.seed,
         )
-        given = None if self.ticket is None else _ticket(tickets / self.ticket)
+        given = None if self.ticket is None else Ticket.load(RunFolder(tickets / self.ticket).final_ticket)
         return Request(
             lottery_method(self.method, **self.options), self.sparsity, training=training, ticket=given
         )
 
 
 def curve(seed: int) -> Iterator[Run]:
-    """SST-2: accuracy against sparsity, method by method. IMP's first round is the dense model."""
+    """SST-2: accuracy against sparsity, method by method."""
+    yield Run(CURVE, "dense", "sst2", seed, "dense", 0.0)
     yield Run(CURVE, "imp", "sst2", seed, "imp", 0.9, {"head": "rewind"})
     for method, shares in (("random", (0.5, 0.7, 0.9)), ("one-shot", (0.5, 0.7, 0.9)), ("snip", (0.5, 0.7))):
         for sparsity in shares:
@@ -88,26 +91,21 @@ def curve(seed: int) -> Iterator[Run]:
 
 
 def sources() -> Iterator[Run]:
-    """The runs that find the tickets to be transferred; SST-2's own is found on its curve."""
-    for task in ("wikitext-2", "cola", "mrpc"):
-        yield Run(TRANSFER, "imp", task, SEEDS[0], "imp", TRANSFERRED, {"head": "rewind"})
+    """The runs that find the tickets to be transferred."""
+    for task in (*TARGETS, "wikitext-2"):
+        options = {"head": "rewind", "step": TRANSFERRED / 2}
+        yield Run(TRANSFER, "source", task, SEEDS[0], "imp", TRANSFERRED, options)
 
 
 def targets() -> Iterator[Run]:
-    found = {run.task: run.name for run in sources()} | {"sst2": next(curve(SEEDS[0])).name}
+    """Each task trained from each ticket, over all seeds."""
+    found = {run.task: run.name for run in sources()}
     for task in TARGETS:
         for seed in SEEDS:
             yield Run(TRANSFER, "dense", task, seed, "dense", 0.0)
             yield Run(TRANSFER, "own-ticket", task, seed, "ticket", None, ticket=found[task])
             yield Run(TRANSFER, "mlm-ticket", task, seed, "ticket", None, ticket=found["wikitext-2"])
             yield Run(TRANSFER, "random", task, seed, "random", TRANSFERRED)
-
-
-def _ticket(run: Path) -> Ticket:
-    """The ticket of the round that reached `TRANSFERRED`."""
-    rows = record.read(run / "log.jsonl", "round")
-    (row,) = (row for row in rows if abs(row["sparsity"] - TRANSFERRED) < 1e-6)
-    return Ticket.load(run / row["ticket"])
 
 
 def carry_out(run: Run, runs: Path, data: Path) -> list[record.Record]:
