@@ -117,6 +117,15 @@ def on_cuda(work: Callable[[], object]) -> Run:
     return run
 
 
+def repeated(run: Run, calls: int) -> Run:
+    """So many calls one after the other as one run: seconds of a call, in the mean."""
+
+    def turn() -> float:
+        return sum(run() for _ in range(calls)) / calls
+
+    return turn
+
+
 def alternate(
     sides: Mapping[str, Run],
     *,

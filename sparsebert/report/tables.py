@@ -28,6 +28,7 @@ def layer_tables(records: Iterable[Record]) -> list[Table]:
             case,
             ratio_value(row["geomean"], "?" if row["busy_cells"] else ""),
             f"{row['worst']:.2f}x ({row['worst_cell']})",
+            ratio_value(row["equal_turns"], "?" if row["busy_cells"] else ""),
             MISSING if row["must"] is None else f"{row['must']:g}x",
             MISSING if row["aim"] is None else f"{row['aim']:g}x",
             reached(row["passed"]),
@@ -44,7 +45,7 @@ def layer_tables(records: Iterable[Record]) -> list[Table]:
     return [
         Table(
             "Single layers against oneDNN prepacked",
-            ("case", "ratio", "worst cell", "must", "aim", "reached"),
+            ("case", "ratio", "worst cell", "equal turns", "must", "aim", "reached"),
             rows,
             tuple(notes),
         )

@@ -6,7 +6,7 @@ import pytest
 
 from sparsebert.bench import timer
 from sparsebert.bench.quiet import Contention
-from sparsebert.bench.timer import Quantiles, Timings, alternate, on_plateau, on_wall
+from sparsebert.bench.timer import Quantiles, Timings, alternate, on_plateau, on_wall, repeated
 
 
 def constant(seconds: float, log: list[str] | None = None, name: str = ""):
@@ -52,6 +52,11 @@ def test_quantiles_interpolate_between_samples():
 def test_quantiles_of_nothing_are_refused():
     with pytest.raises(ValueError, match="no samples"):
         Quantiles.of([])
+
+
+def test_a_repeated_run_is_the_mean_of_its_calls():
+    seconds = iter([1.0, 2.0, 6.0])
+    assert repeated(lambda: next(seconds), 3)() == 3.0
 
 
 def test_wall_clock_times_the_work_alone():
