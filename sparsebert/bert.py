@@ -70,6 +70,10 @@ class Structure:
     ``linears``: the prunable encoder matrices in model order (72 in BERT-base; without cross-attention).
     ``pooler``: the key of the pooler's matrix, where the model has one.
     ``shared_inputs``: groups of keys fed by one tensor, (query, key, value) of each layer.
+    ``neurons``: (up, down) of each feed-forward network: row i of the one and column i of the other are one
+    neuron.
+    ``heads``: (query, key, value, output) of each attention: ``head_size`` rows of the first three and the
+    same columns of the last are one head.
     ``activations``: key of an up-projection -> path of the activation module applied to its output, where
     :func:`activation_name` can name it.
     ``types``: key -> query, key, value, attention_output, ffn_up, ffn_down or pooler.
@@ -79,6 +83,8 @@ class Structure:
     linears: tuple[str, ...]
     pooler: str | None
     shared_inputs: tuple[tuple[str, ...], ...]
+    neurons: tuple[tuple[str, ...], ...]
+    heads: tuple[tuple[str, ...], ...]
     activations: dict[str, str]
     types: dict[str, str]
     num_heads: int
@@ -116,13 +122,17 @@ def structure(model: nn.Module) -> Structure:
     if pooler:
         types[pooler] = "pooler"
     config: Any = base.config
+
+    def of_each_layer(*kinds: str) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(f"{layer}.{layout.linear(kind)}" for kind in kinds) for layer in layers)
+
     return Structure(
         prefix=prefix,
         linears=linears,
         pooler=pooler,
-        shared_inputs=tuple(
-            tuple(f"{layer}.{layout.linear(kind)}" for kind in ("query", "key", "value")) for layer in layers
-        ),
+        shared_inputs=of_each_layer("query", "key", "value"),
+        neurons=of_each_layer("ffn_up", "ffn_down"),
+        heads=of_each_layer("query", "key", "value", "attention_output"),
         activations=activations,
         types=types,
         num_heads=config.num_attention_heads,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sparsebert.data import TaskData
 
 TASK_NAMES = "sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, wikitext-2"
-GRANULARITY_HELP = "element, 4x1 (any ROWSxCOLUMNS block), row, column, 2:4 (any N:M)"
+GRANULARITY_HELP = "element, 4x1 (any ROWSxCOLUMNS block), row, column, neuron, head, 2:4 (any N:M)"
 OWN_TASK = "own"
 
 Granularity = Annotated[str, typer.Option("--granularity", help=GRANULARITY_HELP)]
@@ -204,7 +204,8 @@ def _options_of(cls: Any) -> list[inspect.Parameter]:
         if cls is TrainingSettings:
             if field.name not in TRAINING_HELP:
                 continue
-            hint = Annotated[hint, typer.Option(help=TRAINING_HELP[field.name])]
+            flags = [f"--{field.name.replace('_', '-')}"] if hint is bool else []
+            hint = Annotated[hint, typer.Option(*flags, help=TRAINING_HELP[field.name])]
         default = inspect.Parameter.empty if field.default is MISSING else field.default
         options.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)

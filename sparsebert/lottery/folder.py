@@ -15,6 +15,7 @@ Records are those of :mod:`sparsebert.bench.record` (``schema``, ``kind``, ``tim
     round, rounds                 its number from 0, and how many there are
     sparsity, density             of the ticket that was trained; shares of the prunable weights
     kept, prunable                the same as counts
+    encoder_sparsity              pruned share of all encoder matrices; less, where units lie in some only
     granularity, block_size, scope
     source, rewind, head          where the ticket came from, and what the round began with
     ticket, ticket_sha256         file, relative to the folder, and its digest

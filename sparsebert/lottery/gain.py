@@ -27,6 +27,8 @@ def expected_gain(model: Any, request: Request) -> list[str]:
     granularity = ticket.metadata.get("granularity", "element")
     size = ticket.metadata.get("block_size")
     what = "blocks of {}x{}".format(*size) if size else f"granularity {granularity!r}"
+    if (whole := ticket.metadata.get("encoder_sparsity")) is not None:
+        what += f" ({whole:.0%} of all encoder matrices)"
     lines = [
         f"{ticket.sparsity:.0%} pruned, {what}: what these matrices should gain (modelled, not measured)",
         f"  this CPU, {_CPU_TOKENS} tokens: {_gain(model, ticket, _CPU_TOKENS, None)}",

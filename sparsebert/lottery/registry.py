@@ -101,8 +101,8 @@ class LotteryMethod(abc.ABC):
     def begin_(self, model: nn.Module, seed: int) -> None:  # noqa: B027  (a hook)
         """Change the weights that the run begins with."""
 
-    def given(self, ticket: Ticket, seed: int) -> Ticket:
-        """The ticket to train, of the one that is given."""
+    def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
+        """The ticket of the model to train, of the one that is given."""
         return ticket
 
 

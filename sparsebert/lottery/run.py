@@ -9,17 +9,19 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
+from sparsebert.bert import resolve, structure
 from sparsebert.lottery.begin import Course, begin_round
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.folder import Record, RunFolder, digest
 from sparsebert.lottery.registry import Rewind, Round, Source
 from sparsebert.lottery.round_training import Trained, train_round
 from sparsebert.pruning import prune
+from sparsebert.pruning.granularity import parse_granularity
 from sparsebert.ticket import Ticket
 from sparsebert.training import ranks
 from sparsebert.training.files import replacing
@@ -137,14 +139,21 @@ class _Run:
         if path.exists():
             return Ticket.load(path)
         if round_.source is Source.ALL:
-            ticket = prune(self.model, sparsity=0, include_pooler=self.request.units.include_pooler)
+            ticket = self._whole()
         elif round_.source is Source.GIVEN:
             assert self.request.ticket is not None
-            ticket = self.method.given(self.request.ticket, self.seed)
+            ticket = self.method.given(self.request.ticket, self.model, self.seed)
         else:
             ticket = self._pruned(number, round_)
         ticket.save(path)
         return ticket
+
+    def _whole(self) -> Ticket:
+        """Keeps all that the later rounds may prune."""
+        units = self.request.units
+        if parse_granularity(units.granularity, units.block_size).pattern:
+            units = replace(units, granularity="element")
+        return prune(self.model, sparsity=0, **asdict(units))
 
     def _pruned(self, number: int, round_: Round) -> Ticket:
         earlier = None
@@ -186,7 +195,7 @@ class _Run:
                 **self._names(),
                 "round": number,
                 "rounds": len(self.rounds),
-                **_counts(ticket),
+                **_counts(ticket, self.model),
                 "granularity": units.granularity,
                 "block_size": units.block_size,
                 "scope": units.scope,
@@ -249,12 +258,17 @@ class _Run:
         return sum(each.numel() * each.element_size() for each in self.model.parameters())
 
 
-def _counts(ticket: Ticket) -> Record:
+def _counts(ticket: Ticket, model: Any) -> Record:
+    encoder = structure(model).linears
+    pruned = {key: int((~mask).sum()) for key, mask in ticket.masks.items()}
+    prunable = sum(mask.numel() for mask in ticket.masks.values())
     return {
         "sparsity": ticket.sparsity,
         "density": ticket.density,
-        "kept": sum(int(mask.sum()) for mask in ticket.masks.values()),
-        "prunable": sum(mask.numel() for mask in ticket.masks.values()),
+        "kept": prunable - sum(pruned.values()),
+        "prunable": prunable,
+        "encoder_sparsity": sum(pruned.get(key, 0) for key in encoder)
+        / sum(resolve(model, key).get_parameter("weight").numel() for key in encoder),
     }
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import resolve, structure
-from sparsebert.pruning.granularity import Granularity, parse_granularity
+from sparsebert.pruning.granularity import parse_granularity
+from sparsebert.pruning.units import unit_groups
 from sparsebert.ticket import Ticket
 
 
@@ -25,27 +26,38 @@ class Within(StrEnum):
     LAYERS = "layers"
 
 
-def random_like(ticket: Ticket, seed: int = 0) -> Ticket:
+def random_like(ticket: Ticket, seed: int = 0, model: nn.Module | None = None) -> Ticket:
     """A random ticket with as many units in each matrix as ``ticket`` keeps there: layerwise random pruning.
 
     Units (elements, blocks, rows, ...) as the ticket's metadata name them; those at an edge change places
-    with units of their own size only, and n:m patterns stay n:m, so the counts are exact.
+    with units of their own size only, and n:m patterns stay n:m, so the counts are exact. ``model``: needed
+    for neurons and heads, which lie across matrices.
     Raises ValueError for a ticket that prunes biases or whole modules, or parts of its own units.
     """
     if ticket.bias_masks or ticket.removed:
         raise ValueError("a ticket that prunes biases or whole modules has no layerwise random counterpart")
     name = ticket.metadata.get("granularity", "element")
     size = ticket.metadata.get("block_size")
-    units = parse_granularity(name, tuple(size) if size else None)
+    pattern = parse_granularity(name, tuple(size) if size else None).pattern
     generator = torch.Generator().manual_seed(seed)
-    masks = {key: _shuffled(mask, units, generator, key) for key, mask in ticket.masks.items()}
+    masks: dict[str, Tensor] = {}
+    if pattern:
+        masks = {key: _patterns(mask, pattern, generator, key) for key, mask in ticket.masks.items()}
+    else:
+        shapes = {key: mask.shape for key, mask in ticket.masks.items()}
+        known = None if model is None else structure(model)
+        for group in unit_groups(name, tuple(size) if size else None, shapes, known):
+            masks |= group.expand(_shuffled(group.whole(ticket.masks), group.sizes, generator))
     step = {"operation": "random-like", "method": "random", "seed": seed, "sparsity": ticket.sparsity}
     kept: dict[str, Any] = {
         field: ticket.metadata[field]
-        for field in ("granularity", "block_size", "model")
+        for field in ("granularity", "block_size", "model", "encoder_sparsity")
         if field in ticket.metadata
     }
-    return Ticket(masks, metadata={**kept, "method": "random", "seed": seed, "history": [step]})
+    return Ticket(
+        {key: masks[key] for key in ticket.masks},
+        metadata={**kept, "method": "random", "seed": seed, "history": [step]},
+    )
 
 
 def reinitialise_(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -92,24 +104,24 @@ def shuffle_weights_(model: nn.Module, seed: int = 0, within: Within = Within.MA
     return model
 
 
-def _shuffled(mask: Tensor, units: Granularity, generator: torch.Generator, key: str) -> Tensor:
-    if units.pattern:
-        n, m = units.pattern
-        groups = mask.view(-1, m)
-        if not (groups.sum(1) == n).all():
-            raise ValueError(f"{key} does not keep {n} of every {m}, as the ticket says")
-        order = torch.rand(groups.shape, generator=generator).argsort(1)
-        return groups.gather(1, order).view_as(mask)
-    kept = units.pool(mask.float(), "max") > 0
-    if not torch.equal(units.expand(kept, mask.shape), mask):
-        raise ValueError(f"the ticket prunes parts of units of {key}: it was made at another granularity")
-    sizes = torch.as_tensor(units.sizes(mask.shape)).expand(kept.shape)
-    result = torch.zeros_like(kept)
-    for size in sizes.unique():
-        places = (sizes == size).flatten().nonzero().flatten()
+def _shuffled(kept: Tensor, sizes: Tensor | int, generator: torch.Generator) -> Tensor:
+    """A mask over units, those of one size at each other's places."""
+    of_size = torch.as_tensor(sizes).expand(kept.shape).flatten()
+    result = torch.zeros_like(kept).flatten()
+    for size in of_size.unique():
+        places = (of_size == size).nonzero().flatten()
         values = kept.flatten()[places]
-        result.view(-1)[places] = values[torch.randperm(len(places), generator=generator)]
-    return units.expand(result, mask.shape)
+        result[places] = values[torch.randperm(len(places), generator=generator)]
+    return result.view(kept.shape)
+
+
+def _patterns(mask: Tensor, pattern: tuple[int, int], generator: torch.Generator, key: str) -> Tensor:
+    n, m = pattern
+    groups = mask.view(-1, m)
+    if not (groups.sum(1) == n).all():
+        raise ValueError(f"{key} does not keep {n} of every {m}, as the ticket says")
+    order = torch.rand(groups.shape, generator=generator).argsort(1)
+    return groups.gather(1, order).view_as(mask)
 
 
 def _weight(model: nn.Module, key: str) -> Tensor:

@@ -1,9 +1,8 @@
-"""Granularity: the units that are pruned together, and how the scores of their weights become one score."""
+"""Granularity: which weights of a matrix are pruned together, as a unit."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,8 @@ from torch.nn import functional as F
 
 from sparsebert_kernels.names import unknown
 
-_NAMES = ("element", "block", "row", "column", "n:m")
+_NAMES = ("element", "block", "row", "column", "neuron", "head", "n:m")
+_ACROSS_MATRICES = ("neuron", "head")
 _PATTERN = re.compile(r"([1-9]\d{0,3}):([1-9]\d{0,3})")
 
 
@@ -22,6 +22,7 @@ class Granularity:
 
     A block that does not divide the matrix leaves smaller units at its right and lower edge.
     ``pattern``: (n, m) if n of every m neighbours along in_features are kept; the units are elements then.
+    A neuron or a head has weights in several matrices: :mod:`sparsebert.pruning.units` says which.
     """
 
     name: str
@@ -51,13 +52,13 @@ class Granularity:
         widths[-1] = (shape[1] - 1) % columns + 1
         return heights[:, None] * widths
 
-    def pool(self, scores: Tensor, rule: str) -> Tensor:
-        """One float32 score per unit from the scores [out, in] of its weights, by a rule of POOLING."""
+    def tiles(self, scores: Tensor, fill: float) -> Tensor:
+        """[out, in] cut into units: [unit rows, unit columns, weights], those at an edge filled up."""
         rows, columns = self.block_in(scores.shape)
-        if rows * columns == 1:
-            return scores
-        sizes = torch.as_tensor(self.sizes(scores.shape))
-        return POOLING[rule](lambda x, fill: _tiles(x, rows, columns, fill), scores, sizes)
+        height, width = scores.shape
+        padded = F.pad(scores, (0, -width % columns, 0, -height % rows), value=fill)
+        cut = padded.view(padded.shape[0] // rows, rows, padded.shape[1] // columns, columns)
+        return cut.transpose(1, 2).flatten(2)
 
     def expand(self, units: Tensor, shape: torch.Size) -> Tensor:
         """The mask [out, in] of a mask over units."""
@@ -69,7 +70,7 @@ class Granularity:
 
 
 def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> Granularity:
-    """The granularity of that name: element, block, row, column, or a pattern such as "2:4".
+    """The granularity of that name: element, block, row, column, neuron, head, or a pattern such as "2:4".
 
     ``block_size``: (out, in) of a block. Raises ValueError for an unknown name (nearest offered), a missing,
     superfluous or impossible block size, and a pattern that keeps everything.
@@ -85,6 +86,8 @@ def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> G
         return Granularity(name, (1, None))
     if name == "column":
         return Granularity(name, (None, 1))
+    if name in _ACROSS_MATRICES:
+        return Granularity(name, (None, None))
     if isinstance(name, str) and (found := _PATTERN.fullmatch(name)):
         n, m = int(found[1]), int(found[2])
         if n >= m:
@@ -97,19 +100,20 @@ def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> G
     raise unknown("granularity", name, _NAMES)
 
 
-def keep_n_of_m(keys: Tensor, n: int, m: int) -> Tensor:
-    """The n highest of every m neighbours along the last dimension; of equal keys the first.
+def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
+    """The n highest of every m neighbours along the last dimension; of equal scores the first, dead last.
 
-    ``keys``: int32 [out, in] with m dividing in. Returns bool [out, in].
+    ``scores``: float32 [out, in] with m dividing in, dead entries NaN. Returns bool [out, in].
     """
-    columns = keys.view(-1, m).t().contiguous()
+    columns = scores.view(-1, m).t().contiguous()
+    dead = columns.isnan()
     better = torch.zeros(columns.shape, dtype=torch.int16)  # how many of its group rank before an entry
     for i in range(m):
         for j in range(i):
-            before = columns[j] >= columns[i]
+            before = (columns[j] >= columns[i]) | dead[i]
             better[i] += before
             better[j] += ~before
-    return (better < n).t().contiguous().view(keys.shape)
+    return (better < n).t().contiguous().view(scores.shape)
 
 
 def _block_size(block_size: object) -> tuple[int, int]:
@@ -120,29 +124,3 @@ def _block_size(block_size: object) -> tuple[int, int]:
     ):
         raise ValueError(f"block_size must be two positive ints (out, in), not {block_size!r}")
     return block_size[0], block_size[1]
-
-
-def _tiles(scores: Tensor, rows: int, columns: int, fill: float) -> Tensor:
-    """[out, in] cut into blocks: [unit rows, unit columns, rows * columns], the edges filled up."""
-    height, width = scores.shape
-    padded = F.pad(scores, (0, -width % columns, 0, -height % rows), value=fill)
-    tiles = padded.view(padded.shape[0] // rows, rows, padded.shape[1] // columns, columns)
-    return tiles.transpose(1, 2).flatten(2)
-
-
-_Tiler = Callable[[Tensor, float], Tensor]
-
-
-def _mean(tiles: _Tiler, scores: Tensor, sizes: Tensor) -> Tensor:
-    return (tiles(scores, 0.0).sum(2, dtype=torch.float64) / sizes).float()
-
-
-def _rms(tiles: _Tiler, scores: Tensor, sizes: Tensor) -> Tensor:
-    return (tiles(scores, 0.0).double().square().sum(2) / sizes).sqrt().float()
-
-
-def _max(tiles: _Tiler, scores: Tensor, sizes: Tensor) -> Tensor:
-    return tiles(scores, float("-inf")).amax(2)
-
-
-POOLING: dict[str, Callable[[_Tiler, Tensor, Tensor], Tensor]] = {"mean": _mean, "rms": _rms, "max": _max}

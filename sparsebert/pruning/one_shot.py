@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import Structure, resolve, structure
+from sparsebert.bert import resolve, structure
 from sparsebert.provenance import describe_model, weight_hash
 from sparsebert.pruning.gradients import loss_gradients
-from sparsebert.pruning.granularity import POOLING, Granularity, keep_n_of_m, parse_granularity
+from sparsebert.pruning.granularity import Granularity, keep_n_of_m, parse_granularity
 from sparsebert.pruning.registry import Method, Subject, find_method
-from sparsebert.pruning.select import ordered_keys, select
+from sparsebert.pruning.select import ranked, select
+from sparsebert.pruning.units import POOLING, UnitGroup, unit_groups
 from sparsebert.ticket import Ticket, prunable
 from sparsebert_kernels.names import unknown
 
@@ -46,10 +47,14 @@ def prune(
 
     ``method``: a registered name ("magnitude", "random", "snip") or a method object with options of its own.
     ``sparsity``: share of all prunable weights to prune, in [0, 1), read as the decimal it is written as.
-    ``granularity``: "element", "block" with ``block_size`` = (out, in), "row", "column", or n of m along
-    in_features such as "2:4" (then sparsity may be left out, and the scope does not matter).
-    ``scope``: one ranking over all matrices ("global"), one for each ("matrix") or one for each type
-    ("type").
+    ``granularity``: "element", "block" with ``block_size`` = (out, in), "row", "column", "neuron" (its row of
+    the up- and its column of the down-projection of a feed-forward layer), "head" (its rows of query, key and
+    value and its columns of the attention's output), or n of m along in_features such as "2:4" (then sparsity
+    may be left out, and the scope does not matter). With neurons and heads only the matrices that have them
+    are in the ticket and count; the others stay whole, and ``encoder_sparsity`` in the metadata is the share
+    of all.
+    ``scope``: one ranking over all matrices ("global"), one for each ("matrix"; for neurons and heads one for
+    each layer) or one for each type ("type"; neurons and heads are of one type).
     ``pooling``: score of a unit from those of its weights: "mean", "rms" or "max".
     ``ticket``: prune further; what it prunes stays pruned and counts as pruned, whatever its value.
     ``data``: batches (keyword arguments for the model, with labels), for methods that look at examples.
@@ -73,27 +78,30 @@ def prune(
         raise ValueError(f"seed must be an int from 0 to 2**63 - 1, not {seed!r}")
     found = structure(model)
     names = prunable(model, include_pooler)
-    alive = _alive(ticket, model, names)
-    weights = {key: _matrix(model, key, alive.get(key)) for key in names}
-    shapes = {key: weight.shape for key, weight in weights.items()}
-    grids = {key: units.units(shape) for key, shape in shapes.items()}
-    subject = Subject(weights, grids, found, seed)
+    shapes = {key: _weight(model, key).shape for key in names}
+    groups = unit_groups(granularity, block_size, shapes, found)
+    touched = [key for key in names if any(key in group.parts for group in groups)]
+    if include_pooler and found.pooler not in touched:
+        raise ValueError(f"the pooler has no unit of granularity {granularity!r}: leave it out")
+    alive = _alive(ticket, model, touched)
+    weights = {key: _matrix(model, key, alive.get(key)) for key in touched}
+    subject = Subject(weights, {group.name: group.grid for group in groups}, found, seed)
     if data is not None:
         subject = replace(subject, data=data, gradients=partial(loss_gradients, model, weights, data))
     scores = chosen.scores(subject)
     del weights, subject
-    keys = {}
-    for key in names:
-        live = _live_units(alive[key], units, key) if key in alive else None
-        keys[key] = _unit_keys(scores.pop(key), grids[key], units, pooling, live, key)
+    rankings = {group.name: _unit_scores(scores, group, pooling, alive) for group in groups}
+    masks: dict[str, Tensor] = {}
     if units.pattern:
-        masks = {key: _n_of_m(keys[key], alive.get(key), units.pattern, key) for key in names}
+        masks = {key: _n_of_m(rankings[key], alive.get(key), units.pattern, key) for key in touched}
     else:
-        masks = {}
-        for group in _groups(names, scope, found):
-            budget = density * sum(math.prod(shapes[key]) for key in group)
-            kept = select([keys[key] for key in group], [units.sizes(shapes[key]) for key in group], budget)
-            masks |= {key: units.expand(mask, shapes[key]) for key, mask in zip(group, kept, strict=True)}
+        for rivals in _rivals(groups, scope, found.types):
+            budget = density * sum(group.weights for group in rivals)
+            kept = select(
+                [rankings[group.name] for group in rivals], [group.sizes for group in rivals], budget
+            )
+            for group, mask in zip(rivals, kept, strict=True):
+                masks |= group.expand(mask)
     if not any(mask.any() for mask in masks.values()):
         raise ValueError(f"sparsity {sparsity} would keep none of the weights")
     earlier = ticket.metadata if ticket else {}
@@ -110,7 +118,7 @@ def prune(
     origin = describe_model(model)
     origin["weights"] = earlier.get("model", {}).get("weights") or weight_hash(model)
     result = Ticket(
-        {key: masks[key] for key in names},
+        {key: masks[key] for key in touched},
         bias_masks=ticket.bias_masks if ticket else None,
         removed=ticket.removed if ticket else (),
         metadata={
@@ -119,6 +127,10 @@ def prune(
             "history": [*earlier.get("history", []), step],
         },
     )
+    if len(touched) < len(names):
+        total = sum(math.prod(shape) for shape in shapes.values())
+        pruned = sum(int((~mask).sum()) for mask in result.masks.values())
+        result.metadata["encoder_sparsity"] = pruned / total
     result.check(model)
     _warn_of_collapse(result, getattr(chosen, "least_density", 0.0))
     return result
@@ -159,12 +171,16 @@ def _alive(ticket: Ticket | None, model: nn.Module, names: Sequence[str]) -> dic
     return ticket.masks
 
 
-def _matrix(model: nn.Module, key: str, alive: Tensor | None) -> Tensor:
+def _weight(model: nn.Module, key: str) -> Tensor:
     weight = resolve(model, key).weight
     if not isinstance(weight, Tensor) or weight.is_meta:
         raise ValueError(f"{key} of {type(model).__name__} has no values")
+    return weight.detach()
+
+
+def _matrix(model: nn.Module, key: str, alive: Tensor | None) -> Tensor:
     # On the CPU whatever the device: sums over blocks round differently elsewhere.
-    matrix = weight.detach().to("cpu", torch.float32)
+    matrix = _weight(model, key).to("cpu", torch.float32)
     if alive is not None:
         matrix = matrix.masked_fill(~alive, 0)
     if torch.isnan(matrix).any():
@@ -172,40 +188,35 @@ def _matrix(model: nn.Module, key: str, alive: Tensor | None) -> Tensor:
     return matrix
 
 
-def _live_units(alive: Tensor, units: Granularity, key: str) -> Tensor:
-    live = units.pool(alive.float(), "mean")
-    if ((live > 0) & (live < 1)).any():
-        raise ValueError(f"the ticket prunes parts of units of {key}: it was made at another granularity")
-    return live > 0
-
-
-def _unit_keys(
-    scores: Tensor,
-    grid: tuple[int, int],
-    units: Granularity,
-    pooling: str,
-    live: Tensor | None,
-    key: str,
+def _unit_scores(
+    scores: dict[str, Tensor], group: UnitGroup, pooling: str, alive: dict[str, Tensor]
 ) -> Tensor:
-    pooled = scores if scores.shape == grid else units.pool(scores, pooling)
+    """The scores of a group's units, ready to be selected from; takes those of its matrices out."""
+    own = {key: scores.pop(key) for key in group.parts if key in scores}
+    by_unit = own[group.name].shape == group.grid
+    pooled = own[group.name] if by_unit else group.pool(own, pooling)
+    live = None
+    if not alive.keys().isdisjoint(group.parts):
+        live = group.whole({key: alive.get(key, torch.ones(group.shapes[key])) for key in group.parts})
     try:
-        return ordered_keys(pooled, live)
+        return ranked(pooled, live)
     except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
+        raise ValueError(f"{group.name}: {error}") from None
 
 
-def _n_of_m(keys: Tensor, alive: Tensor | None, pattern: tuple[int, int], key: str) -> Tensor:
+def _n_of_m(scores: Tensor, alive: Tensor | None, pattern: tuple[int, int], key: str) -> Tensor:
     n, m = pattern
-    if keys.shape[1] % m:
-        raise ValueError(f"granularity '{n}:{m}' does not fit {key}: {keys.shape[1]} in_features")
-    mask = keep_n_of_m(keys, n, m)
+    if scores.shape[1] % m:
+        raise ValueError(f"granularity '{n}:{m}' does not fit {key}: {scores.shape[1]} in_features")
+    mask = keep_n_of_m(scores, n, m)
     if alive is not None and (mask & ~alive).any():
         raise ValueError(f"the ticket keeps fewer than {n} of {m} somewhere in {key}")
     return mask
 
 
-def _groups(names: Sequence[str], scope: str, found: Structure) -> list[list[str]]:
-    groups: dict[str, list[str]] = defaultdict(list)
-    for key in names:
-        groups[{"global": "", "matrix": key, "type": found.types[key]}[scope]].append(key)
-    return list(groups.values())
+def _rivals(groups: Sequence[UnitGroup], scope: str, types: Mapping[str, str]) -> list[list[UnitGroup]]:
+    """The groups whose units compete with each other."""
+    rivals: dict[str, list[UnitGroup]] = defaultdict(list)
+    for group in groups:
+        rivals[{"global": "", "matrix": group.name, "type": types[group.name]}[scope]].append(group)
+    return list(rivals.values())

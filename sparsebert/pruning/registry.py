@@ -20,8 +20,10 @@ def _no_gradients() -> Mapping[str, Tensor]:
 class Subject:
     """What a method sees: never a model, only its matrices and how they belong together.
 
-    ``weights``: key -> float32 [out, in] on the CPU, in model order, already pruned entries 0.
-    ``units``: key -> rows and columns of the grid of prunable units (the matrix shape itself for elements).
+    ``weights``: key -> float32 [out, in] on the CPU, of the matrices to prune in model order, already pruned
+    entries 0.
+    ``units``: rows and columns of each grid of prunable units (the matrix shape itself for elements), by the
+    key of its matrix; by the first one's where several matrices share neurons or heads.
     ``data``: batches, for methods that look at examples.
     ``gradients``: computes dL/dW of every matrix, float32 [out, in], summed over ``data``.
     """
@@ -35,8 +37,8 @@ class Subject:
 
 
 class Method(Protocol):
-    """``scores`` returns, per key, float32 scores of every weight or of every unit; the highest are
-    kept."""
+    """``scores`` returns float32 scores of every weight by key, or of every unit by the keys of
+    :attr:`Subject.units`; the highest are kept."""
 
     name: ClassVar[str]
 

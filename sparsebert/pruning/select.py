@@ -3,106 +3,162 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-# No float32 but a NaN maps to the smallest key, and NaN scores are refused: it marks what is dead already.
-_DEAD = torch.iinfo(torch.int32).min
-_HALF = 16
-_BINS = 1 << _HALF
+Size = Tensor | int
+
+# Entries looked at together: a core's own cache holds them, a GPU wants more at once.
+_CPU_CHUNK, _GPU_CHUNK = 1 << 18, 1 << 24
+_SAMPLE = 1 << 16
+# Ranks of the sample on either side of the threshold's expected place: four times the standard deviation of
+# the rank, then so many that it is there, then all.
+_MARGINS = (1 << 9, 1 << 12, _SAMPLE + 1)
 
 
-def ordered_keys(scores: Tensor, alive: Tensor | None = None) -> Tensor:
-    """int32 keys in the order of float32 scores (-0.0 equal to 0.0); dead entries get the smallest key.
+def ranked(scores: Tensor, alive: Tensor | None = None) -> Tensor:
+    """float32 scores as :func:`select` takes them: contiguous, and NaN where ``alive`` (bool) is False.
 
-    ``alive``: bool, of the same shape. Raises ValueError if a live score is NaN.
+    Raises ValueError for another dtype, or if a live score is NaN.
     """
     if scores.dtype != torch.float32:
         raise ValueError(f"scores must be float32, not {scores.dtype}")
-    bits = (scores + 0.0).contiguous().view(torch.int32)
-    keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    if alive is not None:
-        keys = keys.masked_fill(~alive, _DEAD)
-    nan = torch.isnan(scores)
-    if (nan if alive is None else nan & alive).any():
+    scores = scores.contiguous()
+    if alive is None:
+        nan = any(bool(chunk.sum().isnan()) and bool(chunk.isnan().any()) for chunk, _ in _chunks(scores, 1))
+    else:
+        nan = bool((scores.isnan() & alive).any())
+        scores = scores.masked_fill(~alive, math.nan)
+    if nan:
         raise ValueError("a score is NaN")
-    return keys
+    return scores
 
 
-def select(keys: Sequence[Tensor], sizes: Sequence[Tensor | int], budget: Fraction) -> list[Tensor]:
+def select(scores: Sequence[Tensor], sizes: Sequence[Size], budget: Fraction) -> list[Tensor]:
     """Keep the highest entries until their sizes sum up to the budget.
 
-    ``keys``: contiguous int32 tensors of any shape (:func:`ordered_keys`).
+    ``scores``: float32 tensors of any shape, dead entries NaN (:func:`ranked`).
     ``sizes``: how much an entry counts, an int for all of a tensor or an int64 tensor of its shape.
     Returns bool tensors of the same shapes, True = keep.
 
-    Entries are ranked by key, highest first, equal keys by tensor and flat index. Kept are the first entries
-    of this ranking whose total size is nearest to the budget, an even number of them if two are equally near.
-    For entries of size 1 that is exactly ``round(budget)`` entries, for any ties and on any device.
-    The threshold is found by two histograms over 16 bits each: time is linear, memory small.
+    Entries are ranked by score, highest first, equal scores by tensor and flat index. Kept are the first
+    entries of this ranking whose total size is nearest to the budget, an even number of them if two are
+    equally near. For entries of size 1 that is exactly ``round(budget)`` entries, for any ties and on any
+    device. Beside the masks little memory is needed: a random sample says between which two scores the
+    threshold lies, and only the few entries between them are sorted. The sample decides how long that takes,
+    never what comes out.
 
     Raises ValueError if the budget asks for entries that are dead.
     """
-    high, above = _crossing(((tensor >> _HALF) + _BINS // 2 for tensor in keys), sizes, budget, 0)
-    if high < 0:
-        if any((tensor == _DEAD).any() for tensor in keys):
-            raise _too_few()
-        return [torch.ones_like(tensor, dtype=torch.bool) for tensor in keys]
-    first = (high - _BINS // 2) << _HALF
-    inside = [(tensor >= first) & (tensor <= first + _BINS - 1) for tensor in keys]
-    low, above = _crossing(
-        (tensor[chosen] - first for tensor, chosen in zip(keys, inside, strict=True)),
-        [size if isinstance(size, int) else size[chosen] for size, chosen in zip(sizes, inside, strict=True)],
-        budget,
-        above,
-    )
-    del inside
-    threshold = first + low
-    kept = [tensor > threshold for tensor in keys]
-    left = _ties_to_keep(
-        keys, sizes, threshold, sum(int(mask.count_nonzero()) for mask in kept), budget - above
-    )
-    if threshold == _DEAD and left:
-        raise _too_few()
-    for tensor, mask in zip(keys, kept, strict=True):
+    threshold, above = _threshold(scores, sizes, math.floor(budget))
+    masks = [torch.empty_like(tensor, dtype=torch.bool) for tensor in scores]
+    kept = 0
+    tied: list[tuple[Tensor, Tensor, Size]] = []  # the chunks with entries at the threshold
+    for tensor, mask, size in zip(scores, masks, sizes, strict=True):
+        outputs = (out for out, _ in _chunks(mask, 1))
+        for (chunk, part), out in zip(_chunks(tensor, size), outputs, strict=True):
+            out.copy_(chunk == chunk if threshold is None else chunk > threshold)
+            kept += int(out.count_nonzero())
+            if _at(chunk, threshold).any():
+                tied.append((chunk, out, part))
+    left = _ties_to_keep(((_at(chunk, threshold), part) for chunk, _, part in tied), kept, budget - above)
+    if threshold is None and left:
+        raise ValueError("fewer weights are left than should be kept")
+    for chunk, out, _ in tied:
         if not left:
             break
-        ties = (tensor == threshold).flatten().nonzero().flatten()[:left]
-        mask.view(-1)[ties] = True
+        ties = _at(chunk, threshold).nonzero().flatten()[:left]
+        out[ties] = True
         left -= len(ties)
-    return kept
+    return masks
 
 
-def _crossing(
-    bins: Iterable[Tensor], sizes: Iterable[Tensor | int], budget: Fraction, above: int
-) -> tuple[int, int]:
-    """The bin in which sizes, summed from the highest bin down, pass the budget, and the sum above it.
+def _threshold(scores: Sequence[Tensor], sizes: Sequence[Size], room: int) -> tuple[float | None, int]:
+    """The score with whose entries the sizes, summed from the highest down, pass ``room``; the sum above it.
 
-    ``above``: what is kept already. The bin is -1 if everything fits.
+    The score is None if all live entries fit.
     """
-    totals = torch.zeros(_BINS, dtype=torch.float64)  # exact for whole numbers below 2**53
-    for tensor, size in zip(bins, sizes, strict=True):
-        if isinstance(size, int):
-            totals += torch.bincount(tensor.flatten(), minlength=_BINS).cpu() * float(size)
-        else:
-            totals += torch.bincount(tensor.flatten(), size.flatten().double(), minlength=_BINS).cpu()
-    from_top = totals.flip(0).cumsum(0)
-    fitting = int(torch.searchsorted(from_top, float(math.floor(budget) - above), right=True))
-    if fitting == _BINS:
-        return -1, above
-    return _BINS - 1 - fitting, above + (int(from_top[fitting - 1]) if fitting else 0)
+    drawn, reach = _sample(scores, sizes)
+    at = int(torch.searchsorted(reach, room))
+    for margin in _MARGINS:
+        high = float(drawn[at - margin]) if at >= margin else None
+        low = float(drawn[at + margin]) if at + margin < len(drawn) else None
+        above, at_high, values, parts = _between(scores, sizes, low, high)
+        if above > room:
+            continue
+        if high is not None and above + at_high > room:
+            return high, above
+        values, order = values.sort(descending=True)
+        ends = above + at_high + parts[order].cumsum(0)
+        fitting = int(torch.searchsorted(ends, room, right=True))
+        if fitting < len(values):
+            found = float(values[fitting])
+            first = int((values > found).count_nonzero())  # of those equal to it
+            return found, int(ends[first - 1]) if first else above + at_high
+        above = int(ends[-1]) if len(values) else above + at_high
+        if low is None:
+            return None, above
+        if low == high:
+            continue
+        at_low = sum(
+            _total(chunk == low, part)
+            for tensor, size in zip(scores, sizes, strict=True)
+            for chunk, part in _chunks(tensor, size)
+        )
+        if above + at_low > room:
+            return low, above
+    raise AssertionError("the last margin leaves nothing out")
 
 
-def _ties_to_keep(
-    keys: Sequence[Tensor], sizes: Sequence[Tensor | int], threshold: int, kept: int, room: Fraction
-) -> int:
-    """How many of the entries at the threshold, in order, bring the total nearest to the budget."""
+def _sample(scores: Sequence[Tensor], sizes: Sequence[Size]) -> tuple[Tensor, Tensor]:
+    """Live scores at random places, the highest first, and the size that the entries down to each have
+    together, as far as the sample tells. None of them where sorting all entries is as quick."""
+    entries = sum(tensor.numel() for tensor in scores)
+    if entries <= 2 * _SAMPLE:
+        return torch.empty(0), torch.empty(0)
+    places = torch.randint(entries, (_SAMPLE,), generator=torch.Generator().manual_seed(0)).sort().values
+    values, parts, start = [], [], 0
+    for tensor, size in zip(scores, sizes, strict=True):
+        first, last = torch.searchsorted(places, torch.tensor([start, start + tensor.numel()])).tolist()
+        mine = places[first:last] - start
+        values.append(tensor.view(-1)[mine.to(tensor.device)].cpu())
+        parts.append(torch.full(mine.shape, size) if isinstance(size, int) else size.reshape(-1)[mine].cpu())
+        start += tensor.numel()
+    drawn, weight = torch.cat(values), torch.cat(parts)
+    alive = ~drawn.isnan()
+    drawn, order = drawn[alive].sort(descending=True)
+    return drawn, weight[alive][order].double().cumsum(0) * (entries / _SAMPLE)
+
+
+def _between(
+    scores: Sequence[Tensor], sizes: Sequence[Size], low: float | None, high: float | None
+) -> tuple[int, int, Tensor, Tensor]:
+    """Total size of the entries above ``high`` and at it; entries between the two, and the size of each."""
+    above, from_high = 0, 0
+    values, parts = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)]
+    for tensor, size in zip(scores, sizes, strict=True):
+        for chunk, part in _chunks(tensor, size):
+            inside = chunk == chunk if low is None else chunk > low
+            if high is not None:
+                above += _total(chunk > high, part)
+                from_high += _total(chunk >= high, part)
+                inside &= chunk < high
+            found = chunk[inside].cpu()
+            values.append(found)
+            parts.append(torch.full(found.shape, part) if isinstance(part, int) else part[inside].cpu())
+    return above, from_high - above, torch.cat(values), torch.cat(parts)
+
+
+def _ties_to_keep(tied: Iterable[tuple[Tensor, Size]], kept: int, room: Fraction) -> int:
+    """How many of the entries at the threshold, in order, bring the total nearest to the budget.
+
+    ``tied``: chunk by chunk where they are (bool), and sizes. ``kept``: entries above the threshold.
+    """
     filled, count = 0, 0
-    for tensor, size in zip(keys, sizes, strict=True):
-        ties = tensor == threshold
+    for ties, size in tied:
         number = int(ties.count_nonzero())
         steps = torch.full((number,), size) if isinstance(size, int) else size[ties].cpu()
         ends = filled + steps.cumsum(0)
@@ -117,5 +173,20 @@ def _ties_to_keep(
     return count
 
 
-def _too_few() -> ValueError:
-    return ValueError("fewer weights are left than should be kept")
+def _at(chunk: Tensor, threshold: float | None) -> Tensor:
+    """Where the entries at the threshold are; below it, the dead ones, where it is None."""
+    return chunk.isnan() if threshold is None else chunk == threshold
+
+
+def _total(chosen: Tensor, size: Size) -> int:
+    return int(chosen.count_nonzero()) * size if isinstance(size, int) else int(size[chosen].sum())
+
+
+def _chunks(tensor: Tensor, size: Size) -> Iterator[tuple[Tensor, Size]]:
+    """Views of a contiguous tensor piece by piece, each with the sizes of its entries."""
+    step = _CPU_CHUNK if tensor.device.type == "cpu" else _GPU_CHUNK
+    flat = tensor.view(-1)
+    flat_size = size if isinstance(size, int) else size.reshape(-1)
+    for start in range(0, len(flat), step):
+        part = flat_size if isinstance(flat_size, int) else flat_size[start : start + step].to(tensor.device)
+        yield flat[start : start + step], part

@@ -253,6 +253,7 @@ class TestUnits:
         [
             {"granularity": "block", "block_size": (5, 5)},
             {"granularity": "row"},
+            {"granularity": "neuron"},
             {"granularity": "element", "scope": "matrix"},
             {"granularity": "element", "scope": "type"},
         ],

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from sparsebert.pruning.granularity import POOLING, keep_n_of_m, parse_granularity
-from sparsebert.pruning.select import ordered_keys
+from sparsebert.pruning.granularity import keep_n_of_m, parse_granularity
+from sparsebert.pruning.select import ranked
+from sparsebert.pruning.units import POOLING, UnitGroup
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9)).map(torch.Size)
 kinds = st.sampled_from(["element", "row", "column", "block"])
@@ -52,7 +53,7 @@ def test_a_unit_is_scored_by_its_own_weights(rule: str, shape: torch.Size, data:
         "rms": lambda x: x.square().mean().sqrt(),
     }
     expected = torch.stack([rules[rule](scores[membership == i].double()) for i in range(grid[0] * grid[1])])
-    pooled = units.pool(scores, rule)
+    pooled = UnitGroup({"a": units}, {"a": shape}).pool({"a": scores}, rule)
     assert pooled.dtype == torch.float32
     if grid != tuple(shape):
         torch.testing.assert_close(pooled, expected.float().view(grid), rtol=1e-6, atol=0)
@@ -67,7 +68,7 @@ def test_n_of_every_m_are_kept_and_none_beats_them(
         st.sampled_from([0.0, 1.0, 2.0, -1.0]), min_size=rows * groups * m, max_size=rows * groups * m
     )
     scores = torch.tensor(data.draw(values)).view(rows, groups * m)
-    mask = keep_n_of_m(ordered_keys(scores), n, m)
+    mask = keep_n_of_m(ranked(scores), n, m)
     assert mask.shape == scores.shape
     assert mask.is_contiguous()
     for group, chosen in zip(scores.view(-1, m), mask.view(-1, m), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 
 import hypothesis.strategies as st
@@ -11,10 +12,22 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from sparsebert.pruning.select import ordered_keys, select
+from sparsebert.pruning import select as module
+from sparsebert.pruning.select import ranked, select
 
 floats = st.floats(width=32, allow_nan=False)
 tied = st.sampled_from([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, 1.0000001, 1e-45])
+
+
+@pytest.fixture(params=[False, True], ids=["sorted whole", "by a sample"], scope="class")
+def sampled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the sample tells may be wrong, and the result must not: one of a few entries often is."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param:
+            patch.setattr(module, "_SAMPLE", 6)
+            patch.setattr(module, "_MARGINS", (1, 2, 7))
+            patch.setattr(module, "_CPU_CHUNK", 5)
+        yield
 
 
 @st.composite
@@ -34,58 +47,58 @@ def kept(masks: list[Tensor]) -> set[tuple[int, int]]:
     return {(i, int(j)) for i, mask in enumerate(masks) for j in mask.nonzero().flatten()}
 
 
-@given(scores(), st.integers(0, 100))
-def test_keeps_the_head_of_the_stable_ranking(scores: list[Tensor], percent: int) -> None:
-    budget = Fraction(percent, 100) * sum(map(len, scores))
-    masks = select([ordered_keys(tensor) for tensor in scores], [1] * len(scores), budget)
-    assert kept(masks) == set(ranking(scores)[: round(budget)])
+@pytest.mark.usefixtures("sampled")
+class TestAgainstAPlainSort:
+    @given(scores(), st.integers(0, 100))
+    def test_keeps_the_head_of_the_stable_ranking(self, scores: list[Tensor], percent: int) -> None:
+        budget = Fraction(percent, 100) * sum(map(len, scores))
+        masks = select([ranked(tensor) for tensor in scores], [1] * len(scores), budget)
+        assert kept(masks) == set(ranking(scores)[: round(budget)])
 
+    @given(scores(), st.data())
+    def test_entries_of_several_sizes_come_nearest_to_the_budget(
+        self, scores: list[Tensor], data: st.DataObject
+    ) -> None:
+        sizes: list[Tensor | int] = [
+            data.draw(st.integers(1, 4) | st.just(torch.arange(1, len(tensor) + 1))) for tensor in scores
+        ]
+        flat = [
+            torch.as_tensor(size).expand(len(tensor)).tolist()
+            for tensor, size in zip(scores, sizes, strict=True)
+        ]
+        budget = Fraction(data.draw(st.integers(0, 100)), 100) * sum(map(sum, flat))
+        order = ranking(scores)
+        totals = [sum(flat[i][j] for i, j in order[:number]) for number in range(len(order) + 1)]
+        nearest = min(range(len(totals)), key=lambda number: (abs(totals[number] - budget), number % 2))
+        masks = select([ranked(tensor) for tensor in scores], sizes, budget)
+        assert kept(masks) == set(order[:nearest])
 
-@given(scores(), st.data())
-def test_entries_of_several_sizes_come_nearest_to_the_budget(
-    scores: list[Tensor], data: st.DataObject
-) -> None:
-    sizes: list[Tensor | int] = [
-        data.draw(st.integers(1, 4) | st.just(torch.arange(1, len(tensor) + 1))) for tensor in scores
-    ]
-    flat = [
-        torch.as_tensor(size).expand(len(tensor)).tolist() for tensor, size in zip(scores, sizes, strict=True)
-    ]
-    budget = Fraction(data.draw(st.integers(0, 100)), 100) * sum(map(sum, flat))
-    ranked = ranking(scores)
-    totals = [sum(flat[i][j] for i, j in ranked[:number]) for number in range(len(ranked) + 1)]
-    nearest = min(range(len(totals)), key=lambda number: (abs(totals[number] - budget), number % 2))
-    masks = select([ordered_keys(tensor) for tensor in scores], sizes, budget)
-    assert kept(masks) == set(ranked[:nearest])
-
-
-@given(scores(), st.data())
-def test_dead_entries_are_out_of_the_ranking(scores: list[Tensor], data: st.DataObject) -> None:
-    alive = [
-        torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(t), max_size=len(t)))) for t in scores
-    ]
-    living = kept(alive)
-    number = data.draw(st.integers(0, len(living)))
-    keys = [ordered_keys(tensor, mask) for tensor, mask in zip(scores, alive, strict=True)]
-    masks = select(keys, [1] * len(keys), Fraction(number))
-    assert kept(masks) == set([entry for entry in ranking(scores) if entry in living][:number])
-    if len(living) < sum(map(len, scores)):
-        for more in (len(living) + 1, sum(map(len, scores))):
-            with pytest.raises(ValueError, match="fewer weights are left"):
-                select(keys, [1] * len(keys), Fraction(more))
+    @given(scores(), st.data())
+    def test_dead_entries_are_out_of_the_ranking(self, scores: list[Tensor], data: st.DataObject) -> None:
+        alive = [
+            torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(t), max_size=len(t)))) for t in scores
+        ]
+        living = kept(alive)
+        number = data.draw(st.integers(0, len(living)))
+        marked = [ranked(tensor, mask) for tensor, mask in zip(scores, alive, strict=True)]
+        masks = select(marked, [1] * len(marked), Fraction(number))
+        assert kept(masks) == set([entry for entry in ranking(scores) if entry in living][:number])
+        if len(living) < sum(map(len, scores)):
+            for more in (len(living) + 1, sum(map(len, scores))):
+                with pytest.raises(ValueError, match="fewer weights are left"):
+                    select(marked, [1] * len(marked), Fraction(more))
 
 
 @pytest.mark.parametrize(
     ("number", "budget", "expected"), [(5, "1/2", 0), (5, "3/2", 2), (5, "5/2", 2), (5, "26/10", 3)]
 )
 def test_halves_round_to_even_as_python_does(number: int, budget: str, expected: int) -> None:
-    masks = select([ordered_keys(torch.rand(number))], [1], Fraction(budget))
+    masks = select([ranked(torch.rand(number))], [1], Fraction(budget))
     assert masks[0].sum() == expected == round(Fraction(budget))
 
 
 def test_a_million_ties_are_cut_at_the_right_place() -> None:
-    keys = ordered_keys(torch.zeros(1000, 1000))
-    [mask] = select([keys], [1], Fraction(123_456))
+    [mask] = select([ranked(torch.zeros(1000, 1000))], [1], Fraction(123_456))
     assert mask.flatten()[:123_456].all()
     assert not mask.flatten()[123_456:].any()
 
@@ -93,16 +106,32 @@ def test_a_million_ties_are_cut_at_the_right_place() -> None:
 def test_few_distinct_scores_as_after_one_adam_step() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 50, (300_000,), generator=generator).float() * 0.02
-    [mask] = select([ordered_keys(scores)], [1], Fraction(100_001))
+    [mask] = select([ranked(scores)], [1], Fraction(100_001))
     order = scores.argsort(descending=True, stable=True)
     assert torch.equal(mask, torch.zeros_like(mask).index_fill(0, order[:100_001], True))
+
+
+def test_the_order_of_the_scores_does_not_mislead_the_sample() -> None:
+    """Sorted, in waves, and with most of them at one value beside the cut."""
+    count = 400_000
+    rising = torch.arange(float(count))
+    for scores in (
+        rising,
+        rising.sin(),
+        rising.clamp(max=300_000.0),
+        (rising % 65_536),
+        rising.clamp(min=7e4),
+    ):
+        [mask] = select([ranked(scores)], [1], Fraction(90_001))
+        order = scores.argsort(descending=True, stable=True)
+        assert torch.equal(mask, torch.zeros_like(mask).index_fill(0, order[:90_001], True))
 
 
 def test_shapes_and_strides_do_not_matter() -> None:
     scores = torch.rand(6, 8)
     for view in (scores, scores.t(), scores[::2, 1::3], scores[:1].expand(4, 8)):
-        [mask] = select([ordered_keys(view)], [1], Fraction(5))
-        [flat] = select([ordered_keys(view.flatten())], [1], Fraction(5))
+        [mask] = select([ranked(view)], [1], Fraction(5))
+        [flat] = select([ranked(view.flatten())], [1], Fraction(5))
         assert mask.shape == view.shape
         assert torch.equal(mask.flatten(), flat)
 
@@ -110,16 +139,16 @@ def test_shapes_and_strides_do_not_matter() -> None:
 def test_scores_that_cannot_be_ranked_are_refused() -> None:
     for nan in (math.nan, -math.nan):
         with pytest.raises(ValueError, match="a score is NaN"):
-            ordered_keys(torch.tensor([1.0, nan]))
+            ranked(torch.tensor([1.0, nan]))
     with pytest.raises(ValueError, match=r"must be float32, not torch\.float64"):
-        ordered_keys(torch.ones(2, dtype=torch.float64))
-    assert len(ordered_keys(torch.tensor([1.0, math.nan]), torch.tensor([True, False]))) == 2
+        ranked(torch.ones(2, dtype=torch.float64))
+    assert len(ranked(torch.tensor([1.0, math.nan]), torch.tensor([True, False]))) == 2
 
 
 @pytest.mark.gpu
 @given(scores(), st.integers(0, 100))
 def test_a_gpu_selects_the_same(scores: list[Tensor], percent: int) -> None:
     budget = Fraction(percent, 100) * sum(map(len, scores))
-    here = select([ordered_keys(tensor) for tensor in scores], [1] * len(scores), budget)
-    there = select([ordered_keys(tensor.cuda()) for tensor in scores], [1] * len(scores), budget)
+    here = select([ranked(tensor) for tensor in scores], [1] * len(scores), budget)
+    there = select([ranked(tensor.cuda()) for tensor in scores], [1] * len(scores), budget)
     assert all(torch.equal(a, b.cpu()) for a, b in zip(here, there, strict=True))

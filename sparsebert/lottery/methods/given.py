@@ -31,8 +31,8 @@ class RandomLayerwise(GivenTicket):
     """As many weights in each matrix as the ticket keeps there, at random places: the layerwise random
     pruning of Frankle and Carbin 2019."""
 
-    def given(self, ticket: Ticket, seed: int) -> Ticket:
-        return random_like(ticket, seed)
+    def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
+        return random_like(ticket, seed, model)
 
 
 @register("random-reinit")
