@@ -93,6 +93,13 @@ results: $(VENV)/.native $(VENV)/.rivals $(VENV)/.demo  ## measure every figure 
 	$(PY) -m sparsebert.demo > build/demo.txt && mv build/demo.txt benchmarks/results/
 	$(PY) -m sparsebert.report.readme --write
 
+# Hours, but in as many goes as one likes: what was interrupted goes on, what is done is only read.
+lottery: $(VENV)/.native $(VENV)/.demo  ## find and train tickets on real tasks, data in SPARSEBERT_DATA; benchmarks/results/lottery.*
+	@mkdir -p build benchmarks/results
+	$(PY) -m benchmarks.lottery --out build/lottery.jsonl --plot build/lottery.png $(ARGS)
+	mv build/lottery.jsonl build/lottery.png benchmarks/results/
+	$(PY) -m sparsebert.report.readme --write
+
 clean:  ## remove what was built, keep the environments
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(CPU)/_native.so $(VENV)/.native
 	find sparsebert kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
@@ -136,5 +143,5 @@ $(DEEPSPARSE)/.installed:
 	$(DEEPSPARSE)/bin/python -m pip install --disable-pip-version-check deepsparse==1.8.0 onnx==1.14.1 "numpy<2"
 	@touch $@
 
-.PHONY: help setup setup-all demo test test-slow test-real test-packaging test-all sanitize aot gpu gpu-dry-run lint bench bench-compare \
+.PHONY: help setup setup-all demo test test-slow test-real test-packaging test-all sanitize aot gpu gpu-dry-run lottery lint bench bench-compare \
     bench-deepsparse results clean clean-all

@@ -6,7 +6,8 @@ one-shot pruning at 50, 70 and 90 %, SNIP at 50 and 70 %. Then one 70 % ticket o
 these tickets are found in two steps of 35 %.
 
 Takes hours. Each run has a folder under --runs: what was interrupted goes on there when started again, what
-is done is only read. --out is written anew when all that was chosen is done.
+is done is only read. When all is trained, the speed of the first seed's SST-2 tickets is measured on the
+task's sentences, and --out is written anew.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ from typing import Any
 
 import torch
 
-from sparsebert.bench import record
+from sparsebert.bench import environment, record, runner
+from sparsebert.bench.subject import prepare
+from sparsebert.bench.workload import Workload
+from sparsebert.data import encode, load
 from sparsebert.demo.real_model import NAME, weights_folder
 from sparsebert.lottery.experiment import Request
 from sparsebert.lottery.folder import RunFolder
 from sparsebert.lottery.registry import lottery_method
+from sparsebert.report.lottery_plots import curve_plot
+from sparsebert.report.lottery_tables import RIVALS, curve_tables, transfer_tables
 from sparsebert.ticket import Ticket
 from sparsebert.train import train
 from sparsebert.training.settings import TrainingSettings
@@ -124,6 +130,32 @@ def carry_out(run: Run, runs: Path, data: Path) -> list[record.Record]:
     return [row | {"part": run.part, "label": run.label, "model": NAME} for row in rows]
 
 
+def speeds(runs: Path, data: Path) -> Iterator[record.Record]:
+    """Bench records of the first seed's tickets on the curve, over the lengths of real sentences."""
+    lengths = sentence_lengths(data)
+    machine = environment.detect()
+    for run in curve(SEEDS[0]):
+        for row in record.read(RunFolder(runs / run.name).log, "round"):
+            if not row["sparsity"]:
+                continue
+            workload = Workload(weights_folder(), batch=8, lengths=lengths)
+            subject = prepare(workload, Ticket.load(runs / run.name / row["ticket"]))
+            print(f"speed of {run.label} {row['sparsity']:.0%}", file=sys.stderr, flush=True)
+            for side in runner.run(subject, RIVALS, machine, runner.Settings(budget=5.0, memory=False)):
+                side["workload"]["model"] = NAME
+                yield side | {"part": run.part, "label": run.label}
+
+
+def sentence_lengths(data: Path) -> tuple[int, ...]:
+    """Tokens of the first 64 sentences of SST-2's validation data."""
+    from transformers import AutoTokenizer
+
+    examples = load("sst2", data / FOLDERS["sst2"], train=False).validation["validation"]
+    return tuple(
+        encode(examples[:64], "sst2", AutoTokenizer.from_pretrained(weights_folder())).lengths.tolist()
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -137,6 +169,7 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("build/lottery"), help="folder of the runs")
     parser.add_argument("--part", choices=(CURVE, TRANSFER), help="only this part")
     parser.add_argument("--out", type=Path, help="write the records to this file when all is done")
+    parser.add_argument("--plot", type=Path, help="draw accuracy and speed against sparsity (PNG)")
     options = parser.parse_args()
     if options.data is None or not options.data.is_dir():
         print("error: no task data: --data or SPARSEBERT_DATA names their folder", file=sys.stderr)
@@ -146,9 +179,15 @@ def main() -> int:
     if options.part != CURVE:
         chosen += [*sources(), *targets()]
     rows = [row for run in chosen for row in carry_out(run, options.runs, options.data)]
+    if options.part != TRANSFER:
+        rows += speeds(options.runs, options.data)
     if options.out:
         options.out.unlink(missing_ok=True)
         record.append(options.out, rows)
+    if options.plot and options.part != TRANSFER:
+        curve_plot(rows, options.plot)
+    for table in [*curve_tables(rows), *transfer_tables(rows)]:
+        print(table.markdown(), end="\n\n")
     return 0
 
 

@@ -106,6 +106,12 @@ def _speedup_lines(axes: Axes, name: str, records: Sequence[Record], colour: str
 
 def new_figure() -> tuple[Figure, Axes]:
     """An empty figure in the style of all ours. Raises ValueError where matplotlib is missing."""
+    figure, (axes,) = new_panels(1)
+    return figure, axes
+
+
+def new_panels(count: int, ratios: Sequence[float] | None = None) -> tuple[Figure, Sequence[Axes]]:
+    """The same with so many panels, one above the other, that share their x; `ratios`: of their heights."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -113,11 +119,12 @@ def new_figure() -> tuple[Figure, Axes]:
         raise ValueError("plots need matplotlib: pip install 'sparsebert[report]'") from None
     figure = Figure(figsize=(8, 5.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(True, color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    panels = list(figure.subplots(count, 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0])
+    for axes in panels:
+        axes.grid(True, color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
 
 
 def _footnote(figure: Figure, records: Sequence[Record]) -> None:

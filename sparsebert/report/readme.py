@@ -23,6 +23,7 @@ from typing import Any
 from sparsebert.bench.record import read
 from sparsebert.report.aot_tables import aot_tables
 from sparsebert.report.gpu_tables import gpu_tables
+from sparsebert.report.lottery_tables import curve_tables, transfer_tables
 from sparsebert.report.model_tables import bench_tables, sweep_tables
 from sparsebert.report.table import Table
 from sparsebert.report.tables import goal_tables, layer_tables, stack_tables
@@ -35,6 +36,8 @@ KINDS: dict[str, Callable[[list[dict[str, Any]]], list[Table]]] = {
     "stack": stack_tables,
     "aot": aot_tables,
     "gpu": gpu_tables,
+    "lottery": curve_tables,
+    "transfer": transfer_tables,
 }
 BLOCK = re.compile(
     r"(<!-- results: (?P<kind>\S+) (?P<file>\S+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL

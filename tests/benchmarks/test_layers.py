@@ -26,7 +26,14 @@ def test_packed_and_dense_layer_hold_the_same_weight():
 
 def cell(ratio, shape=(768, 768), tokens=128, busy=False):
     quantile = {"median": ratio, "p20": ratio, "p80": ratio}
-    return {"ratio": quantile, "equal_turns": quantile, "shape": list(shape), "tokens": tokens, "threads": 1, "busy": busy}
+    return {
+        "ratio": quantile,
+        "equal_turns": quantile,
+        "shape": list(shape),
+        "tokens": tokens,
+        "threads": 1,
+        "busy": busy,
+    }
 
 
 @pytest.mark.parametrize(

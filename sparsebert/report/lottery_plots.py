@@ -1,0 +1,69 @@
+"""Accuracy against sparsity, method by method, above the measured speed of the tickets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from sparsebert import metrics
+from sparsebert.report.lottery_tables import NAMES, Point, points
+from sparsebert.report.plots import COLOURS, MARKERS, new_panels, save_figure
+from sparsebert.report.wording import Record, machine_text, threads_text
+
+
+def curve_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
+    """PNG of the part "curve". Raises ValueError where its dense runs or its speeds are missing."""
+    records = list(records)
+    found = points(records, "curve")
+    dense = next((point for point in found if point.label == "dense"), None)
+    timed = [point for point in found if point.speed]
+    if dense is None or not timed:
+        raise ValueError("nothing to plot: no dense runs, or no speed measured, among the records")
+    figure, (top, bottom) = new_panels(2, ratios=(2, 1))
+    mean, std = 100 * dense.summary.mean, 100 * (dense.summary.std or 0.0)
+    top.axhline(mean, color="0.3", linewidth=1, label="dense, band: standard deviation")
+    top.axhspan(mean - std, mean + std, color="0.3", alpha=0.12, linewidth=0)
+    methods = list(dict.fromkeys(point.label for point in found if point is not dense))
+    for number, label in enumerate(methods):
+        own = [point for point in found if point.label == label]
+        top.errorbar(
+            [100 * point.sparsity for point in own],
+            [100 * point.summary.mean for point in own],
+            [100 * (point.summary.std or 0.0) for point in own],
+            color=COLOURS[number],
+            marker=MARKERS[number],
+            markersize=5,
+            capsize=3,
+            label=NAMES[label],
+        )
+        own = [point for point in own if point.speed]
+        bottom.plot(
+            [100 * point.sparsity for point in own],
+            [_against_onednn(point) for point in own],
+            color=COLOURS[number],
+            marker=MARKERS[number],
+            markersize=5,
+        )
+    bottom.axhline(1, color="0.3", linewidth=1)
+    top.set_ylabel(f"{dense.task}, {metrics.primary(dense.task)} (%)")
+    bottom.set_ylabel("speed against oneDNN")
+    bottom.yaxis.set_major_formatter("{x:g}x")
+    bottom.set_xlabel("sparsity of the encoder's matrices (%)")
+    seeds = len(dense.values)
+    model = next(row["model"] for row in records if row["kind"] == "round")
+    top.set_title(f"Tickets of {model}: mean and standard deviation of {seeds} seeds", loc="left")
+    top.legend(frameon=False, loc="lower left")
+    speed = timed[0].speed
+    assert speed is not None
+    workload = speed["workload"]
+    note = (
+        f"{machine_text(speed['environment'])}, {threads_text(workload['threads'])}, "
+        f"batch {workload['batch']}, up to {max(workload['lengths'])} tokens"
+    )
+    figure.supxlabel(note, fontsize=7, color="0.35", x=0.01, ha="left")
+    save_figure(figure, path)
+
+
+def _against_onednn(point: Point) -> float:
+    assert point.speed is not None
+    return float(point.speed["ratio"]["onednn"]["median"])

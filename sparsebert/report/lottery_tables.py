@@ -1,0 +1,157 @@
+"""Tables of trained tickets: accuracy beside measured speed, and tickets moved between tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sparsebert import metrics
+from sparsebert.report.table import Table
+from sparsebert.report.wording import (
+    BUSY_NOTE,
+    MISSING,
+    Record,
+    machine_text,
+    megabytes,
+    ratio_text,
+    rival_name,
+    threads_text,
+)
+
+NAMES = {
+    "dense": "dense",
+    "imp": "IMP",
+    "one-shot": "one-shot magnitude",
+    "snip": "SNIP",
+    "random": "random",
+    "own-ticket": "the task's own (IMP)",
+    "mlm-ticket": "of masked language modelling (IMP)",
+}
+RIVALS = ("onednn", "eager")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method's tickets of one sparsity: the task's primary metric over the seeds, and the speed of one."""
+
+    label: str
+    task: str
+    sparsity: float
+    values: tuple[float, ...]
+    speed: Record | None = None
+
+    @property
+    def summary(self) -> metrics.Summary:
+        return metrics.summary(self.values)
+
+
+def points(records: Iterable[Record], part: str) -> list[Point]:
+    """Methods in the order of `NAMES`, each by sparsity; the records' own order decides within a task."""
+    records = list(records)
+    rounds = [row for row in records if row["kind"] == "round" and row["part"] == part]
+    speeds = {
+        (row["label"], _share(row["ticket"]["sparsity"])): row
+        for row in records
+        if row["kind"] == "bench" and row["part"] == part and row["provider"] == "sparse"
+    }
+    # The round of a seed that is there twice counts as it was last.
+    values: dict[tuple[str, str, float], dict[int, float]] = {}
+    for row in rounds:
+        if row["label"] in NAMES and (row["sparsity"] or row["label"] == "dense"):
+            key = (row["label"], row["task"], _share(row["sparsity"]))
+            values.setdefault(key, {})[row["seed"]] = row["metrics"][metrics.primary(row["task"])]
+    order = list(NAMES)
+    return [
+        Point(label, task, share, tuple(found.values()), speeds.get((label, share)))
+        for (label, task, share), found in sorted(
+            values.items(), key=lambda item: (order.index(item[0][0]), item[0][2])
+        )
+    ]
+
+
+def curve_tables(records: Iterable[Record]) -> list[Table]:
+    """Accuracy of each ticket on its task, the verdict against the dense model, and its measured speed."""
+    records = list(records)
+    found = points(records, "curve")
+    dense = next((point for point in found if point.label == "dense"), None)
+    if dense is None:
+        return []
+    rows = tuple(
+        (
+            f"{NAMES[point.label]} {point.sparsity:.0%}" if point.sparsity else NAMES[point.label],
+            share_text(point.summary),
+            MISSING if point is dense else metrics.verdict(dense.values, point.values).verdict,
+            *_speed_cells(point.speed),
+        )
+        for point in found
+    )
+    measured = [point.speed for point in found if point.speed]
+    notes = [_training_note(records, "curve")]
+    if measured:
+        environment, workload = measured[0]["environment"], measured[0]["workload"]
+        notes.append(
+            "Speed of the first seed's ticket in fp32, whole model, median of paired rounds: "
+            f"{machine_text(environment)}, {threads_text(workload['threads'])}; {workload['sequences']} "
+            f"sentences of the validation data in batches of {workload['batch']}, "
+            f"{min(workload['lengths'])} to {max(workload['lengths'])} tokens."
+        )
+        if any(row["busy"] for row in measured):
+            notes.append(BUSY_NOTE)
+    columns = ("ticket", metrics.primary(dense.task), "verdict", *_speed_columns(measured), "weights MB")
+    return [Table(f"Tickets of {_model(records)} on {dense.task}", columns, rows, tuple(notes))]
+
+
+def transfer_tables(records: Iterable[Record]) -> list[Table]:
+    """Each task trained from each ticket of one sparsity."""
+    records = list(records)
+    found = points(records, "transfer")
+    if not found:
+        return []
+    tasks = list(dict.fromkeys(point.task for point in found))
+    cells = {(point.label, point.task): share_text(point.summary) for point in found}
+    rows = tuple(
+        (NAMES[label], *(cells.get((label, task), MISSING) for task in tasks))
+        for label in dict.fromkeys(point.label for point in found)
+    )
+    share = max(point.sparsity for point in found)
+    columns = ("ticket", *(f"{task} ({metrics.primary(task)})" for task in tasks))
+    title = f"Tickets of {_model(records)} at {share:.0%}, trained on other tasks"
+    return [Table(title, columns, rows, (_training_note(records, "transfer"),))]
+
+
+def share_text(summary: metrics.Summary) -> str:
+    """Mean and, of several seeds, standard deviation, in per cent."""
+    spread = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
+    return f"{100 * summary.mean:.1f}{spread}"
+
+
+def _share(sparsity: float) -> float:
+    return round(sparsity, 3)
+
+
+def _speed_columns(measured: Sequence[Record]) -> tuple[str, ...]:
+    if not measured:
+        return tuple(f"vs {name}" for name in RIVALS)
+    return tuple(f"vs {rival_name(name, measured[0]['environment'])}" for name in RIVALS)
+
+
+def _speed_cells(speed: Record | None) -> tuple[str, ...]:
+    if speed is None:
+        return (MISSING,) * (len(RIVALS) + 1)
+    doubt = "?" if speed["busy"] else ""
+    ratios = (ratio_text(speed["ratio"].get(name), doubt) for name in RIVALS)
+    return (*ratios, megabytes(speed["weight_bytes"]))
+
+
+def _model(records: Sequence[Record]) -> str:
+    return str(next(row["model"] for row in records if row["kind"] == "round"))
+
+
+def _training_note(records: Sequence[Record], part: str) -> str:
+    rounds = [row for row in records if row["kind"] == "round" and row["part"] == part]
+    seeds = sorted({row["seed"] for row in rounds})
+    versions = ", ".join(f"{name} {version}" for name, version in rounds[-1]["versions"].items())
+    return (
+        f"In per cent: mean ± standard deviation (n - 1) over the seeds {', '.join(map(str, seeds))}; "
+        f"{rounds[-1]['steps']} steps a round. {versions}."
+    )

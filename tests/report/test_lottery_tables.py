@@ -1,0 +1,75 @@
+"""Trained tickets in tables and in the picture: accuracy over seeds beside the speed of one ticket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsebert.report.lottery_plots import curve_plot
+from sparsebert.report.lottery_tables import curve_tables, points, transfer_tables
+
+
+def rounds(label: str, sparsity: float, values: list[float], **changes: Any) -> list[dict[str, Any]]:
+    fields = {
+        "kind": "round",
+        "part": "curve",
+        "label": label,
+        "task": "sst2",
+        "model": "tiny",
+        "sparsity": sparsity,
+        "steps": 300,
+        "versions": {"torch": "2.13"},
+    } | changes
+    metric = {"sst2": "accuracy", "cola": "mcc"}[fields["task"]]
+    return [fields | {"seed": seed, "metrics": {metric: value}} for seed, value in enumerate(values, start=1)]
+
+
+DENSE = rounds("dense", 0.0, [0.80, 0.82, 0.84])
+
+
+def test_a_ticket_stands_with_accuracy_verdict_and_speed(bench_record: Any) -> None:
+    rows = [
+        *rounds("imp", 0.0, [0.1, 0.1, 0.1]),  # its dense round is not a ticket
+        *rounds("random", 0.7000001, [0.60, 0.61, 0.62]),
+        *rounds("imp", 0.7000001, [0.81, 0.82, 0.83]),
+        *DENSE,
+        bench_record(0.7) | {"part": "curve", "label": "imp"},
+        bench_record(0.7, "onednn") | {"part": "curve", "label": "imp"},
+    ]
+    (table,) = curve_tables(rows)
+    assert table.rows == (
+        ("dense", "82.0 ± 2.0", "-", "-", "-", "-"),
+        ("IMP 70%", "82.0 ± 1.0", "strict", "3.50x", "7.00x", "44.0"),
+        ("random 70%", "61.0 ± 1.0", "none", "-", "-", "-"),
+    )
+    assert "seeds 1, 2, 3; 300 steps a round" in table.notes[0]
+
+
+def test_a_round_that_is_there_twice_counts_once() -> None:
+    (point,) = points([*DENSE, *DENSE], "curve")
+    assert point.values == (0.80, 0.82, 0.84)
+
+
+def test_tasks_are_columns_of_the_transfer() -> None:
+    rows = [
+        *rounds("dense", 0.0, [0.8], part="transfer"),
+        *rounds("mlm-ticket", 0.7, [0.7], part="transfer"),
+        *rounds("mlm-ticket", 0.7, [0.2, 0.4], part="transfer", task="cola"),
+        *rounds("source", 0.7, [0.5], part="transfer", task="cola"),
+    ]
+    (table,) = transfer_tables(rows)
+    assert table.columns == ("ticket", "sst2 (accuracy)", "cola (mcc)")
+    assert table.rows[0] == ("dense", "80.0", "-")
+    assert table.rows[1][1:] == ("70.0", "30.0 ± 14.1")
+
+
+def test_the_picture_is_drawn_whole_or_not_at_all(tmp_path: Path, bench_record: Any) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [*DENSE, *rounds("imp", 0.7, [0.81, 0.82, 0.83])]
+    with pytest.raises(ValueError, match="no speed measured"):
+        curve_plot(rows, tmp_path / "curve.png")
+    assert not list(tmp_path.iterdir())
+    curve_plot([*rows, bench_record(0.7) | {"part": "curve", "label": "imp"}], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
