@@ -33,7 +33,7 @@ def transfer(
         list[str],
         typer.Option(
             "--ticket",
-            help="once for each ticket: NAME=PATH of a ticket file of any kind, of the folder of the run that "
+            help="once for each ticket: NAME=PATH of a ticket file of any kind, of the folder of a run that "
             "found it, or of a folder of runs by seed (each seed then trains its own)",
         ),
     ],

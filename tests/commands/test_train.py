@@ -10,86 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from sparsebert import cli
 from sparsebert.bench import record
 from sparsebert.ticket import Ticket
-from sparsebert.train import over_seeds
+from tests.commands.tiny import OTHER, PRUNABLE, QUICK, refused, save
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
-
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-GOOD, BAD, OTHER = ("good", "fine", "great"), ("bad", "poor", "awful"), ("a", "the", "film", "plot", "is")
-SHAPE = {
-    "hidden_size": 20,
-    "num_attention_heads": 2,
-    "intermediate_size": 30,
-    "num_hidden_layers": 2,
-    "initializer_range": 0.2,
-}
-PRUNABLE = 2 * (4 * 20 * 20 + 2 * 20 * 30)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    words = SPECIAL + GOOD + BAD + OTHER
-    return transformers.BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-
-
-def save(folder: Path, tokenizer: Any, cls: str = "BertModel", **changes: Any) -> Path:
-    torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=len(SPECIAL + GOOD + BAD + OTHER), **SHAPE | changes)
-    getattr(transformers, cls)(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "tiny-bert", tokenizer)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SST-2 in miniature: one word decides."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "SST-2").mkdir()
-    for name, offset in (("train.tsv", 0), ("dev.tsv", 1)):
-        rows = [
-            f"{OTHER[i % 2]} {OTHER[2 + i % 3 % 2]} is {(BAD, GOOD)[i % 2][(i // 2 + offset) % 3]}\t{i % 2}"
-            for i in range(48)
-        ]
-        (folder / "SST-2" / name).write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
-    return folder
-
-
-QUICK = ["--steps", "6", "--batch-size", "8", "--learning-rate", "0.003", "--device", "cpu"]
-
-
-@pytest.fixture
-def asked(bert: Path, data: Path, tmp_path: Path) -> list[str]:
-    return [
-        "--task",
-        "sst2",
-        "--model",
-        str(bert),
-        "--data",
-        str(data),
-        "--out",
-        str(tmp_path / "run"),
-        *QUICK,
-    ]
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run, expect exit code 2 with one line on stderr; give back the line."""
-    assert cli.main(list(arguments)) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("sparsebert: ")
-    return line
 
 
 class TestTrain:
@@ -157,26 +86,11 @@ class TestTrain:
         assert cli.main(["train", "--method", "snip", "--batches", "3", "--sparsity", "0.5", *asked]) == 0
         assert Ticket.load(tmp_path / "run" / "ticket.safetensors").metadata["method"] == "snip"
 
-    def test_a_language_model_s_ticket(self, tokenizer: Any, tmp_path: Path, bert: Path) -> None:
-        folder = tmp_path / "data" / "wikitext-2"
-        folder.mkdir(parents=True)
-        lines = [" ".join(OTHER[(i + j) % 5] for j in range(12)) for i in range(40)]
-        for name in ("wiki.train.raw", "wiki.valid.raw"):
-            (folder / name).write_text("\n".join(lines) + "\n")
+    def test_a_language_model_s_ticket(self, tokenizer: Any, tmp_path: Path, data: Path) -> None:
         model = save(tmp_path / "mlm", tokenizer, "BertForMaskedLM")
-        arguments = ["--model", str(model), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
-        arguments += [
-            "--task",
-            "wikitext-2",
-            "--max-length",
-            "16",
-            "--sparsity",
-            "0.5",
-            "--step",
-            "0.5",
-            *QUICK,
-        ]
-        assert cli.main(["train", *arguments]) == 0
+        arguments = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "run"), *QUICK]
+        task = ["--task", "wikitext-2", "--max-length", "16", "--sparsity", "0.5", "--step", "0.5"]
+        assert cli.main(["train", *arguments, *task]) == 0
         (dense, pruned) = record.read(tmp_path / "run" / "log.jsonl", "round")
         assert dense["kept"] == 2 * pruned["kept"]
 
@@ -195,63 +109,11 @@ class TestTrain:
         for name in ("train-v1.1.json", "dev-v1.1.json"):
             (folder / name).write_text(json.dumps(content))
         arguments = ["--model", str(bert), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
-        arguments += [
-            "--task",
-            "squad",
-            "--max-length",
-            "24",
-            "--method",
-            "one-shot",
-            "--sparsity",
-            "0.5",
-            *QUICK,
-        ]
+        arguments += ["--task", "squad", "--max-length", "24", *QUICK]
+        arguments += ["--method", "one-shot", "--sparsity", "0.5"]
         assert cli.main(["train", *arguments]) == 0
         (row,) = record.read(tmp_path / "run" / "log.jsonl", "round")
         assert set(row["metrics"]) == {"f1", "exact_match"}
-
-
-def records(accuracies: list[list[float]], source: str = "all") -> list[list[dict[str, Any]]]:
-    """Records of runs with seeds 0, 1, ...: one accuracy a round, the first round from that source."""
-    return [
-        [
-            {
-                "method": "imp",
-                "task": "sst2",
-                "model": "tiny",
-                "seed": seed,
-                "round": number,
-                "sparsity": number / 10,
-                "density": 1 - number / 10,
-                "source": "trained" if number else source,
-                "metrics": {"accuracy": value},
-            }
-            for number, value in enumerate(values)
-        ]
-        for seed, values in enumerate(accuracies)
-    ]
-
-
-class TestOverSeeds:
-    def test_rounds_are_judged_by_the_dense_one(self) -> None:
-        dense, strict, winning, none = over_seeds(
-            "sst2", records([[0.90, 0.91, 0.895, 0.80], [0.92, 0.92, 0.905, 0.90]])
-        )
-        assert "verdict" not in dense
-        assert dense["std"] == pytest.approx(0.02 / 2**0.5)
-        assert [row["verdict"] for row in (strict, winning, none)] == ["strict", "winning", "none"]
-        assert (none["mean"], none["values"]) == (pytest.approx(0.85), [0.80, 0.90])
-        assert none["dense_mean"] == pytest.approx(0.91)
-
-    def test_or_by_dense_runs_of_their_own(self) -> None:
-        runs, dense = records([[0.9], [0.8]], "start"), records([[0.9], [0.9]])
-        assert over_seeds("sst2", runs, dense)[0]["verdict"] == "none"
-        assert over_seeds("sst2", runs, runs)[0]["verdict"] == "strict"
-
-    def test_without_any_there_is_no_verdict(self) -> None:
-        (row,) = over_seeds("sst2", records([[0.9]], "start"))
-        assert "verdict" not in row
-        assert row["std"] is None
 
 
 def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, list[str]]:
@@ -260,44 +122,6 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
     out, err = capsys.readouterr()
     words = ["this CPU", "NVIDIA H100", "leave no block empty"]
     return err.strip(), [word for word in words if word in out]
-
-
-class TestEval:
-    def test_it_finds_what_the_run_log_says(
-        self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path, data: Path
-    ) -> None:
-        assert cli.main(["train", "--method", "one-shot", "--sparsity", "0.5", *asked]) == 0
-        capsys.readouterr()
-        results = tmp_path / "eval.jsonl"
-        model = ["--model", str(tmp_path / "run" / "model"), "--task", "sst2", "--data", str(data)]
-        assert cli.main(["eval", *model, "--json", str(results)]) == 0
-        (row,) = record.read(results, "eval")
-        (logged,) = record.read(tmp_path / "run" / "log.jsonl", "round")
-        assert row["metrics"] == logged["metrics"]
-        assert f"accuracy {row['metrics']['accuracy']:.4f}" in capsys.readouterr().out
-        ticket = ["--ticket", str(tmp_path / "run" / "ticket.safetensors")]
-        assert cli.main(["eval", *model, *ticket, "--json", str(results)]) == 0
-        assert record.read(results, "eval")[1]["metrics"] == row["metrics"]
-
-    def test_a_model_without_a_trained_head_is_refused(
-        self, capsys: pytest.CaptureFixture[str], bert: Path, data: Path
-    ) -> None:
-        line = refused(capsys, "eval", "--model", str(bert), "--task", "sst2", "--data", str(data))
-        assert "has no trained head for sst2" in line
-
-    def test_another_label_order_is_refused(
-        self, capsys: pytest.CaptureFixture[str], tokenizer: Any, tmp_path: Path, data: Path
-    ) -> None:
-        labels = {0: "positive", 1: "negative"}
-        turned = save(
-            tmp_path / "turned",
-            tokenizer,
-            "BertForSequenceClassification",
-            id2label=labels,
-            label2id={label: index for index, label in labels.items()},
-        )
-        line = refused(capsys, "eval", "--model", str(turned), "--task", "sst2", "--data", str(data))
-        assert "label order" in line
 
 
 @pytest.mark.parametrize(
@@ -321,6 +145,11 @@ class TestEval:
         (["--rewind", "step", "--rewind-step", "9"], "rewinding to step 9 of rounds of 6 steps"),
         (["--json", "/nowhere/at/all.jsonl"], "does not exist"),
         (["--granularity", "2:4"], "2:4"),
+        (
+            ["--granularity", "8x1"],
+            "8x1 do not divide encoder.layer.0.attention.self.query (20x20)",
+        ),
+        (["--granularity", "64x64"], "their rows must divide 10 and their columns 10"),
         (["--max-length", "2"], "leaves no room"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -1,0 +1,53 @@
+"""`sparsebert eval`: metrics of trained models, one or several seeds of them, and the verdict on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsebert import cli
+from sparsebert.bench import record
+from tests.commands.tiny import refused, save
+
+pytest.importorskip("accelerate")
+pytest.importorskip("sklearn")
+
+
+class TestEval:
+    def test_it_finds_what_the_run_log_says(
+        self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path, data: Path
+    ) -> None:
+        assert cli.main(["train", "--method", "one-shot", "--sparsity", "0.5", *asked]) == 0
+        capsys.readouterr()
+        results = tmp_path / "eval.jsonl"
+        model = ["--model", str(tmp_path / "run" / "model"), "--task", "sst2", "--data", str(data)]
+        assert cli.main(["eval", *model, "--json", str(results)]) == 0
+        (row,) = record.read(results, "eval")
+        (logged,) = record.read(tmp_path / "run" / "log.jsonl", "round")
+        assert row["metrics"] == logged["metrics"]
+        assert f"accuracy {row['metrics']['accuracy']:.4f}" in capsys.readouterr().out
+        ticket = ["--ticket", str(tmp_path / "run" / "ticket.safetensors")]
+        assert cli.main(["eval", *model, *ticket, "--json", str(results)]) == 0
+        assert record.read(results, "eval")[1]["metrics"] == row["metrics"]
+
+    def test_a_model_without_a_trained_head_is_refused(
+        self, capsys: pytest.CaptureFixture[str], bert: Path, data: Path
+    ) -> None:
+        line = refused(capsys, "eval", "--model", str(bert), "--task", "sst2", "--data", str(data))
+        assert "has no trained head for sst2" in line
+
+    def test_another_label_order_is_refused(
+        self, capsys: pytest.CaptureFixture[str], tokenizer: Any, tmp_path: Path, data: Path
+    ) -> None:
+        labels = {0: "positive", 1: "negative"}
+        turned = save(
+            tmp_path / "turned",
+            tokenizer,
+            "BertForSequenceClassification",
+            id2label=labels,
+            label2id={label: index for index, label in labels.items()},
+        )
+        line = refused(capsys, "eval", "--model", str(turned), "--task", "sst2", "--data", str(data))
+        assert "label order" in line
