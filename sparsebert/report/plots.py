@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -25,12 +26,13 @@ BASELINE_NAMES = {"onednn": "oneDNN", "eager": "eager"}
 def break_even(points: Sequence[tuple[float, float]]) -> float | None:
     """Sparsity where the speed-up crosses 1, interpolated between measured (sparsity, speed-up) points.
 
-    None where the points never cross from below to above.
+    Speed-ups are ratios: their logarithms are interpolated, as the plot draws them. None where the points
+    never cross from below to above.
     """
     ordered = sorted(points)
     for (low, below), (high, above) in itertools.pairwise(ordered):
         if below < 1 <= above:
-            return low + (1 - below) / (above - below) * (high - low)
+            return low - math.log(below) / math.log(above / below) * (high - low)
     return None
 
 
@@ -82,6 +84,7 @@ def _speedup_lines(axes: Axes, name: str, records: Sequence[Record], colour: str
         if baseline == "eager":
             label += f" ({rows[0]['environment']['blas']})"
         medians = [ratio["median"] for ratio in ratios]
+        style = style if len(rows) > 1 else "none"  # the legend promises no line through a single point
         axes.plot(sparsities, medians, style, color=colour, marker=marker, markersize=5, label=label)
         axes.fill_between(
             sparsities,
