@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,9 @@ from sparsebert.lottery.registry import Head, LotteryMethod, Rewind
 from sparsebert.training import ranks
 from sparsebert.training.checkpoint import Checkpoint
 from sparsebert.training.snapshot import Snapshot, fresh_head, head_names
+
+# The Trainer's name for the weights of a model that is not transformers' own.
+_PLAIN_WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,28 @@ def begin_round(model: Any, course: Course, number: int) -> Beginning:
     weights = _with_head(model, course, weights_in(source, model), number)
     target = folder.checkpoints(number) / f"checkpoint-{source.step}"
     if ranks.is_main():
-        source.copy_to(target, seconds=0.0, change=model.save_pretrained)
+        source.copy_to(target, seconds=0.0, change=lambda path: _write_weights(model, path))
     return Beginning(Checkpoint(target, source.step, 0.0), weights, stop, schedule)
 
 
 def weights_in(checkpoint: Checkpoint, model: Any) -> Snapshot:
     """The weights in a checkpoint of a model of this class."""
+    if _is_plain(model):
+        return Snapshot.load(checkpoint.path / _PLAIN_WEIGHTS)
     return Snapshot.of(type(model).from_pretrained(checkpoint.path))
+
+
+def _write_weights(model: Any, checkpoint: Path) -> None:
+    """Put the model's weights in the place of those in a checkpoint."""
+    if _is_plain(model):
+        Snapshot.of(model).save(checkpoint / _PLAIN_WEIGHTS)
+    else:
+        model.save_pretrained(checkpoint)
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether it is no model of transformers' own, and the Trainer writes its state as it is."""
+    return not hasattr(type(model), "from_pretrained")
 
 
 def _with_head(model: nn.Module, course: Course, source: Snapshot, number: int) -> Snapshot:

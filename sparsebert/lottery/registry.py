@@ -72,10 +72,12 @@ class LotteryMethod(abc.ABC):
     ``rewind_step``: the k of ``Rewind.STEP``.
     ``schedule_rounds``: the learning-rate schedule of a round spans so many rounds, and is cut off after one.
     ``needs_ticket``: works on a ticket that is given; its sparsity is that of the ticket.
+    ``joint``: works on several tasks at once.
     """
 
     name: ClassVar[str]
     needs_ticket: ClassVar[bool] = False
+    joint: ClassVar[bool] = False
 
     rewind: Rewind = Rewind.PRETRAINED
     rewind_step: int = 0

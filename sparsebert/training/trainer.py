@@ -30,6 +30,7 @@ class TicketMixin:
 
     ``schedule_steps``: the learning-rate schedule spans that many steps, however many are trained.
     ``group_by_length``: batches hold examples of about the same length.
+    Examples with a method ``sampler`` (of batch size and seed) say by it in which order they are to be read.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class TicketMixin:
         return super().create_scheduler(steps, optimizer)  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        examples = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
+        settings = self.args  # type: ignore[attr-defined]
+        if own_order := getattr(examples, "sampler", None):
+            return own_order(settings.train_batch_size, settings.data_seed)
         if not self._group_by_length:
             return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
-        settings = self.args  # type: ignore[attr-defined]
         step = settings.train_batch_size * settings.gradient_accumulation_steps
-        examples = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
         return LengthGrouped(examples, step, settings.data_seed)
 
 

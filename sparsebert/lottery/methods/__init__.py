@@ -3,6 +3,7 @@
 from .dense import Dense
 from .given import GivenTicket, RandomLayerwise, RandomReinit, ShuffledWeights
 from .imp import IterativeMagnitude, StandardPruning
+from .multi_task import MultiTask
 from .one_shot import OneShot
 from .random import RandomPruning
 from .snip import SnipOnce, SnipThenMagnitude
@@ -11,6 +12,7 @@ __all__ = [
     "Dense",
     "GivenTicket",
     "IterativeMagnitude",
+    "MultiTask",
     "OneShot",
     "RandomLayerwise",
     "RandomPruning",

@@ -1,0 +1,91 @@
+"""One encoder with a head for each of several tasks."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+
+@dataclass
+class MultiTaskConfig:
+    """Task -> class and config of the transformers model that brings its head."""
+
+    tasks: dict[str, tuple[type[Any], Any]]
+
+    @property
+    def _name_or_path(self) -> str:
+        """What the encoder was loaded from: that of the first task's model."""
+        return str(next(iter(self.tasks.values()))[1]._name_or_path)
+
+
+class MultiTaskModel(nn.Module):
+    """Models of one family that share an encoder; a batch says by ``task``, an index, whose head it is for.
+
+    ``base`` holds the encoder, once, with a pooler where one of the tasks needs it, and ``heads`` the rest of
+    each task's model. A ``state_dict`` holds each parameter once, tied decoders under the encoder's name.
+    ``models``: task -> PreTrainedModel, which are taken apart; without them all are initialised anew.
+
+    Raises ValueError if they are of several families.
+    """
+
+    # The Trainer asks for it where a state that it loads lacks names, as it does those of tied decoders.
+    _keys_to_ignore_on_save: ClassVar[None] = None
+
+    def __init__(self, config: MultiTaskConfig, models: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        if models is None:
+            models = {name: cls(copy.deepcopy(each)) for name, (cls, each) in config.tasks.items()}
+        prefixes = {model.base_model_prefix for model in models.values()}
+        if len(prefixes) > 1:
+            raise ValueError(f"tasks can share an encoder of one family only, not of {sorted(prefixes)}")
+        (self._prefix,) = prefixes
+        bases = [getattr(model, self._prefix) for model in models.values()]
+        self.base = next((base for base in bases if getattr(base, "pooler", None) is not None), bases[0])
+        self.heads = nn.ModuleList()
+        for model in models.values():
+            setattr(model, self._prefix, self.base)
+            model.tie_weights()
+            # A plain attribute instead of a submodule: forward finds it, and parameters are there once.
+            vars(model)[self._prefix] = model._modules.pop(self._prefix)
+            self.heads.append(model)
+        self.register_state_dict_post_hook(_once)
+
+    @classmethod
+    def of(cls, models: Mapping[str, Any]) -> MultiTaskModel:
+        """The encoder of the first model that has a pooler, or of the first, and the heads of all."""
+        config = MultiTaskConfig({name: (type(model), model.config) for name, model in models.items()})
+        return cls(config, models)
+
+    def forward(self, task: int, **inputs: Any) -> Any:
+        return self.heads[task](**inputs)
+
+    def task_model(self, task: str) -> Any:
+        """One task's model, as transformers know it; it shares its weights with this one."""
+        head = self.heads[list(self.config.tasks).index(task)]
+        model = copy.copy(head)
+        vars(model).pop(self._prefix)
+        model._modules = {self._prefix: self.base, **head._modules}
+        return model
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write a folder for each task, from which transformers load its model."""
+        for name in self.config.tasks:
+            self.task_model(name).save_pretrained(Path(folder) / name)
+
+    def gradient_checkpointing_enable(self) -> None:
+        self.base.gradient_checkpointing_enable()
+
+
+def _once(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    known = {name for name, _ in (*module.named_parameters(prefix), *module.named_buffers(prefix))}
+    # A prefix comes with its dot in the state's names, and without one in the parameters'.
+    known = {name.replace(f"{prefix}.", prefix, 1) if prefix else name for name in known}
+    for name in [name for name in state if name not in known]:
+        del state[name]
