@@ -7,13 +7,10 @@ pickles are read with torch's restricted loader, arrays without pickle, or they 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +20,7 @@ from torch.nn.utils.prune import custom_from_mask
 from sparsebert.bert import canonical_key, resolve, structure
 from sparsebert.provenance import describe_model
 from sparsebert.ticket import Ticket
-from sparsebert.ticket_file import brief
+from sparsebert.ticket_file import brief, replacing
 
 _WEIGHT_MASK, _BIAS_MASK = ".weight_mask", ".bias_mask"
 _NPY_MAGIC = b"\x93NUMPY"
@@ -104,7 +101,8 @@ def to_bert_tickets(ticket: Ticket, path: str | os.PathLike[str], *, prefix: str
     _refuse_removed(ticket, "a mask.pt")
     state = {f"{prefix}.{key}{_WEIGHT_MASK}": mask.float() for key, mask in ticket.masks.items()}
     state |= {f"{prefix}.{key}{_BIAS_MASK}": mask.float() for key, mask in ticket.bias_masks.items()}
-    _write(Path(path), lambda file: torch.save(state, file))
+    with replacing(Path(path)) as file:
+        torch.save(state, file)
 
 
 def from_smp(path: str | os.PathLike[str], model: nn.Module) -> Ticket:
@@ -164,7 +162,8 @@ def to_smp(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module) -> No
     if ticket.bias_masks:
         raise ValueError(f"an SMP file holds no masks of biases; the ticket masks {min(ticket.bias_masks)}'s")
     flat = np.concatenate([ticket.masks[key].numpy().reshape(-1) for key in keys])
-    _write(Path(path), lambda file: np.save(file, np.packbits(flat), allow_pickle=False))
+    with replacing(Path(path)) as file:
+        np.save(file, np.packbits(flat), allow_pickle=False)
 
 
 def to_torch_prune_(ticket: Ticket, model: nn.Module) -> nn.Module:
@@ -203,18 +202,3 @@ def _restricted_load(path: Path) -> Any:
 
 def _first_line(error: BaseException) -> str:
     return str(error).split("\n", 1)[0] or type(error).__name__
-
-
-def _write(path: Path, save: Callable[[IO[bytes]], None]) -> None:
-    """Write a file in one step: what was there stays until the new one is complete."""
-    unfinished = path.with_name(f".{secrets.token_hex(6)}.tmp")
-    try:
-        with open(unfinished, "xb") as file:
-            save(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise

@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -91,11 +91,23 @@ def write(path: str | os.PathLike[str], contents: TicketContents) -> None:
         raise ValueError(
             f"the ticket's metadata is too large: a header of {len(header)} bytes, at most 1 MiB"
         )
+    with replacing(path) as file:
+        file.write(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
+        file.write(payload)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of ``path`` once it is complete: until then what was there stays.
+
+    Raises OSError as ``open`` does; FileNotFoundError names the folder that is missing.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
     unfinished = path.with_name(f".{secrets.token_hex(6)}.tmp")
     try:
         with open(unfinished, "xb") as file:
-            file.write(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
-            file.write(payload)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)

@@ -166,6 +166,12 @@ class TestSaving:
         assert path.read_bytes() == before
         assert os.listdir(path.parent) == [path.name]
 
+    def test_a_missing_folder_is_named_and_no_file_of_passage(self, path: Path) -> None:
+        target = path.parent / "nowhere" / "ticket.safetensors"
+        with pytest.raises(FileNotFoundError) as refusal:
+            example().save(target)
+        assert str(refusal.value) == f"cannot write {target}: the folder {target.parent} does not exist"
+
     def test_the_file_appears_whole_under_the_umask(self, path: Path) -> None:
         example().save(path)
         assert os.listdir(path.parent) == [path.name]
