@@ -26,6 +26,7 @@ from sparsebert.options import (
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
+    from sparsebert.data import TaskData
     from sparsebert.lottery.experiment import Request
 
 
@@ -41,9 +42,12 @@ def train(
         str,
         typer.Option(
             help="imp, standard, one-shot, snip, snip-imp, random, dense; on a given ticket: ticket, "
-            "random-layerwise, random-reinit, shuffled"
+            "random-layerwise, random-reinit, shuffled; on several tasks: multi-task"
         ),
     ] = "imp",
+    also: Annotated[
+        str | None, typer.Option(help="multi-task: the other tasks, such as wikitext-2 or mrpc,cola")
+    ] = None,
     sparsity: Annotated[float | None, typer.Option(help="share of zeros to reach, below 1")] = None,
     ticket: TicketFile = None,
     out: Annotated[
@@ -70,6 +74,8 @@ def train(
     hush_transformers()
     name = data.task_name(task)
     source = data.source(name)
+    others = [each.strip() for each in also.split(",")] if also else []
+    sources = {each: data.source(each) for each in others}
     request = Request(
         lottery_method(method, **vars(options)),
         0.0 if method == "dense" and sparsity is None else sparsity,
@@ -80,20 +86,23 @@ def train(
     requests = [library.seeded(request, seed) for seed in chosen]
     folder = out or Path("runs") / _name(name, short_name(model), request, seeds)
 
-    def carry_out(request: Request, to: Path) -> list[dict[str, Any]]:
+    def carry_out(
+        request: Request, to: Path, also: dict[str, Path | TaskData | None] | None = None
+    ) -> list[dict[str, Any]]:
         return library.train(
             name,
             model,
             request,
             to,
             data=source,
+            also=also,
             max_length=data.max_length,
             say=say,
             before=say_gain if request is requests[0] else _say_nothing,
         )
 
     runs = [
-        carry_out(each, folder / f"seed-{each.training.seed}" if len(chosen) > 1 else folder)
+        carry_out(each, folder / f"seed-{each.training.seed}" if len(chosen) > 1 else folder, sources)
         for each in requests
     ]
     dense_runs = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -135,11 +134,7 @@ class UnitOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Those of :func:`sparsebert.prune`, and of a lottery run's Units."""
-        return {
-            **granularity_options(self.granularity),
-            "scope": self.scope,
-            "include_pooler": self.pooler,
-        }
+        return {"granularity": self.granularity, "scope": self.scope, "include_pooler": self.pooler}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,14 +155,9 @@ class MethodOptions:
     first: Annotated[float | None, typer.Option(help="snip-imp: sparsity that SNIP prunes to")] = None
     of: Annotated[str | None, typer.Option(help="one-shot: magnitudes of pretrained or trained")] = None
     within: Annotated[str | None, typer.Option(help="shuffled: in each matrix, or whole layers")] = None
-
-
-def granularity_options(text: str) -> dict[str, Any]:
-    """Arguments of `prune` for "4x1" (blocks), "2:4" or a name."""
-    block = re.fullmatch(r"(\d+)x(\d+)", text)
-    if block:
-        return {"granularity": "block", "block_size": (int(block[1]), int(block[2]))}
-    return {"granularity": text}
+    proportions: Annotated[
+        str | None, typer.Option(help="multi-task: equal turns, by size, or a number for each task: 2,1")
+    ] = None
 
 
 def flattened(command: Callable[..., None]) -> Callable[..., None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,7 @@ from sparsebert.data import Task, TaskData, collate, encode, find_task, load
 from sparsebert.evaluation import evaluator
 from sparsebert.lottery.experiment import Experiment, Request, Units
 from sparsebert.lottery.folder import Record, RunFolder
+from sparsebert.lottery.joint import joint
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.metrics import primary, summary, verdict
 from sparsebert.model_loading import load_model, short_name
@@ -35,6 +36,7 @@ def train(
     out: str | os.PathLike[str],
     *,
     data: Data = None,
+    also: Mapping[str, Data] | None = None,
     max_length: int | None = None,
     say: Callable[[str], None] = lambda text: None,
     before: Callable[[nn.Module, Request], None] = lambda model, request: None,
@@ -45,8 +47,9 @@ def train(
     ``request``: method, sparsity, units, training. ``out``: the run's folder (see
     :mod:`sparsebert.lottery.folder`); one that is there goes on where it was interrupted, and one that is
     finished is only read. ``data``: a folder with the task's files, or the examples of a task that need not
-    be one of ``TASKS``; else the hub. ``max_length``: tokens of an example. ``before``: called once with
-    model and request before the work begins.
+    be one of ``TASKS``; else the hub. ``also``: the other tasks of a method that works on several, and their
+    data. ``max_length``: tokens of an example. ``before``: called once with model and request before the work
+    begins.
 
     A ticket that masks the pooler loses that mask where the task's models have none (SQuAD, masked language
     modelling), as in Chen et al. 2020. Raises ValueError in one line for bad input, blocks that do not divide
@@ -64,13 +67,23 @@ def train(
     }
     if isinstance(data, TaskData) and not known.hub:
         names["data"] = dict(data.source)
+    others = _others(request, known, also or {})
+    if others:
+        names["also"] = [each.name for each, _ in others]
     request = _without_absent_pooler(replace(request, names=names), known)
     folder = RunFolder(out)
     if folder.run_json.exists() and folder.finished():
         folder.require(request.describe())
         say(f"{folder.path} is finished: nothing to do")
         return folder.rounds_done()
-    experiment = assemble(known, model, examples_of(known, data), request.training.seed, max_length)
+    seed = request.training.seed
+    experiment = assemble(known, model, examples_of(known, data), seed, max_length)
+    if others:
+        parts = {
+            each.name: assemble(each, model, examples_of(each, source), seed, max_length)
+            for each, source in others
+        }
+        experiment = joint({known.name: experiment, **parts}, getattr(request.method, "proportions", "equal"))
     require_whole_blocks(experiment.model, request.units)
     if ranks.is_main():
         before(experiment.model, request)
@@ -191,6 +204,21 @@ def summarise(metric: str, rows: Sequence[Record], judges: Sequence[Record] = ()
         judged = verdict([row["metrics"][metric] for row in judges], found.values)
         fields |= {"verdict": judged.verdict, "dense_mean": judged.dense.mean, "dense_std": judged.dense.std}
     return fields
+
+
+def _others(request: Request, task: Task, also: Mapping[str, Data]) -> list[tuple[Task, Data]]:
+    """The other tasks of a run. Raises ValueError if the method needs or takes none, or for one twice."""
+    if request.method.joint != bool(also):
+        wants = (
+            "needs another task beside" if request.method.joint else "works on one task: leave out all but"
+        )
+        raise ValueError(f"method {request.method.name} {wants} {task.name}")
+    others = [(task_of(name, data), data) for name, data in also.items()]
+    if task.name in (each.name for each, _ in others):
+        raise ValueError(f"task {task.name} is named twice")
+    if others and request.training.group_by_length:
+        raise ValueError("several tasks have their turns: group_by_length is for one")
+    return others
 
 
 def _without_absent_pooler(request: Request, task: Task) -> Request:
