@@ -48,14 +48,15 @@ def test_without_such_a_loop_there_is_none():
 
 
 def test_four_warps_issue_a_warp_group_instruction_together_and_other_ones_each_for_itself():
-    assert Loop(10, {(64, 64, 16): 2}).products(num_warps=8) == 2 * 2 * 64 * 64 * 16
-    assert Loop(10, {(16, 8, 16): 3}).products(num_warps=8) == 8 * 3 * 16 * 8 * 16
+    assert Loop(10, {(64, 64, 16): 2}).products(8, (128, 64), half=True) == 2 * 2 * 64 * 64 * 16
+    assert Loop(10, {(16, 8, 16): 3}).products(8, (128, 64), half=True) == 8 * 3 * 16 * 8 * 16
 
 
-def test_shapes_that_are_not_in_the_text_leave_the_products_open():
+def test_instructions_whose_shape_is_not_in_the_text_are_as_large_as_they_can_be():
     sass = SASS.replace("HGMMA.64x64x16.F32.BF16 R24", "UTCHMMA gdesc[UR4]")
     assert nvidia_loop(sass) == Loop(4, {(): 2})
-    assert Loop(4, {(): 2}).products(num_warps=4) is None
+    assert Loop(4, {(): 2}).products(4, (256, 64), half=True) == 2 * 128 * 64 * 16
+    assert Loop(4, {(): 2}).products(4, (64, 64), half=False) == 2 * 64 * 64 * 8
 
 
 def test_instructions_are_counted_by_kind_and_shape():

@@ -66,6 +66,7 @@ TARGETS = {
 class Compiled:
     """One case on one target; `problems` is empty for a kernel that can be fast there.
 
+    precision           of the products: "half", "tf32" or "ieee"; None where there are none
     registers           a thread
     spill_stores/loads  instructions that move registers to memory and back
     shared_memory       bytes of one program
@@ -84,6 +85,7 @@ class Compiled:
     default: bool
     num_warps: int
     num_stages: int
+    precision: str | None = None
     registers: int | None = None
     spill_stores: int | None = None
     spill_loads: int | None = None
@@ -110,6 +112,7 @@ def compile_case(case: CompileCase, target: Target) -> Compiled:
         "default": case.default,
         "num_warps": case.num_warps,
         "num_stages": case.num_stages,
+        "precision": precision(case),
         "shared_memory_limit": target.shared_memory,
     }
     try:
@@ -122,12 +125,16 @@ def compile_case(case: CompileCase, target: Target) -> Compiled:
     return Compiled(**known, **figures, problems=tuple(_problems(case, target, figures)))
 
 
-def uses_tensor_cores(case: CompileCase) -> bool:
-    """Whether the case multiplies matrices in a precision that tensor cores have."""
+def precision(case: CompileCase) -> str | None:
+    """In which the case multiplies matrices: "half", "tf32" or exact float32, "ieee"; None where it does not.
+
+    NVIDIA's tensor cores have all of them but the last.
+    """
     if case.tile is None:
-        return False
-    half = any(kind in ("*bf16", "*fp16") for kind in case.arguments.values())
-    return half or "tf32" in case.constants.values()
+        return None
+    if any(kind in ("*bf16", "*fp16") for kind in case.arguments.values()):
+        return "half"
+    return "tf32" if "tf32" in case.constants.values() else "ieee"
 
 
 def cases(modules: Sequence[str] = ()) -> Iterator[tuple[str, int, CompileCase]]:
@@ -207,12 +214,11 @@ def _issue_bound(
         return {"loop_instructions": None, "ceiling": None}
     m, n, k = case.tile
     step = m * n * k
-    # A pass may hold several steps (an unrolled loop) or, where shapes are not in the text, is one.
-    products = loop.products(num_warps) or step
-    instructions = loop.instructions * step / products
+    half = precision(case) == "half"
+    # A pass may hold several steps: an unrolled loop.
+    instructions = loop.instructions * step / loop.products(num_warps, (m, n), half)
     if target.products is None:
         return {"loop_instructions": round(instructions, 1), "ceiling": None}
-    half = any(kind in ("*bf16", "*fp16") for kind in case.arguments.values())
     tensor_cycles = step / (target.products if half else target.products / 2)
     issue_cycles = instructions * num_warps / SCHEDULERS
     return {
@@ -226,7 +232,8 @@ def _problems(case: CompileCase, target: Target, figures: dict[str, Any]) -> Ite
         yield f"spills registers ({figures['spill_stores']} stores, {figures['spill_loads']} loads)"
     if figures["shared_memory"] > target.shared_memory:
         yield f"takes {figures['shared_memory']} bytes of shared memory, there are {target.shared_memory}"
-    if uses_tensor_cores(case) and not any(name.startswith(target.instruction) for name in figures["tensor"]):
+    wanted = precision(case) in ("half", "tf32")
+    if wanted and not any(name.startswith(target.instruction) for name in figures["tensor"]):
         yield f"has no {target.instruction} ({', '.join(figures['tensor']) or 'no tensor-core instruction'})"
 
 
@@ -271,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--module", action="append", default=[], help="only this kernel file, e.g. package.module"
     )
-    parser.add_argument("--default", action="store_true", help="only what an untuned device would get")
+    parser.add_argument("--default", action="store_true", help="only what an untuned device gets in bfloat16")
     parser.add_argument("--match", type=re.compile, help="only where this is found in the label")
     parser.add_argument("--check", action="store_true", help="fail where a kernel has a problem")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
@@ -292,7 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(asdict(compiled)), flush=True)
         for problem in compiled.problems:
             found += 1
-            print(f"{compiled.family}, {compiled.label}, {compiled.target}: {problem}", file=sys.stderr)
+            where = f"{compiled.target}, triton {compiled.triton}"
+            print(f"{compiled.family}, {compiled.label}, {where}: {problem}", file=sys.stderr)
     return 1 if found and options.check else 0
 
 

@@ -87,10 +87,10 @@ class Tile:
 
 
 # By bytes a value, then by panel height. Exact float32 products hold their operands in registers: small
-# tiles.
+# tiles, short steps.
 TILES = {
     2: {64: Tile(128, 64, 4, 3), 128: Tile(128, 64, 8, 3)},
-    4: {64: Tile(64, 32, 4, 2), 128: Tile(64, 32, 8, 2)},
+    4: {64: Tile(64, 16, 4, 2), 128: Tile(64, 16, 8, 2)},
 }
 
 
@@ -137,10 +137,11 @@ def input_gradient(gradient: Tensor, packed: ColumnPanelSparse, transposed: Sequ
 
 def compile_cases() -> Iterator[CompileCase]:
     """Every configuration; the default ones are those of bfloat16."""
-    for dtype, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
+    for dtype, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4), ("tf32", 4)):
         for height in PANEL_ROWS:
             tile = TILES[itemsize][height]
-            pointer, product = f"*{dtype}", (height, tile.block_m, tile.step)
+            pointer = "*fp32" if dtype == "tf32" else f"*{dtype}"
+            product = height, tile.block_m, tile.step
             arguments = {"x": pointer, "values": pointer, "columns": "*i32", "starts": "*i32", "rows": "*i32"}
             arguments |= {"bias": pointer, "y": pointer, "N": "i32", "panels": "i32", "tokens": "i32"}
             yield CompileCase(
@@ -153,7 +154,7 @@ def compile_cases() -> Iterator[CompileCase]:
                     "BLOCK_M": tile.block_m,
                     "STEP": tile.step,
                     "ACTIVATION": "gelu",
-                    "PRECISION": "ieee",
+                    "PRECISION": "tf32" if dtype == "tf32" else "ieee",
                     "UPCAST": False,
                 },
                 num_warps=tile.num_warps,

@@ -17,7 +17,7 @@ class CompileCase:
     constants  compile-time constant -> value
     aligned    integer arguments known to be multiples of 16 (pointers always are)
     tile       (m, n, k) of the matrix product in one iteration of the main loop; None where there is none
-    default    whether an untuned device would get this configuration: `make test` compiles those
+    default    whether an untuned device gets this configuration in bfloat16: `make test` compiles those
     targets    the names of the targets that it is for (see `aot.TARGETS`), where it is not for all of them
     """
 

@@ -107,14 +107,12 @@ def by_target(shape: Shape) -> dict[Configuration, tuple[str, ...]]:
 def _forward(shape: Shape, shared_memory: int) -> Configuration:
     if shape.itemsize == 4:
         # Products in plain fp32 hold their operands in registers: small tiles.
-        block, warps = 64, 4 if shape.panel_rows == 16 else 8
-        if shape.panel_rows == 128 and shape.dtype == "float32":
-            block = 32
-    elif shape.tokens <= TOKEN_BUCKETS[0]:
-        block, warps = 64, 4
+        block = 32 if shape.panel_rows >= 64 and shape.dtype == "float32" else 64
+        warps = 4 if shape.panel_rows == 16 else 8
     elif shape.tokens <= TOKEN_BUCKETS[1] or shape.panel_rows == 16:
         # With 8 warps a weight tile of 16 rows would be copied 8 bytes at a time.
-        block, warps = 128 if shape.panel_rows <= 64 else 64, 4
+        block = 64 if shape.tokens <= TOKEN_BUCKETS[0] or shape.panel_rows > 64 else 128
+        warps = 4 if shape.panel_rows <= 64 else 8
     else:
         block, warps = 256 if shape.panel_rows <= 64 else 128, 8
     line = TILE_COLUMNS * shape.itemsize

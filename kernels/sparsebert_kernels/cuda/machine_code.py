@@ -5,6 +5,7 @@ Works on the text that the compilers and disassemblers give, so that none of it 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,8 @@ MFMA = re.compile(r"\bv_s?mfmac?_\w+?_(\d+x\d+x\d+)\w*")
 TENSOR_SASS = re.compile(r"\b(?:HGMMA\.(\d+)x(\d+)x(\d+)|HMMA\.(16816|1688|1684)|(UTC\w*MMA))\b")
 HMMA_SHAPES = {"16816": (16, 8, 16), "1688": (16, 8, 8), "1684": (16, 8, 4)}
 WARPS_OF_A_GROUP = 4  # HGMMA is issued by four warps together, HMMA by each for itself
+# The most rows, columns and bytes of a row that UTC*MMA multiplies; one thread issues it.
+TCGEN05 = (128, 256, 32)
 
 PIPELINED = re.compile(r"ttg\.local_alloc\s*:\s*\(\)\s*->\s*!ttg\.memdesc<(\d+)x\d+x\d+x")
 STAGED = re.compile(r"ttg\.local_alloc\s+%")
@@ -39,12 +42,19 @@ class Loop:
     instructions: int
     tensor: dict[tuple[int, ...], int]
 
-    def products(self, num_warps: int) -> int | None:
-        """Multiplications of one pass over all warps of a program; None where the shapes are unknown."""
-        if () in self.tensor:
-            return None
+    def products(self, num_warps: int, tile: tuple[int, int], half: bool) -> int:
+        """Multiplications of one pass over all warps of a program.
+
+        tile, half  rows and columns of the program's product, and whether its operands have 16 bits: with
+                    them an instruction whose shape is not in the text is as large as it can be
+        """
+        rows, columns = tile
+        unknown = min(rows, TCGEN05[0]) * min(columns, TCGEN05[1]) * TCGEN05[2] // (2 if half else 4)
         groups = {64: num_warps // WARPS_OF_A_GROUP}
-        return sum(m * n * k * count * groups.get(m, num_warps) for (m, n, k), count in self.tensor.items())
+        return sum(
+            count * (math.prod(shape) * groups.get(shape[0], num_warps) if shape else unknown)
+            for shape, count in self.tensor.items()
+        )
 
 
 def tensor_instructions(text: str, ttgir: str = "") -> dict[str, int]:

@@ -137,7 +137,9 @@ def masked_input_gradient(
         gradients = operand(gradients, UPCAST)
         weights = tl.where(kept, operand(weights, UPCAST), 0.0).to(gradients.dtype)
         sums = tl.dot(tl.trans(weights), tl.trans(gradients), sums, input_precision=PRECISION)
-    dx_tile = dx + m.to(tl.int64)[:, None] * K + k[None, :]
+    # From the corner of the tile on, 32 bits are enough: 64 for every element would cost registers.
+    corner = dx + (tl.program_id(0) // tiles_k * BLOCK_M).to(tl.int64) * K + first_column
+    dx_tile = corner + tl.arange(0, BLOCK_M)[:, None] * K + tl.arange(0, BLOCK_K)[None, :]
     inside = (m < M)[:, None] & (k < K)[None, :]
     tl.store(dx_tile, tl.trans(sums).to(dx.dtype.element_ty), mask=inside)
 

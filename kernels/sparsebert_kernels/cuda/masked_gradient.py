@@ -221,11 +221,12 @@ def weight_gradients(
 def compile_cases() -> Iterator[CompileCase]:
     """Every kernel for each pair of dtypes; the default ones are those of bfloat16."""
     epilogue = {"NEEDS_WEIGHT": True, "MASKED": True, "NEEDS_SCORES": True}
+    sums = {"partial": "*fp32", "dscores": "*fp32"}
     for *dtypes, kind in COMPILED:
         pair = dtypes[0], dtypes[1]
         tile = weight_gradient_tile(kind, *pair)
         x, weight = (POINTERS[dtype] for dtype in pair)
-        outputs = {"partial": "*fp32", "dweight": weight, "dscores": "*fp32"}
+        outputs = {**sums, "dweight": weight}
         product = tile.BLOCK_N, tile.BLOCK_K, tile.BLOCK_M
         for split in (False, True):
             family = "masked dW" + (" split" if split else "")
@@ -234,15 +235,17 @@ def compile_cases() -> Iterator[CompileCase]:
             yield compile_case(
                 family, pair, kind, masked_weight_gradient, arguments, constants, tile, product
             )
-        sizes = dict.fromkeys(("splits", "N", "K", "words_per_row", "weight_stride"), "i32")
+    sizes = dict.fromkeys(("splits", "N", "K", "words_per_row", "weight_stride"), "i32")
+    for dtype in dict.fromkeys(weight for _, weight, _ in COMPILED):
+        weight = POINTERS[dtype]
         yield CompileCase(
             family="masked dW reduction",
             label=f"{REDUCTION['BLOCK_N']}x{REDUCTION['BLOCK_K']} weight {weight[1:]}",
             kernel=reduce_masked_weight_gradient,
-            arguments={"weight": weight, "words": "*i32", **outputs, **sizes},
+            arguments={"weight": weight, "words": "*i32", **sums, "dweight": weight, **sizes},
             constants={**epilogue, **REDUCTION},
             num_warps=REDUCTION_WARPS,
             num_stages=1,
             aligned=tuple(name for name in ALIGNED if name in sizes),
-            default=pair[0] == torch.bfloat16,
+            default=dtype != torch.float16,
         )

@@ -31,6 +31,8 @@ from .tiles import aligned_rows, check_aligned, dtype_name, operand, precision, 
 
 KERNEL = "panel values gradient"
 REDUCED_AT_ONCE = 1024
+# Of values and activations, with the word for how their products are taken.
+COMPILED = (("bfloat16", "bf16"), ("float16", "fp16"), ("float32", "fp32"), ("float32", "tf32"))
 
 
 @triton.jit
@@ -234,16 +236,18 @@ def _launch_values_gradient(gradient: Tensor, x: Tensor, packed: PanelSparse) ->
 def compile_cases() -> Iterator[CompileCase]:
     """Every configuration of the rule, and every measured one; the default ones are bfloat16 by the rule."""
     for shape, chosen, targets in tuned(KERNEL):
-        short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[shape.dtype]
-        yield replace(_values_gradient_case(shape, short, chosen, targets), default=False)
-    for dtype in ("bfloat16", "float16", "float32"):
-        short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[dtype]
+        for short in (short for dtype, short in COMPILED if dtype == shape.dtype):
+            yield replace(_values_gradient_case(shape, short, chosen, targets), default=False)
+    for dtype, short in COMPILED:
         for height in PANEL_ROWS:
             for group in GROUP_COLUMNS:
                 shape = Shape(KERNEL, height, group, TOKEN_BUCKETS[-1], 12, 48, dtype)
                 for chosen, targets in by_target(shape).items():
                     yield _values_gradient_case(shape, short, chosen, targets)
-                yield _transpose_case(shape, short)
+                if short != "tf32":
+                    yield _transpose_case(shape, short)
+        if short == "tf32":
+            continue  # sums have no products
         yield CompileCase(
             family="sum of splits",
             label=f"{REDUCED_AT_ONCE} w4 {short}",
@@ -262,12 +266,14 @@ def _values_gradient_case(
 ) -> CompileCase:
     height = shape.panel_rows
     tile = (chosen.group * TILE_COLUMNS, height, chosen.block_m)
-    arguments = {"gradient": f"*{short}", "x": f"*{short}", "out": f"*{short}"}
+    pointer = "*fp32" if short == "tf32" else f"*{short}"
+    arguments = {"gradient": pointer, "x": pointer, "out": pointer}
     arguments |= dict.fromkeys(("columns", "starts", "order"), "*i32")
     integers = ("M", "panels", "tiles", "split_tokens", "gradient_stride", "x_stride")
     arguments |= dict.fromkeys(integers, "i32")
     constants: dict[str, Any] = {"H": height, "G": shape.group_columns}
-    constants |= {"BLOCK_M": chosen.block_m, "TILES": chosen.group, "PRECISION": "ieee", "UPCAST": False}
+    constants |= {"BLOCK_M": chosen.block_m, "TILES": chosen.group}
+    constants |= {"PRECISION": "tf32" if short == "tf32" else "ieee", "UPCAST": False}
     sizes = "x".join(map(str, tile))
     return CompileCase(
         family=KERNEL,
