@@ -11,7 +11,8 @@ from sparsebert.report.wording import MISSING, Record
 NOTE = (
     "Compiled ahead of time, nothing was run or timed. Spills: instructions that move registers to memory "
     "and back; ceiling: the share of the tensor cores' peak at which the schedulers can issue the main loop, "
-    "an upper bound and no forecast."
+    "an upper bound and no forecast. Exact fp32: products of float32 without TensorFloat-32, which NVIDIA's "
+    "tensor cores do not have."
 )
 
 
@@ -66,7 +67,7 @@ def _row(row: Record) -> tuple[str, ...]:
         _plain(row["registers"]),
         f"{row['spill_stores']}/{row['spill_loads']}" if known else MISSING,
         _kilobytes(row["shared_memory"]),
-        ", ".join(row["tensor"]) or MISSING,
+        ", ".join(row["tensor"]) or ("none, exact fp32" if _exact(row) else MISSING),
         _plain(row["buffers"]),
         _plain(row["loop_instructions"]),
         MISSING if row["ceiling"] is None else f"{row['ceiling']:.0%}",
@@ -84,8 +85,14 @@ def _latest(records: Iterable[Record]) -> list[Record]:
 
 
 def _kinds(group: Sequence[Record]) -> str:
-    names = {name.split(" ")[0] for row in group for name in row["tensor"]}
-    return ", ".join(sorted(names)) or MISSING
+    """Of all configurations; where exact float32 has none, how many do without."""
+    names = sorted({name.split(" ")[0] for row in group for name in row["tensor"]})
+    without = sum(_exact(row) and not row["tensor"] for row in group)
+    return ", ".join([*names, *[f"none in {without} of exact fp32"] * (without > 0)]) or MISSING
+
+
+def _exact(row: Record) -> bool:
+    return bool(row["precision"] == "ieee")
 
 
 def _span(group: Sequence[Record], field: str, percent: bool = False) -> str:

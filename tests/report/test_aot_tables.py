@@ -13,6 +13,7 @@ def compiled(label="h64", target="sm_90", **changes):
         "target": target,
         "triton": "3.6.0",
         "default": True,
+        "precision": "half",
         "registers": 100,
         "spill_stores": 0,
         "spill_loads": 0,
@@ -39,6 +40,16 @@ def test_a_family_shows_the_range_of_its_configurations():
     assert shown["ceiling"] == "87% to 100%"
     assert shown["most shared KB"] == "128"
     assert (shown["configurations"], shown["with spills"], shown["with problems"]) == ("2", "0", "0")
+
+
+def test_exact_float32_is_said_to_be_without_tensor_cores():
+    exact = compiled("h64 fp32", precision="ieee", tensor={})
+    assert cells(aot_tables([compiled(), exact])[0])["tensor cores"] == "wgmma, none in 1 of exact fp32"
+    assert cells(configuration_tables([exact])[0])["tensor cores"] == "none, exact fp32"
+    copying = compiled("copy", precision=None, tensor={})
+    assert cells(aot_tables([copying])[0])["tensor cores"] == "-"
+    matrix_cores = compiled("h64 fp32", precision="ieee", tensor={"mfma 32x32x2": 8})
+    assert cells(aot_tables([matrix_cores])[0])["tensor cores"] == "mfma"
 
 
 def test_targets_and_compilers_are_kept_apart():
