@@ -51,3 +51,41 @@ class TestEval:
         )
         line = refused(capsys, "eval", "--model", str(turned), "--task", "sst2", "--data", str(data))
         assert "label order" in line
+
+
+class TestSeeds:
+    @pytest.fixture
+    def runs(self, asked: list[str], tmp_path: Path) -> Path:
+        """Random tickets of the seeds 1 to 3, and dense runs of the same seeds."""
+        random = ["--method", "random", "--sparsity", "0.5", "--seeds", "1,2,3"]
+        assert cli.main(["train", *asked, *random, "--dense", str(tmp_path / "dense")]) == 0
+        return tmp_path / "run"
+
+    def test_all_runs_of_a_folder_are_summed_up_and_judged(
+        self, capsys: pytest.CaptureFixture[str], runs: Path, data: Path, tmp_path: Path
+    ) -> None:
+        capsys.readouterr()
+        results = tmp_path / "eval.jsonl"
+        there = ["--task", "sst2", "--data", str(data), "--model", str(runs), "--json", str(results)]
+        assert cli.main(["eval", *there, "--dense", str(tmp_path / "dense")]) == 0
+        logged = [record.read(runs / f"seed-{seed}" / "log.jsonl", "round")[0] for seed in (1, 2, 3)]
+        rows = record.read(results, "eval")
+        assert [(row["seed"], row["metrics"]) for row in rows] == [
+            (row["seed"], row["metrics"]) for row in logged
+        ]
+        (summary,) = record.read(results, "eval_seeds")
+        assert summary["values"] == [row["metrics"]["accuracy"] for row in rows]
+        assert summary["verdict"] in ("strict", "winning", "none")
+        assert f"± {summary['std']:.4f} {summary['verdict']}" in capsys.readouterr().out
+
+    def test_some_of_them_by_seed(
+        self, capsys: pytest.CaptureFixture[str], runs: Path, data: Path, tmp_path: Path
+    ) -> None:
+        results = tmp_path / "eval.jsonl"
+        there = ["--task", "sst2", "--data", str(data), "--model", str(runs), "--json", str(results)]
+        assert cli.main(["eval", *there, "--seeds", "3,1"]) == 0
+        assert [row["seed"] for row in record.read(results, "eval")] == [3, 1]
+        capsys.readouterr()
+        assert "no run of seed 4; its seeds: 1, 2, 3" in refused(capsys, "eval", *there, "--seeds", "4")
+        there[there.index(str(runs))] = str(runs / "seed-1")
+        assert "which holds no runs by seed" in refused(capsys, "eval", *there, "--seeds", "1")
