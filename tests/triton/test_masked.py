@@ -203,6 +203,15 @@ class TestInputs:
             own = masked_linear(x[:1], weight, words).expand(24, -1) if name == "one x" else expected
             torch.testing.assert_close(answer.reshape(24, -1), own, rtol=1e-5, atol=1e-5, msg=name)
 
+    def test_of_a_bias_of_any_stride(self, device: str) -> None:
+        problem = Problem()
+        x, weight, bias = (t.to(device) for t in (problem.x(), problem.weight(), problem.bias()))
+        words = pack_mask(problem.mask()).to(device)
+        views = (bias[:, None].expand(-1, 2).contiguous()[:, 1], bias[:1].expand(problem.N))
+        for view in views:
+            expected = masked_linear(x, weight, words, view.clone())
+            assert torch.equal(masked_linear(x, weight, words, view), expected)
+
     def test_without_a_token(self, device: str) -> None:
         problem = Problem(M=0)
         results = problem.results(device)

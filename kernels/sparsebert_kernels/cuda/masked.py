@@ -189,6 +189,7 @@ WIDE_TARGETS = ("sm_90", "sm_100")
 def forward(x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ where(mask, weight, 0).T + bias`` [M, N] in the dtype of x; x [M, K], weight [N, K]."""
     x, weight, words = rows_contiguous(x), rows_contiguous(weight), words.contiguous()
+    bias = None if bias is None else bias.contiguous()
     (M, K), N = x.shape, weight.shape[0]
     y = x.new_empty(M, N)
     kind = kind_of_product(x)
