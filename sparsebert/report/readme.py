@@ -26,13 +26,14 @@ from sparsebert.report.gpu_tables import gpu_tables
 from sparsebert.report.lottery_tables import curve_tables, transfer_tables
 from sparsebert.report.model_tables import bench_tables, sweep_tables
 from sparsebert.report.table import Table
-from sparsebert.report.tables import goal_tables, layer_tables, stack_tables
+from sparsebert.report.tables import goal_tables, layer_tables, selection_tables, stack_tables
 
 KINDS: dict[str, Callable[[list[dict[str, Any]]], list[Table]]] = {
     "bench": bench_tables,
     "models": sweep_tables,
     "layers": layer_tables,
     "goals": goal_tables,
+    "selection": selection_tables,
     "stack": stack_tables,
     "aot": aot_tables,
     "gpu": gpu_tables,

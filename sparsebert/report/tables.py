@@ -93,3 +93,31 @@ def goal_tables(records: Iterable[Record]) -> list[Table]:
     if any(row["busy"] for row in goals.values()):
         notes.append(BUSY_NOTE)
     return [Table("Goals", ("figure", "value", "must", "aim", "reached"), rows, tuple(notes))]
+
+
+def selection_tables(records: Iterable[Record]) -> list[Table]:
+    """The latest of each way to choose the highest scores, and the figures that have a limit."""
+    records = list(records)
+    sides = {(row["side"], row["tied"]): row for row in records if row["kind"] == "selection"}
+    if not sides:
+        return []
+    rows = tuple(
+        (
+            side + (", tied scores" if tied else ""),
+            f"{row['seconds']:.2f}{'?' if row['busy'] else ''}",
+            f"{row['peak_bytes'] / row['score_bytes']:.2f}x",
+            f"{row['beyond']:+d}" if row["beyond"] else "exact",
+        )
+        for (side, tied), row in sides.items()
+    )
+    first = next(iter(sides.values()))
+    notes = [
+        f"{machine_text(first['environment'])}, {threads_text(first['threads'])}. {first['kept']:,} of "
+        f"{first['entries']:,} float32 scores, as a mask; peak memory: of the process, over what it held "
+        "before the scores, as a multiple of their bytes; kept: entries beyond those asked for; tied: scores "
+        "of about a thousand values."
+    ]
+    if any(row["busy"] for row in sides.values()):
+        notes.append(BUSY_NOTE)
+    table = Table("Choosing weights", ("by", "seconds", "peak memory", "kept"), rows, tuple(notes))
+    return [table, *goal_tables(records)]

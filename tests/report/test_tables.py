@@ -7,7 +7,7 @@ from rich.console import Console
 
 from sparsebert.report.model_tables import bench_tables, sweep_tables
 from sparsebert.report.table import Table
-from sparsebert.report.tables import goal_tables, layer_tables, stack_tables
+from sparsebert.report.tables import goal_tables, layer_tables, selection_tables, stack_tables
 
 
 def shown(table: Table, width: int = 200) -> str:
@@ -171,3 +171,22 @@ def test_stacks_are_sorted_by_size(bench_record):
 @pytest.mark.parametrize("make", [sweep_tables, layer_tables, goal_tables, stack_tables, bench_tables])
 def test_no_records_of_a_kind_make_no_table(make):
     assert make([{"kind": "environment"}]) == []
+
+
+def test_ways_to_choose_weights_say_what_they_cost_and_whether_they_are_exact(bench_record):
+    environment = bench_record()["environment"]
+    shared = {"kind": "selection", "environment": environment, "threads": 1, "entries": 1000, "kept": 300}
+    shared |= {"score_bytes": 4000, "tied": False, "beyond": 0, "busy": []}
+    rows = [
+        shared | {"side": "ours", "seconds": 0.25, "peak_bytes": 5000},
+        shared | {"side": "theirs", "seconds": 4.0, "peak_bytes": 16_000, "busy": ["waited"]},
+        shared | {"side": "theirs", "seconds": 3.0, "peak_bytes": 16_000, "tied": True, "beyond": 7},
+    ]
+    (table,) = selection_tables(rows)
+    assert table.rows == (
+        ("ours", "0.25", "1.25x", "exact"),
+        ("theirs", "4.00?", "4.00x", "exact"),
+        ("theirs, tied scores", "3.00", "4.00x", "+7"),
+    )
+    assert "busy" in table.notes[-1]
+    assert selection_tables([]) == []

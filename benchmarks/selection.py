@@ -1,0 +1,189 @@
+"""Time and memory to choose which weights of BERT-base stay, against torch's ways:
+`python -m benchmarks.selection [--out FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.goals import goal
+from sparsebert.bench import environment, memory, record
+from sparsebert.bench.quiet import Watch
+from sparsebert.pruning.select import ranked, select
+from sparsebert.report.tables import selection_tables
+
+# One layer's matrices in BERT-base, of 12: query, key, value and output of the attention, up and down.
+LAYER = (*4 * (768 * 768,), *2 * (768 * 3072,))
+ENTRIES = 12 * sum(LAYER)
+DENSITY = Fraction(3, 10)
+ROUNDS = 3
+MUST_MEMORY = 2.5  # times the bytes of the scores, which are among them
+
+
+def _ours(scores: Tensor, kept: int) -> Tensor:
+    return select([ranked(scores)], [1], Fraction(kept))[0]
+
+
+def _ours_by_matrix(scores: Tensor, kept: int) -> Tensor:
+    ends = list(itertools.accumulate(12 * LAYER))
+    matrices = scores.tensor_split([end * len(scores) // ENTRIES for end in ends[:-1]])
+    return torch.cat(select([ranked(each) for each in matrices], [1] * len(matrices), Fraction(kept)))
+
+
+def _topk(scores: Tensor, kept: int) -> Tensor:
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    mask[torch.topk(scores, kept, sorted=False).indices] = True
+    return mask
+
+
+def _kthvalue(scores: Tensor, kept: int) -> Tensor:
+    return scores >= torch.kthvalue(scores, len(scores) - kept + 1).values
+
+
+def _sort(scores: Tensor, kept: int) -> Tensor:
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    mask[torch.sort(scores, descending=True, stable=True).indices[:kept]] = True
+    return mask
+
+
+SIDES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "sparsebert": _ours,
+    "sparsebert, 72 matrices": _ours_by_matrix,
+    "torch.topk": _topk,
+    "torch.kthvalue": _kthvalue,
+    "torch.sort": _sort,
+}
+
+
+def make_scores(entries: int, tied: bool) -> Tensor:
+    """Magnitudes of Gaussian weights, float32; ``tied``: of a thousand values, as after a step of Adam."""
+    scores = torch.randn(entries, generator=torch.Generator().manual_seed(0)).abs_()
+    return scores.mul_(200).round_() if tied else scores
+
+
+def measure_here(side: str, entries: int, tied: bool) -> dict[str, Any]:
+    """One selection in this process: seconds, peak bytes with the scores, and how many entries it keeps."""
+    torch.set_num_threads(1)
+    choose = SIDES[side]
+    few = make_scores(entries // 100, tied)
+    choose(few, len(few) // 3)  # what is loaded at the first call is no part of it
+    memory.forget_peak()
+    before = memory.resident()
+    scores = make_scores(entries, tied)
+    kept = round(DENSITY * entries)
+    memory.forget_peak()
+    watch = Watch.start()
+    start = time.perf_counter()
+    mask = choose(scores, kept)
+    seconds = time.perf_counter() - start
+    return {
+        "seconds": seconds,
+        "peak_bytes": memory.peak_resident() - before,
+        "beyond": int(mask.count_nonzero()) - kept,
+        "busy": list(watch.stop().reasons(1)),
+    }
+
+
+def measure(side: str, entries: int, tied: bool) -> dict[str, Any]:
+    """The same in a fresh process. Raises RuntimeError with its last words where it fails."""
+    command = [sys.executable, "-m", "benchmarks.selection", "--side", side, "--entries", str(entries)]
+    done = subprocess.run([*command, *(["--tied"] if tied else [])], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{side} failed: {done.stderr.strip().splitlines()[-1:]}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def rows_of(entries: int, rounds: int) -> list[record.Record]:
+    """Records of all sides, measured in turn, and of the figures that have a limit."""
+    machine = environment.detect().record()
+    cases = [(side, tied) for tied in (False, True) for side in SIDES]
+    found: dict[tuple[str, bool], list[dict[str, Any]]] = {case: [] for case in cases}
+    for _ in range(rounds):
+        for case in cases:
+            found[case].append(measure(case[0], entries, case[1]))
+    rows = [
+        record.stamp(
+            "selection",
+            {
+                "environment": machine,
+                "side": side,
+                "tied": tied,
+                "entries": entries,
+                "kept": round(DENSITY * entries),
+                "beyond": runs[0]["beyond"],
+                "threads": 1,
+                "seconds": statistics.median(run["seconds"] for run in runs),
+                "all_seconds": [run["seconds"] for run in runs],
+                "peak_bytes": max(run["peak_bytes"] for run in runs),
+                "score_bytes": 4 * entries,
+                "busy": sorted({reason for run in runs for reason in run["busy"]}),
+            },
+        )
+        for (side, tied), runs in found.items()
+    ]
+    return [*rows, *_goals(rows, machine)]
+
+
+def _goals(rows: list[record.Record], machine: dict[str, Any]) -> list[record.Record]:
+    ours = [row for row in rows if row["side"] in ("sparsebert", "sparsebert, 72 matrices")]
+    rivals = [row for row in rows if row not in ours and not row["tied"]]
+    what = f"choosing 30 % of {rows[0]['entries'] / 1e6:.0f} M weights"
+    fastest = min(row["seconds"] for row in rivals)
+    return [
+        goal(
+            f"{what}, peak memory with the scores, times the scores",
+            max(row["peak_bytes"] / row["score_bytes"] for row in ours),
+            must=MUST_MEMORY,
+            aim=1.5,
+            unit="x",
+            environment=machine,
+            at_most=True,
+        ),
+        goal(
+            f"{what}, speed over the fastest of torch",
+            fastest / max(row["seconds"] for row in ours if not row["tied"]),
+            must=1,
+            aim=3,
+            unit="x",
+            environment=machine,
+            busy=any(row["busy"] for row in rows),
+        ),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, help="append the records to this file")
+    parser.add_argument("--entries", type=int, default=ENTRIES, help="scores to choose among")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="fresh processes for each side")
+    parser.add_argument("--side", choices=SIDES, help="measure this side, once, in this process")
+    parser.add_argument("--tied", action="store_true", help="scores of a thousand values")
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(measure_here(options.side, options.entries, options.tied)))
+        return 0
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = rows_of(options.entries, options.rounds)
+    if options.out:
+        record.append(options.out, rows)
+    for table in selection_tables(rows):
+        print(table.markdown())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
