@@ -19,7 +19,6 @@ from sparsebert.options import (
     JsonFile,
     TicketFile,
     console,
-    granularity_options,
     progress,
     require_folders,
 )
@@ -101,7 +100,7 @@ def bench(
             if ticket is not None:
                 drawn = ticket_of(ticket, dense)
             else:
-                drawn = magnitude_pruned(dense, sparsity=share, **granularity_options(granularity))
+                drawn = magnitude_pruned(dense, sparsity=share, granularity=granularity)
             subject = prepare(workload, drawn, format=format, model=dense)
             try:
                 rows = runner.run(subject, rivals, machine, settings, step)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sparsebert.lottery.registry import LotteryMethod
-from sparsebert.pruning.granularity import parse_granularity
+from sparsebert.pruning.granularity import parse_granularity, spelled_out
 from sparsebert.pruning.levels import exact
 from sparsebert.ticket import Ticket
 from sparsebert.training import ranks
@@ -66,6 +66,11 @@ class Units:
     scope: str = "global"
     pooling: str = "mean"
     include_pooler: bool = False
+
+    def __post_init__(self) -> None:
+        name, block_size = spelled_out(self.granularity, self.block_size)
+        object.__setattr__(self, "granularity", name)
+        object.__setattr__(self, "block_size", block_size)
 
 
 @dataclass(frozen=True)

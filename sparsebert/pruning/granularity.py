@@ -13,6 +13,7 @@ from sparsebert_kernels.names import unknown
 
 _NAMES = ("element", "block", "row", "column", "neuron", "head", "n:m")
 _ACROSS_MATRICES = ("neuron", "head")
+_BLOCKS = re.compile(r"(\d+)x(\d+)")
 _PATTERN = re.compile(r"([1-9]\d{0,3}):([1-9]\d{0,3})")
 
 
@@ -67,6 +68,15 @@ class Granularity:
             return units
         whole = units.repeat_interleave(rows, 0)[: shape[0]].repeat_interleave(columns, 1)
         return whole[:, : shape[1]].contiguous()
+
+
+def spelled_out(
+    granularity: str, block_size: tuple[int, int] | None = None
+) -> tuple[str, tuple[int, int] | None]:
+    """Name and block size of a granularity: "4x1" is "block" with (4, 1); all others are what they are."""
+    if block_size is None and isinstance(granularity, str) and (found := _BLOCKS.fullmatch(granularity)):
+        return "block", (int(found[1]), int(found[2]))
+    return granularity, block_size
 
 
 def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> Granularity:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sparsebert.bert import resolve, structure
 from sparsebert.provenance import describe_model, weight_hash
 from sparsebert.pruning.gradients import loss_gradients
-from sparsebert.pruning.granularity import Granularity, keep_n_of_m, parse_granularity
+from sparsebert.pruning.granularity import Granularity, keep_n_of_m, parse_granularity, spelled_out
 from sparsebert.pruning.registry import Method, Subject, find_method
 from sparsebert.pruning.select import ranked, select
 from sparsebert.pruning.units import POOLING, UnitGroup, unit_groups
@@ -47,12 +47,12 @@ def prune(
 
     ``method``: a registered name ("magnitude", "random", "snip") or a method object with options of its own.
     ``sparsity``: share of all prunable weights to prune, in [0, 1), read as the decimal it is written as.
-    ``granularity``: "element", "block" with ``block_size`` = (out, in), "row", "column", "neuron" (its row of
-    the up- and its column of the down-projection of a feed-forward layer), "head" (its rows of query, key and
-    value and its columns of the attention's output), or n of m along in_features such as "2:4" (then sparsity
-    may be left out, and the scope does not matter). With neurons and heads only the matrices that have them
-    are in the ticket and count; the others stay whole, and ``encoder_sparsity`` in the metadata is the share
-    of all.
+    ``granularity``: "element", "block" with ``block_size`` = (out, in) or for short "4x1", "row", "column",
+    "neuron" (its row of the up- and its column of the down-projection of a feed-forward layer), "head" (its
+    rows of query, key and value and its columns of the attention's output), or n of m along in_features such
+    as "2:4" (then sparsity may be left out, and the scope does not matter). With neurons and heads only the
+    matrices that have them are in the ticket and count; the others stay whole, and ``encoder_sparsity`` in
+    the metadata is the share of all.
     ``scope``: one ranking over all matrices ("global"), one for each ("matrix"; for neurons and heads one for
     each layer) or one for each type ("type"; neurons and heads are of one type).
     ``pooling``: score of a unit from those of its weights: "mean", "rms" or "max".
@@ -69,6 +69,7 @@ def prune(
     a ``ticket`` of another model or granularity or one that keeps less than asked for.
     """
     chosen = find_method(method)
+    granularity, block_size = spelled_out(granularity, block_size)
     units = parse_granularity(granularity, block_size)
     density = _density(sparsity, units)
     for kind, value, known in (("scope", scope, _SCOPES), ("pooling rule", pooling, POOLING)):

@@ -13,7 +13,7 @@ from sparsebert_kernels.names import unknown
 
 
 def _no_gradients() -> Mapping[str, Tensor]:
-    raise ValueError("this method looks at examples: pass data, an iterable of batches")
+    raise ValueError("this method looks at examples: name their task, or pass data, an iterable of batches")
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,11 @@ class TestGranularity:
             ]
             assert kept(ticket) == sum(round(Fraction(3, 10) * n / size) * size for n in groups)
 
+    def test_blocks_have_a_short_name(self) -> None:
+        short = prune(MODEL, sparsity=0.7, granularity="4x1")
+        assert short == prune(MODEL, sparsity=0.7, granularity="block", block_size=(4, 1))
+        assert (short.metadata["granularity"], short.metadata["block_size"]) == ("block", [4, 1])
+
     def test_a_block_at_the_edge_counts_with_the_weights_it_has(self) -> None:
         ticket = prune(MODEL, sparsity=0.5, granularity="block", block_size=(3, 7), scope="matrix")
         for mask in ticket.masks.values():
