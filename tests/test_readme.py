@@ -22,6 +22,8 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("sparsebert ")
 ]
+# Those that train or read a task depend on each other: they run in their order.
+RESEARCH = [line for line in COMMANDS if re.search(r"--task|--tasks|--train-file| eval | convert ", line)]
 SENTENCES = ("zeros cost nothing now .", "a ticket is one small file .")
 
 
@@ -59,7 +61,7 @@ def test_the_python_samples_run(model_folder: str) -> None:
     assert torch.is_tensor(names["ticket"].masks["encoder.layer.0.attention.self.query"])  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line not in RESEARCH])
 def test_the_commands_are_understood(command: str, model_folder: str) -> None:
     """Two dense rivals, a tiny shape, a short budget: figures are not what is tested."""
     arguments = shlex.split(command)[1:]
@@ -71,6 +73,50 @@ def test_the_commands_are_understood(command: str, model_folder: str) -> None:
         arguments += ["--vs", "onednn,eager", "--budget", "0.2", "--no-memory"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
+
+
+def write_tasks(folder: Path) -> None:
+    """The tasks of the samples in miniature, where `--data` and the samples look for them."""
+    rows = [(SENTENCES[i % 2], i % 2) for i in range(8)]
+    tables = {
+        "SST-2": ["sentence\tlabel", *(f"{text}\t{label}" for text, label in rows)],
+        "CoLA": [f"gj04\t{label}\t\t{text}" for text, label in rows],
+        "MRPC": [
+            "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+            *(f"{label}\t1\t2\t{text}\t{text}" for text, label in rows),
+        ],
+    }
+    files = {
+        f"data/{task}/{split}.tsv": lines for task, lines in tables.items() for split in ("train", "dev")
+    }
+    files |= {f"data/wikitext-2/wiki.{split}.raw": SENTENCES * 4 for split in ("train", "valid")}
+    reviews = ["stars,review", *(f"{label},{text}" for text, label in rows)]
+    files |= {"reviews.csv": reviews, "held-out.csv": reviews}
+    for name, lines in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("\n".join(lines) + "\n")
+
+
+def test_the_research_commands_run_one_after_the_other(model_folder: str) -> None:
+    """Two steps, two seeds, a tiny model: what comes out is not what is tested."""
+    pytest.importorskip("accelerate")
+    pytest.importorskip("sklearn")
+    write_tasks(Path())
+    steps = ["--steps", "2", "--batch-size", "4", "--max-length", "16", "--device", "cpu", "--data", "data"]
+    more = {
+        "train": steps,
+        "transfer": steps,
+        "eval": ["--max-length", "16", "--data", "data"],
+        "prune": ["--batches", "1", "--batch-size", "4", "--max-length", "16", "--data", "data"],
+        "convert": [],
+    }
+    smaller = {"bert-base-uncased": model_folder, "1,2,3": "1,2", "sst2,cola,mrpc=345": "sst2,cola,mrpc=1"}
+    assert {"train", "transfer", "eval", "prune", "convert"} == {line.split()[1] for line in RESEARCH}
+    for command in RESEARCH:
+        words = [smaller.get(word, word) for word in shlex.split(command)[1:]]
+        result = CliRunner().invoke(app, [*words, *more[words[0]]])
+        assert result.exit_code == 0, (command, result.output, result.exception)
+    assert Path("runs/transfer-my-model").is_dir()
 
 
 def test_there_are_commands_to_test() -> None:
