@@ -6,8 +6,8 @@ one-shot pruning at 50, 70 and 90 %, SNIP at 50 and 70 %. Then one 70 % ticket o
 these tickets are found in two steps of 35 %.
 
 Takes hours. Each run has a folder under --runs: what was interrupted goes on there when started again, what
-is done is only read. When all is trained, the speed of the first seed's SST-2 tickets is measured on the
-task's sentences, and --out is written anew.
+is done is only read. With --out the speed of the first seed's SST-2 tickets is then measured on the task's
+sentences, and the file is written anew.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Run:
             steps=300,
             batch_size=BATCHES[self.task],
             group_by_length=True,
-            learning_rate=1e-4,
+            learning_rate=3e-5,
             precision="bf16",
             device="cpu",
             save_steps=150,
@@ -168,6 +168,9 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=Path, default=Path("build/lottery"), help="folder of the runs")
     parser.add_argument("--part", choices=(CURVE, TRANSFER), help="only this part")
+    parser.add_argument(
+        "--seed", type=int, action="append", choices=SEEDS, help="only this one of the curve's"
+    )
     parser.add_argument("--out", type=Path, help="write the records to this file when all is done")
     parser.add_argument("--plot", type=Path, help="draw accuracy and speed against sparsity (PNG)")
     options = parser.parse_args()
@@ -175,16 +178,17 @@ def main() -> int:
         print("error: no task data: --data or SPARSEBERT_DATA names their folder", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
-    chosen = [run for seed in SEEDS for run in curve(seed)] if options.part != TRANSFER else []
+    seeds = options.seed or SEEDS
+    chosen = [run for seed in seeds for run in curve(seed)] if options.part != TRANSFER else []
     if options.part != CURVE:
         chosen += [*sources(), *targets()]
     rows = [row for run in chosen for row in carry_out(run, options.runs, options.data)]
-    if options.part != TRANSFER:
+    if options.out and options.part != TRANSFER:
         rows += speeds(options.runs, options.data)
     if options.out:
         options.out.unlink(missing_ok=True)
         record.append(options.out, rows)
-    if options.plot and options.part != TRANSFER:
+    if options.out and options.plot and options.part != TRANSFER:
         curve_plot(rows, options.plot)
     for table in [*curve_tables(rows), *transfer_tables(rows)]:
         print(table.markdown(), end="\n\n")
