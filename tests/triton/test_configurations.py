@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from sparsebert_kernels.cuda import configurations
+from sparsebert_kernels.cuda import aot, configurations
 from sparsebert_kernels.cuda.configurations import (
     LEAST_SHARED_MEMORY,
     SHARED_MEMORY_AMD,
+    TOKEN_BUCKETS,
     Configuration,
     Shape,
     by_rule,
+    by_target,
     configuration,
     measured,
     nearest,
@@ -96,6 +99,14 @@ class TestRule:
                 buffers = given.num_stages - (memory == SHARED_MEMORY_AMD)
                 assert given.num_stages >= 2
                 assert elements * shape.itemsize * buffers <= memory
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "tensorfloat32"])
+    @pytest.mark.parametrize("target", aot.TARGETS.values(), ids=lambda target: target.name)
+    def test_is_compiled_ahead_of_time_as_each_target_gets_it(self, dtype: str, target: aot.Target) -> None:
+        for height, tokens in itertools.product(PANEL_ROWS, TOKEN_BUCKETS):
+            shape = replace(SHAPE, panel_rows=height, tokens=tokens, dtype=dtype)
+            compiled = by_target(shape)[by_rule(shape, target.shared_memory)]
+            assert not compiled or target.name in compiled
 
     def test_is_what_a_device_without_a_file_gets(self) -> None:
         assert configuration(SHAPE, CPU) == by_rule(SHAPE)

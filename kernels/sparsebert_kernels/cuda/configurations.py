@@ -7,6 +7,7 @@ call: a shape that no file knows takes the nearest that it does, a device withou
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import re
@@ -24,8 +25,12 @@ LEAST_SHARED_MEMORY = 99 * 1024
 SHARED_MEMORY_AMD = 64 * 1024
 DEFAULT_SHARED_MEMORY = 163 * 1024
 MAX_STAGES = 4
-# Targets of `aot` that the rule serves with that much shared memory.
-TARGETS = {DEFAULT_SHARED_MEMORY: ("sm_80", "sm_90", "sm_100"), SHARED_MEMORY_AMD: ("gfx942",)}
+# Targets of `aot` that have that much shared memory for a program.
+TARGETS = {
+    SHARED_MEMORY[8, 0]: ("sm_80",),
+    SHARED_MEMORY[9, 0]: ("sm_90", "sm_100"),
+    SHARED_MEMORY_AMD: ("gfx942",),
+}
 TILE_COLUMNS = 64
 TOKEN_BUCKETS = (64, 512, 4096, 16384)
 
@@ -100,7 +105,10 @@ def by_rule(shape: Shape, shared_memory: int = DEFAULT_SHARED_MEMORY) -> Configu
 
 def by_target(shape: Shape) -> dict[Configuration, tuple[str, ...]]:
     """What the rule gives to compile ahead of time, with the targets that get it; () stands for all."""
-    chosen = {by_rule(shape, memory): names for memory, names in TARGETS.items()}
+    chosen: dict[Configuration, tuple[str, ...]] = {}
+    for memory, names in TARGETS.items():
+        found = by_rule(shape, memory)
+        chosen[found] = (*chosen.get(found, ()), *names)
     return chosen if len(chosen) > 1 else dict.fromkeys(chosen, ())
 
 
@@ -168,10 +176,11 @@ def limits(name: str) -> Limits | None:
 def tuned(kernel: str) -> Iterator[tuple[Shape, Configuration, tuple[str, ...]]]:
     """Every measured configuration of ``kernel``, with the targets to compile it for ahead of time."""
     for path in sorted(FOLDER.glob("*.json")):
-        memory = SHARED_MEMORY_AMD if path.stem.startswith("amd") else DEFAULT_SHARED_MEMORY
+        amd = path.stem.startswith("amd")
+        targets = [names for memory, names in TARGETS.items() if (memory == SHARED_MEMORY_AMD) == amd]
         for shape, chosen in _read(path):
             if shape.kernel == kernel:
-                yield shape, chosen, TARGETS[memory]
+                yield shape, chosen, tuple(itertools.chain(*targets))
 
 
 def record(
