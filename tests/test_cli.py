@@ -69,7 +69,9 @@ def test_a_rival_that_cannot_run_is_refused_when_asked_for(capsys, monkeypatch):
 def test_help_lists_the_commands(capsys):
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(command in out for command in ("bench", "env", "prune"))
+    assert all(
+        command in out for command in ("bench", "env", "prune", "train", "eval", "transfer", "convert")
+    )
     assert cli.main([]) == 0
     assert "bench" in capsys.readouterr().out
 
@@ -100,6 +102,14 @@ def test_prune_writes_a_ticket_that_bench_takes(capsys, tmp_path):
     assert "80.0% 4x1-sparse" in out
     assert "random weights" in out
     assert [row["kind"] for row in read(results)] == ["prune", "bench", "bench"]
+
+
+def test_bench_takes_a_mask_pt(tmp_path):
+    ours, theirs, results = (str(tmp_path / name) for name in ("ticket", "mask.pt", "results.jsonl"))
+    assert cli.main(["prune", "--model", "bert-tiny", "--output", ours, "--sparsity", "0.8"]) == 0
+    assert cli.main(["convert", ours, theirs, "--to", "bert-tickets"]) == 0
+    assert cli.main(["bench", *QUICK, "--ticket", theirs, "--vs", "eager", "--json", results]) == 0
+    assert read(results)[0]["ticket"]["sparsity"] == pytest.approx(0.8, abs=1e-3)
 
 
 def test_bench_sweeps_sparsities_and_plots_them(capsys, tmp_path):

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sparsebert import cli
 from sparsebert.bench import record
+from sparsebert.foreign import to_bert_tickets, to_smp
 from sparsebert.ticket import Ticket
+from sparsebert.training.snapshot import Snapshot
 from tests.commands.tiny import OTHER, PRUNABLE, QUICK, refused, save
 
 transformers = pytest.importorskip("transformers")
@@ -202,3 +208,114 @@ def test_minilm_learns_sst2_and_keeps_it_at_half_the_weights(data_folder: Path, 
         assert cli.main(["train", *arguments]) == 0
         (row,) = record.read(out / "log.jsonl", "round")
         assert row["metrics"]["accuracy"] > least
+
+
+@pytest.mark.parametrize("kind", ["mask.pt", "mask.npy", "run"])
+def test_a_ticket_of_any_kind_is_trained_and_evaluated(
+    asked: list[str], there: list[str], bert: Path, tmp_path: Path, kind: str
+) -> None:
+    model = transformers.AutoModel.from_pretrained(bert)
+    assert cli.main(["train", "--method", "random", "--sparsity", "0.5", *asked]) == 0
+    ticket = Ticket.load(tmp_path / "run" / "ticket.safetensors")
+    path = tmp_path / kind
+    if kind == "mask.pt":
+        to_bert_tickets(ticket, path)
+    elif kind == "mask.npy":
+        to_smp(ticket, path, model)
+    out = ["--out", str(tmp_path / "other"), "--task", "cola"]
+    assert cli.main(["train", *there, *QUICK, *out, "--method", "ticket", "--ticket", str(path)]) == 0
+    assert Ticket.load(tmp_path / "other" / "ticket.safetensors") == ticket
+    results = tmp_path / "eval.jsonl"
+    trained = ["--model", str(tmp_path / "run"), "--task", "sst2", *there[2:], "--json", str(results)]
+    assert cli.main(["eval", *trained, "--ticket", str(path)]) == 0
+    (row,) = record.read(results, "eval")
+    assert row["sparsity"] == 0.5
+    assert row["metrics"] == record.read(tmp_path / "run" / "log.jsonl", "round")[0]["metrics"]
+
+
+def test_a_full_disk_in_mid_round_is_one_line_and_the_run_goes_on_later(
+    capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["train", "--method", "imp", "--sparsity", "0.5", "--step", "0.5", *asked]
+    with monkeypatch.context() as full:
+        save, saved = Snapshot.save, []
+
+        def third_fails(snapshot: Snapshot, path: Path) -> None:
+            saved.append(path)
+            if len(saved) == 3:
+                raise OSError(28, "No space left on device", str(path))
+            save(snapshot, path)
+
+        full.setattr(Snapshot, "save", third_fails)
+        assert "No space left on device" in refused(capsys, *arguments)
+    log = tmp_path / "run" / "log.jsonl"
+    assert [row["round"] for row in record.read(log, "round")] == [0]
+    first = log.read_text()
+    assert cli.main(arguments) == 0
+    assert log.read_text().startswith(first)
+    assert [row["round"] for row in record.read(log, "round")] == [0, 1]
+
+
+class TestBadTickets:
+    @pytest.mark.parametrize(
+        ("write", "message"),
+        [
+            (lambda path: path.write_text("mask"), "not a usable ticket file"),
+            (lambda path: path.write_bytes(pickle.dumps({"a.weight_mask": Path}, 2)), "is refused"),
+            (lambda path: np.save(path.open("wb"), np.zeros(9, np.uint8)), "9 bytes where the 12 encoder"),
+            (lambda path: path.mkdir(), "is a folder: a ticket is one file"),
+        ],
+        ids=["text", "pickle", "array", "folder"],
+    )
+    def test_what_is_no_ticket_of_this_model(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        asked: list[str],
+        tmp_path: Path,
+        write: Callable[[Path], object],
+        message: str,
+    ) -> None:
+        write(tmp_path / "ticket")
+        line = refused(capsys, "train", "--method", "ticket", "--ticket", str(tmp_path / "ticket"), *asked)
+        assert message in line
+        assert not (tmp_path / "run").exists()
+
+    def test_the_first_shape_that_does_not_fit_is_named(
+        self, capsys: pytest.CaptureFixture[str], asked: list[str], tokenizer: Any, tmp_path: Path
+    ) -> None:
+        other = save(tmp_path / "wider", tokenizer, intermediate_size=40)
+        path = str(tmp_path / "ticket")
+        assert cli.main(["prune", "--model", str(other), "--output", path]) == 0
+        capsys.readouterr()
+        line = refused(capsys, "train", "--method", "ticket", "--ticket", path, *asked)
+        assert "encoder.layer.0.intermediate.dense.weight is 40x20 in the ticket and 30x20" in line
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train.tsv": "sentence\tlabel\n"}, "train.tsv: no examples"),
+        ({"train.tsv": "sentence\tlabel\na\t1\nb\t1\n"}, "have the label positive; nothing can be learnt"),
+        ({"train.tsv": "text\tlabel\na\t1\nb\t0\n"}, "train.tsv:1: no column 'sentence'"),
+        ({"dev.tsv": "sentence\tlabel\na\t1\nb\t3\n"}, "dev.tsv:3: label '3' is none of sst2's: 0, 1"),
+        ({"dev.tsv": None}, "does not hold sst2: train.tsv and dev.tsv expected"),
+    ],
+    ids=["empty", "one class", "column", "label", "file"],
+)
+def test_bad_data_is_named_by_file_and_line(
+    capsys: pytest.CaptureFixture[str],
+    asked: list[str],
+    data: Path,
+    tmp_path: Path,
+    files: dict[str, str | None],
+    message: str,
+) -> None:
+    folder = tmp_path / "SST-2"
+    shutil.copytree(data / "glue" / "SST-2", folder)
+    for name, content in files.items():
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_text(content)
+    line = refused(capsys, "train", *asked, "--sparsity", "0.5", "--data", str(tmp_path))
+    assert message in line
+    assert not (tmp_path / "run").exists()
