@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,7 +56,5 @@ def experiments() -> dict[str, Experiment]:
 def experiment(
     proportions: str = "equal", wrap: Callable[[Any], Any] = lambda collate: collate
 ) -> Experiment:
-    from dataclasses import replace
-
     whole = joint(experiments(), proportions)
     return replace(whole, collate=wrap(whole.collate))

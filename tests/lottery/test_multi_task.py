@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import signal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from sparsebert.training.snapshot import Snapshot, fresh_head, head_names
 from sparsebert.training.task_turns import TaskMixture, TaskTurns, proportions_of
 from tests.lottery import tiny
 from tests.lottery.joint_tiny import collate_texts, experiment, experiments, texts
-from tests.lottery.test_resume import Killed
+from tests.lottery.test_ranks import start as start_processes
+from tests.lottery.test_resume import BATCHES, Killed, start
 
 
 def model() -> MultiTaskModel:
@@ -238,6 +241,28 @@ class TestRuns:
     def test_batches_of_two_tasks_are_an_error(self) -> None:
         with pytest.raises(ValueError, match="several tasks"):
             experiment().collate([(0, tiny.examples()[0]), (1, texts()[0])])
+
+
+@pytest.mark.slow
+def test_killed_with_kill_9_at_random_points(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    run(experiment(), tiny.request("multi-task", head="keep"), tmp_path / "whole")
+    points = random.Random(1)
+    for _ in range(3):
+        batch = str(points.randint(2, BATCHES // 3))
+        assert start(tmp_path / "parts", "pretrained", "--joint", "--die-at-batch", batch) == -signal.SIGKILL
+    assert start(tmp_path / "parts", "pretrained", "--joint") == 0
+    assert_same_masks_and_metrics(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+def test_two_processes_share_the_turns(tmp_path: Path) -> None:
+    """Each step trains two batches, one a process, of whatever tasks have their turn."""
+    start_processes(tmp_path, 2, "--joint")
+    rows = record.read(tmp_path / "log.jsonl", "round")
+    assert [row["kept"] for row in rows] == [tiny.PRUNABLE * (10 - r) // 10 for r in range(4)]
+    assert [row["processes"] for row in rows] == [2] * 4
 
 
 def assert_same_masks_and_metrics(one: Path, other: Path) -> None:

@@ -89,19 +89,24 @@ def main() -> None:
     parser.add_argument("--rewind-step", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--joint", action="store_true", help="a language model too, on the same encoder")
     parser.add_argument("--die-at-batch", type=int, help="kill -9 while this batch is made")
     parser.add_argument("--die-at-save", type=int, help="kill -9 in the middle of this torch.save")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     asked = request(
-        rewind=chosen.rewind, rewind_step=chosen.rewind_step, head="keep", batch_size=chosen.batch_size
+        "multi-task" if chosen.joint else "imp",
+        rewind=chosen.rewind,
+        rewind_step=chosen.rewind_step,
+        head="keep",
+        batch_size=chosen.batch_size,
     )
     batches, saves, save = itertools.count(1), itertools.count(1), torch.save
 
     def collate_or_die(chosen_examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         if next(batches) == chosen.die_at_batch:
             die()
-        return collate(chosen_examples)
+        return whole.collate(chosen_examples)
 
     def save_or_die(thing: object, file: Any, **options: Any) -> None:
         if next(saves) == chosen.die_at_save:
@@ -110,8 +115,12 @@ def main() -> None:
         save(thing, file, **options)
 
     torch.save = save_or_die
-    whole = replace(experiment(dropout=chosen.dropout), collate=collate_or_die)
-    run(whole, asked, chosen.out)
+    whole = experiment(dropout=chosen.dropout)
+    if chosen.joint:
+        from tests.lottery import joint_tiny
+
+        whole = joint_tiny.experiment()
+    run(replace(whole, collate=collate_or_die), asked, chosen.out)
 
 
 if __name__ == "__main__":
