@@ -1,0 +1,70 @@
+"""Groups of options: the same names, defaults and help on every command that takes the group."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+import typer
+
+from sparsebert import cli_tickets, cli_train, cli_transfer
+from sparsebert.options import TRAINING_HELP, DataOptions, flattened, mean_and_verdict, seed_list
+from sparsebert.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    width: Annotated[int, typer.Option(help="columns")]
+    height: Annotated[int, typer.Option(help="rows")] = 2
+
+    def __post_init__(self) -> None:
+        if self.height < 1:
+            raise ValueError("height must be at least 1")
+
+
+def test_a_group_is_one_option_a_field_and_is_put_together_again() -> None:
+    seen = []
+
+    def command(name: Annotated[str, typer.Option()], size: Size, loud: bool = False) -> None:
+        """What it does."""
+        seen.append((name, size, loud))
+
+    flat = flattened(command)
+    parameters = inspect.signature(flat).parameters
+    assert list(parameters) == ["name", "width", "height", "loud"]
+    assert parameters["width"].default is inspect.Parameter.empty
+    assert flat.__doc__ == "What it does."
+    flat(name="a", width=3, height=2, loud=True)
+    assert seen == [("a", Size(width=3, height=2), True)]
+    with pytest.raises(ValueError, match="height must be"):
+        flat(name="a", width=3, height=0, loud=False)
+
+
+def test_every_setting_of_training_has_its_own_default_on_every_command_that_trains() -> None:
+    defaults = TrainingSettings()
+    assert TRAINING_HELP.keys() <= vars(defaults).keys()
+    for command in (cli_train.train, cli_transfer.transfer):
+        options = inspect.signature(command).parameters
+        assert {name: options[name].default for name in TRAINING_HELP} == {
+            name: getattr(defaults, name) for name in TRAINING_HELP
+        }
+
+
+def test_every_command_that_reads_a_task_reads_it_from_the_same_places() -> None:
+    places = set(vars(DataOptions()))
+    for command in (cli_train.train, cli_train.evaluate, cli_transfer.transfer, cli_tickets.prune):
+        assert places <= set(inspect.signature(command).parameters)
+
+
+def test_seeds_are_whole_numbers_each_once() -> None:
+    assert seed_list("3, 1,3") == [3, 1]
+    for text in ("", "1,", "1.5", "one"):
+        with pytest.raises(ValueError, match="whole numbers are expected"):
+            seed_list(text)
+
+
+def test_a_mean_stands_with_its_deviation_and_verdict_where_there_are_any() -> None:
+    assert mean_and_verdict({"mean": 0.5, "std": 0.01, "verdict": "strict"}) == "0.5000 ± 0.0100 strict"
+    assert mean_and_verdict({"mean": 0.5, "std": None}) == "0.5000"
