@@ -53,7 +53,7 @@ SEES_ONLY = {
     "sparsebert_kernels": set(),
     "pruning": {"sparsebert_kernels", "ticket", "provenance", "bert"},
     "nn": {"sparsebert_kernels", "shared_input", "choice"},
-    "report": {"bench.record"},
+    "report": {"bench.record", "metrics"},
     "data": {"sparsebert_kernels"},
     "metrics": {"data"},
 }
