@@ -98,7 +98,7 @@ def train(
             also=also,
             max_length=data.max_length,
             say=say,
-            before=say_gain if request is requests[0] else _say_nothing,
+            before=_say_gain if request is requests[0] else _say_nothing,
         )
 
     runs = [
@@ -178,8 +178,7 @@ def _name(task: str, model: str, request: Request, seeds: str) -> str:
     return f"{task}-{model.replace('/', '-')}-{request.method.name}{share}-seed-{seeds.replace(',', '-')}"
 
 
-def say_gain(model: Any, request: Request) -> None:
-    """Say what hardware will gain from the ticket that is asked for."""
+def _say_gain(model: Any, request: Request) -> None:
     from sparsebert.lottery.gain import expected_gain
 
     for line in expected_gain(model, request):

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsebert.cli_train import say_gain
 from sparsebert.options import (
     TASK_NAMES,
     DataOptions,
@@ -66,6 +65,7 @@ def transfer(
     from sparsebert.bench import record
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.from_runs import tickets_of
+    from sparsebert.lottery.gain import expected_gain
     from sparsebert.model_loading import short_name, skeleton
     from sparsebert.training import ranks
 
@@ -79,12 +79,14 @@ def transfer(
     if differences := library.sparsity_differences(tickets):
         shares = ", ".join(f"{name} {share:.2%}" for name, share in differences.items())
         typer.echo(f"the tickets differ in sparsity, so their rows are no fair comparison: {shares}")
-    told: list[int] = []
+    told: set[str] = set()
 
     def say_gain_once(loaded: Any, request: Any) -> None:
-        if request.ticket is not None and id(request.ticket) not in told:
-            told.append(id(request.ticket))
-            say_gain(loaded, request)
+        """Tickets of one sparsity and granularity gain the same."""
+        gain = "\n".join(expected_gain(loaded, request)) if request.ticket is not None else ""
+        if gain and gain not in told:
+            told.add(gain)
+            typer.echo(gain)
 
     folder = out or Path("runs") / f"transfer-{short_name(model).replace('/', '-')}"
     found = library.transfer(
