@@ -200,7 +200,9 @@ def _with_seed(path: Path, seed: int) -> Path:
 def _described(path: Path, ticket: Ticket) -> str:
     files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
     size = sum(each.stat().st_size for each in files)
+    whole = ticket.metadata.get("encoder_sparsity")
+    of_all = "" if whole is None else f", {whole:.2%} of all encoder matrices"
     return (
         f"wrote {path}: {len(ticket.masks)} matrices, {ticket.sparsity:.2%} sparse "
-        f"(density {ticket.density:.2%}), {size / 1e6:.1f} MB"
+        f"(density {ticket.density:.2%}){of_all}, {size / 1e6:.1f} MB"
     )
