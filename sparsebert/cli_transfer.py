@@ -80,6 +80,11 @@ def transfer(
         shares = ", ".join(f"{name} {share:.2%}" for name, share in differences.items())
         typer.echo(f"the tickets differ in sparsity, so their rows are no fair comparison: {shares}")
     told: set[str] = set()
+    finished: list[str] = []
+
+    def say_but_count(text: str) -> None:
+        """A line for each of many runs that are finished would hide the matrix."""
+        (finished.append if text.endswith("nothing to do") else say)(text)
 
     def say_gain_once(loaded: Any, request: Any) -> None:
         """Tickets of one sparsity and granularity gain the same."""
@@ -98,13 +103,15 @@ def transfer(
         dense_folder=dense,
         random=random,
         max_length=data.max_length,
-        say=say,
+        say=say_but_count,
         before=say_gain_once,
     )
     if not ranks.is_main():
         return
     if json is not None:
         record.append(json, [record.stamp("transfer", row) for row in found])
+    if finished:
+        typer.echo(f"{len(finished)} of {len(found) * len(chosen)} runs were finished: nothing to do there")
     _print_matrix(found)
     typer.echo(f"tickets, run logs and trained models: {folder}")
 
