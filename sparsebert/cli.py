@@ -7,6 +7,7 @@ benchmark's answers were wrong, 2 bad input (one line on stderr says what would 
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -146,7 +147,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; bad input is one line on stderr, never a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = app(arguments or ["--help"], prog_name="sparsebert", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            code = app(arguments or ["--help"], prog_name="sparsebert", standalone_mode=False)
     except _Refused as refused:
         return _complain(str(refused), refused.code)
     except UsageError as error:
@@ -164,6 +167,11 @@ class _Refused(Exception):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+def _warn(message: Warning | str, *where: Any, **details: Any) -> None:
+    """In place of Python's own way, which quotes a line of code."""
+    print(f"sparsebert: warning: {str(message).strip()}", file=sys.stderr)
 
 
 def _complain(message: str, code: int) -> int:

@@ -43,11 +43,11 @@ def workload_title(workload: Record) -> str:
 
 
 def granularity_text(ticket: Record) -> str:
-    """element, 4x1 (the block), row, 2:4, ..."""
+    """element, 4x1 (the block), row, 2:4, ...; other projects' tickets do not say, and are of elements."""
     block = ticket.get("block_size")
     if ticket.get("granularity") == "block" and block:
         return f"{block[0]}x{block[1]}"
-    return str(ticket.get("granularity") or "unknown")
+    return str(ticket.get("granularity") or "element")
 
 
 def machine_text(environment: Record) -> str:

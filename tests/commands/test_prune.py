@@ -47,6 +47,14 @@ class TestSnip:
         assert cli.main([*asked, "--method", "snip", *own]) == 0
         assert Ticket.load(output).sparsity == 0.5
 
+    def test_a_collapsed_layer_is_a_warning_of_one_line(
+        self, asked: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        snip = ["--method", "snip", "--task", "sst2", "--batches", "1", "--batch-size", "8"]
+        assert cli.main([*asked, *snip, "--sparsity", "0.998"]) == 0
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "collapse" in line]
+        assert line.startswith("sparsebert: warning: layer collapse: ")
+
     def test_without_examples_it_says_what_it_needs(
         self, capsys: pytest.CaptureFixture[str], asked: list[str], output: Path
     ) -> None:
