@@ -110,7 +110,7 @@ class _Run:
         self.say(title)
         sessions = self._open_round(number) if ranks.is_main() else 0
         began = time.perf_counter()
-        ticket = ranks.main_first(lambda: self._ticket(number, round_))
+        ticket = ranks.from_main(lambda: self._ticket(number, round_))
         decided = time.perf_counter() - began
         beginning = ranks.main_first(lambda: begin_round(self.model, course, number))
         trained = train_round(

@@ -1,14 +1,14 @@
 """The processes of a run: one, or those that ``torchrun`` or ``accelerate launch`` started.
 
-Rank 0 decides and writes; the others wait and read what it wrote, so all of them train the same ticket. They
-share a file system.
+Rank 0 decides on the ticket and sends it to the others, so all of them train the same one. Weights and
+checkpoints it writes, and the others read them: they share a file system.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -45,6 +45,15 @@ def main_first(part: Callable[[], T]) -> T:
         wait()
     wait()
     return result
+
+
+def from_main(decide: Callable[[], T]) -> T:
+    """What rank 0 decides, sent to the others."""
+    if not dist.is_initialized():
+        return decide()
+    decided = [decide() if is_main() else None]
+    dist.broadcast_object_list(decided, src=0)
+    return cast("T", decided[0])
 
 
 def count() -> int:

@@ -1,4 +1,4 @@
-"""Two processes find the ticket that one finds: rank 0 decides, and the others read what it wrote."""
+"""Two processes find the ticket that one finds: rank 0 decides, and sends it to the other."""
 
 from __future__ import annotations
 
