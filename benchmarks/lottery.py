@@ -25,7 +25,7 @@ import torch
 
 from sparsebert.bench import environment, record, runner
 from sparsebert.bench.subject import prepare
-from sparsebert.bench.workload import Workload
+from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.data import encode, load
 from sparsebert.demo.real_model import NAME, weights_folder
 from sparsebert.lottery.experiment import Request
@@ -178,6 +178,7 @@ def main() -> int:
         print("error: no task data: --data or SPARSEBERT_DATA names their folder", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
+    hush_transformers()
     seeds = options.seed or SEEDS
     chosen = [run for seed in seeds for run in curve(seed)] if options.part != TRANSFER else []
     if options.part != CURVE:
