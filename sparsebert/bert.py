@@ -161,6 +161,11 @@ def full_name(model: nn.Module, key: str) -> str:
     return _locate(model, key)[0]
 
 
+def embeddings(model: nn.Module) -> nn.Module:
+    """The embeddings of the base model. Raises ValueError as :func:`structure` does."""
+    return resolve(model, f"{structure(model).prefix}.embeddings".lstrip("."))
+
+
 def canonical_key(name: str) -> str:
     """A module path without wrapper components and without the base-model prefix of a known family."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]

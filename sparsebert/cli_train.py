@@ -41,8 +41,9 @@ def train(
     method: Annotated[
         str,
         typer.Option(
-            help="imp, standard, one-shot, snip, snip-imp, random, dense; on a given ticket: ticket, "
-            "random-layerwise, random-reinit, shuffled; on several tasks: multi-task"
+            help="imp, standard, one-shot, snip, snip-imp, random, dense; learned in training: gradual, "
+            "movement, soft-movement; on a given ticket: ticket, random-layerwise, random-reinit, shuffled; "
+            "on several tasks: multi-task"
         ),
     ] = "imp",
     also: Annotated[
@@ -76,10 +77,11 @@ def train(
     source = data.source(name)
     others = [each.strip() for each in also.split(",")] if also else []
     sources = {each: data.source(each) for each in others}
+    chosen_method = lottery_method(method, **vars(options))
     request = Request(
-        lottery_method(method, **vars(options)),
+        chosen_method,
         0.0 if method == "dense" and sparsity is None else sparsity,
-        Units(**units.arguments()),
+        Units(**units.arguments(chosen_method.scope)),
         training,
         ticket_of(ticket, skeleton(model)) if ticket else None,
     )

@@ -129,12 +129,19 @@ class UnitOptions:
     """What is pruned together, and what competes for its place."""
 
     granularity: Granularity = "element"
-    scope: Annotated[str, typer.Option(help="what competes: global, matrix or type")] = "global"
+    scope: Annotated[
+        str | None,
+        typer.Option(help="what competes: global, matrix or type; by default global, or as the method does"),
+    ] = None
     pooler: Annotated[bool, typer.Option("--pooler", help="prune the pooler too, as Chen et al. do")] = False
 
-    def arguments(self) -> dict[str, Any]:
-        """Those of :func:`sparsebert.prune`, and of a lottery run's Units."""
-        return {"granularity": self.granularity, "scope": self.scope, "include_pooler": self.pooler}
+    def arguments(self, scope: str = "global") -> dict[str, Any]:
+        """Those of :func:`sparsebert.prune`, and of a lottery run's Units; ``scope`` where none is given."""
+        return {
+            "granularity": self.granularity,
+            "scope": self.scope or scope,
+            "include_pooler": self.pooler,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +161,18 @@ class MethodOptions:
     batches: Annotated[int | None, typer.Option(help="batches that SNIP sums gradients over")] = None
     first: Annotated[float | None, typer.Option(help="snip-imp: sparsity that SNIP prunes to")] = None
     of: Annotated[str | None, typer.Option(help="one-shot: magnitudes of pretrained or trained")] = None
+    scores_learning_rate: Annotated[
+        float | None, typer.Option(help="of the scores, where masks are learned")
+    ] = None
+    initial_warmup: Annotated[
+        float | None, typer.Option(help="times --warmup-steps: all is kept so long at the beginning")
+    ] = None
+    final_warmup: Annotated[
+        float | None, typer.Option(help="times --warmup-steps: the density stays so long at the end")
+    ] = None
+    threshold: Annotated[float | None, typer.Option(help="soft-movement: weights above it stay")] = None
+    regularisation: Annotated[float | None, typer.Option(help="weight of the penalty on scores")] = None
+    floor: Annotated[float | None, typer.Option(help="soft-movement: share of each matrix that stays")] = None
     within: Annotated[str | None, typer.Option(help="shuffled: in each matrix, or whole layers")] = None
     proportions: Annotated[
         str | None, typer.Option(help="multi-task: equal turns, by size, or a number for each task: 2,1")

@@ -38,6 +38,7 @@ FLOORS = (
     {"metrics"},
     {"convert"},
     {"sparsebert"},
+    {"learned"},
     {"bench"},
     {"report"},
     {"training"},
@@ -52,6 +53,7 @@ FLOORS = (
 SEES_ONLY = {
     "sparsebert_kernels": set(),
     "pruning": {"sparsebert_kernels", "ticket", "provenance", "bert"},
+    "learned": {"sparsebert_kernels", "ticket", "bert", "pruning"},
     "nn": {"sparsebert_kernels", "shared_input", "choice"},
     "report": {"bench.record", "metrics"},
     "data": {"sparsebert_kernels"},

@@ -77,11 +77,12 @@ class Units:
 class Request:
     """All that decides how a run goes, but for the weights and the data.
 
-    ``sparsity``: of the ticket to find, in [0, 1); None where the method works on a ``ticket`` that is given.
+    ``sparsity``: of the ticket to find, in [0, 1); None where the method works on a ``ticket`` that is given,
+    or where its options decide how much is pruned.
     ``names``: task, model and data as people call them, for the records.
 
-    Raises ValueError for a sparsity that is missing, outside [0, 1) or not that of the given ticket, and for
-    a ticket that is missing or of no use to the method.
+    Raises ValueError for a sparsity that is missing, of no use to the method, outside [0, 1) or not that of
+    the given ticket, and for units or a ticket that the method has no use for, or a ticket that is missing.
     """
 
     method: LotteryMethod
@@ -98,8 +99,14 @@ class Request:
         if self.ticket is not None:
             if self.sparsity is not None and abs(float(self.sparsity) - self.ticket.sparsity) > 5e-4:
                 raise ValueError(f"the ticket's sparsity is {self.ticket.sparsity:.4f}, not {self.sparsity}")
+        elif not self.method.takes_sparsity:
+            if self.sparsity is not None:
+                raise ValueError(
+                    f"method {self.method.name} takes no sparsity: its options decide how much goes"
+                )
         elif self.sparsity is None:
             raise ValueError("sparsity is missing: the share of weights to prune, in [0, 1)")
+        self.method.check_units(self.units.granularity, self.units.scope)
         self._check_rounds()
 
     def _check_rounds(self) -> None:
@@ -115,9 +122,11 @@ class Request:
 
     @property
     def target(self) -> Fraction:
-        """The sparsity as an exact number."""
+        """The sparsity as an exact number; 0 where the method's options decide."""
         if self.ticket is not None:
             return Fraction(self.ticket.sparsity)
+        if not self.method.takes_sparsity:
+            return Fraction(0)
         assert self.sparsity is not None
         target = exact("sparsity", self.sparsity)
         if not 0 <= target < 1:

@@ -47,13 +47,15 @@ class Source(StrEnum):
     """Where the ticket of a round comes from.
 
     ``ALL``: keeps everything. ``START``: scores of the weights the run begins with. ``TRAINED``: scores of
-    the weights the last round ended with, among those it kept. ``GIVEN``: handed to the run.
+    the weights the last round ended with, among those it kept. ``GIVEN``: handed to the run. ``LEARNED``:
+    what comes out of the round's training.
     """
 
     ALL = "all"
     START = "start"
     TRAINED = "trained"
     GIVEN = "given"
+    LEARNED = "learned"
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,22 @@ class LotteryMethod(abc.ABC):
         if self.schedule_rounds < 1:
             raise ValueError(f"schedule_rounds must be at least 1, not {self.schedule_rounds}")
 
+    @property
+    def takes_sparsity(self) -> bool:
+        """Whether a run says how much is pruned; else that follows from the options."""
+        return True
+
+    @property
+    def scope(self) -> str:
+        """What competes for a place in the ticket, where nothing else is asked for."""
+        return "global"
+
     @abc.abstractmethod
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         """The rounds that lead to this sparsity."""
+
+    def check_units(self, granularity: str, scope: str) -> None:  # noqa: B027  (a hook)
+        """Raise ValueError for units that the method cannot prune."""
 
     def begin_(self, model: nn.Module, seed: int) -> None:  # noqa: B027  (a hook)
         """Change the weights that the run begins with."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from sparsebert.learned.learner import Learner
 from sparsebert.lottery.begin import Beginning, weights_in
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import Rewind
@@ -33,14 +34,14 @@ class Trained:
 def train_round(
     experiment: Experiment,
     request: Request,
-    ticket: Ticket,
+    ticket: Ticket | Learner,
     beginning: Beginning,
     *,
     folder: Path,
     keep: Path | None,
     title: str,
 ) -> Trained:
-    """Train the model with the ticket to the end of the round, with checkpoints in ``folder``.
+    """Train the model with the ticket, or learn one, to the end of the round, with checkpoints in ``folder``.
 
     ``keep``: where the state at the method's ``rewind_step`` goes, in the round that it is taken from.
     Raises OSError where a checkpoint cannot be written.
@@ -50,6 +51,8 @@ def train_round(
     if at is not None and at.step == beginning.stop:
         # Killed after the last step: there is nothing left to train.
         weights_in(at, model).restore_(model)
+        if isinstance(ticket, Learner):
+            ticket.load_(at.path / "model.safetensors")
         history = json.loads((at.path / "trainer_state.json").read_text())["log_history"]
         return Trained(at.seconds, _last_loss(history))
     marks = CheckpointCallback(at.seconds if at else 0.0)
@@ -68,7 +71,8 @@ def train_round(
         train_dataset=experiment.train,
         data_collator=experiment.collate,
         callbacks=callbacks,
-        ticket=ticket,
+        ticket=ticket if isinstance(ticket, Ticket) else None,
+        learner=ticket if isinstance(ticket, Learner) else None,
         schedule_steps=beginning.schedule,
         group_by_length=request.training.group_by_length,
     )

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 
 from sparsebert.bert import resolve, structure
+from sparsebert.learned.learner import Learner
 from sparsebert.lottery.begin import Course, begin_round
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.folder import Record, RunFolder, digest
+from sparsebert.lottery.learned import LearnedMethod
 from sparsebert.lottery.registry import Rewind, Round, Source
 from sparsebert.lottery.round_training import Trained, train_round
 from sparsebert.pruning import prune
@@ -81,7 +83,9 @@ class _Run:
         """Find out before hours of training whether units, sparsity and ticket fit the model."""
         if self.request.ticket is not None:
             self.request.ticket.check(self.model)
-        elif self.request.target:
+        elif self.request.target or isinstance(self.method, LearnedMethod):
+            if isinstance(self.method, LearnedMethod):
+                self.method.check(self.method.goal(self.request, self.steps))
             prune(self.model, "random", sparsity=self.request.target, **asdict(self.request.units))
 
     def carry_out(self) -> None:
@@ -113,15 +117,20 @@ class _Run:
         ticket = ranks.from_main(lambda: self._ticket(number, round_))
         decided = time.perf_counter() - began
         beginning = ranks.main_first(lambda: begin_round(self.model, course, number))
+        learner = self._learner(round_, ticket)
         trained = train_round(
             self.experiment,
             self.request,
-            ticket,
+            learner or ticket,
             beginning,
             folder=self.folder.checkpoints(number),
             keep=self.folder.rewind if number == 0 else None,
             title=title,
         )
+        if learner is not None:
+            ticket = learner.close_()
+            if ranks.is_main():
+                ticket.save(self.folder.ticket(number))
         ticket.apply_(self.model)
         if ranks.is_main():
             self._close_round(number, ticket, trained, decided, sessions)
@@ -134,7 +143,12 @@ class _Run:
         return self.folder.count_session(number)
 
     def _ticket(self, number: int, round_: Round) -> Ticket:
-        """The ticket that the round trains; decided once, and read from its file ever after."""
+        """The ticket that the round trains; decided once, and read from its file ever after.
+
+        Where training decides, the one that it begins with, in no file: it keeps everything.
+        """
+        if round_.source is Source.LEARNED:
+            return self._whole()
         path = self.folder.ticket(number)
         if path.exists():
             return Ticket.load(path)
@@ -173,6 +187,13 @@ class _Run:
         if earlier is not None:
             ticket.metadata["model"]["weights"] = earlier.metadata["model"]["weights"]
         return ticket
+
+    def _learner(self, round_: Round, whole: Ticket) -> Learner | None:
+        """What learns the round's ticket, where training decides on it."""
+        if round_.source is not Source.LEARNED:
+            return None
+        assert isinstance(self.method, LearnedMethod)
+        return self.method.learner(self.model, self.request, self.steps, whole)
 
     def _batches(self) -> list[dict[str, Any]] | None:
         count = getattr(self.method, "batches", None)

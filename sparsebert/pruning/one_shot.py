@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
@@ -22,11 +21,9 @@ from sparsebert.pruning.gradients import loss_gradients
 from sparsebert.pruning.granularity import Granularity, keep_n_of_m, parse_granularity, spelled_out
 from sparsebert.pruning.registry import Method, Subject, find_method
 from sparsebert.pruning.select import ranked, select
-from sparsebert.pruning.units import POOLING, UnitGroup, unit_groups
+from sparsebert.pruning.units import POOLING, SCOPES, UnitGroup, rivals, unit_groups
 from sparsebert.ticket import Ticket, prunable
 from sparsebert_kernels.names import unknown
-
-_SCOPES = ("global", "matrix", "type")
 
 
 def prune(
@@ -72,7 +69,7 @@ def prune(
     granularity, block_size = spelled_out(granularity, block_size)
     units = parse_granularity(granularity, block_size)
     density = _density(sparsity, units)
-    for kind, value, known in (("scope", scope, _SCOPES), ("pooling rule", pooling, POOLING)):
+    for kind, value, known in (("scope", scope, SCOPES), ("pooling rule", pooling, POOLING)):
         if value not in known:
             raise unknown(kind, value, known)
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
@@ -96,12 +93,12 @@ def prune(
     if units.pattern:
         masks = {key: _n_of_m(rankings[key], alive.get(key), units.pattern, key) for key in touched}
     else:
-        for rivals in _rivals(groups, scope, found.types):
-            budget = density * sum(group.weights for group in rivals)
+        for competing in rivals(groups, scope, found.types):
+            budget = density * sum(group.weights for group in competing)
             kept = select(
-                [rankings[group.name] for group in rivals], [group.sizes for group in rivals], budget
+                [rankings[group.name] for group in competing], [group.sizes for group in competing], budget
             )
-            for group, mask in zip(rivals, kept, strict=True):
+            for group, mask in zip(competing, kept, strict=True):
                 masks |= group.expand(mask)
     if not any(mask.any() for mask in masks.values()):
         raise ValueError(f"sparsity {sparsity} would keep none of the weights")
@@ -213,11 +210,3 @@ def _n_of_m(scores: Tensor, alive: Tensor | None, pattern: tuple[int, int], key:
     if alive is not None and (mask & ~alive).any():
         raise ValueError(f"the ticket keeps fewer than {n} of {m} somewhere in {key}")
     return mask
-
-
-def _rivals(groups: Sequence[UnitGroup], scope: str, types: Mapping[str, str]) -> list[list[UnitGroup]]:
-    """The groups whose units compete with each other."""
-    rivals: dict[str, list[UnitGroup]] = defaultdict(list)
-    for group in groups:
-        rivals[{"global": "", "matrix": group.name, "type": types[group.name]}[scope]].append(group)
-    return list(rivals.values())

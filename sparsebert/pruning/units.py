@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from sparsebert.bert import Structure
 from sparsebert.pruning.granularity import Granularity, parse_granularity
+
+SCOPES = ("global", "matrix", "type")
 
 
 class Pooling(NamedTuple):
@@ -116,6 +119,14 @@ def unit_groups(
         columns = Granularity(name, (None, structure.head_size))
         groups = [dict(zip(keys, (rows, rows, rows, columns), strict=True)) for keys in structure.heads]
     return tuple(_checked(UnitGroup(parts, {key: shapes[key] for key in parts})) for parts in groups)
+
+
+def rivals(groups: Sequence[UnitGroup], scope: str, types: Mapping[str, str]) -> list[list[UnitGroup]]:
+    """The groups whose units compete with each other: all, each by itself, or those of one type."""
+    found: dict[str, list[UnitGroup]] = defaultdict(list)
+    for group in groups:
+        found[{"global": "", "matrix": group.name, "type": types[group.name]}[scope]].append(group)
+    return list(found.values())
 
 
 def _checked(group: UnitGroup) -> UnitGroup:

@@ -16,6 +16,8 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
+from sparsebert.learned.learner import Learner
+from sparsebert.learned.rule import Scored
 from sparsebert.ticket import Ticket
 from sparsebert.training import ranks
 from sparsebert.training.checkpoint import Checkpoint
@@ -26,8 +28,10 @@ from sparsebert.training.snapshot import Snapshot
 
 
 class TicketMixin:
-    """For a class derived from Trainer, before it: trains the weights of ``ticket`` only.
+    """For a class derived from Trainer, before it: trains the weights of ``ticket`` only, or learns one.
 
+    ``learner``: its scores are trained at their own rate, and its penalty is part of the loss. The norm of
+    all gradients, of weights and scores, is clipped together.
     ``schedule_steps``: the learning-rate schedule spans that many steps, however many are trained.
     ``group_by_length``: batches hold examples of about the same length.
     Examples with a method ``sampler`` (of batch size and seed) say by it in which order they are to be read.
@@ -37,6 +41,7 @@ class TicketMixin:
         self,
         *args: Any,
         ticket: Ticket | None = None,
+        learner: Learner | None = None,
         schedule_steps: int | None = None,
         group_by_length: bool = False,
         **options: Any,
@@ -47,8 +52,30 @@ class TicketMixin:
         # The losses of BERT's heads are means over a batch, whatever number of items they are told. Believing
         # otherwise, the Trainer sums gradients over accumulated batches and processes instead of averaging.
         self.model_accepts_loss_kwargs = False
+        self._learner = learner
         if ticket is not None:
             self.add_callback(MaskCallback(ticket))  # type: ignore[attr-defined]
+        if learner is not None:
+            self.add_callback(LearnCallback(learner))  # type: ignore[attr-defined]
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        optimizer = super().create_optimizer(model)  # type: ignore[misc]
+        rule = self._learner.rule if self._learner else None
+        if self._learner is not None and isinstance(rule, Scored):
+            scores = self._learner.parameters()
+            known = {id(each) for each in scores}
+            for group in optimizer.param_groups:
+                group["params"] = [each for each in group["params"] if id(each) not in known]
+            rate = rule.scores_learning_rate
+            optimizer.add_param_group({"params": scores, "lr": rate, "weight_decay": 0.0})
+        return optimizer
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+        found = super().compute_loss(model, inputs, return_outputs, **options)  # type: ignore[misc]
+        penalty = self._learner.penalty() if self._learner else None
+        if penalty is None:
+            return found
+        return (found[0] + penalty, found[1]) if return_outputs else found + penalty
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         steps = self._schedule_steps or num_training_steps
@@ -91,6 +118,16 @@ class MaskCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         assert self._keeper is not None
         self._keeper.close()
+
+
+class LearnCallback(TrainerCallback):
+    """Sets the masks of each optimizer step, before its first batch: accumulated batches see the same."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        self._learner.derive_(state.global_step)
 
 
 class StartCallback(TrainerCallback):

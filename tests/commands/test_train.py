@@ -92,6 +92,23 @@ class TestTrain:
         assert cli.main(["train", "--method", "snip", "--batches", "3", "--sparsity", "0.5", *asked]) == 0
         assert Ticket.load(tmp_path / "run" / "ticket.safetensors").metadata["method"] == "snip"
 
+    @pytest.mark.parametrize(
+        ("method", "options"),
+        [
+            ("gradual", ["--sparsity", "0.5"]),
+            ("movement", ["--sparsity", "0.5", "--granularity", "5x5", "--scores-learning-rate", "0.02"]),
+            ("soft-movement", ["--threshold", "0.4", "--regularisation", "50"]),
+        ],
+    )
+    def test_masks_are_learned(
+        self, asked: list[str], tmp_path: Path, method: str, options: list[str]
+    ) -> None:
+        assert cli.main(["train", "--method", method, *options, *asked]) == 0
+        (row,) = record.read(tmp_path / "run" / "log.jsonl", "round")
+        assert (row["source"], row["scope"]) == ("learned", "matrix")
+        if "--sparsity" in options:
+            assert row["sparsity"] == 0.5
+
     def test_a_language_model_s_ticket(self, tokenizer: Any, tmp_path: Path, data: Path) -> None:
         model = save(tmp_path / "mlm", tokenizer, "BertForMaskedLM")
         arguments = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "run"), *QUICK]
@@ -142,6 +159,9 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
         (["--share", "orginal"], "did you mean 'original'"),
         (["--method", "random", "--step", "0.1"], "unknown option of method random 'step'"),
         (["--method", "ticket"], "needs a ticket"),
+        (["--method", "soft-movement"], "takes no sparsity"),
+        (["--method", "movement", "--granularity", "2:4"], "learns no patterns"),
+        (["--method", "movement", "--warmup-steps", "2"], "a run of 6 steps has no room"),
         (["--ticket", "/nowhere/ticket"], "/nowhere/ticket"),
         (["--model", "/nowhere/bert"], "/nowhere/bert"),
         (["--data", "/nowhere/data"], "/nowhere/data is no folder"),

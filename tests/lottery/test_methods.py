@@ -15,6 +15,14 @@ from sparsebert.ticket import Ticket
 
 TICKET = Ticket({"encoder.layer.0.attention.self.query": torch.eye(4, dtype=torch.bool)})
 
+SOURCES = (
+    "Chen et al. 2020",
+    "Frankle and Carbin 2019",
+    "Lee et al. 2019",
+    "Zhu and Gupta 2017",
+    "Sanh et al. 2020",
+)
+
 
 def path(name: str, sparsity: str, **options: Any) -> list[tuple[str, str, str]]:
     """Source, sparsity and score of each round."""
@@ -30,9 +38,7 @@ def test_they_are_known_by_name() -> None:
 def test_each_says_where_it_comes_from(name: str) -> None:
     text = type(lottery_method(name)).__doc__
     assert text is not None
-    assert name in ("dense", "snip-imp") or any(
-        who in text for who in ("Chen et al. 2020", "Frankle and Carbin 2019", "Lee et al. 2019")
-    )
+    assert name in ("dense", "snip-imp") or any(who in text for who in SOURCES)
 
 
 def test_imp_trains_the_dense_model_and_then_each_tenth() -> None:
@@ -56,6 +62,8 @@ def test_imp_may_prune_shares_of_what_remains() -> None:
         ("snip", {}, [("start", "0.6")]),
         ("snip-imp", {"step": 0.05}, [("start", "0.5"), ("trained", "0.55"), ("trained", "0.6")]),
         ("snip-imp", {"first": 0.9}, [("start", "0.6")]),
+        ("gradual", {}, [("learned", "0.6")]),
+        ("movement", {}, [("learned", "0.6")]),
         ("ticket", {}, [("given", "0.6")]),
         ("random-layerwise", {}, [("given", "0.6")]),
         ("random-reinit", {}, [("given", "0.6")]),

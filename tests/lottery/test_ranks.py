@@ -44,3 +44,17 @@ def test_two_gloo_processes_end_with_the_masks_of_one(tmp_path: Path, rewind: st
     (one, two) = (record.read(tmp_path / name / "log.jsonl", "round") for name in ("1", "2"))
     assert [row["processes"] for row in two] == [2] * 4
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+@pytest.mark.parametrize("method", ["movement"])
+def test_two_gloo_processes_learn_one_ticket(tmp_path: Path, method: str) -> None:
+    """The same on both, and but for rounding that of one process with all the examples of a step."""
+    for processes in (1, 2):
+        start(tmp_path / str(processes), processes, "--learned", method)
+    one, two = (Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("1", "2"))
+    for rank in range(2):
+        assert Ticket.load(tmp_path / "2" / f"rank-{rank}.safetensors") == two
+    assert one.density == two.density
+    assert one.overlap(two) > 0.99

@@ -19,6 +19,7 @@ import sparsebert.lottery.methods  # noqa: F401
 from sparsebert.lottery.experiment import Experiment, Request, Units
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
+from sparsebert.ticket import Ticket
 from sparsebert.training.settings import TrainingSettings
 
 EXAMPLES, LENGTH, WORDS = 40, 8, 30
@@ -85,6 +86,7 @@ def die() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
+    parser.add_argument("--learned", help="a method that learns its masks, instead of imp")
     parser.add_argument("--rewind", default="pretrained")
     parser.add_argument("--rewind-step", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -101,6 +103,8 @@ def main() -> None:
         head="keep",
         batch_size=chosen.batch_size,
     )
+    if chosen.learned:
+        asked = request(chosen.learned, batch_size=chosen.batch_size, scope="matrix")
     batches, saves, save = itertools.count(1), itertools.count(1), torch.save
 
     def collate_or_die(chosen_examples: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -121,6 +125,9 @@ def main() -> None:
 
         whole = joint_tiny.experiment()
     run(replace(whole, collate=collate_or_die), asked, chosen.out)
+    if chosen.learned:
+        rank = os.environ.get("RANK", "0")
+        Ticket.from_model(whole.model).save(chosen.out / f"rank-{rank}.safetensors")
 
 
 if __name__ == "__main__":

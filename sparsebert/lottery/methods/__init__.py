@@ -3,6 +3,7 @@
 from .dense import Dense
 from .given import GivenTicket, RandomLayerwise, RandomReinit, ShuffledWeights
 from .imp import IterativeMagnitude, StandardPruning
+from .learned import GradualMagnitude, Movement, SoftMovement
 from .multi_task import MultiTask
 from .one_shot import OneShot
 from .random import RandomPruning
@@ -11,7 +12,9 @@ from .snip import SnipOnce, SnipThenMagnitude
 __all__ = [
     "Dense",
     "GivenTicket",
+    "GradualMagnitude",
     "IterativeMagnitude",
+    "Movement",
     "MultiTask",
     "OneShot",
     "RandomLayerwise",
@@ -20,5 +23,6 @@ __all__ = [
     "ShuffledWeights",
     "SnipOnce",
     "SnipThenMagnitude",
+    "SoftMovement",
     "StandardPruning",
 ]

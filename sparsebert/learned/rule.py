@@ -1,0 +1,144 @@
+"""What a method is that learns masks: a frozen dataclass that turns scores and step into masks."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsebert.pruning.select import Size, ranked, select
+from sparsebert.pruning.units import UnitGroup, rivals
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Where a run leads: its optimizer steps, those in which the learning rate warms up, the density."""
+
+    steps: int
+    warmup: int
+    density: Fraction
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The units that masks are made of. ``types``: key -> query, key, value, ...; as in a Structure."""
+
+    groups: tuple[UnitGroup, ...]
+    types: Mapping[str, str]
+    scope: str
+
+    def rivals(self, scope: str | None = None) -> list[list[UnitGroup]]:
+        """The groups whose units compete with each other, in the run's scope or in this one."""
+        return rivals(self.groups, scope or self.scope, self.types)
+
+
+@dataclass(frozen=True)
+class Rule(abc.ABC):
+    """Base of the rules. Scores and masks are those of units, by the names of their groups.
+
+    Its scores are the magnitudes of the weights, unless it is :class:`Scored`.
+
+    ``trains_weights``: the model's weights are trained, but for its embeddings.
+    """
+
+    name: ClassVar[str]
+    trains_weights: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:  # noqa: B027  (where the checks of options end)
+        """Raise ValueError for options that make no sense."""
+
+    def options(self) -> dict[str, Any]:
+        """The rule's options by name, for the records."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def check(self, goal: Goal) -> None:  # noqa: B027  (most methods fit every run)
+        """Raise ValueError if the rule's schedule does not fit the run."""
+
+    @abc.abstractmethod
+    def masks(
+        self, scores: Mapping[str, Tensor], candidates: Candidates, goal: Goal, step: int
+    ) -> dict[str, Tensor]:
+        """bool masks over units, True = keep: those of the given optimizer step, from 0; the run's result at
+        ``goal.steps``.
+
+        ``scores``: floating-point, of the shape of each group's grid. Raises ValueError for a NaN.
+        """
+
+    def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:
+        """What is added to the loss, a differentiable scalar; None for nothing."""
+        return None
+
+
+@dataclass(frozen=True)
+class Scored(Rule):
+    """Base of the rules that train scores of their own.
+
+    ``first_score``: what every score is at the beginning.
+    ``scores_learning_rate``: of the scores, which never decay; it follows the schedule of the weights'.
+    """
+
+    first_score: ClassVar[float] = 0.0
+
+    scores_learning_rate: float = 1e-2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "scores_learning_rate")
+
+
+def keep_top(
+    scores: Mapping[str, Tensor], competing: Sequence[UnitGroup], budget: Fraction, size: Size | None = None
+) -> dict[str, Tensor]:
+    """The highest of the groups' scores as :func:`sparsebert.pruning.select.select` keeps them.
+
+    ``budget``: weights to keep; units, with ``size=1``.
+    """
+    ready = [ranked(scores[group.name].detach().float()) for group in competing]
+    sizes = [group.sizes if size is None else size for group in competing]
+    kept = select(ready, sizes, budget)
+    return {group.name: mask for group, mask in zip(competing, kept, strict=True)}
+
+
+def keep_share(scores: Mapping[str, Tensor], candidates: Candidates, density: Fraction) -> dict[str, Tensor]:
+    """The highest scores of each scope until they make up that share of its weights."""
+    masks: dict[str, Tensor] = {}
+    for competing in candidates.rivals():
+        budget = density * sum(group.weights for group in competing)
+        masks |= keep_top(scores, competing, budget)
+    return masks
+
+
+def above(scores: Tensor, threshold: float) -> Tensor:
+    """Where sigma(S) exceeds the threshold, bool. Raises ValueError for a NaN."""
+    shares = torch.sigmoid(scores.detach())
+    if shares.isnan().any():
+        raise ValueError("a score is NaN")
+    return shares > threshold
+
+
+def mean_of_means(values: Sequence[Tensor]) -> Tensor:
+    """The mean over tensors of the mean of each, however large they are."""
+    total = values[0].mean()
+    for each in values[1:]:
+        total = total + each.mean()
+    return total / len(values)
+
+
+def require_positive(rule: object, *names: str) -> None:
+    """Raise ValueError unless these fields are positive numbers."""
+    for name in names:
+        if not 0 < getattr(rule, name) < math.inf:
+            raise ValueError(f"{name} must be positive, not {getattr(rule, name)}")
+
+
+def require_not_negative(rule: object, *names: str) -> None:
+    """Raise ValueError if one of these fields is negative or no finite number."""
+    for name in names:
+        if not 0 <= getattr(rule, name) < math.inf:
+            raise ValueError(f"{name} must not be negative, not {getattr(rule, name)}")

@@ -1,0 +1,52 @@
+"""Methods whose ticket comes out of training: a run of one round, in which a rule learns it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from typing import Any
+
+from sparsebert.learned.learner import Learner
+from sparsebert.learned.rule import Goal, Rule
+from sparsebert.lottery.experiment import Request
+from sparsebert.lottery.registry import Head, LotteryMethod, Rewind, Round, Source
+from sparsebert.ticket import Ticket
+
+
+@dataclass(frozen=True)
+class LearnedMethod(LotteryMethod, Rule):
+    """Base of these methods; each is derived from it and from its rule.
+
+    There is nothing to rewind. Units compete within a matrix, as in the sources, unless a scope is given.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # The rule's checks, which come behind LotteryMethod's in the order of the bases.
+        super(LotteryMethod, self).__post_init__()
+        if (self.rewind, self.head, self.schedule_rounds) != (Rewind.PRETRAINED, Head.REWIND, 1):
+            raise ValueError(f"method {self.name} has one round: there is nothing to rewind or to span")
+
+    @property
+    def scope(self) -> str:
+        return "matrix"
+
+    def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
+        return (Round(Source.LEARNED, sparsity),)
+
+    def check_units(self, granularity: str, scope: str) -> None:
+        if ":" in granularity:
+            raise ValueError(f"method {self.name} learns no patterns such as {granularity!r}: use blocks")
+
+    def options(self) -> dict[str, Any]:
+        of_runs = {each.name for each in fields(LotteryMethod)}
+        return {name: value for name, value in super().options().items() if name not in of_runs}
+
+    def goal(self, request: Request, steps: int) -> Goal:
+        """Where a run of so many steps leads."""
+        return Goal(steps, request.training.warmup_steps, 1 - request.target)
+
+    def learner(self, model: Any, request: Request, steps: int, whole: Ticket) -> Learner:
+        """The rule at work in the model. ``whole``: a ticket of the model that keeps everything."""
+        goal = self.goal(request, steps)
+        return Learner(model, self, goal, whole, seed=request.training.seed, **asdict(request.units))
