@@ -57,4 +57,4 @@ def test_two_gloo_processes_learn_one_ticket(tmp_path: Path, method: str) -> Non
     for rank in range(2):
         assert Ticket.load(tmp_path / "2" / f"rank-{rank}.safetensors") == two
     assert one.density == two.density
-    assert one.overlap(two) > 0.99
+    assert one.overlap(two) > 0.95  # Adam blows up the rounding of gradients that are about 0
