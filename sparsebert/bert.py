@@ -161,9 +161,14 @@ def full_name(model: nn.Module, key: str) -> str:
     return _locate(model, key)[0]
 
 
+def base_model(model: nn.Module) -> nn.Module:
+    """The encoder without a task's head. Raises ValueError as :func:`structure` does."""
+    return model.get_submodule(structure(model).prefix)
+
+
 def embeddings(model: nn.Module) -> nn.Module:
     """The embeddings of the base model. Raises ValueError as :func:`structure` does."""
-    return resolve(model, f"{structure(model).prefix}.embeddings".lstrip("."))
+    return base_model(model).get_submodule("embeddings")
 
 
 def canonical_key(name: str) -> str:

@@ -42,8 +42,8 @@ def train(
         str,
         typer.Option(
             help="imp, standard, one-shot, snip, snip-imp, random, dense; learned in training: gradual, "
-            "movement, soft-movement; on a given ticket: ticket, random-layerwise, random-reinit, shuffled; "
-            "on several tasks: multi-task"
+            "movement, soft-movement, smp (Static Model Pruning), l0; on a given ticket: ticket, "
+            "random-layerwise, random-reinit, shuffled; on several tasks: multi-task"
         ),
     ] = "imp",
     also: Annotated[

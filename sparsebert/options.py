@@ -170,9 +170,21 @@ class MethodOptions:
     final_warmup: Annotated[
         float | None, typer.Option(help="times --warmup-steps: the density stays so long at the end")
     ] = None
-    threshold: Annotated[float | None, typer.Option(help="soft-movement: weights above it stay")] = None
+    threshold: Annotated[
+        float | None, typer.Option(help="soft-movement, mask T of smp: what the scores must exceed")
+    ] = None
     regularisation: Annotated[float | None, typer.Option(help="weight of the penalty on scores")] = None
     floor: Annotated[float | None, typer.Option(help="soft-movement: share of each matrix that stays")] = None
+    mask: Annotated[str | None, typer.Option(help="smp: L, S, G or T")] = None
+    ramp_steps: Annotated[int | None, typer.Option(help="smp: steps over which the density falls")] = None
+    curve: Annotated[str | None, typer.Option(help="smp: along which it falls, cubic or linear")] = None
+    regularisation_over: Annotated[
+        str | None, typer.Option(help="smp: the penalty grows over the run, or the fall of the density")
+    ] = None
+    temperature: Annotated[float | None, typer.Option(help="smp, mask S: divides the scores")] = None
+    smp_compat: Annotated[
+        bool | None, typer.Option("--smp-compat", help="smp: as its released code computes")
+    ] = None
     within: Annotated[str | None, typer.Option(help="shuffled: in each matrix, or whole layers")] = None
     proportions: Annotated[
         str | None, typer.Option(help="multi-task: equal turns, by size, or a number for each task: 2,1")

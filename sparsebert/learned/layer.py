@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from sparsebert.learned.rule import Gated
 from sparsebert.pruning.granularity import Granularity
 from sparsebert_kernels.masked import masked_linear, pack_mask
 
@@ -49,6 +51,36 @@ class LearnedLinear(nn.Linear):
         if scores is not None and scores.shape != self.weight.shape:
             scores = _Spread.apply(scores, self._units, self.weight.shape)
         return masked_linear(input, self.weight, self._packed, self.bias, scores=scores)
+
+
+class GatedLinear(LearnedLinear):
+    """Weights multiplied by gates: y = x @ (z * W).T + bias, with gates z(S) that are random in training.
+
+    Dense: z is real, so the product is a matrix of its own in every forward. Outside of training the gates
+    are those of the trained model.
+    """
+
+    def __init__(
+        self, linear: nn.Linear, scores: nn.Parameter, units: Granularity, owns: bool, rule: Gated
+    ) -> None:
+        super().__init__(linear, scores, units, owns)
+        self._rule = rule
+        self._uniform: Tensor | None = None
+
+    def set_uniform(self, uniform: Tensor) -> None:
+        """The random numbers, one a unit, that training draws its gates of from now on."""
+        self._uniform = uniform
+
+    def gates(self) -> Tensor:
+        """[out, in], differentiable in the scores."""
+        (scores,) = self._scores
+        assert scores is not None
+        gates = self._rule.gates(scores, self._uniform if self.training else None)
+        shape = self.weight.shape
+        return self._units.expand(gates.view(self._units.units(shape)), shape)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.gates() * self.weight, self.bias)
 
 
 class _Spread(torch.autograd.Function):

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sparsebert.bert import embeddings, full_name, resolve, structure
-from sparsebert.learned.layer import LearnedLinear
-from sparsebert.learned.rule import Candidates, Goal, Rule, Scored
+from sparsebert.bert import base_model, embeddings, full_name, resolve, structure
+from sparsebert.learned.layer import GatedLinear, LearnedLinear
+from sparsebert.learned.rule import Candidates, Gated, Goal, Rule, Scored
 from sparsebert.pruning.units import UnitGroup, unit_groups
 from sparsebert.ticket import Ticket, prunable
 
@@ -72,6 +72,9 @@ class Learner:
         self.step = step
         with torch.no_grad():
             self._kept = self.rule.masks(self.scores(), self.candidates, self.goal, step)
+            if isinstance(self.rule, Gated):
+                self._draw_(step)
+                return
             for key, mask in self.masks().items():
                 self._layers[key].set_mask(mask)
 
@@ -108,9 +111,16 @@ class Learner:
                 scores.copy_(file.get_tensor(f"{full_name(self.model, name)}.mask_scores"))
 
     def close_(self) -> Ticket:
-        """Give the model its own linear layers back, holding the weights of the run's result; its ticket."""
+        """Give the model its own linear layers back, holding the weights of the run's result; its ticket.
+
+        Weights that were gated hold the product with their gates.
+        """
         self.derive_(self.goal.steps)
         ticket = self._ticket()
+        for layer in self._layers.values():
+            if isinstance(layer, GatedLinear):
+                with torch.no_grad():
+                    layer.weight.mul_(layer.eval().gates())
         for key, linear in self._plain.items():
             _replace(self.model, key, linear)
         for parameter, needed in self._needed_gradients:
@@ -119,7 +129,8 @@ class Learner:
         return ticket
 
     def _freeze_(self) -> None:
-        frozen = embeddings(self.model) if self.rule.trains_weights else self.model
+        # The weights of a task's head, which is no part of the base model, are always trained.
+        frozen = embeddings(self.model) if self.rule.trains_weights else base_model(self.model)
         for parameter in frozen.parameters():
             parameter.requires_grad_(False)
 
@@ -137,8 +148,30 @@ class Learner:
             linear = resolve(self.model, key)
             assert isinstance(linear, nn.Linear)
             self._plain[key] = linear
-            self._layers[key] = LearnedLinear(linear, scores, units, owns=key == group.name)
+            owns = key == group.name
+            if isinstance(self.rule, Gated):
+                assert scores is not None
+                self._layers[key] = GatedLinear(linear, scores, units, owns, self.rule)
+            else:
+                self._layers[key] = LearnedLinear(linear, scores, units, owns)
             _replace(self.model, key, self._layers[key])
+
+    def _draw_(self, step: int) -> None:
+        """Random numbers for gates that follow from seed and step: a run that is resumed draws the same, and
+        so does every process."""
+        generators: dict[torch.device, torch.Generator] = {}
+        for group in self.candidates.groups:
+            scores = self._scores[group.name]
+            device = scores.device
+            if device not in generators:
+                generators[device] = torch.Generator(device).manual_seed((self.seed << 31) + step)
+            uniform = torch.rand(
+                scores.shape, dtype=scores.dtype, device=device, generator=generators[device]
+            )
+            for key in group.parts:
+                layer = self._layers[key]
+                assert isinstance(layer, GatedLinear)
+                layer.set_uniform(uniform)
 
     def _ticket(self) -> Ticket:
         ticket = Ticket(self.masks(), metadata={"model": self._origin.metadata["model"]})

@@ -92,6 +92,19 @@ class Scored(Rule):
         require_positive(self, "scores_learning_rate")
 
 
+@dataclass(frozen=True)
+class Gated(Scored):
+    """Base of the rules that multiply weights by real numbers in [0, 1] instead of selecting them."""
+
+    @abc.abstractmethod
+    def gates(self, scores: Tensor, uniform: Tensor | None) -> Tensor:
+        """The gates of units, differentiable in the scores and of their shape.
+
+        ``uniform``: random numbers in [0, 1) of that shape, of which training draws its gates; None for those
+        of the trained model.
+        """
+
+
 def keep_top(
     scores: Mapping[str, Tensor], competing: Sequence[UnitGroup], budget: Fraction, size: Size | None = None
 ) -> dict[str, Tensor]:

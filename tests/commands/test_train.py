@@ -97,6 +97,8 @@ class TestTrain:
         [
             ("gradual", ["--sparsity", "0.5"]),
             ("movement", ["--sparsity", "0.5", "--granularity", "5x5", "--scores-learning-rate", "0.02"]),
+            ("smp", ["--sparsity", "0.5", "--mask", "L", "--ramp-steps", "3", "--curve", "linear"]),
+            ("l0", ["--scores-learning-rate", "1", "--regularisation", "10"]),
             ("soft-movement", ["--threshold", "0.4", "--regularisation", "50"]),
         ],
     )
@@ -161,6 +163,8 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
         (["--method", "ticket"], "needs a ticket"),
         (["--method", "soft-movement"], "takes no sparsity"),
         (["--method", "movement", "--granularity", "2:4"], "learns no patterns"),
+        (["--method", "smp", "--ramp-steps", "7"], "ramp_steps is 7 steps: it does not fit a run of 6"),
+        (["--method", "smp", "--smp-compat"], "is -29994 steps: it does not fit a run of 6"),
         (["--method", "movement", "--warmup-steps", "2"], "a run of 6 steps has no room"),
         (["--ticket", "/nowhere/ticket"], "/nowhere/ticket"),
         (["--model", "/nowhere/bert"], "/nowhere/bert"),

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsebert.learned.layer import LearnedLinear
-from sparsebert.learned.rule import Candidates, Goal, Rule, Scored
+from sparsebert.learned.layer import GatedLinear, LearnedLinear
+from sparsebert.learned.rule import Candidates, Gated, Goal, Rule, Scored
 from sparsebert.pruning.units import unit_groups
 
 Array = np.ndarray
@@ -63,8 +63,15 @@ def candidates(block: tuple[int, int] = (1, 1), scope: str = "matrix") -> Candid
     return Candidates(unit_groups(*units, SHAPES, None), TYPES, scope)
 
 
-def taken(rule: Rule, goal: Goal, step: int, given: Numbers, scope: str = "matrix") -> Step:
-    """The step as the rule, the layers and AdamW take it."""
+def taken(
+    rule: Rule,
+    goal: Goal,
+    step: int,
+    given: Numbers,
+    scope: str = "matrix",
+    uniform: dict[str, Array] | None = None,
+) -> Step:
+    """The step as the rule, the layers and AdamW take it. ``uniform``: what gates are drawn of."""
     found = candidates(given.block, scope)
     parameters: dict[str, nn.Parameter] = {}
     layers: dict[str, LearnedLinear] = {}
@@ -77,7 +84,13 @@ def taken(rule: Rule, goal: Goal, step: int, given: Numbers, scope: str = "matri
         if isinstance(rule, Scored):
             parameters[key] = nn.Parameter(torch.tensor(given.scores[key]))
         linear.weight.requires_grad_(rule.trains_weights)
-        layers[key] = LearnedLinear(linear, parameters.get(key), group.parts[key], owns=True)
+        if isinstance(rule, Gated):
+            assert uniform is not None
+            gated = GatedLinear(linear, parameters[key], group.parts[key], True, rule)
+            gated.set_uniform(torch.tensor(uniform[key]))
+            layers[key] = gated
+        else:
+            layers[key] = LearnedLinear(linear, parameters.get(key), group.parts[key], owns=True)
     scores: Mapping[str, Tensor] = parameters
     if not isinstance(rule, Scored):
         scores = {
@@ -87,7 +100,8 @@ def taken(rule: Rule, goal: Goal, step: int, given: Numbers, scope: str = "matri
     units = rule.masks(scores, found, goal, step)
     masks = {key: mask for group in found.groups for key, mask in group.expand(units[group.name]).items()}
     for key, layer in layers.items():
-        layer.set_mask(masks[key])
+        if not isinstance(rule, Gated):
+            layer.set_mask(masks[key])
     weights = [layer.weight for layer in layers.values() if rule.trains_weights]
     optimizer = torch.optim.AdamW(
         [
@@ -126,8 +140,12 @@ def transcribed(
     *,
     scored: bool = True,
     trains_weights: bool = True,
+    slopes: dict[str, Array] | None = None,
 ) -> Step:
-    """The same step with masks over units that are given: chain rule and Adam's first step by hand."""
+    """The same step with masks or gates of units that are given: chain rule and Adam's first step by hand.
+
+    ``slopes``: how fast gates rise with their scores; 1 for masks, which the gradient goes straight through.
+    """
     rows, columns = given.block
     masks = {key: np.kron(kept[key], np.ones((rows, columns))) for key in kept}
     first, second = given.weights[FIRST] * masks[FIRST], given.weights[SECOND] * masks[SECOND]
@@ -140,6 +158,8 @@ def transcribed(
     for key in SHAPES if scored else ():
         height, width = kept[key].shape
         moved = (full[key] * given.weights[key]).reshape(height, rows, width, columns).sum((1, 3))
+        if slopes:
+            moved = moved * slopes[key]
         score_gradients[key] = moved + (penalty_gradients[key] if penalty_gradients else 0)
 
     def after(values: dict[str, Array], gradients: dict[str, Array], rate: float) -> dict[str, Array]:

@@ -29,6 +29,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "gradual": {"sparsity": 0.7},
     "movement": {"sparsity": 0.7},
     "soft-movement": {"sparsity": None, "threshold": 0.5, "regularisation": 1.0},
+    "smp": {"sparsity": 0.7},
+    "l0": {"sparsity": None, "scores_learning_rate": 1.0},
 }
 BLOCKS = {"granularity": "block", "block_size": (5, 5)}
 
@@ -166,6 +168,39 @@ def test_the_scores_have_a_rate_of_their_own_and_what_is_frozen_no_state(
             assert torch.equal(weight, trained[name])
 
 
+@pytest.mark.parametrize(("mask", "scope"), [("L", "matrix"), ("S", "type"), ("G", "global")])
+def test_of_a_task_static_model_pruning_leaves_its_masks_and_its_head(
+    tmp_path: Path, mask: str, scope: str
+) -> None:
+    """The trained model is the pre-trained one with the ticket applied, but for the classifier."""
+    (row,) = run(tiny.experiment(), asked("smp", mask=mask, scope=scope, sparsity=0.3), tmp_path)
+    assert row["sparsity"] == 0.3
+    model = tiny.model()
+    Ticket.load(tmp_path / "ticket.safetensors").apply_(model)
+    trained = load_file(tmp_path / "model" / "model.safetensors")
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, trained[name]) == (not name.startswith("classifier.")), name
+
+
+def test_real_gates_are_in_the_weights_and_not_in_the_ticket(tmp_path: Path) -> None:
+    """With weights that hardly learn, what is exported is W * z with 0 < z <= 1."""
+    run(tiny.experiment(), asked("l0", learning_rate=1e-12), tmp_path)
+    ticket = Ticket.load(tmp_path / "ticket.safetensors")
+    trained = load_file(tmp_path / "model" / "model.safetensors")
+    start = dict(tiny.model().named_parameters())
+    names = {key: f"bert.{key}.weight" for key in ticket.masks}
+    gates = torch.cat([(trained[names[key]] / start[names[key]])[mask] for key, mask in ticket.masks.items()])
+    assert 0 < gates.min() < 0.5 < gates.max() <= 1.0001
+    assert len(gates.unique()) > len(gates) / 2
+
+
+def test_a_threshold_that_diverges_stops_the_run(tmp_path: Path) -> None:
+    """All scores are far above it: nothing is ever pruned."""
+    request = asked("smp", mask="T", scope="matrix", sparsity=None)
+    with pytest.raises(ValueError, match=r"mask T diverged: at step 4 it keeps 100\.0000%"):
+        run(tiny.experiment(), request, tmp_path)
+
+
 def test_scores_move_and_not_only_by_chance(tmp_path: Path) -> None:
     """Another seed's order of examples gives another ticket; no training at all would keep the first."""
     run(tiny.experiment(), asked("movement", steps=20), tmp_path)
@@ -189,6 +224,10 @@ def test_mixed_precision(tmp_path: Path, precision: str) -> None:
         ("soft-movement", {"sparsity": 0.5}, "method soft-movement takes no sparsity"),
         ("soft-movement", {"scope": "global"}, "compares no scores: scope 'global'"),
         ("movement", {"granularity": "2:4", "sparsity": 0.5}, "learns no patterns such as '2:4'"),
+        ("smp", {"scope": "global"}, "mask S of smp means scope 'type', not 'global'"),
+        ("smp", {"mask": "G", "scope": "matrix"}, "mask G of smp means scope 'global'"),
+        ("smp", {"mask": "X"}, "unknown mask 'X'"),
+        ("smp", {"mask": "T", "scope": "matrix"}, "method smp takes no sparsity"),
         ("movement", {"rewind": "learning-rate"}, "has one round"),
         ("gradual", {"scores_learning_rate": 0.1}, "unknown option of method gradual"),
         ("movement", {"scores_learning_rate": -1.0}, "scores_learning_rate must be positive"),

@@ -21,6 +21,7 @@ SOURCES = (
     "Lee et al. 2019",
     "Zhu and Gupta 2017",
     "Sanh et al. 2020",
+    "Jiang et al. 2023",
 )
 
 
@@ -64,6 +65,8 @@ def test_imp_may_prune_shares_of_what_remains() -> None:
         ("snip-imp", {"first": 0.9}, [("start", "0.6")]),
         ("gradual", {}, [("learned", "0.6")]),
         ("movement", {}, [("learned", "0.6")]),
+        ("smp", {"mask": "G"}, [("learned", "0.6")]),
+        ("l0", {}, [("learned", "0.6")]),
         ("ticket", {}, [("given", "0.6")]),
         ("random-layerwise", {}, [("given", "0.6")]),
         ("random-reinit", {}, [("given", "0.6")]),

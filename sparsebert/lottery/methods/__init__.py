@@ -3,7 +3,7 @@
 from .dense import Dense
 from .given import GivenTicket, RandomLayerwise, RandomReinit, ShuffledWeights
 from .imp import IterativeMagnitude, StandardPruning
-from .learned import GradualMagnitude, Movement, SoftMovement
+from .learned import GradualMagnitude, HardConcrete, Movement, SoftMovement, StaticModelPruning
 from .multi_task import MultiTask
 from .one_shot import OneShot
 from .random import RandomPruning
@@ -13,6 +13,7 @@ __all__ = [
     "Dense",
     "GivenTicket",
     "GradualMagnitude",
+    "HardConcrete",
     "IterativeMagnitude",
     "Movement",
     "MultiTask",
@@ -25,4 +26,5 @@ __all__ = [
     "SnipThenMagnitude",
     "SoftMovement",
     "StandardPruning",
+    "StaticModelPruning",
 ]

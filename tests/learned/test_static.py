@@ -1,0 +1,227 @@
+"""Static Model Pruning against its paper and its released code, written out in numpy."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sparsebert.learned.rule import Candidates, Goal
+from sparsebert.learned.static import (
+    Mask,
+    Over,
+    StaticModelPruning,
+    shares_of,
+    water_filled,
+    whole_numbers,
+)
+from sparsebert.pruning.units import unit_groups
+from tests.learned.two_matrices import (
+    FIRST,
+    SECOND,
+    SHAPES,
+    Array,
+    assert_equal,
+    candidates,
+    numbers,
+    sigmoid,
+    taken,
+    transcribed,
+)
+
+GOAL = Goal(steps=12, warmup=0, density=Fraction(1, 4))
+STEP = 3  # of a ramp over the first 7 of 12 steps
+DENSITY = 0.25 + 0.75 * (1 - 3 / 7) ** 3
+SCOPES = {Mask.LOCAL: "matrix", Mask.SHARED: "type", Mask.GLOBAL: "global", Mask.THRESHOLD: "matrix"}
+
+
+def top(scores: Array, count: int) -> Array:
+    mask = np.zeros(scores.size)
+    mask[np.argsort(-scores.ravel())[:count]] = 1
+    return mask.reshape(scores.shape)
+
+
+def kept_by(
+    mask: Mask, scores: dict[str, Array], compat: bool, temperature: float, weights: int
+) -> dict[str, Array]:
+    """Units kept in a step, of so many ``weights`` each; the released code rounds their number to below."""
+    count = int if compat else round
+    if mask is Mask.LOCAL:
+        return {key: top(each, count(DENSITY * each.size)) for key, each in scores.items()}
+    if mask is Mask.GLOBAL:
+        whole = np.concatenate([each.ravel() for each in scores.values()])
+        chosen = np.split(top(whole, round(DENSITY * whole.size)), [scores[FIRST].size])
+        return {key: part.reshape(scores[key].shape) for key, part in zip(scores, chosen, strict=True)}
+    if mask is Mask.THRESHOLD:
+        threshold = 0.5 * (1 - (1 - 3 / 7) ** 3)
+        return {key: (sigmoid(each) > threshold).astype(float) for key, each in scores.items()}
+    rates = {key: sigmoid(each / temperature).mean() for key, each in scores.items()}
+    shares = {key: rate / sum(rates.values()) * DENSITY * 2 for key, rate in rates.items()}
+    assert max(shares.values()) < 1
+    if compat:
+        return {key: top(each, int(shares[key] * each.size)) for key, each in scores.items()}
+    # What rounding to below leaves of the sum of weights goes to the largest remainders.
+    wanted = {key: shares[key] * scores[key].size * weights for key in scores}
+    counts = {key: int(each) for key, each in wanted.items()}
+    for _ in range(round(sum(wanted.values())) - sum(counts.values())):
+        counts[max(counts, key=lambda key: wanted[key] - counts[key])] += 1
+    return {key: top(scores[key], round(counts[key] / weights)) for key in scores}
+
+
+@pytest.mark.parametrize("block", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("mask", list(Mask))
+def test_a_step(mask: Mask, compat: bool, block: tuple[int, int]) -> None:
+    given = numbers(block)
+    temperature = 1.0 if compat else 2.0
+    own = {"temperature": temperature, "ramp_steps": 7, "threshold": 0.5}
+    rule = StaticModelPruning(mask=mask, smp_compat=compat, **own)
+    weight = 400 * (1 - (1 - 3 / 12) ** 3)
+    penalty = weight * np.mean([sigmoid(each).mean() for each in given.scores.values()])
+    slope = {key: sigmoid(each) * (1 - sigmoid(each)) for key, each in given.scores.items()}
+    gradients = {key: weight * each / each.size / 2 for key, each in slope.items()}
+    kept = kept_by(mask, given.scores, compat, temperature, weights=block[0] * block[1])
+    found = taken(rule, GOAL, STEP, given, SCOPES[mask])
+    assert_equal(found, transcribed(given, kept, penalty, gradients, trains_weights=False))
+    assert not found.weight_gradients
+
+
+def test_the_penalty_is_a_mean_of_means() -> None:
+    """Every matrix counts the same, however large, so a score of a small one feels more."""
+    scores = {FIRST: torch.zeros(2, 2), SECOND: torch.full((10, 10), 9.0)}
+    goal = Goal(10, 0, Fraction(1, 2))
+    found = StaticModelPruning().penalty(scores, goal, 10)
+    assert found is not None
+    assert float(found) == pytest.approx(400 * (0.5 + sigmoid(np.float64(9.0))) / 2)
+
+
+@pytest.mark.parametrize(("over", "end"), [(Over.RUN, 10), (Over.DENSITY, 4)])
+def test_the_penalty_grows_from_0_to_1(over: Over, end: int) -> None:
+    """1 - (1 - t/T)^3, never the ratio of densities, which would explode at the beginning."""
+    scores = {FIRST: torch.zeros(2, 2)}
+    rule = StaticModelPruning(ramp_steps=4, regularisation_over=over)
+    for step in range(11):
+        expected = 200 * (1 - (1 - min(step / end, 1)) ** 3)
+        assert float(rule.penalty(scores, Goal(10, 0, Fraction(1, 2)), step) or 0) == pytest.approx(expected)
+
+
+LAYERS = {f"encoder.layer.{i}.attention.self.query": torch.Size((40, 40)) for i in range(12)}
+
+
+def twelve(rates: Array) -> tuple[dict[str, Tensor], Candidates]:
+    """Twelve matrices of one type whose mean sigma(S) are these."""
+    generator = torch.Generator().manual_seed(0)
+    scores = {}
+    for (key, shape), rate in zip(LAYERS.items(), rates, strict=True):
+        noise = torch.rand(shape, generator=generator, dtype=torch.float64) * 1e-3
+        scores[key] = torch.logit(torch.tensor(rate) * (1 - noise + noise.mean()), eps=1e-12)
+    return scores, Candidates(
+        unit_groups("element", None, LAYERS, None), dict.fromkeys(LAYERS, "query"), "type"
+    )
+
+
+def density_of(masks: dict[str, Tensor]) -> float:
+    return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+
+
+@pytest.mark.parametrize(("asked", "realised"), [("0.7", 0.658), ("0.8", 0.708)])
+def test_what_the_released_code_loses_is_given_to_others(asked: str, realised: float) -> None:
+    """Rates from 0.05 to 0.5 over twelve layers: shares above 1 are lost there, and here they are not."""
+    scores, found = twelve(np.linspace(0.05, 0.5, 12))
+    goal = Goal(10, 0, Fraction(asked))
+    options: dict[str, Any] = {"ramp_steps": 5, "temperature": 1.0}
+    lost = StaticModelPruning(smp_compat=True, **options).masks(scores, found, goal, 10)
+    assert density_of(lost) == pytest.approx(realised, abs=1e-3)
+    exact = StaticModelPruning(**options).masks(scores, found, goal, 10)
+    assert density_of(exact) == float(asked)
+
+
+@pytest.mark.parametrize("density", ["0.03", "0.1", "0.5", "0.8", "0.99"])
+def test_the_density_is_exact_whatever_the_rates(density: str) -> None:
+    for seed in range(5):
+        scores, found = twelve(np.random.default_rng(seed).uniform(0.01, 0.99, 12))
+        masks = StaticModelPruning().masks(scores, found, Goal(10, 0, Fraction(density)), 10)
+        assert sum(int(mask.sum()) for mask in masks.values()) == round(Fraction(density) * 12 * 1600)
+
+
+def test_at_the_beginning_every_matrix_has_the_density() -> None:
+    scores = {key: torch.zeros(shape) for key, shape in LAYERS.items()}
+    _, found = twelve(np.full(12, 0.5))
+    masks = StaticModelPruning().masks(scores, found, Goal(10, 0, Fraction(1, 4)), 10)
+    assert {int(mask.sum()) for mask in masks.values()} == {400}
+
+
+def test_scores_that_underflow_count_as_equal() -> None:
+    scores = {key: torch.full(shape, -1e4) for key, shape in LAYERS.items()}
+    _, found = twelve(np.full(12, 0.5))
+    masks = StaticModelPruning().masks(scores, found, Goal(10, 0, Fraction(1, 4)), 10)
+    assert density_of(masks) == 0.25
+
+
+def test_water_filling() -> None:
+    assert water_filled([1, 1], [10, 10], 0.5) == [0.5, 0.5]
+    assert water_filled([9, 1], [10, 10], 0.6) == pytest.approx([1.0, 0.2])
+    assert water_filled([8, 4, 1], [10, 10, 10], 0.8) == pytest.approx([1.0, 1.0, 0.4])
+    assert water_filled([5, 0], [10, 10], 0.75) == pytest.approx([1.0, 0.5])
+    assert shares_of([9, 1], [10, 10], 0.6) == pytest.approx([1.08, 0.12])
+    assert water_filled([3, 1], [30, 10], 0.5) == pytest.approx([0.6, 0.2])
+
+
+def test_whole_numbers_have_the_sum_that_is_asked_for() -> None:
+    assert whole_numbers([0.25, 0.25, 0.5], [10, 10, 10], 10) == [3, 2, 5]
+    assert whole_numbers([1.0, 0.05], [10, 10], 11) == [10, 1]
+    assert whole_numbers([0.7, 0.7], [10, 10], 14) == [7, 7]
+
+
+def test_blocks_come_to_the_nearest_number_of_weights() -> None:
+    given = numbers((2, 2))
+    scores = {key: torch.tensor(each) for key, each in given.scores.items()}
+    masks = StaticModelPruning().masks(scores, candidates((2, 2), "type"), Goal(10, 0, Fraction(1, 2)), 10)
+    assert abs(sum(int(mask.sum()) for mask in masks.values()) - 6) <= 1
+
+
+def test_defaults() -> None:
+    rule = StaticModelPruning()
+    assert (rule.scores_learning_rate, rule.regularisation, rule.mask) == (0.02, 400, Mask.SHARED)
+    assert rule.ramp(Goal(12, 0, Fraction(1, 10))).end == 7
+
+
+@pytest.mark.parametrize(("density", "end"), [("0.8", 3500), ("0.7", 5250), ("0.5", 43630), ("0.03", 43630)])
+def test_the_ramp_of_the_released_code(density: str, end: int) -> None:
+    """12 epochs of MNLI in batches of 64 are 73,630 steps."""
+    rule = StaticModelPruning(smp_compat=True)
+    assert rule.ramp(Goal(73630, 0, Fraction(density))).end == end
+
+
+def test_where_the_released_code_crashes_the_default_trains() -> None:
+    """SST-2 at any density below 0.7: its ramp would end before it begins."""
+    goal = Goal(12636, 0, Fraction(1, 2))
+    with pytest.raises(ValueError, match="is -17364 steps: it does not fit a run of 12636"):
+        StaticModelPruning(smp_compat=True).check(goal)
+    StaticModelPruning().check(goal)
+
+
+@pytest.mark.parametrize(("score", "share"), [(9.0, "100.0000%"), (-9.0, "0.0000%")])
+def test_a_threshold_that_keeps_all_or_nothing_is_stopped_after_its_ramp(score: float, share: str) -> None:
+    scores = {key: torch.full(shape, score) for key, shape in SHAPES.items()}
+    rule = StaticModelPruning(mask=Mask.THRESHOLD)
+    rule.masks(scores, candidates(), GOAL, 6)
+    with pytest.raises(ValueError, match=f"mask T diverged: at step 7 it keeps {share}"):
+        rule.masks(scores, candidates(), GOAL, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"threshold": 0.0}, "threshold must be between 0 and 1"),
+        ({"regularisation": float("nan")}, "regularisation must not be negative, not nan"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StaticModelPruning(**options)  # type: ignore[arg-type]
