@@ -156,10 +156,14 @@ class StaticModelPruning(Scored):
                 named = {group.name: share for group, share in zip(of_type, shares, strict=True)}
                 masks |= _top_rounded_down(scores, named, candidates)
                 continue
-            filled = water_filled(rates, weights, float(density))
-            total = round(density * sum(weights))
-            for group, budget in zip(of_type, whole_numbers(filled, weights, total), strict=True):
-                masks |= keep_top(scores, [group], Fraction(budget))
+            # Where all units are of one size they are counted, so that none is cut at the edge of a budget.
+            sizes = {group.sizes if isinstance(group.sizes, int) else 1 for group in of_type}
+            size = sizes.pop() if len(sizes) == 1 else 1
+            units = [group.weights // size for group in of_type]
+            filled = water_filled(rates, units, float(density))
+            counts = whole_numbers(filled, units, round(density * sum(units)))
+            for group, count in zip(of_type, counts, strict=True):
+                masks |= keep_top(scores, [group], Fraction(count * size))
         return masks
 
 

@@ -45,10 +45,8 @@ def top(scores: Array, count: int) -> Array:
     return mask.reshape(scores.shape)
 
 
-def kept_by(
-    mask: Mask, scores: dict[str, Array], compat: bool, temperature: float, weights: int
-) -> dict[str, Array]:
-    """Units kept in a step, of so many ``weights`` each; the released code rounds their number to below."""
+def kept_by(mask: Mask, scores: dict[str, Array], compat: bool, temperature: float) -> dict[str, Array]:
+    """Units kept in a step: the nearest number of them, by the released code rounded to below."""
     count = int if compat else round
     if mask is Mask.LOCAL:
         return {key: top(each, count(DENSITY * each.size)) for key, each in scores.items()}
@@ -64,12 +62,12 @@ def kept_by(
     assert max(shares.values()) < 1
     if compat:
         return {key: top(each, int(shares[key] * each.size)) for key, each in scores.items()}
-    # What rounding to below leaves of the sum of weights goes to the largest remainders.
-    wanted = {key: shares[key] * scores[key].size * weights for key in scores}
+    # What rounding to below leaves of the sum goes to the largest remainders.
+    wanted = {key: shares[key] * scores[key].size for key in scores}
     counts = {key: int(each) for key, each in wanted.items()}
     for _ in range(round(sum(wanted.values())) - sum(counts.values())):
         counts[max(counts, key=lambda key: wanted[key] - counts[key])] += 1
-    return {key: top(scores[key], round(counts[key] / weights)) for key in scores}
+    return {key: top(scores[key], counts[key]) for key in scores}
 
 
 @pytest.mark.parametrize("block", [(1, 1), (2, 2)])
@@ -84,7 +82,7 @@ def test_a_step(mask: Mask, compat: bool, block: tuple[int, int]) -> None:
     penalty = weight * np.mean([sigmoid(each).mean() for each in given.scores.values()])
     slope = {key: sigmoid(each) * (1 - sigmoid(each)) for key, each in given.scores.items()}
     gradients = {key: weight * each / each.size / 2 for key, each in slope.items()}
-    kept = kept_by(mask, given.scores, compat, temperature, weights=block[0] * block[1])
+    kept = kept_by(mask, given.scores, compat, temperature)
     found = taken(rule, GOAL, STEP, given, SCOPES[mask])
     assert_equal(found, transcribed(given, kept, penalty, gradients, trains_weights=False))
     assert not found.weight_gradients
@@ -177,11 +175,16 @@ def test_whole_numbers_have_the_sum_that_is_asked_for() -> None:
     assert whole_numbers([0.7, 0.7], [10, 10], 14) == [7, 7]
 
 
-def test_blocks_come_to_the_nearest_number_of_weights() -> None:
-    given = numbers((2, 2))
-    scores = {key: torch.tensor(each) for key, each in given.scores.items()}
-    masks = StaticModelPruning().masks(scores, candidates((2, 2), "type"), Goal(10, 0, Fraction(1, 2)), 10)
-    assert abs(sum(int(mask.sum()) for mask in masks.values()) - 6) <= 1
+def test_units_of_one_size_are_counted_and_others_weighed() -> None:
+    """Blocks of 2x2 make 12 weights of 48 exact; blocks of 4x3, smaller at an edge, come near them."""
+    generator = torch.Generator().manual_seed(0)
+    for block, expected in (((2, 2), 12), ((4, 3), pytest.approx(12, abs=8))):
+        units = unit_groups("block", block, SHAPES, None)
+        found = Candidates(units, dict.fromkeys(SHAPES, "query"), "type")
+        scores = {group.name: torch.randn(group.grid, generator=generator) for group in units}
+        masks = StaticModelPruning().masks(scores, found, GOAL, 12)
+        whole = {key: mask for group in units for key, mask in group.expand(masks[group.name]).items()}
+        assert sum(int(mask.sum()) for mask in whole.values()) == expected
 
 
 def test_defaults() -> None:
