@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,17 @@ _MODEL_CLASSES = {
 }
 
 
-def load_model(name: str, task: Task, seed: int = 0, *, trained: bool = False) -> tuple[Any, Any]:
+def load_model(
+    name: str,
+    task: Task,
+    seed: int = 0,
+    *,
+    trained: bool = False,
+    label_words: Sequence[str] | None = None,
+) -> tuple[Any, Any]:
     """A pre-trained BERT with the task's head, in fp32 on the CPU, and its tokenizer.
 
+    ``label_words``: take the language model's own head, and these words for the task's labels.
     Where the checkpoint brings a head of its own, the order of its labels is asserted. ``trained`` asks for
     one that does. Raises ValueError for a model that is no BERT, brings a head of another task, or, with
     ``trained``, none; OSError for one that is not found or holds no weights.
@@ -32,6 +41,11 @@ def load_model(name: str, task: Task, seed: int = 0, *, trained: bool = False) -
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(name)
+    if label_words is not None or (trained and getattr(config, "label_words", None)):
+        from sparsebert.label_words import load_in_words
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        return _require_bert(load_in_words(name, task, tokenizer, label_words), name), tokenizer
     cls = getattr(transformers, _MODEL_CLASSES[task.kind])
     suffix = _MODEL_CLASSES[task.kind].removeprefix("AutoModel")
     options = label_config(task)

@@ -182,6 +182,9 @@ class MethodOptions:
         str | None, typer.Option(help="smp: the penalty grows over the run, or the fall of the density")
     ] = None
     temperature: Annotated[float | None, typer.Option(help="smp, mask S: divides the scores")] = None
+    label_words: Annotated[
+        str | None, typer.Option(help="smp: a word for each label, terrible,great, or task for known ones")
+    ] = None
     smp_compat: Annotated[
         bool | None, typer.Option("--smp-compat", help="smp: as its released code computes")
     ] = None

@@ -17,7 +17,7 @@ from sparsebert.evaluation import evaluator
 from sparsebert.lottery.experiment import Experiment, Request, Units
 from sparsebert.lottery.folder import Record, RunFolder
 from sparsebert.lottery.joint import joint
-from sparsebert.lottery.registry import lottery_method
+from sparsebert.lottery.registry import LotteryMethod, lottery_method
 from sparsebert.metrics import primary, summary, verdict
 from sparsebert.model_loading import load_model, short_name
 from sparsebert.ticket import Ticket, prunable
@@ -77,7 +77,8 @@ def train(
         say(f"{folder.path} is finished: nothing to do")
         return folder.rounds_done()
     seed = request.training.seed
-    experiment = assemble(known, model, examples_of(known, data), seed, max_length)
+    words = label_words_of(request.method, known)
+    experiment = assemble(known, model, examples_of(known, data), seed, max_length, words)
     if others:
         parts = {
             each.name: assemble(each, model, examples_of(each, source), seed, max_length)
@@ -91,13 +92,19 @@ def train(
 
 
 def assemble(
-    task: Task, model: str, data: TaskData, seed: int = 0, max_length: int | None = None
+    task: Task,
+    model: str,
+    data: TaskData,
+    seed: int = 0,
+    max_length: int | None = None,
+    label_words: Sequence[str] | None = None,
 ) -> Experiment:
     """The experiment of a task: model with a head, encoded training data, metrics on the validation data.
 
-    A head that the checkpoint lacks is initialised from ``seed``. Raises ValueError as :func:`load_model`.
+    A head that the checkpoint lacks is initialised from ``seed``; with ``label_words`` none is needed.
+    Raises ValueError as :func:`load_model`.
     """
-    loaded, tokenizer = load_model(model, task, seed)
+    loaded, tokenizer = load_model(model, task, seed, label_words=label_words)
     return Experiment(
         loaded,
         encode(data.train, task, tokenizer, max_length),
@@ -105,6 +112,19 @@ def assemble(
         evaluator(task, data.validation, tokenizer, max_length=max_length),
         tokenizer.save_pretrained,
     )
+
+
+def label_words_of(method: LotteryMethod, task: Task) -> tuple[str, ...] | None:
+    """The words that the method's options take for the task's labels; None where it has a head of its own.
+
+    Raises ValueError as :func:`sparsebert.label_words.words_for` does.
+    """
+    asked = getattr(method, "label_words", None)
+    if asked is None:
+        return None
+    from sparsebert.label_words import words_for
+
+    return words_for(task, asked, released=getattr(method, "smp_compat", False))
 
 
 def evaluate(

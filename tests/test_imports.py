@@ -41,7 +41,7 @@ FLOORS = (
     {"learned"},
     {"bench"},
     {"report"},
-    {"training"},
+    {"training", "label_words"},
     {"lottery", "evaluation", "options", "model_loading"},
     {"from_runs", "train"},
     {"transfer"},
@@ -62,7 +62,7 @@ SEES_ONLY = {
 
 # Libraries that only these import, late or not: the rest works where they are missing.
 ONLY_IN = {
-    "transformers": {"bench", "cli", "data", "demo", "model_loading", "training"},
+    "transformers": {"bench", "cli", "data", "demo", "label_words", "model_loading", "training"},
     "datasets": {"data"},
     "triton": {"sparsebert_kernels"},
     "matplotlib": {"report"},

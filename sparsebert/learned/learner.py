@@ -129,10 +129,11 @@ class Learner:
         return ticket
 
     def _freeze_(self) -> None:
-        # The weights of a task's head, which is no part of the base model, are always trained.
-        frozen = embeddings(self.model) if self.rule.trains_weights else base_model(self.model)
-        for parameter in frozen.parameters():
-            parameter.requires_grad_(False)
+        frozen = [embeddings(self.model) if self.rule.trains_weights else base_model(self.model)]
+        if not self.rule.trains_head:
+            frozen.append(self.model)
+        for module in frozen:
+            module.requires_grad_(False)
 
     def _insert_(self, group: UnitGroup) -> None:
         scores = None

@@ -44,11 +44,16 @@ class Rule(abc.ABC):
 
     Its scores are the magnitudes of the weights, unless it is :class:`Scored`.
 
-    ``trains_weights``: the model's weights are trained, but for its embeddings.
+    ``trains_weights``: the base model's weights are trained, but for its embeddings.
     """
 
     name: ClassVar[str]
     trains_weights: ClassVar[bool] = True
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the task's head is trained."""
+        return True
 
     def __post_init__(self) -> None:  # noqa: B027  (where the checks of options end)
         """Raise ValueError for options that make no sense."""

@@ -57,8 +57,13 @@ class Over(StrEnum):
 class StaticModelPruning(Scored):
     """Static Model Pruning, SMP (Jiang et al. 2023, "Pruning Pre-trained Language Models Without
     Fine-Tuning"): only the scores are trained, through the mask (dL/dS = dL/dW' * W, dead weights too), and
-    the weights stay what they were; so all that a task needs beside the pre-trained model is its ticket and
-    its head. The head is trained here: the paper's ablation from scratch. S begins at 0.
+    the weights stay what they were. S begins at 0.
+
+    ``label_words``: a word for each label ("terrible,great"), or "task" for those of the paper. They are read
+    from the pre-trained language model's head at the first token, and that head stays what it was too: all
+    that a task needs is its ticket. Without them the task gets a head of its own, which is trained as ever:
+    the paper's ablation from scratch.
+
 
     The density falls from 1 to what is asked for over ``ramp_steps`` (7/12 of the run without them) along
     ``curve``, then stays. ``mask`` is one of
@@ -89,7 +94,12 @@ class StaticModelPruning(Scored):
     regularisation_over: Over = Over.RUN
     temperature: float | None = None
     threshold: float = 0.1
+    label_words: str | None = None
     smp_compat: bool = False
+
+    @property
+    def trains_head(self) -> bool:
+        return self.label_words is None
 
     def __post_init__(self) -> None:
         super().__post_init__()

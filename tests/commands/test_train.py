@@ -111,6 +111,31 @@ class TestTrain:
         if "--sparsity" in options:
             assert row["sparsity"] == 0.5
 
+    def test_a_ticket_alone_learns_a_task_in_label_words(
+        self, tokenizer: Any, tmp_path: Path, data: Path
+    ) -> None:
+        """Pre-trained weights and a mask are all of it, and judged again it is as good."""
+        from safetensors.torch import load_file
+
+        model = save(tmp_path / "mlm", tokenizer, "BertForMaskedLM")
+        there = ["--task", "sst2", "--data", str(data)]
+        asked = ["--model", str(model), "--out", str(tmp_path / "run"), *QUICK, "--json", str(tmp_path / "j")]
+        method = ["--method", "smp", "--sparsity", "0.5", "--label-words", "bad,good"]
+        assert cli.main(["train", *there, *asked, *method]) == 0
+        (row,) = record.read(tmp_path / "j", "round")
+        start, trained = (
+            load_file(each / "model.safetensors") for each in (model, tmp_path / "run" / "model")
+        )
+        ticket = Ticket.load(tmp_path / "run" / "ticket.safetensors")
+        masks = {f"bert.{key}.weight": mask for key, mask in ticket.masks.items()}
+        assert start.keys() == trained.keys()
+        for name, weight in start.items():
+            assert trained[name].equal(weight.masked_fill(~masks[name], 0) if name in masks else weight)
+        judged = ["--model", str(tmp_path / "run"), "--json", str(tmp_path / "e")]
+        assert cli.main(["eval", *there, *judged]) == 0
+        (again,) = record.read(tmp_path / "e", "eval")
+        assert again["metrics"] == row["metrics"]
+
     def test_a_language_model_s_ticket(self, tokenizer: Any, tmp_path: Path, data: Path) -> None:
         model = save(tmp_path / "mlm", tokenizer, "BertForMaskedLM")
         arguments = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "run"), *QUICK]
@@ -163,6 +188,8 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
         (["--method", "ticket"], "needs a ticket"),
         (["--method", "soft-movement"], "takes no sparsity"),
         (["--method", "movement", "--granularity", "2:4"], "learns no patterns"),
+        (["--method", "smp", "--label-words", "bad,good"], "label words need the head of a masked"),
+        (["--method", "smp", "--label-words", "good"], "sst2 needs 2 label words, not 1"),
         (["--method", "smp", "--ramp-steps", "7"], "ramp_steps is 7 steps: it does not fit a run of 6"),
         (["--method", "smp", "--smp-compat"], "is -29994 steps: it does not fit a run of 6"),
         (["--method", "movement", "--warmup-steps", "2"], "a run of 6 steps has no room"),

@@ -30,7 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "movement": {"sparsity": 0.7},
     "soft-movement": {"sparsity": None, "threshold": 0.5, "regularisation": 1.0},
     "smp": {"sparsity": 0.7},
-    "l0": {"sparsity": None, "scores_learning_rate": 1.0},
+    "l0": {"sparsity": None, "scores_learning_rate": 2.0, "regularisation": 1.0},
 }
 BLOCKS = {"granularity": "block", "block_size": (5, 5)}
 
