@@ -191,7 +191,7 @@ def test_real_gates_are_in_the_weights_and_not_in_the_ticket(tmp_path: Path) -> 
     names = {key: f"bert.{key}.weight" for key in ticket.masks}
     gates = torch.cat([(trained[names[key]] / start[names[key]])[mask] for key, mask in ticket.masks.items()])
     assert 0 < gates.min() < 0.5 < gates.max() <= 1.0001
-    assert len(gates.unique()) > len(gates) / 2
+    assert len(gates.unique()) > 100
 
 
 def test_a_threshold_that_diverges_stops_the_run(tmp_path: Path) -> None:
