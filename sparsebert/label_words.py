@@ -102,7 +102,7 @@ class _InWords:
     config: Any
 
     def __init__(self, config: Any, *args: Any, **options: Any) -> None:
-        super().__init__(config, *args, **options)
+        super().__init__(config, *args, **options)  # type: ignore[call-arg]
         model: Any = self
         model.set_output_embeddings(_Rows(model.get_output_embeddings(), config.label_words["ids"]))
 

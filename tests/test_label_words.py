@@ -90,6 +90,8 @@ def test_it_is_saved_as_the_language_model_it_is_and_knows_its_words(tmp_path: P
     again, _ = load_model(str(tmp_path / "trained"), find_task("sst2"), trained=True)
     with torch.no_grad():
         assert torch.equal(model.eval()(**batch()).logits, again.eval()(**batch()).logits)
+        resumed = type(model).from_pretrained(tmp_path / "trained").eval()
+        assert torch.equal(model(**batch()).logits, resumed(**batch()).logits)
     plain = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "trained")
     assert type(plain) is transformers.BertForMaskedLM
     assert again.config.id2label == {0: "negative", 1: "positive"}

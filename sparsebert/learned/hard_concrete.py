@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsebert.learned.rule import Candidates, Gated, Goal, mean_of_means, require_not_negative
+from sparsebert.learned.rule import Candidates, Gated, Goal, mean_sigmoid, require_not_negative
 
 # The temperature of the concrete distribution, and the ends that it is stretched to.
 _BETA, _LOW, _HIGH = 2 / 3, -0.1, 1.1
@@ -57,8 +57,8 @@ class HardConcrete(Gated):
         return masks
 
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:
-        shift = _BETA * math.log(-_LOW / _HIGH)
-        return self.regularisation * mean_of_means([torch.sigmoid(each - shift) for each in scores.values()])
+        shift = -_BETA * math.log(-_LOW / _HIGH)
+        return self.regularisation * mean_sigmoid(list(scores.values()), shift)
 
 
 def _stretched(shares: Tensor) -> Tensor:

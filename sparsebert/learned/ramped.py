@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-import torch
 from torch import Tensor
 
 from sparsebert.learned.rule import (
@@ -17,7 +16,7 @@ from sparsebert.learned.rule import (
     above,
     keep_share,
     keep_top,
-    mean_of_means,
+    mean_sigmoid,
     require_not_negative,
 )
 from sparsebert.learned.schedules import Ramp, between_warm_ups
@@ -109,4 +108,4 @@ class SoftMovement(Scored, Ramped):
 
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:
         share = float(self.ramp(goal).at(step, Fraction(0), Fraction(1)))
-        return self.regularisation * share * mean_of_means([torch.sigmoid(each) for each in scores.values()])
+        return self.regularisation * share * mean_sigmoid(list(scores.values()))

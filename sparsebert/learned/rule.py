@@ -140,12 +140,30 @@ def above(scores: Tensor, threshold: float) -> Tensor:
     return shares > threshold
 
 
-def mean_of_means(values: Sequence[Tensor]) -> Tensor:
-    """The mean over tensors of the mean of each, however large they are."""
-    total = values[0].mean()
-    for each in values[1:]:
-        total = total + each.mean()
-    return total / len(values)
+def mean_sigmoid(scores: Sequence[Tensor], shift: float = 0.0) -> Tensor:
+    """The mean over tensors of the mean of sigma(S + shift) of each, however large they are; differentiable.
+
+    Nothing but the scores is kept for the backward pass.
+    """
+    total = _MeanSigmoid.apply(scores[0], shift)
+    for each in scores[1:]:
+        total = total + _MeanSigmoid.apply(each, shift)
+    return total / len(scores)
+
+
+class _MeanSigmoid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, shift: float) -> Tensor:
+        ctx.save_for_backward(scores)
+        ctx.shift = shift
+        return torch.sigmoid(scores + shift).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        (scores,) = ctx.saved_tensors
+        open_ = torch.sigmoid(scores + ctx.shift)
+        return open_ * (1 - open_) * (gradient / scores.numel()), None
 
 
 def require_positive(rule: object, *names: str) -> None:

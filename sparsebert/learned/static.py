@@ -19,7 +19,7 @@ from sparsebert.learned.rule import (
     above,
     keep_share,
     keep_top,
-    mean_of_means,
+    mean_sigmoid,
     require_not_negative,
     require_positive,
 )
@@ -146,7 +146,7 @@ class StaticModelPruning(Scored):
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:
         end = goal.steps if self.regularisation_over is Over.RUN else self.ramp(goal).end
         weight = float(Ramp(0, end).at(step, Fraction(0), exact("regularisation", self.regularisation)))
-        return weight * mean_of_means([torch.sigmoid(each) for each in scores.values()])
+        return weight * mean_sigmoid(list(scores.values()))
 
     def _shared(
         self, scores: Mapping[str, Tensor], candidates: Candidates, density: Fraction, goal: Goal
