@@ -43,17 +43,27 @@ def prune(
     units: UnitOptions,
     data: DataOptions,
     sparsity: Annotated[str, typer.Option(help="share of zeros, 0 to 1")] = "0.9",
-    method: Annotated[str, typer.Option(help="magnitude, random or snip")] = "magnitude",
+    method: Annotated[str, typer.Option(help="magnitude, random, snip or head-importance")] = "magnitude",
     ticket: TicketFile = None,
     task: TaskName = None,
-    batches: Annotated[int, typer.Option(help="batches of the task's training data that SNIP looks at")] = 8,
+    batches: Annotated[int, typer.Option(help="batches of the task's training data to look at")] = 8,
     batch_size: Annotated[int, typer.Option(help="examples of such a batch")] = 32,
+    accumulate: Annotated[
+        bool, typer.Option("--accumulate", help="head-importance: gradients never cleared, as published")
+    ] = False,
+    per_example: Annotated[
+        bool, typer.Option("--per-example", help="head-importance: abs of each example's gradient")
+    ] = False,
+    keep_a_head: Annotated[
+        bool, typer.Option("--keep-a-head", help="head-importance: one head of each layer stays")
+    ] = False,
     seeds: Seeds = "0",
     json: JsonFile = None,
 ) -> None:
     """Prune once, without training, and write the ticket; with --ticket, prune further what that one keeps.
 
-    SNIP looks at examples: it takes a --task, as `train` does.
+    snip and head-importance look at examples: they take a --task, as `train` does; head-importance a model
+    that is trained on it (the folder model/ of a run) and a --granularity of head, neuron or mlp.
     """
     shares = sparsities(sparsity)
     if len(shares) != 1:
@@ -74,7 +84,8 @@ def prune(
     from sparsebert.train import assemble, examples_of, require_whole_blocks, task_of
 
     hush_transformers()
-    find_method(method)
+    flags = {"accumulate": accumulate, "per_example": per_example, "keep_a_head": keep_a_head}
+    chosen_method = find_method(method, **{flag: True for flag, given in flags.items() if given})
     name = data.task_name(task) if task is not None or data.own else None
     source = data.source(name) if name is not None else None
     tickets: dict[int, Ticket] = {}
@@ -92,7 +103,7 @@ def prune(
             step("pruning")
             tickets[seed] = prune_model(
                 dense,
-                method,
+                chosen_method,
                 sparsity=shares[0],
                 seed=seed,
                 ticket=ticket_of(ticket, dense) if ticket else None,

@@ -41,8 +41,8 @@ def train(
     method: Annotated[
         str,
         typer.Option(
-            help="imp, standard, one-shot, snip, snip-imp, random, dense; on a given ticket: ticket, "
-            "random-layerwise, random-reinit, shuffled; on several tasks: multi-task"
+            help="imp, standard, one-shot, snip, snip-imp, importance, random, dense; "
+            "on a given ticket: ticket, random-layerwise, random-reinit, shuffled; on several tasks: multi-task"
         ),
     ] = "imp",
     also: Annotated[

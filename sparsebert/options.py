@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from sparsebert.data import TaskData
 
 TASK_NAMES = "sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, wikitext-2"
-GRANULARITY_HELP = "element, 4x1 (any ROWSxCOLUMNS block), row, column, neuron, head, 2:4 (any N:M)"
+GRANULARITY_HELP = (
+    "element, 4x1 (any ROWSxCOLUMNS block), row, column, neuron, head, mlp, head+neuron, head+mlp, "
+    "2:4 (any N:M)"
+)
 OWN_TASK = "own"
 
 Granularity = Annotated[str, typer.Option("--granularity", help=GRANULARITY_HELP)]
@@ -151,7 +154,17 @@ class MethodOptions:
     ] = None
     share: Annotated[str | None, typer.Option(help="--step is a share of the original or remaining")] = None
     step: Annotated[float | None, typer.Option(help="share of weights pruned in a round")] = None
-    batches: Annotated[int | None, typer.Option(help="batches that SNIP sums gradients over")] = None
+    batches: Annotated[int | None, typer.Option(help="batches that SNIP or importance looks at")] = None
+    accumulate: Annotated[
+        bool | None,
+        typer.Option("--accumulate", help="importance: gradients of masks never cleared, as published"),
+    ] = None
+    per_example: Annotated[
+        bool | None, typer.Option("--per-example", help="importance: abs of each example's gradient")
+    ] = None
+    keep_a_head: Annotated[
+        bool | None, typer.Option("--keep-a-head", help="importance: one head of each layer stays")
+    ] = None
     first: Annotated[float | None, typer.Option(help="snip-imp: sparsity that SNIP prunes to")] = None
     of: Annotated[str | None, typer.Option(help="one-shot: magnitudes of pretrained or trained")] = None
     within: Annotated[str | None, typer.Option(help="shuffled: in each matrix, or whole layers")] = None

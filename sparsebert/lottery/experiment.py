@@ -106,6 +106,7 @@ class Request:
         """Raise ValueError for rounds that the method or the granularity does not allow."""
         units, target = self.units, self.target
         pattern = parse_granularity(units.granularity, units.block_size).pattern
+        self.method.require_granularity(units.granularity)
         for round_ in self.method.rounds(target):
             if pattern and 0 < round_.sparsity < target:
                 raise ValueError(

@@ -100,6 +100,9 @@ class LotteryMethod(abc.ABC):
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         """The rounds that lead to this sparsity."""
 
+    def require_granularity(self, granularity: str) -> None:  # noqa: B027  (a hook)
+        """Raise ValueError for units that the method cannot choose among."""
+
     def begin_(self, model: nn.Module, seed: int) -> None:  # noqa: B027  (a hook)
         """Change the weights that the run begins with."""
 

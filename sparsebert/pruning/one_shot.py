@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import resolve, structure
+from sparsebert.bert import Structure, resolve, structure
 from sparsebert.provenance import describe_model, weight_hash
+from sparsebert.pruning.gates import GATED, GateSite, gate_sites
 from sparsebert.pruning.gradients import loss_gradients
 from sparsebert.pruning.granularity import Granularity, keep_n_of_m, parse_granularity, spelled_out
+from sparsebert.pruning.importance import gate_importance
 from sparsebert.pruning.registry import Method, Subject, find_method
 from sparsebert.pruning.select import ranked, select
 from sparsebert.pruning.units import POOLING, UnitGroup, unit_groups
@@ -45,16 +47,18 @@ def prune(
 ) -> Ticket:
     """Choose which weights of the encoder matrices to keep; the model is only read.
 
-    ``method``: a registered name ("magnitude", "random", "snip") or a method object with options of its own.
+    ``method``: a registered name ("magnitude", "random", "snip", "head-importance") or a method object with
+    options of its own.
     ``sparsity``: share of all prunable weights to prune, in [0, 1), read as the decimal it is written as.
     ``granularity``: "element", "block" with ``block_size`` = (out, in) or for short "4x1", "row", "column",
-    "neuron" (its row of the up- and its column of the down-projection of a feed-forward layer), "head" (its
-    rows of query, key and value and its columns of the attention's output), or n of m along in_features such
-    as "2:4" (then sparsity may be left out, and the scope does not matter). With neurons and heads only the
-    matrices that have them are in the ticket and count; the others stay whole, and ``encoder_sparsity`` in
-    the metadata is the share of all.
-    ``scope``: one ranking over all matrices ("global"), one for each ("matrix"; for neurons and heads one for
-    each layer) or one for each type ("type"; neurons and heads are of one type).
+    "neuron" (its row of the up- and its column of the down-projection of a feed-forward layer), "head" (its rows of query, key and
+    value and its columns of the attention's output), "mlp" (a whole feed-forward layer, which the ticket then
+    removes: its biases go too), "head+neuron" or "head+mlp", or n of m along in_features such as "2:4" (then
+    sparsity may be left out, and the scope does not matter). With neurons, heads and MLPs only the matrices
+    that have them are in the ticket and count; the others stay whole, and ``encoder_sparsity`` in the
+    metadata is the share of all.
+    ``scope``: one ranking over all matrices ("global"), one for each ("matrix"; for neurons, heads and MLPs
+    one for each layer) or one for each type ("type"; heads are of one type, neurons or MLPs of another).
     ``pooling``: score of a unit from those of its weights: "mean", "rms" or "max".
     ``ticket``: prune further; what it prunes stays pruned and counts as pruned, whatever its value.
     ``data``: batches (keyword arguments for the model, with labels), for methods that look at examples.
@@ -86,9 +90,18 @@ def prune(
         raise ValueError(f"the pooler has no unit of granularity {granularity!r}: leave it out")
     alive = _alive(ticket, model, touched)
     weights = {key: _matrix(model, key, alive.get(key)) for key in touched}
-    subject = Subject(weights, {group.name: group.grid for group in groups}, found, seed)
+    kinds = {group.name: group.kind for group in groups}
+    subject = Subject(weights, {group.name: group.grid for group in groups}, found, seed, kinds)
     if data is not None:
-        subject = replace(subject, data=data, gradients=partial(loss_gradients, model, weights, data))
+        dead = ticket.dead_biases() if ticket else {}
+        subject = replace(
+            subject,
+            data=data,
+            gradients=partial(loss_gradients, model, weights, data, dead),
+            importance=partial(
+                gate_importance, model, _sites(groups, found), data, weights=weights, dead_biases=dead
+            ),
+        )
     scores = chosen.scores(subject)
     del weights, subject
     rankings = {group.name: _unit_scores(scores, group, pooling, alive) for group in groups}
@@ -103,6 +116,7 @@ def prune(
             )
             for group, mask in zip(rivals, kept, strict=True):
                 masks |= group.expand(mask)
+    removed = [key for group in groups if group.kind == "mlp" for key in group.parts if not masks[key].any()]
     if not any(mask.any() for mask in masks.values()):
         raise ValueError(f"sparsity {sparsity} would keep none of the weights")
     earlier = ticket.metadata if ticket else {}
@@ -121,7 +135,7 @@ def prune(
     result = Ticket(
         {key: masks[key] for key in touched},
         bias_masks=ticket.bias_masks if ticket else None,
-        removed=ticket.removed if ticket else (),
+        removed=dict.fromkeys((*(ticket.removed if ticket else ()), *removed)),
         metadata={
             **{name: value for name, value in step.items() if name != "operation"},
             "model": origin,
@@ -135,6 +149,13 @@ def prune(
     result.check(model)
     _warn_of_collapse(result, getattr(chosen, "least_density", 0.0))
     return result
+
+
+def _sites(groups: Sequence[UnitGroup], structure: Structure) -> dict[str, GateSite]:
+    """Where the gates of these units act; those of single matrices have none."""
+    kinds = {group.kind for group in groups} & set(GATED)
+    sites = {name: site for kind in kinds for name, site in gate_sites(structure, kind).items()}
+    return {group.name: sites[group.name] for group in groups if group.name in sites}
 
 
 def _warn_of_collapse(ticket: Ticket, least: float) -> None:

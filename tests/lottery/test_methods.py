@@ -31,7 +31,8 @@ def test_each_says_where_it_comes_from(name: str) -> None:
     text = type(lottery_method(name)).__doc__
     assert text is not None
     assert name in ("dense", "snip-imp") or any(
-        who in text for who in ("Chen et al. 2020", "Frankle and Carbin 2019", "Lee et al. 2019")
+        who in text
+        for who in ("Chen et al. 2020", "Frankle and Carbin 2019", "Lee et al. 2019", "Prasanna et al. 2020")
     )
 
 
@@ -53,6 +54,7 @@ def test_imp_may_prune_shares_of_what_remains() -> None:
         ("one-shot", {}, [("start", "0.6")]),
         ("one-shot", {"of": "trained"}, [("all", "0.0"), ("trained", "0.6")]),
         ("random", {}, [("start", "0.6")]),
+        ("importance", {}, [("all", "0.0"), ("trained", "0.6")]),
         ("snip", {}, [("start", "0.6")]),
         ("snip-imp", {"step": 0.05}, [("start", "0.5"), ("trained", "0.55"), ("trained", "0.6")]),
         ("snip-imp", {"first": 0.9}, [("start", "0.6")]),

@@ -3,6 +3,7 @@
 from .dense import Dense
 from .given import GivenTicket, RandomLayerwise, RandomReinit, ShuffledWeights
 from .imp import IterativeMagnitude, StandardPruning
+from .importance import Importance
 from .multi_task import MultiTask
 from .one_shot import OneShot
 from .random import RandomPruning
@@ -11,6 +12,7 @@ from .snip import SnipOnce, SnipThenMagnitude
 __all__ = [
     "Dense",
     "GivenTicket",
+    "Importance",
     "IterativeMagnitude",
     "MultiTask",
     "OneShot",

@@ -1,0 +1,56 @@
+"""Heads, neurons and whole MLPs from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparsebert import cli
+from sparsebert.bench import record
+from sparsebert.ticket import Ticket
+from tests.commands.tiny import refused
+
+pytest.importorskip("accelerate")
+pytest.importorskip("sklearn")
+
+
+class TestPrune:
+    @pytest.mark.parametrize("granularity", ["head", "head+neuron", "head+mlp"])
+    def test_by_importance(
+        self, capsys: pytest.CaptureFixture[str], there: list[str], tmp_path: Path, granularity: str
+    ) -> None:
+        tickets = {}
+        for name, flags in {"fresh": [], "published": ["--accumulate"]}.items():
+            output = tmp_path / f"{name}.safetensors"
+            options = ["--granularity", granularity, "--sparsity", "0.5", "--scope", "type"]
+            arguments = ["--task", "sst2", *there, *options, "--batch-size", "4", "--output", str(output)]
+            assert cli.main(["prune", "--method", "head-importance", *arguments, *flags]) == 0
+            tickets[name] = Ticket.load(output)
+        assert "50.00% sparse" in capsys.readouterr().out
+        assert tickets["published"].metadata["options"]["accumulate"] is True
+        assert bool(tickets["fresh"].removed) == ("mlp" in granularity)
+
+    def test_refusals(self, capsys: pytest.CaptureFixture[str], there: list[str], tmp_path: Path) -> None:
+        output = ["--output", str(tmp_path / "x.safetensors"), "--sparsity", "0.5", *there]
+        importance = ["prune", "--method", "head-importance", *output]
+        assert "not granularity 'element'" in refused(capsys, *importance, "--task", "sst2")
+        assert "pass data" in refused(capsys, *importance, "--granularity", "head")
+        line = refused(capsys, "prune", "--method", "magnitude", *output, "--accumulate")
+        assert "unknown option of method magnitude 'accumulate'" in line
+        assert not (tmp_path / "x.safetensors").exists()
+
+
+class TestTrain:
+    def test_importance(self, asked: list[str], tmp_path: Path) -> None:
+        units = ["--granularity", "head+neuron", "--scope", "type", "--batches", "2"]
+        assert cli.main(["train", "--method", "importance", "--sparsity", "0.5", *units, *asked]) == 0
+        rows = record.read(tmp_path / "run" / "log.jsonl", "round")
+        assert [row["sparsity"] for row in rows] == [0, 0.5]
+
+    def test_single_weights_are_refused(
+        self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path
+    ) -> None:
+        line = refused(capsys, "train", "--method", "importance", "--sparsity", "0.5", *asked)
+        assert "chooses among heads, neurons and MLPs" in line
+        assert not (tmp_path / "run").exists()
