@@ -41,8 +41,9 @@ def train(
     method: Annotated[
         str,
         typer.Option(
-            help="imp, standard, one-shot, snip, snip-imp, importance, random, dense; "
-            "on a given ticket: ticket, random-layerwise, random-reinit, shuffled; on several tasks: multi-task"
+            help="imp, standard, one-shot, snip, snip-imp, importance, importance-search, random, "
+            "dense; on a given ticket: ticket, random-layerwise, random-reinit, shuffled, bad-units, "
+            "random-units; on several tasks: multi-task"
         ),
     ] = "imp",
     also: Annotated[

@@ -165,6 +165,22 @@ class MethodOptions:
     keep_a_head: Annotated[
         bool | None, typer.Option("--keep-a-head", help="importance: one head of each layer stays")
     ] = None
+    threshold: Annotated[
+        float | None, typer.Option(help="importance-search: share of the dense metric to hold")
+    ] = None
+    share_of_heads: Annotated[
+        float | None, typer.Option(help="importance-search: share of the heads masked in a step")
+    ] = None
+    judged_on: Annotated[
+        str | None, typer.Option(help="importance-search: train, or validation as published")
+    ] = None
+    rescore: Annotated[
+        bool | None,
+        typer.Option("--rescore/--no-rescore", help="importance-search: forget the scores of rejected masks"),
+    ] = None
+    bernoulli: Annotated[
+        bool | None, typer.Option("--bernoulli", help="random-units: their number varies, as published")
+    ] = None
     first: Annotated[float | None, typer.Option(help="snip-imp: sparsity that SNIP prunes to")] = None
     of: Annotated[str | None, typer.Option(help="one-shot: magnitudes of pretrained or trained")] = None
     within: Annotated[str | None, typer.Option(help="shuffled: in each matrix, or whole layers")] = None

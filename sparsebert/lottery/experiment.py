@@ -35,6 +35,8 @@ class Experiment:
     ``train``: examples, and ``collate`` makes the model's keyword arguments, labels among them, of a list of
     them; it must depend on the list alone, or a run that is resumed differs from one that is not.
     ``evaluate``: metrics of a model on the validation data, by name.
+    ``judge``: the metric that counts, of a model on so many examples of the training data drawn with a seed,
+    or for None on the validation data; for methods that search by it.
     ``save_extras``: writes what belongs beside the trained model (a tokenizer) into its folder.
     """
 
@@ -43,6 +45,7 @@ class Experiment:
     collate: Callable[[list[Any]], dict[str, Any]]
     evaluate: Callable[[nn.Module], dict[str, float]]
     save_extras: Callable[[str], object] | None = None
+    judge: Callable[[nn.Module, int | None, int], float] | None = None
 
     def first_batches(self, count: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
         """The first batches of the training data in an order of this seed, for methods that look at
@@ -98,6 +101,11 @@ class Request:
         if self.ticket is not None:
             if self.sparsity is not None and abs(float(self.sparsity) - self.ticket.sparsity) > 5e-4:
                 raise ValueError(f"the ticket's sparsity is {self.ticket.sparsity:.4f}, not {self.sparsity}")
+        elif self.method.finds_sparsity:
+            if self.sparsity is not None:
+                raise ValueError(
+                    f"method {self.method.name} finds its own sparsity: leave {self.sparsity} out"
+                )
         elif self.sparsity is None:
             raise ValueError("sparsity is missing: the share of weights to prune, in [0, 1)")
         self._check_rounds()
@@ -116,9 +124,11 @@ class Request:
 
     @property
     def target(self) -> Fraction:
-        """The sparsity as an exact number."""
+        """The sparsity as an exact number; 0 where the method has yet to find it."""
         if self.ticket is not None:
             return Fraction(self.ticket.sparsity)
+        if self.method.finds_sparsity:
+            return Fraction(0)
         assert self.sparsity is not None
         target = exact("sparsity", self.sparsity)
         if not 0 <= target < 1:

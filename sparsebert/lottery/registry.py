@@ -7,13 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import Enum, StrEnum
 from fractions import Fraction
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import nn
 
 from sparsebert.pruning import Magnitude, Method, registry
 from sparsebert.ticket import Ticket
 from sparsebert_kernels.names import unknown
+
+if TYPE_CHECKING:
+    from sparsebert.lottery.experiment import Experiment, Request
 
 
 class Rewind(StrEnum):
@@ -47,12 +50,14 @@ class Source(StrEnum):
     """Where the ticket of a round comes from.
 
     ``ALL``: keeps everything. ``START``: scores of the weights the run begins with. ``TRAINED``: scores of
-    the weights the last round ended with, among those it kept. ``GIVEN``: handed to the run.
+    the weights the last round ended with, among those it kept. ``FOUND``: the method's own search in the
+    weights the last round ended with. ``GIVEN``: handed to the run.
     """
 
     ALL = "all"
     START = "start"
     TRAINED = "trained"
+    FOUND = "found"
     GIVEN = "given"
 
 
@@ -73,11 +78,13 @@ class LotteryMethod(abc.ABC):
     ``schedule_rounds``: the learning-rate schedule of a round spans so many rounds, and is cut off after one.
     ``needs_ticket``: works on a ticket that is given; its sparsity is that of the ticket.
     ``joint``: works on several tasks at once.
+    ``finds_sparsity``: looks for a sparsity itself, and is asked for none.
     """
 
     name: ClassVar[str]
     needs_ticket: ClassVar[bool] = False
     joint: ClassVar[bool] = False
+    finds_sparsity: ClassVar[bool] = False
 
     rewind: Rewind = Rewind.PRETRAINED
     rewind_step: int = 0
@@ -105,6 +112,10 @@ class LotteryMethod(abc.ABC):
 
     def begin_(self, model: nn.Module, seed: int) -> None:  # noqa: B027  (a hook)
         """Change the weights that the run begins with."""
+
+    def found(self, experiment: Experiment, request: Request) -> Ticket:
+        """The ticket of a round of ``Source.FOUND``; the model is as the last round ended."""
+        raise NotImplementedError(f"method {self.name} searches for nothing")
 
     def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
         """The ticket of the model to train, of the one that is given."""

@@ -106,7 +106,8 @@ class _Run:
 
     def _carry_out_round(self, number: int, course: Course) -> None:
         round_ = self.rounds[number]
-        title = f"round {number + 1} of {len(self.rounds)}, {float(round_.sparsity):.1%} sparse"
+        share = "" if round_.source is Source.FOUND else f", {float(round_.sparsity):.1%} sparse"
+        title = f"round {number + 1} of {len(self.rounds)}{share}"
         self.say(title)
         sessions = self._open_round(number) if ranks.is_main() else 0
         began = time.perf_counter()
@@ -143,6 +144,11 @@ class _Run:
         elif round_.source is Source.GIVEN:
             assert self.request.ticket is not None
             ticket = self.method.given(self.request.ticket, self.model, self.seed)
+        elif round_.source is Source.FOUND:
+            Snapshot.load(self.folder.trained(number - 1)).restore_(self.model)
+            ticket = self.method.found(self.experiment, self.request)
+            earlier = Ticket.load(self.folder.ticket(number - 1))
+            ticket.metadata["model"]["weights"] = earlier.metadata["model"]["weights"]
         else:
             ticket = self._pruned(number, round_)
         ticket.save(path)

@@ -51,12 +51,12 @@ def prune(
     options of its own.
     ``sparsity``: share of all prunable weights to prune, in [0, 1), read as the decimal it is written as.
     ``granularity``: "element", "block" with ``block_size`` = (out, in) or for short "4x1", "row", "column",
-    "neuron" (its row of the up- and its column of the down-projection of a feed-forward layer), "head" (its rows of query, key and
-    value and its columns of the attention's output), "mlp" (a whole feed-forward layer, which the ticket then
-    removes: its biases go too), "head+neuron" or "head+mlp", or n of m along in_features such as "2:4" (then
-    sparsity may be left out, and the scope does not matter). With neurons, heads and MLPs only the matrices
-    that have them are in the ticket and count; the others stay whole, and ``encoder_sparsity`` in the
-    metadata is the share of all.
+    "neuron" (its row of the up- and its column of the down-projection of a feed-forward layer), "head" (its
+    rows of query, key and value and its columns of the attention's output), "mlp" (a whole feed-forward
+    layer, which the ticket then removes: its biases go too), "head+neuron" or "head+mlp", or n of m along
+    in_features such as "2:4" (then sparsity may be left out, and the scope does not matter). With neurons,
+    heads and MLPs only the matrices that have them are in the ticket and count; the others stay whole, and
+    ``encoder_sparsity`` in the metadata is the share of all.
     ``scope``: one ranking over all matrices ("global"), one for each ("matrix"; for neurons, heads and MLPs
     one for each layer) or one for each type ("type"; heads are of one type, neurons or MLPs of another).
     ``pooling``: score of a unit from those of its weights: "mean", "rms" or "max".

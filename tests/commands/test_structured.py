@@ -9,7 +9,7 @@ import pytest
 from sparsebert import cli
 from sparsebert.bench import record
 from sparsebert.ticket import Ticket
-from tests.commands.tiny import refused
+from tests.commands.tiny import QUICK, refused
 
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
@@ -54,3 +54,17 @@ class TestTrain:
         line = refused(capsys, "train", "--method", "importance", "--sparsity", "0.5", *asked)
         assert "chooses among heads, neurons and MLPs" in line
         assert not (tmp_path / "run").exists()
+
+    def test_the_search_and_what_it_is_judged_by(
+        self, asked: list[str], there: list[str], tmp_path: Path
+    ) -> None:
+        search = ["--granularity", "head+mlp", "--batches", "2", "--threshold", "0.6"]
+        assert cli.main(["train", "--method", "importance-search", *search, *asked]) == 0
+        ticket = Ticket.load(tmp_path / "run" / "ticket.safetensors")
+        assert ticket.metadata["search"][0]["heads"] == 4
+        for method in ("bad-units", "random-units"):
+            out = ["--out", str(tmp_path / method), "--ticket", str(tmp_path / "run")]
+            arguments = ["--task", "sst2", *there, *QUICK, *out]
+            assert cli.main(["train", "--method", method, *arguments]) == 0
+            other = Ticket.load(tmp_path / method / "ticket.safetensors")
+            assert other.sparsity == ticket.sparsity

@@ -8,17 +8,21 @@ from .multi_task import MultiTask
 from .one_shot import OneShot
 from .random import RandomPruning
 from .snip import SnipOnce, SnipThenMagnitude
+from .unit_search import BadUnits, ImportanceSearch, RandomUnits
 
 __all__ = [
+    "BadUnits",
     "Dense",
     "GivenTicket",
     "Importance",
+    "ImportanceSearch",
     "IterativeMagnitude",
     "MultiTask",
     "OneShot",
     "RandomLayerwise",
     "RandomPruning",
     "RandomReinit",
+    "RandomUnits",
     "ShuffledWeights",
     "SnipOnce",
     "SnipThenMagnitude",
