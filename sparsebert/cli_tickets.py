@@ -48,6 +48,12 @@ def prune(
     task: TaskName = None,
     batches: Annotated[int, typer.Option(help="batches of the task's training data to look at")] = 8,
     batch_size: Annotated[int, typer.Option(help="examples of such a batch")] = 32,
+    biases: Annotated[
+        bool, typer.Option("--biases", help="magnitude, random: single biases too, as Prasanna et al. do")
+    ] = False,
+    keep_smallest: Annotated[
+        bool, typer.Option("--keep-smallest", help="magnitude: the bad tickets of Prasanna et al.")
+    ] = False,
     accumulate: Annotated[
         bool, typer.Option("--accumulate", help="head-importance: gradients never cleared, as published")
     ] = False,
@@ -84,7 +90,12 @@ def prune(
     from sparsebert.train import assemble, examples_of, require_whole_blocks, task_of
 
     hush_transformers()
-    flags = {"accumulate": accumulate, "per_example": per_example, "keep_a_head": keep_a_head}
+    flags = {
+        "keep_smallest": keep_smallest,
+        "accumulate": accumulate,
+        "per_example": per_example,
+        "keep_a_head": keep_a_head,
+    }
     chosen_method = find_method(method, **{flag: True for flag, given in flags.items() if given})
     name = data.task_name(task) if task is not None or data.own else None
     source = data.source(name) if name is not None else None
@@ -108,6 +119,7 @@ def prune(
                 seed=seed,
                 ticket=ticket_of(ticket, dense) if ticket else None,
                 data=examples,
+                include_biases=biases,
                 **units.arguments(),
             )
     rows = []
@@ -140,6 +152,12 @@ def convert(
     model: Annotated[
         str | None, typer.Option("--model", help="the model the ticket is for; SMP's files need it")
     ] = None,
+    intersect: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--intersect", help="keep only what this ticket keeps too, such as that of another seed"
+        ),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Write a ticket in another format: BERT-Tickets' mask.pt, SMP's .npy, ours, or as a pruned model."""
@@ -159,6 +177,8 @@ def convert(
     hush_transformers()
     whole = skeleton(model) if model else None
     ticket = _read(source, whole)
+    for other in intersect or ():
+        ticket &= _read(other, whole)
     if to == "model":
         assert model is not None
         save_pruned(model, ticket, output)

@@ -29,6 +29,7 @@ from sparsebert.ticket import Ticket, prunable
 from sparsebert_kernels.names import unknown
 
 _SCOPES = ("global", "matrix", "type")
+_BIAS = ".bias"
 
 
 def prune(
@@ -42,6 +43,7 @@ def prune(
     pooling: str = "mean",
     seed: int = 0,
     include_pooler: bool = False,
+    include_biases: bool = False,
     ticket: Ticket | None = None,
     data: Any = None,
 ) -> Ticket:
@@ -60,6 +62,9 @@ def prune(
     ``scope``: one ranking over all matrices ("global"), one for each ("matrix"; for neurons, heads and MLPs
     one for each layer) or one for each type ("type"; heads are of one type, neurons or MLPs of another).
     ``pooling``: score of a unit from those of its weights: "mean", "rms" or "max".
+    ``include_biases``: single biases compete with single weights in one ranking, all but those of the second
+    feed-forward matrices, as Prasanna et al. 2020 prune by magnitude; the sparsity is then of both together.
+    For magnitude and random, granularity "element" and scope "global".
     ``ticket``: prune further; what it prunes stays pruned and counts as pruned, whatever its value.
     ``data``: batches (keyword arguments for the model, with labels), for methods that look at examples.
 
@@ -91,7 +96,19 @@ def prune(
     alive = _alive(ticket, model, touched)
     weights = {key: _matrix(model, key, alive.get(key)) for key in touched}
     kinds = {group.name: group.kind for group in groups}
-    subject = Subject(weights, {group.name: group.grid for group in groups}, found, seed, kinds)
+    biases: dict[str, Tensor] = {}
+    live: dict[str, Tensor] = {}
+    if include_biases:
+        if not getattr(chosen, "scores_biases", False) or granularity != "element" or scope != "global":
+            raise ValueError(
+                "biases are pruned by magnitude or random, granularity 'element' and scope 'global', "
+                f"not {chosen.name}, {granularity!r} and {scope!r}"
+            )
+        biases, live = _biases(model, [key for key in touched if found.types[key] != "ffn_down"], ticket)
+    grids = {group.name: group.grid for group in groups} | {
+        name: (1, len(b[0])) for name, b in biases.items()
+    }
+    subject = Subject({**weights, **biases}, grids, found, seed, kinds)
     if data is not None:
         dead = ticket.dead_biases() if ticket else {}
         subject = replace(
@@ -106,16 +123,22 @@ def prune(
     del weights, subject
     rankings = {group.name: _unit_scores(scores, group, pooling, alive) for group in groups}
     masks: dict[str, Tensor] = {}
+    bias_masks = dict(ticket.bias_masks) if ticket else {}
     if units.pattern:
         masks = {key: _n_of_m(rankings[key], alive.get(key), units.pattern, key) for key in touched}
     else:
         for rivals in _rivals(groups, scope, found.types):
-            budget = density * sum(group.weights for group in rivals)
+            of_biases = [ranked(scores[name], live.get(name)) for name in biases]
+            budget = density * sum((group.weights for group in rivals), sum(map(Tensor.numel, of_biases)))
             kept = select(
-                [rankings[group.name] for group in rivals], [group.sizes for group in rivals], budget
+                [*(rankings[group.name] for group in rivals), *of_biases],
+                [*(group.sizes for group in rivals), *(1 for _ in of_biases)],
+                budget,
             )
-            for group, mask in zip(rivals, kept, strict=True):
+            for group, mask in zip(rivals, kept, strict=False):
                 masks |= group.expand(mask)
+            for name, mask in zip(biases, kept[len(rivals) :], strict=True):
+                bias_masks[name.removesuffix(_BIAS)] = mask[0]
     removed = [key for group in groups if group.kind == "mlp" for key in group.parts if not masks[key].any()]
     if not any(mask.any() for mask in masks.values()):
         raise ValueError(f"sparsity {sparsity} would keep none of the weights")
@@ -130,11 +153,12 @@ def prune(
         "pooling": pooling,
         "seed": seed,
     } | ({"block_size": list(block_size)} if block_size else {})
+    step |= {"include_biases": True} if include_biases else {}
     origin = describe_model(model)
     origin["weights"] = earlier.get("model", {}).get("weights") or weight_hash(model)
     result = Ticket(
         {key: masks[key] for key in touched},
-        bias_masks=ticket.bias_masks if ticket else None,
+        bias_masks=bias_masks,
         removed=dict.fromkeys((*(ticket.removed if ticket else ()), *removed)),
         metadata={
             **{name: value for name, value in step.items() if name != "operation"},
@@ -198,6 +222,23 @@ def _weight(model: nn.Module, key: str) -> Tensor:
     if not isinstance(weight, Tensor) or weight.is_meta:
         raise ValueError(f"{key} of {type(model).__name__} has no values")
     return weight.detach()
+
+
+def _biases(
+    model: nn.Module, keys: Sequence[str], ticket: Ticket | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """``<key>.bias`` -> float32 [1, out] on the CPU; and what the ticket keeps of those that it prunes."""
+    own = {key: resolve(model, key)._parameters.get("bias") for key in keys}
+    biases = {
+        f"{key}{_BIAS}": bias.detach().to("cpu", torch.float32)[None]
+        for key, bias in own.items()
+        if bias is not None
+    }
+    for name, bias in biases.items():
+        if torch.isnan(bias).any():
+            raise ValueError(f"{name} of {type(model).__name__} holds NaN")
+    dead = ticket.dead_biases() if ticket else {}
+    return biases, {f"{key}{_BIAS}": ~each[None] for key, each in dead.items() if f"{key}{_BIAS}" in biases}
 
 
 def _matrix(model: nn.Module, key: str, alive: Tensor | None) -> Tensor:

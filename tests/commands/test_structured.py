@@ -68,3 +68,18 @@ class TestTrain:
             assert cli.main(["train", "--method", method, *arguments]) == 0
             other = Ticket.load(tmp_path / method / "ticket.safetensors")
             assert other.sparsity == ticket.sparsity
+
+
+def test_magnitude_tickets_with_biases_and_what_two_of_them_share(
+    capsys: pytest.CaptureFixture[str], bert: Path, tmp_path: Path
+) -> None:
+    tickets = {}
+    for name, flags in {"good": [], "bad": ["--keep-smallest"]}.items():
+        tickets[name] = tmp_path / f"{name}.safetensors"
+        arguments = ["--model", str(bert), "--output", str(tickets[name]), "--sparsity", "0.3", "--biases"]
+        assert cli.main(["prune", *arguments, *flags]) == 0
+    both = tmp_path / "both.safetensors"
+    assert cli.main(["convert", str(tickets["good"]), str(both), "--intersect", str(tickets["bad"])]) == 0
+    good, bad = Ticket.load(tickets["good"]), Ticket.load(tickets["bad"])
+    assert good.bias_masks
+    assert Ticket.load(both) == good & bad
