@@ -41,8 +41,8 @@ def train(
     method: Annotated[
         str,
         typer.Option(
-            help="imp, standard, one-shot, snip, snip-imp, importance, importance-search, random, "
-            "dense; on a given ticket: ticket, random-layerwise, random-reinit, shuffled, bad-units, "
+            help="imp, standard, one-shot, snip, snip-imp, importance, importance-search, early-bird, "
+            "random, dense; on a given ticket: ticket, random-layerwise, random-reinit, shuffled, bad-units, "
             "random-units; on several tasks: multi-task"
         ),
     ] = "imp",

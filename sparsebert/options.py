@@ -178,6 +178,17 @@ class MethodOptions:
         bool | None,
         typer.Option("--rescore/--no-rescore", help="importance-search: forget the scores of rejected masks"),
     ] = None
+    penalty: Annotated[float | None, typer.Option(help="early-bird: of the coefficients' L1 norm")] = None
+    draw: Annotated[
+        str | None, typer.Option(help="early-bird: at a mask distance, or fixed at --draw-at as published")
+    ] = None
+    draw_at: Annotated[float | None, typer.Option(help="early-bird, fixed: share of an epoch")] = None
+    every: Annotated[int | None, typer.Option(help="early-bird: steps between two masks")] = None
+    epsilon: Annotated[float | None, typer.Option(help="early-bird: mask distance that is settled")] = None
+    window: Annotated[int | None, typer.Option(help="early-bird: how many distances in a row")] = None
+    absolute: Annotated[
+        bool | None, typer.Option("--absolute", help="early-bird: coefficients rank by their size")
+    ] = None
     bernoulli: Annotated[
         bool | None, typer.Option("--bernoulli", help="random-units: their number varies, as published")
     ] = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum, StrEnum
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from torch import nn
 
@@ -113,13 +115,41 @@ class LotteryMethod(abc.ABC):
     def begin_(self, model: nn.Module, seed: int) -> None:  # noqa: B027  (a hook)
         """Change the weights that the run begins with."""
 
-    def found(self, experiment: Experiment, request: Request) -> Ticket:
-        """The ticket of a round of ``Source.FOUND``; the model is as the last round ended."""
+    @contextlib.contextmanager
+    def accompanied(
+        self, number: int, experiment: Experiment, request: Request, folder: Path
+    ) -> Iterator[Companion | None]:
+        """Change the model for the training of a round, and say who goes along; back again at the end.
+
+        ``folder``: the round's, where it may keep files.
+        """
+        yield None
+
+    def found(self, experiment: Experiment, request: Request, folder: Path) -> Ticket:
+        """The ticket of a round of ``Source.FOUND``; the model is as the last round ended.
+
+        ``folder``: that of the last round.
+        """
         raise NotImplementedError(f"method {self.name} searches for nothing")
 
     def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
         """The ticket of the model to train, of the one that is given."""
         return ticket
+
+
+class Companion(Protocol):
+    """Goes along with the training of a round.
+
+    ``callback``: a TrainerCallback, which may stop it. ``names``: of the parameters that it has put into the
+    model. ``stopped``: the step at which it did, or in a process before this one.
+    """
+
+    @property
+    def callback(self) -> Any: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def stopped(self) -> int | None: ...
 
 
 M = TypeVar("M", bound=type[LotteryMethod])

@@ -106,7 +106,8 @@ class _Run:
 
     def _carry_out_round(self, number: int, course: Course) -> None:
         round_ = self.rounds[number]
-        share = "" if round_.source is Source.FOUND else f", {float(round_.sparsity):.1%} sparse"
+        unknown = round_.source is Source.FOUND and self.method.finds_sparsity
+        share = "" if unknown else f", {float(round_.sparsity):.1%} sparse"
         title = f"round {number + 1} of {len(self.rounds)}{share}"
         self.say(title)
         sessions = self._open_round(number) if ranks.is_main() else 0
@@ -114,15 +115,19 @@ class _Run:
         ticket = ranks.from_main(lambda: self._ticket(number, round_))
         decided = time.perf_counter() - began
         beginning = ranks.main_first(lambda: begin_round(self.model, course, number))
-        trained = train_round(
-            self.experiment,
-            self.request,
-            ticket,
-            beginning,
-            folder=self.folder.checkpoints(number),
-            keep=self.folder.rewind if number == 0 else None,
-            title=title,
-        )
+        with self.method.accompanied(
+            number, self.experiment, self.request, self.folder.round(number)
+        ) as companion:
+            trained = train_round(
+                self.experiment,
+                self.request,
+                ticket,
+                beginning,
+                folder=self.folder.checkpoints(number),
+                keep=self.folder.rewind if number == 0 else None,
+                title=title,
+                companion=companion,
+            )
         ticket.apply_(self.model)
         if ranks.is_main():
             self._close_round(number, ticket, trained, decided, sessions)
@@ -146,7 +151,7 @@ class _Run:
             ticket = self.method.given(self.request.ticket, self.model, self.seed)
         elif round_.source is Source.FOUND:
             Snapshot.load(self.folder.trained(number - 1)).restore_(self.model)
-            ticket = self.method.found(self.experiment, self.request)
+            ticket = self.method.found(self.experiment, self.request, self.folder.round(number - 1))
             earlier = Ticket.load(self.folder.ticket(number - 1))
             ticket.metadata["model"]["weights"] = earlier.metadata["model"]["weights"]
         else:
@@ -210,7 +215,8 @@ class _Run:
                 "head": self.method.head.value,
                 "ticket": str(self.folder.ticket(number).relative_to(self.folder.path)),
                 "ticket_sha256": digest(self.folder.ticket(number)),
-                "steps": self.steps,
+                "steps": trained.steps,
+                "search": ticket.metadata.get("search"),
                 "loss": trained.loss,
                 "metrics": metrics,
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},

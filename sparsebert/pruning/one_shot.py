@@ -146,7 +146,7 @@ def prune(
     step = {
         "operation": "prune",
         "method": chosen.name,
-        "options": vars(chosen),
+        "options": {k: v for k, v in vars(chosen).items() if not isinstance(v, Mapping)},
         "sparsity": float(1 - density),
         "granularity": granularity,
         "scope": scope,
@@ -173,6 +173,28 @@ def prune(
     result.check(model)
     _warn_of_collapse(result, getattr(chosen, "least_density", 0.0))
     return result
+
+
+def kept_units(
+    model: nn.Module,
+    scores: Mapping[str, Tensor],
+    sparsity: Fraction,
+    granularity: str,
+    scope: str = "global",
+) -> dict[str, Tensor]:
+    """The mask over units that :func:`prune` would make a ticket of, for units across matrices.
+
+    ``scores``: float32 [units] by the key of the first matrix of their units; so is the mask, bool [units].
+    """
+    found = structure(model)
+    shapes = {key: _weight(model, key).shape for key in found.linears}
+    kept: dict[str, Tensor] = {}
+    for rivals in _rivals(unit_groups(granularity, None, shapes, found), scope, found.types):
+        budget = (1 - sparsity) * sum(group.weights for group in rivals)
+        rankings = [ranked(scores[group.name]) for group in rivals]
+        masks = select(rankings, [group.sizes for group in rivals], budget)
+        kept |= {group.name: mask for group, mask in zip(rivals, masks, strict=True)}
+    return kept
 
 
 def _sites(groups: Sequence[UnitGroup], structure: Structure) -> dict[str, GateSite]:

@@ -83,3 +83,12 @@ def test_magnitude_tickets_with_biases_and_what_two_of_them_share(
     good, bad = Ticket.load(tickets["good"]), Ticket.load(tickets["bad"])
     assert good.bias_masks
     assert Ticket.load(both) == good & bad
+
+
+def test_early_bird_says_what_the_search_saved(asked: list[str], tmp_path: Path) -> None:
+    units = ["--granularity", "head+neuron", "--scope", "type"]
+    early = ["--every", "1", "--window", "2", "--epsilon", "1.0", "--sparsity", "0.5"]
+    assert cli.main(["train", "--method", "early-bird", *units, *early, *asked]) == 0
+    rows = record.read(tmp_path / "run" / "log.jsonl", "round")
+    assert [row["steps"] for row in rows] == [3, 6]
+    assert rows[1]["search"]["saved"] == 0.5

@@ -32,7 +32,13 @@ def test_each_says_where_it_comes_from(name: str) -> None:
     assert text is not None
     assert name in ("dense", "snip-imp") or any(
         who in text
-        for who in ("Chen et al. 2020", "Frankle and Carbin 2019", "Lee et al. 2019", "Prasanna et al. 2020")
+        for who in (
+            "Chen et al. 2020",
+            "Frankle and Carbin 2019",
+            "Lee et al. 2019",
+            "Prasanna et al. 2020",
+            "Chen et al. 2021",
+        )
     )
 
 
@@ -58,6 +64,7 @@ def test_imp_may_prune_shares_of_what_remains() -> None:
         ("snip", {}, [("start", "0.6")]),
         ("snip-imp", {"step": 0.05}, [("start", "0.5"), ("trained", "0.55"), ("trained", "0.6")]),
         ("snip-imp", {"first": 0.9}, [("start", "0.6")]),
+        ("early-bird", {}, [("all", "0.0"), ("found", "0.6")]),
         ("importance-search", {}, [("all", "0.0"), ("found", "0.0")]),
         ("ticket", {}, [("given", "0.6")]),
         ("bad-units", {}, [("given", "0.6")]),

@@ -1,6 +1,7 @@
 """The lottery methods. Importing a method's module registers it by name."""
 
 from .dense import Dense
+from .early_bird import EarlyBird
 from .given import GivenTicket, RandomLayerwise, RandomReinit, ShuffledWeights
 from .imp import IterativeMagnitude, StandardPruning
 from .importance import Importance
@@ -13,6 +14,7 @@ from .unit_search import BadUnits, ImportanceSearch, RandomUnits
 __all__ = [
     "BadUnits",
     "Dense",
+    "EarlyBird",
     "GivenTicket",
     "Importance",
     "ImportanceSearch",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -67,7 +68,7 @@ class ImportanceSearch(LotteryMethod):
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         return (Round(Source.ALL), Round(Source.FOUND))
 
-    def found(self, experiment: Experiment, request: Request) -> Ticket:
+    def found(self, experiment: Experiment, request: Request, folder: Path) -> Ticket:
         """The good subnetwork; ``search`` in its metadata holds heads, MLPs and metric of each step.
 
         Raises ValueError for an experiment without a ``judge``, and as Search does.
