@@ -61,7 +61,7 @@ def prune(
         bool, typer.Option("--per-example", help="head-importance: abs of each example's gradient")
     ] = False,
     keep_a_head: Annotated[
-        bool, typer.Option("--keep-a-head", help="head-importance: one head of each layer stays")
+        bool, typer.Option("--keep-a-head", help="head-importance: the best head of each layer goes last")
     ] = False,
     seeds: Seeds = "0",
     json: JsonFile = None,

@@ -42,8 +42,8 @@ def train(
         str,
         typer.Option(
             help="imp, standard, one-shot, snip, snip-imp, importance, importance-search, early-bird, "
-            "random, dense; on a given ticket: ticket, random-layerwise, random-reinit, shuffled, bad-units, "
-            "random-units; on several tasks: multi-task"
+            "super-tickets, random, dense; on a given ticket: ticket, random-layerwise, random-reinit, "
+            "shuffled, bad-units, random-units; on several tasks: multi-task"
         ),
     ] = "imp",
     also: Annotated[

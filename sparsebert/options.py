@@ -163,7 +163,7 @@ class MethodOptions:
         bool | None, typer.Option("--per-example", help="importance: abs of each example's gradient")
     ] = None
     keep_a_head: Annotated[
-        bool | None, typer.Option("--keep-a-head", help="importance: one head of each layer stays")
+        bool | None, typer.Option("--keep-a-head", help="importance: the best head of each layer goes last")
     ] = None
     threshold: Annotated[
         float | None, typer.Option(help="importance-search: share of the dense metric to hold")

@@ -115,6 +115,7 @@ def assemble(
         collate(task, tokenizer, seed=seed),
         evaluate,
         tokenizer.save_pretrained,
+        task.metric,
         judge,
     )
 

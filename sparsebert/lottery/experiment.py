@@ -35,7 +35,8 @@ class Experiment:
     ``train``: examples, and ``collate`` makes the model's keyword arguments, labels among them, of a list of
     them; it must depend on the list alone, or a run that is resumed differs from one that is not.
     ``evaluate``: metrics of a model on the validation data, by name.
-    ``judge``: the metric that counts, of a model on so many examples of the training data drawn with a seed,
+    ``metric``: the name of the one that counts, for methods that choose by it.
+    ``judge``: that metric, of a model on so many examples of the training data drawn with a seed,
     or for None on the validation data; for methods that search by it.
     ``save_extras``: writes what belongs beside the trained model (a tokenizer) into its folder.
     """
@@ -45,6 +46,7 @@ class Experiment:
     collate: Callable[[list[Any]], dict[str, Any]]
     evaluate: Callable[[nn.Module], dict[str, float]]
     save_extras: Callable[[str], object] | None = None
+    metric: str | None = None
     judge: Callable[[nn.Module, int | None, int], float] | None = None
 
     def first_batches(self, count: int, batch_size: int, seed: int) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum, StrEnum
 from fractions import Fraction
@@ -125,12 +125,19 @@ class LotteryMethod(abc.ABC):
         """
         yield None
 
-    def found(self, experiment: Experiment, request: Request, folder: Path) -> Ticket:
+    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
         """The ticket of a round of ``Source.FOUND``; the model is as the last round ended.
 
         ``folder``: that of the last round.
         """
         raise NotImplementedError(f"method {self.name} searches for nothing")
+
+    def best(self, rows: Sequence[Mapping[str, Any]], metric: str | None) -> int:
+        """Of the records of the rounds so far, the number of the one whose ticket and model are the run's.
+
+        ``metric``: the one that counts; the first of those in the records where none is named.
+        """
+        return len(rows) - 1
 
     def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
         """The ticket of the model to train, of the one that is given."""

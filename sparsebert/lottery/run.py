@@ -151,7 +151,8 @@ class _Run:
             ticket = self.method.given(self.request.ticket, self.model, self.seed)
         elif round_.source is Source.FOUND:
             Snapshot.load(self.folder.trained(number - 1)).restore_(self.model)
-            ticket = self.method.found(self.experiment, self.request, self.folder.round(number - 1))
+            before = self.folder.round(number - 1)
+            ticket = self.method.found(self.experiment, self.request, before, round_)
             earlier = Ticket.load(self.folder.ticket(number - 1))
             ticket.metadata["model"]["weights"] = earlier.metadata["model"]["weights"]
         else:
@@ -234,19 +235,24 @@ class _Run:
             shutil.rmtree(self.folder.checkpoints(number), ignore_errors=True)
         if number:
             shutil.rmtree(self.folder.checkpoints(number - 1), ignore_errors=True)
-            self.folder.trained(number - 1).unlink(missing_ok=True)
+        for each in set(range(number)) - {self._best()}:
+            self.folder.trained(each).unlink(missing_ok=True)
+
+    def _best(self) -> int:
+        """The round whose ticket and model are the run's, of those that are done."""
+        return self.method.best(self.folder.rounds_done(), self.experiment.metric)
 
     def _finish(self) -> None:
-        last = len(self.rounds) - 1
+        last, best = len(self.rounds) - 1, self._best()
         rows = self.folder.rounds_done()
         if not self.folder.model.exists():
-            Snapshot.load(self.folder.trained(last)).restore_(self.model)
+            Snapshot.load(self.folder.trained(best)).restore_(self.model)
             with replacing(self.folder.model) as unfinished:
                 self.model.save_pretrained(unfinished)
                 if self.experiment.save_extras is not None:
                     self.experiment.save_extras(str(unfinished))
         with replacing(self.folder.final_ticket) as unfinished:
-            shutil.copyfile(self.folder.ticket(last), unfinished)
+            shutil.copyfile(self.folder.ticket(best), unfinished)
         for folder in (*map(self.folder.checkpoints, range(last + 1)), self.folder.rewind):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (*map(self.folder.trained, range(last + 1)), self.folder.start):
@@ -256,8 +262,9 @@ class _Run:
             {
                 **self._names(),
                 "rounds": len(self.rounds),
-                "sparsity": rows[last]["sparsity"],
-                "metrics": rows[last]["metrics"],
+                "round": best,
+                "sparsity": rows[best]["sparsity"],
+                "metrics": rows[best]["metrics"],
                 "ticket": self.folder.final_ticket.name,
                 "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
             },

@@ -125,7 +125,8 @@ class HeadImportance:
     For granularities head, neuron, mlp and those joined ("head+mlp"), on a fine-tuned model, on training
     data: the published search looks at the very examples that it reports. ``accumulate`` and ``per_example``
     as :func:`gate_importance` takes them, ``by_layer`` and ``min_max`` as :func:`normalised`.
-    ``keep_a_head``: the most important head of each layer stays whatever it scores.
+    ``keep_a_head``: the most important head of each layer comes before all others, so that a layer loses its
+    last head only where the sparsity leaves no room for one each.
 
     Raises ValueError for other granularities and without data, and as those two functions do.
     """

@@ -92,3 +92,12 @@ def test_early_bird_says_what_the_search_saved(asked: list[str], tmp_path: Path)
     rows = record.read(tmp_path / "run" / "log.jsonl", "round")
     assert [row["steps"] for row in rows] == [3, 6]
     assert rows[1]["search"]["saved"] == 0.5
+
+
+def test_super_tickets(asked: list[str], tmp_path: Path) -> None:
+    grid = ["--granularity", "head+mlp", "--step", "0.25", "--sparsity", "0.5", "--batches", "2"]
+    assert cli.main(["train", "--method", "super-tickets", *grid, *asked]) == 0
+    (whole,) = record.read(tmp_path / "run" / "log.jsonl", "run")
+    rows = record.read(tmp_path / "run" / "log.jsonl", "round")
+    assert len(rows) == 3
+    assert whole["metrics"]["accuracy"] == max(row["metrics"]["accuracy"] for row in rows[1:])

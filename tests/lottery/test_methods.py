@@ -38,6 +38,7 @@ def test_each_says_where_it_comes_from(name: str) -> None:
             "Lee et al. 2019",
             "Prasanna et al. 2020",
             "Chen et al. 2021",
+            "Super Tickets",
         )
     )
 
@@ -65,6 +66,7 @@ def test_imp_may_prune_shares_of_what_remains() -> None:
         ("snip-imp", {"step": 0.05}, [("start", "0.5"), ("trained", "0.55"), ("trained", "0.6")]),
         ("snip-imp", {"first": 0.9}, [("start", "0.6")]),
         ("early-bird", {}, [("all", "0.0"), ("found", "0.6")]),
+        ("super-tickets", {"step": 0.3}, [("all", "0.0"), ("found", "0.3"), ("found", "0.6")]),
         ("importance-search", {}, [("all", "0.0"), ("found", "0.0")]),
         ("ticket", {}, [("given", "0.6")]),
         ("bad-units", {}, [("given", "0.6")]),

@@ -9,6 +9,7 @@ from .multi_task import MultiTask
 from .one_shot import OneShot
 from .random import RandomPruning
 from .snip import SnipOnce, SnipThenMagnitude
+from .super_tickets import SuperTickets
 from .unit_search import BadUnits, ImportanceSearch, RandomUnits
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "SnipOnce",
     "SnipThenMagnitude",
     "StandardPruning",
+    "SuperTickets",
 ]

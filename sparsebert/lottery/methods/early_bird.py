@@ -103,7 +103,7 @@ class EarlyBird(LotteryMethod):
         finally:
             coefficients.fold_()
 
-    def found(self, experiment: Experiment, request: Request, folder: Path) -> Ticket:
+    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
         model = experiment.model
         sizes = {name: site.count(model) for name, site in _sites(experiment, request).items()}
         course = read_trace(folder / "coefficients", sizes)
@@ -112,7 +112,7 @@ class EarlyBird(LotteryMethod):
         ticket = prune(
             model,
             Coefficients(course[drawn_at], self.absolute),
-            sparsity=request.target,
+            sparsity=round_.sparsity,
             seed=request.training.seed,
             **asdict(request.units),
         )

@@ -68,7 +68,7 @@ class ImportanceSearch(LotteryMethod):
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         return (Round(Source.ALL), Round(Source.FOUND))
 
-    def found(self, experiment: Experiment, request: Request, folder: Path) -> Ticket:
+    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
         """The good subnetwork; ``search`` in its metadata holds heads, MLPs and metric of each step.
 
         Raises ValueError for an experiment without a ``judge``, and as Search does.
