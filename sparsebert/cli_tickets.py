@@ -144,7 +144,8 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            help="ticket file, mask.pt of BERT-Tickets, .npy of SMP, a run's folder, or a model's with zeros"
+            help="ticket file, mask.pt of BERT-Tickets, .npy of SMP or bert-experiments, a run's folder, "
+            "or a model's with zeros"
         ),
     ],
     output: Annotated[Path, typer.Argument(help="file to write, or with --to model a new folder")],

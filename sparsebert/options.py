@@ -42,7 +42,10 @@ TaskName = Annotated[
 PretrainedModel = Annotated[str, typer.Option("--model", help="a pre-trained BERT: hub id or local folder")]
 TicketFile = Annotated[
     Path | None,
-    typer.Option("--ticket", help="ticket file, mask.pt of BERT-Tickets, .npy of SMP, or a run's folder"),
+    typer.Option(
+        "--ticket",
+        help="ticket file, mask.pt of BERT-Tickets, .npy of SMP or bert-experiments, or a run's folder",
+    ),
 ]
 
 # The settings of training that are options, in this order; their defaults are those of the settings.
