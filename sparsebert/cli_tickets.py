@@ -43,17 +43,33 @@ def prune(
     units: UnitOptions,
     data: DataOptions,
     sparsity: Annotated[str, typer.Option(help="share of zeros, 0 to 1")] = "0.9",
-    method: Annotated[str, typer.Option(help="magnitude, random or snip")] = "magnitude",
+    method: Annotated[str, typer.Option(help="magnitude, random, snip or head-importance")] = "magnitude",
     ticket: TicketFile = None,
     task: TaskName = None,
-    batches: Annotated[int, typer.Option(help="batches of the task's training data that SNIP looks at")] = 8,
+    batches: Annotated[int, typer.Option(help="batches of the task's training data to look at")] = 8,
     batch_size: Annotated[int, typer.Option(help="examples of such a batch")] = 32,
+    biases: Annotated[
+        bool, typer.Option("--biases", help="magnitude, random: single biases too, as Prasanna et al. do")
+    ] = False,
+    keep_smallest: Annotated[
+        bool, typer.Option("--keep-smallest", help="magnitude: the bad tickets of Prasanna et al.")
+    ] = False,
+    accumulate: Annotated[
+        bool, typer.Option("--accumulate", help="head-importance: gradients never cleared, as published")
+    ] = False,
+    per_example: Annotated[
+        bool, typer.Option("--per-example", help="head-importance: abs of each example's gradient")
+    ] = False,
+    keep_a_head: Annotated[
+        bool, typer.Option("--keep-a-head", help="head-importance: the best head of each layer goes last")
+    ] = False,
     seeds: Seeds = "0",
     json: JsonFile = None,
 ) -> None:
     """Prune once, without training, and write the ticket; with --ticket, prune further what that one keeps.
 
-    SNIP looks at examples: it takes a --task, as `train` does.
+    snip and head-importance look at examples: they take a --task, as `train` does; head-importance a model
+    that is trained on it (the folder model/ of a run) and a --granularity of head, neuron or mlp.
     """
     shares = sparsities(sparsity)
     if len(shares) != 1:
@@ -74,7 +90,13 @@ def prune(
     from sparsebert.train import assemble, examples_of, require_whole_blocks, task_of
 
     hush_transformers()
-    find_method(method)
+    flags = {
+        "keep_smallest": keep_smallest,
+        "accumulate": accumulate,
+        "per_example": per_example,
+        "keep_a_head": keep_a_head,
+    }
+    chosen_method = find_method(method, **{flag: True for flag, given in flags.items() if given})
     name = data.task_name(task) if task is not None or data.own else None
     source = data.source(name) if name is not None else None
     tickets: dict[int, Ticket] = {}
@@ -92,11 +114,12 @@ def prune(
             step("pruning")
             tickets[seed] = prune_model(
                 dense,
-                method,
+                chosen_method,
                 sparsity=shares[0],
                 seed=seed,
                 ticket=ticket_of(ticket, dense) if ticket else None,
                 data=examples,
+                include_biases=biases,
                 **units.arguments(),
             )
     rows = []
@@ -121,13 +144,20 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            help="ticket file, mask.pt of BERT-Tickets, .npy of SMP, a run's folder, or a model's with zeros"
+            help="ticket file, mask.pt of BERT-Tickets, .npy of SMP or bert-experiments, a run's folder, "
+            "or a model's with zeros"
         ),
     ],
     output: Annotated[Path, typer.Argument(help="file to write, or with --to model a new folder")],
     to: Annotated[str, typer.Option("--to", help=", ".join(KINDS))] = "sparsebert",
     model: Annotated[
         str | None, typer.Option("--model", help="the model the ticket is for; SMP's files need it")
+    ] = None,
+    intersect: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--intersect", help="keep only what this ticket keeps too, such as that of another seed"
+        ),
     ] = None,
     json: JsonFile = None,
 ) -> None:
@@ -148,6 +178,8 @@ def convert(
     hush_transformers()
     whole = skeleton(model) if model else None
     ticket = _read(source, whole)
+    for other in intersect or ():
+        ticket &= _read(other, whole)
     if to == "model":
         assert model is not None
         save_pruned(model, ticket, output)

@@ -41,9 +41,10 @@ def train(
     method: Annotated[
         str,
         typer.Option(
-            help="imp, standard, one-shot, snip, snip-imp, random, dense; learned in training: gradual, "
-            "movement, soft-movement, smp (Static Model Pruning), l0; on a given ticket: ticket, "
-            "random-layerwise, random-reinit, shuffled; on several tasks: multi-task"
+            help="imp, standard, one-shot, snip, snip-imp, importance, importance-search, early-bird, "
+            "super-tickets, random, dense; learned in training: gradual, movement, soft-movement, l0, smp "
+            "(Static Model Pruning); on a given ticket: ticket, random-layerwise, random-reinit, shuffled, "
+            "bad-units, random-units; on several tasks: multi-task"
         ),
     ] = "imp",
     also: Annotated[

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import custom_from_mask
 
 from sparsebert.bert import canonical_key, resolve, structure
+from sparsebert.foreign_units import from_head_mask, is_head_mask
 from sparsebert.provenance import describe_model
 from sparsebert.ticket import Ticket
 from sparsebert.ticket_file import brief, replacing
@@ -28,9 +29,10 @@ _ZIP_MAGIC, _PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
 
 
 def read_ticket(path: str | os.PathLike[str], model: nn.Module | None = None) -> Ticket:
-    """Read a ticket file of this project, of BERT-Tickets or of SMP, told apart by their first bytes.
+    """Read a ticket file of this project, of BERT-Tickets, of SMP or of bert-experiments, told apart by what
+    they hold.
 
-    ``model``: the model that an SMP file belongs to, whose shapes it needs; a ticket of any kind is
+    ``model``: the model that a .npy file belongs to, whose shapes it needs; a ticket of any kind is
     checked against it. Raises ValueError in one line for anything else, FileNotFoundError if there is
     nothing.
     """
@@ -46,7 +48,7 @@ def read_ticket(path: str | os.PathLike[str], model: nn.Module | None = None) ->
             raise ValueError(
                 f"{path} is an array of mask bits, without shapes: it needs the model it belongs to"
             )
-        return from_smp(path, model)
+        return from_head_mask(path, model) if is_head_mask(path) else from_smp(path, model)
     # A ticket file begins with the length of its header, whose lowest byte may be a pickle's first.
     foreign = start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)) and not start.endswith(b"{")
     ticket = from_bert_tickets(path) if foreign else Ticket.load(path)

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from sparsebert.data import TaskData
 
 TASK_NAMES = "sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, wikitext-2"
-GRANULARITY_HELP = "element, 4x1 (any ROWSxCOLUMNS block), row, column, neuron, head, 2:4 (any N:M)"
+GRANULARITY_HELP = (
+    "element, 4x1 (any ROWSxCOLUMNS block), row, column, neuron, head, mlp, head+neuron, head+mlp, "
+    "2:4 (any N:M)"
+)
 OWN_TASK = "own"
 
 Granularity = Annotated[str, typer.Option("--granularity", help=GRANULARITY_HELP)]
@@ -39,7 +42,10 @@ TaskName = Annotated[
 PretrainedModel = Annotated[str, typer.Option("--model", help="a pre-trained BERT: hub id or local folder")]
 TicketFile = Annotated[
     Path | None,
-    typer.Option("--ticket", help="ticket file, mask.pt of BERT-Tickets, .npy of SMP, or a run's folder"),
+    typer.Option(
+        "--ticket",
+        help="ticket file, mask.pt of BERT-Tickets, .npy of SMP or bert-experiments, or a run's folder",
+    ),
 ]
 
 # The settings of training that are options, in this order; their defaults are those of the settings.
@@ -158,7 +164,41 @@ class MethodOptions:
     ] = None
     share: Annotated[str | None, typer.Option(help="--step is a share of the original or remaining")] = None
     step: Annotated[float | None, typer.Option(help="share of weights pruned in a round")] = None
-    batches: Annotated[int | None, typer.Option(help="batches that SNIP sums gradients over")] = None
+    batches: Annotated[int | None, typer.Option(help="batches that SNIP or importance looks at")] = None
+    accumulate: Annotated[
+        bool | None,
+        typer.Option("--accumulate", help="importance: gradients of masks never cleared, as published"),
+    ] = None
+    per_example: Annotated[
+        bool | None, typer.Option("--per-example", help="importance: abs of each example's gradient")
+    ] = None
+    keep_a_head: Annotated[
+        bool | None, typer.Option("--keep-a-head", help="importance: the best head of each layer goes last")
+    ] = None
+    share_of_heads: Annotated[
+        float | None, typer.Option(help="importance-search: share of the heads masked in a step")
+    ] = None
+    judged_on: Annotated[
+        str | None, typer.Option(help="importance-search: train, or validation as published")
+    ] = None
+    rescore: Annotated[
+        bool | None,
+        typer.Option("--rescore/--no-rescore", help="importance-search: forget the scores of rejected masks"),
+    ] = None
+    penalty: Annotated[float | None, typer.Option(help="early-bird: of the coefficients' L1 norm")] = None
+    draw: Annotated[
+        str | None, typer.Option(help="early-bird: at a mask distance, or fixed at --draw-at as published")
+    ] = None
+    draw_at: Annotated[float | None, typer.Option(help="early-bird, fixed: share of an epoch")] = None
+    every: Annotated[int | None, typer.Option(help="early-bird: steps between two masks")] = None
+    epsilon: Annotated[float | None, typer.Option(help="early-bird: mask distance that is settled")] = None
+    window: Annotated[int | None, typer.Option(help="early-bird: how many distances in a row")] = None
+    absolute: Annotated[
+        bool | None, typer.Option("--absolute", help="early-bird: coefficients rank by their size")
+    ] = None
+    bernoulli: Annotated[
+        bool | None, typer.Option("--bernoulli", help="random-units: their number varies, as published")
+    ] = None
     first: Annotated[float | None, typer.Option(help="snip-imp: sparsity that SNIP prunes to")] = None
     of: Annotated[str | None, typer.Option(help="one-shot: magnitudes of pretrained or trained")] = None
     scores_learning_rate: Annotated[
@@ -171,7 +211,10 @@ class MethodOptions:
         float | None, typer.Option(help="times --warmup-steps: the density stays so long at the end")
     ] = None
     threshold: Annotated[
-        float | None, typer.Option(help="soft-movement, mask T of smp: what the scores must exceed")
+        float | None,
+        typer.Option(
+            help="soft-movement, smp T: what scores must exceed; importance-search: share of the metric to hold"
+        ),
     ] = None
     regularisation: Annotated[float | None, typer.Option(help="weight of the penalty on scores")] = None
     floor: Annotated[float | None, typer.Option(help="soft-movement: share of each matrix that stays")] = None

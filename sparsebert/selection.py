@@ -69,7 +69,7 @@ def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Itera
     if not isinstance(ticket, Ticket):
         raise ValueError(f"ticket is a {type(ticket).__name__}; a sparsebert.Ticket is needed")
     ticket.check(model)
-    unpackable = _Unpackable(model)
+    unpackable, dead = _Unpackable(model), ticket.dead_biases()
     for key, mask in ticket.masks.items():
         name, linear = full_name(model, key), resolve(model, key)
         if not isinstance(linear, nn.Linear):
@@ -77,7 +77,7 @@ def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Itera
         if filter is None or filter(name, linear):
             unpackable.refuse(name, linear)
             device = linear.weight.device
-            yield Selected(key, name, linear, mask.to(device), _bias_mask(ticket, key))
+            yield Selected(key, name, linear, mask.to(device), ~dead[key] if key in dead else None)
 
 
 def _of_zeros(model: nn.Module, filter: Filter | None) -> Iterator[Selected]:
@@ -148,9 +148,3 @@ class _Unpackable:
             raise ValueError(
                 f"the forward method of {name} is patched, as hooks of accelerate do: remove that first"
             )
-
-
-def _bias_mask(ticket: Ticket, key: str) -> Tensor | None:
-    if any(key == name or key.startswith(f"{name}.") for name in ticket.removed):
-        return torch.zeros(ticket.masks[key].shape[0], dtype=torch.bool)
-    return ticket.bias_masks.get(key)

@@ -238,10 +238,8 @@ class Ticket:
                 module = resolve(model, key)
             except ValueError as error:
                 raise ValueError(f"ticket of another model: {error}") from None
-            pairs = [("weight", mask)]
-            if key in self.bias_masks:
-                pairs.append(("bias", self.bias_masks[key]))
-            for name, expected in pairs:
+            bias = {"bias": self.bias_masks[key]} if key in self.bias_masks else {}
+            for name, expected in {"weight": mask, **bias}.items():
                 tensor = getattr(module, name, None)
                 actual = _shape(tensor) if isinstance(tensor, Tensor) else "missing"
                 if actual != _shape(expected):
@@ -277,20 +275,22 @@ class Ticket:
     def targets(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
         """The parameters of a model that the ticket masks, each with its mask on the CPU.
 
-        Below a removed module biases are masked whole, so that the layer's output is LN(input). Raises
+        Below a removed MLP biases are masked whole, so that the layer's output is LN(input). Raises
         ValueError if the ticket does not fit (:meth:`check`) or a weight is no plain parameter (but packed).
         """
         self.check(model)
-        biases = dict(self.bias_masks)
-        for key, mask in self.masks.items():
-            if any(_is_below(key, name) for name in self.removed):
-                biases[key] = mask.new_zeros(len(mask))
         weights = [(_parameter(model, key, "weight"), mask) for key, mask in self.masks.items()]
         return weights + [
-            (_parameter(model, key, "bias"), mask)
-            for key, mask in biases.items()
+            (_parameter(model, key, "bias"), ~dead)
+            for key, dead in self.dead_biases().items()
             if getattr(resolve(model, key), "bias", None) is not None
         ]
+
+    def dead_biases(self) -> dict[str, Tensor]:
+        """Key -> bool [out], True = pruned, of the biases it prunes: by masks, or with a removed module."""
+        gone = [key for key in self.masks if any(_is_below(key, name) for name in self.removed)]
+        masked = {key: ~mask for key, mask in self.bias_masks.items()}
+        return masked | {key: self.masks[key].new_ones(len(self.masks[key])) for key in gone}
 
     def _refuse_one_side_of_tied_weights(self, model: nn.Module) -> None:
         masks = {f"{full_name(model, key)}.weight": mask for key, mask in self.masks.items()}
@@ -389,7 +389,7 @@ def _same(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
 
 
 def _is_below(key: str, module: str) -> bool:
-    return key == module or key.startswith(f"{module}.")
+    return f"{key}.".startswith(f"{module}.")
 
 
 def _kept(mask: Tensor) -> int:

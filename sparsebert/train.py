@@ -6,6 +6,8 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from random import Random
+from typing import Any
 
 import torch
 from torch import nn
@@ -105,12 +107,23 @@ def assemble(
     Raises ValueError as :func:`load_model`.
     """
     loaded, tokenizer = load_model(model, task, seed, label_words=label_words)
+    evaluate = evaluator(task, data.validation, tokenizer, max_length=max_length)
+
+    def judge(model: nn.Module, examples: int | None, seed: int) -> float:
+        if examples is None:
+            return evaluate(model)[task.metric]
+        drawn = Random(seed).sample(range(len(data.train)), min(examples, len(data.train)))
+        some: Any = [data.train[i] for i in drawn]
+        return evaluator(task, {task.splits[0]: some}, tokenizer, max_length=max_length)(model)[task.metric]
+
     return Experiment(
         loaded,
         encode(data.train, task, tokenizer, max_length),
         collate(task, tokenizer, seed=seed),
-        evaluator(task, data.validation, tokenizer, max_length=max_length),
+        evaluate,
         tokenizer.save_pretrained,
+        task.metric,
+        judge,
     )
 
 

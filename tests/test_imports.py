@@ -34,7 +34,7 @@ FLOORS = (
     {"cost"},
     {"layer_plan", "machine", "roofline"},
     {"choice"},
-    {"pruning", "nn", "shared_input", "selection", "planning", "data", "foreign"},
+    {"pruning", "nn", "shared_input", "selection", "planning", "data", "foreign", "foreign_units"},
     {"metrics"},
     {"convert"},
     {"sparsebert"},

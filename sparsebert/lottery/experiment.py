@@ -35,6 +35,9 @@ class Experiment:
     ``train``: examples, and ``collate`` makes the model's keyword arguments, labels among them, of a list of
     them; it must depend on the list alone, or a run that is resumed differs from one that is not.
     ``evaluate``: metrics of a model on the validation data, by name.
+    ``metric``: the name of the one that counts, for methods that choose by it.
+    ``judge``: that metric, of a model on so many examples of the training data drawn with a seed,
+    or for None on the validation data; for methods that search by it.
     ``save_extras``: writes what belongs beside the trained model (a tokenizer) into its folder.
     """
 
@@ -43,6 +46,8 @@ class Experiment:
     collate: Callable[[list[Any]], dict[str, Any]]
     evaluate: Callable[[nn.Module], dict[str, float]]
     save_extras: Callable[[str], object] | None = None
+    metric: str | None = None
+    judge: Callable[[nn.Module, int | None, int], float] | None = None
 
     def first_batches(self, count: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
         """The first batches of the training data in an order of this seed, for methods that look at
@@ -99,20 +104,20 @@ class Request:
         if self.ticket is not None:
             if self.sparsity is not None and abs(float(self.sparsity) - self.ticket.sparsity) > 5e-4:
                 raise ValueError(f"the ticket's sparsity is {self.ticket.sparsity:.4f}, not {self.sparsity}")
-        elif not self.method.takes_sparsity:
+        elif self.method.finds_sparsity:
             if self.sparsity is not None:
                 raise ValueError(
-                    f"method {self.method.name} takes no sparsity: its options decide how much goes"
+                    f"method {self.method.name} decides itself how much is pruned: leave {self.sparsity} out"
                 )
         elif self.sparsity is None:
             raise ValueError("sparsity is missing: the share of weights to prune, in [0, 1)")
-        self.method.check_units(self.units.granularity, self.units.scope)
         self._check_rounds()
 
     def _check_rounds(self) -> None:
         """Raise ValueError for rounds that the method or the granularity does not allow."""
         units, target = self.units, self.target
         pattern = parse_granularity(units.granularity, units.block_size).pattern
+        self.method.require_units(units.granularity, units.scope)
         for round_ in self.method.rounds(target):
             if pattern and 0 < round_.sparsity < target:
                 raise ValueError(
@@ -122,10 +127,10 @@ class Request:
 
     @property
     def target(self) -> Fraction:
-        """The sparsity as an exact number; 0 where the method's options decide."""
+        """The sparsity as an exact number; 0 where the method decides how much is pruned."""
         if self.ticket is not None:
             return Fraction(self.ticket.sparsity)
-        if not self.method.takes_sparsity:
+        if self.method.finds_sparsity:
             return Fraction(0)
         assert self.sparsity is not None
         target = exact("sparsity", self.sparsity)

@@ -5,7 +5,7 @@
     start.safetensors    the weights the run began with
     rewind/              state at step k of the first round, with rewinding to a step
     round-03/            ticket.safetensors; trained.safetensors and checkpoints/ as long as they are needed
-    ticket.safetensors   the last round's ticket, and
+    ticket.safetensors   the ticket of the last round, or of the one that the method chose, and
     model/               the model it was trained into, as transformers load it: both at the end
 
 Records are those of :mod:`sparsebert.bench.record` (``schema``, ``kind``, ``timestamp``) with these fields.
@@ -19,6 +19,7 @@ Records are those of :mod:`sparsebert.bench.record` (``schema``, ``kind``, ``tim
     granularity, block_size, scope
     source, rewind, head          where the ticket came from, and what the round began with
     ticket, ticket_sha256         file, relative to the folder, and its digest
+    search                        what a method's own search noted, where the ticket came from one
     steps, loss                   optimizer steps; training loss as it was logged last
     metrics                       of the validation data: name -> value
     seconds                       prune, train (over all sessions, as far as checkpoints tell), evaluate
@@ -26,7 +27,8 @@ Records are those of :mod:`sparsebert.bench.record` (``schema``, ``kind``, ``tim
     memory                        peak_rss_bytes of this process, peak_gpu_bytes where a GPU was used
     versions                      of the libraries
 ``kind`` "run", once all is done:
-    method, seed, task, model, rounds, sparsity and metrics (of the last round), ticket, seconds (of all).
+    method, seed, task, model, rounds, round, sparsity and metrics (of the last one, or of the one that the
+    method chose), ticket, seconds (of all).
 
 Everything is written under another name first and renamed, so that a file is there whole or not at all.
 """

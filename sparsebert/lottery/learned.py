@@ -34,7 +34,7 @@ class LearnedMethod(LotteryMethod, Rule):
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         return (Round(Source.LEARNED, sparsity),)
 
-    def check_units(self, granularity: str, scope: str) -> None:
+    def require_units(self, granularity: str, scope: str) -> None:
         if ":" in granularity:
             raise ValueError(f"method {self.name} learns no patterns such as {granularity!r}: use blocks")
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum, StrEnum
 from fractions import Fraction
-from typing import Any, ClassVar, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from torch import nn
 
 from sparsebert.pruning import Magnitude, Method, registry
 from sparsebert.ticket import Ticket
 from sparsebert_kernels.names import unknown
+
+if TYPE_CHECKING:
+    from sparsebert.lottery.experiment import Experiment, Request
 
 
 class Rewind(StrEnum):
@@ -47,13 +52,15 @@ class Source(StrEnum):
     """Where the ticket of a round comes from.
 
     ``ALL``: keeps everything. ``START``: scores of the weights the run begins with. ``TRAINED``: scores of
-    the weights the last round ended with, among those it kept. ``GIVEN``: handed to the run. ``LEARNED``:
-    what comes out of the round's training.
+    the weights the last round ended with, among those it kept. ``FOUND``: the method's own search in the
+    weights the last round ended with. ``GIVEN``: handed to the run. ``LEARNED``: what comes out of the
+    round's training.
     """
 
     ALL = "all"
     START = "start"
     TRAINED = "trained"
+    FOUND = "found"
     GIVEN = "given"
     LEARNED = "learned"
 
@@ -99,9 +106,9 @@ class LotteryMethod(abc.ABC):
             raise ValueError(f"schedule_rounds must be at least 1, not {self.schedule_rounds}")
 
     @property
-    def takes_sparsity(self) -> bool:
-        """Whether a run says how much is pruned; else that follows from the options."""
-        return True
+    def finds_sparsity(self) -> bool:
+        """Whether the method decides how much is pruned, by a search or its options, and is not asked."""
+        return False
 
     @property
     def scope(self) -> str:
@@ -112,15 +119,54 @@ class LotteryMethod(abc.ABC):
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         """The rounds that lead to this sparsity."""
 
-    def check_units(self, granularity: str, scope: str) -> None:  # noqa: B027  (a hook)
-        """Raise ValueError for units that the method cannot prune."""
+    def require_units(self, granularity: str, scope: str) -> None:  # noqa: B027  (a hook)
+        """Raise ValueError for units that the method cannot choose among, or a scope it does not know."""
 
     def begin_(self, model: nn.Module, seed: int) -> None:  # noqa: B027  (a hook)
         """Change the weights that the run begins with."""
 
+    @contextlib.contextmanager
+    def accompanied(
+        self, number: int, experiment: Experiment, request: Request, folder: Path
+    ) -> Iterator[Companion | None]:
+        """Change the model for the training of a round, and say who goes along; back again at the end.
+
+        ``folder``: the round's, where it may keep files.
+        """
+        yield None
+
+    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
+        """The ticket of a round of ``Source.FOUND``; the model is as the last round ended.
+
+        ``folder``: that of the last round.
+        """
+        raise NotImplementedError(f"method {self.name} searches for nothing")
+
+    def best(self, rows: Sequence[Mapping[str, Any]], metric: str | None) -> int:
+        """Of the records of the rounds so far, the number of the one whose ticket and model are the run's.
+
+        ``metric``: the one that counts; the first of those in the records where none is named.
+        """
+        return len(rows) - 1
+
     def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
         """The ticket of the model to train, of the one that is given."""
         return ticket
+
+
+class Companion(Protocol):
+    """Goes along with the training of a round.
+
+    ``callback``: a TrainerCallback, which may stop it. ``names``: of the parameters that it has put into the
+    model. ``stopped``: the step at which it did, or in a process before this one.
+    """
+
+    @property
+    def callback(self) -> Any: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def stopped(self) -> int | None: ...
 
 
 M = TypeVar("M", bound=type[LotteryMethod])

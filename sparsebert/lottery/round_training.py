@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from sparsebert.learned.learner import Learner
 from sparsebert.lottery.begin import Beginning, weights_in
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.registry import Rewind
+from sparsebert.lottery.registry import Companion, Rewind
 from sparsebert.ticket import Ticket
 from sparsebert.training.trainer import (
     CheckpointCallback,
@@ -25,10 +26,11 @@ from sparsebert.training.trainer import (
 
 @dataclass(frozen=True)
 class Trained:
-    """``seconds`` of training over all sessions, and the training loss as it was logged last."""
+    """``seconds`` of training over all sessions, the loss as it was logged last, and the ``steps``."""
 
     seconds: float
     loss: float | None
+    steps: int
 
 
 def train_round(
@@ -40,27 +42,33 @@ def train_round(
     folder: Path,
     keep: Path | None,
     title: str,
+    companion: Companion | None = None,
 ) -> Trained:
     """Train the model with the ticket, or learn one, to the end of the round, with checkpoints in ``folder``.
 
-    ``keep``: where the state at the method's ``rewind_step`` goes, in the round that it is taken from.
+    ``companion``: goes along, and may end the round before its last step. ``keep``: where the state at the
+    method's ``rewind_step`` goes, in the round that it is taken from.
     Raises OSError where a checkpoint cannot be written.
     """
     model, method = experiment.model, request.method
     at = beginning.checkpoint
-    if at is not None and at.step == beginning.stop:
+    stop = companion.stopped if companion and companion.stopped is not None else beginning.stop
+    if at is not None and at.step == stop:
         # Killed after the last step: there is nothing left to train.
         weights_in(at, model).restore_(model)
         if isinstance(ticket, Learner):
             ticket.load_(at.path / "model.safetensors")
+        if companion:
+            saved = load_file(at.path / "model.safetensors")
+            model.load_state_dict({name: saved[name] for name in companion.names}, strict=False)
         history = json.loads((at.path / "trainer_state.json").read_text())["log_history"]
-        return Trained(at.seconds, _last_loss(history))
+        return Trained(at.seconds, _last_loss(history), at.step)
     marks = CheckpointCallback(at.seconds if at else 0.0)
     if keep is not None and method.rewind is Rewind.STEP:
         marks.keep(method.rewind_step, keep)
     if method.rewind is Rewind.NONE:
         marks.ask_at(beginning.stop)
-    callbacks = [marks, ProgressCallback(title)]
+    callbacks = [marks, ProgressCallback(title), *([companion.callback] if companion else [])]
     if beginning.weights is not None:
         callbacks.append(StartCallback(beginning.weights))
     if request.training.gradient_checkpointing:
@@ -87,7 +95,7 @@ def train_round(
     # the rounds. accelerate's own unwrapping takes off transformers' decorators too.
     for name in ("forward", "_original_forward"):
         vars(model).pop(name, None)
-    return Trained(marks.seconds, _last_loss(trainer.state.log_history))
+    return Trained(marks.seconds, _last_loss(trainer.state.log_history), trainer.state.global_step)
 
 
 def _last_loss(history: list[dict[str, float]]) -> float | None:

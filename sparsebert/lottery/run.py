@@ -110,7 +110,9 @@ class _Run:
 
     def _carry_out_round(self, number: int, course: Course) -> None:
         round_ = self.rounds[number]
-        title = f"round {number + 1} of {len(self.rounds)}, {float(round_.sparsity):.1%} sparse"
+        unknown = round_.source in (Source.FOUND, Source.LEARNED) and self.method.finds_sparsity
+        share = "" if unknown else f", {float(round_.sparsity):.1%} sparse"
+        title = f"round {number + 1} of {len(self.rounds)}{share}"
         self.say(title)
         sessions = self._open_round(number) if ranks.is_main() else 0
         began = time.perf_counter()
@@ -118,15 +120,19 @@ class _Run:
         decided = time.perf_counter() - began
         beginning = ranks.main_first(lambda: begin_round(self.model, course, number))
         learner = self._learner(round_, ticket)
-        trained = train_round(
-            self.experiment,
-            self.request,
-            learner or ticket,
-            beginning,
-            folder=self.folder.checkpoints(number),
-            keep=self.folder.rewind if number == 0 else None,
-            title=title,
-        )
+        with self.method.accompanied(
+            number, self.experiment, self.request, self.folder.round(number)
+        ) as companion:
+            trained = train_round(
+                self.experiment,
+                self.request,
+                learner or ticket,
+                beginning,
+                folder=self.folder.checkpoints(number),
+                keep=self.folder.rewind if number == 0 else None,
+                title=title,
+                companion=companion,
+            )
         if learner is not None:
             ticket = learner.close_()
             if ranks.is_main():
@@ -157,6 +163,12 @@ class _Run:
         elif round_.source is Source.GIVEN:
             assert self.request.ticket is not None
             ticket = self.method.given(self.request.ticket, self.model, self.seed)
+        elif round_.source is Source.FOUND:
+            Snapshot.load(self.folder.trained(number - 1)).restore_(self.model)
+            before = self.folder.round(number - 1)
+            ticket = self.method.found(self.experiment, self.request, before, round_)
+            earlier = Ticket.load(self.folder.ticket(number - 1))
+            ticket.metadata["model"]["weights"] = earlier.metadata["model"]["weights"]
         else:
             ticket = self._pruned(number, round_)
         ticket.save(path)
@@ -225,7 +237,8 @@ class _Run:
                 "head": self.method.head.value,
                 "ticket": str(self.folder.ticket(number).relative_to(self.folder.path)),
                 "ticket_sha256": digest(self.folder.ticket(number)),
-                "steps": self.steps,
+                "steps": trained.steps,
+                "search": ticket.metadata.get("search"),
                 "loss": trained.loss,
                 "metrics": metrics,
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
@@ -243,19 +256,24 @@ class _Run:
             shutil.rmtree(self.folder.checkpoints(number), ignore_errors=True)
         if number:
             shutil.rmtree(self.folder.checkpoints(number - 1), ignore_errors=True)
-            self.folder.trained(number - 1).unlink(missing_ok=True)
+        for each in set(range(number)) - {self._best()}:
+            self.folder.trained(each).unlink(missing_ok=True)
+
+    def _best(self) -> int:
+        """The round whose ticket and model are the run's, of those that are done."""
+        return self.method.best(self.folder.rounds_done(), self.experiment.metric)
 
     def _finish(self) -> None:
-        last = len(self.rounds) - 1
+        last, best = len(self.rounds) - 1, self._best()
         rows = self.folder.rounds_done()
         if not self.folder.model.exists():
-            Snapshot.load(self.folder.trained(last)).restore_(self.model)
+            Snapshot.load(self.folder.trained(best)).restore_(self.model)
             with replacing(self.folder.model) as unfinished:
                 self.model.save_pretrained(unfinished)
                 if self.experiment.save_extras is not None:
                     self.experiment.save_extras(str(unfinished))
         with replacing(self.folder.final_ticket) as unfinished:
-            shutil.copyfile(self.folder.ticket(last), unfinished)
+            shutil.copyfile(self.folder.ticket(best), unfinished)
         for folder in (*map(self.folder.checkpoints, range(last + 1)), self.folder.rewind):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (*map(self.folder.trained, range(last + 1)), self.folder.start):
@@ -265,8 +283,9 @@ class _Run:
             {
                 **self._names(),
                 "rounds": len(self.rounds),
-                "sparsity": rows[last]["sparsity"],
-                "metrics": rows[last]["metrics"],
+                "round": best,
+                "sparsity": rows[best]["sparsity"],
+                "metrics": rows[best]["metrics"],
                 "ticket": self.folder.final_ticket.name,
                 "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
             },

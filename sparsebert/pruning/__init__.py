@@ -1,6 +1,7 @@
 """Pruning methods: which weights of a BERT to keep. Importing a method's module registers it by name."""
 
 from .baselines import Within, random_like, reinitialise_, shuffle_weights_
+from .importance import HeadImportance
 from .levels import Share, levels
 from .magnitude import Magnitude
 from .one_shot import prune
@@ -9,6 +10,7 @@ from .registry import Method, Subject, methods, register
 from .snip import Snip
 
 __all__ = [
+    "HeadImportance",
     "Magnitude",
     "Method",
     "Random",

@@ -13,48 +13,85 @@ from torch.func import functional_call
 from sparsebert.bert import full_name, resolve
 
 
-def loss_gradients(model: nn.Module, weights: Mapping[str, Tensor], batches: Any) -> dict[str, Tensor]:
+def loss_gradients(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    batches: Any,
+    dead_biases: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
     """Sum over the batches of dL/dW, per key float32 [out, in] on the CPU.
 
     ``weights``: key -> [out, in]; the gradients are taken at these values, so that pruned entries count as 0
-    whatever the model holds there. ``batches``: mappings of keyword arguments for the model, labels among
-    them, whose outputs carry a ``loss``. Dropout is off; parameters, gradients and modes of the model stay as
-    they are.
+    whatever the model holds there, and with ``dead_biases`` (key -> bool [out], True = pruned) at 0.
+    ``batches``: mappings of keyword arguments for the model, labels among them, whose outputs carry a
+    ``loss``. Dropout is off; parameters, gradients and modes of the model stay as they are.
 
     Raises ValueError if there is no batch, or none with a loss.
     """
-    if not isinstance(batches, Iterable):
-        raise ValueError(f"data must be batches of keyword arguments for the model, not {batches!r}")
     totals = {key: torch.zeros(weight.shape) for key, weight in weights.items()}
-    leaves = {}
-    for key, weight in weights.items():
-        like = torch.as_tensor(resolve(model, key).weight)
-        leaves[key] = weight.to(like.device, like.dtype, copy=True).requires_grad_()
-    values = {f"{full_name(model, key)}.weight": leaf for key, leaf in leaves.items()}
-    device = next(iter(leaves.values())).device
-    count = 0
-    with _evaluating(model), torch.enable_grad():
-        for batch in batches:
-            if not isinstance(batch, Mapping):
-                raise ValueError(
-                    f"a batch must be a mapping of keyword arguments, not a {type(batch).__name__}"
-                )
-            inputs = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()}
-            loss = getattr(functional_call(model, values, (), inputs), "loss", None)
-            if loss is None:
-                raise ValueError(f"{type(model).__name__} gives no loss: the batches need labels")
+    leaves = {key: weight.requires_grad_() for key, weight in placed(model, weights).items()}
+    biases = without(model, dead_biases or {})
+    with evaluating(model), torch.enable_grad():
+        for inputs in on_device(model, batches):
+            loss = loss_of(model, leaves, biases, inputs)
             gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
             for total, gradient in zip(totals.values(), gradients, strict=True):
                 if gradient is not None:
                     total += gradient.to("cpu", torch.float32)
-            count += 1
-    if not count:
-        raise ValueError("data holds no batch to take gradients of")
     return totals
 
 
+def placed(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of weights (key -> [out, in]) on the device and in the dtype of the model's."""
+    copies = {}
+    for key, weight in weights.items():
+        like = torch.as_tensor(resolve(model, key).weight)
+        copies[key] = weight.to(like.device, like.dtype, copy=True)
+    return copies
+
+
+def without(model: nn.Module, dead_biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of those biases (key -> [out]) with their dead entries (True) at 0."""
+    copies = {}
+    for key, dead in dead_biases.items():
+        if isinstance(bias := getattr(resolve(model, key), "bias", None), Tensor):
+            copies[key] = bias.detach().masked_fill(dead.to(bias.device), 0)
+    return copies
+
+
+def on_device(model: nn.Module, batches: Any) -> Iterator[dict[str, Any]]:
+    """The batches with their tensors on the model's device.
+
+    Raises ValueError for what is no mapping of keyword arguments, and if there is no batch.
+    """
+    if not isinstance(batches, Iterable):
+        raise ValueError(f"data must be batches of keyword arguments for the model, not {batches!r}")
+    device = next(model.parameters()).device
+    count = 0
+    for batch in batches:
+        if not isinstance(batch, Mapping):
+            raise ValueError(f"a batch must be a mapping of keyword arguments, not a {type(batch).__name__}")
+        yield {name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()}
+        count += 1
+    if not count:
+        raise ValueError("data holds no batch to take gradients of")
+
+
+def loss_of(
+    model: nn.Module, weights: Mapping[str, Tensor], biases: Mapping[str, Tensor], inputs: dict[str, Any]
+) -> Tensor:
+    """The loss of a batch with these in place of the model's own; ValueError where there is none."""
+    values = {f"{full_name(model, key)}.weight": weight for key, weight in weights.items()}
+    values |= {f"{full_name(model, key)}.bias": bias for key, bias in biases.items()}
+    loss = getattr(functional_call(model, values, (), inputs), "loss", None)
+    if loss is None:
+        raise ValueError(f"{type(model).__name__} gives no loss: the batches need labels")
+    return loss
+
+
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off for the time of the block; each module's mode is as it was afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from sparsebert_kernels.names import unknown
 
-_NAMES = ("element", "block", "row", "column", "neuron", "head", "n:m")
-_ACROSS_MATRICES = ("neuron", "head")
+_NAMES = ("element", "block", "row", "column", "neuron", "head", "mlp", "n:m")
+ACROSS_MATRICES = ("neuron", "head", "mlp")
 _BLOCKS = re.compile(r"(\d+)x(\d+)")
 _PATTERN = re.compile(r"([1-9]\d{0,3}):([1-9]\d{0,3})")
 
@@ -23,7 +23,7 @@ class Granularity:
 
     A block that does not divide the matrix leaves smaller units at its right and lower edge.
     ``pattern``: (n, m) if n of every m neighbours along in_features are kept; the units are elements then.
-    A neuron or a head has weights in several matrices: :mod:`sparsebert.pruning.units` says which.
+    A neuron, head or whole MLP has weights in several matrices: see :mod:`sparsebert.pruning.units`.
     """
 
     name: str
@@ -80,10 +80,11 @@ def spelled_out(
 
 
 def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> Granularity:
-    """The granularity of that name: element, block, row, column, neuron, head, or a pattern such as "2:4".
+    """The granularity of that name: element, block, row, column, neuron, head, mlp, two of these last three
+    that share no weights ("head+neuron", "head+mlp"), or a pattern such as "2:4".
 
     ``block_size``: (out, in) of a block. Raises ValueError for an unknown name (nearest offered), a missing,
-    superfluous or impossible block size, and a pattern that keeps everything.
+    superfluous or impossible block size, a pattern that keeps everything, and units that share weights.
     """
     if (block_size is not None) != (name == "block"):
         needs = "needs block_size=(out, in)" if name == "block" else "takes no block_size; only 'block' does"
@@ -96,7 +97,9 @@ def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> G
         return Granularity(name, (1, None))
     if name == "column":
         return Granularity(name, (None, 1))
-    if name in _ACROSS_MATRICES:
+    if isinstance(name, str) and (parts := kinds_in(name)):
+        if len(set(parts)) < len(parts) or {"neuron", "mlp"} <= set(parts):
+            raise ValueError(f"granularity {name!r} names weights twice: use head+neuron or head+mlp")
         return Granularity(name, (None, None))
     if isinstance(name, str) and (found := _PATTERN.fullmatch(name)):
         n, m = int(found[1]), int(found[2])
@@ -108,6 +111,12 @@ def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> G
     if name == "n:m":
         raise ValueError("granularity 'n:m' wants its numbers, such as '2:4'")
     raise unknown("granularity", name, _NAMES)
+
+
+def kinds_in(name: str) -> tuple[str, ...]:
+    """The kinds of units across matrices that a granularity joins, such as ("head", "mlp"); () for others."""
+    parts = tuple(name.split("+"))
+    return parts if set(parts) <= set(ACROSS_MATRICES) else ()
 
 
 def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:

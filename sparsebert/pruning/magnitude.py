@@ -13,9 +13,16 @@ from sparsebert.pruning.registry import Subject, register
 @register("magnitude")
 @dataclass(frozen=True)
 class Magnitude:
-    """Score abs(w), as in Chen et al. 2020, "The Lottery Ticket Hypothesis for Pre-trained BERT Networks"."""
+    """Score abs(w), as in Chen et al. 2020, "The Lottery Ticket Hypothesis for Pre-trained BERT Networks".
+
+    ``keep_smallest``: score -abs(w), for the bad subnetworks of Prasanna et al. 2020, "When BERT Plays the
+    Lottery, All Tickets Are Winning".
+    """
 
     name: ClassVar[str]
+    scores_biases: ClassVar[bool] = True
+    keep_smallest: bool = False
 
     def scores(self, subject: Subject) -> dict[str, Tensor]:
-        return {key: weight.abs() for key, weight in subject.weights.items()}
+        sign = -1.0 if self.keep_smallest else 1.0
+        return {key: weight.abs() * sign for key, weight in subject.weights.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
@@ -15,15 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import resolve, structure
+from sparsebert.bert import Structure, resolve, structure
 from sparsebert.provenance import describe_model, weight_hash
+from sparsebert.pruning.gates import GATED, GateSite, gate_sites
 from sparsebert.pruning.gradients import loss_gradients
 from sparsebert.pruning.granularity import Granularity, keep_n_of_m, parse_granularity, spelled_out
+from sparsebert.pruning.importance import gate_importance
 from sparsebert.pruning.registry import Method, Subject, find_method
 from sparsebert.pruning.select import ranked, select
 from sparsebert.pruning.units import POOLING, SCOPES, UnitGroup, rivals, unit_groups
 from sparsebert.ticket import Ticket, prunable
 from sparsebert_kernels.names import unknown
+
+_BIAS = ".bias"
 
 
 def prune(
@@ -37,22 +41,28 @@ def prune(
     pooling: str = "mean",
     seed: int = 0,
     include_pooler: bool = False,
+    include_biases: bool = False,
     ticket: Ticket | None = None,
     data: Any = None,
 ) -> Ticket:
     """Choose which weights of the encoder matrices to keep; the model is only read.
 
-    ``method``: a registered name ("magnitude", "random", "snip") or a method object with options of its own.
+    ``method``: a registered name ("magnitude", "random", "snip", "head-importance") or a method object with
+    options of its own.
     ``sparsity``: share of all prunable weights to prune, in [0, 1), read as the decimal it is written as.
     ``granularity``: "element", "block" with ``block_size`` = (out, in) or for short "4x1", "row", "column",
     "neuron" (its row of the up- and its column of the down-projection of a feed-forward layer), "head" (its
-    rows of query, key and value and its columns of the attention's output), or n of m along in_features such
-    as "2:4" (then sparsity may be left out, and the scope does not matter). With neurons and heads only the
-    matrices that have them are in the ticket and count; the others stay whole, and ``encoder_sparsity`` in
-    the metadata is the share of all.
-    ``scope``: one ranking over all matrices ("global"), one for each ("matrix"; for neurons and heads one for
-    each layer) or one for each type ("type"; neurons and heads are of one type).
+    rows of query, key and value and its columns of the attention's output), "mlp" (a whole feed-forward
+    layer, which the ticket then removes: its biases go too), "head+neuron" or "head+mlp", or n of m along
+    in_features such as "2:4" (then sparsity may be left out, and the scope does not matter). With neurons,
+    heads and MLPs only the matrices that have them are in the ticket and count; the others stay whole, and
+    ``encoder_sparsity`` in the metadata is the share of all.
+    ``scope``: one ranking over all matrices ("global"), one for each ("matrix"; for neurons, heads and MLPs
+    one for each layer) or one for each type ("type"; heads are of one type, neurons or MLPs of another).
     ``pooling``: score of a unit from those of its weights: "mean", "rms" or "max".
+    ``include_biases``: single biases compete with single weights in one ranking, all but those of the second
+    feed-forward matrices, as Prasanna et al. 2020 prune by magnitude; the sparsity is then of both together.
+    For magnitude and random, granularity "element" and scope "global".
     ``ticket``: prune further; what it prunes stays pruned and counts as pruned, whatever its value.
     ``data``: batches (keyword arguments for the model, with labels), for methods that look at examples.
 
@@ -83,42 +93,71 @@ def prune(
         raise ValueError(f"the pooler has no unit of granularity {granularity!r}: leave it out")
     alive = _alive(ticket, model, touched)
     weights = {key: _matrix(model, key, alive.get(key)) for key in touched}
-    subject = Subject(weights, {group.name: group.grid for group in groups}, found, seed)
+    kinds = {group.name: group.kind for group in groups}
+    biases: dict[str, Tensor] = {}
+    live: dict[str, Tensor] = {}
+    if include_biases:
+        if not getattr(chosen, "scores_biases", False) or granularity != "element" or scope != "global":
+            raise ValueError(
+                "biases are pruned by magnitude or random, granularity 'element' and scope 'global', "
+                f"not {chosen.name}, {granularity!r} and {scope!r}"
+            )
+        biases, live = _biases(model, [key for key in touched if found.types[key] != "ffn_down"], ticket)
+    grids = {group.name: group.grid for group in groups} | {
+        name: (1, len(b[0])) for name, b in biases.items()
+    }
+    subject = Subject({**weights, **biases}, grids, found, seed, kinds)
     if data is not None:
-        subject = replace(subject, data=data, gradients=partial(loss_gradients, model, weights, data))
+        dead = ticket.dead_biases() if ticket else {}
+        subject = replace(
+            subject,
+            data=data,
+            gradients=partial(loss_gradients, model, weights, data, dead),
+            importance=partial(
+                gate_importance, model, _sites(groups, found), data, weights=weights, dead_biases=dead
+            ),
+        )
     scores = chosen.scores(subject)
     del weights, subject
     rankings = {group.name: _unit_scores(scores, group, pooling, alive) for group in groups}
     masks: dict[str, Tensor] = {}
+    bias_masks = dict(ticket.bias_masks) if ticket else {}
     if units.pattern:
         masks = {key: _n_of_m(rankings[key], alive.get(key), units.pattern, key) for key in touched}
     else:
         for competing in rivals(groups, scope, found.types):
-            budget = density * sum(group.weights for group in competing)
+            of_biases = [ranked(scores[name], live.get(name)) for name in biases]
+            budget = density * sum((group.weights for group in competing), sum(map(Tensor.numel, of_biases)))
             kept = select(
-                [rankings[group.name] for group in competing], [group.sizes for group in competing], budget
+                [*(rankings[group.name] for group in competing), *of_biases],
+                [*(group.sizes for group in competing), *(1 for _ in of_biases)],
+                budget,
             )
-            for group, mask in zip(competing, kept, strict=True):
+            for group, mask in zip(competing, kept, strict=False):
                 masks |= group.expand(mask)
+            for name, mask in zip(biases, kept[len(competing) :], strict=True):
+                bias_masks[name.removesuffix(_BIAS)] = mask[0]
+    removed = [key for group in groups if group.kind == "mlp" for key in group.parts if not masks[key].any()]
     if not any(mask.any() for mask in masks.values()):
         raise ValueError(f"sparsity {sparsity} would keep none of the weights")
     earlier = ticket.metadata if ticket else {}
     step = {
         "operation": "prune",
         "method": chosen.name,
-        "options": vars(chosen),
+        "options": {k: v for k, v in vars(chosen).items() if not isinstance(v, Mapping)},
         "sparsity": float(1 - density),
         "granularity": granularity,
         "scope": scope,
         "pooling": pooling,
         "seed": seed,
     } | ({"block_size": list(block_size)} if block_size else {})
+    step |= {"include_biases": True} if include_biases else {}
     origin = describe_model(model)
     origin["weights"] = earlier.get("model", {}).get("weights") or weight_hash(model)
     result = Ticket(
         {key: masks[key] for key in touched},
-        bias_masks=ticket.bias_masks if ticket else None,
-        removed=ticket.removed if ticket else (),
+        bias_masks=bias_masks,
+        removed=dict.fromkeys((*(ticket.removed if ticket else ()), *removed)),
         metadata={
             **{name: value for name, value in step.items() if name != "operation"},
             "model": origin,
@@ -132,6 +171,35 @@ def prune(
     result.check(model)
     _warn_of_collapse(result, getattr(chosen, "least_density", 0.0))
     return result
+
+
+def kept_units(
+    model: nn.Module,
+    scores: Mapping[str, Tensor],
+    sparsity: Fraction,
+    granularity: str,
+    scope: str = "global",
+) -> dict[str, Tensor]:
+    """The mask over units that :func:`prune` would make a ticket of, for units across matrices.
+
+    ``scores``: float32 [units] by the key of the first matrix of their units; so is the mask, bool [units].
+    """
+    found = structure(model)
+    shapes = {key: _weight(model, key).shape for key in found.linears}
+    kept: dict[str, Tensor] = {}
+    for competing in rivals(unit_groups(granularity, None, shapes, found), scope, found.types):
+        budget = (1 - sparsity) * sum(group.weights for group in competing)
+        rankings = [ranked(scores[group.name]) for group in competing]
+        masks = select(rankings, [group.sizes for group in competing], budget)
+        kept |= {group.name: mask for group, mask in zip(competing, masks, strict=True)}
+    return kept
+
+
+def _sites(groups: Sequence[UnitGroup], structure: Structure) -> dict[str, GateSite]:
+    """Where the gates of these units act; those of single matrices have none."""
+    kinds = {group.kind for group in groups} & set(GATED)
+    sites = {name: site for kind in kinds for name, site in gate_sites(structure, kind).items()}
+    return {group.name: sites[group.name] for group in groups if group.name in sites}
 
 
 def _warn_of_collapse(ticket: Ticket, least: float) -> None:
@@ -174,6 +242,23 @@ def _weight(model: nn.Module, key: str) -> Tensor:
     if not isinstance(weight, Tensor) or weight.is_meta:
         raise ValueError(f"{key} of {type(model).__name__} has no values")
     return weight.detach()
+
+
+def _biases(
+    model: nn.Module, keys: Sequence[str], ticket: Ticket | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """``<key>.bias`` -> float32 [1, out] on the CPU; and what the ticket keeps of those that it prunes."""
+    own = {key: resolve(model, key)._parameters.get("bias") for key in keys}
+    biases = {
+        f"{key}{_BIAS}": bias.detach().to("cpu", torch.float32)[None]
+        for key, bias in own.items()
+        if bias is not None
+    }
+    for name, bias in biases.items():
+        if torch.isnan(bias).any():
+            raise ValueError(f"{name} of {type(model).__name__} holds NaN")
+    dead = ticket.dead_biases() if ticket else {}
+    return biases, {f"{key}{_BIAS}": ~each[None] for key, each in dead.items() if f"{key}{_BIAS}" in biases}
 
 
 def _matrix(model: nn.Module, key: str, alive: Tensor | None) -> Tensor:

@@ -20,6 +20,7 @@ class Random:
     """
 
     name: ClassVar[str]
+    scores_biases: ClassVar[bool] = True
 
     def scores(self, subject: Subject) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(subject.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from sparsebert.bert import Structure
 from sparsebert_kernels.names import unknown
 
 
-def _no_gradients() -> Mapping[str, Tensor]:
+def _no_gradients(**options: bool) -> Mapping[str, Tensor]:
     raise ValueError("this method looks at examples: name their task, or pass data, an iterable of batches")
 
 
@@ -24,16 +24,21 @@ class Subject:
     entries 0.
     ``units``: rows and columns of each grid of prunable units (the matrix shape itself for elements), by the
     key of its matrix; by the first one's where several matrices share neurons or heads.
+    ``kinds``: what those units are, a granularity each, by the same keys.
     ``data``: batches, for methods that look at examples.
     ``gradients``: computes dL/dW of every matrix, float32 [out, in], summed over ``data``.
+    ``importance``: computes the importance of heads, neurons and MLPs over ``data``, by the keys of
+    ``units``: :func:`sparsebert.pruning.importance.gate_importance` with the options it is given.
     """
 
     weights: Mapping[str, Tensor]
     units: Mapping[str, tuple[int, int]]
     structure: Structure
     seed: int
+    kinds: Mapping[str, str] = field(default_factory=dict)
     data: Any = None
     gradients: Callable[[], Mapping[str, Tensor]] = _no_gradients
+    importance: Callable[..., Mapping[str, Tensor]] = _no_gradients
 
 
 class Method(Protocol):
@@ -65,13 +70,16 @@ def methods() -> tuple[str, ...]:
     return tuple(_METHODS)
 
 
-def find_method(name: str | Method) -> Method:
-    """The method of that name with its default options; an instance is returned as it is.
+def find_method(name: str | Method, **options: Any) -> Method:
+    """The method of that name with these options; an instance is returned as it is.
 
-    Raises ValueError for an unknown name, offering the nearest.
+    Raises ValueError for an unknown name or option, offering the nearest.
     """
     if isinstance(name, str) and name in _METHODS:
-        return _METHODS[name]()
+        known = [each.name for each in fields(_METHODS[name])]
+        if wrong := options.keys() - set(known):
+            raise unknown(f"option of method {name}", min(wrong), known)
+        return _METHODS[name](**options)
     if isinstance(name, str) or not hasattr(name, "scores"):
         raise unknown("pruning method", name, _METHODS)
     return name

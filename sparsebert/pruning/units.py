@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsebert.bert import Structure
-from sparsebert.pruning.granularity import Granularity, parse_granularity
+from sparsebert.pruning.granularity import Granularity, kinds_in, parse_granularity
 
 SCOPES = ("global", "matrix", "type")
 
@@ -46,6 +46,11 @@ class UnitGroup:
     def name(self) -> str:
         """The key of its first matrix."""
         return next(iter(self.parts))
+
+    @property
+    def kind(self) -> str:
+        """The granularity of its units."""
+        return self.parts[self.name].name
 
     @property
     def weights(self) -> int:
@@ -98,26 +103,21 @@ def unit_groups(
     shapes: Mapping[str, torch.Size],
     structure: Structure | None,
 ) -> tuple[UnitGroup, ...]:
-    """The matrices of those shapes cut into units of that granularity, in model order.
+    """The matrices of those shapes cut into units of that granularity, in model order, kind by kind.
 
-    Neurons and heads touch only the matrices that they have weights in; the others are in no group. All
-    matrices that share units must be there. ``structure``: needed for neurons and heads.
+    Neurons, heads and whole MLPs touch only the matrices that they have weights in; the others are in no
+    group. All matrices that share units must be there. ``structure``: needed for these kinds.
 
-    Raises ValueError as :func:`parse_granularity` does, for neurons or heads without a structure, or where
+    Raises ValueError as :func:`parse_granularity` does, for such kinds without a structure, or where
     matrices have other shapes than their layer's structure says.
     """
     granularity = parse_granularity(name, block_size)
-    if name not in ("neuron", "head"):
+    kinds = kinds_in(name)
+    if not kinds:
         return tuple(UnitGroup({key: granularity}, {key: shape}) for key, shape in shapes.items())
     if structure is None:
         raise ValueError(f"granularity {name!r} lies across matrices: the model is needed to say which")
-    if name == "neuron":
-        cuts = (Granularity(name, (1, None)), Granularity(name, (None, 1)))
-        groups = [dict(zip(keys, cuts, strict=True)) for keys in structure.neurons]
-    else:
-        rows = Granularity(name, (structure.head_size, None))
-        columns = Granularity(name, (None, structure.head_size))
-        groups = [dict(zip(keys, (rows, rows, rows, columns), strict=True)) for keys in structure.heads]
+    groups = [parts for kind in kinds for parts in _across(kind, structure)]
     return tuple(_checked(UnitGroup(parts, {key: shapes[key] for key in parts})) for parts in groups)
 
 
@@ -127,6 +127,18 @@ def rivals(groups: Sequence[UnitGroup], scope: str, types: Mapping[str, str]) ->
     for group in groups:
         found[{"global": "", "matrix": group.name, "type": types[group.name]}[scope]].append(group)
     return list(found.values())
+
+
+def _across(kind: str, structure: Structure) -> list[dict[str, Granularity]]:
+    """How the matrices of each layer that have such units are cut."""
+    if kind == "head":
+        rows = Granularity(kind, (structure.head_size, None))
+        columns = Granularity(kind, (None, structure.head_size))
+        return [dict(zip(keys, (rows, rows, rows, columns), strict=True)) for keys in structure.heads]
+    cuts = (Granularity(kind, (1, None)), Granularity(kind, (None, 1)))
+    if kind == "mlp":
+        cuts = (Granularity(kind, (None, None)), Granularity(kind, (None, None)))
+    return [dict(zip(keys, cuts, strict=True)) for keys in structure.neurons]
 
 
 def _checked(group: UnitGroup) -> UnitGroup:

@@ -22,6 +22,9 @@ SOURCES = (
     "Zhu and Gupta 2017",
     "Sanh et al. 2020",
     "Jiang et al. 2023",
+    "Prasanna et al. 2020",
+    "Chen et al. 2021",
+    "Super Tickets",
 )
 
 
@@ -60,6 +63,7 @@ def test_imp_may_prune_shares_of_what_remains() -> None:
         ("one-shot", {}, [("start", "0.6")]),
         ("one-shot", {"of": "trained"}, [("all", "0.0"), ("trained", "0.6")]),
         ("random", {}, [("start", "0.6")]),
+        ("importance", {}, [("all", "0.0"), ("trained", "0.6")]),
         ("snip", {}, [("start", "0.6")]),
         ("snip-imp", {"step": 0.05}, [("start", "0.5"), ("trained", "0.55"), ("trained", "0.6")]),
         ("snip-imp", {"first": 0.9}, [("start", "0.6")]),
@@ -67,7 +71,12 @@ def test_imp_may_prune_shares_of_what_remains() -> None:
         ("movement", {}, [("learned", "0.6")]),
         ("smp", {"mask": "G"}, [("learned", "0.6")]),
         ("l0", {}, [("learned", "0.6")]),
+        ("early-bird", {}, [("all", "0.0"), ("found", "0.6")]),
+        ("super-tickets", {"step": 0.3}, [("all", "0.0"), ("found", "0.3"), ("found", "0.6")]),
+        ("importance-search", {}, [("all", "0.0"), ("found", "0.0")]),
         ("ticket", {}, [("given", "0.6")]),
+        ("bad-units", {}, [("given", "0.6")]),
+        ("random-units", {}, [("given", "0.6")]),
         ("random-layerwise", {}, [("given", "0.6")]),
         ("random-reinit", {}, [("given", "0.6")]),
         ("shuffled", {"within": "layers"}, [("given", "0.6")]),

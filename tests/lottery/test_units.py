@@ -37,10 +37,19 @@ UNITS: dict[str, dict[str, Any]] = {
     "head": {"granularity": "head"},
     "1:2": {"granularity": "1:2"},
 }
+# They choose among heads, neurons and MLPs, and refuse other units: tested beside them.
+STRUCTURED = {
+    "importance",
+    "importance-search",
+    "early-bird",
+    "super-tickets",
+    "bad-units",
+    "random-units",
+}
 
 
 # Those that prune nothing, that are not told how much, or whose options say what competes.
-_OTHERWISE = ("dense", "soft-movement", "l0", "smp")
+OTHERWISE = {"dense", "soft-movement", "l0", "smp"}
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +66,7 @@ def _weights_drift_instead_of_being_trained(monkeypatch: pytest.MonkeyPatch) -> 
             checkpoint = Checkpoint(folder / f"checkpoint-{beginning.stop}", beginning.stop, 0.0)
             experiment.model.save_pretrained(checkpoint.path)
             checkpoint.mark()
-        return Trained(0.0, 1.0)
+        return Trained(0.0, 1.0, beginning.stop)
 
     monkeypatch.setattr(loop, "train_round", drift)
 
@@ -65,7 +74,7 @@ def _weights_drift_instead_of_being_trained(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.filterwarnings("ignore:layer collapse")
 @pytest.mark.parametrize("scope", ["global", "matrix", "type"])
 @pytest.mark.parametrize("units", UNITS)
-@pytest.mark.parametrize("method", [name for name in lottery_methods() if name not in _OTHERWISE])
+@pytest.mark.parametrize("method", [name for name in lottery_methods() if name not in OTHERWISE | STRUCTURED])
 def test_any_method_finds_tickets_of_any_units_in_any_scope(
     method: str, units: str, scope: str, tmp_path: Path
 ) -> None:

@@ -1,19 +1,27 @@
 """The lottery methods. Importing a method's module registers it by name."""
 
 from .dense import Dense
+from .early_bird import EarlyBird
 from .given import GivenTicket, RandomLayerwise, RandomReinit, ShuffledWeights
 from .imp import IterativeMagnitude, StandardPruning
+from .importance import Importance
 from .learned import GradualMagnitude, HardConcrete, Movement, SoftMovement, StaticModelPruning
 from .multi_task import MultiTask
 from .one_shot import OneShot
 from .random import RandomPruning
 from .snip import SnipOnce, SnipThenMagnitude
+from .super_tickets import SuperTickets
+from .unit_search import BadUnits, ImportanceSearch, RandomUnits
 
 __all__ = [
+    "BadUnits",
     "Dense",
+    "EarlyBird",
     "GivenTicket",
     "GradualMagnitude",
     "HardConcrete",
+    "Importance",
+    "ImportanceSearch",
     "IterativeMagnitude",
     "Movement",
     "MultiTask",
@@ -21,10 +29,12 @@ __all__ = [
     "RandomLayerwise",
     "RandomPruning",
     "RandomReinit",
+    "RandomUnits",
     "ShuffledWeights",
     "SnipOnce",
     "SnipThenMagnitude",
     "SoftMovement",
     "StandardPruning",
     "StaticModelPruning",
+    "SuperTickets",
 ]

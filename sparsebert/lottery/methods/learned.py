@@ -27,11 +27,11 @@ class _ByPenalty(LearnedMethod):
     """Base of the methods whose scores never compete: penalty and threshold decide how much stays."""
 
     @property
-    def takes_sparsity(self) -> bool:
-        return False
+    def finds_sparsity(self) -> bool:
+        return True
 
-    def check_units(self, granularity: str, scope: str) -> None:
-        super().check_units(granularity, scope)
+    def require_units(self, granularity: str, scope: str) -> None:
+        super().require_units(granularity, scope)
         if scope != self.scope:
             raise ValueError(f"method {self.name} compares no scores: scope {scope!r} means nothing to it")
 
@@ -58,10 +58,10 @@ class StaticModelPruning(LearnedMethod, static.StaticModelPruning):
         return {Mask.GLOBAL: "global", Mask.SHARED: "type"}.get(self.mask, "matrix")
 
     @property
-    def takes_sparsity(self) -> bool:
-        return self.mask is not Mask.THRESHOLD
+    def finds_sparsity(self) -> bool:
+        return self.mask is Mask.THRESHOLD
 
-    def check_units(self, granularity: str, scope: str) -> None:
-        super().check_units(granularity, scope)
+    def require_units(self, granularity: str, scope: str) -> None:
+        super().require_units(granularity, scope)
         if scope != self.scope:
             raise ValueError(f"mask {self.mask.value} of smp means scope {self.scope!r}, not {scope!r}")

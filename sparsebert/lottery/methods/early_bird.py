@@ -1,0 +1,188 @@
+"""Early-Bird tickets of heads and neurons: drawn long before a dense round of training ends."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+from torch import Tensor
+
+from sparsebert.bert import structure
+from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.registry import Companion, LotteryMethod, Round, Source, register
+from sparsebert.pruning.early_bird import Coefficients, Settled, mask_distance
+from sparsebert.pruning.gates import GateSite, gate_sites
+from sparsebert.pruning.granularity import kinds_in
+from sparsebert.pruning.one_shot import kept_units, prune
+from sparsebert.ticket import Ticket
+from sparsebert.training import ranks
+from sparsebert.training.coefficients import CoefficientTrace, TrainedCoefficients, read_trace
+
+Course = Mapping[int, Mapping[str, Tensor]]
+
+
+class DrawAt(StrEnum):
+    """When the ticket is drawn: once consecutive masks differ little, or at a step known beforehand."""
+
+    DISTANCE = "distance"
+    FIXED = "fixed"
+
+
+@register("early-bird")
+@dataclass(frozen=True)
+class EarlyBird(LotteryMethod):
+    """Train the model with a coefficient on each head and neuron and an L1 penalty on them, draw the units of
+    the highest coefficients early, rewind and train those: Chen et al. 2021, "EarlyBERT: Efficient BERT
+    Training via Early-bird Lottery Tickets".
+
+    For granularities head, neuron and "head+neuron", where ``scope="type"`` prunes the same share of both.
+    ``draw="distance"``: every ``every`` steps the mask that the coefficients give at the asked sparsity is
+    compared with the last; once the share of units that changed sides is below ``epsilon`` for ``window``
+    times in a row, the ticket is drawn (You et al. 2020). ``draw="fixed"``: after ``draw_at`` of the first
+    epoch, as in the code of Chen et al. 2021. ``penalty``: factor of the L1 norm. The published code ranks by
+    the signed coefficient; ``absolute`` by its size.
+
+    The coefficients at each comparison stay in the run's folder (``round-00/coefficients``). ``search`` of
+    the ticket's metadata holds the step of the draw, the steps of a whole round, the share that was saved of
+    them, whether the mask had settled, and the distances.
+    """
+
+    penalty: float = 1e-4
+    draw: DrawAt = DrawAt.DISTANCE
+    draw_at: float = 0.2
+    every: int = 10
+    epsilon: float = 0.1
+    window: int = 5
+    absolute: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Settled(self.epsilon, self.window)
+        if not self.penalty >= 0:
+            raise ValueError(f"penalty must not be negative, not {self.penalty}")
+        if not 0 < self.draw_at <= 1:
+            raise ValueError(f"draw_at must be a share of an epoch in (0, 1], not {self.draw_at}")
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1 step, not {self.every}")
+
+    def require_units(self, granularity: str, scope: str) -> None:
+        if not kinds_in(granularity) or "mlp" in kinds_in(granularity):
+            raise ValueError(
+                f"method {self.name} chooses among heads and neurons: granularity head, neuron or "
+                f"head+neuron, not {granularity!r}"
+            )
+
+    def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
+        return (Round(Source.ALL), Round(Source.FOUND, sparsity))
+
+    @contextlib.contextmanager
+    def accompanied(
+        self, number: int, experiment: Experiment, request: Request, folder: Path
+    ) -> Iterator[Companion | None]:
+        """The first round trains the coefficients too, and ends with the draw; then they join the weights.
+
+        Raises ValueError for a round with too few steps for a mask.
+        """
+        if number > 0:
+            yield None
+            return
+        every = self._interval(experiment, request)
+        if every > (steps := _steps(experiment, request)):
+            raise ValueError(f"a round of {steps} steps ends before the first mask, at step {every}")
+        sites = _sites(experiment, request)
+        coefficients = TrainedCoefficients(experiment.model, sites, self.penalty)
+        watch = _Watch(self, experiment, request)
+        trace = CoefficientTrace(coefficients, folder / "coefficients", every, watch.enough)
+        try:
+            yield _Searching(trace, coefficients.names)
+        finally:
+            coefficients.fold_()
+
+    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
+        model = experiment.model
+        sizes = {name: site.count(model) for name, site in _sites(experiment, request).items()}
+        course = read_trace(folder / "coefficients", sizes)
+        watch = _Watch(self, experiment, request)
+        drawn_at, steps = max(course), _steps(experiment, request)
+        ticket = prune(
+            model,
+            Coefficients(course[drawn_at], self.absolute),
+            sparsity=round_.sparsity,
+            seed=request.training.seed,
+            **asdict(request.units),
+        )
+        ticket.metadata["search"] = {
+            "drawn_at": drawn_at,
+            "steps": steps,
+            "saved": 1 - drawn_at / steps,
+            "settled": watch.enough(course),
+            "distances": [[step, distance] for step, distance in watch.distances(course).items()],
+        }
+        return ticket
+
+    def _interval(self, experiment: Experiment, request: Request) -> int:
+        if self.draw is DrawAt.DISTANCE:
+            return self.every
+        epoch = replace(request.training, steps=None, epochs=1.0, warmup_steps=0)
+        return max(1, round(self.draw_at * epoch.steps_of(len(experiment.train), ranks.count())))
+
+
+@dataclass(frozen=True)
+class _Searching:
+    """What goes along with the first round."""
+
+    callback: CoefficientTrace
+    names: Sequence[str]
+
+    @property
+    def stopped(self) -> int | None:
+        return self.callback.stopped
+
+
+class _Watch:
+    """Masks of the coefficients at each step, and whether they have settled."""
+
+    def __init__(self, method: EarlyBird, experiment: Experiment, request: Request) -> None:
+        self._method, self._model, self._request = method, experiment.model, request
+        self._masks: dict[int, dict[str, Tensor]] = {}
+
+    def distances(self, course: Course) -> dict[int, float]:
+        """Step -> distance of its mask from the one before."""
+        for step, values in course.items():
+            if step not in self._masks:
+                units = self._request.units
+                self._masks[step] = kept_units(
+                    self._model,
+                    {name: each.abs() if self._method.absolute else each for name, each in values.items()},
+                    self._request.target,
+                    units.granularity,
+                    units.scope,
+                )
+        return {
+            later: mask_distance(self._masks[earlier], self._masks[later])
+            for earlier, later in pairwise(course)
+        }
+
+    def enough(self, course: Course) -> bool:
+        """Whether the ticket is to be drawn now."""
+        if self._method.draw is DrawAt.FIXED:
+            return bool(course)
+        settled = Settled(self._method.epsilon, self._method.window)
+        return settled(list(self.distances(course).values()))
+
+
+def _sites(experiment: Experiment, request: Request) -> dict[str, GateSite]:
+    known = structure(experiment.model)
+    sites: dict[str, GateSite] = {}
+    for kind in kinds_in(request.units.granularity):
+        sites |= gate_sites(known, kind)
+    return sites
+
+
+def _steps(experiment: Experiment, request: Request) -> int:
+    return request.training.steps_of(len(experiment.train), ranks.count())

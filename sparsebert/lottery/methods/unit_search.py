@@ -1,0 +1,136 @@
+"""Search for the fewest heads and MLPs that hold a metric, and the subnetworks such a ticket is judged by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from sparsebert.bert import structure
+from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.methods.given import GivenTicket
+from sparsebert.lottery.registry import LotteryMethod, Round, Source, register
+from sparsebert.pruning.gates import gate_sites, gated
+from sparsebert.pruning.importance import gate_importance, normalised
+from sparsebert.pruning.unit_masks import UnitMasks
+from sparsebert.pruning.unit_search import Scored, Search
+from sparsebert.ticket import Ticket
+
+
+class JudgedOn(StrEnum):
+    """The examples that a search takes its metric on."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+
+
+@register("importance-search")
+@dataclass(frozen=True)
+class ImportanceSearch(LotteryMethod):
+    """Train the dense model, mask its least important heads and MLPs as long as its metric stays above
+    ``threshold`` times that of the whole, rewind and train what is left: the good structured subnetworks of
+    Prasanna et al. 2020, "When BERT Plays the Lottery, All Tickets Are Winning", section 3.
+
+    It finds its sparsity itself; granularity is "head+mlp", and MLPs are removed whole. ``share`` of all
+    heads and one MLP go in a step (see :class:`sparsebert.pruning.unit_search.Search`). Importance is summed
+    over ``batches`` batches of the training data, and the metric taken on as many of its examples, so that
+    the validation data stay unseen. The published search looks at the validation data for its metric
+    (``judged_on="validation"``), never clears the gradients of its masks (``accumulate``), and goes on with
+    the scores of masks that it rejected (``rescore=False``).
+    """
+
+    finds_sparsity: ClassVar[bool] = True
+
+    threshold: float = 0.9
+    share_of_heads: float = 0.1
+    batches: int = 32
+    judged_on: JudgedOn = JudgedOn.TRAIN
+    accumulate: bool = False
+    rescore: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Search(self.threshold, self.share_of_heads)
+        if self.batches < 1:
+            raise ValueError(f"batches must be at least 1, not {self.batches}")
+
+    def require_units(self, granularity: str, scope: str) -> None:
+        if granularity != "head+mlp":
+            raise ValueError(
+                f"method {self.name} chooses heads and MLPs: granularity head+mlp, not {granularity!r}"
+            )
+
+    def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
+        return (Round(Source.ALL), Round(Source.FOUND))
+
+    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
+        """The good subnetwork; ``search`` in its metadata holds heads, MLPs and metric of each step.
+
+        Raises ValueError for an experiment without a ``judge``, and as Search does.
+        """
+        judge, model, settings = experiment.judge, experiment.model, request.training
+        if judge is None:
+            raise ValueError(f"method {self.name} needs an experiment with a judge: a metric to search by")
+        size = settings.batch_size
+        batches = experiment.first_batches(self.batches, size, settings.seed)
+        examples = self.batches * size if self.judged_on is JudgedOn.TRAIN else None
+        known = structure(model)
+        sites = gate_sites(known, "head") | gate_sites(known, "mlp")
+        kinds = {name: site.kind for name, site in sites.items()}
+
+        def score(masks: UnitMasks) -> Scored:
+            rows = (*masks.heads.float(), *masks.mlps.float()[:, None])
+            gates = dict(zip(sites, rows, strict=True))
+            with gated(model, sites, gates):
+                metric = judge(model, examples, settings.seed)
+            found = gate_importance(model, sites, batches, gates=gates, accumulate=self.accumulate)
+            ready = list(normalised(found, kinds).values())
+            layers = len(masks.mlps)
+            return Scored(metric, torch.stack(ready[:layers]), torch.cat(ready[layers:]))
+
+        trace: list[dict[str, Any]] = []
+
+        def note(masks: UnitMasks, metric: float) -> None:
+            trace.append({"heads": int(masks.heads.sum()), "mlps": int(masks.mlps.sum()), "metric": metric})
+
+        search = Search(self.threshold, self.share_of_heads, self.rescore)
+        good = search(UnitMasks.whole(model), score, note)
+        return good.ticket(model, {"method": self.name, "seed": settings.seed, "search": trace})
+
+
+@register("bad-units")
+@dataclass(frozen=True)
+class BadUnits(GivenTicket):
+    """As many heads and MLPs as the ticket keeps, from those that it prunes: the bad subnetworks of
+    Prasanna et al. 2020, section 3."""
+
+    def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
+        return _judging(self, ticket, UnitMasks.of(ticket, model).bad(seed), model, seed)
+
+
+@register("random-units")
+@dataclass(frozen=True)
+class RandomUnits(GivenTicket):
+    """As many heads and MLPs as the ticket keeps, at random: the random subnetworks of Prasanna et al. 2020.
+
+    ``bernoulli``: each with that probability instead, as in their code, so that the number varies.
+    """
+
+    bernoulli: bool = False
+
+    def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
+        masks = UnitMasks.of(ticket, model).random(seed, self.bernoulli)
+        return _judging(self, ticket, masks, model, seed)
+
+
+def _judging(method: LotteryMethod, good: Ticket, masks: UnitMasks, model: nn.Module, seed: int) -> Ticket:
+    step = {"operation": method.name, "seed": seed, "sparsity": good.sparsity}
+    history = [*good.metadata.get("history", []), step]
+    made = masks.ticket(model, {"method": method.name, "seed": seed, "history": history})
+    made.metadata["model"] = good.metadata.get("model", made.metadata["model"])
+    return made

@@ -1,0 +1,143 @@
+"""Early-Bird as a run: it stops early, says what that saved, and goes on where it was killed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from sparsebert.bench import record
+from sparsebert.lottery.run import run
+from sparsebert.ticket import Ticket
+from tests.lottery.tiny import collate, experiment, request
+
+UNITS: dict[str, Any] = {"granularity": "head+neuron", "scope": "type"}
+EARLY: dict[str, Any] = {**UNITS, "steps": 12, "every": 1, "window": 3, "epsilon": 0.5}
+
+
+def search(out: Path) -> dict[str, Any]:
+    return Ticket.load(out / "ticket.safetensors").metadata["search"]
+
+
+def test_it_draws_when_the_mask_has_settled(tmp_path: Path) -> None:
+    rows = run(experiment(), request("early-bird", 0.5, **EARLY), tmp_path)
+    found = search(tmp_path)
+    distances = [distance for _, distance in found["distances"]]
+    assert found["settled"]
+    assert max(distances[-3:]) < 0.5
+    assert found["drawn_at"] == len(distances) + 1 < 12
+    assert found["saved"] == 1 - found["drawn_at"] / 12
+    assert [row["steps"] for row in rows] == [found["drawn_at"], 12]
+    assert rows[1]["search"] == found
+    assert [row["sparsity"] for row in rows] == [0, 0.5]
+    files = sorted((tmp_path / "round-00" / "coefficients").glob("*.npy"))
+    assert len(files) == found["drawn_at"]
+    assert np.load(files[0]).shape == (2 * 2 + 2 * 30,)
+
+
+def test_the_units_of_the_highest_coefficients_stay(tmp_path: Path) -> None:
+    run(experiment(), request("early-bird", 0.5, **EARLY), tmp_path)
+    ticket = Ticket.load(tmp_path / "ticket.safetensors")
+    last = sorted((tmp_path / "round-00" / "coefficients").glob("*.npy"))[-1]
+    neurons = np.load(last)[4:]
+    kept = torch.cat([ticket.masks[f"encoder.layer.{i}.intermediate.dense"].all(1) for i in range(2)]).numpy()
+    assert kept.sum() == 30
+    assert neurons[kept].min() >= neurons[~kept].max()
+
+
+def test_a_fixed_draw_is_a_share_of_the_first_epoch(tmp_path: Path) -> None:
+    rows = run(experiment(), request("early-bird", 0.5, **UNITS, draw="fixed", draw_at=0.6), tmp_path)
+    assert [row["steps"] for row in rows] == [3, 7]  # 40 examples are 5 batches
+    assert search(tmp_path)["drawn_at"] == 3
+
+
+def test_what_never_settles_is_drawn_at_the_end(tmp_path: Path) -> None:
+    asked = request("early-bird", 0.5, **UNITS, every=3, epsilon=1e-9)
+    rows = run(experiment(), asked, tmp_path)
+    found = search(tmp_path)
+    assert [row["steps"] for row in rows] == [7, 7]
+    assert (found["settled"], found["drawn_at"]) == (False, 6)
+
+
+@pytest.mark.parametrize("draw", ["distance", "fixed"])
+def test_killed_anywhere_it_draws_the_same_ticket(tmp_path: Path, draw: str) -> None:
+    """Before and after the draw; a checkpoint may lie at its very step."""
+    torch.set_num_threads(1)
+    asked = request("early-bird", 0.5, **EARLY, draw=draw, draw_at=1.0, save_steps=1)
+    run(experiment(), asked, tmp_path / "whole")
+    sessions = 0
+    for left in (3, 2, 1, 4, 2, 6, 3, None):
+        countdown = iter(range(left, -1, -1) if left else [])
+
+        def dying(chosen: list[dict[str, Any]], countdown: Any = countdown) -> dict[str, Tensor]:
+            if next(countdown, None) == 0:
+                raise KeyboardInterrupt
+            return collate(chosen)
+
+        sessions += 1
+        try:
+            run(replace(experiment(), collate=dying), asked, tmp_path / "parts")
+        except KeyboardInterrupt:
+            continue
+        break
+    assert sessions > 3
+    assert_same(tmp_path)
+
+
+def test_killed_between_the_last_step_and_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    asked = request("early-bird", 0.5, **EARLY, save_steps=1)
+    run(experiment(), asked, tmp_path / "whole")
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sparsebert.lottery.run._counts", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(experiment(), asked, tmp_path / "parts")
+    run(experiment(), asked, tmp_path / "parts")
+    assert_same(tmp_path)
+
+
+def assert_same(folder: Path) -> None:
+    whole, parts = folder / "whole", folder / "parts"
+    assert (whole / "ticket.safetensors").read_bytes() == (parts / "ticket.safetensors").read_bytes()
+    logs = [record.read(out / "log.jsonl", "round") for out in (whole, parts)]
+    for name in ("metrics", "steps", "search", "loss"):
+        assert [row[name] for row in logs[0]] == [row[name] for row in logs[1]]
+    models = [load_file(out / "model" / "model.safetensors") for out in (whole, parts)]
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(each, models[1][name]) for name, each in models[0].items())
+    assert not any("coefficients" in name for name in models[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"granularity": "element"}, "chooses among heads and neurons"),
+        ({"granularity": "head+mlp"}, "chooses among heads and neurons"),
+        ({"penalty": -1.0}, "penalty must not be negative"),
+        ({"draw_at": 0.0}, "draw_at must be a share of an epoch"),
+        ({"every": 0}, "every must be at least 1 step"),
+        ({"epsilon": 2.0}, "epsilon must be in"),
+        ({"draw": "fixd"}, "did you mean 'fixed'"),
+    ],
+)
+def test_refusals(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        request("early-bird", 0.5, **{**UNITS, **options})
+
+
+def test_a_round_too_short_for_a_mask_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a round of 7 steps ends before the first mask, at step 50"):
+        run(experiment(), request("early-bird", 0.5, **UNITS, every=50), tmp_path)

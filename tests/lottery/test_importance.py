@@ -1,0 +1,89 @@
+"""Importance as a run: dense, scored on training data, rewound; resumed, and refused where it cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from dataclasses import replace
+
+from sparsebert.bench import record
+from sparsebert.bert import resolve, structure
+from sparsebert.lottery.run import run
+from sparsebert.ticket import Ticket
+from tests.lottery.tiny import collate, experiment, model, request
+
+CHOICES: dict[str, dict[str, Any]] = {"granularity": "head+neuron", "scope": "type", "batches": 2}
+
+
+@pytest.mark.parametrize("granularity", ["head", "neuron", "head+neuron"])
+def test_dense_first_and_then_its_important_units(tmp_path: Path, granularity: str) -> None:
+    rows = run(experiment(), request("importance", 0.5, **CHOICES | {"granularity": granularity}), tmp_path)
+    assert [row["sparsity"] for row in rows] == [0, 0.5]
+    assert [row["source"] for row in rows] == ["all", "trained"]
+    ticket = Ticket.load(tmp_path / "ticket.safetensors")
+    assert ticket.metadata["method"] == "head-importance"
+    assert ticket.metadata["granularity"] == granularity
+
+
+def test_a_removed_mlp_stays_removed_while_it_trains(tmp_path: Path) -> None:
+    rows = run(experiment(), request("importance", 0.5, granularity="mlp", batches=2), tmp_path)
+    assert rows[-1]["sparsity"] == 0.5
+    ticket = Ticket.load(tmp_path / "ticket.safetensors")
+    assert len(ticket.removed) == 2
+    trained = type(model()).from_pretrained(tmp_path / "model")
+    for key in ticket.removed:
+        assert not resolve(trained, key).weight.any()
+        assert not resolve(trained, key).bias.any()
+    kept = [keys for keys in structure(trained).neurons if keys[0] not in ticket.removed]
+    assert all(resolve(trained, key).bias.any() for keys in kept for key in keys)
+
+
+def test_published_gradients_choose_otherwise(tmp_path: Path) -> None:
+    for name, accumulate in (("fresh", False), ("published", True)):
+        asked = request("importance", 0.5, **CHOICES, accumulate=accumulate)
+        run(experiment(), asked, tmp_path / name)
+    fresh, published = (
+        Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("fresh", "published")
+    )
+    assert fresh != published
+
+
+def test_killed_in_either_round_it_ends_with_the_same_ticket(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    asked = request("importance", 0.5, **CHOICES)
+    run(experiment(), asked, tmp_path / "whole")
+    for left in (5, 6, None):
+        countdown = iter(range(left, -1, -1) if left else [])
+
+        def dying(chosen: list[dict[str, Any]], countdown: Any = countdown) -> dict[str, Tensor]:
+            if next(countdown, None) == 0:
+                raise KeyboardInterrupt
+            return collate(chosen)
+
+        try:
+            run(replace(experiment(), collate=dying), asked, tmp_path / "parts")
+        except KeyboardInterrupt:
+            assert left
+    tickets = [Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("whole", "parts")]
+    assert tickets[0] == tickets[1]
+    logs = [record.read(tmp_path / name / "log.jsonl", "round") for name in ("whole", "parts")]
+    assert [row["metrics"] for row in logs[0]] == [row["metrics"] for row in logs[1]]
+    assert sum(row["sessions"] for row in logs[1]) > 2
+
+
+def test_single_weights_have_no_gates() -> None:
+    with pytest.raises(ValueError, match=r"chooses among heads, neurons and MLPs: .* not 'element'"):
+        request("importance", 0.5)
+
+
+def test_no_batch_is_no_choice() -> None:
+    with pytest.raises(ValueError, match="batches must be at least 1"):
+        request("importance", 0.5, batches=0)

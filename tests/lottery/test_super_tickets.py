@@ -1,0 +1,106 @@
+"""Super tickets as a run: scored once, trained along a grid, the best one kept; and resumed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from sparsebert.bench import record
+from sparsebert.lottery.experiment import Experiment
+from sparsebert.lottery.run import run
+from sparsebert.ticket import Ticket
+from tests.lottery.tiny import experiment, request
+
+CHOICES: dict[str, Any] = {"granularity": "head+mlp", "scope": "type", "batches": 2, "step": 0.25}
+# Of the dense model and of the tickets of 25, 50 and 75 %: the second ticket is the best.
+METRICS = (0.95, 0.6, 0.9, 0.7)
+
+
+def scripted(metrics: tuple[float, ...] = METRICS, done: int = 0) -> Experiment:
+    values = iter(metrics[done:])
+
+    def evaluate(trained: nn.Module) -> dict[str, float]:
+        return {"loss": 0.0, "accuracy": next(values)}
+
+    return replace(experiment(), evaluate=evaluate, metric="accuracy")
+
+
+def test_the_best_of_the_grid_is_the_run_s(tmp_path: Path) -> None:
+    rows = run(scripted(), request("super-tickets", 0.75, **CHOICES), tmp_path)
+    assert [row["source"] for row in rows] == ["all", "found", "found", "found"]
+    (whole,) = record.read(tmp_path / "log.jsonl", "run")
+    assert (whole["round"], whole["sparsity"], whole["metrics"]["accuracy"]) == (2, rows[2]["sparsity"], 0.9)
+    chosen = Ticket.load(tmp_path / "ticket.safetensors")
+    assert chosen == Ticket.load(tmp_path / "round-02" / "ticket.safetensors")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    for key, mask in chosen.masks.items():
+        assert not weights[f"bert.{key}.weight"][~mask].any()
+    sparser = Ticket.load(tmp_path / "round-03" / "ticket.safetensors")
+    assert any(weights[f"bert.{key}.weight"][~mask].any() for key, mask in sparser.masks.items())
+    assert not list(tmp_path.glob("round-*/trained.safetensors"))
+
+
+def test_all_tickets_come_from_the_dense_model_s_scores(tmp_path: Path) -> None:
+    run(scripted(), request("super-tickets", 0.75, **CHOICES), tmp_path)
+    tickets = [Ticket.load(tmp_path / f"round-0{number}" / "ticket.safetensors") for number in (1, 2, 3)]
+    for denser, sparser in pairwise(tickets):
+        assert sparser & denser == sparser
+    assert {ticket.metadata["method"] for ticket in tickets} == {"head-importance"}
+    for ticket in tickets[:2]:  # the third has room for one head
+        assert all(ticket.masks[f"encoder.layer.{i}.attention.self.query"].any() for i in range(2))
+    assert len({ticket.metadata["model"]["weights"] for ticket in tickets}) == 1
+
+
+def test_of_equal_ones_the_sparsest_and_never_the_dense_model(tmp_path: Path) -> None:
+    run(scripted((1.0, 0.5, 0.5, 0.5)), request("super-tickets", 0.75, **CHOICES), tmp_path)
+    (whole,) = record.read(tmp_path / "log.jsonl", "run")
+    assert whole["round"] == 3
+
+
+@pytest.mark.parametrize("where", [1, 2, 3])
+def test_killed_before_a_round_s_record_it_chooses_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: int
+) -> None:
+    torch.set_num_threads(1)
+    asked = request("super-tickets", 0.75, **CHOICES)
+    run(scripted(), asked, tmp_path / "whole")
+    from sparsebert.lottery import run as loop
+
+    calls, original = iter(range(where, -1, -1)), loop._counts
+
+    def killed(*arguments: Any) -> Any:
+        if next(calls) == 0:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_counts", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(scripted(), asked, tmp_path / "parts")
+    run(scripted(done=where), asked, tmp_path / "parts")
+    whole, parts = (
+        [out / "ticket.safetensors", out / "model" / "model.safetensors"]
+        for out in (tmp_path / "whole", tmp_path / "parts")
+    )
+    assert whole[0].read_bytes() == parts[0].read_bytes()
+    one, other = load_file(whole[1]), load_file(parts[1])
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="chooses heads and MLPs"):
+        request("super-tickets", 0.5)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        request("super-tickets", 0.5, **{**CHOICES, "step": 1.5})
+    with pytest.raises(ValueError, match="batches must be at least 1"):
+        request("super-tickets", 0.5, **{**CHOICES, "batches": 0})
