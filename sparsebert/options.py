@@ -213,7 +213,8 @@ class MethodOptions:
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="soft-movement, smp T: what scores must exceed; importance-search: share of the metric to hold"
+            help="soft-movement, mask T of smp: what scores must exceed; importance-search: share of the "
+            "metric to hold"
         ),
     ] = None
     regularisation: Annotated[float | None, typer.Option(help="weight of the penalty on scores")] = None
