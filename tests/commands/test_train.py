@@ -186,7 +186,7 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
         (["--share", "orginal"], "did you mean 'original'"),
         (["--method", "random", "--step", "0.1"], "unknown option of method random 'step'"),
         (["--method", "ticket"], "needs a ticket"),
-        (["--method", "soft-movement"], "takes no sparsity"),
+        (["--method", "soft-movement"], "decides itself how much is pruned"),
         (["--method", "movement", "--granularity", "2:4"], "learns no patterns"),
         (["--method", "smp", "--label-words", "bad,good"], "label words need the head of a masked"),
         (["--method", "smp", "--label-words", "good"], "sst2 needs 2 label words, not 1"),

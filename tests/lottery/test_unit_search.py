@@ -67,7 +67,7 @@ def test_good_bad_and_random_are_trained_alike(tmp_path: Path, good: Path, metho
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="finds its own sparsity"):
+    with pytest.raises(ValueError, match="decides itself how much is pruned"):
         request("importance-search", 0.5, **CHOICES)
     with pytest.raises(ValueError, match="chooses heads and MLPs"):
         request("importance-search", None)
