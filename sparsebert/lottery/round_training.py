@@ -91,9 +91,10 @@ def train_round(
         if any(words in str(error) for words in ("No space left", "file write failed", "unexpected pos")):
             raise OSError(f"cannot write a checkpoint to {folder}: no space left on the disk") from error
         raise
-    # Mixed precision puts a wrapped forward on the model: it would stay for the evaluation and pile up over
-    # the rounds. accelerate's own unwrapping takes off transformers' decorators too.
-    for name in ("forward", "_original_forward"):
+    # Mixed precision puts a wrapped forward on the model: it would stay for the evaluation. accelerate's own
+    # unwrapping takes off transformers' decorators too; and the next round's must not find a model that it
+    # takes for wrapped already, or it trains in full precision.
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         vars(model).pop(name, None)
     return Trained(marks.seconds, _last_loss(trainer.state.log_history), trainer.state.global_step)
 

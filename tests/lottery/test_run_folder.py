@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from sparsebert.bench import record
+from sparsebert.bert import resolve
 from sparsebert.ticket import Ticket, weight_hash
 from sparsebert.training.snapshot import Snapshot
 
@@ -66,6 +68,18 @@ class TestRecords:
         left = BertForSequenceClassification.from_pretrained(tmp_path / "model")
         assert left.dtype == torch.float32
         assert experiment().evaluate(left) == rows[-1]["metrics"]
+
+    def test_every_round_is_trained_in_the_precision_asked_for(self, tmp_path: Path) -> None:
+        whole = experiment()
+        seen: list[torch.dtype] = []
+
+        def watch(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if module.training:
+                seen.append(output.dtype)
+
+        resolve(whole.model, "encoder.layer.0.attention.self.query").register_forward_hook(watch)
+        run(whole, request(sparsity=0.2, precision="bf16"), tmp_path)
+        assert seen == [torch.bfloat16] * 3 * 7
 
     def test_nothing_else_is_left(self, tmp_path: Path) -> None:
         run(experiment(), request(rewind="step", rewind_step=2), tmp_path)
