@@ -135,13 +135,6 @@ class LotteryMethod(abc.ABC):
         """
         yield None
 
-    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
-        """The ticket of a round of ``Source.FOUND``; the model is as the last round ended.
-
-        ``folder``: that of the last round.
-        """
-        raise NotImplementedError(f"method {self.name} searches for nothing")
-
     def best(self, rows: Sequence[Mapping[str, Any]], metric: str | None) -> int:
         """Of the records of the rounds so far, the number of the one whose ticket and model are the run's.
 
@@ -152,6 +145,15 @@ class LotteryMethod(abc.ABC):
     def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
         """The ticket of the model to train, of the one that is given."""
         return ticket
+
+
+@dataclass(frozen=True)
+class SearchingMethod(LotteryMethod):
+    """Base of the methods with rounds of ``Source.FOUND``: tickets that come out of a search of their own."""
+
+    @abc.abstractmethod
+    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
+        """The ticket of a round; the model is as the last round ended, and ``folder`` is that round's."""
 
 
 class Companion(Protocol):

@@ -20,7 +20,7 @@ from sparsebert.lottery.begin import Course, begin_round
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.folder import Record, RunFolder, digest
 from sparsebert.lottery.learned import LearnedMethod
-from sparsebert.lottery.registry import Rewind, Round, Source
+from sparsebert.lottery.registry import Rewind, Round, SearchingMethod, Source
 from sparsebert.lottery.round_training import Trained, train_round
 from sparsebert.pruning import prune
 from sparsebert.pruning.granularity import parse_granularity
@@ -166,6 +166,7 @@ class _Run:
         elif round_.source is Source.FOUND:
             Snapshot.load(self.folder.trained(number - 1)).restore_(self.model)
             before = self.folder.round(number - 1)
+            assert isinstance(self.method, SearchingMethod)
             ticket = self.method.found(self.experiment, self.request, before, round_)
             earlier = Ticket.load(self.folder.ticket(number - 1))
             ticket.metadata["model"]["weights"] = earlier.metadata["model"]["weights"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.registry import Companion, LotteryMethod, Round, Source, register
+from sparsebert.lottery.registry import Companion, Round, SearchingMethod, Source, register
 from sparsebert.pruning.early_bird import Coefficients, Settled, mask_distance
 from sparsebert.pruning.gates import GateSite, gate_sites
 from sparsebert.pruning.granularity import kinds_in
@@ -35,7 +35,7 @@ class DrawAt(StrEnum):
 
 @register("early-bird")
 @dataclass(frozen=True)
-class EarlyBird(LotteryMethod):
+class EarlyBird(SearchingMethod):
     """Train the model with a coefficient on each head and neuron and an L1 penalty on them, draw the units of
     the highest coefficients early, rewind and train those: Chen et al. 2021, "EarlyBERT: Efficient BERT
     Training via Early-bird Lottery Tickets".

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.registry import LotteryMethod, Round, Source, register
+from sparsebert.lottery.methods.heads_and_mlps import HeadsAndMlps
+from sparsebert.lottery.registry import Round, Source, register
 from sparsebert.pruning import HeadImportance, Share, levels
 from sparsebert.pruning.gates import gate_sites
 from sparsebert.pruning.importance import gate_importance
@@ -25,7 +26,7 @@ from sparsebert.training.files import replacing
 
 @register("super-tickets")
 @dataclass(frozen=True)
-class SuperTickets(LotteryMethod):
+class SuperTickets(HeadsAndMlps):
     """Train the dense model, score its heads and MLPs once, and for each sparsity of a grid rewind and train
     the most important ones; the run's ticket is the one that does best on the validation data: Liang et al.
     2021, "Super Tickets in Pre-Trained Language Models: From Model Compression to Improving Generalization".
@@ -38,19 +39,6 @@ class SuperTickets(LotteryMethod):
     """
 
     step: float = 0.05
-    batches: int = 32
-    accumulate: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batches < 1:
-            raise ValueError(f"batches must be at least 1, not {self.batches}")
-
-    def require_units(self, granularity: str, scope: str) -> None:
-        if granularity != "head+mlp":
-            raise ValueError(
-                f"method {self.name} chooses heads and MLPs: granularity head+mlp, not {granularity!r}"
-            )
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         grid = levels(sparsity, self.step, Share.ORIGINAL)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch import nn
 from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.methods.given import GivenTicket
+from sparsebert.lottery.methods.heads_and_mlps import HeadsAndMlps
 from sparsebert.lottery.registry import LotteryMethod, Round, Source, register
 from sparsebert.pruning.gates import gate_sites, gated
 from sparsebert.pruning.importance import gate_importance, normalised
@@ -31,7 +32,7 @@ class JudgedOn(StrEnum):
 
 @register("importance-search")
 @dataclass(frozen=True)
-class ImportanceSearch(LotteryMethod):
+class ImportanceSearch(HeadsAndMlps):
     """Train the dense model, mask its least important heads and MLPs as long as its metric stays above
     ``threshold`` times that of the whole, rewind and train what is left: the good structured subnetworks of
     Prasanna et al. 2020, "When BERT Plays the Lottery, All Tickets Are Winning", section 3.
@@ -44,26 +45,18 @@ class ImportanceSearch(LotteryMethod):
     the scores of masks that it rejected (``rescore=False``).
     """
 
-    finds_sparsity: ClassVar[bool] = True
-
     threshold: float = 0.9
     share_of_heads: float = 0.1
-    batches: int = 32
     judged_on: JudgedOn = JudgedOn.TRAIN
-    accumulate: bool = False
     rescore: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Search(self.threshold, self.share_of_heads)
-        if self.batches < 1:
-            raise ValueError(f"batches must be at least 1, not {self.batches}")
 
-    def require_units(self, granularity: str, scope: str) -> None:
-        if granularity != "head+mlp":
-            raise ValueError(
-                f"method {self.name} chooses heads and MLPs: granularity head+mlp, not {granularity!r}"
-            )
+    @property
+    def finds_sparsity(self) -> bool:
+        return True
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         return (Round(Source.ALL), Round(Source.FOUND))
