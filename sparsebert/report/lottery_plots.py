@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 from sparsebert import metrics
 from sparsebert.report.lottery_tables import NAMES, Point, points
@@ -12,9 +13,9 @@ from sparsebert.report.wording import Record, machine_text, threads_text
 
 
 def curve_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
-    """PNG of the part "curve". Raises ValueError where its dense runs or its speeds are missing."""
+    """PNG of all methods on one task. Raises ValueError where its dense runs or its speeds are missing."""
     records = list(records)
-    found = points(records, "curve")
+    found = points(records, "curve", "learned")
     dense = next((point for point in found if point.label == "dense"), None)
     timed = [point for point in found if point.speed]
     if dense is None or not timed:
@@ -26,13 +27,12 @@ def curve_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
     methods = list(dict.fromkeys(point.label for point in found if point is not dense))
     for number, label in enumerate(methods):
         own = [point for point in found if point.label == label]
+        style = _style(number)
         top.errorbar(
             [100 * point.sparsity for point in own],
             [100 * point.summary.mean for point in own],
             [100 * (point.summary.std or 0.0) for point in own],
-            color=COLOURS[number],
-            marker=MARKERS[number],
-            markersize=5,
+            **style,
             capsize=3,
             label=NAMES[label],
         )
@@ -40,9 +40,7 @@ def curve_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
         bottom.plot(
             [100 * point.sparsity for point in own],
             [_against_onednn(point) for point in own],
-            color=COLOURS[number],
-            marker=MARKERS[number],
-            markersize=5,
+            **style,
         )
     bottom.axhline(1, color="0.3", linewidth=1)
     top.set_ylabel(f"{dense.task}, {metrics.primary(dense.task)} (%)")
@@ -62,6 +60,17 @@ def curve_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
     )
     figure.supxlabel(note, fontsize=7, color="0.35", x=0.01, ha="left")
     save_figure(figure, path)
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Of the method of that number: colours come again, with other lines and markers."""
+    again, place = divmod(number, len(COLOURS))
+    return {
+        "color": COLOURS[place],
+        "marker": MARKERS[(place + again) % len(MARKERS)],
+        "linestyle": ("-", "--", ":")[again % 3],
+        "markersize": 5,
+    }
 
 
 def _against_onednn(point: Point) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,15 @@ NAMES = {
     "imp": "IMP",
     "one-shot": "one-shot magnitude",
     "snip": "SNIP",
+    "gradual": "gradual magnitude",
+    "movement": "movement",
+    "soft-movement": "soft movement",
+    "smp-l": "SMP-L",
+    "smp-s": "SMP-S",
     "random": "random",
+    "importance": "heads and neurons, importance",
+    "early-bird": "heads and neurons, Early-Bird",
+    "random-units": "heads and neurons, random",
     "own-ticket": "the task's own (IMP)",
     "mlm-ticket": "of masked language modelling (IMP)",
 }
@@ -45,24 +54,29 @@ class Point:
         return metrics.summary(self.values)
 
 
-def points(records: Iterable[Record], part: str) -> list[Point]:
+def points(records: Iterable[Record], *parts: str) -> list[Point]:
     """Methods in the order of `NAMES`, each by sparsity; the records' own order decides within a task."""
-    records = list(records)
-    rounds = [row for row in records if row["kind"] == "round" and row["part"] == part]
+    records = [row for row in records if row["part"] in parts]
     speeds = {
-        (row["label"], _share(row["ticket"]["sparsity"])): row
+        (row["label"], _share(row, row["ticket"]["sparsity"])): row
         for row in records
-        if row["kind"] == "bench" and row["part"] == part and row["provider"] == "sparse"
+        if row["kind"] == "bench" and row["provider"] == "sparse"
     }
     # The round of a seed that is there twice counts as it was last.
-    values: dict[tuple[str, str, float], dict[int, float]] = {}
-    for row in rounds:
-        if row["label"] in NAMES and (row["sparsity"] or row["label"] == "dense"):
-            key = (row["label"], row["task"], _share(row["sparsity"]))
-            values.setdefault(key, {})[row["seed"]] = row["metrics"][metrics.primary(row["task"])]
+    values: dict[tuple[str, str, float], dict[int, Record]] = {}
+    for row in records:
+        if row["kind"] == "round" and row["label"] in NAMES and (row["sparsity"] or row["label"] == "dense"):
+            key = (row["label"], row["task"], _share(row, row["sparsity"]))
+            values.setdefault(key, {})[row["seed"]] = row
     order = list(NAMES)
     return [
-        Point(label, task, share, tuple(found.values()), speeds.get((label, share)))
+        Point(
+            label,
+            task,
+            statistics.fmean(row["sparsity"] for row in found.values()),
+            tuple(row["metrics"][metrics.primary(task)] for row in found.values()),
+            speeds.get((label, share)),
+        )
         for (label, task, share), found in sorted(
             values.items(), key=lambda item: (order.index(item[0][0]), item[0][2])
         )
@@ -72,7 +86,20 @@ def points(records: Iterable[Record], part: str) -> list[Point]:
 def curve_tables(records: Iterable[Record]) -> list[Table]:
     """Accuracy of each ticket on its task, the verdict against the dense model, and its measured speed."""
     records = list(records)
-    found = points(records, "curve")
+    return _accuracy_tables(records, points(records, "curve"))
+
+
+def learned_tables(records: Iterable[Record]) -> list[Table]:
+    """The same of the tickets that are learned, and of heads and neurons; dense and random beside them."""
+    records = list(records)
+    if not points(records, "learned"):
+        return []
+    beside = ("imp", "one-shot", "snip")
+    found = [point for point in points(records, "curve", "learned") if point.label not in beside]
+    return _accuracy_tables(records, found)
+
+
+def _accuracy_tables(records: Sequence[Record], found: Sequence[Point]) -> list[Table]:
     dense = next((point for point in found if point.label == "dense"), None)
     if dense is None:
         return []
@@ -86,7 +113,7 @@ def curve_tables(records: Iterable[Record]) -> list[Table]:
         for point in found
     )
     measured = [point.speed for point in found if point.speed]
-    notes = [_training_note(records, "curve")]
+    notes = [_training_note(records, "curve", "learned")]
     if measured:
         environment, workload = measured[0]["environment"], measured[0]["workload"]
         notes.append(
@@ -125,8 +152,9 @@ def share_text(summary: metrics.Summary) -> str:
     return f"{100 * summary.mean:.1f}{spread}"
 
 
-def _share(sparsity: float) -> float:
-    return round(sparsity, 3)
+def _share(row: Record, sparsity: float) -> float:
+    """What tickets of one point have in common: the sparsity, or what was asked of a method that finds it."""
+    return round(row.get("asked", sparsity), 3)
 
 
 def _speed_columns(measured: Sequence[Record]) -> tuple[str, ...]:
@@ -147,8 +175,8 @@ def _model(records: Sequence[Record]) -> str:
     return str(next(row["model"] for row in records if row["kind"] == "round"))
 
 
-def _training_note(records: Sequence[Record], part: str) -> str:
-    rounds = [row for row in records if row["kind"] == "round" and row["part"] == part]
+def _training_note(records: Sequence[Record], *parts: str) -> str:
+    rounds = [row for row in records if row["kind"] == "round" and row["part"] in parts]
     seeds = sorted({row["seed"] for row in rounds})
     versions = ", ".join(f"{name} {version}" for name, version in rounds[-1]["versions"].items())
     return (

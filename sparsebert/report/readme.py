@@ -23,7 +23,7 @@ from typing import Any
 from sparsebert.bench.record import read
 from sparsebert.report.aot_tables import aot_tables
 from sparsebert.report.gpu_tables import gpu_tables
-from sparsebert.report.lottery_tables import curve_tables, transfer_tables
+from sparsebert.report.lottery_tables import curve_tables, learned_tables, transfer_tables
 from sparsebert.report.model_tables import bench_tables, sweep_tables
 from sparsebert.report.table import Table
 from sparsebert.report.tables import goal_tables, layer_tables, selection_tables, stack_tables
@@ -38,6 +38,7 @@ KINDS: dict[str, Callable[[list[dict[str, Any]]], list[Table]]] = {
     "aot": aot_tables,
     "gpu": gpu_tables,
     "lottery": curve_tables,
+    "learned": learned_tables,
     "transfer": transfer_tables,
 }
 BLOCK = re.compile(

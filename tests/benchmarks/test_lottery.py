@@ -9,11 +9,12 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from benchmarks.lottery import SEEDS, curve, main, sources, targets
+from benchmarks.lottery.__main__ import main
+from benchmarks.lottery.runs import SEEDS, curve, learned, sources, targets
 
 
 def test_every_run_has_a_folder_of_its_own() -> None:
-    runs = [*(run for seed in SEEDS for run in curve(seed)), *sources(), *targets()]
+    runs = [*(run for seed in SEEDS for run in (*curve(seed), *learned(seed))), *sources(), *targets()]
     asked = {run.name: (run.task, run.seed, run.method, run.sparsity, run.ticket) for run in runs}
     assert all(asked[run.name] == (run.task, run.seed, run.method, run.sparsity, run.ticket) for run in runs)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sparsebert.report.lottery_plots import curve_plot
-from sparsebert.report.lottery_tables import curve_tables, points, transfer_tables
+from sparsebert.report.lottery_tables import curve_tables, learned_tables, points, transfer_tables
 
 
 def rounds(label: str, sparsity: float, values: list[float], **changes: Any) -> list[dict[str, Any]]:
@@ -50,6 +50,29 @@ def test_a_ticket_stands_with_accuracy_verdict_and_speed(bench_record: Any) -> N
 def test_a_round_that_is_there_twice_counts_once() -> None:
     (point,) = points([*DENSE, *DENSE], "curve")
     assert point.values == (0.80, 0.82, 0.84)
+
+
+def test_learned_tickets_stand_beside_dense_and_random_ones_of_the_curve() -> None:
+    rows = [
+        *DENSE,
+        *rounds("imp", 0.5, [0.83]),
+        *rounds("random", 0.5, [0.6]),
+        *rounds("smp-s", 0.5, [0.8], part="learned"),
+    ]
+    (table,) = learned_tables(rows)
+    assert [row[0] for row in table.rows] == ["dense", "SMP-S 50%", "random 50%"]
+    assert learned_tables(DENSE) == []
+
+
+def test_tickets_of_a_method_that_finds_its_sparsity_go_by_what_was_asked_of_it() -> None:
+    found = [
+        row | {"sparsity": sparsity}
+        for row, sparsity in zip(
+            rounds("soft-movement", 0.0, [0.7, 0.8], part="learned", asked=0.5), (0.48, 0.54), strict=True
+        )
+    ]
+    (point,) = points(found, "learned")
+    assert (point.sparsity, point.values) == (pytest.approx(0.51), (0.7, 0.8))
 
 
 def test_tasks_are_columns_of_the_transfer() -> None:

@@ -1,0 +1,1 @@
+"""Real tickets, small enough for a laptop: `python -m benchmarks.lottery`."""

@@ -1,0 +1,142 @@
+"""Real tickets, small enough for a laptop: `python -m benchmarks.lottery --data FOLDER [--out FILE]`.
+
+all-MiniLM-L6-v2, rounds of 300 steps, three seeds. SST-2: IMP from dense to 90 %, random and one-shot pruning
+at 50, 70 and 90 %, SNIP at 50 and 70 %; tickets that are learned in training, at 50, 80 and 90 %; heads and
+neurons by importance, by Early-Bird and at random, at 30 and 50 %. Then one 70 % ticket of masked language
+modelling (WikiText-2), trained on SST-2, CoLA and MRPC beside each task's own ticket, a random one and the
+dense model; these tickets are found in two steps of 35 %.
+
+Takes hours. Each run has a folder under --runs: what was interrupted goes on there when started again, what
+is done is only read. With --out the speed of the first seed's SST-2 tickets is then measured on the task's
+sentences, and the file is written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.lottery.runs import (
+    CURVE,
+    FOLDERS,
+    LEARNED,
+    PARTS,
+    SEEDS,
+    TRANSFER,
+    Run,
+    curve,
+    learned,
+    sources,
+    targets,
+)
+from sparsebert.bench import environment, record, runner
+from sparsebert.bench.subject import prepare
+from sparsebert.bench.workload import Workload, hush_transformers
+from sparsebert.data import encode, load
+from sparsebert.demo.real_model import NAME, weights_folder
+from sparsebert.lottery.folder import RunFolder
+from sparsebert.report.lottery_plots import curve_plot
+from sparsebert.report.lottery_tables import RIVALS, curve_tables, learned_tables, transfer_tables
+from sparsebert.ticket import Ticket
+from sparsebert.train import train
+
+
+def carry_out(run: Run, runs: Path, data: Path) -> list[record.Record]:
+    """The records of the run's rounds, marked with the row of the results that they belong to."""
+    folder = runs / run.name
+    rows = train(
+        run.task,
+        weights_folder(),
+        run.request(runs),
+        folder,
+        data=data / FOLDERS[run.task],
+        say=lambda text: print(f"{run.name}: {text}", file=sys.stderr, flush=True),
+    )
+    # Tickets are small and stay; the weights trained with them would fill the disk.
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    return [row | _place(run) | {"model": NAME} for row in rows]
+
+
+def _place(run: Run) -> dict[str, object]:
+    """Where records of the run belong in the results; `asked` where what comes out is only near it."""
+    return {"part": run.part, "label": run.label} | ({"asked": run.sparsity} if run.finds else {})
+
+
+def speeds(chosen: Iterable[Run], runs: Path, data: Path) -> Iterator[record.Record]:
+    """Bench records of the tickets of these runs, over the lengths of real sentences."""
+    lengths = sentence_lengths(data)
+    machine = environment.detect()
+    for run in chosen:
+        for row in record.read(RunFolder(runs / run.name).log, "round"):
+            if not row["sparsity"]:
+                continue
+            workload = Workload(weights_folder(), batch=8, lengths=lengths)
+            subject = prepare(workload, Ticket.load(runs / run.name / row["ticket"]))
+            print(f"speed of {run.label} {row['sparsity']:.0%}", file=sys.stderr, flush=True)
+            for side in runner.run(subject, RIVALS, machine, runner.Settings(budget=5.0, memory=False)):
+                side["workload"]["model"] = NAME
+                yield side | _place(run)
+
+
+def sentence_lengths(data: Path) -> tuple[int, ...]:
+    """Tokens of the first 64 sentences of SST-2's validation data."""
+    from transformers import AutoTokenizer
+
+    examples = load("sst2", data / FOLDERS["sst2"], train=False).validation["validation"]
+    return tuple(
+        encode(examples[:64], "sst2", AutoTokenizer.from_pretrained(weights_folder())).lengths.tolist()
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=os.environ.get("SPARSEBERT_DATA"),
+        help="folder with glue/ and wikitext-2/ (default: SPARSEBERT_DATA)",
+    )
+    parser.add_argument("--runs", type=Path, default=Path("build/lottery"), help="folder of the runs")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this part; several if repeated")
+    parser.add_argument(
+        "--seed", type=int, action="append", choices=SEEDS, help="only this one of the parts on SST-2"
+    )
+    parser.add_argument("--out", type=Path, help="write the records to this file when all is done")
+    parser.add_argument("--plot", type=Path, help="draw accuracy and speed against sparsity (PNG)")
+    options = parser.parse_args()
+    if options.data is None or not options.data.is_dir():
+        print("error: no task data: --data or SPARSEBERT_DATA names their folder", file=sys.stderr)
+        return 2
+    torch.set_num_threads(1)
+    hush_transformers()
+    parts, seeds = options.part or PARTS, options.seed or SEEDS
+    on_sst2 = [
+        run
+        for part, runs_of in ((CURVE, curve), (LEARNED, learned))
+        if part in parts
+        for seed in seeds
+        for run in runs_of(seed)
+    ]
+    moved = [*sources(), *targets()] if TRANSFER in parts else []
+    rows = [row for run in (*on_sst2, *moved) for row in carry_out(run, options.runs, options.data)]
+    if options.out:
+        rows += speeds([run for run in on_sst2 if run.seed == seeds[0]], options.runs, options.data)
+        options.out.unlink(missing_ok=True)
+        record.append(options.out, rows)
+        if options.plot and on_sst2:
+            curve_plot(rows, options.plot)
+    for table in [*curve_tables(rows), *learned_tables(rows), *transfer_tables(rows)]:
+        print(table.markdown(), end="\n\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
