@@ -181,5 +181,13 @@ def _training_note(records: Sequence[Record], *parts: str) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in rounds[-1]["versions"].items())
     return (
         f"In per cent: mean ± standard deviation (n - 1) over the seeds {', '.join(map(str, seeds))}; "
-        f"{rounds[-1]['steps']} steps a round. {versions}."
+        f"{_steps_text(rounds)} steps a round. {versions}."
     )
+
+
+def _steps_text(rounds: Iterable[Record]) -> str:
+    """One number, or one for each task."""
+    steps = {row["task"]: row["steps"] for row in rounds}
+    if len(set(steps.values())) == 1:
+        return str(next(iter(steps.values())))
+    return ", ".join(f"{count} ({task})" for task, count in steps.items())

@@ -79,13 +79,14 @@ def test_tasks_are_columns_of_the_transfer() -> None:
     rows = [
         *rounds("dense", 0.0, [0.8], part="transfer"),
         *rounds("mlm-ticket", 0.7, [0.7], part="transfer"),
-        *rounds("mlm-ticket", 0.7, [0.2, 0.4], part="transfer", task="cola"),
-        *rounds("source", 0.7, [0.5], part="transfer", task="cola"),
+        *rounds("mlm-ticket", 0.7, [0.2, 0.4], part="transfer", task="cola", steps=900),
+        *rounds("source", 0.7, [0.5], part="transfer", task="cola", steps=900),
     ]
     (table,) = transfer_tables(rows)
     assert table.columns == ("ticket", "sst2 (accuracy)", "cola (mcc)")
     assert table.rows[0] == ("dense", "80.0", "-")
     assert table.rows[1][1:] == ("70.0", "30.0 ± 14.1")
+    assert "300 (sst2), 900 (cola) steps a round" in table.notes[0]
 
 
 def test_the_picture_is_drawn_whole_or_not_at_all(tmp_path: Path, bench_record: Any) -> None:
