@@ -85,7 +85,7 @@ bench-deepsparse: $(VENV)/.native $(VENV)/.rivals $(DEEPSPARSE)/.installed  ## a
 	SPARSEBERT_DEEPSPARSE_PYTHON=$(CURDIR)/$(DEEPSPARSE)/bin/python \
 	$(VENV)/bin/sparsebert bench --model bert-base --sparsity 0.9 --vs onednn,deepsparse
 
-results: $(VENV)/.native $(VENV)/.rivals $(VENV)/.demo  ## measure every figure anew: benchmarks/results/, tables of the README
+results: $(VENV)/.native $(VENV)/.rivals $(VENV)/.demo  ## measure every figure anew: benchmarks/results/ and the tables made of it
 	@mkdir -p build benchmarks/results
 	for name in $(BENCHMARKS); do \
 	    rm -f build/$$name.jsonl && $(PY) -m benchmarks.$$name --out build/$$name.jsonl && \

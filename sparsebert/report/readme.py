@@ -1,4 +1,4 @@
-"""Keep a document's tables equal to the result files: `python -m sparsebert.report.readme --check | --write`.
+"""Keep documents' tables equal to the result files: `python -m sparsebert.report.readme --check | --write`.
 
 A table stands between two markers and is never typed:
 
@@ -41,6 +41,7 @@ KINDS: dict[str, Callable[[list[dict[str, Any]]], list[Table]]] = {
     "learned": learned_tables,
     "transfer": transfer_tables,
 }
+DOCUMENTS = (Path("README.md"), Path("benchmarks/RESULTS.md"))
 BLOCK = re.compile(
     r"(<!-- results: (?P<kind>\S+) (?P<file>\S+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL
 )
@@ -79,21 +80,21 @@ def main(arguments: list[str] | None = None) -> int:
         "--check", action="store_true", help="fail where a table differs from its result file"
     )
     action.add_argument("--write", action="store_true", help="bring the tables up to date")
-    parser.add_argument("document", nargs="?", default="README.md", type=Path)
+    parser.add_argument("documents", nargs="*", default=DOCUMENTS, type=Path)
     options = parser.parse_args(arguments)
     try:
-        text = options.document.read_text(encoding="utf-8")
-        fresh = render(text, options.document.parent)
+        texts = {document: document.read_text(encoding="utf-8") for document in options.documents}
+        fresh = {document: render(text, document.parent) for document, text in texts.items()}
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if fresh == text:
-        return 0
-    if options.check:
-        print(f"{options.document}: tables differ from the result files; run with --write", file=sys.stderr)
-        return 1
-    _replace(options.document, fresh)
-    return 0
+    stale = [document for document, text in texts.items() if fresh[document] != text]
+    for document in stale:
+        if options.check:
+            print(f"{document}: tables differ from the result files; run with --write", file=sys.stderr)
+        else:
+            _replace(document, fresh[document])
+    return int(options.check and bool(stale))
 
 
 def _replace(target: Path, text: str) -> None:
