@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsebert.compact import compact_, compaction_description, rebuild_
     from sparsebert.convert import densify_, sparsify_
     from sparsebert.nn import SparseLinear
     from sparsebert.planning import plan
@@ -16,14 +17,28 @@ if TYPE_CHECKING:
     from sparsebert.ticket import Ticket
 
 __version__ = "0.1.0"
-__all__ = ["SparseLinear", "Ticket", "__version__", "densify_", "plan", "prune", "sparsify_"]
+__all__ = [
+    "SparseLinear",
+    "Ticket",
+    "__version__",
+    "compact_",
+    "compaction_description",
+    "densify_",
+    "plan",
+    "prune",
+    "rebuild_",
+    "sparsify_",
+]
 
 _HOMES = {
     "SparseLinear": "sparsebert.nn",
     "Ticket": "sparsebert.ticket",
+    "compact_": "sparsebert.compact",
+    "compaction_description": "sparsebert.compact",
     "densify_": "sparsebert.convert",
     "plan": "sparsebert.planning",
     "prune": "sparsebert.pruning",
+    "rebuild_": "sparsebert.compact",
     "sparsify_": "sparsebert.convert",
 }
 

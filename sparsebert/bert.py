@@ -7,12 +7,12 @@ wrapper of either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -169,6 +169,19 @@ def base_model(model: nn.Module) -> nn.Module:
 def embeddings(model: nn.Module) -> nn.Module:
     """The embeddings of the base model. Raises ValueError as :func:`structure` does."""
     return base_model(model).get_submodule("embeddings")
+
+
+def activation_of(model: nn.Module, up: str) -> Callable[[Tensor], Tensor]:
+    """What is applied to the output of that up-projection: a module, or a function from the configuration.
+
+    Raises ValueError if the model has no such matrix.
+    """
+    base = next(_bases(model), None)
+    path = base.layout.linear("ffn_up") if base else ""
+    if base is None or not up.endswith(f".{path}"):
+        raise ValueError(f"{up!r} is no up-projection of {type(model).__name__}")
+    parent, _, name = base.layout.activation.rpartition(".")
+    return getattr(resolve(model, f"{up.removesuffix(path)}{parent}"), name)
 
 
 def canonical_key(name: str) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,26 +15,11 @@ from sparsebert.nn import FusedActivation, SparseLinear
 from sparsebert.planning import check_options, plan_layers
 from sparsebert.selection import Filter, Selected, select
 from sparsebert.shared_input import SharedInput
+from sparsebert.swap import HOOKS, move_hooks, replace_module
 from sparsebert.ticket import Ticket
 from sparsebert_kernels.ops import can_share
 
 DEFAULT_TOKENS = 128
-
-# Handles of hooks refer to these dictionaries: the dictionaries move, so `handle.remove()` keeps working.
-_HOOKS = (
-    "_backward_pre_hooks",
-    "_backward_hooks",
-    "_is_full_backward_hook",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
 
 
 @torch.inference_mode(False)
@@ -97,11 +80,11 @@ def sparsify_(
 
     for layer in selected:
         sparse = layers[layer.key]
-        _move_hooks(layer.linear, sparse)
+        move_hooks(layer.linear, sparse)
         if layer.bias_mask is not None and sparse.bias is not None:
             with torch.no_grad():
                 sparse.bias.masked_fill_(~layer.bias_mask.to(sparse.bias.device), 0)
-        _replace(model, layer.name, sparse)
+        replace_module(model, layer.name, sparse)
     for key, path in fused:
         _fuse_activation(model, layers[key], full_name_of(model, path))
     for group in shared_inputs:
@@ -119,11 +102,11 @@ def densify_(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if isinstance(module, FusedActivation):
             module.original.train(module.training)
-            _replace(model, name, module.original)
+            replace_module(model, name, module.original)
         elif isinstance(module, SparseLinear):
             if not name:
                 raise ValueError("the model is itself a sparse layer: take its .weight and .bias")
-            _replace(model, name, _dense(module))
+            replace_module(model, name, _dense(module))
     return model
 
 
@@ -156,29 +139,15 @@ def _dense(sparse: SparseLinear) -> nn.Linear:
     linear.weight = nn.Parameter(weight, requires_grad=sparse.weight_requires_grad)
     linear.register_parameter("bias", sparse.bias)
     linear.train(sparse.training)
-    _move_hooks(sparse, linear)
+    move_hooks(sparse, linear)
     return linear
-
-
-def _move_hooks(old: nn.Module, new: nn.Module) -> None:
-    for name in _HOOKS:
-        setattr(new, name, getattr(old, name))
-    hooks: Iterable[Any] = new._load_state_dict_pre_hooks.values()
-    for hook in hooks:
-        if getattr(hook, "with_module", False):
-            hook.module = weakref.ref(new)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _fuse_activation(model: nn.Module, layer: SparseLinear, name: str) -> None:
     activation = model.get_submodule(name)
     kernel = activation_name(activation)
     hooks = [
-        getattr(module, hooks) for module in (layer, activation) for hooks in _HOOKS if "forward" in hooks
+        getattr(module, hooks) for module in (layer, activation) for hooks in HOOKS if "forward" in hooks
     ]
     if kernel is None:
         return
@@ -186,7 +155,7 @@ def _fuse_activation(model: nn.Module, layer: SparseLinear, name: str) -> None:
         _note(layer, f"{kernel} not fused: hooks look at it")
         return
     layer.activation = kernel
-    _replace(model, name, FusedActivation(activation))
+    replace_module(model, name, FusedActivation(activation))
     _note(layer, f"{kernel} fused")
 
 

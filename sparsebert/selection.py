@@ -69,7 +69,7 @@ def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Itera
     if not isinstance(ticket, Ticket):
         raise ValueError(f"ticket is a {type(ticket).__name__}; a sparsebert.Ticket is needed")
     ticket.check(model)
-    unpackable, dead = _Unpackable(model), ticket.dead_biases()
+    unpackable, dead = Unpackable(model), ticket.dead_biases()
     for key, mask in ticket.masks.items():
         name, linear = full_name(model, key), resolve(model, key)
         if not isinstance(linear, nn.Linear):
@@ -81,7 +81,7 @@ def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Itera
 
 
 def _of_zeros(model: nn.Module, filter: Filter | None) -> Iterator[Selected]:
-    unpackable = _Unpackable(model)
+    unpackable = Unpackable(model)
     for key, name, linear in _searched(model, filter):
         if filter is not None:
             if not filter(name, linear):
@@ -108,7 +108,7 @@ def _searched(model: nn.Module, filter: Filter | None) -> Iterator[tuple[str, st
                 yield canonical_key(name) if known else name, name, module
 
 
-class _Unpackable:
+class Unpackable:
     """What stands in the way of packing a layer of this model."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,0 +1,254 @@
+"""What is left of a model by a ticket: everything checked and computed before anything is changed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparsebert.bert import Structure, activation_of, base_model, full_name, resolve, structure
+from sparsebert.compaction.attention import IMPLEMENTATIONS
+from sparsebert.compaction.attention_rules import Attention, compact_attention
+from sparsebert.compaction.description import VERSION, attention_of, narrow_to_, record_of, remember_
+from sparsebert.compaction.matrix import Matrix
+from sparsebert.compaction.neurons import compact_neurons
+from sparsebert.compaction.rectangle import exact_size, live_rectangle, rectangle_linear
+from sparsebert.compaction.thin_rows import without_thin_rows
+from sparsebert.selection import Unpackable
+from sparsebert.swap import move_hooks, replace_module
+from sparsebert.ticket import Ticket
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """One encoder matrix.
+
+    key, name  as in a ticket; full path in the model
+    linear     the layer as it is
+    matrix     what is left of it, in the shape that its neighbours need
+    whole      nothing but the ticket's masking is to be done to it
+    removed    what went, for people to read; "" if nothing
+    """
+
+    key: str
+    name: str
+    linear: nn.Linear
+    matrix: Matrix
+    whole: bool
+    removed: str
+
+    def smaller_linear(self) -> nn.Linear:
+        """A layer of that matrix, with the flags of the old one and without its hooks."""
+        weight, bias = self.matrix.weight, self.matrix.bias
+        rows, columns = weight.shape
+        linear = nn.Linear(columns, rows, device="meta", dtype=weight.dtype)
+        linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self._flag(linear)
+        return linear
+
+    def module(self, round_to: int) -> nn.Module:
+        """The layer to run: of the live rectangle alone where that pays."""
+        live = live_rectangle(self.matrix, round_to)
+        if live is None:
+            return self.linear if self.whole else self.smaller_linear()
+        rectangle = rectangle_linear(self.matrix, live)
+        self._flag(rectangle)
+        return rectangle
+
+    def _flag(self, module: Any) -> None:
+        module.weight.requires_grad_(self.linear.weight.requires_grad)
+        old = self.linear.bias
+        module.bias.requires_grad_(self.linear.weight.requires_grad if old is None else old.requires_grad)
+        module.train(self.linear.training)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A model, a ticket for it, and what it comes down to. ``ticket`` is pruned further where that was asked.
+
+    attentions  path of each self-attention that changes -> what is left of it
+    source      hash of the ticket as given
+    """
+
+    model: nn.Module
+    ticket: Ticket
+    changes: tuple[Change, ...]
+    attentions: dict[str, Attention]
+    round_to: int
+    min_row_weights: int
+    source: str
+
+    def install_(self) -> None:
+        """Mask the model and put every smaller layer in its place."""
+        modules = {change.key: change.module(self.round_to) for change in self.changes}
+        self.ticket.apply_(self.model)
+        for change in self.changes:
+            module = modules[change.key]
+            if module is not change.linear:
+                move_hooks(change.linear, module)
+                replace_module(self.model, change.name, module)
+        self.narrow_()
+
+    def narrow_(self) -> None:
+        """Let the attentions run heads of the new widths, and the model remember what it is."""
+        found = structure(self.model)
+        for keys in found.heads:
+            if attention := self.attentions.get(attention_of(keys)):
+                narrow_to_(self.model, keys, attention.groups, found.head_size)
+        remember_(self.model, self.record())
+
+    def record(self) -> dict[str, Any]:
+        """What :func:`sparsebert.compact.compaction_description` gives, but for the shapes of the layers."""
+        return {
+            "version": VERSION,
+            "ticket": self.source,
+            "round_to": self.round_to,
+            "min_row_weights": self.min_row_weights,
+            "weights": {
+                "configured": sum(change.linear.weight.numel() for change in self.changes),
+                "exact": sum(exact_size(change.matrix) for change in self.changes),
+            },
+            "attention": {
+                path: [vars(group) | {"heads": list(group.heads)} for group in attention.groups]
+                for path, attention in self.attentions.items()
+            },
+            "linears": {change.key: list(change.linear.weight.shape) for change in self.changes},
+        }
+
+
+def prepare(
+    model: nn.Module, ticket: Ticket | None = None, *, min_row_weights: int = 0, round_to: int = 1
+) -> Prepared:
+    """What `sparsebert.compact.compact_` will make of the model, with the same arguments and errors."""
+    for name, value, least in (("min_row_weights", min_row_weights, 0), ("round_to", round_to, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}; an integer of at least {least} is needed")
+    found = structure(model)
+    if ticket is None:
+        ticket = Ticket.from_model(model)
+    elif not isinstance(ticket, Ticket):
+        raise ValueError(f"ticket is a {type(ticket).__name__}; a sparsebert.Ticket is needed")
+    _refuse(model, found, ticket)
+    source = ticket_hash(ticket)
+    if min_row_weights:
+        ticket = _thinned(ticket, min_row_weights, found)
+    matrices = _matrices(model, ticket, found)
+    left = dict(matrices)
+    notes: dict[str, str] = {}
+    attentions: dict[str, Attention] = {}
+    for keys in found.heads:
+        query, key, value, output = (matrices[name] for name in keys)
+        attention = compact_attention(query, key, value, output, found.num_heads, round_to)
+        if attention.groups:
+            attentions[attention_of(keys)] = attention
+            new = (attention.query, attention.key, attention.value, attention.output)
+            left |= dict(zip(keys, new, strict=True))
+            notes |= dict(zip(keys, _gone_of_heads(attention, found), strict=True))
+    for up, down in found.neurons:
+        neurons = compact_neurons(matrices[up], matrices[down], activation_of(model, up), round_to)
+        left |= {up: neurons.up, down: neurons.down}
+        if gone := int((~neurons.live).sum()):
+            notes |= dict.fromkeys((up, down), f"{gone} of {len(neurons.live)} neurons")
+    changes = tuple(
+        Change(
+            key=name,
+            name=full_name(model, name),
+            linear=_linear(model, name),
+            matrix=left[name],
+            whole=left[name] is matrices[name],
+            removed=notes.get(name, ""),
+        )
+        for name in found.linears
+    )
+    return Prepared(model, ticket, changes, attentions, round_to, min_row_weights, source)
+
+
+def ticket_hash(ticket: Ticket) -> str:
+    """``sha256:`` and the digest over what the ticket keeps: keys, shapes and bits of its masks."""
+    digest = hashlib.sha256()
+    for kind in ("masks", "bias_masks"):
+        for key, mask in sorted(getattr(ticket, kind).items()):
+            digest.update(f"{kind} {key} {tuple(mask.shape)}\n".encode())
+            digest.update(np.packbits(mask.numpy()).data)
+    digest.update("\n".join(sorted(ticket.removed)).encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _refuse(model: nn.Module, found: Structure, ticket: Ticket) -> None:
+    """Raise ValueError with the reason why a model or ticket cannot be compacted, if there is one."""
+    base: Any = base_model(model)
+    if record := record_of(model):
+        same = "this" if record["ticket"] == ticket_hash(ticket) else "another"
+        raise ValueError(f"{type(model).__name__} is compacted already, with {same} ticket: load it anew")
+    config = base.config
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise ValueError(f"{type(model).__name__} is a decoder: only encoders can be compacted")
+    if (kind := config._attn_implementation) not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention {kind!r} cannot run narrower heads: "
+            'model.set_attn_implementation("sdpa") or "eager" first'
+        )
+    ticket.targets(model)
+    unpackable = Unpackable(model)
+    for key in found.linears:
+        unpackable.refuse(full_name(model, key), _linear(model, key))
+    for keys in found.heads:
+        if "forward" in resolve(model, attention_of(keys)).__dict__:
+            raise ValueError(
+                f"the forward method of {attention_of(keys)} is patched, as hooks of accelerate do: "
+                "remove that first"
+            )
+        rows = [len(_linear(model, key).weight) for key in keys[:3]]
+        if set(rows) != {found.num_heads * found.head_size}:
+            raise ValueError(
+                f"{found.num_heads} heads of {found.head_size} do not divide the rows of "
+                f"{attention_of(keys)}: {rows}"
+            )
+
+
+def _linear(model: nn.Module, key: str) -> nn.Linear:
+    linear = resolve(model, key)
+    if not isinstance(linear, nn.Linear):
+        hint = ": densify_ the model first" if type(linear).__name__ == "SparseLinear" else ""
+        raise ValueError(f"{key} is a {type(linear).__name__}, not a plain linear layer{hint}")
+    return linear
+
+
+def _thinned(ticket: Ticket, least: int, found: Structure) -> Ticket:
+    return Ticket(
+        without_thin_rows(ticket.masks, least, found.neurons, found.heads),
+        bias_masks=ticket.bias_masks,
+        removed=ticket.removed,
+        metadata=ticket.metadata,
+    )
+
+
+@torch.no_grad()
+def _matrices(model: nn.Module, ticket: Ticket, found: Structure) -> dict[str, Matrix]:
+    dead = ticket.dead_biases()
+    matrices = {}
+    for key in found.linears:
+        linear = _linear(model, key)
+        weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
+        mask = ticket.masks.get(key)
+        mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+        matrices[key] = Matrix.masked(weight, mask, bias, dead.get(key))
+    return matrices
+
+
+def _gone_of_heads(attention: Attention, found: Structure) -> list[str]:
+    """What went from each of query, key, value and output."""
+    count, size = found.num_heads, found.head_size
+    gone = count - len(attention.heads)
+    heads = f"{gone} of {count} heads" if gone else ""
+    notes = []
+    for width in ("score_width", "value_width"):
+        kept = sum(getattr(head, width) for head in attention.heads)
+        among = len(attention.heads) * size
+        dimensions = f"{among - kept} of {among} dimensions" if among > kept else ""
+        notes.append(", ".join(filter(None, (heads, dimensions))))
+    return [notes[0], notes[0], notes[1], notes[1]]

@@ -1,0 +1,90 @@
+"""A linear layer that computes the live rectangle of its matrix alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsebert.compaction.matrix import Matrix, round_up
+
+# Picking columns and putting rows back costs copies: the rectangle has to save this share of the product.
+LEAST_SAVING = 1 / 16
+
+
+class RectangleLinear(nn.Module):
+    """``x @ W.T + bias`` for a matrix W [out_features, in_features] that is zero outside live rows x columns.
+
+    weight   [live rows, live columns]
+    bias     [out_features]
+    rows     int64 [live rows], persistent buffer
+    columns  int64 [live columns], persistent buffer
+
+    One dense product of the live columns of x with ``weight``; features of other rows are their bias.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, in_features: int, out_features: int, weight: nn.Parameter, bias: nn.Parameter) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight, self.bias = weight, bias
+        rows, columns = weight.shape
+        self.register_buffer("rows", torch.arange(rows, device=weight.device))
+        self.register_buffer("columns", torch.arange(columns, device=weight.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features]"""
+        if self.weight.shape[1] < self.in_features:
+            x = x.index_select(-1, self.columns)
+        if self.weight.shape[0] == self.out_features:
+            return F.linear(x, self.weight, self.bias)
+        live = F.linear(x, self.weight, self.bias.index_select(0, self.rows))
+        whole = self.bias.to(live.dtype).expand(*x.shape[:-1], self.out_features)
+        return whole.index_copy(-1, self.rows, live)
+
+    def extra_repr(self) -> str:
+        rows, columns = self.weight.shape
+        return f"in_features={self.in_features}, out_features={self.out_features}, live={rows}x{columns}"
+
+    def dense_weight(self) -> Tensor:
+        """W [out_features, in_features]."""
+        whole = self.weight.new_zeros(self.out_features, self.in_features)
+        return whole.index_put((self.rows[:, None], self.columns), self.weight)
+
+
+def live_rectangle(matrix: Matrix, round_to: int = 1) -> tuple[list[int], list[int]] | None:
+    """The rows and columns that keep a weight, in order; None where leaving out the others does not pay.
+
+    Both counts are rounded up to a multiple of ``round_to``, with dead rows and columns taken along.
+    """
+    out_features, in_features = matrix.mask.shape
+    rows = _rounded(matrix.mask.any(1), round_to)
+    columns = _rounded(matrix.mask.any(0), round_to)
+    if len(rows) * len(columns) > (1 - LEAST_SAVING) * out_features * in_features:
+        return None
+    return rows, columns
+
+
+def exact_size(matrix: Matrix) -> int:
+    """Weights of the smallest rectangle that holds all kept ones."""
+    return int(matrix.mask.any(1).sum()) * int(matrix.mask.any(0).sum())
+
+
+def rectangle_linear(matrix: Matrix, live: tuple[list[int], list[int]]) -> RectangleLinear:
+    """The layer for a matrix and its live rectangle."""
+    rows, columns = live
+    out_features, in_features = matrix.weight.shape
+    weight = matrix.rows(rows).columns(columns).weight
+    layer = RectangleLinear(in_features, out_features, nn.Parameter(weight), nn.Parameter(matrix.bias))
+    layer.rows.copy_(torch.tensor(rows))
+    layer.columns.copy_(torch.tensor(columns))
+    return layer
+
+
+def _rounded(live: Tensor, round_to: int) -> list[int]:
+    dead = (~live).nonzero().flatten().tolist()
+    kept = live.nonzero().flatten().tolist()
+    missing = round_up(len(kept), round_to, len(live)) - len(kept)
+    return sorted(kept + dead[:missing])
