@@ -13,7 +13,8 @@ from sparsebert.bert import full_name as full_name_of
 from sparsebert.layer_plan import LayerPlan, Plan
 from sparsebert.nn import FusedActivation, SparseLinear
 from sparsebert.planning import check_options, plan_layers
-from sparsebert.selection import Filter, Selected, select
+from sparsebert.removal import left_of
+from sparsebert.selection import Filter, Selected
 from sparsebert.shared_input import SharedInput
 from sparsebert.swap import HOOKS, move_hooks, replace_module
 from sparsebert.ticket import Ticket
@@ -33,6 +34,7 @@ def sparsify_(
     fuse_qkv: bool = True,
     fuse_activation: bool = True,
     trainable: bool = False,
+    compact: bool | None = None,
 ) -> nn.Module:
     """Swap pruned `nn.Linear` layers of ``model`` for `SparseLinear`, in place; returns the model.
 
@@ -43,6 +45,10 @@ def sparsify_(
     fuse_qkv         layers fed by one tensor (query, key, value) run as one native call
     fuse_activation  ReLU or GELU after an up-projection is applied by the kernel that computes it
     trainable        the kept weights are Parameters; only formats "element" and "vector", no fused activation
+    compact          take out what the ticket empties first, as `sparsebert.compact.compact_` does: False
+                     never, True demands it, None does it where the model allows it, without a ``filter`` and
+                     ``trainable``. Layers then have other shapes, ``plan(model)`` says which, and
+                     ``state_dict`` has them too. A `Plan` is followed in this
 
     Only layers of the ticket (or with zeros) change; masked weights are gone for good, whatever they were.
     Fused or not, every layer stays a module at its place: its name, state_dict keys (``weight``, dense, and
@@ -57,7 +63,10 @@ def sparsify_(
     """
     tokens = DEFAULT_TOKENS if tokens is None else tokens
     check_options("auto" if isinstance(format, Plan) else format, tokens)
-    selected = select(model, ticket, filter)
+    if isinstance(format, Plan) and compact is None:
+        compact = any(layer.removed for layer in format.layers)
+    left = left_of(model, ticket, filter, compact=compact, trainable=trainable)
+    selected = left.selected
     known = structure(model) if is_bert_like(model) else None
     shared_inputs = known.shared_inputs if known and fuse_qkv else ()
     if isinstance(format, Plan):
@@ -78,13 +87,19 @@ def sparsify_(
     activations = known.activations if known and fuse_activation and not trainable else {}
     fused = [(key, path) for key, path in activations.items() if key in layers]
 
+    smaller = {change.name: change.smaller_linear() for change in left.others}
+    for name, linear in smaller.items():
+        move_hooks(model.get_submodule(name), linear)
+        replace_module(model, name, linear)
     for layer in selected:
         sparse = layers[layer.key]
-        move_hooks(layer.linear, sparse)
+        move_hooks(model.get_submodule(layer.name), sparse)
         if layer.bias_mask is not None and sparse.bias is not None:
             with torch.no_grad():
                 sparse.bias.masked_fill_(~layer.bias_mask.to(sparse.bias.device), 0)
         replace_module(model, layer.name, sparse)
+    if left.prepared:
+        left.prepared.narrow_()
     for key, path in fused:
         _fuse_activation(model, layers[key], full_name_of(model, path))
     for group in shared_inputs:

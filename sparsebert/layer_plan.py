@@ -18,6 +18,7 @@ class LayerPlan:
     dense_us      of the prepacked dense layer: measured where there is a measurement, else predicted
     nbytes        of the packed weight; an estimate within a few percent until the layer is converted
     block         (rows, columns) of the vectors or blocks, where the format has them
+    removed       what compaction took out of the layer, for people; ``shape`` is that of what is left
     """
 
     key: str
@@ -32,6 +33,7 @@ class LayerPlan:
     reason: str
     tokens: int
     block: tuple[int, int] | None = None
+    removed: str = ""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -51,10 +53,12 @@ class Plan:
     """The choices for a model, in the order of its layers; prints as a table.
 
     ``machine`` names what the times hold for: instruction set, threads and where the costs come from.
+    ``removal`` says in a line what compaction takes out of the model, or why it takes nothing.
     """
 
     layers: tuple[LayerPlan, ...]
     machine: str
+    removal: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -78,32 +82,49 @@ class Plan:
         return line
 
     def __str__(self) -> str:
-        rows = [_HEADER, *(_cells(layer) for layer in self.layers)]
+        rows = self._rows()
+        numeric_columns = _numeric(rows[0])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = [
             "  ".join(
                 cell.rjust(width) if numeric else cell.ljust(width)
-                for cell, width, numeric in zip(row, widths, _NUMERIC, strict=True)
+                for cell, width, numeric in zip(row, widths, numeric_columns, strict=True)
             ).rstrip()
             for row in rows
         ]
-        return "\n".join([*table, self.summary, self.machine])
+        return "\n".join([*table, *self._captions()])
+
+    def _captions(self) -> list[str]:
+        return [line for line in (self.summary, self.removal, self.machine) if line]
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """Header and cells; what was removed has a column where something was."""
+        rows = [_HEADER, *(_cells(layer) for layer in self.layers)]
+        if any(layer.removed for layer in self.layers):
+            removed = ["removed", *(layer.removed for layer in self.layers)]
+            rows = [(*row[:2], cell, *row[2:]) for row, cell in zip(rows, removed, strict=True)]
+        return rows
 
     def __rich__(self) -> Any:
         from rich.table import Table
 
-        table = Table(caption=f"{self.summary}\n{self.machine}")
-        for name, numeric in zip(_HEADER, _NUMERIC, strict=True):
+        header, *rows = self._rows()
+        table = Table(caption="\n".join(self._captions()))
+        for name, numeric in zip(header, _numeric(header), strict=True):
             table.add_column(name, justify="right" if numeric else "left")
-        for layer in self.layers:
-            table.add_row(*_cells(layer))
+        for row in rows:
+            table.add_row(*row)
         return table
 
 
 _HEADER = (
     "layer", "shape", "sparsity", "format", "predicted", "measured", "dense", "KiB", "of dense", "reason",
 )  # fmt: skip
-_NUMERIC = (False, True, True, False, True, True, True, True, True, False)
+_TEXT = ("layer", "removed", "format", "reason")
+
+
+def _numeric(header: tuple[str, ...]) -> list[bool]:
+    return [name not in _TEXT for name in header]
 
 
 def _time(layer: LayerPlan) -> float | None:

@@ -17,7 +17,8 @@ from sparsebert.choice import GPU_FORMATS, Choice, choices, stored_dtype
 from sparsebert.cost import BlockStatistics, Work, panel_works
 from sparsebert.layer_plan import LayerPlan, Plan
 from sparsebert.nn import SparseLinear
-from sparsebert.selection import Filter, Selected, select
+from sparsebert.removal import left_of, note_of
+from sparsebert.selection import Filter, Selected
 from sparsebert.ticket import Ticket
 from sparsebert_kernels import cpu, cuda, formats, ops
 from sparsebert_kernels.cuda.timing import paired as paired_on_gpu
@@ -47,6 +48,7 @@ def plan(
     filter: Filter | None = None,
     trainable: bool = False,
     device: str | None = None,
+    compact: bool | None = None,
 ) -> Plan:
     """Choose a packed format for each layer that ``ticket`` (or the zeros in the weights) makes sparse.
 
@@ -57,8 +59,9 @@ def plan(
 
     Layers on a GPU are predicted by a roofline of its figures and timed inside CUDA graphs on both sides.
     ``device``, e.g. "h200" or "a100", plans for that GPU instead of where the model is: modelled, not
-    measured. ``format`` names a format to take instead. A model that is sparse already gives the plan it was
-    made by. The model is not changed.
+    measured. ``format`` names a format to take instead. ``compact`` is that of `sparsify_`: layers are
+    planned in the shapes they will have, and the plan says what was taken out of them. A model that is sparse
+    already gives the plan it was made by. The model is not changed.
 
     Raises ValueError for what `select` refuses, an unknown format or device, and a ``tokens`` that is no
     positive integer.
@@ -67,9 +70,9 @@ def plan(
     if ticket is None and any(isinstance(module, SparseLinear) for module in model.modules()):
         return carried_plan(model)
     check_options(format, tokens)
-    selected = select(model, ticket, filter)
-    return plan_layers(
-        selected,
+    left = left_of(model, ticket, filter, compact=compact, trainable=trainable)
+    made = plan_layers(
+        left.selected,
         tokens=tokens,
         format=format,
         measure=measure,
@@ -77,12 +80,13 @@ def plan(
         shared_inputs=structure(model).shared_inputs if is_bert_like(model) else (),
         target=target,
     )
+    return replace(made, removal=left.note)
 
 
 def carried_plan(model: nn.Module) -> Plan:
     """The plan that the sparse layers of ``model`` were made by."""
     carried = [module.plan for module in model.modules() if isinstance(module, SparseLinear) and module.plan]
-    return Plan(tuple(carried), f"as converted; here: {describe_machine()}")
+    return Plan(tuple(carried), f"as converted; here: {describe_machine()}", note_of(model))
 
 
 def check_options(format: str, tokens: int) -> None:
@@ -173,6 +177,7 @@ def _plain(layer: Selected, tokens: int, reason: str) -> LayerPlan:
         dense_nbytes=weight.nbytes,
         reason=reason,
         tokens=tokens,
+        removed=layer.removed,
     )
 
 
@@ -253,6 +258,7 @@ class _Draft:
             reason=self._reason(predicted, dense),
             tokens=tokens,
             block=self.work.block,
+            removed=self.layer.removed,
         )
 
     def _reason(self, predicted: float | None, dense: float | None) -> str:

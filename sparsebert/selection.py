@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve, structure
 from sparsebert.choice import STORED
+from sparsebert.compaction.rectangle import RectangleLinear
 from sparsebert.nn import SparseLinear
 from sparsebert.ticket import Ticket
 
@@ -25,6 +26,7 @@ class Selected:
     name       full path in the model
     mask       bool [out, in] on the weight's device, True = keep
     bias_mask  bool [out], where the ticket prunes biases too
+    removed    what compaction took out of the layer, for people to read
     """
 
     key: str
@@ -32,6 +34,7 @@ class Selected:
     linear: nn.Linear
     mask: Tensor
     bias_mask: Tensor | None = None
+    removed: str = ""
 
 
 def select(
@@ -42,6 +45,8 @@ def select(
     ``filter(name, linear)`` narrows a ticket down, or picks among all linear layers of any model. Without
     either, the encoder and pooler of a BERT-like model, or every linear layer of another model, are searched
     for zeros.
+
+    Layers that compaction cut to a rectangle are whole again here, with masks that keep nothing outside it.
 
     Raises ValueError for a model that is sparse already or has nothing to sparsify, a ticket that does not
     fit, and a layer that cannot be packed: weight tied to another module, on the meta device, quantised,
@@ -71,7 +76,10 @@ def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Itera
     ticket.check(model)
     unpackable, dead = Unpackable(model), ticket.dead_biases()
     for key, mask in ticket.masks.items():
-        name, linear = full_name(model, key), resolve(model, key)
+        name, module = full_name(model, key), resolve(model, key)
+        linear: nn.Module = module
+        if isinstance(module, RectangleLinear):
+            linear, mask = module.to_linear(), module.whole(mask.to(module.weight.device))
         if not isinstance(linear, nn.Linear):
             raise ValueError(f"{name} is a {type(linear).__name__}, not a linear layer")
         if filter is None or filter(name, linear):
@@ -100,6 +108,8 @@ def _searched(model: nn.Module, filter: Filter | None) -> Iterator[tuple[str, st
         found = structure(model)
         for key in (*found.linears, *([found.pooler] if found.pooler else [])):
             module = resolve(model, key)
+            if isinstance(module, RectangleLinear):
+                module = module.to_linear()
             if isinstance(module, nn.Linear):
                 yield key, full_name(model, key), module
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sparsebert.compaction.heads import Head, HeadGroup, find_heads, group_heads, is_whole, slots
@@ -78,5 +77,4 @@ def _rows(heads: Sequence[Head], groups: Sequence[HeadGroup], kind: str) -> list
 
 def _key_bias(query: Matrix, key: Matrix, head: Head) -> Tensor:
     """The sum of the keys of dimensions with a constant query, each times that constant: float64 [in]."""
-    rows = torch.tensor(head.key_bias, device=query.weight.device)
-    return exact(query.bias[rows]) @ exact(key.weight[rows])
+    return exact(query.rows(head.key_bias).bias) @ exact(key.rows(head.key_bias).kept())

@@ -34,7 +34,7 @@ def outputs(
 
 
 def output_change(expected: Sequence[Tensor], found: Sequence[Tensor]) -> dict[str, float]:
-    """``max`` and ``mean`` absolute change, and ``changed``, the share of other answers (argmax, last dim)."""
+    """``max`` and ``mean`` absolute change; ``changed``: share of other answers (argmax, last dim)."""
     changes = [(b - a).abs().double().flatten() for a, b in zip(expected, found, strict=True)]
     same = [(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in zip(expected, found, strict=True)]
     all_changes = torch.cat(changes)

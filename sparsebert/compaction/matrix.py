@@ -14,9 +14,9 @@ EMPTY = -1
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """``x @ weight.T + bias``.
+    """``x @ kept().T + bias``.
 
-    weight  [out, in], zero where pruned
+    weight  [out, in]; what the mask prunes is never read, whatever it is
     mask    bool [out, in], True = keep
     bias    [out], zero where pruned
     """
@@ -26,20 +26,22 @@ class Matrix:
     bias: Tensor
 
     @classmethod
-    def masked(cls, weight: Tensor, mask: Tensor, bias: Tensor | None, dead: Tensor | None) -> Matrix:
-        """Of a layer as it is; ``dead``: bool [out], True = bias pruned. Masks select and never multiply."""
-        zero = weight.new_zeros(())
+    def of(cls, weight: Tensor, mask: Tensor, bias: Tensor | None, dead: Tensor | None) -> Matrix:
+        """Of a layer as it is; ``dead``: bool [out], True = bias pruned."""
         bias = weight.new_zeros(len(weight)) if bias is None else bias
         if dead is not None:
-            bias = torch.where(dead.to(bias.device), zero, bias)
-        mask = mask.to(weight.device)
-        return cls(torch.where(mask, weight, zero), mask, bias)
+            bias = bias.masked_fill(dead.to(bias.device), 0)
+        return cls(weight, mask.to(weight.device), bias)
 
-    def rows(self, index: Sequence[int] | Tensor) -> Matrix:
+    def kept(self) -> Tensor:
+        """The weight [out, in] with zeros where it is pruned."""
+        return torch.where(self.mask, self.weight, self.weight.new_zeros(()))
+
+    def rows(self, index: Sequence[int]) -> Matrix:
         """These output features, `EMPTY` among them for rows of zeros with a bias of zero."""
         return Matrix(_take(self.weight, index, 0), _take(self.mask, index, 0), _take(self.bias, index, 0))
 
-    def columns(self, index: Sequence[int] | Tensor) -> Matrix:
+    def columns(self, index: Sequence[int]) -> Matrix:
         """These input features, `EMPTY` among them for columns of zeros."""
         return Matrix(_take(self.weight, index, 1), _take(self.mask, index, 1), self.bias)
 
@@ -63,8 +65,8 @@ class Matrix:
         return Matrix(whole, mask, self.bias)
 
     def times(self, columns: Tensor, x: Tensor) -> Tensor:
-        """``weight[:, columns] @ x`` [out], float64 on the CPU; ``columns`` bool [in], x [True ones]."""
-        return exact(self.weight[:, columns.to(self.weight.device)]) @ exact(x)
+        """``kept()[:, columns] @ x`` [out], float64 on the CPU; ``columns`` bool [in], x [True ones]."""
+        return exact(self.columns(columns.nonzero().flatten().tolist()).kept()) @ exact(x)
 
 
 def live_features(source: Tensor, reader: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,10 +89,8 @@ def exact(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float64)
 
 
-def _take(tensor: Tensor, index: Sequence[int] | Tensor, dim: int) -> Tensor:
-    index = torch.as_tensor(index, dtype=torch.int64, device=tensor.device)
-    taken = tensor.index_select(dim, index.clamp(min=0))
-    empty = index == EMPTY
-    if empty.any():
-        taken[(slice(None),) * dim + (empty,)] = 0
+def _take(tensor: Tensor, index: Sequence[int], dim: int) -> Tensor:
+    source = torch.tensor(index, dtype=torch.int64, device=tensor.device)
+    taken = tensor.index_select(dim, source.clamp(min=0))
+    taken[(slice(None),) * dim + (source == EMPTY,)] = 0
     return taken

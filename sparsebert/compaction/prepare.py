@@ -43,7 +43,7 @@ class Change:
 
     def smaller_linear(self) -> nn.Linear:
         """A layer of that matrix, with the flags of the old one and without its hooks."""
-        weight, bias = self.matrix.weight, self.matrix.bias
+        weight, bias = self.matrix.kept(), self.matrix.bias
         rows, columns = weight.shape
         linear = nn.Linear(columns, rows, device="meta", dtype=weight.dtype)
         linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
@@ -124,9 +124,9 @@ def prepare(
     model: nn.Module, ticket: Ticket | None = None, *, min_row_weights: int = 0, round_to: int = 1
 ) -> Prepared:
     """What `sparsebert.compact.compact_` will make of the model, with the same arguments and errors."""
-    for name, value, least in (("min_row_weights", min_row_weights, 0), ("round_to", round_to, 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} is {value!r}; an integer of at least {least} is needed")
+    for name, number, least in (("min_row_weights", min_row_weights, 0), ("round_to", round_to, 1)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
+            raise ValueError(f"{name} is {number!r}; an integer of at least {least} is needed")
     found = structure(model)
     if ticket is None:
         ticket = Ticket.from_model(model)
@@ -236,7 +236,7 @@ def _matrices(model: nn.Module, ticket: Ticket, found: Structure) -> dict[str, M
         weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
         mask = ticket.masks.get(key)
         mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
-        matrices[key] = Matrix.masked(weight, mask, bias, dead.get(key))
+        matrices[key] = Matrix.of(weight, mask, bias, dead.get(key))
     return matrices
 
 

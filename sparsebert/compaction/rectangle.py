@@ -48,10 +48,18 @@ class RectangleLinear(nn.Module):
         rows, columns = self.weight.shape
         return f"in_features={self.in_features}, out_features={self.out_features}, live={rows}x{columns}"
 
-    def dense_weight(self) -> Tensor:
-        """W [out_features, in_features]."""
-        whole = self.weight.new_zeros(self.out_features, self.in_features)
-        return whole.index_put((self.rows[:, None], self.columns), self.weight)
+    def whole(self, live: Tensor) -> Tensor:
+        """[live rows, live columns] -> [out_features, in_features], zero or False outside."""
+        zeros = live.new_zeros(self.out_features, self.in_features)
+        return zeros.index_put((self.rows[:, None], self.columns), live)
+
+    def to_linear(self) -> nn.Linear:
+        """A layer of the whole matrix, with this one's bias Parameter and flags."""
+        linear = nn.Linear(self.in_features, self.out_features, device="meta", dtype=self.weight.dtype)
+        weight = self.whole(self.weight.detach())
+        linear.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        linear.bias = self.bias
+        return linear.train(self.training)
 
 
 def live_rectangle(matrix: Matrix, round_to: int = 1) -> tuple[list[int], list[int]] | None:
@@ -76,7 +84,7 @@ def rectangle_linear(matrix: Matrix, live: tuple[list[int], list[int]]) -> Recta
     """The layer for a matrix and its live rectangle."""
     rows, columns = live
     out_features, in_features = matrix.weight.shape
-    weight = matrix.rows(rows).columns(columns).weight
+    weight = matrix.rows(rows).columns(columns).kept()
     layer = RectangleLinear(in_features, out_features, nn.Parameter(weight), nn.Parameter(matrix.bias))
     layer.rows.copy_(torch.tensor(rows))
     layer.columns.copy_(torch.tensor(columns))
