@@ -25,6 +25,11 @@ class Attention:
     heads: tuple[Head, ...]
     groups: tuple[HeadGroup, ...]
 
+    @property
+    def matrices(self) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+        """query, key, value, output"""
+        return self.query, self.key, self.value, self.output
+
 
 def compact_attention(
     query: Matrix, key: Matrix, value: Matrix, output: Matrix, count: int, round_to: int = 1
@@ -36,7 +41,8 @@ def compact_attention(
     gets no u. It becomes the output column of one more dimension of one head, the carrier, whose value is 1
     for every token: attention makes 1 of that, and 0 where there is nothing to attend to. Dimensions with a
     constant query become one: its query is 1, its key the sum of their keys, each times its constant.
-    Padding has weights and biases of zero on both sides, so training leaves it there.
+    Padding, up to widths that are multiples of ``round_to``, has weights and biases of zero on both sides, so
+    training leaves it there.
     """
     heads = tuple(find_heads(query, key, value, output, count))
     size = len(value.weight) // count

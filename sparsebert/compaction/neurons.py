@@ -15,12 +15,12 @@ class Neurons:
     """A feed-forward network with what it can do without left out.
 
     up, down  the matrices, those given where nothing could go
-    live      bool [neurons as configured], True = stays
+    gone      how many neurons went
     """
 
     up: Matrix
     down: Matrix
-    live: Tensor
+    gone: int
 
 
 def compact_neurons(
@@ -28,13 +28,14 @@ def compact_neurons(
 ) -> Neurons:
     """Leave out neurons that nothing feeds or nothing reads; constants go into the bias of ``down``.
 
-    The number of neurons is rounded up to a multiple of ``round_to`` with neurons of zeros.
+    The number of neurons is rounded up to a multiple of ``round_to`` with neurons of zeros; where that leaves
+    no fewer than there are, nothing changes.
     """
     live, constant = live_features(up.mask, down.mask)
-    if live.all():
-        return Neurons(up, down, live)
-    values = activation(exact(up.bias[constant]))
     index = live.nonzero().flatten().tolist()
     index += [EMPTY] * (round_up(len(index), round_to, len(live)) - len(index))
+    if len(index) == len(live):
+        return Neurons(up, down, 0)
+    values = activation(exact(up.bias[constant]))
     folded = down.with_bias(down.times(constant, values))
-    return Neurons(up.rows(index), folded.columns(index), live)
+    return Neurons(up.rows(index), folded.columns(index), len(live) - int(live.sum()))

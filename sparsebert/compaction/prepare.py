@@ -71,6 +71,7 @@ class Prepared:
     """A model, a ticket for it, and what it comes down to. ``ticket`` is pruned further where that was asked.
 
     attentions  path of each self-attention that changes -> what is left of it
+    exact       weights in the rows and columns that keep one, before any rounding up
     source      hash of the ticket as given
     """
 
@@ -78,6 +79,7 @@ class Prepared:
     ticket: Ticket
     changes: tuple[Change, ...]
     attentions: dict[str, Attention]
+    exact: int
     round_to: int
     min_row_weights: int
     source: str
@@ -110,7 +112,7 @@ class Prepared:
             "min_row_weights": self.min_row_weights,
             "weights": {
                 "configured": sum(change.linear.weight.numel() for change in self.changes),
-                "exact": sum(exact_size(change.matrix) for change in self.changes),
+                "exact": self.exact,
             },
             "attention": {
                 path: [vars(group) | {"heads": list(group.heads)} for group in attention.groups]
@@ -137,22 +139,29 @@ def prepare(
     if min_row_weights:
         ticket = _thinned(ticket, min_row_weights, found)
     matrices = _matrices(model, ticket, found)
-    left = dict(matrices)
+    left, exact = dict(matrices), 0
     notes: dict[str, str] = {}
     attentions: dict[str, Attention] = {}
     for keys in found.heads:
         query, key, value, output = (matrices[name] for name in keys)
         attention = compact_attention(query, key, value, output, found.num_heads, round_to)
+        smallest = (
+            attention if attention.groups else compact_attention(query, key, value, output, found.num_heads)
+        )
+        exact += sum(map(exact_size, smallest.matrices))
         if attention.groups:
             attentions[attention_of(keys)] = attention
-            new = (attention.query, attention.key, attention.value, attention.output)
-            left |= dict(zip(keys, new, strict=True))
+            left |= dict(zip(keys, attention.matrices, strict=True))
             notes |= dict(zip(keys, _gone_of_heads(attention, found), strict=True))
     for up, down in found.neurons:
-        neurons = compact_neurons(matrices[up], matrices[down], activation_of(model, up), round_to)
-        left |= {up: neurons.up, down: neurons.down}
-        if gone := int((~neurons.live).sum()):
-            notes |= dict.fromkeys((up, down), f"{gone} of {len(neurons.live)} neurons")
+        activation = activation_of(model, up)
+        neurons = compact_neurons(matrices[up], matrices[down], activation, round_to)
+        smallest_mlp = neurons if neurons.gone else compact_neurons(matrices[up], matrices[down], activation)
+        exact += exact_size(smallest_mlp.up) + exact_size(smallest_mlp.down)
+        if neurons.gone:
+            left |= {up: neurons.up, down: neurons.down}
+            configured = len(matrices[up].weight)
+            notes |= dict.fromkeys((up, down), f"{neurons.gone} of {configured} neurons")
     changes = tuple(
         Change(
             key=name,
@@ -164,7 +173,7 @@ def prepare(
         )
         for name in found.linears
     )
-    return Prepared(model, ticket, changes, attentions, round_to, min_row_weights, source)
+    return Prepared(model, ticket, changes, attentions, exact, round_to, min_row_weights, source)
 
 
 def ticket_hash(ticket: Ticket) -> str:
@@ -192,10 +201,11 @@ def _refuse(model: nn.Module, found: Structure, ticket: Ticket) -> None:
             f"attention {kind!r} cannot run narrower heads: "
             'model.set_attn_implementation("sdpa") or "eager" first'
         )
+    linears = {full_name(model, key): _linear(model, key) for key in found.linears}
     ticket.targets(model)
     unpackable = Unpackable(model)
-    for key in found.linears:
-        unpackable.refuse(full_name(model, key), _linear(model, key))
+    for name, linear in linears.items():
+        unpackable.refuse(name, linear)
     for keys in found.heads:
         if "forward" in resolve(model, attention_of(keys)).__dict__:
             raise ValueError(
