@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sparsebert.compaction.matrix import Matrix, live_features, round_up
+from sparsebert.compaction.matrix import Matrix, live_features, live_rows, round_up
 
 # Another group of heads is another call of attention on smaller tensors. It is taken to cost as much as this
 # many padded dimensions, over all heads: a rule of thumb, not a measurement.
@@ -55,8 +55,7 @@ def live_scores(query: Tensor, key: Tensor, query_bias: Tensor) -> tuple[Tensor,
     A dimension whose key is constant adds the same to all scores of a query, which softmax ignores. One whose
     query alone is constant weighs the keys, but for a bias of zero.
     """
-    live = key.any(1)
-    fed = query.any(1)
+    live, fed = live_rows(key), live_rows(query)
     return live & fed, live & ~fed & (query_bias != 0)
 
 

@@ -69,13 +69,23 @@ class Matrix:
         return exact(self.columns(columns.nonzero().flatten().tolist()).kept()) @ exact(x)
 
 
+def live_rows(mask: Tensor) -> Tensor:
+    """bool [out] of a mask [out, in]: what keeps a weight. A maximum is much faster than `any` on CPUs."""
+    return mask.view(torch.uint8).amax(1).bool()
+
+
+def live_columns(mask: Tensor) -> Tensor:
+    """bool [in] of a mask [out, in]: what keeps a weight."""
+    return mask.view(torch.uint8).amax(0).bool()
+
+
 def live_features(source: Tensor, reader: Tensor) -> tuple[Tensor, Tensor]:
     """Of masks [features, in] and [out, features]: the features to be computed, and the constant ones.
 
     Without inputs a neuron is ``activation(bias)`` for every token, and a dimension of value its bias, before
     attention takes the mean and after. What nothing reads is neither.
     """
-    fed, read = source.any(1), reader.any(0)
+    fed, read = live_rows(source), live_columns(reader)
     return fed & read, ~fed & read
 
 

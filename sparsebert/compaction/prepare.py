@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsebert.bert import Structure, activation_of, base_model, full_name, resolve, structure
 from sparsebert.compaction.attention import IMPLEMENTATIONS
 from sparsebert.compaction.attention_rules import Attention, compact_attention
 from sparsebert.compaction.description import VERSION, attention_of, narrow_to_, record_of, remember_
 from sparsebert.compaction.matrix import Matrix
-from sparsebert.compaction.neurons import compact_neurons
+from sparsebert.compaction.neurons import Neurons, compact_neurons
 from sparsebert.compaction.rectangle import exact_size, live_rectangle, rectangle_linear
 from sparsebert.compaction.thin_rows import without_thin_rows
 from sparsebert.selection import Unpackable
@@ -143,25 +144,19 @@ def prepare(
     notes: dict[str, str] = {}
     attentions: dict[str, Attention] = {}
     for keys in found.heads:
-        query, key, value, output = (matrices[name] for name in keys)
-        attention = compact_attention(query, key, value, output, found.num_heads, round_to)
-        smallest = (
-            attention if attention.groups else compact_attention(query, key, value, output, found.num_heads)
-        )
-        exact += sum(map(exact_size, smallest.matrices))
+        attention, least = _heads_left(matrices, keys, found.num_heads, round_to)
+        exact += least
         if attention.groups:
             attentions[attention_of(keys)] = attention
             left |= dict(zip(keys, attention.matrices, strict=True))
             notes |= dict(zip(keys, _gone_of_heads(attention, found), strict=True))
     for up, down in found.neurons:
         activation = activation_of(model, up)
-        neurons = compact_neurons(matrices[up], matrices[down], activation, round_to)
-        smallest_mlp = neurons if neurons.gone else compact_neurons(matrices[up], matrices[down], activation)
-        exact += exact_size(smallest_mlp.up) + exact_size(smallest_mlp.down)
+        neurons, least = _neurons_left(matrices[up], matrices[down], activation, round_to)
+        exact += least
         if neurons.gone:
             left |= {up: neurons.up, down: neurons.down}
-            configured = len(matrices[up].weight)
-            notes |= dict.fromkeys((up, down), f"{neurons.gone} of {configured} neurons")
+            notes |= dict.fromkeys((up, down), f"{neurons.gone} of {len(matrices[up].bias)} neurons")
     changes = tuple(
         Change(
             key=name,
@@ -248,6 +243,29 @@ def _matrices(model: nn.Module, ticket: Ticket, found: Structure) -> dict[str, M
         mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
         matrices[key] = Matrix.of(weight, mask, bias, dead.get(key))
     return matrices
+
+
+def _heads_left(
+    matrices: dict[str, Matrix], keys: Sequence[str], count: int, round_to: int
+) -> tuple[Attention, int]:
+    """One attention, and the weights that it would have without rounding up."""
+    query, key, value, output = (matrices[name] for name in keys)
+    attention = compact_attention(query, key, value, output, count, round_to)
+    least = attention
+    if not attention.groups and round_to > 1:
+        least = compact_attention(query, key, value, output, count)
+    return attention, sum(map(exact_size, least.matrices))
+
+
+def _neurons_left(
+    up: Matrix, down: Matrix, activation: Callable[[Tensor], Tensor], round_to: int
+) -> tuple[Neurons, int]:
+    """One feed-forward network, and the weights that it would have without rounding up."""
+    neurons = compact_neurons(up, down, activation, round_to)
+    least = neurons
+    if not neurons.gone and round_to > 1:
+        least = compact_neurons(up, down, activation)
+    return neurons, exact_size(least.up) + exact_size(least.down)
 
 
 def _gone_of_heads(attention: Attention, found: Structure) -> list[str]:

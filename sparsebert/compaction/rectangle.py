@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsebert.compaction.matrix import Matrix, round_up
+from sparsebert.compaction.matrix import Matrix, live_columns, live_rows, round_up
 
 # Picking columns and putting rows back costs copies: the rectangle has to save this share of the product.
 LEAST_SAVING = 1 / 16
@@ -68,8 +68,8 @@ def live_rectangle(matrix: Matrix, round_to: int = 1) -> tuple[list[int], list[i
     Both counts are rounded up to a multiple of ``round_to``, with dead rows and columns taken along.
     """
     out_features, in_features = matrix.mask.shape
-    rows = _rounded(matrix.mask.any(1), round_to)
-    columns = _rounded(matrix.mask.any(0), round_to)
+    rows = _rounded(live_rows(matrix.mask), round_to)
+    columns = _rounded(live_columns(matrix.mask), round_to)
     if len(rows) * len(columns) > (1 - LEAST_SAVING) * out_features * in_features:
         return None
     return rows, columns
@@ -77,7 +77,7 @@ def live_rectangle(matrix: Matrix, round_to: int = 1) -> tuple[list[int], list[i
 
 def exact_size(matrix: Matrix) -> int:
     """Weights of the smallest rectangle that holds all kept ones."""
-    return int(matrix.mask.any(1).sum()) * int(matrix.mask.any(0).sum())
+    return int(live_rows(matrix.mask).sum()) * int(live_columns(matrix.mask).sum())
 
 
 def rectangle_linear(matrix: Matrix, live: tuple[list[int], list[int]]) -> RectangleLinear:
