@@ -137,16 +137,26 @@ def evaluate(
         str | None, typer.Option("--seeds", help="which of the runs by seed; all of them without it")
     ] = None,
     dense: Annotated[str | None, typer.Option(help="trained dense models to judge by, as --model")] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="take out what --ticket empties, and say what is left")
+    ] = False,
+    min_row_weights: Annotated[
+        int, typer.Option(help="with --compact, lossy: rows with fewer weights go too")
+    ] = 0,
     json: JsonFile = None,
 ) -> None:
     """Metrics of a trained model on a task's validation data, with a ticket applied first if one is given."""
     require_folders(json)
+    if compact and ticket is None:
+        raise ValueError("--compact takes out what a ticket empties: it needs --ticket")
+    if min_row_weights and not compact:
+        raise ValueError(f"--min-row-weights {min_row_weights} needs --compact")
     from sparsebert.bench import record
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.from_runs import ticket_of, trained_models
     from sparsebert.model_loading import head_labels, short_name, skeleton
     from sparsebert.train import evaluate as evaluate_model
-    from sparsebert.train import summarise, task_of
+    from sparsebert.train import evaluate_compacted, summarise, task_of
 
     hush_transformers()
     name = data.task_name(task)
@@ -157,15 +167,21 @@ def evaluate(
 
     def evaluated(seed: int | None, path: str, ticket: Path | None) -> dict[str, Any]:
         pruned = ticket_of(ticket, skeleton(path)) if ticket else None
-        found = evaluate_model(name, path, ticket=pruned, data=source, max_length=data.max_length)
+        examples: dict[str, Any] = {"data": source, "max_length": data.max_length}
+        if compact and pruned:
+            found = evaluate_compacted(name, path, pruned, min_row_weights=min_row_weights, **examples)
+        else:
+            found = {"metrics": evaluate_model(name, path, ticket=pruned, **examples)}
         sparsity = pruned.sparsity if pruned else None
-        fields = {"model": short_name(model), "seed": seed, "metrics": found, "sparsity": sparsity}
-        return record.stamp("eval", {"task": name, **fields})
+        fields = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
+        return record.stamp("eval", {"task": name, **fields, **found})
 
     rows = [evaluated(seed, path, ticket) for seed, path in models.items()]
     for row in rows:
         of_seed = f" (seed {row['seed']})" if len(rows) > 1 else ""
         typer.echo("\n".join(f"{key} {value:.4f}{of_seed}" for key, value in row["metrics"].items()))
+        if "compaction" in row:
+            typer.echo(_what_it_cost(row))
     if len(rows) > 1 or judges:
         dense_rows = [evaluated(seed, path, None) for seed, path in judges.items()]
         summary = summarise(task_of(name, source).metric, rows, dense_rows)
@@ -173,6 +189,20 @@ def evaluate(
         typer.echo(f"{summary['metric']} {mean_and_verdict(summary)}")
     if json is not None:
         record.append(json, rows)
+
+
+def _what_it_cost(row: dict[str, Any]) -> str:
+    """What compaction left of a model, and how far its answers are from those of the masked one."""
+    weights, change = row["compaction"]["weights"], row["compaction"]["output_change"]
+    least = row["compaction"]["min_row_weights"]
+    exact, stored = (weights[name] / weights["configured"] for name in ("exact", "stored"))
+    kind = f"lossy, rows of at least {least} weights" if least else "exact"
+    masked = ", ".join(f"{name} {value:.4f}" for name, value in row["masked_metrics"].items())
+    return (
+        f"compacted ({kind}): {exact:.2%} of the encoder's weights, {stored:.2%} stored; "
+        f"only masked: {masked}; answers differ by at most {change['max']:.2g}, "
+        f"{change['mean']:.2g} on average, {change['changed']:.2%} are other ones"
+    )
 
 
 def _name(task: str, model: str, request: Request, seeds: str) -> str:

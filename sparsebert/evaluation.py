@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,25 @@ def evaluator(
         return found
 
     return evaluate
+
+
+def first_inputs(
+    task: Task,
+    examples: Examples,
+    tokenizer: Any,
+    device: torch.device,
+    *,
+    max_length: int | None = None,
+    batch_size: int = 32,
+    count: int = 8,
+) -> list[dict[str, Tensor]]:
+    """What a model is given of the first ``count`` batches of a split: no labels."""
+    encoded = encode(examples, task, tokenizer, max_length)
+    loader = DataLoader(encoded, batch_size, collate_fn=collate(task, tokenizer))
+    return [
+        {name: value.to(device) for name, value in batch.items() if name not in _TARGETS}
+        for batch in islice(loader, count)
+    ]
 
 
 def _answers(

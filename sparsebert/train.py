@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,9 @@ from torch import nn
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
 from sparsebert.bert import resolve
+from sparsebert.compact import compact_, compaction_description
 from sparsebert.data import Task, TaskData, collate, encode, find_task, load
-from sparsebert.evaluation import evaluator
+from sparsebert.evaluation import evaluator, first_inputs
 from sparsebert.lottery.experiment import Experiment, Request, Units
 from sparsebert.lottery.folder import Record, RunFolder
 from sparsebert.lottery.joint import joint
@@ -161,6 +163,36 @@ def evaluate(
         loaded = loaded.cuda()
     examples = examples_of(known, data, train=False)
     return evaluator(known, examples.validation, tokenizer, max_length=max_length)(loaded)
+
+
+def evaluate_compacted(
+    task: str,
+    model: str,
+    ticket: Ticket,
+    *,
+    min_row_weights: int = 0,
+    data: Data = None,
+    max_length: int | None = None,
+) -> Record:
+    """What it costs a trained model to have what a ticket empties taken out (:func:`sparsebert.compact_`).
+
+    ``metrics`` and ``masked_metrics``: on the task's validation data, compacted and only masked.
+    ``compaction``: weights, ``min_row_weights`` and ``output_change``, over the first validation batches, of
+    :func:`sparsebert.compaction_description`. Raises as :func:`evaluate` and `compact_` do.
+    """
+    known = task_of(task, data)
+    loaded, tokenizer = load_model(model, known, trained=True)
+    if torch.cuda.is_available():
+        loaded = loaded.cuda()
+    validation = examples_of(known, data, train=False).validation
+    measure = evaluator(known, validation, tokenizer, max_length=max_length)
+    first = next(iter(validation.values()))
+    batches = first_inputs(known, first, tokenizer, loaded.device, max_length=max_length)
+    masked = measure(ticket.apply_(copy.deepcopy(loaded)))
+    compact_(loaded, ticket, min_row_weights=min_row_weights, batches=batches)
+    found = compaction_description(loaded)
+    told = {name: found[name] for name in ("min_row_weights", "weights", "output_change")}
+    return {"metrics": measure(loaded), "masked_metrics": masked, "compaction": told}
 
 
 def seeded(request: Request, seed: int) -> Request:

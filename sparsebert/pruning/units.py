@@ -109,7 +109,7 @@ def unit_groups(
     group. All matrices that share units must be there. ``structure``: needed for these kinds.
 
     Raises ValueError as :func:`parse_granularity` does, for such kinds without a structure, or where
-    matrices have other shapes than their layer's structure says.
+    matrices have other shapes than their layer's structure says, as the heads of a compacted model have.
     """
     granularity = parse_granularity(name, block_size)
     kinds = kinds_in(name)
@@ -117,7 +117,7 @@ def unit_groups(
         return tuple(UnitGroup({key: granularity}, {key: shape}) for key, shape in shapes.items())
     if structure is None:
         raise ValueError(f"granularity {name!r} lies across matrices: the model is needed to say which")
-    groups = [parts for kind in kinds for parts in _across(kind, structure)]
+    groups = [parts for kind in kinds for parts in _across(kind, structure, shapes)]
     return tuple(_checked(UnitGroup(parts, {key: shapes[key] for key in parts})) for parts in groups)
 
 
@@ -129,9 +129,17 @@ def rivals(groups: Sequence[UnitGroup], scope: str, types: Mapping[str, str]) ->
     return list(found.values())
 
 
-def _across(kind: str, structure: Structure) -> list[dict[str, Granularity]]:
+def _across(
+    kind: str, structure: Structure, shapes: Mapping[str, torch.Size]
+) -> list[dict[str, Granularity]]:
     """How the matrices of each layer that have such units are cut."""
     if kind == "head":
+        for query, *_ in structure.heads:
+            if shapes[query][0] != structure.num_heads * structure.head_size:
+                raise ValueError(
+                    f"{query} has {shapes[query][0]} rows for {structure.num_heads} heads of "
+                    f"{structure.head_size}: heads are chosen before a model is compacted"
+                )
         rows = Granularity(kind, (structure.head_size, None))
         columns = Granularity(kind, (None, structure.head_size))
         return [dict(zip(keys, (rows, rows, rows, columns), strict=True)) for keys in structure.heads]

@@ -10,7 +10,10 @@ from torch import nn
 from sparsebert.bench import gate
 from sparsebert.bench.providers import PROVIDERS, RIVALS
 from sparsebert.bench.providers.onednn import PrepackedLinear, prepack_
+from sparsebert.bench.subject import prepare
+from sparsebert.bench.workload import Workload
 from sparsebert.bert import resolve
+from sparsebert.pruning import prune
 
 IN_PROCESS = [name for name in PROVIDERS if name not in ("compile", "deepsparse")]
 
@@ -127,3 +130,16 @@ def test_wrong_numbers_from_onednn_are_noticed(monkeypatch):
     honest = PrepackedLinear.forward
     monkeypatch.setattr(PrepackedLinear, "forward", lambda self, x: honest(self, x) + 1)
     assert "is off by" in PROVIDERS["onednn"]().available()
+
+
+def test_what_a_ticket_empties_is_gone_from_both_of_ours():
+    """Half of the neurons pruned: as dense as what is left, and the record says what was removed."""
+    workload = Workload("bert-tiny", batch=2, lengths=(16, 9))
+    model = workload.load_model()
+    subject = prepare(workload, prune(model, "random", sparsity=0.5, granularity="neuron"), model=model)
+    dense = sum(mask.numel() * 4 for mask in subject.ticket.masks.values())
+    for name in ("compact", "sparse"):
+        side, found = verdict(name, subject)
+        assert found.passed, str(found)
+        assert side.weight_bytes < 0.6 * dense
+    assert "encoder weights taken out" in side.notes["removed"]

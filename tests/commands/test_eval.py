@@ -38,6 +38,32 @@ class TestEval:
         line = refused(capsys, "eval", "--model", str(bert), "--task", "sst2", "--data", str(data))
         assert "has no trained head for sst2" in line
 
+    def test_compacted(
+        self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path, data: Path
+    ) -> None:
+        """Neurons are taken out without a change; thin rows cost what the command says they cost."""
+        units = ["--granularity", "neuron", "--sparsity", "0.5"]
+        assert cli.main(["train", "--method", "one-shot", *units, *asked]) == 0
+        run = tmp_path / "run"
+        ticket = ["--ticket", str(run / "ticket.safetensors")]
+        model = ["--model", str(run / "model"), "--task", "sst2", "--data", str(data)]
+        results = tmp_path / "eval.jsonl"
+        capsys.readouterr()
+        assert cli.main(["eval", *model, *ticket, "--compact", "--json", str(results)]) == 0
+        assert "compacted (exact): " in capsys.readouterr().out
+        lossy = ["--compact", "--min-row-weights", "1000"]
+        assert cli.main(["eval", *model, *ticket, *lossy, "--json", str(results)]) == 0
+        assert "compacted (lossy, rows of at least 1000 weights): " in capsys.readouterr().out
+        exact, thinned = record.read(results, "eval")
+        (logged,) = record.read(run / "log.jsonl", "round")
+        assert exact["metrics"] == exact["masked_metrics"] == thinned["masked_metrics"] == logged["metrics"]
+        assert exact["compaction"]["output_change"]["max"] < 1e-5
+        assert exact["compaction"]["weights"]["stored"] < exact["compaction"]["weights"]["configured"]
+        assert thinned["compaction"]["weights"]["exact"] < exact["compaction"]["weights"]["exact"]
+        line = refused(capsys, "eval", *model, "--compact")
+        assert "it needs --ticket" in line
+        assert "needs --compact" in refused(capsys, "eval", *model, *ticket, "--min-row-weights", "3")
+
     def test_another_label_order_is_refused(
         self, capsys: pytest.CaptureFixture[str], tokenizer: Any, tmp_path: Path, data: Path
     ) -> None:

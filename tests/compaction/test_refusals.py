@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsebert import Ticket, compact_, compaction_description, rebuild_, sparsify_
+from sparsebert import Ticket, compact_, compaction_description, prune, rebuild_, sparsify_
 from sparsebert.bert import resolve, structure
 from tests.compaction.models import TOKENS, Recipe, answers, model_of, ticket_of
 from tests.convert.models import weights
@@ -96,6 +96,20 @@ class TestArguments:
     def test_numbers(self, option: str, value: Any) -> None:
         model = model_of()
         refused(model, ticket_of(model, RAGGED), f"{option} is {value!r}; an integer", **{option: value})
+
+
+class TestPruningFurther:
+    def test_heads_are_chosen_before(self) -> None:
+        model = model_of()
+        compact_(model, ticket_of(model, RAGGED))
+        with pytest.raises(ValueError, match="heads are chosen before a model is compacted"):
+            prune(model, "magnitude", sparsity=0.5, granularity="head")
+
+    def test_neurons_can_go_afterwards(self) -> None:
+        model = model_of()
+        compact_(model, prune(model, "magnitude", sparsity=0.5, granularity="neuron", scope="matrix"))
+        ticket = prune(model, "magnitude", sparsity=0.5, granularity="neuron", scope="matrix")
+        assert [len(ticket.masks[up]) for up, _ in structure(model).neurons] == [20, 20]
 
 
 class TestDescriptions:

@@ -2,6 +2,7 @@
 
 from sparsebert.bench.providers.base import Provider, Side, TorchProvider
 from sparsebert.bench.providers.bf16 import Bf16, OneDnnBf16
+from sparsebert.bench.providers.compact import Compact
 from sparsebert.bench.providers.compiled import Compiled
 from sparsebert.bench.providers.deepsparse import DeepSparse
 from sparsebert.bench.providers.eager import Eager
@@ -15,6 +16,7 @@ PROVIDERS: dict[str, type[Provider]] = {
         Sparse,
         Eager,
         OneDnn,
+        Compact,
         Compiled,
         Bf16,
         OneDnnBf16,

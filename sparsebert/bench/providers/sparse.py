@@ -11,6 +11,7 @@ from sparsebert.bench.providers.base import TorchProvider
 from sparsebert.bench.subject import Subject
 from sparsebert.convert import sparsify_
 from sparsebert.nn import SparseLinear
+from sparsebert.removal import note_of
 
 
 class Sparse(TorchProvider):
@@ -22,4 +23,5 @@ class Sparse(TorchProvider):
 
     def notes(self, model: nn.Module) -> dict[str, str]:
         formats = Counter(module.format for module in model.modules() if isinstance(module, SparseLinear))
-        return {"formats": ", ".join(f"{count} {name}" for name, count in formats.most_common())}
+        notes = {"formats": ", ".join(f"{count} {name}" for name, count in formats.most_common())}
+        return notes | ({"removed": removal} if (removal := note_of(model)) else {})

@@ -1,0 +1,21 @@
+"""What the ticket empties taken out, and the rest dense: what compaction alone is worth."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import nn
+
+from sparsebert.bench.providers.base import TorchProvider
+from sparsebert.bench.subject import Subject
+from sparsebert.convert import sparsify_
+
+
+class Compact(TorchProvider):
+    """Every layer of the ticket is prepacked dense in the shape it has left, as oneDNN's is in its own."""
+
+    name: ClassVar[str] = "compact"
+    summary: ClassVar[str] = "sparsebert, compacted but dense"
+
+    def convert(self, model: nn.Module, subject: Subject) -> nn.Module:
+        return sparsify_(model, subject.ticket, format="dense", tokens=subject.tokens, compact=True)
