@@ -174,7 +174,7 @@ def _plain(layer: Selected, tokens: int, reason: str) -> LayerPlan:
         measured_us=None,
         dense_us=None,
         nbytes=weight.nbytes,
-        dense_nbytes=weight.nbytes,
+        dense_nbytes=layer.dense_nbytes,
         reason=reason,
         tokens=tokens,
         removed=layer.removed,
@@ -240,7 +240,7 @@ class _Draft:
             self.rejected, self.work = self.work, self.dense
 
     def layer_plan(self, tokens: int) -> LayerPlan:
-        statistics, weight, timing = self.choice.statistics, self.layer.linear.weight, self.timing
+        statistics, timing = self.choice.statistics, self.timing
         predicted, dense, measured = self.predicted(self.work), self.predicted(self.dense), None
         if timing:
             dense = timing.other
@@ -254,7 +254,7 @@ class _Draft:
             measured_us=_micro(measured),
             dense_us=_micro(dense),
             nbytes=self.work.nbytes,
-            dense_nbytes=weight.nbytes,
+            dense_nbytes=self.layer.dense_nbytes,
             reason=self._reason(predicted, dense),
             tokens=tokens,
             block=self.work.block,

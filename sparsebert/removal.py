@@ -82,7 +82,12 @@ def left_of(
 
 def _smaller(layer: Selected, change: Change) -> Selected:
     return Selected(
-        layer.key, layer.name, change.smaller_linear(), change.matrix.mask, removed=change.removed
+        key=layer.key,
+        name=layer.name,
+        linear=change.smaller_linear(),
+        mask=change.matrix.mask,
+        removed=change.removed,
+        configured=change.linear.weight.numel(),
     )
 
 

@@ -22,11 +22,12 @@ Filter = Callable[[str, nn.Linear], bool]
 class Selected:
     """A linear layer to be made sparse.
 
-    key        as in a ticket; in models without a known structure the full path
+    key         as in a ticket; in models without a known structure the full path
     name       full path in the model
     mask       bool [out, in] on the weight's device, True = keep
     bias_mask  bool [out], where the ticket prunes biases too
     removed    what compaction took out of the layer, for people to read
+    configured  weights of the layer before that; None = as many as ``linear`` has
     """
 
     key: str
@@ -35,6 +36,13 @@ class Selected:
     mask: Tensor
     bias_mask: Tensor | None = None
     removed: str = ""
+    configured: int | None = None
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the dense layer as it was configured."""
+        weight = self.linear.weight
+        return weight.nbytes if self.configured is None else self.configured * weight.itemsize
 
 
 def select(

@@ -186,6 +186,7 @@ class TestPlan:
         kept = int((ticket.masks[up].any(1) & ticket.masks[down].any(0)).sum())
         assert entry.removed == f"{40 - kept} of 40 neurons"
         assert entry.shape == (-(-kept // 8) * 8, 24)
+        assert entry.dense_nbytes == 40 * 24 * 4
         query = next(layer for layer in made.layers if layer.key.endswith("0.attention.self.query"))
         assert "of 3 heads" in query.removed
         assert "encoder weights taken out" in made.removal
