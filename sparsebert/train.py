@@ -22,8 +22,10 @@ from sparsebert.lottery.joint import joint
 from sparsebert.lottery.registry import LotteryMethod, lottery_method
 from sparsebert.metrics import primary, summary, verdict
 from sparsebert.model_loading import load_model, short_name
+from sparsebert.teachers import load_teacher, teacher_id
 from sparsebert.ticket import Ticket, prunable
 from sparsebert.training import ranks
+from sparsebert.training.distillation import Distillation
 
 POOLER = "pooler.dense"
 
@@ -39,6 +41,7 @@ def train(
     *,
     data: Data = None,
     also: Mapping[str, Data] | None = None,
+    teacher: str | Mapping[str, str] | None = None,
     max_length: int | None = None,
     say: Callable[[str], None] = lambda text: None,
     before: Callable[[nn.Module, Request], None] = lambda model, request: None,
@@ -50,7 +53,9 @@ def train(
     :mod:`sparsebert.lottery.folder`); one that is there goes on where it was interrupted, and one that is
     finished is only read. ``data``: a folder with the task's files, or the examples of a task that need not
     be one of ``TASKS``; else the hub. ``also``: the other tasks of a method that works on several, and their
-    data. ``max_length``: tokens of an example. ``before``: called once with model and request before the work
+    data. ``teacher``: a model trained on the task, whose answers are learned too as ``request.distillation``
+    says (else as its defaults do); for several tasks a teacher by task. ``max_length``: tokens of an example.
+    ``before``: called once with model and request before the work
     begins.
 
     A ticket that masks the pooler loses that mask where the task's models have none (SQuAD, masked language
@@ -72,6 +77,8 @@ def train(
     others = _others(request, known, also or {})
     if others:
         names["also"] = [each.name for each, _ in others]
+    teachers = {known.name: teacher} if isinstance(teacher, str) else dict(teacher or {})
+    request = _taught(request, teachers, [known.name, *(each.name for each, _ in others)])
     request = _without_absent_pooler(replace(request, names=names), known)
     folder = RunFolder(out)
     if folder.run_json.exists() and folder.finished():
@@ -80,10 +87,14 @@ def train(
         return folder.rounds_done()
     seed = request.training.seed
     words = label_words_of(request.method, known)
-    experiment = assemble(known, model, examples_of(known, data), seed, max_length, words)
+    experiment = assemble(
+        known, model, examples_of(known, data), seed, max_length, words, teachers.get(known.name)
+    )
     if others:
         parts = {
-            each.name: assemble(each, model, examples_of(each, source), seed, max_length)
+            each.name: assemble(
+                each, model, examples_of(each, source), seed, max_length, teacher=teachers.get(each.name)
+            )
             for each, source in others
         }
         experiment = joint({known.name: experiment, **parts}, getattr(request.method, "proportions", "equal"))
@@ -100,13 +111,16 @@ def assemble(
     seed: int = 0,
     max_length: int | None = None,
     label_words: Sequence[str] | None = None,
+    teacher: str | None = None,
 ) -> Experiment:
     """The experiment of a task: model with a head, encoded training data, metrics on the validation data.
 
     A head that the checkpoint lacks is initialised from ``seed``; with ``label_words`` none is needed.
-    Raises ValueError as :func:`load_model`.
+    Raises ValueError as :func:`load_model` and, for a ``teacher``,
+    :func:`sparsebert.teachers.load_teacher` do.
     """
     loaded, tokenizer = load_model(model, task, seed, label_words=label_words)
+    taught_by = None if teacher is None else load_teacher(teacher, task, tokenizer, max_length)
     evaluate = evaluator(task, data.validation, tokenizer, max_length=max_length)
 
     def judge(model: nn.Module, examples: int | None, seed: int) -> float:
@@ -124,6 +138,7 @@ def assemble(
         tokenizer.save_pretrained,
         task.metric,
         judge,
+        taught_by,
     )
 
 
@@ -169,8 +184,9 @@ def seeded(request: Request, seed: int) -> Request:
 
 
 def dense(request: Request) -> Request:
-    """The dense model, trained like the request: what its tickets are judged by."""
-    return replace(request, method=lottery_method("dense"), sparsity=0.0, units=Units(), ticket=None)
+    """The dense model, trained like the request but by its labels alone: what its tickets are judged by."""
+    plain = replace(request, distillation=None)
+    return replace(plain, method=lottery_method("dense"), sparsity=0.0, units=Units(), ticket=None)
 
 
 def task_of(task: str, data: Data) -> Task:
@@ -252,6 +268,17 @@ def _others(request: Request, task: Task, also: Mapping[str, Data]) -> list[tupl
     if others and request.training.group_by_length:
         raise ValueError("several tasks have their turns: group_by_length is for one")
     return others
+
+
+def _taught(request: Request, teachers: Mapping[str, str], tasks: Sequence[str]) -> Request:
+    """The request with its teachers in it. Raises ValueError for one of a task that the run does not have."""
+    for name in teachers:
+        if name not in tasks:
+            raise ValueError(f"a teacher for {name}, which is none of the run's tasks: {', '.join(tasks)}")
+    if not teachers:
+        return request
+    known = {name: teacher_id(each) for name, each in teachers.items()}
+    return replace(request, distillation=replace(request.distillation or Distillation(), teachers=known))
 
 
 def _without_absent_pooler(request: Request, task: Task) -> Request:

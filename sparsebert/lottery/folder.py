@@ -24,6 +24,7 @@ Records are those of :mod:`sparsebert.bench.record` (``schema``, ``kind``, ``tim
     metrics                       of the validation data: name -> value
     seconds                       prune, train (over all sessions, as far as checkpoints tell), evaluate
     sessions, processes           how often the round was started; how many processes trained together
+    distillation                  weight, temperature and teachers (task -> hub id or digest), or null
     memory                        peak_rss_bytes of this process, peak_gpu_bytes where a GPU was used
     versions                      of the libraries
 ``kind`` "run", once all is done:

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparsebert.pruning import Magnitude, Method, registry
 from sparsebert.ticket import Ticket
@@ -160,7 +160,8 @@ class Companion(Protocol):
     """Goes along with the training of a round.
 
     ``callback``: a TrainerCallback, which may stop it. ``names``: of the parameters that it has put into the
-    model. ``stopped``: the step at which it did, or in a process before this one.
+    model. ``stopped``: the step at which it did, or in a process before this one. ``penalty``: what is
+    added to the loss of a batch.
     """
 
     @property
@@ -169,6 +170,7 @@ class Companion(Protocol):
     def names(self) -> Sequence[str]: ...
     @property
     def stopped(self) -> int | None: ...
+    def penalty(self) -> Tensor | None: ...
 
 
 M = TypeVar("M", bound=type[LotteryMethod])

@@ -76,6 +76,8 @@ class _Run:
         self.method, self.seed = request.method, request.training.seed
         self.rounds = self.method.rounds(request.target)
         self.steps = request.training.steps_of(len(experiment.train), ranks.count())
+        if (request.distillation is None) != (experiment.teacher is None):
+            raise ValueError("a teacher and a distillation go together: one of them is missing")
         if self.method.rewind_step >= self.steps:
             raise ValueError(f"rewinding to step {self.method.rewind_step} of rounds of {self.steps} steps")
 
@@ -245,6 +247,7 @@ class _Run:
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "sessions": sessions,
                 "processes": ranks.count(),
+                "distillation": asdict(self.request.distillation) if self.request.distillation else None,
                 "memory": _peak_memory(),
                 "versions": ticket.metadata["versions"],
             },

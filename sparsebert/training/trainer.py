@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
@@ -21,6 +22,7 @@ from sparsebert.learned.rule import Scored
 from sparsebert.ticket import Ticket
 from sparsebert.training import ranks
 from sparsebert.training.checkpoint import Checkpoint
+from sparsebert.training.distillation import Distiller
 from sparsebert.training.length_grouping import LengthGrouped
 from sparsebert.training.masking import MaskKeeper
 from sparsebert.training.settings import TrainingSettings
@@ -32,6 +34,8 @@ class TicketMixin:
 
     ``learner``: its scores are trained at their own rate, and its penalty is part of the loss. The norm of
     all gradients, of weights and scores, is clipped together.
+    ``distiller``: has a teacher's say in the loss of the labels, to which penalties are then added.
+    ``penalties``: called once a batch, for what is added to its loss; None is nothing.
     ``schedule_steps``: the learning-rate schedule spans that many steps, however many are trained.
     ``group_by_length``: batches hold examples of about the same length.
     Examples with a method ``sampler`` (of batch size and seed) say by it in which order they are to be read.
@@ -42,6 +46,8 @@ class TicketMixin:
         *args: Any,
         ticket: Ticket | None = None,
         learner: Learner | None = None,
+        distiller: Distiller | None = None,
+        penalties: Sequence[Callable[[], Tensor | None]] = (),
         schedule_steps: int | None = None,
         group_by_length: bool = False,
         **options: Any,
@@ -53,6 +59,8 @@ class TicketMixin:
         # otherwise, the Trainer sums gradients over accumulated batches and processes instead of averaging.
         self.model_accepts_loss_kwargs = False
         self._learner = learner
+        self._distiller = distiller
+        self._penalties = [*penalties, *([learner.penalty] if learner is not None else [])]
         if ticket is not None:
             self.add_callback(MaskCallback(ticket))  # type: ignore[attr-defined]
         if learner is not None:
@@ -71,11 +79,13 @@ class TicketMixin:
         return optimizer
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
-        found = super().compute_loss(model, inputs, return_outputs, **options)  # type: ignore[misc]
-        penalty = self._learner.penalty() if self._learner else None
-        if penalty is None:
-            return found
-        return (found[0] + penalty, found[1]) if return_outputs else found + penalty
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)  # type: ignore[misc]
+        if self._distiller is not None:
+            loss = self._distiller.mixed(loss, outputs, inputs)
+        for penalty in self._penalties:
+            if (term := penalty()) is not None:
+                loss = loss + term
+        return (loss, outputs) if return_outputs else loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         steps = self._schedule_steps or num_training_steps

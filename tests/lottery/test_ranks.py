@@ -48,11 +48,22 @@ def test_two_gloo_processes_end_with_the_masks_of_one(tmp_path: Path, rewind: st
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
-@pytest.mark.parametrize("method", ["movement"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "movement",
+        "gradual",
+        "smp --mask S",
+        "smp --mask L",
+        "smp --mask G",
+        "movement --taught",
+        "smp --taught",
+    ],
+)
 def test_two_gloo_processes_learn_one_ticket(tmp_path: Path, method: str) -> None:
     """The same on both, and but for rounding that of one process with all the examples of a step."""
     for processes in (1, 2):
-        start(tmp_path / str(processes), processes, "--learned", method)
+        start(tmp_path / str(processes), processes, "--learned", *method.split())
     one, two = (Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("1", "2"))
     for rank in range(2):
         assert Ticket.load(tmp_path / "2" / f"rank-{rank}.safetensors") == two

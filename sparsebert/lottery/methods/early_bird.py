@@ -99,7 +99,7 @@ class EarlyBird(SearchingMethod):
         watch = _Watch(self, experiment, request)
         trace = CoefficientTrace(coefficients, folder / "coefficients", every, watch.enough)
         try:
-            yield _Searching(trace, coefficients.names)
+            yield _Searching(trace, coefficients)
         finally:
             coefficients.fold_()
 
@@ -137,11 +137,18 @@ class _Searching:
     """What goes along with the first round."""
 
     callback: CoefficientTrace
-    names: Sequence[str]
+    coefficients: TrainedCoefficients
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.coefficients.names
 
     @property
     def stopped(self) -> int | None:
         return self.callback.stopped
+
+    def penalty(self) -> Tensor:
+        return self.coefficients.penalty()
 
 
 class _Watch:
