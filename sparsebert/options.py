@@ -230,6 +230,10 @@ class MethodOptions:
     label_words: Annotated[
         str | None, typer.Option(help="smp: a word for each label, terrible,great, or task for known ones")
     ] = None
+    template: Annotated[
+        str | None,
+        typer.Option(help="smp: text around the examples', with a blank for the words: '{0} [MASK]'"),
+    ] = None
     smp_compat: Annotated[
         bool | None, typer.Option("--smp-compat", help="smp: as its released code computes")
     ] = None

@@ -7,25 +7,36 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert.data import Task
-from sparsebert.model_loading import load_model
+from sparsebert.model_loading import load_model, template_of
 from sparsebert.training.distillation import Teacher
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
-def load_teacher(name: str, task: Task, tokenizer: Any, max_length: int | None = None) -> Teacher:
+def load_teacher(
+    name: str,
+    task: Task,
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    template: str | None = None,
+) -> Teacher:
     """The model of that name, hub id or folder, as a teacher of the task.
 
-    ``tokenizer``: that of the model it teaches, whose tokens it is going to read. Raises ValueError, naming
-    the teacher, for a model without a trained head for the task, for labels or a vocabulary that are not
-    the same in the same order, for one that tells segments apart where the tokenizer does not, and for one
-    that takes fewer tokens than the task has; also for masked language modelling. OSError for one that is
-    not found.
+    ``tokenizer``, ``max_length``, ``template``: those of the model it teaches, whose tokens it is going to
+    read. Raises ValueError, naming the teacher, for a model without a trained head for the task, for labels
+    or a vocabulary that are not the same in the same order, for one that tells segments apart where the
+    tokenizer does not, and for one that takes fewer tokens or was trained on texts in another template; also
+    for masked language modelling. OSError for one that is not found.
     """
     if task.kind == "mlm":
         raise ValueError(f"{task.name} is masked language modelling: it takes no teacher")
     try:
         model, theirs = load_model(name, task, trained=True)
+        if template_of(model) != template:
+            raise ValueError(
+                f"it was trained on texts in the template {template_of(model)!r}, not {template!r}"
+            )
         _require_same_tokens(model.config, theirs, tokenizer, task, max_length or task.max_length)
     except ValueError as error:
         raise ValueError(f"teacher {name}: {error}") from None

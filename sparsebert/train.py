@@ -21,7 +21,7 @@ from sparsebert.lottery.folder import Record, RunFolder
 from sparsebert.lottery.joint import joint
 from sparsebert.lottery.registry import LotteryMethod, lottery_method
 from sparsebert.metrics import primary, summary, verdict
-from sparsebert.model_loading import load_model, short_name
+from sparsebert.model_loading import load_model, short_name, template_of
 from sparsebert.teachers import load_teacher, teacher_id
 from sparsebert.ticket import Ticket, prunable
 from sparsebert.training import ranks
@@ -87,8 +87,9 @@ def train(
         return folder.rounds_done()
     seed = request.training.seed
     words = label_words_of(request.method, known)
+    template = getattr(request.method, "template", None)
     experiment = assemble(
-        known, model, examples_of(known, data), seed, max_length, words, teachers.get(known.name)
+        known, model, examples_of(known, data), seed, max_length, words, teachers.get(known.name), template
     )
     if others:
         parts = {
@@ -112,27 +113,30 @@ def assemble(
     max_length: int | None = None,
     label_words: Sequence[str] | None = None,
     teacher: str | None = None,
+    template: str | None = None,
 ) -> Experiment:
     """The experiment of a task: model with a head, encoded training data, metrics on the validation data.
 
-    A head that the checkpoint lacks is initialised from ``seed``; with ``label_words`` none is needed.
+    A head that the checkpoint lacks is initialised from ``seed``; with ``label_words`` (and a
+    ``template`` to read them in) none is needed.
     Raises ValueError as :func:`load_model` and, for a ``teacher``,
     :func:`sparsebert.teachers.load_teacher` do.
     """
-    loaded, tokenizer = load_model(model, task, seed, label_words=label_words)
-    taught_by = None if teacher is None else load_teacher(teacher, task, tokenizer, max_length)
-    evaluate = evaluator(task, data.validation, tokenizer, max_length=max_length)
+    loaded, tokenizer = load_model(model, task, seed, label_words=label_words, template=template)
+    form: dict[str, Any] = {"max_length": max_length, "template": template}
+    taught_by = None if teacher is None else load_teacher(teacher, task, tokenizer, **form)
+    evaluate = evaluator(task, data.validation, tokenizer, **form)
 
     def judge(model: nn.Module, examples: int | None, seed: int) -> float:
         if examples is None:
             return evaluate(model)[task.metric]
         drawn = Random(seed).sample(range(len(data.train)), min(examples, len(data.train)))
         some: Any = [data.train[i] for i in drawn]
-        return evaluator(task, {task.splits[0]: some}, tokenizer, max_length=max_length)(model)[task.metric]
+        return evaluator(task, {task.splits[0]: some}, tokenizer, **form)(model)[task.metric]
 
     return Experiment(
         loaded,
-        encode(data.train, task, tokenizer, max_length),
+        encode(data.train, task, tokenizer, **form),
         collate(task, tokenizer, seed=seed),
         evaluate,
         tokenizer.save_pretrained,
@@ -175,7 +179,9 @@ def evaluate(
     if torch.cuda.is_available():
         loaded = loaded.cuda()
     examples = examples_of(known, data, train=False)
-    return evaluator(known, examples.validation, tokenizer, max_length=max_length)(loaded)
+    template = template_of(loaded)
+    judge = evaluator(known, examples.validation, tokenizer, max_length=max_length, template=template)
+    return judge(loaded)
 
 
 def seeded(request: Request, seed: int) -> Request:

@@ -161,6 +161,21 @@ class TestRefusals:
             capsys, asked, "--teacher", str(other)
         )
 
+    def test_one_of_another_template(
+        self, capsys: pytest.CaptureFixture[str], tokenizer: Any, data: Path, tmp_path: Path
+    ) -> None:
+        model = save(tmp_path / "mlm", tokenizer, "BertForMaskedLM")
+        asked = ["--task", "sst2", "--model", str(model), "--data", str(data), *QUICK]
+        words = ["--method", "smp", "--label-words", "bad,good"]
+        plain = [*asked, "--out", str(tmp_path / "plain")]
+        assert cli.main(["train", *plain, *HALF, *words]) == 0
+        taught = [*asked, *words, "--teacher", str(tmp_path / "plain")]
+        assert cli.main(["train", *taught, *HALF, "--out", str(tmp_path / "taught")]) == 0
+        capsys.readouterr()
+        other = [*taught, "--out", str(tmp_path / "refused"), "--template", "{0} is [MASK]"]
+        message = "it was trained on texts in the template None, not '{0} is [MASK]'"
+        assert message in self.refusal(capsys, other)
+
     def test_what_is_no_trained_model_of_the_task(
         self, capsys: pytest.CaptureFixture[str], asked: list[str], bert: Path, tmp_path: Path
     ) -> None:

@@ -49,16 +49,7 @@ def test_two_gloo_processes_end_with_the_masks_of_one(tmp_path: Path, rewind: st
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 @pytest.mark.parametrize(
-    "method",
-    [
-        "movement",
-        "gradual",
-        "smp --mask S",
-        "smp --mask L",
-        "smp --mask G",
-        "movement --taught",
-        "smp --taught",
-    ],
+    "method", ["movement", "movement --taught", "gradual", "smp --mask L", "smp --mask S", "smp --mask G"]
 )
 def test_two_gloo_processes_learn_one_ticket(tmp_path: Path, method: str) -> None:
     """The same on both, and but for rounding that of one process with all the examples of a step."""
