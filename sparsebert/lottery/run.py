@@ -121,24 +121,27 @@ class _Run:
         ticket = ranks.from_main(lambda: self._ticket(number, round_))
         decided = time.perf_counter() - began
         beginning = ranks.main_first(lambda: begin_round(self.model, course, number))
-        learner = self._learner(round_, ticket)
+        subject = self._learner(round_, ticket) or ticket
+        del ticket  # a byte for each weight, which a learner has no use for
         with self.method.accompanied(
             number, self.experiment, self.request, self.folder.round(number)
         ) as companion:
             trained = train_round(
                 self.experiment,
                 self.request,
-                learner or ticket,
+                subject,
                 beginning,
                 folder=self.folder.checkpoints(number),
                 keep=self.folder.rewind if number == 0 else None,
                 title=title,
                 companion=companion,
             )
-        if learner is not None:
-            ticket = learner.close_()
+        if isinstance(subject, Learner):
+            ticket = subject.close_()
             if ranks.is_main():
                 ticket.save(self.folder.ticket(number))
+        else:
+            ticket = subject
         ticket.apply_(self.model)
         if ranks.is_main():
             self._close_round(number, ticket, trained, decided, sessions)

@@ -79,12 +79,14 @@ class TicketMixin:
         return optimizer
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+        # Before the forward pass: what comes first has its turn last in the backward pass, and gradients as
+        # large as all scores then find the activations gone.
+        terms = [term for penalty in self._penalties if (term := penalty()) is not None]
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)  # type: ignore[misc]
         if self._distiller is not None:
             loss = self._distiller.mixed(loss, outputs, inputs)
-        for penalty in self._penalties:
-            if (term := penalty()) is not None:
-                loss = loss + term
+        for term in terms:
+            loss = loss + term
         return (loss, outputs) if return_outputs else loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
