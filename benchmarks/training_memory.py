@@ -159,34 +159,35 @@ def bert(words: int, **shape: int) -> Any:
 
 
 def measure_here(side: str, part: str, batch: int, tokens: int, **shape: int) -> dict[str, Any]:
-    """The second of two steps in this process, once the optimizer has its moments: bytes over what the
-    process held before there was a model, at the peak of the step and between two steps."""
+    """A training step in this process, after one whose gradients are all zero, so that the optimizer has its
+    moments: bytes over what the process held before there was a model, at the step's peak and before it."""
     torch.set_num_threads(1)
-    bert(2, num_hidden_layers=1, intermediate_size=8)  # what is loaded with the first model is no part of it
+    # What is loaded with the first model and its first step is no part of it.
+    bert(2, num_hidden_layers=1)(input_ids=torch.ones(1, 8, dtype=torch.int64)).logits.sum().backward()
     memory.forget_peak()
     before = memory.resident()
     model = bert(WORDS[part], **shape)
     training = SIDES[side](model)
     optimizer = torch.optim.AdamW(training.trained, lr=1e-3, weight_decay=0.0, fused=True)
+    for parameter in training.trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
     inputs = {
         "input_ids": torch.randint(0, WORDS[part], (batch, tokens)),
         "labels": torch.randint(0, 2, (batch,)),
     }
-
-    def step() -> None:
-        training.begin()
-        penalty = training.penalty()
-        loss = model(**inputs).loss
-        (loss if penalty is None else loss + penalty).backward()
-        nn.utils.clip_grad_norm_(training.trained, 1.0)
-        optimizer.step()
-        training.end()
-        optimizer.zero_grad()
-
-    step()
+    training.begin()
     memory.forget_peak()
     held = memory.resident() - before
-    step()
+
+    training.begin()
+    penalty = training.penalty()
+    loss = model(**inputs).loss
+    (loss if penalty is None else loss + penalty).backward()
+    nn.utils.clip_grad_norm_(training.trained, 1.0)
+    optimizer.step()
+    training.end()
     return {
         "trained": sum(each.numel() for each in training.trained),
         "kept_bytes": training.kept,
@@ -211,16 +212,17 @@ def measure(side: str, part: str, batch: int, tokens: int) -> dict[str, Any]:
 def rows_of(
     batch: int, tokens: int, measured: Callable[..., dict[str, Any]] = measure
 ) -> list[record.Record]:
-    """Records of all sides in BERT-base, of the two searches in its encoder, and the figure with a limit."""
+    """Records of the two searches in the encoder, of all sides in the whole model, and of the figure with a
+    limit."""
     machine = environment.detect().record()
-    cases = [(side, WHOLE) for side in SIDES if side != PRODUCTS]
-    cases += [(side, ENCODER) for side in (OURS, PRODUCTS)]
+    cases = [(side, ENCODER) for side in (OURS, PRODUCTS)]
+    cases += [(side, WHOLE) for side in SIDES if side != PRODUCTS]
     rows = []
     for side, part in cases:
         print(f"{side}, {part}", file=sys.stderr, flush=True)
         case = {"environment": machine, "side": side, "part": part, "batch": batch, "tokens": tokens}
         rows.append(record.stamp("memory", case | {"density": DENSITY} | measured(side, part, batch, tokens)))
-    ours, theirs = (row["peak_bytes"] - row["held_bytes"] for row in rows[-2:])
+    ours, theirs = (row["peak_bytes"] - row["held_bytes"] for row in rows[:2])
     what = "a search step of Static Model Pruning, bytes over those between steps"
     return [
         *rows,

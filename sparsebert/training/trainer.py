@@ -35,7 +35,7 @@ class TicketMixin:
     ``learner``: its scores are trained at their own rate, and its penalty is part of the loss. The norm of
     all gradients, of weights and scores, is clipped together.
     ``distiller``: has a teacher's say in the loss of the labels, to which penalties are then added.
-    ``penalties``: called once a batch, for what is added to its loss; None is nothing.
+    ``penalties``: called after each forward pass in training, for what is added to its loss; None is nothing.
     ``schedule_steps``: the learning-rate schedule spans that many steps, however many are trained.
     ``group_by_length``: batches hold examples of about the same length.
     Examples with a method ``sampler`` (of batch size and seed) say by it in which order they are to be read.
@@ -60,7 +60,7 @@ class TicketMixin:
         self.model_accepts_loss_kwargs = False
         self._learner = learner
         self._distiller = distiller
-        self._penalties = [*penalties, *([learner.penalty] if learner is not None else [])]
+        self._penalties = tuple(penalties)
         if ticket is not None:
             self.add_callback(MaskCallback(ticket))  # type: ignore[attr-defined]
         if learner is not None:
@@ -81,12 +81,13 @@ class TicketMixin:
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
         # Before the forward pass: what comes first has its turn last in the backward pass, and gradients as
         # large as all scores then find the activations gone.
-        terms = [term for penalty in self._penalties if (term := penalty()) is not None]
+        of_scores = self._learner.penalty() if self._learner is not None else None
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)  # type: ignore[misc]
         if self._distiller is not None:
             loss = self._distiller.mixed(loss, outputs, inputs)
-        for term in terms:
-            loss = loss + term
+        for term in (of_scores, *(penalty() for penalty in self._penalties)):
+            if term is not None:
+                loss = loss + term
         return (loss, outputs) if return_outputs else loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

@@ -210,13 +210,12 @@ def test_it_trains_like_a_plain_loop(tmp_path: Path) -> None:
     assert all(torch.equal(*pair) for pair in zip(before, teacher.parameters(), strict=True))
 
 
-def test_penalties_are_taken_before_the_forward_pass(tmp_path: Path) -> None:
-    """The backward pass comes to them last, when the activations that it has used are gone."""
+def test_penalties_may_be_of_what_the_forward_pass_has_shown(tmp_path: Path) -> None:
     calls: list[str] = []
     model = classifier(0)
     model.register_forward_pre_hook(lambda *_: calls.append("forward"))
     train(model, tmp_path, None, steps=2, penalties=[lambda: calls.append("penalty")])
-    assert calls == ["penalty", "forward"] * 2
+    assert calls == ["forward", "penalty"] * 2
 
 
 def test_accumulated_batches_are_averaged_as_one_batch_is(tmp_path: Path) -> None:
