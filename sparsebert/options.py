@@ -45,7 +45,8 @@ TicketFile = Annotated[
     Path | None,
     typer.Option(
         "--ticket",
-        help="ticket file, mask.pt of BERT-Tickets, .npy of SMP or bert-experiments, or a run's folder",
+        help="ticket file, mask.pt of BERT-Tickets, .npy of SMP or bert-experiments, JSON of Super Tickets, "
+        "or a run's folder",
     ),
 ]
 
