@@ -54,7 +54,7 @@ def from_movement(
     """Read a checkpoint of HF's movement-pruning code (Sanh et al. 2020), before their bertarize.py.
 
     ``method``: "topK" (movement), "sigmoied_threshold" (soft movement), "threshold", "magnitude" or "l0";
-    that of its config.json where none is given. ``threshold``: their ``final_threshold``, which no file holds:
+    that of its config.json where none is given. ``threshold``: their ``final_threshold``, not in any file:
     the share of each matrix to keep for topK and magnitude, what scores must exceed for the others; l0 has
     none. Scores are ``mask_scores`` beside each weight.
 

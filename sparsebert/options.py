@@ -139,7 +139,10 @@ class UnitOptions:
     granularity: Granularity = "element"
     scope: Annotated[
         str | None,
-        typer.Option(help="what competes: global, matrix or type; by default global, or as the method does"),
+        typer.Option(
+            help="what competes: global, matrix, type, or heads-by-layer (heads in their layer, neurons "
+            "everywhere: EarlyBERT's); by default global, or as the method does"
+        ),
     ] = None
     pooler: Annotated[bool, typer.Option("--pooler", help="prune the pooler too, as Chen et al. do")] = False
 
