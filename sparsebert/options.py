@@ -241,6 +241,20 @@ class MethodOptions:
     smp_compat: Annotated[
         bool | None, typer.Option("--smp-compat", help="smp: as its released code computes")
     ] = None
+    instance_weight: Annotated[
+        float | None, typer.Option(help="cap: of the term of representations of the same example")
+    ] = None
+    label_weight: Annotated[
+        float | None, typer.Option(help="cap: of the term of those of the same label")
+    ] = None
+    contrast_temperature: Annotated[float | None, typer.Option(help="cap: divides the similarities")] = None
+    negatives: Annotated[int | None, typer.Option(help="cap: representations drawn for each bank")] = None
+    banks: Annotated[
+        str | None, typer.Option(help="cap: some of pretrained,fine-tuned,snapshots; all of them without it")
+    ] = None
+    snapshot_every: Annotated[
+        int | None, typer.Option(help="cap, cap-soft: steps between snapshots; an epoch without it")
+    ] = None
     within: Annotated[str | None, typer.Option(help="shuffled: in each matrix, or whole layers")] = None
     proportions: Annotated[
         str | None, typer.Option(help="multi-task: equal turns, by size, or a number for each task: 2,1")

@@ -140,6 +140,7 @@ class _Searching:
 
     callback: CoefficientTrace
     coefficients: TrainedCoefficients
+    examples: None = None
 
     @property
     def names(self) -> Sequence[str]:
