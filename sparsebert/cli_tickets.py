@@ -180,7 +180,7 @@ def convert(
     json: JsonFile = None,
 ) -> None:
     """Write a ticket in another format: ours, BERT-Tickets' mask.pt, SMP's .npy, the files of heads and MLPs
-    of bert-experiments (head-masks) or Super Tickets, or as a pruned model."""
+    of bert-experiments (head-masks) or Super Tickets; or --model with the ticket's zeros in its weights."""
     if to not in KINDS:
         raise unknown("format in --to", to, KINDS)
     if to in _NEED_MODEL and model is None:

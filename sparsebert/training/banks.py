@@ -87,18 +87,19 @@ class Banks:
         labels: list[Tensor] = []
         with _head_input(model) as head, evaluating(model), torch.no_grad():
             shape = len(self._examples), head.features
-            with replacing(self.folder / f"{name}.npy") as unfinished:
-                rows = np.lib.format.open_memmap(unfinished, "w+", dtype=np.float32, shape=shape)
-                for begin, batch in self._batches():
+            with replacing(self.folder / f"{name}.npy") as unfinished, open(unfinished, "wb") as file:
+                # Written, not mapped: where the disk is full, a mapped file ends the process.
+                np.lib.format.write_array_header_1_0(
+                    file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+                )
+                for batch in self._batches():
                     answer(**{key: each.to(self._device) for key, each in batch.items()})
                     found = F.normalize(head.take().float(), dim=-1)
-                    rows[begin : begin + len(found)] = found.cpu().numpy()
+                    file.write(found.cpu().numpy().astype("<f4").tobytes())
                     if "labels" in batch:
                         labels.append(batch["labels"])
-                rows.flush()
-        if labels:
-            with replacing(self.folder / "labels.npy") as unfinished, open(unfinished, "wb") as file:
-                np.save(file, torch.cat(labels).numpy())
+                if labels:  # before the bank is there: whoever finds it takes the labels to be there too
+                    self._write_labels(torch.cat(labels))
 
     def open(self, names: Sequence[str]) -> list[np.ndarray]:
         """The files of these encoders, mapped into memory."""
@@ -109,11 +110,15 @@ class Banks:
         path = self.folder / "labels.npy"
         return np.load(path) if path.exists() else None
 
-    def _batches(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _write_labels(self, labels: Tensor) -> None:
+        with replacing(self.folder / "labels.npy") as unfinished, open(unfinished, "wb") as file:
+            np.save(file, labels.numpy())
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
         # No DataLoader: it would draw from the random state, and a resumed run does not come by here.
         for begin in range(0, len(self._examples), self._batch_size):
             chosen = range(begin, min(begin + self._batch_size, len(self._examples)))
-            yield begin, self._collate([self._examples[index] for index in chosen])
+            yield self._collate([self._examples[index] for index in chosen])
 
 
 @contextlib.contextmanager

@@ -89,6 +89,17 @@ def test_a_bank_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not list((tmp_path / "banks").iterdir())
 
 
+def test_labels_are_there_before_the_bank_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(self: Banks, labels: Tensor) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Banks, "_write_labels", killed)
+    model, ours = tiny.model(), banks(tmp_path / "banks")
+    with pytest.raises(KeyboardInterrupt):
+        ours.write("pretrained", model, model)
+    assert ours.names() == []
+
+
 def test_batches_say_which_examples_they_hold() -> None:
     class Known(list[Any]):
         lengths = np.arange(40)
