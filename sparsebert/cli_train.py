@@ -44,9 +44,10 @@ def train(
         str,
         typer.Option(
             help="imp, standard, one-shot, snip, snip-imp, importance, importance-search, early-bird, "
-            "super-tickets, random, dense; learned in training: gradual, movement, soft-movement, l0, smp "
-            "(Static Model Pruning); on a given ticket: ticket, random-layerwise, random-reinit, shuffled, "
-            "bad-units, random-units; on several tasks: multi-task"
+            "super-tickets, cap-structured, random, dense; learned in training: gradual, movement, "
+            "soft-movement, l0, smp (Static Model Pruning), cap, cap-soft (contrastive pruning); on a given "
+            "ticket: ticket, random-layerwise, random-reinit, shuffled, bad-units, random-units; "
+            "on several tasks: multi-task"
         ),
     ] = "imp",
     also: Annotated[

@@ -45,7 +45,8 @@ TicketFile = Annotated[
     Path | None,
     typer.Option(
         "--ticket",
-        help="ticket file, mask.pt of BERT-Tickets, .npy of SMP or bert-experiments, or a run's folder",
+        help="ticket file, mask.pt of BERT-Tickets, .npy of SMP or bert-experiments, JSON of Super Tickets, "
+        "or a run's folder",
     ),
 ]
 
@@ -138,7 +139,10 @@ class UnitOptions:
     granularity: Granularity = "element"
     scope: Annotated[
         str | None,
-        typer.Option(help="what competes: global, matrix or type; by default global, or as the method does"),
+        typer.Option(
+            help="what competes: global, matrix, type, or heads-by-layer (heads in their layer, neurons "
+            "everywhere: EarlyBERT's); by default global, or as the method does"
+        ),
     ] = None
     pooler: Annotated[bool, typer.Option("--pooler", help="prune the pooler too, as Chen et al. do")] = False
 
@@ -236,6 +240,20 @@ class MethodOptions:
     ] = None
     smp_compat: Annotated[
         bool | None, typer.Option("--smp-compat", help="smp: as its released code computes")
+    ] = None
+    instance_weight: Annotated[
+        float | None, typer.Option(help="cap: of the term of representations of the same example")
+    ] = None
+    label_weight: Annotated[
+        float | None, typer.Option(help="cap: of the term of those of the same label")
+    ] = None
+    contrast_temperature: Annotated[float | None, typer.Option(help="cap: divides the similarities")] = None
+    negatives: Annotated[int | None, typer.Option(help="cap: representations drawn for each bank")] = None
+    banks: Annotated[
+        str | None, typer.Option(help="cap: some of pretrained,fine-tuned,snapshots; all of them without it")
+    ] = None
+    snapshot_every: Annotated[
+        int | None, typer.Option(help="cap, cap-soft: steps between snapshots; an epoch without it")
     ] = None
     within: Annotated[str | None, typer.Option(help="shuffled: in each matrix, or whole layers")] = None
     proportions: Annotated[

@@ -88,6 +88,7 @@ def train_round(
         learner=ticket if isinstance(ticket, Learner) else None,
         distiller=distiller,
         penalties=[companion.penalty] if companion else [],
+        tell_examples=companion.examples if companion else None,
         schedule_steps=beginning.schedule,
         group_by_length=request.training.group_by_length,
     )

@@ -82,7 +82,8 @@ class _Run:
             raise ValueError(f"rewinding to step {self.method.rewind_step} of rounds of {self.steps} steps")
 
     def rehearse(self) -> None:
-        """Find out before hours of training whether units, sparsity and ticket fit the model."""
+        """Find out before hours of training whether units, sparsity, ticket and data fit model and method."""
+        self.method.require(self.experiment)
         if self.request.ticket is not None:
             self.request.ticket.check(self.model)
         elif self.request.target or isinstance(self.method, LearnedMethod):
@@ -121,11 +122,11 @@ class _Run:
         ticket = ranks.from_main(lambda: self._ticket(number, round_))
         decided = time.perf_counter() - began
         beginning = ranks.main_first(lambda: begin_round(self.model, course, number))
-        subject = self._learner(round_, ticket) or ticket
-        del ticket  # a byte for each weight, which a learner has no use for
         with self.method.accompanied(
             number, self.experiment, self.request, self.folder.round(number)
         ) as companion:
+            subject = self._learner(round_, ticket) or ticket
+            del ticket  # a byte for each weight, which a learner has no use for
             trained = train_round(
                 self.experiment,
                 self.request,

@@ -40,19 +40,19 @@ class Distillation:
 class Teacher:
     """A trained model that answers batches: dropout off, without gradients, on the batch's device.
 
-    Segments (``token_type_ids``) are kept from a model that knows none.
+    Segments (``token_type_ids``) are kept from a model that knows none. ``model``: the model itself.
     """
 
     def __init__(self, model: Any) -> None:
-        self._model = model.eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False)
         unread = () if getattr(model.config, "type_vocab_size", 0) > 1 else ("token_type_ids",)
         self._not_for_it = (*_TARGETS, *unread)
 
     def __call__(self, **batch: Any) -> Any:
         inputs = {name: value for name, value in batch.items() if name not in self._not_for_it}
-        self._model.to(inputs["input_ids"].device)
+        self.model.to(inputs["input_ids"].device)
         with torch.no_grad():
-            return self._model(**inputs)
+            return self.model(**inputs)
 
 
 class Teachers:

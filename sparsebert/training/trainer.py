@@ -25,6 +25,7 @@ from sparsebert.training.checkpoint import Checkpoint
 from sparsebert.training.distillation import Distiller
 from sparsebert.training.length_grouping import LengthGrouped
 from sparsebert.training.masking import MaskKeeper
+from sparsebert.training.numbered import Numbered, collate_numbered, take_numbers
 from sparsebert.training.settings import TrainingSettings
 from sparsebert.training.snapshot import Snapshot
 
@@ -36,10 +37,15 @@ class TicketMixin:
     all gradients, of weights and scores, is clipped together.
     ``distiller``: has a teacher's say in the loss of the labels, to which penalties are then added.
     ``penalties``: called after each forward pass in training, for what is added to its loss; None is nothing.
+    ``tell_examples``: called before each batch with the numbers (int64) of its examples in the training data,
+    which are dicts then.
     ``schedule_steps``: the learning-rate schedule spans that many steps, however many are trained.
     ``group_by_length``: batches hold examples of about the same length.
     Examples with a method ``sampler`` (of batch size and seed) say by it in which order they are to be read.
     """
+
+    train_dataset: Any
+    data_collator: Any
 
     def __init__(
         self,
@@ -48,6 +54,7 @@ class TicketMixin:
         learner: Learner | None = None,
         distiller: Distiller | None = None,
         penalties: Sequence[Callable[[], Tensor | None]] = (),
+        tell_examples: Callable[[Tensor], None] | None = None,
         schedule_steps: int | None = None,
         group_by_length: bool = False,
         **options: Any,
@@ -61,6 +68,10 @@ class TicketMixin:
         self._learner = learner
         self._distiller = distiller
         self._penalties = tuple(penalties)
+        self._tell_examples = tell_examples
+        if tell_examples is not None:
+            self.train_dataset = Numbered(self.train_dataset)
+            self.data_collator = collate_numbered(self.data_collator)
         if ticket is not None:
             self.add_callback(MaskCallback(ticket))  # type: ignore[attr-defined]
         if learner is not None:
@@ -77,6 +88,12 @@ class TicketMixin:
             rate = rule.scores_learning_rate
             optimizer.add_param_group({"params": scores, "lr": rate, "weight_decay": 0.0})
         return optimizer
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        ready = super()._prepare_inputs(inputs)  # type: ignore[misc]
+        if self._tell_examples is not None:
+            self._tell_examples(take_numbers(ready))
+        return ready
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
         # Before the forward pass: what comes first has its turn last in the backward pass, and gradients as
@@ -95,7 +112,7 @@ class TicketMixin:
         return super().create_scheduler(steps, optimizer)  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        examples = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
+        examples = self.train_dataset if train_dataset is None else train_dataset
         settings = self.args  # type: ignore[attr-defined]
         if own_order := getattr(examples, "sampler", None):
             return own_order(settings.train_batch_size, settings.data_seed)

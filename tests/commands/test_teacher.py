@@ -48,6 +48,15 @@ class TestOneTask:
         assert found["teachers"]["sst2"].startswith("sha256:")
         assert cli.main(["train", *asked, *HALF, *method, "--teacher", teacher]) == 0  # only read
 
+    def test_contrastive_pruning_takes_it_for_the_fine_tuned_model_too(
+        self, capsys: pytest.CaptureFixture[str], asked: list[str], teacher: str, tmp_path: Path
+    ) -> None:
+        cap = ["train", *asked, *HALF, "--method", "cap", "--negatives", "20", "--label-weight", "3"]
+        assert "method cap contrasts with a fine-tuned model too" in refused(capsys, *cap)
+        assert not (tmp_path / "run").exists()
+        assert cli.main([*cap, "--teacher", teacher, "--distill-weight", "0.9"]) == 0
+        assert only_round(tmp_path / "run")["sparsity"] == pytest.approx(0.5)
+
     def test_a_run_is_a_teacher_and_one_by_seeds_has_one_for_each(
         self, capsys: pytest.CaptureFixture[str], there: list[str], tmp_path: Path
     ) -> None:
