@@ -8,7 +8,7 @@ ARGS ?=
 
 CPU := kernels/sparsebert_kernels/cpu
 NATIVE_SOURCES := $(CPU)/build_native.py $(wildcard $(CPU)/src/*.cpp $(CPU)/src/*.h)
-BENCHMARKS := layers models ffn_stack storage selection
+BENCHMARKS := layers models ffn_stack storage selection training_memory
 
 # The kernels are compiled with the lowest triton that a supported CUDA torch brings, and with the newest.
 OLDEST_TRITON := build/triton-3.6.0

@@ -161,6 +161,17 @@ def full_name(model: nn.Module, key: str) -> str:
     return _locate(model, key)[0]
 
 
+def encoder_matrix(key: str) -> tuple[str, str] | None:
+    """Path of the layer and kind (query, key, ...) of an encoder matrix by its key alone, for weights without
+    a model; None for any other module."""
+    for layout in _FAMILIES.values():
+        for path, kind in layout.linears.items():
+            layer, _, number = key.removesuffix(f".{path}").rpartition(".")
+            if key.endswith(f".{path}") and layer == layout.layers and number.isdecimal():
+                return f"{layer}.{number}", kind
+    return None
+
+
 def base_model(model: nn.Module) -> nn.Module:
     """The encoder without a task's head. Raises ValueError as :func:`structure` does."""
     return model.get_submodule(structure(model).prefix)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from sparsebert.ticket import Ticket
 
 MODEL_HELP = "hub id, local folder, or a shape with random weights: bert-tiny, minilm, bert-base, bert-large"
-KINDS = ("sparsebert", "bert-tickets", "smp", "model")
+KINDS = ("sparsebert", "bert-tickets", "smp", "head-masks", "super-tickets", "model")
+_NEED_MODEL = ("smp", "head-masks", "super-tickets", "model")
 
 AnyModel = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
 
@@ -144,14 +145,31 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            help="ticket file, mask.pt of BERT-Tickets, .npy of SMP or bert-experiments, a run's folder, "
-            "or a model's with zeros"
+            help="ticket file, mask.pt of BERT-Tickets, .npy of SMP or bert-experiments, JSON of Super "
+            "Tickets, a run's folder, or a model's: with zeros, of nn_pruning, or of movement pruning"
         ),
     ],
-    output: Annotated[Path, typer.Argument(help="file to write, or with --to model a new folder")],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            help="file to write; with --to head-masks or super-tickets that of the heads, and the other one "
+            "goes beside it; with --to model a new folder"
+        ),
+    ],
     to: Annotated[str, typer.Option("--to", help=", ".join(KINDS))] = "sparsebert",
     model: Annotated[
-        str | None, typer.Option("--model", help="the model the ticket is for; SMP's files need it")
+        str | None,
+        typer.Option("--model", help="the model the ticket is for; files without names or shapes need it"),
+    ] = None,
+    pruning_method: Annotated[
+        str | None,
+        typer.Option(
+            help="movement pruning: topK, sigmoied_threshold, magnitude or l0; else as in config.json"
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="movement pruning: the final_threshold of the run, which no file holds"),
     ] = None,
     intersect: Annotated[
         list[Path] | None,
@@ -161,25 +179,26 @@ def convert(
     ] = None,
     json: JsonFile = None,
 ) -> None:
-    """Write a ticket in another format: BERT-Tickets' mask.pt, SMP's .npy, ours, or as a pruned model."""
+    """Write a ticket in another format: ours, BERT-Tickets' mask.pt, SMP's .npy, the files of heads and MLPs
+    of bert-experiments (head-masks) or Super Tickets; or --model with the ticket's zeros in its weights."""
     if to not in KINDS:
         raise unknown("format in --to", to, KINDS)
-    if to in ("smp", "model") and model is None:
+    if to in _NEED_MODEL and model is None:
         raise ValueError(f"--to {to} needs the model that the ticket is for: --model")
     if to == "model" and output.exists():
         raise ValueError(f"{output} is there already: a pruned model wants a new folder")
     require_folders(output, json)
-    from sparsebert import foreign
+    from sparsebert import foreign, foreign_units
     from sparsebert.bench import record
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.model_loading import save_pruned, skeleton
 
     hush_transformers()
-    whole = skeleton(model) if model else None
-    ticket = _read(source, whole)
+    whole: Any = skeleton(model) if model else None
+    ticket = _read(source, whole, pruning_method, threshold)
     for other in intersect or ():
-        ticket &= _read(other, whole)
+        ticket &= _read(other, whole, pruning_method, threshold)
     if to == "model":
         assert model is not None
         save_pruned(model, ticket, output)
@@ -187,7 +206,9 @@ def convert(
         writers: dict[str, Callable[[], None]] = {
             "sparsebert": lambda: ticket.save(output),
             "bert-tickets": lambda: foreign.to_bert_tickets(ticket, output),
-            "smp": lambda: foreign.to_smp(ticket, output, skeleton(str(model))),
+            "smp": lambda: foreign.to_smp(ticket, output, whole),
+            "head-masks": lambda: foreign_units.to_head_mask(ticket, output, whole),
+            "super-tickets": lambda: foreign_units.to_super_tickets(ticket, output, whole),
         }
         writers[to]()
     if json is not None:
@@ -211,18 +232,22 @@ def sparsities(text: str) -> list[float]:
     return shares
 
 
-def _read(source: Path, model: Any) -> Ticket:
+def _read(source: Path, model: Any, pruning_method: str | None, threshold: float | None) -> Ticket:
+    from sparsebert.foreign_checkpoints import from_checkpoint, is_foreign_checkpoint
     from sparsebert.from_runs import ticket_of
     from sparsebert.lottery.folder import RunFolder
     from sparsebert.model_loading import load_as_saved
     from sparsebert.ticket import Ticket
 
-    if source.is_dir() and not RunFolder(source).run_json.exists():
+    if not source.is_dir() or RunFolder(source).run_json.exists():
+        return ticket_of(source, model)
+    if pruning_method or is_foreign_checkpoint(source):
+        ticket = from_checkpoint(source, method=pruning_method, threshold=threshold)
+    else:
         ticket = Ticket.from_model(load_as_saved(str(source)))
-        if model is not None:
-            ticket.check(model)
-        return ticket
-    return ticket_of(source, model)
+    if model is not None:
+        ticket.check(model)
+    return ticket
 
 
 def _with_seed(path: Path, seed: int) -> Path:

@@ -9,6 +9,7 @@ import typer
 
 from sparsebert.options import (
     DataOptions,
+    DistillationOptions,
     JsonFile,
     MethodOptions,
     PretrainedModel,
@@ -37,14 +38,16 @@ def train(
     units: UnitOptions,
     training: TrainingSettings,
     options: MethodOptions,
+    distillation: DistillationOptions,
     task: TaskName = None,
     method: Annotated[
         str,
         typer.Option(
             help="imp, standard, one-shot, snip, snip-imp, importance, importance-search, early-bird, "
-            "super-tickets, random, dense; learned in training: gradual, movement, soft-movement, l0, smp "
-            "(Static Model Pruning); on a given ticket: ticket, random-layerwise, random-reinit, shuffled, "
-            "bad-units, random-units; on several tasks: multi-task"
+            "super-tickets, cap-structured, random, dense; learned in training: gradual, movement, "
+            "soft-movement, l0, smp (Static Model Pruning), cap, cap-soft (contrastive pruning); on a given "
+            "ticket: ticket, random-layerwise, random-reinit, shuffled, bad-units, random-units; "
+            "on several tasks: multi-task"
         ),
     ] = "imp",
     also: Annotated[
@@ -67,7 +70,7 @@ def train(
     import sparsebert.train as library
     from sparsebert.bench import record
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.from_runs import ticket_of
+    from sparsebert.from_runs import model_for_each, ticket_of
     from sparsebert.lottery.experiment import Request, Units
     from sparsebert.lottery.registry import lottery_method
     from sparsebert.model_loading import short_name, skeleton
@@ -85,12 +88,19 @@ def train(
         Units(**units.arguments(chosen_method.scope)),
         training,
         ticket_of(ticket, skeleton(model)) if ticket else None,
+        distillation=distillation.settings(),
     )
     requests = [library.seeded(request, seed) for seed in chosen]
+    teachers = {
+        each: model_for_each(path, chosen) for each, path in distillation.by_task(name, others).items()
+    }
     folder = out or Path("runs") / _name(name, short_name(model), request, seeds)
 
     def carry_out(
-        request: Request, to: Path, also: dict[str, Path | TaskData | None] | None = None
+        request: Request,
+        to: Path,
+        also: dict[str, Path | TaskData | None] | None = None,
+        teacher: dict[str, str] | None = None,
     ) -> list[dict[str, Any]]:
         return library.train(
             name,
@@ -99,14 +109,20 @@ def train(
             to,
             data=source,
             also=also,
+            teacher=teacher,
             max_length=data.max_length,
             say=say,
             before=_say_gain if request is requests[0] else _say_nothing,
         )
 
     runs = [
-        carry_out(each, folder / f"seed-{each.training.seed}" if len(chosen) > 1 else folder, sources)
-        for each in requests
+        carry_out(
+            each,
+            folder / f"seed-{seed}" if len(chosen) > 1 else folder,
+            sources,
+            {task: by_seed[seed] for task, by_seed in teachers.items()},
+        )
+        for seed, each in zip(chosen, requests, strict=True)
     ]
     dense_runs = []
     if dense is not None:

@@ -1,5 +1,8 @@
 """Tickets of other projects, in and out: BERT-Tickets, Static Model Pruning (SMP, ACL 2023), torch.
 
+Files of heads and MLPs are in :mod:`sparsebert.foreign_units`, checkpoints in
+:mod:`sparsebert.foreign_checkpoints`.
+
 Models pruned by ``torch.nn.utils.prune`` are read by ``Ticket.from_torch_prune``, plain models with zeros
 in their weights by ``Ticket.from_model`` and made by ``Ticket.apply_``. No code from a file is ever run:
 pickles are read with torch's restricted loader, arrays without pickle, or they are refused.
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import custom_from_mask
 
 from sparsebert.bert import canonical_key, resolve, structure
-from sparsebert.foreign_units import from_head_mask, is_head_mask
+from sparsebert.foreign_units import from_head_mask, from_super_tickets, is_head_mask
 from sparsebert.provenance import describe_model
 from sparsebert.ticket import Ticket
 from sparsebert.ticket_file import brief, replacing
@@ -29,10 +32,10 @@ _ZIP_MAGIC, _PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
 
 
 def read_ticket(path: str | os.PathLike[str], model: nn.Module | None = None) -> Ticket:
-    """Read a ticket file of this project, of BERT-Tickets, of SMP or of bert-experiments, told apart by what
-    they hold.
+    """Read a ticket file of this project, of BERT-Tickets, SMP, bert-experiments or Super Tickets, told apart
+    by what they hold.
 
-    ``model``: the model that a .npy file belongs to, whose shapes it needs; a ticket of any kind is
+    ``model``: the model that a .npy or .json file belongs to, whose shapes it needs; a ticket of any kind is
     checked against it. Raises ValueError in one line for anything else, FileNotFoundError if there is
     nothing.
     """
@@ -49,6 +52,11 @@ def read_ticket(path: str | os.PathLike[str], model: nn.Module | None = None) ->
                 f"{path} is an array of mask bits, without shapes: it needs the model it belongs to"
             )
         return from_head_mask(path, model) if is_head_mask(path) else from_smp(path, model)
+    # No text holds a NUL, and the length that a ticket file begins with always does.
+    if start.lstrip().startswith(b"{") and b"\0" not in start:
+        if model is None:
+            raise ValueError(f"{path} lists heads or MLPs by number: it needs the model it belongs to")
+        return from_super_tickets(path, model)
     # A ticket file begins with the length of its header, whose lowest byte may be a pickle's first.
     foreign = start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)) and not start.endswith(b"{")
     ticket = from_bert_tickets(path) if foreign else Ticket.load(path)
@@ -66,7 +74,7 @@ def from_bert_tickets(path: str | os.PathLike[str]) -> Ticket:
     model, code), no masks, or masks of other values than 0 and 1; FileNotFoundError if there is none.
     """
     path = Path(path)
-    state = _restricted_load(path)
+    state = restricted_load(path)
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a table of masks")
     masks: dict[str, Tensor] = {}
@@ -125,7 +133,7 @@ def from_smp(path: str | os.PathLike[str], model: nn.Module) -> Ticket:
             # Mapped first: a header may claim more than the file holds, or than memory does.
             packed = np.load(path, mmap_mode="r", allow_pickle=False) if file.read(6) == _NPY_MAGIC else None
         except (ValueError, OSError, EOFError, SyntaxError) as error:
-            raise ValueError(f"{path} is no usable .npy file: {_first_line(error)}") from None
+            raise ValueError(f"{path} is no usable .npy file: {first_line(error)}") from None
     if packed is None or packed.dtype != np.uint8 or packed.ndim != 1:
         found = "something else" if packed is None else f"{packed.dtype} {list(packed.shape)}"
         raise ValueError(f"{path}: a .npy file with one row of uint8 is expected, not {found}")
@@ -188,7 +196,7 @@ def _refuse_removed(ticket: Ticket, target: str) -> None:
         raise ValueError(f"{target} cannot say that whole modules are removed: {ticket.removed[0]}")
 
 
-def _restricted_load(path: Path) -> Any:
+def restricted_load(path: Path) -> Any:
     """What torch.save wrote, if it is tensors and plain containers; no code of the file is run."""
     with open(path, "rb") as file:
         try:
@@ -199,8 +207,9 @@ def _restricted_load(path: Path) -> Any:
                 "and loading that could run its author's code; only masks in a table of tensors are read"
             ) from None
         except Exception as error:  # of the unpickler and the zip reader: too many kinds to name
-            raise ValueError(f"{path} is cut off or no file of torch.save: {_first_line(error)}") from None
+            raise ValueError(f"{path} is cut off or no file of torch.save: {first_line(error)}") from None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, as far as a message of one line has room for it."""
     return str(error).split("\n", 1)[0] or type(error).__name__

@@ -61,6 +61,17 @@ def trained_models(path: str, seeds: Sequence[int] | None = None) -> dict[int | 
     return {_seed_of(RunFolder(each)): str(RunFolder(each).model) for each in chosen}
 
 
+def model_for_each(path: str, seeds: Sequence[int]) -> dict[int, str]:
+    """The trained model for each seed: each run's own where ``path`` holds runs by seed, else one for all.
+
+    Raises ValueError as :func:`trained_models`.
+    """
+    if _by_seed(Path(path)):
+        return {int(seed): model for seed, model in trained_models(path, seeds).items() if seed is not None}
+    (model,) = trained_models(path).values()
+    return dict.fromkeys(seeds, model)
+
+
 def _by_seed(path: Path) -> dict[int, Path]:
     found = {each: re.fullmatch(r"seed-(\d+)", each.name) for each in path.glob("seed-*") if each.is_dir()}
     return {int(match[1]): each for each, match in found.items() if match}

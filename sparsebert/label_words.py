@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
 from sparsebert.data import Task, label_config, require_label_order
+from sparsebert.data.template import require_template
 
 # By task: a word for each label, in the order of its labels; for a span, of its start and its end. Those of
 # the released code of Jiang et al., but for MNLI, where it says "Maybe" for entailment, "No" for neutral and
@@ -68,11 +69,15 @@ def word_ids(words: Sequence[str], tokenizer: Any) -> list[int]:
     return ids
 
 
-def load_in_words(name: str, task: Task, tokenizer: Any, words: Sequence[str] | None) -> Any:
+def load_in_words(
+    name: str, task: Task, tokenizer: Any, words: Sequence[str] | None, template: str | None = None
+) -> Any:
     """The language model of that name, fp32 on the CPU, with a forward like that of a model for the task.
 
-    ``words``: for its labels; None for those that a trained model was saved with. Raises ValueError for a
-    checkpoint without a language model's head, one trained on other labels, and as :func:`word_ids` does.
+    ``words``: for its labels; None for those that a trained model was saved with, as is then its template.
+    ``template``: the text that examples are put into, so that the words stand in its blank. Raises ValueError
+    for a checkpoint without a language model's head, one trained on other labels, and as :func:`word_ids` and
+    :func:`sparsebert.data.template.require_template` do.
     """
     config = transformers.AutoConfig.from_pretrained(name)
     cls = next((each for each in config.architectures or () if each.endswith("ForMaskedLM")), None)
@@ -88,15 +93,24 @@ def load_in_words(name: str, task: Task, tokenizer: Any, words: Sequence[str] | 
     else:
         for option, value in label_config(task).items():
             setattr(config, option, value)
-        config.label_words = {"words": list(words), "ids": word_ids(words, tokenizer), "kind": task.kind}
+        if template is not None:
+            require_template(template, task)
+        config.label_words = {
+            "words": list(words),
+            "ids": word_ids(words, tokenizer),
+            "kind": task.kind,
+            "mask_id": tokenizer.mask_token_id,
+            "template": template,
+        }
     return _in_words(getattr(transformers, cls)).from_pretrained(name, config=config, dtype=torch.float32)
 
 
 class _InWords:
     """Goes before a class of transformers' for masked language modelling.
 
-    The logits of a class are those of its word at the first token, [CLS]; those of a span's start and end are
-    those of two words at every token. The parameters and their names are the language model's.
+    The logits of a class are those of its word at the first [MASK], or where there is none at the first
+    token, [CLS]; those of a span's start and end are those of two words at every token. The parameters and
+    their names are the language model's.
     """
 
     config: Any
@@ -116,7 +130,8 @@ class _InWords:
         """``labels``: int64 [batch]; positions: int64 [batch], beyond the last token for no answer."""
         logits = super().forward(**inputs).logits  # type: ignore[misc]
         if self.config.label_words["kind"] != "span":
-            logits = logits[:, 0]
+            at = self._first_mask(inputs["input_ids"])
+            logits = logits[torch.arange(len(at), device=at.device), at]
             loss = None if labels is None else F.cross_entropy(logits.float(), labels)
             return SequenceClassifierOutput(loss=loss, logits=logits)
         start, end = logits.unbind(-1)
@@ -128,6 +143,10 @@ class _InWords:
                 + F.cross_entropy(end.float(), end_positions.clamp(0, length), ignore_index=length)
             ) / 2
         return QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end)
+
+    def _first_mask(self, ids: Tensor) -> Tensor:
+        """int64 [batch]: where the first [MASK] is, 0 where there is none. ``ids``: int64 [batch, tokens]."""
+        return (ids == self.config.label_words.get("mask_id")).int().argmax(-1)
 
 
 class _Rows(nn.Linear):

@@ -30,10 +30,12 @@ def load_model(
     *,
     trained: bool = False,
     label_words: Sequence[str] | None = None,
+    template: str | None = None,
 ) -> tuple[Any, Any]:
     """A pre-trained BERT with the task's head, in fp32 on the CPU, and its tokenizer.
 
-    ``label_words``: take the language model's own head, and these words for the task's labels.
+    ``label_words``: take the language model's own head, and these words for the task's labels;
+    ``template``: the text that examples are put into then.
     Where the checkpoint brings a head of its own, the order of its labels is asserted. ``trained`` asks for
     one that does. Raises ValueError for a model that is no BERT, brings a head of another task, or, with
     ``trained``, none; OSError for one that is not found or holds no weights.
@@ -45,7 +47,7 @@ def load_model(
         from sparsebert.label_words import load_in_words
 
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        return _require_bert(load_in_words(name, task, tokenizer, label_words), name), tokenizer
+        return _require_bert(load_in_words(name, task, tokenizer, label_words, template), name), tokenizer
     cls = getattr(transformers, _MODEL_CLASSES[task.kind])
     suffix = _MODEL_CLASSES[task.kind].removeprefix("AutoModel")
     options = label_config(task)
@@ -60,6 +62,12 @@ def load_model(
         torch.manual_seed(seed)
         model = cls.from_pretrained(name, dtype=torch.float32, **options)
     return _require_bert(model, name), transformers.AutoTokenizer.from_pretrained(name)
+
+
+def template_of(model: Any) -> str | None:
+    """The text that a model's examples are put into; None for most models, which read them as they are."""
+    found: str | None = (getattr(model.config, "label_words", None) or {}).get("template")
+    return found
 
 
 def skeleton(name: str) -> nn.Module:

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sparsebert.data import TaskData
+    from sparsebert.training.distillation import Distillation
 
 TASK_NAMES = "sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, wikitext-2"
 GRANULARITY_HELP = (
@@ -44,7 +45,8 @@ TicketFile = Annotated[
     Path | None,
     typer.Option(
         "--ticket",
-        help="ticket file, mask.pt of BERT-Tickets, .npy of SMP or bert-experiments, or a run's folder",
+        help="ticket file, mask.pt of BERT-Tickets, .npy of SMP or bert-experiments, JSON of Super Tickets, "
+        "or a run's folder",
     ),
 ]
 
@@ -137,7 +139,10 @@ class UnitOptions:
     granularity: Granularity = "element"
     scope: Annotated[
         str | None,
-        typer.Option(help="what competes: global, matrix or type; by default global, or as the method does"),
+        typer.Option(
+            help="what competes: global, matrix, type, or heads-by-layer (heads in their layer, neurons "
+            "everywhere: EarlyBERT's); by default global, or as the method does"
+        ),
     ] = None
     pooler: Annotated[bool, typer.Option("--pooler", help="prune the pooler too, as Chen et al. do")] = False
 
@@ -229,13 +234,74 @@ class MethodOptions:
     label_words: Annotated[
         str | None, typer.Option(help="smp: a word for each label, terrible,great, or task for known ones")
     ] = None
+    template: Annotated[
+        str | None,
+        typer.Option(help="smp: text around the examples', with a blank for the words: '{0} [MASK]'"),
+    ] = None
     smp_compat: Annotated[
         bool | None, typer.Option("--smp-compat", help="smp: as its released code computes")
+    ] = None
+    instance_weight: Annotated[
+        float | None, typer.Option(help="cap: of the term of representations of the same example")
+    ] = None
+    label_weight: Annotated[
+        float | None, typer.Option(help="cap: of the term of those of the same label")
+    ] = None
+    contrast_temperature: Annotated[float | None, typer.Option(help="cap: divides the similarities")] = None
+    negatives: Annotated[int | None, typer.Option(help="cap: representations drawn for each bank")] = None
+    banks: Annotated[
+        str | None, typer.Option(help="cap: some of pretrained,fine-tuned,snapshots; all of them without it")
+    ] = None
+    snapshot_every: Annotated[
+        int | None, typer.Option(help="cap, cap-soft: steps between snapshots; an epoch without it")
     ] = None
     within: Annotated[str | None, typer.Option(help="shuffled: in each matrix, or whole layers")] = None
     proportions: Annotated[
         str | None, typer.Option(help="multi-task: equal turns, by size, or a number for each task: 2,1")
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationOptions:
+    """A teacher, and how much it counts; None is the default of :class:`Distillation`."""
+
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="a model trained on the task to learn from: hub id, folder of a model or run, or of runs by "
+            "seed (each seed then has its own); on several tasks sst2=PATH,mrpc=PATH"
+        ),
+    ] = None
+    distill_weight: Annotated[
+        float | None,
+        typer.Option(help="share of the teacher in the loss; 0.5, and 0.9 in nn_pruning and CAP"),
+    ] = None
+    distill_temperature: Annotated[float | None, typer.Option(help="of the teacher's answers; 2")] = None
+
+    def settings(self) -> Distillation | None:
+        """Raises ValueError where a teacher is missing, and as Distillation does."""
+        from sparsebert.training.distillation import Distillation
+
+        asked = {"weight": self.distill_weight, "temperature": self.distill_temperature}
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        if self.teacher is None:
+            if given:
+                raise ValueError(f"--distill-{next(iter(given))} needs a --teacher")
+            return None
+        return Distillation(**given)
+
+    def by_task(self, task: str, others: Sequence[str]) -> dict[str, str]:
+        """Task -> model; what names no task is the first one's. Raises ValueError for two of one task."""
+        if self.teacher is None or not others:
+            return {} if self.teacher is None else {task: self.teacher}
+        found: dict[str, str] = {}
+        for part in self.teacher.split(","):
+            name, named, path = part.strip().partition("=")
+            name, path = (name, path) if named else (task, name)
+            if name in found:
+                raise ValueError(f"--teacher {self.teacher!r} names two teachers for {name}")
+            found[name] = path
+        return found
 
 
 def flattened(command: Callable[..., None]) -> Callable[..., None]:

@@ -23,10 +23,10 @@ class Selected:
     """A linear layer to be made sparse.
 
     key         as in a ticket; in models without a known structure the full path
-    name       full path in the model
-    mask       bool [out, in] on the weight's device, True = keep
-    bias_mask  bool [out], where the ticket prunes biases too
-    removed    what compaction took out of the layer, for people to read
+    name        full path in the model
+    mask        bool [out, in] on the weight's device, True = keep
+    bias_mask   bool [out], where the ticket prunes biases too
+    removed     what compaction took out of the layer, for people to read
     configured  weights of the layer before that; None = as many as ``linear`` has
     """
 

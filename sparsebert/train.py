@@ -23,9 +23,11 @@ from sparsebert.lottery.folder import Record, RunFolder
 from sparsebert.lottery.joint import joint
 from sparsebert.lottery.registry import LotteryMethod, lottery_method
 from sparsebert.metrics import primary, summary, verdict
-from sparsebert.model_loading import load_model, short_name
+from sparsebert.model_loading import load_model, short_name, template_of
+from sparsebert.teachers import load_teacher, teacher_id
 from sparsebert.ticket import Ticket, prunable
 from sparsebert.training import ranks
+from sparsebert.training.distillation import Distillation
 
 POOLER = "pooler.dense"
 
@@ -41,6 +43,7 @@ def train(
     *,
     data: Data = None,
     also: Mapping[str, Data] | None = None,
+    teacher: str | Mapping[str, str] | None = None,
     max_length: int | None = None,
     say: Callable[[str], None] = lambda text: None,
     before: Callable[[nn.Module, Request], None] = lambda model, request: None,
@@ -52,7 +55,9 @@ def train(
     :mod:`sparsebert.lottery.folder`); one that is there goes on where it was interrupted, and one that is
     finished is only read. ``data``: a folder with the task's files, or the examples of a task that need not
     be one of ``TASKS``; else the hub. ``also``: the other tasks of a method that works on several, and their
-    data. ``max_length``: tokens of an example. ``before``: called once with model and request before the work
+    data. ``teacher``: a model trained on the task, whose answers are learned too as ``request.distillation``
+    says (else as its defaults do); for several tasks a teacher by task. ``max_length``: tokens of an example.
+    ``before``: called once with model and request before the work
     begins.
 
     A ticket that masks the pooler loses that mask where the task's models have none (SQuAD, masked language
@@ -74,6 +79,8 @@ def train(
     others = _others(request, known, also or {})
     if others:
         names["also"] = [each.name for each, _ in others]
+    teachers = {known.name: teacher} if isinstance(teacher, str) else dict(teacher or {})
+    request = _taught(request, teachers, [known.name, *(each.name for each, _ in others)])
     request = _without_absent_pooler(replace(request, names=names), known)
     folder = RunFolder(out)
     if folder.run_json.exists() and folder.finished():
@@ -82,10 +89,15 @@ def train(
         return folder.rounds_done()
     seed = request.training.seed
     words = label_words_of(request.method, known)
-    experiment = assemble(known, model, examples_of(known, data), seed, max_length, words)
+    template = getattr(request.method, "template", None)
+    experiment = assemble(
+        known, model, examples_of(known, data), seed, max_length, words, teachers.get(known.name), template
+    )
     if others:
         parts = {
-            each.name: assemble(each, model, examples_of(each, source), seed, max_length)
+            each.name: assemble(
+                each, model, examples_of(each, source), seed, max_length, teacher=teachers.get(each.name)
+            )
             for each, source in others
         }
         experiment = joint({known.name: experiment, **parts}, getattr(request.method, "proportions", "equal"))
@@ -102,30 +114,37 @@ def assemble(
     seed: int = 0,
     max_length: int | None = None,
     label_words: Sequence[str] | None = None,
+    teacher: str | None = None,
+    template: str | None = None,
 ) -> Experiment:
     """The experiment of a task: model with a head, encoded training data, metrics on the validation data.
 
-    A head that the checkpoint lacks is initialised from ``seed``; with ``label_words`` none is needed.
-    Raises ValueError as :func:`load_model`.
+    A head that the checkpoint lacks is initialised from ``seed``; with ``label_words`` (and a
+    ``template`` to read them in) none is needed.
+    Raises ValueError as :func:`load_model` and, for a ``teacher``,
+    :func:`sparsebert.teachers.load_teacher` do.
     """
-    loaded, tokenizer = load_model(model, task, seed, label_words=label_words)
-    evaluate = evaluator(task, data.validation, tokenizer, max_length=max_length)
+    loaded, tokenizer = load_model(model, task, seed, label_words=label_words, template=template)
+    form: dict[str, Any] = {"max_length": max_length, "template": template}
+    taught_by = None if teacher is None else load_teacher(teacher, task, tokenizer, **form)
+    evaluate = evaluator(task, data.validation, tokenizer, **form)
 
     def judge(model: nn.Module, examples: int | None, seed: int) -> float:
         if examples is None:
             return evaluate(model)[task.metric]
         drawn = Random(seed).sample(range(len(data.train)), min(examples, len(data.train)))
         some: Any = [data.train[i] for i in drawn]
-        return evaluator(task, {task.splits[0]: some}, tokenizer, max_length=max_length)(model)[task.metric]
+        return evaluator(task, {task.splits[0]: some}, tokenizer, **form)(model)[task.metric]
 
     return Experiment(
         loaded,
-        encode(data.train, task, tokenizer, max_length),
+        encode(data.train, task, tokenizer, **form),
         collate(task, tokenizer, seed=seed),
         evaluate,
         tokenizer.save_pretrained,
         task.metric,
         judge,
+        taught_by,
     )
 
 
@@ -162,7 +181,9 @@ def evaluate(
     if torch.cuda.is_available():
         loaded = loaded.cuda()
     examples = examples_of(known, data, train=False)
-    return evaluator(known, examples.validation, tokenizer, max_length=max_length)(loaded)
+    template = template_of(loaded)
+    judge = evaluator(known, examples.validation, tokenizer, max_length=max_length, template=template)
+    return judge(loaded)
 
 
 def evaluate_compacted(
@@ -201,8 +222,9 @@ def seeded(request: Request, seed: int) -> Request:
 
 
 def dense(request: Request) -> Request:
-    """The dense model, trained like the request: what its tickets are judged by."""
-    return replace(request, method=lottery_method("dense"), sparsity=0.0, units=Units(), ticket=None)
+    """The dense model, trained like the request but by its labels alone: what its tickets are judged by."""
+    plain = replace(request, distillation=None)
+    return replace(plain, method=lottery_method("dense"), sparsity=0.0, units=Units(), ticket=None)
 
 
 def task_of(task: str, data: Data) -> Task:
@@ -284,6 +306,17 @@ def _others(request: Request, task: Task, also: Mapping[str, Data]) -> list[tupl
     if others and request.training.group_by_length:
         raise ValueError("several tasks have their turns: group_by_length is for one")
     return others
+
+
+def _taught(request: Request, teachers: Mapping[str, str], tasks: Sequence[str]) -> Request:
+    """The request with its teachers in it. Raises ValueError for one of a task that the run does not have."""
+    for name in teachers:
+        if name not in tasks:
+            raise ValueError(f"a teacher for {name}, which is none of the run's tasks: {', '.join(tasks)}")
+    if not teachers:
+        return request
+    known = {name: teacher_id(each) for name, each in teachers.items()}
+    return replace(request, distillation=replace(request.distillation or Distillation(), teachers=known))
 
 
 def _without_absent_pooler(request: Request, task: Task) -> Request:

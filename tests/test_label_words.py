@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sparsebert.data import find_task
 from sparsebert.label_words import RELEASED, WORDS, word_ids, words_for
-from sparsebert.model_loading import load_model
+from sparsebert.model_loading import load_model, template_of
 
 transformers = pytest.importorskip("transformers")
 
@@ -64,6 +64,32 @@ def test_logits_are_those_of_the_words_at_the_first_token(
     torch.testing.assert_close(found.loss, F.cross_entropy(expected, torch.tensor([1, 0])))
     assert model.state_dict().keys() == whole.state_dict().keys()
     assert {name for name, _ in model.named_parameters()} == {name for name, _ in whole.named_parameters()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_the_words_at_the_first_mask_where_there_is_one(
+    tmp_path: Path, tokenizer: Any, family: str
+) -> None:
+    name = saved(tmp_path, tokenizer, family)
+    model, _ = load_model(name, find_task("sst2"), label_words=("bad", "good"))
+    whole = getattr(transformers, f"{family}ForMaskedLM").from_pretrained(name).eval()
+    ids = torch.tensor([[2, 8, 4, 5, 3], [2, 4, 7, 4, 3], [2, 8, 7, 6, 3]])
+    with torch.no_grad():
+        found = model.eval()(input_ids=ids).logits
+        expected = whole(input_ids=ids).logits[..., [6, 5]]
+    torch.testing.assert_close(found, torch.stack([expected[0, 2], expected[1, 1], expected[2, 0]]))
+
+
+def test_a_model_is_saved_with_its_template(tmp_path: Path, tokenizer: Any) -> None:
+    name, template = saved(tmp_path / "start", tokenizer), "{0} the [MASK]"
+    model, _ = load_model(name, find_task("sst2"), label_words=("bad", "good"), template=template)
+    model.save_pretrained(tmp_path / "trained")
+    tokenizer.save_pretrained(tmp_path / "trained")
+    again, _ = load_model(str(tmp_path / "trained"), find_task("sst2"), trained=True)
+    assert template_of(again) == template
+    assert template_of(transformers.AutoModelForMaskedLM.from_pretrained(name)) is None
+    with pytest.raises(ValueError, match=r"template '\{0\}': one \[MASK\]"):
+        load_model(name, find_task("sst2"), label_words=("bad", "good"), template="{0}")
 
 
 def test_a_span_begins_with_yes_and_ends_with_no(tmp_path: Path, tokenizer: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from sparsebert.bert import structure
 from sparsebert.cli import app
 from sparsebert.report import readme
 
@@ -97,11 +99,24 @@ def write_tasks(folder: Path) -> None:
         (folder / name).write_text("\n".join(lines) + "\n")
 
 
+def write_movement_checkpoint(folder: Path, model_folder: str) -> None:
+    """As HF's movement pruning leaves one."""
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(model_folder)
+    state = model.state_dict()
+    state |= {f"{key}.mask_scores": state[f"{key}.weight"] for key in structure(model).linears}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"pruning_method": "topK"}))
+    torch.save(state, folder / "pytorch_model.bin")
+
+
 def test_the_research_commands_run_one_after_the_other(model_folder: str) -> None:
     """Two steps, two seeds, a tiny model: what comes out is not what is tested."""
     pytest.importorskip("accelerate")
     pytest.importorskip("sklearn")
     write_tasks(Path())
+    write_movement_checkpoint(Path("movement-checkpoint"), model_folder)
     steps = ["--steps", "2", "--batch-size", "4", "--max-length", "16", "--device", "cpu", "--data", "data"]
     more = {
         "train": steps,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from sparsebert.data.examples import Example, Examples, Question
 from sparsebert.data.tasks import Task, find_task
+from sparsebert.data.template import filled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,12 +89,17 @@ class EncodedQuestions(Encoded):
 
 
 def encode(
-    examples: Examples, task: str | Task, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+    examples: Examples,
+    task: str | Task,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
+    template: str | None = None,
 ) -> Encoded:
     """Encode a task's examples, none longer than ``max_length`` tokens (the task's own where it is None).
 
     Sentences and pairs are cut, the longer of a pair first; paragraphs of SQuAD give several windows
     (:class:`EncodedQuestions`); running text is joined and cut into blocks, and none of it is lost.
+    ``template``: what sentences and pairs are put into, as one text (:mod:`sparsebert.data.template`).
     Raises ValueError if the length leaves no room for text, or for a slow tokenizer with SQuAD.
     """
     task = find_task(task)
@@ -106,15 +112,18 @@ def encode(
     if task.kind == "mlm":
         return Encoded(_blocks(cast("Sequence[str]", examples), tokenizer, length), {})
     given = cast("Sequence[Example]", examples)
-    return Encoded(_encode_texts(given, tokenizer, length), {"labels": [example.label for example in given]})
+    texts: Iterable[tuple[str, ...]] = (example.texts for example in given)
+    if template is not None:
+        texts = ((text,) for text in filled(template, list(texts), tokenizer, length))
+    return Encoded(_encode_texts(texts, tokenizer, length), {"labels": [example.label for example in given]})
 
 
 def _encode_texts(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
+    texts: Iterable[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Iterator[Row]:
-    for start in range(0, len(examples), _TEXTS_AT_ONCE):
-        columns = zip(*(example.texts for example in examples[start : start + _TEXTS_AT_ONCE]), strict=True)
-        encoded = tokenizer(*map(list, columns), truncation=True, max_length=max_length)
+    left = iter(texts)
+    while some := list(islice(left, _TEXTS_AT_ONCE)):
+        encoded = tokenizer(*map(list, zip(*some, strict=True)), truncation=True, max_length=max_length)
         yield from _rows(encoded)
 
 

@@ -16,6 +16,7 @@ from sparsebert.learned.layer import GatedLinear, LearnedLinear
 from sparsebert.learned.rule import Candidates, Gated, Goal, Rule, Scored
 from sparsebert.pruning.units import UnitGroup, unit_groups
 from sparsebert.ticket import Ticket, prunable
+from sparsebert_kernels.masked import pack_mask, unpack_mask
 
 
 class Learner:
@@ -52,13 +53,15 @@ class Learner:
         shapes = {key: torch.as_tensor(resolve(model, key).weight).shape for key in names}
         groups = unit_groups(granularity, block_size, shapes, found)
         self.model, self.rule, self.goal, self.step, self.seed = model, rule, goal, 0, seed
-        self._origin, self._pooling, self._shapes = origin, pooling, shapes
+        # Not the ticket, whose masks are a byte for each weight.
+        self._described, self._pooling, self._shapes = origin.metadata["model"], pooling, shapes
         self.candidates = Candidates(groups, found.types, scope)
         self._units = {"granularity": granularity, "scope": scope, "pooling": pooling, "seed": seed}
         if block_size is not None:
             self._units["block_size"] = list(block_size)
         self._keys = [key for key in names if any(key in group.parts for group in groups)]
-        self._kept = {group.name: torch.ones(group.grid, dtype=torch.bool) for group in groups}
+        whole = {group.name: torch.ones(group.grid, dtype=torch.bool) for group in groups}
+        self._kept = {name: _packed(mask) for name, mask in whole.items()}
         self._needed_gradients = [(each, each.requires_grad) for each in model.parameters()]
         self._freeze_()
         self._scores: dict[str, nn.Parameter] = {}
@@ -71,18 +74,21 @@ class Learner:
         """Set the masks that this optimizer step, counted from 0, is taken with."""
         self.step = step
         with torch.no_grad():
-            self._kept = self.rule.masks(self.scores(), self.candidates, self.goal, step)
+            kept = self.rule.masks(self.scores(), self.candidates, self.goal, step)
+            self._kept = {name: _packed(mask) for name, mask in kept.items()}
             if isinstance(self.rule, Gated):
                 self._draw_(step)
                 return
-            for key, mask in self.masks().items():
-                self._layers[key].set_mask(mask)
+            for group in self.candidates.groups:
+                for key, mask in group.expand(kept[group.name]).items():
+                    self._layers[key].set_mask(mask)
 
     def masks(self) -> dict[str, Tensor]:
         """Key -> bool [out, in] on the model's device: the masks of the step; at first they keep all."""
         found: dict[str, Tensor] = {}
         for group in self.candidates.groups:
-            found |= group.expand(self._kept[group.name])
+            bits = unpack_mask(self._kept[group.name], math.prod(group.grid))
+            found |= group.expand(bits.view(group.grid))
         return {key: found[key] for key in self._keys}
 
     def scores(self) -> Mapping[str, Tensor]:
@@ -175,7 +181,7 @@ class Learner:
                 layer.set_uniform(uniform)
 
     def _ticket(self) -> Ticket:
-        ticket = Ticket(self.masks(), metadata={"model": self._origin.metadata["model"]})
+        ticket = Ticket(self.masks(), metadata={"model": self._described})
         made = {"method": self.rule.name, "sparsity": ticket.sparsity, **self._units}
         step = {"operation": "learn", "options": self.rule.options(), "steps": self.goal.steps, **made}
         ticket.metadata |= {**made, "history": [step]}
@@ -184,6 +190,11 @@ class Learner:
             pruned = sum(int((~mask).sum()) for mask in ticket.masks.values())
             ticket.metadata["encoder_sparsity"] = pruned / total
         return ticket
+
+
+def _packed(units: Tensor) -> Tensor:
+    """A mask over units, bool of any shape, as one row of bits."""
+    return pack_mask(units.reshape(1, -1))
 
 
 def _replace(model: nn.Module, key: str, module: nn.Module) -> None:

@@ -60,9 +60,10 @@ class StaticModelPruning(Scored):
     the weights stay what they were. S begins at 0.
 
     ``label_words``: a word for each label ("terrible,great"), or "task" for those of the paper. They are read
-    from the pre-trained language model's head at the first token, and that head stays what it was too: all
-    that a task needs is its ticket. Without them the task gets a head of its own, which is trained as ever:
-    the paper's ablation from scratch.
+    from the pre-trained language model's head at [MASK], or where there is none at the first token, and that
+    head stays what it was too: all that a task needs is its ticket. ``template``: the text that examples are
+    put into, "{0} It was [MASK].". Without words the task gets a head of its own, which is trained at the
+    weights' learning rate: the paper's ablation from scratch.
 
 
     The density falls from 1 to what is asked for over ``ramp_steps`` (7/12 of the run without them) along
@@ -95,6 +96,7 @@ class StaticModelPruning(Scored):
     temperature: float | None = None
     threshold: float = 0.1
     label_words: str | None = None
+    template: str | None = None
     smp_compat: bool = False
 
     @property
@@ -106,6 +108,8 @@ class StaticModelPruning(Scored):
         require_not_negative(self, "regularisation")
         if self.temperature is not None:
             require_positive(self, "temperature")
+        if self.template is not None and self.label_words is None:
+            raise ValueError(f"template {self.template!r} needs label words to stand in its blank")
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
 

@@ -18,6 +18,7 @@ from sparsebert.pruning.granularity import parse_granularity, spelled_out
 from sparsebert.pruning.levels import exact
 from sparsebert.ticket import Ticket
 from sparsebert.training import ranks
+from sparsebert.training.distillation import Answers, Distillation
 from sparsebert.training.settings import TrainingSettings
 
 
@@ -38,6 +39,8 @@ class Experiment:
     ``metric``: the name of the one that counts, for methods that choose by it.
     ``judge``: that metric, of a model on so many examples of the training data drawn with a seed,
     or for None on the validation data; for methods that search by it.
+    ``teacher``: answers the same keyword arguments with a trained model's output, or with None where it has
+    nothing to say; for requests with a ``distillation``.
     ``save_extras``: writes what belongs beside the trained model (a tokenizer) into its folder.
     """
 
@@ -48,6 +51,7 @@ class Experiment:
     save_extras: Callable[[str], object] | None = None
     metric: str | None = None
     judge: Callable[[nn.Module, int | None, int], float] | None = None
+    teacher: Answers | None = None
 
     def first_batches(self, count: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
         """The first batches of the training data in an order of this seed, for methods that look at
@@ -85,6 +89,8 @@ class Request:
     ``sparsity``: of the ticket to find, in [0, 1); None where the method works on a ``ticket`` that is given,
     or where its options decide how much is pruned.
     ``names``: task, model and data as people call them, for the records.
+    ``distillation``: every round learns from the experiment's teacher too. What decides on a ticket by
+    gradients or metrics of its own looks at the labels alone.
 
     Raises ValueError for a sparsity that is missing, of no use to the method, outside [0, 1) or not that of
     the given ticket, and for units or a ticket that the method has no use for, or a ticket that is missing.
@@ -96,6 +102,7 @@ class Request:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     ticket: Ticket | None = None
     names: dict[str, Any] = field(default_factory=dict)
+    distillation: Distillation | None = None
 
     def __post_init__(self) -> None:
         if self.method.needs_ticket != (self.ticket is not None):
@@ -148,6 +155,7 @@ class Request:
             "training": asdict(self.training),
             "names": self.names,
             "ticket": _digest(self.ticket) if self.ticket else None,
+            "distillation": asdict(self.distillation) if self.distillation else None,
             "processes": ranks.count(),
         }
 

@@ -4,7 +4,8 @@
     log.jsonl            the run log: one record a round and one at the end
     start.safetensors    the weights the run began with
     rewind/              state at step k of the first round, with rewinding to a step
-    round-03/            ticket.safetensors; trained.safetensors and checkpoints/ as long as they are needed
+    round-03/            ticket.safetensors; trained.safetensors and checkpoints/ as long as they are needed,
+                         and what the method itself keeps there
     ticket.safetensors   the ticket of the last round, or of the one that the method chose, and
     model/               the model it was trained into, as transformers load it: both at the end
 
@@ -24,6 +25,7 @@ Records are those of :mod:`sparsebert.bench.record` (``schema``, ``kind``, ``tim
     metrics                       of the validation data: name -> value
     seconds                       prune, train (over all sessions, as far as checkpoints tell), evaluate
     sessions, processes           how often the round was started; how many processes trained together
+    distillation                  weight, temperature and teachers (task -> hub id or digest), or null
     memory                        peak_rss_bytes of this process, peak_gpu_bytes where a GPU was used
     versions                      of the libraries
 ``kind`` "run", once all is done:

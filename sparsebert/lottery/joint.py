@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from sparsebert.lottery.experiment import Experiment
+from sparsebert.training.distillation import Teachers
 from sparsebert.training.multi_task import MultiTaskModel
 from sparsebert.training.task_turns import TaskMixture, collate_one_task
 
@@ -35,10 +36,12 @@ def joint(experiments: Mapping[str, Experiment], proportions: str = "equal") -> 
             if each.save_extras is not None:
                 each.save_extras(str(Path(folder) / name))
 
+    teachers = [each.teacher for each in experiments.values()]
     return Experiment(
         MultiTaskModel.of({name: each.model for name, each in experiments.items()}),
         TaskMixture({name: each.train for name, each in experiments.items()}, proportions),
         collate_one_task([each.collate for each in experiments.values()]),
         evaluate,
         save_extras,
+        teacher=Teachers(teachers) if any(teachers) else None,
     )

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparsebert.pruning import Magnitude, Method, registry
 from sparsebert.ticket import Ticket
@@ -125,6 +125,9 @@ class LotteryMethod(abc.ABC):
     def begin_(self, model: nn.Module, seed: int) -> None:  # noqa: B027  (a hook)
         """Change the weights that the run begins with."""
 
+    def require(self, experiment: Experiment) -> None:  # noqa: B027  (a hook)
+        """Raise ValueError for a model, data or a teacher that the method cannot work with."""
+
     @contextlib.contextmanager
     def accompanied(
         self, number: int, experiment: Experiment, request: Request, folder: Path
@@ -160,7 +163,9 @@ class Companion(Protocol):
     """Goes along with the training of a round.
 
     ``callback``: a TrainerCallback, which may stop it. ``names``: of the parameters that it has put into the
-    model. ``stopped``: the step at which it did, or in a process before this one.
+    model. ``stopped``: the step at which it did, or in a process before this one. ``penalty``: what is
+    added to the loss of a batch. ``examples``: told before each batch which examples it holds, by their
+    numbers (int64); None where nobody asks.
     """
 
     @property
@@ -169,6 +174,9 @@ class Companion(Protocol):
     def names(self) -> Sequence[str]: ...
     @property
     def stopped(self) -> int | None: ...
+    @property
+    def examples(self) -> Callable[[Tensor], None] | None: ...
+    def penalty(self) -> Tensor | None: ...
 
 
 M = TypeVar("M", bound=type[LotteryMethod])

@@ -14,6 +14,7 @@ from sparsebert.lottery.begin import Beginning, weights_in
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import Companion, Rewind
 from sparsebert.ticket import Ticket
+from sparsebert.training.distillation import Distiller
 from sparsebert.training.trainer import (
     CheckpointCallback,
     ProgressCallback,
@@ -73,6 +74,10 @@ def train_round(
         callbacks.append(StartCallback(beginning.weights))
     if request.training.gradient_checkpointing:
         enable_gradient_checkpointing(model)
+    distiller = None
+    if request.distillation is not None:
+        assert experiment.teacher is not None
+        distiller = Distiller(experiment.teacher, request.distillation)
     trainer = TicketTrainer(
         model=model,
         args=training_arguments(request.training, folder, beginning.stop),
@@ -81,6 +86,9 @@ def train_round(
         callbacks=callbacks,
         ticket=ticket if isinstance(ticket, Ticket) else None,
         learner=ticket if isinstance(ticket, Learner) else None,
+        distiller=distiller,
+        penalties=[companion.penalty] if companion else [],
+        tell_examples=companion.examples if companion else None,
         schedule_steps=beginning.schedule,
         group_by_length=request.training.group_by_length,
     )

@@ -76,11 +76,14 @@ class _Run:
         self.method, self.seed = request.method, request.training.seed
         self.rounds = self.method.rounds(request.target)
         self.steps = request.training.steps_of(len(experiment.train), ranks.count())
+        if (request.distillation is None) != (experiment.teacher is None):
+            raise ValueError("a teacher and a distillation go together: one of them is missing")
         if self.method.rewind_step >= self.steps:
             raise ValueError(f"rewinding to step {self.method.rewind_step} of rounds of {self.steps} steps")
 
     def rehearse(self) -> None:
-        """Find out before hours of training whether units, sparsity and ticket fit the model."""
+        """Find out before hours of training whether units, sparsity, ticket and data fit model and method."""
+        self.method.require(self.experiment)
         if self.request.ticket is not None:
             self.request.ticket.check(self.model)
         elif self.request.target or isinstance(self.method, LearnedMethod):
@@ -119,24 +122,27 @@ class _Run:
         ticket = ranks.from_main(lambda: self._ticket(number, round_))
         decided = time.perf_counter() - began
         beginning = ranks.main_first(lambda: begin_round(self.model, course, number))
-        learner = self._learner(round_, ticket)
         with self.method.accompanied(
             number, self.experiment, self.request, self.folder.round(number)
         ) as companion:
+            subject = self._learner(round_, ticket) or ticket
+            del ticket  # a byte for each weight, which a learner has no use for
             trained = train_round(
                 self.experiment,
                 self.request,
-                learner or ticket,
+                subject,
                 beginning,
                 folder=self.folder.checkpoints(number),
                 keep=self.folder.rewind if number == 0 else None,
                 title=title,
                 companion=companion,
             )
-        if learner is not None:
-            ticket = learner.close_()
+        if isinstance(subject, Learner):
+            ticket = subject.close_()
             if ranks.is_main():
                 ticket.save(self.folder.ticket(number))
+        else:
+            ticket = subject
         ticket.apply_(self.model)
         if ranks.is_main():
             self._close_round(number, ticket, trained, decided, sessions)
@@ -245,6 +251,7 @@ class _Run:
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "sessions": sessions,
                 "processes": ranks.count(),
+                "distillation": asdict(self.request.distillation) if self.request.distillation else None,
                 "memory": _peak_memory(),
                 "versions": ticket.metadata["versions"],
             },

@@ -58,7 +58,8 @@ def prune(
     heads and MLPs only the matrices that have them are in the ticket and count; the others stay whole, and
     ``encoder_sparsity`` in the metadata is the share of all.
     ``scope``: one ranking over all matrices ("global"), one for each ("matrix"; for neurons, heads and MLPs
-    one for each layer) or one for each type ("type"; heads are of one type, neurons or MLPs of another).
+    one for each layer) or one for each type ("type"; heads are of one type, neurons or MLPs of another);
+    "heads-by-layer" is one of the heads of each layer, and one of all neurons or MLPs.
     ``pooling``: score of a unit from those of its weights: "mean", "rms" or "max".
     ``include_biases``: single biases compete with single weights in one ranking, all but those of the second
     feed-forward matrices, as Prasanna et al. 2020 prune by magnitude; the sparsity is then of both together.

@@ -14,7 +14,8 @@ from torch import Tensor
 from sparsebert.bert import Structure
 from sparsebert.pruning.granularity import Granularity, kinds_in, parse_granularity
 
-SCOPES = ("global", "matrix", "type")
+HEADS_BY_LAYER = "heads-by-layer"
+SCOPES = ("global", "matrix", "type", HEADS_BY_LAYER)
 
 
 class Pooling(NamedTuple):
@@ -122,10 +123,22 @@ def unit_groups(
 
 
 def rivals(groups: Sequence[UnitGroup], scope: str, types: Mapping[str, str]) -> list[list[UnitGroup]]:
-    """The groups whose units compete with each other: all, each by itself, or those of one type."""
+    """The groups whose units compete with each other: all, each by itself, or those of one type; or heads
+    within their layer, and all other units with each other.
+
+    Raises ValueError for the last of these where there are no heads.
+    """
+    if scope == HEADS_BY_LAYER and all(group.kind != "head" for group in groups):
+        raise ValueError(f"scope {scope!r} needs a granularity with heads, not {groups[0].kind!r}")
     found: dict[str, list[UnitGroup]] = defaultdict(list)
     for group in groups:
-        found[{"global": "", "matrix": group.name, "type": types[group.name]}[scope]].append(group)
+        arenas = {
+            "global": "",
+            "matrix": group.name,
+            "type": types[group.name],
+            HEADS_BY_LAYER: group.name if group.kind == "head" else "",
+        }
+        found[arenas[scope]].append(group)
     return list(found.values())
 
 

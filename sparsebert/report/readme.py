@@ -24,6 +24,7 @@ from sparsebert.bench.record import read
 from sparsebert.report.aot_tables import aot_tables
 from sparsebert.report.gpu_tables import gpu_tables
 from sparsebert.report.lottery_tables import curve_tables, learned_tables, transfer_tables
+from sparsebert.report.memory_tables import memory_tables
 from sparsebert.report.model_tables import bench_tables, sweep_tables
 from sparsebert.report.table import Table
 from sparsebert.report.tables import goal_tables, layer_tables, selection_tables, stack_tables
@@ -35,6 +36,7 @@ KINDS: dict[str, Callable[[list[dict[str, Any]]], list[Table]]] = {
     "goals": goal_tables,
     "selection": selection_tables,
     "stack": stack_tables,
+    "memory": memory_tables,
     "aot": aot_tables,
     "gpu": gpu_tables,
     "lottery": curve_tables,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ _NAME = "unit_coefficients"
 
 
 class TrainedCoefficients:
-    """One coefficient a gate, parameters of the model that begin at 1; the loss gains their L1 norm.
+    """One coefficient a gate, parameters of the model that begin at 1; the loss is to gain their ``penalty``.
 
     ``names``: of the parameters, as the model's ``state_dict`` has them. They are in its checkpoints.
     """
 
     def __init__(self, model: nn.Module, sites: Mapping[str, GateSite], penalty: float) -> None:
-        self._model, self._sites = model, sites
+        self._model, self._sites, self._factor = model, sites, penalty
         self._modules = {name: resolve(model, site.key) for name, site in sites.items()}
         self._handles = []
         for name, site in sites.items():
@@ -36,7 +35,6 @@ class TrainedCoefficients:
             ones = nn.Parameter(torch.ones(site.count(model), dtype=like.dtype, device=like.device))
             self._modules[name].register_parameter(_NAME, ones)
             self._handles.append(site.hook(model, ones))
-        self._handles.append(model.register_forward_hook(partial(self._add_penalty, penalty)))
         self.names = [name for name, _ in model.named_parameters() if name.endswith(f".{_NAME}")]
 
     @property
@@ -53,10 +51,9 @@ class TrainedCoefficients:
             del module._parameters[_NAME]
         fold_(self._model, self._sites, values)
 
-    def _add_penalty(self, penalty: float, model: nn.Module, arguments: Any, output: Any) -> Any:
-        if model.training and getattr(output, "loss", None) is not None:
-            output["loss"] = output["loss"] + l1(list(self.values.values()), penalty)
-        return output
+    def penalty(self) -> Tensor:
+        """Their L1 norm times its factor, differentiable."""
+        return l1(list(self.values.values()), self._factor)
 
 
 class CoefficientTrace(TrainerCallback):

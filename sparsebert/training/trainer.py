@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
@@ -21,8 +22,10 @@ from sparsebert.learned.rule import Scored
 from sparsebert.ticket import Ticket
 from sparsebert.training import ranks
 from sparsebert.training.checkpoint import Checkpoint
+from sparsebert.training.distillation import Distiller
 from sparsebert.training.length_grouping import LengthGrouped
 from sparsebert.training.masking import MaskKeeper
+from sparsebert.training.numbered import Numbered, collate_numbered, take_numbers
 from sparsebert.training.settings import TrainingSettings
 from sparsebert.training.snapshot import Snapshot
 
@@ -32,16 +35,26 @@ class TicketMixin:
 
     ``learner``: its scores are trained at their own rate, and its penalty is part of the loss. The norm of
     all gradients, of weights and scores, is clipped together.
+    ``distiller``: has a teacher's say in the loss of the labels, to which penalties are then added.
+    ``penalties``: called after each forward pass in training, for what is added to its loss; None is nothing.
+    ``tell_examples``: called before each batch with the numbers (int64) of its examples in the training data,
+    which are dicts then.
     ``schedule_steps``: the learning-rate schedule spans that many steps, however many are trained.
     ``group_by_length``: batches hold examples of about the same length.
     Examples with a method ``sampler`` (of batch size and seed) say by it in which order they are to be read.
     """
+
+    train_dataset: Any
+    data_collator: Any
 
     def __init__(
         self,
         *args: Any,
         ticket: Ticket | None = None,
         learner: Learner | None = None,
+        distiller: Distiller | None = None,
+        penalties: Sequence[Callable[[], Tensor | None]] = (),
+        tell_examples: Callable[[Tensor], None] | None = None,
         schedule_steps: int | None = None,
         group_by_length: bool = False,
         **options: Any,
@@ -53,6 +66,12 @@ class TicketMixin:
         # otherwise, the Trainer sums gradients over accumulated batches and processes instead of averaging.
         self.model_accepts_loss_kwargs = False
         self._learner = learner
+        self._distiller = distiller
+        self._penalties = tuple(penalties)
+        self._tell_examples = tell_examples
+        if tell_examples is not None:
+            self.train_dataset = Numbered(self.train_dataset)
+            self.data_collator = collate_numbered(self.data_collator)
         if ticket is not None:
             self.add_callback(MaskCallback(ticket))  # type: ignore[attr-defined]
         if learner is not None:
@@ -70,19 +89,30 @@ class TicketMixin:
             optimizer.add_param_group({"params": scores, "lr": rate, "weight_decay": 0.0})
         return optimizer
 
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        ready = super()._prepare_inputs(inputs)  # type: ignore[misc]
+        if self._tell_examples is not None:
+            self._tell_examples(take_numbers(ready))
+        return ready
+
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
-        found = super().compute_loss(model, inputs, return_outputs, **options)  # type: ignore[misc]
-        penalty = self._learner.penalty() if self._learner else None
-        if penalty is None:
-            return found
-        return (found[0] + penalty, found[1]) if return_outputs else found + penalty
+        # Before the forward pass: what comes first has its turn last in the backward pass, and gradients as
+        # large as all scores then find the activations gone.
+        of_scores = self._learner.penalty() if self._learner is not None else None
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)  # type: ignore[misc]
+        if self._distiller is not None:
+            loss = self._distiller.mixed(loss, outputs, inputs)
+        for term in (of_scores, *(penalty() for penalty in self._penalties)):
+            if term is not None:
+                loss = loss + term
+        return (loss, outputs) if return_outputs else loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         steps = self._schedule_steps or num_training_steps
         return super().create_scheduler(steps, optimizer)  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        examples = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
+        examples = self.train_dataset if train_dataset is None else train_dataset
         settings = self.args  # type: ignore[attr-defined]
         if own_order := getattr(examples, "sampler", None):
             return own_order(settings.train_batch_size, settings.data_seed)

@@ -111,8 +111,9 @@ class TestTrain:
         if "--sparsity" in options:
             assert row["sparsity"] == 0.5
 
+    @pytest.mark.parametrize("template", [None, "{0} is [MASK]"])
     def test_a_ticket_alone_learns_a_task_in_label_words(
-        self, tokenizer: Any, tmp_path: Path, data: Path
+        self, tokenizer: Any, tmp_path: Path, data: Path, template: str | None
     ) -> None:
         """Pre-trained weights and a mask are all of it, and judged again it is as good."""
         from safetensors.torch import load_file
@@ -121,6 +122,7 @@ class TestTrain:
         there = ["--task", "sst2", "--data", str(data)]
         asked = ["--model", str(model), "--out", str(tmp_path / "run"), *QUICK, "--json", str(tmp_path / "j")]
         method = ["--method", "smp", "--sparsity", "0.5", "--label-words", "bad,good"]
+        method += ["--template", template] if template else []
         assert cli.main(["train", *there, *asked, *method]) == 0
         (row,) = record.read(tmp_path / "j", "round")
         start, trained = (
@@ -135,6 +137,8 @@ class TestTrain:
         assert cli.main(["eval", *there, *judged]) == 0
         (again,) = record.read(tmp_path / "e", "eval")
         assert again["metrics"] == row["metrics"]
+        config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+        assert config["label_words"]["template"] == template
 
     def test_a_language_model_s_ticket(self, tokenizer: Any, tmp_path: Path, data: Path) -> None:
         model = save(tmp_path / "mlm", tokenizer, "BertForMaskedLM")
@@ -190,6 +194,7 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
         (["--method", "movement", "--granularity", "2:4"], "learns no patterns"),
         (["--method", "smp", "--label-words", "bad,good"], "label words need the head of a masked"),
         (["--method", "smp", "--label-words", "good"], "sst2 needs 2 label words, not 1"),
+        (["--method", "smp", "--template", "{0} [MASK]"], "'{0} [MASK]' needs label words"),
         (["--method", "smp", "--ramp-steps", "7"], "ramp_steps is 7 steps: it does not fit a run of 6"),
         (["--method", "smp", "--smp-compat"], "is -29994 steps: it does not fit a run of 6"),
         (["--method", "movement", "--warmup-steps", "2"], "a run of 6 steps has no room"),

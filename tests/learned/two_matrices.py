@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,8 +70,12 @@ def taken(
     given: Numbers,
     scope: str = "matrix",
     uniform: dict[str, Array] | None = None,
+    extra: Callable[[Tensor], Tensor] = lambda y: y.new_zeros(()),
 ) -> Step:
-    """The step as the rule, the layers and AdamW take it. ``uniform``: what gates are drawn of."""
+    """The step as the rule, the layers and AdamW take it.
+
+    ``uniform``: what gates are drawn of. ``extra``: what the loss gains by y.
+    """
     found = candidates(given.block, scope)
     parameters: dict[str, nn.Parameter] = {}
     layers: dict[str, LearnedLinear] = {}
@@ -112,7 +116,7 @@ def taken(
         weight_decay=0.0,
     )
     y = layers[SECOND](torch.tanh(layers[FIRST](torch.tensor(given.x))))
-    loss = (y - torch.tensor(given.target)).square().mean()
+    loss = (y - torch.tensor(given.target)).square().mean() + extra(y)
     penalty = rule.penalty(scores, goal, step)
     (loss if penalty is None else loss + penalty).backward()
     optimizer.step()
@@ -141,17 +145,20 @@ def transcribed(
     scored: bool = True,
     trains_weights: bool = True,
     slopes: dict[str, Array] | None = None,
+    extra: Callable[[Array], tuple[float, Array]] = lambda y: (0.0, np.zeros_like(y)),
 ) -> Step:
     """The same step with masks or gates of units that are given: chain rule and Adam's first step by hand.
 
     ``slopes``: how fast gates rise with their scores; 1 for masks, which the gradient goes straight through.
+    ``extra``: what the loss gains, and the gradient of that by y.
     """
     rows, columns = given.block
     masks = {key: np.kron(kept[key], np.ones((rows, columns))) for key in kept}
     first, second = given.weights[FIRST] * masks[FIRST], given.weights[SECOND] * masks[SECOND]
     a = np.tanh(given.x @ first.T + given.biases[FIRST])
     y = a @ second.T + given.biases[SECOND]
-    dy = 2 * (y - given.target) / y.size
+    gained, dy = extra(y)
+    dy = dy + 2 * (y - given.target) / y.size
     full = {SECOND: dy.T @ a, FIRST: (dy @ second * (1 - a**2)).T @ given.x}
     weight_gradients = {key: full[key] * masks[key] for key in SHAPES} if trains_weights else {}
     score_gradients = {}
@@ -173,7 +180,7 @@ def transcribed(
 
     return Step(
         masks={key: mask.astype(bool) for key, mask in masks.items()},
-        loss=float(np.mean((y - given.target) ** 2)),
+        loss=float(np.mean((y - given.target) ** 2)) + gained,
         penalty=penalty,
         weight_gradients=weight_gradients,
         score_gradients=score_gradients,

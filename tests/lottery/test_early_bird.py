@@ -54,6 +54,15 @@ def test_the_units_of_the_highest_coefficients_stay(tmp_path: Path) -> None:
     assert neurons[kept].min() >= neurons[~kept].max()
 
 
+def test_heads_may_rank_within_their_layer(tmp_path: Path) -> None:
+    run(experiment(), request("early-bird", 0.5, **{**EARLY, "scope": "heads-by-layer"}), tmp_path)
+    ticket = Ticket.load(tmp_path / "ticket.safetensors")
+    for layer in range(2):
+        heads = ticket.masks[f"encoder.layer.{layer}.attention.self.query"].view(2, -1)
+        assert heads.all(1).sum() == heads.any(1).sum() == 1
+    assert ticket.metadata["scope"] == "heads-by-layer"
+
+
 def test_a_fixed_draw_is_a_share_of_the_first_epoch(tmp_path: Path) -> None:
     rows = run(experiment(), request("early-bird", 0.5, **UNITS, draw="fixed", draw_at=0.6), tmp_path)
     assert [row["steps"] for row in rows] == [3, 7]  # 40 examples are 5 batches

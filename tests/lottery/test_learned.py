@@ -134,6 +134,18 @@ def test_masks_are_derived_once_a_step_and_last_over_accumulated_batches(
     assert steps == [0, 1, 2, 3, 4]
 
 
+def test_the_penalty_on_scores_is_taken_before_the_forward_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backward pass comes to it last: its gradients, one a weight, find the activations gone."""
+    calls: list[str] = []
+    experiment, penalty = tiny.experiment(), Learner.penalty
+    experiment.model.register_forward_pre_hook(lambda *_: calls.append("forward"))
+    monkeypatch.setattr(Learner, "penalty", lambda self: calls.append("penalty") or penalty(self))
+    run(replace(experiment, evaluate=lambda model: {}), asked("smp"), tmp_path)
+    assert calls == ["penalty", "forward"] * 7
+
+
 def test_accumulated_batches_are_as_good_as_one(tmp_path: Path) -> None:
     for name, split in (("one", {"batch_size": 8}), ("two", {"batch_size": 4, "gradient_accumulation": 2})):
         run(tiny.experiment(dropout=0.0), asked("soft-movement", **split), tmp_path / name)

@@ -34,6 +34,20 @@ def start(out: Path, processes: int, *arguments: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+@pytest.mark.parametrize("method", ["cap", "cap-soft"])
+def test_two_gloo_processes_contrast_with_the_same_banks(tmp_path: Path, method: str) -> None:
+    """Each contrasts the examples of its own half of a batch, so one process learns another ticket."""
+    for processes in (1, 2):
+        start(tmp_path / str(processes), processes, "--learned", method, "--taught")
+    one, two = (Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("1", "2"))
+    for rank in range(2):
+        assert Ticket.load(tmp_path / "2" / f"rank-{rank}.safetensors") == two
+    assert one.overlap(two) > 0.8
+    assert not (tmp_path / "2" / "round-00" / "banks").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 @pytest.mark.parametrize("rewind", ["pretrained", "none"])
 def test_two_gloo_processes_end_with_the_masks_of_one(tmp_path: Path, rewind: str) -> None:
     for processes in (1, 2):
@@ -48,11 +62,13 @@ def test_two_gloo_processes_end_with_the_masks_of_one(tmp_path: Path, rewind: st
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
-@pytest.mark.parametrize("method", ["movement"])
+@pytest.mark.parametrize(
+    "method", ["movement", "movement --taught", "gradual", "smp --mask L", "smp --mask S", "smp --mask G"]
+)
 def test_two_gloo_processes_learn_one_ticket(tmp_path: Path, method: str) -> None:
     """The same on both, and but for rounding that of one process with all the examples of a step."""
     for processes in (1, 2):
-        start(tmp_path / str(processes), processes, "--learned", method)
+        start(tmp_path / str(processes), processes, "--learned", *method.split())
     one, two = (Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("1", "2"))
     for rank in range(2):
         assert Ticket.load(tmp_path / "2" / f"rank-{rank}.safetensors") == two

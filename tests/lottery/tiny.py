@@ -20,6 +20,7 @@ from sparsebert.lottery.experiment import Experiment, Request, Units
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
 from sparsebert.ticket import Ticket
+from sparsebert.training.distillation import Distillation, Teacher
 from sparsebert.training.settings import TrainingSettings
 
 EXAMPLES, LENGTH, WORDS = 40, 8, 30
@@ -58,6 +59,11 @@ def evaluate(trained: nn.Module) -> dict[str, float]:
     return {"accuracy": float((logits.argmax(1).cpu() == batch["labels"]).float().mean())}
 
 
+def teacher() -> Teacher:
+    """Not trained: it has a mind of its own."""
+    return Teacher(model(seed=9))
+
+
 def experiment(seed: int = 0, dropout: float = 0.1) -> Experiment:
     return Experiment(model(seed, dropout), examples(), collate, evaluate)
 
@@ -68,7 +74,7 @@ def request(method: str = "imp", sparsity: float | None = 0.3, **changes: Any) -
     fields = TrainingSettings.__dataclass_fields__
     training |= {name: changes.pop(name) for name in list(changes) if name in fields}
     units = {name: changes.pop(name) for name in list(changes) if name in Units.__dataclass_fields__}
-    ticket = changes.pop("ticket", None)
+    ticket, distillation = changes.pop("ticket", None), changes.pop("distillation", None)
     return Request(
         lottery_method(method, **changes),
         sparsity,
@@ -76,6 +82,7 @@ def request(method: str = "imp", sparsity: float | None = 0.3, **changes: Any) -
         TrainingSettings(**training),
         ticket,
         {"task": "made-up", "model": "tiny"},
+        distillation,
     )
 
 
@@ -91,6 +98,8 @@ def main() -> None:
     parser.add_argument("--rewind-step", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--mask", help="of smp")
+    parser.add_argument("--taught", action="store_true", help="by a teacher too")
     parser.add_argument("--joint", action="store_true", help="a language model too, on the same encoder")
     parser.add_argument("--die-at-batch", type=int, help="kill -9 while this batch is made")
     parser.add_argument("--die-at-save", type=int, help="kill -9 in the middle of this torch.save")
@@ -104,7 +113,10 @@ def main() -> None:
         batch_size=chosen.batch_size,
     )
     if chosen.learned:
-        asked = request(chosen.learned, batch_size=chosen.batch_size, scope="matrix")
+        options = {"mask": chosen.mask} if chosen.mask else {}
+        scope = lottery_method(chosen.learned, **options).scope
+        sparsity = None if lottery_method(chosen.learned, **options).finds_sparsity else 0.3
+        asked = request(chosen.learned, sparsity, batch_size=chosen.batch_size, scope=scope, **options)
     batches, saves, save = itertools.count(1), itertools.count(1), torch.save
 
     def collate_or_die(chosen_examples: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -124,6 +136,8 @@ def main() -> None:
         from tests.lottery import joint_tiny
 
         whole = joint_tiny.experiment()
+    if chosen.taught:
+        whole, asked = replace(whole, teacher=teacher()), replace(asked, distillation=Distillation())
     run(replace(whole, collate=collate_or_die), asked, chosen.out)
     if chosen.learned:
         rank = os.environ.get("RANK", "0")

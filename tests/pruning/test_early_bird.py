@@ -72,7 +72,7 @@ def test_one_step_is_that_of_the_equations(width: int, penalty: float) -> None:
     after = c0 - lr * m / (np.sqrt(v) + eps)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    found = model(x, y).loss
+    found = model(x, y).loss + coefficients.penalty()
     found.backward()
     np.testing.assert_allclose(numpy(found), loss, rtol=1e-10)
     np.testing.assert_allclose(numpy(c.grad), d_c, rtol=1e-10, atol=1e-12)
@@ -84,7 +84,7 @@ def test_one_step_is_that_of_the_equations(width: int, penalty: float) -> None:
     np.testing.assert_allclose(numpy(c), after, rtol=1e-10, atol=1e-12)
 
 
-def test_evaluation_has_no_penalty_and_folding_changes_nothing() -> None:
+def test_folding_changes_nothing() -> None:
     model = TwoMatrices()
     x, y = torch.ones(2, FEATURES, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
     before, names = model.eval()(x, y).loss, list(model.state_dict())
@@ -160,3 +160,31 @@ def test_coefficients_rank_by_value_or_by_size() -> None:
         )
         mask = ticket.masks[next(iter(scores))].view(HEADS, -1).all(1)
         assert mask.tolist() == expected
+
+
+def test_heads_rank_within_their_layer_and_neurons_everywhere_as_published() -> None:
+    """The thresholds of the code of Chen et al. 2021 in plain numpy: a quantile of each layer's heads, and
+    one of all neurons."""
+    model = build()
+    found = structure(model)
+    random = np.random.default_rng(0)
+    # By layer so different that a global ranking would take heads from one layer alone.
+    heads = random.random((LAYERS, HEADS)) + 10 * np.arange(LAYERS)[:, None]
+    neurons = random.random((LAYERS, NEURONS)) + 0.5 * np.arange(LAYERS)[:, None]
+    scores = {keys[0]: torch.tensor(row) for keys, row in zip(found.heads, heads, strict=True)}
+    scores |= {keys[0]: torch.tensor(row) for keys, row in zip(found.neurons, neurons, strict=True)}
+    scores = {name: each.float() for name, each in scores.items()}
+    units = {"granularity": "head+neuron", "scope": "heads-by-layer"}
+    ticket = prune(model, Coefficients(scores), sparsity=0.5, **units)
+    masks = kept_units(model, scores, Fraction(1, 2), **units)
+    for layer in range(LAYERS):
+        for keys, expected in (
+            (found.heads[layer], heads[layer] > np.quantile(heads[layer], 0.5)),
+            (found.neurons[layer], neurons[layer] > np.quantile(neurons, 0.5)),
+        ):
+            kept = ticket.masks[keys[0]].view(len(expected), -1)
+            assert np.array_equal(kept.all(1).numpy(), expected)
+            assert np.array_equal(kept.any(1).numpy(), expected)
+            assert np.array_equal(masks[keys[0]].numpy(), expected)
+    with pytest.raises(ValueError, match="'heads-by-layer' needs a granularity with heads, not 'neuron'"):
+        prune(model, sparsity=0.5, granularity="neuron", scope="heads-by-layer")

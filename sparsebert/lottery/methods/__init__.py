@@ -1,5 +1,6 @@
 """The lottery methods. Importing a method's module registers it by name."""
 
+from .cap import Cap, CapSoft, CapStructured
 from .dense import Dense
 from .early_bird import EarlyBird
 from .given import GivenTicket, RandomLayerwise, RandomReinit, ShuffledWeights
@@ -15,6 +16,9 @@ from .unit_search import BadUnits, ImportanceSearch, RandomUnits
 
 __all__ = [
     "BadUnits",
+    "Cap",
+    "CapSoft",
+    "CapStructured",
     "Dense",
     "EarlyBird",
     "GivenTicket",

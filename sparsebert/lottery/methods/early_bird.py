@@ -40,7 +40,9 @@ class EarlyBird(SearchingMethod):
     the highest coefficients early, rewind and train those: Chen et al. 2021, "EarlyBERT: Efficient BERT
     Training via Early-bird Lottery Tickets".
 
-    For granularities head, neuron and "head+neuron", where ``scope="type"`` prunes the same share of both.
+    For granularities head, neuron and "head+neuron", where ``scope="type"`` prunes the same share of both. So
+    does ``scope="heads-by-layer"``, the published ranking of heads within their layer and of all neurons
+    together; its shares, a third of the heads and 40 % of the neurons, are one here.
     ``draw="distance"``: every ``every`` steps the mask that the coefficients give at the asked sparsity is
     compared with the last; once the share of units that changed sides is below ``epsilon`` for ``window``
     times in a row, the ticket is drawn (You et al. 2020). ``draw="fixed"``: after ``draw_at`` of the first
@@ -99,7 +101,7 @@ class EarlyBird(SearchingMethod):
         watch = _Watch(self, experiment, request)
         trace = CoefficientTrace(coefficients, folder / "coefficients", every, watch.enough)
         try:
-            yield _Searching(trace, coefficients.names)
+            yield _Searching(trace, coefficients)
         finally:
             coefficients.fold_()
 
@@ -137,11 +139,19 @@ class _Searching:
     """What goes along with the first round."""
 
     callback: CoefficientTrace
-    names: Sequence[str]
+    coefficients: TrainedCoefficients
+    examples: None = None
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.coefficients.names
 
     @property
     def stopped(self) -> int | None:
         return self.callback.stopped
+
+    def penalty(self) -> Tensor:
+        return self.coefficients.penalty()
 
 
 class _Watch:

@@ -1,0 +1,280 @@
+"""Memory to train and to keep a ticket of BERT-base, method by method, and Static Model Pruning against a
+product of weights and mask for every matrix: `python -m benchmarks.training_memory [--out FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sparsebert.lottery.methods  # noqa: F401  (registers them)
+from benchmarks.goals import goal
+from sparsebert.bench import environment, memory, record
+from sparsebert.bert import full_name, resolve, structure
+from sparsebert.convert import sparsify_
+from sparsebert.learned.learner import Learner
+from sparsebert.learned.rule import Goal
+from sparsebert.lottery.learned import LearnedMethod
+from sparsebert.lottery.registry import lottery_method
+from sparsebert.pruning import prune
+from sparsebert.report.memory_tables import memory_tables
+from sparsebert.ticket import Ticket
+from sparsebert.training.masking import MaskKeeper
+
+DENSITY = 0.1
+STEPS = 1000
+# Of a table's rows: all of BERT-base with a classifier. Of the comparison: its encoder alone.
+WHOLE, ENCODER = "BERT-base", "BERT-base's encoder"
+WORDS = {WHOLE: 30522, ENCODER: 2}
+LEARNED = ("gradual", "movement", "soft-movement", "l0", "smp")
+OURS, PRODUCTS = "smp", "smp, products"
+MUST = 0.7
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to train, put to work in a model: the ``trained`` parameters, and what goes on around a step.
+
+    ``begin``, ``end``: before the forward pass, after the update. ``penalty``: what the loss gains.
+    ``kept``: bytes that a task needs, once trained, besides the pre-trained weights.
+    """
+
+    trained: list[nn.Parameter]
+    kept: int
+    begin: Callable[[], object] = lambda: None
+    penalty: Callable[[], Tensor | None] = lambda: None
+    end: Callable[[], object] = lambda: None
+
+
+def fine_tuning(model: Any) -> Side:
+    """All weights, and none pruned."""
+    trained = list(model.parameters())
+    return Side(trained, _bytes(trained))
+
+
+def ticket(model: Any) -> Side:
+    """A ticket's weights, as the lottery trains them: in dense matrices whose dead weights stay at 0."""
+    given = prune(model, sparsity=1 - DENSITY)
+    keeper = MaskKeeper(model, given)
+    trained = list(model.parameters())
+    return Side(trained, _kept(model, given, trained), end=keeper.zero_)
+
+
+def packed_ticket(model: Any) -> Side:
+    """A ticket's weights, packed: values, gradients and moments of the kept ones alone."""
+    given = prune(model, sparsity=1 - DENSITY)
+    kept = _kept(model, given, list(model.parameters()))
+    sparsify_(model, given, format="element", trainable=True)
+    return Side(list(model.parameters()), kept)
+
+
+def learned(name: str) -> Callable[[Any], Side]:
+    """A method that learns its masks, in the last of its steps."""
+
+    def begin(model: Any) -> Side:
+        method = lottery_method(name)
+        assert isinstance(method, LearnedMethod)
+        whole = prune(model, sparsity=0)
+        aim = Goal(STEPS, 0, Fraction(str(DENSITY)))
+        learner = Learner(model, method, aim, whole, scope=method.scope)
+        scores = {id(each) for each in learner.parameters()}
+        trained = [each for each in model.parameters() if each.requires_grad]
+        weights = [each for each in trained if id(each) not in scores]
+        kept = _kept(model, prune(model, "random", sparsity=1 - DENSITY), weights)
+        return Side(trained, kept, lambda: learner.derive_(STEPS - 1), learner.penalty)
+
+    return begin
+
+
+def products(model: Any) -> Side:
+    """Static Model Pruning as masked layers are usually written: a new W * M for every matrix and forward."""
+    model.requires_grad_(False)
+    model.classifier.requires_grad_(True)
+    given = prune(model, "random", sparsity=1 - DENSITY)
+    layers = []
+    for key in structure(model).linears:
+        path, _, name = full_name(model, key).rpartition(".")
+        layers.append(_Product(resolve(model, key)))
+        setattr(model.get_submodule(path), name, layers[-1])
+    head = list(model.classifier.parameters())
+
+    def penalty() -> Tensor:
+        return 400.0 * torch.stack([torch.sigmoid(each.scores).mean() for each in layers]).mean()
+
+    return Side([*head, *(each.scores for each in layers)], _kept(model, given, head), penalty=penalty)
+
+
+class _Product(nn.Module):
+    """y = x @ (M * W).T + b, M from the highest scores, which get the gradient of M."""
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.scores = nn.Parameter(torch.zeros_like(linear.weight))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, _Highest.apply(self.scores) * self.weight, self.bias)
+
+
+class _Highest(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        mask = torch.zeros_like(scores)
+        order = scores.flatten().sort(descending=True).indices
+        mask.view(-1)[order[: int(DENSITY * len(order))]] = 1.0
+        return mask
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+SIDES: dict[str, Callable[[Any], Side]] = {
+    "fine-tuning": fine_tuning,
+    "ticket": ticket,
+    "ticket, packed": packed_ticket,
+    **{name: learned(name) for name in LEARNED},
+    PRODUCTS: products,
+}
+
+
+def bert(words: int, **shape: int) -> Any:
+    """BERT-base's shapes (or smaller ones) with a classifier and random weights."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(vocab_size=words, **shape)).train()
+
+
+def measure_here(side: str, part: str, batch: int, tokens: int, **shape: int) -> dict[str, Any]:
+    """A training step in this process, after one whose gradients are all zero, so that the optimizer has its
+    moments: bytes over what the process held before there was a model, at the step's peak and before it."""
+    torch.set_num_threads(1)
+    # What is loaded with the first model and its first step is no part of it.
+    bert(2, num_hidden_layers=1)(input_ids=torch.ones(1, 8, dtype=torch.int64)).logits.sum().backward()
+    memory.forget_peak()
+    before = memory.resident()
+    model = bert(WORDS[part], **shape)
+    training = SIDES[side](model)
+    optimizer = torch.optim.AdamW(training.trained, lr=1e-3, weight_decay=0.0, fused=True)
+    for parameter in training.trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    inputs = {
+        "input_ids": torch.randint(0, WORDS[part], (batch, tokens)),
+        "labels": torch.randint(0, 2, (batch,)),
+    }
+    training.begin()
+    memory.forget_peak()
+    held = memory.resident() - before
+
+    training.begin()
+    penalty = training.penalty()
+    loss = model(**inputs).loss
+    (loss if penalty is None else loss + penalty).backward()
+    nn.utils.clip_grad_norm_(training.trained, 1.0)
+    optimizer.step()
+    training.end()
+    return {
+        "trained": sum(each.numel() for each in training.trained),
+        "kept_bytes": training.kept,
+        "held_bytes": held,
+        "peak_bytes": memory.peak_resident() - before,
+    }
+
+
+def measure(side: str, part: str, batch: int, tokens: int) -> dict[str, Any]:
+    """The same in a fresh process, whose allocator gives back at once what is freed: the peak is one of
+    memory in use. Raises RuntimeError with the process's last words where it fails."""
+    command = [sys.executable, "-m", "benchmarks.training_memory", "--side", side, "--part", part]
+    command += ["--batch", str(batch), "--tokens", str(tokens)]
+    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | at_once)
+    if done.returncode:
+        raise RuntimeError(f"{side} failed: {done.stderr.strip().splitlines()[-1:]}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def rows_of(
+    batch: int, tokens: int, measured: Callable[..., dict[str, Any]] = measure
+) -> list[record.Record]:
+    """Records of the two searches in the encoder, of all sides in the whole model, and of the figure with a
+    limit."""
+    machine = environment.detect().record()
+    cases = [(side, ENCODER) for side in (OURS, PRODUCTS)]
+    cases += [(side, WHOLE) for side in SIDES if side != PRODUCTS]
+    rows = []
+    for side, part in cases:
+        print(f"{side}, {part}", file=sys.stderr, flush=True)
+        case = {"environment": machine, "side": side, "part": part, "batch": batch, "tokens": tokens}
+        rows.append(record.stamp("memory", case | {"density": DENSITY} | measured(side, part, batch, tokens)))
+    ours, theirs = (row["peak_bytes"] - row["held_bytes"] for row in rows[:2])
+    what = "a search step of Static Model Pruning, bytes over those between steps"
+    return [
+        *rows,
+        goal(
+            f"{what}, share of W * M by matrix",
+            ours / theirs,
+            must=MUST,
+            aim=0.6,
+            unit="x",
+            environment=machine,
+            at_most=True,
+        ),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, help="append the records to this file")
+    parser.add_argument("--batch", type=int, default=8, help="sequences of a step")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of each")
+    parser.add_argument("--side", choices=SIDES, help="measure this side, once, in this process")
+    parser.add_argument("--part", choices=WORDS, default=WHOLE, help="the model of --side")
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(measure_here(options.side, options.part, options.batch, options.tokens)))
+        return 0
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = rows_of(options.batch, options.tokens)
+    if options.out:
+        record.append(options.out, rows)
+    for table in memory_tables(rows):
+        print(table.markdown())
+    return 0
+
+
+def _bytes(tensors: list[Any]) -> int:
+    return sum(each.numel() * each.element_size() for each in tensors)
+
+
+def _kept(model: Any, given: Ticket, trained: list[nn.Parameter]) -> int:
+    """Bytes of a ticket's file and of the trained weights that it keeps."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ticket.safetensors"
+        given.save(path)
+        size = path.stat().st_size
+    masks = {id(resolve(model, key).weight): mask for key, mask in given.masks.items()}
+    return size + sum(
+        each.element_size() * (int(masks[id(each)].sum()) if id(each) in masks else each.numel())
+        for each in trained
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
