@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsebert.compact import compact_, compaction_description, rebuild_
+    from sparsebert.compact import compact_, compaction_description, expand_, rebuild_
     from sparsebert.convert import densify_, sparsify_
     from sparsebert.nn import SparseLinear
     from sparsebert.planning import plan
@@ -24,6 +24,7 @@ __all__ = [
     "compact_",
     "compaction_description",
     "densify_",
+    "expand_",
     "plan",
     "prune",
     "rebuild_",
@@ -36,6 +37,7 @@ _HOMES = {
     "compact_": "sparsebert.compact",
     "compaction_description": "sparsebert.compact",
     "densify_": "sparsebert.convert",
+    "expand_": "sparsebert.compact",
     "plan": "sparsebert.planning",
     "prune": "sparsebert.pruning",
     "rebuild_": "sparsebert.compact",

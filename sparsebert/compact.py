@@ -10,6 +10,7 @@ from torch import nn
 
 from sparsebert.compaction.change import output_change, outputs
 from sparsebert.compaction.description import description_of, rebuild, remember_
+from sparsebert.compaction.expansion import expand
 from sparsebert.compaction.prepare import prepare
 from sparsebert.ticket import Ticket
 
@@ -56,6 +57,20 @@ def compact_(
     if examples:
         change = output_change(expected, outputs(model, examples))
         remember_(model, prepared.record() | {"output_change": change})
+    return model
+
+
+@torch.inference_mode(False)
+def expand_(model: nn.Module) -> nn.Module:
+    """Undo the shapes of `compact_`, in place: a plain model as configured that answers alike; returns it.
+
+    What was folded stays folded, and zeros stand where something was taken out: any code that loads the
+    model's own class can load it, at the size and speed of the dense one. Heads are at their own places. A
+    model that is not compacted is left as it is.
+
+    Raises ValueError, with the model as it was, for one with sparse layers: `densify_` it first.
+    """
+    expand(model)
     return model
 
 

@@ -79,7 +79,7 @@ class CompactAttention(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time: copies and pickles name the model's own.
-        return _blank, (type(self).__mro__[2],), self.__getstate__()
+        return _blank, (_original(type(self)),), self.__getstate__()
 
 
 def narrow_(attention: nn.Module, groups: Sequence[HeadGroup], scale: float, names: Sequence[str]) -> None:
@@ -90,6 +90,18 @@ def narrow_(attention: nn.Module, groups: Sequence[HeadGroup], scale: float, nam
     attention.__class__ = _compact_class(type(attention))
     compact = cast(CompactAttention, attention)
     compact.groups, compact.scale, compact.names = tuple(groups), scale, tuple(names)
+
+
+def widen_(attention: nn.Module) -> None:
+    """Undo `narrow_`, in place: the model's own class again, for projections as configured."""
+    if isinstance(attention, CompactAttention):
+        for name in ("groups", "scale", "names"):
+            delattr(attention, name)
+        cast(nn.Module, attention).__class__ = _original(type(attention))
+
+
+def _original(compact: type[nn.Module]) -> type[nn.Module]:
+    return compact.__mro__[2]
 
 
 _CLASSES: dict[type[nn.Module], type[CompactAttention]] = {}

@@ -34,6 +34,11 @@ def record_of(model: nn.Module) -> dict[str, Any]:
     return getattr(base_model(model), _RECORD, {}) if is_bert_like(model) else {}
 
 
+def forget_(model: nn.Module) -> None:
+    """Undo `remember_`."""
+    delattr(base_model(model), _RECORD)
+
+
 def description_of(model: nn.Module) -> dict[str, Any]:
     """See `sparsebert.compact.compaction_description`."""
     record = record_of(model)
