@@ -183,7 +183,7 @@ def embeddings(model: nn.Module) -> nn.Module:
 
 
 def activation_of(model: nn.Module, up: str) -> Callable[[Tensor], Tensor]:
-    """What is applied to the output of that up-projection: a module, or a function from the configuration.
+    """What is applied to the output of that up-projection; of a module its forward method, past any hooks.
 
     Raises ValueError if the model has no such matrix.
     """
@@ -192,7 +192,8 @@ def activation_of(model: nn.Module, up: str) -> Callable[[Tensor], Tensor]:
     if base is None or not up.endswith(f".{path}"):
         raise ValueError(f"{up!r} is no up-projection of {type(model).__name__}")
     parent, _, name = base.layout.activation.rpartition(".")
-    return getattr(resolve(model, f"{up.removesuffix(path)}{parent}"), name)
+    found = getattr(resolve(model, f"{up.removesuffix(path)}{parent}"), name)
+    return found.forward if isinstance(found, nn.Module) else found
 
 
 def canonical_key(name: str) -> str:

@@ -252,3 +252,20 @@ def test_an_activation_that_is_not_a_module_is_left_out() -> None:
         del layer.intermediate.intermediate_act_fn
         layer.intermediate.intermediate_act_fn = torch.nn.functional.gelu
     assert bert.structure(model).activations == {}
+    up = bert.structure(model).neurons[0][0]
+    assert bert.activation_of(model, up) is torch.nn.functional.gelu
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_what_follows_an_up_projection_is_called_past_its_hooks(family: str) -> None:
+    model = build(family, f"{family}Model")
+    fired: list[bool] = []
+    for up, _ in bert.structure(model).neurons:
+        bert.resolve(model, bert.structure(model).activations[up]).register_forward_hook(
+            lambda *_: fired.append(True)
+        )
+        x = torch.randn(3, dtype=torch.float64)
+        torch.testing.assert_close(bert.activation_of(model, up)(x), nn.functional.gelu(x))
+    assert not fired
+    with pytest.raises(ValueError, match="no up-projection"):
+        bert.activation_of(model, bert.structure(model).neurons[0][1])
