@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from sparsebert.bert import activation_name, is_bert_like, structure
 from sparsebert.bert import full_name as full_name_of
+from sparsebert.compaction.description import record_of
 from sparsebert.layer_plan import LayerPlan, Plan
 from sparsebert.nn import FusedActivation, SparseLinear
 from sparsebert.planning import check_options, plan_layers
@@ -81,14 +83,10 @@ def sparsify_(
         )
         plans = list(made.layers)
     fusing = {"fuse_qkv": fuse_qkv, "fuse_activation": fuse_activation}
+    origin = _origin(left, ticket) if left.prepared or not record_of(model) else {}
     install_(model, left, plans, trainable=trainable, **fusing)
-    saveable_(
-        model,
-        format="auto" if isinstance(format, Plan) else format,
-        tokens=tokens,
-        origin=ticket.metadata if ticket is not None else {"method": "zeros in the weights"},
-        **fusing,
-    )
+    asked = "auto" if isinstance(format, Plan) else format
+    saveable_(model, format=asked, tokens=tokens, **fusing, **origin)
     return model
 
 
@@ -154,6 +152,16 @@ def densify_(model: nn.Module) -> nn.Module:
             replace_module(model, name, _dense(module))
     saveable_(model)
     return model
+
+
+def _origin(left: Left, ticket: Ticket | None) -> dict[str, Any]:
+    """What a folder says of where the sparsity comes from, and how much of it there is."""
+    kept = sum(int(torch.count_nonzero(layer.mask)) for layer in left.selected)
+    sparsity = 1 - kept / sum(layer.mask.numel() for layer in left.selected)
+    return {
+        "origin": ticket.metadata if ticket is not None else {"method": "zeros in the weights"},
+        "sparsity": left.prepared.ticket.sparsity if left.prepared else sparsity,
+    }
 
 
 def _matching(plan: Plan, selected: Iterable[Selected]) -> list[LayerPlan]:

@@ -49,8 +49,9 @@ def rewrite(
     """Write a model, a hub id or folder, with what ``ticket`` prunes at zero, and its tokenizer.
 
     ``sparse``: as masks and kept weights with a model card, else as a dense model that needs nothing but
-    transformers. Without a ticket, its zeros stay as they are. ``batch`` sequences of ``length`` tokens are
-    what formats are chosen and activations counted for; ``records`` are those of
+    transformers. What compaction took out stays out: a compacted model loads with sparsebert alone, in either
+    form. Without a ticket, its zeros stay as they are. ``batch`` sequences of ``length`` tokens are what
+    formats are chosen and activations counted for; ``records`` are those of
     `sparsebert.report.card.model_card`.
     Returns what the model took before and takes now.
 

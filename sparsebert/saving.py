@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from sparsebert.compaction.description import record_of
 from sparsebert.nn import SparseLinear
 
 # The name that folders call this project by, in `quantization_config.quant_method` of their config.json.
@@ -15,8 +16,8 @@ METHOD = "sparsebert"
 
 
 def saveable_(model: nn.Module, **asked: Any) -> None:
-    """Tell each Hugging Face model in ``model`` that is sparse how it is saved; and one that is dense again
-    to be saved as before.
+    """Tell each Hugging Face model in ``model`` that is sparse or compacted how it is saved; and one that is
+    neither any more to be saved as before.
 
     ``asked``: fields of `sparsebert.hf.config.SparseConfig` that the layers themselves do not tell, such as
     ``format`` and ``origin``; those that are not given stay as they are known. Other models are left alone,
@@ -26,7 +27,7 @@ def saveable_(model: nn.Module, **asked: Any) -> None:
         quantizer = getattr(each, "hf_quantizer", None)
         if quantizer is not None and quantizer.quantization_config.quant_method != METHOD:
             continue
-        if any(isinstance(module, SparseLinear) for module in each.modules()):
+        if record_of(each) or any(isinstance(module, SparseLinear) for module in each.modules()):
             quantizer = quantizer or _new_quantizer()
             quantizer.quantization_config.update(**asked)
             each.hf_quantizer, each.config.quantization_config = quantizer, quantizer.quantization_config

@@ -22,6 +22,7 @@ class StoredLayer:
     kept                number of weights that are not pruned
     format, block       as it was packed where it was saved, (rows, columns) of its blocks
     measured_us, dense_us   of a call there and of the prepacked dense layer, where that was measured
+    removed             what compaction took out of it before, for people to read
     """
 
     shape: tuple[int, int]
@@ -31,6 +32,7 @@ class StoredLayer:
     block: tuple[int, int] | None = None
     measured_us: float | None = None
     dense_us: float | None = None
+    removed: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", _pair("shape", self.shape))
@@ -39,13 +41,15 @@ class StoredLayer:
         rows, columns = self.shape
         if type(self.kept) is not int or not 0 <= self.kept <= rows * columns:
             raise ValueError(f"kept is {brief(self.kept)} of {rows} x {columns} weights")
-        if not isinstance(self.format, str) or not isinstance(self.bias, bool):
-            raise ValueError(
-                f"format {brief(self.format)}, bias {brief(self.bias)}: a name and true or false are expected"
-            )
-        for name in ("measured_us", "dense_us"):
-            if not isinstance(getattr(self, name), float | int | None):
-                raise ValueError(f"{name} is {brief(getattr(self, name))}; a number is expected")
+        for name, expected in (
+            ("bias", bool),
+            ("format", str),
+            ("measured_us", float | int | None),
+            ("dense_us", float | int | None),
+            ("removed", str),
+        ):
+            if not isinstance(getattr(self, name), expected):
+                raise ValueError(f"{name} is {brief(getattr(self, name))}; {expected} is expected")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -55,17 +59,19 @@ class SparseConfig(QuantizationConfigMixin):
     version      of this format: readers refuse one that is newer than they are
     layers       key as in a ticket (full path in models of unknown structure) -> `StoredLayer`
     masks        ``sha256:`` and the digest of all keys, shapes and mask bits
+    sparsity     of the ticket: the share of its weights that are zero here, or taken out
     format       "auto", or the packed format that was asked for
     trainable, fuse_qkv, fuse_activation, tokens   as in `sparsebert.sparsify_`
     machine      what the layers' formats were chosen for: they are chosen anew where it is another
     origin       metadata of the ticket: method, model, seed, ...
-    compaction   what rows, columns, neurons and heads were taken out, where any were
+    compaction   `sparsebert.compaction_description` of the model, where something was taken out of it
     """
 
     quant_method: str = METHOD
     version: int = FORMAT_VERSION
     layers: dict[str, StoredLayer] = field(default_factory=dict)
     masks: str = ""
+    sparsity: float = 0.0
     format: str = "auto"
     trainable: bool = False
     fuse_qkv: bool = True
@@ -95,6 +101,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "quant_method": (str,),
     "layers": (dict,),
     "masks": (str,),
+    "sparsity": (float, int),
     "format": (str,),
     "trainable": (bool,),
     "fuse_qkv": (bool,),

@@ -1,4 +1,4 @@
-"""The plug-in of transformers that saves and loads sparse models: what it calls a quantizer.
+"""The plug-in of transformers that saves and loads sparse and compacted models: what it calls a quantizer.
 
 On disk a sparse matrix is a mask and its kept weights, the same for every device and packed format
 (`sparsebert.stored`); config.json says which matrices these are (`sparsebert.hf.config`). Loading puts a
@@ -18,6 +18,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 
 from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve
+from sparsebert.compaction.description import description_of, rebuild
 from sparsebert.convert import densify_, install_, shared_inputs_of
 from sparsebert.hf.checkpoint import require_stored
 from sparsebert.hf.config import SparseConfig, StoredLayer
@@ -25,8 +26,8 @@ from sparsebert.hf.stored_linear import StoredLinear, outline
 from sparsebert.layer_plan import LayerPlan
 from sparsebert.nn import SparseLinear, as_stored
 from sparsebert.planning import describe_machine, plan_layers
-from sparsebert.saving import METHOD, saveable_
 from sparsebert.removal import Left
+from sparsebert.saving import METHOD, saveable_
 from sparsebert.selection import Selected
 from sparsebert.stored import BITS, VALUES
 
@@ -81,6 +82,7 @@ class SparseQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Iterable[str] | None = None, **options: Any
     ) -> None:
+        rebuild(model, self.quantization_config.compaction or {})
         layers = self.quantization_config.layers
         names = {key: _name_in(model, key, layer) for key, layer in layers.items()}
         if checkpoint_files is not None:
@@ -92,7 +94,7 @@ class SparseQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
         config = self.quantization_config
-        selected = [_selected(model, key) for key in config.layers]
+        selected = [_selected(model, key, layer.removed) for key, layer in config.layers.items()]
         if config.masks != digest({key: _stored(model, key).weight_bits for key in config.layers}):
             raise ValueError("the masks of the folder are not those that its config.json was written for")
         install_(
@@ -105,7 +107,7 @@ class SparseQuantizer(HfQuantizer):
         )
         # Nothing is quantised: .half(), .float() and training are as in any other model.
         model.is_quantized = False
-        asked = ("format", "tokens", "origin", "fuse_qkv", "fuse_activation")
+        asked = ("format", "tokens", "origin", "sparsity", "fuse_qkv", "fuse_activation")
         saveable_(model, **{name: getattr(config, name) for name in asked})
         return model
 
@@ -133,7 +135,7 @@ def described(model: nn.Module, state: Mapping[str, Tensor], known: SparseConfig
     """The config of a model's folder, by its tensors to be saved; what these do not tell is as known."""
     layers = {name: each for name, each in model.named_modules() if isinstance(each, SparseLinear)}
     keys = {name: canonical_key(name) if is_bert_like(model) else name for name in layers}
-    first = next(iter(layers.values()))
+    machines = [machine(layer.values, layer.dtype) for layer in layers.values()]
     return replace(
         known,
         layers={
@@ -141,7 +143,8 @@ def described(model: nn.Module, state: Mapping[str, Tensor], known: SparseConfig
         },
         masks=digest({keys[name]: state[f"{name}.{BITS}"] for name in layers}),
         trainable=any(layer.trainable for layer in layers.values()),
-        machine=machine(first.values, first.dtype),
+        machine=machines[0] if machines else "",
+        compaction=description_of(model) or None,
     )
 
 
@@ -172,6 +175,7 @@ def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
         block=plan.block if planned else None,
         measured_us=plan.measured_us if planned else None,
         dense_us=plan.dense_us if planned else None,
+        removed=plan.removed if plan is not None else "",
     )
 
 
@@ -197,14 +201,15 @@ def _stored(model: nn.Module, key: str) -> Any:
     return resolve(model, key)
 
 
-def _selected(model: nn.Module, key: str) -> Selected:
+def _selected(model: nn.Module, key: str, removed: str) -> Selected:
     stored = _stored(model, key)
     if stored.weight_values.is_meta:
         raise ValueError(f"{key} was offloaded: a sparse layer has to be where it computes")
     try:
-        return Selected(key, full_name(model, key), stored, stored.mask().to(stored.weight_values.device))
+        mask = stored.mask().to(stored.weight_values.device)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
+    return Selected(key, full_name(model, key), stored, mask, removed=removed)
 
 
 def _as_saved(config: SparseConfig, layer: Selected) -> LayerPlan:
@@ -223,6 +228,7 @@ def _as_saved(config: SparseConfig, layer: Selected) -> LayerPlan:
         reason="as saved on such a machine",
         tokens=config.tokens,
         block=entry.block,
+        removed=entry.removed,
     )
 
 

@@ -38,7 +38,7 @@ def model_card(
     config, stored = _config(Path(folder))
     name = name or Path(folder).resolve().name
     rows = [dict(row) for row in records]
-    sparsity = _sparsity(stored)
+    sparsity = stored["sparsity"]
     base = stored["origin"].get("model", {}).get("id")
     data = ModelCardData(
         # The hub takes nothing but its own names there.
@@ -62,26 +62,19 @@ def _config(folder: Path) -> tuple[Record, Record]:
     try:
         config = json.loads((folder / "config.json").read_text())
         stored = config["quantization_config"]
-        if stored["quant_method"] != "sparsebert":
+        if stored["quant_method"] != "sparsebert" or not isinstance(stored["sparsity"], float | int):
             raise KeyError
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{folder} holds no sparse model: its config.json describes none") from None
     return config, stored
 
 
-def _sparsity(stored: Record) -> float:
-    """Share of zeros of the sparse matrices."""
-    layers = stored["layers"].values()
-    weights = sum(layer["shape"][0] * layer["shape"][1] for layer in layers)
-    return 1 - sum(layer["kept"] for layer in layers) / weights if weights else 0.0
-
-
 def _what(config: Record, stored: Record, base: str | None, sparsity: float) -> str:
-    origin, layers = stored["origin"], stored["layers"]
+    origin = stored["origin"]
     architecture = (config.get("architectures") or ["model"])[0]
     lines = [
-        f"{architecture}{f' from {base}' if base else ''}, pruned: {sparsity:.2%} of the weights in "
-        f"{len(layers)} matrices are zero (density {1 - sparsity:.2%}).",
+        f"{architecture}{f' from {base}' if base else ''}, {sparsity:.2%} sparse (density "
+        f"{1 - sparsity:.2%}){_taken_out(stored.get('compaction'))}.",
         f"- method: {origin.get('method', 'not known')}",
     ]
     lines += [
@@ -90,6 +83,16 @@ def _what(config: Record, stored: Record, base: str | None, sparsity: float) -> 
         if (value := origin.get(name)) is not None
     ]
     return "\n".join([lines[0], "", *lines[1:]])
+
+
+def _taken_out(compaction: Record | None) -> str:
+    if not compaction:
+        return ""
+    configured, stored = (compaction["weights"][name] for name in ("configured", "stored"))
+    return (
+        f": rows, columns, neurons and heads are taken out of it, {stored:,} of {configured:,} encoder "
+        f"weights are left ({stored / configured:.1%})"
+    )
 
 
 def _loading(config: Record, name: str) -> str:
@@ -148,6 +151,8 @@ def _speed(rows: list[Record], stored: Record, sparsity: float) -> str:
 
 
 def _layers(stored: Record) -> str:
+    if not stored["layers"]:
+        return "What is left of the matrices is dense."
     rows = tuple(
         (key, f"{rows}x{columns}", f"{1 - layer['kept'] / (rows * columns):.1%}", f"{layer['kept']:,}")
         for key, layer in stored["layers"].items()

@@ -56,7 +56,8 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
         ("surprise", 1, "'surprise' in quantization_config is unknown to format 1"),
         ("tokens", "many", "'tokens' in quantization_config is of another type"),
         ("layers", [], "'layers' in quantization_config is of another type"),
-        ("compaction", {"layer": 1}, "compacted"),
+        ("compaction", {"version": 99}, "a compacted model of version 99"),
+        ("compaction", {"version": 1}, "the description of a compacted model is damaged"),
     ],
 )
 def test_config_of_another_version_or_shape(folder: Path, field: str, value: Any, message: str) -> None:

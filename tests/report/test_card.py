@@ -66,6 +66,8 @@ def folder(tmp_path: Path) -> Path:
         "layers": {"layer.0.up": {**LAYER, **TIMES}, "layer.0.down": {**LAYER, **TIMES}},
         "origin": ORIGIN,
         "tokens": 128,
+        "sparsity": 0.75,
+        "compaction": None,
         "machine": "cpu, avx512, float32",
     }
     config = {"architectures": ["BertForSequenceClassification"], "quantization_config": stored}
@@ -91,8 +93,16 @@ def test_what_the_model_is(folder: Path) -> None:
     assert begin.startswith(
         "\n# my-model\n\nBertForSequenceClassification from google-bert/bert-base-uncased"
     )
-    assert "75.00% of the weights in 2 matrices are zero (density 25.00%)" in begin
+    assert "google-bert/bert-base-uncased, 75.00% sparse (density 25.00%).\n" in begin
     assert "- method: imp\n- granularity: block\n- block size: [4, 1]\n- seed: 3" in begin
+
+
+def test_what_was_taken_out_of_it(folder: Path) -> None:
+    change(folder, compaction={"weights": {"configured": 1000, "exact": 480, "stored": 500}}, layers={})
+    card = model_card(folder)
+    assert "500 of 1,000 encoder weights are left (50.0%)" in card.text
+    assert section(card, "Sparsity of each matrix") == "What is left of the matrices is dense."
+    assert section(card, "Speed") == "Not measured."
 
 
 def test_how_it_is_loaded_begins_with_our_import(folder: Path) -> None:
