@@ -41,14 +41,14 @@ class StoredLayer:
         rows, columns = self.shape
         if type(self.kept) is not int or not 0 <= self.kept <= rows * columns:
             raise ValueError(f"kept is {brief(self.kept)} of {rows} x {columns} weights")
-        for name, expected in (
-            ("bias", bool),
-            ("format", str),
-            ("measured_us", float | int | None),
-            ("dense_us", float | int | None),
-            ("removed", str),
+        for name, types, expected in (
+            ("bias", bool, "true or false"),
+            ("format", str, "a name"),
+            ("measured_us", float | int | None, "a number"),
+            ("dense_us", float | int | None, "a number"),
+            ("removed", str, "a text"),
         ):
-            if not isinstance(getattr(self, name), expected):
+            if not isinstance(getattr(self, name), types):
                 raise ValueError(f"{name} is {brief(getattr(self, name))}; {expected} is expected")
 
 

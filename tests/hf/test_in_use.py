@@ -127,23 +127,20 @@ class TestCompilers:
         torch.testing.assert_close(exported(TOKENS).last_hidden_state.detach(), answers(loaded)[0])
 
 
-def test_sentence_transformers(tokenizer: Any, tmp_path: Path) -> None:
-    """Sentence embeddings of a sparse model, saved and loaded by that library."""
+@pytest.mark.parametrize("granularity", ["element", "neuron"])
+def test_sentence_transformers(granularity: str, tokenizer: Any, tmp_path: Path) -> None:
+    """Sentence embeddings of a sparse or compacted model, saved and loaded by that library."""
     library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     dense = transformers.BertModel(transformers.BertConfig(vocab_size=len(WORDS), **SHAPE)).eval()
-    ticket = prune(dense, "magnitude", sparsity=0.5)
+    ticket = prune(dense, "magnitude", sparsity=0.5, granularity=granularity)
     texts = [text for text, _ in sentences(count=6)]
-
-    def embedder(folder: Path) -> Any:
-        words = library.models.Transformer(str(folder))
-        return library.SentenceTransformer(modules=[words, library.models.Pooling(SHAPE["hidden_size"])])
 
     ticket.apply_(dense).save_pretrained(tmp_path / "dense")
     sparsify_(dense, ticket).save_pretrained(tmp_path / "sparse")
     for name in ("dense", "sparse"):
         tokenizer.save_pretrained(tmp_path / name)
-    expected = embedder(tmp_path / "dense").encode(texts)
-    sparse = embedder(tmp_path / "sparse")
+    expected = library.SentenceTransformer(str(tmp_path / "dense")).encode(texts)
+    sparse = library.SentenceTransformer(str(tmp_path / "sparse"))
     sparse.save_pretrained(str(tmp_path / "saved"))
     for each in (sparse, library.SentenceTransformer(str(tmp_path / "saved"))):
         found = each.encode(texts)
