@@ -180,7 +180,10 @@ def convert(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(help="--to model, sparse: sequences to count activations for")] = 1,
-    seq: Annotated[int, typer.Option(help="--to model, sparse: tokens of each")] = 128,
+    seq: Annotated[
+        int | None,
+        typer.Option(help="--to model, sparse: tokens of each; 128 without it, or what the model takes"),
+    ] = None,
     results: Annotated[
         list[Path] | None,
         typer.Option(help="--to sparse: what --json of train, eval or bench wrote, for the model card"),
@@ -239,7 +242,13 @@ def _own_model(source: Path) -> str | None:
 
 
 def _rewrite(
-    model: str, output: Path, ticket: Ticket, sparse: bool, batch: int, seq: int, records: list[Any]
+    model: str,
+    output: Path,
+    ticket: Ticket,
+    sparse: bool,
+    batch: int,
+    seq: int | None,
+    records: list[Any],
 ) -> dict[str, Any]:
     """Write the model, say what it took and takes; the same as fields of a record."""
     from dataclasses import asdict
@@ -248,18 +257,19 @@ def _rewrite(
     from sparsebert.report.table import Table
 
     before, after = rewrite(model, output, ticket, sparse=sparse, batch=batch, length=seq, records=records)
+    what = {
+        "disk": "weights on disk",
+        "weights": "weights in memory",
+        "activations": f"activations, batch {before.batch}, {before.length} tokens",
+    }
     rows = []
-    for name, old, new in zip(
-        ("weights on disk", "weights in memory", f"activations, batch {batch}, {seq} tokens"),
-        asdict(before).values(),
-        asdict(after).values(),
-        strict=True,
-    ):
+    for field, name in what.items():
+        old, new = getattr(before, field), getattr(after, field)
         megabytes = ("-" if size is None else f"{size / 1e6:.2f}" for size in (old, new))
         rows.append((name, *megabytes, f"{new / old:.2f}x" if old else "-"))
     screen = console()
     screen.print(Table("", ("MB", "before", "after", "ratio"), tuple(rows)).rich(screen.width))
-    return {"batch": batch, "length": seq, "before": asdict(before), "after": asdict(after)}
+    return {"before": asdict(before), "after": asdict(after)}
 
 
 def sparsities(text: str) -> list[float]:

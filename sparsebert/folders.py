@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from sparsebert.bench.activations import peak_activations
 from sparsebert.bench.memory import model_bytes
-from sparsebert.convert import densify_, sparsify_
+from sparsebert.convert import DEFAULT_TOKENS, densify_, sparsify_
 from sparsebert.model_loading import load_as_saved
 from sparsebert.report.card import model_card
 from sparsebert.ticket import Ticket
@@ -21,19 +19,28 @@ from sparsebert.training.files import replacing
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a model: its weights ``disk`` (None where they lie in no folder) and in memory, and what a
-    forward pass holds beside them (`sparsebert.bench.activations`)."""
+    """Bytes of a model: its weights on ``disk`` (None where they lie in no folder) and in memory, and what a
+    forward pass of ``batch`` sequences of ``length`` tokens holds beside them
+    (`sparsebert.bench.activations`)."""
 
     disk: int | None
     weights: int
     activations: int
+    batch: int
+    length: int
 
     @classmethod
-    def of(cls, model: nn.Module, folder: str | Path, batch: int, length: int) -> Footprint:
-        """Raises ValueError for a batch or length that the model cannot take."""
+    def of(cls, model: Any, folder: str | Path, batch: int = 1, length: int | None = None) -> Footprint:
+        """``length``: 128 without one, or as many as the model has positions for.
+
+        Raises ValueError for a batch or length that the model cannot take.
+        """
+        if length is None:
+            length = min(DEFAULT_TOKENS, model.config.max_position_embeddings)
         files = [*Path(folder).glob("*.safetensors"), *Path(folder).glob("*.bin")]
         disk = sum(file.stat().st_size for file in files)
-        return cls(disk or None, model_bytes(model), peak_activations(model, batch, length))
+        activations = peak_activations(model, batch, length)
+        return cls(disk or None, model_bytes(model), activations, batch, length)
 
 
 def rewrite(
@@ -43,7 +50,7 @@ def rewrite(
     *,
     sparse: bool,
     batch: int = 1,
-    length: int = 128,
+    length: int | None = None,
     records: Iterable[Mapping[str, Any]] = (),
 ) -> tuple[Footprint, Footprint]:
     """Write a model, a hub id or folder, with what ``ticket`` prunes at zero, and its tokenizer.
@@ -62,7 +69,7 @@ def rewrite(
     before = Footprint.of(model, name, batch, length)
     densify_(model)
     if sparse:
-        sparsify_(model, ticket, tokens=batch * length)
+        sparsify_(model, ticket, tokens=before.batch * before.length)
     elif ticket is not None:
         ticket.apply_(model)
     with replacing(folder) as unfinished:
@@ -70,7 +77,7 @@ def rewrite(
         _copy_tokenizer(name, unfinished)
         if sparse:
             model_card(unfinished, records, name=folder.name).save(unfinished / "README.md")
-    return before, Footprint.of(model, folder, batch, length)
+    return before, Footprint.of(model, folder, before.batch, before.length)
 
 
 def _copy_tokenizer(name: str, folder: Path) -> None:

@@ -45,10 +45,27 @@ def test_leaves_the_model_as_it_was_and_pads_nothing() -> None:
         assert (model.seen.shape, 0 in model.seen) == ((2, 4), False)
 
 
-@pytest.mark.parametrize(("batch", "length"), [(0, 4), (2, 0), (1, 17)])
-def test_refuses_what_the_model_cannot_take(batch: int, length: int) -> None:
-    with pytest.raises(ValueError, match="at most 16 tokens"):
+@pytest.mark.parametrize(("batch", "length"), [(0, 4), (2, 0)])
+def test_refuses_what_is_nothing(batch: int, length: int) -> None:
+    with pytest.raises(ValueError, match="at least one of each"):
         peak_activations(Wide(), batch, length)
+
+
+@pytest.mark.parametrize("name", ["BertModel", "RobertaForTokenClassification"])
+def test_refuses_more_tokens_than_there_are_positions(name: str) -> None:
+    """32 of them, of which RoBERTa needs two for padding."""
+    pytest.importorskip("transformers")
+    model = build(name)
+    peak_activations(model, 1, 32 if name == "BertModel" else 30)
+    with pytest.raises(ValueError, match="more than the model has positions for: 32"):
+        peak_activations(model, 1, 33 if name == "BertModel" else 31)
+
+
+def test_other_errors_are_the_model_s_own() -> None:
+    model = Wide()
+    model.down = nn.Linear(3, 3)
+    with pytest.raises(RuntimeError, match="shapes"):
+        peak_activations(model, 1, 2)
 
 
 def test_grows_with_the_batch_alone() -> None:
