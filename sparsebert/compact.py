@@ -75,6 +75,7 @@ def expand_(model: nn.Module) -> nn.Module:
     Raises ValueError, with the model as it was, for one with sparse layers: `densify_` it first.
     """
     expand(model)
+    saveable_(model)
     return model
 
 

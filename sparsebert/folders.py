@@ -10,6 +10,7 @@ from typing import Any
 
 from sparsebert.bench.activations import peak_activations
 from sparsebert.bench.memory import model_bytes
+from sparsebert.compact import expand_
 from sparsebert.convert import DEFAULT_TOKENS, densify_, sparsify_
 from sparsebert.model_loading import load_as_saved
 from sparsebert.report.card import model_card
@@ -56,10 +57,9 @@ def rewrite(
     """Write a model, a hub id or folder, with what ``ticket`` prunes at zero, and its tokenizer.
 
     ``sparse``: as masks and kept weights with a model card, else as a dense model that needs nothing but
-    transformers. What compaction took out stays out: a compacted model loads with sparsebert alone, in either
-    form. Without a ticket, its zeros stay as they are. ``batch`` sequences of ``length`` tokens are what
-    formats are chosen and activations counted for; ``records`` are those of
-    `sparsebert.report.card.model_card`.
+    transformers, in the shapes of its configuration. Without a ticket, its zeros stay as they are. ``batch``
+    sequences of ``length`` tokens are what formats are chosen and activations counted for; ``records`` are
+    those of `sparsebert.report.card.model_card`.
     Returns what the model took before and takes now.
 
     Raises as `load_as_saved`, and ValueError for a ticket of another model, a model without zeros to be
@@ -70,8 +70,10 @@ def rewrite(
     densify_(model)
     if sparse:
         sparsify_(model, ticket, tokens=before.batch * before.length)
-    elif ticket is not None:
-        ticket.apply_(model)
+    else:
+        if ticket is not None:
+            ticket.apply_(model)
+        expand_(model)
     with replacing(folder) as unfinished:
         model.save_pretrained(unfinished)
         _copy_tokenizer(name, unfinished)

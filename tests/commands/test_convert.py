@@ -127,6 +127,23 @@ class TestSparseFolders:
         assert not hasattr(config, "quantization_config")
         assert Ticket.from_model(transformers.AutoModel.from_pretrained(back)) == ticket
 
+    def test_of_a_compacted_model_in_either_form(
+        self, dense: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        prune(model, "magnitude", sparsity=0.5, granularity="head+neuron").save(tmp_path / "units")
+        steps = (("units", "first", "sparse"), ("first", "second", "sparse"), ("second", "back", "model"))
+        monkeypatch.chdir(tmp_path)
+        for source, target, to in steps:
+            named = ["--model", str(dense)] if source == "units" else []
+            assert cli.main(["convert", source, target, "--to", to, *named]) == 0
+        tokens, auto = torch.arange(1, 9)[None], transformers.AutoModelForSequenceClassification
+        answers = [auto.from_pretrained(target)(tokens).logits for _, target, _ in steps]
+        torch.testing.assert_close(answers[1:], [answers[0]] * 2)
+        compacted = [auto.from_pretrained(target).bert.encoder.layer[0] for _, target, _ in steps]
+        widths = [layer.intermediate.dense.out_features for layer in compacted]
+        assert widths[0] == widths[1] < widths[2] == 30
+        assert not hasattr(transformers.AutoConfig.from_pretrained("back"), "quantization_config")
+
     def test_a_folder_with_zeros_needs_no_ticket(self, sparse: Path, tmp_path: Path) -> None:
         back, again = tmp_path / "back", tmp_path / "again"
         assert cli.main(["convert", str(sparse), str(back), "--to", "model"]) == 0

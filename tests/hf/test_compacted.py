@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparsebert import Ticket, compact_, compaction_description, densify_, plan, sparsify_
+from sparsebert import Ticket, compact_, compaction_description, densify_, expand_, plan, sparsify_
 from sparsebert.bert import structure
 from tests.convert.models import TOKENS, answers, build, sparse_layers
 
@@ -106,6 +106,15 @@ def test_dense_again_it_is_still_compacted(tmp_path: Path) -> None:
     require_same(found, model)
     described = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert (described["layers"], bool(described["compaction"])) == ({}, True)
+
+
+def test_expanded_it_is_a_plain_model(tmp_path: Path) -> None:
+    model = compact_(build(), with_empty_lines(build()))
+    expected = answers(model)
+    found = loaded(expand_(model), tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    assert not compaction_description(found)
+    torch.testing.assert_close(answers(found), expected)
 
 
 def test_of_another_architecture(tmp_path: Path) -> None:
