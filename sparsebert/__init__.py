@@ -1,12 +1,15 @@
 """Find a lottery ticket in a BERT, and run it for real.
 
 The public names are loaded on first use, so that importing the package costs next to nothing on top of torch.
+Where transformers is loaded, before or after, it learns to load sparse models (`sparsebert.hf`).
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from sparsebert.hf.registration import register as _register
 
 if TYPE_CHECKING:
     from sparsebert.compact import compact_, compaction_description, expand_, rebuild_
@@ -53,3 +56,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+_register()

@@ -16,6 +16,7 @@ from sparsebert.options import (
     TaskName,
     TicketFile,
     UnitOptions,
+    console,
     flattened,
     mean_and_verdict,
     progress,
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from sparsebert.ticket import Ticket
 
 MODEL_HELP = "hub id, local folder, or a shape with random weights: bert-tiny, minilm, bert-base, bert-large"
-KINDS = ("sparsebert", "bert-tickets", "smp", "head-masks", "super-tickets", "model")
-_NEED_MODEL = ("smp", "head-masks", "super-tickets", "model")
+KINDS = ("sparsebert", "bert-tickets", "smp", "head-masks", "super-tickets", "model", "sparse")
+_FOLDERS = ("model", "sparse")
+_NEED_MODEL = ("smp", "head-masks", "super-tickets", *_FOLDERS)
 
 AnyModel = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
 
@@ -153,7 +155,7 @@ def convert(
         Path,
         typer.Argument(
             help="file to write; with --to head-masks or super-tickets that of the heads, and the other one "
-            "goes beside it; with --to model a new folder"
+            "goes beside it; with --to model or sparse a new folder"
         ),
     ],
     to: Annotated[str, typer.Option("--to", help=", ".join(KINDS))] = "sparsebert",
@@ -177,31 +179,43 @@ def convert(
             "--intersect", help="keep only what this ticket keeps too, such as that of another seed"
         ),
     ] = None,
+    batch: Annotated[int, typer.Option(help="--to model, sparse: sequences to count activations for")] = 1,
+    seq: Annotated[
+        int | None,
+        typer.Option(help="--to model, sparse: tokens of each; 128 without it, or what the model takes"),
+    ] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="--to sparse: what --json of train, eval or bench wrote, for the model card"),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Write a ticket in another format: ours, BERT-Tickets' mask.pt, SMP's .npy, the files of heads and MLPs
-    of bert-experiments (head-masks) or Super Tickets; or --model with the ticket's zeros in its weights."""
+    of bert-experiments (head-masks) or Super Tickets; or a model with its zeros in the weights (model), or as
+    masks and kept weights, which `from_pretrained` loads too (sparse)."""
     if to not in KINDS:
         raise unknown("format in --to", to, KINDS)
-    if to in _NEED_MODEL and model is None:
+    home = model or (_own_model(source) if to in _FOLDERS else None)
+    if to in _NEED_MODEL and home is None:
         raise ValueError(f"--to {to} needs the model that the ticket is for: --model")
-    if to == "model" and output.exists():
+    if to in _FOLDERS and output.exists():
         raise ValueError(f"{output} is there already: a pruned model wants a new folder")
     require_folders(output, json)
     from sparsebert import foreign, foreign_units
     from sparsebert.bench import record
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.model_loading import save_pruned, skeleton
+    from sparsebert.model_loading import skeleton
 
     hush_transformers()
+    records = [row for file in results or () for row in record.read(file)]
     whole: Any = skeleton(model) if model else None
     ticket = _read(source, whole, pruning_method, threshold)
     for other in intersect or ():
         ticket &= _read(other, whole, pruning_method, threshold)
-    if to == "model":
-        assert model is not None
-        save_pruned(model, ticket, output)
+    took: dict[str, Any] = {}
+    if home is not None and to in _FOLDERS:
+        took = _rewrite(home, output, ticket, to == "sparse", batch, seq, records)
     else:
         writers: dict[str, Callable[[], None]] = {
             "sparsebert": lambda: ticket.save(output),
@@ -212,9 +226,50 @@ def convert(
         }
         writers[to]()
     if json is not None:
-        fields = {"source": str(source), "output": str(output), "to": to, "ticket": describe(ticket)}
+        fields = {"source": str(source), "output": str(output), "to": to, "ticket": describe(ticket), **took}
         record.append(json, [record.stamp("convert", fields)])
     typer.echo(_described(output, ticket))
+
+
+def _own_model(source: Path) -> str | None:
+    """The model that a run's folder holds, or a folder is; None for a file."""
+    from sparsebert.lottery.folder import RunFolder
+
+    if not source.is_dir():
+        return None
+    folder = RunFolder(source)
+    return str(folder.model if folder.run_json.exists() else source)
+
+
+def _rewrite(
+    model: str,
+    output: Path,
+    ticket: Ticket,
+    sparse: bool,
+    batch: int,
+    seq: int | None,
+    records: list[Any],
+) -> dict[str, Any]:
+    """Write the model, say what it took and takes; the same as fields of a record."""
+    from dataclasses import asdict
+
+    from sparsebert.folders import rewrite
+    from sparsebert.report.table import Table
+
+    before, after = rewrite(model, output, ticket, sparse=sparse, batch=batch, length=seq, records=records)
+    what = {
+        "disk": "weights on disk",
+        "weights": "weights in memory",
+        "activations": f"activations, batch {before.batch}, {before.length} tokens",
+    }
+    rows = []
+    for field, name in what.items():
+        old, new = getattr(before, field), getattr(after, field)
+        megabytes = ("-" if size is None else f"{size / 1e6:.2f}" for size in (old, new))
+        rows.append((name, *megabytes, f"{new / old:.2f}x" if old else "-"))
+    screen = console()
+    screen.print(Table("", ("MB", "before", "after", "ratio"), tuple(rows)).rich(screen.width))
+    return {"before": asdict(before), "after": asdict(after)}
 
 
 def sparsities(text: str) -> list[float]:

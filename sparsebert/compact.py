@@ -12,6 +12,7 @@ from sparsebert.compaction.change import output_change, outputs
 from sparsebert.compaction.description import description_of, rebuild, remember_
 from sparsebert.compaction.expansion import expand
 from sparsebert.compaction.prepare import prepare
+from sparsebert.saving import saveable_
 from sparsebert.ticket import Ticket
 
 
@@ -45,7 +46,8 @@ def compact_(
     the attention weights of the heads that are left. In training what constant dimensions bring is one
     term under the dropout of one head, where the masked model has one for each: the same in the mean.
     Smaller matrices are new Parameters: make an optimizer afterwards. Pruned weights inside what is left are
-    zeros, and `Ticket.from_model` of the compacted model is the ticket that keeps them so.
+    zeros, and `Ticket.from_model` of the compacted model is the ticket that keeps them so. A Hugging Face
+    model is saved as it is now, and `from_pretrained` loads the compacted model.
 
     Raises ValueError, with the model as it was, for another family, a decoder, a ticket that does not fit, a
     model that is compacted or sparse already, and layers that cannot be replaced (tied, quantised, patched).
@@ -54,6 +56,8 @@ def compact_(
     examples = list(batches)
     expected = outputs(model, examples, Ticket.from_model(model) if ticket is None else ticket)
     prepared.install_()
+    origin = {"method": "zeros in the weights"} if ticket is None else ticket.metadata
+    saveable_(model, origin=origin, sparsity=prepared.ticket.sparsity)
     if examples:
         change = output_change(expected, outputs(model, examples))
         remember_(model, prepared.record() | {"output_change": change})
@@ -71,6 +75,7 @@ def expand_(model: nn.Module) -> nn.Module:
     Raises ValueError, with the model as it was, for one with sparse layers: `densify_` it first.
     """
     expand(model)
+    saveable_(model)
     return model
 
 

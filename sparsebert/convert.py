@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from sparsebert.bert import activation_name, is_bert_like, structure
 from sparsebert.bert import full_name as full_name_of
+from sparsebert.compaction.description import record_of
 from sparsebert.layer_plan import LayerPlan, Plan
 from sparsebert.nn import FusedActivation, SparseLinear
 from sparsebert.planning import check_options, plan_layers
-from sparsebert.removal import left_of
+from sparsebert.removal import Left, left_of
+from sparsebert.saving import saveable_
 from sparsebert.selection import Filter, Selected
 from sparsebert.shared_input import SharedInput
 from sparsebert.swap import HOOKS, move_hooks, replace_module
@@ -55,7 +58,8 @@ def sparsify_(
     ``bias``), hooks, training flag, bias Parameter and ``.weight`` (dense, computed) are as before. A fused
     activation module is replaced by a `FusedActivation` that passes through what the layer computed; layers
     or activations with forward hooks are not fused, so hooks see the same tensors as before.
-    ``plan(model)`` gives the plan it was made by.
+    ``plan(model)`` gives the plan it was made by. A Hugging Face model is saved as it is now:
+    `save_pretrained` writes masks and kept weights, and `from_pretrained` gives a sparse model.
 
     Raises ValueError, with the model as it was, for a model that is sparse already or has nothing to
     sparsify, a ticket or plan of another model, unknown options, and layers that cannot be packed (see
@@ -66,24 +70,44 @@ def sparsify_(
     if isinstance(format, Plan) and compact is None:
         compact = any(layer.removed for layer in format.layers)
     left = left_of(model, ticket, filter, compact=compact, trainable=trainable)
-    selected = left.selected
-    known = structure(model) if is_bert_like(model) else None
-    shared_inputs = known.shared_inputs if known and fuse_qkv else ()
     if isinstance(format, Plan):
-        plans = _matching(format, selected)
+        plans = _matching(format, left.selected)
     else:
         made = plan_layers(
-            selected,
+            left.selected,
             tokens=tokens,
             format=format,
             measure=True,
             trainable=trainable,
-            shared_inputs=shared_inputs,
+            shared_inputs=shared_inputs_of(model) if fuse_qkv else (),
         )
         plans = list(made.layers)
+    fusing = {"fuse_qkv": fuse_qkv, "fuse_activation": fuse_activation}
+    origin = _origin(left, ticket) if left.prepared or not record_of(model) else {}
+    install_(model, left, plans, trainable=trainable, **fusing)
+    asked = "auto" if isinstance(format, Plan) else format
+    saveable_(model, format=asked, tokens=tokens, **fusing, **origin)
+    return model
+
+
+def install_(
+    model: nn.Module,
+    left: Left,
+    plans: Sequence[LayerPlan],
+    *,
+    trainable: bool,
+    fuse_qkv: bool,
+    fuse_activation: bool,
+) -> None:
+    """Put sparse layers, packed as planned, in the places of the selected ones; else as in `sparsify_`.
+
+    Every layer is packed before the first is replaced. Raises ValueError for one that cannot be.
+    """
     layers = {
-        layer.key: _sparse(layer, chosen, trainable) for layer, chosen in zip(selected, plans, strict=True)
+        layer.key: _sparse(layer, chosen, trainable)
+        for layer, chosen in zip(left.selected, plans, strict=True)
     }
+    known = structure(model) if is_bert_like(model) else None
     activations = known.activations if known and fuse_activation and not trainable else {}
     fused = [(key, path) for key, path in activations.items() if key in layers]
 
@@ -91,7 +115,7 @@ def sparsify_(
     for name, linear in smaller.items():
         move_hooks(model.get_submodule(name), linear)
         replace_module(model, name, linear)
-    for layer in selected:
+    for layer in left.selected:
         sparse = layers[layer.key]
         move_hooks(model.get_submodule(layer.name), sparse)
         if layer.bias_mask is not None and sparse.bias is not None:
@@ -102,9 +126,13 @@ def sparsify_(
         left.prepared.narrow_()
     for key, path in fused:
         _fuse_activation(model, layers[key], full_name_of(model, path))
-    for group in shared_inputs:
+    for group in shared_inputs_of(model) if fuse_qkv else ():
         _share_input([layers[key] for key in group if key in layers])
-    return model
+
+
+def shared_inputs_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Keys of the layers of each group that is fed one tensor; none in models of unknown structure."""
+    return structure(model).shared_inputs if is_bert_like(model) else ()
 
 
 @torch.inference_mode(False)
@@ -122,7 +150,18 @@ def densify_(model: nn.Module) -> nn.Module:
             if not name:
                 raise ValueError("the model is itself a sparse layer: take its .weight and .bias")
             replace_module(model, name, _dense(module))
+    saveable_(model)
     return model
+
+
+def _origin(left: Left, ticket: Ticket | None) -> dict[str, Any]:
+    """What a folder says of where the sparsity comes from, and how much of it there is."""
+    kept = sum(int(torch.count_nonzero(layer.mask)) for layer in left.selected)
+    sparsity = 1 - kept / sum(layer.mask.numel() for layer in left.selected)
+    return {
+        "origin": ticket.metadata if ticket is not None else {"method": "zeros in the weights"},
+        "sparsity": left.prepared.ticket.sparsity if left.prepared else sparsity,
+    }
 
 
 def _matching(plan: Plan, selected: Iterable[Selected]) -> list[LayerPlan]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from torch import nn
 
 from sparsebert.bert import is_bert_like
 from sparsebert.data import Task, label_config, require_label_order
-from sparsebert.ticket import Ticket
-from sparsebert.training.files import replacing
 
 _MODEL_CLASSES = {
     "classification": "AutoModelForSequenceClassification",
@@ -92,21 +89,6 @@ def load_as_saved(name: str) -> Any:
     saved_from = transformers.AutoConfig.from_pretrained(name).architectures or [""]
     cls = getattr(transformers, saved_from[0], transformers.AutoModel)
     return _require_bert(cls.from_pretrained(name, dtype="auto"), name)
-
-
-def save_pruned(name: str, ticket: Ticket, folder: Path) -> None:
-    """Write a model with the zeros of a ticket, and its tokenizer if it has one, as transformers load it.
-
-    Raises as :func:`load_as_saved`, and ValueError if the ticket is one of another model.
-    """
-    import transformers
-
-    model = load_as_saved(name)
-    ticket.apply_(model)
-    with replacing(folder) as unfinished:
-        model.save_pretrained(unfinished)
-        with contextlib.suppress(OSError, ValueError):  # a checkpoint need not bring one
-            transformers.AutoTokenizer.from_pretrained(name).save_pretrained(unfinished)
 
 
 def short_name(model: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Self
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsebert.choice import GPU_FORMATS, STORED, preferred, stored_dtype
 from sparsebert.shared_input import SharedInput
+from sparsebert.stored import BITS, VALUES, stored_mask, stored_weight, to_stored
 from sparsebert_kernels import formats, ops
 from sparsebert_kernels.cuda import backend
 from sparsebert_kernels.formats import DensePrepacked, PackedWeight
@@ -19,6 +22,18 @@ from sparsebert_kernels.formats.transpose import transposed_index
 from sparsebert_kernels.names import unknown
 
 DEFAULT_TOKENS = 128
+
+_AS_STORED: ContextVar[bool] = ContextVar("as_stored", default=False)
+
+
+@contextlib.contextmanager
+def as_stored() -> Iterator[None]:
+    """While this is open, a `state_dict` holds sparse layers as `sparsebert.stored` says, not dense."""
+    token = _AS_STORED.set(True)
+    try:
+        yield
+    finally:
+        _AS_STORED.reset(token)
 
 
 class SparseLinear(nn.Module):
@@ -34,7 +49,8 @@ class SparseLinear(nn.Module):
 
     The packed tensors are registered as non-persistent buffers. The `state_dict` is that of the `nn.Linear`
     it stands for, ``weight`` (dense) and ``bias``, so checkpoints move freely between the two; loading packs
-    the weight and reports one of another shape, or with weights outside the mask, as an error.
+    the weight and reports one of another shape, or with weights outside the mask, as an error. Inside
+    `as_stored` it is the mask and the kept weights instead, which load as well.
 
     float32 and bfloat16 layers store that dtype and compute in it, float16 layers do on a GPU and store and
     compute float32 on a CPU. float64 layers, and layers on a device without packed kernels, hold the plain
@@ -116,6 +132,21 @@ class SparseLinear(nn.Module):
     def weight(self) -> Tensor:
         """The dense matrix [out_features, in_features] in the layer's dtype, computed; zeros where pruned."""
         return self.packed.to_dense().to(self.dtype)
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask (bool [out_features, in_features], True = keep), computed.
+
+        Some formats store pruned weights as zeros, or kept zeros not at all: then it is where the weight is
+        not zero.
+        """
+        kept = self.packed.kept()
+        return kept if int(torch.count_nonzero(kept)) == self._nnz else self.weight != 0
+
+    @property
+    def recipe(self) -> tuple[str, dict[str, Any]]:
+        """Format and options that the layer was packed with where it is now."""
+        return self._recipes[self.device.type]
 
     @property
     def format(self) -> str:
@@ -243,7 +274,11 @@ class SparseLinear(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         weight, bias = self.weight, self.bias
-        destination[f"{prefix}weight"] = weight if keep_vars else weight.detach()
+        if _AS_STORED.get():
+            stored = to_stored(weight, self.mask)
+            destination.update({f"{prefix}{name}": tensor for name, tensor in stored.items()})
+        else:
+            destination[f"{prefix}weight"] = weight if keep_vars else weight.detach()
         if bias is not None:
             destination[f"{prefix}bias"] = bias if keep_vars else bias.detach()
 
@@ -257,20 +292,26 @@ class SparseLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        key = f"{prefix}weight"
-        others = {name: tensor for name, tensor in state_dict.items() if name != key}
+        key, *stored = (f"{prefix}{name}" for name in ("weight", BITS, VALUES))
+        others = {name: tensor for name, tensor in state_dict.items() if name not in (key, *stored)}
         values = self._parameters.pop("values", None)
         super()._load_from_state_dict(
             others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if values is not None:
             self._parameters["values"] = values
-        if key not in state_dict:
+        packed = all(name in state_dict for name in stored)
+        if key not in state_dict and not packed:
             if strict:
                 missing_keys.append(key)
             return
         try:
-            weight, mask = self._loadable(state_dict[key])
+            if packed:
+                bits, kept = (state_dict[name] for name in stored)
+                weight = stored_weight(kept, stored_mask(bits, (self.out_features, self.in_features)))
+            else:
+                weight = state_dict[key]
+            weight, mask = self._loadable(weight)
         except ValueError as error:
             error_msgs.append(f"{key}: {error}")
             return

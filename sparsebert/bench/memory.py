@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparsebert.nn import SparseLinear
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -46,6 +48,19 @@ def weight_bytes(module: nn.Module) -> int:
     if not isinstance(weight, torch.Tensor):
         raise ValueError(f"{type(module).__name__} has no weight to count")
     return weight.numel() * weight.element_size()
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers as they are held, sparse layers packed; shared ones once."""
+    held: dict[int, int] = {}
+    for module in model.modules():
+        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if isinstance(module, SparseLinear):
+            # Not all of its tensors are registered.
+            held[id(module)] = module.nbytes
+            tensors = [] if module.bias is None else [module.bias]
+        held |= {id(tensor): tensor.nbytes for tensor in tensors}
+    return sum(held.values())
 
 
 def measure(spec: Mapping[str, Any]) -> Memory:

@@ -15,7 +15,7 @@ from sparsebert.bench import record
 from sparsebert.foreign import read_ticket
 from sparsebert.pruning import prune
 from sparsebert.ticket import Ticket
-from tests.commands.tiny import refused, save
+from tests.commands.tiny import WORDS, refused, save
 
 transformers = pytest.importorskip("transformers")
 
@@ -68,11 +68,121 @@ def test_a_model_with_zeros_and_back(
     assert (row["to"], row["ticket"]["sparsity"]) == ("model", pytest.approx(0.7))
 
 
+class TestSparseFolders:
+    @pytest.fixture
+    def dense(self, tokenizer: Any, tmp_path: Path) -> Path:
+        return save(tmp_path / "dense", tokenizer, "BertForSequenceClassification")
+
+    @pytest.fixture
+    def sparse(self, ticket: Ticket, dense: Path, tmp_path: Path) -> Path:
+        """A sparse folder, made of the ticket; with what it takes as results.jsonl."""
+        made = tmp_path / "sparse"
+        asked = [
+            "--model",
+            str(dense),
+            "--batch",
+            "3",
+            "--seq",
+            "8",
+            "--json",
+            str(tmp_path / "results.jsonl"),
+        ]
+        convert = ["convert", str(tmp_path / "ticket.safetensors"), str(made), "--to", "sparse"]
+        assert cli.main([*convert, *asked]) == 0
+        return made
+
+    def test_loads_with_head_tokenizer_and_card(self, sparse: Path, dense: Path, ticket: Ticket) -> None:
+        loaded = transformers.AutoModelForSequenceClassification.from_pretrained(sparse)
+        expected = transformers.AutoModelForSequenceClassification.from_pretrained(dense)
+        ticket.apply_(expected)
+        tokens = torch.arange(1, 9)[None]
+        torch.testing.assert_close(loaded(tokens).logits, expected(tokens).logits)
+        assert transformers.AutoTokenizer.from_pretrained(sparse).vocab_size == len(WORDS)
+        assert (sparse / "README.md").read_text().count("import sparsebert") == 1
+
+    def test_bytes_before_and_after(
+        self, sparse: Path, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (row,) = record.read(tmp_path / "results.jsonl", "convert")
+        before, after = row["before"], row["after"]
+        for folder, found in ((dense, before), (sparse, after)):
+            assert found["disk"] == (folder / "model.safetensors").stat().st_size
+        assert after["weights"] < before["weights"]
+        assert before["activations"] > 0
+        assert [(found["batch"], found["length"]) for found in (before, after)] == [(3, 8)] * 2
+        assert row["to"] == "sparse"
+
+    def test_and_back_to_a_dense_folder(
+        self, sparse: Path, ticket: Ticket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        capsys.readouterr()
+        back = tmp_path / "back"
+        assert cli.main(["convert", str(sparse), str(back), "--to", "model"]) == 0
+        shown = capsys.readouterr().out
+        assert all(
+            words in shown
+            for words in ("weights on disk", "weights in memory", "activations, batch 1, 128 tokens")
+        )
+        config = transformers.AutoConfig.from_pretrained(back)
+        assert not hasattr(config, "quantization_config")
+        assert Ticket.from_model(transformers.AutoModel.from_pretrained(back)) == ticket
+
+    def test_of_a_compacted_model_in_either_form(
+        self, dense: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        prune(model, "magnitude", sparsity=0.5, granularity="head+neuron").save(tmp_path / "units")
+        steps = (("units", "first", "sparse"), ("first", "second", "sparse"), ("second", "back", "model"))
+        monkeypatch.chdir(tmp_path)
+        for source, target, to in steps:
+            named = ["--model", str(dense)] if source == "units" else []
+            assert cli.main(["convert", source, target, "--to", to, *named]) == 0
+        tokens, auto = torch.arange(1, 9)[None], transformers.AutoModelForSequenceClassification
+        answers = [auto.from_pretrained(target)(tokens).logits for _, target, _ in steps]
+        torch.testing.assert_close(answers[1:], [answers[0]] * 2)
+        compacted = [auto.from_pretrained(target).bert.encoder.layer[0] for _, target, _ in steps]
+        widths = [layer.intermediate.dense.out_features for layer in compacted]
+        assert widths[0] == widths[1] < widths[2] == 30
+        assert not hasattr(transformers.AutoConfig.from_pretrained("back"), "quantization_config")
+
+    def test_a_folder_with_zeros_needs_no_ticket(self, sparse: Path, tmp_path: Path) -> None:
+        back, again = tmp_path / "back", tmp_path / "again"
+        assert cli.main(["convert", str(sparse), str(back), "--to", "model"]) == 0
+        assert cli.main(["convert", str(back), str(again), "--to", "sparse"]) == 0
+        same = [each / "model.safetensors" for each in (sparse, again)]
+        assert same[0].read_bytes() == same[1].read_bytes()
+
+    def test_what_records_say_is_on_the_card(self, sparse: Path, tmp_path: Path) -> None:
+        results, made = tmp_path / "eval.jsonl", tmp_path / "with-results"
+        found = {"task": "sst2", "metrics": {"accuracy": 0.875}, "sparsity": None}
+        record.append(results, [record.stamp("eval", found)])
+        convert = ["convert", str(sparse), str(made), "--to", "sparse", "--results", str(results)]
+        assert cli.main(convert) == 0
+        assert "sst2: accuracy 0.8750" in (made / "README.md").read_text()
+
+    def test_nothing_is_left_of_a_conversion_that_fails(
+        self, sparse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "out"
+        line = refused(capsys, "convert", str(sparse), str(out), "--to", "model", "--seq", "9999")
+        assert "9999 tokens are more than the model has positions for: 512" in line
+        assert not out.exists()
+
+    def test_a_sparse_folder_that_is_cut_off(
+        self, sparse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = sparse / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:2000])
+        line = refused(capsys, "convert", str(sparse), str(tmp_path / "out"), "--to", "model")
+        assert "is cut off or no safetensors file" in line
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             (["--to", "smp"], "--to smp needs the model"),
+            (["--to", "sparse"], "--to sparse needs the model"),
+            (["--to", "sparse", "--model", "{bert}"], "is there already"),
             (["--to", "smq"], "did you mean 'smp'"),
             (["--to", "model", "--model", "{bert}"], "is there already"),
             (["--to", "smp", "--model", "/nowhere/bert"], "/nowhere/bert"),

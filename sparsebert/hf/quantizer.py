@@ -1,0 +1,237 @@
+"""The plug-in of transformers that saves and loads sparse and compacted models: what it calls a quantizer.
+
+On disk a sparse matrix is a mask and its kept weights, the same for every device and packed format
+(`sparsebert.stored`); config.json says which matrices these are (`sparsebert.hf.config`). Loading puts a
+`StoredLinear` in the place of each, lets transformers fill them, and packs them for where they are then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve
+from sparsebert.compaction.description import description_of, rebuild
+from sparsebert.convert import densify_, install_, shared_inputs_of
+from sparsebert.hf.checkpoint import require_stored
+from sparsebert.hf.config import SparseConfig, StoredLayer
+from sparsebert.hf.stored_linear import StoredLinear, outline
+from sparsebert.layer_plan import LayerPlan
+from sparsebert.nn import SparseLinear, as_stored
+from sparsebert.planning import describe_machine, plan_layers
+from sparsebert.removal import Left
+from sparsebert.saving import METHOD, saveable_
+from sparsebert.selection import Selected
+from sparsebert.stored import BITS, VALUES
+
+
+class SparseQuantizer(HfQuantizer):
+    """Saves and loads models with `SparseLinear` layers; see `sparsebert.saving.saveable_` for how a model
+    comes by one.
+
+    Loading raises ValueError, in one line, for a folder of a newer version, of another architecture than the
+    model's, with a file that is cut off, or whose masks are not those that its config was written for.
+    """
+
+    quantization_config: SparseConfig
+
+    def __init__(self, quantization_config: SparseConfig, **options: Any) -> None:
+        super().__init__(quantization_config, **options)
+        if not self.pre_quantized:
+            raise ValueError(
+                "a dense checkpoint becomes sparse once it is loaded: sparsebert.sparsify_(model, ticket)"
+            )
+
+    def is_serializable(self, *args: Any, **options: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+    def get_state_dict_and_metadata(
+        self, model: Any, *args: Any, **options: Any
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors to save; what is said of them goes into the config that is saved next."""
+        with as_stored():
+            state = model.state_dict()
+        self.quantization_config = described(model, state, self.quantization_config)
+        model.config.quantization_config = self.quantization_config
+        return state, {}
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **options: Any) -> None:
+        places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+        if "disk" in places:
+            raise ValueError("device_map: a sparse model cannot be offloaded to disk: use cpu")
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: Iterable[str] | None = None, **options: Any
+    ) -> None:
+        rebuild(model, self.quantization_config.compaction or {})
+        layers = self.quantization_config.layers
+        names = {key: _name_in(model, key, layer) for key, layer in layers.items()}
+        if checkpoint_files is not None:
+            require_stored(checkpoint_files, layers)
+        for key, name in names.items():
+            parent, _, child = name.rpartition(".")
+            dtype = model.get_submodule(name).weight.dtype
+            setattr(model.get_submodule(parent), child, StoredLinear(layers[key], dtype))
+
+    def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
+        config = self.quantization_config
+        selected = [_selected(model, key, layer.removed) for key, layer in config.layers.items()]
+        if config.masks != digest({key: _stored(model, key).weight_bits for key in config.layers}):
+            raise ValueError("the masks of the folder are not those that its config.json was written for")
+        install_(
+            model,
+            Left(tuple(selected), None),
+            self._plans(model, selected),
+            trainable=config.trainable,
+            fuse_qkv=config.fuse_qkv,
+            fuse_activation=config.fuse_activation,
+        )
+        # Nothing is quantised: .half(), .float() and training are as in any other model.
+        model.is_quantized = False
+        asked = ("format", "tokens", "origin", "sparsity", "fuse_qkv", "fuse_activation")
+        saveable_(model, **{name: getattr(config, name) for name in asked})
+        return model
+
+    def _plans(self, model: nn.Module, selected: list[Selected]) -> list[LayerPlan]:
+        """As chosen when the folder was saved, if on a machine like this, else chosen anew."""
+        config = self.quantization_config
+        outlines = [replace(layer, linear=outline(layer.linear)) for layer in selected]
+        if all(machine(layer.linear.weight) == config.machine for layer in outlines):
+            return [_as_saved(config, layer) for layer in outlines]
+        made = plan_layers(
+            outlines,
+            tokens=config.tokens,
+            format=config.format,
+            measure=True,
+            trainable=config.trainable,
+            shared_inputs=shared_inputs_of(model) if config.fuse_qkv else (),
+        )
+        return list(made.layers)
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        return densify_(model)
+
+
+def described(model: nn.Module, state: Mapping[str, Tensor], known: SparseConfig) -> SparseConfig:
+    """The config of a model's folder, by its tensors to be saved; what these do not tell is as known."""
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, SparseLinear)}
+    keys = {name: canonical_key(name) if is_bert_like(model) else name for name in layers}
+    machines = [machine(layer.values, layer.dtype) for layer in layers.values()]
+    return replace(
+        known,
+        layers={
+            keys[name]: _stored_layer(layer, len(state[f"{name}.{VALUES}"])) for name, layer in layers.items()
+        },
+        masks=digest({keys[name]: state[f"{name}.{BITS}"] for name in layers}),
+        trainable=any(layer.trainable for layer in layers.values()),
+        machine=machines[0] if machines else "",
+        compaction=description_of(model) or None,
+    )
+
+
+def digest(masks: Mapping[str, Tensor]) -> str:
+    """``sha256:`` and the digest over the stored masks (uint8) of a model, in the order of their keys."""
+    found = hashlib.sha256()
+    for key in sorted(masks):
+        found.update(f"{key}\n".encode())
+        found.update(masks[key].cpu().numpy().data)
+    return f"sha256:{found.hexdigest()}"
+
+
+def machine(values: Tensor, dtype: torch.dtype | None = None) -> str:
+    """What a choice of formats holds for: the device, its instructions or name, and the layers' dtype."""
+    kind = values.device.type
+    name = torch.cuda.get_device_name(values.device) if kind == "cuda" else describe_machine()
+    return f"{kind}, {name}, {str(dtype or values.dtype).removeprefix('torch.')}"
+
+
+def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
+    format, plan = layer.recipe[0], layer.plan
+    planned = plan is not None and plan.format == format
+    return StoredLayer(
+        shape=(layer.out_features, layer.in_features),
+        kept=kept,
+        bias=layer.bias is not None,
+        format=format,
+        block=plan.block if planned else None,
+        measured_us=plan.measured_us if planned else None,
+        dense_us=plan.dense_us if planned else None,
+        removed=plan.removed if plan is not None else "",
+    )
+
+
+def _name_in(model: nn.Module, key: str, layer: StoredLayer) -> str:
+    """The layer's full path in the model. Raises ValueError if it is no linear layer of that shape there."""
+    try:
+        linear = resolve(model, key)
+    except ValueError as error:
+        raise ValueError(f"the folder is of another architecture: {error}") from None
+    if not isinstance(linear, nn.Linear):
+        raise ValueError(f"the folder is of another architecture: {key} is a {type(linear).__name__}")
+    found = linear.out_features, linear.in_features
+    if found != layer.shape or (linear.bias is not None) != layer.bias:
+        raise ValueError(
+            f"the folder is of another architecture: {key} is {list(layer.shape)} there and {list(found)} "
+            f"in {type(model).__name__}, each with or without a bias"
+        )
+    return full_name(model, key)
+
+
+def _stored(model: nn.Module, key: str) -> Any:
+    """The `StoredLinear` of that key."""
+    return resolve(model, key)
+
+
+def _selected(model: nn.Module, key: str, removed: str) -> Selected:
+    stored = _stored(model, key)
+    if stored.weight_values.is_meta:
+        raise ValueError(f"{key} was offloaded: a sparse layer has to be where it computes")
+    try:
+        mask = stored.mask().to(stored.weight_values.device)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    return Selected(key, full_name(model, key), stored, mask, removed=removed)
+
+
+def _as_saved(config: SparseConfig, layer: Selected) -> LayerPlan:
+    entry = config.layers[layer.key]
+    dense_nbytes = layer.linear.weight.nbytes
+    return LayerPlan(
+        key=layer.key,
+        shape=entry.shape,
+        sparsity=1 - entry.kept / layer.mask.numel(),
+        format=entry.format,
+        predicted_us=None,
+        measured_us=entry.measured_us,
+        dense_us=entry.dense_us,
+        nbytes=dense_nbytes,
+        dense_nbytes=dense_nbytes,
+        reason="as saved on such a machine",
+        tokens=config.tokens,
+        block=entry.block,
+        removed=entry.removed,
+    )
+
+
+# Of each plug-in one can be registered, and nothing else registers this name.
+register_quantization_config(METHOD)(SparseConfig)
+register_quantizer(METHOD)(SparseQuantizer)
