@@ -156,12 +156,13 @@ def densify_(model: nn.Module) -> nn.Module:
 
 def _origin(left: Left, ticket: Ticket | None) -> dict[str, Any]:
     """What a folder says of where the sparsity comes from, and how much of it there is."""
-    kept = sum(int(torch.count_nonzero(layer.mask)) for layer in left.selected)
-    sparsity = 1 - kept / sum(layer.mask.numel() for layer in left.selected)
-    return {
-        "origin": ticket.metadata if ticket is not None else {"method": "zeros in the weights"},
-        "sparsity": left.prepared.ticket.sparsity if left.prepared else sparsity,
-    }
+    if left.prepared:
+        sparsity = left.prepared.ticket.sparsity
+    else:
+        kept = sum(int(torch.count_nonzero(layer.mask)) for layer in left.selected)
+        sparsity = 1 - kept / sum(layer.mask.numel() for layer in left.selected)
+    origin = ticket.metadata if ticket is not None else {"method": "zeros in the weights"}
+    return {"origin": origin, "sparsity": sparsity}
 
 
 def _matching(plan: Plan, selected: Iterable[Selected]) -> list[LayerPlan]:
