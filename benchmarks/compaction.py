@@ -1,0 +1,112 @@
+"""What removal is worth on a real ticket: `python -m benchmarks.compaction --data FOLDER [--out FILE]`.
+
+SMP-S keeps 3 % of all-MiniLM-L6-v2's encoder on SST-2 (trained first where `--runs` does not hold it yet).
+What that empties is taken out, exactly and with rows of fewer than 10 weights gone too: sizes, accuracy, and
+the speed of the compacted model, dense and sparse, for batches of 1, 8 and 32, padded to 128 tokens and as
+long as real sentences are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from benchmarks.lottery.__main__ import carry_out, sentence_lengths
+from benchmarks.lottery.runs import FOLDERS, SEEDS, Run
+from torch import nn
+
+from sparsebert.bench import environment, record, runner
+from sparsebert.bench.environment import Environment
+from sparsebert.bench.subject import prepare
+from sparsebert.bench.workload import Workload, hush_transformers
+from sparsebert.compact import compact_, compaction_description
+from sparsebert.compaction import prepare as removal
+from sparsebert.demo.real_model import NAME
+from sparsebert.lottery.folder import RunFolder
+from sparsebert.report.compaction_tables import compaction_tables
+from sparsebert.ticket import Ticket
+from sparsebert.train import evaluate
+
+RUN = Run("compaction", "smp-s", "sst2", SEEDS[0], "smp", 0.97, {"mask": "S"})
+THIN = 10  # weights that a row must have not to be dropped: the paper's
+BATCHES = (1, 8, 32)
+PADDED = 128
+RIVALS = ("onednn", "eager", "compact")
+
+
+def sizes(
+    model: nn.Module, ticket: Ticket, folder: Path, data: Path, machine: Environment
+) -> Iterator[tuple[record.Record, Ticket]]:
+    """A record of each rule, with the ticket that it comes down to."""
+    for least in (0, THIN):
+        left = removal.prepare(model, ticket, min_row_weights=least).ticket
+        compacted = compact_(copy.deepcopy(model), ticket, min_row_weights=least)
+        scores = evaluate("sst2", str(folder), ticket=left, data=data / FOLDERS["sst2"])
+        row = record.stamp(
+            "compaction",
+            {
+                "environment": machine.record(),
+                "model": NAME,
+                "task": "sst2",
+                "min_row_weights": least,
+                "density": left.density,
+                "weights": compaction_description(compacted)["weights"],
+                "metrics": scores,
+            },
+        )
+        yield row, left
+
+
+def speeds(
+    folder: Path, ticket: Ticket, lengths: tuple[int, ...], least: int, machine: Environment
+) -> Iterator[record.Record]:
+    """Bench records: the compacted model, dense and sparse, against the masked one in dense libraries."""
+    for batch in BATCHES:
+        for real in (True, False):
+            # As many sentences as fill two batches, so that a round stays short.
+            tokens = lengths[: max(16, batch)] if real else (PADDED,) * batch
+            subject = prepare(Workload(str(folder), batch, tokens), ticket)
+            for side in runner.run(subject, RIVALS, machine, runner.Settings(budget=8.0, memory=False)):
+                side["workload"]["model"] = NAME
+                yield side | {"min_row_weights": least}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=os.environ.get("SPARSEBERT_DATA"))
+    parser.add_argument("--runs", type=Path, default=Path("build/lottery"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, help="write the records to this file")
+    options = parser.parse_args()
+    if options.data is None or not options.data.is_dir():
+        print("error: no task data: --data or SPARSEBERT_DATA names their folder", file=sys.stderr)
+        return 2
+    from transformers import AutoModel
+
+    torch.set_num_threads(1)
+    hush_transformers()
+    machine = environment.detect()
+    carry_out(RUN, options.runs, options.data, keep_model=True)
+    folder = RunFolder(options.runs / RUN.name)
+    model = AutoModel.from_pretrained(folder.model).eval()
+    lengths = sentence_lengths(options.data)
+    rows: list[record.Record] = []
+    for size, ticket in sizes(model, Ticket.load(folder.final_ticket), folder.model, options.data, machine):
+        rows += [size, *speeds(folder.model, ticket, lengths, size["min_row_weights"], machine)]
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.unlink(missing_ok=True)
+        record.append(options.out, rows)
+    for table in compaction_tables(rows):
+        print(table.markdown(), end="\n\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
