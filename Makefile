@@ -94,10 +94,11 @@ results: $(VENV)/.native $(VENV)/.rivals $(VENV)/.demo  ## measure every figure 
 	$(PY) -m sparsebert.report.readme --write
 
 # Hours, but in as many goes as one likes: what was interrupted goes on, what is done is only read.
-lottery: $(VENV)/.native $(VENV)/.demo  ## find and train tickets on real tasks, data in SPARSEBERT_DATA; benchmarks/results/lottery.*
+lottery: $(VENV)/.native $(VENV)/.demo  ## find and train tickets on real tasks, data in SPARSEBERT_DATA, and compact one; benchmarks/results/
 	@mkdir -p build benchmarks/results
 	$(PY) -m benchmarks.lottery --out build/lottery.jsonl --plot build/lottery.png $(ARGS)
-	mv build/lottery.jsonl build/lottery.png benchmarks/results/
+	$(PY) -m benchmarks.compaction --out build/compaction.jsonl
+	mv build/lottery.jsonl build/lottery.png build/compaction.jsonl benchmarks/results/
 	$(PY) -m sparsebert.report.readme --write
 
 clean:  ## remove what was built, keep the environments

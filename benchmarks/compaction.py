@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from benchmarks.lottery.__main__ import carry_out, sentence_lengths
-from benchmarks.lottery.runs import FOLDERS, SEEDS, Run
 from torch import nn
 
+from benchmarks.lottery.__main__ import carry_out, sentence_lengths
+from benchmarks.lottery.runs import FOLDERS, SEEDS, Run
 from sparsebert.bench import environment, record, runner
 from sparsebert.bench.environment import Environment
 from sparsebert.bench.subject import prepare

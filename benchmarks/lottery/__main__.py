@@ -47,7 +47,7 @@ from sparsebert.ticket import Ticket
 from sparsebert.train import train
 
 
-def carry_out(run: Run, runs: Path, data: Path) -> list[record.Record]:
+def carry_out(run: Run, runs: Path, data: Path, *, keep_model: bool = False) -> list[record.Record]:
     """The records of the run's rounds, marked with the row of the results that they belong to."""
     folder = runs / run.name
     rows = train(
@@ -59,7 +59,8 @@ def carry_out(run: Run, runs: Path, data: Path) -> list[record.Record]:
         say=lambda text: print(f"{run.name}: {text}", file=sys.stderr, flush=True),
     )
     # Tickets are small and stay; the weights trained with them would fill the disk.
-    shutil.rmtree(folder / "model", ignore_errors=True)
+    if not keep_model:
+        shutil.rmtree(folder / "model", ignore_errors=True)
     return [row | _place(run) | {"model": NAME} for row in rows]
 
 

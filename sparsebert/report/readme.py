@@ -22,6 +22,7 @@ from typing import Any
 
 from sparsebert.bench.record import read
 from sparsebert.report.aot_tables import aot_tables
+from sparsebert.report.compaction_tables import compaction_tables
 from sparsebert.report.gpu_tables import gpu_tables
 from sparsebert.report.lottery_tables import curve_tables, learned_tables, transfer_tables
 from sparsebert.report.memory_tables import memory_tables
@@ -42,6 +43,7 @@ KINDS: dict[str, Callable[[list[dict[str, Any]]], list[Table]]] = {
     "lottery": curve_tables,
     "learned": learned_tables,
     "transfer": transfer_tables,
+    "compaction": compaction_tables,
 }
 DOCUMENTS = (Path("README.md"), Path("benchmarks/RESULTS.md"))
 BLOCK = re.compile(
