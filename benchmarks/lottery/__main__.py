@@ -64,6 +64,10 @@ def carry_out(run: Run, runs: Path, data: Path, *, keep_model: bool = False) -> 
     return [row | _place(run) | {"model": NAME} for row in rows]
 
 
+def _is_done(run: Run, runs: Path) -> bool:
+    return RunFolder(runs / run.name).finished() is not None
+
+
 def _place(run: Run) -> dict[str, object]:
     """Where records of the run belong in the results; `asked` where what comes out is only near it."""
     return {"part": run.part, "label": run.label} | ({"asked": run.sparsity} if run.finds else {})
@@ -110,6 +114,7 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, action="append", choices=SEEDS, help="only this one of the parts on SST-2"
     )
+    parser.add_argument("--done", action="store_true", help="only what is finished: train nothing")
     parser.add_argument("--out", type=Path, help="write the records to this file when all is done")
     parser.add_argument("--plot", type=Path, help="draw accuracy and speed against sparsity (PNG)")
     options = parser.parse_args()
@@ -127,6 +132,8 @@ def main() -> int:
         for run in runs_of(seed)
     ]
     moved = [*sources(), *targets()] if TRANSFER in parts else []
+    if options.done:
+        on_sst2, moved = ([run for run in each if _is_done(run, options.runs)] for each in (on_sst2, moved))
     rows = [row for run in (*on_sst2, *moved) for row in carry_out(run, options.runs, options.data)]
     if options.out:
         rows += speeds([run for run in on_sst2 if run.seed == seeds[0]], options.runs, options.data)

@@ -143,7 +143,11 @@ def transfer_tables(records: Iterable[Record]) -> list[Table]:
     share = max(point.sparsity for point in found)
     columns = ("ticket", *(f"{task} ({metrics.primary(task)})" for task in tasks))
     title = f"Tickets of {_model(records)} at {share:.0%}, trained on other tasks"
-    return [Table(title, columns, rows, (_training_note(records, "transfer"),))]
+    notes = [_training_note(records, "transfer")]
+    counts = {len(point.values) for point in found}
+    if len(counts) > 1:
+        notes.append(f"Not every seed is trained yet: a mean is of {min(counts)} to {max(counts)}.")
+    return [Table(title, columns, rows, tuple(notes))]
 
 
 def share_text(summary: metrics.Summary) -> str:
