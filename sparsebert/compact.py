@@ -50,10 +50,11 @@ def compact_(
     model is saved as it is now, and `from_pretrained` loads the compacted model.
 
     Raises ValueError, with the model as it was, for another family, a decoder, a ticket that does not fit, a
-    model that is compacted or sparse already, and layers that cannot be replaced (tied, quantised, patched).
+    model that is compacted or sparse already, layers that cannot be replaced (tied, quantised, patched), and
+    batches that are no mappings.
     """
     prepared = prepare(model, ticket, min_row_weights=min_row_weights, round_to=round_to)
-    examples = list(batches)
+    examples = _checked_batches(batches)
     expected = outputs(model, examples, Ticket.from_model(model) if ticket is None else ticket)
     prepared.install_()
     origin = {"method": "zeros in the weights"} if ticket is None else ticket.metadata
@@ -62,6 +63,20 @@ def compact_(
         change = output_change(expected, outputs(model, examples))
         remember_(model, prepared.record() | {"output_change": change})
     return model
+
+
+def _checked_batches(batches: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The batches as a list. Raises ValueError for one batch in place of several, and what is no batch."""
+    # What a tokenizer answers is a mapping too: iterating over it would give its keys for batches.
+    if isinstance(batches, Mapping):
+        raise ValueError("batches is one batch; a list of them is needed: batches=[batch]")
+    examples = list(batches)
+    for batch in examples:
+        if not isinstance(batch, Mapping):
+            raise ValueError(
+                f"batches holds a {type(batch).__name__}; mappings of the model's arguments are needed"
+            )
+    return examples
 
 
 @torch.inference_mode(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -87,4 +88,18 @@ def test_a_batch_that_the_model_cannot_take_leaves_it_as_it_was() -> None:
     model = model_of()
     with pytest.raises(ValueError, match="input_ids"):
         compact_(model, ticket_of(model, SPARSE), min_row_weights=5, batches=[{"pixels": TOKENS}])
+    assert compaction_description(model) == {}
+
+
+@pytest.mark.parametrize(
+    ("batches", "why"),
+    [
+        ({"input_ids": TOKENS}, "batches is one batch; a list of them is needed: batches=[batch]"),
+        (["a film"], "batches holds a str; mappings of the model's arguments are needed"),
+    ],
+)
+def test_what_is_no_list_of_batches_is_refused(batches: Any, why: str) -> None:
+    model = model_of()
+    with pytest.raises(ValueError, match=f"^{re.escape(why)}$"):
+        compact_(model, ticket_of(model, SPARSE), min_row_weights=5, batches=batches)
     assert compaction_description(model) == {}
