@@ -100,10 +100,13 @@ def write(path: str | os.PathLike[str], contents: TicketContents) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the place of ``path`` once it is complete: until then what was there stays.
 
-    Raises OSError as ``open`` does; FileNotFoundError names the folder that is missing.
+    Raises OSError as ``open`` does; FileNotFoundError names the folder that is missing, IsADirectoryError the
+    one that stands in its place.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
     unfinished = path.with_name(f".{secrets.token_hex(6)}.tmp")
     try:
         with open(unfinished, "xb") as file:

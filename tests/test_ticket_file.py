@@ -172,6 +172,13 @@ class TestSaving:
             example().save(target)
         assert str(refusal.value) == f"cannot write {target}: the folder {target.parent} does not exist"
 
+    def test_a_folder_in_its_place_is_named_and_no_file_of_passage(self, path: Path) -> None:
+        path.mkdir()
+        with pytest.raises(IsADirectoryError) as refusal:
+            example().save(path)
+        assert str(refusal.value) == f"cannot write {path}: it is a folder"
+        assert os.listdir(path.parent) == [path.name]
+
     def test_the_file_appears_whole_under_the_umask(self, path: Path) -> None:
         example().save(path)
         assert os.listdir(path.parent) == [path.name]
