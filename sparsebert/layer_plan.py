@@ -15,7 +15,8 @@ class LayerPlan:
 
     predicted_us  of the chosen format by the cost model; None where it has no figures for it
     measured_us   of the chosen format, on the densest layer of this kind; None without a measurement
-    dense_us      of a prepacked dense layer of this shape: measured where that was done, else predicted
+    dense_us      of a prepacked dense layer, measured where that was done, else predicted; where compaction
+                  took something out of it, of the layer as it was before, in proportion to its weights
     nbytes        of the packed weight; an estimate within a few percent until the layer is converted
     dense_nbytes  of the dense layer as it was before anything was taken out of it
     block         (rows, columns) of the vectors or blocks, where the format has them

@@ -252,7 +252,7 @@ class _Draft:
             format=self.work.format,
             predicted_us=_micro(predicted),
             measured_us=_micro(measured),
-            dense_us=_micro(dense),
+            dense_us=_micro(dense and dense * self.layer.shrinkage),
             nbytes=self.work.nbytes,
             dense_nbytes=self.layer.dense_nbytes,
             reason=self._reason(predicted, dense),

@@ -44,6 +44,11 @@ class Selected:
         weight = self.linear.weight
         return weight.nbytes if self.configured is None else self.configured * weight.itemsize
 
+    @property
+    def shrinkage(self) -> float:
+        """Weights as configured, as a multiple of those that are left."""
+        return self.dense_nbytes / self.linear.weight.nbytes
+
 
 def select(
     model: nn.Module, ticket: Ticket | None = None, filter: Filter | None = None

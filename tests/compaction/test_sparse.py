@@ -195,6 +195,16 @@ class TestPlan:
         assert made.removal in str(made).splitlines()
         assert made.to_dict()["layers"][0]["removed"] == made.layers[0].removed
 
+    def test_what_removal_gains_is_part_of_the_speed_up(self) -> None:
+        """A layer of half the size that stays dense takes half the time of the layer that was there."""
+        model = model32()
+        ticket = prune(model, "magnitude", sparsity=0.5, granularity="neuron")
+        made = plan(model, ticket, format="dense", measure=False)
+        up = structure(model).neurons[0][0]
+        entry = next(layer for layer in made.layers if layer.key == up)
+        assert entry.predicted_us is not None
+        assert entry.dense_us == pytest.approx(entry.predicted_us * 40 / entry.shape[0])
+
     def test_it_is_followed(self) -> None:
         for compact in (True, False):
             model = model32()
