@@ -288,6 +288,8 @@ def sparsities(text: str) -> list[float]:
 
 
 def _read(source: Path, model: Any, pruning_method: str | None, threshold: float | None) -> Ticket:
+    from sparsebert.compact import expand_
+    from sparsebert.convert import densify_
     from sparsebert.foreign_checkpoints import from_checkpoint, is_foreign_checkpoint
     from sparsebert.from_runs import ticket_of
     from sparsebert.lottery.folder import RunFolder
@@ -299,7 +301,7 @@ def _read(source: Path, model: Any, pruning_method: str | None, threshold: float
     if pruning_method or is_foreign_checkpoint(source):
         ticket = from_checkpoint(source, method=pruning_method, threshold=threshold)
     else:
-        ticket = Ticket.from_model(load_as_saved(str(source)))
+        ticket = Ticket.from_model(expand_(densify_(load_as_saved(str(source)))))
     if model is not None:
         ticket.check(model)
     return ticket

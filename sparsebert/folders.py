@@ -67,13 +67,11 @@ def rewrite(
     """
     model = load_as_saved(name)
     before = Footprint.of(model, name, batch, length)
-    densify_(model)
+    expand_(densify_(model))
     if sparse:
         sparsify_(model, ticket, tokens=before.batch * before.length)
-    else:
-        if ticket is not None:
-            ticket.apply_(model)
-        expand_(model)
+    elif ticket is not None:
+        ticket.apply_(model)
     with replacing(folder) as unfinished:
         model.save_pretrained(unfinished)
         _copy_tokenizer(name, unfinished)

@@ -144,6 +144,18 @@ class TestSparseFolders:
         assert widths[0] == widths[1] < widths[2] == 30
         assert not hasattr(transformers.AutoConfig.from_pretrained("back"), "quantization_config")
 
+    def test_the_ticket_of_a_compacted_model_is_of_the_shapes_it_came_from(
+        self, dense: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        units = prune(model, "magnitude", sparsity=0.5, granularity="head+neuron")
+        units.save(tmp_path / "units")
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(["convert", "units", "first", "--to", "sparse", "--model", str(dense)]) == 0
+        assert cli.main(["convert", "first", "back"]) == 0
+        back = Ticket.load("back")
+        back.check(model)
+        assert back.sparsity == pytest.approx(units.sparsity, abs=0.02)
+
     def test_a_folder_with_zeros_needs_no_ticket(self, sparse: Path, tmp_path: Path) -> None:
         back, again = tmp_path / "back", tmp_path / "again"
         assert cli.main(["convert", str(sparse), str(back), "--to", "model"]) == 0
