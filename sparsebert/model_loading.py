@@ -39,7 +39,7 @@ def load_model(
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(name)
+    config = _config(name)
     if label_words is not None or (trained and getattr(config, "label_words", None)):
         from sparsebert.label_words import load_in_words
 
@@ -74,7 +74,7 @@ def skeleton(name: str) -> nn.Module:
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(name)
+    config = _config(name)
     with torch.device("meta"):
         return _require_bert(transformers.AutoModel.from_config(config), name)
 
@@ -86,7 +86,7 @@ def load_as_saved(name: str) -> Any:
     """
     import transformers
 
-    saved_from = transformers.AutoConfig.from_pretrained(name).architectures or [""]
+    saved_from = _config(name).architectures or [""]
     cls = getattr(transformers, saved_from[0], transformers.AutoModel)
     return _require_bert(cls.from_pretrained(name, dtype="auto"), name)
 
@@ -95,6 +95,18 @@ def short_name(model: str) -> str:
     """A model as records call it: a local folder by its name alone."""
     path = Path(model)
     return path.resolve().name if path.is_dir() else model
+
+
+def _config(name: str) -> Any:
+    """The configuration of a model. Raises OSError, naming it, where there is none."""
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(name)
+    except OSError:
+        if Path(name).exists():
+            raise
+        raise OSError(f"model {name!r} is no folder here, not cached, and not reachable on the hub") from None
 
 
 def _require_bert(model: Any, name: str) -> Any:
@@ -107,7 +119,5 @@ def _require_bert(model: Any, name: str) -> Any:
 
 def head_labels(name: str) -> tuple[str, ...]:
     """The labels of a trained classifier, in the order of its outputs. OSError where there is no model."""
-    import transformers
-
-    id2label = transformers.AutoConfig.from_pretrained(name).id2label
+    id2label = _config(name).id2label
     return tuple(str(id2label[index]) for index in sorted(id2label))
