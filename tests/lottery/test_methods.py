@@ -22,6 +22,7 @@ SOURCES = (
     "Zhu and Gupta 2017",
     "Sanh et al. 2020",
     "Jiang et al. 2023",
+    "Xu et al. 2022",
     "Prasanna et al. 2020",
     "Chen et al. 2021",
     "Super Tickets",
