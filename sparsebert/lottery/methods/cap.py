@@ -146,7 +146,7 @@ class _Learned(Contrastive):
 @register("cap")
 @dataclass(frozen=True)
 class Cap(_Learned, Movement):
-    """CAP on movement pruning, with the warm-ups of its scripts: see :class:`Contrastive`."""
+    """CAP (Xu et al. 2022) on movement pruning, its scripts' warm-ups: see :class:`Contrastive`."""
 
     initial_warmup: float = 2.0
     final_warmup: float = 3.0
@@ -155,7 +155,7 @@ class Cap(_Learned, Movement):
 @register("cap-soft")
 @dataclass(frozen=True)
 class CapSoft(_Learned, SoftMovement):
-    """CAP on soft movement pruning, with the warm-ups of its scripts: see :class:`Contrastive`."""
+    """CAP (Xu et al. 2022) on soft movement pruning, its scripts' warm-ups: see :class:`Contrastive`."""
 
     initial_warmup: float = 2.0
     final_warmup: float = 3.0
@@ -164,8 +164,9 @@ class CapSoft(_Learned, SoftMovement):
 @register("cap-structured")
 @dataclass(frozen=True)
 class CapStructured(Contrastive):
-    """CAP on heads and neurons (see :class:`Contrastive`): in stages of ``step`` of the original ones the
-    least important go, the same share of both, and the rest trains on with a new optimizer and schedule.
+    """CAP (Xu et al. 2022) on heads and neurons, see :class:`Contrastive`: in stages of ``step`` of the
+    original ones the least important go, the same share of both, and the rest trains on with a new optimizer
+    and schedule.
 
     Importance is that of :class:`sparsebert.pruning.HeadImportance` on ``batches`` batches of the training
     data, by the loss of their labels; the last head of a layer stays. The first stage prunes the pre-trained
