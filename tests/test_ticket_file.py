@@ -142,11 +142,12 @@ class TestLayout:
         Ticket(masks).save(path)
         assert sum(mask.numel() for mask in masks.values()) == 84_934_656
         assert path.stat().st_size < 84_934_656 // 8 + 30_000
+        # Of the processor, not of the clock: other work may be going on.
         seconds = []
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             Ticket.load(path)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
         assert min(seconds) < 0.3
 
 
