@@ -43,13 +43,14 @@ STRUCTURED = {
     "importance-search",
     "early-bird",
     "super-tickets",
+    "cap-structured",
     "bad-units",
     "random-units",
 }
 
 
 # Those that prune nothing, that are not told how much, or whose options say what competes.
-OTHERWISE = {"dense", "soft-movement", "l0", "smp"}
+OTHERWISE = {"dense", "soft-movement", "l0", "smp", "cap-soft"}
 
 
 @pytest.fixture(autouse=True)
@@ -85,10 +86,11 @@ def test_any_method_finds_tickets_of_any_units_in_any_scope(
         "standard": {"step": 0.5 if at_once else 0.25},
         "multi-task": {"step": 0.5 if at_once else 0.25},
         "snip-imp": {"first": 0.5 if at_once else 0.25, "step": 0.25},
+        "cap": {"banks": "pretrained"},
     }.get(method, {})
-    if at_once and method in ("gradual", "movement"):
+    if at_once and method in ("gradual", "movement", "cap"):
         with pytest.raises(ValueError, match="learns no patterns"):
-            tiny.request(method, 0.5, **chosen)
+            tiny.request(method, 0.5, **chosen, **options)
         return
     given = lottery_method(method).needs_ticket
     ticket = prune(tiny.model(), sparsity=0.5, **chosen) if given else None
