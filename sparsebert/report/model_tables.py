@@ -52,6 +52,7 @@ def _bench_table(records: Sequence[Record]) -> Table:
     environment, workload = first["environment"], first["workload"]
     present = list(first["ratio"])
     baselines = [base for base in (*BARS, *FURTHER_BARS) if base in present] or present
+    held = any(running_bytes(record) for record in records)
     columns = (
         "side",
         *(f"vs {rival_name(base, environment)}" for base in baselines),
@@ -60,7 +61,7 @@ def _bench_table(records: Sequence[Record]) -> Table:
         "samples/s",
         "tokens/s",
         "weights MB",
-        "memory MB",
+        *(["memory MB"] if held else []),
         "error (limit)",
     )
     rows = []
@@ -76,7 +77,7 @@ def _bench_table(records: Sequence[Record]) -> Table:
                 rate(record["samples_per_s"]),
                 rate(record["tokens_per_s"]),
                 megabytes(record["weight_bytes"]),
-                megabytes(running_bytes(record)),
+                *([megabytes(running_bytes(record))] if held else []),
                 f"{record['gate']['error']:.0e} ({record['gate']['tolerance']:.0e})",
             )
         )
@@ -93,10 +94,12 @@ def bench_title(record: Record) -> str:
 
 
 def _bench_notes(records: Sequence[Record], environment: Record, workload: Record) -> Iterable[str]:
+    memory = "memory: peak resident while answering, over the bare interpreter; "
     yield (
         f"{machine_text(environment)}. Ratios: median of {records[0]['rounds']} paired rounds; "
-        "ms: median; weights: the pruned matrices as stored; memory: peak resident while answering, over the "
-        "bare interpreter; error: largest difference from the masked dense model, relative."
+        "ms: median; weights: the pruned matrices as stored; "
+        f"{memory if any(running_bytes(record) for record in records) else ''}"
+        "error: largest difference from the masked dense model, relative."
     )
     formats = records[0]["notes"].get("formats")
     if formats:

@@ -57,7 +57,17 @@ def test_a_side_in_a_worker_is_marked(bench_record):
 def test_what_was_not_measured_is_a_dash(bench_record):
     (table,) = bench_tables([bench_record(weight_bytes=None)])
     cells = dict(zip(table.columns, table.rows[0], strict=True))
-    assert cells["weights MB"] == cells["memory MB"] == "-"
+    assert cells["weights MB"] == "-"
+
+
+def test_memory_has_a_column_where_it_was_measured(bench_record):
+    measured = bench_record(memory={"running_over_baseline": 2_000_000})
+    (table,) = bench_tables([measured, bench_record(provider="onednn")])
+    column = table.columns.index("memory MB")
+    assert [row[column] for row in table.rows] == ["2.0", "-"]
+    (without,) = bench_tables([bench_record()])
+    assert "memory MB" not in without.columns
+    assert "memory" not in without.notes[0]
 
 
 def test_terminal_and_document_hold_the_same_cells(bench_record):
