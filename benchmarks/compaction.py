@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.lottery.__main__ import carry_out, sentence_lengths
+from benchmarks.lottery.carry_out import add_data_option, carry_out, has_data, sentence_lengths
 from benchmarks.lottery.runs import FOLDERS, SEEDS, Run
 from sparsebert.bench import environment, record, runner
 from sparsebert.bench.environment import Environment
@@ -80,12 +79,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=os.environ.get("SPARSEBERT_DATA"))
+    add_data_option(parser)
     parser.add_argument("--runs", type=Path, default=Path("build/lottery"), help="folder of the runs")
     parser.add_argument("--out", type=Path, help="write the records to this file")
     options = parser.parse_args()
-    if options.data is None or not options.data.is_dir():
-        print("error: no task data: --data or SPARSEBERT_DATA names their folder", file=sys.stderr)
+    if not has_data(options.data):
         return 2
     from transformers import AutoModel
 

@@ -70,11 +70,12 @@ def first_inputs(
     device: torch.device,
     *,
     max_length: int | None = None,
+    template: str | None = None,
     batch_size: int = 32,
     count: int = 8,
 ) -> list[dict[str, Tensor]]:
     """What a model is given of the first ``count`` batches of a split: no labels."""
-    encoded = encode(examples, task, tokenizer, max_length)
+    encoded = encode(examples, task, tokenizer, max_length, template)
     loader = DataLoader(encoded, batch_size, collate_fn=collate(task, tokenizer))
     return [
         {name: value.to(device) for name, value in batch.items() if name not in _TARGETS}

@@ -175,15 +175,11 @@ def evaluate(
     :func:`sparsebert.data.load` do, and for a ticket of another model.
     """
     known = task_of(task, data)
-    loaded, tokenizer = load_model(model, known, trained=True)
+    loaded, tokenizer, form = _trained(model, known, max_length)
     if ticket is not None:
         ticket.apply_(loaded)
-    if torch.cuda.is_available():
-        loaded = loaded.cuda()
-    examples = examples_of(known, data, train=False)
-    template = template_of(loaded)
-    judge = evaluator(known, examples.validation, tokenizer, max_length=max_length, template=template)
-    return judge(loaded)
+    validation = examples_of(known, data, train=False).validation
+    return evaluator(known, validation, tokenizer, **form)(loaded)
 
 
 def evaluate_compacted(
@@ -202,18 +198,24 @@ def evaluate_compacted(
     :func:`sparsebert.compaction_description`. Raises as :func:`evaluate` and `compact_` do.
     """
     known = task_of(task, data)
-    loaded, tokenizer = load_model(model, known, trained=True)
-    if torch.cuda.is_available():
-        loaded = loaded.cuda()
+    loaded, tokenizer, form = _trained(model, known, max_length)
     validation = examples_of(known, data, train=False).validation
-    measure = evaluator(known, validation, tokenizer, max_length=max_length)
+    measure = evaluator(known, validation, tokenizer, **form)
     first = next(iter(validation.values()))
-    batches = first_inputs(known, first, tokenizer, loaded.device, max_length=max_length)
+    batches = first_inputs(known, first, tokenizer, loaded.device, **form)
     masked = measure(ticket.apply_(copy.deepcopy(loaded)))
     compact_(loaded, ticket, min_row_weights=min_row_weights, batches=batches)
     found = compaction_description(loaded)
     told = {name: found[name] for name in ("min_row_weights", "weights", "output_change")}
     return {"metrics": measure(loaded), "masked_metrics": masked, "compaction": told}
+
+
+def _trained(name: str, task: Task, max_length: int | None) -> tuple[Any, Any, dict[str, Any]]:
+    """A trained model, on a GPU where there is one, its tokenizer, and how it takes its examples."""
+    model, tokenizer = load_model(name, task, trained=True)
+    if torch.cuda.is_available():
+        model = model.cuda()
+    return model, tokenizer, {"max_length": max_length, "template": template_of(model)}
 
 
 def seeded(request: Request, seed: int) -> Request:

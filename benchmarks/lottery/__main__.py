@@ -14,17 +14,22 @@ sentences, and the file is written anew.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
+from benchmarks.lottery.carry_out import (
+    add_data_option,
+    carry_out,
+    has_data,
+    is_done,
+    place,
+    sentence_lengths,
+)
 from benchmarks.lottery.runs import (
     CURVE,
-    FOLDERS,
     LEARNED,
     PARTS,
     SEEDS,
@@ -38,39 +43,11 @@ from benchmarks.lottery.runs import (
 from sparsebert.bench import environment, record, runner
 from sparsebert.bench.subject import prepare
 from sparsebert.bench.workload import Workload, hush_transformers
-from sparsebert.data import encode, load
 from sparsebert.demo.real_model import NAME, weights_folder
 from sparsebert.lottery.folder import RunFolder
 from sparsebert.report.lottery_plots import curve_plot
 from sparsebert.report.lottery_tables import RIVALS, curve_tables, learned_tables, transfer_tables
 from sparsebert.ticket import Ticket
-from sparsebert.train import train
-
-
-def carry_out(run: Run, runs: Path, data: Path, *, keep_model: bool = False) -> list[record.Record]:
-    """The records of the run's rounds, marked with the row of the results that they belong to."""
-    folder = runs / run.name
-    rows = train(
-        run.task,
-        weights_folder(),
-        run.request(runs),
-        folder,
-        data=data / FOLDERS[run.task],
-        say=lambda text: print(f"{run.name}: {text}", file=sys.stderr, flush=True),
-    )
-    # Tickets are small and stay; the weights trained with them would fill the disk.
-    if not keep_model:
-        shutil.rmtree(folder / "model", ignore_errors=True)
-    return [row | _place(run) | {"model": NAME} for row in rows]
-
-
-def _is_done(run: Run, runs: Path) -> bool:
-    return RunFolder(runs / run.name).finished() is not None
-
-
-def _place(run: Run) -> dict[str, object]:
-    """Where records of the run belong in the results; `asked` where what comes out is only near it."""
-    return {"part": run.part, "label": run.label} | ({"asked": run.sparsity} if run.finds else {})
 
 
 def speeds(chosen: Iterable[Run], runs: Path, data: Path) -> Iterator[record.Record]:
@@ -86,29 +63,14 @@ def speeds(chosen: Iterable[Run], runs: Path, data: Path) -> Iterator[record.Rec
             print(f"speed of {run.label} {row['sparsity']:.0%}", file=sys.stderr, flush=True)
             for side in runner.run(subject, RIVALS, machine, runner.Settings(budget=5.0, memory=False)):
                 side["workload"]["model"] = NAME
-                yield side | _place(run)
-
-
-def sentence_lengths(data: Path) -> tuple[int, ...]:
-    """Tokens of the first 64 sentences of SST-2's validation data."""
-    from transformers import AutoTokenizer
-
-    examples = load("sst2", data / FOLDERS["sst2"], train=False).validation["validation"]
-    return tuple(
-        encode(examples[:64], "sst2", AutoTokenizer.from_pretrained(weights_folder())).lengths.tolist()
-    )
+                yield side | place(run)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=os.environ.get("SPARSEBERT_DATA"),
-        help="folder with glue/ and wikitext-2/ (default: SPARSEBERT_DATA)",
-    )
+    add_data_option(parser)
     parser.add_argument("--runs", type=Path, default=Path("build/lottery"), help="folder of the runs")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part; several if repeated")
     parser.add_argument(
@@ -118,8 +80,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write the records to this file when all is done")
     parser.add_argument("--plot", type=Path, help="draw accuracy and speed against sparsity (PNG)")
     options = parser.parse_args()
-    if options.data is None or not options.data.is_dir():
-        print("error: no task data: --data or SPARSEBERT_DATA names their folder", file=sys.stderr)
+    if not has_data(options.data):
         return 2
     torch.set_num_threads(1)
     hush_transformers()
@@ -133,7 +94,7 @@ def main() -> int:
     ]
     moved = [*sources(), *targets()] if TRANSFER in parts else []
     if options.done:
-        on_sst2, moved = ([run for run in each if _is_done(run, options.runs)] for each in (on_sst2, moved))
+        on_sst2, moved = ([run for run in each if is_done(run, options.runs)] for each in (on_sst2, moved))
     rows = [row for run in (*on_sst2, *moved) for row in carry_out(run, options.runs, options.data)]
     if options.out:
         rows += speeds([run for run in on_sst2 if run.seed == seeds[0]], options.runs, options.data)

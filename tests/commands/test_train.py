@@ -135,8 +135,10 @@ class TestTrain:
             assert trained[name].equal(weight.masked_fill(~masks[name], 0) if name in masks else weight)
         judged = ["--model", str(tmp_path / "run"), "--json", str(tmp_path / "e")]
         assert cli.main(["eval", *there, *judged]) == 0
-        (again,) = record.read(tmp_path / "e", "eval")
-        assert again["metrics"] == row["metrics"]
+        compacted = ["--compact", "--ticket", str(tmp_path / "run" / "ticket.safetensors")]
+        assert cli.main(["eval", *there, *judged, *compacted]) == 0
+        again, smaller = record.read(tmp_path / "e", "eval")
+        assert again["metrics"] == smaller["masked_metrics"] == smaller["metrics"] == row["metrics"]
         config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
         assert config["label_words"]["template"] == template
 
