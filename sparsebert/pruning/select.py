@@ -13,10 +13,8 @@ Size = Tensor | int
 
 # Entries looked at together: a core's own cache holds them, a GPU wants more at once.
 _CPU_CHUNK, _GPU_CHUNK = 1 << 18, 1 << 24
-_SAMPLE = 1 << 16
-# Ranks of the sample on either side of the threshold's expected place: four times the standard deviation of
-# the rank, then so many that it is there, then all.
-_MARGINS = (1 << 9, 1 << 12, _SAMPLE + 1)
+# One entry in so many is drawn, this many at most; where few would be, all are sorted.
+_SHARE, _SAMPLE, _FEW = 1 << 5, 1 << 16, 1 << 8
 
 
 def ranked(scores: Tensor, alive: Tensor | None = None) -> Tensor:
@@ -83,7 +81,7 @@ def _threshold(scores: Sequence[Tensor], sizes: Sequence[Size], room: int) -> tu
     """
     drawn, reach = _sample(scores, sizes)
     at = int(torch.searchsorted(reach, room))
-    for margin in _MARGINS:
+    for margin in _margins(len(drawn)):
         high = float(drawn[at - margin]) if at >= margin else None
         low = float(drawn[at + margin]) if at + margin < len(drawn) else None
         above, at_high, values, parts = _between(scores, sizes, low, high)
@@ -117,9 +115,11 @@ def _sample(scores: Sequence[Tensor], sizes: Sequence[Size]) -> tuple[Tensor, Te
     """Live scores at random places, the highest first, and the size that the entries down to each have
     together, as far as the sample tells. None of them where sorting all entries is as quick."""
     entries = sum(tensor.numel() for tensor in scores)
-    if entries <= 2 * _SAMPLE:
+    size_of_sample = min(entries // _SHARE, _SAMPLE)
+    if size_of_sample < _FEW:
         return torch.empty(0), torch.empty(0)
-    places = torch.randint(entries, (_SAMPLE,), generator=torch.Generator().manual_seed(0)).sort().values
+    places = torch.randint(entries, (size_of_sample,), generator=torch.Generator().manual_seed(0))
+    places = places.sort().values
     values, parts, start = [], [], 0
     for tensor, size in zip(scores, sizes, strict=True):
         first, last = torch.searchsorted(places, torch.tensor([start, start + tensor.numel()])).tolist()
@@ -130,7 +130,14 @@ def _sample(scores: Sequence[Tensor], sizes: Sequence[Size]) -> tuple[Tensor, Te
     drawn, weight = torch.cat(values), torch.cat(parts)
     alive = ~drawn.isnan()
     drawn, order = drawn[alive].sort(descending=True)
-    return drawn, weight[alive][order].double().cumsum(0) * (entries / _SAMPLE)
+    return drawn, weight[alive][order].double().cumsum(0) * (entries / size_of_sample)
+
+
+def _margins(drawn: int) -> tuple[int, int, int]:
+    """Ranks of the sample on either side of the threshold's expected place: four times the standard deviation
+    of the rank, where it is largest, then so many that it is there, then all."""
+    likely = 2 * math.isqrt(drawn) + 1
+    return likely, 8 * likely, drawn + 1
 
 
 def _between(

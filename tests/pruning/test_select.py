@@ -24,8 +24,9 @@ def sampled(request: pytest.FixtureRequest) -> Iterator[None]:
     """What the sample tells may be wrong, and the result must not: one of a few entries often is."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param:
-            patch.setattr(module, "_SAMPLE", 6)
-            patch.setattr(module, "_MARGINS", (1, 2, 7))
+            for name, value in {"_SHARE": 1, "_FEW": 1, "_SAMPLE": 6}.items():
+                patch.setattr(module, name, value)
+            patch.setattr(module, "_margins", lambda drawn: (1, 2, drawn + 1))
             patch.setattr(module, "_CPU_CHUNK", 5)
         yield
 
