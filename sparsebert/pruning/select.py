@@ -115,22 +115,22 @@ def _sample(scores: Sequence[Tensor], sizes: Sequence[Size]) -> tuple[Tensor, Te
     """Live scores at random places, the highest first, and the size that the entries down to each have
     together, as far as the sample tells. None of them where sorting all entries is as quick."""
     entries = sum(tensor.numel() for tensor in scores)
-    size_of_sample = min(entries // _SHARE, _SAMPLE)
-    if size_of_sample < _FEW:
+    share = min(1 / _SHARE, _SAMPLE / max(entries, 1))
+    if entries * share < _FEW:
         return torch.empty(0), torch.empty(0)
-    places = torch.randint(entries, (size_of_sample,), generator=torch.Generator().manual_seed(0))
-    places = places.sort().values
-    values, parts, start = [], [], 0
+    chance = torch.Generator().manual_seed(0)
+    values, weights = [], []
     for tensor, size in zip(scores, sizes, strict=True):
-        first, last = torch.searchsorted(places, torch.tensor([start, start + tensor.numel()])).tolist()
-        mine = places[first:last] - start
-        values.append(tensor.view(-1)[mine.to(tensor.device)].cpu())
-        parts.append(torch.full(mine.shape, size) if isinstance(size, int) else size.reshape(-1)[mine].cpu())
-        start += tensor.numel()
-    drawn, weight = torch.cat(values), torch.cat(parts)
+        if not (count := math.ceil(tensor.numel() * share)):
+            continue
+        places = torch.randint(tensor.numel(), (count,), generator=chance)
+        values.append(tensor.view(-1)[places.to(tensor.device)].cpu())
+        part = torch.full((count,), size) if isinstance(size, int) else size.reshape(-1)[places].cpu()
+        weights.append(part * (tensor.numel() / count))
+    drawn, weight = torch.cat(values), torch.cat(weights)
     alive = ~drawn.isnan()
     drawn, order = drawn[alive].sort(descending=True)
-    return drawn, weight[alive][order].double().cumsum(0) * (entries / size_of_sample)
+    return drawn, weight[alive][order].cumsum(0, dtype=torch.float64)
 
 
 def _margins(drawn: int) -> tuple[int, int, int]:
