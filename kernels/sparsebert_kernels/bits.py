@@ -36,8 +36,8 @@ def unpack_bits(words: Tensor, columns: int) -> Tensor:
 def selected(values: Tensor, mask: Tensor) -> Tensor:
     """``values`` where the bool ``mask`` of their shape is True, elsewhere +0, whatever stood there.
 
-    By the bits of the values: as exact as `torch.where`, and ten times as fast on a CPU, where that goes entry
-    by entry.
+    By the bits of the values: as exact as `torch.where`, and ten times as fast on a CPU, where that goes
+    entry by entry.
     """
     return as_integers(values).bitwise_and(-mask.view(torch.int8)).view(values.dtype)
 

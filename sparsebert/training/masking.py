@@ -67,4 +67,3 @@ class MaskKeeper:
 
 def _selected(kept: Tensor, gradient: Tensor) -> Tensor:
     return as_integers(gradient).bitwise_and(kept).view(gradient.dtype)
-
