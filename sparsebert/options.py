@@ -177,6 +177,9 @@ class MethodOptions:
     per_example: Annotated[
         bool | None, typer.Option("--per-example", help="importance: abs of each example's gradient")
     ] = None
+    per_token: Annotated[
+        bool | None, typer.Option("--per-token", help="importance: abs of each token's part of the gradient")
+    ] = None
     keep_a_head: Annotated[
         bool | None, typer.Option("--keep-a-head", help="importance: the best head of each layer goes last")
     ] = None
