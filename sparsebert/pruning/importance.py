@@ -42,15 +42,17 @@ def gate_importance(
     sum of the gradients up to it: sum over b of abs(sum over b' <= b of dL/dgate).
     ``per_example``: the absolute value of each example's gradient, and not that of each batch's mean, so that
     the batch size does not matter. For losses that are means over the examples of a batch.
-    ``per_token``: the absolute value of each token's part of the gradient, x_t . dL/dx_t, as Michel et al. and
-    Liang et al. 2021 compute it; here ``accumulate`` adds up absolute values. Otherwise as ``per_example``.
+    ``per_token``: the absolute value of each token's part of the gradient, x_t . dL/dx_t, as Michel et al.
+    and Liang et al. 2021 compute it; here ``accumulate`` adds up absolute values. Else as ``per_example``.
 
     Raises ValueError if there is no batch, one without a loss, for ``per_example`` with one of the others.
     """
     if accumulate and per_example:
         raise ValueError("accumulate adds up the gradients of batches, per_example has one of each example")
     if per_token and per_example:
-        raise ValueError("per_example adds up the gradients of an example's tokens, per_token has one of each")
+        raise ValueError(
+            "per_example adds up the gradients of an example's tokens, per_token has one of each"
+        )
     like = next(model.parameters())
     values = {
         name: torch.ones(site.count(model)) if gates is None else gates[name].detach()
@@ -67,10 +69,7 @@ def gate_importance(
             tokens += size[0] * size[1] if mask is None else int(mask.sum())
             apart = size[:2] if per_token else size[:1] if per_example else ()
             leaves = {
-                name: value.to(like.device, like.dtype)
-                .expand(*apart, -1)
-                .clone()
-                .requires_grad_()
+                name: value.to(like.device, like.dtype).expand(*apart, -1).clone().requires_grad_()
                 for name, value in values.items()
             }
             with gated(model, sites, leaves):

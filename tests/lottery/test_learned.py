@@ -124,6 +124,15 @@ def test_interrupted_after_the_last_step(
     assert_same(tmp_path / "parts", tmp_path / "whole")
 
 
+def test_whole_mlps_close_by_their_scores(tmp_path: Path) -> None:
+    """Nothing competes there; where scores do, the one MLP of a layer wants another scope than its layer."""
+    (row,) = run(tiny.experiment(), asked("l0", granularity="mlp"), tmp_path / "run")
+    assert row["granularity"] == "mlp"
+    with pytest.raises(ValueError, match="each MLP competes with itself alone"):
+        run(tiny.experiment(), asked("movement", granularity="head+mlp"), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
 def test_masks_are_derived_once_a_step_and_last_over_accumulated_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,8 +99,8 @@ def test_of_each_example_the_batch_size_does_not_matter(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_of_each_token(kind: str, accumulate: bool) -> None:
-    """The sum over tokens of abs(x_t . dL/dx_t), as ``MaskHead.backward`` of Liang et al. 2021 computes it and
-    their loop, which never clears it, adds it up."""
+    """The sum over tokens of abs(x_t . dL/dx_t), as ``MaskHead.backward`` of Liang et al. 2021 computes it,
+    and as their loop, which never clears it, adds it up."""
     model = build(dtype=torch.float64)
     width = {"head": HEAD, "neuron": 1, "mlp": 24}[kind]
     total, grad = np.zeros(()), np.zeros(())

@@ -34,6 +34,10 @@ class Importance(LotteryMethod):
         if self.batches < 1:
             raise ValueError(f"batches must be at least 1, not {self.batches}")
 
+    @property
+    def granularity(self) -> str:
+        return "head+neuron"
+
     def require_units(self, granularity: str, scope: str) -> None:
         if not kinds_in(granularity):
             raise ValueError(
