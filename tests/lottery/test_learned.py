@@ -28,9 +28,9 @@ from tests.lottery import tiny
 METHODS: dict[str, dict[str, Any]] = {
     "gradual": {"sparsity": 0.7},
     "movement": {"sparsity": 0.7},
-    "soft-movement": {"sparsity": None, "threshold": 0.5, "regularisation": 1.0},
+    "soft-movement": {"sparsity": None, **tiny.PENALISED["soft-movement"]},
     "smp": {"sparsity": 0.7},
-    "l0": {"sparsity": None, "scores_learning_rate": 2.0, "regularisation": 1.0},
+    "l0": {"sparsity": None, **tiny.PENALISED["l0"]},
 }
 BLOCKS = {"granularity": "block", "block_size": (5, 5)}
 
