@@ -63,6 +63,9 @@ def prune(
     per_example: Annotated[
         bool, typer.Option("--per-example", help="head-importance: abs of each example's gradient")
     ] = False,
+    per_token: Annotated[
+        bool, typer.Option("--per-token", help="head-importance: abs of each token's part of the gradient")
+    ] = False,
     keep_a_head: Annotated[
         bool, typer.Option("--keep-a-head", help="head-importance: the best head of each layer goes last")
     ] = False,
@@ -97,6 +100,7 @@ def prune(
         "keep_smallest": keep_smallest,
         "accumulate": accumulate,
         "per_example": per_example,
+        "per_token": per_token,
         "keep_a_head": keep_a_head,
     }
     chosen_method = find_method(method, **{flag: True for flag, given in flags.items() if given})

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparsebert.method_options import MethodOptions
 from sparsebert.options import (
     DataOptions,
     DistillationOptions,
     JsonFile,
-    MethodOptions,
     PretrainedModel,
     Seeds,
     TaskName,
@@ -85,7 +85,7 @@ def train(
     request = Request(
         chosen_method,
         0.0 if method == "dense" and sparsity is None else sparsity,
-        Units(**units.arguments(chosen_method.scope)),
+        Units(**units.arguments(chosen_method.granularity, chosen_method.scope)),
         training,
         ticket_of(ticket, skeleton(model)) if ticket else None,
         distillation=distillation.settings(),
@@ -138,6 +138,8 @@ def train(
     if json is not None:
         record.append(json, rows)
     _print_rounds(rows)
+    for row in rows:
+        _say_search(row)
     typer.echo(f"tickets, run log and trained model: {folder}")
 
 
@@ -236,6 +238,18 @@ def _say_gain(model: Any, request: Request) -> None:
 
 def _say_nothing(model: Any, request: Request) -> None:
     pass
+
+
+def _say_search(row: dict[str, Any]) -> None:
+    """What a draw before the end of a round saved; nothing of a round without one."""
+    search = row.get("search")
+    if not isinstance(search, dict) or "drawn_at" not in search:
+        return
+    unsettled = "" if search["settled"] else ", though its mask had not settled"
+    typer.echo(
+        f"seed {row['seed']}: ticket drawn after {search['drawn_at']} of {search['steps']} steps, "
+        f"{search['saved']:.0%} of the search saved{unsettled}"
+    )
 
 
 def _print_rounds(rows: list[dict[str, Any]]) -> None:

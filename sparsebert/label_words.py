@@ -58,7 +58,8 @@ def word_ids(words: Sequence[str], tokenizer: Any) -> list[int]:
     """The token of each word. Raises ValueError for one of several tokens, an unknown or a repeated one."""
     ids = []
     for word in words:
-        found = tokenizer(word, add_special_tokens=False)["input_ids"]
+        # As in the middle of a text: RoBERTa's vocabulary has whole words only with the space before them.
+        found = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
         if len(found) != 1:
             raise ValueError(f"label word {word!r} is {len(found)} tokens of the model; it must be one")
         if found[0] == tokenizer.unk_token_id:

@@ -136,7 +136,12 @@ class DataOptions:
 class UnitOptions:
     """What is pruned together, and what competes for its place."""
 
-    granularity: Granularity = "element"
+    granularity: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{GRANULARITY_HELP}; by default element, or heads with neurons or MLPs as the method does"
+        ),
+    ] = None
     scope: Annotated[
         str | None,
         typer.Option(
@@ -146,119 +151,13 @@ class UnitOptions:
     ] = None
     pooler: Annotated[bool, typer.Option("--pooler", help="prune the pooler too, as Chen et al. do")] = False
 
-    def arguments(self, scope: str = "global") -> dict[str, Any]:
-        """Those of :func:`sparsebert.prune`, and of a lottery run's Units; ``scope`` where none is given."""
+    def arguments(self, granularity: str = "element", scope: str = "global") -> dict[str, Any]:
+        """Those of :func:`sparsebert.prune`, and of a lottery run's Units; these where none are given."""
         return {
-            "granularity": self.granularity,
+            "granularity": self.granularity or granularity,
             "scope": self.scope or scope,
             "include_pooler": self.pooler,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodOptions:
-    """Options of the lottery methods, by the names that the methods know them by; None is their default."""
-
-    rewind: Annotated[
-        str | None, typer.Option(help="pretrained, step, learning-rate or none (standard pruning)")
-    ] = None
-    rewind_step: Annotated[int | None, typer.Option(help="the step of --rewind step")] = None
-    head: Annotated[str | None, typer.Option(help="each round: rewind, keep or fresh")] = None
-    schedule_rounds: Annotated[
-        int | None, typer.Option(help="rounds that the schedule spans; Chen et al.: 10")
-    ] = None
-    share: Annotated[str | None, typer.Option(help="--step is a share of the original or remaining")] = None
-    step: Annotated[float | None, typer.Option(help="share of weights pruned in a round")] = None
-    batches: Annotated[int | None, typer.Option(help="batches that SNIP or importance looks at")] = None
-    accumulate: Annotated[
-        bool | None,
-        typer.Option("--accumulate", help="importance: gradients of masks never cleared, as published"),
-    ] = None
-    per_example: Annotated[
-        bool | None, typer.Option("--per-example", help="importance: abs of each example's gradient")
-    ] = None
-    keep_a_head: Annotated[
-        bool | None, typer.Option("--keep-a-head", help="importance: the best head of each layer goes last")
-    ] = None
-    share_of_heads: Annotated[
-        float | None, typer.Option(help="importance-search: share of the heads masked in a step")
-    ] = None
-    judged_on: Annotated[
-        str | None, typer.Option(help="importance-search: train, or validation as published")
-    ] = None
-    rescore: Annotated[
-        bool | None,
-        typer.Option("--rescore/--no-rescore", help="importance-search: forget the scores of rejected masks"),
-    ] = None
-    penalty: Annotated[float | None, typer.Option(help="early-bird: of the coefficients' L1 norm")] = None
-    draw: Annotated[
-        str | None, typer.Option(help="early-bird: at a mask distance, or fixed at --draw-at as published")
-    ] = None
-    draw_at: Annotated[float | None, typer.Option(help="early-bird, fixed: share of an epoch")] = None
-    every: Annotated[int | None, typer.Option(help="early-bird: steps between two masks")] = None
-    epsilon: Annotated[float | None, typer.Option(help="early-bird: mask distance that is settled")] = None
-    window: Annotated[int | None, typer.Option(help="early-bird: how many distances in a row")] = None
-    absolute: Annotated[
-        bool | None, typer.Option("--absolute", help="early-bird: coefficients rank by their size")
-    ] = None
-    bernoulli: Annotated[
-        bool | None, typer.Option("--bernoulli", help="random-units: their number varies, as published")
-    ] = None
-    first: Annotated[float | None, typer.Option(help="snip-imp: sparsity that SNIP prunes to")] = None
-    of: Annotated[str | None, typer.Option(help="one-shot: magnitudes of pretrained or trained")] = None
-    scores_learning_rate: Annotated[
-        float | None, typer.Option(help="of the scores, where masks are learned")
-    ] = None
-    initial_warmup: Annotated[
-        float | None, typer.Option(help="times --warmup-steps: all is kept so long at the beginning")
-    ] = None
-    final_warmup: Annotated[
-        float | None, typer.Option(help="times --warmup-steps: the density stays so long at the end")
-    ] = None
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="soft-movement, mask T of smp: what scores must exceed; importance-search: share of the "
-            "metric to hold"
-        ),
-    ] = None
-    regularisation: Annotated[float | None, typer.Option(help="weight of the penalty on scores")] = None
-    floor: Annotated[float | None, typer.Option(help="soft-movement: share of each matrix that stays")] = None
-    mask: Annotated[str | None, typer.Option(help="smp: L, S, G or T")] = None
-    ramp_steps: Annotated[int | None, typer.Option(help="smp: steps over which the density falls")] = None
-    curve: Annotated[str | None, typer.Option(help="smp: along which it falls, cubic or linear")] = None
-    regularisation_over: Annotated[
-        str | None, typer.Option(help="smp: the penalty grows over the run, or the fall of the density")
-    ] = None
-    temperature: Annotated[float | None, typer.Option(help="smp, mask S: divides the scores")] = None
-    label_words: Annotated[
-        str | None, typer.Option(help="smp: a word for each label, terrible,great, or task for known ones")
-    ] = None
-    template: Annotated[
-        str | None,
-        typer.Option(help="smp: text around the examples', with a blank for the words: '{0} [MASK]'"),
-    ] = None
-    smp_compat: Annotated[
-        bool | None, typer.Option("--smp-compat", help="smp: as its released code computes")
-    ] = None
-    instance_weight: Annotated[
-        float | None, typer.Option(help="cap: of the term of representations of the same example")
-    ] = None
-    label_weight: Annotated[
-        float | None, typer.Option(help="cap: of the term of those of the same label")
-    ] = None
-    contrast_temperature: Annotated[float | None, typer.Option(help="cap: divides the similarities")] = None
-    negatives: Annotated[int | None, typer.Option(help="cap: representations drawn for each bank")] = None
-    banks: Annotated[
-        str | None, typer.Option(help="cap: some of pretrained,fine-tuned,snapshots; all of them without it")
-    ] = None
-    snapshot_every: Annotated[
-        int | None, typer.Option(help="cap, cap-soft: steps between snapshots; an epoch without it")
-    ] = None
-    within: Annotated[str | None, typer.Option(help="shuffled: in each matrix, or whole layers")] = None
-    proportions: Annotated[
-        str | None, typer.Option(help="multi-task: equal turns, by size, or a number for each task: 2,1")
-    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ FLOORS = (
     {"bench"},
     {"report"},
     {"training", "label_words"},
-    {"lottery", "evaluation", "options", "model_loading"},
+    {"lottery", "evaluation", "options", "method_options", "model_loading"},
     {"from_runs", "teachers"},
     {"folders", "train"},
     {"transfer"},

@@ -146,6 +146,18 @@ def test_words_that_are_no_tokens_are_refused(tokenizer: Any, words: tuple[str, 
         word_ids(words, tokenizer)
 
 
+def test_a_word_of_roberta_is_the_one_after_a_space() -> None:
+    """Its vocabulary cuts a word at the beginning of a text into pieces."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    pieces = ByteLevelBPETokenizer()
+    texts = ["a great film", "the plot is terrible", "it is great"]
+    pieces.train_from_iterator(texts * 9, vocab_size=400, show_progress=False, special_tokens=["<unk>"])
+    roberta = transformers.PreTrainedTokenizerFast(tokenizer_object=pieces._tokenizer, unk_token="<unk>")
+    assert len(roberta("great", add_special_tokens=False)["input_ids"]) > 1
+    assert roberta.convert_ids_to_tokens(word_ids(("terrible", "great"), roberta)) == ["Ġterrible", "Ġgreat"]
+
+
 def test_every_task_with_labels_has_words_in_their_order() -> None:
     for name, words in WORDS.items():
         assert len(words) == find_task(name).num_labels

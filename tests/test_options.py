@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
-from typing import Annotated
+import re
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Annotated, get_type_hints
 
 import pytest
 import typer
 
+import sparsebert.lottery.methods  # noqa: F401  (registers them)
 from sparsebert import cli_tickets, cli_train, cli_transfer
-from sparsebert.options import TRAINING_HELP, DataOptions, flattened, mean_and_verdict, seed_list
+from sparsebert.lottery.registry import lottery_method, lottery_methods
+from sparsebert.method_options import MethodOptions
+from sparsebert.options import (
+    TRAINING_HELP,
+    DataOptions,
+    flattened,
+    mean_and_verdict,
+    seed_list,
+)
 from sparsebert.training.settings import TrainingSettings
 
 
@@ -56,6 +67,24 @@ def test_every_command_that_reads_a_task_reads_it_from_the_same_places() -> None
     places = set(vars(DataOptions()))
     for command in (cli_train.train, cli_train.evaluate, cli_transfer.transfer, cli_tickets.prune):
         assert places <= set(inspect.signature(command).parameters)
+
+
+def test_the_help_of_a_method_s_option_says_its_default_in_each_method() -> None:
+    """Numbers and names alike; flags are off, and what is None or nothing is said in words."""
+    options = get_type_hints(MethodOptions, include_extras=True)
+    for name in lottery_methods():
+        for each in fields(lottery_method(name)):
+            default = each.default
+            if default is None or isinstance(default, bool) or default in (0, ""):
+                continue
+            (option,) = (part for part in options[each.name].__metadata__ if hasattr(part, "help"))
+            shown = default.value if isinstance(default, Enum) else default
+            if each.name == "banks":
+                assert shown in option.help
+                continue
+            words = re.split(r"[ ,;:()]|'s", option.help)
+            spelled = f"{shown:.4f}".rstrip("0").rstrip(".") if isinstance(shown, float) else str(shown)
+            assert spelled in words or f"{shown}" in words, (name, each.name, shown)
 
 
 def test_seeds_are_whole_numbers_each_once() -> None:

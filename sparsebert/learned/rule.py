@@ -20,11 +20,17 @@ from sparsebert.pruning.units import UnitGroup, rivals
 
 @dataclass(frozen=True)
 class Goal:
-    """Where a run leads: its optimizer steps, those in which the learning rate warms up, the density."""
+    """Where a run leads: its optimizer steps, those in which the learning rate warms up, the density.
+
+    ``task``: its name, and ``taught``: whether a teacher helps, for rules whose published settings differ by
+    them.
+    """
 
     steps: int
     warmup: int
     density: Fraction
+    task: str = ""
+    taught: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sparsebert.learned import released
 from sparsebert.learned.rule import (
     Candidates,
     Goal,
@@ -81,8 +82,9 @@ class StaticModelPruning(Scored):
     ``regularisation`` * (1 - (1 - t / T)^3) and T as ``regularisation_over`` says.
 
     ``smp_compat``: as the released code computes. Counts are rounded to below, nothing is redistributed (so S
-    keeps less than it says), the temperature is 4 from a density of 0.7 on, and the density falls over 3500
-    steps from a density of 0.8 on, 5250 from 0.7 on, else all steps but the last 30000.
+    keeps less than it says), and ramps and temperature are what its scripts set for the task
+    (:mod:`sparsebert.learned.released`): the temperature is 4 from a density of 0.7 on, and the density falls
+    over 3500 steps from a density of 0.8 on, 5250 from 0.7 on, else all steps but the last 30000.
     """
 
     trains_weights: ClassVar[bool] = False
@@ -121,8 +123,7 @@ class StaticModelPruning(Scored):
         steps, source = self.ramp_steps, "ramp_steps"
         if steps is None and self.smp_compat:
             source = f"the released code's ramp for a density of {float(goal.density):g}"
-            late = 3500 if goal.density >= Fraction(4, 5) else 5250
-            steps = late if goal.density >= Fraction(7, 10) else goal.steps - 30000
+            steps = released.ramp_steps(goal, self.mask is Mask.SHARED)
         elif steps is None:
             steps, source = max(1, round(_SHARE_OF_RAMP * goal.steps)), ""
         if not 1 <= steps <= goal.steps:
@@ -149,6 +150,8 @@ class StaticModelPruning(Scored):
 
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:
         end = goal.steps if self.regularisation_over is Over.RUN else self.ramp(goal).end
+        if self.smp_compat and self.regularisation_over is Over.RUN:
+            end = released.penalty_steps(goal)
         return growing_penalty(scores, self.regularisation, end, step)
 
     def _shared(
@@ -156,7 +159,7 @@ class StaticModelPruning(Scored):
     ) -> dict[str, Tensor]:
         temperature = self.temperature
         if temperature is None:
-            temperature = 4.0 if self.smp_compat and goal.density >= Fraction(7, 10) else 1.0
+            temperature = released.temperature(goal) if self.smp_compat else 1.0
         masks: dict[str, Tensor] = {}
         for of_type in candidates.rivals("type"):
             rates = [

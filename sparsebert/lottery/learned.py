@@ -44,7 +44,8 @@ class LearnedMethod(LotteryMethod, Rule):
 
     def goal(self, request: Request, steps: int) -> Goal:
         """Where a run of so many steps leads."""
-        return Goal(steps, request.training.warmup_steps, 1 - request.target)
+        task, taught = str(request.names.get("task", "")), request.distillation is not None
+        return Goal(steps, request.training.warmup_steps, 1 - request.target, task, taught)
 
     def learner(self, model: Any, request: Request, steps: int, whole: Ticket) -> Learner:
         """The rule at work in the model. ``whole``: a ticket of the model that keeps everything."""

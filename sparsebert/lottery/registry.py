@@ -111,6 +111,11 @@ class LotteryMethod(abc.ABC):
         return False
 
     @property
+    def granularity(self) -> str:
+        """What is pruned together, where nothing else is asked for."""
+        return "element"
+
+    @property
     def scope(self) -> str:
         """What competes for a place in the ticket, where nothing else is asked for."""
         return "global"
@@ -125,8 +130,8 @@ class LotteryMethod(abc.ABC):
     def begin_(self, model: nn.Module, seed: int) -> None:  # noqa: B027  (a hook)
         """Change the weights that the run begins with."""
 
-    def require(self, experiment: Experiment) -> None:  # noqa: B027  (a hook)
-        """Raise ValueError for a model, data or a teacher that the method cannot work with."""
+    def require(self, experiment: Experiment, request: Request) -> None:  # noqa: B027  (a hook)
+        """Raise ValueError for a model, data, a teacher or a training that the method cannot work with."""
 
     @contextlib.contextmanager
     def accompanied(

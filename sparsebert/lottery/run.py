@@ -83,13 +83,16 @@ class _Run:
 
     def rehearse(self) -> None:
         """Find out before hours of training whether units, sparsity, ticket and data fit model and method."""
-        self.method.require(self.experiment)
+        self.method.require(self.experiment, self.request)
         if self.request.ticket is not None:
             self.request.ticket.check(self.model)
-        elif self.request.target or isinstance(self.method, LearnedMethod):
-            if isinstance(self.method, LearnedMethod):
-                self.method.check(self.method.goal(self.request, self.steps))
+            return
+        if isinstance(self.method, LearnedMethod):
+            self.method.check(self.method.goal(self.request, self.steps))
+        if self.request.target:
             prune(self.model, "random", sparsity=self.request.target, **asdict(self.request.units))
+        else:
+            self._whole()
 
     def carry_out(self) -> None:
         done = len(self.folder.rounds_done())

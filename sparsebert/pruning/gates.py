@@ -41,7 +41,8 @@ class GateSite:
         return 1 if self.width is None else features // self.width
 
     def hook(self, model: nn.Module, gates: Tensor) -> Any:
-        """Let these gates ([gates], or [batch, gates] to tell examples apart) act; the handle to remove them.
+        """Let these gates act; the handle to remove them. [gates], or [batch, gates] to tell examples apart,
+        or [batch, tokens, gates] to tell tokens apart.
 
         They take the dtype of what they multiply.
         """
@@ -88,5 +89,5 @@ def _after(gates: Tensor, module: nn.Module, arguments: tuple[Any, ...], output:
 
 
 def _over_tokens(factors: Tensor, x: Tensor) -> Tensor:
-    """[features] as they are; [batch, features] the same for every token of an example."""
-    return (factors if factors.dim() == 1 else factors.unsqueeze(1)).to(x.dtype)
+    """[batch, features] are the same for every token of an example; all others are as they are."""
+    return (factors.unsqueeze(1) if factors.dim() == 2 else factors).to(x.dtype)

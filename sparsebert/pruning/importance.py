@@ -28,6 +28,7 @@ def gate_importance(
     gates: Mapping[str, Tensor] | None = None,
     accumulate: bool = False,
     per_example: bool = False,
+    per_token: bool = False,
 ) -> dict[str, Tensor]:
     """Sum over batches of abs(dL/dgate), divided by the number of tokens: float64 [gates] of each site.
 
@@ -41,11 +42,17 @@ def gate_importance(
     sum of the gradients up to it: sum over b of abs(sum over b' <= b of dL/dgate).
     ``per_example``: the absolute value of each example's gradient, and not that of each batch's mean, so that
     the batch size does not matter. For losses that are means over the examples of a batch.
+    ``per_token``: the absolute value of each token's part of the gradient, x_t . dL/dx_t, as Michel et al.
+    and Liang et al. 2021 compute it; here ``accumulate`` adds up absolute values. Else as ``per_example``.
 
-    Raises ValueError if there is no batch, one without a loss, or for both options at once.
+    Raises ValueError if there is no batch, one without a loss, for ``per_example`` with one of the others.
     """
     if accumulate and per_example:
         raise ValueError("accumulate adds up the gradients of batches, per_example has one of each example")
+    if per_token and per_example:
+        raise ValueError(
+            "per_example adds up the gradients of an example's tokens, per_token has one of each"
+        )
     like = next(model.parameters())
     values = {
         name: torch.ones(site.count(model)) if gates is None else gates[name].detach()
@@ -60,20 +67,17 @@ def gate_importance(
             mask = inputs.get("attention_mask")
             size = next(x.shape for x in inputs.values() if isinstance(x, Tensor) and x.dim() > 1)
             tokens += size[0] * size[1] if mask is None else int(mask.sum())
+            apart = size[:2] if per_token else size[:1] if per_example else ()
             leaves = {
-                name: value.to(like.device, like.dtype)
-                .expand(*([size[0]] if per_example else []), -1)
-                .clone()
-                .requires_grad_()
+                name: value.to(like.device, like.dtype).expand(*apart, -1).clone().requires_grad_()
                 for name, value in values.items()
             }
             with gated(model, sites, leaves):
                 loss = loss_of(model, replaced, biases, inputs)
             for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
                 found = gradient.to("cpu", torch.float64)
-                if per_example:
-                    totals[name] += found.abs().sum(0) * len(found)
-                    continue
+                if apart:
+                    found = found.abs().flatten(0, -2).sum(0) * size[0]
                 sums[name] = sums[name] + found if accumulate else found
                 totals[name] += sums[name].abs()
     return {name: total / tokens for name, total in totals.items()}
@@ -123,8 +127,8 @@ class HeadImportance:
     Models".
 
     For granularities head, neuron, mlp and those joined ("head+mlp"), on a fine-tuned model, on training
-    data: the published search looks at the very examples that it reports. ``accumulate`` and ``per_example``
-    as :func:`gate_importance` takes them, ``by_layer`` and ``min_max`` as :func:`normalised`.
+    data: the published search looks at the very examples that it reports. ``accumulate``, ``per_example`` and
+    ``per_token`` as :func:`gate_importance` takes them, ``by_layer`` and ``min_max`` as :func:`normalised`.
     ``keep_a_head``: the most important head of each layer comes before all others, so that a layer loses its
     last head only where the sparsity leaves no room for one each.
 
@@ -134,6 +138,7 @@ class HeadImportance:
     name: ClassVar[str]
     accumulate: bool = False
     per_example: bool = False
+    per_token: bool = False
     by_layer: bool = True
     min_max: bool = True
     keep_a_head: bool = False
@@ -144,7 +149,9 @@ class HeadImportance:
                 f"head-importance scores {', '.join(GATED)} or several of them (head+mlp), "
                 f"not granularity {wrong[0]!r}"
             )
-        found = subject.importance(accumulate=self.accumulate, per_example=self.per_example)
+        found = subject.importance(
+            accumulate=self.accumulate, per_example=self.per_example, per_token=self.per_token
+        )
         ready = normalised(found, subject.kinds, by_layer=self.by_layer, min_max=self.min_max)
         scores = {name: each.float().view(subject.units[name]) for name, each in ready.items()}
         if self.keep_a_head:

@@ -19,13 +19,21 @@ from sparsebert.bert import Structure, resolve, structure
 from sparsebert.provenance import describe_model, weight_hash
 from sparsebert.pruning.gates import GATED, GateSite, gate_sites
 from sparsebert.pruning.gradients import loss_gradients
-from sparsebert.pruning.granularity import Granularity, keep_n_of_m, parse_granularity, spelled_out
+from sparsebert.pruning.granularity import (
+    Granularity,
+    keep_n_of_m,
+    kinds_in,
+    parse_granularity,
+    spelled_out,
+)
 from sparsebert.pruning.importance import gate_importance
 from sparsebert.pruning.registry import Method, Subject, find_method
 from sparsebert.pruning.select import ranked, select
 from sparsebert.pruning.units import POOLING, SCOPES, UnitGroup, rivals, unit_groups
 from sparsebert.ticket import Ticket, prunable
 from sparsebert_kernels.names import unknown
+
+Number = float | Decimal | Fraction
 
 _BIAS = ".bias"
 
@@ -34,7 +42,7 @@ def prune(
     model: nn.Module,
     method: str | Method = "magnitude",
     *,
-    sparsity: float | Decimal | Fraction | None = None,
+    sparsity: Number | Mapping[str, Number] | None = None,
     granularity: str = "element",
     block_size: tuple[int, int] | None = None,
     scope: str = "global",
@@ -49,7 +57,9 @@ def prune(
 
     ``method``: a registered name ("magnitude", "random", "snip", "head-importance") or a method object with
     options of its own.
-    ``sparsity``: share of all prunable weights to prune, in [0, 1), read as the decimal it is written as.
+    ``sparsity``: share of all prunable weights to prune, in [0, 1), read as the decimal it is written as; or
+    one for each kind of unit of a joined granularity, {"head": 0.25, "neuron": 0.4}, in a scope that lets
+    each kind compete with its own alone (any but "global").
     ``granularity``: "element", "block" with ``block_size`` = (out, in) or for short "4x1", "row", "column",
     "neuron" (its row of the up- and its column of the down-projection of a feed-forward layer), "head" (its
     rows of query, key and value and its columns of the attention's output), "mlp" (a whole feed-forward
@@ -57,8 +67,8 @@ def prune(
     in_features such as "2:4" (then sparsity may be left out, and the scope does not matter). With neurons,
     heads and MLPs only the matrices that have them are in the ticket and count; the others stay whole, and
     ``encoder_sparsity`` in the metadata is the share of all.
-    ``scope``: one ranking over all matrices ("global"), one for each ("matrix"; for neurons, heads and MLPs
-    one for each layer) or one for each type ("type"; heads are of one type, neurons or MLPs of another);
+    ``scope``: one ranking over all matrices ("global"), one for each ("matrix"; for neurons and heads one for
+    each layer) or one for each type ("type"; heads are of one type, neurons or MLPs of another);
     "heads-by-layer" is one of the heads of each layer, and one of all neurons or MLPs.
     ``pooling``: score of a unit from those of its weights: "mean", "rms" or "max".
     ``include_biases``: single biases compete with single weights in one ranking, all but those of the second
@@ -79,7 +89,7 @@ def prune(
     chosen = find_method(method)
     granularity, block_size = spelled_out(granularity, block_size)
     units = parse_granularity(granularity, block_size)
-    density = _density(sparsity, units)
+    density = _densities(sparsity, units)
     for kind, value, known in (("scope", scope, SCOPES), ("pooling rule", pooling, POOLING)):
         if value not in known:
             raise unknown(kind, value, known)
@@ -89,6 +99,8 @@ def prune(
     names = prunable(model, include_pooler)
     shapes = {key: _weight(model, key).shape for key in names}
     groups = unit_groups(granularity, block_size, shapes, found)
+    if scope == "matrix" and density != 1 and any(group.kind == "mlp" for group in groups):
+        raise ValueError("in scope 'matrix' each MLP competes with itself alone: use 'type' or 'global'")
     touched = [key for key in names if any(key in group.parts for group in groups)]
     if include_pooler and found.pooler not in touched:
         raise ValueError(f"the pooler has no unit of granularity {granularity!r}: leave it out")
@@ -128,7 +140,9 @@ def prune(
     else:
         for competing in rivals(groups, scope, found.types):
             of_biases = [ranked(scores[name], live.get(name)) for name in biases]
-            budget = density * sum((group.weights for group in competing), sum(map(Tensor.numel, of_biases)))
+            budget = _of(competing, density) * sum(
+                (group.weights for group in competing), sum(map(Tensor.numel, of_biases))
+            )
             kept = select(
                 [*(rankings[group.name] for group in competing), *of_biases],
                 [*(group.sizes for group in competing), *(1 for _ in of_biases)],
@@ -140,13 +154,13 @@ def prune(
                 bias_masks[name.removesuffix(_BIAS)] = mask[0]
     removed = [key for group in groups if group.kind == "mlp" for key in group.parts if not masks[key].any()]
     if not any(mask.any() for mask in masks.values()):
-        raise ValueError(f"sparsity {sparsity} would keep none of the weights")
+        raise ValueError(f"sparsity {_asked(density)} would keep none of the weights")
     earlier = ticket.metadata if ticket else {}
     step = {
         "operation": "prune",
         "method": chosen.name,
         "options": {k: v for k, v in vars(chosen).items() if not isinstance(v, Mapping)},
-        "sparsity": float(1 - density),
+        "sparsity": _asked(density),
         "granularity": granularity,
         "scope": scope,
         "pooling": pooling,
@@ -177,7 +191,7 @@ def prune(
 def kept_units(
     model: nn.Module,
     scores: Mapping[str, Tensor],
-    sparsity: Fraction,
+    sparsity: Number | Mapping[str, Number],
     granularity: str,
     scope: str = "global",
 ) -> dict[str, Tensor]:
@@ -187,9 +201,10 @@ def kept_units(
     """
     found = structure(model)
     shapes = {key: _weight(model, key).shape for key in found.linears}
+    density = _densities(sparsity, parse_granularity(granularity))
     kept: dict[str, Tensor] = {}
     for competing in rivals(unit_groups(granularity, None, shapes, found), scope, found.types):
-        budget = (1 - sparsity) * sum(group.weights for group in competing)
+        budget = _of(competing, density) * sum(group.weights for group in competing)
         rankings = [ranked(scores[group.name]) for group in competing]
         masks = select(rankings, [group.sizes for group in competing], budget)
         kept |= {group.name: mask for group, mask in zip(competing, masks, strict=True)}
@@ -214,7 +229,42 @@ def _warn_of_collapse(ticket: Ticket, least: float) -> None:
         )
 
 
-def _density(sparsity: float | Decimal | Fraction | None, units: Granularity) -> Fraction:
+def _densities(
+    sparsity: Number | Mapping[str, Number] | None, units: Granularity
+) -> Fraction | dict[str, Fraction]:
+    """The density to keep, or that of each kind of unit."""
+    if not isinstance(sparsity, Mapping):
+        return _density(sparsity, units)
+    kinds = kinds_in(units.name)
+    if len(kinds) < 2 or sparsity.keys() != set(kinds):
+        raise ValueError(
+            f"shares of {' and '.join(sparsity)} do not fit granularity {units.name!r}: one for each kind of "
+            "unit of a joined granularity, such as head and neuron of 'head+neuron', is expected"
+        )
+    return {kind: _density(sparsity[kind], units) for kind in kinds}
+
+
+def _of(competing: Sequence[UnitGroup], density: Fraction | Mapping[str, Fraction]) -> Fraction:
+    """The density of units that compete with each other."""
+    if isinstance(density, Fraction):
+        return density
+    kinds = {group.kind for group in competing}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{' and '.join(sorted(kinds))} compete with each other in scope 'global': shares of their own "
+            "need another one, such as 'type' or 'heads-by-layer'"
+        )
+    return density[kinds.pop()]
+
+
+def _asked(density: Fraction | Mapping[str, Fraction]) -> float | dict[str, float]:
+    """The sparsity that a density stands for, in plain numbers."""
+    if isinstance(density, Fraction):
+        return float(1 - density)
+    return {kind: float(1 - each) for kind, each in density.items()}
+
+
+def _density(sparsity: Number | None, units: Granularity) -> Fraction:
     if units.pattern:
         n, m = units.pattern
         if sparsity is not None and abs(float(sparsity) - (1 - n / m)) > 1e-6:

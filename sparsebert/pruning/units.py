@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsebert.bert import Structure
-from sparsebert.pruning.granularity import Granularity, kinds_in, parse_granularity
+from sparsebert.pruning.granularity import ACROSS_MATRICES, Granularity, kinds_in, parse_granularity
 
 HEADS_BY_LAYER = "heads-by-layer"
 SCOPES = ("global", "matrix", "type", HEADS_BY_LAYER)
@@ -126,10 +126,10 @@ def rivals(groups: Sequence[UnitGroup], scope: str, types: Mapping[str, str]) ->
     """The groups whose units compete with each other: all, each by itself, or those of one type; or heads
     within their layer, and all other units with each other.
 
-    Raises ValueError for the last of these where there are no heads.
+    Raises ValueError for the last of these where there are neither heads nor neurons nor MLPs.
     """
-    if scope == HEADS_BY_LAYER and all(group.kind != "head" for group in groups):
-        raise ValueError(f"scope {scope!r} needs a granularity with heads, not {groups[0].kind!r}")
+    if scope == HEADS_BY_LAYER and not {group.kind for group in groups} <= set(ACROSS_MATRICES):
+        raise ValueError(f"scope {scope!r} is for heads, neurons and MLPs, not {groups[0].kind!r}")
     found: dict[str, list[UnitGroup]] = defaultdict(list)
     for group in groups:
         arenas = {

@@ -51,7 +51,8 @@ class TestTrain:
     def test_single_weights_are_refused(
         self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path
     ) -> None:
-        line = refused(capsys, "train", "--method", "importance", "--sparsity", "0.5", *asked)
+        single = ["--granularity", "element", "--sparsity", "0.5"]
+        line = refused(capsys, "train", "--method", "importance", *single, *asked)
         assert "chooses among heads, neurons and MLPs" in line
         assert not (tmp_path / "run").exists()
 
@@ -85,17 +86,21 @@ def test_magnitude_tickets_with_biases_and_what_two_of_them_share(
     assert Ticket.load(both) == good & bad
 
 
-def test_early_bird_says_what_the_search_saved(asked: list[str], tmp_path: Path) -> None:
-    units = ["--granularity", "head+neuron", "--scope", "type"]
+def test_early_bird_says_what_the_search_saved(
+    capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path
+) -> None:
     early = ["--every", "1", "--window", "2", "--epsilon", "1.0", "--sparsity", "0.5"]
-    assert cli.main(["train", "--method", "early-bird", *units, *early, *asked]) == 0
+    assert cli.main(["train", "--method", "early-bird", *early, *asked]) == 0
+    saved = "seed 0: ticket drawn after 3 of 6 steps, 50% of the search saved\n"
+    assert saved in capsys.readouterr().out
     rows = record.read(tmp_path / "run" / "log.jsonl", "round")
     assert [row["steps"] for row in rows] == [3, 6]
     assert rows[1]["search"]["saved"] == 0.5
+    assert (rows[1]["granularity"], rows[1]["scope"]) == ("head+neuron", "heads-by-layer")
 
 
 def test_super_tickets(asked: list[str], tmp_path: Path) -> None:
-    grid = ["--granularity", "head+mlp", "--step", "0.25", "--sparsity", "0.5", "--batches", "2"]
+    grid = ["--step", "0.25", "--sparsity", "0.5", "--batches", "2"]
     assert cli.main(["train", "--method", "super-tickets", *grid, *asked]) == 0
     (whole,) = record.read(tmp_path / "run" / "log.jsonl", "run")
     rows = record.read(tmp_path / "run" / "log.jsonl", "round")

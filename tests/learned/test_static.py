@@ -200,6 +200,39 @@ def test_the_ramp_of_the_released_code(density: str, end: int) -> None:
     assert rule.ramp(Goal(73630, 0, Fraction(density))).end == end
 
 
+@pytest.mark.parametrize(
+    ("task", "density", "taught", "ramp", "penalty", "temperature"),
+    [
+        ("mnli", "0.5", False, 43630, 73630, 3),
+        ("mnli", "0.5", True, 43630, 73630, 1),
+        ("mnli", "0.8", False, 3500, 73630, 4),
+        ("qqp", "0.5", False, 43630, 73630, 1),
+        ("squad", "0.5", False, 5000, 73630, 4),
+        ("squad", "0.5", True, 68630, 73630, 1),
+        ("squad", "0.7", False, 5000, 73630, 4),
+        ("squad", "0.1", False, 68630, 73630, 1),
+        ("squad", "0.03", True, 22650, 27660, 1),
+    ],
+)
+def test_what_the_released_scripts_set_for_a_task(
+    task: str, density: str, taught: bool, ramp: int, penalty: int, temperature: float
+) -> None:
+    """``run.sh`` and ``run_squad.sh`` with ``_mag`` in the run's name."""
+    goal = Goal(73630, 0, Fraction(density), task, taught)
+    rule = StaticModelPruning(smp_compat=True)
+    assert rule.ramp(goal).end == ramp
+    grown = rule.penalty({FIRST: torch.zeros(2, 2)}, goal, 9000)
+    assert float(grown or 0) == pytest.approx(200 * (1 - (1 - 9000 / penalty) ** 3))
+    scores, found = twelve(np.linspace(0.05, 0.5, 12))
+    drawn = rule.masks(scores, found, goal, 73630)
+    same = StaticModelPruning(smp_compat=True, temperature=temperature).masks(scores, found, goal, 73630)
+    assert all(torch.equal(drawn[key], same[key]) for key in same)
+    other = StaticModelPruning(smp_compat=True, temperature=temperature + 1).masks(scores, found, goal, 73630)
+    assert any(not torch.equal(drawn[key], other[key]) for key in other)
+    own = StaticModelPruning(smp_compat=True, ramp_steps=7, temperature=2.0)
+    assert own.ramp(goal).end == 7
+
+
 def test_where_the_released_code_crashes_the_default_trains() -> None:
     """SST-2 at any density below 0.7: its ramp would end before it begins."""
     goal = Goal(12636, 0, Fraction(1, 2))

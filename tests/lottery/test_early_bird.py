@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert.bench import record
+from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
 from sparsebert.ticket import Ticket
 from tests.lottery.tiny import collate, experiment, request
@@ -61,6 +62,24 @@ def test_heads_may_rank_within_their_layer(tmp_path: Path) -> None:
         heads = ticket.masks[f"encoder.layer.{layer}.attention.self.query"].view(2, -1)
         assert heads.all(1).sum() == heads.any(1).sum() == 1
     assert ticket.metadata["scope"] == "heads-by-layer"
+
+
+def test_heads_and_neurons_may_have_shares_of_their_own(tmp_path: Path) -> None:
+    shares = {"heads_sparsity": 0.5, "neurons_sparsity": 0.4}
+    asked = request("early-bird", None, **{**EARLY, "scope": "heads-by-layer"}, **shares)
+    rows = run(experiment(), asked, tmp_path)
+    ticket = Ticket.load(tmp_path / "ticket.safetensors")
+    for layer in range(2):
+        heads = ticket.masks[f"encoder.layer.{layer}.attention.self.query"].view(2, -1)
+        assert heads.all(1).sum() == heads.any(1).sum() == 1
+    neurons = torch.cat([ticket.masks[f"encoder.layer.{i}.intermediate.dense"].all(1) for i in range(2)])
+    assert neurons.sum() == 36
+    assert rows[1]["sparsity"] == ticket.sparsity == pytest.approx((0.5 * 3200 + 0.4 * 2400) / 5600)
+
+
+def test_by_default_it_draws_as_published() -> None:
+    method = lottery_method("early-bird")
+    assert (method.granularity, method.scope, method.penalty) == ("head+neuron", "heads-by-layer", 1e-4)
 
 
 def test_a_fixed_draw_is_a_share_of_the_first_epoch(tmp_path: Path) -> None:
@@ -136,6 +155,10 @@ def assert_same(folder: Path) -> None:
         ({"granularity": "element"}, "chooses among heads and neurons"),
         ({"granularity": "head+mlp"}, "chooses among heads and neurons"),
         ({"penalty": -1.0}, "penalty must not be negative"),
+        ({"penalty": float("inf")}, "penalty must not be negative, not inf"),
+        ({"heads_sparsity": 0.5}, "heads_sparsity and neurons_sparsity go together"),
+        ({"heads_sparsity": 0.5, "neurons_sparsity": 1.0}, r"neurons_sparsity must be in \[0, 1\), not 1.0"),
+        ({"heads_sparsity": 0.5, "neurons_sparsity": 0.4}, "decides itself how much is pruned"),
         ({"draw_at": 0.0}, "draw_at must be a share of an epoch"),
         ({"every": 0}, "every must be at least 1 step"),
         ({"epsilon": 2.0}, "epsilon must be in"),
@@ -149,4 +172,12 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
 
 def test_a_round_too_short_for_a_mask_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a round of 7 steps ends before the first mask, at step 50"):
-        run(experiment(), request("early-bird", 0.5, **UNITS, every=50), tmp_path)
+        run(experiment(), request("early-bird", 0.5, **UNITS, every=50), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_shares_of_their_own_need_heads_and_neurons_apart() -> None:
+    shares = {"heads_sparsity": 0.5, "neurons_sparsity": 0.4}
+    for units in ({"granularity": "head", "scope": "type"}, {**UNITS, "scope": "global"}):
+        with pytest.raises(ValueError, match="a scope that keeps the two apart, such as 'type'"):
+            request("early-bird", None, **units, **shares)

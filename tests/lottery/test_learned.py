@@ -28,9 +28,9 @@ from tests.lottery import tiny
 METHODS: dict[str, dict[str, Any]] = {
     "gradual": {"sparsity": 0.7},
     "movement": {"sparsity": 0.7},
-    "soft-movement": {"sparsity": None, "threshold": 0.5, "regularisation": 1.0},
+    "soft-movement": {"sparsity": None, **tiny.PENALISED["soft-movement"]},
     "smp": {"sparsity": 0.7},
-    "l0": {"sparsity": None, "scores_learning_rate": 2.0, "regularisation": 1.0},
+    "l0": {"sparsity": None, **tiny.PENALISED["l0"]},
 }
 BLOCKS = {"granularity": "block", "block_size": (5, 5)}
 
@@ -122,6 +122,15 @@ def test_interrupted_after_the_last_step(
             run(tiny.experiment(), asked(method), tmp_path / "parts")
     run(tiny.experiment(), asked(method), tmp_path / "parts")
     assert_same(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_whole_mlps_close_by_their_scores(tmp_path: Path) -> None:
+    """Nothing competes there; where scores do, the one MLP of a layer wants another scope than its layer."""
+    (row,) = run(tiny.experiment(), asked("l0", granularity="mlp"), tmp_path / "run")
+    assert row["granularity"] == "mlp"
+    with pytest.raises(ValueError, match="each MLP competes with itself alone"):
+        run(tiny.experiment(), asked("movement", granularity="head+mlp"), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_masks_are_derived_once_a_step_and_last_over_accumulated_batches(

@@ -145,3 +145,15 @@ def test_two_requests_are_the_same_if_they_describe_the_same() -> None:
     assert describe() == describe()
     assert describe() != describe(scope="matrix")
     assert describe()["ticket"] != Request(lottery_method("ticket"), ticket=~TICKET).describe()["ticket"]
+
+
+def test_the_first_share_of_snip_is_a_number() -> None:
+    with pytest.raises(ValueError, match="first must be a finite number, not nan"):
+        lottery_method("snip-imp", first=float("nan")).rounds(Fraction("0.7"))
+
+
+@pytest.mark.parametrize("name", lottery_methods())
+def test_without_units_a_method_chooses_among_those_that_it_is_for(name: str) -> None:
+    """What the command asks for where nothing is said: no method refuses its own."""
+    method = lottery_method(name)
+    method.require_units(method.granularity, method.scope)

@@ -15,6 +15,7 @@ pytest.importorskip("accelerate")
 
 from sparsebert.bench import record
 from sparsebert.ticket import Ticket
+from tests.lottery import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,7 +64,17 @@ def test_two_gloo_processes_end_with_the_masks_of_one(tmp_path: Path, rewind: st
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 @pytest.mark.parametrize(
-    "method", ["movement", "movement --taught", "gradual", "smp --mask L", "smp --mask S", "smp --mask G"]
+    "method",
+    [
+        "movement",
+        "movement --taught",
+        "gradual",
+        "soft-movement",
+        "l0",
+        "smp --mask L",
+        "smp --mask S",
+        "smp --mask G",
+    ],
 )
 def test_two_gloo_processes_learn_one_ticket(tmp_path: Path, method: str) -> None:
     """The same on both, and but for rounding that of one process with all the examples of a step."""
@@ -72,5 +83,7 @@ def test_two_gloo_processes_learn_one_ticket(tmp_path: Path, method: str) -> Non
     one, two = (Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("1", "2"))
     for rank in range(2):
         assert Ticket.load(tmp_path / "2" / f"rank-{rank}.safetensors") == two
-    assert one.density == two.density
+    # Where a penalty decides how much stays, rounding may too.
+    assert one.density == pytest.approx(two.density, abs=0.02 if method in tiny.PENALISED else 0)
+    assert 0 < two.density < 1
     assert one.overlap(two) > 0.95  # Adam blows up the rounding of gradients that are about 0

@@ -167,6 +167,18 @@ def test_killed_with_kill_9_at_random_points(uninterrupted: tuple[str, Path], tm
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["movement", "l0", "smp --mask S"])
+def test_a_learned_ticket_survives_kill_9(tmp_path: Path, method: str) -> None:
+    """In a step, and while a checkpoint is written, which holds the scores that the masks follow from."""
+    learned = ["--learned", *method.split()]
+    assert start(tmp_path / "whole", "pretrained", *learned) == 0
+    for death in (["--die-at-batch", "5"], ["--die-at-save", "2"], ["--die-at-batch", "3"]):
+        assert start(tmp_path / "parts", "pretrained", *learned, *death) == -signal.SIGKILL
+    assert start(tmp_path / "parts", "pretrained", *learned) == 0
+    assert_same(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_killed_with_kill_9_while_a_checkpoint_is_written(
     uninterrupted: tuple[str, Path], tmp_path: Path
 ) -> None:

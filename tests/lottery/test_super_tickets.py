@@ -16,8 +16,12 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert.bench import record
+from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment
+from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
+from sparsebert.pruning.gates import gate_sites
+from sparsebert.pruning.importance import gate_importance
 from sparsebert.ticket import Ticket
 from tests.lottery.tiny import experiment, request
 
@@ -104,3 +108,22 @@ def test_refusals() -> None:
         request("super-tickets", 0.5, **{**CHOICES, "step": 1.5})
     with pytest.raises(ValueError, match="batches must be at least 1"):
         request("super-tickets", 0.5, **{**CHOICES, "batches": 0})
+
+
+def test_a_share_of_the_heads_and_the_same_of_the_mlps_by_each_token_s_importance(tmp_path: Path) -> None:
+    """In their grid 10 % of the heads go with 10 % of the MLPs, and each token counts by itself."""
+    method = lottery_method("super-tickets", step=0.5, batches=2)
+    assert method.scope == "type"
+    asked = request("super-tickets", 0.5, **{**CHOICES, "scope": method.scope, "step": 0.5})
+    trained = experiment()
+    (tmp_path / "round-00").mkdir()
+    ticket = method.found(trained, asked, tmp_path / "round-00", asked.method.rounds(asked.target)[1])
+    found = structure(trained.model)
+    heads = sum(int(ticket.masks[keys[0]].view(2, -1).all(1).sum()) for keys in found.heads)
+    mlps = sum(int(ticket.masks[keys[0]].all()) for keys in found.neurons)
+    assert (heads, mlps) == (2, 1)
+    batches = trained.first_batches(2, 8, 0)
+    sites = gate_sites(found, "head") | gate_sites(found, "mlp")
+    expected = gate_importance(trained.model, sites, batches, per_token=True)
+    stored = load_file(tmp_path / "round-00" / "importance.safetensors")
+    assert all(torch.equal(stored[name], each) for name, each in expected.items())

@@ -72,4 +72,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="chooses heads and MLPs"):
         request("importance-search", None)
     with pytest.raises(ValueError, match="needs an experiment with a judge"):
-        run(experiment(), request("importance-search", None, **CHOICES), tmp_path)
+        run(experiment(), request("importance-search", None, **CHOICES), tmp_path / "run")
+    with pytest.raises(ValueError, match="did you mean 'global'"):
+        run(judged(), request("importance-search", None, **CHOICES, scope="globl"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -24,6 +24,11 @@ from sparsebert.training.distillation import Distillation, Teacher
 from sparsebert.training.settings import TrainingSettings
 
 EXAMPLES, LENGTH, WORDS = 40, 8, 30
+# Options with which a penalty prunes within a few steps.
+PENALISED: dict[str, dict[str, Any]] = {
+    "soft-movement": {"threshold": 0.5, "regularisation": 1.0},
+    "l0": {"scores_learning_rate": 2.0, "regularisation": 1.0},
+}
 PRUNABLE = 2 * (4 * 20 * 20 + 2 * 20 * 30)  # 5600: tenths of it are whole numbers
 
 
@@ -113,7 +118,7 @@ def main() -> None:
         batch_size=chosen.batch_size,
     )
     if chosen.learned:
-        options = {"mask": chosen.mask} if chosen.mask else {}
+        options = PENALISED.get(chosen.learned, {}) | ({"mask": chosen.mask} if chosen.mask else {})
         scope = lottery_method(chosen.learned, **options).scope
         sparsity = None if lottery_method(chosen.learned, **options).finds_sparsity else 0.3
         asked = request(chosen.learned, sparsity, batch_size=chosen.batch_size, scope=scope, **options)

@@ -20,6 +20,7 @@ from sparsebert.training.coefficients import TrainedCoefficients
 from tests.pruning.gated_models import HEADS, LAYERS, NEURONS, build, logits
 
 FEATURES, HIDDEN = 5, 6
+SAME_OF_NEURONS = ("heads-by-layer", "global")
 
 
 class TwoMatrices(nn.Module):
@@ -162,9 +163,12 @@ def test_coefficients_rank_by_value_or_by_size() -> None:
         assert mask.tolist() == expected
 
 
-def test_heads_rank_within_their_layer_and_neurons_everywhere_as_published() -> None:
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.25, 0.4)])
+def test_heads_rank_within_their_layer_and_neurons_everywhere_as_published(
+    shares: tuple[float, float],
+) -> None:
     """The thresholds of the code of Chen et al. 2021 in plain numpy: a quantile of each layer's heads, and
-    one of all neurons."""
+    one of all neurons, each of its own share."""
     model = build()
     found = structure(model)
     random = np.random.default_rng(0)
@@ -175,16 +179,44 @@ def test_heads_rank_within_their_layer_and_neurons_everywhere_as_published() -> 
     scores |= {keys[0]: torch.tensor(row) for keys, row in zip(found.neurons, neurons, strict=True)}
     scores = {name: each.float() for name, each in scores.items()}
     units = {"granularity": "head+neuron", "scope": "heads-by-layer"}
-    ticket = prune(model, Coefficients(scores), sparsity=0.5, **units)
-    masks = kept_units(model, scores, Fraction(1, 2), **units)
+    sparsity = shares[0] if shares[0] == shares[1] else dict(zip(("head", "neuron"), shares, strict=True))
+    ticket = prune(model, Coefficients(scores), sparsity=sparsity, **units)
+    assert ticket.metadata["sparsity"] == sparsity
+    masks = kept_units(model, scores, sparsity, **units)
     for layer in range(LAYERS):
         for keys, expected in (
-            (found.heads[layer], heads[layer] > np.quantile(heads[layer], 0.5)),
-            (found.neurons[layer], neurons[layer] > np.quantile(neurons, 0.5)),
+            (found.heads[layer], heads[layer] > np.quantile(heads[layer], shares[0])),
+            (found.neurons[layer], neurons[layer] > np.quantile(neurons, shares[1])),
         ):
             kept = ticket.masks[keys[0]].view(len(expected), -1)
             assert np.array_equal(kept.all(1).numpy(), expected)
             assert np.array_equal(kept.any(1).numpy(), expected)
             assert np.array_equal(masks[keys[0]].numpy(), expected)
-    with pytest.raises(ValueError, match="'heads-by-layer' needs a granularity with heads, not 'neuron'"):
-        prune(model, sparsity=0.5, granularity="neuron", scope="heads-by-layer")
+
+
+def test_what_is_neither_head_nor_neuron_has_no_layer_of_its_own() -> None:
+    with pytest.raises(ValueError, match="'heads-by-layer' is for heads, neurons and MLPs, not 'element'"):
+        prune(build(), sparsity=0.5, scope="heads-by-layer")
+    alone = [prune(build(), sparsity=0.5, granularity="neuron", scope=each) for each in SAME_OF_NEURONS]
+    assert alone[0] == alone[1]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "units", "message"),
+    [
+        ({"head": 0.5, "neuron": 0.5}, {"granularity": "head+neuron"}, "head and neuron compete"),
+        ({"head": 0.5}, {"granularity": "head+neuron", "scope": "type"}, "shares of head do not fit"),
+        (
+            {"head": 0.5, "mlp": 0.5},
+            {"granularity": "head+neuron", "scope": "type"},
+            "head and mlp do not fit",
+        ),
+        ({"element": 0.5}, {}, "shares of element do not fit granularity 'element'"),
+        ({"head": 1.0, "neuron": 0.5}, {"granularity": "head+neuron", "scope": "type"}, r"in \[0, 1\)"),
+    ],
+)
+def test_shares_that_do_not_fit_are_refused(
+    sparsity: dict[str, float], units: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        prune(build(), sparsity=sparsity, **units)

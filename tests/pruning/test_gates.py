@@ -23,8 +23,9 @@ class TestInEveryFamily:
         assert [site.count(model) for site in sites.values()] == [COUNTS[kind]] * LAYERS
         with gated(model, sites, {name: torch.ones(COUNTS[kind]) for name in sites}):
             assert torch.equal(logits(model), before)
-        with gated(model, sites, {name: torch.ones(4, COUNTS[kind]) for name in sites}):
-            assert torch.equal(logits(model), before)
+        for apart in ((4,), (4, 7)):  # examples, and their tokens
+            with gated(model, sites, {name: torch.ones(*apart, COUNTS[kind]) for name in sites}):
+                assert torch.equal(logits(model), before)
 
     def test_a_gate_of_zero_is_the_unit_gone(self, family: str, kind: str) -> None:
         model = build(family)

@@ -96,6 +96,27 @@ def test_of_each_example_the_batch_size_does_not_matter(kind: str) -> None:
     assert not np.allclose(computed(model, kind, batches()), whole, rtol=1e-2)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_of_each_token(kind: str, accumulate: bool) -> None:
+    """The sum over tokens of abs(x_t . dL/dx_t), as ``MaskHead.backward`` of Liang et al. 2021 computes it,
+    and as their loop, which never clears it, adds it up."""
+    model = build(dtype=torch.float64)
+    width = {"head": HEAD, "neuron": 1, "mlp": 24}[kind]
+    total, grad = np.zeros(()), np.zeros(())
+    for batch in batches():
+        dots = [
+            (x * gradient).reshape(*x.shape[:2], -1, width).sum(-1)
+            for x, gradient in context_and_gradient(model, batch, kind)
+        ]
+        found = 4 * np.stack([np.abs(dot).sum((0, 1)) for dot in dots])  # of 4 examples, for a mean loss
+        grad = grad + found if accumulate else found
+        total = total + grad
+    whole = computed(model, kind, batches(), per_token=True, accumulate=accumulate)
+    np.testing.assert_allclose(whole, total / TOKENS, atol=1e-10, rtol=1e-10)
+    assert not np.allclose(computed(model, kind, batches(), per_example=True), whole, rtol=1e-2)
+
+
 def test_dropout_is_off_and_the_model_stays_as_it_was() -> None:
     model = build(dropout=0.5).train()
     assert np.array_equal(computed(model, "head", batches()), computed(model, "head", batches()))
@@ -216,3 +237,5 @@ def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
 def test_two_ways_of_summing_are_one_too_many() -> None:
     with pytest.raises(ValueError, match="accumulate adds up the gradients of batches"):
         computed(build(), "head", batches(), accumulate=True, per_example=True)
+    with pytest.raises(ValueError, match="per_token has one of each"):
+        computed(build(), "head", batches(), per_token=True, per_example=True)

@@ -351,6 +351,8 @@ class TestRefusals:
             ({"sparsity": "0.5"}, "a number in"),
             ({"sparsity": False}, "a number in"),
             ({"sparsity": 0.99999}, "would keep none"),
+            ({"sparsity": Fraction(99999, 100000)}, "sparsity 0.99999 would keep none"),
+            ({"sparsity": 0.3, "granularity": "head+mlp", "scope": "matrix"}, "competes with itself alone"),
             (
                 {"sparsity": 0.5, "method": "magnitud"},
                 "unknown pruning method 'magnitud'.*did you mean 'magnitude'",

@@ -66,7 +66,7 @@ class Contrastive(LotteryMethod):
         asked = [each.strip() for each in self.banks.split(",")]
         return tuple(dict.fromkeys(asked))
 
-    def require(self, experiment: Experiment) -> None:
+    def require(self, experiment: Experiment, request: Request) -> None:
         """Raise ValueError for data whose labels cannot be compared, and without a teacher that is needed, or
         with one whose representations are of another size."""
         labels = experiment.collate([experiment.train[0]]).get("labels")
@@ -184,6 +184,10 @@ class CapStructured(Contrastive):
             raise ValueError(f"method {self.name} trains on from stage to stage: there is nothing to rewind")
         if self.batches < 1:
             raise ValueError(f"batches must be at least 1, not {self.batches}")
+
+    @property
+    def granularity(self) -> str:
+        return "head+neuron"
 
     @property
     def scope(self) -> str:

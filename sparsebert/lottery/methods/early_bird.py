@@ -13,12 +13,15 @@ from pathlib import Path
 from torch import Tensor
 
 from sparsebert.bert import structure
+from sparsebert.learned.rule import require_not_negative
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import Companion, Round, SearchingMethod, Source, register
 from sparsebert.pruning.early_bird import Coefficients, Settled, mask_distance
 from sparsebert.pruning.gates import GateSite, gate_sites
 from sparsebert.pruning.granularity import kinds_in
+from sparsebert.pruning.levels import exact
 from sparsebert.pruning.one_shot import kept_units, prune
+from sparsebert.pruning.units import HEADS_BY_LAYER
 from sparsebert.ticket import Ticket
 from sparsebert.training import ranks
 from sparsebert.training.coefficients import CoefficientTrace, TrainedCoefficients, read_trace
@@ -40,9 +43,9 @@ class EarlyBird(SearchingMethod):
     the highest coefficients early, rewind and train those: Chen et al. 2021, "EarlyBERT: Efficient BERT
     Training via Early-bird Lottery Tickets".
 
-    For granularities head, neuron and "head+neuron", where ``scope="type"`` prunes the same share of both. So
-    does ``scope="heads-by-layer"``, the published ranking of heads within their layer and of all neurons
-    together; its shares, a third of the heads and 40 % of the neurons, are one here.
+    For granularities head, neuron and "head+neuron". By default heads compete within their layer and neurons
+    with all others, as published, and of both the asked share goes; instead of it ``heads_sparsity`` and
+    ``neurons_sparsity`` name one for each (published: a third, and 0.4).
     ``draw="distance"``: every ``every`` steps the mask that the coefficients give at the asked sparsity is
     compared with the last; once the share of units that changed sides is below ``epsilon`` for ``window``
     times in a row, the ticket is drawn (You et al. 2020). ``draw="fixed"``: after ``draw_at`` of the first
@@ -61,18 +64,44 @@ class EarlyBird(SearchingMethod):
     epsilon: float = 0.1
     window: int = 5
     absolute: bool = False
+    heads_sparsity: float | None = None
+    neurons_sparsity: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Settled(self.epsilon, self.window)
-        if not self.penalty >= 0:
-            raise ValueError(f"penalty must not be negative, not {self.penalty}")
+        require_not_negative(self, "penalty")
+        shares = {"heads_sparsity": self.heads_sparsity, "neurons_sparsity": self.neurons_sparsity}
+        given = {name: share for name, share in shares.items() if share is not None}
+        if len(given) == 1:
+            raise ValueError("heads_sparsity and neurons_sparsity go together: one of them is missing")
+        for name, share in given.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {share}")
         if not 0 < self.draw_at <= 1:
             raise ValueError(f"draw_at must be a share of an epoch in (0, 1], not {self.draw_at}")
         if self.every < 1:
             raise ValueError(f"every must be at least 1 step, not {self.every}")
 
+    @property
+    def finds_sparsity(self) -> bool:
+        """With shares of their own for heads and neurons, no other is asked for."""
+        return self.heads_sparsity is not None
+
+    @property
+    def granularity(self) -> str:
+        return "head+neuron"
+
+    @property
+    def scope(self) -> str:
+        return HEADS_BY_LAYER
+
     def require_units(self, granularity: str, scope: str) -> None:
+        if self.finds_sparsity and (granularity != "head+neuron" or scope == "global"):
+            raise ValueError(
+                "heads_sparsity and neurons_sparsity are for granularity 'head+neuron' and a scope that "
+                f"keeps the two apart, such as 'type', not {granularity!r} and {scope!r}"
+            )
         if not kinds_in(granularity) or "mlp" in kinds_in(granularity):
             raise ValueError(
                 f"method {self.name} chooses among heads and neurons: granularity head, neuron or "
@@ -82,20 +111,32 @@ class EarlyBird(SearchingMethod):
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         return (Round(Source.ALL), Round(Source.FOUND, sparsity))
 
+    def require(self, experiment: Experiment, request: Request) -> None:
+        """Raise ValueError for a round with too few steps for a mask, and shares that would keep nothing."""
+        every = self._interval(experiment, request)
+        if every > (steps := _steps(experiment, request)):
+            raise ValueError(f"a round of {steps} steps ends before the first mask, at step {every}")
+        if self.finds_sparsity:
+            prune(experiment.model, "random", sparsity=self.sought(request), **asdict(request.units))
+
+    def sought(self, request: Request) -> Fraction | dict[str, Fraction]:
+        """The sparsity of the ticket to draw, or that of heads and that of neurons."""
+        if self.heads_sparsity is None or self.neurons_sparsity is None:
+            return request.target
+        return {
+            "head": exact("heads_sparsity", self.heads_sparsity),
+            "neuron": exact("neurons_sparsity", self.neurons_sparsity),
+        }
+
     @contextlib.contextmanager
     def accompanied(
         self, number: int, experiment: Experiment, request: Request, folder: Path
     ) -> Iterator[Companion | None]:
-        """The first round trains the coefficients too, and ends with the draw; then they join the weights.
-
-        Raises ValueError for a round with too few steps for a mask.
-        """
+        """The first round trains the coefficients too, and ends with the draw; then they join the weights."""
         if number > 0:
             yield None
             return
         every = self._interval(experiment, request)
-        if every > (steps := _steps(experiment, request)):
-            raise ValueError(f"a round of {steps} steps ends before the first mask, at step {every}")
         sites = _sites(experiment, request)
         coefficients = TrainedCoefficients(experiment.model, sites, self.penalty)
         watch = _Watch(self, experiment, request)
@@ -114,7 +155,7 @@ class EarlyBird(SearchingMethod):
         ticket = prune(
             model,
             Coefficients(course[drawn_at], self.absolute),
-            sparsity=round_.sparsity,
+            sparsity=self.sought(request),
             seed=request.training.seed,
             **asdict(request.units),
         )
@@ -169,7 +210,7 @@ class _Watch:
                 self._masks[step] = kept_units(
                     self._model,
                     {name: each.abs() if self._method.absolute else each for name, each in values.items()},
-                    self._request.target,
+                    self._method.sought(self._request),
                     units.granularity,
                     units.scope,
                 )

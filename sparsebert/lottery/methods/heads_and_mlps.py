@@ -23,6 +23,10 @@ class HeadsAndMlps(SearchingMethod):
         if self.batches < 1:
             raise ValueError(f"batches must be at least 1, not {self.batches}")
 
+    @property
+    def granularity(self) -> str:
+        return "head+mlp"
+
     def require_units(self, granularity: str, scope: str) -> None:
         if granularity != "head+mlp":
             raise ValueError(

@@ -19,19 +19,24 @@ class Importance(LotteryMethod):
 
     For granularities head, neuron, mlp, "head+neuron" and "head+mlp"; ``scope="type"`` prunes the same share
     of the heads and of the neurons, "global" lets them compete. The scores are taken on ``batches`` batches
-    of the training data. ``accumulate``, ``per_example`` and ``keep_a_head`` as
+    of the training data. ``accumulate``, ``per_example``, ``per_token`` and ``keep_a_head`` as
     :class:`sparsebert.pruning.HeadImportance` has them.
     """
 
     batches: int = 32
     accumulate: bool = False
     per_example: bool = False
+    per_token: bool = False
     keep_a_head: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batches < 1:
             raise ValueError(f"batches must be at least 1, not {self.batches}")
+
+    @property
+    def granularity(self) -> str:
+        return "head+neuron"
 
     def require_units(self, granularity: str, scope: str) -> None:
         if not kinds_in(granularity):
@@ -42,6 +47,9 @@ class Importance(LotteryMethod):
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         scores = HeadImportance(
-            accumulate=self.accumulate, per_example=self.per_example, keep_a_head=self.keep_a_head
+            accumulate=self.accumulate,
+            per_example=self.per_example,
+            per_token=self.per_token,
+            keep_a_head=self.keep_a_head,
         )
         return (Round(Source.ALL), Round(Source.TRAINED, sparsity, scores))

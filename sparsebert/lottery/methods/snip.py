@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from sparsebert.lottery.registry import LotteryMethod, Round, Source, register
 from sparsebert.pruning import Share, Snip, levels
+from sparsebert.pruning.levels import exact
 
 
 @register("snip")
@@ -43,7 +44,7 @@ class SnipThenMagnitude(SnipOnce):
     share: Share = Share.ORIGINAL
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
-        begin = Fraction(str(self.first))
+        begin = exact("first", self.first)
         if not 0 < begin < 1:
             raise ValueError(f"first must be between 0 and 1, not {self.first}")
         begin = min(begin, sparsity)

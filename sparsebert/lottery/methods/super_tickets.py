@@ -31,14 +31,18 @@ class SuperTickets(HeadsAndMlps):
     the most important ones; the run's ticket is the one that does best on the validation data: Liang et al.
     2021, "Super Tickets in Pre-Trained Language Models: From Model Compression to Improving Generalization".
 
-    The grid goes in steps of ``step`` up to the asked sparsity; granularity is "head+mlp", and the best head
-    of each layer goes last. Scores are those of :class:`sparsebert.pruning.HeadImportance` on ``batches``
-    batches of the training data; the published code never clears the gradients of its masks
-    (``accumulate``). What is chosen by the validation data looks better there than it is: judge it by other
-    data.
+    The grid goes in steps of ``step`` up to the asked sparsity; granularity is "head+mlp", of both the same
+    share goes, and the best head of each layer goes last. Scores are those of
+    :class:`sparsebert.pruning.HeadImportance`, each token by itself, on ``batches`` batches of the training
+    data; the published code takes all of them, and never clears the gradients of its masks (``accumulate``).
+    What is chosen by the validation data looks better there than it is: judge it by other data.
     """
 
     step: float = 0.05
+
+    @property
+    def scope(self) -> str:
+        return "type"
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         grid = levels(sparsity, self.step, Share.ORIGINAL)
@@ -52,10 +56,11 @@ class SuperTickets(HeadsAndMlps):
             known = structure(model)
             sites = gate_sites(known, "head") | gate_sites(known, "mlp")
             batches = experiment.first_batches(self.batches, settings.batch_size, settings.seed)
-            scores = gate_importance(model, sites, batches, accumulate=self.accumulate)
+            scores = gate_importance(model, sites, batches, accumulate=self.accumulate, per_token=True)
             with replacing(path) as unfinished:
                 save_file(scores, unfinished)
-        method = _Stored(accumulate=self.accumulate, keep_a_head=True, stored=load_file(path))
+        options = {"accumulate": self.accumulate, "per_token": True, "keep_a_head": True}
+        method = _Stored(**options, stored=load_file(path))
         return prune(model, method, sparsity=round_.sparsity, seed=settings.seed, **asdict(request.units))
 
     def best(self, rows: Sequence[Mapping[str, Any]], metric: str | None) -> int:

@@ -61,14 +61,17 @@ class ImportanceSearch(HeadsAndMlps):
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         return (Round(Source.ALL), Round(Source.FOUND))
 
+    def require(self, experiment: Experiment, request: Request) -> None:
+        if experiment.judge is None:
+            raise ValueError(f"method {self.name} needs an experiment with a judge: a metric to search by")
+
     def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
         """The good subnetwork; ``search`` in its metadata holds heads, MLPs and metric of each step.
 
-        Raises ValueError for an experiment without a ``judge``, and as Search does.
+        Raises ValueError as Search does.
         """
         judge, model, settings = experiment.judge, experiment.model, request.training
-        if judge is None:
-            raise ValueError(f"method {self.name} needs an experiment with a judge: a metric to search by")
+        assert judge is not None
         size = settings.batch_size
         batches = experiment.first_batches(self.batches, size, settings.seed)
         examples = self.batches * size if self.judged_on is JudgedOn.TRAIN else None
