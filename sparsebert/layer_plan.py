@@ -101,8 +101,8 @@ class Plan:
     def _captions(self) -> list[str]:
         count = sum(layer.busy for layer in self.layers)
         doubt = (
-            f"{count} of {len(self.layers)} layers timed while the machine was busy: figures marked ?, and what "
-            "was chosen by them, may be wrong"
+            f"{count} of {len(self.layers)} layers timed while the machine was busy: figures marked ?, "
+            "and what was chosen by them, may be wrong"
         )
         return [line for line in (self.summary, self.removal, doubt if count else "", self.machine) if line]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import pytest
 
@@ -12,7 +13,7 @@ from sparsebert_kernels.tuning import MAX_ATTEMPTS, MAX_STILL, Paired, least, pa
 
 
 class Clock:
-    """Time that passes as the tests say: `work` takes some of it, and gets only a share from the processor."""
+    """Time that passes as the tests say; the processor gives `work` only a share of it."""
 
     def __init__(self) -> None:
         self.now = self.processor = 0.0
@@ -99,8 +100,8 @@ def test_times_that_vary_without_waiting_are_tried_again(clock: Clock) -> None:
 
 
 def test_the_steadiest_attempt_counts_where_none_is_steady(clock: Clock) -> None:
-    attempts = [[0.001, 0.009, 0.002], [0.002, 0.003, 0.002], [0.008, 0.001, 0.004]]
-    mine = clock.work(iter([0.001, *sum(attempts, [])]), always(0))
+    attempts = [0.001, 0.009, 0.002], [0.002, 0.003, 0.002], [0.008, 0.001, 0.004]
+    mine = clock.work(chain([0.001], *attempts), always(0))
     found = paired(mine, clock.work(always(0.006), always(0)), budget=0, min_rounds=3)
     assert (found.mine, found.busy) == (pytest.approx(0.002), True)
 
