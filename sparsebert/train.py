@@ -203,11 +203,11 @@ def evaluate_compacted(
     measure = evaluator(known, validation, tokenizer, **form)
     first = next(iter(validation.values()))
     batches = first_inputs(known, first, tokenizer, loaded.device, **form)
-    masked = measure(ticket.apply_(copy.deepcopy(loaded)))
+    masked = ticket.apply_(copy.deepcopy(loaded))
     compact_(loaded, ticket, min_row_weights=min_row_weights, batches=batches)
     found = compaction_description(loaded)
     told = {name: found[name] for name in ("min_row_weights", "weights", "output_change")}
-    return {"metrics": measure(loaded), "masked_metrics": masked, "compaction": told}
+    return {"metrics": measure(loaded), "masked_metrics": measure(masked), "compaction": told}
 
 
 def _trained(name: str, task: Task, max_length: int | None) -> tuple[Any, Any, dict[str, Any]]:
