@@ -173,6 +173,10 @@ def convert(
         float | None,
         typer.Option(help="movement pruning: the final_threshold of the run, which no file holds"),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="JSON of Super Tickets that lists several tasks: the id of the one that is meant"),
+    ] = None,
     intersect: Annotated[
         list[Path] | None,
         typer.Option(
@@ -210,9 +214,10 @@ def convert(
     hush_transformers()
     records = [row for file in results or () for row in record.read(file)]
     whole: Any = skeleton(model) if model else None
-    ticket = _read(source, whole, pruning_method, threshold)
+    ticket = _read(source, whole, pruning_method, threshold, task)
     for other in intersect or ():
-        ticket &= _read(other, whole, pruning_method, threshold)
+        of_task = task if other.suffix == ".json" else None
+        ticket &= _read(other, whole, pruning_method, threshold, of_task)
     took: dict[str, Any] = {}
     if home is not None and to in _FOLDERS:
         took = _rewrite(home, output, ticket, to == "sparse", batch, seq, records)
@@ -287,7 +292,9 @@ def sparsities(text: str) -> list[float]:
     return shares
 
 
-def _read(source: Path, model: Any, pruning_method: str | None, threshold: float | None) -> Ticket:
+def _read(
+    source: Path, model: Any, pruning_method: str | None, threshold: float | None, task: str | None
+) -> Ticket:
     from sparsebert.compact import expand_
     from sparsebert.convert import densify_
     from sparsebert.foreign_checkpoints import from_checkpoint, is_foreign_checkpoint
@@ -297,7 +304,9 @@ def _read(source: Path, model: Any, pruning_method: str | None, threshold: float
     from sparsebert.ticket import Ticket
 
     if not source.is_dir() or RunFolder(source).run_json.exists():
-        return ticket_of(source, model)
+        return ticket_of(source, model, task=task)
+    if task is not None:
+        raise ValueError(f"--task {task}: {source} is a model, which holds one ticket")
     if pruning_method or is_foreign_checkpoint(source):
         ticket = from_checkpoint(source, method=pruning_method, threshold=threshold)
     else:
