@@ -20,9 +20,9 @@ from sparsebert.options import (
     flattened,
     mean_and_verdict,
     progress,
-    require_folders,
     seed_list,
 )
+from sparsebert.paths import require_files, require_records, require_writable
 from sparsebert_kernels.names import unknown
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ def prune(
         raise ValueError(f"--batches {batches} and --batch-size {batch_size} must be at least 1")
     chosen = seed_list(seeds)
     files = {seed: _with_seed(output, seed) if len(chosen) > 1 else output for seed in chosen}
-    require_folders(output, json)
+    for file in files.values():
+        require_writable({"--output": file})
+    require_records("--json", json)
     from sparsebert.bench import record
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import Workload, hush_transformers
@@ -204,7 +206,11 @@ def convert(
         raise ValueError(f"--to {to} needs the model that the ticket is for: --model")
     if to in _FOLDERS and output.exists():
         raise ValueError(f"{output} is there already: a pruned model wants a new folder")
-    require_folders(output, json)
+    if not source.exists():
+        raise ValueError(f"there is no file or folder {source} to convert")
+    require_files({"--results": results})
+    require_writable({"output": output})
+    require_records("--json", json)
     from sparsebert import foreign, foreign_units
     from sparsebert.bench import record
     from sparsebert.bench.runner import describe
