@@ -71,6 +71,8 @@ def _checked_batches(batches: Iterable[Mapping[str, Any]]) -> list[Mapping[str, 
     # What a tokenizer answers is a mapping too: iterating over it would give its keys for batches.
     if isinstance(batches, Mapping):
         raise ValueError("batches is one batch; a list of them is needed: batches=[batch]")
+    if not isinstance(batches, Iterable):
+        raise ValueError(f"batches is {batches!r}; mappings of the model's arguments are needed, in a list")
     examples = list(batches)
     for batch in examples:
         if not isinstance(batch, Mapping):

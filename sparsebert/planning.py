@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert import roofline
-from sparsebert.bert import is_bert_like, structure
+from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.choice import GPU_FORMATS, Choice, choices, stored_dtype
 from sparsebert.cost import BlockStatistics, Work, panel_works
 from sparsebert.layer_plan import LayerPlan, Plan
@@ -68,6 +68,7 @@ def plan(
     positive integer.
     """
     target = None if device is None else roofline.named(device)
+    require_module(model)
     if ticket is None and any(isinstance(module, SparseLinear) for module in model.modules()):
         return carried_plan(model)
     check_options(format, tokens)
@@ -92,7 +93,7 @@ def carried_plan(model: nn.Module) -> Plan:
 
 def check_options(format: str, tokens: int) -> None:
     """Raises ValueError for a format or number of tokens that `plan` does not know."""
-    if format != "auto" and format not in formats.FORMATS:
+    if not isinstance(format, str) or format not in ("auto", *formats.FORMATS):
         raise unknown("format", format, ("auto", *formats.FORMATS))
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
         raise ValueError(f"tokens is {tokens!r}; a positive number of rows of x is needed")

@@ -21,7 +21,7 @@ from sparsebert.compaction.rectangle import exact_size, live_rectangle, rectangl
 from sparsebert.compaction.thin_rows import without_thin_rows
 from sparsebert.selection import Unpackable
 from sparsebert.swap import move_hooks, replace_module
-from sparsebert.ticket import Ticket
+from sparsebert.ticket import Ticket, require_ticket
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +133,7 @@ def prepare(
     found = structure(model)
     if ticket is None:
         ticket = Ticket.from_model(model)
-    elif not isinstance(ticket, Ticket):
-        raise ValueError(f"ticket is a {type(ticket).__name__}; a sparsebert.Ticket is needed")
+    require_ticket(ticket)
     _refuse(model, found, ticket)
     widest = max(max(_linear(model, key).weight.shape) for key in found.linears)
     if round_to > widest:
