@@ -98,6 +98,14 @@ class _Base(NamedTuple):
     layers: int
 
 
+def require_module(model: object) -> None:
+    """Raise ValueError for what is no model: a class of models, a name, a state dict."""
+    if isinstance(model, type):
+        raise ValueError(f"a model is needed, not the class {model.__name__}: make an instance of it")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"a model is needed, an nn.Module, not a {type(model).__name__}")
+
+
 def structure(model: nn.Module) -> Structure:
     """Describe a BERT, RoBERTa, DistilBERT or ELECTRA with any task head, wrapped or not.
 
@@ -224,6 +232,7 @@ def activation_name(module: nn.Module) -> str | None:
 
 def _bases(model: nn.Module) -> Iterator[_Base]:
     """Every base model of a known family inside ``model``."""
+    require_module(model)
     for name, module in model.named_modules():
         # On the class, not the instance: torch.compile's wrapper forwards attributes of what it wraps.
         layout = _FAMILIES.get(getattr(type(module), "base_model_prefix", None) or "")

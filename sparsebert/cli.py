@@ -21,8 +21,8 @@ from sparsebert.options import (
     TicketFile,
     console,
     progress,
-    require_folders,
 )
+from sparsebert.paths import require_files, require_records, require_writable
 from sparsebert_kernels.names import unknown
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def bench(
     if ticket and sparsity:
         raise ValueError(f"--sparsity {sparsity}: the ticket has one of its own; leave one of them out")
     shares = [None] if ticket else sparsities(sparsity or "0.9")
-    require_folders(json, plot)
+    require_records("--json", json)
+    require_writable({"--plot": plot})
+    require_files({"--lengths-from": lengths_from})
     from sparsebert.bench import environment, gate, record, runner
     from sparsebert.bench.subject import prepare
     from sparsebert.bench.workload import Workload, read_lengths
@@ -122,7 +124,7 @@ def bench(
 @app.command()
 def env(json: JsonFile = None) -> None:
     """What was found on this machine, and what each lack costs."""
-    require_folders(json)
+    require_records("--json", json)
     from sparsebert.bench import environment, record
     from sparsebert.report.environment import environment_table
 
@@ -157,7 +159,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _complain("stopped", 130)
     except (ValueError, OSError) as error:
-        return _complain(str(error).strip().split("\n", 1)[0], 2)
+        known = isinstance(error, OSError) and error.filename is not None and error.strerror
+        text = f"{error.filename}: {error.strerror}" if known else str(error)  # type: ignore[union-attr]
+        return _complain(text.strip().split("\n", 1)[0], 2)
     return code if isinstance(code, int) else 0
 
 

@@ -20,9 +20,9 @@ from sparsebert.options import (
     flattened,
     mean_and_verdict,
     progress,
-    require_folders,
     seed_list,
 )
+from sparsebert.paths import require_files, require_records, require_writable
 from sparsebert_kernels.names import unknown
 
 if TYPE_CHECKING:
@@ -84,7 +84,9 @@ def prune(
         raise ValueError(f"--batches {batches} and --batch-size {batch_size} must be at least 1")
     chosen = seed_list(seeds)
     files = {seed: _with_seed(output, seed) if len(chosen) > 1 else output for seed in chosen}
-    require_folders(output, json)
+    for file in files.values():
+        require_writable({"--output": file})
+    require_records("--json", json)
     from sparsebert.bench import record
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import Workload, hush_transformers
@@ -177,6 +179,10 @@ def convert(
         float | None,
         typer.Option(help="movement pruning: the final_threshold of the run, which no file holds"),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="JSON of Super Tickets that lists several tasks: the id of the one that is meant"),
+    ] = None,
     intersect: Annotated[
         list[Path] | None,
         typer.Option(
@@ -204,7 +210,11 @@ def convert(
         raise ValueError(f"--to {to} needs the model that the ticket is for: --model")
     if to in _FOLDERS and output.exists():
         raise ValueError(f"{output} is there already: a pruned model wants a new folder")
-    require_folders(output, json)
+    if not source.exists():
+        raise ValueError(f"there is no file or folder {source} to convert")
+    require_files({"--results": results})
+    require_writable({"output": output})
+    require_records("--json", json)
     from sparsebert import foreign, foreign_units
     from sparsebert.bench import record
     from sparsebert.bench.runner import describe
@@ -214,9 +224,10 @@ def convert(
     hush_transformers()
     records = [row for file in results or () for row in record.read(file)]
     whole: Any = skeleton(model) if model else None
-    ticket = _read(source, whole, pruning_method, threshold)
+    ticket = _read(source, whole, pruning_method, threshold, task)
     for other in intersect or ():
-        ticket &= _read(other, whole, pruning_method, threshold)
+        of_task = task if other.suffix == ".json" else None
+        ticket &= _read(other, whole, pruning_method, threshold, of_task)
     took: dict[str, Any] = {}
     if home is not None and to in _FOLDERS:
         took = _rewrite(home, output, ticket, to == "sparse", batch, seq, records)
@@ -291,7 +302,9 @@ def sparsities(text: str) -> list[float]:
     return shares
 
 
-def _read(source: Path, model: Any, pruning_method: str | None, threshold: float | None) -> Ticket:
+def _read(
+    source: Path, model: Any, pruning_method: str | None, threshold: float | None, task: str | None
+) -> Ticket:
     from sparsebert.compact import expand_
     from sparsebert.convert import densify_
     from sparsebert.foreign_checkpoints import from_checkpoint, is_foreign_checkpoint
@@ -301,7 +314,9 @@ def _read(source: Path, model: Any, pruning_method: str | None, threshold: float
     from sparsebert.ticket import Ticket
 
     if not source.is_dir() or RunFolder(source).run_json.exists():
-        return ticket_of(source, model)
+        return ticket_of(source, model, task=task)
+    if task is not None:
+        raise ValueError(f"--task {task}: {source} is a model, which holds one ticket")
     if pruning_method or is_foreign_checkpoint(source):
         ticket = from_checkpoint(source, method=pruning_method, threshold=threshold)
     else:

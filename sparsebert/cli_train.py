@@ -20,10 +20,10 @@ from sparsebert.options import (
     console,
     flattened,
     mean_and_verdict,
-    require_folders,
     say,
     seed_list,
 )
+from sparsebert.paths import require_folders, require_records
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def train(
 ) -> None:
     """Find a ticket on a task, or train one that is given. What is killed goes on when started again."""
     chosen = seed_list(seeds)
-    require_folders(json)
+    require_records("--json", json)
+    require_folders({"--out": out, "--dense": dense})
     import sparsebert.train as library
     from sparsebert.bench import record
     from sparsebert.bench.workload import hush_transformers
@@ -159,12 +160,12 @@ def evaluate(
         bool, typer.Option("--compact", help="take out what --ticket empties, and say what is left")
     ] = False,
     min_row_weights: Annotated[
-        int, typer.Option(help="with --compact, lossy: rows with fewer weights go too")
+        int, typer.Option(min=0, help="with --compact, lossy: rows with fewer weights go too")
     ] = 0,
     json: JsonFile = None,
 ) -> None:
     """Metrics of a trained model on a task's validation data, with a ticket applied first if one is given."""
-    require_folders(json)
+    require_records("--json", json)
     if compact and ticket is None:
         raise ValueError("--compact takes out what a ticket empties: it needs --ticket")
     if min_row_weights and not compact:

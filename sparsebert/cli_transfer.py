@@ -19,10 +19,10 @@ from sparsebert.options import (
     console,
     flattened,
     mean_and_verdict,
-    require_folders,
     say,
     seed_list,
 )
+from sparsebert.paths import require_folders, require_records
 from sparsebert.training.settings import TrainingSettings
 
 
@@ -60,7 +60,8 @@ def transfer(
     """Train tickets found on some tasks on others, and judge them by the dense model: Chen's matrix."""
     chosen = seed_list(seeds)
     named = _named(ticket)
-    require_folders(json)
+    require_records("--json", json)
+    require_folders({"--out": out, "--dense": dense})
     import sparsebert.transfer as library
     from sparsebert.bench import record
     from sparsebert.bench.workload import hush_transformers

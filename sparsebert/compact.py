@@ -28,9 +28,10 @@ def compact_(
     """Take what ``ticket`` empties out of a BERT, RoBERTa, DistilBERT or ELECTRA, in place; returns it.
 
     ticket           the masks; without one, the zeros already in the weights
-    min_row_weights  lossy: rows with fewer weights than this are pruned first, until no row is thinner
+    min_row_weights  lossy: rows with fewer weights than this are pruned first, until no row is thinner; some
+                     rows have to be left
     round_to         widths (neurons, dimensions of heads, live rows) are rounded up to a multiple of this, as
-                     far as the model was that wide: 8 or 16 suit tensor cores
+                     far as the model was that wide: 8 or 16 suit tensor cores; no more than its widest matrix
     batches          keyword arguments of the model: `compaction_description` then says how far its answers
                      are from those of the masked model
 
@@ -50,8 +51,8 @@ def compact_(
     model is saved as it is now, and `from_pretrained` loads the compacted model.
 
     Raises ValueError, with the model as it was, for another family, a decoder, a ticket that does not fit, a
-    model that is compacted or sparse already, layers that cannot be replaced (tied, quantised, patched), and
-    batches that are no mappings.
+    model that is compacted or sparse already, layers that cannot be replaced (tied, quantised, patched),
+    numbers outside of what the model and ticket allow, and batches that are no mappings.
     """
     prepared = prepare(model, ticket, min_row_weights=min_row_weights, round_to=round_to)
     examples = _checked_batches(batches)
@@ -70,6 +71,8 @@ def _checked_batches(batches: Iterable[Mapping[str, Any]]) -> list[Mapping[str, 
     # What a tokenizer answers is a mapping too: iterating over it would give its keys for batches.
     if isinstance(batches, Mapping):
         raise ValueError("batches is one batch; a list of them is needed: batches=[batch]")
+    if not isinstance(batches, Iterable):
+        raise ValueError(f"batches is {batches!r}; mappings of the model's arguments are needed, in a list")
     examples = list(batches)
     for batch in examples:
         if not isinstance(batch, Mapping):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert.bert import activation_name, is_bert_like, structure
+from sparsebert.bert import activation_name, is_bert_like, require_module, structure
 from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.description import record_of
 from sparsebert.layer_plan import LayerPlan, Plan
@@ -140,8 +140,9 @@ def densify_(model: nn.Module) -> nn.Module:
     """Swap every `SparseLinear` of ``model`` for an `nn.Linear` of the same values, in place; returns it.
 
     Pruned weights are zeros. Hooks, training flags and bias Parameters stay, and fused activations take their
-    places again. A model without sparse layers is left as it is.
+    places again. A model without sparse layers is left as it is. Raises ValueError for what is no model.
     """
+    require_module(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, FusedActivation):
             module.original.train(module.training)

@@ -35,11 +35,12 @@ def evaluator(
     max_length: int | None = None,
     batch_size: int = 32,
     template: str | None = None,
+    encode: Callable[..., Encoded] = encode,
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A function from a model with the task's head to its metrics on all splits; the model ends in eval mode.
 
-    The examples are encoded once, in the ``template`` if there is one. The masks of a language model's
-    examples are the same every time. Raises ValueError as :func:`sparsebert.data.encode` does.
+    The examples are encoded once by ``encode``, in the ``template`` if there is one. The masks of a language
+    model's examples are the same every time. Raises ValueError as :func:`sparsebert.data.encode` does.
     """
     encoded = {
         split: encode(examples, task, tokenizer, max_length, template)

@@ -31,13 +31,15 @@ _NPY_MAGIC = b"\x93NUMPY"
 _ZIP_MAGIC, _PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
 
 
-def read_ticket(path: str | os.PathLike[str], model: nn.Module | None = None) -> Ticket:
+def read_ticket(
+    path: str | os.PathLike[str], model: nn.Module | None = None, *, task: str | None = None
+) -> Ticket:
     """Read a ticket file of this project, of BERT-Tickets, SMP, bert-experiments or Super Tickets, told apart
     by what they hold.
 
     ``model``: the model that a .npy or .json file belongs to, whose shapes it needs; a ticket of any kind is
-    checked against it. Raises ValueError in one line for anything else, FileNotFoundError if there is
-    nothing.
+    checked against it. ``task``: as for :func:`from_super_tickets`, and for no other kind of file. Raises
+    ValueError in one line for anything else, FileNotFoundError if there is nothing.
     """
     path = Path(path)
     if path.is_dir():
@@ -46,17 +48,20 @@ def read_ticket(path: str | os.PathLike[str], model: nn.Module | None = None) ->
         )
     with open(path, "rb") as file:
         start = file.read(9)
+    # No text holds a NUL, and the length that a ticket file begins with always does.
+    is_text = start.lstrip().startswith(b"{") and b"\0" not in start
+    if task is not None and not is_text:
+        raise ValueError(f"{path} holds one ticket: a task is for Super Tickets' lists of several")
     if start.startswith(_NPY_MAGIC):
         if model is None:
             raise ValueError(
                 f"{path} is an array of mask bits, without shapes: it needs the model it belongs to"
             )
         return from_head_mask(path, model) if is_head_mask(path) else from_smp(path, model)
-    # No text holds a NUL, and the length that a ticket file begins with always does.
-    if start.lstrip().startswith(b"{") and b"\0" not in start:
+    if is_text:
         if model is None:
             raise ValueError(f"{path} lists heads or MLPs by number: it needs the model it belongs to")
-        return from_super_tickets(path, model)
+        return from_super_tickets(path, model, task)
     # A ticket file begins with the length of its header, whose lowest byte may be a pickle's first.
     foreign = start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)) and not start.endswith(b"{")
     ticket = from_bert_tickets(path) if foreign else Ticket.load(path)

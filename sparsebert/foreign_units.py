@@ -87,7 +87,8 @@ def from_super_tickets(path: str | os.PathLike[str], model: nn.Module, task: str
             row[_indices(heads_file, "head", pruned, len(row))] = False
     if mlps_file == path or mlps_file.exists():
         mlps[_indices(mlps_file, "layer", _of_task(mlps_file, task), len(mlps))] = False
-    return UnitMasks(heads, mlps).ticket(model, {"method": "super-tickets", "source": path.name})
+    of_task = {} if task is None else {"task": task}
+    return UnitMasks(heads, mlps).ticket(model, {"method": "super-tickets", "source": path.name, **of_task})
 
 
 def to_super_tickets(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module) -> None:
@@ -141,7 +142,8 @@ def _of_task(path: Path, task: str | None) -> Any:
         raise ValueError(f"{path}: a table of tasks is expected, not {brief(table)}")
     if task is None and len(table) > 1:
         raise ValueError(
-            f"{path} holds the lists of tasks {', '.join(table)}: a ticket is made of one of them"
+            f"{path} holds the lists of tasks {', '.join(table)}: `sparsebert convert --task` makes a ticket "
+            "of one of them"
         )
     chosen = next(iter(table)) if task is None else task
     if chosen not in table:

@@ -17,16 +17,28 @@ from sparsebert.ticket import Ticket
 _SAME_SPARSITY = 5e-4
 
 
-def ticket_of(path: str | os.PathLike[str], model: nn.Module, sparsity: float | None = None) -> Ticket:
+def ticket_of(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    sparsity: float | None = None,
+    *,
+    task: str | None = None,
+) -> Ticket:
     """Read a ticket for a model from a file of any known kind, or from a run's folder.
 
-    Of a folder the last ticket is meant, or that of the round with this ``sparsity``. Raises ValueError for
-    a run that has no such ticket or is not finished, and as :func:`sparsebert.foreign.read_ticket` does.
+    Of a folder the last ticket is meant, or that of the round with this ``sparsity``; ``task`` is that of
+    :func:`sparsebert.foreign.read_ticket`. Raises ValueError for
+    a run that has no such ticket or is not finished, a folder without a run, and as
+    :func:`sparsebert.foreign.read_ticket` does.
     """
     file, folder = Path(path), RunFolder(path)
+    if not file.exists():
+        raise FileNotFoundError(f"ticket {file}: there is no such file, nor a run's folder")
     if folder.run_json.exists():
         file = _last_ticket(folder) if sparsity is None else _ticket_at(folder, sparsity)
-    ticket = read_ticket(file, model)
+    elif file.is_dir():
+        raise ValueError(f"{file} is a folder: a ticket is one file, or the folder of a run")
+    ticket = read_ticket(file, model, task=task)
     if sparsity is not None and abs(ticket.sparsity - sparsity) > _SAME_SPARSITY:
         raise ValueError(f"{file}: the ticket's sparsity is {ticket.sparsity:.4f}, not {sparsity:g}")
     return ticket

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput, Sequence
 
 from sparsebert.data import Task, label_config, require_label_order
 from sparsebert.data.template import require_template
+from sparsebert.hf.loadable import load_config, load_weights
 
 # By task: a word for each label, in the order of its labels; for a span, of its start and its end. Those of
 # the released code of Jiang et al., but for MNLI, where it says "Maybe" for entailment, "No" for neutral and
@@ -80,7 +81,7 @@ def load_in_words(
     for a checkpoint without a language model's head, one trained on other labels, and as :func:`word_ids` and
     :func:`sparsebert.data.template.require_template` do.
     """
-    config = transformers.AutoConfig.from_pretrained(name)
+    config = load_config(name)
     cls = next((each for each in config.architectures or () if each.endswith("ForMaskedLM")), None)
     if cls is None:
         found = ", ".join(config.architectures or ()) or "model without a head"
@@ -103,7 +104,7 @@ def load_in_words(
             "mask_id": tokenizer.mask_token_id,
             "template": template,
         }
-    return _in_words(getattr(transformers, cls)).from_pretrained(name, config=config, dtype=torch.float32)
+    return load_weights(_in_words(getattr(transformers, cls)), name, config=config, dtype=torch.float32)
 
 
 class _InWords:

@@ -21,6 +21,7 @@ class LayerPlan:
     dense_nbytes  of the dense layer as it was before anything was taken out of it
     block         (rows, columns) of the vectors or blocks, where the format has them
     removed       what compaction took out of the layer, for people; ``shape`` is that of what is left
+    busy          other programs had the machine while it was measured: times and choice may be wrong
     """
 
     key: str
@@ -36,6 +37,7 @@ class LayerPlan:
     tokens: int
     block: tuple[int, int] | None = None
     removed: str = ""
+    busy: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -97,7 +99,12 @@ class Plan:
         return "\n".join([*table, *self._captions()])
 
     def _captions(self) -> list[str]:
-        return [line for line in (self.summary, self.removal, self.machine) if line]
+        count = sum(layer.busy for layer in self.layers)
+        doubt = (
+            f"{count} of {len(self.layers)} layers timed while the machine was busy: figures marked ?, "
+            "and what was chosen by them, may be wrong"
+        )
+        return [line for line in (self.summary, self.removal, doubt if count else "", self.machine) if line]
 
     def _rows(self) -> list[tuple[str, ...]]:
         """Header and cells; what was removed has a column where something was."""
@@ -134,8 +141,10 @@ def _time(layer: LayerPlan) -> float | None:
 
 
 def _cells(layer: LayerPlan) -> tuple[str, ...]:
-    def micro(value: float | None) -> str:
-        return "-" if value is None else f"{value:.0f} us"
+    def micro(value: float | None, doubt: str = "") -> str:
+        return "-" if value is None else f"{value:.0f} us{doubt}"
+
+    doubt = "?" if layer.busy else ""
 
     return (
         layer.key,
@@ -143,8 +152,8 @@ def _cells(layer: LayerPlan) -> tuple[str, ...]:
         f"{layer.sparsity:.1%}",
         layer.label,
         micro(layer.predicted_us),
-        micro(layer.measured_us),
-        micro(layer.dense_us),
+        micro(layer.measured_us, doubt),
+        micro(layer.dense_us, doubt),
         f"{layer.nbytes / 1024:.0f}",
         f"{layer.nbytes / layer.dense_nbytes:.2f}x",
         layer.reason,

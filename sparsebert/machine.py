@@ -21,7 +21,7 @@ import torch
 from sparsebert.cost import VECTOR_ROWS, Cost, MaskStatistics, Work, works
 from sparsebert_kernels import __version__, cpu, formats, ops
 from sparsebert_kernels.cpu import native
-from sparsebert_kernels.tuning import least
+from sparsebert_kernels.tuning import Least, least
 
 # Costs are measured for a few numbers of tokens: a tile that is not full costs as much as a full one.
 MAX_CALIBRATED_TOKENS = 512
@@ -69,7 +69,8 @@ def cost_model(dtype: torch.dtype, tokens: int, *, measure: bool = True) -> Cost
     """The cost model for layers that store ``dtype`` and see ``tokens`` rows at a time.
 
     With ``measure`` the costs are read from the cache file of this machine, or measured (a second or two) and
-    kept there; a file that cannot be written does no harm. Without it they are the built-in ones.
+    kept there, unless the machine was too busy; a file that cannot be written does no harm. Without it they
+    are the built-in ones.
     """
     if not measure:
         return CostModel(built_in(dtype), tokens)
@@ -151,8 +152,9 @@ def _measured(dtype: torch.dtype, tokens: int, fingerprint: tuple[str, ...]) -> 
     kept = _read(path, fingerprint)
     if entry in kept and kept[entry].keys() == set(runnable(dtype)):
         return kept[entry]
-    costs = calibrate(dtype, tokens)
-    _write(path, fingerprint, {**kept, entry: costs})
+    costs, busy = calibrate(dtype, tokens)
+    if not busy:
+        _write(path, fingerprint, {**kept, entry: costs})
     return costs
 
 
@@ -196,22 +198,26 @@ def _write(path: Path, fingerprint: tuple[str, ...], entries: dict[str, dict[str
         return
 
 
-def calibrate(dtype: torch.dtype, tokens: int) -> dict[str, Cost]:
-    """Time every kind of work on a few small layers and fit its `Cost`."""
+def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
+    """Time every kind of work on a few small layers and fit its `Cost`; and whether the machine was too busy
+    to time one of them."""
     generator = torch.Generator().manual_seed(0)
     costs: dict[str, Cost] = {}
+    busy = False
     for kind in runnable(dtype):  # dense first
         # A live rectangle is multiplied as a dense matrix is; only picking its rows and columns comes on top.
         per_stored = costs["dense"].per_stored if kind == "compact" else None
-        costs[kind] = _fit(*_times(kind, dtype, tokens, generator), per_stored)
-    return costs
+        features, timings = _times(kind, dtype, tokens, generator)
+        costs[kind] = _fit(features, [timing.seconds for timing in timings], per_stored)
+        busy |= any(timing.busy for timing in timings)
+    return costs, busy
 
 
 @torch.no_grad()
 def _times(
     kind: str, dtype: torch.dtype, tokens: int, generator: torch.Generator
-) -> tuple[list[list[float]], list[float]]:
-    features, seconds = [], []
+) -> tuple[list[list[float]], list[Least]]:
+    features, timings = [], []
     for rows, columns, density in PROBLEMS["dense" if kind in ("dense", "compact") else "sparse"]:
         mask = _mask(kind, rows, columns, density, generator)
         weight = torch.randn(rows, columns, generator=generator).to(dtype)
@@ -220,9 +226,9 @@ def _times(
         statistics = MaskStatistics.of(mask)
         work = next(work for work in works(statistics, dtype, formats.FORMATS) if work.kind == kind)
         packed = formats.pack(weight, mask, format=work.format, **work.options)
-        seconds.append(least(lambda: ops.linear(x, packed, bias), budget=SECONDS_A_PROBLEM))  # noqa: B023
+        timings.append(least(lambda: ops.linear(x, packed, bias), budget=SECONDS_A_PROBLEM))  # noqa: B023
         features.append([1.0, tokens * work.stored, tokens * work.lines])
-    return features, seconds
+    return features, timings
 
 
 def _mask(kind: str, rows: int, columns: int, density: float, generator: torch.Generator) -> torch.Tensor:

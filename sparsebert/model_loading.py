@@ -35,11 +35,14 @@ def load_model(
     ``template``: the text that examples are put into then.
     Where the checkpoint brings a head of its own, the order of its labels is asserted. ``trained`` asks for
     one that does. Raises ValueError for a model that is no BERT, brings a head of another task, or, with
-    ``trained``, none; OSError for one that is not found or holds no weights.
+    ``trained``, none, and for damaged files as `sparsebert.hf.loadable` does; OSError for one that is not
+    found or holds no weights.
     """
     import transformers
 
-    config = _config(name)
+    from sparsebert.hf.loadable import load_config, load_weights
+
+    config = load_config(name)
     if label_words is not None or (trained and getattr(config, "label_words", None)):
         from sparsebert.label_words import load_in_words
 
@@ -57,7 +60,7 @@ def load_model(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = cls.from_pretrained(name, dtype=torch.float32, **options)
+        model = load_weights(cls, name, dtype=torch.float32, **options)
     return _require_bert(model, name), transformers.AutoTokenizer.from_pretrained(name)
 
 
@@ -74,7 +77,9 @@ def skeleton(name: str) -> nn.Module:
     """
     import transformers
 
-    config = _config(name)
+    from sparsebert.hf.loadable import load_config
+
+    config = load_config(name)
     with torch.device("meta"):
         return _require_bert(transformers.AutoModel.from_config(config), name)
 
@@ -86,27 +91,17 @@ def load_as_saved(name: str) -> Any:
     """
     import transformers
 
-    saved_from = _config(name).architectures or [""]
+    from sparsebert.hf.loadable import load_config, load_weights
+
+    saved_from = load_config(name).architectures or [""]
     cls = getattr(transformers, saved_from[0], transformers.AutoModel)
-    return _require_bert(cls.from_pretrained(name, dtype="auto"), name)
+    return _require_bert(load_weights(cls, name, dtype="auto"), name)
 
 
 def short_name(model: str) -> str:
     """A model as records call it: a local folder by its name alone."""
     path = Path(model)
     return path.resolve().name if path.is_dir() else model
-
-
-def _config(name: str) -> Any:
-    """The configuration of a model. Raises OSError, naming it, where there is none."""
-    import transformers
-
-    try:
-        return transformers.AutoConfig.from_pretrained(name)
-    except OSError:
-        if Path(name).exists():
-            raise
-        raise OSError(f"model {name!r} is no folder here, not cached, and not reachable on the hub") from None
 
 
 def _require_bert(model: Any, name: str) -> Any:
@@ -118,6 +113,8 @@ def _require_bert(model: Any, name: str) -> Any:
 
 
 def head_labels(name: str) -> tuple[str, ...]:
-    """The labels of a trained classifier, in the order of its outputs. OSError where there is no model."""
-    id2label = _config(name).id2label
+    """The labels of a trained classifier, in the order of its outputs. Raises as `load_config` does."""
+    from sparsebert.hf.loadable import load_config
+
+    id2label = load_config(name).id2label
     return tuple(str(id2label[index]) for index in sorted(id2label))

@@ -269,7 +269,9 @@ class SparseLinear(nn.Module):
             if self.plan:
                 unknown = dict.fromkeys(("predicted_us", "measured_us", "dense_us"))
                 reason = f"chosen when the layer was moved to {device.type}"
-                self.plan = replace(self.plan, format=format, block=work.block, reason=reason, **unknown)
+                self.plan = replace(
+                    self.plan, format=format, block=work.block, reason=reason, busy=False, **unknown
+                )
         self._recipes[device.type] = format, options
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

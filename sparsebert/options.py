@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from sparsebert.paths import require_files
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -116,11 +117,14 @@ class DataOptions:
 
         if task in TASKS or not self.own:
             find_task(task)
+            if self.data is not None and not self.data.is_dir():
+                raise ValueError(f"--data {self.data} is no folder of task data")
             return self.data
         if self.validation_file is None:
             raise ValueError("--validation-file is missing: a task of your own needs something to judge by")
         if self.train_file is None and labels is None:
             raise ValueError("--train-file is missing: a task of your own needs something to train on")
+        require_files({"--train-file": self.train_file, "--validation-file": self.validation_file})
         return load_files(
             self.train_file,
             self.validation_file,
@@ -252,13 +256,6 @@ def seed_list(text: str) -> list[int]:
         return list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise ValueError(f"--seeds {text!r}: whole numbers are expected, such as 0 or 1,2,3") from None
-
-
-def require_folders(*files: Path | None) -> None:
-    """Find out before minutes of work, not after, that the result could not be written."""
-    for file in files:
-        if file is not None and not file.parent.is_dir():
-            raise ValueError(f"cannot write {file}: the folder {file.parent} does not exist")
 
 
 def console() -> Console:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert import roofline
-from sparsebert.bert import is_bert_like, structure
+from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.choice import GPU_FORMATS, Choice, choices, stored_dtype
 from sparsebert.cost import BlockStatistics, Work, panel_works
 from sparsebert.layer_plan import LayerPlan, Plan
@@ -55,7 +55,8 @@ def plan(
     The cost model predicts the time of every format from the mask, the dtype and ``tokens``, the rows of x
     (batch times sequence length) that a layer sees. With ``measure`` its costs are those of this machine,
     kept in a cache file, and each choice is timed in turn with prepacked dense: a layer that turns out more
-    than 2 % slower becomes dense. Without it the plan depends on its arguments and the instruction set alone.
+    than 2 % slower becomes dense. Where the machine was busy meanwhile, a timing is repeated, and marked if
+    that did not help. Without ``measure`` the plan depends on its arguments and the instruction set alone.
 
     Layers on a GPU are predicted by a roofline of its figures and timed inside CUDA graphs on both sides.
     ``device``, e.g. "h200" or "a100", plans for that GPU instead of where the model is: modelled, not
@@ -67,6 +68,7 @@ def plan(
     positive integer.
     """
     target = None if device is None else roofline.named(device)
+    require_module(model)
     if ticket is None and any(isinstance(module, SparseLinear) for module in model.modules()):
         return carried_plan(model)
     check_options(format, tokens)
@@ -91,7 +93,7 @@ def carried_plan(model: nn.Module) -> Plan:
 
 def check_options(format: str, tokens: int) -> None:
     """Raises ValueError for a format or number of tokens that `plan` does not know."""
-    if format != "auto" and format not in formats.FORMATS:
+    if not isinstance(format, str) or format not in ("auto", *formats.FORMATS):
         raise unknown("format", format, ("auto", *formats.FORMATS))
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
         raise ValueError(f"tokens is {tokens!r}; a positive number of rows of x is needed")
@@ -259,19 +261,21 @@ class _Draft:
             tokens=tokens,
             block=self.work.block,
             removed=self.layer.removed,
+            busy=timing is not None and timing.busy,
         )
 
     def _reason(self, predicted: float | None, dense: float | None) -> str:
+        doubt = "?" if self.timing and self.timing.busy else ""
         if self.asked:
             reason = "asked for"
         elif self.choice.statistics.full:
             reason = "nothing is pruned"
         elif self.rejected and self.timing:
-            reason = f"{self.rejected.format} measured {self.timing.speedup:.2f}x dense"
+            reason = f"{self.rejected.format} measured {self.timing.speedup:.2f}x{doubt} dense"
         elif self.work == self.dense:
             reason = f"no format is predicted to be faster{self._as_blocks()}"
         elif self.timing:
-            reason = f"measured {self.timing.speedup:.1f}x dense"
+            reason = f"measured {self.timing.speedup:.1f}x{doubt} dense"
         elif predicted and dense:
             reason = f"predicted {dense / predicted:.1f}x dense"
         else:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +27,8 @@ _TYPES: dict[str, type] = {
     "model": dict,
     "history": list,
 }
+# As the hub names models: an organisation's or user's, and some old ones of nobody's.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def weight_hash(model: nn.Module) -> str:
@@ -44,10 +47,13 @@ def weight_hash(model: nn.Module) -> str:
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """A model for the metadata: class, id (a local folder by its name only), number of matrices."""
+    """A model for the metadata: class, id, whether that is a ``local`` folder's (by its name only), number of
+    matrices."""
     described: dict[str, Any] = {"class": type(model).__name__}
     if name := getattr(getattr(model, "config", None), "_name_or_path", None):
-        described["id"] = os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
+        local = os.path.isdir(name) or not _HUB_ID.fullmatch(name)
+        described["id"] = os.path.basename(os.path.abspath(name)) if local else name
+        described["local"] = local
     if is_bert_like(model):
         described["linears"] = len(structure(model).linears)
     return described

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve, structure
+from sparsebert.bert import canonical_key, full_name, is_bert_like, require_module, resolve, structure
 from sparsebert.choice import STORED
 from sparsebert.compaction.rectangle import RectangleLinear
 from sparsebert.nn import SparseLinear
-from sparsebert.ticket import Ticket
+from sparsebert.ticket import Ticket, require_ticket
 
 Filter = Callable[[str, nn.Linear], bool]
 
@@ -65,6 +65,9 @@ def select(
     fit, and a layer that cannot be packed: weight tied to another module, on the meta device, quantised,
     parametrized, or a forward method that somebody has patched.
     """
+    require_module(model)
+    if filter is not None and not callable(filter):
+        raise ValueError(f"filter is {filter!r}; a function of a layer's name and the layer is needed")
     for name, module in model.named_modules():
         if isinstance(module, SparseLinear):
             raise ValueError(f"{name or 'the model'} is sparse already: densify_ the model first")
@@ -84,8 +87,7 @@ def select(
 
 
 def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Iterator[Selected]:
-    if not isinstance(ticket, Ticket):
-        raise ValueError(f"ticket is a {type(ticket).__name__}; a sparsebert.Ticket is needed")
+    require_ticket(ticket)
     ticket.check(model)
     unpackable, dead = Unpackable(model), ticket.dead_biases()
     for key, mask in ticket.masks.items():

@@ -30,7 +30,8 @@ class Ticket:
 
     ``sparsity``, ``density`` and ``layer_sparsity`` are shares of the weights in ``masks``, biases left out.
     Two tickets are equal if they keep the same weights; where they come from does not matter.
-    Raises ValueError naming the key for masks of another type, dtype or number of dimensions.
+    Raises ValueError naming the key for masks of another type, dtype or number of dimensions, and for masks
+    that are no mapping.
     """
 
     def __init__(
@@ -43,6 +44,8 @@ class Ticket:
     ) -> None:
         self.masks = _checked_masks(masks, dimensions=2)
         self.bias_masks = _checked_masks(bias_masks or {}, dimensions=1)
+        if isinstance(removed, str):
+            raise ValueError(f"removed is one module, {brief(removed)}; a list of modules is needed")
         self.removed = tuple(_checked_key(name) for name in removed)
         self.metadata = checked_metadata(metadata or {})
         for key, mask in self.bias_masks.items():
@@ -94,11 +97,11 @@ class Ticket:
 
     def __and__(self, other: Ticket) -> Ticket:
         """What both keep; a module removed in either is removed. ValueError if their matrices differ."""
-        return self._combine(other, torch.logical_and, "intersection", {*self.removed, *other.removed})
+        return self._combine(other, torch.logical_and, "intersection", set.union)
 
     def __or__(self, other: Ticket) -> Ticket:
         """What either keeps; a module removed in both is removed. ValueError if their matrices differ."""
-        return self._combine(other, torch.logical_or, "union", {*self.removed} & {*other.removed})
+        return self._combine(other, torch.logical_or, "union", set.intersection)
 
     def __invert__(self) -> Ticket:
         """What this one prunes. ValueError if whole modules are removed: that has no complement."""
@@ -121,9 +124,14 @@ class Ticket:
         return both / either if either else 1.0
 
     def _combine(
-        self, other: Ticket, op: Callable[[Tensor, Tensor], Tensor], operation: str, removed: set[str]
+        self,
+        other: Ticket,
+        op: Callable[[Tensor, Tensor], Tensor],
+        operation: str,
+        of_removed: Callable[[set[str], set[str]], set[str]],
     ) -> Ticket:
         self._require_same_matrices(other)
+        removed = of_removed(set(self.removed), set(other.removed))
         return Ticket(
             {key: op(mask, other.masks[key]) for key, mask in self.masks.items()},
             bias_masks={key: op(mask, other.bias_masks[key]) for key, mask in self.bias_masks.items()},
@@ -132,6 +140,7 @@ class Ticket:
         )
 
     def _require_same_matrices(self, other: Ticket) -> None:
+        require_ticket(other)
         for kind in ("masks", "bias_masks"):
             mine: dict[str, Tensor] = getattr(self, kind)
             theirs: dict[str, Tensor] = getattr(other, kind)
@@ -310,6 +319,15 @@ class Ticket:
                     )
 
 
+def require_ticket(ticket: object) -> None:
+    """Raise ValueError for what is no ticket: a path of one, its masks."""
+    if not isinstance(ticket, Ticket):
+        raise ValueError(
+            f"ticket is a {type(ticket).__name__}; a sparsebert.Ticket is needed: Ticket.load reads a file, "
+            "Ticket(masks) makes one"
+        )
+
+
 def prunable(model: nn.Module, include_pooler: bool = False) -> tuple[str, ...]:
     """Keys of the encoder matrices of a BERT-like model, and of its pooler if asked for.
 
@@ -324,6 +342,11 @@ def prunable(model: nn.Module, include_pooler: bool = False) -> tuple[str, ...]:
 
 
 def _checked_masks(masks: Mapping[str, Tensor], dimensions: int) -> dict[str, Tensor]:
+    if not isinstance(masks, Mapping):
+        raise ValueError(
+            f"masks are a {type(masks).__name__}; a mapping from module paths to bool tensors is needed "
+            "(Ticket.load reads a file, Ticket.from_model a model's zeros)"
+        )
     checked: dict[str, Tensor] = {}
     for name, mask in masks.items():
         key = _checked_key(name)

@@ -126,6 +126,7 @@ def read(path: str | os.PathLike[str]) -> TicketContents:
     Raises FileNotFoundError if there is none, and ValueError, in one line that names the file, for
     anything else that is not a whole ticket file of a known version.
     """
+    path = os.fspath(path)
     # Before it is opened: opening a pipe would wait for its writer.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{os.fspath(path)} is not a regular file")

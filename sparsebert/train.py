@@ -16,7 +16,7 @@ from torch import nn
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
 from sparsebert.bert import resolve
 from sparsebert.compact import compact_, compaction_description
-from sparsebert.data import Task, TaskData, collate, encode, find_task, load
+from sparsebert.data import Encoded, Task, TaskData, collate, encode, find_task, load
 from sparsebert.evaluation import evaluator, first_inputs
 from sparsebert.lottery.experiment import Experiment, Request, Units
 from sparsebert.lottery.folder import Record, RunFolder
@@ -47,6 +47,7 @@ def train(
     max_length: int | None = None,
     say: Callable[[str], None] = lambda text: None,
     before: Callable[[nn.Module, Request], None] = lambda model, request: None,
+    encode: Callable[..., Encoded] = encode,
 ) -> list[Record]:
     """Find (or train) a ticket of a task, and return the records of its rounds.
 
@@ -57,8 +58,8 @@ def train(
     be one of ``TASKS``; else the hub. ``also``: the other tasks of a method that works on several, and their
     data. ``teacher``: a model trained on the task, whose answers are learned too as ``request.distillation``
     says (else as its defaults do); for several tasks a teacher by task. ``max_length``: tokens of an example.
-    ``before``: called once with model and request before the work
-    begins.
+    ``before``: called once with model and request before the work begins. ``encode``: that of
+    :mod:`sparsebert.data`, or one that remembers what several runs read.
 
     A ticket that masks the pooler loses that mask where the task's models have none (SQuAD, masked language
     modelling), as in Chen et al. 2020. Raises ValueError in one line for bad input, blocks that do not divide
@@ -91,7 +92,15 @@ def train(
     words = label_words_of(request.method, known)
     template = getattr(request.method, "template", None)
     experiment = assemble(
-        known, model, examples_of(known, data), seed, max_length, words, teachers.get(known.name), template
+        known,
+        model,
+        examples_of(known, data),
+        seed,
+        max_length,
+        words,
+        teachers.get(known.name),
+        template,
+        encode,
     )
     if others:
         parts = {
@@ -116,6 +125,7 @@ def assemble(
     label_words: Sequence[str] | None = None,
     teacher: str | None = None,
     template: str | None = None,
+    encode: Callable[..., Encoded] = encode,
 ) -> Experiment:
     """The experiment of a task: model with a head, encoded training data, metrics on the validation data.
 
@@ -127,7 +137,7 @@ def assemble(
     loaded, tokenizer = load_model(model, task, seed, label_words=label_words, template=template)
     form: dict[str, Any] = {"max_length": max_length, "template": template}
     taught_by = None if teacher is None else load_teacher(teacher, task, tokenizer, **form)
-    evaluate = evaluator(task, data.validation, tokenizer, **form)
+    evaluate = evaluator(task, data.validation, tokenizer, **form, encode=encode)
 
     def judge(model: nn.Module, examples: int | None, seed: int) -> float:
         if examples is None:
@@ -203,11 +213,11 @@ def evaluate_compacted(
     measure = evaluator(known, validation, tokenizer, **form)
     first = next(iter(validation.values()))
     batches = first_inputs(known, first, tokenizer, loaded.device, **form)
-    masked = measure(ticket.apply_(copy.deepcopy(loaded)))
+    masked = ticket.apply_(copy.deepcopy(loaded))
     compact_(loaded, ticket, min_row_weights=min_row_weights, batches=batches)
     found = compaction_description(loaded)
     told = {name: found[name] for name in ("min_row_weights", "weights", "output_change")}
-    return {"metrics": measure(loaded), "masked_metrics": masked, "compaction": told}
+    return {"metrics": measure(loaded), "masked_metrics": measure(masked), "compaction": told}
 
 
 def _trained(name: str, task: Task, max_length: int | None) -> tuple[Any, Any, dict[str, Any]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
+from sparsebert.data import EncodedOnce
 from sparsebert.lottery.experiment import Request, Units
 from sparsebert.lottery.folder import Record, RunFolder
 from sparsebert.lottery.registry import lottery_method
@@ -87,30 +88,32 @@ def transfer(
         rows.append(_Row(name, out / name, _given(by_seed)))
     if random:
         rows += _random_rows(tickets, out)
-    cells = [(row, target) for target in targets for row in rows]
     data = {target.task: _examples(target, rows, seeds) for target in targets}
     records: list[Record] = []
-    dense_runs: list[list[Record]] = []
-    for row, target in cells:
-        runs = []
-        for request, folder in row.runs(target, seeds):
-            say(f"{row.name} on {target.task}, seed {request.training.seed}")
-            runs.append(
-                train(
+    for target in targets:
+        # What the runs of a task read is encoded for the first of them, and held for no other task.
+        encode, examples = EncodedOnce(), data.pop(target.task)
+        dense_runs: list[list[Record]] = []
+        for row in rows:
+            runs = []
+            for request, folder in row.runs(target, seeds):
+                say(f"{row.name} on {target.task}, seed {request.training.seed}")
+                done = train(
                     target.task,
                     model,
                     request,
                     folder,
-                    data=data[target.task],
+                    data=examples,
                     max_length=max_length,
                     say=say,
                     before=before,
+                    encode=encode,
                 )
-            )
-        if row.name == DENSE:
-            dense_runs = runs
-        (found,) = over_seeds(task_of(target.task, target.data), runs, dense_runs)
-        records.append({"source": row.name, **found})
+                runs.append(done)
+            if row.name == DENSE:
+                dense_runs = runs
+            (found,) = over_seeds(task_of(target.task, target.data), runs, dense_runs)
+            records.append({"source": row.name, **found})
     return records
 
 

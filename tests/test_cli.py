@@ -41,7 +41,10 @@ def refused(capsys, *arguments: str) -> str:
         (["bench", "--threads", "0"], "threads=0"),
         (["bench", "--json", "/nowhere/at/all.jsonl"], "does not exist"),
         (["bench", "--plot", "/nowhere/at/all.png"], "does not exist"),
-        (["bench", "--lengths-from", "/nowhere/at/all.txt"], "cannot read lengths"),
+        (
+            ["bench", "--lengths-from", "/nowhere/at/all.txt"],
+            "--lengths-from /nowhere/at/all.txt: there is no",
+        ),
         (["bench", "--model", "bert-bas"], "did you mean 'bert-base'"),
         (["bench", "--model", "bert-tiny", "--ticket", "/nowhere/ticket.safetensors"], "ticket.safetensors"),
         (["bench", "--model", "bert-tiny", "--granularity", "elemnt"], "element"),

@@ -160,10 +160,17 @@ class TestSuperTickets:
     def test_one_task_of_several_is_chosen(self, tmp_path: Path) -> None:
         path = self.write(tmp_path, {"0": {}, "3": {"0": [1], "2": [0]}}, {"0": [], "3": [1]})
         assert from_super_tickets(path, bert(), "3") == good()
-        with pytest.raises(ValueError, match="lists of tasks 0, 3: a ticket is made of one"):
+        with pytest.raises(ValueError, match="lists of tasks 0, 3: `sparsebert convert --task`"):
             read_ticket(path, bert())
         with pytest.raises(ValueError, match="no lists of task 1; its tasks: 0, 3"):
             from_super_tickets(path, bert(), "1")
+        named = read_ticket(path, bert(), task="3")
+        assert (named, named.metadata["task"]) == (good(), "3")
+
+    def test_a_file_of_one_ticket_takes_no_task(self, tmp_path: Path) -> None:
+        good().save(tmp_path / "ticket.safetensors")
+        with pytest.raises(ValueError, match="holds one ticket: a task is for"):
+            read_ticket(tmp_path / "ticket.safetensors", bert(), task="3")
 
     @pytest.mark.parametrize(
         ("heads", "mlps", "message"),

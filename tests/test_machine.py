@@ -14,6 +14,7 @@ import torch
 from sparsebert import machine
 from sparsebert.cost import Cost, Work
 from sparsebert_kernels.cpu import native
+from sparsebert_kernels.tuning import Least
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +31,9 @@ def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.dtype, int
     """Every calibration asked for; each gives the same made-up costs."""
     asked: list[tuple[torch.dtype, int]] = []
 
-    def calibrate(dtype: torch.dtype, tokens: int) -> dict[str, Cost]:
+    def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
         asked.append((dtype, tokens))
-        return {kind: Cost(1e-6, 2e-12, 3e-12) for kind in machine.runnable(dtype)}
+        return {kind: Cost(1e-6, 2e-12, 3e-12) for kind in machine.runnable(dtype)}, False
 
     monkeypatch.setattr(machine, "calibrate", calibrate)
     return asked
@@ -53,6 +54,18 @@ def test_is_measured_once_and_kept(calibrations: list, folder: Path) -> None:
     (file,) = (folder / "sparsebert").iterdir()
     content = json.loads(file.read_text())
     assert content["seconds"]["float32, 128 tokens"]["dense"] == [1e-6, 2e-12, 3e-12]
+
+
+def test_what_a_busy_machine_gives_is_used_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(machine, "least", lambda work, budget: Least(1e-3, busy=True))
+    assert machine.cost_model(torch.float32, 128).costs["dense"].fixed > 0
+    assert not (folder / "sparsebert").exists()
+    monkeypatch.setattr(machine, "least", lambda work, budget: Least(1e-3, busy=False))
+    forget()
+    machine.cost_model(torch.float32, 128)
+    assert (folder / "sparsebert").exists()
 
 
 def test_depends_on_threads(calibrations: list) -> None:
@@ -140,7 +153,7 @@ def test_without_the_native_library_csr_takes_the_place_of_sparse_formats(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_calibration_gives_costs_that_grow_with_the_work(dtype: torch.dtype) -> None:
-    for kind, cost in machine.calibrate(dtype, 64).items():
+    for kind, cost in machine.calibrate(dtype, 64)[0].items():
         small, large = (Work(kind, stored, 512, 0) for stored in (10_000, 1_000_000))
         assert 0 < cost.seconds(small, 64) < cost.seconds(large, 64) < 1, kind
 

@@ -270,6 +270,27 @@ class TestMeasurement:
         nn.init.constant_(model[0].weight, torch.nan)
         plan(model, ticket)
 
+    def test_on_a_busy_machine_is_marked_wherever_it_is_shown(
+        self, monkeypatch: pytest.MonkeyPatch, timed: Callable[..., list[int]]
+    ) -> None:
+        timed(3.0)
+        steady = planning.paired
+        masks = random_mask(0.1), random_mask(0.1, 384)
+        assert "?" not in str(plan(*model_with(*masks)))
+
+        def disturbed(mine: Callable[[], Tensor], other: Callable[[], Tensor]) -> Paired:
+            return replace(steady(mine, other), busy=mine().shape[1] == 384)
+
+        monkeypatch.setattr(planning, "paired", disturbed)
+        made = plan(*model_with(*masks))
+        assert [layer.busy for layer in made.layers] == [False, True]
+        _, quiet, busy, *captions = str(made).splitlines()
+        assert "?" not in quiet
+        assert "1000 us?" in busy
+        assert "3000 us?" in busy
+        assert "measured 3.0x? dense" in busy
+        assert any("1 of 2 layers timed while the machine was busy" in line for line in captions)
+
     def test_of_this_machine_finds_a_very_sparse_layer_faster(self) -> None:
         (layer,) = plan(*model_with(random_mask(0.02, 1536, 768))).layers
         assert layer.format in ("element", "vector")

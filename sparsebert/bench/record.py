@@ -50,7 +50,8 @@ def read(path: str | os.PathLike[str], kind: str | None = None) -> list[Record]:
     try:
         lines = source.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read results from {source}: {error}") from None
+        reason = "no text in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise ValueError(f"cannot read results from {source}: {reason}") from None
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -108,10 +108,10 @@ class Workload:
     def load_model(self) -> PreTrainedModel:
         """The dense model in float32 (float64 where that is asked for), in eval mode.
 
-        Raises ValueError where the model cannot be found or holds nothing a BERT has.
+        Raises ValueError where the model cannot be found, and as `sparsebert.hf.loadable` does.
         """
         import torch
-        from transformers import AutoModel, BertConfig, BertModel
+        from transformers import BertConfig, BertModel
 
         dtype = torch.float64 if self.dtype == "float64" else torch.float32
         if self.random_weights:
@@ -119,16 +119,27 @@ class Workload:
                 torch.manual_seed(self.seed)
                 model = BertModel(BertConfig(**SHAPES[self.model]), add_pooling_layer=False)
         else:
-            try:
-                model = AutoModel.from_pretrained(self.model, dtype=dtype)
-            except (OSError, ValueError) as error:
-                raise ValueError(_why_no_model(self.model, error)) from None
+            model = self._load_named(dtype)
         longest, limit = max(self.lengths), _positions(model)
         if limit is not None and longest > limit:
             raise ValueError(
                 f"sequences of {longest} tokens do not fit {self.model}: it reads at most {limit}"
             )
         return model.to(dtype).eval()
+
+    def _load_named(self, dtype: torch.dtype) -> PreTrainedModel:
+        from transformers import AutoModel
+
+        from sparsebert.hf.loadable import load_config, load_weights
+
+        try:
+            load_config(self.model)
+            loaded: PreTrainedModel = load_weights(AutoModel, self.model, dtype=dtype)
+        except OSError as error:
+            if Path(self.model).exists():
+                raise
+            raise ValueError(f"{unknown('model', self.model, SHAPES)}; {error}") from None
+        return loaded
 
     def make_batches(self, vocabulary: int) -> tuple[dict[str, torch.Tensor], ...]:
         """input_ids and attention_mask a batch, int64 [sequences, padded tokens], padding on the right."""
@@ -156,7 +167,8 @@ def read_lengths(path: str | Path, model: str, batch: int, *, limit: int, seed: 
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read lengths from {path}: {error}") from None
+        reason = "no text in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise ValueError(f"cannot read lengths from {path}: {reason}") from None
     lines = [line for line in lines if line]
     if not lines:
         raise ValueError(f"{path} is empty: one sentence or one integer a line is needed")
@@ -201,12 +213,6 @@ def _count_tokens(sentences: list[str], model: str) -> list[int]:
             f"{model} brings no tokenizer to count sentences with ({_first_line(error)})"
         ) from None
     return [len(ids) for ids in tokenizer(sentences)["input_ids"]]
-
-
-def _why_no_model(name: str, error: Exception) -> str:
-    if Path(name).exists():
-        return f"cannot load a model from the folder {name}: {_first_line(error)}"
-    return f"{unknown('model', name, SHAPES)}; it is no folder here, not cached, and not reachable on the hub"
 
 
 def _first_line(error: Exception) -> str:

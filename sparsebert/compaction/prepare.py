@@ -21,7 +21,7 @@ from sparsebert.compaction.rectangle import exact_size, live_rectangle, rectangl
 from sparsebert.compaction.thin_rows import without_thin_rows
 from sparsebert.selection import Unpackable
 from sparsebert.swap import move_hooks, replace_module
-from sparsebert.ticket import Ticket
+from sparsebert.ticket import Ticket, require_ticket
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,9 +133,11 @@ def prepare(
     found = structure(model)
     if ticket is None:
         ticket = Ticket.from_model(model)
-    elif not isinstance(ticket, Ticket):
-        raise ValueError(f"ticket is a {type(ticket).__name__}; a sparsebert.Ticket is needed")
+    require_ticket(ticket)
     _refuse(model, found, ticket)
+    widest = max(max(_linear(model, key).weight.shape) for key in found.linears)
+    if round_to > widest:
+        raise ValueError(f"round_to is {round_to}; the model is {widest} wide at most, so nothing could go")
     source = ticket_hash(ticket)
     if min_row_weights:
         ticket = _thinned(ticket, min_row_weights, found)
@@ -224,8 +226,14 @@ def _linear(model: nn.Module, key: str) -> nn.Linear:
 
 
 def _thinned(ticket: Ticket, least: int, found: Structure) -> Ticket:
+    masks = without_thin_rows(ticket.masks, least, found.neurons, found.heads)
+    most = max((int(mask.sum(1).max()) for mask in ticket.masks.values()), default=0)
+    if most and not any(mask.any() for mask in masks.values()):
+        raise ValueError(
+            f"min_row_weights is {least}; that would take every row out: they have {most} weights at most"
+        )
     return Ticket(
-        without_thin_rows(ticket.masks, least, found.neurons, found.heads),
+        masks,
         bias_masks=ticket.bias_masks,
         removed=ticket.removed,
         metadata=ticket.metadata,

@@ -7,7 +7,7 @@ import os
 from sparsebert.data import folder as _folder
 from sparsebert.data import hub as _hub
 from sparsebert.data.collation import Collator, collate
-from sparsebert.data.encoding import Encoded, EncodedQuestions, encode
+from sparsebert.data.encoding import Encoded, EncodedOnce, EncodedQuestions, encode
 from sparsebert.data.examples import Example, Examples, Question, TaskData, require_usable
 from sparsebert.data.folder import load_files
 from sparsebert.data.label_order import label_config, require_label_order
@@ -18,6 +18,7 @@ __all__ = [
     "TASKS",
     "Collator",
     "Encoded",
+    "EncodedOnce",
     "EncodedQuestions",
     "Example",
     "Examples",

@@ -184,6 +184,30 @@ def _encode_questions(
     return EncodedQuestions(rows, targets, questions, question_of, spans)
 
 
+class EncodedOnce:
+    """:func:`encode` for several runs on the same examples: the second time they are not encoded again.
+
+    Examples are told apart by being the same object, tokenizers by their names. Holds what it gave.
+    """
+
+    def __init__(self) -> None:
+        # The examples too: while they are held, no others get their identity.
+        self._known: dict[tuple[Any, ...], tuple[Examples, Encoded]] = {}
+
+    def __call__(
+        self,
+        examples: Examples,
+        task: str | Task,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None = None,
+        template: str | None = None,
+    ) -> Encoded:
+        key = id(examples), find_task(task).name, tokenizer.name_or_path, max_length, template
+        if key not in self._known:
+            self._known[key] = examples, encode(examples, task, tokenizer, max_length, template)
+        return self._known[key][1]
+
+
 def _shortened(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[str]:
     """Questions cut to 64 tokens, or half the length where that is less, so that paragraphs find room."""
     limit = min(_QUESTION_TOKENS, max_length // 2 - 2)

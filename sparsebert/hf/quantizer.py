@@ -167,14 +167,15 @@ def machine(values: Tensor, dtype: torch.dtype | None = None) -> str:
 def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
     format, plan = layer.recipe[0], layer.plan
     planned = plan is not None and plan.format == format
+    timed = planned and not plan.busy  # what was timed on a busy machine is nothing to tell others
     return StoredLayer(
         shape=(layer.out_features, layer.in_features),
         kept=kept,
         bias=layer.bias is not None,
         format=format,
         block=plan.block if planned else None,
-        measured_us=plan.measured_us if planned else None,
-        dense_us=plan.dense_us if planned else None,
+        measured_us=plan.measured_us if timed else None,
+        dense_us=plan.dense_us if timed else None,
         removed=plan.removed if plan is not None else "",
     )
 

@@ -85,13 +85,13 @@ class RunFolder:
         difference, if its run was asked for differently.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        foreign = [each.name for each in self.path.iterdir() if not each.name.startswith(".")]
+        if foreign and not self.run_json.exists():
+            raise ValueError(
+                f"{self.path} is not empty and holds no run ({min(foreign)}): use another folder"
+            )
         with self._locked():
             if not self.run_json.exists():
-                foreign = [each.name for each in self.path.iterdir() if not each.name.startswith(".")]
-                if foreign:
-                    raise ValueError(
-                        f"{self.path} is not empty and holds no run ({min(foreign)}): use another folder"
-                    )
                 with replacing(self.run_json) as unfinished:
                     unfinished.write_text(json.dumps({"schema": _SCHEMA, **asked}, indent=2) + "\n")
             self.require(asked)

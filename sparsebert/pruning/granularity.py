@@ -87,7 +87,9 @@ def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> G
     superfluous or impossible block size, a pattern that keeps everything, and units that share weights.
     """
     if (block_size is not None) != (name == "block"):
-        needs = "needs block_size=(out, in)" if name == "block" else "takes no block_size; only 'block' does"
+        needs = "takes no block_size; only 'block' does"
+        if name == "block":
+            needs = "needs block_size=(out, in), such as (4, 1), or is written '4x1' for short"
         raise ValueError(f"granularity {name!r} {needs}")
     if name == "block":
         return Granularity(name, _block_size(block_size))
@@ -110,7 +112,10 @@ def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> G
         return Granularity(name, (1, 1), (n, m))
     if name == "n:m":
         raise ValueError("granularity 'n:m' wants its numbers, such as '2:4'")
-    raise unknown("granularity", name, _NAMES)
+    error = unknown("granularity", name, _NAMES)
+    if any(map(str.isdigit, str(name))):
+        error = ValueError(f"{error}; blocks of 4 rows and 1 column are written '4x1', patterns '2:4'")
+    raise error
 
 
 def kinds_in(name: str) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from sparsebert.pruning.importance import gate_importance
 from sparsebert.pruning.registry import Method, Subject, find_method
 from sparsebert.pruning.select import ranked, select
 from sparsebert.pruning.units import POOLING, SCOPES, UnitGroup, rivals, unit_groups
-from sparsebert.ticket import Ticket, prunable
+from sparsebert.ticket import Ticket, prunable, require_ticket
 from sparsebert_kernels.names import unknown
 
 Number = float | Decimal | Fraction
@@ -93,7 +93,7 @@ def prune(
     for kind, value, known in (("scope", scope, SCOPES), ("pooling rule", pooling, POOLING)):
         if value not in known:
             raise unknown(kind, value, known)
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an int from 0 to 2**63 - 1, not {seed!r}")
     found = structure(model)
     names = prunable(model, include_pooler)
@@ -281,6 +281,7 @@ def _density(sparsity: Number | None, units: Granularity) -> Fraction:
 def _alive(ticket: Ticket | None, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     if ticket is None:
         return {}
+    require_ticket(ticket)
     ticket.check(model)
     for key in ticket.masks:
         if key not in names:

@@ -39,16 +39,15 @@ def model_card(
     name = name or Path(folder).resolve().name
     rows = [dict(row) for row in records]
     sparsity = stored["sparsity"]
-    base = stored["origin"].get("model", {}).get("id")
+    made_of = stored["origin"].get("model", {})
     data = ModelCardData(
-        # The hub takes nothing but its own names there.
-        base_model=base if base and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) else None,
+        base_model=_hub_id(made_of),
         library_name="transformers",
         tags=_TAGS,
     )
     sections = [
         f"---\n{data.to_yaml()}\n---\n\n# {name}",
-        _what(config, stored, base, sparsity),
+        _what(config, stored, made_of, sparsity),
         _loading(config, name),
         f"## Quality\n\n{_quality(rows, sparsity)}",
         f"## Speed\n\n{_speed(rows, stored, sparsity)}",
@@ -69,11 +68,22 @@ def _config(folder: Path) -> tuple[Record, Record]:
     return config, stored
 
 
-def _what(config: Record, stored: Record, base: str | None, sparsity: float) -> str:
+def _hub_id(made_of: Record) -> str | None:
+    """What the hub knows the original model by, if it does: local folders may be called alike."""
+    name, local = made_of.get("id", ""), made_of.get("local")
+    # Tickets that do not say whether it was a folder have the folder's own name, without those above it.
+    sure = "/" in name if local is None else not local
+    return name if sure and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
+
+
+def _what(config: Record, stored: Record, made_of: Record, sparsity: float) -> str:
     origin = stored["origin"]
     architecture = (config.get("architectures") or ["model"])[0]
+    source = f" from {made_of['id']}" if made_of.get("id") else ""
+    if made_of.get("local"):
+        source = f" from the model of a local folder, {made_of['id']}"
     lines = [
-        f"{architecture}{f' from {base}' if base else ''}, {sparsity:.2%} sparse (density "
+        f"{architecture}{source}, {sparsity:.2%} sparse (density "
         f"{1 - sparsity:.2%}){_taken_out(stored.get('compaction'))}.",
         f"- method: {origin.get('method', 'not known')}",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ class TestSparseFolders:
         before, after = row["before"], row["after"]
         for folder, found in ((dense, before), (sparse, after)):
             assert found["disk"] == (folder / "model.safetensors").stat().st_size
-        assert after["weights"] < before["weights"]
+        # Equal where layers this small are faster dense: that is measured, and so may be either.
+        assert after["weights"] <= before["weights"]
         assert before["activations"] > 0
         assert [(found["batch"], found["length"]) for found in (before, after)] == [(3, 8)] * 2
         assert row["to"] == "sparse"
@@ -188,7 +190,40 @@ class TestSparseFolders:
         assert "is cut off or no safetensors file" in line
 
 
+class TestSuperTicketsOfSeveralTasks:
+    @pytest.fixture
+    def lists(self, tmp_path: Path) -> Path:
+        file = tmp_path / "heads_to_mask.json"
+        file.write_text(json.dumps({"sst": {"0": [1]}, "cola": {"1": [0]}}))
+        return file
+
+    def test_the_command_names_one(
+        self, capsys: pytest.CaptureFixture[str], lists: Path, bert: Path, tmp_path: Path
+    ) -> None:
+        asked = ["convert", str(lists), str(tmp_path / "out"), "--model", str(bert)]
+        line = refused(capsys, *asked)
+        assert "holds the lists of tasks sst, cola: `sparsebert convert --task`" in line
+        assert "no lists of task rte; its tasks: sst, cola" in refused(capsys, *asked, "--task", "rte")
+        assert not (tmp_path / "out").exists()
+        assert cli.main([*asked, "--task", "cola"]) == 0
+        ticket = Ticket.load(tmp_path / "out")
+        assert ticket.masks["encoder.layer.0.attention.self.query"].all()
+        assert not ticket.masks["encoder.layer.1.attention.self.query"][:10].any()
+
+    def test_other_sources_have_none(
+        self, capsys: pytest.CaptureFixture[str], ticket: Ticket, bert: Path, tmp_path: Path
+    ) -> None:
+        asked = [str(tmp_path / "out"), "--task", "cola"]
+        line = refused(capsys, "convert", str(tmp_path / "ticket.safetensors"), *asked)
+        assert "holds one ticket: a task is for Super Tickets' lists" in line
+        assert "which holds one ticket" in refused(capsys, "convert", str(bert), *asked)
+
+
 class TestRefusals:
+    def test_a_source_that_is_not_there(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        line = refused(capsys, "convert", str(tmp_path / "missing"), str(tmp_path / "out"))
+        assert f"there is no file or folder {tmp_path / 'missing'} to convert" in line
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [

@@ -10,6 +10,7 @@ import pytest
 
 from sparsebert import cli
 from sparsebert.bench import record
+from sparsebert.data import encoding, find_task
 from sparsebert.foreign import to_bert_tickets
 from sparsebert.metrics import summary, verdict
 from sparsebert.pruning import prune
@@ -71,6 +72,26 @@ class TestMatrix:
         assert "cola (mcc)" in out
         row = found["sst2", "sst2"]
         assert f"{row['mean']:.4f} ± {row['std']:.4f} {row['verdict']}" in out
+
+    def test_a_task_is_encoded_once_and_every_run_is_as_if_alone(
+        self, matrix: list[str], there: list[str], half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        counted: list[str] = []
+
+        def encode(examples: Any, task: Any, *arguments: Any) -> Any:
+            counted.append(find_task(task).name)
+            return plain(examples, task, *arguments)
+
+        plain = encoding.encode
+        monkeypatch.setattr(encoding, "encode", encode)
+        asked = ["--ticket", f"a={half}", "--tasks", "sst2,cola=4", "--seeds", "1,2"]
+        assert cli.main([*matrix, *asked]) == 0
+        assert counted == ["sst2", "sst2", "cola", "cola"]  # validation and training examples
+        alone = ["--method", "ticket", "--ticket", str(half), "--task", "sst2", "--seed", "2"]
+        assert cli.main(["train", *there, *alone, *QUICK, "--out", str(tmp_path / "alone")]) == 0
+        logs = [tmp_path / folder / "log.jsonl" for folder in ("alone", "matrix/a/sst2/seed-2")]
+        one, other = (record.read(log, "round")[0] for log in logs)
+        assert (one["metrics"], one["loss"]) == (other["metrics"], other["loss"])
 
     def test_the_ticket_is_trained_as_it_is_and_the_random_one_is_another_for_each_seed(
         self, matrix: list[str], half: Path, tmp_path: Path

@@ -97,6 +97,22 @@ class TestArguments:
         model = model_of()
         refused(model, ticket_of(model, RAGGED), f"{option} is {value!r}; an integer", **{option: value})
 
+    def test_a_width_that_the_model_does_not_have(self) -> None:
+        model = model_of()
+        ticket, widest = ticket_of(model, RAGGED), model.config.intermediate_size
+        line = f"round_to is {widest + 1}; the model is {widest} wide at most"
+        refused(model, ticket, line, round_to=widest + 1)
+        refused(model, ticket, "round_to is 1000000000", round_to=10**9)
+        compact_(model, ticket, round_to=widest)
+
+    def test_rows_so_full_that_none_is(self) -> None:
+        model = model_of()
+        ticket = ticket_of(model, RAGGED)
+        most = max(int(mask.sum(1).max()) for mask in ticket.masks.values())
+        line = f"min_row_weights is {most + 1}; .* every row out: they have {most} weights at most"
+        refused(model, ticket, line, min_row_weights=most + 1)
+        refused(model, ticket, "min_row_weights is 1000000", min_row_weights=10**6)
+
 
 class TestPruningFurther:
     def test_heads_are_chosen_before(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsebert.data import Example, Question, best_answers, collate, encode
+from sparsebert.data import EncodedOnce, Example, Question, best_answers, collate, encode
 from sparsebert.data.encoding import EncodedQuestions
 
 WORDS = "the cat sat on the mat . a dog ran in the rain . "
@@ -55,6 +55,31 @@ class TestSentences:
     def test_a_length_without_room_is_refused(self, tokenizer: Any) -> None:
         with pytest.raises(ValueError, match="a length of 4 tokens leaves no room"):
             encode([Example(("a", "a"), 0)], "rte", tokenizer, max_length=4)
+
+
+class TestEncodedOnce:
+    EXAMPLES = (Example(("the cat sat on the mat .",), 1), Example(("a dog",), 0))
+
+    def test_the_same_again_is_the_same_object(self, tokenizer: Any) -> None:
+        once = EncodedOnce()
+        first = once(self.EXAMPLES, "sst2", tokenizer, 16)
+        assert [first[i] for i in (0, 1)] == [encode(self.EXAMPLES, "sst2", tokenizer, 16)[i] for i in (0, 1)]
+        assert once(self.EXAMPLES, "sst2", copy.deepcopy(tokenizer), 16) is first
+
+    def test_anything_else_is_encoded_anew(self, tokenizer: Any) -> None:
+        once = EncodedOnce()
+        first = once(self.EXAMPLES, "sst2", tokenizer, 16)
+        other = copy.deepcopy(tokenizer)
+        other.name_or_path = "another"
+        for changed in (
+            once(list(self.EXAMPLES), "sst2", tokenizer, 16),
+            once(self.EXAMPLES, "cola", tokenizer, 16),
+            once(self.EXAMPLES, "sst2", tokenizer, 5),
+            once(self.EXAMPLES, "sst2", other, 16),
+            once(self.EXAMPLES, "sst2", tokenizer, 16, "{0} ."),
+        ):
+            assert changed is not first
+        assert once(self.EXAMPLES, "sst2", tokenizer, 5).lengths.max() == 5
 
 
 class TestRunningText:

@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,17 @@ class TestForWhatItIsLoadedOn:
         saved(tmp_path, format="csr")
         loaded = CLASSIFIER.from_pretrained(tmp_path)
         assert {layer.reason.split(";")[0] for layer in plan(loaded).layers} == {"as saved on such a machine"}
+
+    @pytest.mark.parametrize("busy", [False, True])
+    def test_times_are_stored_unless_the_machine_was_busy(self, busy: bool, tmp_path: Path) -> None:
+        model, ticket = pruned("BertForSequenceClassification")
+        made = plan(model, ticket, measure=False, compact=False)
+        times: dict[str, Any] = {"measured_us": 10.0, "dense_us": 40.0, "busy": busy}
+        timed = replace(made, layers=tuple(replace(layer, **times) for layer in made.layers))
+        sparsify_(model, ticket, format=timed).save_pretrained(tmp_path)
+        stored = described(tmp_path)["layers"].values()
+        found = {(layer["measured_us"], layer["dense_us"]) for layer in stored}
+        assert found == {(None, None) if busy else (10.0, 40.0)}
 
     @pytest.mark.parametrize("asked", ["auto", "csr"])
     def test_and_chosen_anew_on_another_one_but_for_a_format_that_was_asked_for(

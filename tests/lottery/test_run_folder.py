@@ -119,6 +119,7 @@ class TestSecondStart:
         (tmp_path / "thesis.tex").write_text("precious")
         with pytest.raises(ValueError, match=r"is not empty and holds no run \(thesis.tex\)"):
             run(experiment(), request(), tmp_path)
+        assert [each.name for each in tmp_path.iterdir()] == ["thesis.tex"]
         (tmp_path / "run.json").write_text("{}")
         with pytest.raises(ValueError, match="is no description of a run"):
             run(experiment(), request(), tmp_path)

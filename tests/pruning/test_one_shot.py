@@ -319,7 +319,26 @@ class TestTheTicket:
     def test_a_local_folder_is_named_without_its_path(self, tmp_path: Any) -> None:
         bert().save_pretrained(tmp_path / "my-bert")
         model = transformers.BertModel.from_pretrained(tmp_path / "my-bert")
-        assert prune(model, sparsity=0.5).metadata["model"]["id"] == "my-bert"
+        told = prune(model, sparsity=0.5).metadata["model"]
+        assert (told["id"], told["local"]) == ("my-bert", True)
+
+    @pytest.mark.parametrize(
+        ("name", "id", "local"),
+        [
+            ("google-bert/bert-base-uncased", "google-bert/bert-base-uncased", False),
+            ("bert-base-uncased", "bert-base-uncased", False),
+            ("/gone/my-bert", "my-bert", True),
+            ("runs/sst2/model", "model", True),
+            ("./my-bert", "my-bert", True),
+        ],
+    )
+    def test_a_name_on_the_hub_is_told_from_a_folder_that_is_gone(
+        self, name: str, id: str, local: bool
+    ) -> None:
+        model = bert()
+        model.config._name_or_path = name
+        told = prune(model, sparsity=0.5).metadata["model"]
+        assert (told["id"], told["local"]) == (id, local)
 
     def test_a_model_under_torchs_own_pruning_is_read_as_it_computes(self) -> None:
         model = bert()

@@ -171,11 +171,32 @@ class TestSpeed:
             self.of(folder, {**BENCH, "ticket": {"sparsity": 0.9}})
 
 
-def test_a_local_base_model_is_no_name_on_the_hub(folder: Path) -> None:
-    change(folder, origin={"method": "imp", "model": {"id": "my model, the second"}})
+@pytest.mark.parametrize(
+    ("model", "base"),
+    [
+        ({"id": "bert-base-uncased", "local": False}, "bert-base-uncased"),
+        ({"id": "bert-base-uncased", "local": True}, None),
+        ({"id": "google-bert/bert-base-uncased"}, "google-bert/bert-base-uncased"),
+        ({"id": "my model, the second", "local": False}, None),
+        # Of a ticket that does not say whether this is a folder.
+        ({"id": "bert-base-uncased"}, None),
+        ({"class": "BertModel"}, None),
+    ],
+)
+def test_the_base_model_is_one_that_the_hub_knows(
+    folder: Path, model: dict[str, Any], base: str | None
+) -> None:
+    change(folder, origin={"method": "imp", "model": model})
+    assert model_card(folder).data.base_model == base
+
+
+def test_a_local_base_model_is_said_to_be_one(folder: Path) -> None:
+    change(folder, origin={"method": "imp", "model": {"id": "my-bert", "local": True}})
     card = model_card(folder)
-    assert card.data.base_model is None
-    assert "from my model, the second" in card.text
+    assert (
+        "BertForSequenceClassification from the model of a local folder, my-bert, 75.00% sparse" in card.text
+    )
+    assert "base_model" not in str(card)
 
 
 @pytest.mark.parametrize("config", [None, "{}", "[", '{"quantization_config": {"quant_method": "gptq"}}'])

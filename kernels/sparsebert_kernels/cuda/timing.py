@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
 import torch
 
-from ..tuning import Paired
+from ..tuning import Paired, steadiest
 
 # A replay lasts at least this long: events tell half a microsecond apart.
 REPLAY_SECONDS = 200e-6
@@ -21,17 +20,10 @@ def paired(mine: Callable[[], object], other: Callable[[], object], *, budget: f
     Weights and activations stay where the last replay left them, in the L2 cache where they fit. The first
     calls, which compile the kernels, run before the graphs are captured.
     """
-    sides = [_Graph(mine), _Graph(other)]
+    sides = _Graph(mine), _Graph(other)
     a_round = sum(side.replay() * side.repeats for side in sides)
     rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(budget / a_round)))
-    times = [[side.replay() for side in sides] for _ in range(rounds)]
-    own, others = zip(*times, strict=True)
-    return Paired(
-        mine=statistics.median(own),
-        other=statistics.median(others),
-        speedup=statistics.median(theirs / ours for ours, theirs in times),
-        rounds=rounds,
-    )
+    return steadiest(lambda: Paired.of([(sides[0].replay(), sides[1].replay()) for _ in range(rounds)]))
 
 
 class _Graph:
