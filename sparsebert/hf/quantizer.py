@@ -22,6 +22,7 @@ from sparsebert.compaction.description import description_of, rebuild
 from sparsebert.convert import densify_, install_, shared_inputs_of
 from sparsebert.hf.checkpoint import require_stored
 from sparsebert.hf.config import SparseConfig, StoredLayer
+from sparsebert.hf.hub import PushToHub
 from sparsebert.hf.stored_linear import StoredLinear, outline
 from sparsebert.layer_plan import LayerPlan
 from sparsebert.nn import SparseLinear, as_stored
@@ -63,6 +64,10 @@ class SparseQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+    def push_to_hub_of(self, model: Any) -> PushToHub:
+        """What is to be the model's own ``push_to_hub``."""
+        return PushToHub(model)
 
     def get_state_dict_and_metadata(
         self, model: Any, *args: Any, **options: Any
