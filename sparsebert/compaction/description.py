@@ -121,12 +121,12 @@ def _checked(
         }
         groups = {
             path: tuple(
-                HeadGroup(tuple(map(int, each["heads"])), int(each["score"]), int(each["value"]))
+                HeadGroup(tuple(map(_count, each["heads"])), _count(each["score"]), _count(each["value"]))
                 for each in entries
             )
             for path, entries in description["attention"].items()
         }
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise ValueError(_DAMAGED) from None
     paths = {attention_of(keys) for keys in found.heads}
     for name in (layers.keys() - set(found.linears)) | (groups.keys() - paths):
@@ -153,6 +153,14 @@ def _checked(
     return layers, groups
 
 
+def require_rectangles(model: nn.Module) -> None:
+    """Raise ValueError for a `RectangleLinear` whose rows or columns are no indices in order: files can say
+    anything."""
+    for name, module in model.named_modules():
+        if isinstance(module, RectangleLinear) and not module.is_sound():
+            raise ValueError(f"{name} is damaged: its rows or columns are no indices in order")
+
+
 def _record(description: Mapping[str, Any], configured: Mapping[str, list[int]]) -> dict[str, Any]:
     """What the model is to remember of it. Raises ValueError for values that no compaction of it can have."""
     known = {name: description.get(name) for name in ("ticket", "round_to", "min_row_weights", "weights")}
@@ -161,16 +169,25 @@ def _record(description: Mapping[str, Any], configured: Mapping[str, list[int]])
     sound = (
         isinstance(known["ticket"], str)
         and isinstance(weights, Mapping)
-        and weights.get("configured") == total
-        and all(
-            _is_count(each) for each in (known["round_to"], known["min_row_weights"], weights.get("exact"))
-        )
+        and all(map(_is_count, (known["round_to"], known["min_row_weights"])))
+        and all(_is_count(weights.get(name)) for name in ("configured", "exact"))
         and (change is None or _is_change(change))
     )
     if not sound:
         raise ValueError(_DAMAGED)
+    if weights["configured"] != total:
+        raise ValueError(
+            f"compacted model of another architecture: {weights['configured']} encoder weights there, "
+            f"{total} here"
+        )
     others = {"version": VERSION, "attention": description["attention"], "linears": dict(configured)}
     return known | others | ({"output_change": change} if change is not None else {})
+
+
+def _count(value: Any) -> int:
+    if not _is_count(value):
+        raise TypeError
+    return int(value)
 
 
 def _is_count(value: Any) -> bool:

@@ -44,6 +44,13 @@ class RectangleLinear(nn.Module):
         whole = self.bias.to(live.dtype).expand(*x.shape[:-1], self.out_features)
         return whole.index_copy(-1, self.rows, live)
 
+    def is_sound(self) -> bool:
+        """Whether rows and columns are indices of the whole matrix, in order and each once."""
+        return all(
+            bool((index[1:] > index[:-1]).all()) and int(index[0]) >= 0 and int(index[-1]) < size
+            for index, size in ((self.rows, self.out_features), (self.columns, self.in_features))
+        )
+
     def extra_repr(self) -> str:
         rows, columns = self.weight.shape
         return f"in_features={self.in_features}, out_features={self.out_features}, live={rows}x{columns}"

@@ -154,7 +154,6 @@ class TestDescriptions:
             ("round_to", "8"),
             ("min_row_weights", float("nan")),
             ("weights", None),
-            ("weights", {"configured": 0, "exact": 0}),
             ("weights", {"configured": 8448, "exact": float("inf")}),
             ("output_change", {"max": float("nan"), "mean": 0.0, "changed": 0.0}),
             ("output_change", {"max": 1.0}),
@@ -163,6 +162,12 @@ class TestDescriptions:
     def test_values_that_no_compaction_has(self, description: dict[str, Any], part: str, value: Any) -> None:
         assert description["weights"]["configured"] == 8448
         self.rejected(description | {part: value}, "damaged")
+
+    def test_another_number_of_weights(self, description: dict[str, Any]) -> None:
+        weights = {"configured": 0, "exact": 0}
+        self.rejected(
+            description | {"weights": weights}, "another architecture: 0 encoder weights there, 8448"
+        )
 
     @pytest.mark.parametrize("shape", [[24, 10**9], [24, 0], [-1, 5]])
     def test_sizes_that_no_compaction_makes(self, description: dict[str, Any], shape: list[int]) -> None:
