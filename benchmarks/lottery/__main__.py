@@ -7,15 +7,16 @@ modelling (WikiText-2), trained on SST-2, CoLA and MRPC beside each task's own t
 dense model; these tickets are found in two steps of 35 %.
 
 Takes hours. Each run has a folder under --runs: what was interrupted goes on there when started again, what
-is done is only read. With --out the speed of the first seed's SST-2 tickets is then measured on the task's
-sentences, and the file is written anew.
+is done is only read. What stands in --known, the results of an earlier time, is neither trained nor measured
+again. With --out the speed of the first seed's SST-2 tickets is then measured on the task's sentences, and
+the file is written anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -50,20 +51,49 @@ from sparsebert.report.lottery_tables import RIVALS, curve_tables, learned_table
 from sparsebert.ticket import Ticket
 
 
-def speeds(chosen: Iterable[Run], runs: Path, data: Path) -> Iterator[record.Record]:
-    """Bench records of the tickets of these runs, over the lengths of real sentences."""
+def known_records(file: Path | None) -> dict[str, list[record.Record]]:
+    """The records of each run in an earlier results file, by the run's name."""
+    known: dict[str, list[record.Record]] = {}
+    for row in record.read(file) if file else []:
+        known.setdefault(row["run"], []).append(row)
+    return known
+
+
+def rounds(
+    run: Run, known: dict[str, list[record.Record]], runs: Path, data: Path
+) -> Iterator[record.Record]:
+    """Records of the run's rounds: those that are known, else of a training. The ticket that this wants is
+    found anew where its folder is gone, and must come out as it is known."""
+    if run.name in known:
+        yield from (row for row in known[run.name] if row["kind"] == "round")
+        return
+    for source in sources():
+        if source.name == run.ticket and not is_done(run, runs):
+            again = carry_out(source, runs, data)[-1]["ticket_sha256"]
+            if source.name in known and again != known[source.name][-1]["ticket_sha256"]:
+                raise ValueError(f"{source.name} came out another ticket than the known one")
+    yield from carry_out(run, runs, data)
+
+
+def speeds(
+    run: Run, known: dict[str, list[record.Record]], runs: Path, data: Path
+) -> Iterator[record.Record]:
+    """Bench records of the run's tickets over the lengths of real sentences, as far as they are not known."""
+    measured = [row for row in known.get(run.name, []) if row["kind"] == "bench"]
+    yield from measured
+    if measured:
+        return
     lengths = sentence_lengths(data)
     machine = environment.detect()
-    for run in chosen:
-        for row in record.read(RunFolder(runs / run.name).log, "round"):
-            if not row["sparsity"]:
-                continue
-            workload = Workload(weights_folder(), batch=8, lengths=lengths)
-            subject = prepare(workload, Ticket.load(runs / run.name / row["ticket"]))
-            print(f"speed of {run.label} {row['sparsity']:.0%}", file=sys.stderr, flush=True)
-            for side in runner.run(subject, RIVALS, machine, runner.Settings(budget=5.0, memory=False)):
-                side["workload"]["model"] = NAME
-                yield side | place(run)
+    for row in record.read(RunFolder(runs / run.name).log, "round"):
+        if not row["sparsity"]:
+            continue
+        workload = Workload(weights_folder(), batch=8, lengths=lengths)
+        subject = prepare(workload, Ticket.load(runs / run.name / row["ticket"]))
+        print(f"speed of {run.label} {row['sparsity']:.0%}", file=sys.stderr, flush=True)
+        for side in runner.run(subject, RIVALS, machine, runner.Settings(budget=5.0, memory=False)):
+            side["workload"]["model"] = NAME
+            yield side | place(run)
 
 
 def main() -> int:
@@ -76,6 +106,7 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, action="append", choices=SEEDS, help="only this one of the parts on SST-2"
     )
+    parser.add_argument("--known", type=Path, help="an earlier results file: what it holds is not done again")
     parser.add_argument("--done", action="store_true", help="only what is finished: train nothing")
     parser.add_argument("--out", type=Path, help="write the records to this file when all is done")
     parser.add_argument("--plot", type=Path, help="draw accuracy and speed against sparsity (PNG)")
@@ -93,11 +124,20 @@ def main() -> int:
         for run in runs_of(seed)
     ]
     moved = [*sources(), *targets()] if TRANSFER in parts else []
-    if options.done:
-        on_sst2, moved = ([run for run in each if is_done(run, options.runs)] for each in (on_sst2, moved))
-    rows = [row for run in (*on_sst2, *moved) for row in carry_out(run, options.runs, options.data)]
+    try:
+        known = known_records(options.known)
+        if options.done:
+            on_sst2, moved = (
+                [run for run in each if run.name in known or is_done(run, options.runs)]
+                for each in (on_sst2, moved)
+            )
+        rows = [row for run in (*on_sst2, *moved) for row in rounds(run, known, options.runs, options.data)]
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if options.out:
-        rows += speeds([run for run in on_sst2 if run.seed == seeds[0]], options.runs, options.data)
+        timed = [run for run in on_sst2 if run.seed == seeds[0]]
+        rows += [row for run in timed for row in speeds(run, known, options.runs, options.data)]
         options.out.unlink(missing_ok=True)
         record.append(options.out, rows)
         if options.plot and on_sst2:

@@ -58,7 +58,9 @@ def is_done(run: Run, runs: Path) -> bool:
 
 def place(run: Run) -> dict[str, object]:
     """Where records of the run belong in the results; `asked` where what comes out is only near it."""
-    return {"part": run.part, "label": run.label} | ({"asked": run.sparsity} if run.finds else {})
+    return {"run": run.name, "part": run.part, "label": run.label} | (
+        {"asked": run.sparsity} if run.finds else {}
+    )
 
 
 def sentence_lengths(data: Path) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bits import WORD, pack_bits, unpack_bits
+from .bits import WORD, pack_bits, selected, unpack_bits
 from .cuda import backend
 from .ops import AUTOCAST_DTYPES
 
@@ -137,7 +137,7 @@ def _masked_linear(
         return kernels.forward(x, weight, packed_mask, bias)
     with torch.autocast(x.device.type, enabled=False):
         bias = None if bias is None else bias.to(x.dtype)
-        return torch.nn.functional.linear(x, _masked(weight, packed_mask).to(x.dtype), bias)
+        return torch.nn.functional.linear(x, _masked(weight.to(x.dtype), packed_mask), bias)
 
 
 @_masked_linear.register_fake
@@ -184,7 +184,7 @@ def _masked_linear_backward(
         return dx, dweight, dscores
     with torch.autocast(x.device.type, enabled=False):
         if needs_x:
-            dx = gradient @ _masked(weight, packed_mask).to(gradient.dtype)
+            dx = gradient @ _masked(weight.to(gradient.dtype), packed_mask)
         if needs_weight or scores_dtype:
             wide = torch.promote_types(x.dtype, torch.float32)
             full = gradient.to(wide).t() @ x.to(wide)
@@ -216,7 +216,7 @@ def _(
 
 
 def _masked(matrix: Tensor, packed_mask: Tensor) -> Tensor:
-    return torch.where(unpack_bits(packed_mask, matrix.shape[1]), matrix, matrix.new_zeros(()))
+    return selected(matrix, unpack_bits(packed_mask, matrix.shape[1]))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

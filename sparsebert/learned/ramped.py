@@ -14,6 +14,7 @@ from sparsebert.learned.rule import (
     Rule,
     Scored,
     above,
+    growing_penalty,
     keep_share,
     keep_top,
     mean_sigmoid,
@@ -68,7 +69,21 @@ class Movement(Scored, GradualMagnitude):
     As gradual magnitude pruning, but by learned scores S, which begin at 0. The gradient goes straight
     through the choice: dL/dS = dL/dW' * W for every weight, pruned or not, so that a score rises while its
     weight moves away from zero (W * dL/dW' < 0); no absolute value is taken.
+
+    ``regularisation``: what the loss gets of the scores, as in Static Model Pruning: lambda(t) * mean over
+    matrices of the mean of sigma(S), with lambda(t) = ``regularisation`` * (1 - (1 - t / T)^3). The source
+    has none. Adam makes the steps of all scores alike, however small their gradients, so that in a short
+    run they rank weights by chance; with a regularisation those that the task pulls at least sink first.
     """
+
+    regularisation: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_not_negative(self, "regularisation")
+
+    def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:
+        return growing_penalty(scores, self.regularisation, goal.steps, step)
 
 
 @dataclass(frozen=True)

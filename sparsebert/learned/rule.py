@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sparsebert.learned.schedules import Ramp
+from sparsebert.pruning.levels import exact
 from sparsebert.pruning.select import Size, ranked, select
 from sparsebert.pruning.units import UnitGroup, rivals
 
@@ -138,6 +140,17 @@ def above(scores: Tensor, threshold: float) -> Tensor:
     if shares.isnan().any():
         raise ValueError("a score is NaN")
     return shares > threshold
+
+
+def growing_penalty(
+    scores: Mapping[str, Tensor], regularisation: float, end: int, step: int
+) -> Tensor | None:
+    """lambda(t) * mean over matrices of the mean of sigma(S), where lambda(t) = ``regularisation`` *
+    (1 - (1 - t / end)^3); None for a regularisation of 0."""
+    if not regularisation:
+        return None
+    weight = Ramp(0, end).at(step, Fraction(0), exact("regularisation", regularisation))
+    return float(weight) * mean_sigmoid(list(scores.values()))
 
 
 def mean_sigmoid(scores: Sequence[Tensor], shift: float = 0.0) -> Tensor:

@@ -17,9 +17,9 @@ from sparsebert.learned.rule import (
     Goal,
     Scored,
     above,
+    growing_penalty,
     keep_share,
     keep_top,
-    mean_sigmoid,
     require_not_negative,
     require_positive,
 )
@@ -149,8 +149,7 @@ class StaticModelPruning(Scored):
 
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:
         end = goal.steps if self.regularisation_over is Over.RUN else self.ramp(goal).end
-        weight = float(Ramp(0, end).at(step, Fraction(0), exact("regularisation", self.regularisation)))
-        return weight * mean_sigmoid(list(scores.values()))
+        return growing_penalty(scores, self.regularisation, end, step)
 
     def _shared(
         self, scores: Mapping[str, Tensor], candidates: Candidates, density: Fraction, goal: Goal

@@ -9,14 +9,12 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from sparsebert_kernels.keys import BINS, above, count, halves, keys, score
+
 Size = Tensor | int
 
 # Entries looked at together: a core's own cache holds them, a GPU wants more at once.
 _CPU_CHUNK, _GPU_CHUNK = 1 << 18, 1 << 24
-_SAMPLE = 1 << 16
-# Ranks of the sample on either side of the threshold's expected place: four times the standard deviation of
-# the rank, then so many that it is there, then all.
-_MARGINS = (1 << 9, 1 << 12, _SAMPLE + 1)
 
 
 def ranked(scores: Tensor, alive: Tensor | None = None) -> Tensor:
@@ -47,24 +45,23 @@ def select(scores: Sequence[Tensor], sizes: Sequence[Size], budget: Fraction) ->
     Entries are ranked by score, highest first, equal scores by tensor and flat index. Kept are the first
     entries of this ranking whose total size is nearest to the budget, an even number of them if two are
     equally near. For entries of size 1 that is exactly ``round(budget)`` entries, for any ties and on any
-    device. Beside the masks little memory is needed: a random sample says between which two scores the
-    threshold lies, and only the few entries between them are sorted. The sample decides how long that takes,
-    never what comes out.
+    device. Nothing is sorted and beside the masks little memory is needed: the threshold is found by counting
+    the entries by the upper half of their bits, then those it may be among by the lower half.
 
     Raises ValueError if the budget asks for entries that are dead.
     """
-    threshold, above = _threshold(scores, sizes, math.floor(budget))
+    threshold, filled = _threshold(scores, sizes, math.floor(budget))
     masks = [torch.empty_like(tensor, dtype=torch.bool) for tensor in scores]
     kept = 0
     tied: list[tuple[Tensor, Tensor, Size]] = []  # the chunks with entries at the threshold
     for tensor, mask, size in zip(scores, masks, sizes, strict=True):
         outputs = (out for out, _ in _chunks(mask, 1))
         for (chunk, part), out in zip(_chunks(tensor, size), outputs, strict=True):
-            out.copy_(chunk == chunk if threshold is None else chunk > threshold)
-            kept += int(out.count_nonzero())
-            if _at(chunk, threshold).any():
+            more, equal = _live(chunk, out) if threshold is None else above(chunk, threshold, out)
+            kept += more
+            if equal:
                 tied.append((chunk, out, part))
-    left = _ties_to_keep(((_at(chunk, threshold), part) for chunk, _, part in tied), kept, budget - above)
+    left = _ties_to_keep(((_at(chunk, threshold), part) for chunk, _, part in tied), kept, budget - filled)
     if threshold is None and left:
         raise ValueError("fewer weights are left than should be kept")
     for chunk, out, _ in tied:
@@ -81,75 +78,44 @@ def _threshold(scores: Sequence[Tensor], sizes: Sequence[Size], room: int) -> tu
 
     The score is None if all live entries fit.
     """
-    drawn, reach = _sample(scores, sizes)
-    at = int(torch.searchsorted(reach, room))
-    for margin in _MARGINS:
-        high = float(drawn[at - margin]) if at >= margin else None
-        low = float(drawn[at + margin]) if at + margin < len(drawn) else None
-        above, at_high, values, parts = _between(scores, sizes, low, high)
-        if above > room:
-            continue
-        if high is not None and above + at_high > room:
-            return high, above
-        values, order = values.sort(descending=True)
-        ends = above + at_high + parts[order].cumsum(0)
-        fitting = int(torch.searchsorted(ends, room, right=True))
-        if fitting < len(values):
-            found = float(values[fitting])
-            first = int((values > found).count_nonzero())  # of those equal to it
-            return found, int(ends[first - 1]) if first else above + at_high
-        above = int(ends[-1]) if len(values) else above + at_high
-        if low is None:
-            return None, above
-        if low == high:
-            continue
-        at_low = sum(
-            _total(chunk == low, part)
-            for tensor, size in zip(scores, sizes, strict=True)
-            for chunk, part in _chunks(tensor, size)
-        )
-        if above + at_low > room:
-            return low, above
-    raise AssertionError("the last margin leaves nothing out")
+    upper, above = _passing(_sizes(scores, sizes), room)
+    if upper is None:
+        return None, above
+    lower, between = _passing(_sizes(scores, sizes, upper), room - above)
+    assert lower is not None
+    return score(upper, lower), above + between
 
 
-def _sample(scores: Sequence[Tensor], sizes: Sequence[Size]) -> tuple[Tensor, Tensor]:
-    """Live scores at random places, the highest first, and the size that the entries down to each have
-    together, as far as the sample tells. None of them where sorting all entries is as quick."""
-    entries = sum(tensor.numel() for tensor in scores)
-    if entries <= 2 * _SAMPLE:
-        return torch.empty(0), torch.empty(0)
-    places = torch.randint(entries, (_SAMPLE,), generator=torch.Generator().manual_seed(0)).sort().values
-    values, parts, start = [], [], 0
-    for tensor, size in zip(scores, sizes, strict=True):
-        first, last = torch.searchsorted(places, torch.tensor([start, start + tensor.numel()])).tolist()
-        mine = places[first:last] - start
-        values.append(tensor.view(-1)[mine.to(tensor.device)].cpu())
-        parts.append(torch.full(mine.shape, size) if isinstance(size, int) else size.reshape(-1)[mine].cpu())
-        start += tensor.numel()
-    drawn, weight = torch.cat(values), torch.cat(parts)
-    alive = ~drawn.isnan()
-    drawn, order = drawn[alive].sort(descending=True)
-    return drawn, weight[alive][order].double().cumsum(0) * (entries / _SAMPLE)
-
-
-def _between(
-    scores: Sequence[Tensor], sizes: Sequence[Size], low: float | None, high: float | None
-) -> tuple[int, int, Tensor, Tensor]:
-    """Total size of the entries above ``high`` and at it; entries between the two, and the size of each."""
-    above, from_high = 0, 0
-    values, parts = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)]
+def _sizes(scores: Sequence[Tensor], sizes: Sequence[Size], upper: int | None = None) -> Tensor:
+    """int64 [BINS]: the sizes of the live entries in each bin together, bins as `halves` has them."""
+    total = torch.zeros(BINS, dtype=torch.int64)
     for tensor, size in zip(scores, sizes, strict=True):
         for chunk, part in _chunks(tensor, size):
-            inside = chunk == chunk if low is None else chunk > low
-            if high is not None:
-                above += _total(chunk > high, part)
-                from_high += _total(chunk >= high, part)
-                inside &= chunk < high
-            found = chunk[inside].cpu()
-            values.append(found)
-            parts.append(torch.full(found.shape, part) if isinstance(part, int) else part[inside].cpu())
-    return above, from_high - above, torch.cat(values), torch.cat(parts)
+            if isinstance(part, int):
+                total += count(chunk, upper) * part
+                continue
+            alive = chunk == chunk
+            part = part[alive]
+            bins, where = halves(keys(chunk[alive]), upper)
+            total += part.new_zeros(BINS).index_add_(0, bins, part if where is None else part[where]).cpu()
+    return total
+
+
+def _passing(sizes: Tensor, room: int) -> tuple[int | None, int]:
+    """The bin with which the sizes, summed from the last bin down, pass ``room``, and their sum before it;
+    None and the sum of all if they do not."""
+    reach = sizes.flip(0).cumsum(0)
+    place = int(torch.searchsorted(reach, room, right=True))
+    if place == len(sizes):
+        return None, int(reach[-1])
+    return len(sizes) - 1 - place, int(reach[place - 1]) if place else 0
+
+
+def _live(chunk: Tensor, out: Tensor) -> tuple[int, int]:
+    """``out`` = what is alive; how many are, and how many are not."""
+    torch.eq(chunk, chunk, out=out)
+    live = int(out.count_nonzero())
+    return live, chunk.numel() - live
 
 
 def _ties_to_keep(tied: Iterable[tuple[Tensor, Size]], kept: int, room: Fraction) -> int:
@@ -176,10 +142,6 @@ def _ties_to_keep(tied: Iterable[tuple[Tensor, Size]], kept: int, room: Fraction
 def _at(chunk: Tensor, threshold: float | None) -> Tensor:
     """Where the entries at the threshold are; below it, the dead ones, where it is None."""
     return chunk.isnan() if threshold is None else chunk == threshold
-
-
-def _total(chosen: Tensor, size: Size) -> int:
-    return int(chosen.count_nonzero()) * size if isinstance(size, int) else int(size[chosen].sum())
 
 
 def _chunks(tensor: Tensor, size: Size) -> Iterator[tuple[Tensor, Size]]:

@@ -20,7 +20,7 @@ def curve_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
     timed = [point for point in found if point.speed]
     if dense is None or not timed:
         raise ValueError("nothing to plot: no dense runs, or no speed measured, among the records")
-    figure, (top, bottom) = new_panels(2, ratios=(2, 1))
+    figure, (top, bottom) = new_panels(2, ratios=(2, 1), size=(10, 6.2))
     mean, std = 100 * dense.summary.mean, 100 * (dense.summary.std or 0.0)
     top.axhline(mean, color="0.3", linewidth=1, label="dense, band: standard deviation")
     top.axhspan(mean - std, mean + std, color="0.3", alpha=0.12, linewidth=0)
@@ -50,7 +50,7 @@ def curve_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
     seeds = len(dense.values)
     model = next(row["model"] for row in records if row["kind"] == "round")
     top.set_title(f"Tickets of {model}: mean and standard deviation of {seeds} seeds", loc="left")
-    top.legend(frameon=False, loc="lower left")
+    figure.legend(*top.get_legend_handles_labels(), frameon=False, loc="outside right upper", fontsize=8.5)
     speed = timed[0].speed
     assert speed is not None
     workload = speed["workload"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from sparsebert import metrics
@@ -124,6 +124,7 @@ def _accuracy_tables(records: Sequence[Record], found: Sequence[Point]) -> list[
         )
         if any(row["busy"] for row in measured):
             notes.append(BUSY_NOTE)
+    notes += _search_note(records, {point.label for point in found})
     columns = ("ticket", metrics.primary(dense.task), "verdict", *_speed_columns(measured), "weights MB")
     return [Table(f"Tickets of {_model(records)} on {dense.task}", columns, rows, tuple(notes))]
 
@@ -187,6 +188,27 @@ def _training_note(records: Sequence[Record], *parts: str) -> str:
         f"In per cent: mean ± standard deviation (n - 1) over the seeds {', '.join(map(str, seeds))}; "
         f"{_steps_text(rounds)} steps a round. {versions}."
     )
+
+
+def _search_note(records: Iterable[Record], labels: Collection[str]) -> list[str]:
+    """When the tickets were drawn that are drawn early."""
+    searches = [
+        row["search"]
+        for row in records
+        if row["kind"] == "round" and row["label"] in labels and "drawn_at" in (row.get("search") or {})
+    ]
+    if not searches:
+        return []
+    drawn, saved = ([search[name] for search in searches] for name in ("drawn_at", "saved"))
+    return [
+        f"Early-Bird drew its tickets after {_span(drawn, 'd')} of {searches[0]['steps']} steps, "
+        f"{_span(saved, '.0%')} of a search saved."
+    ]
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    low, high = (format(value, form) for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _steps_text(rounds: Iterable[Record]) -> str:

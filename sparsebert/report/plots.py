@@ -113,14 +113,17 @@ def new_figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def new_panels(count: int, ratios: Sequence[float] | None = None) -> tuple[Figure, Sequence[Axes]]:
-    """The same with so many panels, one above the other, that share their x; `ratios`: of their heights."""
+def new_panels(
+    count: int, ratios: Sequence[float] | None = None, size: tuple[float, float] = (8, 5.2)
+) -> tuple[Figure, Sequence[Axes]]:
+    """The same with so many panels, one above the other, that share their x; `ratios`: of their heights;
+    `size`: inches."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("plots need matplotlib: pip install 'sparsebert[report]'") from None
-    figure = Figure(figsize=(8, 5.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(count, 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0])
     for axes in panels:

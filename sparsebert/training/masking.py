@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsebert.ticket import Ticket
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from sparsebert_kernels.bits import as_integers
 
 
 class MaskKeeper:
@@ -42,11 +41,11 @@ class MaskKeeper:
         """Set dead weights to +0, and in a given optimizer every state of their shape."""
         with torch.no_grad():
             for parameter, kept in self._kept:
-                _bits(parameter).bitwise_and_(kept)
+                as_integers(parameter).bitwise_and_(kept)
                 state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
                 for value in state.values():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        _bits(value).bitwise_and_(kept)
+                        as_integers(value).bitwise_and_(kept)
 
     def close(self) -> None:
         """Take the hooks off the parameters."""
@@ -67,10 +66,4 @@ class MaskKeeper:
 
 
 def _selected(kept: Tensor, gradient: Tensor) -> Tensor:
-    return _bits(gradient).bitwise_and(kept).view(gradient.dtype)
-
-
-def _bits(values: Tensor) -> Tensor:
-    """The same memory as integers. Selecting by their bits is exact as masked_fill is, and ten times as fast
-    on a CPU, where masked_fill goes entry by entry: the masking would take a third of a training step."""
-    return values.view(_INTEGERS[values.element_size()])
+    return as_integers(gradient).bitwise_and(kept).view(gradient.dtype)

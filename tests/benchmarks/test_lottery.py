@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from benchmarks.lottery.__main__ import main
-from benchmarks.lottery.runs import SEEDS, curve, learned, sources, targets
+from benchmarks.lottery import __main__ as module
+from benchmarks.lottery.__main__ import known_records, main, rounds
+from benchmarks.lottery.runs import SEEDS, Run, curve, learned, sources, targets
 
 
 def test_every_run_has_a_folder_of_its_own() -> None:
@@ -24,6 +27,45 @@ def test_every_ticket_that_is_transferred_is_found_first() -> None:
     assert {run.ticket for run in targets() if run.ticket} == found
     labels = Counter((run.task, run.label) for run in targets())
     assert set(labels.values()) == {len(SEEDS)}
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs that were carried out, instead of training them."""
+    names: list[str] = []
+
+    def carry_out(run: Run, runs: Path, data: Path) -> list[dict[str, Any]]:
+        names.append(run.name)
+        return [{"run": run.name, "kind": "round", "ticket_sha256": f"of {run.name}"}]
+
+    monkeypatch.setattr(module, "carry_out", carry_out)
+    return names
+
+
+def test_what_a_results_file_holds_is_not_trained_again(trained: list[str], tmp_path: Path) -> None:
+    run, other = list(curve(1))[:2]
+    row = {"run": run.name, "kind": "round", "sparsity": 0.0}
+    known = {run.name: [row, {"run": run.name, "kind": "bench"}]}
+    assert list(rounds(run, known, tmp_path, tmp_path)) == [row]
+    assert [row["run"] for row in rounds(other, known, tmp_path, tmp_path)] == [other.name]
+    assert trained == [other.name]
+
+
+def test_the_committed_results_are_those_of_the_runs() -> None:
+    known = known_records(Path(module.__file__).parents[1] / "results" / "lottery.jsonl")
+    runs = [*(run for seed in SEEDS for run in (*curve(seed), *learned(seed))), *sources(), *targets()]
+    assert known.keys() <= {run.name for run in runs}
+
+
+def test_a_ticket_that_is_found_again_must_be_the_known_one(trained: list[str], tmp_path: Path) -> None:
+    target = next(run for run in targets() if run.ticket)
+    assert target.ticket is not None
+    known = {target.ticket: [{"kind": "round", "ticket_sha256": f"of {target.ticket}"}]}
+    list(rounds(target, known, tmp_path, tmp_path))
+    assert trained == [target.ticket, target.name]
+    known[target.ticket][0]["ticket_sha256"] = "of another machine"
+    with pytest.raises(ValueError, match="came out another ticket"):
+        list(rounds(target, known, tmp_path, tmp_path))
 
 
 def test_without_task_data_it_says_so(

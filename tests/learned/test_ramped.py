@@ -46,6 +46,20 @@ def test_a_step_of_movement(block: tuple[int, int]) -> None:
     assert_equal(taken(Movement(), GOAL, STEP, given), transcribed(given, kept))
 
 
+def test_a_step_of_movement_with_a_regularisation() -> None:
+    """That of Static Model Pruning, which grows over the whole run."""
+    given = numbers()
+    kept = {key: top_k(scores, published_threshold(1, 0.25)) for key, scores in given.scores.items()}
+    weight = 30 * (1 - (1 - STEP / 8) ** 3)
+    penalty = weight * np.mean([sigmoid(scores).mean() for scores in given.scores.values()])
+    gradients = {
+        key: weight * sigmoid(scores) * (1 - sigmoid(scores)) / scores.size / 2
+        for key, scores in given.scores.items()
+    }
+    rule = Movement(regularisation=30.0)
+    assert_equal(taken(rule, GOAL, STEP, given), transcribed(given, kept, penalty, gradients))
+
+
 def test_dead_weights_learn_their_scores_too() -> None:
     given = numbers()
     found = taken(Movement(), GOAL, STEP, given)
@@ -141,6 +155,7 @@ def test_defaults_are_those_of_the_published_code() -> None:
         1,
         2,
     )
+    assert Movement().regularisation == 0
     soft = SoftMovement()
     assert (soft.threshold, soft.regularisation, soft.floor) == (0.1, 400, 0.005)
 

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from sparsebert.pruning import select as module
 from sparsebert.pruning.select import ranked, select
+from sparsebert_kernels.cpu import native
 
 floats = st.floats(width=32, allow_nan=False)
 tied = st.sampled_from([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, 1.0000001, 1e-45])
 
 
-@pytest.fixture(params=[False, True], ids=["sorted whole", "by a sample"], scope="class")
-def sampled(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What the sample tells may be wrong, and the result must not: one of a few entries often is."""
+@pytest.fixture(params=["at once", "in pieces", "without compiled kernels"], scope="class")
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        if request.param:
-            patch.setattr(module, "_SAMPLE", 6)
-            patch.setattr(module, "_MARGINS", (1, 2, 7))
+        if request.param == "in pieces":
             patch.setattr(module, "_CPU_CHUNK", 5)
+        if request.param == "without compiled kernels":
+            patch.setattr(native, "available", lambda: False)
         yield
 
 
@@ -47,7 +47,7 @@ def kept(masks: list[Tensor]) -> set[tuple[int, int]]:
     return {(i, int(j)) for i, mask in enumerate(masks) for j in mask.nonzero().flatten()}
 
 
-@pytest.mark.usefixtures("sampled")
+@pytest.mark.usefixtures("way")
 class TestAgainstAPlainSort:
     @given(scores(), st.integers(0, 100))
     def test_keeps_the_head_of_the_stable_ranking(self, scores: list[Tensor], percent: int) -> None:

@@ -75,6 +75,17 @@ def test_tickets_of_a_method_that_finds_its_sparsity_go_by_what_was_asked_of_it(
     assert (point.sparsity, point.values) == (pytest.approx(0.51), (0.7, 0.8))
 
 
+def test_it_is_said_when_early_tickets_were_drawn() -> None:
+    rows = [
+        row | {"search": {"drawn_at": step, "steps": 300, "saved": 1 - step / 300}}
+        for step, row in zip((60, 90), rounds("early-bird", 0.3, [0.7, 0.8], part="learned"), strict=True)
+    ]
+    (table,) = learned_tables([*DENSE, *rows])
+    assert table.notes[-1] == (
+        "Early-Bird drew its tickets after 60 to 90 of 300 steps, 70% to 80% of a search saved."
+    )
+
+
 def test_tasks_are_columns_of_the_transfer() -> None:
     rows = [
         *rounds("dense", 0.0, [0.8], part="transfer"),

@@ -123,15 +123,19 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
             raise NativeBuildError(f"{each.source} for {each.name}: {reason}")
         log(f"left out: kernels for {each.name}, which {shlex.join(compiler)} cannot build: {reason}")
 
-    dispatch = compiled("dispatch", "dispatch.cpp", [f"-DSB_HAVE_{name.upper()}" for name in built])
-    if isinstance(dispatch, str):
-        raise NativeBuildError(f"dispatch.cpp: {dispatch}")
+    shared = {"dispatch": [f"-DSB_HAVE_{name.upper()}" for name in built], "selection": []}
+    for name, flags in shared.items():
+        result = compiled(name, f"{name}.cpp", flags)
+        if isinstance(result, str):
+            raise NativeBuildError(f"{name}.cpp: {result}")
+        built[name] = result
     out.mkdir(parents=True, exist_ok=True)
-    objects = [str(path) for path in (dispatch, *built.values())]
+    objects = [str(path) for path in built.values()]
     errors = _run_to_file(out / LIBRARY, [*compiler, *LINK_FLAGS, *sanitizers, *objects], log)
     if errors:
         raise NativeBuildError(f"linking {LIBRARY}: {errors}")
-    log(f"native CPU kernels for {', '.join(built)}: {out / LIBRARY}")
+    served = (name for name in built if name not in shared)
+    log(f"native CPU kernels for {', '.join(served)}: {out / LIBRARY}")
     return out / LIBRARY
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..formats import ElementSparse, PackedWeight, VectorSparse
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 LIBRARY = Path(__file__).with_name("_native.so")
 # Read once, when the library is loaded: another library file; another instruction set than the best.
 LIBRARY_VARIABLE = "SPARSEBERT_NATIVE"
@@ -61,6 +61,9 @@ def _library() -> ctypes.CDLL:
     library.sb_values_gradient.argtypes = [
         ctypes.c_char_p, pointer, pointer, ctypes.c_int32, int64, pointer, ctypes.c_int,
     ]  # fmt: skip
+    library.sb_count_scores.argtypes = [pointer, int64, ctypes.c_int32, pointer]
+    library.sb_above.argtypes = [pointer, int64, ctypes.c_float, pointer, pointer]
+    library.sb_count_scores.restype = library.sb_above.restype = None
     wanted = os.environ.get(INSTRUCTION_SET_VARIABLE)
     if wanted and library.sb_choose(wanted.encode()) != 0:
         names = ", ".join(_supported(library))
@@ -177,6 +180,20 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor
         torch.get_num_threads(),
     )
     return values.to(packed.dtype)
+
+
+def count_scores(scores: Tensor, upper: int, bins: int) -> Tensor:
+    """See `sparsebert_kernels.keys.count`; ``upper`` is -1 for none."""
+    counts = torch.zeros(bins, dtype=torch.int64)
+    _library().sb_count_scores(scores.data_ptr(), scores.numel(), upper, counts.data_ptr())
+    return counts
+
+
+def above(scores: Tensor, threshold: float, out: Tensor) -> tuple[int, int]:
+    """See `sparsebert_kernels.keys.above`."""
+    counts = (ctypes.c_int64 * 2)()
+    _library().sb_above(scores.data_ptr(), scores.numel(), threshold, out.data_ptr(), counts)
+    return counts[0], counts[1]
 
 
 def _describe(packed: Any, bias: Tensor | None, y: Tensor | None) -> bytes:
