@@ -25,7 +25,7 @@ help:  ## list the targets
 
 setup: $(VENV)/.native  ## make .venv with sparsebert and its tools (the targets below do it by themselves)
 
-setup-all: $(VENV)/.native $(VENV)/.rivals $(VENV)/.demo  ## with the rivals of the benchmarks and the real model of the demo
+setup-all: $(VENV)/.native $(VENV)/.others $(VENV)/.demo  ## with the libraries that ours is tried with and the real model of the demo
 
 demo: $(VENV)/.native $(VENV)/.demo  ## prune a real BERT, prove its answers, show what it gains; writes demo/
 	$(PY) -m sparsebert.demo $(ARGS)
@@ -80,12 +80,12 @@ bench-compare: $(VENV)/.native  ## time them again: ratios against the last save
 	$(PY) -m pytest benchmarks -m "" --benchmark-only --benchmark-compare --benchmark-group-by=fullname \
 	    --benchmark-columns=median,iqr,rounds $(ARGS)
 
-bench-deepsparse: $(VENV)/.native $(VENV)/.rivals $(DEEPSPARSE)/.installed  ## against DeepSparse, in its own environment
+bench-deepsparse: $(VENV)/.native $(VENV)/.others $(DEEPSPARSE)/.installed  ## against DeepSparse, in its own environment
 	SPARSEBERT_DEEPSPARSE_PYTHON=$(CURDIR)/$(DEEPSPARSE)/bin/python $(PY) -m benchmarks.ffn_stack $(ARGS)
 	SPARSEBERT_DEEPSPARSE_PYTHON=$(CURDIR)/$(DEEPSPARSE)/bin/python \
 	$(VENV)/bin/sparsebert bench --model bert-base --sparsity 0.9 --vs onednn,deepsparse
 
-results: $(VENV)/.native $(VENV)/.rivals $(VENV)/.demo  ## measure every figure anew: benchmarks/results/ and the tables made of it
+results: $(VENV)/.native $(VENV)/.others $(VENV)/.demo  ## measure every figure anew: benchmarks/results/ and the tables made of it
 	@mkdir -p build benchmarks/results
 	for name in $(BENCHMARKS); do \
 	    rm -f build/$$name.jsonl && $(PY) -m benchmarks.$$name --out build/$$name.jsonl && \
@@ -127,9 +127,9 @@ $(VENV)/.demo: requirements-demo.txt $(VENV)/.installed
 	$(PY) -m pip install --disable-pip-version-check --no-deps --require-hashes -r requirements-demo.txt
 	@touch $@
 
-$(VENV)/.rivals: requirements-rivals.txt constraints.txt $(VENV)/.installed
-	@echo "== the libraries to compare with"
-	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -r requirements-rivals.txt
+$(VENV)/.others: requirements-others.txt constraints.txt $(VENV)/.installed
+	@echo "== the libraries that ours is tried with"
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -r requirements-others.txt
 	@touch $@
 
 # In a folder of its own: torch pins its own triton, and none is ever installed beside that.

@@ -106,8 +106,8 @@ def compaction_description(model: nn.Module) -> dict[str, Any]:
                      ``stored`` (with padding, and what it would not pay to leave out)
     attention        path of each attention that changed -> groups of heads, with the width of query and key
                      (``score``) and of value
-    linears          key of each matrix that changed -> ``shape`` [out, in], and ``live`` rows and columns
-                     where it holds these alone
+    linears          key of each matrix that changed -> its ``shape`` [out, in], the ``configured`` one, and
+                     ``live`` rows and columns where it holds these alone
     output_change    where batches were given: ``max`` and ``mean`` of the absolute change, ``changed``: the
                      share of answers (largest entry of the last dimension) that are other ones
 

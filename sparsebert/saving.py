@@ -1,4 +1,4 @@
-"""What makes `save_pretrained` of a converted Hugging Face model write a folder that loads again as it is."""
+"""What makes a converted Hugging Face model one that is saved, and pushed to the hub, as it is."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ def saveable_(model: nn.Module, **asked: Any) -> None:
             quantizer = quantizer or _new_quantizer()
             quantizer.quantization_config.update(**asked)
             each.hf_quantizer, each.config.quantization_config = quantizer, quantizer.quantization_config
+            each.push_to_hub = quantizer.push_to_hub_of(each)
         elif quantizer is not None:
-            del each.hf_quantizer
+            for name in ("hf_quantizer", "push_to_hub"):
+                vars(each).pop(name, None)
             if hasattr(each.config, "quantization_config"):
                 del each.config.quantization_config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from sparsebert.compaction.rectangle import RectangleLinear
 from sparsebert.swap import move_hooks, replace_module
 
 VERSION = 1
+_DAMAGED = "the description of a compacted model is damaged: load the folder anew"
 
 # The base model carries its record under this name; copies and pickles take it along.
 _RECORD = "_sparsebert_compaction"
@@ -51,7 +53,8 @@ def description_of(model: nn.Module) -> dict[str, Any]:
         live = list(layer.weight.shape) if isinstance(layer, RectangleLinear) else shape
         stored += live[0] * live[1]
         if live != list(configured):
-            linears[key] = {"shape": shape} | ({"live": live} if live != shape else {})
+            sizes = {"configured": list(configured), "shape": shape}
+            linears[key] = sizes | ({"live": live} if live != shape else {})
     return record | {"linears": linears, "weights": record["weights"] | {"stored": stored}}
 
 
@@ -73,7 +76,7 @@ def rebuild(model: nn.Module, description: Mapping[str, Any]) -> None:
         raise ValueError(f"{type(model).__name__} is compacted already: make it anew")
     found = structure(model)
     layers, groups = _checked(model, found, description)
-    configured = {key: list(_linear(model, key).weight.shape) for key in found.linears}
+    record = _record(description, {key: list(_linear(model, key).weight.shape) for key in found.linears})
     for key, (shape, live) in layers.items():
         old = _linear(model, key)
         new = _empty(old, shape, live)
@@ -82,9 +85,7 @@ def rebuild(model: nn.Module, description: Mapping[str, Any]) -> None:
     for keys in found.heads:
         if attention_of(keys) in groups:
             narrow_to_(model, keys, groups[attention_of(keys)], found.head_size)
-    known = ("version", "ticket", "round_to", "min_row_weights", "weights", "attention")
-    record = {name: description[name] for name in known if name in description}
-    remember_(model, record | {"linears": configured})
+    remember_(model, record)
 
 
 def _empty(old: nn.Linear, shape: Sequence[int], live: Sequence[int]) -> nn.Module:
@@ -120,13 +121,13 @@ def _checked(
         }
         groups = {
             path: tuple(
-                HeadGroup(tuple(map(int, each["heads"])), int(each["score"]), int(each["value"]))
+                HeadGroup(tuple(map(_count, each["heads"])), _count(each["score"]), _count(each["value"]))
                 for each in entries
             )
             for path, entries in description["attention"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise ValueError("the description of a compacted model is damaged: load the folder anew") from None
+        raise ValueError(_DAMAGED) from None
     paths = {attention_of(keys) for keys in found.heads}
     for name in (layers.keys() - set(found.linears)) | (groups.keys() - paths):
         raise ValueError(f"compacted model of another architecture: {type(model).__name__} has no {name}")
@@ -150,6 +151,54 @@ def _checked(
         if shapes[up][0] != shapes[down][1]:
             raise ValueError(f"{up} has {shapes[up][0]} neurons, {down} {shapes[down][1]}")
     return layers, groups
+
+
+def require_rectangles(model: nn.Module) -> None:
+    """Raise ValueError for a `RectangleLinear` whose rows or columns are no indices in order: files can say
+    anything."""
+    for name, module in model.named_modules():
+        if isinstance(module, RectangleLinear) and not module.is_sound():
+            raise ValueError(f"{name} is damaged: its rows or columns are no indices in order")
+
+
+def _record(description: Mapping[str, Any], configured: Mapping[str, list[int]]) -> dict[str, Any]:
+    """What the model is to remember of it. Raises ValueError for values that no compaction of it can have."""
+    known = {name: description.get(name) for name in ("ticket", "round_to", "min_row_weights", "weights")}
+    weights, change = known["weights"], description.get("output_change")
+    total = sum(rows * columns for rows, columns in configured.values())
+    sound = (
+        isinstance(known["ticket"], str)
+        and isinstance(weights, Mapping)
+        and all(map(_is_count, (known["round_to"], known["min_row_weights"])))
+        and all(_is_count(weights.get(name)) for name in ("configured", "exact"))
+        and (change is None or _is_change(change))
+    )
+    if not sound:
+        raise ValueError(_DAMAGED)
+    if weights["configured"] != total:
+        raise ValueError(
+            f"compacted model of another architecture: {weights['configured']} encoder weights there, "
+            f"{total} here"
+        )
+    others = {"version": VERSION, "attention": description["attention"], "linears": dict(configured)}
+    return known | others | ({"output_change": change} if change is not None else {})
+
+
+def _count(value: Any) -> int:
+    if not _is_count(value):
+        raise TypeError
+    return int(value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_change(change: Any) -> bool:
+    return isinstance(change, Mapping) and all(
+        isinstance(change.get(name), float | int) and math.isfinite(change[name])
+        for name in ("max", "mean", "changed")
+    )
 
 
 def _pair(sizes: Any) -> list[int]:

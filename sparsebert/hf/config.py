@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sparsebert.planning import check_options
 from sparsebert.saving import METHOD
 from sparsebert.ticket_file import brief, is_key
 
@@ -50,6 +52,9 @@ class StoredLayer:
         ):
             if not isinstance(getattr(self, name), types):
                 raise ValueError(f"{name} is {brief(getattr(self, name))}; {expected} is expected")
+        for name in ("measured_us", "dense_us"):
+            if (time := getattr(self, name)) is not None and not 0 < time < math.inf:
+                raise ValueError(f"{name} is {time}; a time is expected")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -130,6 +135,13 @@ def _check(contents: Mapping[str, Any]) -> None:
         if name != "version" and (expected is None or not isinstance(value, expected)):
             what = "unknown to" if expected is None else "of another type than in"
             raise ValueError(f"config.json: {brief(name)} in quantization_config is {what} format {version}")
+    sparsity = contents.get("sparsity", 0.0)
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"config.json: sparsity is {sparsity} in quantization_config; 0 to 1 is expected")
+    try:
+        check_options(contents.get("format", "auto"), contents.get("tokens", 1))
+    except ValueError as error:
+        raise ValueError(f"config.json: {error} in quantization_config") from None
 
 
 def _layer(key: str, entry: Any) -> StoredLayer:

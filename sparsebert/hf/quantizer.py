@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
-from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve
-from sparsebert.compaction.description import description_of, rebuild
+from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve, structure
+from sparsebert.compaction.description import description_of, rebuild, require_rectangles
 from sparsebert.convert import densify_, install_, shared_inputs_of
-from sparsebert.hf.checkpoint import require_stored
+from sparsebert.hf.checkpoint import Expected, of_layer, of_module, require_tensors
 from sparsebert.hf.config import SparseConfig, StoredLayer
+from sparsebert.hf.hub import PushToHub
 from sparsebert.hf.stored_linear import StoredLinear, outline
 from sparsebert.layer_plan import LayerPlan
 from sparsebert.nn import SparseLinear, as_stored
@@ -64,6 +65,10 @@ class SparseQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         return True
 
+    def push_to_hub_of(self, model: Any) -> PushToHub:
+        """What is to be the model's own ``push_to_hub``."""
+        return PushToHub(model)
+
     def get_state_dict_and_metadata(
         self, model: Any, *args: Any, **options: Any
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -86,14 +91,26 @@ class SparseQuantizer(HfQuantizer):
         layers = self.quantization_config.layers
         names = {key: _name_in(model, key, layer) for key, layer in layers.items()}
         if checkpoint_files is not None:
-            require_stored(checkpoint_files, layers)
+            require_tensors(checkpoint_files, self._expected(model))
         for key, name in names.items():
             parent, _, child = name.rpartition(".")
             dtype = model.get_submodule(name).weight.dtype
             setattr(model.get_submodule(parent), child, StoredLinear(layers[key], dtype))
 
+    def _expected(self, model: nn.Module) -> dict[str, Expected]:
+        """What the files have to hold: sparse layers, and of a known family all matrices of the encoder."""
+        layers = self.quantization_config.layers
+        expected: dict[str, Expected] = {}
+        for key in structure(model).linears if is_bert_like(model) else ():
+            if key not in layers:
+                expected |= of_module(key, resolve(model, key))
+        for key, layer in layers.items():
+            expected |= of_layer(canonical_key(key), layer)
+        return expected
+
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
         config = self.quantization_config
+        require_rectangles(model)
         selected = [_selected(model, key, layer.removed) for key, layer in config.layers.items()]
         if config.masks != digest({key: _stored(model, key).weight_bits for key in config.layers}):
             raise ValueError("the masks of the folder are not those that its config.json was written for")

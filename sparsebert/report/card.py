@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -48,7 +49,7 @@ def model_card(
     sections = [
         f"---\n{data.to_yaml()}\n---\n\n# {name}",
         _what(config, stored, made_of, sparsity),
-        _loading(config, name),
+        _loading(config, stored, name),
         f"## Quality\n\n{_quality(rows, sparsity)}",
         f"## Speed\n\n{_speed(rows, stored, sparsity)}",
         f"## Sparsity of each matrix\n\n{_layers(stored)}",
@@ -99,22 +100,33 @@ def _taken_out(compaction: Record | None) -> str:
     if not compaction:
         return ""
     configured, stored = (compaction["weights"][name] for name in ("configured", "stored"))
-    return (
+    taken = (
         f": rows, columns, neurons and heads are taken out of it, {stored:,} of {configured:,} encoder "
         f"weights are left ({stored / configured:.1%})"
     )
+    if least := compaction["min_row_weights"]:
+        taken += f". That was lossy: rows of fewer than {least} weights are among them"
+        if change := compaction.get("output_change"):
+            taken += (
+                f", which moved its outputs by {change['mean']:.2g} in the mean, by {change['max']:.2g} at "
+                f"most, and changed {change['changed']:.1%} of its answers"
+            )
+    return taken
 
 
-def _loading(config: Record, name: str) -> str:
+def _loading(config: Record, stored: Record, name: str) -> str:
     head = re.search(r"For\w+$", (config.get("architectures") or [""])[0])
     auto = f"AutoModel{head[0] if head else ''}"
+    back = "sparsebert.densify_(model)"
+    if stored.get("compaction"):
+        back = f"sparsebert.expand_({back})"
     return (
         "## Load it\n\n```python\n"
         "import sparsebert  # first: without it transformers does not know the format\n"
         f"from transformers import {auto}\n\n"
         f'model = {auto}.from_pretrained("{name}")\n```\n\n'
-        "On disk are masks and kept weights; they are packed for the device at load. "
-        "`sparsebert.densify_(model)` gives a plain dense model."
+        "On disk are the weights that are left, with masks where there are zeros; they are packed for the "
+        f"device at load. `{back}` gives a plain dense model."
     )
 
 
@@ -161,14 +173,22 @@ def _speed(rows: list[Record], stored: Record, sparsity: float) -> str:
 
 
 def _layers(stored: Record) -> str:
-    if not stored["layers"]:
+    layers, taken = stored["layers"], (stored.get("compaction") or {}).get("linears", {})
+    rows = []
+    for key in (*layers, *(key for key in taken if key not in layers)):
+        entry = taken.get(key, {})
+        shape = layers[key]["shape"] if key in layers else entry.get("live", entry["shape"])
+        configured = entry.get("configured", shape)
+        weights = layers[key]["kept"] if key in layers else math.prod(shape)
+        sparsity = f"{1 - weights / math.prod(configured):.1%}"
+        rows.append((key, _shape(configured), _shape(shape), f"{weights:,}", sparsity))
+    if not rows:
         return "What is left of the matrices is dense."
-    rows = tuple(
-        (key, f"{rows}x{columns}", f"{1 - layer['kept'] / (rows * columns):.1%}", f"{layer['kept']:,}")
-        for key, layer in stored["layers"].items()
-        for rows, columns in [layer["shape"]]
-    )
-    return Table("", ("matrix", "shape", "sparsity", "kept"), rows).markdown()
+    return Table("", ("matrix", "configured", "left", "weights", "sparsity"), tuple(rows)).markdown()
+
+
+def _shape(sizes: Iterable[int]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def _require_same(found: float | None, sparsity: float, kind: str) -> None:

@@ -145,6 +145,23 @@ class TestGroupsOfHeads:
 
 
 class TestTraining:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_gradients_are_those_of_the_masked_model(self, family: str) -> None:
+        """Of what is before, between and after the layers that changed: embeddings, norms and the head."""
+        model = model_of(family)
+        ticket = ticket_of(model, RAGGED)
+        found = []
+        for each in (masked(model, ticket), compact_(copy.deepcopy(model), ticket)):
+            output = each(TOKENS, attention_mask=ATTEND["padded"])
+            sum((tensor * tensor).sum() for tensor in output.to_tuple()).backward()
+            found.append({name: parameter.grad for name, parameter in each.named_parameters()})
+        shared = [
+            name for name in found[0] if "embeddings" in name or "norm" in name.lower() or "layer" not in name
+        ]
+        assert len(shared) >= 10
+        for name in shared:
+            torch.testing.assert_close(found[1][name], found[0][name])
+
     def test_gradients_flow_to_every_parameter_and_padding_stays_zero(self) -> None:
         model = model_of(dtype=torch.float32).train()
         ticket = ticket_of(model, RAGGED._replace(heads=()))

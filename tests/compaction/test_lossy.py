@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from sparsebert import Ticket, compact_, compaction_description
+from sparsebert import Ticket, compact_, compaction_description, rebuild_
 from sparsebert.bert import resolve, structure
 from sparsebert.compaction.thin_rows import without_thin_rows
 from tests.compaction.models import (
@@ -72,6 +72,8 @@ def test_the_change_of_answers_is_reported_on_given_batches() -> None:
     assert change["mean"] == pytest.approx(float(torch.cat(differences).abs().mean()))
     assert change["max"] > 1e-3
     assert compaction_description(model)["min_row_weights"] == 5
+    fresh = rebuild_(model_of(), compaction_description(model))
+    assert compaction_description(fresh) == compaction_description(model)
 
 
 def test_exact_compaction_changes_no_answer_beyond_rounding() -> None:

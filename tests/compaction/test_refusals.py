@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -153,10 +154,36 @@ class TestDescriptions:
             ("linears", {"encoder.layer.0.output.dense": {"shape": "24x9"}}),
             ("linears", {"encoder.layer.0.output.dense": {"shape": [24, 9.5]}}),
             ("attention", {"encoder.layer.0.attention.self": [{"heads": [0]}]}),
+            (
+                "attention",
+                {"encoder.layer.0.attention.self": [{"heads": [0], "score": math.inf, "value": 1}]},
+            ),
         ],
     )
     def test_damage(self, description: dict[str, Any], part: str, value: Any) -> None:
         self.rejected(description | {part: value}, "damaged")
+
+    @pytest.mark.parametrize(
+        ("part", "value"),
+        [
+            ("ticket", None),
+            ("round_to", "8"),
+            ("min_row_weights", float("nan")),
+            ("weights", None),
+            ("weights", {"configured": 8448, "exact": float("inf")}),
+            ("output_change", {"max": float("nan"), "mean": 0.0, "changed": 0.0}),
+            ("output_change", {"max": 1.0}),
+        ],
+    )
+    def test_values_that_no_compaction_has(self, description: dict[str, Any], part: str, value: Any) -> None:
+        assert description["weights"]["configured"] == 8448
+        self.rejected(description | {part: value}, "damaged")
+
+    def test_another_number_of_weights(self, description: dict[str, Any]) -> None:
+        weights = {"configured": 0, "exact": 0}
+        self.rejected(
+            description | {"weights": weights}, "another architecture: 0 encoder weights there, 8448"
+        )
 
     @pytest.mark.parametrize("shape", [[24, 10**9], [24, 0], [-1, 5]])
     def test_sizes_that_no_compaction_makes(self, description: dict[str, Any], shape: list[int]) -> None:

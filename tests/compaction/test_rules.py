@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsebert.compaction import rectangle
 from sparsebert.compaction.attention_rules import compact_attention
 from sparsebert.compaction.heads import (
     DIMENSIONS_OF_A_GROUP,
@@ -213,8 +214,37 @@ class TestRectangle:
         torch.testing.assert_close(layer.whole(layer.weight), whole.kept())
         torch.testing.assert_close(layer.to_linear()(x), expected)
 
-    def test_it_has_to_pay(self) -> None:
-        assert live_rectangle(without(matrix(100, 100), rows=[7])) is None
+    @pytest.mark.parametrize(
+        ("rows", "columns", "left"),
+        [
+            (0, 0, None),
+            (15, 0, None),
+            (30, 0, (70, 100)),
+            (0, 3, None),
+            (0, 10, (100, 90)),
+            (15, 40, (100, 60)),
+            (40, 3, (60, 100)),
+            (40, 40, (60, 60)),
+            (100, 100, (100, 1)),
+        ],
+    )
+    def test_it_has_to_pay(
+        self, monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, left: tuple[int, int] | None
+    ) -> None:
+        """A row of the output costs a fifth of its products to be placed, a column of x a twentieth."""
+        monkeypatch.setattr(rectangle, "PLACED", 20)
+        monkeypatch.setattr(rectangle, "PICKED", 5)
+        live = live_rectangle(without(matrix(100, 100), rows=slice(rows), columns=slice(columns)))
+        assert (live and tuple(map(len, live))) == left
+
+    def test_in_models_of_real_sizes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.undo()
+        for size, least in ((384, 100), (768, 100)):
+            whole = matrix(size, size)
+            assert live_rectangle(without(whole, rows=slice(least // 2))) is None
+            live = live_rectangle(without(whole, rows=slice(least)))
+            assert live is not None
+            assert len(live[0]) == size - least
 
     def test_in_autocast(self) -> None:
         whole = without(matrix(8, 8), rows=[1, 2])

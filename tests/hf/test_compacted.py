@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from sparsebert import Ticket, compact_, compaction_description, densify_, expand_, plan, sparsify_
+from sparsebert import Ticket, compact_, compaction_description, densify_, expand_, plan, prune, sparsify_
 from sparsebert.bert import structure
 from tests.convert.models import TOKENS, answers, build, sparse_layers
 
 transformers = pytest.importorskip("transformers")
 NAMES = ("BertForSequenceClassification", "RobertaForTokenClassification", "ElectraForPreTraining")
 NAMES += ("DistilBertForQuestionAnswering", "BertModel")
+PLACES = dict.fromkeys(
+    ("bert.embeddings", "bert.encoder.layer.0", "bert.encoder.layer.1", "bert.pooler", "classifier"), "cpu"
+)
 
 
 def with_empty_lines(model: Any) -> Ticket:
@@ -81,11 +84,50 @@ def test_sparse_after_compaction(tmp_path: Path) -> None:
     assert found.config.quantization_config.sparsity == ticket.sparsity
 
 
-def test_in_half_the_bits_and_many_files(tmp_path: Path) -> None:
-    model = compact_(build(), with_empty_lines(build()))
-    model.save_pretrained(tmp_path, max_shard_size="4KB")
-    found = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert all(map(torch.equal, answers(found), answers(model.to(torch.bfloat16))))
+@pytest.mark.parametrize("way", [compact_, sparsify_])
+class TestHowItIsLoaded:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_in_another_dtype_from_many_files(self, way: Any, dtype: torch.dtype, tmp_path: Path) -> None:
+        model = way(build(), with_empty_lines(build()))
+        model.save_pretrained(tmp_path, max_shard_size="4KB")
+        assert len([*tmp_path.glob("*.safetensors")]) > 3
+        for name in ("dtype", "torch_dtype"):  # as it was called before transformers 5, too
+            found = type(model).from_pretrained(tmp_path, **{name: dtype})
+            assert found.dtype == dtype
+            assert all(map(torch.equal, answers(found), answers(copy.deepcopy(model).to(dtype))))
+
+    @pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, "auto", "by layer"])
+    def test_by_a_device_map(self, way: Any, device_map: Any, tmp_path: Path) -> None:
+        pytest.importorskip("accelerate")
+        model = way(build(), with_empty_lines(build()))
+        places = PLACES if device_map == "by layer" else device_map
+        require_same(loaded(model, tmp_path, device_map=places), model)
+
+    def test_with_the_hooks_of_several_devices(self, way: Any) -> None:
+        """As accelerate spreads a model, here over one: each module has its inputs moved by a hook."""
+        accelerate = pytest.importorskip("accelerate")
+        model = way(build(), with_empty_lines(build()))
+        spread = accelerate.dispatch_model(copy.deepcopy(model), PLACES, main_device="cpu", force_hooks=True)
+        assert spread.bert.encoder.layer[0]._hf_hook
+        assert all(map(torch.equal, answers(spread), answers(model)))
+
+
+@pytest.mark.parametrize("kind", ["neurons and heads", "single weights of these", "rows and columns"])
+def test_hardly_more_than_is_left(kind: str, tmp_path: Path) -> None:
+    """On disk: kept weights, a bit for each prunable one, and the rest, which is dense."""
+    shape = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512, "num_hidden_layers": 2}
+    model = transformers.BertModel(transformers.BertConfig(**shape, vocab_size=99))
+    dense = sum(parameter.nbytes for parameter in model.parameters())
+    ticket = prune(model, "magnitude", sparsity=0.5, granularity="head+neuron")
+    if kind == "single weights of these":
+        ticket &= prune(model, "magnitude", sparsity=0.8)
+    elif kind == "rows and columns":
+        ticket = prune(model, "magnitude", sparsity=0.5, granularity="row", scope="matrix")
+        ticket &= prune(model, "magnitude", sparsity=0.5, granularity="column", scope="matrix")
+    weights = sum(mask.numel() for mask in ticket.masks.values())
+    needed = dense - 4 * weights + round(4 * weights * ticket.density) + weights / 8
+    (compact_ if kind == "neurons and heads" else sparsify_)(model, ticket).save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size <= 1.05 * needed
 
 
 def test_nothing_is_stored_of_what_was_taken_out(tmp_path: Path) -> None:

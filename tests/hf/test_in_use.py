@@ -1,4 +1,4 @@
-"""Loaded sparse models in other people's hands: Trainer, pipelines, compilers, sentence-transformers."""
+"""Loaded sparse models in other people's hands: Trainer, pipelines, compilers."""
 
 from __future__ import annotations
 
@@ -125,24 +125,3 @@ class TestCompilers:
         file.seek(0)
         exported: Any = torch.export.load(file).module()
         torch.testing.assert_close(exported(TOKENS).last_hidden_state.detach(), answers(loaded)[0])
-
-
-@pytest.mark.parametrize("granularity", ["element", "neuron"])
-def test_sentence_transformers(granularity: str, tokenizer: Any, tmp_path: Path) -> None:
-    """Sentence embeddings of a sparse or compacted model, saved and loaded by that library."""
-    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
-    dense = transformers.BertModel(transformers.BertConfig(vocab_size=len(WORDS), **SHAPE)).eval()
-    ticket = prune(dense, "magnitude", sparsity=0.5, granularity=granularity)
-    texts = [text for text, _ in sentences(count=6)]
-
-    ticket.apply_(dense).save_pretrained(tmp_path / "dense")
-    sparsify_(dense, ticket).save_pretrained(tmp_path / "sparse")
-    for name in ("dense", "sparse"):
-        tokenizer.save_pretrained(tmp_path / name)
-    expected = library.SentenceTransformer(str(tmp_path / "dense")).encode(texts)
-    sparse = library.SentenceTransformer(str(tmp_path / "sparse"))
-    sparse.save_pretrained(str(tmp_path / "saved"))
-    for each in (sparse, library.SentenceTransformer(str(tmp_path / "saved"))):
-        found = each.encode(texts)
-        similarities = torch.nn.functional.cosine_similarity(torch.tensor(found), torch.tensor(expected))
-        torch.testing.assert_close(similarities, torch.ones(len(texts)))

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sparsebert import sparsify_
+from sparsebert import compact_, sparsify_
 from sparsebert.hf.config import SparseConfig
 from tests.convert.models import build, pruned
+from tests.hf.test_compacted import with_empty_lines
 
 transformers = pytest.importorskip("transformers")
 KEY = "encoder.layer.0.attention.self.query"
@@ -55,6 +56,9 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
         ("version", "1", "format version '1'"),
         ("surprise", 1, "'surprise' in quantization_config is unknown to format 1"),
         ("tokens", "many", "'tokens' in quantization_config is of another type"),
+        ("tokens", 0, "config.json: tokens is 0; a positive number"),
+        ("format", "zip", "config.json: unknown format 'zip'"),
+        ("sparsity", float("nan"), "config.json: sparsity is nan in quantization_config; 0 to 1 is expected"),
         ("layers", [], "'layers' in quantization_config is of another type"),
         ("compaction", {"version": 99}, "a compacted model of version 99"),
         ("compaction", {"version": 1}, "the description of a compacted model is damaged"),
@@ -71,11 +75,14 @@ def test_config_of_another_version_or_shape(folder: Path, field: str, value: Any
         ("shape", [24], "two positive sizes"),
         ("shape", [24, 48], "of another architecture"),
         ("kept", 10**9, "kept is 1000000000 of 24 x 24 weights"),
-        ("kept", 3, "weight_values are"),
+        ("kept", 3, "weight_values is F32 [171] in the file, F32 or BF16 or F16 or F64 [3] by config.json"),
         ("bias", False, "of another architecture"),
         ("format", "zip", "unknown format 'zip'"),
         ("block", [0, 4], "two positive sizes"),
         ("measured_us", "fast", "a number is expected"),
+        ("measured_us", float("nan"), "measured_us is nan; a time is expected"),
+        ("dense_us", -1, "dense_us is -1; a time is expected"),
+        ("shape", [10**12, 10**12], "of another architecture"),
         ("surprise", 1, "surprise"),
     ],
 )
@@ -95,10 +102,18 @@ def test_layer_that_no_model_has(folder: Path) -> None:
     assert "has no module 'encoder.layer.9.output.dense'" in refusal(folder)
 
 
-@pytest.mark.parametrize("change", [{"num_hidden_layers": 1}, {"hidden_size": 48}])
+@pytest.mark.parametrize(
+    "change", [{"num_hidden_layers": 1}, {"hidden_size": 48}, {"intermediate_size": 10**9}]
+)
 def test_another_architecture(folder: Path, change: dict[str, int]) -> None:
     edit_config(folder, lambda config: config.update(change))
     assert "the folder is of another architecture" in refusal(folder)
+
+
+def test_a_layer_more_than_the_files_hold(folder: Path) -> None:
+    """Its weights would be made up."""
+    edit_config(folder, lambda config: config.update(num_hidden_layers=3))
+    assert "encoder.layer.2.attention.self.query.weight is in no file" in refusal(folder)
 
 
 @pytest.mark.parametrize("left", [0.9, 0.1, 0.001])
@@ -115,9 +130,107 @@ def test_tampered_header_of_the_file(folder: Path) -> None:
     assert "is cut off or no safetensors file" in refusal(folder)
 
 
-def test_file_that_lacks_a_layer(folder: Path) -> None:
-    edit_tensors(folder, lambda tensors: tensors.pop(f"bert.{KEY}.weight_bits"))
-    assert f"names a sparse layer {KEY}, whose weight_bits are in no file" in refusal(folder)
+@pytest.mark.parametrize("name", ["weight_bits", "weight_values", "bias"])
+def test_file_that_lacks_a_tensor(folder: Path, name: str) -> None:
+    edit_tensors(folder, lambda tensors: tensors.pop(f"bert.{KEY}.{name}"))
+    assert f"config.json names a layer whose {KEY}.{name} is in no file" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("weight_bits", torch.Tensor.float),
+        ("weight_values", torch.Tensor.char),
+        ("weight_bits", lambda bits: torch.cat([bits, bits])),
+        ("weight_values", lambda values: values[1:].clone()),
+        ("bias", lambda bias: bias[:, None].clone()),
+    ],
+)
+def test_tensors_of_another_dtype_or_shape(
+    folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    key = f"bert.{KEY}.{name}"
+    edit_tensors(folder, lambda tensors: tensors.update({key: change(tensors[key])}))
+    line = refusal(folder)
+    assert f"{KEY}.{name} is " in line
+    assert "by config.json" in line
+
+
+def test_a_mask_that_keeps_another_number_of_weights_than_there_are_values(folder: Path) -> None:
+    edit_tensors(folder, lambda tensors: tensors[f"bert.{KEY}.weight_bits"].fill_(255))
+    assert "the masks of the folder are not those that its config.json was written for" in refusal(folder)
+
+
+class TestManyFiles:
+    INDEX = "model.safetensors.index.json"
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        model, ticket = pruned()
+        sparsify_(model, ticket, format="element").save_pretrained(tmp_path, max_shard_size="4KB")
+        return tmp_path
+
+    def test_one_is_missing(self, folder: Path) -> None:
+        file = sorted(folder.glob("model-*"))[1]
+        file.unlink()
+        assert f"{file.name} is missing" in refusal(folder)
+
+    def test_one_is_cut_off(self, folder: Path) -> None:
+        file = sorted(folder.glob("model-*"))[1]
+        file.write_bytes(file.read_bytes()[:-7])
+        assert f"{file.name} is cut off or no safetensors file" in refusal(folder)
+
+    def test_an_index_that_is_damaged(self, folder: Path) -> None:
+        (folder / self.INDEX).write_text('{"weight_map": ')
+        assert "line 1 column" in refusal(folder)
+
+    def test_an_index_that_names_too_few(self, folder: Path) -> None:
+        file = folder / self.INDEX
+        index = json.loads(file.read_text())
+        first = min(index["weight_map"].values())
+        file.write_text(json.dumps(index | {"weight_map": dict.fromkeys(index["weight_map"], first)}))
+        assert "is in no file" in refusal(folder)
+
+
+class TestCompacted:
+    OUTPUT = "encoder.layer.0.attention.output.dense"
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        compact_(build(), with_empty_lines(build())).save_pretrained(tmp_path)
+        return tmp_path
+
+    @pytest.mark.parametrize("name", ["weight", "bias", "rows", "columns"])
+    def test_file_that_lacks_a_tensor(self, folder: Path, name: str) -> None:
+        edit_tensors(folder, lambda tensors: tensors.pop(f"bert.{self.OUTPUT}.{name}"))
+        assert f"config.json names a layer whose {self.OUTPUT}.{name} is in no file" in refusal(folder)
+
+    @pytest.mark.parametrize("change", [1000, -1000, None])
+    def test_rows_that_are_none(self, folder: Path, change: int | None) -> None:
+        key = f"bert.{self.OUTPUT}.rows"
+
+        def edit(tensors: dict[str, torch.Tensor]) -> None:
+            tensors[key] = tensors[key].flip(0) if change is None else tensors[key] + change
+
+        edit_tensors(folder, edit)
+        assert f"{self.OUTPUT} is damaged: its rows or columns are no indices in order" in refusal(folder)
+
+    def test_a_description_of_other_shapes(self, folder: Path) -> None:
+        def widen(config: dict[str, Any]) -> None:
+            linears = config["quantization_config"]["compaction"]["linears"]
+            linears["encoder.layer.0.intermediate.dense"]["shape"][0] += 1
+            linears["encoder.layer.0.output.dense"]["shape"][1] += 1
+
+        edit_config(folder, widen)
+        assert "by config.json" in refusal(folder)
+
+    def test_without_its_description(self, folder: Path) -> None:
+        edit_config(folder, lambda config: config["quantization_config"].update(compaction=None))
+        assert "by config.json" in refusal(folder)
+
+    def test_sizes_that_nothing_has(self, folder: Path) -> None:
+        edit_config(folder, lambda config: config.update(intermediate_size=10**9))
+        assert "compacted model of another architecture" in refusal(folder)
 
 
 def test_masks_of_another_ticket(folder: Path) -> None:

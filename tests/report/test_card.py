@@ -97,22 +97,54 @@ def test_what_the_model_is(folder: Path) -> None:
     assert "- method: imp\n- granularity: block\n- block size: [4, 1]\n- seed: 3" in begin
 
 
+TAKEN_OUT = {
+    "weights": {"configured": 1000, "exact": 480, "stored": 500},
+    "min_row_weights": 0,
+    "linears": {
+        "layer.0.up": {"configured": [8, 8], "shape": [4, 8]},
+        "layer.0.down": {"configured": [8, 8], "shape": [8, 4], "live": [6, 4]},
+    },
+}
+
+
 def test_what_was_taken_out_of_it(folder: Path) -> None:
-    change(folder, compaction={"weights": {"configured": 1000, "exact": 480, "stored": 500}}, layers={})
+    change(folder, compaction=TAKEN_OUT, layers={})
     card = model_card(folder)
-    assert "500 of 1,000 encoder weights are left (50.0%)" in card.text
-    assert section(card, "Sparsity of each matrix") == "What is left of the matrices is dense."
+    assert "500 of 1,000 encoder weights are left (50.0%).\n" in card.text
+    assert "lossy" not in card.text
+    layers = section(card, "Sparsity of each matrix")
+    assert "| layer.0.up | 8x8 | 4x8 | 32 | 50.0% |" in layers
+    assert "| layer.0.down | 8x8 | 6x4 | 24 | 62.5% |" in layers
     assert section(card, "Speed") == "Not measured."
+
+
+def test_of_what_is_left_after_that_the_sparse_part(folder: Path) -> None:
+    change(folder, compaction=TAKEN_OUT)
+    layers = section(model_card(folder), "Sparsity of each matrix")
+    assert "| layer.0.up | 8x8 | 4x8 | 8 | 87.5% |" in layers
+
+
+def test_that_something_was_lost_and_how_much(folder: Path) -> None:
+    change(folder, compaction=TAKEN_OUT | {"min_row_weights": 10})
+    assert "That was lossy: rows of fewer than 10 weights are among them." in model_card(folder).text
+    moved = {"max": 1.234, "mean": 0.0567, "changed": 0.02}
+    change(folder, compaction=TAKEN_OUT | {"min_row_weights": 10, "output_change": moved})
+    said = "which moved its outputs by 0.057 in the mean, by 1.2 at most, and changed 2.0% of its answers."
+    assert f"are among them, {said}\n" in model_card(folder).text
 
 
 def test_how_it_is_loaded_begins_with_our_import(folder: Path) -> None:
     code = section(model_card(folder, name="my-model"), "Load it")
     assert code.index("import sparsebert") < code.index("AutoModelForSequenceClassification.from_pretrained")
     assert 'from_pretrained("my-model")' in code
+    assert "`sparsebert.densify_(model)` gives a plain dense model" in code
+    change(folder, compaction=TAKEN_OUT)
+    code = section(model_card(folder), "Load it")
+    assert "`sparsebert.expand_(sparsebert.densify_(model))` gives a plain dense model" in code
 
 
 def test_the_sparsity_of_each_matrix(folder: Path) -> None:
-    assert "| layer.0.up | 4x8 | 75.0% | 8 |" in section(model_card(folder), "Sparsity of each matrix")
+    assert "| layer.0.up | 4x8 | 4x8 | 8 | 75.0% |" in section(model_card(folder), "Sparsity of each matrix")
 
 
 class TestQuality:
