@@ -104,7 +104,7 @@ class MethodOptions:
         ),
     ] = None
     regularisation: Annotated[
-        float | None, typer.Option(help="weight of the penalty on scores: 400, l0 125")
+        float | None, typer.Option(help="weight of the penalty on scores: 400, l0 125, movement 0")
     ] = None
     floor: Annotated[
         float | None, typer.Option(help="soft-movement: share of each matrix that stays, 0.005")
