@@ -163,7 +163,9 @@ def require_rectangles(model: nn.Module) -> None:
 
 def _record(description: Mapping[str, Any], configured: Mapping[str, list[int]]) -> dict[str, Any]:
     """What the model is to remember of it. Raises ValueError for values that no compaction of it can have."""
-    known = {name: description.get(name) for name in ("ticket", "round_to", "min_row_weights", "weights")}
+    known: dict[str, Any] = {
+        name: description.get(name) for name in ("ticket", "round_to", "min_row_weights", "weights")
+    }
     weights, change = known["weights"], description.get("output_change")
     total = sum(rows * columns for rows, columns in configured.values())
     sound = (

@@ -52,7 +52,7 @@ class PushToHub:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             if records or not api.file_exists(repo_id, _CARD, revision=revision):
                 card = model_card(folder, records, name=repo_id)
-                card.data.tags = list(dict.fromkeys([*card.data.tags, *asked]))
+                card.data["tags"] = list(dict.fromkeys([*card.data["tags"], *asked]))
                 card.save(Path(folder) / _CARD)
             return api.upload_folder(
                 repo_id=repo_id,
