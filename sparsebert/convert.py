@@ -45,7 +45,7 @@ def sparsify_(
     format           "auto" (the plan chooses and measures), the name of a format, or a `Plan` made before
     tokens           rows of x (batch times sequence length) that a layer will see; 128 if not given
     filter           ``filter(name, linear) -> bool``: which layers, of any model; narrows a ticket down
-    fuse_qkv         layers fed by one tensor (query, key, value) run as one native call
+    fuse_qkv         layers fed by one tensor (query, key, value) run as one native call where that is faster
     fuse_activation  ReLU or GELU after an up-projection is applied by the kernel that computes it
     trainable        the kept weights are Parameters; only formats "element" and "vector", no fused activation
     compact          take out what the ticket empties first, as `sparsebert.compact.compact_` does: False
@@ -220,7 +220,7 @@ def _share_input(layers: list[SparseLinear]) -> None:
         for layer in layers:
             layer.shared_input = shared
             shared.join(layer)
-            _note(layer, f"one call for {len(layers)} layers")
+            _note(layer, f"{len(layers)} layers share one input")
 
 
 def _note(layer: SparseLinear, note: str) -> None:
