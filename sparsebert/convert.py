@@ -43,9 +43,10 @@ def sparsify_(
 
     ticket           the masks; without one, the zeros already in the weights
     format           "auto" (the plan chooses and measures), the name of a format, or a `Plan` made before
-    tokens           rows of x (batch times sequence length) that a layer will see; 128 if not given
+    tokens           rows of x (batch times sequence length) that a layer will see; 128 if not given. A `Plan`
+                     brings its own
     filter           ``filter(name, linear) -> bool``: which layers, of any model; narrows a ticket down
-    fuse_qkv         layers fed by one tensor (query, key, value) run as one native call
+    fuse_qkv         layers fed by one tensor (query, key, value) run as one native call where that is faster
     fuse_activation  ReLU or GELU after an up-projection is applied by the kernel that computes it
     trainable        the kept weights are Parameters; only formats "element" and "vector", no fused activation
     compact          take out what the ticket empties first, as `sparsebert.compact.compact_` does: False
@@ -67,9 +68,10 @@ def sparsify_(
     """
     tokens = DEFAULT_TOKENS if tokens is None else tokens
     check_options("auto" if isinstance(format, Plan) else format, tokens)
-    if isinstance(format, Plan) and compact is None:
-        compact = any(layer.removed for layer in format.layers)
-    left = left_of(model, ticket, filter, compact=compact, trainable=trainable)
+    if isinstance(format, Plan) and format.layers:
+        tokens = format.layers[0].tokens
+        compact = any(layer.removed for layer in format.layers) if compact is None else compact
+    left = left_of(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
     if isinstance(format, Plan):
         plans = _matching(format, left.selected)
     else:
@@ -221,7 +223,7 @@ def _share_input(layers: list[SparseLinear]) -> None:
         for layer in layers:
             layer.shared_input = shared
             shared.join(layer)
-            _note(layer, f"one call for {len(layers)} layers")
+            _note(layer, f"{len(layers)} layers share one input")
 
 
 def _note(layer: SparseLinear, note: str) -> None:

@@ -72,7 +72,7 @@ def plan(
     if ticket is None and any(isinstance(module, SparseLinear) for module in model.modules()):
         return carried_plan(model)
     check_options(format, tokens)
-    left = left_of(model, ticket, filter, compact=compact, trainable=trainable)
+    left = left_of(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
     made = plan_layers(
         left.selected,
         tokens=tokens,

@@ -43,10 +43,11 @@ def left_of(
     ticket: Ticket | None,
     filter: Filter | None = None,
     *,
+    tokens: int,
     compact: bool | None = None,
     trainable: bool = False,
 ) -> Left:
-    """The layers that `select` finds, after compaction.
+    """The layers that `select` finds, after compaction for calls of so many ``tokens``.
 
     ``compact``: True demands it, False leaves every layer its shape, None takes out what goes if the model
     allows it, no ``filter`` narrows the ticket down and nothing is to be trained. Layers left full by it are
@@ -64,7 +65,7 @@ def left_of(
     if compact is False or (compact is None and not possible):
         return Left(selected, None)
     try:
-        prepared = prepare(model, ticket, round_to=ROUND_TO)
+        prepared = prepare(model, ticket, round_to=ROUND_TO, packed_for=tokens)
     except ValueError as error:
         if compact:
             raise

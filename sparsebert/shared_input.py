@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sparsebert_kernels import ops
 from sparsebert_kernels.cuda import backend
 from sparsebert_kernels.formats.panel import PanelSparse, join
-from sparsebert_kernels.ops import can_share
+from sparsebert_kernels.ops import can_share, plain_inference
 
 if TYPE_CHECKING:
     from sparsebert.nn import SparseLinear
@@ -33,6 +32,7 @@ class SharedInput:
 
     Used only where nobody can tell the difference: in eager mode without gradients and without autocast, on a
     plain tensor, while no sibling has forward pre-hooks or a patched forward. Forward hooks fire as always.
+    Not used on a single CPU thread, where a call for each layer takes no longer.
     Siblings are held weakly and join again after a copy or pickle: copying one layer copies only that layer.
     """
 
@@ -57,7 +57,7 @@ class SharedInput:
 
     def output(self, layer: SparseLinear, x: Tensor) -> Tensor | None:
         """What ``layer`` gives for x [..., in_features]; None where it has to compute that by itself."""
-        if type(x) is not Tensor or torch.is_grad_enabled():
+        if (x.is_cpu and torch.get_num_threads() == 1) or type(x) is not Tensor or torch.is_grad_enabled():
             return None
         round_ = getattr(self._local, "round", None)
         if round_ is not None:
@@ -154,14 +154,9 @@ class _Waiting:
 
 
 def _may_run_together(siblings: list[SparseLinear], x: Tensor) -> bool:
-    return not (
-        any(
-            layer._forward_pre_hooks or layer.activation != "none" or "forward" in layer.__dict__
-            for layer in siblings
-        )
-        or torch.is_autocast_enabled(x.device.type)
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or is_in_torch_dispatch_mode()
+    return plain_inference(x) and not any(
+        layer._forward_pre_hooks or layer.activation != "none" or "forward" in layer.__dict__
+        for layer in siblings
     )
 
 

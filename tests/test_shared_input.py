@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sparsebert import shared_input
 from sparsebert.nn import SparseLinear
@@ -49,6 +50,11 @@ class CountingOps:
     def linear_shared(self, x: Tensor, packed: list, *rest: Any) -> tuple[Tensor, ...]:
         self.shared.append(len(packed))
         return ops.linear_shared(x, packed, *rest)
+
+
+@pytest.fixture(autouse=True)
+def _several_threads() -> None:
+    torch.set_num_threads(2)
 
 
 @pytest.fixture
@@ -123,6 +129,25 @@ def test_gradients_are_not_lost(siblings: Siblings, x: Tensor, calls: list[int])
     assert x.grad is not None
     assert all(layer.bias.grad is not None for layer in siblings.children())
     assert calls == [3]  # under no_grad only
+
+
+def test_a_single_thread_computes_one_layer_at_a_time(
+    siblings: Siblings, x: Tensor, calls: list[int]
+) -> None:
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        assert torch.equal(siblings(x), siblings.alone(x))
+        torch.set_num_threads(2)
+        assert torch.equal(siblings(x), siblings.alone(x))
+    assert calls == [3]  # on two
+
+
+def test_modes_that_watch_see_one_layer_at_a_time(siblings: Siblings, x: Tensor, calls: list[int]) -> None:
+    with torch.no_grad(), FlopCounterMode(display=False):
+        siblings(x)
+    with torch.no_grad(), torch.device("cpu"):
+        siblings(x)
+    assert not calls
 
 
 def test_autocast_computes_one_layer_at_a_time(siblings: Siblings, x: Tensor, calls: list[int]) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C._functorch import peek_interpreter_stack
 
 from . import reference
 from .cpu import native
@@ -52,16 +54,15 @@ def linear(
     Raises ValueError for an x of another width, dtype or device than the weight's, a bias of another length,
     a residual of another shape or dtype than the result, and an unknown activation.
     """
-    _check(x, packed, bias, activation)
     # The short way for the most frequent call: a small layer takes no longer than the questions below.
     if (
         residual is None
-        and x.is_cpu
-        and _plain_inference(x, packed.values, bias)
-        and activation in native.ACTIVATIONS
+        and plain_inference(x, packed.values, bias)
         and native.serves(packed.name, packed.values.dtype, x)
+        and (outputs := native.linear(x, (packed,), (bias,), activation)) is not None
     ):
-        return native.linear(x, (packed,), (bias,), activation)[0]
+        return outputs[0]
+    _check(x, packed, bias, activation)
     on_gpu = cuda.covers(packed.name, x.device)
     if torch.is_autocast_enabled(x.device.type) and x.dtype in AUTOCAST_DTYPES:
         x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -72,7 +73,7 @@ def linear(
     if on_gpu:
         cuda.check_dtype(x, packed)
     computed = cuda.DTYPES if on_gpu or x.is_cuda else COMPUTED_DTYPES
-    if x.dtype in computed and _plain_inference(x, packed.values, bias, residual):
+    if x.dtype in computed and plain_inference(x, packed.values, bias, residual):
         return _compute(x, packed, bias, activation, residual)
     if x.dtype == torch.float16 and x.dtype not in computed:
         y = linear(x.float(), packed, bias, activation, transposed).half()
@@ -151,19 +152,17 @@ def linear_shared(
 
     Raises ValueError for what `linear` refuses, and for a ``joined`` that is not as high as its members.
     """
-    if joined is not None and cuda.covers(joined.name, x.device) and _plain_inference(x, *biases):
+    if joined is not None and cuda.covers(joined.name, x.device) and plain_inference(x, *biases):
         return _linear_joined(x, packed, biases, joined, joined_bias)
     together = (
         1 < len(packed) <= native.MAX_WEIGHTS
-        and _plain_inference(x, *(p.values for p in packed), *biases)
+        and plain_inference(x, *(p.values for p in packed), *biases)
         and native.serves(packed[0].name, packed[0].values.dtype, x)
-        and all(native.same_call(packed[0], other) for other in packed)
+        and all(native.same_call(packed[0], other) for other in packed[1:])
     )
-    if not together:
-        return tuple(linear(x, p, b) for p, b in zip(packed, biases, strict=True))
-    for weight, bias in zip(packed, biases, strict=True):
-        _check(x, weight, bias, "none")
-    return tuple(native.linear(x, packed, biases, "none"))
+    if together and (outputs := native.linear(x, packed, biases, "none")) is not None:
+        return tuple(outputs)
+    return tuple(linear(x, p, b) for p, b in zip(packed, biases, strict=True))
 
 
 def _linear_joined(
@@ -186,7 +185,7 @@ def _linear_joined(
 
 
 def _check(x: Tensor, packed: PackedWeight, bias: Tensor | None, activation: str) -> None:
-    """What the native kernels take on trust."""
+    """Raises ValueError for what fits neither the weight nor any kernel."""
     if x.dim() == 0 or x.size(-1) != packed.shape[1]:
         raise ValueError(f"x has shape {list(x.shape)}; its last dimension must be {packed.shape[1]}")
     if x.device != packed.values.device:
@@ -211,17 +210,19 @@ def _check_residual(residual: Tensor | None, x: Tensor, packed: PackedWeight) ->
         )
 
 
-def _plain_inference(x: Tensor, *others: Tensor | None) -> bool:
+def plain_inference(x: Tensor, *others: Tensor | None) -> bool:
     """Whether nobody watches this call: no gradient, autocast, compiler, tracer or tensor subclass.
 
     The result may then be computed directly, which saves the operator's dispatch, 15 us a call. To be asked
     before anything of the native library, whose loader a compiler cannot trace.
     """
-    if torch.compiler.is_compiling() or type(x) is not Tensor or torch.is_autocast_enabled(x.device.type):
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
         return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+    if torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type):
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
+    if _len_torch_dispatch_stack() or _len_torch_function_stack():
+        return False
+    if peek_interpreter_stack() is not None or _get_tracing_state() is not None:
         return False
     if not torch.is_grad_enabled():
         return True
@@ -281,7 +282,9 @@ def _compute(
     if activation == "tanh":  # of the pooler and of no kernel here
         return torch.tanh(_compute(x, packed, bias, "none"))
     if native.serves(packed.name, values.dtype, x):
-        return native.linear(x, (packed,), (bias,), activation)[0]
+        outputs = native.linear(x, (packed,), (bias,), activation)
+        if outputs is not None:
+            return outputs[0]
     if packed.name == "dense" and values.is_mkldnn and x.dtype == values.dtype:
         return _prepacked_linear(x, values, bias, activation)
     if packed.name == "compact":

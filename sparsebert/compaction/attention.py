@@ -122,9 +122,11 @@ def _blank(original: type[nn.Module]) -> nn.Module:
 def _split(projected: Tensor, groups: Sequence[HeadGroup], kind: str) -> list[Tensor]:
     """[B, T, rows] -> [B, heads, T, width] of each group."""
     widths = [getattr(group, kind) for group in groups]
-    parts = projected.split([total((group,), kind) for group in groups], -1)
+    rows = [total((group,), kind) for group in groups]
+    parts = projected.split(rows, -1) if len(groups) > 1 else (projected,)
     return [
-        part.unflatten(-1, (-1, width)).transpose(1, 2) for part, width in zip(parts, widths, strict=True)
+        part.view(*part.shape[:-1], -1, width).transpose(1, 2)
+        for part, width in zip(parts, widths, strict=True)
     ]
 
 
@@ -143,7 +145,7 @@ def _fused(
     elif own > wide:
         query, key = F.pad(query, (0, own - wide)), F.pad(key, (0, own - wide))
     context = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)
-    return context[..., :own], None
+    return context if own >= wide else context[..., :own], None
 
 
 def _eager(

@@ -32,7 +32,13 @@ class Attention:
 
 
 def compact_attention(
-    query: Matrix, key: Matrix, value: Matrix, output: Matrix, count: int, round_to: int = 1
+    query: Matrix,
+    key: Matrix,
+    value: Matrix,
+    output: Matrix,
+    count: int,
+    round_to: int = 1,
+    packed_for: int = 0,
 ) -> Attention:
     """Leave out the heads and dimensions of ``count`` heads that change nothing.
 
@@ -42,12 +48,14 @@ def compact_attention(
     for every token: attention makes 1 of that, and 0 where there is nothing to attend to. Dimensions with a
     constant query become one: its query is 1, its key the sum of their keys, each times its constant.
     Padding, up to widths that are multiples of ``round_to``, has weights and biases of zero on both sides, so
-    training leaves it there.
+    training leaves it there. ``packed_for`` is that of `group_heads`.
     """
     heads = tuple(find_heads(query, key, value, output, count))
     size = len(value.weight) // count
-    groups = group_heads(heads, size, round_to)
-    if len(heads) == count and is_whole(groups, size):
+    groups = group_heads(heads, size, round_to, packed_for)
+    # Dimensions that become padding are a gain only where zeros are not stored.
+    nothing_goes = not packed_for or all(len(head.score) == len(head.value) == size for head in heads)
+    if len(heads) == count and is_whole(groups, size) and nothing_goes:
         return Attention(query, key, value, output, heads, ())
     by_index = {head.index: head for head in heads}
     ordered = [by_index[index] for group in groups for index in group.heads]

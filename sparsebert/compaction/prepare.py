@@ -23,6 +23,9 @@ from sparsebert.selection import Unpackable
 from sparsebert.swap import move_hooks, replace_module
 from sparsebert.ticket import Ticket, require_ticket
 
+# An attention that keeps a larger share of its weights is likely to run dense: padding would cost it time.
+MOST_TO_PAD = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class Change:
@@ -124,9 +127,17 @@ class Prepared:
 
 
 def prepare(
-    model: nn.Module, ticket: Ticket | None = None, *, min_row_weights: int = 0, round_to: int = 1
+    model: nn.Module,
+    ticket: Ticket | None = None,
+    *,
+    min_row_weights: int = 0,
+    round_to: int = 1,
+    packed_for: int = 0,
 ) -> Prepared:
-    """What `sparsebert.compact.compact_` will make of the model, with the same arguments and errors."""
+    """What `sparsebert.compact.compact_` will make of the model, with the same arguments and errors.
+
+    ``packed_for``: tokens of a call, where what is left will be stored without its zeros; 0 for dense layers.
+    """
     for name, number, least in (("min_row_weights", min_row_weights, 0), ("round_to", round_to, 1)):
         if not isinstance(number, int) or isinstance(number, bool) or number < least:
             raise ValueError(f"{name} is {number!r}; an integer of at least {least} is needed")
@@ -146,7 +157,7 @@ def prepare(
     notes: dict[str, str] = {}
     attentions: dict[str, Attention] = {}
     for keys in found.heads:
-        attention, least = _heads_left(matrices, keys, found.num_heads, round_to)
+        attention, least = _heads_left(matrices, keys, found.num_heads, round_to, packed_for)
         exact += least
         if attention.groups:
             attentions[attention_of(keys)] = attention
@@ -254,15 +265,22 @@ def _matrices(model: nn.Module, ticket: Ticket, found: Structure) -> dict[str, M
 
 
 def _heads_left(
-    matrices: dict[str, Matrix], keys: Sequence[str], count: int, round_to: int
+    matrices: dict[str, Matrix], keys: Sequence[str], count: int, round_to: int, packed_for: int
 ) -> tuple[Attention, int]:
     """One attention, and the weights that it would have without rounding up."""
     query, key, value, output = (matrices[name] for name in keys)
     attention = compact_attention(query, key, value, output, count, round_to)
+    if packed_for and _density(attention) < MOST_TO_PAD:
+        attention = compact_attention(query, key, value, output, count, round_to, packed_for)
     least = attention
     if not attention.groups and round_to > 1:
         least = compact_attention(query, key, value, output, count)
     return attention, sum(map(exact_size, least.matrices))
+
+
+def _density(attention: Attention) -> float:
+    masks = [matrix.mask for matrix in attention.matrices]
+    return sum(int(torch.count_nonzero(mask)) for mask in masks) / sum(mask.numel() for mask in masks)
 
 
 def _neurons_left(

@@ -13,6 +13,7 @@ from sparsebert.compaction import rectangle
 from sparsebert.compaction.attention_rules import compact_attention
 from sparsebert.compaction.heads import (
     DIMENSIONS_OF_A_GROUP,
+    DIMENSIONS_OF_A_PACKED_GROUP,
     Head,
     HeadGroup,
     group_heads,
@@ -128,6 +129,14 @@ class TestHeads:
         assert left.groups == ()
         assert left.matrices[::2] == (query, value)
 
+    def test_what_is_packed_loses_dimensions_of_whole_heads_too(self) -> None:
+        """The shapes stay, and the model's own attention with them; the weights go."""
+        query, key, value, output = self.full()
+        left = compact_attention(query, without(key, rows=[1]), value, output, HEADS, packed_for=24)
+        assert left.groups == (HeadGroup((0, 1, 2), SIZE, SIZE),)
+        assert (left.query.weight.shape, int(left.query.mask.any(1).sum())) == (query.weight.shape, ROWS - 1)
+        assert compact_attention(query, key, value, output, HEADS, packed_for=24).groups == ()
+
     @pytest.mark.parametrize("which", ["value", "output"])
     def test_a_head_goes_with_its_values_or_their_readers(self, which: str) -> None:
         query, key, value, output = self.full()
@@ -173,6 +182,19 @@ class TestGroups:
     def test_widths_are_rounded_up_but_not_beyond_the_models(self) -> None:
         assert group_heads([head(0, 3), head(1, 5)], 6, round_to=4) == (HeadGroup((0, 1), 6, 6),)
         assert round_up(0, 1, 9) == 1
+
+    def test_where_padding_is_free_few_tokens_are_worth_one_call_and_many_are_not(self) -> None:
+        heads = [head(0, 64), head(1, 3), head(2, 64), head(3, 4)]
+        assert group_heads(heads, 64, packed_for=24) == (HeadGroup((0, 1, 2, 3), 64, 64),)
+        many = DIMENSIONS_OF_A_PACKED_GROUP // 8
+        assert group_heads(heads, 64, packed_for=many) == (HeadGroup((0, 2), 64, 64), HeadGroup((1, 3), 4, 4))
+
+    def test_where_padding_is_free_value_is_as_wide_as_query_and_key(self) -> None:
+        narrow_keys = Head(0, (0, 1), (), tuple(range(7)))
+        assert group_heads([narrow_keys], 64) == (HeadGroup((0,), 2, 7),)
+        assert group_heads([narrow_keys], 64, packed_for=24) == (HeadGroup((0,), 7, 7),)
+        narrow_values = Head(0, tuple(range(5)), (), (0,))
+        assert group_heads([narrow_values], 8, round_to=4, packed_for=24) == (HeadGroup((0,), 8, 8),)
 
     @given(st.lists(st.integers(1, 64), min_size=1, max_size=12))
     def test_no_grouping_in_order_of_width_is_cheaper(self, widths: list[int]) -> None:

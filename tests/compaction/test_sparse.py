@@ -176,6 +176,15 @@ class TestAfterwards:
             sparsify_(model, ticket_of(model32(), SPARSE._replace(seed=9)))
 
 
+def wide_model() -> Any:
+    """Three heads of 32."""
+    transformers = pytest.importorskip("transformers")
+    config = model32().config
+    config.hidden_size, config.intermediate_size = 96, 64
+    torch.manual_seed(0)
+    return transformers.BertForSequenceClassification(config).eval()
+
+
 class TestPlan:
     def test_it_says_what_was_removed_and_what_is_sparse_and_why(self) -> None:
         model = model32()
@@ -223,6 +232,40 @@ class TestPlan:
         made = plan(model, prune(model, "magnitude", sparsity=0.3, scope="matrix"), measure=False)
         assert made.removal == ""
         assert "removed" not in str(made).splitlines()[0]
+
+    def test_the_tokens_decide_how_heads_are_grouped_and_a_plan_brings_its_own(self) -> None:
+        def ragged() -> tuple[Any, Ticket]:
+            """The second and third head keep eight of their dimensions."""
+            model = wide_model()
+            keys = structure(model).heads[0]
+            masks = {key: torch.rand_like(resolve(model, key).weight) < 0.3 for key in keys}
+            for key in keys[:3]:
+                masks[key].view(3, 32, -1)[1:, 8:] = False
+            masks[keys[3]].view(-1, 3, 32)[:, 1:, 8:] = False
+            return model, Ticket(masks)
+
+        def groups(model: Any) -> int:
+            found = [module for module in model.modules() if isinstance(module, CompactAttention)]
+            return sum(len(module.groups) for module in found)
+
+        few, many = (sparsify_(*ragged(), format="element", tokens=tokens) for tokens in (8, 100_000))
+        assert (groups(few), groups(many)) == (0, 2)
+        model, ticket = ragged()
+        expected = answers(masked(model, ticket), "padded")
+        for sparse in (few, many):
+            assert error(answers(sparse, "padded"), expected) < 1e-5
+        made = plan(model, ticket, format="element", tokens=100_000)
+        assert groups(sparsify_(model, ticket, format=made)) == 2
+
+    def test_dense_heads_are_not_padded_for_fewer_calls(self) -> None:
+        model = wide_model()
+        keys = structure(model).heads[0]
+        masks = {key: torch.ones_like(resolve(model, key).weight, dtype=torch.bool) for key in keys}
+        for key in keys[:3]:
+            masks[key].view(3, 32, -1)[1:, 8:] = False
+        sparsify_(model, Ticket(masks), format="dense", tokens=8)
+        (attention,) = (module for module in model.modules() if isinstance(module, CompactAttention))
+        assert [group.score for group in attention.groups] == [32, 8]
 
     def test_ragged_heads_run_in_an_attention_of_their_own(self) -> None:
         """Head size 16, so that multiples of eight leave something narrower."""

@@ -116,7 +116,7 @@ class TestWhatSurvives:
         reasons = {layer.key: layer.reason for layer in plan(model).layers}
         assert reasons["encoder.layer.0.intermediate.dense"] == "asked for; gelu not fused: hooks look at it"
         assert reasons["encoder.layer.1.intermediate.dense"] == "asked for; gelu fused"
-        assert reasons["encoder.layer.1.attention.self.key"] == "asked for; one call for 3 layers"
+        assert reasons["encoder.layer.1.attention.self.key"] == "asked for; 3 layers share one input"
         assert reasons["encoder.layer.1.output.dense"] == "asked for"
 
     def test_reports_of_the_model(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import struct
 from collections.abc import Sequence
@@ -29,8 +30,9 @@ INSTRUCTION_SET_VARIABLE = "SPARSEBERT_ISA"
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FORMATS = {ElementSparse.name: 0, VectorSparse.name: 1}
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
-# struct sb_weight of src/native.h
-_WEIGHT = struct.Struct("=qqiiiiiiPPPPPPPP".replace("P", "Q"))
+# struct sb_call and sb_weight of src/native.h
+_CALL = struct.Struct("=Qqqiiii")
+_WEIGHT = struct.Struct("=qqiiiiiiQQQQQQQQ")
 MAX_WEIGHTS = 8  # of one call
 
 
@@ -52,14 +54,12 @@ def _library() -> ctypes.CDLL:
         raise NativeLibraryMissing(
             f"has interface version {version}, this package needs {ABI_VERSION}: rebuild it"
         )
-    pointer, int64 = ctypes.c_void_p, ctypes.c_int64
+    pointer = ctypes.c_void_p
     library.sb_instruction_set.restype = library.sb_chosen.restype = ctypes.c_char_p
     library.sb_choose.argtypes = [ctypes.c_char_p]
-    library.sb_linear.argtypes = [
-        ctypes.c_char_p, ctypes.c_int, pointer, ctypes.c_int32, int64, int64, ctypes.c_int32, ctypes.c_int,
-    ]  # fmt: skip
+    library.sb_linear.argtypes = [ctypes.c_char_p]
     library.sb_values_gradient.argtypes = [
-        ctypes.c_char_p, pointer, pointer, ctypes.c_int32, int64, pointer, ctypes.c_int,
+        ctypes.c_char_p, pointer, pointer, ctypes.c_int32, ctypes.c_int64, pointer, ctypes.c_int,
     ]  # fmt: skip
     library.sb_count_scores.argtypes = [pointer, int64, ctypes.c_int32, pointer]
     library.sb_above.argtypes = [pointer, int64, ctypes.c_float, pointer, pointer]
@@ -114,7 +114,7 @@ def use_instruction_set(name: str) -> None:
 
 def serves(format: str, dtype: torch.dtype, x: Tensor) -> bool:
     """Whether a native kernel takes x [..., in] and a weight of that format and value dtype."""
-    return format in _FORMATS and x.dtype in _DTYPES and x.is_cpu and available()
+    return format in _FORMATS and x.dtype in _DTYPES and x.is_cpu and why_unavailable() is None
 
 
 def same_call(first: Any, other: Any) -> bool:
@@ -130,37 +130,49 @@ def same_call(first: Any, other: Any) -> bool:
 
 def linear(
     x: Tensor, packed: Sequence[PackedWeight], biases: Sequence[Tensor | None], activation: str
-) -> list[Tensor]:
+) -> list[Tensor] | None:
     """``activation(x @ W.T + bias)`` for up to MAX_WEIGHTS weights that `same_call` joins; see `ops.linear`.
+
+    x and the first weight are ones that the library `serves`. None, with nothing computed, for another
+    activation than the kernels have, and for a weight or bias of another shape or device than x asks for.
 
     Raises ValueError for weights that cannot share one call.
     """
-    in_features = packed[0].shape[1]
-    rows = x if x.dim() == 2 else x.reshape(-1, in_features)
-    tokens, (stride, step) = rows.size(0), rows.stride()
-    if step != 1 or (tokens > 1 and stride < in_features):
-        rows, stride = rows.contiguous(), in_features
+    *leading, in_features = x.shape or (0,)
+    if activation not in ACTIVATIONS:
+        return None
+    if x.is_contiguous():
+        rows, tokens, stride = x, math.prod(leading), in_features
+    else:
+        rows = x.reshape(-1, in_features)
+        tokens, (stride, step) = rows.size(0), rows.stride()
+        if step != 1 or (tokens > 1 and stride < in_features):
+            rows, stride = rows.contiguous(), in_features
     outputs = []
-    described = b""
-    readable = []  # keeps converted biases alive until the call has returned
-    for weight, bias in zip(packed, biases, strict=True):
-        y = x.new_empty((*x.shape[:-1], weight.shape[0]))
-        if bias is not None and (bias.dtype not in _DTYPES or not bias.is_contiguous()):
-            bias = bias.float().contiguous()
-            readable.append(bias)
-        described += _describe(weight, bias, y)
-        outputs.append(y)
-    status = _library().sb_linear(
-        described,
-        len(outputs),
+    call = _CALL.pack(
         rows.data_ptr(),
-        _DTYPES[x.dtype],
         tokens,
         stride,
+        _DTYPES[x.dtype],
         ACTIVATIONS[activation],
         torch.get_num_threads(),
+        len(packed),
     )
-    if status != 0:
+    readable = []  # keeps converted biases alive until the call has returned
+    for weight, bias in zip(packed, biases, strict=True):
+        out_features, width = weight.shape
+        if width != in_features or not weight.values.is_cpu:
+            return None
+        if bias is not None:
+            if bias.shape != (out_features,) or not bias.is_cpu:
+                return None
+            if bias.dtype not in _DTYPES or not bias.is_contiguous():
+                bias = bias.float().contiguous()
+                readable.append(bias)
+        y = x.new_empty((*leading, out_features))
+        call += _describe(weight, bias, y)
+        outputs.append(y)
+    if _library().sb_linear(call) != 0:
         raise ValueError(f"these weights cannot share one call: {', '.join(map(repr, packed))}")
     return outputs
 
@@ -198,21 +210,24 @@ def above(scores: Tensor, threshold: float, out: Tensor) -> tuple[int, int]:
 
 def _describe(packed: Any, bias: Tensor | None, y: Tensor | None) -> bytes:
     """struct sb_weight."""
-    element = isinstance(packed, ElementSparse)
+    if isinstance(packed, ElementSparse):
+        vector_rows, starts = 0, 0
+        index = packed.rows.data_ptr(), packed.groups.data_ptr(), packed.blocks.data_ptr()
+    else:
+        vector_rows, starts = packed.vector_rows, packed.starts.data_ptr()
+        index = 0, 0, 0
     return _WEIGHT.pack(
         *packed.shape,
         _FORMATS[packed.name],
         _DTYPES[packed.values.dtype],
         packed.block_rows,
         packed.block_columns,
-        0 if element else packed.vector_rows,
+        vector_rows,
         0 if bias is None else _DTYPES[bias.dtype],
         packed.values.data_ptr(),
         packed.columns.data_ptr(),
-        packed.rows.data_ptr() if element else 0,
-        packed.groups.data_ptr() if element else 0,
-        packed.blocks.data_ptr() if element else 0,
-        0 if element else packed.starts.data_ptr(),
+        *index,
+        starts,
         0 if bias is None else bias.data_ptr(),
         0 if y is None else y.data_ptr(),
     )

@@ -8,7 +8,9 @@ from torch import nn
 
 from sparsebert.bench.providers.base import TorchProvider
 from sparsebert.bench.subject import Subject
+from sparsebert.compact import compact_
 from sparsebert.convert import sparsify_
+from sparsebert.removal import ROUND_TO
 
 
 class Compact(TorchProvider):
@@ -18,4 +20,6 @@ class Compact(TorchProvider):
     summary: ClassVar[str] = "sparsebert, compacted but dense"
 
     def convert(self, model: nn.Module, subject: Subject) -> nn.Module:
-        return sparsify_(model, subject.ticket, format="dense", tokens=subject.tokens, compact=True)
+        # By itself: `sparsify_` would pad heads for layers that store no zeros.
+        compact_(model, subject.ticket, round_to=ROUND_TO)
+        return sparsify_(model, subject.ticket, format="dense", tokens=subject.tokens)

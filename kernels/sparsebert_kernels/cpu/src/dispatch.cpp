@@ -101,17 +101,17 @@ SB_API int sb_choose(const char* name) {
   return 1;
 }
 
-// y of every weight = activation(x @ W.T + bias); 0 on success, 1 for a call that no kernel serves.
-SB_API int sb_linear(const sb_weight* weights, int count, const void* x, int32_t x_dtype, int64_t tokens,
-                     int64_t stride, int32_t activation, int threads) {
-  if (count < 1 || count > kMaxWeights || threads < 1) return 1;
-  for (int i = 0; i < count; i++) {
+// 0 on success, 1 for a call that no kernel serves.
+SB_API int sb_linear(const sb_call* call) {
+  if (call->count < 1 || call->count > kMaxWeights || call->threads < 1) return 1;
+  const auto* weights = reinterpret_cast<const sb_weight*>(call + 1);
+  for (int i = 0; i < call->count; i++) {
     const sb_weight &w = weights[i], &first = weights[0];
     if (w.format != first.format || w.dtype != first.dtype || w.in_features != first.in_features ||
         w.block_columns != first.block_columns || w.vector_rows != first.vector_rows)
       return 1;
   }
-  if (tokens > 0) chosen->kernels->linear({weights, count, x, x_dtype, tokens, stride, activation, threads});
+  if (call->tokens > 0) chosen->kernels->linear({*call, weights});
   return 0;
 }
 

@@ -19,14 +19,15 @@ struct Tile {
   int vectors;
 };
 
-// Full tiles first, then the rest in narrower ones; a rest that nearly fills a tile is padded to it.
+// Full tiles first, then the rest in narrower ones, unless these would save less than a quarter of the vectors:
+// every tile reads the weights anew.
 class Tiling {
  public:
   Tiling(int64_t tokens, int max_vectors) : width_(int64_t{max_vectors} * LANES), full_(tokens / width_) {
     int64_t begin = full_ * width_;
     for (int vectors = max_vectors; begin < tokens; vectors = vectors > 1 ? vectors / 2 : 1) {
       const int64_t width = int64_t{vectors} * LANES, left = tokens - begin;
-      if (vectors > 1 && left <= width * 3 / 4 && left < width) continue;
+      if (vectors > 1 && 4 * divide_up(left, LANES) <= 3 * vectors) continue;
       tail_[tails_++] = {begin, left < width ? left : width, vectors};
       begin += width;
     }

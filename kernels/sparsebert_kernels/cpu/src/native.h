@@ -25,19 +25,21 @@ struct sb_weight {
   const void* bias;       // [N] in bias_dtype, or null
   void* y;                // [M, N], in the dtype of x, contiguous
 };
+
+// y = activation(x @ W.T + bias) for the `count` weights that follow in memory.
+struct sb_call {
+  const void* x;  // [M, K], rows `stride` elements apart
+  int64_t tokens, stride;
+  int32_t x_dtype, activation;
+  int32_t threads, count;
+};
 }
 
 namespace sb {
 
-// y = activation(x @ W.T + bias) for `count` weights of one format.
-struct LinearCall {
+// An sb_call whose weights were found to go together.
+struct LinearCall : sb_call {
   const sb_weight* weights;
-  int count;
-  const void* x;  // [M, K], rows `stride` elements apart
-  int32_t x_dtype;
-  int64_t tokens, stride;
-  int32_t activation;
-  int threads;
 };
 
 // gradient of the values: sum over tokens of dy[m, row] * x[m, column], fp32, in the layout of the values.
