@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..formats import ElementSparse, PackedWeight, VectorSparse
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 LIBRARY = Path(__file__).with_name("_native.so")
 # Read once, when the library is loaded: another library file; another instruction set than the best.
 LIBRARY_VARIABLE = "SPARSEBERT_NATIVE"

@@ -80,7 +80,7 @@ const InstructionSet* chosen = best();
 #define SB_API extern "C" __attribute__((visibility("default")))
 
 // Version of this interface; the Python side refuses another one.
-SB_API int sb_abi_version() { return 2; }
+SB_API int sb_abi_version() { return 3; }
 
 // Name of the i-th instruction set that this machine can run, best first; null past the last.
 SB_API const char* sb_instruction_set(int i) {
