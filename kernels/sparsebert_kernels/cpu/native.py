@@ -61,8 +61,8 @@ def _library() -> ctypes.CDLL:
     library.sb_values_gradient.argtypes = [
         ctypes.c_char_p, pointer, pointer, ctypes.c_int32, ctypes.c_int64, pointer, ctypes.c_int,
     ]  # fmt: skip
-    library.sb_count_scores.argtypes = [pointer, int64, ctypes.c_int32, pointer]
-    library.sb_above.argtypes = [pointer, int64, ctypes.c_float, pointer, pointer]
+    library.sb_count_scores.argtypes = [pointer, ctypes.c_int64, ctypes.c_int32, pointer]
+    library.sb_above.argtypes = [pointer, ctypes.c_int64, ctypes.c_float, pointer, pointer]
     library.sb_count_scores.restype = library.sb_above.restype = None
     wanted = os.environ.get(INSTRUCTION_SET_VARIABLE)
     if wanted and library.sb_choose(wanted.encode()) != 0:
