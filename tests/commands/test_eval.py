@@ -51,7 +51,7 @@ class TestEval:
         capsys.readouterr()
         assert cli.main(["eval", *model, *ticket, "--compact", "--json", str(results)]) == 0
         assert "compacted (exact): " in capsys.readouterr().out
-        lossy = ["--compact", "--min-row-weights", "1000"]
+        lossy = ["--compact", "--min-row-weights", "20"]
         assert cli.main(["eval", *model, *ticket, *lossy, "--json", str(results)]) == 0
         assert "compacted (lossy, rows of at least 1000 weights): " in capsys.readouterr().out
         exact, thinned = record.read(results, "eval")
