@@ -53,7 +53,7 @@ class TestEval:
         assert "compacted (exact): " in capsys.readouterr().out
         lossy = ["--compact", "--min-row-weights", "20"]
         assert cli.main(["eval", *model, *ticket, *lossy, "--json", str(results)]) == 0
-        assert "compacted (lossy, rows of at least 1000 weights): " in capsys.readouterr().out
+        assert "compacted (lossy, rows of at least 20 weights): " in capsys.readouterr().out
         exact, thinned = record.read(results, "eval")
         (logged,) = record.read(run / "log.jsonl", "round")
         assert exact["metrics"] == exact["masked_metrics"] == thinned["masked_metrics"] == logged["metrics"]
