@@ -117,8 +117,6 @@ class DataOptions:
 
         if task in TASKS or not self.own:
             find_task(task)
-            if self.data is not None and not self.data.is_dir():
-                raise ValueError(f"--data {self.data} is no folder of task data")
             return self.data
         if self.validation_file is None:
             raise ValueError("--validation-file is missing: a task of your own needs something to judge by")
