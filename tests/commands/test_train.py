@@ -209,7 +209,7 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
         (["--dense", __file__], "is a file, and a folder is expected"),
         (["--json", __file__], "--json: records cannot go into this file"),
         (["--model", "/nowhere/bert"], "/nowhere/bert"),
-        (["--data", "/nowhere/data"], "--data /nowhere/data is no folder"),
+        (["--data", "/nowhere/data"], "/nowhere/data is no folder of task data"),
         (["--seeds", "one"], "whole numbers"),
         (["--steps", "0"], "steps must be at least 1"),
         (["--warmup-steps", "6"], "a warm-up of 6 steps does not fit"),

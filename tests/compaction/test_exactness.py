@@ -166,5 +166,5 @@ class TestPadding:
         model = model_of()
         ticket = ticket_of(model, EVERYTHING)
         expected = answers(masked(model, ticket))
-        assert error(answers(compact_(model, ticket, round_to=1000)), expected) < 1e-12
+        assert error(answers(compact_(model, ticket, round_to=40)), expected) < 1e-12
         assert compaction_description(model)["linears"] == {}

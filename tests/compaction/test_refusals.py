@@ -108,10 +108,9 @@ class TestArguments:
 
     def test_rows_so_full_that_none_is(self) -> None:
         model = model_of()
-        ticket = ticket_of(model, RAGGED)
-        most = max(int(mask.sum(1).max()) for mask in ticket.masks.values())
-        line = f"min_row_weights is {most + 1}; .* every row out: they have {most} weights at most"
-        refused(model, ticket, line, min_row_weights=most + 1)
+        ticket, longest = ticket_of(model, RAGGED), model.config.intermediate_size
+        line = f"min_row_weights is {longest + 1}; the model's rows have {longest} weights at most"
+        refused(model, ticket, line, min_row_weights=longest + 1)
         refused(model, ticket, "min_row_weights is 1000000", min_row_weights=10**6)
 
 
