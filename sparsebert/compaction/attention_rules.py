@@ -53,9 +53,7 @@ def compact_attention(
     heads = tuple(find_heads(query, key, value, output, count))
     size = len(value.weight) // count
     groups = group_heads(heads, size, round_to, packed_for)
-    # Dimensions that become padding are a gain only where zeros are not stored.
-    nothing_goes = not packed_for or all(len(head.score) == len(head.value) == size for head in heads)
-    if len(heads) == count and is_whole(groups, size) and nothing_goes:
+    if len(heads) == count and is_whole(groups, size):
         return Attention(query, key, value, output, heads, ())
     by_index = {head.index: head for head in heads}
     ordered = [by_index[index] for group in groups for index in group.heads]

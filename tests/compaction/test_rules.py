@@ -129,14 +129,6 @@ class TestHeads:
         assert left.groups == ()
         assert left.matrices[::2] == (query, value)
 
-    def test_what_is_packed_loses_dimensions_of_whole_heads_too(self) -> None:
-        """The shapes stay, and the model's own attention with them; the weights go."""
-        query, key, value, output = self.full()
-        left = compact_attention(query, without(key, rows=[1]), value, output, HEADS, packed_for=24)
-        assert left.groups == (HeadGroup((0, 1, 2), SIZE, SIZE),)
-        assert (left.query.weight.shape, int(left.query.mask.any(1).sum())) == (query.weight.shape, ROWS - 1)
-        assert compact_attention(query, key, value, output, HEADS, packed_for=24).groups == ()
-
     @pytest.mark.parametrize("which", ["value", "output"])
     def test_a_head_goes_with_its_values_or_their_readers(self, which: str) -> None:
         query, key, value, output = self.full()
