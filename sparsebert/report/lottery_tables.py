@@ -113,7 +113,7 @@ def _accuracy_tables(records: Sequence[Record], found: Sequence[Point]) -> list[
         for point in found
     )
     measured = [point.speed for point in found if point.speed]
-    notes = [_training_note(records, "curve", "learned")]
+    notes = [_training_note(records, "curve", "learned"), *_seeds_note(found)]
     if measured:
         environment, workload = measured[0]["environment"], measured[0]["workload"]
         notes.append(
@@ -144,10 +144,7 @@ def transfer_tables(records: Iterable[Record]) -> list[Table]:
     share = max(point.sparsity for point in found)
     columns = ("ticket", *(f"{task} ({metrics.primary(task)})" for task in tasks))
     title = f"Tickets of {_model(records)} at {share:.0%}, trained on other tasks"
-    notes = [_training_note(records, "transfer")]
-    counts = {len(point.values) for point in found}
-    if len(counts) > 1:
-        notes.append(f"Not every seed is trained yet: a mean is of {min(counts)} to {max(counts)}.")
+    notes = [_training_note(records, "transfer"), *_seeds_note(found)]
     return [Table(title, columns, rows, tuple(notes))]
 
 
@@ -188,6 +185,16 @@ def _training_note(records: Sequence[Record], *parts: str) -> str:
         f"In per cent: mean ± standard deviation (n - 1) over the seeds {', '.join(map(str, seeds))}; "
         f"{_steps_text(rounds)} steps a round. {versions}."
     )
+
+
+def _seeds_note(found: Iterable[Point]) -> list[str]:
+    counts = {len(point.values) for point in found}
+    if len(counts) == 1:
+        return []
+    return [
+        f"Not every seed is trained yet: a mean is of {min(counts)} to {max(counts)}, and has no deviation "
+        "where it is of one."
+    ]
 
 
 def _search_note(records: Iterable[Record], labels: Collection[str]) -> list[str]:
