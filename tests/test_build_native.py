@@ -41,6 +41,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         + EXPORTED.format(name="objects", value="0\n" + "".join(parts))
         + EXPORTED.format(name="common", value="COMMON")
     )
+    (folder / "selection.cpp").write_text(EXPORTED.format(name="selection", value="1"))
     monkeypatch.setattr(build_native, "SOURCES", folder)
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv(build_native.REQUIRE_VARIABLE, raising=False)

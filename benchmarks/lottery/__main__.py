@@ -79,13 +79,14 @@ def speeds(
     run: Run, known: dict[str, list[record.Record]], runs: Path, data: Path
 ) -> Iterator[record.Record]:
     """Bench records of the run's tickets over the lengths of real sentences, as far as they are not known."""
-    measured = [row for row in known.get(run.name, []) if row["kind"] == "bench"]
+    rows = known.get(run.name) or record.read(RunFolder(runs / run.name).log, "round")
+    measured = [row for row in rows if row["kind"] == "bench"]
     yield from measured
     if measured:
         return
     lengths = sentence_lengths(data)
     machine = environment.detect()
-    for row in record.read(RunFolder(runs / run.name).log, "round"):
+    for row in rows:
         if not row["sparsity"]:
             continue
         workload = Workload(weights_folder(), batch=8, lengths=lengths)
@@ -132,12 +133,13 @@ def main() -> int:
                 for each in (on_sst2, moved)
             )
         rows = [row for run in (*on_sst2, *moved) for row in rounds(run, known, options.runs, options.data)]
+        if options.out:
+            timed = [run for run in on_sst2 if run.seed == seeds[0]]
+            rows += [row for run in timed for row in speeds(run, known, options.runs, options.data)]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.out:
-        timed = [run for run in on_sst2 if run.seed == seeds[0]]
-        rows += [row for run in timed for row in speeds(run, known, options.runs, options.data)]
         options.out.unlink(missing_ok=True)
         record.append(options.out, rows)
         if options.plot and on_sst2:

@@ -216,7 +216,7 @@ def plain_inference(x: Tensor, *others: Tensor | None) -> bool:
     The result may then be computed directly, which saves the operator's dispatch, 15 us a call. To be asked
     before anything of the native library, whose loader a compiler cannot trace.
     """
-    if torch.compiler.is_compiling() or type(x) is not Tensor:
+    if torch.compiler.is_compiling() or type(x) is not Tensor or x.is_meta:
         return False
     if torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type):
         return False
