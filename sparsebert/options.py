@@ -1,19 +1,21 @@
 """What the commands have in common: groups of options, early checks of what is asked, talking to a terminal.
 
-A group is a dataclass whose fields are options. :func:`flattened` makes a command that takes groups into one
-that takes their options, so that every command offers an option of the same name with the same default.
+A group is a dataclass whose fields are options, under its ``panel`` as their heading in --help.
+:func:`flattened` makes a command that takes groups into one that takes their options, so that every command
+offers an option of the same name with the same default.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
 
 import typer
 
@@ -35,7 +37,7 @@ OWN_TASK = "own"
 
 Granularity = Annotated[str, typer.Option("--granularity", help=GRANULARITY_HELP)]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", help="append the records to this file, as JSON lines")
+    Path | None, typer.Option("--json", help="append the results to this file, as JSON lines")
 ]
 Seeds = Annotated[str, typer.Option("--seeds", "--seed", help="one run each: 1,2,3")]
 TaskName = Annotated[
@@ -52,6 +54,7 @@ TicketFile = Annotated[
 ]
 
 # The settings of training that are options, in this order; their defaults are those of the settings.
+TRAINING_PANEL = "Training"
 TRAINING_HELP = {
     "steps": "optimizer steps a round, instead of --epochs",
     "epochs": "passes over the data a round",
@@ -73,19 +76,29 @@ TRAINING_HELP = {
 class DataOptions:
     """Where a task's examples come from: a folder, the hub, or tables of the user's own."""
 
+    panel: ClassVar = "Data"
+
     data: Annotated[
         Path | None,
-        typer.Option("--data", "--data-dir", help="folder with the tasks' files; without it, the hub"),
+        typer.Option(
+            "--data",
+            "--data-dir",
+            help="folder with the tasks' files as distributed (SST-2/train.tsv, ...); without it, the hub",
+        ),
     ] = None
     train_file: Annotated[
         Path | None, typer.Option(help="a task of your own: table to train on (.csv, .tsv, .jsonl)")
     ] = None
-    validation_file: Annotated[Path | None, typer.Option(help="its table to judge by")] = None
-    text_columns: Annotated[str, typer.Option(help="its column of text, or two: premise,hypothesis")] = "text"
-    label_column: Annotated[str, typer.Option(help="its column of labels")] = "label"
-    regression: Annotated[bool, typer.Option("--regression", help="its labels are scores")] = False
+    validation_file: Annotated[Path | None, typer.Option(help="a task of your own: table to judge by")] = None
+    text_columns: Annotated[
+        str, typer.Option(help="of your own tables: the column of text, or two: premise,hypothesis")
+    ] = "text"
+    label_column: Annotated[str, typer.Option(help="of your own tables: the column of labels")] = "label"
+    regression: Annotated[
+        bool, typer.Option("--regression", help="of your own tables: labels are scores")
+    ] = False
     max_length: Annotated[
-        int | None, typer.Option(help="tokens of an example; the task's own without it")
+        int | None, typer.Option(help="where examples are cut, in tokens; the task's own limit without it")
     ] = None
 
     @property
@@ -140,6 +153,8 @@ class DataOptions:
 class UnitOptions:
     """What is pruned together, and what competes for its place."""
 
+    panel: ClassVar = "What is pruned"
+
     granularity: Granularity = "element"
     scope: Annotated[
         str | None,
@@ -160,114 +175,10 @@ class UnitOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodOptions:
-    """Options of the lottery methods, by the names that the methods know them by; None is their default."""
-
-    rewind: Annotated[
-        str | None, typer.Option(help="pretrained, step, learning-rate or none (standard pruning)")
-    ] = None
-    rewind_step: Annotated[int | None, typer.Option(help="the step of --rewind step")] = None
-    head: Annotated[str | None, typer.Option(help="each round: rewind, keep or fresh")] = None
-    schedule_rounds: Annotated[
-        int | None, typer.Option(help="rounds that the schedule spans; Chen et al.: 10")
-    ] = None
-    share: Annotated[str | None, typer.Option(help="--step is a share of the original or remaining")] = None
-    step: Annotated[float | None, typer.Option(help="share of weights pruned in a round")] = None
-    batches: Annotated[int | None, typer.Option(help="batches that SNIP or importance looks at")] = None
-    accumulate: Annotated[
-        bool | None,
-        typer.Option("--accumulate", help="importance: gradients of masks never cleared, as published"),
-    ] = None
-    per_example: Annotated[
-        bool | None, typer.Option("--per-example", help="importance: abs of each example's gradient")
-    ] = None
-    keep_a_head: Annotated[
-        bool | None, typer.Option("--keep-a-head", help="importance: the best head of each layer goes last")
-    ] = None
-    share_of_heads: Annotated[
-        float | None, typer.Option(help="importance-search: share of the heads masked in a step")
-    ] = None
-    judged_on: Annotated[
-        str | None, typer.Option(help="importance-search: train, or validation as published")
-    ] = None
-    rescore: Annotated[
-        bool | None,
-        typer.Option("--rescore/--no-rescore", help="importance-search: forget the scores of rejected masks"),
-    ] = None
-    penalty: Annotated[float | None, typer.Option(help="early-bird: of the coefficients' L1 norm")] = None
-    draw: Annotated[
-        str | None, typer.Option(help="early-bird: at a mask distance, or fixed at --draw-at as published")
-    ] = None
-    draw_at: Annotated[float | None, typer.Option(help="early-bird, fixed: share of an epoch")] = None
-    every: Annotated[int | None, typer.Option(help="early-bird: steps between two masks")] = None
-    epsilon: Annotated[float | None, typer.Option(help="early-bird: mask distance that is settled")] = None
-    window: Annotated[int | None, typer.Option(help="early-bird: how many distances in a row")] = None
-    absolute: Annotated[
-        bool | None, typer.Option("--absolute", help="early-bird: coefficients rank by their size")
-    ] = None
-    bernoulli: Annotated[
-        bool | None, typer.Option("--bernoulli", help="random-units: their number varies, as published")
-    ] = None
-    first: Annotated[float | None, typer.Option(help="snip-imp: sparsity that SNIP prunes to")] = None
-    of: Annotated[str | None, typer.Option(help="one-shot: magnitudes of pretrained or trained")] = None
-    scores_learning_rate: Annotated[
-        float | None, typer.Option(help="of the scores, where masks are learned")
-    ] = None
-    initial_warmup: Annotated[
-        float | None, typer.Option(help="times --warmup-steps: all is kept so long at the beginning")
-    ] = None
-    final_warmup: Annotated[
-        float | None, typer.Option(help="times --warmup-steps: the density stays so long at the end")
-    ] = None
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="soft-movement, mask T of smp: what scores must exceed; importance-search: share of the "
-            "metric to hold"
-        ),
-    ] = None
-    regularisation: Annotated[float | None, typer.Option(help="weight of the penalty on scores")] = None
-    floor: Annotated[float | None, typer.Option(help="soft-movement: share of each matrix that stays")] = None
-    mask: Annotated[str | None, typer.Option(help="smp: L, S, G or T")] = None
-    ramp_steps: Annotated[int | None, typer.Option(help="smp: steps over which the density falls")] = None
-    curve: Annotated[str | None, typer.Option(help="smp: along which it falls, cubic or linear")] = None
-    regularisation_over: Annotated[
-        str | None, typer.Option(help="smp: the penalty grows over the run, or the fall of the density")
-    ] = None
-    temperature: Annotated[float | None, typer.Option(help="smp, mask S: divides the scores")] = None
-    label_words: Annotated[
-        str | None, typer.Option(help="smp: a word for each label, terrible,great, or task for known ones")
-    ] = None
-    template: Annotated[
-        str | None,
-        typer.Option(help="smp: text around the examples', with a blank for the words: '{0} [MASK]'"),
-    ] = None
-    smp_compat: Annotated[
-        bool | None, typer.Option("--smp-compat", help="smp: as its released code computes")
-    ] = None
-    instance_weight: Annotated[
-        float | None, typer.Option(help="cap: of the term of representations of the same example")
-    ] = None
-    label_weight: Annotated[
-        float | None, typer.Option(help="cap: of the term of those of the same label")
-    ] = None
-    contrast_temperature: Annotated[float | None, typer.Option(help="cap: divides the similarities")] = None
-    negatives: Annotated[int | None, typer.Option(help="cap: representations drawn for each bank")] = None
-    banks: Annotated[
-        str | None, typer.Option(help="cap: some of pretrained,fine-tuned,snapshots; all of them without it")
-    ] = None
-    snapshot_every: Annotated[
-        int | None, typer.Option(help="cap, cap-soft: steps between snapshots; an epoch without it")
-    ] = None
-    within: Annotated[str | None, typer.Option(help="shuffled: in each matrix, or whole layers")] = None
-    proportions: Annotated[
-        str | None, typer.Option(help="multi-task: equal turns, by size, or a number for each task: 2,1")
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class DistillationOptions:
     """A teacher, and how much it counts; None is the default of :class:`Distillation`."""
+
+    panel: ClassVar = "Teacher"
 
     teacher: Annotated[
         str | None,
@@ -344,6 +255,10 @@ def _options_of(cls: Any) -> list[inspect.Parameter]:
                 continue
             flags = [f"--{field.name.replace('_', '-')}"] if hint is bool else []
             hint = Annotated[hint, typer.Option(*flags, help=TRAINING_HELP[field.name])]
+        kind, option = get_args(hint)
+        option = copy.copy(option)  # the same one serves outside of groups
+        option.rich_help_panel = getattr(cls, "panel", TRAINING_PANEL if cls is TrainingSettings else None)
+        hint = Annotated[kind, option]
         default = inspect.Parameter.empty if field.default is MISSING else field.default
         options.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)

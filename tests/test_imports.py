@@ -44,7 +44,7 @@ FLOORS = (
     {"bench"},
     {"report"},
     {"training", "label_words"},
-    {"lottery", "evaluation", "paths", "model_loading"},
+    {"lottery", "evaluation", "paths", "method_options", "model_loading"},
     {"options"},
     {"from_runs", "teachers"},
     {"folders", "train"},
