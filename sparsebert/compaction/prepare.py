@@ -135,9 +135,14 @@ def prepare(
         ticket = Ticket.from_model(model)
     require_ticket(ticket)
     _refuse(model, found, ticket)
-    widest = max(max(_linear(model, key).weight.shape) for key in found.linears)
+    shapes = [_linear(model, key).weight.shape for key in found.linears]
+    widest, longest = max(map(max, shapes)), max(columns for _, columns in shapes)
     if round_to > widest:
         raise ValueError(f"round_to is {round_to}; the model is {widest} wide at most, so nothing could go")
+    if min_row_weights > longest:
+        raise ValueError(
+            f"min_row_weights is {min_row_weights}; rows have {longest} weights at most, so all would go"
+        )
     source = ticket_hash(ticket)
     if min_row_weights:
         ticket = _thinned(ticket, min_row_weights, found)
@@ -226,14 +231,8 @@ def _linear(model: nn.Module, key: str) -> nn.Linear:
 
 
 def _thinned(ticket: Ticket, least: int, found: Structure) -> Ticket:
-    masks = without_thin_rows(ticket.masks, least, found.neurons, found.heads)
-    most = max((int(mask.sum(1).max()) for mask in ticket.masks.values()), default=0)
-    if most and not any(mask.any() for mask in masks.values()):
-        raise ValueError(
-            f"min_row_weights is {least}; that would take every row out: they have {most} weights at most"
-        )
     return Ticket(
-        masks,
+        without_thin_rows(ticket.masks, least, found.neurons, found.heads),
         bias_masks=ticket.bias_masks,
         removed=ticket.removed,
         metadata=ticket.metadata,
