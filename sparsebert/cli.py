@@ -46,11 +46,19 @@ def bench(
     model: AnyModel = "bert-base",
     ticket: TicketFile = None,
     sparsity: Annotated[
-        str | None, typer.Option(help="share of zeros, 0 to 1; several: 0.5,0.7,0.9", show_default="0.9")
+        str | None,
+        typer.Option(
+            help="without --ticket: share of zeros to prune by magnitude, 0 to 1; several: 0.5,0.7,0.9",
+            show_default="0.9",
+        ),
     ] = None,
     granularity: Granularity = "element",
     format: Annotated[
-        str, typer.Option(help="packed format: auto (the plan chooses), element, vector, ...")
+        str,
+        typer.Option(
+            help="packed format of every layer: auto (the plan chooses); element, vector, compact, dense, "
+            "csr; for GPUs panel, bitmap, column_panel, 2:4"
+        ),
     ] = "auto",
     batch: Annotated[int, typer.Option(help="sequences that go together")] = 1,
     seq: Annotated[int, typer.Option(help="tokens of each sequence")] = 128,
@@ -60,12 +68,14 @@ def bench(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64")] = "float32",
     threads: Annotated[int, typer.Option(help="CPU threads of every side")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    vs: Annotated[str, typer.Option(help="rivals, best bar first; --vs help lists them")] = DEFAULT_RIVALS,
+    vs: Annotated[
+        str, typer.Option(help="dense rivals, the main one first; --vs help lists them")
+    ] = DEFAULT_RIVALS,
     budget: Annotated[float, typer.Option(help="seconds of timed rounds for each sparsity")] = 10.0,
     memory: Annotated[
         bool, typer.Option(help="measure resident memory, each side in its own process")
     ] = True,
-    seed: Annotated[int, typer.Option(help="of random weights and token ids")] = 0,
+    seed: Annotated[int, typer.Option(help="of random weights and of token ids")] = 0,
     json: JsonFile = None,
     plot: Annotated[Path | None, typer.Option(help="write a PNG of speed-up against sparsity")] = None,
 ) -> None:

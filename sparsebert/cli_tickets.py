@@ -45,7 +45,7 @@ def prune(
     ],
     units: UnitOptions,
     data: DataOptions,
-    sparsity: Annotated[str, typer.Option(help="share of zeros, 0 to 1")] = "0.9",
+    sparsity: Annotated[str, typer.Option(help="share of zeros, below 1")] = "0.9",
     method: Annotated[str, typer.Option(help="magnitude, random, snip or head-importance")] = "magnitude",
     ticket: TicketFile = None,
     task: TaskName = None,
@@ -164,7 +164,15 @@ def convert(
             "goes beside it; with --to model or sparse a new folder"
         ),
     ],
-    to: Annotated[str, typer.Option("--to", help=", ".join(KINDS))] = "sparsebert",
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="sparsebert (a ticket), bert-tickets (mask.pt), smp (.npy), head-masks (.npy of "
+            "bert-experiments), super-tickets (JSON), model (dense, with zeros), sparse (masks and "
+            "kept weights)",
+        ),
+    ] = "sparsebert",
     model: Annotated[
         str | None,
         typer.Option("--model", help="the model the ticket is for; files without names or shapes need it"),
@@ -172,12 +180,15 @@ def convert(
     pruning_method: Annotated[
         str | None,
         typer.Option(
-            help="movement pruning: topK, sigmoied_threshold, magnitude or l0; else as in config.json"
+            help="of a movement pruning checkpoint: topK, sigmoied_threshold, magnitude or l0; else as in "
+            "its config.json"
         ),
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(help="movement pruning: the final_threshold of the run, which no file holds"),
+        typer.Option(
+            help="of a movement pruning checkpoint: the final_threshold of the run, which no file holds"
+        ),
     ] = None,
     task: Annotated[
         str | None,
@@ -189,7 +200,12 @@ def convert(
             "--intersect", help="keep only what this ticket keeps too, such as that of another seed"
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(help="--to model, sparse: sequences to count activations for")] = 1,
+    batch: Annotated[
+        int,
+        typer.Option(
+            help="--to model, sparse: sequences of a call, to choose formats and count activations for"
+        ),
+    ] = 1,
     seq: Annotated[
         int | None,
         typer.Option(help="--to model, sparse: tokens of each; 128 without it, or what the model takes"),

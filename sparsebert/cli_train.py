@@ -47,13 +47,18 @@ def train(
             "super-tickets, cap-structured, random, dense; learned in training: gradual, movement, "
             "soft-movement, l0, smp (Static Model Pruning), cap, cap-soft (contrastive pruning); on a given "
             "ticket: ticket, random-layerwise, random-reinit, shuffled, bad-units, random-units; "
-            "on several tasks: multi-task"
+            "on several tasks: multi-task (--also)"
         ),
     ] = "imp",
     also: Annotated[
         str | None, typer.Option(help="multi-task: the other tasks, such as wikitext-2 or mrpc,cola")
     ] = None,
-    sparsity: Annotated[float | None, typer.Option(help="share of zeros to reach, below 1")] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            help="share of zeros to reach, below 1; not for a --ticket and methods that decide it themselves"
+        ),
+    ] = None,
     ticket: TicketFile = None,
     out: Annotated[
         Path | None, typer.Option(help="folder of the run; it goes on where it was killed")
@@ -64,7 +69,10 @@ def train(
     ] = None,
     json: JsonFile = None,
 ) -> None:
-    """Find a ticket on a task, or train one that is given. What is killed goes on when started again."""
+    """Find a ticket on a task, or train one that is given. What is killed goes on when started again.
+
+    Where an option of a method is not given, the method's own default holds.
+    """
     chosen = seed_list(seeds)
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})

@@ -38,7 +38,9 @@ def transfer(
     ],
     tasks: Annotated[
         str,
-        typer.Option(help=f"what to train on, with steps of its own if need be, sst2,cola=500: {TASK_NAMES}"),
+        typer.Option(
+            help=f"tasks to train on, some with steps of their own: sst2,cola=500; known: {TASK_NAMES}"
+        ),
     ],
     model: PretrainedModel,
     data: DataOptions,
@@ -57,7 +59,7 @@ def transfer(
     seeds: Seeds = "0",
     json: JsonFile = None,
 ) -> None:
-    """Train tickets found on some tasks on others, and judge them by the dense model: Chen's matrix."""
+    """Train tickets found on some tasks on others, and judge them by the dense model, as Chen et al. do."""
     chosen = seed_list(seeds)
     named = _named(ticket)
     require_records("--json", json)

@@ -28,8 +28,8 @@ def compact_(
     """Take what ``ticket`` empties out of a BERT, RoBERTa, DistilBERT or ELECTRA, in place; returns it.
 
     ticket           the masks; without one, the zeros already in the weights
-    min_row_weights  lossy: rows with fewer weights than this are pruned first, until no row is thinner; some
-                     rows have to be left
+    min_row_weights  lossy: rows with fewer weights than this are pruned first, until no row is thinner; no
+                     more than the longest row has
     round_to         widths (neurons, dimensions of heads, live rows) are rounded up to a multiple of this, as
                      far as the model was that wide: 8 or 16 suit tensor cores; no more than its widest matrix
     batches          keyword arguments of the model: `compaction_description` then says how far its answers
@@ -52,7 +52,7 @@ def compact_(
 
     Raises ValueError, with the model as it was, for another family, a decoder, a ticket that does not fit, a
     model that is compacted or sparse already, layers that cannot be replaced (tied, quantised, patched),
-    numbers outside of what the model and ticket allow, and batches that are no mappings.
+    numbers beyond the model's widths, and batches that are no mappings.
     """
     prepared = prepare(model, ticket, min_row_weights=min_row_weights, round_to=round_to)
     examples = _checked_batches(batches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -14,6 +14,8 @@ class MethodOptions:
 
     The help says what that is: a method's own where it differs from the others'.
     """
+
+    panel: ClassVar = "Options of methods"
 
     rewind: Annotated[
         str | None,

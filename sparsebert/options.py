@@ -1,19 +1,21 @@
 """What the commands have in common: groups of options, early checks of what is asked, talking to a terminal.
 
-A group is a dataclass whose fields are options. :func:`flattened` makes a command that takes groups into one
-that takes their options, so that every command offers an option of the same name with the same default.
+A group is a dataclass whose fields are options, under its ``panel`` as their heading in --help.
+:func:`flattened` makes a command that takes groups into one that takes their options, so that every command
+offers an option of the same name with the same default.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
 
 import typer
 
@@ -35,7 +37,7 @@ OWN_TASK = "own"
 
 Granularity = Annotated[str, typer.Option("--granularity", help=GRANULARITY_HELP)]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", help="append the records to this file, as JSON lines")
+    Path | None, typer.Option("--json", help="append the results to this file, as JSON lines")
 ]
 Seeds = Annotated[str, typer.Option("--seeds", "--seed", help="one run each: 1,2,3")]
 TaskName = Annotated[
@@ -52,6 +54,7 @@ TicketFile = Annotated[
 ]
 
 # The settings of training that are options, in this order; their defaults are those of the settings.
+TRAINING_PANEL = "Training"
 TRAINING_HELP = {
     "steps": "optimizer steps a round, instead of --epochs",
     "epochs": "passes over the data a round",
@@ -73,19 +76,29 @@ TRAINING_HELP = {
 class DataOptions:
     """Where a task's examples come from: a folder, the hub, or tables of the user's own."""
 
+    panel: ClassVar = "Data"
+
     data: Annotated[
         Path | None,
-        typer.Option("--data", "--data-dir", help="folder with the tasks' files; without it, the hub"),
+        typer.Option(
+            "--data",
+            "--data-dir",
+            help="folder with the tasks' files as distributed (SST-2/train.tsv, ...); without it, the hub",
+        ),
     ] = None
     train_file: Annotated[
         Path | None, typer.Option(help="a task of your own: table to train on (.csv, .tsv, .jsonl)")
     ] = None
-    validation_file: Annotated[Path | None, typer.Option(help="its table to judge by")] = None
-    text_columns: Annotated[str, typer.Option(help="its column of text, or two: premise,hypothesis")] = "text"
-    label_column: Annotated[str, typer.Option(help="its column of labels")] = "label"
-    regression: Annotated[bool, typer.Option("--regression", help="its labels are scores")] = False
+    validation_file: Annotated[Path | None, typer.Option(help="a task of your own: table to judge by")] = None
+    text_columns: Annotated[
+        str, typer.Option(help="of your own tables: the column of text, or two: premise,hypothesis")
+    ] = "text"
+    label_column: Annotated[str, typer.Option(help="of your own tables: the column of labels")] = "label"
+    regression: Annotated[
+        bool, typer.Option("--regression", help="of your own tables: labels are scores")
+    ] = False
     max_length: Annotated[
-        int | None, typer.Option(help="tokens of an example; the task's own without it")
+        int | None, typer.Option(help="where examples are cut, in tokens; the task's own limit without it")
     ] = None
 
     @property
@@ -138,6 +151,8 @@ class DataOptions:
 class UnitOptions:
     """What is pruned together, and what competes for its place."""
 
+    panel: ClassVar = "What is pruned"
+
     granularity: Annotated[
         str | None,
         typer.Option(
@@ -165,6 +180,8 @@ class UnitOptions:
 @dataclass(frozen=True, kw_only=True)
 class DistillationOptions:
     """A teacher, and how much it counts; None is the default of :class:`Distillation`."""
+
+    panel: ClassVar = "Teacher"
 
     teacher: Annotated[
         str | None,
@@ -241,6 +258,10 @@ def _options_of(cls: Any) -> list[inspect.Parameter]:
                 continue
             flags = [f"--{field.name.replace('_', '-')}"] if hint is bool else []
             hint = Annotated[hint, typer.Option(*flags, help=TRAINING_HELP[field.name])]
+        kind, option = get_args(hint)
+        option = copy.copy(option)  # the same one serves outside of groups
+        option.rich_help_panel = getattr(cls, "panel", TRAINING_PANEL if cls is TrainingSettings else None)
+        hint = Annotated[kind, option]
         default = inspect.Parameter.empty if field.default is MISSING else field.default
         options.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)

@@ -6,13 +6,14 @@ import inspect
 import re
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Annotated, get_type_hints
+from typing import Annotated, get_args, get_type_hints
 
 import pytest
 import typer
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
-from sparsebert import cli_tickets, cli_train, cli_transfer
+from sparsebert import cli, cli_tickets, cli_train, cli_transfer
+from sparsebert.lottery import registry as methods
 from sparsebert.lottery.registry import lottery_method, lottery_methods
 from sparsebert.method_options import MethodOptions
 from sparsebert.options import (
@@ -23,6 +24,7 @@ from sparsebert.options import (
     seed_list,
 )
 from sparsebert.training.settings import TrainingSettings
+from sparsebert_kernels.formats import FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,38 @@ def test_every_setting_of_training_has_its_own_default_on_every_command_that_tra
         assert {name: options[name].default for name in TRAINING_HELP} == {
             name: getattr(defaults, name) for name in TRAINING_HELP
         }
+
+
+def test_options_are_shown_by_group() -> None:
+    hints = inspect.signature(cli_train.train).parameters
+    panels = {name: get_args(hints[name].annotation)[1].rich_help_panel for name in hints}
+    asked = ("data", "scope", "steps", "rewind", "teacher", "method")
+    assert [panels[name] for name in asked] == [
+        "Data",
+        "What is pruned",
+        "Training",
+        "Options of methods",
+        "Teacher",
+        None,
+    ]
+
+
+def test_the_help_of_an_option_names_all_its_values() -> None:
+    hints = inspect.signature(cli_train.train).parameters
+    checked = set()
+    for method in methods._METHODS.values():
+        for option in fields(method):
+            if isinstance(option.default, Enum):
+                text = get_args(hints[option.name].annotation)[1].help
+                assert all(re.search(rf"\b{value.value}\b", text) for value in type(option.default)), text
+                checked.add(option.name)
+    assert {"rewind", "head", "share", "draw", "of", "mask", "curve", "within"} <= checked
+    (of_bench,) = get_args(inspect.signature(cli.bench, eval_str=True).parameters["format"].annotation)[1:]
+    assert {name for name in FORMATS if name in of_bench.help} == set(FORMATS)
+    (of_convert,) = get_args(
+        inspect.signature(cli_tickets.convert, eval_str=True).parameters["to"].annotation
+    )[1:]
+    assert all(kind in of_convert.help for kind in cli_tickets.KINDS)
 
 
 def test_every_command_that_reads_a_task_reads_it_from_the_same_places() -> None:

@@ -146,14 +146,13 @@ def prepare(
         ticket = Ticket.from_model(model)
     require_ticket(ticket)
     _refuse(model, found, ticket)
-    widest = max(max(_linear(model, key).weight.shape) for key in found.linears)
+    shapes = [_linear(model, key).weight.shape for key in found.linears]
+    widest, longest = max(map(max, shapes)), max(columns for _, columns in shapes)
     if round_to > widest:
         raise ValueError(f"round_to is {round_to}; the model is {widest} wide at most, so nothing could go")
-    longest = max(_linear(model, key).in_features for key in found.linears)
     if min_row_weights > longest:
         raise ValueError(
-            f"min_row_weights is {min_row_weights}; the model's rows have {longest} weights at most, so all "
-            "would go"
+            f"min_row_weights is {min_row_weights}; rows have {longest} weights at most, so all would go"
         )
     source = ticket_hash(ticket)
     if min_row_weights:

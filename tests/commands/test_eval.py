@@ -51,9 +51,11 @@ class TestEval:
         capsys.readouterr()
         assert cli.main(["eval", *model, *ticket, "--compact", "--json", str(results)]) == 0
         assert "compacted (exact): " in capsys.readouterr().out
-        lossy = ["--compact", "--min-row-weights", "20"]
+        line = refused(capsys, "eval", *model, *ticket, "--compact", "--min-row-weights", "1000")
+        assert "min_row_weights is 1000; rows have 30 weights at most" in line
+        lossy = ["--compact", "--min-row-weights", "30"]
         assert cli.main(["eval", *model, *ticket, *lossy, "--json", str(results)]) == 0
-        assert "compacted (lossy, rows of at least 20 weights): " in capsys.readouterr().out
+        assert "compacted (lossy, rows of at least 30 weights): " in capsys.readouterr().out
         exact, thinned = record.read(results, "eval")
         (logged,) = record.read(run / "log.jsonl", "round")
         assert exact["metrics"] == exact["masked_metrics"] == thinned["masked_metrics"] == logged["metrics"]

@@ -106,12 +106,13 @@ class TestArguments:
         refused(model, ticket, "round_to is 1000000000", round_to=10**9)
         compact_(model, ticket, round_to=widest)
 
-    def test_rows_so_full_that_none_is(self) -> None:
+    def test_more_weights_than_a_row_has(self) -> None:
         model = model_of()
         ticket, longest = ticket_of(model, RAGGED), model.config.intermediate_size
-        line = f"min_row_weights is {longest + 1}; the model's rows have {longest} weights at most"
+        line = f"min_row_weights is {longest + 1}; rows have {longest} weights at most, so all would go"
         refused(model, ticket, line, min_row_weights=longest + 1)
         refused(model, ticket, "min_row_weights is 1000000", min_row_weights=10**6)
+        compact_(model, ticket, min_row_weights=longest)
 
 
 class TestPruningFurther:
