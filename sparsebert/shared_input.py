@@ -57,7 +57,9 @@ class SharedInput:
 
     def output(self, layer: SparseLinear, x: Tensor) -> Tensor | None:
         """What ``layer`` gives for x [..., in_features]; None where it has to compute that by itself."""
-        if (x.is_cpu and torch.get_num_threads() == 1) or type(x) is not Tensor or torch.is_grad_enabled():
+        if type(x) is not Tensor or torch.is_grad_enabled():
+            return None
+        if x.is_cpu and torch.get_num_threads() == 1 and not backend.runs_on(x):
             return None
         round_ = getattr(self._local, "round", None)
         if round_ is not None:
