@@ -224,7 +224,7 @@ def test_the_base_model_is_one_that_the_hub_knows(
 
 def test_a_local_base_model_is_said_to_be_one(folder: Path) -> None:
     change(folder, origin={"method": "imp", "model": {"id": "my-bert", "local": True}})
-    card = model_card(folder)
+    card = model_card(folder, name="sparse")
     assert (
         "BertForSequenceClassification from the model of a local folder, my-bert, 75.00% sparse" in card.text
     )
