@@ -43,11 +43,11 @@ def train(
     method: Annotated[
         str,
         typer.Option(
-            help="imp, standard, one-shot, snip, snip-imp, importance, importance-search, early-bird, "
-            "super-tickets, cap-structured, random, dense; learned in training: gradual, movement, "
-            "soft-movement, l0, smp (Static Model Pruning), cap, cap-soft (contrastive pruning); on a given "
-            "ticket: ticket, random-layerwise, random-reinit, shuffled, bad-units, random-units; "
-            "on several tasks: multi-task (--also)"
+            help="imp, standard, one-shot, magnitude-search, snip, snip-imp, importance, importance-search, "
+            "early-bird, super-tickets, cap-structured, random, dense; learned in training: gradual, "
+            "movement, soft-movement, l0, smp (Static Model Pruning), cap, cap-soft (contrastive pruning); "
+            "on a given ticket: ticket, random-layerwise, random-reinit, shuffled, bad-weights, "
+            "random-weights, bad-units, random-units; on several tasks: multi-task (--also)"
         ),
     ] = "imp",
     also: Annotated[

@@ -50,7 +50,11 @@ class MethodOptions:
         float | None, typer.Option(help="importance-search: share of the heads masked in a step, 0.1")
     ] = None
     judged_on: Annotated[
-        str | None, typer.Option(help="importance-search: train, or validation as published")
+        str | None,
+        typer.Option(help="importance-search, magnitude-search: train, or validation as published"),
+    ] = None
+    most_steps: Annotated[
+        int | None, typer.Option(help="magnitude-search: times that --step is pruned at most, 9")
     ] = None
     rescore: Annotated[
         bool | None,
@@ -78,6 +82,10 @@ class MethodOptions:
     neurons_sparsity: Annotated[
         float | None, typer.Option(help="early-bird: share of the neurons, with it; published: 0.4")
     ] = None
+    search_learning_rate: Annotated[
+        float | None,
+        typer.Option(help="early-bird: of the search, where not --learning-rate; published: 2e-5"),
+    ] = None
     absolute: Annotated[
         bool | None, typer.Option("--absolute", help="early-bird: coefficients rank by their size")
     ] = None
@@ -101,8 +109,8 @@ class MethodOptions:
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="soft-movement, mask T of smp: what scores must exceed, 0.1; importance-search: share of "
-            "the metric to hold, 0.9"
+            help="soft-movement, mask T of smp: what scores must exceed, 0.1; importance-search, "
+            "magnitude-search: share of the metric to hold, 0.9"
         ),
     ] = None
     regularisation: Annotated[
@@ -126,6 +134,10 @@ class MethodOptions:
     template: Annotated[
         str | None,
         typer.Option(help="smp: text around the examples', with a blank for the words: '{0} [MASK]'"),
+    ] = None
+    choose_every: Annotated[
+        int | None,
+        typer.Option(help="smp: steps between judgements by the validation data; the best masks are kept"),
     ] = None
     smp_compat: Annotated[
         bool | None, typer.Option("--smp-compat", help="smp: as its released code computes")

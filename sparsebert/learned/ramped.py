@@ -21,7 +21,7 @@ from sparsebert.learned.rule import (
     require_not_negative,
 )
 from sparsebert.learned.schedules import Ramp, between_warm_ups
-from sparsebert.pruning.levels import exact
+from sparsebert.pruning.levels import exact, require_share
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,7 @@ class SoftMovement(Scored, Ramped):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_not_negative(self, "regularisation", "floor")
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
+        require_share(self, "threshold")
         if self.floor >= 1:
             raise ValueError(f"floor must be below 1, not {self.floor}")
 

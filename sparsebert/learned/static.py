@@ -25,11 +25,12 @@ from sparsebert.learned.rule import (
     require_positive,
 )
 from sparsebert.learned.schedules import CURVES, Ramp
-from sparsebert.pruning.levels import exact
+from sparsebert.pruning.levels import exact, require_share
 
 # Of a run's steps: 7 of the 12 epochs that the paper trains large tasks for.
 _SHARE_OF_RAMP = Fraction(7, 12)
 _COLLAPSED, _WHOLE = 1e-4, 0.999
+_NEAR = Fraction(1, 100)
 
 
 class Mask(StrEnum):
@@ -65,7 +66,6 @@ class StaticModelPruning(Scored):
     head stays what it was too: all that a task needs is its ticket. ``template``: the text that examples are
     put into, "{0} It was [MASK].". Without words the task gets a head of its own, which is trained at the
     weights' learning rate: the paper's ablation from scratch.
-
 
     The density falls from 1 to what is asked for over ``ramp_steps`` (7/12 of the run without them) along
     ``curve``, then stays. ``mask`` is one of
@@ -112,8 +112,7 @@ class StaticModelPruning(Scored):
             require_positive(self, "temperature")
         if self.template is not None and self.label_words is None:
             raise ValueError(f"template {self.template!r} needs label words to stand in its blank")
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
+        require_share(self, "threshold")
 
     def check(self, goal: Goal) -> None:
         self.ramp(goal)
@@ -129,6 +128,14 @@ class StaticModelPruning(Scored):
         if not 1 <= steps <= goal.steps:
             raise ValueError(f"{source} is {steps} steps: it does not fit a run of {goal.steps}")
         return Ramp(0, steps, CURVES[self.curve])
+
+    def is_near(self, goal: Goal, step: int) -> bool:
+        """Whether the density of this step is within 0.01 of the goal's, or the threshold at its last value:
+        which masks the released code chooses the best among."""
+        ramp = self.ramp(goal)
+        if self.mask is Mask.THRESHOLD:
+            return step >= ramp.end
+        return ramp.at(step, Fraction(1), goal.density) - goal.density < _NEAR
 
     def masks(
         self, scores: Mapping[str, Tensor], candidates: Candidates, goal: Goal, step: int

@@ -4,8 +4,8 @@
     log.jsonl            the run log: one record a round and one at the end
     start.safetensors    the weights the run began with
     rewind/              state at step k of the first round, with rewinding to a step
-    round-03/            ticket.safetensors; trained.safetensors and checkpoints/ as long as they are needed,
-                         and what the method itself keeps there
+    round-03/            ticket.safetensors; trained.safetensors, best.safetensors (of masks that are chosen)
+                         and checkpoints/ as long as they are needed, and what the method itself keeps there
     ticket.safetensors   the ticket of the last round, or of the one that the method chose, and
     model/               the model it was trained into, as transformers load it: both at the end
 
@@ -73,6 +73,9 @@ class RunFolder:
 
     def trained(self, number: int) -> Path:
         return self.round(number) / "trained.safetensors"
+
+    def best(self, number: int) -> Path:
+        return self.round(number) / "best.safetensors"
 
     def checkpoints(self, number: int) -> Path:
         return self.round(number) / "checkpoints"

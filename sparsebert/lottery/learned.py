@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sparsebert.learned.learner import Learner
 from sparsebert.learned.rule import Goal, Rule
-from sparsebert.lottery.experiment import Request
+from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import Head, LotteryMethod, Rewind, Round, Source
 from sparsebert.ticket import Ticket
+
+if TYPE_CHECKING:
+    from sparsebert.training.choice import BestChoice
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,9 @@ class LearnedMethod(LotteryMethod, Rule):
         """The rule at work in the model. ``whole``: a ticket of the model that keeps everything."""
         goal = self.goal(request, steps)
         return Learner(model, self, goal, whole, seed=request.training.seed, **asdict(request.units))
+
+    def choice(
+        self, learner: Learner, experiment: Experiment, request: Request, file: Path
+    ) -> BestChoice | None:
+        """What chooses among the masks that training comes by, in that file; None for the last ones."""
+        return None

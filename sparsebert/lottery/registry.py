@@ -67,11 +67,13 @@ class Source(StrEnum):
 
 @dataclass(frozen=True)
 class Round:
-    """One round: its ticket, then training. ``scores`` ranks the weights where the source asks for that."""
+    """One round: its ticket, then training. ``scores`` ranks the weights where the source asks for that;
+    ``learning_rate`` is trained with where it is not the run's."""
 
     source: Source
     sparsity: Fraction = Fraction(0)
     scores: Method = field(default_factory=Magnitude)
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,18 @@ class LotteryMethod(abc.ABC):
     def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
         """The ticket of the model to train, of the one that is given."""
         return ticket
+
+
+@dataclass(frozen=True)
+class LooksAtBatches(LotteryMethod):
+    """Base of the methods that look at the first ``batches`` batches of the training data."""
+
+    batches: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batches < 1:
+            raise ValueError(f"batches must be at least 1, not {self.batches}")
 
 
 @dataclass(frozen=True)

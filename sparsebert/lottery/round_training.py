@@ -14,6 +14,7 @@ from sparsebert.lottery.begin import Beginning, weights_in
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import Companion, Rewind
 from sparsebert.ticket import Ticket
+from sparsebert.training.choice import BestChoice
 from sparsebert.training.distillation import Distiller
 from sparsebert.training.trainer import (
     CheckpointCallback,
@@ -44,10 +45,12 @@ def train_round(
     keep: Path | None,
     title: str,
     companion: Companion | None = None,
+    choice: BestChoice | None = None,
 ) -> Trained:
     """Train the model with the ticket, or learn one, to the end of the round, with checkpoints in ``folder``.
 
-    ``companion``: goes along, and may end the round before its last step. ``keep``: where the state at the
+    ``companion``: goes along, and may end the round before its last step. ``choice``: judges a learner's
+    masks on the way. ``keep``: where the state at the
     method's ``rewind_step`` goes, in the round that it is taken from.
     Raises OSError where a checkpoint cannot be written.
     """
@@ -70,6 +73,8 @@ def train_round(
     if method.rewind is Rewind.NONE:
         marks.ask_at(beginning.stop)
     callbacks = [marks, ProgressCallback(title), *([companion.callback] if companion else [])]
+    if choice is not None:
+        callbacks.append(choice)
     if beginning.weights is not None:
         callbacks.append(StartCallback(beginning.weights))
     if request.training.gradient_checkpointing:

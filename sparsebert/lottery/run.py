@@ -26,6 +26,7 @@ from sparsebert.pruning import prune
 from sparsebert.pruning.granularity import parse_granularity
 from sparsebert.ticket import Ticket
 from sparsebert.training import ranks
+from sparsebert.training.choice import BestChoice
 from sparsebert.training.files import replacing
 from sparsebert.training.snapshot import Snapshot
 from sparsebert.training.trainer import quiet
@@ -130,18 +131,23 @@ class _Run:
         ) as companion:
             subject = self._learner(round_, ticket) or ticket
             del ticket  # a byte for each weight, which a learner has no use for
+            choice = self._choice(subject, number)
             trained = train_round(
                 self.experiment,
-                self.request,
+                self._training_request(round_),
                 subject,
                 beginning,
                 folder=self.folder.checkpoints(number),
                 keep=self.folder.rewind if number == 0 else None,
                 title=title,
                 companion=companion,
+                choice=choice,
             )
         if isinstance(subject, Learner):
+            chosen = choice.restore_() if choice else None
             ticket = subject.close_()
+            if chosen:
+                ticket.metadata["search"] = asdict(chosen)
             if ranks.is_main():
                 ticket.save(self.folder.ticket(number))
         else:
@@ -217,6 +223,20 @@ class _Run:
         assert isinstance(self.method, LearnedMethod)
         return self.method.learner(self.model, self.request, self.steps, whole)
 
+    def _training_request(self, round_: Round) -> Request:
+        """The request with the round's own learning rate."""
+        if round_.learning_rate is None:
+            return self.request
+        training = replace(self.request.training, learning_rate=round_.learning_rate)
+        return replace(self.request, training=training)
+
+    def _choice(self, subject: Learner | Ticket, number: int) -> BestChoice | None:
+        """What chooses among the masks that a learner comes by."""
+        if not isinstance(subject, Learner):
+            return None
+        assert isinstance(self.method, LearnedMethod)
+        return self.method.choice(subject, self.experiment, self.request, self.folder.best(number))
+
     def _batches(self) -> list[dict[str, Any]] | None:
         count = getattr(self.method, "batches", None)
         if count is None:
@@ -262,6 +282,7 @@ class _Run:
         self._clean_up(number)
 
     def _clean_up(self, number: int) -> None:
+        self.folder.best(number).unlink(missing_ok=True)
         # Without rewinding the next round goes on from the last checkpoint of this one.
         if self.method.rewind is not Rewind.NONE:
             shutil.rmtree(self.folder.checkpoints(number), ignore_errors=True)

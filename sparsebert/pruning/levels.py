@@ -53,3 +53,10 @@ def exact(what: str, value: float | Decimal | Fraction) -> Fraction:
         return Fraction(str(value))
     except ValueError:
         raise ValueError(f"{what} must be a finite number, not {value}") from None
+
+
+def require_share(owner: object, *names: str) -> None:
+    """Raise ValueError unless these fields lie between 0 and 1."""
+    for name in names:
+        if not 0 < getattr(owner, name) < 1:
+            raise ValueError(f"{name} must be between 0 and 1, not {getattr(owner, name)}")

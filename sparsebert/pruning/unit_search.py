@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsebert.pruning.levels import require_share
 from sparsebert.pruning.unit_masks import UnitMasks
 
 
@@ -41,9 +42,7 @@ class Search:
     rescore: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+        require_share(self, "threshold", "share")
 
     def __call__(
         self,
@@ -54,16 +53,11 @@ class Search:
         """The last masks above the threshold. ``score`` is asked of each that is tried, beginning with
         ``whole``, and ``say`` is told.
 
-        Raises ValueError if the metric of the whole model is not positive: a share of it means nothing.
+        Raises ValueError as :func:`least_metric` does.
         """
         found = score(whole)
         say(whole, found.metric)
-        if not found.metric > 0:
-            raise ValueError(
-                f"the whole model's metric is {found.metric:g}: {self.threshold:.0%} of it is no threshold; "
-                "is the model trained?"
-            )
-        floor, masks = found.metric * self.threshold, whole
+        floor, masks = least_metric(found.metric, self.threshold), whole
         count = max(1, int(whole.heads.numel() * self.share))
         for heads, mlps in ((count, 1), (max(1, count // 2), 0), (0, 1)):
             while (tried := _fewer(masks, found, heads, mlps)) is not None:
@@ -74,6 +68,19 @@ class Search:
                     break
                 found, masks = latest, tried
         return masks
+
+
+def least_metric(whole: float, threshold: float) -> float:
+    """The metric that is to hold: a share of the whole model's.
+
+    Raises ValueError if that is not positive: a share of it means nothing.
+    """
+    if not whole > 0:
+        raise ValueError(
+            f"the whole model's metric is {whole:g}: {threshold:.0%} of it is no threshold; "
+            "is the model trained?"
+        )
+    return whole * threshold
 
 
 def _fewer(masks: UnitMasks, found: Scored, heads: int, mlps: int) -> UnitMasks | None:

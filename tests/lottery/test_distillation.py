@@ -53,13 +53,14 @@ NEEDS: dict[str, Callable[[], dict[str, Any]]] = {
         "batches": 2,
         "banks": "pretrained,snapshots",
     },
+    "magnitude-search": lambda: {"sparsity": None, "batches": 2},
     "importance-search": lambda: {"sparsity": None, **HEADS_AND_MLPS},
     "super-tickets": lambda: {"step": 0.15, **HEADS_AND_MLPS},
     "soft-movement": lambda: {"sparsity": None, "threshold": 0.5},
     "l0": lambda: {"sparsity": None},
     **dict.fromkeys(("bad-units", "random-units"), lambda: {"sparsity": None, "ticket": units_ticket()}),
     **dict.fromkeys(
-        ("ticket", "random-layerwise", "random-reinit", "shuffled"),
+        ("ticket", "random-layerwise", "random-reinit", "shuffled", "bad-weights", "random-weights"),
         lambda: {"sparsity": None, "ticket": any_ticket()},
     ),
 }

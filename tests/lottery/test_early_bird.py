@@ -19,6 +19,7 @@ from sparsebert.bench import record
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
 from sparsebert.ticket import Ticket
+from sparsebert.training.trainer import TicketTrainer
 from tests.lottery.tiny import collate, experiment, request
 
 UNITS: dict[str, Any] = {"granularity": "head+neuron", "scope": "type"}
@@ -75,6 +76,22 @@ def test_heads_and_neurons_may_have_shares_of_their_own(tmp_path: Path) -> None:
     neurons = torch.cat([ticket.masks[f"encoder.layer.{i}.intermediate.dense"].all(1) for i in range(2)])
     assert neurons.sum() == 36
     assert rows[1]["sparsity"] == ticket.sparsity == pytest.approx((0.5 * 3200 + 0.4 * 2400) / 5600)
+
+
+def test_the_search_may_have_a_learning_rate_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    create = TicketTrainer.create_optimizer
+
+    def spy(self: Any, model: Any = None) -> Any:
+        rates.append(self.args.learning_rate)
+        return create(self, model)
+
+    monkeypatch.setattr(TicketTrainer, "create_optimizer", spy)
+    asked = request("early-bird", 0.5, **EARLY, learning_rate=4e-3, search_learning_rate=2e-3)
+    run(experiment(), asked, tmp_path)
+    assert rates == [2e-3, 4e-3]
 
 
 def test_by_default_it_draws_as_published() -> None:

@@ -76,6 +76,9 @@ def test_imp_may_prune_shares_of_what_remains() -> None:
         ("super-tickets", {"step": 0.3}, [("all", "0.0"), ("found", "0.3"), ("found", "0.6")]),
         ("importance-search", {}, [("all", "0.0"), ("found", "0.0")]),
         ("ticket", {}, [("given", "0.6")]),
+        ("magnitude-search", {}, [("all", "0.0"), ("found", "0.0")]),
+        ("bad-weights", {}, [("all", "0.0"), ("found", "0.6")]),
+        ("random-weights", {}, [("given", "0.6")]),
         ("bad-units", {}, [("given", "0.6")]),
         ("random-units", {}, [("given", "0.6")]),
         ("random-layerwise", {}, [("given", "0.6")]),
@@ -111,6 +114,13 @@ def test_defaults_are_those_of_the_sources() -> None:
         ("imp", {"rewind": "none", "head": "rewind"}, "head must be 'keep'"),
         ("imp", {"schedule_rounds": 0}, "schedule_rounds must be at least 1"),
         ("snip", {"batches": 0}, "batches must be at least 1"),
+        ("importance", {"batches": 0}, "batches must be at least 1"),
+        ("magnitude-search", {"batches": 0}, "batches must be at least 1"),
+        ("magnitude-search", {"threshold": 1.0}, "threshold must be between 0 and 1"),
+        ("magnitude-search", {"step": 0.0}, "step must be between 0 and 1"),
+        ("magnitude-search", {"most_steps": 0}, "most_steps must be at least 1"),
+        ("smp", {"choose_every": 0}, "choose_every must be at least 1 step"),
+        ("early-bird", {"search_learning_rate": 0.0}, "search_learning_rate must be positive"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(name: str, options: dict[str, Any], message: str) -> None:

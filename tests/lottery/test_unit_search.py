@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from sparsebert.lottery.experiment import Experiment
 from sparsebert.lottery.run import run
 from sparsebert.pruning.unit_masks import UnitMasks
 from sparsebert.ticket import Ticket
-from tests.lottery.tiny import evaluate, experiment, model, request
+from tests.lottery.tiny import experiment, judged, model, request
 
 CHOICES: dict[str, Any] = {"granularity": "head+mlp", "batches": 2, "threshold": 0.7}
-
-
-def judged(seen: list[int | None] | None = None) -> Experiment:
-    def judge(trained: nn.Module, examples: int | None, seed: int) -> float:
-        if seen is not None:
-            seen.append(examples)
-        return evaluate(trained)["accuracy"]
-
-    return replace(experiment(), judge=judge)
 
 
 @pytest.fixture(scope="module")

@@ -37,8 +37,11 @@ UNITS: dict[str, dict[str, Any]] = {
     "head": {"granularity": "head"},
     "1:2": {"granularity": "1:2"},
 }
-# They choose among heads, neurons and MLPs, and refuse other units: tested beside them.
-STRUCTURED = {
+# They choose among heads, neurons and MLPs, or among single weights, and refuse other units: tested beside them.
+CHOOSY = {
+    "magnitude-search",
+    "bad-weights",
+    "random-weights",
     "importance",
     "importance-search",
     "early-bird",
@@ -75,7 +78,7 @@ def _weights_drift_instead_of_being_trained(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.filterwarnings("ignore:layer collapse")
 @pytest.mark.parametrize("scope", ["global", "matrix", "type"])
 @pytest.mark.parametrize("units", UNITS)
-@pytest.mark.parametrize("method", [name for name in lottery_methods() if name not in OTHERWISE | STRUCTURED])
+@pytest.mark.parametrize("method", [name for name in lottery_methods() if name not in OTHERWISE | CHOOSY])
 def test_any_method_finds_tickets_of_any_units_in_any_scope(
     method: str, units: str, scope: str, tmp_path: Path
 ) -> None:

@@ -73,6 +73,17 @@ def experiment(seed: int = 0, dropout: float = 0.1) -> Experiment:
     return Experiment(model(seed, dropout), examples(), collate, evaluate)
 
 
+def judged(seen: list[int | None] | None = None) -> Experiment:
+    """With a judge, which notes in ``seen`` how many examples it is to look at."""
+
+    def judge(trained: nn.Module, examples: int | None, seed: int) -> float:
+        if seen is not None:
+            seen.append(examples)
+        return evaluate(trained)["accuracy"]
+
+    return replace(experiment(), judge=judge)
+
+
 def request(method: str = "imp", sparsity: float | None = 0.3, **changes: Any) -> Request:
     """Options of Request, Units, TrainingSettings and the method by their names."""
     training = {"steps": 7, "batch_size": 8, "learning_rate": 1e-3, "save_steps": 3, "device": "cpu"}

@@ -13,9 +13,11 @@ from .random import RandomPruning
 from .snip import SnipOnce, SnipThenMagnitude
 from .super_tickets import SuperTickets
 from .unit_search import BadUnits, ImportanceSearch, RandomUnits
+from .weight_search import BadWeights, MagnitudeSearch, RandomWeights
 
 __all__ = [
     "BadUnits",
+    "BadWeights",
     "Cap",
     "CapSoft",
     "CapStructured",
@@ -27,6 +29,7 @@ __all__ = [
     "Importance",
     "ImportanceSearch",
     "IterativeMagnitude",
+    "MagnitudeSearch",
     "Movement",
     "MultiTask",
     "OneShot",
@@ -34,6 +37,7 @@ __all__ = [
     "RandomPruning",
     "RandomReinit",
     "RandomUnits",
+    "RandomWeights",
     "ShuffledWeights",
     "SnipOnce",
     "SnipThenMagnitude",

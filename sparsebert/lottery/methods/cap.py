@@ -14,7 +14,16 @@ import torch
 from sparsebert.learned.rule import require_not_negative, require_positive
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.methods.learned import Movement, SoftMovement
-from sparsebert.lottery.registry import Companion, Head, LotteryMethod, Rewind, Round, Source, register
+from sparsebert.lottery.registry import (
+    Companion,
+    Head,
+    LooksAtBatches,
+    LotteryMethod,
+    Rewind,
+    Round,
+    Source,
+    register,
+)
 from sparsebert.pruning import HeadImportance, Share, levels
 from sparsebert.training import ranks
 from sparsebert.training.banks import Banks, head_linear
@@ -163,7 +172,7 @@ class CapSoft(_Learned, SoftMovement):
 
 @register("cap-structured")
 @dataclass(frozen=True)
-class CapStructured(Contrastive):
+class CapStructured(Contrastive, LooksAtBatches):
     """CAP (Xu et al. 2022) on heads and neurons, see :class:`Contrastive`: in stages of ``step`` of the
     original ones the least important go, the same share of both, and the rest trains on with a new optimizer
     and schedule.
@@ -176,14 +185,11 @@ class CapStructured(Contrastive):
     rewind: Rewind = Rewind.LEARNING_RATE
     head: Head = Head.KEEP
     step: float = 0.1
-    batches: int = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.rewind, self.head) != (Rewind.LEARNING_RATE, Head.KEEP):
             raise ValueError(f"method {self.name} trains on from stage to stage: there is nothing to rewind")
-        if self.batches < 1:
-            raise ValueError(f"batches must be at least 1, not {self.batches}")
 
     @property
     def granularity(self) -> str:

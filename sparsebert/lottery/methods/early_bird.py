@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sparsebert.bert import structure
-from sparsebert.learned.rule import require_not_negative
+from sparsebert.learned.rule import require_not_negative, require_positive
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import Companion, Round, SearchingMethod, Source, register
 from sparsebert.pruning.early_bird import Coefficients, Settled, mask_distance
@@ -50,7 +50,8 @@ class EarlyBird(SearchingMethod):
     compared with the last; once the share of units that changed sides is below ``epsilon`` for ``window``
     times in a row, the ticket is drawn (You et al. 2020). ``draw="fixed"``: after ``draw_at`` of the first
     epoch, as in the code of Chen et al. 2021. ``penalty``: factor of the L1 norm. The published code ranks by
-    the signed coefficient; ``absolute`` by its size.
+    the signed coefficient; ``absolute`` by its size. ``search_learning_rate``: of the search, where it is not
+    that of the training after it (published: 2e-5, and 4e-5 after it).
 
     The coefficients at each comparison stay in the run's folder (``round-00/coefficients``). ``search`` of
     the ticket's metadata holds the step of the draw, the steps of a whole round, the share that was saved of
@@ -66,11 +67,14 @@ class EarlyBird(SearchingMethod):
     absolute: bool = False
     heads_sparsity: float | None = None
     neurons_sparsity: float | None = None
+    search_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Settled(self.epsilon, self.window)
         require_not_negative(self, "penalty")
+        if self.search_learning_rate is not None:
+            require_positive(self, "search_learning_rate")
         shares = {"heads_sparsity": self.heads_sparsity, "neurons_sparsity": self.neurons_sparsity}
         given = {name: share for name, share in shares.items() if share is not None}
         if len(given) == 1:
@@ -109,7 +113,8 @@ class EarlyBird(SearchingMethod):
             )
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
-        return (Round(Source.ALL), Round(Source.FOUND, sparsity))
+        search = Round(Source.ALL, learning_rate=self.search_learning_rate)
+        return (search, Round(Source.FOUND, sparsity))
 
     def require(self, experiment: Experiment, request: Request) -> None:
         """Raise ValueError for a round with too few steps for a mask, and shares that would keep nothing."""

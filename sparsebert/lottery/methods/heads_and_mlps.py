@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsebert.lottery.registry import SearchingMethod
+from sparsebert.lottery.registry import LooksAtBatches, SearchingMethod
 
 
 @dataclass(frozen=True)
-class HeadsAndMlps(SearchingMethod):
-    """Base of them.
+class HeadsAndMlps(SearchingMethod, LooksAtBatches):
+    """Base of them: importance is summed over the batches.
 
-    ``batches``: of the training data, that importance is summed over. ``accumulate``: the gradients of masks
-    are never cleared between them, as in the published code.
+    ``accumulate``: the gradients of masks are never cleared between them, as in the published code.
     """
 
-    batches: int = 32
     accumulate: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batches < 1:
-            raise ValueError(f"batches must be at least 1, not {self.batches}")
 
     @property
     def granularity(self) -> str:

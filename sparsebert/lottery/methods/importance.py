@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from sparsebert.lottery.registry import LotteryMethod, Round, Source, register
+from sparsebert.lottery.registry import LooksAtBatches, Round, Source, register
 from sparsebert.pruning import HeadImportance
 from sparsebert.pruning.granularity import kinds_in
 
 
 @register("importance")
 @dataclass(frozen=True)
-class Importance(LotteryMethod):
+class Importance(LooksAtBatches):
     """Train the dense model, keep its most important heads, neurons or MLPs, rewind and train those: the
     structured tickets of Prasanna et al. 2020, "When BERT Plays the Lottery, All Tickets Are Winning", by the
     scores of Michel et al. 2019, at a given sparsity.
@@ -23,16 +23,10 @@ class Importance(LotteryMethod):
     :class:`sparsebert.pruning.HeadImportance` has them.
     """
 
-    batches: int = 32
     accumulate: bool = False
     per_example: bool = False
     per_token: bool = False
     keep_a_head: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batches < 1:
-            raise ValueError(f"batches must be at least 1, not {self.batches}")
 
     @property
     def granularity(self) -> str:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparsebert.learned import hard_concrete, ramped, static
+from sparsebert.learned.learner import Learner
 from sparsebert.learned.static import Mask
+from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.learned import LearnedMethod
 from sparsebert.lottery.registry import register
+
+if TYPE_CHECKING:
+    from sparsebert.training.choice import BestChoice
 
 
 @register("gradual")
@@ -51,7 +58,19 @@ class HardConcrete(_ByPenalty, hard_concrete.HardConcrete):
 @register("smp")
 @dataclass(frozen=True)
 class StaticModelPruning(LearnedMethod, static.StaticModelPruning):
-    __doc__ = static.StaticModelPruning.__doc__
+    __doc__ = f"""{static.StaticModelPruning.__doc__}
+    ``choose_every``: every so many steps, once the density is near what is asked for, and at the end the
+    masks are judged by the validation data, and the best are the run's, as in the released scripts (1000, or
+    an epoch of a small task). What is chosen by the validation data looks better there than it is: judge it
+    by other data. ``search`` in the ticket's metadata says which were chosen.
+    """
+
+    choose_every: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.choose_every is not None and self.choose_every < 1:
+            raise ValueError(f"choose_every must be at least 1 step, not {self.choose_every}")
 
     @property
     def scope(self) -> str:
@@ -65,3 +84,25 @@ class StaticModelPruning(LearnedMethod, static.StaticModelPruning):
         super().require_units(granularity, scope)
         if scope != self.scope:
             raise ValueError(f"mask {self.mask.value} of smp means scope {self.scope!r}, not {scope!r}")
+
+    def require(self, experiment: Experiment, request: Request) -> None:
+        if self.choose_every is not None and experiment.judge is None:
+            raise ValueError("choose_every needs an experiment with a judge: a metric to choose by")
+
+    def choice(
+        self, learner: Learner, experiment: Experiment, request: Request, file: Path
+    ) -> BestChoice | None:
+        if self.choose_every is None:
+            return None
+        # Late: it needs transformers' Trainer, and methods are listed without it.
+        from sparsebert.training.choice import BestChoice
+
+        judge, goal = experiment.judge, learner.goal
+        assert judge is not None
+        return BestChoice(
+            learner,
+            lambda: judge(experiment.model, None, request.training.seed),
+            self.choose_every,
+            lambda step: self.is_near(goal, step),
+            file,
+        )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from sparsebert.lottery.registry import LotteryMethod, Round, Source, register
+from sparsebert.lottery.registry import LooksAtBatches, Round, Source, register
 from sparsebert.pruning import Share, Snip, levels
-from sparsebert.pruning.levels import exact
+from sparsebert.pruning.levels import exact, require_share
 
 
 @register("snip")
 @dataclass(frozen=True)
-class SnipOnce(LotteryMethod):
+class SnipOnce(LooksAtBatches):
     """Prune the pre-trained weights once by connection sensitivity, then train: Lee et al. 2019, algorithm 1.
 
     ``batches``: how many training batches the gradients are summed over; the paper takes one, but a fresh
@@ -20,11 +20,6 @@ class SnipOnce(LotteryMethod):
     """
 
     batches: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batches < 1:
-            raise ValueError(f"batches must be at least 1, not {self.batches}")
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         return (Round(Source.START, sparsity, Snip()),)
@@ -44,9 +39,7 @@ class SnipThenMagnitude(SnipOnce):
     share: Share = Share.ORIGINAL
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
-        begin = exact("first", self.first)
-        if not 0 < begin < 1:
-            raise ValueError(f"first must be between 0 and 1, not {self.first}")
-        begin = min(begin, sparsity)
+        begin = min(exact("first", self.first), sparsity)
+        require_share(self, "first")
         rest = levels(sparsity, self.step, self.share, start=begin)
         return (Round(Source.START, begin, Snip()), *(Round(Source.TRAINED, level) for level in rest))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,8 @@ from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.methods.given import GivenTicket
 from sparsebert.lottery.methods.heads_and_mlps import HeadsAndMlps
-from sparsebert.lottery.registry import LotteryMethod, Round, Source, register
+from sparsebert.lottery.methods.judged import Judged
+from sparsebert.lottery.registry import LotteryMethod, Round, register
 from sparsebert.pruning.gates import gate_sites, gated
 from sparsebert.pruning.importance import gate_importance, normalised
 from sparsebert.pruning.unit_masks import UnitMasks
@@ -23,58 +22,34 @@ from sparsebert.pruning.unit_search import Scored, Search
 from sparsebert.ticket import Ticket
 
 
-class JudgedOn(StrEnum):
-    """The examples that a search takes its metric on."""
-
-    TRAIN = "train"
-    VALIDATION = "validation"
-
-
 @register("importance-search")
 @dataclass(frozen=True)
-class ImportanceSearch(HeadsAndMlps):
+class ImportanceSearch(Judged, HeadsAndMlps):
     """Train the dense model, mask its least important heads and MLPs as long as its metric stays above
     ``threshold`` times that of the whole, rewind and train what is left: the good structured subnetworks of
     Prasanna et al. 2020, "When BERT Plays the Lottery, All Tickets Are Winning", section 3.
 
     It finds its sparsity itself; granularity is "head+mlp", and MLPs are removed whole. ``share`` of all
     heads and one MLP go in a step (see :class:`sparsebert.pruning.unit_search.Search`). Importance is summed
-    over ``batches`` batches of the training data, and the metric taken on as many of its examples, so that
-    the validation data stay unseen. The published search looks at the validation data for its metric
-    (``judged_on="validation"``), never clears the gradients of its masks (``accumulate``), and goes on with
-    the scores of masks that it rejected (``rescore=False``).
+    over the batches that the metric is taken on, see :class:`Judged`. The published search never clears the
+    gradients of its masks (``accumulate``), and goes on with the scores of masks that it rejected
+    (``rescore=False``).
     """
 
-    threshold: float = 0.9
     share_of_heads: float = 0.1
-    judged_on: JudgedOn = JudgedOn.TRAIN
     rescore: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Search(self.threshold, self.share_of_heads)
 
-    @property
-    def finds_sparsity(self) -> bool:
-        return True
-
-    def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
-        return (Round(Source.ALL), Round(Source.FOUND))
-
-    def require(self, experiment: Experiment, request: Request) -> None:
-        if experiment.judge is None:
-            raise ValueError(f"method {self.name} needs an experiment with a judge: a metric to search by")
-
     def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
         """The good subnetwork; ``search`` in its metadata holds heads, MLPs and metric of each step.
 
         Raises ValueError as Search does.
         """
-        judge, model, settings = experiment.judge, experiment.model, request.training
-        assert judge is not None
-        size = settings.batch_size
-        batches = experiment.first_batches(self.batches, size, settings.seed)
-        examples = self.batches * size if self.judged_on is JudgedOn.TRAIN else None
+        judge, model, settings = self.judge(experiment, request), experiment.model, request.training
+        batches = experiment.first_batches(self.batches, settings.batch_size, settings.seed)
         known = structure(model)
         sites = gate_sites(known, "head") | gate_sites(known, "mlp")
         kinds = {name: site.kind for name, site in sites.items()}
@@ -83,7 +58,7 @@ class ImportanceSearch(HeadsAndMlps):
             rows = (*masks.heads.float(), *masks.mlps.float()[:, None])
             gates = dict(zip(sites, rows, strict=True))
             with gated(model, sites, gates):
-                metric = judge(model, examples, settings.seed)
+                metric = judge()
             found = gate_importance(model, sites, batches, gates=gates, accumulate=self.accumulate)
             ready = list(normalised(found, kinds).values())
             layers = len(masks.mlps)

@@ -1,0 +1,116 @@
+"""Search for the fewest weights that hold a metric, and the subnetworks such a ticket is judged by."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.methods.given import GivenTicket
+from sparsebert.lottery.methods.judged import Judged
+from sparsebert.lottery.registry import Round, SearchingMethod, Source, register
+from sparsebert.pruning import Magnitude, Method, Random, Share, levels
+from sparsebert.pruning.levels import exact, require_share
+from sparsebert.pruning.one_shot import prune
+from sparsebert.pruning.unit_search import least_metric
+from sparsebert.ticket import Ticket
+
+
+@register("magnitude-search")
+@dataclass(frozen=True)
+class MagnitudeSearch(Judged):
+    """Train the dense model, prune its smallest weights and biases as long as its metric stays above
+    ``threshold`` times that of the whole, rewind and train what is left: the good subnetworks of magnitude
+    pruning in Prasanna et al. 2020, "When BERT Plays the Lottery, All Tickets Are Winning", section 3.
+
+    It finds its sparsity itself; ``step`` of what remains goes at a time, without training in between, and at
+    most ``most_steps`` times (the published code looks at ten and never keeps the tenth). All biases of the
+    encoder's matrices compete but those of the second feed-forward ones. What the metric is taken on, see
+    :class:`Judged`.
+    """
+
+    step: float = 0.1
+    most_steps: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_share(self, "step")
+        if self.most_steps < 1:
+            raise ValueError(f"most_steps must be at least 1, not {self.most_steps}")
+
+    def require_units(self, granularity: str, scope: str) -> None:
+        _require_weights(self.name, granularity, scope)
+
+    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
+        """The good subnetwork; ``search`` in its metadata holds sparsity and metric of each step.
+
+        Raises ValueError for a dense model whose metric is not positive.
+        """
+        judge, model = self.judge(experiment, request), experiment.model
+        choices: dict[str, Any] = {"include_biases": True, "seed": request.training.seed}
+        choices |= asdict(request.units)
+        good, metric = prune(model, sparsity=0, **choices), judge()
+        floor = least_metric(metric, self.threshold)
+        trace = [{"sparsity": 0.0, "metric": metric}]
+        last = 1 - (1 - exact("step", self.step)) ** self.most_steps
+        for level in levels(last, self.step, Share.REMAINING):
+            tried = prune(model, sparsity=level, ticket=good, **choices)
+            tried.apply_(model)
+            metric = judge()
+            trace.append({"sparsity": tried.sparsity, "metric": metric})
+            if metric < floor:
+                break
+            good = tried
+        good.metadata["search"] = trace
+        return good
+
+
+@register("bad-weights")
+@dataclass(frozen=True)
+class BadWeights(SearchingMethod):
+    """As many weights and biases as the ticket keeps, the smallest of the trained dense model: the bad
+    subnetworks of magnitude pruning in Prasanna et al. 2020."""
+
+    needs_ticket: ClassVar[bool] = True
+
+    def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
+        return (Round(Source.ALL), Round(Source.FOUND, sparsity))
+
+    def require_units(self, granularity: str, scope: str) -> None:
+        _require_weights(self.name, granularity, scope)
+
+    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
+        assert request.ticket is not None
+        worst = Magnitude(keep_smallest=True)
+        return _as_many(worst, request.ticket, experiment.model, request.training.seed)
+
+
+@register("random-weights")
+@dataclass(frozen=True)
+class RandomWeights(GivenTicket):
+    """As many weights and biases as the ticket keeps, at random: the random subnetworks of magnitude pruning
+    in Prasanna et al. 2020."""
+
+    def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
+        return _as_many(Random(), ticket, model, seed)
+
+
+def _as_many(scores: Method, good: Ticket, model: nn.Module, seed: int) -> Ticket:
+    """By other scores, with biases where the ticket prunes biases."""
+    masks = [*good.masks.values(), *good.bias_masks.values()]
+    pruned = Fraction(sum(int((~mask).sum()) for mask in masks), sum(mask.numel() for mask in masks))
+    made = prune(model, scores, sparsity=pruned, include_biases=bool(good.bias_masks), seed=seed)
+    made.metadata["history"] = [*good.metadata.get("history", []), *made.metadata["history"]]
+    return made
+
+
+def _require_weights(method: str, granularity: str, scope: str) -> None:
+    if (granularity, scope) != ("element", "global"):
+        raise ValueError(
+            f"method {method} lets all single weights compete: granularity 'element' and scope 'global', "
+            f"not {granularity!r} and {scope!r}"
+        )
