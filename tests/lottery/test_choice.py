@@ -113,7 +113,7 @@ def test_training_goes_on_as_if_nobody_looked(tmp_path: Path) -> None:
     assert one == other
 
 
-@pytest.mark.parametrize("killed_at", (1, 3, 5))
+@pytest.mark.parametrize("killed_at", [1, 3, 5])
 def test_killed_at_any_judgement_it_chooses_the_same(tmp_path: Path, killed_at: int) -> None:
     def good(model: nn.Module) -> float:
         return float(sum(each.sigmoid().sum() for each in scores_of(model).values()) * 1e3 % 1)

@@ -37,7 +37,7 @@ UNITS: dict[str, dict[str, Any]] = {
     "head": {"granularity": "head"},
     "1:2": {"granularity": "1:2"},
 }
-# They choose among heads, neurons and MLPs, or among single weights, and refuse other units: tested beside them.
+# They choose among heads, neurons and MLPs, or single weights, and refuse other units: tested beside them.
 CHOOSY = {
     "magnitude-search",
     "bad-weights",
