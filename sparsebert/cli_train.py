@@ -79,6 +79,7 @@ def train(
     import sparsebert.train as library
     from sparsebert.bench import record
     from sparsebert.bench.workload import hush_transformers
+    from sparsebert.data import EncodedOnce
     from sparsebert.from_runs import model_for_each, ticket_of
     from sparsebert.lottery.experiment import Request, Units
     from sparsebert.lottery.registry import lottery_method
@@ -104,6 +105,10 @@ def train(
         each: model_for_each(path, chosen) for each, path in distillation.by_task(name, others).items()
     }
     folder = out or Path("runs") / _name(name, short_name(model), request, seeds)
+    folders = {seed: folder / f"seed-{seed}" if len(chosen) > 1 else folder for seed in chosen}
+    dense_folders = {seed: dense / f"seed-{seed}" for seed in chosen} if dense is not None else {}
+    known, encode = library.task_of(name, source), EncodedOnce()
+    examples = library.read_for([*folders.values(), *dense_folders.values()], known, source)
 
     def carry_out(
         request: Request,
@@ -116,33 +121,34 @@ def train(
             model,
             request,
             to,
-            data=source,
+            data=examples,
             also=also,
             teacher=teacher,
             max_length=data.max_length,
             say=say,
             before=_say_gain if request is requests[0] else _say_nothing,
+            encode=encode,
         )
 
     runs = [
         carry_out(
             each,
-            folder / f"seed-{seed}" if len(chosen) > 1 else folder,
+            folders[seed],
             sources,
             {task: by_seed[seed] for task, by_seed in teachers.items()},
         )
         for seed, each in zip(chosen, requests, strict=True)
     ]
-    dense_runs = []
-    if dense is not None:
-        dense_runs = [
-            carry_out(library.dense(each), dense / f"seed-{each.training.seed}") for each in requests
-        ]
+    dense_runs = [
+        carry_out(library.dense(each), dense_folders[each.training.seed])
+        for each in requests
+        if dense_folders
+    ]
     if not ranks.is_main():
         return
     rows = [row for run in runs for row in run]
     if len(runs) > 1 or dense_runs:
-        judged = library.over_seeds(library.task_of(name, source), runs, dense_runs)
+        judged = library.over_seeds(known, runs, dense_runs)
         rows += [record.stamp("seeds", fields) for fields in judged]
     if json is not None:
         record.append(json, rows)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -252,6 +253,13 @@ def has_pooler(task: Task) -> bool:
 def examples_of(task: Task, data: Data, *, train: bool = True) -> TaskData:
     """The examples, read where they are not given. Raises as :func:`sparsebert.data.load`."""
     return data if isinstance(data, TaskData) else load(task, data, train=train)
+
+
+def read_for(folders: Iterable[Path], task: Task, data: Data) -> Data:
+    """The examples, read once for the runs in these folders; left alone where all of them are finished."""
+    runs = [RunFolder(folder) for folder in folders]
+    done = all(run.run_json.exists() and run.finished() for run in runs)
+    return data if done else examples_of(task, data)
 
 
 def require_whole_blocks(model: nn.Module, units: Units) -> None:

@@ -16,15 +16,15 @@ from torch import nn
 
 from sparsebert.data import EncodedOnce
 from sparsebert.lottery.experiment import Request, Units
-from sparsebert.lottery.folder import Record, RunFolder
+from sparsebert.lottery.folder import Record
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.ticket import Ticket
 from sparsebert.train import (
     POOLER,
     Data,
-    examples_of,
     has_pooler,
     over_seeds,
+    read_for,
     seeded,
     task_of,
     train,
@@ -168,7 +168,5 @@ def _random(sparsity: float, units: Units) -> Callable[[Target, int], Request]:
 
 def _examples(target: Target, rows: Sequence[_Row], seeds: Sequence[int]) -> Data:
     """The target's examples, read once and before any training; left alone where nothing is to be done."""
-    known = task_of(target.task, target.data)
-    folders = [RunFolder(folder) for row in rows for _, folder in row.runs(target, seeds)]
-    done = all(folder.run_json.exists() and folder.finished() for folder in folders)
-    return target.data if done else examples_of(known, target.data)
+    folders = [folder for row in rows for _, folder in row.runs(target, seeds)]
+    return read_for(folders, task_of(target.task, target.data), target.data)

@@ -17,6 +17,7 @@ import pytest
 
 from sparsebert import cli
 from sparsebert.bench import record
+from sparsebert.data import encoding
 from sparsebert.foreign import to_bert_tickets, to_smp
 from sparsebert.ticket import Ticket
 from sparsebert.training.snapshot import Snapshot
@@ -79,6 +80,24 @@ class TestTrain:
         assert row["verdict"] in ("strict", "winning", "none")
         assert {path.name for path in (tmp_path / "dense").iterdir()} == {"seed-1", "seed-2", "seed-3"}
         assert row["verdict"] in capsys.readouterr().out
+
+    def test_the_seeds_read_the_same_examples_which_are_encoded_once(
+        self, monkeypatch: pytest.MonkeyPatch, asked: list[str], tmp_path: Path
+    ) -> None:
+        encoded: list[int] = []
+        plain = encoding.encode
+
+        def encode(examples: Any, *arguments: Any) -> Any:
+            encoded.append(len(examples))
+            return plain(examples, *arguments)
+
+        monkeypatch.setattr(encoding, "encode", encode)
+        dense = ["--dense", str(tmp_path / "dense")]
+        arguments = ["train", "--method", "random", "--sparsity", "0.5", "--seeds", "1,2", *asked, *dense]
+        assert cli.main(arguments) == 0
+        assert len(encoded) == 2  # to train on, and to judge by
+        assert cli.main(arguments) == 0
+        assert len(encoded) == 2
 
     def test_a_ticket_is_transferred(self, asked: list[str], tmp_path: Path, bert: Path, data: Path) -> None:
         assert cli.main(["train", "--method", "random", "--sparsity", "0.5", *asked]) == 0
