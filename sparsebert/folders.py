@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,9 @@ from sparsebert.model_loading import load_as_saved
 from sparsebert.report.card import model_card
 from sparsebert.ticket import Ticket
 from sparsebert.training.files import replacing
+
+# What sentence-transformers keeps beside the encoder's own files: its list of modules, and two of settings.
+_OF_SENTENCES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ def rewrite(
     length: int | None = None,
     records: Iterable[Mapping[str, Any]] = (),
 ) -> tuple[Footprint, Footprint]:
-    """Write a model, a hub id or folder, with what ``ticket`` prunes at zero, and its tokenizer.
+    """Write a model, a hub id or folder, with what ``ticket`` prunes at zero, its tokenizer, and what makes
+    it a model of sentence-transformers where it is one.
 
     ``sparse``: as masks and kept weights with a model card, else as a dense model that needs nothing but
     transformers, in the shapes of its configuration. Without a ticket, its zeros stay as they are. ``batch``
@@ -63,7 +69,7 @@ def rewrite(
     Returns what the model took before and takes now.
 
     Raises as `load_as_saved`, and ValueError for a ticket of another model, a model without zeros to be
-    sparse, or a batch it cannot take; then nothing is written.
+    sparse, a batch it cannot take, or a modules.json that is none; then nothing is written.
     """
     model = load_as_saved(name)
     before = Footprint.of(model, name, batch, length)
@@ -75,6 +81,7 @@ def rewrite(
     with replacing(folder) as unfinished:
         model.save_pretrained(unfinished)
         _copy_tokenizer(name, unfinished)
+        _copy_sentence_modules(name, unfinished)
         if sparse:
             model_card(unfinished, records, name=folder.name).save(unfinished / "README.md")
     return before, Footprint.of(model, folder, before.batch, before.length)
@@ -85,3 +92,32 @@ def _copy_tokenizer(name: str, folder: Path) -> None:
 
     with contextlib.suppress(OSError, ValueError):  # a checkpoint need not bring one
         transformers.AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+
+
+def _copy_sentence_modules(name: str, folder: Path) -> None:
+    """Of a model of sentence-transformers, what comes after the encoder, and how it is to be used."""
+    from huggingface_hub import snapshot_download
+
+    source = Path(name)
+    if not source.is_dir():
+        try:
+            source = Path(snapshot_download(name, allow_patterns=[*_OF_SENTENCES, "[0-9]*_*/*"]))
+        except (OSError, ValueError):  # not to be had: the encoder was, and is what was asked for
+            return
+    if not (source / _OF_SENTENCES[0]).is_file():
+        return
+    for file in _OF_SENTENCES:
+        if (source / file).is_file():
+            shutil.copyfile(source / file, folder / file)
+    # The encoder is the folder itself; names alone, so that nothing is read from elsewhere.
+    for path in filter(None, (Path(each).name for each in _module_paths(source))):
+        if (source / path).is_dir():
+            shutil.copytree(source / path, folder / path)
+
+
+def _module_paths(source: Path) -> list[str]:
+    file = source / _OF_SENTENCES[0]
+    try:
+        return [str(module["path"]) for module in json.loads(file.read_text(encoding="utf-8"))]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{file} is no list of sentence-transformers' modules with their paths") from None

@@ -182,6 +182,25 @@ class TestSparseFolders:
         assert "9999 tokens are more than the model has positions for: 512" in line
         assert not out.exists()
 
+    def test_what_makes_it_a_model_of_sentence_transformers_comes_along(
+        self, sparse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (sparse / "1_Pooling").mkdir()
+        (sparse / "1_Pooling" / "config.json").write_text("{}")
+        modules = sparse / "modules.json"
+        modules.write_text('[{"path": ""}, {"path": "1_Pooling"}, {"path": "../outside"}]')
+        made = tmp_path / "made"
+        assert cli.main(["convert", str(sparse), str(made), "--to", "sparse"]) == 0
+        assert (made / "modules.json").read_text() == modules.read_text()
+        assert (made / "1_Pooling" / "config.json").read_text() == "{}"
+        assert not (made / "outside").exists()
+        modules.write_text('{"path": 1}')
+        line = refused(capsys, "convert", str(sparse), str(tmp_path / "no"), "--to", "sparse")
+        assert "modules.json is no list of sentence-transformers' modules" in line
+        assert not (tmp_path / "no").exists()
+
     def test_a_sparse_folder_that_is_cut_off(
         self, sparse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparsebert import Ticket, compact_, compaction_description, prune, sparsify_
+from sparsebert import Ticket, cli, compact_, compaction_description, prune, sparsify_
 from sparsebert.demo.real_model import sentences, weights_folder
 from tests.convert.models import sparse_layers
 
@@ -64,3 +64,16 @@ def test_embeddings_and_similarities_are_those_of_the_masked_model(
         for folder in (tmp_path, weights_folder())
     ]
     assert sizes[0] < 0.8 * sizes[1]
+
+
+def test_a_converted_folder_is_a_model_of_theirs_too(tickets: dict[str, Ticket], tmp_path: Path) -> None:
+    """Pooling, normalisation and the longest sentence are not the encoder's: they come along."""
+    tickets["sparse"].save(tmp_path / "ticket.safetensors")
+    ticket, made = str(tmp_path / "ticket.safetensors"), str(tmp_path / "made")
+    assert cli.main(["convert", ticket, made, "--to", "sparse", "--model", weights_folder()]) == 0
+    masked, loaded = minilm(), library.SentenceTransformer(made, device="cpu")
+    tickets["sparse"].apply_(encoder(masked))
+    assert [type(module) for module in loaded] == [type(module) for module in masked]
+    assert loaded.max_seq_length == masked.max_seq_length
+    expected = masked.encode(TEXTS, convert_to_tensor=True)
+    torch.testing.assert_close(loaded.encode(TEXTS, convert_to_tensor=True), expected, atol=1e-5, rtol=0)
