@@ -29,8 +29,10 @@ from sparsebert.learned.rule import Goal
 from sparsebert.lottery.learned import LearnedMethod
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.pruning import prune
+from sparsebert.pruning.gates import gate_sites
 from sparsebert.report.memory_tables import memory_tables
 from sparsebert.ticket import Ticket
+from sparsebert.training.coefficients import TrainedCoefficients
 from sparsebert.training.masking import MaskKeeper
 
 DENSITY = 0.1
@@ -78,6 +80,16 @@ def packed_ticket(model: Any) -> Side:
     kept = _kept(model, given, list(model.parameters()))
     sparsify_(model, given, format="element", trainable=True)
     return Side(list(model.parameters()), kept)
+
+
+def early_bird(model: Any) -> Side:
+    """The search for an Early-Bird ticket: all weights, and a coefficient for each head and neuron."""
+    given = prune(model, "random", sparsity=1 - DENSITY, granularity="head+neuron", scope="type")
+    kept = _kept(model, given, list(model.parameters()))
+    known = structure(model)
+    sites = gate_sites(known, "head") | gate_sites(known, "neuron")
+    coefficients = TrainedCoefficients(model, sites, penalty=1e-4)
+    return Side(list(model.parameters()), kept, penalty=coefficients.penalty)
 
 
 def learned(name: str) -> Callable[[Any], Side]:
@@ -145,6 +157,7 @@ SIDES: dict[str, Callable[[Any], Side]] = {
     "fine-tuning": fine_tuning,
     "ticket": ticket,
     "ticket, packed": packed_ticket,
+    "early-bird": early_bird,
     **{name: learned(name) for name in LEARNED},
     PRODUCTS: products,
 }

@@ -39,6 +39,7 @@ def test_parameters_that_are_trained(measured: dict[str, dict[str, Any]]) -> Non
     trained = {side: row["trained"] for side, row in measured.items()}
     everything = sum(each.numel() for each in bert(2, **SHAPE).parameters())
     assert trained["fine-tuning"] == trained["ticket"] == everything
+    assert trained["early-bird"] == everything + 2 * (2 + 64)  # of each layer 2 heads and 64 neurons
     assert trained["smp"] == trained[PRODUCTS] == ENCODER_WEIGHTS + HEAD
     assert trained["movement"] == trained["soft-movement"] == trained["l0"]
     assert trained["movement"] == trained["gradual"] + ENCODER_WEIGHTS
