@@ -71,6 +71,22 @@ class TestTrain:
             assert other.sparsity == ticket.sparsity
 
 
+def test_the_search_by_magnitude_and_what_it_is_judged_by(
+    capsys: pytest.CaptureFixture[str], asked: list[str], there: list[str], tmp_path: Path
+) -> None:
+    search = ["--batches", "2", "--threshold", "0.6", "--most-steps", "3"]
+    assert cli.main(["train", "--method", "magnitude-search", *search, *asked]) == 0
+    ticket = Ticket.load(tmp_path / "run" / "ticket.safetensors")
+    assert ticket.bias_masks
+    for method in ("bad-weights", "random-weights"):
+        out = ["--out", str(tmp_path / method), "--ticket", str(tmp_path / "run")]
+        assert cli.main(["train", "--method", method, "--task", "sst2", *there, *QUICK, *out]) == 0
+        other = Ticket.load(tmp_path / method / "ticket.safetensors")
+        assert other.bias_masks.keys() == ticket.bias_masks.keys()
+    line = refused(capsys, "train", "--method", "magnitude-search", *search, *asked, "--sparsity", "0.5")
+    assert "decides itself how much is pruned" in line
+
+
 def test_magnitude_tickets_with_biases_and_what_two_of_them_share(
     capsys: pytest.CaptureFixture[str], bert: Path, tmp_path: Path
 ) -> None:
