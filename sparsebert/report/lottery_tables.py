@@ -41,13 +41,19 @@ RIVALS = ("onednn", "eager")
 
 @dataclass(frozen=True)
 class Point:
-    """A method's tickets of one sparsity: the task's primary metric over the seeds, and the speed of one."""
+    """A method's tickets of one sparsity, or near it where the method finds its own: sparsity and the task's
+    primary metric of each seed, and the speed of one."""
 
     label: str
     task: str
-    sparsity: float
+    sparsities: tuple[float, ...]
     values: tuple[float, ...]
     speed: Record | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """The mean."""
+        return statistics.fmean(self.sparsities)
 
     @property
     def summary(self) -> metrics.Summary:
@@ -73,7 +79,7 @@ def points(records: Iterable[Record], *parts: str) -> list[Point]:
         Point(
             label,
             task,
-            statistics.fmean(row["sparsity"] for row in found.values()),
+            tuple(row["sparsity"] for row in found.values()),
             tuple(row["metrics"][metrics.primary(task)] for row in found.values()),
             speeds.get((label, share)),
         )
@@ -124,6 +130,7 @@ def _accuracy_tables(records: Sequence[Record], found: Sequence[Point]) -> list[
         )
         if any(row["busy"] for row in measured):
             notes.append(BUSY_NOTE)
+    notes += _found_note(found)
     notes += _search_note(records, {point.label for point in found})
     columns = ("ticket", metrics.primary(dense.task), "verdict", *_speed_columns(measured), "weights MB")
     return [Table(f"Tickets of {_model(records)} on {dense.task}", columns, rows, tuple(notes))]
@@ -195,6 +202,15 @@ def _seeds_note(found: Iterable[Point]) -> list[str]:
         f"Not every seed is trained yet: a mean is of {min(counts)} to {max(counts)}, and has no deviation "
         "where it is of one."
     ]
+
+
+def _found_note(found: Iterable[Point]) -> list[str]:
+    """How far apart the tickets are whose sparsity a method finds itself."""
+    apart: dict[str, list[str]] = {}
+    for point in found:
+        if (span := _span(point.sparsities, ".0%")) != f"{point.sparsity:.0%}":
+            apart.setdefault(NAMES[point.label], []).append(span)
+    return [f"Sparsities of {label} are means: of {', '.join(spans)}." for label, spans in apart.items()]
 
 
 def _search_note(records: Iterable[Record], labels: Collection[str]) -> list[str]:
