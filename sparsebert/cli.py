@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsebert import cli_tickets, cli_train, cli_transfer
+from sparsebert import cli_report, cli_tickets, cli_train, cli_transfer
 from sparsebert.cli_tickets import AnyModel, sparsities
 from sparsebert.options import (
     GRANULARITY_HELP,
@@ -161,6 +161,7 @@ app.command("train")(cli_train.train)
 app.command("eval")(cli_train.evaluate)
 app.command("transfer")(cli_transfer.transfer)
 app.command("convert")(cli_tickets.convert)
+app.command("report")(cli_report.report)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -83,7 +83,7 @@ def test_help_lists_the_commands(capsys):
     out = capsys.readouterr().out
     assert all(
         command in out
-        for command in ("bench", "env", "prune", "train", "eval", "transfer", "convert")
+        for command in ("bench", "env", "prune", "train", "eval", "transfer", "convert", "report")
     )
     assert cli.main([]) == 0
     assert "bench" in capsys.readouterr().out
