@@ -22,7 +22,7 @@ from benchmarks.goals import goal
 from sparsebert.bench import environment, memory, record
 from sparsebert.bench.quiet import Watch
 from sparsebert.pruning.select import ranked, select
-from sparsebert.report.tables import selection_tables
+from sparsebert.report.tables import goal_tables, selection_tables
 
 # One layer's matrices in BERT-base, of 12: query, key, value and output of the attention, up and down.
 LAYER = (*4 * (768 * 768,), *2 * (768 * 3072,))
@@ -180,7 +180,7 @@ def main() -> int:
     rows = rows_of(options.entries, options.rounds)
     if options.out:
         record.append(options.out, rows)
-    for table in selection_tables(rows):
+    for table in [*selection_tables(rows), *goal_tables(rows)]:
         print(table.markdown())
     return 0
 

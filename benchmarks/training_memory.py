@@ -31,6 +31,7 @@ from sparsebert.lottery.registry import lottery_method
 from sparsebert.pruning import prune
 from sparsebert.pruning.gates import gate_sites
 from sparsebert.report.memory_tables import memory_tables
+from sparsebert.report.tables import goal_tables
 from sparsebert.ticket import Ticket
 from sparsebert.training.coefficients import TrainedCoefficients
 from sparsebert.training.masking import MaskKeeper
@@ -267,7 +268,7 @@ def main() -> int:
     rows = rows_of(options.batch, options.tokens)
     if options.out:
         record.append(options.out, rows)
-    for table in memory_tables(rows):
+    for table in [*memory_tables(rows), *goal_tables(rows)]:
         print(table.markdown())
     return 0
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsebert import cli_tickets, cli_train, cli_transfer
+from sparsebert import cli_report, cli_tickets, cli_train, cli_transfer
 from sparsebert.cli_tickets import AnyModel, sparsities
 from sparsebert.options import (
-    Granularity,
+    GRANULARITY_HELP,
     JsonFile,
     TicketFile,
-    console,
+    print_tables,
     progress,
 )
-from sparsebert.paths import require_files, require_records, require_writable
+from sparsebert.paths import require_files, require_picture, require_records
 from sparsebert_kernels.names import unknown
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ def bench(
             show_default="0.9",
         ),
     ] = None,
-    granularity: Granularity = "element",
+    granularity: Annotated[
+        str | None,
+        typer.Option(help=f"without --ticket: {GRANULARITY_HELP}", show_default="element"),
+    ] = None,
     format: Annotated[
         str,
         typer.Option(
@@ -77,20 +80,25 @@ def bench(
     ] = True,
     seed: Annotated[int, typer.Option(help="of random weights and of token ids")] = 0,
     json: JsonFile = None,
-    plot: Annotated[Path | None, typer.Option(help="write a PNG of speed-up against sparsity")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="draw speed-up against sparsity (.png, .svg or .pdf)")
+    ] = None,
 ) -> None:
     """Time the sparse model against dense rivals: the same answers first, then paired rounds."""
     if ticket and sparsity:
         raise ValueError(f"--sparsity {sparsity}: the ticket has one of its own; leave one of them out")
+    if ticket and granularity:
+        raise ValueError(f"--granularity {granularity}: the ticket has one of its own; leave one of them out")
     shares = [None] if ticket else sparsities(sparsity or "0.9")
     require_records("--json", json)
-    require_writable({"--plot": plot})
+    require_picture("--plot", plot)
     require_files({"--lengths-from": lengths_from})
     from sparsebert.bench import environment, gate, record, runner
     from sparsebert.bench.subject import prepare
     from sparsebert.bench.workload import Workload, read_lengths
     from sparsebert.from_runs import ticket_of
     from sparsebert.pruning import prune as magnitude_pruned
+    from sparsebert.report.model_tables import bench_tables
 
     if vs == "help":
         return _list_rivals()
@@ -113,7 +121,7 @@ def bench(
             if ticket is not None:
                 drawn = ticket_of(ticket, dense)
             else:
-                drawn = magnitude_pruned(dense, sparsity=share, granularity=granularity)
+                drawn = magnitude_pruned(dense, sparsity=share, granularity=granularity or "element")
             subject = prepare(workload, drawn, format=format, model=dense)
             try:
                 rows = runner.run(subject, rivals, machine, settings, step)
@@ -123,7 +131,7 @@ def bench(
                 record.append(json, rows)
             records += rows
             step("")
-            _print_tables(rows)
+            print_tables(bench_tables(rows))
     if plot is not None:
         from sparsebert.report.plots import speedup_plot
 
@@ -136,7 +144,7 @@ def env(json: JsonFile = None) -> None:
     """What was found on this machine, and what each lack costs."""
     require_records("--json", json)
     from sparsebert.bench import environment, record
-    from sparsebert.report.environment import environment_table
+    from sparsebert.report.environment import environment_tables
 
     found = environment.detect()
     lacking = environment.lacks(found)
@@ -145,7 +153,7 @@ def env(json: JsonFile = None) -> None:
     )
     if json is not None:
         record.append(json, [row])
-    console().print(environment_table(row))
+    print_tables(environment_tables([row]))
 
 
 app.command("prune")(cli_tickets.prune)
@@ -153,6 +161,7 @@ app.command("train")(cli_train.train)
 app.command("eval")(cli_train.evaluate)
 app.command("transfer")(cli_transfer.transfer)
 app.command("convert")(cli_tickets.convert)
+app.command("report")(cli_report.report)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -228,14 +237,6 @@ def _load(workload: Workload) -> Any:
 
     hush_transformers()
     return workload.load_model()
-
-
-def _print_tables(rows: list[dict[str, Any]]) -> None:
-    from sparsebert.report.model_tables import bench_tables
-
-    screen = console()
-    for table in bench_tables(rows):
-        screen.print(table.rich(screen.width), end="\n\n")
 
 
 if __name__ == "__main__":

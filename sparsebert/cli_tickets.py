@@ -16,9 +16,8 @@ from sparsebert.options import (
     TaskName,
     TicketFile,
     UnitOptions,
-    console,
     flattened,
-    mean_and_verdict,
+    print_tables,
     progress,
     seed_list,
 )
@@ -95,6 +94,7 @@ def prune(
     from sparsebert.metrics import summary
     from sparsebert.pruning import prune as prune_model
     from sparsebert.pruning.registry import find_method
+    from sparsebert.report.ticket_tables import overlap_text
     from sparsebert.train import assemble, examples_of, require_whole_blocks, task_of
 
     hush_transformers()
@@ -144,7 +144,7 @@ def prune(
         overlap = {"overlaps": pairs, "mean": found.mean, "std": found.std}
         fields = {"model": model, "method": method, "task": name, "seeds": chosen, **overlap}
         rows.append(record.stamp("prune_seeds", fields))
-        typer.echo(f"overlap of two of them (Jaccard index): {mean_and_verdict(overlap)}")
+        typer.echo(overlap_text(rows[-1]))
     if json is not None:
         record.append(json, rows)
 
@@ -285,22 +285,12 @@ def _rewrite(
     from dataclasses import asdict
 
     from sparsebert.folders import rewrite
-    from sparsebert.report.table import Table
+    from sparsebert.report.ticket_tables import footprint_table
 
     before, after = rewrite(model, output, ticket, sparse=sparse, batch=batch, length=seq, records=records)
-    what = {
-        "disk": "weights on disk",
-        "weights": "weights in memory",
-        "activations": f"activations, batch {before.batch}, {before.length} tokens",
-    }
-    rows = []
-    for field, name in what.items():
-        old, new = getattr(before, field), getattr(after, field)
-        megabytes = ("-" if size is None else f"{size / 1e6:.2f}" for size in (old, new))
-        rows.append((name, *megabytes, f"{new / old:.2f}x" if old else "-"))
-    screen = console()
-    screen.print(Table("", ("MB", "before", "after", "ratio"), tuple(rows)).rich(screen.width))
-    return {"before": asdict(before), "after": asdict(after)}
+    took = {"before": asdict(before), "after": asdict(after)}
+    print_tables([footprint_table({"output": str(output), **took})])
+    return took
 
 
 def sparsities(text: str) -> list[float]:

@@ -17,9 +17,8 @@ from sparsebert.options import (
     TaskName,
     TicketFile,
     UnitOptions,
-    console,
     flattened,
-    mean_and_verdict,
+    print_tables,
     say,
     seed_list,
 )
@@ -84,6 +83,7 @@ def train(
     from sparsebert.lottery.experiment import Request, Units
     from sparsebert.lottery.registry import lottery_method
     from sparsebert.model_loading import short_name, skeleton
+    from sparsebert.report.run_tables import run_tables
     from sparsebert.training import ranks
 
     hush_transformers()
@@ -152,9 +152,7 @@ def train(
         rows += [record.stamp("seeds", fields) for fields in judged]
     if json is not None:
         record.append(json, rows)
-    _print_rounds(rows)
-    for row in rows:
-        _say_search(row)
+    print_tables(run_tables(rows))
     typer.echo(f"tickets, run log and trained model: {folder}")
 
 
@@ -187,9 +185,11 @@ def evaluate(
     from sparsebert.bench import record
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.from_runs import ticket_of, trained_models
+    from sparsebert.metrics import summarise
     from sparsebert.model_loading import head_labels, short_name, skeleton
+    from sparsebert.report.wording import mean_and_verdict
     from sparsebert.train import evaluate as evaluate_model
-    from sparsebert.train import evaluate_compacted, summarise, task_of
+    from sparsebert.train import evaluate_compacted, task_of
 
     hush_transformers()
     name = data.task_name(task)
@@ -253,38 +253,3 @@ def _say_gain(model: Any, request: Request) -> None:
 
 def _say_nothing(model: Any, request: Request) -> None:
     pass
-
-
-def _say_search(row: dict[str, Any]) -> None:
-    """What a draw before the end of a round saved; nothing of a round without one."""
-    search = row.get("search")
-    if not isinstance(search, dict) or "drawn_at" not in search:
-        return
-    unsettled = "" if search["settled"] else ", though its mask had not settled"
-    typer.echo(
-        f"seed {row['seed']}: ticket drawn after {search['drawn_at']} of {search['steps']} steps, "
-        f"{search['saved']:.0%} of the search saved{unsettled}"
-    )
-
-
-def _print_rounds(rows: list[dict[str, Any]]) -> None:
-    from sparsebert.report.table import Table
-
-    screen = console()
-    for kind, columns in (
-        ("round", ("round", "sparsity", "seed", "metrics", "loss", "minutes")),
-        ("seeds", ("round", "sparsity", "seeds", "mean", "std", "verdict")),
-    ):
-        cells = tuple(_cells(row) for row in rows if row["kind"] == kind)
-        if cells:
-            screen.print(Table("", columns, cells).rich(screen.width))
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    begin = (str(row["round"]), f"{row['sparsity']:.1%}")
-    if row["kind"] == "seeds":
-        std = "-" if row["std"] is None else f"{row['std']:.4f}"
-        return (*begin, str(len(row["seeds"])), f"{row['mean']:.4f}", std, row.get("verdict", "-"))
-    values = ", ".join(f"{name} {value:.4f}" for name, value in row["metrics"].items())
-    loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
-    return (*begin, str(row["seed"]), values, loss, f"{sum(row['seconds'].values()) / 60:.1f}")

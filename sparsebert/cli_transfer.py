@@ -16,9 +16,8 @@ from sparsebert.options import (
     JsonFile,
     PretrainedModel,
     Seeds,
-    console,
     flattened,
-    mean_and_verdict,
+    print_tables,
     say,
     seed_list,
 )
@@ -70,6 +69,7 @@ def transfer(
     from sparsebert.from_runs import tickets_of
     from sparsebert.lottery.gain import expected_gain
     from sparsebert.model_loading import short_name, skeleton
+    from sparsebert.report.run_tables import matrix_tables
     from sparsebert.training import ranks
 
     hush_transformers()
@@ -111,11 +111,12 @@ def transfer(
     )
     if not ranks.is_main():
         return
+    rows = [record.stamp("transfer", cell) for cell in found]
     if json is not None:
-        record.append(json, [record.stamp("transfer", row) for row in found])
+        record.append(json, rows)
     if finished:
         typer.echo(f"{len(finished)} of {len(found) * len(chosen)} runs were finished: nothing to do there")
-    _print_matrix(found)
+    print_tables(matrix_tables(rows))
     typer.echo(f"tickets, run logs and trained models: {folder}")
 
 
@@ -141,21 +142,3 @@ def _with_steps(tasks: str) -> dict[str, int | None]:
             raise ValueError(f"--tasks {tasks!r}: tasks are expected, with steps or without: sst2,cola=500")
         found[name] = int(steps) if steps else None
     return found
-
-
-def _print_matrix(cells: Sequence[dict[str, Any]]) -> None:
-    from sparsebert.report.table import Table
-
-    screen = console()
-    metrics = {cell["task"]: cell["metric"] for cell in cells}
-    rows: dict[str, dict[str, Any]] = {}
-    for cell in cells:
-        rows.setdefault(cell["source"], {})[cell["task"]] = cell
-    body = tuple(
-        (name, f"{max(cell['sparsity'] for cell in row.values()):.1%}", *map(mean_and_verdict, row.values()))
-        for name, row in rows.items()
-    )
-    header = ("ticket of", "sparsity", *(f"{task} ({metric})" for task, metric in metrics.items()))
-    count = len(cells[0]["seeds"])
-    notes = (f"mean and standard deviation (n - 1) of {count} seeds",) if count > 1 else ()
-    screen.print(Table("", header, body, notes).rich(screen.width))

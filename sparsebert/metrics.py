@@ -7,7 +7,7 @@ import statistics
 import string
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -99,6 +99,22 @@ def verdict(dense_values: Sequence[float], ticket_values: Sequence[float]) -> Ve
     elif dense.std is not None and ticket.mean >= dense.mean - dense.std - _ROUNDING:
         name = "winning"
     return Verdict(name, dense, ticket)
+
+
+def summarise(
+    metric: str, rows: Sequence[Mapping[str, Any]], judges: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """A metric of records that differ in their seeds: ``values``, ``mean``, ``std`` (n - 1; None for one).
+
+    With ``judges``, records of the dense model, also what :func:`verdict` says.
+    """
+    found = summary([row["metrics"][metric] for row in rows])
+    fields: dict[str, Any] = {"metric": metric, "seeds": [row["seed"] for row in rows]}
+    fields |= {"values": list(found.values), "mean": found.mean, "std": found.std}
+    if judges:
+        judged = verdict([row["metrics"][metric] for row in judges], found.values)
+        fields |= {"verdict": judged.verdict, "dense_mean": judged.dense.mean, "dense_std": judged.dense.std}
+    return fields
 
 
 def _classification(task: Task, predictions: Any, references: Any) -> dict[str, float]:

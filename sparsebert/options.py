@@ -12,7 +12,7 @@ import copy
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sparsebert.data import TaskData
+    from sparsebert.report.table import Table
     from sparsebert.training.distillation import Distillation
 
 TASK_NAMES = "sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, wikitext-2"
@@ -35,7 +36,6 @@ GRANULARITY_HELP = (
 )
 OWN_TASK = "own"
 
-Granularity = Annotated[str, typer.Option("--granularity", help=GRANULARITY_HELP)]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="append the results to this file, as JSON lines")
 ]
@@ -285,6 +285,13 @@ def console() -> Console:
     return found if found.is_terminal else Console(width=120)
 
 
+def print_tables(tables: Iterable[Table]) -> None:
+    screen = console()
+    for table in tables:
+        screen.print(table.rich(screen.width))
+        screen.print()
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
     """Says on a terminal what is going on; silent elsewhere."""
@@ -302,9 +309,3 @@ def say(text: str) -> None:
     """On a terminal what is going on; elsewhere only what ends it."""
     if sys.stderr.isatty() or "nothing to do" in text:
         typer.echo(text, err=not text.endswith("nothing to do"))
-
-
-def mean_and_verdict(summary: Mapping[str, Any]) -> str:
-    """``0.8532 ± 0.0041 winning``, of the fields that :func:`sparsebert.train.summarise` gives."""
-    spread = "" if summary["std"] is None else f" ± {summary['std']:.4f}"
-    return " ".join(filter(None, (f"{summary['mean']:.4f}{spread}", summary.get("verdict"))))

@@ -41,6 +41,19 @@ def require_writable(files: Mapping[str, Path | None]) -> None:
             raise ValueError(f"{option}: cannot write {file}: {problem}")
 
 
+def require_picture(option: str, file: Path | None) -> None:
+    """A file that a picture can be drawn to: its name ends as one, and matplotlib is there."""
+    from sparsebert.report import plots
+
+    require_writable({option: file})
+    if file is not None:
+        try:
+            plots.require_ending(file)
+            plots.require_matplotlib()
+        except ValueError as error:
+            raise ValueError(f"{option}: {error}") from None
+
+
 def require_records(option: str, file: Path | None) -> None:
     """A file that records can be appended to: a new one, or one that holds records and nothing else."""
     require_writable({option: file})

@@ -23,7 +23,7 @@ from sparsebert.lottery.experiment import Experiment, Request, Units
 from sparsebert.lottery.folder import Record, RunFolder
 from sparsebert.lottery.joint import joint
 from sparsebert.lottery.registry import LotteryMethod, lottery_method
-from sparsebert.metrics import primary, summary, verdict
+from sparsebert.metrics import primary, summarise
 from sparsebert.model_loading import load_model, short_name, template_of
 from sparsebert.teachers import load_teacher, teacher_id
 from sparsebert.ticket import Ticket, prunable
@@ -285,8 +285,8 @@ def over_seeds(
 ) -> list[Record]:
     """What runs that differ in their seeds say of each round: the fields of a record each.
 
-    Those of :func:`summarise`, judged by ``dense_runs`` or, without them, by the dense round that some
-    methods begin with; a dense round itself is not judged.
+    Those of :func:`sparsebert.metrics.summarise`, judged by ``dense_runs`` or, without them, by the dense
+    round that some methods begin with; a dense round itself is not judged.
     """
     own_dense = runs if runs[0][0]["source"] == "all" else ()
     judges = [records[0] for records in dense_runs or own_dense]
@@ -296,21 +296,6 @@ def over_seeds(
         of_round = [records[number] for records in runs]
         rows.append(row | summarise(primary(task), of_round, () if first["source"] == "all" else judges))
     return rows
-
-
-def summarise(metric: str, rows: Sequence[Record], judges: Sequence[Record] = ()) -> Record:
-    """A metric of records that differ in their seeds: ``values``, ``mean``, ``std`` (n - 1; None for one).
-
-    With ``judges``, records of the dense model, also the ``verdict`` of Chen et al. 2020: "strict", "winning"
-    or "none".
-    """
-    found = summary([row["metrics"][metric] for row in rows])
-    fields: Record = {"metric": metric, "seeds": [row["seed"] for row in rows]}
-    fields |= {"values": list(found.values), "mean": found.mean, "std": found.std}
-    if judges:
-        judged = verdict([row["metrics"][metric] for row in judges], found.values)
-        fields |= {"verdict": judged.verdict, "dense_mean": judged.dense.mean, "dense_std": judged.dense.std}
-    return fields
 
 
 def _others(request: Request, task: Task, also: Mapping[str, Data]) -> list[tuple[Task, Data]]:

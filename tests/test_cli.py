@@ -33,6 +33,10 @@ def refused(capsys, *arguments: str) -> str:
         (["bench", "--batch", "0"], "batch=0"),
         (["bench", "--sparsity", "90"], "did you mean 0.9"),
         (["bench", "--ticket", "a.safetensors", "--sparsity", "0.8"], "leave one of them out"),
+        (
+            ["bench", "--ticket", "a.safetensors", "--granularity", "4x1"],
+            "--granularity 4x1: the ticket has one of its own",
+        ),
         (["bench", "--sparsity", "much"], "'much' is no number"),
         (["bench", "--sparsity", "-0.1"], "outside 0 to 1"),
         (["bench", "--vs", "onedn"], "did you mean 'onednn'"),
@@ -41,6 +45,11 @@ def refused(capsys, *arguments: str) -> str:
         (["bench", "--threads", "0"], "threads=0"),
         (["bench", "--json", "/nowhere/at/all.jsonl"], "does not exist"),
         (["bench", "--plot", "/nowhere/at/all.png"], "does not exist"),
+        (
+            ["bench", "--plot", "plot.jpg"],
+            "--plot: cannot draw plot.jpg: a picture's name ends with .png, .svg",
+        ),
+        (["bench", "--plot", "plot"], "cannot draw plot:"),
         (
             ["bench", "--lengths-from", "/nowhere/at/all.txt"],
             "--lengths-from /nowhere/at/all.txt: there is no",
@@ -73,7 +82,8 @@ def test_help_lists_the_commands(capsys):
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(
-        command in out for command in ("bench", "env", "prune", "train", "eval", "transfer", "convert")
+        command in out
+        for command in ("bench", "env", "prune", "train", "eval", "transfer", "convert", "report")
     )
     assert cli.main([]) == 0
     assert "bench" in capsys.readouterr().out
@@ -81,7 +91,8 @@ def test_help_lists_the_commands(capsys):
 
 def test_help_needs_none_of_the_heavy_libraries():
     code = "import sys; from sparsebert import cli; cli.main(['--help']); "
-    code += "sys.exit(' '.join({'torch', 'transformers', 'numpy', 'matplotlib'} & sys.modules.keys()) or 0)"
+    code += "heavy = {'torch', 'transformers', 'numpy', 'matplotlib', 'jinja2'}; "
+    code += "sys.exit(' '.join(heavy & sys.modules.keys()) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=_root())
     assert done.returncode == 0, done.stderr
 

@@ -51,7 +51,7 @@ FLOORS = (
     {"from_runs", "teachers"},
     {"folders", "train"},
     {"transfer"},
-    {"cli_train", "cli_tickets", "cli_transfer"},
+    {"cli_train", "cli_tickets", "cli_transfer", "cli_report"},
     {"cli", "demo"},
 )
 
@@ -84,6 +84,7 @@ ONLY_IN = {
     "huggingface_hub": {"hf", "report.card"},
     "triton": {"sparsebert_kernels"},
     "matplotlib": {"report"},
+    "jinja2": {"report"},
 }
 KERNEL_LIBRARIES = {"torch", "numpy", "triton"}
 

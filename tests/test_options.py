@@ -20,9 +20,9 @@ from sparsebert.options import (
     TRAINING_HELP,
     DataOptions,
     flattened,
-    mean_and_verdict,
     seed_list,
 )
+from sparsebert.report.wording import mean_and_verdict
 from sparsebert.training.settings import TrainingSettings
 from sparsebert_kernels.formats import FORMATS
 

@@ -25,7 +25,7 @@ COMMANDS = [
     if line.startswith("sparsebert ")
 ]
 # Those that train or read a task depend on each other: they run in their order.
-RESEARCH = [line for line in COMMANDS if re.search(r"--task|--tasks|--train-file| eval | convert ", line)]
+RESEARCH = [line for line in COMMANDS if re.search(r"--task|--train-file| eval | convert | report ", line)]
 SENTENCES = ("zeros cost nothing now .", "a ticket is one small file .")
 
 
@@ -124,14 +124,17 @@ def test_the_research_commands_run_one_after_the_other(model_folder: str) -> Non
         "eval": ["--max-length", "16", "--data", "data"],
         "prune": ["--batches", "1", "--batch-size", "4", "--max-length", "16", "--data", "data"],
         "convert": [],
+        "report": [],
     }
+    CliRunner().invoke(app, ["env", "--json", "results.jsonl"])
     smaller = {"bert-base-uncased": model_folder, "1,2,3": "1,2", "sst2,cola,mrpc=345": "sst2,cola,mrpc=1"}
-    assert {"train", "transfer", "eval", "prune", "convert"} == {line.split()[1] for line in RESEARCH}
+    assert more.keys() == {line.split()[1] for line in RESEARCH}
     for command in RESEARCH:
         words = [smaller.get(word, word) for word in shlex.split(command)[1:]]
         result = CliRunner().invoke(app, [*words, *more[words[0]]])
         assert result.exit_code == 0, (command, result.output, result.exception)
     assert Path("runs/transfer-my-model").is_dir()
+    assert "Over seeds: my-model on sst2" in Path("report.html").read_text()
 
 
 def test_there_are_commands_to_test() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from benchmarks.gpu.session import Session
 from sparsebert.bench.record import Record
 from sparsebert.report.gpu_plots import roofline_plot
-from sparsebert.report.gpu_tables import gpu_tables
+from sparsebert.report.gpu_tables import failure_tables, gpu_tables
 
 WARNING = "**DRY RUN on the CPU: nothing here was measured, every figure is meaningless.**"
 
@@ -31,10 +31,7 @@ def summary(records: Sequence[Record], *, missing: int, dry_run: bool) -> str:
     """All tables, what failed, and who could not take part."""
     parts = ["# Measured on a GPU", *([WARNING] if dry_run else [])]
     parts += [table.markdown() for table in gpu_tables(records, dry_run=dry_run)]
-    failed = [row for row in records if row["kind"] == "gpu_failed"]
-    if failed:
-        lines = [f"- `{row['point']['key']}`: {row['reason'].splitlines()[0]}" for row in failed]
-        parts.append("\n".join(["**Failed**", "", *lines]))
+    parts += [table.markdown() for table in failure_tables(records, dry_run=dry_run)]
     notes: dict[str, int] = {}
     for row in records:
         for side, reason in row.get("notes", {}).items():

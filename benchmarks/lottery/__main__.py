@@ -46,6 +46,7 @@ from sparsebert.bench.subject import prepare
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.demo.real_model import NAME, weights_folder
 from sparsebert.lottery.folder import RunFolder
+from sparsebert.paths import require_picture
 from sparsebert.report.lottery_plots import curve_plot
 from sparsebert.report.lottery_tables import RIVALS, curve_tables, learned_tables, transfer_tables
 from sparsebert.ticket import Ticket
@@ -110,8 +111,13 @@ def main() -> int:
     parser.add_argument("--known", type=Path, help="an earlier results file: what it holds is not done again")
     parser.add_argument("--done", action="store_true", help="only what is finished: train nothing")
     parser.add_argument("--out", type=Path, help="write the records to this file when all is done")
-    parser.add_argument("--plot", type=Path, help="draw accuracy and speed against sparsity (PNG)")
+    parser.add_argument("--plot", type=Path, help="draw accuracy and speed against sparsity")
     options = parser.parse_args()
+    if options.plot:
+        try:
+            require_picture("--plot", options.plot)
+        except ValueError as error:
+            parser.error(str(error))
     if not has_data(options.data):
         return 2
     torch.set_num_threads(1)

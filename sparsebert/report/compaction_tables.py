@@ -18,10 +18,17 @@ PUBLISHED_NOTE = (
 
 
 def compaction_tables(records: Iterable[Record]) -> list[Table]:
-    """Nothing without records of that kind."""
-    records = list(records)
-    sizes = [row for row in records if row["kind"] == "compaction"]
-    return [_sizes(sizes), *_speeds(records)] if sizes else []
+    """For each model; nothing without records of that kind."""
+    models: dict[str, list[Record]] = {}
+    for row in records:
+        if row["kind"] == "compaction" or (row["kind"] == "bench" and "min_row_weights" in row):
+            name = row["model"] if row["kind"] == "compaction" else row["workload"]["model"]
+            models.setdefault(name, []).append(row)
+    tables: list[Table] = []
+    for own in models.values():
+        sizes = [row for row in own if row["kind"] == "compaction"]
+        tables += [_sizes(sizes), *_speeds(own)] if sizes else []
+    return tables
 
 
 def _sizes(sizes: Sequence[Record]) -> Table:

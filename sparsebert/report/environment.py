@@ -1,31 +1,30 @@
-"""The environment record as a terminal table: what was found, then what is lacking and what that costs."""
+"""Tables of machines, from "environment" records: what was found, what is lacking, what that costs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.console import Group
+from sparsebert.report.table import Table
+from sparsebert.report.wording import Record
 
 
-def environment_table(record: dict[str, Any]) -> Group:
-    """For a rich console."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    environment = record["environment"]
-    found = Table(title="Found", title_justify="left", title_style="bold", show_header=False)
-    found.add_column()
-    found.add_column(overflow="fold")
-    for name, value in environment_rows(environment):
-        found.add_row(name, value)
-    if not record["lacks"]:
-        return Group(found, Text("Nothing is lacking."))
-    lacks = Table("lacking", "cost", "remedy", title="Lacking", title_justify="left", title_style="bold")
-    for lack in record["lacks"]:
-        lacks.add_row(lack["what"], lack["cost"], lack["remedy"])
-    return Group(found, lacks)
+def environment_tables(records: Iterable[Record]) -> list[Table]:
+    """The latest of each machine."""
+    latest = {
+        (row["environment"]["cpu"], row["environment"]["cores"], row["environment"]["gpu"]): row
+        for row in records
+        if row["kind"] == "environment"
+    }
+    tables = []
+    for row in latest.values():
+        found = tuple(environment_rows(row["environment"]))
+        lacks = tuple((lack["what"], lack["cost"], lack["remedy"]) for lack in row["lacks"])
+        notes = () if lacks else ("Nothing is lacking.",)
+        tables.append(Table("Machine: what was found", ("what", "found"), found, notes, prose=True))
+        if lacks:
+            tables.append(Table("Machine: what is lacking", ("lacking", "cost", "remedy"), lacks, prose=True))
+    return tables
 
 
 def environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:

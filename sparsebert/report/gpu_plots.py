@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sparsebert.report.plots import COLOURS, MARKERS, new_figure, save_figure
+from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_figure, save_figure
 from sparsebert.report.wording import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -36,21 +41,39 @@ def marks(rows: Sequence[Record], limits: Record) -> list[Mark]:
 
 
 def roofline_plot(records: Iterable[Record], path: str | os.PathLike[str], *, dry_run: bool = False) -> None:
-    """PNG of the latest device with limits and layers. Raises ValueError where there is none."""
-    rows = [row for row in records if row["kind"] == "gpu" and row["device"]["dry_run"] == dry_run]
-    limits = [row for row in rows if row["point"]["kind"] == "limits"]
-    if not limits:
-        raise ValueError("nothing to plot: no record of the device's limits")
-    device = limits[-1]["device"]["name"]
-    mine = {row["point"]["key"]: row for row in rows if row["device"]["name"] == device}
-    shown = marks(list(mine.values()), limits[-1])
-    if not shown:
-        raise ValueError(f"nothing to plot: no layer was measured on {device}")
+    """Write :func:`roofline_figure` to a file. Raises ValueError as it does, and as `save_figure`."""
+    save_figure(roofline_figure(records, dry_run=dry_run), path)
+
+
+def roofline_pictures(records: Sequence[Record]) -> list[Picture]:
+    """One for each device whose limits and layers the records hold."""
+    pictures = []
+    for name in dict.fromkeys(row["device"]["name"] for row in records if row["kind"] == "gpu"):
+        own = [row for row in records if row["kind"] == "gpu" and row["device"]["name"] == name]
+        try:
+            _, shown = _limits_and_marks(own, dry_run=False)
+        except ValueError:
+            continue
+        blocks = ", ".join(dict.fromkeys(mark.name for mark in shown))
+        alt = (
+            f"Useful TFLOP/s of {len(shown)} measured layers under the roofline of {name}, "
+            f"packed in blocks of {blocks}."
+        )
+        pictures.append(
+            Picture(f"Achieved against possible: {name}", alt, functools.partial(roofline_figure, own))
+        )
+    return pictures
+
+
+def roofline_figure(records: Iterable[Record], *, dry_run: bool = False) -> Figure:
+    """The latest device with limits and layers. Raises ValueError where there is none."""
+    limits, shown = _limits_and_marks(records, dry_run)
+    device = limits["device"]["name"]
     figure, axes = new_figure()
     low, high = min(mark.intensity for mark in shown) / 2, max(mark.intensity for mark in shown) * 2
-    peak = limits[-1]["matmul"]["bfloat16"]
+    peak = limits["matmul"]["bfloat16"]
     for name, style in (("memory", "-"), ("l2", "--")):
-        bandwidth = limits[-1][name]
+        bandwidth = limits[name]
         ridge = min(max(peak / bandwidth, low), high)
         xs = [low, ridge, high]
         ys = [min(peak, bandwidth * x) / 1e12 for x in xs]
@@ -74,4 +97,18 @@ def roofline_plot(records: Iterable[Record], path: str | os.PathLike[str], *, dr
     axes.set_ylabel("useful TFLOP/s")
     axes.set_title(f"Packed panels on {device}", loc="left")
     axes.legend(frameon=False, fontsize=7, ncols=2)
-    save_figure(figure, path)
+    return figure
+
+
+def _limits_and_marks(records: Iterable[Record], dry_run: bool) -> tuple[Record, list[Mark]]:
+    """The limits of the latest device, and its layers."""
+    rows = [row for row in records if row["kind"] == "gpu" and row["device"]["dry_run"] == dry_run]
+    limits = [row for row in rows if row["point"]["kind"] == "limits"]
+    if not limits:
+        raise ValueError("nothing to plot: no record of the device's limits")
+    device = limits[-1]["device"]["name"]
+    mine = {row["point"]["key"]: row for row in rows if row["device"]["name"] == device}
+    shown = marks(list(mine.values()), limits[-1])
+    if not shown:
+        raise ValueError(f"nothing to plot: no layer was measured on {device}")
+    return limits[-1], shown

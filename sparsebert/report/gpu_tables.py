@@ -27,6 +27,16 @@ def gpu_tables(records: Iterable[Record], *, dry_run: bool = False) -> list[Tabl
     return tables
 
 
+def failure_tables(records: Iterable[Record], *, dry_run: bool = False) -> list[Table]:
+    """The points that failed, and why."""
+    rows = tuple(
+        (row["point"]["key"], row["reason"].splitlines()[0])
+        for row in records
+        if row["kind"] == "gpu_failed" and row["device"]["dry_run"] == dry_run
+    )
+    return [Table("Failed on a GPU", ("point", "reason"), rows, prose=True)] if rows else []
+
+
 def of_kind(rows: Sequence[Record], kind: str, **wanted: object) -> list[Record]:
     """Records of points of that kind with these arguments."""
     points = [row for row in rows if row["point"]["kind"] == kind]

@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sparsebert import metrics
 from sparsebert.report.lottery_tables import NAMES, Point, points
-from sparsebert.report.plots import COLOURS, MARKERS, new_panels, save_figure
+from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_panels, save_figure
 from sparsebert.report.wording import Record, machine_text, threads_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def curve_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
-    """PNG of all methods on one task. Raises ValueError where its dense runs or its speeds are missing."""
-    records = list(records)
+    """Write :func:`curve_figure` to a file. Raises ValueError as it does, and as `save_figure`."""
+    save_figure(curve_figure(records), path)
+
+
+def curve_pictures(records: Sequence[Record]) -> list[Picture]:
+    """One, where the records hold the dense runs and a speed."""
+    found, dense, timed = _shown(records)
+    if dense is None or not timed:
+        return []
+    methods = ", ".join(dict.fromkeys(NAMES[point.label] for point in found if point is not dense))
+    alt = (
+        f"Above, {metrics.primary(dense.task)} on {dense.task} against sparsity, beside the dense model: "
+        f"{methods}. Below, the measured speed of the same tickets. The tables of tickets hold the figures."
+    )
+    title = f"Tickets on {dense.task}: accuracy and speed against sparsity"
+    return [Picture(title, alt, functools.partial(curve_figure, records))]
+
+
+def _shown(records: Sequence[Record]) -> tuple[list[Point], Point | None, list[Point]]:
+    """All points, the dense one, and those whose speed is known."""
     found = points(records, "curve", "learned")
     dense = next((point for point in found if point.label == "dense"), None)
-    timed = [point for point in found if point.speed]
+    return found, dense, [point for point in found if point.speed]
+
+
+def curve_figure(records: Iterable[Record]) -> Figure:
+    """All methods on one task. Raises ValueError where its dense runs or its speeds are missing."""
+    records = list(records)
+    found, dense, timed = _shown(records)
     if dense is None or not timed:
         raise ValueError("nothing to plot: no dense runs, or no speed measured, among the records")
     figure, (top, bottom) = new_panels(2, ratios=(2, 1), size=(10, 6.2))
@@ -60,7 +88,7 @@ def curve_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
         f"batch {workload['batch']}, up to {max(workload['lengths'])} tokens"
     )
     figure.supxlabel(note, fontsize=7, color="0.35", x=0.01, ha="left")
-    save_figure(figure, path)
+    return figure
 
 
 def _style(number: int) -> dict[str, Any]:

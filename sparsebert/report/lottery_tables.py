@@ -16,7 +16,9 @@ from sparsebert.report.wording import (
     megabytes,
     ratio_text,
     rival_name,
+    span_text,
     threads_text,
+    versions_text,
 )
 
 NAMES = {
@@ -62,7 +64,7 @@ class Point:
 
 def points(records: Iterable[Record], *parts: str) -> list[Point]:
     """Methods in the order of `NAMES`, each by sparsity; the records' own order decides within a task."""
-    records = [row for row in records if row["part"] in parts]
+    records = [row for row in records if row.get("part") in parts]
     speeds = {
         (row["label"], _share(row, row["ticket"]["sparsity"])): row
         for row in records
@@ -92,7 +94,7 @@ def points(records: Iterable[Record], *parts: str) -> list[Point]:
 def curve_tables(records: Iterable[Record]) -> list[Table]:
     """Accuracy of each ticket on its task, the verdict against the dense model, and its measured speed."""
     records = list(records)
-    return _accuracy_tables(records, points(records, "curve"))
+    return _accuracy_tables("Tickets", records, points(records, "curve"))
 
 
 def learned_tables(records: Iterable[Record]) -> list[Table]:
@@ -102,18 +104,18 @@ def learned_tables(records: Iterable[Record]) -> list[Table]:
         return []
     beside = ("imp", "one-shot", "snip")
     found = [point for point in points(records, "curve", "learned") if point.label not in beside]
-    return _accuracy_tables(records, found)
+    return _accuracy_tables("Learned and structured tickets", records, found)
 
 
-def _accuracy_tables(records: Sequence[Record], found: Sequence[Point]) -> list[Table]:
-    dense = next((point for point in found if point.label == "dense"), None)
-    if dense is None:
+def _accuracy_tables(what: str, records: Sequence[Record], found: Sequence[Point]) -> list[Table]:
+    if not found:
         return []
+    dense = next((point for point in found if point.label == "dense"), None)
     rows = tuple(
         (
             f"{NAMES[point.label]} {point.sparsity:.0%}" if point.sparsity else NAMES[point.label],
             share_text(point.summary),
-            MISSING if point is dense else metrics.verdict(dense.values, point.values).verdict,
+            _verdict(point, dense),
             *_speed_cells(point.speed),
         )
         for point in found
@@ -132,8 +134,9 @@ def _accuracy_tables(records: Sequence[Record], found: Sequence[Point]) -> list[
             notes.append(BUSY_NOTE)
     notes += _found_note(found)
     notes += _search_note(records, {point.label for point in found})
-    columns = ("ticket", metrics.primary(dense.task), "verdict", *_speed_columns(measured), "weights MB")
-    return [Table(f"Tickets of {_model(records)} on {dense.task}", columns, rows, tuple(notes))]
+    columns = ("ticket", metrics.primary(found[0].task), "verdict", *_speed_columns(measured), "weights MB")
+    title = f"{what} of {_model(records)} on {found[0].task}"
+    return [Table(title, columns, rows, tuple(notes))]
 
 
 def transfer_tables(records: Iterable[Record]) -> list[Table]:
@@ -159,6 +162,12 @@ def share_text(summary: metrics.Summary) -> str:
     """Mean and, of several seeds, standard deviation, in per cent."""
     spread = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
     return f"{100 * summary.mean:.1f}{spread}"
+
+
+def _verdict(point: Point, dense: Point | None) -> str:
+    if dense is None or point is dense:
+        return MISSING
+    return metrics.verdict(dense.values, point.values).verdict
 
 
 def _share(row: Record, sparsity: float) -> float:
@@ -187,10 +196,9 @@ def _model(records: Sequence[Record]) -> str:
 def _training_note(records: Sequence[Record], *parts: str) -> str:
     rounds = [row for row in records if row["kind"] == "round" and row["part"] in parts]
     seeds = sorted({row["seed"] for row in rounds})
-    versions = ", ".join(f"{name} {version}" for name, version in rounds[-1]["versions"].items())
     return (
         f"In per cent: mean ± standard deviation (n - 1) over the seeds {', '.join(map(str, seeds))}; "
-        f"{_steps_text(rounds)} steps a round. {versions}."
+        f"{_steps_text(rounds)} steps a round. {versions_text(rounds[-1]['versions'])}."
     )
 
 
@@ -224,14 +232,9 @@ def _search_note(records: Iterable[Record], labels: Collection[str]) -> list[str
         return []
     drawn, saved = ([search[name] for search in searches] for name in ("drawn_at", "saved"))
     return [
-        f"Early-Bird drew its tickets after {_span(drawn, 'd')} of {searches[0]['steps']} steps, "
-        f"{_span(saved, '.0%')} of a search saved."
+        f"Early-Bird drew its tickets after {span_text(drawn, 'd')} of {searches[0]['steps']} steps, "
+        f"{span_text(saved, '.0%')} of a search saved."
     ]
-
-
-def _span(values: Sequence[float], form: str) -> str:
-    low, high = (format(value, form) for value in (min(values), max(values)))
-    return low if low == high else f"{low} to {high}"
 
 
 def _steps_text(rounds: Iterable[Record]) -> str:

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sparsebert.report.table import Table
-from sparsebert.report.tables import goal_tables
 from sparsebert.report.wording import Record, machine_text
 
 _COLUMNS = ("method", "trained parameters", "between steps", "peak of a step", "kept for a task")
 
 
 def memory_tables(records: Iterable[Record]) -> list[Table]:
-    """The latest of each method, a table for each part of a model, and the figures that have a limit."""
-    records = list(records)
+    """The latest of each method, a table for each part of a model."""
     parts: dict[str, dict[str, Record]] = {}
     for row in records:
         if row["kind"] == "memory":
             parts.setdefault(row["part"], {})[row["side"]] = row
-    return [*(_table(part, sides) for part, sides in parts.items()), *goal_tables(records)]
+    return [_table(part, sides) for part, sides in parts.items()]
 
 
 def _table(part: str, sides: dict[str, Record]) -> Table:

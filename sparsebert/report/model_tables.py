@@ -113,18 +113,26 @@ def _bench_notes(records: Sequence[Record], environment: Record, workload: Recor
 
 def sweep_tables(records: Iterable[Record]) -> list[Table]:
     """One table a workload, one row a ticket: the sparse side against every rival. Skips other kinds."""
+    return [_sweep_table(title, sorted(runs, key=_by_ticket)) for title, runs in _by_workload(records)]
+
+
+def sweeps(records: Iterable[Record]) -> list[list[Record]]:
+    """The latest "bench" records of each workload that several tickets were measured on."""
+    return [
+        [row for run in runs for row in run.values()] for _, runs in _by_workload(records) if len(runs) > 1
+    ]
+
+
+def _by_workload(records: Iterable[Record]) -> list[tuple[str, list[dict[str, Record]]]]:
+    """Each workload's title, and of each ticket that the sparse side ran there the latest record by side."""
     workloads: dict[tuple[str, str], dict[tuple[str, ...], dict[str, Record]]] = {}
     for record in records:
         if record["kind"] == "bench":
             title = workload_title(record["workload"])
             runs = workloads.setdefault((record["environment"]["cpu"], title), {})
             runs.setdefault(_run_of(record), {})[record["provider"]] = record
-    tables = []
-    for (_, title), runs in workloads.items():
-        sides = [run for run in runs.values() if "sparse" in run]
-        if sides:
-            tables.append(_sweep_table(title, sorted(sides, key=_by_ticket)))
-    return tables
+    sparse = {key: [run for run in runs.values() if "sparse" in run] for key, runs in workloads.items()}
+    return [(title, runs) for (_, title), runs in sparse.items() if runs]
 
 
 def _by_ticket(run: dict[str, Record]) -> tuple[bool, str, float]:

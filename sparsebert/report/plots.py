@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import io
 import itertools
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsebert.report.wording import granularity_text, machine_text, threads_text
+from sparsebert.report.model_tables import sweeps
+from sparsebert.report.wording import granularity_text, machine_text, span_text, threads_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +26,30 @@ Record = dict[str, Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v")
 BASELINE_NAMES = {"onednn": "oneDNN", "eager": "eager"}
+ENDINGS = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that records allow: its title, what it shows in words, and how it is drawn.
+
+    ``draw`` raises ValueError as :func:`require_matplotlib`.
+    """
+
+    title: str
+    alt: str
+    draw: Callable[[], Figure]
+
+    def png(self) -> bytes:
+        content = io.BytesIO()
+        self.draw().savefig(content, format="png")
+        return content.getvalue()
+
+
+def require_matplotlib() -> None:
+    """Raise ValueError where matplotlib is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("plots need matplotlib: pip install 'sparsebert[report]'")
 
 
 def break_even(points: Sequence[tuple[float, float]]) -> float | None:
@@ -37,7 +66,12 @@ def break_even(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def speedup_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
-    """PNG of our speed-up against sparsity for each granularity: oneDNN (full line) and eager (dashed).
+    """Write :func:`speedup_figure` to a file. Raises ValueError as it does, and as :func:`save_figure`."""
+    save_figure(speedup_figure(records), path)
+
+
+def speedup_figure(records: Iterable[Record]) -> Figure:
+    """Our speed-up against sparsity for each granularity: oneDNN (full line) and eager (dashed).
 
     Band: p20 to p80 of the paired ratios. Break-even against oneDNN is marked where the points cross it.
     Raises ValueError where the records hold no figures of the sparse side, or matplotlib is missing.
@@ -56,13 +90,31 @@ def speedup_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> Non
     axes.minorticks_off()
     axes.set_xlabel("sparsity of the pruned matrices (%)")
     axes.set_ylabel("speed-up of the whole model")
-    first = ours[0]
-    workload = first["workload"]
-    size = f"batch {workload['batch']}, {max(workload['lengths'])} tokens"
-    axes.set_title(f"{workload['model']}, {size}, {workload['dtype']}", loc="left")
-    axes.legend(frameon=False, loc="upper left")
+    axes.set_title(_size_text(ours[0]["workload"]), loc="left")
+    axes.legend(frameon=False, loc="best")
     _footnote(figure, ours)
-    save_figure(figure, path)
+    return figure
+
+
+def speedup_pictures(records: Sequence[Record]) -> list[Picture]:
+    """One for each workload of :func:`sparsebert.report.model_tables.sweeps`."""
+    pictures = []
+    for rows in sweeps(records):
+        ours = [row for row in rows if row["provider"] == "sparse"]
+        if any(row["ratio"].keys() & BASELINE_NAMES.keys() for row in ours):
+            names = ", ".join(_by_granularity(ours))
+            shares = span_text((row["ticket"]["sparsity"] for row in ours), ".0%")
+            alt = (
+                f"Speed-up against sparsity, {names}, {shares}. The table of this workload holds the figures."
+            )
+            title = f"Speed-up: {_size_text(ours[0]['workload'])}"
+            pictures.append(Picture(title, alt, functools.partial(speedup_figure, rows)))
+    return pictures
+
+
+def _size_text(workload: Record) -> str:
+    size = f"batch {workload['batch']}, {max(workload['lengths'])} tokens"
+    return f"{workload['model']}, {size}, {workload['dtype']}"
 
 
 def _by_granularity(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -118,11 +170,10 @@ def new_panels(
 ) -> tuple[Figure, Sequence[Axes]]:
     """The same with so many panels, one above the other, that share their x; `ratios`: of their heights;
     `size`: inches."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("plots need matplotlib: pip install 'sparsebert[report]'") from None
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(count, 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0])
@@ -142,15 +193,27 @@ def _footnote(figure: Figure, records: Sequence[Record]) -> None:
     figure.supxlabel(text, fontsize=7, color="0.35", x=0.01, ha="left")
 
 
+def require_ending(path: Path) -> None:
+    """Raise ValueError for a name that does not end as a picture's."""
+    if path.suffix.lower() not in ENDINGS:
+        raise ValueError(
+            f"cannot draw {path}: a picture's name ends with {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
+        )
+
+
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a PNG, whole or not at all. Raises ValueError where the folder does not exist."""
+    """Write a picture in the format of the name's ending, whole or not at all.
+
+    Raises ValueError for an ending that is none of ``ENDINGS``, and where the folder does not exist.
+    """
     target = Path(path)
+    require_ending(target)
     if not target.parent.is_dir():
         raise ValueError(f"cannot write {target}: the folder {target.parent} does not exist")
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".png", dir=target.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.close(descriptor)
     try:
-        figure.savefig(name, format="png")
+        figure.savefig(name, format=target.suffix[1:].lower())
         os.chmod(name, 0o644)
         os.replace(name, target)
     except BaseException:

@@ -5,8 +5,8 @@ A table stands between two markers and is never typed:
     <!-- results: layers benchmarks/results/layers.jsonl -->
     <!-- /results -->
 
-The first word is the kind of table (`KINDS`), the second the result file, relative to the document. The kind
-`text` shows a file as it is, e.g. what a command printed.
+The first word is the kind of table (`sparsebert.report.kinds.KINDS`), the second the result file, relative to
+the document. The kind `text` shows a file as it is, e.g. what a command printed.
 """
 
 from __future__ import annotations
@@ -16,35 +16,11 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sparsebert.bench.record import read
-from sparsebert.report.aot_tables import aot_tables
-from sparsebert.report.compaction_tables import compaction_tables
-from sparsebert.report.gpu_tables import gpu_tables
-from sparsebert.report.lottery_tables import curve_tables, learned_tables, transfer_tables
-from sparsebert.report.memory_tables import memory_tables
-from sparsebert.report.model_tables import bench_tables, sweep_tables
-from sparsebert.report.table import Table
-from sparsebert.report.tables import goal_tables, layer_tables, selection_tables, stack_tables
+from sparsebert.report.kinds import KINDS
 
-KINDS: dict[str, Callable[[list[dict[str, Any]]], list[Table]]] = {
-    "bench": bench_tables,
-    "models": sweep_tables,
-    "layers": layer_tables,
-    "goals": goal_tables,
-    "selection": selection_tables,
-    "stack": stack_tables,
-    "memory": memory_tables,
-    "aot": aot_tables,
-    "gpu": gpu_tables,
-    "lottery": curve_tables,
-    "learned": learned_tables,
-    "transfer": transfer_tables,
-    "compaction": compaction_tables,
-}
 DOCUMENTS = (Path("README.md"), Path("benchmarks/RESULTS.md"))
 BLOCK = re.compile(
     r"(<!-- results: (?P<kind>\S+) (?P<file>\S+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL
@@ -65,7 +41,7 @@ def render(text: str, folder: Path) -> str:
             )
         if kind not in KINDS:
             raise ValueError(f"unknown table {kind!r} in a results marker; known: text, {', '.join(KINDS)}")
-        tables = KINDS[kind](read(folder / file))
+        tables = KINDS[kind].tables(read(folder / file))
         if not tables:
             raise ValueError(f"{file} holds no records for a table of kind {kind!r}")
         body = "\n\n".join(table.markdown() for table in tables)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -11,18 +12,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, first column left-aligned, notes below."""
+    """Cells as text, notes below. All columns but the first are aligned right, unless they are ``prose``."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    prose: bool = False
 
     def markdown(self) -> str:
         """GitHub's table syntax; title and notes as paragraphs around it."""
         lines = [f"**{self.title}**", ""] if self.title else []
         lines.append("| " + " | ".join(self.columns) + " |")
-        lines.append("|" + "|".join([" --- "] + [" ---: "] * (len(self.columns) - 1)) + "|")
+        other = " --- " if self.prose else " ---: "
+        lines.append("|" + "|".join([" --- "] + [other] * (len(self.columns) - 1)) + "|")
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
         # Two spaces end a line in markdown.
         lines += ["", *(f"{note}  " for note in self.notes)] if self.notes else []
@@ -38,7 +41,8 @@ class Table:
         shown = turned if turned.width < self.width and width < self.width else self
         table = RichTable()
         for index, column in enumerate(shown.columns):
-            table.add_column(Text(column), justify="left" if index == 0 else "right")
+            left = index == 0 or shown.prose
+            table.add_column(Text(column), justify="left" if left else "right", overflow="fold")
         for row in shown.rows:
             table.add_row(*(Text(cell) for cell in row))
         # Around the table, not as its title and caption: these are squeezed into the table's width.
@@ -47,7 +51,23 @@ class Table:
     def transposed(self) -> Table:
         """Columns as rows."""
         columns, *rows = zip(self.columns, *self.rows, strict=True)
-        return Table(self.title, columns, tuple(rows), self.notes)
+        return Table(self.title, columns, tuple(rows), self.notes, self.prose)
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON values: the fields of a "report" record."""
+        return {
+            "title": self.title,
+            "columns": list(self.columns),
+            "rows": [list(row) for row in self.rows],
+            "notes": list(self.notes),
+            "prose": self.prose,
+        }
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Table:
+        """The table that :meth:`record` gave."""
+        rows = tuple(map(tuple, record["rows"]))
+        return cls(record["title"], tuple(record["columns"]), rows, tuple(record["notes"]), record["prose"])
 
     @property
     def width(self) -> int:

@@ -96,8 +96,7 @@ def goal_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def selection_tables(records: Iterable[Record]) -> list[Table]:
-    """The latest of each way to choose the highest scores, and the figures that have a limit."""
-    records = list(records)
+    """The latest of each way to choose the highest scores."""
     sides = {(row["side"], row["tied"]): row for row in records if row["kind"] == "selection"}
     if not sides:
         return []
@@ -119,5 +118,4 @@ def selection_tables(records: Iterable[Record]) -> list[Table]:
     ]
     if any(row["busy"] for row in sides.values()):
         notes.append(BUSY_NOTE)
-    table = Table("Choosing weights", ("by", "seconds", "peak memory", "kept"), rows, tuple(notes))
-    return [table, *goal_tables(records)]
+    return [Table("Choosing weights", ("by", "seconds", "peak memory", "kept"), rows, tuple(notes))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Record = dict[str, Any]
@@ -75,6 +76,28 @@ def ratio_value(value: float, doubt: str = "") -> str:
 def reached(passed: bool | None) -> str:
     """Cell of a verdict; None where no limit was set."""
     return MISSING if passed is None else "yes" if passed else "NO"
+
+
+def mean_text(mean: float, std: float | None) -> str:
+    """``0.8532 ± 0.0041``; without the deviation where there is one seed."""
+    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
+
+
+def mean_and_verdict(summary: Mapping[str, Any]) -> str:
+    """``0.8532 ± 0.0041 winning``, of the fields that :func:`sparsebert.metrics.summarise` gives."""
+    return " ".join(filter(None, (mean_text(summary["mean"], summary["std"]), summary.get("verdict"))))
+
+
+def versions_text(versions: Mapping[str, str | None]) -> str:
+    """``sparsebert 0.1.0, torch 2.13.0``; what is not installed is left out."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+
+
+def span_text(values: Iterable[float], form: str) -> str:
+    """``60 to 110``, or one number where they are all the same."""
+    values = list(values)
+    low, high = (format(value, form) for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def rate(value: float) -> str:

@@ -74,3 +74,14 @@ def test_without_task_data_it_says_so(
     monkeypatch.setattr("sys.argv", ["lottery", "--data", "/nowhere"])
     assert main() == 2
     assert "no task data" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_hours_of_work(
+    trained: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.argv", ["lottery", "--data", str(tmp_path), "--plot", "curve.jpg"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "--plot: cannot draw curve.jpg: a picture's name ends with" in capsys.readouterr().err
+    assert trained == []

@@ -19,6 +19,14 @@ def size(least: int, exact: int, stored: int, accuracy: float) -> dict[str, Any]
     }
 
 
+def measured(bench_record: Any) -> list[dict[str, Any]]:
+    workload = bench_record()["workload"] | {"model": "tiny"}
+    return [
+        bench_record(0.97, name, workload=workload, min_row_weights=0)
+        for name in ("sparse", "compact", "onednn", "eager")
+    ]
+
+
 def test_sizes_stand_beside_accuracy_and_what_was_published() -> None:
     (table,) = compaction_tables([size(0, 500, 520, 0.8), size(10, 250, 250, 0.75)])
     assert table.rows == (
@@ -28,13 +36,21 @@ def test_sizes_stand_beside_accuracy_and_what_was_published() -> None:
 
 
 def test_sides_of_one_batch_and_length_share_a_row(bench_record: Any) -> None:
-    sides = [
-        bench_record(0.97, name) | {"min_row_weights": 0} for name in ("sparse", "compact", "onednn", "eager")
-    ]
+    sides = measured(bench_record)
     _, speeds = compaction_tables([size(0, 500, 520, 0.8), *sides])
     ((rule, batch, _, *figures),) = speeds.rows
     assert (rule, batch) == ("what is empty (exact)", str(sides[0]["workload"]["batch"]))
     assert len(figures) == 7
+
+
+def test_models_have_tables_of_their_own(bench_record: Any) -> None:
+    other = size(0, 500, 520, 0.9) | {"model": "other"}
+    tables = compaction_tables([size(0, 500, 520, 0.8), *measured(bench_record), other])
+    assert [table.title for table in tables] == [
+        "Removal: tiny on sst2, SMP-S",
+        "Speed after removal, whole model, fp32",
+        "Removal: other on sst2, SMP-S",
+    ]
 
 
 def test_without_sizes_there_is_no_table(bench_record: Any) -> None:

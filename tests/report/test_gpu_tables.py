@@ -3,8 +3,8 @@
 import pytest
 
 from sparsebert.report.gpu_goals import GOALS
-from sparsebert.report.gpu_plots import marks, roofline_plot
-from sparsebert.report.gpu_tables import gpu_tables
+from sparsebert.report.gpu_plots import marks, roofline_pictures, roofline_plot
+from sparsebert.report.gpu_tables import failure_tables, gpu_tables
 
 DEVICE = {"name": "NVIDIA H200", "dry_run": False, "l2_bytes": 60e6}
 ENVIRONMENT = {"versions": {"torch": "2.11", "triton": "3.6.0"}}
@@ -156,6 +156,29 @@ def test_the_picture_needs_limits_and_layers(tmp_path):
         roofline_plot([layer()], tmp_path / "gpu.png")
     with pytest.raises(ValueError, match="no layer"):
         roofline_plot([limits()], tmp_path / "gpu.png")
+
+
+def test_a_picture_a_device_that_has_both():
+    other, dry = ({**DEVICE, "name": "H100"}, {**DEVICE, "name": "CPU", "dry_run": True})
+    rows = [limits(), layer(), layer(device=other), layer(device=dry)]
+    (picture,) = roofline_pictures(rows)
+    assert picture.title == "Achieved against possible: NVIDIA H200"
+    assert picture.alt == (
+        "Useful TFLOP/s of 1 measured layers under the roofline of NVIDIA H200, packed in blocks of 64x64."
+    )
+
+
+def test_what_failed_is_said_but_not_of_a_dry_run():
+    failed = {
+        "kind": "gpu_failed",
+        "point": {"key": "layer a"},
+        "reason": "RuntimeError: no\nmore",
+        "device": DEVICE,
+    }
+    dry = failed | {"device": {**DEVICE, "dry_run": True}}
+    (table,) = failure_tables([failed, dry, layer()])
+    assert table.rows == (("layer a", "RuntimeError: no"),)
+    assert failure_tables([dry]) == []
 
 
 def test_goals_are_named_apart():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sparsebert.report.lottery_plots import curve_plot
+from sparsebert.report.lottery_plots import curve_pictures, curve_plot
 from sparsebert.report.lottery_tables import curve_tables, learned_tables, points, transfer_tables
 
 
@@ -109,6 +109,14 @@ def test_the_picture_is_drawn_whole_or_not_at_all(tmp_path: Path, bench_record: 
     rows = [*DENSE, *rounds("imp", 0.7, [0.81, 0.82, 0.83])]
     with pytest.raises(ValueError, match="no speed measured"):
         curve_plot(rows, tmp_path / "curve.png")
+    assert curve_pictures(rows) == []
     assert not list(tmp_path.iterdir())
     curve_plot([*rows, bench_record(0.7) | {"part": "curve", "label": "imp"}], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_says_in_words_what_it_shows(bench_record: Any) -> None:
+    rows = [*DENSE, *rounds("imp", 0.7, [0.81]), bench_record(0.7) | {"part": "curve", "label": "imp"}]
+    (picture,) = curve_pictures(rows)
+    assert picture.title == "Tickets on sst2: accuracy and speed against sparsity"
+    assert "accuracy on sst2 against sparsity, beside the dense model: IMP. Below" in picture.alt

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.goals import goal
 from sparsebert.bench.environment import detect
 from sparsebert.bench.record import Record, stamp
 from sparsebert.report.memory_tables import memory_tables
@@ -34,13 +33,7 @@ def test_a_row_a_method() -> None:
     assert "Density 10%, batch 8, 128 tokens" in table.notes[0]
 
 
-def test_parts_are_kept_apart_and_the_figure_follows() -> None:
-    environment = detect().record()
-    figure = goal("a step", 0.6, must=0.7, aim=0.6, unit="x", environment=environment, at_most=True)
-    tables = memory_tables([row("smp"), row("smp", "its encoder"), figure, {"kind": "environment"}])
-    assert [table.title for table in tables] == [
-        "Training memory, BERT-base",
-        "Training memory, its encoder",
-        "Goals",
-    ]
+def test_parts_are_kept_apart() -> None:
+    tables = memory_tables([row("smp"), row("smp", "its encoder"), {"kind": "environment"}])
+    assert [table.title for table in tables] == ["Training memory, BERT-base", "Training memory, its encoder"]
     assert memory_tables([{"kind": "environment"}]) == []

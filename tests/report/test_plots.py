@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from sparsebert.report.plots import break_even, speedup_plot
+from sparsebert.report.plots import break_even, speedup_pictures, speedup_plot
 
 pytest.importorskip("matplotlib")
 
@@ -44,6 +44,34 @@ def test_a_sweep_becomes_a_png(bench_record, tmp_path):
     assert width > 800
     assert height > 500
     assert [file.name for file in tmp_path.iterdir()] == ["plot.png"]
+
+
+@pytest.mark.parametrize(("name", "start"), [("p.svg", b"<?xml"), ("p.pdf", b"%PDF"), ("p.PNG", b"\x89PNG")])
+def test_the_ending_decides_the_format(bench_record, tmp_path, name, start):
+    speedup_plot([bench_record()], tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_another_ending_is_refused_and_nothing_written(bench_record, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"cannot draw .*plot\.jpg: a picture's name ends with .png, .svg or .pdf"
+    ):
+        speedup_plot([bench_record()], tmp_path / "plot.jpg")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_for_each_workload_that_several_tickets_were_measured_on(bench_record):
+    one, other, third = (
+        bench_record(0.7),
+        bench_record(0.9),
+        bench_record(0.9, workload={**bench_record()["workload"], "batch": 8}),
+    )
+    (picture,) = speedup_pictures([one, other, third])
+    assert picture.title == "Speed-up: bert-base, batch 1, 128 tokens, float32"
+    assert picture.alt.startswith("Speed-up against sparsity, element, 70% to 90%.")
+    assert picture.png().startswith(b"\x89PNG")
+    against_others = [bench_record(share, ratio={"onnxruntime": {"median": 2.0}}) for share in (0.7, 0.9)]
+    assert speedup_pictures(against_others) == []
 
 
 def test_one_point_is_enough(bench_record, tmp_path):

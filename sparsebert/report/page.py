@@ -1,0 +1,116 @@
+"""A report as one page of HTML or of markdown: tables, pictures, and where the records come from."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsebert.report.kinds import Section
+from sparsebert.report.plots import Picture, require_matplotlib
+from sparsebert.report.table import Table
+from sparsebert.report.wording import Record, machine_text, versions_text
+
+TEMPLATE = "page.html"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page shows, made of these records."""
+
+    title: str
+    records: Sequence[Record]
+    sections: Sequence[Section]
+
+    @property
+    def tables(self) -> list[Table]:
+        """In the order of the page."""
+        return [table for section in self.sections for table in section.tables]
+
+    @property
+    def dates(self) -> str:
+        """First and last day on which the records were made (UTC)."""
+        return _days(self.records)
+
+    @property
+    def origins(self) -> list[str]:
+        """Machines and versions, each with revisions of sparsebert, the number of records and their days."""
+        groups: dict[str, list[Record]] = {}
+        for row in self.records:
+            groups.setdefault(_origin(row), []).append(row)
+        counts = {
+            origin: "1 record" if len(rows) == 1 else f"{len(rows)} records"
+            for origin, rows in groups.items()
+        }
+        return [
+            f"{origin}{_revisions(rows)}: {counts[origin]}, {_days(rows)}" for origin, rows in groups.items()
+        ]
+
+    def markdown(self) -> str:
+        """Without pictures: a file of text cannot hold them."""
+        origins = "\n".join(f"- {origin}" for origin in self.origins)
+        head = f"# {self.title}\n\nRecords of {self.dates} (UTC):\n\n{origins}"
+        return "\n\n".join([head, *(table.markdown() for table in self.tables)]) + "\n"
+
+    def html(self) -> str:
+        """One page that needs nothing else. Raises ValueError as :func:`require_renderer`."""
+        require_renderer()
+        import jinja2
+
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        lack = ""
+        if any(section.pictures for section in self.sections):
+            try:
+                require_matplotlib()
+            except ValueError as error:
+                lack = str(error)
+        shown = [
+            {"tables": section.tables, "pictures": [] if lack else list(map(_embedded, section.pictures))}
+            for section in self.sections
+        ]
+        return environment.get_template(TEMPLATE).render(report=self, sections=shown, lack=lack)
+
+
+def require_renderer() -> None:
+    """Raise ValueError where jinja2 is missing."""
+    if importlib.util.find_spec("jinja2") is None:
+        raise ValueError("a page of HTML needs jinja2: pip install 'sparsebert[report]'")
+
+
+def _embedded(picture: Picture) -> dict[str, str]:
+    data = base64.b64encode(picture.png()).decode()
+    return {"title": picture.title, "alt": picture.alt, "source": f"data:image/png;base64,{data}"}
+
+
+def _origin(row: Record) -> str:
+    """Machine and versions of a record, as far as it says them."""
+    environment: Record | None = row.get("environment")
+    if environment:
+        gpu = f", {environment['gpu']}" if environment["gpu"] else ""
+        own = {"Python": environment["python"], "sparsebert": environment["sparsebert"]}
+        return f"{machine_text(environment)}{gpu}, {versions_text(own)}"
+    if versions := row.get("versions"):
+        return f"machine not recorded, {versions_text(versions)}"
+    if "triton" in row:
+        return f"no machine plays a part, triton {row['triton']}"
+    return "machine and versions not recorded"
+
+
+def _revisions(rows: Iterable[Record]) -> str:
+    """Of source checkouts, oldest record first."""
+    found = dict.fromkeys((row.get("environment") or {}).get("revision") for row in rows)
+    revisions = [each for each in found if each]
+    return f" (revision {', '.join(revisions)})" if revisions else ""
+
+
+def _days(rows: Iterable[Record]) -> str:
+    days = sorted({row["timestamp"][:10] for row in rows if "timestamp" in row}) or ["no day recorded"]
+    return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
