@@ -216,7 +216,7 @@ def _found_note(found: Iterable[Point]) -> list[str]:
     """How far apart the tickets are whose sparsity a method finds itself."""
     apart: dict[str, list[str]] = {}
     for point in found:
-        if (found_between := span(point.sparsities, ".0%")) != f"{point.sparsity:.0%}":
+        if (found_between := span_text(point.sparsities, ".0%")) != f"{point.sparsity:.0%}":
             apart.setdefault(NAMES[point.label], []).append(found_between)
     return [f"Sparsities of {label} are means: of {', '.join(spans)}." for label, spans in apart.items()]
 
