@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -78,6 +79,18 @@ class Ticket:
     def layer_sparsity(self) -> dict[str, float]:
         """Share of pruned weights of each matrix."""
         return {key: (mask.numel() - _kept(mask)) / mask.numel() for key, mask in self.masks.items()}
+
+    @property
+    def digest(self) -> str:
+        """The same for tickets that prune the same, whatever their metadata say: "sha256:" and 64 digits."""
+        found = hashlib.sha256()
+        for masks in (self.masks, self.bias_masks):
+            for key, mask in sorted(masks.items()):
+                found.update(f"{key} {tuple(mask.shape)}\n".encode())
+                found.update(np.packbits(mask.numpy()).tobytes())
+        for module in sorted(self.removed):
+            found.update(f"{module} removed\n".encode())
+        return f"sha256:{found.hexdigest()}"
 
     def __repr__(self) -> str:
         method = self.metadata.get("method", "unknown method")

@@ -46,6 +46,28 @@ def ticket(*rows: list[int], **options: Any) -> Ticket:
     return Ticket({KEYS[0]: torch.tensor(rows, dtype=torch.bool)}, **options)
 
 
+class TestDigest:
+    @given(alike(2))
+    def test_it_is_the_same_for_what_prunes_the_same(self, both: list[Ticket]) -> None:
+        one, other = both
+        assert (one.digest == other.digest) == (one == other)
+        assert copy.deepcopy(one).digest == one.digest
+
+    def test_metadata_do_not_count_and_all_else_does(self) -> None:
+        plain = ticket([1, 0], [0, 1])
+        assert ticket([1, 0], [0, 1], metadata={"method": "snip"}).digest == plain.digest
+        bias = {KEYS[0]: torch.ones(2, dtype=torch.bool)}
+        empty = ticket([0, 0], [0, 0])
+        others = [
+            plain,
+            ticket([1, 0, 0, 1]),
+            ticket([1, 0], [0, 1], bias_masks=bias),
+            empty,
+            ticket([0, 0], [0, 0], removed=(KEYS[0],)),
+        ]
+        assert len({each.digest for each in others}) == len(others)
+
+
 class TestShares:
     def test_sparsity_counts_weights_and_not_matrices(self) -> None:
         small = torch.zeros(1, 2, dtype=torch.bool)

@@ -66,12 +66,14 @@ def rounds(
     """Records of the run's rounds: those that are known, else of a training. The ticket that this wants is
     found anew where its folder is gone, and must come out as it is known."""
     if run.name in known:
-        yield from (row for row in known[run.name] if row["kind"] == "round")
+        # What two parts have in common is trained once, and stands in each of them.
+        found = {row["round"]: row for row in known[run.name] if row["kind"] == "round"}
+        yield from (row | place(run) for row in found.values())
         return
     for source in sources():
         if source.name == run.ticket and not is_done(run, runs):
-            again = carry_out(source, runs, data)[-1]["ticket_sha256"]
-            if source.name in known and again != known[source.name][-1]["ticket_sha256"]:
+            again = carry_out(source, runs, data)[-1]["masks_sha256"]
+            if source.name in known and again != known[source.name][-1]["masks_sha256"]:
                 raise ValueError(f"{source.name} came out another ticket than the known one")
     yield from carry_out(run, runs, data)
 

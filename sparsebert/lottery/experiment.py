@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sized
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -154,15 +152,7 @@ class Request:
             "units": asdict(self.units),
             "training": asdict(self.training),
             "names": self.names,
-            "ticket": _digest(self.ticket) if self.ticket else None,
+            "ticket": self.ticket.digest if self.ticket else None,
             "distillation": asdict(self.distillation) if self.distillation else None,
             "processes": ranks.count(),
         }
-
-
-def _digest(ticket: Ticket) -> str:
-    digest = hashlib.sha256()
-    for key, mask in sorted(ticket.masks.items()):
-        digest.update(f"{key} {tuple(mask.shape)}\n".encode())
-        digest.update(np.packbits(mask.numpy()).tobytes())
-    return f"sha256:{digest.hexdigest()}"

@@ -20,6 +20,7 @@ Records are those of :mod:`sparsebert.bench.record` (``schema``, ``kind``, ``tim
     granularity, block_size, scope
     source, rewind, head          where the ticket came from, and what the round began with
     ticket, ticket_sha256         file, relative to the folder, and its digest
+    masks_sha256                  of what the ticket prunes (`Ticket.digest`), the same whatever its metadata
     search                        what a method's own search noted, where the ticket came from one
     steps, loss                   optimizer steps; training loss as it was logged last
     metrics                       of the validation data: name -> value

@@ -267,6 +267,7 @@ class _Run:
                 "head": self.method.head.value,
                 "ticket": str(self.folder.ticket(number).relative_to(self.folder.path)),
                 "ticket_sha256": digest(self.folder.ticket(number)),
+                "masks_sha256": ticket.digest,
                 "steps": trained.steps,
                 "search": ticket.metadata.get("search"),
                 "loss": trained.loss,

@@ -36,7 +36,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def carry_out(run: Run, runs: Path, data: Path) -> list[dict[str, Any]]:
         names.append(run.name)
-        return [{"run": run.name, "kind": "round", "ticket_sha256": f"of {run.name}"}]
+        return [{"run": run.name, "kind": "round", "masks_sha256": f"of {run.name}"}]
 
     monkeypatch.setattr(module, "carry_out", carry_out)
     return names
@@ -44,11 +44,28 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_what_a_results_file_holds_is_not_trained_again(trained: list[str], tmp_path: Path) -> None:
     run, other = list(curve(1))[:2]
-    row = {"run": run.name, "kind": "round", "sparsity": 0.0}
+    row = {
+        "run": run.name,
+        "kind": "round",
+        "round": 0,
+        "sparsity": 0.0,
+        "part": run.part,
+        "label": run.label,
+    }
     known = {run.name: [row, {"run": run.name, "kind": "bench"}]}
     assert list(rounds(run, known, tmp_path, tmp_path)) == [row]
     assert [row["run"] for row in rounds(other, known, tmp_path, tmp_path)] == [other.name]
     assert trained == [other.name]
+
+
+def test_what_two_parts_have_in_common_stands_once_in_each(trained: list[str], tmp_path: Path) -> None:
+    alone = next(run for run in curve(1) if run.label == "dense")
+    moved = next(run for run in targets() if run.name == alone.name)
+    row = {"run": alone.name, "kind": "round", "round": 0}
+    known = {alone.name: [row | {"part": run.part, "label": run.label} for run in (alone, moved, alone)]}
+    for run in (alone, moved):
+        assert [each["part"] for each in rounds(run, known, tmp_path, tmp_path)] == [run.part]
+    assert trained == []
 
 
 def test_the_committed_results_are_those_of_the_runs() -> None:
@@ -60,10 +77,10 @@ def test_the_committed_results_are_those_of_the_runs() -> None:
 def test_a_ticket_that_is_found_again_must_be_the_known_one(trained: list[str], tmp_path: Path) -> None:
     target = next(run for run in targets() if run.ticket)
     assert target.ticket is not None
-    known = {target.ticket: [{"kind": "round", "ticket_sha256": f"of {target.ticket}"}]}
+    known = {target.ticket: [{"kind": "round", "masks_sha256": f"of {target.ticket}"}]}
     list(rounds(target, known, tmp_path, tmp_path))
     assert trained == [target.ticket, target.name]
-    known[target.ticket][0]["ticket_sha256"] = "of another machine"
+    known[target.ticket][0]["masks_sha256"] = "of another machine"
     with pytest.raises(ValueError, match="came out another ticket"):
         list(rounds(target, known, tmp_path, tmp_path))
 
