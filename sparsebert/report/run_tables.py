@@ -145,15 +145,22 @@ def _whose(
 
 
 def _search_text(row: Record) -> str:
-    """What a draw before the end of a round saved; nothing of a round without one."""
+    """How a search or a choice went that a ticket came from; nothing of a round without one."""
     search = row.get("search")
-    if not isinstance(search, dict) or "drawn_at" not in search:
+    if not search:
         return ""
-    unsettled = "" if search["settled"] else ", though its mask had not settled"
-    return (
-        f"seed {row['seed']}: ticket drawn after {search['drawn_at']} of {search['steps']} steps, "
-        f"{search['saved']:.0%} of the search saved{unsettled}"
-    )
+    if isinstance(search, list):
+        whole = search[0]["metric"]
+        found = f"{len(search) - 1} smaller tickets tried; the whole model's metric there was {whole:.4f}"
+    elif "drawn_at" in search:
+        unsettled = "" if search["settled"] else ", though its mask had not settled"
+        found = (
+            f"ticket drawn after {search['drawn_at']} of {search['steps']} steps, "
+            f"{search['saved']:.0%} of the search saved{unsettled}"
+        )
+    else:
+        found = f"masks of step {search['step']} chosen, by {search['metric']:.4f} on the validation data"
+    return f"seed {row['seed']}: {found}"
 
 
 def _over_seeds(rounds: Sequence[Record]) -> Iterator[Record]:

@@ -155,12 +155,27 @@ def test_a_seed_that_is_there_twice_counts_as_it_was_last() -> None:
     assert run_tables(rows)[-1].rows[0][3] == "0.8000"
 
 
-def test_an_early_ticket_says_what_it_saved() -> None:
-    search = {"drawn_at": 60, "steps": 300, "saved": 0.8, "settled": False}
-    (table,) = run_tables(rounds("early-bird", [0.5], [0.8], search=search))
-    assert table.notes[1] == (
-        "seed 1: ticket drawn after 60 of 300 steps, 80% of the search saved, though its mask had not settled"
-    )
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        (
+            {"drawn_at": 60, "steps": 300, "saved": 0.8, "settled": False},
+            "ticket drawn after 60 of 300 steps, 80% of the search saved, though its mask had not settled",
+        ),
+        (
+            {"drawn_at": 60, "steps": 300, "saved": 0.8, "settled": True},
+            "ticket drawn after 60 of 300 steps, 80% of the search saved",
+        ),
+        (
+            [{"sparsity": 0.0, "metric": 0.8}, {"sparsity": 0.1, "metric": 0.75}],
+            "1 smaller tickets tried; the whole model's metric there was 0.8000",
+        ),
+        ({"step": 2000, "metric": 0.81}, "masks of step 2000 chosen, by 0.8100 on the validation data"),
+    ],
+)
+def test_it_is_said_how_a_ticket_was_found(search: Any, said: str) -> None:
+    (table,) = run_tables(rounds("smp", [0.5], [0.8], search=search))
+    assert table.notes[1] == f"seed 1: {said}"
 
 
 def cell(source: str, task: str, **changes: Any) -> dict[str, Any]:
