@@ -219,17 +219,17 @@ class TestForAGpuThatIsNotHere:
 
 @needs_native
 class TestMeasurement:
-    def test_turns_a_layer_that_is_slower_dense(self, timed: Callable[..., list[int]]) -> None:
+    def test_leaves_a_layer_dense_that_gains_next_to_nothing(self, timed: Callable[..., list[int]]) -> None:
         timed(LEAST_SPEEDUP - 0.01)
         (layer,) = plan(*model_with(random_mask(0.1))).layers
         assert layer.format == "dense"
-        assert layer.reason == "element measured 0.97x dense"
-        assert layer.measured_us == layer.dense_us == pytest.approx(970)
+        assert layer.reason == "element measured 1.04x dense, less than 1.05x"
+        assert layer.measured_us == layer.dense_us == pytest.approx(1040)
 
-    def test_keeps_a_layer_within_two_percent(self, timed: Callable[..., list[int]]) -> None:
+    def test_takes_a_layer_that_gains(self, timed: Callable[..., list[int]]) -> None:
         timed(LEAST_SPEEDUP + 0.01)
         (layer,) = plan(*model_with(random_mask(0.1))).layers
-        assert (layer.format, layer.measured_us, layer.dense_us) == ("element", 1000, 990)
+        assert (layer.format, layer.measured_us, layer.dense_us) == ("element", 1000, pytest.approx(1060))
 
     def test_keeps_trainable_layers_sparse(self, timed: Callable[..., list[int]]) -> None:
         timed(0.5)
