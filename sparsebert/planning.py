@@ -25,9 +25,9 @@ from sparsebert_kernels.cuda.timing import paired as paired_on_gpu
 from sparsebert_kernels.names import unknown
 from sparsebert_kernels.tuning import Paired, paired
 
-# What a sparse layer has to gain over prepacked dense, in paired medians. Timings scatter by some per cent, and
-# models call their layers with other numbers of tokens than the plan was made for: a whole model of layers that
-# were timed as equal came out 4 % slower than dense.
+# What a sparse layer has to gain over prepacked dense, in paired medians. Timings scatter by some per cent,
+# and models call their layers with other numbers of tokens than the plan was made for: a whole model of
+# layers that were timed as equal came out 4 % slower than dense.
 LEAST_SPEEDUP = 1.05
 # Layers of a shape and format are timed together while their stored weights differ by less than this factor.
 CLASS_WIDTH = 1.25
