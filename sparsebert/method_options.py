@@ -32,7 +32,9 @@ class MethodOptions:
     step: Annotated[
         float | None, typer.Option(help="share of weights pruned in a round: 0.1; super-tickets 0.05")
     ] = None
-    batches: Annotated[int | None, typer.Option(help="batches to look at: SNIP 8, importance 32")] = None
+    batches: Annotated[int | None, typer.Option(help="batches of training data to look at: 32, SNIP 8")] = (
+        None
+    )
     accumulate: Annotated[
         bool | None,
         typer.Option("--accumulate", help="importance: gradients of masks never cleared, as published"),
