@@ -81,7 +81,7 @@ ONLY_IN = {
         "training",
     },
     "datasets": {"data"},
-    "huggingface_hub": {"hf", "report.card"},
+    "huggingface_hub": {"folders", "hf", "report.card"},
     "triton": {"sparsebert_kernels"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
