@@ -34,7 +34,7 @@ def report(
     markdown: Annotated[Path | None, typer.Option(help="write the tables as markdown")] = None,
     json: JsonFile = None,
 ) -> None:
-    """Show every table that results hold: of runs, tickets and benchmarks, each with its machine.
+    """Show every table that results hold: of runs, tickets and benchmarks, these with their machines.
 
     All that is given is taken together, and a record that is there twice counts once. Runs of several seeds
     are summarised, and judged by dense runs where these are given too.
@@ -56,9 +56,9 @@ def report(
         raise ValueError(f"no table can be made of what {title} holds: {_kinds(records)}")
     if html is None and markdown is None:
         print_tables(made.tables)
-    pages = {html: made.html() if html else "", markdown: made.markdown() if markdown else ""}
-    for file, text in pages.items():
+    for file, page in ((html, made.html), (markdown, made.markdown)):
         if file is not None:
+            text = page()
             with replacing(file) as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
             typer.echo(f"wrote {file}: {len(made.tables)} tables")

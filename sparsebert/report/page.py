@@ -40,12 +40,9 @@ class Report:
         groups: dict[str, list[Record]] = {}
         for row in self.records:
             groups.setdefault(_origin(row), []).append(row)
-        counts = {
-            origin: "1 record" if len(rows) == 1 else f"{len(rows)} records"
-            for origin, rows in groups.items()
-        }
         return [
-            f"{origin}{_revisions(rows)}: {counts[origin]}, {_days(rows)}" for origin, rows in groups.items()
+            f"{origin}{_revisions(rows)}: {len(rows)} record{'s' * (len(rows) > 1)}, {_days(rows)}"
+            for origin, rows in groups.items()
         ]
 
     def markdown(self) -> str:

@@ -196,7 +196,7 @@ class TestRefusals:
             ('{"schema": 1, "kind": "layer"}\n', "KeyError: 'environment'"),
             ('{"schema": 1, "kind": "bench"}\n', "KeyError: 'environment'"),
             (
-                '{"schema": 1, "kind": "run"}\n',
+                '{"schema": 1, "kind": "run", "task": "sst2", "model": "tiny"}\n',
                 "no table can be made of what x.jsonl holds: kinds found: 'run'",
             ),
         ],
