@@ -50,7 +50,7 @@ def report(
     if html is not None:
         require_renderer()
     records = _read(files)
-    title = ", ".join(source.name if source.is_file() else str(source) for source in sources)
+    title = ", ".join(str(source) if source.is_dir() else source.name for source in sources)
     made = Report(f"Results: {title}", records, sections(records))
     if not made.tables:
         raise ValueError(f"no table can be made of what {title} holds: {_kinds(records)}")
@@ -61,7 +61,7 @@ def report(
             text = page()
             with replacing(file) as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
-            typer.echo(f"wrote {file}: {len(made.tables)} tables")
+            typer.echo(f"wrote {file}: {made.size}")
     if json is not None:
         record.append(json, [record.stamp("report", table.record()) for table in made.tables])
 
@@ -70,7 +70,7 @@ def _files(source: Path) -> Iterator[Path]:
     """The file itself, or the logs of the runs in a folder, in the order of their names and numbers."""
     if not source.exists():
         raise ValueError(f"{source}: there is no such file or folder")
-    if source.is_file():
+    if not source.is_dir():
         yield source
         return
     name = RunFolder(source).log.name

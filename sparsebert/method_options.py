@@ -30,7 +30,10 @@ class MethodOptions:
     ] = None
     share: Annotated[str | None, typer.Option(help="--step is a share of the original or remaining")] = None
     step: Annotated[
-        float | None, typer.Option(help="share of weights pruned in a round: 0.1; super-tickets 0.05")
+        float | None,
+        typer.Option(
+            help="share of weights pruned in a round, or a step of a search: 0.1; super-tickets 0.05"
+        ),
     ] = None
     batches: Annotated[int | None, typer.Option(help="batches of training data to look at: 32, SNIP 8")] = (
         None

@@ -208,6 +208,9 @@ class TestRefusals:
         file.write_text(text)
         assert message in refused(capsys, "report", str(file))
 
+    def test_what_is_no_folder_is_read_as_a_file(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "/dev/null holds no record" in refused(capsys, "report", "/dev/null")
+
     def test_a_run_without_a_finished_round(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text(json.dumps({"schema": 1}))
         assert "holds a run that has finished no round yet" in refused(capsys, "report", str(tmp_path))
