@@ -34,7 +34,7 @@ def report(
     markdown: Annotated[Path | None, typer.Option(help="write the tables as markdown")] = None,
     json: JsonFile = None,
 ) -> None:
-    """Show every table that results hold: of runs, tickets and benchmarks, each with its machine.
+    """Show every table that results hold: of runs, tickets and benchmarks, these with their machines.
 
     All that is given is taken together, and a record that is there twice counts once. Runs of several seeds
     are summarised, and judged by dense runs where these are given too.
@@ -50,18 +50,18 @@ def report(
     if html is not None:
         require_renderer()
     records = _read(files)
-    title = ", ".join(source.name if source.is_file() else str(source) for source in sources)
+    title = ", ".join(str(source) if source.is_dir() else source.name for source in sources)
     made = Report(f"Results: {title}", records, sections(records))
     if not made.tables:
         raise ValueError(f"no table can be made of what {title} holds: {_kinds(records)}")
     if html is None and markdown is None:
         print_tables(made.tables)
-    pages = {html: made.html() if html else "", markdown: made.markdown() if markdown else ""}
-    for file, text in pages.items():
+    for file, page in ((html, made.html), (markdown, made.markdown)):
         if file is not None:
+            text = page()
             with replacing(file) as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
-            typer.echo(f"wrote {file}: {len(made.tables)} tables")
+            typer.echo(f"wrote {file}: {made.size}")
     if json is not None:
         record.append(json, [record.stamp("report", table.record()) for table in made.tables])
 
@@ -70,7 +70,7 @@ def _files(source: Path) -> Iterator[Path]:
     """The file itself, or the logs of the runs in a folder, in the order of their names and numbers."""
     if not source.exists():
         raise ValueError(f"{source}: there is no such file or folder")
-    if source.is_file():
+    if not source.is_dir():
         yield source
         return
     name = RunFolder(source).log.name

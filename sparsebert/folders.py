@@ -109,15 +109,19 @@ def _copy_sentence_modules(name: str, folder: Path) -> None:
     for file in _OF_SENTENCES:
         if (source / file).is_file():
             shutil.copyfile(source / file, folder / file)
-    # The encoder is the folder itself; names alone, so that nothing is read from elsewhere.
-    for path in filter(None, (Path(each).name for each in _module_paths(source))):
-        if (source / path).is_dir():
+    for path in _module_folders(source):
+        if (source / path).is_dir():  # one without settings need not have one
             shutil.copytree(source / path, folder / path)
 
 
-def _module_paths(source: Path) -> list[str]:
+def _module_folders(source: Path) -> list[str]:
+    """Those of the modules behind the encoder, which is the folder itself."""
     file = source / _OF_SENTENCES[0]
     try:
-        return [str(module["path"]) for module in json.loads(file.read_text(encoding="utf-8"))]
+        paths = [str(module["path"]) for module in json.loads(file.read_text(encoding="utf-8"))]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{file} is no list of sentence-transformers' modules with their paths") from None
+    for path in paths:
+        if path and (path == ".." or Path(path).name != path):
+            raise ValueError(f"{file} names {path!r}: the folder of a module is expected, beside this file")
+    return list(filter(None, paths))

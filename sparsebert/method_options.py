@@ -30,9 +30,14 @@ class MethodOptions:
     ] = None
     share: Annotated[str | None, typer.Option(help="--step is a share of the original or remaining")] = None
     step: Annotated[
-        float | None, typer.Option(help="share of weights pruned in a round: 0.1; super-tickets 0.05")
+        float | None,
+        typer.Option(
+            help="share of weights pruned in a round, or a step of a search: 0.1; super-tickets 0.05"
+        ),
     ] = None
-    batches: Annotated[int | None, typer.Option(help="batches to look at: SNIP 8, importance 32")] = None
+    batches: Annotated[int | None, typer.Option(help="batches of training data to look at: 32, SNIP 8")] = (
+        None
+    )
     accumulate: Annotated[
         bool | None,
         typer.Option("--accumulate", help="importance: gradients of masks never cleared, as published"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -285,15 +286,17 @@ def over_seeds(
 ) -> list[Record]:
     """What runs that differ in their seeds say of each round: the fields of a record each.
 
-    Those of :func:`sparsebert.metrics.summarise`, judged by ``dense_runs`` or, without them, by the dense
-    round that some methods begin with; a dense round itself is not judged.
+    Sparsity and density are means: some methods find another one for each seed. The rest is that of
+    :func:`sparsebert.metrics.summarise`, judged by ``dense_runs`` or, without them, by the dense round that
+    some methods begin with; a dense round itself is not judged.
     """
     own_dense = runs if runs[0][0]["source"] == "all" else ()
     judges = [records[0] for records in dense_runs or own_dense]
     rows: list[Record] = []
     for number, first in enumerate(runs[0]):
-        row = {name: first[name] for name in ("method", "task", "model", "round", "sparsity", "density")}
         of_round = [records[number] for records in runs]
+        row = {name: first[name] for name in ("method", "task", "model", "round")}
+        row |= {share: statistics.mean(each[share] for each in of_round) for share in ("sparsity", "density")}
         rows.append(row | summarise(primary(task), of_round, () if first["source"] == "all" else judges))
     return rows
 

@@ -46,6 +46,13 @@ class TestOverSeeds:
         assert over_seeds("sst2", runs, dense)[0]["verdict"] == "none"
         assert over_seeds("sst2", runs, runs)[0]["verdict"] == "strict"
 
+    def test_sparsities_that_were_found_are_means_too(self) -> None:
+        one, other = records([[0.9, 0.8], [0.9, 0.7]])
+        other[1] |= {"sparsity": 0.3, "density": 0.7}
+        dense, found = over_seeds("sst2", [one, other])
+        assert (dense["sparsity"], dense["density"]) == (0.0, 1.0)
+        assert (found["sparsity"], found["density"]) == (pytest.approx(0.2), pytest.approx(0.8))
+
     def test_without_any_there_is_no_verdict(self) -> None:
         (row,) = over_seeds("sst2", records([[0.9]], "start"))
         assert "verdict" not in row

@@ -73,7 +73,8 @@ def rounds(
     for source in sources():
         if source.name == run.ticket and not is_done(run, runs):
             again = carry_out(source, runs, data)[-1]["masks_sha256"]
-            if source.name in known and again != known[source.name][-1]["masks_sha256"]:
+            # Older records have none to compare with.
+            if again != known.get(source.name, [{}])[-1].get("masks_sha256", again):
                 raise ValueError(f"{source.name} came out another ticket than the known one")
     yield from carry_out(run, runs, data)
 
@@ -113,13 +114,14 @@ def main() -> int:
     parser.add_argument("--known", type=Path, help="an earlier results file: what it holds is not done again")
     parser.add_argument("--done", action="store_true", help="only what is finished: train nothing")
     parser.add_argument("--out", type=Path, help="write the records to this file when all is done")
-    parser.add_argument("--plot", type=Path, help="draw accuracy and speed against sparsity")
+    parser.add_argument("--plot", type=Path, help="with --out: draw accuracy and speed against sparsity")
     options = parser.parse_args()
-    if options.plot:
-        try:
-            require_picture("--plot", options.plot)
-        except ValueError as error:
-            parser.error(str(error))
+    if options.plot and not options.out:
+        parser.error("--plot: speeds are measured for --out, and it is missing")
+    try:
+        require_picture("--plot", options.plot)
+    except ValueError as error:
+        parser.error(str(error))
     if not has_data(options.data):
         return 2
     torch.set_num_threads(1)

@@ -48,7 +48,8 @@ def read(path: str | os.PathLike[str], kind: str | None = None) -> list[Record]:
     """
     source = Path(path)
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
+        # By line feeds alone: JSON's strings may hold what Unicode knows as other ends of lines.
+        lines = source.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = "no text in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise ValueError(f"cannot read results from {source}: {reason}") from None
@@ -60,8 +61,10 @@ def read(path: str | os.PathLike[str], kind: str | None = None) -> list[Record]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{source}:{number} is no JSON: {error}") from None
-        if not isinstance(record, dict) or "kind" not in record or "schema" not in record:
-            raise ValueError(f"{source}:{number} is no result record: it lacks 'schema' and 'kind'")
+        if not _is_stamped(record):
+            raise ValueError(
+                f"{source}:{number} is no result record: it lacks 'schema' (a number) and 'kind' (a name)"
+            )
         if record["schema"] > SCHEMA:
             raise ValueError(
                 f"{source}:{number} has schema {record['schema']}; this version reads up to {SCHEMA}"
@@ -69,6 +72,14 @@ def read(path: str | os.PathLike[str], kind: str | None = None) -> list[Record]:
         if kind is None or record["kind"] == kind:
             records.append(record)
     return records
+
+
+def _is_stamped(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("schema"), int)
+        and isinstance(record.get("kind"), str)
+    )
 
 
 @contextlib.contextmanager

@@ -130,8 +130,8 @@ class StaticModelPruning(Scored):
         return Ramp(0, steps, CURVES[self.curve])
 
     def is_near(self, goal: Goal, step: int) -> bool:
-        """Whether the density of this step is within 0.01 of the goal's, or the threshold at its last value:
-        which masks the released code chooses the best among."""
+        """Whether the density of this step is within 0.01 of the goal's: the masks that the released code
+        chooses the best among. With a threshold it chooses none; here they count once that rises no more."""
         ramp = self.ramp(goal)
         if self.mask is Mask.THRESHOLD:
             return step >= ramp.end

@@ -50,8 +50,8 @@ def train_round(
     """Train the model with the ticket, or learn one, to the end of the round, with checkpoints in ``folder``.
 
     ``companion``: goes along, and may end the round before its last step. ``choice``: judges a learner's
-    masks on the way. ``keep``: where the state at the
-    method's ``rewind_step`` goes, in the round that it is taken from.
+    masks on the way. ``keep``: where the state at the method's ``rewind_step`` goes, in the round that it is
+    taken from.
     Raises OSError where a checkpoint cannot be written.
     """
     model, method = experiment.model, request.method

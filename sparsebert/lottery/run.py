@@ -20,7 +20,7 @@ from sparsebert.lottery.begin import Course, begin_round
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.folder import Record, RunFolder, digest
 from sparsebert.lottery.learned import LearnedMethod
-from sparsebert.lottery.registry import Rewind, Round, SearchingMethod, Source
+from sparsebert.lottery.registry import LooksAtBatches, Rewind, Round, SearchingMethod, Source
 from sparsebert.lottery.round_training import Trained, train_round
 from sparsebert.pruning import prune
 from sparsebert.pruning.granularity import parse_granularity
@@ -179,9 +179,9 @@ class _Run:
             assert self.request.ticket is not None
             ticket = self.method.given(self.request.ticket, self.model, self.seed)
         elif round_.source is Source.FOUND:
-            Snapshot.load(self.folder.trained(number - 1)).restore_(self.model)
-            before = self.folder.round(number - 1)
             assert isinstance(self.method, SearchingMethod)
+            self._restore_trained_(number - 1)
+            before = self.folder.round(number - 1)
             ticket = self.method.found(self.experiment, self.request, before, round_)
             earlier = Ticket.load(self.folder.ticket(number - 1))
             ticket.metadata["model"]["weights"] = earlier.metadata["model"]["weights"]
@@ -189,6 +189,13 @@ class _Run:
             ticket = self._pruned(number, round_)
         ticket.save(path)
         return ticket
+
+    def _restore_trained_(self, number: int) -> None:
+        """Put the weights that a round ended with into the model, where that round trained it: answers of
+        another device differ a little, and a ticket that goes by them must not depend on a kill."""
+        if self.request.training.on_gpu:
+            self.model.cuda()
+        Snapshot.load(self.folder.trained(number)).restore_(self.model)
 
     def _whole(self) -> Ticket:
         """Keeps all that the later rounds may prune."""
@@ -201,7 +208,7 @@ class _Run:
         earlier = None
         if round_.source is Source.TRAINED:
             earlier = Ticket.load(self.folder.ticket(number - 1))
-            Snapshot.load(self.folder.trained(number - 1)).restore_(self.model)
+            self._restore_trained_(number - 1)
         ticket = prune(
             self.model,
             round_.scores,
@@ -238,10 +245,10 @@ class _Run:
         return self.method.choice(subject, self.experiment, self.request, self.folder.best(number))
 
     def _batches(self) -> list[dict[str, Any]] | None:
-        count = getattr(self.method, "batches", None)
-        if count is None:
+        if not isinstance(self.method, LooksAtBatches):
             return None
-        return self.experiment.first_batches(count, self.request.training.batch_size, self.seed)
+        settings = self.request.training
+        return self.experiment.first_batches(self.method.batches, settings.batch_size, self.seed)
 
     def _close_round(
         self, number: int, ticket: Ticket, trained: Trained, decided: float, sessions: int
@@ -283,7 +290,6 @@ class _Run:
         self._clean_up(number)
 
     def _clean_up(self, number: int) -> None:
-        self.folder.best(number).unlink(missing_ok=True)
         # Without rewinding the next round goes on from the last checkpoint of this one.
         if self.method.rewind is not Rewind.NONE:
             shutil.rmtree(self.folder.checkpoints(number), ignore_errors=True)
@@ -297,8 +303,7 @@ class _Run:
         return self.method.best(self.folder.rounds_done(), self.experiment.metric)
 
     def _finish(self) -> None:
-        last, best = len(self.rounds) - 1, self._best()
-        rows = self.folder.rounds_done()
+        rows, best = self.folder.rounds_done(), self._best()
         if not self.folder.model.exists():
             Snapshot.load(self.folder.trained(best)).restore_(self.model)
             with replacing(self.folder.model) as unfinished:
@@ -307,10 +312,12 @@ class _Run:
                     self.experiment.save_extras(str(unfinished))
         with replacing(self.folder.final_ticket) as unfinished:
             shutil.copyfile(self.folder.ticket(best), unfinished)
-        for folder in (*map(self.folder.checkpoints, range(last + 1)), self.folder.rewind):
-            shutil.rmtree(folder, ignore_errors=True)
-        for file in (*map(self.folder.trained, range(last + 1)), self.folder.start):
-            file.unlink(missing_ok=True)
+        shutil.rmtree(self.folder.rewind, ignore_errors=True)
+        for number in range(len(self.rounds)):
+            shutil.rmtree(self.folder.checkpoints(number), ignore_errors=True)
+            self.folder.trained(number).unlink(missing_ok=True)
+            self.folder.best(number).unlink(missing_ok=True)
+        self.folder.start.unlink(missing_ok=True)
         self.folder.append(
             "run",
             {

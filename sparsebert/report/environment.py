@@ -14,7 +14,6 @@ def environment_tables(records: Iterable[Record]) -> list[Table]:
     latest = {
         (row["environment"]["cpu"], row["environment"]["cores"], row["environment"]["gpu"]): row
         for row in records
-        if row["kind"] == "environment"
     }
     tables = []
     for row in latest.values():

@@ -30,6 +30,7 @@ Select = Callable[[Sequence[Record]], list[Record]]
 class Kind:
     """A kind of table: the records it is made of, and how; the pictures that belong to it."""
 
+    name: str
     select: Select
     build: Callable[[Sequence[Record]], list[Table]]
     illustrate: Callable[[Sequence[Record]], list[Picture]] = lambda records: []
@@ -46,10 +47,9 @@ class Kind:
         try:
             own = self.select(records)
             return make(own) if own else []
-        except (KeyError, TypeError) as error:
-            known = next((name for name, kind in KINDS.items() if kind is self), "such")
+        except (AttributeError, LookupError, TypeError) as error:
             raise ValueError(
-                f"a record for the tables of kind {known!r} is not as this version writes it "
+                f"a record for the tables of kind {self.name!r} is not as this version writes it "
                 f"({type(error).__name__}: {error})"
             ) from error
 
@@ -106,28 +106,29 @@ def _reported(records: Iterable[Record]) -> list[Table]:
 
 
 # In the order in which a report shows them: what tickets are good for, what they bring, what it rests on.
-KINDS: dict[str, Kind] = {
-    "lottery": Kind(_lottery, curve_tables, curve_pictures),
-    "learned": Kind(_lottery, learned_tables),
-    "transfer": Kind(_lottery, transfer_tables),
-    "runs": Kind(_runs, run_tables),
-    "matrix": Kind(_of("transfer"), matrix_tables),
-    "evaluations": Kind(_of("eval", "eval_seeds"), evaluation_tables),
-    "tickets": Kind(_of("prune", "prune_seeds", "convert"), ticket_tables),
-    "compaction": Kind(_compaction, _by_machine(compaction_tables)),
-    "models": Kind(_bench, _by_machine(_sweep_tables), _by_machine(speedup_pictures)),
-    "bench": Kind(_bench, _by_machine(bench_tables)),
-    "layers": Kind(_of("layer", "layer_summary"), _by_machine(layer_tables)),
-    "stack": Kind(_of("stack"), _by_machine(stack_tables)),
-    "selection": Kind(_of("selection"), _by_machine(selection_tables)),
-    "memory": Kind(_of("memory"), _by_machine(memory_tables)),
-    "goals": Kind(_of("goal"), _by_machine(goal_tables)),
-    "gpu": Kind(_of("gpu"), gpu_tables, roofline_pictures),
-    "gpu_failed": Kind(_of("gpu_failed"), failure_tables),
-    "aot": Kind(_of("aot"), aot_tables),
-    "environment": Kind(_of("environment"), environment_tables),
-    "report": Kind(_of("report"), _reported),
-}
+_KINDS = (
+    Kind("lottery", _lottery, curve_tables, curve_pictures),
+    Kind("learned", _lottery, learned_tables),
+    Kind("transfer", _lottery, transfer_tables),
+    Kind("runs", _runs, run_tables),
+    Kind("matrix", _of("transfer"), matrix_tables),
+    Kind("evaluations", _of("eval", "eval_seeds"), evaluation_tables),
+    Kind("tickets", _of("prune", "prune_seeds", "convert"), ticket_tables),
+    Kind("compaction", _compaction, _by_machine(compaction_tables)),
+    Kind("models", _bench, _by_machine(_sweep_tables), _by_machine(speedup_pictures)),
+    Kind("bench", _bench, _by_machine(bench_tables)),
+    Kind("layers", _of("layer", "layer_summary"), _by_machine(layer_tables)),
+    Kind("stack", _of("stack"), _by_machine(stack_tables)),
+    Kind("selection", _of("selection"), _by_machine(selection_tables)),
+    Kind("memory", _of("memory"), _by_machine(memory_tables)),
+    Kind("goals", _of("goal"), _by_machine(goal_tables)),
+    Kind("gpu", _of("gpu"), gpu_tables, roofline_pictures),
+    Kind("gpu_failed", _of("gpu_failed"), failure_tables),
+    Kind("aot", _of("aot"), aot_tables),
+    Kind("environment", _of("environment"), environment_tables),
+    Kind("report", _of("report"), _reported),
+)
+KINDS = {kind.name: kind for kind in _KINDS}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from sparsebert.report.kinds import Section
 from sparsebert.report.plots import Picture, require_matplotlib
 from sparsebert.report.table import Table
-from sparsebert.report.wording import Record, machine_text, versions_text
+from sparsebert.report.wording import Record, counted, machine_text, versions_text
 
 TEMPLATE = "page.html"
 
@@ -30,6 +30,11 @@ class Report:
         return [table for section in self.sections for table in section.tables]
 
     @property
+    def size(self) -> str:
+        """``3 tables``."""
+        return counted(len(self.tables), "table")
+
+    @property
     def dates(self) -> str:
         """First and last day on which the records were made (UTC)."""
         return _days(self.records)
@@ -40,12 +45,9 @@ class Report:
         groups: dict[str, list[Record]] = {}
         for row in self.records:
             groups.setdefault(_origin(row), []).append(row)
-        counts = {
-            origin: "1 record" if len(rows) == 1 else f"{len(rows)} records"
-            for origin, rows in groups.items()
-        }
         return [
-            f"{origin}{_revisions(rows)}: {counts[origin]}, {_days(rows)}" for origin, rows in groups.items()
+            f"{origin}{_revisions(rows)}: {counted(len(rows), 'record')}, {_days(rows)}"
+            for origin, rows in groups.items()
         ]
 
     def markdown(self) -> str:
@@ -112,5 +114,6 @@ def _revisions(rows: Iterable[Record]) -> str:
 
 
 def _days(rows: Iterable[Record]) -> str:
-    days = sorted({row["timestamp"][:10] for row in rows if "timestamp" in row}) or ["no day recorded"]
+    times = (row.get("timestamp") for row in rows)
+    days = sorted({str(time)[:10] for time in times if time}) or ["no day recorded"]
     return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"

@@ -12,16 +12,15 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparsebert.report.model_tables import sweeps
-from sparsebert.report.wording import granularity_text, machine_text, span_text, threads_text
+from sparsebert.report.wording import Record, granularity_text, machine_text, span_text, threads_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Record = dict[str, Any]
 # Distinguishable for the colour-blind (Okabe and Ito), and by marker in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v")

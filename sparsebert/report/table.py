@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Group
+
+# A record's cell in a column.
+Cell = Callable[[dict[str, Any]], str]
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,25 @@ class Table:
     notes: tuple[str, ...] = ()
     prose: bool = False
 
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        columns: Mapping[str, Cell],
+        records: Iterable[dict[str, Any]],
+        notes: Iterable[str] = (),
+    ) -> Table:
+        """A row for each record."""
+        rows = tuple(tuple(cell(record) for cell in columns.values()) for record in records)
+        return cls(title, tuple(columns), rows, tuple(notes))
+
     def markdown(self) -> str:
         """GitHub's table syntax; title and notes as paragraphs around it."""
         lines = [f"**{self.title}**", ""] if self.title else []
-        lines.append("| " + " | ".join(self.columns) + " |")
+        lines.append(_markdown_row(self.columns))
         other = " --- " if self.prose else " ---: "
         lines.append("|" + "|".join([" --- "] + [other] * (len(self.columns) - 1)) + "|")
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
+        lines += map(_markdown_row, self.rows)
         # Two spaces end a line in markdown.
         lines += ["", *(f"{note}  " for note in self.notes)] if self.notes else []
         return "\n".join(lines)
@@ -74,3 +89,8 @@ class Table:
         """Characters a row takes in a terminal, borders included."""
         longest = (max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True))
         return 1 + sum(length + 3 for length in longest)
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    """One line: bars and line ends of the cells' own would cut it."""
+    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").splitlines()) for cell in cells) + " |"

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
-from sparsebert.report.table import Table
+from sparsebert.report.table import Cell, Table
 from sparsebert.report.wording import MISSING, Record, granularity_text, mean_and_verdict
 
 _TAKES = {
     "disk": "weights on disk",
     "weights": "weights in memory",
     "activations": "activations, batch {batch}, {length} tokens",
+}
+_SHARES: dict[str, Cell] = {
+    "sparsity": lambda row: f"{row['ticket']['sparsity']:.2%}",
+    "density": lambda row: f"{row['ticket']['density']:.2%}",
 }
 
 
@@ -28,41 +33,31 @@ def ticket_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def _pruned_table(pruned: Sequence[Record], overlaps: Sequence[Record]) -> Table:
-    columns = ("file", "model", "method", "pruned", "task", "seed", "sparsity", "density", "MB")
-    rows = tuple(
-        (
-            row["output"],
-            row["model"],
-            row["method"],
-            granularity_text(row["ticket"]),
-            row["task"] or MISSING,
-            str(row["seed"]),
-            f"{row['ticket']['sparsity']:.2%}",
-            f"{row['ticket']['density']:.2%}",
-            f"{row['bytes'] / 1e6:.1f}",
-        )
-        for row in pruned
-    )
-    notes = []
-    for row in overlaps:
-        seeds = ", ".join(map(str, row["seeds"]))
-        notes.append(f"{row['method']}, seeds {seeds}: {overlap_text(row)}")
-    return Table("Tickets pruned without training", columns, rows, tuple(notes))
+    columns: dict[str, Cell] = {
+        "file": itemgetter("output"),
+        "model": itemgetter("model"),
+        "method": itemgetter("method"),
+        "pruned": lambda row: granularity_text(row["ticket"]),
+        "task": lambda row: row["task"] or MISSING,
+        "seed": lambda row: str(row["seed"]),
+        **_SHARES,
+        "MB": lambda row: f"{row['bytes'] / 1e6:.1f}",
+    }
+    notes = [
+        f"{row['method']}, seeds {', '.join(map(str, row['seeds']))}: {overlap_text(row)}" for row in overlaps
+    ]
+    return Table.of("Tickets pruned without training", columns, pruned, notes)
 
 
 def _converted_table(converted: Sequence[Record]) -> Table:
-    rows = tuple(
-        (
-            row["output"],
-            row["source"],
-            row["to"],
-            str(row["ticket"]["matrices"]),
-            f"{row['ticket']['sparsity']:.2%}",
-            f"{row['ticket']['density']:.2%}",
-        )
-        for row in converted
-    )
-    return Table("Converted", ("file", "from", "to", "matrices", "sparsity", "density"), rows)
+    columns: dict[str, Cell] = {
+        "file": itemgetter("output"),
+        "from": itemgetter("source"),
+        "to": itemgetter("to"),
+        "matrices": lambda row: str(row["ticket"]["matrices"]),
+        **_SHARES,
+    }
+    return Table.of("Converted", columns, converted)
 
 
 def footprint_table(row: Record) -> Table:

@@ -61,8 +61,13 @@ def machine_text(environment: Record) -> str:
     )
 
 
+def counted(count: int, what: str) -> str:
+    """``1 table``, ``2 tables``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def threads_text(threads: int) -> str:
-    return "1 thread" if threads == 1 else f"{threads} threads"
+    return counted(threads, "thread")
 
 
 def ratio_text(ratio: Record | None, doubt: str = "") -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ class BestChoice(TrainerCallback):
     """Judges the learner's masks every few optimizer steps and after the last one, and keeps what is trained
     of the best, of equal ones the first.
 
-    ``judge``: a metric of the model, higher is better. ``eligible``: whether a step's masks are sparse enough
-    to count. ``file``: where the best is kept, for a process that goes on after this one.
+    ``judge``: a metric of the model, higher is better; it is taken in full precision, like that of a round.
+    ``eligible``: whether a step's masks are sparse enough to count. ``file``: where the best is kept, for a
+    process that goes on after this one.
     """
 
     def __init__(
@@ -59,7 +61,8 @@ class BestChoice(TrainerCallback):
             return
         self._learner.derive_(step)
         # A loader draws a random number even if it shuffles nothing: training goes on as if nobody looked.
-        with torch.random.fork_rng():
+        # It draws it on the CPU: the other devices' states need not be kept, nor the devices be woken for it.
+        with torch.random.fork_rng(devices=[]), _in_full_precision(self._learner.model):
             metric = ranks.from_main(self._judge)
         self._learner.model.train()
         if ranks.is_main() and ((best := self.best) is None or metric > best.metric):
@@ -79,3 +82,14 @@ class BestChoice(TrainerCallback):
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         return {name: each for name, each in self._learner.model.named_parameters() if each.requires_grad}
+
+
+@contextlib.contextmanager
+def _in_full_precision(model: torch.nn.Module) -> Iterator[None]:
+    """Without the forward that accelerate puts on a model for mixed precision."""
+    mixed = vars(model).pop("forward", None)
+    try:
+        yield
+    finally:
+        if mixed is not None:
+            model.forward = mixed

@@ -66,6 +66,14 @@ class TrainingSettings:
             if value not in known:
                 raise unknown(kind, value, known)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it trains on a GPU."""
+        # Late: the command line lists the settings without torch.
+        import torch
+
+        return self.device != "cpu" and torch.cuda.is_available()
+
     def steps_of(self, examples: int, processes: int = 1) -> int:
         """Optimizer steps of a round over so many examples.
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -249,7 +248,6 @@ class ProgressCallback(TrainerCallback):
 
 def training_arguments(settings: TrainingSettings, folder: Path, steps: int) -> Any:
     """TrainingArguments for training up to that step, with checkpoints in ``folder``."""
-    use_cpu = settings.device == "cpu" or not torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -264,8 +262,8 @@ def training_arguments(settings: TrainingSettings, folder: Path, steps: int) -> 
         optim="adamw_torch_fused",
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
-        use_cpu=use_cpu,
-        dataloader_pin_memory=not use_cpu,
+        use_cpu=not settings.on_gpu,
+        dataloader_pin_memory=settings.on_gpu,
         seed=settings.seed,
         data_seed=settings.seed,
         save_strategy="steps",

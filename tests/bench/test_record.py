@@ -19,6 +19,13 @@ def test_round_trip_keeps_order_and_values(tmp_path):
     assert read(file, kind="layer") == rows[1:]
 
 
+def test_unicode_s_other_ends_of_lines_end_none(tmp_path):
+    file = tmp_path / "results.jsonl"
+    row = stamp("bench", {"note": "one\u2028two\x85three"})
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert read(file) == [row]
+
+
 def test_appending_keeps_the_earlier_bytes(tmp_path):
     file = tmp_path / "results.jsonl"
     append(file, [stamp("bench", {"n": 1})])
@@ -72,6 +79,8 @@ def test_a_missing_folder_is_named(tmp_path):
         ("{broken", ":2 is no JSON"),
         ("[1]", ":2 is no result record"),
         ('{"n": 1}', ":2 is no result record"),
+        ('{"schema": "1", "kind": "bench"}', ":2 is no result record"),
+        ('{"schema": 1, "kind": ["bench"]}', ":2 is no result record"),
         (json.dumps({"schema": SCHEMA + 1, "kind": "bench"}), f"reads up to {SCHEMA}"),
     ],
 )

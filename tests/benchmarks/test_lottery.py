@@ -83,6 +83,8 @@ def test_a_ticket_that_is_found_again_must_be_the_known_one(trained: list[str], 
     known[target.ticket][0]["masks_sha256"] = "of another machine"
     with pytest.raises(ValueError, match="came out another ticket"):
         list(rounds(target, known, tmp_path, tmp_path))
+    del known[target.ticket][0]["masks_sha256"]  # as older records are
+    assert list(rounds(target, known, tmp_path, tmp_path))
 
 
 def test_without_task_data_it_says_so(
@@ -93,12 +95,27 @@ def test_without_task_data_it_says_so(
     assert "no task data" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            ["--plot", "curve.jpg", "--out", "new.jsonl"],
+            "--plot: cannot draw curve.jpg: a picture's name ends with",
+        ),
+        (["--plot", "curve.png"], "--plot: speeds are measured for --out, and it is missing"),
+    ],
+)
 def test_a_picture_that_cannot_be_drawn_is_refused_before_hours_of_work(
-    trained: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    asked: list[str],
+    message: str,
+    trained: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["lottery", "--data", str(tmp_path), "--plot", "curve.jpg"])
+    monkeypatch.setattr("sys.argv", ["lottery", "--data", str(tmp_path), *asked])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    assert "--plot: cannot draw curve.jpg: a picture's name ends with" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert trained == []

@@ -185,20 +185,33 @@ class TestSparseFolders:
     def test_what_makes_it_a_model_of_sentence_transformers_comes_along(
         self, sparse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        outside = tmp_path / "outside"
-        outside.mkdir()
         (sparse / "1_Pooling").mkdir()
         (sparse / "1_Pooling" / "config.json").write_text("{}")
         modules = sparse / "modules.json"
-        modules.write_text('[{"path": ""}, {"path": "1_Pooling"}, {"path": "../outside"}]')
+        modules.write_text('[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Normalize"}]')
         made = tmp_path / "made"
         assert cli.main(["convert", str(sparse), str(made), "--to", "sparse"]) == 0
         assert (made / "modules.json").read_text() == modules.read_text()
         assert (made / "1_Pooling" / "config.json").read_text() == "{}"
-        assert not (made / "outside").exists()
-        modules.write_text('{"path": 1}')
-        line = refused(capsys, "convert", str(sparse), str(tmp_path / "no"), "--to", "sparse")
-        assert "modules.json is no list of sentence-transformers' modules" in line
+
+    @pytest.mark.parametrize(
+        ("modules", "message"),
+        [
+            ('{"path": 1}', "modules.json is no list of sentence-transformers' modules"),
+            (
+                '[{"path": "../outside"}]',
+                "modules.json names '../outside': the folder of a module is expected",
+            ),
+            ('[{"path": ".."}]', "modules.json names '..'"),
+            ('[{"path": "/"}]', "modules.json names '/'"),
+        ],
+    )
+    def test_modules_that_are_none_or_lie_elsewhere(
+        self, sparse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], modules: str, message: str
+    ) -> None:
+        (tmp_path / "outside").mkdir()
+        (sparse / "modules.json").write_text(modules)
+        assert message in refused(capsys, "convert", str(sparse), str(tmp_path / "no"), "--to", "sparse")
         assert not (tmp_path / "no").exists()
 
     def test_a_sparse_folder_that_is_cut_off(

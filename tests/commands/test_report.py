@@ -196,7 +196,7 @@ class TestRefusals:
             ('{"schema": 1, "kind": "layer"}\n', "KeyError: 'environment'"),
             ('{"schema": 1, "kind": "bench"}\n', "KeyError: 'environment'"),
             (
-                '{"schema": 1, "kind": "run"}\n',
+                '{"schema": 1, "kind": "run", "task": "sst2", "model": "tiny"}\n',
                 "no table can be made of what x.jsonl holds: kinds found: 'run'",
             ),
         ],
@@ -207,6 +207,9 @@ class TestRefusals:
         file = tmp_path / "x.jsonl"
         file.write_text(text)
         assert message in refused(capsys, "report", str(file))
+
+    def test_what_is_no_folder_is_read_as_a_file(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "/dev/null holds no record" in refused(capsys, "report", "/dev/null")
 
     def test_a_run_without_a_finished_round(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text(json.dumps({"schema": 1}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+from sparsebert.lottery import run as loop
 from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.learned import LearnedMethod
 from sparsebert.lottery.run import run
+from sparsebert.pruning import prune
 from sparsebert.ticket import Ticket
 from tests.lottery import tiny
 
@@ -133,6 +137,52 @@ def test_killed_at_any_judgement_it_chooses_the_same(tmp_path: Path, killed_at: 
     assert parts["search"] == whole["search"]
     one, other = (Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("whole", "parts"))
     assert one == other
+
+
+def test_it_is_judged_in_fp32_whatever_it_is_trained_in(tmp_path: Path) -> None:
+    seen: list[tuple[bool, torch.dtype]] = []
+    judging = False
+
+    def judge(model: nn.Module) -> float:
+        nonlocal judging
+        judging = True
+        found = tiny.evaluate(model)["accuracy"]
+        judging = False
+        return found
+
+    whole = by(judge)
+    whole.model.classifier.register_forward_hook(lambda layer, x, y: seen.append((judging, y.dtype)))
+    run(whole, asked(choose_every=1, precision="bf16"), tmp_path)
+    assert {dtype for judged, dtype in seen if judged} == {torch.float32}
+    assert [dtype for judged, dtype in seen if not judged] == [torch.bfloat16] * 7 + [torch.float32]
+
+
+def test_to_judge_wakes_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeping the random state of every device would: each process of several takes memory on each."""
+    from sparsebert.learned.learner import Learner
+    from sparsebert.training.choice import BestChoice
+
+    model, request = tiny.model(), asked()
+    method = request.method
+    assert isinstance(method, LearnedMethod)
+    learner: Learner = method.learner(model, request, 7, prune(model, sparsity=0))
+    choice = BestChoice(learner, lambda: 0.5, 1, lambda step: True, tmp_path / "best.safetensors")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: pytest.fail("looked for devices"))
+    choice.on_step_end(None, SimpleNamespace(global_step=1, max_steps=7), None)
+    assert choice.best is not None
+
+
+def test_killed_after_its_round_it_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*arguments: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Run, "_clean_up", die)
+        with pytest.raises(Killed):
+            run(by(lambda model: 0.5), asked(choose_every=2), tmp_path)
+    assert list(tmp_path.rglob("best.safetensors"))
+    run(by(lambda model: 0.5), asked(choose_every=2), tmp_path)
+    assert not list(tmp_path.rglob("best.safetensors"))
 
 
 def test_it_needs_a_judge(tmp_path: Path) -> None:

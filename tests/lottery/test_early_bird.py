@@ -94,6 +94,12 @@ def test_the_search_may_have_a_learning_rate_of_its_own(
     assert rates == [2e-3, 4e-3]
 
 
+@pytest.mark.parametrize("rewind", [{"rewind": "step", "rewind_step": 2}, {"rewind": "none", "head": "keep"}])
+def test_nothing_goes_on_with_the_optimizer_of_the_search(rewind: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="rewind must be 'pretrained' or 'learning-rate', not '"):
+        request("early-bird", 0.5, **EARLY, **rewind)
+
+
 def test_by_default_it_draws_as_published() -> None:
     method = lottery_method("early-bird")
     assert (method.granularity, method.scope, method.penalty) == ("head+neuron", "heads-by-layer", 1e-4)

@@ -72,6 +72,7 @@ def test_two_gloo_processes_end_with_the_masks_of_one(tmp_path: Path, rewind: st
         "soft-movement",
         "l0",
         "smp --mask L",
+        "smp --mask L --choose-every 2",
         "smp --mask S",
         "smp --mask G",
     ],

@@ -19,7 +19,9 @@ from sparsebert.bert import resolve, structure
 from sparsebert.lottery.methods.weight_search import BadWeights, MagnitudeSearch
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
+from sparsebert.pruning import prune
 from sparsebert.ticket import Ticket
+from sparsebert.training.settings import TrainingSettings
 from tests.lottery import tiny
 from tests.lottery.tiny import experiment, judged, request
 
@@ -115,6 +117,67 @@ def test_good_bad_and_random_keep_as_many(tmp_path: Path, method: str) -> None:
     assert sizes[0] == sizes[1]
 
 
+def whole_and_kept(ticket: Ticket, trained: Any) -> tuple[int, int]:
+    """Weights and biases that compete, and how many of them the ticket leaves."""
+    everything = prune(
+        trained,
+        sparsity=0,
+        include_biases=bool(ticket.bias_masks),
+        include_pooler="pooler.dense" in ticket.masks,
+    )
+    total, pruned = (
+        sum(int(count(mask)) for mask in (*each.masks.values(), *each.bias_masks.values()))
+        for each, count in ((everything, torch.numel), (ticket, lambda mask: (~mask).sum()))
+    )
+    return total, total - pruned
+
+
+@pytest.mark.parametrize("method", ["bad-weights", "random-weights"])
+@pytest.mark.parametrize(
+    "units",
+    [{"granularity": "head"}, {"granularity": "head+mlp", "scope": "type"}, {"include_pooler": True}],
+    ids=["heads", "heads and MLPs", "pooler"],
+)
+def test_a_ticket_of_other_units_has_as_many_weights_too(method: str, units: dict[str, Any]) -> None:
+    """What it leaves out, it keeps: matrices without heads, or the pooler."""
+    model = trained_model()
+    good = prune(model, sparsity=0.5, **units)
+    asked = request(method, None, ticket=good)
+    if method == "bad-weights":
+        assert isinstance(asked.method, BadWeights)
+        round_ = asked.method.rounds(asked.target)[1]
+        made = asked.method.found(replace(experiment(), model=model), asked, Path(), round_)
+    else:
+        made = asked.method.given(good, model, 0)
+    assert whole_and_kept(made, model) == whole_and_kept(good, model)
+
+
+def test_a_search_that_goes_on_looks_where_its_round_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's answers differ a little from a CPU's, and so would the ticket."""
+
+    def die(trained: nn.Module, examples: int | None, seed: int) -> float:
+        raise KeyboardInterrupt
+
+    asked = request("magnitude-search", None, **LOOSE)
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(experiment(), judge=die), asked, tmp_path)
+    moved: list[str] = []
+    whole = experiment()
+
+    def judge(trained: nn.Module, examples: int | None, seed: int) -> float:
+        assert moved == ["cuda"]
+        there.setattr(TrainingSettings, "on_gpu", False)
+        return tiny.evaluate(trained)["accuracy"]
+
+    with monkeypatch.context() as there:
+        there.setattr(TrainingSettings, "on_gpu", True)
+        there.setattr(whole.model, "cuda", lambda: moved.append("cuda"))
+        run(replace(whole, judge=judge), asked, tmp_path)
+    assert moved == ["cuda"]
+
+
 def test_the_bad_ones_are_the_smallest_of_the_trained_model() -> None:
     model = trained_model()
     good = found(model, [0.8] * 4, most_steps=3)
@@ -135,6 +198,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         request("magnitude-search", None, granularity="head")
     with pytest.raises(ValueError, match="needs a ticket"):
         request("bad-weights", None)
+    with pytest.raises(ValueError, match="would keep none of the weights"):
+        run(judged(), request("magnitude-search", None, step=0.5, most_steps=20), tmp_path / "run")
     with pytest.raises(ValueError, match="needs an experiment with a judge"):
         run(experiment(), request("magnitude-search", None), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--mask", help="of smp")
+    parser.add_argument("--choose-every", type=int, help="of smp")
     parser.add_argument("--taught", action="store_true", help="by a teacher too")
     parser.add_argument("--joint", action="store_true", help="a language model too, on the same encoder")
     parser.add_argument("--die-at-batch", type=int, help="kill -9 while this batch is made")
@@ -130,6 +131,7 @@ def main() -> None:
     )
     if chosen.learned:
         options = PENALISED.get(chosen.learned, {}) | ({"mask": chosen.mask} if chosen.mask else {})
+        options |= {"choose_every": chosen.choose_every} if chosen.choose_every else {}
         scope = lottery_method(chosen.learned, **options).scope
         sparsity = None if lottery_method(chosen.learned, **options).finds_sparsity else 0.3
         asked = request(chosen.learned, sparsity, batch_size=chosen.batch_size, scope=scope, **options)
@@ -147,7 +149,7 @@ def main() -> None:
         save(thing, file, **options)
 
     torch.save = save_or_die
-    whole = experiment(dropout=chosen.dropout)
+    whole = replace(judged(), model=model(dropout=chosen.dropout))
     if chosen.joint:
         from tests.lottery import joint_tiny
 

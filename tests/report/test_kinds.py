@@ -80,6 +80,13 @@ def test_a_record_of_another_shape_is_refused_in_one_line(bench_record: Any) -> 
         KINDS["bench"].tables([row])
 
 
+@pytest.mark.parametrize("change", [{"metrics": [0.5]}, {"seconds": None}, {"search": [{}]}])
+def test_and_so_is_one_with_values_of_other_types(change: dict[str, Any]) -> None:
+    rows = [row | change for row in run("imp", [0.5], [0.8])]
+    with pytest.raises(ValueError, match=r"^a record for the tables of kind 'runs' is not as "):
+        sections(rows)
+
+
 def test_records_of_unknown_kinds_are_told() -> None:
     strange = {"kind": "trial"}
     assert passed_over([strange, *DENSE]) == [strange]

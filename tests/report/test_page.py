@@ -68,6 +68,7 @@ def test_every_table_has_a_heading_headers_cells_and_notes(sweep: list[Any]) -> 
     text = made.html()
     elements = Elements(text)
     assert len(elements.of("table")) == len(made.tables) == 3
+    assert "<summary>3 tables</summary>" in text
     for number, table in enumerate(made.tables, start=1):
         assert f'<h2 id="table-{number}">{table.title}</h2>' in text
         for cell in table.rows[0][1:]:
@@ -100,8 +101,9 @@ def test_machines_versions_and_days_are_said(bench_record: Any) -> None:
 
 
 def test_a_record_need_not_say_when_it_was_made() -> None:
-    made = page(*rounds("imp", [0.5], [0.8]))
-    assert made.dates == "no day recorded"
+    for made in (page(*rounds("imp", [0.5], [0.8])), page(*rounds("imp", [0.5], [0.8], timestamp=None))):
+        assert made.dates == "no day recorded"
+        assert made.size == "1 table"
 
 
 def test_the_same_records_give_the_same_page(sweep: list[Any]) -> None:

@@ -91,13 +91,13 @@ def test_a_table_too_wide_for_the_terminal_is_turned(bench_record):
 
 
 def test_markdown_is_a_table_with_notes_below():
-    table = Table("Title", ("name", "value"), (("a|b", "1"),), notes=("note",))
+    table = Table("Title", ("name", "value|x"), (("a|b\nc", "1"),), notes=("note",))
     assert table.markdown().splitlines() == [
         "**Title**",
         "",
-        "| name | value |",
+        "| name | value\\|x |",
         "| --- | ---: |",
-        "| a\\|b | 1 |",
+        "| a\\|b c | 1 |",
         "",
         "note  ",
     ]

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-import torch
-
 from sparsebert.learned.rule import require_not_negative, require_positive
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.methods.learned import Movement, SoftMovement
@@ -103,7 +101,7 @@ class Contrastive(LotteryMethod):
     ) -> Iterator[Companion | None]:
         """Encode what is not encoded yet, then add the terms; what was encoded goes with the last round."""
         settings, model = request.training, experiment.model
-        if settings.device != "cpu" and torch.cuda.is_available():
+        if settings.on_gpu:
             model.cuda()
         home = folder.with_name("round-00") / "banks"
         device = next(model.parameters()).device

@@ -15,7 +15,7 @@ from torch import Tensor
 from sparsebert.bert import structure
 from sparsebert.learned.rule import require_not_negative, require_positive
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.registry import Companion, Round, SearchingMethod, Source, register
+from sparsebert.lottery.registry import Companion, Rewind, Round, SearchingMethod, Source, register
 from sparsebert.pruning.early_bird import Coefficients, Settled, mask_distance
 from sparsebert.pruning.gates import GateSite, gate_sites
 from sparsebert.pruning.granularity import kinds_in
@@ -71,6 +71,11 @@ class EarlyBird(SearchingMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.rewind not in (Rewind.PRETRAINED, Rewind.LEARNING_RATE):
+            raise ValueError(
+                f"method {self.name} searches with an optimizer of its own: rewind must be 'pretrained' or "
+                f"'learning-rate', not {self.rewind.value!r}"
+            )
         Settled(self.epsilon, self.window)
         require_not_negative(self, "penalty")
         if self.search_learning_rate is not None:

@@ -17,6 +17,7 @@ from sparsebert.lottery.methods.judged import Judged
 from sparsebert.lottery.registry import LotteryMethod, Round, register
 from sparsebert.pruning.gates import gate_sites, gated
 from sparsebert.pruning.importance import gate_importance, normalised
+from sparsebert.pruning.levels import require_share
 from sparsebert.pruning.unit_masks import UnitMasks
 from sparsebert.pruning.unit_search import Scored, Search
 from sparsebert.ticket import Ticket
@@ -41,7 +42,7 @@ class ImportanceSearch(Judged, HeadsAndMlps):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Search(self.threshold, self.share_of_heads)
+        require_share(self, "share_of_heads")
 
     def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
         """The good subnetwork; ``search`` in its metadata holds heads, MLPs and metric of each step.

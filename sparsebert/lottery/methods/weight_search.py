@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.methods.given import GivenTicket
 from sparsebert.lottery.methods.judged import Judged
@@ -45,19 +46,26 @@ class MagnitudeSearch(Judged):
     def require_units(self, granularity: str, scope: str) -> None:
         _require_weights(self.name, granularity, scope)
 
+    def require(self, experiment: Experiment, request: Request) -> None:
+        """Raise ValueError without a judge, and for steps of which the last would keep nothing."""
+        super().require(experiment, request)
+        prune(experiment.model, "random", sparsity=self._last_level, **_choices(request))
+
+    @property
+    def _last_level(self) -> Fraction:
+        return 1 - (1 - exact("step", self.step)) ** self.most_steps
+
     def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
         """The good subnetwork; ``search`` in its metadata holds sparsity and metric of each step.
 
         Raises ValueError for a dense model whose metric is not positive.
         """
         judge, model = self.judge(experiment, request), experiment.model
-        choices: dict[str, Any] = {"include_biases": True, "seed": request.training.seed}
-        choices |= asdict(request.units)
+        choices = _choices(request)
         good, metric = prune(model, sparsity=0, **choices), judge()
         floor = least_metric(metric, self.threshold)
         trace = [{"sparsity": 0.0, "metric": metric}]
-        last = 1 - (1 - exact("step", self.step)) ** self.most_steps
-        for level in levels(last, self.step, Share.REMAINING):
+        for level in levels(self._last_level, self.step, Share.REMAINING):
             tried = prune(model, sparsity=level, ticket=good, **choices)
             tried.apply_(model)
             metric = judge()
@@ -99,11 +107,23 @@ class RandomWeights(GivenTicket):
         return _as_many(Random(), ticket, model, seed)
 
 
+def _choices(request: Request) -> dict[str, Any]:
+    """What :func:`prune` is told beside method and sparsity."""
+    return {"include_biases": True, "seed": request.training.seed, **asdict(request.units)}
+
+
 def _as_many(scores: Method, good: Ticket, model: nn.Module, seed: int) -> Ticket:
-    """By other scores, with biases where the ticket prunes biases."""
-    masks = [*good.masks.values(), *good.bias_masks.values()]
-    pruned = Fraction(sum(int((~mask).sum()) for mask in masks), sum(mask.numel() for mask in masks))
-    made = prune(model, scores, sparsity=pruned, include_biases=bool(good.bias_masks), seed=seed)
+    """By other scores, among all weights of the encoder: a ticket of heads leaves whole matrices out. With
+    the pooler and with biases where the ticket has masks of them."""
+    pooler = structure(model).pooler
+    choices: dict[str, Any] = {
+        "include_biases": bool(good.bias_masks),
+        "include_pooler": pooler in good.masks,
+    }
+    whole = prune(model, sparsity=0, **choices)
+    pruned = sum(int((~mask).sum()) for mask in (*good.masks.values(), *good.bias_masks.values()))
+    total = sum(mask.numel() for mask in (*whole.masks.values(), *whole.bias_masks.values()))
+    made = prune(model, scores, sparsity=Fraction(pruned, total), seed=seed, **choices)
     made.metadata["history"] = [*good.metadata.get("history", []), *made.metadata["history"]]
     return made
 
