@@ -175,6 +175,9 @@ def _sweep_table(title: str, runs: Sequence[dict[str, Record]]) -> Table:
         f"{machine_text(environment)}. Ratios: median of paired rounds; weights: the pruned matrices as "
         "stored; memory: peak resident while answering, over the bare interpreter."
     ]
+    asked = [row[0] for row, run in zip(rows, runs, strict=True) if run["sparse"]["format"] != "auto"]
+    if asked:
+        notes.append(f"Format asked for, so that no layer could stay dense: {', '.join(asked)}.")
     if any(side["in_worker"] for run in runs for side in run.values()):
         notes.append(WORKER_NOTE)
     if any(run["sparse"]["busy"] for run in runs):

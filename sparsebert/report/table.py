@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Group
 
+# Narrower than this a first column is not folded.
+_LEAST_FIRST = 24
 # A record's cell in a column.
 Cell = Callable[[dict[str, Any]], str]
 
@@ -47,21 +49,42 @@ class Table:
         return "\n".join(lines)
 
     def rich(self, width: int) -> Group:
-        """For a rich console of this width: transposed where it does not fit as it is and does so then."""
+        """For a rich console of this width: transposed where it does not fit as it is, and in pieces where it
+        does not fit then."""
         from rich.console import Group
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        turned = self.transposed()
-        shown = turned if turned.width < self.width and width < self.width else self
-        table = RichTable()
-        for index, column in enumerate(shown.columns):
-            left = index == 0 or shown.prose
-            table.add_column(Text(column), justify="left" if left else "right", overflow="fold")
-        for row in shown.rows:
-            table.add_row(*(Text(cell) for cell in row))
+        tables = []
+        for shown in self._fitting(width):
+            table = RichTable()
+            for index, column in enumerate(shown.columns):
+                left = index == 0 or shown.prose
+                table.add_column(Text(column), justify="left" if left else "right", overflow="fold")
+            for row in shown.rows:
+                table.add_row(*(Text(cell) for cell in row))
+            tables.append(table)
         # Around the table, not as its title and caption: these are squeezed into the table's width.
-        return Group(Text(self.title, style="bold"), table, *(Text(note) for note in self.notes))
+        return Group(Text(self.title, style="bold"), *tables, *(Text(note) for note in self.notes))
+
+    def _fitting(self, width: int) -> list[Table]:
+        first, *others = self._widths()
+        if self.prose or 1 + min(first, _LEAST_FIRST) + sum(others) <= width:
+            return [self]  # as it is, the first column in several lines if need be
+        turned = self.transposed()
+        first, *others = turned._widths()
+        pieces: list[list[int]] = [[]]
+        for index, each in enumerate(others, 1):
+            taken = 1 + first + sum(others[i - 1] for i in pieces[-1])
+            if pieces[-1] and taken + each > width:
+                pieces.append([])
+            pieces[-1].append(index)
+        return [turned._part((0, *piece)) for piece in pieces]
+
+    def _part(self, columns: Sequence[int]) -> Table:
+        """These columns alone."""
+        names, *rows = (tuple(row[i] for i in columns) for row in (self.columns, *self.rows))
+        return replace(self, columns=names, rows=tuple(rows))
 
     def transposed(self) -> Table:
         """Columns as rows."""
@@ -84,11 +107,9 @@ class Table:
         rows = tuple(map(tuple, record["rows"]))
         return cls(record["title"], tuple(record["columns"]), rows, tuple(record["notes"]), record["prose"])
 
-    @property
-    def width(self) -> int:
-        """Characters a row takes in a terminal, borders included."""
-        longest = (max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True))
-        return 1 + sum(length + 3 for length in longest)
+    def _widths(self) -> list[int]:
+        """Characters that each column takes in a terminal, with the border on its left."""
+        return [3 + max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
 
 
 def _markdown_row(cells: Iterable[str]) -> str:

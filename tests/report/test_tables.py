@@ -200,3 +200,23 @@ def test_ways_to_choose_weights_say_what_they_cost_and_whether_they_are_exact(be
     )
     assert "busy" in table.notes[-1]
     assert selection_tables([]) == []
+
+
+def test_a_table_that_fits_in_neither_way_comes_in_pieces_that_do() -> None:
+    columns = ("ticket", *(f"column number {i}" for i in range(12)))
+    rows = tuple((f"row {i}", *["1.00x"] * 12) for i in range(12))
+    text = shown(Table("wide", columns, rows, ("a note",)), width=60)
+    assert max(map(len, text.splitlines())) <= 60
+    cells = [line.split("┃" if "┃" in line else "│")[1:-1] for line in text.splitlines() if line[:1] in "┃│"]
+    heads = [cell.strip() for line in cells[::13] for cell in line[1:]]
+    assert heads == [row[0] for row in rows]
+    assert [line[0].strip() for line in cells[1:13]] == list(columns[1:])
+    assert text.count("wide") == text.count("a note") == 1
+
+
+def test_formats_that_were_asked_for_are_named(bench_record) -> None:
+    planned, asked = bench_record(sparsity=0.9), bench_record(sparsity=0.1, format="element")
+    (table,) = sweep_tables([planned, asked])
+    assert table.notes[1] == "Format asked for, so that no layer could stay dense: 10% element."
+    (table,) = sweep_tables([planned, bench_record(sparsity=0.5)])
+    assert len(table.notes) == 1
