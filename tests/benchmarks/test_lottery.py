@@ -36,7 +36,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def carry_out(run: Run, runs: Path, data: Path) -> list[dict[str, Any]]:
         names.append(run.name)
-        return [{"run": run.name, "kind": "round", "masks_sha256": f"of {run.name}"}]
+        return [{"run": run.name, "kind": "round", "masks_sha256": f"of {run.name}", "ticket_sha256": "file"}]
 
     monkeypatch.setattr(module, "carry_out", carry_out)
     return names
@@ -83,8 +83,11 @@ def test_a_ticket_that_is_found_again_must_be_the_known_one(trained: list[str], 
     known[target.ticket][0]["masks_sha256"] = "of another machine"
     with pytest.raises(ValueError, match="came out another ticket"):
         list(rounds(target, known, tmp_path, tmp_path))
-    del known[target.ticket][0]["masks_sha256"]  # as older records are
-    assert list(rounds(target, known, tmp_path, tmp_path))
+    older = {target.ticket: [{"kind": "round", "ticket_sha256": "file"}]}  # they know the ticket by its file
+    assert list(rounds(target, older, tmp_path, tmp_path))
+    older[target.ticket][0]["ticket_sha256"] = "another file"
+    with pytest.raises(ValueError, match="came out another ticket"):
+        list(rounds(target, older, tmp_path, tmp_path))
 
 
 def test_without_task_data_it_says_so(
