@@ -23,7 +23,7 @@ from sparsebert.options import (
     progress,
 )
 from sparsebert.paths import require_files, require_picture, require_records
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
     from sparsebert.bench.workload import Workload

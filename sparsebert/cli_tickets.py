@@ -22,7 +22,7 @@ from sparsebert.options import (
     seed_list,
 )
 from sparsebert.paths import require_files, require_records, require_writable
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
     from sparsebert.ticket import Ticket

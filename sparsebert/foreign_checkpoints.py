@@ -20,7 +20,7 @@ from torch import Tensor
 from sparsebert.bert import canonical_key, encoder_matrix
 from sparsebert.foreign import first_line, restricted_load
 from sparsebert.ticket import Ticket
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 _SCORES, _WEIGHT = ".mask_scores", ".weight"
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")

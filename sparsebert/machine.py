@@ -21,7 +21,7 @@ import torch
 from sparsebert.cost import VECTOR_ROWS, Cost, MaskStatistics, Work, works
 from sparsebert_kernels import __version__, cpu, formats, ops
 from sparsebert_kernels.cpu import native
-from sparsebert_kernels.tuning import Least, least
+from sparsebert_kernels.timing import Least, least
 
 # Costs are measured for a few numbers of tokens: a tile that is not full costs as much as a full one.
 MAX_CALIBRATED_TOKENS = 512

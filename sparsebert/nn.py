@@ -16,10 +16,10 @@ from sparsebert.shared_input import SharedInput
 from sparsebert.stored import BITS, VALUES, stored_mask, stored_weight, to_stored
 from sparsebert_kernels import formats, ops
 from sparsebert_kernels.cuda import backend
+from sparsebert_kernels.errors import unknown
 from sparsebert_kernels.formats import DensePrepacked, PackedWeight
 from sparsebert_kernels.formats.dense import prepack
 from sparsebert_kernels.formats.transpose import transposed_index
-from sparsebert_kernels.names import unknown
 
 DEFAULT_TOKENS = 128
 

@@ -22,8 +22,8 @@ from sparsebert.selection import Filter, Selected
 from sparsebert.ticket import Ticket
 from sparsebert_kernels import cpu, cuda, formats, ops
 from sparsebert_kernels.cuda.timing import paired as paired_on_gpu
-from sparsebert_kernels.names import unknown
-from sparsebert_kernels.tuning import Paired, paired
+from sparsebert_kernels.errors import unknown
+from sparsebert_kernels.timing import Paired, paired
 
 # What a sparse layer has to gain over prepacked dense, in paired medians. Timings scatter by some per cent,
 # and models call their layers with other numbers of tokens than the plan was made for: a whole model of

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from sparsebert.cost import Work
-from sparsebert_kernels.cuda import configurations
+from sparsebert_kernels.cuda import tile_configs
 from sparsebert_kernels.formats.panel import TILE_COLUMNS
 
 # Share of the tensor cores' rate that a product with so many columns (the panel height) can reach.
@@ -184,7 +184,7 @@ def present(device: torch.device) -> Device:
             l2=REFERENCE.l2 * scale,
             source=f"figures scaled from {REFERENCE.name} by the number of multiprocessors",
         )
-    if (limits := configurations.limits(properties.name)) is not None:
+    if (limits := tile_configs.limits(properties.name)) is not None:
         # Torch's own reduction, which measures the L2 cache, may be slower than what is built in.
         found = {**asdict(limits), "l2": max(limits.l2, known.l2)}
         known = replace(known, **found, source="figures measured on such a device")

@@ -14,7 +14,7 @@ import torch
 from sparsebert import machine
 from sparsebert.cost import Cost, Work
 from sparsebert_kernels.cpu import native
-from sparsebert_kernels.tuning import Least
+from sparsebert_kernels.timing import Least
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from sparsebert.layer_plan import LayerPlan, Plan
 from sparsebert.planning import LEAST_SPEEDUP, MAX_TIMED_FORMATS, MAX_TIMED_TOKENS
 from sparsebert_kernels import cpu, formats
 from sparsebert_kernels.cpu import native
-from sparsebert_kernels.tuning import Paired
+from sparsebert_kernels.timing import Paired
 
 needs_native = pytest.mark.skipif(not cpu.available(), reason="sparse formats need the native library")
 

@@ -10,7 +10,7 @@ import torch
 from sparsebert import roofline
 from sparsebert.cost import BlockStatistics, MaskStatistics, Work, panel_works, works
 from sparsebert.roofline import KNOWN, Roofline
-from sparsebert_kernels.cuda import configurations
+from sparsebert_kernels.cuda import tile_configs
 
 H200 = KNOWN["h200"]
 
@@ -114,9 +114,9 @@ def test_a_device_nobody_knows_is_scaled_by_its_processors(
 
 
 def test_measured_limits_of_a_device_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = configurations.Limits(matmul=1e14, matmul_fp32=1e13, memory=2e12, l2=9e12, kernel=3e-6)
-    (tmp_path / "nvidia_h200.json").write_text(configurations.record("NVIDIA H200", [], limits))
-    monkeypatch.setattr(configurations, "FOLDER", tmp_path)
+    limits = tile_configs.Limits(matmul=1e14, matmul_fp32=1e13, memory=2e12, l2=9e12, kernel=3e-6)
+    (tmp_path / "nvidia_h200.json").write_text(tile_configs.record("NVIDIA H200", [], limits))
+    monkeypatch.setattr(tile_configs, "FOLDER", tmp_path)
     found = Properties("NVIDIA H200", 132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
     device = roofline.present.__wrapped__(torch.device("cuda"))

@@ -247,9 +247,9 @@ def _rates(
 def _configuration(packed: Any, problem: Problem) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from sparsebert_kernels.cuda import configurations
+    from sparsebert_kernels.cuda import tile_configs
 
     dtype = str(problem.x.dtype).removeprefix("torch.")
     size = packed.panel_rows, packed.group_columns, problem.tokens, packed.panels, packed.values.shape[0]
-    shape = configurations.Shape("panel forward", *size, dtype)
-    return asdict(configurations.configuration(shape, problem.device.device))
+    shape = tile_configs.Shape("panel forward", *size, dtype)
+    return asdict(tile_configs.configuration(shape, problem.device.device))

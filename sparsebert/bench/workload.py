@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 Kind = Literal["classification", "regression", "span", "mlm"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparsebert.pruning import Magnitude, Method, registry
 from sparsebert.ticket import Ticket
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
     from sparsebert.lottery.experiment import Experiment, Request

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 _NAMES = ("element", "block", "row", "column", "neuron", "head", "mlp", "n:m")
 ACROSS_MATRICES = ("neuron", "head", "mlp")

@@ -31,7 +31,7 @@ from sparsebert.pruning.registry import Method, Subject, find_method
 from sparsebert.pruning.select import ranked, select
 from sparsebert.pruning.units import POOLING, SCOPES, UnitGroup, rivals, unit_groups
 from sparsebert.ticket import Ticket, prunable, require_ticket
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 Number = float | Decimal | Fraction
 

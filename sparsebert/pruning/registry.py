@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from torch import Tensor
 
 from sparsebert.bert import Structure
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 
 def _no_gradients(**options: bool) -> Mapping[str, Tensor]:

@@ -9,7 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from sparsebert_kernels.keys import BINS, above, count, halves, keys, score
+from sparsebert_kernels.radix_select import BINS, above, count, halves, keys, score
 
 Size = Tensor | int
 

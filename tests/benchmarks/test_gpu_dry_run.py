@@ -18,7 +18,7 @@ from benchmarks.gpu.tuning import candidates
 from sparsebert.bench.gate import GateError
 from sparsebert.bench.record import read
 from sparsebert.report.gpu_tables import gpu_tables
-from sparsebert_kernels.cuda.configurations import Shape, by_rule
+from sparsebert_kernels.cuda.tile_configs import Shape, by_rule
 
 ROOT = Path(__file__).parents[2]
 ONE = torch.ones(2, 2)

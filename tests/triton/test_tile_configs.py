@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsebert_kernels.cuda import aot, configurations
-from sparsebert_kernels.cuda.configurations import (
+from sparsebert_kernels.cuda import aot, tile_configs
+from sparsebert_kernels.cuda.tile_configs import (
     LEAST_SHARED_MEMORY,
     SHARED_MEMORY_AMD,
     TOKEN_BUCKETS,
@@ -62,7 +62,7 @@ class TestFiles:
     def test_are_read_by_the_name_of_the_device(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(configurations, "FOLDER", tmp_path)
+        monkeypatch.setattr(tile_configs, "FOLDER", tmp_path)
         entries = [(SHAPE, chosen(128)), (replace(SHAPE, tokens=512), chosen(64))]
         (tmp_path / "nvidia_h200_141gb.json").write_text(record("NVIDIA H200-141GB", entries))
         assert measured("NVIDIA H200-141GB") == tuple(entries)
@@ -71,13 +71,13 @@ class TestFiles:
     def test_that_hold_something_else_are_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(configurations, "FOLDER", tmp_path)
+        monkeypatch.setattr(tile_configs, "FOLDER", tmp_path)
         (tmp_path / "gpu.json").write_text('{"configurations": [{"kernel": "panel forward"}]}')
         with pytest.raises(ValueError, match=r"gpu\.json is no file of measured configurations"):
             measured("GPU")
 
     def test_of_the_package_can_be_read(self) -> None:
-        for path in configurations.FOLDER.glob("*.json"):
+        for path in tile_configs.FOLDER.glob("*.json"):
             assert measured(path.stem)
 
 
@@ -114,7 +114,7 @@ class TestRule:
 
 class TestSplits:
     def test_fill_the_device_without_splitting_small_sums(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(configurations, "_processors", lambda device: 132)
+        monkeypatch.setattr(tile_configs, "_processors", lambda device: 132)
         assert splits(400, 16384, 64, CPU) == 1
         assert splits(33, 16384, 64, CPU) == 8
         assert splits(1, 16384, 64, CPU) == 32

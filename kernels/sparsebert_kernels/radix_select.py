@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cpu import native
+from sparsebert_kernels.cpu import native
 
 BINS = 1 << 16
 _SIGN = 1 << 15

@@ -8,8 +8,8 @@ from itertools import chain
 
 import pytest
 
-from sparsebert_kernels import tuning
-from sparsebert_kernels.tuning import MAX_ATTEMPTS, MAX_STILL, Paired, least, paired
+from sparsebert_kernels import timing
+from sparsebert_kernels.timing import MAX_ATTEMPTS, MAX_STILL, Paired, least, paired
 
 
 class Clock:
@@ -30,9 +30,9 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(tuning.time, "perf_counter", lambda: found.now)
-    monkeypatch.setattr(tuning.time, "process_time", lambda: found.processor)
-    monkeypatch.setattr(tuning, "WARM_UP_SECONDS", 0)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: found.now)
+    monkeypatch.setattr(timing.time, "process_time", lambda: found.processor)
+    monkeypatch.setattr(timing, "WARM_UP_SECONDS", 0)
     return found
 
 
@@ -118,5 +118,5 @@ def test_the_least_of_runs_that_all_waited_is_marked(clock: Clock) -> None:
 
 def test_the_clocks_of_this_machine_can_tell() -> None:
     """Sleeping stands in for being suspended."""
-    assert least(lambda: tuning.time.sleep(0.003)).busy
+    assert least(lambda: timing.time.sleep(0.003)).busy
     assert not least(lambda: sum(range(20_000))).busy
