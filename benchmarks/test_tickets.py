@@ -11,7 +11,7 @@ import torch
 from sparsebert.bench.workload import Workload
 from sparsebert.convert import sparsify_
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sparsebert.nn import SparseLinear
     from sparsebert.planning import plan
     from sparsebert.pruning import prune
-    from sparsebert.ticket import Ticket
+    from sparsebert.tickets.ticket import Ticket
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
 
 _HOMES = {
     "SparseLinear": "sparsebert.nn",
-    "Ticket": "sparsebert.ticket",
+    "Ticket": "sparsebert.tickets.ticket",
     "compact_": "sparsebert.compact",
     "compaction_description": "sparsebert.compact",
     "densify_": "sparsebert.convert",

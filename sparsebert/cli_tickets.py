@@ -25,7 +25,7 @@ from sparsebert.paths import require_files, require_records, require_writable
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
-    from sparsebert.ticket import Ticket
+    from sparsebert.tickets.ticket import Ticket
 
 MODEL_HELP = "hub id, local folder, or a shape with random weights: bert-tiny, minilm, bert-base, bert-large"
 KINDS = ("sparsebert", "bert-tickets", "smp", "head-masks", "super-tickets", "model", "sparse")
@@ -86,7 +86,7 @@ def prune(
     for file in files.values():
         require_writable({"--output": file})
     require_records("--json", json)
-    from sparsebert.bench import record
+    from sparsebert import results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import Workload, hush_transformers
     from sparsebert.from_runs import ticket_of
@@ -136,17 +136,17 @@ def prune(
         drawn.save(files[seed])
         size = files[seed].stat().st_size
         what = {"output": str(files[seed]), "ticket": describe(drawn), "bytes": size, "seed": seed}
-        rows.append(record.stamp("prune", {"model": model, "method": method, "task": name, **what}))
+        rows.append(results.stamp("prune", {"model": model, "method": method, "task": name, **what}))
         typer.echo(_described(files[seed], drawn))
     if len(tickets) > 1:
         pairs = [one.overlap(other) for one, other in combinations(tickets.values(), 2)]
         found = summary(pairs)
         overlap = {"overlaps": pairs, "mean": found.mean, "std": found.std}
         fields = {"model": model, "method": method, "task": name, "seeds": chosen, **overlap}
-        rows.append(record.stamp("prune_seeds", fields))
+        rows.append(results.stamp("prune_seeds", fields))
         typer.echo(overlap_text(rows[-1]))
     if json is not None:
-        record.append(json, rows)
+        results.append(json, rows)
 
 
 def convert(
@@ -231,14 +231,13 @@ def convert(
     require_files({"--results": results})
     require_writable({"output": output})
     require_records("--json", json)
-    from sparsebert import foreign, foreign_units
-    from sparsebert.bench import record
+    from sparsebert import foreign, foreign_units, results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.model_loading import skeleton
 
     hush_transformers()
-    records = [row for file in results or () for row in record.read(file)]
+    records = [row for file in results or () for row in results.read(file)]
     whole: Any = skeleton(model) if model else None
     ticket = _read(source, whole, pruning_method, threshold, task)
     for other in intersect or ():
@@ -258,7 +257,7 @@ def convert(
         writers[to]()
     if json is not None:
         fields = {"source": str(source), "output": str(output), "to": to, "ticket": describe(ticket), **took}
-        record.append(json, [record.stamp("convert", fields)])
+        results.append(json, [results.stamp("convert", fields)])
     typer.echo(_described(output, ticket))
 
 
@@ -317,7 +316,7 @@ def _read(
     from sparsebert.from_runs import ticket_of
     from sparsebert.lottery.folder import RunFolder
     from sparsebert.model_loading import load_as_saved
-    from sparsebert.ticket import Ticket
+    from sparsebert.tickets.ticket import Ticket
 
     if not source.is_dir() or RunFolder(source).run_json.exists():
         return ticket_of(source, model, task=task)

@@ -13,7 +13,7 @@ from sparsebert.compaction.description import description_of, rebuild, remember_
 from sparsebert.compaction.expansion import expand
 from sparsebert.compaction.prepare import prepare
 from sparsebert.saving import saveable_
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 
 @torch.inference_mode(False)

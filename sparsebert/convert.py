@@ -20,7 +20,7 @@ from sparsebert.saving import saveable_
 from sparsebert.selection import Filter, Selected
 from sparsebert.shared_input import SharedInput
 from sparsebert.swap import HOOKS, move_hooks, replace_module
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.ops import can_share
 
 DEFAULT_TOKENS = 128

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsebert.atomic import replacing
 from sparsebert.bench.activations import peak_activations
 from sparsebert.bench.memory import model_bytes
 from sparsebert.compact import expand_
 from sparsebert.convert import DEFAULT_TOKENS, densify_, sparsify_
 from sparsebert.model_loading import load_as_saved
 from sparsebert.report.card import model_card
-from sparsebert.ticket import Ticket
-from sparsebert.training.files import replacing
+from sparsebert.tickets.ticket import Ticket
 
 # What sentence-transformers keeps beside the encoder's own files: its list of modules, and two of settings.
 _OF_SENTENCES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")

@@ -22,9 +22,9 @@ from torch.nn.utils.prune import custom_from_mask
 
 from sparsebert.bert import canonical_key, resolve, structure
 from sparsebert.foreign_units import from_head_mask, from_super_tickets, is_head_mask
-from sparsebert.provenance import describe_model
-from sparsebert.ticket import Ticket
-from sparsebert.ticket_file import brief, replacing
+from sparsebert.tickets.file import brief, replacing
+from sparsebert.tickets.provenance import describe_model
+from sparsebert.tickets.ticket import Ticket
 
 _WEIGHT_MASK, _BIAS_MASK = ".weight_mask", ".bias_mask"
 _NPY_MAGIC = b"\x93NUMPY"

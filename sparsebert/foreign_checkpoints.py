@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sparsebert.bert import canonical_key, encoder_matrix
 from sparsebert.foreign import first_line, restricted_load
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import unknown
 
 _SCORES, _WEIGHT = ".mask_scores", ".weight"

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from sparsebert.bert import structure
 from sparsebert.pruning.unit_masks import UnitMasks
-from sparsebert.ticket import Ticket
-from sparsebert.ticket_file import brief, replacing
+from sparsebert.tickets.file import brief, replacing
+from sparsebert.tickets.ticket import Ticket
 
 _MLPS = "mlp_mask.npy"
 _HEADS_JSON, _MLPS_JSON = "heads_to_mask.json", "ffn_to_mask.json"

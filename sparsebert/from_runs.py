@@ -12,7 +12,7 @@ from torch import nn
 
 from sparsebert.foreign import read_ticket
 from sparsebert.lottery.folder import RunFolder
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 _SAME_SPARSITY = 5e-4
 

@@ -19,7 +19,7 @@ from sparsebert.layer_plan import LayerPlan, Plan
 from sparsebert.nn import SparseLinear
 from sparsebert.removal import left_of, note_of
 from sparsebert.selection import Filter, Selected
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import cpu, cuda, formats, ops
 from sparsebert_kernels.cuda.timing import paired as paired_on_gpu
 from sparsebert_kernels.errors import unknown

@@ -11,7 +11,7 @@ from sparsebert.bert import is_bert_like, resolve
 from sparsebert.compaction.description import description_of, record_of
 from sparsebert.compaction.prepare import Change, Prepared, prepare, ticket_hash
 from sparsebert.selection import Filter, Selected, select
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 # Neurons and dimensions of heads come in whole vectors.
 ROUND_TO = 8

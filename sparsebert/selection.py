@@ -13,7 +13,7 @@ from sparsebert.bert import canonical_key, full_name, is_bert_like, require_modu
 from sparsebert.choice import STORED
 from sparsebert.compaction.rectangle import RectangleLinear
 from sparsebert.nn import SparseLinear
-from sparsebert.ticket import Ticket, require_ticket
+from sparsebert.tickets.ticket import Ticket, require_ticket
 
 Filter = Callable[[str, nn.Linear], bool]
 

@@ -27,7 +27,7 @@ from sparsebert.lottery.registry import LotteryMethod, lottery_method
 from sparsebert.metrics import primary, summarise
 from sparsebert.model_loading import load_model, short_name, template_of
 from sparsebert.teachers import load_teacher, teacher_id
-from sparsebert.ticket import Ticket, prunable
+from sparsebert.tickets.ticket import Ticket, prunable
 from sparsebert.training import ranks
 from sparsebert.training.distillation import Distillation
 

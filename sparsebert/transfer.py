@@ -18,7 +18,7 @@ from sparsebert.data import EncodedOnce
 from sparsebert.lottery.experiment import Request, Units
 from sparsebert.lottery.folder import Record
 from sparsebert.lottery.registry import lottery_method
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.train import (
     POOLER,
     Data,

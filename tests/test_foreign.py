@@ -24,7 +24,7 @@ from sparsebert.foreign import (
     to_torch_prune_,
 )
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket, prunable
+from sparsebert.tickets.ticket import Ticket, prunable
 
 LAYERS = 11
 

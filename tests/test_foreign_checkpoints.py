@@ -22,7 +22,7 @@ from sparsebert.foreign_checkpoints import (
     from_nn_pruning,
     is_foreign_checkpoint,
 )
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 transformers = pytest.importorskip("transformers")
 

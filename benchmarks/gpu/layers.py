@@ -13,7 +13,7 @@ from benchmarks.gpu import rivals
 from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import Device, Work
 from sparsebert.convert import sparsify_
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import formats, ops
 from sparsebert_kernels.formats.transpose import transposed_index
 from sparsebert_kernels.masked import masked_linear, pack_mask

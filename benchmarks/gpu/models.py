@@ -16,7 +16,7 @@ from sparsebert.bench.workload import Workload
 from sparsebert.convert import sparsify_
 from sparsebert.nn import SparseLinear
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 LENGTH = 128
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.layers import Problem
-from sparsebert.bench.record import Record
+from sparsebert.results import Record
 from sparsebert_kernels import ops
 from sparsebert_kernels.cuda import tile_configs
 from sparsebert_kernels.cuda.tile_configs import Configuration, Shape

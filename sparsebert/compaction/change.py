@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 
 def outputs(

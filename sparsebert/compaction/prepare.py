@@ -21,7 +21,7 @@ from sparsebert.compaction.rectangle import exact_size, live_rectangle, rectangl
 from sparsebert.compaction.thin_rows import without_thin_rows
 from sparsebert.selection import Unpackable
 from sparsebert.swap import move_hooks, replace_module
-from sparsebert.ticket import Ticket, require_ticket
+from sparsebert.tickets.ticket import Ticket, require_ticket
 
 # An attention that keeps a larger share of its weights is likely to run dense: padding would cost it time.
 MOST_TO_PAD = 0.5

@@ -11,7 +11,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparsebert.planning import check_options
 from sparsebert.saving import METHOD
-from sparsebert.ticket_file import brief, is_key
+from sparsebert.tickets.file import brief, is_key
 
 FORMAT_VERSION = 1
 

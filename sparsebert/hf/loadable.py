@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from sparsebert.saving import METHOD
-from sparsebert.ticket_file import brief
+from sparsebert.tickets.file import brief
 
 # Of what transformers or torch say: some of their messages are half a page.
 _MOST_SHOWN = 200

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparsebert.bert import resolve, structure
 from sparsebert.pruning.granularity import parse_granularity
 from sparsebert.pruning.units import unit_groups
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 
 class Within(StrEnum):

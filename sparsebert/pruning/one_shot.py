@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import Structure, resolve, structure
-from sparsebert.provenance import describe_model, weight_hash
 from sparsebert.pruning.gates import GATED, GateSite, gate_sites
 from sparsebert.pruning.gradients import loss_gradients
 from sparsebert.pruning.granularity import (
@@ -30,7 +29,8 @@ from sparsebert.pruning.importance import gate_importance
 from sparsebert.pruning.registry import Method, Subject, find_method
 from sparsebert.pruning.select import ranked, select
 from sparsebert.pruning.units import POOLING, SCOPES, UnitGroup, rivals, unit_groups
-from sparsebert.ticket import Ticket, prunable, require_ticket
+from sparsebert.tickets.provenance import describe_model, weight_hash
+from sparsebert.tickets.ticket import Ticket, prunable, require_ticket
 from sparsebert_kernels.errors import unknown
 
 Number = float | Decimal | Fraction

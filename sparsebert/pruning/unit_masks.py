@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import resolve, structure
-from sparsebert.provenance import describe_model
 from sparsebert.pruning.units import unit_groups
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.provenance import describe_model
+from sparsebert.tickets.ticket import Ticket
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ def model_card(
     """The card of a folder that `save_pretrained` wrote of a sparse model; ``.save(folder / "README.md")``
     puts it there and ``.push_to_hub(repository)`` on the hub, where `model.push_to_hub` keeps it.
 
-    ``records``: rows of this model that our commands wrote with ``--json`` (`sparsebert.bench.record`). Of
+    ``records``: rows of this model that our commands wrote with ``--json`` (`sparsebert.results`). Of
     "seeds" and "eval_seeds", or else of "eval" and "round", the last one says what the model achieves, beside
     the dense one where it was judged by one; of "bench" the last round of measurements says how fast it is.
     What no record tells is called not measured. ``name``: what the model is called; else as its folder.

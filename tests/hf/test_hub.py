@@ -12,8 +12,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 
-from sparsebert import compact_, compaction_description, densify_, prune, sparsify_
-from sparsebert.bench import record
+from sparsebert import compact_, compaction_description, densify_, prune, results, sparsify_
 from tests.convert.models import answers, build, pruned, sparse_layers
 from tests.report.test_card import BENCH, SEEDS
 
@@ -126,7 +125,7 @@ def test_records_of_another_model_are_refused_before_anything_is_made(hub: Hub) 
     model, _ = of_kind("sparse")
     with pytest.raises(ValueError, match="'bench' record is of a model that is 99"):
         model.push_to_hub(
-            REPOSITORY, records=[record.stamp("bench", {**BENCH, "ticket": {"sparsity": 0.99}})]
+            REPOSITORY, records=[results.stamp("bench", {**BENCH, "ticket": {"sparsity": 0.99}})]
         )
     assert not hub.folder.exists()
     assert not hub.calls

@@ -23,7 +23,7 @@ from sparsebert.lottery import round_training
 from sparsebert.lottery.run import run
 from sparsebert.pruning import prune
 from sparsebert.pruning.select import ranked, select
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.masking import MaskKeeper
 from tests.lottery.tiny import experiment, model, request
 

@@ -17,7 +17,7 @@ from sparsebert import compact_, compaction_description, sparsify_
 from sparsebert.bert import resolve, structure
 from sparsebert.lottery.run import run
 from sparsebert.nn import SparseLinear
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.distillation import Distillation
 from tests.lottery.test_unit_search import judged
 from tests.lottery.tiny import collate, examples, experiment, model, request, teacher

@@ -15,7 +15,7 @@ from sparsebert.convert import sparsify_
 from sparsebert.pruning import HeadImportance, prune
 from sparsebert.pruning.gates import gate_sites
 from sparsebert.pruning.importance import gate_importance, normalised
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from tests.pruning.gated_models import FAMILIES, HEAD, HEADS, LAYERS, NEURONS, batches, build, logits
 
 KINDS = ("head", "neuron", "mlp")

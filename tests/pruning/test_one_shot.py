@@ -17,7 +17,7 @@ from torch.nn.utils import prune as torch_prune
 
 from sparsebert.bert import resolve, structure
 from sparsebert.pruning import Magnitude, Subject, methods, prune
-from sparsebert.ticket import Ticket, weight_hash
+from sparsebert.tickets.ticket import Ticket, weight_hash
 
 transformers = pytest.importorskip("transformers")
 QUERY, UP = "encoder.layer.0.attention.self.query", "encoder.layer.0.intermediate.dense"

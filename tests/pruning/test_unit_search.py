@@ -12,7 +12,7 @@ import torch
 from sparsebert.bert import resolve, structure
 from sparsebert.pruning.unit_masks import UnitMasks
 from sparsebert.pruning.unit_search import Scored, Search
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from tests.pruning.gated_models import FAMILIES, HEADS, LAYERS, build
 
 Evaluate = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, float]]

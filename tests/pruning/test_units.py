@@ -19,7 +19,7 @@ from sparsebert.lottery.methods import OneShot
 from sparsebert.planning import plan
 from sparsebert.pruning import methods, prune, random_like
 from sparsebert.pruning.units import unit_groups
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 transformers = pytest.importorskip("transformers")
 

@@ -22,7 +22,7 @@ from sparsebert.pruning.granularity import kinds_in
 from sparsebert.pruning.levels import exact
 from sparsebert.pruning.one_shot import kept_units, prune
 from sparsebert.pruning.units import HEADS_BY_LAYER
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import ranks
 from sparsebert.training.coefficients import CoefficientTrace, TrainedCoefficients, read_trace
 

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sparsebert.atomic import replacing
 from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.methods.heads_and_mlps import HeadsAndMlps
@@ -20,8 +21,7 @@ from sparsebert.pruning.gates import gate_sites
 from sparsebert.pruning.importance import gate_importance
 from sparsebert.pruning.one_shot import prune
 from sparsebert.pruning.registry import Subject
-from sparsebert.ticket import Ticket
-from sparsebert.training.files import replacing
+from sparsebert.tickets.ticket import Ticket
 
 
 @register("super-tickets")

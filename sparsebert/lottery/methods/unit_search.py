@@ -20,7 +20,7 @@ from sparsebert.pruning.importance import gate_importance, normalised
 from sparsebert.pruning.levels import require_share
 from sparsebert.pruning.unit_masks import UnitMasks
 from sparsebert.pruning.unit_search import Scored, Search
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 
 @register("importance-search")

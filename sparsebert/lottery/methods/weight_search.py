@@ -18,7 +18,7 @@ from sparsebert.pruning import Magnitude, Method, Random, Share, levels
 from sparsebert.pruning.levels import exact, require_share
 from sparsebert.pruning.one_shot import prune
 from sparsebert.pruning.unit_search import least_metric
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 
 @register("magnitude-search")

@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from sparsebert.bert import canonical_key
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 KEY = "encoder.layer.0.output.dense"
 OTHER = "encoder.layer.1.attention.self.query"

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsebert import ticket_file
 from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve, structure
-from sparsebert.provenance import checked_metadata, describe_model, weight_hash
-from sparsebert.ticket_file import TicketContents, brief, is_key
+from sparsebert.tickets import file
+from sparsebert.tickets.file import TicketContents, brief, is_key
+from sparsebert.tickets.provenance import checked_metadata, describe_model, weight_hash
 
 __all__ = ["Ticket", "prunable", "weight_hash"]
 
@@ -167,11 +167,11 @@ class Ticket:
                     )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, bits packed, in one step (see :mod:`sparsebert.ticket_file`).
+        """Write one safetensors file, bits packed, in one step (see :mod:`sparsebert.tickets.file`).
 
         Raises ValueError if the metadata exceeds 1 MiB, OSError where the file cannot be written.
         """
-        ticket_file.write(
+        file.write(
             path,
             TicketContents(
                 masks=self.masks,
@@ -191,7 +191,7 @@ class Ticket:
         damaged, written by a newer version or no ticket at all; nothing is allocated for masks that the
         file cannot hold.
         """
-        contents = ticket_file.read(path)
+        contents = file.read(path)
         try:
             ticket = cls(
                 contents.masks,

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 KEYS = ("encoder.layer.0.output.dense", "encoder.layer.1.attention.self.query")
 

@@ -2,7 +2,7 @@
 
 Every mask is one U8 entry, ``<key>.weight`` or ``<key>.bias``: its bits in row-major order, the first in
 the highest bit of a byte (``numpy.packbits``), the last byte filled up with zeros. The entries lie in the
-order of their names. The header's ``__metadata__`` holds two strings: ``sparsebert.ticket``, a JSON
+order of their names. The header's ``__metadata__`` holds two strings: ``sparsebert.tickets.ticket``, a JSON
 object with the format version, the shapes in model order and the provenance, and ``sparsebert.sha256``,
 the digest of that JSON and of the bits. Everything a header says is compared with the size of the file
 and with the one layout that its shapes allow before a byte of a mask is read, so a broken or hostile file

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from sparsebert.bench.record import SCHEMA, append, read, stamp
+from sparsebert.results import SCHEMA, append, read, stamp
 
 
 def test_round_trip_keeps_order_and_values(tmp_path):

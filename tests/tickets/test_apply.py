@@ -14,7 +14,7 @@ from torch.nn.utils import prune as torch_prune
 
 from sparsebert.bert import resolve, structure
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket, weight_hash
+from sparsebert.tickets.ticket import Ticket, weight_hash
 
 KEYS = ("encoder.layer.0.output.dense", "encoder.layer.1.attention.self.query")
 

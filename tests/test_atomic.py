@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsebert.training.files import replacing, sweep
+from sparsebert.atomic import replacing, sweep
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
