@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sparsebert.cost import format_label, format_options
+from sparsebert.cost.work import format_label, format_options
 
 
 @dataclass(frozen=True)

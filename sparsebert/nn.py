@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from sparsebert.choice import GPU_FORMATS, STORED, preferred, stored_dtype
+from sparsebert.cost.candidates import GPU_FORMATS, STORED, preferred, stored_dtype
 from sparsebert.shared_input import SharedInput
 from sparsebert.stored import BITS, VALUES, stored_mask, stored_weight, to_stored
 from sparsebert_kernels import formats, ops

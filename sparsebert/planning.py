@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert import roofline
 from sparsebert.bert import is_bert_like, require_module, structure
-from sparsebert.choice import GPU_FORMATS, Choice, choices, stored_dtype
-from sparsebert.cost import BlockStatistics, Work, panel_works
+from sparsebert.cost import gpu_roofline
+from sparsebert.cost.candidates import GPU_FORMATS, Choice, choices, stored_dtype
+from sparsebert.cost.work import BlockStatistics, Work, panel_works
 from sparsebert.layer_plan import LayerPlan, Plan
 from sparsebert.nn import SparseLinear
 from sparsebert.removal import left_of, note_of
@@ -69,7 +69,7 @@ def plan(
     Raises ValueError for what `select` refuses, an unknown format or device, and a ``tokens`` that is no
     positive integer.
     """
-    target = None if device is None else roofline.named(device)
+    target = None if device is None else gpu_roofline.named(device)
     require_module(model)
     if ticket is None and any(isinstance(module, SparseLinear) for module in model.modules()):
         return carried_plan(model)
@@ -109,7 +109,7 @@ def plan_layers(
     measure: bool,
     trainable: bool,
     shared_inputs: Iterable[Sequence[str]] = (),
-    target: roofline.Device | None = None,
+    target: gpu_roofline.Device | None = None,
 ) -> Plan:
     """`plan` for layers that are selected already; ``shared_inputs``: keys of layers that may run as one."""
     measure = measure and format == "auto" and target is None
@@ -132,10 +132,10 @@ def plan_layers(
     return Plan(tuple(layers), _describe(drafts, measure, target))
 
 
-def _describe(drafts: list[_Draft], measure: bool, target: roofline.Device | None) -> str:
+def _describe(drafts: list[_Draft], measure: bool, target: gpu_roofline.Device | None) -> str:
     """What the plan's times hold for."""
     gpus = {draft.device for draft in drafts if draft.device.type == "cuda"}
-    figures = [target] if target else [roofline.present(device) for device in gpus]
+    figures = [target] if target else [gpu_roofline.present(device) for device in gpus]
     if not figures:
         return f"{describe_machine()}, {'costs measured here' if measure else 'built-in costs'}"
     names = "; ".join(f"{device.name}, {device.source}" for device in figures)
@@ -151,7 +151,7 @@ def describe_machine() -> str:
     return f"{native}, {threads} thread{'s' * (threads > 1)}"
 
 
-def _why_plain(weight: Tensor, format: str, target: roofline.Device | None) -> str | None:
+def _why_plain(weight: Tensor, format: str, target: gpu_roofline.Device | None) -> str | None:
     """Why a layer has to stay a plain dense matrix, if it has to."""
     if weight.device.type == "cuda" or target:
         lack = cuda.why_unavailable(weight.device) if target is None else None
@@ -186,7 +186,12 @@ def _plain(layer: Selected, tokens: int, reason: str) -> LayerPlan:
 
 
 def _draft(
-    layer: Selected, tokens: int, format: str, measure: bool, trainable: bool, target: roofline.Device | None
+    layer: Selected,
+    tokens: int,
+    format: str,
+    measure: bool,
+    trainable: bool,
+    target: gpu_roofline.Device | None,
 ) -> _Draft:
     """The formats that could serve a layer, the one with the least predicted time first."""
     weight = layer.linear.weight

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import canonical_key, full_name, is_bert_like, require_module, resolve, structure
-from sparsebert.choice import STORED
 from sparsebert.compaction.rectangle import RectangleLinear
+from sparsebert.cost.candidates import STORED
 from sparsebert.nn import SparseLinear
 from sparsebert.tickets.ticket import Ticket, require_ticket
 

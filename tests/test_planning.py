@@ -14,8 +14,9 @@ import rich.console
 import torch
 from torch import Tensor, nn
 
-from sparsebert import SparseLinear, Ticket, choice, machine, plan, planning, sparsify_
-from sparsebert.cost import MaskStatistics, works
+from sparsebert import SparseLinear, Ticket, plan, planning, sparsify_
+from sparsebert.cost import candidates, cpu_cost
+from sparsebert.cost.work import MaskStatistics, works
 from sparsebert.layer_plan import LayerPlan, Plan
 from sparsebert.planning import LEAST_SPEEDUP, MAX_TIMED_FORMATS, MAX_TIMED_TOKENS
 from sparsebert_kernels import cpu, formats
@@ -51,11 +52,11 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
             return Paired(mine=1e-3, other=speedup * 1e-3, speedup=speedup, rounds=7)
 
         monkeypatch.setattr(planning, "paired", paired)
-        monkeypatch.setattr(choice, "cost_model", built_in)
+        monkeypatch.setattr(candidates, "cost_model", built_in)
         return count
 
-    def built_in(dtype: torch.dtype, tokens: int, *, measure: bool) -> machine.CostModel:
-        return machine.cost_model(dtype, tokens, measure=False)
+    def built_in(dtype: torch.dtype, tokens: int, *, measure: bool) -> cpu_cost.CostModel:
+        return cpu_cost.cost_model(dtype, tokens, measure=False)
 
     return arrange
 

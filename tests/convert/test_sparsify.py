@@ -8,7 +8,7 @@ from torch import nn
 
 from sparsebert import Ticket, prune, sparsify_
 from sparsebert.bert import structure
-from sparsebert.choice import GPU_FORMATS
+from sparsebert.cost.candidates import GPU_FORMATS
 from sparsebert.nn import FusedActivation
 from tests.convert.models import (
     MODELS,

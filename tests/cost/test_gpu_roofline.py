@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsebert import roofline
-from sparsebert.cost import BlockStatistics, MaskStatistics, Work, panel_works, works
-from sparsebert.roofline import KNOWN, Roofline
+from sparsebert.cost import gpu_roofline
+from sparsebert.cost.gpu_roofline import KNOWN, Roofline
+from sparsebert.cost.work import BlockStatistics, MaskStatistics, Work, panel_works, works
 from sparsebert_kernels.cuda import tile_configs
 
 H200 = KNOWN["h200"]
@@ -86,12 +86,12 @@ def test_formats_without_a_model_are_unknown() -> None:
 
 @pytest.mark.parametrize("name", ["h200", "NVIDIA H200", "NVIDIA A100-SXM4-80GB"])
 def test_devices_are_found_by_name(name: str) -> None:
-    assert roofline.named(name).name in name or name == "h200" or "A100" in name
+    assert gpu_roofline.named(name).name in name or name == "h200" or "A100" in name
 
 
 def test_unknown_devices_are_refused_with_those_that_are_known() -> None:
     with pytest.raises(ValueError, match="no figures for a device 'tpu'; there are some for: h200, h100"):
-        roofline.named("tpu")
+        gpu_roofline.named("tpu")
 
 
 class Properties:
@@ -107,7 +107,7 @@ def test_a_device_nobody_knows_is_scaled_by_its_processors(
 ) -> None:
     found = Properties(name, round(scale * KNOWN["h100"].processors))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
-    device = roofline.present.__wrapped__(torch.device("cuda"))
+    device = gpu_roofline.present.__wrapped__(torch.device("cuda"))
     assert (device.name, device.processors) == (name, found.multi_processor_count)
     assert device.matmul == scale * KNOWN["h100"].matmul
     assert ("scaled" in device.source) == (scale != 1)
@@ -119,6 +119,6 @@ def test_measured_limits_of_a_device_come_first(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(tile_configs, "FOLDER", tmp_path)
     found = Properties("NVIDIA H200", 132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
-    device = roofline.present.__wrapped__(torch.device("cuda"))
+    device = gpu_roofline.present.__wrapped__(torch.device("cuda"))
     assert (device.matmul, device.memory, device.l2, device.kernel) == (1e14, 2e12, 9e12, 3e-6)
     assert device.source == "figures measured on such a device"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsebert.cost import VECTOR_ROWS, Cost, MaskStatistics, Work, works
+from sparsebert.cost.work import VECTOR_ROWS, Cost, MaskStatistics, Work, works
 from sparsebert_kernels import __version__, cpu, formats, ops
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.timing import Least, least

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sparsebert import roofline
-from sparsebert.cost import BlockStatistics, MaskStatistics, Work, column_panel_works, panel_works, works
-from sparsebert.machine import cost_model
+from sparsebert.cost import gpu_roofline
+from sparsebert.cost.cpu_cost import cost_model
+from sparsebert.cost.work import BlockStatistics, MaskStatistics, Work, column_panel_works, panel_works, works
 from sparsebert_kernels import formats
 from sparsebert_kernels.cuda import backend
 
@@ -68,7 +68,7 @@ class Choice:
 def choices(
     mask: Tensor,
     dtype: torch.dtype,
-    device: torch.device | roofline.Device,
+    device: torch.device | gpu_roofline.Device,
     tokens: int,
     *,
     format: str = "auto",
@@ -80,15 +80,15 @@ def choices(
     ``device`` is one of this machine, or the figures of a GPU that need not be here. ``measure`` lets a CPU's
     costs be measured.
     """
-    gpu = isinstance(device, roofline.Device) or device.type == "cuda"
+    gpu = isinstance(device, gpu_roofline.Device) or device.type == "cuda"
     stored = stored_dtype(dtype, "cuda" if gpu else "cpu")
     statistics = MaskStatistics.of(mask)
     blocks = BlockStatistics.of(mask) if gpu or format == "panel" else None
     costs: CostModel
-    if isinstance(device, roofline.Device):
-        costs = roofline.Roofline(device, stored, tokens)
+    if isinstance(device, gpu_roofline.Device):
+        costs = gpu_roofline.Roofline(device, stored, tokens)
     elif gpu:
-        costs = roofline.Roofline(roofline.present(device), stored, tokens)
+        costs = gpu_roofline.Roofline(gpu_roofline.present(device), stored, tokens)
     else:
         costs = cost_model(stored, tokens, measure=measure)
     wanted = tuple(formats.FORMATS) if format == "auto" else (format,)

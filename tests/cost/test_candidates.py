@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from sparsebert import choice, roofline
-from sparsebert.choice import choices, preferred, stored_dtype
-from sparsebert.cost import BlockStatistics, MaskStatistics, column_panel_works, panel_works, works
-from sparsebert.roofline import KNOWN
+from sparsebert.cost import candidates, gpu_roofline
+from sparsebert.cost.candidates import choices, preferred, stored_dtype
+from sparsebert.cost.gpu_roofline import KNOWN
+from sparsebert.cost.work import BlockStatistics, MaskStatistics, column_panel_works, panel_works, works
 from sparsebert_kernels import formats
 
 H200 = KNOWN["h200"]
@@ -116,7 +116,7 @@ class TestPreferred:
     """What a layer takes that is moved, without measuring."""
 
     def test_follows_the_device(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(roofline, "present", lambda device: H200)
+        monkeypatch.setattr(gpu_roofline, "present", lambda device: H200)
         mask = blocks(3072, 768, 64, 64)
         on_gpu = preferred(mask, torch.bfloat16, torch.device("cuda"), 4096)
         assert (on_gpu.format, on_gpu.block is not None) == ("panel", True)
@@ -125,7 +125,7 @@ class TestPreferred:
 
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
     def test_is_the_first_of_the_choices(self, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(roofline, "present", lambda device: H200)
+        monkeypatch.setattr(gpu_roofline, "present", lambda device: H200)
         mask = blocks(256, 256, 32, 32)
         arguments = mask, torch.float32, torch.device(device), 128
         assert preferred(*arguments) == choices(*arguments).candidates[0]
@@ -151,4 +151,4 @@ def test_candidates_are_sorted_by_predicted_time() -> None:
     assert seconds == sorted(seconds)
     assert all(work.nbytes <= found.dense.nbytes for work in found.candidates)
     assert math.isclose(found.predicted_speedup(found.dense), 1)
-    assert choice.GPU_FORMATS[:2] == ("dense", "compact")
+    assert candidates.GPU_FORMATS[:2] == ("dense", "compact")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from sparsebert.cost import Work
+from sparsebert.cost.work import Work
 from sparsebert_kernels.cuda import tile_configs
 from sparsebert_kernels.formats.panel import TILE_COLUMNS
 
