@@ -14,7 +14,7 @@ from sparsebert.hf.registration import register as _register
 if TYPE_CHECKING:
     from sparsebert.compact import compact_, compaction_description, expand_, rebuild_
     from sparsebert.convert import densify_, sparsify_
-    from sparsebert.nn import SparseLinear
+    from sparsebert.nn.sparse_linear import SparseLinear
     from sparsebert.planning import plan
     from sparsebert.pruning import prune
     from sparsebert.tickets.ticket import Ticket
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "SparseLinear": "sparsebert.nn",
+    "SparseLinear": "sparsebert.nn.sparse_linear",
     "Ticket": "sparsebert.tickets.ticket",
     "compact_": "sparsebert.compact",
     "compaction_description": "sparsebert.compact",

@@ -13,13 +13,13 @@ from sparsebert.bert import activation_name, is_bert_like, require_module, struc
 from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.description import record_of
 from sparsebert.layer_plan import LayerPlan, Plan
-from sparsebert.nn import FusedActivation, SparseLinear
+from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
+from sparsebert.nn.shared_input import SharedInput
+from sparsebert.nn.sparse_linear import FusedActivation, SparseLinear
 from sparsebert.planning import check_options, plan_layers
 from sparsebert.removal import Left, left_of
 from sparsebert.saving import saveable_
 from sparsebert.selection import Filter, Selected
-from sparsebert.shared_input import SharedInput
-from sparsebert.swap import HOOKS, move_hooks, replace_module
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.ops import can_share
 

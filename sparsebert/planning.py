@@ -16,7 +16,7 @@ from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, Choice, choices, stored_dtype
 from sparsebert.cost.work import BlockStatistics, Work, panel_works
 from sparsebert.layer_plan import LayerPlan, Plan
-from sparsebert.nn import SparseLinear
+from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.removal import left_of, note_of
 from sparsebert.selection import Filter, Selected
 from sparsebert.tickets.ticket import Ticket

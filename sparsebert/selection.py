@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsebert.bert import canonical_key, full_name, is_bert_like, require_module, resolve, structure
 from sparsebert.compaction.rectangle import RectangleLinear
 from sparsebert.cost.candidates import STORED
-from sparsebert.nn import SparseLinear
+from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.tickets.ticket import Ticket, require_ticket
 
 Filter = Callable[[str, nn.Linear], bool]

@@ -14,7 +14,7 @@ from benchmarks.gpu.device import Device, Work
 from sparsebert.bench.memory import weight_bytes
 from sparsebert.bench.workload import Workload
 from sparsebert.convert import sparsify_
-from sparsebert.nn import SparseLinear
+from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 

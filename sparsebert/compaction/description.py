@@ -12,7 +12,7 @@ from sparsebert.bert import Structure, base_model, full_name, is_bert_like, reso
 from sparsebert.compaction.attention import narrow_
 from sparsebert.compaction.heads import HeadGroup, is_whole, total
 from sparsebert.compaction.rectangle import RectangleLinear
-from sparsebert.swap import move_hooks, replace_module
+from sparsebert.nn.module_swap import move_hooks, replace_module
 
 VERSION = 1
 _DAMAGED = "the description of a compacted model is damaged: load the folder anew"

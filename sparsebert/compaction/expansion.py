@@ -14,7 +14,7 @@ from sparsebert.compaction.description import attention_of, forget_, record_of
 from sparsebert.compaction.heads import HeadGroup, slots
 from sparsebert.compaction.matrix import EMPTY, Matrix
 from sparsebert.compaction.rectangle import RectangleLinear
-from sparsebert.swap import move_hooks, replace_module
+from sparsebert.nn.module_swap import move_hooks, replace_module
 
 
 def expand(model: nn.Module) -> None:

@@ -19,8 +19,8 @@ from sparsebert.compaction.matrix import Matrix
 from sparsebert.compaction.neurons import Neurons, compact_neurons
 from sparsebert.compaction.rectangle import exact_size, live_rectangle, rectangle_linear
 from sparsebert.compaction.thin_rows import without_thin_rows
+from sparsebert.nn.module_swap import move_hooks, replace_module
 from sparsebert.selection import Unpackable
-from sparsebert.swap import move_hooks, replace_module
 from sparsebert.tickets.ticket import Ticket, require_ticket
 
 # An attention that keeps a larger share of its weights is likely to run dense: padding would cost it time.

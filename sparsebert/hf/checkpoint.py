@@ -11,7 +11,7 @@ from torch import nn
 
 from sparsebert.bert import canonical_key
 from sparsebert.hf.config import StoredLayer
-from sparsebert.stored import BITS, VALUES, stored_bytes
+from sparsebert.nn.checkpoint_form import BITS, VALUES, stored_bytes
 
 # Names of dtypes as safetensors writes them.
 _BYTES, _INDICES, _FLOATS = ("U8",), ("I64",), ("F32", "BF16", "F16", "F64")

@@ -1,7 +1,7 @@
 """The plug-in of transformers that saves and loads sparse and compacted models: what it calls a quantizer.
 
 On disk a sparse matrix is a mask and its kept weights, the same for every device and packed format
-(`sparsebert.stored`); config.json says which matrices these are (`sparsebert.hf.config`). Loading puts a
+(`sparsebert.nn.checkpoint_form`); config.json says which matrices these are (`sparsebert.hf.config`). Loading puts a
 `StoredLinear` in the place of each, lets transformers fill them, and packs them for where they are then.
 """
 
@@ -25,12 +25,12 @@ from sparsebert.hf.config import SparseConfig, StoredLayer
 from sparsebert.hf.hub import PushToHub
 from sparsebert.hf.stored_linear import StoredLinear, outline
 from sparsebert.layer_plan import LayerPlan
-from sparsebert.nn import SparseLinear, as_stored
+from sparsebert.nn.checkpoint_form import BITS, VALUES
+from sparsebert.nn.sparse_linear import SparseLinear, as_stored
 from sparsebert.planning import describe_machine, plan_layers
 from sparsebert.removal import Left
 from sparsebert.saving import METHOD, saveable_
 from sparsebert.selection import Selected
-from sparsebert.stored import BITS, VALUES
 
 
 class SparseQuantizer(HfQuantizer):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.hf.config import StoredLayer
-from sparsebert.stored import stored_bytes, stored_mask, stored_weight
+from sparsebert.nn.checkpoint_form import stored_bytes, stored_mask, stored_weight
 
 
 class StoredLinear(nn.Module):
-    """Parameters of the names and shapes that are on disk (`sparsebert.stored`), on the default device.
+    """Parameters of the names and shapes that are on disk (`sparsebert.nn.checkpoint_form`), on the default device.
 
     Once they are filled, it serves as the `nn.Linear` that a sparse layer is made from: its ``weight`` is
     made for the moment it is needed, so that a model is never whole in dense weights.
@@ -30,14 +30,14 @@ class StoredLinear(nn.Module):
         self.register_parameter("bias", bias)
 
     def mask(self) -> Tensor:
-        """bool [out, in], on the CPU. Raises ValueError as `sparsebert.stored.stored_mask`."""
+        """bool [out, in], on the CPU. Raises ValueError as `sparsebert.nn.checkpoint_form.stored_mask`."""
         return stored_mask(self.weight_bits.cpu(), (self.out_features, self.in_features))
 
     @property
     def weight(self) -> nn.Parameter:
         """The dense matrix [out, in] on the layer's device.
 
-        Raises ValueError as `sparsebert.stored.stored_weight`.
+        Raises ValueError as `sparsebert.nn.checkpoint_form.stored_weight`.
         """
         return nn.Parameter(stored_weight(self.weight_values, self.mask().to(self.weight_values.device)))
 

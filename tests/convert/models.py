@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert import Ticket, prune
-from sparsebert.nn import SparseLinear
+from sparsebert.nn.sparse_linear import SparseLinear
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,7 +9,7 @@ from torch import nn
 from sparsebert import Ticket, prune, sparsify_
 from sparsebert.bert import structure
 from sparsebert.cost.candidates import GPU_FORMATS
-from sparsebert.nn import FusedActivation
+from sparsebert.nn.sparse_linear import FusedActivation
 from tests.convert.models import (
     MODELS,
     TOKENS,

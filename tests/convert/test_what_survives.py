@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsebert import densify_, plan, sparsify_
 from sparsebert.bert import resolve
-from sparsebert.nn import FusedActivation
+from sparsebert.nn.sparse_linear import FusedActivation
 from tests.convert.models import (
     TOKENS,
     answers,

@@ -10,7 +10,7 @@ from torch import nn
 from sparsebert.bench.providers.base import TorchProvider
 from sparsebert.bench.subject import Subject
 from sparsebert.convert import sparsify_
-from sparsebert.nn import SparseLinear
+from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.removal import note_of
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsebert.nn import SparseLinear
+from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels import formats
 
 FORMATS = sorted(formats.ANY_MASK)

@@ -17,7 +17,7 @@ from sparsebert_kernels.formats.panel import PanelSparse, join
 from sparsebert_kernels.ops import can_share, plain_inference
 
 if TYPE_CHECKING:
-    from sparsebert.nn import SparseLinear
+    from sparsebert.nn.sparse_linear import SparseLinear
 
 # Rounds in a row whose outputs nobody fetched: these layers are not fed one tensor after all.
 MAX_WASTED_ROUNDS = 8

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.cost.candidates import GPU_FORMATS, STORED, preferred, stored_dtype
-from sparsebert.shared_input import SharedInput
-from sparsebert.stored import BITS, VALUES, stored_mask, stored_weight, to_stored
+from sparsebert.nn.checkpoint_form import BITS, VALUES, stored_mask, stored_weight, to_stored
+from sparsebert.nn.shared_input import SharedInput
 from sparsebert_kernels import formats, ops
 from sparsebert_kernels.cuda import backend
 from sparsebert_kernels.errors import unknown
@@ -28,7 +28,7 @@ _AS_STORED: ContextVar[bool] = ContextVar("as_stored", default=False)
 
 @contextlib.contextmanager
 def as_stored() -> Iterator[None]:
-    """While this is open, a `state_dict` holds sparse layers as `sparsebert.stored` says, not dense."""
+    """While this is open, a `state_dict` holds sparse layers as `sparsebert.nn.checkpoint_form` says, not dense."""
     token = _AS_STORED.set(True)
     try:
         yield

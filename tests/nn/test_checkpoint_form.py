@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsebert.nn import SparseLinear, as_stored
-from sparsebert.stored import BITS, VALUES, stored_bytes, stored_mask, stored_weight, to_stored
+from sparsebert.nn.checkpoint_form import BITS, VALUES, stored_bytes, stored_mask, stored_weight, to_stored
+from sparsebert.nn.sparse_linear import SparseLinear, as_stored
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

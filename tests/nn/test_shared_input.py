@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsebert import shared_input
-from sparsebert.nn import SparseLinear
-from sparsebert.shared_input import MAX_WASTED_ROUNDS, SharedInput
+from sparsebert.nn import shared_input
+from sparsebert.nn.shared_input import MAX_WASTED_ROUNDS, SharedInput
+from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels import ops
 
 
