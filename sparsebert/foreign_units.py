@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import structure
-from sparsebert.pruning.unit_masks import UnitMasks
+from sparsebert.pruning.head_mlp_masks import UnitMasks
 from sparsebert.tickets.file import brief, replacing
 from sparsebert.tickets.ticket import Ticket
 

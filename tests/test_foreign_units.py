@@ -14,7 +14,7 @@ from sparsebert.bert import structure
 from sparsebert.foreign import read_ticket
 from sparsebert.foreign_units import from_super_tickets, to_head_mask, to_super_tickets
 from sparsebert.pruning import prune
-from sparsebert.pruning.unit_masks import UnitMasks
+from sparsebert.pruning.head_mlp_masks import UnitMasks
 from sparsebert.tickets.ticket import Ticket
 
 transformers = pytest.importorskip("transformers")

@@ -28,7 +28,7 @@ class Subject:
     ``data``: batches, for methods that look at examples.
     ``gradients``: computes dL/dW of every matrix, float32 [out, in], summed over ``data``.
     ``importance``: computes the importance of heads, neurons and MLPs over ``data``, by the keys of
-    ``units``: :func:`sparsebert.pruning.importance.gate_importance` with the options it is given.
+    ``units``: :func:`sparsebert.pruning.methods.head_importance.gate_importance` with the options it is given.
     """
 
     weights: Mapping[str, Tensor]

@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 from sparsebert.atomic import replacing
 from sparsebert.bert import resolve
-from sparsebert.pruning.early_bird import fold_, l1
 from sparsebert.pruning.gates import GateSite
+from sparsebert.pruning.methods.early_bird import fold_, l1
 from sparsebert.training import ranks
 
 _NAME = "unit_coefficients"

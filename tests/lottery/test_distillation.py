@@ -21,7 +21,7 @@ from sparsebert.lottery.joint import joint
 from sparsebert.lottery.registry import lottery_method, lottery_methods
 from sparsebert.lottery.run import run
 from sparsebert.pruning import prune
-from sparsebert.pruning.unit_masks import UnitMasks
+from sparsebert.pruning.head_mlp_masks import UnitMasks
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.distillation import Answers, Distillation
 from tests.lottery import joint_tiny, tiny

@@ -22,7 +22,7 @@ pytest.importorskip("accelerate")
 from sparsebert.lottery import round_training
 from sparsebert.lottery.run import run
 from sparsebert.pruning import prune
-from sparsebert.pruning.select import ranked, select
+from sparsebert.pruning.top_k import ranked, select
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.masking import MaskKeeper
 from tests.lottery.tiny import experiment, model, request

@@ -21,7 +21,7 @@ from sparsebert.lottery.experiment import Experiment
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
 from sparsebert.pruning.gates import gate_sites
-from sparsebert.pruning.importance import gate_importance
+from sparsebert.pruning.methods.head_importance import gate_importance
 from sparsebert.tickets.ticket import Ticket
 from tests.lottery.tiny import experiment, request
 

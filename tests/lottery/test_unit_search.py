@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert.lottery.run import run
-from sparsebert.pruning.unit_masks import UnitMasks
+from sparsebert.pruning.head_mlp_masks import UnitMasks
 from sparsebert.tickets.ticket import Ticket
 from tests.lottery.tiny import experiment, judged, model, request
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsebert.pruning.levels import require_share
-from sparsebert.pruning.unit_masks import UnitMasks
+from sparsebert.pruning.head_mlp_masks import UnitMasks
+from sparsebert.pruning.sparsity_schedule import require_share
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from sparsebert.pruning import select as module
-from sparsebert.pruning.select import ranked, select
+from sparsebert.pruning import top_k as module
+from sparsebert.pruning.top_k import ranked, select
 from sparsebert_kernels.cpu import native
 
 floats = st.floats(width=32, allow_nan=False)

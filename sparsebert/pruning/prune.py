@@ -25,10 +25,10 @@ from sparsebert.pruning.granularity import (
     parse_granularity,
     spelled_out,
 )
-from sparsebert.pruning.importance import gate_importance
+from sparsebert.pruning.methods.head_importance import gate_importance
 from sparsebert.pruning.registry import Method, Subject, find_method
-from sparsebert.pruning.select import ranked, select
-from sparsebert.pruning.units import POOLING, SCOPES, UnitGroup, rivals, unit_groups
+from sparsebert.pruning.top_k import ranked, select
+from sparsebert.pruning.unit_groups import POOLING, SCOPES, UnitGroup, rivals, unit_groups
 from sparsebert.tickets.provenance import describe_model, weight_hash
 from sparsebert.tickets.ticket import Ticket, prunable, require_ticket
 from sparsebert_kernels.errors import unknown

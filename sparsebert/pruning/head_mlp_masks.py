@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import resolve, structure
-from sparsebert.pruning.units import unit_groups
+from sparsebert.pruning.unit_groups import unit_groups
 from sparsebert.tickets.provenance import describe_model
 from sparsebert.tickets.ticket import Ticket
 

@@ -18,7 +18,7 @@ from sparsebert.lottery.gain import expected_gain
 from sparsebert.lottery.methods import OneShot
 from sparsebert.planning import plan
 from sparsebert.pruning import methods, prune, random_like
-from sparsebert.pruning.units import unit_groups
+from sparsebert.pruning.unit_groups import unit_groups
 from sparsebert.tickets.ticket import Ticket
 
 transformers = pytest.importorskip("transformers")

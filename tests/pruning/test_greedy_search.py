@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sparsebert.bert import resolve, structure
-from sparsebert.pruning.unit_masks import UnitMasks
-from sparsebert.pruning.unit_search import Scored, Search
+from sparsebert.pruning.greedy_search import Scored, Search
+from sparsebert.pruning.head_mlp_masks import UnitMasks
 from sparsebert.tickets.ticket import Ticket
 from tests.pruning.gated_models import FAMILIES, HEADS, LAYERS, build
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparsebert.bert import resolve, structure
 from sparsebert.pruning.granularity import parse_granularity
-from sparsebert.pruning.units import unit_groups
+from sparsebert.pruning.unit_groups import unit_groups
 from sparsebert.tickets.ticket import Ticket
 
 
