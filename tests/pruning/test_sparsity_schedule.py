@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from sparsebert.pruning import Share, sparsity_schedule
+from sparsebert.pruning import Share, levels
 
 
 def test_tenths_of_the_original_are_those_of_chen_et_al() -> None:

@@ -22,7 +22,7 @@ from sparsebert.lottery.registry import (
     Source,
     register,
 )
-from sparsebert.pruning import HeadImportance, Share, sparsity_schedule
+from sparsebert.pruning import HeadImportance, Share, levels
 from sparsebert.training import ranks
 from sparsebert.training.banks import Banks, head_linear
 from sparsebert.training.contrast import (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from sparsebert.lottery.registry import Head, LotteryMethod, Rewind, Round, Source, register
-from sparsebert.pruning import Share, sparsity_schedule
+from sparsebert.pruning import Share, levels
 
 
 @register("imp")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from sparsebert.lottery.registry import LooksAtBatches, Round, Source, register
-from sparsebert.pruning import Share, Snip, sparsity_schedule
+from sparsebert.pruning import Share, Snip, levels
 from sparsebert.pruning.sparsity_schedule import exact, require_share
 
 

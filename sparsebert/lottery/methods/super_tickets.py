@@ -16,7 +16,7 @@ from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.methods.heads_and_mlps import HeadsAndMlps
 from sparsebert.lottery.registry import Round, Source, register
-from sparsebert.pruning import HeadImportance, Share, sparsity_schedule
+from sparsebert.pruning import HeadImportance, Share, levels
 from sparsebert.pruning.gates import gate_sites
 from sparsebert.pruning.methods.head_importance import gate_importance
 from sparsebert.pruning.prune import prune

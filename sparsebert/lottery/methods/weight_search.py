@@ -14,7 +14,7 @@ from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.methods.given import GivenTicket
 from sparsebert.lottery.methods.judged import Judged
 from sparsebert.lottery.registry import Round, SearchingMethod, Source, register
-from sparsebert.pruning import Magnitude, Method, Random, Share, sparsity_schedule
+from sparsebert.pruning import Magnitude, Method, Random, Share, levels
 from sparsebert.pruning.greedy_search import least_metric
 from sparsebert.pruning.prune import prune
 from sparsebert.pruning.sparsity_schedule import exact, require_share
