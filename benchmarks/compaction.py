@@ -25,7 +25,7 @@ from sparsebert.bench.environment import Environment
 from sparsebert.bench.subject import prepare
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.compact import compact_, compaction_description
-from sparsebert.compaction import prepare as removal
+from sparsebert.compaction import analyze as removal
 from sparsebert.demo.real_model import NAME
 from sparsebert.lottery.folder import RunFolder
 from sparsebert.report.compaction_tables import compaction_tables

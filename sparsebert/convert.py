@@ -11,7 +11,7 @@ from torch import nn
 
 from sparsebert.bert import activation_name, is_bert_like, require_module, structure
 from sparsebert.bert import full_name as full_name_of
-from sparsebert.compaction.description import record_of
+from sparsebert.compaction.manifest import record_of
 from sparsebert.layer_plan import LayerPlan, Plan
 from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
 from sparsebert.nn.shared_input import SharedInput

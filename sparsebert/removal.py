@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from sparsebert.bert import is_bert_like, resolve
-from sparsebert.compaction.description import description_of, record_of
-from sparsebert.compaction.prepare import Change, Prepared, prepare, ticket_hash
+from sparsebert.compaction.analyze import Change, Prepared, prepare, ticket_hash
+from sparsebert.compaction.manifest import description_of, record_of
 from sparsebert.selection import Filter, Selected, select
 from sparsebert.tickets.ticket import Ticket
 

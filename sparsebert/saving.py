@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sparsebert.compaction.description import record_of
+from sparsebert.compaction.manifest import record_of
 from sparsebert.nn.sparse_linear import SparseLinear
 
 # The name that folders call this project by, in `quantization_config.quant_method` of their config.json.

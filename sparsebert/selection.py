@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import canonical_key, full_name, is_bert_like, require_module, resolve, structure
-from sparsebert.compaction.rectangle import RectangleLinear
+from sparsebert.compaction.live_rectangle import RectangleLinear
 from sparsebert.cost.candidates import STORED
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.tickets.ticket import Ticket, require_ticket

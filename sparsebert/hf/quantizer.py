@@ -18,7 +18,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 
 from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve, structure
-from sparsebert.compaction.description import description_of, rebuild, require_rectangles
+from sparsebert.compaction.manifest import description_of, rebuild, require_rectangles
 from sparsebert.convert import densify_, install_, shared_inputs_of
 from sparsebert.hf.checkpoint import Expected, of_layer, of_module, require_tensors
 from sparsebert.hf.config import SparseConfig, StoredLayer

@@ -12,7 +12,7 @@ from torch import nn
 
 from sparsebert import Ticket, compact_, compaction_description, densify_, plan, prune, sparsify_
 from sparsebert.bert import resolve, structure
-from sparsebert.compaction.attention import CompactAttention
+from sparsebert.compaction.narrow_attention import CompactAttention
 from sparsebert.nn.sparse_linear import SparseLinear
 from tests.compaction.models import FAMILIES, RECIPES, Recipe, answers, error, masked, model_of, ticket_of
 from tests.convert.models import weights

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from sparsebert.bert import full_name, resolve, structure
-from sparsebert.compaction.attention import widen_
-from sparsebert.compaction.description import attention_of, forget_, record_of
 from sparsebert.compaction.heads import HeadGroup, slots
-from sparsebert.compaction.matrix import EMPTY, Matrix
-from sparsebert.compaction.rectangle import RectangleLinear
+from sparsebert.compaction.live_rectangle import RectangleLinear
+from sparsebert.compaction.manifest import attention_of, forget_, record_of
+from sparsebert.compaction.masked_matrix import EMPTY, Matrix
+from sparsebert.compaction.narrow_attention import widen_
 from sparsebert.nn.module_swap import move_hooks, replace_module
 
 

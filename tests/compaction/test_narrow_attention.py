@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sparsebert import Ticket, compact_, compaction_description
 from sparsebert.bert import resolve, structure
-from sparsebert.compaction.attention import CompactAttention
 from sparsebert.compaction.heads import HeadGroup
+from sparsebert.compaction.narrow_attention import CompactAttention
 from tests.compaction.models import (
     ATTEND,
     FAMILIES,

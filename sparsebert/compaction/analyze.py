@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import Structure, activation_of, base_model, full_name, resolve, structure
-from sparsebert.compaction.attention import IMPLEMENTATIONS
-from sparsebert.compaction.attention_rules import Attention, compact_attention
-from sparsebert.compaction.description import VERSION, attention_of, narrow_to_, record_of, remember_
-from sparsebert.compaction.matrix import Matrix
+from sparsebert.compaction.attention_folding import Attention, compact_attention
+from sparsebert.compaction.live_rectangle import exact_size, live_rectangle, rectangle_linear
+from sparsebert.compaction.manifest import VERSION, attention_of, narrow_to_, record_of, remember_
+from sparsebert.compaction.masked_matrix import Matrix
+from sparsebert.compaction.narrow_attention import IMPLEMENTATIONS
 from sparsebert.compaction.neurons import Neurons, compact_neurons
-from sparsebert.compaction.rectangle import exact_size, live_rectangle, rectangle_linear
 from sparsebert.compaction.thin_rows import without_thin_rows
 from sparsebert.nn.module_swap import move_hooks, replace_module
 from sparsebert.selection import Unpackable

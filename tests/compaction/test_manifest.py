@@ -10,7 +10,7 @@ import torch
 
 from sparsebert import compact_, compaction_description, rebuild_, sparsify_
 from sparsebert.bert import resolve
-from sparsebert.compaction.prepare import ticket_hash
+from sparsebert.compaction.analyze import ticket_hash
 from tests.compaction.models import FAMILIES, Recipe, answers, masked, model_of, ticket_of
 from tests.convert.models import MODELS, TOKENS, build
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from sparsebert.bert import Structure, base_model, full_name, is_bert_like, resolve, structure
-from sparsebert.compaction.attention import narrow_
 from sparsebert.compaction.heads import HeadGroup, is_whole, total
-from sparsebert.compaction.rectangle import RectangleLinear
+from sparsebert.compaction.live_rectangle import RectangleLinear
+from sparsebert.compaction.narrow_attention import narrow_
 from sparsebert.nn.module_swap import move_hooks, replace_module
 
 VERSION = 1

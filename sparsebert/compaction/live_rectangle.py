@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsebert.compaction.matrix import Matrix, live_columns, live_rows, round_up
+from sparsebert.compaction.masked_matrix import Matrix, live_columns, live_rows, round_up
 
 # What copies cost for each token, in weights of the product: a column of x that is picked, and a row of the
 # output that is put among the others. `python -m benchmarks.removal_rules` finds 10 to 76 and 53 to 149, for

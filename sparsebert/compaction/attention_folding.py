@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sparsebert.compaction.heads import Head, HeadGroup, find_heads, group_heads, is_whole, slots
-from sparsebert.compaction.matrix import EMPTY, Matrix, exact, live_features
+from sparsebert.compaction.masked_matrix import EMPTY, Matrix, exact, live_features
 
 
 @dataclass(frozen=True, eq=False)
