@@ -17,9 +17,9 @@ from benchmarks.layers import SHAPES, packed_layer
 from sparsebert import results
 from sparsebert.bench import environment
 from sparsebert.bench.workload import Workload
-from sparsebert.convert import sparsify_
 from sparsebert.pruning import prune
 from sparsebert.report.tables import goal_tables
+from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
 
 SPARSITY = 0.9

@@ -24,7 +24,6 @@ from benchmarks.goals import goal
 from sparsebert import results
 from sparsebert.bench import environment, memory
 from sparsebert.bert import full_name, resolve, structure
-from sparsebert.convert import sparsify_
 from sparsebert.learned.learner import Learner
 from sparsebert.learned.rule import Goal
 from sparsebert.lottery.learned import LearnedMethod
@@ -33,6 +32,7 @@ from sparsebert.pruning import prune
 from sparsebert.pruning.gates import gate_sites
 from sparsebert.report.memory_tables import memory_tables
 from sparsebert.report.tables import goal_tables
+from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.coefficients import TrainedCoefficients
 from sparsebert.training.masking import MaskKeeper

@@ -13,10 +13,10 @@ from sparsebert.hf.registration import register as _register
 
 if TYPE_CHECKING:
     from sparsebert.compact import compact_, compaction_description, expand_, rebuild_
-    from sparsebert.convert import densify_, sparsify_
     from sparsebert.nn.sparse_linear import SparseLinear
-    from sparsebert.planning import plan
+    from sparsebert.planning.planner import plan
     from sparsebert.pruning import prune
+    from sparsebert.sparsify import densify_, sparsify_
     from sparsebert.tickets.ticket import Ticket
 
 __version__ = "0.1.0"
@@ -39,12 +39,12 @@ _HOMES = {
     "Ticket": "sparsebert.tickets.ticket",
     "compact_": "sparsebert.compact",
     "compaction_description": "sparsebert.compact",
-    "densify_": "sparsebert.convert",
+    "densify_": "sparsebert.sparsify",
     "expand_": "sparsebert.compact",
-    "plan": "sparsebert.planning",
+    "plan": "sparsebert.planning.planner",
     "prune": "sparsebert.pruning",
     "rebuild_": "sparsebert.compact",
-    "sparsify_": "sparsebert.convert",
+    "sparsify_": "sparsebert.sparsify",
 }
 
 

@@ -311,11 +311,11 @@ def _read(
     source: Path, model: Any, pruning_method: str | None, threshold: float | None, task: str | None
 ) -> Ticket:
     from sparsebert.compact import expand_
-    from sparsebert.convert import densify_
     from sparsebert.foreign_checkpoints import from_checkpoint, is_foreign_checkpoint
     from sparsebert.from_runs import ticket_of
     from sparsebert.lottery.folder import RunFolder
     from sparsebert.model_loading import load_as_saved
+    from sparsebert.sparsify import densify_
     from sparsebert.tickets.ticket import Ticket
 
     if not source.is_dir() or RunFolder(source).run_json.exists():

@@ -14,9 +14,9 @@ from sparsebert.atomic import replacing
 from sparsebert.bench.activations import peak_activations
 from sparsebert.bench.memory import model_bytes
 from sparsebert.compact import expand_
-from sparsebert.convert import DEFAULT_TOKENS, densify_, sparsify_
 from sparsebert.model_loading import load_as_saved
 from sparsebert.report.card import model_card
+from sparsebert.sparsify import DEFAULT_TOKENS, densify_, sparsify_
 from sparsebert.tickets.ticket import Ticket
 
 # What sentence-transformers keeps beside the encoder's own files: its list of modules, and two of settings.

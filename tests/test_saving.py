@@ -9,7 +9,7 @@ from torch import nn
 
 from sparsebert import densify_, sparsify_
 from sparsebert.saving import saveable_
-from tests.convert.models import pruned
+from tests.sparsify.models import pruned
 
 pytest.importorskip("transformers")
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from benchmarks.gpu import rivals
 from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import Device, Work
-from sparsebert.convert import sparsify_
+from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import formats, ops
 from sparsebert_kernels.formats.transpose import transposed_index

@@ -20,7 +20,7 @@ from sparsebert.compaction.narrow_attention import IMPLEMENTATIONS
 from sparsebert.compaction.neurons import Neurons, compact_neurons
 from sparsebert.compaction.thin_rows import without_thin_rows
 from sparsebert.nn.module_swap import move_hooks, replace_module
-from sparsebert.selection import Unpackable
+from sparsebert.planning.target_layers import Unpackable
 from sparsebert.tickets.ticket import Ticket, require_ticket
 
 # An attention that keeps a larger share of its weights is likely to run dense: padding would cost it time.

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from sparsebert.planning import check_options
+from sparsebert.planning.planner import check_options
 from sparsebert.saving import METHOD
 from sparsebert.tickets.file import brief, is_key
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparsebert.lottery.experiment import Request
-from sparsebert.planning import plan
+from sparsebert.planning.planner import plan
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 

@@ -22,7 +22,7 @@ from tests.compaction.models import (
     model_of,
     ticket_of,
 )
-from tests.convert.models import build, weights
+from tests.sparsify.models import build, weights
 
 RAGGED = Recipe(3, weights=0.5, rows=0.6, columns=0.6, empty=(), heads=(1,), mlp=False, biases=False)
 

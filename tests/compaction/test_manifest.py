@@ -12,7 +12,7 @@ from sparsebert import compact_, compaction_description, rebuild_, sparsify_
 from sparsebert.bert import resolve
 from sparsebert.compaction.analyze import ticket_hash
 from tests.compaction.models import FAMILIES, Recipe, answers, masked, model_of, ticket_of
-from tests.convert.models import MODELS, TOKENS, build
+from tests.sparsify.models import MODELS, TOKENS, build
 
 RAGGED = Recipe(3, weights=0.5, rows=0.6, columns=0.6, empty=(), heads=(1,), mlp=False, biases=False)
 

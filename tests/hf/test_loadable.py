@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sparsebert.hf.loadable import load_config, load_weights
-from tests.convert.models import build
+from tests.sparsify.models import build
 
 transformers = pytest.importorskip("transformers")
 

@@ -19,7 +19,7 @@ from sparsebert.lottery import run as loop
 from sparsebert.lottery.registry import lottery_method, lottery_methods
 from sparsebert.lottery.round_training import Trained
 from sparsebert.lottery.run import run
-from sparsebert.planning import plan
+from sparsebert.planning.planner import plan
 from sparsebert.pruning import prune
 from sparsebert.pruning.unit_groups import unit_groups
 from sparsebert.tickets.ticket import Ticket

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sparsebert.bert import resolve, structure
-from sparsebert.convert import sparsify_
 from sparsebert.pruning import HeadImportance, prune
 from sparsebert.pruning.gates import gate_sites
 from sparsebert.pruning.methods.head_importance import gate_importance, normalised
+from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
 from tests.pruning.gated_models import FAMILIES, HEAD, HEADS, LAYERS, NEURONS, batches, build, logits
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from sparsebert.bert import resolve, structure
-from sparsebert.convert import sparsify_
 from sparsebert.lottery.experiment import Request, Units
 from sparsebert.lottery.gain import expected_gain
 from sparsebert.lottery.methods import OneShot
-from sparsebert.planning import plan
+from sparsebert.planning.planner import plan
 from sparsebert.pruning import methods, prune, random_like
 from sparsebert.pruning.unit_groups import unit_groups
+from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
 
 transformers = pytest.importorskip("transformers")

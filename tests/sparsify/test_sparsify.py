@@ -10,16 +10,7 @@ from sparsebert import Ticket, prune, sparsify_
 from sparsebert.bert import structure
 from sparsebert.cost.candidates import GPU_FORMATS
 from sparsebert.nn.sparse_linear import FusedActivation
-from tests.convert.models import (
-    MODELS,
-    TOKENS,
-    WIDTH,
-    answers,
-    build,
-    masked_answers,
-    pruned,
-    sparse_layers,
-)
+from tests.sparsify.models import MODELS, TOKENS, WIDTH, answers, build, masked_answers, pruned, sparse_layers
 
 transformers = pytest.importorskip("transformers")
 

@@ -14,11 +14,12 @@ import rich.console
 import torch
 from torch import Tensor, nn
 
-from sparsebert import SparseLinear, Ticket, plan, planning, sparsify_
+from sparsebert import SparseLinear, Ticket, plan, sparsify_
 from sparsebert.cost import candidates, cpu_cost
 from sparsebert.cost.work import MaskStatistics, works
-from sparsebert.layer_plan import LayerPlan, Plan
-from sparsebert.planning import LEAST_SPEEDUP, MAX_TIMED_FORMATS, MAX_TIMED_TOKENS
+from sparsebert.planning import planner
+from sparsebert.planning.plan import LayerPlan, Plan
+from sparsebert.planning.planner import LEAST_SPEEDUP, MAX_TIMED_FORMATS, MAX_TIMED_TOKENS
 from sparsebert_kernels import cpu, formats
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.timing import Paired
@@ -51,7 +52,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
             count.append(mine().shape[0])
             return Paired(mine=1e-3, other=speedup * 1e-3, speedup=speedup, rounds=7)
 
-        monkeypatch.setattr(planning, "paired", paired)
+        monkeypatch.setattr(planner, "paired", paired)
         monkeypatch.setattr(candidates, "cost_model", built_in)
         return count
 
@@ -275,14 +276,14 @@ class TestMeasurement:
         self, monkeypatch: pytest.MonkeyPatch, timed: Callable[..., list[int]]
     ) -> None:
         timed(3.0)
-        steady = planning.paired
+        steady = planner.paired
         masks = random_mask(0.1), random_mask(0.1, 384)
         assert "?" not in str(plan(*model_with(*masks)))
 
         def disturbed(mine: Callable[[], Tensor], other: Callable[[], Tensor]) -> Paired:
             return replace(steady(mine, other), busy=mine().shape[1] == 384)
 
-        monkeypatch.setattr(planning, "paired", disturbed)
+        monkeypatch.setattr(planner, "paired", disturbed)
         made = plan(*model_with(*masks))
         assert [layer.busy for layer in made.layers] == [False, True]
         _, quiet, busy, *captions = str(made).splitlines()

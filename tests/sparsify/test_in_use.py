@@ -10,12 +10,7 @@ import torch
 
 from sparsebert import Ticket, densify_, sparsify_
 from sparsebert.bert import resolve
-from tests.convert.models import (
-    TOKENS,
-    answers,
-    masked_answers,
-    pruned,
-)
+from tests.sparsify.models import TOKENS, answers, masked_answers, pruned
 
 
 class TestTraining:

@@ -11,10 +11,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from sparsebert import Ticket, plan, sparsify_
-from tests.convert.models import (
-    build,
-    pruned,
-)
+from tests.sparsify.models import build, pruned
 
 
 def other_shapes(ticket: Ticket) -> Ticket:

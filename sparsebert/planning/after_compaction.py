@@ -10,7 +10,7 @@ from torch import nn
 from sparsebert.bert import is_bert_like, resolve
 from sparsebert.compaction.analyze import Change, Prepared, prepare, ticket_hash
 from sparsebert.compaction.manifest import description_of, record_of
-from sparsebert.selection import Filter, Selected, select
+from sparsebert.planning.target_layers import Filter, Selected, select
 from sparsebert.tickets.ticket import Ticket
 
 # Neurons and dimensions of heads come in whole vectors.

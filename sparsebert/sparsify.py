@@ -12,14 +12,14 @@ from torch import nn
 from sparsebert.bert import activation_name, is_bert_like, require_module, structure
 from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.manifest import record_of
-from sparsebert.layer_plan import LayerPlan, Plan
 from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
 from sparsebert.nn.shared_input import SharedInput
 from sparsebert.nn.sparse_linear import FusedActivation, SparseLinear
-from sparsebert.planning import check_options, plan_layers
-from sparsebert.removal import Left, left_of
+from sparsebert.planning.after_compaction import Left, left_of
+from sparsebert.planning.plan import LayerPlan, Plan
+from sparsebert.planning.planner import check_options, plan_layers
+from sparsebert.planning.target_layers import Filter, Selected
 from sparsebert.saving import saveable_
-from sparsebert.selection import Filter, Selected
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.ops import can_share
 
@@ -64,7 +64,7 @@ def sparsify_(
 
     Raises ValueError, with the model as it was, for a model that is sparse already or has nothing to
     sparsify, a ticket or plan of another model, unknown options, and layers that cannot be packed (see
-    `sparsebert.selection.select`).
+    `sparsebert.planning.target_layers.select`).
     """
     tokens = DEFAULT_TOKENS if tokens is None else tokens
     check_options("auto" if isinstance(format, Plan) else format, tokens)

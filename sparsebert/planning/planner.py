@@ -15,10 +15,10 @@ from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, Choice, choices, stored_dtype
 from sparsebert.cost.work import BlockStatistics, Work, panel_works
-from sparsebert.layer_plan import LayerPlan, Plan
 from sparsebert.nn.sparse_linear import SparseLinear
-from sparsebert.removal import left_of, note_of
-from sparsebert.selection import Filter, Selected
+from sparsebert.planning.after_compaction import left_of, note_of
+from sparsebert.planning.plan import LayerPlan, Plan
+from sparsebert.planning.target_layers import Filter, Selected
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import cpu, cuda, formats, ops
 from sparsebert_kernels.cuda.timing import paired as paired_on_gpu

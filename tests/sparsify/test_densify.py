@@ -8,13 +8,7 @@ import pytest
 import torch
 
 from sparsebert import densify_, sparsify_
-from tests.convert.models import (
-    TOKENS,
-    answers,
-    build,
-    masked_answers,
-    pruned,
-)
+from tests.sparsify.models import TOKENS, answers, build, masked_answers, pruned
 
 
 class TestDensify:
