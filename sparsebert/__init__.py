@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sparsebert.hf.registration import register as _register
+from sparsebert.hf.import_hook import register as _register
 
 if TYPE_CHECKING:
     from sparsebert.compact import compact_, compaction_description, expand_, rebuild_

@@ -12,7 +12,7 @@ from sparsebert.compaction.analyze import prepare
 from sparsebert.compaction.expand import expand
 from sparsebert.compaction.manifest import description_of, rebuild, remember_
 from sparsebert.compaction.output_drift import output_change, outputs
-from sparsebert.saving import saveable_
+from sparsebert.hf.attach_quantizer import saveable_
 from sparsebert.tickets.ticket import Ticket
 
 

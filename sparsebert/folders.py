@@ -14,8 +14,8 @@ from sparsebert.atomic import replacing
 from sparsebert.bench.activations import peak_activations
 from sparsebert.bench.memory import model_bytes
 from sparsebert.compact import expand_
+from sparsebert.hf.model_card import model_card
 from sparsebert.model_loading import load_as_saved
-from sparsebert.report.card import model_card
 from sparsebert.sparsify import DEFAULT_TOKENS, densify_, sparsify_
 from sparsebert.tickets.ticket import Ticket
 
@@ -65,7 +65,7 @@ def rewrite(
     ``sparse``: as masks and kept weights with a model card, else as a dense model that needs nothing but
     transformers, in the shapes of its configuration. Without a ticket, its zeros stay as they are. ``batch``
     sequences of ``length`` tokens are what formats are chosen and activations counted for; ``records`` are
-    those of `sparsebert.report.card.model_card`.
+    those of `sparsebert.hf.model_card.model_card`.
     Returns what the model took before and takes now.
 
     Raises as `load_as_saved`, and ValueError for a ticket of another model, a model without zeros to be

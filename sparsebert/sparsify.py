@@ -12,6 +12,7 @@ from torch import nn
 from sparsebert.bert import activation_name, is_bert_like, require_module, structure
 from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.manifest import record_of
+from sparsebert.hf.attach_quantizer import saveable_
 from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
 from sparsebert.nn.shared_input import SharedInput
 from sparsebert.nn.sparse_linear import FusedActivation, SparseLinear
@@ -19,7 +20,6 @@ from sparsebert.planning.after_compaction import Left, left_of
 from sparsebert.planning.plan import LayerPlan, Plan
 from sparsebert.planning.planner import check_options, plan_layers
 from sparsebert.planning.target_layers import Filter, Selected
-from sparsebert.saving import saveable_
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.ops import can_share
 

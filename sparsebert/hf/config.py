@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sparsebert.hf.attach_quantizer import METHOD
 from sparsebert.planning.planner import check_options
-from sparsebert.saving import METHOD
 from sparsebert.tickets.file import brief, is_key
 
 FORMAT_VERSION = 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from sparsebert.saving import METHOD
+from sparsebert.hf.attach_quantizer import METHOD
 from sparsebert.tickets.file import brief
 
 # Of what transformers or torch say: some of their messages are half a page.

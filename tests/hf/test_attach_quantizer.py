@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from sparsebert import densify_, sparsify_
-from sparsebert.saving import saveable_
+from sparsebert.hf.attach_quantizer import saveable_
 from tests.sparsify.models import pruned
 
 pytest.importorskip("transformers")

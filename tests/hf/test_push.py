@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 
 from sparsebert import compact_, compaction_description, densify_, prune, results, sparsify_
-from tests.report.test_card import BENCH, SEEDS
+from tests.hf.test_model_card import BENCH, SEEDS
 from tests.sparsify.models import answers, build, pruned, sparse_layers
 
 transformers = pytest.importorskip("transformers")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparsebert.report.card import model_card
+from sparsebert.hf.model_card import model_card
 
 LAYER = {"shape": [4, 8], "kept": 8, "bias": True, "format": "element", "block": None}
 TIMES = {"measured_us": 10.0, "dense_us": 40.0}

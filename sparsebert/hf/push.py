@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 
-from sparsebert.report.card import model_card
+from sparsebert.hf.model_card import model_card
 
 _CARD = "README.md"
 
@@ -36,7 +36,7 @@ class PushToHub:
     ) -> CommitInfo:
         """Upload the model and its card in one commit; the options are those of transformers' `push_to_hub`.
 
-        ``records`` are those of `sparsebert.report.card.model_card`: what was measured. A card that is in the
+        ``records`` are those of `sparsebert.hf.model_card.model_card`: what was measured. A card that is in the
         repository already stays as it is, unless there are records for a new one.
 
         Raises ValueError for records of another model, and as `huggingface_hub.HfApi` does.
