@@ -91,10 +91,10 @@ def prune(
     from sparsebert.bench.workload import Workload, hush_transformers
     from sparsebert.from_runs import ticket_of
     from sparsebert.lottery.experiment import Units
-    from sparsebert.metrics import summary
     from sparsebert.pruning import prune as prune_model
     from sparsebert.pruning.registry import find_method
     from sparsebert.report.ticket_tables import overlap_text
+    from sparsebert.tasks.metrics import summary
     from sparsebert.train import assemble, examples_of, require_whole_blocks, task_of
 
     hush_transformers()
@@ -234,7 +234,7 @@ def convert(
     from sparsebert import foreign, foreign_units, results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.model_loading import skeleton
+    from sparsebert.tasks.models import skeleton
 
     hush_transformers()
     records = [row for file in results or () for row in results.read(file)]
@@ -314,8 +314,8 @@ def _read(
     from sparsebert.foreign_checkpoints import from_checkpoint, is_foreign_checkpoint
     from sparsebert.from_runs import ticket_of
     from sparsebert.lottery.folder import RunFolder
-    from sparsebert.model_loading import load_as_saved
     from sparsebert.sparsify import densify_
+    from sparsebert.tasks.models import load_as_saved
     from sparsebert.tickets.ticket import Ticket
 
     if not source.is_dir() or RunFolder(source).run_json.exists():

@@ -26,8 +26,8 @@ from sparsebert.paths import require_folders, require_records
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from sparsebert.data import TaskData
     from sparsebert.lottery.experiment import Request
+    from sparsebert.tasks import TaskData
 
 
 @flattened
@@ -78,12 +78,12 @@ def train(
     import sparsebert.train as library
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.data import EncodedOnce
     from sparsebert.from_runs import model_for_each, ticket_of
     from sparsebert.lottery.experiment import Request, Units
     from sparsebert.lottery.registry import lottery_method
-    from sparsebert.model_loading import short_name, skeleton
     from sparsebert.report.run_tables import run_tables
+    from sparsebert.tasks import EncodedOnce
+    from sparsebert.tasks.models import short_name, skeleton
     from sparsebert.training import ranks
 
     hush_transformers()
@@ -185,9 +185,9 @@ def evaluate(
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.from_runs import ticket_of, trained_models
-    from sparsebert.metrics import summarise
-    from sparsebert.model_loading import head_labels, short_name, skeleton
     from sparsebert.report.wording import mean_and_verdict
+    from sparsebert.tasks.metrics import summarise
+    from sparsebert.tasks.models import head_labels, short_name, skeleton
     from sparsebert.train import evaluate as evaluate_model
     from sparsebert.train import evaluate_compacted, task_of
 

@@ -68,8 +68,8 @@ def transfer(
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.from_runs import tickets_of
     from sparsebert.lottery.gain import expected_gain
-    from sparsebert.model_loading import short_name, skeleton
     from sparsebert.report.run_tables import matrix_tables
+    from sparsebert.tasks.models import short_name, skeleton
     from sparsebert.training import ranks
 
     hush_transformers()

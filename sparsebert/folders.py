@@ -15,8 +15,8 @@ from sparsebert.bench.activations import peak_activations
 from sparsebert.bench.memory import model_bytes
 from sparsebert.compact import expand_
 from sparsebert.hf.model_card import model_card
-from sparsebert.model_loading import load_as_saved
 from sparsebert.sparsify import DEFAULT_TOKENS, densify_, sparsify_
+from sparsebert.tasks.models import load_as_saved
 from sparsebert.tickets.ticket import Ticket
 
 # What sentence-transformers keeps beside the encoder's own files: its list of modules, and two of settings.

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from sparsebert import cli, results
-from sparsebert.data import encoding
 from sparsebert.foreign import to_bert_tickets, to_smp
+from sparsebert.tasks import encoding
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.snapshot import Snapshot
 from tests.commands.tiny import OTHER, PRUNABLE, QUICK, refused, save

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from sparsebert import cli, results
-from sparsebert.data import encoding, find_task
 from sparsebert.foreign import to_bert_tickets
-from sparsebert.metrics import summary, verdict
 from sparsebert.pruning import prune
+from sparsebert.tasks import encoding, find_task
+from sparsebert.tasks.metrics import summary, verdict
 from sparsebert.tickets.ticket import Ticket
 from tests.commands.tiny import PRUNABLE, QUICK, refused, save
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sparsebert.data import TASKS, label_config, require_label_order
+from sparsebert.tasks import TASKS, label_config, require_label_order
 
 
 def config(**options: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sparsebert.data import Example, Question, load
+from sparsebert.tasks import Example, Question, load
 
 
 @pytest.fixture

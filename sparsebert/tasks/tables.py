@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from sparsebert.data.tasks import Task
+from sparsebert.tasks.registry import Task
 
 Column = str | int
 Rows = Iterator[tuple[int, tuple[str, ...]]]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sparsebert.data.encoding import EncodedQuestions
-from sparsebert.data.examples import Question
-from sparsebert.data.tables import read_text
+from sparsebert.tasks.encoding import EncodedQuestions
+from sparsebert.tasks.examples import Question
+from sparsebert.tasks.tables import read_text
 
 
 def read_squad(path: Path) -> list[Question]:

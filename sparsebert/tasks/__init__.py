@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 
-from sparsebert.data import folder as _folder
-from sparsebert.data import hub as _hub
-from sparsebert.data.collation import Collator, collate
-from sparsebert.data.encoding import Encoded, EncodedOnce, EncodedQuestions, encode
-from sparsebert.data.examples import Example, Examples, Question, TaskData, require_usable
-from sparsebert.data.folder import load_files
-from sparsebert.data.label_order import label_config, require_label_order
-from sparsebert.data.squad import answer_texts, best_answers
-from sparsebert.data.tasks import TASKS, Task, find_task
+from sparsebert.tasks import hub as _hub
+from sparsebert.tasks import local as _folder
+from sparsebert.tasks.collation import Collator, collate
+from sparsebert.tasks.encoding import Encoded, EncodedOnce, EncodedQuestions, encode
+from sparsebert.tasks.examples import Example, Examples, Question, TaskData, require_usable
+from sparsebert.tasks.label_order import label_config, require_label_order
+from sparsebert.tasks.local import load_files
+from sparsebert.tasks.registry import TASKS, Task, find_task
+from sparsebert.tasks.squad import answer_texts, best_answers
 
 __all__ = [
     "TASKS",

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sparsebert import metrics
-from sparsebert.data import (
+from sparsebert.tasks import (
     Encoded,
     EncodedQuestions,
     Examples,
@@ -21,6 +20,7 @@ from sparsebert.data import (
     best_answers,
     collate,
     encode,
+    metrics,
 )
 
 _IGNORED = -100  # labels of tokens that are not masked
@@ -40,7 +40,7 @@ def evaluator(
     """A function from a model with the task's head to its metrics on all splits; the model ends in eval mode.
 
     The examples are encoded once by ``encode``, in the ``template`` if there is one. The masks of a language
-    model's examples are the same every time. Raises ValueError as :func:`sparsebert.data.encode` does.
+    model's examples are the same every time. Raises ValueError as :func:`sparsebert.tasks.encode` does.
     """
     encoded = {
         split: encode(examples, task, tokenizer, max_length, template)
@@ -87,7 +87,7 @@ def first_inputs(
 def _answers(
     task: Task, model: nn.Module, examples: Encoded, loader: DataLoader[dict[str, Any]]
 ) -> tuple[Any, Any]:
-    """Predictions and references, as :func:`sparsebert.metrics.compute` takes them."""
+    """Predictions and references, as :func:`sparsebert.tasks.metrics.compute` takes them."""
     if isinstance(examples, EncodedQuestions):
         starts: list[np.ndarray] = []
         ends: list[np.ndarray] = []

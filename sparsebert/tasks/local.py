@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsebert.data.examples import Example, Examples, TaskData, require_usable
-from sparsebert.data.squad import read_squad
-from sparsebert.data.tables import Column, label_parser, lines_of, read_columns, read_text
-from sparsebert.data.tasks import Layout, Task
+from sparsebert.tasks.examples import Example, Examples, TaskData, require_usable
+from sparsebert.tasks.registry import Layout, Task
+from sparsebert.tasks.squad import read_squad
+from sparsebert.tasks.tables import Column, label_parser, lines_of, read_columns, read_text
 
 
 def find_files(task: Task, folder: str | os.PathLike[str], splits: Sequence[str]) -> dict[str, Path]:

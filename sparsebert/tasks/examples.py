@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sparsebert.data.tasks import Task
+from sparsebert.tasks.registry import Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from torch.utils.data import Dataset
 
-from sparsebert.data.examples import Example, Examples, Question
-from sparsebert.data.tasks import Task, find_task
-from sparsebert.data.template import filled
+from sparsebert.tasks.examples import Example, Examples, Question
+from sparsebert.tasks.prompt_template import filled
+from sparsebert.tasks.registry import Task, find_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,7 +99,7 @@ def encode(
 
     Sentences and pairs are cut, the longer of a pair first; paragraphs of SQuAD give several windows
     (:class:`EncodedQuestions`); running text is joined and cut into blocks, and none of it is lost.
-    ``template``: what sentences and pairs are put into, as one text (:mod:`sparsebert.data.template`).
+    ``template``: what sentences and pairs are put into, as one text (:mod:`sparsebert.tasks.prompt_template`).
     Raises ValueError if the length leaves no room for text, or for a slow tokenizer with SQuAD.
     """
     task = find_task(task)

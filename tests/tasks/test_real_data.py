@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsebert.data import Example, Question, TaskData, answer_texts, best_answers, encode, load
-from sparsebert.data.encoding import EncodedQuestions
-from sparsebert.data.tables import read_columns
-from sparsebert.metrics import compute
+from sparsebert.tasks import Example, Question, TaskData, answer_texts, best_answers, encode, load
+from sparsebert.tasks.encoding import EncodedQuestions
+from sparsebert.tasks.metrics import compute
+from sparsebert.tasks.tables import read_columns
 
 pytestmark = pytest.mark.real_data
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparsebert.bert import is_bert_like
-from sparsebert.data import Task, label_config, require_label_order
+from sparsebert.tasks import Task, label_config, require_label_order
 
 _MODEL_CLASSES = {
     "classification": "AutoModelForSequenceClassification",
@@ -35,16 +35,16 @@ def load_model(
     ``template``: the text that examples are put into then.
     Where the checkpoint brings a head of its own, the order of its labels is asserted. ``trained`` asks for
     one that does. Raises ValueError for a model that is no BERT, brings a head of another task, or, with
-    ``trained``, none, and for damaged files as `sparsebert.hf.loadable` does; OSError for one that is not
+    ``trained``, none, and for damaged files as `sparsebert.tasks.load_checked` does; OSError for one that is not
     found or holds no weights.
     """
     import transformers
 
-    from sparsebert.hf.loadable import load_config, load_weights
+    from sparsebert.tasks.load_checked import load_config, load_weights
 
     config = load_config(name)
     if label_words is not None or (trained and getattr(config, "label_words", None)):
-        from sparsebert.label_words import load_in_words
+        from sparsebert.tasks.label_words import load_in_words
 
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         return _require_bert(load_in_words(name, task, tokenizer, label_words, template), name), tokenizer
@@ -77,7 +77,7 @@ def skeleton(name: str) -> nn.Module:
     """
     import transformers
 
-    from sparsebert.hf.loadable import load_config
+    from sparsebert.tasks.load_checked import load_config
 
     config = load_config(name)
     with torch.device("meta"):
@@ -91,7 +91,7 @@ def load_as_saved(name: str) -> Any:
     """
     import transformers
 
-    from sparsebert.hf.loadable import load_config, load_weights
+    from sparsebert.tasks.load_checked import load_config, load_weights
 
     saved_from = load_config(name).architectures or [""]
     cls = getattr(transformers, saved_from[0], transformers.AutoModel)
@@ -114,7 +114,7 @@ def _require_bert(model: Any, name: str) -> Any:
 
 def head_labels(name: str) -> tuple[str, ...]:
     """The labels of a trained classifier, in the order of its outputs. Raises as `load_config` does."""
-    from sparsebert.hf.loadable import load_config
+    from sparsebert.tasks.load_checked import load_config
 
     id2label = load_config(name).id2label
     return tuple(str(id2label[index]) for index in sorted(id2label))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sparsebert.data import Example, collate, encode
+from sparsebert.tasks import Example, collate, encode
 
 
 class TestPadding:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsebert.data import EncodedOnce, Example, Question, best_answers, collate, encode
-from sparsebert.data.encoding import EncodedQuestions
+from sparsebert.tasks import EncodedOnce, Example, Question, best_answers, collate, encode
+from sparsebert.tasks.encoding import EncodedQuestions
 
 WORDS = "the cat sat on the mat . a dog ran in the rain . "
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sparsebert.data.tasks import Task, find_task
+from sparsebert.tasks.registry import Task, find_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sparsebert.hf.loadable import load_config, load_weights
+from sparsebert.tasks.load_checked import load_config, load_weights
 from tests.sparsify.models import build
 
 transformers = pytest.importorskip("transformers")

@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from sparsebert.data.tables import read_columns
+from sparsebert.tasks.tables import read_columns
 
 Write = Callable[..., Path]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsebert.data import Example, load_files
+from sparsebert.tasks import Example, load_files
 
 Write = Callable[..., Path]
 

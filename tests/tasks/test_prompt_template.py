@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sparsebert.data import Example, encode, find_task
-from sparsebert.data.template import filled, require_template
+from sparsebert.tasks import Example, encode, find_task
+from sparsebert.tasks.prompt_template import filled, require_template
 
 REVIEW = "{0} the [MASK] ."
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from sparsebert.data.tasks import Task
+from sparsebert.tasks.registry import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

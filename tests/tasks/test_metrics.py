@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from sparsebert.data import TASKS, Task
-from sparsebert.metrics import compute, primary, summary, verdict
+from sparsebert.tasks import TASKS, Task
+from sparsebert.tasks.metrics import compute, primary, summary, verdict
 
 # Six examples: four of class 1, two of class 0; one of each class is missed.
 TRUTH = [1, 1, 1, 1, 0, 0]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sparsebert.data import find_task
-from sparsebert.label_words import RELEASED, WORDS, word_ids, words_for
-from sparsebert.model_loading import load_model, template_of
+from sparsebert.tasks import find_task
+from sparsebert.tasks.label_words import RELEASED, WORDS, word_ids, words_for
+from sparsebert.tasks.models import load_model, template_of
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sparsebert.data.tasks import Task, find_task, split_suffix
+from sparsebert.tasks.registry import Task, find_task, split_suffix
 
 # Metrics are shares of at most a few million examples: what differs by less differs by rounding.
 _ROUNDING = 1e-9

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsebert.data import TASKS, Example, Question, find_task, load
+from sparsebert.tasks import TASKS, Example, Question, find_task, load
 
 Write = Callable[..., Path]
 
@@ -254,7 +254,7 @@ class TestSquad:
 
 
 IMPORTS = """
-import sys, sparsebert.data, sparsebert.metrics, sparsebert.foreign
+import sys, sparsebert.tasks, sparsebert.tasks.metrics, sparsebert.foreign
 print({module.split(".")[0] for module in sys.modules} & {"transformers", "datasets", "sklearn", "scipy"})
 """
 

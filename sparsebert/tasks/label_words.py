@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
-from sparsebert.data import Task, label_config, require_label_order
-from sparsebert.data.template import require_template
-from sparsebert.hf.loadable import load_config, load_weights
+from sparsebert.tasks import Task, label_config, require_label_order
+from sparsebert.tasks.load_checked import load_config, load_weights
+from sparsebert.tasks.prompt_template import require_template
 
 # By task: a word for each label, in the order of its labels; for a span, of its start and its end. Those of
 # the released code of Jiang et al., but for MNLI, where it says "Maybe" for entailment, "No" for neutral and
@@ -79,7 +79,7 @@ def load_in_words(
     ``words``: for its labels; None for those that a trained model was saved with, as is then its template.
     ``template``: the text that examples are put into, so that the words stand in its blank. Raises ValueError
     for a checkpoint without a language model's head, one trained on other labels, and as :func:`word_ids` and
-    :func:`sparsebert.data.template.require_template` do.
+    :func:`sparsebert.tasks.prompt_template.require_template` do.
     """
     config = load_config(name)
     cls = next((each for each in config.architectures or () if each.endswith("ForMaskedLM")), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sparsebert.data.tasks import Task, find_task
+from sparsebert.tasks.registry import Task, find_task
 
 _GENERIC = re.compile(r"label_\d+")
 

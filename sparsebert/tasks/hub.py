@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsebert.data.examples import Example, Examples, Question
-from sparsebert.data.squad import checked
-from sparsebert.data.tables import label_parser
-from sparsebert.data.tasks import Task
+from sparsebert.tasks.examples import Example, Examples, Question
+from sparsebert.tasks.registry import Task
+from sparsebert.tasks.squad import checked
+from sparsebert.tasks.tables import label_parser
 
 
 def load_split(task: Task, split: str) -> tuple[Examples, str]:
