@@ -231,9 +231,10 @@ def convert(
     require_files({"--results": results})
     require_writable({"output": output})
     require_records("--json", json)
-    from sparsebert import foreign, foreign_units, results
+    from sparsebert import results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import hush_transformers
+    from sparsebert.interop import bert_experiments, bert_tickets
     from sparsebert.tasks.models import skeleton
 
     hush_transformers()
@@ -249,10 +250,10 @@ def convert(
     else:
         writers: dict[str, Callable[[], None]] = {
             "sparsebert": lambda: ticket.save(output),
-            "bert-tickets": lambda: foreign.to_bert_tickets(ticket, output),
-            "smp": lambda: foreign.to_smp(ticket, output, whole),
-            "head-masks": lambda: foreign_units.to_head_mask(ticket, output, whole),
-            "super-tickets": lambda: foreign_units.to_super_tickets(ticket, output, whole),
+            "bert-tickets": lambda: bert_tickets.to_bert_tickets(ticket, output),
+            "smp": lambda: bert_tickets.to_smp(ticket, output, whole),
+            "head-masks": lambda: bert_experiments.to_head_mask(ticket, output, whole),
+            "super-tickets": lambda: bert_experiments.to_super_tickets(ticket, output, whole),
         }
         writers[to]()
     if json is not None:
@@ -311,8 +312,8 @@ def _read(
     source: Path, model: Any, pruning_method: str | None, threshold: float | None, task: str | None
 ) -> Ticket:
     from sparsebert.compact import expand_
-    from sparsebert.foreign_checkpoints import from_checkpoint, is_foreign_checkpoint
     from sparsebert.from_runs import ticket_of
+    from sparsebert.interop.movement_pruning import from_checkpoint, is_foreign_checkpoint
     from sparsebert.lottery.folder import RunFolder
     from sparsebert.sparsify import densify_
     from sparsebert.tasks.models import load_as_saved

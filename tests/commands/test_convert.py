@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sparsebert import cli, results
-from sparsebert.foreign import read_ticket
+from sparsebert.interop.bert_tickets import read_ticket
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 from tests.commands.tiny import WORDS, refused, save

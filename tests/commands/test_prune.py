@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sparsebert import cli, results
-from sparsebert.foreign import to_bert_tickets, to_smp
+from sparsebert.interop.bert_tickets import to_bert_tickets, to_smp
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 from tests.commands.tiny import PRUNABLE, QUICK, refused

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sparsebert import cli, results
-from sparsebert.foreign import to_bert_tickets, to_smp
+from sparsebert.interop.bert_tickets import to_bert_tickets, to_smp
 from sparsebert.tasks import encoding
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.snapshot import Snapshot

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sparsebert import cli, results
-from sparsebert.foreign import to_bert_tickets
+from sparsebert.interop.bert_tickets import to_bert_tickets
 from sparsebert.pruning import prune
 from sparsebert.tasks import encoding, find_task
 from sparsebert.tasks.metrics import summary, verdict

@@ -254,7 +254,7 @@ class TestSquad:
 
 
 IMPORTS = """
-import sys, sparsebert.tasks, sparsebert.tasks.metrics, sparsebert.foreign
+import sys, sparsebert.tasks, sparsebert.tasks.metrics, sparsebert.interop.bert_tickets
 print({module.split(".")[0] for module in sys.modules} & {"transformers", "datasets", "sklearn", "scipy"})
 """
 

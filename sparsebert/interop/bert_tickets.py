@@ -1,7 +1,7 @@
 """Tickets of other projects, in and out: BERT-Tickets, Static Model Pruning (SMP, ACL 2023), torch.
 
-Files of heads and MLPs are in :mod:`sparsebert.foreign_units`, checkpoints in
-:mod:`sparsebert.foreign_checkpoints`.
+Files of heads and MLPs are in :mod:`sparsebert.interop.bert_experiments`, checkpoints in
+:mod:`sparsebert.interop.movement_pruning`.
 
 Models pruned by ``torch.nn.utils.prune`` are read by ``Ticket.from_torch_prune``, plain models with zeros
 in their weights by ``Ticket.from_model`` and made by ``Ticket.apply_``. No code from a file is ever run:
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import custom_from_mask
 
 from sparsebert.bert import canonical_key, resolve, structure
-from sparsebert.foreign_units import from_head_mask, from_super_tickets, is_head_mask
+from sparsebert.interop.bert_experiments import from_head_mask, from_super_tickets, is_head_mask
 from sparsebert.tickets.file import brief, replacing
 from sparsebert.tickets.provenance import describe_model
 from sparsebert.tickets.ticket import Ticket

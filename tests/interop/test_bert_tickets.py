@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from sparsebert.bert import resolve, structure
-from sparsebert.foreign import (
+from sparsebert.interop.bert_tickets import (
     from_bert_tickets,
     from_smp,
     read_ticket,

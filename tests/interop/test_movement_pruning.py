@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparsebert import cli
 from sparsebert.bert import structure
-from sparsebert.foreign_checkpoints import (
+from sparsebert.interop.movement_pruning import (
     from_checkpoint,
     from_movement,
     from_nn_pruning,

@@ -11,8 +11,8 @@ import torch
 
 from sparsebert import cli
 from sparsebert.bert import structure
-from sparsebert.foreign import read_ticket
-from sparsebert.foreign_units import from_super_tickets, to_head_mask, to_super_tickets
+from sparsebert.interop.bert_experiments import from_super_tickets, to_head_mask, to_super_tickets
+from sparsebert.interop.bert_tickets import read_ticket
 from sparsebert.pruning import prune
 from sparsebert.pruning.head_mlp_masks import UnitMasks
 from sparsebert.tickets.ticket import Ticket

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsebert.bert import canonical_key, encoder_matrix
-from sparsebert.foreign import first_line, restricted_load
+from sparsebert.interop.bert_tickets import first_line, restricted_load
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import unknown
 
