@@ -34,8 +34,8 @@ from sparsebert.report.memory_tables import memory_tables
 from sparsebert.report.tables import goal_tables
 from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training.coefficients import TrainedCoefficients
-from sparsebert.training.masking import MaskKeeper
+from sparsebert.training.mask_enforcer import MaskKeeper
+from sparsebert.training.unit_coefficients import TrainedCoefficients
 
 DENSITY = 0.1
 STEPS = 1000

@@ -84,7 +84,7 @@ def train(
     from sparsebert.report.run_tables import run_tables
     from sparsebert.tasks import EncodedOnce
     from sparsebert.tasks.models import short_name, skeleton
-    from sparsebert.training import ranks
+    from sparsebert.training import distributed
 
     hush_transformers()
     name = data.task_name(task)
@@ -144,7 +144,7 @@ def train(
         for each in requests
         if dense_folders
     ]
-    if not ranks.is_main():
+    if not distributed.is_main():
         return
     rows = [row for run in runs for row in run]
     if len(runs) > 1 or dense_runs:

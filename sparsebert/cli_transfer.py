@@ -70,7 +70,7 @@ def transfer(
     from sparsebert.lottery.gain import expected_gain
     from sparsebert.report.run_tables import matrix_tables
     from sparsebert.tasks.models import short_name, skeleton
-    from sparsebert.training import ranks
+    from sparsebert.training import distributed
 
     hush_transformers()
     targets = [
@@ -109,7 +109,7 @@ def transfer(
         say=say_but_count,
         before=say_gain_once,
     )
-    if not ranks.is_main():
+    if not distributed.is_main():
         return
     rows = [results.stamp("transfer", cell) for cell in found]
     if json is not None:

@@ -26,10 +26,10 @@ from sparsebert.tasks import Encoded, Task, TaskData, collate, encode, find_task
 from sparsebert.tasks.evaluator import evaluator, first_inputs
 from sparsebert.tasks.metrics import primary, summarise
 from sparsebert.tasks.models import load_model, short_name, template_of
-from sparsebert.teachers import load_teacher, teacher_id
 from sparsebert.tickets.ticket import Ticket, prunable
-from sparsebert.training import ranks
+from sparsebert.training import distributed
 from sparsebert.training.distillation import Distillation
+from sparsebert.training.teachers import load_teacher, teacher_id
 
 POOLER = "pooler.dense"
 
@@ -70,7 +70,7 @@ def train(
     # Late: a run that is finished needs none of it.
     from sparsebert.lottery.run import run
 
-    ranks.join()
+    distributed.join()
     known = task_of(task, data)
     names: Record = {
         "task": known.name,
@@ -113,7 +113,7 @@ def train(
         }
         experiment = joint({known.name: experiment, **parts}, getattr(request.method, "proportions", "equal"))
     require_whole_blocks(experiment.model, request.units)
-    if ranks.is_main():
+    if distributed.is_main():
         before(experiment.model, request)
     return run(experiment, request, out, say)
 
@@ -134,7 +134,7 @@ def assemble(
     A head that the checkpoint lacks is initialised from ``seed``; with ``label_words`` (and a
     ``template`` to read them in) none is needed.
     Raises ValueError as :func:`load_model` and, for a ``teacher``,
-    :func:`sparsebert.teachers.load_teacher` do.
+    :func:`sparsebert.training.teachers.load_teacher` do.
     """
     loaded, tokenizer = load_model(model, task, seed, label_words=label_words, template=template)
     form: dict[str, Any] = {"max_length": max_length, "template": template}

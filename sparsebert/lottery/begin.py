@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsebert.lottery.folder import RunFolder
 from sparsebert.lottery.registry import Head, LotteryMethod, Rewind
-from sparsebert.training import ranks
+from sparsebert.training import distributed
 from sparsebert.training.checkpoint import Checkpoint
 from sparsebert.training.snapshot import Snapshot, fresh_head, head_names
 
@@ -73,7 +73,7 @@ def begin_round(model: Any, course: Course, number: int) -> Beginning:
         raise RuntimeError(f"{folder.path} lacks the checkpoint that round {number} begins with")
     weights = _with_head(model, course, weights_in(source, model), number)
     target = folder.checkpoints(number) / f"checkpoint-{source.step}"
-    if ranks.is_main():
+    if distributed.is_main():
         source.copy_to(target, seconds=0.0, change=lambda path: _write_weights(model, path))
     return Beginning(Checkpoint(target, source.step, 0.0), weights, stop, schedule)
 

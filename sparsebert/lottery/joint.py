@@ -9,14 +9,14 @@ from torch import nn
 
 from sparsebert.lottery.experiment import Experiment
 from sparsebert.training.distillation import Teachers
-from sparsebert.training.multi_task import MultiTaskModel
-from sparsebert.training.task_turns import TaskMixture, collate_one_task
+from sparsebert.training.multi_task_model import MultiTaskModel
+from sparsebert.training.task_sampling import TaskMixture, collate_one_task
 
 
 def joint(experiments: Mapping[str, Experiment], proportions: str = "equal") -> Experiment:
     """The experiments of several tasks, all on the same pre-trained model, as one; their models are used up.
 
-    ``proportions``: how often each has its turn, see :func:`sparsebert.training.task_turns.proportions_of`.
+    ``proportions``: how often each has its turn, see :func:`sparsebert.training.task_sampling.proportions_of`.
     Metrics of the first task have their own names, those of the others their task's before them; the trained
     model is written as a folder for each task. Raises ValueError for models of different families, a task
     without examples, and proportions that do not fit.

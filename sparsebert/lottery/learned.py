@@ -14,7 +14,7 @@ from sparsebert.mask_learning.rule import Goal, Rule
 from sparsebert.tickets.ticket import Ticket
 
 if TYPE_CHECKING:
-    from sparsebert.training.choice import BestChoice
+    from sparsebert.training.best_masks import BestChoice
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import Companion, Rewind
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training.choice import BestChoice
+from sparsebert.training.best_masks import BestChoice
 from sparsebert.training.distillation import Distiller
 from sparsebert.training.trainer import (
     CheckpointCallback,

@@ -26,8 +26,8 @@ from sparsebert.mask_learning.learner import Learner
 from sparsebert.pruning import prune
 from sparsebert.pruning.granularity import parse_granularity
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training import ranks
-from sparsebert.training.choice import BestChoice
+from sparsebert.training import distributed
+from sparsebert.training.best_masks import BestChoice
 from sparsebert.training.snapshot import Snapshot
 from sparsebert.training.trainer import quiet
 
@@ -51,18 +51,18 @@ def run(
     Raises ValueError for a folder with another run or a request that does not fit the model, OSError where
     the disk is full, RuntimeError if a rewind did not restore every bit; what was done before stays.
     """
-    ranks.join()
+    distributed.join()
     folder = RunFolder(out)
     loop = _Run(experiment, request, folder, say)
     if not folder.run_json.exists():
         loop.rehearse()
-    with quiet(), folder.claimed(request.describe()) if ranks.is_main() else contextlib.nullcontext():
-        ranks.wait()
+    with quiet(), folder.claimed(request.describe()) if distributed.is_main() else contextlib.nullcontext():
+        distributed.wait()
         if folder.finished() is None:
             loop.carry_out()
         else:
             say(f"{folder.path} is finished: nothing to do")
-        ranks.wait()
+        distributed.wait()
         return folder.rounds_done()
 
 
@@ -76,7 +76,7 @@ class _Run:
         self.model = experiment.model
         self.method, self.seed = request.method, request.training.seed
         self.rounds = self.method.rounds(request.target)
-        self.steps = request.training.steps_of(len(experiment.train), ranks.count())
+        self.steps = request.training.steps_of(len(experiment.train), distributed.count())
         if (request.distillation is None) != (experiment.teacher is None):
             raise ValueError("a teacher and a distillation go together: one of them is missing")
         if self.method.rewind_step >= self.steps:
@@ -98,11 +98,11 @@ class _Run:
     def carry_out(self) -> None:
         done = len(self.folder.rounds_done())
         if done < len(self.rounds):
-            start = ranks.main_first(self._start)
+            start = distributed.main_first(self._start)
             course = Course(self.method, self.folder, len(self.rounds), self.steps, start, self.seed)
             for number in range(done, len(self.rounds)):
                 self._carry_out_round(number, course)
-        if ranks.is_main():
+        if distributed.is_main():
             self._finish()
 
     def _start(self) -> Snapshot:
@@ -121,11 +121,11 @@ class _Run:
         share = "" if unknown else f", {float(round_.sparsity):.1%} sparse"
         title = f"round {number + 1} of {len(self.rounds)}{share}"
         self.say(title)
-        sessions = self._open_round(number) if ranks.is_main() else 0
+        sessions = self._open_round(number) if distributed.is_main() else 0
         began = time.perf_counter()
-        ticket = ranks.from_main(lambda: self._ticket(number, round_))
+        ticket = distributed.from_main(lambda: self._ticket(number, round_))
         decided = time.perf_counter() - began
-        beginning = ranks.main_first(lambda: begin_round(self.model, course, number))
+        beginning = distributed.main_first(lambda: begin_round(self.model, course, number))
         with self.method.accompanied(
             number, self.experiment, self.request, self.folder.round(number)
         ) as companion:
@@ -148,14 +148,14 @@ class _Run:
             ticket = subject.close_()
             if chosen:
                 ticket.metadata["search"] = asdict(chosen)
-            if ranks.is_main():
+            if distributed.is_main():
                 ticket.save(self.folder.ticket(number))
         else:
             ticket = subject
         ticket.apply_(self.model)
-        if ranks.is_main():
+        if distributed.is_main():
             self._close_round(number, ticket, trained, decided, sessions)
-        ranks.wait()
+        distributed.wait()
 
     def _open_round(self, number: int) -> int:
         """Make the round's folder, if there is room; how many sessions it has had, this one included."""
@@ -281,7 +281,7 @@ class _Run:
                 "metrics": metrics,
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "sessions": sessions,
-                "processes": ranks.count(),
+                "processes": distributed.count(),
                 "distillation": asdict(self.request.distillation) if self.request.distillation else None,
                 "memory": _peak_memory(),
                 "versions": ticket.metadata["versions"],

@@ -21,9 +21,9 @@ from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
 from sparsebert.mask_learning import contrastive_loss as terms
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training import contrast as part
-from sparsebert.training.banks import Banks
+from sparsebert.training import contrastive as part
 from sparsebert.training.distillation import Distillation, Teacher
+from sparsebert.training.representation_bank import Banks
 from tests.lottery import tiny
 from tests.lottery.test_learned import Killed, assert_same
 

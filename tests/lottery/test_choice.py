@@ -76,7 +76,7 @@ def test_the_best_scores_make_the_ticket_at_the_full_sparsity(tmp_path: Path) ->
 def test_masks_are_judged_once_they_are_sparse_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], steps: list[int]
 ) -> None:
-    from sparsebert.training.choice import BestChoice
+    from sparsebert.training.best_masks import BestChoice
 
     judged: list[int] = []
     at_end = BestChoice.on_step_end
@@ -160,7 +160,7 @@ def test_it_is_judged_in_fp32_whatever_it_is_trained_in(tmp_path: Path) -> None:
 def test_to_judge_wakes_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeping the random state of every device would: each process of several takes memory on each."""
     from sparsebert.mask_learning.learner import Learner
-    from sparsebert.training.choice import BestChoice
+    from sparsebert.training.best_masks import BestChoice
 
     model, request = tiny.model(), asked()
     method = request.method

@@ -21,9 +21,9 @@ from sparsebert.bert import resolve, structure
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training.multi_task import MultiTaskModel
+from sparsebert.training.multi_task_model import MultiTaskModel
 from sparsebert.training.snapshot import Snapshot, fresh_head, head_names
-from sparsebert.training.task_turns import TaskMixture, TaskTurns, proportions_of
+from sparsebert.training.task_sampling import TaskMixture, TaskTurns, proportions_of
 from tests.lottery import tiny
 from tests.lottery.joint_tiny import collate_texts, experiment, experiments, texts
 from tests.lottery.test_ranks import start as start_processes

@@ -24,7 +24,7 @@ from sparsebert.lottery.run import run
 from sparsebert.pruning import prune
 from sparsebert.pruning.top_k import ranked, select
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training.masking import MaskKeeper
+from sparsebert.training.mask_enforcer import MaskKeeper
 from tests.lottery.tiny import experiment, model, request
 
 State = dict[str, np.ndarray]

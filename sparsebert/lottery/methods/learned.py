@@ -14,7 +14,7 @@ from sparsebert.mask_learning.learner import Learner
 from sparsebert.mask_learning.smp import Mask
 
 if TYPE_CHECKING:
-    from sparsebert.training.choice import BestChoice
+    from sparsebert.training.best_masks import BestChoice
 
 
 @register("gradual")
@@ -95,7 +95,7 @@ class StaticModelPruning(LearnedMethod, smp.StaticModelPruning):
         if self.choose_every is None:
             return None
         # Late: it needs transformers' Trainer, and methods are listed without it.
-        from sparsebert.training.choice import BestChoice
+        from sparsebert.training.best_masks import BestChoice
 
         judge, goal = experiment.judge, learner.goal
         assert judge is not None

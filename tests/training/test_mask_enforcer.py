@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsebert.bert import resolve
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training.masking import MaskKeeper
+from sparsebert.training.mask_enforcer import MaskKeeper
 
 transformers = pytest.importorskip("transformers")
 QUERY = "encoder.layer.0.attention.self.query"

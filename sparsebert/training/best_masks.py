@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from sparsebert.atomic import replacing
 from sparsebert.mask_learning.learner import Learner
-from sparsebert.training import ranks
+from sparsebert.training import distributed
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class BestChoice(TrainerCallback):
         # A loader draws a random number even if it shuffles nothing: training goes on as if nobody looked.
         # It draws it on the CPU: the other devices' states need not be kept, nor the devices be woken for it.
         with torch.random.fork_rng(devices=[]), _in_full_precision(self._learner.model):
-            metric = ranks.from_main(self._judge)
+            metric = distributed.from_main(self._judge)
         self._learner.model.train()
-        if ranks.is_main() and ((best := self.best) is None or metric > best.metric):
+        if distributed.is_main() and ((best := self.best) is None or metric > best.metric):
             trained = {name: each.detach().cpu() for name, each in self._trained().items()}
             with replacing(self._file) as unfinished:
                 save_file(trained, unfinished, {"step": str(step), "metric": repr(metric)})
-        ranks.wait()
+        distributed.wait()
 
     def restore_(self) -> Best | None:
         """Put the best into the model again, and say which it was; None where no step was eligible."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from sparsebert.mask_learning.contrastive_loss import Examples, contrast
-from sparsebert.training import ranks
-from sparsebert.training.banks import Banks, HeadInput
+from sparsebert.training import distributed
+from sparsebert.training.representation_bank import Banks, HeadInput
 
 PRETRAINED, FINE_TUNED, SNAPSHOTS = "pretrained", "fine-tuned", "snapshots"
 _SNAPSHOT = "snapshot-"
@@ -109,9 +109,9 @@ class Contrasting:
         """Take a snapshot after so many steps if it is time, unless there are no more to come."""
         if self._every is None or SNAPSHOTS not in self._groups or step % self._every or step == last:
             return
-        if ranks.is_main():
+        if distributed.is_main():
             self._banks.write(snapshot_name(step), self._model, self._model)
-        ranks.wait()
+        distributed.wait()
         self.begin(step)
 
     def _rows(self, files: list[np.ndarray], numbers: Tensor, device: torch.device) -> Examples:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsebert.training.banks import Banks, HeadInput, head_linear
-from sparsebert.training.numbered import Numbered, collate_numbered, take_numbers
+from sparsebert.training.example_ids import Numbered, collate_numbered, take_numbers
+from sparsebert.training.representation_bank import Banks, HeadInput, head_linear
 from tests.lottery import tiny
 
 transformers = pytest.importorskip("transformers")

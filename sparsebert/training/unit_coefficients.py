@@ -15,7 +15,7 @@ from sparsebert.atomic import replacing
 from sparsebert.bert import resolve
 from sparsebert.pruning.gates import GateSite
 from sparsebert.pruning.methods.early_bird import fold_, l1
-from sparsebert.training import ranks
+from sparsebert.training import distributed
 
 _NAME = "unit_coefficients"
 
@@ -96,7 +96,7 @@ class CoefficientTrace(TrainerCallback):
             name: each.detach().cpu().float().clone() for name, each in self._coefficients.values.items()
         }
         self._course[step] = values
-        if ranks.is_main():
+        if distributed.is_main():
             self._folder.mkdir(exist_ok=True)
             with (
                 replacing(self._folder / f"step-{step:06}.npy") as unfinished,
