@@ -27,7 +27,7 @@ from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.compact import compact_, compaction_description
 from sparsebert.compaction import analyze as removal
 from sparsebert.demo.real_model import NAME
-from sparsebert.lottery.folder import RunFolder
+from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.report.compaction_tables import compaction_tables
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.train import evaluate

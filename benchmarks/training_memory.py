@@ -24,8 +24,8 @@ from benchmarks.goals import goal
 from sparsebert import results
 from sparsebert.bench import environment, memory
 from sparsebert.bert import full_name, resolve, structure
-from sparsebert.lottery.learned import LearnedMethod
-from sparsebert.lottery.registry import lottery_method
+from sparsebert.lottery.mask_learning_method import LearnedMethod
+from sparsebert.lottery.method import lottery_method
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.mask_learning.rule import Goal
 from sparsebert.pruning import prune

@@ -97,7 +97,7 @@ def bench(
     from sparsebert.bench import environment, gate, runner
     from sparsebert.bench.subject import prepare
     from sparsebert.bench.workload import Workload, read_lengths
-    from sparsebert.from_runs import ticket_of
+    from sparsebert.lottery.find_runs import ticket_of
     from sparsebert.pruning import prune as magnitude_pruned
     from sparsebert.report.model_tables import bench_tables
 

@@ -13,7 +13,7 @@ import typer
 
 from sparsebert import results
 from sparsebert.atomic import replacing
-from sparsebert.lottery.folder import RunFolder
+from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.options import JsonFile, print_tables
 from sparsebert.paths import require_records, require_writable
 

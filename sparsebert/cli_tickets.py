@@ -89,8 +89,8 @@ def prune(
     from sparsebert import results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import Workload, hush_transformers
-    from sparsebert.from_runs import ticket_of
     from sparsebert.lottery.experiment import Units
+    from sparsebert.lottery.find_runs import ticket_of
     from sparsebert.pruning import prune as prune_model
     from sparsebert.pruning.registry import find_method
     from sparsebert.report.ticket_tables import overlap_text
@@ -264,7 +264,7 @@ def convert(
 
 def _own_model(source: Path) -> str | None:
     """The model that a run's folder holds, or a folder is; None for a file."""
-    from sparsebert.lottery.folder import RunFolder
+    from sparsebert.lottery.run_folder import RunFolder
 
     if not source.is_dir():
         return None
@@ -312,9 +312,9 @@ def _read(
     source: Path, model: Any, pruning_method: str | None, threshold: float | None, task: str | None
 ) -> Ticket:
     from sparsebert.compact import expand_
-    from sparsebert.from_runs import ticket_of
     from sparsebert.interop.movement_pruning import from_checkpoint, is_foreign_checkpoint
-    from sparsebert.lottery.folder import RunFolder
+    from sparsebert.lottery.find_runs import ticket_of
+    from sparsebert.lottery.run_folder import RunFolder
     from sparsebert.sparsify import densify_
     from sparsebert.tasks.models import load_as_saved
     from sparsebert.tickets.ticket import Ticket

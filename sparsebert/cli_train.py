@@ -78,9 +78,9 @@ def train(
     import sparsebert.train as library
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.from_runs import model_for_each, ticket_of
     from sparsebert.lottery.experiment import Request, Units
-    from sparsebert.lottery.registry import lottery_method
+    from sparsebert.lottery.find_runs import model_for_each, ticket_of
+    from sparsebert.lottery.method import lottery_method
     from sparsebert.report.run_tables import run_tables
     from sparsebert.tasks import EncodedOnce
     from sparsebert.tasks.models import short_name, skeleton
@@ -184,7 +184,7 @@ def evaluate(
         raise ValueError(f"--min-row-weights {min_row_weights} needs --compact")
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.from_runs import ticket_of, trained_models
+    from sparsebert.lottery.find_runs import ticket_of, trained_models
     from sparsebert.report.wording import mean_and_verdict
     from sparsebert.tasks.metrics import summarise
     from sparsebert.tasks.models import head_labels, short_name, skeleton
@@ -245,7 +245,7 @@ def _name(task: str, model: str, request: Request, seeds: str) -> str:
 
 
 def _say_gain(model: Any, request: Request) -> None:
-    from sparsebert.lottery.gain import expected_gain
+    from sparsebert.lottery.speed_estimate import expected_gain
 
     for line in expected_gain(model, request):
         typer.echo(line)

@@ -66,8 +66,8 @@ def transfer(
     import sparsebert.transfer as library
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.from_runs import tickets_of
-    from sparsebert.lottery.gain import expected_gain
+    from sparsebert.lottery.find_runs import tickets_of
+    from sparsebert.lottery.speed_estimate import expected_gain
     from sparsebert.report.run_tables import matrix_tables
     from sparsebert.tasks.models import short_name, skeleton
     from sparsebert.training import distributed

@@ -19,9 +19,9 @@ import sparsebert.lottery.methods  # noqa: F401  (registers them)
 from sparsebert.bert import resolve
 from sparsebert.compact import compact_, compaction_description
 from sparsebert.lottery.experiment import Experiment, Request, Units
-from sparsebert.lottery.folder import Record, RunFolder
-from sparsebert.lottery.joint import joint
-from sparsebert.lottery.registry import LotteryMethod, lottery_method
+from sparsebert.lottery.method import LotteryMethod, lottery_method
+from sparsebert.lottery.multi_task import joint
+from sparsebert.lottery.run_folder import Record, RunFolder
 from sparsebert.tasks import Encoded, Task, TaskData, collate, encode, find_task, load
 from sparsebert.tasks.evaluator import evaluator, first_inputs
 from sparsebert.tasks.metrics import primary, summarise
@@ -55,7 +55,7 @@ def train(
 
     ``task``: a name of ``sparsebert.tasks.TASKS``. ``model``: a pre-trained BERT by hub id or local folder.
     ``request``: method, sparsity, units, training. ``out``: the run's folder (see
-    :mod:`sparsebert.lottery.folder`); one that is there goes on where it was interrupted, and one that is
+    :mod:`sparsebert.lottery.run_folder`); one that is there goes on where it was interrupted, and one that is
     finished is only read. ``data``: a folder with the task's files, or the examples of a task that need not
     be one of ``TASKS``; else the hub. ``also``: the other tasks of a method that works on several, and their
     data. ``teacher``: a model trained on the task, whose answers are learned too as ``request.distillation``
@@ -68,7 +68,7 @@ def train(
     the matrices among it, and OSError for files that cannot be read or written.
     """
     # Late: a run that is finished needs none of it.
-    from sparsebert.lottery.run import run
+    from sparsebert.lottery.loop import run
 
     distributed.join()
     known = task_of(task, data)

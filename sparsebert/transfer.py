@@ -15,8 +15,8 @@ from pathlib import Path
 from torch import nn
 
 from sparsebert.lottery.experiment import Request, Units
-from sparsebert.lottery.folder import Record
-from sparsebert.lottery.registry import lottery_method
+from sparsebert.lottery.method import lottery_method
+from sparsebert.lottery.run_folder import Record
 from sparsebert.tasks import EncodedOnce
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.train import (

@@ -13,8 +13,8 @@ import typer
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
 from sparsebert import cli, cli_tickets, cli_train, cli_transfer
-from sparsebert.lottery import registry as methods
-from sparsebert.lottery.registry import lottery_method, lottery_methods
+from sparsebert.lottery import method as methods
+from sparsebert.lottery.method import lottery_method, lottery_methods
 from sparsebert.method_options import MethodOptions
 from sparsebert.options import (
     TRAINING_HELP,

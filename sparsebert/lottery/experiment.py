@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sparsebert.lottery.registry import LotteryMethod
+from sparsebert.lottery.method import LotteryMethod
 from sparsebert.pruning.granularity import parse_granularity, spelled_out
 from sparsebert.pruning.sparsity_schedule import exact
 from sparsebert.tickets.ticket import Ticket

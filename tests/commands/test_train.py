@@ -45,7 +45,7 @@ class TestTrain:
     def test_single_weights_are_told_what_hardware_gains_before_the_work(
         self, capsys: pytest.CaptureFixture[str], asked: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from sparsebert.lottery import run as loop
+        from sparsebert.lottery import loop
 
         monkeypatch.setattr(loop, "train_round", lambda *_, **__: (_ for _ in ()).throw(ValueError("began")))
         assert refused_after(capsys, "train", *asked, "--sparsity", "0.5") == (

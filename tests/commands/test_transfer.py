@@ -113,7 +113,7 @@ class TestMatrix:
         half: Path,
         tmp_path: Path,
     ) -> None:
-        from sparsebert.lottery import run as loop
+        from sparsebert.lottery import loop
 
         asked = [*matrix, "--ticket", f"a={half}", "--tasks", "sst2,cola"]
         assert cli.main(asked) == 0

@@ -20,7 +20,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert.lottery import round_training
-from sparsebert.lottery.run import run
+from sparsebert.lottery.loop import run
 from sparsebert.pruning import prune
 from sparsebert.pruning.top_k import ranked, select
 from sparsebert.tickets.ticket import Ticket

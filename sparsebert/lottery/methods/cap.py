@@ -10,8 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.methods.learned import Movement, SoftMovement
-from sparsebert.lottery.registry import (
+from sparsebert.lottery.method import (
     Companion,
     Head,
     LooksAtBatches,
@@ -21,6 +20,7 @@ from sparsebert.lottery.registry import (
     Source,
     register,
 )
+from sparsebert.lottery.methods.mask_learning import Movement, SoftMovement
 from sparsebert.mask_learning.rule import require_not_negative, require_positive
 from sparsebert.pruning import HeadImportance, Share, levels
 from sparsebert.training import distributed

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from sparsebert.lottery.method import register
 from sparsebert.lottery.methods.imp import IterativeMagnitude
-from sparsebert.lottery.registry import register
 from sparsebert.training.task_sampling import proportions_of
 
 

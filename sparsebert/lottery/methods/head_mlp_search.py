@@ -11,10 +11,10 @@ from torch import nn
 
 from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.methods.given import GivenTicket
+from sparsebert.lottery.method import LotteryMethod, Round, register
+from sparsebert.lottery.methods.from_ticket import GivenTicket
 from sparsebert.lottery.methods.heads_and_mlps import HeadsAndMlps
-from sparsebert.lottery.methods.judged import Judged
-from sparsebert.lottery.registry import LotteryMethod, Round, register
+from sparsebert.lottery.methods.metric_search import Judged
 from sparsebert.pruning.gates import gate_sites, gated
 from sparsebert.pruning.greedy_search import Scored, Search
 from sparsebert.pruning.head_mlp_masks import UnitMasks

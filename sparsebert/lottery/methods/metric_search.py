@@ -8,7 +8,7 @@ from enum import StrEnum
 from fractions import Fraction
 
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.registry import LooksAtBatches, Round, SearchingMethod, Source
+from sparsebert.lottery.method import LooksAtBatches, Round, SearchingMethod, Source
 from sparsebert.pruning.sparsity_schedule import require_share
 
 

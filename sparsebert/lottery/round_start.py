@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from sparsebert.lottery.folder import RunFolder
-from sparsebert.lottery.registry import Head, LotteryMethod, Rewind
+from sparsebert.lottery.method import Head, LotteryMethod, Rewind
+from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.training import distributed
 from sparsebert.training.checkpoint import Checkpoint
 from sparsebert.training.snapshot import Snapshot, fresh_head, head_names

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from sparsebert.interop.bert_tickets import read_ticket
-from sparsebert.lottery.folder import RunFolder
+from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.tickets.ticket import Ticket
 
 _SAME_SPARSITY = 5e-4

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from sparsebert.lottery.run import run
+from sparsebert.lottery.loop import run
 from sparsebert.pruning.head_mlp_masks import UnitMasks
 from sparsebert.tickets.ticket import Ticket
 from tests.lottery.tiny import experiment, judged, model, request

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from sparsebert.lottery.registry import LotteryMethod, Round, Source, register
+from sparsebert.lottery.method import LotteryMethod, Round, Source, register
 from sparsebert.pruning import Within, random_like, reinitialise_, shuffle_weights_
 from sparsebert.tickets.ticket import Ticket
 

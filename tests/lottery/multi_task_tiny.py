@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
 from sparsebert.lottery.experiment import Experiment
-from sparsebert.lottery.joint import joint
+from sparsebert.lottery.multi_task import joint
 from tests.lottery import tiny
 
 SHAPE = {"hidden_size": 20, "num_attention_heads": 2, "intermediate_size": 30, "num_hidden_layers": 2}

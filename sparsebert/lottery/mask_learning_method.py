@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.registry import Head, LotteryMethod, Rewind, Round, Source
+from sparsebert.lottery.method import Head, LotteryMethod, Rewind, Round, Source
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.mask_learning.rule import Goal, Rule
 from sparsebert.tickets.ticket import Ticket

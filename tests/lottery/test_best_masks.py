@@ -15,10 +15,10 @@ from torch import Tensor, nn
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from sparsebert.lottery import run as loop
+from sparsebert.lottery import loop
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.learned import LearnedMethod
-from sparsebert.lottery.run import run
+from sparsebert.lottery.loop import run
+from sparsebert.lottery.mask_learning_method import LearnedMethod
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 from tests.lottery import tiny

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.learned import LearnedMethod
-from sparsebert.lottery.registry import register
+from sparsebert.lottery.mask_learning_method import LearnedMethod
+from sparsebert.lottery.method import register
 from sparsebert.mask_learning import l0, movement, smp
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.mask_learning.smp import Mask

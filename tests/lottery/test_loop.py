@@ -19,9 +19,8 @@ from sparsebert.training.snapshot import Snapshot, head_names
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from sparsebert.lottery import round_training
-from sparsebert.lottery import run as loop
-from sparsebert.lottery.run import run
+from sparsebert.lottery import loop, round_training
+from sparsebert.lottery.loop import run
 from tests.lottery.tiny import PRUNABLE, experiment, model, request
 
 
