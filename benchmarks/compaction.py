@@ -22,7 +22,7 @@ from benchmarks.lottery.runs import FOLDERS, SEEDS, Run
 from sparsebert import results
 from sparsebert.bench import environment, runner
 from sparsebert.bench.environment import Environment
-from sparsebert.bench.subject import prepare
+from sparsebert.bench.pruned_model import prepare
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.compact import compact_, compaction_description
 from sparsebert.compaction import analyze as removal

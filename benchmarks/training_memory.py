@@ -30,8 +30,8 @@ from sparsebert.mask_learning.learner import Learner
 from sparsebert.mask_learning.rule import Goal
 from sparsebert.pruning import prune
 from sparsebert.pruning.gates import gate_sites
+from sparsebert.report.layer_tables import goal_tables
 from sparsebert.report.memory_tables import memory_tables
-from sparsebert.report.tables import goal_tables
 from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.mask_enforcer import MaskKeeper

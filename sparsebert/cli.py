@@ -94,8 +94,8 @@ def bench(
     require_picture("--plot", plot)
     require_files({"--lengths-from": lengths_from})
     from sparsebert import results
-    from sparsebert.bench import environment, gate, runner
-    from sparsebert.bench.subject import prepare
+    from sparsebert.bench import environment, output_check, runner
+    from sparsebert.bench.pruned_model import prepare
     from sparsebert.bench.workload import Workload, read_lengths
     from sparsebert.lottery.find_runs import ticket_of
     from sparsebert.pruning import prune as magnitude_pruned
@@ -126,7 +126,7 @@ def bench(
             subject = prepare(workload, drawn, format=format, model=dense)
             try:
                 rows = runner.run(subject, rivals, machine, settings, step)
-            except gate.GateError as error:
+            except output_check.GateError as error:
                 raise _Refused(str(error), code=1) from None
             if json is not None:
                 results.append(json, rows)

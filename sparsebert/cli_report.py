@@ -44,8 +44,8 @@ def report(
     require_writable(targets)
     _require_apart(targets, files)
     require_records("--json", json)
-    from sparsebert.report.kinds import sections
     from sparsebert.report.page import Report, require_renderer
+    from sparsebert.report.sections import sections
 
     if html is not None:
         require_renderer()
@@ -100,7 +100,7 @@ def _require_apart(targets: Mapping[str, Path | None], files: Iterable[Path]) ->
 
 def _read(files: Iterable[Path]) -> list[results.Record]:
     """The records, each once; those of a run's log with the folder of the run, without its seed, as "run"."""
-    from sparsebert.report.kinds import passed_over
+    from sparsebert.report.sections import passed_over
 
     found: dict[str, results.Record] = {}
     unknown: list[results.Record] = []

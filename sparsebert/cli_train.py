@@ -185,7 +185,7 @@ def evaluate(
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.find_runs import ticket_of, trained_models
-    from sparsebert.report.wording import mean_and_verdict
+    from sparsebert.report.format import mean_and_verdict
     from sparsebert.tasks.metrics import summarise
     from sparsebert.tasks.models import head_labels, short_name, skeleton
     from sparsebert.train import evaluate as evaluate_model

@@ -7,7 +7,7 @@ import pytest
 
 from sparsebert import cli
 from sparsebert.bench import runner
-from sparsebert.bench.gate import GateError
+from sparsebert.bench.output_check import GateError
 from sparsebert.results import read
 from sparsebert.tickets.ticket import Ticket
 

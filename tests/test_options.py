@@ -22,7 +22,7 @@ from sparsebert.options import (
     flattened,
     seed_list,
 )
-from sparsebert.report.wording import mean_and_verdict
+from sparsebert.report.format import mean_and_verdict
 from sparsebert.training.settings import TrainingSettings
 from sparsebert_kernels.formats import FORMATS
 

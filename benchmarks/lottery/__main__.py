@@ -43,7 +43,7 @@ from benchmarks.lottery.runs import (
 )
 from sparsebert import results
 from sparsebert.bench import environment, runner
-from sparsebert.bench.subject import prepare
+from sparsebert.bench.pruned_model import prepare
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.demo.real_model import NAME, weights_folder
 from sparsebert.lottery.run_folder import RunFolder

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sparsebert.report.table import Table
-from sparsebert.report.wording import (
+from sparsebert.report.format import (
     BUSY_NOTE,
     MISSING,
     Record,
@@ -16,6 +15,7 @@ from sparsebert.report.wording import (
     rival_name,
     threads_text,
 )
+from sparsebert.report.table import Table
 
 
 def layer_tables(records: Iterable[Record]) -> list[Table]:

@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
+from sparsebert.report.layer_tables import goal_tables, layer_tables, selection_tables, stack_tables
 from sparsebert.report.model_tables import bench_tables, sweep_tables
 from sparsebert.report.table import Table
-from sparsebert.report.tables import goal_tables, layer_tables, selection_tables, stack_tables
 
 
 def shown(table: Table, width: int = 200) -> str:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sparsebert.bench import quiet
-from sparsebert.bench.quiet import Contention, Watch
+from sparsebert.bench import contention
+from sparsebert.bench.contention import Contention, Watch
 
 
 def test_waiting_for_a_core_gives_a_reason_with_the_share():
@@ -34,10 +34,10 @@ def test_silence_of_the_system_is_no_reason():
 
 def test_own_work_and_that_of_workers_is_not_counted_as_others(monkeypatch):
     system, own, wall = iter([(100.0, 0.0), (106.0, 0.5)]), iter([10.0, 12.0]), iter([0.0, 4.0])
-    monkeypatch.setattr(quiet, "_system_seconds", lambda: next(system))
-    monkeypatch.setattr(quiet, "_own_seconds", lambda: next(own))
-    monkeypatch.setattr(quiet, "_waited_seconds", lambda: None)
-    monkeypatch.setattr(quiet.time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(contention, "_system_seconds", lambda: next(system))
+    monkeypatch.setattr(contention, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(contention, "_waited_seconds", lambda: None)
+    monkeypatch.setattr(contention.time, "perf_counter", lambda: next(wall))
     contention = Watch.start().stop(in_workers=1.0)
     assert contention.others == pytest.approx((6 - 2 - 1) / 4)
     assert contention.stolen == pytest.approx(0.5 / 4)
@@ -47,21 +47,21 @@ def test_counters_of_the_cores_we_may_use_are_summed(tmp_path, monkeypatch):
     stat = tmp_path / "stat"
     rows = ["cpu  9 9 9 9 9 9 9 9 0 0", "cpu0 100 0 50 900 0 1 2 7 0 0", "cpu1 1 1 1 1 1 1 1 1 0 0", "intr 5"]
     stat.write_text("\n".join(rows))
-    monkeypatch.setattr(quiet.os, "sched_getaffinity", lambda _: {0}, raising=False)
-    monkeypatch.setattr(quiet.os, "sysconf", lambda _: 100)
-    assert quiet._system_seconds(stat) == (1.53, 0.07)
+    monkeypatch.setattr(contention.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr(contention.os, "sysconf", lambda _: 100)
+    assert contention._system_seconds(stat) == (1.53, 0.07)
 
 
 def test_a_system_without_counters_tells_nothing(tmp_path):
-    assert quiet._system_seconds(tmp_path / "missing") is None
+    assert contention._system_seconds(tmp_path / "missing") is None
 
 
 def test_waiting_of_all_threads_is_summed(tmp_path):
     for task, waited in (("7", 250_000_000), ("8", 500_000_000)):
         (tmp_path / task).mkdir()
         (tmp_path / task / "schedstat").write_text(f"1000 {waited} 12\n")
-    assert quiet._waited_seconds(tmp_path) == 0.75
+    assert contention._waited_seconds(tmp_path) == 0.75
 
 
 def test_a_system_without_queues_tells_nothing(tmp_path):
-    assert quiet._waited_seconds(tmp_path) is None
+    assert contention._waited_seconds(tmp_path) is None

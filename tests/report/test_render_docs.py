@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparsebert.report.readme import main
+from sparsebert.report.render_docs import main
 from sparsebert.results import append
 
 TEXT = """# Title

@@ -9,8 +9,10 @@ from typing import TypeVar
 from sparsebert.report.aot_tables import aot_tables
 from sparsebert.report.compaction_tables import compaction_tables
 from sparsebert.report.environment import environment_tables
+from sparsebert.report.format import Record
 from sparsebert.report.gpu_plots import roofline_pictures
 from sparsebert.report.gpu_tables import failure_tables, gpu_tables
+from sparsebert.report.layer_tables import goal_tables, layer_tables, selection_tables, stack_tables
 from sparsebert.report.lottery_plots import curve_pictures
 from sparsebert.report.lottery_tables import curve_tables, learned_tables, transfer_tables
 from sparsebert.report.memory_tables import memory_tables
@@ -18,9 +20,7 @@ from sparsebert.report.model_tables import bench_tables, sweep_tables, sweeps
 from sparsebert.report.plots import Picture, speedup_pictures
 from sparsebert.report.run_tables import evaluation_tables, matrix_tables, run_tables
 from sparsebert.report.table import Table
-from sparsebert.report.tables import goal_tables, layer_tables, selection_tables, stack_tables
 from sparsebert.report.ticket_tables import ticket_tables
-from sparsebert.report.wording import Record
 
 Made = TypeVar("Made", Table, Picture)
 Select = Callable[[Sequence[Record]], list[Record]]

@@ -1,11 +1,11 @@
-"""Keep documents' tables equal to the result files: `python -m sparsebert.report.readme --check | --write`.
+"""Keep documents' tables equal to the result files: `python -m sparsebert.report.render_docs --check | --write`.
 
 A table stands between two markers and is never typed:
 
     <!-- results: layers benchmarks/results/layers.jsonl -->
     <!-- /results -->
 
-The first word is the kind of table (`sparsebert.report.kinds.KINDS`), the second the result file, relative to
+The first word is the kind of table (`sparsebert.report.sections.KINDS`), the second the result file, relative to
 the document. The kind `text` shows a file as it is, e.g. what a command printed.
 """
 
@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sparsebert.report.kinds import KINDS
+from sparsebert.report.sections import KINDS
 from sparsebert.results import read
 
 DOCUMENTS = (Path("README.md"), Path("benchmarks/RESULTS.md"))
@@ -53,7 +53,7 @@ def render(text: str, folder: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: in order; 1: `--check` found a stale table; 2: bad input."""
     parser = argparse.ArgumentParser(
-        prog="python -m sparsebert.report.readme", description=__doc__.split("\n")[0]
+        prog="python -m sparsebert.report.render_docs", description=__doc__.split("\n")[0]
     )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument(

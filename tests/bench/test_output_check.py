@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparsebert.bench.gate import TOLERANCES, GateError, compare, require
+from sparsebert.bench.output_check import TOLERANCES, GateError, compare, require
 
 MASK = [torch.tensor([[1, 1, 0]])]
 
