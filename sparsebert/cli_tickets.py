@@ -95,7 +95,7 @@ def prune(
     from sparsebert.pruning.registry import find_method
     from sparsebert.report.ticket_tables import overlap_text
     from sparsebert.tasks.metrics import summary
-    from sparsebert.train import assemble, examples_of, require_whole_blocks, task_of
+    from sparsebert.workflows.train import assemble, examples_of, require_whole_blocks, task_of
 
     hush_transformers()
     flags = {
@@ -284,8 +284,8 @@ def _rewrite(
     """Write the model, say what it took and takes; the same as fields of a record."""
     from dataclasses import asdict
 
-    from sparsebert.folders import rewrite
     from sparsebert.report.ticket_tables import footprint_table
+    from sparsebert.workflows.export import rewrite
 
     before, after = rewrite(model, output, ticket, sparse=sparse, batch=batch, length=seq, records=records)
     took = {"before": asdict(before), "after": asdict(after)}

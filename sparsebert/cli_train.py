@@ -75,7 +75,7 @@ def train(
     chosen = seed_list(seeds)
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})
-    import sparsebert.train as library
+    import sparsebert.workflows.train as library
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.experiment import Request, Units
@@ -188,8 +188,8 @@ def evaluate(
     from sparsebert.report.format import mean_and_verdict
     from sparsebert.tasks.metrics import summarise
     from sparsebert.tasks.models import head_labels, short_name, skeleton
-    from sparsebert.train import evaluate as evaluate_model
-    from sparsebert.train import evaluate_compacted, task_of
+    from sparsebert.workflows.train import evaluate as evaluate_model
+    from sparsebert.workflows.train import evaluate_compacted, task_of
 
     hush_transformers()
     name = data.task_name(task)

@@ -63,7 +63,7 @@ def transfer(
     named = _named(ticket)
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})
-    import sparsebert.transfer as library
+    import sparsebert.workflows.transfer as library
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.find_runs import tickets_of

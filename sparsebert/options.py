@@ -120,7 +120,7 @@ class DataOptions:
         return given or OWN_TASK
 
     def source(self, task: str, labels: tuple[str, ...] | None = None) -> Path | TaskData | None:
-        """The ``data`` of :func:`sparsebert.train.train` for this task.
+        """The ``data`` of :func:`sparsebert.workflows.train.train` for this task.
 
         ``labels``: those of a model that is trained on the user's task already; without them the training
         file says what they are. Raises ValueError for an unknown task, and ValueError and OSError as

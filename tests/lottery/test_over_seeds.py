@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sparsebert.train import over_seeds
+from sparsebert.workflows.train import over_seeds
 
 
 def records(accuracies: list[list[float]], source: str = "all") -> list[list[dict[str, Any]]]:

@@ -19,24 +19,15 @@ from sparsebert.lottery.method import lottery_method
 from sparsebert.lottery.run_folder import Record
 from sparsebert.tasks import EncodedOnce
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.train import (
-    POOLER,
-    Data,
-    has_pooler,
-    over_seeds,
-    read_for,
-    seeded,
-    task_of,
-    train,
-)
 from sparsebert.training.settings import TrainingSettings
+from sparsebert.workflows.train import POOLER, Data, has_pooler, over_seeds, read_for, seeded, task_of, train
 
 DENSE, RANDOM = "dense", "random"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A task to train on: its name, its ``data`` as :func:`sparsebert.train.train` takes it, and how."""
+    """A task to train on: its name, its ``data`` as :func:`sparsebert.workflows.train.train` takes it, and how."""
 
     task: str
     data: Data
@@ -74,11 +65,11 @@ def transfer(
     ``tickets``: name of the source -> seed -> ticket. ``out``: folder of the runs. ``dense_folder``: that of
     the dense runs, ``TASK/seed-N`` below it; they are made where they lack, below ``out`` without it.
     ``random``: also random masks of the tickets' sparsity, granularity and matrices, drawn by the seed.
-    ``say``, ``before``: as for :func:`sparsebert.train.train`.
+    ``say``, ``before``: as for :func:`sparsebert.workflows.train.train`.
 
-    A record has ``source`` and the fields of :func:`sparsebert.train.over_seeds`; those of the dense model
+    A record has ``source`` and the fields of :func:`sparsebert.workflows.train.over_seeds`; those of the dense model
     come first for each target and carry no verdict. Raises ValueError, before any training, for names that
-    are no folder names or taken, an unknown task and bad data; and as :func:`sparsebert.train.train` does.
+    are no folder names or taken, an unknown task and bad data; and as :func:`sparsebert.workflows.train.train` does.
     """
     out = Path(out)
     rows = [_Row(DENSE, Path(dense_folder) if dense_folder else out / DENSE, _dense)]
