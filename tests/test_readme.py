@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from sparsebert.bert import structure
-from sparsebert.cli import app
+from sparsebert.cli.app import app
 from sparsebert.report import render_docs
 
 FILE = Path(__file__).parent.parent / "README.md"

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from sparsebert import cli, results
+from sparsebert import results
+from sparsebert.cli import app
 from sparsebert.report.table import Table
-from tests.commands.tiny import QUICK, refused
+from tests.cli.tiny import QUICK, refused
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -33,7 +34,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, bert: Path, data: Path) -> Pa
         ["prune", "--model", "bert-tiny", "--output", str(folder / "ticket.safetensors"), *to],
         ["env", *to],
     ):
-        assert cli.main(command) == 0
+        assert app.main(command) == 0
     return folder
 
 
@@ -47,7 +48,7 @@ def titles(capsys: pytest.CaptureFixture[str], tmp_path: Path, *sources: str) ->
     """Of the tables that are made of these."""
     file = tmp_path / "tables.jsonl"
     file.unlink(missing_ok=True)
-    assert cli.main(["report", *sources, "--json", str(file)]) == 0
+    assert app.main(["report", *sources, "--json", str(file)]) == 0
     found = [row["title"] for row in results.read(file, "report")]
     assert all(title in capsys.readouterr().out for title in found[:1])
     return found
@@ -71,7 +72,7 @@ class TestWhatIsShown:
         self, here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         (given,) = results.read("results.jsonl", "seeds")
-        assert cli.main(["report", "runs/half", "runs/dense", "--json", str(tmp_path / "t")]) == 0
+        assert app.main(["report", "runs/half", "runs/dense", "--json", str(tmp_path / "t")]) == 0
         _, judged = results.read(tmp_path / "t", "report")
         mine, dense = (dict(zip(judged["columns"], row, strict=True)) for row in judged["rows"])
         assert (mine["run"], dense["run"]) == ("runs/half", "runs/dense")
@@ -91,7 +92,7 @@ class TestWhatIsShown:
         self, here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         for sources in (["results.jsonl"], ["results.jsonl", "results.jsonl", "runs/half"]):
-            assert cli.main(["report", *sources, "--json", str(tmp_path / "t")]) == 0
+            assert app.main(["report", *sources, "--json", str(tmp_path / "t")]) == 0
         rows = results.read(tmp_path / "t")
         for start in ("Rounds", "Over seeds"):
             once, again = (row for row in rows if row["title"].startswith(start))
@@ -105,7 +106,7 @@ class TestWhatIsShown:
         for seed in (10, 9):
             (tmp_path / f"r/seed-{seed}").mkdir(parents=True)
             results.append(tmp_path / f"r/seed-{seed}/log.jsonl", [row | {"seed": seed}])
-        assert cli.main(["report", str(tmp_path / "r"), "--json", str(tmp_path / "t")]) == 0
+        assert app.main(["report", str(tmp_path / "r"), "--json", str(tmp_path / "t")]) == 0
         table = Table.of_record(results.read(tmp_path / "t")[0])
         assert [row[table.columns.index("seed")] for row in table.rows] == ["9", "10"]
 
@@ -120,7 +121,7 @@ class TestWhatIsShown:
         self, here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         results.append(tmp_path / "mixed.jsonl", [*results.read("results.jsonl"), results.stamp("trial", {})])
-        assert cli.main(["report", str(tmp_path / "mixed.jsonl")]) == 0
+        assert app.main(["report", str(tmp_path / "mixed.jsonl")]) == 0
         err = capsys.readouterr().err
         assert err == "passed over, for no table is made of them: kinds found: 'trial' (1)\n"
 
@@ -133,7 +134,7 @@ class TestFiles:
         html, markdown = tmp_path / "page.html", tmp_path / "page.md"
         html.write_text("an earlier one")
         asked = ["report", "results.jsonl", "runs", "--html", str(html), "--markdown", str(markdown)]
-        assert cli.main(asked) == 0
+        assert app.main(asked) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split(":")[0] for line in lines] == [f"wrote {html}", f"wrote {markdown}"]
         assert "<title>Results: results.jsonl, runs</title>" in html.read_text()
@@ -234,4 +235,4 @@ class TestRefusals:
 
         monkeypatch.setitem(sys.modules, "jinja2", None)
         assert "pip install 'sparsebert[report]'" in refused(capsys, "report", "results.jsonl", "--html", "p")
-        assert cli.main(["report", "results.jsonl"]) == 0
+        assert app.main(["report", "results.jsonl"]) == 0

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from sparsebert import cli, results
-from tests.commands.tiny import refused, save
+from sparsebert import results
+from sparsebert.cli import app
+from tests.cli.tiny import refused, save
 
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
@@ -18,17 +19,17 @@ class TestEval:
     def test_it_finds_what_the_run_log_says(
         self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path, data: Path
     ) -> None:
-        assert cli.main(["train", "--method", "one-shot", "--sparsity", "0.5", *asked]) == 0
+        assert app.main(["train", "--method", "one-shot", "--sparsity", "0.5", *asked]) == 0
         capsys.readouterr()
         rows_file = tmp_path / "eval.jsonl"
         model = ["--model", str(tmp_path / "run" / "model"), "--task", "sst2", "--data", str(data)]
-        assert cli.main(["eval", *model, "--json", str(rows_file)]) == 0
+        assert app.main(["eval", *model, "--json", str(rows_file)]) == 0
         (row,) = results.read(rows_file, "eval")
         (logged,) = results.read(tmp_path / "run" / "log.jsonl", "round")
         assert row["metrics"] == logged["metrics"]
         assert f"accuracy {row['metrics']['accuracy']:.4f}" in capsys.readouterr().out
         ticket = ["--ticket", str(tmp_path / "run" / "ticket.safetensors")]
-        assert cli.main(["eval", *model, *ticket, "--json", str(rows_file)]) == 0
+        assert app.main(["eval", *model, *ticket, "--json", str(rows_file)]) == 0
         assert results.read(rows_file, "eval")[1]["metrics"] == row["metrics"]
 
     def test_a_model_without_a_trained_head_is_refused(
@@ -42,18 +43,18 @@ class TestEval:
     ) -> None:
         """Neurons are taken out without a change; thin rows cost what the command says they cost."""
         units = ["--granularity", "neuron", "--sparsity", "0.5"]
-        assert cli.main(["train", "--method", "one-shot", *units, *asked]) == 0
+        assert app.main(["train", "--method", "one-shot", *units, *asked]) == 0
         run = tmp_path / "run"
         ticket = ["--ticket", str(run / "ticket.safetensors")]
         model = ["--model", str(run / "model"), "--task", "sst2", "--data", str(data)]
         rows_file = tmp_path / "eval.jsonl"
         capsys.readouterr()
-        assert cli.main(["eval", *model, *ticket, "--compact", "--json", str(rows_file)]) == 0
+        assert app.main(["eval", *model, *ticket, "--compact", "--json", str(rows_file)]) == 0
         assert "compacted (exact): " in capsys.readouterr().out
         line = refused(capsys, "eval", *model, *ticket, "--compact", "--min-row-weights", "1000")
         assert "min_row_weights is 1000; rows have 30 weights at most" in line
         lossy = ["--compact", "--min-row-weights", "30"]
-        assert cli.main(["eval", *model, *ticket, *lossy, "--json", str(rows_file)]) == 0
+        assert app.main(["eval", *model, *ticket, *lossy, "--json", str(rows_file)]) == 0
         assert "compacted (lossy, rows of at least 30 weights): " in capsys.readouterr().out
         exact, thinned = results.read(rows_file, "eval")
         (logged,) = results.read(run / "log.jsonl", "round")
@@ -85,7 +86,7 @@ class TestSeeds:
     def runs(self, asked: list[str], tmp_path: Path) -> Path:
         """Random tickets of the seeds 1 to 3, and dense runs of the same seeds."""
         random = ["--method", "random", "--sparsity", "0.5", "--seeds", "1,2,3"]
-        assert cli.main(["train", *asked, *random, "--dense", str(tmp_path / "dense")]) == 0
+        assert app.main(["train", *asked, *random, "--dense", str(tmp_path / "dense")]) == 0
         return tmp_path / "run"
 
     def test_all_runs_of_a_folder_are_summed_up_and_judged(
@@ -94,7 +95,7 @@ class TestSeeds:
         capsys.readouterr()
         rows_file = tmp_path / "eval.jsonl"
         there = ["--task", "sst2", "--data", str(data), "--model", str(runs), "--json", str(rows_file)]
-        assert cli.main(["eval", *there, "--dense", str(tmp_path / "dense")]) == 0
+        assert app.main(["eval", *there, "--dense", str(tmp_path / "dense")]) == 0
         logged = [results.read(runs / f"seed-{seed}" / "log.jsonl", "round")[0] for seed in (1, 2, 3)]
         rows = results.read(rows_file, "eval")
         assert [(row["seed"], row["metrics"]) for row in rows] == [
@@ -110,7 +111,7 @@ class TestSeeds:
     ) -> None:
         rows_file = tmp_path / "eval.jsonl"
         there = ["--task", "sst2", "--data", str(data), "--model", str(runs), "--json", str(rows_file)]
-        assert cli.main(["eval", *there, "--seeds", "3,1"]) == 0
+        assert app.main(["eval", *there, "--seeds", "3,1"]) == 0
         assert [row["seed"] for row in results.read(rows_file, "eval")] == [3, 1]
         capsys.readouterr()
         assert "no run of seed 4; its seeds: 1, 2, 3" in refused(capsys, "eval", *there, "--seeds", "4")

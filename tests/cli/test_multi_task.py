@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sparsebert import cli, results
+from sparsebert import results
+from sparsebert.cli import app
 from sparsebert.tickets.ticket import Ticket
-from tests.commands.tiny import PRUNABLE, refused
+from tests.cli.tiny import PRUNABLE, refused
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -22,7 +23,7 @@ def test_a_language_model_and_two_classifiers_find_one_ticket(
 ) -> None:
     rows_file = tmp_path / "results.jsonl"
     arguments = [*asked, *SEVERAL, "--sparsity", "0.7", "--step", "0.35", "--json", str(rows_file)]
-    assert cli.main(["train", *arguments]) == 0
+    assert app.main(["train", *arguments]) == 0
     rows = results.read(rows_file, "round")
     assert [row["kept"] for row in rows] == [PRUNABLE, PRUNABLE * 65 // 100, PRUNABLE * 30 // 100]
     assert (rows[0]["task"], rows[0]["also"]) == ("sst2", ["wikitext-2", "cola"])
@@ -32,9 +33,9 @@ def test_a_language_model_and_two_classifiers_find_one_ticket(
     capsys.readouterr()
     for task, metric in (("sst2", "accuracy"), ("cola", "cola_mcc"), ("wikitext-2", "wikitext-2_accuracy")):
         trained = ["--model", str(tmp_path / "run" / "model" / task), *there[2:]]
-        assert cli.main(["eval", "--task", task, *trained]) == 0
+        assert app.main(["eval", "--task", task, *trained]) == 0
         assert f"{rows[-1]['metrics'][metric]:.4f}" in capsys.readouterr().out
-    assert cli.main(["train", *arguments]) == 0
+    assert app.main(["train", *arguments]) == 0
     assert "is finished: nothing to do" in capsys.readouterr().out
 
 
@@ -62,7 +63,7 @@ def test_units_across_matrices_are_asked_for_by_name(
     capsys: pytest.CaptureFixture[str], asked: list[str], granularity: str, tmp_path: Path
 ) -> None:
     arguments = [*asked, "--granularity", granularity, "--sparsity", "0.5", "--method", "one-shot"]
-    assert cli.main(["train", *arguments]) == 0
+    assert app.main(["train", *arguments]) == 0
     out = capsys.readouterr().out
     assert f"granularity '{granularity}'" in out
     assert "of all encoder matrices" in out

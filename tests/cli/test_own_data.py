@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sparsebert import cli, results
-from tests.commands.tiny import QUICK, refused, sentences
+from sparsebert import results
+from sparsebert.cli import app
+from tests.cli.tiny import QUICK, refused, sentences
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -35,7 +36,7 @@ class TestClasses:
     ) -> None:
         own, out = classes(tmp_path), tmp_path / "run"
         asked = ["--task", "reviews", "--method", "random", "--sparsity", "0.5", "--out", str(out)]
-        assert cli.main(["train", *model, *own, *asked]) == 0
+        assert app.main(["train", *model, *own, *asked]) == 0
         (row,) = results.read(out / "log.jsonl", "round")
         assert row["task"] == "reviews"
         assert set(row["metrics"]) == {"accuracy", "macro_f1"}
@@ -43,9 +44,9 @@ class TestClasses:
         assert labels == {"0": "maybe", "1": "no", "2": "yes"}
         rows_file = tmp_path / "eval.jsonl"
         there = ["--model", str(out), "--json", str(rows_file)]
-        assert cli.main(["eval", *there, *own]) == 0
+        assert app.main(["eval", *there, *own]) == 0
         # The trained model knows the labels: the file it was trained on is not asked for again.
-        assert cli.main(["eval", *there, *own[2:]]) == 0
+        assert app.main(["eval", *there, *own[2:]]) == 0
         assert [each["metrics"] for each in results.read(rows_file, "eval")] == [row["metrics"]] * 2
 
     def test_a_changed_file_does_not_go_on_where_another_was(
@@ -53,7 +54,7 @@ class TestClasses:
     ) -> None:
         own = classes(tmp_path)
         asked = ["train", *model, *own, "--method", "dense", "--out", str(tmp_path / "run")]
-        assert cli.main(asked) == 0
+        assert app.main(asked) == 0
         with (tmp_path / "train.csv").open("a") as file:
             file.write("yes,the plot is fine\n")
         assert "holds a run with names.data.train 'train.csv (sha256:" in refused(capsys, *asked)
@@ -62,10 +63,10 @@ class TestClasses:
         self, model: list[str], data: Path, tmp_path: Path, bert: Path
     ) -> None:
         ticket = tmp_path / "ticket"
-        assert cli.main(["prune", "--model", str(bert), "--output", str(ticket)]) == 0
+        assert app.main(["prune", "--model", str(bert), "--output", str(ticket)]) == 0
         asked = ["--ticket", str(ticket), "--tasks", "sst2,reviews", "--out", str(tmp_path / "matrix")]
         own = classes(tmp_path)
-        assert cli.main(["transfer", *model, "--data", str(data), *own, *asked]) == 0
+        assert app.main(["transfer", *model, "--data", str(data), *own, *asked]) == 0
         assert (tmp_path / "matrix" / "ticket" / "reviews" / "seed-0" / "log.jsonl").exists()
 
 
@@ -79,11 +80,11 @@ def test_scores_of_pairs_from_json_lines(model: list[str], tmp_path: Path) -> No
     own = ["--train-file", str(tmp_path / "train.jsonl"), "--validation-file", str(tmp_path / "dev.jsonl")]
     own += ["--text-columns", "a,b", "--label-column", "score", "--regression"]
     out = tmp_path / "run"
-    assert cli.main(["train", *model, *own, "--method", "dense", "--out", str(out)]) == 0
+    assert app.main(["train", *model, *own, "--method", "dense", "--out", str(out)]) == 0
     (row,) = results.read(out / "log.jsonl", "round")
     assert (row["task"], set(row["metrics"])) == ("own", {"pearson", "spearman"})
     rows_file = tmp_path / "eval.jsonl"
-    assert cli.main(["eval", "--model", str(out), *own[2:], "--json", str(rows_file)]) == 0
+    assert app.main(["eval", "--model", str(out), *own[2:], "--json", str(rows_file)]) == 0
     (found,) = results.read(rows_file, "eval")
     assert found["metrics"] == row["metrics"]
 
@@ -154,7 +155,7 @@ class TestRefusals:
     ) -> None:
         own = classes(tmp_path)
         asked = ["--method", "dense", "--out", str(tmp_path / "run")]
-        assert cli.main(["train", *model, *own, *asked]) == 0
+        assert app.main(["train", *model, *own, *asked]) == 0
         capsys.readouterr()
         (tmp_path / "other.csv").write_text("answer,review\nyes,the film\nnever,the plot\n")
         there = ["--model", str(tmp_path / "run"), "--validation-file", str(tmp_path / "other.csv"), *own[4:]]

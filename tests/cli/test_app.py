@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from sparsebert import cli
 from sparsebert.bench import runner
 from sparsebert.bench.output_check import GateError
+from sparsebert.cli import app
 from sparsebert.results import read
 from sparsebert.tickets.ticket import Ticket
 
@@ -16,7 +16,7 @@ QUICK = ["--model", "bert-tiny", "--seq", "16", "--budget", "0.01", "--no-memory
 
 def refused(capsys, *arguments: str) -> str:
     """Run, expect exit code 2 with one line on stderr and nothing on stdout; give back the line."""
-    assert cli.main(list(arguments)) == 2
+    assert app.main(list(arguments)) == 2
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()
@@ -79,13 +79,13 @@ def test_a_rival_that_cannot_run_is_refused_when_asked_for(capsys, monkeypatch):
 
 
 def test_help_lists_the_commands(capsys):
-    assert cli.main(["--help"]) == 0
+    assert app.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(
         command in out
         for command in ("bench", "env", "prune", "train", "eval", "transfer", "convert", "report")
     )
-    assert cli.main([]) == 0
+    assert app.main([]) == 0
     assert "bench" in capsys.readouterr().out
 
 
@@ -98,7 +98,7 @@ def test_help_needs_none_of_the_heavy_libraries():
 
 
 def test_env_says_what_is_found_and_appends_a_record(capsys, tmp_path):
-    assert cli.main(["env", "--json", str(tmp_path / "env.jsonl")]) == 0
+    assert app.main(["env", "--json", str(tmp_path / "env.jsonl")]) == 0
     assert "compiled kernels" in capsys.readouterr().out
     (row,) = read(tmp_path / "env.jsonl", kind="environment")
     assert row["environment"]["cpu"]
@@ -107,11 +107,11 @@ def test_env_says_what_is_found_and_appends_a_record(capsys, tmp_path):
 def test_prune_writes_a_ticket_that_bench_takes(capsys, tmp_path):
     ticket, results = tmp_path / "ticket.safetensors", tmp_path / "results.jsonl"
     arguments = ["--model", "bert-tiny", "--output", str(ticket), "--sparsity", "0.8", "--granularity", "4x1"]
-    assert cli.main(["prune", *arguments, "--json", str(results)]) == 0
+    assert app.main(["prune", *arguments, "--json", str(results)]) == 0
     assert "80.00% sparse (density 20.00%)" in capsys.readouterr().out
     assert Ticket.load(ticket).sparsity == pytest.approx(0.8, abs=1e-3)
     arguments = [*QUICK, "--ticket", str(ticket), "--vs", "eager", "--json", str(results)]
-    assert cli.main(["bench", *arguments]) == 0
+    assert app.main(["bench", *arguments]) == 0
     out = capsys.readouterr().out
     assert "80.0% 4x1-sparse" in out
     assert "random weights" in out
@@ -120,9 +120,9 @@ def test_prune_writes_a_ticket_that_bench_takes(capsys, tmp_path):
 
 def test_bench_takes_a_mask_pt(tmp_path):
     ours, theirs, results = (str(tmp_path / name) for name in ("ticket", "mask.pt", "results.jsonl"))
-    assert cli.main(["prune", "--model", "bert-tiny", "--output", ours, "--sparsity", "0.8"]) == 0
-    assert cli.main(["convert", ours, theirs, "--to", "bert-tickets"]) == 0
-    assert cli.main(["bench", *QUICK, "--ticket", theirs, "--vs", "eager", "--json", results]) == 0
+    assert app.main(["prune", "--model", "bert-tiny", "--output", ours, "--sparsity", "0.8"]) == 0
+    assert app.main(["convert", ours, theirs, "--to", "bert-tickets"]) == 0
+    assert app.main(["bench", *QUICK, "--ticket", theirs, "--vs", "eager", "--json", results]) == 0
     assert read(results)[0]["ticket"]["sparsity"] == pytest.approx(0.8, abs=1e-3)
 
 
@@ -140,7 +140,7 @@ def test_bench_sweeps_sparsities_and_plots_them(capsys, tmp_path):
         "--plot",
         str(picture),
     ]
-    assert cli.main(["bench", *arguments]) == 0
+    assert app.main(["bench", *arguments]) == 0
     assert [row["ticket"]["sparsity"] for row in read(results)] == pytest.approx(
         [0.5, 0.5, 0.9, 0.9], abs=1e-3
     )
@@ -162,14 +162,14 @@ def test_real_lengths_are_read_from_a_file(tmp_path, capsys):
         "--json",
         str(results),
     ]
-    assert cli.main(["bench", *arguments]) == 0
+    assert app.main(["bench", *arguments]) == 0
     assert read(results)[0]["workload"]["lengths"] == [5, 9]
     assert "5 to 9 tokens" in capsys.readouterr().out
 
 
 def test_a_ticket_of_another_model_is_refused(capsys, tmp_path):
     ticket = tmp_path / "ticket.safetensors"
-    cli.main(["prune", "--model", "bert-tiny", "--output", str(ticket)])
+    app.main(["prune", "--model", "bert-tiny", "--output", str(ticket)])
     capsys.readouterr()
     line = refused(capsys, "bench", "--model", "minilm", "--ticket", str(ticket))
     assert "encoder.layer" in line
@@ -180,7 +180,7 @@ def test_a_red_gate_prints_the_error_and_no_figures(capsys, monkeypatch):
         raise GateError("the answers disagree: sparse: error 1e+00 > tolerance 1e-04")
 
     monkeypatch.setattr(runner, "run", wrong)
-    assert cli.main(["bench", *QUICK]) == 1
+    assert app.main(["bench", *QUICK]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert "error 1e+00" in err
@@ -188,7 +188,7 @@ def test_a_red_gate_prints_the_error_and_no_figures(capsys, monkeypatch):
 
 def test_rivals_are_listed_with_what_each_needs(capsys, monkeypatch):
     monkeypatch.delenv("SPARSEBERT_DEEPSPARSE_PYTHON", raising=False)
-    assert cli.main(["bench", "--vs", "help"]) == 0
+    assert app.main(["bench", "--vs", "help"]) == 0
     out = capsys.readouterr().out
     assert "onednn" in out
     assert "set SPARSEBERT_DEEPSPARSE_PYTHON" in out
@@ -202,5 +202,5 @@ def _root() -> str:
 
 @pytest.mark.gpu
 def test_bench_runs_on_a_gpu(capsys):
-    assert cli.main(["bench", *QUICK, "--device", "cuda", "--vs", "eager"]) == 0
+    assert app.main(["bench", *QUICK, "--device", "cuda", "--vs", "eager"]) == 0
     assert "vs eager" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsebert.options import (
+from sparsebert.cli.option_groups import (
     TASK_NAMES,
     DataOptions,
     JsonFile,
@@ -21,7 +21,7 @@ from sparsebert.options import (
     say,
     seed_list,
 )
-from sparsebert.paths import require_folders, require_records
+from sparsebert.cli.path_checks import require_folders, require_records
 from sparsebert.training.settings import TrainingSettings
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from sparsebert import cli, results
+from sparsebert import results
+from sparsebert.cli import app
 from sparsebert.interop.bert_tickets import to_bert_tickets
 from sparsebert.pruning import prune
 from sparsebert.tasks import encoding, find_task
 from sparsebert.tasks.metrics import summary, verdict
 from sparsebert.tickets.ticket import Ticket
-from tests.commands.tiny import PRUNABLE, QUICK, refused, save
+from tests.cli.tiny import PRUNABLE, QUICK, refused, save
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -49,7 +50,7 @@ class TestMatrix:
     ) -> None:
         rows_file = tmp_path / "results.jsonl"
         asked = ["--ticket", f"sst2={half}", "--tasks", "sst2,cola=4", "--seeds", "1,2", "--random"]
-        assert cli.main([*matrix, *asked, "--json", str(rows_file)]) == 0
+        assert app.main([*matrix, *asked, "--json", str(rows_file)]) == 0
         found = cells(rows_file)
         assert list(found) == [
             (source, task) for task in ("sst2", "cola") for source in ("dense", "sst2", "random")
@@ -84,10 +85,10 @@ class TestMatrix:
         plain = encoding.encode
         monkeypatch.setattr(encoding, "encode", encode)
         asked = ["--ticket", f"a={half}", "--tasks", "sst2,cola=4", "--seeds", "1,2"]
-        assert cli.main([*matrix, *asked]) == 0
+        assert app.main([*matrix, *asked]) == 0
         assert counted == ["sst2", "sst2", "cola", "cola"]  # validation and training examples
         alone = ["--method", "ticket", "--ticket", str(half), "--task", "sst2", "--seed", "2"]
-        assert cli.main(["train", *there, *alone, *QUICK, "--out", str(tmp_path / "alone")]) == 0
+        assert app.main(["train", *there, *alone, *QUICK, "--out", str(tmp_path / "alone")]) == 0
         logs = [tmp_path / folder / "log.jsonl" for folder in ("alone", "matrix/a/sst2/seed-2")]
         one, other = (results.read(log, "round")[0] for log in logs)
         assert (one["metrics"], one["loss"]) == (other["metrics"], other["loss"])
@@ -96,7 +97,7 @@ class TestMatrix:
         self, matrix: list[str], half: Path, tmp_path: Path
     ) -> None:
         asked = ["--ticket", f"a={half}", "--tasks", "sst2", "--seeds", "1,2", "--random"]
-        assert cli.main([*matrix, *asked]) == 0
+        assert app.main([*matrix, *asked]) == 0
 
         def trained(source: str, seed: int) -> Ticket:
             return Ticket.load(tmp_path / "matrix" / source / "sst2" / f"seed-{seed}" / "ticket.safetensors")
@@ -116,7 +117,7 @@ class TestMatrix:
         from sparsebert.lottery import loop
 
         asked = [*matrix, "--ticket", f"a={half}", "--tasks", "sst2,cola"]
-        assert cli.main(asked) == 0
+        assert app.main(asked) == 0
         first = capsys.readouterr().out
         shutil.rmtree(tmp_path / "matrix" / "a" / "cola")
         trained = []
@@ -127,7 +128,7 @@ class TestMatrix:
             return train_round(*arguments, **options)
 
         monkeypatch.setattr(loop, "train_round", counted)
-        assert cli.main(asked) == 0
+        assert app.main(asked) == 0
         assert [folder.relative_to(tmp_path / "matrix").parts[:2] for folder in trained] == [("a", "cola")]
         second = capsys.readouterr().out
         assert "3 of 4 runs were finished: nothing to do there" in second
@@ -135,20 +136,20 @@ class TestMatrix:
 
     def test_a_finished_matrix_needs_no_data(self, matrix: list[str], half: Path, bert: Path) -> None:
         asked = [*matrix, "--ticket", f"a={half}", "--tasks", "sst2"]
-        assert cli.main(asked) == 0
+        assert app.main(asked) == 0
         asked[asked.index("--data") + 1] = "/nowhere/data"
-        assert cli.main(asked) == 0
+        assert app.main(asked) == 0
 
     def test_dense_runs_of_another_command_are_used(
         self, there: list[str], asked: list[str], matrix: list[str], half: Path, tmp_path: Path
     ) -> None:
         dense = tmp_path / "dense"
         train = ["train", "--method", "random", "--sparsity", "0.5", "--seeds", "1,2", *asked]
-        assert cli.main([*train, "--dense", str(dense / "sst2")]) == 0
+        assert app.main([*train, "--dense", str(dense / "sst2")]) == 0
         logs = sorted(dense.glob("sst2/seed-*/log.jsonl"))
         before = [log.read_bytes() for log in logs]
         transfer = ["--ticket", f"a={half}", "--tasks", "sst2", "--seeds", "1,2", "--dense", str(dense)]
-        assert cli.main([*matrix, *transfer]) == 0
+        assert app.main([*matrix, *transfer]) == 0
         assert [log.read_bytes() for log in logs] == before
         assert len(logs) == 2
         assert not (tmp_path / "matrix" / "dense").exists()
@@ -159,10 +160,10 @@ class TestTickets:
         self, matrix: list[str], asked: list[str], tmp_path: Path
     ) -> None:
         imp = ["--sparsity", "0.7", "--step", "0.35", "--seeds", "1,2", "--steps", "3"]
-        assert cli.main(["train", *asked, *imp]) == 0
+        assert app.main(["train", *asked, *imp]) == 0
         runs = tmp_path / "run"
         transfer = ["--ticket", f"imp={runs}", "--tasks", "cola", "--seeds", "1,2", "--sparsity", "0.35"]
-        assert cli.main([*matrix, *transfer]) == 0
+        assert app.main([*matrix, *transfer]) == 0
         for seed in (1, 2):
             source = runs / f"seed-{seed}" / "round-01" / "ticket.safetensors"
             target = tmp_path / "matrix" / "imp" / "cola" / f"seed-{seed}" / "ticket.safetensors"
@@ -172,8 +173,8 @@ class TestTickets:
         self, matrix: list[str], there: list[str], tokenizer: Any, tmp_path: Path, bert: Path
     ) -> None:
         run = ["--task", "wikitext-2", "--max-length", "16", "--out", str(tmp_path / "mlm"), *QUICK]
-        assert cli.main(["train", *there, *run, "--method", "one-shot", "--sparsity", "0.5"]) == 0
-        assert cli.main([*matrix, "--ticket", str(tmp_path / "mlm"), "--tasks", "sst2"]) == 0
+        assert app.main(["train", *there, *run, "--method", "one-shot", "--sparsity", "0.5"]) == 0
+        assert app.main([*matrix, "--ticket", str(tmp_path / "mlm"), "--tasks", "sst2"]) == 0
         assert (tmp_path / "matrix" / "mlm" / "sst2" / "seed-0" / "ticket.safetensors").exists()
 
     def test_a_mask_of_the_pooler_is_left_out_where_there_is_none(
@@ -184,7 +185,7 @@ class TestTickets:
         ticket = prune(model, "magnitude", sparsity=0.5, include_pooler=True)
         to_bert_tickets(ticket, tmp_path / "mask.pt")
         asked = ["--ticket", f"chen={tmp_path / 'mask.pt'}", "--tasks", "sst2,wikitext-2", "--random"]
-        assert cli.main([*matrix, *asked, "--max-length", "16"]) == 0
+        assert app.main([*matrix, *asked, "--max-length", "16"]) == 0
         trained = {
             (source, task): Ticket.load(tmp_path / f"matrix/{source}/{task}/seed-0/ticket.safetensors")
             for source in ("chen", "random")
@@ -200,7 +201,7 @@ class TestTickets:
     ) -> None:
         prune(model, "random", sparsity=0.7).save(tmp_path / "other.safetensors")
         asked = ["--ticket", str(half), "--ticket", str(tmp_path / "other.safetensors"), "--tasks", "sst2"]
-        assert cli.main([*matrix, *asked, "--random"]) == 0
+        assert app.main([*matrix, *asked, "--random"]) == 0
         out = capsys.readouterr().out
         assert "the tickets differ in sparsity" in out
         assert "half 50.00%, other 70.00%" in out
@@ -256,7 +257,7 @@ class TestRefusals:
     def test_a_seed_that_the_runs_lack(
         self, capsys: pytest.CaptureFixture[str], matrix: list[str], asked: list[str], tmp_path: Path
     ) -> None:
-        assert cli.main(["train", *asked, "--method", "random", "--sparsity", "0.5", "--seeds", "1,2"]) == 0
+        assert app.main(["train", *asked, "--method", "random", "--sparsity", "0.5", "--seeds", "1,2"]) == 0
         capsys.readouterr()
         line = refused(
             capsys, *matrix, "--ticket", str(tmp_path / "run"), "--tasks", "sst2", "--seeds", "2,3"
@@ -266,7 +267,7 @@ class TestRefusals:
     def test_a_run_that_is_not_finished(
         self, capsys: pytest.CaptureFixture[str], matrix: list[str], asked: list[str], tmp_path: Path
     ) -> None:
-        assert cli.main(["train", *asked, "--method", "random", "--sparsity", "0.5"]) == 0
+        assert app.main(["train", *asked, "--method", "random", "--sparsity", "0.5"]) == 0
         log = tmp_path / "run" / "log.jsonl"
         log.write_text(log.read_text().splitlines()[0] + "\n")
         capsys.readouterr()

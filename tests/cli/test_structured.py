@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sparsebert import cli, results
+from sparsebert import results
+from sparsebert.cli import app
 from sparsebert.tickets.ticket import Ticket
-from tests.commands.tiny import QUICK, refused
+from tests.cli.tiny import QUICK, refused
 
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
@@ -24,7 +25,7 @@ class TestPrune:
             output = tmp_path / f"{name}.safetensors"
             options = ["--granularity", granularity, "--sparsity", "0.5", "--scope", "type"]
             arguments = ["--task", "sst2", *there, *options, "--batch-size", "4", "--output", str(output)]
-            assert cli.main(["prune", "--method", "head-importance", *arguments, *flags]) == 0
+            assert app.main(["prune", "--method", "head-importance", *arguments, *flags]) == 0
             tickets[name] = Ticket.load(output)
         assert "50.00% sparse" in capsys.readouterr().out
         assert tickets["published"].metadata["options"]["accumulate"] is True
@@ -43,7 +44,7 @@ class TestPrune:
 class TestTrain:
     def test_importance(self, asked: list[str], tmp_path: Path) -> None:
         units = ["--granularity", "head+neuron", "--scope", "type", "--batches", "2"]
-        assert cli.main(["train", "--method", "importance", "--sparsity", "0.5", *units, *asked]) == 0
+        assert app.main(["train", "--method", "importance", "--sparsity", "0.5", *units, *asked]) == 0
         rows = results.read(tmp_path / "run" / "log.jsonl", "round")
         assert [row["sparsity"] for row in rows] == [0, 0.5]
 
@@ -59,13 +60,13 @@ class TestTrain:
         self, asked: list[str], there: list[str], tmp_path: Path
     ) -> None:
         search = ["--granularity", "head+mlp", "--batches", "2", "--threshold", "0.6"]
-        assert cli.main(["train", "--method", "importance-search", *search, *asked]) == 0
+        assert app.main(["train", "--method", "importance-search", *search, *asked]) == 0
         ticket = Ticket.load(tmp_path / "run" / "ticket.safetensors")
         assert ticket.metadata["search"][0]["heads"] == 4
         for method in ("bad-units", "random-units"):
             out = ["--out", str(tmp_path / method), "--ticket", str(tmp_path / "run")]
             arguments = ["--task", "sst2", *there, *QUICK, *out]
-            assert cli.main(["train", "--method", method, *arguments]) == 0
+            assert app.main(["train", "--method", method, *arguments]) == 0
             other = Ticket.load(tmp_path / method / "ticket.safetensors")
             assert other.sparsity == ticket.sparsity
 
@@ -74,12 +75,12 @@ def test_the_search_by_magnitude_and_what_it_is_judged_by(
     capsys: pytest.CaptureFixture[str], asked: list[str], there: list[str], tmp_path: Path
 ) -> None:
     search = ["--batches", "2", "--threshold", "0.6", "--most-steps", "3"]
-    assert cli.main(["train", "--method", "magnitude-search", *search, *asked]) == 0
+    assert app.main(["train", "--method", "magnitude-search", *search, *asked]) == 0
     ticket = Ticket.load(tmp_path / "run" / "ticket.safetensors")
     assert ticket.bias_masks
     for method in ("bad-weights", "random-weights"):
         out = ["--out", str(tmp_path / method), "--ticket", str(tmp_path / "run")]
-        assert cli.main(["train", "--method", method, "--task", "sst2", *there, *QUICK, *out]) == 0
+        assert app.main(["train", "--method", method, "--task", "sst2", *there, *QUICK, *out]) == 0
         other = Ticket.load(tmp_path / method / "ticket.safetensors")
         assert other.bias_masks.keys() == ticket.bias_masks.keys()
     line = refused(capsys, "train", "--method", "magnitude-search", *search, *asked, "--sparsity", "0.5")
@@ -93,9 +94,9 @@ def test_magnitude_tickets_with_biases_and_what_two_of_them_share(
     for name, flags in {"good": [], "bad": ["--keep-smallest"]}.items():
         tickets[name] = tmp_path / f"{name}.safetensors"
         arguments = ["--model", str(bert), "--output", str(tickets[name]), "--sparsity", "0.3", "--biases"]
-        assert cli.main(["prune", *arguments, *flags]) == 0
+        assert app.main(["prune", *arguments, *flags]) == 0
     both = tmp_path / "both.safetensors"
-    assert cli.main(["convert", str(tickets["good"]), str(both), "--intersect", str(tickets["bad"])]) == 0
+    assert app.main(["convert", str(tickets["good"]), str(both), "--intersect", str(tickets["bad"])]) == 0
     good, bad = Ticket.load(tickets["good"]), Ticket.load(tickets["bad"])
     assert good.bias_masks
     assert Ticket.load(both) == good & bad
@@ -105,7 +106,7 @@ def test_early_bird_says_what_the_search_saved(
     capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path
 ) -> None:
     early = ["--every", "1", "--window", "2", "--epsilon", "1.0", "--sparsity", "0.5"]
-    assert cli.main(["train", "--method", "early-bird", *early, *asked]) == 0
+    assert app.main(["train", "--method", "early-bird", *early, *asked]) == 0
     saved = "seed 0: ticket drawn after 3 of 6 steps, 50% of the search saved\n"
     assert saved in capsys.readouterr().out
     rows = results.read(tmp_path / "run" / "log.jsonl", "round")
@@ -116,7 +117,7 @@ def test_early_bird_says_what_the_search_saved(
 
 def test_super_tickets(asked: list[str], tmp_path: Path) -> None:
     grid = ["--step", "0.25", "--sparsity", "0.5", "--batches", "2"]
-    assert cli.main(["train", "--method", "super-tickets", *grid, *asked]) == 0
+    assert app.main(["train", "--method", "super-tickets", *grid, *asked]) == 0
     (whole,) = results.read(tmp_path / "run" / "log.jsonl", "run")
     rows = results.read(tmp_path / "run" / "log.jsonl", "round")
     assert len(rows) == 3

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from sparsebert import cli, results
-from tests.commands.tiny import OTHER, QUICK, SHAPE, SPECIAL, WORDS, refused, save, sentences
+from sparsebert import results
+from sparsebert.cli import app
+from tests.cli.tiny import OTHER, QUICK, SHAPE, SPECIAL, WORDS, refused, save, sentences
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -41,11 +42,11 @@ def only_round(run: Path) -> dict[str, Any]:
 class TestOneTask:
     def test_a_folder_of_a_model(self, asked: list[str], teacher: str, tmp_path: Path) -> None:
         method = ["--method", "smp", "--distill-weight", "0.9", "--distill-temperature", "3"]
-        assert cli.main(["train", *asked, *HALF, *method, "--teacher", teacher]) == 0
+        assert app.main(["train", *asked, *HALF, *method, "--teacher", teacher]) == 0
         found = only_round(tmp_path / "run")["distillation"]
         assert (found["weight"], found["temperature"]) == (0.9, 3.0)
         assert found["teachers"]["sst2"].startswith("sha256:")
-        assert cli.main(["train", *asked, *HALF, *method, "--teacher", teacher]) == 0  # only read
+        assert app.main(["train", *asked, *HALF, *method, "--teacher", teacher]) == 0  # only read
 
     def test_contrastive_pruning_takes_it_for_the_fine_tuned_model_too(
         self, capsys: pytest.CaptureFixture[str], asked: list[str], teacher: str, tmp_path: Path
@@ -53,14 +54,14 @@ class TestOneTask:
         cap = ["train", *asked, *HALF, "--method", "cap", "--negatives", "20", "--label-weight", "3"]
         assert "method cap contrasts with a fine-tuned model too" in refused(capsys, *cap)
         assert not (tmp_path / "run").exists()
-        assert cli.main([*cap, "--teacher", teacher, "--distill-weight", "0.9"]) == 0
+        assert app.main([*cap, "--teacher", teacher, "--distill-weight", "0.9"]) == 0
         assert only_round(tmp_path / "run")["sparsity"] == pytest.approx(0.5)
 
     def test_a_run_is_a_teacher_and_one_by_seeds_has_one_for_each(
         self, capsys: pytest.CaptureFixture[str], there: list[str], tmp_path: Path
     ) -> None:
         task, dense = ["--task", "sst2", *there, *QUICK], tmp_path / "dense"
-        assert cli.main(["train", *task, "--method", "dense", "--seeds", "1,2", "--out", str(dense)]) == 0
+        assert app.main(["train", *task, "--method", "dense", "--seeds", "1,2", "--out", str(dense)]) == 0
         movement = ["train", *task, *HALF, "--method", "movement"]
         one = [
             *movement,
@@ -72,8 +73,8 @@ class TestOneTask:
             str(tmp_path / "one"),
         ]
         each = [*movement, "--teacher", str(dense), "--seeds", "1,2", "--out", str(tmp_path / "each")]
-        assert cli.main([*one, "--dense", str(dense)]) == 0  # judged by the labels' dense model, made before
-        assert cli.main(each) == 0
+        assert app.main([*one, "--dense", str(dense)]) == 0  # judged by the labels' dense model, made before
+        assert app.main(each) == 0
         teachers = {
             (out, seed): only_round(tmp_path / out / f"seed-{seed}")["distillation"]["teachers"]["sst2"]
             for out in ("one", "each")
@@ -90,7 +91,7 @@ class TestOneTask:
         files = ["--train-file", str(tmp_path / "train.csv"), "--validation-file", str(tmp_path / "dev.csv")]
         teacher = save(tmp_path / "teacher", tokenizer, "BertForSequenceClassification", num_labels=1)
         arguments = [*files, "--regression", "--model", str(bert), *QUICK, "--out", str(tmp_path / "run")]
-        assert cli.main(["train", *arguments, "--method", "dense", "--teacher", str(teacher)]) == 0
+        assert app.main(["train", *arguments, "--method", "dense", "--teacher", str(teacher)]) == 0
         assert only_round(tmp_path / "run")["distillation"]["weight"] == 0.5
 
     def test_spans(self, tokenizer: Any, bert: Path, tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ class TestOneTask:
         teacher = save(tmp_path / "teacher", tokenizer, "BertForQuestionAnswering")
         arguments = ["--model", str(bert), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
         arguments += ["--task", "squad", "--max-length", "24", *QUICK, *HALF, "--method", "movement"]
-        assert cli.main(["train", *arguments, "--teacher", str(teacher)]) == 0
+        assert app.main(["train", *arguments, "--teacher", str(teacher)]) == 0
         assert only_round(tmp_path / "run")["loss"] > 0
 
 
@@ -117,7 +118,7 @@ def test_several_tasks_have_a_teacher_each_or_none(
 ) -> None:
     other = teacher_of(tmp_path / "other", tokenizer, LABELS["cola"])
     several = [*asked, "--method", "multi-task", "--also", "cola,wikitext-2", "--step", "0.5", *HALF]
-    assert cli.main(["train", *several, "--teacher", f"sst2={teacher},cola={other}"]) == 0
+    assert app.main(["train", *several, "--teacher", f"sst2={teacher},cola={other}"]) == 0
     rows = results.read(tmp_path / "run" / "log.jsonl", "round")
     assert [set(row["distillation"]["teachers"]) for row in rows] == [{"sst2", "cola"}] * 2
     for names, message in (
@@ -176,9 +177,9 @@ class TestRefusals:
         asked = ["--task", "sst2", "--model", str(model), "--data", str(data), *QUICK]
         words = ["--method", "smp", "--label-words", "bad,good"]
         plain = [*asked, "--out", str(tmp_path / "plain")]
-        assert cli.main(["train", *plain, *HALF, *words]) == 0
+        assert app.main(["train", *plain, *HALF, *words]) == 0
         taught = [*asked, *words, "--teacher", str(tmp_path / "plain")]
-        assert cli.main(["train", *taught, *HALF, "--out", str(tmp_path / "taught")]) == 0
+        assert app.main(["train", *taught, *HALF, "--out", str(tmp_path / "taught")]) == 0
         capsys.readouterr()
         other = [*taught, "--out", str(tmp_path / "refused"), "--template", "{0} is [MASK]"]
         message = "it was trained on texts in the template None, not '{0} is [MASK]'"
@@ -240,7 +241,7 @@ class TestRefusals:
         tmp_path: Path,
     ) -> None:
         begun = ["train", *asked, *HALF, "--method", "random"]
-        assert cli.main([*begun, "--teacher", teacher]) == 0
+        assert app.main([*begun, "--teacher", teacher]) == 0
         capsys.readouterr()
         other = teacher_of(tmp_path / "other", tokenizer, LABELS["sst2"], initializer_range=0.3)
         line = refused(capsys, *begun, "--teacher", str(other))
@@ -250,4 +251,4 @@ class TestRefusals:
 def test_shapes_of_a_teacher_are_its_own(asked: list[str], tokenizer: Any, tmp_path: Path) -> None:
     larger = SHAPE | {"hidden_size": 40, "num_hidden_layers": 3}
     teacher = teacher_of(tmp_path / "large", tokenizer, LABELS["sst2"], **larger)
-    assert cli.main(["train", *asked, *HALF, "--method", "gradual", "--teacher", str(teacher)]) == 0
+    assert app.main(["train", *asked, *HALF, "--method", "gradual", "--teacher", str(teacher)]) == 0

@@ -13,16 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsebert import cli_report, cli_tickets, cli_train, cli_transfer
-from sparsebert.cli_tickets import AnyModel, sparsities
-from sparsebert.options import (
-    GRANULARITY_HELP,
-    JsonFile,
-    TicketFile,
-    print_tables,
-    progress,
-)
-from sparsebert.paths import require_files, require_picture, require_records
+from sparsebert.cli import report, tickets, train, transfer
+from sparsebert.cli.option_groups import GRANULARITY_HELP, JsonFile, TicketFile, print_tables, progress
+from sparsebert.cli.path_checks import require_files, require_picture, require_records
+from sparsebert.cli.tickets import AnyModel, sparsities
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
@@ -158,12 +152,12 @@ def env(json: JsonFile = None) -> None:
     print_tables(environment_tables([row]))
 
 
-app.command("prune")(cli_tickets.prune)
-app.command("train")(cli_train.train)
-app.command("eval")(cli_train.evaluate)
-app.command("transfer")(cli_transfer.transfer)
-app.command("convert")(cli_tickets.convert)
-app.command("report")(cli_report.report)
+app.command("prune")(tickets.prune)
+app.command("train")(train.train)
+app.command("eval")(train.evaluate)
+app.command("transfer")(transfer.transfer)
+app.command("convert")(tickets.convert)
+app.command("report")(report.report)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsebert import cli, results
+from sparsebert import results
+from sparsebert.cli import app
 from sparsebert.interop.bert_tickets import to_bert_tickets, to_smp
 from sparsebert.tasks import encoding
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.snapshot import Snapshot
-from tests.commands.tiny import OTHER, PRUNABLE, QUICK, refused, save
+from tests.cli.tiny import OTHER, PRUNABLE, QUICK, refused, save
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -33,7 +34,7 @@ class TestTrain:
     ) -> None:
         rows_file = tmp_path / "results.jsonl"
         arguments = [*asked, "--sparsity", "0.7", "--step", "0.35", "--json", str(rows_file)]
-        assert cli.main(["train", "--method", "imp", *arguments]) == 0
+        assert app.main(["train", "--method", "imp", *arguments]) == 0
         out = capsys.readouterr().out
         assert "70.0%" in out
         rows = results.read(rows_file, "round")
@@ -57,10 +58,10 @@ class TestTrain:
         self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path
     ) -> None:
         arguments = ["train", "--method", "random", "--sparsity", "0.5", *asked]
-        assert cli.main(arguments) == 0
+        assert app.main(arguments) == 0
         capsys.readouterr()
         log = (tmp_path / "run" / "log.jsonl").read_bytes()
-        assert cli.main(arguments) == 0
+        assert app.main(arguments) == 0
         assert "is finished: nothing to do" in capsys.readouterr().out
         assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
         assert "holds a run with" in refused(capsys, *arguments, "--warmup-steps", "1")
@@ -71,7 +72,7 @@ class TestTrain:
         rows_file = tmp_path / "results.jsonl"
         arguments = [*asked, "--sparsity", "0.5", "--seeds", "1,2,3", "--json", str(rows_file)]
         dense = ["--dense", str(tmp_path / "dense")]
-        assert cli.main(["train", "--method", "one-shot", *arguments, *dense]) == 0
+        assert app.main(["train", "--method", "one-shot", *arguments, *dense]) == 0
         (row,) = results.read(rows_file, "seeds")
         assert row["seeds"] == [1, 2, 3]
         assert len(row["values"]) == 3
@@ -93,21 +94,21 @@ class TestTrain:
         monkeypatch.setattr(encoding, "encode", encode)
         dense = ["--dense", str(tmp_path / "dense")]
         arguments = ["train", "--method", "random", "--sparsity", "0.5", "--seeds", "1,2", *asked, *dense]
-        assert cli.main(arguments) == 0
+        assert app.main(arguments) == 0
         assert len(encoded) == 2  # to train on, and to judge by
-        assert cli.main(arguments) == 0
+        assert app.main(arguments) == 0
         assert len(encoded) == 2
 
     def test_a_ticket_is_transferred(self, asked: list[str], tmp_path: Path, bert: Path, data: Path) -> None:
-        assert cli.main(["train", "--method", "random", "--sparsity", "0.5", *asked]) == 0
+        assert app.main(["train", "--method", "random", "--sparsity", "0.5", *asked]) == 0
         ticket = str(tmp_path / "run" / "ticket.safetensors")
         there = ["--task", "sst2", "--model", str(bert), "--data", str(data), *QUICK]
         other = ["--method", "ticket", "--ticket", ticket, "--out", str(tmp_path / "other")]
-        assert cli.main(["train", *there, *other]) == 0
+        assert app.main(["train", *there, *other]) == 0
         assert Ticket.load(tmp_path / "other" / "ticket.safetensors") == Ticket.load(ticket)
 
     def test_snip_counts_on_the_task_s_batches(self, asked: list[str], tmp_path: Path) -> None:
-        assert cli.main(["train", "--method", "snip", "--batches", "3", "--sparsity", "0.5", *asked]) == 0
+        assert app.main(["train", "--method", "snip", "--batches", "3", "--sparsity", "0.5", *asked]) == 0
         assert Ticket.load(tmp_path / "run" / "ticket.safetensors").metadata["method"] == "snip"
 
     @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ class TestTrain:
     def test_masks_are_learned(
         self, asked: list[str], tmp_path: Path, method: str, options: list[str]
     ) -> None:
-        assert cli.main(["train", "--method", method, *options, *asked]) == 0
+        assert app.main(["train", "--method", method, *options, *asked]) == 0
         (row,) = results.read(tmp_path / "run" / "log.jsonl", "round")
         assert (row["source"], row["scope"]) == ("learned", "matrix")
         if "--sparsity" in options:
@@ -141,7 +142,7 @@ class TestTrain:
         asked = ["--model", str(model), "--out", str(tmp_path / "run"), *QUICK, "--json", str(tmp_path / "j")]
         method = ["--method", "smp", "--sparsity", "0.5", "--label-words", "bad,good"]
         method += ["--template", template] if template else []
-        assert cli.main(["train", *there, *asked, *method]) == 0
+        assert app.main(["train", *there, *asked, *method]) == 0
         (row,) = results.read(tmp_path / "j", "round")
         start, trained = (
             load_file(each / "model.safetensors") for each in (model, tmp_path / "run" / "model")
@@ -152,9 +153,9 @@ class TestTrain:
         for name, weight in start.items():
             assert trained[name].equal(weight.masked_fill(~masks[name], 0) if name in masks else weight)
         judged = ["--model", str(tmp_path / "run"), "--json", str(tmp_path / "e")]
-        assert cli.main(["eval", *there, *judged]) == 0
+        assert app.main(["eval", *there, *judged]) == 0
         compacted = ["--compact", "--ticket", str(tmp_path / "run" / "ticket.safetensors")]
-        assert cli.main(["eval", *there, *judged, *compacted]) == 0
+        assert app.main(["eval", *there, *judged, *compacted]) == 0
         again, smaller = results.read(tmp_path / "e", "eval")
         assert again["metrics"] == smaller["masked_metrics"] == smaller["metrics"] == row["metrics"]
         config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
@@ -164,7 +165,7 @@ class TestTrain:
         model = save(tmp_path / "mlm", tokenizer, "BertForMaskedLM")
         arguments = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "run"), *QUICK]
         task = ["--task", "wikitext-2", "--max-length", "16", "--sparsity", "0.5", "--step", "0.5"]
-        assert cli.main(["train", *arguments, *task]) == 0
+        assert app.main(["train", *arguments, *task]) == 0
         (dense, pruned) = results.read(tmp_path / "run" / "log.jsonl", "round")
         assert dense["kept"] == 2 * pruned["kept"]
 
@@ -185,14 +186,14 @@ class TestTrain:
         arguments = ["--model", str(bert), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
         arguments += ["--task", "squad", "--max-length", "24", *QUICK]
         arguments += ["--method", "one-shot", "--sparsity", "0.5"]
-        assert cli.main(["train", *arguments]) == 0
+        assert app.main(["train", *arguments]) == 0
         (row,) = results.read(tmp_path / "run" / "log.jsonl", "round")
         assert set(row["metrics"]) == {"f1", "exact_match"}
 
 
 def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, list[str]]:
     """The line on stderr, and which of the words about hardware stood on stdout before it."""
-    assert cli.main(list(arguments)) == 2
+    assert app.main(list(arguments)) == 2
     out, err = capsys.readouterr()
     words = ["this CPU", "NVIDIA H100", "leave no block empty"]
     return err.strip(), [word for word in words if word in out]
@@ -288,7 +289,7 @@ def test_minilm_learns_sst2_and_keeps_it_at_half_the_weights(data_folder: Path, 
     for method, sparsity, least in (("dense", "0", 0.75), ("one-shot", "0.5", 0.65)):
         out = tmp_path / method
         arguments = [*there, *options, "--method", method, "--sparsity", sparsity, "--out", str(out)]
-        assert cli.main(["train", *arguments]) == 0
+        assert app.main(["train", *arguments]) == 0
         (row,) = results.read(out / "log.jsonl", "round")
         assert row["metrics"]["accuracy"] > least
 
@@ -298,7 +299,7 @@ def test_a_ticket_of_any_kind_is_trained_and_evaluated(
     asked: list[str], there: list[str], bert: Path, tmp_path: Path, kind: str
 ) -> None:
     model = transformers.AutoModel.from_pretrained(bert)
-    assert cli.main(["train", "--method", "random", "--sparsity", "0.5", *asked]) == 0
+    assert app.main(["train", "--method", "random", "--sparsity", "0.5", *asked]) == 0
     ticket = Ticket.load(tmp_path / "run" / "ticket.safetensors")
     path = tmp_path / kind
     if kind == "mask.pt":
@@ -306,11 +307,11 @@ def test_a_ticket_of_any_kind_is_trained_and_evaluated(
     elif kind == "mask.npy":
         to_smp(ticket, path, model)
     out = ["--out", str(tmp_path / "other"), "--task", "cola"]
-    assert cli.main(["train", *there, *QUICK, *out, "--method", "ticket", "--ticket", str(path)]) == 0
+    assert app.main(["train", *there, *QUICK, *out, "--method", "ticket", "--ticket", str(path)]) == 0
     assert Ticket.load(tmp_path / "other" / "ticket.safetensors") == ticket
     rows_file = tmp_path / "eval.jsonl"
     trained = ["--model", str(tmp_path / "run"), "--task", "sst2", *there[2:], "--json", str(rows_file)]
-    assert cli.main(["eval", *trained, "--ticket", str(path)]) == 0
+    assert app.main(["eval", *trained, "--ticket", str(path)]) == 0
     (row,) = results.read(rows_file, "eval")
     assert row["sparsity"] == 0.5
     assert row["metrics"] == results.read(tmp_path / "run" / "log.jsonl", "round")[0]["metrics"]
@@ -334,7 +335,7 @@ def test_a_full_disk_in_mid_round_is_one_line_and_the_run_goes_on_later(
     log = tmp_path / "run" / "log.jsonl"
     assert [row["round"] for row in results.read(log, "round")] == [0]
     first = log.read_text()
-    assert cli.main(arguments) == 0
+    assert app.main(arguments) == 0
     assert log.read_text().startswith(first)
     assert [row["round"] for row in results.read(log, "round")] == [0, 1]
 
@@ -368,7 +369,7 @@ class TestBadTickets:
     ) -> None:
         other = save(tmp_path / "wider", tokenizer, intermediate_size=40)
         path = str(tmp_path / "ticket")
-        assert cli.main(["prune", "--model", str(other), "--output", path]) == 0
+        assert app.main(["prune", "--model", str(other), "--output", path]) == 0
         capsys.readouterr()
         line = refused(capsys, "train", "--method", "ticket", "--ticket", path, *asked)
         assert "encoder.layer.0.intermediate.dense.weight is 40x20 in the ticket and 30x20" in line

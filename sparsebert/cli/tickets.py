@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsebert.options import (
+from sparsebert.cli.option_groups import (
     DataOptions,
     JsonFile,
     Seeds,
@@ -21,7 +21,7 @@ from sparsebert.options import (
     progress,
     seed_list,
 )
-from sparsebert.paths import require_files, require_records, require_writable
+from sparsebert.cli.path_checks import require_files, require_records, require_writable
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:

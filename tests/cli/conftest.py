@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands.tiny import OTHER, QUICK, WORDS, save, write_tables
+from tests.cli.tiny import OTHER, QUICK, WORDS, save, write_tables
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_h
 
 import typer
 
-from sparsebert.paths import require_files
+from sparsebert.cli.path_checks import require_files
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:

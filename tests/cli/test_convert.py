@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from sparsebert import cli, results
+from sparsebert import results
+from sparsebert.cli import app
 from sparsebert.interop.bert_tickets import read_ticket
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
-from tests.commands.tiny import WORDS, refused, save
+from tests.cli.tiny import WORDS, refused, save
 
 transformers = pytest.importorskip("transformers")
 
@@ -36,15 +37,15 @@ def ticket(model: Any, tmp_path: Path) -> Ticket:
 @pytest.mark.parametrize("to", ["bert-tickets", "smp", "sparsebert"])
 def test_there_and_back(ticket: Ticket, model: Any, bert: Path, tmp_path: Path, to: str) -> None:
     ours, theirs, back = (str(tmp_path / name) for name in ("ticket.safetensors", "theirs", "back"))
-    assert cli.main(["convert", ours, theirs, "--to", to, "--model", str(bert)]) == 0
+    assert app.main(["convert", ours, theirs, "--to", to, "--model", str(bert)]) == 0
     assert read_ticket(theirs, model) == ticket
-    assert cli.main(["convert", theirs, back, "--model", str(bert)]) == 0
+    assert app.main(["convert", theirs, back, "--model", str(bert)]) == 0
     assert Ticket.load(back) == ticket
 
 
 def test_a_mask_pt_needs_no_model(ticket: Ticket, tmp_path: Path) -> None:
     ours, theirs = str(tmp_path / "ticket.safetensors"), tmp_path / "mask.pt"
-    assert cli.main(["convert", ours, str(theirs), "--to", "bert-tickets"]) == 0
+    assert app.main(["convert", ours, str(theirs), "--to", "bert-tickets"]) == 0
     state = torch.load(theirs, weights_only=True)
     key = next(iter(ticket.masks))
     assert torch.equal(state[f"bert.{key}.weight_mask"], ticket.masks[key].float())
@@ -56,13 +57,13 @@ def test_a_model_with_zeros_and_back(
     dense = save(tmp_path / "dense", tokenizer, "BertForSequenceClassification")
     pruned, back = tmp_path / "pruned", tmp_path / "back"
     into = ["--to", "model", "--model", str(dense), "--json", str(tmp_path / "results.jsonl")]
-    assert cli.main(["convert", str(tmp_path / "ticket.safetensors"), str(pruned), *into]) == 0
+    assert app.main(["convert", str(tmp_path / "ticket.safetensors"), str(pruned), *into]) == 0
     assert "70.00% sparse (density 30.00%)" in capsys.readouterr().out
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(pruned)
     before = transformers.AutoModelForSequenceClassification.from_pretrained(dense)
     assert torch.equal(loaded.classifier.weight, before.classifier.weight)
     assert (pruned / "tokenizer_config.json").exists()
-    assert cli.main(["convert", str(pruned), str(back)]) == 0
+    assert app.main(["convert", str(pruned), str(back)]) == 0
     assert Ticket.load(back) == ticket
     (row,) = results.read(tmp_path / "results.jsonl", "convert")
     assert (row["to"], row["ticket"]["sparsity"]) == ("model", pytest.approx(0.7))
@@ -88,7 +89,7 @@ class TestSparseFolders:
             str(tmp_path / "results.jsonl"),
         ]
         convert = ["convert", str(tmp_path / "ticket.safetensors"), str(made), "--to", "sparse"]
-        assert cli.main([*convert, *asked]) == 0
+        assert app.main([*convert, *asked]) == 0
         return made
 
     def test_loads_with_head_tokenizer_and_card(self, sparse: Path, dense: Path, ticket: Ticket) -> None:
@@ -119,7 +120,7 @@ class TestSparseFolders:
     ) -> None:
         capsys.readouterr()
         back = tmp_path / "back"
-        assert cli.main(["convert", str(sparse), str(back), "--to", "model"]) == 0
+        assert app.main(["convert", str(sparse), str(back), "--to", "model"]) == 0
         shown = capsys.readouterr().out
         assert all(
             words in shown
@@ -137,7 +138,7 @@ class TestSparseFolders:
         monkeypatch.chdir(tmp_path)
         for source, target, to in steps:
             named = ["--model", str(dense)] if source == "units" else []
-            assert cli.main(["convert", source, target, "--to", to, *named]) == 0
+            assert app.main(["convert", source, target, "--to", to, *named]) == 0
         tokens, auto = torch.arange(1, 9)[None], transformers.AutoModelForSequenceClassification
         answers = [auto.from_pretrained(target)(tokens).logits for _, target, _ in steps]
         torch.testing.assert_close(answers[1:], [answers[0]] * 2)
@@ -152,16 +153,16 @@ class TestSparseFolders:
         units = prune(model, "magnitude", sparsity=0.5, granularity="head+neuron")
         units.save(tmp_path / "units")
         monkeypatch.chdir(tmp_path)
-        assert cli.main(["convert", "units", "first", "--to", "sparse", "--model", str(dense)]) == 0
-        assert cli.main(["convert", "first", "back"]) == 0
+        assert app.main(["convert", "units", "first", "--to", "sparse", "--model", str(dense)]) == 0
+        assert app.main(["convert", "first", "back"]) == 0
         back = Ticket.load("back")
         back.check(model)
         assert back.sparsity == pytest.approx(units.sparsity, abs=0.02)
 
     def test_a_folder_with_zeros_needs_no_ticket(self, sparse: Path, tmp_path: Path) -> None:
         back, again = tmp_path / "back", tmp_path / "again"
-        assert cli.main(["convert", str(sparse), str(back), "--to", "model"]) == 0
-        assert cli.main(["convert", str(back), str(again), "--to", "sparse"]) == 0
+        assert app.main(["convert", str(sparse), str(back), "--to", "model"]) == 0
+        assert app.main(["convert", str(back), str(again), "--to", "sparse"]) == 0
         same = [each / "model.safetensors" for each in (sparse, again)]
         assert same[0].read_bytes() == same[1].read_bytes()
 
@@ -170,7 +171,7 @@ class TestSparseFolders:
         found = {"task": "sst2", "metrics": {"accuracy": 0.875}, "sparsity": None}
         results.append(rows_file, [results.stamp("eval", found)])
         convert = ["convert", str(sparse), str(made), "--to", "sparse", "--results", str(rows_file)]
-        assert cli.main(convert) == 0
+        assert app.main(convert) == 0
         assert "sst2: accuracy 0.8750" in (made / "README.md").read_text()
 
     def test_nothing_is_left_of_a_conversion_that_fails(
@@ -189,7 +190,7 @@ class TestSparseFolders:
         modules = sparse / "modules.json"
         modules.write_text('[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Normalize"}]')
         made = tmp_path / "made"
-        assert cli.main(["convert", str(sparse), str(made), "--to", "sparse"]) == 0
+        assert app.main(["convert", str(sparse), str(made), "--to", "sparse"]) == 0
         assert (made / "modules.json").read_text() == modules.read_text()
         assert (made / "1_Pooling" / "config.json").read_text() == "{}"
 
@@ -237,7 +238,7 @@ class TestSuperTicketsOfSeveralTasks:
         assert "holds the lists of tasks sst, cola: `sparsebert convert --task`" in line
         assert "no lists of task rte; its tasks: sst, cola" in refused(capsys, *asked, "--task", "rte")
         assert not (tmp_path / "out").exists()
-        assert cli.main([*asked, "--task", "cola"]) == 0
+        assert app.main([*asked, "--task", "cola"]) == 0
         ticket = Ticket.load(tmp_path / "out")
         assert ticket.masks["encoder.layer.0.attention.self.query"].all()
         assert not ticket.masks["encoder.layer.1.attention.self.query"][:10].any()

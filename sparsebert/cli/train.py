@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsebert.method_options import MethodOptions
-from sparsebert.options import (
+from sparsebert.cli.method_options import MethodOptions
+from sparsebert.cli.option_groups import (
     DataOptions,
     DistillationOptions,
     JsonFile,
@@ -22,7 +22,7 @@ from sparsebert.options import (
     say,
     seed_list,
 )
-from sparsebert.paths import require_folders, require_records
+from sparsebert.cli.path_checks import require_folders, require_records
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:

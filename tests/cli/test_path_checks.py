@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparsebert import results
-from sparsebert.paths import require_files, require_folders, require_records, require_writable
+from sparsebert.cli.path_checks import require_files, require_folders, require_records, require_writable
 
 
 @pytest.fixture

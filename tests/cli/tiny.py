@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparsebert import cli
+from sparsebert.cli import app
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 GOOD, BAD, OTHER = ("good", "fine", "great"), ("bad", "poor", "awful"), ("a", "the", "film", "plot", "is")
@@ -52,7 +52,7 @@ def write_tables(folder: Path, names: tuple[str, str], header: str, row: str) ->
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Run, expect exit code 2 with one line on stderr; give back the line."""
-    assert cli.main(list(arguments)) == 2
+    assert app.main(list(arguments)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("sparsebert: ")
     return line

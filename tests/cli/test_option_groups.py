@@ -12,16 +12,11 @@ import pytest
 import typer
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
-from sparsebert import cli, cli_tickets, cli_train, cli_transfer
+from sparsebert.cli import app, tickets, train, transfer
+from sparsebert.cli.method_options import MethodOptions
+from sparsebert.cli.option_groups import TRAINING_HELP, DataOptions, flattened, seed_list
 from sparsebert.lottery import method as methods
 from sparsebert.lottery.method import lottery_method, lottery_methods
-from sparsebert.method_options import MethodOptions
-from sparsebert.options import (
-    TRAINING_HELP,
-    DataOptions,
-    flattened,
-    seed_list,
-)
 from sparsebert.report.format import mean_and_verdict
 from sparsebert.training.settings import TrainingSettings
 from sparsebert_kernels.formats import FORMATS
@@ -58,7 +53,7 @@ def test_a_group_is_one_option_a_field_and_is_put_together_again() -> None:
 def test_every_setting_of_training_has_its_own_default_on_every_command_that_trains() -> None:
     defaults = TrainingSettings()
     assert TRAINING_HELP.keys() <= vars(defaults).keys()
-    for command in (cli_train.train, cli_transfer.transfer):
+    for command in (train.train, transfer.transfer):
         options = inspect.signature(command).parameters
         assert {name: options[name].default for name in TRAINING_HELP} == {
             name: getattr(defaults, name) for name in TRAINING_HELP
@@ -66,7 +61,7 @@ def test_every_setting_of_training_has_its_own_default_on_every_command_that_tra
 
 
 def test_options_are_shown_by_group() -> None:
-    hints = inspect.signature(cli_train.train).parameters
+    hints = inspect.signature(train.train).parameters
     panels = {name: get_args(hints[name].annotation)[1].rich_help_panel for name in hints}
     asked = ("data", "scope", "steps", "rewind", "teacher", "method")
     assert [panels[name] for name in asked] == [
@@ -80,7 +75,7 @@ def test_options_are_shown_by_group() -> None:
 
 
 def test_the_help_of_an_option_names_all_its_values() -> None:
-    hints = inspect.signature(cli_train.train).parameters
+    hints = inspect.signature(train.train).parameters
     checked = set()
     for method in methods._METHODS.values():
         for option in fields(method):
@@ -89,17 +84,17 @@ def test_the_help_of_an_option_names_all_its_values() -> None:
                 assert all(re.search(rf"\b{value.value}\b", text) for value in type(option.default)), text
                 checked.add(option.name)
     assert {"rewind", "head", "share", "draw", "of", "mask", "curve", "within"} <= checked
-    (of_bench,) = get_args(inspect.signature(cli.bench, eval_str=True).parameters["format"].annotation)[1:]
+    (of_bench,) = get_args(inspect.signature(app.bench, eval_str=True).parameters["format"].annotation)[1:]
     assert {name for name in FORMATS if name in of_bench.help} == set(FORMATS)
-    (of_convert,) = get_args(
-        inspect.signature(cli_tickets.convert, eval_str=True).parameters["to"].annotation
-    )[1:]
-    assert all(kind in of_convert.help for kind in cli_tickets.KINDS)
+    (of_convert,) = get_args(inspect.signature(tickets.convert, eval_str=True).parameters["to"].annotation)[
+        1:
+    ]
+    assert all(kind in of_convert.help for kind in tickets.KINDS)
 
 
 def test_every_command_that_reads_a_task_reads_it_from_the_same_places() -> None:
     places = set(vars(DataOptions()))
-    for command in (cli_train.train, cli_train.evaluate, cli_transfer.transfer, cli_tickets.prune):
+    for command in (train.train, train.evaluate, transfer.transfer, tickets.prune):
         assert places <= set(inspect.signature(command).parameters)
 
 

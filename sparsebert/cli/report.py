@@ -13,9 +13,9 @@ import typer
 
 from sparsebert import results
 from sparsebert.atomic import replacing
+from sparsebert.cli.option_groups import JsonFile, print_tables
+from sparsebert.cli.path_checks import require_records, require_writable
 from sparsebert.lottery.run_folder import RunFolder
-from sparsebert.options import JsonFile, print_tables
-from sparsebert.paths import require_records, require_writable
 
 
 def report(

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from sparsebert import cli, results
+from sparsebert import results
+from sparsebert.cli import app
 from sparsebert.interop.bert_tickets import to_bert_tickets, to_smp
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
-from tests.commands.tiny import PRUNABLE, QUICK, refused
+from tests.cli.tiny import PRUNABLE, QUICK, refused
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -32,9 +33,9 @@ class TestSnip:
         self, asked: list[str], there: list[str], output: Path, tmp_path: Path
     ) -> None:
         snip = ["--method", "snip", "--task", "sst2", "--batches", "3", "--seeds", "5"]
-        assert cli.main([*asked, *snip, "--batch-size", "8"]) == 0
+        assert app.main([*asked, *snip, "--batch-size", "8"]) == 0
         run = ["--sparsity", "0.5", "--out", str(tmp_path / "run"), *QUICK]
-        assert cli.main(["train", *there, *snip, *run]) == 0
+        assert app.main(["train", *there, *snip, *run]) == 0
         ticket = Ticket.load(output)
         assert ticket == Ticket.load(tmp_path / "run" / "ticket.safetensors")
         assert (ticket.metadata["method"], ticket.sparsity) == ("snip", 0.5)
@@ -43,14 +44,14 @@ class TestSnip:
         table = tmp_path / "own.csv"
         table.write_text("text,label\nthe film is good,1\nthe plot is bad,0\n")
         own = ["--train-file", str(table), "--validation-file", str(table)]
-        assert cli.main([*asked, "--method", "snip", *own]) == 0
+        assert app.main([*asked, "--method", "snip", *own]) == 0
         assert Ticket.load(output).sparsity == 0.5
 
     def test_a_collapsed_layer_is_a_warning_of_one_line(
         self, asked: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
         snip = ["--method", "snip", "--task", "sst2", "--batches", "1", "--batch-size", "8"]
-        assert cli.main([*asked, *snip, "--sparsity", "0.998"]) == 0
+        assert app.main([*asked, *snip, "--sparsity", "0.998"]) == 0
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "collapse" in line]
         assert line.startswith("sparsebert: warning: layer collapse: ")
 
@@ -67,7 +68,7 @@ class TestSeeds:
     ) -> None:
         rows_file = tmp_path / "results.jsonl"
         random = ["--method", "random", "--seeds", "1,2,3", "--json", str(rows_file)]
-        assert cli.main([*asked, *random]) == 0
+        assert app.main([*asked, *random]) == 0
         tickets = [Ticket.load(tmp_path / f"ticket-seed-{seed}.safetensors") for seed in (1, 2, 3)]
         rows = results.read(rows_file, "prune")
         assert [(row["seed"], row["ticket"]["sparsity"]) for row in rows] == [(1, 0.5), (2, 0.5), (3, 0.5)]
@@ -94,7 +95,7 @@ def test_a_ticket_of_any_kind_is_pruned_further(
         "mask.npy": lambda: to_smp(first, path, model),
     }
     writers[kind]()
-    assert cli.main([*asked, "--ticket", str(path)]) == 0
+    assert app.main([*asked, "--ticket", str(path)]) == 0
     ticket = Ticket.load(output)
     assert ticket & first == ticket
     assert sum(int(mask.sum()) for mask in ticket.masks.values()) == PRUNABLE // 2
