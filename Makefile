@@ -5,6 +5,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DEEPSPARSE := .venv-deepsparse
 ARGS ?=
+# One process a core, each with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist worksteal
 
 CPU := kernels/sparsebert_kernels/cpu
 NATIVE_SOURCES := $(CPU)/build_native.py $(wildcard $(CPU)/src/*.cpp $(CPU)/src/*.h)
@@ -30,20 +32,20 @@ setup-all: $(VENV)/.native $(VENV)/.others $(VENV)/.demo  ## with the libraries 
 demo: $(VENV)/.native $(VENV)/.demo  ## prune a real BERT, prove its answers, show what it gains; writes demo/
 	$(PY) -m sparsebert.demo $(ARGS)
 
-test: $(VENV)/.native  ## the tests, a few minutes (ARGS="-k ticket" for some of them)
-	$(PY) -m pytest $(ARGS)
+test: $(VENV)/.native  ## the tests, in parallel, a few minutes (ARGS="-k ticket" for some of them)
+	$(PYTEST) $(ARGS)
 
 test-slow: $(VENV)/.native  ## the tests that take long
-	$(PY) -m pytest -m "slow and not gpu" $(ARGS)
+	$(PYTEST) -m "slow and not gpu" $(ARGS)
 
 test-real: $(VENV)/.native  ## the tests on task data, from the folder that SPARSEBERT_DATA names
-	$(PY) -m pytest -m "real_data and not gpu" $(ARGS)
+	$(PYTEST) -m "real_data and not gpu" $(ARGS)
 
 test-packaging: $(VENV)/.native  ## build wheel and sdist, install them into empty environments
 	$(PY) -m pytest -m packaging $(ARGS)
 
 test-all: $(VENV)/.native  ## every test that this machine can run
-	$(PY) -m pytest -m "" $(ARGS)
+	$(PYTEST) -m "" $(ARGS)
 
 sanitize: $(VENV)/.native  ## the kernel tests under AddressSanitizer and UBSan
 	$(PY) -m sparsebert_kernels.cpu.build_native --sanitize address,undefined --out build/sanitize
