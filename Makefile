@@ -70,6 +70,9 @@ gpu:  ## all that needs a CUDA GPU, most telling first, 8 minutes a call (ARGS="
 gpu-dry-run: $(VENV)/.native  ## walk through all that `make gpu` does, tiny, on the CPU: finds errors, measures nothing
 	$(PY) -m benchmarks.gpu --dry-run $(ARGS)
 
+docs: $(VENV)/.docs  ## build the site in build/docs; needs no network, warnings are errors
+	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
+
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -134,6 +137,11 @@ $(VENV)/.others: requirements-others.txt constraints.txt $(VENV)/.installed
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -r requirements-others.txt
 	@touch $@
 
+$(VENV)/.docs: pyproject.toml constraints.txt $(VENV)/.installed
+	@echo "== the site's generator"
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt sphinx myst-parser furo sphinx-copybutton
+	@touch $@
+
 # In a folder of its own: torch pins its own triton, and none is ever installed beside that.
 $(OLDEST_TRITON)/.installed: $(VENV)/.installed
 	@echo "== $(notdir $(OLDEST_TRITON))"
@@ -146,5 +154,5 @@ $(DEEPSPARSE)/.installed:
 	$(DEEPSPARSE)/bin/python -m pip install --disable-pip-version-check deepsparse==1.8.0 onnx==1.14.1 "numpy<2"
 	@touch $@
 
-.PHONY: help setup setup-all demo test test-slow test-real test-packaging test-all sanitize aot gpu gpu-dry-run lottery lint bench bench-compare \
+.PHONY: help setup setup-all demo test test-slow test-real test-packaging test-all sanitize aot gpu gpu-dry-run lottery docs lint bench bench-compare \
     bench-deepsparse results clean clean-all
