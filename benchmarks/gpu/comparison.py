@@ -12,7 +12,8 @@ from benchmarks.gpu.device import Device, Work
 from benchmarks.gpu.session import context_lost
 from sparsebert.bench.output_check import Verdict, require
 from sparsebert.bench.runner import quantiles
-from sparsebert.bench.timer import MAX_SPREAD, alternate
+from sparsebert.bench.timer import alternate
+from sparsebert_kernels.timing import MAX_SPREAD
 
 # Rounding errors may be this many times those of torch's own operator in the same dtype.
 TIMES_TORCH = 2.0
