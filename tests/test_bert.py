@@ -213,7 +213,7 @@ def test_other_models_are_refused_by_their_class() -> None:
 
 def test_two_encoders_in_one_model_are_refused() -> None:
     pair = nn.ModuleList([build("Bert", "BertModel"), build("Roberta", "RobertaModel")])
-    with pytest.raises(ValueError, match="holds 2 such encoders"):
+    with pytest.raises(ValueError, match="contains 2 such encoders"):
         bert.structure(pair)
 
 
@@ -267,5 +267,5 @@ def test_what_follows_an_up_projection_is_called_past_its_hooks(family: str) -> 
         x = torch.randn(3, dtype=torch.float64)
         torch.testing.assert_close(bert.activation_of(model, up)(x), nn.functional.gelu(x))
     assert not fired
-    with pytest.raises(ValueError, match="no up-projection"):
+    with pytest.raises(ValueError, match="is not an up-projection"):
         bert.activation_of(model, bert.structure(model).neurons[0][1])

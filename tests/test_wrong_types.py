@@ -39,9 +39,11 @@ def refusal(call: Callable[[], object]) -> str:
 @pytest.mark.parametrize("name", CALLS)
 def test_a_class_a_name_or_weights_in_place_of_a_model(name: str) -> None:
     call = CALLS[name]
-    assert "a model is needed, not the class BertModel" in refusal(lambda: call(transformers.BertModel))
-    assert "a model is needed, an nn.Module, not a str" in refusal(lambda: call("bert-base-uncased"))
-    assert "not a OrderedDict" in refusal(lambda: call(MODEL.state_dict()))
+    assert "model must be an instance, got the class BertModel" in refusal(
+        lambda: call(transformers.BertModel)
+    )
+    assert "model must be an nn.Module, got a str" in refusal(lambda: call("bert-base-uncased"))
+    assert "got a OrderedDict" in refusal(lambda: call(MODEL.state_dict()))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_a_class_a_name_or_weights_in_place_of_a_model(name: str) -> None:
     ids=["prune", "sparsify_", "compact_", "plan", "and", "or", "overlap"],
 )
 def test_a_path_or_masks_in_place_of_a_ticket(call: Callable[[Any], object], given: Any) -> None:
-    line = f"ticket is a {type(given).__name__}; a sparsebert.Ticket is needed: Ticket.load reads a file"
+    line = f"ticket must be a sparsebert.Ticket, got a {type(given).__name__}: Ticket.load reads a file"
     assert line in refusal(lambda: call(given))
 
 
@@ -69,14 +71,14 @@ def test_a_path_or_masks_in_place_of_a_ticket(call: Callable[[Any], object], giv
     "masks", [MODEL, Path("t.safetensors"), [MASK], None, TICKET], ids=lambda m: type(m).__name__
 )
 def test_masks_that_are_no_mapping(masks: Any) -> None:
-    line = f"masks are a {type(masks).__name__}; a mapping from module paths"
+    line = f"masks must map module paths to bool tensors, got a {type(masks).__name__} "
     assert refusal(lambda: Ticket(masks)).startswith(line)
 
 
 @pytest.mark.parametrize(
     ("call", "line"),
     [
-        (lambda: Ticket({"a.b": ~MASK}, removed="a"), "removed is one module, 'a'; a list of modules"),
+        (lambda: Ticket({"a.b": ~MASK}, removed="a"), "removed must be a list of modules, got the string 'a'"),
         (lambda: prune(MODEL, sparsity="0.5"), "sparsity must be a number in [0, 1), not '0.5'"),
         (lambda: prune(MODEL, "random", sparsity=0.5, seed=True), "seed must be an int"),
         (lambda: sparsify_(MODEL, TICKET, tokens=[128]), "tokens is [128]; a positive number"),

@@ -9,7 +9,8 @@ import torch
 
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.gpu_roofline import KNOWN, Roofline
-from sparsebert.cost.work import BlockStatistics, MaskStatistics, WorkEstimate, estimate_work, panel_works
+from sparsebert.cost.mask_statistics import BlockStatistics, MaskStatistics
+from sparsebert.cost.work import WorkEstimate, estimate_panel_work, estimate_work
 from sparsebert_kernels.cuda import tile_configs
 
 H200 = KNOWN["h200"]
@@ -21,7 +22,9 @@ def speedup(rows: int, columns: int, tokens: int, density: float, height: int, d
     mask = MaskStatistics.of(torch.ones(rows, columns, dtype=torch.bool))
     (dense,) = estimate_work(mask, torch.bfloat16, ("dense",))
     blocks = BlockStatistics.spread(rows, columns, density)
-    (sparse,) = (work for work in panel_works(mask, blocks, torch.bfloat16) if work.block == (height, 64))
+    (sparse,) = (
+        work for work in estimate_panel_work(mask, blocks, torch.bfloat16) if work.block == (height, 64)
+    )
     return model.seconds(dense) / model.seconds(sparse)
 
 
@@ -52,7 +55,7 @@ def test_groups_of_8_columns_cost_what_64_wide_blocks_do() -> None:
     blocks = BlockStatistics.spread(768, 768, 0.25)
     seconds = {
         work.block: Roofline(H200, torch.bfloat16, 4096).seconds(work)
-        for work in panel_works(mask, blocks, torch.bfloat16)
+        for work in estimate_panel_work(mask, blocks, torch.bfloat16)
     }
     assert seconds[64, 8] == pytest.approx(seconds[64, 64], rel=0.01)
 
@@ -90,7 +93,7 @@ def test_devices_are_found_by_name(name: str) -> None:
 
 
 def test_unknown_devices_are_refused_with_those_that_are_known() -> None:
-    with pytest.raises(ValueError, match="no figures for a device 'tpu'; there are some for: h200, h100"):
+    with pytest.raises(ValueError, match="no figures for device 'tpu'; known: h200, h100"):
         gpu_roofline.named("tpu")
 
 

@@ -14,7 +14,8 @@ from torch.nn.utils import prune as torch_prune
 
 from sparsebert.bert import resolve, structure
 from sparsebert.pruning import prune
-from sparsebert.tickets.ticket import Ticket, weight_hash
+from sparsebert.tickets.provenance import weight_hash
+from sparsebert.tickets.ticket import Ticket
 
 KEYS = ("encoder.layer.0.output.dense", "encoder.layer.1.attention.self.query")
 
@@ -140,7 +141,7 @@ class TestTicketsThatDoNotFit:
         made.check(model)
         with pytest.raises(ValueError, match="ticket of another model: made for weights sha256:"):
             made.check(model, weights=True)
-        with pytest.raises(ValueError, match="does not say which weights"):
+        with pytest.raises(ValueError, match="does not record which weights"):
             Ticket(made.masks).check(model, weights=True)
 
     def test_one_side_of_tied_weights_is_refused(self) -> None:
@@ -174,7 +175,7 @@ class TestTicketsThatDoNotFit:
         torch_prune.l1_unstructured(model.bert.encoder.layer[1].output.dense, "weight", amount=0.5)
         before = values(model)
         with pytest.raises(
-            ValueError, match=r"encoder.layer.1.output.dense.weight of .* is no plain parameter"
+            ValueError, match=r"encoder.layer.1.output.dense.weight of .* is not a plain parameter"
         ):
             made.apply_(model)
         assert unchanged(model, before)
@@ -234,11 +235,11 @@ class TestFromTorchPrune:
         read.apply_(model)
 
     def test_what_it_cannot_read_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="nothing in BertForSequenceClassification is pruned"):
+        with pytest.raises(ValueError, match="no layer of BertForSequenceClassification is pruned"):
             Ticket.from_torch_prune(bert())
         model = bert()
         torch_prune.l1_unstructured(model.get_input_embeddings(), "weight", amount=0.5)
-        with pytest.raises(ValueError, match="is a Embedding, not a linear layer"):
+        with pytest.raises(ValueError, match=r"is a Embedding; only the pruning of nn\.Linear can be read"):
             Ticket.from_torch_prune(model)
         linear: Any = nn.Sequential(nn.Linear(2, 2))
         torch_prune.identity(linear[0], "weight")
