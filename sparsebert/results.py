@@ -53,7 +53,7 @@ def read(path: str | os.PathLike[str], kind: str | None = None) -> list[Record]:
     """
     source = Path(path)
     try:
-        # By line feeds alone: JSON strings may contain other line separators of Unicode.
+        # Split at line feeds alone: JSON strings may contain other line separators of Unicode.
         lines = source.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror

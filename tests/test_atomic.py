@@ -1,4 +1,4 @@
-"""Files and folders are there whole or not at all."""
+"""Atomic writes: a file or folder appears complete or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Result files: whole rows, never fewer than before."""
+"""Result files: whole records, appended and never lost."""
 
 import json
 import threading

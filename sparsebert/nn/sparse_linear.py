@@ -354,18 +354,6 @@ class SparseLinear(nn.Module):
             self.shared_input.join(self)
 
 
-class FusedActivation(nn.Identity):
-    """The placeholder of an activation module that the up-projection before it applies itself.
-
-    ``original`` is the activation module, which `densify_` puts back.
-    """
-
-    def __init__(self, original: nn.Module) -> None:
-        super().__init__()
-        self.original = original
-        self.train(original.training)
-
-
 def _checked(weight: Tensor, mask: Tensor | None) -> Tensor:
     """Return the mask of ``weight``; raise ValueError unless the two fit together."""
     if weight.dim() != 2 or weight.dtype not in STORED:

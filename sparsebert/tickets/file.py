@@ -68,7 +68,7 @@ def write(path: str | os.PathLike[str], contents: TicketContents) -> None:
     """Write a ticket file atomically.
 
     Raises:
-        ValueError: The metadata make the header larger than 1 MiB.
+        ValueError: The metadata makes the header larger than 1 MiB.
         OSError: The file cannot be written.
     """
     description = json.dumps(

@@ -86,10 +86,10 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
 
 def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metadata as a ticket file returns them, with the versions of the libraries added.
+    """Return metadata as a ticket file returns it, with the versions of the libraries added.
 
     Raises:
-        ValueError: The metadata are not JSON, or a known entry has another type.
+        ValueError: The metadata is not JSON, or a known entry has another type.
     """
     try:
         # Through JSON and back, so that tuples become lists before a ticket is saved, too.

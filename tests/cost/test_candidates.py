@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 
-import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
 from torch import Tensor
 
 from sparsebert.cost import candidates, gpu_roofline
 from sparsebert.cost.candidates import format_candidates, preferred, stored_dtype
 from sparsebert.cost.gpu_roofline import KNOWN
-from sparsebert.cost.mask_statistics import BlockStatistics, MaskStatistics
-from sparsebert.cost.work import estimate_column_panel_work, estimate_panel_work, estimate_work
 from sparsebert_kernels import formats
 
 H200 = KNOWN["h200"]
@@ -25,47 +21,6 @@ def blocks(rows: int, columns: int, height: int, width: int, density: float = 0.
     kept = round(density * columns / width)
     order = torch.rand(rows // height, columns // width).argsort(1)
     return (order < kept).repeat_interleave(height, 0).repeat_interleave(width, 1)
-
-
-@given(st.integers(1, 300), st.integers(1, 200), st.sampled_from([0.0, 0.02, 0.3, 1.0]), st.integers(0, 99))
-def test_block_statistics_are_those_of_the_packed_panels(
-    rows: int, columns: int, density: float, seed: int
-) -> None:
-    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < density
-    choice = BlockStatistics.of(mask)
-    for size, tiles in choice.tiles.items():
-        packed = formats.pack(torch.ones(rows, columns), mask, format="panel", block_size=size)
-        assert tiles == int(packed.starts[-1])
-        assert choice.blocks[size] == packed.slots()[0].numel()
-
-
-@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
-def test_predicted_bytes_of_panels_are_those_of_the_packed_weight(density: float) -> None:
-    mask = torch.rand(200, 150) < density
-    for work in estimate_panel_work(MaskStatistics.of(mask), BlockStatistics.of(mask), torch.float32):
-        packed = formats.pack(torch.ones(200, 150), mask, format=work.format, **work.options)
-        assert work.nbytes == packed.nbytes, work
-
-
-@pytest.mark.parametrize("density", [0.0, 0.02, 1.0])
-def test_predicted_bytes_of_other_gpu_formats_are_those_of_the_packed_weight(density: float) -> None:
-    mask = torch.rand(200, 150) < density
-    statistics = MaskStatistics.of(mask)
-    (bitmap,) = estimate_work(statistics, torch.float32, ("bitmap",))
-    assert bitmap.nbytes == formats.pack(torch.ones(200, 150), mask, format="bitmap").nbytes
-    for work in estimate_column_panel_work(mask, torch.float32):
-        packed = formats.pack(
-            torch.ones(200, 150), mask, format=work.format, row_order="count", **work.options
-        )
-        assert work.nbytes == packed.nbytes, work
-
-
-@pytest.mark.parametrize("density", [0.03, 0.076, 0.1, 0.5])
-def test_blocks_dealt_evenly_are_no_better_than_real_ones_can_be(density: float) -> None:
-    spread = BlockStatistics.spread(1536, 384, density)
-    for (height, width), kept in spread.blocks.items():
-        assert kept * height * width == pytest.approx(density * 1536 * 384, abs=height * width / 2)
-        assert kept / (64 // width) <= spread.tiles[height, width] <= kept
 
 
 class TestOnAGpu:

@@ -1,4 +1,4 @@
-"""The form of a sparse matrix on disk: there and back without a bit lost, and nothing else is believed."""
+"""The checkpoint form of a sparse matrix: a lossless round trip, and refusals of everything else."""
 
 from __future__ import annotations
 
