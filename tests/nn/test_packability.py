@@ -67,7 +67,5 @@ def test_a_tied_weight_is_refused_with_the_other_name() -> None:
 
 def test_a_model_that_is_a_linear_layer_is_refused() -> None:
     linear = nn.Linear(4, 4)
-    with pytest.raises(
-        ValueError, match="the model itself is a linear layer"
-    ):
+    with pytest.raises(ValueError, match="the model itself is a linear layer"):
         Packability(linear).require("", linear)
