@@ -79,9 +79,9 @@ def test_masks_that_are_no_mapping(masks: Any) -> None:
         (lambda: Ticket({"a.b": ~MASK}, removed="a"), "removed is one module, 'a'; a list of modules"),
         (lambda: prune(MODEL, sparsity="0.5"), "sparsity must be a number in [0, 1), not '0.5'"),
         (lambda: prune(MODEL, "random", sparsity=0.5, seed=True), "seed must be an int"),
-        (lambda: sparsify_(MODEL, TICKET, tokens=[128]), "tokens is [128]; a positive number"),
+        (lambda: sparsify_(MODEL, TICKET, tokens=[128]), "tokens must be a positive integer, got [128]"),
         (lambda: sparsify_(MODEL, TICKET, format=["element"]), "unknown format ['element']; known: "),
-        (lambda: sparsify_(MODEL, TICKET, filter="query"), "filter is 'query'; a function of a layer's name"),
+        (lambda: sparsify_(MODEL, TICKET, filter="query"), "filter must be a function of a layer's name"),
         (lambda: compact_(MODEL, TICKET, batches=3), "batches is 3; mappings of the model's arguments"),
     ],
 )  # fmt: skip

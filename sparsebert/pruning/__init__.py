@@ -8,16 +8,16 @@ from sparsebert.pruning.methods.snip import Snip
 from sparsebert.pruning.prune import prune
 from sparsebert.pruning.sparsity_schedule import Share, levels
 
-from .registry import Method, Subject, methods, register
+from .registry import Method, ScoringContext, methods, register
 
 __all__ = [
     "HeadImportance",
     "Magnitude",
     "Method",
     "Random",
+    "ScoringContext",
     "Share",
     "Snip",
-    "Subject",
     "Within",
     "levels",
     "methods",

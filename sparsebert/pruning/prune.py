@@ -26,9 +26,9 @@ from sparsebert.pruning.granularity import (
     spelled_out,
 )
 from sparsebert.pruning.methods.head_importance import gate_importance
-from sparsebert.pruning.registry import Method, Subject, find_method
-from sparsebert.pruning.top_k import ranked, select
-from sparsebert.pruning.unit_groups import POOLING, SCOPES, UnitGroup, rivals, unit_groups
+from sparsebert.pruning.registry import Method, ScoringContext, find_method
+from sparsebert.pruning.top_k import ranked, select_top
+from sparsebert.pruning.unit_groups import POOLING, SCOPES, UnitGroup, competition_groups, unit_groups
 from sparsebert.tickets.provenance import describe_model, weight_hash
 from sparsebert.tickets.ticket import Ticket, prunable, require_ticket
 from sparsebert_kernels.errors import unknown
@@ -119,31 +119,31 @@ def prune(
     grids = {group.name: group.grid for group in groups} | {
         name: (1, len(b[0])) for name, b in biases.items()
     }
-    subject = Subject({**weights, **biases}, grids, found, seed, kinds)
+    context = ScoringContext({**weights, **biases}, grids, found, seed, kinds)
     if data is not None:
         dead = ticket.dead_biases() if ticket else {}
-        subject = replace(
-            subject,
+        context = replace(
+            context,
             data=data,
             gradients=partial(loss_gradients, model, weights, data, dead),
             importance=partial(
                 gate_importance, model, _sites(groups, found), data, weights=weights, dead_biases=dead
             ),
         )
-    scores = chosen.scores(subject)
-    del weights, subject
+    scores = chosen.scores(context)
+    del weights, context
     rankings = {group.name: _unit_scores(scores, group, pooling, alive) for group in groups}
     masks: dict[str, Tensor] = {}
     bias_masks = dict(ticket.bias_masks) if ticket else {}
     if units.pattern:
         masks = {key: _n_of_m(rankings[key], alive.get(key), units.pattern, key) for key in touched}
     else:
-        for competing in rivals(groups, scope, found.types):
+        for competing in competition_groups(groups, scope, found.types):
             of_biases = [ranked(scores[name], live.get(name)) for name in biases]
             budget = _of(competing, density) * sum(
                 (group.weights for group in competing), sum(map(Tensor.numel, of_biases))
             )
-            kept = select(
+            kept = select_top(
                 [*(rankings[group.name] for group in competing), *of_biases],
                 [*(group.sizes for group in competing), *(1 for _ in of_biases)],
                 budget,
@@ -203,10 +203,10 @@ def kept_units(
     shapes = {key: _weight(model, key).shape for key in found.linears}
     density = _densities(sparsity, parse_granularity(granularity))
     kept: dict[str, Tensor] = {}
-    for competing in rivals(unit_groups(granularity, None, shapes, found), scope, found.types):
+    for competing in competition_groups(unit_groups(granularity, None, shapes, found), scope, found.types):
         budget = _of(competing, density) * sum(group.weights for group in competing)
         rankings = [ranked(scores[group.name]) for group in competing]
-        masks = select(rankings, [group.sizes for group in competing], budget)
+        masks = select_top(rankings, [group.sizes for group in competing], budget)
         kept |= {group.name: mask for group, mask in zip(competing, masks, strict=True)}
     return kept
 

@@ -17,7 +17,7 @@ def _no_gradients(**options: bool) -> Mapping[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ScoringContext:
     """What a method sees: never a model, only its matrices and how they belong together.
 
     ``weights``: key -> float32 [out, in] on the CPU, of the matrices to prune in model order, already pruned
@@ -43,11 +43,11 @@ class Subject:
 
 class Method(Protocol):
     """``scores`` returns float32 scores of every weight by key, or of every unit by the keys of
-    :attr:`Subject.units`; the highest are kept."""
+    :attr:`ScoringContext.units`; the highest are kept."""
 
     name: ClassVar[str]
 
-    def scores(self, subject: Subject) -> dict[str, Tensor]: ...
+    def scores(self, context: ScoringContext) -> dict[str, Tensor]: ...
 
 
 M = TypeVar("M", bound=type[Any])

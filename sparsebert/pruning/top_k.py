@@ -18,7 +18,7 @@ _CPU_CHUNK, _GPU_CHUNK = 1 << 18, 1 << 24
 
 
 def ranked(scores: Tensor, alive: Tensor | None = None) -> Tensor:
-    """float32 scores as :func:`select` takes them: contiguous, and NaN where ``alive`` (bool) is False.
+    """float32 scores as :func:`select_top` takes them: contiguous, and NaN where ``alive`` (bool) is False.
 
     Raises ValueError for another dtype, or if a live score is NaN.
     """
@@ -35,7 +35,7 @@ def ranked(scores: Tensor, alive: Tensor | None = None) -> Tensor:
     return scores
 
 
-def select(scores: Sequence[Tensor], sizes: Sequence[Size], budget: Fraction) -> list[Tensor]:
+def select_top(scores: Sequence[Tensor], sizes: Sequence[Size], budget: Fraction) -> list[Tensor]:
     """Keep the highest entries until their sizes sum up to the budget.
 
     ``scores``: float32 tensors of any shape, dead entries NaN (:func:`ranked`).

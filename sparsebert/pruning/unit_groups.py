@@ -122,7 +122,9 @@ def unit_groups(
     return tuple(_checked(UnitGroup(parts, {key: shapes[key] for key in parts})) for parts in groups)
 
 
-def rivals(groups: Sequence[UnitGroup], scope: str, types: Mapping[str, str]) -> list[list[UnitGroup]]:
+def competition_groups(
+    groups: Sequence[UnitGroup], scope: str, types: Mapping[str, str]
+) -> list[list[UnitGroup]]:
     """The groups whose units compete with each other: all, each by itself, or those of one type; or heads
     within their layer, and all other units with each other.
 

@@ -15,7 +15,8 @@ from sparsebert.bench.activations import peak_activations
 from sparsebert.bench.memory import model_bytes
 from sparsebert.compact import expand_
 from sparsebert.hf.model_card import model_card
-from sparsebert.sparsify import DEFAULT_TOKENS, densify_, sparsify_
+from sparsebert.nn.sparse_linear import DEFAULT_TOKENS
+from sparsebert.sparsify import densify_, sparsify_
 from sparsebert.tasks.models import load_as_saved
 from sparsebert.tickets.ticket import Ticket
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from sparsebert import SparseLinear, Ticket, plan, sparsify_
 from sparsebert.cost import candidates, cpu_cost
 from sparsebert.cost.work import MaskStatistics, estimate_work
-from sparsebert.planning import planner
+from sparsebert.planning import layer_timing
+from sparsebert.planning.layer_decision import LEAST_SPEEDUP
+from sparsebert.planning.layer_timing import MAX_TIMED_FORMATS, MAX_TIMED_TOKENS
 from sparsebert.planning.plan import LayerPlan, Plan
-from sparsebert.planning.planner import LEAST_SPEEDUP, MAX_TIMED_FORMATS, MAX_TIMED_TOKENS
 from sparsebert_kernels import cpu, formats
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.timing import Paired
@@ -52,7 +53,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
             count.append(mine().shape[0])
             return Paired(mine=1e-3, other=speedup * 1e-3, speedup=speedup, rounds=7)
 
-        monkeypatch.setattr(planner, "paired", paired)
+        monkeypatch.setattr(layer_timing, "paired", paired)
         monkeypatch.setattr(candidates, "cost_model", built_in)
         return count
 
@@ -108,7 +109,7 @@ class TestChoice:
     def test_without_the_native_library_still_trains(self) -> None:
         (layer,) = plan(*model_with(random_mask(0.1, 48, 40)), trainable=True, measure=False).layers
         assert (layer.format, layer.predicted_us) == ("element", None)
-        assert layer.reason == "no figures: the format that stores least"
+        assert layer.reason == "no cost figures: the format that stores least"
 
     @pytest.mark.parametrize(("density", "format"), [(0.05, "csr"), (0.5, "dense")])
     @pytest.mark.usefixtures("without_native")
@@ -161,13 +162,13 @@ class TestChoice:
         count = timed(0.1)
         for format in formats.FORMATS:
             (layer,) = plan(*model_with(random_mask(0.5, 96, 80)), format=format).layers
-            assert (layer.format, layer.reason) == (format, "asked for")
+            assert (layer.format, layer.reason) == (format, "requested")
         assert not count
 
     def test_refuses_unknown_formats_and_tokens(self) -> None:
         with pytest.raises(ValueError, match="did you mean 'vector'"):
             plan(*model_with(random_mask(0.1)), format="vektor")
-        with pytest.raises(ValueError, match="tokens is 0"):
+        with pytest.raises(ValueError, match="tokens must be a positive integer, got 0"):
             plan(*model_with(random_mask(0.1)), tokens=0)
 
 
@@ -276,14 +277,14 @@ class TestMeasurement:
         self, monkeypatch: pytest.MonkeyPatch, timed: Callable[..., list[int]]
     ) -> None:
         timed(3.0)
-        steady = planner.paired
+        steady = layer_timing.paired
         masks = random_mask(0.1), random_mask(0.1, 384)
         assert "?" not in str(plan(*model_with(*masks)))
 
         def disturbed(mine: Callable[[], Tensor], other: Callable[[], Tensor]) -> Paired:
             return replace(steady(mine, other), busy=mine().shape[1] == 384)
 
-        monkeypatch.setattr(planner, "paired", disturbed)
+        monkeypatch.setattr(layer_timing, "paired", disturbed)
         made = plan(*model_with(*masks))
         assert [layer.busy for layer in made.layers] == [False, True]
         _, quiet, busy, *captions = str(made).splitlines()
@@ -383,7 +384,7 @@ class TestUse:
         carried: Any = plan(model)
         assert [layer.key for layer in carried.layers] == ["0", "1"]
         assert [layer.nbytes for layer in carried.layers] == [layer.nbytes for layer in model]
-        assert all(layer.reason == "asked for" for layer in carried.layers)
+        assert all(layer.reason == "requested" for layer in carried.layers)
 
     def test_sparse_layers_made_by_hand_have_none(self) -> None:
         linear = nn.Linear(8, 8)

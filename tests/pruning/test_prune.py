@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from sparsebert.bert import resolve, structure
-from sparsebert.pruning import Magnitude, Subject, methods, prune
+from sparsebert.pruning import Magnitude, ScoringContext, methods, prune
 from sparsebert.tickets.ticket import Ticket, weight_hash
 
 transformers = pytest.importorskip("transformers")
@@ -417,8 +417,8 @@ class TestAMethodOfOnesOwn:
             def __init__(self, per_unit: bool) -> None:
                 self.per_unit = per_unit
 
-            def scores(self, subject: Subject) -> dict[str, Tensor]:
-                shapes = subject.units if self.per_unit else {k: w.shape for k, w in subject.weights.items()}
+            def scores(self, context: ScoringContext) -> dict[str, Tensor]:
+                shapes = context.units if self.per_unit else {k: w.shape for k, w in context.weights.items()}
                 return {key: torch.arange(float(s[0]))[:, None].expand(s) for key, s in shapes.items()}
 
         by_unit, by_weight = (
@@ -433,12 +433,12 @@ class TestAMethodOfOnesOwn:
         assert prune(MODEL, Magnitude(), sparsity=0.5) == prune(MODEL, "magnitude", sparsity=0.5)
 
     def test_it_sees_the_structure_the_seed_and_the_data(self) -> None:
-        seen: list[Subject] = []
+        seen: list[ScoringContext] = []
 
         class Spy(Magnitude):
-            def scores(self, subject: Subject) -> dict[str, Tensor]:
-                seen.append(subject)
-                return super().scores(subject)
+            def scores(self, context: ScoringContext) -> dict[str, Tensor]:
+                seen.append(context)
+                return super().scores(context)
 
         prune(MODEL, Spy(), sparsity=0.5, seed=9, data=["batch"], granularity="row")
         assert (seen[0].seed, seen[0].data) == (9, ["batch"])

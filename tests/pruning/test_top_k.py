@@ -13,7 +13,7 @@ from hypothesis import given
 from torch import Tensor
 
 from sparsebert.pruning import top_k as module
-from sparsebert.pruning.top_k import ranked, select
+from sparsebert.pruning.top_k import ranked, select_top
 from sparsebert_kernels.cpu import native
 
 floats = st.floats(width=32, allow_nan=False)
@@ -52,7 +52,7 @@ class TestAgainstAPlainSort:
     @given(scores(), st.integers(0, 100))
     def test_keeps_the_head_of_the_stable_ranking(self, scores: list[Tensor], percent: int) -> None:
         budget = Fraction(percent, 100) * sum(map(len, scores))
-        masks = select([ranked(tensor) for tensor in scores], [1] * len(scores), budget)
+        masks = select_top([ranked(tensor) for tensor in scores], [1] * len(scores), budget)
         assert kept(masks) == set(ranking(scores)[: round(budget)])
 
     @given(scores(), st.data())
@@ -70,7 +70,7 @@ class TestAgainstAPlainSort:
         order = ranking(scores)
         totals = [sum(flat[i][j] for i, j in order[:number]) for number in range(len(order) + 1)]
         nearest = min(range(len(totals)), key=lambda number: (abs(totals[number] - budget), number % 2))
-        masks = select([ranked(tensor) for tensor in scores], sizes, budget)
+        masks = select_top([ranked(tensor) for tensor in scores], sizes, budget)
         assert kept(masks) == set(order[:nearest])
 
     @given(scores(), st.data())
@@ -81,24 +81,24 @@ class TestAgainstAPlainSort:
         living = kept(alive)
         number = data.draw(st.integers(0, len(living)))
         marked = [ranked(tensor, mask) for tensor, mask in zip(scores, alive, strict=True)]
-        masks = select(marked, [1] * len(marked), Fraction(number))
+        masks = select_top(marked, [1] * len(marked), Fraction(number))
         assert kept(masks) == set([entry for entry in ranking(scores) if entry in living][:number])
         if len(living) < sum(map(len, scores)):
             for more in (len(living) + 1, sum(map(len, scores))):
                 with pytest.raises(ValueError, match="fewer weights are left"):
-                    select(marked, [1] * len(marked), Fraction(more))
+                    select_top(marked, [1] * len(marked), Fraction(more))
 
 
 @pytest.mark.parametrize(
     ("number", "budget", "expected"), [(5, "1/2", 0), (5, "3/2", 2), (5, "5/2", 2), (5, "26/10", 3)]
 )
 def test_halves_round_to_even_as_python_does(number: int, budget: str, expected: int) -> None:
-    masks = select([ranked(torch.rand(number))], [1], Fraction(budget))
+    masks = select_top([ranked(torch.rand(number))], [1], Fraction(budget))
     assert masks[0].sum() == expected == round(Fraction(budget))
 
 
 def test_a_million_ties_are_cut_at_the_right_place() -> None:
-    [mask] = select([ranked(torch.zeros(1000, 1000))], [1], Fraction(123_456))
+    [mask] = select_top([ranked(torch.zeros(1000, 1000))], [1], Fraction(123_456))
     assert mask.flatten()[:123_456].all()
     assert not mask.flatten()[123_456:].any()
 
@@ -106,7 +106,7 @@ def test_a_million_ties_are_cut_at_the_right_place() -> None:
 def test_few_distinct_scores_as_after_one_adam_step() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 50, (300_000,), generator=generator).float() * 0.02
-    [mask] = select([ranked(scores)], [1], Fraction(100_001))
+    [mask] = select_top([ranked(scores)], [1], Fraction(100_001))
     order = scores.argsort(descending=True, stable=True)
     assert torch.equal(mask, torch.zeros_like(mask).index_fill(0, order[:100_001], True))
 
@@ -122,7 +122,7 @@ def test_the_order_of_the_scores_does_not_mislead_the_sample() -> None:
         (rising % 65_536),
         rising.clamp(min=7e4),
     ):
-        [mask] = select([ranked(scores)], [1], Fraction(90_001))
+        [mask] = select_top([ranked(scores)], [1], Fraction(90_001))
         order = scores.argsort(descending=True, stable=True)
         assert torch.equal(mask, torch.zeros_like(mask).index_fill(0, order[:90_001], True))
 
@@ -130,8 +130,8 @@ def test_the_order_of_the_scores_does_not_mislead_the_sample() -> None:
 def test_shapes_and_strides_do_not_matter() -> None:
     scores = torch.rand(6, 8)
     for view in (scores, scores.t(), scores[::2, 1::3], scores[:1].expand(4, 8)):
-        [mask] = select([ranked(view)], [1], Fraction(5))
-        [flat] = select([ranked(view.flatten())], [1], Fraction(5))
+        [mask] = select_top([ranked(view)], [1], Fraction(5))
+        [flat] = select_top([ranked(view.flatten())], [1], Fraction(5))
         assert mask.shape == view.shape
         assert torch.equal(mask.flatten(), flat)
 
@@ -149,6 +149,6 @@ def test_scores_that_cannot_be_ranked_are_refused() -> None:
 @given(scores(), st.integers(0, 100))
 def test_a_gpu_selects_the_same(scores: list[Tensor], percent: int) -> None:
     budget = Fraction(percent, 100) * sum(map(len, scores))
-    here = select([ranked(tensor) for tensor in scores], [1] * len(scores), budget)
-    there = select([ranked(tensor.cuda()) for tensor in scores], [1] * len(scores), budget)
+    here = select_top([ranked(tensor) for tensor in scores], [1] * len(scores), budget)
+    there = select_top([ranked(tensor.cuda()) for tensor in scores], [1] * len(scores), budget)
     assert all(torch.equal(a, b.cpu()) for a, b in zip(here, there, strict=True))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsebert.bert import resolve
 from sparsebert.pruning.gates import GateSite
-from sparsebert.pruning.registry import Subject
+from sparsebert.pruning.registry import ScoringContext
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Coefficients:
     of_units: Mapping[str, Tensor] = field(repr=False)
     absolute: bool = False
 
-    def scores(self, subject: Subject) -> dict[str, Tensor]:
+    def scores(self, context: ScoringContext) -> dict[str, Tensor]:
         return {
-            name: (each.abs() if self.absolute else each).float().view(subject.units[name])
+            name: (each.abs() if self.absolute else each).float().view(context.units[name])
             for name, each in self.of_units.items()
         }

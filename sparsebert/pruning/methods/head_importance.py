@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsebert.pruning.gates import GATED, GateSite, gated
 from sparsebert.pruning.gradients import evaluating, loss_of, on_device, placed, without
-from sparsebert.pruning.registry import Subject, register
+from sparsebert.pruning.registry import ScoringContext, register
 
 # The sources' own: keeps a layer without any gradient from being divided by zero.
 _TINY = 1e-20
@@ -143,19 +143,19 @@ class HeadImportance:
     min_max: bool = True
     keep_a_head: bool = False
 
-    def scores(self, subject: Subject) -> dict[str, Tensor]:
-        if wrong := sorted(set(subject.kinds.values()) - set(GATED)):
+    def scores(self, context: ScoringContext) -> dict[str, Tensor]:
+        if wrong := sorted(set(context.kinds.values()) - set(GATED)):
             raise ValueError(
                 f"head-importance scores {', '.join(GATED)} or several of them (head+mlp), "
                 f"not granularity {wrong[0]!r}"
             )
-        found = subject.importance(
+        found = context.importance(
             accumulate=self.accumulate, per_example=self.per_example, per_token=self.per_token
         )
-        ready = normalised(found, subject.kinds, by_layer=self.by_layer, min_max=self.min_max)
-        scores = {name: each.float().view(subject.units[name]) for name, each in ready.items()}
+        ready = normalised(found, context.kinds, by_layer=self.by_layer, min_max=self.min_max)
+        scores = {name: each.float().view(context.units[name]) for name, each in ready.items()}
         if self.keep_a_head:
             for name, score in scores.items():
-                if subject.kinds[name] == "head":
+                if context.kinds[name] == "head":
                     score.view(-1)[score.argmax()] = torch.inf
         return scores

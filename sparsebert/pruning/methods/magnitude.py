@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsebert.pruning.registry import Subject, register
+from sparsebert.pruning.registry import ScoringContext, register
 
 
 @register("magnitude")
@@ -23,6 +23,6 @@ class Magnitude:
     scores_biases: ClassVar[bool] = True
     keep_smallest: bool = False
 
-    def scores(self, subject: Subject) -> dict[str, Tensor]:
+    def scores(self, context: ScoringContext) -> dict[str, Tensor]:
         sign = -1.0 if self.keep_smallest else 1.0
-        return {key: weight.abs() * sign for key, weight in subject.weights.items()}
+        return {key: weight.abs() * sign for key, weight in context.weights.items()}

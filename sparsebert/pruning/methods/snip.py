@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsebert.pruning.registry import Subject, register
+from sparsebert.pruning.registry import ScoringContext, register
 
 
 @register("snip")
@@ -27,6 +27,6 @@ class Snip:
     name: ClassVar[str]
     least_density: float = 0.01
 
-    def scores(self, subject: Subject) -> dict[str, Tensor]:
-        gradients = subject.gradients()
-        return {key: (gradients[key] * weight).abs() for key, weight in subject.weights.items()}
+    def scores(self, context: ScoringContext) -> dict[str, Tensor]:
+        gradients = context.gradients()
+        return {key: (gradients[key] * weight).abs() for key, weight in context.weights.items()}
