@@ -77,7 +77,7 @@ def test_masks_that_are_no_mapping(masks: Any) -> None:
     ("call", "line"),
     [
         (lambda: Ticket({"a.b": ~MASK}, removed="a"), "removed is one module, 'a'; a list of modules"),
-        (lambda: prune(MODEL, sparsity="0.5"), "sparsity must be a number in [0, 1), not '0.5'"),
+        (lambda: prune(MODEL, sparsity="0.5"), "sparsity must be a number in [0, 1), got '0.5'"),
         (lambda: prune(MODEL, "random", sparsity=0.5, seed=True), "seed must be an int"),
         (lambda: sparsify_(MODEL, TICKET, tokens=[128]), "tokens must be a positive integer, got [128]"),
         (lambda: sparsify_(MODEL, TICKET, format=["element"]), "unknown format ['element']; known: "),
@@ -106,8 +106,8 @@ class TestGranularities:
     def test_near_misses_are_told_how(self, wrong: Any) -> None:
         line = refusal(lambda: prune(MODEL, sparsity=0.5, granularity=wrong))
         assert line.startswith(f"unknown granularity {wrong!r}")
-        assert line.endswith("blocks of 4 rows and 1 column are written '4x1', patterns '2:4'")
+        assert line.endswith("write blocks of 4 rows and 1 column '4x1' and patterns '2:4'")
 
     def test_a_block_without_its_size(self) -> None:
         line = refusal(lambda: prune(MODEL, sparsity=0.5, granularity="block"))
-        assert line.endswith("needs block_size=(out, in), such as (4, 1), or is written '4x1' for short")
+        assert line.endswith("needs block_size=(out, in), such as (4, 1); '4x1' is short for that")

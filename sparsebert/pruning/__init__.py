@@ -1,4 +1,4 @@
-"""Pruning methods: which weights of a BERT to keep. Importing a method's module registers it by name."""
+"""Pruning: choose which weights of a BERT to keep. Importing a method's module registers it by name."""
 
 from sparsebert.pruning.methods.baselines import Within, random_like, reinitialise_, shuffle_weights_
 from sparsebert.pruning.methods.head_importance import HeadImportance

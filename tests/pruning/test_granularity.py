@@ -80,7 +80,7 @@ def test_n_of_every_m_are_kept_and_none_beats_them(
     ("arguments", "message"),
     [
         (("elment",), "unknown granularity 'elment'; .* did you mean 'element'"),
-        (("n:m",), "wants its numbers, such as '2:4'"),
+        (("n:m",), "stands for numbers, such as '2:4'"),
         (("4:2",), "must keep fewer than all"),
         (("4:4",), "must keep fewer than all"),
         (("0:4",), "unknown granularity '0:4'"),
@@ -89,7 +89,7 @@ def test_n_of_every_m_are_kept_and_none_beats_them(
         (("block",), r"'block' needs block_size=\(out, in\)"),
         (("row", (1, 2)), "'row' takes no block_size"),
         (("2:4", (1, 2)), "'2:4' takes no block_size"),
-        (("block", (0, 4)), r"two positive ints \(out, in\), not \(0, 4\)"),
+        (("block", (0, 4)), r"two positive ints \(out, in\), got \(0, 4\)"),
         (("block", (4.0, 4)), "two positive ints"),
         (("block", (True, 4)), "two positive ints"),
         (("block", 4), "two positive ints"),

@@ -190,12 +190,12 @@ class TestUnitMasks:
 
     def test_refusals(self) -> None:
         model = build()
-        with pytest.raises(ValueError, match=r"masks are \[layers, heads\] and \[layers\]"):
+        with pytest.raises(ValueError, match=r"masks must be \[layers, heads\] and \[layers\]"):
             UnitMasks(torch.ones(2, 3, dtype=torch.bool), torch.ones(3, dtype=torch.bool))
         with pytest.raises(ValueError, match=r"masks must be torch\.bool"):
             UnitMasks(torch.ones(2, 3), torch.ones(2, dtype=torch.bool))
         small = UnitMasks(torch.ones(2, 3, dtype=torch.bool), torch.ones(2, dtype=torch.bool))
-        with pytest.raises(ValueError, match=r"masks of \(2, 3\) heads for a .* of \(3, 4\)"):
+        with pytest.raises(ValueError, match=r"has \[layers, heads\] \(3, 4\), the masks have \(2, 3\)"):
             small.ticket(model, {})
         nothing = UnitMasks(torch.zeros(3, 4, dtype=torch.bool), torch.zeros(3, dtype=torch.bool))
         with pytest.raises(ValueError, match="keep no head and no MLP"):

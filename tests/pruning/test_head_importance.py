@@ -149,7 +149,7 @@ class TestNormalisation:
         assert (self.normalise(scores)[0] == 0).all()
 
     def test_equal_values_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="every head has importance 1: there is nothing to rank"):
+        with pytest.raises(ValueError, match="every head has importance 1, so they cannot be ranked"):
             self.normalise(np.ones((LAYERS, HEADS)), by_layer=False)
 
 
@@ -235,7 +235,7 @@ def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_two_ways_of_summing_are_one_too_many() -> None:
-    with pytest.raises(ValueError, match="accumulate adds up the gradients of batches"):
+    with pytest.raises(ValueError, match="accumulate sums the gradients of batches"):
         computed(build(), "head", batches(), accumulate=True, per_example=True)
-    with pytest.raises(ValueError, match="per_token has one of each"):
+    with pytest.raises(ValueError, match="per_token one a token"):
         computed(build(), "head", batches(), per_token=True, per_example=True)

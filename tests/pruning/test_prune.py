@@ -263,7 +263,7 @@ class TestPruningFurther:
 
     def test_what_cannot_be_done_is_refused(self) -> None:
         element = prune(MODEL, sparsity=0.5)
-        with pytest.raises(ValueError, match="fewer weights are left than should be kept"):
+        with pytest.raises(ValueError, match="fewer weights are alive than should be kept"):
             prune(MODEL, sparsity=0.4, ticket=element)
         with pytest.raises(ValueError, match=f"prunes parts of units of {QUERY}"):
             prune(MODEL, sparsity=0.9, ticket=element, granularity="row")
@@ -362,8 +362,8 @@ class TestRefusals:
         ("options", "message"),
         [
             ({}, "sparsity is missing"),
-            ({"sparsity": 1}, r"a number in \[0, 1\), not 1"),
-            ({"sparsity": 1.0}, r"a number in \[0, 1\), not 1.0"),
+            ({"sparsity": 1}, r"a number in \[0, 1\), got 1"),
+            ({"sparsity": 1.0}, r"a number in \[0, 1\), got 1.0"),
             ({"sparsity": -0.1}, "a number in"),
             ({"sparsity": math.nan}, "a number in"),
             ({"sparsity": Decimal("Infinity")}, "a number in"),
@@ -380,7 +380,7 @@ class TestRefusals:
             ({"sparsity": 0.5, "scope": "golbal"}, "unknown scope 'golbal'.*did you mean 'global'"),
             ({"sparsity": 0.5, "granularity": "rows"}, "unknown granularity 'rows'.*did you mean 'row'"),
             ({"sparsity": 0.5, "pooling": "means"}, "unknown pooling rule 'means'.*did you mean 'mean'"),
-            ({"sparsity": 0.7, "granularity": "2:4"}, r"granularity '2:4' means sparsity 0\.5, not 0\.7"),
+            ({"sparsity": 0.7, "granularity": "2:4"}, r"granularity '2:4' means sparsity 0\.5, got 0\.7"),
             ({"granularity": "1:3"}, "does not fit encoder.layer.0.attention.self.query: 20 in_features"),
             ({"sparsity": 0.5, "granularity": "block"}, "needs block_size"),
             ({"sparsity": 0.5, "block_size": (4, 1)}, "takes no block_size"),

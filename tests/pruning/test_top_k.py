@@ -85,7 +85,7 @@ class TestAgainstAPlainSort:
         assert kept(masks) == set([entry for entry in ranking(scores) if entry in living][:number])
         if len(living) < sum(map(len, scores)):
             for more in (len(living) + 1, sum(map(len, scores))):
-                with pytest.raises(ValueError, match="fewer weights are left"):
+                with pytest.raises(ValueError, match="fewer weights are alive"):
                     select_top(marked, [1] * len(marked), Fraction(more))
 
 
@@ -140,7 +140,7 @@ def test_scores_that_cannot_be_ranked_are_refused() -> None:
     for nan in (math.nan, -math.nan):
         with pytest.raises(ValueError, match="a score is NaN"):
             ranked(torch.tensor([1.0, nan]))
-    with pytest.raises(ValueError, match=r"must be float32, not torch\.float64"):
+    with pytest.raises(ValueError, match=r"must be float32, got torch\.float64"):
         ranked(torch.ones(2, dtype=torch.float64))
     assert len(ranked(torch.tensor([1.0, math.nan]), torch.tensor([True, False]))) == 2
 

@@ -183,7 +183,7 @@ def test_random_units_with_the_counts_of_each_layer(kind: str) -> None:
     assert random != ticket
     assert random.layer_sparsity == ticket.layer_sparsity
     kept(random, kind, model)
-    with pytest.raises(ValueError, match="the model is needed"):
+    with pytest.raises(ValueError, match="pass the model"):
         random_like(ticket)
 
 
@@ -232,7 +232,7 @@ def test_a_model_whose_matrices_do_not_fit_together_is_refused() -> None:
     found = structure(build())
     shapes = {key: torch.Size((WIDTH, WIDTH)) for key in found.linears}
     shapes[found.neurons[0][0]] = torch.Size((NEURONS, WIDTH))
-    with pytest.raises(ValueError, match="do not fit the matrices beside it"):
+    with pytest.raises(ValueError, match="do not fit the other matrices of its layer"):
         unit_groups("neuron", None, shapes, found)
     with pytest.raises(ValueError, match="takes no block_size"):
         unit_groups("head", (4, 4), shapes, found)

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the largest weights stay."""
+"""Magnitude pruning: keep the weights of largest magnitude."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from sparsebert.pruning.registry import ScoringContext, register
 class Magnitude:
     """Score abs(w), as in Chen et al. 2020, "The Lottery Ticket Hypothesis for Pre-trained BERT Networks".
 
-    ``keep_smallest``: score -abs(w), for the bad subnetworks of Prasanna et al. 2020, "When BERT Plays the
-    Lottery, All Tickets Are Winning".
+    Attributes:
+        keep_smallest: Score -abs(w): the bad subnetworks of Prasanna et al. 2020, "When BERT Plays the
+            Lottery, All Tickets Are Winning".
     """
 
     name: ClassVar[str]

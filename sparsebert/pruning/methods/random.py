@@ -1,4 +1,4 @@
-"""Random pruning: the baseline that every other method must beat."""
+"""Random pruning: the baseline for every other method."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sparsebert.pruning.registry import ScoringContext, register
 @register("random")
 @dataclass(frozen=True)
 class Random:
-    """One uniform float32 score per unit, drawn matrix by matrix in model order from the context's seed.
+    """Draw one uniform float32 score for each unit, matrix by matrix in model order, from the context's seed.
 
-    Units and not weights are drawn: the mean over a large block would hardly ever reach the top.
+    Scores are drawn for units, not for weights: the mean over a large block would hardly ever reach the top.
     """
 
     name: ClassVar[str]
