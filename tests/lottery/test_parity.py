@@ -2,7 +2,7 @@
 
 Masks of all nine rounds against ``torch.nn.utils.prune`` stand in ``test_run.py``, resuming at any step in
 ``test_resume.py``, the order of labels in ``tests/tasks/test_label_order.py``, SNIP in
-``tests/pruning/test_snip.py``.
+``tests/pruning/methods/test_snip.py``.
 """
 
 from __future__ import annotations

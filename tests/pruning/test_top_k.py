@@ -9,7 +9,7 @@ from fractions import Fraction
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from torch import Tensor
 
 from sparsebert.pruning import top_k as module
@@ -49,12 +49,14 @@ def kept(masks: list[Tensor]) -> set[tuple[int, int]]:
 
 @pytest.mark.usefixtures("way")
 class TestAgainstAPlainSort:
+    @settings(max_examples=settings.default.max_examples // 2)
     @given(scores(), st.integers(0, 100))
     def test_keeps_the_head_of_the_stable_ranking(self, scores: list[Tensor], percent: int) -> None:
         budget = Fraction(percent, 100) * sum(map(len, scores))
         masks = select_top([ranked(tensor) for tensor in scores], [1] * len(scores), budget)
         assert kept(masks) == set(ranking(scores)[: round(budget)])
 
+    @settings(max_examples=settings.default.max_examples // 2)
     @given(scores(), st.data())
     def test_entries_of_several_sizes_come_nearest_to_the_budget(
         self, scores: list[Tensor], data: st.DataObject
@@ -73,6 +75,7 @@ class TestAgainstAPlainSort:
         masks = select_top([ranked(tensor) for tensor in scores], sizes, budget)
         assert kept(masks) == set(order[:nearest])
 
+    @settings(max_examples=settings.default.max_examples // 2)
     @given(scores(), st.data())
     def test_dead_entries_are_out_of_the_ranking(self, scores: list[Tensor], data: st.DataObject) -> None:
         alive = [

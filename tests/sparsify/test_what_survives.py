@@ -22,9 +22,9 @@ class TestWhatSurvives:
     def test_state_dict_keys_and_values(self) -> None:
         model, ticket = pruned()
         expected = weights(ticket.apply_(copy.deepcopy(model)))
-        found = sparsify_(model, ticket, format="element").state_dict()
-        assert list(found) == list(expected)
-        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        state = sparsify_(model, ticket, format="element").state_dict()
+        assert list(state) == list(expected)
+        assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
     def test_checkpoints_move_from_dense_to_sparse(self) -> None:
         model, ticket = pruned()

@@ -16,7 +16,17 @@ from sparsebert.pruning.gates import gate_sites
 from sparsebert.pruning.methods.head_importance import gate_importance, normalised
 from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
-from tests.pruning.gated_models import FAMILIES, HEAD, HEADS, LAYERS, NEURONS, batches, build, logits
+from tests.pruning.gated_models import (
+    FAMILIES,
+    FAMILY_AND_KIND,
+    HEAD,
+    HEADS,
+    LAYERS,
+    NEURONS,
+    batches,
+    build,
+    logits,
+)
 
 KINDS = ("head", "neuron", "mlp")
 
@@ -63,8 +73,7 @@ def computed(model: Any, kind: str, data: Any, **options: bool) -> np.ndarray:
 TOKENS = sum(int(batch["attention_mask"].sum()) for batch in batches())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("family", "kind"), FAMILY_AND_KIND)
 class TestParity:
     def test_sum_over_batches_of_abs_of_the_gradient(self, family: str, kind: str) -> None:
         model = build(family, torch.float64)

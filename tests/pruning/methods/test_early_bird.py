@@ -46,8 +46,7 @@ def numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().numpy().copy()
 
 
-@pytest.mark.parametrize("width", [1, 2])
-@pytest.mark.parametrize("penalty", [0.0, 0.05])
+@pytest.mark.parametrize(("width", "penalty"), [(1, 0.05), (2, 0.0), (2, 0.05)])
 def test_one_step_is_that_of_the_equations(width: int, penalty: float) -> None:
     """Loss, gradients of coefficients and weights, and the coefficients after a step of AdamW."""
     model = TwoMatrices().train()
@@ -131,8 +130,10 @@ def test_it_settles_when_the_last_five_distances_are_small() -> None:
             Settled(**options)
 
 
-@pytest.mark.parametrize("scope", ["global", "matrix", "type"])
-@pytest.mark.parametrize("granularity", ["head", "neuron", "head+neuron"])
+@pytest.mark.parametrize(
+    ("granularity", "scope"),
+    [("head", "matrix"), ("neuron", "type"), ("head+neuron", "global"), ("head+neuron", "type")],
+)
 def test_the_mask_on_the_way_is_the_one_of_the_ticket(granularity: str, scope: str) -> None:
     model = build()
     found = structure(model)
