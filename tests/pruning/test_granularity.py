@@ -71,9 +71,9 @@ def test_n_of_every_m_are_kept_and_none_beats_them(
     mask = keep_n_of_m(ranked(scores), n, m)
     assert mask.shape == scores.shape
     assert mask.is_contiguous()
-    for group, chosen in zip(scores.view(-1, m), mask.view(-1, m), strict=True):
+    for group, kept in zip(scores.view(-1, m), mask.view(-1, m), strict=True):
         best = group.argsort(descending=True, stable=True)[:n]
-        assert set(chosen.nonzero().flatten().tolist()) == set(best.tolist())
+        assert set(kept.nonzero().flatten().tolist()) == set(best.tolist())
 
 
 @pytest.mark.parametrize(

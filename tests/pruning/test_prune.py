@@ -218,10 +218,10 @@ class TestGranularity:
             assert ticket.sparsity == sparsity
             for key, mask in ticket.masks.items():
                 groups = weights(dense)[key].abs().view(-1, m)
-                chosen = mask.view(-1, m)
-                assert torch.equal(chosen.sum(1), torch.full((len(chosen),), n))
+                keep = mask.view(-1, m)
+                assert torch.equal(keep.sum(1), torch.full((len(keep),), n))
                 assert (
-                    groups.masked_fill(~chosen, math.inf).amin(1) >= groups.masked_fill(chosen, 0).amax(1)
+                    groups.masked_fill(~keep, math.inf).amin(1) >= groups.masked_fill(keep, 0).amax(1)
                 ).all()
 
     def test_pooling_decides_between_one_large_weight_and_many(self) -> None:

@@ -1,4 +1,4 @@
-"""Exact selection: the highest scores by one stable order, whatever the ties, and as many as asked for."""
+"""Exact selection: the highest scores by one stable order, for any ties, and exactly as many as requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sparsify_`: the answers of the masked model, for the layers that are asked for."""
+"""`sparsify_`: the answers of the masked model, for the layers of the ticket or filter."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def context_and_gradient(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of every layer what a gate would multiply, and dL/d(that): a plain backward pass, no gates."""
     model = copy.deepcopy(model).eval()
-    found = structure(model)
-    keys = [keys[-1] for keys in (found.heads if kind == "head" else found.neurons)]
+    encoder = structure(model)
+    keys = [keys[-1] for keys in (encoder.heads if kind == "head" else encoder.neurons)]
     seen: list[Tensor] = []
 
     def record(x: Tensor) -> Tensor:
@@ -66,8 +66,8 @@ def gate_gradients(model: Any, batch: dict[str, Tensor], kind: str, per_example:
 
 
 def computed(model: Any, kind: str, data: Any, **options: bool) -> np.ndarray:
-    found = gate_importance(model, gate_sites(structure(model), kind), data, **options)
-    return torch.stack(list(found.values())).numpy()
+    importance = gate_importance(model, gate_sites(structure(model), kind), data, **options)
+    return torch.stack(list(importance.values())).numpy()
 
 
 TOKENS = sum(int(batch["attention_mask"].sum()) for batch in batches())
@@ -118,8 +118,8 @@ def test_of_each_token(kind: str, accumulate: bool) -> None:
             (x * gradient).reshape(*x.shape[:2], -1, width).sum(-1)
             for x, gradient in context_and_gradient(model, batch, kind)
         ]
-        found = 4 * np.stack([np.abs(dot).sum((0, 1)) for dot in dots])  # of 4 examples, for a mean loss
-        grad = grad + found if accumulate else found
+        change = 4 * np.stack([np.abs(dot).sum((0, 1)) for dot in dots])  # of 4 examples, for a mean loss
+        grad = grad + change if accumulate else change
         total = total + grad
     whole = computed(model, kind, batches(), per_token=True, accumulate=accumulate)
     np.testing.assert_allclose(whole, total / TOKENS, atol=1e-10, rtol=1e-10)
@@ -203,9 +203,9 @@ class TestPruning:
         ticket = prune(
             model, "head-importance", sparsity=0.5, granularity="head+neuron", scope="type", data=batches()
         )
-        found = structure(model)
-        heads = sum(int(ticket.masks[keys[0]].any(1).sum()) for keys in found.heads)
-        neurons = sum(int(ticket.masks[keys[0]].any(1).sum()) for keys in found.neurons)
+        encoder = structure(model)
+        heads = sum(int(ticket.masks[keys[0]].any(1).sum()) for keys in encoder.heads)
+        neurons = sum(int(ticket.masks[keys[0]].any(1).sum()) for keys in encoder.neurons)
         assert (heads, neurons) == (LAYERS * HEADS * HEAD // 2, LAYERS * NEURONS // 2)
         assert ticket.sparsity == 0.5
         assert not ticket.removed
