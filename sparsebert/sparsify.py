@@ -56,6 +56,7 @@ def sparsify_(
             `Plan`.
         filter: ``filter(name, linear) -> bool``: which layers, of any model; restricts a ticket.
         fuse_qkv: Compute the query, key and value of an attention in one native call where that is faster.
+            Two forward hooks on the attention do it; `densify_` removes them.
         fuse_activation: Let the kernel of an up-projection apply the ReLU or GELU after it.
         trainable: Make the kept weights Parameters; only for formats that can be trained, without fused
             activations.
