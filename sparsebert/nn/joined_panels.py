@@ -23,7 +23,7 @@ class JoinedPanels:
         self._bias: Tensor | None = None
 
     def weight(self, layers: Sequence[SparseLinear]) -> PanelSparse | None:
-        """Return the joined weight; None if the layers cannot join. Their values become views of its values."""
+        """Return the joined weight, None if the layers cannot be joined. Their values become views of it."""
         values = [layer.values for layer in layers]
         if len(values) == len(self._values) and all(map(operator.is_, values, self._values)):
             return self._weight
