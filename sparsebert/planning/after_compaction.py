@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from sparsebert.bert import is_bert_like, resolve
-from sparsebert.compaction.analyze import Change, CompactionPlan, prepare, ticket_hash
-from sparsebert.compaction.manifest import description_of, record_of
+from sparsebert.compaction.analyze import Change, CompactionPlan, prepare
+from sparsebert.compaction.manifest import description_of, is_ticket_of, record_of
 from sparsebert.planning.target_layers import Filter, TargetLayer, select_target_layers
 from sparsebert.tickets.ticket import Ticket
 
@@ -71,7 +71,7 @@ def compacted_targets(
             "compact=True takes no filter: compacting one layer changes the shapes of its neighbours"
         )
     record = record_of(model)
-    if not compact and record and ticket is not None and ticket_hash(ticket) == record["ticket"]:
+    if not compact and record and ticket is not None and is_ticket_of(record, ticket):
         return CompactedTargets(_nonzero_targets(model, ticket), None, "compacted before with this ticket")
     targets = select_target_layers(model, ticket, filter)
     possible = not (trainable or filter is not None or record) and is_bert_like(model)

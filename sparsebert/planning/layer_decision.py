@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from sparsebert.cost.candidates import Choice, stored_dtype
-from sparsebert.cost.work import BlockStatistics, WorkEstimate, panel_works
+from sparsebert.cost.candidates import FormatCandidates, stored_dtype
+from sparsebert.cost.mask_statistics import BlockStatistics
+from sparsebert.cost.work import WorkEstimate, estimate_panel_work
 from sparsebert.planning.plan import LayerPlan
 from sparsebert.planning.target_layers import TargetLayer
 from sparsebert_kernels.timing import Paired
@@ -40,7 +41,7 @@ class LayerDecision:
     """
 
     layer: TargetLayer
-    choice: Choice
+    choice: FormatCandidates
     work: WorkEstimate
     requested: bool
     timing: Paired | None = None
@@ -123,7 +124,9 @@ class LayerDecision:
         statistics = self.choice.statistics
         spread = BlockStatistics.spread(statistics.rows, statistics.columns, 1 - statistics.sparsity)
         stored = stored_dtype(self.layer.linear.weight.dtype, "cuda")
-        gains = {w.block: self.choice.predicted_speedup(w) for w in panel_works(statistics, spread, stored)}
+        gains = {
+            w.block: self.choice.predicted_speedup(w) for w in estimate_panel_work(statistics, spread, stored)
+        }
         enough = ENOUGH_OF_THE_BEST * max(gains.values())
         block = min((block for block in gains if block and gains[block] >= enough), key=math.prod)
         if gains[block] < 1:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from sparsebert.cost.candidates import Choice, stored_dtype
+from sparsebert.cost.candidates import FormatCandidates, stored_dtype
 from sparsebert.cost.work import WorkEstimate
 from sparsebert.planning.target_layers import TargetLayer
 from sparsebert_kernels import formats, ops
@@ -21,7 +21,7 @@ CLEARLY_FASTER = 1.15
 MAX_TIMED_TOKENS = {"cpu": 2048, "cuda": 65536}
 
 
-def fastest_candidate(layer: TargetLayer, choice: Choice, tokens: int) -> tuple[str, Paired]:
+def fastest_candidate(layer: TargetLayer, choice: FormatCandidates, tokens: int) -> tuple[str, Paired]:
     """Time the leading candidates of a layer and return the fastest.
 
     Timing stops at the first candidate that is not predicted to be clearly faster than the best measured so

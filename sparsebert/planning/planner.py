@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.cost import gpu_roofline
-from sparsebert.cost.candidates import GPU_FORMATS, choices
-from sparsebert.nn.sparse_linear import DEFAULT_TOKENS, SparseLinear
+from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
+from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import compacted_targets, compaction_note
 from sparsebert.planning.layer_decision import LayerDecision
 from sparsebert.planning.layer_timing import fastest_candidate
@@ -22,6 +22,7 @@ from sparsebert.planning.target_layers import Filter, TargetLayer
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import cpu, cuda, formats
 from sparsebert_kernels.errors import unknown
+from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
 
 def plan(
@@ -195,7 +196,7 @@ def _first_choice(
 ) -> LayerDecision:
     """Decide for the candidate with the least predicted time."""
     weight = layer.linear.weight
-    choice = choices(
+    choice = format_candidates(
         layer.mask,
         weight.dtype,
         target or weight.device,

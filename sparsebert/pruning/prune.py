@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
-from sparsebert.bert import Structure, structure
+from sparsebert.bert import Structure, prunable, structure
 from sparsebert.pruning.density import Density, Number, as_sparsity, density_of, parse_sparsity
 from sparsebert.pruning.gates import GATED, GateSite, gate_sites
 from sparsebert.pruning.gradients import loss_gradients
@@ -23,7 +23,7 @@ from sparsebert.pruning.registry import Method, ScoringContext, find_method
 from sparsebert.pruning.top_k import ranked, select_top
 from sparsebert.pruning.unit_groups import POOLING, SCOPES, UnitGroup, competition_groups, unit_groups
 from sparsebert.tickets.provenance import describe_model, weight_hash
-from sparsebert.tickets.ticket import Ticket, prunable, require_ticket
+from sparsebert.tickets.ticket import Ticket, require_ticket
 from sparsebert_kernels.errors import unknown
 
 

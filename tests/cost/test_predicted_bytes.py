@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsebert.cost.work import MaskStatistics, estimate_work
+from sparsebert.cost.mask_statistics import MaskStatistics
+from sparsebert.cost.work import estimate_work
 from sparsebert_kernels import formats
 from tests.planning.masks import dead_rows, random_mask
 

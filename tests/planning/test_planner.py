@@ -159,5 +159,5 @@ class TestForAGpuThatIsNotHere:
         assert (layer.format, layer.reason) == ("dense", "format 'element' has no GPU kernels")
 
     def test_unknown_gpus_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="no figures for a device 'h300'"):
+        with pytest.raises(ValueError, match="no figures for device 'h300'"):
             plan(*model_with(random_mask(0.1)), device="h300")

@@ -9,8 +9,8 @@ from torch import nn
 from sparsebert import Ticket, prune, sparsify_
 from sparsebert.bert import structure
 from sparsebert.cost.candidates import GPU_FORMATS
+from sparsebert.nn.fused_activation import FusedActivation
 from sparsebert.nn.fused_qkv import is_fused
-from sparsebert.nn.sparse_linear import FusedActivation
 from tests.sparsify.models import MODELS, TOKENS, WIDTH, answers, build, masked_answers, pruned, sparse_layers
 
 transformers = pytest.importorskip("transformers")
