@@ -89,9 +89,9 @@ def prune(
     from sparsebert import results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import Workload, hush_transformers
-    from sparsebert.lottery.experiment import PruningUnits
     from sparsebert.lottery.find_runs import load_ticket
     from sparsebert.pruning import prune as prune_model
+    from sparsebert.pruning.pruning_units import PruningUnits
     from sparsebert.pruning.registry import find_method
     from sparsebert.report.ticket_tables import overlap_text
     from sparsebert.tasks.metrics import summary

@@ -18,10 +18,11 @@ from torch import nn
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
 from sparsebert.bert import resolve
 from sparsebert.compact import compact_, compaction_description
-from sparsebert.lottery.experiment import Experiment, PruningUnits, RunConfig
+from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import LotteryMethod, lottery_method
-from sparsebert.lottery.multi_task import joint
+from sparsebert.lottery.multi_task import multi_task_experiment
 from sparsebert.lottery.run_folder import Record, RunFolder
+from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import Encoded, Task, TaskData, collate, encode, find_task, load
 from sparsebert.tasks.evaluator import evaluator, first_inputs
 from sparsebert.tasks.metrics import primary, summarise
@@ -69,6 +70,7 @@ def train(
     """
     # Late: a run that is finished needs none of it.
     from sparsebert.lottery.loop import run
+    from sparsebert.lottery.run_context import RunContext
 
     distributed.join()
     known = task_of(task, data)
@@ -111,11 +113,10 @@ def train(
             )
             for each, source in others
         }
-        experiment = joint({known.name: experiment, **parts}, getattr(request.method, "proportions", "equal"))
+        proportions = getattr(request.method, "proportions", "equal")
+        experiment = multi_task_experiment({known.name: experiment, **parts}, proportions)
     require_whole_blocks(experiment.model, request.units)
-    if distributed.is_main():
-        before(experiment.model, request)
-    return run(experiment, request, out, say)
+    return run(experiment, request, out, RunContext(say, before))
 
 
 def assemble(
@@ -303,9 +304,11 @@ def over_seeds(
 
 def _others(request: RunConfig, task: Task, also: Mapping[str, Data]) -> list[tuple[Task, Data]]:
     """The other tasks of a run. Raises ValueError if the method needs or takes none, or for one twice."""
-    if request.method.joint != bool(also):
+    if request.method.multi_task != bool(also):
         wants = (
-            "needs another task beside" if request.method.joint else "works on one task: leave out all but"
+            "needs another task beside"
+            if request.method.multi_task
+            else "works on one task: leave out all but"
         )
         raise ValueError(f"method {request.method.name} {wants} {task.name}")
     others = [(task_of(name, data), data) for name, data in also.items()]

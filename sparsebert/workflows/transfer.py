@@ -14,9 +14,10 @@ from pathlib import Path
 
 from torch import nn
 
-from sparsebert.lottery.experiment import PruningUnits, RunConfig
+from sparsebert.lottery.experiment import RunConfig
 from sparsebert.lottery.method import lottery_method
 from sparsebert.lottery.run_folder import Record
+from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import EncodedOnce
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.settings import TrainingSettings

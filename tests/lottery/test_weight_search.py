@@ -35,7 +35,7 @@ def found(trained: nn.Module, metrics: list[float], **options: Any) -> Ticket:
     asked = request("magnitude-search", None, **options)
     method = asked.method
     assert isinstance(method, MagnitudeSearch)
-    return method.found(whole, asked, Path(), method.rounds(Fraction(0))[1])
+    return method.find_ticket(whole, asked, Path(), method.rounds(Fraction(0))[1])
 
 
 def pruned_by_torch(trained: nn.Module, steps: int) -> dict[str, torch.Tensor]:
@@ -146,9 +146,9 @@ def test_a_ticket_of_other_units_has_as_many_weights_too(method: str, units: dic
     if method == "bad-weights":
         assert isinstance(asked.method, BadWeights)
         round_ = asked.method.rounds(asked.target)[1]
-        made = asked.method.found(replace(experiment(), model=model), asked, Path(), round_)
+        made = asked.method.find_ticket(replace(experiment(), model=model), asked, Path(), round_)
     else:
-        made = asked.method.given(good, model, 0)
+        made = asked.method.derive_ticket(good, model, 0)
     assert whole_and_kept(made, model) == whole_and_kept(good, model)
 
 
@@ -185,14 +185,16 @@ def test_the_bad_ones_are_the_smallest_of_the_trained_model() -> None:
     asked = request("bad-weights", None, ticket=good)
     method = asked.method
     assert isinstance(method, BadWeights)
-    bad = method.found(replace(experiment(), model=model), asked, Path(), method.rounds(asked.target)[1])
+    bad = method.find_ticket(
+        replace(experiment(), model=model), asked, Path(), method.rounds(asked.target)[1]
+    )
     sizes = torch.cat([resolve(model, key).weight.detach().abs().flatten() for key in bad.masks])
     kept = torch.cat([mask.flatten() for mask in bad.masks.values()])
     assert sizes[kept].max() <= sizes[~kept].min()
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="decides itself how much is pruned"):
+    with pytest.raises(ValueError, match="decides the sparsity"):
         request("magnitude-search", 0.5)
     with pytest.raises(ValueError, match="lets all single weights compete"):
         request("magnitude-search", None, granularity="head")

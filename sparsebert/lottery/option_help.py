@@ -1,4 +1,4 @@
-"""Help of the options that several methods have: one option of the command, one text."""
+"""Help texts of the options that several methods have: an option of the command has one text."""
 
 REWIND = {"help": "pretrained, or step, learning-rate (cap-structured's), none (standard's)"}
 HEAD = {"help": "each round: rewind, keep (imp's, standard's) or fresh"}
