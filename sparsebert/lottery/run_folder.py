@@ -152,7 +152,7 @@ class RunFolder:
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise OSError(
-                f"{self.path}: the next round writes {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free"
+                f"{self.path}: the next round needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
             )
 
     @contextlib.contextmanager
