@@ -234,7 +234,7 @@ def convert(
     from sparsebert import results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.interop import bert_experiments, bert_tickets
+    from sparsebert.interop import bert_experiments, bert_tickets, smp, super_tickets
     from sparsebert.tasks.models import skeleton
 
     hush_transformers()
@@ -251,9 +251,9 @@ def convert(
         writers: dict[str, Callable[[], None]] = {
             "sparsebert": lambda: ticket.save(output),
             "bert-tickets": lambda: bert_tickets.to_bert_tickets(ticket, output),
-            "smp": lambda: bert_tickets.to_smp(ticket, output, whole),
+            "smp": lambda: smp.to_smp(ticket, output, whole),
             "head-masks": lambda: bert_experiments.to_head_mask(ticket, output, whole),
-            "super-tickets": lambda: bert_experiments.to_super_tickets(ticket, output, whole),
+            "super-tickets": lambda: super_tickets.to_super_tickets(ticket, output, whole),
         }
         writers[to]()
     if json is not None:
@@ -314,7 +314,7 @@ def _read(
     source: Path, model: Any, pruning_method: str | None, threshold: float | None, task: str | None
 ) -> Ticket:
     from sparsebert.compact import expand_
-    from sparsebert.interop.movement_pruning import from_checkpoint, is_foreign_checkpoint
+    from sparsebert.interop import is_foreign_checkpoint, read_checkpoint
     from sparsebert.lottery.find_runs import load_ticket
     from sparsebert.lottery.run_folder import RunFolder
     from sparsebert.sparsify import densify_
@@ -326,7 +326,7 @@ def _read(
     if task is not None:
         raise ValueError(f"--task {task}: {source} is a model, which holds one ticket")
     if pruning_method or is_foreign_checkpoint(source):
-        ticket = from_checkpoint(source, method=pruning_method, threshold=threshold)
+        ticket = read_checkpoint(source, method=pruning_method, threshold=threshold)
     else:
         ticket = Ticket.from_model(expand_(densify_(load_as_saved(str(source)))))
     if model is not None:

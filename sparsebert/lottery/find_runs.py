@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sparsebert.interop.bert_tickets import read_ticket
+from sparsebert.interop import read_ticket
 from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.tickets.ticket import Ticket
 
@@ -27,9 +27,9 @@ def load_ticket(
     """Read a ticket for a model from a file of any known kind, or from a run's folder.
 
     Of a folder the last ticket is meant, or that of the round with this ``sparsity``; ``task`` is that of
-    :func:`sparsebert.interop.bert_tickets.read_ticket`. Raises ValueError for
+    :func:`sparsebert.interop.read_ticket`. Raises ValueError for
     a run that has no such ticket or is not finished, a folder without a run, and as
-    :func:`sparsebert.interop.bert_tickets.read_ticket` does.
+    :func:`sparsebert.interop.read_ticket` does.
     """
     file, folder = Path(path), RunFolder(path)
     if not file.exists():

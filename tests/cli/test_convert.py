@@ -13,7 +13,7 @@ import torch
 
 from sparsebert import results
 from sparsebert.cli import app
-from sparsebert.interop.bert_tickets import read_ticket
+from sparsebert.interop import read_ticket
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 from tests.cli.tiny import WORDS, refused, save

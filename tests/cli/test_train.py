@@ -17,7 +17,8 @@ import pytest
 
 from sparsebert import results
 from sparsebert.cli import app
-from sparsebert.interop.bert_tickets import to_bert_tickets, to_smp
+from sparsebert.interop.bert_tickets import to_bert_tickets
+from sparsebert.interop.smp import to_smp
 from sparsebert.tasks import encoding
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.snapshot import Snapshot
