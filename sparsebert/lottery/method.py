@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from sparsebert.mask_learning.option_help import BATCHES, HEAD, REWIND
 from sparsebert.pruning import Magnitude, Method, registry
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import unknown
@@ -90,10 +91,12 @@ class LotteryMethod(abc.ABC):
     needs_ticket: ClassVar[bool] = False
     joint: ClassVar[bool] = False
 
-    rewind: Rewind = Rewind.PRETRAINED
-    rewind_step: int = 0
-    head: Head = Head.REWIND
-    schedule_rounds: int = 1
+    rewind: Rewind = field(default=Rewind.PRETRAINED, metadata=REWIND)
+    rewind_step: int = field(default=0, metadata={"help": "the step of --rewind step"})
+    head: Head = field(default=Head.REWIND, metadata=HEAD)
+    schedule_rounds: int = field(
+        default=1, metadata={"help": "rounds that the schedule spans: 1; Chen et al.: 10"}
+    )
 
     def __post_init__(self) -> None:
         if (self.rewind is Rewind.STEP) != (self.rewind_step > 0):
@@ -161,7 +164,7 @@ class LotteryMethod(abc.ABC):
 class NeedsBatches(LotteryMethod):
     """Base of the methods that look at the first ``batches`` batches of the training data."""
 
-    batches: int = 32
+    batches: int = field(default=32, metadata=BATCHES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from sparsebert.mask_learning.option_help import REGULARISATION, SCORES_LEARNING_RATE
 from sparsebert.mask_learning.rule import Candidates, Gated, Goal, mean_sigmoid, require_not_negative
 
 # The temperature of the concrete distribution, and the ends that it is stretched to.
@@ -32,8 +33,8 @@ class HardConcreteRule(Gated):
 
     first_score: ClassVar[float] = 2.197
 
-    scores_learning_rate: float = 1e-1
-    regularisation: float = 125.0
+    scores_learning_rate: float = field(default=1e-1, metadata=SCORES_LEARNING_RATE)
+    regularisation: float = field(default=125.0, metadata=REGULARISATION)
 
     def __post_init__(self) -> None:
         super().__post_init__()

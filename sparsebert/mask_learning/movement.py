@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from torch import Tensor
 
+from sparsebert.mask_learning.option_help import FINAL_WARMUP, INITIAL_WARMUP, REGULARISATION, THRESHOLD
 from sparsebert.mask_learning.rule import (
     Candidates,
     Goal,
@@ -32,8 +33,8 @@ class Ramped(Rule):
     learning rate warms up: without a warm-up there are none, and the ramp takes up the whole run.
     """
 
-    initial_warmup: float = 1.0
-    final_warmup: float = 2.0
+    initial_warmup: float = field(default=1.0, metadata=INITIAL_WARMUP)
+    final_warmup: float = field(default=2.0, metadata=FINAL_WARMUP)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +77,7 @@ class MovementRule(Scored, GradualMagnitudeRule):
     run they rank weights by chance; with a regularisation those that the task pulls at least sink first.
     """
 
-    regularisation: float = 0.0
+    regularisation: float = field(default=0.0, metadata=REGULARISATION)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,9 +97,11 @@ class SoftMovementRule(Scored, Ramped):
     int(``floor`` * n) + 1 of the n units of a matrix stay, those of the highest scores. S begins at 0.
     """
 
-    threshold: float = 0.1
-    regularisation: float = 400.0
-    floor: float = 0.005
+    threshold: float = field(default=0.1, metadata=THRESHOLD)
+    regularisation: float = field(default=400.0, metadata=REGULARISATION)
+    floor: float = field(
+        default=0.005, metadata={"help": "soft-movement: share of each matrix that stays, 0.005"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

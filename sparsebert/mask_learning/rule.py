@@ -5,13 +5,14 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from sparsebert.mask_learning.option_help import SCORES_LEARNING_RATE
 from sparsebert.mask_learning.schedules import Ramp
 from sparsebert.pruning.sparsity_schedule import exact
 from sparsebert.pruning.top_k import Size, ranked, select
@@ -98,7 +99,7 @@ class Scored(Rule):
 
     first_score: ClassVar[float] = 0.0
 
-    scores_learning_rate: float = 1e-2
+    scores_learning_rate: float = field(default=1e-2, metadata=SCORES_LEARNING_RATE)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 from typing import ClassVar
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsebert.mask_learning import smp_recipes
+from sparsebert.mask_learning.option_help import REGULARISATION, SCORES_LEARNING_RATE, THRESHOLD
 from sparsebert.mask_learning.rule import (
     Candidates,
     Goal,
@@ -89,17 +90,28 @@ class StaticModelPruningRule(Scored):
 
     trains_weights: ClassVar[bool] = False
 
-    scores_learning_rate: float = 2e-2
-    mask: Mask = Mask.SHARED
-    ramp_steps: int | None = None
-    curve: CurveName = CurveName.CUBIC
-    regularisation: float = 400.0
-    regularisation_over: Over = Over.RUN
-    temperature: float | None = None
-    threshold: float = 0.1
-    label_words: str | None = None
-    template: str | None = None
-    smp_compat: bool = False
+    scores_learning_rate: float = field(default=2e-2, metadata=SCORES_LEARNING_RATE)
+    mask: Mask = field(default=Mask.SHARED, metadata={"help": "smp: S, or L, G, T"})
+    ramp_steps: int | None = field(
+        default=None, metadata={"help": "smp: steps over which the density falls; 7/12 of the run"}
+    )
+    curve: CurveName = field(
+        default=CurveName.CUBIC, metadata={"help": "smp: along which it falls, cubic or linear"}
+    )
+    regularisation: float = field(default=400.0, metadata=REGULARISATION)
+    regularisation_over: Over = field(
+        default=Over.RUN, metadata={"help": "smp: the penalty grows over the run, or the fall of the density"}
+    )
+    temperature: float | None = field(default=None, metadata={"help": "smp, mask S: divides the scores, 1"})
+    threshold: float = field(default=0.1, metadata=THRESHOLD)
+    label_words: str | None = field(
+        default=None, metadata={"help": "smp: a word for each label, terrible,great, or task for known ones"}
+    )
+    template: str | None = field(
+        default=None,
+        metadata={"help": "smp: text around the examples', with a blank for the words: '{0} [MASK]'"},
+    )
+    smp_compat: bool = field(default=False, metadata={"help": "smp: as its released code computes"})
 
     @property
     def trains_head(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from sparsebert.lottery.method import (
     register,
 )
 from sparsebert.lottery.methods.mask_learning import Movement, SoftMovement
+from sparsebert.mask_learning.option_help import FINAL_WARMUP, HEAD, INITIAL_WARMUP, REWIND, STEP
 from sparsebert.mask_learning.rule import require_not_negative, require_positive
 from sparsebert.pruning import HeadImportance, Share, levels
 from sparsebert.training import distributed
@@ -53,11 +54,18 @@ class Contrastive(LotteryMethod):
     run needs them: 4 bytes times features times examples for each encoder.
     """
 
-    instance_weight: float = 0.1
-    label_weight: float = 10.0
-    contrast_temperature: float = 0.1
-    negatives: int = 4096
-    banks: str = ",".join(_BANKS)
+    instance_weight: float = field(
+        default=0.1, metadata={"help": "cap: of the term of representations of the same example, 0.1"}
+    )
+    label_weight: float = field(
+        default=10.0, metadata={"help": "cap: of the term of those of the same label, 10"}
+    )
+    contrast_temperature: float = field(default=0.1, metadata={"help": "cap: divides the similarities, 0.1"})
+    negatives: int = field(default=4096, metadata={"help": "cap: representations drawn for each bank, 4096"})
+    banks: str = field(
+        default=",".join(_BANKS),
+        metadata={"help": "cap: some of pretrained,fine-tuned,snapshots; all of them without it"},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,7 +146,9 @@ class Contrastive(LotteryMethod):
 class _Learned(Contrastive):
     """``snapshot_every``: steps between two snapshots; an epoch where none are given."""
 
-    snapshot_every: int | None = None
+    snapshot_every: int | None = field(
+        default=None, metadata={"help": "cap, cap-soft: steps between snapshots; an epoch without it"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,8 +165,8 @@ class _Learned(Contrastive):
 class Cap(_Learned, Movement):
     """CAP (Xu et al. 2022) on movement pruning, its scripts' warm-ups: see :class:`Contrastive`."""
 
-    initial_warmup: float = 2.0
-    final_warmup: float = 3.0
+    initial_warmup: float = field(default=2.0, metadata=INITIAL_WARMUP)
+    final_warmup: float = field(default=3.0, metadata=FINAL_WARMUP)
 
 
 @register("cap-soft")
@@ -164,8 +174,8 @@ class Cap(_Learned, Movement):
 class CapSoft(_Learned, SoftMovement):
     """CAP (Xu et al. 2022) on soft movement pruning, its scripts' warm-ups: see :class:`Contrastive`."""
 
-    initial_warmup: float = 2.0
-    final_warmup: float = 3.0
+    initial_warmup: float = field(default=2.0, metadata=INITIAL_WARMUP)
+    final_warmup: float = field(default=3.0, metadata=FINAL_WARMUP)
 
 
 @register("cap-structured")
@@ -180,9 +190,9 @@ class CapStructured(Contrastive, NeedsBatches):
     model. Its scripts weight the terms differently from task to task (0.3 and 3 for SST-2).
     """
 
-    rewind: Rewind = Rewind.LEARNING_RATE
-    head: Head = Head.KEEP
-    step: float = 0.1
+    rewind: Rewind = field(default=Rewind.LEARNING_RATE, metadata=REWIND)
+    head: Head = field(default=Head.KEEP, metadata=HEAD)
+    step: float = field(default=0.1, metadata=STEP)
 
     def __post_init__(self) -> None:
         super().__post_init__()

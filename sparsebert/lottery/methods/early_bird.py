@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
 from itertools import pairwise
@@ -58,16 +58,31 @@ class EarlyBird(SearchingMethod):
     them, whether the mask had settled, and the distances.
     """
 
-    penalty: float = 1e-4
-    draw: DrawAt = DrawAt.DISTANCE
-    draw_at: float = 0.2
-    every: int = 10
-    epsilon: float = 0.1
-    window: int = 5
-    absolute: bool = False
-    heads_sparsity: float | None = None
-    neurons_sparsity: float | None = None
-    search_learning_rate: float | None = None
+    penalty: float = field(
+        default=1e-4, metadata={"help": "early-bird: of the coefficients' L1 norm, 0.0001"}
+    )
+    draw: DrawAt = field(
+        default=DrawAt.DISTANCE,
+        metadata={"help": "early-bird: by mask distance, or fixed, at --draw-at as published"},
+    )
+    draw_at: float = field(default=0.2, metadata={"help": "early-bird, fixed: share of an epoch, 0.2"})
+    every: int = field(default=10, metadata={"help": "early-bird: steps between two masks, 10"})
+    epsilon: float = field(default=0.1, metadata={"help": "early-bird: mask distance that is settled, 0.1"})
+    window: int = field(default=5, metadata={"help": "early-bird: how many distances in a row, 5"})
+    absolute: bool = field(default=False, metadata={"help": "early-bird: coefficients rank by their size"})
+    heads_sparsity: float | None = field(
+        default=None,
+        metadata={
+            "help": "early-bird: share of the heads to prune, instead of --sparsity; published: a third"
+        },
+    )
+    neurons_sparsity: float | None = field(
+        default=None, metadata={"help": "early-bird: share of the neurons, with it; published: 0.4"}
+    )
+    search_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "early-bird: of the search, where not --learning-rate; published: 2e-5"},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import ClassVar
 
@@ -54,7 +54,9 @@ class ShuffledWeights(GivenTicket):
     does.
     """
 
-    within: Within = Within.MATRIX
+    within: Within = field(
+        default=Within.MATRIX, metadata={"help": "shuffled: in each matrix, or whole layers"}
+    )
 
     def begin_(self, model: nn.Module, seed: int) -> None:
         shuffle_weights_(model, seed, self.within)

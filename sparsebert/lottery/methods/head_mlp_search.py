@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,12 @@ class ImportanceSearch(MetricThresholdSearch, HeadsAndMlps):
     (``rescore=False``).
     """
 
-    share_of_heads: float = 0.1
-    rescore: bool = True
+    share_of_heads: float = field(
+        default=0.1, metadata={"help": "importance-search: share of the heads masked in a step, 0.1"}
+    )
+    rescore: bool = field(
+        default=True, metadata={"help": "importance-search: forget the scores of rejected masks"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,7 +97,9 @@ class RandomUnits(GivenTicket):
     ``bernoulli``: each with that probability instead, as in their code, so that the number varies.
     """
 
-    bernoulli: bool = False
+    bernoulli: bool = field(
+        default=False, metadata={"help": "random-units: their number varies, as published"}
+    )
 
     def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
         masks = UnitMasks.of(ticket, model).random(seed, self.bernoulli)

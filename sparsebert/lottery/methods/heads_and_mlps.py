@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparsebert.lottery.method import NeedsBatches, SearchingMethod
+from sparsebert.mask_learning.option_help import ACCUMULATE
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class HeadsAndMlps(SearchingMethod, NeedsBatches):
     ``accumulate``: the gradients of masks are never cleared between them, as in the published code.
     """
 
-    accumulate: bool = False
+    accumulate: bool = field(default=False, metadata=ACCUMULATE)
 
     @property
     def granularity(self) -> str:

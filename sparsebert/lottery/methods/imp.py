@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from sparsebert.lottery.method import Head, LotteryMethod, Rewind, Round, Source, register
+from sparsebert.mask_learning.option_help import HEAD, REWIND, SHARE, STEP
 from sparsebert.pruning import Share, levels
 
 
@@ -26,9 +27,9 @@ class IterativeMagnitude(LotteryMethod):
     "Comparing Rewinding and Fine-tuning in Neural Network Pruning".
     """
 
-    head: Head = Head.KEEP
-    step: float = 0.1
-    share: Share = Share.ORIGINAL
+    head: Head = field(default=Head.KEEP, metadata=HEAD)
+    step: float = field(default=0.1, metadata=STEP)
+    share: Share = field(default=Share.ORIGINAL, metadata=SHARE)
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         path = levels(sparsity, self.step, self.share)
@@ -42,4 +43,4 @@ class StandardPruning(IterativeMagnitude):
     pruning" in Chen et al. 2020). One learning-rate schedule spans all rounds, and the optimizer goes on.
     """
 
-    rewind: Rewind = Rewind.NONE
+    rewind: Rewind = field(default=Rewind.NONE, metadata=REWIND)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from sparsebert.lottery.method import NeedsBatches, Round, Source, register
+from sparsebert.mask_learning.option_help import ACCUMULATE
 from sparsebert.pruning import HeadImportance
 from sparsebert.pruning.granularity import kinds_in
 
@@ -23,10 +24,14 @@ class Importance(NeedsBatches):
     :class:`sparsebert.pruning.HeadImportance` has them.
     """
 
-    accumulate: bool = False
-    per_example: bool = False
-    per_token: bool = False
-    keep_a_head: bool = False
+    accumulate: bool = field(default=False, metadata=ACCUMULATE)
+    per_example: bool = field(default=False, metadata={"help": "importance: abs of each example's gradient"})
+    per_token: bool = field(
+        default=False, metadata={"help": "importance: abs of each token's part of the gradient"}
+    )
+    keep_a_head: bool = field(
+        default=False, metadata={"help": "importance: the best head of each layer goes last"}
+    )
 
     @property
     def granularity(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +65,10 @@ class StaticModelPruning(LearnedMethod, smp.StaticModelPruningRule):
     by other data. ``search`` in the ticket's metadata says which were chosen.
     """
 
-    choose_every: int | None = None
+    choose_every: int | None = field(
+        default=None,
+        metadata={"help": "smp: steps between judgements by the validation data; the best masks are kept"},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import NeedsBatches, Round, SearchingMethod, Source
+from sparsebert.mask_learning.option_help import THRESHOLD
 from sparsebert.pruning.sparsity_schedule import require_share
 
 
@@ -28,8 +29,11 @@ class MetricThresholdSearch(SearchingMethod, NeedsBatches):
     validation data stay unseen; the published searches look at those (``judged_on="validation"``).
     """
 
-    threshold: float = 0.9
-    judged_on: JudgedOn = JudgedOn.TRAIN
+    threshold: float = field(default=0.9, metadata=THRESHOLD)
+    judged_on: JudgedOn = field(
+        default=JudgedOn.TRAIN,
+        metadata={"help": "importance-search, magnitude-search: train, or validation as published"},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

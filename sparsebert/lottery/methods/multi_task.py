@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from sparsebert.lottery.method import register
@@ -24,7 +24,9 @@ class MultiTask(IterativeMagnitude):
 
     joint: ClassVar[bool] = True
 
-    proportions: str = "equal"
+    proportions: str = field(
+        default="equal", metadata={"help": "multi-task: equal turns, by size, or a number for each task: 2,1"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 
@@ -25,7 +25,7 @@ class OneShot(LotteryMethod):
     ``of="trained"`` a dense round comes first, as in Frankle and Carbin 2019, appendix B.
     """
 
-    of: Of = Of.PRETRAINED
+    of: Of = field(default=Of.PRETRAINED, metadata={"help": "one-shot: magnitudes of pretrained or trained"})
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         if self.of is Of.PRETRAINED:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from sparsebert.lottery.method import NeedsBatches, Round, Source, register
+from sparsebert.mask_learning.option_help import BATCHES, SHARE, STEP
 from sparsebert.pruning import Share, Snip, levels
 from sparsebert.pruning.sparsity_schedule import exact, require_share
 
@@ -19,7 +20,7 @@ class SnipOnce(NeedsBatches):
     head on a pre-trained model makes single batches noisy.
     """
 
-    batches: int = 8
+    batches: int = field(default=8, metadata=BATCHES)
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         return (Round(Source.START, sparsity, Snip()),)
@@ -34,9 +35,9 @@ class SnipThenMagnitude(SnipOnce):
     usual suggestion. ``first``: SNIP's share, less if the full sparsity is.
     """
 
-    first: float = 0.5
-    step: float = 0.1
-    share: Share = Share.ORIGINAL
+    first: float = field(default=0.5, metadata={"help": "snip-imp: sparsity that SNIP prunes to, 0.5"})
+    step: float = field(default=0.1, metadata=STEP)
+    share: Share = field(default=Share.ORIGINAL, metadata=SHARE)
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         begin = min(exact("first", self.first), sparsity)

@@ -16,6 +16,7 @@ from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import Round, Source, register
 from sparsebert.lottery.methods.heads_and_mlps import HeadsAndMlps
+from sparsebert.mask_learning.option_help import STEP
 from sparsebert.pruning import HeadImportance, Share, levels
 from sparsebert.pruning.gates import gate_sites
 from sparsebert.pruning.methods.head_importance import gate_importance
@@ -38,7 +39,7 @@ class SuperTickets(HeadsAndMlps):
     What is chosen by the validation data looks better there than it is: judge it by other data.
     """
 
-    step: float = 0.05
+    step: float = field(default=0.05, metadata=STEP)
 
     @property
     def scope(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import Round, SearchingMethod, Source, register
 from sparsebert.lottery.methods.from_ticket import GivenTicket
 from sparsebert.lottery.methods.metric_search import MetricThresholdSearch
+from sparsebert.mask_learning.option_help import STEP
 from sparsebert.pruning import Magnitude, Method, Random, Share, levels
 from sparsebert.pruning.greedy_search import least_metric
 from sparsebert.pruning.prune import prune
@@ -34,8 +35,10 @@ class MagnitudeSearch(MetricThresholdSearch):
     :class:`MetricThresholdSearch`.
     """
 
-    step: float = 0.1
-    most_steps: int = 9
+    step: float = field(default=0.1, metadata=STEP)
+    most_steps: int = field(
+        default=9, metadata={"help": "magnitude-search: times that --step is pruned at most, 9"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
