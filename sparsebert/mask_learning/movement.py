@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from sparsebert.mask_learning.option_help import FINAL_WARMUP, INITIAL_WARMUP, REGULARISATION, THRESHOLD
+from sparsebert.mask_learning.option_help import FINAL_WARMUP, INITIAL_WARMUP, REGULARISATION
 from sparsebert.mask_learning.rule import (
     Candidates,
     Goal,
@@ -97,11 +97,9 @@ class SoftMovementRule(Scored, Ramped):
     int(``floor`` * n) + 1 of the n units of a matrix stay, those of the highest scores. S begins at 0.
     """
 
-    threshold: float = field(default=0.1, metadata=THRESHOLD)
+    threshold: float = field(default=0.1, metadata={"help": "score above which a weight is kept"})
     regularisation: float = field(default=400.0, metadata=REGULARISATION)
-    floor: float = field(
-        default=0.005, metadata={"help": "soft-movement: share of each matrix that stays, 0.005"}
-    )
+    floor: float = field(default=0.005, metadata={"help": "minimum share of each matrix to keep"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

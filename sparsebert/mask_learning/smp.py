@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsebert.mask_learning import smp_recipes
-from sparsebert.mask_learning.option_help import REGULARISATION, SCORES_LEARNING_RATE, THRESHOLD
+from sparsebert.mask_learning.option_help import REGULARISATION, SCORES_LEARNING_RATE
 from sparsebert.mask_learning.rule import (
     Candidates,
     Goal,
@@ -91,27 +91,33 @@ class StaticModelPruningRule(Scored):
     trains_weights: ClassVar[bool] = False
 
     scores_learning_rate: float = field(default=2e-2, metadata=SCORES_LEARNING_RATE)
-    mask: Mask = field(default=Mask.SHARED, metadata={"help": "smp: S, or L, G, T"})
+    mask: Mask = field(default=Mask.SHARED, metadata={"help": "mask variant: S, L, G or T"})
     ramp_steps: int | None = field(
-        default=None, metadata={"help": "smp: steps over which the density falls; 7/12 of the run"}
+        default=None, metadata={"help": "steps over which the density falls; 7/12 of the run if omitted"}
     )
     curve: CurveName = field(
-        default=CurveName.CUBIC, metadata={"help": "smp: along which it falls, cubic or linear"}
+        default=CurveName.CUBIC, metadata={"help": "shape of that fall: cubic or linear"}
     )
     regularisation: float = field(default=400.0, metadata=REGULARISATION)
     regularisation_over: Over = field(
-        default=Over.RUN, metadata={"help": "smp: the penalty grows over the run, or the fall of the density"}
+        default=Over.RUN,
+        metadata={"help": "period over which the penalty grows: the run, or the fall of the density"},
     )
-    temperature: float | None = field(default=None, metadata={"help": "smp, mask S: divides the scores, 1"})
-    threshold: float = field(default=0.1, metadata=THRESHOLD)
+    temperature: float | None = field(
+        default=None, metadata={"help": "with --mask S: temperature of the scores; 1 if omitted"}
+    )
+    threshold: float = field(
+        default=0.1, metadata={"help": "with --mask T: score above which a weight is kept"}
+    )
     label_words: str | None = field(
-        default=None, metadata={"help": "smp: a word for each label, terrible,great, or task for known ones"}
+        default=None,
+        metadata={"help": "one word per label, such as terrible,great; task selects known words"},
     )
     template: str | None = field(
         default=None,
-        metadata={"help": "smp: text around the examples', with a blank for the words: '{0} [MASK]'"},
+        metadata={"help": "text around each example, with a blank for the label word: '{0} [MASK]'"},
     )
-    smp_compat: bool = field(default=False, metadata={"help": "smp: as its released code computes"})
+    smp_compat: bool = field(default=False, metadata={"help": "compute as the released code does"})
 
     @property
     def trains_head(self) -> bool:

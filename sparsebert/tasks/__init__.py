@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sparsebert.tasks.collation import Collator, collate
-from sparsebert.tasks.encoding import Encoded, EncodedOnce, EncodedQuestions, encode
-from sparsebert.tasks.examples import Example, Examples, Question, TaskData, require_usable
+from sparsebert.tasks.encoding import Encoded, EncodedOnce, EncodedQuestions, TextFormat, encode
+from sparsebert.tasks.examples import Example, Examples, Question, TaskData
 from sparsebert.tasks.label_order import label_config, require_label_order
-from sparsebert.tasks.load import load
+from sparsebert.tasks.load import Data, load
 from sparsebert.tasks.local import load_files
 from sparsebert.tasks.registry import TASKS, Task, find_task
 from sparsebert.tasks.squad import answer_texts, best_answers
@@ -14,6 +14,7 @@ from sparsebert.tasks.squad import answer_texts, best_answers
 __all__ = [
     "TASKS",
     "Collator",
+    "Data",
     "Encoded",
     "EncodedOnce",
     "EncodedQuestions",
@@ -22,6 +23,7 @@ __all__ = [
     "Question",
     "Task",
     "TaskData",
+    "TextFormat",
     "answer_texts",
     "best_answers",
     "collate",

@@ -8,14 +8,17 @@ from sparsebert.tasks import hub, local
 from sparsebert.tasks.examples import Examples, TaskData, require_usable
 from sparsebert.tasks.registry import Task, find_task
 
+# A folder with the task's files, the examples themselves, or None for the hub.
+Data = str | os.PathLike[str] | TaskData | None
+
 
 def load(task: str | Task, folder: str | os.PathLike[str] | None = None, *, train: bool = True) -> TaskData:
     """Load a task's examples.
 
     Args:
         task: A name of :data:`sparsebert.tasks.TASKS`, or a task.
-        folder: A folder that holds the tasks in folders of their usual names (``SST-2``, ``squad-v1.1``, ...),
-            directly or below ``glue/``, or such a task folder itself. None loads from the hub.
+        folder: A folder that holds the tasks in folders of their usual names (``SST-2``, ``squad-v1.1``,
+            ...), directly or below ``glue/``, or such a task folder itself. None loads from the hub.
         train: False leaves the training examples out and does not require their file.
 
     Raises:

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from sparsebert.tasks import Task
+from sparsebert.tasks import Task, TextFormat
 from sparsebert.tasks.models import load_model, template_of
 from sparsebert.training.distillation import Teacher
 
@@ -17,27 +17,26 @@ def load_teacher(
     name: str,
     task: Task,
     tokenizer: Any,
-    *,
-    max_length: int | None = None,
-    template: str | None = None,
+    text_format: TextFormat = TextFormat(),
 ) -> Teacher:
     """The model of that name, hub id or folder, as a teacher of the task.
 
-    ``tokenizer``, ``max_length``, ``template``: those of the model it teaches, whose tokens it is going to
-    read. Raises ValueError, naming the teacher, for a model without a trained head for the task, for labels
-    or a vocabulary that are not the same in the same order, for one that tells segments apart where the
-    tokenizer does not, and for one that takes fewer tokens or was trained on texts in another template; also
-    for masked language modelling. OSError for one that is not found.
+    ``tokenizer``, ``text_format``: those of the model it teaches, whose tokens it is going to read. Raises
+    ValueError, naming the teacher, for a model without a trained head for the task, for labels or a
+    vocabulary that are not the same in the same order, for one that tells segments apart where the tokenizer
+    does not, and for one that takes fewer tokens or was trained on texts in another template; also for masked
+    language modelling. OSError for one that is not found.
     """
     if task.kind == "mlm":
         raise ValueError(f"{task.name} is masked language modelling: it takes no teacher")
     try:
         model, theirs = load_model(name, task, trained=True)
-        if template_of(model) != template:
+        if template_of(model) != text_format.template:
             raise ValueError(
-                f"it was trained on texts in the template {template_of(model)!r}, not {template!r}"
+                f"it was trained with the template {template_of(model)!r}, not {text_format.template!r}"
             )
-        _require_same_tokens(model.config, theirs, tokenizer, task, max_length or task.max_length)
+        length = text_format.max_length or task.max_length
+        _require_same_tokens(model.config, theirs, tokenizer, task, length)
     except ValueError as error:
         raise ValueError(f"teacher {name}: {error}") from None
     return Teacher(model)

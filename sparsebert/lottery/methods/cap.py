@@ -55,16 +55,18 @@ class Contrastive(LotteryMethod):
     """
 
     instance_weight: float = field(
-        default=0.1, metadata={"help": "cap: of the term of representations of the same example, 0.1"}
+        default=0.1, metadata={"help": "weight of the instance-based contrastive loss"}
     )
-    label_weight: float = field(
-        default=10.0, metadata={"help": "cap: of the term of those of the same label, 10"}
+    label_weight: float = field(default=10.0, metadata={"help": "weight of the label-based contrastive loss"})
+    contrast_temperature: float = field(
+        default=0.1, metadata={"help": "temperature of the contrastive losses"}
     )
-    contrast_temperature: float = field(default=0.1, metadata={"help": "cap: divides the similarities, 0.1"})
-    negatives: int = field(default=4096, metadata={"help": "cap: representations drawn for each bank, 4096"})
+    negatives: int = field(
+        default=4096, metadata={"help": "representations drawn from each bank for every batch"}
+    )
     banks: str = field(
         default=",".join(_BANKS),
-        metadata={"help": "cap: some of pretrained,fine-tuned,snapshots; all of them without it"},
+        metadata={"help": "representation banks to contrast with: some of pretrained,fine-tuned,snapshots"},
     )
 
     def __post_init__(self) -> None:
@@ -147,7 +149,7 @@ class _Learned(Contrastive):
     """``snapshot_every``: steps between two snapshots; an epoch where none are given."""
 
     snapshot_every: int | None = field(
-        default=None, metadata={"help": "cap, cap-soft: steps between snapshots; an epoch without it"}
+        default=None, metadata={"help": "steps between snapshots of the model; one epoch if omitted"}
     )
 
     def __post_init__(self) -> None:

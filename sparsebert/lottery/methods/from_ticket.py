@@ -55,7 +55,11 @@ class ShuffledWeights(GivenTicket):
     """
 
     within: Within = field(
-        default=Within.MATRIX, metadata={"help": "shuffled: in each matrix, or whole layers"}
+        default=Within.MATRIX,
+        metadata={
+            "help": "where to shuffle masks: within each matrix, or within whole layers",
+            "flag": "--shuffle-within",
+        },
     )
 
     def begin_(self, model: nn.Module, seed: int) -> None:

@@ -38,11 +38,9 @@ class ImportanceSearch(MetricThresholdSearch, HeadsAndMlps):
     """
 
     share_of_heads: float = field(
-        default=0.1, metadata={"help": "importance-search: share of the heads masked in a step, 0.1"}
+        default=0.1, metadata={"help": "share of the heads to mask in each search step"}
     )
-    rescore: bool = field(
-        default=True, metadata={"help": "importance-search: forget the scores of rejected masks"}
-    )
+    rescore: bool = field(default=True, metadata={"help": "recompute the scores after a rejected mask"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,7 +96,8 @@ class RandomUnits(GivenTicket):
     """
 
     bernoulli: bool = field(
-        default=False, metadata={"help": "random-units: their number varies, as published"}
+        default=False,
+        metadata={"help": "draw each unit independently, so that their number varies, as published"},
     )
 
     def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:

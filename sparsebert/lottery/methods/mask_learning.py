@@ -67,7 +67,7 @@ class StaticModelPruning(LearnedMethod, smp.StaticModelPruningRule):
 
     choose_every: int | None = field(
         default=None,
-        metadata={"help": "smp: steps between judgements by the validation data; the best masks are kept"},
+        metadata={"help": "steps between evaluations on the validation data; the best masks are kept"},
     )
 
     def __post_init__(self) -> None:

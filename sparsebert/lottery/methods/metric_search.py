@@ -9,7 +9,6 @@ from fractions import Fraction
 
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import NeedsBatches, Round, SearchingMethod, Source
-from sparsebert.mask_learning.option_help import THRESHOLD
 from sparsebert.pruning.sparsity_schedule import require_share
 
 
@@ -29,10 +28,10 @@ class MetricThresholdSearch(SearchingMethod, NeedsBatches):
     validation data stay unseen; the published searches look at those (``judged_on="validation"``).
     """
 
-    threshold: float = field(default=0.9, metadata=THRESHOLD)
+    threshold: float = field(default=0.9, metadata={"help": "share of the dense metric to retain"})
     judged_on: JudgedOn = field(
         default=JudgedOn.TRAIN,
-        metadata={"help": "importance-search, magnitude-search: train, or validation as published"},
+        metadata={"help": "data to evaluate on: train, or validation as published"},
     )
 
     def __post_init__(self) -> None:
