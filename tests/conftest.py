@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -34,6 +36,18 @@ def _same_start_for_every_test() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(autouse=True)
+def _quick_garbage_collection() -> None:
+    """Freeze the objects of imported libraries.
+
+    transformers' trainer collects garbage after every training, which takes a second once a million objects
+    of libraries are searched.
+    """
+    if gc.get_freeze_count() == 0 and "transformers.trainer" in sys.modules:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture

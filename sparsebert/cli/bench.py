@@ -28,7 +28,7 @@ def bench(
     sparsity: Annotated[
         str | None,
         typer.Option(
-            help="without --ticket: sparsity of magnitude pruning, 0 to 1; several: 0.5,0.7,0.9 [default: 0.9]"
+            help="without --ticket: sparsity of magnitude pruning, 0 to 1; several: 0.5,0.7 [default: 0.9]"
         ),
     ] = None,
     granularity: Annotated[

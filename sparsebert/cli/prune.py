@@ -153,8 +153,8 @@ def _model_and_examples(
     from sparsebert.tasks.encoding import TextFormat
     from sparsebert.workflows.assemble import assemble, examples_of, task_of
 
-    known = task_of(task, source)
-    experiment = assemble(known, model, examples_of(known, source), seed, TextFormat(max_length))
+    definition = task_of(task, source)
+    experiment = assemble(definition, model, examples_of(definition, source), seed, TextFormat(max_length))
     return experiment.model, experiment.first_batches(batches, batch_size, seed)
 
 

@@ -41,12 +41,12 @@ def evaluate(
             ticket of another model.
         OSError: For files that cannot be read.
     """
-    known = task_of(task, data)
-    loaded, tokenizer, text_format = _load_trained(model, known, max_length)
+    definition = task_of(task, data)
+    loaded, tokenizer, text_format = _load_trained(model, definition, max_length)
     if ticket is not None:
         ticket.apply_(loaded)
-    validation = examples_of(known, data, train=False).validation
-    return evaluator(known, validation, tokenizer, text_format)(loaded)
+    validation = examples_of(definition, data, train=False).validation
+    return evaluator(definition, validation, tokenizer, text_format)(loaded)
 
 
 def evaluate_compacted(
@@ -76,12 +76,12 @@ def evaluate_compacted(
     Raises:
         ValueError: As :func:`evaluate` and :func:`sparsebert.compact_`.
     """
-    known = task_of(task, data)
-    loaded, tokenizer, text_format = _load_trained(model, known, max_length)
-    validation = examples_of(known, data, train=False).validation
-    measure = evaluator(known, validation, tokenizer, text_format)
+    definition = task_of(task, data)
+    loaded, tokenizer, text_format = _load_trained(model, definition, max_length)
+    validation = examples_of(definition, data, train=False).validation
+    measure = evaluator(definition, validation, tokenizer, text_format)
     first_split = next(iter(validation.values()))
-    batches = first_inputs(known, first_split, tokenizer, text_format, device=loaded.device)
+    batches = first_inputs(definition, first_split, tokenizer, text_format, device=loaded.device)
     masked = ticket.apply_(copy.deepcopy(loaded))
     compact_(loaded, ticket, min_row_weights=min_row_weights, batches=batches)
     description = compaction_description(loaded)

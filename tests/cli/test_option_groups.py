@@ -120,7 +120,7 @@ def test_the_help_of_a_method_s_option_says_its_default_in_each_method() -> None
 def test_seeds_are_whole_numbers_each_once() -> None:
     assert seed_list("3, 1,3") == [3, 1]
     for text in ("", "1,", "1.5", "one"):
-        with pytest.raises(ValueError, match="whole numbers are expected"):
+        with pytest.raises(ValueError, match="must be whole numbers"):
             seed_list(text)
 
 
