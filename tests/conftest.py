@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -38,17 +39,15 @@ def _same_start_for_every_test() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _freeze_imported_objects() -> None:
-    """Exempt what the imports created from garbage collection.
+def _quick_garbage_collection() -> None:
+    """Freeze the objects of imported libraries.
 
-    Every training collects garbage in full, which would take most of the time of a tiny one.
+    transformers' trainer collects garbage after every training, which takes a second once a million objects
+    of libraries are searched.
     """
-    gc.collect()
-    gc.freeze()
-
-
-def pytest_sessionfinish() -> None:
-    gc.unfreeze()
+    if "transformers.trainer" in sys.modules and gc.get_freeze_count() == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture

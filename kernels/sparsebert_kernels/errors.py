@@ -1,4 +1,4 @@
-"""The one wording for a name that is not known, with the nearest known name offered."""
+"""Wording of errors: an unknown name with the nearest known one, and the first line of another error."""
 
 from __future__ import annotations
 
@@ -12,3 +12,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     nearest = difflib.get_close_matches(str(name), options, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return ValueError(f"unknown {kind} {name!r}; known: {', '.join(options) or 'none'}{hint}")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type where it has no message."""
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -50,16 +50,18 @@ class ContrastiveMethod(LotteryMethod):
     """
 
     instance_weight: float = field(
-        default=0.1, metadata={"help": "cap: of the term of representations of the same example, 0.1"}
+        default=0.1, metadata={"help": "weight of the instance-based contrastive loss"}
     )
-    label_weight: float = field(
-        default=10.0, metadata={"help": "cap: of the term of those of the same label, 10"}
+    label_weight: float = field(default=10.0, metadata={"help": "weight of the label-based contrastive loss"})
+    contrast_temperature: float = field(
+        default=0.1, metadata={"help": "temperature of the contrastive losses"}
     )
-    contrast_temperature: float = field(default=0.1, metadata={"help": "cap: divides the similarities, 0.1"})
-    negatives: int = field(default=4096, metadata={"help": "cap: representations drawn for each bank, 4096"})
+    negatives: int = field(
+        default=4096, metadata={"help": "representations drawn from each bank for every batch"}
+    )
     banks: str = field(
         default=",".join(_BANKS),
-        metadata={"help": "cap: some of pretrained,fine-tuned,snapshots; all of them without it"},
+        metadata={"help": "representation banks to contrast with: some of pretrained,fine-tuned,snapshots"},
     )
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sparsebert.interop.bert_tickets import read_ticket
+from sparsebert.interop import read_ticket
 from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.tickets.ticket import Ticket
 
@@ -30,12 +30,12 @@ def load_ticket(
         path: File or folder of a run.
         model: The model that the ticket is for.
         sparsity: Sparsity of the ticket. In a run's folder it selects the round; None for the run's ticket.
-        task: Task of a file with several, see :func:`sparsebert.interop.bert_tickets.read_ticket`.
+        task: Task of a file with several, see :func:`sparsebert.interop.read_ticket`.
 
     Raises:
         FileNotFoundError: The path does not exist.
         ValueError: The run is not finished or has no such ticket, the folder holds no run, or the file does
-            not fit (see :func:`sparsebert.interop.bert_tickets.read_ticket`).
+            not fit (see :func:`sparsebert.interop.read_ticket`).
     """
     file, folder = Path(path), RunFolder(path)
     if not file.exists():

@@ -107,10 +107,11 @@ class LotteryMethod(abc.ABC):
     multi_task: ClassVar[bool] = False
 
     rewind: Rewind = field(default=Rewind.PRETRAINED, metadata=REWIND)
-    rewind_step: int = field(default=0, metadata={"help": "the step of --rewind step"})
+    rewind_step: int = field(default=0, metadata={"help": "optimizer step that --rewind step returns to"})
     head: Head = field(default=Head.REWIND, metadata=HEAD)
     schedule_rounds: int = field(
-        default=1, metadata={"help": "rounds that the schedule spans: 1; Chen et al.: 10"}
+        default=1,
+        metadata={"help": "rounds that the learning-rate schedule spans; Chen et al.: 10"},
     )
 
     def __post_init__(self) -> None:

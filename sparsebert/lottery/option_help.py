@@ -1,16 +1,18 @@
-"""Help texts of the options that several methods have: an option of the command has one text."""
+"""Help texts of the options that several methods share."""
 
-REWIND = {"help": "pretrained, or step, learning-rate (cap-structured's), none (standard's)"}
-HEAD = {"help": "each round: rewind, keep (imp's, standard's) or fresh"}
-SHARE = {"help": "--step is a share of the original or remaining"}
-STEP = {"help": "share of weights pruned in a round, or a step of a search: 0.1; super-tickets 0.05"}
-BATCHES = {"help": "batches of training data to look at: 32, SNIP 8"}
-ACCUMULATE = {"help": "importance: gradients of masks never cleared, as published"}
-SCORES_LEARNING_RATE = {"help": "of the scores, where masks are learned: 0.01; smp 0.02, l0 0.1"}
-INITIAL_WARMUP = {"help": "times --warmup-steps: all is kept so long at the beginning; 1, cap 2"}
-FINAL_WARMUP = {"help": "times --warmup-steps: the density stays so long at the end; 2, cap 3"}
-THRESHOLD = {
-    "help": "soft-movement, mask T of smp: what scores must exceed, 0.1; importance-search, "
-    "magnitude-search: share of the metric to hold, 0.9"
+REWIND = {
+    "help": "state that each round starts from: pretrained weights, step (see --rewind-step), learning-rate "
+    "(the trained weights under a fresh schedule), or none: one schedule spans all rounds"
 }
-REGULARISATION = {"help": "weight of the penalty on scores: 400, l0 125, movement 0"}
+HEAD = {"help": "task head at the start of each round: rewind, keep or fresh"}
+SHARE = {
+    "help": "what --step is a share of: the original or the remaining weights",
+    "flag": "--step-relative-to",
+}
+STEP = {"help": "share of the weights or units pruned in each round or search step"}
+BATCHES = {"help": "training batches to compute scores on"}
+ACCUMULATE = {"help": "never clear the gradients of the masks, as published"}
+SCORES_LEARNING_RATE = {"help": "learning rate of the mask scores"}
+INITIAL_WARMUP = {"help": "length of the dense phase at the start, in multiples of --warmup-steps"}
+FINAL_WARMUP = {"help": "length of the phase at the final density, in multiples of --warmup-steps"}
+REGULARISATION = {"help": "weight of the penalty on the mask scores"}

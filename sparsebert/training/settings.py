@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sparsebert_kernels.dtype_names import short_name
 from sparsebert_kernels.errors import unknown
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "cosine", "constant")
 
 
@@ -69,8 +70,8 @@ class TrainingSettings:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
+        object.__setattr__(self, "precision", short_name(self.precision, PRECISIONS, "precision"))
         for kind, value, allowed in (
-            ("precision", self.precision, PRECISIONS),
             ("schedule", self.schedule, SCHEDULES),
             ("device", self.device, ("auto", "cpu")),
         ):

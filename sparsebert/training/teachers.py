@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from sparsebert.tasks import Task
+from sparsebert.tasks import Task, TextFormat
 from sparsebert.tasks.models import load_model, template_of
 from sparsebert.training.distillation import Teacher
 
@@ -17,9 +17,7 @@ def load_teacher(
     name: str,
     task: Task,
     tokenizer: Any,
-    *,
-    max_length: int | None = None,
-    template: str | None = None,
+    text_format: TextFormat = TextFormat(),
 ) -> Teacher:
     """Load a teacher of a task.
 
@@ -27,8 +25,7 @@ def load_teacher(
         name: Hub id or folder.
         task: The task.
         tokenizer: Tokenizer of the student, whose tokens the teacher reads.
-        max_length: Tokens of an example; None for the task's.
-        template: Template of the student's texts.
+        text_format: Length and template of the student's texts.
 
     Raises:
         ValueError: The model has no trained head for the task, other labels, another vocabulary, segments
@@ -40,11 +37,13 @@ def load_teacher(
         raise ValueError(f"{task.name} is masked language modelling, which takes no teacher: leave it out")
     try:
         model, teacher_tokenizer = load_model(name, task, trained=True)
-        if template_of(model) != template:
+        if template_of(model) != text_format.template:
             raise ValueError(
-                f"its texts had the template {template_of(model)!r}, the student's have {template!r}"
+                f"its texts had the template {template_of(model)!r}, "
+                f"the student's have {text_format.template!r}"
             )
-        _require_same_tokens(model.config, teacher_tokenizer, tokenizer, task, max_length or task.max_length)
+        length = text_format.max_length or task.max_length
+        _require_same_tokens(model.config, teacher_tokenizer, tokenizer, task, length)
     except ValueError as error:
         raise ValueError(f"teacher {name}: {error}") from None
     return Teacher(model)

@@ -12,9 +12,10 @@ import pytest
 import typer
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
-from sparsebert.cli import app, tickets, train, transfer
+from sparsebert.cli import bench, convert, evaluate, prune, train, transfer
 from sparsebert.cli.method_options import MethodOptions
-from sparsebert.cli.option_groups import TRAINING_HELP, DataOptions, flattened, seed_list
+from sparsebert.cli.option_groups import TRAINING_HELP, DataOptions, flattened
+from sparsebert.cli.shared_options import seed_list
 from sparsebert.lottery import method as methods
 from sparsebert.lottery.method import lottery_method, lottery_methods
 from sparsebert.report.format import mean_and_verdict
@@ -66,7 +67,7 @@ def test_options_are_shown_by_group() -> None:
     asked = ("data", "scope", "steps", "rewind", "teacher", "method")
     assert [panels[name] for name in asked] == [
         "Data",
-        "What is pruned",
+        "Pruning units",
         "Training",
         "Options of methods",
         "Teacher",
@@ -84,17 +85,17 @@ def test_the_help_of_an_option_names_all_its_values() -> None:
                 assert all(re.search(rf"\b{value.value}\b", text) for value in type(option.default)), text
                 checked.add(option.name)
     assert {"rewind", "head", "share", "draw", "of", "mask", "curve", "within"} <= checked
-    (of_bench,) = get_args(inspect.signature(app.bench, eval_str=True).parameters["format"].annotation)[1:]
+    (of_bench,) = get_args(inspect.signature(bench.bench, eval_str=True).parameters["format"].annotation)[1:]
     assert {name for name in FORMATS if name in of_bench.help} == set(FORMATS)
-    (of_convert,) = get_args(inspect.signature(tickets.convert, eval_str=True).parameters["to"].annotation)[
+    (of_convert,) = get_args(inspect.signature(convert.convert, eval_str=True).parameters["to"].annotation)[
         1:
     ]
-    assert all(kind in of_convert.help for kind in tickets.KINDS)
+    assert all(kind in of_convert.help for kind in convert.TARGETS)
 
 
 def test_every_command_that_reads_a_task_reads_it_from_the_same_places() -> None:
     places = set(vars(DataOptions()))
-    for command in (train.train, train.evaluate, transfer.transfer, tickets.prune):
+    for command in (train.train, evaluate.evaluate, transfer.transfer, prune.prune):
         assert places <= set(inspect.signature(command).parameters)
 
 
@@ -119,7 +120,7 @@ def test_the_help_of_a_method_s_option_says_its_default_in_each_method() -> None
 def test_seeds_are_whole_numbers_each_once() -> None:
     assert seed_list("3, 1,3") == [3, 1]
     for text in ("", "1,", "1.5", "one"):
-        with pytest.raises(ValueError, match="whole numbers are expected"):
+        with pytest.raises(ValueError, match="must be whole numbers"):
             seed_list(text)
 
 

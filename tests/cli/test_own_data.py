@@ -123,12 +123,15 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ([], "a task is missing: --task with one of sst2"),
+            ([], "--task is missing: pass one of sst2"),
             (["--task", "reviews"], "unknown task 'reviews'"),
             (["--validation-file", "{dev}"], "--train-file is missing"),
             (["--train-file", "{dev}"], "--validation-file is missing"),
             (["--train-file", "/nowhere.csv", "--validation-file", "{dev}"], "/nowhere.csv"),
-            (["--train-file", "{dev}", "--validation-file", "{dev}", "--task", "sst2"], "another name"),
+            (
+                ["--train-file", "{dev}", "--validation-file", "{dev}", "--task", "sst2"],
+                "choose another name",
+            ),
             (["--train-file", "{dev}", "--validation-file", "{dev}", "--text-columns", "a,b,c"], "not 3"),
             (["--train-file", "{model}", "--validation-file", "{dev}"], "expected to end in .tsv, .csv or"),
             (["--train-file", "{dev}", "--validation-file", "{dev}", "--regression"], "is no finite number"),

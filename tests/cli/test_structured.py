@@ -105,7 +105,7 @@ def test_magnitude_tickets_with_biases_and_what_two_of_them_share(
 def test_early_bird_says_what_the_search_saved(
     capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path
 ) -> None:
-    early = ["--every", "1", "--window", "2", "--epsilon", "1.0", "--sparsity", "0.5"]
+    early = ["--mask-interval", "1", "--window", "2", "--epsilon", "1.0", "--sparsity", "0.5"]
     assert app.main(["train", "--method", "early-bird", *early, *asked]) == 0
     saved = "seed 0: ticket drawn after 3 of 6 steps, 50% of the search saved\n"
     assert saved in capsys.readouterr().out

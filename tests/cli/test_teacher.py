@@ -123,7 +123,7 @@ def test_several_tasks_have_a_teacher_each_or_none(
     assert [set(row["distillation"]["teachers"]) for row in rows] == [{"sst2", "cola"}] * 2
     for names, message in (
         (f"{teacher},sst2={teacher}", "names two teachers for sst2"),
-        (f"mrpc={teacher}", "a teacher for mrpc, which is none of the run's tasks: sst2, cola, wikitext-2"),
+        (f"mrpc={teacher}", "teacher for mrpc, but the tasks of the run are sst2, cola, wikitext-2"),
         (f"wikitext-2={teacher}", "wikitext-2 is masked language modelling: which takes no teacher"),
     ):
         out = ["--out", str(tmp_path / "refused")]
@@ -220,8 +220,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--distill-weight", "0.9"], "--distill-weight needs a --teacher"),
-            (["--distill-temperature", "2"], "--distill-temperature needs a --teacher"),
+            (["--distill-weight", "0.9"], "--distill-weight requires --teacher"),
+            (["--distill-temperature", "2"], "--distill-temperature requires --teacher"),
             (["--teacher", "x", "--distill-weight", "0"], "distill_weight must be in (0, 1], not 0.0"),
             (["--teacher", "x", "--distill-temperature", "-1"], "distill_temperature must be positive"),
             (["--task", "wikitext-2", "--teacher", "x"], "masked language modelling: which takes no teacher"),

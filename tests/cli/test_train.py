@@ -17,7 +17,8 @@ import pytest
 
 from sparsebert import results
 from sparsebert.cli import app
-from sparsebert.interop.bert_tickets import to_bert_tickets, to_smp
+from sparsebert.interop.bert_tickets import to_bert_tickets
+from sparsebert.interop.smp import to_smp
 from sparsebert.tasks import encoding
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.snapshot import Snapshot
@@ -208,7 +209,7 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
         (["--scope", "layer"], "unknown scope"),
         (["--sparsity", "1"], "sparsity must be in [0, 1)"),
         (["--sparsity", "70"], "sparsity must be in [0, 1)"),
-        (["--share", "orginal"], "did you mean 'original'"),
+        (["--step-relative-to", "orginal"], "did you mean 'original'"),
         (["--method", "random", "--step", "0.1"], "unknown option of method random 'step'"),
         (["--method", "ticket"], "needs a ticket"),
         (["--method", "soft-movement"], "decides the sparsity"),
@@ -224,9 +225,9 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
             "ticket /nowhere/ticket does not exist",
         ),
         (["--train-file", "/nowhere/t.csv", "--validation-file", "v", "--task", "mine"], "--train-file /now"),
-        (["--out", f"{__file__}/below"], "is a file, and a folder is expected"),
-        (["--dense", __file__], "is a file, and a folder is expected"),
-        (["--json", __file__], "--json: records cannot go into this file"),
+        (["--out", f"{__file__}/below"], "is a file; expected a folder"),
+        (["--dense", __file__], "is a file; expected a folder"),
+        (["--json", __file__], "--json: cannot append records to"),
         (["--model", "/nowhere/bert"], "/nowhere/bert"),
         (["--data", "/nowhere/data"], "/nowhere/data is no folder of task data"),
         (["--seeds", "one"], "whole numbers"),
@@ -346,7 +347,7 @@ class TestBadTickets:
         [
             (lambda path: path.write_text("mask"), "not a usable ticket file"),
             (lambda path: path.write_bytes(pickle.dumps({"a.weight_mask": Path}, 2)), "is refused"),
-            (lambda path: np.save(path.open("wb"), np.zeros(9, np.uint8)), "9 bytes where the 12 encoder"),
+            (lambda path: np.save(path.open("wb"), np.zeros(9, np.uint8)), "holds 9 bytes; the 12 encoder"),
             (lambda path: path.mkdir(), "is a folder: a ticket is one file"),
         ],
         ids=["text", "pickle", "array", "folder"],

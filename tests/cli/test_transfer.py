@@ -131,7 +131,7 @@ class TestMatrix:
         assert app.main(asked) == 0
         assert [folder.relative_to(tmp_path / "matrix").parts[:2] for folder in trained] == [("a", "cola")]
         second = capsys.readouterr().out
-        assert "3 of 4 runs were finished: nothing to do there" in second
+        assert "3 of 4 runs were already finished" in second
         assert first.split("┏")[1].split("┘")[0] == second.split("┏")[1].split("┘")[0]
 
     def test_a_finished_matrix_needs_no_data(self, matrix: list[str], half: Path, bert: Path) -> None:
@@ -216,8 +216,8 @@ class TestRefusals:
         [
             (["--tasks", "sst2,colla"], "did you mean 'cola'"),
             (["--tasks", "sst2,mrpc"], "does not hold mrpc"),
-            (["--tasks", "sst2=many"], "tasks are expected, with steps or without"),
-            (["--tasks", "sst2", "--ticket", "dense={half}"], "'dense' cannot be the name"),
+            (["--tasks", "sst2=many"], "--tasks must be tasks with optional steps"),
+            (["--tasks", "sst2", "--ticket", "dense={half}"], "'dense' cannot name a ticket's source"),
             (["--tasks", "sst2", "--ticket", "{half}"], "two tickets are called half"),
             (["--tasks", "sst2", "--sparsity", "0.7"], "the ticket's sparsity is 0.5000, not 0.7"),
             (["--tasks", "sst2", "--ticket", "b=/nowhere/ticket"], "/nowhere/ticket"),

@@ -13,13 +13,15 @@ REVIEW = "{0} the [MASK] ."
 
 
 def test_one_text(tokenizer: Any) -> None:
-    (row,) = [encode([Example(("a dog ran",), 1)], "sst2", tokenizer, template=REVIEW)[0]]
+    (row,) = [encode([Example(("a dog ran",), 1)], "sst2", tokenizer, TextFormat(template=REVIEW))[0]]
     assert row["input_ids"] == tokenizer("a dog ran the [MASK] .")["input_ids"]
     assert row["labels"] == 1
 
 
 def test_two_texts_in_any_order_are_one_segment(tokenizer: Any) -> None:
-    row = encode([Example(("a dog", "the cat"), 0)], "rte", tokenizer, template="{1} [MASK] {0}")[0]
+    row = encode([Example(("a dog", "the cat"), 0)], "rte", tokenizer, TextFormat(template="{1} [MASK] {0}"))[
+        0
+    ]
     assert row["input_ids"] == tokenizer("the cat [MASK] a dog")["input_ids"]
     assert set(row["token_type_ids"]) == {0}
 
@@ -35,14 +37,14 @@ def test_what_is_too_long_loses_the_ends_of_its_texts_the_longest_first(tokenize
 
 
 def test_a_mask_in_a_text_is_no_blank(tokenizer: Any) -> None:
-    row = encode([Example(("a [MASK] ran",), 1)], "sst2", tokenizer, template=REVIEW)[0]
+    row = encode([Example(("a [MASK] ran",), 1)], "sst2", tokenizer, TextFormat(template=REVIEW))[0]
     assert row["input_ids"].count(tokenizer.mask_token_id) == 1
 
 
 def test_a_length_without_room_is_refused(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="a length of 5 tokens leaves no room for text beside the template"):
-        encode([Example(("a",), 1)], "sst2", tokenizer, 5, REVIEW)
-    assert len(encode([Example(("a",), 1)], "sst2", tokenizer, 6, REVIEW)) == 1
+        encode([Example(("a",), 1)], "sst2", tokenizer, TextFormat(5, REVIEW))
+    assert len(encode([Example(("a",), 1)], "sst2", tokenizer, TextFormat(6, REVIEW))) == 1
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ class _Snapshots(ContrastiveMethod):
     """
 
     snapshot_every: int | None = field(
-        default=None, metadata={"help": "cap, cap-soft: steps between snapshots; an epoch without it"}
+        default=None, metadata={"help": "steps between snapshots of the model; one epoch if omitted"}
     )
 
     def __post_init__(self) -> None:

@@ -76,30 +76,35 @@ class EarlyBird(SearchingMethod):
             4e-5).
     """
 
-    penalty: float = field(
-        default=1e-4, metadata={"help": "early-bird: of the coefficients' L1 norm, 0.0001"}
-    )
+    penalty: float = field(default=1e-4, metadata={"help": "factor of the L1 penalty on the coefficients"})
     draw: DrawAt = field(
         default=DrawAt.DISTANCE,
-        metadata={"help": "early-bird: by mask distance, or fixed, at --draw-at as published"},
-    )
-    draw_at: float = field(default=0.2, metadata={"help": "early-bird, fixed: share of an epoch, 0.2"})
-    every: int = field(default=10, metadata={"help": "early-bird: steps between two masks, 10"})
-    epsilon: float = field(default=0.1, metadata={"help": "early-bird: mask distance that is settled, 0.1"})
-    window: int = field(default=5, metadata={"help": "early-bird: how many distances in a row, 5"})
-    absolute: bool = field(default=False, metadata={"help": "early-bird: coefficients rank by their size"})
-    heads_sparsity: float | None = field(
-        default=None,
         metadata={
-            "help": "early-bird: share of the heads to prune, instead of --sparsity; published: a third"
+            "help": "event that draws the ticket: a small mask distance, "
+            "or a fixed time (--draw-at), as published",
+            "flag": "--draw-by",
         },
     )
+    draw_at: float = field(
+        default=0.2,
+        metadata={"help": "with --draw-by fixed: share of the first epoch to train before the draw"},
+    )
+    every: int = field(default=10, metadata={"help": "steps between two masks", "flag": "--mask-interval"})
+    epsilon: float = field(
+        default=0.1, metadata={"help": "mask distance below which two masks count as equal"}
+    )
+    window: int = field(default=5, metadata={"help": "number of consecutive small distances to wait for"})
+    absolute: bool = field(default=False, metadata={"help": "rank the coefficients by absolute value"})
+    heads_sparsity: float | None = field(
+        default=None, metadata={"help": "share of the heads to prune, instead of --sparsity; published: 1/3"}
+    )
     neurons_sparsity: float | None = field(
-        default=None, metadata={"help": "early-bird: share of the neurons, with it; published: 0.4"}
+        default=None,
+        metadata={"help": "share of the neurons to prune, with --heads-sparsity; published: 0.4"},
     )
     search_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "early-bird: of the search, where not --learning-rate; published: 2e-5"},
+        metadata={"help": "learning rate of the search; --learning-rate if omitted; published: 2e-5"},
     )
 
     def __post_init__(self) -> None:

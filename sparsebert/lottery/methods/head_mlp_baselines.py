@@ -33,7 +33,8 @@ class RandomUnits(FromTicket):
     """
 
     bernoulli: bool = field(
-        default=False, metadata={"help": "random-units: their number varies, as published"}
+        default=False,
+        metadata={"help": "draw each unit independently, so that their number varies, as published"},
     )
 
     def derive_ticket(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:

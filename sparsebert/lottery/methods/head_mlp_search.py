@@ -42,11 +42,9 @@ class ImportanceSearch(MetricThresholdSearch):
 
     accumulate: bool = field(default=False, metadata=ACCUMULATE)
     share_of_heads: float = field(
-        default=0.1, metadata={"help": "importance-search: share of the heads masked in a step, 0.1"}
+        default=0.1, metadata={"help": "share of the heads to mask in each search step"}
     )
-    rescore: bool = field(
-        default=True, metadata={"help": "importance-search: forget the scores of rejected masks"}
-    )
+    rescore: bool = field(default=True, metadata={"help": "recompute the scores after a rejected mask"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,13 +24,9 @@ class Importance(NeedsBatches):
     """
 
     accumulate: bool = field(default=False, metadata=ACCUMULATE)
-    per_example: bool = field(default=False, metadata={"help": "importance: abs of each example's gradient"})
-    per_token: bool = field(
-        default=False, metadata={"help": "importance: abs of each token's part of the gradient"}
-    )
-    keep_a_head: bool = field(
-        default=False, metadata={"help": "importance: the best head of each layer goes last"}
-    )
+    per_example: bool = field(default=False, metadata={"help": "sum absolute gradients over examples"})
+    per_token: bool = field(default=False, metadata={"help": "sum absolute gradients over tokens"})
+    keep_a_head: bool = field(default=False, metadata={"help": "prune the best head of each layer last"})
 
     @property
     def granularity(self) -> str:

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import Round, SearchingMethod, Source, require_at_least_one
-from sparsebert.lottery.option_help import BATCHES, THRESHOLD
+from sparsebert.lottery.option_help import BATCHES
 from sparsebert.pruning.sparsity_schedule import require_share
 
 
@@ -35,10 +35,9 @@ class MetricThresholdSearch(SearchingMethod):
     """
 
     batches: int = field(default=32, metadata=BATCHES)
-    threshold: float = field(default=0.9, metadata=THRESHOLD)
+    threshold: float = field(default=0.9, metadata={"help": "share of the dense metric to retain"})
     judged_on: JudgedOn = field(
-        default=JudgedOn.TRAIN,
-        metadata={"help": "importance-search, magnitude-search: train, or validation as published"},
+        default=JudgedOn.TRAIN, metadata={"help": "data to evaluate on: train, or validation as published"}
     )
 
     def __post_init__(self) -> None:

@@ -28,8 +28,7 @@ class MultiTask(IterativeMagnitude):
     multi_task: ClassVar[bool] = True
 
     proportions: str = field(
-        default="equal",
-        metadata={"help": "multi-task: equal turns, by size, or a number for each task: 2,1"},
+        default="equal", metadata={"help": "turns of the tasks: equal, by size, or one number per task: 2,1"}
     )
 
     def __post_init__(self) -> None:

@@ -25,7 +25,13 @@ class OneShot(LotteryMethod):
     ``of="trained"`` a dense round comes first, as in Frankle and Carbin 2019, appendix B.
     """
 
-    of: Of = field(default=Of.PRETRAINED, metadata={"help": "one-shot: magnitudes of pretrained or trained"})
+    of: Of = field(
+        default=Of.PRETRAINED,
+        metadata={
+            "help": "weights whose magnitudes decide: pretrained or trained",
+            "flag": "--magnitudes-of",
+        },
+    )
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         if self.of is Of.PRETRAINED:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.mask_learning_method import MaskLearningMethod
 from sparsebert.lottery.method import register, require_at_least_one
-from sparsebert.lottery.option_help import REGULARISATION, SCORES_LEARNING_RATE, THRESHOLD
+from sparsebert.lottery.option_help import REGULARISATION, SCORES_LEARNING_RATE
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.mask_learning.smp import CurveName, Mask, Over, StaticModelPruningRule
 
@@ -38,33 +38,37 @@ class StaticModelPruning(MaskLearningMethod):
     scores_learning_rate: float = field(
         default=StaticModelPruningRule.scores_learning_rate, metadata=SCORES_LEARNING_RATE
     )
-    mask: Mask = field(default=StaticModelPruningRule.mask, metadata={"help": "smp: S, or L, G, T"})
+    mask: Mask = field(default=StaticModelPruningRule.mask, metadata={"help": "mask variant: S, L, G or T"})
     ramp_steps: int | None = field(
-        default=None, metadata={"help": "smp: steps over which the density falls; 7/12 of the run"}
+        default=None, metadata={"help": "steps over which the density falls; 7/12 of the run if omitted"}
     )
     curve: CurveName = field(
-        default=StaticModelPruningRule.curve,
-        metadata={"help": "smp: along which it falls, cubic or linear"},
+        default=StaticModelPruningRule.curve, metadata={"help": "shape of that fall: cubic or linear"}
     )
     regularisation: float = field(default=StaticModelPruningRule.regularisation, metadata=REGULARISATION)
     regularisation_over: Over = field(
         default=StaticModelPruningRule.regularisation_over,
-        metadata={"help": "smp: the penalty grows over the run, or the fall of the density"},
+        metadata={"help": "period over which the penalty grows: the run, or the fall of the density"},
     )
-    temperature: float | None = field(default=None, metadata={"help": "smp, mask S: divides the scores, 1"})
-    threshold: float = field(default=StaticModelPruningRule.threshold, metadata=THRESHOLD)
+    temperature: float | None = field(
+        default=None, metadata={"help": "with --mask S: temperature of the scores; 1 if omitted"}
+    )
+    threshold: float = field(
+        default=StaticModelPruningRule.threshold,
+        metadata={"help": "with --mask T: score above which a weight is kept"},
+    )
     label_words: str | None = field(
         default=None,
-        metadata={"help": "smp: a word for each label, terrible,great, or task for known ones"},
+        metadata={"help": "one word per label, such as terrible,great; task selects known words"},
     )
     template: str | None = field(
         default=None,
-        metadata={"help": "smp: text around the examples', with a blank for the words: '{0} [MASK]'"},
+        metadata={"help": "text around each example, with a blank for the label word: '{0} [MASK]'"},
     )
-    smp_compat: bool = field(default=False, metadata={"help": "smp: as its released code computes"})
+    smp_compat: bool = field(default=False, metadata={"help": "compute as the released code does"})
     choose_every: int | None = field(
         default=None,
-        metadata={"help": "smp: steps between judgements by the validation data; the best masks are kept"},
+        metadata={"help": "steps between evaluations on the validation data; the best masks are kept"},
     )
 
     def __post_init__(self) -> None:

@@ -42,7 +42,10 @@ class SnipThenMagnitude(SnipOnce):
         share: Whether ``step`` counts original or remaining weights.
     """
 
-    first: float = field(default=0.5, metadata={"help": "snip-imp: sparsity that SNIP prunes to, 0.5"})
+    first: float = field(
+        default=0.5,
+        metadata={"help": "sparsity that SNIP prunes to before the first round", "flag": "--first-sparsity"},
+    )
     step: float = field(default=0.1, metadata=STEP)
     share: Share = field(default=Share.ORIGINAL, metadata=SHARE)
 

@@ -6,13 +6,7 @@ from dataclasses import dataclass, field
 
 from sparsebert.lottery.mask_learning_method import PenaltyMethod
 from sparsebert.lottery.method import register
-from sparsebert.lottery.option_help import (
-    FINAL_WARMUP,
-    INITIAL_WARMUP,
-    REGULARISATION,
-    SCORES_LEARNING_RATE,
-    THRESHOLD,
-)
+from sparsebert.lottery.option_help import FINAL_WARMUP, INITIAL_WARMUP, REGULARISATION, SCORES_LEARNING_RATE
 from sparsebert.mask_learning.movement import SoftMovementRule
 
 
@@ -31,9 +25,10 @@ class SoftMovement(PenaltyMethod):
     scores_learning_rate: float = field(
         default=SoftMovementRule.scores_learning_rate, metadata=SCORES_LEARNING_RATE
     )
-    threshold: float = field(default=SoftMovementRule.threshold, metadata=THRESHOLD)
+    threshold: float = field(
+        default=SoftMovementRule.threshold, metadata={"help": "score above which a weight is kept"}
+    )
     regularisation: float = field(default=SoftMovementRule.regularisation, metadata=REGULARISATION)
     floor: float = field(
-        default=SoftMovementRule.floor,
-        metadata={"help": "soft-movement: share of each matrix that stays, 0.005"},
+        default=SoftMovementRule.floor, metadata={"help": "minimum share of each matrix to keep"}
     )

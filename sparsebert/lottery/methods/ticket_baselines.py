@@ -42,7 +42,11 @@ class ShuffledWeights(FromTicket):
     """
 
     within: Within = field(
-        default=Within.MATRIX, metadata={"help": "shuffled: in each matrix, or whole layers"}
+        default=Within.MATRIX,
+        metadata={
+            "help": "what to shuffle: the weights of each matrix, or whole layers",
+            "flag": "--shuffle-within",
+        },
     )
 
     def initialise_(self, model: nn.Module, seed: int) -> None:

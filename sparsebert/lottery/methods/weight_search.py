@@ -35,9 +35,7 @@ class MagnitudeSearch(MetricThresholdSearch):
     """
 
     step: float = field(default=0.1, metadata=STEP)
-    most_steps: int = field(
-        default=9, metadata={"help": "magnitude-search: times that --step is pruned at most, 9"}
-    )
+    most_steps: int = field(default=9, metadata={"help": "maximum number of search steps"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
