@@ -51,7 +51,7 @@ class PrunableUnits:
     types: Mapping[str, str]
     scope: str
 
-    def competing(self, scope: str | None = None) -> list[list[UnitGroup]]:
+    def competition_groups(self, scope: str | None = None) -> list[list[UnitGroup]]:
         """Return the groups whose units compete with each other, in ``scope`` or in the run's own."""
         return rivals(self.groups, scope or self.scope, self.types)
 
@@ -158,7 +158,7 @@ def keep_top(
 def keep_share(scores: Mapping[str, Tensor], units: PrunableUnits, density: Fraction) -> dict[str, Tensor]:
     """Return masks that keep the highest scores of each scope, up to ``density`` of its weights."""
     masks: dict[str, Tensor] = {}
-    for competing in units.competing():
+    for competing in units.competition_groups():
         budget = density * sum(group.weights for group in competing)
         masks |= keep_top(scores, competing, budget)
     return masks
