@@ -28,7 +28,7 @@ from sparsebert.training.task_sampling import TaskMixture, TaskSampler, proporti
 from tests.lottery import tiny
 from tests.lottery.killing import Killed, dying
 from tests.lottery.multi_task_tiny import collate_texts, experiment, experiments, texts
-from tests.lottery.test_ranks import start as start_processes
+from tests.lottery.test_distributed import start as start_processes
 from tests.lottery.test_resume import BATCHES, start
 
 
