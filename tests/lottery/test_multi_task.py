@@ -235,7 +235,7 @@ class TestRuns:
         assert rows[-1]["sparsity"] == 0.1
 
     def test_batches_of_two_tasks_are_an_error(self) -> None:
-        with pytest.raises(ValueError, match="several tasks"):
+        with pytest.raises(ValueError, match="a batch must hold examples of a single task"):
             experiment().collate([(0, tiny.examples()[0]), (1, texts()[0])])
 
 
