@@ -142,8 +142,11 @@ class TestRefusals:
         [
             (("positive", "negative"), "label order (config.id2label): positive, negative; sst2 expects neg"),
             (("unacceptable", "acceptable"), "labels (config.id2label): unacceptable, acceptable; sst2 exp"),
-            (("LABEL_0", "LABEL_1"), "names no labels (LABEL_0, LABEL_1), so their order is unknown"),
-            (("negative", "neutral", "positive"), "sst2 needs 2 outputs; the model has 3"),
+            (
+                ("LABEL_0", "LABEL_1"),
+                "has placeholders (LABEL_0, LABEL_1), so the order of its labels is unknown",
+            ),
+            (("negative", "neutral", "positive"), "sst2 needs a model with 2 outputs, got 3"),
         ],
     )
     def test_labels(
