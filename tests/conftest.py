@@ -45,7 +45,7 @@ def _quick_garbage_collection() -> None:
     transformers' trainer collects garbage after every training, which takes a second once a million objects
     of libraries are searched.
     """
-    if gc.get_freeze_count() == 0 and "transformers.trainer" in sys.modules:
+    if "transformers.trainer" in sys.modules and gc.get_freeze_count() == 0:
         gc.collect()
         gc.freeze()
 

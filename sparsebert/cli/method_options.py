@@ -74,15 +74,6 @@ class MethodOptions:
             help="weight of the penalty on the mask scores [default: 400; movement, cap: 0; l0: 125]",
         ),
     ] = None
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            "--threshold",
-            help="importance-search, magnitude-search: share of the dense metric to retain [default: 0.9]; "
-            "soft-movement, cap-soft: score above which a weight is kept [default: 0.1]; smp: with "
-            "--mask T: score above which a weight is kept [default: 0.1]",
-        ),
-    ] = None
     initial_warmup: Annotated[
         float | None,
         typer.Option(
@@ -99,19 +90,20 @@ class MethodOptions:
             "cap, cap-soft: 3]",
         ),
     ] = None
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold",
+            help="soft-movement, cap-soft: score above which a weight is kept [default: 0.1]; "
+            "importance-search, magnitude-search: share of the dense metric to retain [default: 0.9]; "
+            "smp: with --mask T: score above which a weight is kept [default: 0.1]",
+        ),
+    ] = None
     share: Annotated[
         str | None,
         typer.Option(
             "--step-relative-to",
             help="what --step is a share of: the original or the remaining weights [default: original]",
-        ),
-    ] = None
-    accumulate: Annotated[
-        bool | None,
-        typer.Option(
-            "--accumulate",
-            help="importance-search, importance, super-tickets: never clear the gradients of the masks, as "
-            "published",
         ),
     ] = None
     instance_weight: Annotated[
@@ -152,12 +144,12 @@ class MethodOptions:
             "pretrained,fine-tuned,snapshots",
         ),
     ] = None
-    judged_on: Annotated[
-        str | None,
+    accumulate: Annotated[
+        bool | None,
         typer.Option(
-            "--judged-on",
-            help="importance-search, magnitude-search: data to evaluate on: train, or validation as "
-            "published [default: train]",
+            "--accumulate",
+            help="importance-search, importance, super-tickets: never clear the gradients of the masks, as "
+            "published",
         ),
     ] = None
     floor: Annotated[
@@ -174,97 +166,12 @@ class MethodOptions:
             help="cap, cap-soft: steps between snapshots of the model; one epoch if omitted",
         ),
     ] = None
-    within: Annotated[
+    judged_on: Annotated[
         str | None,
         typer.Option(
-            "--shuffle-within",
-            help="shuffled: where to shuffle masks: within each matrix, or within whole layers [default: "
-            "matrix]",
-        ),
-    ] = None
-    share_of_heads: Annotated[
-        float | None,
-        typer.Option(
-            "--share-of-heads",
-            help="importance-search: share of the heads to mask in each search step [default: 0.1]",
-        ),
-    ] = None
-    rescore: Annotated[
-        bool | None,
-        typer.Option(
-            "--rescore/--no-rescore",
-            help="importance-search: recompute the scores after a rejected mask [default: --rescore]",
-        ),
-    ] = None
-    bernoulli: Annotated[
-        bool | None,
-        typer.Option(
-            "--bernoulli",
-            help="random-units: draw each unit independently, so that their number varies, as published",
-        ),
-    ] = None
-    mask: Annotated[
-        str | None,
-        typer.Option(
-            "--mask",
-            help="smp: mask variant: S, L, G or T [default: S]",
-        ),
-    ] = None
-    ramp_steps: Annotated[
-        int | None,
-        typer.Option(
-            "--ramp-steps",
-            help="smp: steps over which the density falls; 7/12 of the run if omitted",
-        ),
-    ] = None
-    curve: Annotated[
-        str | None,
-        typer.Option(
-            "--curve",
-            help="smp: shape of that fall: cubic or linear [default: cubic]",
-        ),
-    ] = None
-    regularisation_over: Annotated[
-        str | None,
-        typer.Option(
-            "--regularisation-over",
-            help="smp: period over which the penalty grows: the run, or the fall of the density [default: "
-            "run]",
-        ),
-    ] = None
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature",
-            help="smp: with --mask S: temperature of the scores; 1 if omitted",
-        ),
-    ] = None
-    label_words: Annotated[
-        str | None,
-        typer.Option(
-            "--label-words",
-            help="smp: one word per label, such as terrible,great; task selects known words",
-        ),
-    ] = None
-    template: Annotated[
-        str | None,
-        typer.Option(
-            "--template",
-            help="smp: text around each example, with a blank for the label word: '{0} [MASK]'",
-        ),
-    ] = None
-    smp_compat: Annotated[
-        bool | None,
-        typer.Option(
-            "--smp-compat",
-            help="smp: compute as the released code does",
-        ),
-    ] = None
-    choose_every: Annotated[
-        int | None,
-        typer.Option(
-            "--choose-every",
-            help="smp: steps between evaluations on the validation data; the best masks are kept",
+            "--judged-on",
+            help="importance-search, magnitude-search: data to evaluate on: train, or validation as "
+            "published [default: train]",
         ),
     ] = None
     penalty: Annotated[
@@ -339,6 +246,27 @@ class MethodOptions:
             help="early-bird: learning rate of the search; --learning-rate if omitted; published: 2e-5",
         ),
     ] = None
+    bernoulli: Annotated[
+        bool | None,
+        typer.Option(
+            "--bernoulli",
+            help="random-units: draw each unit independently, so that their number varies, as published",
+        ),
+    ] = None
+    share_of_heads: Annotated[
+        float | None,
+        typer.Option(
+            "--share-of-heads",
+            help="importance-search: share of the heads to mask in each search step [default: 0.1]",
+        ),
+    ] = None
+    rescore: Annotated[
+        bool | None,
+        typer.Option(
+            "--rescore/--no-rescore",
+            help="importance-search: recompute the scores after a rejected mask [default: --rescore]",
+        ),
+    ] = None
     per_example: Annotated[
         bool | None,
         typer.Option(
@@ -375,11 +303,82 @@ class MethodOptions:
             help="one-shot: weights whose magnitudes decide: pretrained or trained [default: pretrained]",
         ),
     ] = None
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            "--mask",
+            help="smp: mask variant: S, L, G or T [default: S]",
+        ),
+    ] = None
+    ramp_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--ramp-steps",
+            help="smp: steps over which the density falls; 7/12 of the run if omitted",
+        ),
+    ] = None
+    curve: Annotated[
+        str | None,
+        typer.Option(
+            "--curve",
+            help="smp: shape of that fall: cubic or linear [default: cubic]",
+        ),
+    ] = None
+    regularisation_over: Annotated[
+        str | None,
+        typer.Option(
+            "--regularisation-over",
+            help="smp: period over which the penalty grows: the run, or the fall of the density [default: "
+            "run]",
+        ),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            help="smp: with --mask S: temperature of the scores; 1 if omitted",
+        ),
+    ] = None
+    label_words: Annotated[
+        str | None,
+        typer.Option(
+            "--label-words",
+            help="smp: one word per label, such as terrible,great; task selects known words",
+        ),
+    ] = None
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template",
+            help="smp: text around each example, with a blank for the label word: '{0} [MASK]'",
+        ),
+    ] = None
+    smp_compat: Annotated[
+        bool | None,
+        typer.Option(
+            "--smp-compat",
+            help="smp: compute as the released code does",
+        ),
+    ] = None
+    choose_every: Annotated[
+        int | None,
+        typer.Option(
+            "--choose-every",
+            help="smp: steps between evaluations on the validation data; the best masks are kept",
+        ),
+    ] = None
     first: Annotated[
         float | None,
         typer.Option(
             "--first-sparsity",
             help="snip-imp: sparsity that SNIP prunes to before the first round [default: 0.5]",
+        ),
+    ] = None
+    within: Annotated[
+        str | None,
+        typer.Option(
+            "--shuffle-within",
+            help="shuffled: what to shuffle: the weights of each matrix, or whole layers [default: matrix]",
         ),
     ] = None
     most_steps: Annotated[

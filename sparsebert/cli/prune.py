@@ -86,9 +86,9 @@ def prune(
     from sparsebert import results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.lottery.experiment import PruningUnits
     from sparsebert.lottery.find_runs import load_ticket
     from sparsebert.pruning import prune as prune_model
+    from sparsebert.pruning.pruning_units import PruningUnits
     from sparsebert.pruning.registry import find_method
     from sparsebert.workflows.assemble import require_whole_blocks
 

@@ -67,10 +67,11 @@ def train(
     import sparsebert.workflows.train as workflow
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.lottery.experiment import PruningUnits, RunConfig
+    from sparsebert.lottery.experiment import RunConfig
     from sparsebert.lottery.find_runs import load_ticket, model_for_each
     from sparsebert.lottery.method import lottery_method
     from sparsebert.lottery.run_context import RunContext
+    from sparsebert.pruning.pruning_units import PruningUnits
     from sparsebert.report.run_tables import run_tables
     from sparsebert.tasks import EncodedOnce
     from sparsebert.tasks.models import short_name, skeleton

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from sparsebert.bert import resolve
-from sparsebert.lottery.experiment import Experiment, PruningUnits
+from sparsebert.lottery.experiment import Experiment
 from sparsebert.lottery.method import LotteryMethod
 from sparsebert.lottery.run_folder import RunFolder
+from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import Data, Encoded, Task, TaskData, TextFormat, collate, encode, find_task, load
 from sparsebert.tasks.evaluator import evaluator
 from sparsebert.tasks.models import load_model

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
-from sparsebert.lottery.experiment import PruningUnits, RunConfig
+from sparsebert.lottery.experiment import RunConfig
 from sparsebert.lottery.method import lottery_method
-from sparsebert.lottery.multi_task import joint
+from sparsebert.lottery.multi_task import multi_task_experiment
 from sparsebert.lottery.run_context import RunContext
 from sparsebert.lottery.run_folder import Record, RunFolder
+from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import Data, Encoded, Task, TaskData, TextFormat, encode
 from sparsebert.tasks.metrics import primary, summarise
 from sparsebert.tasks.models import short_name
@@ -107,11 +108,9 @@ def train(
             for each, source in others
         }
         turns = getattr(config.method, "proportions", "equal")
-        experiment = joint({main_task.name: experiment, **parts}, turns)
+        experiment = multi_task_experiment({main_task.name: experiment, **parts}, turns)
     require_whole_blocks(experiment.model, config.units)
-    if distributed.is_main():
-        context.before(experiment.model, config)
-    return run(experiment, config, out, context.say)
+    return run(experiment, config, out, context)
 
 
 def seeded(config: RunConfig, seed: int) -> RunConfig:
@@ -173,9 +172,9 @@ def _other_tasks(config: RunConfig, task: Task, also: Mapping[str, Data]) -> lis
         ValueError: If the method needs other tasks or takes none, or a task is named twice.
     """
     method = config.method
-    if method.joint and not also:
+    if method.multi_task and not also:
         raise ValueError(f"method {method.name} needs another task besides {task.name}")
-    if also and not method.joint:
+    if also and not method.multi_task:
         raise ValueError(f"method {method.name} works on one task; omit all but {task.name}")
     others = [(task_of(name, data), data) for name, data in also.items()]
     if task.name in (each.name for each, _ in others):

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sparsebert.lottery.experiment import PruningUnits, RunConfig
+from sparsebert.lottery.experiment import RunConfig
 from sparsebert.lottery.method import lottery_method
 from sparsebert.lottery.run_context import RunContext
 from sparsebert.lottery.run_folder import Record
+from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import Data, EncodedOnce
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.settings import TrainingSettings

@@ -124,7 +124,7 @@ def test_several_tasks_have_a_teacher_each_or_none(
     for names, message in (
         (f"{teacher},sst2={teacher}", "names two teachers for sst2"),
         (f"mrpc={teacher}", "teacher for mrpc, but the tasks of the run are sst2, cola, wikitext-2"),
-        (f"wikitext-2={teacher}", "wikitext-2 is masked language modelling: it takes no teacher"),
+        (f"wikitext-2={teacher}", "wikitext-2 is masked language modelling: which takes no teacher"),
     ):
         out = ["--out", str(tmp_path / "refused")]
         assert message in refused(capsys, "train", *several, *out, "--teacher", names)
@@ -169,7 +169,7 @@ class TestRefusals:
     ) -> None:
         tokenizer = transformers.BertTokenizer(vocab={word: index for index, word in enumerate(words)})
         other = teacher_of(tmp_path / "other", tokenizer, LABELS["sst2"])
-        assert "its vocabulary is not that of the model that it is to teach: '" in self.refusal(
+        assert "its vocabulary differs from the student's, for example in '" in self.refusal(
             capsys, asked, "--teacher", str(other)
         )
 
@@ -185,7 +185,7 @@ class TestRefusals:
         assert app.main(["train", *taught, *HALF, "--out", str(tmp_path / "taught")]) == 0
         capsys.readouterr()
         other = [*taught, "--out", str(tmp_path / "refused"), "--template", "{0} is [MASK]"]
-        message = "it was trained with the template None, not '{0} is [MASK]'"
+        message = "its texts had the template None, the student's have '{0} is [MASK]'"
         assert message in self.refusal(capsys, other)
 
     def test_what_is_no_trained_model_of_the_task(
@@ -199,7 +199,7 @@ class TestRefusals:
     ) -> None:
         short = teacher_of(tmp_path / "short", tokenizer, LABELS["sst2"], max_position_embeddings=16)
         line = self.refusal(capsys, asked, "--teacher", str(short))
-        assert "it takes 16 tokens, and examples have up to 128" in line
+        assert "it takes 16 tokens, but examples have up to 128" in line
 
     def test_one_that_tells_two_texts_apart_where_the_model_does_not(
         self, capsys: pytest.CaptureFixture[str], tokenizer: Any, tmp_path: Path
@@ -218,7 +218,7 @@ class TestRefusals:
         there = ["--model", str(tmp_path / "distil"), "--data", str(tmp_path / "data")]
         asked = ["--task", "mrpc", *there, "--out", str(tmp_path / "run"), *QUICK]
         line = self.refusal(capsys, asked, "--teacher", str(other))
-        assert "tells the two texts apart" in line
+        assert "reads segments (token_type_ids)" in line
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -227,7 +227,7 @@ class TestRefusals:
             (["--distill-temperature", "2"], "--distill-temperature requires --teacher"),
             (["--teacher", "x", "--distill-weight", "0"], "distill_weight must be in (0, 1], not 0.0"),
             (["--teacher", "x", "--distill-temperature", "-1"], "distill_temperature must be positive"),
-            (["--task", "wikitext-2", "--teacher", "x"], "masked language modelling: it takes no teacher"),
+            (["--task", "wikitext-2", "--teacher", "x"], "masked language modelling: which takes no teacher"),
         ],
     )
     def test_options(

@@ -209,7 +209,7 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
         (["--step-relative-to", "orginal"], "did you mean 'original'"),
         (["--method", "random", "--step", "0.1"], "unknown option of method random 'step'"),
         (["--method", "ticket"], "needs a ticket"),
-        (["--method", "soft-movement"], "decides itself how much is pruned"),
+        (["--method", "soft-movement"], "decides the sparsity"),
         (["--method", "movement", "--granularity", "2:4"], "learns no patterns"),
         (["--method", "smp", "--label-words", "bad,good"], "label words need the head of a masked"),
         (["--method", "smp", "--label-words", "good"], "sst2 needs 2 label words, got 1"),
@@ -219,7 +219,7 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
         (["--method", "movement", "--warmup-steps", "2"], "a run of 6 steps has no room"),
         (
             ["--ticket", "/nowhere/ticket"],
-            "ticket /nowhere/ticket: there is no such file, nor a run's folder",
+            "ticket /nowhere/ticket does not exist",
         ),
         (["--train-file", "/nowhere/t.csv", "--validation-file", "v", "--task", "mine"], "--train-file /now"),
         (["--out", f"{__file__}/below"], "is a file; expected a folder"),

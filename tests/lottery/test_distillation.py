@@ -19,7 +19,7 @@ from sparsebert import results
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.loop import run
 from sparsebert.lottery.method import lottery_method, lottery_methods
-from sparsebert.lottery.multi_task import joint
+from sparsebert.lottery.multi_task import multi_task_experiment
 from sparsebert.pruning import prune
 from sparsebert.pruning.head_mlp_masks import UnitMasks
 from sparsebert.tickets.ticket import Ticket
@@ -115,7 +115,9 @@ def test_every_method_asks_its_teacher_about_every_batch(tmp_path: Path, method:
 
 def test_of_several_tasks_each_has_its_own_or_none(tmp_path: Path) -> None:
     teacher, parts = Counted(), multi_task_tiny.experiments()
-    both = joint({"words": replace(parts["words"], teacher=teacher), "language": parts["language"]})
+    both = multi_task_experiment(
+        {"words": replace(parts["words"], teacher=teacher), "language": parts["language"]}
+    )
     (row, *_) = run(both, tiny.request("multi-task", step=0.3, distillation=SETTINGS), tmp_path)
     assert 0 < teacher.batches < 2 * row["steps"]
 
@@ -175,8 +177,8 @@ def test_a_run_goes_on_with_the_same_teacher_only(tmp_path: Path) -> None:
 
 
 def test_a_teacher_without_settings_and_settings_without_a_teacher_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="go together: one of them is missing"):
+    with pytest.raises(ValueError, match="go together: a teacher is missing"):
         run(tiny.experiment(), asked("random"), tmp_path / "run")
-    with pytest.raises(ValueError, match="go together: one of them is missing"):
+    with pytest.raises(ValueError, match="go together: a distillation is missing"):
         run(taught(tiny.teacher()), asked("random", distillation=None), tmp_path / "run")
     assert not (tmp_path / "run").exists()

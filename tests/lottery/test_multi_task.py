@@ -23,7 +23,7 @@ from sparsebert.lottery.method import lottery_method
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.multi_task_model import MultiTaskModel
 from sparsebert.training.snapshot import Snapshot, fresh_head, head_names
-from sparsebert.training.task_sampling import TaskMixture, TaskTurns, proportions_of
+from sparsebert.training.task_sampling import TaskMixture, TaskSampler, proportions_of
 from tests.lottery import tiny
 from tests.lottery.multi_task_tiny import collate_texts, experiment, experiments, texts
 from tests.lottery.test_ranks import start as start_processes
@@ -94,13 +94,18 @@ class TestModel:
 
     def test_other_families_do_not_mix(self) -> None:
         other = DistilBertModel(DistilBertConfig(vocab_size=30, dim=20, n_heads=2, hidden_dim=30, n_layers=1))
-        with pytest.raises(ValueError, match=r"one family only, not of \['bert', 'distilbert'\]"):
+        with pytest.raises(
+            ValueError, match=r"an encoder of one family, got models of \['bert', 'distilbert'\]"
+        ):
             MultiTaskModel.of({"a": tiny.model(), "b": other})
 
 
 class TestTurns:
     def test_equal_shares_alternate_whatever_the_sizes(self) -> None:
-        assert list(TaskTurns([6, 30], proportions_of("equal", [6, 30]), 4, 0).turns()) == [0, 1] * 4 + [0]
+        assert list(TaskSampler([6, 30], proportions_of("equal", [6, 30]), 4, 0).batch_tasks()) == [
+            0,
+            1,
+        ] * 4 + [0]
 
     @pytest.mark.parametrize(
         ("text", "shares"), [("2,1", [2, 1]), ("size", [30, 10]), ("1/3, 0.5", ["1/3", "1/2"])]
@@ -108,13 +113,13 @@ class TestTurns:
     def test_other_shares_are_kept_at_every_moment(self, text: str, shares: list[Any]) -> None:
         expected = [Fraction(share) for share in shares]
         assert proportions_of(text, [30, 10]) == expected
-        turns = list(TaskTurns([300, 100], expected, 4, 0).turns())
+        turns = list(TaskSampler([300, 100], expected, 4, 0).batch_tasks())
         for count in range(1, len(turns) + 1):
             for task, share in enumerate(expected):
                 assert abs(turns[:count].count(task) - count * share / sum(expected)) < 1
 
     def test_batches_are_of_one_task_and_passes_come_one_after_the_other(self) -> None:
-        sampler = TaskTurns([5, 30], proportions_of("equal", [5, 30]), 4, seed=3)
+        sampler = TaskSampler([5, 30], proportions_of("equal", [5, 30]), 4, seed=3)
         order = list(sampler)
         assert len(order) == len(sampler) == 36
         batches = [order[i : i + 4] for i in range(0, 36, 4)]
@@ -127,7 +132,7 @@ class TestTurns:
 
     def test_seed_and_epoch_decide(self) -> None:
         def order(seed: int, epoch: int) -> list[int]:
-            sampler = TaskTurns([40, 24], proportions_of("size", [40, 24]), 8, seed)
+            sampler = TaskSampler([40, 24], proportions_of("size", [40, 24]), 8, seed)
             sampler.set_epoch(epoch)
             return list(sampler)
 
@@ -148,7 +153,7 @@ class TestTurns:
                 lottery_method("multi-task", proportions=text)
 
     def test_a_task_without_examples_is_named(self) -> None:
-        with pytest.raises(ValueError, match="no examples of b to train on"):
+        with pytest.raises(ValueError, match="task b needs at least one example"):
             TaskMixture({"a": [1], "b": []}, "equal")
 
 

@@ -122,7 +122,7 @@ def test_interrupted_between_the_parts_of_a_round(
     rewind, reference = uninterrupted
     torch.set_num_threads(1)
     target = {
-        "ticket": "sparsebert.lottery.loop.begin_round",  # after the ticket is written
+        "ticket": "sparsebert.lottery.loop.start_round",  # after the ticket is written
         "trained": "sparsebert.training.snapshot.Snapshot.save",  # after the last step
         "evaluate": "sparsebert.lottery.loop._counts",  # before the record is written
         "log": "sparsebert.lottery.loop._Run._clean_up",  # after it is

@@ -102,7 +102,7 @@ def test_killed_before_a_round_s_record_it_chooses_the_same(
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="chooses heads and MLPs"):
+    with pytest.raises(ValueError, match="prunes heads and MLPs"):
         request("super-tickets", 0.5)
     with pytest.raises(ValueError, match="between 0 and 1"):
         request("super-tickets", 0.5, **{**CHOICES, "step": 1.5})
@@ -117,7 +117,7 @@ def test_a_share_of_the_heads_and_the_same_of_the_mlps_by_each_token_s_importanc
     asked = request("super-tickets", 0.5, **{**CHOICES, "scope": method.scope, "step": 0.5})
     trained = experiment()
     (tmp_path / "round-00").mkdir()
-    ticket = method.found(trained, asked, tmp_path / "round-00", asked.method.rounds(asked.target)[1])
+    ticket = method.find_ticket(trained, asked, tmp_path / "round-00", asked.method.rounds(asked.target)[1])
     found = structure(trained.model)
     heads = sum(int(ticket.masks[keys[0]].view(2, -1).all(1).sum()) for keys in found.heads)
     mlps = sum(int(ticket.masks[keys[0]].all()) for keys in found.neurons)

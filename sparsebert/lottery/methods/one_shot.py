@@ -10,7 +10,7 @@ from sparsebert.lottery.method import LotteryMethod, Round, Source, register
 
 
 class Of(StrEnum):
-    """Whose magnitudes decide: the weights the run begins with, or those after a round of dense training."""
+    """The weights whose magnitudes decide: the initial ones, or those after a round of dense training."""
 
     PRETRAINED = "pretrained"
     TRAINED = "trained"
@@ -19,9 +19,9 @@ class Of(StrEnum):
 @register("one-shot")
 @dataclass(frozen=True)
 class OneShot(LotteryMethod):
-    """Prune once to the full sparsity, then train.
+    """One-shot magnitude pruning: prune once to the full sparsity, then train.
 
-    The pre-trained weights decide by default, as in ``oneshot.py`` of Chen et al. 2020 (section 5); with
+    By default the pre-trained weights decide, as in ``oneshot.py`` of Chen et al. 2020 (section 5). With
     ``of="trained"`` a dense round comes first, as in Frankle and Carbin 2019, appendix B.
     """
 

@@ -1,4 +1,4 @@
-"""Help of the options that several methods share."""
+"""Help texts of the options that several methods share."""
 
 REWIND = {
     "help": "state that each round starts from: pretrained weights, step (see --rewind-step), learning-rate "
