@@ -37,9 +37,9 @@ def test_a_command_s_help_fits_the_screen_with_every_word_whole(
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= WIDTH
     assert "…" not in out
-    words = out.split()
-    for param in commands()[name].params:
-        entry = param.get_help_record(typer.Context(commands()[name]))
+    words, command = out.split(), commands()[name]
+    for param in command.params:
+        entry = param.get_help_record(typer.Context(command))
         assert set(" ".join(entry).split()) <= set(words), param.name
 
 

@@ -123,7 +123,7 @@ class TestWhatIsShown:
         results.append(tmp_path / "mixed.jsonl", [*results.read("results.jsonl"), results.stamp("trial", {})])
         assert app.main(["report", str(tmp_path / "mixed.jsonl")]) == 0
         err = capsys.readouterr().err
-        assert err == "passed over, for no table is made of them: kinds found: 'trial' (1)\n"
+        assert err == "skipped records that no table shows: kinds: 'trial' (1)\n"
 
 
 class TestFiles:

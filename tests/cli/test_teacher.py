@@ -124,7 +124,7 @@ def test_several_tasks_have_a_teacher_each_or_none(
     for names, message in (
         (f"{teacher},sst2={teacher}", "names two teachers for sst2"),
         (f"mrpc={teacher}", "teacher for mrpc, but the tasks of the run are sst2, cola, wikitext-2"),
-        (f"wikitext-2={teacher}", "wikitext-2 is masked language modelling: which takes no teacher"),
+        (f"wikitext-2={teacher}", "wikitext-2 is masked language modelling, which takes no teacher"),
     ):
         out = ["--out", str(tmp_path / "refused")]
         assert message in refused(capsys, "train", *several, *out, "--teacher", names)
@@ -225,9 +225,9 @@ class TestRefusals:
         [
             (["--distill-weight", "0.9"], "--distill-weight requires --teacher"),
             (["--distill-temperature", "2"], "--distill-temperature requires --teacher"),
-            (["--teacher", "x", "--distill-weight", "0"], "distill_weight must be in (0, 1], not 0.0"),
+            (["--teacher", "x", "--distill-weight", "0"], "distill_weight must be in (0, 1], got 0.0"),
             (["--teacher", "x", "--distill-temperature", "-1"], "distill_temperature must be positive"),
-            (["--task", "wikitext-2", "--teacher", "x"], "masked language modelling: which takes no teacher"),
+            (["--task", "wikitext-2", "--teacher", "x"], "masked language modelling, which takes no teacher"),
         ],
     )
     def test_options(

@@ -213,15 +213,21 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
         (["--method", "movement", "--granularity", "2:4"], "learns no patterns"),
         (["--method", "smp", "--label-words", "bad,good"], "label words need the head of a masked"),
         (["--method", "smp", "--label-words", "good"], "sst2 needs 2 label words, got 1"),
-        (["--method", "smp", "--template", "{0} [MASK]"], "'{0} [MASK]' needs label words"),
-        (["--method", "smp", "--ramp-steps", "7"], "ramp_steps is 7 steps: it does not fit a run of 6"),
-        (["--method", "smp", "--smp-compat"], "is -29994 steps: it does not fit a run of 6"),
+        (["--method", "smp", "--template", "{0} [MASK]"], "'{0} [MASK]' has a blank for label words"),
+        (
+            ["--method", "smp", "--ramp-steps", "7"],
+            "ramp_steps must be from 1 to the 6 steps of the run, got 7",
+        ),
+        (["--method", "smp", "--smp-compat"], "must be from 1 to the 6 steps of the run, got -29994"),
         (["--method", "movement", "--warmup-steps", "2"], "a run of 6 steps has no room"),
         (
             ["--ticket", "/nowhere/ticket"],
             "ticket /nowhere/ticket does not exist",
         ),
-        (["--train-file", "/nowhere/t.csv", "--validation-file", "v", "--task", "mine"], "--train-file /now"),
+        (
+            ["--train-file", "/nowhere/t.csv", "--validation-file", "v", "--task", "mine"],
+            "--train-file: file /nowhere/t.csv does not exist",
+        ),
         (["--out", f"{__file__}/below"], "is a file; expected a folder"),
         (["--dense", __file__], "is a file; expected a folder"),
         (["--json", __file__], "--json: cannot append records to"),
@@ -229,8 +235,11 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
         (["--data", "/nowhere/data"], "/nowhere/data is not a folder of task data"),
         (["--seeds", "one"], "whole numbers"),
         (["--steps", "0"], "steps must be at least 1"),
-        (["--warmup-steps", "6"], "a warm-up of 6 steps does not fit"),
-        (["--rewind", "step", "--rewind-step", "9"], "rewinding to step 9 of rounds of 6 steps"),
+        (["--warmup-steps", "6"], "warmup_steps must be below the 6 steps of a round, got 6"),
+        (
+            ["--rewind", "step", "--rewind-step", "9"],
+            "rewind_step must be below the 6 steps of a round, got 9",
+        ),
         (["--json", "/nowhere/at/all.jsonl"], "does not exist"),
         (["--granularity", "2:4"], "2:4"),
         (
@@ -335,7 +344,7 @@ class TestBadTickets:
             (lambda path: path.write_text("mask"), "not a usable ticket file"),
             (lambda path: path.write_bytes(pickle.dumps({"a.weight_mask": Path}, 2)), "is refused"),
             (lambda path: np.save(path.open("wb"), np.zeros(9, np.uint8)), "holds 9 bytes; the 12 encoder"),
-            (lambda path: path.mkdir(), "is a folder: a ticket is one file"),
+            (lambda path: path.mkdir(), "holds no run: name a ticket file or the folder of a run"),
         ],
         ids=["text", "pickle", "array", "folder"],
     )
