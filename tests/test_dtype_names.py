@@ -17,9 +17,7 @@ def test_every_form_of_a_name_is_understood(long: str, short: str) -> None:
         assert short_name(name) == short
 
 
-@pytest.mark.parametrize(
-    ("name", "nearest"), [("float23", "float32"), ("bfloat", "bfloat16")]
-)
+@pytest.mark.parametrize(("name", "nearest"), [("float23", "float32"), ("bfloat", "bfloat16")])
 def test_another_name_is_refused_with_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(ValueError, match=f"unknown dtype '{name}'.*did you mean '{nearest}'"):
         long_name(name)
