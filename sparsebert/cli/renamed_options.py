@@ -20,10 +20,9 @@ RENAMED = {
 
 def with_current_names(arguments: Sequence[str]) -> list[str]:
     """Return the command line with former option names replaced; each costs one line on stderr."""
-    command, *rest = arguments or [""]
-    names = RENAMED.get(command, {})
-    current = [command]
-    for argument in rest:
+    names = RENAMED.get(arguments[0], {}) if arguments else {}
+    current = []
+    for argument in arguments:
         name, equals, value = argument.partition("=")
         if name in names:
             print(f"sparsebert: {name} is deprecated; use {names[name]}", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sparsebert import results
-from sparsebert.atomic import replacing
+from sparsebert.atomic import write_text
 from sparsebert.cli.console import print_tables
 from sparsebert.cli.path_checks import require_records, require_writable
 from sparsebert.cli.shared_options import JsonFile
@@ -57,9 +57,7 @@ def report(
         print_tables(page.tables)
     for file, render in ((html, page.html), (markdown, page.markdown)):
         if file is not None:
-            text = render()
-            with replacing(file) as unfinished:
-                unfinished.write_text(text, encoding="utf-8")
+            write_text(file, render())
             typer.echo(f"wrote {file}: {page.size}")
     if json is not None:
         results.append(json, [results.stamp("report", table.record()) for table in page.tables])

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparsebert.atomic import replacing
 from sparsebert.bert import structure
 from sparsebert.interop.head_mlp_tickets import whole_units
 from sparsebert.pruning.head_mlp_masks import UnitMasks
-from sparsebert.tickets.file import replacing
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import first_line
 
@@ -68,7 +68,7 @@ def to_head_mask(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module)
         )
     masks = whole_units(ticket, model)
     for file, mask in ((path, masks.heads), (path.with_name(_MLP_FILE), masks.mlps)):
-        with replacing(file) as out:
+        with replacing(file) as temporary, open(temporary, "wb") as out:
             np.save(out, mask.numpy().astype(np.float64), allow_pickle=False)
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sparsebert.atomic import replacing
 from sparsebert.bert import canonical_key
 from sparsebert.interop.safe_pickle import restricted_load
 from sparsebert.interop.torch_prune import refuse_removed_modules
-from sparsebert.tickets.file import brief, replacing
+from sparsebert.tickets.file import brief
 from sparsebert.tickets.ticket import Ticket
 
 _WEIGHT_MASK, _BIAS_MASK = ".weight_mask", ".bias_mask"
@@ -73,5 +74,5 @@ def to_bert_tickets(ticket: Ticket, path: str | os.PathLike[str], *, prefix: str
     refuse_removed_modules(ticket, "a mask.pt")
     state = {f"{prefix}.{key}{_WEIGHT_MASK}": mask.float() for key, mask in ticket.masks.items()}
     state |= {f"{prefix}.{key}{_BIAS_MASK}": mask.float() for key, mask in ticket.bias_masks.items()}
-    with replacing(Path(path)) as file:
-        torch.save(state, file)
+    with replacing(Path(path)) as temporary:
+        torch.save(state, temporary)

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparsebert.atomic import replacing
 from sparsebert.bert import resolve, structure
 from sparsebert.interop import NPY_MAGIC
 from sparsebert.interop.torch_prune import refuse_removed_modules
-from sparsebert.tickets.file import replacing
+from sparsebert.tickets.bits import pack_bits, packed_bytes, unpack_bits
 from sparsebert.tickets.provenance import describe_model
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import first_line
@@ -42,19 +43,13 @@ def from_smp(path: str | os.PathLike[str], model: nn.Module) -> Ticket:
     sizes = [rows * columns for rows, columns in shapes]
     total = sum(sizes)
     packed = _packed_bits(path)
-    if len(packed) != -(-total // 8):
+    if len(packed) != packed_bytes([total]):
         raise ValueError(
             f"{path} holds {len(packed)} bytes; the {len(keys)} encoder matrices of {type(model).__name__} "
-            f"need {-(-total // 8)}"
+            f"need {packed_bytes([total])}"
         )
-    bits = np.unpackbits(packed)
-    if bits[total:].any():
-        raise ValueError(f"{path} has bits set beyond its last weight")
-    parts = np.split(bits[:total].view(np.bool_), np.cumsum(sizes)[:-1])
-    masks = {
-        key: torch.from_numpy(part.copy()).view(shape)
-        for key, part, shape in zip(keys, parts, shapes, strict=True)
-    }
+    parts = unpack_bits(packed, [total], str(path)).split(sizes)
+    masks = {key: part.view(shape).clone() for key, part, shape in zip(keys, parts, shapes, strict=True)}
     metadata = {"method": "SMP", "source": path.name, "model": describe_model(model)}
     return Ticket({key: masks[key] for key in structure(model).linears}, metadata=metadata)
 
@@ -78,9 +73,9 @@ def to_smp(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module) -> No
         raise ValueError(
             f"an SMP file cannot express bias masks; the ticket masks the bias of {min(ticket.bias_masks)}"
         )
-    flat = np.concatenate([ticket.masks[key].numpy().reshape(-1) for key in keys])
-    with replacing(Path(path)) as file:
-        np.save(file, np.packbits(flat), allow_pickle=False)
+    flat = torch.cat([ticket.masks[key].flatten() for key in keys])
+    with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+        np.save(file, pack_bits(flat).numpy(), allow_pickle=False)
 
 
 def _packed_bits(path: Path) -> np.ndarray:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsebert.atomic import write_text
 from sparsebert.bert import structure
 from sparsebert.interop.head_mlp_tickets import whole_units
 from sparsebert.pruning.head_mlp_masks import UnitMasks
-from sparsebert.tickets.file import brief, replacing
+from sparsebert.tickets.file import brief
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import first_line
 
@@ -73,8 +74,7 @@ def to_super_tickets(ticket: Ticket, path: str | os.PathLike[str], model: nn.Mod
     masks = whole_units(ticket, model)
     heads = {layer: _pruned(kept) for layer, kept in enumerate(masks.heads) if not kept.all()}
     for file, lists in ((path, heads), (path.with_name(_MLP_FILE), _pruned(masks.mlps))):
-        with replacing(file) as out:
-            out.write(json.dumps({"0": lists}).encode())
+        write_text(file, json.dumps({"0": lists}))
 
 
 def _pruned(kept: Tensor) -> list[int]:

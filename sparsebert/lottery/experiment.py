@@ -15,12 +15,10 @@ from sparsebert.lottery.method import LotteryMethod
 from sparsebert.pruning.granularity import parse_granularity
 from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.pruning.sparsity_schedule import exact
-from sparsebert.tickets.ticket import Ticket
+from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 from sparsebert.training import distributed
 from sparsebert.training.distillation import Answers, Distillation
 from sparsebert.training.settings import TrainingSettings
-
-_SAME_SPARSITY = 5e-4
 
 
 class Examples(Sized, Protocol):
@@ -107,7 +105,7 @@ class RunConfig:
             raise ValueError(f"method {name} finds its own ticket: leave out the ticket")
         if self.ticket is not None:
             share = self.ticket.sparsity
-            if self.sparsity is not None and abs(float(self.sparsity) - share) > _SAME_SPARSITY:
+            if self.sparsity is not None and abs(float(self.sparsity) - share) > SAME_SPARSITY:
                 raise ValueError(
                     f"sparsity must be that of the ticket, {share:.4f}, got {self.sparsity}: leave it out"
                 )

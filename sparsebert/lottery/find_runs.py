@@ -12,9 +12,7 @@ from torch import nn
 
 from sparsebert.interop import read_ticket
 from sparsebert.lottery.run_folder import RunFolder
-from sparsebert.tickets.ticket import Ticket
-
-_SAME_SPARSITY = 5e-4
+from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 
 
 def load_ticket(
@@ -45,7 +43,7 @@ def load_ticket(
     elif file.is_dir():
         raise ValueError(f"folder {file} holds no run: name a ticket file or the folder of a run")
     ticket = read_ticket(file, model, task=task)
-    if sparsity is not None and abs(ticket.sparsity - sparsity) > _SAME_SPARSITY:
+    if sparsity is not None and abs(ticket.sparsity - sparsity) > SAME_SPARSITY:
         raise ValueError(f"{file}: the sparsity of the ticket is {ticket.sparsity:.4f}, not {sparsity:g}")
     return ticket
 
@@ -128,7 +126,7 @@ def _last_ticket(folder: RunFolder) -> Path:
 def _ticket_at(folder: RunFolder, sparsity: float) -> Path:
     rounds = {row["sparsity"]: row["round"] for row in folder.rounds_done()}
     nearest = min(rounds, key=lambda each: abs(each - sparsity), default=math.inf)
-    if abs(nearest - sparsity) > _SAME_SPARSITY:
+    if abs(nearest - sparsity) > SAME_SPARSITY:
         sparsities = ", ".join(f"{each:.4g}" for each in rounds) or "none yet"
         raise ValueError(f"{folder.path} has no round of sparsity {sparsity:g}; its rounds: {sparsities}")
     return folder.ticket(rounds[nearest])

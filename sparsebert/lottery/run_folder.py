@@ -49,7 +49,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert import results
-from sparsebert.atomic import replacing, sweep
+from sparsebert.atomic import sweep, write_text
 
 Record = dict[str, Any]
 _SCHEMA = 1
@@ -98,8 +98,7 @@ class RunFolder:
             )
         with self._locked():
             if not self.run_json.exists():
-                with replacing(self.run_json) as unfinished:
-                    unfinished.write_text(json.dumps({"schema": _SCHEMA, **config}, indent=2) + "\n")
+                write_text(self.run_json, json.dumps({"schema": _SCHEMA, **config}, indent=2) + "\n")
             self.require(config)
             rounds = [*self.path.glob("round-*"), *self.path.glob("round-*/checkpoints")]
             for folder in (self.path, self.rewind, *rounds):
@@ -143,8 +142,7 @@ class RunFolder:
         """Count this start of the round, and return the number of its starts."""
         path = self.round(number) / "sessions"
         sessions = int(path.read_text()) + 1 if path.exists() else 1
-        with replacing(path) as unfinished:
-            unfinished.write_text(str(sessions))
+        write_text(path, str(sessions))
         return sessions
 
     def require_space(self, needed: int) -> None:

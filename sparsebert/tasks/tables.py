@@ -73,7 +73,7 @@ def label_parser(task: Task, written: Sequence[str]) -> Callable[[str, str], int
         def class_index(label: str, place: str) -> int:
             if label not in indices:
                 raise ValueError(
-                    f"{place}: labels of {task.name} must be one of {', '.join(written)}, got {label!r}"
+                    f"{place}: label of {task.name} must be one of {', '.join(written)}, got {label!r}"
                 )
             return indices[label]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert.bert import resolve
+from sparsebert.bert import prunable, resolve
 from sparsebert.lottery.experiment import Experiment
 from sparsebert.lottery.method import LotteryMethod
 from sparsebert.lottery.run_folder import RunFolder
@@ -19,7 +19,6 @@ from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import Data, Encoded, Task, TaskData, TextFormat, collate, encode, find_task, load
 from sparsebert.tasks.evaluator import evaluator
 from sparsebert.tasks.models import load_model
-from sparsebert.tickets.ticket import prunable
 from sparsebert.training.teachers import load_teacher
 
 

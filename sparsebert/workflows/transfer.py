@@ -18,13 +18,12 @@ from sparsebert.lottery.run_context import RunContext
 from sparsebert.lottery.run_folder import Record
 from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import Data, EncodedOnce
-from sparsebert.tickets.ticket import Ticket
+from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 from sparsebert.training.settings import TrainingSettings
 from sparsebert.workflows.assemble import has_pooler, load_once, task_of
 from sparsebert.workflows.train import POOLER, over_seeds, seeded, train
 
 DENSE, RANDOM = "dense", "random"
-_SAME_SPARSITY = 5e-4
 
 
 @dataclass(frozen=True)
@@ -127,13 +126,13 @@ def transfer(
 
 
 def sparsity_differences(tickets: Mapping[str, Mapping[int, Ticket]]) -> dict[str, float]:
-    """Return sparsity by source where the tickets differ by 0.05 % or more; empty where they are equal."""
+    """Return sparsity by source where the tickets differ in it; empty where they are equal."""
     sparsities = {
         (name if len(set(map(id, by_seed.values()))) == 1 else f"{name} (seed {seed})"): ticket.sparsity
         for name, by_seed in tickets.items()
         for seed, ticket in by_seed.items()
     }
-    return sparsities if max(sparsities.values()) - min(sparsities.values()) >= _SAME_SPARSITY else {}
+    return sparsities if max(sparsities.values()) - min(sparsities.values()) > SAME_SPARSITY else {}
 
 
 def _dense_config(target: Target, seed: int) -> RunConfig:

@@ -1,8 +1,5 @@
 """The command line: quick help, one clear line and exit code 2 on bad input, records on request."""
 
-import subprocess
-import sys
-
 import pytest
 
 from sparsebert.bench import runner
@@ -79,25 +76,6 @@ def test_bad_input_is_one_line_that_says_what_would_be_right(
 def test_a_rival_that_cannot_run_is_refused_when_asked_for(capsys, monkeypatch):
     monkeypatch.delenv("SPARSEBERT_DEEPSPARSE_PYTHON", raising=False)
     assert "deepsparse cannot run here" in refused(capsys, "bench", *QUICK, "--vs", "deepsparse")
-
-
-def test_help_lists_the_commands(capsys):
-    assert app.main(["--help"]) == 0
-    out = capsys.readouterr().out
-    assert all(
-        command in out
-        for command in ("bench", "env", "prune", "train", "eval", "transfer", "convert", "report")
-    )
-    assert app.main([]) == 0
-    assert "bench" in capsys.readouterr().out
-
-
-def test_help_needs_none_of_the_heavy_libraries():
-    code = "import sys; from sparsebert.cli import app; app.main(['--help']); "
-    code += "heavy = {'torch', 'transformers', 'numpy', 'matplotlib', 'jinja2'}; "
-    code += "sys.exit(' '.join(heavy & sys.modules.keys()) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=_root())
-    assert done.returncode == 0, done.stderr
 
 
 def test_env_says_what_is_found_and_appends_a_record(capsys, tmp_path):
@@ -195,12 +173,6 @@ def test_rivals_are_listed_with_what_each_needs(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "onednn" in out
     assert "set SPARSEBERT_DEEPSPARSE_PYTHON" in out
-
-
-def _root() -> str:
-    from pathlib import Path
-
-    return str(Path(app.__file__).parents[2])
 
 
 @pytest.mark.gpu

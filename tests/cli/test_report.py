@@ -123,7 +123,7 @@ class TestWhatIsShown:
         results.append(tmp_path / "mixed.jsonl", [*results.read("results.jsonl"), results.stamp("trial", {})])
         assert app.main(["report", str(tmp_path / "mixed.jsonl")]) == 0
         err = capsys.readouterr().err
-        assert err == "passed over, for no table is made of them: kinds found: 'trial' (1)\n"
+        assert err == "skipped records that no table shows: kinds: 'trial' (1)\n"
 
 
 class TestFiles:
@@ -190,8 +190,8 @@ class TestRefusals:
         ("text", "message"),
         [
             ("", "holds no records"),
-            ("not json\n", ":1 is no JSON"),
-            ('{"a": 1}\n', ":1 is no result record"),
+            ("not json\n", ":1 is not JSON"),
+            ('{"a": 1}\n', ":1 is not a result record"),
             (
                 '{"schema": 1, "kind": "trial"}\n{"schema": 1, "kind": "trial"}\n',
                 "holds no records that a table can show: kinds: 'trial' (2)",

@@ -124,7 +124,7 @@ def test_several_tasks_have_a_teacher_each_or_none(
     for names, message in (
         (f"{teacher},sst2={teacher}", "names two teachers for sst2"),
         (f"mrpc={teacher}", "teacher for mrpc, but the tasks of the run are sst2, cola, wikitext-2"),
-        (f"wikitext-2={teacher}", "wikitext-2 is masked language modelling: which takes no teacher"),
+        (f"wikitext-2={teacher}", "wikitext-2 is masked language modelling, which takes no teacher"),
     ):
         out = ["--out", str(tmp_path / "refused")]
         assert message in refused(capsys, "train", *several, *out, "--teacher", names)
@@ -142,8 +142,11 @@ class TestRefusals:
         [
             (("positive", "negative"), "label order (config.id2label): positive, negative; sst2 expects neg"),
             (("unacceptable", "acceptable"), "labels (config.id2label): unacceptable, acceptable; sst2 exp"),
-            (("LABEL_0", "LABEL_1"), "names no labels (LABEL_0, LABEL_1), so their order is unknown"),
-            (("negative", "neutral", "positive"), "sst2 needs 2 outputs; the model has 3"),
+            (
+                ("LABEL_0", "LABEL_1"),
+                "has placeholders (LABEL_0, LABEL_1), so the order of its labels is unknown",
+            ),
+            (("negative", "neutral", "positive"), "sst2 needs a model with 2 outputs, got 3"),
         ],
     )
     def test_labels(
@@ -222,9 +225,9 @@ class TestRefusals:
         [
             (["--distill-weight", "0.9"], "--distill-weight requires --teacher"),
             (["--distill-temperature", "2"], "--distill-temperature requires --teacher"),
-            (["--teacher", "x", "--distill-weight", "0"], "distill_weight must be in (0, 1], not 0.0"),
+            (["--teacher", "x", "--distill-weight", "0"], "distill_weight must be in (0, 1], got 0.0"),
             (["--teacher", "x", "--distill-temperature", "-1"], "distill_temperature must be positive"),
-            (["--task", "wikitext-2", "--teacher", "x"], "masked language modelling: which takes no teacher"),
+            (["--task", "wikitext-2", "--teacher", "x"], "masked language modelling, which takes no teacher"),
         ],
     )
     def test_options(

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import prune as torch_prune
 
-from sparsebert.bert import resolve
+from sparsebert.bert import prunable, resolve
 from sparsebert.interop.bert_tickets import from_bert_tickets, to_bert_tickets
 from sparsebert.pruning import prune
-from sparsebert.tickets.ticket import Ticket, prunable
+from sparsebert.tickets.ticket import Ticket
 from tests.interop.models import bert, without_an_mlp
 
 
@@ -85,7 +85,7 @@ class TestBertTickets:
             ({"a.weight_mask": [1, 0]}, r"'a\.weight_mask' must be a dense tensor, got \[1, 0\]"),
             ({"a.weight_mask": torch.ones(2)}, r"the mask of a must be \[out, in\]"),
             ({"bert.a.weight_mask": torch.ones(2, 2), "a.weight_mask": torch.ones(2, 2)}, "two masks for a"),
-            ({"a/b.weight_mask": torch.ones(2, 2)}, "no module path"),
+            ({"a/b.weight_mask": torch.ones(2, 2)}, "is not a module path"),
         ],
     )
     def test_a_table_without_proper_masks_is_refused(

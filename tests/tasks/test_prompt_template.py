@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sparsebert.tasks import Example, encode, find_task
+from sparsebert.tasks import Example, TextFormat, encode, find_task
 from sparsebert.tasks.prompt_template import filled, require_template
 
 REVIEW = "{0} the [MASK] ."
@@ -42,7 +42,7 @@ def test_a_mask_in_a_text_is_no_blank(tokenizer: Any) -> None:
 
 
 def test_a_length_without_room_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="a length of 5 tokens leaves no room for text beside the template"):
+    with pytest.raises(ValueError, match="max_length=5 leaves no room for text beside the template"):
         encode([Example(("a",), 1)], "sst2", tokenizer, TextFormat(5, REVIEW))
     assert len(encode([Example(("a",), 1)], "sst2", tokenizer, TextFormat(6, REVIEW))) == 1
 
@@ -65,5 +65,5 @@ def test_templates_without_a_blank_or_a_place_for_each_text(template: str, task:
 
 
 def test_a_span_is_read_at_every_token() -> None:
-    with pytest.raises(ValueError, match="squad reads its words at every token: it takes no template"):
+    with pytest.raises(ValueError, match="squad takes no template: it reads label words at every token"):
         require_template("{0} {1} [MASK]", find_task("squad"))
