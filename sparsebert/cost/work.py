@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsebert_kernels.formats import bitmap, column_panel, element, panel, vector
+from sparsebert_kernels.formats import column_panel, element, panel, vector
+from sparsebert_kernels.formats.base import TILE_COLUMNS
 
 VECTOR_ROWS = (8, 4, 2)
 PANEL_BLOCKS = tuple((rows, columns) for rows in panel.PANEL_ROWS for columns in panel.GROUP_COLUMNS)
@@ -89,7 +90,7 @@ class BlockStatistics:
         for size in PANEL_BLOCKS:
             live = finest.unflatten(0, (-1, size[0] // height)).amax(1)
             counts = live.unflatten(1, (-1, size[1] // width)).amax(2).sum(1)
-            per_tile = panel.TILE_COLUMNS // size[1]
+            per_tile = TILE_COLUMNS // size[1]
             blocks[size] = int(counts.sum())
             tiles[size] = int(((counts + per_tile - 1) // per_tile).sum())
         return cls(blocks, tiles)
@@ -99,7 +100,7 @@ class BlockStatistics:
         """What blocks of that density would take that are dealt evenly to the panels: the least possible."""
         blocks, tiles = {}, {}
         for height, width in PANEL_BLOCKS:
-            panels, per_tile = -(-rows // height), panel.TILE_COLUMNS // width
+            panels, per_tile = -(-rows // height), TILE_COLUMNS // width
             total = round(density * panels * (columns / width))
             each, longer = divmod(total, panels)
             blocks[height, width] = total
@@ -179,7 +180,7 @@ def estimate_work(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[st
             case "csr":
                 yield WorkEstimate(format, mask.kept, rows + columns, mask.kept * (item + 4) + 4 * (rows + 1))
             case "bitmap":
-                index = rows * (4 * -(-columns // 32) + 2 * -(-columns // bitmap.TILE_COLUMNS) + 4)
+                index = rows * (4 * -(-columns // 32) + 2 * -(-columns // TILE_COLUMNS) + 4)
                 nbytes = max(mask.kept, 1) * item + index
                 yield WorkEstimate(format, rows * columns, rows + columns, nbytes, shape=(rows, columns))
             case "2:4":  # half of the values and two bits of index for each
@@ -193,14 +194,14 @@ def estimate_work(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[st
 def panel_works(mask: MaskStatistics, blocks: BlockStatistics, dtype: torch.dtype) -> Iterator[WorkEstimate]:
     """The work of format "panel" with values of ``dtype``, once for every block size."""
     for (height, width), tiles in blocks.tiles.items():
-        stored = tiles * height * panel.TILE_COLUMNS
-        slots = (tiles + 1) * (panel.TILE_COLUMNS // width)
+        stored = tiles * height * TILE_COLUMNS
+        slots = (tiles + 1) * (TILE_COLUMNS // width)
         panels = -(-mask.rows // height)
         yield WorkEstimate(
             "panel",
             stored,
             mask.rows + mask.columns,
-            max(stored, height * panel.TILE_COLUMNS) * dtype.itemsize + 4 * (slots + 2 * panels + 1),
+            max(stored, height * TILE_COLUMNS) * dtype.itemsize + 4 * (slots + 2 * panels + 1),
             (height, width),
             (mask.rows, mask.columns),
         )
@@ -213,8 +214,8 @@ def column_panel_works(mask: Tensor, dtype: torch.dtype) -> Iterator[WorkEstimat
         panels = -(-rows // height)
         listed = round(column_panel.union(mask, panel_rows=height, row_order="count") * panels * columns)
         stored = listed * height
-        index = 4 * (listed + column_panel.TILE_COLUMNS + panels + 1 + panels * height)
-        nbytes = max(stored, height * column_panel.TILE_COLUMNS) * dtype.itemsize + index
+        index = 4 * (listed + TILE_COLUMNS + panels + 1 + panels * height)
+        nbytes = max(stored, height * TILE_COLUMNS) * dtype.itemsize + index
         yield WorkEstimate("column_panel", stored, rows + columns, nbytes, (height, 1), (rows, columns))
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sparsebert_kernels import formats
 from sparsebert_kernels.formats import PanelSparse
-from sparsebert_kernels.formats.panel import TILE_COLUMNS, join
+from sparsebert_kernels.formats.base import TILE_COLUMNS
+from sparsebert_kernels.formats.panel import join
 from sparsebert_kernels.formats.panel_transpose import TRANSPOSED_ROWS
 from sparsebert_kernels.formats.transpose import transposed_index
 from tests.formats.matrices import matrices, options

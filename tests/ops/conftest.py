@@ -26,7 +26,7 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An instruction set in use, or `TORCH_ALONE`: the path without the native library."""
     if request.param == TORCH_ALONE:
-        monkeypatch.setattr(native, "serves", lambda format, dtype, x: False)
+        monkeypatch.setattr(native, "supports", lambda format, dtype, x: False)
         yield request.param
         return
     before = cpu.instruction_set()

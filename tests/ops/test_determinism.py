@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsebert_kernels import ops
+from sparsebert_kernels import linear_operator, ops
 from sparsebert_kernels.cpu import native
 from tests.ops.problem import Problem, gradient_of
 
@@ -123,13 +123,13 @@ class TestDirectCall:
     @pytest.fixture
     def operator_calls(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls: list[str] = []
-        operator = ops._linear
+        operator = linear_operator.sparse_linear
 
         def spy(*arguments: object) -> Tensor:
             calls.append("operator")
             return operator(*arguments)
 
-        monkeypatch.setattr(ops, "_linear", spy)
+        monkeypatch.setattr(linear_operator, "sparse_linear", spy)
         return calls
 
     @pytest.mark.skipif(not native.available(), reason="needs the native library")

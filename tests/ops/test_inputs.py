@@ -239,6 +239,6 @@ class TestRefusals:
         packed = packed.replace(values=packed.values.clone().requires_grad_())
         y = ops.linear(problem.x(), packed)
         with pytest.raises(
-            ValueError, match=f"format '{name}' cannot be trained; these can: 'element', 'vector'"
+            ValueError, match=f"format '{name}' cannot be trained; trainable formats: 'element', 'vector'"
         ):
             y.sum().backward()

@@ -156,8 +156,9 @@ class TestDeterminism:
         self, device: torch.device, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         problem = replace(BASE, M=1500, N=32, K=48, dtype=BF16)
+        monkeypatch.setattr(tile_configs, "multiprocessors", lambda device: 1)
         whole = ours(problem, device)
-        monkeypatch.setattr(tile_configs, "_processors", lambda device: 64)
+        monkeypatch.setattr(tile_configs, "multiprocessors", lambda device: 64)
         split = [ours(problem, device) for _ in range(2)]
         assert torch.equal(split[0].weight, split[1].weight)
         exact = torchs(problem, torch.float64)
@@ -215,7 +216,8 @@ class TestRefusals:
             ops.block_sparse_linear(BASE.x().to("meta"), BASE.packed(device))
 
     def test_a_weight_in_another_format(self, device: torch.device) -> None:
-        with pytest.raises(ValueError, match=r"weight is Tensor; PanelSparse\.from_dense"):
+        message = r"weight is Tensor; pack a block-sparse weight with PanelSparse\.from_dense"
+        with pytest.raises(ValueError, match=message):
             ops.block_sparse_linear(BASE.x().to(device), BASE.weight().to(device))  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("shape", [(37, 95), (96,), (1, 96)], ids=str)

@@ -112,7 +112,7 @@ def use_instruction_set(name: str) -> None:
         )
 
 
-def serves(format: str, dtype: torch.dtype, x: Tensor) -> bool:
+def supports(format: str, dtype: torch.dtype, x: Tensor) -> bool:
     """Whether a native kernel takes x [..., in] and a weight of that format and value dtype."""
     return format in _FORMATS and x.dtype in _DTYPES and x.is_cpu and why_unavailable() is None
 
@@ -133,7 +133,7 @@ def linear(
 ) -> list[Tensor] | None:
     """``activation(x @ W.T + bias)`` for up to MAX_WEIGHTS weights that `same_call` joins; see `ops.linear`.
 
-    x and the first weight are ones that the library `serves`. None, with nothing computed, for another
+    x and the first weight are ones that the library `supports`. None, with nothing computed, for another
     activation than the kernels have, and for a weight or bias of another shape or device than x asks for.
 
     Raises ValueError for weights that cannot share one call.

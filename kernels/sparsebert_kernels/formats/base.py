@@ -13,8 +13,9 @@ from torch import Tensor
 from sparsebert_kernels.errors import unknown
 
 VALUE_DTYPES = (torch.float32, torch.bfloat16)
-# Of formats that a GPU computes.
-GPU_DTYPES = (*VALUE_DTYPES, torch.float16)
+GPU_DTYPES = (*VALUE_DTYPES, torch.float16)  # of formats with GPU kernels
+# Columns of a packed tile in the GPU formats, and of a tile whose kept weights `BitmapSparse` counts.
+TILE_COLUMNS = 64
 
 
 class PackedWeight(abc.ABC):

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from sparsebert_kernels.bitmask import pack_bits, unpack_bits
 
-from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
+from .base import GPU_DTYPES, TILE_COLUMNS, PackedWeight, checked, refuse_options
 
-TILE_COLUMNS = 64
 MAX_IN_FEATURES = 65536
 MAX_KEPT = 2**31 - 1
 

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from sparsebert_kernels.errors import unknown
 
-from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
+from .base import GPU_DTYPES, TILE_COLUMNS, PackedWeight, checked, refuse_options
 
-TILE_COLUMNS = 64
 PANEL_ROWS = (64, 128)
 ROW_ORDERS = ("best", "count", "greedy")
 

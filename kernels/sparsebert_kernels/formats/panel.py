@@ -14,9 +14,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
+from .base import GPU_DTYPES, TILE_COLUMNS, PackedWeight, checked, refuse_options
 
-TILE_COLUMNS = 64
 PANEL_ROWS = (16, 32, 64, 128)
 GROUP_COLUMNS = (8, 16, 32, 64)
 
@@ -204,7 +203,7 @@ def pack_slots(live: Tensor, per_tile: int) -> Slots:
     )
 
 
-def joining_fails(weights: Sequence[PanelSparse]) -> str | None:
+def why_not_joinable(weights: Sequence[PanelSparse]) -> str | None:
     """Why `join` cannot join these weights, None where it can."""
     first = weights[0]
     for member in weights:
@@ -232,7 +231,7 @@ def join(weights: Sequence[PanelSparse]) -> tuple[PanelSparse, list[PanelSparse]
     Raises ValueError unless all members but the last fill their panels, and all share in_features, block
     size, dtype and device.
     """
-    if (reason := joining_fails(weights)) is not None:
+    if (reason := why_not_joinable(weights)) is not None:
         raise ValueError(reason)
     first = weights[0]
     per_tile = TILE_COLUMNS // first.group_columns

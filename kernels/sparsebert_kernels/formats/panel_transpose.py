@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .panel import TILE_COLUMNS, PanelSparse, pack_slots
+from .base import TILE_COLUMNS
+from .panel import PanelSparse, pack_slots
 
 TRANSPOSED_ROWS = 64
 
