@@ -151,7 +151,9 @@ class TestJoin:
             join([self.members()[0], other])
 
     def test_refuses_a_member_that_does_not_fill_its_panels(self) -> None:
-        with pytest.raises(ValueError, match="50 out_features; multiples of its 32 panel rows"):
+        with pytest.raises(
+            ValueError, match="50 out_features; all but the last need a multiple of their 32 panel rows"
+        ):
             join(self.members()[::-1])
 
 

@@ -52,7 +52,7 @@ class TestWithoutTheLibrary:
     def test_an_unknown_instruction_set_is_named_with_those_there_are(self) -> None:
         available, _, _, why = _in_a_new_process(SPARSEBERT_ISA="nonsense")
         assert available == "False"
-        assert "SPARSEBERT_ISA='nonsense' is not served here" in why
+        assert "SPARSEBERT_ISA='nonsense' is not supported here" in why
         assert all(name in why for name in cpu.instruction_sets())
 
 
@@ -74,7 +74,7 @@ class TestInstructionSets:
 
     def test_a_switch_to_an_unknown_one_changes_nothing(self) -> None:
         before = cpu.instruction_set()
-        with pytest.raises(ValueError, match=f"'avx9000' is not served here; there are: .*{before}"):
+        with pytest.raises(ValueError, match=f"'avx9000' is not supported here; supported: .*{before}"):
             native.use_instruction_set("avx9000")
         assert cpu.instruction_set() == before
 

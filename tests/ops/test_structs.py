@@ -46,4 +46,4 @@ class TestLayout:
 
 def test_both_sides_allow_the_same_number_of_weights() -> None:
     (number,) = re.findall(r"MAX_WEIGHTS = (\d+);", HEADER)
-    assert native.MAX_WEIGHTS == int(number)
+    assert int(number) == native.MAX_WEIGHTS

@@ -295,7 +295,7 @@ class TestRefusals:
             masked_linear(**{**arguments, **changes})
 
     def test_masks_that_are_none(self) -> None:
-        with pytest.raises(ValueError, match=r"a torch\.bool matrix"):
+        with pytest.raises(ValueError, match=r"mask must be a torch\.bool matrix"):
             pack_mask(torch.ones(3, 4))
         with pytest.raises(ValueError, match=r"100 columns need torch.int32 \[N, 4\]"):
             unpack_mask(torch.ones(3, 3, dtype=torch.int32), 100)
