@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsebert_kernels import formats, ops, reference
-from tests.ops.conftest import TORCH_ALONE
+from tests.ops.backends import TORCH_ALONE
 from tests.ops.problem import Problem, assert_as_good_as_torch, gradient_of
 
 PROBLEMS = [

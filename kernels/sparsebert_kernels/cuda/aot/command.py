@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.pop("TRITON_INTERPRET", None)
     # The default changes with Triton 3.10; all versions compile with the same setting.
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-    options, work = _parse(arguments)
+    options, work = parse(arguments)
     problems = 0
     for compiled in _compile_all(work, options.jobs):
         print(json.dumps(asdict(compiled)), flush=True)
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if problems and options.check else 0
 
 
-def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[tuple[str, int, str]]]:
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[tuple[str, int, str]]]:
     """Return the options, and the (module, number of the case, target) to compile."""
     parser = argparse.ArgumentParser(
         prog="python -m sparsebert_kernels.cuda.aot",
