@@ -13,17 +13,17 @@ from sparsebert.bert import activation_name, is_bert_like, require_module, struc
 from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.manifest import record_of
 from sparsebert.hf.attach_quantizer import saveable_
+from sparsebert.nn.fused_activation import FusedActivation
 from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
 from sparsebert.nn.shared_input import SharedInput
-from sparsebert.nn.sparse_linear import FusedActivation, SparseLinear
+from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import CompactedTargets, compacted_targets
 from sparsebert.planning.plan import LayerPlan, Plan
 from sparsebert.planning.planner import check_options, plan_layers
 from sparsebert.planning.target_layers import Filter, TargetLayer
 from sparsebert.tickets.ticket import Ticket
+from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 from sparsebert_kernels.ops import can_share
-
-DEFAULT_TOKENS = 128
 
 
 @torch.inference_mode(False)

@@ -1,9 +1,14 @@
-"""The error for an unknown name, which suggests the nearest known one."""
+"""Error messages: an unknown name with a suggestion, and the first line of another library's error."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+
+def first_line(error: BaseException | str) -> str:
+    """Return the first line of an error's message, or the name of its type if it has none."""
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
 def unknown(kind: str, name: object, names: Iterable[str]) -> ValueError:

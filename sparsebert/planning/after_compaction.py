@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from sparsebert.bert import is_bert_like, resolve
-from sparsebert.compaction.analyze import Change, CompactionPlan, prepare, ticket_hash
-from sparsebert.compaction.manifest import description_of, record_of
+from sparsebert.compaction.analyze import Change, CompactionPlan, prepare
+from sparsebert.compaction.manifest import description_of, is_ticket_of, record_of
 from sparsebert.planning.target_layers import Filter, TargetLayer, select
 from sparsebert.tickets.ticket import Ticket
 
@@ -58,7 +58,7 @@ def compacted_targets(
     if compact and filter is not None:
         raise ValueError("compact=True with a filter: what is taken out of one layer changes its neighbours")
     record = record_of(model)
-    if not compact and record and ticket is not None and ticket_hash(ticket) == record["ticket"]:
+    if not compact and record and ticket is not None and is_ticket_of(record, ticket):
         return CompactedTargets(_of_compacted(model, ticket), None, "compacted before with this ticket")
     selected = select(model, ticket, filter)
     possible = not (trainable or filter is not None or record) and is_bert_like(model)

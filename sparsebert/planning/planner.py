@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.cost import gpu_roofline
-from sparsebert.cost.candidates import GPU_FORMATS, Choice, choices, stored_dtype
-from sparsebert.cost.work import BlockStatistics, WorkEstimate, panel_works
+from sparsebert.cost.candidates import GPU_FORMATS, FormatCandidates, format_candidates, stored_dtype
+from sparsebert.cost.mask_statistics import BlockStatistics
+from sparsebert.cost.work import WorkEstimate, estimate_panel_work
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import compacted_targets, note_of
 from sparsebert.planning.plan import LayerPlan, Plan
@@ -23,6 +24,7 @@ from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import cpu, cuda, formats, ops
 from sparsebert_kernels.cuda.timing import paired as paired_on_gpu
 from sparsebert_kernels.errors import unknown
+from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 from sparsebert_kernels.timing import Paired, paired
 
 # What a sparse layer has to gain over prepacked dense, in paired medians. Timings scatter by some per cent,
@@ -44,7 +46,7 @@ def plan(
     model: nn.Module,
     ticket: Ticket | None = None,
     *,
-    tokens: int = 128,
+    tokens: int = DEFAULT_TOKENS,
     format: str = "auto",
     measure: bool = True,
     filter: Filter | None = None,
@@ -195,7 +197,7 @@ def _draft(
 ) -> _LayerDecision:
     """The formats that could serve a layer, the one with the least predicted time first."""
     weight = layer.linear.weight
-    choice = choices(
+    choice = format_candidates(
         layer.mask,
         weight.dtype,
         target or weight.device,
@@ -217,7 +219,7 @@ class _LayerDecision:
     """A layer's plan in the making: what could serve it, the choice so far, and what was measured of it."""
 
     layer: TargetLayer
-    choice: Choice
+    choice: FormatCandidates
     work: WorkEstimate
     asked: bool
     timing: Paired | None = None
@@ -298,7 +300,9 @@ class _LayerDecision:
         statistics = self.choice.statistics
         spread = BlockStatistics.spread(statistics.rows, statistics.columns, 1 - statistics.sparsity)
         stored = stored_dtype(self.layer.linear.weight.dtype, "cuda")
-        gains = {w.block: self.choice.predicted_speedup(w) for w in panel_works(statistics, spread, stored)}
+        gains = {
+            w.block: self.choice.predicted_speedup(w) for w in estimate_panel_work(statistics, spread, stored)
+        }
         enough = ENOUGH_OF_THE_BEST * max(gains.values())
         block = min((block for block in gains if block and gains[block] >= enough), key=math.prod)
         if gains[block] < 1:

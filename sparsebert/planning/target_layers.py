@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsebert.bert import canonical_key, full_name, is_bert_like, require_module, resolve, structure
 from sparsebert.compaction.live_rectangle import RectangleLinear
-from sparsebert.cost.candidates import STORED
+from sparsebert.nn.packability import Packability
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.tickets.ticket import Ticket, require_ticket
 
@@ -89,7 +88,7 @@ def select(
 def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Iterator[TargetLayer]:
     require_ticket(ticket)
     ticket.check(model)
-    unpackable, dead = Unpackable(model), ticket.dead_biases()
+    packability, dead = Packability(model), ticket.dead_biases()
     for key, mask in ticket.masks.items():
         name, module = full_name(model, key), resolve(model, key)
         linear: nn.Module = module
@@ -98,20 +97,20 @@ def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Itera
         if not isinstance(linear, nn.Linear):
             raise ValueError(f"{name} is a {type(linear).__name__}, not a linear layer")
         if filter is None or filter(name, linear):
-            unpackable.refuse(name, linear)
+            packability.require(name, linear)
             device = linear.weight.device
             yield TargetLayer(key, name, linear, mask.to(device), ~dead[key] if key in dead else None)
 
 
 def _of_zeros(model: nn.Module, filter: Filter | None) -> Iterator[TargetLayer]:
-    unpackable = Unpackable(model)
+    packability = Packability(model)
     for key, name, linear in _searched(model, filter):
         if filter is not None:
             if not filter(name, linear):
                 continue
-        elif type(linear) is not nn.Linear or unpackable.tied(linear):
+        elif type(linear) is not nn.Linear or packability.is_tied(linear):
             continue
-        unpackable.refuse(name, linear)
+        packability.require(name, linear)
         mask = linear.weight.detach() != 0
         if filter is not None or not mask.all():
             yield TargetLayer(key, name, linear, mask)
@@ -131,45 +130,3 @@ def _searched(model: nn.Module, filter: Filter | None) -> Iterator[tuple[str, st
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear):
                 yield canonical_key(name) if known else name, name, module
-
-
-class Unpackable:
-    """What stands in the way of packing a layer of this model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.names: dict[int, list[str]] = defaultdict(list)
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            self.names[id(parameter)].append(name)
-
-    def tied(self, linear: nn.Linear) -> bool:
-        return len(self.names[id(linear.weight)]) > 1
-
-    def refuse(self, name: str, linear: nn.Linear) -> None:
-        """Raises ValueError naming the reason, if there is one."""
-        if linear is self.model:
-            raise ValueError("the model is itself a linear layer: use SparseLinear.from_linear")
-        if "weight" not in linear._parameters:
-            raise ValueError(
-                f"{name}.weight is no plain parameter: undo its parametrization, "
-                "or call torch.nn.utils.prune.remove, first"
-            )
-        weight = linear.weight
-        if type(linear) is not nn.Linear:
-            raise ValueError(f"{name} is a {type(linear).__name__}; only a plain nn.Linear can be packed")
-        if type(weight) is not nn.Parameter or weight.layout != torch.strided or weight.dtype not in STORED:
-            raise ValueError(
-                f"{name} is quantised or holds a special tensor ({type(weight).__name__}, {weight.dtype}, "
-                f"{weight.layout}): a plain floating-point weight is needed"
-            )
-        if weight.is_meta:
-            raise ValueError(f"{name} is on the meta device: load its weights first")
-        if not weight.numel():
-            raise ValueError(f"{name} has an empty weight, {list(weight.shape)}")
-        if self.tied(linear):
-            others = ", ".join(sorted({*self.names[id(weight)]} - {f"{name}.weight"}))
-            raise ValueError(f"{name}.weight is tied to {others}: packing would untie them")
-        if "forward" in linear.__dict__:
-            raise ValueError(
-                f"the forward method of {name} is patched, as hooks of accelerate do: remove that first"
-            )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import Structure, resolve, structure
+from sparsebert.bert import Structure, prunable, resolve, structure
 from sparsebert.pruning.gates import GATED, GateSite, gate_sites
 from sparsebert.pruning.gradients import loss_gradients
 from sparsebert.pruning.granularity import (
@@ -30,7 +30,7 @@ from sparsebert.pruning.registry import Method, Subject, find_method
 from sparsebert.pruning.top_k import ranked, select
 from sparsebert.pruning.unit_groups import POOLING, SCOPES, UnitGroup, rivals, unit_groups
 from sparsebert.tickets.provenance import describe_model, weight_hash
-from sparsebert.tickets.ticket import Ticket, prunable, require_ticket
+from sparsebert.tickets.ticket import Ticket, require_ticket
 from sparsebert_kernels.errors import unknown
 
 Number = float | Decimal | Fraction

@@ -90,7 +90,7 @@ class TestArguments:
         model = model_of()
         ticket = ticket_of(model_of("DistilBertForQuestionAnswering"), RAGGED)
         refused(model, ticket, "ticket of another model")
-        refused(model, "ticket.safetensors", "ticket is a str; a sparsebert.Ticket is needed")
+        refused(model, "ticket.safetensors", "ticket must be a sparsebert.Ticket, got a str")
 
     @pytest.mark.parametrize("option", ["min_row_weights", "round_to"])
     @pytest.mark.parametrize("value", [-1, 1.5, True, "8"])

@@ -52,9 +52,9 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("version", 2, "written by a newer sparsebert (format 2, this one reads up to 1): update sparsebert"),
+        ("version", 3, "written by a newer sparsebert (format 3, this one reads up to 2): update sparsebert"),
         ("version", "1", "format version '1'"),
-        ("surprise", 1, "'surprise' in quantization_config is unknown to format 1"),
+        ("surprise", 1, "'surprise' in quantization_config is unknown to format 2"),
         ("tokens", "many", "'tokens' in quantization_config is of another type"),
         ("tokens", 0, "config.json: tokens is 0; a positive number"),
         ("format", "zip", "config.json: unknown format 'zip'"),

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sparsebert import SparseLinear, Ticket, plan, sparsify_
 from sparsebert.cost import candidates, cpu_cost
-from sparsebert.cost.work import MaskStatistics, estimate_work
+from sparsebert.cost.mask_statistics import MaskStatistics
+from sparsebert.cost.work import estimate_work
 from sparsebert.planning import planner
 from sparsebert.planning.plan import LayerPlan, Plan
 from sparsebert.planning.planner import LEAST_SPEEDUP, MAX_TIMED_FORMATS, MAX_TIMED_TOKENS
@@ -215,7 +216,7 @@ class TestForAGpuThatIsNotHere:
         assert (layer.format, layer.reason) == ("dense", "format 'element' has no GPU kernels")
 
     def test_unknown_gpus_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="no figures for a device 'h300'"):
+        with pytest.raises(ValueError, match="no figures for device 'h300'"):
             plan(*model_with(random_mask(0.1)), device="h300")
 
 

@@ -17,7 +17,8 @@ from torch.nn.utils import prune as torch_prune
 
 from sparsebert.bert import resolve, structure
 from sparsebert.pruning import Magnitude, Subject, methods, prune
-from sparsebert.tickets.ticket import Ticket, weight_hash
+from sparsebert.tickets.provenance import weight_hash
+from sparsebert.tickets.ticket import Ticket
 
 transformers = pytest.importorskip("transformers")
 QUERY, UP = "encoder.layer.0.attention.self.query", "encoder.layer.0.intermediate.dense"

@@ -77,7 +77,7 @@ class TestRefusals:
         model, ticket = pruned()
         self.refused(model, "ticket of another model", ticket=pruned("DistilBertForQuestionAnswering")[1])
         self.refused(model, "ticket of another model", ticket=other_shapes(ticket))
-        self.refused(model, "a sparsebert.Ticket is needed", ticket=dict(ticket.masks))
+        self.refused(model, "ticket must be a sparsebert.Ticket, got a dict", ticket=dict(ticket.masks))
 
     def test_a_ticket_for_what_is_no_linear_layer(self) -> None:
         mask = torch.ones(50, 24, dtype=torch.bool)

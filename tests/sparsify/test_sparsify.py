@@ -9,7 +9,7 @@ from torch import nn
 from sparsebert import Ticket, prune, sparsify_
 from sparsebert.bert import structure
 from sparsebert.cost.candidates import GPU_FORMATS
-from sparsebert.nn.sparse_linear import FusedActivation
+from sparsebert.nn.fused_activation import FusedActivation
 from tests.sparsify.models import MODELS, TOKENS, WIDTH, answers, build, masked_answers, pruned, sparse_layers
 
 transformers = pytest.importorskip("transformers")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsebert import densify_, plan, sparsify_
 from sparsebert.bert import resolve
-from sparsebert.nn.sparse_linear import FusedActivation
+from sparsebert.nn.fused_activation import FusedActivation
 from tests.sparsify.models import TOKENS, answers, build, masked_answers, pruned, weights
 
 transformers = pytest.importorskip("transformers")

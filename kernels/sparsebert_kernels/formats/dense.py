@@ -14,6 +14,8 @@ from torch import Tensor
 
 from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 
+# Rows of x (tokens of a batch) to choose a layout or a format for, unless the caller knows better.
+DEFAULT_TOKENS = 128
 # Name and algorithm of the activations that oneDNN fuses into a product.
 FUSED_ACTIVATIONS = {
     "none": ("none", ""),
@@ -37,7 +39,7 @@ class DensePrepacked(PackedWeight):
 
     @classmethod
     def from_dense(
-        cls, weight: Tensor, mask: Tensor | None = None, *, tokens: int = 128, **options: Any
+        cls, weight: Tensor, mask: Tensor | None = None, *, tokens: int = DEFAULT_TOKENS, **options: Any
     ) -> Self:
         """See `PackedWeight.from_dense`.
 
