@@ -105,9 +105,9 @@ def runnable(dtype: torch.dtype) -> tuple[str, ...]:
     """Return the kinds of work that pay here: sparse ones where the native library runs them, else CSR."""
     x = torch.empty(1, 1, dtype=dtype)
     kinds = ["dense", "compact"]
-    if native.serves("element", dtype, x):
+    if native.supports("element", dtype, x):
         kinds.append("element")
-    if native.serves("vector", dtype, x):
+    if native.supports("vector", dtype, x):
         kinds += [f"vector {height}x1" for height in VECTOR_ROWS]
     if len(kinds) == 2 and dtype == torch.float32:
         kinds.append("csr")
