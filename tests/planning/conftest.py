@@ -23,7 +23,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "serves", lambda *_: False)
+    monkeypatch.setattr(native, "supports", lambda *_: False)
 
 
 @pytest.fixture
