@@ -43,7 +43,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
         monkeypatch.setattr(candidates, "cost_model", built_in)
         return count
 
-    def built_in(dtype: torch.dtype, tokens: int, *, measure: bool) -> cpu_cost.CostModel:
+    def built_in(dtype: torch.dtype, tokens: int, *, measure: bool) -> cpu_cost.CpuCostModel:
         return cpu_cost.cost_model(dtype, tokens, measure=False)
 
     return arrange
