@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import MAGIC_PREFIX
 import torch
+from numpy.lib.format import MAGIC_PREFIX
 from torch import nn
 
 from sparsebert.atomic import replacing
@@ -83,7 +83,11 @@ def _packed_bits(path: Path) -> np.ndarray:
     with open(path, "rb") as file:
         try:
             # Mapped: a header may claim more than the file, or the memory, holds.
-            packed = np.load(path, mmap_mode="r", allow_pickle=False) if file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX else None
+            packed = (
+                np.load(path, mmap_mode="r", allow_pickle=False)
+                if file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
+                else None
+            )
         except (ValueError, OSError, EOFError, SyntaxError) as error:
             raise ValueError(f"{path} is not a usable .npy file: {first_line(error)}") from None
     if packed is None or packed.dtype != np.uint8 or packed.ndim != 1:
