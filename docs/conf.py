@@ -22,5 +22,7 @@ autodoc_member_order = "bysource"
 
 html_theme = "furo"
 html_title = "sparsebert"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 html_show_copyright = False
