@@ -28,6 +28,9 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000
 hypothesis.settings.load_profile("fixed")
 
 
+_FROZEN = pytest.StashKey[bool]()
+
+
 @pytest.fixture(autouse=True)
 def _same_start_for_every_test() -> Iterator[None]:
     torch.manual_seed(0)
@@ -38,16 +41,22 @@ def _same_start_for_every_test() -> Iterator[None]:
     torch.set_default_dtype(dtype)
 
 
-@pytest.fixture(autouse=True)
-def _quick_garbage_collection() -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _quick_garbage_collection(request: pytest.FixtureRequest) -> None:
     """Freeze the objects of imported libraries.
 
     transformers' trainer collects garbage after every training, which takes a second once a million objects
     of libraries are searched.
     """
-    if "transformers.trainer" in sys.modules and gc.get_freeze_count() == 0:
+    # gc.get_freeze_count() would tell too, but counts a million objects to do so.
+    if "transformers.trainer" in sys.modules and not request.config.stash.get(_FROZEN, False):
         gc.collect()
         gc.freeze()
+        request.config.stash[_FROZEN] = True
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture

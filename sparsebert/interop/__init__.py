@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from sparsebert.tickets.ticket import Ticket
 
+# Of NumPy's .npy format, zip archives and pickles.
 _NPY_MAGIC = b"\x93NUMPY"
 _ZIP_MAGIC, _PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
 

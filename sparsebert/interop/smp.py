@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.format import MAGIC_PREFIX
 from torch import nn
 
 from sparsebert.atomic import replacing
@@ -22,8 +23,6 @@ from sparsebert.tickets.bits import pack_bits, packed_bytes, unpack_bits
 from sparsebert.tickets.provenance import describe_model
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import first_line
-
-_NPY_MAGIC = b"\x93NUMPY"
 
 
 def from_smp(path: str | os.PathLike[str], model: nn.Module) -> Ticket:
@@ -84,7 +83,11 @@ def _packed_bits(path: Path) -> np.ndarray:
     with open(path, "rb") as file:
         try:
             # Mapped: a header may claim more than the file, or the memory, holds.
-            packed = np.load(path, mmap_mode="r", allow_pickle=False) if file.read(6) == _NPY_MAGIC else None
+            packed = (
+                np.load(path, mmap_mode="r", allow_pickle=False)
+                if file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
+                else None
+            )
         except (ValueError, OSError, EOFError, SyntaxError) as error:
             raise ValueError(f"{path} is not a usable .npy file: {first_line(error)}") from None
     if packed is None or packed.dtype != np.uint8 or packed.ndim != 1:

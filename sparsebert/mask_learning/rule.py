@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sparsebert.mask_learning.schedules import Ramp
 from sparsebert.pruning.sparsity_schedule import exact
-from sparsebert.pruning.top_k import Size, ranked, select
-from sparsebert.pruning.unit_groups import UnitGroup, rivals
+from sparsebert.pruning.top_k import Size, ranked, select_top
+from sparsebert.pruning.unit_groups import UnitGroup, competition_groups
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class PrunableUnits:
     types: Mapping[str, str]
     scope: str
 
-    def competing(self, scope: str | None = None) -> list[list[UnitGroup]]:
+    def competition_groups(self, scope: str | None = None) -> list[list[UnitGroup]]:
         """Return the groups whose units compete with each other, in ``scope`` or in the run's own."""
-        return rivals(self.groups, scope or self.scope, self.types)
+        return competition_groups(self.groups, scope or self.scope, self.types)
 
 
 @dataclass(frozen=True)
@@ -151,14 +151,14 @@ def keep_top(
     """
     order = [ranked(scores[group.name].detach().float()) for group in competing]
     sizes = [group.sizes if size is None else size for group in competing]
-    kept = select(order, sizes, budget)
+    kept = select_top(order, sizes, budget)
     return {group.name: mask for group, mask in zip(competing, kept, strict=True)}
 
 
 def keep_share(scores: Mapping[str, Tensor], units: PrunableUnits, density: Fraction) -> dict[str, Tensor]:
     """Return masks that keep the highest scores of each scope, up to ``density`` of its weights."""
     masks: dict[str, Tensor] = {}
-    for competing in units.competing():
+    for competing in units.competition_groups():
         budget = density * sum(group.weights for group in competing)
         masks |= keep_top(scores, competing, budget)
     return masks

@@ -184,7 +184,7 @@ class StaticModelPruningRule(Scored):
         if temperature is None:
             temperature = smp_recipes.temperature(goal) if self.smp_compat else 1.0
         masks: dict[str, Tensor] = {}
-        for groups in units.competing("type"):
+        for groups in units.competition_groups("type"):
             rates = [
                 float(torch.sigmoid(scores[group.name].detach() / temperature).mean(dtype=torch.float64))
                 for group in groups

@@ -22,10 +22,7 @@ from sparsebert.lottery.mask_learning_method import MaskLearningMethod
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 from tests.lottery import tiny
-
-
-class Killed(BaseException):
-    """As good as a kill for files, since nothing in the loop catches it."""
+from tests.lottery.killing import Killed
 
 
 def asked(**changes: Any) -> RunConfig:

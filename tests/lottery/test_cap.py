@@ -25,7 +25,8 @@ from sparsebert.training import contrastive as part
 from sparsebert.training.distillation import Distillation, Teacher
 from sparsebert.training.representation_bank import RepresentationBank
 from tests.lottery import tiny
-from tests.lottery.test_mask_learning import Killed, assert_same
+from tests.lottery.killing import Killed, dying
+from tests.lottery.test_mask_learning import assert_same
 
 METHODS: dict[str, dict[str, Any]] = {
     "cap": {"sparsity": 0.7, "snapshot_every": 2},
@@ -42,14 +43,6 @@ def asked(method: str, **changes: Any) -> RunConfig:
 
 def experiment(**changes: Any) -> Experiment:
     return replace(tiny.experiment(), **{"teacher": tiny.teacher(), **changes})
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -151,17 +144,10 @@ def test_examples_keep_near_to_what_the_model_made_of_them_at_first(tmp_path: Pa
 def test_interrupted_at_any_batch(tmp_path: Path, method: str) -> None:
     """Five batches encode the data with each encoder; checkpoints are after the third and the sixth."""
     run(experiment(), asked(method), tmp_path / "whole")
-    for session, left in enumerate((3, 8, 13, 14, 17, 6, 9, 7, 12, None)):
+    for session, batch in enumerate((3, 8, 13, 14, 17, 6, 9, 7, 12, None)):
         torch.manual_seed(session)
-        countdown = iter(range(left - 1, -1, -1) if left else [])
-
-        def collate(chosen: list[dict[str, Any]], countdown: Any = countdown) -> dict[str, Tensor]:
-            if next(countdown, None) == 0:
-                raise Killed
-            return tiny.collate(chosen)
-
         with contextlib.suppress(Killed):
-            run(experiment(collate=collate), asked(method), tmp_path / "parts")
+            run(experiment(collate=dying(tiny.collate, batch)), asked(method), tmp_path / "parts")
             break
     rows = results.read(tmp_path / "parts" / "log.jsonl", "round")
     assert sum(row["sessions"] for row in rows) > 4

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -20,6 +19,7 @@ from sparsebert.lottery.loop import run
 from sparsebert.lottery.method import lottery_method
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.trainer import TicketTrainer
+from tests.lottery.killing import Killed, dying
 from tests.lottery.tiny import collate, experiment, request
 
 UNITS: dict[str, Any] = {"granularity": "head+neuron", "scope": "type"}
@@ -122,22 +122,14 @@ def test_what_never_settles_is_drawn_at_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("draw", ["distance", "fixed"])
 def test_killed_anywhere_it_draws_the_same_ticket(tmp_path: Path, draw: str) -> None:
     """Before and after the draw; a checkpoint may lie at its very step."""
-    torch.set_num_threads(1)
     asked = request("early-bird", 0.5, **EARLY, draw=draw, draw_at=1.0, save_steps=1)
     run(experiment(), asked, tmp_path / "whole")
     sessions = 0
-    for left in (3, 2, 1, 4, 2, 6, 3, None):
-        countdown = iter(range(left, -1, -1) if left else [])
-
-        def dying(chosen: list[dict[str, Any]], countdown: Any = countdown) -> dict[str, Tensor]:
-            if next(countdown, None) == 0:
-                raise KeyboardInterrupt
-            return collate(chosen)
-
+    for batch in (4, 3, 2, 5, 3, 7, 4, None):
         sessions += 1
         try:
-            run(replace(experiment(), collate=dying), asked, tmp_path / "parts")
-        except KeyboardInterrupt:
+            run(replace(experiment(), collate=dying(collate, batch)), asked, tmp_path / "parts")
+        except Killed:
             continue
         break
     assert sessions > 3
@@ -145,16 +137,15 @@ def test_killed_anywhere_it_draws_the_same_ticket(tmp_path: Path, draw: str) -> 
 
 
 def test_killed_between_the_last_step_and_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
     asked = request("early-bird", 0.5, **EARLY, save_steps=1)
     run(experiment(), asked, tmp_path / "whole")
 
     def killed(*arguments: Any) -> None:
-        raise KeyboardInterrupt
+        raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr("sparsebert.lottery.loop._counts", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             run(experiment(), asked, tmp_path / "parts")
     run(experiment(), asked, tmp_path / "parts")
     assert_same(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from fractions import Fraction
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 
 from sparsebert.lottery import methods
 from sparsebert.lottery.experiment import RunConfig
+from sparsebert.lottery.mask_learning_method import MaskLearningMethod
 from sparsebert.lottery.method import Head, Rewind, Source, lottery_method, lottery_methods
+from sparsebert.mask_learning.smp import Mask, StaticModelPruningRule
 from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tickets.ticket import Ticket
 
@@ -45,6 +48,18 @@ def test_each_says_where_it_comes_from(name: str) -> None:
     text = type(lottery_method(name)).__doc__
     assert text is not None
     assert name in ("dense", "snip-imp") or any(who in text for who in SOURCES)
+
+
+@pytest.mark.parametrize("name", lottery_methods())
+def test_each_option_has_a_help(name: str) -> None:
+    for option in fields(lottery_method(name)):
+        assert option.metadata["help"], option.name
+
+
+def test_a_rule_has_the_options_of_its_method() -> None:
+    method = lottery_method("smp", mask="L", ramp_steps=7, choose_every=2)
+    assert isinstance(method, MaskLearningMethod)
+    assert method.rule == StaticModelPruningRule(mask=Mask.LOCAL, ramp_steps=7)
 
 
 def test_imp_trains_the_dense_model_and_then_each_tenth() -> None:
@@ -159,7 +174,7 @@ def test_two_requests_are_the_same_if_they_describe_the_same() -> None:
 
 
 def test_the_first_share_of_snip_is_a_number() -> None:
-    with pytest.raises(ValueError, match="first must be a finite number, not nan"):
+    with pytest.raises(ValueError, match="first must be a finite number, got nan"):
         lottery_method("snip-imp", first=float("nan")).rounds(Fraction("0.7"))
 
 

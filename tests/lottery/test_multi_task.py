@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from sparsebert.training.multi_task_model import MultiTaskModel
 from sparsebert.training.snapshot import Snapshot, fresh_head, head_names
 from sparsebert.training.task_sampling import TaskMixture, TaskSampler, proportions_of
 from tests.lottery import tiny
+from tests.lottery.killing import Killed, dying
 from tests.lottery.multi_task_tiny import collate_texts, experiment, experiments, texts
-from tests.lottery.test_ranks import start as start_processes
-from tests.lottery.test_resume import BATCHES, Killed, start
+from tests.lottery.test_distributed import start as start_processes
+from tests.lottery.test_resume import BATCHES, start
 
 
 def model() -> MultiTaskModel:
@@ -209,24 +211,13 @@ class TestRuns:
         ids=lambda changes: changes.get("rewind", "pretrained"),
     )
     def test_interrupted_at_any_batch(self, tmp_path: Path, changes: dict[str, Any]) -> None:
-        torch.set_num_threads(1)
         request = asked(sparsity=0.2, **changes)
         run(experiment(), request, tmp_path / "whole")
         sessions = 0
-        for left in (5, 1, 4, 8, 3, 9, 2, None):
-            countdown = iter(range(left - 1, -1, -1) if left else [])
-
-            def wrap(collate: Any, countdown: Any = countdown) -> Any:
-                def wrapped(chosen: Any) -> Any:
-                    if next(countdown, None) == 0:
-                        raise Killed
-                    return collate(chosen)
-
-                return wrapped
-
+        for batch in (5, 1, 4, 8, 3, 9, 2, None):
             sessions += 1
             try:
-                run(experiment(wrap=wrap), request, tmp_path / "parts")
+                run(experiment(wrap=partial(dying, batch=batch)), request, tmp_path / "parts")
             except Killed:
                 continue
             break
@@ -244,13 +235,12 @@ class TestRuns:
         assert rows[-1]["sparsity"] == 0.1
 
     def test_batches_of_two_tasks_are_an_error(self) -> None:
-        with pytest.raises(ValueError, match="several tasks"):
+        with pytest.raises(ValueError, match="a batch must hold examples of a single task"):
             experiment().collate([(0, tiny.examples()[0]), (1, texts()[0])])
 
 
 @pytest.mark.slow
 def test_killed_with_kill_9_at_random_points(tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     run(experiment(), tiny.request("multi-task", head="keep"), tmp_path / "whole")
     points = random.Random(1)
     for _ in range(3):

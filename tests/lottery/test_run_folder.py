@@ -20,6 +20,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert.lottery import loop
+from sparsebert.lottery.experiment import RunConfig
 from sparsebert.lottery.loop import run
 from sparsebert.lottery.run_context import RunContext
 from tests.lottery.tiny import experiment, model, request
@@ -90,6 +91,23 @@ class TestRecords:
             *("run.json", "log.jsonl", ".lock", "ticket.safetensors", "sessions"),
             *("model.safetensors", "config.json"),
         }
+
+
+class TestContext:
+    def test_the_caller_is_told_before_the_work_starts_and_not_once_it_is_done(self, tmp_path: Path) -> None:
+        calls: list[str] = []
+        whole, config = experiment(), request(sparsity=0.1, steps=1)
+
+        def before(model: Any, config: RunConfig) -> None:
+            assert model is whole.model
+            assert not any(tmp_path.iterdir())
+            calls.append(config.method.name)
+
+        context = RunContext(say=calls.append, before=before)
+        run(whole, config, tmp_path, context)
+        assert calls == ["imp", "round 1 of 2, 0.0% sparse", "round 2 of 2, 10.0% sparse"]
+        run(whole, config, tmp_path, context)
+        assert calls[3:] == [f"{tmp_path} is finished: nothing to do"]
 
 
 class TestSecondStart:

@@ -23,6 +23,7 @@ from sparsebert.lottery.method import lottery_method
 from sparsebert.pruning.gates import gate_sites
 from sparsebert.pruning.methods.head_importance import gate_importance
 from sparsebert.tickets.ticket import Ticket
+from tests.lottery.killing import Killed
 from tests.lottery.tiny import experiment, request
 
 CHOICES: dict[str, Any] = {"granularity": "head+mlp", "scope": "type", "batches": 2, "step": 0.25}
@@ -75,7 +76,6 @@ def test_of_equal_ones_the_sparsest_and_never_the_dense_model(tmp_path: Path) ->
 def test_killed_before_a_round_s_record_it_chooses_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: int
 ) -> None:
-    torch.set_num_threads(1)
     asked = request("super-tickets", 0.75, **CHOICES)
     run(scripted(), asked, tmp_path / "whole")
     from sparsebert.lottery import loop
@@ -84,12 +84,12 @@ def test_killed_before_a_round_s_record_it_chooses_the_same(
 
     def killed(*arguments: Any) -> Any:
         if next(calls) == 0:
-            raise KeyboardInterrupt
+            raise Killed
         return original(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_counts", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             run(scripted(), asked, tmp_path / "parts")
     run(scripted(done=where), asked, tmp_path / "parts")
     whole, parts = (

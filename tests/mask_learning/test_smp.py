@@ -15,9 +15,6 @@ from sparsebert.mask_learning.smp import (
     Mask,
     Over,
     StaticModelPruningRule,
-    capped_shares,
-    proportional_shares,
-    whole_counts,
 )
 from sparsebert.pruning.unit_groups import unit_groups
 from tests.mask_learning.two_matrices import (
@@ -158,21 +155,6 @@ def test_scores_that_underflow_count_as_equal() -> None:
     _, found = twelve(np.full(12, 0.5))
     masks = StaticModelPruningRule().masks(scores, found, Goal(10, 0, Fraction(1, 4)), 10)
     assert density_of(masks) == 0.25
-
-
-def test_water_filling() -> None:
-    assert capped_shares([1, 1], [10, 10], 0.5) == [0.5, 0.5]
-    assert capped_shares([9, 1], [10, 10], 0.6) == pytest.approx([1.0, 0.2])
-    assert capped_shares([8, 4, 1], [10, 10, 10], 0.8) == pytest.approx([1.0, 1.0, 0.4])
-    assert capped_shares([5, 0], [10, 10], 0.75) == pytest.approx([1.0, 0.5])
-    assert proportional_shares([9, 1], [10, 10], 0.6) == pytest.approx([1.08, 0.12])
-    assert capped_shares([3, 1], [30, 10], 0.5) == pytest.approx([0.6, 0.2])
-
-
-def test_whole_counts_have_the_sum_that_is_asked_for() -> None:
-    assert whole_counts([0.25, 0.25, 0.5], [10, 10, 10], 10) == [3, 2, 5]
-    assert whole_counts([1.0, 0.05], [10, 10], 11) == [10, 1]
-    assert whole_counts([0.7, 0.7], [10, 10], 14) == [7, 7]
 
 
 def test_units_of_one_size_are_counted_and_others_weighed() -> None:
