@@ -128,9 +128,9 @@ class TestAutocast:
         with torch.autocast("cpu", torch.bfloat16):
             answer = _answer(problem, x)
         answer.backward(problem.gradient().bfloat16())
-        own = problem.gradient().bfloat16() @ problem.kept_weight().bfloat16()
+        baseline = problem.gradient().bfloat16() @ problem.kept_weight().bfloat16()
         exact = problem.gradient().bfloat16().double() @ problem.kept_weight().double()
-        assert_as_good_as_torch(gradient_of(x), own.float(), exact)
+        assert_as_good_as_torch(gradient_of(x), baseline.float(), exact)
 
     def test_a_backward_pass_inside_it_is_not_cast(self, problem: Problem) -> None:
         gradients = []
