@@ -24,7 +24,7 @@ INSTRUCTIONS = {
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, since the tests' own may have imported the kernels for the interpreter."""
+    """Run the command in a new process: this one may have imported the kernels for the interpreter."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "sparsebert_kernels.cuda.aot", *arguments]
@@ -117,9 +117,13 @@ def test_one_configuration_of_each_kernel_is_fast_on_sm_90():
     labels = (
         "h64 g8 256x64x64 w8 s4 bf16 residual",
         "h64 g8 128x64x64 w4 s4 bf16",
+        "h64 g8 w4 bf16",
+        "1024 w4 bf16",
         "h64 64x128x64 w4 s3 bf16",
         "256x128x64 w8 s3 x bf16 weight bf16 half",
+        "256x64x128 w8 s3 x bf16 weight bf16 half",
         "64x128x128 w8 s3 x bf16 weight bf16 half",
+        "8x128 weight bf16",
         "32x64 w4 bf16",
     )
     done = run("--target", "sm_90", "--default", "--check", "--match", f"^({'|'.join(labels)})$")
@@ -128,10 +132,14 @@ def test_one_configuration_of_each_kernel_is_fast_on_sm_90():
     assert families == {
         "panel forward",
         "panel values gradient",
+        "panel transpose",
+        "sum of splits",
         "column panel",
         "masked forward",
+        "masked dX",
         "masked dW",
         "masked dW split",
+        "masked dW reduction",
         "bitmap decompression",
     }
 
