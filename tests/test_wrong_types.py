@@ -84,11 +84,11 @@ def test_masks_that_are_not_a_mapping(model: Any, ticket: Ticket) -> None:
     ("call", "line"),
     [
         (lambda *_: Ticket({"a.b": ~MASK}, removed="a"), "removed must be a list of modules, got the string"),
-        (lambda m, _: prune(m, sparsity="0.5"), "sparsity must be a number in [0, 1), not '0.5'"),
+        (lambda m, _: prune(m, sparsity="0.5"), "sparsity must be a number in [0, 1), got '0.5'"),
         (lambda m, _: prune(m, "random", sparsity=0.5, seed=True), "seed must be an int"),
-        (lambda m, t: sparsify_(m, t, tokens=[128]), "tokens is [128]; a positive number"),
+        (lambda m, t: sparsify_(m, t, tokens=[128]), "tokens must be a positive integer, got [128]"),
         (lambda m, t: sparsify_(m, t, format=["element"]), "unknown format ['element']; known: "),
-        (lambda m, t: sparsify_(m, t, filter="query"), "filter is 'query'; a function of a layer's name"),
+        (lambda m, t: sparsify_(m, t, filter="query"), "filter must be a function of a layer's name"),
         (lambda m, t: compact_(m, t, batches=3), "batches is 3; mappings of the model's arguments"),
     ],
     ids=["removed", "sparsity", "seed", "tokens", "format", "filter", "batches"],
@@ -114,8 +114,8 @@ class TestGranularities:
     def test_near_misses_are_told_how(self, wrong: Any, model: Any) -> None:
         line = refusal(lambda: prune(model, sparsity=0.5, granularity=wrong))
         assert line.startswith(f"unknown granularity {wrong!r}")
-        assert line.endswith("blocks of 4 rows and 1 column are written '4x1', patterns '2:4'")
+        assert line.endswith("write blocks of 4 rows and 1 column '4x1' and patterns '2:4'")
 
     def test_a_block_without_its_size(self, model: Any) -> None:
         line = refusal(lambda: prune(model, sparsity=0.5, granularity="block"))
-        assert line.endswith("needs block_size=(out, in), such as (4, 1), or is written '4x1' for short")
+        assert line.endswith("needs block_size=(out, in), such as (4, 1); '4x1' is short for that")

@@ -205,7 +205,7 @@ def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
         block=plan.block if planned else None,
         measured_us=plan.measured_us if timed else None,
         dense_us=plan.dense_us if timed else None,
-        removed=plan.removed if plan is not None else "",
+        removed=plan.removal_note if plan is not None else "",
     )
 
 
@@ -239,7 +239,7 @@ def _selected(model: nn.Module, key: str, removed: str) -> TargetLayer:
         mask = stored.mask().to(stored.weight_values.device)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
-    return TargetLayer(key, full_name(model, key), stored, mask, removed=removed)
+    return TargetLayer(key, full_name(model, key), stored, mask, removal_note=removed)
 
 
 def _as_saved(config: SparseConfig, layer: TargetLayer) -> LayerPlan:
@@ -258,7 +258,7 @@ def _as_saved(config: SparseConfig, layer: TargetLayer) -> LayerPlan:
         reason="as saved on such a machine",
         tokens=config.tokens,
         block=entry.block,
-        removed=entry.removed,
+        removal_note=entry.removed,
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparsebert.cost.candidates import GPU_FORMATS, STORED, preferred, stored_dtype
 from sparsebert.nn.checkpoint_form import BITS, VALUES, stored_weight, to_stored
-from sparsebert.nn.shared_input import SharedInput
+from sparsebert.nn.precomputed import take_precomputed
 from sparsebert.tickets.bits import unpack_bits
 from sparsebert_kernels import formats, ops
 from sparsebert_kernels.cuda import backend
@@ -85,7 +85,6 @@ class SparseLinear(nn.Module):
         self.dtype = weight.dtype
         self.activation = "none"
         self.weight_requires_grad = weight.requires_grad
-        self.shared_input: SharedInput | None = None
         self.plan: Any = None
         # Device type -> format and options: a layer that returns to a device is packed as before.
         self._recipes = {weight.device.type: (format, options)}
@@ -117,10 +116,8 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in_features] to [..., out_features]; see `sparsebert_kernels.ops.linear`."""
-        if not torch.compiler.is_compiling() and self.shared_input is not None:
-            output = self.shared_input.output(self, x)
-            if output is not None:
-                return output
+        if not torch.compiler.is_compiling() and (output := take_precomputed(self, x)) is not None:
+            return output
         return ops.linear(x, self.packed, self.bias, self.activation, self._transposed())
 
     @property
@@ -350,8 +347,6 @@ class SparseLinear(nn.Module):
         if "values" in state:
             values = torch.from_numpy(state["values"]).view(STORED[self.dtype])
             self.__dict__["values"] = prepack(values, self._recipes["cpu"][1].get("tokens", DEFAULT_TOKENS))
-        if self.shared_input is not None:
-            self.shared_input.join(self)
 
 
 def _checked(weight: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which linear layers of a model are to become sparse, and with which masks."""
+"""The linear layers of a model that become sparse, and their masks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ Filter = Callable[[str, nn.Linear], bool]
 
 @dataclass(frozen=True, eq=False)
 class TargetLayer:
-    """A linear layer to be made sparse.
+    """A linear layer that becomes sparse.
 
-    key         as in a ticket; in models without a known structure the full path
-    name        full path in the model
-    mask        bool [out, in] on the weight's device, True = keep
-    bias_mask   bool [out], where the ticket prunes biases too
-    removed     what compaction took out of the layer, for people to read
-    configured  weights of the layer before that; None = as many as ``linear`` has
+    Attributes:
+        key: The layer's key in a ticket; in models of unknown structure its full path.
+        name: Full path in the model.
+        linear: The dense layer, compacted if compaction applies to it.
+        mask: bool [out, in] on the weight's device, True = keep.
+        bias_mask: bool [out], True = keep, if the ticket prunes biases too.
+        removal_note: What compaction removed from the layer, as text; "" if nothing.
+        configured: Number of weights before compaction; None if compaction leaves the layer as it is.
     """
 
     key: str
@@ -34,55 +36,60 @@ class TargetLayer:
     linear: nn.Linear
     mask: Tensor
     bias_mask: Tensor | None = None
-    removed: str = ""
+    removal_note: str = ""
     configured: int | None = None
 
     @property
     def dense_nbytes(self) -> int:
-        """Bytes of the dense layer as it was configured."""
+        """Bytes of the dense layer before compaction."""
         weight = self.linear.weight
         return weight.nbytes if self.configured is None else self.configured * weight.itemsize
 
     @property
     def shrinkage(self) -> float:
-        """Weights as configured, as a multiple of those that are left."""
+        """Number of weights before compaction divided by the number after it."""
         return self.dense_nbytes / self.linear.weight.nbytes
 
 
-def select(
+def select_target_layers(
     model: nn.Module, ticket: Ticket | None = None, filter: Filter | None = None
 ) -> tuple[TargetLayer, ...]:
-    """The layers that the ticket or, without one, the zeros in the weights make sparse.
+    """Return the layers that the ticket or, without one, the zeros in the weights make sparse.
 
-    ``filter(name, linear)`` narrows a ticket down, or picks among all linear layers of any model. Without
-    either, the encoder and pooler of a BERT-like model, or every linear layer of another model, are searched
-    for zeros.
+    Layers that compaction reduced to their live rectangle have their full shape here, with masks that are
+    False outside the rectangle.
 
-    Layers that compaction cut to a rectangle are whole again here, with masks that keep nothing outside it.
+    Args:
+        model: Any model; it is only read.
+        ticket: The masks. Without one, the encoder and pooler of a BERT-like model, or all linear layers of
+            another model, are searched for zeros.
+        filter: ``filter(name, linear) -> bool``. Restricts a ticket to some of its layers; without a ticket
+            it picks among all linear layers of any model.
 
-    Raises ValueError for a model that is sparse already or has nothing to sparsify, a ticket that does not
-    fit, and a layer that cannot be packed: weight tied to another module, on the meta device, quantised,
-    parametrized, or a forward method that somebody has patched.
+    Raises:
+        ValueError: The model is sparse already or has nothing to sparsify, the ticket does not fit, or a
+            layer cannot be packed: its weight is tied to another module, on the meta device, quantised or
+            parametrized, or its forward method is patched.
     """
     require_module(model)
     if filter is not None and not callable(filter):
-        raise ValueError(f"filter is {filter!r}; a function of a layer's name and the layer is needed")
+        raise ValueError(f"filter must be a function of a layer's name and the layer, got {filter!r}")
     for name, module in model.named_modules():
         if isinstance(module, SparseLinear):
-            raise ValueError(f"{name or 'the model'} is sparse already: densify_ the model first")
+            raise ValueError(f"{name or 'the model'} is sparse already: call densify_ first")
     if ticket is not None:
-        selected = list(_of_ticket(model, ticket, filter))
+        targets = list(_of_ticket(model, ticket, filter))
     else:
-        selected = list(_of_zeros(model, filter))
-        if not any(torch.count_nonzero(layer.mask) < layer.mask.numel() for layer in selected):
-            selected = []
-    if not selected:
-        among = "picked by the filter " if filter else ""
+        targets = list(_of_zeros(model, filter))
+        if not any(torch.count_nonzero(layer.mask) < layer.mask.numel() for layer in targets):
+            targets = []
+    if not targets:
+        picked = "picked by the filter " if filter else ""
         missing = (
             "in the ticket" if ticket is not None else "with zeros in its weight: prune it, or pass a ticket"
         )
-        raise ValueError(f"nothing to sparsify: {type(model).__name__} has no linear layer {among}{missing}")
-    return tuple(selected)
+        raise ValueError(f"nothing to sparsify: {type(model).__name__} has no linear layer {picked}{missing}")
+    return tuple(targets)
 
 
 def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Iterator[TargetLayer]:
@@ -117,10 +124,11 @@ def _of_zeros(model: nn.Module, filter: Filter | None) -> Iterator[TargetLayer]:
 
 
 def _searched(model: nn.Module, filter: Filter | None) -> Iterator[tuple[str, str, nn.Linear]]:
-    known = is_bert_like(model)
-    if known and filter is None:
-        found = structure(model)
-        for key in (*found.linears, *([found.pooler] if found.pooler else [])):
+    """Yield key, full name and layer of every linear layer to search for zeros."""
+    bert_like = is_bert_like(model)
+    if bert_like and filter is None:
+        encoder = structure(model)
+        for key in (*encoder.linears, *([encoder.pooler] if encoder.pooler else [])):
             module = resolve(model, key)
             if isinstance(module, RectangleLinear):
                 module = module.to_linear()
@@ -129,4 +137,4 @@ def _searched(model: nn.Module, filter: Filter | None) -> Iterator[tuple[str, st
     else:
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear):
-                yield canonical_key(name) if known else name, name, module
+                yield canonical_key(name) if bert_like else name, name, module

@@ -9,7 +9,8 @@ import pytest
 
 from sparsebert import results
 from sparsebert.cli import app
-from sparsebert.interop.bert_tickets import to_bert_tickets, to_smp
+from sparsebert.interop.bert_tickets import to_bert_tickets
+from sparsebert.interop.smp import to_smp
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 from tests.cli.tiny import PRUNABLE, QUICK, refused
@@ -58,7 +59,7 @@ class TestSnip:
     def test_without_examples_it_says_what_it_needs(
         self, capsys: pytest.CaptureFixture[str], asked: list[str], output: Path
     ) -> None:
-        assert "looks at examples: name their task" in refused(capsys, *asked, "--method", "snip")
+        assert "needs examples: name their task" in refused(capsys, *asked, "--method", "snip")
         assert not output.exists()
 
 

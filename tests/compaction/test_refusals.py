@@ -119,7 +119,7 @@ class TestPruningFurther:
     def test_heads_are_chosen_before(self) -> None:
         model = model_of()
         compact_(model, ticket_of(model, RAGGED))
-        with pytest.raises(ValueError, match="heads are chosen before a model is compacted"):
+        with pytest.raises(ValueError, match="prune heads before compacting the model"):
             prune(model, "magnitude", sparsity=0.5, granularity="head")
 
     def test_neurons_can_go_afterwards(self) -> None:

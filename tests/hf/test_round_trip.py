@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sparsebert import Ticket, densify_, plan, prune, sparsify_
 from sparsebert.bert import resolve
 from sparsebert.hf import quantizer
+from sparsebert.nn.fused_qkv import is_fused
 from sparsebert.nn.sparse_linear import SparseLinear
 from tests.sparsify.models import MODELS, TOKENS, WIDTH, answers, build, masked_answers, pruned, sparse_layers
 
@@ -192,7 +193,7 @@ class TestWhatTravels:
         assert trained.keys() == dict(model.named_parameters()).keys()
         assert all(parameter.requires_grad for parameter in trained.values())
         assert {layer.tokens for layer in plan(loaded).layers} == {7}
-        assert not any(layer.shared_input for layer in sparse_layers(loaded).values())
+        assert not any(map(is_fused, loaded.modules()))
 
 
 class TestForWhatItIsLoadedOn:

@@ -2,7 +2,7 @@
 
 Masks of all nine rounds against ``torch.nn.utils.prune`` stand in ``test_run.py``, resuming at any step in
 ``test_resume.py``, the order of labels in ``tests/tasks/test_label_order.py``, SNIP in
-``tests/pruning/test_snip.py``.
+``tests/pruning/methods/test_snip.py``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ pytest.importorskip("accelerate")
 from sparsebert.lottery import round_training
 from sparsebert.lottery.loop import run
 from sparsebert.pruning import prune
-from sparsebert.pruning.top_k import ranked, select
+from sparsebert.pruning.top_k import ranked, select_top
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training.mask_enforcer import MaskKeeper
+from sparsebert.training.mask_enforcer import MaskEnforcer
 from tests.lottery.tiny import experiment, model, request
 
 State = dict[str, np.ndarray]
@@ -128,7 +128,7 @@ def test_a_hundred_steps_of_adamw_keep_dead_weights_at_zero_and_train_the_others
         net[0].weight.copy_(torch.from_numpy(weight))
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay)
     x, y = (torch.from_numpy(array).to(where) for array in (inputs, target))
-    with MaskKeeper(net, Ticket({"0": torch.from_numpy(mask)})) as keeper:
+    with MaskEnforcer(net, Ticket({"0": torch.from_numpy(mask)})) as keeper:
         for _ in range(100):
             optimizer.zero_grad()
             nn.functional.mse_loss(net(x), y).backward()
@@ -199,5 +199,5 @@ def test_selection_over_a_million_scores_is_a_stable_sort(device: str) -> None:
         expected = np.zeros(len(scores), bool)
         expected[np.argsort(-rounded, kind="stable")[:123_457]] = True
         tensor = torch.from_numpy(rounded).to("cuda" if device == "auto" else "cpu")
-        [mask] = select([ranked(tensor)], [1], Fraction(123_457))
+        [mask] = select_top([ranked(tensor)], [1], Fraction(123_457))
         assert np.array_equal(mask.cpu().numpy(), expected)
