@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsebert.bench import record
+from sparsebert import results
 from sparsebert.bench.environment import revision
 from sparsebert.bench.quiet import usable_cores
 from sparsebert.report.aot_tables import aot_tables, configuration_tables
@@ -26,7 +26,7 @@ from sparsebert.report.aot_tables import aot_tables, configuration_tables
 ROOT = Path(__file__).parents[1]
 
 
-def compiled_by(triton: Path | None, arguments: Sequence[str] = ()) -> list[record.Record]:
+def compiled_by(triton: Path | None, arguments: Sequence[str] = ()) -> list[results.Record]:
     """Records of all cases, made by the triton in that folder (None: the installed one).
 
     Raises RuntimeError with the compiler process's last words where it fails.
@@ -39,7 +39,7 @@ def compiled_by(triton: Path | None, arguments: Sequence[str] = ()) -> list[reco
         raise RuntimeError(f"compiling with triton in {triton or 'the environment'} failed, see above")
     commit = revision()
     return [
-        record.stamp("aot", {**json.loads(line), "revision": commit}) for line in done.stdout.splitlines()
+        results.stamp("aot", {**json.loads(line), "revision": commit}) for line in done.stdout.splitlines()
     ]
 
 

@@ -19,16 +19,17 @@ from torch import nn
 
 from benchmarks.lottery.carry_out import add_data_option, carry_out, has_data, sentence_lengths
 from benchmarks.lottery.runs import FOLDERS, SEEDS, Run
-from sparsebert.bench import environment, record, runner
+from sparsebert import results
+from sparsebert.bench import environment, runner
 from sparsebert.bench.environment import Environment
 from sparsebert.bench.subject import prepare
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.compact import compact_, compaction_description
-from sparsebert.compaction import prepare as removal
+from sparsebert.compaction import analyze as removal
 from sparsebert.demo.real_model import NAME
 from sparsebert.lottery.folder import RunFolder
 from sparsebert.report.compaction_tables import compaction_tables
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.train import evaluate
 
 RUN = Run("compaction", "smp-s", "sst2", SEEDS[0], "smp", 0.97, {"mask": "S"})
@@ -40,13 +41,13 @@ RIVALS = ("onednn", "eager", "compact")
 
 def sizes(
     model: nn.Module, ticket: Ticket, folder: Path, data: Path, machine: Environment
-) -> Iterator[tuple[record.Record, Ticket]]:
+) -> Iterator[tuple[results.Record, Ticket]]:
     """A record of each rule, with the ticket that it comes down to."""
     for least in (0, THIN):
         left = removal.prepare(model, ticket, min_row_weights=least).ticket
         compacted = compact_(copy.deepcopy(model), ticket, min_row_weights=least)
         scores = evaluate("sst2", str(folder), ticket=left, data=data / FOLDERS["sst2"])
-        row = record.stamp(
+        row = results.stamp(
             "compaction",
             {
                 "environment": machine.record(),
@@ -63,7 +64,7 @@ def sizes(
 
 def speeds(
     folder: Path, ticket: Ticket, lengths: tuple[int, ...], least: int, machine: Environment
-) -> Iterator[record.Record]:
+) -> Iterator[results.Record]:
     """Bench records: the compacted model, dense and sparse, against the masked one in dense libraries."""
     for batch in BATCHES:
         for real in (True, False):
@@ -94,13 +95,13 @@ def main() -> int:
     folder = RunFolder(options.runs / RUN.name)
     model = AutoModel.from_pretrained(folder.model).eval()
     lengths = sentence_lengths(options.data)
-    rows: list[record.Record] = []
+    rows: list[results.Record] = []
     for size, ticket in sizes(model, Ticket.load(folder.final_ticket), folder.model, options.data, machine):
         rows += [size, *speeds(folder.model, ticket, lengths, size["min_row_weights"], machine)]
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.unlink(missing_ok=True)
-        record.append(options.out, rows)
+        results.append(options.out, rows)
     for table in compaction_tables(rows):
         print(table.markdown(), end="\n\n")
     return 0

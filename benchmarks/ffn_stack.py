@@ -23,7 +23,8 @@ from torch import nn
 
 from benchmarks.goals import goal
 from benchmarks.layers import packed_layer
-from sparsebert.bench import environment, gate, record
+from sparsebert import results
+from sparsebert.bench import environment, gate
 from sparsebert.bench.onnx_export import export_module
 from sparsebert.bench.providers import PROVIDERS
 from sparsebert.bench.providers.deepsparse import VARIABLE, DeepSparseWorker
@@ -40,7 +41,7 @@ MUST, AIM = 1.28, 1.45
 
 
 @torch.inference_mode()
-def measure(sparsity: float, tokens: int, budget: float, machine: dict[str, Any]) -> list[record.Record]:
+def measure(sparsity: float, tokens: int, budget: float, machine: dict[str, Any]) -> list[results.Record]:
     """A "stack" record, and the goal it is held to at 90 % where DeepSparse is there."""
     layers = stack(sparsity)
     dense = nn.Sequential(*(module for linear, _ in layers for module in (linear, nn.ReLU())))
@@ -86,7 +87,7 @@ def measure(sparsity: float, tokens: int, budget: float, machine: dict[str, Any]
         "busy": busy,
         "busy_reasons": list(timings.busy()),
     }
-    rows = [record.stamp("stack", fields)]
+    rows = [results.stamp("stack", fields)]
     if sparsity == 0.9 and "deepsparse" in ratios:
         name = f"FFN stack, {tokens} tokens, element 90 %, against DeepSparse 1.8.0"
         value = ratios["deepsparse"].median
@@ -140,12 +141,12 @@ def main() -> int:
         print(f"against oneDNN only, without DeepSparse: {lack}", file=sys.stderr)
     torch.set_num_threads(1)
     machine = environment.detect().record()
-    rows: list[record.Record] = []
+    rows: list[results.Record] = []
     for tokens in TOKENS:
         for sparsity in SPARSITIES:
             rows += measure(sparsity, tokens, options.budget, machine)
     if options.out:
-        record.append(options.out, rows)
+        results.append(options.out, rows)
     for table in [*stack_tables(rows), *goal_tables(rows)]:
         print(table.markdown(), end="\n\n")
     return 0

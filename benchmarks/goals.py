@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsebert.bench.record import Record, stamp
+from sparsebert.results import Record, stamp
 
 
 def goal(

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert.bench import environment, gate, record
+from sparsebert import results
+from sparsebert.bench import environment, gate
 from sparsebert.bench.providers.onednn import PrepackedLinear
 from sparsebert.bench.quiet import load_average
 from sparsebert.bench.runner import quantiles
@@ -163,7 +164,7 @@ def summarise(case: Case, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def run(cases: Sequence[Case], *, quick: bool, budget: float) -> list[record.Record]:
+def run(cases: Sequence[Case], *, quick: bool, budget: float) -> list[results.Record]:
     """Records of all cells and summaries of these cases, in this process."""
     machine = {"environment": environment.detect().record()}
     rows = []
@@ -172,15 +173,15 @@ def run(cases: Sequence[Case], *, quick: bool, budget: float) -> list[record.Rec
         cells = [measure(case, shape, count, budget) for shape in shapes for count in tokens]
         summary = summarise(case, cells)
         print(f"{case.name}: {summary['geomean']:.2f}x, worst {summary['worst']:.2f}x", file=sys.stderr)
-        rows += [record.stamp("layer", {**machine, **cell}) for cell in cells]
-        rows.append(record.stamp("layer_summary", {**machine, **summary, "quick": quick}))
+        rows += [results.stamp("layer", {**machine, **cell}) for cell in cells]
+        rows.append(results.stamp("layer_summary", {**machine, **summary, "quick": quick}))
     return rows
 
 
-def run_capped(cases: Sequence[Case], *, quick: bool, budget: float) -> list[record.Record]:
+def run_capped(cases: Sequence[Case], *, quick: bool, budget: float) -> list[results.Record]:
     """The same in a child process where oneDNN and our kernels are both capped to the cases' instruction
     set."""
-    rows: list[record.Record] = []
+    rows: list[results.Record] = []
     for isa in sorted({case.isa for case in cases if case.isa}):
         names = [case.name for case in cases if case.isa == isa]
         with tempfile.TemporaryDirectory() as folder:
@@ -189,7 +190,7 @@ def run_capped(cases: Sequence[Case], *, quick: bool, budget: float) -> list[rec
             command += ["--quick"] * quick + [word for name in names for word in ("--case", name)]
             capped = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa.upper(), "SPARSEBERT_ISA": isa}
             subprocess.run(command, env=capped, check=True, stdout=subprocess.DEVNULL)
-            rows += record.read(out)
+            rows += results.read(out)
     return rows
 
 
@@ -223,7 +224,7 @@ def main() -> int:
     rows = run(here, quick=options.quick, budget=options.budget)
     rows += run_capped(capped, quick=options.quick, budget=options.budget)
     if options.out:
-        record.append(options.out, rows)
+        results.append(options.out, rows)
     for table in layer_tables(rows):
         print(table.markdown())
     return 0

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.goals import goal
-from sparsebert.bench import environment, record, runner
+from sparsebert import results
+from sparsebert.bench import environment, runner
 from sparsebert.bench.providers import PROVIDERS
 from sparsebert.bench.subject import prepare
 from sparsebert.bench.workload import Workload
@@ -40,8 +41,8 @@ LIMITS = {
 
 
 def goals(
-    rows: list[record.Record], granularity: str, sparsity: float, batch: int
-) -> Iterator[record.Record]:
+    rows: list[results.Record], granularity: str, sparsity: float, batch: int
+) -> Iterator[results.Record]:
     """Goal records of one run for which a limit is set."""
     ours = rows[0]
     for baseline, ratio in ours["ratio"].items():
@@ -75,7 +76,7 @@ def main() -> int:
         if lack:
             print(f"without {name}: {lack}", file=sys.stderr)
     rivals = [name for name, lack in lacks.items() if lack is None]
-    rows: list[record.Record] = []
+    rows: list[results.Record] = []
     for batch in (1,) if options.quick else (1, 8):
         for granularity, arguments in list(GRANULARITIES.items())[: 1 if options.quick else None]:
             for sparsity in (0.90,) if options.quick else (0.90, 0.95):
@@ -90,7 +91,7 @@ def main() -> int:
                     print(f"batch {batch}, {granularity} {sparsity:.0%}: {against}", file=sys.stderr)
                 rows += [*found, *goals(found, granularity, sparsity, batch)]
                 if options.out:
-                    record.append(options.out, [*found, *goals(found, granularity, sparsity, batch)])
+                    results.append(options.out, [*found, *goals(found, granularity, sparsity, batch)])
     for table in [*sweep_tables(rows), *goal_tables(rows)]:
         print(table.markdown(), end="\n\n")
     return 0

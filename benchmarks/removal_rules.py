@@ -1,6 +1,6 @@
 """The constants by which `compact_` chooses, measured: `python -m benchmarks.removal_rules`.
 
-What leaving rows and columns out of a product costs beside it (`sparsebert.compaction.rectangle`), and how
+What leaving rows and columns out of a product costs beside it (`sparsebert.compaction.live_rectangle`), and how
 many dimensions of padding another group of heads is worth (`sparsebert.compaction.heads`). fp32, one thread;
 sides take turns, and their time is the thread's own, so that other work on the machine hardly shows.
 """
@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsebert.compaction.attention import narrow_
 from sparsebert.compaction.heads import DIMENSIONS_OF_A_GROUP, HeadGroup, total
-from sparsebert.compaction.rectangle import PICKED, PLACED, RectangleLinear
+from sparsebert.compaction.live_rectangle import PICKED, PLACED, RectangleLinear
+from sparsebert.compaction.narrow_attention import narrow_
 from sparsebert.report.table import Table
 
 SHAPES = ((384, 384), (768, 768), (3072, 768), (768, 3072))

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.goals import goal
-from sparsebert.bench import environment, memory, record
+from sparsebert import results
+from sparsebert.bench import environment, memory
 from sparsebert.bench.quiet import Watch
-from sparsebert.pruning.select import ranked, select
+from sparsebert.pruning.top_k import ranked, select
 from sparsebert.report.tables import goal_tables, selection_tables
 
 # One layer's matrices in BERT-base, of 12: query, key, value and output of the attention, up and down.
@@ -106,7 +107,7 @@ def measure(side: str, entries: int, tied: bool) -> dict[str, Any]:
     return found
 
 
-def rows_of(entries: int, rounds: int) -> list[record.Record]:
+def rows_of(entries: int, rounds: int) -> list[results.Record]:
     """Records of all sides, measured in turn, and of the figures that have a limit."""
     machine = environment.detect().record()
     cases = [(side, tied) for tied in (False, True) for side in SIDES]
@@ -115,7 +116,7 @@ def rows_of(entries: int, rounds: int) -> list[record.Record]:
         for case in cases:
             found[case].append(measure(case[0], entries, case[1]))
     rows = [
-        record.stamp(
+        results.stamp(
             "selection",
             {
                 "environment": machine,
@@ -137,7 +138,7 @@ def rows_of(entries: int, rounds: int) -> list[record.Record]:
     return [*rows, *_goals(rows, machine)]
 
 
-def _goals(rows: list[record.Record], machine: dict[str, Any]) -> list[record.Record]:
+def _goals(rows: list[results.Record], machine: dict[str, Any]) -> list[results.Record]:
     ours = [row for row in rows if row["side"] in ("sparsebert", "sparsebert, 72 matrices")]
     rivals = [row for row in rows if row not in ours and not row["tied"]]
     what = f"choosing 30 % of {rows[0]['entries'] / 1e6:.0f} M weights"
@@ -179,7 +180,7 @@ def main() -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = rows_of(options.entries, options.rounds)
     if options.out:
-        record.append(options.out, rows)
+        results.append(options.out, rows)
     for table in [*selection_tables(rows), *goal_tables(rows)]:
         print(table.markdown())
     return 0

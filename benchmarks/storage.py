@@ -14,12 +14,13 @@ import torch
 
 from benchmarks.goals import goal
 from benchmarks.layers import SHAPES, packed_layer
-from sparsebert.bench import environment, record
+from sparsebert import results
+from sparsebert.bench import environment
 from sparsebert.bench.workload import Workload
-from sparsebert.convert import sparsify_
 from sparsebert.pruning import prune
 from sparsebert.report.tables import goal_tables
-from sparsebert.ticket import Ticket
+from sparsebert.sparsify import sparsify_
+from sparsebert.tickets.ticket import Ticket
 
 SPARSITY = 0.9
 PACKINGS = 3
@@ -80,7 +81,7 @@ def main() -> int:
         )
     )
     if options.out:
-        record.append(options.out, rows)
+        results.append(options.out, rows)
     for table in goal_tables(rows):
         print(table.markdown())
     return 0

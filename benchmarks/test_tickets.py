@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sparsebert.bench.workload import Workload
-from sparsebert.convert import sparsify_
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket
+from sparsebert.sparsify import sparsify_
+from sparsebert.tickets.ticket import Ticket
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
 from benchmarks.goals import goal
-from sparsebert.bench import environment, memory, record
+from sparsebert import results
+from sparsebert.bench import environment, memory
 from sparsebert.bert import full_name, resolve, structure
-from sparsebert.convert import sparsify_
 from sparsebert.learned.learner import Learner
 from sparsebert.learned.rule import Goal
 from sparsebert.lottery.learned import LearnedMethod
@@ -32,7 +32,8 @@ from sparsebert.pruning import prune
 from sparsebert.pruning.gates import gate_sites
 from sparsebert.report.memory_tables import memory_tables
 from sparsebert.report.tables import goal_tables
-from sparsebert.ticket import Ticket
+from sparsebert.sparsify import sparsify_
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.coefficients import TrainedCoefficients
 from sparsebert.training.masking import MaskKeeper
 
@@ -225,7 +226,7 @@ def measure(side: str, part: str, batch: int, tokens: int) -> dict[str, Any]:
 
 def rows_of(
     batch: int, tokens: int, measured: Callable[..., dict[str, Any]] = measure
-) -> list[record.Record]:
+) -> list[results.Record]:
     """Records of the two searches in the encoder, of all sides in the whole model, and of the figure with a
     limit."""
     machine = environment.detect().record()
@@ -235,7 +236,9 @@ def rows_of(
     for side, part in cases:
         print(f"{side}, {part}", file=sys.stderr, flush=True)
         case = {"environment": machine, "side": side, "part": part, "batch": batch, "tokens": tokens}
-        rows.append(record.stamp("memory", case | {"density": DENSITY} | measured(side, part, batch, tokens)))
+        rows.append(
+            results.stamp("memory", case | {"density": DENSITY} | measured(side, part, batch, tokens))
+        )
     ours, theirs = (row["peak_bytes"] - row["held_bytes"] for row in rows[:2])
     what = "a search step of Static Model Pruning, bytes over those between steps"
     return [
@@ -267,7 +270,7 @@ def main() -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = rows_of(options.batch, options.tokens)
     if options.out:
-        record.append(options.out, rows)
+        results.append(options.out, rows)
     for table in [*memory_tables(rows), *goal_tables(rows)]:
         print(table.markdown())
     return 0

@@ -9,15 +9,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sparsebert.hf.registration import register as _register
+from sparsebert.hf.import_hook import register as _register
 
 if TYPE_CHECKING:
     from sparsebert.compact import compact_, compaction_description, expand_, rebuild_
-    from sparsebert.convert import densify_, sparsify_
-    from sparsebert.nn import SparseLinear
-    from sparsebert.planning import plan
+    from sparsebert.nn.sparse_linear import SparseLinear
+    from sparsebert.planning.planner import plan
     from sparsebert.pruning import prune
-    from sparsebert.ticket import Ticket
+    from sparsebert.sparsify import densify_, sparsify_
+    from sparsebert.tickets.ticket import Ticket
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,16 +35,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "SparseLinear": "sparsebert.nn",
-    "Ticket": "sparsebert.ticket",
+    "SparseLinear": "sparsebert.nn.sparse_linear",
+    "Ticket": "sparsebert.tickets.ticket",
     "compact_": "sparsebert.compact",
     "compaction_description": "sparsebert.compact",
-    "densify_": "sparsebert.convert",
+    "densify_": "sparsebert.sparsify",
     "expand_": "sparsebert.compact",
-    "plan": "sparsebert.planning",
+    "plan": "sparsebert.planning.planner",
     "prune": "sparsebert.pruning",
     "rebuild_": "sparsebert.compact",
-    "sparsify_": "sparsebert.convert",
+    "sparsify_": "sparsebert.sparsify",
 }
 
 

@@ -23,7 +23,7 @@ from sparsebert.options import (
     progress,
 )
 from sparsebert.paths import require_files, require_picture, require_records
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
     from sparsebert.bench.workload import Workload
@@ -93,7 +93,8 @@ def bench(
     require_records("--json", json)
     require_picture("--plot", plot)
     require_files({"--lengths-from": lengths_from})
-    from sparsebert.bench import environment, gate, record, runner
+    from sparsebert import results
+    from sparsebert.bench import environment, gate, runner
     from sparsebert.bench.subject import prepare
     from sparsebert.bench.workload import Workload, read_lengths
     from sparsebert.from_runs import ticket_of
@@ -128,7 +129,7 @@ def bench(
             except gate.GateError as error:
                 raise _Refused(str(error), code=1) from None
             if json is not None:
-                record.append(json, rows)
+                results.append(json, rows)
             records += rows
             step("")
             print_tables(bench_tables(rows))
@@ -143,16 +144,17 @@ def bench(
 def env(json: JsonFile = None) -> None:
     """What was found on this machine, and what each lack costs."""
     require_records("--json", json)
-    from sparsebert.bench import environment, record
+    from sparsebert import results
+    from sparsebert.bench import environment
     from sparsebert.report.environment import environment_tables
 
     found = environment.detect()
     lacking = environment.lacks(found)
-    row = record.stamp(
+    row = results.stamp(
         "environment", {"environment": found.record(), "lacks": [vars(lack) for lack in lacking]}
     )
     if json is not None:
-        record.append(json, [row])
+        results.append(json, [row])
     print_tables(environment_tables([row]))
 
 

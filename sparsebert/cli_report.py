@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsebert.bench import record
+from sparsebert import results
+from sparsebert.atomic import replacing
 from sparsebert.lottery.folder import RunFolder
 from sparsebert.options import JsonFile, print_tables
 from sparsebert.paths import require_records, require_writable
-from sparsebert.training.files import replacing
 
 
 def report(
@@ -63,7 +63,7 @@ def report(
                 unfinished.write_text(text, encoding="utf-8")
             typer.echo(f"wrote {file}: {made.size}")
     if json is not None:
-        record.append(json, [record.stamp("report", table.record()) for table in made.tables])
+        results.append(json, [results.stamp("report", table.record()) for table in made.tables])
 
 
 def _files(source: Path) -> Iterator[Path]:
@@ -98,14 +98,14 @@ def _require_apart(targets: Mapping[str, Path | None], files: Iterable[Path]) ->
         taken[place] = f"that of {option}"
 
 
-def _read(files: Iterable[Path]) -> list[record.Record]:
+def _read(files: Iterable[Path]) -> list[results.Record]:
     """The records, each once; those of a run's log with the folder of the run, without its seed, as "run"."""
     from sparsebert.report.kinds import passed_over
 
-    found: dict[str, record.Record] = {}
-    unknown: list[record.Record] = []
+    found: dict[str, results.Record] = {}
+    unknown: list[results.Record] = []
     for file in files:
-        rows = record.read(file)
+        rows = results.read(file)
         if not rows:
             raise ValueError(f"{file} holds no record")
         strange = passed_over(rows)

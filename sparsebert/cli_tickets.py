@@ -22,10 +22,10 @@ from sparsebert.options import (
     seed_list,
 )
 from sparsebert.paths import require_files, require_records, require_writable
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
-    from sparsebert.ticket import Ticket
+    from sparsebert.tickets.ticket import Ticket
 
 MODEL_HELP = "hub id, local folder, or a shape with random weights: bert-tiny, minilm, bert-base, bert-large"
 KINDS = ("sparsebert", "bert-tickets", "smp", "head-masks", "super-tickets", "model", "sparse")
@@ -86,15 +86,15 @@ def prune(
     for file in files.values():
         require_writable({"--output": file})
     require_records("--json", json)
-    from sparsebert.bench import record
+    from sparsebert import results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import Workload, hush_transformers
     from sparsebert.from_runs import ticket_of
     from sparsebert.lottery.experiment import Units
-    from sparsebert.metrics import summary
     from sparsebert.pruning import prune as prune_model
     from sparsebert.pruning.registry import find_method
     from sparsebert.report.ticket_tables import overlap_text
+    from sparsebert.tasks.metrics import summary
     from sparsebert.train import assemble, examples_of, require_whole_blocks, task_of
 
     hush_transformers()
@@ -136,17 +136,17 @@ def prune(
         drawn.save(files[seed])
         size = files[seed].stat().st_size
         what = {"output": str(files[seed]), "ticket": describe(drawn), "bytes": size, "seed": seed}
-        rows.append(record.stamp("prune", {"model": model, "method": method, "task": name, **what}))
+        rows.append(results.stamp("prune", {"model": model, "method": method, "task": name, **what}))
         typer.echo(_described(files[seed], drawn))
     if len(tickets) > 1:
         pairs = [one.overlap(other) for one, other in combinations(tickets.values(), 2)]
         found = summary(pairs)
         overlap = {"overlaps": pairs, "mean": found.mean, "std": found.std}
         fields = {"model": model, "method": method, "task": name, "seeds": chosen, **overlap}
-        rows.append(record.stamp("prune_seeds", fields))
+        rows.append(results.stamp("prune_seeds", fields))
         typer.echo(overlap_text(rows[-1]))
     if json is not None:
-        record.append(json, rows)
+        results.append(json, rows)
 
 
 def convert(
@@ -231,14 +231,14 @@ def convert(
     require_files({"--results": results})
     require_writable({"output": output})
     require_records("--json", json)
-    from sparsebert import foreign, foreign_units
-    from sparsebert.bench import record
+    from sparsebert import results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.model_loading import skeleton
+    from sparsebert.interop import bert_experiments, bert_tickets
+    from sparsebert.tasks.models import skeleton
 
     hush_transformers()
-    records = [row for file in results or () for row in record.read(file)]
+    records = [row for file in results or () for row in results.read(file)]
     whole: Any = skeleton(model) if model else None
     ticket = _read(source, whole, pruning_method, threshold, task)
     for other in intersect or ():
@@ -250,15 +250,15 @@ def convert(
     else:
         writers: dict[str, Callable[[], None]] = {
             "sparsebert": lambda: ticket.save(output),
-            "bert-tickets": lambda: foreign.to_bert_tickets(ticket, output),
-            "smp": lambda: foreign.to_smp(ticket, output, whole),
-            "head-masks": lambda: foreign_units.to_head_mask(ticket, output, whole),
-            "super-tickets": lambda: foreign_units.to_super_tickets(ticket, output, whole),
+            "bert-tickets": lambda: bert_tickets.to_bert_tickets(ticket, output),
+            "smp": lambda: bert_tickets.to_smp(ticket, output, whole),
+            "head-masks": lambda: bert_experiments.to_head_mask(ticket, output, whole),
+            "super-tickets": lambda: bert_experiments.to_super_tickets(ticket, output, whole),
         }
         writers[to]()
     if json is not None:
         fields = {"source": str(source), "output": str(output), "to": to, "ticket": describe(ticket), **took}
-        record.append(json, [record.stamp("convert", fields)])
+        results.append(json, [results.stamp("convert", fields)])
     typer.echo(_described(output, ticket))
 
 
@@ -312,12 +312,12 @@ def _read(
     source: Path, model: Any, pruning_method: str | None, threshold: float | None, task: str | None
 ) -> Ticket:
     from sparsebert.compact import expand_
-    from sparsebert.convert import densify_
-    from sparsebert.foreign_checkpoints import from_checkpoint, is_foreign_checkpoint
     from sparsebert.from_runs import ticket_of
+    from sparsebert.interop.movement_pruning import from_checkpoint, is_foreign_checkpoint
     from sparsebert.lottery.folder import RunFolder
-    from sparsebert.model_loading import load_as_saved
-    from sparsebert.ticket import Ticket
+    from sparsebert.sparsify import densify_
+    from sparsebert.tasks.models import load_as_saved
+    from sparsebert.tickets.ticket import Ticket
 
     if not source.is_dir() or RunFolder(source).run_json.exists():
         return ticket_of(source, model, task=task)

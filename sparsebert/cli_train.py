@@ -26,8 +26,8 @@ from sparsebert.paths import require_folders, require_records
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from sparsebert.data import TaskData
     from sparsebert.lottery.experiment import Request
+    from sparsebert.tasks import TaskData
 
 
 @flattened
@@ -76,14 +76,14 @@ def train(
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})
     import sparsebert.train as library
-    from sparsebert.bench import record
+    from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.data import EncodedOnce
     from sparsebert.from_runs import model_for_each, ticket_of
     from sparsebert.lottery.experiment import Request, Units
     from sparsebert.lottery.registry import lottery_method
-    from sparsebert.model_loading import short_name, skeleton
     from sparsebert.report.run_tables import run_tables
+    from sparsebert.tasks import EncodedOnce
+    from sparsebert.tasks.models import short_name, skeleton
     from sparsebert.training import ranks
 
     hush_transformers()
@@ -149,9 +149,9 @@ def train(
     rows = [row for run in runs for row in run]
     if len(runs) > 1 or dense_runs:
         judged = library.over_seeds(known, runs, dense_runs)
-        rows += [record.stamp("seeds", fields) for fields in judged]
+        rows += [results.stamp("seeds", fields) for fields in judged]
     if json is not None:
-        record.append(json, rows)
+        results.append(json, rows)
     print_tables(run_tables(rows))
     typer.echo(f"tickets, run log and trained model: {folder}")
 
@@ -182,12 +182,12 @@ def evaluate(
         raise ValueError("--compact takes out what a ticket empties: it needs --ticket")
     if min_row_weights and not compact:
         raise ValueError(f"--min-row-weights {min_row_weights} needs --compact")
-    from sparsebert.bench import record
+    from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.from_runs import ticket_of, trained_models
-    from sparsebert.metrics import summarise
-    from sparsebert.model_loading import head_labels, short_name, skeleton
     from sparsebert.report.wording import mean_and_verdict
+    from sparsebert.tasks.metrics import summarise
+    from sparsebert.tasks.models import head_labels, short_name, skeleton
     from sparsebert.train import evaluate as evaluate_model
     from sparsebert.train import evaluate_compacted, task_of
 
@@ -207,7 +207,7 @@ def evaluate(
             found = {"metrics": evaluate_model(name, path, ticket=pruned, **examples)}
         sparsity = pruned.sparsity if pruned else None
         fields = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
-        return record.stamp("eval", {"task": name, **fields, **found})
+        return results.stamp("eval", {"task": name, **fields, **found})
 
     rows = [evaluated(seed, path, ticket) for seed, path in models.items()]
     for row in rows:
@@ -218,10 +218,10 @@ def evaluate(
     if len(rows) > 1 or judges:
         dense_rows = [evaluated(seed, path, None) for seed, path in judges.items()]
         summary = summarise(task_of(name, source).metric, rows, dense_rows)
-        rows.append(record.stamp("eval_seeds", {"task": name, "model": short_name(model), **summary}))
+        rows.append(results.stamp("eval_seeds", {"task": name, "model": short_name(model), **summary}))
         typer.echo(f"{summary['metric']} {mean_and_verdict(summary)}")
     if json is not None:
-        record.append(json, rows)
+        results.append(json, rows)
 
 
 def _what_it_cost(row: dict[str, Any]) -> str:

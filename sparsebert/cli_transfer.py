@@ -64,12 +64,12 @@ def transfer(
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})
     import sparsebert.transfer as library
-    from sparsebert.bench import record
+    from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.from_runs import tickets_of
     from sparsebert.lottery.gain import expected_gain
-    from sparsebert.model_loading import short_name, skeleton
     from sparsebert.report.run_tables import matrix_tables
+    from sparsebert.tasks.models import short_name, skeleton
     from sparsebert.training import ranks
 
     hush_transformers()
@@ -111,9 +111,9 @@ def transfer(
     )
     if not ranks.is_main():
         return
-    rows = [record.stamp("transfer", cell) for cell in found]
+    rows = [results.stamp("transfer", cell) for cell in found]
     if json is not None:
-        record.append(json, rows)
+        results.append(json, rows)
     if finished:
         typer.echo(f"{len(finished)} of {len(found) * len(chosen)} runs were finished: nothing to do there")
     print_tables(matrix_tables(rows))

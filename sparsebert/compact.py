@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert.compaction.change import output_change, outputs
-from sparsebert.compaction.description import description_of, rebuild, remember_
-from sparsebert.compaction.expansion import expand
-from sparsebert.compaction.prepare import prepare
-from sparsebert.saving import saveable_
-from sparsebert.ticket import Ticket
+from sparsebert.compaction.analyze import prepare
+from sparsebert.compaction.expand import expand
+from sparsebert.compaction.manifest import description_of, rebuild, remember_
+from sparsebert.compaction.output_drift import output_change, outputs
+from sparsebert.hf.attach_quantizer import saveable_
+from sparsebert.tickets.ticket import Ticket
 
 
 @torch.inference_mode(False)
@@ -39,7 +39,7 @@ def compact_(
 
     - a neuron without inputs is constant and goes into the next bias; one that nothing reads just goes
     - dimensions of value that nothing reads go, constant ones are carried by one dimension of one head (see
-      `sparsebert.compaction.attention_rules`), and heads without any go whole
+      `sparsebert.compaction.attention_folding`), and heads without any go whole
     - dimensions whose key is constant go from query and key, those whose query is constant become one
     - rows and columns that stay empty are left out of the product (`RectangleLinear`) where that pays
 

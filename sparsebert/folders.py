@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsebert.atomic import replacing
 from sparsebert.bench.activations import peak_activations
 from sparsebert.bench.memory import model_bytes
 from sparsebert.compact import expand_
-from sparsebert.convert import DEFAULT_TOKENS, densify_, sparsify_
-from sparsebert.model_loading import load_as_saved
-from sparsebert.report.card import model_card
-from sparsebert.ticket import Ticket
-from sparsebert.training.files import replacing
+from sparsebert.hf.model_card import model_card
+from sparsebert.sparsify import DEFAULT_TOKENS, densify_, sparsify_
+from sparsebert.tasks.models import load_as_saved
+from sparsebert.tickets.ticket import Ticket
 
 # What sentence-transformers keeps beside the encoder's own files: its list of modules, and two of settings.
 _OF_SENTENCES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
@@ -65,7 +65,7 @@ def rewrite(
     ``sparse``: as masks and kept weights with a model card, else as a dense model that needs nothing but
     transformers, in the shapes of its configuration. Without a ticket, its zeros stay as they are. ``batch``
     sequences of ``length`` tokens are what formats are chosen and activations counted for; ``records`` are
-    those of `sparsebert.report.card.model_card`.
+    those of `sparsebert.hf.model_card.model_card`.
     Returns what the model took before and takes now.
 
     Raises as `load_as_saved`, and ValueError for a ticket of another model, a model without zeros to be

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch import nn
 
-from sparsebert.foreign import read_ticket
+from sparsebert.interop.bert_tickets import read_ticket
 from sparsebert.lottery.folder import RunFolder
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 _SAME_SPARSITY = 5e-4
 
@@ -27,9 +27,9 @@ def ticket_of(
     """Read a ticket for a model from a file of any known kind, or from a run's folder.
 
     Of a folder the last ticket is meant, or that of the round with this ``sparsity``; ``task`` is that of
-    :func:`sparsebert.foreign.read_ticket`. Raises ValueError for
+    :func:`sparsebert.interop.bert_tickets.read_ticket`. Raises ValueError for
     a run that has no such ticket or is not finished, a folder without a run, and as
-    :func:`sparsebert.foreign.read_ticket` does.
+    :func:`sparsebert.interop.bert_tickets.read_ticket` does.
     """
     file, folder = Path(path), RunFolder(path)
     if not file.exists():

@@ -25,8 +25,8 @@ from sparsebert.training.settings import TrainingSettings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sparsebert.data import TaskData
     from sparsebert.report.table import Table
+    from sparsebert.tasks import TaskData
     from sparsebert.training.distillation import Distillation
 
 TASK_NAMES = "sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, wikitext-2"
@@ -108,7 +108,7 @@ class DataOptions:
 
     def task_name(self, given: str | None) -> str:
         """The task of a command that has one. Raises ValueError where none is named, or two are."""
-        from sparsebert.data import TASKS
+        from sparsebert.tasks import TASKS
 
         if given is None and not self.own:
             raise ValueError(
@@ -124,9 +124,9 @@ class DataOptions:
 
         ``labels``: those of a model that is trained on the user's task already; without them the training
         file says what they are. Raises ValueError for an unknown task, and ValueError and OSError as
-        :func:`sparsebert.data.load_files` does.
+        :func:`sparsebert.tasks.load_files` does.
         """
-        from sparsebert.data import TASKS, find_task, load_files
+        from sparsebert.tasks import TASKS, find_task, load_files
 
         if task in TASKS or not self.own:
             find_task(task)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sparsebert.bench import record
+from sparsebert import results
 
 
 def require_files(files: Mapping[str, Path | Iterable[Path] | None]) -> None:
@@ -59,7 +59,7 @@ def require_records(option: str, file: Path | None) -> None:
     require_writable({option: file})
     if file is not None and file.exists():
         try:
-            record.read(file)
+            results.read(file)
         except ValueError as error:
             raise ValueError(f"{option}: records cannot go into this file: {error}") from None
 

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from sparsebert.data import Task
-from sparsebert.model_loading import load_model, template_of
+from sparsebert.tasks import Task
+from sparsebert.tasks.models import load_model, template_of
 from sparsebert.training.distillation import Teacher
 
 _WEIGHTS = ("*.safetensors", "*.bin")

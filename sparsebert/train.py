@@ -18,16 +18,16 @@ from torch import nn
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
 from sparsebert.bert import resolve
 from sparsebert.compact import compact_, compaction_description
-from sparsebert.data import Encoded, Task, TaskData, collate, encode, find_task, load
-from sparsebert.evaluation import evaluator, first_inputs
 from sparsebert.lottery.experiment import Experiment, Request, Units
 from sparsebert.lottery.folder import Record, RunFolder
 from sparsebert.lottery.joint import joint
 from sparsebert.lottery.registry import LotteryMethod, lottery_method
-from sparsebert.metrics import primary, summarise
-from sparsebert.model_loading import load_model, short_name, template_of
+from sparsebert.tasks import Encoded, Task, TaskData, collate, encode, find_task, load
+from sparsebert.tasks.evaluator import evaluator, first_inputs
+from sparsebert.tasks.metrics import primary, summarise
+from sparsebert.tasks.models import load_model, short_name, template_of
 from sparsebert.teachers import load_teacher, teacher_id
-from sparsebert.ticket import Ticket, prunable
+from sparsebert.tickets.ticket import Ticket, prunable
 from sparsebert.training import ranks
 from sparsebert.training.distillation import Distillation
 
@@ -53,7 +53,7 @@ def train(
 ) -> list[Record]:
     """Find (or train) a ticket of a task, and return the records of its rounds.
 
-    ``task``: a name of ``sparsebert.data.TASKS``. ``model``: a pre-trained BERT by hub id or local folder.
+    ``task``: a name of ``sparsebert.tasks.TASKS``. ``model``: a pre-trained BERT by hub id or local folder.
     ``request``: method, sparsity, units, training. ``out``: the run's folder (see
     :mod:`sparsebert.lottery.folder`); one that is there goes on where it was interrupted, and one that is
     finished is only read. ``data``: a folder with the task's files, or the examples of a task that need not
@@ -61,7 +61,7 @@ def train(
     data. ``teacher``: a model trained on the task, whose answers are learned too as ``request.distillation``
     says (else as its defaults do); for several tasks a teacher by task. ``max_length``: tokens of an example.
     ``before``: called once with model and request before the work begins. ``encode``: that of
-    :mod:`sparsebert.data`, or one that remembers what several runs read.
+    :mod:`sparsebert.tasks`, or one that remembers what several runs read.
 
     A ticket that masks the pooler loses that mask where the task's models have none (SQuAD, masked language
     modelling), as in Chen et al. 2020. Raises ValueError in one line for bad input, blocks that do not divide
@@ -163,12 +163,12 @@ def assemble(
 def label_words_of(method: LotteryMethod, task: Task) -> tuple[str, ...] | None:
     """The words that the method's options take for the task's labels; None where it has a head of its own.
 
-    Raises ValueError as :func:`sparsebert.label_words.words_for` does.
+    Raises ValueError as :func:`sparsebert.tasks.label_words.words_for` does.
     """
     asked = getattr(method, "label_words", None)
     if asked is None:
         return None
-    from sparsebert.label_words import words_for
+    from sparsebert.tasks.label_words import words_for
 
     return words_for(task, asked, released=getattr(method, "smp_compat", False))
 
@@ -184,7 +184,7 @@ def evaluate(
     """Metrics of a trained model (a folder, such as ``model/`` of a run) on a task's validation data.
 
     ``ticket``: prune the model first. Raises ValueError and OSError as :func:`load_model` and
-    :func:`sparsebert.data.load` do, and for a ticket of another model.
+    :func:`sparsebert.tasks.load` do, and for a ticket of another model.
     """
     known = task_of(task, data)
     loaded, tokenizer, form = _trained(model, known, max_length)
@@ -252,7 +252,7 @@ def has_pooler(task: Task) -> bool:
 
 
 def examples_of(task: Task, data: Data, *, train: bool = True) -> TaskData:
-    """The examples, read where they are not given. Raises as :func:`sparsebert.data.load`."""
+    """The examples, read where they are not given. Raises as :func:`sparsebert.tasks.load`."""
     return data if isinstance(data, TaskData) else load(task, data, train=train)
 
 
@@ -287,7 +287,7 @@ def over_seeds(
     """What runs that differ in their seeds say of each round: the fields of a record each.
 
     Sparsity and density are means: some methods find another one for each seed. The rest is that of
-    :func:`sparsebert.metrics.summarise`, judged by ``dense_runs`` or, without them, by the dense round that
+    :func:`sparsebert.tasks.metrics.summarise`, judged by ``dense_runs`` or, without them, by the dense round that
     some methods begin with; a dense round itself is not judged.
     """
     own_dense = runs if runs[0][0]["source"] == "all" else ()

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from torch import nn
 
-from sparsebert.data import EncodedOnce
 from sparsebert.lottery.experiment import Request, Units
 from sparsebert.lottery.folder import Record
 from sparsebert.lottery.registry import lottery_method
-from sparsebert.ticket import Ticket
+from sparsebert.tasks import EncodedOnce
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.train import (
     POOLER,
     Data,

@@ -8,8 +8,8 @@ import pytest
 from sparsebert import cli
 from sparsebert.bench import runner
 from sparsebert.bench.gate import GateError
-from sparsebert.bench.record import read
-from sparsebert.ticket import Ticket
+from sparsebert.results import read
+from sparsebert.tickets.ticket import Ticket
 
 QUICK = ["--model", "bert-tiny", "--seq", "16", "--budget", "0.01", "--no-memory"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsebert.bench import record
+from sparsebert import results
 from sparsebert.paths import require_files, require_folders, require_records, require_writable
 
 
@@ -80,7 +80,7 @@ class TestFilesOfRecords:
         assert complaint(lambda: require_records("--json", Path("file"))).endswith("no text in UTF-8")
 
     def test_records_are(self) -> None:
-        record.append("new", [record.stamp("eval", {})])
+        results.append("new", [results.stamp("eval", {})])
         require_records("--json", Path("new"))
         require_records("--json", Path("newer"))
         require_records("--json", None)

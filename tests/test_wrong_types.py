@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparsebert import Ticket, compact_, densify_, plan, prune, sparsify_
-from tests.convert.models import build
+from tests.sparsify.models import build
 
 transformers = pytest.importorskip("transformers")
 

@@ -12,8 +12,8 @@ from torch.nn import functional
 from benchmarks.gpu import rivals
 from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import Device, Work
-from sparsebert.convert import sparsify_
-from sparsebert.ticket import Ticket
+from sparsebert.sparsify import sparsify_
+from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import formats, ops
 from sparsebert_kernels.formats.transpose import transposed_index
 from sparsebert_kernels.masked import masked_linear, pack_mask
@@ -247,9 +247,9 @@ def _rates(
 def _configuration(packed: Any, problem: Problem) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from sparsebert_kernels.cuda import configurations
+    from sparsebert_kernels.cuda import tile_configs
 
     dtype = str(problem.x.dtype).removeprefix("torch.")
     size = packed.panel_rows, packed.group_columns, problem.tokens, packed.panels, packed.values.shape[0]
-    shape = configurations.Shape("panel forward", *size, dtype)
-    return asdict(configurations.configuration(shape, problem.device.device))
+    shape = tile_configs.Shape("panel forward", *size, dtype)
+    return asdict(tile_configs.configuration(shape, problem.device.device))

@@ -13,10 +13,10 @@ from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import Device, Work
 from sparsebert.bench.memory import weight_bytes
 from sparsebert.bench.workload import Workload
-from sparsebert.convert import sparsify_
-from sparsebert.nn import SparseLinear
+from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket
+from sparsebert.sparsify import sparsify_
+from sparsebert.tickets.ticket import Ticket
 
 LENGTH = 128
 

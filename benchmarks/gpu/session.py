@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.points import Point, queue, tiny
-from sparsebert.bench.record import Record, append, read, stamp
+from sparsebert.results import Record, append, read, stamp
 
 RESULTS = "gpu.jsonl"
 CURRENT = ".current.json"

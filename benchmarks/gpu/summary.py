@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 
 from benchmarks.gpu.session import Session
-from sparsebert.bench.record import Record
 from sparsebert.report.gpu_plots import roofline_plot
 from sparsebert.report.gpu_tables import failure_tables, gpu_tables
+from sparsebert.results import Record
 
 WARNING = "**DRY RUN on the CPU: nothing here was measured, every figure is meaningless.**"
 

@@ -16,10 +16,10 @@ from torch.nn import functional
 from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.layers import Problem
-from sparsebert.bench.record import Record
+from sparsebert.results import Record
 from sparsebert_kernels import ops
-from sparsebert_kernels.cuda import configurations
-from sparsebert_kernels.cuda.configurations import Configuration, Shape
+from sparsebert_kernels.cuda import tile_configs
+from sparsebert_kernels.cuda.tile_configs import Configuration, Shape
 
 SPARSITY = 0.9
 FORWARD, VALUES_GRADIENT = "panel forward", "panel values gradient"
@@ -31,14 +31,14 @@ LEAST_GAIN = 1.01  # a configuration must be this much faster than the rule's to
 
 def candidates(shape: Shape, shared_memory: int, *, few: bool = False) -> list[Configuration]:
     """What is tried beside the rule's own choice, which comes first."""
-    chosen = [configurations.by_rule(shape, shared_memory)]
+    chosen = [tile_configs.by_rule(shape, shared_memory)]
     tokens, groups = ((64, 128, 256), (8,)) if shape.kernel == FORWARD else ((32, 64, 128), (1, 2))
     for block, group, warps, stages in itertools.product(tokens, groups, (4, 8), (2, 3, 4, 5)):
         if shape.kernel == FORWARD:
             rows, step = block, block + shape.panel_rows
-            step *= configurations.TILE_COLUMNS
+            step *= tile_configs.TILE_COLUMNS
         else:
-            rows = group * configurations.TILE_COLUMNS
+            rows = group * tile_configs.TILE_COLUMNS
             step = (rows + shape.panel_rows) * block
         accumulators = rows * shape.panel_rows / (warps * WARP)
         fits = stages * step * shape.itemsize <= shared_memory
@@ -123,30 +123,30 @@ def write_configurations(records: Iterable[Record], device_name: str, folder: Pa
         for row in mine
         if row["point"]["kind"] == "tuning"
     }
-    limits = configurations.limits(device_name)
+    limits = tile_configs.limits(device_name)
     for row in mine:
         if row["point"]["kind"] == "limits":
             rates = row["matmul"]["bfloat16"], row["matmul"]["float32"]
-            limits = configurations.Limits(*rates, row["memory"], row["l2"], row["kernel"])
+            limits = tile_configs.Limits(*rates, row["memory"], row["l2"], row["kernel"])
     if not swept and limits is None:
         return None
-    known = {**dict(configurations.measured(device_name)), **swept}
+    known = {**dict(tile_configs.measured(device_name)), **swept}
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{configurations._file_stem(device_name)}.json"
-    target.write_text(configurations.record(device_name, known.items(), limits))
+    target = folder / f"{tile_configs._file_stem(device_name)}.json"
+    target.write_text(tile_configs.record(device_name, known.items(), limits))
     return target
 
 
 def use_configurations(folder: Path) -> None:
     """Kernels of this process read their configurations from there from now on."""
-    configurations.FOLDER = folder
-    configurations._content.cache_clear()
-    configurations._read.cache_clear()
-    configurations._chosen.cache_clear()
+    tile_configs.FOLDER = folder
+    tile_configs._content.cache_clear()
+    tile_configs._read.cache_clear()
+    tile_configs._chosen.cache_clear()
 
 
 def _shared_memory(device: Device) -> int:
-    return configurations._device(device.device)[1]
+    return tile_configs._device(device.device)[1]
 
 
 def _name(chosen: Configuration) -> str:

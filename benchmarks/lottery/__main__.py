@@ -41,7 +41,8 @@ from benchmarks.lottery.runs import (
     sources,
     targets,
 )
-from sparsebert.bench import environment, record, runner
+from sparsebert import results
+from sparsebert.bench import environment, runner
 from sparsebert.bench.subject import prepare
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.demo.real_model import NAME, weights_folder
@@ -49,20 +50,20 @@ from sparsebert.lottery.folder import RunFolder
 from sparsebert.paths import require_picture
 from sparsebert.report.lottery_plots import curve_plot
 from sparsebert.report.lottery_tables import RIVALS, curve_tables, learned_tables, transfer_tables
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 
-def known_records(file: Path | None) -> dict[str, list[record.Record]]:
+def known_records(file: Path | None) -> dict[str, list[results.Record]]:
     """The records of each run in an earlier results file, by the run's name."""
-    known: dict[str, list[record.Record]] = {}
-    for row in record.read(file) if file else []:
+    known: dict[str, list[results.Record]] = {}
+    for row in results.read(file) if file else []:
         known.setdefault(row["run"], []).append(row)
     return known
 
 
 def rounds(
-    run: Run, known: dict[str, list[record.Record]], runs: Path, data: Path
-) -> Iterator[record.Record]:
+    run: Run, known: dict[str, list[results.Record]], runs: Path, data: Path
+) -> Iterator[results.Record]:
     """Records of the run's rounds: those that are known, else of a training. The ticket that this wants is
     found anew where its folder is gone, and must come out as it is known."""
     if run.name in known:
@@ -82,10 +83,10 @@ def rounds(
 
 
 def speeds(
-    run: Run, known: dict[str, list[record.Record]], runs: Path, data: Path
-) -> Iterator[record.Record]:
+    run: Run, known: dict[str, list[results.Record]], runs: Path, data: Path
+) -> Iterator[results.Record]:
     """Bench records of the run's tickets over the lengths of real sentences, as far as they are not known."""
-    rows = known.get(run.name) or record.read(RunFolder(runs / run.name).log, "round")
+    rows = known.get(run.name) or results.read(RunFolder(runs / run.name).log, "round")
     measured = [row for row in rows if row["kind"] == "bench"]
     yield from measured
     if measured:
@@ -153,7 +154,7 @@ def main() -> int:
         return 2
     if options.out:
         options.out.unlink(missing_ok=True)
-        record.append(options.out, rows)
+        results.append(options.out, rows)
         if options.plot and on_sst2:
             curve_plot(rows, options.plot)
     for table in [*curve_tables(rows), *learned_tables(rows), *transfer_tables(rows)]:

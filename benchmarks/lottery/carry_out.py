@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from benchmarks.lottery.runs import FOLDERS, Run
-from sparsebert.bench import record
-from sparsebert.data import encode, load
+from sparsebert import results
 from sparsebert.demo.real_model import NAME, weights_folder
 from sparsebert.lottery.folder import RunFolder
+from sparsebert.tasks import encode, load
 from sparsebert.train import train
 
 
@@ -34,7 +34,7 @@ def has_data(folder: Path | None) -> bool:
     return False
 
 
-def carry_out(run: Run, runs: Path, data: Path, *, keep_model: bool = False) -> list[record.Record]:
+def carry_out(run: Run, runs: Path, data: Path, *, keep_model: bool = False) -> list[results.Record]:
     """The records of the run's rounds, marked with the row of the results that they belong to."""
     folder = runs / run.name
     rows = train(

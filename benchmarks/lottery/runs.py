@@ -10,7 +10,7 @@ from typing import Any
 from sparsebert.lottery.experiment import Request, Units
 from sparsebert.lottery.folder import RunFolder
 from sparsebert.lottery.registry import lottery_method
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.settings import TrainingSettings
 
 SEEDS = (1, 2, 3)

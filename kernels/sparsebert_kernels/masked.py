@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bits import WORD, pack_bits, selected, unpack_bits
+from sparsebert_kernels.bitmask import WORD, pack_bits, selected, unpack_bits
+
 from .cuda import backend
 from .ops import AUTOCAST_DTYPES
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._functorch import peek_interpreter_stack
 
+from sparsebert_kernels.errors import unknown
+
 from . import reference
 from .cpu import native
 from .cuda import backend as cuda
@@ -23,7 +25,6 @@ from .formats import FORMATS, ElementSparse, PackedWeight, PanelSparse, VectorSp
 from .formats.element import BLOCK_COLUMNS, BLOCK_ROWS
 from .formats.panel import joining_fails
 from .formats.transpose import transposed_index
-from .names import unknown
 
 TRAINABLE = (ElementSparse, VectorSparse, PanelSparse)
 COMPUTED_DTYPES = (torch.float32, torch.bfloat16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .names import unknown
+from sparsebert_kernels.errors import unknown
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "tanh")
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert.nn import SparseLinear
+from sparsebert.nn.sparse_linear import SparseLinear
 
 
 @dataclass(frozen=True)

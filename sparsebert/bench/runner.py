@@ -15,9 +15,9 @@ from sparsebert.bench import gate, memory
 from sparsebert.bench.environment import Environment
 from sparsebert.bench.providers import PROVIDERS, Provider, Side
 from sparsebert.bench.quiet import load_average
-from sparsebert.bench.record import Record, stamp
 from sparsebert.bench.subject import Subject
 from sparsebert.bench.timer import Quantiles, Timings, alternate
+from sparsebert.results import Record, stamp
 
 OURS = "sparse"
 Step = Callable[[str], None]

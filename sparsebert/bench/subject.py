@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sparsebert.bench.workload import Workload
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

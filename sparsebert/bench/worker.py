@@ -13,7 +13,7 @@ from sparsebert.bench import memory
 from sparsebert.bench.providers import PROVIDERS
 from sparsebert.bench.subject import prepare
 from sparsebert.bench.workload import Workload
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 RUNS = 3
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +108,7 @@ class Workload:
     def load_model(self) -> PreTrainedModel:
         """The dense model in float32 (float64 where that is asked for), in eval mode.
 
-        Raises ValueError where the model cannot be found, and as `sparsebert.hf.loadable` does.
+        Raises ValueError where the model cannot be found, and as `sparsebert.tasks.load_checked` does.
         """
         import torch
         from transformers import BertConfig, BertModel
@@ -130,7 +130,7 @@ class Workload:
     def _load_named(self, dtype: torch.dtype) -> PreTrainedModel:
         from transformers import AutoModel
 
-        from sparsebert.hf.loadable import load_config, load_weights
+        from sparsebert.tasks.load_checked import load_config, load_weights
 
         try:
             load_config(self.model)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sparsebert.compaction.matrix import Matrix, live_features, live_rows, round_up
+from sparsebert.compaction.masked_matrix import Matrix, live_features, live_rows, round_up
 
 # Another group of heads is another call of attention on smaller tensors. It costs as much as this many padded
 # dimensions, over all heads: `python -m benchmarks.removal_rules` finds 16 and 32 even and 64 to gain 1 to

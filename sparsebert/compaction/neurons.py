@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sparsebert.compaction.matrix import EMPTY, Matrix, exact, live_features, round_up
+from sparsebert.compaction.masked_matrix import EMPTY, Matrix, exact, live_features, round_up
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sparsebert.compaction.matrix import live_features
+from sparsebert.compaction.masked_matrix import live_features
 
 
 def without_thin_rows(

@@ -18,7 +18,8 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from sparsebert.bench import environment, gate, record, runner
+from sparsebert import results
+from sparsebert.bench import environment, gate, runner
 from sparsebert.bench.subject import prepare
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.demo import real_model
@@ -111,7 +112,7 @@ def _real_weights(console: Console, step: Step, folder: str, machine: environmen
     )
     for row in rows:
         row["workload"]["model"] = real_model.NAME
-    record.append(RESULTS, rows)
+    results.append(RESULTS, rows)
     console.print()
     for table in bench_tables(rows):
         console.print(table.rich(console.width))
@@ -126,7 +127,7 @@ def _real_weights(console: Console, step: Step, folder: str, machine: environmen
 
 def _bert_base(
     console: Console, step: Step, machine: environment.Environment, start: float
-) -> list[record.Record]:
+) -> list[results.Record]:
     workload = Workload("bert-base")
     _say(
         console,
@@ -136,7 +137,7 @@ def _bert_base(
     )
     step("building BERT-base")
     dense = workload.load_model()
-    rows: list[record.Record] = []
+    rows: list[results.Record] = []
     for index, (arguments, sparsity, format) in enumerate(POINTS):
         if index >= NEEDED and time.monotonic() - start > PATIENCE:
             break
@@ -149,7 +150,7 @@ def _bert_base(
             budget=4 if tabled else 2, min_rounds=5, memory=index == 0, retries=1 if tabled else 0
         )
         found = runner.run(subject, _rivals(), machine, settings, here)
-        record.append(RESULTS, found)
+        results.append(RESULTS, found)
         rows += found
         if index == IN_TABLE - 1:
             console.print()

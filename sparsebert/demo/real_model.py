@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from sparsebert.bench.subject import Subject
 from sparsebert.bench.workload import Workload
-from sparsebert.convert import sparsify_
 from sparsebert.pruning import prune
+from sparsebert.sparsify import sparsify_
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

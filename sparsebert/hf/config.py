@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from sparsebert.planning import check_options
-from sparsebert.saving import METHOD
-from sparsebert.ticket_file import brief, is_key
+from sparsebert.hf.attach_quantizer import METHOD
+from sparsebert.planning.planner import check_options
+from sparsebert.tickets.file import brief, is_key
 
 FORMAT_VERSION = 1
 

@@ -1,7 +1,7 @@
 """The plug-in of transformers that saves and loads sparse and compacted models: what it calls a quantizer.
 
 On disk a sparse matrix is a mask and its kept weights, the same for every device and packed format
-(`sparsebert.stored`); config.json says which matrices these are (`sparsebert.hf.config`). Loading puts a
+(`sparsebert.nn.checkpoint_form`); config.json says which matrices these are (`sparsebert.hf.config`). Loading puts a
 `StoredLinear` in the place of each, lets transformers fill them, and packs them for where they are then.
 """
 
@@ -18,23 +18,23 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 
 from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve, structure
-from sparsebert.compaction.description import description_of, rebuild, require_rectangles
-from sparsebert.convert import densify_, install_, shared_inputs_of
-from sparsebert.hf.checkpoint import Expected, of_layer, of_module, require_tensors
+from sparsebert.compaction.manifest import description_of, rebuild, require_rectangles
+from sparsebert.hf.attach_quantizer import METHOD, saveable_
 from sparsebert.hf.config import SparseConfig, StoredLayer
-from sparsebert.hf.hub import PushToHub
-from sparsebert.hf.stored_linear import StoredLinear, outline
-from sparsebert.layer_plan import LayerPlan
-from sparsebert.nn import SparseLinear, as_stored
-from sparsebert.planning import describe_machine, plan_layers
-from sparsebert.removal import Left
-from sparsebert.saving import METHOD, saveable_
-from sparsebert.selection import Selected
-from sparsebert.stored import BITS, VALUES
+from sparsebert.hf.placeholder_linear import StoredLinear, outline
+from sparsebert.hf.push import PushToHub
+from sparsebert.hf.verify_files import Expected, of_layer, of_module, require_tensors
+from sparsebert.nn.checkpoint_form import BITS, VALUES
+from sparsebert.nn.sparse_linear import SparseLinear, as_stored
+from sparsebert.planning.after_compaction import Left
+from sparsebert.planning.plan import LayerPlan
+from sparsebert.planning.planner import describe_machine, plan_layers
+from sparsebert.planning.target_layers import Selected
+from sparsebert.sparsify import densify_, install_, shared_inputs_of
 
 
 class SparseQuantizer(HfQuantizer):
-    """Saves and loads models with `SparseLinear` layers; see `sparsebert.saving.saveable_` for how a model
+    """Saves and loads models with `SparseLinear` layers; see `sparsebert.hf.attach_quantizer.saveable_` for how a model
     comes by one.
 
     Loading raises ValueError, in one line, for a folder of a newer version, of another architecture than the

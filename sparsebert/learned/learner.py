@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from sparsebert.bert import base_model, embeddings, full_name, resolve, structure
 from sparsebert.learned.layer import GatedLinear, LearnedLinear
 from sparsebert.learned.rule import Candidates, Gated, Goal, Rule, Scored
-from sparsebert.pruning.units import UnitGroup, unit_groups
-from sparsebert.ticket import Ticket, prunable
+from sparsebert.pruning.unit_groups import UnitGroup, unit_groups
+from sparsebert.tickets.ticket import Ticket, prunable
 from sparsebert_kernels.masked import pack_mask, unpack_mask
 
 

@@ -21,7 +21,7 @@ from sparsebert.learned.rule import (
     require_not_negative,
 )
 from sparsebert.learned.schedules import Ramp, between_warm_ups
-from sparsebert.pruning.levels import exact, require_share
+from sparsebert.pruning.sparsity_schedule import exact, require_share
 
 
 @dataclass(frozen=True)

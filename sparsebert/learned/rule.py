@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from sparsebert.learned.schedules import Ramp
-from sparsebert.pruning.levels import exact
-from sparsebert.pruning.select import Size, ranked, select
-from sparsebert.pruning.units import UnitGroup, rivals
+from sparsebert.pruning.sparsity_schedule import exact
+from sparsebert.pruning.top_k import Size, ranked, select
+from sparsebert.pruning.unit_groups import UnitGroup, rivals
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Gated(Scored):
 def keep_top(
     scores: Mapping[str, Tensor], competing: Sequence[UnitGroup], budget: Fraction, size: Size | None = None
 ) -> dict[str, Tensor]:
-    """The highest of the groups' scores as :func:`sparsebert.pruning.select.select` keeps them.
+    """The highest of the groups' scores as :func:`sparsebert.pruning.top_k.select` keeps them.
 
     ``budget``: weights to keep; units, with ``size=1``.
     """

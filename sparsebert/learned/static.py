@@ -25,7 +25,7 @@ from sparsebert.learned.rule import (
     require_positive,
 )
 from sparsebert.learned.schedules import CURVES, Ramp
-from sparsebert.pruning.levels import exact, require_share
+from sparsebert.pruning.sparsity_schedule import exact, require_share
 
 # Of a run's steps: 7 of the 12 epochs that the paper trains large tasks for.
 _SHARE_OF_RAMP = Fraction(7, 12)

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from sparsebert.lottery.registry import LotteryMethod
 from sparsebert.pruning.granularity import parse_granularity, spelled_out
-from sparsebert.pruning.levels import exact
-from sparsebert.ticket import Ticket
+from sparsebert.pruning.sparsity_schedule import exact
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import ranks
 from sparsebert.training.distillation import Answers, Distillation
 from sparsebert.training.settings import TrainingSettings

@@ -9,7 +9,7 @@
     ticket.safetensors   the ticket of the last round, or of the one that the method chose, and
     model/               the model it was trained into, as transformers load it: both at the end
 
-Records are those of :mod:`sparsebert.bench.record` (``schema``, ``kind``, ``timestamp``) with these fields.
+Records are those of :mod:`sparsebert.results` (``schema``, ``kind``, ``timestamp``) with these fields.
 
 ``kind`` "round":
     method, seed, task, model     of the run
@@ -47,8 +47,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsebert.bench import record
-from sparsebert.training.files import replacing, sweep
+from sparsebert import results
+from sparsebert.atomic import replacing, sweep
 
 Record = dict[str, Any]
 _SCHEMA = 1
@@ -125,16 +125,16 @@ class RunFolder:
 
     def rounds_done(self) -> list[Record]:
         """The records of the rounds that are done, in order."""
-        return record.read(self.log, "round") if self.log.exists() else []
+        return results.read(self.log, "round") if self.log.exists() else []
 
     def finished(self) -> Record | None:
         """The record of the whole run, once it is done."""
-        return next(iter(record.read(self.log, "run")), None) if self.log.exists() else None
+        return next(iter(results.read(self.log, "run")), None) if self.log.exists() else None
 
     def append(self, kind: str, fields: Mapping[str, Any]) -> Record:
         """Add a record to the run log."""
-        row = record.stamp(kind, fields)
-        record.append(self.log, [row])
+        row = results.stamp(kind, fields)
+        results.append(self.log, [row])
         return row
 
     def count_session(self, number: int) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sparsebert.lottery.experiment import Request
-from sparsebert.planning import plan
+from sparsebert.planning.planner import plan
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 _CPU_TOKENS, _GPU_TOKENS, _GPU = 128, 4096, "h100"
 

@@ -11,7 +11,7 @@ from sparsebert.learned.learner import Learner
 from sparsebert.learned.rule import Goal, Rule
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import Head, LotteryMethod, Rewind, Round, Source
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 if TYPE_CHECKING:
     from sparsebert.training.choice import BestChoice

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from torch import Tensor, nn
 
 from sparsebert.pruning import Magnitude, Method, registry
-from sparsebert.ticket import Ticket
-from sparsebert_kernels.names import unknown
+from sparsebert.tickets.ticket import Ticket
+from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
     from sparsebert.lottery.experiment import Experiment, Request

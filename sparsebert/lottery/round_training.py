@@ -13,7 +13,7 @@ from sparsebert.learned.learner import Learner
 from sparsebert.lottery.begin import Beginning, weights_in
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import Companion, Rewind
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.choice import BestChoice
 from sparsebert.training.distillation import Distiller
 from sparsebert.training.trainer import (

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sparsebert.atomic import replacing
 from sparsebert.bert import resolve, structure
 from sparsebert.learned.learner import Learner
 from sparsebert.lottery.begin import Course, begin_round
@@ -24,10 +25,9 @@ from sparsebert.lottery.registry import LooksAtBatches, Rewind, Round, Searching
 from sparsebert.lottery.round_training import Trained, train_round
 from sparsebert.pruning import prune
 from sparsebert.pruning.granularity import parse_granularity
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import ranks
 from sparsebert.training.choice import BestChoice
-from sparsebert.training.files import replacing
 from sparsebert.training.snapshot import Snapshot
 from sparsebert.training.trainer import quiet
 

@@ -1,13 +1,14 @@
 """Pruning methods: which weights of a BERT to keep. Importing a method's module registers it by name."""
 
-from .baselines import Within, random_like, reinitialise_, shuffle_weights_
-from .importance import HeadImportance
-from .levels import Share, levels
-from .magnitude import Magnitude
-from .one_shot import prune
-from .random import Random
+from sparsebert.pruning.methods.baselines import Within, random_like, reinitialise_, shuffle_weights_
+from sparsebert.pruning.methods.head_importance import HeadImportance
+from sparsebert.pruning.methods.magnitude import Magnitude
+from sparsebert.pruning.methods.random import Random
+from sparsebert.pruning.methods.snip import Snip
+from sparsebert.pruning.prune import prune
+from sparsebert.pruning.sparsity_schedule import Share, levels
+
 from .registry import Method, Subject, methods, register
-from .snip import Snip
 
 __all__ = [
     "HeadImportance",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import Structure, resolve
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 GATED = ("head", "neuron", "mlp")
 

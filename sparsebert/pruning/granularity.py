@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 _NAMES = ("element", "block", "row", "column", "neuron", "head", "mlp", "n:m")
 ACROSS_MATRICES = ("neuron", "head", "mlp")
@@ -23,7 +23,7 @@ class Granularity:
 
     A block that does not divide the matrix leaves smaller units at its right and lower edge.
     ``pattern``: (n, m) if n of every m neighbours along in_features are kept; the units are elements then.
-    A neuron, head or whole MLP has weights in several matrices: see :mod:`sparsebert.pruning.units`.
+    A neuron, head or whole MLP has weights in several matrices: see :mod:`sparsebert.pruning.unit_groups`.
     """
 
     name: str

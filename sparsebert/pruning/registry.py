@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from torch import Tensor
 
 from sparsebert.bert import Structure
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 
 def _no_gradients(**options: bool) -> Mapping[str, Tensor]:
@@ -28,7 +28,7 @@ class Subject:
     ``data``: batches, for methods that look at examples.
     ``gradients``: computes dL/dW of every matrix, float32 [out, in], summed over ``data``.
     ``importance``: computes the importance of heads, neurons and MLPs over ``data``, by the keys of
-    ``units``: :func:`sparsebert.pruning.importance.gate_importance` with the options it is given.
+    ``units``: :func:`sparsebert.pruning.methods.head_importance.gate_importance` with the options it is given.
     """
 
     weights: Mapping[str, Tensor]

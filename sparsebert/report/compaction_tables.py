@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sparsebert import metrics
 from sparsebert.report.table import Table
 from sparsebert.report.wording import BUSY_NOTE, Record, machine_text, ratio_text, rival_name, threads_text
+from sparsebert.tasks import metrics
 
 # Jiang et al. 2023, section 5: BERT-base on MNLI at a density of 3 %, by the least weights of a row.
 PUBLISHED = {0: "47.43 %, 1.37x", 10: "25.19 %, 1.76x"}

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from sparsebert import metrics
 from sparsebert.report.table import Table
 from sparsebert.report.wording import (
     BUSY_NOTE,
@@ -20,6 +19,7 @@ from sparsebert.report.wording import (
     threads_text,
     versions_text,
 )
+from sparsebert.tasks import metrics
 
 NAMES = {
     "dense": "dense",

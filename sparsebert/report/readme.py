@@ -18,8 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sparsebert.bench.record import read
 from sparsebert.report.kinds import KINDS
+from sparsebert.results import read
 
 DOCUMENTS = (Path("README.md"), Path("benchmarks/RESULTS.md"))
 BLOCK = re.compile(

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sparsebert.metrics import summarise
 from sparsebert.report.table import Cell, Table
 from sparsebert.report.wording import (
     MISSING,
@@ -22,6 +21,7 @@ from sparsebert.report.wording import (
     span_text,
     versions_text,
 )
+from sparsebert.tasks.metrics import summarise
 
 SEEDS_NOTE = "Mean and standard deviation (n - 1) over the seeds."
 VERDICT_NOTE = (
@@ -207,7 +207,7 @@ def _without_repeats(given: Iterable[Record], made: Iterable[Record]) -> list[Re
 
 
 def _summary_table(title: str, rows: Sequence[Record], whose: dict[str, Cell]) -> Table:
-    """Fields of :func:`sparsebert.metrics.summarise` in cells, after the columns that say ``whose``."""
+    """Fields of :func:`sparsebert.tasks.metrics.summarise` in cells, after the columns that say ``whose``."""
     common, apart = _told_apart(rows)
     columns = apart | whose
     metrics = list(dict.fromkeys(row["metric"] for row in rows))

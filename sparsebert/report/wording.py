@@ -89,7 +89,7 @@ def mean_text(mean: float, std: float | None) -> str:
 
 
 def mean_and_verdict(summary: Mapping[str, Any]) -> str:
-    """``0.8532 ± 0.0041 winning``, of the fields that :func:`sparsebert.metrics.summarise` gives."""
+    """``0.8532 ± 0.0041 winning``, of the fields that :func:`sparsebert.tasks.metrics.summarise` gives."""
     return " ".join(filter(None, (mean_text(summary["mean"], summary["std"]), summary.get("verdict"))))
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsebert.atomic import replacing, sweep
 from sparsebert.bert import structure
 from sparsebert.pruning.gradients import evaluating
-from sparsebert.training.files import replacing, sweep
 
 
 class HeadInput:

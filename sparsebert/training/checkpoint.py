@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsebert.training.files import replacing
+from sparsebert.atomic import replacing
 
 _MARK = "complete.json"
 

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
+from sparsebert.atomic import replacing
 from sparsebert.learned.learner import Learner
 from sparsebert.training import ranks
-from sparsebert.training.files import replacing
 
 
 @dataclass(frozen=True)

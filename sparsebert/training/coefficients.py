@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from sparsebert.atomic import replacing
 from sparsebert.bert import resolve
-from sparsebert.pruning.early_bird import fold_, l1
 from sparsebert.pruning.gates import GateSite
+from sparsebert.pruning.methods.early_bird import fold_, l1
 from sparsebert.training import ranks
-from sparsebert.training.files import replacing
 
 _NAME = "unit_coefficients"
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsebert.ticket import Ticket
-from sparsebert_kernels.bits import as_integers
+from sparsebert.tickets.ticket import Ticket
+from sparsebert_kernels.bitmask import as_integers
 
 
 class MaskKeeper:

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sparsebert.atomic import replacing
 from sparsebert.bert import structure
-from sparsebert.training.files import replacing
 
 
 class Snapshot:

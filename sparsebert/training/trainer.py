@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from sparsebert.learned.learner import Learner
 from sparsebert.learned.rule import Scored
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import ranks
 from sparsebert.training.checkpoint import Checkpoint
 from sparsebert.training.distillation import Distiller

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsebert import prune, sparsify_
 from sparsebert.bench.activations import peak_activations
 from sparsebert.bench.memory import model_bytes
-from tests.convert.models import build, pruned
+from tests.sparsify.models import build, pruned
 
 FLOAT = 4
 

@@ -16,9 +16,9 @@ from benchmarks.gpu.layers import Problem
 from benchmarks.gpu.rivals import two_of_four
 from benchmarks.gpu.tuning import candidates
 from sparsebert.bench.gate import GateError
-from sparsebert.bench.record import read
 from sparsebert.report.gpu_tables import gpu_tables
-from sparsebert_kernels.cuda.configurations import Shape, by_rule
+from sparsebert.results import read
+from sparsebert_kernels.cuda.tile_configs import Shape, by_rule
 
 ROOT = Path(__file__).parents[2]
 ONE = torch.ones(2, 2)

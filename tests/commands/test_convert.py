@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from sparsebert import cli
-from sparsebert.bench import record
-from sparsebert.foreign import read_ticket
+from sparsebert import cli, results
+from sparsebert.interop.bert_tickets import read_ticket
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from tests.commands.tiny import WORDS, refused, save
 
 transformers = pytest.importorskip("transformers")
@@ -65,7 +64,7 @@ def test_a_model_with_zeros_and_back(
     assert (pruned / "tokenizer_config.json").exists()
     assert cli.main(["convert", str(pruned), str(back)]) == 0
     assert Ticket.load(back) == ticket
-    (row,) = record.read(tmp_path / "results.jsonl", "convert")
+    (row,) = results.read(tmp_path / "results.jsonl", "convert")
     assert (row["to"], row["ticket"]["sparsity"]) == ("model", pytest.approx(0.7))
 
 
@@ -104,7 +103,7 @@ class TestSparseFolders:
     def test_bytes_before_and_after(
         self, sparse: Path, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        (row,) = record.read(tmp_path / "results.jsonl", "convert")
+        (row,) = results.read(tmp_path / "results.jsonl", "convert")
         before, after = row["before"], row["after"]
         for folder, found in ((dense, before), (sparse, after)):
             assert found["disk"] == (folder / "model.safetensors").stat().st_size
@@ -167,10 +166,10 @@ class TestSparseFolders:
         assert same[0].read_bytes() == same[1].read_bytes()
 
     def test_what_records_say_is_on_the_card(self, sparse: Path, tmp_path: Path) -> None:
-        results, made = tmp_path / "eval.jsonl", tmp_path / "with-results"
+        rows_file, made = tmp_path / "eval.jsonl", tmp_path / "with-results"
         found = {"task": "sst2", "metrics": {"accuracy": 0.875}, "sparsity": None}
-        record.append(results, [record.stamp("eval", found)])
-        convert = ["convert", str(sparse), str(made), "--to", "sparse", "--results", str(results)]
+        results.append(rows_file, [results.stamp("eval", found)])
+        convert = ["convert", str(sparse), str(made), "--to", "sparse", "--results", str(rows_file)]
         assert cli.main(convert) == 0
         assert "sst2: accuracy 0.8750" in (made / "README.md").read_text()
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from sparsebert import cli
-from sparsebert.bench import record
+from sparsebert import cli, results
 from tests.commands.tiny import refused, save
 
 pytest.importorskip("accelerate")
@@ -21,16 +20,16 @@ class TestEval:
     ) -> None:
         assert cli.main(["train", "--method", "one-shot", "--sparsity", "0.5", *asked]) == 0
         capsys.readouterr()
-        results = tmp_path / "eval.jsonl"
+        rows_file = tmp_path / "eval.jsonl"
         model = ["--model", str(tmp_path / "run" / "model"), "--task", "sst2", "--data", str(data)]
-        assert cli.main(["eval", *model, "--json", str(results)]) == 0
-        (row,) = record.read(results, "eval")
-        (logged,) = record.read(tmp_path / "run" / "log.jsonl", "round")
+        assert cli.main(["eval", *model, "--json", str(rows_file)]) == 0
+        (row,) = results.read(rows_file, "eval")
+        (logged,) = results.read(tmp_path / "run" / "log.jsonl", "round")
         assert row["metrics"] == logged["metrics"]
         assert f"accuracy {row['metrics']['accuracy']:.4f}" in capsys.readouterr().out
         ticket = ["--ticket", str(tmp_path / "run" / "ticket.safetensors")]
-        assert cli.main(["eval", *model, *ticket, "--json", str(results)]) == 0
-        assert record.read(results, "eval")[1]["metrics"] == row["metrics"]
+        assert cli.main(["eval", *model, *ticket, "--json", str(rows_file)]) == 0
+        assert results.read(rows_file, "eval")[1]["metrics"] == row["metrics"]
 
     def test_a_model_without_a_trained_head_is_refused(
         self, capsys: pytest.CaptureFixture[str], bert: Path, data: Path
@@ -47,17 +46,17 @@ class TestEval:
         run = tmp_path / "run"
         ticket = ["--ticket", str(run / "ticket.safetensors")]
         model = ["--model", str(run / "model"), "--task", "sst2", "--data", str(data)]
-        results = tmp_path / "eval.jsonl"
+        rows_file = tmp_path / "eval.jsonl"
         capsys.readouterr()
-        assert cli.main(["eval", *model, *ticket, "--compact", "--json", str(results)]) == 0
+        assert cli.main(["eval", *model, *ticket, "--compact", "--json", str(rows_file)]) == 0
         assert "compacted (exact): " in capsys.readouterr().out
         line = refused(capsys, "eval", *model, *ticket, "--compact", "--min-row-weights", "1000")
         assert "min_row_weights is 1000; rows have 30 weights at most" in line
         lossy = ["--compact", "--min-row-weights", "30"]
-        assert cli.main(["eval", *model, *ticket, *lossy, "--json", str(results)]) == 0
+        assert cli.main(["eval", *model, *ticket, *lossy, "--json", str(rows_file)]) == 0
         assert "compacted (lossy, rows of at least 30 weights): " in capsys.readouterr().out
-        exact, thinned = record.read(results, "eval")
-        (logged,) = record.read(run / "log.jsonl", "round")
+        exact, thinned = results.read(rows_file, "eval")
+        (logged,) = results.read(run / "log.jsonl", "round")
         assert exact["metrics"] == exact["masked_metrics"] == thinned["masked_metrics"] == logged["metrics"]
         assert exact["compaction"]["output_change"]["max"] < 1e-5
         assert exact["compaction"]["weights"]["stored"] < exact["compaction"]["weights"]["configured"]
@@ -93,15 +92,15 @@ class TestSeeds:
         self, capsys: pytest.CaptureFixture[str], runs: Path, data: Path, tmp_path: Path
     ) -> None:
         capsys.readouterr()
-        results = tmp_path / "eval.jsonl"
-        there = ["--task", "sst2", "--data", str(data), "--model", str(runs), "--json", str(results)]
+        rows_file = tmp_path / "eval.jsonl"
+        there = ["--task", "sst2", "--data", str(data), "--model", str(runs), "--json", str(rows_file)]
         assert cli.main(["eval", *there, "--dense", str(tmp_path / "dense")]) == 0
-        logged = [record.read(runs / f"seed-{seed}" / "log.jsonl", "round")[0] for seed in (1, 2, 3)]
-        rows = record.read(results, "eval")
+        logged = [results.read(runs / f"seed-{seed}" / "log.jsonl", "round")[0] for seed in (1, 2, 3)]
+        rows = results.read(rows_file, "eval")
         assert [(row["seed"], row["metrics"]) for row in rows] == [
             (row["seed"], row["metrics"]) for row in logged
         ]
-        (summary,) = record.read(results, "eval_seeds")
+        (summary,) = results.read(rows_file, "eval_seeds")
         assert summary["values"] == [row["metrics"]["accuracy"] for row in rows]
         assert summary["verdict"] in ("strict", "winning", "none")
         assert f"± {summary['std']:.4f} {summary['verdict']}" in capsys.readouterr().out
@@ -109,10 +108,10 @@ class TestSeeds:
     def test_some_of_them_by_seed(
         self, capsys: pytest.CaptureFixture[str], runs: Path, data: Path, tmp_path: Path
     ) -> None:
-        results = tmp_path / "eval.jsonl"
-        there = ["--task", "sst2", "--data", str(data), "--model", str(runs), "--json", str(results)]
+        rows_file = tmp_path / "eval.jsonl"
+        there = ["--task", "sst2", "--data", str(data), "--model", str(runs), "--json", str(rows_file)]
         assert cli.main(["eval", *there, "--seeds", "3,1"]) == 0
-        assert [row["seed"] for row in record.read(results, "eval")] == [3, 1]
+        assert [row["seed"] for row in results.read(rows_file, "eval")] == [3, 1]
         capsys.readouterr()
         assert "no run of seed 4; its seeds: 1, 2, 3" in refused(capsys, "eval", *there, "--seeds", "4")
         there[there.index(str(runs))] = str(runs / "seed-1")

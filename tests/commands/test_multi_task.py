@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsebert import cli
-from sparsebert.bench import record
-from sparsebert.ticket import Ticket
+from sparsebert import cli, results
+from sparsebert.tickets.ticket import Ticket
 from tests.commands.tiny import PRUNABLE, refused
 
 pytest.importorskip("transformers")
@@ -21,10 +20,10 @@ SEVERAL = ["--method", "multi-task", "--also", "wikitext-2,cola", "--proportions
 def test_a_language_model_and_two_classifiers_find_one_ticket(
     capsys: pytest.CaptureFixture[str], asked: list[str], there: list[str], tmp_path: Path
 ) -> None:
-    results = tmp_path / "results.jsonl"
-    arguments = [*asked, *SEVERAL, "--sparsity", "0.7", "--step", "0.35", "--json", str(results)]
+    rows_file = tmp_path / "results.jsonl"
+    arguments = [*asked, *SEVERAL, "--sparsity", "0.7", "--step", "0.35", "--json", str(rows_file)]
     assert cli.main(["train", *arguments]) == 0
-    rows = record.read(results, "round")
+    rows = results.read(rows_file, "round")
     assert [row["kept"] for row in rows] == [PRUNABLE, PRUNABLE * 65 // 100, PRUNABLE * 30 // 100]
     assert (rows[0]["task"], rows[0]["also"]) == ("sst2", ["wikitext-2", "cola"])
     assert set(rows[0]["metrics"]) == {"accuracy", "wikitext-2_accuracy", "cola_mcc", "cola_accuracy"}
@@ -67,6 +66,6 @@ def test_units_across_matrices_are_asked_for_by_name(
     out = capsys.readouterr().out
     assert f"granularity '{granularity}'" in out
     assert "of all encoder matrices" in out
-    (row,) = record.read(tmp_path / "run" / "log.jsonl", "round")
+    (row,) = results.read(tmp_path / "run" / "log.jsonl", "round")
     assert row["sparsity"] == 0.5
     assert 0 < row["encoder_sparsity"] < 0.5

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsebert import cli
-from sparsebert.bench import record
+from sparsebert import cli, results
 from tests.commands.tiny import QUICK, refused, sentences
 
 pytest.importorskip("transformers")
@@ -37,17 +36,17 @@ class TestClasses:
         own, out = classes(tmp_path), tmp_path / "run"
         asked = ["--task", "reviews", "--method", "random", "--sparsity", "0.5", "--out", str(out)]
         assert cli.main(["train", *model, *own, *asked]) == 0
-        (row,) = record.read(out / "log.jsonl", "round")
+        (row,) = results.read(out / "log.jsonl", "round")
         assert row["task"] == "reviews"
         assert set(row["metrics"]) == {"accuracy", "macro_f1"}
         labels = json.loads((out / "model" / "config.json").read_text())["id2label"]
         assert labels == {"0": "maybe", "1": "no", "2": "yes"}
-        results = tmp_path / "eval.jsonl"
-        there = ["--model", str(out), "--json", str(results)]
+        rows_file = tmp_path / "eval.jsonl"
+        there = ["--model", str(out), "--json", str(rows_file)]
         assert cli.main(["eval", *there, *own]) == 0
         # The trained model knows the labels: the file it was trained on is not asked for again.
         assert cli.main(["eval", *there, *own[2:]]) == 0
-        assert [each["metrics"] for each in record.read(results, "eval")] == [row["metrics"]] * 2
+        assert [each["metrics"] for each in results.read(rows_file, "eval")] == [row["metrics"]] * 2
 
     def test_a_changed_file_does_not_go_on_where_another_was(
         self, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -81,11 +80,11 @@ def test_scores_of_pairs_from_json_lines(model: list[str], tmp_path: Path) -> No
     own += ["--text-columns", "a,b", "--label-column", "score", "--regression"]
     out = tmp_path / "run"
     assert cli.main(["train", *model, *own, "--method", "dense", "--out", str(out)]) == 0
-    (row,) = record.read(out / "log.jsonl", "round")
+    (row,) = results.read(out / "log.jsonl", "round")
     assert (row["task"], set(row["metrics"])) == ("own", {"pearson", "spearman"})
-    results = tmp_path / "eval.jsonl"
-    assert cli.main(["eval", "--model", str(out), *own[2:], "--json", str(results)]) == 0
-    (found,) = record.read(results, "eval")
+    rows_file = tmp_path / "eval.jsonl"
+    assert cli.main(["eval", "--model", str(out), *own[2:], "--json", str(rows_file)]) == 0
+    (found,) = results.read(rows_file, "eval")
     assert found["metrics"] == row["metrics"]
 
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from sparsebert import cli
-from sparsebert.bench import record
-from sparsebert.foreign import to_bert_tickets, to_smp
+from sparsebert import cli, results
+from sparsebert.interop.bert_tickets import to_bert_tickets, to_smp
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from tests.commands.tiny import PRUNABLE, QUICK, refused
 
 transformers = pytest.importorskip("transformers")
@@ -66,13 +65,13 @@ class TestSeeds:
     def test_each_has_a_file_and_a_record_and_their_overlap_is_told(
         self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path
     ) -> None:
-        results = tmp_path / "results.jsonl"
-        random = ["--method", "random", "--seeds", "1,2,3", "--json", str(results)]
+        rows_file = tmp_path / "results.jsonl"
+        random = ["--method", "random", "--seeds", "1,2,3", "--json", str(rows_file)]
         assert cli.main([*asked, *random]) == 0
         tickets = [Ticket.load(tmp_path / f"ticket-seed-{seed}.safetensors") for seed in (1, 2, 3)]
-        rows = record.read(results, "prune")
+        rows = results.read(rows_file, "prune")
         assert [(row["seed"], row["ticket"]["sparsity"]) for row in rows] == [(1, 0.5), (2, 0.5), (3, 0.5)]
-        (overlap,) = record.read(results, "prune_seeds")
+        (overlap,) = results.read(rows_file, "prune_seeds")
         assert overlap["overlaps"] == [
             tickets[0].overlap(tickets[1]),
             tickets[0].overlap(tickets[2]),

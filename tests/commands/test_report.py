@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from sparsebert import cli
-from sparsebert.bench import record
+from sparsebert import cli, results
 from sparsebert.report.table import Table
 from tests.commands.tiny import QUICK, refused
 
@@ -49,7 +48,7 @@ def titles(capsys: pytest.CaptureFixture[str], tmp_path: Path, *sources: str) ->
     file = tmp_path / "tables.jsonl"
     file.unlink(missing_ok=True)
     assert cli.main(["report", *sources, "--json", str(file)]) == 0
-    found = [row["title"] for row in record.read(file, "report")]
+    found = [row["title"] for row in results.read(file, "report")]
     assert all(title in capsys.readouterr().out for title in found[:1])
     return found
 
@@ -71,9 +70,9 @@ class TestWhatIsShown:
     def test_runs_by_seed_are_summarised_and_judged_by_dense_ones_as_their_command_did(
         self, here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
-        (given,) = record.read("results.jsonl", "seeds")
+        (given,) = results.read("results.jsonl", "seeds")
         assert cli.main(["report", "runs/half", "runs/dense", "--json", str(tmp_path / "t")]) == 0
-        _, judged = record.read(tmp_path / "t", "report")
+        _, judged = results.read(tmp_path / "t", "report")
         mine, dense = (dict(zip(judged["columns"], row, strict=True)) for row in judged["rows"])
         assert (mine["run"], dense["run"]) == ("runs/half", "runs/dense")
         assert (mine["mean"], mine["verdict"]) == (f"{given['mean']:.4f}", given["verdict"])
@@ -93,7 +92,7 @@ class TestWhatIsShown:
     ) -> None:
         for sources in (["results.jsonl"], ["results.jsonl", "results.jsonl", "runs/half"]):
             assert cli.main(["report", *sources, "--json", str(tmp_path / "t")]) == 0
-        rows = record.read(tmp_path / "t")
+        rows = results.read(tmp_path / "t")
         for start in ("Rounds", "Over seeds"):
             once, again = (row for row in rows if row["title"].startswith(start))
             assert once["rows"] == again["rows"]
@@ -102,12 +101,12 @@ class TestWhatIsShown:
     def test_seeds_are_in_the_order_of_their_numbers(
         self, capsys: pytest.CaptureFixture[str], work: Path, tmp_path: Path
     ) -> None:
-        (row,) = record.read(work / "runs/half/seed-1/log.jsonl", "round")
+        (row,) = results.read(work / "runs/half/seed-1/log.jsonl", "round")
         for seed in (10, 9):
             (tmp_path / f"r/seed-{seed}").mkdir(parents=True)
-            record.append(tmp_path / f"r/seed-{seed}/log.jsonl", [row | {"seed": seed}])
+            results.append(tmp_path / f"r/seed-{seed}/log.jsonl", [row | {"seed": seed}])
         assert cli.main(["report", str(tmp_path / "r"), "--json", str(tmp_path / "t")]) == 0
-        table = Table.of_record(record.read(tmp_path / "t")[0])
+        table = Table.of_record(results.read(tmp_path / "t")[0])
         assert [row[table.columns.index("seed")] for row in table.rows] == ["9", "10"]
 
     def test_tables_that_were_written_as_records_come_back(
@@ -120,7 +119,7 @@ class TestWhatIsShown:
     def test_records_that_no_table_knows_are_told(
         self, here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
-        record.append(tmp_path / "mixed.jsonl", [*record.read("results.jsonl"), record.stamp("trial", {})])
+        results.append(tmp_path / "mixed.jsonl", [*results.read("results.jsonl"), results.stamp("trial", {})])
         assert cli.main(["report", str(tmp_path / "mixed.jsonl")]) == 0
         err = capsys.readouterr().err
         assert err == "passed over, for no table is made of them: kinds found: 'trial' (1)\n"
@@ -222,8 +221,8 @@ class TestRefusals:
             raise AssertionError("read")
 
         source = tmp_path / "x.jsonl"
-        record.append(source, [record.stamp("goal", {})])
-        monkeypatch.setattr(record, "read", read)
+        results.append(source, [results.stamp("goal", {})])
+        monkeypatch.setattr(results, "read", read)
         assert "does not exist" in refused(
             capsys, "report", str(source), "--html", str(tmp_path / "no/p.html")
         )

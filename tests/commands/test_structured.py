@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsebert import cli
-from sparsebert.bench import record
-from sparsebert.ticket import Ticket
+from sparsebert import cli, results
+from sparsebert.tickets.ticket import Ticket
 from tests.commands.tiny import QUICK, refused
 
 pytest.importorskip("accelerate")
@@ -45,7 +44,7 @@ class TestTrain:
     def test_importance(self, asked: list[str], tmp_path: Path) -> None:
         units = ["--granularity", "head+neuron", "--scope", "type", "--batches", "2"]
         assert cli.main(["train", "--method", "importance", "--sparsity", "0.5", *units, *asked]) == 0
-        rows = record.read(tmp_path / "run" / "log.jsonl", "round")
+        rows = results.read(tmp_path / "run" / "log.jsonl", "round")
         assert [row["sparsity"] for row in rows] == [0, 0.5]
 
     def test_single_weights_are_refused(
@@ -109,7 +108,7 @@ def test_early_bird_says_what_the_search_saved(
     assert cli.main(["train", "--method", "early-bird", *early, *asked]) == 0
     saved = "seed 0: ticket drawn after 3 of 6 steps, 50% of the search saved\n"
     assert saved in capsys.readouterr().out
-    rows = record.read(tmp_path / "run" / "log.jsonl", "round")
+    rows = results.read(tmp_path / "run" / "log.jsonl", "round")
     assert [row["steps"] for row in rows] == [3, 6]
     assert rows[1]["search"]["saved"] == 0.5
     assert (rows[1]["granularity"], rows[1]["scope"]) == ("head+neuron", "heads-by-layer")
@@ -118,7 +117,7 @@ def test_early_bird_says_what_the_search_saved(
 def test_super_tickets(asked: list[str], tmp_path: Path) -> None:
     grid = ["--step", "0.25", "--sparsity", "0.5", "--batches", "2"]
     assert cli.main(["train", "--method", "super-tickets", *grid, *asked]) == 0
-    (whole,) = record.read(tmp_path / "run" / "log.jsonl", "run")
-    rows = record.read(tmp_path / "run" / "log.jsonl", "round")
+    (whole,) = results.read(tmp_path / "run" / "log.jsonl", "run")
+    rows = results.read(tmp_path / "run" / "log.jsonl", "round")
     assert len(rows) == 3
     assert whole["metrics"]["accuracy"] == max(row["metrics"]["accuracy"] for row in rows[1:])

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparsebert import cli
-from sparsebert.bench import record
+from sparsebert import cli, results
 from tests.commands.tiny import OTHER, QUICK, SHAPE, SPECIAL, WORDS, refused, save, sentences
 
 transformers = pytest.importorskip("transformers")
@@ -35,7 +34,7 @@ def teacher(tmp_path: Path, tokenizer: Any) -> str:
 
 
 def only_round(run: Path) -> dict[str, Any]:
-    (row,) = record.read(run / "log.jsonl", "round")
+    (row,) = results.read(run / "log.jsonl", "round")
     return row
 
 
@@ -119,7 +118,7 @@ def test_several_tasks_have_a_teacher_each_or_none(
     other = teacher_of(tmp_path / "other", tokenizer, LABELS["cola"])
     several = [*asked, "--method", "multi-task", "--also", "cola,wikitext-2", "--step", "0.5", *HALF]
     assert cli.main(["train", *several, "--teacher", f"sst2={teacher},cola={other}"]) == 0
-    rows = record.read(tmp_path / "run" / "log.jsonl", "round")
+    rows = results.read(tmp_path / "run" / "log.jsonl", "round")
     assert [set(row["distillation"]["teachers"]) for row in rows] == [{"sst2", "cola"}] * 2
     for names, message in (
         (f"{teacher},sst2={teacher}", "names two teachers for sst2"),

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsebert import cli
-from sparsebert.bench import record
-from sparsebert.data import encoding
-from sparsebert.foreign import to_bert_tickets, to_smp
-from sparsebert.ticket import Ticket
+from sparsebert import cli, results
+from sparsebert.interop.bert_tickets import to_bert_tickets, to_smp
+from sparsebert.tasks import encoding
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.snapshot import Snapshot
 from tests.commands.tiny import OTHER, PRUNABLE, QUICK, refused, save
 
@@ -32,12 +31,12 @@ class TestTrain:
     def test_imp_finds_a_ticket(
         self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path
     ) -> None:
-        results = tmp_path / "results.jsonl"
-        arguments = [*asked, "--sparsity", "0.7", "--step", "0.35", "--json", str(results)]
+        rows_file = tmp_path / "results.jsonl"
+        arguments = [*asked, "--sparsity", "0.7", "--step", "0.35", "--json", str(rows_file)]
         assert cli.main(["train", "--method", "imp", *arguments]) == 0
         out = capsys.readouterr().out
         assert "70.0%" in out
-        rows = record.read(results, "round")
+        rows = results.read(rows_file, "round")
         assert [row["kept"] for row in rows] == [PRUNABLE, PRUNABLE * 65 // 100, PRUNABLE * 30 // 100]
         assert rows[0]["model"] == "tiny-bert"
         assert set(rows[0]["metrics"]) == {"accuracy"}
@@ -69,11 +68,11 @@ class TestTrain:
     def test_seeds_give_mean_deviation_and_verdict(
         self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path
     ) -> None:
-        results = tmp_path / "results.jsonl"
-        arguments = [*asked, "--sparsity", "0.5", "--seeds", "1,2,3", "--json", str(results)]
+        rows_file = tmp_path / "results.jsonl"
+        arguments = [*asked, "--sparsity", "0.5", "--seeds", "1,2,3", "--json", str(rows_file)]
         dense = ["--dense", str(tmp_path / "dense")]
         assert cli.main(["train", "--method", "one-shot", *arguments, *dense]) == 0
-        (row,) = record.read(results, "seeds")
+        (row,) = results.read(rows_file, "seeds")
         assert row["seeds"] == [1, 2, 3]
         assert len(row["values"]) == 3
         assert row["mean"] == pytest.approx(sum(row["values"]) / 3)
@@ -125,7 +124,7 @@ class TestTrain:
         self, asked: list[str], tmp_path: Path, method: str, options: list[str]
     ) -> None:
         assert cli.main(["train", "--method", method, *options, *asked]) == 0
-        (row,) = record.read(tmp_path / "run" / "log.jsonl", "round")
+        (row,) = results.read(tmp_path / "run" / "log.jsonl", "round")
         assert (row["source"], row["scope"]) == ("learned", "matrix")
         if "--sparsity" in options:
             assert row["sparsity"] == 0.5
@@ -143,7 +142,7 @@ class TestTrain:
         method = ["--method", "smp", "--sparsity", "0.5", "--label-words", "bad,good"]
         method += ["--template", template] if template else []
         assert cli.main(["train", *there, *asked, *method]) == 0
-        (row,) = record.read(tmp_path / "j", "round")
+        (row,) = results.read(tmp_path / "j", "round")
         start, trained = (
             load_file(each / "model.safetensors") for each in (model, tmp_path / "run" / "model")
         )
@@ -156,7 +155,7 @@ class TestTrain:
         assert cli.main(["eval", *there, *judged]) == 0
         compacted = ["--compact", "--ticket", str(tmp_path / "run" / "ticket.safetensors")]
         assert cli.main(["eval", *there, *judged, *compacted]) == 0
-        again, smaller = record.read(tmp_path / "e", "eval")
+        again, smaller = results.read(tmp_path / "e", "eval")
         assert again["metrics"] == smaller["masked_metrics"] == smaller["metrics"] == row["metrics"]
         config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
         assert config["label_words"]["template"] == template
@@ -166,7 +165,7 @@ class TestTrain:
         arguments = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "run"), *QUICK]
         task = ["--task", "wikitext-2", "--max-length", "16", "--sparsity", "0.5", "--step", "0.5"]
         assert cli.main(["train", *arguments, *task]) == 0
-        (dense, pruned) = record.read(tmp_path / "run" / "log.jsonl", "round")
+        (dense, pruned) = results.read(tmp_path / "run" / "log.jsonl", "round")
         assert dense["kept"] == 2 * pruned["kept"]
 
     def test_questions(self, tokenizer: Any, tmp_path: Path, bert: Path) -> None:
@@ -187,7 +186,7 @@ class TestTrain:
         arguments += ["--task", "squad", "--max-length", "24", *QUICK]
         arguments += ["--method", "one-shot", "--sparsity", "0.5"]
         assert cli.main(["train", *arguments]) == 0
-        (row,) = record.read(tmp_path / "run" / "log.jsonl", "round")
+        (row,) = results.read(tmp_path / "run" / "log.jsonl", "round")
         assert set(row["metrics"]) == {"f1", "exact_match"}
 
 
@@ -290,7 +289,7 @@ def test_minilm_learns_sst2_and_keeps_it_at_half_the_weights(data_folder: Path, 
         out = tmp_path / method
         arguments = [*there, *options, "--method", method, "--sparsity", sparsity, "--out", str(out)]
         assert cli.main(["train", *arguments]) == 0
-        (row,) = record.read(out / "log.jsonl", "round")
+        (row,) = results.read(out / "log.jsonl", "round")
         assert row["metrics"]["accuracy"] > least
 
 
@@ -309,12 +308,12 @@ def test_a_ticket_of_any_kind_is_trained_and_evaluated(
     out = ["--out", str(tmp_path / "other"), "--task", "cola"]
     assert cli.main(["train", *there, *QUICK, *out, "--method", "ticket", "--ticket", str(path)]) == 0
     assert Ticket.load(tmp_path / "other" / "ticket.safetensors") == ticket
-    results = tmp_path / "eval.jsonl"
-    trained = ["--model", str(tmp_path / "run"), "--task", "sst2", *there[2:], "--json", str(results)]
+    rows_file = tmp_path / "eval.jsonl"
+    trained = ["--model", str(tmp_path / "run"), "--task", "sst2", *there[2:], "--json", str(rows_file)]
     assert cli.main(["eval", *trained, "--ticket", str(path)]) == 0
-    (row,) = record.read(results, "eval")
+    (row,) = results.read(rows_file, "eval")
     assert row["sparsity"] == 0.5
-    assert row["metrics"] == record.read(tmp_path / "run" / "log.jsonl", "round")[0]["metrics"]
+    assert row["metrics"] == results.read(tmp_path / "run" / "log.jsonl", "round")[0]["metrics"]
 
 
 def test_a_full_disk_in_mid_round_is_one_line_and_the_run_goes_on_later(
@@ -333,11 +332,11 @@ def test_a_full_disk_in_mid_round_is_one_line_and_the_run_goes_on_later(
         full.setattr(Snapshot, "save", third_fails)
         assert "No space left on device" in refused(capsys, *arguments)
     log = tmp_path / "run" / "log.jsonl"
-    assert [row["round"] for row in record.read(log, "round")] == [0]
+    assert [row["round"] for row in results.read(log, "round")] == [0]
     first = log.read_text()
     assert cli.main(arguments) == 0
     assert log.read_text().startswith(first)
-    assert [row["round"] for row in record.read(log, "round")] == [0, 1]
+    assert [row["round"] for row in results.read(log, "round")] == [0, 1]
 
 
 class TestBadTickets:

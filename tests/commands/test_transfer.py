@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from sparsebert import cli
-from sparsebert.bench import record
-from sparsebert.data import encoding, find_task
-from sparsebert.foreign import to_bert_tickets
-from sparsebert.metrics import summary, verdict
+from sparsebert import cli, results
+from sparsebert.interop.bert_tickets import to_bert_tickets
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket
+from sparsebert.tasks import encoding, find_task
+from sparsebert.tasks.metrics import summary, verdict
+from sparsebert.tickets.ticket import Ticket
 from tests.commands.tiny import PRUNABLE, QUICK, refused, save
 
 transformers = pytest.importorskip("transformers")
@@ -41,23 +40,23 @@ def matrix(there: list[str], tmp_path: Path) -> list[str]:
 
 
 def cells(file: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(row["source"], row["task"]): row for row in record.read(file, "transfer")}
+    return {(row["source"], row["task"]): row for row in results.read(file, "transfer")}
 
 
 class TestMatrix:
     def test_every_ticket_meets_every_task(
         self, capsys: pytest.CaptureFixture[str], matrix: list[str], half: Path, tmp_path: Path
     ) -> None:
-        results = tmp_path / "results.jsonl"
+        rows_file = tmp_path / "results.jsonl"
         asked = ["--ticket", f"sst2={half}", "--tasks", "sst2,cola=4", "--seeds", "1,2", "--random"]
-        assert cli.main([*matrix, *asked, "--json", str(results)]) == 0
-        found = cells(results)
+        assert cli.main([*matrix, *asked, "--json", str(rows_file)]) == 0
+        found = cells(rows_file)
         assert list(found) == [
             (source, task) for task in ("sst2", "cola") for source in ("dense", "sst2", "random")
         ]
         for (source, task), row in found.items():
             logs = [tmp_path / "matrix" / source / task / f"seed-{seed}" / "log.jsonl" for seed in (1, 2)]
-            rounds = [record.read(log, "round")[0] for log in logs]
+            rounds = [results.read(log, "round")[0] for log in logs]
             assert {row["steps"] for row in rounds} == {6 if task == "sst2" else 4}
             assert row["metric"] == ("accuracy" if task == "sst2" else "mcc")
             assert row["values"] == [each["metrics"][row["metric"]] for each in rounds]
@@ -90,7 +89,7 @@ class TestMatrix:
         alone = ["--method", "ticket", "--ticket", str(half), "--task", "sst2", "--seed", "2"]
         assert cli.main(["train", *there, *alone, *QUICK, "--out", str(tmp_path / "alone")]) == 0
         logs = [tmp_path / folder / "log.jsonl" for folder in ("alone", "matrix/a/sst2/seed-2")]
-        one, other = (record.read(log, "round")[0] for log in logs)
+        one, other = (results.read(log, "round")[0] for log in logs)
         assert (one["metrics"], one["loss"]) == (other["metrics"], other["loss"])
 
     def test_the_ticket_is_trained_as_it_is_and_the_random_one_is_another_for_each_seed(

@@ -8,4 +8,4 @@ import pytest
 @pytest.fixture(autouse=True)
 def copies_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PICKED", "PLACED"):
-        monkeypatch.setattr(f"sparsebert.compaction.rectangle.{name}", 0)
+        monkeypatch.setattr(f"sparsebert.compaction.live_rectangle.{name}", 0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsebert import Ticket
 from sparsebert.bert import resolve, structure
-from tests.convert.models import TOKENS, build
+from tests.sparsify.models import TOKENS, build
 
 FAMILIES = (
     "BertForSequenceClassification",

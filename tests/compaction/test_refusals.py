@@ -12,7 +12,7 @@ from torch import nn
 from sparsebert import Ticket, compact_, compaction_description, prune, rebuild_, sparsify_
 from sparsebert.bert import resolve, structure
 from tests.compaction.models import TOKENS, Recipe, answers, model_of, ticket_of
-from tests.convert.models import weights
+from tests.sparsify.models import weights
 
 transformers = pytest.importorskip("transformers")
 

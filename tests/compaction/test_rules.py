@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsebert.compaction import rectangle
-from sparsebert.compaction.attention_rules import compact_attention
+from sparsebert.compaction import live_rectangle
+from sparsebert.compaction.attention_folding import compact_attention
 from sparsebert.compaction.heads import (
     DIMENSIONS_OF_A_GROUP,
     DIMENSIONS_OF_A_PACKED_GROUP,
@@ -20,9 +20,9 @@ from sparsebert.compaction.heads import (
     slots,
     total,
 )
-from sparsebert.compaction.matrix import EMPTY, Matrix, round_up
+from sparsebert.compaction.live_rectangle import RectangleLinear, live_rectangle, rectangle_linear
+from sparsebert.compaction.masked_matrix import EMPTY, Matrix, round_up
 from sparsebert.compaction.neurons import compact_neurons
-from sparsebert.compaction.rectangle import RectangleLinear, live_rectangle, rectangle_linear
 from sparsebert.compaction.thin_rows import without_thin_rows
 
 HIDDEN, HEADS, SIZE = 6, 3, 4
@@ -246,8 +246,8 @@ class TestRectangle:
         self, monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, left: tuple[int, int] | None
     ) -> None:
         """A row of the output costs a fifth of its products to be placed, a column of x a twentieth."""
-        monkeypatch.setattr(rectangle, "PLACED", 20)
-        monkeypatch.setattr(rectangle, "PICKED", 5)
+        monkeypatch.setattr(live_rectangle, "PLACED", 20)
+        monkeypatch.setattr(live_rectangle, "PICKED", 5)
         live = live_rectangle(without(matrix(100, 100), rows=slice(rows), columns=slice(columns)))
         assert (live and tuple(map(len, live))) == left
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from sparsebert import Ticket, compact_, compaction_description, densify_, plan, prune, sparsify_
 from sparsebert.bert import resolve, structure
-from sparsebert.compaction.attention import CompactAttention
-from sparsebert.nn import SparseLinear
+from sparsebert.compaction.narrow_attention import CompactAttention
+from sparsebert.nn.sparse_linear import SparseLinear
 from tests.compaction.models import FAMILIES, RECIPES, Recipe, answers, error, masked, model_of, ticket_of
-from tests.convert.models import weights
+from tests.sparsify.models import weights
 
 RAGGED = Recipe(3, weights=0.5, rows=0.6, columns=0.6, empty=(), heads=(1,), mlp=False, biases=False)
 SPARSE = RAGGED._replace(rows=0.3, columns=0.3)

@@ -12,7 +12,7 @@ import torch
 
 from sparsebert import Ticket, compact_, compaction_description, densify_, expand_, plan, prune, sparsify_
 from sparsebert.bert import structure
-from tests.convert.models import TOKENS, answers, build, sparse_layers
+from tests.sparsify.models import TOKENS, answers, build, sparse_layers
 
 transformers = pytest.importorskip("transformers")
 NAMES = ("BertForSequenceClassification", "RobertaForTokenClassification", "ElectraForPreTraining")

@@ -12,7 +12,7 @@ import torch
 from sparsebert import prune, sparsify_
 from sparsebert.bert import resolve
 from tests.commands.tiny import SHAPE, WORDS, sentences
-from tests.convert.models import TOKENS, answers, pruned
+from tests.sparsify.models import TOKENS, answers, pruned
 
 transformers = pytest.importorskip("transformers")
 CLASSIFIER = transformers.AutoModelForSequenceClassification

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from sparsebert import compact_, sparsify_
 from sparsebert.hf.config import SparseConfig
-from tests.convert.models import build, pruned
 from tests.hf.test_compacted import with_empty_lines
+from tests.sparsify.models import build, pruned
 
 transformers = pytest.importorskip("transformers")
 KEY = "encoder.layer.0.attention.self.query"

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from sparsebert import Ticket, densify_, plan, prune, sparsify_
 from sparsebert.bert import resolve
 from sparsebert.hf import quantizer
-from sparsebert.nn import SparseLinear
-from tests.convert.models import MODELS, TOKENS, WIDTH, answers, build, masked_answers, pruned, sparse_layers
+from sparsebert.nn.sparse_linear import SparseLinear
+from tests.sparsify.models import MODELS, TOKENS, WIDTH, answers, build, masked_answers, pruned, sparse_layers
 
 transformers = pytest.importorskip("transformers")
 CLASSIFIER = transformers.AutoModelForSequenceClassification

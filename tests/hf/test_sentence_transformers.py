@@ -12,7 +12,7 @@ import torch
 
 from sparsebert import Ticket, cli, compact_, compaction_description, prune, sparsify_
 from sparsebert.demo.real_model import sentences, weights_folder
-from tests.convert.models import sparse_layers
+from tests.sparsify.models import sparse_layers
 
 library = pytest.importorskip("sentence_transformers", reason="sentence-transformers: make setup-all")
 pytestmark = pytest.mark.skipif(

@@ -19,7 +19,7 @@ from sparsebert.learned.static import (
     water_filled,
     whole_numbers,
 )
-from sparsebert.pruning.units import unit_groups
+from sparsebert.pruning.unit_groups import unit_groups
 from tests.learned.two_matrices import (
     FIRST,
     SECOND,

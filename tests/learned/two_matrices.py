@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsebert.learned.layer import GatedLinear, LearnedLinear
 from sparsebert.learned.rule import Candidates, Gated, Goal, Rule, Scored
-from sparsebert.pruning.units import unit_groups
+from sparsebert.pruning.unit_groups import unit_groups
 
 Array = np.ndarray
 FIRST, SECOND = "encoder.layer.0.attention.self.query", "encoder.layer.1.attention.self.query"

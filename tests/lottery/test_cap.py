@@ -14,13 +14,13 @@ from torch import Tensor
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from sparsebert.bench import record
+from sparsebert import results
 from sparsebert.learned import contrast as terms
 from sparsebert.lottery import run as loop
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import contrast as part
 from sparsebert.training.banks import Banks
 from sparsebert.training.distillation import Distillation, Teacher
@@ -161,7 +161,7 @@ def test_interrupted_at_any_batch(tmp_path: Path, method: str) -> None:
         with contextlib.suppress(Killed):
             run(experiment(collate=collate), asked(method), tmp_path / "parts")
             break
-    rows = record.read(tmp_path / "parts" / "log.jsonl", "round")
+    rows = results.read(tmp_path / "parts" / "log.jsonl", "round")
     assert sum(row["sessions"] for row in rows) > 4
     assert_same(tmp_path / "parts", tmp_path / "whole")
 

@@ -20,7 +20,7 @@ from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.learned import LearnedMethod
 from sparsebert.lottery.run import run
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from tests.lottery import tiny
 
 

@@ -15,14 +15,14 @@ from torch import Tensor
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from sparsebert.bench import record
+from sparsebert import results
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.joint import joint
 from sparsebert.lottery.registry import lottery_method, lottery_methods
 from sparsebert.lottery.run import run
 from sparsebert.pruning import prune
-from sparsebert.pruning.unit_masks import UnitMasks
-from sparsebert.ticket import Ticket
+from sparsebert.pruning.head_mlp_masks import UnitMasks
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.distillation import Answers, Distillation
 from tests.lottery import joint_tiny, tiny
 
@@ -155,7 +155,7 @@ def test_interrupted_at_any_batch(tmp_path: Path, method: str) -> None:
             run(taught(tiny.teacher(), collate=collate), request, tmp_path / "parts")
     whole, parts = (tmp_path / name / "ticket.safetensors" for name in ("whole", "parts"))
     assert Ticket.load(whole) == Ticket.load(parts)
-    ours, theirs = (record.read(tmp_path / name / "log.jsonl", "round") for name in ("whole", "parts"))
+    ours, theirs = (results.read(tmp_path / name / "log.jsonl", "round") for name in ("whole", "parts"))
     assert [(row["loss"], row["metrics"]) for row in ours] == [
         (row["loss"], row["metrics"]) for row in theirs
     ]

@@ -15,10 +15,10 @@ from torch import Tensor
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from sparsebert.bench import record
+from sparsebert import results
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.trainer import TicketTrainer
 from tests.lottery.tiny import collate, experiment, request
 
@@ -163,7 +163,7 @@ def test_killed_between_the_last_step_and_its_record(tmp_path: Path, monkeypatch
 def assert_same(folder: Path) -> None:
     whole, parts = folder / "whole", folder / "parts"
     assert (whole / "ticket.safetensors").read_bytes() == (parts / "ticket.safetensors").read_bytes()
-    logs = [record.read(out / "log.jsonl", "round") for out in (whole, parts)]
+    logs = [results.read(out / "log.jsonl", "round") for out in (whole, parts)]
     for name in ("metrics", "steps", "search", "loss"):
         assert [row[name] for row in logs[0]] == [row[name] for row in logs[1]]
     models = [load_file(out / "model" / "model.safetensors") for out in (whole, parts)]

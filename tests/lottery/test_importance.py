@@ -14,10 +14,10 @@ pytest.importorskip("accelerate")
 
 from dataclasses import replace
 
-from sparsebert.bench import record
+from sparsebert import results
 from sparsebert.bert import resolve, structure
 from sparsebert.lottery.run import run
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from tests.lottery.tiny import collate, experiment, model, request
 
 CHOICES: dict[str, dict[str, Any]] = {"granularity": "head+neuron", "scope": "type", "batches": 2}
@@ -74,7 +74,7 @@ def test_killed_in_either_round_it_ends_with_the_same_ticket(tmp_path: Path) -> 
             assert left
     tickets = [Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("whole", "parts")]
     assert tickets[0] == tickets[1]
-    logs = [record.read(tmp_path / name / "log.jsonl", "round") for name in ("whole", "parts")]
+    logs = [results.read(tmp_path / name / "log.jsonl", "round") for name in ("whole", "parts")]
     assert [row["metrics"] for row in logs[0]] == [row["metrics"] for row in logs[1]]
     assert sum(row["sessions"] for row in logs[1]) > 2
 

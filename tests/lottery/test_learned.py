@@ -15,13 +15,13 @@ from torch import Tensor
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from sparsebert.bench import record
+from sparsebert import results
 from sparsebert.learned.learner import Learner
 from sparsebert.lottery import run as loop
 from sparsebert.lottery.experiment import Request
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.trainer import TicketTrainer
 from tests.lottery import tiny
 
@@ -51,7 +51,7 @@ def assert_same(one: Path, other: Path) -> None:
     weights, theirs = (load_file(each / "model" / "model.safetensors") for each in (one, other))
     assert weights.keys() == theirs.keys()
     assert all(torch.equal(weights[name], theirs[name]) for name in weights)
-    ours, others = (record.read(each / "log.jsonl", "round") for each in (one, other))
+    ours, others = (results.read(each / "log.jsonl", "round") for each in (one, other))
     assert [row["metrics"] for row in ours] == [row["metrics"] for row in others]
 
 
@@ -100,7 +100,7 @@ def test_interrupted_at_any_batch(tmp_path: Path, method: str) -> None:
         with contextlib.suppress(Killed):
             run(experiment, asked(method), tmp_path / "parts")
             break
-    (row,) = record.read(tmp_path / "parts" / "log.jsonl", "round")
+    (row,) = results.read(tmp_path / "parts" / "log.jsonl", "round")
     assert row["sessions"] > 3
     assert_same(tmp_path / "parts", tmp_path / "whole")
 
@@ -158,7 +158,7 @@ def test_the_penalty_on_scores_is_taken_before_the_forward_pass(
 def test_accumulated_batches_are_as_good_as_one(tmp_path: Path) -> None:
     for name, split in (("one", {"batch_size": 8}), ("two", {"batch_size": 4, "gradient_accumulation": 2})):
         run(tiny.experiment(dropout=0.0), asked("soft-movement", **split), tmp_path / name)
-    one, two = (record.read(tmp_path / name / "log.jsonl", "round")[0] for name in ("one", "two"))
+    one, two = (results.read(tmp_path / name / "log.jsonl", "round")[0] for name in ("one", "two"))
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
 
 

@@ -16,11 +16,11 @@ pytest.importorskip("accelerate")
 
 from transformers import BertForMaskedLM, BertForSequenceClassification, DistilBertConfig, DistilBertModel
 
-from sparsebert.bench import record
+from sparsebert import results
 from sparsebert.bert import resolve, structure
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.multi_task import MultiTaskModel
 from sparsebert.training.snapshot import Snapshot, fresh_head, head_names
 from sparsebert.training.task_turns import TaskMixture, TaskTurns, proportions_of
@@ -260,7 +260,7 @@ def test_killed_with_kill_9_at_random_points(tmp_path: Path) -> None:
 def test_two_processes_share_the_turns(tmp_path: Path) -> None:
     """Each step trains two batches, one a process, of whatever tasks have their turn."""
     start_processes(tmp_path, 2, "--joint")
-    rows = record.read(tmp_path / "log.jsonl", "round")
+    rows = results.read(tmp_path / "log.jsonl", "round")
     assert [row["kept"] for row in rows] == [tiny.PRUNABLE * (10 - r) // 10 for r in range(4)]
     assert [row["processes"] for row in rows] == [2] * 4
 
@@ -270,7 +270,7 @@ def assert_same_masks_and_metrics(one: Path, other: Path) -> None:
         [path.read_bytes() for path in sorted(out.glob("round-*/ticket.safetensors"))] for out in (one, other)
     ]
     assert masks[0] == masks[1]
-    metrics = [[row["metrics"] for row in record.read(out / "log.jsonl", "round")] for out in (one, other)]
+    metrics = [[row["metrics"] for row in results.read(out / "log.jsonl", "round")] for out in (one, other)]
     assert metrics[0] == metrics[1]
     for path in sorted((one / "model").rglob("*.safetensors")):
         assert path.read_bytes() == (other / path.relative_to(one)).read_bytes()

@@ -1,7 +1,7 @@
 """The rules that a lottery must get right, against literal transcriptions in numpy.
 
 Masks of all nine rounds against ``torch.nn.utils.prune`` stand in ``test_run.py``, resuming at any step in
-``test_resume.py``, the order of labels in ``tests/data/test_label_order.py``, SNIP in
+``test_resume.py``, the order of labels in ``tests/tasks/test_label_order.py``, SNIP in
 ``tests/pruning/test_snip.py``.
 """
 
@@ -22,8 +22,8 @@ pytest.importorskip("accelerate")
 from sparsebert.lottery import round_training
 from sparsebert.lottery.run import run
 from sparsebert.pruning import prune
-from sparsebert.pruning.select import ranked, select
-from sparsebert.ticket import Ticket
+from sparsebert.pruning.top_k import ranked, select
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.masking import MaskKeeper
 from tests.lottery.tiny import experiment, model, request
 

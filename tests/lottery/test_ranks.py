@@ -13,8 +13,8 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from sparsebert.bench import record
-from sparsebert.ticket import Ticket
+from sparsebert import results
+from sparsebert.tickets.ticket import Ticket
 from tests.lottery import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +56,7 @@ def test_two_gloo_processes_end_with_the_masks_of_one(tmp_path: Path, rewind: st
     for number in range(4):
         name = f"round-{number:02}/ticket.safetensors"
         assert Ticket.load(tmp_path / "2" / name) == Ticket.load(tmp_path / "1" / name)
-    (one, two) = (record.read(tmp_path / name / "log.jsonl", "round") for name in ("1", "2"))
+    (one, two) = (results.read(tmp_path / name / "log.jsonl", "round") for name in ("1", "2"))
     assert [row["processes"] for row in two] == [2] * 4
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-3)
 

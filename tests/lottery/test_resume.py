@@ -21,7 +21,7 @@ from torch import Tensor
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from sparsebert.bench import record
+from sparsebert import results
 from sparsebert.lottery.run import run
 from tests.lottery import tiny
 
@@ -44,15 +44,15 @@ def asked(rewind: str) -> Any:
     return tiny.request(rewind=rewind, head="keep", **REWINDING[rewind])
 
 
-def results(out: Path) -> tuple[list[bytes], dict[str, Tensor], list[Any]]:
+def outcome(out: Path) -> tuple[list[bytes], dict[str, Tensor], list[Any]]:
     """Masks of all rounds, final weights, and the metrics and losses on the way."""
     masks = [path.read_bytes() for path in sorted(out.glob("round-*/ticket.safetensors"))]
-    rows = record.read(out / "log.jsonl", "round")
+    rows = results.read(out / "log.jsonl", "round")
     return masks, load_file(out / "model" / "model.safetensors"), [row["metrics"] for row in rows]
 
 
 def assert_same(one: Path, other: Path) -> None:
-    (masks, weights, metrics), (their_masks, their_weights, their_metrics) = results(one), results(other)
+    (masks, weights, metrics), (their_masks, their_weights, their_metrics) = outcome(one), outcome(other)
     assert masks == their_masks
     assert metrics == their_metrics
     assert weights.keys() == their_weights.keys()
@@ -92,7 +92,7 @@ def test_interrupted_at_any_batch(uninterrupted: tuple[str, Path], tmp_path: Pat
             continue
         break
     assert sessions > 4
-    assert sum(row["sessions"] for row in record.read(tmp_path / "log.jsonl", "round")) > 6
+    assert sum(row["sessions"] for row in results.read(tmp_path / "log.jsonl", "round")) > 6
     assert_same(tmp_path, reference)
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils import prune as torch_prune
 
 from sparsebert.bert import resolve, structure
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.snapshot import Snapshot, head_names
 
 pytest.importorskip("transformers")

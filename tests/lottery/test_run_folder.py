@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bench import record
+from sparsebert import results
 from sparsebert.bert import resolve
-from sparsebert.ticket import Ticket, weight_hash
+from sparsebert.tickets.ticket import Ticket, weight_hash
 from sparsebert.training.snapshot import Snapshot
 
 pytest.importorskip("transformers")
@@ -30,7 +30,7 @@ def tickets(out: Path) -> list[Ticket]:
 class TestRecords:
     def test_each_round_says_what_it_was(self, tmp_path: Path) -> None:
         rows = run(experiment(), request(sparsity=0.2), tmp_path)
-        assert rows == record.read(tmp_path / "log.jsonl", "round")
+        assert rows == results.read(tmp_path / "log.jsonl", "round")
         for number, row in enumerate(rows):
             assert (row["round"], row["rounds"], row["steps"], row["sessions"]) == (number, 3, 7, 1)
             assert (row["method"], row["seed"], row["task"], row["model"]) == ("imp", 0, "made-up", "tiny")
@@ -40,7 +40,7 @@ class TestRecords:
             assert set(row["seconds"]) == {"prune", "train", "evaluate"}
             assert row["memory"]["peak_rss_bytes"] > 1e7
             assert (tmp_path / row["ticket"]).is_file()
-        (whole,) = record.read(tmp_path / "log.jsonl", "run")
+        (whole,) = results.read(tmp_path / "log.jsonl", "run")
         assert whole["metrics"] == rows[-1]["metrics"]
 
     def test_the_ticket_knows_the_weights_it_was_made_for(self, tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from torch import nn
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from sparsebert.bench import record
+from sparsebert import results
 from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
 from sparsebert.pruning.gates import gate_sites
-from sparsebert.pruning.importance import gate_importance
-from sparsebert.ticket import Ticket
+from sparsebert.pruning.methods.head_importance import gate_importance
+from sparsebert.tickets.ticket import Ticket
 from tests.lottery.tiny import experiment, request
 
 CHOICES: dict[str, Any] = {"granularity": "head+mlp", "scope": "type", "batches": 2, "step": 0.25}
@@ -42,7 +42,7 @@ def scripted(metrics: tuple[float, ...] = METRICS, done: int = 0) -> Experiment:
 def test_the_best_of_the_grid_is_the_run_s(tmp_path: Path) -> None:
     rows = run(scripted(), request("super-tickets", 0.75, **CHOICES), tmp_path)
     assert [row["source"] for row in rows] == ["all", "found", "found", "found"]
-    (whole,) = record.read(tmp_path / "log.jsonl", "run")
+    (whole,) = results.read(tmp_path / "log.jsonl", "run")
     assert (whole["round"], whole["sparsity"], whole["metrics"]["accuracy"]) == (2, rows[2]["sparsity"], 0.9)
     chosen = Ticket.load(tmp_path / "ticket.safetensors")
     assert chosen == Ticket.load(tmp_path / "round-02" / "ticket.safetensors")
@@ -67,7 +67,7 @@ def test_all_tickets_come_from_the_dense_model_s_scores(tmp_path: Path) -> None:
 
 def test_of_equal_ones_the_sparsest_and_never_the_dense_model(tmp_path: Path) -> None:
     run(scripted((1.0, 0.5, 0.5, 0.5)), request("super-tickets", 0.75, **CHOICES), tmp_path)
-    (whole,) = record.read(tmp_path / "log.jsonl", "run")
+    (whole,) = results.read(tmp_path / "log.jsonl", "run")
     assert whole["round"] == 3
 
 

@@ -11,8 +11,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert.lottery.run import run
-from sparsebert.pruning.unit_masks import UnitMasks
-from sparsebert.ticket import Ticket
+from sparsebert.pruning.head_mlp_masks import UnitMasks
+from sparsebert.tickets.ticket import Ticket
 from tests.lottery.tiny import experiment, judged, model, request
 
 CHOICES: dict[str, Any] = {"granularity": "head+mlp", "batches": 2, "threshold": 0.7}

@@ -19,10 +19,10 @@ from sparsebert.lottery import run as loop
 from sparsebert.lottery.registry import lottery_method, lottery_methods
 from sparsebert.lottery.round_training import Trained
 from sparsebert.lottery.run import run
-from sparsebert.planning import plan
+from sparsebert.planning.planner import plan
 from sparsebert.pruning import prune
-from sparsebert.pruning.units import unit_groups
-from sparsebert.ticket import Ticket
+from sparsebert.pruning.unit_groups import unit_groups
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.checkpoint import Checkpoint
 from tests.lottery import joint_tiny, tiny
 

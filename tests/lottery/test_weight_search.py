@@ -20,7 +20,7 @@ from sparsebert.lottery.methods.weight_search import BadWeights, MagnitudeSearch
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.settings import TrainingSettings
 from tests.lottery import tiny
 from tests.lottery.tiny import experiment, judged, request

@@ -19,7 +19,7 @@ import sparsebert.lottery.methods  # noqa: F401
 from sparsebert.lottery.experiment import Experiment, Request, Units
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.distillation import Distillation, Teacher
 from sparsebert.training.settings import TrainingSettings
 

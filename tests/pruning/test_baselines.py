@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsebert.bert import resolve, structure
 from sparsebert.pruning import Within, prune, random_like, reinitialise_, shuffle_weights_
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 transformers = pytest.importorskip("transformers")
 QUERY = "encoder.layer.0.attention.self.query"

@@ -11,7 +11,7 @@ from torch.nn.utils import prune as torch_prune
 
 from sparsebert.bert import resolve, structure
 from sparsebert.pruning import Magnitude, prune
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from tests.pruning.gated_models import FAMILIES, batches, build
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from sparsebert.bert import structure
 from sparsebert.pruning import prune
-from sparsebert.pruning.early_bird import Coefficients, Settled, mask_distance
 from sparsebert.pruning.gates import GateSite, gate_sites
-from sparsebert.pruning.one_shot import kept_units
+from sparsebert.pruning.methods.early_bird import Coefficients, Settled, mask_distance
+from sparsebert.pruning.prune import kept_units
 from sparsebert.training.coefficients import TrainedCoefficients
 from tests.pruning.gated_models import HEADS, LAYERS, NEURONS, build, logits
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from torch import Tensor
 
 from sparsebert.pruning.granularity import keep_n_of_m, parse_granularity
-from sparsebert.pruning.select import ranked
-from sparsebert.pruning.units import POOLING, UnitGroup
+from sparsebert.pruning.top_k import ranked
+from sparsebert.pruning.unit_groups import POOLING, UnitGroup
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9)).map(torch.Size)
 kinds = st.sampled_from(["element", "row", "column", "block"])

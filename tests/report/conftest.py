@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sparsebert.bench.environment import detect
-from sparsebert.bench.record import Record, stamp
 from sparsebert.bench.workload import Workload
+from sparsebert.results import Record, stamp
 
 
 @pytest.fixture(scope="session")

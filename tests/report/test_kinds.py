@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sparsebert.bench.record import read
 from sparsebert.report.kinds import KINDS, passed_over, sections
 from sparsebert.report.readme import DOCUMENTS
+from sparsebert.results import read
 from tests.report.test_lottery_tables import DENSE, rounds
 from tests.report.test_run_tables import rounds as run
 

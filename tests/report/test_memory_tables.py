@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sparsebert.bench.environment import detect
-from sparsebert.bench.record import Record, stamp
 from sparsebert.report.memory_tables import memory_tables
+from sparsebert.results import Record, stamp
 
 
 def row(side: str, part: str = "BERT-base", **changes: Any) -> Record:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sparsebert.bench.record import append
 from sparsebert.report.readme import main
+from sparsebert.results import append
 
 TEXT = """# Title
 

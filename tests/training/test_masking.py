@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsebert.bert import resolve
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.masking import MaskKeeper
 
 transformers = pytest.importorskip("transformers")

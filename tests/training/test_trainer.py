@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsebert.bert import resolve
 from sparsebert.pruning import prune
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.checkpoint import Checkpoint
 from sparsebert.training.settings import TrainingSettings
 from sparsebert.training.snapshot import Snapshot

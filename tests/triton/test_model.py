@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsebert import Ticket, prune, sparsify_
-from sparsebert.nn import SparseLinear
+from sparsebert.nn.sparse_linear import SparseLinear
 
 transformers = pytest.importorskip("transformers")
 

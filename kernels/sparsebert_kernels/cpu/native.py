@@ -195,14 +195,14 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor
 
 
 def count_scores(scores: Tensor, upper: int, bins: int) -> Tensor:
-    """See `sparsebert_kernels.keys.count`; ``upper`` is -1 for none."""
+    """See `sparsebert_kernels.radix_select.count`; ``upper`` is -1 for none."""
     counts = torch.zeros(bins, dtype=torch.int64)
     _library().sb_count_scores(scores.data_ptr(), scores.numel(), upper, counts.data_ptr())
     return counts
 
 
 def above(scores: Tensor, threshold: float, out: Tensor) -> tuple[int, int]:
-    """See `sparsebert_kernels.keys.above`."""
+    """See `sparsebert_kernels.radix_select.above`."""
     counts = (ctypes.c_int64 * 2)()
     _library().sb_above(scores.data_ptr(), scores.numel(), threshold, out.data_ptr(), counts)
     return counts[0], counts[1]

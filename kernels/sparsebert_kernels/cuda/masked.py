@@ -23,8 +23,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparsebert_kernels.cuda.tile_configs import DEFAULT_SHARED_MEMORY, LEAST_SHARED_MEMORY, SHARED_MEMORY
+
 from .compile_case import CompileCase
-from .configurations import DEFAULT_SHARED_MEMORY, LEAST_SHARED_MEMORY, SHARED_MEMORY
 from .tiles import operand, precision, upcast
 
 

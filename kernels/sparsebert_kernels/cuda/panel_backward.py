@@ -22,11 +22,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparsebert_kernels.cuda.tile_configs import (
+    TOKEN_BUCKETS,
+    Configuration,
+    Shape,
+    by_target,
+    configuration,
+    splits,
+    tuned,
+)
+
 from ..formats.panel import GROUP_COLUMNS, PANEL_ROWS, TILE_COLUMNS, PanelSparse
 from ..formats.panel_transpose import TRANSPOSED_ROWS, transposed_panels
 from . import panel_forward
 from .compile_case import CompileCase
-from .configurations import TOKEN_BUCKETS, Configuration, Shape, by_target, configuration, splits, tuned
 from .tiles import aligned_rows, check_aligned, dtype_name, operand, precision, upcast
 
 KERNEL = "panel values gradient"

@@ -10,9 +10,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparsebert_kernels.cuda.tile_configs import (
+    TOKEN_BUCKETS,
+    Configuration,
+    Shape,
+    by_target,
+    configuration,
+    tuned,
+)
+
 from ..formats.panel import GROUP_COLUMNS, PANEL_ROWS, TILE_COLUMNS, PanelSparse
 from .compile_case import CompileCase
-from .configurations import TOKEN_BUCKETS, Configuration, Shape, by_target, configuration, tuned
 from .tiles import (
     aligned_rows,
     check_aligned,

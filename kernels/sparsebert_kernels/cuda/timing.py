@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..tuning import Paired, steadiest
+from sparsebert_kernels.timing import Paired, steadiest
 
 # A replay lasts at least this long: events tell half a microsecond apart.
 REPLAY_SECONDS = 200e-6

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..names import unknown
+from sparsebert_kernels.errors import unknown
+
 from .base import PackedWeight
 from .bitmap import BitmapSparse
 from .column_panel import ColumnPanelSparse

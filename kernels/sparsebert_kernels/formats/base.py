@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from ..names import unknown
+from sparsebert_kernels.errors import unknown
 
 VALUE_DTYPES = (torch.float32, torch.bfloat16)
 # Of formats that a GPU computes.

@@ -11,7 +11,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..bits import pack_bits, unpack_bits
+from sparsebert_kernels.bitmask import pack_bits, unpack_bits
+
 from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 
 TILE_COLUMNS = 64

@@ -13,7 +13,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..names import unknown
+from sparsebert_kernels.errors import unknown
+
 from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 
 TILE_COLUMNS = 64

@@ -9,8 +9,8 @@ from torch import nn
 from sparsebert.bench.providers.base import TorchProvider
 from sparsebert.bench.subject import Subject
 from sparsebert.compact import compact_
-from sparsebert.convert import sparsify_
-from sparsebert.removal import ROUND_TO
+from sparsebert.planning.after_compaction import ROUND_TO
+from sparsebert.sparsify import sparsify_
 
 
 class Compact(TorchProvider):

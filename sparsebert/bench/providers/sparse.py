@@ -9,9 +9,9 @@ from torch import nn
 
 from sparsebert.bench.providers.base import TorchProvider
 from sparsebert.bench.subject import Subject
-from sparsebert.convert import sparsify_
-from sparsebert.nn import SparseLinear
-from sparsebert.removal import note_of
+from sparsebert.nn.sparse_linear import SparseLinear
+from sparsebert.planning.after_compaction import note_of
+from sparsebert.sparsify import sparsify_
 
 
 class Sparse(TorchProvider):

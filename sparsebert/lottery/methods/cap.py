@@ -34,7 +34,7 @@ from sparsebert.training.contrast import (
     snapshot_name,
 )
 from sparsebert.training.distillation import Teacher
-from sparsebert_kernels.names import unknown
+from sparsebert_kernels.errors import unknown
 
 _BANKS = (PRETRAINED, FINE_TUNED, SNAPSHOTS)
 

@@ -16,13 +16,13 @@ from sparsebert.bert import structure
 from sparsebert.learned.rule import require_not_negative, require_positive
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import Companion, Rewind, Round, SearchingMethod, Source, register
-from sparsebert.pruning.early_bird import Coefficients, Settled, mask_distance
 from sparsebert.pruning.gates import GateSite, gate_sites
 from sparsebert.pruning.granularity import kinds_in
-from sparsebert.pruning.levels import exact
-from sparsebert.pruning.one_shot import kept_units, prune
-from sparsebert.pruning.units import HEADS_BY_LAYER
-from sparsebert.ticket import Ticket
+from sparsebert.pruning.methods.early_bird import Coefficients, Settled, mask_distance
+from sparsebert.pruning.prune import kept_units, prune
+from sparsebert.pruning.sparsity_schedule import exact
+from sparsebert.pruning.unit_groups import HEADS_BY_LAYER
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import ranks
 from sparsebert.training.coefficients import CoefficientTrace, TrainedCoefficients, read_trace
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsebert.lottery.registry import LotteryMethod, Round, Source, register
 from sparsebert.pruning import Within, random_like, reinitialise_, shuffle_weights_
-from sparsebert.ticket import Ticket
+from sparsebert.tickets.ticket import Ticket
 
 
 @register("ticket")

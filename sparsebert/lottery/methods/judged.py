@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import LooksAtBatches, Round, SearchingMethod, Source
-from sparsebert.pruning.levels import require_share
+from sparsebert.pruning.sparsity_schedule import require_share
 
 
 class JudgedOn(StrEnum):

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from sparsebert.lottery.registry import LooksAtBatches, Round, Source, register
 from sparsebert.pruning import Share, Snip, levels
-from sparsebert.pruning.levels import exact, require_share
+from sparsebert.pruning.sparsity_schedule import exact, require_share
 
 
 @register("snip")

@@ -11,17 +11,17 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sparsebert.atomic import replacing
 from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.methods.heads_and_mlps import HeadsAndMlps
 from sparsebert.lottery.registry import Round, Source, register
 from sparsebert.pruning import HeadImportance, Share, levels
 from sparsebert.pruning.gates import gate_sites
-from sparsebert.pruning.importance import gate_importance
-from sparsebert.pruning.one_shot import prune
+from sparsebert.pruning.methods.head_importance import gate_importance
+from sparsebert.pruning.prune import prune
 from sparsebert.pruning.registry import Subject
-from sparsebert.ticket import Ticket
-from sparsebert.training.files import replacing
+from sparsebert.tickets.ticket import Ticket
 
 
 @register("super-tickets")

@@ -16,11 +16,11 @@ from sparsebert.lottery.methods.heads_and_mlps import HeadsAndMlps
 from sparsebert.lottery.methods.judged import Judged
 from sparsebert.lottery.registry import LotteryMethod, Round, register
 from sparsebert.pruning.gates import gate_sites, gated
-from sparsebert.pruning.importance import gate_importance, normalised
-from sparsebert.pruning.levels import require_share
-from sparsebert.pruning.unit_masks import UnitMasks
-from sparsebert.pruning.unit_search import Scored, Search
-from sparsebert.ticket import Ticket
+from sparsebert.pruning.greedy_search import Scored, Search
+from sparsebert.pruning.head_mlp_masks import UnitMasks
+from sparsebert.pruning.methods.head_importance import gate_importance, normalised
+from sparsebert.pruning.sparsity_schedule import require_share
+from sparsebert.tickets.ticket import Ticket
 
 
 @register("importance-search")
@@ -31,7 +31,7 @@ class ImportanceSearch(Judged, HeadsAndMlps):
     Prasanna et al. 2020, "When BERT Plays the Lottery, All Tickets Are Winning", section 3.
 
     It finds its sparsity itself; granularity is "head+mlp", and MLPs are removed whole. ``share`` of all
-    heads and one MLP go in a step (see :class:`sparsebert.pruning.unit_search.Search`). Importance is summed
+    heads and one MLP go in a step (see :class:`sparsebert.pruning.greedy_search.Search`). Importance is summed
     over the batches that the metric is taken on, see :class:`Judged`. The published search never clears the
     gradients of its masks (``accumulate``), and goes on with the scores of masks that it rejected
     (``rescore=False``).

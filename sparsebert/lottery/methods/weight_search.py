@@ -15,10 +15,10 @@ from sparsebert.lottery.methods.given import GivenTicket
 from sparsebert.lottery.methods.judged import Judged
 from sparsebert.lottery.registry import Round, SearchingMethod, Source, register
 from sparsebert.pruning import Magnitude, Method, Random, Share, levels
-from sparsebert.pruning.levels import exact, require_share
-from sparsebert.pruning.one_shot import prune
-from sparsebert.pruning.unit_search import least_metric
-from sparsebert.ticket import Ticket
+from sparsebert.pruning.greedy_search import least_metric
+from sparsebert.pruning.prune import prune
+from sparsebert.pruning.sparsity_schedule import exact, require_share
+from sparsebert.tickets.ticket import Ticket
 
 
 @register("magnitude-search")

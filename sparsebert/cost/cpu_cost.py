@@ -1,0 +1,263 @@
+"""How fast this machine runs each packed format: measured once, kept in a file, with built-in figures to fall
+back on."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import math
+import os
+import platform
+import tempfile
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsebert.cost.work import VECTOR_ROWS, Cost, MaskStatistics, Work, works
+from sparsebert_kernels import __version__, cpu, formats, ops
+from sparsebert_kernels.cpu import native
+from sparsebert_kernels.timing import Least, least
+
+# Costs are measured for a few numbers of tokens: a tile that is not full costs as much as a full one.
+MAX_CALIBRATED_TOKENS = 512
+SECONDS_A_PROBLEM = 0.012
+
+# (out, in, density) of the layers that are timed.
+PROBLEMS = {
+    "sparse": ((256, 256, 0.1), (768, 768, 0.1), (768, 768, 0.4), (3072, 768, 0.05)),
+    "dense": ((128, 128, 1.0), (384, 384, 1.0), (768, 768, 1.0), (1536, 512, 1.0)),
+}
+
+# (seconds fixed, picoseconds a stored weight and token, picoseconds a line and token), float32 on one core
+# with AVX-512 at 4.4 GHz; bfloat16 halves the arithmetic, other instruction sets take SLOWDOWN times as long.
+BUILT_IN = {
+    "element": (2e-5, 14.0, 120.0),
+    "vector 2x1": (2e-5, 10.5, 90.0),
+    "vector 4x1": (2e-5, 8.0, 80.0),
+    "vector 8x1": (2e-5, 7.7, 80.0),
+    "dense": (2e-5, 7.4, 20.0),
+    "compact": (5e-5, 7.4, 200.0),
+    "csr": (5e-5, 70.0, 200.0),
+}
+SLOWDOWN = {"avx512": 1.0, "avx2": 2.0, "neon": 3.0}
+BASELINE_SLOWDOWN = 4.0
+
+
+class CostModel:
+    """Predicted seconds of a layer, for one dtype and number of tokens on this machine.
+
+    ``costs`` has an entry for each kind of work that pays here (`runnable`).
+    """
+
+    def __init__(self, costs: dict[str, Cost], tokens: int) -> None:
+        self.costs, self.tokens = costs, tokens
+
+    def knows(self, work: Work) -> bool:
+        return work.kind in self.costs
+
+    def seconds(self, work: Work) -> float:
+        """Raises KeyError for a kind of work that it does not know."""
+        return self.costs[work.kind].seconds(work, self.tokens)
+
+
+def cost_model(dtype: torch.dtype, tokens: int, *, measure: bool = True) -> CostModel:
+    """The cost model for layers that store ``dtype`` and see ``tokens`` rows at a time.
+
+    With ``measure`` the costs are read from the cache file of this machine, or measured (a second or two) and
+    kept there, unless the machine was too busy; a file that cannot be written does no harm. Without it they
+    are the built-in ones.
+    """
+    if not measure:
+        return CostModel(built_in(dtype), tokens)
+    calibrated = min(MAX_CALIBRATED_TOKENS, 2 ** round(math.log2(tokens)))
+    return CostModel(_measured(dtype, calibrated, _fingerprint()), tokens)
+
+
+def built_in(dtype: torch.dtype) -> dict[str, Cost]:
+    """Costs that depend on the instruction set only."""
+    known = (factor for name, factor in SLOWDOWN.items() if cpu.instruction_set().startswith(name))
+    slowdown = next(known, BASELINE_SLOWDOWN)
+    share = 0.5 if dtype == torch.bfloat16 else 1.0
+    return {
+        kind: Cost(fixed, slowdown * share * weight * 1e-12, line * 1e-12)
+        for kind, (fixed, weight, line) in BUILT_IN.items()
+        if kind in runnable(dtype)
+    }
+
+
+def runnable(dtype: torch.dtype) -> tuple[str, ...]:
+    """The kinds of work that pay here: sparse ones where the native library serves them, else CSR."""
+    x = torch.empty(1, 1, dtype=dtype)
+    kinds = ["dense", "compact"]
+    if native.serves("element", dtype, x):
+        kinds.append("element")
+    if native.serves("vector", dtype, x):
+        kinds += [f"vector {height}x1" for height in VECTOR_ROWS]
+    if len(kinds) == 2 and dtype == torch.float32:
+        kinds.append("csr")
+    return tuple(kinds)
+
+
+def cache_file(fingerprint: tuple[str, ...] | None = None) -> Path:
+    """Where this machine's figures are kept: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    digest = hashlib.sha256("\n".join(fingerprint or _fingerprint()).encode()).hexdigest()[:16]
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(root) / "sparsebert" / f"costs-{digest}.json"
+
+
+def _fingerprint() -> tuple[str, ...]:
+    """All that the measured figures depend on."""
+    return (
+        f"cpu: {_cpu_model()}",
+        f"instruction set: {cpu.instruction_set()}",
+        f"kernels: {__version__} {_library_digest()}",
+        f"torch: {torch.__version__}",
+        f"threads: {torch.get_num_threads()}",
+    )
+
+
+@functools.cache
+def _library_digest() -> str:
+    try:
+        library = Path(os.environ.get(native.LIBRARY_VARIABLE) or native.LIBRARY).read_bytes()
+    except OSError:
+        return "without native library"
+    return hashlib.sha256(library).hexdigest()[:16]
+
+
+@functools.cache
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    wanted = ("vendor_id", "cpu family", "model", "model name", "CPU implementer", "CPU part")
+    found = {line.split(":")[0].strip(): line.split(":", 1)[1].strip() for line in lines if ":" in line}
+    return (
+        " ".join(found[name] for name in wanted if name in found)
+        or platform.processor()
+        or platform.machine()
+    )
+
+
+@functools.cache
+def _measured(dtype: torch.dtype, tokens: int, fingerprint: tuple[str, ...]) -> dict[str, Cost]:
+    path = cache_file(fingerprint)
+    entry = f"{str(dtype).removeprefix('torch.')}, {tokens} tokens"
+    kept = _read(path, fingerprint)
+    if entry in kept and kept[entry].keys() == set(runnable(dtype)):
+        return kept[entry]
+    costs, busy = calibrate(dtype, tokens)
+    if not busy:
+        _write(path, fingerprint, {**kept, entry: costs})
+    return costs
+
+
+def _read(path: Path, fingerprint: tuple[str, ...]) -> dict[str, dict[str, Cost]]:
+    """The entries of a cache file; none of them unless the whole file is as this version writes it."""
+    try:
+        content = json.loads(path.read_text())
+        if content["machine"] != list(fingerprint):
+            return {}
+        return {
+            entry: {kind: _cost(values) for kind, values in costs.items()}
+            for entry, costs in content["seconds"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _cost(values: Any) -> Cost:
+    fixed, per_stored, per_line = (float(value) for value in values)
+    if not all(math.isfinite(value) and value >= 0 for value in (fixed, per_stored, per_line)):
+        raise ValueError(f"no costs: {values}")
+    return Cost(fixed, per_stored, per_line)
+
+
+def _write(path: Path, fingerprint: tuple[str, ...], entries: dict[str, dict[str, Cost]]) -> None:
+    seconds = {
+        entry: {kind: astuple(cost) for kind, cost in costs.items()} for entry, costs in entries.items()
+    }
+    text = json.dumps({"machine": fingerprint, "seconds": seconds}, indent=1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+            os.replace(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+            raise
+    except OSError:
+        return
+
+
+def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
+    """Time every kind of work on a few small layers and fit its `Cost`; and whether the machine was too busy
+    to time one of them."""
+    generator = torch.Generator().manual_seed(0)
+    costs: dict[str, Cost] = {}
+    busy = False
+    for kind in runnable(dtype):  # dense first
+        # A live rectangle is multiplied as a dense matrix is; only picking its rows and columns comes on top.
+        per_stored = costs["dense"].per_stored if kind == "compact" else None
+        features, timings = _times(kind, dtype, tokens, generator)
+        costs[kind] = _fit(features, [timing.seconds for timing in timings], per_stored)
+        busy |= any(timing.busy for timing in timings)
+    return costs, busy
+
+
+@torch.no_grad()
+def _times(
+    kind: str, dtype: torch.dtype, tokens: int, generator: torch.Generator
+) -> tuple[list[list[float]], list[Least]]:
+    features, timings = [], []
+    for rows, columns, density in PROBLEMS["dense" if kind in ("dense", "compact") else "sparse"]:
+        mask = _mask(kind, rows, columns, density, generator)
+        weight = torch.randn(rows, columns, generator=generator).to(dtype)
+        x = torch.randn(tokens, columns, generator=generator).to(dtype)
+        bias = torch.zeros(rows, dtype=dtype)
+        statistics = MaskStatistics.of(mask)
+        work = next(work for work in works(statistics, dtype, formats.FORMATS) if work.kind == kind)
+        packed = formats.pack(weight, mask, format=work.format, **work.options)
+        timings.append(least(lambda: ops.linear(x, packed, bias), budget=SECONDS_A_PROBLEM))  # noqa: B023
+        features.append([1.0, tokens * work.stored, tokens * work.lines])
+    return features, timings
+
+
+def _mask(kind: str, rows: int, columns: int, density: float, generator: torch.Generator) -> torch.Tensor:
+    if kind == "dense":
+        return torch.ones(rows, columns, dtype=torch.bool)
+    if kind == "compact":  # half of the rows and of the columns are live
+        mask = torch.ones(rows, columns, dtype=torch.bool)
+        mask[rows // 2 :] = False
+        mask[:, columns // 2 :] = False
+        return mask
+    height = next((rows for rows in VECTOR_ROWS if kind == f"vector {rows}x1"), 1)
+    return (torch.rand(rows // height, columns, generator=generator) < density).repeat_interleave(height, 0)
+
+
+def _fit(features: list[list[float]], seconds: list[float], per_stored: float | None = None) -> Cost:
+    """Non-negative least squares of relative errors, by trying every set of coefficients that may be zero.
+
+    ``per_stored`` is fitted with the others unless it is given. It is never zero: timings that say that work
+    costs nothing were taken while something else had the machine.
+    """
+    scaled = np.array(features) / np.array(seconds)[:, None]
+    target = np.ones(len(seconds)) - (per_stored or 0.0) * scaled[:, 1]
+    best, least_error = np.zeros(3), math.inf
+    for used in itertools.product((True, False), (True,) if per_stored is None else (False,), (True, False)):
+        columns = np.flatnonzero(used)
+        coefficients = np.zeros(3)
+        coefficients[columns] = np.linalg.lstsq(scaled[:, columns], target, rcond=None)[0]
+        error = float(np.square(scaled @ coefficients - target).sum())
+        if (coefficients >= 0).all() and error < least_error:
+            best, least_error = coefficients, error
+    fixed, fitted, per_line = (float(value) for value in best)
+    return Cost(fixed, fitted if per_stored is None else per_stored, per_line)

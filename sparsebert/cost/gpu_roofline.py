@@ -1,0 +1,191 @@
+"""What a GPU could do at best: seconds of a layer from the device's figures and the work alone.
+
+A kernel takes at least as long as its arithmetic on the tensor cores, its tiles through the L2 cache, its
+activations and weights through memory, and the chain of its longest program; the model takes the longest of
+these and adds what starting a kernel costs. Modelled, not measured: the planner corrects it by timings.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from sparsebert.cost.work import Work
+from sparsebert_kernels.cuda import tile_configs
+from sparsebert_kernels.formats.panel import TILE_COLUMNS
+
+# Share of the tensor cores' rate that a product with so many columns (the panel height) can reach.
+TENSOR_CORE_SHARE = {16: 0.40, 32: 0.67, 64: 0.95, 128: 1.0}
+# Tiles (tokens, columns) of a dense kernel and the share of the rate that they reach.
+DENSE_TILES = {(128, 256): 1.0, (128, 128): 1.0, (256, 128): 1.0, (64, 128): 0.8, (64, 64): 0.6}
+PANEL_TOKENS = (256, 128, 64)
+# Products in plain fp32 run on the ordinary cores; ours reach this share of the library's.
+FP32_SHARE = 0.5
+WAVE_SECONDS = 0.35e-6
+FIRST_STEP_SECONDS = 0.9e-6
+STEP_SECONDS = 0.05e-6
+# Of the L2 cache, what activations may fill so that the next kernel finds them there.
+USABLE_L2 = 0.75
+
+
+@dataclass(frozen=True)
+class Device:
+    """The figures of a GPU.
+
+    matmul      FLOP/s of a large dense product in bf16 or fp16
+    matmul_fp32 FLOP/s of one in plain fp32
+    memory      bytes/s of a copy (read + written)
+    l2          bytes/s from the L2 cache to the processors
+    l2_bytes    size of the L2 cache
+    processors  multiprocessors
+    kernel      seconds that a kernel costs inside a CUDA graph, whatever it does
+    source      where the figures come from, for people to read
+    """
+
+    name: str
+    matmul: float
+    matmul_fp32: float
+    memory: float
+    l2: float
+    l2_bytes: float
+    processors: int
+    kernel: float
+    source: str = "built-in figures"
+
+
+KNOWN = {
+    "h200": Device("NVIDIA H200", 790e12, 52e12, 4.3e12, 6.0e12, 60e6, 132, 2e-6),
+    "h100": Device("NVIDIA H100", 700e12, 50e12, 2.9e12, 5.5e12, 50e6, 132, 2e-6),
+    "a100": Device("NVIDIA A100", 270e12, 18e12, 1.7e12, 4.0e12, 40e6, 108, 2e-6),
+}
+REFERENCE = KNOWN["h100"]
+
+
+class Roofline:
+    """Predicted seconds of a layer that sees ``tokens`` rows of x in ``dtype``; the cost model of a GPU."""
+
+    def __init__(self, device: Device, dtype: torch.dtype, tokens: int) -> None:
+        self.device, self.dtype, self.tokens = device, dtype, tokens
+
+    def knows(self, work: Work) -> bool:
+        return work.format in ("dense", "compact", "panel", "bitmap", "column_panel")
+
+    def seconds(self, work: Work) -> float:
+        """Raises KeyError for a format that it does not know."""
+        match work.format:
+            case "dense":
+                return self._dense(*work.shape)
+            case "compact":
+                return self._compact(work)
+            case "panel":
+                return self._panel(work)
+            case "column_panel":
+                # The activations are transposed first, by a kernel of its own.
+                moved = 2 * self.tokens * work.shape[1] * self.dtype.itemsize
+                return self._panel(work) + moved / self.device.memory + self.device.kernel
+            case "bitmap":
+                # Decompressed first, into a matrix that the L2 cache keeps.
+                unpacking = max(work.nbytes / self.device.memory, self._matrix_bytes(work) / self.device.l2)
+                return self._dense(*work.shape) + unpacking + self.device.kernel
+        raise KeyError(work.format)
+
+    @property
+    def _matmul(self) -> float:
+        return self.device.matmul_fp32 if self.dtype == torch.float32 else self.device.matmul
+
+    def _matrix_bytes(self, work: Work) -> int:
+        return math.prod(work.shape) * self.dtype.itemsize
+
+    def _dense(self, rows: int, columns: int) -> float:
+        device, tokens = self.device, self.tokens
+
+        def waves(tile: tuple[int, int]) -> float:
+            programs = math.ceil(tokens / tile[0]) * math.ceil(rows / tile[1])
+            rate = self._matmul / device.processors * DENSE_TILES[tile]
+            wave = 2 * tile[0] * tile[1] * columns / rate + WAVE_SECONDS
+            return math.ceil(programs / device.processors) * wave
+
+        busy = min(waves(tile) for tile in DENSE_TILES)
+        return max(busy, self._traffic(rows, columns, rows * columns * self.dtype.itemsize)) + device.kernel
+
+    def _compact(self, work: Work) -> float:
+        """A smaller dense product; picking its columns and placing its rows are kernels of their own."""
+        rows, columns = work.shape
+        moved = 2 * self.tokens * (columns + rows) * self.dtype.itemsize
+        if not rows or not columns:
+            return self.device.kernel
+        return self._dense(rows, columns) + moved / self.device.memory + 2 * self.device.kernel
+
+    def _panel(self, work: Work) -> float:
+        assert work.block is not None
+        device, (rows, columns), height = self.device, work.shape, work.block[0]
+        panels = math.ceil(rows / height)
+        tiles = work.stored / (height * TILE_COLUMNS)
+        steps = tiles / panels
+        share = FP32_SHARE if self.dtype == torch.float32 else TENSOR_CORE_SHARE[height]
+
+        def busy(tokens: int) -> float:
+            token_tiles = math.ceil(self.tokens / tokens)
+            programs = token_tiles * panels
+            used = min(1.0, programs / device.processors)
+            flops = 2 * tokens * work.stored * token_tiles
+            moved = (tokens + height) * TILE_COLUMNS * self.dtype.itemsize * tiles * token_tiles
+            at_once = device.processors * (2 if tokens <= 128 else 1)
+            chain = math.ceil(programs / at_once) * (FIRST_STEP_SECONDS + steps * STEP_SECONDS)
+            return max(flops / (self._matmul * share * used), moved / (device.l2 * used), chain)
+
+        fastest = min(busy(tokens) for tokens in PANEL_TOKENS if tokens * height <= 256 * 64)
+        return max(fastest, self._traffic(rows, columns, work.nbytes)) + device.kernel
+
+    def _traffic(self, rows: int, columns: int, weight_bytes: float) -> float:
+        """Activations from the L2 cache where they fit there, else from memory; weights from memory."""
+        activations = self.tokens * (rows + columns) * self.dtype.itemsize
+        fits = activations < USABLE_L2 * self.device.l2_bytes
+        return (
+            activations / (self.device.l2 if fits else self.device.memory) + weight_bytes / self.device.memory
+        )
+
+
+def named(name: str) -> Device:
+    """The figures of a GPU by a name that has one of `KNOWN` in it, e.g. "h200" or "NVIDIA H200".
+
+    Raises ValueError for another one.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"device is {name!r}; the name of a GPU is needed, one of: {', '.join(KNOWN)}")
+    for key, device in KNOWN.items():
+        if key in name.lower():
+            return device
+    known = ", ".join(KNOWN)
+    raise ValueError(
+        f"no figures for a device {name!r}; there are some for: {known}; for a GPU of this machine, move the "
+        "model there and name none"
+    )
+
+
+@functools.cache
+def present(device: torch.device) -> Device:
+    """The figures of a GPU of this machine: measured ones where `make gpu` has left them, else known ones by
+    its name, else those of another one, scaled by its processors.
+    """
+    properties = torch.cuda.get_device_properties(device)
+    try:
+        known = named(properties.name)
+    except ValueError:
+        scale = properties.multi_processor_count / REFERENCE.processors
+        known = replace(
+            REFERENCE,
+            matmul=REFERENCE.matmul * scale,
+            matmul_fp32=REFERENCE.matmul_fp32 * scale,
+            memory=REFERENCE.memory * scale,
+            l2=REFERENCE.l2 * scale,
+            source=f"figures scaled from {REFERENCE.name} by the number of multiprocessors",
+        )
+    if (limits := tile_configs.limits(properties.name)) is not None:
+        # Torch's own reduction, which measures the L2 cache, may be slower than what is built in.
+        found = {**asdict(limits), "l2": max(limits.l2, known.l2)}
+        known = replace(known, **found, source="figures measured on such a device")
+    return replace(known, name=properties.name, processors=properties.multi_processor_count)

@@ -1,0 +1,54 @@
+"""The layer that stands where a sparse one will, while transformers fills a model from its files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsebert.hf.config import StoredLayer
+from sparsebert.nn.checkpoint_form import stored_bytes, stored_mask, stored_weight
+
+
+class StoredLinear(nn.Module):
+    """Parameters of the names and shapes that are on disk (`sparsebert.nn.checkpoint_form`), on the default device.
+
+    Once they are filled, it serves as the `nn.Linear` that a sparse layer is made from: its ``weight`` is
+    made for the moment it is needed, so that a model is never whole in dense weights.
+    """
+
+    weight_bits: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(self, layer: StoredLayer, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.out_features, self.in_features = layer.shape
+        self.register_buffer("weight_bits", torch.empty(stored_bytes(layer.shape), dtype=torch.uint8))
+        self.weight_values = nn.Parameter(torch.empty(layer.kept, dtype=dtype))
+        bias = nn.Parameter(torch.empty(self.out_features, dtype=dtype)) if layer.bias else None
+        self.register_parameter("bias", bias)
+
+    def mask(self) -> Tensor:
+        """bool [out, in], on the CPU. Raises ValueError as `sparsebert.nn.checkpoint_form.stored_mask`."""
+        return stored_mask(self.weight_bits.cpu(), (self.out_features, self.in_features))
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The dense matrix [out, in] on the layer's device.
+
+        Raises ValueError as `sparsebert.nn.checkpoint_form.stored_weight`.
+        """
+        return nn.Parameter(stored_weight(self.weight_values, self.mask().to(self.weight_values.device)))
+
+    def forward(self, *args: Any) -> Tensor:
+        raise RuntimeError("this layer is not packed yet: the model is still being loaded")
+
+
+def outline(stored: Any) -> nn.Linear:
+    """Shape, dtype, device and bias of a `StoredLinear`, around weights that take no memory: to plan with."""
+    linear = nn.Linear(stored.in_features, stored.out_features, bias=False, device="meta")
+    nothing = stored.weight_values.detach().new_zeros(())
+    linear.weight = nn.Parameter(nothing.expand(stored.out_features, stored.in_features))
+    linear.register_parameter("bias", stored.bias)
+    return linear

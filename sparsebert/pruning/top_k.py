@@ -1,0 +1,154 @@
+"""Exact selection of the highest scores over many tensors at once, without sorting them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from sparsebert_kernels.radix_select import BINS, above, count, halves, keys, score
+
+Size = Tensor | int
+
+# Entries looked at together: a core's own cache holds them, a GPU wants more at once.
+_CPU_CHUNK, _GPU_CHUNK = 1 << 18, 1 << 24
+
+
+def ranked(scores: Tensor, alive: Tensor | None = None) -> Tensor:
+    """float32 scores as :func:`select` takes them: contiguous, and NaN where ``alive`` (bool) is False.
+
+    Raises ValueError for another dtype, or if a live score is NaN.
+    """
+    if scores.dtype != torch.float32:
+        raise ValueError(f"scores must be float32, not {scores.dtype}")
+    scores = scores.contiguous()
+    if alive is None:
+        nan = any(bool(chunk.sum().isnan()) and bool(chunk.isnan().any()) for chunk, _ in _chunks(scores, 1))
+    else:
+        nan = bool((scores.isnan() & alive).any())
+        scores = scores.masked_fill(~alive, math.nan)
+    if nan:
+        raise ValueError("a score is NaN")
+    return scores
+
+
+def select(scores: Sequence[Tensor], sizes: Sequence[Size], budget: Fraction) -> list[Tensor]:
+    """Keep the highest entries until their sizes sum up to the budget.
+
+    ``scores``: float32 tensors of any shape, dead entries NaN (:func:`ranked`).
+    ``sizes``: how much an entry counts, an int for all of a tensor or an int64 tensor of its shape.
+    Returns bool tensors of the same shapes, True = keep.
+
+    Entries are ranked by score, highest first, equal scores by tensor and flat index. Kept are the first
+    entries of this ranking whose total size is nearest to the budget, an even number of them if two are
+    equally near. For entries of size 1 that is exactly ``round(budget)`` entries, for any ties and on any
+    device. Nothing is sorted and beside the masks little memory is needed: the threshold is found by counting
+    the entries by the upper half of their bits, then those it may be among by the lower half.
+
+    Raises ValueError if the budget asks for entries that are dead.
+    """
+    threshold, filled = _threshold(scores, sizes, math.floor(budget))
+    masks = [torch.empty_like(tensor, dtype=torch.bool) for tensor in scores]
+    kept = 0
+    tied: list[tuple[Tensor, Tensor, Size]] = []  # the chunks with entries at the threshold
+    for tensor, mask, size in zip(scores, masks, sizes, strict=True):
+        outputs = (out for out, _ in _chunks(mask, 1))
+        for (chunk, part), out in zip(_chunks(tensor, size), outputs, strict=True):
+            more, equal = _live(chunk, out) if threshold is None else above(chunk, threshold, out)
+            kept += more
+            if equal:
+                tied.append((chunk, out, part))
+    left = _ties_to_keep(((_at(chunk, threshold), part) for chunk, _, part in tied), kept, budget - filled)
+    if threshold is None and left:
+        raise ValueError("fewer weights are left than should be kept")
+    for chunk, out, _ in tied:
+        if not left:
+            break
+        ties = _at(chunk, threshold).nonzero().flatten()[:left]
+        out[ties] = True
+        left -= len(ties)
+    return masks
+
+
+def _threshold(scores: Sequence[Tensor], sizes: Sequence[Size], room: int) -> tuple[float | None, int]:
+    """The score with whose entries the sizes, summed from the highest down, pass ``room``; the sum above it.
+
+    The score is None if all live entries fit.
+    """
+    upper, above = _passing(_sizes(scores, sizes), room)
+    if upper is None:
+        return None, above
+    lower, between = _passing(_sizes(scores, sizes, upper), room - above)
+    assert lower is not None
+    return score(upper, lower), above + between
+
+
+def _sizes(scores: Sequence[Tensor], sizes: Sequence[Size], upper: int | None = None) -> Tensor:
+    """int64 [BINS]: the sizes of the live entries in each bin together, bins as `halves` has them."""
+    total = torch.zeros(BINS, dtype=torch.int64)
+    for tensor, size in zip(scores, sizes, strict=True):
+        for chunk, part in _chunks(tensor, size):
+            if isinstance(part, int):
+                total += count(chunk, upper) * part
+                continue
+            alive = chunk == chunk
+            part = part[alive]
+            bins, where = halves(keys(chunk[alive]), upper)
+            total += part.new_zeros(BINS).index_add_(0, bins, part if where is None else part[where]).cpu()
+    return total
+
+
+def _passing(sizes: Tensor, room: int) -> tuple[int | None, int]:
+    """The bin with which the sizes, summed from the last bin down, pass ``room``, and their sum before it;
+    None and the sum of all if they do not."""
+    reach = sizes.flip(0).cumsum(0)
+    place = int(torch.searchsorted(reach, room, right=True))
+    if place == len(sizes):
+        return None, int(reach[-1])
+    return len(sizes) - 1 - place, int(reach[place - 1]) if place else 0
+
+
+def _live(chunk: Tensor, out: Tensor) -> tuple[int, int]:
+    """``out`` = what is alive; how many are, and how many are not."""
+    torch.eq(chunk, chunk, out=out)
+    live = int(out.count_nonzero())
+    return live, chunk.numel() - live
+
+
+def _ties_to_keep(tied: Iterable[tuple[Tensor, Size]], kept: int, room: Fraction) -> int:
+    """How many of the entries at the threshold, in order, bring the total nearest to the budget.
+
+    ``tied``: chunk by chunk where they are (bool), and sizes. ``kept``: entries above the threshold.
+    """
+    filled, count = 0, 0
+    for ties, size in tied:
+        number = int(ties.count_nonzero())
+        steps = torch.full((number,), size) if isinstance(size, int) else size[ties].cpu()
+        ends = filled + steps.cumsum(0)
+        fitting = int(torch.searchsorted(ends, math.floor(room), right=True))
+        if fitting < number:
+            under = room - (int(ends[fitting - 1]) if fitting else filled)
+            over = int(ends[fitting]) - room
+            count += fitting
+            return count + (over < under or (over == under and (kept + count) % 2 == 1))
+        count += number
+        filled = int(ends[-1]) if number else filled
+    return count
+
+
+def _at(chunk: Tensor, threshold: float | None) -> Tensor:
+    """Where the entries at the threshold are; below it, the dead ones, where it is None."""
+    return chunk.isnan() if threshold is None else chunk == threshold
+
+
+def _chunks(tensor: Tensor, size: Size) -> Iterator[tuple[Tensor, Size]]:
+    """Views of a contiguous tensor piece by piece, each with the sizes of its entries."""
+    step = _CPU_CHUNK if tensor.device.type == "cpu" else _GPU_CHUNK
+    flat = tensor.view(-1)
+    flat_size = size if isinstance(size, int) else size.reshape(-1)
+    for start in range(0, len(flat), step):
+        part = flat_size if isinstance(flat_size, int) else flat_size[start : start + step].to(tensor.device)
+        yield flat[start : start + step], part

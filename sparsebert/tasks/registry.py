@@ -1,0 +1,197 @@
+"""The tasks by name: labels in the hub's order, text columns, metrics, and how a folder copy is laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from sparsebert_kernels.errors import unknown
+
+Kind = Literal["classification", "regression", "span", "mlm"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a local copy keeps a task: in ``folder`` below the data folder (below its ``glue/`` too).
+
+    ``files``: split -> file name; of several such sets the first that is there as a whole is read.
+    ``columns``, ``label``: columns of text and label, by name in the header, or by number where a file
+    has no header. ``labels``: the labels as the files write them, in the order of the task's.
+    """
+
+    folder: str
+    files: tuple[Mapping[str, str], ...]
+    columns: tuple[str | int, ...] = ()
+    label: str | int = ""
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: what its examples are, what its labels are called, and how it is scored.
+
+    ``labels``: names in the order of their indices, which is that of the Hugging Face hub.
+    ``columns``: names of the text columns on the hub; ``label``: that of the label column.
+    ``metrics``: what is reported of every validation split, the primary first.
+    ``splits``: the validation splits, the primary first.
+    ``hub``: dataset and configuration there; empty for files of one's own.
+    ``bounds``: smallest and largest value of a regression's label.
+    ``max_length``: tokens of an example in the original fine-tuning recipes.
+    """
+
+    name: str
+    kind: Kind
+    metrics: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    label: str = "label"
+    splits: tuple[str, ...] = ("validation",)
+    hub: tuple[str, ...] = ()
+    layout: Layout | None = None
+    bounds: tuple[float, float] = (float("-inf"), float("inf"))
+    max_length: int = 128
+
+    @property
+    def metric(self) -> str:
+        """The key of the primary metric among the results: ``accuracy``, for MNLI ``accuracy_matched``."""
+        return self.metrics[0] + split_suffix(self.splits[0])
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of a head: the number of classes, 1 for a regression, start and end of a span."""
+        return {"classification": len(self.labels), "regression": 1, "span": 2, "mlm": 0}[self.kind]
+
+
+def split_suffix(split: str) -> str:
+    """What a split adds to the key of a metric: nothing, or ``_matched`` for ``validation_matched``."""
+    return split.removeprefix("validation")
+
+
+def find_task(task: str | Task) -> Task:
+    """The task of that name; a Task is returned as it is.
+
+    Raises ValueError for an unknown name, offering the nearest.
+    """
+    if isinstance(task, Task):
+        return task
+    if task not in TASKS:
+        raise unknown("task", task, TASKS)
+    return TASKS[task]
+
+
+def _glue(
+    name: str,
+    folder: str,
+    columns: tuple[str, ...],
+    metrics: tuple[str, ...],
+    labels: tuple[str, ...],
+    *,
+    written: tuple[str, ...] = ("0", "1"),
+    in_files: tuple[str | int, ...] | None = None,
+    label_in_files: str | int = "label",
+    splits: tuple[str, ...] = ("validation",),
+) -> Task:
+    files = {"train": "train.tsv"} | {split: f"dev{split_suffix(split)}.tsv" for split in splits}
+    return Task(
+        name=name,
+        kind="classification" if labels else "regression",
+        metrics=metrics,
+        labels=labels,
+        columns=columns,
+        splits=splits,
+        hub=("nyu-mll/glue", name),
+        layout=Layout(folder, (files,), in_files or columns, label_in_files, written if labels else ()),
+        bounds=(float("-inf"), float("inf")) if labels else (0.0, 5.0),
+    )
+
+
+_NLI = ("entailment", "not_entailment")
+_PAIR = ("sentence1", "sentence2")
+
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {
+        task.name: task
+        for task in (
+            _glue("sst2", "SST-2", ("sentence",), ("accuracy",), ("negative", "positive")),
+            _glue(
+                "cola",
+                "CoLA",
+                ("sentence",),
+                ("mcc", "accuracy"),
+                ("unacceptable", "acceptable"),
+                in_files=(3,),
+                label_in_files=1,
+            ),
+            _glue(
+                "mrpc",
+                "MRPC",
+                _PAIR,
+                ("accuracy", "f1"),
+                ("not_equivalent", "equivalent"),
+                in_files=("#1 String", "#2 String"),
+                label_in_files="Quality",
+            ),
+            _glue("stsb", "STS-B", _PAIR, ("pearson", "spearman"), (), label_in_files="score"),
+            _glue(
+                "qqp",
+                "QQP",
+                ("question1", "question2"),
+                ("accuracy", "f1"),
+                ("not_duplicate", "duplicate"),
+                label_in_files="is_duplicate",
+            ),
+            _glue(
+                "mnli",
+                "MNLI",
+                ("premise", "hypothesis"),
+                ("accuracy",),
+                ("entailment", "neutral", "contradiction"),
+                written=("entailment", "neutral", "contradiction"),
+                in_files=_PAIR,
+                label_in_files="gold_label",
+                splits=("validation_matched", "validation_mismatched"),
+            ),
+            _glue("qnli", "QNLI", ("question", "sentence"), ("accuracy",), _NLI, written=_NLI),
+            _glue("rte", "RTE", _PAIR, ("accuracy",), _NLI, written=_NLI),
+            _glue("wnli", "WNLI", _PAIR, ("accuracy",), ("not_entailment", "entailment")),
+            Task(
+                name="squad",
+                kind="span",
+                metrics=("f1", "exact_match"),
+                columns=("question", "context"),
+                label="answers",
+                hub=("rajpurkar/squad",),
+                layout=Layout(
+                    "squad-v1.1",
+                    (
+                        {"train": "train-v1.1.json", "validation": "dev-v1.1.json"},
+                        {
+                            "train": "dev-articles-train36.json",
+                            "validation": "dev-articles-eval12.json",
+                        },
+                    ),
+                ),
+                max_length=384,
+            ),
+            Task(
+                name="wikitext-2",
+                kind="mlm",
+                metrics=("accuracy",),
+                columns=("text",),
+                label="",
+                hub=("Salesforce/wikitext", "wikitext-2-raw-v1"),
+                layout=Layout(
+                    "wikitext-2",
+                    (
+                        {"train": "wiki.train.raw", "validation": "wiki.valid.raw"},
+                        {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens"},
+                        # A copy without the training text: the smaller of its other two is trained on.
+                        {"train": "wiki.valid.raw.txt", "validation": "wiki.test.raw.txt"},
+                    ),
+                ),
+            ),
+        )
+    }
+)

@@ -1,0 +1,173 @@
+"""What is known of this machine's speed: measured once, kept in a file, never in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparsebert.cost import cpu_cost
+from sparsebert.cost.work import Cost, Work
+from sparsebert_kernels.cpu import native
+from sparsebert_kernels.timing import Least
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, on disk and in memory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cpu_cost._measured.cache_clear()
+    yield tmp_path
+    cpu_cost._measured.cache_clear()
+
+
+@pytest.fixture
+def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.dtype, int]]:
+    """Every calibration asked for; each gives the same made-up costs."""
+    asked: list[tuple[torch.dtype, int]] = []
+
+    def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
+        asked.append((dtype, tokens))
+        return {kind: Cost(1e-6, 2e-12, 3e-12) for kind in cpu_cost.runnable(dtype)}, False
+
+    monkeypatch.setattr(cpu_cost, "calibrate", calibrate)
+    return asked
+
+
+def forget() -> None:
+    """As a new process."""
+    cpu_cost._measured.cache_clear()
+
+
+def test_is_measured_once_and_kept(calibrations: list, folder: Path) -> None:
+    for _ in range(2):
+        for tokens in (128, 120, 32):
+            model = cpu_cost.cost_model(torch.float32, tokens)
+            assert model.tokens == tokens
+        forget()
+    assert calibrations == [(torch.float32, 128), (torch.float32, 32)]
+    (file,) = (folder / "sparsebert").iterdir()
+    content = json.loads(file.read_text())
+    assert content["seconds"]["float32, 128 tokens"]["dense"] == [1e-6, 2e-12, 3e-12]
+
+
+def test_what_a_busy_machine_gives_is_used_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(cpu_cost, "least", lambda work, budget: Least(1e-3, busy=True))
+    assert cpu_cost.cost_model(torch.float32, 128).costs["dense"].fixed > 0
+    assert not (folder / "sparsebert").exists()
+    monkeypatch.setattr(cpu_cost, "least", lambda work, budget: Least(1e-3, busy=False))
+    forget()
+    cpu_cost.cost_model(torch.float32, 128)
+    assert (folder / "sparsebert").exists()
+
+
+def test_depends_on_threads(calibrations: list) -> None:
+    torch.set_num_threads(1)
+    cpu_cost.cost_model(torch.float32, 128)
+    torch.set_num_threads(2)
+    cpu_cost.cost_model(torch.float32, 128)
+    assert len(calibrations) == 2
+
+
+def test_long_inputs_are_not_measured_at_full_length(calibrations: list) -> None:
+    cpu_cost.cost_model(torch.float32, 100_000)
+    assert calibrations == [(torch.float32, cpu_cost.MAX_CALIBRATED_TOKENS)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"machine": [], "seconds": {}}',
+        "null",
+        "MACHINE: 3",
+        '{"machine": MACHINE, "seconds": {"float32, 128 tokens": {"dense": [NaN, 0, 0]}}}',
+        '{"machine": MACHINE, "seconds": {"float32, 128 tokens": {"dense": [-1, 0, 0]}}}',
+        '{"machine": MACHINE, "seconds": {"float32, 128 tokens": {"dense": [1, 0]}}}',
+        '{"machine": MACHINE, "seconds": {"float32, 128 tokens": {"dense": ["x", 0, 0]}}}',
+        '{"machine": MACHINE, "seconds": {"float32, 128 tokens": {"dense": [1, 0, 0]}}}',
+        '{"machine": MACHINE, "seconds": 5}',
+    ],
+)
+def test_a_damaged_file_is_measured_anew(calibrations: list, content: str) -> None:
+    cpu_cost.cost_model(torch.float32, 128)
+    path = cpu_cost.cache_file()
+    path.write_text(content.replace("MACHINE", json.dumps(json.loads(path.read_text())["machine"])))
+    forget()
+    found = cpu_cost.cost_model(torch.float32, 128)
+    assert found.costs.keys() == set(cpu_cost.runnable(torch.float32))
+    assert len(calibrations) == 2
+    forget()
+    cpu_cost.cost_model(torch.float32, 128)
+    assert len(calibrations) == 2
+
+
+def test_a_folder_that_cannot_be_written_does_no_harm(
+    calibrations: list, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = folder / "file"
+    blocked.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    assert cpu_cost.cost_model(torch.float32, 128).costs
+
+
+def test_a_failed_write_leaves_the_file_and_no_litter(
+    calibrations: list, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu_cost.cost_model(torch.float32, 128)
+    before = cpu_cost.cache_file().read_text()
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    cpu_cost.cost_model(torch.float32, 32)
+    (file,) = (folder / "sparsebert").iterdir()
+    assert file.read_text() == before
+
+
+def test_built_in_costs_need_no_measurement_and_no_file(calibrations: list, folder: Path) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        costs = cpu_cost.cost_model(dtype, 128, measure=False).costs
+        assert costs.keys() == set(cpu_cost.runnable(dtype))
+    assert not calibrations
+    assert not list(folder.iterdir())
+
+
+def test_without_the_native_library_csr_takes_the_place_of_sparse_formats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "serves", lambda *_: False)
+    assert cpu_cost.runnable(torch.float32) == ("dense", "compact", "csr")
+    assert cpu_cost.runnable(torch.bfloat16) == ("dense", "compact")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_calibration_gives_costs_that_grow_with_the_work(dtype: torch.dtype) -> None:
+    for kind, cost in cpu_cost.calibrate(dtype, 64)[0].items():
+        small, large = (Work(kind, stored, 512, 0) for stored in (10_000, 1_000_000))
+        assert 0 < cost.seconds(small, 64) < cost.seconds(large, 64) < 1, kind
+
+
+def test_the_fit_recovers_what_the_times_were_made_of() -> None:
+    features = [[1.0, 5e6, 6e4], [1.0, 2e7, 1e5], [1.0, 9e7, 2e5], [1.0, 1e7, 4e5]]
+    for fixed, stored, line in ((2e-5, 1e-11, 2e-10), (0.0, 1e-11, 0.0), (1e-5, 3e-11, 0.0)):
+        seconds = [fixed * a + stored * b + line * c for a, b, c in features]
+        found = cpu_cost._fit(features, seconds)
+        assert (found.fixed, found.per_stored, found.per_line) == pytest.approx(
+            (fixed, stored, line), rel=1e-6, abs=1e-15
+        )
+
+
+def test_the_fit_never_goes_below_zero() -> None:
+    found = cpu_cost._fit([[1.0, 1e6, 1e4], [1.0, 2e6, 1e4], [1.0, 4e6, 2e4]], [3e-4, 2e-4, 1e-4])
+    assert min(found.fixed, found.per_stored, found.per_line) >= 0

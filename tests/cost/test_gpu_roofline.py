@@ -1,0 +1,124 @@
+"""The roofline of a GPU: what is modelled where nobody has measured yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsebert.cost import gpu_roofline
+from sparsebert.cost.gpu_roofline import KNOWN, Roofline
+from sparsebert.cost.work import BlockStatistics, MaskStatistics, Work, panel_works, works
+from sparsebert_kernels.cuda import tile_configs
+
+H200 = KNOWN["h200"]
+
+
+def speedup(rows: int, columns: int, tokens: int, density: float, height: int, device: str = "h200") -> float:
+    """Of h x 64 blocks spread evenly, over the dense layer, in bf16."""
+    model = Roofline(KNOWN[device], torch.bfloat16, tokens)
+    mask = MaskStatistics.of(torch.ones(rows, columns, dtype=torch.bool))
+    (dense,) = works(mask, torch.bfloat16, ("dense",))
+    blocks = BlockStatistics.spread(rows, columns, density)
+    (sparse,) = (work for work in panel_works(mask, blocks, torch.bfloat16) if work.block == (height, 64))
+    return model.seconds(dense) / model.seconds(sparse)
+
+
+def test_dense_layers_come_near_the_rate_of_the_tensor_cores() -> None:
+    dense = Work("dense", 0, 0, 3072 * 768 * 2, shape=(3072, 768))
+    seconds = Roofline(H200, torch.bfloat16, 16384).seconds(dense)
+    assert 0.8 < 2 * 16384 * 3072 * 768 / seconds / H200.matmul < 1
+
+
+@pytest.mark.parametrize(("height", "sparsity"), [(16, 0.87), (32, 0.76), (64, 0.57), (128, 0.47)])
+def test_blocks_break_even_where_the_l2_cache_lets_them(height: int, sparsity: float) -> None:
+    assert (
+        speedup(3072, 3072, 16384, 1 - sparsity + 0.08, height)
+        < 1
+        < speedup(3072, 3072, 16384, 1 - sparsity - 0.08, height)
+    )
+
+
+@pytest.mark.parametrize("tokens", [512, 4096, 16384])
+def test_taller_blocks_are_faster_at_any_sparsity(tokens: int) -> None:
+    for density in (0.05, 0.1, 0.25, 0.5):
+        gains = [speedup(3072, 768, tokens, density, height) for height in (16, 32, 64)]
+        assert gains == sorted(gains)
+
+
+def test_groups_of_8_columns_cost_what_64_wide_blocks_do() -> None:
+    mask = MaskStatistics.of(torch.ones(768, 768, dtype=torch.bool))
+    blocks = BlockStatistics.spread(768, 768, 0.25)
+    seconds = {
+        work.block: Roofline(H200, torch.bfloat16, 4096).seconds(work)
+        for work in panel_works(mask, blocks, torch.bfloat16)
+    }
+    assert seconds[64, 8] == pytest.approx(seconds[64, 64], rel=0.01)
+
+
+def test_activations_bound_what_sparsity_can_bring() -> None:
+    assert speedup(3072, 768, 16384, 0.02, 128) == pytest.approx(
+        speedup(3072, 768, 16384, 0.08, 128), rel=0.05
+    )
+    assert speedup(3072, 768, 16384, 0.02, 128) < 4
+
+
+def test_an_a100_gains_earlier_than_an_h200() -> None:
+    assert speedup(3072, 768, 4096, 0.25, 64, "a100") > 1.3 * speedup(3072, 768, 4096, 0.25, 64)
+
+
+def test_compaction_shrinks_the_product() -> None:
+    model = Roofline(H200, torch.bfloat16, 16384)
+    dense = Work("dense", 0, 0, 3072 * 768 * 2, shape=(3072, 768))
+    compact = Work("compact", 0, 0, 768 * 768 * 2, shape=(768, 768))
+    assert model.seconds(compact) < model.seconds(dense) / 1.5
+    assert model.seconds(Work("compact", 0, 0, 0, shape=(0, 768))) > 0
+
+
+def test_formats_without_a_model_are_unknown() -> None:
+    model = Roofline(H200, torch.bfloat16, 128)
+    work = Work("element", 1, 1, 1)
+    assert not model.knows(work)
+    with pytest.raises(KeyError):
+        model.seconds(work)
+
+
+@pytest.mark.parametrize("name", ["h200", "NVIDIA H200", "NVIDIA A100-SXM4-80GB"])
+def test_devices_are_found_by_name(name: str) -> None:
+    assert gpu_roofline.named(name).name in name or name == "h200" or "A100" in name
+
+
+def test_unknown_devices_are_refused_with_those_that_are_known() -> None:
+    with pytest.raises(ValueError, match="no figures for a device 'tpu'; there are some for: h200, h100"):
+        gpu_roofline.named("tpu")
+
+
+class Properties:
+    """What torch says of a GPU."""
+
+    def __init__(self, name: str, multi_processor_count: int) -> None:
+        self.name, self.multi_processor_count = name, multi_processor_count
+
+
+@pytest.mark.parametrize(("name", "scale"), [("NVIDIA H100 80GB HBM3", 1.0), ("NVIDIA L40S", 0.5)])
+def test_a_device_nobody_knows_is_scaled_by_its_processors(
+    name: str, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Properties(name, round(scale * KNOWN["h100"].processors))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    device = gpu_roofline.present.__wrapped__(torch.device("cuda"))
+    assert (device.name, device.processors) == (name, found.multi_processor_count)
+    assert device.matmul == scale * KNOWN["h100"].matmul
+    assert ("scaled" in device.source) == (scale != 1)
+
+
+def test_measured_limits_of_a_device_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = tile_configs.Limits(matmul=1e14, matmul_fp32=1e13, memory=2e12, l2=9e12, kernel=3e-6)
+    (tmp_path / "nvidia_h200.json").write_text(tile_configs.record("NVIDIA H200", [], limits))
+    monkeypatch.setattr(tile_configs, "FOLDER", tmp_path)
+    found = Properties("NVIDIA H200", 132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    device = gpu_roofline.present.__wrapped__(torch.device("cuda"))
+    assert (device.matmul, device.memory, device.l2, device.kernel) == (1e14, 2e12, 9e12, 3e-6)
+    assert device.source == "figures measured on such a device"

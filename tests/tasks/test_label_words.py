@@ -1,0 +1,191 @@
+"""A language model's head restricted to label words: the same logits, losses like those of task heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sparsebert.tasks import find_task
+from sparsebert.tasks.label_words import RELEASED, WORDS, word_ids, words_for
+from sparsebert.tasks.models import load_model, template_of
+
+transformers = pytest.importorskip("transformers")
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCABULARY = (*SPECIAL, "good", "bad", "film", "the", "yes", "no", "ter", "##rible")
+SHAPE = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": len(VOCABULARY)}
+FAMILIES = {
+    "Bert": SHAPE | {"intermediate_size": 24},
+    "Roberta": SHAPE | {"intermediate_size": 24, "pad_token_id": 0},
+    "Electra": SHAPE | {"intermediate_size": 24, "embedding_size": 16},
+    "DistilBert": {
+        "dim": 16,
+        "n_heads": 2,
+        "n_layers": 2,
+        "hidden_dim": 24,
+        "vocab_size": len(VOCABULARY),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return transformers.BertTokenizer(vocab={word: index for index, word in enumerate(VOCABULARY)})
+
+
+def saved(folder: Path, tokenizer: Any, family: str = "Bert", head: str = "ForMaskedLM") -> str:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**FAMILIES[family])
+    getattr(transformers, f"{family}{head}")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def batch() -> dict[str, torch.Tensor]:
+    ids = torch.tensor([[2, 8, 7, 5, 3], [2, 8, 7, 6, 3]])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_the_words_at_the_first_token(
+    tmp_path: Path, tokenizer: Any, family: str
+) -> None:
+    name = saved(tmp_path, tokenizer, family)
+    model, _ = load_model(name, find_task("sst2"), label_words=("bad", "good"))
+    whole = getattr(transformers, f"{family}ForMaskedLM").from_pretrained(name).eval()
+    with torch.no_grad():
+        found = model.eval()(**batch(), labels=torch.tensor([1, 0]))
+        expected = whole(**batch()).logits[:, 0, [6, 5]]
+    torch.testing.assert_close(found.logits, expected)
+    torch.testing.assert_close(found.loss, F.cross_entropy(expected, torch.tensor([1, 0])))
+    assert model.state_dict().keys() == whole.state_dict().keys()
+    assert {name for name, _ in model.named_parameters()} == {name for name, _ in whole.named_parameters()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_the_words_at_the_first_mask_where_there_is_one(
+    tmp_path: Path, tokenizer: Any, family: str
+) -> None:
+    name = saved(tmp_path, tokenizer, family)
+    model, _ = load_model(name, find_task("sst2"), label_words=("bad", "good"))
+    whole = getattr(transformers, f"{family}ForMaskedLM").from_pretrained(name).eval()
+    ids = torch.tensor([[2, 8, 4, 5, 3], [2, 4, 7, 4, 3], [2, 8, 7, 6, 3]])
+    with torch.no_grad():
+        found = model.eval()(input_ids=ids).logits
+        expected = whole(input_ids=ids).logits[..., [6, 5]]
+    torch.testing.assert_close(found, torch.stack([expected[0, 2], expected[1, 1], expected[2, 0]]))
+
+
+def test_a_model_is_saved_with_its_template(tmp_path: Path, tokenizer: Any) -> None:
+    name, template = saved(tmp_path / "start", tokenizer), "{0} the [MASK]"
+    model, _ = load_model(name, find_task("sst2"), label_words=("bad", "good"), template=template)
+    model.save_pretrained(tmp_path / "trained")
+    tokenizer.save_pretrained(tmp_path / "trained")
+    again, _ = load_model(str(tmp_path / "trained"), find_task("sst2"), trained=True)
+    assert template_of(again) == template
+    assert template_of(transformers.AutoModelForMaskedLM.from_pretrained(name)) is None
+    with pytest.raises(ValueError, match=r"template '\{0\}': one \[MASK\]"):
+        load_model(name, find_task("sst2"), label_words=("bad", "good"), template="{0}")
+
+
+def test_a_span_begins_with_yes_and_ends_with_no(tmp_path: Path, tokenizer: Any) -> None:
+    name = saved(tmp_path, tokenizer)
+    words = words_for(find_task("squad"), "task")
+    assert words == ("yes", "no")
+    model, _ = load_model(name, find_task("squad"), label_words=words)
+    whole = transformers.BertForMaskedLM.from_pretrained(name).eval()
+    start, end = torch.tensor([1, 9]), torch.tensor([2, 3])  # the second answer lies beyond its window
+    with torch.no_grad():
+        found = model.eval()(**batch(), start_positions=start, end_positions=end)
+        logits = whole(**batch()).logits
+    torch.testing.assert_close(found.start_logits, logits[..., 9])
+    torch.testing.assert_close(found.end_logits, logits[..., 10])
+    losses = F.cross_entropy(logits[:1, :, 9], start[:1]), F.cross_entropy(logits[..., 10], end)
+    torch.testing.assert_close(found.loss, sum(losses) / 2)
+
+
+def test_it_is_saved_as_the_language_model_it_is_and_knows_its_words(tmp_path: Path, tokenizer: Any) -> None:
+    name = saved(tmp_path / "start", tokenizer)
+    model, _ = load_model(name, find_task("sst2"), label_words=("bad", "good"))
+    model.save_pretrained(tmp_path / "trained")
+    tokenizer.save_pretrained(tmp_path / "trained")
+    again, _ = load_model(str(tmp_path / "trained"), find_task("sst2"), trained=True)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**batch()).logits, again.eval()(**batch()).logits)
+        resumed = type(model).from_pretrained(tmp_path / "trained").eval()
+        assert torch.equal(model(**batch()).logits, resumed(**batch()).logits)
+    plain = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "trained")
+    assert type(plain) is transformers.BertForMaskedLM
+    assert again.config.id2label == {0: "negative", 1: "positive"}
+    with pytest.raises(ValueError, match="label"):
+        load_model(str(tmp_path / "trained"), find_task("cola"), trained=True)
+    with pytest.raises(ValueError, match="was trained on a classification, squad is a span"):
+        load_model(str(tmp_path / "trained"), find_task("squad"), trained=True)
+
+
+def test_a_model_without_such_a_head_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    name = saved(tmp_path, tokenizer, head="Model")
+    with pytest.raises(ValueError, match=r"need the head of a masked language model; .* is a BertModel"):
+        load_model(name, find_task("sst2"), label_words=("bad", "good"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("terrible", "good"), "'terrible' is 2 tokens"),
+        (("awful", "good"), "'awful' is not in the model's vocabulary"),
+        (("good", "good"), "'good' stands for two labels"),
+    ],
+)
+def test_words_that_are_no_tokens_are_refused(tokenizer: Any, words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        word_ids(words, tokenizer)
+
+
+def test_a_word_of_roberta_is_the_one_after_a_space() -> None:
+    """Its vocabulary cuts a word at the beginning of a text into pieces."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    pieces = ByteLevelBPETokenizer()
+    texts = ["a great film", "the plot is terrible", "it is great"]
+    pieces.train_from_iterator(texts * 9, vocab_size=400, show_progress=False, special_tokens=["<unk>"])
+    roberta = transformers.PreTrainedTokenizerFast(tokenizer_object=pieces._tokenizer, unk_token="<unk>")
+    assert len(roberta("great", add_special_tokens=False)["input_ids"]) > 1
+    assert roberta.convert_ids_to_tokens(word_ids(("terrible", "great"), roberta)) == ["Ġterrible", "Ġgreat"]
+
+
+def test_every_task_with_labels_has_words_in_their_order() -> None:
+    for name, words in WORDS.items():
+        assert len(words) == find_task(name).num_labels
+    assert words_for(find_task("sst2"), "task") == ("terrible", "great")
+    assert words_for(find_task("sst2"), " bad, good ") == ("bad", "good")
+
+
+def test_the_released_code_calls_a_contradiction_yes() -> None:
+    """Its labels of MNLI are renumbered, its words are not; the published masks depend on it."""
+    mnli = find_task("mnli")
+    assert dict(zip(mnli.labels, words_for(mnli, "task"), strict=True)) == {
+        "entailment": "Yes",
+        "neutral": "Maybe",
+        "contradiction": "No",
+    }
+    released = words_for(mnli, "task", released=True)
+    assert dict(zip(mnli.labels, released, strict=True))["contradiction"] == "Yes"
+    assert {name for name in WORDS if WORDS[name] != RELEASED[name]} == {"mnli"}
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "message"),
+    [
+        ("stsb", "task", "stsb has no labels to say in words"),
+        ("wikitext-2", "task", "wikitext-2 has no labels to say in words"),
+        ("mnli", "yes,no", "mnli needs 3 label words, not 2"),
+    ],
+)
+def test_tasks_that_have_no_words_are_refused(task: str, asked: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        words_for(find_task(task), asked)

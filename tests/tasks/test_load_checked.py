@@ -1,0 +1,108 @@
+"""Models that cannot be loaded are refused in one line that says what is wrong with which."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsebert.tasks.load_checked import load_config, load_weights
+from tests.sparsify.models import build
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    build("BertModel").save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def edit_config(**changes: Any) -> Callable[[Path], object]:
+    def edit(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return edit
+
+
+def weights(content: bytes, name: str = "model.safetensors") -> Callable[[Path], object]:
+    def replace(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / name).write_bytes(content)
+
+    return replace
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises((ValueError, OSError)) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    return str(caught.value)
+
+
+def test_what_is_whole_is_loaded(folder: Path) -> None:
+    assert load_config(str(folder)).model_type == "bert"
+    assert load_weights(transformers.AutoModel, str(folder)).config.model_type == "bert"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is no usable JSON file"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\x80"), "config.json is no usable JSON file"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "is no model's configuration"),
+        (edit_config(hidden_size="wide"), "its config.json is not usable"),
+        (edit_config(model_type="no such"), "its config.json is not usable"),
+    ],
+)
+def test_configurations(folder: Path, damage: Callable[[Path], object], message: str) -> None:
+    damage(folder)
+    line = refusal(lambda: load_config(str(folder)))
+    assert message in line
+    assert str(folder) in line
+
+
+@pytest.mark.parametrize(
+    "stored", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "mine"}, {}, "gptq"]
+)
+def test_weights_that_another_library_has_quantised(folder: Path, stored: Any) -> None:
+    edit_config(quantization_config=stored)(folder)
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored
+    line = refusal(lambda: load_config(str(folder)))
+    assert line.startswith(f"{folder}: quant_method in its config.json is {method!r}; a model of plain")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (weights(b""), "its weights are damaged or cut off"),
+        (weights(b"\x7f" * 99), "its weights are damaged or cut off (SafetensorError"),
+        (weights(b"hello", "pytorch_model.bin"), "its weights are damaged or cut off"),
+        (weights(b"PK\x03\x04" + b"\x7f" * 99, "pytorch_model.bin"), "its weights are damaged or cut off"),
+        (edit_config(intermediate_size=4), "its weights are of other shapes than its config.json says"),
+    ],
+)
+def test_weights(folder: Path, damage: Callable[[Path], object], message: str) -> None:
+    damage(folder)
+    line = refusal(lambda: load_weights(transformers.AutoModel, str(folder)))
+    assert line.startswith(str(folder))
+    assert message in line
+
+
+def test_names_that_are_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "file").write_text("text")
+    assert "is a file: a hub id or the folder" in refusal(lambda: load_config(str(tmp_path / "file")))
+    assert "is no folder here" in refusal(lambda: load_config(str(tmp_path / "missing")))
+
+
+def test_a_run_in_place_of_its_model(folder: Path) -> None:
+    folder.rename(folder.parent / "model")
+    line = refusal(lambda: load_config(str(folder.parent)))
+    assert line.endswith(f"did you mean {folder.parent / 'model'}?")

@@ -1,0 +1,139 @@
+"""Tables: what is a row and a column, and where in which file something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from sparsebert.tasks.tables import read_columns
+
+Write = Callable[..., Path]
+
+
+class TestTsv:
+    def test_quotes_are_text_and_the_numbers_are_those_of_the_lines(self, write: Write) -> None:
+        path = write("a.tsv", "text\tlabel", '" he said\t1', 'she "left"\t0')
+        assert list(read_columns(path, ["text", "label"])) == [
+            (2, ('" he said', "1")),
+            (3, ('she "left"', "0")),
+        ]
+
+    def test_columns_come_in_the_order_asked_for(self, write: Write) -> None:
+        path = write("a.tsv", "x\ty\tz", "1\t2\t3")
+        assert list(read_columns(path, ["z", "x"])) == [(2, ("3", "1"))]
+
+    def test_by_number_the_first_line_is_a_row(self, write: Write) -> None:
+        path = write("a.tsv", "gj04\t1\t\tIt rains.", "gj04\t0\t*\tRains it.")
+        assert list(read_columns(path, [3, 1])) == [(1, ("It rains.", "1")), (2, ("Rains it.", "0"))]
+
+    def test_a_byte_order_mark_and_windows_line_ends_are_no_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.tsv"
+        path.write_bytes("﻿Quality\ttext\r\n1\tso\r\n".encode())
+        assert list(read_columns(path, ["text", "Quality"])) == [(2, ("so", "1"))]
+
+    def test_only_a_newline_ends_a_line(self, write: Write) -> None:
+        odd = "one\u2028two\x0cthree\x85four\rfive"
+        path = write("a.tsv", "text\tlabel", f"{odd}\t1")
+        assert list(read_columns(path, ["text"])) == [(2, (odd,))]
+
+    def test_the_last_line_needs_no_newline(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.tsv"
+        path.write_text("text\nlast")
+        assert list(read_columns(path, ["text"])) == [(2, ("last",))]
+
+    def test_an_empty_file_has_no_rows(self, write: Write) -> None:
+        assert list(read_columns(write("a.tsv"), ["text"])) == []
+
+    def test_a_missing_column_is_named_with_those_that_are_there(self, write: Write) -> None:
+        path = write("a.tsv", "text\tlabel", "x\t1")
+        with pytest.raises(ValueError, match=r"a\.tsv:1: no column 'sentence'; the columns are text, label$"):
+            list(read_columns(path, ["sentence"]))
+
+    def test_a_column_that_stands_twice_is_refused(self, write: Write) -> None:
+        with pytest.raises(ValueError, match=r"a\.tsv:1: two columns 'x'"):
+            list(read_columns(write("a.tsv", "x\tx"), ["x"]))
+
+    @pytest.mark.parametrize("row", ["x", "x\t1\textra", ""])
+    def test_a_row_of_another_width_is_named_by_file_and_line(self, write: Write, row: str) -> None:
+        path = write("a.tsv", "text\tlabel", "x\t1", row, "x\t0")
+        width = row.count("\t") + 1
+        with pytest.raises(ValueError, match=rf"a\.tsv:3: {width} columns where line 1 has 2$"):
+            list(read_columns(path, ["text", "label"]))
+
+    def test_too_few_columns_in_a_file_without_a_header(self, write: Write) -> None:
+        with pytest.raises(ValueError, match=r"a\.tsv:1: 2 columns, at least 4 are expected"):
+            list(read_columns(write("a.tsv", "text\t1"), [3, 1]))
+
+    def test_bytes_that_are_no_utf_8_are_named_by_line(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.tsv"
+        path.write_bytes(b"text\nfine\ncaf\xe9\n")
+        with pytest.raises(ValueError, match=r"a\.tsv:3: not UTF-8 \(byte 0xe9\)"):
+            list(read_columns(path, ["text"]))
+
+
+class TestCsv:
+    def test_quoted_commas_quotes_and_newlines_are_text(self, write: Write) -> None:
+        path = write("a.csv", "text,label", '"one, ""two""\nthree",yes', "four,no")
+        assert list(read_columns(path, ["text", "label"])) == [
+            (2, ('one, "two"\nthree', "yes")),
+            (4, ("four", "no")),
+        ]
+
+    def test_an_open_quote_is_named_by_the_line_where_its_row_begins(self, write: Write) -> None:
+        path = write("a.csv", "text,label", "x,1", '"y,1', "z,0")
+        with pytest.raises(ValueError, match=r"a\.csv:3: not CSV: unexpected end of data"):
+            list(read_columns(path, ["text"]))
+
+
+class TestJsonLines:
+    def test_numbers_and_truth_values_are_read_as_they_are_written(self, write: Write) -> None:
+        path = write("a.jsonl", '{"t": "x", "y": 1}', '{"y": true, "t": "z"}', '{"t": "", "y": 2.5, "n": 0}')
+        rows = [values for _, values in read_columns(path, ["t", "y"])]
+        assert rows == [("x", "1"), ("z", "true"), ("", "2.5")]
+
+    @pytest.mark.parametrize(
+        ("line", "complaint"),
+        [
+            ("{'t': 1}", "not JSON"),
+            ("", "not JSON"),
+            ("[1]", "a JSON object is expected, not list"),
+            ('{"u": 1}', "no column 't'; the columns are u"),
+            ('{"t": null}', "column 't' holds null, not a text or number"),
+            ("[" * 100_000, "not JSON: nested too deeply"),
+        ],
+    )
+    def test_a_bad_line_is_named_by_file_and_number(self, write: Write, line: str, complaint: str) -> None:
+        path = write("a.jsonl", '{"t": "x"}', line, '{"t": "x"}')
+        with pytest.raises(ValueError, match=rf"a\.jsonl:2: {complaint}"):
+            list(read_columns(path, ["t"]))
+
+
+fields = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+tables = st.lists(st.tuples(fields, fields), min_size=1, max_size=4)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tables)
+def test_what_is_written_is_read_again(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+    with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("x", "y"), *rows])
+    objects = "".join(json.dumps({"y": y, "x": x}) + "\n" for x, y in rows)
+    (tmp_path / "a.jsonl").write_text(objects, encoding="utf-8")
+    # A tab-separated file has no way to write these; windows line ends are those of the file.
+    plain = [tuple(re.sub(r"[\t\n\r]", " ", field) for field in row) for row in rows]
+    lines = "".join(f"{x}\t{y}\n" for x, y in [("x", "y"), *plain])
+    (tmp_path / "a.tsv").write_bytes(lines.encode())
+    for name, expected in (("a.csv", rows), ("a.jsonl", rows), ("a.tsv", plain)):
+        assert [row for _, row in read_columns(tmp_path / name, ["x", "y"])] == expected
+
+
+def test_a_table_of_an_unknown_kind_is_refused(write: Write) -> None:
+    with pytest.raises(ValueError, match=r"expected to end in \.tsv, \.csv or \.jsonl, not \.parquet"):
+        list(read_columns(write("a.parquet"), ["t"]))

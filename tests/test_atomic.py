@@ -1,0 +1,57 @@
+"""Files and folders are there whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparsebert.atomic import replacing, sweep
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    target.write_text("before")
+    with replacing(target) as unfinished:
+        unfinished.write_text("after")
+        assert target.read_text() == "before"
+    assert target.read_text() == "after"
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for content in ("old", "new"):
+        with replacing(target) as unfinished:
+            (unfinished / "deep").mkdir(parents=True)
+            (unfinished / "deep" / "weights").write_text(content)
+    assert (target / "deep" / "weights").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, folder: bool) -> None:
+    target = tmp_path / "result"
+    target.write_text("before")
+
+    def fill() -> None:
+        with replacing(target) as unfinished:
+            if folder:
+                unfinished.mkdir()
+                unfinished = unfinished / "part"
+            unfinished.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fill()
+    assert target.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / ".model.123.tmp").mkdir()
+    (tmp_path / ".model.123.tmp" / "weights").write_text("half")
+    (tmp_path / ".log.456.tmp").write_text("half")
+    (tmp_path / ".lock").touch()
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
