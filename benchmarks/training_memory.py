@@ -24,10 +24,10 @@ from benchmarks.goals import goal
 from sparsebert import results
 from sparsebert.bench import environment, memory
 from sparsebert.bert import full_name, resolve, structure
-from sparsebert.learned.learner import Learner
-from sparsebert.learned.rule import Goal
 from sparsebert.lottery.learned import LearnedMethod
 from sparsebert.lottery.registry import lottery_method
+from sparsebert.mask_learning.learner import Learner
+from sparsebert.mask_learning.rule import Goal
 from sparsebert.pruning import prune
 from sparsebert.pruning.gates import gate_sites
 from sparsebert.report.memory_tables import memory_tables

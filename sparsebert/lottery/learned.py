@@ -7,10 +7,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsebert.learned.learner import Learner
-from sparsebert.learned.rule import Goal, Rule
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import Head, LotteryMethod, Rewind, Round, Source
+from sparsebert.mask_learning.learner import Learner
+from sparsebert.mask_learning.rule import Goal, Rule
 from sparsebert.tickets.ticket import Ticket
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ import torch
 
 from sparsebert.atomic import replacing
 from sparsebert.bert import resolve, structure
-from sparsebert.learned.learner import Learner
 from sparsebert.lottery.begin import Course, begin_round
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.folder import Record, RunFolder, digest
 from sparsebert.lottery.learned import LearnedMethod
 from sparsebert.lottery.registry import LooksAtBatches, Rewind, Round, SearchingMethod, Source
 from sparsebert.lottery.round_training import Trained, train_round
+from sparsebert.mask_learning.learner import Learner
 from sparsebert.pruning import prune
 from sparsebert.pruning.granularity import parse_granularity
 from sparsebert.tickets.ticket import Ticket

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from sparsebert.atomic import replacing
-from sparsebert.learned.learner import Learner
+from sparsebert.mask_learning.learner import Learner
 from sparsebert.training import ranks
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from sparsebert.learned.contrast import Examples, contrast
+from sparsebert.mask_learning.contrastive_loss import Examples, contrast
 from sparsebert.training import ranks
 from sparsebert.training.banks import Banks, HeadInput
 

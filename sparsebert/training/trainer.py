@@ -16,8 +16,8 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
-from sparsebert.learned.learner import Learner
-from sparsebert.learned.rule import Scored
+from sparsebert.mask_learning.learner import Learner
+from sparsebert.mask_learning.rule import Scored
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import ranks
 from sparsebert.training.checkpoint import Checkpoint

@@ -22,7 +22,7 @@ from benchmarks.training_memory import (
     rows_of,
 )
 from sparsebert.bert import resolve, structure
-from sparsebert.learned.layer import LearnedLinear
+from sparsebert.mask_learning.masked_layers import LearnedLinear
 from sparsebert.pruning.granularity import parse_granularity
 
 SHAPE = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}

@@ -15,11 +15,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert import results
-from sparsebert.learned import contrast as terms
 from sparsebert.lottery import run as loop
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
+from sparsebert.mask_learning import contrastive_loss as terms
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import contrast as part
 from sparsebert.training.banks import Banks

@@ -159,7 +159,7 @@ def test_it_is_judged_in_fp32_whatever_it_is_trained_in(tmp_path: Path) -> None:
 
 def test_to_judge_wakes_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeping the random state of every device would: each process of several takes memory on each."""
-    from sparsebert.learned.learner import Learner
+    from sparsebert.mask_learning.learner import Learner
     from sparsebert.training.choice import BestChoice
 
     model, request = tiny.model(), asked()

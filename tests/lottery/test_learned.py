@@ -16,11 +16,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert import results
-from sparsebert.learned.learner import Learner
 from sparsebert.lottery import run as loop
 from sparsebert.lottery.experiment import Request
 from sparsebert.lottery.registry import lottery_method
 from sparsebert.lottery.run import run
+from sparsebert.mask_learning.learner import Learner
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.trainer import TicketTrainer
 from tests.lottery import tiny

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from sparsebert.learned.rule import require_not_negative, require_positive
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.methods.learned import Movement, SoftMovement
 from sparsebert.lottery.registry import (
@@ -22,6 +21,7 @@ from sparsebert.lottery.registry import (
     Source,
     register,
 )
+from sparsebert.mask_learning.rule import require_not_negative, require_positive
 from sparsebert.pruning import HeadImportance, Share, levels
 from sparsebert.training import ranks
 from sparsebert.training.banks import Banks, head_linear
@@ -43,7 +43,7 @@ _BANKS = (PRETRAINED, FINE_TUNED, SNAPSHOTS)
 class Contrastive(LotteryMethod):
     """Contrastive pruning (Xu et al. 2022, "From Dense to Sparse: Contrastive Pruning for Better Pre-trained
     Language Model Compression"): the loss gets ``instance_weight`` and ``label_weight`` times the terms of
-    :func:`sparsebert.learned.contrast.contrast` for each of the ``banks``: "pretrained", what the model made
+    :func:`sparsebert.mask_learning.contrastive_loss.contrast` for each of the ``banks``: "pretrained", what the model made
     of the training data at first; "fine-tuned", what the teacher makes of them; "snapshots", what the model
     made of them on the way, all snapshots together. Beside each batch ``negatives`` of a bank are drawn.
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from torch import Tensor
 
 from sparsebert.bert import structure
-from sparsebert.learned.rule import require_not_negative, require_positive
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.registry import Companion, Rewind, Round, SearchingMethod, Source, register
+from sparsebert.mask_learning.rule import require_not_negative, require_positive
 from sparsebert.pruning.gates import GateSite, gate_sites
 from sparsebert.pruning.granularity import kinds_in
 from sparsebert.pruning.methods.early_bird import Coefficients, Settled, mask_distance

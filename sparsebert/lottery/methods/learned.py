@@ -1,4 +1,4 @@
-"""Methods that learn their masks while they train. Their rules are in :mod:`sparsebert.learned`."""
+"""Methods that learn their masks while they train. Their rules are in :mod:`sparsebert.mask_learning`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsebert.learned import hard_concrete, ramped, static
-from sparsebert.learned.learner import Learner
-from sparsebert.learned.static import Mask
 from sparsebert.lottery.experiment import Experiment, Request
 from sparsebert.lottery.learned import LearnedMethod
 from sparsebert.lottery.registry import register
+from sparsebert.mask_learning import l0, movement, smp
+from sparsebert.mask_learning.learner import Learner
+from sparsebert.mask_learning.smp import Mask
 
 if TYPE_CHECKING:
     from sparsebert.training.choice import BestChoice
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @register("gradual")
 @dataclass(frozen=True)
-class GradualMagnitude(LearnedMethod, ramped.GradualMagnitude):
-    __doc__ = ramped.GradualMagnitude.__doc__
+class GradualMagnitude(LearnedMethod, movement.GradualMagnitude):
+    __doc__ = movement.GradualMagnitude.__doc__
 
 
 @register("movement")
 @dataclass(frozen=True)
-class Movement(LearnedMethod, ramped.Movement):
-    __doc__ = ramped.Movement.__doc__
+class Movement(LearnedMethod, movement.Movement):
+    __doc__ = movement.Movement.__doc__
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,20 @@ class _ByPenalty(LearnedMethod):
 
 @register("soft-movement")
 @dataclass(frozen=True)
-class SoftMovement(_ByPenalty, ramped.SoftMovement):
-    __doc__ = ramped.SoftMovement.__doc__
+class SoftMovement(_ByPenalty, movement.SoftMovement):
+    __doc__ = movement.SoftMovement.__doc__
 
 
 @register("l0")
 @dataclass(frozen=True)
-class HardConcrete(_ByPenalty, hard_concrete.HardConcrete):
-    __doc__ = hard_concrete.HardConcrete.__doc__
+class HardConcrete(_ByPenalty, l0.HardConcrete):
+    __doc__ = l0.HardConcrete.__doc__
 
 
 @register("smp")
 @dataclass(frozen=True)
-class StaticModelPruning(LearnedMethod, static.StaticModelPruning):
-    __doc__ = f"""{static.StaticModelPruning.__doc__}
+class StaticModelPruning(LearnedMethod, smp.StaticModelPruning):
+    __doc__ = f"""{smp.StaticModelPruning.__doc__}
     ``choose_every``: every so many steps, once the density is near what is asked for, and at the end the
     masks are judged by the validation data, and the best are the run's, as in the released scripts (1000, or
     an epoch of a small task). What is chosen by the validation data looks better there than it is: judge it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from sparsebert.learned.rule import Goal
+from sparsebert.mask_learning.rule import Goal
 
 _HALF, _DENSE = Fraction(1, 2), Fraction(7, 10)
 _SQUAD = "squad"

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsebert.learned.rule import Candidates, Gated, Goal, mean_sigmoid, require_not_negative
+from sparsebert.mask_learning.rule import Candidates, Gated, Goal, mean_sigmoid, require_not_negative
 
 # The temperature of the concrete distribution, and the ends that it is stretched to.
 _BETA, _LOW, _HIGH = 2 / 3, -0.1, 1.1

@@ -11,10 +11,10 @@ import torch
 from torch.func import functional_call
 
 from sparsebert.bert import full_name, resolve
-from sparsebert.learned.layer import LearnedLinear
-from sparsebert.learned.learner import Learner
-from sparsebert.learned.ramped import GradualMagnitude, Movement, SoftMovement
-from sparsebert.learned.rule import Goal, Rule
+from sparsebert.mask_learning.learner import Learner
+from sparsebert.mask_learning.masked_layers import LearnedLinear
+from sparsebert.mask_learning.movement import GradualMagnitude, Movement, SoftMovement
+from sparsebert.mask_learning.rule import Goal, Rule
 from sparsebert.pruning import prune
 from sparsebert.training.snapshot import Snapshot
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from sparsebert.learned.hard_concrete import HardConcrete
-from sparsebert.learned.layer import GatedLinear
-from sparsebert.learned.rule import Goal
+from sparsebert.mask_learning.l0 import HardConcrete
+from sparsebert.mask_learning.masked_layers import GatedLinear
+from sparsebert.mask_learning.rule import Goal
 from sparsebert.pruning.granularity import parse_granularity
-from tests.learned.two_matrices import (
+from tests.mask_learning.two_matrices import (
     SHAPES,
     assert_equal,
     candidates,

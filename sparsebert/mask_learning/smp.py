@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsebert.learned import released
-from sparsebert.learned.rule import (
+from sparsebert.mask_learning import smp_recipes
+from sparsebert.mask_learning.rule import (
     Candidates,
     Goal,
     Scored,
@@ -24,7 +24,7 @@ from sparsebert.learned.rule import (
     require_not_negative,
     require_positive,
 )
-from sparsebert.learned.schedules import CURVES, Ramp
+from sparsebert.mask_learning.schedules import CURVES, Ramp
 from sparsebert.pruning.sparsity_schedule import exact, require_share
 
 # Of a run's steps: 7 of the 12 epochs that the paper trains large tasks for.
@@ -83,7 +83,7 @@ class StaticModelPruning(Scored):
 
     ``smp_compat``: as the released code computes. Counts are rounded to below, nothing is redistributed (so S
     keeps less than it says), and ramps and temperature are what its scripts set for the task
-    (:mod:`sparsebert.learned.released`): the temperature is 4 from a density of 0.7 on, and the density falls
+    (:mod:`sparsebert.mask_learning.smp_recipes`): the temperature is 4 from a density of 0.7 on, and the density falls
     over 3500 steps from a density of 0.8 on, 5250 from 0.7 on, else all steps but the last 30000.
     """
 
@@ -122,7 +122,7 @@ class StaticModelPruning(Scored):
         steps, source = self.ramp_steps, "ramp_steps"
         if steps is None and self.smp_compat:
             source = f"the released code's ramp for a density of {float(goal.density):g}"
-            steps = released.ramp_steps(goal, self.mask is Mask.SHARED)
+            steps = smp_recipes.ramp_steps(goal, self.mask is Mask.SHARED)
         elif steps is None:
             steps, source = max(1, round(_SHARE_OF_RAMP * goal.steps)), ""
         if not 1 <= steps <= goal.steps:
@@ -158,7 +158,7 @@ class StaticModelPruning(Scored):
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:
         end = goal.steps if self.regularisation_over is Over.RUN else self.ramp(goal).end
         if self.smp_compat and self.regularisation_over is Over.RUN:
-            end = released.penalty_steps(goal)
+            end = smp_recipes.penalty_steps(goal)
         return growing_penalty(scores, self.regularisation, end, step)
 
     def _shared(
@@ -166,7 +166,7 @@ class StaticModelPruning(Scored):
     ) -> dict[str, Tensor]:
         temperature = self.temperature
         if temperature is None:
-            temperature = released.temperature(goal) if self.smp_compat else 1.0
+            temperature = smp_recipes.temperature(goal) if self.smp_compat else 1.0
         masks: dict[str, Tensor] = {}
         for of_type in candidates.rivals("type"):
             rates = [

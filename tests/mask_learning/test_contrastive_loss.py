@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsebert.learned.contrast import Examples, contrast
-from sparsebert.learned.ramped import Movement, SoftMovement
-from sparsebert.learned.rule import Goal
-from tests.learned import two_matrices
-from tests.learned.two_matrices import SHAPES, Array, assert_equal, numbers, sigmoid, taken, transcribed
+from sparsebert.mask_learning.contrastive_loss import Examples, contrast
+from sparsebert.mask_learning.movement import Movement, SoftMovement
+from sparsebert.mask_learning.rule import Goal
+from tests.mask_learning import two_matrices
+from tests.mask_learning.two_matrices import SHAPES, Array, assert_equal, numbers, sigmoid, taken, transcribed
 
 EXAMPLES = 30
 

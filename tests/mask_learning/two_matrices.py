@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsebert.learned.layer import GatedLinear, LearnedLinear
-from sparsebert.learned.rule import Candidates, Gated, Goal, Rule, Scored
+from sparsebert.mask_learning.masked_layers import GatedLinear, LearnedLinear
+from sparsebert.mask_learning.rule import Candidates, Gated, Goal, Rule, Scored
 from sparsebert.pruning.unit_groups import unit_groups
 
 Array = np.ndarray

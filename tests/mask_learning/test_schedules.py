@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from sparsebert.learned.schedules import Ramp, between_warm_ups, cubic, linear
+from sparsebert.mask_learning.schedules import Ramp, between_warm_ups, cubic, linear
 
 TENTH = Fraction(1, 10)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsebert.learned.rule import Gated
+from sparsebert.mask_learning.rule import Gated
 from sparsebert.pruning.granularity import Granularity
 from sparsebert_kernels.masked import masked_linear, pack_mask
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from sparsebert.learned.rule import (
+from sparsebert.mask_learning.rule import (
     Candidates,
     Goal,
     Rule,
@@ -20,7 +20,7 @@ from sparsebert.learned.rule import (
     mean_sigmoid,
     require_not_negative,
 )
-from sparsebert.learned.schedules import Ramp, between_warm_ups
+from sparsebert.mask_learning.schedules import Ramp, between_warm_ups
 from sparsebert.pruning.sparsity_schedule import exact, require_share
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sparsebert.learned.ramped import GradualMagnitude, Movement, SoftMovement
-from sparsebert.learned.rule import Goal
-from tests.learned.two_matrices import (
+from sparsebert.mask_learning.movement import GradualMagnitude, Movement, SoftMovement
+from sparsebert.mask_learning.rule import Goal
+from tests.mask_learning.two_matrices import (
     FIRST,
     SECOND,
     SHAPES,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsebert.learned.rule import Candidates, Goal
-from sparsebert.learned.static import (
+from sparsebert.mask_learning.rule import Candidates, Goal
+from sparsebert.mask_learning.smp import (
     Mask,
     Over,
     StaticModelPruning,
@@ -20,7 +20,7 @@ from sparsebert.learned.static import (
     whole_numbers,
 )
 from sparsebert.pruning.unit_groups import unit_groups
-from tests.learned.two_matrices import (
+from tests.mask_learning.two_matrices import (
     FIRST,
     SECOND,
     SHAPES,

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sparsebert.learned.schedules import Ramp
+from sparsebert.mask_learning.schedules import Ramp
 from sparsebert.pruning.sparsity_schedule import exact
 from sparsebert.pruning.top_k import Size, ranked, select
 from sparsebert.pruning.unit_groups import UnitGroup, rivals
