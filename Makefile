@@ -91,7 +91,7 @@ results: $(VENV)/.native $(VENV)/.others $(VENV)/.demo  ## measure every figure 
 	    rm -f build/$$name.jsonl && $(PY) -m benchmarks.$$name --out build/$$name.jsonl && \
 	    mv build/$$name.jsonl benchmarks/results/ || exit 1; done
 	$(PY) -m sparsebert.demo > build/demo.txt && mv build/demo.txt benchmarks/results/
-	$(PY) -m sparsebert.report.readme --write
+	$(PY) -m sparsebert.report.render_docs --write
 
 # Hours, but in as many goes as one likes: what was interrupted goes on, what is done is only read.
 lottery: $(VENV)/.native $(VENV)/.demo  ## find and train tickets on real tasks, data in SPARSEBERT_DATA, and compact one; benchmarks/results/
@@ -99,7 +99,7 @@ lottery: $(VENV)/.native $(VENV)/.demo  ## find and train tickets on real tasks,
 	$(PY) -m benchmarks.lottery --out build/lottery.jsonl --plot build/lottery.png $(ARGS)
 	$(PY) -m benchmarks.compaction --out build/compaction.jsonl
 	mv build/lottery.jsonl build/lottery.png build/compaction.jsonl benchmarks/results/
-	$(PY) -m sparsebert.report.readme --write
+	$(PY) -m sparsebert.report.render_docs --write
 
 clean:  ## remove what was built, keep the environments
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(CPU)/_native.so $(VENV)/.native

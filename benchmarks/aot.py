@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsebert import results
+from sparsebert.bench.contention import usable_cores
 from sparsebert.bench.environment import revision
-from sparsebert.bench.quiet import usable_cores
 from sparsebert.report.aot_tables import aot_tables, configuration_tables
 
 ROOT = Path(__file__).parents[1]

@@ -22,15 +22,15 @@ from benchmarks.lottery.runs import FOLDERS, SEEDS, Run
 from sparsebert import results
 from sparsebert.bench import environment, runner
 from sparsebert.bench.environment import Environment
-from sparsebert.bench.subject import prepare
+from sparsebert.bench.pruned_model import prepare
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.compact import compact_, compaction_description
 from sparsebert.compaction import analyze as removal
 from sparsebert.demo.real_model import NAME
-from sparsebert.lottery.folder import RunFolder
+from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.report.compaction_tables import compaction_tables
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.train import evaluate
+from sparsebert.workflows.train import evaluate
 
 RUN = Run("compaction", "smp-s", "sst2", SEEDS[0], "smp", 0.97, {"mask": "S"})
 THIN = 10  # weights that a row must have not to be dropped: the paper's

@@ -24,14 +24,14 @@ from torch import nn
 from benchmarks.goals import goal
 from benchmarks.layers import packed_layer
 from sparsebert import results
-from sparsebert.bench import environment, gate
+from sparsebert.bench import environment, output_check
 from sparsebert.bench.onnx_export import export_module
 from sparsebert.bench.providers import PROVIDERS
 from sparsebert.bench.providers.deepsparse import VARIABLE, DeepSparseWorker
 from sparsebert.bench.providers.onednn import PrepackedLinear
 from sparsebert.bench.runner import quantiles
 from sparsebert.bench.timer import Run, alternate, on_wall
-from sparsebert.report.tables import goal_tables, stack_tables
+from sparsebert.report.layer_tables import goal_tables, stack_tables
 from sparsebert_kernels import ops
 
 BLOCKS = 6
@@ -67,9 +67,9 @@ def measure(sparsity: float, tokens: int, budget: float, machine: dict[str, Any]
             run, answer = held.enter_context(_deepsparse(dense, x))
             runs["deepsparse"], answers["deepsparse"] = run, answer
         reference, everywhere = [dense(x)], [torch.ones(1, tokens)]
-        gate.require(
+        output_check.require(
             [
-                gate.compare(name, [answer()], reference, everywhere, precision="float32")
+                output_check.compare(name, [answer()], reference, everywhere, precision="float32")
                 for name, answer in answers.items()
             ]
         )

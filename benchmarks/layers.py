@@ -24,12 +24,12 @@ import torch
 from torch import nn
 
 from sparsebert import results
-from sparsebert.bench import environment, gate
+from sparsebert.bench import environment, output_check
+from sparsebert.bench.contention import load_average
 from sparsebert.bench.providers.onednn import PrepackedLinear
-from sparsebert.bench.quiet import load_average
 from sparsebert.bench.runner import quantiles
 from sparsebert.bench.timer import Run, Timings, alternate, on_wall, repeated
-from sparsebert.report.tables import layer_tables
+from sparsebert.report.layer_tables import layer_tables
 from sparsebert_kernels import cpu, formats, ops
 
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (2304, 768))  # (out, in)
@@ -112,10 +112,10 @@ def measure(case: Case, shape: tuple[int, int], tokens: int, budget: float) -> d
     everywhere = [torch.ones(1, tokens)]
     sides = {"onednn": lambda: dense(x), "sparse": lambda: ops.linear(x, packed, linear.bias)}
     verdicts = [
-        gate.compare(name, [side()[None]], [exact[None]], everywhere, precision=precision)
+        output_check.compare(name, [side()[None]], [exact[None]], everywhere, precision=precision)
         for name, side in sides.items()
     ]
-    gate.require(verdicts)
+    output_check.require(verdicts)
     runs = {name: on_wall(side) for name, side in sides.items()}
     timings = _timed(runs, budget)
     calls = max(1, round(timings.ratio("onednn", "sparse").median))

@@ -18,11 +18,11 @@ from benchmarks.goals import goal
 from sparsebert import results
 from sparsebert.bench import environment, runner
 from sparsebert.bench.providers import PROVIDERS
-from sparsebert.bench.subject import prepare
+from sparsebert.bench.pruned_model import prepare
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
+from sparsebert.report.layer_tables import goal_tables
 from sparsebert.report.model_tables import sweep_tables
-from sparsebert.report.tables import goal_tables
 
 TOKENS = 128
 RIVALS = ("onednn", "eager", "onnxruntime", "deepsparse")

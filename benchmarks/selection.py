@@ -21,9 +21,9 @@ from torch import Tensor
 from benchmarks.goals import goal
 from sparsebert import results
 from sparsebert.bench import environment, memory
-from sparsebert.bench.quiet import Watch
+from sparsebert.bench.contention import Watch
 from sparsebert.pruning.top_k import ranked, select
-from sparsebert.report.tables import goal_tables, selection_tables
+from sparsebert.report.layer_tables import goal_tables, selection_tables
 
 # One layer's matrices in BERT-base, of 12: query, key, value and output of the attention, up and down.
 LAYER = (*4 * (768 * 768,), *2 * (768 * 3072,))

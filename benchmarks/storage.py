@@ -18,7 +18,7 @@ from sparsebert import results
 from sparsebert.bench import environment
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
-from sparsebert.report.tables import goal_tables
+from sparsebert.report.layer_tables import goal_tables
 from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
 

@@ -24,18 +24,18 @@ from benchmarks.goals import goal
 from sparsebert import results
 from sparsebert.bench import environment, memory
 from sparsebert.bert import full_name, resolve, structure
-from sparsebert.lottery.learned import LearnedMethod
-from sparsebert.lottery.registry import lottery_method
+from sparsebert.lottery.mask_learning_method import LearnedMethod
+from sparsebert.lottery.method import lottery_method
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.mask_learning.rule import Goal
 from sparsebert.pruning import prune
 from sparsebert.pruning.gates import gate_sites
+from sparsebert.report.layer_tables import goal_tables
 from sparsebert.report.memory_tables import memory_tables
-from sparsebert.report.tables import goal_tables
 from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training.coefficients import TrainedCoefficients
-from sparsebert.training.masking import MaskKeeper
+from sparsebert.training.mask_enforcer import MaskKeeper
+from sparsebert.training.unit_coefficients import TrainedCoefficients
 
 DENSITY = 0.1
 STEPS = 1000

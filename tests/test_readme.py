@@ -12,8 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from sparsebert.bert import structure
-from sparsebert.cli import app
-from sparsebert.report import readme
+from sparsebert.cli.app import app
+from sparsebert.report import render_docs
 
 FILE = Path(__file__).parent.parent / "README.md"
 README = FILE.read_text()
@@ -142,4 +142,7 @@ def test_there_are_commands_to_test() -> None:
 
 
 def test_the_tables_are_those_of_the_result_files() -> None:
-    assert readme.main(["--check", *(str(FILE.parent / document) for document in readme.DOCUMENTS)]) == 0
+    assert (
+        render_docs.main(["--check", *(str(FILE.parent / document) for document in render_docs.DOCUMENTS)])
+        == 0
+    )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.gpu.device import Device, Work
 from benchmarks.gpu.session import context_lost
-from sparsebert.bench.gate import Verdict, require
+from sparsebert.bench.output_check import Verdict, require
 from sparsebert.bench.runner import quantiles
 from sparsebert.bench.timer import MAX_SPREAD, alternate
 

@@ -43,11 +43,11 @@ from benchmarks.lottery.runs import (
 )
 from sparsebert import results
 from sparsebert.bench import environment, runner
-from sparsebert.bench.subject import prepare
+from sparsebert.bench.pruned_model import prepare
 from sparsebert.bench.workload import Workload, hush_transformers
+from sparsebert.cli.path_checks import require_picture
 from sparsebert.demo.real_model import NAME, weights_folder
-from sparsebert.lottery.folder import RunFolder
-from sparsebert.paths import require_picture
+from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.report.lottery_plots import curve_plot
 from sparsebert.report.lottery_tables import RIVALS, curve_tables, learned_tables, transfer_tables
 from sparsebert.tickets.ticket import Ticket

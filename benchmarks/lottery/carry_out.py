@@ -11,9 +11,9 @@ from pathlib import Path
 from benchmarks.lottery.runs import FOLDERS, Run
 from sparsebert import results
 from sparsebert.demo.real_model import NAME, weights_folder
-from sparsebert.lottery.folder import RunFolder
+from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.tasks import encode, load
-from sparsebert.train import train
+from sparsebert.workflows.train import train
 
 
 def add_data_option(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert.lottery.experiment import Request, Units
-from sparsebert.lottery.folder import RunFolder
-from sparsebert.lottery.registry import lottery_method
+from sparsebert.lottery.method import lottery_method
+from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.settings import TrainingSettings
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sparsebert
-from sparsebert.bench.quiet import load_average, usable_cores
+from sparsebert.bench.contention import load_average, usable_cores
 
 # The extensions that decide which kernels can run; a full flag list would bury them.
 TELLING_FLAGS = (

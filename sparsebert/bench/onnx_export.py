@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from sparsebert.bench.subject import Subject
+    from sparsebert.bench.pruned_model import Subject
 
 OPSET = 14
 INPUTS = ("input_ids", "attention_mask")

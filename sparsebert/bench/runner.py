@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from sparsebert.bench import gate, memory
+from sparsebert.bench import memory, output_check
+from sparsebert.bench.contention import load_average
 from sparsebert.bench.environment import Environment
 from sparsebert.bench.providers import PROVIDERS, Provider, Side
-from sparsebert.bench.quiet import load_average
-from sparsebert.bench.subject import Subject
+from sparsebert.bench.pruned_model import Subject
 from sparsebert.bench.timer import Quantiles, Timings, alternate
 from sparsebert.results import Record, stamp
 
@@ -74,17 +74,17 @@ def _sides(subject: Subject, names: Sequence[str], on_step: Step) -> Iterator[di
         yield sides
 
 
-def _judge(subject: Subject, sides: dict[str, Side], on_step: Step) -> dict[str, gate.Verdict]:
+def _judge(subject: Subject, sides: dict[str, Side], on_step: Step) -> dict[str, output_check.Verdict]:
     on_step("checking that all sides give the same answers")
     reference = subject.reference()
     masks = [batch["attention_mask"] for batch in subject.batches]
     verdicts = {
-        name: gate.compare(
+        name: output_check.compare(
             name, side.answers(), reference, masks, precision=_provider(name).precision(subject)
         )
         for name, side in sides.items()
     }
-    gate.require(list(verdicts.values()))
+    output_check.require(list(verdicts.values()))
     return verdicts
 
 
@@ -135,7 +135,7 @@ def _record(
     name: str,
     side: Side,
     timings: Timings,
-    verdict: gate.Verdict,
+    verdict: output_check.Verdict,
     held: memory.Memory | None,
 ) -> Record:
     workload = subject.workload

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from sparsebert.bench.quiet import Contention, Watch
+from sparsebert.bench.contention import Contention, Watch
 
 Run = Callable[[], float]
 

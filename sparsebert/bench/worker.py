@@ -11,7 +11,7 @@ import sys
 
 from sparsebert.bench import memory
 from sparsebert.bench.providers import PROVIDERS
-from sparsebert.bench.subject import prepare
+from sparsebert.bench.pruned_model import prepare
 from sparsebert.bench.workload import Workload
 from sparsebert.tickets.ticket import Ticket
 

@@ -19,14 +19,14 @@ from rich.console import Console
 from rich.text import Text
 
 from sparsebert import results
-from sparsebert.bench import environment, gate, runner
-from sparsebert.bench.subject import prepare
+from sparsebert.bench import environment, output_check, runner
+from sparsebert.bench.pruned_model import prepare
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.demo import real_model
 from sparsebert.pruning import prune
+from sparsebert.report.format import machine_text
 from sparsebert.report.model_tables import bench_tables, sweep_tables
 from sparsebert.report.plots import speedup_plot
-from sparsebert.report.wording import machine_text
 
 if TYPE_CHECKING:
     from sparsebert.bench.providers import Provider
@@ -75,7 +75,7 @@ def main() -> int:
             _real_weights(console, step, folder, machine)
             rows = _bert_base(console, step, machine, start)
             speedup_plot(rows, PICTURE)
-    except gate.GateError as error:
+    except output_check.GateError as error:
         print(f"sparsebert demo: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:

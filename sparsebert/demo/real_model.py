@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from sparsebert.bench.subject import Subject
+from sparsebert.bench.pruned_model import Subject
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
 from sparsebert.sparsify import sparsify_

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsebert.report.format import Record, machine_text, rival_name, workload_title
 from sparsebert.report.table import Table
-from sparsebert.report.wording import Record, machine_text, rival_name, workload_title
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sparsebert.lottery.registry import LotteryMethod
+from sparsebert.lottery.method import LotteryMethod
 from sparsebert.pruning.granularity import parse_granularity, spelled_out
 from sparsebert.pruning.sparsity_schedule import exact
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training import ranks
+from sparsebert.training import distributed
 from sparsebert.training.distillation import Answers, Distillation
 from sparsebert.training.settings import TrainingSettings
 
@@ -154,5 +154,5 @@ class Request:
             "names": self.names,
             "ticket": self.ticket.digest if self.ticket else None,
             "distillation": asdict(self.distillation) if self.distillation else None,
-            "processes": ranks.count(),
+            "processes": distributed.count(),
         }

@@ -9,12 +9,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sparsebert.lottery.begin import Beginning, weights_in
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.registry import Companion, Rewind
+from sparsebert.lottery.method import Companion, Rewind
+from sparsebert.lottery.round_start import Beginning, weights_in
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training.choice import BestChoice
+from sparsebert.training.best_masks import BestChoice
 from sparsebert.training.distillation import Distiller
 from sparsebert.training.trainer import (
     CheckpointCallback,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
+from sparsebert.report.format import MISSING, Record
 from sparsebert.report.table import Table
-from sparsebert.report.wording import MISSING, Record
 
 NOTE = (
     "Compiled ahead of time, nothing was run or timed. Spills: instructions that move registers to memory "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from sparsebert.report.format import BUSY_NOTE, Record, machine_text, ratio_text, rival_name, threads_text
 from sparsebert.report.table import Table
-from sparsebert.report.wording import BUSY_NOTE, Record, machine_text, ratio_text, rival_name, threads_text
 from sparsebert.tasks import metrics
 
 # Jiang et al. 2023, section 5: BERT-base on MNLI at a density of 3 %, by the least weights of a row.

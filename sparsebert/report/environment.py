@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from sparsebert.report.format import Record
 from sparsebert.report.table import Table
-from sparsebert.report.wording import Record
 
 
 def environment_tables(records: Iterable[Record]) -> list[Table]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparsebert.report.wording import MISSING, Record, reached
+from sparsebert.report.format import MISSING, Record, reached
 
 BASE_SHAPES = ([2304, 768], [768, 768], [3072, 768], [768, 3072])
 

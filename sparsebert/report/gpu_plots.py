@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sparsebert.report.format import Record
 from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_figure, save_figure
-from sparsebert.report.wording import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

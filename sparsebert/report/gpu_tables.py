@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
+from sparsebert.report.format import MISSING, Record, megabytes
 from sparsebert.report.gpu_goals import goal_rows
 from sparsebert.report.table import Table
-from sparsebert.report.wording import MISSING, Record, megabytes
 
 MODELS = {768: "BERT-base", 1024: "BERT-large"}
 RATIOS = "Ratio: cuBLAS's time over ours, both in CUDA graphs, paired medians, geometric mean over the layers"

@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sparsebert.report.format import Record, machine_text, threads_text
 from sparsebert.report.lottery_tables import NAMES, Point, points
 from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_panels, save_figure
-from sparsebert.report.wording import Record, machine_text, threads_text
 from sparsebert.tasks import metrics
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from sparsebert.report.table import Table
-from sparsebert.report.wording import (
+from sparsebert.report.format import (
     BUSY_NOTE,
     MISSING,
     Record,
@@ -19,6 +18,7 @@ from sparsebert.report.wording import (
     threads_text,
     versions_text,
 )
+from sparsebert.report.table import Table
 from sparsebert.tasks import metrics
 
 NAMES = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from sparsebert.report.format import Record, machine_text
 from sparsebert.report.table import Table
-from sparsebert.report.wording import Record, machine_text
 
 _COLUMNS = ("method", "trained parameters", "between steps", "peak of a step", "kept for a task")
 

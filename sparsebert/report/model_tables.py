@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sparsebert.report.table import Table
-from sparsebert.report.wording import (
+from sparsebert.report.format import (
     BUSY_NOTE,
     NAMES,
     WORKER_NOTE,
@@ -20,6 +19,7 @@ from sparsebert.report.wording import (
     running_bytes,
     workload_title,
 )
+from sparsebert.report.table import Table
 
 # Ratios against these are shown for every side; against the others where none of these took part.
 BARS: tuple[str, ...] = ("onednn", "eager")

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsebert.report.kinds import Section
+from sparsebert.report.format import Record, counted, machine_text, versions_text
 from sparsebert.report.plots import Picture, require_matplotlib
+from sparsebert.report.sections import Section
 from sparsebert.report.table import Table
-from sparsebert.report.wording import Record, counted, machine_text, versions_text
 
 TEMPLATE = "page.html"
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsebert.report.format import Record, granularity_text, machine_text, span_text, threads_text
 from sparsebert.report.model_tables import sweeps
-from sparsebert.report.wording import Record, granularity_text, machine_text, span_text, threads_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sparsebert.report.table import Cell, Table
-from sparsebert.report.wording import (
+from sparsebert.report.format import (
     MISSING,
     Record,
     granularity_text,
@@ -21,6 +20,7 @@ from sparsebert.report.wording import (
     span_text,
     versions_text,
 )
+from sparsebert.report.table import Cell, Table
 from sparsebert.tasks.metrics import summarise
 
 SEEDS_NOTE = "Mean and standard deviation (n - 1) over the seeds."

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 
+from sparsebert.report.format import MISSING, Record, granularity_text, mean_and_verdict
 from sparsebert.report.table import Cell, Table
-from sparsebert.report.wording import MISSING, Record, granularity_text, mean_and_verdict
 
 _TAKES = {
     "disk": "weights on disk",

@@ -19,12 +19,12 @@ from transformers.utils import logging
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.mask_learning.rule import Scored
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training import ranks
+from sparsebert.training import distributed
 from sparsebert.training.checkpoint import Checkpoint
 from sparsebert.training.distillation import Distiller
+from sparsebert.training.example_ids import Numbered, collate_numbered, take_numbers
 from sparsebert.training.length_grouping import LengthGrouped
-from sparsebert.training.masking import MaskKeeper
-from sparsebert.training.numbered import Numbered, collate_numbered, take_numbers
+from sparsebert.training.mask_enforcer import MaskKeeper
 from sparsebert.training.settings import TrainingSettings
 from sparsebert.training.snapshot import Snapshot
 
@@ -210,15 +210,15 @@ class CheckpointCallback(TrainerCallback):
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **now: Any) -> None:
-        ranks.wait()  # each process writes a random state of its own into the checkpoint
-        if ranks.is_main():
+        distributed.wait()  # each process writes a random state of its own into the checkpoint
+        if distributed.is_main():
             step = state.global_step
             saved = Checkpoint(Path(args.output_dir) / f"checkpoint-{step}", step, self.seconds)
             if step in self._kept:
                 # Before it counts as complete: whoever resumes from it relies on the copy.
                 saved.copy_to(self._kept[step] / saved.path.name, seconds=0.0)
             saved.mark()
-        ranks.wait()
+        distributed.wait()
 
 
 class ProgressCallback(TrainerCallback):
@@ -229,7 +229,7 @@ class ProgressCallback(TrainerCallback):
         self._bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
-        disable = None if ranks.is_main() else True
+        disable = None if distributed.is_main() else True
         total, done = state.max_steps, state.global_step
         self._bar = tqdm(
             total=total, initial=done, desc=self._title, unit="step", disable=disable, leave=False

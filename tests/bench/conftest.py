@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsebert.bench.subject import Subject, prepare
+from sparsebert.bench.pruned_model import Subject, prepare
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from sparsebert.bench import gate
+from sparsebert.bench import output_check
 from sparsebert.bench.providers import PROVIDERS, RIVALS
 from sparsebert.bench.providers.onednn import PrepackedLinear, prepack_
-from sparsebert.bench.subject import prepare
+from sparsebert.bench.pruned_model import prepare
 from sparsebert.bench.workload import Workload
 from sparsebert.bert import resolve
 from sparsebert.pruning import prune
@@ -23,7 +23,9 @@ def verdict(name, subject):
     try:
         masks = [batch["attention_mask"] for batch in subject.batches]
         precision = PROVIDERS[name]().precision(subject)
-        return side, gate.compare(name, side.answers(), subject.reference(), masks, precision=precision)
+        return side, output_check.compare(
+            name, side.answers(), subject.reference(), masks, precision=precision
+        )
     finally:
         side.close()
 

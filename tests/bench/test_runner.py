@@ -7,7 +7,7 @@ import torch
 
 from sparsebert.bench import memory, runner
 from sparsebert.bench.environment import detect
-from sparsebert.bench.gate import GateError
+from sparsebert.bench.output_check import GateError
 from sparsebert.bench.providers import PROVIDERS, Side
 from sparsebert.bench.timer import Timings
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from sparsebert.bench import timer
-from sparsebert.bench.quiet import Contention
+from sparsebert.bench.contention import Contention
 from sparsebert.bench.timer import Quantiles, Timings, alternate, on_plateau, on_wall, repeated
 
 

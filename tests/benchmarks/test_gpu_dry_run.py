@@ -15,7 +15,7 @@ from benchmarks.gpu.device import DryRun
 from benchmarks.gpu.layers import Problem
 from benchmarks.gpu.rivals import two_of_four
 from benchmarks.gpu.tuning import candidates
-from sparsebert.bench.gate import GateError
+from sparsebert.bench.output_check import GateError
 from sparsebert.report.gpu_tables import gpu_tables
 from sparsebert.results import read
 from sparsebert_kernels.cuda.tile_configs import Shape, by_rule

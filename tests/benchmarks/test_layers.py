@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.goals import goal
 from benchmarks.layers import CASES, Case, measure, packed_layer, random_mask, summarise
-from sparsebert.bench.gate import GateError
+from sparsebert.bench.output_check import GateError
 
 CASE = Case("case", "element", 0.9, torch.float32, must=4.0, aim=5.0)
 

@@ -11,7 +11,7 @@ import torch
 
 from sparsebert import prune, sparsify_
 from sparsebert.bert import resolve
-from tests.commands.tiny import SHAPE, WORDS, sentences
+from tests.cli.tiny import SHAPE, WORDS, sentences
 from tests.sparsify.models import TOKENS, answers, pruned
 
 transformers = pytest.importorskip("transformers")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from sparsebert import Ticket, cli, compact_, compaction_description, prune, sparsify_
+from sparsebert import Ticket, compact_, compaction_description, prune, sparsify_
+from sparsebert.cli import app
 from sparsebert.demo.real_model import sentences, weights_folder
 from tests.sparsify.models import sparse_layers
 
@@ -70,7 +71,7 @@ def test_a_converted_folder_is_a_model_of_theirs_too(tickets: dict[str, Ticket],
     """Pooling, normalisation and the longest sentence are not the encoder's: they come along."""
     tickets["sparse"].save(tmp_path / "ticket.safetensors")
     ticket, made = str(tmp_path / "ticket.safetensors"), str(tmp_path / "made")
-    assert cli.main(["convert", ticket, made, "--to", "sparse", "--model", weights_folder()]) == 0
+    assert app.main(["convert", ticket, made, "--to", "sparse", "--model", weights_folder()]) == 0
     masked, loaded = minilm(), library.SentenceTransformer(made, device="cpu")
     tickets["sparse"].apply_(encoder(masked))
     assert [type(module) for module in loaded] == [type(module) for module in masked]

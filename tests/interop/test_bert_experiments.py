@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparsebert import cli
 from sparsebert.bert import structure
+from sparsebert.cli import app
 from sparsebert.interop.bert_experiments import from_super_tickets, to_head_mask, to_super_tickets
 from sparsebert.interop.bert_tickets import read_ticket
 from sparsebert.pruning import prune
@@ -46,7 +46,7 @@ def test_convert_reads_them(tmp_path: Path) -> None:
     np.save(tmp_path / "head_mask.npy", HEADS)
     output = tmp_path / "ticket.safetensors"
     arguments = [str(tmp_path / "head_mask.npy"), str(output), "--model", str(tmp_path / "model")]
-    assert cli.main(["convert", *arguments]) == 0
+    assert app.main(["convert", *arguments]) == 0
     assert Ticket.load(output) == read_ticket(tmp_path / "head_mask.npy", bert())
 
 
@@ -210,6 +210,6 @@ def test_convert_writes_and_reads_both(tmp_path: Path) -> None:
     model = ["--model", str(tmp_path / "model")]
     for kind, name in (("head-masks", "head_mask.npy"), ("super-tickets", "heads_to_mask.json")):
         written, back = str(tmp_path / name), tmp_path / f"{kind}.safetensors"
-        assert cli.main(["convert", str(tmp_path / "ticket.safetensors"), written, "--to", kind, *model]) == 0
-        assert cli.main(["convert", written, str(back), *model]) == 0
+        assert app.main(["convert", str(tmp_path / "ticket.safetensors"), written, "--to", kind, *model]) == 0
+        assert app.main(["convert", written, str(back), *model]) == 0
         assert Ticket.load(back) == good()

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsebert import cli
 from sparsebert.bert import structure
+from sparsebert.cli import app
 from sparsebert.interop.movement_pruning import (
     from_checkpoint,
     from_movement,
@@ -245,12 +245,12 @@ def test_a_plain_model_is_none_of_them(tmp_path: Path) -> None:
 def test_convert_reads_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = saved(tmp_path / "m", movement_state(bert()), pruning_method="topK")
     output = tmp_path / "ticket.safetensors"
-    assert cli.main(["convert", str(folder), str(output)]) == 2
+    assert app.main(["convert", str(folder), str(output)]) == 2
     assert "name it" in capsys.readouterr().err
     assert not output.exists()
-    assert cli.main(["convert", str(folder), str(output), "--threshold", "0.25"]) == 0
+    assert app.main(["convert", str(folder), str(output), "--threshold", "0.25"]) == 0
     assert Ticket.load(output) == from_movement(folder, threshold=0.25)
     _, state = TestNnPruning().compiled(bert())
     compiled = saved(tmp_path / "n", state, pruned_heads=PRUNED_HEADS)
-    assert cli.main(["convert", str(compiled), str(output)]) == 0
+    assert app.main(["convert", str(compiled), str(output)]) == 0
     assert Ticket.load(output) == from_nn_pruning(compiled)

@@ -15,17 +15,17 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert import results
-from sparsebert.lottery import run as loop
+from sparsebert.lottery import loop
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.registry import lottery_method
-from sparsebert.lottery.run import run
+from sparsebert.lottery.loop import run
+from sparsebert.lottery.method import lottery_method
 from sparsebert.mask_learning import contrastive_loss as terms
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training import contrast as part
-from sparsebert.training.banks import Banks
+from sparsebert.training import contrastive as part
 from sparsebert.training.distillation import Distillation, Teacher
+from sparsebert.training.representation_bank import Banks
 from tests.lottery import tiny
-from tests.lottery.test_learned import Killed, assert_same
+from tests.lottery.test_mask_learning import Killed, assert_same
 
 METHODS: dict[str, dict[str, Any]] = {
     "cap": {"sparsity": 0.7, "snapshot_every": 2},

@@ -17,14 +17,14 @@ pytest.importorskip("accelerate")
 
 from sparsebert import results
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.joint import joint
-from sparsebert.lottery.registry import lottery_method, lottery_methods
-from sparsebert.lottery.run import run
+from sparsebert.lottery.loop import run
+from sparsebert.lottery.method import lottery_method, lottery_methods
+from sparsebert.lottery.multi_task import joint
 from sparsebert.pruning import prune
 from sparsebert.pruning.head_mlp_masks import UnitMasks
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.distillation import Answers, Distillation
-from tests.lottery import joint_tiny, tiny
+from tests.lottery import multi_task_tiny, tiny
 
 HEADS_AND_MLPS: dict[str, Any] = {"granularity": "head+mlp", "batches": 2}
 SETTINGS = Distillation(weight=0.9, teachers={"made-up": "sha256:0"})
@@ -114,7 +114,7 @@ def test_every_method_asks_its_teacher_about_every_batch(tmp_path: Path, method:
 
 
 def test_of_several_tasks_each_has_its_own_or_none(tmp_path: Path) -> None:
-    teacher, parts = Counted(), joint_tiny.experiments()
+    teacher, parts = Counted(), multi_task_tiny.experiments()
     both = joint({"words": replace(parts["words"], teacher=teacher), "language": parts["language"]})
     (row, *_) = run(both, tiny.request("multi-task", step=0.3, distillation=SETTINGS), tmp_path)
     assert 0 < teacher.batches < 2 * row["steps"]

@@ -16,8 +16,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert import results
-from sparsebert.lottery.registry import lottery_method
-from sparsebert.lottery.run import run
+from sparsebert.lottery.loop import run
+from sparsebert.lottery.method import lottery_method
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.trainer import TicketTrainer
 from tests.lottery.tiny import collate, experiment, request
@@ -153,7 +153,7 @@ def test_killed_between_the_last_step_and_its_record(tmp_path: Path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("sparsebert.lottery.run._counts", killed)
+        patch.setattr("sparsebert.lottery.loop._counts", killed)
         with pytest.raises(KeyboardInterrupt):
             run(experiment(), asked, tmp_path / "parts")
     run(experiment(), asked, tmp_path / "parts")

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from sparsebert import results
 from sparsebert.bert import resolve, structure
-from sparsebert.lottery.run import run
+from sparsebert.lottery.loop import run
 from sparsebert.tickets.ticket import Ticket
 from tests.lottery.tiny import collate, experiment, model, request
 

@@ -10,7 +10,7 @@ import torch
 
 from sparsebert.lottery import methods
 from sparsebert.lottery.experiment import Request, Units
-from sparsebert.lottery.registry import Head, Rewind, Source, lottery_method, lottery_methods
+from sparsebert.lottery.method import Head, Rewind, Source, lottery_method, lottery_methods
 from sparsebert.tickets.ticket import Ticket
 
 TICKET = Ticket({"encoder.layer.0.attention.self.query": torch.eye(4, dtype=torch.bool)})

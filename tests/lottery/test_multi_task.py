@@ -18,14 +18,14 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, DistilB
 
 from sparsebert import results
 from sparsebert.bert import resolve, structure
-from sparsebert.lottery.registry import lottery_method
-from sparsebert.lottery.run import run
+from sparsebert.lottery.loop import run
+from sparsebert.lottery.method import lottery_method
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training.multi_task import MultiTaskModel
+from sparsebert.training.multi_task_model import MultiTaskModel
 from sparsebert.training.snapshot import Snapshot, fresh_head, head_names
-from sparsebert.training.task_turns import TaskMixture, TaskTurns, proportions_of
+from sparsebert.training.task_sampling import TaskMixture, TaskTurns, proportions_of
 from tests.lottery import tiny
-from tests.lottery.joint_tiny import collate_texts, experiment, experiments, texts
+from tests.lottery.multi_task_tiny import collate_texts, experiment, experiments, texts
 from tests.lottery.test_ranks import start as start_processes
 from tests.lottery.test_resume import BATCHES, Killed, start
 

@@ -20,11 +20,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert.lottery import round_training
-from sparsebert.lottery.run import run
+from sparsebert.lottery.loop import run
 from sparsebert.pruning import prune
 from sparsebert.pruning.top_k import ranked, select
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training.masking import MaskKeeper
+from sparsebert.training.mask_enforcer import MaskKeeper
 from tests.lottery.tiny import experiment, model, request
 
 State = dict[str, np.ndarray]

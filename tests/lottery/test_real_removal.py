@@ -15,11 +15,11 @@ pytest.importorskip("accelerate")
 
 from sparsebert import compact_, compaction_description, sparsify_
 from sparsebert.bert import resolve, structure
-from sparsebert.lottery.run import run
+from sparsebert.lottery.loop import run
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.distillation import Distillation
-from tests.lottery.test_unit_search import judged
+from tests.lottery.test_head_mlp_search import judged
 from tests.lottery.tiny import collate, examples, experiment, model, request, teacher
 
 UNITS = {"granularity": "head+neuron", "scope": "type"}

@@ -22,7 +22,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert import results
-from sparsebert.lottery.run import run
+from sparsebert.lottery.loop import run
 from tests.lottery import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,11 +122,11 @@ def test_interrupted_between_the_parts_of_a_round(
     rewind, reference = uninterrupted
     torch.set_num_threads(1)
     target = {
-        "ticket": "sparsebert.lottery.run.begin_round",  # after the ticket is written
+        "ticket": "sparsebert.lottery.loop.begin_round",  # after the ticket is written
         "trained": "sparsebert.training.snapshot.Snapshot.save",  # after the last step
-        "evaluate": "sparsebert.lottery.run._counts",  # before the record is written
-        "log": "sparsebert.lottery.run._Run._clean_up",  # after it is
-        "finish": "sparsebert.lottery.run.shutil.copyfile",  # after the model, before its ticket
+        "evaluate": "sparsebert.lottery.loop._counts",  # before the record is written
+        "log": "sparsebert.lottery.loop._Run._clean_up",  # after it is
+        "finish": "sparsebert.lottery.loop.shutil.copyfile",  # after the model, before its ticket
     }[where]
     skip = {"ticket": 2, "trained": 2, "evaluate": 2, "log": 1, "finish": 0}[where]
     calls = iter(range(skip, -1, -1))

@@ -18,8 +18,8 @@ from sparsebert.training.snapshot import Snapshot
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from sparsebert.lottery import run as loop
-from sparsebert.lottery.run import run
+from sparsebert.lottery import loop
+from sparsebert.lottery.loop import run
 from tests.lottery.tiny import experiment, model, request
 
 

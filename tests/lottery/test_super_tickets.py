@@ -18,8 +18,8 @@ pytest.importorskip("accelerate")
 from sparsebert import results
 from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment
-from sparsebert.lottery.registry import lottery_method
-from sparsebert.lottery.run import run
+from sparsebert.lottery.loop import run
+from sparsebert.lottery.method import lottery_method
 from sparsebert.pruning.gates import gate_sites
 from sparsebert.pruning.methods.head_importance import gate_importance
 from sparsebert.tickets.ticket import Ticket
@@ -78,7 +78,7 @@ def test_killed_before_a_round_s_record_it_chooses_the_same(
     torch.set_num_threads(1)
     asked = request("super-tickets", 0.75, **CHOICES)
     run(scripted(), asked, tmp_path / "whole")
-    from sparsebert.lottery import run as loop
+    from sparsebert.lottery import loop
 
     calls, original = iter(range(where, -1, -1)), loop._counts
 

@@ -15,16 +15,16 @@ pytest.importorskip("accelerate")
 from transformers import BertConfig, BertModel
 
 from sparsebert.bert import structure
-from sparsebert.lottery import run as loop
-from sparsebert.lottery.registry import lottery_method, lottery_methods
+from sparsebert.lottery import loop
+from sparsebert.lottery.loop import run
+from sparsebert.lottery.method import lottery_method, lottery_methods
 from sparsebert.lottery.round_training import Trained
-from sparsebert.lottery.run import run
 from sparsebert.planning.planner import plan
 from sparsebert.pruning import prune
 from sparsebert.pruning.unit_groups import unit_groups
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.checkpoint import Checkpoint
-from tests.lottery import joint_tiny, tiny
+from tests.lottery import multi_task_tiny, tiny
 
 UNITS: dict[str, dict[str, Any]] = {
     "element": {},
@@ -98,7 +98,9 @@ def test_any_method_finds_tickets_of_any_units_in_any_scope(
     given = lottery_method(method).needs_ticket
     ticket = prune(tiny.model(), sparsity=0.5, **chosen) if given else None
     request = tiny.request(method, None if given else 0.5, ticket=ticket, **chosen, **options, batch_size=4)
-    rows = run(joint_tiny.experiment() if method == "multi-task" else tiny.experiment(), request, tmp_path)
+    rows = run(
+        multi_task_tiny.experiment() if method == "multi-task" else tiny.experiment(), request, tmp_path
+    )
     found = Ticket.load(tmp_path / "ticket.safetensors")
     assert rows[-1]["sparsity"] == found.sparsity
     assert_right(found, **chosen)

@@ -16,9 +16,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert.bert import resolve, structure
+from sparsebert.lottery.loop import run
+from sparsebert.lottery.method import lottery_method
 from sparsebert.lottery.methods.weight_search import BadWeights, MagnitudeSearch
-from sparsebert.lottery.registry import lottery_method
-from sparsebert.lottery.run import run
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.settings import TrainingSettings

@@ -17,8 +17,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import sparsebert.lottery.methods  # noqa: F401
 from sparsebert.lottery.experiment import Experiment, Request, Units
-from sparsebert.lottery.registry import lottery_method
-from sparsebert.lottery.run import run
+from sparsebert.lottery.loop import run
+from sparsebert.lottery.method import lottery_method
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.distillation import Distillation, Teacher
 from sparsebert.training.settings import TrainingSettings
@@ -151,9 +151,9 @@ def main() -> None:
     torch.save = save_or_die
     whole = replace(judged(), model=model(dropout=chosen.dropout))
     if chosen.joint:
-        from tests.lottery import joint_tiny
+        from tests.lottery import multi_task_tiny
 
-        whole = joint_tiny.experiment()
+        whole = multi_task_tiny.experiment()
     if chosen.taught:
         whole, asked = replace(whole, teacher=teacher()), replace(asked, distillation=Distillation())
     run(replace(whole, collate=collate_or_die), asked, chosen.out)

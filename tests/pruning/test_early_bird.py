@@ -16,7 +16,7 @@ from sparsebert.pruning import prune
 from sparsebert.pruning.gates import GateSite, gate_sites
 from sparsebert.pruning.methods.early_bird import Coefficients, Settled, mask_distance
 from sparsebert.pruning.prune import kept_units
-from sparsebert.training.coefficients import TrainedCoefficients
+from sparsebert.training.unit_coefficients import TrainedCoefficients
 from tests.pruning.gated_models import HEADS, LAYERS, NEURONS, build, logits
 
 FEATURES, HIDDEN = 5, 6

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sparsebert.bert import resolve, structure
 from sparsebert.lottery.experiment import Request, Units
-from sparsebert.lottery.gain import expected_gain
 from sparsebert.lottery.methods import OneShot
+from sparsebert.lottery.speed_estimate import expected_gain
 from sparsebert.planning.planner import plan
 from sparsebert.pruning import methods, prune, random_like
 from sparsebert.pruning.unit_groups import unit_groups

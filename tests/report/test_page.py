@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sparsebert.report.kinds import sections
 from sparsebert.report.page import Report
+from sparsebert.report.sections import sections
 from tests.report.test_run_tables import rounds
 
 pytest.importorskip("jinja2")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sparsebert.bench.memory import Memory, weight_bytes
-from sparsebert.bench.subject import Subject
+from sparsebert.bench.pruned_model import Subject
 from sparsebert.bench.timer import Run, on_cuda, on_wall
 from sparsebert.bert import resolve
 
@@ -47,7 +47,7 @@ class Provider(ABC):
 
     @abstractmethod
     def precision(self, subject: Subject) -> str:
-        """The arithmetic it computes in: a key of `sparsebert.bench.gate.TOLERANCES`."""
+        """The arithmetic it computes in: a key of `sparsebert.bench.output_check.TOLERANCES`."""
 
     @abstractmethod
     def build(self, subject: Subject, *, consume: bool = False) -> Side:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from sparsebert.bench.providers.eager import Eager
 from sparsebert.bench.providers.onednn import OneDnn
-from sparsebert.bench.subject import Subject
+from sparsebert.bench.pruned_model import Subject
 
 
 class Bf16(Eager):

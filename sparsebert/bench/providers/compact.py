@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from sparsebert.bench.providers.base import TorchProvider
-from sparsebert.bench.subject import Subject
+from sparsebert.bench.pruned_model import Subject
 from sparsebert.compact import compact_
 from sparsebert.planning.after_compaction import ROUND_TO
 from sparsebert.sparsify import sparsify_

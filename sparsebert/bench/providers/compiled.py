@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparsebert.bench.providers.base import TorchProvider
-from sparsebert.bench.subject import Subject
+from sparsebert.bench.pruned_model import Subject
 
 
 class Compiled(TorchProvider):

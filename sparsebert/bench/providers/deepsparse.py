@@ -22,7 +22,7 @@ import torch
 from sparsebert.bench.memory import Memory
 from sparsebert.bench.onnx_export import INPUTS, export
 from sparsebert.bench.providers.base import Provider, Side
-from sparsebert.bench.subject import Subject
+from sparsebert.bench.pruned_model import Subject
 
 VARIABLE = "SPARSEBERT_DEEPSPARSE_PYTHON"
 WORKER = Path(__file__).with_name("deepsparse_worker.py")

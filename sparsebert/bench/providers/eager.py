@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from sparsebert.bench.providers.base import TorchProvider
-from sparsebert.bench.subject import Subject
+from sparsebert.bench.pruned_model import Subject
 
 
 class Eager(TorchProvider):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparsebert.bench.providers.base import TorchProvider
-from sparsebert.bench.subject import Subject
+from sparsebert.bench.pruned_model import Subject
 
 # Relative to the largest answer; bf16 and fp16 sums are rounded in another order than torch's.
 SELF_CHECK = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-3}

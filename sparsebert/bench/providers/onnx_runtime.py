@@ -11,7 +11,7 @@ import torch
 
 from sparsebert.bench.onnx_export import export, quiet
 from sparsebert.bench.providers.base import Provider, Side
-from sparsebert.bench.subject import Subject
+from sparsebert.bench.pruned_model import Subject
 from sparsebert.bench.timer import on_wall
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from sparsebert.bench.providers.base import TorchProvider
-from sparsebert.bench.subject import Subject
+from sparsebert.bench.pruned_model import Subject
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import note_of
 from sparsebert.sparsify import sparsify_

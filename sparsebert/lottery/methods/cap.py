@@ -10,8 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.methods.learned import Movement, SoftMovement
-from sparsebert.lottery.registry import (
+from sparsebert.lottery.method import (
     Companion,
     Head,
     LooksAtBatches,
@@ -21,11 +20,11 @@ from sparsebert.lottery.registry import (
     Source,
     register,
 )
+from sparsebert.lottery.methods.mask_learning import Movement, SoftMovement
 from sparsebert.mask_learning.rule import require_not_negative, require_positive
 from sparsebert.pruning import HeadImportance, Share, levels
-from sparsebert.training import ranks
-from sparsebert.training.banks import Banks, head_linear
-from sparsebert.training.contrast import (
+from sparsebert.training import distributed
+from sparsebert.training.contrastive import (
     FINE_TUNED,
     PRETRAINED,
     SNAPSHOTS,
@@ -34,6 +33,7 @@ from sparsebert.training.contrast import (
     snapshot_name,
 )
 from sparsebert.training.distillation import Teacher
+from sparsebert.training.representation_bank import Banks, head_linear
 from sparsebert_kernels.errors import unknown
 
 _BANKS = (PRETRAINED, FINE_TUNED, SNAPSHOTS)
@@ -106,17 +106,17 @@ class Contrastive(LotteryMethod):
         home = folder.with_name("round-00") / "banks"
         device = next(model.parameters()).device
         banks = Banks(home, experiment.train, experiment.collate, settings.batch_size, device)
-        if ranks.is_main():
+        if distributed.is_main():
             self._encode(number, experiment, banks)
-        ranks.wait()
+        distributed.wait()
         contrast = Contrast(
             self.instance_weight, self.label_weight, self.contrast_temperature, self.negatives
         )
         every = self._snapshots_every(experiment, request)
         with Contrasting(model, banks, self.groups, contrast, every, settings.seed) as contrasting:
             yield contrasting
-        ranks.wait()
-        if ranks.is_main() and number == len(self.rounds(request.target)) - 1:
+        distributed.wait()
+        if distributed.is_main() and number == len(self.rounds(request.target)) - 1:
             shutil.rmtree(home)
 
     def _encode(self, number: int, experiment: Experiment, banks: Banks) -> None:
@@ -147,7 +147,7 @@ class _Learned(Contrastive):
 
     def _snapshots_every(self, experiment: Experiment, request: Request) -> int | None:
         epoch = replace(request.training, steps=None, epochs=1.0, warmup_steps=0)
-        return self.snapshot_every or epoch.steps_of(len(experiment.train), ranks.count())
+        return self.snapshot_every or epoch.steps_of(len(experiment.train), distributed.count())
 
 
 @register("cap")

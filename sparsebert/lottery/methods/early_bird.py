@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.registry import Companion, Rewind, Round, SearchingMethod, Source, register
+from sparsebert.lottery.method import Companion, Rewind, Round, SearchingMethod, Source, register
 from sparsebert.mask_learning.rule import require_not_negative, require_positive
 from sparsebert.pruning.gates import GateSite, gate_sites
 from sparsebert.pruning.granularity import kinds_in
@@ -23,8 +23,8 @@ from sparsebert.pruning.prune import kept_units, prune
 from sparsebert.pruning.sparsity_schedule import exact
 from sparsebert.pruning.unit_groups import HEADS_BY_LAYER
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training import ranks
-from sparsebert.training.coefficients import CoefficientTrace, TrainedCoefficients, read_trace
+from sparsebert.training import distributed
+from sparsebert.training.unit_coefficients import CoefficientTrace, TrainedCoefficients, read_trace
 
 Course = Mapping[int, Mapping[str, Tensor]]
 
@@ -182,7 +182,7 @@ class EarlyBird(SearchingMethod):
         if self.draw is DrawAt.DISTANCE:
             return self.every
         epoch = replace(request.training, steps=None, epochs=1.0, warmup_steps=0)
-        return max(1, round(self.draw_at * epoch.steps_of(len(experiment.train), ranks.count())))
+        return max(1, round(self.draw_at * epoch.steps_of(len(experiment.train), distributed.count())))
 
 
 @dataclass(frozen=True)
@@ -246,4 +246,4 @@ def _sites(experiment: Experiment, request: Request) -> dict[str, GateSite]:
 
 
 def _steps(experiment: Experiment, request: Request) -> int:
-    return request.training.steps_of(len(experiment.train), ranks.count())
+    return request.training.steps_of(len(experiment.train), distributed.count())

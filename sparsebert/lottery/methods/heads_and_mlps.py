@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsebert.lottery.registry import LooksAtBatches, SearchingMethod
+from sparsebert.lottery.method import LooksAtBatches, SearchingMethod
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from sparsebert.lottery.registry import Head, LotteryMethod, Rewind, Round, Source, register
+from sparsebert.lottery.method import Head, LotteryMethod, Rewind, Round, Source, register
 from sparsebert.pruning import Share, levels
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from sparsebert.lottery.method import register
 from sparsebert.lottery.methods.imp import IterativeMagnitude
-from sparsebert.lottery.registry import register
-from sparsebert.training.task_turns import proportions_of
+from sparsebert.training.task_sampling import proportions_of
 
 
 @register("multi-task")
@@ -18,7 +18,7 @@ class MultiTask(IterativeMagnitude):
 
     Chen et al. 2020 tried it with masked language modelling and a downstream task, and found the tickets no
     more universal than those of masked language modelling alone; their code has no script for it, so how the
-    tasks share a round is ours: batches in turn (:class:`sparsebert.training.task_turns.TaskTurns`), by
+    tasks share a round is ours: batches in turn (:class:`sparsebert.training.task_sampling.TaskTurns`), by
     ``proportions``: "equal", "size" (of the training data), or a number for each task, "2,1".
     """
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 
-from sparsebert.lottery.registry import LotteryMethod, Round, Source, register
+from sparsebert.lottery.method import LotteryMethod, Round, Source, register
 
 
 class Of(StrEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from sparsebert.lottery.registry import LooksAtBatches, Round, Source, register
+from sparsebert.lottery.method import LooksAtBatches, Round, Source, register
 from sparsebert.pruning import Share, Snip, levels
 from sparsebert.pruning.sparsity_schedule import exact, require_share
 

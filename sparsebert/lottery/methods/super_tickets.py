@@ -14,8 +14,8 @@ from torch import Tensor
 from sparsebert.atomic import replacing
 from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.method import Round, Source, register
 from sparsebert.lottery.methods.heads_and_mlps import HeadsAndMlps
-from sparsebert.lottery.registry import Round, Source, register
 from sparsebert.pruning import HeadImportance, Share, levels
 from sparsebert.pruning.gates import gate_sites
 from sparsebert.pruning.methods.head_importance import gate_importance

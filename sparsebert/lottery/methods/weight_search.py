@@ -11,9 +11,9 @@ from torch import nn
 
 from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.methods.given import GivenTicket
-from sparsebert.lottery.methods.judged import Judged
-from sparsebert.lottery.registry import Round, SearchingMethod, Source, register
+from sparsebert.lottery.method import Round, SearchingMethod, Source, register
+from sparsebert.lottery.methods.from_ticket import GivenTicket
+from sparsebert.lottery.methods.metric_search import Judged
 from sparsebert.pruning import Magnitude, Method, Random, Share, levels
 from sparsebert.pruning.greedy_search import least_metric
 from sparsebert.pruning.prune import prune

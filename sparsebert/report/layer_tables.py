@@ -1,0 +1,121 @@
+"""Tables of single layers, stacks and goals, from their records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sparsebert.report.format import (
+    BUSY_NOTE,
+    MISSING,
+    Record,
+    machine_text,
+    ratio_text,
+    ratio_value,
+    reached,
+    rival_name,
+    threads_text,
+)
+from sparsebert.report.table import Table
+
+
+def layer_tables(records: Iterable[Record]) -> list[Table]:
+    """The latest summary of each case of the layer benchmark, with the figures it has to reach."""
+    summaries = {row["case"]: row for row in records if row["kind"] == "layer_summary"}
+    if not summaries:
+        return []
+    rows = tuple(
+        (
+            case,
+            ratio_value(row["geomean"], "?" if row["busy_cells"] else ""),
+            f"{row['worst']:.2f}x ({row['worst_cell']})",
+            ratio_value(row["equal_turns"], "?" if row["busy_cells"] else ""),
+            MISSING if row["must"] is None else f"{row['must']:g}x",
+            MISSING if row["aim"] is None else f"{row['aim']:g}x",
+            reached(row["passed"]),
+        )
+        for case, row in summaries.items()
+    )
+    first = next(iter(summaries.values()))
+    busy = sum(row["busy_cells"] for row in summaries.values())
+    notes = [f"{machine_text(first['environment'])}, {threads_text(first['threads'])}. {first['method']}"]
+    if busy:
+        notes.append(
+            f"{busy} cells were measured while the machine was busy: rows marked ? are not to be quoted."
+        )
+    return [
+        Table(
+            "Single layers against oneDNN prepacked",
+            ("case", "ratio", "worst cell", "equal turns", "must", "aim", "reached"),
+            rows,
+            tuple(notes),
+        )
+    ]
+
+
+def stack_tables(records: Iterable[Record]) -> list[Table]:
+    """The latest of each size of the feed-forward stack: the sparse stack against each rival."""
+    stacks = {(row["tokens"], row["sparsity"]): row for row in records if row["kind"] == "stack"}
+    if not stacks:
+        return []
+    rivals = list(dict.fromkeys(name for row in stacks.values() for name in row["ratio"]))
+    rows = tuple(
+        (
+            f"{tokens} tokens, {sparsity:.0%}",
+            *(ratio_text(row["ratio"].get(name), "?" if row["busy"] else "") for name in rivals),
+            f"{row['latency_ms']['sparse']['median']:.1f}",
+        )
+        for (tokens, sparsity), row in sorted(stacks.items())
+    )
+    first = next(iter(stacks.values()))
+    notes = [f"{machine_text(first['environment'])}, {threads_text(first['threads'])}."]
+    if any(row["busy"] for row in stacks.values()):
+        notes.append(BUSY_NOTE)
+    columns = ("size", *(f"vs {rival_name(name, first['environment'])}" for name in rivals), "sparse ms")
+    return [Table("Feed-forward stack, element", columns, rows, tuple(notes))]
+
+
+def goal_tables(records: Iterable[Record]) -> list[Table]:
+    """The latest of each figure that has a limit, and whether it keeps it."""
+    goals = {row["goal"]: row for row in records if row["kind"] == "goal"}
+    if not goals:
+        return []
+    rows = tuple(
+        (
+            name,
+            f"{row['value']:.3g} {row['unit']}" + ("?" if row["busy"] else ""),
+            f"{'at most ' if row['at_most'] else ''}{row['must']:g} {row['unit']}",
+            f"{row['aim']:g} {row['unit']}",
+            reached(row["passed"]),
+        )
+        for name, row in goals.items()
+    )
+    notes = [f"{machine_text(list(goals.values())[-1]['environment'])}."]
+    if any(row["busy"] for row in goals.values()):
+        notes.append(BUSY_NOTE)
+    return [Table("Goals", ("figure", "value", "must", "aim", "reached"), rows, tuple(notes))]
+
+
+def selection_tables(records: Iterable[Record]) -> list[Table]:
+    """The latest of each way to choose the highest scores."""
+    sides = {(row["side"], row["tied"]): row for row in records if row["kind"] == "selection"}
+    if not sides:
+        return []
+    rows = tuple(
+        (
+            side + (", tied scores" if tied else ""),
+            f"{row['seconds']:.2f}{'?' if row['busy'] else ''}",
+            f"{row['peak_bytes'] / row['score_bytes']:.2f}x",
+            f"{row['beyond']:+d}" if row["beyond"] else "exact",
+        )
+        for (side, tied), row in sides.items()
+    )
+    first = next(iter(sides.values()))
+    notes = [
+        f"{machine_text(first['environment'])}, {threads_text(first['threads'])}. {first['kept']:,} of "
+        f"{first['entries']:,} float32 scores, as a mask; peak memory: of the process, over what it held "
+        "before the scores, as a multiple of their bytes; kept: entries beyond those asked for; tied: scores "
+        "of about a thousand values."
+    ]
+    if any(row["busy"] for row in sides.values()):
+        notes.append(BUSY_NOTE)
+    return [Table("Choosing weights", ("by", "seconds", "peak memory", "kept"), rows, tuple(notes))]

@@ -1,0 +1,206 @@
+"""The command line: quick help, one clear line and exit code 2 on bad input, records on request."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sparsebert.bench import runner
+from sparsebert.bench.output_check import GateError
+from sparsebert.cli import app
+from sparsebert.results import read
+from sparsebert.tickets.ticket import Ticket
+
+QUICK = ["--model", "bert-tiny", "--seq", "16", "--budget", "0.01", "--no-memory"]
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Run, expect exit code 2 with one line on stderr and nothing on stdout; give back the line."""
+    assert app.main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("sparsebert: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bnch"], "'bench'"),
+        (["bench", "--bach", "3"], "--batch"),
+        (["bench", "--batch", "three"], "--batch"),
+        (["bench", "--batch", "0"], "batch=0"),
+        (["bench", "--sparsity", "90"], "did you mean 0.9"),
+        (["bench", "--ticket", "a.safetensors", "--sparsity", "0.8"], "leave one of them out"),
+        (
+            ["bench", "--ticket", "a.safetensors", "--granularity", "4x1"],
+            "--granularity 4x1: the ticket has one of its own",
+        ),
+        (["bench", "--sparsity", "much"], "'much' is no number"),
+        (["bench", "--sparsity", "-0.1"], "outside 0 to 1"),
+        (["bench", "--vs", "onedn"], "did you mean 'onednn'"),
+        (["bench", "--vs", ","], "names no rival"),
+        (["bench", "--dtype", "float23"], "did you mean 'float32'"),
+        (["bench", "--threads", "0"], "threads=0"),
+        (["bench", "--json", "/nowhere/at/all.jsonl"], "does not exist"),
+        (["bench", "--plot", "/nowhere/at/all.png"], "does not exist"),
+        (
+            ["bench", "--plot", "plot.jpg"],
+            "--plot: cannot draw plot.jpg: a picture's name ends with .png, .svg",
+        ),
+        (["bench", "--plot", "plot"], "cannot draw plot:"),
+        (
+            ["bench", "--lengths-from", "/nowhere/at/all.txt"],
+            "--lengths-from /nowhere/at/all.txt: there is no",
+        ),
+        (["bench", "--model", "bert-bas"], "did you mean 'bert-base'"),
+        (["bench", "--model", "bert-tiny", "--ticket", "/nowhere/ticket.safetensors"], "ticket.safetensors"),
+        (["bench", "--model", "bert-tiny", "--granularity", "elemnt"], "element"),
+        (["bench", *QUICK, "--format", "elemnt"], "element"),
+        (["env", "--json", "/nowhere/at/all.jsonl"], "does not exist"),
+        (["prune", "--output", "x"], "--model"),
+        (["prune", "--model", "bert-tiny", "--output", "/nowhere/at/all"], "does not exist"),
+        (["prune", "--model", "bert-tiny", "--output", "x", "--sparsity", "0.5,0.9"], "one sparsity"),
+        (["prune", "--model", "bert-tiny", "--output", "x", "--method", "magnitud"], "magnitude"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_would_be_right(
+    capsys, monkeypatch, tmp_path, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rival_that_cannot_run_is_refused_when_asked_for(capsys, monkeypatch):
+    monkeypatch.delenv("SPARSEBERT_DEEPSPARSE_PYTHON", raising=False)
+    assert "deepsparse cannot run here" in refused(capsys, "bench", *QUICK, "--vs", "deepsparse")
+
+
+def test_help_lists_the_commands(capsys):
+    assert app.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(
+        command in out
+        for command in ("bench", "env", "prune", "train", "eval", "transfer", "convert", "report")
+    )
+    assert app.main([]) == 0
+    assert "bench" in capsys.readouterr().out
+
+
+def test_help_needs_none_of_the_heavy_libraries():
+    code = "import sys; from sparsebert import cli; cli.main(['--help']); "
+    code += "heavy = {'torch', 'transformers', 'numpy', 'matplotlib', 'jinja2'}; "
+    code += "sys.exit(' '.join(heavy & sys.modules.keys()) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=_root())
+    assert done.returncode == 0, done.stderr
+
+
+def test_env_says_what_is_found_and_appends_a_record(capsys, tmp_path):
+    assert app.main(["env", "--json", str(tmp_path / "env.jsonl")]) == 0
+    assert "compiled kernels" in capsys.readouterr().out
+    (row,) = read(tmp_path / "env.jsonl", kind="environment")
+    assert row["environment"]["cpu"]
+
+
+def test_prune_writes_a_ticket_that_bench_takes(capsys, tmp_path):
+    ticket, results = tmp_path / "ticket.safetensors", tmp_path / "results.jsonl"
+    arguments = ["--model", "bert-tiny", "--output", str(ticket), "--sparsity", "0.8", "--granularity", "4x1"]
+    assert app.main(["prune", *arguments, "--json", str(results)]) == 0
+    assert "80.00% sparse (density 20.00%)" in capsys.readouterr().out
+    assert Ticket.load(ticket).sparsity == pytest.approx(0.8, abs=1e-3)
+    arguments = [*QUICK, "--ticket", str(ticket), "--vs", "eager", "--json", str(results)]
+    assert app.main(["bench", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "80.0% 4x1-sparse" in out
+    assert "random weights" in out
+    assert [row["kind"] for row in read(results)] == ["prune", "bench", "bench"]
+
+
+def test_bench_takes_a_mask_pt(tmp_path):
+    ours, theirs, results = (str(tmp_path / name) for name in ("ticket", "mask.pt", "results.jsonl"))
+    assert app.main(["prune", "--model", "bert-tiny", "--output", ours, "--sparsity", "0.8"]) == 0
+    assert app.main(["convert", ours, theirs, "--to", "bert-tickets"]) == 0
+    assert app.main(["bench", *QUICK, "--ticket", theirs, "--vs", "eager", "--json", results]) == 0
+    assert read(results)[0]["ticket"]["sparsity"] == pytest.approx(0.8, abs=1e-3)
+
+
+def test_bench_sweeps_sparsities_and_plots_them(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    results, picture = tmp_path / "results.jsonl", tmp_path / "plot.png"
+    arguments = [
+        *QUICK,
+        "--sparsity",
+        "0.5,0.9",
+        "--vs",
+        "onednn",
+        "--json",
+        str(results),
+        "--plot",
+        str(picture),
+    ]
+    assert app.main(["bench", *arguments]) == 0
+    assert [row["ticket"]["sparsity"] for row in read(results)] == pytest.approx(
+        [0.5, 0.5, 0.9, 0.9], abs=1e-3
+    )
+    assert picture.stat().st_size > 10_000
+    assert "vs oneDNN" in capsys.readouterr().out
+
+
+def test_real_lengths_are_read_from_a_file(tmp_path, capsys):
+    lengths, results = tmp_path / "lengths.txt", tmp_path / "results.jsonl"
+    lengths.write_text("5\n9\n7\n")
+    arguments = [
+        *QUICK,
+        "--vs",
+        "eager",
+        "--batch",
+        "2",
+        "--lengths-from",
+        str(lengths),
+        "--json",
+        str(results),
+    ]
+    assert app.main(["bench", *arguments]) == 0
+    assert read(results)[0]["workload"]["lengths"] == [5, 9]
+    assert "5 to 9 tokens" in capsys.readouterr().out
+
+
+def test_a_ticket_of_another_model_is_refused(capsys, tmp_path):
+    ticket = tmp_path / "ticket.safetensors"
+    app.main(["prune", "--model", "bert-tiny", "--output", str(ticket)])
+    capsys.readouterr()
+    line = refused(capsys, "bench", "--model", "minilm", "--ticket", str(ticket))
+    assert "encoder.layer" in line
+
+
+def test_a_red_gate_prints_the_error_and_no_figures(capsys, monkeypatch):
+    def wrong(*arguments):
+        raise GateError("the answers disagree: sparse: error 1e+00 > tolerance 1e-04")
+
+    monkeypatch.setattr(runner, "run", wrong)
+    assert app.main(["bench", *QUICK]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "error 1e+00" in err
+
+
+def test_rivals_are_listed_with_what_each_needs(capsys, monkeypatch):
+    monkeypatch.delenv("SPARSEBERT_DEEPSPARSE_PYTHON", raising=False)
+    assert app.main(["bench", "--vs", "help"]) == 0
+    out = capsys.readouterr().out
+    assert "onednn" in out
+    assert "set SPARSEBERT_DEEPSPARSE_PYTHON" in out
+
+
+def _root() -> str:
+    from pathlib import Path
+
+    return str(Path(cli.__file__).parents[1])
+
+
+@pytest.mark.gpu
+def test_bench_runs_on_a_gpu(capsys):
+    assert app.main(["bench", *QUICK, "--device", "cuda", "--vs", "eager"]) == 0
+    assert "vs eager" in capsys.readouterr().out

@@ -1,0 +1,163 @@
+"""Tables of one's own, from training to evaluation and transfer, and what is wrong with bad ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sparsebert import results
+from sparsebert.cli import app
+from tests.cli.tiny import QUICK, refused, sentences
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+pytest.importorskip("sklearn")
+
+
+def classes(folder: Path, names: tuple[str, str] = ("train.csv", "dev.csv")) -> list[str]:
+    """Two tables of three classes, and the options that name them."""
+    for offset, name in enumerate(names):
+        rows = [f"{('no', 'yes')[label]},{text}" for text, label in sentences(offset)]
+        (folder / name).write_text("\n".join(["answer,review", *rows, "maybe,the film"]) + "\n")
+    files = ["--train-file", str(folder / names[0]), "--validation-file", str(folder / names[1])]
+    return [*files, "--text-columns", "review", "--label-column", "answer"]
+
+
+@pytest.fixture
+def model(bert: Path) -> list[str]:
+    return ["--model", str(bert), *QUICK]
+
+
+class TestClasses:
+    def test_a_ticket_is_found_and_its_model_evaluated(
+        self, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        own, out = classes(tmp_path), tmp_path / "run"
+        asked = ["--task", "reviews", "--method", "random", "--sparsity", "0.5", "--out", str(out)]
+        assert app.main(["train", *model, *own, *asked]) == 0
+        (row,) = results.read(out / "log.jsonl", "round")
+        assert row["task"] == "reviews"
+        assert set(row["metrics"]) == {"accuracy", "macro_f1"}
+        labels = json.loads((out / "model" / "config.json").read_text())["id2label"]
+        assert labels == {"0": "maybe", "1": "no", "2": "yes"}
+        rows_file = tmp_path / "eval.jsonl"
+        there = ["--model", str(out), "--json", str(rows_file)]
+        assert app.main(["eval", *there, *own]) == 0
+        # The trained model knows the labels: the file it was trained on is not asked for again.
+        assert app.main(["eval", *there, *own[2:]]) == 0
+        assert [each["metrics"] for each in results.read(rows_file, "eval")] == [row["metrics"]] * 2
+
+    def test_a_changed_file_does_not_go_on_where_another_was(
+        self, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        own = classes(tmp_path)
+        asked = ["train", *model, *own, "--method", "dense", "--out", str(tmp_path / "run")]
+        assert app.main(asked) == 0
+        with (tmp_path / "train.csv").open("a") as file:
+            file.write("yes,the plot is fine\n")
+        assert "holds a run with names.data.train 'train.csv (sha256:" in refused(capsys, *asked)
+
+    def test_it_is_a_task_of_the_transfer_too(
+        self, model: list[str], data: Path, tmp_path: Path, bert: Path
+    ) -> None:
+        ticket = tmp_path / "ticket"
+        assert app.main(["prune", "--model", str(bert), "--output", str(ticket)]) == 0
+        asked = ["--ticket", str(ticket), "--tasks", "sst2,reviews", "--out", str(tmp_path / "matrix")]
+        own = classes(tmp_path)
+        assert app.main(["transfer", *model, "--data", str(data), *own, *asked]) == 0
+        assert (tmp_path / "matrix" / "ticket" / "reviews" / "seed-0" / "log.jsonl").exists()
+
+
+def test_scores_of_pairs_from_json_lines(model: list[str], tmp_path: Path) -> None:
+    for offset, name in enumerate(("train.jsonl", "dev.jsonl")):
+        rows = [
+            {"a": text, "b": "the film", "score": label + i / 100}
+            for i, (text, label) in enumerate(sentences(offset))
+        ]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ["--train-file", str(tmp_path / "train.jsonl"), "--validation-file", str(tmp_path / "dev.jsonl")]
+    own += ["--text-columns", "a,b", "--label-column", "score", "--regression"]
+    out = tmp_path / "run"
+    assert app.main(["train", *model, *own, "--method", "dense", "--out", str(out)]) == 0
+    (row,) = results.read(out / "log.jsonl", "round")
+    assert (row["task"], set(row["metrics"])) == ("own", {"pearson", "spearman"})
+    rows_file = tmp_path / "eval.jsonl"
+    assert app.main(["eval", "--model", str(out), *own[2:], "--json", str(rows_file)]) == 0
+    (found,) = results.read(rows_file, "eval")
+    assert found["metrics"] == row["metrics"]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("train", "validation", "message"),
+        [
+            (["text,klass", "a,1"], ["text,label", "a,1"], "train.csv:1: no column 'label'"),
+            (["words,label", "a,1"], ["text,label", "a,1"], "train.csv:1: no column 'text'"),
+            (["text,label", "a,1", "b,0"], ["text,label", "a,1", "b,2"], "dev.csv:3: label '2' is none of"),
+            (["text,label", "a,1", "b"], ["text,label", "a,1"], "train.csv:3: 1 columns where line 1 has 2"),
+            (["text,label"], ["text,label", "a,1"], "train.csv: no examples"),
+            ([], ["text,label", "a,1"], "train.csv: no examples"),
+            (["text,label", "a,1", "b,1"], ["text,label", "a,1"], "all 2 examples have the label 1"),
+            (["text,label", "a,1", "b,0"], ["text,label"], "dev.csv: no examples"),
+            (["text,label", '"a,1', "b,0"], ["text,label", "a,1"], "train.csv:2: not CSV"),
+        ],
+    )
+    def test_what_is_wrong_with_a_table_is_said_by_file_and_line(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        model: list[str],
+        tmp_path: Path,
+        train: list[str],
+        validation: list[str],
+        message: str,
+    ) -> None:
+        for name, lines in (("train.csv", train), ("dev.csv", validation)):
+            (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+        files = ["--train-file", str(tmp_path / "train.csv")]
+        files += ["--validation-file", str(tmp_path / "dev.csv"), "--out", str(tmp_path / "run")]
+        assert message in refused(capsys, "train", *model, *files, "--sparsity", "0.5")
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ([], "a task is missing: --task with one of sst2"),
+            (["--task", "reviews"], "unknown task 'reviews'"),
+            (["--validation-file", "{dev}"], "--train-file is missing"),
+            (["--train-file", "{dev}"], "--validation-file is missing"),
+            (["--train-file", "/nowhere.csv", "--validation-file", "{dev}"], "/nowhere.csv"),
+            (["--train-file", "{dev}", "--validation-file", "{dev}", "--task", "sst2"], "another name"),
+            (["--train-file", "{dev}", "--validation-file", "{dev}", "--text-columns", "a,b,c"], "not 3"),
+            (["--train-file", "{model}", "--validation-file", "{dev}"], "expected to end in .tsv, .csv or"),
+            (["--train-file", "{dev}", "--validation-file", "{dev}", "--regression"], "is no finite number"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_what_is_missing_is_named(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        model: list[str],
+        tmp_path: Path,
+        options: list[str],
+        message: str,
+    ) -> None:
+        (tmp_path / "dev.csv").write_text("text,label\nthe film,good\na film,bad\n")
+        (tmp_path / "a.model").write_text("")
+        options = [each.format(dev=tmp_path / "dev.csv", model=tmp_path / "a.model") for each in options]
+        out = ["--sparsity", "0.5", "--out", str(tmp_path / "run")]
+        assert message in refused(capsys, "train", *model, *options, *out)
+        assert not (tmp_path / "run").exists()
+
+    def test_labels_that_the_trained_model_has_not(
+        self, capsys: pytest.CaptureFixture[str], model: list[str], tmp_path: Path
+    ) -> None:
+        own = classes(tmp_path)
+        asked = ["--method", "dense", "--out", str(tmp_path / "run")]
+        assert app.main(["train", *model, *own, *asked]) == 0
+        capsys.readouterr()
+        (tmp_path / "other.csv").write_text("answer,review\nyes,the film\nnever,the plot\n")
+        there = ["--model", str(tmp_path / "run"), "--validation-file", str(tmp_path / "other.csv"), *own[4:]]
+        line = refused(capsys, "eval", *there)
+        assert "other.csv:3: label 'never' is none of own's: maybe, no, yes" in line

@@ -1,0 +1,126 @@
+"""`sparsebert prune`: tickets without training, of examples too, and from tickets of other projects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsebert import results
+from sparsebert.cli import app
+from sparsebert.interop.bert_tickets import to_bert_tickets, to_smp
+from sparsebert.pruning import prune
+from sparsebert.tickets.ticket import Ticket
+from tests.cli.tiny import PRUNABLE, QUICK, refused
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "ticket.safetensors"
+
+
+@pytest.fixture
+def asked(there: list[str], output: Path) -> list[str]:
+    return ["prune", *there, "--sparsity", "0.5", "--output", str(output)]
+
+
+class TestSnip:
+    def test_it_draws_the_ticket_that_training_would(
+        self, asked: list[str], there: list[str], output: Path, tmp_path: Path
+    ) -> None:
+        snip = ["--method", "snip", "--task", "sst2", "--batches", "3", "--seeds", "5"]
+        assert app.main([*asked, *snip, "--batch-size", "8"]) == 0
+        run = ["--sparsity", "0.5", "--out", str(tmp_path / "run"), *QUICK]
+        assert app.main(["train", *there, *snip, *run]) == 0
+        ticket = Ticket.load(output)
+        assert ticket == Ticket.load(tmp_path / "run" / "ticket.safetensors")
+        assert (ticket.metadata["method"], ticket.sparsity) == ("snip", 0.5)
+
+    def test_files_of_one_s_own_will_do(self, asked: list[str], output: Path, tmp_path: Path) -> None:
+        table = tmp_path / "own.csv"
+        table.write_text("text,label\nthe film is good,1\nthe plot is bad,0\n")
+        own = ["--train-file", str(table), "--validation-file", str(table)]
+        assert app.main([*asked, "--method", "snip", *own]) == 0
+        assert Ticket.load(output).sparsity == 0.5
+
+    def test_a_collapsed_layer_is_a_warning_of_one_line(
+        self, asked: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        snip = ["--method", "snip", "--task", "sst2", "--batches", "1", "--batch-size", "8"]
+        assert app.main([*asked, *snip, "--sparsity", "0.998"]) == 0
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "collapse" in line]
+        assert line.startswith("sparsebert: warning: layer collapse: ")
+
+    def test_without_examples_it_says_what_it_needs(
+        self, capsys: pytest.CaptureFixture[str], asked: list[str], output: Path
+    ) -> None:
+        assert "looks at examples: name their task" in refused(capsys, *asked, "--method", "snip")
+        assert not output.exists()
+
+
+class TestSeeds:
+    def test_each_has_a_file_and_a_record_and_their_overlap_is_told(
+        self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path
+    ) -> None:
+        rows_file = tmp_path / "results.jsonl"
+        random = ["--method", "random", "--seeds", "1,2,3", "--json", str(rows_file)]
+        assert app.main([*asked, *random]) == 0
+        tickets = [Ticket.load(tmp_path / f"ticket-seed-{seed}.safetensors") for seed in (1, 2, 3)]
+        rows = results.read(rows_file, "prune")
+        assert [(row["seed"], row["ticket"]["sparsity"]) for row in rows] == [(1, 0.5), (2, 0.5), (3, 0.5)]
+        (overlap,) = results.read(rows_file, "prune_seeds")
+        assert overlap["overlaps"] == [
+            tickets[0].overlap(tickets[1]),
+            tickets[0].overlap(tickets[2]),
+            tickets[1].overlap(tickets[2]),
+        ]
+        assert overlap["mean"] == pytest.approx(1 / 3, abs=0.05)  # of two random halves
+        assert f"{overlap['mean']:.4f} ± {overlap['std']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["ours", "mask.pt", "mask.npy"])
+def test_a_ticket_of_any_kind_is_pruned_further(
+    asked: list[str], output: Path, bert: Path, tmp_path: Path, kind: str
+) -> None:
+    model = transformers.AutoModel.from_pretrained(bert)
+    first = prune(model, "random", sparsity=0.2)
+    path = tmp_path / kind
+    writers: dict[str, Any] = {
+        "ours": lambda: first.save(path),
+        "mask.pt": lambda: to_bert_tickets(first, path),
+        "mask.npy": lambda: to_smp(first, path, model),
+    }
+    writers[kind]()
+    assert app.main([*asked, "--ticket", str(path)]) == 0
+    ticket = Ticket.load(output)
+    assert ticket & first == ticket
+    assert sum(int(mask.sum()) for mask in ticket.masks.values()) == PRUNABLE // 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--method", "snp"], "did you mean 'snip'"),
+        (["--task", "sst3"], "did you mean 'sst2'"),
+        (["--sparsity", "1"], "sparsity must be a number in [0, 1)"),
+        (["--sparsity", "50"], "did you mean 0.5"),
+        (["--granularity", "7x7"], "blocks of 7x7 do not divide"),
+        (["--scope", "globl"], "did you mean 'global'"),
+        (["--seeds", "one"], "whole numbers"),
+        (["--seeds", "-1"], "seed must be"),
+        (["--method", "snip", "--task", "sst2", "--batches", "0"], "must be at least 1"),
+        (["--ticket", "/nowhere/ticket"], "/nowhere/ticket"),
+        (["--model", "/nowhere/bert"], "/nowhere/bert"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_what_was_there_stays(
+    capsys: pytest.CaptureFixture[str], asked: list[str], output: Path, changes: list[str], message: str
+) -> None:
+    output.write_text("before")
+    assert message in refused(capsys, *asked, *changes)
+    assert output.read_text() == "before"
