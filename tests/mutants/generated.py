@@ -17,10 +17,8 @@ from pathlib import Path
 from tests.mutants.cpp_rules import cpp_edits
 from tests.mutants.mutant import Mutant, read_source
 from tests.mutants.python_rules import python_edits
+from tests.mutants.sources import source_files
 
-SOURCE_FOLDERS = ("sparsebert", "kernels/sparsebert_kernels")
-# Entry points and builds, whose faults show where nothing is tested in this process.
-LEFT_OUT = ("build_native.py", "__main__.py")
 COUNT = 100
 DIGEST_LENGTH = 10
 
@@ -44,16 +42,6 @@ def _drawn(root: Path, functions: list[list[Mutant]], count: int) -> list[Mutant
     valid = (next(filter(lambda each: _is_valid(root, each), candidates), None) for candidates in by_digest)
     drawn = itertools.islice((mutant for mutant in valid if mutant is not None), count)
     return sorted(drawn, key=lambda mutant: (mutant.path, mutant.line))
-
-
-def source_files(root: Path) -> list[Path]:
-    """Return the sources that mutants are generated in."""
-    return sorted(
-        path
-        for folder in SOURCE_FOLDERS
-        for path in (root / folder).rglob("*")
-        if path.suffix in (".py", ".cpp", ".h") and path.name not in LEFT_OUT
-    )
 
 
 def _candidates(root: Path, file: Path, seed: int) -> Iterator[list[Mutant]]:

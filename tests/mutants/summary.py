@@ -17,7 +17,8 @@ def print_list(console: Console, mutants: Sequence[Mutant], equivalent: Mapping[
     for mutant in mutants:
         line = f":{mutant.line}" if mutant.line else ""
         note = " (equivalent)" if mutant.id in equivalent else ""
-        console.print(f"[bold]{escape(mutant.id)}[/]{note}  {mutant.path}{line}: {escape(mutant.fault)}")
+        text = f"[bold]{escape(mutant.id)}[/]{note}  {mutant.path}{line}: {escape(mutant.fault)}"
+        console.print(text, soft_wrap=True)
         _print_change(console, mutant)
 
 

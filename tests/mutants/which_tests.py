@@ -17,8 +17,7 @@ OWN = {
     f"{KERNELS}/cpu/": ("tests/ops",),
     f"{KERNELS}/cuda/": ("tests/triton",),
     f"{KERNELS}/formats/": ("tests/formats", "tests/ops"),
-    "sparsebert/workflows/": ("tests/workflows", "tests/commands"),
-    "sparsebert/cli/": ("tests/cli", "tests/commands"),
+    "sparsebert/workflows/": ("tests/workflows", "tests/cli"),
 }
 # The folders that are built most closely on a package and use it in ways of their own.
 RELATED = {
@@ -30,17 +29,17 @@ RELATED = {
     "sparsebert/tickets/": ("tests/pruning", "tests/interop"),
     "sparsebert/cost/": ("tests/planning", "tests/nn"),
     "sparsebert/nn/": ("tests/planning", "tests/hf"),
-    "sparsebert/pruning/": ("tests/lottery", "tests/commands"),
-    "sparsebert/compaction/": ("tests/hf", "tests/commands"),
-    "sparsebert/planning/": ("tests/commands", "tests/compaction"),
-    "sparsebert/hf/": ("tests/commands",),
-    "sparsebert/tasks/": ("tests/training", "tests/commands"),
-    "sparsebert/interop/": ("tests/commands",),
+    "sparsebert/pruning/": ("tests/lottery", "tests/cli"),
+    "sparsebert/compaction/": ("tests/hf", "tests/cli"),
+    "sparsebert/planning/": ("tests/cli", "tests/compaction"),
+    "sparsebert/hf/": ("tests/cli",),
+    "sparsebert/tasks/": ("tests/training", "tests/cli"),
+    "sparsebert/interop/": ("tests/cli",),
     "sparsebert/mask_learning/": ("tests/lottery",),
-    "sparsebert/training/": ("tests/lottery", "tests/commands"),
-    "sparsebert/lottery/": ("tests/commands",),
-    "sparsebert/bench/": ("tests/benchmarks", "tests/commands"),
-    "sparsebert/report/": ("tests/commands", "tests/benchmarks"),
+    "sparsebert/training/": ("tests/lottery", "tests/cli"),
+    "sparsebert/lottery/": ("tests/cli",),
+    "sparsebert/bench/": ("tests/benchmarks", "tests/cli"),
+    "sparsebert/report/": ("tests/cli", "tests/benchmarks"),
     "sparsebert/demo/": ("tests/bench",),
 }
 UNRELATED = ("tests/mutants", "tests/house")  # they read sources, and fail for any change or none
