@@ -21,7 +21,7 @@ OPERATOR = re.compile(r" (?:<=|>=|==|!=|<<|>>|&&|\|\||[-+*/%<>&|]) ")
 OFFSET = re.compile(r"(?<=[\[+\-] )\d+(?=[\]);, ])|(?<=\[)\d+(?=\])|(?<== )0(?=;)")
 ACCUMULATION = re.compile(r" \+= ")
 STATEMENT = re.compile(r"^\s*(?:[\w:]+(?:<[^;]*>)?\([^;]*\)|[\w.\->\[\]]+ [-+*|]?= [^;]*);$")
-ARRAY = re.compile(r"^\s*(?:alignas\(\d+\) )?[\w:]+ \w+\[[^;=]*\]")
+ARRAY = re.compile(r"^\s*(?!return\b)(?:alignas\(\d+\) )?[\w:]+ \w+\[[^;=]*\]")
 LEFT_ALONE = re.compile(
     r"^\s*(?:#|template|static_assert|using|namespace|constexpr|typedef|inline|SB_INLINE|struct)"
 )

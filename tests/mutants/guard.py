@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 GIGABYTE = 1 << 30
+# Before pytest captures it: that a test took too long has to reach the log.
+STDERR = os.dup(2)
 
 
 def pytest_configure() -> None:
@@ -36,7 +38,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     _write("MUTANT_CURRENT_TEST", item.nodeid)
     seconds = float(os.environ.get("MUTANT_TEST_SECONDS", "0"))
     if seconds:
-        faulthandler.dump_traceback_later(seconds, exit=True)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
     try:
         return (yield)
     finally:

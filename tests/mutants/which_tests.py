@@ -43,6 +43,7 @@ RELATED = {
     "sparsebert/demo/": ("tests/bench",),
 }
 UNRELATED = ("tests/mutants", "tests/house")  # they read sources, and fail for any change or none
+SLOW = ("tests/triton/test_aot.py",)  # compiles every kernel
 FAR = 99
 
 
@@ -73,9 +74,12 @@ class WhichTests:
         return {name for name in names if not name.startswith(UNRELATED)}
 
     def _closest_first(self, mutant: Mutant, tests: Iterable[str]) -> list[str]:
-        def key(test: str) -> tuple[bool, int, int, str]:
-            has_its_name = Path(test).stem.removeprefix("test_") == Path(mutant.path).stem
-            return not has_its_name, self._distance(test, mutant), (self._root / test).stat().st_size, test
+        words = set(Path(mutant.path).stem.split("_"))
+
+        def key(test: str) -> tuple[bool, int, int, int, str]:
+            named_alike = words & set(Path(test).stem.split("_"))
+            size = (self._root / test).stat().st_size
+            return test in SLOW, -len(named_alike), self._distance(test, mutant), size, test
 
         return sorted(tests, key=key)
 
