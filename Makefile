@@ -5,6 +5,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DEEPSPARSE := .venv-deepsparse
 ARGS ?=
+# One process a core, each with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist worksteal
 
 CPU := kernels/sparsebert_kernels/cpu
 NATIVE_SOURCES := $(CPU)/build_native.py $(wildcard $(CPU)/src/*.cpp $(CPU)/src/*.h)
@@ -30,20 +32,20 @@ setup-all: $(VENV)/.native $(VENV)/.others $(VENV)/.demo  ## with the libraries 
 demo: $(VENV)/.native $(VENV)/.demo  ## prune a real BERT, prove its answers, show what it gains; writes demo/
 	$(PY) -m sparsebert.demo $(ARGS)
 
-test: $(VENV)/.native  ## the tests, a few minutes (ARGS="-k ticket" for some of them)
-	$(PY) -m pytest $(ARGS)
+test: $(VENV)/.native  ## the tests, in parallel, a few minutes (ARGS="-k ticket" for some of them)
+	$(PYTEST) $(ARGS)
 
 test-slow: $(VENV)/.native  ## the tests that take long
-	$(PY) -m pytest -m "slow and not gpu" $(ARGS)
+	$(PYTEST) -m "slow and not gpu" $(ARGS)
 
 test-real: $(VENV)/.native  ## the tests on task data, from the folder that SPARSEBERT_DATA names
-	$(PY) -m pytest -m "real_data and not gpu" $(ARGS)
+	$(PYTEST) -m "real_data and not gpu" $(ARGS)
 
 test-packaging: $(VENV)/.native  ## build wheel and sdist, install them into empty environments
 	$(PY) -m pytest -m packaging $(ARGS)
 
 test-all: $(VENV)/.native  ## every test that this machine can run
-	$(PY) -m pytest -m "" $(ARGS)
+	$(PYTEST) -m "" $(ARGS)
 
 mutants: $(VENV)/.native  ## plant deliberate faults and list those that no test finds; an hour or more, --resume goes on
 	$(PY) -m tests.mutants $(ARGS)
@@ -70,6 +72,9 @@ gpu:  ## all that needs a CUDA GPU, most telling first, 8 minutes a call (ARGS="
 
 gpu-dry-run: $(VENV)/.native  ## walk through all that `make gpu` does, tiny, on the CPU: finds errors, measures nothing
 	$(PY) -m benchmarks.gpu --dry-run $(ARGS)
+
+docs: $(VENV)/.docs  ## build the site in build/docs; needs no network, warnings are errors
+	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(PY) -m ruff check .
@@ -135,6 +140,11 @@ $(VENV)/.others: requirements-others.txt constraints.txt $(VENV)/.installed
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -r requirements-others.txt
 	@touch $@
 
+$(VENV)/.docs: pyproject.toml constraints.txt $(VENV)/.installed
+	@echo "== the site's generator"
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt sphinx myst-parser furo sphinx-copybutton
+	@touch $@
+
 # In a folder of its own: torch pins its own triton, and none is ever installed beside that.
 $(OLDEST_TRITON)/.installed: $(VENV)/.installed
 	@echo "== $(notdir $(OLDEST_TRITON))"
@@ -147,5 +157,5 @@ $(DEEPSPARSE)/.installed:
 	$(DEEPSPARSE)/bin/python -m pip install --disable-pip-version-check deepsparse==1.8.0 onnx==1.14.1 "numpy<2"
 	@touch $@
 
-.PHONY: help setup setup-all demo test test-slow test-real test-packaging test-all sanitize aot gpu gpu-dry-run lottery lint mutants bench bench-compare \
-    bench-deepsparse results clean clean-all
+.PHONY: help setup setup-all demo test test-slow test-real test-packaging test-all sanitize aot gpu gpu-dry-run lottery docs lint mutants bench \
+    bench-compare bench-deepsparse results clean clean-all

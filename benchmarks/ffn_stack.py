@@ -26,7 +26,7 @@ from benchmarks.layers import packed_layer
 from sparsebert import results
 from sparsebert.bench import environment, output_check
 from sparsebert.bench.onnx_export import export_module
-from sparsebert.bench.providers import PROVIDERS
+from sparsebert.bench.providers import BACKENDS
 from sparsebert.bench.providers.deepsparse import VARIABLE, DeepSparseWorker
 from sparsebert.bench.providers.onednn import PrepackedLinear
 from sparsebert.bench.runner import quantiles
@@ -63,7 +63,7 @@ def measure(sparsity: float, tokens: int, budget: float, machine: dict[str, Any]
     runs = {"onednn": on_wall(onednn), "sparse": on_wall(ours)}
     answers = {"onednn": onednn, "sparse": ours}
     with contextlib.ExitStack() as held:
-        if PROVIDERS["deepsparse"]().available() is None:
+        if BACKENDS["deepsparse"]().available() is None:
             run, answer = held.enter_context(_deepsparse(dense, x))
             runs["deepsparse"], answers["deepsparse"] = run, answer
         reference, everywhere = [dense(x)], [torch.ones(1, tokens)]
@@ -136,7 +136,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-    lack = PROVIDERS["deepsparse"]().available()
+    lack = BACKENDS["deepsparse"]().available()
     if lack:
         print(f"against oneDNN only, without DeepSparse: {lack}", file=sys.stderr)
     torch.set_num_threads(1)

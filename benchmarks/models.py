@@ -17,7 +17,7 @@ import torch
 from benchmarks.goals import goal
 from sparsebert import results
 from sparsebert.bench import environment, runner
-from sparsebert.bench.providers import PROVIDERS
+from sparsebert.bench.providers import BACKENDS
 from sparsebert.bench.pruned_model import prepare
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
@@ -71,7 +71,7 @@ def main() -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     machine = environment.detect()
-    lacks = {name: PROVIDERS[name]().available() for name in RIVALS}
+    lacks = {name: BACKENDS[name]().available() for name in RIVALS}
     for name, lack in lacks.items():
         if lack:
             print(f"without {name}: {lack}", file=sys.stderr)

@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsebert.compaction.analyze import prepare
 from sparsebert.compaction.expand import expand
-from sparsebert.compaction.manifest import description_of, rebuild, remember_
+from sparsebert.compaction.manifest import attach_record_, description_of, rebuild
 from sparsebert.compaction.output_drift import output_change, outputs
 from sparsebert.hf.attach_quantizer import saveable_
 from sparsebert.tickets.ticket import Ticket
@@ -62,7 +62,7 @@ def compact_(
     saveable_(model, origin=origin, sparsity=prepared.ticket.sparsity)
     if examples:
         change = output_change(expected, outputs(model, examples))
-        remember_(model, prepared.record() | {"output_change": change})
+        attach_record_(model, prepared.record() | {"output_change": change})
     return model
 
 

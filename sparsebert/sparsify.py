@@ -16,10 +16,10 @@ from sparsebert.hf.attach_quantizer import saveable_
 from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
 from sparsebert.nn.shared_input import SharedInput
 from sparsebert.nn.sparse_linear import FusedActivation, SparseLinear
-from sparsebert.planning.after_compaction import Left, left_of
+from sparsebert.planning.after_compaction import CompactedTargets, compacted_targets
 from sparsebert.planning.plan import LayerPlan, Plan
 from sparsebert.planning.planner import check_options, plan_layers
-from sparsebert.planning.target_layers import Filter, Selected
+from sparsebert.planning.target_layers import Filter, TargetLayer
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.ops import can_share
 
@@ -71,7 +71,7 @@ def sparsify_(
     if isinstance(format, Plan) and format.layers:
         tokens = format.layers[0].tokens
         compact = any(layer.removed for layer in format.layers) if compact is None else compact
-    left = left_of(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
+    left = compacted_targets(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
     if isinstance(format, Plan):
         plans = _matching(format, left.selected)
     else:
@@ -94,7 +94,7 @@ def sparsify_(
 
 def install_(
     model: nn.Module,
-    left: Left,
+    left: CompactedTargets,
     plans: Sequence[LayerPlan],
     *,
     trainable: bool,
@@ -125,7 +125,7 @@ def install_(
                 sparse.bias.masked_fill_(~layer.bias_mask.to(sparse.bias.device), 0)
         replace_module(model, layer.name, sparse)
     if left.prepared:
-        left.prepared.narrow_()
+        left.prepared.shrink_attention_()
     for key, path in fused:
         _fuse_activation(model, layers[key], full_name_of(model, path))
     for group in shared_inputs_of(model) if fuse_qkv else ():
@@ -157,7 +157,7 @@ def densify_(model: nn.Module) -> nn.Module:
     return model
 
 
-def _origin(left: Left, ticket: Ticket | None) -> dict[str, Any]:
+def _origin(left: CompactedTargets, ticket: Ticket | None) -> dict[str, Any]:
     """What a folder says of where the sparsity comes from, and how much of it there is."""
     if left.prepared:
         sparsity = left.prepared.ticket.sparsity
@@ -168,7 +168,7 @@ def _origin(left: Left, ticket: Ticket | None) -> dict[str, Any]:
     return {"origin": origin, "sparsity": sparsity}
 
 
-def _matching(plan: Plan, selected: Iterable[Selected]) -> list[LayerPlan]:
+def _matching(plan: Plan, selected: Iterable[TargetLayer]) -> list[LayerPlan]:
     """The entries of ``plan`` in the order of ``selected``."""
     entries = {entry.key: entry for entry in plan.layers}
     shapes = {layer.key: tuple(layer.linear.weight.shape) for layer in selected}
@@ -182,7 +182,7 @@ def _matching(plan: Plan, selected: Iterable[Selected]) -> list[LayerPlan]:
     return [entries[key] for key in shapes]
 
 
-def _sparse(layer: Selected, chosen: LayerPlan, trainable: bool) -> SparseLinear:
+def _sparse(layer: TargetLayer, chosen: LayerPlan, trainable: bool) -> SparseLinear:
     linear = layer.linear
     sparse = SparseLinear.from_linear(
         linear, layer.mask, chosen.format, trainable=trainable, **chosen.options

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparsebert.lottery.experiment import Request, Units
+from sparsebert.lottery.experiment import PruningUnits, RunConfig
 from sparsebert.lottery.method import lottery_method
 from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.tickets.ticket import Ticket
@@ -50,7 +50,7 @@ class Run:
     options: Mapping[str, Any] = field(default_factory=dict)
     ticket: str | None = None
     finds: bool = False
-    units: Units | None = None
+    units: PruningUnits | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -58,7 +58,7 @@ class Run:
         share = "" if self.sparsity is None else f"-{self.sparsity * 100:g}"
         return f"{self.task}-{self.label}{share}-seed-{self.seed}"
 
-    def request(self, tickets: Path) -> Request:
+    def request(self, tickets: Path) -> RunConfig:
         settings = {
             "steps": 300,
             "batch_size": BATCHES[self.task],
@@ -70,10 +70,10 @@ class Run:
             "seed": self.seed,
         }
         method = lottery_method(self.method, **self.options)
-        return Request(
+        return RunConfig(
             method,
             None if self.finds else self.sparsity,
-            units=self.units or Units(scope=method.scope),
+            units=self.units or PruningUnits(scope=method.scope),
             training=TrainingSettings(**settings | LONGER.get(self.task, {}) | dict(self.training)),
             ticket=None
             if self.ticket is None
@@ -104,7 +104,7 @@ def learned(seed: int) -> Iterator[Run]:
         for mask in "LS":
             yield Run(LEARNED, f"smp-{mask.lower()}", "sst2", seed, "smp", sparsity, {"mask": mask})
     yield Run(LEARNED, "random", "sst2", seed, "random", 0.8)
-    units = Units("head+neuron", scope="type")
+    units = PruningUnits("head+neuron", scope="type")
     for sparsity in (0.3, 0.5):
         for label, method in (
             ("importance", "importance"),

@@ -14,7 +14,7 @@ import torch
 from sparsebert.bench import memory, output_check
 from sparsebert.bench.contention import load_average
 from sparsebert.bench.environment import Environment
-from sparsebert.bench.providers import PROVIDERS, Provider, Side
+from sparsebert.bench.providers import BACKENDS, Backend, BuiltBackend
 from sparsebert.bench.pruned_model import Subject
 from sparsebert.bench.timer import Quantiles, Timings, alternate
 from sparsebert.results import Record, stamp
@@ -64,17 +64,19 @@ def run(
 
 
 @contextlib.contextmanager
-def _sides(subject: Subject, names: Sequence[str], on_step: Step) -> Iterator[dict[str, Side]]:
+def _sides(subject: Subject, names: Sequence[str], on_step: Step) -> Iterator[dict[str, BuiltBackend]]:
     with contextlib.ExitStack() as stack:
         sides = {}
         for name in names:
             on_step(f"building {name}")
-            sides[name] = PROVIDERS[name]().build(subject)
+            sides[name] = BACKENDS[name]().build(subject)
             stack.callback(sides[name].close)
         yield sides
 
 
-def _judge(subject: Subject, sides: dict[str, Side], on_step: Step) -> dict[str, output_check.Verdict]:
+def _judge(
+    subject: Subject, sides: dict[str, BuiltBackend], on_step: Step
+) -> dict[str, output_check.Verdict]:
     on_step("checking that all sides give the same answers")
     reference = subject.reference()
     masks = [batch["attention_mask"] for batch in subject.batches]
@@ -88,7 +90,7 @@ def _judge(subject: Subject, sides: dict[str, Side], on_step: Step) -> dict[str,
     return verdicts
 
 
-def _time(subject: Subject, sides: dict[str, Side], settings: Settings, on_step: Step) -> Timings:
+def _time(subject: Subject, sides: dict[str, BuiltBackend], settings: Settings, on_step: Step) -> Timings:
     def once() -> Timings:
         return alternate(
             {name: side.run for name, side in sides.items()},
@@ -109,7 +111,7 @@ def _time(subject: Subject, sides: dict[str, Side], settings: Settings, on_step:
     return best
 
 
-def _memory(subject: Subject, sides: dict[str, Side], on_step: Step) -> dict[str, memory.Memory]:
+def _memory(subject: Subject, sides: dict[str, BuiltBackend], on_step: Step) -> dict[str, memory.Memory]:
     held = {}
     with tempfile.TemporaryDirectory() as folder:
         ticket = Path(folder) / "ticket.safetensors"
@@ -133,7 +135,7 @@ def _record(
     subject: Subject,
     environment: Environment,
     name: str,
-    side: Side,
+    side: BuiltBackend,
     timings: Timings,
     verdict: output_check.Verdict,
     held: memory.Memory | None,
@@ -192,5 +194,5 @@ def quantiles(values: Quantiles, scale: float = 1.0) -> dict[str, float]:
     return {"median": values.median * scale, "p20": values.p20 * scale, "p80": values.p80 * scale}
 
 
-def _provider(name: str) -> Provider:
-    return PROVIDERS[name]()
+def _provider(name: str) -> Backend:
+    return BACKENDS[name]()

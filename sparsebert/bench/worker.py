@@ -10,7 +10,7 @@ import json
 import sys
 
 from sparsebert.bench import memory
-from sparsebert.bench.providers import PROVIDERS
+from sparsebert.bench.providers import BACKENDS
 from sparsebert.bench.pruned_model import prepare
 from sparsebert.bench.workload import Workload
 from sparsebert.tickets.ticket import Ticket
@@ -29,7 +29,7 @@ def main() -> None:
     memory.forget_peak()
     baseline = memory.peak_resident()
     subject = prepare(workload, Ticket.load(spec["ticket"]), format=spec["format"])
-    side = PROVIDERS[spec["provider"]]().build(subject, consume=True)
+    side = BACKENDS[spec["provider"]]().build(subject, consume=True)
     del subject
     peak = memory.peak_resident()
     memory.forget_peak()

@@ -1,0 +1,1 @@
+"""The `sparsebert` command: one file a command."""

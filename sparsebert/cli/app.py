@@ -91,7 +91,7 @@ def bench(
     from sparsebert.bench import environment, output_check, runner
     from sparsebert.bench.pruned_model import prepare
     from sparsebert.bench.workload import Workload, read_lengths
-    from sparsebert.lottery.find_runs import ticket_of
+    from sparsebert.lottery.find_runs import load_ticket
     from sparsebert.pruning import prune as magnitude_pruned
     from sparsebert.report.model_tables import bench_tables
 
@@ -114,7 +114,7 @@ def bench(
             step(f"loading {model}")
             dense = _load(workload)
             if ticket is not None:
-                drawn = ticket_of(ticket, dense)
+                drawn = load_ticket(ticket, dense)
             else:
                 drawn = magnitude_pruned(dense, sparsity=share, granularity=granularity or "element")
             subject = prepare(workload, drawn, format=format, model=dense)
@@ -199,26 +199,26 @@ def _complain(message: str, code: int) -> int:
 
 
 def _list_rivals() -> None:
-    from sparsebert.bench.providers import PROVIDERS, RIVALS
+    from sparsebert.bench.providers import BACKENDS, BASELINES
 
-    for name in RIVALS:
-        provider = PROVIDERS[name]()
+    for name in BASELINES:
+        provider = BACKENDS[name]()
         lack = provider.available()
         typer.echo(f"{name:18} {provider.summary}" + (f" (not here: {lack})" if lack else ""))
 
 
 def _rivals(names: str, chosen: bool) -> list[str]:
     """The rivals to run. A default one that cannot run is left out, one the user chose is refused."""
-    from sparsebert.bench.providers import PROVIDERS, RIVALS
+    from sparsebert.bench.providers import BACKENDS, BASELINES
 
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted:
-        raise ValueError(f"--vs names no rival; known: {', '.join(RIVALS)}")
+        raise ValueError(f"--vs names no rival; known: {', '.join(BASELINES)}")
     kept = []
     for name in dict.fromkeys(wanted):
-        if name not in RIVALS:
-            raise unknown("rival in --vs", name, RIVALS)
-        lack = PROVIDERS[name]().available()
+        if name not in BASELINES:
+            raise unknown("rival in --vs", name, BASELINES)
+        lack = BACKENDS[name]().available()
         if lack is None:
             kept.append(name)
         elif chosen:

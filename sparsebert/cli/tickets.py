@@ -89,8 +89,8 @@ def prune(
     from sparsebert import results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import Workload, hush_transformers
-    from sparsebert.lottery.experiment import Units
-    from sparsebert.lottery.find_runs import ticket_of
+    from sparsebert.lottery.experiment import PruningUnits
+    from sparsebert.lottery.find_runs import load_ticket
     from sparsebert.pruning import prune as prune_model
     from sparsebert.pruning.registry import find_method
     from sparsebert.report.ticket_tables import overlap_text
@@ -119,14 +119,14 @@ def prune(
                 known = task_of(name, source)
                 experiment = assemble(known, model, examples_of(known, source), seed, data.max_length)
                 dense, examples = experiment.model, experiment.first_batches(batches, batch_size, seed)
-            require_whole_blocks(dense, Units(**units.arguments()))
+            require_whole_blocks(dense, PruningUnits(**units.arguments()))
             step("pruning")
             tickets[seed] = prune_model(
                 dense,
                 chosen_method,
                 sparsity=shares[0],
                 seed=seed,
-                ticket=ticket_of(ticket, dense) if ticket else None,
+                ticket=load_ticket(ticket, dense) if ticket else None,
                 data=examples,
                 include_biases=biases,
                 **units.arguments(),
@@ -210,9 +210,9 @@ def convert(
         int | None,
         typer.Option(help="--to model, sparse: tokens of each; 128 without it, or what the model takes"),
     ] = None,
-    results: Annotated[
+    results_files: Annotated[
         list[Path] | None,
-        typer.Option(help="--to sparse: what --json of train, eval or bench wrote, for the model card"),
+        typer.Option("--results", help="--to sparse: what --json of train, eval or bench wrote, for the model card"),
     ] = None,
     json: JsonFile = None,
 ) -> None:
@@ -228,7 +228,7 @@ def convert(
         raise ValueError(f"{output} is there already: a pruned model wants a new folder")
     if not source.exists():
         raise ValueError(f"there is no file or folder {source} to convert")
-    require_files({"--results": results})
+    require_files({"--results": results_files})
     require_writable({"output": output})
     require_records("--json", json)
     from sparsebert import results
@@ -238,7 +238,7 @@ def convert(
     from sparsebert.tasks.models import skeleton
 
     hush_transformers()
-    records = [row for file in results or () for row in results.read(file)]
+    records = [row for file in results_files or () for row in results.read(file)]
     whole: Any = skeleton(model) if model else None
     ticket = _read(source, whole, pruning_method, threshold, task)
     for other in intersect or ():
@@ -285,9 +285,11 @@ def _rewrite(
     from dataclasses import asdict
 
     from sparsebert.report.ticket_tables import footprint_table
-    from sparsebert.workflows.export import rewrite
+    from sparsebert.workflows.export import export_model
 
-    before, after = rewrite(model, output, ticket, sparse=sparse, batch=batch, length=seq, records=records)
+    before, after = export_model(
+        model, output, ticket, sparse=sparse, batch=batch, length=seq, records=records
+    )
     took = {"before": asdict(before), "after": asdict(after)}
     print_tables([footprint_table({"output": str(output), **took})])
     return took
@@ -313,14 +315,14 @@ def _read(
 ) -> Ticket:
     from sparsebert.compact import expand_
     from sparsebert.interop.movement_pruning import from_checkpoint, is_foreign_checkpoint
-    from sparsebert.lottery.find_runs import ticket_of
+    from sparsebert.lottery.find_runs import load_ticket
     from sparsebert.lottery.run_folder import RunFolder
     from sparsebert.sparsify import densify_
     from sparsebert.tasks.models import load_as_saved
     from sparsebert.tickets.ticket import Ticket
 
     if not source.is_dir() or RunFolder(source).run_json.exists():
-        return ticket_of(source, model, task=task)
+        return load_ticket(source, model, task=task)
     if task is not None:
         raise ValueError(f"--task {task}: {source} is a model, which holds one ticket")
     if pruning_method or is_foreign_checkpoint(source):

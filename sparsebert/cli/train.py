@@ -26,7 +26,7 @@ from sparsebert.cli.path_checks import require_folders, require_records
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from sparsebert.lottery.experiment import Request
+    from sparsebert.lottery.experiment import RunConfig
     from sparsebert.tasks import TaskData
 
 
@@ -78,8 +78,8 @@ def train(
     import sparsebert.workflows.train as library
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.lottery.experiment import Request, Units
-    from sparsebert.lottery.find_runs import model_for_each, ticket_of
+    from sparsebert.lottery.experiment import PruningUnits, RunConfig
+    from sparsebert.lottery.find_runs import load_ticket, model_for_each
     from sparsebert.lottery.method import lottery_method
     from sparsebert.report.run_tables import run_tables
     from sparsebert.tasks import EncodedOnce
@@ -92,12 +92,12 @@ def train(
     others = [each.strip() for each in also.split(",")] if also else []
     sources = {each: data.source(each) for each in others}
     chosen_method = lottery_method(method, **vars(options))
-    request = Request(
+    request = RunConfig(
         chosen_method,
         0.0 if method == "dense" and sparsity is None else sparsity,
-        Units(**units.arguments(chosen_method.granularity, chosen_method.scope)),
+        PruningUnits(**units.arguments(chosen_method.granularity, chosen_method.scope)),
         training,
-        ticket_of(ticket, skeleton(model)) if ticket else None,
+        load_ticket(ticket, skeleton(model)) if ticket else None,
         distillation=distillation.settings(),
     )
     requests = [library.seeded(request, seed) for seed in chosen]
@@ -111,7 +111,7 @@ def train(
     examples = library.read_for([*folders.values(), *dense_folders.values()], known, source)
 
     def carry_out(
-        request: Request,
+        request: RunConfig,
         to: Path,
         also: dict[str, Path | TaskData | None] | None = None,
         teacher: dict[str, str] | None = None,
@@ -184,7 +184,7 @@ def evaluate(
         raise ValueError(f"--min-row-weights {min_row_weights} needs --compact")
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.lottery.find_runs import ticket_of, trained_models
+    from sparsebert.lottery.find_runs import load_ticket, trained_models
     from sparsebert.report.format import mean_and_verdict
     from sparsebert.tasks.metrics import summarise
     from sparsebert.tasks.models import head_labels, short_name, skeleton
@@ -199,7 +199,7 @@ def evaluate(
     source = data.source(name, head_labels(next(iter(models.values()))) if data.own else None)
 
     def evaluated(seed: int | None, path: str, ticket: Path | None) -> dict[str, Any]:
-        pruned = ticket_of(ticket, skeleton(path)) if ticket else None
+        pruned = load_ticket(ticket, skeleton(path)) if ticket else None
         examples: dict[str, Any] = {"data": source, "max_length": data.max_length}
         if compact and pruned:
             found = evaluate_compacted(name, path, pruned, min_row_weights=min_row_weights, **examples)
@@ -238,18 +238,18 @@ def _what_it_cost(row: dict[str, Any]) -> str:
     )
 
 
-def _name(task: str, model: str, request: Request, seeds: str) -> str:
+def _name(task: str, model: str, request: RunConfig, seeds: str) -> str:
     """A folder for a run that was given none."""
     share = f"-{float(request.target) * 100:g}" if request.target else ""
     return f"{task}-{model.replace('/', '-')}-{request.method.name}{share}-seed-{seeds.replace(',', '-')}"
 
 
-def _say_gain(model: Any, request: Request) -> None:
-    from sparsebert.lottery.speed_estimate import expected_gain
+def _say_gain(model: Any, request: RunConfig) -> None:
+    from sparsebert.lottery.speed_estimate import estimate_speedup
 
-    for line in expected_gain(model, request):
+    for line in estimate_speedup(model, request):
         typer.echo(line)
 
 
-def _say_nothing(model: Any, request: Request) -> None:
+def _say_nothing(model: Any, request: RunConfig) -> None:
     pass

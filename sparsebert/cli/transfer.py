@@ -66,8 +66,8 @@ def transfer(
     import sparsebert.workflows.transfer as library
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.lottery.find_runs import tickets_of
-    from sparsebert.lottery.speed_estimate import expected_gain
+    from sparsebert.lottery.find_runs import load_tickets
+    from sparsebert.lottery.speed_estimate import estimate_speedup
     from sparsebert.report.run_tables import matrix_tables
     from sparsebert.tasks.models import short_name, skeleton
     from sparsebert.training import distributed
@@ -78,7 +78,7 @@ def transfer(
         for name, steps in _with_steps(tasks).items()
     ]
     whole = skeleton(model)
-    tickets = {name: tickets_of(path, whole, chosen, sparsity) for name, path in named.items()}
+    tickets = {name: load_tickets(path, whole, chosen, sparsity) for name, path in named.items()}
     if differences := library.sparsity_differences(tickets):
         shares = ", ".join(f"{name} {share:.2%}" for name, share in differences.items())
         typer.echo(f"the tickets differ in sparsity, so their rows are no fair comparison: {shares}")
@@ -91,7 +91,7 @@ def transfer(
 
     def say_gain_once(loaded: Any, request: Any) -> None:
         """Tickets of one sparsity and granularity gain the same."""
-        gain = "\n".join(expected_gain(loaded, request)) if request.ticket is not None else ""
+        gain = "\n".join(estimate_speedup(loaded, request)) if request.ticket is not None else ""
         if gain and gain not in told:
             told.add(gain)
             typer.echo(gain)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparsebert.bert import Structure, activation_of, base_model, full_name, resolve, structure
 from sparsebert.compaction.attention_folding import Attention, compact_attention
 from sparsebert.compaction.live_rectangle import exact_size, live_rectangle, rectangle_linear
-from sparsebert.compaction.manifest import VERSION, attention_of, narrow_to_, record_of, remember_
+from sparsebert.compaction.manifest import VERSION, attach_record_, attention_of, narrow_to_, record_of
 from sparsebert.compaction.masked_matrix import Matrix
 from sparsebert.compaction.narrow_attention import IMPLEMENTATIONS
 from sparsebert.compaction.neurons import Neurons, compact_neurons
@@ -71,7 +71,7 @@ class Change:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class CompactionPlan:
     """A model, a ticket for it, and what it comes down to. ``ticket`` is pruned further where that was asked.
 
     attentions  path of each self-attention that changes -> what is left of it
@@ -97,15 +97,15 @@ class Prepared:
             if module is not change.linear:
                 move_hooks(change.linear, module)
                 replace_module(self.model, change.name, module)
-        self.narrow_()
+        self.shrink_attention_()
 
-    def narrow_(self) -> None:
+    def shrink_attention_(self) -> None:
         """Let the attentions run heads of the new widths, and the model remember what it is."""
         found = structure(self.model)
         for keys in found.heads:
             if attention := self.attentions.get(attention_of(keys)):
                 narrow_to_(self.model, keys, attention.groups, found.head_size)
-        remember_(self.model, self.record())
+        attach_record_(self.model, self.record())
 
     def record(self) -> dict[str, Any]:
         """What :func:`sparsebert.compact.compaction_description` gives, but for the shapes of the layers."""
@@ -133,7 +133,7 @@ def prepare(
     min_row_weights: int = 0,
     round_to: int = 1,
     packed_for: int = 0,
-) -> Prepared:
+) -> CompactionPlan:
     """What `sparsebert.compact.compact_` will make of the model, with the same arguments and errors.
 
     ``packed_for``: tokens of a call, where what is left will be stored without its zeros; 0 for dense layers.
@@ -186,7 +186,7 @@ def prepare(
         )
         for name in found.linears
     )
-    return Prepared(model, ticket, changes, attentions, exact, round_to, min_row_weights, source)
+    return CompactionPlan(model, ticket, changes, attentions, exact, round_to, min_row_weights, source)
 
 
 def ticket_hash(ticket: Ticket) -> str:

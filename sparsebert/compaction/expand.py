@@ -11,9 +11,9 @@ from torch import nn
 from sparsebert.bert import full_name, resolve, structure
 from sparsebert.compaction.heads import HeadGroup, slots
 from sparsebert.compaction.live_rectangle import RectangleLinear
-from sparsebert.compaction.manifest import attention_of, forget_, record_of
+from sparsebert.compaction.manifest import attention_of, detach_record_, record_of
 from sparsebert.compaction.masked_matrix import EMPTY, Matrix
-from sparsebert.compaction.narrow_attention import widen_
+from sparsebert.compaction.narrow_attention import restore_attention_
 from sparsebert.nn.module_swap import move_hooks, replace_module
 
 
@@ -46,8 +46,8 @@ def expand(model: nn.Module) -> None:
         move_hooks(old, new)
         replace_module(model, full_name(model, key), new)
     for keys in found.heads:
-        widen_(resolve(model, attention_of(keys)))
-    forget_(model)
+        restore_attention_(resolve(model, attention_of(keys)))
+    detach_record_(model)
 
 
 def _places(groups: Sequence[HeadGroup], kind: str, count: int, size: int) -> list[int]:

@@ -11,7 +11,7 @@ from torch import nn
 from sparsebert.bert import Structure, base_model, full_name, is_bert_like, resolve, structure
 from sparsebert.compaction.heads import HeadGroup, is_whole, total
 from sparsebert.compaction.live_rectangle import RectangleLinear
-from sparsebert.compaction.narrow_attention import narrow_
+from sparsebert.compaction.narrow_attention import shrink_attention_
 from sparsebert.nn.module_swap import move_hooks, replace_module
 
 VERSION = 1
@@ -26,18 +26,18 @@ def attention_of(keys: Sequence[str]) -> str:
     return keys[0].rpartition(".")[0]
 
 
-def remember_(model: nn.Module, record: Mapping[str, Any]) -> None:
+def attach_record_(model: nn.Module, record: Mapping[str, Any]) -> None:
     """Let the base model know what it has become."""
     setattr(base_model(model), _RECORD, dict(record))
 
 
 def record_of(model: nn.Module) -> dict[str, Any]:
-    """What `remember_` was given; empty for a model as configured and for one of another family."""
+    """What `attach_record_` was given; empty for a model as configured and for one of another family."""
     return getattr(base_model(model), _RECORD, {}) if is_bert_like(model) else {}
 
 
-def forget_(model: nn.Module) -> None:
-    """Undo `remember_`."""
+def detach_record_(model: nn.Module) -> None:
+    """Undo `attach_record_`."""
     delattr(base_model(model), _RECORD)
 
 
@@ -65,7 +65,7 @@ def narrow_to_(model: nn.Module, keys: Sequence[str], groups: Sequence[HeadGroup
     path = attention_of(keys)
     inside = [key for key in keys if attention_of((key,)) == path]
     names = [key.rpartition(".")[2] for key in inside]
-    narrow_(resolve(model, path), groups, head_size**-0.5, names)
+    shrink_attention_(resolve(model, path), groups, head_size**-0.5, names)
 
 
 def rebuild(model: nn.Module, description: Mapping[str, Any]) -> None:
@@ -85,7 +85,7 @@ def rebuild(model: nn.Module, description: Mapping[str, Any]) -> None:
     for keys in found.heads:
         if attention_of(keys) in groups:
             narrow_to_(model, keys, groups[attention_of(keys)], found.head_size)
-    remember_(model, record)
+    attach_record_(model, record)
 
 
 def _empty(old: nn.Linear, shape: Sequence[int], live: Sequence[int]) -> nn.Module:

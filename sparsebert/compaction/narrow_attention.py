@@ -15,7 +15,7 @@ IMPLEMENTATIONS = ("eager", "sdpa")
 
 
 class CompactAttention(nn.Module):
-    """What takes the place of a model's self-attention; made by :func:`narrow_`, never by itself.
+    """What takes the place of a model's self-attention; made by :func:`shrink_attention_`, never by itself.
 
     It stands in front of the model's own class, whose projections, dropout and hooks it keeps, so what looks
     for that class (recording of attention weights, for one) still finds it. The scale stays that of the head
@@ -82,7 +82,9 @@ class CompactAttention(nn.Module):
         return _blank, (_original(type(self)),), self.__getstate__()
 
 
-def narrow_(attention: nn.Module, groups: Sequence[HeadGroup], scale: float, names: Sequence[str]) -> None:
+def shrink_attention_(
+    attention: nn.Module, groups: Sequence[HeadGroup], scale: float, names: Sequence[str]
+) -> None:
     """Turn a model's self-attention, in place, into one of heads as narrow as ``groups`` says.
 
     names  of its projections: query, key, value and, where it applies that itself, output
@@ -92,8 +94,8 @@ def narrow_(attention: nn.Module, groups: Sequence[HeadGroup], scale: float, nam
     compact.groups, compact.scale, compact.names = tuple(groups), scale, tuple(names)
 
 
-def widen_(attention: nn.Module) -> None:
-    """Undo `narrow_`, in place: the model's own class again, for projections as configured."""
+def restore_attention_(attention: nn.Module) -> None:
+    """Undo `shrink_attention_`, in place: the model's own class again, for projections as configured."""
     if isinstance(attention, CompactAttention):
         for name in ("groups", "scale", "names"):
             delattr(attention, name)

@@ -1,0 +1,1 @@
+"""Cost models: what a mask costs in each format on a CPU or a GPU."""

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.cpu_cost import cost_model
-from sparsebert.cost.work import BlockStatistics, MaskStatistics, Work, column_panel_works, panel_works, works
+from sparsebert.cost.work import (
+    BlockStatistics,
+    MaskStatistics,
+    WorkEstimate,
+    column_panel_works,
+    estimate_work,
+    panel_works,
+)
 from sparsebert_kernels import formats
 from sparsebert_kernels.cuda import backend
 
@@ -37,8 +44,8 @@ def stored_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
 class CostModel(Protocol):
     """Predicts the seconds of a layer for one device, dtype and number of tokens."""
 
-    def knows(self, work: Work) -> bool: ...
-    def seconds(self, work: Work) -> float: ...
+    def supports(self, work: WorkEstimate) -> bool: ...
+    def seconds(self, work: WorkEstimate) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,14 @@ class Choice:
     statistics: MaskStatistics
     blocks: BlockStatistics | None
     costs: CostModel
-    dense: Work
-    candidates: list[Work]
+    dense: WorkEstimate
+    candidates: list[WorkEstimate]
 
-    def predicted(self, work: Work) -> float | None:
+    def predicted(self, work: WorkEstimate) -> float | None:
         """Seconds, None where the cost model has no figures."""
-        return self.costs.seconds(work) if self.costs.knows(work) else None
+        return self.costs.seconds(work) if self.costs.supports(work) else None
 
-    def predicted_speedup(self, work: Work) -> float:
+    def predicted_speedup(self, work: WorkEstimate) -> float:
         """Over the dense layer. Raises KeyError where the cost model has no figures."""
         return self.costs.seconds(self.dense) / max(self.costs.seconds(work), 1e-12)
 
@@ -92,20 +99,22 @@ def choices(
     else:
         costs = cost_model(stored, tokens, measure=measure)
     wanted = tuple(formats.FORMATS) if format == "auto" else (format,)
-    candidates = list(works(statistics, stored, wanted))
+    candidates = list(estimate_work(statistics, stored, wanted))
     if blocks and "panel" in wanted:
         candidates += panel_works(statistics, blocks, stored)
     if "column_panel" in wanted and (format != "auto" or _may_share_columns(gpu, statistics)):
         candidates += column_panel_works(mask, stored)
-    (dense,) = works(statistics, stored, ("dense",))
+    (dense,) = estimate_work(statistics, stored, ("dense",))
     if trainable:
         candidates = [work for work in candidates if _can_train(work, statistics, blocks)]
     elif format == "auto":
-        candidates = [work for work in candidates if costs.knows(work) and _can_pay(work, dense, statistics)]
+        candidates = [
+            work for work in candidates if costs.supports(work) and _can_pay(work, dense, statistics)
+        ]
 
-    def order(work: Work) -> tuple[float, int, int]:
+    def order(work: WorkEstimate) -> tuple[float, int, int]:
         # Where the cost model has no figures, what stores least, in the largest blocks.
-        seconds = costs.seconds(work) if costs.knows(work) else math.inf
+        seconds = costs.seconds(work) if costs.supports(work) else math.inf
         return seconds, work.stored, -math.prod(work.block or (1, 1))
 
     return Choice(statistics, blocks, costs, dense, sorted(candidates, key=order))
@@ -113,7 +122,7 @@ def choices(
 
 def preferred(
     mask: Tensor, dtype: torch.dtype, device: torch.device, tokens: int, *, trainable: bool = False
-) -> Work:
+) -> WorkEstimate:
     """The format that is predicted to be the fastest, without measuring: what a layer that is moved takes."""
     choice = choices(mask, dtype, device, tokens, trainable=trainable)
     return choice.candidates[0]
@@ -124,7 +133,7 @@ def _may_share_columns(gpu: bool, statistics: MaskStatistics) -> bool:
     return gpu and statistics.sparsity >= LEAST_SPARSITY_OF_COLUMN_PANELS
 
 
-def _can_train(work: Work, statistics: MaskStatistics, blocks: BlockStatistics | None) -> bool:
+def _can_train(work: WorkEstimate, statistics: MaskStatistics, blocks: BlockStatistics | None) -> bool:
     """Whether what is stored is what is kept: training must not revive a pruned weight."""
     if work.format == "vector" and work.block:
         return statistics.aligned(work.block[0])
@@ -133,7 +142,7 @@ def _can_train(work: Work, statistics: MaskStatistics, blocks: BlockStatistics |
     return work.format == "element"
 
 
-def _can_pay(work: Work, dense: Work, statistics: MaskStatistics) -> bool:
+def _can_pay(work: WorkEstimate, dense: WorkEstimate, statistics: MaskStatistics) -> bool:
     if work == dense:
         return True
     smaller = work.nbytes < dense.nbytes and not statistics.full

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsebert.cost.work import VECTOR_ROWS, Cost, MaskStatistics, Work, works
+from sparsebert.cost.work import VECTOR_ROWS, Cost, MaskStatistics, WorkEstimate, estimate_work
 from sparsebert_kernels import __version__, cpu, formats, ops
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.timing import Least, least
@@ -57,10 +57,10 @@ class CostModel:
     def __init__(self, costs: dict[str, Cost], tokens: int) -> None:
         self.costs, self.tokens = costs, tokens
 
-    def knows(self, work: Work) -> bool:
+    def supports(self, work: WorkEstimate) -> bool:
         return work.kind in self.costs
 
-    def seconds(self, work: Work) -> float:
+    def seconds(self, work: WorkEstimate) -> float:
         """Raises KeyError for a kind of work that it does not know."""
         return self.costs[work.kind].seconds(work, self.tokens)
 
@@ -224,7 +224,7 @@ def _times(
         x = torch.randn(tokens, columns, generator=generator).to(dtype)
         bias = torch.zeros(rows, dtype=dtype)
         statistics = MaskStatistics.of(mask)
-        work = next(work for work in works(statistics, dtype, formats.FORMATS) if work.kind == kind)
+        work = next(work for work in estimate_work(statistics, dtype, formats.FORMATS) if work.kind == kind)
         packed = formats.pack(weight, mask, format=work.format, **work.options)
         timings.append(least(lambda: ops.linear(x, packed, bias), budget=SECONDS_A_PROBLEM))  # noqa: B023
         features.append([1.0, tokens * work.stored, tokens * work.lines])

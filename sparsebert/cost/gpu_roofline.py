@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from sparsebert.cost.work import Work
+from sparsebert.cost.work import WorkEstimate
 from sparsebert_kernels.cuda import tile_configs
 from sparsebert_kernels.formats.panel import TILE_COLUMNS
 
@@ -70,10 +70,10 @@ class Roofline:
     def __init__(self, device: Device, dtype: torch.dtype, tokens: int) -> None:
         self.device, self.dtype, self.tokens = device, dtype, tokens
 
-    def knows(self, work: Work) -> bool:
+    def supports(self, work: WorkEstimate) -> bool:
         return work.format in ("dense", "compact", "panel", "bitmap", "column_panel")
 
-    def seconds(self, work: Work) -> float:
+    def seconds(self, work: WorkEstimate) -> float:
         """Raises KeyError for a format that it does not know."""
         match work.format:
             case "dense":
@@ -96,7 +96,7 @@ class Roofline:
     def _matmul(self) -> float:
         return self.device.matmul_fp32 if self.dtype == torch.float32 else self.device.matmul
 
-    def _matrix_bytes(self, work: Work) -> int:
+    def _matrix_bytes(self, work: WorkEstimate) -> int:
         return math.prod(work.shape) * self.dtype.itemsize
 
     def _dense(self, rows: int, columns: int) -> float:
@@ -111,7 +111,7 @@ class Roofline:
         busy = min(waves(tile) for tile in DENSE_TILES)
         return max(busy, self._traffic(rows, columns, rows * columns * self.dtype.itemsize)) + device.kernel
 
-    def _compact(self, work: Work) -> float:
+    def _compact(self, work: WorkEstimate) -> float:
         """A smaller dense product; picking its columns and placing its rows are kernels of their own."""
         rows, columns = work.shape
         moved = 2 * self.tokens * (columns + rows) * self.dtype.itemsize
@@ -119,7 +119,7 @@ class Roofline:
             return self.device.kernel
         return self._dense(rows, columns) + moved / self.device.memory + 2 * self.device.kernel
 
-    def _panel(self, work: Work) -> float:
+    def _panel(self, work: WorkEstimate) -> float:
         assert work.block is not None
         device, (rows, columns), height = self.device, work.shape, work.block[0]
         panels = math.ceil(rows / height)

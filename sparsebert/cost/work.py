@@ -109,7 +109,7 @@ class BlockStatistics:
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkEstimate:
     """What running a layer in one format takes.
 
     stored   multiply-adds a token
@@ -150,7 +150,7 @@ def format_options(format: str, block: tuple[int, int] | None) -> dict[str, Any]
     return {rows_alone[format]: block[0]} if format in rows_alone else {"block_size": block}
 
 
-def works(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[str]) -> Iterator[Work]:
+def estimate_work(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[str]) -> Iterator[WorkEstimate]:
     """The work of each of ``formats`` with values of ``dtype`` that `MaskStatistics` tell; "vector" once for
     every height."""
     rows, columns, item = mask.rows, mask.columns, dtype.itemsize
@@ -161,40 +161,42 @@ def works(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[str]) -> I
                 padding = blocks * min(rows, element.BLOCK_ROWS) // 2 if dtype == torch.bfloat16 else 0
                 stored = mask.kept + padding
                 listed = min(mask.kept, rows * -(-columns // element.BLOCK_COLUMNS))
-                yield Work(format, stored, rows + columns, stored * (item + 1) + 2 * listed + 200 * blocks)
+                yield WorkEstimate(
+                    format, stored, rows + columns, stored * (item + 1) + 2 * listed + 200 * blocks
+                )
             case "vector":
                 blocks = -(-columns // vector.BLOCK_COLUMNS)
                 padded = -(-rows // vector.BLOCK_ROWS) * vector.BLOCK_ROWS
                 for height in VECTOR_ROWS:
                     vectors = mask.vectors[height]
                     nbytes = vectors * (height * item + 2) + 4 * blocks * padded // height
-                    yield Work(format, vectors * height, rows + columns, nbytes, (height, 1))
+                    yield WorkEstimate(format, vectors * height, rows + columns, nbytes, (height, 1))
             case "compact":
                 live = mask.live_rows * mask.live_columns
                 lines = rows + mask.live_columns
                 nbytes = live * item + 8 * (mask.live_rows + mask.live_columns)
-                yield Work(format, live, lines, nbytes, shape=mask.live_shape)
+                yield WorkEstimate(format, live, lines, nbytes, shape=mask.live_shape)
             case "csr":
-                yield Work(format, mask.kept, rows + columns, mask.kept * (item + 4) + 4 * (rows + 1))
+                yield WorkEstimate(format, mask.kept, rows + columns, mask.kept * (item + 4) + 4 * (rows + 1))
             case "bitmap":
                 index = rows * (4 * -(-columns // 32) + 2 * -(-columns // bitmap.TILE_COLUMNS) + 4)
                 nbytes = max(mask.kept, 1) * item + index
-                yield Work(format, rows * columns, rows + columns, nbytes, shape=(rows, columns))
+                yield WorkEstimate(format, rows * columns, rows + columns, nbytes, shape=(rows, columns))
             case "2:4":  # half of the values and two bits of index for each
                 nbytes = rows * columns // 2 * item + rows * columns // 8
-                yield Work(format, rows * columns // 2, rows + columns, nbytes, shape=(rows, columns))
+                yield WorkEstimate(format, rows * columns // 2, rows + columns, nbytes, shape=(rows, columns))
             case "dense":
                 nbytes = rows * columns * item
-                yield Work(format, rows * columns, rows + columns, nbytes, shape=(rows, columns))
+                yield WorkEstimate(format, rows * columns, rows + columns, nbytes, shape=(rows, columns))
 
 
-def panel_works(mask: MaskStatistics, blocks: BlockStatistics, dtype: torch.dtype) -> Iterator[Work]:
+def panel_works(mask: MaskStatistics, blocks: BlockStatistics, dtype: torch.dtype) -> Iterator[WorkEstimate]:
     """The work of format "panel" with values of ``dtype``, once for every block size."""
     for (height, width), tiles in blocks.tiles.items():
         stored = tiles * height * panel.TILE_COLUMNS
         slots = (tiles + 1) * (panel.TILE_COLUMNS // width)
         panels = -(-mask.rows // height)
-        yield Work(
+        yield WorkEstimate(
             "panel",
             stored,
             mask.rows + mask.columns,
@@ -204,7 +206,7 @@ def panel_works(mask: MaskStatistics, blocks: BlockStatistics, dtype: torch.dtyp
         )
 
 
-def column_panel_works(mask: Tensor, dtype: torch.dtype) -> Iterator[Work]:
+def column_panel_works(mask: Tensor, dtype: torch.dtype) -> Iterator[WorkEstimate]:
     """The work of format "column_panel" for a bool mask [out, in], rows sorted by count, for every height."""
     rows, columns = mask.shape
     for height in column_panel.PANEL_ROWS:
@@ -213,7 +215,7 @@ def column_panel_works(mask: Tensor, dtype: torch.dtype) -> Iterator[Work]:
         stored = listed * height
         index = 4 * (listed + column_panel.TILE_COLUMNS + panels + 1 + panels * height)
         nbytes = max(stored, height * column_panel.TILE_COLUMNS) * dtype.itemsize + index
-        yield Work("column_panel", stored, rows + columns, nbytes, (height, 1), (rows, columns))
+        yield WorkEstimate("column_panel", stored, rows + columns, nbytes, (height, 1), (rows, columns))
 
 
 @dataclass(frozen=True)
@@ -224,5 +226,5 @@ class Cost:
     per_stored: float
     per_line: float
 
-    def seconds(self, work: Work, tokens: int) -> float:
+    def seconds(self, work: WorkEstimate, tokens: int) -> float:
         return self.fixed + tokens * (self.per_stored * work.stored + self.per_line * work.lines)

@@ -29,7 +29,7 @@ from sparsebert.report.model_tables import bench_tables, sweep_tables
 from sparsebert.report.plots import speedup_plot
 
 if TYPE_CHECKING:
-    from sparsebert.bench.providers import Provider
+    from sparsebert.bench.providers import Backend
 
 FOLDER = Path("demo")
 RESULTS, TICKET, PICTURE = FOLDER / "results.jsonl", FOLDER / "minilm-90.safetensors", FOLDER / "speedup.png"
@@ -161,9 +161,9 @@ def _bert_base(
 
 def _rivals() -> list[str]:
     """The dense bars this machine has."""
-    from sparsebert.bench.providers import PROVIDERS
+    from sparsebert.bench.providers import BACKENDS
 
-    bars: tuple[type[Provider], ...] = (PROVIDERS["onednn"], PROVIDERS["eager"])
+    bars: tuple[type[Backend], ...] = (BACKENDS["onednn"], BACKENDS["eager"])
     return [bar.name for bar in bars if bar().available() is None]
 
 

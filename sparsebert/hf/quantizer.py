@@ -26,10 +26,10 @@ from sparsebert.hf.push import PushToHub
 from sparsebert.hf.verify_files import Expected, of_layer, of_module, require_tensors
 from sparsebert.nn.checkpoint_form import BITS, VALUES
 from sparsebert.nn.sparse_linear import SparseLinear, as_stored
-from sparsebert.planning.after_compaction import Left
+from sparsebert.planning.after_compaction import CompactedTargets
 from sparsebert.planning.plan import LayerPlan
 from sparsebert.planning.planner import describe_machine, plan_layers
-from sparsebert.planning.target_layers import Selected
+from sparsebert.planning.target_layers import TargetLayer
 from sparsebert.sparsify import densify_, install_, shared_inputs_of
 
 
@@ -116,7 +116,7 @@ class SparseQuantizer(HfQuantizer):
             raise ValueError("the masks of the folder are not those that its config.json was written for")
         install_(
             model,
-            Left(tuple(selected), None),
+            CompactedTargets(tuple(selected), None),
             self._plans(model, selected),
             trainable=config.trainable,
             fuse_qkv=config.fuse_qkv,
@@ -128,7 +128,7 @@ class SparseQuantizer(HfQuantizer):
         saveable_(model, **{name: getattr(config, name) for name in asked})
         return model
 
-    def _plans(self, model: nn.Module, selected: list[Selected]) -> list[LayerPlan]:
+    def _plans(self, model: nn.Module, selected: list[TargetLayer]) -> list[LayerPlan]:
         """As chosen when the folder was saved, if on a machine like this, else chosen anew."""
         config = self.quantization_config
         outlines = [replace(layer, linear=outline(layer.linear)) for layer in selected]
@@ -219,7 +219,7 @@ def _stored(model: nn.Module, key: str) -> Any:
     return resolve(model, key)
 
 
-def _selected(model: nn.Module, key: str, removed: str) -> Selected:
+def _selected(model: nn.Module, key: str, removed: str) -> TargetLayer:
     stored = _stored(model, key)
     if stored.weight_values.is_meta:
         raise ValueError(f"{key} was offloaded: a sparse layer has to be where it computes")
@@ -227,10 +227,10 @@ def _selected(model: nn.Module, key: str, removed: str) -> Selected:
         mask = stored.mask().to(stored.weight_values.device)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
-    return Selected(key, full_name(model, key), stored, mask, removed=removed)
+    return TargetLayer(key, full_name(model, key), stored, mask, removed=removed)
 
 
-def _as_saved(config: SparseConfig, layer: Selected) -> LayerPlan:
+def _as_saved(config: SparseConfig, layer: TargetLayer) -> LayerPlan:
     entry = config.layers[layer.key]
     dense_nbytes = layer.linear.weight.nbytes
     return LayerPlan(

@@ -65,7 +65,7 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class Units:
+class PruningUnits:
     """What is pruned together and what competes: the arguments of these names of :func:`sparsebert.prune`."""
 
     granularity: str = "element"
@@ -81,7 +81,7 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Request:
+class RunConfig:
     """All that decides how a run goes, but for the weights and the data.
 
     ``sparsity``: of the ticket to find, in [0, 1); None where the method works on a ``ticket`` that is given,
@@ -96,7 +96,7 @@ class Request:
 
     method: LotteryMethod
     sparsity: float | Fraction | None = None
-    units: Units = field(default_factory=Units)
+    units: PruningUnits = field(default_factory=PruningUnits)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     ticket: Ticket | None = None
     names: dict[str, Any] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Request:
         if self.ticket is not None:
             if self.sparsity is not None and abs(float(self.sparsity) - self.ticket.sparsity) > 5e-4:
                 raise ValueError(f"the ticket's sparsity is {self.ticket.sparsity:.4f}, not {self.sparsity}")
-        elif self.method.finds_sparsity:
+        elif self.method.decides_sparsity:
             if self.sparsity is not None:
                 raise ValueError(
                     f"method {self.method.name} decides itself how much is pruned: leave {self.sparsity} out"
@@ -135,7 +135,7 @@ class Request:
         """The sparsity as an exact number; 0 where the method decides how much is pruned."""
         if self.ticket is not None:
             return Fraction(self.ticket.sparsity)
-        if self.method.finds_sparsity:
+        if self.method.decides_sparsity:
             return Fraction(0)
         assert self.sparsity is not None
         target = exact("sparsity", self.sparsity)

@@ -17,7 +17,7 @@ from sparsebert.tickets.ticket import Ticket
 _SAME_SPARSITY = 5e-4
 
 
-def ticket_of(
+def load_ticket(
     path: str | os.PathLike[str],
     model: nn.Module,
     sparsity: float | None = None,
@@ -44,17 +44,17 @@ def ticket_of(
     return ticket
 
 
-def tickets_of(
+def load_tickets(
     path: str | os.PathLike[str], model: nn.Module, seeds: Sequence[int], sparsity: float | None = None
 ) -> dict[int, Ticket]:
     """The ticket for each seed: each run's own where ``path`` holds runs by seed, else one for all of them.
 
-    Raises ValueError as :func:`ticket_of`, and for a seed that ``path`` has no run of.
+    Raises ValueError as :func:`load_ticket`, and for a seed that ``path`` has no run of.
     """
     runs = _by_seed(Path(path))
     if not runs:
-        return dict.fromkeys(seeds, ticket_of(path, model, sparsity))
-    return {seed: ticket_of(_run_of(seed, runs, Path(path)), model, sparsity) for seed in seeds}
+        return dict.fromkeys(seeds, load_ticket(path, model, sparsity))
+    return {seed: load_ticket(_run_of(seed, runs, Path(path)), model, sparsity) for seed in seeds}
 
 
 def trained_models(path: str, seeds: Sequence[int] | None = None) -> dict[int | None, str]:

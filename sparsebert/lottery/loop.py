@@ -16,9 +16,9 @@ import torch
 
 from sparsebert.atomic import replacing
 from sparsebert.bert import resolve, structure
-from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.mask_learning_method import LearnedMethod
-from sparsebert.lottery.method import LooksAtBatches, Rewind, Round, SearchingMethod, Source
+from sparsebert.lottery.method import NeedsBatches, Rewind, Round, SearchingMethod, Source
 from sparsebert.lottery.round_start import Course, begin_round
 from sparsebert.lottery.round_training import Trained, train_round
 from sparsebert.lottery.run_folder import Record, RunFolder, digest
@@ -38,7 +38,7 @@ _OTHER_COPIES = 3
 
 def run(
     experiment: Experiment,
-    request: Request,
+    request: RunConfig,
     out: str | os.PathLike[str],
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Record]:
@@ -70,7 +70,7 @@ class _Run:
     """A run in a folder that is claimed."""
 
     def __init__(
-        self, experiment: Experiment, request: Request, folder: RunFolder, say: Callable[[str], None]
+        self, experiment: Experiment, request: RunConfig, folder: RunFolder, say: Callable[[str], None]
     ) -> None:
         self.experiment, self.request, self.folder, self.say = experiment, request, folder, say
         self.model = experiment.model
@@ -117,7 +117,7 @@ class _Run:
 
     def _carry_out_round(self, number: int, course: Course) -> None:
         round_ = self.rounds[number]
-        unknown = round_.source in (Source.FOUND, Source.LEARNED) and self.method.finds_sparsity
+        unknown = round_.source in (Source.SEARCH, Source.LEARNED) and self.method.decides_sparsity
         share = "" if unknown else f", {float(round_.sparsity):.1%} sparse"
         title = f"round {number + 1} of {len(self.rounds)}{share}"
         self.say(title)
@@ -126,7 +126,7 @@ class _Run:
         ticket = distributed.from_main(lambda: self._ticket(number, round_))
         decided = time.perf_counter() - began
         beginning = distributed.main_first(lambda: begin_round(self.model, course, number))
-        with self.method.accompanied(
+        with self.method.round_hooks(
             number, self.experiment, self.request, self.folder.round(number)
         ) as companion:
             subject = self._learner(round_, ticket) or ticket
@@ -173,12 +173,12 @@ class _Run:
         path = self.folder.ticket(number)
         if path.exists():
             return Ticket.load(path)
-        if round_.source is Source.ALL:
+        if round_.source is Source.DENSE:
             ticket = self._whole()
-        elif round_.source is Source.GIVEN:
+        elif round_.source is Source.USER:
             assert self.request.ticket is not None
             ticket = self.method.given(self.request.ticket, self.model, self.seed)
-        elif round_.source is Source.FOUND:
+        elif round_.source is Source.SEARCH:
             assert isinstance(self.method, SearchingMethod)
             self._restore_trained_(number - 1)
             before = self.folder.round(number - 1)
@@ -230,7 +230,7 @@ class _Run:
         assert isinstance(self.method, LearnedMethod)
         return self.method.learner(self.model, self.request, self.steps, whole)
 
-    def _training_request(self, round_: Round) -> Request:
+    def _training_request(self, round_: Round) -> RunConfig:
         """The request with the round's own learning rate."""
         if round_.learning_rate is None:
             return self.request
@@ -245,7 +245,7 @@ class _Run:
         return self.method.choice(subject, self.experiment, self.request, self.folder.best(number))
 
     def _batches(self) -> list[dict[str, Any]] | None:
-        if not isinstance(self.method, LooksAtBatches):
+        if not isinstance(self.method, NeedsBatches):
             return None
         settings = self.request.training
         return self.experiment.first_batches(self.method.batches, settings.batch_size, self.seed)

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import Head, LotteryMethod, Rewind, Round, Source
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.mask_learning.rule import Goal, Rule
@@ -46,18 +46,18 @@ class LearnedMethod(LotteryMethod, Rule):
         of_runs = {each.name for each in fields(LotteryMethod)}
         return {name: value for name, value in super().options().items() if name not in of_runs}
 
-    def goal(self, request: Request, steps: int) -> Goal:
+    def goal(self, request: RunConfig, steps: int) -> Goal:
         """Where a run of so many steps leads."""
         task, taught = str(request.names.get("task", "")), request.distillation is not None
         return Goal(steps, request.training.warmup_steps, 1 - request.target, task, taught)
 
-    def learner(self, model: Any, request: Request, steps: int, whole: Ticket) -> Learner:
+    def learner(self, model: Any, request: RunConfig, steps: int, whole: Ticket) -> Learner:
         """The rule at work in the model. ``whole``: a ticket of the model that keeps everything."""
         goal = self.goal(request, steps)
         return Learner(model, self, goal, whole, seed=request.training.seed, **asdict(request.units))
 
     def choice(
-        self, learner: Learner, experiment: Experiment, request: Request, file: Path
+        self, learner: Learner, experiment: Experiment, request: RunConfig, file: Path
     ) -> BestChoice | None:
         """What chooses among the masks that training comes by, in that file; None for the last ones."""
         return None

@@ -18,7 +18,7 @@ from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
-    from sparsebert.lottery.experiment import Experiment, Request
+    from sparsebert.lottery.experiment import Experiment, RunConfig
 
 
 class Rewind(StrEnum):
@@ -51,17 +51,17 @@ class Head(StrEnum):
 class Source(StrEnum):
     """Where the ticket of a round comes from.
 
-    ``ALL``: keeps everything. ``START``: scores of the weights the run begins with. ``TRAINED``: scores of
-    the weights the last round ended with, among those it kept. ``FOUND``: the method's own search in the
-    weights the last round ended with. ``GIVEN``: handed to the run. ``LEARNED``: what comes out of the
+    ``DENSE``: keeps everything. ``START``: scores of the weights the run begins with. ``TRAINED``: scores of
+    the weights the last round ended with, among those it kept. ``SEARCH``: the method's own search in the
+    weights the last round ended with. ``USER``: handed to the run. ``LEARNED``: what comes out of the
     round's training.
     """
 
-    ALL = "all"
+    DENSE = "all"
     START = "start"
     TRAINED = "trained"
-    FOUND = "found"
-    GIVEN = "given"
+    SEARCH = "found"
+    USER = "given"
     LEARNED = "learned"
 
 
@@ -108,7 +108,7 @@ class LotteryMethod(abc.ABC):
             raise ValueError(f"schedule_rounds must be at least 1, not {self.schedule_rounds}")
 
     @property
-    def finds_sparsity(self) -> bool:
+    def decides_sparsity(self) -> bool:
         """Whether the method decides how much is pruned, by a search or its options, and is not asked."""
         return False
 
@@ -132,13 +132,13 @@ class LotteryMethod(abc.ABC):
     def begin_(self, model: nn.Module, seed: int) -> None:  # noqa: B027  (a hook)
         """Change the weights that the run begins with."""
 
-    def require(self, experiment: Experiment, request: Request) -> None:  # noqa: B027  (a hook)
+    def require(self, experiment: Experiment, request: RunConfig) -> None:  # noqa: B027  (a hook)
         """Raise ValueError for a model, data, a teacher or a training that the method cannot work with."""
 
     @contextlib.contextmanager
-    def accompanied(
-        self, number: int, experiment: Experiment, request: Request, folder: Path
-    ) -> Iterator[Companion | None]:
+    def round_hooks(
+        self, number: int, experiment: Experiment, request: RunConfig, folder: Path
+    ) -> Iterator[RoundHooks | None]:
         """Change the model for the training of a round, and say who goes along; back again at the end.
 
         ``folder``: the round's, where it may keep files.
@@ -158,7 +158,7 @@ class LotteryMethod(abc.ABC):
 
 
 @dataclass(frozen=True)
-class LooksAtBatches(LotteryMethod):
+class NeedsBatches(LotteryMethod):
     """Base of the methods that look at the first ``batches`` batches of the training data."""
 
     batches: int = 32
@@ -171,14 +171,14 @@ class LooksAtBatches(LotteryMethod):
 
 @dataclass(frozen=True)
 class SearchingMethod(LotteryMethod):
-    """Base of the methods with rounds of ``Source.FOUND``: tickets that come out of a search of their own."""
+    """Base of the methods with rounds of ``Source.SEARCH``: tickets that come out of a search of their own."""
 
     @abc.abstractmethod
-    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
+    def found(self, experiment: Experiment, request: RunConfig, folder: Path, round_: Round) -> Ticket:
         """The ticket of a round; the model is as the last round ended, and ``folder`` is that round's."""
 
 
-class Companion(Protocol):
+class RoundHooks(Protocol):
     """Goes along with the training of a round.
 
     ``callback``: a TrainerCallback, which may stop it. ``names``: of the parameters that it has put into the

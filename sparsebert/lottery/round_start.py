@@ -19,7 +19,7 @@ _PLAIN_WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Beginning:
+class RoundStart:
     """Where the training of a round begins and ends, in optimizer steps.
 
     ``checkpoint``: what the Trainer goes on from; None for the weights that the model holds.
@@ -45,7 +45,7 @@ class Course:
     seed: int
 
 
-def begin_round(model: Any, course: Course, number: int) -> Beginning:
+def begin_round(model: Any, course: Course, number: int) -> RoundStart:
     """Put the weights of a round's beginning into the model, or find the checkpoint to go on from.
 
     Raises RuntimeError if a weight that is rewound is not bit for bit what it was.
@@ -58,16 +58,16 @@ def begin_round(model: Any, course: Course, number: int) -> Beginning:
     if latest := Checkpoint.latest(folder.checkpoints(number)):
         fresh = latest.step == (steps * number if onward else method.rewind_step) and number > 0
         if not fresh:
-            return Beginning(latest, None, stop, schedule)
+            return RoundStart(latest, None, stop, schedule)
     if number == 0:
         course.start.restore_(model)
-        return Beginning(None, course.start, stop, schedule)
+        return RoundStart(None, course.start, stop, schedule)
     if method.rewind is Rewind.PRETRAINED:
         weights = _with_head(model, course, course.start, number)
-        return Beginning(None, weights, stop, schedule)
+        return RoundStart(None, weights, stop, schedule)
     if method.rewind is Rewind.LEARNING_RATE:
         weights = _with_head(model, course, Snapshot.load(folder.trained(number - 1)), number)
-        return Beginning(None, weights, stop, schedule)
+        return RoundStart(None, weights, stop, schedule)
     source = Checkpoint.latest(folder.checkpoints(number - 1) if onward else folder.rewind)
     if source is None:
         raise RuntimeError(f"{folder.path} lacks the checkpoint that round {number} begins with")
@@ -75,7 +75,7 @@ def begin_round(model: Any, course: Course, number: int) -> Beginning:
     target = folder.checkpoints(number) / f"checkpoint-{source.step}"
     if distributed.is_main():
         source.copy_to(target, seconds=0.0, change=lambda path: _write_weights(model, path))
-    return Beginning(Checkpoint(target, source.step, 0.0), weights, stop, schedule)
+    return RoundStart(Checkpoint(target, source.step, 0.0), weights, stop, schedule)
 
 
 def weights_in(checkpoint: Checkpoint, model: Any) -> Snapshot:

@@ -9,9 +9,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.method import Companion, Rewind
-from sparsebert.lottery.round_start import Beginning, weights_in
+from sparsebert.lottery.experiment import Experiment, RunConfig
+from sparsebert.lottery.method import Rewind, RoundHooks
+from sparsebert.lottery.round_start import RoundStart, weights_in
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.best_masks import BestChoice
@@ -37,14 +37,14 @@ class Trained:
 
 def train_round(
     experiment: Experiment,
-    request: Request,
+    request: RunConfig,
     ticket: Ticket | Learner,
-    beginning: Beginning,
+    beginning: RoundStart,
     *,
     folder: Path,
     keep: Path | None,
     title: str,
-    companion: Companion | None = None,
+    companion: RoundHooks | None = None,
     choice: BestChoice | None = None,
 ) -> Trained:
     """Train the model with the ticket, or learn one, to the end of the round, with checkpoints in ``folder``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsebert.lottery.experiment import Request
+from sparsebert.lottery.experiment import RunConfig
 from sparsebert.planning.planner import plan
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
@@ -12,7 +12,7 @@ from sparsebert.tickets.ticket import Ticket
 _CPU_TOKENS, _GPU_TOKENS, _GPU = 128, 4096, "h100"
 
 
-def expected_gain(model: Any, request: Request) -> list[str]:
+def estimate_speedup(model: Any, request: RunConfig) -> list[str]:
     """Lines about the speed and size of the pruned matrices at the requested sparsity and units.
 
     By the cost models of this machine's CPU and of a data-centre GPU, for the given ticket or, since where

@@ -18,7 +18,7 @@ _LEAST_UNIFORM = 1e-4
 
 
 @dataclass(frozen=True)
-class HardConcrete(Gated):
+class HardConcreteRule(Gated):
     """L0 regularisation (Louizos et al. 2018, "Learning Sparse Neural Networks through L0 Regularization",
     equations 10 to 13), with the constants of Sanh et al. 2020, who compare with it.
 

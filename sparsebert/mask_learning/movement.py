@@ -47,7 +47,7 @@ class Ramped(Rule):
 
 
 @dataclass(frozen=True)
-class GradualMagnitude(Ramped):
+class GradualMagnitudeRule(Ramped):
     """Gradual magnitude pruning (Zhu and Gupta 2017, "To prune, or not to prune", equation 1), as in the code
     of Sanh et al. 2020: at every step the largest weights are kept, the share v(t) of each matrix, where v
     falls from 1 to the density along the cubic.
@@ -63,7 +63,7 @@ class GradualMagnitude(Ramped):
 
 
 @dataclass(frozen=True)
-class Movement(Scored, GradualMagnitude):
+class MovementRule(Scored, GradualMagnitudeRule):
     """Movement pruning (Sanh et al. 2020, "Movement Pruning: Adaptive Sparsity by Fine-Tuning", section 4.1).
 
     As gradual magnitude pruning, but by learned scores S, which begin at 0. The gradient goes straight
@@ -87,7 +87,7 @@ class Movement(Scored, GradualMagnitude):
 
 
 @dataclass(frozen=True)
-class SoftMovement(Scored, Ramped):
+class SoftMovementRule(Scored, Ramped):
     """Soft movement pruning (Sanh et al. 2020, section 4.1 and appendix): M = (sigma(S) > tau), and how much
     is kept follows from the threshold and a penalty on the scores.
 

@@ -56,7 +56,7 @@ class Over(StrEnum):
 
 
 @dataclass(frozen=True)
-class StaticModelPruning(Scored):
+class StaticModelPruningRule(Scored):
     """Static Model Pruning, SMP (Jiang et al. 2023, "Pruning Pre-trained Language Models Without
     Fine-Tuning"): only the scores are trained, through the mask (dL/dS = dL/dW' * W, dead weights too), and
     the weights stay what they were. S begins at 0.

@@ -1,0 +1,1 @@
+"""The plan: which layers become sparse, in which format, and what that gains here."""

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from sparsebert.bert import is_bert_like, resolve
-from sparsebert.compaction.analyze import Change, Prepared, prepare, ticket_hash
+from sparsebert.compaction.analyze import Change, CompactionPlan, prepare, ticket_hash
 from sparsebert.compaction.manifest import description_of, record_of
-from sparsebert.planning.target_layers import Filter, Selected, select
+from sparsebert.planning.target_layers import Filter, TargetLayer, select
 from sparsebert.tickets.ticket import Ticket
 
 # Neurons and dimensions of heads come in whole vectors.
@@ -18,7 +18,7 @@ ROUND_TO = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Left:
+class CompactedTargets:
     """What is left of a model to be packed.
 
     selected  layers in the ticket's order, of the shapes they will have
@@ -26,8 +26,8 @@ class Left:
     note      one line on it for the plan
     """
 
-    selected: tuple[Selected, ...]
-    prepared: Prepared | None
+    selected: tuple[TargetLayer, ...]
+    prepared: CompactionPlan | None
     note: str = ""
 
     @property
@@ -38,7 +38,7 @@ class Left:
         return tuple(change for change in changes if not change.whole and change.key not in keys)
 
 
-def left_of(
+def compacted_targets(
     model: nn.Module,
     ticket: Ticket | None,
     filter: Filter | None = None,
@@ -46,7 +46,7 @@ def left_of(
     tokens: int,
     compact: bool | None = None,
     trainable: bool = False,
-) -> Left:
+) -> CompactedTargets:
     """The layers that `select` finds, after compaction for calls of so many ``tokens``.
 
     ``compact``: True demands it, False leaves every layer its shape, None takes out what goes if the model
@@ -59,30 +59,30 @@ def left_of(
         raise ValueError("compact=True with a filter: what is taken out of one layer changes its neighbours")
     record = record_of(model)
     if not compact and record and ticket is not None and ticket_hash(ticket) == record["ticket"]:
-        return Left(_of_compacted(model, ticket), None, "compacted before with this ticket")
+        return CompactedTargets(_of_compacted(model, ticket), None, "compacted before with this ticket")
     selected = select(model, ticket, filter)
     possible = not (trainable or filter is not None or record) and is_bert_like(model)
     if compact is False or (compact is None and not possible):
-        return Left(selected, None)
+        return CompactedTargets(selected, None)
     try:
         prepared = prepare(model, ticket, round_to=ROUND_TO, packed_for=tokens)
     except ValueError as error:
         if compact:
             raise
-        return Left(selected, None, f"nothing taken out: {error}")
+        return CompactedTargets(selected, None, f"nothing taken out: {error}")
     changes = {change.key: change for change in prepared.changes if not change.whole}
     if not changes:
-        return Left(selected, None)
+        return CompactedTargets(selected, None)
     left = [_smaller(layer, changes[layer.key]) if layer.key in changes else layer for layer in selected]
     if trainable:
         left = [layer for layer in left if not layer.mask.all()]
     configured = sum(change.linear.weight.numel() for change in prepared.changes)
     rest = sum(change.matrix.weight.numel() for change in prepared.changes)
-    return Left(tuple(left), prepared, _note(configured, rest))
+    return CompactedTargets(tuple(left), prepared, _note(configured, rest))
 
 
-def _smaller(layer: Selected, change: Change) -> Selected:
-    return Selected(
+def _smaller(layer: TargetLayer, change: Change) -> TargetLayer:
+    return TargetLayer(
         key=layer.key,
         name=layer.name,
         linear=change.smaller_linear(),
@@ -103,7 +103,7 @@ def _note(configured: int, left: int) -> str:
     return f"{gone:,} of {configured:,} encoder weights taken out ({gone / configured:.1%})"
 
 
-def _of_compacted(model: nn.Module, ticket: Ticket) -> tuple[Selected, ...]:
+def _of_compacted(model: nn.Module, ticket: Ticket) -> tuple[TargetLayer, ...]:
     """The ticket's layers as its compaction left them: what is zero is pruned."""
     masks = {key: torch.as_tensor(resolve(model, key).weight) != 0 for key in ticket.masks}
     return select(model, Ticket(masks))

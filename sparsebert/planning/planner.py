@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, Choice, choices, stored_dtype
-from sparsebert.cost.work import BlockStatistics, Work, panel_works
+from sparsebert.cost.work import BlockStatistics, WorkEstimate, panel_works
 from sparsebert.nn.sparse_linear import SparseLinear
-from sparsebert.planning.after_compaction import left_of, note_of
+from sparsebert.planning.after_compaction import compacted_targets, note_of
 from sparsebert.planning.plan import LayerPlan, Plan
-from sparsebert.planning.target_layers import Filter, Selected
+from sparsebert.planning.target_layers import Filter, TargetLayer
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import cpu, cuda, formats, ops
 from sparsebert_kernels.cuda.timing import paired as paired_on_gpu
@@ -74,7 +74,7 @@ def plan(
     if ticket is None and any(isinstance(module, SparseLinear) for module in model.modules()):
         return carried_plan(model)
     check_options(format, tokens)
-    left = left_of(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
+    left = compacted_targets(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
     made = plan_layers(
         left.selected,
         tokens=tokens,
@@ -102,7 +102,7 @@ def check_options(format: str, tokens: int) -> None:
 
 
 def plan_layers(
-    selected: Iterable[Selected],
+    selected: Iterable[TargetLayer],
     *,
     tokens: int,
     format: str,
@@ -113,8 +113,8 @@ def plan_layers(
 ) -> Plan:
     """`plan` for layers that are selected already; ``shared_inputs``: keys of layers that may run as one."""
     measure = measure and format == "auto" and target is None
-    drafts: list[_Draft] = []
-    entries: list[LayerPlan | _Draft] = []
+    drafts: list[_LayerDecision] = []
+    entries: list[LayerPlan | _LayerDecision] = []
     for layer in selected:
         if not trainable and (reason := _why_plain(layer.linear.weight, format, target)):
             entries.append(_plain(layer, tokens, reason))
@@ -128,11 +128,11 @@ def plan_layers(
     if measure:
         sparse = [draft for draft in drafts if draft.work != draft.dense and draft.predicted(draft.work)]
         _verify(sparse, tokens, trainable)
-    layers = (entry.layer_plan(tokens) if isinstance(entry, _Draft) else entry for entry in entries)
+    layers = (entry.layer_plan(tokens) if isinstance(entry, _LayerDecision) else entry for entry in entries)
     return Plan(tuple(layers), _describe(drafts, measure, target))
 
 
-def _describe(drafts: list[_Draft], measure: bool, target: gpu_roofline.Device | None) -> str:
+def _describe(drafts: list[_LayerDecision], measure: bool, target: gpu_roofline.Device | None) -> str:
     """What the plan's times hold for."""
     gpus = {draft.device for draft in drafts if draft.device.type == "cuda"}
     figures = [target] if target else [gpu_roofline.present(device) for device in gpus]
@@ -166,7 +166,7 @@ def _why_plain(weight: Tensor, format: str, target: gpu_roofline.Device | None) 
     return None
 
 
-def _plain(layer: Selected, tokens: int, reason: str) -> LayerPlan:
+def _plain(layer: TargetLayer, tokens: int, reason: str) -> LayerPlan:
     weight = layer.linear.weight
     rows, columns = weight.shape
     return LayerPlan(
@@ -186,13 +186,13 @@ def _plain(layer: Selected, tokens: int, reason: str) -> LayerPlan:
 
 
 def _draft(
-    layer: Selected,
+    layer: TargetLayer,
     tokens: int,
     format: str,
     measure: bool,
     trainable: bool,
     target: gpu_roofline.Device | None,
-) -> _Draft:
+) -> _LayerDecision:
     """The formats that could serve a layer, the one with the least predicted time first."""
     weight = layer.linear.weight
     choice = choices(
@@ -209,29 +209,29 @@ def _draft(
             f"format {format!r} cannot train {layer.name}: 'element' serves any mask, "
             "'vector' and 'panel' masks of whole vectors or blocks"
         )
-    return _Draft(layer, choice, choice.candidates[0], asked=format != "auto")
+    return _LayerDecision(layer, choice, choice.candidates[0], asked=format != "auto")
 
 
 @dataclass
-class _Draft:
+class _LayerDecision:
     """A layer's plan in the making: what could serve it, the choice so far, and what was measured of it."""
 
-    layer: Selected
+    layer: TargetLayer
     choice: Choice
-    work: Work
+    work: WorkEstimate
     asked: bool
     timing: Paired | None = None
-    rejected: Work | None = None
+    rejected: WorkEstimate | None = None
 
     @property
-    def dense(self) -> Work:
+    def dense(self) -> WorkEstimate:
         return self.choice.dense
 
     @property
     def device(self) -> torch.device:
         return self.layer.linear.weight.device
 
-    def predicted(self, work: Work) -> float | None:
+    def predicted(self, work: WorkEstimate) -> float | None:
         return self.choice.predicted(work)
 
     def timed_class(self) -> tuple[Any, ...]:
@@ -306,7 +306,7 @@ class _Draft:
         return f"; as {block[0]}x{block[1]} blocks up to {gains[block]:.1f}x predicted"
 
 
-def _agree_on_blocks(drafts: list[_Draft]) -> None:
+def _agree_on_blocks(drafts: list[_LayerDecision]) -> None:
     """Layers that read one x in panels take the block size that is best for all, to run as one call."""
     if len({draft.work.block for draft in drafts}) < 2 or any(d.work.format != "panel" for d in drafts):
         return
@@ -324,7 +324,7 @@ def _agree_on_blocks(drafts: list[_Draft]) -> None:
             draft.work = works[best]
 
 
-def _verify(drafts: list[_Draft], tokens: int, trainable: bool) -> None:
+def _verify(drafts: list[_LayerDecision], tokens: int, trainable: bool) -> None:
     """Time the densest layer of each class in turn with prepacked dense, and give its class what won."""
     classes = defaultdict(list)
     for draft in drafts:
@@ -336,7 +336,7 @@ def _verify(drafts: list[_Draft], tokens: int, trainable: bool) -> None:
             draft.settle(kind, timing, trainable)
 
 
-def _fastest(draft: _Draft, tokens: int) -> tuple[str, Paired]:
+def _fastest(draft: _LayerDecision, tokens: int) -> tuple[str, Paired]:
     """The fastest of the first candidates: further ones are timed while they are predicted to be clearly
     faster than what was measured so far, so that neither a wrong prediction nor noise decides."""
     first, *others = draft.choice.candidates[:MAX_TIMED_FORMATS]
@@ -351,7 +351,7 @@ def _fastest(draft: _Draft, tokens: int) -> tuple[str, Paired]:
 
 
 @torch.no_grad()
-def _time_against_dense(draft: _Draft, work: Work, tokens: int) -> Paired:
+def _time_against_dense(draft: _LayerDecision, work: WorkEstimate, tokens: int) -> Paired:
     linear, device = draft.layer.linear, draft.device
     dtype = linear.weight.dtype
     stored = stored_dtype(dtype, device.type)

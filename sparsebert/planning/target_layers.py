@@ -19,7 +19,7 @@ Filter = Callable[[str, nn.Linear], bool]
 
 
 @dataclass(frozen=True, eq=False)
-class Selected:
+class TargetLayer:
     """A linear layer to be made sparse.
 
     key         as in a ticket; in models without a known structure the full path
@@ -52,7 +52,7 @@ class Selected:
 
 def select(
     model: nn.Module, ticket: Ticket | None = None, filter: Filter | None = None
-) -> tuple[Selected, ...]:
+) -> tuple[TargetLayer, ...]:
     """The layers that the ticket or, without one, the zeros in the weights make sparse.
 
     ``filter(name, linear)`` narrows a ticket down, or picks among all linear layers of any model. Without
@@ -86,7 +86,7 @@ def select(
     return tuple(selected)
 
 
-def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Iterator[Selected]:
+def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Iterator[TargetLayer]:
     require_ticket(ticket)
     ticket.check(model)
     unpackable, dead = Unpackable(model), ticket.dead_biases()
@@ -100,10 +100,10 @@ def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Itera
         if filter is None or filter(name, linear):
             unpackable.refuse(name, linear)
             device = linear.weight.device
-            yield Selected(key, name, linear, mask.to(device), ~dead[key] if key in dead else None)
+            yield TargetLayer(key, name, linear, mask.to(device), ~dead[key] if key in dead else None)
 
 
-def _of_zeros(model: nn.Module, filter: Filter | None) -> Iterator[Selected]:
+def _of_zeros(model: nn.Module, filter: Filter | None) -> Iterator[TargetLayer]:
     unpackable = Unpackable(model)
     for key, name, linear in _searched(model, filter):
         if filter is not None:
@@ -114,7 +114,7 @@ def _of_zeros(model: nn.Module, filter: Filter | None) -> Iterator[Selected]:
         unpackable.refuse(name, linear)
         mask = linear.weight.detach() != 0
         if filter is not None or not mask.all():
-            yield Selected(key, name, linear, mask)
+            yield TargetLayer(key, name, linear, mask)
 
 
 def _searched(model: nn.Module, filter: Filter | None) -> Iterator[tuple[str, str, nn.Linear]]:

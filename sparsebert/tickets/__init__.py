@@ -1,0 +1,1 @@
+"""Tickets: masks with their provenance, in memory, on disk and on models."""

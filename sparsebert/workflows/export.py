@@ -49,7 +49,7 @@ class Footprint:
         return cls(disk or None, model_bytes(model), activations, batch, length)
 
 
-def rewrite(
+def export_model(
     name: str,
     folder: Path,
     ticket: Ticket | None = None,

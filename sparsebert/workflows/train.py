@@ -18,7 +18,7 @@ from torch import nn
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
 from sparsebert.bert import resolve
 from sparsebert.compact import compact_, compaction_description
-from sparsebert.lottery.experiment import Experiment, Request, Units
+from sparsebert.lottery.experiment import Experiment, PruningUnits, RunConfig
 from sparsebert.lottery.method import LotteryMethod, lottery_method
 from sparsebert.lottery.multi_task import joint
 from sparsebert.lottery.run_folder import Record, RunFolder
@@ -40,7 +40,7 @@ Data = str | os.PathLike[str] | TaskData | None
 def train(
     task: str,
     model: str,
-    request: Request,
+    request: RunConfig,
     out: str | os.PathLike[str],
     *,
     data: Data = None,
@@ -48,7 +48,7 @@ def train(
     teacher: str | Mapping[str, str] | None = None,
     max_length: int | None = None,
     say: Callable[[str], None] = lambda text: None,
-    before: Callable[[nn.Module, Request], None] = lambda model, request: None,
+    before: Callable[[nn.Module, RunConfig], None] = lambda model, request: None,
     encode: Callable[..., Encoded] = encode,
 ) -> list[Record]:
     """Find (or train) a ticket of a task, and return the records of its rounds.
@@ -230,15 +230,15 @@ def _trained(name: str, task: Task, max_length: int | None) -> tuple[Any, Any, d
     return model, tokenizer, {"max_length": max_length, "template": template_of(model)}
 
 
-def seeded(request: Request, seed: int) -> Request:
+def seeded(request: RunConfig, seed: int) -> RunConfig:
     """The same request with another seed."""
     return replace(request, training=replace(request.training, seed=seed))
 
 
-def dense(request: Request) -> Request:
+def dense(request: RunConfig) -> RunConfig:
     """The dense model, trained like the request but by its labels alone: what its tickets are judged by."""
     plain = replace(request, distillation=None)
-    return replace(plain, method=lottery_method("dense"), sparsity=0.0, units=Units(), ticket=None)
+    return replace(plain, method=lottery_method("dense"), sparsity=0.0, units=PruningUnits(), ticket=None)
 
 
 def task_of(task: str, data: Data) -> Task:
@@ -263,7 +263,7 @@ def read_for(folders: Iterable[Path], task: Task, data: Data) -> Data:
     return data if done else examples_of(task, data)
 
 
-def require_whole_blocks(model: nn.Module, units: Units) -> None:
+def require_whole_blocks(model: nn.Module, units: PruningUnits) -> None:
     """Raise ValueError unless the units' blocks, if they are blocks, divide every matrix to prune."""
     if units.block_size is None:
         return
@@ -301,7 +301,7 @@ def over_seeds(
     return rows
 
 
-def _others(request: Request, task: Task, also: Mapping[str, Data]) -> list[tuple[Task, Data]]:
+def _others(request: RunConfig, task: Task, also: Mapping[str, Data]) -> list[tuple[Task, Data]]:
     """The other tasks of a run. Raises ValueError if the method needs or takes none, or for one twice."""
     if request.method.joint != bool(also):
         wants = (
@@ -316,7 +316,7 @@ def _others(request: Request, task: Task, also: Mapping[str, Data]) -> list[tupl
     return others
 
 
-def _taught(request: Request, teachers: Mapping[str, str], tasks: Sequence[str]) -> Request:
+def _taught(request: RunConfig, teachers: Mapping[str, str], tasks: Sequence[str]) -> RunConfig:
     """The request with its teachers in it. Raises ValueError for one of a task that the run does not have."""
     for name in teachers:
         if name not in tasks:
@@ -327,7 +327,7 @@ def _taught(request: Request, teachers: Mapping[str, str], tasks: Sequence[str])
     return replace(request, distillation=replace(request.distillation or Distillation(), teachers=known))
 
 
-def _without_absent_pooler(request: Request, task: Task) -> Request:
+def _without_absent_pooler(request: RunConfig, task: Task) -> RunConfig:
     ticket = request.ticket
     if ticket is None or POOLER not in ticket.masks or has_pooler(task):
         return request

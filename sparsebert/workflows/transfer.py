@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sparsebert.lottery.experiment import Request, Units
+from sparsebert.lottery.experiment import PruningUnits, RunConfig
 from sparsebert.lottery.method import lottery_method
 from sparsebert.lottery.run_folder import Record
 from sparsebert.tasks import EncodedOnce
@@ -40,9 +40,9 @@ class _Row:
 
     name: str
     folder: Path
-    request: Callable[[Target, int], Request]
+    request: Callable[[Target, int], RunConfig]
 
-    def runs(self, target: Target, seeds: Sequence[int]) -> Iterator[tuple[Request, Path]]:
+    def runs(self, target: Target, seeds: Sequence[int]) -> Iterator[tuple[RunConfig, Path]]:
         for seed in seeds:
             yield seeded(self.request(target, seed), seed), self.folder / target.task / f"seed-{seed}"
 
@@ -58,7 +58,7 @@ def transfer(
     random: bool = False,
     max_length: int | None = None,
     say: Callable[[str], None] = lambda text: None,
-    before: Callable[[nn.Module, Request], None] = lambda model, request: None,
+    before: Callable[[nn.Module, RunConfig], None] = lambda model, request: None,
 ) -> list[Record]:
     """Train every ticket on every target, from the pre-trained weights and a fresh head; a record a cell.
 
@@ -118,19 +118,19 @@ def sparsity_differences(tickets: Mapping[str, Mapping[int, Ticket]]) -> dict[st
     return found if max(found.values()) - min(found.values()) >= 5e-4 else {}
 
 
-def _dense(target: Target, seed: int) -> Request:
-    return Request(lottery_method(DENSE), 0.0, training=target.training)
+def _dense(target: Target, seed: int) -> RunConfig:
+    return RunConfig(lottery_method(DENSE), 0.0, training=target.training)
 
 
-def _given(by_seed: Mapping[int, Ticket]) -> Callable[[Target, int], Request]:
-    return lambda target, seed: Request(
+def _given(by_seed: Mapping[int, Ticket]) -> Callable[[Target, int], RunConfig]:
+    return lambda target, seed: RunConfig(
         lottery_method("ticket"), training=target.training, ticket=by_seed[seed]
     )
 
 
 def _random_rows(tickets: Mapping[str, Mapping[int, Ticket]], out: Path) -> list[_Row]:
     """One row for each combination of sparsity and units that the tickets have."""
-    kinds: dict[tuple[float, Units], float] = {}
+    kinds: dict[tuple[float, PruningUnits], float] = {}
     for by_seed in tickets.values():
         for ticket in by_seed.values():
             kinds.setdefault((round(ticket.sparsity, 3), _units(ticket)), ticket.sparsity)
@@ -141,18 +141,18 @@ def _random_rows(tickets: Mapping[str, Mapping[int, Ticket]], out: Path) -> list
     ]
 
 
-def _units(ticket: Ticket) -> Units:
+def _units(ticket: Ticket) -> PruningUnits:
     """What the ticket says it was pruned in; single weights where it says nothing."""
     granularity, size = ticket.metadata.get("granularity", "element"), ticket.metadata.get("block_size")
     block = (int(size[0]), int(size[1])) if size else None
-    return Units(granularity, block, include_pooler=POOLER in ticket.masks)
+    return PruningUnits(granularity, block, include_pooler=POOLER in ticket.masks)
 
 
-def _random(sparsity: float, units: Units) -> Callable[[Target, int], Request]:
-    def request(target: Target, seed: int) -> Request:
+def _random(sparsity: float, units: PruningUnits) -> Callable[[Target, int], RunConfig]:
+    def request(target: Target, seed: int) -> RunConfig:
         pooler = units.include_pooler and has_pooler(task_of(target.task, target.data))
         own = replace(units, include_pooler=pooler)
-        return Request(lottery_method(RANDOM), sparsity, own, target.training)
+        return RunConfig(lottery_method(RANDOM), sparsity, own, target.training)
 
     return request
 

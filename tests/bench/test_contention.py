@@ -38,9 +38,9 @@ def test_own_work_and_that_of_workers_is_not_counted_as_others(monkeypatch):
     monkeypatch.setattr(contention, "_own_seconds", lambda: next(own))
     monkeypatch.setattr(contention, "_waited_seconds", lambda: None)
     monkeypatch.setattr(contention.time, "perf_counter", lambda: next(wall))
-    contention = Watch.start().stop(in_workers=1.0)
-    assert contention.others == pytest.approx((6 - 2 - 1) / 4)
-    assert contention.stolen == pytest.approx(0.5 / 4)
+    seen = Watch.start().stop(in_workers=1.0)
+    assert seen.others == pytest.approx((6 - 2 - 1) / 4)
+    assert seen.stolen == pytest.approx(0.5 / 4)
 
 
 def test_counters_of_the_cores_we_may_use_are_summed(tmp_path, monkeypatch):

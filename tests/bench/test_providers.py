@@ -8,21 +8,21 @@ import torch
 from torch import nn
 
 from sparsebert.bench import output_check
-from sparsebert.bench.providers import PROVIDERS, RIVALS
+from sparsebert.bench.providers import BACKENDS, BASELINES
 from sparsebert.bench.providers.onednn import PrepackedLinear, prepack_
 from sparsebert.bench.pruned_model import prepare
 from sparsebert.bench.workload import Workload
 from sparsebert.bert import resolve
 from sparsebert.pruning import prune
 
-IN_PROCESS = [name for name in PROVIDERS if name not in ("compile", "deepsparse")]
+IN_PROCESS = [name for name in BACKENDS if name not in ("compile", "deepsparse")]
 
 
 def verdict(name, subject):
-    side = PROVIDERS[name]().build(subject)
+    side = BACKENDS[name]().build(subject)
     try:
         masks = [batch["attention_mask"] for batch in subject.batches]
-        precision = PROVIDERS[name]().precision(subject)
+        precision = BACKENDS[name]().precision(subject)
         return side, output_check.compare(
             name, side.answers(), subject.reference(), masks, precision=precision
         )
@@ -32,7 +32,7 @@ def verdict(name, subject):
 
 @pytest.mark.parametrize("name", IN_PROCESS)
 def test_answers_pass_the_gate(name, tiny):
-    lack = PROVIDERS[name]().available()
+    lack = BACKENDS[name]().available()
     if lack:
         pytest.skip(lack)
     side, found = verdict(name, tiny)
@@ -42,7 +42,7 @@ def test_answers_pass_the_gate(name, tiny):
 
 @pytest.mark.slow
 def test_compiled_answers_pass_the_gate(tiny):
-    lack = PROVIDERS["compile"]().available()
+    lack = BACKENDS["compile"]().available()
     if lack:
         pytest.skip(lack)
     assert verdict("compile", tiny)[1].passed
@@ -50,7 +50,7 @@ def test_compiled_answers_pass_the_gate(tiny):
 
 @pytest.mark.slow
 def test_deepsparse_answers_pass_the_gate_in_its_worker(tiny):
-    lack = PROVIDERS["deepsparse"]().available()
+    lack = BACKENDS["deepsparse"]().available()
     if lack:
         pytest.skip(lack)
     assert verdict("deepsparse", tiny)[1].passed
@@ -59,7 +59,7 @@ def test_deepsparse_answers_pass_the_gate_in_its_worker(tiny):
 def test_building_leaves_the_subject_as_it_was(tiny):
     before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
     for name in ("sparse", "onednn", "bf16"):
-        PROVIDERS[name]().build(tiny)
+        BACKENDS[name]().build(tiny)
     after = tiny.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -67,19 +67,19 @@ def test_building_leaves_the_subject_as_it_was(tiny):
 
 def test_weight_bytes_are_those_of_the_pruned_matrices(tiny):
     numel = sum(mask.numel() for mask in tiny.ticket.masks.values())
-    dense, half = (PROVIDERS[name]().build(tiny).weight_bytes for name in ("eager", "bf16"))
+    dense, half = (BACKENDS[name]().build(tiny).weight_bytes for name in ("eager", "bf16"))
     assert dense == 4 * numel
     assert half == 2 * numel
-    assert PROVIDERS["sparse"]().build(tiny).weight_bytes < 0.3 * dense
+    assert BACKENDS["sparse"]().build(tiny).weight_bytes < 0.3 * dense
 
 
 def test_the_sparse_side_says_which_formats_it_runs(tiny):
-    assert PROVIDERS["sparse"]().build(tiny).notes["formats"] == "12 element"
+    assert BACKENDS["sparse"]().build(tiny).notes["formats"] == "12 element"
 
 
 def test_every_rival_has_a_reason_or_none_and_a_summary():
-    for name in RIVALS:
-        provider = PROVIDERS[name]()
+    for name in BASELINES:
+        provider = BACKENDS[name]()
         lack = provider.available()
         assert provider.summary
         assert lack is None or "\n" not in lack
@@ -87,24 +87,24 @@ def test_every_rival_has_a_reason_or_none_and_a_summary():
 
 def test_deepsparse_without_its_python_says_how_to_get_it(monkeypatch):
     monkeypatch.delenv("SPARSEBERT_DEEPSPARSE_PYTHON", raising=False)
-    assert "SPARSEBERT_DEEPSPARSE_PYTHON" in PROVIDERS["deepsparse"]().available()
+    assert "SPARSEBERT_DEEPSPARSE_PYTHON" in BACKENDS["deepsparse"]().available()
     monkeypatch.setenv("SPARSEBERT_DEEPSPARSE_PYTHON", "/nowhere/python")
-    assert "/nowhere/python is no program" in PROVIDERS["deepsparse"]().available()
+    assert "/nowhere/python is no program" in BACKENDS["deepsparse"]().available()
 
 
 def test_a_missing_library_says_how_to_install_it(monkeypatch):
     present = object()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else present)
-    assert PROVIDERS["onnxruntime"]().available() == "onnxruntime not installed: pip install onnxruntime"
+    assert BACKENDS["onnxruntime"]().available() == "onnxruntime not installed: pip install onnxruntime"
 
 
 def test_a_compiler_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setitem(os.environ, "CXX", "no-such-compiler")
-    lack = PROVIDERS["compile"]().available()
+    lack = BACKENDS["compile"]().available()
     assert torch.cuda.is_available() or "no-such-compiler is not found" in lack
 
 
-needs_onednn = pytest.mark.skipif(PROVIDERS["onednn"]().available() is not None, reason="no oneDNN in torch")
+needs_onednn = pytest.mark.skipif(BACKENDS["onednn"]().available() is not None, reason="no oneDNN in torch")
 
 
 @needs_onednn
@@ -131,7 +131,7 @@ def test_prepacking_covers_every_linear_of_the_model(tiny):
 def test_wrong_numbers_from_onednn_are_noticed(monkeypatch):
     honest = PrepackedLinear.forward
     monkeypatch.setattr(PrepackedLinear, "forward", lambda self, x: honest(self, x) + 1)
-    assert "is off by" in PROVIDERS["onednn"]().available()
+    assert "is off by" in BACKENDS["onednn"]().available()
 
 
 def test_what_a_ticket_empties_is_gone_from_both_of_ours():

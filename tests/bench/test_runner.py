@@ -8,7 +8,7 @@ import torch
 from sparsebert.bench import memory, runner
 from sparsebert.bench.environment import detect
 from sparsebert.bench.output_check import GateError
-from sparsebert.bench.providers import PROVIDERS, Side
+from sparsebert.bench.providers import BACKENDS, BuiltBackend
 from sparsebert.bench.timer import Timings
 
 QUICK = runner.Settings(budget=0.0, min_rounds=3, max_rounds=3, memory=False, retries=2)
@@ -43,8 +43,10 @@ def test_throughput_counts_real_tokens_and_padded_ones_apart(tiny, quiet_machine
 
 def test_a_red_gate_gives_no_figures_at_all(tiny, monkeypatch):
     timed = []
-    wrong = Side(run=lambda: timed.append(1) or 1.0, answers=lambda: [2 * a for a in tiny.reference()])
-    monkeypatch.setattr(PROVIDERS["eager"], "build", lambda self, subject, consume=False: wrong)
+    wrong = BuiltBackend(
+        run=lambda: timed.append(1) or 1.0, answers=lambda: [2 * a for a in tiny.reference()]
+    )
+    monkeypatch.setattr(BACKENDS["eager"], "build", lambda self, subject, consume=False: wrong)
     with pytest.raises(GateError, match="eager: error"):
         runner.run(tiny, ["eager"], detect(), QUICK)
     assert not timed
@@ -52,13 +54,13 @@ def test_a_red_gate_gives_no_figures_at_all(tiny, monkeypatch):
 
 def test_sides_are_closed_even_when_one_cannot_be_built(tiny, monkeypatch):
     closed = []
-    side = Side(run=lambda: 1.0, answers=list, close=lambda: closed.append("eager"))
+    side = BuiltBackend(run=lambda: 1.0, answers=list, close=lambda: closed.append("eager"))
 
     def refuse(self, subject, consume=False):
         raise ValueError("cannot run this")
 
-    monkeypatch.setattr(PROVIDERS["eager"], "build", lambda self, subject, consume=False: side)
-    monkeypatch.setattr(PROVIDERS["bf16"], "build", refuse)
+    monkeypatch.setattr(BACKENDS["eager"], "build", lambda self, subject, consume=False: side)
+    monkeypatch.setattr(BACKENDS["bf16"], "build", refuse)
     with pytest.raises(ValueError, match="cannot run this"):
         runner.run(tiny, ["eager", "bf16"], detect(), QUICK)
     assert closed == ["eager"]

@@ -90,7 +90,7 @@ def test_help_lists_the_commands(capsys):
 
 
 def test_help_needs_none_of_the_heavy_libraries():
-    code = "import sys; from sparsebert import cli; cli.main(['--help']); "
+    code = "import sys; from sparsebert.cli import app; app.main(['--help']); "
     code += "heavy = {'torch', 'transformers', 'numpy', 'matplotlib', 'jinja2'}; "
     code += "sys.exit(' '.join(heavy & sys.modules.keys()) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=_root())
@@ -197,7 +197,7 @@ def test_rivals_are_listed_with_what_each_needs(capsys, monkeypatch):
 def _root() -> str:
     from pathlib import Path
 
-    return str(Path(cli.__file__).parents[1])
+    return str(Path(app.__file__).parents[2])
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsebert.compaction import live_rectangle
+from sparsebert.compaction import live_rectangle as live_rectangle_module
 from sparsebert.compaction.attention_folding import compact_attention
 from sparsebert.compaction.heads import (
     DIMENSIONS_OF_A_GROUP,
@@ -246,8 +246,8 @@ class TestRectangle:
         self, monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, left: tuple[int, int] | None
     ) -> None:
         """A row of the output costs a fifth of its products to be placed, a column of x a twentieth."""
-        monkeypatch.setattr(live_rectangle, "PLACED", 20)
-        monkeypatch.setattr(live_rectangle, "PICKED", 5)
+        monkeypatch.setattr(live_rectangle_module, "PLACED", 20)
+        monkeypatch.setattr(live_rectangle_module, "PICKED", 5)
         live = live_rectangle(without(matrix(100, 100), rows=slice(rows), columns=slice(columns)))
         assert (live and tuple(map(len, live))) == left
 

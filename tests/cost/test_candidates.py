@@ -13,7 +13,13 @@ from torch import Tensor
 from sparsebert.cost import candidates, gpu_roofline
 from sparsebert.cost.candidates import choices, preferred, stored_dtype
 from sparsebert.cost.gpu_roofline import KNOWN
-from sparsebert.cost.work import BlockStatistics, MaskStatistics, column_panel_works, panel_works, works
+from sparsebert.cost.work import (
+    BlockStatistics,
+    MaskStatistics,
+    column_panel_works,
+    estimate_work,
+    panel_works,
+)
 from sparsebert_kernels import formats
 
 H200 = KNOWN["h200"]
@@ -50,7 +56,7 @@ def test_predicted_bytes_of_panels_are_those_of_the_packed_weight(density: float
 def test_predicted_bytes_of_other_gpu_formats_are_those_of_the_packed_weight(density: float) -> None:
     mask = torch.rand(200, 150) < density
     statistics = MaskStatistics.of(mask)
-    (bitmap,) = works(statistics, torch.float32, ("bitmap",))
+    (bitmap,) = estimate_work(statistics, torch.float32, ("bitmap",))
     assert bitmap.nbytes == formats.pack(torch.ones(200, 150), mask, format="bitmap").nbytes
     for work in column_panel_works(mask, torch.float32):
         packed = formats.pack(

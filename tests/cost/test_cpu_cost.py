@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sparsebert.cost import cpu_cost
-from sparsebert.cost.work import Cost, Work
+from sparsebert.cost.work import Cost, WorkEstimate
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.timing import Least
 
@@ -154,7 +154,7 @@ def test_without_the_native_library_csr_takes_the_place_of_sparse_formats(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_calibration_gives_costs_that_grow_with_the_work(dtype: torch.dtype) -> None:
     for kind, cost in cpu_cost.calibrate(dtype, 64)[0].items():
-        small, large = (Work(kind, stored, 512, 0) for stored in (10_000, 1_000_000))
+        small, large = (WorkEstimate(kind, stored, 512, 0) for stored in (10_000, 1_000_000))
         assert 0 < cost.seconds(small, 64) < cost.seconds(large, 64) < 1, kind
 
 

@@ -9,7 +9,7 @@ import torch
 
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.gpu_roofline import KNOWN, Roofline
-from sparsebert.cost.work import BlockStatistics, MaskStatistics, Work, panel_works, works
+from sparsebert.cost.work import BlockStatistics, MaskStatistics, WorkEstimate, estimate_work, panel_works
 from sparsebert_kernels.cuda import tile_configs
 
 H200 = KNOWN["h200"]
@@ -19,14 +19,14 @@ def speedup(rows: int, columns: int, tokens: int, density: float, height: int, d
     """Of h x 64 blocks spread evenly, over the dense layer, in bf16."""
     model = Roofline(KNOWN[device], torch.bfloat16, tokens)
     mask = MaskStatistics.of(torch.ones(rows, columns, dtype=torch.bool))
-    (dense,) = works(mask, torch.bfloat16, ("dense",))
+    (dense,) = estimate_work(mask, torch.bfloat16, ("dense",))
     blocks = BlockStatistics.spread(rows, columns, density)
     (sparse,) = (work for work in panel_works(mask, blocks, torch.bfloat16) if work.block == (height, 64))
     return model.seconds(dense) / model.seconds(sparse)
 
 
 def test_dense_layers_come_near_the_rate_of_the_tensor_cores() -> None:
-    dense = Work("dense", 0, 0, 3072 * 768 * 2, shape=(3072, 768))
+    dense = WorkEstimate("dense", 0, 0, 3072 * 768 * 2, shape=(3072, 768))
     seconds = Roofline(H200, torch.bfloat16, 16384).seconds(dense)
     assert 0.8 < 2 * 16384 * 3072 * 768 / seconds / H200.matmul < 1
 
@@ -70,16 +70,16 @@ def test_an_a100_gains_earlier_than_an_h200() -> None:
 
 def test_compaction_shrinks_the_product() -> None:
     model = Roofline(H200, torch.bfloat16, 16384)
-    dense = Work("dense", 0, 0, 3072 * 768 * 2, shape=(3072, 768))
-    compact = Work("compact", 0, 0, 768 * 768 * 2, shape=(768, 768))
+    dense = WorkEstimate("dense", 0, 0, 3072 * 768 * 2, shape=(3072, 768))
+    compact = WorkEstimate("compact", 0, 0, 768 * 768 * 2, shape=(768, 768))
     assert model.seconds(compact) < model.seconds(dense) / 1.5
-    assert model.seconds(Work("compact", 0, 0, 0, shape=(0, 768))) > 0
+    assert model.seconds(WorkEstimate("compact", 0, 0, 0, shape=(0, 768))) > 0
 
 
 def test_formats_without_a_model_are_unknown() -> None:
     model = Roofline(H200, torch.bfloat16, 128)
-    work = Work("element", 1, 1, 1)
-    assert not model.knows(work)
+    work = WorkEstimate("element", 1, 1, 1)
+    assert not model.supports(work)
     with pytest.raises(KeyError):
         model.seconds(work)
 

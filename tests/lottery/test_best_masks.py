@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert.lottery import loop
-from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.loop import run
 from sparsebert.lottery.mask_learning_method import LearnedMethod
 from sparsebert.pruning import prune
@@ -28,7 +28,7 @@ class Killed(BaseException):
     """As good as a kill for files, since nothing in the loop catches it."""
 
 
-def asked(**changes: Any) -> Request:
+def asked(**changes: Any) -> RunConfig:
     return tiny.request("smp", 0.7, **{"mask": "L", "scope": "matrix", "ramp_steps": 3, **changes})
 
 

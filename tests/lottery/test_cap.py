@@ -16,7 +16,7 @@ pytest.importorskip("accelerate")
 
 from sparsebert import results
 from sparsebert.lottery import loop
-from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.loop import run
 from sparsebert.lottery.method import lottery_method
 from sparsebert.mask_learning import contrastive_loss as terms
@@ -34,7 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def asked(method: str, **changes: Any) -> Request:
+def asked(method: str, **changes: Any) -> RunConfig:
     taught = {"distillation": Distillation(0.9), "negatives": 12, "label_weight": 1.0}
     chosen = {"scope": lottery_method(method).scope, **taught, **METHODS[method], **changes}
     return tiny.request(method, **chosen)

@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert import results
-from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.loop import run
 from sparsebert.lottery.method import lottery_method, lottery_methods
 from sparsebert.lottery.multi_task import joint
@@ -77,7 +77,7 @@ class Counted:
         return self._answer(**batch)
 
 
-def asked(method: str, **changes: Any) -> Request:
+def asked(method: str, **changes: Any) -> RunConfig:
     needs = NEEDS.get(method, dict)()
     scope = {} if "ticket" in needs else {"scope": lottery_method(method).scope}
     return tiny.request(method, **{"distillation": SETTINGS, "steps": 3, **scope, **needs, **changes})

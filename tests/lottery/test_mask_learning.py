@@ -17,7 +17,7 @@ pytest.importorskip("accelerate")
 
 from sparsebert import results
 from sparsebert.lottery import loop
-from sparsebert.lottery.experiment import Request
+from sparsebert.lottery.experiment import RunConfig
 from sparsebert.lottery.loop import run
 from sparsebert.lottery.method import lottery_method
 from sparsebert.mask_learning.learner import Learner
@@ -39,7 +39,7 @@ class Killed(BaseException):
     """As good as a kill for files, since nothing in the loop catches it."""
 
 
-def asked(method: str, **changes: Any) -> Request:
+def asked(method: str, **changes: Any) -> RunConfig:
     scope = lottery_method(method).scope
     return tiny.request(method, **{"scope": scope, **METHODS[method], **changes})
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparsebert.lottery import methods
-from sparsebert.lottery.experiment import Request, Units
+from sparsebert.lottery.experiment import PruningUnits, RunConfig
 from sparsebert.lottery.method import Head, Rewind, Source, lottery_method, lottery_methods
 from sparsebert.tickets.ticket import Ticket
 
@@ -99,7 +99,7 @@ def test_defaults_are_those_of_the_sources() -> None:
     imp = lottery_method("imp")
     assert (imp.rewind, imp.head, imp.schedule_rounds) == (Rewind.PRETRAINED, Head.KEEP, 1)
     assert lottery_method("standard").rewind is Rewind.NONE
-    assert lottery_method("dense").rounds(Fraction(0))[0].source is Source.ALL
+    assert lottery_method("dense").rounds(Fraction(0))[0].source is Source.DENSE
 
 
 @pytest.mark.parametrize(
@@ -145,16 +145,16 @@ def test_requests_that_make_no_sense_are_refused(
     name: str, sparsity: float | None, ticket: Ticket | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        Request(lottery_method(name), sparsity, ticket=ticket)
+        RunConfig(lottery_method(name), sparsity, ticket=ticket)
 
 
 def test_two_requests_are_the_same_if_they_describe_the_same() -> None:
     def describe(**changes: Any) -> dict[str, Any]:
-        return Request(lottery_method("ticket"), units=Units(**changes), ticket=TICKET).describe()
+        return RunConfig(lottery_method("ticket"), units=PruningUnits(**changes), ticket=TICKET).describe()
 
     assert describe() == describe()
     assert describe() != describe(scope="matrix")
-    assert describe()["ticket"] != Request(lottery_method("ticket"), ticket=~TICKET).describe()["ticket"]
+    assert describe()["ticket"] != RunConfig(lottery_method("ticket"), ticket=~TICKET).describe()["ticket"]
 
 
 def test_the_first_share_of_snip_is_a_number() -> None:

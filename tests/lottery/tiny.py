@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 import sparsebert.lottery.methods  # noqa: F401
-from sparsebert.lottery.experiment import Experiment, Request, Units
+from sparsebert.lottery.experiment import Experiment, PruningUnits, RunConfig
 from sparsebert.lottery.loop import run
 from sparsebert.lottery.method import lottery_method
 from sparsebert.tickets.ticket import Ticket
@@ -84,17 +84,17 @@ def judged(seen: list[int | None] | None = None) -> Experiment:
     return replace(experiment(), judge=judge)
 
 
-def request(method: str = "imp", sparsity: float | None = 0.3, **changes: Any) -> Request:
+def request(method: str = "imp", sparsity: float | None = 0.3, **changes: Any) -> RunConfig:
     """Options of Request, Units, TrainingSettings and the method by their names."""
     training = {"steps": 7, "batch_size": 8, "learning_rate": 1e-3, "save_steps": 3, "device": "cpu"}
     fields = TrainingSettings.__dataclass_fields__
     training |= {name: changes.pop(name) for name in list(changes) if name in fields}
-    units = {name: changes.pop(name) for name in list(changes) if name in Units.__dataclass_fields__}
+    units = {name: changes.pop(name) for name in list(changes) if name in PruningUnits.__dataclass_fields__}
     ticket, distillation = changes.pop("ticket", None), changes.pop("distillation", None)
-    return Request(
+    return RunConfig(
         lottery_method(method, **changes),
         sparsity,
-        Units(**units),
+        PruningUnits(**units),
         TrainingSettings(**training),
         ticket,
         {"task": "made-up", "model": "tiny"},
@@ -133,7 +133,7 @@ def main() -> None:
         options = PENALISED.get(chosen.learned, {}) | ({"mask": chosen.mask} if chosen.mask else {})
         options |= {"choose_every": chosen.choose_every} if chosen.choose_every else {}
         scope = lottery_method(chosen.learned, **options).scope
-        sparsity = None if lottery_method(chosen.learned, **options).finds_sparsity else 0.3
+        sparsity = None if lottery_method(chosen.learned, **options).decides_sparsity else 0.3
         asked = request(chosen.learned, sparsity, batch_size=chosen.batch_size, scope=scope, **options)
     batches, saves, save = itertools.count(1), itertools.count(1), torch.save
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsebert.mask_learning.contrastive_loss import Examples, contrast
-from sparsebert.mask_learning.movement import Movement, SoftMovement
+from sparsebert.mask_learning.movement import MovementRule, SoftMovementRule
 from sparsebert.mask_learning.rule import Goal
 from tests.mask_learning import two_matrices
 from tests.mask_learning.two_matrices import SHAPES, Array, assert_equal, numbers, sigmoid, taken, transcribed
@@ -149,13 +149,13 @@ def test_a_step_of_cap_is_that_of_the_equations(soft: bool, block: tuple[int, in
     kept: dict[str, Array] = {}
     penalty, slopes = 0.0, None
     if soft:
-        rule: Any = SoftMovement(initial_warmup=2, final_warmup=3, threshold=0.6, regularisation=7.0)
+        rule: Any = SoftMovementRule(initial_warmup=2, final_warmup=3, threshold=0.6, regularisation=7.0)
         kept = {key: (sigmoid(given.scores[key]) > 0.6 * fallen).astype(float) for key in SHAPES}
         open_ = {key: sigmoid(given.scores[key]) for key in SHAPES}
         penalty = 7.0 * fallen * float(np.mean([each.mean() for each in open_.values()]))
         slopes = {key: 7.0 * fallen * each * (1 - each) / each.size / 2 for key, each in open_.items()}
     else:
-        rule = Movement(initial_warmup=2, final_warmup=3)
+        rule = MovementRule(initial_warmup=2, final_warmup=3)
         density = 1 - 0.8 * fallen
         for key in SHAPES:
             scores = given.scores[key]

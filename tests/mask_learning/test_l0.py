@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsebert.mask_learning.l0 import HardConcrete
+from sparsebert.mask_learning.l0 import HardConcreteRule
 from sparsebert.mask_learning.masked_layers import GatedLinear
 from sparsebert.mask_learning.rule import Goal
 from sparsebert.pruning.granularity import parse_granularity
@@ -45,7 +45,7 @@ def test_a_step(block: tuple[int, int]) -> None:
     assert {0.0, 1.0} < set(np.concatenate([each.ravel() for each in gates.values()]).round(9))
     penalty = 125 * np.mean([each.mean() for each in opened.values()])
     expected = transcribed(given, gates, penalty, gradients, slopes=slopes)
-    found = taken(HardConcrete(), GOAL, 3, given, uniform=uniform)
+    found = taken(HardConcreteRule(), GOAL, 3, given, uniform=uniform)
     # The masks are those of the trained model, not of the gates that were drawn.
     for key, scores in given.scores.items():
         assert np.array_equal(found.masks[key], np.kron(scores > np.log(1 / 11), np.ones(block)) > 0)
@@ -54,7 +54,7 @@ def test_a_step(block: tuple[int, int]) -> None:
 
 
 def test_the_trained_model_s_gates_are_real_numbers() -> None:
-    rule = HardConcrete()
+    rule = HardConcreteRule()
     scores = torch.tensor([-9.0, float(np.log(1 / 11)) - 1e-3, float(np.log(1 / 11)) + 1e-3, 0.0, 2.197, 9.0])
     expected = np.clip(sigmoid(scores.double().numpy()) * 1.2 - 0.1, 0, 1)
     np.testing.assert_allclose(rule.gates(scores, None).numpy(), expected, atol=1e-6)
@@ -64,7 +64,7 @@ def test_the_trained_model_s_gates_are_real_numbers() -> None:
 def test_a_layer_draws_in_training_only() -> None:
     linear = nn.Linear(4, 6)
     scores = nn.Parameter(torch.zeros(6, 4))
-    layer = GatedLinear(linear, scores, parse_granularity("element"), True, HardConcrete())
+    layer = GatedLinear(linear, scores, parse_granularity("element"), True, HardConcreteRule())
     layer.set_uniform(torch.full((6, 4), 0.9))
     x = torch.randn(3, 4)
     assert torch.equal(layer.eval().gates(), torch.full((6, 4), 0.5))
@@ -73,18 +73,20 @@ def test_a_layer_draws_in_training_only() -> None:
 
 
 def test_it_begins_open() -> None:
-    scores = {key: torch.full(shape, HardConcrete.first_score) for key, shape in SHAPES.items()}
-    rule = HardConcrete()
+    scores = {key: torch.full(shape, HardConcreteRule.first_score) for key, shape in SHAPES.items()}
+    rule = HardConcreteRule()
     assert all(mask.all() for mask in rule.masks(scores, candidates(), GOAL, 0).values())
-    assert float(rule.gates(torch.tensor(HardConcrete.first_score), None)) == pytest.approx(0.98, abs=1e-4)
+    assert float(rule.gates(torch.tensor(HardConcreteRule.first_score), None)) == pytest.approx(
+        0.98, abs=1e-4
+    )
 
 
 def test_defaults_are_those_of_the_published_code() -> None:
-    rule = HardConcrete()
+    rule = HardConcreteRule()
     assert (rule.scores_learning_rate, rule.regularisation, rule.first_score) == (0.1, 125, 2.197)
 
 
 def test_a_score_that_is_nan_is_refused() -> None:
     scores = {key: torch.full(shape, torch.nan) for key, shape in SHAPES.items()}
     with pytest.raises(ValueError, match="NaN"):
-        HardConcrete().masks(scores, candidates(), GOAL, 0)
+        HardConcreteRule().masks(scores, candidates(), GOAL, 0)

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from sparsebert.bert import full_name, resolve
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.mask_learning.masked_layers import LearnedLinear
-from sparsebert.mask_learning.movement import GradualMagnitude, Movement, SoftMovement
+from sparsebert.mask_learning.movement import GradualMagnitudeRule, MovementRule, SoftMovementRule
 from sparsebert.mask_learning.rule import Goal, Rule
 from sparsebert.pruning import prune
 from sparsebert.training.snapshot import Snapshot
@@ -31,17 +31,17 @@ UNITS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class _Movement(Movement):
+class _Movement(MovementRule):
     name = "movement"
 
 
 @dataclass(frozen=True)
-class _Gradual(GradualMagnitude):
+class _Gradual(GradualMagnitudeRule):
     name = "gradual"
 
 
 @dataclass(frozen=True)
-class _Soft(SoftMovement):
+class _Soft(SoftMovementRule):
     name = "soft-movement"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsebert.mask_learning.movement import GradualMagnitude, Movement, SoftMovement
+from sparsebert.mask_learning.movement import GradualMagnitudeRule, MovementRule, SoftMovementRule
 from sparsebert.mask_learning.rule import Goal
 from tests.mask_learning.two_matrices import (
     FIRST,
@@ -43,7 +43,7 @@ def top_k(scores: Array, share: float) -> Array:
 def test_a_step_of_movement(block: tuple[int, int]) -> None:
     given = numbers(block)
     kept = {key: top_k(scores, published_threshold(1, 0.25)) for key, scores in given.scores.items()}
-    assert_equal(taken(Movement(), GOAL, STEP, given), transcribed(given, kept))
+    assert_equal(taken(MovementRule(), GOAL, STEP, given), transcribed(given, kept))
 
 
 def test_a_step_of_movement_with_a_regularisation() -> None:
@@ -56,13 +56,13 @@ def test_a_step_of_movement_with_a_regularisation() -> None:
         key: weight * sigmoid(scores) * (1 - sigmoid(scores)) / scores.size / 2
         for key, scores in given.scores.items()
     }
-    rule = Movement(regularisation=30.0)
+    rule = MovementRule(regularisation=30.0)
     assert_equal(taken(rule, GOAL, STEP, given), transcribed(given, kept, penalty, gradients))
 
 
 def test_dead_weights_learn_their_scores_too() -> None:
     given = numbers()
-    found = taken(Movement(), GOAL, STEP, given)
+    found = taken(MovementRule(), GOAL, STEP, given)
     for key in SHAPES:
         dead = ~found.masks[key]
         assert dead.any()
@@ -78,7 +78,7 @@ def test_a_step_of_gradual_magnitude(block: tuple[int, int]) -> None:
     for key, weight in given.weights.items():
         tiles = np.abs(weight).reshape(weight.shape[0] // rows, rows, weight.shape[1] // columns, columns)
         kept[key] = top_k(tiles.mean((1, 3)), published_threshold(1, 0.25))
-    found = taken(GradualMagnitude(), GOAL, STEP, given)
+    found = taken(GradualMagnitudeRule(), GOAL, STEP, given)
     assert_equal(found, transcribed(given, kept, scored=False))
 
 
@@ -94,7 +94,7 @@ def test_a_step_of_soft_movement(block: tuple[int, int]) -> None:
         key: weight * sigmoid(scores) * (1 - sigmoid(scores)) / scores.size / 2
         for key, scores in given.scores.items()
     }
-    rule = SoftMovement(threshold=0.4, regularisation=30.0)
+    rule = SoftMovementRule(threshold=0.4, regularisation=30.0)
     assert_equal(taken(rule, GOAL, STEP, given), transcribed(given, kept, penalty, gradients))
 
 
@@ -102,7 +102,7 @@ def test_movement_keeps_what_the_published_binarizer_keeps() -> None:
     """Where d * n is a whole number its rounding makes no difference."""
     scores = {key: torch.randn(shape) for key, shape in SHAPES.items()}
     for density in (Fraction(1, 4), Fraction(1, 2), Fraction(1)):
-        masks = Movement().masks(scores, candidates(), Goal(8, 1, density), 8)
+        masks = MovementRule().masks(scores, candidates(), Goal(8, 1, density), 8)
         for key, mask in masks.items():
             k = int(float(density) * mask.numel())
             expected = torch.zeros(mask.numel(), dtype=torch.bool)
@@ -114,15 +114,15 @@ def test_equal_scores_are_kept_in_order_and_exactly_as_many() -> None:
     """At the first step all are 0."""
     scores = {key: torch.zeros(shape) for key, shape in SHAPES.items()}
     for step, kept in ((0, 24), (1, 24), (6, 6), (8, 6)):
-        for mask in Movement().masks(scores, candidates(), GOAL, step).values():
+        for mask in MovementRule().masks(scores, candidates(), GOAL, step).values():
             assert mask.flatten().tolist() == [True] * kept + [False] * (24 - kept)
 
 
 def test_the_scope_says_who_competes() -> None:
     scores = {FIRST: torch.ones(6, 4), SECOND: torch.zeros(4, 6)}
-    in_all = Movement().masks(scores, candidates(scope="global"), GOAL, 8)
+    in_all = MovementRule().masks(scores, candidates(scope="global"), GOAL, 8)
     assert [int(mask.sum()) for mask in in_all.values()] == [12, 0]
-    in_each = Movement().masks(scores, candidates(), GOAL, 8)
+    in_each = MovementRule().masks(scores, candidates(), GOAL, 8)
     assert [int(mask.sum()) for mask in in_each.values()] == [6, 6]
 
 
@@ -130,13 +130,13 @@ def test_soft_movement_leaves_the_floor_of_each_matrix() -> None:
     """int(0.005 n) + 1 of the highest, even where all are below the threshold."""
     scores = {key: torch.linspace(-9, -5, 24).view(shape) for key, shape in SHAPES.items()}
     for floor, kept in ((0.005, 1), (0.25, 7)):
-        for mask in SoftMovement(floor=floor).masks(scores, candidates(), GOAL, 8).values():
+        for mask in SoftMovementRule(floor=floor).masks(scores, candidates(), GOAL, 8).values():
             assert mask.flatten().tolist() == [False] * (24 - kept) + [True] * kept
 
 
 def test_soft_movement_begins_with_everything_and_no_penalty() -> None:
     scores = {key: torch.zeros(shape) for key, shape in SHAPES.items()}
-    rule = SoftMovement()
+    rule = SoftMovementRule()
     assert all(mask.all() for mask in rule.masks(scores, candidates(), GOAL, 0).values())
     assert rule.penalty(scores, GOAL, 0) == 0
     assert rule.penalty(scores, GOAL, 8) == pytest.approx(400 * 0.5)
@@ -144,19 +144,23 @@ def test_soft_movement_begins_with_everything_and_no_penalty() -> None:
 
 def test_a_score_that_is_nan_is_refused() -> None:
     scores = {key: torch.full(shape, torch.nan) for key, shape in SHAPES.items()}
-    for rule in (Movement(), SoftMovement()):
+    for rule in (MovementRule(), SoftMovementRule()):
         with pytest.raises(ValueError, match="NaN"):
             rule.masks(scores, candidates(), GOAL, 8)
 
 
 def test_defaults_are_those_of_the_published_code() -> None:
-    assert (Movement().scores_learning_rate, Movement().initial_warmup, Movement().final_warmup) == (
+    assert (
+        MovementRule().scores_learning_rate,
+        MovementRule().initial_warmup,
+        MovementRule().final_warmup,
+    ) == (
         0.01,
         1,
         2,
     )
-    assert Movement().regularisation == 0
-    soft = SoftMovement()
+    assert MovementRule().regularisation == 0
+    soft = SoftMovementRule()
     assert (soft.threshold, soft.regularisation, soft.floor) == (0.1, 400, 0.005)
 
 
@@ -172,4 +176,4 @@ def test_defaults_are_those_of_the_published_code() -> None:
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SoftMovement(**options)
+        SoftMovementRule(**options)

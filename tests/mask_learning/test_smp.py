@@ -14,7 +14,7 @@ from sparsebert.mask_learning.rule import Candidates, Goal
 from sparsebert.mask_learning.smp import (
     Mask,
     Over,
-    StaticModelPruning,
+    StaticModelPruningRule,
     shares_of,
     water_filled,
     whole_numbers,
@@ -77,7 +77,7 @@ def test_a_step(mask: Mask, compat: bool, block: tuple[int, int]) -> None:
     given = numbers(block)
     temperature = 1.0 if compat else 2.0
     own = {"temperature": temperature, "ramp_steps": 7, "threshold": 0.5}
-    rule = StaticModelPruning(mask=mask, smp_compat=compat, **own)
+    rule = StaticModelPruningRule(mask=mask, smp_compat=compat, **own)
     weight = 400 * (1 - (1 - 3 / 12) ** 3)
     penalty = weight * np.mean([sigmoid(each).mean() for each in given.scores.values()])
     slope = {key: sigmoid(each) * (1 - sigmoid(each)) for key, each in given.scores.items()}
@@ -92,7 +92,7 @@ def test_the_penalty_is_a_mean_of_means() -> None:
     """Every matrix counts the same, however large, so a score of a small one feels more."""
     scores = {FIRST: torch.zeros(2, 2), SECOND: torch.full((10, 10), 9.0)}
     goal = Goal(10, 0, Fraction(1, 2))
-    found = StaticModelPruning().penalty(scores, goal, 10)
+    found = StaticModelPruningRule().penalty(scores, goal, 10)
     assert found is not None
     assert float(found) == pytest.approx(400 * (0.5 + sigmoid(np.float64(9.0))) / 2)
 
@@ -101,7 +101,7 @@ def test_the_penalty_is_a_mean_of_means() -> None:
 def test_the_penalty_grows_from_0_to_1(over: Over, end: int) -> None:
     """1 - (1 - t/T)^3, never the ratio of densities, which would explode at the beginning."""
     scores = {FIRST: torch.zeros(2, 2)}
-    rule = StaticModelPruning(ramp_steps=4, regularisation_over=over)
+    rule = StaticModelPruningRule(ramp_steps=4, regularisation_over=over)
     for step in range(11):
         expected = 200 * (1 - (1 - min(step / end, 1)) ** 3)
         assert float(rule.penalty(scores, Goal(10, 0, Fraction(1, 2)), step) or 0) == pytest.approx(expected)
@@ -132,9 +132,9 @@ def test_what_the_released_code_loses_is_given_to_others(asked: str, realised: f
     scores, found = twelve(np.linspace(0.05, 0.5, 12))
     goal = Goal(10, 0, Fraction(asked))
     options: dict[str, Any] = {"ramp_steps": 5, "temperature": 1.0}
-    lost = StaticModelPruning(smp_compat=True, **options).masks(scores, found, goal, 10)
+    lost = StaticModelPruningRule(smp_compat=True, **options).masks(scores, found, goal, 10)
     assert density_of(lost) == pytest.approx(realised, abs=1e-3)
-    exact = StaticModelPruning(**options).masks(scores, found, goal, 10)
+    exact = StaticModelPruningRule(**options).masks(scores, found, goal, 10)
     assert density_of(exact) == float(asked)
 
 
@@ -142,21 +142,21 @@ def test_what_the_released_code_loses_is_given_to_others(asked: str, realised: f
 def test_the_density_is_exact_whatever_the_rates(density: str) -> None:
     for seed in range(5):
         scores, found = twelve(np.random.default_rng(seed).uniform(0.01, 0.99, 12))
-        masks = StaticModelPruning().masks(scores, found, Goal(10, 0, Fraction(density)), 10)
+        masks = StaticModelPruningRule().masks(scores, found, Goal(10, 0, Fraction(density)), 10)
         assert sum(int(mask.sum()) for mask in masks.values()) == round(Fraction(density) * 12 * 1600)
 
 
 def test_at_the_beginning_every_matrix_has_the_density() -> None:
     scores = {key: torch.zeros(shape) for key, shape in LAYERS.items()}
     _, found = twelve(np.full(12, 0.5))
-    masks = StaticModelPruning().masks(scores, found, Goal(10, 0, Fraction(1, 4)), 10)
+    masks = StaticModelPruningRule().masks(scores, found, Goal(10, 0, Fraction(1, 4)), 10)
     assert {int(mask.sum()) for mask in masks.values()} == {400}
 
 
 def test_scores_that_underflow_count_as_equal() -> None:
     scores = {key: torch.full(shape, -1e4) for key, shape in LAYERS.items()}
     _, found = twelve(np.full(12, 0.5))
-    masks = StaticModelPruning().masks(scores, found, Goal(10, 0, Fraction(1, 4)), 10)
+    masks = StaticModelPruningRule().masks(scores, found, Goal(10, 0, Fraction(1, 4)), 10)
     assert density_of(masks) == 0.25
 
 
@@ -182,13 +182,13 @@ def test_units_of_one_size_are_counted_and_others_weighed() -> None:
         units = unit_groups("block", block, SHAPES, None)
         found = Candidates(units, dict.fromkeys(SHAPES, "query"), "type")
         scores = {group.name: torch.randn(group.grid, generator=generator) for group in units}
-        masks = StaticModelPruning().masks(scores, found, GOAL, 12)
+        masks = StaticModelPruningRule().masks(scores, found, GOAL, 12)
         whole = {key: mask for group in units for key, mask in group.expand(masks[group.name]).items()}
         assert sum(int(mask.sum()) for mask in whole.values()) == expected
 
 
 def test_defaults() -> None:
-    rule = StaticModelPruning()
+    rule = StaticModelPruningRule()
     assert (rule.scores_learning_rate, rule.regularisation, rule.mask) == (0.02, 400, Mask.SHARED)
     assert rule.ramp(Goal(12, 0, Fraction(1, 10))).end == 7
 
@@ -196,7 +196,7 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(("density", "end"), [("0.8", 3500), ("0.7", 5250), ("0.5", 43630), ("0.03", 43630)])
 def test_the_ramp_of_the_released_code(density: str, end: int) -> None:
     """12 epochs of MNLI in batches of 64 are 73,630 steps."""
-    rule = StaticModelPruning(smp_compat=True)
+    rule = StaticModelPruningRule(smp_compat=True)
     assert rule.ramp(Goal(73630, 0, Fraction(density))).end == end
 
 
@@ -219,17 +219,19 @@ def test_what_the_released_scripts_set_for_a_task(
 ) -> None:
     """``run.sh`` and ``run_squad.sh`` with ``_mag`` in the run's name."""
     goal = Goal(73630, 0, Fraction(density), task, taught)
-    rule = StaticModelPruning(smp_compat=True)
+    rule = StaticModelPruningRule(smp_compat=True)
     assert rule.ramp(goal).end == ramp
     grown = rule.penalty({FIRST: torch.zeros(2, 2)}, goal, 9000)
     assert float(grown or 0) == pytest.approx(200 * (1 - (1 - 9000 / penalty) ** 3))
     scores, found = twelve(np.linspace(0.05, 0.5, 12))
     drawn = rule.masks(scores, found, goal, 73630)
-    same = StaticModelPruning(smp_compat=True, temperature=temperature).masks(scores, found, goal, 73630)
+    same = StaticModelPruningRule(smp_compat=True, temperature=temperature).masks(scores, found, goal, 73630)
     assert all(torch.equal(drawn[key], same[key]) for key in same)
-    other = StaticModelPruning(smp_compat=True, temperature=temperature + 1).masks(scores, found, goal, 73630)
+    other = StaticModelPruningRule(smp_compat=True, temperature=temperature + 1).masks(
+        scores, found, goal, 73630
+    )
     assert any(not torch.equal(drawn[key], other[key]) for key in other)
-    own = StaticModelPruning(smp_compat=True, ramp_steps=7, temperature=2.0)
+    own = StaticModelPruningRule(smp_compat=True, ramp_steps=7, temperature=2.0)
     assert own.ramp(goal).end == 7
 
 
@@ -237,14 +239,14 @@ def test_where_the_released_code_crashes_the_default_trains() -> None:
     """SST-2 at any density below 0.7: its ramp would end before it begins."""
     goal = Goal(12636, 0, Fraction(1, 2))
     with pytest.raises(ValueError, match="is -17364 steps: it does not fit a run of 12636"):
-        StaticModelPruning(smp_compat=True).check(goal)
-    StaticModelPruning().check(goal)
+        StaticModelPruningRule(smp_compat=True).check(goal)
+    StaticModelPruningRule().check(goal)
 
 
 @pytest.mark.parametrize(("score", "share"), [(9.0, "100.0000%"), (-9.0, "0.0000%")])
 def test_a_threshold_that_keeps_all_or_nothing_is_stopped_after_its_ramp(score: float, share: str) -> None:
     scores = {key: torch.full(shape, score) for key, shape in SHAPES.items()}
-    rule = StaticModelPruning(mask=Mask.THRESHOLD)
+    rule = StaticModelPruningRule(mask=Mask.THRESHOLD)
     rule.masks(scores, candidates(), GOAL, 6)
     with pytest.raises(ValueError, match=f"mask T diverged: at step 7 it keeps {share}"):
         rule.masks(scores, candidates(), GOAL, 7)
@@ -260,4 +262,4 @@ def test_a_threshold_that_keeps_all_or_nothing_is_stopped_after_its_ramp(score: 
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        StaticModelPruning(**options)  # type: ignore[arg-type]
+        StaticModelPruningRule(**options)  # type: ignore[arg-type]

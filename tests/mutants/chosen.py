@@ -13,7 +13,7 @@ _Fault = tuple[str, str, str, str]  # id, old text, new text, what is wrong
 
 _FAULTS: dict[str, tuple[_Fault, ...]] = {
     # --- native CPU kernels
-    f"{_KERNELS}/cpu/src/panel.h": (
+    f"{_KERNELS}/cpu/src/token_panel.h": (
         (
             "cpu-panel-in-padded-column",
             "rows + j * stride + k, sizeof",
@@ -27,7 +27,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "off by one: the last output feature of a tail is not written",
         ),
     ),
-    f"{_KERNELS}/cpu/src/driver.h": (
+    f"{_KERNELS}/cpu/src/tiled_linear.h": (
         (
             "cpu-bias-lost",
             "buffer[n] = static_cast<const float*>(w.bias)[n]",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparsebert import SparseLinear, Ticket, plan, sparsify_
 from sparsebert.cost import candidates, cpu_cost
-from sparsebert.cost.work import MaskStatistics, works
+from sparsebert.cost.work import MaskStatistics, estimate_work
 from sparsebert.planning import planner
 from sparsebert.planning.plan import LayerPlan, Plan
 from sparsebert.planning.planner import LEAST_SPEEDUP, MAX_TIMED_FORMATS, MAX_TIMED_TOKENS
@@ -316,7 +316,7 @@ def test_predicted_bytes_are_those_of_the_packed_weight(
 ) -> None:
     mask = mask_of()
     weight = torch.randn(mask.shape).to(dtype)
-    for work in works(MaskStatistics.of(mask), dtype, formats.ANY_MASK):
+    for work in estimate_work(MaskStatistics.of(mask), dtype, formats.ANY_MASK):
         packed = formats.pack(weight, mask, format=work.format, **work.options)
         assert work.nbytes == pytest.approx(packed.nbytes, rel=0.05), work
 

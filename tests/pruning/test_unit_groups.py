@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sparsebert.bert import resolve, structure
-from sparsebert.lottery.experiment import Request, Units
+from sparsebert.lottery.experiment import PruningUnits, RunConfig
 from sparsebert.lottery.methods import OneShot
-from sparsebert.lottery.speed_estimate import expected_gain
+from sparsebert.lottery.speed_estimate import estimate_speedup
 from sparsebert.planning.planner import plan
 from sparsebert.pruning import methods, prune, random_like
 from sparsebert.pruning.unit_groups import unit_groups
@@ -223,7 +223,7 @@ def test_dead_rows_and_columns_are_taken_out_of_what_is_stored(kind: str) -> Non
     layers = plan(model, ticket, measure=False).layers
     assert len(layers) == len(ticket.masks)
     assert all(layer.nbytes < 0.3 * layer.dense_nbytes for layer in layers)
-    lines = expected_gain(model, Request(OneShot(), 0.75, Units(kind)))
+    lines = estimate_speedup(model, RunConfig(OneShot(), 0.75, PruningUnits(kind)))
     assert f"granularity '{kind}'" in lines[0]
     assert "of all encoder matrices" in lines[0]
 

@@ -1,6 +1,6 @@
 """Who can run the model: one provider a file, optional libraries imported when they are asked for."""
 
-from sparsebert.bench.providers.base import Provider, Side, TorchProvider
+from sparsebert.bench.providers.base import Backend, BuiltBackend, TorchBackend
 from sparsebert.bench.providers.bf16 import Bf16, OneDnnBf16
 from sparsebert.bench.providers.compact import Compact
 from sparsebert.bench.providers.compiled import Compiled
@@ -10,7 +10,7 @@ from sparsebert.bench.providers.onednn import OneDnn
 from sparsebert.bench.providers.onnx_runtime import OnnxRuntime, OnnxRuntimeInt8
 from sparsebert.bench.providers.sparse import Sparse
 
-PROVIDERS: dict[str, type[Provider]] = {
+BACKENDS: dict[str, type[Backend]] = {
     provider.name: provider
     for provider in (
         Sparse,
@@ -25,6 +25,6 @@ PROVIDERS: dict[str, type[Provider]] = {
         DeepSparse,
     )
 }
-RIVALS = tuple(name for name in PROVIDERS if name != Sparse.name)
+BASELINES = tuple(name for name in BACKENDS if name != Sparse.name)
 
-__all__ = ["PROVIDERS", "RIVALS", "Provider", "Side", "TorchProvider"]
+__all__ = ["BACKENDS", "BASELINES", "Backend", "BuiltBackend", "TorchBackend"]

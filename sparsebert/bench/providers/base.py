@@ -18,7 +18,7 @@ from sparsebert.bert import resolve
 
 
 @dataclass(frozen=True)
-class Side:
+class BuiltBackend:
     """A provider, built and ready. One `run` answers all batches of the workload once.
 
     `weight_bytes` counts the pruned matrices as they are stored, `model_bytes` everything; None where a rival
@@ -34,8 +34,8 @@ class Side:
     close: Callable[[], None] = lambda: None
 
 
-class Provider(ABC):
-    """One way to run the model. Subclasses are named in `PROVIDERS`."""
+class Backend(ABC):
+    """One way to run the model. Subclasses are named in `BACKENDS`."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -50,14 +50,14 @@ class Provider(ABC):
         """The arithmetic it computes in: a key of `sparsebert.bench.output_check.TOLERANCES`."""
 
     @abstractmethod
-    def build(self, subject: Subject, *, consume: bool = False) -> Side:
+    def build(self, subject: Subject, *, consume: bool = False) -> BuiltBackend:
         """Make it ready. With `consume` the subject's model may be taken apart instead of copied.
 
         Raises ValueError where this workload cannot be run this way.
         """
 
 
-class TorchProvider(Provider):
+class TorchBackend(Backend):
     """A provider that runs a torch module in this process: subclasses only say what becomes of the model."""
 
     def available(self) -> str | None:
@@ -70,7 +70,7 @@ class TorchProvider(Provider):
     def convert(self, model: nn.Module, subject: Subject) -> nn.Module:
         """Make `model` (on its device, in its dtype, to be changed freely) the one to be timed."""
 
-    def build(self, subject: Subject, *, consume: bool = False) -> Side:
+    def build(self, subject: Subject, *, consume: bool = False) -> BuiltBackend:
         device = torch.device(subject.workload.device)
         dtype = getattr(torch, self.precision(subject))
         model = subject.model if consume else copy.deepcopy(subject.model)
@@ -89,7 +89,7 @@ class TorchProvider(Provider):
             return [module(**batch).last_hidden_state.cpu() for batch in batches]
 
         held = sum(weight_bytes(resolve(model, key)) for key in subject.keys)
-        return Side(
+        return BuiltBackend(
             run=on_cuda(forward) if device.type == "cuda" else on_wall(forward),
             answers=answers,
             weight_bytes=held,

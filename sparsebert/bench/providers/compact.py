@@ -6,14 +6,14 @@ from typing import ClassVar
 
 from torch import nn
 
-from sparsebert.bench.providers.base import TorchProvider
+from sparsebert.bench.providers.base import TorchBackend
 from sparsebert.bench.pruned_model import Subject
 from sparsebert.compact import compact_
 from sparsebert.planning.after_compaction import ROUND_TO
 from sparsebert.sparsify import sparsify_
 
 
-class Compact(TorchProvider):
+class Compact(TorchBackend):
     """Every layer of the ticket is prepacked dense in the shape it has left, as oneDNN's is in its own."""
 
     name: ClassVar[str] = "compact"

@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from sparsebert.bench.providers.base import TorchProvider
+from sparsebert.bench.providers.base import TorchBackend
 from sparsebert.bench.pruned_model import Subject
 
 
-class Compiled(TorchProvider):
+class Compiled(TorchBackend):
     name: ClassVar[str] = "compile"
     summary: ClassVar[str] = "torch.compile"
 

@@ -21,7 +21,7 @@ import torch
 
 from sparsebert.bench.memory import Memory
 from sparsebert.bench.onnx_export import INPUTS, export
-from sparsebert.bench.providers.base import Provider, Side
+from sparsebert.bench.providers.base import Backend, BuiltBackend
 from sparsebert.bench.pruned_model import Subject
 
 VARIABLE = "SPARSEBERT_DEEPSPARSE_PYTHON"
@@ -71,7 +71,7 @@ class DeepSparseWorker:
             self._process.kill()
 
 
-class DeepSparse(Provider):
+class DeepSparse(Backend):
     name: ClassVar[str] = "deepsparse"
     summary: ClassVar[str] = "DeepSparse 1.8.0, exported masked model"
     in_worker: ClassVar[bool] = True
@@ -90,7 +90,7 @@ class DeepSparse(Provider):
     def precision(self, subject: Subject) -> str:
         return "float32"
 
-    def build(self, subject: Subject, *, consume: bool = False) -> Side:
+    def build(self, subject: Subject, *, consume: bool = False) -> BuiltBackend:
         if subject.workload.device != "cpu":
             raise ValueError("deepsparse runs on the CPU only")
         worker = DeepSparseWorker(os.environ[VARIABLE])
@@ -126,7 +126,7 @@ class DeepSparse(Provider):
             with numpy.load(written) as arrays:
                 return [torch.from_numpy(arrays[str(index)]) for index in range(len(subject.batches))]
 
-        return Side(
+        return BuiltBackend(
             run=lambda: float(worker.ask(run=True)["seconds"]),
             answers=answers,
             notes={"version": loaded["version"]},

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from torch import nn
 
-from sparsebert.bench.providers.base import TorchProvider
+from sparsebert.bench.providers.base import TorchBackend
 from sparsebert.bench.pruned_model import Subject
 
 
-class Eager(TorchProvider):
+class Eager(TorchBackend):
     name: ClassVar[str] = "eager"
     summary: ClassVar[str] = "plain PyTorch"
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparsebert.bench.providers.base import TorchProvider
+from sparsebert.bench.providers.base import TorchBackend
 from sparsebert.bench.pruned_model import Subject
 
 # Relative to the largest answer; bf16 and fp16 sums are rounded in another order than torch's.
@@ -58,7 +58,7 @@ def prepack_(model: nn.Module, tokens: int) -> nn.Module:
     return model
 
 
-class OneDnn(TorchProvider):
+class OneDnn(TorchBackend):
     name: ClassVar[str] = "onednn"
     summary: ClassVar[str] = "all linears prepacked for oneDNN"
 

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import torch
 
 from sparsebert.bench.onnx_export import export, quiet
-from sparsebert.bench.providers.base import Provider, Side
+from sparsebert.bench.providers.base import Backend, BuiltBackend
 from sparsebert.bench.pruned_model import Subject
 from sparsebert.bench.timer import on_wall
 
 
-class OnnxRuntime(Provider):
+class OnnxRuntime(Backend):
     name: ClassVar[str] = "onnxruntime"
     summary: ClassVar[str] = "onnxruntime, exported dense model"
 
@@ -30,7 +30,7 @@ class OnnxRuntime(Provider):
         """Write the graph to be run into `folder`."""
         return export(subject, folder / "dense.onnx")
 
-    def build(self, subject: Subject, *, consume: bool = False) -> Side:
+    def build(self, subject: Subject, *, consume: bool = False) -> BuiltBackend:
         import onnxruntime
 
         if subject.workload.device != "cpu":
@@ -47,7 +47,7 @@ class OnnxRuntime(Provider):
         def forward() -> list[Any]:
             return [session.run(None, feed)[0] for feed in feeds]
 
-        return Side(
+        return BuiltBackend(
             run=on_wall(forward),
             answers=lambda: [torch.from_numpy(answer) for answer in forward()],
             model_bytes=size,

@@ -7,14 +7,14 @@ from typing import ClassVar
 
 from torch import nn
 
-from sparsebert.bench.providers.base import TorchProvider
+from sparsebert.bench.providers.base import TorchBackend
 from sparsebert.bench.pruned_model import Subject
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import note_of
 from sparsebert.sparsify import sparsify_
 
 
-class Sparse(TorchProvider):
+class Sparse(TorchBackend):
     name: ClassVar[str] = "sparse"
     summary: ClassVar[str] = "sparsebert"
 

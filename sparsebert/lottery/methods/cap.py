@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import (
-    Companion,
     Head,
-    LooksAtBatches,
     LotteryMethod,
+    NeedsBatches,
     Rewind,
     Round,
+    RoundHooks,
     Source,
     register,
 )
@@ -73,7 +73,7 @@ class Contrastive(LotteryMethod):
         asked = [each.strip() for each in self.banks.split(",")]
         return tuple(dict.fromkeys(asked))
 
-    def require(self, experiment: Experiment, request: Request) -> None:
+    def require(self, experiment: Experiment, request: RunConfig) -> None:
         """Raise ValueError for data whose labels cannot be compared, and without a teacher that is needed, or
         with one whose representations are of another size."""
         labels = experiment.collate([experiment.train[0]]).get("labels")
@@ -96,9 +96,9 @@ class Contrastive(LotteryMethod):
             )
 
     @contextlib.contextmanager
-    def accompanied(
-        self, number: int, experiment: Experiment, request: Request, folder: Path
-    ) -> Iterator[Companion | None]:
+    def round_hooks(
+        self, number: int, experiment: Experiment, request: RunConfig, folder: Path
+    ) -> Iterator[RoundHooks | None]:
         """Encode what is not encoded yet, then add the terms; what was encoded goes with the last round."""
         settings, model = request.training, experiment.model
         if settings.on_gpu:
@@ -129,7 +129,7 @@ class Contrastive(LotteryMethod):
             assert isinstance(experiment.teacher, Teacher)
             banks.write(FINE_TUNED, experiment.teacher.model, experiment.teacher)
 
-    def _snapshots_every(self, experiment: Experiment, request: Request) -> int | None:
+    def _snapshots_every(self, experiment: Experiment, request: RunConfig) -> int | None:
         """Steps of training between two snapshots; None if each round begins with one."""
         return None
 
@@ -145,7 +145,7 @@ class _Learned(Contrastive):
         if self.snapshot_every is not None and self.snapshot_every < 1:
             raise ValueError(f"snapshot_every must be at least 1 step, not {self.snapshot_every}")
 
-    def _snapshots_every(self, experiment: Experiment, request: Request) -> int | None:
+    def _snapshots_every(self, experiment: Experiment, request: RunConfig) -> int | None:
         epoch = replace(request.training, steps=None, epochs=1.0, warmup_steps=0)
         return self.snapshot_every or epoch.steps_of(len(experiment.train), distributed.count())
 
@@ -170,7 +170,7 @@ class CapSoft(_Learned, SoftMovement):
 
 @register("cap-structured")
 @dataclass(frozen=True)
-class CapStructured(Contrastive, LooksAtBatches):
+class CapStructured(Contrastive, NeedsBatches):
     """CAP (Xu et al. 2022) on heads and neurons, see :class:`Contrastive`: in stages of ``step`` of the
     original ones the least important go, the same share of both, and the rest trains on with a new optimizer
     and schedule.

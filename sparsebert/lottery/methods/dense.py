@@ -16,4 +16,4 @@ class Dense(LotteryMethod):
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         if sparsity:
             raise ValueError(f"a dense model has sparsity 0, not {float(sparsity):g}")
-        return (Round(Source.ALL),)
+        return (Round(Source.DENSE),)

@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from sparsebert.bert import structure
-from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.method import Companion, Rewind, Round, SearchingMethod, Source, register
+from sparsebert.lottery.experiment import Experiment, RunConfig
+from sparsebert.lottery.method import Rewind, Round, RoundHooks, SearchingMethod, Source, register
 from sparsebert.mask_learning.rule import require_not_negative, require_positive
 from sparsebert.pruning.gates import GateSite, gate_sites
 from sparsebert.pruning.granularity import kinds_in
@@ -93,7 +93,7 @@ class EarlyBird(SearchingMethod):
             raise ValueError(f"every must be at least 1 step, not {self.every}")
 
     @property
-    def finds_sparsity(self) -> bool:
+    def decides_sparsity(self) -> bool:
         """With shares of their own for heads and neurons, no other is asked for."""
         return self.heads_sparsity is not None
 
@@ -106,7 +106,7 @@ class EarlyBird(SearchingMethod):
         return HEADS_BY_LAYER
 
     def require_units(self, granularity: str, scope: str) -> None:
-        if self.finds_sparsity and (granularity != "head+neuron" or scope == "global"):
+        if self.decides_sparsity and (granularity != "head+neuron" or scope == "global"):
             raise ValueError(
                 "heads_sparsity and neurons_sparsity are for granularity 'head+neuron' and a scope that "
                 f"keeps the two apart, such as 'type', not {granularity!r} and {scope!r}"
@@ -118,18 +118,18 @@ class EarlyBird(SearchingMethod):
             )
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
-        search = Round(Source.ALL, learning_rate=self.search_learning_rate)
-        return (search, Round(Source.FOUND, sparsity))
+        search = Round(Source.DENSE, learning_rate=self.search_learning_rate)
+        return (search, Round(Source.SEARCH, sparsity))
 
-    def require(self, experiment: Experiment, request: Request) -> None:
+    def require(self, experiment: Experiment, request: RunConfig) -> None:
         """Raise ValueError for a round with too few steps for a mask, and shares that would keep nothing."""
         every = self._interval(experiment, request)
         if every > (steps := _steps(experiment, request)):
             raise ValueError(f"a round of {steps} steps ends before the first mask, at step {every}")
-        if self.finds_sparsity:
+        if self.decides_sparsity:
             prune(experiment.model, "random", sparsity=self.sought(request), **asdict(request.units))
 
-    def sought(self, request: Request) -> Fraction | dict[str, Fraction]:
+    def sought(self, request: RunConfig) -> Fraction | dict[str, Fraction]:
         """The sparsity of the ticket to draw, or that of heads and that of neurons."""
         if self.heads_sparsity is None or self.neurons_sparsity is None:
             return request.target
@@ -139,9 +139,9 @@ class EarlyBird(SearchingMethod):
         }
 
     @contextlib.contextmanager
-    def accompanied(
-        self, number: int, experiment: Experiment, request: Request, folder: Path
-    ) -> Iterator[Companion | None]:
+    def round_hooks(
+        self, number: int, experiment: Experiment, request: RunConfig, folder: Path
+    ) -> Iterator[RoundHooks | None]:
         """The first round trains the coefficients too, and ends with the draw; then they join the weights."""
         if number > 0:
             yield None
@@ -156,7 +156,7 @@ class EarlyBird(SearchingMethod):
         finally:
             coefficients.fold_()
 
-    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
+    def found(self, experiment: Experiment, request: RunConfig, folder: Path, round_: Round) -> Ticket:
         model = experiment.model
         sizes = {name: site.count(model) for name, site in _sites(experiment, request).items()}
         course = read_trace(folder / "coefficients", sizes)
@@ -178,7 +178,7 @@ class EarlyBird(SearchingMethod):
         }
         return ticket
 
-    def _interval(self, experiment: Experiment, request: Request) -> int:
+    def _interval(self, experiment: Experiment, request: RunConfig) -> int:
         if self.draw is DrawAt.DISTANCE:
             return self.every
         epoch = replace(request.training, steps=None, epochs=1.0, warmup_steps=0)
@@ -208,7 +208,7 @@ class _Searching:
 class _Watch:
     """Masks of the coefficients at each step, and whether they have settled."""
 
-    def __init__(self, method: EarlyBird, experiment: Experiment, request: Request) -> None:
+    def __init__(self, method: EarlyBird, experiment: Experiment, request: RunConfig) -> None:
         self._method, self._model, self._request = method, experiment.model, request
         self._masks: dict[int, dict[str, Tensor]] = {}
 
@@ -237,7 +237,7 @@ class _Watch:
         return settled(list(self.distances(course).values()))
 
 
-def _sites(experiment: Experiment, request: Request) -> dict[str, GateSite]:
+def _sites(experiment: Experiment, request: RunConfig) -> dict[str, GateSite]:
     known = structure(experiment.model)
     sites: dict[str, GateSite] = {}
     for kind in kinds_in(request.units.granularity):
@@ -245,5 +245,5 @@ def _sites(experiment: Experiment, request: Request) -> dict[str, GateSite]:
     return sites
 
 
-def _steps(experiment: Experiment, request: Request) -> int:
+def _steps(experiment: Experiment, request: RunConfig) -> int:
     return request.training.steps_of(len(experiment.train), distributed.count())

@@ -22,7 +22,7 @@ class GivenTicket(LotteryMethod):
     needs_ticket: ClassVar[bool] = True
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
-        return (Round(Source.GIVEN, sparsity),)
+        return (Round(Source.USER, sparsity),)
 
 
 @register("random-layerwise")

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from sparsebert.bert import structure
-from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import LotteryMethod, Round, register
 from sparsebert.lottery.methods.from_ticket import GivenTicket
 from sparsebert.lottery.methods.heads_and_mlps import HeadsAndMlps
-from sparsebert.lottery.methods.metric_search import Judged
+from sparsebert.lottery.methods.metric_search import MetricThresholdSearch
 from sparsebert.pruning.gates import gate_sites, gated
 from sparsebert.pruning.greedy_search import Scored, Search
 from sparsebert.pruning.head_mlp_masks import UnitMasks
@@ -25,14 +25,14 @@ from sparsebert.tickets.ticket import Ticket
 
 @register("importance-search")
 @dataclass(frozen=True)
-class ImportanceSearch(Judged, HeadsAndMlps):
+class ImportanceSearch(MetricThresholdSearch, HeadsAndMlps):
     """Train the dense model, mask its least important heads and MLPs as long as its metric stays above
     ``threshold`` times that of the whole, rewind and train what is left: the good structured subnetworks of
     Prasanna et al. 2020, "When BERT Plays the Lottery, All Tickets Are Winning", section 3.
 
     It finds its sparsity itself; granularity is "head+mlp", and MLPs are removed whole. ``share`` of all
     heads and one MLP go in a step (see :class:`sparsebert.pruning.greedy_search.Search`). Importance is summed
-    over the batches that the metric is taken on, see :class:`Judged`. The published search never clears the
+    over the batches that the metric is taken on, see :class:`MetricThresholdSearch`. The published search never clears the
     gradients of its masks (``accumulate``), and goes on with the scores of masks that it rejected
     (``rescore=False``).
     """
@@ -44,7 +44,7 @@ class ImportanceSearch(Judged, HeadsAndMlps):
         super().__post_init__()
         require_share(self, "share_of_heads")
 
-    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
+    def found(self, experiment: Experiment, request: RunConfig, folder: Path, round_: Round) -> Ticket:
         """The good subnetwork; ``search`` in its metadata holds heads, MLPs and metric of each step.
 
         Raises ValueError as Search does.

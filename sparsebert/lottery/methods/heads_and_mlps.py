@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsebert.lottery.method import LooksAtBatches, SearchingMethod
+from sparsebert.lottery.method import NeedsBatches, SearchingMethod
 
 
 @dataclass(frozen=True)
-class HeadsAndMlps(SearchingMethod, LooksAtBatches):
+class HeadsAndMlps(SearchingMethod, NeedsBatches):
     """Base of them: importance is summed over the batches.
 
     ``accumulate``: the gradients of masks are never cleared between them, as in the published code.

@@ -32,7 +32,7 @@ class IterativeMagnitude(LotteryMethod):
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         path = levels(sparsity, self.step, self.share)
-        return (Round(Source.ALL), *(Round(Source.TRAINED, level) for level in path))
+        return (Round(Source.DENSE), *(Round(Source.TRAINED, level) for level in path))
 
 
 @register("standard")

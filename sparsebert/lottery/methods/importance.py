@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from sparsebert.lottery.method import LooksAtBatches, Round, Source, register
+from sparsebert.lottery.method import NeedsBatches, Round, Source, register
 from sparsebert.pruning import HeadImportance
 from sparsebert.pruning.granularity import kinds_in
 
 
 @register("importance")
 @dataclass(frozen=True)
-class Importance(LooksAtBatches):
+class Importance(NeedsBatches):
     """Train the dense model, keep its most important heads, neurons or MLPs, rewind and train those: the
     structured tickets of Prasanna et al. 2020, "When BERT Plays the Lottery, All Tickets Are Winning", by the
     scores of Michel et al. 2019, at a given sparsity.
@@ -46,4 +46,4 @@ class Importance(LooksAtBatches):
             per_token=self.per_token,
             keep_a_head=self.keep_a_head,
         )
-        return (Round(Source.ALL), Round(Source.TRAINED, sparsity, scores))
+        return (Round(Source.DENSE), Round(Source.TRAINED, sparsity, scores))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.mask_learning_method import LearnedMethod
 from sparsebert.lottery.method import register
 from sparsebert.mask_learning import l0, movement, smp
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @register("gradual")
 @dataclass(frozen=True)
-class GradualMagnitude(LearnedMethod, movement.GradualMagnitude):
-    __doc__ = movement.GradualMagnitude.__doc__
+class GradualMagnitude(LearnedMethod, movement.GradualMagnitudeRule):
+    __doc__ = movement.GradualMagnitudeRule.__doc__
 
 
 @register("movement")
 @dataclass(frozen=True)
-class Movement(LearnedMethod, movement.Movement):
-    __doc__ = movement.Movement.__doc__
+class Movement(LearnedMethod, movement.MovementRule):
+    __doc__ = movement.MovementRule.__doc__
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _ByPenalty(LearnedMethod):
     """Base of the methods whose scores never compete: penalty and threshold decide how much stays."""
 
     @property
-    def finds_sparsity(self) -> bool:
+    def decides_sparsity(self) -> bool:
         return True
 
     def require_units(self, granularity: str, scope: str) -> None:
@@ -45,20 +45,20 @@ class _ByPenalty(LearnedMethod):
 
 @register("soft-movement")
 @dataclass(frozen=True)
-class SoftMovement(_ByPenalty, movement.SoftMovement):
-    __doc__ = movement.SoftMovement.__doc__
+class SoftMovement(_ByPenalty, movement.SoftMovementRule):
+    __doc__ = movement.SoftMovementRule.__doc__
 
 
 @register("l0")
 @dataclass(frozen=True)
-class HardConcrete(_ByPenalty, l0.HardConcrete):
-    __doc__ = l0.HardConcrete.__doc__
+class HardConcrete(_ByPenalty, l0.HardConcreteRule):
+    __doc__ = l0.HardConcreteRule.__doc__
 
 
 @register("smp")
 @dataclass(frozen=True)
-class StaticModelPruning(LearnedMethod, smp.StaticModelPruning):
-    __doc__ = f"""{smp.StaticModelPruning.__doc__}
+class StaticModelPruning(LearnedMethod, smp.StaticModelPruningRule):
+    __doc__ = f"""{smp.StaticModelPruningRule.__doc__}
     ``choose_every``: every so many steps, once the density is near what is asked for, and at the end the
     masks are judged by the validation data, and the best are the run's, as in the released scripts (1000, or
     an epoch of a small task). What is chosen by the validation data looks better there than it is: judge it
@@ -77,7 +77,7 @@ class StaticModelPruning(LearnedMethod, smp.StaticModelPruning):
         return {Mask.GLOBAL: "global", Mask.SHARED: "type"}.get(self.mask, "matrix")
 
     @property
-    def finds_sparsity(self) -> bool:
+    def decides_sparsity(self) -> bool:
         return self.mask is Mask.THRESHOLD
 
     def require_units(self, granularity: str, scope: str) -> None:
@@ -85,12 +85,12 @@ class StaticModelPruning(LearnedMethod, smp.StaticModelPruning):
         if scope != self.scope:
             raise ValueError(f"mask {self.mask.value} of smp means scope {self.scope!r}, not {scope!r}")
 
-    def require(self, experiment: Experiment, request: Request) -> None:
+    def require(self, experiment: Experiment, request: RunConfig) -> None:
         if self.choose_every is not None and experiment.judge is None:
             raise ValueError("choose_every needs an experiment with a judge: a metric to choose by")
 
     def choice(
-        self, learner: Learner, experiment: Experiment, request: Request, file: Path
+        self, learner: Learner, experiment: Experiment, request: RunConfig, file: Path
     ) -> BestChoice | None:
         if self.choose_every is None:
             return None

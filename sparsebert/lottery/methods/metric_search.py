@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 
-from sparsebert.lottery.experiment import Experiment, Request
-from sparsebert.lottery.method import LooksAtBatches, Round, SearchingMethod, Source
+from sparsebert.lottery.experiment import Experiment, RunConfig
+from sparsebert.lottery.method import NeedsBatches, Round, SearchingMethod, Source
 from sparsebert.pruning.sparsity_schedule import require_share
 
 
@@ -20,7 +20,7 @@ class JudgedOn(StrEnum):
 
 
 @dataclass(frozen=True)
-class Judged(SearchingMethod, LooksAtBatches):
+class MetricThresholdSearch(SearchingMethod, NeedsBatches):
     """Base of them: a dense round, then a search for the smallest ticket whose metric, before any training of
     its own, is at least ``threshold`` times that of the dense model.
 
@@ -36,17 +36,17 @@ class Judged(SearchingMethod, LooksAtBatches):
         require_share(self, "threshold")
 
     @property
-    def finds_sparsity(self) -> bool:
+    def decides_sparsity(self) -> bool:
         return True
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
-        return (Round(Source.ALL), Round(Source.FOUND))
+        return (Round(Source.DENSE), Round(Source.SEARCH))
 
-    def require(self, experiment: Experiment, request: Request) -> None:
+    def require(self, experiment: Experiment, request: RunConfig) -> None:
         if experiment.judge is None:
             raise ValueError(f"method {self.name} needs an experiment with a judge: a metric to search by")
 
-    def judge(self, experiment: Experiment, request: Request) -> Callable[[], float]:
+    def judge(self, experiment: Experiment, request: RunConfig) -> Callable[[], float]:
         """The metric of the experiment's model as it is when this is called."""
         judge, model, settings = experiment.judge, experiment.model, request.training
         assert judge is not None

@@ -30,4 +30,4 @@ class OneShot(LotteryMethod):
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         if self.of is Of.PRETRAINED:
             return (Round(Source.START, sparsity),)
-        return (Round(Source.ALL), Round(Source.TRAINED, sparsity))
+        return (Round(Source.DENSE), Round(Source.TRAINED, sparsity))

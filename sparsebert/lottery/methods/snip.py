@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from sparsebert.lottery.method import LooksAtBatches, Round, Source, register
+from sparsebert.lottery.method import NeedsBatches, Round, Source, register
 from sparsebert.pruning import Share, Snip, levels
 from sparsebert.pruning.sparsity_schedule import exact, require_share
 
 
 @register("snip")
 @dataclass(frozen=True)
-class SnipOnce(LooksAtBatches):
+class SnipOnce(NeedsBatches):
     """Prune the pre-trained weights once by connection sensitivity, then train: Lee et al. 2019, algorithm 1.
 
     ``batches``: how many training batches the gradients are summed over; the paper takes one, but a fresh

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsebert.atomic import replacing
 from sparsebert.bert import structure
-from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import Round, Source, register
 from sparsebert.lottery.methods.heads_and_mlps import HeadsAndMlps
 from sparsebert.pruning import HeadImportance, Share, levels
@@ -46,9 +46,9 @@ class SuperTickets(HeadsAndMlps):
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         grid = levels(sparsity, self.step, Share.ORIGINAL)
-        return (Round(Source.ALL), *(Round(Source.FOUND, level) for level in grid))
+        return (Round(Source.DENSE), *(Round(Source.SEARCH, level) for level in grid))
 
-    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
+    def found(self, experiment: Experiment, request: RunConfig, folder: Path, round_: Round) -> Ticket:
         """The ticket of one sparsity; the dense model's scores are in ``round-00/importance.safetensors``."""
         model, settings = experiment.model, request.training
         path = folder.parent / "round-00" / "importance.safetensors"

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 from torch import nn
 
 from sparsebert.bert import structure
-from sparsebert.lottery.experiment import Experiment, Request
+from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import Round, SearchingMethod, Source, register
 from sparsebert.lottery.methods.from_ticket import GivenTicket
-from sparsebert.lottery.methods.metric_search import Judged
+from sparsebert.lottery.methods.metric_search import MetricThresholdSearch
 from sparsebert.pruning import Magnitude, Method, Random, Share, levels
 from sparsebert.pruning.greedy_search import least_metric
 from sparsebert.pruning.prune import prune
@@ -23,7 +23,7 @@ from sparsebert.tickets.ticket import Ticket
 
 @register("magnitude-search")
 @dataclass(frozen=True)
-class MagnitudeSearch(Judged):
+class MagnitudeSearch(MetricThresholdSearch):
     """Train the dense model, prune its smallest weights and biases as long as its metric stays above
     ``threshold`` times that of the whole, rewind and train what is left: the good subnetworks of magnitude
     pruning in Prasanna et al. 2020, "When BERT Plays the Lottery, All Tickets Are Winning", section 3.
@@ -31,7 +31,7 @@ class MagnitudeSearch(Judged):
     It finds its sparsity itself; ``step`` of what remains goes at a time, without training in between, and at
     most ``most_steps`` times (the published code looks at ten and never keeps the tenth). All biases of the
     encoder's matrices compete but those of the second feed-forward ones. What the metric is taken on, see
-    :class:`Judged`.
+    :class:`MetricThresholdSearch`.
     """
 
     step: float = 0.1
@@ -46,7 +46,7 @@ class MagnitudeSearch(Judged):
     def require_units(self, granularity: str, scope: str) -> None:
         _require_weights(self.name, granularity, scope)
 
-    def require(self, experiment: Experiment, request: Request) -> None:
+    def require(self, experiment: Experiment, request: RunConfig) -> None:
         """Raise ValueError without a judge, and for steps of which the last would keep nothing."""
         super().require(experiment, request)
         prune(experiment.model, "random", sparsity=self._last_level, **_choices(request))
@@ -55,7 +55,7 @@ class MagnitudeSearch(Judged):
     def _last_level(self) -> Fraction:
         return 1 - (1 - exact("step", self.step)) ** self.most_steps
 
-    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
+    def found(self, experiment: Experiment, request: RunConfig, folder: Path, round_: Round) -> Ticket:
         """The good subnetwork; ``search`` in its metadata holds sparsity and metric of each step.
 
         Raises ValueError for a dense model whose metric is not positive.
@@ -86,12 +86,12 @@ class BadWeights(SearchingMethod):
     needs_ticket: ClassVar[bool] = True
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
-        return (Round(Source.ALL), Round(Source.FOUND, sparsity))
+        return (Round(Source.DENSE), Round(Source.SEARCH, sparsity))
 
     def require_units(self, granularity: str, scope: str) -> None:
         _require_weights(self.name, granularity, scope)
 
-    def found(self, experiment: Experiment, request: Request, folder: Path, round_: Round) -> Ticket:
+    def found(self, experiment: Experiment, request: RunConfig, folder: Path, round_: Round) -> Ticket:
         assert request.ticket is not None
         worst = Magnitude(keep_smallest=True)
         return _as_many(worst, request.ticket, experiment.model, request.training.seed)
@@ -107,7 +107,7 @@ class RandomWeights(GivenTicket):
         return _as_many(Random(), ticket, model, seed)
 
 
-def _choices(request: Request) -> dict[str, Any]:
+def _choices(request: RunConfig) -> dict[str, Any]:
     """What :func:`prune` is told beside method and sparsity."""
     return {"include_biases": True, "seed": request.training.seed, **asdict(request.units)}
 

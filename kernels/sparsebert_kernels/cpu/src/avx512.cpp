@@ -3,7 +3,7 @@
 #include "native.h"
 #include "simd_avx512.h"
 // The headers below build on the vectors above.
-#include "families.h"
+#include "linear_kernels.h"
 #include "gradient.h"
 
 namespace avx2 {

@@ -4,7 +4,7 @@
 // product. Unpacking works inside 128-bit lanes, so each group of 32 tokens is stored in the order that makes
 // the two unpacked halves tokens 0..15 and 16..31.
 #pragma once
-#include "driver.h"
+#include "tiled_linear.h"
 #include "element.h"
 #include "vector.h"
 

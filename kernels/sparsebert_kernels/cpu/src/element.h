@@ -5,7 +5,7 @@
 // stay in registers; each kept weight costs one broadcast and one multiply-add a vector of tokens, with the
 // activation as memory operand. Column indices come eight at a time in one 64-bit load.
 #pragma once
-#include "panel.h"
+#include "token_panel.h"
 
 namespace SB_ISA {
 

@@ -1,6 +1,6 @@
 // Gradient of the kept values: a dot product over tokens for each of them.
 #pragma once
-#include "driver.h"
+#include "tiled_linear.h"
 
 namespace SB_ISA {
 

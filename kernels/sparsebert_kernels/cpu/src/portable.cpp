@@ -2,7 +2,7 @@
 #include "native.h"
 #include "simd_portable.h"
 // The headers below build on the vectors above.
-#include "families.h"
+#include "linear_kernels.h"
 #include "gradient.h"
 
 namespace SB_ISA {

@@ -1,6 +1,6 @@
 // V x 1 vectors times panel: an activation is loaded once and used for V rows.
 #pragma once
-#include "panel.h"
+#include "token_panel.h"
 
 namespace SB_ISA {
 

@@ -6,7 +6,7 @@
 //   in<T>(...)                 transposes a slice of x into the panel
 //   block<T, FIRST>(...)       one row block x column block; FIRST: the first of its row block
 #pragma once
-#include "panel.h"
+#include "token_panel.h"
 #include "scratch.h"
 
 namespace SB_ISA {

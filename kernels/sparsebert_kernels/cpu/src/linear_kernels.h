@@ -1,6 +1,6 @@
 // The families that every instruction set has: fp32 panels, fp32 or bf16 values, fp32 or bf16 activations.
 #pragma once
-#include "driver.h"
+#include "tiled_linear.h"
 #include "element.h"
 #include "vector.h"
 
