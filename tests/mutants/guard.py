@@ -48,7 +48,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" and report.passed and "MUTANT_PASSED_TESTS" in os.environ:
         with open(os.environ["MUTANT_PASSED_TESTS"], "a", encoding="utf-8") as file:
-            file.write(report.nodeid + "\n")
+            file.write(f"{report.nodeid}\t{report.duration:.3f}\n")
 
 
 def _write(variable: str, text: str) -> None:

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
-from tests.mutants.mutant import Mutant, StaleMutantError
+from tests.mutants.mutant import Mutant, StaleMutantError, read_source
 from tests.mutants.tree_copy import Limits, NativeBuildError, TreeCopy
 from tests.mutants.which_tests import WhichTests
 
@@ -31,7 +32,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """The verdict on one mutant: ``by`` is the test that found it, ``stage`` whose tests those were."""
+    """The verdict on one mutant.
+
+    ``by`` is the test that found it, ``stage`` whose tests those were, ``reason`` what pytest says of it.
+    """
 
     id: str
     fingerprint: str
@@ -40,6 +44,7 @@ class Result:
     verdict: Verdict
     by: str = ""
     stage: str = ""
+    reason: str = ""
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, object]:
@@ -50,19 +55,28 @@ class Runner:
     """Copies of the tree ``source`` under ``work``, one for each job."""
 
     def __init__(self, source: Path, work: Path, jobs: int, limits: Limits) -> None:
-        self._source = source
-        self._which = WhichTests(source)
         self._jobs = jobs
+        copies = [
+            TreeCopy(source, work / f"tree-{number}", work / "objects", limits) for number in range(jobs)
+        ]
+        # Of a copy, which stays as it is while somebody works in the checkout.
+        self._which = WhichTests(copies[0].root)
         self._copies: queue.Queue[TreeCopy] = queue.Queue()
-        for number in range(jobs):
-            self._copies.put(TreeCopy(source, work / f"tree-{number}", work / "objects", limits))
+        for copy in copies:
+            self._copies.put(copy)
 
     def run(self, mutants: Sequence[Mutant], report: Callable[[Result], None]) -> list[Result]:
         """Return the results in the order of the mutants; each is reported as soon as it is there."""
 
+        # Looked up while the copies hold no mutant.
+        tests = {
+            mutant.id: {"own": self._which.own(mutant), "related": self._which.related(mutant)}
+            for mutant in mutants
+        }
+
         def judged(mutant: Mutant) -> Result:
             with self._copy() as copy:
-                result = self._judge(mutant, copy)
+                result = _judge(mutant, copy, tests[mutant.id])
             report(result)
             return result
 
@@ -75,8 +89,9 @@ class Runner:
                 raise
 
     def unproven(self, results: Sequence[Result], mutants: Sequence[Mutant]) -> list[Result]:
-        """Return the kills by tests that fail without a mutant too."""
-        kills = [each for each in results if each.verdict is Verdict.KILLED and each.by != COMPILER]
+        """Return the kills by tests that fail, or are as slow, without a mutant too."""
+        found = (Verdict.KILLED, Verdict.TIMEOUT)
+        kills = [each for each in results if each.verdict in found and each.by != COMPILER]
         by_id = {mutant.id: mutant for mutant in mutants}
         tests = sorted({kill.by for kill in kills} - {COLLECTION})
         files = {test.partition("::")[0] for test in tests}
@@ -95,28 +110,6 @@ class Runner:
         while not self._copies.empty():
             self._copies.get().remove()
 
-    def _judge(self, mutant: Mutant, copy: TreeCopy) -> Result:
-        start = time.monotonic()
-
-        def result(verdict: Verdict, by: str = "", stage: str = "", location: str = mutant.path) -> Result:
-            seconds = round(time.monotonic() - start, 1)
-            return Result(mutant.id, mutant.fingerprint, location, mutant.fault, verdict, by, stage, seconds)
-
-        try:
-            location = mutant.location((self._source / mutant.path).read_text(encoding="utf-8"))
-            with copy.planted(mutant):
-                for stage, files in (("own", self._which.own), ("related", self._which.related)):
-                    tests = files(mutant)
-                    outcome = copy.run_tests(tests) if tests else None
-                    if outcome is not None and not outcome.passed:
-                        verdict = Verdict.TIMEOUT if outcome.timed_out else Verdict.KILLED
-                        return result(verdict, outcome.test or COLLECTION, stage, location)
-        except NativeBuildError:
-            return result(Verdict.KILLED, COMPILER, location=location)
-        except (StaleMutantError, FileNotFoundError) as error:
-            return result(Verdict.STALE, str(error))
-        return result(Verdict.SURVIVED, location=location)
-
     @contextlib.contextmanager
     def _copy(self) -> Iterator[TreeCopy]:
         copy = self._copies.get()
@@ -124,3 +117,34 @@ class Runner:
             yield copy
         finally:
             self._copies.put(copy)
+
+
+def _judge(mutant: Mutant, copy: TreeCopy, tests: Mapping[str, Sequence[str]]) -> Result:
+    """Plant the mutant and run test files, by stage, up to the first failure."""
+    start = time.monotonic()
+    unjudged = Result(mutant.id, mutant.fingerprint, mutant.path, mutant.fault, Verdict.STALE)
+    try:
+        location = mutant.location(read_source(copy.root, mutant.path))
+        found = dataclasses.replace(unjudged, location=location, **_verdict(mutant, copy, tests))
+    except StaleMutantError as error:
+        found = dataclasses.replace(unjudged, reason=str(error))
+    return dataclasses.replace(found, seconds=round(time.monotonic() - start, 1))
+
+
+def _verdict(mutant: Mutant, copy: TreeCopy, tests: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return the verdict and what led to it, as fields of a `Result`."""
+    try:
+        with copy.planted(mutant):
+            for stage, files in tests.items():
+                outcome = copy.run_tests(files) if files else None
+                if outcome is None or outcome.passed:
+                    continue
+                return {
+                    "verdict": Verdict.TIMEOUT if outcome.timed_out else Verdict.KILLED,
+                    "by": outcome.test or COLLECTION,
+                    "stage": stage,
+                    "reason": outcome.reason[:200],
+                }
+    except NativeBuildError:
+        return {"verdict": Verdict.KILLED, "by": COMPILER}
+    return {"verdict": Verdict.SURVIVED}

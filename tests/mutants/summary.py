@@ -49,7 +49,8 @@ def print_summary(
         (Verdict.STALE, "Stale: the source has changed, anchor them anew"),
     ):
         listed = [result for result in results if result.verdict is verdict]
-        _print_section(console, title, [f"{each.id} {each.location}: {each.by}" for each in listed])
+        lines = [f"{each.id} {each.location}: {each.by} {each.reason}" for each in listed]
+        _print_section(console, title, lines)
     failing = [f"{each.id}: {each.by}" for each in unproven]
     _print_section(console, "Unproven: the killing test fails without the mutant too", failing)
     present = [f"{id}: {reason}" for id, reason in equivalent.items() if id in by_id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,10 @@ BUILD_SCRIPT = Path("kernels/sparsebert_kernels/cpu/build_native.py")
 # Tests run one after the other: mutants are what runs in parallel.
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.mutants.guard")
 ALL_PASSED, NONE_COLLECTED = 0, 5
-TIMEOUT_MESSAGE = "Timeout ("  # of faulthandler
+# Of faulthandler, and of tests that wait for a process of their own.
+TIMEOUT_MESSAGES = ("Timeout (", "TimeoutExpired")
+# A test that takes this share of its limit without a mutant, too, does not time out because of one.
+SHARE_OF_SLOW_TESTS = 1 / 3
 
 
 class NativeBuildError(RuntimeError):
@@ -30,18 +34,22 @@ class NativeBuildError(RuntimeError):
 class Limits:
     """Seconds for one test and for one run of pytest, and gigabytes of memory."""
 
-    test_seconds: float = 180.0
+    test_seconds: float = 300.0
     run_seconds: float = 3600.0
     memory: float = 10.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of one run of pytest; ``test`` is the last one that started, "" if none did."""
+    """The end of one run of pytest; ``test`` is the last one that started, "" if none did.
+
+    ``reason`` is what pytest says of the failure, in one line.
+    """
 
     exit_code: int
     test: str
     timed_out: bool
+    reason: str
     output: str
 
     @property
@@ -57,7 +65,6 @@ class TreeCopy:
 
     def __init__(self, source: Path, root: Path, object_cache: Path, limits: Limits | None = None) -> None:
         self.root = root
-        self._source = source
         self._limits = limits or Limits()
         self._object_cache = object_cache
         self._writes = 0
@@ -67,6 +74,9 @@ class TreeCopy:
             folder.mkdir(parents=True)
         for file in _files(source):
             _copy(source / file, root / file)
+        self._native = self._scratch / NATIVE_LIBRARY.name
+        if (root / NATIVE_LIBRARY).exists():
+            _copy(root / NATIVE_LIBRARY, self._native)
 
     def remove(self) -> None:
         for folder in (self.root, self._scratch):
@@ -93,22 +103,27 @@ class TreeCopy:
         finally:
             file.write_text(before, encoding="utf-8")
             os.utime(file, (times.st_atime, times.st_mtime))
-            if mutant.is_native and (self._source / NATIVE_LIBRARY).exists():
-                _copy(self._source / NATIVE_LIBRARY, self.root / NATIVE_LIBRARY)
+            if mutant.is_native and self._native.exists():
+                _copy(self._native, self.root / NATIVE_LIBRARY)
 
     def run_tests(self, files: Sequence[str]) -> Outcome:
         """Run test files in this order up to the first failure."""
         return self._pytest(["-x", *files], {"MUTANT_TEST_SECONDS": str(self._limits.test_seconds)})
 
     def passing(self, tests: Sequence[str], files: Sequence[str]) -> tuple[set[str], bool]:
-        """Return which of ``tests`` (node ids) pass here, and whether all ``files`` could be collected."""
+        """Return which of ``tests`` (node ids) pass here, and whether all ``files`` could be collected.
+
+        A test that is slow enough to time out some other time does not count as passing.
+        """
         keep, passed = self._scratch / "keep", self._scratch / "passed"
         keep.write_text("\n".join(tests), encoding="utf-8")
         passed.write_text("", encoding="utf-8")
         variables = {"MUTANT_KEEP_TESTS": str(keep), "MUTANT_PASSED_TESTS": str(passed)}
         outcome = self._pytest(["--continue-on-collection-errors", *files], variables)
         collected = "error during collection" not in outcome.output and "errors during" not in outcome.output
-        return set(passed.read_text(encoding="utf-8").splitlines()), collected
+        rows = (line.rpartition("\t") for line in passed.read_text(encoding="utf-8").split("\n") if line)
+        slow = SHARE_OF_SLOW_TESTS * self._limits.test_seconds
+        return {test for test, _, seconds in rows if float(seconds) < slow}, collected
 
     def _build_native(self) -> None:
         command = [sys.executable, str(BUILD_SCRIPT), "--cache", str(self._object_cache)]
@@ -147,7 +162,10 @@ class TreeCopy:
                 process.wait()
         text = log.read_text(errors="replace")
         test = current.read_text(encoding="utf-8") if current.exists() else ""
-        return Outcome(exit_code, test, timed_out or TIMEOUT_MESSAGE in text, text[-4000:])
+        failed = re.findall(r"^(?:FAILED|ERROR) .*? - (.*)$", text, re.MULTILINE)
+        reason = failed[0] if failed else next((word for word in TIMEOUT_MESSAGES if word in text), "")
+        timed_out = timed_out or any(word in reason for word in TIMEOUT_MESSAGES)
+        return Outcome(exit_code, test, timed_out, reason, text[-4000:])
 
 
 def _files(source: Path) -> list[Path]:
