@@ -6,6 +6,7 @@ What was killed stays in the results file: a run that was stopped goes on with -
 from __future__ import annotations
 
 import fnmatch
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -81,4 +82,5 @@ def _matches(mutant: Mutant, pattern: str) -> bool:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     typer.run(main)

@@ -220,9 +220,9 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
         ),
         (
             "triton-split-end",
-            "inside = token + steps * BLOCK_M + step < last",
-            "inside = token + steps * BLOCK_M + step < M",
-            "wrong bound: tokens of the next split are counted twice",
+            "last = tl.minimum(token + split_tokens, M)",
+            "last = token + split_tokens",
+            "lost bound: the last split goes on behind the last token",
         ),
     ),
     f"{_KERNELS}/cuda/bitmap.py": (

@@ -56,13 +56,13 @@ class Runner:
 
     def __init__(self, source: Path, work: Path, jobs: int, limits: Limits) -> None:
         self._jobs = jobs
-        copies = [
+        self._all = [
             TreeCopy(source, work / f"tree-{number}", work / "objects", limits) for number in range(jobs)
         ]
         # Of a copy, which stays as it is while somebody works in the checkout.
-        self._which = WhichTests(copies[0].root)
+        self._which = WhichTests(self._all[0].root)
         self._copies: queue.Queue[TreeCopy] = queue.Queue()
-        for copy in copies:
+        for copy in self._all:
             self._copies.put(copy)
 
     def run(self, mutants: Sequence[Mutant], report: Callable[[Result], None]) -> list[Result]:
@@ -86,6 +86,8 @@ class Runner:
                 return [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for copy in self._all:
+                    copy.stop()
                 raise
 
     def unproven(self, results: Sequence[Result], mutants: Sequence[Mutant]) -> list[Result]:
@@ -107,8 +109,8 @@ class Runner:
         return [kill for kill in kills if kill.by not in passing]
 
     def close(self) -> None:
-        while not self._copies.empty():
-            self._copies.get().remove()
+        for copy in self._all:
+            copy.remove()
 
     @contextlib.contextmanager
     def _copy(self) -> Iterator[TreeCopy]:

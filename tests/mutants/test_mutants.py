@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import signal
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from threading import Timer, main_thread
 
 import pytest
 
@@ -242,6 +244,15 @@ class TestRunner:
         (result,), runner = self.run(project, broken)
         assert (result.verdict, result.by) == (Verdict.KILLED, "collection")
         assert not runner.unproven([result], [broken])
+
+    def test_a_run_that_is_stopped_ends_its_tests_and_judges_nothing(self, project: Path) -> None:
+        endless = self.mutant("exec('while True: pass')")
+        runner = Runner(project, project.parent / "work", 1, DEFAULT_LIMITS)
+        results: list[Result] = []
+        Timer(3, signal.pthread_kill, (main_thread().ident, signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            runner.run([endless], results.append)
+        assert not results
 
     def test_text_that_is_gone_is_stale(self, project: Path) -> None:
         (result,), _ = self.run(project, self.mutant("", old="product(values)"))

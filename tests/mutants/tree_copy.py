@@ -26,6 +26,10 @@ TIMEOUT_MESSAGES = ("Timeout (", "TimeoutExpired")
 SHARE_OF_SLOW_TESTS = 1 / 3
 
 
+class StoppedError(RuntimeError):
+    """`TreeCopy.stop` ended the tests."""
+
+
 class NativeBuildError(RuntimeError):
     """The compiler refuses the mutant."""
 
@@ -68,6 +72,8 @@ class TreeCopy:
         self._limits = limits or Limits()
         self._object_cache = object_cache
         self._writes = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
         self._scratch = root.with_name(root.name + "-scratch")
         for folder in (root, self._scratch):
             shutil.rmtree(folder, ignore_errors=True)
@@ -77,6 +83,12 @@ class TreeCopy:
         self._native = self._scratch / NATIVE_LIBRARY.name
         if (root / NATIVE_LIBRARY).exists():
             _copy(root / NATIVE_LIBRARY, self._native)
+
+    def stop(self) -> None:
+        """End the tests that run, from another thread; whoever waits for them gets a `StoppedError`."""
+        self._stopped = True
+        if self._process is not None:
+            _kill(self._process)
 
     def remove(self) -> None:
         for folder in (self.root, self._scratch):
@@ -151,21 +163,28 @@ class TreeCopy:
             process = subprocess.Popen(
                 command, cwd=self.root, env=environment, stdout=output, stderr=output, start_new_session=True
             )
+            self._process = process
             try:
                 exit_code, timed_out = process.wait(self._limits.run_seconds), False
             except subprocess.TimeoutExpired:
                 exit_code, timed_out = -signal.SIGKILL, True
             finally:
-                # Whatever the tests started ends with them.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                _kill(process)
                 process.wait()
+        if self._stopped:
+            raise StoppedError
         text = log.read_text(errors="replace")
         test = current.read_text(encoding="utf-8") if current.exists() else ""
         failed = re.findall(r"^(?:FAILED|ERROR) .*? - (.*)$", text, re.MULTILINE)
         reason = failed[0] if failed else next((word for word in TIMEOUT_MESSAGES if word in text), "")
         timed_out = timed_out or any(word in reason for word in TIMEOUT_MESSAGES)
         return Outcome(exit_code, test, timed_out, reason, text[-4000:])
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and whatever it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _files(source: Path) -> list[Path]:

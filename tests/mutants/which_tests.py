@@ -23,7 +23,7 @@ OWN = {
 RELATED = {
     f"{KERNELS}/": ("tests/triton", "tests/nn"),
     f"{KERNELS}/cpu/": ("tests/formats", "tests/nn"),
-    f"{KERNELS}/cuda/": ("tests/ops",),
+    f"{KERNELS}/cuda/": ("tests/nn",),
     f"{KERNELS}/formats/": ("tests/triton", "tests/nn"),
     "sparsebert/bert.py": ("tests/pruning", "tests/compaction"),
     "sparsebert/tickets/": ("tests/pruning", "tests/interop"),
