@@ -14,11 +14,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from sparsebert import results
+from sparsebert.atomic import write_text
 from sparsebert.bench.contention import usable_cores
 from sparsebert.bench.environment import revision
 from sparsebert.report.aot_tables import aot_tables, configuration_tables
@@ -68,10 +68,7 @@ def main() -> int:
 
 def _write(target: Path, text: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, target)
+    write_text(target, text)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from benchmarks.goals import goal
 from sparsebert import results
 from sparsebert.bench import environment, memory
 from sparsebert.bench.contention import Watch
-from sparsebert.pruning.top_k import ranked, select
+from sparsebert.pruning.top_k import ranked, select_top
 from sparsebert.report.layer_tables import goal_tables, selection_tables
 
 # One layer's matrices in BERT-base, of 12: query, key, value and output of the attention, up and down.
@@ -34,13 +34,13 @@ MUST_MEMORY = 2.5  # times the bytes of the scores, which are among them
 
 
 def _ours(scores: Tensor, kept: int) -> Tensor:
-    return select([ranked(scores)], [1], Fraction(kept))[0]
+    return select_top([ranked(scores)], [1], Fraction(kept))[0]
 
 
 def _ours_by_matrix(scores: Tensor, kept: int) -> Tensor:
     ends = list(itertools.accumulate(12 * LAYER))
     matrices = scores.tensor_split([end * len(scores) // ENTRIES for end in ends[:-1]])
-    return torch.cat(select([ranked(each) for each in matrices], [1] * len(matrices), Fraction(kept)))
+    return torch.cat(select_top([ranked(each) for each in matrices], [1] * len(matrices), Fraction(kept)))
 
 
 def _topk(scores: Tensor, kept: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Find a lottery ticket in a BERT, and run it for real.
 
-The public names are loaded on first use, so that importing the package costs next to nothing on top of torch.
-Where transformers is loaded, before or after, it learns to load sparse models (`sparsebert.hf`).
+Public names are loaded on first use, so that importing the package costs almost nothing on top of torch. The
+import also teaches transformers, loaded before or after, to load sparse models (`sparsebert.hf`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return __all__
 
 
 _register()

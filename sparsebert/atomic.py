@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Atomic writes: a file or folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -9,38 +9,69 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+_TEMPORARY = ".*.tmp"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write a file or a folder to; at the end it takes the place of ``path``.
+    """Yield a temporary path beside ``path``; the file or folder written there replaces ``path`` on exit.
 
-    On an error, what was written goes away and ``path`` stays as it was. A process that is killed leaves at
-    most a name that starts with a dot and ends with ``.tmp``: see :func:`sweep`.
+    The content is flushed to disk before it is renamed. A replaced file keeps its permissions; a new one gets
+    those that the umask allows. If the block raises, the temporary path is deleted and ``path`` stays as it
+    was. A killed process leaves the temporary path behind, for :func:`sweep` to delete.
+
+    Raises:
+        FileNotFoundError: The parent folder of ``path`` does not exist.
+        IsADirectoryError: The block wrote a file, but ``path`` is a folder.
     """
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+    temporary = _temporary_beside(path)
     try:
-        yield unfinished
-        for file in [unfinished] if unfinished.is_file() else unfinished.rglob("*"):
+        yield temporary
+        if temporary.is_file():
+            if path.is_dir():
+                raise IsADirectoryError(f"cannot write {path}: it is a folder")
+            if path.exists():
+                temporary.chmod(path.stat().st_mode & 0o777)
+        for file in [temporary] if temporary.is_file() else temporary.rglob("*"):
             if file.is_file():
                 _sync(file)
         if path.is_dir():
             shutil.rmtree(path)
-        os.replace(unfinished, path)
+        os.replace(temporary, path)
         _sync(path.parent)
     except BaseException:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            _delete(temporary)
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace the file ``path`` by ``text`` in UTF-8, as :func:`replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def sweep(folder: Path) -> None:
-    """Delete what killed processes left unfinished in the folder; only for the one that holds its lock."""
-    for path in folder.glob(".*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    """Delete what killed processes left in ``folder``.
+
+    Call it only while holding the folder's lock: it also deletes what another process is writing.
+    """
+    for path in folder.glob(_TEMPORARY):
+        _delete(path)
+
+
+def _temporary_beside(path: Path) -> Path:
+    # Part of the name only: with all of it a long name would exceed the file system's limit of 255 bytes.
+    return path.with_name(_TEMPORARY.replace("*", f"{path.name[:40]}.{secrets.token_hex(6)}"))
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

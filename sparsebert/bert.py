@@ -1,8 +1,8 @@
-"""Where the prunable matrices of a BERT-like model are: the only file that knows module names.
+"""Module names of BERT-like families: the only file that knows them.
 
-A *key* is the path of a module below the base model (``encoder.layer.0.attention.self.query``), so that it
-means the same matrix in BertModel, in BertForSequenceClassification and in a compiled or data-parallel
-wrapper of either.
+A *key* is the path of a module below the base model (``encoder.layer.0.attention.self.query``). It names the
+same matrix in BertModel, in BertForSequenceClassification and in a compiled or data-parallel wrapper of
+either.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class _Layout:
-    """Module paths of one family: ``layers`` and ``pooler`` below the base model, the rest below a layer."""
+    """Module paths of one family.
+
+    Attributes:
+        layers: The list of layers, below the base model.
+        linears: Path of each encoder matrix, below a layer -> its kind (query, key, ...).
+        activation: The feed-forward network's activation, below a layer.
+        pooler: The pooler's matrix, below the base model; None in families without one.
+    """
 
     layers: str
     linears: dict[str, str]
@@ -55,28 +62,29 @@ _DISTILBERT = _Layout(
     activation="ffn.activation",
     pooler=None,
 )
-# By the class attribute ``base_model_prefix``; XLM-RoBERTa and CamemBERT carry RoBERTa's.
+# By the class attribute ``base_model_prefix``; XLM-RoBERTa and CamemBERT share RoBERTa's.
 _FAMILIES = {"bert": _BERT, "roberta": _BERT, "electra": _BERT, "distilbert": _DISTILBERT}
 
-# torch.compile and (Distributed)DataParallel put these components into the path of what they wrap.
+# torch.compile and (Distributed)DataParallel insert these components into module paths.
 _WRAPPERS = ("_orig_mod", "module")
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What a pruning method or a converter must know of a model; all keys are without the base-model prefix.
+    """The prunable structure of a model, by keys.
 
-    ``prefix``: path of the base model inside the model, "" if it is the model itself.
-    ``linears``: the prunable encoder matrices in model order (72 in BERT-base; without cross-attention).
-    ``pooler``: the key of the pooler's matrix, where the model has one.
-    ``shared_inputs``: groups of keys fed by one tensor, (query, key, value) of each layer.
-    ``neurons``: (up, down) of each feed-forward network: row i of the one and column i of the other are one
-    neuron.
-    ``heads``: (query, key, value, output) of each attention: ``head_size`` rows of the first three and the
-    same columns of the last are one head.
-    ``activations``: key of an up-projection -> path of the activation module applied to its output, where
-    :func:`activation_name` can name it.
-    ``types``: key -> query, key, value, attention_output, ffn_up, ffn_down or pooler.
+    Attributes:
+        prefix: Path of the base model inside the model; "" if the model is the base model.
+        linears: The prunable encoder matrices in model order (72 in BERT-base), cross-attention excluded.
+        pooler: The pooler's matrix; None in models without one.
+        shared_inputs: (query, key, value) of each layer, which share one input tensor.
+        neurons: (up, down) of each feed-forward network; row i of up and column i of down form neuron i.
+        heads: (query, key, value, output) of each attention; ``head_size`` rows of the first three and the
+            same columns of the last form a head.
+        activations: Up-projection -> path of its activation module, where :func:`activation_name` knows it.
+        types: Key -> query, key, value, attention_output, ffn_up, ffn_down or pooler.
+        num_heads: Attention heads of a layer.
+        head_size: Rows of a head in query, key and value.
     """
 
     prefix: str
@@ -99,23 +107,24 @@ class _Base(NamedTuple):
 
 
 def require_module(model: object) -> None:
-    """Raise ValueError for what is no model: a class of models, a name, a state dict."""
+    """Raise ValueError for anything but a model, such as its class, its name or a state dict."""
     if isinstance(model, type):
-        raise ValueError(f"a model is needed, not the class {model.__name__}: make an instance of it")
+        raise ValueError(f"model must be an instance, got the class {model.__name__}")
     if not isinstance(model, nn.Module):
-        raise ValueError(f"a model is needed, an nn.Module, not a {type(model).__name__}")
+        raise ValueError(f"model must be an nn.Module, got a {type(model).__name__}")
 
 
 def structure(model: nn.Module) -> Structure:
-    """Describe a BERT, RoBERTa, DistilBERT or ELECTRA with any task head, wrapped or not.
+    """Describe a BERT, RoBERTa, DistilBERT or ELECTRA model with any task head, wrapped or not.
 
-    Raises ValueError naming the class of any other model, and for a model that holds several such encoders.
+    Raises:
+        ValueError: The model belongs to another family, or contains several such encoders.
     """
     bases = list(_bases(model))
     if len(bases) != 1:
-        found = f"holds {len(bases)} such encoders: pass one of them" if bases else "is none of these"
+        mismatch = f"contains {len(bases)} such encoders: pass one of them" if bases else "is none of these"
         raise ValueError(
-            f"expected a BERT, RoBERTa, DistilBERT or ELECTRA model; {type(model).__name__} {found}"
+            f"expected a BERT, RoBERTa, DistilBERT or ELECTRA model; {type(model).__name__} {mismatch}"
         )
     prefix, base, layout, count = bases[0]
     layers = [f"{layout.layers}.{i}" for i in range(count)]
@@ -123,7 +132,7 @@ def structure(model: nn.Module) -> Structure:
     activations = {
         f"{layer}.{layout.linear('ffn_up')}": f"{layer}.{layout.activation}"
         for layer in layers
-        if (found_at := _walk(base, f"{layer}.{layout.activation}")) and activation_name(found_at[1])
+        if (module := _walk(base, f"{layer}.{layout.activation}")) and activation_name(module[1])
     }
     linears = tuple(types)
     pooler = layout.pooler if layout.pooler and _walk(base, layout.pooler) else None
@@ -154,24 +163,28 @@ def is_bert_like(model: nn.Module) -> bool:
 
 
 def resolve(model: nn.Module, key: str) -> nn.Module:
-    """The module of that key, for any task head and wrapper; in other models a key is a full path.
+    """Return the module of a key, for any task head and wrapper; in other models keys are full paths.
 
-    Raises ValueError if the model has no such module.
+    Raises:
+        ValueError: The model has no such module.
     """
     return _locate(model, key)[1]
 
 
 def full_name(model: nn.Module, key: str) -> str:
-    """The path of the key's module as ``model.named_modules()`` and ``model.state_dict()`` spell it.
+    """Return the path of the key's module as ``model.named_modules()`` spells it.
 
-    Raises ValueError if the model has no such module.
+    Raises:
+        ValueError: The model has no such module.
     """
     return _locate(model, key)[0]
 
 
 def encoder_matrix(key: str) -> tuple[str, str] | None:
-    """Path of the layer and kind (query, key, ...) of an encoder matrix by its key alone, for weights without
-    a model; None for any other module."""
+    """Return the path of the layer and the kind (query, key, ...) of an encoder matrix by its key alone.
+
+    None for any other module. For weights that come without a model.
+    """
     for layout in _FAMILIES.values():
         for path, kind in layout.linears.items():
             layer, _, number = key.removesuffix(f".{path}").rpartition(".")
@@ -180,40 +193,76 @@ def encoder_matrix(key: str) -> tuple[str, str] | None:
     return None
 
 
+def prunable(model: nn.Module, include_pooler: bool = False) -> tuple[str, ...]:
+    """Return the keys of the encoder matrices of a BERT-like model, and of its pooler on request.
+
+    Raises:
+        ValueError: The model belongs to another family, or has no pooler to include.
+    """
+    layout = structure(model)
+    if not include_pooler:
+        return layout.linears
+    if layout.pooler is None:
+        raise ValueError(f"{type(model).__name__} has no pooler to include")
+    return (*layout.linears, layout.pooler)
+
+
+def weight_of(model: nn.Module, key: str) -> Tensor:
+    """Return the weight of the key's module, plain, parametrized or packed.
+
+    Raises:
+        ValueError: The model has no such module, or it has no weight.
+    """
+    # Not get_parameter: in a pruned, parametrized or packed layer the weight is a plain attribute.
+    weight = resolve(model, key).weight
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"{key} of {type(model).__name__} has no weight")
+    return weight
+
+
 def base_model(model: nn.Module) -> nn.Module:
-    """The encoder without a task's head. Raises ValueError as :func:`structure` does."""
+    """Return the encoder without the task head.
+
+    Raises:
+        ValueError: As :func:`structure`.
+    """
     return model.get_submodule(structure(model).prefix)
 
 
 def embeddings(model: nn.Module) -> nn.Module:
-    """The embeddings of the base model. Raises ValueError as :func:`structure` does."""
+    """Return the embeddings of the base model.
+
+    Raises:
+        ValueError: As :func:`structure`.
+    """
     return base_model(model).get_submodule("embeddings")
 
 
 def activation_of(model: nn.Module, up: str) -> Callable[[Tensor], Tensor]:
-    """What is applied to the output of that up-projection; of a module its forward method, past any hooks.
+    """Return the activation applied to the output of an up-projection, without its hooks.
 
-    Raises ValueError if the model has no such matrix.
+    Raises:
+        ValueError: The model has no such up-projection.
     """
     base = next(_bases(model), None)
     path = base.layout.linear("ffn_up") if base else ""
     if base is None or not up.endswith(f".{path}"):
-        raise ValueError(f"{up!r} is no up-projection of {type(model).__name__}")
+        raise ValueError(f"{up!r} is not an up-projection of {type(model).__name__}")
     parent, _, name = base.layout.activation.rpartition(".")
-    found = getattr(resolve(model, f"{up.removesuffix(path)}{parent}"), name)
-    return found.forward if isinstance(found, nn.Module) else found
+    activation = getattr(resolve(model, f"{up.removesuffix(path)}{parent}"), name)
+    return activation.forward if isinstance(activation, nn.Module) else activation
 
 
 def canonical_key(name: str) -> str:
-    """A module path without wrapper components and without the base-model prefix of a known family."""
+    """Strip wrapper components and the base-model prefix of a known family from a module path."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
     return ".".join(parts[1:] if len(parts) > 1 and parts[0] in _FAMILIES else parts)
 
 
 def activation_name(module: nn.Module) -> str | None:
-    """The kernels' name of an activation module, "relu", "gelu" or "gelu_tanh"; None if it is none of them.
+    """Return the kernels' name of an activation module: "relu", "gelu", "gelu_tanh", or None for others.
 
-    Decided by what the module computes in float64 over [-12, 12]: a dozen classes share these three formulas.
+    The module's values in float64 over [-12, 12] decide, since a dozen classes share these three formulas.
     """
     if next(module.parameters(), None) is not None:
         return None
@@ -231,10 +280,10 @@ def activation_name(module: nn.Module) -> str | None:
 
 
 def _bases(model: nn.Module) -> Iterator[_Base]:
-    """Every base model of a known family inside ``model``."""
+    """Yield every base model of a known family inside ``model``."""
     require_module(model)
     for name, module in model.named_modules():
-        # On the class, not the instance: torch.compile's wrapper forwards attributes of what it wraps.
+        # Read from the class: torch.compile's wrapper forwards instance attributes of the wrapped model.
         layout = _FAMILIES.get(getattr(type(module), "base_model_prefix", None) or "")
         if layout and (layers := _walk(module, layout.layers)):
             yield _Base(name, module, layout, len(layers[1]._modules))
@@ -243,15 +292,16 @@ def _bases(model: nn.Module) -> Iterator[_Base]:
 def _locate(model: nn.Module, key: str) -> tuple[str, nn.Module]:
     key = canonical_key(key)
     base = next(_bases(model), None)
-    if base and (found := _walk(base.module, key)):
-        return (f"{base.path}.{found[0]}" if base.path else found[0]), found[1]
-    if found := _walk(model, key):
-        return found
+    if base and (below := _walk(base.module, key)):
+        path, module = below
+        return (f"{base.path}.{path}" if base.path else path), module
+    if anywhere := _walk(model, key):
+        return anywhere
     raise ValueError(f"{type(model).__name__} has no module {key!r}")
 
 
 def _walk(module: nn.Module, path: str) -> tuple[str, nn.Module] | None:
-    """Follow a path, through wrappers where they stand in the way; the path taken and the module, or None."""
+    """Follow a path, through wrappers if necessary; return the path taken and the module, or None."""
     taken = []
     for part in path.split("."):
         while (child := module._modules.get(part)) is None:

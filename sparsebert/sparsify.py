@@ -1,4 +1,4 @@
-"""Dense to sparse and back: `sparsify_` and `densify_`."""
+"""Swap the linear layers of a model for sparse ones, in place, and back: `sparsify_` and `densify_`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sparsebert.bert import activation_name, is_bert_like, require_module, struc
 from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.manifest import record_of
 from sparsebert.hf.attach_quantizer import saveable_
+from sparsebert.nn.fused_activation import FusedActivation
+from sparsebert.nn.fused_qkv import fuse_qkv_, unfuse_qkv_
 from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
-from sparsebert.nn.shared_input import SharedInput
-from sparsebert.nn.sparse_linear import FusedActivation, SparseLinear
+from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import CompactedTargets, compacted_targets
 from sparsebert.planning.plan import LayerPlan, Plan
 from sparsebert.planning.planner import check_options, plan_layers
 from sparsebert.planning.target_layers import Filter, TargetLayer
 from sparsebert.tickets.ticket import Ticket
+from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 from sparsebert_kernels.ops import can_share
-
-DEFAULT_TOKENS = 128
 
 
 @torch.inference_mode(False)
@@ -39,44 +39,53 @@ def sparsify_(
     trainable: bool = False,
     compact: bool | None = None,
 ) -> nn.Module:
-    """Swap pruned `nn.Linear` layers of ``model`` for `SparseLinear`, in place; returns the model.
+    """Swap the pruned `nn.Linear` layers of ``model`` for `SparseLinear`, in place.
 
-    ticket           the masks; without one, the zeros already in the weights
-    format           "auto" (the plan chooses and measures), the name of a format, or a `Plan` made before
-    tokens           rows of x (batch times sequence length) that a layer will see; 128 if not given. A `Plan`
-                     brings its own
-    filter           ``filter(name, linear) -> bool``: which layers, of any model; narrows a ticket down
-    fuse_qkv         layers fed by one tensor (query, key, value) run as one native call where that is faster
-    fuse_activation  ReLU or GELU after an up-projection is applied by the kernel that computes it
-    trainable        the kept weights are Parameters; only formats "element" and "vector", no fused activation
-    compact          take out what the ticket empties first, as `sparsebert.compact.compact_` does: False
-                     never, True demands it, None does it where the model allows it, without a ``filter`` and
-                     ``trainable``. Layers then have other shapes, ``plan(model)`` says which, and
-                     ``state_dict`` has them too. A `Plan` is followed in this
+    Only layers of the ticket (or with zeros) change; the values of masked weights are lost. Fused or not,
+    every layer stays a module at its place: its name, state_dict keys (``weight``, dense, and ``bias``),
+    hooks, training flag, bias Parameter and ``.weight`` (dense, computed) are as before. A fused activation
+    module is replaced by a `FusedActivation`, which returns what the layer computed. Layers or activations
+    with forward hooks are not fused, so that hooks see the same tensors as before.
 
-    Only layers of the ticket (or with zeros) change; masked weights are gone for good, whatever they were.
-    Fused or not, every layer stays a module at its place: its name, state_dict keys (``weight``, dense, and
-    ``bias``), hooks, training flag, bias Parameter and ``.weight`` (dense, computed) are as before. A fused
-    activation module is replaced by a `FusedActivation` that passes through what the layer computed; layers
-    or activations with forward hooks are not fused, so hooks see the same tensors as before.
-    ``plan(model)`` gives the plan it was made by. A Hugging Face model is saved as it is now:
-    `save_pretrained` writes masks and kept weights, and `from_pretrained` gives a sparse model.
+    ``plan(model)`` returns the plan that the model was made by. A Hugging Face model is saved as it is now:
+    `save_pretrained` writes masks and kept weights, and `from_pretrained` returns a sparse model.
 
-    Raises ValueError, with the model as it was, for a model that is sparse already or has nothing to
-    sparsify, a ticket or plan of another model, unknown options, and layers that cannot be packed (see
-    `sparsebert.planning.target_layers.select`).
+    Args:
+        model: The model to change.
+        ticket: The masks; without one, the zeros in the weights.
+        format: "auto" (the plan chooses and measures), the name of a format, or a `Plan`.
+        tokens: Rows of x (batch times sequence length) in a call of a layer; 128 by default, or as in the
+            `Plan`.
+        filter: ``filter(name, linear) -> bool``: which layers, of any model; restricts a ticket.
+        fuse_qkv: Compute the query, key and value of an attention in one native call where that is faster.
+            Two forward hooks on the attention do it; `densify_` removes them.
+        fuse_activation: Let the kernel of an up-projection apply the ReLU or GELU after it.
+        trainable: Make the kept weights Parameters; only for formats that can be trained, without fused
+            activations.
+        compact: Remove pruned-out neurons, heads and head dimensions first, as `sparsebert.compact.compact_`
+            does: True demands it and False forbids it. None does it if the model allows it, there is no
+            ``filter`` and the layers are not ``trainable``; a `Plan` is followed. Compaction changes the
+            shapes of layers and of their entries in the ``state_dict``; ``plan(model)`` lists them.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The model is sparse already or has nothing to sparsify, the ticket or plan is of another
+            model, an option is unknown, or a layer cannot be packed (see
+            `sparsebert.planning.target_layers.select_target_layers`). The model is then unchanged.
     """
     tokens = DEFAULT_TOKENS if tokens is None else tokens
     check_options("auto" if isinstance(format, Plan) else format, tokens)
     if isinstance(format, Plan) and format.layers:
         tokens = format.layers[0].tokens
-        compact = any(layer.removed for layer in format.layers) if compact is None else compact
-    left = compacted_targets(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
+        compact = any(layer.removal_note for layer in format.layers) if compact is None else compact
+    targets = compacted_targets(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
     if isinstance(format, Plan):
-        plans = _matching(format, left.selected)
+        plans = _matching(format, targets.layers)
     else:
         made = plan_layers(
-            left.selected,
+            targets.layers,
             tokens=tokens,
             format=format,
             measure=True,
@@ -85,55 +94,56 @@ def sparsify_(
         )
         plans = list(made.layers)
     fusing = {"fuse_qkv": fuse_qkv, "fuse_activation": fuse_activation}
-    origin = _origin(left, ticket) if left.prepared or not record_of(model) else {}
-    install_(model, left, plans, trainable=trainable, **fusing)
-    asked = "auto" if isinstance(format, Plan) else format
-    saveable_(model, format=asked, tokens=tokens, **fusing, **origin)
+    origin = _origin(targets, ticket) if targets.compaction or not record_of(model) else {}
+    install_(model, targets, plans, trainable=trainable, **fusing)
+    requested = "auto" if isinstance(format, Plan) else format
+    saveable_(model, format=requested, tokens=tokens, **fusing, **origin)
     return model
 
 
 def install_(
     model: nn.Module,
-    left: CompactedTargets,
+    targets: CompactedTargets,
     plans: Sequence[LayerPlan],
     *,
     trainable: bool,
     fuse_qkv: bool,
     fuse_activation: bool,
 ) -> None:
-    """Put sparse layers, packed as planned, in the places of the selected ones; else as in `sparsify_`.
+    """Put sparse layers, packed as planned, in place of the target layers; options as for `sparsify_`.
 
-    Every layer is packed before the first is replaced. Raises ValueError for one that cannot be.
+    Every layer is packed before the first one is replaced. Raises ValueError for a layer that cannot be
+    packed.
     """
     layers = {
-        layer.key: _sparse(layer, chosen, trainable)
-        for layer, chosen in zip(left.selected, plans, strict=True)
+        target.key: _sparse(target, layer_plan, trainable)
+        for target, layer_plan in zip(targets.layers, plans, strict=True)
     }
-    known = structure(model) if is_bert_like(model) else None
-    activations = known.activations if known and fuse_activation and not trainable else {}
+    encoder = structure(model) if is_bert_like(model) else None
+    activations = encoder.activations if encoder and fuse_activation and not trainable else {}
     fused = [(key, path) for key, path in activations.items() if key in layers]
 
-    smaller = {change.name: change.smaller_linear() for change in left.others}
-    for name, linear in smaller.items():
+    compacted = {change.name: change.smaller_linear() for change in targets.dense_changes}
+    for name, linear in compacted.items():
         move_hooks(model.get_submodule(name), linear)
         replace_module(model, name, linear)
-    for layer in left.selected:
-        sparse = layers[layer.key]
-        move_hooks(model.get_submodule(layer.name), sparse)
-        if layer.bias_mask is not None and sparse.bias is not None:
+    for target in targets.layers:
+        sparse = layers[target.key]
+        move_hooks(model.get_submodule(target.name), sparse)
+        if target.bias_mask is not None and sparse.bias is not None:
             with torch.no_grad():
-                sparse.bias.masked_fill_(~layer.bias_mask.to(sparse.bias.device), 0)
-        replace_module(model, layer.name, sparse)
-    if left.prepared:
-        left.prepared.shrink_attention_()
+                sparse.bias.masked_fill_(~target.bias_mask.to(sparse.bias.device), 0)
+        replace_module(model, target.name, sparse)
+    if targets.compaction:
+        targets.compaction.shrink_attention_()
     for key, path in fused:
         _fuse_activation(model, layers[key], full_name_of(model, path))
-    for group in shared_inputs_of(model) if fuse_qkv else ():
-        _share_input([layers[key] for key in group if key in layers])
+    for keys in shared_inputs_of(model) if fuse_qkv else ():
+        _fuse_qkv(model, {key: layers[key] for key in keys if key in layers})
 
 
 def shared_inputs_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Keys of the layers of each group that is fed one tensor; none in models of unknown structure."""
+    """Return the keys of the query, key and value of each attention; () for a model of unknown structure."""
     return structure(model).shared_inputs if is_bert_like(model) else ()
 
 
@@ -141,37 +151,39 @@ def shared_inputs_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
 def densify_(model: nn.Module) -> nn.Module:
     """Swap every `SparseLinear` of ``model`` for an `nn.Linear` of the same values, in place; returns it.
 
-    Pruned weights are zeros. Hooks, training flags and bias Parameters stay, and fused activations take their
-    places again. A model without sparse layers is left as it is. Raises ValueError for what is no model.
+    Pruned weights become zeros. Hooks, training flags and bias Parameters stay, and fused activations return
+    to their places. A model without sparse layers does not change. Raises ValueError if ``model`` is not a
+    module.
     """
     require_module(model)
     for name, module in list(model.named_modules()):
+        unfuse_qkv_(module)
         if isinstance(module, FusedActivation):
             module.original.train(module.training)
             replace_module(model, name, module.original)
         elif isinstance(module, SparseLinear):
             if not name:
-                raise ValueError("the model is itself a sparse layer: take its .weight and .bias")
+                raise ValueError("the model is itself a sparse layer: use its .weight and .bias")
             replace_module(model, name, _dense(module))
     saveable_(model)
     return model
 
 
-def _origin(left: CompactedTargets, ticket: Ticket | None) -> dict[str, Any]:
-    """What a folder says of where the sparsity comes from, and how much of it there is."""
-    if left.prepared:
-        sparsity = left.prepared.ticket.sparsity
+def _origin(targets: CompactedTargets, ticket: Ticket | None) -> dict[str, Any]:
+    """The source of the sparsity and its amount, to be saved with the model."""
+    if targets.compaction:
+        sparsity = targets.compaction.ticket.sparsity
     else:
-        kept = sum(int(torch.count_nonzero(layer.mask)) for layer in left.selected)
-        sparsity = 1 - kept / sum(layer.mask.numel() for layer in left.selected)
+        kept = sum(int(torch.count_nonzero(layer.mask)) for layer in targets.layers)
+        sparsity = 1 - kept / sum(layer.mask.numel() for layer in targets.layers)
     origin = ticket.metadata if ticket is not None else {"method": "zeros in the weights"}
     return {"origin": origin, "sparsity": sparsity}
 
 
-def _matching(plan: Plan, selected: Iterable[TargetLayer]) -> list[LayerPlan]:
-    """The entries of ``plan`` in the order of ``selected``."""
+def _matching(plan: Plan, layers: Iterable[TargetLayer]) -> list[LayerPlan]:
+    """The entries of ``plan`` in the order of ``layers``."""
     entries = {entry.key: entry for entry in plan.layers}
-    shapes = {layer.key: tuple(layer.linear.weight.shape) for layer in selected}
+    shapes = {layer.key: tuple(layer.linear.weight.shape) for layer in layers}
     for key in entries.keys() ^ shapes.keys():
         raise ValueError(f"the plan is of another model or ticket: only one of them has {key}")
     for key, shape in shapes.items():
@@ -182,12 +194,11 @@ def _matching(plan: Plan, selected: Iterable[TargetLayer]) -> list[LayerPlan]:
     return [entries[key] for key in shapes]
 
 
-def _sparse(layer: TargetLayer, chosen: LayerPlan, trainable: bool) -> SparseLinear:
-    linear = layer.linear
+def _sparse(target: TargetLayer, layer_plan: LayerPlan, trainable: bool) -> SparseLinear:
     sparse = SparseLinear.from_linear(
-        linear, layer.mask, chosen.format, trainable=trainable, **chosen.options
+        target.linear, target.mask, layer_plan.format, trainable=trainable, **layer_plan.options
     )
-    sparse.plan = replace(chosen, nbytes=sparse.nbytes)
+    sparse.plan = replace(layer_plan, nbytes=sparse.nbytes)
     return sparse
 
 
@@ -210,21 +221,22 @@ def _fuse_activation(model: nn.Module, layer: SparseLinear, name: str) -> None:
     if kernel is None:
         return
     if any(hooks):
-        _note(layer, f"{kernel} not fused: hooks look at it")
+        _append_reason(layer, f"{kernel} not fused: hooks look at it")
         return
     layer.activation = kernel
     replace_module(model, name, FusedActivation(activation))
-    _note(layer, f"{kernel} fused")
+    _append_reason(layer, f"{kernel} fused")
 
 
-def _share_input(layers: list[SparseLinear]) -> None:
-    if len(layers) > 1 and can_share([layer.packed for layer in layers]):
-        shared = SharedInput()
-        for layer in layers:
-            layer.shared_input = shared
-            shared.join(layer)
-            _note(layer, f"{len(layers)} layers share one input")
+def _fuse_qkv(model: nn.Module, layers: dict[str, SparseLinear]) -> None:
+    paths = [full_name_of(model, key).rpartition(".") for key in layers]
+    attentions = {parent for parent, _, _ in paths}
+    if len(layers) < 2 or len(attentions) > 1 or not can_share([layer.packed for layer in layers.values()]):
+        return
+    fuse_qkv_(model.get_submodule(attentions.pop()), [name for _, _, name in paths])
+    for layer in layers.values():
+        _append_reason(layer, f"{len(layers)} layers share one input")
 
 
-def _note(layer: SparseLinear, note: str) -> None:
+def _append_reason(layer: SparseLinear, note: str) -> None:
     layer.plan = replace(layer.plan, reason=f"{layer.plan.reason}; {note}")

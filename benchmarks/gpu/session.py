@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import traceback
 from collections import Counter
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.points import Point, queue, tiny
+from sparsebert.atomic import write_text
 from sparsebert.results import Record, append, read, stamp
+from sparsebert_kernels.errors import first_line
 
 RESULTS = "gpu.jsonl"
 CURRENT = ".current.json"
@@ -57,9 +58,7 @@ class Session:
 
     def begin(self, point: Point) -> None:
         text = json.dumps({**asdict(point), "began": time.time(), "limit": HANGS_AFTER * point.seconds})
-        waiting = self.current.with_suffix(".new")
-        waiting.write_text(text)
-        os.replace(waiting, self.current)
+        write_text(self.current, text)
 
     def end(self) -> None:
         self.current.unlink(missing_ok=True)
@@ -120,7 +119,7 @@ def measure_all(
             reason = "".join(traceback.format_exception_only(problem)).strip()[:500]
             where = traceback.format_exc()[-1500:]
             session.failed(point, reason, {**always(), "traceback": where})
-            say(f"{number}/{len(points)} {point.key}: FAILED {reason.splitlines()[0]}")
+            say(f"{number}/{len(points)} {point.key}: FAILED {first_line(reason)}")
             if context_lost(problem):
                 session.end()
                 return False

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from benchmarks.gpu.session import Session
+from sparsebert.atomic import write_text
 from sparsebert.report.gpu_plots import roofline_plot
 from sparsebert.report.gpu_tables import failure_tables, gpu_tables
 from sparsebert.results import Record
@@ -17,10 +17,7 @@ def write_summary(session: Session) -> None:
     """Write gpu.md and gpu.png beside the records; without matplotlib there is no picture."""
     records = session.records()
     text = summary(records, missing=len(session.missing()), dry_run=session.dry_run)
-    target = session.folder / "gpu.md"
-    waiting = target.with_suffix(".new")
-    waiting.write_text(text, encoding="utf-8")
-    os.replace(waiting, target)
+    write_text(session.folder / "gpu.md", text)
     try:
         roofline_plot(records, session.folder / "gpu.png", dry_run=session.dry_run)
     except ValueError as reason:

@@ -1,4 +1,4 @@
-"""The one wording for a name that is not known, with the nearest known name offered."""
+"""Error messages: the one wording for an unknown name, and the first line of another library's error."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import difflib
 from collections.abc import Iterable
 
 
+def first_line(error: BaseException | str) -> str:
+    """Return the first line of an error's message, or the name of its type if it has none."""
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
-    """The error to raise when ``name`` is not one of the ``known`` names of this ``kind``."""
+    """Return the error to raise when ``name`` is not one of the ``known`` names of this ``kind``."""
     options = sorted(known)
     nearest = difflib.get_close_matches(str(name), options, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""

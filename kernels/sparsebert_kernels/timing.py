@@ -1,8 +1,7 @@
-"""Short timings on the machine at hand: the least of a few runs, and two sides in turn.
+"""Timing on the machine at hand: the fastest of a few runs, and sides that run in turn.
 
-A run that the process did not get through without standing still, because it waited for a core or was
-suspended, says nothing and is left out. Where too few others are left, or they differ widely, a timing is
-`busy`: the best there is, and not to be relied on.
+Runs during which the process stood still, because it waited for a core or was suspended, are discarded. Where
+too few runs remain, or they differ widely, a timing is `busy`: the best available, and unreliable.
 """
 
 from __future__ import annotations
@@ -10,8 +9,11 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
+
+T = TypeVar("T")
 
 WARM_UP_SECONDS = 0.002
 # Share of a run's time that all threads of the process may stand still: on a quiet machine one of them is
@@ -19,13 +21,37 @@ WARM_UP_SECONDS = 0.002
 MAX_STILL = 0.1
 # Wider than this, (p80 - p20) / median, samples say more about the machine than about the code.
 MAX_SPREAD = 0.25
-# How often two sides are timed anew until a timing is not busy.
+# Attempts to time two sides before a busy timing is accepted.
 MAX_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
+class Quantiles:
+    """Median with the 20th and 80th percentile, in the unit of the samples."""
+
+    median: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Quantiles:
+        """Interpolate linearly between the two nearest samples. Raises ValueError without samples."""
+        if not samples:
+            raise ValueError("quantiles need at least one sample, got none")
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0])
+        fifths = statistics.quantiles(samples, n=5, method="inclusive")
+        return cls(statistics.median(samples), fifths[0], fifths[3])
+
+    @property
+    def spread(self) -> float:
+        """Width of the middle 60 % as a share of the median."""
+        return (self.p80 - self.p20) / self.median if self.median else 0.0
+
+
+@dataclass(frozen=True)
 class Least:
-    """Seconds of the fastest of several runs; ``busy``: the process stood still during every one of them."""
+    """Seconds of the fastest of several runs; ``busy`` if the process stood still during every run."""
 
     seconds: float
     busy: bool
@@ -33,12 +59,14 @@ class Least:
 
 @dataclass(frozen=True)
 class Paired:
-    """Medians of two sides that ran in turn: seconds of each, and of the per-round ratio other / mine.
+    """Medians of two sides that ran in turn.
 
-    rounds  that these are medians of
-    spread  of the seconds of the side that varies more: width of the middle 60 %, as a share of the median;
-            infinite where no round was undisturbed
-    busy    something else had the machine: there were too few undisturbed rounds, or ``spread`` is too wide
+    mine, other  seconds of each side
+    speedup      per-round ratio other / mine
+    rounds       number of rounds
+    spread       width of the middle 60 % as a share of the median, of the side that varies more; infinite
+                 without an undisturbed round
+    busy         something else used the machine: too few rounds were undisturbed, or ``spread`` is too wide
     """
 
     mine: float
@@ -50,12 +78,13 @@ class Paired:
 
     @classmethod
     def of(cls, rounds: Sequence[tuple[float, float]]) -> Paired:
-        """Of the seconds (mine, other) of each round."""
-        own, others = ([seconds[side] for seconds in rounds] for side in (0, 1))
-        spread = max(_spread(own), _spread(others))
+        """Summarise rounds of (mine, other) in seconds."""
+        mine, other = (Quantiles.of(seconds) for seconds in zip(*rounds, strict=True))
+        # One round says nothing about how far rounds differ.
+        spread = max(mine.spread, other.spread) if len(rounds) > 1 else math.inf
         return cls(
-            mine=statistics.median(own),
-            other=statistics.median(others),
+            mine=mine.median,
+            other=other.median,
             speedup=statistics.median(theirs / ours for ours, theirs in rounds),
             rounds=len(rounds),
             spread=spread,
@@ -63,15 +92,39 @@ class Paired:
         )
 
 
+def rounds(
+    sides: Sequence[Callable[[], T]],
+    unfinished: Callable[[int, float], bool],
+    clock: Callable[[], float] | None = None,
+) -> Iterator[tuple[T, ...]]:
+    """Run every side once a round, in their order, and yield what they return.
+
+    A slow moment of the machine thus hits all sides alike. ``unfinished`` decides before each round whether
+    it takes place, from the number of rounds so far and the seconds since the first began. ``clock`` is
+    `time.perf_counter` by default.
+    """
+    clock = clock or time.perf_counter
+    start, done, spent = clock(), 0, 0.0
+    while unfinished(done, spent):
+        yield tuple(side() for side in sides)
+        done += 1
+        spent = clock() - start
+
+
 def least(work: Callable[[], object], *, budget: float = 0.01, min_rounds: int = 3) -> Least:
-    """At least ``min_rounds`` runs without standing still, more while ``budget`` seconds last; at most three
-    times as many in all where the machine is busy."""
+    """Time the fastest run of ``work``.
+
+    Takes at least ``min_rounds`` undisturbed runs and goes on until ``budget`` seconds are spent; on a busy
+    machine it gives up after three times as many runs.
+    """
     _warm_up(work)
     runs: list[float] = []
     calm: list[float] = []
-    start = time.perf_counter()
-    while (len(calm) < min_rounds and len(runs) < 3 * min_rounds) or time.perf_counter() - start < budget:
-        seconds, still = _run(work)
+
+    def unfinished(done: int, spent: float) -> bool:
+        return (len(calm) < min_rounds and done < 3 * min_rounds) or spent < budget
+
+    for ((seconds, still),) in rounds([lambda: _run(work)], unfinished):
         runs.append(seconds)
         if not still:
             calm.append(seconds)
@@ -86,10 +139,11 @@ def paired(
     min_rounds: int = 7,
     max_rounds: int = 101,
 ) -> Paired:
-    """Run both sides once a round, so that a slow moment of the machine hits both.
+    """Time two sides in turn.
 
-    At least ``min_rounds`` undisturbed rounds, at most ``max_rounds``, and between the two until ``budget``
-    seconds are spent. All over again where the machine was busy: of `MAX_ATTEMPTS` the steadiest counts.
+    Takes at least ``min_rounds`` undisturbed rounds, at most ``max_rounds``, and in between as many as fit
+    into ``budget`` seconds. Starts over where the machine was busy; of `MAX_ATTEMPTS` attempts the steadiest
+    counts.
     """
     _warm_up(mine)
     _warm_up(other)
@@ -97,13 +151,13 @@ def paired(
 
 
 def steadiest(timing: Callable[[], Paired]) -> Paired:
-    """The first of several timings that is not busy; if all are, the one that spreads least."""
-    found: list[Paired] = []
-    while len(found) < MAX_ATTEMPTS:
-        found.append(timing())
-        if not found[-1].busy:
-            return found[-1]
-    return min(found, key=lambda each: each.spread)
+    """Return the first timing that is not busy; if all attempts are, the one with the least spread."""
+    attempts: list[Paired] = []
+    while len(attempts) < MAX_ATTEMPTS:
+        attempts.append(timing())
+        if not attempts[-1].busy:
+            return attempts[-1]
+    return min(attempts, key=lambda attempt: attempt.spread)
 
 
 def _in_turn(
@@ -113,28 +167,26 @@ def _in_turn(
     min_rounds: int,
     max_rounds: int,
 ) -> Paired:
-    rounds: list[tuple[float, float]] = []
+    every: list[tuple[float, float]] = []
     calm: list[tuple[float, float]] = []
-    start = time.perf_counter()
 
-    def unfinished() -> bool:
+    def unfinished(done: int, spent: float) -> bool:
         if len(calm) < min_rounds:
-            return len(rounds) < 2 * min_rounds
-        return len(rounds) < max_rounds and time.perf_counter() - start < budget
+            return done < 2 * min_rounds
+        return done < max_rounds and spent < budget
 
-    while unfinished():
-        (own, stood), (theirs, stood_too) = _run(mine), _run(other)
-        rounds.append((own, theirs))
+    for (ours, stood), (theirs, stood_too) in rounds([lambda: _run(mine), lambda: _run(other)], unfinished):
+        every.append((ours, theirs))
         if not (stood or stood_too):
-            calm.append((own, theirs))
+            calm.append((ours, theirs))
     if not calm:
-        return replace(Paired.of(rounds), spread=math.inf, busy=True)
-    found = Paired.of(calm)
-    return found if len(calm) >= min_rounds else replace(found, busy=True)
+        return replace(Paired.of(every), spread=math.inf, busy=True)
+    timing = Paired.of(calm)
+    return timing if len(calm) >= min_rounds else replace(timing, busy=True)
 
 
 def _warm_up(work: Callable[[], object]) -> None:
-    """Caches and clocks: a few runs of something short, one of something long."""
+    """Warm up caches and clocks: several runs of short work, one of long work."""
     start = time.perf_counter()
     work()
     while time.perf_counter() - start < WARM_UP_SECONDS:
@@ -142,15 +194,8 @@ def _warm_up(work: Callable[[], object]) -> None:
 
 
 def _run(work: Callable[[], object]) -> tuple[float, bool]:
-    """Seconds of a run, and whether the process stood still for too much of them."""
+    """Return the seconds of a run, and whether the process stood still for too much of them."""
     processor, start = time.process_time(), time.perf_counter()
     work()
     seconds = time.perf_counter() - start
     return seconds, seconds - (time.process_time() - processor) > MAX_STILL * seconds
-
-
-def _spread(samples: Sequence[float]) -> float:
-    if len(samples) < 2:
-        return math.inf
-    fifths = statistics.quantiles(samples, n=5, method="inclusive")
-    return (fifths[3] - fifths[0]) / statistics.median(samples)

@@ -16,8 +16,9 @@ from sparsebert.bench.contention import load_average
 from sparsebert.bench.environment import Environment
 from sparsebert.bench.providers import BACKENDS, Backend, BuiltBackend
 from sparsebert.bench.pruned_model import Subject
-from sparsebert.bench.timer import Quantiles, Timings, alternate
+from sparsebert.bench.timer import Timings, alternate
 from sparsebert.results import Record, stamp
+from sparsebert_kernels.timing import Quantiles
 
 OURS = "sparse"
 Step = Callable[[str], None]

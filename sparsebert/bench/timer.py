@@ -1,9 +1,8 @@
-"""Paired timing: every side runs once a round, so a slow moment of the machine hits all of them alike.
+"""Paired timing of any number of sides, with a watch on what disturbs it.
 
 A side is a callable that runs its work once and returns the seconds it took (`Run`). `on_wall` and `on_cuda`
-make one out of a plain callable; a rival in another process brings its own, timed over there. The order of
-the sides within a round is fixed: every side starts with the caches its predecessor left, as a layer inside a
-model does.
+make one from a plain callable; a baseline in another process brings its own, timed there. The order within a
+round is fixed: every side starts with the caches that its predecessor left, as a layer inside a model does.
 """
 
 from __future__ import annotations
@@ -14,37 +13,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from sparsebert.bench.contention import Contention, Watch
+from sparsebert_kernels.timing import MAX_SPREAD, Quantiles, rounds
 
 Run = Callable[[], float]
 
-# Wider than this, (p80 - p20) / median, a figure says more about the machine than about the code.
-MAX_SPREAD = 0.25
 # Threads that wait for a core taken by somebody else wake at the next scheduler slice: every implementation
 # then takes the same 6 to 8 ms, and every ratio reads 1.00.
 PLATEAU_SECONDS = (0.0055, 0.009)
 PLATEAU_SHORTFALL = 0.6
-
-
-@dataclass(frozen=True)
-class Quantiles:
-    """Median with the 20th and 80th percentile (same unit as the samples)."""
-
-    median: float
-    p20: float
-    p80: float
-
-    @classmethod
-    def of(cls, samples: list[float]) -> Quantiles:
-        """Raises ValueError on an empty list."""
-        if not samples:
-            raise ValueError("quantiles of no samples: at least one is needed")
-        ordered = sorted(samples)
-        return cls(statistics.median(ordered), _percentile(ordered, 0.2), _percentile(ordered, 0.8))
-
-    @property
-    def spread(self) -> float:
-        """Width of the middle 60 % as a share of the median."""
-        return (self.p80 - self.p20) / self.median if self.median else 0.0
 
 
 @dataclass(frozen=True)
@@ -154,25 +130,16 @@ def alternate(
         for _ in range(warmup):
             run()
     seconds: dict[str, list[float]] = {side: [] for side in sides}
+
+    def unfinished(done: int, spent: float) -> bool:
+        if done and on_round is not None:
+            of_budget = max(spent / budget, done / max_rounds) if budget > 0 else 1.0
+            on_round(min(1.0, done / min_rounds, of_budget))
+        return done < max_rounds and (done < min_rounds or spent < budget)
+
     watch = Watch.start()
-    start = clock()
-    for done in range(1, max_rounds + 1):
-        for side, run in sides.items():
-            seconds[side].append(run())
-        spent = clock() - start
-        if on_round is not None:
-            on_round(
-                min(1.0, done / min_rounds, max(spent / budget, done / max_rounds) if budget > 0 else 1.0)
-            )
-        if done >= min_rounds and spent >= budget:
-            break
+    for turn in rounds(tuple(sides.values()), unfinished, clock):
+        for side, each in zip(sides, turn, strict=True):
+            seconds[side].append(each)
     elsewhere = threads * sum(sum(seconds[side]) for side in in_worker)
     return Timings(seconds, threads, watch.stop(in_workers=elsewhere))
-
-
-def _percentile(ordered: list[float], share: float) -> float:
-    """Linear interpolation between the two nearest samples."""
-    position = share * (len(ordered) - 1)
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (position - below) * (ordered[above] - ordered[below])

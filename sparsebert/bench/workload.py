@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsebert_kernels.errors import unknown
+from sparsebert_kernels.errors import first_line, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -210,10 +210,6 @@ def _count_tokens(sentences: list[str], model: str) -> list[int]:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{model} brings no tokenizer to count sentences with ({_first_line(error)})"
+            f"{model} brings no tokenizer to count sentences with ({first_line(error).rstrip('.')})"
         ) from None
     return [len(ids) for ids in tokenizer(sentences)["input_ids"]]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0].rstrip(".")

@@ -17,7 +17,7 @@ from sparsebert.cli import report, tickets, train, transfer
 from sparsebert.cli.option_groups import GRANULARITY_HELP, JsonFile, TicketFile, print_tables, progress
 from sparsebert.cli.path_checks import require_files, require_picture, require_records
 from sparsebert.cli.tickets import AnyModel, sparsities
-from sparsebert_kernels.errors import unknown
+from sparsebert_kernels.errors import first_line, unknown
 
 if TYPE_CHECKING:
     from sparsebert.bench.workload import Workload
@@ -175,8 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain("stopped", 130)
     except (ValueError, OSError) as error:
         known = isinstance(error, OSError) and error.filename is not None and error.strerror
-        text = f"{error.filename}: {error.strerror}" if known else str(error)  # type: ignore[union-attr]
-        return _complain(text.strip().split("\n", 1)[0], 2)
+        text = f"{error.filename}: {error.strerror}" if known else error  # type: ignore[union-attr]
+        return _complain(first_line(text), 2)
     return code if isinstance(code, int) else 0
 
 

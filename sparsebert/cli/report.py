@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sparsebert import results
-from sparsebert.atomic import replacing
+from sparsebert.atomic import write_text
 from sparsebert.cli.option_groups import JsonFile, print_tables
 from sparsebert.cli.path_checks import require_records, require_writable
 from sparsebert.lottery.run_folder import RunFolder
@@ -58,9 +58,7 @@ def report(
         print_tables(made.tables)
     for file, page in ((html, made.html), (markdown, made.markdown)):
         if file is not None:
-            text = page()
-            with replacing(file) as unfinished:
-                unfinished.write_text(text, encoding="utf-8")
+            write_text(file, page())
             typer.echo(f"wrote {file}: {made.size}")
     if json is not None:
         results.append(json, [results.stamp("report", table.record()) for table in made.tables])

@@ -212,7 +212,9 @@ def convert(
     ] = None,
     results_files: Annotated[
         list[Path] | None,
-        typer.Option("--results", help="--to sparse: what --json of train, eval or bench wrote, for the model card"),
+        typer.Option(
+            "--results", help="--to sparse: what --json of train, eval or bench wrote, for the model card"
+        ),
     ] = None,
     json: JsonFile = None,
 ) -> None:

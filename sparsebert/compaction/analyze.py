@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import Structure, activation_of, base_model, full_name, resolve, structure
 from sparsebert.compaction.attention_folding import Attention, compact_attention
 from sparsebert.compaction.live_rectangle import exact_size, live_rectangle, rectangle_linear
-from sparsebert.compaction.manifest import VERSION, attach_record_, attention_of, narrow_to_, record_of
+from sparsebert.compaction.manifest import (
+    VERSION,
+    attach_record_,
+    attention_of,
+    is_ticket_of,
+    narrow_to_,
+    record_of,
+)
 from sparsebert.compaction.masked_matrix import Matrix
 from sparsebert.compaction.narrow_attention import IMPLEMENTATIONS
 from sparsebert.compaction.neurons import Neurons, compact_neurons
 from sparsebert.compaction.thin_rows import without_thin_rows
 from sparsebert.nn.module_swap import move_hooks, replace_module
-from sparsebert.planning.target_layers import Unpackable
+from sparsebert.nn.packability import Packability, require_unpatched_forward
 from sparsebert.tickets.ticket import Ticket, require_ticket
 
 # An attention that keeps a larger share of its weights is likely to run dense: padding would cost it time.
@@ -154,7 +159,7 @@ def prepare(
         raise ValueError(
             f"min_row_weights is {min_row_weights}; rows have {longest} weights at most, so all would go"
         )
-    source = ticket_hash(ticket)
+    source = ticket.digest
     if min_row_weights:
         ticket = _thinned(ticket, min_row_weights, found)
     matrices = _matrices(model, ticket, found)
@@ -189,22 +194,11 @@ def prepare(
     return CompactionPlan(model, ticket, changes, attentions, exact, round_to, min_row_weights, source)
 
 
-def ticket_hash(ticket: Ticket) -> str:
-    """``sha256:`` and the digest over what the ticket keeps: keys, shapes and bits of its masks."""
-    digest = hashlib.sha256()
-    for kind in ("masks", "bias_masks"):
-        for key, mask in sorted(getattr(ticket, kind).items()):
-            digest.update(f"{kind} {key} {tuple(mask.shape)}\n".encode())
-            digest.update(np.packbits(mask.numpy()).data)
-    digest.update("\n".join(sorted(ticket.removed)).encode())
-    return f"sha256:{digest.hexdigest()}"
-
-
 def _refuse(model: nn.Module, found: Structure, ticket: Ticket) -> None:
     """Raise ValueError with the reason why a model or ticket cannot be compacted, if there is one."""
     base: Any = base_model(model)
     if record := record_of(model):
-        same = "this" if record["ticket"] == ticket_hash(ticket) else "another"
+        same = "this" if is_ticket_of(record, ticket) else "another"
         raise ValueError(f"{type(model).__name__} is compacted already, with {same} ticket: load it anew")
     config = base.config
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
@@ -216,15 +210,11 @@ def _refuse(model: nn.Module, found: Structure, ticket: Ticket) -> None:
         )
     linears = {full_name(model, key): _linear(model, key) for key in found.linears}
     ticket.targets(model)
-    unpackable = Unpackable(model)
+    packability = Packability(model)
     for name, linear in linears.items():
-        unpackable.refuse(name, linear)
+        packability.require(name, linear)
     for keys in found.heads:
-        if "forward" in resolve(model, attention_of(keys)).__dict__:
-            raise ValueError(
-                f"the forward method of {attention_of(keys)} is patched, as hooks of accelerate do: "
-                "remove that first"
-            )
+        require_unpatched_forward(attention_of(keys), resolve(model, attention_of(keys)))
         rows = [len(_linear(model, key).weight) for key in keys[:3]]
         if set(rows) != {found.num_heads * found.head_size}:
             raise ValueError(

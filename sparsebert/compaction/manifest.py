@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from sparsebert.compaction.heads import HeadGroup, is_whole, total
 from sparsebert.compaction.live_rectangle import RectangleLinear
 from sparsebert.compaction.narrow_attention import shrink_attention_
 from sparsebert.nn.module_swap import move_hooks, replace_module
+from sparsebert.tickets.bits import pack_bits
+from sparsebert.tickets.ticket import Ticket
 
 VERSION = 1
 _DAMAGED = "the description of a compacted model is damaged: load the folder anew"
@@ -34,6 +37,22 @@ def attach_record_(model: nn.Module, record: Mapping[str, Any]) -> None:
 def record_of(model: nn.Module) -> dict[str, Any]:
     """What `attach_record_` was given; empty for a model as configured and for one of another family."""
     return getattr(base_model(model), _RECORD, {}) if is_bert_like(model) else {}
+
+
+def is_ticket_of(record: Mapping[str, Any], ticket: Ticket) -> bool:
+    """Whether the model with this record was compacted with this ticket."""
+    return record["ticket"] in (ticket.digest, _earlier_digest(ticket))
+
+
+def _earlier_digest(ticket: Ticket) -> str:
+    """Return the digest that records held in place of `Ticket.digest` before version 0.2."""
+    digest = hashlib.sha256()
+    for kind, masks in (("masks", ticket.masks), ("bias_masks", ticket.bias_masks)):
+        for key, mask in sorted(masks.items()):
+            digest.update(f"{kind} {key} {tuple(mask.shape)}\n".encode())
+            digest.update(pack_bits(mask).numpy().data)
+    digest.update("\n".join(sorted(ticket.removed)).encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def detach_record_(model: nn.Module) -> None:

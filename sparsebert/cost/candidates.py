@@ -1,4 +1,4 @@
-"""Which packed formats could serve a layer on a device, the one with the least predicted time first."""
+"""The packed formats that could serve a layer on a device, sorted by predicted time."""
 
 from __future__ import annotations
 
@@ -11,50 +11,53 @@ from torch import Tensor
 
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.cpu_cost import cost_model
-from sparsebert.cost.work import (
-    BlockStatistics,
-    MaskStatistics,
-    WorkEstimate,
-    column_panel_works,
-    estimate_work,
-    panel_works,
-)
+from sparsebert.cost.mask_statistics import BlockStatistics, MaskStatistics
+from sparsebert.cost.work import WorkEstimate, estimate_column_panel_work, estimate_panel_work, estimate_work
 from sparsebert_kernels import formats
 from sparsebert_kernels.cuda import backend
 
-# Dtype of a layer on the CPU -> dtype its packed values are stored in.
+# Dtype of a layer on the CPU -> dtype of its packed values.
 STORED = {
     torch.float32: torch.float32,
     torch.bfloat16: torch.bfloat16,
     torch.float16: torch.float32,
     torch.float64: torch.float32,
 }
-# Formats that a GPU computes without making the matrix dense for each call.
+# Formats that a GPU multiplies without unpacking the matrix for each call.
 GPU_FORMATS = ("dense", "compact", *backend.FORWARD)
-
-
+# In denser masks, the rows of a panel together need almost all columns.
 LEAST_SPARSITY_OF_COLUMN_PANELS = 0.93
 
 
 def stored_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
-    """Dtype in which a layer of ``dtype`` stores its kept weights: GPUs compute float16 as it is."""
+    """Return the dtype in which a layer of ``dtype`` stores its kept weights.
+
+    Only GPUs compute in float16; CPUs store it as float32.
+    """
     return torch.float16 if dtype == torch.float16 and device_type == "cuda" else STORED[dtype]
 
 
 class CostModel(Protocol):
     """Predicts the seconds of a layer for one device, dtype and number of tokens."""
 
-    def supports(self, work: WorkEstimate) -> bool: ...
-    def seconds(self, work: WorkEstimate) -> float: ...
+    def supports(self, work: WorkEstimate) -> bool:
+        """Whether the model can predict this kind of work."""
+
+    def seconds(self, work: WorkEstimate) -> float:
+        """Predict the seconds of a layer. Raises KeyError for work that is not supported."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What could serve a layer.
+class FormatCandidates:
+    """The formats that could serve a layer.
 
-    candidates  what pays or was asked for; never empty unless the layer is to be trained
-    dense       the work of the dense layer
-    blocks      where the device runs blocks
+    Attributes:
+        statistics: Statistics of the layer's mask.
+        blocks: Block statistics; None unless the device runs blocks or format "panel" is requested.
+        costs: The device's cost model.
+        dense: The work of the dense layer.
+        candidates: The requested format, or those that may pay, the fastest prediction first. Empty only
+            where no format can be trained.
     """
 
     statistics: MaskStatistics
@@ -64,15 +67,19 @@ class Choice:
     candidates: list[WorkEstimate]
 
     def predicted(self, work: WorkEstimate) -> float | None:
-        """Seconds, None where the cost model has no figures."""
+        """Predict the seconds of a layer; None for work that the cost model does not support."""
         return self.costs.seconds(work) if self.costs.supports(work) else None
 
     def predicted_speedup(self, work: WorkEstimate) -> float:
-        """Over the dense layer. Raises KeyError where the cost model has no figures."""
+        """Predict the speedup over the dense layer.
+
+        Raises:
+            KeyError: The cost model does not support this work.
+        """
         return self.costs.seconds(self.dense) / max(self.costs.seconds(work), 1e-12)
 
 
-def choices(
+def format_candidates(
     mask: Tensor,
     dtype: torch.dtype,
     device: torch.device | gpu_roofline.Device,
@@ -81,11 +88,17 @@ def choices(
     format: str = "auto",
     trainable: bool = False,
     measure: bool = False,
-) -> Choice:
-    """What could serve a layer of that mask (bool [out, in]) and dtype; ``format`` narrows it to that one.
+) -> FormatCandidates:
+    """Find the packed formats that could serve a layer.
 
-    ``device`` is one of this machine, or the figures of a GPU that need not be here. ``measure`` lets a CPU's
-    costs be measured.
+    Args:
+        mask: Bool [out, in], True = keep.
+        dtype: The layer's dtype.
+        device: A device of this machine, or the figures of any GPU.
+        tokens: Rows of x that the layer will see.
+        format: "auto", or the only format to consider.
+        trainable: Whether the kept weights are to be trained.
+        measure: Whether a CPU's costs may be measured.
     """
     gpu = isinstance(device, gpu_roofline.Device) or device.type == "cuda"
     stored = stored_dtype(dtype, "cuda" if gpu else "cpu")
@@ -99,42 +112,42 @@ def choices(
     else:
         costs = cost_model(stored, tokens, measure=measure)
     wanted = tuple(formats.FORMATS) if format == "auto" else (format,)
-    candidates = list(estimate_work(statistics, stored, wanted))
+    works = list(estimate_work(statistics, stored, wanted))
     if blocks and "panel" in wanted:
-        candidates += panel_works(statistics, blocks, stored)
+        works += estimate_panel_work(statistics, blocks, stored)
     if "column_panel" in wanted and (format != "auto" or _may_share_columns(gpu, statistics)):
-        candidates += column_panel_works(mask, stored)
+        works += estimate_column_panel_work(mask, stored)
     (dense,) = estimate_work(statistics, stored, ("dense",))
     if trainable:
-        candidates = [work for work in candidates if _can_train(work, statistics, blocks)]
+        works = [work for work in works if _can_train(work, statistics, blocks)]
     elif format == "auto":
-        candidates = [
-            work for work in candidates if costs.supports(work) and _can_pay(work, dense, statistics)
-        ]
+        works = [work for work in works if costs.supports(work) and _can_pay(work, dense, statistics)]
 
     def order(work: WorkEstimate) -> tuple[float, int, int]:
-        # Where the cost model has no figures, what stores least, in the largest blocks.
+        # Work that the cost model does not support comes last: what stores least, in the largest blocks.
         seconds = costs.seconds(work) if costs.supports(work) else math.inf
         return seconds, work.stored, -math.prod(work.block or (1, 1))
 
-    return Choice(statistics, blocks, costs, dense, sorted(candidates, key=order))
+    return FormatCandidates(statistics, blocks, costs, dense, sorted(works, key=order))
 
 
 def preferred(
     mask: Tensor, dtype: torch.dtype, device: torch.device, tokens: int, *, trainable: bool = False
 ) -> WorkEstimate:
-    """The format that is predicted to be the fastest, without measuring: what a layer that is moved takes."""
-    choice = choices(mask, dtype, device, tokens, trainable=trainable)
-    return choice.candidates[0]
+    """Return the format with the least predicted time, without measuring; arguments as `format_candidates`.
+
+    A layer that moves to another kind of device is repacked in it.
+    """
+    return format_candidates(mask, dtype, device, tokens, trainable=trainable).candidates[0]
 
 
 def _may_share_columns(gpu: bool, statistics: MaskStatistics) -> bool:
-    """Whether it is worth looking for rows that need the same columns: in denser masks all rows need all."""
+    """Whether rows that need the same columns are worth looking for."""
     return gpu and statistics.sparsity >= LEAST_SPARSITY_OF_COLUMN_PANELS
 
 
 def _can_train(work: WorkEstimate, statistics: MaskStatistics, blocks: BlockStatistics | None) -> bool:
-    """Whether what is stored is what is kept: training must not revive a pruned weight."""
+    """Whether the format stores kept weights alone: training must not revive a pruned weight."""
     if work.format == "vector" and work.block:
         return statistics.aligned(work.block[0])
     if work.format == "panel" and work.block and blocks:

@@ -1,8 +1,8 @@
-"""How fast this machine runs each packed format: measured once, kept in a file, with built-in figures to fall
-back on."""
+"""The cost model of CPUs: costs measured once and cached in a file, or built-in ones."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -10,7 +10,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsebert.cost.work import VECTOR_ROWS, Cost, MaskStatistics, WorkEstimate, estimate_work
+from sparsebert.atomic import write_text
+from sparsebert.cost.mask_statistics import VECTOR_ROWS, MaskStatistics
+from sparsebert.cost.work import Cost, WorkEstimate, estimate_work
 from sparsebert_kernels import __version__, cpu, formats, ops
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.timing import Least, least
 
-# Costs are measured for a few numbers of tokens: a tile that is not full costs as much as a full one.
+# Costs are measured for powers of two of tokens only: a partial tile costs as much as a full one.
 MAX_CALIBRATED_TOKENS = 512
 SECONDS_A_PROBLEM = 0.012
 
-# (out, in, density) of the layers that are timed.
+# (out, in, density) of the layers that calibration times.
 PROBLEMS = {
     "sparse": ((256, 256, 0.1), (768, 768, 0.1), (768, 768, 0.4), (3072, 768, 0.05)),
     "dense": ((128, 128, 1.0), (384, 384, 1.0), (768, 768, 1.0), (1536, 512, 1.0)),
 }
 
-# (seconds fixed, picoseconds a stored weight and token, picoseconds a line and token), float32 on one core
-# with AVX-512 at 4.4 GHz; bfloat16 halves the arithmetic, other instruction sets take SLOWDOWN times as long.
+# (fixed seconds, picoseconds per stored weight and token, picoseconds per line and token): float32 on one
+# core with AVX-512 at 4.4 GHz. bfloat16 halves the arithmetic; other instruction sets take SLOWDOWN times as
+# long.
 BUILT_IN = {
     "element": (2e-5, 14.0, 120.0),
     "vector 2x1": (2e-5, 10.5, 90.0),
@@ -49,28 +51,37 @@ BASELINE_SLOWDOWN = 4.0
 
 
 class CostModel:
-    """Predicted seconds of a layer, for one dtype and number of tokens on this machine.
+    """Predicts the seconds of a layer, for one dtype and number of tokens on this machine.
 
-    ``costs`` has an entry for each kind of work that pays here (`runnable`).
+    Args:
+        costs: The cost of each kind of work that pays here (`runnable`).
+        tokens: Rows of x that the layer sees.
     """
 
     def __init__(self, costs: dict[str, Cost], tokens: int) -> None:
         self.costs, self.tokens = costs, tokens
 
     def supports(self, work: WorkEstimate) -> bool:
+        """Whether there are costs for this kind of work."""
         return work.kind in self.costs
 
     def seconds(self, work: WorkEstimate) -> float:
-        """Raises KeyError for a kind of work that it does not know."""
+        """Predict the seconds of a layer.
+
+        Raises:
+            KeyError: The kind of work is not supported.
+        """
         return self.costs[work.kind].seconds(work, self.tokens)
 
 
 def cost_model(dtype: torch.dtype, tokens: int, *, measure: bool = True) -> CostModel:
-    """The cost model for layers that store ``dtype`` and see ``tokens`` rows at a time.
+    """Return the cost model for layers that store ``dtype`` and see ``tokens`` rows of x at a time.
 
-    With ``measure`` the costs are read from the cache file of this machine, or measured (a second or two) and
-    kept there, unless the machine was too busy; a file that cannot be written does no harm. Without it they
-    are the built-in ones.
+    Args:
+        dtype: The dtype of the packed values.
+        tokens: Rows of x.
+        measure: Read the costs from this machine's cache file, or measure them (a second or two) and cache
+            them unless the machine was busy. Otherwise, return the built-in costs.
     """
     if not measure:
         return CostModel(built_in(dtype), tokens)
@@ -79,9 +90,9 @@ def cost_model(dtype: torch.dtype, tokens: int, *, measure: bool = True) -> Cost
 
 
 def built_in(dtype: torch.dtype) -> dict[str, Cost]:
-    """Costs that depend on the instruction set only."""
-    known = (factor for name, factor in SLOWDOWN.items() if cpu.instruction_set().startswith(name))
-    slowdown = next(known, BASELINE_SLOWDOWN)
+    """Return the built-in costs, which depend on the instruction set only."""
+    factors = (factor for name, factor in SLOWDOWN.items() if cpu.instruction_set().startswith(name))
+    slowdown = next(factors, BASELINE_SLOWDOWN)
     share = 0.5 if dtype == torch.bfloat16 else 1.0
     return {
         kind: Cost(fixed, slowdown * share * weight * 1e-12, line * 1e-12)
@@ -91,7 +102,7 @@ def built_in(dtype: torch.dtype) -> dict[str, Cost]:
 
 
 def runnable(dtype: torch.dtype) -> tuple[str, ...]:
-    """The kinds of work that pay here: sparse ones where the native library serves them, else CSR."""
+    """Return the kinds of work that pay here: sparse ones where the native library runs them, else CSR."""
     x = torch.empty(1, 1, dtype=dtype)
     kinds = ["dense", "compact"]
     if native.serves("element", dtype, x):
@@ -104,14 +115,14 @@ def runnable(dtype: torch.dtype) -> tuple[str, ...]:
 
 
 def cache_file(fingerprint: tuple[str, ...] | None = None) -> Path:
-    """Where this machine's figures are kept: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Return the path of this machine's cache file, below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     digest = hashlib.sha256("\n".join(fingerprint or _fingerprint()).encode()).hexdigest()[:16]
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(root) / "sparsebert" / f"costs-{digest}.json"
 
 
 def _fingerprint() -> tuple[str, ...]:
-    """All that the measured figures depend on."""
+    """Return everything that the measured costs depend on."""
     return (
         f"cpu: {_cpu_model()}",
         f"instruction set: {cpu.instruction_set()}",
@@ -137,9 +148,9 @@ def _cpu_model() -> str:
     except OSError:
         lines = []
     wanted = ("vendor_id", "cpu family", "model", "model name", "CPU implementer", "CPU part")
-    found = {line.split(":")[0].strip(): line.split(":", 1)[1].strip() for line in lines if ":" in line}
+    fields = {line.split(":")[0].strip(): line.split(":", 1)[1].strip() for line in lines if ":" in line}
     return (
-        " ".join(found[name] for name in wanted if name in found)
+        " ".join(fields[name] for name in wanted if name in fields)
         or platform.processor()
         or platform.machine()
     )
@@ -149,17 +160,17 @@ def _cpu_model() -> str:
 def _measured(dtype: torch.dtype, tokens: int, fingerprint: tuple[str, ...]) -> dict[str, Cost]:
     path = cache_file(fingerprint)
     entry = f"{str(dtype).removeprefix('torch.')}, {tokens} tokens"
-    kept = _read(path, fingerprint)
-    if entry in kept and kept[entry].keys() == set(runnable(dtype)):
-        return kept[entry]
+    cached = _read(path, fingerprint)
+    if entry in cached and cached[entry].keys() == set(runnable(dtype)):
+        return cached[entry]
     costs, busy = calibrate(dtype, tokens)
     if not busy:
-        _write(path, fingerprint, {**kept, entry: costs})
+        _write(path, fingerprint, {**cached, entry: costs})
     return costs
 
 
 def _read(path: Path, fingerprint: tuple[str, ...]) -> dict[str, dict[str, Cost]]:
-    """The entries of a cache file; none of them unless the whole file is as this version writes it."""
+    """Return the entries of a cache file; none unless the whole file is as this version writes it."""
     try:
         content = json.loads(path.read_text())
         if content["machine"] != list(fingerprint):
@@ -175,7 +186,7 @@ def _read(path: Path, fingerprint: tuple[str, ...]) -> dict[str, dict[str, Cost]
 def _cost(values: Any) -> Cost:
     fixed, per_stored, per_line = (float(value) for value in values)
     if not all(math.isfinite(value) and value >= 0 for value in (fixed, per_stored, per_line)):
-        raise ValueError(f"no costs: {values}")
+        raise ValueError(f"costs must be finite and not negative, got {values}")
     return Cost(fixed, per_stored, per_line)
 
 
@@ -184,28 +195,22 @@ def _write(path: Path, fingerprint: tuple[str, ...], entries: dict[str, dict[str
         entry: {kind: astuple(cost) for kind, cost in costs.items()} for entry, costs in entries.items()
     }
     text = json.dumps({"machine": fingerprint, "seconds": seconds}, indent=1)
-    try:
+    with contextlib.suppress(OSError):  # without a cache, the next process measures again
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
-            raise
-    except OSError:
-        return
+        write_text(path, text)
 
 
 def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
-    """Time every kind of work on a few small layers and fit its `Cost`; and whether the machine was too busy
-    to time one of them."""
+    """Time every kind of work on a few small layers and fit its `Cost`.
+
+    Returns:
+        The cost of each kind of work, and whether the machine was too busy for one of the timings.
+    """
     generator = torch.Generator().manual_seed(0)
     costs: dict[str, Cost] = {}
     busy = False
     for kind in runnable(dtype):  # dense first
-        # A live rectangle is multiplied as a dense matrix is; only picking its rows and columns comes on top.
+        # A live rectangle is multiplied like a dense matrix; only selecting its rows and columns is extra.
         per_stored = costs["dense"].per_stored if kind == "compact" else None
         features, timings = _times(kind, dtype, tokens, generator)
         costs[kind] = _fit(features, [timing.seconds for timing in timings], per_stored)
@@ -244,10 +249,10 @@ def _mask(kind: str, rows: int, columns: int, density: float, generator: torch.G
 
 
 def _fit(features: list[list[float]], seconds: list[float], per_stored: float | None = None) -> Cost:
-    """Non-negative least squares of relative errors, by trying every set of coefficients that may be zero.
+    """Fit costs by non-negative least squares of relative errors, trying every set of zero coefficients.
 
-    ``per_stored`` is fitted with the others unless it is given. It is never zero: timings that say that work
-    costs nothing were taken while something else had the machine.
+    ``per_stored`` is fitted like the others unless it is set. It is never zero: timings by which work costs
+    nothing were disturbed by other processes.
     """
     scaled = np.array(features) / np.array(seconds)[:, None]
     target = np.ones(len(seconds)) - (per_stored or 0.0) * scaled[:, 1]

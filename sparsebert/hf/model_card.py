@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from sparsebert.report.format import Record, machine_text, rival_name, workload_title
 from sparsebert.report.table import Table
+from sparsebert.tickets.ticket import SAME_SPARSITY
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
-# Shares of zeros that belong to one ticket, as records and folders state them.
-_SAME_SPARSITY = 1e-3
 _TAGS = ["sparsebert", "sparse", "pruning"]
 
 
@@ -192,7 +191,7 @@ def _shape(sizes: Iterable[int]) -> str:
 
 
 def _require_same(found: float | None, sparsity: float, kind: str) -> None:
-    if found is not None and abs(found - sparsity) > _SAME_SPARSITY:
+    if found is not None and abs(found - sparsity) > SAME_SPARSITY:
         raise ValueError(
             f"a {kind!r} record is of a model that is {found:.2%} sparse; this one is {sparsity:.2%}"
         )

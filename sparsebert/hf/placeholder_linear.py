@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.hf.config import StoredLayer
-from sparsebert.nn.checkpoint_form import stored_bytes, stored_mask, stored_weight
+from sparsebert.nn.checkpoint_form import stored_weight
+from sparsebert.tickets.bits import packed_bytes, unpack_bits
 
 
 class StoredLinear(nn.Module):
@@ -24,14 +25,14 @@ class StoredLinear(nn.Module):
     def __init__(self, layer: StoredLayer, dtype: torch.dtype) -> None:
         super().__init__()
         self.out_features, self.in_features = layer.shape
-        self.register_buffer("weight_bits", torch.empty(stored_bytes(layer.shape), dtype=torch.uint8))
+        self.register_buffer("weight_bits", torch.empty(packed_bytes(layer.shape), dtype=torch.uint8))
         self.weight_values = nn.Parameter(torch.empty(layer.kept, dtype=dtype))
         bias = nn.Parameter(torch.empty(self.out_features, dtype=dtype)) if layer.bias else None
         self.register_parameter("bias", bias)
 
     def mask(self) -> Tensor:
-        """bool [out, in], on the CPU. Raises ValueError as `sparsebert.nn.checkpoint_form.stored_mask`."""
-        return stored_mask(self.weight_bits.cpu(), (self.out_features, self.in_features))
+        """bool [out, in], on the CPU. Raises ValueError as `sparsebert.tickets.bits.unpack_bits`."""
+        return unpack_bits(self.weight_bits.cpu(), (self.out_features, self.in_features))
 
     @property
     def weight(self) -> nn.Parameter:

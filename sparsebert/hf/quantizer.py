@@ -20,7 +20,7 @@ from transformers.quantizers.base import HfQuantizer
 from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve, structure
 from sparsebert.compaction.manifest import description_of, rebuild, require_rectangles
 from sparsebert.hf.attach_quantizer import METHOD, saveable_
-from sparsebert.hf.config import SparseConfig, StoredLayer
+from sparsebert.hf.config import FORMAT_VERSION, SparseConfig, StoredLayer
 from sparsebert.hf.placeholder_linear import StoredLinear, outline
 from sparsebert.hf.push import PushToHub
 from sparsebert.hf.verify_files import Expected, of_layer, of_module, require_tensors
@@ -31,6 +31,7 @@ from sparsebert.planning.plan import LayerPlan
 from sparsebert.planning.planner import describe_machine, plan_layers
 from sparsebert.planning.target_layers import TargetLayer
 from sparsebert.sparsify import densify_, install_, shared_inputs_of
+from sparsebert.tickets.provenance import masks_digest
 
 
 class SparseQuantizer(HfQuantizer):
@@ -112,7 +113,8 @@ class SparseQuantizer(HfQuantizer):
         config = self.quantization_config
         require_rectangles(model)
         selected = [_selected(model, key, layer.removed) for key, layer in config.layers.items()]
-        if config.masks != digest({key: _stored(model, key).weight_bits for key in config.layers}):
+        masks = {key: (layer.shape, _stored(model, key).weight_bits) for key, layer in config.layers.items()}
+        if config.masks != stored_digest(masks, config.version):
             raise ValueError("the masks of the folder are not those that its config.json was written for")
         install_(
             model,
@@ -152,26 +154,36 @@ def described(model: nn.Module, state: Mapping[str, Tensor], known: SparseConfig
     """The config of a model's folder, by its tensors to be saved; what these do not tell is as known."""
     layers = {name: each for name, each in model.named_modules() if isinstance(each, SparseLinear)}
     keys = {name: canonical_key(name) if is_bert_like(model) else name for name in layers}
+    masks = {
+        keys[name]: ((layer.out_features, layer.in_features), state[f"{name}.{BITS}"])
+        for name, layer in layers.items()
+    }
     machines = [machine(layer.values, layer.dtype) for layer in layers.values()]
     return replace(
         known,
+        version=FORMAT_VERSION,
         layers={
             keys[name]: _stored_layer(layer, len(state[f"{name}.{VALUES}"])) for name, layer in layers.items()
         },
-        masks=digest({keys[name]: state[f"{name}.{BITS}"] for name in layers}),
+        masks=stored_digest(masks),
         trainable=any(layer.trainable for layer in layers.values()),
         machine=machines[0] if machines else "",
         compaction=description_of(model) or None,
     )
 
 
-def digest(masks: Mapping[str, Tensor]) -> str:
-    """``sha256:`` and the digest over the stored masks (uint8) of a model, in the order of their keys."""
-    found = hashlib.sha256()
+def stored_digest(masks: Mapping[str, tuple[tuple[int, int], Tensor]], version: int = FORMAT_VERSION) -> str:
+    """Return the digest that a folder of this format version records of its masks.
+
+    ``masks``: key -> shape [out, in] and packed bits (uint8).
+    """
+    if version > 1:
+        return masks_digest((key, *masks[key]) for key in sorted(masks))
+    digest = hashlib.sha256()
     for key in sorted(masks):
-        found.update(f"{key}\n".encode())
-        found.update(masks[key].cpu().numpy().data)
-    return f"sha256:{found.hexdigest()}"
+        digest.update(f"{key}\n".encode())
+        digest.update(masks[key][1].cpu().numpy().data)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def machine(values: Tensor, dtype: torch.dtype | None = None) -> str:
@@ -193,7 +205,7 @@ def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
         block=plan.block if planned else None,
         measured_us=plan.measured_us if timed else None,
         dense_us=plan.dense_us if timed else None,
-        removed=plan.removed if plan is not None else "",
+        removed=plan.removal_note if plan is not None else "",
     )
 
 
@@ -227,7 +239,7 @@ def _selected(model: nn.Module, key: str, removed: str) -> TargetLayer:
         mask = stored.mask().to(stored.weight_values.device)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
-    return TargetLayer(key, full_name(model, key), stored, mask, removed=removed)
+    return TargetLayer(key, full_name(model, key), stored, mask, removal_note=removed)
 
 
 def _as_saved(config: SparseConfig, layer: TargetLayer) -> LayerPlan:
@@ -246,7 +258,7 @@ def _as_saved(config: SparseConfig, layer: TargetLayer) -> LayerPlan:
         reason="as saved on such a machine",
         tokens=config.tokens,
         block=entry.block,
-        removed=entry.removed,
+        removal_note=entry.removed,
     )
 
 

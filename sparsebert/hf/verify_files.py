@@ -11,7 +11,9 @@ from torch import nn
 
 from sparsebert.bert import canonical_key
 from sparsebert.hf.config import StoredLayer
-from sparsebert.nn.checkpoint_form import BITS, VALUES, stored_bytes
+from sparsebert.nn.checkpoint_form import BITS, VALUES
+from sparsebert.tickets.bits import packed_bytes
+from sparsebert_kernels.errors import first_line
 
 # Names of dtypes as safetensors writes them.
 _BYTES, _INDICES, _FLOATS = ("U8",), ("I64",), ("F32", "BF16", "F16", "F64")
@@ -28,7 +30,7 @@ class Expected:
 def of_layer(key: str, layer: StoredLayer) -> dict[str, Expected]:
     """The tensors of a sparse layer, by name."""
     found = {
-        f"{key}.{BITS}": Expected([stored_bytes(layer.shape)], _BYTES),
+        f"{key}.{BITS}": Expected([packed_bytes(layer.shape)], _BYTES),
         f"{key}.{VALUES}": Expected([layer.kept], _FLOATS),
     }
     return found | ({f"{key}.bias": Expected([layer.shape[0]], _FLOATS)} if layer.bias else {})
@@ -68,5 +70,4 @@ def _tensors(file: Path) -> dict[str, tuple[str, list[int]]]:
                 for name in opened.keys()  # noqa: SIM118
             }
     except (SafetensorError, OSError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise ValueError(f"{file} is cut off or no safetensors file: {reason}") from None
+        raise ValueError(f"{file} is cut off or no safetensors file: {first_line(error)}") from None

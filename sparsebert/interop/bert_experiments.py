@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparsebert.atomic import replacing, write_text
 from sparsebert.bert import structure
 from sparsebert.pruning.head_mlp_masks import UnitMasks
-from sparsebert.tickets.file import brief, replacing
+from sparsebert.tickets.file import brief
 from sparsebert.tickets.ticket import Ticket
+from sparsebert_kernels.errors import first_line
 
 _MLPS = "mlp_mask.npy"
 _HEADS_JSON, _MLPS_JSON = "heads_to_mask.json", "ffn_to_mask.json"
@@ -61,7 +63,7 @@ def to_head_mask(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module)
         raise ValueError(f"{path}: the file of heads ends in .npy, and {_MLPS} goes beside it")
     masks = _sayable(ticket, model)
     for file, mask in ((path, masks.heads), (path.with_name(_MLPS), masks.mlps)):
-        with replacing(file) as out:
+        with replacing(file) as temporary, open(temporary, "wb") as out:
             np.save(out, mask.numpy().astype(np.float64), allow_pickle=False)
 
 
@@ -102,8 +104,7 @@ def to_super_tickets(ticket: Ticket, path: str | os.PathLike[str], model: nn.Mod
     masks = _sayable(ticket, model)
     heads = {layer: _pruned(kept) for layer, kept in enumerate(masks.heads) if not kept.all()}
     for file, lists in ((path, heads), (path.with_name(_MLPS_JSON), _pruned(masks.mlps))):
-        with replacing(file) as out:
-            out.write(json.dumps({"0": lists}).encode())
+        write_text(file, json.dumps({"0": lists}))
 
 
 def _sayable(ticket: Ticket, model: nn.Module) -> UnitMasks:
@@ -137,7 +138,7 @@ def _of_task(path: Path, task: str | None) -> Any:
     try:
         table = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no usable JSON file: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} is no usable JSON file: {first_line(error)}") from None
     if not isinstance(table, dict) or not table:
         raise ValueError(f"{path}: a table of tasks is expected, not {brief(table)}")
     if task is None and len(table) > 1:
@@ -171,7 +172,7 @@ def _mask(path: Path, shape: tuple[int, ...]) -> Tensor:
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, SyntaxError) as error:
-        raise ValueError(f"{path} is no usable .npy file: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} is no usable .npy file: {first_line(error)}") from None
     if values.shape != shape:
         raise ValueError(f"{path}: a mask of {list(values.shape)}, where the model has {list(shape)}")
     if values.dtype.kind not in "bfiu" or not np.isin(values, (0, 1)).all():

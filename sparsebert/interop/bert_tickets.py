@@ -20,11 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import custom_from_mask
 
+from sparsebert.atomic import replacing
 from sparsebert.bert import canonical_key, resolve, structure
 from sparsebert.interop.bert_experiments import from_head_mask, from_super_tickets, is_head_mask
-from sparsebert.tickets.file import brief, replacing
+from sparsebert.tickets.bits import pack_bits, packed_bytes, unpack_bits
+from sparsebert.tickets.file import brief
 from sparsebert.tickets.provenance import describe_model
 from sparsebert.tickets.ticket import Ticket
+from sparsebert_kernels.errors import first_line
 
 _WEIGHT_MASK, _BIAS_MASK = ".weight_mask", ".bias_mask"
 _NPY_MAGIC = b"\x93NUMPY"
@@ -116,8 +119,8 @@ def to_bert_tickets(ticket: Ticket, path: str | os.PathLike[str], *, prefix: str
     _refuse_removed(ticket, "a mask.pt")
     state = {f"{prefix}.{key}{_WEIGHT_MASK}": mask.float() for key, mask in ticket.masks.items()}
     state |= {f"{prefix}.{key}{_BIAS_MASK}": mask.float() for key, mask in ticket.bias_masks.items()}
-    with replacing(Path(path)) as file:
-        torch.save(state, file)
+    with replacing(Path(path)) as temporary:
+        torch.save(state, temporary)
 
 
 def from_smp(path: str | os.PathLike[str], model: nn.Module) -> Ticket:
@@ -142,19 +145,13 @@ def from_smp(path: str | os.PathLike[str], model: nn.Module) -> Ticket:
     if packed is None or packed.dtype != np.uint8 or packed.ndim != 1:
         found = "something else" if packed is None else f"{packed.dtype} {list(packed.shape)}"
         raise ValueError(f"{path}: a .npy file with one row of uint8 is expected, not {found}")
-    if len(packed) != -(-total // 8):
+    if len(packed) != packed_bytes([total]):
         raise ValueError(
             f"{path}: {len(packed)} bytes where the {len(keys)} encoder matrices of {type(model).__name__} "
-            f"need {-(-total // 8)}"
+            f"need {packed_bytes([total])}"
         )
-    bits = np.unpackbits(np.asarray(packed))
-    if bits[total:].any():
-        raise ValueError(f"{path}: bits set beyond its last weight")
-    parts = np.split(bits[:total].view(np.bool_), np.cumsum(sizes)[:-1])
-    masks = {
-        key: torch.from_numpy(part.copy()).view(shape)
-        for key, part, shape in zip(keys, parts, shapes, strict=True)
-    }
+    parts = unpack_bits(np.asarray(packed), [total], str(path)).split(sizes)
+    masks = {key: part.view(shape).clone() for key, part, shape in zip(keys, parts, shapes, strict=True)}
     metadata = {"method": "SMP", "source": path.name, "model": describe_model(model)}
     return Ticket({key: masks[key] for key in structure(model).linears}, metadata=metadata)
 
@@ -176,9 +173,9 @@ def to_smp(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module) -> No
     _refuse_removed(ticket, "an SMP file")
     if ticket.bias_masks:
         raise ValueError(f"an SMP file holds no masks of biases; the ticket masks {min(ticket.bias_masks)}'s")
-    flat = np.concatenate([ticket.masks[key].numpy().reshape(-1) for key in keys])
-    with replacing(Path(path)) as file:
-        np.save(file, np.packbits(flat), allow_pickle=False)
+    flat = torch.cat([ticket.masks[key].flatten() for key in keys])
+    with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+        np.save(file, pack_bits(flat).numpy(), allow_pickle=False)
 
 
 def to_torch_prune_(ticket: Ticket, model: nn.Module) -> nn.Module:
@@ -213,8 +210,3 @@ def restricted_load(path: Path) -> Any:
             ) from None
         except Exception as error:  # of the unpickler and the zip reader: too many kinds to name
             raise ValueError(f"{path} is cut off or no file of torch.save: {first_line(error)}") from None
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, as far as a message of one line has room for it."""
-    return str(error).split("\n", 1)[0] or type(error).__name__

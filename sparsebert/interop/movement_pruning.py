@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsebert.bert import canonical_key, encoder_matrix
-from sparsebert.interop.bert_tickets import first_line, restricted_load
+from sparsebert.interop.bert_tickets import restricted_load
 from sparsebert.tickets.ticket import Ticket
-from sparsebert_kernels.errors import unknown
+from sparsebert_kernels.errors import first_line, unknown
 
 _SCORES, _WEIGHT = ".mask_scores", ".weight"
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")

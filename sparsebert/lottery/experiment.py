@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from sparsebert.lottery.method import LotteryMethod
 from sparsebert.pruning.granularity import parse_granularity, spelled_out
 from sparsebert.pruning.sparsity_schedule import exact
-from sparsebert.tickets.ticket import Ticket
+from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 from sparsebert.training import distributed
 from sparsebert.training.distillation import Answers, Distillation
 from sparsebert.training.settings import TrainingSettings
@@ -107,7 +107,7 @@ class RunConfig:
             wants = "needs a ticket" if self.method.needs_ticket else "makes its own ticket and takes none"
             raise ValueError(f"method {self.method.name} {wants}")
         if self.ticket is not None:
-            if self.sparsity is not None and abs(float(self.sparsity) - self.ticket.sparsity) > 5e-4:
+            if self.sparsity is not None and abs(float(self.sparsity) - self.ticket.sparsity) > SAME_SPARSITY:
                 raise ValueError(f"the ticket's sparsity is {self.ticket.sparsity:.4f}, not {self.sparsity}")
         elif self.method.decides_sparsity:
             if self.sparsity is not None:

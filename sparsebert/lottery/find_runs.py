@@ -12,9 +12,7 @@ from torch import nn
 
 from sparsebert.interop.bert_tickets import read_ticket
 from sparsebert.lottery.run_folder import RunFolder
-from sparsebert.tickets.ticket import Ticket
-
-_SAME_SPARSITY = 5e-4
+from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 
 
 def load_ticket(
@@ -39,7 +37,7 @@ def load_ticket(
     elif file.is_dir():
         raise ValueError(f"{file} is a folder: a ticket is one file, or the folder of a run")
     ticket = read_ticket(file, model, task=task)
-    if sparsity is not None and abs(ticket.sparsity - sparsity) > _SAME_SPARSITY:
+    if sparsity is not None and abs(ticket.sparsity - sparsity) > SAME_SPARSITY:
         raise ValueError(f"{file}: the ticket's sparsity is {ticket.sparsity:.4f}, not {sparsity:g}")
     return ticket
 
@@ -113,7 +111,7 @@ def _last_ticket(folder: RunFolder) -> Path:
 def _ticket_at(folder: RunFolder, sparsity: float) -> Path:
     found = {row["sparsity"]: row["round"] for row in folder.rounds_done()}
     nearest = min(found, key=lambda each: abs(each - sparsity), default=math.inf)
-    if abs(nearest - sparsity) > _SAME_SPARSITY:
+    if abs(nearest - sparsity) > SAME_SPARSITY:
         shares = ", ".join(f"{share:.4g}" for share in found) or "none yet"
         raise ValueError(f"{folder.path} has no round of sparsity {sparsity:g}; its rounds: {shares}")
     return folder.ticket(found[nearest])

@@ -48,7 +48,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert import results
-from sparsebert.atomic import replacing, sweep
+from sparsebert.atomic import sweep, write_text
 
 Record = dict[str, Any]
 _SCHEMA = 1
@@ -96,8 +96,7 @@ class RunFolder:
             )
         with self._locked():
             if not self.run_json.exists():
-                with replacing(self.run_json) as unfinished:
-                    unfinished.write_text(json.dumps({"schema": _SCHEMA, **asked}, indent=2) + "\n")
+                write_text(self.run_json, json.dumps({"schema": _SCHEMA, **asked}, indent=2) + "\n")
             self.require(asked)
             rounds = [*self.path.glob("round-*"), *self.path.glob("round-*/checkpoints")]
             for folder in (self.path, self.rewind, *rounds):
@@ -141,8 +140,7 @@ class RunFolder:
         """How many processes have worked on the round, this one included."""
         path = self.round(number) / "sessions"
         sessions = int(path.read_text()) + 1 if path.exists() else 1
-        with replacing(path) as unfinished:
-            unfinished.write_text(str(sessions))
+        write_text(path, str(sessions))
         return sessions
 
     def require_space(self, needed: int) -> None:

@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sparsebert.bert import base_model, embeddings, full_name, resolve, structure
+from sparsebert.bert import base_model, embeddings, full_name, prunable, resolve, structure
 from sparsebert.mask_learning.masked_layers import GatedLinear, LearnedLinear
 from sparsebert.mask_learning.rule import Candidates, Gated, Goal, Rule, Scored
 from sparsebert.pruning.unit_groups import UnitGroup, unit_groups
-from sparsebert.tickets.ticket import Ticket, prunable
+from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.masked import pack_mask, unpack_mask
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sparsebert.mask_learning.schedules import Ramp
 from sparsebert.pruning.sparsity_schedule import exact
-from sparsebert.pruning.top_k import Size, ranked, select
-from sparsebert.pruning.unit_groups import UnitGroup, rivals
+from sparsebert.pruning.top_k import Size, ranked, select_top
+from sparsebert.pruning.unit_groups import UnitGroup, competition_groups
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Candidates:
     types: Mapping[str, str]
     scope: str
 
-    def rivals(self, scope: str | None = None) -> list[list[UnitGroup]]:
+    def competition_groups(self, scope: str | None = None) -> list[list[UnitGroup]]:
         """The groups whose units compete with each other, in the run's scope or in this one."""
-        return rivals(self.groups, scope or self.scope, self.types)
+        return competition_groups(self.groups, scope or self.scope, self.types)
 
 
 @dataclass(frozen=True)
@@ -121,20 +121,20 @@ class Gated(Scored):
 def keep_top(
     scores: Mapping[str, Tensor], competing: Sequence[UnitGroup], budget: Fraction, size: Size | None = None
 ) -> dict[str, Tensor]:
-    """The highest of the groups' scores as :func:`sparsebert.pruning.top_k.select` keeps them.
+    """The highest of the groups' scores as :func:`sparsebert.pruning.top_k.select_top` keeps them.
 
     ``budget``: weights to keep; units, with ``size=1``.
     """
     ready = [ranked(scores[group.name].detach().float()) for group in competing]
     sizes = [group.sizes if size is None else size for group in competing]
-    kept = select(ready, sizes, budget)
+    kept = select_top(ready, sizes, budget)
     return {group.name: mask for group, mask in zip(competing, kept, strict=True)}
 
 
 def keep_share(scores: Mapping[str, Tensor], candidates: Candidates, density: Fraction) -> dict[str, Tensor]:
     """The highest scores of each scope until they make up that share of its weights."""
     masks: dict[str, Tensor] = {}
-    for competing in candidates.rivals():
+    for competing in candidates.competition_groups():
         budget = density * sum(group.weights for group in competing)
         masks |= keep_top(scores, competing, budget)
     return masks

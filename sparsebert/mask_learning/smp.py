@@ -168,7 +168,7 @@ class StaticModelPruningRule(Scored):
         if temperature is None:
             temperature = smp_recipes.temperature(goal) if self.smp_compat else 1.0
         masks: dict[str, Tensor] = {}
-        for of_type in candidates.rivals("type"):
+        for of_type in candidates.competition_groups("type"):
             rates = [
                 float(torch.sigmoid(scores[group.name].detach() / temperature).mean(dtype=torch.float64))
                 for group in of_type

@@ -1,1 +1,1 @@
-"""Sparse layers: `SparseLinear`, how it takes the place of `nn.Linear`, and what of it is stored."""
+"""Sparse layers: `SparseLinear`, its way into a model, and its form in checkpoints."""

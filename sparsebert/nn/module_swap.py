@@ -1,4 +1,4 @@
-"""One module in the place of another, with everything that others have attached to it."""
+"""Replacing a module of a model by another, hooks included."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-# Handles of hooks refer to these dictionaries: the dictionaries move, so `handle.remove()` keeps working.
+# Hook handles refer to these dictionaries. They are moved, not copied, so that `handle.remove()` keeps
+# working.
 HOOKS = (
     "_backward_pre_hooks",
     "_backward_hooks",
@@ -26,7 +27,7 @@ HOOKS = (
 
 
 def move_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Give ``new`` the hooks of ``old``; their handles keep working."""
+    """Move the hooks of ``old`` to ``new``; their handles keep working."""
     for name in HOOKS:
         setattr(new, name, getattr(old, name))
     hooks: Iterable[Any] = new._load_state_dict_pre_hooks.values()
@@ -36,6 +37,6 @@ def move_hooks(old: nn.Module, new: nn.Module) -> None:
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` where ``model`` has the module of that full name."""
+    """Replace the module of this full name by ``module``."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)

@@ -1,4 +1,4 @@
-"""The linear layer whose weight is stored and multiplied in a packed format."""
+"""`SparseLinear`: a linear layer whose weight is stored and multiplied in a packed format."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.cost.candidates import GPU_FORMATS, STORED, preferred, stored_dtype
-from sparsebert.nn.checkpoint_form import BITS, VALUES, stored_mask, stored_weight, to_stored
-from sparsebert.nn.shared_input import SharedInput
+from sparsebert.nn.checkpoint_form import BITS, VALUES, stored_weight, to_stored
+from sparsebert.nn.precomputed import take_precomputed
+from sparsebert.tickets.bits import unpack_bits
 from sparsebert_kernels import formats, ops
 from sparsebert_kernels.cuda import backend
 from sparsebert_kernels.errors import unknown
 from sparsebert_kernels.formats import DensePrepacked, PackedWeight
-from sparsebert_kernels.formats.dense import prepack
+from sparsebert_kernels.formats.dense import DEFAULT_TOKENS, prepack
 from sparsebert_kernels.formats.transpose import transposed_index
-
-DEFAULT_TOKENS = 128
 
 _AS_STORED: ContextVar[bool] = ContextVar("as_stored", default=False)
 
 
 @contextlib.contextmanager
 def as_stored() -> Iterator[None]:
-    """While this is open, a `state_dict` holds sparse layers as `sparsebert.nn.checkpoint_form` says, not dense."""
+    """Let ``state_dict`` return sparse layers in checkpoint form (`sparsebert.nn.checkpoint_form`)."""
     token = _AS_STORED.set(True)
     try:
         yield
@@ -37,34 +36,38 @@ def as_stored() -> Iterator[None]:
 
 
 class SparseLinear(nn.Module):
-    """``x @ weight.T + bias`` over the kept weights only.
+    """Compute ``x @ weight.T + bias`` over the kept weights only.
 
-    weight     float [out_features, in_features]; float32, bfloat16, float16 or float64
-    mask       bool, same shape, True = keep; defaults to ``weight != 0``. Masked weights are never read.
-    bias       [out_features] or None; a Parameter is registered as it is, not copied
-    format     a name in `sparsebert_kernels.formats.FORMATS`; ``options`` are the format's own
-    trainable  makes ``values``, the kept weights, a Parameter (formats "element", "vector" and "panel", the
-               latter two where the mask consists of whole vectors or blocks); else only gradients of x and
-               bias exist
+    Args:
+        weight: [out_features, in_features] in float32, bfloat16, float16 or float64. Masked weights are never
+            read.
+        mask: Bool of the same shape, True = keep; ``weight != 0`` by default.
+        bias: [out_features] or None. A Parameter is registered itself, not a copy.
+        format: A name in `sparsebert_kernels.formats.FORMATS`.
+        trainable: Make ``values``, the kept weights, a Parameter. Only formats "element", "vector" and
+            "panel" can be trained, the latter two if the mask consists of whole vectors or blocks.
+            Otherwise, only x and the bias have gradients.
+        **options: Options of the format.
 
-    The packed tensors are registered as non-persistent buffers. The `state_dict` is that of the `nn.Linear`
-    it stands for, ``weight`` (dense) and ``bias``, so checkpoints move freely between the two; loading packs
-    the weight and reports one of another shape, or with weights outside the mask, as an error. Inside
-    `as_stored` it is the mask and the kept weights instead, which load as well.
+    The ``state_dict`` is that of the `nn.Linear` that the layer replaces: ``weight`` (dense) and ``bias``.
+    Checkpoints therefore move freely between the two. Loading packs the weight; another shape, or weights
+    outside the mask, are errors. Inside `as_stored`, the ``state_dict`` holds the mask and the kept weights,
+    which load as well. The packed tensors are non-persistent buffers.
 
-    float32 and bfloat16 layers store that dtype and compute in it, float16 layers do on a GPU and store and
-    compute float32 on a CPU. float64 layers, and layers on a device without packed kernels, hold the plain
-    dense matrix (a trainable one keeps its float32 values) and pack again when they are moved back. ``.to()``
-    repacks: on another kind of device in the format that is predicted to be the fastest there.
+    float32 and bfloat16 layers store their dtype and compute in it. float16 layers do so on a GPU, and store
+    and compute float32 on a CPU. float64 layers, and layers on a device without packed kernels, hold the
+    plain dense matrix (a trainable one its float32 values) and are packed again when they leave. ``.to()``
+    repacks; on another kind of device, in the format with the least predicted time there.
 
-    Raises ValueError for a weight, mask, format or option that does not fit.
+    Raises:
+        ValueError: Weight, mask, format and options do not fit together.
     """
 
     in_features: int
     out_features: int
     bias: nn.Parameter | None
     values: Tensor
-    weight_requires_grad: bool  # of the dense weight: for the way back
+    weight_requires_grad: bool  # the dense weight's flag, for `densify_`
 
     def __init__(
         self,
@@ -82,9 +85,8 @@ class SparseLinear(nn.Module):
         self.dtype = weight.dtype
         self.activation = "none"
         self.weight_requires_grad = weight.requires_grad
-        self.shared_input: SharedInput | None = None
         self.plan: Any = None
-        # Device type -> format and options: a layer that comes back is packed as it was.
+        # Device type -> format and options: a layer that returns to a device is packed as before.
         self._recipes = {weight.device.type: (format, options)}
         self._nnz = int(torch.count_nonzero(mask))
         if bias is not None and not isinstance(bias, nn.Parameter):
@@ -105,24 +107,22 @@ class SparseLinear(nn.Module):
         trainable: bool = False,
         **options: Any,
     ) -> Self:
-        """The sparse layer for ``linear`` [out, in], with its bias Parameter and training flag.
+        """Make a sparse layer from ``linear``, with its bias Parameter and training flag.
 
-        Arguments and errors as for the class; ``linear`` itself is left alone.
+        ``linear`` itself stays as it is. Arguments and errors are those of the class.
         """
         layer = cls(linear.weight, mask, linear.bias, format=format, trainable=trainable, **options)
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in_features] -> [..., out_features]; see `sparsebert_kernels.ops.linear`."""
-        if not torch.compiler.is_compiling() and self.shared_input is not None:
-            output = self.shared_input.output(self, x)
-            if output is not None:
-                return output
+        """Map x [..., in_features] to [..., out_features]; see `sparsebert_kernels.ops.linear`."""
+        if not torch.compiler.is_compiling() and (output := take_precomputed(self, x)) is not None:
+            return output
         return ops.linear(x, self.packed, self.bias, self.activation, self._transposed())
 
     @property
     def packed(self) -> PackedWeight:
-        """The weight as the kernels take it, over the registered tensors."""
+        """The packed weight for the kernels, over the registered tensors."""
         tensors: dict[str, Any] = self._buffers
         if "values" not in tensors:
             tensors = {**tensors, "values": self.values}
@@ -130,40 +130,42 @@ class SparseLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense matrix [out_features, in_features] in the layer's dtype, computed; zeros where pruned."""
+        """The dense matrix [out_features, in_features] in the layer's dtype, computed on access."""
         return self.packed.to_dense().to(self.dtype)
 
     @property
     def mask(self) -> Tensor:
-        """The mask (bool [out_features, in_features], True = keep), computed.
+        """The mask (bool [out_features, in_features], True = keep), computed on access.
 
-        Some formats store pruned weights as zeros, or kept zeros not at all: then it is where the weight is
-        not zero.
+        Formats that store pruned weights as zeros, or drop kept zeros, lose the mask: there it is the nonzero
+        weights.
         """
         kept = self.packed.kept()
         return kept if int(torch.count_nonzero(kept)) == self._nnz else self.weight != 0
 
     @property
     def recipe(self) -> tuple[str, dict[str, Any]]:
-        """Format and options that the layer was packed with where it is now."""
+        """Format and options of the layer on its present device."""
         return self._recipes[self.device.type]
 
     @property
     def format(self) -> str:
-        """Name of the format in use."""
+        """Name of the packed format in use."""
         return self._format.name
 
     @property
     def trainable(self) -> bool:
+        """Whether the kept weights are a Parameter."""
         return "values" in self._parameters
 
     @property
     def device(self) -> torch.device:
+        """The device of the kept weights."""
         return self.values.device
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed weight, index included (of its transposed index too, in a trainable layer)."""
+        """Bytes of the packed weight, its index, and the transposed index of a trainable layer."""
         return self.packed.nbytes + sum(index.nbytes for index in self._transposed())
 
     @property
@@ -179,7 +181,7 @@ class SparseLinear(nn.Module):
         return f"{shape}, format={self.format}, sparsity={self.sparsity:.1%}{fused}"
 
     def _transposed(self) -> list[Tensor]:
-        """What `ops.linear` wants for a fast backward pass; kept by trainable layers only."""
+        """Return the transposed index, which makes the backward pass fast; empty unless trainable."""
         if not self.trainable:
             return []
         return [tensor for name, tensor in self._buffers.items() if name.startswith("transposed_")]  # type: ignore[misc]
@@ -196,7 +198,7 @@ class SparseLinear(nn.Module):
         return formats.pack(weight.to(stored), mask, format=format, **options)
 
     def _hold(self, packed: PackedWeight, trainable: bool) -> None:
-        """Register the tensors of ``packed`` in place of those held so far."""
+        """Register the tensors of ``packed`` instead of the present ones."""
         self._buffers.clear()
         self.__dict__.pop("values", None)
         self._format, self._geometry = type(packed), packed.geometry()
@@ -207,7 +209,8 @@ class SparseLinear(nn.Module):
         elif trainable:
             self.values = nn.Parameter(values)
         elif values.is_mkldnn:
-            # Opaque, without a storage: as a buffer it would stop share_memory() and DistributedDataParallel.
+            # An opaque tensor without storage: as a buffer it would break share_memory() and
+            # DistributedDataParallel.
             self.__dict__["values"] = values
         else:
             self.register_buffer("values", values, persistent=False)
@@ -220,7 +223,7 @@ class SparseLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self.device.type == "meta":
             raise ValueError(
-                "a sparse layer on the meta device has lost its mask: sparsify_ the model once loaded"
+                "a sparse layer on the meta device has lost its mask: load the model first, then sparsify_ it"
             )
         probe = fn(torch.empty(1, dtype=self.dtype, device=self.device))
         if probe.device.type == "meta":
@@ -255,7 +258,7 @@ class SparseLinear(nn.Module):
         return self
 
     def _choose_format(self, weight: Tensor, mask: Tensor) -> None:
-        """For the first time on a kind of device: what was asked for, or is predicted to be the fastest."""
+        """Choose a format on the first visit to a kind of device: a GPU format it has, else the fastest."""
         device = weight.device
         made_for_gpus = [recipe for recipe in self._recipes.values() if recipe[0] in backend.FORWARD]
         if device.type not in ("cpu", "cuda") or weight.dtype == torch.float64:
@@ -267,10 +270,10 @@ class SparseLinear(nn.Module):
             work = preferred(mask, weight.dtype, device, tokens, trainable=self.trainable)
             format, options = work.format, work.options
             if self.plan:
-                unknown = dict.fromkeys(("predicted_us", "measured_us", "dense_us"))
+                no_times = dict.fromkeys(("predicted_us", "measured_us", "dense_us"))
                 reason = f"chosen when the layer was moved to {device.type}"
                 self.plan = replace(
-                    self.plan, format=format, block=work.block, reason=reason, busy=False, **unknown
+                    self.plan, format=format, block=work.block, reason=reason, busy=False, **no_times
                 )
         self._recipes[device.type] = format, options
 
@@ -310,7 +313,7 @@ class SparseLinear(nn.Module):
         try:
             if packed:
                 bits, kept = (state_dict[name] for name in stored)
-                weight = stored_weight(kept, stored_mask(bits, (self.out_features, self.in_features)))
+                weight = stored_weight(kept, unpack_bits(bits, (self.out_features, self.in_features)))
             else:
                 weight = state_dict[key]
             weight, mask = self._loadable(weight)
@@ -324,19 +327,18 @@ class SparseLinear(nn.Module):
         if weight.shape != mask.shape or not weight.is_floating_point():
             raise ValueError(
                 f"the checkpoint has {list(weight.shape)} of {weight.dtype}, "
-                f"the layer {list(mask.shape)} of {self.dtype}"
+                f"the layer needs {list(mask.shape)} of {self.dtype}"
             )
         weight = weight.detach().to(self.device, self.dtype)
         if outside := int(((weight != 0) & ~mask).sum()):
-            raise ValueError(
-                f"{outside} weights of the checkpoint lie outside the layer's mask and are not zero"
-            )
+            raise ValueError(f"{outside} nonzero weights of the checkpoint lie outside the layer's mask")
         return weight, mask
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         if "values" in state:
-            # As bytes: worker processes are sent a tensor's memory, which would go with this temporary one.
+            # As bytes: a tensor is sent to worker processes by its memory, which this temporary one would
+            # free.
             state["values"] = state["values"].to_dense().view(torch.uint8).numpy()
         return state
 
@@ -345,35 +347,21 @@ class SparseLinear(nn.Module):
         if "values" in state:
             values = torch.from_numpy(state["values"]).view(STORED[self.dtype])
             self.__dict__["values"] = prepack(values, self._recipes["cpu"][1].get("tokens", DEFAULT_TOKENS))
-        if self.shared_input is not None:
-            self.shared_input.join(self)
-
-
-class FusedActivation(nn.Identity):
-    """Stands where an activation module stood that its up-projection now applies itself.
-
-    The activation waits in ``original`` for `densify_`.
-    """
-
-    def __init__(self, original: nn.Module) -> None:
-        super().__init__()
-        self.original = original
-        self.train(original.training)
 
 
 def _checked(weight: Tensor, mask: Tensor | None) -> Tensor:
-    """The mask of ``weight``; ValueError unless the two fit each other and this layer."""
+    """Return the mask of ``weight``; raise ValueError unless the two fit together."""
     if weight.dim() != 2 or weight.dtype not in STORED:
-        known = ", ".join(str(dtype) for dtype in STORED)
+        dtypes = ", ".join(str(dtype) for dtype in STORED)
         raise ValueError(
-            f"weight is {list(weight.shape)} of {weight.dtype}; [out, in] in one of {known} is needed"
+            f"weight must be [out, in] in one of {dtypes}, got {list(weight.shape)} of {weight.dtype}"
         )
     if mask is None:
         return weight.detach() != 0
     if mask.dtype != torch.bool or mask.shape != weight.shape or mask.device != weight.device:
         raise ValueError(
-            f"mask is {list(mask.shape)} of {mask.dtype} on {mask.device}; "
-            f"it must be {list(weight.shape)} of torch.bool (True = keep) on {weight.device}"
+            f"mask must be {list(weight.shape)} of torch.bool (True = keep) on {weight.device}, "
+            f"got {list(mask.shape)} of {mask.dtype} on {mask.device}"
         )
     return mask
 
@@ -381,20 +369,20 @@ def _checked(weight: Tensor, mask: Tensor | None) -> Tensor:
 def _require_trainable(packed: PackedWeight, dtype: torch.dtype) -> None:
     if dtype == torch.float64:
         raise ValueError(
-            "a trainable sparse layer stores float32 or bfloat16: convert the float64 model first"
+            "a trainable sparse layer must store float32 or bfloat16, got float64: convert the model first"
         )
     if not isinstance(packed, ops.TRAINABLE):
-        known = ", ".join(cls.name for cls in ops.TRAINABLE)
-        raise ValueError(f"format {packed.name!r} cannot be trained; these can: {known}")
+        trainable = ", ".join(cls.name for cls in ops.TRAINABLE)
+        raise ValueError(f"format {packed.name!r} cannot be trained; these can: {trainable}")
     if not getattr(packed, "aligned", True):
         raise ValueError(
             f"the mask does not consist of whole vectors or blocks: training in format {packed.name!r} would "
-            "revive pruned weights; 'element' serves any mask"
+            "revive pruned weights; format 'element' can train any mask"
         )
 
 
 def _unchanged(tensor: Tensor, moved: Tensor) -> Tensor:
-    """``moved`` if it still holds what ``tensor`` does: a packed weight's index must stay as it is."""
+    """Return ``moved`` if it equals ``tensor``, else ``tensor``: a packed weight's index must not change."""
     if moved.dtype != tensor.dtype or (not tensor.is_floating_point() and not torch.equal(moved, tensor)):
         return tensor
     return moved

@@ -1,1 +1,1 @@
-"""The plan: which layers become sparse, in which format, and what that gains here."""
+"""Planning: which layers become sparse, in which packed format, and how fast they run on this device."""

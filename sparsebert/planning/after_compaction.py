@@ -1,4 +1,4 @@
-"""The layers to be made sparse once what a ticket empties is taken out of the model."""
+"""The target layers of a model after compaction."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ import torch
 from torch import nn
 
 from sparsebert.bert import is_bert_like, resolve
-from sparsebert.compaction.analyze import Change, CompactionPlan, prepare, ticket_hash
-from sparsebert.compaction.manifest import description_of, record_of
-from sparsebert.planning.target_layers import Filter, TargetLayer, select
+from sparsebert.compaction.analyze import Change, CompactionPlan, prepare
+from sparsebert.compaction.manifest import description_of, is_ticket_of, record_of
+from sparsebert.planning.target_layers import Filter, TargetLayer, select_target_layers
 from sparsebert.tickets.ticket import Ticket
 
-# Neurons and dimensions of heads come in whole vectors.
+# Compaction keeps neurons and head dimensions in multiples of this: whole vectors for the kernels.
 ROUND_TO = 8
 
 
 @dataclass(frozen=True, eq=False)
 class CompactedTargets:
-    """What is left of a model to be packed.
+    """The layers to pack, and the compaction that comes first.
 
-    selected  layers in the ticket's order, of the shapes they will have
-    prepared  what is taken out of the model; None if nothing is
-    note      one line on it for the plan
+    Attributes:
+        layers: Target layers in the ticket's order, in the shapes that compaction gives them.
+        compaction: The compaction to install before packing; None if the model keeps its shapes.
+        removal_note: One line on the compaction, for the plan.
     """
 
-    selected: tuple[TargetLayer, ...]
-    prepared: CompactionPlan | None
-    note: str = ""
+    layers: tuple[TargetLayer, ...]
+    compaction: CompactionPlan | None
+    removal_note: str = ""
 
     @property
-    def others(self) -> tuple[Change, ...]:
-        """Matrices that get smaller without being packed."""
-        keys = {layer.key for layer in self.selected}
-        changes = self.prepared.changes if self.prepared else ()
+    def dense_changes(self) -> tuple[Change, ...]:
+        """Matrices that compaction makes smaller and that stay dense."""
+        keys = {layer.key for layer in self.layers}
+        changes = self.compaction.changes if self.compaction else ()
         return tuple(change for change in changes if not change.whole and change.key not in keys)
 
 
@@ -47,63 +48,75 @@ def compacted_targets(
     compact: bool | None = None,
     trainable: bool = False,
 ) -> CompactedTargets:
-    """The layers that `select` finds, after compaction for calls of so many ``tokens``.
+    """Return the layers that `select_target_layers` selects, after compaction.
 
-    ``compact``: True demands it, False leaves every layer its shape, None takes out what goes if the model
-    allows it, no ``filter`` narrows the ticket down and nothing is to be trained. Layers left full by it are
-    not packed for training. A ticket that the model was compacted with stands for the zeros that it left.
+    A model that was compacted with this very ticket is not compacted again: the zeros in its weights take the
+    place of the ticket's masks.
 
-    Raises ValueError as `select` does; with ``compact=True`` also for a filter and as `prepare` does.
+    Args:
+        model: The model; it is only read.
+        ticket: The masks; without one, the zeros in the weights.
+        filter: As in `select_target_layers`.
+        tokens: Rows of x in a call.
+        compact: True demands compaction and False forbids it. None compacts if the model allows it, there is
+            no ``filter`` and the layers are not ``trainable``.
+        trainable: The kept weights will be trained: layers without pruned weights then stay dense.
+
+    Raises:
+        ValueError: As `select_target_layers` does; with ``compact=True`` also for a filter, and as `prepare`
+            does.
     """
     if compact and filter is not None:
-        raise ValueError("compact=True with a filter: what is taken out of one layer changes its neighbours")
+        raise ValueError(
+            "compact=True takes no filter: compacting one layer changes the shapes of its neighbours"
+        )
     record = record_of(model)
-    if not compact and record and ticket is not None and ticket_hash(ticket) == record["ticket"]:
-        return CompactedTargets(_of_compacted(model, ticket), None, "compacted before with this ticket")
-    selected = select(model, ticket, filter)
+    if not compact and record and ticket is not None and is_ticket_of(record, ticket):
+        return CompactedTargets(_nonzero_targets(model, ticket), None, "compacted before with this ticket")
+    targets = select_target_layers(model, ticket, filter)
     possible = not (trainable or filter is not None or record) and is_bert_like(model)
     if compact is False or (compact is None and not possible):
-        return CompactedTargets(selected, None)
+        return CompactedTargets(targets, None)
     try:
-        prepared = prepare(model, ticket, round_to=ROUND_TO, packed_for=tokens)
+        compaction = prepare(model, ticket, round_to=ROUND_TO, packed_for=tokens)
     except ValueError as error:
         if compact:
             raise
-        return CompactedTargets(selected, None, f"nothing taken out: {error}")
-    changes = {change.key: change for change in prepared.changes if not change.whole}
+        return CompactedTargets(targets, None, f"not compacted: {error}")
+    changes = {change.key: change for change in compaction.changes if not change.whole}
     if not changes:
-        return CompactedTargets(selected, None)
-    left = [_smaller(layer, changes[layer.key]) if layer.key in changes else layer for layer in selected]
+        return CompactedTargets(targets, None)
+    layers = [_compacted(layer, changes[layer.key]) if layer.key in changes else layer for layer in targets]
     if trainable:
-        left = [layer for layer in left if not layer.mask.all()]
-    configured = sum(change.linear.weight.numel() for change in prepared.changes)
-    rest = sum(change.matrix.weight.numel() for change in prepared.changes)
-    return CompactedTargets(tuple(left), prepared, _note(configured, rest))
+        layers = [layer for layer in layers if not layer.mask.all()]
+    configured = sum(change.linear.weight.numel() for change in compaction.changes)
+    stored = sum(change.matrix.weight.numel() for change in compaction.changes)
+    return CompactedTargets(tuple(layers), compaction, _note(configured, stored))
 
 
-def _smaller(layer: TargetLayer, change: Change) -> TargetLayer:
+def compaction_note(model: nn.Module) -> str:
+    """Return one line on the compaction of a model; "" if the model has its configured shapes."""
+    weights = description_of(model).get("weights")
+    return _note(weights["configured"], weights["stored"]) if weights else ""
+
+
+def _compacted(layer: TargetLayer, change: Change) -> TargetLayer:
     return TargetLayer(
         key=layer.key,
         name=layer.name,
         linear=change.smaller_linear(),
         mask=change.matrix.mask,
-        removed=change.removed,
+        removal_note=change.removed,
         configured=change.linear.weight.numel(),
     )
 
 
-def note_of(model: nn.Module) -> str:
-    """One line on what was taken out of a model; "" if it is as configured."""
-    weights = description_of(model).get("weights")
-    return _note(weights["configured"], weights["stored"]) if weights else ""
+def _note(configured: int, stored: int) -> str:
+    removed = configured - stored
+    return f"{removed:,} of {configured:,} encoder weights removed ({removed / configured:.1%})"
 
 
-def _note(configured: int, left: int) -> str:
-    gone = configured - left
-    return f"{gone:,} of {configured:,} encoder weights taken out ({gone / configured:.1%})"
-
-
-def _of_compacted(model: nn.Module, ticket: Ticket) -> tuple[TargetLayer, ...]:
-    """The ticket's layers as its compaction left them: what is zero is pruned."""
+def _nonzero_targets(model: nn.Module, ticket: Ticket) -> tuple[TargetLayer, ...]:
+    """The ticket's layers in the shapes of an earlier compaction, with masks of their nonzero weights."""
     masks = {key: torch.as_tensor(resolve(model, key).weight) != 0 for key in ticket.masks}
-    return select(model, Ticket(masks))
+    return select_target_layers(model, Ticket(masks))

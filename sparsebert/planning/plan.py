@@ -1,4 +1,4 @@
-"""What a plan says: the format of each layer, the times it is expected to take, and why."""
+"""The plan: the format of each layer, its predicted and measured times, and the reason; prints as a table."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ from sparsebert.cost.work import format_label, format_options
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The choice for one layer. Times are microseconds for ``tokens`` rows of x, sizes are bytes.
+    """The format of one layer. Times are microseconds for ``tokens`` rows of x, sizes are bytes.
 
-    predicted_us  of the chosen format by the cost model; None where it has no figures for it
-    measured_us   of the chosen format, on the densest layer of this kind; None without a measurement
-    dense_us      of a prepacked dense layer, measured where that was done, else predicted; where compaction
-                  took something out of it, of the layer as it was before, in proportion to its weights
-    nbytes        of the packed weight; an estimate within a few percent until the layer is converted
-    dense_nbytes  of the dense layer as it was before anything was taken out of it
-    block         (rows, columns) of the vectors or blocks, where the format has them
-    removed       what compaction took out of the layer, for people; ``shape`` is that of what is left
-    busy          other programs had the machine while it was measured: times and choice may be wrong
+    Attributes:
+        key: The layer's key in the ticket.
+        shape: (out, in) after compaction.
+        sparsity: Share of pruned weights, after compaction.
+        format: Name of the packed format.
+        predicted_us: Time of the chosen format by the cost model; None if it has no figures for it.
+        measured_us: Time of the chosen format, measured on the densest layer of the class; None without a
+            measurement.
+        dense_us: Time of a prepacked dense layer, measured if the class was timed, else predicted. For a
+            compacted layer, of the layer before compaction: scaled by its number of weights.
+        nbytes: Size of the packed weight; until the layer is converted, an estimate within a few percent.
+        dense_nbytes: Size of the dense layer before compaction.
+        reason: Why this format.
+        tokens: Rows of x that the times hold for.
+        block: (rows, columns) of the vectors or blocks, for formats that have them.
+        removal_note: What compaction removes from the layer, as text.
+        busy: Other programs used the machine during the timing: times and choice may be wrong.
     """
 
     key: str
@@ -36,53 +44,55 @@ class LayerPlan:
     reason: str
     tokens: int
     block: tuple[int, int] | None = None
-    removed: str = ""
+    removal_note: str = ""
     busy: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options for `SparseLinear`."""
+        """Options to pass to `SparseLinear` with the format."""
         if self.format in ("dense", "compact"):
             return {"tokens": self.tokens}
         return format_options(self.format, self.block)
 
     @property
     def label(self) -> str:
-        """The format for people to read."""
+        """The format with its block size, as text."""
         return format_label(self.format, self.block)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The choices for a model, in the order of its layers; prints as a table.
+    """The formats of a model's layers, in the order of the layers; prints as a table.
 
-    ``machine`` names what the times hold for: instruction set, threads and where the costs come from.
-    ``removal`` says in a line what compaction takes out of the model, or why it takes nothing.
+    Attributes:
+        layers: One entry a layer.
+        machine: What the times hold for: instruction set, threads and where the costs come from.
+        removal_note: One line on what compaction removes from the model, or why it removes nothing.
     """
 
     layers: tuple[LayerPlan, ...]
     machine: str
-    removal: str = ""
+    removal_note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     @property
     def summary(self) -> str:
-        """One line: formats, bytes and times in all."""
+        """One line of totals: formats, bytes and times."""
         counts = Counter(layer.label for layer in self.layers)
-        chosen = ", ".join(f"{count} {label}" for label, count in counts.most_common())
-        held, dense = (
+        formats = ", ".join(f"{count} {label}" for label, count in counts.most_common())
+        packed, dense = (
             sum(getattr(layer, name) for layer in self.layers) for name in ("nbytes", "dense_nbytes")
         )
-        line = f"{chosen}; {held / 2**20:.1f} MiB of {dense / 2**20:.1f} MiB dense ({held / dense:.2f}x)"
+        line = f"{formats}; {packed / 2**20:.1f} MiB of {dense / 2**20:.1f} MiB dense ({packed / dense:.2f}x)"
         if empty := sum(layer.sparsity == 1 for layer in self.layers):
             line += f"; {empty} layers keep nothing"
         times = [(_time(layer), layer.dense_us) for layer in self.layers]
-        if all(own and dense_us for own, dense_us in times):
-            own, dense_us = (sum(column) / 1e3 for column in zip(*times, strict=True))
-            line += f"; {own:.2f} ms instead of {dense_us:.2f} ms dense ({dense_us / own:.1f}x)"
+        if all(chosen_us and dense_us for chosen_us, dense_us in times):
+            chosen_ms, dense_ms = (sum(column) / 1e3 for column in zip(*times, strict=True))
+            line += f"; {chosen_ms:.2f} ms instead of {dense_ms:.2f} ms dense ({dense_ms / chosen_ms:.1f}x)"
         return line
 
     def __str__(self) -> str:
@@ -101,17 +111,18 @@ class Plan:
     def _captions(self) -> list[str]:
         count = sum(layer.busy for layer in self.layers)
         doubt = (
-            f"{count} of {len(self.layers)} layers timed while the machine was busy: figures marked ?, "
-            "and what was chosen by them, may be wrong"
+            f"{count} of {len(self.layers)} layers timed while the machine was busy: the figures marked ?, "
+            "and the formats chosen by them, may be wrong"
         )
-        return [line for line in (self.summary, self.removal, doubt if count else "", self.machine) if line]
+        lines = (self.summary, self.removal_note, doubt if count else "", self.machine)
+        return [line for line in lines if line]
 
     def _rows(self) -> list[tuple[str, ...]]:
-        """Header and cells; what was removed has a column where something was."""
+        """Header and cells, with a column of removal notes if compaction removes anything."""
         rows = [_HEADER, *(_cells(layer) for layer in self.layers)]
-        if any(layer.removed for layer in self.layers):
-            removed = ["removed", *(layer.removed for layer in self.layers)]
-            rows = [(*row[:2], cell, *row[2:]) for row, cell in zip(rows, removed, strict=True)]
+        if any(layer.removal_note for layer in self.layers):
+            notes = ["removed", *(layer.removal_note for layer in self.layers)]
+            rows = [(*row[:2], note, *row[2:]) for row, note in zip(rows, notes, strict=True)]
         return rows
 
     def __rich__(self) -> Any:
@@ -145,7 +156,6 @@ def _cells(layer: LayerPlan) -> tuple[str, ...]:
         return "-" if value is None else f"{value:.0f} us{doubt}"
 
     doubt = "?" if layer.busy else ""
-
     return (
         layer.key,
         "x".join(map(str, layer.shape)),

@@ -1,50 +1,35 @@
-"""Planning: which packed format each layer gets, by the cost model of the device and by timing."""
+"""The planner: choose the packed format of each layer by the device's cost model and by timing."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.cost import gpu_roofline
-from sparsebert.cost.candidates import GPU_FORMATS, Choice, choices, stored_dtype
-from sparsebert.cost.work import BlockStatistics, WorkEstimate, panel_works
+from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
 from sparsebert.nn.sparse_linear import SparseLinear
-from sparsebert.planning.after_compaction import compacted_targets, note_of
+from sparsebert.planning.after_compaction import compacted_targets, compaction_note
+from sparsebert.planning.layer_decision import LayerDecision
+from sparsebert.planning.layer_timing import fastest_candidate
 from sparsebert.planning.plan import LayerPlan, Plan
 from sparsebert.planning.target_layers import Filter, TargetLayer
 from sparsebert.tickets.ticket import Ticket
-from sparsebert_kernels import cpu, cuda, formats, ops
-from sparsebert_kernels.cuda.timing import paired as paired_on_gpu
+from sparsebert_kernels import cpu, cuda, formats
 from sparsebert_kernels.errors import unknown
-from sparsebert_kernels.timing import Paired, paired
-
-# What a sparse layer has to gain over prepacked dense, in paired medians. Timings scatter by some per cent,
-# and models call their layers with other numbers of tokens than the plan was made for: a whole model of
-# layers that were timed as equal came out 4 % slower than dense.
-LEAST_SPEEDUP = 1.05
-# Layers of a shape and format are timed together while their stored weights differ by less than this factor.
-CLASS_WIDTH = 1.25
-# Of a layer's candidates at most this many are timed.
-MAX_TIMED_FORMATS = 3
-CLEARLY_FASTER = 1.15
-# Small blocks cost less accuracy: the smallest that bring this share of what the best would are named.
-ENOUGH_OF_THE_BEST = 0.75
-# Longer inputs are timed on their beginning: from here on time grows with their length.
-MAX_TIMED_TOKENS = {"cpu": 2048, "cuda": 65536}
+from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
 
 def plan(
     model: nn.Module,
     ticket: Ticket | None = None,
     *,
-    tokens: int = 128,
+    tokens: int = DEFAULT_TOKENS,
     format: str = "auto",
     measure: bool = True,
     filter: Filter | None = None,
@@ -54,29 +39,39 @@ def plan(
 ) -> Plan:
     """Choose a packed format for each layer that ``ticket`` (or the zeros in the weights) makes sparse.
 
-    The cost model predicts the time of every format from the mask, the dtype and ``tokens``, the rows of x
-    (batch times sequence length) that a layer sees. With ``measure`` its costs are those of this machine,
-    kept in a cache file, and each choice is timed in turn with prepacked dense: a layer that gains less than
-    5 % stays dense. Where the machine was busy meanwhile, a timing is repeated, and marked if
-    that did not help. Without ``measure`` the plan depends on its arguments and the instruction set alone.
+    The cost model predicts the time of every format from the mask, the dtype and ``tokens``. With ``measure``
+    its costs are those of this machine, kept in a cache file, and each choice is timed in alternation with
+    prepacked dense: a layer that gains less than 5 % stays dense. A timing on a busy machine is repeated, and
+    marked if that does not help. Without ``measure`` the plan depends only on its arguments and the
+    instruction set.
 
-    Layers on a GPU are predicted by a roofline of its figures and timed inside CUDA graphs on both sides.
-    ``device``, e.g. "h200" or "a100", plans for that GPU instead of where the model is: modelled, not
-    measured. ``format`` names a format to take instead. ``compact`` is that of `sparsify_`: layers are
-    planned in the shapes they will have, and the plan says what was taken out of them. A model that is sparse
-    already gives the plan it was made by. The model is not changed.
+    Layers on a GPU are predicted by a roofline model and timed inside CUDA graphs.
 
-    Raises ValueError for what `select` refuses, an unknown format or device, and a ``tokens`` that is no
-    positive integer.
+    Args:
+        model: The model; it is only read. A model that is sparse already returns the plan it was made by.
+        ticket: The masks; without one, the zeros in the weights.
+        tokens: Rows of x (batch times sequence length) in a call of a layer.
+        format: "auto", or the one format to use for every layer.
+        measure: Measure costs and time the choices on this machine.
+        filter: ``filter(name, linear) -> bool``: which layers to plan.
+        trainable: Plan for training the kept weights: only formats that can be trained.
+        device: A GPU to plan for instead of the model's device, such as "h200" or "a100": modelled, not
+            measured.
+        compact: As in `sparsify_`. Layers are planned in their shapes after compaction, and the plan says
+            what compaction removes.
+
+    Raises:
+        ValueError: As `select_target_layers` does; for an unknown format or device; if ``tokens`` is not a
+            positive integer.
     """
     target = None if device is None else gpu_roofline.named(device)
     require_module(model)
     if ticket is None and any(isinstance(module, SparseLinear) for module in model.modules()):
         return carried_plan(model)
     check_options(format, tokens)
-    left = compacted_targets(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
+    targets = compacted_targets(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
     made = plan_layers(
-        left.selected,
+        targets.layers,
         tokens=tokens,
         format=format,
         measure=measure,
@@ -84,25 +79,25 @@ def plan(
         shared_inputs=structure(model).shared_inputs if is_bert_like(model) else (),
         target=target,
     )
-    return replace(made, removal=left.note)
+    return replace(made, removal_note=targets.removal_note)
 
 
 def carried_plan(model: nn.Module) -> Plan:
-    """The plan that the sparse layers of ``model`` were made by."""
+    """Return the plan that the sparse layers of ``model`` were made by."""
     carried = [module.plan for module in model.modules() if isinstance(module, SparseLinear) and module.plan]
-    return Plan(tuple(carried), f"as converted; here: {describe_machine()}", note_of(model))
+    return Plan(tuple(carried), f"as converted; here: {describe_machine()}", compaction_note(model))
 
 
 def check_options(format: str, tokens: int) -> None:
-    """Raises ValueError for a format or number of tokens that `plan` does not know."""
+    """Raise ValueError for an unknown format or a number of tokens that is not a positive integer."""
     if not isinstance(format, str) or format not in ("auto", *formats.FORMATS):
         raise unknown("format", format, ("auto", *formats.FORMATS))
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-        raise ValueError(f"tokens is {tokens!r}; a positive number of rows of x is needed")
+        raise ValueError(f"tokens must be a positive integer, got {tokens!r}")
 
 
 def plan_layers(
-    selected: Iterable[TargetLayer],
+    layers: Iterable[TargetLayer],
     *,
     tokens: int,
     format: str,
@@ -111,62 +106,68 @@ def plan_layers(
     shared_inputs: Iterable[Sequence[str]] = (),
     target: gpu_roofline.Device | None = None,
 ) -> Plan:
-    """`plan` for layers that are selected already; ``shared_inputs``: keys of layers that may run as one."""
+    """Plan the target layers; arguments as for `plan`.
+
+    Args:
+        shared_inputs: Groups of keys of layers that read one x and may run as one call.
+        target: Figures of a GPU to plan for, instead of the layers' device.
+    """
     measure = measure and format == "auto" and target is None
-    drafts: list[_LayerDecision] = []
-    entries: list[LayerPlan | _LayerDecision] = []
-    for layer in selected:
-        if not trainable and (reason := _why_plain(layer.linear.weight, format, target)):
-            entries.append(_plain(layer, tokens, reason))
+    decisions: list[LayerDecision] = []
+    entries: list[LayerPlan | LayerDecision] = []
+    for layer in layers:
+        if not trainable and (reason := _why_unpacked(layer.linear.weight, format, target)):
+            entries.append(_unpacked(layer, tokens, reason))
             continue
-        draft = _draft(layer, tokens, format, measure, trainable, target)
-        drafts.append(draft)
-        entries.append(draft)
-    by_key = {draft.layer.key: draft for draft in drafts}
+        decision = _first_choice(layer, tokens, format, measure, trainable, target)
+        decisions.append(decision)
+        entries.append(decision)
+    by_key = {decision.layer.key: decision for decision in decisions}
     for keys in shared_inputs:
         _agree_on_blocks([by_key[key] for key in keys if key in by_key])
     if measure:
-        sparse = [draft for draft in drafts if draft.work != draft.dense and draft.predicted(draft.work)]
-        _verify(sparse, tokens, trainable)
-    layers = (entry.layer_plan(tokens) if isinstance(entry, _LayerDecision) else entry for entry in entries)
-    return Plan(tuple(layers), _describe(drafts, measure, target))
-
-
-def _describe(drafts: list[_LayerDecision], measure: bool, target: gpu_roofline.Device | None) -> str:
-    """What the plan's times hold for."""
-    gpus = {draft.device for draft in drafts if draft.device.type == "cuda"}
-    figures = [target] if target else [gpu_roofline.present(device) for device in gpus]
-    if not figures:
-        return f"{describe_machine()}, {'costs measured here' if measure else 'built-in costs'}"
-    names = "; ".join(f"{device.name}, {device.source}" for device in figures)
-    dtypes = sorted({str(draft.layer.linear.weight.dtype).removeprefix("torch.") for draft in drafts})
-    timed = "timed inside CUDA graphs" if measure else "modelled, not measured"
-    advice = "run the model in a CUDA graph where starting kernels takes longer than they do"
-    return f"{', '.join(dtypes)} on {names}; {timed}: {advice}"
+        sparse = [each for each in decisions if each.work != each.dense and each.predicted(each.work)]
+        _settle_by_timing(sparse, tokens, trainable)
+    plans = (entry.layer_plan(tokens) if isinstance(entry, LayerDecision) else entry for entry in entries)
+    return Plan(tuple(plans), _describe(decisions, measure, target))
 
 
 def describe_machine() -> str:
+    """Return the CPU's instruction set and the number of threads as text."""
     native = cpu.instruction_set() if cpu.available() else f"no native library ({cpu.why_unavailable()})"
     threads = torch.get_num_threads()
     return f"{native}, {threads} thread{'s' * (threads > 1)}"
 
 
-def _why_plain(weight: Tensor, format: str, target: gpu_roofline.Device | None) -> str | None:
-    """Why a layer has to stay a plain dense matrix, if it has to."""
+def _describe(decisions: list[LayerDecision], measure: bool, target: gpu_roofline.Device | None) -> str:
+    """The machine that the plan's times hold for."""
+    gpus = {decision.device for decision in decisions if decision.device.type == "cuda"}
+    figures = [target] if target else [gpu_roofline.present(device) for device in gpus]
+    if not figures:
+        return f"{describe_machine()}, {'costs measured here' if measure else 'built-in costs'}"
+    names = "; ".join(f"{device.name}, {device.source}" for device in figures)
+    dtypes = sorted({str(each.layer.linear.weight.dtype).removeprefix("torch.") for each in decisions})
+    timed = "timed inside CUDA graphs" if measure else "modelled, not measured"
+    advice = "run the model in a CUDA graph if launching the kernels takes longer than running them"
+    return f"{', '.join(dtypes)} on {names}; {timed}: {advice}"
+
+
+def _why_unpacked(weight: Tensor, format: str, target: gpu_roofline.Device | None) -> str | None:
+    """The reason for which a layer has to stay a plain dense matrix, if there is one."""
     if weight.device.type == "cuda" or target:
-        lack = cuda.why_unavailable(weight.device) if target is None else None
-        if lack:
-            return f"no kernels here: {lack}"
+        obstacle = cuda.why_unavailable(weight.device) if target is None else None
+        if obstacle:
+            return f"no kernels here: {obstacle}"
         if format != "auto" and format not in GPU_FORMATS:
             return f"format {format!r} has no GPU kernels"
     if weight.device.type not in ("cpu", "cuda"):
         return f"no kernels for {weight.device.type}"
     if weight.dtype == torch.float64:
-        return "float64 stays a plain matrix: packed formats hold no float64"
+        return "float64 stays a plain matrix: packed formats do not store float64"
     return None
 
 
-def _plain(layer: TargetLayer, tokens: int, reason: str) -> LayerPlan:
+def _unpacked(layer: TargetLayer, tokens: int, reason: str) -> LayerPlan:
     weight = layer.linear.weight
     rows, columns = weight.shape
     return LayerPlan(
@@ -181,21 +182,21 @@ def _plain(layer: TargetLayer, tokens: int, reason: str) -> LayerPlan:
         dense_nbytes=layer.dense_nbytes,
         reason=reason,
         tokens=tokens,
-        removed=layer.removed,
+        removal_note=layer.removal_note,
     )
 
 
-def _draft(
+def _first_choice(
     layer: TargetLayer,
     tokens: int,
     format: str,
     measure: bool,
     trainable: bool,
     target: gpu_roofline.Device | None,
-) -> _LayerDecision:
-    """The formats that could serve a layer, the one with the least predicted time first."""
+) -> LayerDecision:
+    """Decide for the candidate with the least predicted time."""
     weight = layer.linear.weight
-    choice = choices(
+    choice = format_candidates(
         layer.mask,
         weight.dtype,
         target or weight.device,
@@ -206,166 +207,37 @@ def _draft(
     )
     if not choice.candidates:
         raise ValueError(
-            f"format {format!r} cannot train {layer.name}: 'element' serves any mask, "
-            "'vector' and 'panel' masks of whole vectors or blocks"
+            f"format {format!r} cannot train {layer.name}: use 'element', which takes any mask, "
+            "or 'vector' or 'panel' with a mask of whole vectors or blocks"
         )
-    return _LayerDecision(layer, choice, choice.candidates[0], asked=format != "auto")
+    return LayerDecision(layer, choice, choice.candidates[0], requested=format != "auto")
 
 
-@dataclass
-class _LayerDecision:
-    """A layer's plan in the making: what could serve it, the choice so far, and what was measured of it."""
-
-    layer: TargetLayer
-    choice: Choice
-    work: WorkEstimate
-    asked: bool
-    timing: Paired | None = None
-    rejected: WorkEstimate | None = None
-
-    @property
-    def dense(self) -> WorkEstimate:
-        return self.choice.dense
-
-    @property
-    def device(self) -> torch.device:
-        return self.layer.linear.weight.device
-
-    def predicted(self, work: WorkEstimate) -> float | None:
-        return self.choice.predicted(work)
-
-    def timed_class(self) -> tuple[Any, ...]:
-        """Layers that are timed as one."""
-        width = round(math.log(max(self.work.stored, 1)) / math.log(CLASS_WIDTH))
-        dtype = self.layer.linear.weight.dtype
-        kinds = tuple(sorted(work.kind for work in self.choice.candidates))
-        return tuple(self.layer.mask.shape), self.work.kind, kinds, dtype, self.device, width
-
-    def settle(self, kind: str, timing: Paired, trainable: bool) -> None:
-        """Take the fastest kind of this layer's class and its timing; dense where that is faster."""
-        self.timing = timing
-        self.work = next(work for work in self.choice.candidates if work.kind == kind)
-        if timing.speedup < LEAST_SPEEDUP and not trainable:
-            self.rejected, self.work = self.work, self.dense
-
-    def layer_plan(self, tokens: int) -> LayerPlan:
-        statistics, timing = self.choice.statistics, self.timing
-        predicted, dense, measured = self.predicted(self.work), self.predicted(self.dense), None
-        if timing:
-            dense = timing.other
-            measured = timing.other if self.rejected else timing.mine
-        return LayerPlan(
-            key=self.layer.key,
-            shape=(statistics.rows, statistics.columns),
-            sparsity=statistics.sparsity,
-            format=self.work.format,
-            predicted_us=_micro(predicted),
-            measured_us=_micro(measured),
-            dense_us=_micro(dense and dense * self.layer.shrinkage),
-            nbytes=self.work.nbytes,
-            dense_nbytes=self.layer.dense_nbytes,
-            reason=self._reason(predicted, dense),
-            tokens=tokens,
-            block=self.work.block,
-            removed=self.layer.removed,
-            busy=timing is not None and timing.busy,
-        )
-
-    def _reason(self, predicted: float | None, dense: float | None) -> str:
-        doubt = "?" if self.timing and self.timing.busy else ""
-        if self.asked:
-            reason = "asked for"
-        elif self.choice.statistics.full:
-            reason = "nothing is pruned"
-        elif self.rejected and self.timing:
-            measured = f"measured {self.timing.speedup:.2f}x{doubt} dense"
-            reason = f"{self.rejected.format} {measured}, less than {LEAST_SPEEDUP}x"
-        elif self.work == self.dense:
-            reason = f"no format is predicted to be faster{self._as_blocks()}"
-        elif self.timing:
-            reason = f"measured {self.timing.speedup:.1f}x{doubt} dense"
-        elif predicted and dense:
-            reason = f"predicted {dense / predicted:.1f}x dense"
-        else:
-            reason = "no figures: the format that stores least"
-        half = self.layer.linear.weight.dtype == torch.float16 and self.choice.blocks is None
-        return f"{reason}; computed in float32" if half else reason
-
-    def _as_blocks(self) -> str:
-        """What a ticket of the same sparsity would bring on a GPU if it kept whole blocks."""
-        if self.choice.blocks is None:
-            return ""
-        statistics = self.choice.statistics
-        spread = BlockStatistics.spread(statistics.rows, statistics.columns, 1 - statistics.sparsity)
-        stored = stored_dtype(self.layer.linear.weight.dtype, "cuda")
-        gains = {w.block: self.choice.predicted_speedup(w) for w in panel_works(statistics, spread, stored)}
-        enough = ENOUGH_OF_THE_BEST * max(gains.values())
-        block = min((block for block in gains if block and gains[block] >= enough), key=math.prod)
-        if gains[block] < 1:
-            return ""
-        return f"; as {block[0]}x{block[1]} blocks up to {gains[block]:.1f}x predicted"
-
-
-def _agree_on_blocks(drafts: list[_LayerDecision]) -> None:
-    """Layers that read one x in panels take the block size that is best for all, to run as one call."""
-    if len({draft.work.block for draft in drafts}) < 2 or any(d.work.format != "panel" for d in drafts):
+def _agree_on_blocks(decisions: list[LayerDecision]) -> None:
+    """Give panel layers that read one x a common block size, the fastest in total, to run as one call."""
+    if len({each.work.block for each in decisions}) < 2 or any(d.work.format != "panel" for d in decisions):
         return
-    panels = [{w.block: w for w in draft.choice.candidates if w.format == "panel"} for draft in drafts]
+    panels = [{w.block: w for w in each.choice.candidates if w.format == "panel"} for each in decisions]
     common = set.intersection(*(set(works) for works in panels))
 
     def cost(block: tuple[int, int] | None) -> tuple[float, int, int]:
         works = [candidates[block] for candidates in panels]
-        seconds = [draft.predicted(work) or 0.0 for draft, work in zip(drafts, works, strict=True)]
+        seconds = [each.predicted(work) or 0.0 for each, work in zip(decisions, works, strict=True)]
         return sum(seconds), sum(work.stored for work in works), -math.prod(block or ())
 
     if common:
         best = min(common, key=cost)
-        for draft, works in zip(drafts, panels, strict=True):
-            draft.work = works[best]
+        for decision, works in zip(decisions, panels, strict=True):
+            decision.work = works[best]
 
 
-def _verify(drafts: list[_LayerDecision], tokens: int, trainable: bool) -> None:
-    """Time the densest layer of each class in turn with prepacked dense, and give its class what won."""
+def _settle_by_timing(decisions: list[LayerDecision], tokens: int, trainable: bool) -> None:
+    """Time the layer of each class that stores most, and settle the whole class by it."""
     classes = defaultdict(list)
-    for draft in drafts:
-        classes[draft.timed_class()].append(draft)
+    for decision in decisions:
+        classes[decision.timing_class()].append(decision)
     for members in classes.values():
-        densest = max(members, key=lambda draft: draft.work.stored)
-        kind, timing = _fastest(densest, tokens)
-        for draft in members:
-            draft.settle(kind, timing, trainable)
-
-
-def _fastest(draft: _LayerDecision, tokens: int) -> tuple[str, Paired]:
-    """The fastest of the first candidates: further ones are timed while they are predicted to be clearly
-    faster than what was measured so far, so that neither a wrong prediction nor noise decides."""
-    first, *others = draft.choice.candidates[:MAX_TIMED_FORMATS]
-    best, least = first, _time_against_dense(draft, first, tokens)
-    for work in others:
-        if work == draft.dense or draft.choice.predicted_speedup(work) < CLEARLY_FASTER * least.speedup:
-            break
-        timing = _time_against_dense(draft, work, tokens)
-        if timing.speedup > CLEARLY_FASTER * least.speedup:
-            best, least = work, timing
-    return best.kind, least
-
-
-@torch.no_grad()
-def _time_against_dense(draft: _LayerDecision, work: WorkEstimate, tokens: int) -> Paired:
-    linear, device = draft.layer.linear, draft.device
-    dtype = linear.weight.dtype
-    stored = stored_dtype(dtype, device.type)
-    timed = min(tokens, MAX_TIMED_TOKENS[device.type])
-    # Left over weights are no part of this: inf or NaN would be timed on their own slow path.
-    weight = torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(0)).to(device, stored)
-    x = torch.randn(timed, linear.in_features, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    sparse = formats.pack(weight, draft.layer.mask, format=work.format, **work.options)
-    dense = formats.pack(weight, draft.layer.mask, format="dense", tokens=timed)
-    sides = lambda: ops.linear(x, sparse, linear.bias), lambda: ops.linear(x, dense, linear.bias)
-    timing = paired(*sides) if device.type == "cpu" else paired_on_gpu(*sides)
-    scale = tokens / timed
-    return replace(timing, mine=timing.mine * scale, other=timing.other * scale)
-
-
-def _micro(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds * 1e6
+        densest = max(members, key=lambda decision: decision.work.stored)
+        kind, timing = fastest_candidate(densest.layer, densest.choice, tokens)
+        for decision in members:
+            decision.settle(kind, timing, trainable)

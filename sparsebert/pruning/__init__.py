@@ -1,4 +1,4 @@
-"""Pruning methods: which weights of a BERT to keep. Importing a method's module registers it by name."""
+"""Pruning: choose which weights of a BERT to keep. Importing a method's module registers it by name."""
 
 from sparsebert.pruning.methods.baselines import Within, random_like, reinitialise_, shuffle_weights_
 from sparsebert.pruning.methods.head_importance import HeadImportance
@@ -8,16 +8,16 @@ from sparsebert.pruning.methods.snip import Snip
 from sparsebert.pruning.prune import prune
 from sparsebert.pruning.sparsity_schedule import Share, levels
 
-from .registry import Method, Subject, methods, register
+from .registry import Method, ScoringContext, methods, register
 
 __all__ = [
     "HeadImportance",
     "Magnitude",
     "Method",
     "Random",
+    "ScoringContext",
     "Share",
     "Snip",
-    "Subject",
     "Within",
     "levels",
     "methods",

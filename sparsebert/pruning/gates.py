@@ -1,7 +1,7 @@
-"""Gates: factors on the outputs of heads, neurons and whole MLPs, put on by hooks and taken off again.
+"""Gates: factors on the outputs of heads, neurons and whole MLPs, applied by hooks that can be removed.
 
-A gate of 1 leaves the model's logits as they are, to the bit; a gate of 0 is the unit's absence. The gradient
-of a gate is to first order what its unit is worth (Michel et al. 2019, "Are Sixteen Heads Really Better than
+A gate of 1 leaves the model's logits unchanged, bit for bit; a gate of 0 removes the unit. To first order the
+gradient of a gate is the importance of its unit (Michel et al. 2019, "Are Sixteen Heads Really Better than
 One?", equation 2).
 """
 
@@ -24,11 +24,14 @@ GATED = ("head", "neuron", "mlp")
 
 @dataclass(frozen=True)
 class GateSite:
-    """Where the gates of one attention or feed-forward network act.
+    """The place of the gates of one attention or feed-forward network.
 
-    ``key``: the matrix whose input they multiply (heads: the attention's context; neurons: the activations),
-    or whose output, bias included, for a whole MLP: with a gate of 0 the layer's output is LN(input).
-    ``width``: neighbouring features that share a gate; None for all of them.
+    Attributes:
+        key: The matrix whose input the gates multiply (the attention's context for heads, the activations for
+            neurons). For a whole MLP, the matrix whose output, bias included, the gate multiplies: a gate of
+            0 makes the layer's output LN(input).
+        kind: "head", "neuron" or "mlp".
+        width: Number of neighbouring features that share a gate; None if all share one.
     """
 
     key: str
@@ -36,15 +39,17 @@ class GateSite:
     width: int | None
 
     def count(self, model: nn.Module) -> int:
-        """How many gates there are."""
+        """Return the number of gates."""
         features = torch.as_tensor(resolve(model, self.key).weight).shape[1]
         return 1 if self.width is None else features // self.width
 
     def hook(self, model: nn.Module, gates: Tensor) -> Any:
-        """Let these gates act; the handle to remove them. [gates], or [batch, gates] to tell examples apart,
-        or [batch, tokens, gates] to tell tokens apart.
+        """Apply gates and return the handle to remove them.
 
-        They take the dtype of what they multiply.
+        Args:
+            model: The model that the site is of.
+            gates: [gates]; [batch, gates], one set an example; or [batch, tokens, gates], one set a token.
+                They are converted to the dtype of the features that they multiply.
         """
         module = resolve(model, self.key)
         if self.width is None:
@@ -53,9 +58,9 @@ class GateSite:
 
 
 def gate_sites(structure: Structure, kind: str) -> dict[str, GateSite]:
-    """The sites of one kind by the key of the first matrix of their units (see :class:`UnitGroup`).
+    """Return the sites of one kind by the key of the first matrix of their units (see :class:`UnitGroup`).
 
-    ``kind``: "head", "neuron" or "mlp". Raises ValueError for any other.
+    Raises ValueError unless ``kind`` is "head", "neuron" or "mlp".
     """
     if kind == "head":
         return {keys[0]: GateSite(keys[-1], kind, structure.head_size) for keys in structure.heads}
@@ -70,7 +75,7 @@ def gate_sites(structure: Structure, kind: str) -> dict[str, GateSite]:
 def gated(
     model: nn.Module, sites: Mapping[str, GateSite], gates: Mapping[str, Tensor]
 ) -> Iterator[nn.Module]:
-    """The model with gates at these sites, for the time of the block."""
+    """Apply gates at these sites inside the ``with`` block."""
     handles = [site.hook(model, gates[name]) for name, site in sites.items()]
     try:
         yield model
@@ -89,5 +94,5 @@ def _after(gates: Tensor, module: nn.Module, arguments: tuple[Any, ...], output:
 
 
 def _over_tokens(factors: Tensor, x: Tensor) -> Tensor:
-    """[batch, features] are the same for every token of an example; all others are as they are."""
+    """Repeat factors [batch, features] for every token of an example; other shapes fit as they are."""
     return (factors.unsqueeze(1) if factors.dim() == 2 else factors).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Gradients of the loss with respect to the matrices, summed over batches: what data-dependent scores see."""
+"""Gradients of the loss with respect to the matrices, summed over batches, for data-dependent scores."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ def loss_gradients(
     batches: Any,
     dead_biases: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Sum over the batches of dL/dW, per key float32 [out, in] on the CPU.
+    """Return the sum over the batches of dL/dW: key -> float32 [out, in] on the CPU.
 
-    ``weights``: key -> [out, in]; the gradients are taken at these values, so that pruned entries count as 0
-    whatever the model holds there, and with ``dead_biases`` (key -> bool [out], True = pruned) at 0.
-    ``batches``: mappings of keyword arguments for the model, labels among them, whose outputs carry a
-    ``loss``. Dropout is off; parameters, gradients and modes of the model stay as they are.
+    Dropout is off; parameters, gradients and modes of the model do not change.
 
-    Raises ValueError if there is no batch, or none with a loss.
+    Args:
+        model: The model.
+        weights: key -> [out, in]: the values to take the gradients at, so that pruned entries count as 0
+            whatever the model holds there.
+        batches: Mappings of keyword arguments for the model, with labels; its outputs must have a ``loss``.
+        dead_biases: key -> bool [out], True = pruned: biases to take as 0.
+
+    Raises:
+        ValueError: There is no batch, or a batch gives no loss.
     """
     totals = {key: torch.zeros(weight.shape) for key, weight in weights.items()}
     leaves = {key: weight.requires_grad_() for key, weight in placed(model, weights).items()}
@@ -42,7 +47,7 @@ def loss_gradients(
 
 
 def placed(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of weights (key -> [out, in]) on the device and in the dtype of the model's."""
+    """Copy weights (key -> [out, in]) to the device and dtype of the model's own."""
     copies = {}
     for key, weight in weights.items():
         like = torch.as_tensor(resolve(model, key).weight)
@@ -51,7 +56,7 @@ def placed(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def without(model: nn.Module, dead_biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of those biases (key -> [out]) with their dead entries (True) at 0."""
+    """Copy these biases (key -> [out]) with their dead entries (True) set to 0."""
     copies = {}
     for key, dead in dead_biases.items():
         if isinstance(bias := getattr(resolve(model, key), "bias", None), Tensor):
@@ -60,27 +65,27 @@ def without(model: nn.Module, dead_biases: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def on_device(model: nn.Module, batches: Any) -> Iterator[dict[str, Any]]:
-    """The batches with their tensors on the model's device.
+    """Yield the batches with their tensors on the model's device.
 
-    Raises ValueError for what is no mapping of keyword arguments, and if there is no batch.
+    Raises ValueError if a batch is not a mapping of keyword arguments, and if there is no batch.
     """
     if not isinstance(batches, Iterable):
-        raise ValueError(f"data must be batches of keyword arguments for the model, not {batches!r}")
+        raise ValueError(f"data must be batches of keyword arguments for the model, got {batches!r}")
     device = next(model.parameters()).device
     count = 0
     for batch in batches:
         if not isinstance(batch, Mapping):
-            raise ValueError(f"a batch must be a mapping of keyword arguments, not a {type(batch).__name__}")
+            raise ValueError(f"a batch must be a mapping of keyword arguments, got a {type(batch).__name__}")
         yield {name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()}
         count += 1
     if not count:
-        raise ValueError("data holds no batch to take gradients of")
+        raise ValueError("data holds no batch: gradients need at least one")
 
 
 def loss_of(
     model: nn.Module, weights: Mapping[str, Tensor], biases: Mapping[str, Tensor], inputs: dict[str, Any]
 ) -> Tensor:
-    """The loss of a batch with these in place of the model's own; ValueError where there is none."""
+    """Return the loss of a batch with these weights and biases. Raises ValueError if there is none."""
     values = {f"{full_name(model, key)}.weight": weight for key, weight in weights.items()}
     values |= {f"{full_name(model, key)}.bias": bias for key, bias in biases.items()}
     loss = getattr(functional_call(model, values, (), inputs), "loss", None)
@@ -91,7 +96,7 @@ def loss_of(
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off for the time of the block; each module's mode is as it was afterwards."""
+    """Switch dropout off inside the ``with`` block, and restore each module's mode after it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Granularity: which weights of a matrix are pruned together, as a unit."""
+"""Granularity: the units of a matrix, weights that are pruned together."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ _PATTERN = re.compile(r"([1-9]\d{0,3}):([1-9]\d{0,3})")
 
 @dataclass(frozen=True)
 class Granularity:
-    """Units of ``block`` = (rows, columns) of a matrix [out, in]; None stands for the whole length.
+    """Units of equal size in a matrix [out, in].
 
-    A block that does not divide the matrix leaves smaller units at its right and lower edge.
-    ``pattern``: (n, m) if n of every m neighbours along in_features are kept; the units are elements then.
-    A neuron, head or whole MLP has weights in several matrices: see :mod:`sparsebert.pruning.unit_groups`.
+    If ``block`` does not divide the matrix, the units at its right and lower edge are smaller. Neurons, heads
+    and whole MLPs have weights in several matrices: see :mod:`sparsebert.pruning.unit_groups`.
+
+    Attributes:
+        name: As the user writes it.
+        block: (rows, columns) of a unit; None stands for the whole length.
+        pattern: (n, m) if n of every m neighbours along in_features are kept; the units are elements then.
     """
 
     name: str
@@ -31,19 +35,19 @@ class Granularity:
     pattern: tuple[int, int] | None = None
 
     def block_in(self, shape: torch.Size) -> tuple[int, int]:
-        """Rows and columns of one unit in a matrix of this shape."""
+        """Return the rows and columns of one unit in a matrix of this shape."""
         rows, columns = (
             whole if part is None else min(part, whole) for part, whole in zip(self.block, shape, strict=True)
         )
         return rows, columns
 
     def units(self, shape: torch.Size) -> tuple[int, int]:
-        """Rows and columns of the grid of units."""
+        """Return the rows and columns of the grid of units."""
         rows, columns = self.block_in(shape)
         return -(-shape[0] // rows), -(-shape[1] // columns)
 
     def sizes(self, shape: torch.Size) -> Tensor | int:
-        """Weights in each unit: an int if all are alike, else int64 [unit rows, unit columns]."""
+        """Return the weights of each unit: one int if all are equal, else int64 [unit rows, unit columns]."""
         rows, columns = self.block_in(shape)
         if shape[0] % rows == 0 and shape[1] % columns == 0:
             return rows * columns
@@ -54,7 +58,7 @@ class Granularity:
         return heights[:, None] * widths
 
     def tiles(self, scores: Tensor, fill: float) -> Tensor:
-        """[out, in] cut into units: [unit rows, unit columns, weights], those at an edge filled up."""
+        """Cut scores [out, in] into [unit rows, unit columns, weights], padded with ``fill`` at an edge."""
         rows, columns = self.block_in(scores.shape)
         height, width = scores.shape
         padded = F.pad(scores, (0, -width % columns, 0, -height % rows), value=fill)
@@ -62,7 +66,7 @@ class Granularity:
         return cut.transpose(1, 2).flatten(2)
 
     def expand(self, units: Tensor, shape: torch.Size) -> Tensor:
-        """The mask [out, in] of a mask over units."""
+        """Return the mask [out, in] of a mask over units."""
         rows, columns = self.block_in(shape)
         if rows * columns == 1:
             return units
@@ -73,23 +77,28 @@ class Granularity:
 def spelled_out(
     granularity: str, block_size: tuple[int, int] | None = None
 ) -> tuple[str, tuple[int, int] | None]:
-    """Name and block size of a granularity: "4x1" is "block" with (4, 1); all others are what they are."""
-    if block_size is None and isinstance(granularity, str) and (found := _BLOCKS.fullmatch(granularity)):
-        return "block", (int(found[1]), int(found[2]))
+    """Return name and block size of a granularity: "4x1" becomes "block" and (4, 1)."""
+    if block_size is None and isinstance(granularity, str) and (match := _BLOCKS.fullmatch(granularity)):
+        return "block", (int(match[1]), int(match[2]))
     return granularity, block_size
 
 
 def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> Granularity:
-    """The granularity of that name: element, block, row, column, neuron, head, mlp, two of these last three
-    that share no weights ("head+neuron", "head+mlp"), or a pattern such as "2:4".
+    """Return the granularity of that name.
 
-    ``block_size``: (out, in) of a block. Raises ValueError for an unknown name (nearest offered), a missing,
-    superfluous or impossible block size, a pattern that keeps everything, and units that share weights.
+    Args:
+        name: "element", "block", "row", "column", "neuron", "head", "mlp", two of the last three that share
+            no weights ("head+neuron", "head+mlp"), or a pattern such as "2:4".
+        block_size: (out, in), for "block" only.
+
+    Raises:
+        ValueError: The name is unknown (the nearest is offered), the block size is missing, superfluous or
+            not two positive ints, the pattern keeps everything, or the joined units share weights.
     """
     if (block_size is not None) != (name == "block"):
         needs = "takes no block_size; only 'block' does"
         if name == "block":
-            needs = "needs block_size=(out, in), such as (4, 1), or is written '4x1' for short"
+            needs = "needs block_size=(out, in), such as (4, 1); '4x1' is short for that"
         raise ValueError(f"granularity {name!r} {needs}")
     if name == "block":
         return Granularity(name, _block_size(block_size))
@@ -103,35 +112,41 @@ def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> G
         if len(set(parts)) < len(parts) or {"neuron", "mlp"} <= set(parts):
             raise ValueError(f"granularity {name!r} names weights twice: use head+neuron or head+mlp")
         return Granularity(name, (None, None))
-    if isinstance(name, str) and (found := _PATTERN.fullmatch(name)):
-        n, m = int(found[1]), int(found[2])
+    if isinstance(name, str) and (match := _PATTERN.fullmatch(name)):
+        n, m = int(match[1]), int(match[2])
         if n >= m:
             raise ValueError(
-                f"granularity {name!r} must keep fewer than all: n of m with n < m, such as '2:4'"
+                f"granularity {name!r} must keep fewer than all weights: n of m with n < m, such as '2:4'"
             )
         return Granularity(name, (1, 1), (n, m))
     if name == "n:m":
-        raise ValueError("granularity 'n:m' wants its numbers, such as '2:4'")
+        raise ValueError("granularity 'n:m' stands for numbers, such as '2:4'")
     error = unknown("granularity", name, _NAMES)
     if any(map(str.isdigit, str(name))):
-        error = ValueError(f"{error}; blocks of 4 rows and 1 column are written '4x1', patterns '2:4'")
+        error = ValueError(f"{error}; write blocks of 4 rows and 1 column '4x1' and patterns '2:4'")
     raise error
 
 
 def kinds_in(name: str) -> tuple[str, ...]:
-    """The kinds of units across matrices that a granularity joins, such as ("head", "mlp"); () for others."""
+    """Return the kinds of units across matrices in a granularity, such as ("head", "mlp"), or ()."""
     parts = tuple(name.split("+"))
     return parts if set(parts) <= set(ACROSS_MATRICES) else ()
 
 
 def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
-    """The n highest of every m neighbours along the last dimension; of equal scores the first, dead last.
+    """Keep the n highest scores of every m neighbours along the last dimension; of equal scores the first.
 
-    ``scores``: float32 [out, in] with m dividing in, dead entries NaN. Returns bool [out, in].
+    Args:
+        scores: float32 [out, in], NaN for dead entries, which rank last; m divides in.
+        n: Number to keep.
+        m: Number of neighbours.
+
+    Returns:
+        bool [out, in], True = keep.
     """
     columns = scores.view(-1, m).t().contiguous()
     dead = columns.isnan()
-    better = torch.zeros(columns.shape, dtype=torch.int16)  # how many of its group rank before an entry
+    better = torch.zeros(columns.shape, dtype=torch.int16)  # number of neighbours that rank before an entry
     for i in range(m):
         for j in range(i):
             before = (columns[j] >= columns[i]) | dead[i]
@@ -146,5 +161,5 @@ def _block_size(block_size: object) -> tuple[int, int]:
         or len(block_size) != 2
         or not all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in block_size)
     ):
-        raise ValueError(f"block_size must be two positive ints (out, in), not {block_size!r}")
+        raise ValueError(f"block_size must be two positive ints (out, in), got {block_size!r}")
     return block_size[0], block_size[1]

@@ -1,4 +1,4 @@
-"""Search for the fewest heads and MLPs that keep most of a metric: Prasanna et al. 2020, algorithm 1."""
+"""Greedy search for the fewest heads and MLPs that keep a metric: Prasanna et al. 2020, algorithm 1."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from sparsebert.pruning.sparsity_schedule import require_share
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """What a model with some heads and MLPs masked is worth.
+    """The score of a model with some heads and MLPs masked.
 
-    ``metric``: higher is better. ``heads``: importance [layers, heads]. ``mlps``: importance [layers].
+    Attributes:
+        metric: Higher is better.
+        heads: Importance, [layers, heads].
+        mlps: Importance, [layers].
     """
 
     metric: float
@@ -26,15 +29,20 @@ class Scored:
 
 @dataclass(frozen=True)
 class Search:
-    """Mask the least important heads and MLPs, score anew, and go on as long as the metric holds.
+    """Mask the least important heads and MLPs, score again, and go on while the metric holds.
 
-    First ``share`` of all heads and one MLP in a step, then half as many heads, then one MLP at a time; each
-    part ends with the first step below ``threshold`` times the whole model's metric, which is taken back.
+    The first phase masks ``share`` of all heads and one MLP in a step, the second half as many heads, the
+    third one MLP. Each phase ends with the first step below ``threshold`` times the whole model's metric;
+    that step is undone.
 
-    ``rescore``: after a step that is taken back, the masks that are left are scored again; the published code
-    goes on with the scores of the masks it rejected.
+    Attributes:
+        threshold: Share of the whole model's metric to keep, in (0, 1).
+        share: Share of all heads to mask in a step of the first phase, in (0, 1).
+        rescore: Score the restored masks again after an undone step; the published code continues with the
+            scores of the masks that it rejected.
 
-    Raises ValueError for a threshold or share outside (0, 1).
+    Raises:
+        ValueError: ``threshold`` or ``share`` is outside (0, 1).
     """
 
     threshold: float = 0.9
@@ -50,51 +58,56 @@ class Search:
         score: Callable[[UnitMasks], Scored],
         say: Callable[[UnitMasks, float], None] = lambda masks, metric: None,
     ) -> UnitMasks:
-        """The last masks above the threshold. ``score`` is asked of each that is tried, beginning with
-        ``whole``, and ``say`` is told.
+        """Return the last masks above the threshold.
 
-        Raises ValueError as :func:`least_metric` does.
+        Args:
+            whole: The masks to start from.
+            score: Scores masks; called for ``whole`` and for each step.
+            say: Told the masks and metric of each of these.
+
+        Raises:
+            ValueError: As :func:`least_metric` does.
         """
-        found = score(whole)
-        say(whole, found.metric)
-        floor, masks = least_metric(found.metric, self.threshold), whole
+        current = score(whole)
+        say(whole, current.metric)
+        floor, masks = least_metric(current.metric, self.threshold), whole
         count = max(1, int(whole.heads.numel() * self.share))
         for heads, mlps in ((count, 1), (max(1, count // 2), 0), (0, 1)):
-            while (tried := _fewer(masks, found, heads, mlps)) is not None:
-                latest = score(tried)
-                say(tried, latest.metric)
+            while (candidate := _fewer(masks, current, heads, mlps)) is not None:
+                latest = score(candidate)
+                say(candidate, latest.metric)
                 if latest.metric < floor:
-                    found = score(masks) if self.rescore else latest
+                    current = score(masks) if self.rescore else latest
                     break
-                found, masks = latest, tried
+                current, masks = latest, candidate
         return masks
 
 
 def least_metric(whole: float, threshold: float) -> float:
-    """The metric that is to hold: a share of the whole model's.
+    """Return the lowest acceptable metric: ``threshold`` times the whole model's.
 
-    Raises ValueError if that is not positive: a share of it means nothing.
+    Raises ValueError if the whole model's metric is not positive: a share of it means nothing.
     """
     if not whole > 0:
         raise ValueError(
-            f"the whole model's metric is {whole:g}: {threshold:.0%} of it is no threshold; "
+            f"the whole model's metric is {whole:g}, and {threshold:.0%} of it is not a usable threshold: "
             "is the model trained?"
         )
     return whole * threshold
 
 
-def _fewer(masks: UnitMasks, found: Scored, heads: int, mlps: int) -> UnitMasks | None:
-    """Without so many of the least important; None where there are none to take, or nothing would be left."""
+def _fewer(masks: UnitMasks, scored: Scored, heads: int, mlps: int) -> UnitMasks | None:
+    """The masks without the least important units; None if there are none or nothing would stay."""
     if (heads and not masks.heads.any()) or (mlps and not masks.mlps.any()):
         return None
     fewer = UnitMasks(
-        _without_lowest(masks.heads, found.heads, heads), _without_lowest(masks.mlps, found.mlps, mlps)
+        _without_lowest(masks.heads, scored.heads, heads), _without_lowest(masks.mlps, scored.mlps, mlps)
     )
     return fewer if fewer.heads.any() or fewer.mlps.any() else None
 
 
 def _without_lowest(kept: Tensor, importance: Tensor, count: int) -> Tensor:
     ranking = importance.masked_fill(~kept, torch.inf).flatten().argsort(stable=True)
-    left = kept.flatten().clone()
-    left[ranking[:count]] = False
-    return left.view_as(kept)
+    fewer = kept.flatten().clone()
+    fewer[ranking[:count]] = False
+    return fewer.view_as(kept)

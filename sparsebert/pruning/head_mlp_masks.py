@@ -1,4 +1,4 @@
-"""Whole heads and whole MLPs to keep: from and to tickets, and the subnetworks a good one is judged by."""
+"""Masks over whole heads and MLPs: from and to tickets, and the subnetworks to compare a good one with."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ from sparsebert.tickets.ticket import Ticket
 
 @dataclass(frozen=True, eq=False)
 class UnitMasks:
-    """``heads``: bool [layers, heads]; ``mlps``: bool [layers]; True = keep.
+    """The heads and MLPs to keep.
 
-    Raises ValueError for other shapes or dtypes.
+    Attributes:
+        heads: bool [layers, heads], True = keep.
+        mlps: bool [layers], True = keep.
+
+    Raises:
+        ValueError: Other shapes or dtypes.
     """
 
     heads: Tensor
@@ -28,81 +33,95 @@ class UnitMasks:
     def __post_init__(self) -> None:
         shapes = tuple(self.heads.shape), tuple(self.mlps.shape)
         if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:
-            raise ValueError(f"masks are [layers, heads] and [layers], not {shapes[0]} and {shapes[1]}")
+            raise ValueError(f"masks must be [layers, heads] and [layers], got {shapes[0]} and {shapes[1]}")
         if self.heads.dtype != torch.bool or self.mlps.dtype != torch.bool:
-            raise ValueError(f"masks must be torch.bool, not {self.heads.dtype} and {self.mlps.dtype}")
+            raise ValueError(f"masks must be torch.bool, got {self.heads.dtype} and {self.mlps.dtype}")
 
     @classmethod
     def whole(cls, model: nn.Module) -> UnitMasks:
-        """All heads and MLPs of a BERT-like model."""
-        found = structure(model)
-        layers = len(found.heads)
+        """Return the masks that keep all heads and MLPs of a BERT-like model."""
+        encoder = structure(model)
+        layers = len(encoder.heads)
         return cls(
-            torch.ones(layers, found.num_heads, dtype=torch.bool), torch.ones(layers, dtype=torch.bool)
+            torch.ones(layers, encoder.num_heads, dtype=torch.bool), torch.ones(layers, dtype=torch.bool)
         )
 
     @classmethod
     def of(cls, ticket: Ticket, model: nn.Module) -> UnitMasks:
-        """The heads and MLPs that a ticket keeps; those that it says nothing of are kept.
+        """Return the heads and MLPs that a ticket keeps; those without a mask are kept.
 
-        Raises ValueError, naming the matrix, if it keeps parts of one, and if it is of another model.
+        Raises ValueError, naming the matrix, if the ticket keeps parts of one, and for another model's
+        ticket.
         """
         ticket.check(model)
-        found = structure(model)
-        masks = {key: ticket.masks.get(key, torch.ones(_shape(model, key))) for key in found.linears}
+        encoder = structure(model)
+        masks = {key: ticket.masks.get(key, torch.ones(_shape(model, key))) for key in encoder.linears}
+        shapes = {key: mask.shape for key, mask in masks.items()}
         heads, mlps = (
             [
                 group.whole({key: masks[key] for key in group.parts}).flatten()
-                for group in unit_groups(kind, None, {key: mask.shape for key, mask in masks.items()}, found)
+                for group in unit_groups(kind, None, shapes, encoder)
             ]
             for kind in ("head", "mlp")
         )
         return cls(torch.stack(heads), torch.cat(mlps))
 
     def ticket(self, model: nn.Module, metadata: Mapping[str, Any]) -> Ticket:
-        """The ticket that keeps these heads, and removes the other MLPs whole, biases and all.
+        """Return the ticket that keeps these heads and MLPs, and removes the other MLPs with their biases.
 
-        ``metadata``: joins what the ticket says of itself. Raises ValueError if the model has other numbers
-        of them, or if nothing is kept.
+        Args:
+            model: The model of the ticket.
+            metadata: Added to the ticket's own.
+
+        Raises:
+            ValueError: The model has other numbers of layers or heads, or nothing is kept.
         """
-        found = structure(model)
-        wanted = len(found.heads), found.num_heads
-        if tuple(self.heads.shape) != wanted:
+        encoder = structure(model)
+        expected = len(encoder.heads), encoder.num_heads
+        if tuple(self.heads.shape) != expected:
             raise ValueError(
-                f"masks of {tuple(self.heads.shape)} heads for a {type(model).__name__} of {wanted}"
+                f"{type(model).__name__} has [layers, heads] {expected}, "
+                f"the masks have {tuple(self.heads.shape)}"
             )
         if not self.heads.any() and not self.mlps.any():
-            raise ValueError("the masks keep no head and no MLP")
-        shapes = {key: _shape(model, key) for key in found.linears}
+            raise ValueError("the masks keep no head and no MLP: keep at least one")
+        shapes = {key: _shape(model, key) for key in encoder.linears}
         masks: dict[str, Tensor] = {}
         for kind, kept in (("head", self.heads), ("mlp", self.mlps[:, None])):
-            for group, units in zip(unit_groups(kind, None, shapes, found), kept, strict=True):
+            for group, units in zip(unit_groups(kind, None, shapes, encoder), kept, strict=True):
                 masks |= group.expand(units.view(group.grid))
-        removed = [
+        removed_modules = [
             key
-            for keys, keep in zip(found.neurons, self.mlps.tolist(), strict=True)
+            for keys, keep in zip(encoder.neurons, self.mlps.tolist(), strict=True)
             if not keep
             for key in keys
         ]
-        told = {"granularity": "head+mlp", "model": describe_model(model), **metadata}
-        return Ticket({key: masks[key] for key in found.linears}, removed=removed, metadata=told)
+        provenance = {"granularity": "head+mlp", "model": describe_model(model), **metadata}
+        return Ticket(
+            {key: masks[key] for key in encoder.linears}, removed=removed_modules, metadata=provenance
+        )
 
     def bad(self, seed: int = 0) -> UnitMasks:
-        """As many heads and MLPs, of those that this one prunes; topped up from those it keeps where they are
-        too few: the bad subnetworks of Prasanna et al. 2020."""
+        """Return masks that keep as many units of those pruned here, filled up with kept ones if needed.
+
+        These are the bad subnetworks of Prasanna et al. 2020.
+        """
         generator = torch.Generator().manual_seed(seed)
         return UnitMasks(_others(self.heads, generator), _others(self.mlps, generator))
 
     def random(self, seed: int = 0, bernoulli: bool = False) -> UnitMasks:
-        """As many heads and MLPs at random. ``bernoulli``: each with the probability of that share instead,
-        so that their number varies, as in the code of Prasanna et al. 2020."""
+        """Return masks that keep as many heads and MLPs at random.
+
+        With ``bernoulli`` each is kept with the probability of that share, so that their number varies, as in
+        the code of Prasanna et al. 2020.
+        """
         generator = torch.Generator().manual_seed(seed)
         draw = _bernoulli if bernoulli else _shuffled
         return UnitMasks(draw(self.heads, generator), draw(self.mlps, generator))
 
 
 def _others(good: Tensor, generator: torch.Generator) -> Tensor:
-    # A random order, in which all that are pruned come before all that are kept.
+    # A random order in which all pruned units come before all kept ones.
     order = (torch.rand(good.shape, generator=generator) + good).flatten().argsort()
     bad = torch.zeros(good.numel(), dtype=torch.bool)
     bad[order[: int(good.sum())]] = True

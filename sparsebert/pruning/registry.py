@@ -1,4 +1,4 @@
-"""Pruning methods by name: a method is a frozen dataclass of its options with a ``scores`` function."""
+"""Registry of the pruning methods: frozen dataclasses of their options with a ``scores`` function."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from sparsebert_kernels.errors import unknown
 
 
 def _no_gradients(**options: bool) -> Mapping[str, Tensor]:
-    raise ValueError("this method looks at examples: name their task, or pass data, an iterable of batches")
+    raise ValueError("this method needs examples: name their task, or pass data, an iterable of batches")
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a method sees: never a model, only its matrices and how they belong together.
+class ScoringContext:
+    """The input of a pruning method: the matrices to prune and their units, but not the model.
 
-    ``weights``: key -> float32 [out, in] on the CPU, of the matrices to prune in model order, already pruned
-    entries 0.
-    ``units``: rows and columns of each grid of prunable units (the matrix shape itself for elements), by the
-    key of its matrix; by the first one's where several matrices share neurons or heads.
-    ``kinds``: what those units are, a granularity each, by the same keys.
-    ``data``: batches, for methods that look at examples.
-    ``gradients``: computes dL/dW of every matrix, float32 [out, in], summed over ``data``.
-    ``importance``: computes the importance of heads, neurons and MLPs over ``data``, by the keys of
-    ``units``: :func:`sparsebert.pruning.methods.head_importance.gate_importance` with the options it is given.
+    Attributes:
+        weights: key -> float32 [out, in] on the CPU, in model order; pruned entries are 0.
+        units: Rows and columns of each grid of prunable units (the matrix shape itself for elements), by the
+            key of its matrix, or of the first matrix of neurons, heads and MLPs.
+        structure: Structure of the model.
+        seed: For random numbers.
+        kinds: The granularity of each grid, by the keys of ``units``.
+        data: Batches, for methods that need examples.
+        gradients: Computes dL/dW of every matrix, float32 [out, in], summed over ``data``.
+        importance: Computes the importance of heads, neurons and MLPs over ``data``, by the keys of
+            ``units``: :func:`sparsebert.pruning.methods.head_importance.gate_importance` with keyword
+            options.
     """
 
     weights: Mapping[str, Tensor]
@@ -42,12 +45,15 @@ class Subject:
 
 
 class Method(Protocol):
-    """``scores`` returns float32 scores of every weight by key, or of every unit by the keys of
-    :attr:`Subject.units`; the highest are kept."""
+    """A pruning method.
+
+    ``scores`` returns float32 scores, either of every weight, by key, or of every unit, by the keys of
+    :attr:`ScoringContext.units`. The weights or units with the highest scores are kept.
+    """
 
     name: ClassVar[str]
 
-    def scores(self, subject: Subject) -> dict[str, Tensor]: ...
+    def scores(self, context: ScoringContext) -> dict[str, Tensor]: ...
 
 
 M = TypeVar("M", bound=type[Any])
@@ -55,7 +61,7 @@ _METHODS: dict[str, type[Any]] = {}
 
 
 def register(name: str, registry: dict[str, type[Any]] = _METHODS) -> Callable[[M], M]:
-    """Class decorator: give a method that name and make it known under it, here or in another registry."""
+    """Class decorator: set a method's name and register it under that name, here or in another registry."""
 
     def add(cls: M) -> M:
         cls.name = name
@@ -66,19 +72,19 @@ def register(name: str, registry: dict[str, type[Any]] = _METHODS) -> Callable[[
 
 
 def methods() -> tuple[str, ...]:
-    """Names of the registered methods."""
+    """Return the names of the registered methods."""
     return tuple(_METHODS)
 
 
 def find_method(name: str | Method, **options: Any) -> Method:
-    """The method of that name with these options; an instance is returned as it is.
+    """Return the method of that name with these options; a method object is returned unchanged.
 
-    Raises ValueError for an unknown name or option, offering the nearest.
+    Raises ValueError for an unknown name or option; the message offers the nearest.
     """
     if isinstance(name, str) and name in _METHODS:
-        known = [each.name for each in fields(_METHODS[name])]
-        if wrong := options.keys() - set(known):
-            raise unknown(f"option of method {name}", min(wrong), known)
+        names = [option.name for option in fields(_METHODS[name])]
+        if wrong := options.keys() - set(names):
+            raise unknown(f"option of method {name}", min(wrong), names)
         return _METHODS[name](**options)
     if isinstance(name, str) or not hasattr(name, "scores"):
         raise unknown("pruning method", name, _METHODS)

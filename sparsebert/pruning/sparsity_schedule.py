@@ -1,4 +1,4 @@
-"""Levels: the sparsity after each pruning step of an iterative method."""
+"""The sparsity after each pruning step of an iterative method, as exact fractions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from numbers import Real
 
 
 class Share(StrEnum):
-    """What the share pruned in a step is a share of.
+    """The weights that the share pruned in a step refers to.
 
-    ``ORIGINAL``: all prunable weights, as in Chen et al. 2020: steps of 0.1 give 10, 20, ..., 90 %.
-    ``REMAINING``: the weights still kept, as in Frankle and Carbin 2019: steps of 0.2 give 20, 36, 48.8 %.
+    Attributes:
+        ORIGINAL: All prunable weights, as in Chen et al. 2020: steps of 0.1 give 10, 20, ..., 90 %.
+        REMAINING: The weights still kept, as in Frankle and Carbin 2019: steps of 0.2 give 20, 36, 48.8 %.
     """
 
     ORIGINAL = "original"
@@ -25,18 +26,28 @@ def levels(
     share: Share,
     start: Fraction = Fraction(0),
 ) -> tuple[Fraction, ...]:
-    """Exact sparsities after each step from ``start``; the last one is ``target``, if by a smaller step.
+    """Return the exact sparsity after each step.
 
-    Numbers are read as the decimals they are written as; a target that is reached already gives no level.
-    Raises ValueError for a target outside [0, 1), so that no step prunes everything, and for a step
-    outside (0, 1).
+    Numbers are read as the decimals they are written as.
+
+    Args:
+        target: Sparsity of the last level, in [0, 1); the last step may be a smaller one.
+        step: Share pruned in a step, in (0, 1).
+        share: The weights that ``step`` is a share of.
+        start: Sparsity before the first step.
+
+    Returns:
+        One level a step; () if ``start`` has reached the target.
+
+    Raises:
+        ValueError: ``target`` or ``step`` is out of range.
     """
     goal = exact("sparsity", target)
     size = exact("the share pruned in a step", step)
     if not 0 <= goal < 1:
-        raise ValueError(f"sparsity must be in [0, 1), not {target}")
+        raise ValueError(f"sparsity must be in [0, 1), got {target}")
     if not 0 < size < 1:
-        raise ValueError(f"the share pruned in a step must be between 0 and 1, not {step}")
+        raise ValueError(f"the share pruned in a step must be between 0 and 1, got {step}")
     path: list[Fraction] = []
     reached = start
     while reached < goal:
@@ -46,17 +57,17 @@ def levels(
 
 
 def exact(what: str, value: float | Decimal | Fraction) -> Fraction:
-    """A number as the decimal it is written as; ValueError naming ``what`` for anything else."""
+    """Return a number as the decimal it is written as. ValueError, naming ``what``, for anything else."""
     if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
-        raise ValueError(f"{what} must be a number, not {value!r}")
+        raise ValueError(f"{what} must be a number, got {value!r}")
     try:
         return Fraction(str(value))
     except ValueError:
-        raise ValueError(f"{what} must be a finite number, not {value}") from None
+        raise ValueError(f"{what} must be a finite number, got {value}") from None
 
 
 def require_share(owner: object, *names: str) -> None:
-    """Raise ValueError unless these fields lie between 0 and 1."""
+    """Raise ValueError unless these fields of ``owner`` lie between 0 and 1."""
     for name in names:
         if not 0 < getattr(owner, name) < 1:
-            raise ValueError(f"{name} must be between 0 and 1, not {getattr(owner, name)}")
+            raise ValueError(f"{name} must be between 0 and 1, got {getattr(owner, name)}")

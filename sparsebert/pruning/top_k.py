@@ -13,17 +13,17 @@ from sparsebert_kernels.radix_select import BINS, above, count, halves, keys, sc
 
 Size = Tensor | int
 
-# Entries looked at together: a core's own cache holds them, a GPU wants more at once.
+# Entries processed at once: as many as a core's own cache holds; more on a GPU, to fill it.
 _CPU_CHUNK, _GPU_CHUNK = 1 << 18, 1 << 24
 
 
 def ranked(scores: Tensor, alive: Tensor | None = None) -> Tensor:
-    """float32 scores as :func:`select` takes them: contiguous, and NaN where ``alive`` (bool) is False.
+    """Prepare scores for :func:`select_top`: contiguous, and NaN where ``alive`` (bool) is False.
 
-    Raises ValueError for another dtype, or if a live score is NaN.
+    Raises ValueError for another dtype than float32, and if a live score is NaN.
     """
     if scores.dtype != torch.float32:
-        raise ValueError(f"scores must be float32, not {scores.dtype}")
+        raise ValueError(f"scores must be float32, got {scores.dtype}")
     scores = scores.contiguous()
     if alive is None:
         nan = any(bool(chunk.sum().isnan()) and bool(chunk.isnan().any()) for chunk, _ in _chunks(scores, 1))
@@ -35,20 +35,25 @@ def ranked(scores: Tensor, alive: Tensor | None = None) -> Tensor:
     return scores
 
 
-def select(scores: Sequence[Tensor], sizes: Sequence[Size], budget: Fraction) -> list[Tensor]:
-    """Keep the highest entries until their sizes sum up to the budget.
+def select_top(scores: Sequence[Tensor], sizes: Sequence[Size], budget: Fraction) -> list[Tensor]:
+    """Keep the entries with the highest scores until their sizes add up to the budget.
 
-    ``scores``: float32 tensors of any shape, dead entries NaN (:func:`ranked`).
-    ``sizes``: how much an entry counts, an int for all of a tensor or an int64 tensor of its shape.
-    Returns bool tensors of the same shapes, True = keep.
+    Entries are ranked by score, highest first, and equal scores by tensor and flat index. The first entries
+    of this ranking are kept, as many as bring the total size nearest to the budget; of two equally near
+    numbers the even one. For entries of size 1 that is exactly ``round(budget)`` entries, for any ties and on
+    any device. Nothing is sorted, and the masks are the only large memory: the threshold is found by counting
+    the entries by the upper half of their bits, then those of one upper half by the lower half.
 
-    Entries are ranked by score, highest first, equal scores by tensor and flat index. Kept are the first
-    entries of this ranking whose total size is nearest to the budget, an even number of them if two are
-    equally near. For entries of size 1 that is exactly ``round(budget)`` entries, for any ties and on any
-    device. Nothing is sorted and beside the masks little memory is needed: the threshold is found by counting
-    the entries by the upper half of their bits, then those it may be among by the lower half.
+    Args:
+        scores: float32 tensors of any shape, NaN for dead entries (see :func:`ranked`).
+        sizes: Size of each entry: one int for all entries of a tensor, or an int64 tensor of its shape.
+        budget: Total size to keep.
 
-    Raises ValueError if the budget asks for entries that are dead.
+    Returns:
+        bool tensors of the same shapes, True = keep.
+
+    Raises:
+        ValueError: The budget is larger than the size of all live entries.
     """
     threshold, filled = _threshold(scores, sizes, math.floor(budget))
     masks = [torch.empty_like(tensor, dtype=torch.bool) for tensor in scores]
@@ -61,20 +66,20 @@ def select(scores: Sequence[Tensor], sizes: Sequence[Size], budget: Fraction) ->
             kept += more
             if equal:
                 tied.append((chunk, out, part))
-    left = _ties_to_keep(((_at(chunk, threshold), part) for chunk, _, part in tied), kept, budget - filled)
-    if threshold is None and left:
-        raise ValueError("fewer weights are left than should be kept")
+    missing = _ties_to_keep(((_at(chunk, threshold), part) for chunk, _, part in tied), kept, budget - filled)
+    if threshold is None and missing:
+        raise ValueError("fewer weights are alive than should be kept: use a higher sparsity")
     for chunk, out, _ in tied:
-        if not left:
+        if not missing:
             break
-        ties = _at(chunk, threshold).nonzero().flatten()[:left]
+        ties = _at(chunk, threshold).nonzero().flatten()[:missing]
         out[ties] = True
-        left -= len(ties)
+        missing -= len(ties)
     return masks
 
 
 def _threshold(scores: Sequence[Tensor], sizes: Sequence[Size], room: int) -> tuple[float | None, int]:
-    """The score with whose entries the sizes, summed from the highest down, pass ``room``; the sum above it.
+    """The score at which the sizes, summed from the highest score down, exceed ``room``; the sum above it.
 
     The score is None if all live entries fit.
     """
@@ -87,7 +92,7 @@ def _threshold(scores: Sequence[Tensor], sizes: Sequence[Size], room: int) -> tu
 
 
 def _sizes(scores: Sequence[Tensor], sizes: Sequence[Size], upper: int | None = None) -> Tensor:
-    """int64 [BINS]: the sizes of the live entries in each bin together, bins as `halves` has them."""
+    """int64 [BINS]: total size of the live entries in each bin; the bins are those of `halves`."""
     total = torch.zeros(BINS, dtype=torch.int64)
     for tensor, size in zip(scores, sizes, strict=True):
         for chunk, part in _chunks(tensor, size):
@@ -102,8 +107,10 @@ def _sizes(scores: Sequence[Tensor], sizes: Sequence[Size], upper: int | None = 
 
 
 def _passing(sizes: Tensor, room: int) -> tuple[int | None, int]:
-    """The bin with which the sizes, summed from the last bin down, pass ``room``, and their sum before it;
-    None and the sum of all if they do not."""
+    """The bin at which the sizes, summed from the last bin down, exceed ``room``, and the sum before it.
+
+    None and the sum of all if they do not exceed it.
+    """
     reach = sizes.flip(0).cumsum(0)
     place = int(torch.searchsorted(reach, room, right=True))
     if place == len(sizes):
@@ -112,16 +119,19 @@ def _passing(sizes: Tensor, room: int) -> tuple[int | None, int]:
 
 
 def _live(chunk: Tensor, out: Tensor) -> tuple[int, int]:
-    """``out`` = what is alive; how many are, and how many are not."""
+    """Write the live entries (bool) into ``out``; return the numbers of live and of dead entries."""
     torch.eq(chunk, chunk, out=out)
     live = int(out.count_nonzero())
     return live, chunk.numel() - live
 
 
 def _ties_to_keep(tied: Iterable[tuple[Tensor, Size]], kept: int, room: Fraction) -> int:
-    """How many of the entries at the threshold, in order, bring the total nearest to the budget.
+    """The number of entries at the threshold, in order, that bring the total size nearest to the budget.
 
-    ``tied``: chunk by chunk where they are (bool), and sizes. ``kept``: entries above the threshold.
+    Args:
+        tied: For each chunk, the places of these entries (bool) and the sizes of the chunk.
+        kept: Number of entries above the threshold.
+        room: Budget for the entries at the threshold.
     """
     filled, count = 0, 0
     for ties, size in tied:
@@ -140,12 +150,12 @@ def _ties_to_keep(tied: Iterable[tuple[Tensor, Size]], kept: int, room: Fraction
 
 
 def _at(chunk: Tensor, threshold: float | None) -> Tensor:
-    """Where the entries at the threshold are; below it, the dead ones, where it is None."""
+    """The places of the entries at the threshold; if it is None, those of the dead entries."""
     return chunk.isnan() if threshold is None else chunk == threshold
 
 
 def _chunks(tensor: Tensor, size: Size) -> Iterator[tuple[Tensor, Size]]:
-    """Views of a contiguous tensor piece by piece, each with the sizes of its entries."""
+    """Yield a contiguous tensor in pieces (views), each with the sizes of its entries."""
     step = _CPU_CHUNK if tensor.device.type == "cpu" else _GPU_CHUNK
     flat = tensor.view(-1)
     flat_size = size if isinstance(size, int) else size.reshape(-1)

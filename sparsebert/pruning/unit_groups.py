@@ -1,4 +1,4 @@
-"""Units of a model: which weights are pruned together, in one matrix or in several that belong together."""
+"""Units of a model: weights that are pruned together, in one matrix or across several matrices of a layer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ SCOPES = ("global", "matrix", "type", HEADS_BY_LAYER)
 
 
 class Pooling(NamedTuple):
-    """How the scores of a unit's weights become one: ``reduce`` maps scores [..., weights], filled up with
-    ``fill``, and the number of weights in each unit to float32 [...]."""
+    """A rule that makes one score of those of a unit's weights.
+
+    Attributes:
+        fill: Padding of units with fewer weights.
+        reduce: Maps padded scores [..., weights] and the number of weights of each unit to float32 [...].
+    """
 
     fill: float
     reduce: Callable[[Tensor, Tensor], Tensor]
@@ -35,9 +39,11 @@ POOLING = {
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """One matrix cut into units; or several, and unit i is unit i of all of them together.
+    """One matrix cut into units, or several whose i-th units together are unit i of the group.
 
-    ``parts``: key -> how its matrix is cut. ``shapes``: key -> [out, in].
+    Attributes:
+        parts: key -> granularity that its matrix is cut at.
+        shapes: key -> [out, in].
     """
 
     parts: Mapping[str, Granularity]
@@ -45,32 +51,33 @@ class UnitGroup:
 
     @property
     def name(self) -> str:
-        """The key of its first matrix."""
+        """The key of the first matrix."""
         return next(iter(self.parts))
 
     @property
     def kind(self) -> str:
-        """The granularity of its units."""
+        """The name of the units' granularity."""
         return self.parts[self.name].name
 
     @property
     def weights(self) -> int:
+        """Number of weights of all units."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the grid of units; one column where several matrices share them."""
+        """Rows and columns of the grid of units; one column for units across matrices."""
         rows, columns = self.parts[self.name].units(self.shapes[self.name])
         return (rows, columns) if len(self.parts) == 1 else (rows * columns, 1)
 
     @property
     def sizes(self) -> Tensor | int:
-        """Weights in each unit: an int if all are alike, else int64 of the grid's shape."""
+        """Number of weights of each unit: one int if all are equal, else int64 in the shape of the grid."""
         sizes = [units.sizes(self.shapes[key]) for key, units in self.parts.items()]
         return sum(sizes[1:], start=sizes[0])
 
     def pool(self, scores: Mapping[str, Tensor], rule: str) -> Tensor:
-        """float32 score of each unit from the scores [out, in] of its weights, by a rule of POOLING."""
+        """Return the float32 score of each unit, pooled from scores [out, in] by a rule of `POOLING`."""
         if len(self.parts) == 1 and self.grid == tuple(self.shapes[self.name]):
             return scores[self.name]
         pooling = POOLING[rule]
@@ -79,19 +86,19 @@ class UnitGroup:
         return pooling.reduce(whole, torch.as_tensor(self.sizes)).view(self.grid)
 
     def whole(self, masks: Mapping[str, Tensor]) -> Tensor:
-        """The units that masks [out, in] keep, as a mask over units.
+        """Return the mask over units of masks [out, in].
 
-        Raises ValueError, naming the group, for masks that keep parts of units.
+        Raises ValueError, naming the group, if the masks keep parts of units.
         """
         share = self.pool({key: masks[key].float() for key in self.parts}, "mean")
         if ((share > 0) & (share < 1)).any():
             raise ValueError(
-                f"the ticket prunes parts of units of {self.name}: it was made at another granularity"
+                f"the ticket prunes parts of units of {self.name}: use the granularity that it was made at"
             )
         return share > 0
 
     def expand(self, kept: Tensor) -> dict[str, Tensor]:
-        """Key -> mask [out, in] of a mask over units."""
+        """Return key -> mask [out, in] of a mask over units."""
         return {
             key: units.expand(kept.view(units.units(self.shapes[key])), self.shapes[key])
             for key, units in self.parts.items()
@@ -104,66 +111,79 @@ def unit_groups(
     shapes: Mapping[str, torch.Size],
     structure: Structure | None,
 ) -> tuple[UnitGroup, ...]:
-    """The matrices of those shapes cut into units of that granularity, in model order, kind by kind.
+    """Cut matrices into units, in model order, kind by kind.
 
-    Neurons, heads and whole MLPs touch only the matrices that they have weights in; the others are in no
-    group. All matrices that share units must be there. ``structure``: needed for these kinds.
+    Args:
+        name: Name of the granularity.
+        block_size: (out, in) of a block.
+        shapes: key -> [out, in] of the matrices. Matrices without weights in such units are in no group; of
+            those that share units all must be there.
+        structure: Structure of the model, needed for neurons, heads and MLPs.
 
-    Raises ValueError as :func:`parse_granularity` does, for such kinds without a structure, or where
-    matrices have other shapes than their layer's structure says, as the heads of a compacted model have.
+    Raises:
+        ValueError: As :func:`parse_granularity` does; if the structure is needed and missing; if shapes
+            differ from the structure, as those of compacted heads do.
     """
     granularity = parse_granularity(name, block_size)
     kinds = kinds_in(name)
     if not kinds:
         return tuple(UnitGroup({key: granularity}, {key: shape}) for key, shape in shapes.items())
     if structure is None:
-        raise ValueError(f"granularity {name!r} lies across matrices: the model is needed to say which")
+        raise ValueError(f"granularity {name!r} has units across matrices: pass the model, which says which")
     groups = [parts for kind in kinds for parts in _across(kind, structure, shapes)]
     return tuple(_checked(UnitGroup(parts, {key: shapes[key] for key in parts})) for parts in groups)
 
 
-def rivals(groups: Sequence[UnitGroup], scope: str, types: Mapping[str, str]) -> list[list[UnitGroup]]:
-    """The groups whose units compete with each other: all, each by itself, or those of one type; or heads
-    within their layer, and all other units with each other.
+def competition_groups(
+    groups: Sequence[UnitGroup], scope: str, types: Mapping[str, str]
+) -> list[list[UnitGroup]]:
+    """Return lists of the groups whose units compete with each other.
 
-    Raises ValueError for the last of these where there are neither heads nor neurons nor MLPs.
+    Args:
+        groups: All groups.
+        scope: "global" (all groups), "matrix" (each by itself), "type" (those of one type) or
+            "heads-by-layer" (the heads of a layer; all neurons and MLPs).
+        types: key -> type of matrix.
+
+    Raises:
+        ValueError: Scope "heads-by-layer" for units other than heads, neurons and MLPs.
     """
     if scope == HEADS_BY_LAYER and not {group.kind for group in groups} <= set(ACROSS_MATRICES):
         raise ValueError(f"scope {scope!r} is for heads, neurons and MLPs, not {groups[0].kind!r}")
-    found: dict[str, list[UnitGroup]] = defaultdict(list)
+    competitions: dict[str, list[UnitGroup]] = defaultdict(list)
     for group in groups:
-        arenas = {
+        names = {
             "global": "",
             "matrix": group.name,
             "type": types[group.name],
             HEADS_BY_LAYER: group.name if group.kind == "head" else "",
         }
-        found[arenas[scope]].append(group)
-    return list(found.values())
+        competitions[names[scope]].append(group)
+    return list(competitions.values())
 
 
 def _across(
     kind: str, structure: Structure, shapes: Mapping[str, torch.Size]
 ) -> list[dict[str, Granularity]]:
-    """How the matrices of each layer that have such units are cut."""
+    """For each layer: key -> granularity of the matrices that have such units."""
     if kind == "head":
         for query, *_ in structure.heads:
             if shapes[query][0] != structure.num_heads * structure.head_size:
                 raise ValueError(
                     f"{query} has {shapes[query][0]} rows for {structure.num_heads} heads of "
-                    f"{structure.head_size}: heads are chosen before a model is compacted"
+                    f"{structure.head_size}: prune heads before compacting the model"
                 )
         rows = Granularity(kind, (structure.head_size, None))
         columns = Granularity(kind, (None, structure.head_size))
         return [dict(zip(keys, (rows, rows, rows, columns), strict=True)) for keys in structure.heads]
-    cuts = (Granularity(kind, (1, None)), Granularity(kind, (None, 1)))
-    if kind == "mlp":
-        cuts = (Granularity(kind, (None, None)), Granularity(kind, (None, None)))
+    row_and_column = (Granularity(kind, (1, None)), Granularity(kind, (None, 1)))
+    both_whole = (Granularity(kind, (None, None)),) * 2
+    cuts = both_whole if kind == "mlp" else row_and_column
     return [dict(zip(keys, cuts, strict=True)) for keys in structure.neurons]
 
 
 def _checked(group: UnitGroup) -> UnitGroup:
     counts = {key: math.prod(units.units(group.shapes[key])) for key, units in group.parts.items()}
     if len(set(counts.values())) > 1 or not isinstance(group.sizes, int):
-        raise ValueError(f"the units of {group.name} do not fit the matrices beside it: {counts}")
+        raise ValueError(f"the units of {group.name} do not fit the other matrices of its layer: {counts}")
     return group

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from sparsebert.report.format import MISSING, Record, megabytes
 from sparsebert.report.gpu_goals import goal_rows
 from sparsebert.report.table import Table
+from sparsebert_kernels.errors import first_line
 
 MODELS = {768: "BERT-base", 1024: "BERT-large"}
 RATIOS = "Ratio: cuBLAS's time over ours, both in CUDA graphs, paired medians, geometric mean over the layers"
@@ -30,7 +31,7 @@ def gpu_tables(records: Iterable[Record], *, dry_run: bool = False) -> list[Tabl
 def failure_tables(records: Iterable[Record], *, dry_run: bool = False) -> list[Table]:
     """The points that failed, and why."""
     rows = tuple(
-        (row["point"]["key"], row["reason"].splitlines()[0])
+        (row["point"]["key"], first_line(row["reason"]))
         for row in records
         if row["kind"] == "gpu_failed" and row["device"]["dry_run"] == dry_run
     )

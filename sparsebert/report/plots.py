@@ -8,12 +8,12 @@ import io
 import itertools
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsebert.atomic import replacing
 from sparsebert.report.format import Record, granularity_text, machine_text, span_text, threads_text
 from sparsebert.report.model_tables import sweeps
 
@@ -209,12 +209,5 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     require_ending(target)
     if not target.parent.is_dir():
         raise ValueError(f"cannot write {target}: the folder {target.parent} does not exist")
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(descriptor)
-    try:
-        figure.savefig(name, format=target.suffix[1:].lower())
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with replacing(target) as temporary:
+        figure.savefig(temporary, format=target.suffix[1:].lower())

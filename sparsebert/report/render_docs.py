@@ -12,12 +12,11 @@ the document. The kind `text` shows a file as it is, e.g. what a command printed
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 
+from sparsebert.atomic import write_text
 from sparsebert.report.sections import KINDS
 from sparsebert.results import read
 
@@ -73,16 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.check:
             print(f"{document}: tables differ from the result files; run with --write", file=sys.stderr)
         else:
-            _replace(document, fresh[document])
+            write_text(document, fresh[document])
     return int(options.check and bool(stale))
-
-
-def _replace(target: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(name, target.stat().st_mode & 0o777)
-    os.replace(name, target)
 
 
 if __name__ == "__main__":

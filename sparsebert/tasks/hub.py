@@ -8,6 +8,7 @@ from sparsebert.tasks.examples import Example, Examples, Question
 from sparsebert.tasks.registry import Task
 from sparsebert.tasks.squad import checked
 from sparsebert.tasks.tables import label_parser
+from sparsebert_kernels.errors import first_line
 
 
 def load_split(task: Task, split: str) -> tuple[Examples, str]:
@@ -22,9 +23,8 @@ def load_split(task: Task, split: str) -> tuple[Examples, str]:
 
         dataset: Any = datasets.load_dataset(*task.hub, split=split)
     except Exception as error:  # of the library, the network or the hub: too many kinds to name
-        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise ValueError(
-            f"{task.name} cannot be loaded from the hub ({reason}): pass a folder with it"
+            f"{task.name} cannot be loaded from the hub ({first_line(error)}): pass a folder with it"
         ) from None
     needed = [name for name in (*task.columns, task.label) if name]
     if missing := [name for name in needed if name not in dataset.column_names]:

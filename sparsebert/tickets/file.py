@@ -1,32 +1,33 @@
-"""The ticket file: packed mask bits and their provenance in one safetensors container.
+"""The ticket file: packed masks and their provenance in one safetensors container.
 
-Every mask is one U8 entry, ``<key>.weight`` or ``<key>.bias``: its bits in row-major order, the first in
-the highest bit of a byte (``numpy.packbits``), the last byte filled up with zeros. The entries lie in the
-order of their names. The header's ``__metadata__`` holds two strings: ``sparsebert.tickets.ticket``, a JSON
-object with the format version, the shapes in model order and the provenance, and ``sparsebert.sha256``,
-the digest of that JSON and of the bits. Everything a header says is compared with the size of the file
-and with the one layout that its shapes allow before a byte of a mask is read, so a broken or hostile file
-costs a message and no memory.
+Every mask is one U8 entry, ``<key>.weight`` or ``<key>.bias``, packed as `sparsebert.tickets.bits` says. The
+entries are sorted by name. The header's ``__metadata__`` holds two strings: ``sparsebert.ticket``, a JSON
+object with the format version, the shapes in model order and the provenance, and ``sparsebert.sha256``, the
+digest of that JSON and of the bits.
+
+The reader compares every statement of the header with the file's size and with the only layout that the
+shapes allow before it reads a byte of a mask. A broken or hostile file therefore costs an error message and
+no memory.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import os
 import re
-import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from sparsebert.atomic import replacing
+from sparsebert.tickets.bits import pack_bits, packed_bytes, unpack_bits
 
 FORMAT_VERSION = 1
 _DESCRIPTION = "sparsebert.ticket"
@@ -42,7 +43,7 @@ _MAX_SHOWN = 80
 
 @dataclass(frozen=True)
 class TicketContents:
-    """What a ticket file holds: bool masks [out, in] and [out] by key, and what is known about them."""
+    """The contents of a ticket file: bool masks [out, in] and [out] by key, and the ticket's properties."""
 
     masks: Mapping[str, Tensor]
     bias_masks: Mapping[str, Tensor]
@@ -53,22 +54,23 @@ class TicketContents:
 
 
 def is_key(name: object) -> bool:
-    """Whether a name can be a module path: dotted words of letters, digits, ``_`` and ``-``."""
+    """Whether a name is a valid module path: dotted words of letters, digits, ``_`` and ``-``."""
     return isinstance(name, str) and len(name) <= _MAX_KEY_LENGTH and _KEY.fullmatch(name) is not None
 
 
 def brief(value: object) -> str:
-    """A value of unknown size as it goes into a message: one line, not a long one."""
+    """Return the repr of a value of unknown size, truncated to fit into a message."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def write(path: str | os.PathLike[str], contents: TicketContents) -> None:
-    """Write the file in one step: what was at ``path`` stays until the new file is complete.
+    """Write a ticket file atomically.
 
-    Raises ValueError if the metadata makes the header larger than 1 MiB, OSError as ``open`` does.
+    Raises:
+        ValueError: The metadata makes the header larger than 1 MiB.
+        OSError: The file cannot be written.
     """
-    path = Path(path)
     description = json.dumps(
         {
             "version": FORMAT_VERSION,
@@ -83,58 +85,36 @@ def write(path: str | os.PathLike[str], contents: TicketContents) -> None:
     )
     masks = _named(contents.masks, contents.bias_masks)
     entries = _entries({name: tuple(mask.shape) for name, mask in masks.items()})
-    payload = b"".join(np.packbits(masks[name].numpy()).tobytes() for name in entries)
+    payload = b"".join(pack_bits(masks[name]).numpy().tobytes() for name in entries)
     strings = {_DESCRIPTION: description, _DIGEST: _digest(description, payload)}
     header = json.dumps({"__metadata__": strings, **entries}).encode()
     header += b" " * (-len(header) % _LENGTH_BYTES)
     if len(header) > _MAX_HEADER_BYTES:
         raise ValueError(
-            f"the ticket's metadata is too large: a header of {len(header)} bytes, at most 1 MiB"
+            f"the ticket's metadata is too large: {len(header)} bytes of header, at most 1 MiB is allowed"
         )
-    with replacing(path) as file:
+    with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
         file.write(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
         file.write(payload)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` once it is complete: until then what was there stays.
-
-    Raises OSError as ``open`` does; FileNotFoundError names the folder that is missing, IsADirectoryError the
-    one that stands in its place.
-    """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder")
-    unfinished = path.with_name(f".{secrets.token_hex(6)}.tmp")
-    try:
-        with open(unfinished, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise
 
 
 def read(path: str | os.PathLike[str]) -> TicketContents:
     """Read a file that :func:`write` wrote.
 
-    Raises FileNotFoundError if there is none, and ValueError, in one line that names the file, for
-    anything else that is not a whole ticket file of a known version.
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not a complete ticket file of a known version. The message is one line that
+            names the file.
     """
     path = os.fspath(path)
-    # Before it is opened: opening a pipe would wait for its writer.
+    # Checked before opening: opening a pipe would wait for its writer.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{os.fspath(path)} is not a regular file")
     with open(path, "rb") as file:
         try:
             return _read(file)
         except (ValueError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
             raise ValueError(f"{os.fspath(path)} is not a usable ticket file: {reason}") from None
 
 
@@ -142,26 +122,26 @@ def _read(file: BinaryIO) -> TicketContents:
     file_size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     if length > file_size - _LENGTH_BYTES:
-        raise ValueError(f"cut off in its header, at {file_size} bytes")
+        raise ValueError(f"its header is truncated at {file_size} bytes")
     if length > _MAX_HEADER_BYTES:
-        raise ValueError(f"a header of {length} bytes, at most {_MAX_HEADER_BYTES} are expected")
+        raise ValueError(f"its header has {length} bytes, at most {_MAX_HEADER_BYTES} are allowed")
     header = _json_object(file.read(length).decode(), "header")
     description, digest = _strings(header.pop("__metadata__", None))
     fields = _description(description)
     shapes = _named(_shapes(fields["masks"], 2), _shapes(fields["bias_masks"], 1))
     if sum(math.prod(shape) for shape in shapes.values()) > _MAX_WEIGHTS:
-        raise ValueError(f"masks of more than {_MAX_WEIGHTS} weights in all")
+        raise ValueError(f"its masks have more than {_MAX_WEIGHTS} weights in total")
     entries = _entries(shapes)
     _compare(header, entries)
-    size = sum(_bytes(shape) for shape in shapes.values())
+    size = sum(packed_bytes(shape) for shape in shapes.values())
     if file_size != _LENGTH_BYTES + length + size:
-        raise ValueError(f"{file_size} bytes long where its masks need {_LENGTH_BYTES + length + size}")
+        raise ValueError(f"it has {file_size} bytes, its masks need {_LENGTH_BYTES + length + size}")
     payload = file.read(size)
     if _digest(description, payload) != digest:
-        raise ValueError("damaged: its contents do not match their digest")
+        raise ValueError("it is damaged: its contents do not match their digest")
     bits = np.frombuffer(payload, np.uint8)
     masks = {
-        name: _unpack(name, bits[slice(*entry["data_offsets"])], shapes[name])
+        name: unpack_bits(bits[slice(*entry["data_offsets"])], shapes[name], name)
         for name, entry in entries.items()
     }
     return TicketContents(
@@ -178,7 +158,7 @@ def _strings(metadata: Any) -> tuple[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its __metadata__ is not a table of strings")
     if _DESCRIPTION not in metadata or _DIGEST not in metadata:
-        raise ValueError("a safetensors file without a ticket in its metadata")
+        raise ValueError("it is a safetensors file without a ticket in its metadata")
     return metadata[_DESCRIPTION], metadata[_DIGEST]
 
 
@@ -186,14 +166,16 @@ def _description(text: str) -> dict[str, Any]:
     fields = _json_object(text, "description")
     version = fields.get("version")
     if type(version) is not int or version < 1:
-        raise ValueError(f"format version {brief(version)}, expected a number from 1 to {FORMAT_VERSION}")
+        raise ValueError(
+            f"its format version must be a number from 1 to {FORMAT_VERSION}, got {brief(version)}"
+        )
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"written by a newer sparsebert (format {brief(version)}, "
+            f"it was written by a newer sparsebert (format {brief(version)}, "
             f"this one reads up to {FORMAT_VERSION}): update sparsebert"
         )
     if wrong := fields.keys() ^ _FIELDS:
-        raise ValueError(f"its description lacks or adds {brief(min(wrong))}")
+        raise ValueError(f"its description lacks or adds the field {brief(min(wrong))}")
     types = {"masks": dict, "bias_masks": dict, "removed": list, "metadata": dict, "layer_sparsity": dict}
     for name, expected in types.items():
         if not isinstance(fields[name], expected):
@@ -204,32 +186,32 @@ def _description(text: str) -> dict[str, Any]:
 def _shapes(table: dict[str, Any], dimensions: int) -> dict[str, tuple[int, ...]]:
     for key, shape in table.items():
         if not is_key(key):
-            raise ValueError(f"{brief(key)} is no module path")
+            raise ValueError(f"{brief(key)} is not a module path")
         if (
             not isinstance(shape, list)
             or len(shape) != dimensions
             or not all(type(size) is int and 1 <= size <= _MAX_WEIGHTS for size in shape)
         ):
-            raise ValueError(f"{key}: a shape of {dimensions} positive sizes is expected, not {brief(shape)}")
+            raise ValueError(f"{key} must have a shape of {dimensions} positive sizes, got {brief(shape)}")
     return {key: tuple(shape) for key, shape in table.items()}
 
 
 def _compare(header: dict[str, Any], entries: dict[str, Any]) -> None:
     if wrong := header.keys() ^ entries.keys():
         name = min(wrong)
-        where = "lacks its bits" if name in entries else "has bits without a shape"
-        raise ValueError(f"{brief(name)} {where}")
+        problem = "has a shape without bits" if name in entries else "has bits without a shape"
+        raise ValueError(f"{brief(name)} {problem}")
     for name, entry in entries.items():
         if header[name] != entry:
-            raise ValueError(f"{name}: its entry reads {brief(header[name])}, its shape needs {entry}")
+            raise ValueError(f"{name} has the entry {brief(header[name])}, its shape needs {entry}")
 
 
 def _entries(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
-    """The one header that these shapes allow: name -> safetensors entry, in file order."""
+    """Return the only header that these shapes allow: name -> safetensors entry, in file order."""
     entries: dict[str, dict[str, Any]] = {}
     start = 0
     for name in sorted(shapes):
-        size = _bytes(shapes[name])
+        size = packed_bytes(shapes[name])
         entries[name] = {"dtype": "U8", "shape": [size], "data_offsets": [start, start + size]}
         start += size
     return entries
@@ -239,17 +221,6 @@ def _named(weights: Mapping[str, Any], biases: Mapping[str, Any]) -> dict[str, A
     return {f"{key}.weight": item for key, item in weights.items()} | {
         f"{key}.bias": item for key, item in biases.items()
     }
-
-
-def _bytes(shape: tuple[int, ...]) -> int:
-    return -(-math.prod(shape) // 8)
-
-
-def _unpack(name: str, bits: np.ndarray, shape: tuple[int, ...]) -> Tensor:
-    count = math.prod(shape)
-    if count % 8 and bits[-1] & (0xFF >> count % 8):
-        raise ValueError(f"{name}: bits set beyond its last weight")
-    return torch.from_numpy(np.unpackbits(bits, count=count).view(np.bool_).reshape(shape))
 
 
 def _digest(description: str, payload: bytes) -> str:
@@ -262,11 +233,11 @@ def _json_object(text: str, what: str) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
-            raise ValueError(f"a name stands twice in its {what}")
+            raise ValueError(f"its {what} repeats a name")
         return table
 
     def no_constant(name: str) -> NoReturn:
-        raise ValueError(f"{name} in its {what}")
+        raise ValueError(f"its {what} contains {name}")
 
     try:
         loaded = json.loads(text, object_pairs_hook=once, parse_constant=no_constant)

@@ -1,4 +1,4 @@
-"""Provenance: what a ticket's metadata says of the model, weights and libraries it was made with."""
+"""Provenance: the identities of masks and weights, and the metadata of a ticket."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sparsebert.bert import is_bert_like, resolve, structure
+from sparsebert.bert import is_bert_like, structure, weight_of
 
 _TYPES: dict[str, type] = {
     "versions": dict,
@@ -27,28 +27,54 @@ _TYPES: dict[str, type] = {
     "model": dict,
     "history": list,
 }
-# As the hub names models: an organisation's or user's, and some old ones of nobody's.
+# Model ids of the hub: "organisation/model", or "model" for some old ones.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def weight_hash(model: nn.Module) -> str:
-    """``sha256:`` and the digest over key, dtype, shape and bytes of every encoder matrix, in model order.
+    """Return the identity of a model's encoder: ``sha256:`` and a digest.
 
-    The same for the bare model and every task head on it; another dtype gives another hash.
-    Raises ValueError for a model of another family.
+    The digest covers key, dtype, shape and bytes of every encoder matrix in model order. It is the same for
+    the bare model and every task head on it, and changes with the dtype.
+
+    Raises:
+        ValueError: The model belongs to another family.
     """
     digest = hashlib.sha256()
     for key in structure(model).linears:
-        # Not get_parameter: in a pruned, parametrized or packed layer the weight is a plain attribute.
-        weight = torch.as_tensor(resolve(model, key).weight).detach().cpu().contiguous()
+        weight = weight_of(model, key).detach().cpu().contiguous()
         digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}\n".encode())
         digest.update(weight.view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
 
 
+def masks_digest(packed: Iterable[tuple[str, Sequence[int], Tensor]], removed: Iterable[str] = ()) -> str:
+    """Return the identity of masks, the same wherever they are stored.
+
+    Args:
+        packed: (key, shape, packed bits) of every mask, as `sparsebert.tickets.bits` packs them: weight masks
+            sorted by key, then bias masks sorted by key.
+        removed: Modules that are removed whole.
+
+    Returns:
+        ``sha256:`` and the digest.
+    """
+    digest = hashlib.sha256()
+    for key, shape, bits in packed:
+        digest.update(f"{key} {tuple(shape)}\n".encode())
+        digest.update(bits.cpu().numpy().data)
+    for module in sorted(removed):
+        digest.update(f"{module} removed\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """A model for the metadata: class, id, whether that is a ``local`` folder's (by its name only), number of
-    matrices."""
+    """Describe a model for the metadata.
+
+    Returns:
+        ``class``; ``id``, the hub id or the bare name of a folder; ``local``, whether it is a folder; and
+        ``linears``, the number of encoder matrices. Entries that the model cannot answer are missing.
+    """
     described: dict[str, Any] = {"class": type(model).__name__}
     if name := getattr(getattr(model, "config", None), "_name_or_path", None):
         local = os.path.isdir(name) or not _HUB_ID.fullmatch(name)
@@ -60,9 +86,13 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
 
 def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata as it reads once saved, with the libraries' versions; ValueError if it is not JSON."""
+    """Return metadata as a ticket file returns it, with the versions of the libraries added.
+
+    Raises:
+        ValueError: The metadata is not JSON, or a known entry has another type.
+    """
     try:
-        # Through JSON and back, so that tuples are lists before a ticket is saved as after.
+        # Through JSON and back, so that tuples become lists before a ticket is saved, too.
         checked: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"metadata must be JSON: {error}") from None
@@ -70,17 +100,17 @@ def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         value = checked.get(name)
         if value is not None and (not isinstance(value, expected) or isinstance(value, bool)):
             raise ValueError(
-                f"metadata {name!r} must be of type {expected.__name__}, not {type(value).__name__}"
+                f"metadata {name!r} must be of type {expected.__name__}, got {type(value).__name__}"
             )
     checked.setdefault("versions", _versions())
     return checked
 
 
 def _versions() -> dict[str, str]:
-    found = _installed_version() | {"torch": torch.__version__}
+    versions = _installed_version() | {"torch": torch.__version__}
     if "transformers" in sys.modules:
-        found["transformers"] = sys.modules["transformers"].__version__
-    return found
+        versions["transformers"] = sys.modules["transformers"].__version__
+    return versions
 
 
 @functools.cache

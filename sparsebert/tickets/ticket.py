@@ -1,10 +1,8 @@
-"""Ticket: which weights of a BERT stay, and where that choice comes from."""
+"""The ticket: which weights of a BERT are kept, and how they were chosen."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,27 +10,37 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve, structure
-from sparsebert.tickets import file
+from sparsebert.bert import canonical_key, prunable, weight_of
+from sparsebert.tickets import apply, file, torch_prune
+from sparsebert.tickets.apply import shape_text
+from sparsebert.tickets.bits import pack_bits
 from sparsebert.tickets.file import TicketContents, brief, is_key
-from sparsebert.tickets.provenance import checked_metadata, describe_model, weight_hash
+from sparsebert.tickets.provenance import checked_metadata, describe_model, masks_digest
 
-__all__ = ["Ticket", "prunable", "weight_hash"]
+# Two sparsities that differ by no more than this are the same: at one decimal of a percent, as tables and
+# command lines state them, they are printed alike.
+SAME_SPARSITY = 5e-4
 
 
 class Ticket:
     """Masks over the matrices of a model, with their provenance; True = keep.
 
-    ``masks``: key (module path without wrappers and base-model prefix) -> bool tensor [out, in] on the CPU.
-    ``bias_masks``: bool [out] for those of the same keys whose biases are pruned too.
-    ``removed``: modules taken out whole; the masks below them keep nothing, and their biases go as well.
-    ``metadata``: JSON values such as method, sparsity, granularity, scope, seed, model (id, weight hash),
-    versions and history; ValueError if one of them has another type than a ticket file may hold.
+    Two tickets are equal if they keep the same weights, whatever their metadata.
 
-    ``sparsity``, ``density`` and ``layer_sparsity`` are shares of the weights in ``masks``, biases left out.
-    Two tickets are equal if they keep the same weights; where they come from does not matter.
-    Raises ValueError naming the key for masks of another type, dtype or number of dimensions, and for masks
-    that are no mapping.
+    Args:
+        masks: Module path -> bool [out, in]. Wrappers and the base-model prefix are stripped from the paths.
+        bias_masks: Bool [out] for those of the same paths whose biases are pruned too.
+        removed: Modules that are removed whole. Masks below them keep nothing, and their biases are pruned.
+        metadata: JSON values such as method, sparsity, granularity, scope, seed, model and history.
+
+    Attributes:
+        masks, bias_masks: As passed, by key (`sparsebert.bert`), on the CPU.
+        removed: Paths of the removed modules.
+        metadata: As passed, with the versions of the libraries.
+
+    Raises:
+        ValueError: A mask has another type, dtype or number of dimensions, a bias mask has no weight mask, a
+            removed module keeps weights, or a metadata value has a type that a ticket file cannot hold.
     """
 
     def __init__(
@@ -46,15 +54,16 @@ class Ticket:
         self.masks = _checked_masks(masks, dimensions=2)
         self.bias_masks = _checked_masks(bias_masks or {}, dimensions=1)
         if isinstance(removed, str):
-            raise ValueError(f"removed is one module, {brief(removed)}; a list of modules is needed")
+            raise ValueError(f"removed must be a list of modules, got the string {brief(removed)}")
         self.removed = tuple(_checked_key(name) for name in removed)
         self.metadata = checked_metadata(metadata or {})
         for key, mask in self.bias_masks.items():
             if key not in self.masks:
-                raise ValueError(f"the bias mask of {key} has no weight mask beside it")
+                raise ValueError(f"the bias mask of {key} needs a weight mask of the same key")
             if len(mask) != len(self.masks[key]):
                 raise ValueError(
-                    f"{key}: a bias mask of {len(mask)} for {len(self.masks[key])} output features"
+                    f"the bias mask of {key} has {len(mask)} entries, "
+                    f"its weight mask {len(self.masks[key])} rows"
                 )
         for name in self.removed:
             below = [key for key in self.masks if _is_below(key, name)]
@@ -65,32 +74,30 @@ class Ticket:
 
     @property
     def sparsity(self) -> float:
-        """Share of pruned weights; 0.0 without any mask."""
+        """Share of pruned weights, biases not counted; 0.0 without any mask."""
         total = sum(mask.numel() for mask in self.masks.values())
         return (total - sum(map(_kept, self.masks.values()))) / total if total else 0.0
 
     @property
     def density(self) -> float:
-        """Share of kept weights; 1.0 without any mask."""
+        """Share of kept weights, biases not counted; 1.0 without any mask."""
         total = sum(mask.numel() for mask in self.masks.values())
         return sum(map(_kept, self.masks.values())) / total if total else 1.0
 
     @property
     def layer_sparsity(self) -> dict[str, float]:
-        """Share of pruned weights of each matrix."""
+        """Share of pruned weights of each matrix, by key."""
         return {key: (mask.numel() - _kept(mask)) / mask.numel() for key, mask in self.masks.items()}
 
     @property
     def digest(self) -> str:
-        """The same for tickets that prune the same, whatever their metadata say: "sha256:" and 64 digits."""
-        found = hashlib.sha256()
-        for masks in (self.masks, self.bias_masks):
-            for key, mask in sorted(masks.items()):
-                found.update(f"{key} {tuple(mask.shape)}\n".encode())
-                found.update(np.packbits(mask.numpy()).tobytes())
-        for module in sorted(self.removed):
-            found.update(f"{module} removed\n".encode())
-        return f"sha256:{found.hexdigest()}"
+        """The ticket's identity: equal for tickets that prune the same, whatever their metadata."""
+        packed = (
+            (key, mask.shape, pack_bits(mask))
+            for masks in (self.masks, self.bias_masks)
+            for key, mask in sorted(masks.items())
+        )
+        return masks_digest(packed, self.removed)
 
     def __repr__(self) -> str:
         method = self.metadata.get("method", "unknown method")
@@ -109,15 +116,27 @@ class Ticket:
     __hash__ = None  # type: ignore[assignment]
 
     def __and__(self, other: Ticket) -> Ticket:
-        """What both keep; a module removed in either is removed. ValueError if their matrices differ."""
+        """Keep the weights that both keep, and remove the modules that either removes.
+
+        Raises:
+            ValueError: The tickets cover different matrices.
+        """
         return self._combine(other, torch.logical_and, "intersection", set.union)
 
     def __or__(self, other: Ticket) -> Ticket:
-        """What either keeps; a module removed in both is removed. ValueError if their matrices differ."""
+        """Keep the weights that either keeps, and remove the modules that both remove.
+
+        Raises:
+            ValueError: The tickets cover different matrices.
+        """
         return self._combine(other, torch.logical_or, "union", set.intersection)
 
     def __invert__(self) -> Ticket:
-        """What this one prunes. ValueError if whole modules are removed: that has no complement."""
+        """Keep the weights that this ticket prunes.
+
+        Raises:
+            ValueError: The ticket removes whole modules.
+        """
         if self.removed:
             raise ValueError(f"a ticket that removes whole modules ({self.removed[0]}) has no complement")
         return Ticket(
@@ -127,49 +146,32 @@ class Ticket:
         )
 
     def overlap(self, other: Ticket) -> float:
-        """Weights kept by both over weights kept by either (the Jaccard index); 1.0 if both keep none.
+        """Return the Jaccard index of the kept weights; 1.0 if neither ticket keeps any.
 
-        Raises ValueError if the two do not cover the same matrices.
+        Raises:
+            ValueError: The tickets cover different matrices.
         """
         self._require_same_matrices(other)
         either = sum(_kept(mask | other.masks[key]) for key, mask in self.masks.items())
         both = sum(_kept(mask & other.masks[key]) for key, mask in self.masks.items())
         return both / either if either else 1.0
 
-    def _combine(
-        self,
-        other: Ticket,
-        op: Callable[[Tensor, Tensor], Tensor],
-        operation: str,
-        of_removed: Callable[[set[str], set[str]], set[str]],
-    ) -> Ticket:
-        self._require_same_matrices(other)
-        removed = of_removed(set(self.removed), set(other.removed))
-        return Ticket(
-            {key: op(mask, other.masks[key]) for key, mask in self.masks.items()},
-            bias_masks={key: op(mask, other.bias_masks[key]) for key, mask in self.bias_masks.items()},
-            removed=[name for name in dict.fromkeys(self.removed + other.removed) if name in removed],
-            metadata=_derived(operation, self, other),
-        )
+    def dead_biases(self) -> dict[str, Tensor]:
+        """Return the biases that the ticket prunes, by a mask or with a removed module.
 
-    def _require_same_matrices(self, other: Ticket) -> None:
-        require_ticket(other)
-        for kind in ("masks", "bias_masks"):
-            mine: dict[str, Tensor] = getattr(self, kind)
-            theirs: dict[str, Tensor] = getattr(other, kind)
-            if wrong := mine.keys() ^ theirs.keys():
-                raise ValueError(f"tickets of different models: only one of them has {kind} of {min(wrong)}")
-            for key, mask in mine.items():
-                if mask.shape != theirs[key].shape:
-                    raise ValueError(
-                        f"tickets of different models: {key} is {_shape(mask)} in one and "
-                        f"{_shape(theirs[key])} in the other"
-                    )
+        Returns:
+            Key -> bool [out], True = pruned.
+        """
+        below_removed = [key for key in self.masks if any(_is_below(key, name) for name in self.removed)]
+        masked = {key: ~mask for key, mask in self.bias_masks.items()}
+        return masked | {key: self.masks[key].new_ones(len(self.masks[key])) for key in below_removed}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, bits packed, in one step (see :mod:`sparsebert.tickets.file`).
+        """Write the ticket atomically as one safetensors file (see :mod:`sparsebert.tickets.file`).
 
-        Raises ValueError if the metadata exceeds 1 MiB, OSError where the file cannot be written.
+        Raises:
+            ValueError: The metadata exceeds 1 MiB.
+            OSError: The file cannot be written.
         """
         file.write(
             path,
@@ -187,9 +189,10 @@ class Ticket:
     def load(cls, path: str | os.PathLike[str]) -> Ticket:
         """Read a ticket file.
 
-        Raises FileNotFoundError if there is none, and ValueError in one line for a file that is cut off,
-        damaged, written by a newer version or no ticket at all; nothing is allocated for masks that the
-        file cannot hold.
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is truncated, damaged, written by a newer version or not a ticket. The
+                message is one line, and no memory is allocated for masks that the file cannot hold.
         """
         contents = file.read(path)
         try:
@@ -200,177 +203,125 @@ class Ticket:
                 metadata=contents.metadata,
             )
             if (contents.sparsity, contents.layer_sparsity) != (ticket.sparsity, ticket.layer_sparsity):
-                raise ValueError("the sparsities it states are not those of its masks")
+                raise ValueError("its masks do not have the sparsities that it states")
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)} is not a usable ticket file: {error}") from None
         return ticket
 
     @classmethod
     def from_model(cls, model: nn.Module, *, include_pooler: bool = False) -> Ticket:
-        """Read a ticket off the zeros already in the weights of a BERT-like model (NaN counts as kept).
+        """Make a ticket from the zeros in the weights of a BERT-like model; NaN counts as kept.
 
-        Raises ValueError for a model of another family, or without the pooler that is asked for.
+        Raises:
+            ValueError: The model belongs to another family, or has no pooler to include.
         """
-        masks = {key: _weight(model, key).detach() != 0 for key in prunable(model, include_pooler)}
+        masks = {key: weight_of(model, key).detach() != 0 for key in prunable(model, include_pooler)}
         return cls(masks, metadata={"method": "zeros in the weights", "model": describe_model(model)})
 
     @classmethod
     def from_torch_prune(cls, model: nn.Module) -> Ticket:
-        """Read the masks of ``torch.nn.utils.prune`` from their ``weight_mask`` and ``bias_mask`` buffers.
+        """Make a ticket from the ``weight_mask`` and ``bias_mask`` buffers of ``torch.nn.utils.prune``.
 
-        In a BERT-like model the encoder matrices without such a mask count as kept whole.
-        Raises ValueError if nothing is pruned that way, or something that is no 2-D linear weight, or if
-        a mask holds anything but 0 and 1.
+        Encoder matrices of a BERT-like model without such a mask count as kept whole.
+
+        Raises:
+            ValueError: The model has no such buffers, a layer other than ``nn.Linear`` has one, or one holds
+                values other than 0 and 1.
         """
-        masks: dict[str, Tensor] = {}
-        biases: dict[str, Tensor] = {}
-        if is_bert_like(model):
-            masks = {
-                key: torch.ones_like(_weight(model, key), dtype=torch.bool)
-                for key in structure(model).linears
-            }
-        pruned = False
-        for name, buffer in model.named_buffers():
-            path, _, kind = name.rpartition(".")
-            if kind not in ("weight_mask", "bias_mask"):
-                continue
-            if not isinstance(module := model.get_submodule(path), nn.Linear):
-                raise ValueError(f"{path} is pruned and is a {type(module).__name__}, not a linear layer")
-            if not torch.all((buffer == 0) | (buffer == 1)):
-                raise ValueError(f"{name} holds values other than 0 and 1")
-            pruned = True
-            key = canonical_key(path)
-            masks.setdefault(key, torch.ones_like(module.weight, dtype=torch.bool))
-            (masks if kind == "weight_mask" else biases)[key] = buffer.bool()
-        if not pruned:
-            raise ValueError(f"nothing in {type(model).__name__} is pruned with torch.nn.utils.prune")
+        masks, bias_masks = torch_prune.read_masks(model)
         metadata = {"method": "torch.nn.utils.prune", "model": describe_model(model)}
-        return cls(masks, bias_masks=biases, metadata=metadata)
+        return cls(masks, bias_masks=bias_masks, metadata=metadata)
 
     def check(self, model: nn.Module, *, weights: bool = False) -> None:
         """Raise ValueError, naming the first mismatch, unless the ticket fits the model.
 
-        Names, shapes and the number of encoder matrices must agree, and a weight that is shared between
-        modules (a tied decoder) must be masked the same in all of them. ``weights=True`` also asks for
-        the very weights the ticket was made for, by their hash: true of the untouched pre-trained model
-        only.
+        Args:
+            model: Names, shapes and the number of encoder matrices must agree, and a weight shared between
+                modules (a tied decoder) must have the same mask in all of them.
+            weights: Also require the weights that the ticket was made for, by their hash. Only the untouched
+                pre-trained model passes.
         """
-        for key, mask in self.masks.items():
-            try:
-                module = resolve(model, key)
-            except ValueError as error:
-                raise ValueError(f"ticket of another model: {error}") from None
-            bias = {"bias": self.bias_masks[key]} if key in self.bias_masks else {}
-            for name, expected in {"weight": mask, **bias}.items():
-                tensor = getattr(module, name, None)
-                actual = _shape(tensor) if isinstance(tensor, Tensor) else "missing"
-                if actual != _shape(expected):
-                    raise ValueError(
-                        f"ticket of another model: {key}.{name} is {_shape(expected)} in the ticket "
-                        f"and {actual} in {type(model).__name__}"
-                    )
-        origin = self.metadata.get("model", {})
-        if "linears" in origin and is_bert_like(model):
-            count = len(structure(model).linears)
-            if origin["linears"] != count:
-                raise ValueError(
-                    f"ticket of another model: made for {origin['linears']} encoder matrices, "
-                    f"{type(model).__name__} has {count}"
-                )
-        self._refuse_one_side_of_tied_weights(model)
-        if weights:
-            if "weights" not in origin:
-                raise ValueError("the ticket does not say which weights it was made for")
-            if origin["weights"] != weight_hash(model):
-                raise ValueError(
-                    f"ticket of another model: made for weights {origin['weights']} "
-                    f"(model {origin.get('id', 'unknown')}), these are {weight_hash(model)}"
-                )
+        apply.check(self, model, weights=weights)
 
     def apply_(self, model: nn.Module) -> nn.Module:
-        """Set what it prunes to +0 in place, NaN and inf too; returns the model. Raises as `targets` does."""
+        """Set the pruned weights to +0 in place, NaN and inf included; return the model.
+
+        Raises:
+            ValueError: As :meth:`targets`.
+        """
         with torch.no_grad():
             for parameter, mask in self.targets(model):
                 parameter.masked_fill_(~mask.to(parameter.device), 0)
         return model
 
     def targets(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-        """The parameters of a model that the ticket masks, each with its mask on the CPU.
+        """Return each parameter of the model that the ticket masks, with its mask on the CPU.
 
-        Below a removed MLP biases are masked whole, so that the layer's output is LN(input). Raises
-        ValueError if the ticket does not fit (:meth:`check`) or a weight is no plain parameter (but packed).
+        The biases below a removed MLP are masked whole, so that the layer's output is LN(input).
+
+        Raises:
+            ValueError: The ticket does not fit (:meth:`check`), or a weight is not a plain parameter (but
+                parametrized or packed).
         """
-        self.check(model)
-        weights = [(_parameter(model, key, "weight"), mask) for key, mask in self.masks.items()]
-        return weights + [
-            (_parameter(model, key, "bias"), ~dead)
-            for key, dead in self.dead_biases().items()
-            if getattr(resolve(model, key), "bias", None) is not None
-        ]
+        return apply.targets(self, model)
 
-    def dead_biases(self) -> dict[str, Tensor]:
-        """Key -> bool [out], True = pruned, of the biases it prunes: by masks, or with a removed module."""
-        gone = [key for key in self.masks if any(_is_below(key, name) for name in self.removed)]
-        masked = {key: ~mask for key, mask in self.bias_masks.items()}
-        return masked | {key: self.masks[key].new_ones(len(self.masks[key])) for key in gone}
+    def _combine(
+        self,
+        other: Ticket,
+        op: Callable[[Tensor, Tensor], Tensor],
+        operation: str,
+        combine_removed: Callable[[set[str], set[str]], set[str]],
+    ) -> Ticket:
+        self._require_same_matrices(other)
+        removed = combine_removed(set(self.removed), set(other.removed))
+        return Ticket(
+            {key: op(mask, other.masks[key]) for key, mask in self.masks.items()},
+            bias_masks={key: op(mask, other.bias_masks[key]) for key, mask in self.bias_masks.items()},
+            removed=[name for name in dict.fromkeys(self.removed + other.removed) if name in removed],
+            metadata=_derived(operation, self, other),
+        )
 
-    def _refuse_one_side_of_tied_weights(self, model: nn.Module) -> None:
-        masks = {f"{full_name(model, key)}.weight": mask for key, mask in self.masks.items()}
-        masks |= {f"{full_name(model, key)}.bias": mask for key, mask in self.bias_masks.items()}
-        shared: dict[int, list[str]] = defaultdict(list)
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            # Meta and empty tensors have no address.
-            shared[parameter.data_ptr() or id(parameter)].append(name)
-        for names in shared.values():
-            masked = next((name for name in names if name in masks), None)
-            if len(names) == 1 or masked is None:
-                continue
-            for name in names:
-                if name not in masks or not torch.equal(masks[name], masks[masked]):
+    def _require_same_matrices(self, other: Ticket) -> None:
+        require_ticket(other)
+        for kind in ("masks", "bias_masks"):
+            mine: dict[str, Tensor] = getattr(self, kind)
+            theirs: dict[str, Tensor] = getattr(other, kind)
+            if wrong := mine.keys() ^ theirs.keys():
+                raise ValueError(f"tickets of different models: only one of them has {kind} of {min(wrong)}")
+            for key, mask in mine.items():
+                if mask.shape != theirs[key].shape:
                     raise ValueError(
-                        f"{masked} is tied to {name}: masking one side prunes both; give both the same mask"
+                        f"tickets of different models: {key} is {shape_text(mask)} in one and "
+                        f"{shape_text(theirs[key])} in the other"
                     )
 
 
 def require_ticket(ticket: object) -> None:
-    """Raise ValueError for what is no ticket: a path of one, its masks."""
+    """Raise ValueError for anything but a ticket, such as its path or its masks."""
     if not isinstance(ticket, Ticket):
         raise ValueError(
-            f"ticket is a {type(ticket).__name__}; a sparsebert.Ticket is needed: Ticket.load reads a file, "
+            f"ticket must be a sparsebert.Ticket, got a {type(ticket).__name__}: Ticket.load reads a file, "
             "Ticket(masks) makes one"
         )
-
-
-def prunable(model: nn.Module, include_pooler: bool = False) -> tuple[str, ...]:
-    """Keys of the encoder matrices of a BERT-like model, and of its pooler if asked for.
-
-    Raises ValueError for a model of another family, or without the pooler that is asked for.
-    """
-    found = structure(model)
-    if not include_pooler:
-        return found.linears
-    if found.pooler is None:
-        raise ValueError(f"{type(model).__name__} has no pooler to include")
-    return (*found.linears, found.pooler)
 
 
 def _checked_masks(masks: Mapping[str, Tensor], dimensions: int) -> dict[str, Tensor]:
     if not isinstance(masks, Mapping):
         raise ValueError(
-            f"masks are a {type(masks).__name__}; a mapping from module paths to bool tensors is needed "
+            f"masks must map module paths to bool tensors, got a {type(masks).__name__} "
             "(Ticket.load reads a file, Ticket.from_model a model's zeros)"
         )
     checked: dict[str, Tensor] = {}
     for name, mask in masks.items():
         key = _checked_key(name)
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise ValueError(f"the mask of {key} must be a torch.bool tensor, not {found}")
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"the mask of {key} must be a torch.bool tensor, got {kind}")
         if mask.dim() != dimensions or mask.numel() == 0:
             expected = "[out, in]" if dimensions == 2 else "[out]"
-            raise ValueError(f"the mask of {key} must be {expected} and not empty, not {_shape(mask)}")
+            raise ValueError(f"the mask of {key} must be {expected} and not empty, got {shape_text(mask)}")
         if mask.is_meta:
-            raise ValueError(f"the mask of {key} is on the meta device: it has no values")
+            raise ValueError(f"the mask of {key} is on the meta device, which holds no values")
         if key in checked:
             raise ValueError(f"two masks for {key}")
         checked[key] = mask.detach().cpu().contiguous()
@@ -380,12 +331,12 @@ def _checked_masks(masks: Mapping[str, Tensor], dimensions: int) -> dict[str, Te
 def _checked_key(name: object) -> str:
     key = canonical_key(str(name))
     if not is_key(name) or not is_key(key):
-        raise ValueError(f"{brief(name)} is no module path")
+        raise ValueError(f"{brief(name)} is not a module path")
     return key
 
 
 def _derived(operation: str, *tickets: Ticket) -> dict[str, Any]:
-    """Metadata of a ticket made from others: their histories and one step more; the model, if it is one."""
+    """Return the metadata of a ticket made from others: their histories, this step, a common model."""
     step = {
         "operation": operation,
         "of": [{"method": ticket.metadata.get("method"), "sparsity": ticket.sparsity} for ticket in tickets],
@@ -402,24 +353,6 @@ def _histories(tickets: Iterable[Ticket]) -> Iterator[Any]:
         yield from ticket.metadata.get("history", [])
 
 
-def _weight(model: nn.Module, key: str) -> Tensor:
-    weight = resolve(model, key).weight
-    if not isinstance(weight, Tensor):
-        raise ValueError(f"{key} of {type(model).__name__} has no weight")
-    return weight
-
-
-def _parameter(model: nn.Module, key: str, name: str) -> Tensor:
-    module = resolve(model, key)
-    parameter = module._parameters.get(name)
-    if parameter is None:
-        raise ValueError(
-            f"{key}.{name} of {type(model).__name__} is no plain parameter: "
-            "undo its pruning, parametrization or packing first"
-        )
-    return parameter
-
-
 def _same(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mask, theirs[key]) for key, mask in mine.items())
 
@@ -430,7 +363,3 @@ def _is_below(key: str, module: str) -> bool:
 
 def _kept(mask: Tensor) -> int:
     return int(np.count_nonzero(mask.numpy()))
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape))

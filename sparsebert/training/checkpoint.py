@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsebert.atomic import replacing
+from sparsebert.atomic import replacing, write_text
 
 _MARK = "complete.json"
 
@@ -37,8 +37,7 @@ class Checkpoint:
 
     def mark(self) -> None:
         """Say that the folder is complete."""
-        with replacing(self.path / _MARK) as unfinished:
-            unfinished.write_text(json.dumps({"step": self.step, "seconds": self.seconds}))
+        write_text(self.path / _MARK, json.dumps({"step": self.step, "seconds": self.seconds}))
 
     def copy_to(self, path: Path, *, seconds: float, change: Callable[[Path], object] | None = None) -> None:
         """A complete copy at ``path``, whole or not at all; ``change`` may edit it before it counts."""

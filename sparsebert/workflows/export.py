@@ -15,9 +15,10 @@ from sparsebert.bench.activations import peak_activations
 from sparsebert.bench.memory import model_bytes
 from sparsebert.compact import expand_
 from sparsebert.hf.model_card import model_card
-from sparsebert.sparsify import DEFAULT_TOKENS, densify_, sparsify_
+from sparsebert.sparsify import densify_, sparsify_
 from sparsebert.tasks.models import load_as_saved
 from sparsebert.tickets.ticket import Ticket
+from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
 # What sentence-transformers keeps beside the encoder's own files: its list of modules, and two of settings.
 _OF_SENTENCES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
@@ -78,6 +79,7 @@ def export_model(
         sparsify_(model, ticket, tokens=before.batch * before.length)
     elif ticket is not None:
         ticket.apply_(model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing(folder) as unfinished:
         model.save_pretrained(unfinished)
         _copy_tokenizer(name, unfinished)

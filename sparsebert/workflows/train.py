@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
-from sparsebert.bert import resolve
+from sparsebert.bert import prunable, resolve
 from sparsebert.compact import compact_, compaction_description
 from sparsebert.lottery.experiment import Experiment, PruningUnits, RunConfig
 from sparsebert.lottery.method import LotteryMethod, lottery_method
@@ -26,7 +26,7 @@ from sparsebert.tasks import Encoded, Task, TaskData, collate, encode, find_task
 from sparsebert.tasks.evaluator import evaluator, first_inputs
 from sparsebert.tasks.metrics import primary, summarise
 from sparsebert.tasks.models import load_model, short_name, template_of
-from sparsebert.tickets.ticket import Ticket, prunable
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import distributed
 from sparsebert.training.distillation import Distillation
 from sparsebert.training.teachers import load_teacher, teacher_id

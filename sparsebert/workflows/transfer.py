@@ -18,7 +18,7 @@ from sparsebert.lottery.experiment import PruningUnits, RunConfig
 from sparsebert.lottery.method import lottery_method
 from sparsebert.lottery.run_folder import Record
 from sparsebert.tasks import EncodedOnce
-from sparsebert.tickets.ticket import Ticket
+from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 from sparsebert.training.settings import TrainingSettings
 from sparsebert.workflows.train import POOLER, Data, has_pooler, over_seeds, read_for, seeded, task_of, train
 
@@ -109,13 +109,13 @@ def transfer(
 
 
 def sparsity_differences(tickets: Mapping[str, Mapping[int, Ticket]]) -> dict[str, float]:
-    """Source -> sparsity where the tickets' differ (by 0.05 % or more); empty where they are equal."""
+    """Return source -> sparsity where the tickets' sparsities differ, else nothing."""
     found = {
         (name if len(set(map(id, by_seed.values()))) == 1 else f"{name} (seed {seed})"): ticket.sparsity
         for name, by_seed in tickets.items()
         for seed, ticket in by_seed.items()
     }
-    return found if max(found.values()) - min(found.values()) >= 5e-4 else {}
+    return found if max(found.values()) - min(found.values()) > SAME_SPARSITY else {}
 
 
 def _dense(target: Target, seed: int) -> RunConfig:

@@ -144,4 +144,4 @@ def test_what_a_ticket_empties_is_gone_from_both_of_ours():
         side, found = verdict(name, subject)
         assert found.passed, str(found)
         assert side.weight_bytes < 0.6 * dense
-    assert "encoder weights taken out" in side.notes["removed"]
+    assert "encoder weights removed" in side.notes["removed"]

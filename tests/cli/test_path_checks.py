@@ -75,9 +75,9 @@ class TestFilesToWrite:
 class TestFilesOfRecords:
     def test_something_else_is_not_appended_to(self) -> None:
         line = complaint(lambda: require_records("--json", Path("file")))
-        assert line.startswith("--json: records cannot go into this file: file:1 is no JSON")
+        assert line.startswith("--json: records cannot go into this file: file:1 is not JSON")
         Path("file").write_bytes(b"\x80\x81")
-        assert complaint(lambda: require_records("--json", Path("file"))).endswith("no text in UTF-8")
+        assert complaint(lambda: require_records("--json", Path("file"))).endswith("not UTF-8 text")
 
     def test_records_are(self) -> None:
         results.append("new", [results.stamp("eval", {})])

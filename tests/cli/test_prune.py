@@ -58,7 +58,7 @@ class TestSnip:
     def test_without_examples_it_says_what_it_needs(
         self, capsys: pytest.CaptureFixture[str], asked: list[str], output: Path
     ) -> None:
-        assert "looks at examples: name their task" in refused(capsys, *asked, "--method", "snip")
+        assert "needs examples: name their task" in refused(capsys, *asked, "--method", "snip")
         assert not output.exists()
 
 

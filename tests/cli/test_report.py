@@ -187,8 +187,8 @@ class TestRefusals:
         ("text", "message"),
         [
             ("", "holds no record"),
-            ("not json\n", ":1 is no JSON"),
-            ('{"a": 1}\n', ":1 is no result record"),
+            ("not json\n", ":1 is not JSON"),
+            ('{"a": 1}\n', ":1 is not a result record"),
             (
                 '{"schema": 1, "kind": "trial"}\n{"schema": 1, "kind": "trial"}\n',
                 "holds no record that a table is made of: kinds found: 'trial' (2)",

@@ -10,7 +10,8 @@ import torch
 
 from sparsebert import compact_, compaction_description, rebuild_, sparsify_
 from sparsebert.bert import resolve
-from sparsebert.compaction.analyze import ticket_hash
+from sparsebert.compaction.manifest import is_ticket_of
+from sparsebert.tickets.ticket import Ticket
 from tests.compaction.models import FAMILIES, Recipe, answers, masked, model_of, ticket_of
 from tests.sparsify.models import MODELS, TOKENS, build
 
@@ -70,7 +71,7 @@ def test_what_it_says() -> None:
     ticket = ticket_of(model, RAGGED)
     shapes = {key: tuple(mask.shape) for key, mask in ticket.masks.items()}
     description = compaction_description(compact_(model, ticket))
-    assert description["ticket"] == ticket_hash(ticket)
+    assert description["ticket"] == ticket.digest
     assert (description["version"], description["round_to"], description["min_row_weights"]) == (1, 1, 0)
     assert "output_change" not in description
     assert description["weights"]["configured"] == sum(rows * columns for rows, columns in shapes.values())
@@ -99,8 +100,16 @@ def test_after_sparsify_it_describes_whole_layers() -> None:
     torch.testing.assert_close(answers(fresh), expected)
 
 
-def test_the_hash_is_of_what_is_kept() -> None:
-    ticket = ticket_of(model_of(), RAGGED)
-    assert ticket_hash(ticket) == ticket_hash(ticket_of(model_of(), RAGGED))
-    assert ticket_hash(ticket) != ticket_hash(ticket_of(model_of(), RAGGED._replace(seed=4)))
-    assert ticket_hash(ticket) != ticket_hash(ticket_of(model_of(), RAGGED._replace(biases=True)))
+class TestTicketOfARecord:
+    def test_is_known_by_its_digest(self) -> None:
+        record = {"ticket": ticket_of(model_of(), RAGGED).digest}
+        assert is_ticket_of(record, ticket_of(model_of(), RAGGED))
+        for other in (RAGGED._replace(seed=4), RAGGED._replace(biases=True)):
+            assert not is_ticket_of(record, ticket_of(model_of(), other))
+
+    def test_is_known_by_the_digest_that_earlier_versions_recorded(self) -> None:
+        mask = torch.tensor([[True, False], [False, True]])
+        ticket = Ticket({"b": mask, "a": ~mask, "c": mask & ~mask}, bias_masks={"a": mask[0]}, removed=["c"])
+        recorded = "sha256:8903fe4c93dcb388256f143ad0b6eac2e61939aa46b6adc41e46b7561990e2b8"
+        assert is_ticket_of({"ticket": recorded}, ticket)
+        assert not is_ticket_of({"ticket": recorded}, ~Ticket(ticket.masks))

@@ -90,7 +90,7 @@ class TestArguments:
         model = model_of()
         ticket = ticket_of(model_of("DistilBertForQuestionAnswering"), RAGGED)
         refused(model, ticket, "ticket of another model")
-        refused(model, "ticket.safetensors", "ticket is a str; a sparsebert.Ticket is needed")
+        refused(model, "ticket.safetensors", "ticket must be a sparsebert.Ticket, got a str")
 
     @pytest.mark.parametrize("option", ["min_row_weights", "round_to"])
     @pytest.mark.parametrize("value", [-1, 1.5, True, "8"])
@@ -119,7 +119,7 @@ class TestPruningFurther:
     def test_heads_are_chosen_before(self) -> None:
         model = model_of()
         compact_(model, ticket_of(model, RAGGED))
-        with pytest.raises(ValueError, match="heads are chosen before a model is compacted"):
+        with pytest.raises(ValueError, match="prune heads before compacting the model"):
             prune(model, "magnitude", sparsity=0.5, granularity="head")
 
     def test_neurons_can_go_afterwards(self) -> None:

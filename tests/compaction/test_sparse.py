@@ -121,7 +121,7 @@ class TestOneCall:
         model = model32()
         model.config.is_decoder = True
         ticket = ticket_of(model, SPARSE)
-        assert plan(model, ticket, measure=False).removal.startswith("nothing taken out: BertFor")
+        assert plan(model, ticket, measure=False).removal_note.startswith("not compacted: BertFor")
         before = weights(model)
         with pytest.raises(ValueError, match="is a decoder"):
             sparsify_(model, ticket, compact=True)
@@ -132,7 +132,7 @@ class TestOneCall:
     def test_a_filter_leaves_neighbours_alone(self) -> None:
         model = model32()
         ticket = ticket_of(model, SPARSE)
-        with pytest.raises(ValueError, match="compact=True with a filter"):
+        with pytest.raises(ValueError, match="compact=True takes no filter"):
             sparsify_(model, ticket, filter=lambda name, _: "output" in name, compact=True)
         sparsify_(model, ticket, filter=lambda name, _: "output" in name, format="element")
         assert compaction_description(model) == {}
@@ -193,16 +193,16 @@ class TestPlan:
         up, down = structure(model).neurons[0]
         entry = next(layer for layer in made.layers if layer.key == up)
         kept = int((ticket.masks[up].any(1) & ticket.masks[down].any(0)).sum())
-        assert entry.removed == f"{40 - kept} of 40 neurons"
+        assert entry.removal_note == f"{40 - kept} of 40 neurons"
         assert entry.shape == (-(-kept // 8) * 8, 24)
         assert entry.dense_nbytes == 40 * 24 * 4
         query = next(layer for layer in made.layers if layer.key.endswith("0.attention.self.query"))
-        assert "of 3 heads" in query.removed
-        assert "encoder weights taken out" in made.removal
+        assert "of 3 heads" in query.removal_note
+        assert "encoder weights removed" in made.removal_note
         header = str(made).splitlines()[0].split()
         assert header[:3] == ["layer", "shape", "removed"]
-        assert made.removal in str(made).splitlines()
-        assert made.to_dict()["layers"][0]["removed"] == made.layers[0].removed
+        assert made.removal_note in str(made).splitlines()
+        assert made.to_dict()["layers"][0]["removal_note"] == made.layers[0].removal_note
 
     def test_what_removal_gains_is_part_of_the_speed_up(self) -> None:
         """A layer of half the size that stays dense takes half the time of the layer that was there."""
@@ -224,13 +224,15 @@ class TestPlan:
             assert error(answers(model), expected) < 1e-5
             assert bool(compaction_description(model)) is compact
             assert [entry.shape for entry in plan(model).layers] == [entry.shape for entry in made.layers]
-            assert [entry.removed for entry in plan(model).layers] == [entry.removed for entry in made.layers]
-            assert plan(model).removal == made.removal
+            assert [entry.removal_note for entry in plan(model).layers] == [
+                entry.removal_note for entry in made.layers
+            ]
+            assert plan(model).removal_note == made.removal_note
 
     def test_without_removal_there_is_no_such_column(self) -> None:
         model = model32()
         made = plan(model, prune(model, "magnitude", sparsity=0.3, scope="matrix"), measure=False)
-        assert made.removal == ""
+        assert made.removal_note == ""
         assert "removed" not in str(made).splitlines()[0]
 
     def test_the_tokens_decide_how_heads_are_grouped_and_a_plan_brings_its_own(self) -> None:

@@ -1,25 +1,16 @@
-"""What could serve a layer, on a CPU and on GPUs that need not be here."""
+"""Format candidates of a layer, for CPUs and for GPUs known by their figures alone."""
 
 from __future__ import annotations
 
 import math
 
-import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
 from torch import Tensor
 
 from sparsebert.cost import candidates, gpu_roofline
-from sparsebert.cost.candidates import choices, preferred, stored_dtype
+from sparsebert.cost.candidates import format_candidates, preferred, stored_dtype
 from sparsebert.cost.gpu_roofline import KNOWN
-from sparsebert.cost.work import (
-    BlockStatistics,
-    MaskStatistics,
-    column_panel_works,
-    estimate_work,
-    panel_works,
-)
 from sparsebert_kernels import formats
 
 H200 = KNOWN["h200"]
@@ -32,89 +23,48 @@ def blocks(rows: int, columns: int, height: int, width: int, density: float = 0.
     return (order < kept).repeat_interleave(height, 0).repeat_interleave(width, 1)
 
 
-@given(st.integers(1, 300), st.integers(1, 200), st.sampled_from([0.0, 0.02, 0.3, 1.0]), st.integers(0, 99))
-def test_block_statistics_are_those_of_the_packed_panels(
-    rows: int, columns: int, density: float, seed: int
-) -> None:
-    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < density
-    found = BlockStatistics.of(mask)
-    for size, tiles in found.tiles.items():
-        packed = formats.pack(torch.ones(rows, columns), mask, format="panel", block_size=size)
-        assert tiles == int(packed.starts[-1])
-        assert found.blocks[size] == packed.slots()[0].numel()
-
-
-@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
-def test_predicted_bytes_of_panels_are_those_of_the_packed_weight(density: float) -> None:
-    mask = torch.rand(200, 150) < density
-    for work in panel_works(MaskStatistics.of(mask), BlockStatistics.of(mask), torch.float32):
-        packed = formats.pack(torch.ones(200, 150), mask, format=work.format, **work.options)
-        assert work.nbytes == packed.nbytes, work
-
-
-@pytest.mark.parametrize("density", [0.0, 0.02, 1.0])
-def test_predicted_bytes_of_other_gpu_formats_are_those_of_the_packed_weight(density: float) -> None:
-    mask = torch.rand(200, 150) < density
-    statistics = MaskStatistics.of(mask)
-    (bitmap,) = estimate_work(statistics, torch.float32, ("bitmap",))
-    assert bitmap.nbytes == formats.pack(torch.ones(200, 150), mask, format="bitmap").nbytes
-    for work in column_panel_works(mask, torch.float32):
-        packed = formats.pack(
-            torch.ones(200, 150), mask, format=work.format, row_order="count", **work.options
-        )
-        assert work.nbytes == packed.nbytes, work
-
-
-@pytest.mark.parametrize("density", [0.03, 0.076, 0.1, 0.5])
-def test_blocks_dealt_evenly_are_no_better_than_real_ones_can_be(density: float) -> None:
-    spread = BlockStatistics.spread(1536, 384, density)
-    for (height, width), kept in spread.blocks.items():
-        assert kept * height * width == pytest.approx(density * 1536 * 384, abs=height * width / 2)
-        assert kept / (64 // width) <= spread.tiles[height, width] <= kept
-
-
 class TestOnAGpu:
     @pytest.mark.parametrize("size", [(128, 64), (64, 64), (64, 8), (32, 64)], ids=str)
     def test_blocks_run_as_the_blocks_they_are(self, size: tuple[int, int]) -> None:
-        found = choices(blocks(3072, 768, *size), torch.bfloat16, H200, 4096)
-        best = found.candidates[0]
+        choice = format_candidates(blocks(3072, 768, *size), torch.bfloat16, H200, 4096)
+        best = choice.candidates[0]
         assert best.format == "panel"
         assert best.block is not None
         assert best.stored <= 0.2 * 3072 * 768
-        assert found.predicted_speedup(best) > 1.5
+        assert choice.predicted_speedup(best) > 1.5
 
     def test_elements_run_dense(self) -> None:
         mask = torch.rand(3072, 768) < 0.1
-        found = choices(mask, torch.bfloat16, H200, 4096)
-        assert found.candidates[0] == found.dense
+        choice = format_candidates(mask, torch.bfloat16, H200, 4096)
+        assert choice.candidates[0] == choice.dense
 
     def test_rows_that_share_their_columns_become_column_panels(self) -> None:
         # Some rows and some columns matter much more than others, as in tickets by magnitude.
         rows, columns = (torch.randn(size).mul(0.8).exp() for size in (3072, 768))
         magnitudes = torch.randn(3072, 768).abs() * rows[:, None] * columns
         mask = magnitudes > magnitudes.flatten().kthvalue(int(0.97 * magnitudes.numel())).values
-        found = choices(mask, torch.bfloat16, H200, 16384)
-        assert found.candidates[0].format == "column_panel"
-        assert found.predicted_speedup(found.candidates[0]) > 1.2
+        choice = format_candidates(mask, torch.bfloat16, H200, 16384)
+        assert choice.candidates[0].format == "column_panel"
+        assert choice.predicted_speedup(choice.candidates[0]) > 1.2
 
     def test_dead_rows_are_left_out(self) -> None:
         mask = torch.zeros(3072, 768, dtype=torch.bool)
         mask[torch.randperm(3072)[:300]] = True
-        assert choices(mask, torch.bfloat16, H200, 16384).candidates[0].format == "compact"
+        assert format_candidates(mask, torch.bfloat16, H200, 16384).candidates[0].format == "compact"
 
     @pytest.mark.parametrize("format", formats.FORMATS)
     def test_any_format_may_be_asked_for_by_name(self, format: str) -> None:
-        found = choices(blocks(256, 256, 16, 16), torch.bfloat16, H200, 128, format=format)
-        assert bool(found.candidates) == (format in {work.format for work in found.candidates})
+        choice = format_candidates(blocks(256, 256, 16, 16), torch.bfloat16, H200, 128, format=format)
+        assert bool(choice.candidates) == (format in {work.format for work in choice.candidates})
 
     def test_training_takes_blocks_that_hold_nothing_but_kept_weights(self) -> None:
-        found = choices(blocks(256, 256, 32, 16, 0.25), torch.bfloat16, H200, 4096, trainable=True)
-        sizes = {work.block for work in found.candidates if work.format == "panel"}
+        choice = format_candidates(blocks(256, 256, 32, 16, 0.25), torch.bfloat16, H200, 4096, trainable=True)
+        sizes = {work.block for work in choice.candidates if work.format == "panel"}
         assert sizes == {(height, width) for height in (16, 32) for width in (8, 16)}
 
     def test_training_of_elements_is_left_to_the_format_of_elements(self) -> None:
         mask = torch.rand(256, 256) < 0.1
-        (only,) = choices(mask, torch.bfloat16, H200, 4096, trainable=True).candidates
+        (only,) = format_candidates(mask, torch.bfloat16, H200, 4096, trainable=True).candidates
         assert only.format == "element"
 
 
@@ -130,11 +80,13 @@ class TestPreferred:
         assert on_cpu.format != "panel"
 
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
-    def test_is_the_first_of_the_choices(self, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_the_first_of_the_format_candidates(
+        self, device: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(gpu_roofline, "present", lambda device: H200)
         mask = blocks(256, 256, 32, 32)
         arguments = mask, torch.float32, torch.device(device), 128
-        assert preferred(*arguments) == choices(*arguments).candidates[0]
+        assert preferred(*arguments) == format_candidates(*arguments).candidates[0]
 
 
 @pytest.mark.parametrize(
@@ -152,9 +104,9 @@ def test_stored_dtype(dtype: torch.dtype, device: str, stored: torch.dtype) -> N
 
 
 def test_candidates_are_sorted_by_predicted_time() -> None:
-    found = choices(blocks(768, 768, 64, 64), torch.bfloat16, H200, 4096)
-    seconds = [found.costs.seconds(work) for work in found.candidates]
+    choice = format_candidates(blocks(768, 768, 64, 64), torch.bfloat16, H200, 4096)
+    seconds = [choice.costs.seconds(work) for work in choice.candidates]
     assert seconds == sorted(seconds)
-    assert all(work.nbytes <= found.dense.nbytes for work in found.candidates)
-    assert math.isclose(found.predicted_speedup(found.dense), 1)
+    assert all(work.nbytes <= choice.dense.nbytes for work in choice.candidates)
+    assert math.isclose(choice.predicted_speedup(choice.dense), 1)
     assert candidates.GPU_FORMATS[:2] == ("dense", "compact")

@@ -1,4 +1,4 @@
-"""What is known of this machine's speed: measured once, kept in a file, never in the way."""
+"""The cost model of CPUs: measured once, cached in a file, and harmless where that fails."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.dtype, int]]:
-    """Every calibration asked for; each gives the same made-up costs."""
-    asked: list[tuple[torch.dtype, int]] = []
+    """The calibrations that happen; each gives the same made-up costs."""
+    calls: list[tuple[torch.dtype, int]] = []
 
     def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
-        asked.append((dtype, tokens))
+        calls.append((dtype, tokens))
         return {kind: Cost(1e-6, 2e-12, 3e-12) for kind in cpu_cost.runnable(dtype)}, False
 
     monkeypatch.setattr(cpu_cost, "calibrate", calibrate)
-    return asked
+    return calls
 
 
 def forget() -> None:
-    """As a new process."""
+    """Drop the cache in memory, as a new process does."""
     cpu_cost._measured.cache_clear()
 
 
@@ -103,8 +103,8 @@ def test_a_damaged_file_is_measured_anew(calibrations: list, content: str) -> No
     path = cpu_cost.cache_file()
     path.write_text(content.replace("MACHINE", json.dumps(json.loads(path.read_text())["machine"])))
     forget()
-    found = cpu_cost.cost_model(torch.float32, 128)
-    assert found.costs.keys() == set(cpu_cost.runnable(torch.float32))
+    model = cpu_cost.cost_model(torch.float32, 128)
+    assert model.costs.keys() == set(cpu_cost.runnable(torch.float32))
     assert len(calibrations) == 2
     forget()
     cpu_cost.cost_model(torch.float32, 128)
@@ -162,12 +162,12 @@ def test_the_fit_recovers_what_the_times_were_made_of() -> None:
     features = [[1.0, 5e6, 6e4], [1.0, 2e7, 1e5], [1.0, 9e7, 2e5], [1.0, 1e7, 4e5]]
     for fixed, stored, line in ((2e-5, 1e-11, 2e-10), (0.0, 1e-11, 0.0), (1e-5, 3e-11, 0.0)):
         seconds = [fixed * a + stored * b + line * c for a, b, c in features]
-        found = cpu_cost._fit(features, seconds)
-        assert (found.fixed, found.per_stored, found.per_line) == pytest.approx(
+        fit = cpu_cost._fit(features, seconds)
+        assert (fit.fixed, fit.per_stored, fit.per_line) == pytest.approx(
             (fixed, stored, line), rel=1e-6, abs=1e-15
         )
 
 
 def test_the_fit_never_goes_below_zero() -> None:
-    found = cpu_cost._fit([[1.0, 1e6, 1e4], [1.0, 2e6, 1e4], [1.0, 4e6, 2e4]], [3e-4, 2e-4, 1e-4])
-    assert min(found.fixed, found.per_stored, found.per_line) >= 0
+    fit = cpu_cost._fit([[1.0, 1e6, 1e4], [1.0, 2e6, 1e4], [1.0, 4e6, 2e4]], [3e-4, 2e-4, 1e-4])
+    assert min(fit.fixed, fit.per_stored, fit.per_line) >= 0

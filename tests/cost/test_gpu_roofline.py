@@ -1,4 +1,4 @@
-"""The roofline of a GPU: what is modelled where nobody has measured yet."""
+"""The cost model of GPUs: a roofline where nobody has measured yet."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ import torch
 
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.gpu_roofline import KNOWN, Roofline
-from sparsebert.cost.work import BlockStatistics, MaskStatistics, WorkEstimate, estimate_work, panel_works
+from sparsebert.cost.mask_statistics import BlockStatistics, MaskStatistics
+from sparsebert.cost.work import WorkEstimate, estimate_panel_work, estimate_work
 from sparsebert_kernels.cuda import tile_configs
 
 H200 = KNOWN["h200"]
 
 
 def speedup(rows: int, columns: int, tokens: int, density: float, height: int, device: str = "h200") -> float:
-    """Of h x 64 blocks spread evenly, over the dense layer, in bf16."""
+    """Return the predicted speedup of evenly spread h x 64 blocks over the dense layer, in bf16."""
     model = Roofline(KNOWN[device], torch.bfloat16, tokens)
     mask = MaskStatistics.of(torch.ones(rows, columns, dtype=torch.bool))
     (dense,) = estimate_work(mask, torch.bfloat16, ("dense",))
     blocks = BlockStatistics.spread(rows, columns, density)
-    (sparse,) = (work for work in panel_works(mask, blocks, torch.bfloat16) if work.block == (height, 64))
+    (sparse,) = (
+        work for work in estimate_panel_work(mask, blocks, torch.bfloat16) if work.block == (height, 64)
+    )
     return model.seconds(dense) / model.seconds(sparse)
 
 
@@ -52,7 +55,7 @@ def test_groups_of_8_columns_cost_what_64_wide_blocks_do() -> None:
     blocks = BlockStatistics.spread(768, 768, 0.25)
     seconds = {
         work.block: Roofline(H200, torch.bfloat16, 4096).seconds(work)
-        for work in panel_works(mask, blocks, torch.bfloat16)
+        for work in estimate_panel_work(mask, blocks, torch.bfloat16)
     }
     assert seconds[64, 8] == pytest.approx(seconds[64, 64], rel=0.01)
 
@@ -90,12 +93,12 @@ def test_devices_are_found_by_name(name: str) -> None:
 
 
 def test_unknown_devices_are_refused_with_those_that_are_known() -> None:
-    with pytest.raises(ValueError, match="no figures for a device 'tpu'; there are some for: h200, h100"):
+    with pytest.raises(ValueError, match="no figures for device 'tpu'; known: h200, h100"):
         gpu_roofline.named("tpu")
 
 
 class Properties:
-    """What torch says of a GPU."""
+    """The properties of a GPU as torch reports them."""
 
     def __init__(self, name: str, multi_processor_count: int) -> None:
         self.name, self.multi_processor_count = name, multi_processor_count
@@ -105,10 +108,10 @@ class Properties:
 def test_a_device_nobody_knows_is_scaled_by_its_processors(
     name: str, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = Properties(name, round(scale * KNOWN["h100"].processors))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    properties = Properties(name, round(scale * KNOWN["h100"].processors))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     device = gpu_roofline.present.__wrapped__(torch.device("cuda"))
-    assert (device.name, device.processors) == (name, found.multi_processor_count)
+    assert (device.name, device.processors) == (name, properties.multi_processor_count)
     assert device.matmul == scale * KNOWN["h100"].matmul
     assert ("scaled" in device.source) == (scale != 1)
 
@@ -117,8 +120,8 @@ def test_measured_limits_of_a_device_come_first(tmp_path: Path, monkeypatch: pyt
     limits = tile_configs.Limits(matmul=1e14, matmul_fp32=1e13, memory=2e12, l2=9e12, kernel=3e-6)
     (tmp_path / "nvidia_h200.json").write_text(tile_configs.record("NVIDIA H200", [], limits))
     monkeypatch.setattr(tile_configs, "FOLDER", tmp_path)
-    found = Properties("NVIDIA H200", 132)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    properties = Properties("NVIDIA H200", 132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     device = gpu_roofline.present.__wrapped__(torch.device("cuda"))
     assert (device.matmul, device.memory, device.l2, device.kernel) == (1e14, 2e12, 9e12, 3e-6)
     assert device.source == "figures measured on such a device"

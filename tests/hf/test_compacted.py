@@ -68,8 +68,8 @@ def test_compacted_and_sparse(name: str, format: str, tmp_path: Path) -> None:
     assert sparse_layers(model)
     found = loaded(model, tmp_path)
     require_same(found, model)
-    assert plan(found).removal == plan(model).removal
-    reasons = [[layer.removed for layer in plan(each).layers] for each in (found, model)]
+    assert plan(found).removal_note == plan(model).removal_note
+    reasons = [[layer.removal_note for layer in plan(each).layers] for each in (found, model)]
     assert reasons[0] == reasons[1]
     assert any(reasons[0])
 

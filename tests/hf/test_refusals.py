@@ -52,11 +52,11 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("version", 2, "written by a newer sparsebert (format 2, this one reads up to 1): update sparsebert"),
+        ("version", 3, "written by a newer sparsebert (format 3, this one reads up to 2): update sparsebert"),
         ("version", "1", "format version '1'"),
-        ("surprise", 1, "'surprise' in quantization_config is unknown to format 1"),
+        ("surprise", 1, "'surprise' in quantization_config is unknown to format 2"),
         ("tokens", "many", "'tokens' in quantization_config is of another type"),
-        ("tokens", 0, "config.json: tokens is 0; a positive number"),
+        ("tokens", 0, "config.json: tokens must be a positive integer, got 0"),
         ("format", "zip", "config.json: unknown format 'zip'"),
         ("sparsity", float("nan"), "config.json: sparsity is nan in quantization_config; 0 to 1 is expected"),
         ("layers", [], "'layers' in quantization_config is of another type"),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sparsebert import Ticket, densify_, plan, prune, sparsify_
 from sparsebert.bert import resolve
 from sparsebert.hf import quantizer
+from sparsebert.nn.fused_qkv import is_fused
 from sparsebert.nn.sparse_linear import SparseLinear
 from tests.sparsify.models import MODELS, TOKENS, WIDTH, answers, build, masked_answers, pruned, sparse_layers
 
@@ -192,7 +193,7 @@ class TestWhatTravels:
         assert trained.keys() == dict(model.named_parameters()).keys()
         assert all(parameter.requires_grad for parameter in trained.values())
         assert {layer.tokens for layer in plan(loaded).layers} == {7}
-        assert not any(layer.shared_input for layer in sparse_layers(loaded).values())
+        assert not any(map(is_fused, loaded.modules()))
 
 
 class TestForWhatItIsLoadedOn:
@@ -293,3 +294,33 @@ def test_the_dense_model_is_never_there_at_once(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(SparseLinear, "_pack", watched)
     CLASSIFIER.from_pretrained(tmp_path)
     assert len(alive) == 12
+
+
+class TestMasksDigest:
+    def test_is_that_of_the_ticket_where_every_mask_is_stored(self, tmp_path: Path) -> None:
+        model = build("BertModel")
+        ticket = prune(model, sparsity=0.5)
+        sparsify_(model, ticket, format="element", compact=False).save_pretrained(tmp_path)
+        assert described(tmp_path)["masks"] == ticket.digest
+
+    def test_of_format_1_is_still_read(self, tmp_path: Path) -> None:
+        model = saved(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        written = config["quantization_config"]
+        with safe_open(tmp_path / "model.safetensors", "pt") as file:
+            bits = {key: file.get_tensor(f"bert.{key}.weight_bits") for key in written["layers"]}
+        masks = {key: (written["layers"][key]["shape"], bits[key]) for key in bits}
+        assert written["version"] == 2
+        assert written["masks"] == quantizer.stored_digest(masks)
+        written |= {"version": 1, "masks": quantizer.stored_digest(masks, version=1)}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        loaded = CLASSIFIER.from_pretrained(tmp_path)
+        assert same(loaded, model)
+        loaded.save_pretrained(tmp_path / "again")
+        assert described(tmp_path / "again")["version"] == 2
+        assert same(CLASSIFIER.from_pretrained(tmp_path / "again"), model)
+
+    def test_of_format_1_never_changes(self) -> None:
+        bits = {"b": torch.tensor([0b10010000], dtype=torch.uint8), "a": torch.tensor([0b01100000]).byte()}
+        digest = quantizer.stored_digest({key: ((2, 2), bits[key]) for key in bits}, version=1)
+        assert digest == "sha256:0e86505c8224804a556807cbcbc356cf9423d0756697e0d04068e3bc401a2bf4"

@@ -267,7 +267,7 @@ class TestUnits:
         units = {"granularity": "2:4", "step": 0.5, "steps": 2}
         with pytest.raises(ValueError, match="fit"):
             run(experiment(), request(sparsity=0.5, **units), tmp_path / "a")  # 30 columns are no fours
-        with pytest.raises(ValueError, match=r"means sparsity 0\.5, not"):
+        with pytest.raises(ValueError, match=r"means sparsity 0\.5, got"):
             run(experiment(), request(sparsity=0.6, **units | {"step": 0.6}), tmp_path / "b")
         with pytest.raises(ValueError, match="reached in one step, not by way of 10%"):
             request(sparsity=0.5, granularity="2:4")

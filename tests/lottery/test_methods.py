@@ -158,7 +158,7 @@ def test_two_requests_are_the_same_if_they_describe_the_same() -> None:
 
 
 def test_the_first_share_of_snip_is_a_number() -> None:
-    with pytest.raises(ValueError, match="first must be a finite number, not nan"):
+    with pytest.raises(ValueError, match="first must be a finite number, got nan"):
         lottery_method("snip-imp", first=float("nan")).rounds(Fraction("0.7"))
 
 

@@ -2,7 +2,7 @@
 
 Masks of all nine rounds against ``torch.nn.utils.prune`` stand in ``test_run.py``, resuming at any step in
 ``test_resume.py``, the order of labels in ``tests/tasks/test_label_order.py``, SNIP in
-``tests/pruning/test_snip.py``.
+``tests/pruning/methods/test_snip.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytest.importorskip("accelerate")
 from sparsebert.lottery import round_training
 from sparsebert.lottery.loop import run
 from sparsebert.pruning import prune
-from sparsebert.pruning.top_k import ranked, select
+from sparsebert.pruning.top_k import ranked, select_top
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.mask_enforcer import MaskKeeper
 from tests.lottery.tiny import experiment, model, request
@@ -199,5 +199,5 @@ def test_selection_over_a_million_scores_is_a_stable_sort(device: str) -> None:
         expected = np.zeros(len(scores), bool)
         expected[np.argsort(-rounded, kind="stable")[:123_457]] = True
         tensor = torch.from_numpy(rounded).to("cuda" if device == "auto" else "cpu")
-        [mask] = select([ranked(tensor)], [1], Fraction(123_457))
+        [mask] = select_top([ranked(tensor)], [1], Fraction(123_457))
         assert np.array_equal(mask.cpu().numpy(), expected)

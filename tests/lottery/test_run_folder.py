@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sparsebert import results
 from sparsebert.bert import resolve
-from sparsebert.tickets.ticket import Ticket, weight_hash
+from sparsebert.tickets.provenance import weight_hash
+from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.snapshot import Snapshot
 
 pytest.importorskip("transformers")

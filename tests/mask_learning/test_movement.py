@@ -168,7 +168,7 @@ def test_defaults_are_those_of_the_published_code() -> None:
     ("options", "message"),
     [
         ({"scores_learning_rate": 0.0}, "scores_learning_rate must be positive, not 0.0"),
-        ({"threshold": 1.0}, "threshold must be between 0 and 1, not 1.0"),
+        ({"threshold": 1.0}, "threshold must be between 0 and 1, got 1.0"),
         ({"regularisation": -1.0}, "regularisation must not be negative, not -1.0"),
         ({"floor": 1.0}, "floor must be below 1, not 1.0"),
         ({"final_warmup": -1.0}, "final_warmup must not be negative"),

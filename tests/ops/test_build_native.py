@@ -110,6 +110,20 @@ def test_a_changed_header_is_compiled_in(tmp_path: Path, sources: Path) -> None:
     assert build(tmp_path)[0].common() == 2
 
 
+def test_objects_for_another_machine_are_not_taken_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "some-g++"
+    monkeypatch.setenv("CXX", str(compiler))
+    compiled = []
+    for machine in ("", "-mtune=generic -D__another_machine__"):
+        compiler.write_text(f'#!/bin/sh\nexec g++ {machine} "$@"\n')
+        compiler.chmod(0o755)
+        _, said = build(tmp_path)
+        compiled.append([line for line in said if line.startswith("compiling")])
+    assert compiled[0] == compiled[1] != []
+
+
 @pytest.mark.parametrize("broken", ["portable.cpp", "dispatch.cpp"])
 def test_a_failed_build_leaves_the_older_library(tmp_path: Path, sources: Path, broken: str) -> None:
     build(tmp_path)

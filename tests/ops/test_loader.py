@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparsebert_kernels import cpu
 from sparsebert_kernels.cpu import native
@@ -84,3 +87,53 @@ class TestInstructionSets:
         headers = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True)
         assert "Dynamic section" in headers.stdout, headers.stderr
         assert "libgomp" not in headers.stdout
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """``torch`` is linked to ``openmp``; ``native`` calls into ``openmp`` without being linked to it."""
+    folder = tmp_path_factory.mktemp("libraries")
+    declared = 'extern "C" int omp_for_this_test();'
+    sources = {
+        "openmp": 'extern "C" int omp_for_this_test() { return 7; }',
+        "torch": f'{declared} extern "C" int user() {{ return omp_for_this_test(); }}',
+        "native": f'{declared} extern "C" int answer() {{ return omp_for_this_test(); }}',
+    }
+    links = {"torch": [f"-L{folder}", "-lopenmp", f"-Wl,-rpath,{folder}"]}
+    made = {}
+    for name, text in sources.items():
+        source, made[name] = folder / f"{name}.cpp", folder / f"lib{name}.so"
+        source.write_text(text)
+        command = ["g++", "-shared", "-fPIC", str(source), "-o", str(made[name]), *links.get(name, [])]
+        subprocess.run(command, check=True)
+    return made
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the native library is for Linux")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+class TestSymbolsOfTorch:
+    """The wheels of torch for Arm load OpenMP for torch alone; the native library needs it too."""
+
+    def test_a_library_finds_the_symbols_of_one_that_torch_has_loaded_for_itself(
+        self, libraries: dict[str, Path]
+    ) -> None:
+        ctypes.CDLL(str(libraries["torch"]))
+        with pytest.raises(OSError, match="undefined symbol"):
+            ctypes.CDLL(str(libraries["native"]))
+        native._share_symbols(libraries["torch"], "omp_for_this_test")
+        assert ctypes.CDLL(str(libraries["native"])).answer() == 7
+
+    def test_a_symbol_that_is_nowhere_is_an_error(self, libraries: dict[str, Path]) -> None:
+        with pytest.raises(AttributeError):
+            native._share_symbols(libraries["torch"], "omp_that_nobody_has")
+
+    @pytest.mark.skipif(not native.available(), reason="needs the native library")
+    def test_the_native_library_has_its_threads_from_the_library_that_torch_uses(self) -> None:
+        torch_library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        everywhere = ctypes.CDLL(None)
+        for symbol in ("GOMP_parallel", "omp_get_num_threads"):
+            torchs, ours = (
+                ctypes.cast(getattr(library, symbol), ctypes.c_void_p).value
+                for library in (torch_library, everywhere)
+            )
+            assert torchs == ours

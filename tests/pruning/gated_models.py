@@ -13,6 +13,13 @@ transformers = pytest.importorskip("transformers")
 LAYERS, WIDTH, HEADS, NEURONS = 3, 24, 4, 40
 HEAD = WIDTH // HEADS
 FAMILIES = ("Bert", "Roberta", "Electra", "DistilBert")
+# Every kind of unit in both layouts of module names; RoBERTa and ELECTRA have BERT's.
+FAMILY_AND_KIND = [
+    *(("Bert", kind) for kind in ("head", "neuron", "mlp")),
+    *(("DistilBert", kind) for kind in ("head", "neuron", "mlp")),
+    ("Roberta", "head"),
+    ("Electra", "mlp"),
+]
 
 
 def build(family: str = "Bert", dtype: torch.dtype = torch.float32, dropout: float = 0.1) -> Any:
@@ -41,14 +48,14 @@ def build(family: str = "Bert", dtype: torch.dtype = torch.float32, dropout: flo
 def batches(count: int = 3, size: int = 4) -> list[dict[str, Tensor]]:
     """Of ``size`` examples of 5 to 7 tokens."""
     generator = torch.Generator().manual_seed(1)
-    found = []
+    made = []
     for _ in range(count):
         mask = torch.ones(size, 7, dtype=torch.long)
         mask[::2, 5:] = 0
         ids = torch.randint(5, 30, (size, 7), generator=generator)
         labels = torch.randint(0, 2, (size,), generator=generator)
-        found.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
-    return found
+        made.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
+    return made
 
 
 def logits(model: Any) -> Tensor:

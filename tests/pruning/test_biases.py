@@ -1,4 +1,4 @@
-"""Magnitude tickets with biases: torch's own global pruning over weights and biases says the same."""
+"""Magnitude tickets with biases: as torch's global pruning over weights and biases makes them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.pruning.gated_models import FAMILIES, batches, build
 def published(model: Any, steps: int, method: Any = torch_prune.L1Unstructured) -> Ticket:
     """find_global_weight_mask.py: a tenth of what remains in each step, biases too but for FFN-down's."""
     model = copy.deepcopy(model)
-    found = structure(model)
-    pruned = [(resolve(model, key), "weight") for key in found.linears]
-    pruned += [(resolve(model, key), "bias") for key in found.linears if found.types[key] != "ffn_down"]
+    encoder = structure(model)
+    pruned = [(resolve(model, key), "weight") for key in encoder.linears]
+    pruned += [(resolve(model, key), "bias") for key in encoder.linears if encoder.types[key] != "ffn_down"]
     for _ in range(steps):
         torch_prune.global_unstructured(pruned, pruning_method=method, amount=0.1)
     return Ticket.from_torch_prune(model)

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from sparsebert.bert import resolve, structure
-from sparsebert.pruning.gates import GATED, gate_sites, gated
-from tests.pruning.gated_models import FAMILIES, HEAD, HEADS, LAYERS, NEURONS, build, logits
+from sparsebert.pruning.gates import gate_sites, gated
+from tests.pruning.gated_models import FAMILY_AND_KIND, HEAD, HEADS, LAYERS, NEURONS, build, logits
 
 COUNTS = {"head": HEADS, "neuron": NEURONS, "mlp": 1}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", GATED)
+@pytest.mark.parametrize(("family", "kind"), FAMILY_AND_KIND)
 class TestInEveryFamily:
     def test_a_gate_of_one_changes_no_bit(self, family: str, kind: str) -> None:
         model = build(family)
@@ -29,17 +28,17 @@ class TestInEveryFamily:
 
     def test_a_gate_of_zero_is_the_unit_gone(self, family: str, kind: str) -> None:
         model = build(family)
-        found = structure(model)
+        encoder = structure(model)
         other = copy.deepcopy(model)
         with torch.no_grad():
             if kind == "head":
-                resolve(other, found.heads[1][3]).weight[:, HEAD : 2 * HEAD] = 0
+                resolve(other, encoder.heads[1][3]).weight[:, HEAD : 2 * HEAD] = 0
             elif kind == "neuron":
-                resolve(other, found.neurons[1][1]).weight[:, 1] = 0
+                resolve(other, encoder.neurons[1][1]).weight[:, 1] = 0
             else:
-                resolve(other, found.neurons[1][1]).weight.zero_()
-                resolve(other, found.neurons[1][1]).bias.zero_()
-        sites = gate_sites(found, kind)
+                resolve(other, encoder.neurons[1][1]).weight.zero_()
+                resolve(other, encoder.neurons[1][1]).bias.zero_()
+        sites = gate_sites(encoder, kind)
         gates = {name: torch.ones(COUNTS[kind]) for name in sites}
         gates[list(sites)[1]][min(1, COUNTS[kind] - 1)] = 0
         before = logits(model)

@@ -71,16 +71,16 @@ def test_n_of_every_m_are_kept_and_none_beats_them(
     mask = keep_n_of_m(ranked(scores), n, m)
     assert mask.shape == scores.shape
     assert mask.is_contiguous()
-    for group, chosen in zip(scores.view(-1, m), mask.view(-1, m), strict=True):
+    for group, kept in zip(scores.view(-1, m), mask.view(-1, m), strict=True):
         best = group.argsort(descending=True, stable=True)[:n]
-        assert set(chosen.nonzero().flatten().tolist()) == set(best.tolist())
+        assert set(kept.nonzero().flatten().tolist()) == set(best.tolist())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("elment",), "unknown granularity 'elment'; .* did you mean 'element'"),
-        (("n:m",), "wants its numbers, such as '2:4'"),
+        (("n:m",), "stands for numbers, such as '2:4'"),
         (("4:2",), "must keep fewer than all"),
         (("4:4",), "must keep fewer than all"),
         (("0:4",), "unknown granularity '0:4'"),
@@ -89,7 +89,7 @@ def test_n_of_every_m_are_kept_and_none_beats_them(
         (("block",), r"'block' needs block_size=\(out, in\)"),
         (("row", (1, 2)), "'row' takes no block_size"),
         (("2:4", (1, 2)), "'2:4' takes no block_size"),
-        (("block", (0, 4)), r"two positive ints \(out, in\), not \(0, 4\)"),
+        (("block", (0, 4)), r"two positive ints \(out, in\), got \(0, 4\)"),
         (("block", (4.0, 4)), "two positive ints"),
         (("block", (True, 4)), "two positive ints"),
         (("block", 4), "two positive ints"),

@@ -19,46 +19,46 @@ Evaluate = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, floa
 
 
 def published(evaluate: Evaluate, layers: int, heads: int, threshold: float, amount: float) -> Any:
-    """mask_heads_mlps() of Prasanna et al. 2020, said again with numpy; ``evaluate`` is its scoring."""
+    """mask_heads_mlps() of Prasanna et al. 2020, transcribed to numpy; ``evaluate`` is its scoring."""
 
     def mask_lowest(mask: np.ndarray, importance: np.ndarray, count: int) -> list[int]:
         importance[mask == 0] = np.inf
-        chosen: list[int] = []
+        lowest: list[int] = []
         for unit in np.argsort(importance.ravel(), kind="stable"):
-            if len(chosen) == count or importance.ravel()[unit] == np.inf:
+            if len(lowest) == count or importance.ravel()[unit] == np.inf:
                 break
-            chosen.append(unit)
-        return chosen
+            lowest.append(unit)
+        return lowest
 
     new_heads, new_mlps = np.ones((layers, heads)), np.ones(layers)
     head_scores, mlp_scores, original = evaluate(new_heads, new_mlps)
     count, best, current = max(1, int(layers * heads * amount)), original, original
     while current >= original * threshold:
         best, head_mask, mlp_mask = current, new_heads.copy(), new_mlps.copy()
-        chosen = mask_lowest(head_mask, head_scores, count)
-        if not chosen:
+        lowest = mask_lowest(head_mask, head_scores, count)
+        if not lowest:
             break
-        new_heads.ravel()[chosen] = 0
-        chosen = mask_lowest(mlp_mask, mlp_scores, 1)
-        if not chosen:
+        new_heads.ravel()[lowest] = 0
+        lowest = mask_lowest(mlp_mask, mlp_scores, 1)
+        if not lowest:
             break
-        new_mlps[chosen] = 0
+        new_mlps[lowest] = 0
         head_scores, mlp_scores, current = evaluate(new_heads, new_mlps)
     current, new_heads = best, head_mask
     while current >= original * threshold:
         best, head_mask = current, new_heads.copy()
-        chosen = mask_lowest(head_mask, head_scores, count // 2)
-        if not chosen:
+        lowest = mask_lowest(head_mask, head_scores, count // 2)
+        if not lowest:
             break
-        new_heads.ravel()[chosen] = 0
+        new_heads.ravel()[lowest] = 0
         head_scores, mlp_scores, current = evaluate(new_heads, mlp_mask)
     current, new_mlps = best, mlp_mask
     while current >= original * threshold:
         best, mlp_mask = current, new_mlps.copy()
-        chosen = mask_lowest(mlp_mask, mlp_scores, 1)
-        if not chosen:
+        lowest = mask_lowest(mlp_mask, mlp_scores, 1)
+        if not lowest:
             break
-        new_mlps[chosen] = 0
+        new_mlps[lowest] = 0
         head_scores, mlp_scores, current = evaluate(head_mask, new_mlps)
     return head_mask, mlp_mask
 
@@ -92,7 +92,7 @@ def searched(evaluate: Evaluate, search: Search, layers: int, heads: int) -> tup
 
 
 class TestSearch:
-    @pytest.mark.parametrize("seed", range(8))
+    @pytest.mark.parametrize("seed", range(4))
     @pytest.mark.parametrize("threshold", [0.9, 0.6])
     def test_it_is_the_published_one(self, seed: int, threshold: float) -> None:
         evaluate = invented(seed, 6, 12)
@@ -190,12 +190,12 @@ class TestUnitMasks:
 
     def test_refusals(self) -> None:
         model = build()
-        with pytest.raises(ValueError, match=r"masks are \[layers, heads\] and \[layers\]"):
+        with pytest.raises(ValueError, match=r"masks must be \[layers, heads\] and \[layers\]"):
             UnitMasks(torch.ones(2, 3, dtype=torch.bool), torch.ones(3, dtype=torch.bool))
         with pytest.raises(ValueError, match=r"masks must be torch\.bool"):
             UnitMasks(torch.ones(2, 3), torch.ones(2, dtype=torch.bool))
         small = UnitMasks(torch.ones(2, 3, dtype=torch.bool), torch.ones(2, dtype=torch.bool))
-        with pytest.raises(ValueError, match=r"masks of \(2, 3\) heads for a .* of \(3, 4\)"):
+        with pytest.raises(ValueError, match=r"has \[layers, heads\] \(3, 4\), the masks have \(2, 3\)"):
             small.ticket(model, {})
         nothing = UnitMasks(torch.zeros(3, 4, dtype=torch.bool), torch.zeros(3, dtype=torch.bool))
         with pytest.raises(ValueError, match="keep no head and no MLP"):

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from sparsebert.bert import resolve, structure
-from sparsebert.pruning import Magnitude, Subject, methods, prune
-from sparsebert.tickets.ticket import Ticket, weight_hash
+from sparsebert.pruning import Magnitude, ScoringContext, methods, prune
+from sparsebert.tickets.provenance import weight_hash
+from sparsebert.tickets.ticket import Ticket
 
 transformers = pytest.importorskip("transformers")
 QUERY, UP = "encoder.layer.0.attention.self.query", "encoder.layer.0.intermediate.dense"
@@ -29,7 +30,12 @@ def bert(head: str = "BertModel", **changes: int) -> Any:
     return getattr(transformers, head)(transformers.BertConfig(**width | {"vocab_size": 30} | changes)).eval()
 
 
-MODEL = bert()
+@pytest.fixture(scope="module")
+def dense() -> Any:
+    """A model that the tests only read."""
+    return bert()
+
+
 TOTAL = 2 * (4 * 20 * 20 + 2 * 20 * 28)
 
 
@@ -46,10 +52,10 @@ def test_magnitude_and_random_are_known() -> None:
 
 
 class TestExactCounts:
-    @settings(deadline=None)
-    @given(st.integers(0, 999), st.sampled_from(["magnitude", "random"]))
-    def test_k_is_the_rounded_share_of_all_weights(self, mille: int, method: str) -> None:
-        ticket = prune(MODEL, method, sparsity=mille / 1000)
+    @settings(max_examples=settings.default.max_examples // 2)
+    @given(mille=st.integers(0, 999), method=st.sampled_from(["magnitude", "random"]))
+    def test_k_is_the_rounded_share_of_all_weights(self, dense: Any, mille: int, method: str) -> None:
+        ticket = prune(dense, method, sparsity=mille / 1000)
         assert kept(ticket) == round(Fraction(1000 - mille, 1000) * TOTAL)
 
     def test_decimal_fractions_are_what_they_say(self) -> None:
@@ -72,20 +78,18 @@ class TestExactCounts:
         assert bits[:k].all()
         assert not bits[k:].any()
 
-    @pytest.mark.parametrize("round_", range(1, 10))
-    def test_tenths_of_the_original_as_in_iterative_pruning(self, round_: int) -> None:
+    def test_tenths_of_the_original_as_in_iterative_pruning(self, dense: Any) -> None:
         ticket = None
-        for step in range(1, round_ + 1):
-            ticket = prune(MODEL, sparsity=step / 10, ticket=ticket)
-        assert ticket is not None
-        assert kept(ticket) == round(Fraction(10 - round_, 10) * TOTAL)
-        assert ticket == prune(MODEL, sparsity=round_ / 10)
+        for step in range(1, 10):
+            ticket = prune(dense, sparsity=step / 10, ticket=ticket)
+            assert kept(ticket) == round(Fraction(10 - step, 10) * TOTAL)
+            assert ticket == prune(dense, sparsity=step / 10)
 
 
 class TestMagnitude:
-    def test_nothing_pruned_is_larger_than_anything_kept(self) -> None:
-        ticket = prune(MODEL, sparsity=0.6)
-        pairs = [(weights(MODEL)[key].abs(), mask) for key, mask in ticket.masks.items()]
+    def test_nothing_pruned_is_larger_than_anything_kept(self, dense: Any) -> None:
+        ticket = prune(dense, sparsity=0.6)
+        pairs = [(weights(dense)[key].abs(), mask) for key, mask in ticket.masks.items()]
         assert max(w[~m].max() for w, m in pairs) <= min(w[m].min() for w, m in pairs)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -101,30 +105,30 @@ class TestMagnitude:
 
 
 class TestRandom:
-    def test_the_seed_decides(self) -> None:
-        tickets = [prune(MODEL, "random", sparsity=0.5, seed=seed) for seed in (1, 1, 2)]
+    def test_the_seed_decides(self, dense: Any) -> None:
+        tickets = [prune(dense, "random", sparsity=0.5, seed=seed) for seed in (1, 1, 2)]
         assert tickets[0] == tickets[1] != tickets[2]
 
-    def test_the_weights_do_not_matter(self) -> None:
+    def test_the_weights_do_not_matter(self, dense: Any) -> None:
         model = bert()
         with torch.no_grad():
             for weight in weights(model).values():
                 weight.neg_().add_(3)
-        assert prune(model, "random", sparsity=0.5) == prune(MODEL, "random", sparsity=0.5)
+        assert prune(model, "random", sparsity=0.5) == prune(dense, "random", sparsity=0.5)
 
-    @pytest.mark.parametrize("granularity", ["element", "row", "column"])
-    def test_every_matrix_gets_its_share(self, granularity: str) -> None:
+    @pytest.mark.parametrize("granularity", ["element", "row"])
+    def test_every_matrix_gets_its_share(self, dense: Any, granularity: str) -> None:
         shares = [
-            prune(MODEL, "random", sparsity=0.5, granularity=granularity, seed=seed).layer_sparsity[UP]
-            for seed in range(30)
+            prune(dense, "random", sparsity=0.5, granularity=granularity, seed=seed).layer_sparsity[UP]
+            for seed in range(12)
         ]
         assert 0.4 < sum(shares) / len(shares) < 0.6
 
 
 class TestScope:
-    def test_matrix_prunes_every_matrix_alike(self) -> None:
-        for key, mask in prune(MODEL, sparsity=0.9, scope="matrix").masks.items():
-            best = weights(MODEL)[key].abs().flatten().argsort(descending=True, stable=True)
+    def test_matrix_prunes_every_matrix_alike(self, dense: Any) -> None:
+        for key, mask in prune(dense, sparsity=0.9, scope="matrix").masks.items():
+            best = weights(dense)[key].abs().flatten().argsort(descending=True, stable=True)
             assert set(mask.flatten().nonzero().flatten().tolist()) == set(
                 best[: mask.numel() // 10].tolist()
             )
@@ -140,9 +144,9 @@ class TestScope:
         assert shares["encoder.layer.0.attention.self.key"] == pytest.approx(0.5, abs=0.06)
         assert (shares[UP] + shares["encoder.layer.1.intermediate.dense"]) / 2 == 0.5
 
-    def test_the_pooler_joins_only_when_asked(self) -> None:
-        assert "pooler.dense" not in prune(MODEL, sparsity=0.5).masks
-        ticket = prune(MODEL, sparsity=0.5, include_pooler=True)
+    def test_the_pooler_joins_only_when_asked(self, dense: Any) -> None:
+        assert "pooler.dense" not in prune(dense, sparsity=0.5).masks
+        ticket = prune(dense, sparsity=0.5, include_pooler=True)
         assert list(ticket.masks)[-1] == "pooler.dense"
         assert kept(ticket) == (TOTAL + 400) // 2
         with pytest.raises(ValueError, match="BertForMaskedLM has no pooler"):
@@ -150,12 +154,21 @@ class TestScope:
 
 
 class TestGranularity:
-    @pytest.mark.parametrize("block", [(4, 1), (1, 4), (2, 2), (20, 4)])
-    @pytest.mark.parametrize("scope", ["global", "matrix", "type"])
+    @pytest.mark.parametrize(
+        ("block", "scope"),
+        [
+            ((4, 1), "global"),
+            ((4, 1), "matrix"),
+            ((1, 4), "type"),
+            ((2, 2), "matrix"),
+            ((20, 4), "global"),
+            ((20, 4), "type"),
+        ],
+    )
     def test_blocks_live_or_die_whole_and_are_counted_exactly(
-        self, block: tuple[int, int], scope: str
+        self, dense: Any, block: tuple[int, int], scope: str
     ) -> None:
-        ticket = prune(MODEL, sparsity=0.7, granularity="block", block_size=block, scope=scope)
+        ticket = prune(dense, sparsity=0.7, granularity="block", block_size=block, scope=scope)
         for mask in ticket.masks.values():
             tiles = mask.unfold(0, min(block[0], len(mask)), block[0]).unfold(1, block[1], block[1])
             live = tiles.flatten(2).float().mean(2)
@@ -167,22 +180,24 @@ class TestGranularity:
             ]
             assert kept(ticket) == sum(round(Fraction(3, 10) * n / size) * size for n in groups)
 
-    def test_blocks_have_a_short_name(self) -> None:
-        short = prune(MODEL, sparsity=0.7, granularity="4x1")
-        assert short == prune(MODEL, sparsity=0.7, granularity="block", block_size=(4, 1))
+    def test_blocks_have_a_short_name(self, dense: Any) -> None:
+        short = prune(dense, sparsity=0.7, granularity="4x1")
+        assert short == prune(dense, sparsity=0.7, granularity="block", block_size=(4, 1))
         assert (short.metadata["granularity"], short.metadata["block_size"]) == ("block", [4, 1])
 
-    def test_a_block_at_the_edge_counts_with_the_weights_it_has(self) -> None:
-        ticket = prune(MODEL, sparsity=0.5, granularity="block", block_size=(3, 7), scope="matrix")
+    def test_a_block_at_the_edge_counts_with_the_weights_it_has(self, dense: Any) -> None:
+        ticket = prune(dense, sparsity=0.5, granularity="block", block_size=(3, 7), scope="matrix")
         for mask in ticket.masks.values():
             pieces = [piece for band in mask.split(3) for piece in band.split(7, 1)]
             assert all(piece.all() or not piece.any() for piece in pieces)
             assert abs(int(mask.sum()) - mask.numel() / 2) <= 21 / 2
 
     @pytest.mark.parametrize(("granularity", "dim"), [("row", 1), ("column", 0)])
-    def test_rows_and_columns_go_by_their_mean_magnitude(self, granularity: str, dim: int) -> None:
-        ticket = prune(MODEL, sparsity=0.5, granularity=granularity)
-        means = {key: weight.abs().double().mean(dim).float() for key, weight in weights(MODEL).items()}
+    def test_rows_and_columns_go_by_their_mean_magnitude(
+        self, dense: Any, granularity: str, dim: int
+    ) -> None:
+        ticket = prune(dense, sparsity=0.5, granularity=granularity)
+        means = {key: weight.abs().double().mean(dim).float() for key, weight in weights(dense).items()}
         alive = {key: mask.any(dim) for key, mask in ticket.masks.items()}
         assert all(torch.equal(alive[key], mask.all(dim)) for key, mask in ticket.masks.items())
         assert min(means[key][alive[key]].min() for key in means if alive[key].any()) >= max(
@@ -193,19 +208,21 @@ class TestGranularity:
     @pytest.mark.parametrize(
         ("pattern", "sparsity"), [("2:4", 0.5), ("1:4", 0.75), ("1:2", 0.5), ("3:4", 0.25)]
     )
-    def test_n_of_every_m_neighbours_along_the_inputs(self, pattern: str, sparsity: float) -> None:
+    def test_n_of_every_m_neighbours_along_the_inputs(
+        self, dense: Any, pattern: str, sparsity: float
+    ) -> None:
         n, m = map(int, pattern.split(":"))
         for ticket in (
-            prune(MODEL, granularity=pattern),
-            prune(MODEL, granularity=pattern, sparsity=sparsity),
+            prune(dense, granularity=pattern),
+            prune(dense, granularity=pattern, sparsity=sparsity),
         ):
             assert ticket.sparsity == sparsity
             for key, mask in ticket.masks.items():
-                groups = weights(MODEL)[key].abs().view(-1, m)
-                chosen = mask.view(-1, m)
-                assert torch.equal(chosen.sum(1), torch.full((len(chosen),), n))
+                groups = weights(dense)[key].abs().view(-1, m)
+                keep = mask.view(-1, m)
+                assert torch.equal(keep.sum(1), torch.full((len(keep),), n))
                 assert (
-                    groups.masked_fill(~chosen, math.inf).amin(1) >= groups.masked_fill(chosen, 0).amax(1)
+                    groups.masked_fill(~keep, math.inf).amin(1) >= groups.masked_fill(keep, 0).amax(1)
                 ).all()
 
     def test_pooling_decides_between_one_large_weight_and_many(self) -> None:
@@ -245,9 +262,9 @@ class TestPruningFurther:
     @pytest.mark.parametrize(
         "options", [{"granularity": "row"}, {"granularity": "block", "block_size": (3, 7)}]
     )
-    def test_whole_units_can_be_pruned_further(self, options: dict[str, Any]) -> None:
-        first = prune(MODEL, "random", sparsity=0.4, **options)
-        second = prune(MODEL, sparsity=0.8, ticket=first, **options)
+    def test_whole_units_can_be_pruned_further(self, dense: Any, options: dict[str, Any]) -> None:
+        first = prune(dense, "random", sparsity=0.4, **options)
+        second = prune(dense, sparsity=0.8, ticket=first, **options)
         assert second & first == second
         assert second.density == pytest.approx(0.2, abs=0.01)
 
@@ -261,16 +278,16 @@ class TestPruningFurther:
         assert [step["sparsity"] for step in second.metadata["history"]] == [0.5, 0.7]
         assert [step["method"] for step in second.metadata["history"]] == ["magnitude", "random"]
 
-    def test_what_cannot_be_done_is_refused(self) -> None:
-        element = prune(MODEL, sparsity=0.5)
-        with pytest.raises(ValueError, match="fewer weights are left than should be kept"):
-            prune(MODEL, sparsity=0.4, ticket=element)
+    def test_what_cannot_be_done_is_refused(self, dense: Any) -> None:
+        element = prune(dense, sparsity=0.5)
+        with pytest.raises(ValueError, match="fewer weights are alive than should be kept"):
+            prune(dense, sparsity=0.4, ticket=element)
         with pytest.raises(ValueError, match=f"prunes parts of units of {QUERY}"):
-            prune(MODEL, sparsity=0.9, ticket=element, granularity="row")
+            prune(dense, sparsity=0.9, ticket=element, granularity="row")
         with pytest.raises(ValueError, match=r"keeps fewer than 2 of 4 somewhere in encoder\.layer\.0"):
-            prune(MODEL, ticket=element, granularity="2:4")
+            prune(dense, ticket=element, granularity="2:4")
         with pytest.raises(ValueError, match=r"the ticket masks pooler\.dense, which is not among"):
-            prune(MODEL, sparsity=0.9, ticket=prune(MODEL, sparsity=0.5, include_pooler=True))
+            prune(dense, sparsity=0.9, ticket=prune(dense, sparsity=0.5, include_pooler=True))
         with pytest.raises(ValueError, match="ticket of another model"):
             prune(bert(num_hidden_layers=1), sparsity=0.9, ticket=element)
 
@@ -297,13 +314,13 @@ class TestTheTicket:
         assert metadata["model"] == {"class": "BertModel", "linears": 12, "weights": weight_hash(model)}
         assert set(metadata["versions"]) >= {"torch", "transformers"}
 
-    def test_the_same_weights_give_the_same_ticket_under_every_head(self) -> None:
+    def test_the_same_weights_give_the_same_ticket_under_every_head(self, dense: Any) -> None:
         for head in ("BertForMaskedLM", "BertForSequenceClassification"):
             model = bert(head)
-            model.base_model.load_state_dict(MODEL.state_dict(), strict=False)
+            model.base_model.load_state_dict(dense.state_dict(), strict=False)
             ticket = prune(model, sparsity=0.8)
-            assert ticket == prune(MODEL, sparsity=0.8)
-            assert ticket.metadata["model"]["weights"] == weight_hash(MODEL)
+            assert ticket == prune(dense, sparsity=0.8)
+            assert ticket.metadata["model"]["weights"] == weight_hash(dense)
 
     @pytest.mark.parametrize("family", ["Roberta", "Electra", "DistilBert"])
     def test_other_families_are_pruned_alike(self, family: str) -> None:
@@ -362,8 +379,8 @@ class TestRefusals:
         ("options", "message"),
         [
             ({}, "sparsity is missing"),
-            ({"sparsity": 1}, r"a number in \[0, 1\), not 1"),
-            ({"sparsity": 1.0}, r"a number in \[0, 1\), not 1.0"),
+            ({"sparsity": 1}, r"a number in \[0, 1\), got 1"),
+            ({"sparsity": 1.0}, r"a number in \[0, 1\), got 1.0"),
             ({"sparsity": -0.1}, "a number in"),
             ({"sparsity": math.nan}, "a number in"),
             ({"sparsity": Decimal("Infinity")}, "a number in"),
@@ -380,7 +397,7 @@ class TestRefusals:
             ({"sparsity": 0.5, "scope": "golbal"}, "unknown scope 'golbal'.*did you mean 'global'"),
             ({"sparsity": 0.5, "granularity": "rows"}, "unknown granularity 'rows'.*did you mean 'row'"),
             ({"sparsity": 0.5, "pooling": "means"}, "unknown pooling rule 'means'.*did you mean 'mean'"),
-            ({"sparsity": 0.7, "granularity": "2:4"}, r"granularity '2:4' means sparsity 0\.5, not 0\.7"),
+            ({"sparsity": 0.7, "granularity": "2:4"}, r"granularity '2:4' means sparsity 0\.5, got 0\.7"),
             ({"granularity": "1:3"}, "does not fit encoder.layer.0.attention.self.query: 20 in_features"),
             ({"sparsity": 0.5, "granularity": "block"}, "needs block_size"),
             ({"sparsity": 0.5, "block_size": (4, 1)}, "takes no block_size"),
@@ -388,9 +405,9 @@ class TestRefusals:
             ({"sparsity": 0.5, "seed": 1.5}, "seed must be an int"),
         ],
     )
-    def test_bad_options(self, options: dict[str, Any], message: str) -> None:
+    def test_bad_options(self, dense: Any, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            prune(MODEL, **options)
+            prune(dense, **options)
 
     @pytest.mark.parametrize("method", ["magnitude", "random"])
     def test_nan_weights_are_named(self, method: str) -> None:
@@ -410,39 +427,39 @@ class TestRefusals:
 
 
 class TestAMethodOfOnesOwn:
-    def test_scores_per_weight_or_per_unit(self) -> None:
+    def test_scores_per_weight_or_per_unit(self, dense: Any) -> None:
         class LastRows:
             name: ClassVar[str] = "last rows"
 
             def __init__(self, per_unit: bool) -> None:
                 self.per_unit = per_unit
 
-            def scores(self, subject: Subject) -> dict[str, Tensor]:
-                shapes = subject.units if self.per_unit else {k: w.shape for k, w in subject.weights.items()}
+            def scores(self, context: ScoringContext) -> dict[str, Tensor]:
+                shapes = context.units if self.per_unit else {k: w.shape for k, w in context.weights.items()}
                 return {key: torch.arange(float(s[0]))[:, None].expand(s) for key, s in shapes.items()}
 
         by_unit, by_weight = (
-            prune(MODEL, LastRows(per_unit), sparsity=0.5, granularity="row", scope="matrix")
+            prune(dense, LastRows(per_unit), sparsity=0.5, granularity="row", scope="matrix")
             for per_unit in (True, False)
         )
         assert by_unit == by_weight
         assert torch.equal(by_unit.masks[QUERY].any(1), torch.arange(20) >= 10)
         assert by_unit.metadata["options"] == {"per_unit": True}
 
-    def test_an_instance_is_as_good_as_its_name(self) -> None:
-        assert prune(MODEL, Magnitude(), sparsity=0.5) == prune(MODEL, "magnitude", sparsity=0.5)
+    def test_an_instance_is_as_good_as_its_name(self, dense: Any) -> None:
+        assert prune(dense, Magnitude(), sparsity=0.5) == prune(dense, "magnitude", sparsity=0.5)
 
-    def test_it_sees_the_structure_the_seed_and_the_data(self) -> None:
-        seen: list[Subject] = []
+    def test_it_sees_the_structure_the_seed_and_the_data(self, dense: Any) -> None:
+        seen: list[ScoringContext] = []
 
         class Spy(Magnitude):
-            def scores(self, subject: Subject) -> dict[str, Tensor]:
-                seen.append(subject)
-                return super().scores(subject)
+            def scores(self, context: ScoringContext) -> dict[str, Tensor]:
+                seen.append(context)
+                return super().scores(context)
 
-        prune(MODEL, Spy(), sparsity=0.5, seed=9, data=["batch"], granularity="row")
+        prune(dense, Spy(), sparsity=0.5, seed=9, data=["batch"], granularity="row")
         assert (seen[0].seed, seen[0].data) == (9, ["batch"])
-        assert seen[0].structure == structure(MODEL)
+        assert seen[0].structure == structure(dense)
         assert seen[0].units[UP] == (28, 1)
 
 
@@ -460,7 +477,7 @@ def test_bert_base_is_ranked_in_two_seconds() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("granularity", ["element", "row", "2:4"])
-def test_a_model_on_the_gpu_gives_the_same_ticket(granularity: str) -> None:
+def test_a_model_on_the_gpu_gives_the_same_ticket(dense: Any, granularity: str) -> None:
     assert prune(bert().cuda(), sparsity=0.5, granularity=granularity) == prune(
-        MODEL, sparsity=0.5, granularity=granularity
+        dense, sparsity=0.5, granularity=granularity
     )

@@ -44,6 +44,13 @@ MODELS: dict[str, Callable[[], Any]] = {
 TOKENS = torch.arange(2, 14).view(2, 6)
 
 
+def one_layer() -> tuple[Any, Ticket]:
+    """A model of one layer, for what takes long, and a ticket for it."""
+    torch.manual_seed(0)
+    model = transformers.BertModel(transformers.BertConfig(**WIDTH | {"num_hidden_layers": 1})).eval()
+    return model, prune(model, "magnitude", sparsity=0.7)
+
+
 def build(name: str = "BertForSequenceClassification") -> Any:
     torch.manual_seed(0)
     return MODELS[name]().eval()

@@ -10,7 +10,7 @@ import torch
 
 from sparsebert import Ticket, densify_, sparsify_
 from sparsebert.bert import resolve
-from tests.sparsify.models import TOKENS, answers, masked_answers, pruned
+from tests.sparsify.models import TOKENS, answers, masked_answers, one_layer, pruned
 
 
 class TestTraining:
@@ -39,8 +39,8 @@ class TestTraining:
             each(TOKENS, labels=torch.tensor([0, 1])).loss.backward()
         for key, mask in ticket.masks.items():
             layer = resolve(model, key)
-            own = layer.packed.replace(values=layer.values.grad).to_dense()
-            torch.testing.assert_close(own, resolve(dense, key).weight.grad * mask, rtol=1e-4, atol=1e-6)
+            gradient = layer.packed.replace(values=layer.values.grad).to_dense()
+            torch.testing.assert_close(gradient, resolve(dense, key).weight.grad * mask, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(
             model.bert.embeddings.word_embeddings.weight.grad,
             dense.bert.embeddings.word_embeddings.weight.grad,
@@ -51,14 +51,14 @@ class TestTraining:
 
 class TestCompilers:
     def test_compile_a_whole_model(self) -> None:
-        model, ticket = pruned()
+        model, ticket = one_layer()
         sparsify_(model, ticket, format="element")
         torch._dynamo.reset()
         compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(answers(compiled), answers(model))
 
     def test_export_a_whole_model(self) -> None:
-        model, ticket = pruned("BertModel")
+        model, ticket = one_layer()
         sparsify_(model, ticket, format="element")
         file = io.BytesIO()
         with torch.no_grad():

@@ -70,14 +70,14 @@ class TestRefusals:
     def test_a_second_time(self) -> None:
         model, ticket = pruned()
         sparsify_(model, ticket)
-        self.refused(model, "is sparse already: densify_ the model first", ticket=ticket)
+        self.refused(model, "is sparse already: call densify_ first", ticket=ticket)
         self.refused(model, "is sparse already", filter=lambda name, linear: name == "classifier")
 
     def test_a_ticket_of_another_model(self) -> None:
         model, ticket = pruned()
         self.refused(model, "ticket of another model", ticket=pruned("DistilBertForQuestionAnswering")[1])
         self.refused(model, "ticket of another model", ticket=other_shapes(ticket))
-        self.refused(model, "a sparsebert.Ticket is needed", ticket=dict(ticket.masks))
+        self.refused(model, "ticket must be a sparsebert.Ticket, got a dict", ticket=dict(ticket.masks))
 
     def test_a_ticket_for_what_is_no_linear_layer(self) -> None:
         mask = torch.ones(50, 24, dtype=torch.bool)
@@ -88,7 +88,7 @@ class TestRefusals:
         model, ticket = pruned()
         self.refused(model, "unknown format 'elemen'.*did you mean 'element'", ticket=ticket, format="elemen")
         for tokens in (0, -1, 1.5, True):
-            self.refused(model, "a positive number of rows of x is needed", ticket=ticket, tokens=tokens)
+            self.refused(model, "tokens must be a positive integer, got", ticket=ticket, tokens=tokens)
 
     def test_formats_that_cannot_be_trained(self) -> None:
         model, ticket = pruned()

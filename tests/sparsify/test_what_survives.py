@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsebert import densify_, plan, sparsify_
 from sparsebert.bert import resolve
-from sparsebert.nn.sparse_linear import FusedActivation
+from sparsebert.nn.fused_activation import FusedActivation
 from tests.sparsify.models import TOKENS, answers, build, masked_answers, pruned, weights
 
 transformers = pytest.importorskip("transformers")
@@ -22,9 +22,9 @@ class TestWhatSurvives:
     def test_state_dict_keys_and_values(self) -> None:
         model, ticket = pruned()
         expected = weights(ticket.apply_(copy.deepcopy(model)))
-        found = sparsify_(model, ticket, format="element").state_dict()
-        assert list(found) == list(expected)
-        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        state = sparsify_(model, ticket, format="element").state_dict()
+        assert list(state) == list(expected)
+        assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
     def test_checkpoints_move_from_dense_to_sparse(self) -> None:
         model, ticket = pruned()
@@ -107,10 +107,10 @@ class TestWhatSurvives:
         resolve(model, "encoder.layer.0.intermediate.dense").register_forward_hook(lambda *_: None)
         sparsify_(model, ticket, format="element")
         reasons = {layer.key: layer.reason for layer in plan(model).layers}
-        assert reasons["encoder.layer.0.intermediate.dense"] == "asked for; gelu not fused: hooks look at it"
-        assert reasons["encoder.layer.1.intermediate.dense"] == "asked for; gelu fused"
-        assert reasons["encoder.layer.1.attention.self.key"] == "asked for; 3 layers share one input"
-        assert reasons["encoder.layer.1.output.dense"] == "asked for"
+        assert reasons["encoder.layer.0.intermediate.dense"] == "requested; gelu not fused: hooks look at it"
+        assert reasons["encoder.layer.1.intermediate.dense"] == "requested; gelu fused"
+        assert reasons["encoder.layer.1.attention.self.key"] == "requested; 3 layers share one input"
+        assert reasons["encoder.layer.1.output.dense"] == "requested"
 
     def test_reports_of_the_model(self) -> None:
         model, ticket = pruned()

@@ -1,4 +1,4 @@
-"""The ticket file: round trips, a layout that other programs can read, and a refusal for everything else."""
+"""The ticket file: round trips, a layout that other programs can read, and refusals of everything else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def path(tmp_path: Path) -> Path:
 
 
 class TestRoundTrip:
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(ticket=tickets())
     def test_what_was_saved_is_loaded(self, path: Path, ticket: Ticket) -> None:
         ticket.save(path)
@@ -247,46 +247,49 @@ def half_a_character(description: dict[str, Any], entries: dict[str, Any], paylo
 
 
 HOSTILE: dict[str, tuple[Forge, str]] = {
-    "empty": (lambda *_: b"", "cut off in its header"),
-    "header longer than the file": (raw(b"{}", 2**63), "cut off in its header"),
-    "header of 2 MiB": (raw(b" " * 2**21), "at most 1048576 are expected"),
+    "empty": (lambda *_: b"", "header is truncated"),
+    "header longer than the file": (raw(b"{}", 2**63), "header is truncated"),
+    "header of 2 MiB": (raw(b" " * 2**21), "at most 1048576 are allowed"),
     "header that is not text": (raw(b"\xff\xfe"), "can't decode byte"),
     "header that is not JSON": (raw(b"{"), "header is not JSON"),
     "header that is a list": (raw(b"[]"), "header is not a JSON object"),
     "header nested deeply": (raw(b"[" * 100_000), "nested too deeply"),
     "number of 10000 digits": (raw(b"9" * 10_000), "Exceeds the limit"),
-    "name that stands twice": (raw(b'{"a": 1, "a": 1}'), "a name stands twice"),
+    "name that stands twice": (raw(b'{"a": 1, "a": 1}'), "its header repeats a name"),
     "no metadata": (raw(b"{}"), "__metadata__ is not a table of strings"),
     "metadata that is a list": (raw(b'{"__metadata__": []}'), "__metadata__ is not a table of strings"),
     "metadata of numbers": (raw(b'{"__metadata__": {"a": 1}}'), "__metadata__ is not a table of strings"),
     "somebody else's safetensors": (raw(b'{"__metadata__": {"format": "pt"}}'), "without a ticket"),
     "description that is not JSON": (lambda d, e, p: build("{", e, p), "description is not JSON"),
-    "description of NaN": (lambda d, e, p: build('{"version": NaN}', e, p), "NaN in its description"),
+    "description of NaN": (lambda d, e, p: build('{"version": NaN}', e, p), "its description contains NaN"),
     "description with a name twice": (
         lambda d, e, p: build('{"version": 1, "version": 1}', e, p),
-        "stands twice in its description",
+        "its description repeats a name",
     ),
     "half a character": (half_a_character, "surrogates not allowed"),
-    "newer version": (described(version=2), "written by a newer sparsebert .format 2"),
+    "newer version": (described(version=2), "it was written by a newer sparsebert .format 2"),
     "newer version with other fields": (
         lambda d, e, p: build({"version": 9}, e, p),
         "written by a newer sparsebert .format 9",
     ),
-    "version that is a text": (described(version="1"), "format version '1'"),
-    "version that is a bool": (described(version=True), "format version True"),
-    "version zero": (described(version=0), "format version 0"),
-    "field too many": (described(extra=1), "lacks or adds 'extra'"),
-    "field over several lines": (described(**{"a\nb": 1}), r"lacks or adds 'a\\nb'"),
-    "field of a thousand letters": (described(**{"a" * 1000: 1}), r"lacks or adds 'a{79}\.\.\."),
+    "version that is a text": (described(version="1"), "must be a number from 1 to 1, got '1'"),
+    "version that is a bool": (described(version=True), "must be a number from 1 to 1, got True"),
+    "version zero": (described(version=0), "must be a number from 1 to 1, got 0"),
+    "field too many": (described(extra=1), "lacks or adds the field 'extra'"),
+    "field over several lines": (described(**{"a\nb": 1}), r"lacks or adds the field 'a\\nb'"),
+    "field of a thousand letters": (described(**{"a" * 1000: 1}), r"lacks or adds the field 'a{79}\.\.\."),
     "masks that are a list": (described(masks=[]), "masks must be a JSON object"),
     "removed that is a text": (described(removed="abc"), "removed must be a JSON array"),
-    "removed that is no name": (described(removed=[3]), "3 is no module path"),
+    "removed that is no name": (described(removed=[3]), "3 is not a module path"),
     "removed that keeps weights": (described(removed=[KEY]), "still keeps weights"),
     "metadata that is a text": (described(metadata="abc"), "metadata must be a JSON object"),
     "metadata of another type": (described(metadata={"seed": []}), "'seed' must be of type int"),
-    "another sparsity": (described(sparsity=0.4), "sparsities it states"),
-    "sparsity that is a text": (described(sparsity="0.5"), "sparsities it states"),
-    "another sparsity of a matrix": (described(layer_sparsity={KEY: 0.4}), "sparsities it states"),
+    "another sparsity": (described(sparsity=0.4), "do not have the sparsities that it states"),
+    "sparsity that is a text": (described(sparsity="0.5"), "do not have the sparsities that it states"),
+    "another sparsity of a matrix": (
+        described(layer_sparsity={KEY: 0.4}),
+        "do not have the sparsities that it states",
+    ),
     "bias mask without its matrix": (
         lambda d, e, p: build(
             d | {"bias_masks": {OTHER: [8]}},
@@ -296,38 +299,41 @@ HOSTILE: dict[str, tuple[Forge, str]] = {
             },
             p + b"\xff",
         ),
-        "has no weight mask beside it",
+        "needs a weight mask of the same key",
     ),
-    "odd name": (described(masks={"a b": [2, 4]}), "'a b' is no module path"),
+    "odd name": (described(masks={"a b": [2, 4]}), "'a b' is not a module path"),
     "name with a wrapper": (
         lambda d, e, p: build(
             d | {"masks": {f"bert.{KEY}": [2, 4]}, "layer_sparsity": {f"bert.{KEY}": 0.5}},
             {f"bert.{KEY}.weight": e[f"{KEY}.weight"]},
             p,
         ),
-        "sparsities it states",
+        "do not have the sparsities that it states",
     ),
-    "shape of one size": (described(masks={KEY: [8]}), "a shape of 2 positive sizes"),
-    "shape of three sizes": (described(masks={KEY: [2, 2, 2]}), "a shape of 2 positive sizes"),
-    "shape of zero": (described(masks={KEY: [0, 8]}), "a shape of 2 positive sizes"),
-    "negative shape": (described(masks={KEY: [-2, -4]}), "a shape of 2 positive sizes"),
-    "shape of fractions": (described(masks={KEY: [2.0, 4]}), "a shape of 2 positive sizes"),
-    "shape that is a text": (described(masks={KEY: "24"}), "a shape of 2 positive sizes"),
-    "shape with more bits": (described(masks={KEY: [4, 4]}), "its entry reads"),
-    "terabytes of bits": (sized([2**22, 2**22], 2**41), "more than 4294967296 weights"),
-    "one size beyond all": (sized([2**80, 1], 2**77), "a shape of 2 positive sizes"),
-    "gigabytes of bits": (sized([2**16, 2**15], 2**28), "bytes long where its masks need"),
+    "shape of one size": (described(masks={KEY: [8]}), "must have a shape of 2 positive sizes"),
+    "shape of three sizes": (described(masks={KEY: [2, 2, 2]}), "must have a shape of 2 positive sizes"),
+    "shape of zero": (described(masks={KEY: [0, 8]}), "must have a shape of 2 positive sizes"),
+    "negative shape": (described(masks={KEY: [-2, -4]}), "must have a shape of 2 positive sizes"),
+    "shape of fractions": (described(masks={KEY: [2.0, 4]}), "must have a shape of 2 positive sizes"),
+    "shape that is a text": (described(masks={KEY: "24"}), "must have a shape of 2 positive sizes"),
+    "shape with more bits": (described(masks={KEY: [4, 4]}), "has the entry .*, its shape needs"),
+    "terabytes of bits": (sized([2**22, 2**22], 2**41), "more than 4294967296 weights in total"),
+    "one size beyond all": (sized([2**80, 1], 2**77), "must have a shape of 2 positive sizes"),
+    "gigabytes of bits": (sized([2**16, 2**15], 2**28), "bytes, its masks need"),
     "many large masks": (
         described(masks={f"a.{i}": [2**16, 2**15] for i in range(9)}),
-        "more than 4294967296 weights",
+        "more than 4294967296 weights in total",
     ),
-    "entry of floats": (entry(dtype="F32"), "its entry reads"),
-    "entry of another shape": (entry(shape=[2]), "its entry reads"),
-    "entry elsewhere": (entry(data_offsets=[1, 2]), "its entry reads"),
-    "entry before the file": (entry(data_offsets=[-1, 0]), "its entry reads"),
-    "entry that is null": (lambda d, e, p: build(d, {f"{KEY}.weight": None}, p), "its entry reads"),
-    "entry with more to say": (entry(more=1), "its entry reads"),
-    "mask without an entry": (lambda d, e, p: build(d, {}, p), "lacks its bits"),
+    "entry of floats": (entry(dtype="F32"), "has the entry .*, its shape needs"),
+    "entry of another shape": (entry(shape=[2]), "has the entry .*, its shape needs"),
+    "entry elsewhere": (entry(data_offsets=[1, 2]), "has the entry .*, its shape needs"),
+    "entry before the file": (entry(data_offsets=[-1, 0]), "has the entry .*, its shape needs"),
+    "entry that is null": (
+        lambda d, e, p: build(d, {f"{KEY}.weight": None}, p),
+        "has the entry .*, its shape needs",
+    ),
+    "entry with more to say": (entry(more=1), "has the entry .*, its shape needs"),
+    "mask without an entry": (lambda d, e, p: build(d, {}, p), "has a shape without bits"),
     "entry without a mask": (
         lambda d, e, p: build(d, e | {"z": e[f"{KEY}.weight"]}, p),
         "has bits without a shape",
@@ -336,10 +342,10 @@ HOSTILE: dict[str, tuple[Forge, str]] = {
         lambda d, e, p: build(
             d | {"masks": {KEY: [1, 4]}, "sparsity": 0.5, "layer_sparsity": {KEY: 0.5}}, e, b"\xa5"
         ),
-        "bits set beyond its last weight",
+        "has bits set beyond its last weight",
     ),
-    "too short": (lambda d, e, p: build(d, e, p)[:-1], "bytes long where its masks need"),
-    "too long": (lambda d, e, p: build(d, e, p) + b"\0", "bytes long where its masks need"),
+    "too short": (lambda d, e, p: build(d, e, p)[:-1], "bytes, its masks need"),
+    "too long": (lambda d, e, p: build(d, e, p) + b"\0", "bytes, its masks need"),
     "another digest": (lambda d, e, p: build(d, e, p, **{DIGEST: "0" * 64}), "do not match their digest"),
     "other bits": (lambda d, e, p: build(d, e, p)[:-1] + b"\xa6", "do not match their digest"),
 }
@@ -377,33 +383,45 @@ class TestHostileFiles:
         header = build(*parts())[:-1]
         path.write_bytes(header)
         os.truncate(path, 2**40)
-        with pytest.raises(ValueError, match="1099511627776 bytes long where its masks need"):
+        with pytest.raises(ValueError, match="it has 1099511627776 bytes, its masks need"):
             Ticket.load(path)
 
     def test_a_file_cut_off_anywhere_is_refused(self, path: Path) -> None:
         example().save(path)
         whole = path.read_bytes()
-        for length in range(len(whole)):
+        # Every length near the ends of header and file, and every seventh in between.
+        ends = len(whole) - 16
+        for length in {*range(0, ends, 7), *range(16), *range(ends, len(whole))}:
             path.write_bytes(whole[:length])
             with pytest.raises(ValueError, match="not a usable ticket file"):
                 Ticket.load(path)
 
-    def test_every_flipped_bit_is_refused_or_changes_nothing(self, path: Path) -> None:
-        example().save(path)
+    @pytest.mark.parametrize(
+        "bits",
+        [
+            pytest.param(lambda position: [position % 8], id="one in every byte"),
+            pytest.param(lambda _: range(8), id="all", marks=pytest.mark.slow),
+        ],
+    )
+    def test_flipped_bits_are_refused_or_change_nothing(
+        self, path: Path, bits: Callable[[int], Iterable[int]]
+    ) -> None:
+        expected = example()
+        expected.save(path)
         whole = path.read_bytes()
+        flips = [(position, bit) for position in range(len(whole)) for bit in bits(position)]
         refused = 0
-        for position in range(len(whole)):
-            for bit in range(8):
-                damaged = bytearray(whole)
-                damaged[position] ^= 1 << bit
-                path.write_bytes(damaged)
-                try:
-                    assert Ticket.load(path) == example()
-                except ValueError:
-                    refused += 1
-        assert refused > 7.9 * len(whole)
+        for position, bit in flips:
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                assert Ticket.load(path) == expected
+            except ValueError:
+                refused += 1
+        assert refused > 7.9 / 8 * len(flips)
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_bytes_put_in_taken_out_or_changed_are_refused_or_change_nothing(
         self, path: Path, data: Any
@@ -416,7 +434,7 @@ class TestHostileFiles:
         with contextlib.suppress(ValueError):
             assert Ticket.load(path) == example()
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(header=json_values | st.text(max_size=40), payload=st.binary(max_size=20))
     def test_any_other_header_is_refused(self, path: Path, header: Any, payload: bytes) -> None:
         text = (header if isinstance(header, str) else json.dumps(header)).encode()

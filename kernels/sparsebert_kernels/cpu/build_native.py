@@ -40,7 +40,8 @@ SANITIZED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recov
 # UBSan's checks for what AddressSanitizer finds as well; they double the time to compile.
 LEFT_TO_ADDRESS = "-fno-sanitize=null,object-size"
 # Without -fopenmp: the GOMP_ symbols resolve at run time from the libgomp that torch has loaded, so there is
-# one thread pool. The C++ runtime inside is the library's own and hidden, so that it runs beside any other.
+# one thread pool. A C++ runtime would be linked in and hidden, so that the library runs beside any other. The
+# sources use none: a recent one needs a recent C library, and the wheel would not run on older systems.
 LINK_FLAGS = ("-shared", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
 
 LOST = (
@@ -98,7 +99,8 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
     wanted = next((sets for macro, sets in INSTRUCTION_SETS.items() if macro in macros), ANY_MACHINE)
     cache.mkdir(parents=True, exist_ok=True)
     headers = [path.read_text() for path in sorted(SOURCES.glob("*.h"))]
-    salt = "\0".join((*compiler, macros["__VERSION__"], *headers))
+    # The macros tell the compiler's version, and the machine and the instructions it compiles for.
+    salt = "\0".join((*compiler, *(f"{name} {value}" for name, value in sorted(macros.items())), *headers))
 
     def compiled(name: str, source: str, flags: Sequence[str]) -> Path | str:
         """The object file, or what the compiler said."""

@@ -2,11 +2,13 @@
 
 The library is plain C behind ctypes: no Python or torch headers, so one build serves every version of both.
 It is linked without OpenMP on purpose. Its OpenMP symbols resolve from the libgomp that torch has loaded, so
-both share one thread pool and `torch.set_num_threads` holds.
+both share one thread pool and ``torch.set_num_threads`` holds. Some builds of torch, such as the wheels for
+Arm, load libgomp for torch alone; it is made visible to all before the library is loaded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import math
@@ -40,11 +42,38 @@ class NativeLibraryMissing(ImportError):
     """The native library is not there or does not fit; the message says why."""
 
 
+class _SymbolHome(ctypes.Structure):
+    """``Dl_info``: the result of ``dladdr``."""
+
+    _fields_ = (
+        ("path", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("symbol", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    )
+
+
+def _share_symbols(user: Path, symbol: str) -> None:
+    """Make the library that gives ``symbol`` to the library ``user`` visible to all that are loaded later.
+
+    Raises:
+        OSError: ``user`` cannot be loaded.
+        AttributeError: Neither ``user`` nor a library that it is linked to has the symbol.
+    """
+    address = ctypes.cast(getattr(ctypes.CDLL(str(user)), symbol), ctypes.c_void_p)
+    home = _SymbolHome()
+    if ctypes.CDLL(None).dladdr(address, ctypes.byref(home)):
+        ctypes.CDLL(os.fsdecode(home.path), mode=ctypes.RTLD_GLOBAL)
+
+
 @functools.cache
 def _library() -> ctypes.CDLL:
     path = Path(os.environ.get(LIBRARY_VARIABLE) or LIBRARY)
     if not path.exists():
         raise NativeLibraryMissing("not built (a C++ compiler was missing when sparsebert was installed)")
+    # A torch that was built differently may need none of this; if symbols are missing, loading says so.
+    with contextlib.suppress(OSError, AttributeError):
+        _share_symbols(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so", "GOMP_parallel")
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
-from .dense import DensePrepacked, prepack
+from .dense import DEFAULT_TOKENS, DensePrepacked, prepack
 
 
 class CompactDense(PackedWeight):
@@ -28,7 +28,7 @@ class CompactDense(PackedWeight):
 
     @classmethod
     def from_dense(
-        cls, weight: Tensor, mask: Tensor | None = None, *, tokens: int = 128, **options: Any
+        cls, weight: Tensor, mask: Tensor | None = None, *, tokens: int = DEFAULT_TOKENS, **options: Any
     ) -> Self:
         """See `PackedWeight.from_dense`; ``tokens`` as in `DensePrepacked.from_dense`."""
         refuse_options(cls, options)

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 
+# Rows of x (tokens of a batch) to choose a layout or a format for, unless the caller knows better.
+DEFAULT_TOKENS = 128
+
 
 class DensePrepacked(PackedWeight):
     """The whole matrix, zeros included.
@@ -28,7 +31,7 @@ class DensePrepacked(PackedWeight):
 
     @classmethod
     def from_dense(
-        cls, weight: Tensor, mask: Tensor | None = None, *, tokens: int = 128, **options: Any
+        cls, weight: Tensor, mask: Tensor | None = None, *, tokens: int = DEFAULT_TOKENS, **options: Any
     ) -> Self:
         """See `PackedWeight.from_dense`; ``tokens`` is the number of rows of x to choose the layout for."""
         refuse_options(cls, options)

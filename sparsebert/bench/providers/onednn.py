@@ -15,6 +15,7 @@ from torch import nn
 
 from sparsebert.bench.providers.base import TorchBackend
 from sparsebert.bench.pruned_model import Subject
+from sparsebert_kernels.errors import first_line
 
 # Relative to the largest answer; bf16 and fp16 sums are rounded in another order than torch's.
 SELF_CHECK = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-3}
@@ -34,8 +35,9 @@ class PrepackedLinear(nn.Module):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, tokens)
             self.nbytes = int(torch.ops.mkldnn._nbytes(self.packed))
         except (AttributeError, RuntimeError) as error:
-            reason = str(error).split("\n", 1)[0]
-            raise ValueError(f"this torch cannot prepack {weight.dtype} for oneDNN: {reason}") from None
+            raise ValueError(
+                f"this torch cannot prepack {weight.dtype} for oneDNN: {first_line(error)}"
+            ) from None
         sample = torch.linspace(-1, 1, 2 * weight.shape[1], dtype=weight.dtype).view(2, -1)
         with torch.inference_mode():
             expected, answer = F.linear(sample, weight, self.bias), self(sample)

@@ -10,7 +10,7 @@ from torch import nn
 from sparsebert.bench.providers.base import TorchBackend
 from sparsebert.bench.pruned_model import Subject
 from sparsebert.nn.sparse_linear import SparseLinear
-from sparsebert.planning.after_compaction import note_of
+from sparsebert.planning.after_compaction import compaction_note
 from sparsebert.sparsify import sparsify_
 
 
@@ -24,4 +24,4 @@ class Sparse(TorchBackend):
     def notes(self, model: nn.Module) -> dict[str, str]:
         formats = Counter(module.format for module in model.modules() if isinstance(module, SparseLinear))
         notes = {"formats": ", ".join(f"{count} {name}" for name, count in formats.most_common())}
-        return notes | ({"removed": removal} if (removal := note_of(model)) else {})
+        return notes | ({"removed": removal} if (removal := compaction_note(model)) else {})

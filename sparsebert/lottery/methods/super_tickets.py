@@ -20,7 +20,7 @@ from sparsebert.pruning import HeadImportance, Share, levels
 from sparsebert.pruning.gates import gate_sites
 from sparsebert.pruning.methods.head_importance import gate_importance
 from sparsebert.pruning.prune import prune
-from sparsebert.pruning.registry import Subject
+from sparsebert.pruning.registry import ScoringContext
 from sparsebert.tickets.ticket import Ticket
 
 
@@ -75,8 +75,8 @@ class _Stored(HeadImportance):
 
     stored: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
-    def scores(self, subject: Subject) -> dict[str, Tensor]:
-        return super().scores(replace(subject, importance=lambda **options: self.stored))
+    def scores(self, context: ScoringContext) -> dict[str, Tensor]:
+        return super().scores(replace(context, importance=lambda **options: self.stored))
 
 
 def _value(metrics: Mapping[str, float], metric: str | None) -> float:

@@ -1,7 +1,7 @@
 """Baselines of a ticket: the same counts at random places, or its places with other weights.
 
-What a ticket is worth shows against these (Chen et al. 2020, section 3 and table 2): is it the places, the
-pre-trained weights, or both?
+They show whether the value of a ticket lies in its places, in the pre-trained weights or in both (Chen et al.
+2020, section 3 and table 2).
 """
 
 from __future__ import annotations
@@ -20,22 +20,28 @@ from sparsebert.tickets.ticket import Ticket
 
 
 class Within(StrEnum):
-    """Where weights change places: inside each matrix, or whole layers among each other."""
+    """The scope of a permutation: the entries of each matrix, or whole layers."""
 
     MATRIX = "matrix"
     LAYERS = "layers"
 
 
 def random_like(ticket: Ticket, seed: int = 0, model: nn.Module | None = None) -> Ticket:
-    """A random ticket with as many units in each matrix as ``ticket`` keeps there: layerwise random pruning.
+    """Return a random ticket with as many units in each matrix as ``ticket`` keeps: layerwise random pruning.
 
-    Units (elements, blocks, rows, ...) as the ticket's metadata name them; those at an edge change places
-    with units of their own size only, and n:m patterns stay n:m, so the counts are exact. ``model``: needed
-    for neurons and heads, which lie across matrices.
-    Raises ValueError for a ticket that prunes biases or whole modules, or parts of its own units.
+    The counts are exact: units at an edge change places only with units of their own size, and n:m patterns
+    stay n:m.
+
+    Args:
+        ticket: The ticket; its metadata name the units (elements, blocks, rows, ...).
+        seed: Of the permutations.
+        model: Needed for neurons and heads, which lie across matrices.
+
+    Raises:
+        ValueError: The ticket prunes biases or whole modules, or parts of its own units.
     """
     if ticket.bias_masks or ticket.removed:
-        raise ValueError("a ticket that prunes biases or whole modules has no layerwise random counterpart")
+        raise ValueError("a ticket that prunes biases or whole modules has no layerwise random baseline")
     name = ticket.metadata.get("granularity", "element")
     size = ticket.metadata.get("block_size")
     pattern = parse_granularity(name, tuple(size) if size else None).pattern
@@ -45,30 +51,30 @@ def random_like(ticket: Ticket, seed: int = 0, model: nn.Module | None = None) -
         masks = {key: _patterns(mask, pattern, generator, key) for key, mask in ticket.masks.items()}
     else:
         shapes = {key: mask.shape for key, mask in ticket.masks.items()}
-        known = None if model is None else structure(model)
-        for group in unit_groups(name, tuple(size) if size else None, shapes, known):
+        encoder = None if model is None else structure(model)
+        for group in unit_groups(name, tuple(size) if size else None, shapes, encoder):
             masks |= group.expand(_shuffled(group.whole(ticket.masks), group.sizes, generator))
     step = {"operation": "random-like", "method": "random", "seed": seed, "sparsity": ticket.sparsity}
-    kept: dict[str, Any] = {
+    units: dict[str, Any] = {
         field: ticket.metadata[field]
         for field in ("granularity", "block_size", "model", "encoder_sparsity")
         if field in ticket.metadata
     }
     return Ticket(
         {key: masks[key] for key in ticket.masks},
-        metadata={**kept, "method": "random", "seed": seed, "history": [step]},
+        metadata={**units, "method": "random", "seed": seed, "history": [step]},
     )
 
 
 def reinitialise_(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw every weight anew, embeddings too, as the model's own class initialises it; returns the model.
+    """Initialise every weight again, embeddings too, as the model's own class does; returns the model.
 
-    The random re-initialisation of Chen et al. 2020. Raises ValueError for a model without a ``config`` that
-    its class could be built from.
+    The random re-initialisation of Chen et al. 2020. Raises ValueError for a model without a ``config`` to
+    build it from.
     """
     config = getattr(model, "config", None)
     if config is None:
-        raise ValueError(f"{type(model).__name__} has no config to be built anew from")
+        raise ValueError(f"{type(model).__name__} has no config to build a new model from")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(model)(config)
@@ -77,14 +83,13 @@ def reinitialise_(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def shuffle_weights_(model: nn.Module, seed: int = 0, within: Within = Within.MATRIX) -> nn.Module:
-    """Let the encoder's pre-trained weights change places, so that only their distribution stays.
+    """Permute the encoder's pre-trained weights, so that only their distribution stays; returns the model.
 
     ``MATRIX`` permutes the entries of each matrix; ``LAYERS`` gives each layer the six matrices of another
-    one, as the released code of Chen et al. 2020 does. Biases, LayerNorms and embeddings stay.
-    Returns the model.
+    one, as the released code of Chen et al. 2020 does. Biases, LayerNorms and embeddings do not change.
     """
-    found = structure(model)
-    weights = {key: _weight(model, key) for key in found.linears}
+    encoder = structure(model)
+    weights = {key: _weight(model, key) for key in encoder.linears}
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         if within is Within.MATRIX:
@@ -94,7 +99,7 @@ def shuffle_weights_(model: nn.Module, seed: int = 0, within: Within = Within.MA
             return model
         of_type: dict[str, list[Tensor]] = defaultdict(list)
         for key, weight in weights.items():
-            of_type[found.types[key]].append(weight)
+            of_type[encoder.types[key]].append(weight)
         layers = len(next(iter(of_type.values())))
         order = torch.randperm(layers, generator=generator)
         for matrices in of_type.values():
@@ -105,7 +110,7 @@ def shuffle_weights_(model: nn.Module, seed: int = 0, within: Within = Within.MA
 
 
 def _shuffled(kept: Tensor, sizes: Tensor | int, generator: torch.Generator) -> Tensor:
-    """A mask over units, those of one size at each other's places."""
+    """Permute a mask over units among the units of equal size."""
     of_size = torch.as_tensor(sizes).expand(kept.shape).flatten()
     result = torch.zeros_like(kept).flatten()
     for size in of_size.unique():
@@ -119,7 +124,7 @@ def _patterns(mask: Tensor, pattern: tuple[int, int], generator: torch.Generator
     n, m = pattern
     groups = mask.view(-1, m)
     if not (groups.sum(1) == n).all():
-        raise ValueError(f"{key} does not keep {n} of every {m}, as the ticket says")
+        raise ValueError(f"{key} does not keep {n} of every {m} weights, as granularity '{n}:{m}' says")
     order = torch.rand(groups.shape, generator=generator).argsort(1)
     return groups.gather(1, order).view_as(mask)
 

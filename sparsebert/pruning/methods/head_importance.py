@@ -1,4 +1,4 @@
-"""Importance of heads, neurons and whole MLPs: how the loss changes with their gates, to first order."""
+"""Importance of heads, neurons and whole MLPs: the first-order change of the loss with their gates."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sparsebert.pruning.gates import GATED, GateSite, gated
 from sparsebert.pruning.gradients import evaluating, loss_of, on_device, placed, without
-from sparsebert.pruning.registry import Subject, register
+from sparsebert.pruning.registry import ScoringContext, register
 
-# The sources' own: keeps a layer without any gradient from being divided by zero.
+# As in the published code: avoids a division by zero in a layer without gradient.
 _TINY = 1e-20
 
 
@@ -30,29 +30,40 @@ def gate_importance(
     per_example: bool = False,
     per_token: bool = False,
 ) -> dict[str, Tensor]:
-    """Sum over batches of abs(dL/dgate), divided by the number of tokens: float64 [gates] of each site.
+    """Return the sum over batches of abs(dL/dgate), divided by the number of tokens.
 
-    Equation 2 of Michel et al. 2019 as Prasanna et al. 2020 compute it. ``batches``: mappings of keyword
-    arguments for the model, labels among them; tokens are those of ``attention_mask``, or all. ``gates``:
-    where the gradients are taken, 1 everywhere by default. ``weights``: key -> [out, in] to take instead of
-    the model's; ``dead_biases``: key -> bool [out] of biases to take as 0. Dropout is off, and the model
-    stays as it is.
+    Equation 2 of Michel et al. 2019 as Prasanna et al. 2020 compute it. Dropout is off, and the model does
+    not change.
 
-    ``accumulate``: the published code never clears the gradient of its masks, so that batch b counts with the
-    sum of the gradients up to it: sum over b of abs(sum over b' <= b of dL/dgate).
-    ``per_example``: the absolute value of each example's gradient, and not that of each batch's mean, so that
-    the batch size does not matter. For losses that are means over the examples of a batch.
-    ``per_token``: the absolute value of each token's part of the gradient, x_t . dL/dx_t, as Michel et al.
-    and Liang et al. 2021 compute it; here ``accumulate`` adds up absolute values. Else as ``per_example``.
+    Args:
+        model: The model.
+        sites: The gates to score.
+        batches: Mappings of keyword arguments for the model, with labels. The tokens that count are those of
+            ``attention_mask``, or all.
+        weights: key -> [out, in]: used in place of the model's.
+        dead_biases: key -> bool [out], True = pruned: biases to take as 0.
+        gates: Values of the gates to take the gradients at; 1 everywhere by default.
+        accumulate: Batch b counts with the sum of the gradients up to it, sum over b of abs(sum over b' <= b
+            of dL/dgate): the published code never clears the gradient of its masks.
+        per_example: Take the absolute value for each example, not for the mean of each batch, so that the
+            batch size does not matter. For losses that are means over the examples of a batch.
+        per_token: Take the absolute value for each token's part of the gradient, x_t . dL/dx_t, as Michel et
+            al. and Liang et al. 2021 compute it; ``accumulate`` then adds up absolute values. Otherwise as
+            ``per_example``.
 
-    Raises ValueError if there is no batch, one without a loss, for ``per_example`` with one of the others.
+    Returns:
+        float64 [gates] of each site.
+
+    Raises:
+        ValueError: There is no batch, a batch gives no loss, or ``per_example`` is joined with ``accumulate``
+            or ``per_token``.
     """
     if accumulate and per_example:
-        raise ValueError("accumulate adds up the gradients of batches, per_example has one of each example")
-    if per_token and per_example:
         raise ValueError(
-            "per_example adds up the gradients of an example's tokens, per_token has one of each"
+            "accumulate sums the gradients of batches, per_example those of examples: choose one"
         )
+    if per_token and per_example:
+        raise ValueError("per_example takes one gradient an example, per_token one a token: choose one")
     like = next(model.parameters())
     values = {
         name: torch.ones(site.count(model)) if gates is None else gates[name].detach()
@@ -75,10 +86,10 @@ def gate_importance(
             with gated(model, sites, leaves):
                 loss = loss_of(model, replaced, biases, inputs)
             for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
-                found = gradient.to("cpu", torch.float64)
+                change = gradient.to("cpu", torch.float64)
                 if apart:
-                    found = found.abs().flatten(0, -2).sum(0) * size[0]
-                sums[name] = sums[name] + found if accumulate else found
+                    change = change.abs().flatten(0, -2).sum(0) * size[0]
+                sums[name] = sums[name] + change if accumulate else change
                 totals[name] += sums[name].abs()
     return {name: total / tokens for name, total in totals.items()}
 
@@ -90,12 +101,17 @@ def normalised(
     by_layer: bool = True,
     min_max: bool = True,
 ) -> dict[str, Tensor]:
-    """Importance made comparable, as Michel et al. 2019 and Prasanna et al. 2020 do it.
+    """Make importance comparable between layers and kinds, as Michel et al. 2019 and Prasanna et al. 2020 do.
 
-    ``by_layer``: divided by the L2 norm over the units of a layer (+ 1e-20), but for whole MLPs, of which a
-    layer has one. ``min_max``: then all units of one kind mapped onto [0, 1]. ``kinds``: site -> kind.
+    Args:
+        importance: Site -> [units].
+        kinds: Site -> kind of unit.
+        by_layer: Divide by the L2 norm over the units of a layer (+ 1e-20); not for whole MLPs, of which a
+            layer has one.
+        min_max: Then map all units of one kind onto [0, 1].
 
-    Raises ValueError where all units of a kind are equally important, for which [0, 1] has no meaning.
+    Raises:
+        ValueError: With ``min_max``, if all units of a kind are equally important.
     """
     result = {
         name: each / (each.norm() + _TINY) if by_layer and kinds[name] != "mlp" else each
@@ -111,8 +127,8 @@ def normalised(
         low, high = every.min(), every.max()
         if not low < high:
             raise ValueError(
-                f"every {kind} has importance {float(high):g}: there is nothing to rank (is the model "
-                "trained, and do its gates reach the loss?)"
+                f"every {kind} has importance {float(high):g}, so they cannot be ranked: is the model "
+                "trained, and do its gates affect the loss?"
             )
         result |= {name: (result[name] - low) / (high - low) for name in names}
     return result
@@ -121,18 +137,21 @@ def normalised(
 @register("head-importance")
 @dataclass(frozen=True)
 class HeadImportance:
-    """Score heads, neurons or whole MLPs by abs(dL/dgate) summed over batches: Michel et al. 2019, "Are
-    Sixteen Heads Really Better than One?", equation 2; Prasanna et al. 2020, "When BERT Plays the Lottery,
-    All Tickets Are Winning"; with ``keep_a_head`` Liang et al. 2021, "Super Tickets in Pre-Trained Language
-    Models".
+    """Score heads, neurons or whole MLPs by abs(dL/dgate) summed over batches.
 
-    For granularities head, neuron, mlp and those joined ("head+mlp"), on a fine-tuned model, on training
-    data: the published search looks at the very examples that it reports. ``accumulate``, ``per_example`` and
-    ``per_token`` as :func:`gate_importance` takes them, ``by_layer`` and ``min_max`` as :func:`normalised`.
-    ``keep_a_head``: the most important head of each layer comes before all others, so that a layer loses its
-    last head only where the sparsity leaves no room for one each.
+    Michel et al. 2019, "Are Sixteen Heads Really Better than One?", equation 2; Prasanna et al. 2020, "When
+    BERT Plays the Lottery, All Tickets Are Winning"; with ``keep_a_head`` Liang et al. 2021, "Super Tickets
+    in Pre-Trained Language Models". For granularities head, neuron, mlp and those joined ("head+mlp"), on a
+    fine-tuned model. Use training data: the published search uses the very examples that it reports.
 
-    Raises ValueError for other granularities and without data, and as those two functions do.
+    Attributes:
+        accumulate, per_example, per_token: As for :func:`gate_importance`.
+        by_layer, min_max: As for :func:`normalised`.
+        keep_a_head: Rank the most important head of each layer before all others, so that a layer loses its
+            last head only if the sparsity does not allow one for each layer.
+
+    Raises:
+        ValueError: For other granularities, without data, and as those two functions do.
     """
 
     name: ClassVar[str]
@@ -143,19 +162,19 @@ class HeadImportance:
     min_max: bool = True
     keep_a_head: bool = False
 
-    def scores(self, subject: Subject) -> dict[str, Tensor]:
-        if wrong := sorted(set(subject.kinds.values()) - set(GATED)):
+    def scores(self, context: ScoringContext) -> dict[str, Tensor]:
+        if wrong := sorted(set(context.kinds.values()) - set(GATED)):
             raise ValueError(
                 f"head-importance scores {', '.join(GATED)} or several of them (head+mlp), "
                 f"not granularity {wrong[0]!r}"
             )
-        found = subject.importance(
+        importance = context.importance(
             accumulate=self.accumulate, per_example=self.per_example, per_token=self.per_token
         )
-        ready = normalised(found, subject.kinds, by_layer=self.by_layer, min_max=self.min_max)
-        scores = {name: each.float().view(subject.units[name]) for name, each in ready.items()}
+        ready = normalised(importance, context.kinds, by_layer=self.by_layer, min_max=self.min_max)
+        scores = {name: each.float().view(context.units[name]) for name, each in ready.items()}
         if self.keep_a_head:
             for name, score in scores.items():
-                if subject.kinds[name] == "head":
+                if context.kinds[name] == "head":
                     score.view(-1)[score.argmax()] = torch.inf
         return scores

@@ -1,4 +1,4 @@
-"""Random pruning: the baseline that every other method must beat."""
+"""Random pruning: the baseline for every other method."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsebert.pruning.registry import Subject, register
+from sparsebert.pruning.registry import ScoringContext, register
 
 
 @register("random")
 @dataclass(frozen=True)
 class Random:
-    """One uniform float32 score per unit, drawn matrix by matrix in model order from the subject's seed.
+    """Draw one uniform float32 score for each unit, matrix by matrix in model order, from the context's seed.
 
-    Units and not weights are drawn: the mean over a large block would hardly ever reach the top.
+    Scores are drawn for units, not for weights: the mean over a large block would hardly ever reach the top.
     """
 
     name: ClassVar[str]
     scores_biases: ClassVar[bool] = True
 
-    def scores(self, subject: Subject) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(subject.seed)
-        return {key: torch.rand(units, generator=generator) for key, units in subject.units.items()}
+    def scores(self, context: ScoringContext) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(context.seed)
+        return {key: torch.rand(units, generator=generator) for key, units in context.units.items()}

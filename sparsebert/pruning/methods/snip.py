@@ -1,4 +1,4 @@
-"""SNIP: the weights stay whose removal would change the loss most, to first order, before any training."""
+"""SNIP: before any training, keep the weights whose removal would change the loss most, to first order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsebert.pruning.registry import Subject, register
+from sparsebert.pruning.registry import ScoringContext, register
 
 
 @register("snip")
@@ -16,17 +16,18 @@ class Snip:
     """Connection sensitivity of Lee et al. 2019, "SNIP: Single-shot Network Pruning Based on Connection
     Sensitivity", equations 3 to 5: score abs(sum over batches of dL/dW * W).
 
-    For pre-trained weights, so unlike the paper nothing is initialised anew. The gradients of all batches are
-    summed before the absolute value is taken, with dropout off; the head's weights are no candidates. A fresh
-    head makes single gradients noisy: give at least 8 batches. The paper's division by the sum of all scores
-    changes no ranking and is left out.
+    Unlike in the paper, weights are pre-trained and not initialised for the purpose. The gradients of all
+    batches are summed before the absolute value is taken, with dropout off; the weights of the task's head
+    are not pruned. A new head makes single gradients noisy: use at least 8 batches. The paper's division by
+    the sum of all scores does not change the ranking and is omitted.
 
-    ``least_density``: a matrix that keeps a smaller share than this is warned of (layer collapse).
+    Attributes:
+        least_density: Warn of layer collapse if a matrix keeps a smaller share than this.
     """
 
     name: ClassVar[str]
     least_density: float = 0.01
 
-    def scores(self, subject: Subject) -> dict[str, Tensor]:
-        gradients = subject.gradients()
-        return {key: (gradients[key] * weight).abs() for key, weight in subject.weights.items()}
+    def scores(self, context: ScoringContext) -> dict[str, Tensor]:
+        gradients = context.gradients()
+        return {key: (gradients[key] * weight).abs() for key, weight in context.weights.items()}

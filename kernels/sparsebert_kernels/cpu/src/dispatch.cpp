@@ -77,6 +77,17 @@ const InstructionSet* chosen = best();
 
 }  // namespace
 
+extern "C" {
+
+int __cxa_thread_atexit_impl(void (*destroy)(void*), void* object, void* library) noexcept;
+
+// Registers the destructors of `thread_local` objects. The C++ runtime has the same function, but linking it pulls
+// in the whole runtime, which needs symbols that only new C libraries have.
+int __cxa_thread_atexit(void (*destroy)(void*), void* object, void* library) noexcept {
+  return __cxa_thread_atexit_impl(destroy, object, library);
+}
+}
+
 #define SB_API extern "C" __attribute__((visibility("default")))
 
 // Version of this interface; the Python side refuses another one.

@@ -16,7 +16,17 @@ from sparsebert.pruning.gates import gate_sites
 from sparsebert.pruning.methods.head_importance import gate_importance, normalised
 from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
-from tests.pruning.gated_models import FAMILIES, HEAD, HEADS, LAYERS, NEURONS, batches, build, logits
+from tests.pruning.gated_models import (
+    FAMILIES,
+    FAMILY_AND_KIND,
+    HEAD,
+    HEADS,
+    LAYERS,
+    NEURONS,
+    batches,
+    build,
+    logits,
+)
 
 KINDS = ("head", "neuron", "mlp")
 
@@ -26,8 +36,8 @@ def context_and_gradient(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of every layer what a gate would multiply, and dL/d(that): a plain backward pass, no gates."""
     model = copy.deepcopy(model).eval()
-    found = structure(model)
-    keys = [keys[-1] for keys in (found.heads if kind == "head" else found.neurons)]
+    encoder = structure(model)
+    keys = [keys[-1] for keys in (encoder.heads if kind == "head" else encoder.neurons)]
     seen: list[Tensor] = []
 
     def record(x: Tensor) -> Tensor:
@@ -56,15 +66,14 @@ def gate_gradients(model: Any, batch: dict[str, Tensor], kind: str, per_example:
 
 
 def computed(model: Any, kind: str, data: Any, **options: bool) -> np.ndarray:
-    found = gate_importance(model, gate_sites(structure(model), kind), data, **options)
-    return torch.stack(list(found.values())).numpy()
+    importance = gate_importance(model, gate_sites(structure(model), kind), data, **options)
+    return torch.stack(list(importance.values())).numpy()
 
 
 TOKENS = sum(int(batch["attention_mask"].sum()) for batch in batches())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("family", "kind"), FAMILY_AND_KIND)
 class TestParity:
     def test_sum_over_batches_of_abs_of_the_gradient(self, family: str, kind: str) -> None:
         model = build(family, torch.float64)
@@ -109,8 +118,8 @@ def test_of_each_token(kind: str, accumulate: bool) -> None:
             (x * gradient).reshape(*x.shape[:2], -1, width).sum(-1)
             for x, gradient in context_and_gradient(model, batch, kind)
         ]
-        found = 4 * np.stack([np.abs(dot).sum((0, 1)) for dot in dots])  # of 4 examples, for a mean loss
-        grad = grad + found if accumulate else found
+        change = 4 * np.stack([np.abs(dot).sum((0, 1)) for dot in dots])  # of 4 examples, for a mean loss
+        grad = grad + change if accumulate else change
         total = total + grad
     whole = computed(model, kind, batches(), per_token=True, accumulate=accumulate)
     np.testing.assert_allclose(whole, total / TOKENS, atol=1e-10, rtol=1e-10)
@@ -149,7 +158,7 @@ class TestNormalisation:
         assert (self.normalise(scores)[0] == 0).all()
 
     def test_equal_values_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="every head has importance 1: there is nothing to rank"):
+        with pytest.raises(ValueError, match="every head has importance 1, so they cannot be ranked"):
             self.normalise(np.ones((LAYERS, HEADS)), by_layer=False)
 
 
@@ -194,9 +203,9 @@ class TestPruning:
         ticket = prune(
             model, "head-importance", sparsity=0.5, granularity="head+neuron", scope="type", data=batches()
         )
-        found = structure(model)
-        heads = sum(int(ticket.masks[keys[0]].any(1).sum()) for keys in found.heads)
-        neurons = sum(int(ticket.masks[keys[0]].any(1).sum()) for keys in found.neurons)
+        encoder = structure(model)
+        heads = sum(int(ticket.masks[keys[0]].any(1).sum()) for keys in encoder.heads)
+        neurons = sum(int(ticket.masks[keys[0]].any(1).sum()) for keys in encoder.neurons)
         assert (heads, neurons) == (LAYERS * HEADS * HEAD // 2, LAYERS * NEURONS // 2)
         assert ticket.sparsity == 0.5
         assert not ticket.removed
@@ -235,7 +244,7 @@ def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_two_ways_of_summing_are_one_too_many() -> None:
-    with pytest.raises(ValueError, match="accumulate adds up the gradients of batches"):
+    with pytest.raises(ValueError, match="accumulate sums the gradients of batches"):
         computed(build(), "head", batches(), accumulate=True, per_example=True)
-    with pytest.raises(ValueError, match="per_token has one of each"):
+    with pytest.raises(ValueError, match="per_token one a token"):
         computed(build(), "head", batches(), per_token=True, per_example=True)

@@ -46,8 +46,7 @@ def numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().numpy().copy()
 
 
-@pytest.mark.parametrize("width", [1, 2])
-@pytest.mark.parametrize("penalty", [0.0, 0.05])
+@pytest.mark.parametrize(("width", "penalty"), [(1, 0.05), (2, 0.0), (2, 0.05)])
 def test_one_step_is_that_of_the_equations(width: int, penalty: float) -> None:
     """Loss, gradients of coefficients and weights, and the coefficients after a step of AdamW."""
     model = TwoMatrices().train()
@@ -73,9 +72,9 @@ def test_one_step_is_that_of_the_equations(width: int, penalty: float) -> None:
     after = c0 - lr * m / (np.sqrt(v) + eps)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    found = model(x, y).loss + coefficients.penalty()
-    found.backward()
-    np.testing.assert_allclose(numpy(found), loss, rtol=1e-10)
+    objective = model(x, y).loss + coefficients.penalty()
+    objective.backward()
+    np.testing.assert_allclose(numpy(objective), loss, rtol=1e-10)
     np.testing.assert_allclose(numpy(c.grad), d_c, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(numpy(model.up.weight.grad), d_w1, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(
@@ -131,16 +130,18 @@ def test_it_settles_when_the_last_five_distances_are_small() -> None:
             Settled(**options)
 
 
-@pytest.mark.parametrize("scope", ["global", "matrix", "type"])
-@pytest.mark.parametrize("granularity", ["head", "neuron", "head+neuron"])
+@pytest.mark.parametrize(
+    ("granularity", "scope"),
+    [("head", "matrix"), ("neuron", "type"), ("head+neuron", "global"), ("head+neuron", "type")],
+)
 def test_the_mask_on_the_way_is_the_one_of_the_ticket(granularity: str, scope: str) -> None:
     model = build()
-    found = structure(model)
+    encoder = structure(model)
     generator = torch.Generator().manual_seed(2)
-    scores = {keys[0]: torch.rand(HEADS, generator=generator) for keys in found.heads}
-    scores |= {keys[0]: torch.rand(NEURONS, generator=generator) for keys in found.neurons}
+    scores = {keys[0]: torch.rand(HEADS, generator=generator) for keys in encoder.heads}
+    scores |= {keys[0]: torch.rand(NEURONS, generator=generator) for keys in encoder.neurons}
     if granularity != "head+neuron":
-        keys = found.heads if granularity == "head" else found.neurons
+        keys = encoder.heads if granularity == "head" else encoder.neurons
         scores = {each[0]: scores[each[0]] for each in keys}
     masks = kept_units(model, scores, Fraction(1, 2), granularity, scope)
     ticket = prune(model, Coefficients(scores), sparsity=0.5, granularity=granularity, scope=scope)
@@ -170,13 +171,13 @@ def test_heads_rank_within_their_layer_and_neurons_everywhere_as_published(
     """The thresholds of the code of Chen et al. 2021 in plain numpy: a quantile of each layer's heads, and
     one of all neurons, each of its own share."""
     model = build()
-    found = structure(model)
+    encoder = structure(model)
     random = np.random.default_rng(0)
     # By layer so different that a global ranking would take heads from one layer alone.
     heads = random.random((LAYERS, HEADS)) + 10 * np.arange(LAYERS)[:, None]
     neurons = random.random((LAYERS, NEURONS)) + 0.5 * np.arange(LAYERS)[:, None]
-    scores = {keys[0]: torch.tensor(row) for keys, row in zip(found.heads, heads, strict=True)}
-    scores |= {keys[0]: torch.tensor(row) for keys, row in zip(found.neurons, neurons, strict=True)}
+    scores = {keys[0]: torch.tensor(row) for keys, row in zip(encoder.heads, heads, strict=True)}
+    scores |= {keys[0]: torch.tensor(row) for keys, row in zip(encoder.neurons, neurons, strict=True)}
     scores = {name: each.float() for name, each in scores.items()}
     units = {"granularity": "head+neuron", "scope": "heads-by-layer"}
     sparsity = shares[0] if shares[0] == shares[1] else dict(zip(("head", "neuron"), shares, strict=True))
@@ -185,8 +186,8 @@ def test_heads_rank_within_their_layer_and_neurons_everywhere_as_published(
     masks = kept_units(model, scores, sparsity, **units)
     for layer in range(LAYERS):
         for keys, expected in (
-            (found.heads[layer], heads[layer] > np.quantile(heads[layer], shares[0])),
-            (found.neurons[layer], neurons[layer] > np.quantile(neurons, shares[1])),
+            (encoder.heads[layer], heads[layer] > np.quantile(heads[layer], shares[0])),
+            (encoder.neurons[layer], neurons[layer] > np.quantile(neurons, shares[1])),
         ):
             kept = ticket.masks[keys[0]].view(len(expected), -1)
             assert np.array_equal(kept.all(1).numpy(), expected)

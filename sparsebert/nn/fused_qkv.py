@@ -1,0 +1,120 @@
+"""Query, key and value of a self-attention, computed by one native call that reads their input once.
+
+`fuse_qkv_` registers two hooks on the attention module. The first runs before the attention's forward method
+and computes all projections of its input. Each projection stays a module of its own: when the attention calls
+it, it returns its output instead of computing it. The second hook, which runs after errors too, drops what is
+not used. So the outputs live for one call of the attention, in the thread that makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsebert.nn.joined_panels import JoinedPanels
+from sparsebert.nn.module_swap import HOOKS
+from sparsebert.nn.precomputed import PRECOMPUTED, Precomputed
+from sparsebert.nn.sparse_linear import SparseLinear
+from sparsebert_kernels import ops
+from sparsebert_kernels.cuda import backend
+from sparsebert_kernels.formats.panel import PanelSparse
+from sparsebert_kernels.ops import plain_inference
+
+# An attention that leaves outputs unused in this many calls in a row does not project its own input: it is
+# left alone from then on.
+MAX_UNUSED_CALLS = 8
+
+
+def fuse_qkv_(attention: nn.Module, names: Sequence[str]) -> None:
+    """Let ``attention`` compute its projections in one call wherever nothing can observe the difference.
+
+    That is in eager mode without gradients and without autocast, on a plain tensor, while the attention has
+    no other forward pre-hooks, the projections have no forward hooks, and no forward method is patched. On a
+    single CPU thread the projections run one by one, which takes no longer. The hooks hold names only: copies
+    and pickles of the attention are fused too.
+
+    Args:
+        attention: A module whose forward method takes the input of the projections first, or as
+            ``hidden_states``.
+        names: Attributes of the attention that hold the projections, sparse layers of one format.
+    """
+    hooks = FusedQKV(names)
+    attention.register_forward_pre_hook(hooks.before, with_kwargs=True)
+    attention.register_forward_hook(hooks.after, always_call=True)
+
+
+def unfuse_qkv_(attention: nn.Module) -> None:
+    """Remove the hooks of `fuse_qkv_`, if there are any."""
+    for hooks in (attention._forward_pre_hooks, attention._forward_hooks):
+        for number in [number for number, hook in hooks.items() if _is_ours(hook)]:
+            for name in HOOKS:
+                if isinstance(registered := getattr(attention, name), dict):
+                    registered.pop(number, None)
+
+
+def is_fused(attention: nn.Module) -> bool:
+    """Whether the attention has the hooks of `fuse_qkv_`."""
+    return any(map(_is_ours, attention._forward_pre_hooks.values()))
+
+
+class FusedQKV:
+    """The two hooks of one attention."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._unused_calls = 0
+        self._joined = JoinedPanels()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"names": self.names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def before(self, attention: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Forward pre-hook: compute the projections of the attention's input."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return
+        x = args[0] if args else kwargs.get("hidden_states")
+        if type(x) is not Tensor or not plain_inference(x) or self._unused_calls >= MAX_UNUSED_CALLS:
+            return
+        if x.is_cpu and torch.get_num_threads() == 1 and not backend.runs_on(x):
+            return
+        layers = [getattr(attention, name) for name in self.names]
+        if _undisturbed(attention, layers):
+            PRECOMPUTED.set(Precomputed(x, dict(zip(layers, self._outputs(layers, x), strict=True))))
+
+    def after(self, attention: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        """Forward hook: drop the outputs that the attention did not use."""
+        if torch.compiler.is_compiling() or (precomputed := PRECOMPUTED.get()) is None:
+            return
+        PRECOMPUTED.set(None)
+        self._unused_calls = self._unused_calls + 1 if precomputed.outputs else 0
+
+    def _outputs(self, layers: Sequence[SparseLinear], x: Tensor) -> Sequence[Tensor]:
+        packed = [layer.packed for layer in layers]
+        biases = [layer._parameters["bias"] for layer in layers]
+        on_gpu = backend.covers(PanelSparse.name, x.device)
+        joined = self._joined.weight(layers) if on_gpu else None
+        return ops.linear_shared(x, packed, biases, joined, self._joined.bias(biases) if joined else None)
+
+
+def _undisturbed(attention: nn.Module, layers: Sequence[nn.Module]) -> bool:
+    """Whether nobody else's code runs between the pre-hook of the attention and its projections."""
+    if len(attention._forward_pre_hooks) > 1 or "forward" in attention.__dict__:
+        return False
+    return all(
+        isinstance(layer, SparseLinear)
+        and not layer._forward_pre_hooks
+        and not layer._forward_hooks
+        and layer.activation == "none"
+        and "forward" not in layer.__dict__
+        for layer in layers
+    )
+
+
+def _is_ours(hook: Any) -> bool:
+    return isinstance(getattr(hook, "__self__", None), FusedQKV)

@@ -1,0 +1,138 @@
+"""The decision for one layer while a plan is made: its candidates, the current choice and its timing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sparsebert.cost.candidates import FormatCandidates, stored_dtype
+from sparsebert.cost.mask_statistics import BlockStatistics
+from sparsebert.cost.work import WorkEstimate, estimate_panel_work
+from sparsebert.planning.plan import LayerPlan
+from sparsebert.planning.target_layers import TargetLayer
+from sparsebert_kernels.timing import Paired
+
+# The speed-up over prepacked dense that a sparse layer must reach, as a ratio of paired medians. Timings
+# scatter by several percent, and models call their layers with other numbers of tokens than the plan was made
+# for: a whole model of layers that were timed as equal came out 4 % slower than dense.
+LEAST_SPEEDUP = 1.05
+# Layers of one shape and format are timed as one class if their stored weights differ by less than this
+# factor.
+CLASS_WIDTH = 1.25
+# The plan suggests the smallest blocks that reach this share of the best predicted speed-up: small blocks
+# cost less accuracy.
+ENOUGH_OF_THE_BEST = 0.75
+
+
+@dataclass
+class LayerDecision:
+    """The format of one layer, undecided until it is timed.
+
+    Attributes:
+        layer: The layer.
+        choice: Its candidates and their predicted times.
+        work: The candidate chosen so far.
+        requested: The user named the format.
+        timing: The chosen candidate (``mine``) against the dense layer (``other``), in seconds.
+        rejected: The candidate that the timing ruled out in favour of the dense layer.
+    """
+
+    layer: TargetLayer
+    choice: FormatCandidates
+    work: WorkEstimate
+    requested: bool
+    timing: Paired | None = None
+    rejected: WorkEstimate | None = None
+
+    @property
+    def dense(self) -> WorkEstimate:
+        return self.choice.dense
+
+    @property
+    def device(self) -> torch.device:
+        return self.layer.linear.weight.device
+
+    def predicted(self, work: WorkEstimate) -> float | None:
+        """Seconds by the cost model; None if it has no figures for the format."""
+        return self.choice.predicted(work)
+
+    def timing_class(self) -> tuple[Any, ...]:
+        """Layers of equal class share one timing."""
+        width = round(math.log(max(self.work.stored, 1)) / math.log(CLASS_WIDTH))
+        dtype = self.layer.linear.weight.dtype
+        kinds = tuple(sorted(work.kind for work in self.choice.candidates))
+        return tuple(self.layer.mask.shape), self.work.kind, kinds, dtype, self.device, width
+
+    def settle(self, kind: str, timing: Paired, trainable: bool) -> None:
+        """Choose the fastest kind of the layer's class, or the dense layer if the speed-up is too small."""
+        self.timing = timing
+        self.work = next(work for work in self.choice.candidates if work.kind == kind)
+        if timing.speedup < LEAST_SPEEDUP and not trainable:
+            self.rejected, self.work = self.work, self.dense
+
+    def layer_plan(self, tokens: int) -> LayerPlan:
+        """Return the entry of the plan."""
+        statistics, timing = self.choice.statistics, self.timing
+        predicted, dense, measured = self.predicted(self.work), self.predicted(self.dense), None
+        if timing:
+            dense = timing.other
+            measured = timing.other if self.rejected else timing.mine
+        return LayerPlan(
+            key=self.layer.key,
+            shape=(statistics.rows, statistics.columns),
+            sparsity=statistics.sparsity,
+            format=self.work.format,
+            predicted_us=_microseconds(predicted),
+            measured_us=_microseconds(measured),
+            dense_us=_microseconds(dense and dense * self.layer.shrinkage),
+            nbytes=self.work.nbytes,
+            dense_nbytes=self.layer.dense_nbytes,
+            reason=self._reason(predicted, dense),
+            tokens=tokens,
+            block=self.work.block,
+            removal_note=self.layer.removal_note,
+            busy=timing is not None and timing.busy,
+        )
+
+    def _reason(self, predicted: float | None, dense: float | None) -> str:
+        doubt = "?" if self.timing and self.timing.busy else ""
+        if self.requested:
+            reason = "requested"
+        elif self.choice.statistics.full:
+            reason = "nothing is pruned"
+        elif self.rejected and self.timing:
+            measured = f"measured {self.timing.speedup:.2f}x{doubt} dense"
+            reason = f"{self.rejected.format} {measured}, less than {LEAST_SPEEDUP}x"
+        elif self.work == self.dense:
+            reason = f"no format is predicted to be faster{self._block_suggestion()}"
+        elif self.timing:
+            reason = f"measured {self.timing.speedup:.1f}x{doubt} dense"
+        elif predicted and dense:
+            reason = f"predicted {dense / predicted:.1f}x dense"
+        else:
+            reason = "no cost figures: the format that stores least"
+        half = self.layer.linear.weight.dtype == torch.float16 and self.choice.blocks is None
+        return f"{reason}; computed in float32" if half else reason
+
+    def _block_suggestion(self) -> str:
+        """The speed-up on a GPU of a ticket of the same sparsity that prunes whole blocks."""
+        if self.choice.blocks is None:
+            return ""
+        statistics = self.choice.statistics
+        spread = BlockStatistics.spread(statistics.rows, statistics.columns, 1 - statistics.sparsity)
+        stored = stored_dtype(self.layer.linear.weight.dtype, "cuda")
+        gains = {
+            w.block: self.choice.predicted_speedup(w) for w in estimate_panel_work(statistics, spread, stored)
+        }
+        enough = ENOUGH_OF_THE_BEST * max(gains.values())
+        block = min((block for block in gains if block and gains[block] >= enough), key=math.prod)
+        if gains[block] < 1:
+            return ""
+        return f"; as {block[0]}x{block[1]} blocks up to {gains[block]:.1f}x predicted"
+
+
+def _microseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e6

@@ -1,0 +1,68 @@
+"""Timing of a layer: its candidate formats, each in alternation with the prepacked dense layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from sparsebert.cost.candidates import FormatCandidates, stored_dtype
+from sparsebert.cost.work import WorkEstimate
+from sparsebert.planning.target_layers import TargetLayer
+from sparsebert_kernels import formats, ops
+from sparsebert_kernels.cuda.timing import paired as paired_on_gpu
+from sparsebert_kernels.timing import Paired, paired
+
+# At most this many candidates of a layer are timed.
+MAX_TIMED_FORMATS = 3
+# A later candidate must be faster than the best so far by this factor, both as predicted and as measured.
+CLEARLY_FASTER = 1.15
+# Longer inputs are timed on their first rows only: from this length on, time is proportional to length.
+MAX_TIMED_TOKENS = {"cpu": 2048, "cuda": 65536}
+
+
+def fastest_candidate(layer: TargetLayer, choice: FormatCandidates, tokens: int) -> tuple[str, Paired]:
+    """Time the leading candidates of a layer and return the fastest.
+
+    Timing stops at the first candidate that is not predicted to be clearly faster than the best measured so
+    far, so that neither a wrong prediction nor noise decides.
+
+    Args:
+        layer: The layer to time.
+        choice: Its candidates, the one with the least predicted time first.
+        tokens: Rows of x.
+
+    Returns:
+        The kind of the fastest candidate, and its timing against the dense layer.
+    """
+    first, *others = choice.candidates[:MAX_TIMED_FORMATS]
+    best, best_timing = first, time_against_dense(layer, first, tokens)
+    for work in others:
+        needed = CLEARLY_FASTER * best_timing.speedup
+        if work == choice.dense or choice.predicted_speedup(work) < needed:
+            break
+        timing = time_against_dense(layer, work, tokens)
+        if timing.speedup > needed:
+            best, best_timing = work, timing
+    return best.kind, best_timing
+
+
+@torch.no_grad()
+def time_against_dense(layer: TargetLayer, work: WorkEstimate, tokens: int) -> Paired:
+    """Time a layer in the format of ``work`` (``mine``) and as a prepacked dense layer (``other``).
+
+    Seconds for ``tokens`` rows of x; beyond `MAX_TIMED_TOKENS` they are extrapolated.
+    """
+    linear, device = layer.linear, layer.linear.weight.device
+    dtype = linear.weight.dtype
+    stored = stored_dtype(dtype, device.type)
+    timed = min(tokens, MAX_TIMED_TOKENS[device.type])
+    # Random values in place of the layer's own: inf, NaN and denormals among those would run on a slow path.
+    weight = torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(0)).to(device, stored)
+    x = torch.randn(timed, linear.in_features, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    sparse = formats.pack(weight, layer.mask, format=work.format, **work.options)
+    dense = formats.pack(weight, layer.mask, format="dense", tokens=timed)
+    sides = lambda: ops.linear(x, sparse, linear.bias), lambda: ops.linear(x, dense, linear.bias)
+    timing = paired(*sides) if device.type == "cpu" else paired_on_gpu(*sides)
+    scale = tokens / timed
+    return replace(timing, mine=timing.mine * scale, other=timing.other * scale)

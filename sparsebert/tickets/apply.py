@@ -1,0 +1,99 @@
+"""Tickets meet models: whether a ticket fits a model, and which parameters it masks there."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sparsebert.bert import full_name, is_bert_like, resolve, structure
+from sparsebert.tickets.provenance import weight_hash
+
+if TYPE_CHECKING:
+    from sparsebert.tickets.ticket import Ticket
+
+
+def check(ticket: Ticket, model: nn.Module, *, weights: bool = False) -> None:
+    """Raise ValueError, naming the first mismatch, unless the ticket fits; see `Ticket.check`."""
+    for key, mask in ticket.masks.items():
+        _require_shapes(model, key, mask, ticket.bias_masks.get(key))
+    origin = ticket.metadata.get("model", {})
+    if "linears" in origin and is_bert_like(model):
+        count = len(structure(model).linears)
+        if origin["linears"] != count:
+            raise ValueError(
+                f"ticket of another model: made for {origin['linears']} encoder matrices, "
+                f"{type(model).__name__} has {count}"
+            )
+    _refuse_one_side_of_tied_weights(ticket, model)
+    if weights:
+        if "weights" not in origin:
+            raise ValueError("the ticket does not record which weights it was made for")
+        if origin["weights"] != weight_hash(model):
+            raise ValueError(
+                f"ticket of another model: made for weights {origin['weights']} "
+                f"(model {origin.get('id', 'unknown')}), not for {weight_hash(model)}"
+            )
+
+
+def targets(ticket: Ticket, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Return each parameter that the ticket masks, with its mask; see `Ticket.targets`."""
+    check(ticket, model)
+    weights = [(_parameter(model, key, "weight"), mask) for key, mask in ticket.masks.items()]
+    return weights + [
+        (_parameter(model, key, "bias"), ~dead)
+        for key, dead in ticket.dead_biases().items()
+        if getattr(resolve(model, key), "bias", None) is not None
+    ]
+
+
+def shape_text(tensor: Tensor) -> str:
+    """Return the shape as messages print it: "768x3072"."""
+    return "x".join(map(str, tensor.shape))
+
+
+def _require_shapes(model: nn.Module, key: str, mask: Tensor, bias_mask: Tensor | None) -> None:
+    try:
+        module = resolve(model, key)
+    except ValueError as error:
+        raise ValueError(f"ticket of another model: {error}") from None
+    for name, expected in (("weight", mask), ("bias", bias_mask)):
+        if expected is None:
+            continue
+        tensor = getattr(module, name, None)
+        actual = shape_text(tensor) if isinstance(tensor, Tensor) else "missing"
+        if actual != shape_text(expected):
+            raise ValueError(
+                f"ticket of another model: {key}.{name} is {shape_text(expected)} in the ticket "
+                f"and {actual} in {type(model).__name__}"
+            )
+
+
+def _refuse_one_side_of_tied_weights(ticket: Ticket, model: nn.Module) -> None:
+    masks = {f"{full_name(model, key)}.weight": mask for key, mask in ticket.masks.items()}
+    masks |= {f"{full_name(model, key)}.bias": mask for key, mask in ticket.bias_masks.items()}
+    shared: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        # Meta and empty tensors have no address.
+        shared[parameter.data_ptr() or id(parameter)].append(name)
+    for names in shared.values():
+        masked = next((name for name in names if name in masks), None)
+        if len(names) == 1 or masked is None:
+            continue
+        for name in names:
+            if name not in masks or not torch.equal(masks[name], masks[masked]):
+                raise ValueError(
+                    f"{masked} is tied to {name}: masking one prunes both; give both the same mask"
+                )
+
+
+def _parameter(model: nn.Module, key: str, name: str) -> Tensor:
+    parameter = resolve(model, key)._parameters.get(name)
+    if parameter is None:
+        raise ValueError(
+            f"{key}.{name} of {type(model).__name__} is not a plain parameter: "
+            "undo its pruning, parametrization or packing first"
+        )
+    return parameter

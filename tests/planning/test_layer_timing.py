@@ -1,0 +1,97 @@
+"""Timing: a layer becomes sparse where that is measured to be faster, and a doubtful figure is marked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsebert import plan
+from sparsebert.planning import layer_timing
+from sparsebert.planning.layer_decision import LEAST_SPEEDUP
+from sparsebert.planning.layer_timing import MAX_TIMED_FORMATS, MAX_TIMED_TOKENS
+from sparsebert_kernels.timing import Paired
+from tests.planning.masks import model_with, needs_native, random_mask
+
+
+@needs_native
+class TestMeasurement:
+    def test_leaves_a_layer_dense_that_gains_next_to_nothing(self, timed: Callable[..., list[int]]) -> None:
+        timed(LEAST_SPEEDUP - 0.01)
+        (layer,) = plan(*model_with(random_mask(0.1))).layers
+        assert layer.format == "dense"
+        assert layer.reason == "element measured 1.04x dense, less than 1.05x"
+        assert layer.measured_us == layer.dense_us == pytest.approx(1040)
+
+    def test_takes_a_layer_that_gains(self, timed: Callable[..., list[int]]) -> None:
+        timed(LEAST_SPEEDUP + 0.01)
+        (layer,) = plan(*model_with(random_mask(0.1))).layers
+        assert (layer.format, layer.measured_us, layer.dense_us) == ("element", 1000, pytest.approx(1060))
+
+    def test_keeps_trainable_layers_sparse(self, timed: Callable[..., list[int]]) -> None:
+        timed(0.5)
+        (layer,) = plan(*model_with(random_mask(0.1)), trainable=True).layers
+        assert (layer.format, layer.reason) == ("element", "measured 0.5x dense")
+
+    def test_is_made_once_for_layers_of_a_kind(self, timed: Callable[..., list[int]]) -> None:
+        count = timed(30.0)
+        masks = [*(random_mask(0.1) for _ in range(4)), random_mask(0.03), random_mask(0.1, 384)]
+        made = plan(*model_with(*masks))
+        assert len(count) == 3
+        assert all(layer.reason == "measured 30.0x dense" for layer in made.layers)
+
+    def test_tries_other_formats_where_the_prediction_was_wrong(
+        self, timed: Callable[..., list[int]]
+    ) -> None:
+        count = timed(1.0, 2.0, 1.5)
+        (layer,) = plan(*model_with(random_mask(0.1, height=8))).layers
+        assert len(count) == MAX_TIMED_FORMATS
+        assert (layer.format, layer.reason) == ("vector", "measured 2.0x dense")
+        predicted = plan(*model_with(random_mask(0.1, height=8)), measure=False).layers[0]
+        assert layer.label != predicted.label
+
+    def test_is_over_at_once_where_the_prediction_was_right(self, timed: Callable[..., list[int]]) -> None:
+        count = timed(30.0)
+        plan(*model_with(random_mask(0.1, height=8)))
+        assert len(count) == 1
+
+    def test_is_made_on_part_of_long_inputs(self, timed: Callable[..., list[int]]) -> None:
+        count = timed(30.0)
+        (layer,) = plan(*model_with(random_mask(0.1)), tokens=4 * MAX_TIMED_TOKENS["cpu"]).layers
+        assert count == [MAX_TIMED_TOKENS["cpu"]]
+        assert layer.measured_us == pytest.approx(4000)
+
+    def test_is_not_disturbed_by_what_lies_in_the_weights(self, timed: Callable[..., list[int]]) -> None:
+        timed(3.0)  # compares the two sides
+        model, ticket = model_with(random_mask(0.1))
+        nn.init.constant_(model[0].weight, torch.nan)
+        plan(model, ticket)
+
+    def test_on_a_busy_machine_is_marked_wherever_it_is_shown(
+        self, monkeypatch: pytest.MonkeyPatch, timed: Callable[..., list[int]]
+    ) -> None:
+        timed(3.0)
+        steady = layer_timing.paired
+        masks = random_mask(0.1), random_mask(0.1, 384)
+        assert "?" not in str(plan(*model_with(*masks)))
+
+        def disturbed(mine: Callable[[], Tensor], other: Callable[[], Tensor]) -> Paired:
+            return replace(steady(mine, other), busy=mine().shape[1] == 384)
+
+        monkeypatch.setattr(layer_timing, "paired", disturbed)
+        made = plan(*model_with(*masks))
+        assert [layer.busy for layer in made.layers] == [False, True]
+        _, quiet, busy, *captions = str(made).splitlines()
+        assert "?" not in quiet
+        assert "1000 us?" in busy
+        assert "3000 us?" in busy
+        assert "measured 3.0x? dense" in busy
+        assert any("1 of 2 layers timed while the machine was busy" in line for line in captions)
+
+    def test_of_this_machine_finds_a_very_sparse_layer_faster(self) -> None:
+        (layer,) = plan(*model_with(random_mask(0.02, 1536, 768))).layers
+        assert layer.format in ("element", "vector")
+        assert layer.measured_us < layer.dense_us
