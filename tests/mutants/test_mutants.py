@@ -46,7 +46,8 @@ class TestChosen:
             source = read_source(ROOT, mutant.path)
             changed = mutant.apply(source)
         except StaleMutantError as error:
-            pytest.fail(f"{error}; it occurs once in: {files_with(ROOT, mutant.old)}")
+            places = ", ".join(files_with(ROOT, mutant.old)) or "no file"
+            pytest.fail(f"{error}; it occurs exactly once in {places}", pytrace=False)
         assert changed != source
         if not mutant.is_native:
             assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
