@@ -74,7 +74,7 @@ class TestUnion:
 class TestRefusals:
     @pytest.mark.parametrize("height", [0, 16, 32, 65, 256, -64])
     def test_height(self, height: int) -> None:
-        message = f"panel_rows is {height}; panels of 64 and 128 rows are served"
+        message = f"panel_rows must be 64 or 128, got {height}"
         with pytest.raises(ValueError, match=message):
             ColumnPanelSparse.from_dense(torch.ones(3, 4), panel_rows=height)
         with pytest.raises(ValueError, match=message):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sparsebert_kernels import formats
 from sparsebert_kernels.formats import PanelSparse
-from sparsebert_kernels.formats.panel import TILE_COLUMNS, join
+from sparsebert_kernels.formats.base import TILE_COLUMNS
+from sparsebert_kernels.formats.panel import join
 from sparsebert_kernels.formats.panel_transpose import TRANSPOSED_ROWS
 from sparsebert_kernels.formats.transpose import transposed_index
 from tests.formats.matrices import matrices, options
@@ -150,7 +151,9 @@ class TestJoin:
             join([self.members()[0], other])
 
     def test_refuses_a_member_that_does_not_fill_its_panels(self) -> None:
-        with pytest.raises(ValueError, match="50 out_features; multiples of its 32 panel rows"):
+        with pytest.raises(
+            ValueError, match="50 out_features; all but the last need a multiple of their 32 panel rows"
+        ):
             join(self.members()[::-1])
 
 

@@ -18,14 +18,11 @@ pytest.importorskip("accelerate")
 from sparsebert.lottery import loop
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.loop import run
-from sparsebert.lottery.mask_learning_method import LearnedMethod
+from sparsebert.lottery.mask_learning_method import MaskLearningMethod
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 from tests.lottery import tiny
-
-
-class Killed(BaseException):
-    """As good as a kill for files, since nothing in the loop catches it."""
+from tests.lottery.killing import Killed
 
 
 def asked(**changes: Any) -> RunConfig:
@@ -76,10 +73,10 @@ def test_the_best_scores_make_the_ticket_at_the_full_sparsity(tmp_path: Path) ->
 def test_masks_are_judged_once_they_are_sparse_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], steps: list[int]
 ) -> None:
-    from sparsebert.training.best_masks import BestChoice
+    from sparsebert.training.best_masks import BestMasks
 
     judged: list[int] = []
-    at_end = BestChoice.on_step_end
+    at_end = BestMasks.on_step_end
     now = {"step": 0}
 
     def note(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -90,7 +87,7 @@ def test_masks_are_judged_once_they_are_sparse_enough(
         judged.append(now["step"])
         return 0.5
 
-    monkeypatch.setattr(BestChoice, "on_step_end", note)
+    monkeypatch.setattr(BestMasks, "on_step_end", note)
     sparsity = changes.pop("sparsity", 0.7)
     options = {"mask": "L", "scope": "matrix", **changes}
     run(by(judge), tiny.request("smp", sparsity, choose_every=1, **options), tmp_path)
@@ -160,13 +157,13 @@ def test_it_is_judged_in_fp32_whatever_it_is_trained_in(tmp_path: Path) -> None:
 def test_to_judge_wakes_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeping the random state of every device would: each process of several takes memory on each."""
     from sparsebert.mask_learning.learner import Learner
-    from sparsebert.training.best_masks import BestChoice
+    from sparsebert.training.best_masks import BestMasks
 
     model, request = tiny.model(), asked()
     method = request.method
-    assert isinstance(method, LearnedMethod)
+    assert isinstance(method, MaskLearningMethod)
     learner: Learner = method.learner(model, request, 7, prune(model, sparsity=0))
-    choice = BestChoice(learner, lambda: 0.5, 1, lambda step: True, tmp_path / "best.safetensors")
+    choice = BestMasks(learner, lambda: 0.5, 1, lambda step: True, tmp_path / "best.safetensors")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: pytest.fail("looked for devices"))
     choice.on_step_end(None, SimpleNamespace(global_step=1, max_steps=7), None)
     assert choice.best is not None

@@ -23,9 +23,10 @@ from sparsebert.mask_learning import contrastive_loss as terms
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import contrastive as part
 from sparsebert.training.distillation import Distillation, Teacher
-from sparsebert.training.representation_bank import Banks
+from sparsebert.training.representation_bank import RepresentationBank
 from tests.lottery import tiny
-from tests.lottery.test_mask_learning import Killed, assert_same
+from tests.lottery.killing import Killed, dying
+from tests.lottery.test_mask_learning import assert_same
 
 METHODS: dict[str, dict[str, Any]] = {
     "cap": {"sparsity": 0.7, "snapshot_every": 2},
@@ -44,24 +45,16 @@ def experiment(**changes: Any) -> Experiment:
     return replace(tiny.experiment(), **{"teacher": tiny.teacher(), **changes})
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
-    """Examples, encoders and negatives of each term that is taken."""
+    """Examples, encoders and negatives of each term."""
     found: list[tuple[int, int, int]] = []
 
     def spy(own: Tensor, batch: Any, others: Any, temperature: float) -> Any:
-        found.append((len(own), batch.representations.shape[1], len(others.numbers)))
-        return terms.contrast(own, batch, others, temperature)
+        found.append((len(own), batch.representations.shape[1], len(others.ids)))
+        return terms.contrastive_terms(own, batch, others, temperature)
 
-    monkeypatch.setattr(part, "contrast", spy)
+    monkeypatch.setattr(part, "contrastive_terms", spy)
     return found
 
 
@@ -98,9 +91,11 @@ def test_structured_stages_begin_with_a_snapshot_of_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[tuple[int, int, int]]
 ) -> None:
     written: list[str] = []
-    write = Banks.write
+    write = RepresentationBank.write
     monkeypatch.setattr(
-        Banks, "write", lambda self, name, *rest: written.append(name) or write(self, name, *rest)
+        RepresentationBank,
+        "write",
+        lambda self, name, *rest: written.append(name) or write(self, name, *rest),
     )
     rows = run(experiment(), asked("cap-structured"), tmp_path)
     assert [row["sparsity"] for row in rows] == [0.25, 0.5]
@@ -149,17 +144,10 @@ def test_examples_keep_near_to_what_the_model_made_of_them_at_first(tmp_path: Pa
 def test_interrupted_at_any_batch(tmp_path: Path, method: str) -> None:
     """Five batches encode the data with each encoder; checkpoints are after the third and the sixth."""
     run(experiment(), asked(method), tmp_path / "whole")
-    for session, left in enumerate((3, 8, 13, 14, 17, 6, 9, 7, 12, None)):
+    for session, batch in enumerate((3, 8, 13, 14, 17, 6, 9, 7, 12, None)):
         torch.manual_seed(session)
-        countdown = iter(range(left - 1, -1, -1) if left else [])
-
-        def collate(chosen: list[dict[str, Any]], countdown: Any = countdown) -> dict[str, Tensor]:
-            if next(countdown, None) == 0:
-                raise Killed
-            return tiny.collate(chosen)
-
         with contextlib.suppress(Killed):
-            run(experiment(collate=collate), asked(method), tmp_path / "parts")
+            run(experiment(collate=dying(tiny.collate, batch)), asked(method), tmp_path / "parts")
             break
     rows = results.read(tmp_path / "parts" / "log.jsonl", "round")
     assert sum(row["sessions"] for row in rows) > 4
@@ -189,11 +177,11 @@ def test_a_span_has_the_term_of_instances_alone(tmp_path: Path, monkeypatch: pyt
     found: list[Tensor | None] = []
 
     def spy(*arguments: Any) -> Any:
-        both = terms.contrast(*arguments)
+        both = terms.contrastive_terms(*arguments)
         found.append(both[1])
         return both
 
-    monkeypatch.setattr(part, "contrast", spy)
+    monkeypatch.setattr(part, "contrastive_terms", spy)
 
     def spans(chosen: list[dict[str, Any]]) -> dict[str, Tensor]:
         batch = tiny.collate(chosen)
@@ -222,13 +210,13 @@ class TestRefusals:
         ("method", "changes", "message"),
         [
             ("cap", {"banks": "pretrained,snapshot"}, "unknown bank 'snapshot'.*did you mean 'snapshots'"),
-            ("cap", {"contrast_temperature": 0.0}, "contrast_temperature must be positive, not 0.0"),
-            ("cap", {"label_weight": -1.0}, "label_weight must not be negative"),
-            ("cap", {"snapshot_every": 0}, "snapshot_every must be at least 1 step, not 0"),
-            ("cap-soft", {"sparsity": 0.5}, "decides itself"),
-            ("cap-structured", {"granularity": "head"}, "granularity head.neuron, not 'head'"),
-            ("cap-structured", {"rewind": "pretrained"}, "there is nothing to rewind"),
-            ("cap-structured", {"sparsity": 0.0}, "the sparsity must be above 0"),
+            ("cap", {"contrast_temperature": 0.0}, "contrast_temperature must be positive, got 0.0"),
+            ("cap", {"label_weight": -1.0}, "label_weight must be at least 0"),
+            ("cap", {"snapshot_every": 0}, "snapshot_every must be at least 1, got 0"),
+            ("cap-soft", {"sparsity": 0.5}, "decides the sparsity"),
+            ("cap-structured", {"granularity": "head"}, "granularity head.neuron, got 'head'"),
+            ("cap-structured", {"rewind": "pretrained"}, "leave out rewind and head"),
+            ("cap-structured", {"sparsity": 0.0}, "sparsity must be above 0, got 0"),
             ("cap-structured", {"batches": 0}, "batches must be at least 1"),
         ],
     )
@@ -251,8 +239,8 @@ class TestRefusals:
             return Teacher(type(tiny.model())(type(config)(**{**config.to_dict(), "hidden_size": 24})))
 
         for changes, message in (
-            ({"collate": scores}, "contrasts examples by their labels, and these are scores"),
-            ({"collate": words}, "and these are words"),
+            ({"collate": scores}, "contrasts examples by class labels, got scores"),
+            ({"collate": words}, "by class labels, got words"),
             ({"teacher": wider()}, "the teacher's have 24 features, the model's 20"),
         ):
             with pytest.raises(ValueError, match=message):

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -24,6 +23,7 @@ from sparsebert.mask_learning.learner import Learner
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.trainer import TicketTrainer
 from tests.lottery import tiny
+from tests.lottery.killing import Killed, dying
 
 METHODS: dict[str, dict[str, Any]] = {
     "gradual": {"sparsity": 0.7},
@@ -33,10 +33,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "l0": {"sparsity": None, **tiny.PENALISED["l0"]},
 }
 BLOCKS = {"granularity": "block", "block_size": (5, 5)}
-
-
-class Killed(BaseException):
-    """As good as a kill for files, since nothing in the loop catches it."""
 
 
 def asked(method: str, **changes: Any) -> RunConfig:
@@ -53,14 +49,6 @@ def assert_same(one: Path, other: Path) -> None:
     assert all(torch.equal(weights[name], theirs[name]) for name in weights)
     ours, others = (results.read(each / "log.jsonl", "round") for each in (one, other))
     assert [row["metrics"] for row in ours] == [row["metrics"] for row in others]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("units", [{}, BLOCKS], ids=["element", "block"])
@@ -87,16 +75,9 @@ def test_a_run(tmp_path: Path, method: str, units: dict[str, Any]) -> None:
 def test_interrupted_at_any_batch(tmp_path: Path, method: str) -> None:
     """Seven batches, a checkpoint after the third and the sixth, and one batch made ahead."""
     run(tiny.experiment(), asked(method), tmp_path / "whole")
-    for session, left in enumerate((2, 5, 1, 3, 2, None)):
+    for session, batch in enumerate((2, 5, 1, 3, 2, None)):
         torch.manual_seed(session)
-        countdown = iter(range(left - 1, -1, -1) if left else [])
-
-        def collate(chosen: list[dict[str, Any]], countdown: Any = countdown) -> dict[str, Tensor]:
-            if next(countdown, None) == 0:
-                raise Killed
-            return tiny.collate(chosen)
-
-        experiment = replace(tiny.experiment(), collate=collate)
+        experiment = replace(tiny.experiment(), collate=dying(tiny.collate, batch))
         with contextlib.suppress(Killed):
             run(experiment, asked(method), tmp_path / "parts")
             break
@@ -242,13 +223,13 @@ def test_mixed_precision(tmp_path: Path, precision: str) -> None:
     ("method", "changes", "message"),
     [
         ("movement", {"sparsity": None}, "sparsity is missing"),
-        ("soft-movement", {"sparsity": 0.5}, "method soft-movement decides itself"),
-        ("soft-movement", {"scope": "global"}, "compares no scores: scope 'global'"),
+        ("soft-movement", {"sparsity": 0.5}, "method soft-movement decides the sparsity"),
+        ("soft-movement", {"scope": "global"}, "compares no scores: leave out scope, got 'global'"),
         ("movement", {"granularity": "2:4", "sparsity": 0.5}, "learns no patterns such as '2:4'"),
-        ("smp", {"scope": "global"}, "mask S of smp means scope 'type', not 'global'"),
-        ("smp", {"mask": "G", "scope": "matrix"}, "mask G of smp means scope 'global'"),
+        ("smp", {"scope": "global"}, "mask S of smp needs scope 'type', got 'global'"),
+        ("smp", {"mask": "G", "scope": "matrix"}, "mask G of smp needs scope 'global'"),
         ("smp", {"mask": "X"}, "unknown mask 'X'"),
-        ("smp", {"mask": "T", "scope": "matrix"}, "method smp decides itself"),
+        ("smp", {"mask": "T", "scope": "matrix"}, "method smp decides the sparsity"),
         ("movement", {"rewind": "learning-rate"}, "has one round"),
         ("gradual", {"scores_learning_rate": 0.1}, "unknown option of method gradual"),
         ("movement", {"scores_learning_rate": -1.0}, "scores_learning_rate must be positive"),

@@ -18,7 +18,8 @@ pytest.importorskip("accelerate")
 from sparsebert.bert import resolve, structure
 from sparsebert.lottery.loop import run
 from sparsebert.lottery.method import lottery_method
-from sparsebert.lottery.methods.weight_search import BadWeights, MagnitudeSearch
+from sparsebert.lottery.methods.weight_baselines import BadWeights
+from sparsebert.lottery.methods.weight_search import MagnitudeSearch
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.settings import TrainingSettings
@@ -35,7 +36,7 @@ def found(trained: nn.Module, metrics: list[float], **options: Any) -> Ticket:
     asked = request("magnitude-search", None, **options)
     method = asked.method
     assert isinstance(method, MagnitudeSearch)
-    return method.found(whole, asked, Path(), method.rounds(Fraction(0))[1])
+    return method.find_ticket(whole, asked, Path(), method.rounds(Fraction(0))[1])
 
 
 def pruned_by_torch(trained: nn.Module, steps: int) -> dict[str, torch.Tensor]:
@@ -146,9 +147,9 @@ def test_a_ticket_of_other_units_has_as_many_weights_too(method: str, units: dic
     if method == "bad-weights":
         assert isinstance(asked.method, BadWeights)
         round_ = asked.method.rounds(asked.target)[1]
-        made = asked.method.found(replace(experiment(), model=model), asked, Path(), round_)
+        made = asked.method.find_ticket(replace(experiment(), model=model), asked, Path(), round_)
     else:
-        made = asked.method.given(good, model, 0)
+        made = asked.method.derive_ticket(good, model, 0)
     assert whole_and_kept(made, model) == whole_and_kept(good, model)
 
 
@@ -185,14 +186,16 @@ def test_the_bad_ones_are_the_smallest_of_the_trained_model() -> None:
     asked = request("bad-weights", None, ticket=good)
     method = asked.method
     assert isinstance(method, BadWeights)
-    bad = method.found(replace(experiment(), model=model), asked, Path(), method.rounds(asked.target)[1])
+    bad = method.find_ticket(
+        replace(experiment(), model=model), asked, Path(), method.rounds(asked.target)[1]
+    )
     sizes = torch.cat([resolve(model, key).weight.detach().abs().flatten() for key in bad.masks])
     kept = torch.cat([mask.flatten() for mask in bad.masks.values()])
     assert sizes[kept].max() <= sizes[~kept].min()
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="decides itself how much is pruned"):
+    with pytest.raises(ValueError, match="decides the sparsity"):
         request("magnitude-search", 0.5)
     with pytest.raises(ValueError, match="lets all single weights compete"):
         request("magnitude-search", None, granularity="head")

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 import sparsebert.lottery.methods  # noqa: F401
-from sparsebert.lottery.experiment import Experiment, PruningUnits, RunConfig
+from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.loop import run
 from sparsebert.lottery.method import lottery_method
+from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.distillation import Distillation, Teacher
 from sparsebert.training.settings import TrainingSettings

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsebert_kernels import formats, ops, reference
-from tests.ops.conftest import TORCH_ALONE
+from tests.ops.backends import TORCH_ALONE
 from tests.ops.problem import Problem, assert_as_good_as_torch, gradient_of
 
 PROBLEMS = [
@@ -239,6 +239,6 @@ class TestRefusals:
         packed = packed.replace(values=packed.values.clone().requires_grad_())
         y = ops.linear(problem.x(), packed)
         with pytest.raises(
-            ValueError, match=f"format '{name}' cannot be trained; these can: 'element', 'vector'"
+            ValueError, match=f"format '{name}' cannot be trained; trainable formats: 'element', 'vector'"
         ):
             y.sum().backward()

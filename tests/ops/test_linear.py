@@ -1,4 +1,4 @@
-"""`ops.linear`: answers and every gradient against float64, on every instruction set and on torch alone."""
+"""`ops.linear`: answers and every gradient against float64, on every instruction set and with torch alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparsebert_kernels import ops, reference
 from sparsebert_kernels.reference import ACTIVATIONS
+from tests.ops.backends import on_backends
 from tests.ops.problem import Problem, assert_as_good_as_torch, gradient_of
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -136,7 +137,7 @@ def check(problem: Problem) -> None:
         assert_as_good_as_torch(answers.bias, own.bias, exact.bias)
 
 
-@pytest.mark.parametrize("problem", NATIVE_PROBLEMS, ids=str)
+@pytest.mark.parametrize(("problem", "backend"), on_backends(NATIVE_PROBLEMS), indirect=["backend"], ids=str)
 def test_answers_and_gradients(problem: Problem, backend: str) -> None:
     check(problem)
 

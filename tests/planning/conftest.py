@@ -23,7 +23,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "serves", lambda *_: False)
+    monkeypatch.setattr(native, "supports", lambda *_: False)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
         monkeypatch.setattr(candidates, "cost_model", built_in)
         return count
 
-    def built_in(dtype: torch.dtype, tokens: int, *, measure: bool) -> cpu_cost.CostModel:
+    def built_in(dtype: torch.dtype, tokens: int, *, measure: bool) -> cpu_cost.CpuCostModel:
         return cpu_cost.cost_model(dtype, tokens, measure=False)
 
     return arrange

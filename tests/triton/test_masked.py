@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -107,7 +108,7 @@ PROBLEMS = [
     Problem(M=1100, N=33, K=40),  # dW in several parts
     Problem(M=1100, N=33, K=40, straight_through=True),
 ]
-PROBLEMS += [replace(p, dtype=dtype) for p in PROBLEMS for dtype in (FP16, BF16)]
+PROBLEMS += [replace(p, dtype=dtype) for p in PROBLEMS[:-1] for dtype in (FP16, BF16)]
 PROBLEMS += [Problem(dtype=dtype, weight_dtype=FP32) for dtype in (FP16, BF16)]
 
 
@@ -119,16 +120,22 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         yield "cuda" if on_gpu else "cpu"
 
 
+@functools.cache
+def results_of(problem: Problem, device: str) -> dict[str, Tensor]:
+    """Compute once for all tests of a problem and device."""
+    return problem.results(device)
+
+
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 class TestResults:
     def test_are_as_exact_as_torchs(self, problem: Problem, device: str) -> None:
-        results = problem.results(device)
+        results = results_of(problem, device)
         exact, torchs = problem.expected(torch.float64), problem.expected(problem.dtype)
         for name, result in results.items():
             assert_as_exact_as_torch(result, torchs[name].to(result.dtype), exact[name])
 
     def test_of_the_weight_are_exactly_zero_where_it_is_masked(self, problem: Problem, device: str) -> None:
-        masked = problem.results(device)["weight"][~problem.mask()]
+        masked = results_of(problem, device)["weight"][~problem.mask()]
         if problem.straight_through:
             assert not masked.numel() or masked.any()
         else:
@@ -295,7 +302,7 @@ class TestRefusals:
             masked_linear(**{**arguments, **changes})
 
     def test_masks_that_are_none(self) -> None:
-        with pytest.raises(ValueError, match=r"a torch\.bool matrix"):
+        with pytest.raises(ValueError, match=r"mask must be a torch\.bool matrix"):
             pack_mask(torch.ones(3, 4))
         with pytest.raises(ValueError, match=r"100 columns need torch.int32 \[N, 4\]"):
             unpack_mask(torch.ones(3, 3, dtype=torch.int32), 100)
