@@ -92,9 +92,9 @@ def assert_as_good_as_torch(answer: Tensor, torchs: Tensor, exact: Tensor) -> No
     assert answer.dtype == torchs.dtype
     if not exact.numel():
         return
-    error, own = ((t.double() - exact).abs().max().item() for t in (answer, torchs))
-    assert error <= 2 * own + 1e-6 * max(1.0, exact.abs().max().item()), (
-        f"error {error:.3g}, torch's {own:.3g}"
+    error, baseline = ((t.double() - exact).abs().max().item() for t in (answer, torchs))
+    assert error <= 2 * baseline + 1e-6 * max(1.0, exact.abs().max().item()), (
+        f"error {error:.3g}, torch's {baseline:.3g}"
     )
 
 

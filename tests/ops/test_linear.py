@@ -127,14 +127,14 @@ def leave_nan_behind(problem: Problem) -> None:
 
 def check(problem: Problem) -> None:
     leave_nan_behind(problem)
-    answers, own, exact = ours(problem), torchs(problem), torchs(problem, torch.float64)
-    assert_as_good_as_torch(answers.y, own.y, exact.y)
-    assert_as_good_as_torch(answers.x, own.x, exact.x)
-    if answers.weight is not None and own.weight is not None and exact.weight is not None:
-        assert_as_good_as_torch(answers.weight, own.weight, exact.weight)
+    answers, baseline, exact = ours(problem), torchs(problem), torchs(problem, torch.float64)
+    assert_as_good_as_torch(answers.y, baseline.y, exact.y)
+    assert_as_good_as_torch(answers.x, baseline.x, exact.x)
+    if answers.weight is not None and baseline.weight is not None and exact.weight is not None:
+        assert_as_good_as_torch(answers.weight, baseline.weight, exact.weight)
         assert not answers.weight[~problem.mask()].any()
-    if answers.bias is not None and own.bias is not None and exact.bias is not None:
-        assert_as_good_as_torch(answers.bias, own.bias, exact.bias)
+    if answers.bias is not None and baseline.bias is not None and exact.bias is not None:
+        assert_as_good_as_torch(answers.bias, baseline.bias, exact.bias)
 
 
 @pytest.mark.parametrize(("problem", "backend"), on_backends(NATIVE_PROBLEMS), indirect=["backend"], ids=str)
