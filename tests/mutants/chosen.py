@@ -12,7 +12,7 @@ _KERNELS = "kernels/sparsebert_kernels"
 _Fault = tuple[str, str, str, str]  # id, old text, new text, what is wrong
 
 _FAULTS: dict[str, tuple[_Fault, ...]] = {
-    # --- native CPU kernels
+    # Native CPU kernels
     f"{_KERNELS}/cpu/src/token_panel.h": (
         (
             "cpu-panel-in-padded-column",
@@ -117,7 +117,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "skipped check: overlapping rows of x go to the kernel",
         ),
     ),
-    # --- operators
+    # Operators
     f"{_KERNELS}/ops.py": (
         (
             "ops-dead-rows-bias",
@@ -160,7 +160,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "skipped check: a timing with too few calm rounds is not busy",
         ),
     ),
-    # --- packed formats
+    # Packed formats
     f"{_KERNELS}/formats/element.py": (
         (
             "element-padding-column",
@@ -208,7 +208,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "off by one tile: weights of the tile itself count as before it",
         ),
     ),
-    # --- GPU kernels
+    # GPU kernels
     f"{_KERNELS}/cuda/panel_forward.py": (
         (
             "triton-panel-order",
@@ -269,7 +269,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     f"{_KERNELS}/cuda/tile_configs.py": (
         ("tile-config-nearest", "return min(alike", "return max(alike", "the least similar shape is taken"),
     ),
-    # --- foundations
+    # Foundations
     "sparsebert/bert.py": (
         (
             "bert-wrapped-key",
@@ -308,7 +308,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "skipped check: a damaged file is read",
         ),
     ),
-    # --- cost, layers
+    # Cost, layers
     "sparsebert/cost/candidates.py": (
         (
             "cost-training-format",
@@ -355,7 +355,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "skipped check: a bias that was changed in place is not joined again",
         ),
     ),
-    # --- pruning
+    # Pruning
     "sparsebert/pruning/top_k.py": (
         (
             "top-k-half-to-even",
@@ -402,7 +402,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "one small distance settles a mask",
         ),
     ),
-    # --- compaction, planning
+    # Compaction, planning
     "sparsebert/compaction/attention_folding.py": (
         (
             "compaction-constant-values",
@@ -467,7 +467,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "skipped check: a format that measured slower than dense is taken",
         ),
     ),
-    # --- Hugging Face, tasks, other projects
+    # Hugging Face, tasks, other projects
     "sparsebert/hf/quantizer.py": (
         (
             "hf-masks-digest",
@@ -531,7 +531,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "another count than that of the source's binarizer",
         ),
     ),
-    # --- learning, training, lottery
+    # Learning, training, lottery
     "sparsebert/mask_learning/schedules.py": (
         ("mask-learning-cubic", "(1 - progress) ** 3", "(1 - progress) ** 2", "a square for a cube"),
     ),
@@ -608,7 +608,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     "sparsebert/lottery/methods/snip.py": (
         ("lottery-snip-start", ", start=begin", "", "rounds begin at 0, not at SNIP's sparsity"),
     ),
-    # --- benchmarks, reports, commands
+    # Benchmarks, reports, commands
     "sparsebert/bench/timer.py": (
         ("bench-ratio", "base / own", "own / base", "swapped: how many times slower"),
     ),
