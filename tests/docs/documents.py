@@ -29,8 +29,9 @@ def prose(document: Path) -> str:
 
 
 def shell_lines(document: Path) -> list[str]:
-    """Return the lines of the shell samples, without comments."""
-    lines = [line.split(" #")[0].strip() for block in blocks(document, "sh") for line in block.splitlines()]
+    """Return the lines of the shell samples, continued ones in one piece, without comments."""
+    joined = [re.sub(r" *\\\n *", " ", block) for block in blocks(document, "sh")]
+    lines = [line.split(" #")[0].strip() for block in joined for line in block.splitlines()]
     return [line for line in lines if line]
 
 

@@ -1,4 +1,4 @@
-"""Every sample of the documents runs as printed, but for the model's name, few steps and two seeds."""
+"""Every sample of the documents runs as printed, but for the model's name, few steps and rounds, and two seeds."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from tests.docs.documents import PAGES, README, ROOT, blocks, commands, name, sh
 
 COMMANDS = {command: None for page in PAGES for command in commands(page)}
 MODEL = "bert-base-uncased"
-SMALLER = {"1,2,3": "1,2", "sst2,cola,mrpc=345": "sst2,cola,mrpc=1", "bert-base": "bert-tiny"}
+SMALLER = {"1,2,3": "1,2", "sst2,cola,mrpc=345": "cola,mrpc=1", "bert-base": "bert-tiny"}
 TRAINING = ["--steps", "2", "--batch-size", "4", "--max-length", "16", "--device", "cpu", "--data", "data"]
 # Options added to a command: they win over those that it has.
 MORE = {
     "train": TRAINING,
     "transfer": TRAINING,
     "eval": ["--max-length", "16", "--data", "data"],
-    "bench": ["--budget", "0.05", "--no-memory", "--vs", "onednn,eager"],
+    "bench": ["--budget", "0.05", "--no-memory", "--vs", "onednn,eager", "--batch", "2", "--seq", "16"],
 }
 MORE_OF_METHOD = {
     "snip": ["--batches", "1", "--batch-size", "4", "--max-length", "16", "--data", "data"],
     "early-bird": ["--steps", "12"],
+    "imp": ["--step", "0.5"],
+    "multi-task": ["--step", "0.5"],
 }
 # Options that name what a command writes, those first that make nothing else.
 PRODUCTS = ("--out", "--output", "--json", "--dense")
