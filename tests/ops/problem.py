@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert_kernels import formats, ops, reference
+from sparsebert_kernels.dtype_names import short_name
 
-SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+SHORT = {d: short_name(d) for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 
 
 @dataclass(frozen=True)
