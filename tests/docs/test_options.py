@@ -17,7 +17,7 @@ from sparsebert.lottery.method import lottery_method, lottery_methods
 from tests.docs.documents import PAGES, ROOT, name
 
 # Of other commands.
-OTHERS = {"--no-deps", "--base", "--help", "--version", "--install-completion", "--show-completion"}
+OTHERS = {"--no-deps", "--help", "--version", "--install-completion", "--show-completion"}
 METHOD_PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
 # Pages without a section a method -> the method whose options their table shows.
 METHOD_OF_PAGE = {"static-model-pruning.md": "smp", "contrastive.md": "cap"}
@@ -26,7 +26,7 @@ METHOD_OF_PAGE = {"static-model-pruning.md": "smp", "contrastive.md": "cap"}
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_the_options_exist(page: Path) -> None:
     command: Any = typer.main.get_command(app)
-    known = {
+    options = {
         option
         for each in command.commands.values()
         for p in each.params
@@ -38,7 +38,7 @@ def test_the_options_exist(page: Path) -> None:
         else set()
     )
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text()))
-    assert not named - known - OTHERS - renamed
+    assert not named - options - OTHERS - renamed
 
 
 @pytest.mark.parametrize("page", METHOD_PAGES, ids=name)

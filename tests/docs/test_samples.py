@@ -1,4 +1,4 @@
-"""Every sample of the documents runs as printed, but for the model's name, few steps and rounds, two seeds."""
+"""Every sample of the documents runs as printed, but for the model, and fewer steps, rounds and seeds."""
 
 from __future__ import annotations
 
