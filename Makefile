@@ -57,6 +57,9 @@ sanitize: $(VENV)/.native  ## the kernel tests under AddressSanitizer and UBSan
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	$(PY) -m pytest tests/ops $(ARGS)
 
+wheel: $(VENV)/.native  ## build dist/sparsebert-*.whl, one for every Python
+	SPARSEBERT_REQUIRE_NATIVE=1 $(PY) -m pip wheel --disable-pip-version-check --no-deps -w dist .
+
 aot: $(VENV)/.native $(OLDEST_TRITON)/.installed  ## compile every GPU kernel for every target; needs no GPU; benchmarks/results/aot.*
 	$(PY) -m benchmarks.aot --triton $(OLDEST_TRITON) --out benchmarks/results/aot.jsonl \
 	    --markdown benchmarks/results/aot.md $(ARGS)
@@ -157,5 +160,5 @@ $(DEEPSPARSE)/.installed:
 	$(DEEPSPARSE)/bin/python -m pip install --disable-pip-version-check deepsparse==1.8.0 onnx==1.14.1 "numpy<2"
 	@touch $@
 
-.PHONY: help setup setup-all demo test test-slow test-real test-packaging test-all sanitize aot gpu gpu-dry-run lottery docs lint mutants bench \
-    bench-compare bench-deepsparse results clean clean-all
+.PHONY: help setup setup-all demo test test-slow test-real test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
+    lottery docs lint mutants bench bench-compare bench-deepsparse results clean clean-all

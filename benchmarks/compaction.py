@@ -30,7 +30,7 @@ from sparsebert.demo.real_model import NAME
 from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.report.compaction_tables import compaction_tables
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.workflows.train import evaluate
+from sparsebert.workflows.evaluate import evaluate
 
 RUN = Run("compaction", "smp-s", "sst2", SEEDS[0], "smp", 0.97, {"mask": "S"})
 THIN = 10  # weights that a row must have not to be dropped: the paper's

@@ -24,7 +24,7 @@ from benchmarks.goals import goal
 from sparsebert import results
 from sparsebert.bench import environment, memory
 from sparsebert.bert import full_name, resolve, structure
-from sparsebert.lottery.mask_learning_method import LearnedMethod
+from sparsebert.lottery.mask_learning_method import MaskLearningMethod
 from sparsebert.lottery.method import lottery_method
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.mask_learning.rule import Goal
@@ -34,7 +34,7 @@ from sparsebert.report.layer_tables import goal_tables
 from sparsebert.report.memory_tables import memory_tables
 from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training.mask_enforcer import MaskKeeper
+from sparsebert.training.mask_enforcer import MaskEnforcer
 from sparsebert.training.unit_coefficients import TrainedCoefficients
 
 DENSITY = 0.1
@@ -71,7 +71,7 @@ def fine_tuning(model: Any) -> Side:
 def ticket(model: Any) -> Side:
     """A ticket's weights, as the lottery trains them: in dense matrices whose dead weights stay at 0."""
     given = prune(model, sparsity=1 - DENSITY)
-    keeper = MaskKeeper(model, given)
+    keeper = MaskEnforcer(model, given)
     trained = list(model.parameters())
     return Side(trained, _kept(model, given, trained), end=keeper.zero_)
 
@@ -99,10 +99,10 @@ def learned(name: str) -> Callable[[Any], Side]:
 
     def begin(model: Any) -> Side:
         method = lottery_method(name)
-        assert isinstance(method, LearnedMethod)
+        assert isinstance(method, MaskLearningMethod)
         whole = prune(model, sparsity=0)
         aim = Goal(STEPS, 0, Fraction(str(DENSITY)))
-        learner = Learner(model, method, aim, whole, scope=method.scope)
+        learner = Learner(model, method.rule, aim, whole, scope=method.scope, method=name)
         scores = {id(each) for each in learner.parameters()}
         trained = [each for each in model.parameters() if each.requires_grad]
         weights = [each for each in trained if id(each) not in scores]

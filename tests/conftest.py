@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -26,6 +28,9 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000
 hypothesis.settings.load_profile("fixed")
 
 
+_FROZEN = pytest.StashKey[bool]()
+
+
 @pytest.fixture(autouse=True)
 def _same_start_for_every_test() -> Iterator[None]:
     torch.manual_seed(0)
@@ -34,6 +39,24 @@ def _same_start_for_every_test() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_garbage_collection(request: pytest.FixtureRequest) -> None:
+    """Freeze the objects of imported libraries.
+
+    transformers' trainer collects garbage after every training, which takes a second once a million objects
+    of libraries are searched.
+    """
+    # gc.get_freeze_count() would tell too, but counts a million objects to do so.
+    if "transformers.trainer" in sys.modules and not request.config.stash.get(_FROZEN, False):
+        gc.collect()
+        gc.freeze()
+        request.config.stash[_FROZEN] = True
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture

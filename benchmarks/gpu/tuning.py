@@ -20,6 +20,7 @@ from sparsebert.results import Record
 from sparsebert_kernels import ops
 from sparsebert_kernels.cuda import tile_configs
 from sparsebert_kernels.cuda.tile_configs import Configuration, Shape
+from sparsebert_kernels.formats.base import TILE_COLUMNS
 
 SPARSITY = 0.9
 FORWARD, VALUES_GRADIENT = "panel forward", "panel values gradient"
@@ -36,9 +37,9 @@ def candidates(shape: Shape, shared_memory: int, *, few: bool = False) -> list[C
     for block, group, warps, stages in itertools.product(tokens, groups, (4, 8), (2, 3, 4, 5)):
         if shape.kernel == FORWARD:
             rows, step = block, block + shape.panel_rows
-            step *= tile_configs.TILE_COLUMNS
+            step *= TILE_COLUMNS
         else:
-            rows = group * tile_configs.TILE_COLUMNS
+            rows = group * TILE_COLUMNS
             step = (rows + shape.panel_rows) * block
         accumulators = rows * shape.panel_rows / (warps * WARP)
         fits = stages * step * shape.itemsize <= shared_memory

@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.lottery.runs import FOLDERS, Run
 from sparsebert import results
 from sparsebert.demo.real_model import NAME, weights_folder
+from sparsebert.lottery.run_context import RunContext
 from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.tasks import encode, load
 from sparsebert.workflows.train import train
@@ -43,7 +44,7 @@ def carry_out(run: Run, runs: Path, data: Path, *, keep_model: bool = False) -> 
         run.request(runs),
         folder,
         data=data / FOLDERS[run.task],
-        say=lambda text: print(f"{run.name}: {text}", file=sys.stderr, flush=True),
+        context=RunContext(lambda text: print(f"{run.name}: {text}", file=sys.stderr, flush=True)),
     )
     # Tickets are small and stay; the weights trained with them would fill the disk.
     if not keep_model:

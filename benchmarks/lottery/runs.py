@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparsebert.lottery.experiment import PruningUnits, RunConfig
+from sparsebert.lottery.experiment import RunConfig
 from sparsebert.lottery.method import lottery_method
 from sparsebert.lottery.run_folder import RunFolder
+from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.settings import TrainingSettings
 

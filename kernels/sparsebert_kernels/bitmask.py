@@ -1,4 +1,4 @@
-"""Masks packed one bit a weight, as the GPU kernels and the bitmap format read them."""
+"""Masks packed as one bit per weight, for the GPU kernels and the bitmap format."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 WORD = 32
 
-# Eight bools are one int64, whose product with this has bool i as bit i of its highest byte: the terms of the
-# product meet in no bit, so nothing is carried.
+# Eight bools viewed as one int64, times this constant, have bool i as bit i of the highest byte: no two terms
+# of the product share a bit, so nothing is carried.
 _GATHER = 0x0102040810204080
-# The way back: the eight bools of every byte.
+# The inverse: the eight bools of every byte.
 _SPREAD = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8).view(torch.int64).flatten()
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def pack_bits(mask: Tensor) -> Tensor:
-    """``mask`` (bool [N, K], True = keep) as int32 words [N, ceil(K / 32)], on its device.
+    """Pack ``mask`` (bool [N, K], True = keep) into int32 words [N, ceil(K / 32)] on its device.
 
     Bit i of word w is column 32 w + i; bits past the last column are 0.
     """
@@ -27,21 +27,20 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 
 def unpack_bits(words: Tensor, columns: int) -> Tensor:
-    """The bool mask [N, columns] of `pack_bits`' words."""
+    """Unpack the words of `pack_bits` into the bool mask [N, columns]."""
     octets = words.contiguous().view(torch.uint8)
     bools = _SPREAD.to(words.device).index_select(0, octets.flatten().int()).view(torch.bool)
     return bools.view(len(words), words.shape[1] * WORD)[:, :columns]
 
 
 def selected(values: Tensor, mask: Tensor) -> Tensor:
-    """``values`` where the bool ``mask`` of their shape is True, elsewhere +0, whatever stood there.
+    """Return ``values`` where ``mask`` (bool, same shape) is True, else +0, even in place of NaN.
 
-    By the bits of the values: as exact as `torch.where`, and ten times as fast on a CPU, where that goes
-    entry by entry.
+    Selects bits: as exact as `torch.where`, and ten times as fast on a CPU.
     """
     return as_integers(values).bitwise_and(-mask.view(torch.int8)).view(values.dtype)
 
 
 def as_integers(values: Tensor) -> Tensor:
-    """The same memory as integers of the same width; -1, of any width, selects all bits of an entry."""
+    """View ``values`` as integers of the same width, of which -1 selects all bits of an entry."""
     return values.view(_INTEGERS[values.element_size()])

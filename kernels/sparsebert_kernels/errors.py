@@ -1,4 +1,4 @@
-"""Error messages: the one wording for an unknown name, and the first line of another library's error."""
+"""Error messages: an unknown name with a suggestion, and the first line of another library's error."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def first_line(error: BaseException | str) -> str:
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
-    """Return the error to raise when ``name`` is not one of the ``known`` names of this ``kind``."""
-    options = sorted(known)
+def unknown(kind: str, name: object, names: Iterable[str]) -> ValueError:
+    """Return the error to raise for a ``name`` that is not among the ``names`` of this ``kind``."""
+    options = sorted(names)
     nearest = difflib.get_close_matches(str(name), options, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return ValueError(f"unknown {kind} {name!r}; known: {', '.join(options) or 'none'}{hint}")

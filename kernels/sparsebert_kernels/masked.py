@@ -1,21 +1,21 @@
-"""A linear layer seen through a mask: what ticket training and score training run.
+"""A linear layer under a mask, for ticket training and score training.
 
-The mask comes packed, one bit a weight, and on a GPU it is applied while the weight is read: no masked copy
-is made. A masked weight is selected away, never multiplied, so NaN or inf there does no harm.
+The mask is packed, one bit per weight. On a GPU it is applied while the weight is read, without a masked
+copy. Masked weights are deselected, not multiplied, so NaN or inf there does no harm.
 
     y = x @ W'.T + bias,   W' = where(mask, W, 0),   G = dL/dW' = dL/dy.T @ x
 
-What flows back to whom depends on what is trained:
+The gradients depend on what is trained:
 
 | method | call | weight gets | scores get |
 |---|---|---|---|
-| a fixed ticket (lottery tickets, fine-tuning) | `masked_linear(x, W, mask)` | where(mask, G, 0) | - |
-| pruned weights go on learning (dense-to-sparse, RigL) | `straight_through=True` | G | - |
+| fixed ticket (lottery tickets, fine-tuning) | `masked_linear(x, W, mask)` | where(mask, G, 0) | - |
+| pruned weights keep learning (dense-to-sparse, RigL) | `straight_through=True` | G | - |
 | movement: weights and scores | `scores=S` | where(mask, G, 0) | G * W |
-| Static Model Pruning: scores alone | `scores=S`, W without gradient | - | G * W |
+| Static Model Pruning: only scores | `scores=S`, W without gradient | - | G * W |
 
-The scores are not read: the caller derives the mask from them. Their gradient is dense, dL/dmask = G * W, for
-pruned weights too, since that is how a pruned weight comes back.
+The values of the scores are not read: the caller derives the mask from them. Their gradient dL/dmask = G * W
+is dense, so that pruned weights can be revived.
 """
 
 from __future__ import annotations
@@ -32,20 +32,26 @@ from .ops import AUTOCAST_DTYPES
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """``mask`` (bool [N, K], True = keep) as int32 words [N, ceil(K / 32)], on its device.
+    """Pack ``mask`` (bool [N, K], True = keep) into int32 words [N, ceil(K / 32)] on its device.
 
-    Bit i of word w is column 32 w + i; bits past the last column are 0. Raises ValueError for anything but a
-    bool matrix.
+    Bit i of word w is column 32 w + i; bits past the last column are 0.
+
+    Raises:
+        ValueError: ``mask`` is not a bool matrix.
     """
     if mask.dtype != torch.bool or mask.dim() != 2:
         raise ValueError(
-            f"mask is {list(mask.shape)} of {mask.dtype}; a torch.bool matrix (True = keep) is needed"
+            f"mask must be a torch.bool matrix (True = keep), got {list(mask.shape)} of {mask.dtype}"
         )
     return pack_bits(mask)
 
 
 def unpack_mask(packed_mask: Tensor, in_features: int) -> Tensor:
-    """The bool mask [N, in_features] of `pack_mask`'s words. Raises ValueError for words of another shape."""
+    """Unpack the words of `pack_mask` into the bool mask [N, in_features].
+
+    Raises:
+        ValueError: The words have another shape or dtype.
+    """
     words = -(-in_features // WORD)
     if packed_mask.dtype != torch.int32 or packed_mask.dim() != 2 or packed_mask.shape[1] != words:
         raise ValueError(
@@ -64,21 +70,27 @@ def masked_linear(
     scores: Tensor | None = None,
     straight_through: bool = False,
 ) -> Tensor:
-    """``x @ where(mask, weight, 0).T + bias``, the mask packed by `pack_mask`.
+    """Return ``x @ where(mask, weight, 0).T + bias``.
 
-    x                 [..., K]; float32, bfloat16 or float16 on a GPU, any floating dtype elsewhere
-    weight            [N, K] in the dtype of x, or float32 next to half-precision x: it is then rounded as it
-                      is read, and its gradient stays float32
-    bias              [N] or None
-    scores            [N, K], floating, or None: gets dL/dmask = dL/dW' * weight; its values are not read
-    straight_through  the weight's gradient is dL/dW' at pruned weights too, not zero
+    Sums are float32 and added in a fixed order; float32 products are exact unless torch is set to allow TF32.
+    Under autocast only x is cast, so that the weight needs no copy. The gradient of the scores reads every
+    weight, so a NaN or inf weight has a NaN or inf score gradient; while it is masked, nothing else reads it.
 
-    Returns [..., N] in the dtype of x. Under autocast x alone is cast: the weight needs no copy. Sums are
-    float32 and taken in the same order every time; float32 products are exact unless torch is set to allow
-    TF32. The gradient of scores meets every weight, so a weight that is NaN or inf has a NaN or inf score
-    gradient; nothing else sees it while it is masked.
+    Args:
+        x: [..., K] in float32, bfloat16 or float16 on a GPU, in any floating-point dtype elsewhere.
+        weight: [N, K] in the dtype of x, or float32 with half-precision x: it is then rounded as it is read,
+            and its gradient is float32.
+        packed_mask: Mask of the weight, packed by `pack_mask`.
+        bias: [N] or None.
+        scores: [N, K] in a floating-point dtype, or None. Receives the gradient dL/dmask = dL/dW' * weight;
+            its values are not read.
+        straight_through: Give pruned weights the gradient dL/dW' instead of zero.
 
-    Raises ValueError for shapes, dtypes or devices that do not fit together.
+    Returns:
+        [..., N] in the dtype of x.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices do not fit together.
     """
     if torch.is_autocast_enabled(x.device.type) and x.dtype in AUTOCAST_DTYPES:
         x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -93,7 +105,7 @@ def masked_linear(
 def _check(
     x: Tensor, weight: Tensor, packed_mask: Tensor, bias: Tensor | None, scores: Tensor | None
 ) -> None:
-    """What the kernels take on trust."""
+    """Raise ValueError for arguments that the kernels would not check."""
     if weight.dim() != 2 or weight.numel() == 0:
         raise ValueError(
             f"weight has shape {list(weight.shape)}; a matrix [out_features, in_features] is needed"
@@ -109,7 +121,7 @@ def _check(
     if packed_mask.dtype != torch.int32 or packed_mask.shape != (N, -(-K // WORD)):
         raise ValueError(
             f"packed mask is {list(packed_mask.shape)} of {packed_mask.dtype}; "
-            f"it must be {[N, -(-K // WORD)]} of torch.int32, as pack_mask gives"
+            f"pack_mask returns {[N, -(-K // WORD)]} of torch.int32 for this weight"
         )
     if bias is not None and bias.shape != (N,):
         raise ValueError(f"bias has shape {list(bias.shape)}; it must be [{N}]")
@@ -117,8 +129,8 @@ def _check(
         raise ValueError(
             f"scores are {list(scores.shape)} of {scores.dtype}; they must be {[N, K]}, floating-point"
         )
-    named = (("weight", weight), ("packed mask", packed_mask), ("bias", bias), ("scores", scores))
-    for name, tensor in named:
+    tensors = (("weight", weight), ("packed mask", packed_mask), ("bias", bias), ("scores", scores))
+    for name, tensor in tensors:
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
 

@@ -1,4 +1,4 @@
-"""Scores by integers of the same order: their keys. Counting them finds a threshold without sorting."""
+"""Radix selection: histograms of integer keys in the order of the scores find a threshold without sorting."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ _SIGN = 1 << 15
 
 
 def keys(scores: Tensor) -> Tensor:
-    """int32 in the order of float32 ``scores`` without NaN, equal where those are: -0.0 and 0.0 are."""
+    """Return int32 keys in the order of float32 ``scores`` without NaN; -0.0 and 0.0 share a key."""
     bits = (scores + 0.0).view(torch.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def halves(keys: Tensor, upper: int | None) -> tuple[Tensor, Tensor | None]:
-    """Bins (from 0 to BINS - 1) that the keys fall in by their upper half; or by their lower half those whose
-    upper half falls in the bin ``upper``, and where these are (bool)."""
+    """Return the bin of each key, from 0 to BINS - 1.
+
+    Args:
+        keys: See `keys`.
+        upper: None to bin all keys by their upper half; else a bin of the upper half, whose keys are binned
+            by their lower half.
+
+    Returns:
+        The bins, and a bool mask of the keys they belong to (None for all of them).
+    """
     bins = (keys >> 16) + _SIGN
     if upper is None:
         return bins, None
@@ -28,14 +36,21 @@ def halves(keys: Tensor, upper: int | None) -> tuple[Tensor, Tensor | None]:
 
 
 def score(upper: int, lower: int) -> float:
-    """The score whose key falls in these two bins."""
+    """Return the score whose key falls in these two bins."""
     key = torch.tensor((upper - _SIGN) << 16 | lower, dtype=torch.int32)
     return float((key ^ ((key >> 31) & 0x7FFFFFFF)).view(torch.float32))
 
 
 def count(scores: Tensor, upper: int | None) -> Tensor:
-    """How many of the scores (float32, flat, contiguous; NaN is none) fall in each bin, as `halves` has it:
-    int64 [BINS] on the CPU."""
+    """Count the scores in each bin of `halves`.
+
+    Args:
+        scores: float32, flat, contiguous; NaN is skipped.
+        upper: See `halves`.
+
+    Returns:
+        int64 [BINS] on the CPU.
+    """
     if scores.is_cpu and native.available():
         return native.count_scores(scores, -1 if upper is None else upper, BINS)
     bins, _ = halves(keys(scores[scores == scores]), upper)
@@ -43,7 +58,11 @@ def count(scores: Tensor, upper: int | None) -> Tensor:
 
 
 def above(scores: Tensor, threshold: float, out: Tensor) -> tuple[int, int]:
-    """``out`` = scores > threshold, for flat contiguous tensors: how many are above it, how many at it."""
+    """Set ``out`` = scores > threshold, for flat contiguous tensors.
+
+    Returns:
+        How many scores are above the threshold, and how many equal it.
+    """
     if scores.is_cpu and native.available():
         return native.above(scores, threshold, out)
     torch.gt(scores, threshold, out=out)

@@ -1,4 +1,4 @@
-"""Every operator in plain torch: the oracle of the tests and the path without the native library."""
+"""Every operator in plain torch: the reference of the tests and the path without the native library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "tanh")
 
 
 def activate(z: Tensor, activation: str) -> Tensor:
-    """The activation of that name; ``gelu`` is the erf form, ``gelu_tanh`` the tanh approximation."""
+    """Apply an activation; ``gelu`` is the erf form, ``gelu_tanh`` the tanh approximation."""
     match activation:
         case "none":
             return z
@@ -27,7 +27,7 @@ def activate(z: Tensor, activation: str) -> Tensor:
 
 
 def activate_backward(gradient: Tensor, z: Tensor, activation: str) -> Tensor:
-    """dL/dz from dL/d(activate(z))."""
+    """Return dL/dz from dL/d(activate(z))."""
     if activation == "none":
         return gradient
     if activation == "relu":
@@ -39,13 +39,13 @@ def activate_backward(gradient: Tensor, z: Tensor, activation: str) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """``activate(x @ weight.T + bias)`` for x [..., in] and a dense weight [out, in], in the dtype of x."""
+    """Return ``activate(x @ weight.T + bias)`` in the dtype of x, for x [..., in] and weight [out, in]."""
     bias = None if bias is None else bias.to(x.dtype)
     return activate(torch.nn.functional.linear(x, weight.to(x.dtype), bias), activation)
 
 
 def csr_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """`linear` for a ``torch.sparse_csr`` weight [out, in] and x [tokens, in]: W @ x.T, as MKL likes it."""
+    """Return `linear` for a ``torch.sparse_csr`` weight [out, in] and x [tokens, in], as MKL's W @ x.T."""
     out = weight @ x.t()
     if bias is not None:
         out += bias.to(x.dtype)[:, None]
@@ -53,6 +53,6 @@ def csr_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str =
 
 
 def values_gradient(gradient: Tensor, x: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """dW at (row, column): sum over tokens of gradient [tokens, out] times x [tokens, in], in fp32."""
+    """Return dW at (row, column), fp32: the token sum of gradient [tokens, out] times x [tokens, in]."""
     dense = gradient.t().float() @ x.float()
     return dense[row, column]

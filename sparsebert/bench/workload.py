@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsebert_kernels.dtype_names import long_name
 from sparsebert_kernels.errors import first_line, unknown
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ SHAPES: dict[str, dict[str, int]] = {
         ("bert-large", 24, 1024, 16),
     )
 }
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 MAX_BATCHES = 8
 
 
@@ -40,8 +40,8 @@ MAX_BATCHES = 8
 class Workload:
     """One benchmark's work. `lengths` holds tokens of each sequence, `batch` sequences go together.
 
-    `model` is one of `SHAPES`, a local folder or a hub id; `seed` makes random weights and token ids
-    repeatable.
+    `model` is one of `SHAPES`, a local folder or a hub id; `dtype` is a long or short name (float32, fp32);
+    `seed` makes random weights and token ids repeatable.
     """
 
     model: str
@@ -59,8 +59,7 @@ class Workload:
             raise ValueError(f"threads={self.threads}: at least one is needed")
         if not self.lengths or min(self.lengths) < 1:
             raise ValueError(f"sequence lengths {self.lengths[:5]}: each needs at least one token")
-        if self.dtype not in DTYPES:
-            raise unknown("dtype", self.dtype, DTYPES)
+        object.__setattr__(self, "dtype", long_name(self.dtype))
         if self.device != "cpu":
             import torch
 

@@ -1,1 +1,1 @@
-"""The `sparsebert` command: one file a command."""
+"""The `sparsebert` command: one file per command, put together in `app`."""

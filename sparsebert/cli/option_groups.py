@@ -1,18 +1,15 @@
-"""What the commands have in common: groups of options, early checks of what is asked, talking to a terminal.
+"""Groups of options: dataclasses whose fields are options, under a heading of their own in ``--help``.
 
-A group is a dataclass whose fields are options, under its ``panel`` as their heading in --help.
-:func:`flattened` makes a command that takes groups into one that takes their options, so that every command
+:func:`flattened` turns a command that takes groups into one that takes their options, so that every command
 offers an option of the same name with the same default.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import inspect
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
@@ -20,53 +17,30 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_h
 import typer
 
 from sparsebert.cli.path_checks import require_files
+from sparsebert.cli.shared_options import GRANULARITY_HELP, TASK_NAMES
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from sparsebert.report.table import Table
     from sparsebert.tasks import TaskData
     from sparsebert.training.distillation import Distillation
 
-TASK_NAMES = "sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, wikitext-2"
-GRANULARITY_HELP = (
-    "element, 4x1 (any ROWSxCOLUMNS block), row, column, neuron, head, mlp, head+neuron, head+mlp, "
-    "2:4 (any N:M)"
-)
-OWN_TASK = "own"
+# Name of a task of the user's own files, where --task gives none.
+USER_TASK = "own"
 
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", help="append the results to this file, as JSON lines")
-]
-Seeds = Annotated[str, typer.Option("--seeds", "--seed", help="one run each: 1,2,3")]
-TaskName = Annotated[
-    str | None, typer.Option("--task", help=f"{TASK_NAMES}; or any name for files of your own")
-]
-PretrainedModel = Annotated[str, typer.Option("--model", help="a pre-trained BERT: hub id or local folder")]
-TicketFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--ticket",
-        help="ticket file, mask.pt of BERT-Tickets, .npy of SMP or bert-experiments, JSON of Super Tickets, "
-        "or a run's folder",
-    ),
-]
-
-# The settings of training that are options, in this order; their defaults are those of the settings.
+# Settings of training that are options, in this order; their defaults are those of the settings.
 TRAINING_PANEL = "Training"
 TRAINING_HELP = {
-    "steps": "optimizer steps a round, instead of --epochs",
-    "epochs": "passes over the data a round",
-    "batch_size": "examples of a batch, on each device",
-    "group_by_length": "batches of examples of about the same length",
-    "gradient_accumulation": "batches of an optimizer step",
-    "gradient_checkpointing": "compute activations twice instead of storing them",
-    "learning_rate": "at the beginning of a round",
-    "schedule": "of the learning rate: linear, cosine, constant",
-    "warmup_steps": "of the learning rate",
-    "weight_decay": "of AdamW",
-    "precision": "fp32, bf16 or fp16 (mixed)",
+    "steps": "optimizer steps per round, instead of --epochs",
+    "epochs": "passes over the training data per round",
+    "batch_size": "examples per batch on each device",
+    "group_by_length": "batch examples of similar length together",
+    "gradient_accumulation": "batches per optimizer step",
+    "gradient_checkpointing": "recompute activations instead of storing them",
+    "learning_rate": "learning rate at the start of a round",
+    "schedule": "learning-rate schedule: linear, cosine or constant",
+    "warmup_steps": "steps of learning-rate warm-up",
+    "weight_decay": "weight decay of AdamW",
+    "precision": "fp32, or mixed precision in bf16 or fp16",
     "device": "auto or cpu",
     "save_steps": "steps between checkpoints",
 }
@@ -74,7 +48,7 @@ TRAINING_HELP = {
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Where a task's examples come from: a folder, the hub, or tables of the user's own."""
+    """Origin of a task's examples: a local folder, the hub, or the user's own tables."""
 
     panel: ClassVar = "Data"
 
@@ -83,58 +57,61 @@ class DataOptions:
         typer.Option(
             "--data",
             "--data-dir",
-            help="folder with the tasks' files as distributed (SST-2/train.tsv, ...); without it, the hub",
+            help="folder with the tasks' files as distributed (SST-2/train.tsv, ...); the hub if omitted",
         ),
     ] = None
     train_file: Annotated[
-        Path | None, typer.Option(help="a task of your own: table to train on (.csv, .tsv, .jsonl)")
+        Path | None, typer.Option(help="your own task: table to train on (.csv, .tsv, .jsonl)")
     ] = None
-    validation_file: Annotated[Path | None, typer.Option(help="a task of your own: table to judge by")] = None
+    validation_file: Annotated[Path | None, typer.Option(help="your own task: table to evaluate on")] = None
     text_columns: Annotated[
-        str, typer.Option(help="of your own tables: the column of text, or two: premise,hypothesis")
+        str, typer.Option(help="your own task: text column, or two: premise,hypothesis")
     ] = "text"
-    label_column: Annotated[str, typer.Option(help="of your own tables: the column of labels")] = "label"
-    regression: Annotated[
-        bool, typer.Option("--regression", help="of your own tables: labels are scores")
-    ] = False
+    label_column: Annotated[str, typer.Option(help="your own task: label column")] = "label"
+    regression: Annotated[bool, typer.Option("--regression", help="your own task: labels are scores")] = False
     max_length: Annotated[
-        int | None, typer.Option(help="where examples are cut, in tokens; the task's own limit without it")
+        int | None, typer.Option(help="maximum tokens per example; the task's default if omitted")
     ] = None
 
     @property
-    def own(self) -> bool:
-        """Whether files of the user's own are named."""
+    def user_files(self) -> bool:
+        """Whether the user names files of their own."""
         return self.train_file is not None or self.validation_file is not None
 
-    def task_name(self, given: str | None) -> str:
-        """The task of a command that has one. Raises ValueError where none is named, or two are."""
+    def task_name(self, task: str | None) -> str:
+        """Return the task of a command. Raises ValueError where the options name none, or two."""
         from sparsebert.tasks import TASKS
 
-        if given is None and not self.own:
+        if task is None and not self.user_files:
             raise ValueError(
-                f"a task is missing: --task with one of {TASK_NAMES}, "
-                "or --train-file and --validation-file for one of your own"
+                f"--task is missing: pass one of {TASK_NAMES}, or --train-file and --validation-file for a "
+                "task of your own"
             )
-        if given in TASKS and self.own:
-            raise ValueError(f"--task {given} has files of its own: give the task of yours another name")
-        return given or OWN_TASK
+        if task in TASKS and self.user_files:
+            raise ValueError(f"--task {task} names a built-in task; choose another name for your own files")
+        return task or USER_TASK
 
     def source(self, task: str, labels: tuple[str, ...] | None = None) -> Path | TaskData | None:
-        """The ``data`` of :func:`sparsebert.workflows.train.train` for this task.
+        """Return the ``data`` of :func:`sparsebert.workflows.train.train` for a task.
 
-        ``labels``: those of a model that is trained on the user's task already; without them the training
-        file says what they are. Raises ValueError for an unknown task, and ValueError and OSError as
-        :func:`sparsebert.tasks.load_files` does.
+        Args:
+            task: The task's name.
+            labels: Labels of a model that is already trained on the user's task; without them, the training
+                file defines the labels.
+
+        Raises:
+            ValueError: For an unknown task, missing files, and as :func:`sparsebert.tasks.load_files`.
+            OSError: As :func:`sparsebert.tasks.load_files`.
         """
         from sparsebert.tasks import TASKS, find_task, load_files
 
-        if task in TASKS or not self.own:
+        if task in TASKS or not self.user_files:
             find_task(task)
             return self.data
         if self.validation_file is None:
-            raise ValueError("--validation-file is missing: a task of your own needs something to judge by")
+            raise ValueError("--validation-file is missing: your own task needs a table to evaluate on")
         if self.train_file is None and labels is None:
-            raise ValueError("--train-file is missing: a task of your own needs something to train on")
+            raise ValueError("--train-file is missing: your own task needs a table to train on")
         require_files({"--train-file": self.train_file, "--validation-file": self.validation_file})
         return load_files(
             self.train_file,
@@ -149,27 +126,30 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitOptions:
-    """What is pruned together, and what competes for its place."""
+    """Units that are pruned together, and the scope in which they compete."""
 
-    panel: ClassVar = "What is pruned"
+    panel: ClassVar = "Pruning units"
 
     granularity: Annotated[
         str | None,
-        typer.Option(
-            help=f"{GRANULARITY_HELP}; by default element, or heads with neurons or MLPs as the method does"
-        ),
+        typer.Option(help=f"{GRANULARITY_HELP}; element, or the method's own units, if omitted"),
     ] = None
     scope: Annotated[
         str | None,
         typer.Option(
-            help="what competes: global, matrix, type, or heads-by-layer (heads in their layer, neurons "
-            "everywhere: EarlyBERT's); by default global, or as the method does"
+            help="units that compete: global, matrix, type, or heads-by-layer (heads within their layer, "
+            "neurons everywhere, as in EarlyBERT); global, or the method's own scope, if omitted"
         ),
     ] = None
-    pooler: Annotated[bool, typer.Option("--pooler", help="prune the pooler too, as Chen et al. do")] = False
+    pooler: Annotated[bool, typer.Option("--pooler", help="also prune the pooler, as Chen et al. do")] = False
 
     def arguments(self, granularity: str = "element", scope: str = "global") -> dict[str, Any]:
-        """Those of :func:`sparsebert.prune`, and of a lottery run's Units; these where none are given."""
+        """Return arguments of :func:`sparsebert.prune`, which are also fields of ``PruningUnits``.
+
+        Args:
+            granularity: Granularity where the user names none.
+            scope: Scope where the user names none.
+        """
         return {
             "granularity": self.granularity or granularity,
             "scope": self.scope or scope,
@@ -179,63 +159,69 @@ class UnitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationOptions:
-    """A teacher, and how much it counts; None is the default of :class:`Distillation`."""
+    """A teacher and its weight in the loss; None stands for the default of :class:`Distillation`."""
 
     panel: ClassVar = "Teacher"
 
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="a model trained on the task to learn from: hub id, folder of a model or run, or of runs by "
-            "seed (each seed then has its own); on several tasks sst2=PATH,mrpc=PATH"
+            help="trained model to distil from: hub id, folder of a model or run, or of runs by seed (one "
+            "teacher per seed); with several tasks sst2=PATH,mrpc=PATH"
         ),
     ] = None
     distill_weight: Annotated[
         float | None,
-        typer.Option(help="share of the teacher in the loss; 0.5, and 0.9 in nn_pruning and CAP"),
+        typer.Option(help="weight of the teacher in the loss [default: 0.5; nn_pruning and CAP: 0.9]"),
     ] = None
-    distill_temperature: Annotated[float | None, typer.Option(help="of the teacher's answers; 2")] = None
+    distill_temperature: Annotated[
+        float | None, typer.Option(help="temperature of the teacher's logits [default: 2]")
+    ] = None
 
     def settings(self) -> Distillation | None:
-        """Raises ValueError where a teacher is missing, and as Distillation does."""
+        """Return the distillation. Raises ValueError without a teacher, and as ``Distillation``."""
         from sparsebert.training.distillation import Distillation
 
-        asked = {"weight": self.distill_weight, "temperature": self.distill_temperature}
-        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        values = {"weight": self.distill_weight, "temperature": self.distill_temperature}
+        options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
         if self.teacher is None:
-            if given:
-                raise ValueError(f"--distill-{next(iter(given))} needs a --teacher")
+            if options:
+                raise ValueError(f"--distill-{next(iter(options))} requires --teacher")
             return None
-        return Distillation(**given)
+        return Distillation(**options)
 
     def by_task(self, task: str, others: Sequence[str]) -> dict[str, str]:
-        """Task -> model; what names no task is the first one's. Raises ValueError for two of one task."""
+        """Return teachers by task; a path without a task belongs to ``task``.
+
+        Raises:
+            ValueError: For two teachers of one task.
+        """
         if self.teacher is None or not others:
             return {} if self.teacher is None else {task: self.teacher}
-        found: dict[str, str] = {}
+        teachers: dict[str, str] = {}
         for part in self.teacher.split(","):
-            name, named, path = part.strip().partition("=")
-            name, path = (name, path) if named else (task, name)
-            if name in found:
+            name, equals, path = part.strip().partition("=")
+            name, path = (name, path) if equals else (task, name)
+            if name in teachers:
                 raise ValueError(f"--teacher {self.teacher!r} names two teachers for {name}")
-            found[name] = path
-        return found
+            teachers[name] = path
+        return teachers
 
 
 def flattened(command: Callable[..., None]) -> Callable[..., None]:
-    """A command as typer takes it: a parameter whose type is a dataclass becomes one option a field.
+    """Return a command for typer in which every parameter that is a group becomes one option per field.
 
-    Of :class:`TrainingSettings`, which knows nothing of commands, the fields in ``TRAINING_HELP``.
+    :class:`TrainingSettings`, which carries no options, contributes the fields in ``TRAINING_HELP``.
     """
     parameters: dict[str, inspect.Parameter] = {}
     groups: dict[str, tuple[type, list[str]]] = {}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        found, group = [parameter], parameter.annotation
+        options, group = [parameter], parameter.annotation
         if isinstance(group, type) and is_dataclass(group):
-            found = _options_of(group)
-            groups[parameter.name] = group, [option.name for option in found]
-        # No option has a place in a line of arguments, so a required one may follow one that is not.
-        parameters |= {each.name: each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in found}
+            options = _options_of(group)
+            groups[parameter.name] = group, [option.name for option in options]
+        # Options are keyword-only, so a required one may follow an optional one.
+        parameters |= {each.name: each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options}
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
@@ -249,6 +235,7 @@ def flattened(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options_of(cls: Any) -> list[inspect.Parameter]:
+    """Return the fields of a group as parameters, annotated with their options."""
     hints = get_type_hints(cls, include_extras=True)
     options = []
     for field in fields(cls):
@@ -259,7 +246,7 @@ def _options_of(cls: Any) -> list[inspect.Parameter]:
             flags = [f"--{field.name.replace('_', '-')}"] if hint is bool else []
             hint = Annotated[hint, typer.Option(*flags, help=TRAINING_HELP[field.name])]
         kind, option = get_args(hint)
-        option = copy.copy(option)  # the same one serves outside of groups
+        option = copy.copy(option)  # The same object also serves outside of groups.
         option.rich_help_panel = getattr(cls, "panel", TRAINING_PANEL if cls is TrainingSettings else None)
         hint = Annotated[kind, option]
         default = inspect.Parameter.empty if field.default is MISSING else field.default
@@ -267,45 +254,3 @@ def _options_of(cls: Any) -> list[inspect.Parameter]:
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
         )
     return options
-
-
-def seed_list(text: str) -> list[int]:
-    """The seeds of "1,2,3", each once. Raises ValueError for anything but whole numbers."""
-    try:
-        return list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise ValueError(f"--seeds {text!r}: whole numbers are expected, such as 0 or 1,2,3") from None
-
-
-def console() -> Console:
-    from rich.console import Console
-
-    found = Console()
-    # A pipe has no width of its own, and 80 columns are few.
-    return found if found.is_terminal else Console(width=120)
-
-
-def print_tables(tables: Iterable[Table]) -> None:
-    screen = console()
-    for table in tables:
-        screen.print(table.rich(screen.width))
-        screen.print()
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """Says on a terminal what is going on; silent elsewhere."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda text: None
-        return
-    with console.status("") as status:
-        yield lambda text: status.update(text)
-
-
-def say(text: str) -> None:
-    """On a terminal what is going on; elsewhere only what ends it."""
-    if sys.stderr.isatty() or "nothing to do" in text:
-        typer.echo(text, err=not text.endswith("nothing to do"))

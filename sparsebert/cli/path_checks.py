@@ -1,7 +1,7 @@
-"""Paths that commands are given, looked at before the work begins: minutes of it could be lost at its end.
+"""Checks of paths before the work begins: a bad path must not cost the results of a long run.
 
-Every function takes paths by the names of their options, leaves out those that are None, and raises
-ValueError in one line that begins with the option at fault.
+Every function takes paths by the names of their options, skips those that are None, and raises ValueError in
+one line that begins with the option at fault.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from sparsebert import results
 
 
 def require_files(files: Mapping[str, Path | Iterable[Path] | None]) -> None:
-    """Each is a file that can be read."""
-    for option, given in files.items():
-        for file in [given] if isinstance(given, Path) else given or ():
+    """Require readable files."""
+    for option, paths in files.items():
+        for file in [paths] if isinstance(paths, Path) else paths or ():
             if not file.exists():
-                raise ValueError(f"{option} {file}: there is no such file")
+                raise ValueError(f"{option}: file {file} does not exist")
             if file.is_dir():
-                raise ValueError(f"{option} {file} is a folder: a file is expected")
+                raise ValueError(f"{option}: {file} is a folder; expected a file")
             if not os.access(file, os.R_OK):
-                raise ValueError(f"{option} {file}: no permission to read it")
+                raise ValueError(f"{option}: no permission to read {file}")
 
 
 def require_writable(files: Mapping[str, Path | None]) -> None:
-    """Each is a file that can be written, over the one that is there."""
+    """Require paths that a file can be written to, replacing an existing one."""
     for option, file in files.items():
         if file is None:
             continue
@@ -42,7 +42,7 @@ def require_writable(files: Mapping[str, Path | None]) -> None:
 
 
 def require_picture(option: str, file: Path | None) -> None:
-    """A file that a picture can be drawn to: its name ends as one, and matplotlib is there."""
+    """Require a path that a plot can be drawn to: a known file ending, and matplotlib installed."""
     from sparsebert.report import plots
 
     require_writable({option: file})
@@ -55,22 +55,22 @@ def require_picture(option: str, file: Path | None) -> None:
 
 
 def require_records(option: str, file: Path | None) -> None:
-    """A file that records can be appended to: a new one, or one that holds records and nothing else."""
+    """Require a file that records can be appended to: a new one, or one that holds only records."""
     require_writable({option: file})
     if file is not None and file.exists():
         try:
             results.read(file)
         except ValueError as error:
-            raise ValueError(f"{option}: records cannot go into this file: {error}") from None
+            raise ValueError(f"{option}: cannot append records to {file}: {error}") from None
 
 
 def require_folders(folders: Mapping[str, Path | None]) -> None:
-    """Each is a folder that can be written into, or can be made."""
+    """Require folders that can be created or written to."""
     for option, folder in folders.items():
         if folder is None:
             continue
-        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-        if not there.is_dir():
-            raise ValueError(f"{option} {folder}: {there} is a file, and a folder is expected")
-        if not os.access(there, os.W_OK):
-            raise ValueError(f"{option} {folder}: no permission to write into {there}")
+        existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        if not existing.is_dir():
+            raise ValueError(f"{option} {folder}: {existing} is a file; expected a folder")
+        if not os.access(existing, os.W_OK):
+            raise ValueError(f"{option} {folder}: no permission to write into {existing}")

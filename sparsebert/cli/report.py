@@ -1,4 +1,4 @@
-"""The command `report`: all that results and runs hold. Heavy modules are imported when it runs."""
+"""The command `report`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import typer
 
 from sparsebert import results
 from sparsebert.atomic import write_text
-from sparsebert.cli.option_groups import JsonFile, print_tables
+from sparsebert.cli.console import print_tables
 from sparsebert.cli.path_checks import require_records, require_writable
+from sparsebert.cli.shared_options import JsonFile
 from sparsebert.lottery.run_folder import RunFolder
 
 
@@ -22,22 +23,20 @@ def report(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE_OR_FOLDER...",
-            help="what --json of a command or --out of a benchmark wrote; folders of runs, by seed or not, "
-            "or with runs anywhere below them",
+            metavar="FILE_OR_FOLDER",
+            help="files written by --json of a command or --out of a benchmark; folders of runs, or folders "
+            "with runs anywhere below them",
             show_default=False,
         ),
     ],
-    html: Annotated[
-        Path | None, typer.Option(help="write one page that needs nothing else, with pictures")
-    ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="write the tables as markdown")] = None,
+    html: Annotated[Path | None, typer.Option(help="write one self-contained page with plots")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="write the tables as Markdown")] = None,
     json: JsonFile = None,
 ) -> None:
-    """Show every table that results hold: of runs, tickets and benchmarks, these with their machines.
+    """Show the tables of results: runs, tickets, and benchmarks with their machines.
 
-    All that is given is taken together, and a record that is there twice counts once. Runs of several seeds
-    are summarised, and judged by dense runs where these are given too.
+    All files and folders are combined, and duplicate records count once. Runs with several seeds are
+    summarised, and compared with dense runs if there are any.
     """
     files = dict.fromkeys(file for source in sources for file in _files(source))
     targets = {"--html": html, "--markdown": markdown, "--json": json}
@@ -51,81 +50,81 @@ def report(
         require_renderer()
     records = _read(files)
     title = ", ".join(str(source) if source.is_dir() else source.name for source in sources)
-    made = Report(f"Results: {title}", records, sections(records))
-    if not made.tables:
-        raise ValueError(f"no table can be made of what {title} holds: {_kinds(records)}")
+    page = Report(f"Results: {title}", records, sections(records))
+    if not page.tables:
+        raise ValueError(f"{title} holds no records that a table can show: {_kinds(records)}")
     if html is None and markdown is None:
-        print_tables(made.tables)
-    for file, page in ((html, made.html), (markdown, made.markdown)):
+        print_tables(page.tables)
+    for file, render in ((html, page.html), (markdown, page.markdown)):
         if file is not None:
-            write_text(file, page())
-            typer.echo(f"wrote {file}: {made.size}")
+            write_text(file, render())
+            typer.echo(f"wrote {file}: {page.size}")
     if json is not None:
-        results.append(json, [results.stamp("report", table.record()) for table in made.tables])
+        results.append(json, [results.stamp("report", table.record()) for table in page.tables])
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """The file itself, or the logs of the runs in a folder, in the order of their names and numbers."""
+    """Yield the file itself, or the logs of the runs in a folder, in natural order."""
     if not source.exists():
-        raise ValueError(f"{source}: there is no such file or folder")
+        raise ValueError(f"{source} does not exist")
     if not source.is_dir():
         yield source
         return
     name = RunFolder(source).log.name
     logs = sorted(source.rglob(name), key=lambda log: _natural(str(log)))
     if not logs and RunFolder(source).run_json.exists():
-        raise ValueError(f"{source} holds a run that has finished no round yet: there is nothing to report")
+        raise ValueError(f"{source} holds a run without a finished round; report it after its first round")
     if not logs:
-        raise ValueError(f"{source} holds no run (no {name} in it or below); result files are given by name")
+        raise ValueError(f"{source} holds no run (no {name} in or below it); pass result files by name")
     yield from logs
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    """seed-2 comes before seed-10."""
+    """Return a sort key that puts seed-2 before seed-10."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", text)]
 
 
 def _require_apart(targets: Mapping[str, Path | None], files: Iterable[Path]) -> None:
-    """Raise ValueError where two files to write are the same, or one is among those to read."""
-    taken = {file.resolve(): f"{file}, which is to be read" for file in files}
+    """Raise ValueError where two options name the same file, or one names a file to read."""
+    taken = {file.resolve(): f"the input {file}" for file in files}
     for option, target in targets.items():
         if target is None:
             continue
-        if (place := target.resolve()) in taken:
-            raise ValueError(f"{option} {target} would go into {taken[place]}: choose another name")
-        taken[place] = f"that of {option}"
+        if (path := target.resolve()) in taken:
+            raise ValueError(f"{option} {target} would overwrite {taken[path]}; choose another name")
+        taken[path] = f"the file of {option}"
 
 
 def _read(files: Iterable[Path]) -> list[results.Record]:
-    """The records, each once; those of a run's log with the folder of the run, without its seed, as "run"."""
+    """Return the records, each once; records of a run's log carry its folder, without the seed, as "run"."""
     from sparsebert.report.sections import passed_over
 
-    found: dict[str, results.Record] = {}
-    unknown: list[results.Record] = []
+    records: dict[str, results.Record] = {}
+    skipped: list[results.Record] = []
     for file in files:
         rows = results.read(file)
         if not rows:
-            raise ValueError(f"{file} holds no record")
-        strange = passed_over(rows)
-        if len(strange) == len(rows):
-            raise ValueError(f"{file} holds no record that a table is made of: {_kinds(rows)}")
-        unknown += strange
+            raise ValueError(f"{file} holds no records")
+        unsupported = passed_over(rows)
+        if len(unsupported) == len(rows):
+            raise ValueError(f"{file} holds no records that a table can show: {_kinds(rows)}")
+        skipped += unsupported
         run = {"run": _run(file)} if RunFolder(file.parent).log == file else {}
         for row in rows:
             key = dumps(row, sort_keys=True)
-            found[key] = found.get(key, row) | run
-    if unknown:
-        typer.echo(f"passed over, for no table is made of them: {_kinds(unknown)}", err=True)
-    return list(found.values())
+            records[key] = records.get(key, row) | run
+    if skipped:
+        typer.echo(f"skipped records that no table shows: {_kinds(skipped)}", err=True)
+    return list(records.values())
 
 
 def _run(log: Path) -> str:
-    """What the runs of several seeds have in common: the folder without its seed."""
+    """Return the name that the runs of several seeds share: the folder without its seed."""
     folder = re.sub(r"(^|[-/])seed-\d+$", "", str(log.parent))
     return folder or log.resolve().parent.parent.name
 
 
 def _kinds(rows: Iterable[Mapping[str, Any]]) -> str:
-    """``kinds found: 'trial' (3), 'x' (1)``."""
+    """Return the kinds of records with their counts: ``kinds: 'trial' (3), 'x' (1)``."""
     counts = Counter(row["kind"] for row in rows)
-    return "kinds found: " + ", ".join(f"{kind!r} ({count})" for kind, count in counts.items())
+    return "kinds: " + ", ".join(f"{kind!r} ({count})" for kind, count in counts.items())

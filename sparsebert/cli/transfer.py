@@ -1,4 +1,4 @@
-"""The command `transfer`: Chen's matrix. Heavy modules are imported when it runs."""
+"""The command `transfer`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsebert.cli.option_groups import (
-    TASK_NAMES,
-    DataOptions,
-    JsonFile,
-    PretrainedModel,
-    Seeds,
-    flattened,
-    print_tables,
-    say,
-    seed_list,
-)
+from sparsebert.cli.console import print_tables, say
+from sparsebert.cli.option_groups import DataOptions, flattened
 from sparsebert.cli.path_checks import require_folders, require_records
+from sparsebert.cli.shared_options import TASK_NAMES, JsonFile, PretrainedModel, Seeds, seed_list
 from sparsebert.training.settings import TrainingSettings
 
 
@@ -31,114 +23,131 @@ def transfer(
         list[str],
         typer.Option(
             "--ticket",
-            help="once for each ticket: NAME=PATH of a ticket file of any kind, of the folder of a run that "
-            "found it, or of a folder of runs by seed (each seed then trains its own)",
+            metavar="<name=path>",
+            help="repeatable, NAME=PATH: a ticket file of any kind, the folder of the run that found it, or "
+            "a folder of runs by seed (each seed then trains its own ticket)",
         ),
     ],
     tasks: Annotated[
         str,
-        typer.Option(
-            help=f"tasks to train on, some with steps of their own: sst2,cola=500; known: {TASK_NAMES}"
-        ),
+        typer.Option(help=f"tasks to train on, optionally with steps: sst2,cola=500; known: {TASK_NAMES}"),
     ],
     model: PretrainedModel,
     data: DataOptions,
     training: TrainingSettings,
     sparsity: Annotated[
-        float | None, typer.Option(help="of runs with several rounds, the round of this sparsity")
+        float | None, typer.Option(help="of runs with several rounds, use the round of this sparsity")
     ] = None,
-    random: Annotated[bool, typer.Option("--random", help="also random masks of the same sparsity")] = False,
+    random: Annotated[
+        bool, typer.Option("--random", help="also train random masks of the same sparsity")
+    ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="folder of the runs; what is finished there is not done again")
+        Path | None, typer.Option(help="folder of the runs; finished runs are not repeated")
     ] = None,
     dense: Annotated[
         Path | None,
-        typer.Option(help="folder of dense runs, TASK/seed-N below it; those it lacks are made there"),
+        typer.Option(help="folder of dense runs, TASK/seed-N below it; missing ones are trained there"),
     ] = None,
     seeds: Seeds = "0",
     json: JsonFile = None,
 ) -> None:
-    """Train tickets found on some tasks on others, and judge them by the dense model, as Chen et al. do."""
-    chosen = seed_list(seeds)
-    named = _named(ticket)
+    """Train tickets of some tasks on others, and compare them with the dense model, as Chen et al. do."""
+    numbers = seed_list(seeds)
+    paths = _paths_by_name(ticket)
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})
-    import sparsebert.workflows.transfer as library
+    import sparsebert.workflows.transfer as workflow
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.find_runs import load_tickets
-    from sparsebert.lottery.speed_estimate import estimate_speedup
     from sparsebert.report.run_tables import matrix_tables
     from sparsebert.tasks.models import short_name, skeleton
     from sparsebert.training import distributed
 
     hush_transformers()
     targets = [
-        library.Target(name, data.source(name), replace(training, steps=steps or training.steps))
-        for name, steps in _with_steps(tasks).items()
+        workflow.Target(name, data.source(name), replace(training, steps=steps or training.steps))
+        for name, steps in _steps_by_task(tasks).items()
     ]
-    whole = skeleton(model)
-    tickets = {name: load_tickets(path, whole, chosen, sparsity) for name, path in named.items()}
-    if differences := library.sparsity_differences(tickets):
+    shapes = skeleton(model)
+    tickets = {name: load_tickets(path, shapes, numbers, sparsity) for name, path in paths.items()}
+    if differences := workflow.sparsity_differences(tickets):
         shares = ", ".join(f"{name} {share:.2%}" for name, share in differences.items())
-        typer.echo(f"the tickets differ in sparsity, so their rows are no fair comparison: {shares}")
-    told: set[str] = set()
-    finished: list[str] = []
-
-    def say_but_count(text: str) -> None:
-        """A line for each of many runs that are finished would hide the matrix."""
-        (finished.append if text.endswith("nothing to do") else say)(text)
-
-    def say_gain_once(loaded: Any, request: Any) -> None:
-        """Tickets of one sparsity and granularity gain the same."""
-        gain = "\n".join(estimate_speedup(loaded, request)) if request.ticket is not None else ""
-        if gain and gain not in told:
-            told.add(gain)
-            typer.echo(gain)
-
+        typer.echo(f"the tickets differ in sparsity, so do not compare their rows: {shares}")
+    reporter = _Reporter()
     folder = out or Path("runs") / f"transfer-{short_name(model).replace('/', '-')}"
-    found = library.transfer(
+    cells = workflow.transfer(
         model,
         tickets,
         targets,
         folder,
-        seeds=chosen,
+        seeds=numbers,
         dense_folder=dense,
         random=random,
         max_length=data.max_length,
-        say=say_but_count,
-        before=say_gain_once,
+        context=reporter.context(),
     )
     if not distributed.is_main():
         return
-    rows = [results.stamp("transfer", cell) for cell in found]
+    rows = [results.stamp("transfer", cell) for cell in cells]
     if json is not None:
         results.append(json, rows)
-    if finished:
-        typer.echo(f"{len(finished)} of {len(found) * len(chosen)} runs were finished: nothing to do there")
+    if reporter.finished:
+        typer.echo(f"{reporter.finished} of {len(cells) * len(numbers)} runs were already finished")
     print_tables(matrix_tables(rows))
     typer.echo(f"tickets, run logs and trained models: {folder}")
 
 
-def _named(tickets: Sequence[str]) -> dict[str, Path]:
-    """Name -> path of "sst2=runs/sst2"; without a name, that of the file or folder."""
-    found: dict[str, Path] = {}
+class _Reporter:
+    """Progress of many runs: finished ones are counted, and each speed estimate is printed once."""
+
+    def __init__(self) -> None:
+        self.finished = 0
+        self._printed: set[str] = set()
+
+    def context(self) -> Any:
+        from sparsebert.lottery.run_context import RunContext
+
+        return RunContext(self._say, self._print_speed_estimate)
+
+    def _say(self, text: str) -> None:
+        # One line for each finished run would hide the matrix.
+        if text.endswith("nothing to do"):
+            self.finished += 1
+        else:
+            say(text)
+
+    def _print_speed_estimate(self, model: Any, config: Any) -> None:
+        from sparsebert.lottery.speed_estimate import estimate_speedup
+
+        # Tickets of one sparsity and granularity have the same estimate.
+        text = "\n".join(estimate_speedup(model, config)) if config.ticket is not None else ""
+        if text and text not in self._printed:
+            self._printed.add(text)
+            typer.echo(text)
+
+
+def _paths_by_name(tickets: Sequence[str]) -> dict[str, Path]:
+    """Return the paths of "sst2=runs/sst2" by name; a path without a name takes its file's or folder's."""
+    paths: dict[str, Path] = {}
     for text in tickets:
-        given = re.fullmatch(r"([\w.+-]+)=(.+)", text)
-        path = Path(given[2] if given else text)
-        name = given[1] if given else path.resolve().stem
-        if name in found:
-            raise ValueError(f"two tickets are called {name}: name them, as in sst2={path}")
-        found[name] = path
-    return found
+        match = re.fullmatch(r"([\w.+-]+)=(.+)", text)
+        path = Path(match[2] if match else text)
+        name = match[1] if match else path.resolve().stem
+        if name in paths:
+            raise ValueError(f"--ticket: two tickets are called {name}; name them, as in sst2={path}")
+        paths[name] = path
+    return paths
 
 
-def _with_steps(tasks: str) -> dict[str, int | None]:
-    """Task -> steps of "sst2,cola=500"."""
-    found: dict[str, int | None] = {}
+def _steps_by_task(tasks: str) -> dict[str, int | None]:
+    """Return the steps of "sst2,cola=500" by task; None where a task names none."""
+    steps_by_task: dict[str, int | None] = {}
     for text in tasks.split(","):
         name, _, steps = text.strip().partition("=")
         if not name or (steps and not steps.isdecimal()):
-            raise ValueError(f"--tasks {tasks!r}: tasks are expected, with steps or without: sst2,cola=500")
-        found[name] = int(steps) if steps else None
-    return found
+            raise ValueError(
+                f"--tasks must be tasks with optional steps, such as sst2,cola=500, got {tasks!r}"
+            )
+        steps_by_task[name] = int(steps) if steps else None
+    return steps_by_task

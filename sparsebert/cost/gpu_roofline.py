@@ -15,7 +15,7 @@ import torch
 
 from sparsebert.cost.work import WorkEstimate
 from sparsebert_kernels.cuda import tile_configs
-from sparsebert_kernels.formats.panel import TILE_COLUMNS
+from sparsebert_kernels.formats.base import TILE_COLUMNS
 
 # Panel height -> share of the tensor cores' rate that a product with as many columns can reach.
 TENSOR_CORE_SHARE = {16: 0.40, 32: 0.67, 64: 0.95, 128: 1.0}

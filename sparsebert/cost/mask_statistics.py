@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsebert_kernels.formats import panel
+from sparsebert_kernels.formats.base import TILE_COLUMNS
 
 VECTOR_ROWS = (8, 4, 2)
 PANEL_BLOCKS = tuple((rows, columns) for rows in panel.PANEL_ROWS for columns in panel.GROUP_COLUMNS)
@@ -100,7 +101,7 @@ class BlockStatistics:
         for size in PANEL_BLOCKS:
             live = finest.unflatten(0, (-1, size[0] // height)).amax(1)
             counts = live.unflatten(1, (-1, size[1] // width)).amax(2).sum(1)
-            per_tile = panel.TILE_COLUMNS // size[1]
+            per_tile = TILE_COLUMNS // size[1]
             blocks[size] = int(counts.sum())
             tiles[size] = int(((counts + per_tile - 1) // per_tile).sum())
         return cls(blocks, tiles)
@@ -110,7 +111,7 @@ class BlockStatistics:
         """Return the counts of blocks of this density spread evenly over the panels: the fewest tiles."""
         blocks, tiles = {}, {}
         for height, width in PANEL_BLOCKS:
-            panels, per_tile = -(-rows // height), panel.TILE_COLUMNS // width
+            panels, per_tile = -(-rows // height), TILE_COLUMNS // width
             total = round(density * panels * (columns / width))
             least, fuller = divmod(total, panels)
             blocks[height, width] = total

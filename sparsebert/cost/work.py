@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sparsebert.cost.mask_statistics import VECTOR_ROWS, BlockStatistics, MaskStatistics
-from sparsebert_kernels.formats import bitmap, column_panel, element, panel, vector
+from sparsebert_kernels.formats import column_panel, element, vector
+from sparsebert_kernels.formats.base import TILE_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def estimate_work(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[st
             case "csr":
                 yield WorkEstimate(format, mask.kept, rows + columns, mask.kept * (item + 4) + 4 * (rows + 1))
             case "bitmap":
-                index = rows * (4 * -(-columns // 32) + 2 * -(-columns // bitmap.TILE_COLUMNS) + 4)
+                index = rows * (4 * -(-columns // 32) + 2 * -(-columns // TILE_COLUMNS) + 4)
                 nbytes = max(mask.kept, 1) * item + index
                 yield WorkEstimate(format, rows * columns, rows + columns, nbytes, shape=(rows, columns))
             case "2:4":  # half of the values and two bits of index for each
@@ -108,14 +109,14 @@ def estimate_panel_work(
 ) -> Iterator[WorkEstimate]:
     """Estimate the work of format "panel" with values of ``dtype``, once per block size."""
     for (height, width), tiles in blocks.tiles.items():
-        stored = tiles * height * panel.TILE_COLUMNS
-        slots = (tiles + 1) * (panel.TILE_COLUMNS // width)
+        stored = tiles * height * TILE_COLUMNS
+        slots = (tiles + 1) * (TILE_COLUMNS // width)
         panels = -(-mask.rows // height)
         yield WorkEstimate(
             "panel",
             stored,
             mask.rows + mask.columns,
-            max(stored, height * panel.TILE_COLUMNS) * dtype.itemsize + 4 * (slots + 2 * panels + 1),
+            max(stored, height * TILE_COLUMNS) * dtype.itemsize + 4 * (slots + 2 * panels + 1),
             (height, width),
             (mask.rows, mask.columns),
         )
@@ -131,8 +132,8 @@ def estimate_column_panel_work(mask: Tensor, dtype: torch.dtype) -> Iterator[Wor
         panels = -(-rows // height)
         listed = round(column_panel.union(mask, panel_rows=height, row_order="count") * panels * columns)
         stored = listed * height
-        index = 4 * (listed + column_panel.TILE_COLUMNS + panels + 1 + panels * height)
-        nbytes = max(stored, height * column_panel.TILE_COLUMNS) * dtype.itemsize + index
+        index = 4 * (listed + TILE_COLUMNS + panels + 1 + panels * height)
+        nbytes = max(stored, height * TILE_COLUMNS) * dtype.itemsize + index
         yield WorkEstimate("column_panel", stored, rows + columns, nbytes, (height, 1), (rows, columns))
 
 

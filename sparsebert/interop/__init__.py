@@ -1,1 +1,124 @@
-"""Tickets and checkpoints of other projects."""
+"""Tickets and checkpoints of other projects.
+
+:func:`read_ticket` reads a ticket file of any known kind, :func:`read_checkpoint` a checkpoint that
+transformers cannot load.
+
+| module | project | files |
+|---|---|---|
+| `bert_tickets` | BERT-Tickets (Chen et al. 2020) | `mask.pt` |
+| `smp` | Static Model Pruning (Jiang et al. 2023) | `.npy`, packed bits |
+| `bert_experiments` | bert-experiments (Prasanna et al. 2020) | `head_mask.npy`, `mlp_mask.npy` |
+| `super_tickets` | Super Tickets (Liang et al. 2021) | `heads_to_mask.json`, `ffn_to_mask.json` |
+| `movement_pruning` | movement pruning (Sanh et al. 2020) | a checkpoint's folder |
+| `nn_pruning` | nn_pruning (Lagunas et al. 2021) | a compiled model's folder |
+| `torch_prune` | `torch.nn.utils.prune` | a model in memory |
+
+No code from a file is ever run: pickles go through torch's restricted loader (`safe_pickle`), arrays are read
+without pickle.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparsebert.tickets.ticket import Ticket
+
+# Of NumPy's .npy format, zip archives and pickles.
+_NPY_MAGIC = b"\x93NUMPY"
+_ZIP_MAGIC, _PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
+
+
+def read_ticket(
+    path: str | os.PathLike[str], model: nn.Module | None = None, *, task: str | None = None
+) -> Ticket:
+    """Read a ticket file of this project, BERT-Tickets, SMP, bert-experiments or Super Tickets.
+
+    The content of the file decides how it is read; its name does not matter.
+
+    Args:
+        path: The ticket file.
+        model: The model that the ticket belongs to. ``.npy`` and ``.json`` files need it for its shapes; a
+            ticket of any kind is checked against it.
+        task: As for :func:`sparsebert.interop.super_tickets.from_super_tickets`; invalid for any other file.
+
+    Raises:
+        ValueError: In one line, for any other content, a missing model, or a ticket of another model.
+        FileNotFoundError: If ``path`` does not exist.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder, not a ticket file; Ticket.from_model reads the zeros of a saved model"
+        )
+    with open(path, "rb") as file:
+        start = file.read(9)
+    # Text holds no NUL byte; the header length that a ticket file begins with always does.
+    is_json = start.lstrip().startswith(b"{") and b"\0" not in start
+    if task is not None and not is_json:
+        raise ValueError(f"{path} holds one ticket; a task applies only to the JSON files of Super Tickets")
+    if is_json:
+        from sparsebert.interop.super_tickets import from_super_tickets
+
+        return from_super_tickets(path, _required(model, path, "lists heads or MLPs by number"), task)
+    if start.startswith(_NPY_MAGIC):
+        return _from_array(path, _required(model, path, "holds an array without matrix names or shapes"))
+    # A ticket file begins with the length of its header, whose lowest byte may equal a pickle's first.
+    if start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)) and not start.endswith(b"{"):
+        from sparsebert.interop.bert_tickets import from_bert_tickets
+
+        ticket = from_bert_tickets(path)
+    else:
+        from sparsebert.tickets.ticket import Ticket
+
+        ticket = Ticket.load(path)
+    if model is not None:
+        ticket.check(model)
+    return ticket
+
+
+def is_foreign_checkpoint(folder: str | os.PathLike[str]) -> bool:
+    """Return whether :func:`read_checkpoint` can read a model's folder, by what its config.json says."""
+    from sparsebert.interop.movement_pruning import is_movement_checkpoint
+    from sparsebert.interop.nn_pruning import is_nn_pruning_model
+
+    return is_nn_pruning_model(folder) or is_movement_checkpoint(folder)
+
+
+def read_checkpoint(
+    folder: str | os.PathLike[str], *, method: str | None = None, threshold: float | None = None
+) -> Ticket:
+    """Read the ticket of a checkpoint of nn_pruning or movement pruning.
+
+    Args:
+        folder: The checkpoint's folder.
+        method: As for :func:`sparsebert.interop.movement_pruning.from_movement`.
+        threshold: As for :func:`sparsebert.interop.movement_pruning.from_movement`.
+
+    Raises:
+        ValueError: As the readers of the two kinds.
+        FileNotFoundError: If the folder lacks a file.
+    """
+    from sparsebert.interop.movement_pruning import from_movement
+    from sparsebert.interop.nn_pruning import from_nn_pruning, is_nn_pruning_model
+
+    if is_nn_pruning_model(folder):
+        return from_nn_pruning(folder)
+    return from_movement(folder, method=method, threshold=threshold)
+
+
+def _required(model: nn.Module | None, path: Path, reason: str) -> nn.Module:
+    if model is None:
+        raise ValueError(f"{path} {reason}; pass the model that the ticket belongs to")
+    return model
+
+
+def _from_array(path: Path, model: nn.Module) -> Ticket:
+    from sparsebert.interop.bert_experiments import from_head_mask, is_head_mask
+    from sparsebert.interop.smp import from_smp
+
+    return from_head_mask(path, model) if is_head_mask(path) else from_smp(path, model)

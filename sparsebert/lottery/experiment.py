@@ -1,4 +1,4 @@
-"""What a run works on, and what was asked of it: no task or tokenizer is known here."""
+"""The inputs of a run: an experiment (model and data) and a configuration, without tasks or tokenizers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sparsebert.lottery.method import LotteryMethod
-from sparsebert.pruning.granularity import parse_granularity, spelled_out
+from sparsebert.pruning.granularity import parse_granularity
+from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.pruning.sparsity_schedule import exact
 from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 from sparsebert.training import distributed
@@ -28,18 +29,20 @@ class Examples(Sized, Protocol):
 
 @dataclass(frozen=True)
 class Experiment:
-    """A model with its head, and the data it is trained and judged on.
+    """A model with its head, and the data to train and evaluate it on.
 
-    ``model``: a PreTrainedModel with the weights to begin with.
-    ``train``: examples, and ``collate`` makes the model's keyword arguments, labels among them, of a list of
-    them; it must depend on the list alone, or a run that is resumed differs from one that is not.
-    ``evaluate``: metrics of a model on the validation data, by name.
-    ``metric``: the name of the one that counts, for methods that choose by it.
-    ``judge``: that metric, of a model on so many examples of the training data drawn with a seed,
-    or for None on the validation data; for methods that search by it.
-    ``teacher``: answers the same keyword arguments with a trained model's output, or with None where it has
-    nothing to say; for requests with a ``distillation``.
-    ``save_extras``: writes what belongs beside the trained model (a tokenizer) into its folder.
+    Attributes:
+        model: A PreTrainedModel with its initial weights.
+        train: Training examples.
+        collate: Turns a list of examples into keyword arguments of the model, labels included. It must depend
+            on the list alone: a resumed run would differ otherwise.
+        evaluate: Returns the metrics of a model on the validation data, by name.
+        save_extras: Writes what belongs beside the trained model (a tokenizer) into its folder.
+        metric: Name of the primary metric, for methods that select by it.
+        judge: Returns the primary metric of a model on so many training examples, sampled with a seed, or for
+            None on the validation data; for methods that search by it.
+        teacher: Maps the same keyword arguments to a trained model's output, or to None for batches that it
+            does not teach; for runs with a ``distillation``.
     """
 
     model: Any
@@ -52,8 +55,7 @@ class Experiment:
     teacher: Answers | None = None
 
     def first_batches(self, count: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
-        """The first batches of the training data in an order of this seed, for methods that look at
-        examples."""
+        """Return the first batches of the training data, shuffled with the seed."""
         loader: DataLoader[Any] = DataLoader(
             self.train,  # type: ignore[arg-type]
             batch_size,
@@ -65,33 +67,22 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class PruningUnits:
-    """What is pruned together and what competes: the arguments of these names of :func:`sparsebert.prune`."""
-
-    granularity: str = "element"
-    block_size: tuple[int, int] | None = None
-    scope: str = "global"
-    pooling: str = "mean"
-    include_pooler: bool = False
-
-    def __post_init__(self) -> None:
-        name, block_size = spelled_out(self.granularity, self.block_size)
-        object.__setattr__(self, "granularity", name)
-        object.__setattr__(self, "block_size", block_size)
-
-
-@dataclass(frozen=True)
 class RunConfig:
-    """All that decides how a run goes, but for the weights and the data.
+    """The configuration of a run: everything that decides its course beside the weights and the data.
 
-    ``sparsity``: of the ticket to find, in [0, 1); None where the method works on a ``ticket`` that is given,
-    or where its options decide how much is pruned.
-    ``names``: task, model and data as people call them, for the records.
-    ``distillation``: every round learns from the experiment's teacher too. What decides on a ticket by
-    gradients or metrics of its own looks at the labels alone.
+    Attributes:
+        method: The lottery method with its options.
+        sparsity: Sparsity of the ticket to find, in [0, 1); None if the user's ticket or the method decides.
+        units: What is pruned together and what competes.
+        training: Settings of each round.
+        ticket: The user's ticket, for methods that need one.
+        names: Task, model and data, for the records.
+        distillation: Every round also learns from the experiment's teacher; None without one. Scores and
+            metrics that decide on a ticket use the labels alone.
 
-    Raises ValueError for a sparsity that is missing, of no use to the method, outside [0, 1) or not that of
-    the given ticket, and for units or a ticket that the method has no use for, or a ticket that is missing.
+    Raises:
+        ValueError: The sparsity is missing, superfluous, outside [0, 1) or not the user's ticket's; the
+            ticket is missing or superfluous; or the method does not support the units.
     """
 
     method: LotteryMethod
@@ -103,20 +94,26 @@ class RunConfig:
     distillation: Distillation | None = None
 
     def __post_init__(self) -> None:
-        if self.method.needs_ticket != (self.ticket is not None):
-            wants = "needs a ticket" if self.method.needs_ticket else "makes its own ticket and takes none"
-            raise ValueError(f"method {self.method.name} {wants}")
+        self._check_sparsity()
+        self._check_rounds()
+
+    def _check_sparsity(self) -> None:
+        name = self.method.name
+        if self.method.needs_ticket and self.ticket is None:
+            raise ValueError(f"method {name} needs a ticket to work on")
+        if self.ticket is not None and not self.method.needs_ticket:
+            raise ValueError(f"method {name} finds its own ticket: leave out the ticket")
         if self.ticket is not None:
-            if self.sparsity is not None and abs(float(self.sparsity) - self.ticket.sparsity) > SAME_SPARSITY:
-                raise ValueError(f"the ticket's sparsity is {self.ticket.sparsity:.4f}, not {self.sparsity}")
+            share = self.ticket.sparsity
+            if self.sparsity is not None and abs(float(self.sparsity) - share) > SAME_SPARSITY:
+                raise ValueError(
+                    f"sparsity must be that of the ticket, {share:.4f}, got {self.sparsity}: leave it out"
+                )
         elif self.method.decides_sparsity:
             if self.sparsity is not None:
-                raise ValueError(
-                    f"method {self.method.name} decides itself how much is pruned: leave {self.sparsity} out"
-                )
+                raise ValueError(f"method {name} decides the sparsity: leave it out, got {self.sparsity}")
         elif self.sparsity is None:
-            raise ValueError("sparsity is missing: the share of weights to prune, in [0, 1)")
-        self._check_rounds()
+            raise ValueError("sparsity is missing: name the share of weights to prune, in [0, 1)")
 
     def _check_rounds(self) -> None:
         """Raise ValueError for rounds that the method or the granularity does not allow."""
@@ -126,13 +123,13 @@ class RunConfig:
         for round_ in self.method.rounds(target):
             if pattern and 0 < round_.sparsity < target:
                 raise ValueError(
-                    f"granularity {units.granularity!r} is reached in one step, not by way of "
-                    f"{float(round_.sparsity):.0%}: use one-shot, or a step of {float(target):g}"
+                    f"granularity {units.granularity!r} has one sparsity and no round of "
+                    f"{float(round_.sparsity):.0%} before it: use one-shot, or a step of {float(target):g}"
                 )
 
     @property
     def target(self) -> Fraction:
-        """The sparsity as an exact number; 0 where the method decides how much is pruned."""
+        """The sparsity as an exact number; 0 if the method decides it."""
         if self.ticket is not None:
             return Fraction(self.ticket.sparsity)
         if self.method.decides_sparsity:
@@ -140,11 +137,11 @@ class RunConfig:
         assert self.sparsity is not None
         target = exact("sparsity", self.sparsity)
         if not 0 <= target < 1:
-            raise ValueError(f"sparsity must be in [0, 1), not {self.sparsity}")
+            raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity}")
         return target
 
     def describe(self) -> dict[str, Any]:
-        """Plain JSON values: what makes two runs the same."""
+        """Return plain JSON values that are equal for equal runs."""
         return {
             "method": self.method.name,
             "options": asdict(self.method),

@@ -1,4 +1,4 @@
-"""Tickets and trained models from where they lie: files, run folders, and folders of runs by seed."""
+"""Tickets and trained models by path: files, folders of runs, and folders of runs by seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sparsebert.interop.bert_tickets import read_ticket
+from sparsebert.interop import read_ticket
 from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 
@@ -22,32 +22,39 @@ def load_ticket(
     *,
     task: str | None = None,
 ) -> Ticket:
-    """Read a ticket for a model from a file of any known kind, or from a run's folder.
+    """Load a ticket for a model from a file of any supported format, or from the folder of a run.
 
-    Of a folder the last ticket is meant, or that of the round with this ``sparsity``; ``task`` is that of
-    :func:`sparsebert.interop.bert_tickets.read_ticket`. Raises ValueError for
-    a run that has no such ticket or is not finished, a folder without a run, and as
-    :func:`sparsebert.interop.bert_tickets.read_ticket` does.
+    Args:
+        path: File or folder of a run.
+        model: The model that the ticket is for.
+        sparsity: Sparsity of the ticket. In a run's folder it selects the round; None for the run's ticket.
+        task: Task of a file with several, see :func:`sparsebert.interop.read_ticket`.
+
+    Raises:
+        FileNotFoundError: The path does not exist.
+        ValueError: The run is not finished or has no such ticket, the folder holds no run, or the file does
+            not fit (see :func:`sparsebert.interop.read_ticket`).
     """
     file, folder = Path(path), RunFolder(path)
     if not file.exists():
-        raise FileNotFoundError(f"ticket {file}: there is no such file, nor a run's folder")
+        raise FileNotFoundError(f"ticket {file} does not exist: name a ticket file or the folder of a run")
     if folder.run_json.exists():
         file = _last_ticket(folder) if sparsity is None else _ticket_at(folder, sparsity)
     elif file.is_dir():
-        raise ValueError(f"{file} is a folder: a ticket is one file, or the folder of a run")
+        raise ValueError(f"folder {file} holds no run: name a ticket file or the folder of a run")
     ticket = read_ticket(file, model, task=task)
     if sparsity is not None and abs(ticket.sparsity - sparsity) > SAME_SPARSITY:
-        raise ValueError(f"{file}: the ticket's sparsity is {ticket.sparsity:.4f}, not {sparsity:g}")
+        raise ValueError(f"{file}: the sparsity of the ticket is {ticket.sparsity:.4f}, not {sparsity:g}")
     return ticket
 
 
 def load_tickets(
     path: str | os.PathLike[str], model: nn.Module, seeds: Sequence[int], sparsity: float | None = None
 ) -> dict[int, Ticket]:
-    """The ticket for each seed: each run's own where ``path`` holds runs by seed, else one for all of them.
+    """Load a ticket for each seed: each run's own if ``path`` holds runs by seed, else one for all seeds.
 
-    Raises ValueError as :func:`load_ticket`, and for a seed that ``path`` has no run of.
+    Raises:
+        ValueError: As :func:`load_ticket`, or ``path`` has no run of a seed.
     """
     runs = _by_seed(Path(path))
     if not runs:
@@ -56,25 +63,33 @@ def load_tickets(
 
 
 def trained_models(path: str, seeds: Sequence[int] | None = None) -> dict[int | None, str]:
-    """Seed -> model, of a run's folder or of one with runs by seed; None -> ``path`` if it is neither.
+    """Find the trained models of a run's folder or of a folder with runs by seed.
 
-    ``seeds``: which of the runs by seed; all of them without. Raises ValueError for a run that is not
-    finished, a seed that ``path`` has no run of, and seeds where it holds no runs by seed.
+    Args:
+        path: Folder, or any other name of a model.
+        seeds: Which of the runs by seed; None for all.
+
+    Returns:
+        Seed -> model; None -> ``path`` if it holds no run.
+
+    Raises:
+        ValueError: A run is not finished, ``path`` has no run of a seed, or it holds no runs by seed.
     """
     runs = _by_seed(Path(path))
     if not runs:
         if seeds is not None:
-            raise ValueError(f"--seeds with {path}, which holds no runs by seed (seed-1, ...)")
+            raise ValueError(f"--seeds needs runs by seed (seed-1, ...), and {path} holds none")
         folder = RunFolder(path)
         return {_seed_of(folder): str(folder.model)} if folder.run_json.exists() else {None: path}
-    chosen = [_run_of(seed, runs, Path(path)) for seed in (sorted(runs) if seeds is None else seeds)]
-    return {_seed_of(RunFolder(each)): str(RunFolder(each).model) for each in chosen}
+    selected = [_run_of(seed, runs, Path(path)) for seed in (sorted(runs) if seeds is None else seeds)]
+    return {_seed_of(RunFolder(run)): str(RunFolder(run).model) for run in selected}
 
 
 def model_for_each(path: str, seeds: Sequence[int]) -> dict[int, str]:
-    """The trained model for each seed: each run's own where ``path`` holds runs by seed, else one for all.
+    """Find a trained model for each seed: each run's own if ``path`` holds runs by seed, else one for all.
 
-    Raises ValueError as :func:`trained_models`.
+    Raises:
+        ValueError: As :func:`trained_models`.
     """
     if _by_seed(Path(path)):
         return {int(seed): model for seed, model in trained_models(path, seeds).items() if seed is not None}
@@ -83,8 +98,8 @@ def model_for_each(path: str, seeds: Sequence[int]) -> dict[int, str]:
 
 
 def _by_seed(path: Path) -> dict[int, Path]:
-    found = {each: re.fullmatch(r"seed-(\d+)", each.name) for each in path.glob("seed-*") if each.is_dir()}
-    return {int(match[1]): each for each, match in found.items() if match}
+    matches = {run: re.fullmatch(r"seed-(\d+)", run.name) for run in path.glob("seed-*") if run.is_dir()}
+    return {int(match[1]): run for run, match in matches.items() if match}
 
 
 def _run_of(seed: int, runs: dict[int, Path], path: Path) -> Path:
@@ -96,22 +111,22 @@ def _run_of(seed: int, runs: dict[int, Path], path: Path) -> Path:
 
 
 def _seed_of(folder: RunFolder) -> int:
-    done = folder.finished()
-    if done is None:
-        raise ValueError(f"{folder.path} is a run that is not finished: it has no model yet")
-    return int(done["seed"])
+    record = folder.finished()
+    if record is None:
+        raise ValueError(f"the run in {folder.path} is not finished: it has no model yet")
+    return int(record["seed"])
 
 
 def _last_ticket(folder: RunFolder) -> Path:
     if folder.finished() is None:
-        raise ValueError(f"{folder.path} is a run that is not finished: it has no last ticket yet")
+        raise ValueError(f"the run in {folder.path} is not finished: it has no last ticket yet")
     return folder.final_ticket
 
 
 def _ticket_at(folder: RunFolder, sparsity: float) -> Path:
-    found = {row["sparsity"]: row["round"] for row in folder.rounds_done()}
-    nearest = min(found, key=lambda each: abs(each - sparsity), default=math.inf)
+    rounds = {row["sparsity"]: row["round"] for row in folder.rounds_done()}
+    nearest = min(rounds, key=lambda each: abs(each - sparsity), default=math.inf)
     if abs(nearest - sparsity) > SAME_SPARSITY:
-        shares = ", ".join(f"{share:.4g}" for share in found) or "none yet"
-        raise ValueError(f"{folder.path} has no round of sparsity {sparsity:g}; its rounds: {shares}")
-    return folder.ticket(found[nearest])
+        sparsities = ", ".join(f"{each:.4g}" for each in rounds) or "none yet"
+        raise ValueError(f"{folder.path} has no round of sparsity {sparsity:g}; its rounds: {sparsities}")
+    return folder.ticket(rounds[nearest])

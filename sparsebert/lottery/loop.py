@@ -1,4 +1,4 @@
-"""The lottery loop: rounds of ticket, training and evaluation, each of which is done once and for all."""
+"""The lottery loop: rounds of ticket, training and evaluation. A round that is done is never repeated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,172 +16,199 @@ import torch
 from sparsebert.atomic import replacing
 from sparsebert.bert import resolve, structure
 from sparsebert.lottery.experiment import Experiment, RunConfig
-from sparsebert.lottery.mask_learning_method import LearnedMethod
+from sparsebert.lottery.mask_learning_method import MaskLearningMethod
 from sparsebert.lottery.method import NeedsBatches, Rewind, Round, SearchingMethod, Source
-from sparsebert.lottery.round_start import Course, begin_round
+from sparsebert.lottery.round_start import RunPlan, start_round
 from sparsebert.lottery.round_training import Trained, train_round
+from sparsebert.lottery.run_context import RunContext
 from sparsebert.lottery.run_folder import Record, RunFolder, digest
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.pruning import prune
 from sparsebert.pruning.granularity import parse_granularity
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import distributed
-from sparsebert.training.best_masks import BestChoice
+from sparsebert.training.best_masks import BestMasks
 from sparsebert.training.snapshot import Snapshot
-from sparsebert.training.trainer import quiet
+from sparsebert.training.trainer import silence_transformers
 
-# A checkpoint holds the weights and two moments of each; there are up to two, and one being written.
+# A checkpoint holds the weights and two moments of each; up to two lie there while a third is written.
 _COPIES_IN_CHECKPOINTS = 9
 _OTHER_COPIES = 3
 
 
 def run(
     experiment: Experiment,
-    request: RunConfig,
+    config: RunConfig,
     out: str | os.PathLike[str],
-    say: Callable[[str], None] = lambda text: None,
+    context: RunContext | None = None,
 ) -> list[Record]:
-    """Carry out a run in the folder ``out``, or go on with it where it was interrupted; its records.
+    """Carry out a run, or continue it where it was interrupted.
 
-    A run that was killed goes on from its last checkpoint and ends with the same masks, to the bit, on the
-    same machine with the same libraries. A run that is done is only read: nothing is computed or changed.
-    ``say`` is told what is going on. Under ``torchrun`` every process calls this; rank 0 decides the masks.
+    A killed run continues from its last checkpoint and ends with the same masks, to the bit, on the same
+    machine with the same libraries. A finished run is only read: nothing is computed or changed. Under
+    ``torchrun`` every process calls this function; rank 0 decides the masks.
 
-    Raises ValueError for a folder with another run or a request that does not fit the model, OSError where
-    the disk is full, RuntimeError if a rewind did not restore every bit; what was done before stays.
+    Args:
+        experiment: Model and data.
+        config: Configuration of the run.
+        out: Folder of the run.
+        context: Where progress is reported, and what to do before the work starts.
+
+    Returns:
+        The records of the rounds.
+
+    Raises:
+        ValueError: The folder holds another run, or the configuration does not fit the model.
+        OSError: The disk is full. The rounds that are done stay.
+        RuntimeError: A rewind did not restore every bit.
     """
+    context = context or RunContext()
     distributed.join()
     folder = RunFolder(out)
-    loop = _Run(experiment, request, folder, say)
+    finished = folder.run_json.exists() and folder.finished()
+    if not finished and distributed.is_main():
+        context.before(experiment.model, config)
+    loop = _Run(experiment, config, folder, context)
     if not folder.run_json.exists():
-        loop.rehearse()
-    with quiet(), folder.claimed(request.describe()) if distributed.is_main() else contextlib.nullcontext():
+        loop.check()
+    claim = folder.claimed(config.describe()) if distributed.is_main() else contextlib.nullcontext()
+    with silence_transformers(), claim:
         distributed.wait()
         if folder.finished() is None:
-            loop.carry_out()
+            loop.execute()
         else:
-            say(f"{folder.path} is finished: nothing to do")
+            context.say(f"{folder.path} is finished: nothing to do")
         distributed.wait()
         return folder.rounds_done()
 
 
 class _Run:
-    """A run in a folder that is claimed."""
+    """A run in its folder."""
 
     def __init__(
-        self, experiment: Experiment, request: RunConfig, folder: RunFolder, say: Callable[[str], None]
+        self, experiment: Experiment, config: RunConfig, folder: RunFolder, context: RunContext
     ) -> None:
-        self.experiment, self.request, self.folder, self.say = experiment, request, folder, say
+        self.experiment, self.config, self.folder, self.say = experiment, config, folder, context.say
         self.model = experiment.model
-        self.method, self.seed = request.method, request.training.seed
-        self.rounds = self.method.rounds(request.target)
-        self.steps = request.training.steps_of(len(experiment.train), distributed.count())
-        if (request.distillation is None) != (experiment.teacher is None):
-            raise ValueError("a teacher and a distillation go together: one of them is missing")
+        self.method, self.seed = config.method, config.training.seed
+        self.rounds = self.method.rounds(config.target)
+        self.steps = config.training.steps_of(len(experiment.train), distributed.count())
+        if (config.distillation is None) != (experiment.teacher is None):
+            missing = "a distillation" if config.distillation is None else "a teacher"
+            raise ValueError(f"a teacher and a distillation go together: {missing} is missing")
         if self.method.rewind_step >= self.steps:
-            raise ValueError(f"rewinding to step {self.method.rewind_step} of rounds of {self.steps} steps")
+            raise ValueError(
+                f"rewind_step must be below the {self.steps} steps of a round, got {self.method.rewind_step}"
+            )
 
-    def rehearse(self) -> None:
-        """Find out before hours of training whether units, sparsity, ticket and data fit model and method."""
-        self.method.require(self.experiment, self.request)
-        if self.request.ticket is not None:
-            self.request.ticket.check(self.model)
+    def check(self) -> None:
+        """Raise ValueError, before hours of training, if units, sparsity, ticket or data do not fit."""
+        self.method.require(self.experiment, self.config)
+        if self.config.ticket is not None:
+            self.config.ticket.check(self.model)
             return
-        if isinstance(self.method, LearnedMethod):
-            self.method.check(self.method.goal(self.request, self.steps))
-        if self.request.target:
-            prune(self.model, "random", sparsity=self.request.target, **asdict(self.request.units))
+        if isinstance(self.method, MaskLearningMethod):
+            self.method.rule.check(self.method.goal(self.config, self.steps))
+        if self.config.target:
+            prune(self.model, "random", sparsity=self.config.target, **asdict(self.config.units))
         else:
-            self._whole()
+            self._dense_ticket()
 
-    def carry_out(self) -> None:
+    def execute(self) -> None:
+        """Carry out the rounds that are not done yet, and finish the run."""
         done = len(self.folder.rounds_done())
         if done < len(self.rounds):
             start = distributed.main_first(self._start)
-            course = Course(self.method, self.folder, len(self.rounds), self.steps, start, self.seed)
+            plan = RunPlan(self.method, self.folder, len(self.rounds), self.steps, start, self.seed)
             for number in range(done, len(self.rounds)):
-                self._carry_out_round(number, course)
+                self._execute_round(number, plan)
         if distributed.is_main():
             self._finish()
 
     def _start(self) -> Snapshot:
-        """The weights to begin with: from the model the first time, from the folder ever after."""
+        """Return the initial weights: from the model the first time, from the folder later."""
         if not self.folder.start.exists():
             self.folder.require_space(_OTHER_COPIES * self._bytes())
-            self.method.begin_(self.model, self.seed)
+            self.method.initialise_(self.model, self.seed)
             Snapshot.of(self.model).save(self.folder.start)
         start = Snapshot.load(self.folder.start)
         start.restore_(self.model)
         return start
 
-    def _carry_out_round(self, number: int, course: Course) -> None:
+    def _execute_round(self, number: int, plan: RunPlan) -> None:
         round_ = self.rounds[number]
-        unknown = round_.source in (Source.SEARCH, Source.LEARNED) and self.method.decides_sparsity
-        share = "" if unknown else f", {float(round_.sparsity):.1%} sparse"
-        title = f"round {number + 1} of {len(self.rounds)}{share}"
+        title = self._title(number)
         self.say(title)
         sessions = self._open_round(number) if distributed.is_main() else 0
         began = time.perf_counter()
         ticket = distributed.from_main(lambda: self._ticket(number, round_))
-        decided = time.perf_counter() - began
-        beginning = distributed.main_first(lambda: begin_round(self.model, course, number))
+        seconds_deciding = time.perf_counter() - began
+        start = distributed.main_first(lambda: start_round(self.model, plan, number))
         with self.method.round_hooks(
-            number, self.experiment, self.request, self.folder.round(number)
-        ) as companion:
-            subject = self._learner(round_, ticket) or ticket
-            del ticket  # a byte for each weight, which a learner has no use for
-            choice = self._choice(subject, number)
+            number, self.experiment, self.config, self.folder.round(number)
+        ) as hooks:
+            trainee = self._learner(round_, ticket) or ticket
+            del ticket  # a byte for each weight, which a learner does not need
+            best_masks = self._best_masks(trainee, number)
             trained = train_round(
                 self.experiment,
-                self._training_request(round_),
-                subject,
-                beginning,
+                self._round_config(round_),
+                trainee,
+                start,
                 folder=self.folder.checkpoints(number),
                 keep=self.folder.rewind if number == 0 else None,
                 title=title,
-                companion=companion,
-                choice=choice,
+                hooks=hooks,
+                best_masks=best_masks,
             )
-        if isinstance(subject, Learner):
-            chosen = choice.restore_() if choice else None
-            ticket = subject.close_()
-            if chosen:
-                ticket.metadata["search"] = asdict(chosen)
-            if distributed.is_main():
-                ticket.save(self.folder.ticket(number))
-        else:
-            ticket = subject
+        ticket = self._learned(trainee, best_masks, number) if isinstance(trainee, Learner) else trainee
         ticket.apply_(self.model)
         if distributed.is_main():
-            self._close_round(number, ticket, trained, decided, sessions)
+            self._close_round(number, ticket, trained, seconds_deciding, sessions)
         distributed.wait()
 
+    def _title(self, number: int) -> str:
+        round_ = self.rounds[number]
+        open_ended = round_.source in (Source.SEARCH, Source.LEARNED) and self.method.decides_sparsity
+        sparsity = "" if open_ended else f", {float(round_.sparsity):.1%} sparse"
+        return f"round {number + 1} of {len(self.rounds)}{sparsity}"
+
     def _open_round(self, number: int) -> int:
-        """Make the round's folder, if there is room; how many sessions it has had, this one included."""
+        """Make the round's folder if the disk has room; return its sessions, this one included."""
         self.folder.round(number).mkdir(exist_ok=True)
         self.folder.require_space((_COPIES_IN_CHECKPOINTS + _OTHER_COPIES) * self._bytes())
         return self.folder.count_session(number)
 
-    def _ticket(self, number: int, round_: Round) -> Ticket:
-        """The ticket that the round trains; decided once, and read from its file ever after.
+    def _learned(self, learner: Learner, best_masks: BestMasks | None, number: int) -> Ticket:
+        """Take the learned ticket out of the model, and save it."""
+        best = best_masks.restore_() if best_masks else None
+        ticket = learner.close_()
+        if best:
+            ticket.metadata["search"] = asdict(best)
+        if distributed.is_main():
+            ticket.save(self.folder.ticket(number))
+        return ticket
 
-        Where training decides, the one that it begins with, in no file: it keeps everything.
+    def _ticket(self, number: int, round_: Round) -> Ticket:
+        """Return the ticket that the round trains: decided once, later read from its file.
+
+        A round that learns its ticket starts from a dense one, which lies in no file.
         """
         if round_.source is Source.LEARNED:
-            return self._whole()
+            return self._dense_ticket()
         path = self.folder.ticket(number)
         if path.exists():
             return Ticket.load(path)
         if round_.source is Source.DENSE:
-            ticket = self._whole()
+            ticket = self._dense_ticket()
         elif round_.source is Source.USER:
-            assert self.request.ticket is not None
-            ticket = self.method.given(self.request.ticket, self.model, self.seed)
+            assert self.config.ticket is not None
+            ticket = self.method.derive_ticket(self.config.ticket, self.model, self.seed)
         elif round_.source is Source.SEARCH:
             assert isinstance(self.method, SearchingMethod)
             self._restore_trained_(number - 1)
-            before = self.folder.round(number - 1)
-            ticket = self.method.found(self.experiment, self.request, before, round_)
+            last = self.folder.round(number - 1)
+            ticket = self.method.find_ticket(self.experiment, self.config, last, round_)
             earlier = Ticket.load(self.folder.ticket(number - 1))
             ticket.metadata["model"]["weights"] = earlier.metadata["model"]["weights"]
         else:
@@ -191,20 +217,23 @@ class _Run:
         return ticket
 
     def _restore_trained_(self, number: int) -> None:
-        """Put the weights that a round ended with into the model, where that round trained it: answers of
-        another device differ a little, and a ticket that goes by them must not depend on a kill."""
-        if self.request.training.on_gpu:
+        """Write the weights that a round ended with into the model, on the device of its training.
+
+        Outputs on another device differ slightly, and a ticket must not depend on whether a run was killed.
+        """
+        if self.config.training.on_gpu:
             self.model.cuda()
         Snapshot.load(self.folder.trained(number)).restore_(self.model)
 
-    def _whole(self) -> Ticket:
-        """Keeps all that the later rounds may prune."""
-        units = self.request.units
+    def _dense_ticket(self) -> Ticket:
+        """Return the ticket that keeps everything that a later round may prune."""
+        units = self.config.units
         if parse_granularity(units.granularity, units.block_size).pattern:
             units = replace(units, granularity="element")
         return prune(self.model, sparsity=0, **asdict(units))
 
     def _pruned(self, number: int, round_: Round) -> Ticket:
+        """Return the ticket of the highest scores."""
         earlier = None
         if round_.source is Source.TRAINED:
             earlier = Ticket.load(self.folder.ticket(number - 1))
@@ -214,51 +243,56 @@ class _Run:
             round_.scores,
             sparsity=round_.sparsity,
             seed=self.seed,
-            # One that keeps everything holds nobody back, whatever units it was made of.
+            # A dense ticket restricts nothing, and may have other units.
             ticket=earlier if earlier is not None and earlier.sparsity else None,
             data=self._batches(),
-            **asdict(self.request.units),
+            **asdict(self.config.units),
         )
         if earlier is not None:
             ticket.metadata["model"]["weights"] = earlier.metadata["model"]["weights"]
         return ticket
 
-    def _learner(self, round_: Round, whole: Ticket) -> Learner | None:
-        """What learns the round's ticket, where training decides on it."""
+    def _learner(self, round_: Round, dense: Ticket) -> Learner | None:
+        """Return the learner of the round's ticket, or None if the ticket is fixed."""
         if round_.source is not Source.LEARNED:
             return None
-        assert isinstance(self.method, LearnedMethod)
-        return self.method.learner(self.model, self.request, self.steps, whole)
+        assert isinstance(self.method, MaskLearningMethod)
+        return self.method.learner(self.model, self.config, self.steps, dense)
 
-    def _training_request(self, round_: Round) -> RunConfig:
-        """The request with the round's own learning rate."""
+    def _round_config(self, round_: Round) -> RunConfig:
+        """Return the configuration with the round's own learning rate."""
         if round_.learning_rate is None:
-            return self.request
-        training = replace(self.request.training, learning_rate=round_.learning_rate)
-        return replace(self.request, training=training)
+            return self.config
+        training = replace(self.config.training, learning_rate=round_.learning_rate)
+        return replace(self.config, training=training)
 
-    def _choice(self, subject: Learner | Ticket, number: int) -> BestChoice | None:
-        """What chooses among the masks that a learner comes by."""
-        if not isinstance(subject, Learner):
+    def _best_masks(self, trainee: Learner | Ticket, number: int) -> BestMasks | None:
+        """Return the callback that keeps the best masks of a learner, if the method has one."""
+        if not isinstance(trainee, Learner):
             return None
-        assert isinstance(self.method, LearnedMethod)
-        return self.method.choice(subject, self.experiment, self.request, self.folder.best(number))
+        assert isinstance(self.method, MaskLearningMethod)
+        return self.method.best_masks(trainee, self.experiment, self.config, self.folder.best(number))
 
     def _batches(self) -> list[dict[str, Any]] | None:
+        """Return the batches that the method's scores need."""
         if not isinstance(self.method, NeedsBatches):
             return None
-        settings = self.request.training
+        settings = self.config.training
         return self.experiment.first_batches(self.method.batches, settings.batch_size, self.seed)
 
     def _close_round(
-        self, number: int, ticket: Ticket, trained: Trained, decided: float, sessions: int
+        self, number: int, ticket: Ticket, trained: Trained, seconds_deciding: float, sessions: int
     ) -> None:
-        """Keep the weights, judge them, write the round's record and delete what no later round needs."""
+        """Save the weights, evaluate them, write the round's record and delete what no later round needs."""
         Snapshot.of(self.model).save(self.folder.trained(number))
         began = time.perf_counter()
         metrics = self.experiment.evaluate(self.model)
-        seconds = {"prune": decided, "train": trained.seconds, "evaluate": time.perf_counter() - began}
-        units = self.request.units
+        seconds = {
+            "prune": seconds_deciding,
+            "train": trained.seconds,
+            "evaluate": time.perf_counter() - began,
+        }
+        units = self.config.units
         self.folder.append(
             "round",
             {
@@ -282,7 +316,7 @@ class _Run:
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "sessions": sessions,
                 "processes": distributed.count(),
-                "distillation": asdict(self.request.distillation) if self.request.distillation else None,
+                "distillation": asdict(self.config.distillation) if self.config.distillation else None,
                 "memory": _peak_memory(),
                 "versions": ticket.metadata["versions"],
             },
@@ -290,20 +324,21 @@ class _Run:
         self._clean_up(number)
 
     def _clean_up(self, number: int) -> None:
-        # Without rewinding the next round goes on from the last checkpoint of this one.
+        # Without rewinding the next round continues from the last checkpoint of this one.
         if self.method.rewind is not Rewind.NONE:
             shutil.rmtree(self.folder.checkpoints(number), ignore_errors=True)
         if number:
             shutil.rmtree(self.folder.checkpoints(number - 1), ignore_errors=True)
-        for each in set(range(number)) - {self._best()}:
+        for each in set(range(number)) - {self._best_round()}:
             self.folder.trained(each).unlink(missing_ok=True)
 
-    def _best(self) -> int:
-        """The round whose ticket and model are the run's, of those that are done."""
-        return self.method.best(self.folder.rounds_done(), self.experiment.metric)
+    def _best_round(self) -> int:
+        """Return the number of the done round whose ticket and model are the run's."""
+        return self.method.best_round(self.folder.rounds_done(), self.experiment.metric)
 
     def _finish(self) -> None:
-        rows, best = self.folder.rounds_done(), self._best()
+        """Write the run's model, ticket and record, and delete everything that served resuming."""
+        rows, best = self.folder.rounds_done(), self._best_round()
         if not self.folder.model.exists():
             Snapshot.load(self.folder.trained(best)).restore_(self.model)
             with replacing(self.folder.model) as unfinished:
@@ -332,13 +367,14 @@ class _Run:
         )
 
     def _names(self) -> Record:
-        return {"method": self.method.name, "seed": self.seed, **self.request.names}
+        return {"method": self.method.name, "seed": self.seed, **self.config.names}
 
     def _bytes(self) -> int:
         return sum(each.numel() * each.element_size() for each in self.model.parameters())
 
 
 def _counts(ticket: Ticket, model: Any) -> Record:
+    """Return the record's sparsities and counts."""
     encoder = structure(model).linears
     pruned = {key: int((~mask).sum()) for key, mask in ticket.masks.items()}
     prunable = sum(mask.numel() for mask in ticket.masks.values())

@@ -1,11 +1,11 @@
-"""Methods whose ticket comes out of training: a run of one round, in which a rule learns it."""
+"""Methods of one round in which training learns the ticket by a rule of :mod:`sparsebert.mask_learning`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import Head, LotteryMethod, Rewind, Round, Source
@@ -14,22 +14,32 @@ from sparsebert.mask_learning.rule import Goal, Rule
 from sparsebert.tickets.ticket import Ticket
 
 if TYPE_CHECKING:
-    from sparsebert.training.best_masks import BestChoice
+    from sparsebert.training.best_masks import BestMasks
 
 
 @dataclass(frozen=True)
-class LearnedMethod(LotteryMethod, Rule):
-    """Base of these methods; each is derived from it and from its rule.
+class MaskLearningMethod(LotteryMethod):
+    """Base class of the methods that learn their masks.
 
-    There is nothing to rewind. Units compete within a matrix, as in the sources, unless a scope is given.
+    A method has an option for every option of its rule. Units compete within a matrix by default, as in the
+    papers. There is nothing to rewind.
+
+    Attributes:
+        rule_type: Class of the rule.
     """
+
+    rule_type: ClassVar[type[Rule]]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # The rule's checks, which come behind LotteryMethod's in the order of the bases.
-        super(LotteryMethod, self).__post_init__()
+        _ = self.rule  # checks the options
         if (self.rewind, self.head, self.schedule_rounds) != (Rewind.PRETRAINED, Head.REWIND, 1):
-            raise ValueError(f"method {self.name} has one round: there is nothing to rewind or to span")
+            raise ValueError(f"method {self.name} has one round: leave out rewind, head and schedule_rounds")
+
+    @property
+    def rule(self) -> Rule:
+        """The rule with the method's options."""
+        return self.rule_type(**{each.name: getattr(self, each.name) for each in fields(self.rule_type)})
 
     @property
     def scope(self) -> str:
@@ -42,22 +52,49 @@ class LearnedMethod(LotteryMethod, Rule):
         if ":" in granularity:
             raise ValueError(f"method {self.name} learns no patterns such as {granularity!r}: use blocks")
 
-    def options(self) -> dict[str, Any]:
-        of_runs = {each.name for each in fields(LotteryMethod)}
-        return {name: value for name, value in super().options().items() if name not in of_runs}
+    def goal(self, config: RunConfig, steps: int) -> Goal:
+        """Return the goal of a run of so many optimizer steps."""
+        task, taught = str(config.names.get("task", "")), config.distillation is not None
+        return Goal(steps, config.training.warmup_steps, 1 - config.target, task, taught)
 
-    def goal(self, request: RunConfig, steps: int) -> Goal:
-        """Where a run of so many steps leads."""
-        task, taught = str(request.names.get("task", "")), request.distillation is not None
-        return Goal(steps, request.training.warmup_steps, 1 - request.target, task, taught)
+    def learner(self, model: Any, config: RunConfig, steps: int, origin: Ticket) -> Learner:
+        """Put the rule to work in a model.
 
-    def learner(self, model: Any, request: RunConfig, steps: int, whole: Ticket) -> Learner:
-        """The rule at work in the model. ``whole``: a ticket of the model that keeps everything."""
-        goal = self.goal(request, steps)
-        return Learner(model, self, goal, whole, seed=request.training.seed, **asdict(request.units))
+        Args:
+            model: A BERT.
+            config: Configuration of the run.
+            steps: Optimizer steps of the run.
+            origin: A dense ticket of the model.
+        """
+        shared = {each.name for each in fields(LotteryMethod)}
+        options = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in shared}
+        return Learner(
+            model,
+            self.rule,
+            self.goal(config, steps),
+            origin,
+            seed=config.training.seed,
+            method=self.name,
+            options=options,
+            **asdict(config.units),
+        )
 
-    def choice(
-        self, learner: Learner, experiment: Experiment, request: RunConfig, file: Path
-    ) -> BestChoice | None:
-        """What chooses among the masks that training comes by, in that file; None for the last ones."""
+    def best_masks(
+        self, learner: Learner, experiment: Experiment, config: RunConfig, file: Path
+    ) -> BestMasks | None:
+        """Return a callback that keeps the best masks of the training in a file; None for the last masks."""
         return None
+
+
+@dataclass(frozen=True)
+class PenaltyMethod(MaskLearningMethod):
+    """Base class of the methods in which a penalty decides the sparsity and scores do not compete."""
+
+    @property
+    def decides_sparsity(self) -> bool:
+        return True
+
+    def require_units(self, granularity: str, scope: str) -> None:
+        super().require_units(granularity, scope)
+        if scope != self.scope:
+            raise ValueError(f"method {self.name} compares no scores: leave out scope, got {scope!r}")

@@ -1,4 +1,4 @@
-"""Lottery methods by name: a method is a frozen dataclass of its options that lays out a run's rounds."""
+"""Lottery methods by name: a method is a frozen dataclass of options that lays out the rounds of a run."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from dataclasses import dataclass, field, fields
 from enum import Enum, StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
+from sparsebert.lottery.option_help import BATCHES, HEAD, REWIND
 from sparsebert.pruning import Magnitude, Method, registry
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
     from sparsebert.lottery.experiment import Experiment, RunConfig
+    from sparsebert.lottery.round_hooks import RoundHooks
 
 
 class Rewind(StrEnum):
-    """What a round begins with, after the weights of the last one have decided on its ticket.
+    """The state from which a round trains, once the last round's weights have decided on its ticket.
 
-    ``PRETRAINED``: the very weights the run began with; optimizer and schedule begin anew.
+    ``PRETRAINED``: the initial weights of the run, with a new optimizer and schedule.
     ``STEP``: weights, optimizer, schedule, random state and place in the data at step k of the first round.
-    ``LEARNING_RATE``: the trained weights; optimizer and schedule begin anew (Renda et al. 2020).
-    ``NONE``: all goes on, under one schedule that spans every round: standard pruning.
+    ``LEARNING_RATE``: the trained weights, with a new optimizer and schedule (Renda et al. 2020).
+    ``NONE``: everything continues under one schedule that spans all rounds (standard pruning).
     """
 
     PRETRAINED = "pretrained"
@@ -37,10 +39,10 @@ class Rewind(StrEnum):
 
 
 class Head(StrEnum):
-    """The task head at the beginning of a round.
+    """The task head at the start of a round.
 
-    ``REWIND``: as at the beginning of the run (at step k with ``Rewind.STEP``). ``KEEP``: as the last round
-    left it. ``FRESH``: initialised anew, from the seed and the number of the round.
+    ``REWIND``: as at the start of the run (at step k with ``Rewind.STEP``). ``KEEP``: as the last round left
+    it. ``FRESH``: initialised anew from the seed and the number of the round.
     """
 
     REWIND = "rewind"
@@ -49,12 +51,14 @@ class Head(StrEnum):
 
 
 class Source(StrEnum):
-    """Where the ticket of a round comes from.
+    """Origin of the ticket of a round.
 
-    ``DENSE``: keeps everything. ``START``: scores of the weights the run begins with. ``TRAINED``: scores of
-    the weights the last round ended with, among those it kept. ``SEARCH``: the method's own search in the
-    weights the last round ended with. ``USER``: handed to the run. ``LEARNED``: what comes out of the
-    round's training.
+    ``DENSE``: the ticket keeps everything. ``START``: scores of the run's initial weights. ``TRAINED``:
+    scores of the last round's trained weights, among those it kept. ``SEARCH``: the method's own search in
+    the last round's trained weights. ``USER``: derived from the user's ticket. ``LEARNED``: learned by the
+    training of the round.
+
+    The values stand in run logs.
     """
 
     DENSE = "all"
@@ -67,8 +71,14 @@ class Source(StrEnum):
 
 @dataclass(frozen=True)
 class Round:
-    """One round: its ticket, then training. ``scores`` ranks the weights where the source asks for that;
-    ``learning_rate`` is trained with where it is not the run's."""
+    """One round: a ticket, then training.
+
+    Attributes:
+        source: Origin of the ticket.
+        sparsity: Sparsity of the ticket; 0 if the round decides it.
+        scores: Pruning method that ranks the weights, for ``Source.START`` and ``Source.TRAINED``.
+        learning_rate: Learning rate of the round; None for the run's.
+    """
 
     source: Source
     sparsity: Fraction = Fraction(0)
@@ -78,124 +88,137 @@ class Round:
 
 @dataclass(frozen=True)
 class LotteryMethod(abc.ABC):
-    """Base of the methods: the rewinding that all share, and hooks that most leave alone.
+    """Base class of the methods: the options of rewinding that all methods share, and hooks.
 
-    ``rewind_step``: the k of ``Rewind.STEP``.
-    ``schedule_rounds``: the learning-rate schedule of a round spans so many rounds, and is cut off after one.
-    ``needs_ticket``: works on a ticket that is given; its sparsity is that of the ticket.
-    ``joint``: works on several tasks at once.
+    Fields are options. Each carries the help of its command-line option in ``metadata["help"]``.
+
+    Attributes:
+        name: Name of the method, set by :func:`register`.
+        needs_ticket: Whether the method works on a ticket of the user and has its sparsity.
+        multi_task: Whether the method trains several tasks at once.
+        rewind: State from which each round trains.
+        rewind_step: Step k of ``Rewind.STEP``.
+        head: Task head at the start of each round.
+        schedule_rounds: Rounds that the learning-rate schedule of a round spans; it is cut off after one.
     """
 
     name: ClassVar[str]
     needs_ticket: ClassVar[bool] = False
-    joint: ClassVar[bool] = False
+    multi_task: ClassVar[bool] = False
 
-    rewind: Rewind = Rewind.PRETRAINED
-    rewind_step: int = 0
-    head: Head = Head.REWIND
-    schedule_rounds: int = 1
+    rewind: Rewind = field(default=Rewind.PRETRAINED, metadata=REWIND)
+    rewind_step: int = field(default=0, metadata={"help": "optimizer step that --rewind step returns to"})
+    head: Head = field(default=Head.REWIND, metadata=HEAD)
+    schedule_rounds: int = field(
+        default=1,
+        metadata={"help": "rounds that the learning-rate schedule spans; Chen et al.: 10"},
+    )
 
     def __post_init__(self) -> None:
         if (self.rewind is Rewind.STEP) != (self.rewind_step > 0):
             raise ValueError(
-                f"rewind_step={self.rewind_step} with rewind={self.rewind.value}: a step goes with 'step'"
+                "rewind='step' needs a positive rewind_step, and no other rewind takes one: "
+                f"got rewind={self.rewind.value!r} and rewind_step={self.rewind_step}"
             )
         if self.rewind is Rewind.NONE and self.head is not Head.KEEP:
             raise ValueError(
-                f"without rewinding the head goes on too: head must be 'keep', not {self.head.value!r}"
+                f"rewind='none' trains the head on too: head must be 'keep', got {self.head.value!r}"
             )
-        if self.schedule_rounds < 1:
-            raise ValueError(f"schedule_rounds must be at least 1, not {self.schedule_rounds}")
+        require_at_least_one(self, "schedule_rounds")
 
     @property
     def decides_sparsity(self) -> bool:
-        """Whether the method decides how much is pruned, by a search or its options, and is not asked."""
+        """Whether a search or the method's options decide the sparsity, so the user names none."""
         return False
 
     @property
     def granularity(self) -> str:
-        """What is pruned together, where nothing else is asked for."""
+        """Default granularity."""
         return "element"
 
     @property
     def scope(self) -> str:
-        """What competes for a place in the ticket, where nothing else is asked for."""
+        """Default scope of the competition between units."""
         return "global"
 
     @abc.abstractmethod
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
-        """The rounds that lead to this sparsity."""
+        """Return the rounds that lead to a sparsity. Raise ValueError for a sparsity out of reach."""
 
     def require_units(self, granularity: str, scope: str) -> None:  # noqa: B027  (a hook)
-        """Raise ValueError for units that the method cannot choose among, or a scope it does not know."""
+        """Raise ValueError for a granularity or a scope that the method does not support."""
 
-    def begin_(self, model: nn.Module, seed: int) -> None:  # noqa: B027  (a hook)
-        """Change the weights that the run begins with."""
+    def require(self, experiment: Experiment, config: RunConfig) -> None:  # noqa: B027  (a hook)
+        """Raise ValueError for a model, data, teacher or training that the method cannot work with."""
 
-    def require(self, experiment: Experiment, request: RunConfig) -> None:  # noqa: B027  (a hook)
-        """Raise ValueError for a model, data, a teacher or a training that the method cannot work with."""
+    def initialise_(self, model: nn.Module, seed: int) -> None:  # noqa: B027  (a hook)
+        """Change the initial weights of the run."""
+
+    def derive_ticket(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
+        """Derive the ticket to train from the user's ticket."""
+        return ticket
 
     @contextlib.contextmanager
     def round_hooks(
-        self, number: int, experiment: Experiment, request: RunConfig, folder: Path
+        self, number: int, experiment: Experiment, config: RunConfig, folder: Path
     ) -> Iterator[RoundHooks | None]:
-        """Change the model for the training of a round, and say who goes along; back again at the end.
+        """Take part in the training of a round: change the model, yield hooks, restore the model.
 
-        ``folder``: the round's, where it may keep files.
+        Args:
+            number: Number of the round, from 0.
+            experiment: Model and data.
+            config: Configuration of the run.
+            folder: Folder of the round, where the method may keep files.
         """
         yield None
 
-    def best(self, rows: Sequence[Mapping[str, Any]], metric: str | None) -> int:
-        """Of the records of the rounds so far, the number of the one whose ticket and model are the run's.
+    def best_round(self, rows: Sequence[Mapping[str, Any]], metric: str | None) -> int:
+        """Return the number of the round whose ticket and model become the run's.
 
-        ``metric``: the one that counts; the first of those in the records where none is named.
+        Args:
+            rows: Records of the rounds so far.
+            metric: Name of the metric to judge by; None for the first in the records.
         """
         return len(rows) - 1
-
-    def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
-        """The ticket of the model to train, of the one that is given."""
-        return ticket
 
 
 @dataclass(frozen=True)
 class NeedsBatches(LotteryMethod):
-    """Base of the methods that look at the first ``batches`` batches of the training data."""
+    """Base class of the methods whose scores need training data.
 
-    batches: int = 32
+    Attributes:
+        batches: Number of batches to take from the training data.
+    """
+
+    batches: int = field(default=32, metadata=BATCHES)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batches < 1:
-            raise ValueError(f"batches must be at least 1, not {self.batches}")
+        require_at_least_one(self, "batches")
 
 
 @dataclass(frozen=True)
 class SearchingMethod(LotteryMethod):
-    """Base of the methods with rounds of ``Source.SEARCH``: tickets that come out of a search of their own."""
+    """Base class of the methods with rounds of ``Source.SEARCH``."""
 
     @abc.abstractmethod
-    def found(self, experiment: Experiment, request: RunConfig, folder: Path, round_: Round) -> Ticket:
-        """The ticket of a round; the model is as the last round ended, and ``folder`` is that round's."""
+    def find_ticket(self, experiment: Experiment, config: RunConfig, folder: Path, round_: Round) -> Ticket:
+        """Search for the ticket of a round.
+
+        Args:
+            experiment: Data, and the model with the weights that the last round ended with.
+            config: Configuration of the run.
+            folder: Folder of the last round.
+            round_: The round that is to train the ticket.
+        """
 
 
-class RoundHooks(Protocol):
-    """Goes along with the training of a round.
-
-    ``callback``: a TrainerCallback, which may stop it. ``names``: of the parameters that it has put into the
-    model. ``stopped``: the step at which it did, or in a process before this one. ``penalty``: what is
-    added to the loss of a batch. ``examples``: told before each batch which examples it holds, by their
-    numbers (int64); None where nobody asks.
-    """
-
-    @property
-    def callback(self) -> Any: ...
-    @property
-    def names(self) -> Sequence[str]: ...
-    @property
-    def stopped(self) -> int | None: ...
-    @property
-    def examples(self) -> Callable[[Tensor], None] | None: ...
-    def penalty(self) -> Tensor | None: ...
+def require_at_least_one(options: object, *names: str) -> None:
+    """Raise ValueError unless these fields are at least 1; fields that are None pass."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 M = TypeVar("M", bound=type[LotteryMethod])
@@ -203,34 +226,39 @@ _METHODS: dict[str, type[LotteryMethod]] = {}
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Class decorator: make a lottery method known under that name."""
+    """Class decorator: register a lottery method under a name."""
     return registry.register(name, _METHODS)
 
 
 def lottery_methods() -> tuple[str, ...]:
-    """Names of the registered methods."""
+    """Return the names of the registered methods."""
     return tuple(_METHODS)
 
 
 def lottery_method(name: str, **options: Any) -> LotteryMethod:
-    """The method of that name with these options, enums by value; options that are None keep their default.
+    """Build a method from its name and options.
 
-    Raises ValueError for an unknown name, option or value, offering the nearest.
+    Args:
+        name: Name of a registered method.
+        **options: Fields of the method, enums by value. None stands for the default.
+
+    Raises:
+        ValueError: Unknown name, option or value; the message offers the nearest match.
     """
     if name not in _METHODS:
         raise unknown("method", name, _METHODS)
     cls = _METHODS[name]
-    known = {each.name: each.default for each in fields(cls)}
-    chosen: dict[str, Any] = {}
+    defaults = {each.name: each.default for each in fields(cls)}
+    values: dict[str, Any] = {}
     for option, value in options.items():
         if value is None:
             continue
-        if option not in known:
-            raise unknown(f"option of method {name}", option, known)
-        if isinstance(default := known[option], Enum):
-            values = [member.value for member in type(default)]
-            if value not in values:
-                raise unknown(option, value, values)
+        if option not in defaults:
+            raise unknown(f"option of method {name}", option, defaults)
+        if isinstance(default := defaults[option], Enum):
+            allowed = [member.value for member in type(default)]
+            if value not in allowed:
+                raise unknown(option, value, allowed)
             value = type(default)(value)
-        chosen[option] = value
-    return cls(**chosen)
+        values[option] = value
+    return cls(**values)

@@ -1,4 +1,4 @@
-"""Several tasks as one experiment: a shared encoder, a head for each, batches of them in turn."""
+"""Several tasks as one experiment: a shared encoder, a head for each task, batches of the tasks in turn."""
 
 from __future__ import annotations
 
@@ -13,34 +13,40 @@ from sparsebert.training.multi_task_model import MultiTaskModel
 from sparsebert.training.task_sampling import TaskMixture, collate_one_task
 
 
-def joint(experiments: Mapping[str, Experiment], proportions: str = "equal") -> Experiment:
-    """The experiments of several tasks, all on the same pre-trained model, as one; their models are used up.
+def multi_task_experiment(experiments: Mapping[str, Experiment], proportions: str = "equal") -> Experiment:
+    """Combine the experiments of several tasks on the same pre-trained model.
 
-    ``proportions``: how often each has its turn, see :func:`sparsebert.training.task_sampling.proportions_of`.
-    Metrics of the first task have their own names, those of the others their task's before them; the trained
-    model is written as a folder for each task. Raises ValueError for models of different families, a task
-    without examples, and proportions that do not fit.
+    The models of the experiments are taken apart. Metrics of the first task keep their names; the names of
+    the others get the task as a prefix. The trained model is saved as a folder for each task.
+
+    Args:
+        experiments: Task -> experiment.
+        proportions: Shares of the batches, see :func:`sparsebert.training.task_sampling.proportions_of`.
+
+    Raises:
+        ValueError: Models of different families, a task without examples, or proportions that do not fit.
     """
     first, *_ = experiments
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, MultiTaskModel)
-        found: dict[str, float] = {}
-        for name, each in experiments.items():
-            own = each.evaluate(model.task_model(name))
-            found |= {metric if name == first else f"{name}_{metric}": value for metric, value in own.items()}
-        return found
+        metrics: dict[str, float] = {}
+        for task, experiment in experiments.items():
+            prefix = "" if task == first else f"{task}_"
+            values = experiment.evaluate(model.task_model(task))
+            metrics |= {f"{prefix}{name}": value for name, value in values.items()}
+        return metrics
 
     def save_extras(folder: str) -> None:
-        for name, each in experiments.items():
-            if each.save_extras is not None:
-                each.save_extras(str(Path(folder) / name))
+        for task, experiment in experiments.items():
+            if experiment.save_extras is not None:
+                experiment.save_extras(str(Path(folder) / task))
 
-    teachers = [each.teacher for each in experiments.values()]
+    teachers = [experiment.teacher for experiment in experiments.values()]
     return Experiment(
-        MultiTaskModel.of({name: each.model for name, each in experiments.items()}),
-        TaskMixture({name: each.train for name, each in experiments.items()}, proportions),
-        collate_one_task([each.collate for each in experiments.values()]),
+        MultiTaskModel.of({task: experiment.model for task, experiment in experiments.items()}),
+        TaskMixture({task: experiment.train for task, experiment in experiments.items()}, proportions),
+        collate_one_task([experiment.collate for experiment in experiments.values()]),
         evaluate,
         save_extras,
         teacher=Teachers(teachers) if any(teachers) else None,

@@ -1,4 +1,4 @@
-"""How a round begins: fresh, rewound, or from the checkpoint of a process that was killed."""
+"""The start of a round: from initial weights, from rewound ones, or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from sparsebert.training import distributed
 from sparsebert.training.checkpoint import Checkpoint
 from sparsebert.training.snapshot import Snapshot, fresh_head, head_names
 
-# The Trainer's name for the weights of a model that is not transformers' own.
+# The Trainer's name for the weights of a model outside of transformers.
 _PLAIN_WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
 class RoundStart:
-    """Where the training of a round begins and ends, in optimizer steps.
+    """Where the training of a round starts and stops, in optimizer steps.
 
-    ``checkpoint``: what the Trainer goes on from; None for the weights that the model holds.
-    ``weights``: what must be in the model before its first step, to the bit; None in the middle of a round.
-    ``schedule``: steps that the learning-rate schedule spans.
+    Attributes:
+        checkpoint: Checkpoint to resume from; None to train from the weights in the model.
+        weights: Weights that the model must hold before the first step, to the bit; None within a round.
+        stop: Step at which the round stops.
+        schedule: Steps that the learning-rate schedule spans.
     """
 
     checkpoint: Checkpoint | None
@@ -34,8 +36,17 @@ class RoundStart:
 
 
 @dataclass(frozen=True)
-class Course:
-    """What all rounds of a run share: how many they are, the steps of each, and the first weights."""
+class RunPlan:
+    """What all rounds of a run share.
+
+    Attributes:
+        method: The lottery method.
+        folder: Folder of the run.
+        rounds: Number of rounds.
+        steps: Optimizer steps of a round.
+        start: Initial weights of the run.
+        seed: Seed of fresh heads.
+    """
 
     method: LotteryMethod
     folder: RunFolder
@@ -45,48 +56,56 @@ class Course:
     seed: int
 
 
-def begin_round(model: Any, course: Course, number: int) -> RoundStart:
-    """Put the weights of a round's beginning into the model, or find the checkpoint to go on from.
+def start_round(model: Any, plan: RunPlan, number: int) -> RoundStart:
+    """Write the initial weights of a round into the model, or find the checkpoint to resume from.
 
-    Raises RuntimeError if a weight that is rewound is not bit for bit what it was.
+    Raises:
+        RuntimeError: A rewound weight differs from its snapshot in a bit, or a checkpoint is missing.
     """
-    method, folder, steps = course.method, course.folder, course.steps
-    onward = method.rewind is Rewind.NONE
-    stop = steps * (number + 1 if onward else 1)
-    schedule = steps * (course.rounds if onward else method.schedule_rounds)
+    method, folder, steps = plan.method, plan.folder, plan.steps
+    continuous = method.rewind is Rewind.NONE
+    stop = steps * (number + 1 if continuous else 1)
+    schedule = steps * (plan.rounds if continuous else method.schedule_rounds)
     folder.checkpoints(number).mkdir(exist_ok=True)
     if latest := Checkpoint.latest(folder.checkpoints(number)):
-        fresh = latest.step == (steps * number if onward else method.rewind_step) and number > 0
-        if not fresh:
+        first_step = steps * number if continuous else method.rewind_step
+        if number == 0 or latest.step != first_step:
             return RoundStart(latest, None, stop, schedule)
     if number == 0:
-        course.start.restore_(model)
-        return RoundStart(None, course.start, stop, schedule)
+        plan.start.restore_(model)
+        return RoundStart(None, plan.start, stop, schedule)
     if method.rewind is Rewind.PRETRAINED:
-        weights = _with_head(model, course, course.start, number)
+        weights = _with_head(model, plan, plan.start, number)
         return RoundStart(None, weights, stop, schedule)
     if method.rewind is Rewind.LEARNING_RATE:
-        weights = _with_head(model, course, Snapshot.load(folder.trained(number - 1)), number)
+        weights = _with_head(model, plan, Snapshot.load(folder.trained(number - 1)), number)
         return RoundStart(None, weights, stop, schedule)
-    source = Checkpoint.latest(folder.checkpoints(number - 1) if onward else folder.rewind)
-    if source is None:
-        raise RuntimeError(f"{folder.path} lacks the checkpoint that round {number} begins with")
-    weights = _with_head(model, course, weights_in(source, model), number)
-    target = folder.checkpoints(number) / f"checkpoint-{source.step}"
-    if distributed.is_main():
-        source.copy_to(target, seconds=0.0, change=lambda path: _write_weights(model, path))
-    return RoundStart(Checkpoint(target, source.step, 0.0), weights, stop, schedule)
+    checkpoint, weights = _rewound_checkpoint(model, plan, number)
+    return RoundStart(checkpoint, weights, stop, schedule)
 
 
 def weights_in(checkpoint: Checkpoint, model: Any) -> Snapshot:
-    """The weights in a checkpoint of a model of this class."""
+    """Return the weights in a checkpoint of a model of this class."""
     if _is_plain(model):
         return Snapshot.load(checkpoint.path / _PLAIN_WEIGHTS)
     return Snapshot.of(type(model).from_pretrained(checkpoint.path))
 
 
+def _rewound_checkpoint(model: Any, plan: RunPlan, number: int) -> tuple[Checkpoint, Snapshot]:
+    """Copy the checkpoint to rewind to into the round, with the head that the round starts with."""
+    folder, continuous = plan.folder, plan.method.rewind is Rewind.NONE
+    source = Checkpoint.latest(folder.checkpoints(number - 1) if continuous else folder.rewind)
+    if source is None:
+        raise RuntimeError(f"{folder.path} lacks the checkpoint from which round {number} starts")
+    weights = _with_head(model, plan, weights_in(source, model), number)
+    target = folder.checkpoints(number) / f"checkpoint-{source.step}"
+    if distributed.is_main():
+        source.copy_to(target, seconds=0.0, change=lambda path: _write_weights(model, path))
+    return Checkpoint(target, source.step, 0.0), weights
+
+
 def _write_weights(model: Any, checkpoint: Path) -> None:
-    """Put the model's weights in the place of those in a checkpoint."""
+    """Replace the weights in a checkpoint with the model's."""
     if _is_plain(model):
         Snapshot.of(model).save(checkpoint / _PLAIN_WEIGHTS)
     else:
@@ -94,19 +113,19 @@ def _write_weights(model: Any, checkpoint: Path) -> None:
 
 
 def _is_plain(model: Any) -> bool:
-    """Whether it is no model of transformers' own, and the Trainer writes its state as it is."""
+    """Return whether the model is outside of transformers, so that the Trainer saves its bare state."""
     return not hasattr(type(model), "from_pretrained")
 
 
-def _with_head(model: nn.Module, course: Course, source: Snapshot, number: int) -> Snapshot:
-    """Write the source into the model, its head as the policy says; what is in the model then."""
+def _with_head(model: nn.Module, plan: RunPlan, source: Snapshot, number: int) -> Snapshot:
+    """Write a snapshot into the model with the head that the method asks for; return what it holds then."""
     heads = {
-        Head.REWIND: lambda: course.start if course.method.rewind is Rewind.LEARNING_RATE else source,
-        Head.KEEP: lambda: Snapshot.load(course.folder.trained(number - 1)),
-        Head.FRESH: lambda: fresh_head(model, course.seed + number),
+        Head.REWIND: lambda: plan.start if plan.method.rewind is Rewind.LEARNING_RATE else source,
+        Head.KEEP: lambda: Snapshot.load(plan.folder.trained(number - 1)),
+        Head.FRESH: lambda: fresh_head(model, plan.seed + number),
     }
     names = head_names(model)
-    head = heads[course.method.head]()
-    whole = Snapshot({**source.tensors, **{name: head.tensors[name] for name in names}})
-    whole.restore_(model)
-    return whole
+    head = heads[plan.method.head]()
+    combined = Snapshot({**source.tensors, **{name: head.tensors[name] for name in names}})
+    combined.restore_(model)
+    return combined

@@ -1,34 +1,42 @@
-"""One round of training through Hugging Face's Trainer."""
+"""The training of one round with Hugging Face's Trainer."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sparsebert.lottery.experiment import Experiment, RunConfig
-from sparsebert.lottery.method import Rewind, RoundHooks
+from sparsebert.lottery.method import LotteryMethod, Rewind
+from sparsebert.lottery.round_hooks import RoundHooks
 from sparsebert.lottery.round_start import RoundStart, weights_in
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training.best_masks import BestChoice
+from sparsebert.training.best_masks import BestMasks
+from sparsebert.training.callbacks import CheckpointCallback, ProgressCallback, StartCallback
+from sparsebert.training.checkpoint import Checkpoint
 from sparsebert.training.distillation import Distiller
-from sparsebert.training.trainer import (
-    CheckpointCallback,
-    ProgressCallback,
-    StartCallback,
-    TicketTrainer,
-    enable_gradient_checkpointing,
-    training_arguments,
-)
+from sparsebert.training.trainer import TicketTrainer, enable_gradient_checkpointing, training_arguments
+
+# How torch and safetensors report a file that cannot be written.
+_DISK_ERRORS = ("No space left", "file write failed", "unexpected pos")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """``seconds`` of training over all sessions, the loss as it was logged last, and the ``steps``."""
+    """The outcome of a round's training.
+
+    Attributes:
+        seconds: Training time over all sessions.
+        loss: Training loss as last logged.
+        steps: Optimizer step at the end.
+    """
 
     seconds: float
     loss: float | None
@@ -37,79 +45,113 @@ class Trained:
 
 def train_round(
     experiment: Experiment,
-    request: RunConfig,
+    config: RunConfig,
     ticket: Ticket | Learner,
-    beginning: RoundStart,
+    start: RoundStart,
     *,
     folder: Path,
     keep: Path | None,
     title: str,
-    companion: RoundHooks | None = None,
-    choice: BestChoice | None = None,
+    hooks: RoundHooks | None = None,
+    best_masks: BestMasks | None = None,
 ) -> Trained:
-    """Train the model with the ticket, or learn one, to the end of the round, with checkpoints in ``folder``.
+    """Train the model with a ticket, or learn one, to the end of the round.
 
-    ``companion``: goes along, and may end the round before its last step. ``choice``: judges a learner's
-    masks on the way. ``keep``: where the state at the method's ``rewind_step`` goes, in the round that it is
-    taken from.
-    Raises OSError where a checkpoint cannot be written.
+    Args:
+        experiment: Model and data.
+        config: Configuration of the run.
+        ticket: Ticket to train with, or the learner of one.
+        start: Where the training starts and stops.
+        folder: Folder of the round's checkpoints.
+        keep: Where to keep the state at the method's ``rewind_step``, in the first round.
+        title: Title of the progress bar.
+        hooks: The method's part in the training; may end the round before its last step.
+        best_masks: Evaluates a learner's masks during training.
+
+    Raises:
+        OSError: A checkpoint cannot be written.
     """
-    model, method = experiment.model, request.method
-    at = beginning.checkpoint
-    stop = companion.stopped if companion and companion.stopped is not None else beginning.stop
-    if at is not None and at.step == stop:
-        # Killed after the last step: there is nothing left to train.
-        weights_in(at, model).restore_(model)
-        if isinstance(ticket, Learner):
-            ticket.load_(at.path / "model.safetensors")
-        if companion:
-            saved = load_file(at.path / "model.safetensors")
-            model.load_state_dict({name: saved[name] for name in companion.names}, strict=False)
-        history = json.loads((at.path / "trainer_state.json").read_text())["log_history"]
-        return Trained(at.seconds, _last_loss(history), at.step)
-    marks = CheckpointCallback(at.seconds if at else 0.0)
-    if keep is not None and method.rewind is Rewind.STEP:
-        marks.keep(method.rewind_step, keep)
-    if method.rewind is Rewind.NONE:
-        marks.ask_at(beginning.stop)
-    callbacks = [marks, ProgressCallback(title), *([companion.callback] if companion else [])]
-    if choice is not None:
-        callbacks.append(choice)
-    if beginning.weights is not None:
-        callbacks.append(StartCallback(beginning.weights))
-    if request.training.gradient_checkpointing:
+    model, checkpoint = experiment.model, start.checkpoint
+    stop = hooks.stopped if hooks and hooks.stopped is not None else start.stop
+    if checkpoint is not None and checkpoint.step == stop:
+        # A process was killed after the last step: nothing remains to be trained.
+        return _restore_trained_(model, ticket, checkpoint, hooks)
+    checkpoints = _checkpoint_callback(config.method, start, keep)
+    callbacks: list[Any] = [checkpoints, ProgressCallback(title)]
+    callbacks += [hooks.callback] if hooks else []
+    callbacks += [best_masks] if best_masks is not None else []
+    callbacks += [StartCallback(start.weights)] if start.weights is not None else []
+    if config.training.gradient_checkpointing:
         enable_gradient_checkpointing(model)
-    distiller = None
-    if request.distillation is not None:
-        assert experiment.teacher is not None
-        distiller = Distiller(experiment.teacher, request.distillation)
     trainer = TicketTrainer(
         model=model,
-        args=training_arguments(request.training, folder, beginning.stop),
+        args=training_arguments(config.training, folder, start.stop),
         train_dataset=experiment.train,
         data_collator=experiment.collate,
         callbacks=callbacks,
         ticket=ticket if isinstance(ticket, Ticket) else None,
         learner=ticket if isinstance(ticket, Learner) else None,
-        distiller=distiller,
-        penalties=[companion.penalty] if companion else [],
-        tell_examples=companion.examples if companion else None,
-        schedule_steps=beginning.schedule,
-        group_by_length=request.training.group_by_length,
+        distiller=_distiller(experiment, config),
+        penalties=[hooks.penalty] if hooks else [],
+        tell_examples=hooks.tell_examples if hooks else None,
+        schedule_steps=start.schedule,
+        group_by_length=config.training.group_by_length,
     )
+    with _disk_errors(folder):
+        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    _unwrap_(model)
+    return Trained(checkpoints.seconds, _last_loss(trainer.state.log_history), trainer.state.global_step)
+
+
+def _restore_trained_(
+    model: Any, ticket: Ticket | Learner, checkpoint: Checkpoint, hooks: RoundHooks | None
+) -> Trained:
+    """Restore the end of a round's training from its last checkpoint."""
+    weights_in(checkpoint, model).restore_(model)
+    if isinstance(ticket, Learner):
+        ticket.load_(checkpoint.path / "model.safetensors")
+    if hooks:
+        saved = load_file(checkpoint.path / "model.safetensors")
+        model.load_state_dict({name: saved[name] for name in hooks.names}, strict=False)
+    history = json.loads((checkpoint.path / "trainer_state.json").read_text())["log_history"]
+    return Trained(checkpoint.seconds, _last_loss(history), checkpoint.step)
+
+
+def _checkpoint_callback(method: LotteryMethod, start: RoundStart, keep: Path | None) -> CheckpointCallback:
+    callback = CheckpointCallback(start.checkpoint.seconds if start.checkpoint else 0.0)
+    if keep is not None and method.rewind is Rewind.STEP:
+        callback.keep(method.rewind_step, keep)
+    if method.rewind is Rewind.NONE:
+        callback.save_at(start.stop)
+    return callback
+
+
+def _distiller(experiment: Experiment, config: RunConfig) -> Distiller | None:
+    if config.distillation is None:
+        return None
+    assert experiment.teacher is not None
+    return Distiller(experiment.teacher, config.distillation)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Raise OSError for a checkpoint that cannot be written."""
     try:
-        trainer.train(resume_from_checkpoint=str(at.path) if at else None)
+        yield
     except (RuntimeError, SafetensorError) as error:
-        # How torch and safetensors say that a file cannot be written.
-        if any(words in str(error) for words in ("No space left", "file write failed", "unexpected pos")):
+        if any(words in str(error) for words in _DISK_ERRORS):
             raise OSError(f"cannot write a checkpoint to {folder}: no space left on the disk") from error
         raise
-    # Mixed precision puts a wrapped forward on the model: it would stay for the evaluation. accelerate's own
-    # unwrapping takes off transformers' decorators too; and the next round's must not find a model that it
-    # takes for wrapped already, or it trains in full precision.
+
+
+def _unwrap_(model: Any) -> None:
+    """Remove accelerate's wrapper for mixed precision from the model.
+
+    The evaluation would run in mixed precision otherwise, and the next round, which would find a model that
+    is wrapped already, in full precision. accelerate's own unwrapping removes transformers' decorators too.
+    """
     for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         vars(model).pop(name, None)
-    return Trained(marks.seconds, _last_loss(trainer.state.log_history), trainer.state.global_step)
 
 
 def _last_loss(history: list[dict[str, float]]) -> float | None:

@@ -1,39 +1,40 @@
-"""The folder of a run: what was asked, what is done, and the files to go on from.
+"""The folder of a run: its configuration, its records, and the files from which it resumes.
 
-    run.json             what was asked for; a run in this folder with other settings is refused
-    log.jsonl            the run log: one record a round and one at the end
-    start.safetensors    the weights the run began with
-    rewind/              state at step k of the first round, with rewinding to a step
-    round-03/            ticket.safetensors; trained.safetensors, best.safetensors (of masks that are chosen)
-                         and checkpoints/ as long as they are needed, and what the method itself keeps there
-    ticket.safetensors   the ticket of the last round, or of the one that the method chose, and
-    model/               the model it was trained into, as transformers load it: both at the end
+    run.json             the configuration; a run with another one is refused
+    log.jsonl            the run log: a record for each round and one at the end
+    start.safetensors    the initial weights of the run
+    rewind/              the state at step k of the first round, for rewinding to a step
+    round-03/            ticket.safetensors; trained.safetensors, best.safetensors (of the best masks) and
+                         checkpoints/ as long as they are needed; and files of the method
+    ticket.safetensors   the ticket of the last round, or of the round that the method selects
+    model/               the model trained with it, as transformers load it
 
 Records are those of :mod:`sparsebert.results` (``schema``, ``kind``, ``timestamp``) with these fields.
 
 ``kind`` "round":
     method, seed, task, model     of the run
-    round, rounds                 its number from 0, and how many there are
-    sparsity, density             of the ticket that was trained; shares of the prunable weights
+    round, rounds                 number of the round from 0, and number of rounds
+    sparsity, density             of the trained ticket; shares of the prunable weights
     kept, prunable                the same as counts
-    encoder_sparsity              pruned share of all encoder matrices; less, where units lie in some only
+    encoder_sparsity              pruned share of all encoder matrices; lower if the units lie in
+                                  some of the matrices only
     granularity, block_size, scope
-    source, rewind, head          where the ticket came from, and what the round began with
+    source, rewind, head          origin of the ticket, and state and head at the start of the round
     ticket, ticket_sha256         file, relative to the folder, and its digest
-    masks_sha256                  of what the ticket prunes (`Ticket.digest`), the same whatever its metadata
-    search                        what a method's own search noted, where the ticket came from one
-    steps, loss                   optimizer steps; training loss as it was logged last
-    metrics                       of the validation data: name -> value
+    masks_sha256                  digest of the masks (``Ticket.digest``), whatever the metadata
+    search                        notes of the method's search, if the ticket came from one
+    steps, loss                   optimizer steps; training loss as last logged
+    metrics                       on the validation data: name -> value
     seconds                       prune, train (over all sessions, as far as checkpoints tell), evaluate
-    sessions, processes           how often the round was started; how many processes trained together
+    sessions, processes           starts of the round; processes that trained together
     distillation                  weight, temperature and teachers (task -> hub id or digest), or null
-    memory                        peak_rss_bytes of this process, peak_gpu_bytes where a GPU was used
+    memory                        peak_rss_bytes of this process, peak_gpu_bytes if a GPU was used
     versions                      of the libraries
-``kind`` "run", once all is done:
-    method, seed, task, model, rounds, round, sparsity and metrics (of the last one, or of the one that the
-    method chose), ticket, seconds (of all).
+``kind`` "run", at the end:
+    method, seed, task, model, rounds, round, sparsity and metrics (of the selected round), ticket, seconds
+    (of all rounds).
 
-Everything is written under another name first and renamed, so that a file is there whole or not at all.
+Every file is written under another name first and renamed, so that it appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _SCHEMA = 1
 
 
 class RunFolder:
-    """A run's folder; its files are at the attributes and methods below, whether they exist yet or not."""
+    """The paths in a run's folder, whether they exist yet or not, and access to its records."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -82,78 +83,79 @@ class RunFolder:
         return self.round(number) / "checkpoints"
 
     @contextlib.contextmanager
-    def claimed(self, asked: Mapping[str, Any]) -> Iterator[None]:
-        """Hold the folder for this run: create it, or make sure that it holds a run with the same settings.
+    def claimed(self, config: Mapping[str, Any]) -> Iterator[None]:
+        """Lock the folder for a run: create it, or verify that it holds a run with this configuration.
 
-        Raises ValueError if another process works in it, if it holds something else, and, naming the first
-        difference, if its run was asked for differently.
+        Raises:
+            ValueError: Another process works in the folder, it holds something else, or its run has another
+                configuration; the message names the first difference.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        foreign = [each.name for each in self.path.iterdir() if not each.name.startswith(".")]
-        if foreign and not self.run_json.exists():
+        names = [each.name for each in self.path.iterdir() if not each.name.startswith(".")]
+        if names and not self.run_json.exists():
             raise ValueError(
-                f"{self.path} is not empty and holds no run ({min(foreign)}): use another folder"
+                f"folder {self.path} is not empty and holds no run ({min(names)}): choose another folder"
             )
         with self._locked():
             if not self.run_json.exists():
-                write_text(self.run_json, json.dumps({"schema": _SCHEMA, **asked}, indent=2) + "\n")
-            self.require(asked)
+                write_text(self.run_json, json.dumps({"schema": _SCHEMA, **config}, indent=2) + "\n")
+            self.require(config)
             rounds = [*self.path.glob("round-*"), *self.path.glob("round-*/checkpoints")]
             for folder in (self.path, self.rewind, *rounds):
                 sweep(folder)
             yield
 
-    def require(self, asked: Mapping[str, Any]) -> None:
-        """Raise ValueError, naming the first difference, unless the folder's run was asked for like this."""
-        found, wanted = _flat(self._asked()), _flat(json.loads(json.dumps(asked)))
-        for name in {**found, **wanted}:
-            theirs, ours = found.get(name), wanted.get(name)
-            if theirs != ours:
+    def require(self, config: Mapping[str, Any]) -> None:
+        """Raise ValueError naming the first difference unless the folder's run has this configuration."""
+        stored, new = _flat(self._stored_config()), _flat(json.loads(json.dumps(config)))
+        for name in {**stored, **new}:
+            if stored.get(name) != new.get(name):
                 raise ValueError(
-                    f"{self.path} holds a run with {name} {theirs!r}, not {ours!r}: use another folder"
+                    f"{self.path} holds a run with {name} {stored.get(name)!r}, not {new.get(name)!r}: "
+                    "choose another folder"
                 )
 
-    def _asked(self) -> Record:
+    def _stored_config(self) -> Record:
         try:
-            found = json.loads(self.run_json.read_text())
-            if found.pop("schema") != _SCHEMA:
-                raise ValueError("another schema")
+            config: Record = json.loads(self.run_json.read_text())
+            if (schema := config.pop("schema")) != _SCHEMA:
+                raise ValueError(f"schema must be {_SCHEMA}, got {schema!r}")
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{self.run_json} is no description of a run: {error}") from None
-        return found
+            raise ValueError(f"{self.run_json} does not describe a run: {error}") from None
+        return config
 
     def rounds_done(self) -> list[Record]:
-        """The records of the rounds that are done, in order."""
+        """Return the records of the rounds that are done, in order."""
         return results.read(self.log, "round") if self.log.exists() else []
 
     def finished(self) -> Record | None:
-        """The record of the whole run, once it is done."""
+        """Return the record of the whole run; None until it is finished."""
         return next(iter(results.read(self.log, "run")), None) if self.log.exists() else None
 
     def append(self, kind: str, fields: Mapping[str, Any]) -> Record:
-        """Add a record to the run log."""
+        """Append a record to the run log and return it."""
         row = results.stamp(kind, fields)
         results.append(self.log, [row])
         return row
 
     def count_session(self, number: int) -> int:
-        """How many processes have worked on the round, this one included."""
+        """Count this start of the round, and return the number of its starts."""
         path = self.round(number) / "sessions"
         sessions = int(path.read_text()) + 1 if path.exists() else 1
         write_text(path, str(sessions))
         return sessions
 
     def require_space(self, needed: int) -> None:
-        """Raise OSError unless the disk has room for so many bytes more."""
+        """Raise OSError unless the disk has so many free bytes."""
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise OSError(
-                f"{self.path}: the next round writes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+                f"{self.path}: the next round needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
             )
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """An advisory lock, which the system takes back from a process that is killed."""
+        """Hold an advisory lock, which the system releases when a process is killed."""
         try:
             import fcntl
         except ImportError:
@@ -168,7 +170,7 @@ class RunFolder:
 
 
 def digest(path: Path) -> str:
-    """``sha256:`` and the digest of a file."""
+    """Return ``sha256:`` and the digest of a file."""
     with open(path, "rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 

@@ -1,4 +1,4 @@
-"""What hardware will gain from a ticket, said before anybody waits for it."""
+"""Estimate of the speedup of a ticket, before anybody waits for its training."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ from sparsebert.tickets.ticket import Ticket
 _CPU_TOKENS, _GPU_TOKENS, _GPU = 128, 4096, "h100"
 
 
-def estimate_speedup(model: Any, request: RunConfig) -> list[str]:
-    """Lines about the speed and size of the pruned matrices at the requested sparsity and units.
+def estimate_speedup(model: Any, config: RunConfig) -> list[str]:
+    """Describe the speed and size of the pruned matrices at the sparsity and units of a run.
 
-    By the cost models of this machine's CPU and of a data-centre GPU, for the given ticket or, since where
-    the weights will lie is not known yet, for a random one of the same units. The model is only read.
+    The estimates come from the cost models of this machine's CPU and of a data-centre GPU. They are those of
+    the user's ticket or, as long as the positions of the weights are unknown, of a random ticket of the same
+    units. The model is only read.
+
+    Returns:
+        Lines to print; none for a dense run.
     """
-    ticket = request.ticket
+    ticket = config.ticket
     if ticket is None:
-        units = {name: value for name, value in vars(request.units).items() if name != "pooling"}
-        ticket = prune(model, "random", sparsity=request.target, **units)
+        arguments = {name: value for name, value in vars(config.units).items() if name != "pooling"}
+        ticket = prune(model, "random", sparsity=config.target, **arguments)
     if not ticket.sparsity:
         return []
     granularity = ticket.metadata.get("granularity", "element")
     size = ticket.metadata.get("block_size")
-    what = "blocks of {}x{}".format(*size) if size else f"granularity {granularity!r}"
-    if (whole := ticket.metadata.get("encoder_sparsity")) is not None:
-        what += f" ({whole:.0%} of all encoder matrices)"
+    units = "blocks of {}x{}".format(*size) if size else f"granularity {granularity!r}"
+    if (encoder_sparsity := ticket.metadata.get("encoder_sparsity")) is not None:
+        units += f" ({encoder_sparsity:.0%} of all encoder matrices)"
     lines = [
-        f"{ticket.sparsity:.0%} pruned, {what}: what these matrices should gain (modelled, not measured)",
+        f"{ticket.sparsity:.0%} pruned, {units}: estimated gain of these matrices (modelled, not measured)",
         f"  this CPU, {_CPU_TOKENS} tokens: {_gain(model, ticket, _CPU_TOKENS, None)}",
         f"  NVIDIA {_GPU.upper()}, {_GPU_TOKENS} tokens: {_gain(model, ticket, _GPU_TOKENS, _GPU)}",
     ]
     if granularity == "element":
         lines.append(
-            "  single weights leave no block empty: a GPU saves memory at the most; blocks "
-            "(--granularity 64x64) give its kernels something to skip, at some cost in accuracy"
+            "  single weights leave no block empty, so a GPU saves memory at most; blocks "
+            "(--granularity 64x64) let its kernels skip work, at some cost in accuracy"
         )
     return lines
 
@@ -46,7 +50,7 @@ def _gain(model: Any, ticket: Ticket, tokens: int, device: str | None) -> str:
     layers = plan(model, ticket, tokens=tokens, measure=False, device=device).layers
     stored = sum(layer.nbytes for layer in layers) / sum(layer.dense_nbytes for layer in layers)
     times = [(layer.predicted_us, layer.dense_us) for layer in layers]
-    if any(own is None or dense is None for own, dense in times):
+    if any(sparse is None or dense is None for sparse, dense in times):
         return f"{stored:.2f}x the memory"
-    own, dense = (sum(column) for column in zip(*times, strict=True))
-    return f"{dense / own:.1f}x the speed of dense, {stored:.2f}x the memory"
+    sparse, dense = (sum(column) for column in zip(*times, strict=True))
+    return f"{dense / sparse:.1f}x the speed of dense, {stored:.2f}x the memory"

@@ -1,1 +1,1 @@
-"""Masks that are learned while a model trains: the rule of each method, and how rules meet a model."""
+"""Masks that a model learns while it trains: one rule a method, and the learner that applies it."""

@@ -1,4 +1,4 @@
-"""Contrastive terms of CAP: a model in pruning stays near what other encoders make of the same examples.
+"""Contrastive terms of CAP, which hold a model near other encoders while it is pruned.
 
 Xu et al. 2022, "From Dense to Sparse: Contrastive Pruning for Better Pre-trained Language Model Compression",
 section 3, as the released code computes it.
@@ -14,49 +14,58 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Examples:
-    """What one or several encoders made of some examples.
+class EncodedExamples:
+    """Representations of some examples by one or several encoders.
 
-    ``numbers``: int64 [examples], which they are. ``labels``: int64 [examples]; None where there are none.
-    ``representations``: float [examples, encoders, features], each of length 1.
+    Attributes:
+        ids: int64 [examples], positions in the training data.
+        labels: int64 [examples]; None for data without labels.
+        representations: Floating-point [examples, encoders, features], each of length 1.
     """
 
-    numbers: Tensor
+    ids: Tensor
     labels: Tensor | None
     representations: Tensor
 
 
-def contrast(
-    own: Tensor, batch: Examples, others: Examples, temperature: float
+def contrastive_terms(
+    own: Tensor, batch: EncodedExamples, negatives: EncodedExamples, temperature: float
 ) -> tuple[Tensor, Tensor | None]:
-    """The term of instances and that of labels (None without labels) for one bank of encoders: scalars.
+    """Return the instance term and the label term for one bank of encoders.
 
-    ``own``: float [examples, features], what the model itself makes of the batch; brought to length 1 here,
-    and all that gradients go to. ``batch``: what the encoders make of it, in the same order. ``others``:
-    examples drawn at random, which may be the batch's too.
+    The candidates of example i are ``batch`` and ``negatives`` by every encoder, and the model's own
+    representations of the batch but z_i itself. With s_ij = z_i . c_j / temperature,
+    log p_ij = s_ij - log sum over candidates of exp(s). A term is
+    - sum over i of (sum over P_i of log p_ij) / |P_i|, divided by the sum of all |P_i|, where P_i are the
+    candidates of the same example (instance term) or of the same label (label term). A mean would divide by
+    the number of examples; the published weights belong to this normalisation.
 
-    The candidates of example i are the whole ``batch`` and ``others`` of every encoder, and what the model
-    makes of the batch, but for z_i itself. log p_ij = s_ij - log sum over the candidates of exp s, with
-    s_ij = z_i . c_j / temperature. Each term is - sum over i of (sum over P_i of log p_ij) / |P_i|, divided
-    by the sum of all |P_i|, where P_i are the candidates that are the same example, or have the same label.
-    (A mean would divide by the number of examples; the published weights belong to this.)
+    Args:
+        own: Floating-point [examples, features], the model's representations of the batch. They are
+            normalised here, and gradients flow to them alone.
+        batch: The encoders' representations of the same examples in the same order.
+        negatives: Examples sampled at random, possibly also from the batch.
+        temperature: Divides the similarities.
+
+    Returns:
+        Two scalars; None for the label term of data without labels.
     """
     dtype = torch.promote_types(own.dtype, torch.float32)
     z = F.normalize(own.to(dtype), dim=-1)
     encoders = batch.representations.shape[1]
-    banked = [each.representations.to(dtype).flatten(0, 1) for each in (batch, others)]
+    banked = [examples.representations.to(dtype).flatten(0, 1) for examples in (batch, negatives)]
     candidates = torch.cat([z.detach(), *banked])
-    oneself = torch.eye(len(z), len(candidates), dtype=torch.bool, device=z.device)
-    scores = (z @ candidates.T / temperature).masked_fill(oneself, -torch.inf)
-    likelihoods = scores.log_softmax(-1)
+    itself = torch.eye(len(z), len(candidates), dtype=torch.bool, device=z.device)
+    scores = (z @ candidates.T / temperature).masked_fill(itself, -torch.inf)
+    log_probabilities = scores.log_softmax(-1)
 
-    def term(of_batch: Tensor, of_others: Tensor) -> Tensor:
-        known = torch.cat([of_batch, *(each.repeat_interleave(encoders) for each in (of_batch, of_others))])
-        positive = (of_batch[:, None] == known) & ~oneself
+    def term(of_batch: Tensor, of_negatives: Tensor) -> Tensor:
+        banked = [keys.repeat_interleave(encoders) for keys in (of_batch, of_negatives)]
+        positive = (of_batch[:, None] == torch.cat([of_batch, *banked])) & ~itself
         counts = positive.sum(1, keepdim=True)
-        return -(likelihoods.masked_fill(~positive, 0) / counts).sum() / counts.sum()
+        return -(log_probabilities.masked_fill(~positive, 0) / counts).sum() / counts.sum()
 
-    by_instance = term(batch.numbers, others.numbers)
-    if batch.labels is None or others.labels is None:
+    by_instance = term(batch.ids, negatives.ids)
+    if batch.labels is None or negatives.labels is None:
         return by_instance, None
-    return by_instance, term(batch.labels, others.labels)
+    return by_instance, term(batch.labels, negatives.labels)

@@ -1,4 +1,4 @@
-"""L0 regularisation: weights times random gates, which the penalty closes for good."""
+"""L0 regularisation: weights times random gates that a penalty closes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsebert.mask_learning.rule import Candidates, Gated, Goal, mean_sigmoid, require_not_negative
+from sparsebert.mask_learning.rule import Gated, Goal, PrunableUnits, mean_sigmoid, require_not_negative
 
-# The temperature of the concrete distribution, and the ends that it is stretched to.
+# Temperature of the concrete distribution, and the interval that it is stretched to.
 _BETA, _LOW, _HIGH = 2 / 3, -0.1, 1.1
-_LEAST_UNIFORM = 1e-4
+_MINIMUM_UNIFORM = 1e-4
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,17 @@ class HardConcreteRule(Gated):
     """L0 regularisation (Louizos et al. 2018, "Learning Sparse Neural Networks through L0 Regularization",
     equations 10 to 13), with the constants of Sanh et al. 2020, who compare with it.
 
-    In training W' = W * z with z = clamp(s * 1.2 - 0.1, 0, 1), s = sigma((log u - log(1 - u) + S) / beta) and
-    beta = 2/3; u is uniform in [1e-4, 1 - 1e-4], drawn once an optimizer step. The trained model has s =
-    sigma(S): gates that are real numbers, not 0 and 1. They end up in its weights, W * z, and the ticket says
-    which of them are not 0 (S > ln(1/11)). The loss gets ``regularisation`` * mean over matrices of the mean
-    of sigma(S - beta * ln(0.1/1.1)), the probability that a gate is open. S begins at 2.197, where 9 of 10
-    are. How much is pruned follows from the penalty.
+    Training multiplies W' = W * z with z = clamp(1.2 * s - 0.1, 0, 1),
+    s = sigmoid((log u - log(1 - u) + S) / beta) and beta = 2/3; u is uniform in [1e-4, 1 - 1e-4], sampled
+    once an optimizer step. The trained model has s = sigmoid(S): its gates are real numbers, which are
+    multiplied into its weights, and the ticket keeps the weights whose gate is not 0 (S > ln(1/11)).
+
+    The loss gets ``regularisation`` * mean over matrices of mean(sigmoid(S - beta * ln(0.1 / 1.1))), the
+    probability that a gate is open. S starts at 2.197, where 9 of 10 gates are open. The penalty decides how
+    much is pruned.
+
+    Attributes:
+        regularisation: Weight of the penalty.
     """
 
     first_score: ClassVar[float] = 2.197
@@ -42,17 +47,17 @@ class HardConcreteRule(Gated):
     def gates(self, scores: Tensor, uniform: Tensor | None) -> Tensor:
         if uniform is None:
             return _stretched(torch.sigmoid(scores))
-        uniform = uniform.clamp(_LEAST_UNIFORM, 1 - _LEAST_UNIFORM)
+        uniform = uniform.clamp(_MINIMUM_UNIFORM, 1 - _MINIMUM_UNIFORM)
         return _stretched(torch.sigmoid((uniform.log() - (1 - uniform).log() + scores) / _BETA))
 
     def masks(
-        self, scores: Mapping[str, Tensor], candidates: Candidates, goal: Goal, step: int
+        self, scores: Mapping[str, Tensor], units: PrunableUnits, goal: Goal, step: int
     ) -> dict[str, Tensor]:
         masks = {}
-        for group in candidates.groups:
+        for group in units.groups:
             gates = self.gates(scores[group.name].detach(), None)
             if gates.isnan().any():
-                raise ValueError("a score is NaN")
+                raise ValueError("a score is NaN: training diverged; lower the learning rates")
             masks[group.name] = gates > 0
         return masks
 
@@ -61,5 +66,5 @@ class HardConcreteRule(Gated):
         return self.regularisation * mean_sigmoid(list(scores.values()), shift)
 
 
-def _stretched(shares: Tensor) -> Tensor:
-    return (shares * (_HIGH - _LOW) + _LOW).clamp(0, 1)
+def _stretched(probabilities: Tensor) -> Tensor:
+    return (probabilities * (_HIGH - _LOW) + _LOW).clamp(0, 1)

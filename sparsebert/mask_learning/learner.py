@@ -1,9 +1,10 @@
-"""A rule at work in a model: scores beside its weights, and a mask for every optimizer step."""
+"""The learner: applies a mask-learning rule to a model, with scores beside its weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,40 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sparsebert.bert import base_model, embeddings, full_name, prunable, resolve, structure
-from sparsebert.mask_learning.masked_layers import GatedLinear, LearnedLinear
-from sparsebert.mask_learning.rule import Candidates, Gated, Goal, Rule, Scored
+from sparsebert.mask_learning.masked_layers import GatedLinear, MaskedLinear
+from sparsebert.mask_learning.rule import Gated, Goal, PrunableUnits, Rule, Scored
 from sparsebert.pruning.unit_groups import UnitGroup, unit_groups
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.masked import pack_mask, unpack_mask
 
 
 class Learner:
-    """Puts a :class:`LearnedLinear` in the place of every matrix to prune, until :meth:`close_`.
+    """A rule at work in a model.
 
-    ``model``: a BERT; its weights stay where they are, under their names, and so do their values.
-    ``origin``: a ticket that keeps everything, which says what model the learned one is for.
-    ``granularity``, ``block_size``, ``scope``, ``pooling``, ``include_pooler``: as for
-    :func:`sparsebert.prune`; units have one score each, those of neurons and heads shared between their
-    matrices. ``pooling``: of magnitudes, where they are the scores.
+    Replaces every matrix to prune with a :class:`MaskedLinear` until :meth:`close_`. The weights of the model
+    stay where they are, with their names and values. Scores are float32 whatever the precision of training
+    (float64 in a float64 model).
 
-    A score is float32 whatever the precision of training (float64 in a float64 model). ``step``: the
-    optimizer step that the masks are for. Raises ValueError for units that do not fit, and for a run that
-    the rule's schedule does not fit.
+    Args:
+        model: A BERT.
+        rule: Turns scores into masks.
+        goal: Length and target density of the run.
+        origin: A dense ticket of the model, which identifies the model in the learned ticket's metadata.
+        granularity: Units, with ``block_size``, as in :func:`sparsebert.prune`. A unit has one score; the
+            matrices of neurons and heads share theirs.
+        block_size: Rows and columns of a block.
+        scope: Which units compete, as in :func:`sparsebert.prune`.
+        pooling: How the magnitudes of a unit's weights become its score, if the rule trains no scores.
+        include_pooler: Whether to prune the pooler too.
+        seed: Seed of random gates.
+        method: Name of the method, for the ticket's metadata.
+        options: Options of the method, for the ticket's metadata; None for those of the rule.
+
+    Attributes:
+        step: The optimizer step of the current masks.
+
+    Raises:
+        ValueError: The units do not fit the model, or the rule's schedule does not fit the run.
     """
 
     def __init__(
@@ -46,68 +62,71 @@ class Learner:
         pooling: str = "mean",
         include_pooler: bool = False,
         seed: int = 0,
+        method: str,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         rule.check(goal)
-        found = structure(model)
+        bert = structure(model)
         names = prunable(model, include_pooler)
         shapes = {key: torch.as_tensor(resolve(model, key).weight).shape for key in names}
-        groups = unit_groups(granularity, block_size, shapes, found)
+        groups = unit_groups(granularity, block_size, shapes, bert)
         self.model, self.rule, self.goal, self.step, self.seed = model, rule, goal, 0, seed
-        # Not the ticket, whose masks are a byte for each weight.
-        self._described, self._pooling, self._shapes = origin.metadata["model"], pooling, shapes
-        self.candidates = Candidates(groups, found.types, scope)
-        self._units = {"granularity": granularity, "scope": scope, "pooling": pooling, "seed": seed}
+        # Not the ticket itself: its masks take a byte for each weight.
+        self._origin, self._pooling, self._shapes = origin.metadata["model"], pooling, shapes
+        self._method, self._options = method, asdict(rule) if options is None else dict(options)
+        self.units = PrunableUnits(groups, bert.types, scope)
+        self._recorded = {"granularity": granularity, "scope": scope, "pooling": pooling, "seed": seed}
         if block_size is not None:
-            self._units["block_size"] = list(block_size)
+            self._recorded["block_size"] = list(block_size)
         self._keys = [key for key in names if any(key in group.parts for group in groups)]
-        whole = {group.name: torch.ones(group.grid, dtype=torch.bool) for group in groups}
-        self._kept = {name: _packed(mask) for name, mask in whole.items()}
-        self._needed_gradients = [(each, each.requires_grad) for each in model.parameters()]
+        self._kept = {group.name: _packed(torch.ones(group.grid, dtype=torch.bool)) for group in groups}
+        self._required_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._freeze_()
         self._scores: dict[str, nn.Parameter] = {}
-        self._plain: dict[str, nn.Linear] = {}
-        self._layers: dict[str, LearnedLinear] = {}
+        self._linears: dict[str, nn.Linear] = {}
+        self._layers: dict[str, MaskedLinear] = {}
         for group in groups:
             self._insert_(group)
 
     def derive_(self, step: int) -> None:
-        """Set the masks that this optimizer step, counted from 0, is taken with."""
+        """Set the masks of an optimizer step, counted from 0."""
         self.step = step
         with torch.no_grad():
-            kept = self.rule.masks(self.scores(), self.candidates, self.goal, step)
+            kept = self.rule.masks(self.scores(), self.units, self.goal, step)
             self._kept = {name: _packed(mask) for name, mask in kept.items()}
             if isinstance(self.rule, Gated):
-                self._draw_(step)
+                self._sample_gates_(step)
                 return
-            for group in self.candidates.groups:
+            for group in self.units.groups:
                 for key, mask in group.expand(kept[group.name]).items():
                     self._layers[key].set_mask(mask)
 
     def masks(self) -> dict[str, Tensor]:
-        """Key -> bool [out, in] on the model's device: the masks of the step; at first they keep all."""
-        found: dict[str, Tensor] = {}
-        for group in self.candidates.groups:
+        """Return the masks of the step: key -> bool [out, in] on the model's device. Before the first step
+        they keep everything."""
+        masks: dict[str, Tensor] = {}
+        for group in self.units.groups:
             bits = unpack_mask(self._kept[group.name], math.prod(group.grid))
-            found |= group.expand(bits.view(group.grid))
-        return {key: found[key] for key in self._keys}
+            masks |= group.expand(bits.view(group.grid))
+        return {key: masks[key] for key in self._keys}
 
     def scores(self) -> Mapping[str, Tensor]:
-        """The live scores of units by group; magnitudes of the weights where there are none to train."""
+        """Return the live scores by group: magnitudes of the weights if the rule trains no scores."""
         if isinstance(self.rule, Scored):
             return self._scores
         return {
             group.name: group.pool(
                 {key: self._layers[key].weight.detach().abs() for key in group.parts}, self._pooling
             )
-            for group in self.candidates.groups
+            for group in self.units.groups
         }
 
     def penalty(self) -> Tensor | None:
-        """What the rule adds to the loss of this step."""
+        """Return what the rule adds to the loss of the current step."""
         return self.rule.penalty(self._scores, self.goal, self.step)
 
     def parameters(self) -> list[nn.Parameter]:
-        """The scores that are trained."""
+        """Return the trained scores."""
         return list(self._scores.values())
 
     def load_(self, weights: Path) -> None:
@@ -117,9 +136,9 @@ class Learner:
                 scores.copy_(file.get_tensor(f"{full_name(self.model, name)}.mask_scores"))
 
     def close_(self) -> Ticket:
-        """Give the model its own linear layers back, holding the weights of the run's result; its ticket.
+        """Restore the model's linear layers with the resulting weights, and return the ticket.
 
-        Weights that were gated hold the product with their gates.
+        Gated weights are multiplied by their gates.
         """
         self.derive_(self.goal.steps)
         ticket = self._ticket()
@@ -127,10 +146,10 @@ class Learner:
             if isinstance(layer, GatedLinear):
                 with torch.no_grad():
                     layer.weight.mul_(layer.eval().gates())
-        for key, linear in self._plain.items():
+        for key, linear in self._linears.items():
             _replace(self.model, key, linear)
-        for parameter, needed in self._needed_gradients:
-            parameter.requires_grad_(needed)
+        for parameter, required in self._required_grad:
+            parameter.requires_grad_(required)
         ticket.apply_(self.model)
         return ticket
 
@@ -145,7 +164,7 @@ class Learner:
         scores = None
         first = resolve(self.model, group.name).get_parameter("weight")
         if isinstance(self.rule, Scored):
-            # Where the weights are, and never in half precision: scores would tie in masses.
+            # Never in half precision, in which many scores would be equal.
             dtype = torch.promote_types(first.dtype, torch.float32)
             scores = nn.Parameter(
                 torch.full(group.grid, self.rule.first_score, dtype=dtype, device=first.device)
@@ -154,20 +173,22 @@ class Learner:
         for key, units in group.parts.items():
             linear = resolve(self.model, key)
             assert isinstance(linear, nn.Linear)
-            self._plain[key] = linear
-            owns = key == group.name
+            self._linears[key] = linear
+            owns_scores = key == group.name
             if isinstance(self.rule, Gated):
                 assert scores is not None
-                self._layers[key] = GatedLinear(linear, scores, units, owns, self.rule)
+                self._layers[key] = GatedLinear(linear, scores, units, owns_scores, self.rule)
             else:
-                self._layers[key] = LearnedLinear(linear, scores, units, owns)
+                self._layers[key] = MaskedLinear(linear, scores, units, owns_scores)
             _replace(self.model, key, self._layers[key])
 
-    def _draw_(self, step: int) -> None:
-        """Random numbers for gates that follow from seed and step: a run that is resumed draws the same, and
-        so does every process."""
+    def _sample_gates_(self, step: int) -> None:
+        """Set the random numbers of the gates.
+
+        They depend on seed and step alone, so a resumed run and every process of a run sample the same.
+        """
         generators: dict[torch.device, torch.Generator] = {}
-        for group in self.candidates.groups:
+        for group in self.units.groups:
             scores = self._scores[group.name]
             device = scores.device
             if device not in generators:
@@ -181,10 +202,10 @@ class Learner:
                 layer.set_uniform(uniform)
 
     def _ticket(self) -> Ticket:
-        ticket = Ticket(self.masks(), metadata={"model": self._described})
-        made = {"method": self.rule.name, "sparsity": ticket.sparsity, **self._units}
-        step = {"operation": "learn", "options": self.rule.options(), "steps": self.goal.steps, **made}
-        ticket.metadata |= {**made, "history": [step]}
+        ticket = Ticket(self.masks(), metadata={"model": self._origin})
+        recorded = {"method": self._method, "sparsity": ticket.sparsity, **self._recorded}
+        step = {"operation": "learn", "options": self._options, "steps": self.goal.steps, **recorded}
+        ticket.metadata |= {**recorded, "history": [step]}
         if len(self._keys) < len(self._shapes):
             total = sum(math.prod(shape) for shape in self._shapes.values())
             pruned = sum(int((~mask).sum()) for mask in ticket.masks.values())
@@ -193,7 +214,7 @@ class Learner:
 
 
 def _packed(units: Tensor) -> Tensor:
-    """A mask over units, bool of any shape, as one row of bits."""
+    """Pack a bool mask over units, of any shape, into one row of bits."""
     return pack_mask(units.reshape(1, -1))
 
 

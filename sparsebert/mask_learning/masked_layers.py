@@ -1,4 +1,4 @@
-"""Linear layers whose masks are learned, with scores beside the weight."""
+"""Linear layers with a learned mask."""
 
 from __future__ import annotations
 
@@ -13,66 +13,69 @@ from sparsebert.pruning.granularity import Granularity
 from sparsebert_kernels.masked import masked_linear, pack_mask
 
 
-class LearnedLinear(nn.Linear):
-    """A linear layer seen through a mask that is set from outside, once an optimizer step.
+class MaskedLinear(nn.Linear):
+    """A linear layer with a mask that a :class:`~sparsebert.mask_learning.learner.Learner` sets each step.
 
-    It takes over weight and bias of another one, under the same names. ``mask_scores`` (the name that Hugging
-    Face's movement pruning uses) are beside them where this layer is the first that the scores belong to.
+    y = x @ where(mask, W, 0).T + bias. The gradient of a pruned weight is zero; the gradient of the scores is
+    dL/dmask = dL/dW' * W everywhere, summed over the weights of a unit.
 
-    y = x @ where(mask, W, 0).T + bias;  the gradient of the weight is zero where the mask is, that of the
-    scores is dL/dmask = dL/dW' * W everywhere, summed over the weights of a unit.
+    The layer takes over the weight and the bias of a linear layer under their names. If it owns the scores,
+    they are its parameter ``mask_scores``, as in Hugging Face's movement pruning.
 
-    ``scores``: of units cut out of the weight by ``units``, float32 of the grid's shape, or of the weight's
-    shape; None if there are none to train. ``owns``: whether they are parameters of this layer, not another.
+    Args:
+        linear: Layer to take over.
+        scores: Scores of the units, float32 in the shape of their grid or of the weight; None if untrained.
+        units: How the weight is cut into units.
+        owns_scores: Whether the scores are a parameter of this layer; units of several matrices share them.
     """
 
     def __init__(
-        self, linear: nn.Linear, scores: nn.Parameter | None, units: Granularity, owns: bool
+        self, linear: nn.Linear, scores: nn.Parameter | None, units: Granularity, owns_scores: bool
     ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.train(linear.training)
-        if owns:
+        if owns_scores:
             self.mask_scores = scores
-        # In a tuple: an attribute of its own would make it a parameter of this layer too.
+        # In a tuple: an attribute would make shared scores a parameter of this layer too.
         self._scores = (scores,)
         self._units = units
         self._packed: Tensor | None = None
 
     def set_mask(self, mask: Tensor) -> None:
-        """The mask (bool [out, in], True = keep, on the weight's device) from now on."""
+        """Set the mask, bool [out, in], True = keep, on the device of the weight."""
         self._packed = pack_mask(mask)
 
     def forward(self, input: Tensor) -> Tensor:
         if self._packed is None:
-            raise RuntimeError("a learned layer was run before it was given a mask")
+            raise RuntimeError("a masked layer has no mask yet: call Learner.derive_ before the model")
         (scores,) = self._scores
         if scores is not None and scores.shape != self.weight.shape:
             scores = _Spread.apply(scores, self._units, self.weight.shape)
         return masked_linear(input, self.weight, self._packed, self.bias, scores=scores)
 
 
-class GatedLinear(LearnedLinear):
-    """Weights multiplied by gates: y = x @ (z * W).T + bias, with gates z(S) that are random in training.
+class GatedLinear(MaskedLinear):
+    """A linear layer with gates: y = x @ (z * W).T + bias, where the gates z(S) are random in training.
 
-    Dense: z is real, so the product is a matrix of its own in every forward. Outside of training the gates
-    are those of the trained model.
+    The gates are real numbers, so every forward pass computes a dense product z * W. Outside of training the
+    gates are deterministic.
     """
 
     def __init__(
-        self, linear: nn.Linear, scores: nn.Parameter, units: Granularity, owns: bool, rule: Gated
+        self, linear: nn.Linear, scores: nn.Parameter, units: Granularity, owns_scores: bool, rule: Gated
     ) -> None:
-        super().__init__(linear, scores, units, owns)
+        super().__init__(linear, scores, units, owns_scores)
         self._rule = rule
         self._uniform: Tensor | None = None
 
     def set_uniform(self, uniform: Tensor) -> None:
-        """The random numbers, one a unit, that training draws its gates of from now on."""
+        """Set the random numbers, one a unit, from which training samples its gates."""
         self._uniform = uniform
 
     def gates(self) -> Tensor:
-        """[out, in], differentiable in the scores."""
+        """Return the gates, [out, in], differentiable in the scores."""
         (scores,) = self._scores
         assert scores is not None
         gates = self._rule.gates(scores, self._uniform if self.training else None)
@@ -84,7 +87,7 @@ class GatedLinear(LearnedLinear):
 
 
 class _Spread(torch.autograd.Function):
-    """Scores of units as those of their weights, whose values nobody reads: no memory is taken for them."""
+    """Scores of units in the shape of the weight, for their gradients alone: the values take no memory."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, units: Granularity, shape: torch.Size) -> Tensor:

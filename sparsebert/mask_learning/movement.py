@@ -1,4 +1,4 @@
-"""The rules of HF's movement-pruning code, whose thresholds rise and fall between two warm-ups."""
+"""Gradual magnitude, movement and soft movement pruning, as in the movement-pruning code of Hugging Face."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fractions import Fraction
 from torch import Tensor
 
 from sparsebert.mask_learning.rule import (
-    Candidates,
     Goal,
+    PrunableUnits,
     Rule,
     Scored,
     above,
@@ -26,10 +26,12 @@ from sparsebert.pruning.sparsity_schedule import exact, require_share
 
 @dataclass(frozen=True)
 class Ramped(Rule):
-    """Base of the rules whose threshold goes along a cubic, between two constant parts of the run.
+    """Base class of the rules with a cubic ramp between two constant parts of the run.
 
-    ``initial_warmup``, ``final_warmup``: the lengths of these two, in units of the steps in which the
-    learning rate warms up: without a warm-up there are none, and the ramp takes up the whole run.
+    Attributes:
+        initial_warmup: Length of the first constant part, in units of the learning rate's warm-up steps.
+        final_warmup: Length of the last constant part, in the same units. Without a learning-rate warm-up
+            the ramp spans the whole run.
     """
 
     initial_warmup: float = 1.0
@@ -43,37 +45,41 @@ class Ramped(Rule):
         self.ramp(goal)
 
     def ramp(self, goal: Goal) -> Ramp:
+        """Return the ramp of a run. Raise ValueError if the run is too short for it."""
         return between_warm_ups(goal.steps, goal.warmup, self.initial_warmup, self.final_warmup)
 
 
 @dataclass(frozen=True)
 class GradualMagnitudeRule(Ramped):
-    """Gradual magnitude pruning (Zhu and Gupta 2017, "To prune, or not to prune", equation 1), as in the code
-    of Sanh et al. 2020: at every step the largest weights are kept, the share v(t) of each matrix, where v
-    falls from 1 to the density along the cubic.
+    """Gradual magnitude pruning (Zhu and Gupta 2017, "To prune, or not to prune", equation 1).
 
-    The loss sees where(M, W, 0), so a pruned weight has no gradient; it moves by momentum and weight decay
+    As in the code of Sanh et al. 2020, every step keeps the largest weights: the share v(t) of each scope,
+    where v falls from 1 to the target density along the cubic.
+
+    The loss sees where(M, W, 0), so a pruned weight has no gradient. It moves by momentum and weight decay
     alone, and may come back while the others shrink.
     """
 
     def masks(
-        self, scores: Mapping[str, Tensor], candidates: Candidates, goal: Goal, step: int
+        self, scores: Mapping[str, Tensor], units: PrunableUnits, goal: Goal, step: int
     ) -> dict[str, Tensor]:
-        return keep_share(scores, candidates, self.ramp(goal).at(step, Fraction(1), goal.density))
+        return keep_share(scores, units, self.ramp(goal).at(step, Fraction(1), goal.density))
 
 
 @dataclass(frozen=True)
 class MovementRule(Scored, GradualMagnitudeRule):
     """Movement pruning (Sanh et al. 2020, "Movement Pruning: Adaptive Sparsity by Fine-Tuning", section 4.1).
 
-    As gradual magnitude pruning, but by learned scores S, which begin at 0. The gradient goes straight
-    through the choice: dL/dS = dL/dW' * W for every weight, pruned or not, so that a score rises while its
-    weight moves away from zero (W * dL/dW' < 0); no absolute value is taken.
+    Keeps the top v(t) like gradual magnitude pruning, but ranks by learned scores S, which start at 0. The
+    mask has a straight-through gradient: dL/dS = dL/dW' * W for every weight, pruned or not. A score rises
+    while its weight moves away from zero (W * dL/dW' < 0); no absolute value is taken.
 
-    ``regularisation``: what the loss gets of the scores, as in Static Model Pruning: lambda(t) * mean over
-    matrices of the mean of sigma(S), with lambda(t) = ``regularisation`` * (1 - (1 - t / T)^3). The source
-    has none. Adam makes the steps of all scores alike, however small their gradients, so that in a short
-    run they rank weights by chance; with a regularisation those that the task pulls at least sink first.
+    Attributes:
+        regularisation: Weight of the penalty of Static Model Pruning, lambda(t) * mean over matrices of
+            mean(sigmoid(S)), with lambda(t) = ``regularisation`` * (1 - (1 - t / T)^3). The paper has no
+            penalty. Adam takes steps of the same size for all scores, however small their gradients, so in
+            a short run scores rank weights by chance; the penalty makes the scores that the task pulls
+            least sink first.
     """
 
     regularisation: float = 0.0
@@ -88,12 +94,16 @@ class MovementRule(Scored, GradualMagnitudeRule):
 
 @dataclass(frozen=True)
 class SoftMovementRule(Scored, Ramped):
-    """Soft movement pruning (Sanh et al. 2020, section 4.1 and appendix): M = (sigma(S) > tau), and how much
-    is kept follows from the threshold and a penalty on the scores.
+    """Soft movement pruning (Sanh et al. 2020, section 4.1 and appendix): M = (sigmoid(S) > tau).
 
-    tau(t) goes from 0 to ``threshold`` along the cubic. The loss gets lambda(t) * mean over matrices of the
-    mean of sigma(S), with lambda(t) = ``regularisation`` * tau(t) / threshold. At least
-    int(``floor`` * n) + 1 of the n units of a matrix stay, those of the highest scores. S begins at 0.
+    The threshold and a penalty on the scores decide how much is kept. tau(t) rises from 0 to ``threshold``
+    along the cubic. The loss gets lambda(t) * mean over matrices of mean(sigmoid(S)), with
+    lambda(t) = ``regularisation`` * tau(t) / ``threshold``. S starts at 0.
+
+    Attributes:
+        threshold: Final threshold tau, between 0 and 1.
+        regularisation: Final weight of the penalty.
+        floor: At least int(``floor`` * n) + 1 of the n units of a matrix stay, those of the highest scores.
     """
 
     threshold: float = 0.1
@@ -105,21 +115,21 @@ class SoftMovementRule(Scored, Ramped):
         require_not_negative(self, "regularisation", "floor")
         require_share(self, "threshold")
         if self.floor >= 1:
-            raise ValueError(f"floor must be below 1, not {self.floor}")
+            raise ValueError(f"floor must be below 1, got {self.floor}")
 
     def masks(
-        self, scores: Mapping[str, Tensor], candidates: Candidates, goal: Goal, step: int
+        self, scores: Mapping[str, Tensor], units: PrunableUnits, goal: Goal, step: int
     ) -> dict[str, Tensor]:
         threshold = float(self.ramp(goal).at(step, Fraction(0), exact("threshold", self.threshold)))
         masks = {}
-        for group in candidates.groups:
+        for group in units.groups:
             mask = above(scores[group.name], threshold)
-            least = int(exact("floor", self.floor) * mask.numel()) + 1
-            if int(mask.count_nonzero()) < least:
-                mask = keep_top(scores, [group], Fraction(least), size=1)[group.name]
+            minimum = int(exact("floor", self.floor) * mask.numel()) + 1
+            if int(mask.count_nonzero()) < minimum:
+                mask = keep_top(scores, [group], Fraction(minimum), size=1)[group.name]
             masks[group.name] = mask
         return masks
 
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:
-        share = float(self.ramp(goal).at(step, Fraction(0), Fraction(1)))
-        return self.regularisation * share * mean_sigmoid(list(scores.values()))
+        progress = float(self.ramp(goal).at(step, Fraction(0), Fraction(1)))
+        return self.regularisation * progress * mean_sigmoid(list(scores.values()))

@@ -1,11 +1,11 @@
-"""What a method is that learns masks: a frozen dataclass that turns scores and step into masks."""
+"""Mask-learning rules: frozen dataclasses that turn scores and an optimizer step into masks."""
 
 from __future__ import annotations
 
 import abc
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -20,10 +20,14 @@ from sparsebert.pruning.unit_groups import UnitGroup, competition_groups
 
 @dataclass(frozen=True)
 class Goal:
-    """Where a run leads: its optimizer steps, those in which the learning rate warms up, the density.
+    """Length and target density of a run.
 
-    ``task``: its name, and ``taught``: whether a teacher helps, for rules whose published settings differ by
-    them.
+    Attributes:
+        steps: Optimizer steps of the run.
+        warmup: Steps in which the learning rate warms up.
+        density: Share of the weights to keep at the end.
+        task: Name of the task, for rules whose published settings depend on it.
+        taught: Whether a teacher is distilled, for the same rules.
     """
 
     steps: int
@@ -34,66 +38,80 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """The units that masks are made of. ``types``: key -> query, key, value, ...; as in a Structure."""
+class PrunableUnits:
+    """The units that a rule masks.
+
+    Attributes:
+        groups: Units by group; each group shares one tensor of scores.
+        types: Matrix key -> its type (query, key, value, ...), as in a Structure.
+        scope: The units that compete with each other, as in :func:`sparsebert.prune`.
+    """
 
     groups: tuple[UnitGroup, ...]
     types: Mapping[str, str]
     scope: str
 
     def competition_groups(self, scope: str | None = None) -> list[list[UnitGroup]]:
-        """The groups whose units compete with each other, in the run's scope or in this one."""
+        """Return the groups whose units compete with each other, in ``scope`` or in the run's own."""
         return competition_groups(self.groups, scope or self.scope, self.types)
 
 
 @dataclass(frozen=True)
 class Rule(abc.ABC):
-    """Base of the rules. Scores and masks are those of units, by the names of their groups.
+    """Base class of the rules.
 
-    Its scores are the magnitudes of the weights, unless it is :class:`Scored`.
+    A rule derives the masks of units from their scores. The scores are the magnitudes of the weights, unless
+    the rule is :class:`Scored`. Scores and masks are keyed by the names of the groups.
 
-    ``trains_weights``: the base model's weights are trained, but for its embeddings.
+    Attributes:
+        trains_weights: Whether the weights of the base model are trained. Its embeddings never are.
     """
 
-    name: ClassVar[str]
     trains_weights: ClassVar[bool] = True
 
     @property
     def trains_head(self) -> bool:
-        """Whether the task's head is trained."""
+        """Whether the task head is trained."""
         return True
 
-    def __post_init__(self) -> None:  # noqa: B027  (where the checks of options end)
-        """Raise ValueError for options that make no sense."""
+    def __post_init__(self) -> None:  # noqa: B027  (the end of the chain of option checks)
+        """Raise ValueError for invalid options."""
 
-    def options(self) -> dict[str, Any]:
-        """The rule's options by name, for the records."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
-
-    def check(self, goal: Goal) -> None:  # noqa: B027  (most methods fit every run)
+    def check(self, goal: Goal) -> None:  # noqa: B027  (a hook: most rules fit every run)
         """Raise ValueError if the rule's schedule does not fit the run."""
 
     @abc.abstractmethod
     def masks(
-        self, scores: Mapping[str, Tensor], candidates: Candidates, goal: Goal, step: int
+        self, scores: Mapping[str, Tensor], units: PrunableUnits, goal: Goal, step: int
     ) -> dict[str, Tensor]:
-        """bool masks over units, True = keep: those of the given optimizer step, from 0; the run's result at
-        ``goal.steps``.
+        """Return the masks of an optimizer step.
 
-        ``scores``: floating-point, of the shape of each group's grid. Raises ValueError for a NaN.
+        Args:
+            scores: Group -> floating-point scores in the shape of the group's grid.
+            units: The units to mask.
+            goal: Length and target density of the run.
+            step: Optimizer step, counted from 0; ``goal.steps`` stands for the result of the run.
+
+        Returns:
+            Group -> bool mask over its units, True = keep.
+
+        Raises:
+            ValueError: A score is NaN.
         """
 
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:
-        """What is added to the loss, a differentiable scalar; None for nothing."""
+        """Return the differentiable scalar to add to the loss of a step, or None."""
         return None
 
 
 @dataclass(frozen=True)
 class Scored(Rule):
-    """Base of the rules that train scores of their own.
+    """Base class of the rules that train scores.
 
-    ``first_score``: what every score is at the beginning.
-    ``scores_learning_rate``: of the scores, which never decay; it follows the schedule of the weights'.
+    Attributes:
+        first_score: Initial value of every score.
+        scores_learning_rate: Learning rate of the scores. It follows the schedule of the weights' learning
+            rate; scores have no weight decay.
     """
 
     first_score: ClassVar[float] = 0.0
@@ -107,52 +125,60 @@ class Scored(Rule):
 
 @dataclass(frozen=True)
 class Gated(Scored):
-    """Base of the rules that multiply weights by real numbers in [0, 1] instead of selecting them."""
+    """Base class of the rules that multiply weights by gates, real numbers in [0, 1]."""
 
     @abc.abstractmethod
     def gates(self, scores: Tensor, uniform: Tensor | None) -> Tensor:
-        """The gates of units, differentiable in the scores and of their shape.
+        """Return the gates of units: the shape of ``scores``, differentiable in them.
 
-        ``uniform``: random numbers in [0, 1) of that shape, of which training draws its gates; None for those
-        of the trained model.
+        Args:
+            scores: Scores of the units.
+            uniform: Random numbers in [0, 1) in the shape of ``scores``, from which training samples its
+                gates; None for the deterministic gates of the trained model.
         """
 
 
 def keep_top(
     scores: Mapping[str, Tensor], competing: Sequence[UnitGroup], budget: Fraction, size: Size | None = None
 ) -> dict[str, Tensor]:
-    """The highest of the groups' scores as :func:`sparsebert.pruning.top_k.select_top` keeps them.
+    """Return masks that keep the highest scores of competing groups within a budget.
 
-    ``budget``: weights to keep; units, with ``size=1``.
+    Args:
+        scores: Group -> scores.
+        competing: The groups that share the budget.
+        budget: Weights to keep; with ``size=1``, units to keep.
+        size: Size of a unit, if not its number of weights.
     """
-    ready = [ranked(scores[group.name].detach().float()) for group in competing]
+    order = [ranked(scores[group.name].detach().float()) for group in competing]
     sizes = [group.sizes if size is None else size for group in competing]
-    kept = select_top(ready, sizes, budget)
+    kept = select_top(order, sizes, budget)
     return {group.name: mask for group, mask in zip(competing, kept, strict=True)}
 
 
-def keep_share(scores: Mapping[str, Tensor], candidates: Candidates, density: Fraction) -> dict[str, Tensor]:
-    """The highest scores of each scope until they make up that share of its weights."""
+def keep_share(scores: Mapping[str, Tensor], units: PrunableUnits, density: Fraction) -> dict[str, Tensor]:
+    """Return masks that keep the highest scores of each scope, up to ``density`` of its weights."""
     masks: dict[str, Tensor] = {}
-    for competing in candidates.competition_groups():
+    for competing in units.competition_groups():
         budget = density * sum(group.weights for group in competing)
         masks |= keep_top(scores, competing, budget)
     return masks
 
 
 def above(scores: Tensor, threshold: float) -> Tensor:
-    """Where sigma(S) exceeds the threshold, bool. Raises ValueError for a NaN."""
-    shares = torch.sigmoid(scores.detach())
-    if shares.isnan().any():
-        raise ValueError("a score is NaN")
-    return shares > threshold
+    """Return the bool mask sigmoid(scores) > threshold. Raise ValueError for a NaN."""
+    probabilities = torch.sigmoid(scores.detach())
+    if probabilities.isnan().any():
+        raise ValueError("a score is NaN: training diverged; lower the learning rates")
+    return probabilities > threshold
 
 
 def growing_penalty(
     scores: Mapping[str, Tensor], regularisation: float, end: int, step: int
 ) -> Tensor | None:
-    """lambda(t) * mean over matrices of the mean of sigma(S), where lambda(t) = ``regularisation`` *
-    (1 - (1 - t / end)^3); None for a regularisation of 0."""
+    """Return lambda(t) * mean over groups of mean(sigmoid(S)), or None if ``regularisation`` is 0.
+
+    lambda(t) = ``regularisation`` * (1 - (1 - t / end)^3), constant from step ``end`` on.
+    """
     if not regularisation:
         return None
     weight = Ramp(0, end).at(step, Fraction(0), exact("regularisation", regularisation))
@@ -160,13 +186,13 @@ def growing_penalty(
 
 
 def mean_sigmoid(scores: Sequence[Tensor], shift: float = 0.0) -> Tensor:
-    """The mean over tensors of the mean of sigma(S + shift) of each, however large they are; differentiable.
+    """Return the mean over tensors of mean(sigmoid(S + shift)), differentiable.
 
-    Nothing but the scores is kept for the backward pass.
+    Each tensor counts the same, whatever its size. The backward pass keeps nothing but the scores.
     """
     total = _MeanSigmoid.apply(scores[0], shift)
-    for each in scores[1:]:
-        total = total + _MeanSigmoid.apply(each, shift)
+    for tensor in scores[1:]:
+        total = total + _MeanSigmoid.apply(tensor, shift)
     return total / len(scores)
 
 
@@ -181,19 +207,19 @@ class _MeanSigmoid(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
         (scores,) = ctx.saved_tensors
-        open_ = torch.sigmoid(scores + ctx.shift)
-        return open_ * (1 - open_) * (gradient / scores.numel()), None
+        probabilities = torch.sigmoid(scores + ctx.shift)
+        return probabilities * (1 - probabilities) * (gradient / scores.numel()), None
 
 
-def require_positive(rule: object, *names: str) -> None:
-    """Raise ValueError unless these fields are positive numbers."""
+def require_positive(options: object, *names: str) -> None:
+    """Raise ValueError unless these fields are positive and finite."""
     for name in names:
-        if not 0 < getattr(rule, name) < math.inf:
-            raise ValueError(f"{name} must be positive, not {getattr(rule, name)}")
+        if not 0 < getattr(options, name) < math.inf:
+            raise ValueError(f"{name} must be positive, got {getattr(options, name)}")
 
 
-def require_not_negative(rule: object, *names: str) -> None:
-    """Raise ValueError if one of these fields is negative or no finite number."""
+def require_not_negative(options: object, *names: str) -> None:
+    """Raise ValueError unless these fields are finite and at least 0."""
     for name in names:
-        if not 0 <= getattr(rule, name) < math.inf:
-            raise ValueError(f"{name} must not be negative, not {getattr(rule, name)}")
+        if not 0 <= getattr(options, name) < math.inf:
+            raise ValueError(f"{name} must be at least 0, got {getattr(options, name)}")

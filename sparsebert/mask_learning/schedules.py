@@ -1,4 +1,4 @@
-"""What changes over the steps of a run, as exact numbers: a density ends at exactly what was asked for."""
+"""Schedules of densities and thresholds, in exact arithmetic: a run ends at exactly the target density."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ Curve = Callable[[Fraction], Fraction]
 
 
 def cubic(progress: Fraction) -> Fraction:
-    """1 - (1 - x)^3: fast while much is left to prune (Zhu and Gupta 2017, "To prune, or not to prune")."""
+    """Return 1 - (1 - x)^3 (Zhu and Gupta 2017, "To prune, or not to prune", equation 1)."""
     return 1 - (1 - progress) ** 3
 
 
 def linear(progress: Fraction) -> Fraction:
+    """Return x."""
     return progress
 
 
@@ -23,9 +24,10 @@ CURVES: dict[str, Curve] = {"cubic": cubic, "linear": linear}
 
 @dataclass(frozen=True)
 class Ramp:
-    """From one value at step ``begin`` to another at step ``end``, constant before and after.
+    """A transition from one value at step ``begin`` to another at step ``end``, constant before and after.
 
-    Raises ValueError unless ``begin`` is before ``end``, and not before 0.
+    Raises:
+        ValueError: ``begin`` is negative or not before ``end``.
     """
 
     begin: int
@@ -34,23 +36,34 @@ class Ramp:
 
     def __post_init__(self) -> None:
         if not 0 <= self.begin < self.end:
-            raise ValueError(f"a ramp from step {self.begin} to step {self.end} has no length")
+            raise ValueError(
+                f"a ramp must end after it begins, at step 0 or later: got steps {self.begin} to {self.end}"
+            )
 
     def at(self, step: int, first: Fraction, last: Fraction) -> Fraction:
-        """The value that the given optimizer step is taken with; steps count from 0."""
-        done = Fraction(min(max(step - self.begin, 0), self.end - self.begin), self.end - self.begin)
-        return first + (last - first) * self.curve(done)
+        """Return the value at an optimizer step, counted from 0, on the way from ``first`` to ``last``."""
+        progress = Fraction(min(max(step - self.begin, 0), self.end - self.begin), self.end - self.begin)
+        return first + (last - first) * self.curve(progress)
 
 
 def between_warm_ups(steps: int, warmup: int, before: float, after: float, curve: Curve = cubic) -> Ramp:
-    """The ramp of a run: it begins ``before`` and ends ``after`` times ``warmup`` steps from the run's ends.
+    """Return the ramp between the two constant parts of a run.
 
-    Raises ValueError if that leaves no step between them.
+    Args:
+        steps: Optimizer steps of the run.
+        warmup: Steps in which the learning rate warms up.
+        before: Length of the first constant part, in units of ``warmup``.
+        after: Length of the last constant part, in units of ``warmup``.
+        curve: Shape of the ramp.
+
+    Raises:
+        ValueError: The constant parts leave no step between them.
     """
     begin, end = round(before * warmup), steps - round(after * warmup)
     if begin >= end:
         raise ValueError(
             f"a run of {steps} steps has no room for the ramp of the density between {begin} steps at its "
-            f"beginning and {steps - end} at its end ({before:g} and {after:g} times {warmup} warm-up steps)"
+            f"start and {steps - end} at its end ({before:g} and {after:g} times {warmup} warm-up steps): "
+            "train longer or warm up less"
         )
     return Ramp(begin, end, curve)

@@ -1,9 +1,9 @@
-"""Static Model Pruning: a pre-trained model learns a task by its masks alone."""
+"""Static Model Pruning (SMP): a pre-trained model learns a task by its masks alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sparsebert.mask_learning import smp_recipes
 from sparsebert.mask_learning.rule import (
-    Candidates,
     Goal,
+    PrunableUnits,
     Scored,
     above,
     growing_penalty,
@@ -25,17 +25,24 @@ from sparsebert.mask_learning.rule import (
     require_positive,
 )
 from sparsebert.mask_learning.schedules import CURVES, Ramp
+from sparsebert.mask_learning.share_allocation import capped_shares, proportional_shares, whole_counts
 from sparsebert.pruning.sparsity_schedule import exact, require_share
+from sparsebert.pruning.unit_groups import UnitGroup
 
-# Of a run's steps: 7 of the 12 epochs that the paper trains large tasks for.
-_SHARE_OF_RAMP = Fraction(7, 12)
+# The paper trains large tasks for 12 epochs; the density falls during the first 7.
+_RAMP_SHARE = Fraction(7, 12)
+# Densities beyond which a threshold mask (T) has diverged.
 _COLLAPSED, _WHOLE = 1e-4, 0.999
+# Distance from the target density within which the released code picks the best masks.
 _NEAR = Fraction(1, 100)
 
 
 class Mask(StrEnum):
-    """Which weights stay: the highest scores of each matrix (L), of each matrix by its share of what its type
-    may keep (S), of all matrices (G), or all scores above a threshold (T)."""
+    """The criterion that decides which weights stay.
+
+    ``L`` keeps the highest scores of each matrix; ``S`` the highest of each matrix, whose share depends on
+    its scores; ``G`` the highest of all matrices together; ``T`` all scores above a threshold.
+    """
 
     LOCAL = "L"
     SHARED = "S"
@@ -44,12 +51,14 @@ class Mask(StrEnum):
 
 
 class CurveName(StrEnum):
+    """The curve along which the density falls."""
+
     CUBIC = "cubic"
     LINEAR = "linear"
 
 
 class Over(StrEnum):
-    """How long the penalty grows: as long as the run (the code), or while the density falls (the paper)."""
+    """How long the penalty grows: during the whole run (the code), or while the density falls (the paper)."""
 
     RUN = "run"
     DENSITY = "density"
@@ -57,34 +66,38 @@ class Over(StrEnum):
 
 @dataclass(frozen=True)
 class StaticModelPruningRule(Scored):
-    """Static Model Pruning, SMP (Jiang et al. 2023, "Pruning Pre-trained Language Models Without
-    Fine-Tuning"): only the scores are trained, through the mask (dL/dS = dL/dW' * W, dead weights too), and
-    the weights stay what they were. S begins at 0.
+    """Static Model Pruning (Jiang et al. 2023, "Pruning Pre-trained Language Models Without Fine-Tuning").
 
-    ``label_words``: a word for each label ("terrible,great"), or "task" for those of the paper. They are read
-    from the pre-trained language model's head at [MASK], or where there is none at the first token, and that
-    head stays what it was too: all that a task needs is its ticket. ``template``: the text that examples are
-    put into, "{0} It was [MASK].". Without words the task gets a head of its own, which is trained at the
-    weights' learning rate: the paper's ablation from scratch.
+    Only the scores are trained, through the mask (dL/dS = dL/dW' * W, for pruned weights too); the weights
+    keep their pre-trained values. S starts at 0. The density falls from 1 to the target along ``curve`` over
+    ``ramp_steps``, then stays constant. The loss gets lambda(t) * mean over matrices of mean(sigmoid(S)),
+    with lambda(t) = ``regularisation`` * (1 - (1 - t / T)^3).
 
-    The density falls from 1 to what is asked for over ``ramp_steps`` (7/12 of the run without them) along
-    ``curve``, then stays. ``mask`` is one of
+    Attributes:
+        mask: Which weights stay:
 
-    L  top v of each matrix;
-    S  top v_l of each matrix l, where v_l = v * R_l / mean R over the L matrices of its type, and R is the
-       mean of sigma(S / ``temperature``). No more than all of a matrix can stay: what a v_l above 1 would
-       keep besides goes to the other matrices in proportion, so the density is exact;
-    G  top v of all matrices together;
-    T  sigma(S) above a threshold that rises to ``threshold`` while the density falls elsewhere. An ablation
-       that tends to diverge: it stops with a ValueError once next to nothing or next to everything stays.
+            L  the top v of each matrix;
+            S  the top v_l of each matrix l, where v_l = v * R_l / mean R over the L matrices of its type,
+               and R = mean(sigmoid(S / ``temperature``)). A v_l above 1 is capped and its excess goes to the
+               other matrices in proportion, so the density is exact;
+            G  the top v of all matrices together;
+            T  sigmoid(S) above a threshold that rises to ``threshold`` along the ramp. An ablation that
+               tends to diverge: it raises ValueError once almost nothing or almost everything stays.
 
-    The loss gets lambda(t) * mean over matrices of the mean of sigma(S), with lambda(t) =
-    ``regularisation`` * (1 - (1 - t / T)^3) and T as ``regularisation_over`` says.
-
-    ``smp_compat``: as the released code computes. Counts are rounded to below, nothing is redistributed (so S
-    keeps less than it says), and ramps and temperature are what its scripts set for the task
-    (:mod:`sparsebert.mask_learning.smp_recipes`): the temperature is 4 from a density of 0.7 on, and the density falls
-    over 3500 steps from a density of 0.8 on, 5250 from 0.7 on, else all steps but the last 30000.
+        ramp_steps: Length of the ramp; None for 7/12 of the run.
+        curve: Shape of the ramp.
+        regularisation: Final weight of the penalty.
+        regularisation_over: T of the penalty, the whole run or the ramp.
+        temperature: Temperature of mask S; None for 1.
+        threshold: Final threshold of mask T.
+        label_words: A word for each label ("terrible,great"), or "task" for the paper's words. They are read
+            from the pre-trained language-model head at [MASK] (at the first token if there is none), and
+            that head stays unchanged too: the ticket is all that a task needs. Without words the task gets a
+            head of its own, trained at the learning rate of the weights (the paper's ablation).
+        template: Text around the examples, "{0} It was [MASK].".
+        smp_compat: Compute as the released code does: counts are rounded down and nothing is redistributed,
+            so S keeps less than the target; ramps and temperature are those of the scripts for the task
+            (:mod:`sparsebert.mask_learning.smp_recipes`).
     """
 
     trains_weights: ClassVar[bool] = False
@@ -111,49 +124,51 @@ class StaticModelPruningRule(Scored):
         if self.temperature is not None:
             require_positive(self, "temperature")
         if self.template is not None and self.label_words is None:
-            raise ValueError(f"template {self.template!r} needs label words to stand in its blank")
+            raise ValueError(f"template {self.template!r} has a blank for label words: name label words too")
         require_share(self, "threshold")
 
     def check(self, goal: Goal) -> None:
         self.ramp(goal)
 
     def ramp(self, goal: Goal) -> Ramp:
-        """Over the first N steps. Raises ValueError unless N is from 1 to all of them."""
+        """Return the ramp of the density. Raise ValueError if it does not fit the run."""
         steps, source = self.ramp_steps, "ramp_steps"
         if steps is None and self.smp_compat:
             source = f"the released code's ramp for a density of {float(goal.density):g}"
             steps = smp_recipes.ramp_steps(goal, self.mask is Mask.SHARED)
         elif steps is None:
-            steps, source = max(1, round(_SHARE_OF_RAMP * goal.steps)), ""
+            steps, source = max(1, round(_RAMP_SHARE * goal.steps)), ""
         if not 1 <= steps <= goal.steps:
-            raise ValueError(f"{source} is {steps} steps: it does not fit a run of {goal.steps}")
+            raise ValueError(f"{source} must be from 1 to the {goal.steps} steps of the run, got {steps}")
         return Ramp(0, steps, CURVES[self.curve])
 
     def is_near(self, goal: Goal, step: int) -> bool:
-        """Whether the density of this step is within 0.01 of the goal's: the masks that the released code
-        chooses the best among. With a threshold it chooses none; here they count once that rises no more."""
+        """Return whether the density of a step is within 0.01 of the target.
+
+        The released code picks its best masks among such steps. With mask T it picks none; here the steps
+        from the end of the ramp on count.
+        """
         ramp = self.ramp(goal)
         if self.mask is Mask.THRESHOLD:
             return step >= ramp.end
         return ramp.at(step, Fraction(1), goal.density) - goal.density < _NEAR
 
     def masks(
-        self, scores: Mapping[str, Tensor], candidates: Candidates, goal: Goal, step: int
+        self, scores: Mapping[str, Tensor], units: PrunableUnits, goal: Goal, step: int
     ) -> dict[str, Tensor]:
         ramp = self.ramp(goal)
         if self.mask is Mask.THRESHOLD:
             threshold = float(ramp.at(step, Fraction(0), exact("threshold", self.threshold)))
-            found = {group.name: above(scores[group.name], threshold) for group in candidates.groups}
+            masks = {group.name: above(scores[group.name], threshold) for group in units.groups}
             if step >= ramp.end:
-                _require_alive(found, step)
-            return found
+                _require_alive(masks, step)
+            return masks
         density = ramp.at(step, Fraction(1), goal.density)
         if self.mask is Mask.SHARED:
-            return self._shared(scores, candidates, density, goal)
+            return self._shared(scores, units, density, goal)
         if self.smp_compat and self.mask is Mask.LOCAL:
-            shares = dict.fromkeys((group.name for group in candidates.groups), float(density))
-            return _top_rounded_down(scores, shares, candidates)
-        return keep_share(scores, candidates, density)
+            return _top_rounded_down(scores, units.groups, [float(density)] * len(units.groups))
+        return keep_share(scores, units, density)
 
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:
         end = goal.steps if self.regularisation_over is Over.RUN else self.ramp(goal).end
@@ -162,98 +177,59 @@ class StaticModelPruningRule(Scored):
         return growing_penalty(scores, self.regularisation, end, step)
 
     def _shared(
-        self, scores: Mapping[str, Tensor], candidates: Candidates, density: Fraction, goal: Goal
+        self, scores: Mapping[str, Tensor], units: PrunableUnits, density: Fraction, goal: Goal
     ) -> dict[str, Tensor]:
+        """Return the masks of criterion S."""
         temperature = self.temperature
         if temperature is None:
             temperature = smp_recipes.temperature(goal) if self.smp_compat else 1.0
         masks: dict[str, Tensor] = {}
-        for of_type in candidates.competition_groups("type"):
+        for groups in units.competition_groups("type"):
             rates = [
                 float(torch.sigmoid(scores[group.name].detach() / temperature).mean(dtype=torch.float64))
-                for group in of_type
+                for group in groups
             ]
-            weights = [group.weights for group in of_type]
             if self.smp_compat:
-                shares = shares_of(rates, weights, float(density))
-                named = {group.name: share for group, share in zip(of_type, shares, strict=True)}
-                masks |= _top_rounded_down(scores, named, candidates)
-                continue
-            # Where all units are of one size they are counted, so that none is cut at the edge of a budget.
-            sizes = {group.sizes if isinstance(group.sizes, int) else 1 for group in of_type}
-            size = sizes.pop() if len(sizes) == 1 else 1
-            units = [group.weights // size for group in of_type]
-            filled = water_filled(rates, units, float(density))
-            counts = whole_numbers(filled, units, round(density * sum(units)))
-            for group, count in zip(of_type, counts, strict=True):
-                masks |= keep_top(scores, [group], Fraction(count * size))
+                shares = proportional_shares(rates, [group.weights for group in groups], float(density))
+                masks |= _top_rounded_down(scores, groups, shares)
+            else:
+                masks |= _top_by_rates(scores, groups, rates, density)
         return masks
 
 
-def shares_of(rates: Sequence[float], sizes: Sequence[int], density: float) -> list[float]:
-    """Shares in proportion to the rates that keep this density of all together, some perhaps above 1.
-
-    Rates that are all 0 count as equal, and NaN is refused with a ValueError.
-    """
-    if any(math.isnan(rate) for rate in rates):
-        raise ValueError("a score is NaN")
-    total = sum(rate * size for rate, size in zip(rates, sizes, strict=True))
-    if total == 0:
-        return [density] * len(rates)
-    return [rate * density * sum(sizes) / total for rate in rates]
-
-
-def water_filled(rates: Sequence[float], sizes: Sequence[int], density: float) -> list[float]:
-    """As :func:`shares_of`, but none above 1: what is too much for one raises the others' in proportion."""
-    shares = [1.0] * len(rates)
-    open_ = list(range(len(rates)))
-    left = density * sum(sizes)
-    while open_:
-        room = sum(sizes[i] for i in open_)
-        found = shares_of([rates[i] for i in open_], [sizes[i] for i in open_], left / room)
-        full = [i for i, share in zip(open_, found, strict=True) if share >= 1]
-        if not full:
-            for i, share in zip(open_, found, strict=True):
-                shares[i] = share
-            break
-        left -= sum(sizes[i] for i in full)
-        open_ = [i for i in open_ if i not in full]
-    return shares
-
-
-def whole_numbers(shares: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:
-    """How many of each to keep: share times size, rounded so that they sum to ``total`` (largest remainders
-    first, then in order)."""
-    wanted = [share * size for share, size in zip(shares, sizes, strict=True)]
-    counts = [min(math.floor(each), size) for each, size in zip(wanted, sizes, strict=True)]
-    order = sorted(range(len(counts)), key=lambda i: counts[i] - wanted[i])
-    left = total - sum(counts)
-    while left > 0:
-        for i in order:
-            if left and counts[i] < sizes[i]:
-                counts[i] += 1
-                left -= 1
-    return counts
+def _top_by_rates(
+    scores: Mapping[str, Tensor], groups: list[UnitGroup], rates: list[float], density: Fraction
+) -> dict[str, Tensor]:
+    """Keep the highest scores of each group, its share in proportion to its rate, at exactly the density."""
+    # Units of one size are counted instead of their weights, so that the budget cuts none in two.
+    sizes = {group.sizes if isinstance(group.sizes, int) else 1 for group in groups}
+    size = sizes.pop() if len(sizes) == 1 else 1
+    counts = [group.weights // size for group in groups]
+    shares = capped_shares(rates, counts, float(density))
+    kept = whole_counts(shares, counts, round(density * sum(counts)))
+    masks: dict[str, Tensor] = {}
+    for group, count in zip(groups, kept, strict=True):
+        masks |= keep_top(scores, [group], Fraction(count * size))
+    return masks
 
 
 def _top_rounded_down(
-    scores: Mapping[str, Tensor], shares: Mapping[str, float], candidates: Candidates
+    scores: Mapping[str, Tensor], groups: tuple[UnitGroup, ...] | list[UnitGroup], shares: list[float]
 ) -> dict[str, Tensor]:
-    """The int(share * n) highest of the n units of each matrix, and all of it for a share above 1."""
+    """Keep the int(share * n) highest of the n units of each group, and all units for a share above 1."""
     masks: dict[str, Tensor] = {}
-    for group in candidates.groups:
-        if group.name in shares:
-            units = math.prod(group.grid)
-            count = min(int(shares[group.name] * units), units)
-            masks |= keep_top(scores, [group], Fraction(count), size=1)
+    for group, share in zip(groups, shares, strict=True):
+        size = math.prod(group.grid)
+        masks |= keep_top(scores, [group], Fraction(min(int(share * size), size)), size=1)
     return masks
 
 
 def _require_alive(masks: Mapping[str, Tensor], step: int) -> None:
+    """Raise ValueError if a threshold keeps almost nothing or almost everything."""
     kept = sum(int(mask.count_nonzero()) for mask in masks.values())
-    share = kept / sum(mask.numel() for mask in masks.values())
-    if not _COLLAPSED <= share <= _WHOLE:
+    density = kept / sum(mask.numel() for mask in masks.values())
+    if not _COLLAPSED <= density <= _WHOLE:
         raise ValueError(
-            f"mask T diverged: at step {step} it keeps {share:.4%} of the weights; "
+            f"mask T diverged: at step {step} it keeps {density:.4%} of the weights; "
             "try another regularisation or threshold, or mask S"
         )

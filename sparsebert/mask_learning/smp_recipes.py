@@ -1,4 +1,4 @@
-"""What the released scripts of Static Model Pruning (run.sh, run_squad.sh) set from task to task."""
+"""Settings of the released scripts of Static Model Pruning (run.sh, run_squad.sh), task by task."""
 
 from __future__ import annotations
 
@@ -11,22 +11,29 @@ _SQUAD = "squad"
 
 
 def ramp_steps(goal: Goal, shared: bool) -> int:
-    """Steps over which the density falls; not positive where their run is longer. ``shared``: mask S."""
+    """Return the steps over which the density falls.
+
+    The result is not positive if the run is shorter than the scripts' runs.
+
+    Args:
+        goal: Length and target density of the run, and its task.
+        shared: Whether the mask is S.
+    """
     if goal.task != _SQUAD:
-        late = 3500 if goal.density >= Fraction(4, 5) else 5250
-        return late if goal.density >= _DENSE else goal.steps - 30_000
+        dense = 3500 if goal.density >= Fraction(4, 5) else 5250
+        return dense if goal.density >= _DENSE else goal.steps - 30_000
     if goal.density >= _DENSE or (goal.density == _HALF and shared and not goal.taught):
         return 5000
     return 22_650 if _sparsest(goal) else goal.steps - 5000
 
 
 def penalty_steps(goal: Goal) -> int:
-    """Steps over which the penalty grows: all, but for the 10 epochs of SQuAD at a density of 0.03."""
+    """Return the steps over which the penalty grows: all, but for SQuAD at a density of 0.03."""
     return 27_660 if _sparsest(goal) else goal.steps
 
 
 def temperature(goal: Goal) -> float:
-    """What divides the scores of mask S."""
+    """Return the temperature of mask S."""
     if goal.density == _HALF and not goal.taught:
         return {_SQUAD: 4.0, "mnli": 3.0}.get(goal.task, 1.0)
     return 4.0 if goal.density >= _DENSE else 1.0

@@ -1,4 +1,4 @@
-"""Batches: padding, and for masked language modelling the masks."""
+"""Batches of encoded examples: padding, and the masks of masked language modelling."""
 
 from __future__ import annotations
 
@@ -24,12 +24,23 @@ def collate(
     seed: int = 0,
     pad_to_multiple_of: int | None = None,
 ) -> Collator:
-    """The function that makes a batch of encoded examples: int64 (for scores float32) tensors, padded.
+    """Return the function that turns encoded examples into a padded batch.
 
-    Masked language modelling chooses 15 % of the tokens and replaces 80 % of those by the mask token and
-    10 % by a random one (BERT). The choice follows from ``seed`` and the batch's own tokens and from
-    nothing before it, so that a run continued in the middle of an epoch, or read by another number of
-    workers, masks what the uninterrupted run masks. Raises ValueError for a tokenizer without a mask token.
+    Masked language modelling selects 15 % of the tokens and replaces 80 % of these by the mask token and
+    10 % by a random token (BERT). The selection depends on ``seed`` and the tokens of the batch alone, so
+    that a run resumed in the middle of an epoch, or with another number of workers, masks the same tokens.
+
+    Args:
+        task: The task, or its name.
+        tokenizer: The model's tokenizer.
+        seed: Seed of the masks.
+        pad_to_multiple_of: Pad to a multiple of this number of tokens.
+
+    Returns:
+        A function from a list of examples to tensors [batch, tokens]: int64, or float32 for scores.
+
+    Raises:
+        ValueError: For masked language modelling with a tokenizer that has no mask token.
     """
     from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
@@ -37,14 +48,14 @@ def collate(
         padding: Collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
         return padding
     if tokenizer.mask_token is None:
-        raise ValueError(f"{type(tokenizer).__name__} has no mask token: masked language modelling needs one")
+        raise ValueError(f"masked language modelling needs a mask token; {type(tokenizer).__name__} has none")
     return _MaskingCollator(
         DataCollatorForLanguageModeling(tokenizer, pad_to_multiple_of=pad_to_multiple_of), seed
     )
 
 
 class _MaskingCollator:
-    """The library's masking, from a random state of each batch's own."""
+    """The masking of transformers, seeded by the content of each batch."""
 
     def __init__(self, masking: Any, seed: int) -> None:
         self._masking = masking

@@ -1,8 +1,9 @@
-"""Examples as token ids: always the same for the same examples, tokenizer and length."""
+"""Examples as token ids, determined by the examples, the tokenizer and the text format alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,23 +17,40 @@ from sparsebert.tasks.registry import Task, find_task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Texts handed to the tokenizer at once: enough for its speed, little enough for memory.
+# Texts per call of the tokenizer: enough for its speed, few enough for memory.
 _TEXTS_AT_ONCE = 1000
-# Of BERT's run_squad.py: tokens that two windows of a long paragraph share, and tokens of a question.
+# As in run_squad.py of BERT: tokens that two windows of a long paragraph share, tokens of a question.
 _WINDOW_OVERLAP = 128
 _QUESTION_TOKENS = 64
-# How WikiText writes a word that was too rare for it.
+# Placeholder of WikiText for a rare word.
 _RARE_WORD = "<unk>"
 
 Row = Mapping[str, list[int]]
 
 
-class Encoded(Dataset[dict[str, Any]]):
-    """Encoded examples as dicts of ``input_ids``, ``attention_mask``, ``token_type_ids`` where the tokenizer
-    has them, and the targets: ``labels``, or ``start_positions`` and ``end_positions``.
+@dataclass(frozen=True)
+class TextFormat:
+    """Form in which a model reads the texts of examples.
 
-    Nothing is padded; the ids of all examples lie in one int32 array, a few bytes a token.
-    ``lengths``: tokens of each example.
+    Attributes:
+        max_length: Maximum tokens per example; the task's own if None.
+        template: Text around the texts of an example (:mod:`sparsebert.tasks.prompt_template`); without one,
+            they are read as they are.
+    """
+
+    max_length: int | None = None
+    template: str | None = None
+
+
+class Encoded(Dataset[dict[str, Any]]):
+    """Encoded examples, as dicts of model inputs and targets.
+
+    Inputs are ``input_ids``, ``attention_mask``, and ``token_type_ids`` if the tokenizer has them. Targets
+    are ``labels``, or ``start_positions`` and ``end_positions``. Examples are not padded; their ids lie in
+    one int32 array, a few bytes per token.
+
+    Attributes:
+        lengths: int64 [examples], tokens of each example.
     """
 
     def __init__(self, rows: Iterable[Row], targets: Mapping[str, Sequence[int] | Sequence[float]]) -> None:
@@ -62,11 +80,14 @@ class Encoded(Dataset[dict[str, Any]]):
 
 
 class EncodedQuestions(Encoded):
-    """Windows of question and paragraph; a long paragraph has several, which overlap.
+    """Windows of a question and its paragraph; a long paragraph has several overlapping windows.
 
-    ``questions``: what was encoded; ``question_of``: int64 [windows], the index of each one's question.
-    The targets are the tokens of the first accepted answer, or 0 (the first special token) where the
-    window does not hold it whole.
+    The targets are the first and last token of the first accepted answer, or 0 (the first special token)
+    where the window does not hold the whole answer.
+
+    Attributes:
+        questions: The encoded questions.
+        question_of: int64 [windows], index of each window's question.
     """
 
     def __init__(
@@ -83,7 +104,11 @@ class EncodedQuestions(Encoded):
         self._spans = np.concatenate([np.empty((0, 2), np.int32), *spans])
 
     def spans(self, window: int) -> np.ndarray:
-        """int32 [tokens, 2]: the characters of the context that each token covers; (0, 0) for all others."""
+        """Return the characters of the context that each token covers.
+
+        Returns:
+            int32 [tokens, 2], start and end; (0, 0) for tokens outside the context.
+        """
         end = int(self._ends[window])
         return self._spans[end - int(self.lengths[window]) : end]
 
@@ -92,43 +117,50 @@ def encode(
     examples: Examples,
     task: str | Task,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None = None,
-    template: str | None = None,
+    text_format: TextFormat = TextFormat(),
 ) -> Encoded:
-    """Encode a task's examples, none longer than ``max_length`` tokens (the task's own where it is None).
+    """Encode a task's examples.
 
-    Sentences and pairs are cut, the longer of a pair first; paragraphs of SQuAD give several windows
-    (:class:`EncodedQuestions`); running text is joined and cut into blocks, and none of it is lost.
-    ``template``: what sentences and pairs are put into, as one text (:mod:`sparsebert.tasks.prompt_template`).
-    Raises ValueError if the length leaves no room for text, or for a slow tokenizer with SQuAD.
+    Sentences and pairs are truncated, the longer text of a pair first. Paragraphs of SQuAD become overlapping
+    windows (:class:`EncodedQuestions`). Running text is joined and cut into blocks, without loss.
+
+    Args:
+        examples: The examples.
+        task: Their task, or its name.
+        tokenizer: The model's tokenizer.
+        text_format: Maximum length, and the template for sentences and pairs.
+
+    Raises:
+        ValueError: If the length leaves no room for text, or for a slow tokenizer with SQuAD.
     """
     task = find_task(task)
-    length = task.max_length if max_length is None else max_length
+    length = task.max_length if text_format.max_length is None else text_format.max_length
     room = length - int(tokenizer.num_special_tokens_to_add(pair=len(task.columns) > 1))
     if room < len(task.columns):
-        raise ValueError(f"a length of {length} tokens leaves no room for text beside the special tokens")
+        raise ValueError(f"max_length={length} leaves no room for text beside the special tokens")
     if task.kind == "span":
         return _encode_questions(cast("Sequence[Question]", examples), tokenizer, length)
     if task.kind == "mlm":
         return Encoded(_blocks(cast("Sequence[str]", examples), tokenizer, length), {})
-    given = cast("Sequence[Example]", examples)
-    texts: Iterable[tuple[str, ...]] = (example.texts for example in given)
-    if template is not None:
-        texts = ((text,) for text in filled(template, list(texts), tokenizer, length))
-    return Encoded(_encode_texts(texts, tokenizer, length), {"labels": [example.label for example in given]})
+    labelled = cast("Sequence[Example]", examples)
+    texts: Iterable[tuple[str, ...]] = (example.texts for example in labelled)
+    if text_format.template is not None:
+        texts = ((text,) for text in filled(text_format.template, list(texts), tokenizer, length))
+    labels = [example.label for example in labelled]
+    return Encoded(_encode_texts(texts, tokenizer, length), {"labels": labels})
 
 
 def _encode_texts(
     texts: Iterable[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Iterator[Row]:
-    left = iter(texts)
-    while some := list(islice(left, _TEXTS_AT_ONCE)):
-        encoded = tokenizer(*map(list, zip(*some, strict=True)), truncation=True, max_length=max_length)
+    remaining = iter(texts)
+    while chunk := list(islice(remaining, _TEXTS_AT_ONCE)):
+        encoded = tokenizer(*map(list, zip(*chunk, strict=True)), truncation=True, max_length=max_length)
         yield from _rows(encoded)
 
 
 def _blocks(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[Row]:
-    """All lines as one stream of tokens, cut into blocks between a first and a last special token."""
+    """Yield all lines as one stream of tokens, cut into blocks, each between [CLS] and [SEP]."""
     unknown_token = tokenizer.unk_token
     texts = [line.replace(_RARE_WORD, unknown_token) for line in lines if line.strip()]
     chunks = (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE))
@@ -152,17 +184,17 @@ def _encode_questions(
     questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> EncodedQuestions:
     if not tokenizer.is_fast:
-        raise ValueError(f"SQuAD needs a fast tokenizer, and {type(tokenizer).__name__} gives no offsets")
+        raise ValueError(f"SQuAD needs a fast tokenizer (for offsets), got {type(tokenizer).__name__}")
     rows: list[Row] = []
     question_of: list[int] = []
     spans: list[np.ndarray] = []
     starts: list[int] = []
     ends: list[int] = []
-    asked = _shortened([each.question for each in questions], tokenizer, max_length)
+    shortened = _shortened([each.question for each in questions], tokenizer, max_length)
     for first in range(0, len(questions), _TEXTS_AT_ONCE):
         part = slice(first, first + _TEXTS_AT_ONCE)
         encoded = tokenizer(
-            asked[part],
+            shortened[part],
             [each.context for each in questions[part]],
             truncation="only_second",
             max_length=max_length,
@@ -185,31 +217,30 @@ def _encode_questions(
 
 
 class EncodedOnce:
-    """:func:`encode` for several runs on the same examples: the second time they are not encoded again.
+    """:func:`encode` with a cache, for several runs on the same examples.
 
-    Examples are told apart by being the same object, tokenizers by their names. Holds what it gave.
+    Examples are compared by identity, tokenizers by name. The cache keeps everything that it returned.
     """
 
     def __init__(self) -> None:
-        # The examples too: while they are held, no others get their identity.
-        self._known: dict[tuple[Any, ...], tuple[Examples, Encoded]] = {}
+        # Keeping the examples alive keeps their ids unique.
+        self._cache: dict[tuple[Any, ...], tuple[Examples, Encoded]] = {}
 
     def __call__(
         self,
         examples: Examples,
         task: str | Task,
         tokenizer: PreTrainedTokenizerBase,
-        max_length: int | None = None,
-        template: str | None = None,
+        text_format: TextFormat = TextFormat(),
     ) -> Encoded:
-        key = id(examples), find_task(task).name, tokenizer.name_or_path, max_length, template
-        if key not in self._known:
-            self._known[key] = examples, encode(examples, task, tokenizer, max_length, template)
-        return self._known[key][1]
+        key = id(examples), find_task(task).name, tokenizer.name_or_path, text_format
+        if key not in self._cache:
+            self._cache[key] = examples, encode(examples, task, tokenizer, text_format)
+        return self._cache[key][1]
 
 
 def _shortened(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[str]:
-    """Questions cut to 64 tokens, or half the length where that is less, so that paragraphs find room."""
+    """Return questions truncated to 64 tokens or half the length, to leave room for the paragraph."""
     limit = min(_QUESTION_TOKENS, max_length // 2 - 2)
     if not texts:
         return texts
@@ -221,7 +252,7 @@ def _shortened(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length:
 
 
 def _answer_tokens(covered: np.ndarray, start: int, end: int) -> tuple[int, int]:
-    """The first and last token of the characters from ``start`` to ``end``; (0, 0) if not all are there."""
+    """Return the first and last token of the characters ``start`` to ``end``; (0, 0) if some are missing."""
     inside = np.flatnonzero((covered[:, 1] > start) & (covered[:, 0] < end) & (covered[:, 1] > covered[:, 0]))
     if not len(inside):
         return 0, 0

@@ -16,6 +16,7 @@ from sparsebert.tasks import (
     EncodedQuestions,
     Examples,
     Task,
+    TextFormat,
     answer_texts,
     best_answers,
     collate,
@@ -23,7 +24,7 @@ from sparsebert.tasks import (
     metrics,
 )
 
-_IGNORED = -100  # labels of tokens that are not masked
+_IGNORED = -100  # label of a token that is not scored
 _TARGETS = ("labels", "start_positions", "end_positions")
 
 
@@ -31,35 +32,44 @@ def evaluator(
     task: Task,
     validation: Mapping[str, Examples],
     tokenizer: Any,
+    text_format: TextFormat = TextFormat(),
     *,
-    max_length: int | None = None,
     batch_size: int = 32,
-    template: str | None = None,
     encode: Callable[..., Encoded] = encode,
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """A function from a model with the task's head to its metrics on all splits; the model ends in eval mode.
+    """Return a function that maps a model with the task's head to its metrics on all validation splits.
 
-    The examples are encoded once by ``encode``, in the ``template`` if there is one. The masks of a language
-    model's examples are the same every time. Raises ValueError as :func:`sparsebert.tasks.encode` does.
+    The function leaves the model in eval mode. Examples are encoded once; masked language modelling masks
+    the same tokens every time.
+
+    Args:
+        task: The task.
+        validation: Examples by split.
+        tokenizer: The model's tokenizer.
+        text_format: How examples are read.
+        batch_size: Examples per batch.
+        encode: :func:`sparsebert.tasks.encode`, or a version of it that caches its results.
+
+    Raises:
+        ValueError: As :func:`sparsebert.tasks.encode`.
     """
     encoded = {
-        split: encode(examples, task, tokenizer, max_length, template)
-        for split, examples in validation.items()
+        split: encode(examples, task, tokenizer, text_format) for split, examples in validation.items()
     }
     collator = collate(task, tokenizer)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        found: dict[str, float] = {}
+        scores: dict[str, float] = {}
         for split, examples in encoded.items():
-            # Neighbours of one length: less padding. Windows of SQuAD belong to questions by their order.
+            # Sorting by length saves padding; the windows of SQuAD belong to questions by their order.
             order = (
                 None
                 if isinstance(examples, EncodedQuestions)
                 else np.argsort(examples.lengths, kind="stable")
             )
             loader = DataLoader(examples, batch_size, sampler=order, collate_fn=collator)
-            found |= metrics.compute(task, *_answers(task, model, examples, loader), split=split)
-        return found
+            scores |= metrics.compute(task, *_answers(task, model, examples, loader), split=split)
+        return scores
 
     return evaluate
 
@@ -68,15 +78,14 @@ def first_inputs(
     task: Task,
     examples: Examples,
     tokenizer: Any,
-    device: torch.device,
+    text_format: TextFormat = TextFormat(),
     *,
-    max_length: int | None = None,
-    template: str | None = None,
+    device: torch.device,
     batch_size: int = 32,
     count: int = 8,
 ) -> list[dict[str, Tensor]]:
-    """What a model is given of the first ``count`` batches of a split: no labels."""
-    encoded = encode(examples, task, tokenizer, max_length, template)
+    """Return the model inputs of the first ``count`` batches of a split, without targets."""
+    encoded = encode(examples, task, tokenizer, text_format)
     loader = DataLoader(encoded, batch_size, collate_fn=collate(task, tokenizer))
     return [
         {name: value.to(device) for name, value in batch.items() if name not in _TARGETS}
@@ -87,7 +96,7 @@ def first_inputs(
 def _answers(
     task: Task, model: nn.Module, examples: Encoded, loader: DataLoader[dict[str, Any]]
 ) -> tuple[Any, Any]:
-    """Predictions and references, as :func:`sparsebert.tasks.metrics.compute` takes them."""
+    """Return predictions and references for :func:`sparsebert.tasks.metrics.compute`."""
     if isinstance(examples, EncodedQuestions):
         starts: list[np.ndarray] = []
         ends: list[np.ndarray] = []
@@ -108,7 +117,7 @@ def _answers(
 
 
 def _outputs(model: nn.Module, loader: DataLoader[dict[str, Any]]) -> Iterator[tuple[dict[str, Tensor], Any]]:
-    """Targets and outputs of each batch."""
+    """Yield the targets and the outputs of each batch."""
     device = next(model.parameters()).device
     model.eval()
     with torch.no_grad():

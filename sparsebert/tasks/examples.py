@@ -1,4 +1,4 @@
-"""What a task's examples are once read, whatever they were read from."""
+"""Examples of a task, independent of their origin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sparsebert.tasks.registry import Task
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text or a pair of them, and the index of its class (an int) or its score (a float)."""
+    """One text or a pair, with a label: the index of its class (int) or its score (float)."""
 
     texts: tuple[str, ...]
     label: int | float
@@ -18,7 +18,14 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question on a paragraph; ``answers``: accepted texts with the character where each starts."""
+    """A question on a paragraph.
+
+    Attributes:
+        id: Identifier of the question.
+        question: Its text.
+        context: The paragraph.
+        answers: Accepted answers, each with the index of its first character in the context.
+    """
 
     id: str
     question: str
@@ -26,13 +33,20 @@ class Question:
     answers: tuple[tuple[str, int], ...]
 
 
-# Of sentences or pairs, of questions, or of lines of running text.
+# Sentences or pairs, questions, or lines of running text.
 Examples = Sequence[Example] | Sequence[Question] | Sequence[str]
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's examples: ``train``, ``validation`` by split name, and by split what they were read from."""
+    """Examples of a task.
+
+    Attributes:
+        task: The task.
+        train: Training examples.
+        validation: Validation examples by split.
+        source: Origin of the examples by split.
+    """
 
     task: Task
     train: Examples
@@ -41,15 +55,13 @@ class TaskData:
 
 
 def require_usable(examples: Examples, task: Task, where: str) -> None:
-    """Raise ValueError, naming ``where`` they come from, for no examples, or labels that are all the same."""
+    """Raise ValueError, naming their origin ``where``, for no examples or labels that are all the same."""
     if not examples:
         raise ValueError(f"{where}: no examples")
     if task.kind in ("span", "mlm"):
         return
-    found = {example.label for example in examples if isinstance(example, Example)}
-    if len(found) == 1:
-        only = found.pop()
-        shown = task.labels[int(only)] if task.kind == "classification" else only
-        raise ValueError(
-            f"{where}: all {len(examples)} examples have the label {shown}; nothing can be learnt"
-        )
+    labels = {example.label for example in examples if isinstance(example, Example)}
+    if len(labels) == 1:
+        label = labels.pop()
+        name = task.labels[int(label)] if task.kind == "classification" else label
+        raise ValueError(f"{where}: all {len(examples)} examples have the label {name}; two are needed")

@@ -1,4 +1,4 @@
-"""Tasks from the Hugging Face hub, by the `datasets` library."""
+"""Tasks from the Hugging Face hub, loaded by the `datasets` library."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from sparsebert_kernels.errors import first_line
 
 
 def load_split(task: Task, split: str) -> tuple[Examples, str]:
-    """A split's examples and where they come from.
+    """Load a split.
 
-    Raises ValueError in one line if it cannot be had (no network, no library), or if the dataset lacks a
-    column or names other labels than the task, or in another order.
+    Returns:
+        The examples, and their origin.
+
+    Raises:
+        ValueError: In one line, where the split is unavailable (no network, no library), a column is
+            missing, or the labels or their order differ from the task's.
     """
     where = f"{'/'.join(task.hub)} on the hub"
     try:
         import datasets
 
         dataset: Any = datasets.load_dataset(*task.hub, split=split)
-    except Exception as error:  # of the library, the network or the hub: too many kinds to name
+    except Exception as error:  # The library, the network and the hub raise too many kinds to name.
         raise ValueError(
-            f"{task.name} cannot be loaded from the hub ({first_line(error)}): pass a folder with it"
+            f"cannot load {task.name} from the hub ({first_line(error)}); pass a folder that holds it"
         ) from None
-    needed = [name for name in (*task.columns, task.label) if name]
-    if missing := [name for name in needed if name not in dataset.column_names]:
+    columns = [name for name in (*task.columns, task.label) if name]
+    if missing := [name for name in columns if name not in dataset.column_names]:
         raise ValueError(
-            f"{where}, {split}: no column {missing[0]!r}; it has {', '.join(dataset.column_names)}"
+            f"{where}, {split}: no column {missing[0]!r}; the columns are {', '.join(dataset.column_names)}"
         )
     source = f"{where}, {split} ({dataset._fingerprint})"
     if task.kind == "mlm":
@@ -38,8 +42,8 @@ def load_split(task: Task, split: str) -> tuple[Examples, str]:
         return [_question(row, where) for row in dataset], source
     names = getattr(dataset.features[task.label], "names", None)
     if task.kind == "classification" and tuple(names or ()) != task.labels:
-        raise ValueError(f"{where}: labels {names}; {task.name} expects {', '.join(task.labels)}")
-    # The hub stores indices: -1, for a label that is not public, is no label.
+        raise ValueError(f"{where}: labels must be {', '.join(task.labels)} for {task.name}, got {names}")
+    # The hub stores indices, and -1 where a label is not public.
     written = tuple(map(str, range(task.num_labels)))
     parse = label_parser(task, written)
     return [

@@ -1,7 +1,7 @@
-"""The order of a classifier's labels: asserted from its configuration, never guessed.
+"""The order of a classifier's labels, checked against its configuration and never guessed.
 
-Checkpoints of MNLI exist with entailment first and with contradiction first; scored with the wrong order a
-good model answers 7 % right.
+Some checkpoints of MNLI have entailment first, others contradiction; in the wrong order, a good model scores
+7 %.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _GENERIC = re.compile(r"label_\d+")
 
 
 def label_config(task: str | Task) -> dict[str, Any]:
-    """Keyword arguments for a configuration that says what the task's labels are and in which order.
+    """Return keyword arguments that tell a configuration the task's labels and their order.
 
-    Empty for span and masked-language-model heads.
+    Heads for spans and masked language modelling need none.
     """
     task = find_task(task)
     if task.kind == "classification":
@@ -33,19 +33,25 @@ def label_config(task: str | Task) -> dict[str, Any]:
 
 
 def require_label_order(task: str | Task, config: Any) -> None:
-    """Refuse a trained classifier whose configuration names other labels than the task's, or another order.
+    """Check that a trained classifier has the task's labels in the task's order.
 
-    ``config``: with ``id2label``, as transformers' configurations have it. Names are compared without
-    regard to case, and to ``-``, ``_`` and blank. Raises ValueError with both orders; also where the
-    configuration names none (``LABEL_0``, ...), since nothing then says what the outputs mean.
-    A head that is still to be trained has no order to assert: give it that of :func:`label_config`.
+    Names are compared regardless of case, and of ``-``, ``_`` and blanks. A head that is yet to be trained
+    has no order to check; :func:`label_config` gives it one.
+
+    Args:
+        task: The task, or its name.
+        config: A configuration of transformers, with ``id2label``.
+
+    Raises:
+        ValueError: With both orders, for other labels or another order, and for a configuration without
+            names (``LABEL_0``, ...), where nothing tells what the outputs mean.
     """
     task = find_task(task)
     if task.kind not in ("classification", "regression"):
         return
     id2label = {int(index): str(label) for index, label in config.id2label.items()}
     if sorted(id2label) != list(range(task.num_labels)):
-        raise ValueError(f"{task.name} needs {task.num_labels} outputs; the model has {len(id2label)}")
+        raise ValueError(f"{task.name} needs a model with {task.num_labels} outputs, got {len(id2label)}")
     if task.kind == "regression":
         return
     theirs = [_normalised(id2label[index]) for index in range(task.num_labels)]
@@ -55,8 +61,8 @@ def require_label_order(task: str | Task, config: Any) -> None:
     named = ", ".join(id2label[index] for index in range(task.num_labels))
     if all(_GENERIC.fullmatch(label) for label in theirs):
         raise ValueError(
-            f"the model's config.id2label names no labels ({named}), so their order is unknown: "
-            f"write what its outputs mean into its config.json; {task.name} expects {expected}"
+            f"the model's config.id2label has placeholders ({named}), so the order of its labels is unknown; "
+            f"name its outputs in its config.json; {task.name} expects {expected}"
         )
     what = "label order" if sorted(theirs) == sorted(map(_normalised, task.labels)) else "labels"
     raise ValueError(f"the model's {what} (config.id2label): {named}; {task.name} expects {expected}")

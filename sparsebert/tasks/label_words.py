@@ -1,7 +1,7 @@
-"""A language model that answers a task in words: its own head, of which only the words for labels are read.
+"""Masked language models as classifiers: the logits of a task's labels are those of words.
 
-Nothing has to be trained beside a mask: Static Model Pruning (Jiang et al. 2023, section 3.3) takes the
-pre-trained head for a task's head.
+The pre-trained head then serves as the task's head, and a mask is all that remains to be trained (Static
+Model Pruning, Jiang et al. 2023, section 3.3).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from sparsebert.tasks import Task, label_config, require_label_order
 from sparsebert.tasks.load_checked import load_config, load_weights
 from sparsebert.tasks.prompt_template import require_template
 
-# By task: a word for each label, in the order of its labels; for a span, of its start and its end. Those of
-# the released code of Jiang et al., but for MNLI, where it says "Maybe" for entailment, "No" for neutral and
-# "Yes" for contradiction: labels were renumbered there and the words were not.
+# Task -> a word per label, in the order of the labels; for spans, words for start and end. They follow the
+# code that Jiang et al. released, except for MNLI: there it says "Maybe" for entailment, "No" for neutral and
+# "Yes" for contradiction, because its labels were renumbered and the words were not.
 WORDS = {
     "sst2": ("terrible", "great"),
     "cola": ("incorrect", "correct"),
@@ -35,57 +35,72 @@ WORDS = {
     "squad": ("yes", "no"),
 }
 RELEASED = WORDS | {"mnli": ("Maybe", "No", "Yes")}
-OWN = "task"
+KNOWN_WORDS = "task"
 
 
-def words_for(task: Task, asked: str, *, released: bool = False) -> tuple[str, ...]:
-    """The words that are asked for: "task" for those of the task, else "terrible,great".
+def words_for(task: Task, option: str, *, released: bool = False) -> tuple[str, ...]:
+    """Return the words for a task's labels.
 
-    Raises ValueError for a task without labels or a span, and where there are not as many words as labels.
+    Args:
+        task: The task.
+        option: The words, such as "terrible,great", or "task" for known ones.
+        released: Choose the known words as the released code of SMP has them.
+
+    Raises:
+        ValueError: For a task without classes or spans, or a number of words other than that of the labels.
     """
     if task.kind not in ("classification", "span"):
-        raise ValueError(f"{task.name} has no labels to say in words: label words need classes or a span")
-    if asked == OWN:
+        raise ValueError(f"label words need a task with classes or spans; {task.name} has neither")
+    if option == KNOWN_WORDS:
         if task.name not in WORDS:
-            raise ValueError(f"no label words are known for {task.name}: name them, such as terrible,great")
+            raise ValueError(f"no label words are known for {task.name}; pass them, such as terrible,great")
         return (RELEASED if released else WORDS)[task.name]
-    words = tuple(word.strip() for word in asked.split(","))
+    words = tuple(word.strip() for word in option.split(","))
     if len(words) != task.num_labels:
-        raise ValueError(f"{task.name} needs {task.num_labels} label words, not {len(words)} ({asked})")
+        raise ValueError(f"{task.name} needs {task.num_labels} label words, got {len(words)}: {option}")
     return words
 
 
 def word_ids(words: Sequence[str], tokenizer: Any) -> list[int]:
-    """The token of each word. Raises ValueError for one of several tokens, an unknown or a repeated one."""
+    """Return the token of each word. Raises ValueError unless each is one known token of its own."""
     ids = []
     for word in words:
-        # As in the middle of a text: RoBERTa's vocabulary has whole words only with the space before them.
-        found = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-        if len(found) != 1:
-            raise ValueError(f"label word {word!r} is {len(found)} tokens of the model; it must be one")
-        if found[0] == tokenizer.unk_token_id:
-            raise ValueError(f"label word {word!r} is not in the model's vocabulary")
-        if found[0] in ids:
-            raise ValueError(f"label word {word!r} stands for two labels")
-        ids.append(found[0])
+        # With a space, as within a text: RoBERTa's vocabulary has whole words only in that form.
+        tokens = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+        if len(tokens) != 1:
+            raise ValueError(f"label word {word!r} must be one token of the model, got {len(tokens)}")
+        if tokens[0] == tokenizer.unk_token_id:
+            raise ValueError(f"label word {word!r} is not in the model's vocabulary; choose another")
+        if tokens[0] in ids:
+            raise ValueError(f"label word {word!r} stands for two labels; choose another")
+        ids.append(tokens[0])
     return ids
 
 
 def load_in_words(
     name: str, task: Task, tokenizer: Any, words: Sequence[str] | None, template: str | None = None
 ) -> Any:
-    """The language model of that name, fp32 on the CPU, with a forward like that of a model for the task.
+    """Load a masked language model whose forward returns the logits of a model for the task.
 
-    ``words``: for its labels; None for those that a trained model was saved with, as is then its template.
-    ``template``: the text that examples are put into, so that the words stand in its blank. Raises ValueError
-    for a checkpoint without a language model's head, one trained on other labels, and as :func:`word_ids` and
-    :func:`sparsebert.tasks.prompt_template.require_template` do.
+    Args:
+        name: Hub id or folder of the model.
+        task: The task.
+        tokenizer: The model's tokenizer.
+        words: Words for the task's labels; None for the words and the template of a trained model.
+        template: Text around each example, with a blank for the words.
+
+    Returns:
+        The model in fp32 on the CPU.
+
+    Raises:
+        ValueError: For a checkpoint without the head of a masked language model, one trained on other labels,
+            and as :func:`word_ids` and :func:`sparsebert.tasks.prompt_template.require_template`.
     """
     config = load_config(name)
     cls = next((each for each in config.architectures or () if each.endswith("ForMaskedLM")), None)
     if cls is None:
-        found = ", ".join(config.architectures or ()) or "model without a head"
-        raise ValueError(f"label words need the head of a masked language model; {name} is a {found}")
+        kind = ", ".join(config.architectures or ()) or "model without a head"
+        raise ValueError(f"label words need the head of a masked language model; {name} is a {kind}")
     if words is None:
         if config.label_words["kind"] != task.kind:
             raise ValueError(
@@ -108,11 +123,11 @@ def load_in_words(
 
 
 class _InWords:
-    """Goes before a class of transformers' for masked language modelling.
+    """Mixin for transformers' classes for masked language modelling.
 
-    The logits of a class are those of its word at the first [MASK], or where there is none at the first
-    token, [CLS]; those of a span's start and end are those of two words at every token. The parameters and
-    their names are the language model's.
+    The logit of a class is that of its word at the first [MASK], or at the first token, [CLS], where there is
+    no mask. The logits of a span's start and end are those of two words at every token. The parameters and
+    their names stay those of the language model.
     """
 
     config: Any
@@ -129,7 +144,14 @@ class _InWords:
         end_positions: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
-        """``labels``: int64 [batch]; positions: int64 [batch], beyond the last token for no answer."""
+        """Return logits, and a loss if there are targets.
+
+        Args:
+            labels: int64 [batch].
+            start_positions: int64 [batch]; beyond the last token where there is no answer.
+            end_positions: int64 [batch]; beyond the last token where there is no answer.
+            inputs: Inputs of the language model.
+        """
         logits = super().forward(**inputs).logits  # type: ignore[misc]
         if self.config.label_words["kind"] != "span":
             at = self._first_mask(inputs["input_ids"])
@@ -147,12 +169,12 @@ class _InWords:
         return QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end)
 
     def _first_mask(self, ids: Tensor) -> Tensor:
-        """int64 [batch]: where the first [MASK] is, 0 where there is none. ``ids``: int64 [batch, tokens]."""
+        """Return the index of the first [MASK], int64 [batch], or 0. ``ids``: int64 [batch, tokens]."""
         return (ids == self.config.label_words.get("mask_id")).int().argmax(-1)
 
 
 class _Rows(nn.Linear):
-    """A decoder of which only some rows are computed; it takes over the parameters of the whole one."""
+    """A decoder that computes only some rows; it shares the parameters of the whole decoder."""
 
     def __init__(self, decoder: nn.Linear, ids: Sequence[int]) -> None:
         nn.Module.__init__(self)
@@ -166,5 +188,5 @@ class _Rows(nn.Linear):
 
 @functools.cache
 def _in_words(cls: type) -> Any:
-    # Under the same name, which is what is saved as the architecture.
+    # The name is saved as the architecture, so it must stay.
     return type(cls.__name__, (_InWords, cls), {"__module__": __name__})

@@ -1,4 +1,4 @@
-"""Tasks from a local folder."""
+"""Tasks from local files: copies of the public data sets, and the user's own tables."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from sparsebert.tasks.tables import Column, label_parser, lines_of, read_columns
 
 
 def find_files(task: Task, folder: str | os.PathLike[str], splits: Sequence[str]) -> dict[str, Path]:
-    """The files of these splits: below ``folder``, its ``glue/``, or in it itself.
+    """Return the files of these splits, found in ``folder``, below it, or below its ``glue/``.
 
-    Raises ValueError if the folder is missing or does not hold them all.
+    Raises:
+        ValueError: If the folder is missing or lacks a file.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ValueError(f"{root} is no folder of task data")
+        raise ValueError(f"{root} is not a folder of task data")
     layout = task.layout
     if layout is None:
-        raise ValueError(f"{task.name} has no files of known names: name them")
+        raise ValueError(f"task {task.name} has no known file names; pass its files")
     places = [
         place for place in (root / "glue" / layout.folder, root / layout.folder, root) if place.is_dir()
     ]
@@ -36,16 +37,16 @@ def find_files(task: Task, folder: str | os.PathLike[str], splits: Sequence[str]
         dict.fromkeys(" and ".join(names[split] for split in splits) for names in layout.files)
     )
     raise ValueError(
-        f"{places[0]} does not hold {task.name}: {wanted} expected{_how(root, places[0], layout)}"
+        f"{places[0]} does not hold {task.name}; expected {wanted}{_subfolder(root, places[0], layout)}"
     )
 
 
-def _how(root: Path, place: Path, layout: Layout) -> str:
+def _subfolder(root: Path, place: Path, layout: Layout) -> str:
     return f" in {layout.folder}/" if place == root else ""
 
 
 def load_split(task: Task, file: Path) -> Examples:
-    """A split's examples from its file. ValueError in one line, with file and line, for bad content."""
+    """Load a split from its file. Raises ValueError in one line, with file and line, for bad content."""
     if task.kind == "span":
         examples: Examples = read_squad(file)
     elif task.kind == "mlm":
@@ -61,7 +62,7 @@ def load_split(task: Task, file: Path) -> Examples:
 def read_examples(
     task: Task, file: Path, columns: Sequence[Column], label: Column, written: Sequence[str]
 ) -> list[Example]:
-    """Rows of a table as examples; ``written``: the labels as the file writes them, in the task's order."""
+    """Return the rows of a table as examples; ``written`` holds the file's labels in the task's order."""
     parse = label_parser(task, written)
     return [
         Example(values[:-1], parse(values[-1], f"{file}:{line}"))
@@ -79,21 +80,30 @@ def load_files(
     regression: bool = False,
     name: str = "own",
 ) -> TaskData:
-    """A task of one's own, from two tables that :func:`read_columns` can read.
+    """Load the user's own task from two tables that :func:`read_columns` can read.
 
-    ``columns``: one text column or two; ``label``: the column of the label. The classes are ``labels``, or
-    without them those of ``train``, in the order of their numbers if all are numbers, else of the alphabet.
-    ``train``: None for no training examples, where ``labels`` (or ``regression``) are given.
-    Raises ValueError in one line, with file and line, for missing columns, labels that are none of the
-    classes, and empty or one-class data; FileNotFoundError for a missing file.
+    Args:
+        train: Table to train on; None where ``labels`` or ``regression`` define the task.
+        validation: Table to evaluate on.
+        columns: One or two text columns.
+        label: The label column.
+        labels: The classes; by default those of ``train``, in numerical order if all are numbers, else in
+            alphabetical order.
+        regression: True where labels are scores.
+        name: The task's name.
+
+    Raises:
+        ValueError: In one line, with file and line, for missing columns, labels outside the classes, and
+            empty or one-class data.
+        FileNotFoundError: For a missing file.
     """
     if not 1 <= len(columns) <= 2:
-        raise ValueError(f"one or two text columns are expected, not {len(columns)}")
+        raise ValueError(f"text columns must be one or two, got {len(columns)}")
     if regression:
         labels = ()
     elif labels is None:
         if train is None:
-            raise ValueError("without a file to train on the labels are unknown: give them")
+            raise ValueError("labels are missing: pass them, or a table to train on")
         labels = _classes([values[0] for _, values in read_columns(Path(train), [label])])
     task = Task(
         name=name,
@@ -115,8 +125,8 @@ def load_files(
 
 
 def _classes(labels: Sequence[str]) -> tuple[str, ...]:
-    found = set(labels)
+    distinct = set(labels)
     try:
-        return tuple(sorted(found, key=lambda label: (float(label), label)))
+        return tuple(sorted(distinct, key=lambda label: (float(label), label)))
     except ValueError:
-        return tuple(sorted(found))
+        return tuple(sorted(distinct))

@@ -1,4 +1,4 @@
-"""Metrics of the tasks, and the verdict on a ticket: by scikit-learn and scipy where they have them."""
+"""Metrics of the tasks, by scikit-learn and scipy where they have them, and the verdict on a ticket."""
 
 from __future__ import annotations
 
@@ -15,54 +15,69 @@ import numpy as np
 
 from sparsebert.tasks.registry import Task, find_task, split_suffix
 
-# Metrics are shares of at most a few million examples: what differs by less differs by rounding.
+# Metrics are shares of at most a few million examples: smaller differences are rounding errors.
 _ROUNDING = 1e-9
-# Stands for the class of a row of logits that are not finite: no example has it.
+# Class of a row of non-finite logits; no example has it.
 _NO_CLASS = -1
-# Where the label of a masked language model's example is no token to be scored (torch's ignore_index).
+# Label of a token that is not scored (torch's ignore_index).
 _IGNORED = -100
 
 
 def compute(
     task: str | Task, predictions: Any, references: Any, *, split: str | None = None
 ) -> dict[str, float]:
-    """The metrics of a task on one validation split, all as shares: 0.91, not 91.
+    """Compute the metrics of a task on one validation split.
 
-    Classification: ``predictions`` are classes [n] (integers) or logits [n, classes]; ``references``
-    classes [n]. CoLA's Matthews correlation is 0 where one class is predicted; F1 is that of class 1.
-    Regression: both [n], predictions also [n, 1]. A correlation that is not defined (constant or
-    non-finite predictions) counts as 0, with a warning.
-    Span: ``predictions`` are texts, ``references`` lists of accepted texts (SQuAD v1.1's evaluation).
-    Masked language model: token ids of any shape, or logits with the vocabulary last; -100 is not scored.
-    ``split``: which validation split it is, where a task has several; its name is part of the keys:
-    ``accuracy_matched`` and ``accuracy_mismatched`` for MNLI. Logits that are not finite (a run that
-    diverged) count as wrong answers, with a warning.
-    Raises ValueError for an unknown task or split, and for sizes that do not fit or are 0.
+    Matthews correlation is 0 where only one class is predicted; F1 is that of class 1. An undefined
+    correlation (constant or non-finite predictions) counts as 0, and non-finite logits (of a run that
+    diverged) as wrong answers, both with a warning. Spans are scored like SQuAD v1.1.
+
+    Args:
+        task: The task, or its name.
+        predictions: Classification: classes [n] (integers) or logits [n, classes]. Regression: [n] or [n, 1].
+            Spans: texts. Masked language modelling: token ids of any shape, or logits with the vocabulary as
+            the last dimension.
+        references: Classification and regression: [n]. Spans: lists of accepted texts. Masked language
+            modelling: token ids; -100 is not scored.
+        split: The validation split, required where the task has several.
+
+    Returns:
+        Metrics by name, as shares: 0.91, not 91. With several splits the names tell them apart:
+        ``accuracy_matched`` and ``accuracy_mismatched`` for MNLI.
+
+    Raises:
+        ValueError: For an unknown task or split, and for sizes that are 0 or differ.
     """
     task = find_task(task)
     if split is None:
         if len(task.splits) > 1:
-            raise ValueError(f"{task.name} is scored on {' and '.join(task.splits)}: say on which")
+            raise ValueError(f"split is missing: {task.name} has {' and '.join(task.splits)}")
         split = task.splits[0]
     elif split not in task.splits:
-        raise ValueError(f"{task.name} has no split {split!r}: it has {', '.join(task.splits)}")
+        raise ValueError(f"{task.name} has no split {split!r}; its splits: {', '.join(task.splits)}")
     if len(predictions) != len(references) or not len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
     score = {"classification": _classification, "regression": _regression, "span": _span, "mlm": _mlm}[
         task.kind
     ]
-    found = score(task, predictions, references)
-    return {name + split_suffix(split): found[name] for name in task.metrics}
+    scores = score(task, predictions, references)
+    return {name + split_suffix(split): scores[name] for name in task.metrics}
 
 
 def primary(task: str | Task) -> str:
-    """The key of a task's primary metric in what :func:`compute` returns."""
+    """Return the name of a task's primary metric in the results of :func:`compute`."""
     return find_task(task).metric
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric over seeds: ``std`` with n - 1, None for a single value."""
+    """A metric over seeds.
+
+    Attributes:
+        values: One value per seed.
+        mean: Their mean.
+        std: Their standard deviation (n - 1); None for a single value.
+    """
 
     values: tuple[float, ...]
     mean: float
@@ -71,7 +86,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A ticket against the dense model: ``strict``, ``winning`` or ``none``."""
+    """A ticket compared with the dense model: ``strict``, ``winning`` or ``none`` (:func:`verdict`)."""
 
     verdict: Literal["strict", "winning", "none"]
     dense: Summary
@@ -79,18 +94,26 @@ class Verdict:
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """Mean and standard deviation (n - 1) of a metric over seeds. ValueError without any value."""
+    """Return mean and standard deviation of a metric over seeds. Raises ValueError without values."""
     if not values:
-        raise ValueError("no values to summarise: at least one seed is needed")
-    given = tuple(map(float, values))
-    return Summary(given, statistics.fmean(given), statistics.stdev(given) if len(given) > 1 else None)
+        raise ValueError("values must hold at least one seed's, got none")
+    numbers = tuple(map(float, values))
+    std = statistics.stdev(numbers) if len(numbers) > 1 else None
+    return Summary(numbers, statistics.fmean(numbers), std)
 
 
 def verdict(dense_values: Sequence[float], ticket_values: Sequence[float]) -> Verdict:
-    """Judge a ticket as Chen et al. 2020 do, by one value a seed of a metric that is better when higher.
+    """Judge a ticket as Chen et al. 2020 do.
 
-    ``strict``: its mean is at least the dense mean. ``winning``: at least the dense mean minus the dense
-    standard deviation, which takes two dense seeds or more. Raises ValueError where one side has no value.
+    A ticket is ``strict`` if its mean is at least the dense mean, and ``winning`` if it is at least the dense
+    mean minus the dense standard deviation, which takes two or more dense seeds.
+
+    Args:
+        dense_values: Metric of the dense model, one value per seed; higher is better.
+        ticket_values: Metric of the ticket, one value per seed.
+
+    Raises:
+        ValueError: If either has no value.
     """
     dense, ticket = summary(dense_values), summary(ticket_values)
     name: Literal["strict", "winning", "none"] = "none"
@@ -102,18 +125,25 @@ def verdict(dense_values: Sequence[float], ticket_values: Sequence[float]) -> Ve
 
 
 def summarise(
-    metric: str, rows: Sequence[Mapping[str, Any]], judges: Sequence[Mapping[str, Any]] = ()
+    metric: str, rows: Sequence[Mapping[str, Any]], dense_rows: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """A metric of records that differ in their seeds: ``values``, ``mean``, ``std`` (n - 1; None for one).
+    """Summarise a metric of records that differ only in their seeds.
 
-    With ``judges``, records of the dense model, also what :func:`verdict` says.
+    Args:
+        metric: The metric's name.
+        rows: Records with ``metrics`` and ``seed``.
+        dense_rows: Records of the dense model to compare with.
+
+    Returns:
+        ``metric``, ``seeds``, ``values``, ``mean`` and ``std``; with ``dense_rows`` also ``verdict``,
+        ``dense_mean`` and ``dense_std`` (:func:`verdict`).
     """
-    found = summary([row["metrics"][metric] for row in rows])
+    of_rows = summary([row["metrics"][metric] for row in rows])
     fields: dict[str, Any] = {"metric": metric, "seeds": [row["seed"] for row in rows]}
-    fields |= {"values": list(found.values), "mean": found.mean, "std": found.std}
-    if judges:
-        judged = verdict([row["metrics"][metric] for row in judges], found.values)
-        fields |= {"verdict": judged.verdict, "dense_mean": judged.dense.mean, "dense_std": judged.dense.std}
+    fields |= {"values": list(of_rows.values), "mean": of_rows.mean, "std": of_rows.std}
+    if dense_rows:
+        result = verdict([row["metrics"][metric] for row in dense_rows], of_rows.values)
+        fields |= {"verdict": result.verdict, "dense_mean": result.dense.mean, "dense_std": result.dense.std}
     return fields
 
 
@@ -123,7 +153,7 @@ def _classification(task: Task, predictions: Any, references: Any) -> dict[str, 
     truth = np.asarray(references)
     guess = _classes(np.asarray(predictions))
     if truth.shape != guess.shape:
-        raise ValueError(f"predictions of shape {guess.shape} for references of shape {truth.shape}")
+        raise ValueError(f"predictions have shape {guess.shape}, references {truth.shape}; they must agree")
     every_class = range(len(task.labels))
     scores = {
         "accuracy": lambda: metrics.accuracy_score(truth, guess),
@@ -137,11 +167,11 @@ def _classification(task: Task, predictions: Any, references: Any) -> dict[str, 
 
 
 def _classes(predictions: np.ndarray) -> np.ndarray:
-    """[n] of classes from classes or from logits [n, classes]; non-finite rows get a class of their own."""
+    """Return classes [n] from classes or from logits [n, classes]; non-finite rows get ``_NO_CLASS``."""
     if not np.issubdtype(predictions.dtype, np.floating):
         return predictions
     if predictions.ndim != 2:
-        raise ValueError(f"logits must be [n, classes], not of shape {predictions.shape}")
+        raise ValueError(f"logits must have the shape [n, classes], got {list(predictions.shape)}")
     finite = np.isfinite(predictions).all(axis=-1)
     if not finite.all():
         _warn(f"{(~finite).sum()} of {len(finite)} predictions are not finite: they count as wrong")
@@ -153,17 +183,17 @@ def _regression(task: Task, predictions: Any, references: Any) -> dict[str, floa
 
     truth = np.asarray(references, dtype=np.float64)
     guess = np.asarray(predictions, dtype=np.float64)
-    # Only the last dimension: a batch of one keeps its own.
+    # Only the last dimension: a batch of one must keep its first.
     guess = guess.squeeze(-1) if guess.ndim == 2 and guess.shape[-1] == 1 else guess
     if truth.shape != guess.shape or truth.ndim != 1:
-        raise ValueError(f"predictions of shape {guess.shape} for references of shape {truth.shape}")
+        raise ValueError(f"predictions have shape {guess.shape}, references {truth.shape}; they must agree")
     reason = ""
     if not np.isfinite(guess).all():
         reason = "not all predictions are finite"
     elif np.ptp(guess) == 0 or np.ptp(truth) == 0:
         reason = "predictions are constant" if np.ptp(guess) == 0 else "references are constant"
     if reason:
-        _warn(f"{reason}: their correlation is not defined and counts as 0")
+        _warn(f"{reason}: the correlation is undefined and counts as 0")
         return dict.fromkeys(task.metrics, 0.0)
     scores = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}
     return {name: float(scores[name](truth, guess).statistic) for name in task.metrics}
@@ -173,10 +203,10 @@ def _mlm(task: Task, predictions: Any, references: Any) -> dict[str, float]:
     truth, guess = np.asarray(references), np.asarray(predictions)
     guess = guess.argmax(axis=-1) if guess.ndim == truth.ndim + 1 else guess
     if truth.shape != guess.shape:
-        raise ValueError(f"predictions of shape {guess.shape} for references of shape {truth.shape}")
+        raise ValueError(f"predictions have shape {guess.shape}, references {truth.shape}; they must agree")
     scored = truth != _IGNORED
     if not scored.any():
-        raise ValueError("no masked token among the references: nothing to score")
+        raise ValueError("references hold no masked token to score")
     return {"accuracy": float((guess[scored] == truth[scored]).mean())}
 
 
@@ -184,14 +214,14 @@ def _span(task: Task, predictions: Any, references: Any) -> dict[str, float]:
     exact, overlap = [], []
     for prediction, accepted in zip(predictions, references, strict=True):
         if isinstance(accepted, str) or not len(accepted):
-            raise ValueError(f"the references of a span must be lists of accepted texts, not {accepted!r}")
+            raise ValueError(f"references of spans must be lists of accepted texts, got {accepted!r}")
         exact.append(max(_normalised(prediction) == _normalised(answer) for answer in accepted))
         overlap.append(max(_token_f1(prediction, answer) for answer in accepted))
     return {"exact_match": statistics.fmean(exact), "f1": statistics.fmean(overlap)}
 
 
 def _normalised(text: str) -> str:
-    """Lower case, without punctuation, articles and extra blanks (evaluate-v1.1.py of SQuAD)."""
+    """Return lower-case text without punctuation, articles and extra blanks, as evaluate-v1.1.py does."""
     bare = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 

@@ -1,4 +1,4 @@
-"""Models as the commands name them: a hub id or a local folder."""
+"""Models by hub id or local folder, with the head and tokenizer that a task needs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,25 @@ def load_model(
     label_words: Sequence[str] | None = None,
     template: str | None = None,
 ) -> tuple[Any, Any]:
-    """A pre-trained BERT with the task's head, in fp32 on the CPU, and its tokenizer.
+    """Load a pre-trained BERT with the task's head, and its tokenizer.
 
-    ``label_words``: take the language model's own head, and these words for the task's labels;
-    ``template``: the text that examples are put into then.
-    Where the checkpoint brings a head of its own, the order of its labels is asserted. ``trained`` asks for
-    one that does. Raises ValueError for a model that is no BERT, brings a head of another task, or, with
-    ``trained``, none, and for damaged files as `sparsebert.tasks.load_checked` does; OSError for one that is not
-    found or holds no weights.
+    The order of the labels is checked where the checkpoint has a head for the task.
+
+    Args:
+        name: Hub id or folder of the model.
+        task: The task.
+        seed: Seed of a head that the checkpoint lacks.
+        trained: Require a checkpoint with a head for the task.
+        label_words: Use the head of the masked language model, and these words for the task's labels.
+        template: Text around each example, with a blank for the label words.
+
+    Returns:
+        The model, in fp32 on the CPU, and the tokenizer.
+
+    Raises:
+        ValueError: For a model of another family, a head for another task, a missing head with ``trained``,
+            and unusable files as in :mod:`sparsebert.tasks.load_checked`.
+        OSError: For a model that is missing or holds no weights.
     """
     import transformers
 
@@ -56,7 +67,7 @@ def load_model(
         options = {}
     elif trained:
         raise ValueError(
-            f"{name} has no trained head for {task.name}: expected a {suffix.removeprefix('For')} model"
+            f"{name} has no trained head for {task.name}; expected a {suffix.removeprefix('For')} model"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -65,15 +76,17 @@ def load_model(
 
 
 def template_of(model: Any) -> str | None:
-    """The text that a model's examples are put into; None for most models, which read them as they are."""
-    found: str | None = (getattr(model.config, "label_words", None) or {}).get("template")
-    return found
+    """Return the template that a model was trained with; None for most models."""
+    template: str | None = (getattr(model.config, "label_words", None) or {}).get("template")
+    return template
 
 
 def skeleton(name: str) -> nn.Module:
-    """The bare model of that name without values: what tickets are read for and checked against.
+    """Return the bare model without weights (on the meta device), to check the shapes of tickets against.
 
-    Raises ValueError for a model that is no BERT, OSError for one that is not found.
+    Raises:
+        ValueError: For a model of another family.
+        OSError: For a model that is missing.
     """
     import transformers
 
@@ -85,9 +98,11 @@ def skeleton(name: str) -> nn.Module:
 
 
 def load_as_saved(name: str) -> Any:
-    """A model of the class and dtype that its checkpoint was saved from, head and all, on the CPU.
+    """Load a model in the class and dtype that it was saved in, with its head, on the CPU.
 
-    Raises ValueError for a model that is no BERT, OSError for one that is not found or holds no weights.
+    Raises:
+        ValueError: For a model of another family.
+        OSError: For a model that is missing or holds no weights.
     """
     import transformers
 
@@ -99,7 +114,7 @@ def load_as_saved(name: str) -> Any:
 
 
 def short_name(model: str) -> str:
-    """A model as records call it: a local folder by its name alone."""
+    """Return a model's name for records: the last part of a local folder, else the hub id."""
     path = Path(model)
     return path.resolve().name if path.is_dir() else model
 
@@ -107,13 +122,13 @@ def short_name(model: str) -> str:
 def _require_bert(model: Any, name: str) -> Any:
     if not is_bert_like(model):
         raise ValueError(
-            f"expected a BERT, RoBERTa, DistilBERT or ELECTRA model; {name} is a {type(model).__name__}"
+            f"{name} must be a BERT, RoBERTa, DistilBERT or ELECTRA model, got {type(model).__name__}"
         )
     return model
 
 
 def head_labels(name: str) -> tuple[str, ...]:
-    """The labels of a trained classifier, in the order of its outputs. Raises as `load_config` does."""
+    """Return the labels of a trained classifier in the order of its outputs. Raises as ``load_config``."""
     from sparsebert.tasks.load_checked import load_config
 
     id2label = load_config(name).id2label

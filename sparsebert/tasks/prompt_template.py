@@ -1,4 +1,4 @@
-"""Texts in a sentence with a blank, for a language model to fill in: ``{0} It was [MASK].``"""
+"""Prompt templates: a sentence around the texts of an example, with a blank: ``{0} It was [MASK].``"""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _PLACE = re.compile(r"\{(\d+)\}")
 
 
 def require_template(template: str, task: Task) -> None:
-    """Raise ValueError unless it has one ``[MASK]`` and, once each, the texts' places ``{0}``, ``{1}``."""
+    """Raise ValueError unless a template has one ``[MASK]`` and each placeholder ``{0}``, ``{1}`` once."""
     if task.kind == "span":
-        raise ValueError(f"{task.name} reads its words at every token: it takes no template")
+        raise ValueError(f"{task.name} takes no template: it reads label words at every token")
     wanted = [str(index) for index in range(len(task.columns))]
     if template.count(_BLANK) != 1 or sorted(_PLACE.findall(template)) != wanted:
         places = " and ".join(f"{{{index}}}" for index in wanted)
         raise ValueError(
-            f"template {template!r}: one {_BLANK} and, once each, {places} for the texts of {task.name} are "
-            "expected"
+            f"template must hold one {_BLANK} and, once each, {places} for the texts of {task.name}, got "
+            f"{template!r}"
         )
 
 
@@ -34,15 +34,26 @@ def filled(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> Iterator[str]:
-    """The template with each row's texts in it, which is at most ``max_length`` tokens with special ones.
+    """Yield the template filled with the texts of each row.
 
-    ``[MASK]`` becomes the tokenizer's mask token; one in a text becomes an unknown word. What is too long
-    loses the ends of its texts, the longest first, and nothing of the template. Raises ValueError for a
-    length without room for a text, and for a slow tokenizer or one without a mask token.
+    ``[MASK]`` becomes the tokenizer's mask token; a mask token within a text becomes an unknown word. Rows
+    that are too long lose the ends of their texts, the longest first, and nothing of the template.
+
+    Args:
+        template: The template.
+        rows: Texts of the examples.
+        tokenizer: The model's tokenizer.
+        max_length: Maximum tokens of a filled template, special tokens included.
+
+    Raises:
+        ValueError: If the length leaves no room for text, and for a tokenizer that is slow or has no mask
+            token.
     """
     mask = tokenizer.mask_token
     if mask is None or not tokenizer.is_fast:
-        raise ValueError(f"a template needs a fast tokenizer with a mask token: {type(tokenizer).__name__}")
+        raise ValueError(
+            f"a template needs a fast tokenizer with a mask token, got {type(tokenizer).__name__}"
+        )
     around = template.replace(_BLANK, mask)
 
     def put(texts: Sequence[str]) -> str:
@@ -53,17 +64,17 @@ def filled(
 
     width = len(_PLACE.findall(template))
     if tokens(put([""] * width)) + width > max_length:
-        raise ValueError(f"a length of {max_length} tokens leaves no room for text beside the template")
+        raise ValueError(f"max_length={max_length} leaves no room for text beside the template")
     for row in rows:
         texts = [text.replace(mask, str(tokenizer.unk_token)) for text in row]
-        # Beside each other, texts and template may be cut into more tokens than each by itself.
+        # Joined, texts and template may have more tokens than they have separately.
         while (excess := tokens(put(texts)) - max_length) > 0:
             texts = _shortened(texts, excess, tokenizer)
         yield put(texts)
 
 
 def _shortened(texts: Sequence[str], excess: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The texts without so many of their tokens, taken from the end of whichever has the most."""
+    """Return the texts without ``excess`` tokens, each taken from the end of the longest."""
     spans = [
         tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         for text in texts

@@ -1,4 +1,4 @@
-"""The tasks by name: labels in the hub's order, text columns, metrics, and how a folder copy is laid out."""
+"""The built-in tasks: labels in the hub's order, text columns, metrics, and the layout of local copies."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ Kind = Literal["classification", "regression", "span", "mlm"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a local copy keeps a task: in ``folder`` below the data folder (below its ``glue/`` too).
+    """Layout of a local copy of a task.
 
-    ``files``: split -> file name; of several such sets the first that is there as a whole is read.
-    ``columns``, ``label``: columns of text and label, by name in the header, or by number where a file
-    has no header. ``labels``: the labels as the files write them, in the order of the task's.
+    Attributes:
+        folder: Folder of the task, below the data folder or its ``glue/``.
+        files: Sets of file names by split; the first complete set is read.
+        columns: Text columns, by name, or by number where a file has no header.
+        label: Label column, likewise.
+        labels: Labels as the files write them, in the task's order.
     """
 
     folder: str
@@ -30,15 +33,20 @@ class Layout:
 
 @dataclass(frozen=True)
 class Task:
-    """One task: what its examples are, what its labels are called, and how it is scored.
+    """A task: its examples, its labels and its metrics.
 
-    ``labels``: names in the order of their indices, which is that of the Hugging Face hub.
-    ``columns``: names of the text columns on the hub; ``label``: that of the label column.
-    ``metrics``: what is reported of every validation split, the primary first.
-    ``splits``: the validation splits, the primary first.
-    ``hub``: dataset and configuration there; empty for files of one's own.
-    ``bounds``: smallest and largest value of a regression's label.
-    ``max_length``: tokens of an example in the original fine-tuning recipes.
+    Attributes:
+        name: Name of the task.
+        kind: Kind of its head.
+        metrics: Metrics of every validation split, the primary one first.
+        labels: Labels in the order of their indices, which is that of the Hugging Face hub.
+        columns: Text columns on the hub.
+        label: Label column on the hub.
+        splits: Validation splits, the primary one first.
+        hub: Data set and configuration on the hub; empty for the user's own files.
+        layout: Layout of local copies; None for the user's own files.
+        bounds: Smallest and largest score of a regression.
+        max_length: Tokens per example in the original fine-tuning recipes.
     """
 
     name: str
@@ -55,24 +63,25 @@ class Task:
 
     @property
     def metric(self) -> str:
-        """The key of the primary metric among the results: ``accuracy``, for MNLI ``accuracy_matched``."""
+        """Name of the primary metric in the results: ``accuracy``, for MNLI ``accuracy_matched``."""
         return self.metrics[0] + split_suffix(self.splits[0])
 
     @property
     def num_labels(self) -> int:
-        """Outputs of a head: the number of classes, 1 for a regression, start and end of a span."""
+        """Outputs of the head: the number of classes, 1 for a regression, 2 for the ends of a span."""
         return {"classification": len(self.labels), "regression": 1, "span": 2, "mlm": 0}[self.kind]
 
 
 def split_suffix(split: str) -> str:
-    """What a split adds to the key of a metric: nothing, or ``_matched`` for ``validation_matched``."""
+    """Return what a split adds to the name of a metric: ``_matched`` for ``validation_matched``."""
     return split.removeprefix("validation")
 
 
 def find_task(task: str | Task) -> Task:
-    """The task of that name; a Task is returned as it is.
+    """Return the task of that name; a Task is returned unchanged.
 
-    Raises ValueError for an unknown name, offering the nearest.
+    Raises:
+        ValueError: For an unknown name, suggesting the nearest.
     """
     if isinstance(task, Task):
         return task
@@ -187,7 +196,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                     (
                         {"train": "wiki.train.raw", "validation": "wiki.valid.raw"},
                         {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens"},
-                        # A copy without the training text: the smaller of its other two is trained on.
+                        # A copy without the training text: the smaller of its other two texts serves instead.
                         {"train": "wiki.valid.raw.txt", "validation": "wiki.test.raw.txt"},
                     ),
                 ),

@@ -1,4 +1,4 @@
-"""SQuAD v1.1: its JSON files, and the answer texts that a model's start and end logits point at."""
+"""SQuAD v1.1: its JSON files, and answer texts from a model's start and end logits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from sparsebert.tasks.tables import read_text
 
 
 def read_squad(path: Path) -> list[Question]:
-    """The questions of a file, in its order.
+    """Read the questions of a file, in its order.
 
-    Raises ValueError naming the file, and the question where there is one, for what is not SQuAD v1.1:
-    another structure, a question without an answer, an answer that does not stand where it is said to.
+    Raises:
+        ValueError: Naming the file and the question, for a structure other than SQuAD v1.1's, a question
+            without an answer, or an answer that is not in the context where the file says.
     """
     try:
         loaded = json.loads(read_text(path))
@@ -26,30 +27,30 @@ def read_squad(path: Path) -> list[Question]:
         raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     try:
         return [
-            _question(asked, paragraph["context"], path)
+            _question(entry, paragraph["context"], path)
             for article in loaded["data"]
             for paragraph in article["paragraphs"]
-            for asked in paragraph["qas"]
+            for entry in paragraph["qas"]
         ]
     except KeyError as error:
-        raise ValueError(f"{path}: not a SQuAD file: something in it has no {error}") from None
+        raise ValueError(f"{path}: not a SQuAD file: an object lacks {error}") from None
     except TypeError as error:
         raise ValueError(f"{path}: not a SQuAD file: {error}") from None
 
 
-def _question(asked: Any, context: str, path: Path) -> Question:
-    answers = tuple((answer["text"], answer["answer_start"]) for answer in asked["answers"])
-    return checked(Question(str(asked["id"]), asked["question"], context, answers), str(path))
+def _question(entry: Any, context: str, path: Path) -> Question:
+    answers = tuple((answer["text"], answer["answer_start"]) for answer in entry["answers"])
+    return checked(Question(str(entry["id"]), entry["question"], context, answers), str(path))
 
 
 def checked(question: Question, where: str) -> Question:
-    """The question itself. ValueError if it has no answer, or one that its context does not hold there."""
+    """Return the question. Raises ValueError without answers, or if one is not where it says."""
     if not question.answers:
-        raise ValueError(f"{where}: question {question.id} has no answer (v1.1 has one for each)")
+        raise ValueError(f"{where}: question {question.id} has no answer; SQuAD v1.1 requires one")
     for text, start in question.answers:
         if start < 0 or not text or question.context[start : start + len(text)] != text:
             raise ValueError(
-                f"{where}: question {question.id}: its context has no {text[:40]!r} at character {start}"
+                f"{where}: the context of question {question.id} lacks {text[:40]!r} at character {start}"
             )
     return question
 
@@ -62,35 +63,46 @@ def best_answers(
     candidates: int = 20,
     max_answer_tokens: int = 30,
 ) -> list[str]:
-    """The text of the best span of each question, in the questions' order.
+    """Return the text of the best span of each question, as run_squad.py of BERT does.
 
-    ``start_logits``, ``end_logits``: [windows, tokens] in the order of ``encoded``, or a [tokens] for each
-    window; tokens beyond a window's own are ignored. A span lies in the context, is at most
-    ``max_answer_tokens`` long and begins and ends at one of the ``candidates`` best logits of its window;
-    the sum of the two decides, over all windows of the question (BERT's run_squad.py). "" where no span
-    is possible. Raises ValueError unless there is a row of logits for each window.
+    A span lies in the context, and starts and ends at one of the best logits of its window. The sum of its
+    two logits ranks it among the spans of all windows of the question.
+
+    Args:
+        encoded: The questions.
+        start_logits: [windows, tokens], or [tokens] for each window; tokens beyond a window's own are
+            ignored.
+        end_logits: Likewise.
+        candidates: Number of best logits to consider in each window.
+        max_answer_tokens: Maximum tokens of a span.
+
+    Returns:
+        One text per question; empty where no span is possible.
+
+    Raises:
+        ValueError: Unless there is one row of logits per window.
     """
     if len(start_logits) != len(encoded) or len(end_logits) != len(encoded):
         raise ValueError(
-            f"{len(start_logits)} rows of start logits and {len(end_logits)} of end logits "
-            f"for {len(encoded)} windows"
+            f"logits must have one row for each of {len(encoded)} windows, got {len(start_logits)} rows of "
+            f"start and {len(end_logits)} of end logits"
         )
     best: list[tuple[float, str]] = [(-np.inf, "")] * len(encoded.questions)
     for window, (starts, ends) in enumerate(zip(start_logits, end_logits, strict=True)):
-        asked = int(encoded.question_of[window])
+        question = int(encoded.question_of[window])
         spans = encoded.spans(window)
         score, span = _best_span(
             starts[: len(spans)], ends[: len(spans)], spans, candidates, max_answer_tokens
         )
-        if score > best[asked][0]:
-            best[asked] = score, encoded.questions[asked].context[span[0] : span[1]]
+        if score > best[question][0]:
+            best[question] = score, encoded.questions[question].context[span[0] : span[1]]
     return [text for _, text in best]
 
 
 def _best_span(
     starts: np.ndarray, ends: np.ndarray, spans: np.ndarray, candidates: int, max_tokens: int
 ) -> tuple[float, tuple[int, int]]:
-    """The best score in a window and the characters it stands for; minus infinity if there is no span."""
+    """Return the best score in a window and the characters of its span; minus infinity without a span."""
     first = _best_tokens(starts, spans, candidates)
     last = _best_tokens(ends, spans, candidates)
     length = last[None, :] - first[:, None] + 1
@@ -104,11 +116,11 @@ def _best_span(
 
 
 def _best_tokens(logits: np.ndarray, spans: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the ``count`` best logits, best first, among the tokens of the context."""
+    """Return the indices of the ``count`` best logits, best first, that lie in the context."""
     order = np.argsort(-logits.astype(np.float64), kind="stable")[:count]
     return order[(spans[order, 1] > spans[order, 0]) & np.isfinite(logits[order])]
 
 
 def answer_texts(questions: Sequence[Question]) -> list[list[str]]:
-    """The accepted answers of each question: the references of the metric."""
+    """Return the accepted answers of each question, the references of the metric."""
     return [[text for text, _ in question.answers] for question in questions]

@@ -1,4 +1,4 @@
-"""Columns of TSV, CSV and JSON-lines files, with the file and line in every complaint."""
+"""Columns of TSV, CSV and JSON-lines files; every error names file and line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rows = Iterator[tuple[int, tuple[str, ...]]]
 
 
 def read_text(path: Path) -> str:
-    """The file as text, without a byte-order mark. ValueError naming file and line if it is not UTF-8."""
+    """Read UTF-8 text without its byte-order mark. Raises ValueError, with file and line, otherwise."""
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")
@@ -26,7 +26,7 @@ def read_text(path: Path) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, which end at a newline and at nothing else: form feeds and U+2028 are text."""
+    """Return the lines of a text. Only a newline ends a line: form feeds and U+2028 are text."""
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     while lines and not lines[-1]:
         lines.pop()
@@ -34,12 +34,18 @@ def lines_of(text: str) -> list[str]:
 
 
 def read_columns(path: Path, columns: Sequence[Column]) -> Rows:
-    """Line number and the asked columns of every row, in order, as strings.
+    """Yield the line number and the requested columns of every row, as strings.
 
-    ``.tsv`` and ``.txt``: split on newline, then tab, nothing quoted (GLUE's convention); ``.csv``: as RFC
-    4180 quotes; ``.jsonl``: an object a line. Columns given by number belong to a file without a header.
-    Raises ValueError with file and line for a missing column, a row of another width, or what is no
-    table; FileNotFoundError if there is no file.
+    ``.tsv`` and ``.txt`` are split at newlines and tabs, without quotes (GLUE's convention), ``.csv`` follows
+    RFC 4180, and ``.jsonl`` holds one object per line.
+
+    Args:
+        path: The table.
+        columns: Columns by name, or by number in a file without a header.
+
+    Raises:
+        ValueError: With file and line, for a missing column, a row of another width, or another kind of file.
+        FileNotFoundError: If ``path`` does not exist.
     """
     readers: dict[str, Callable[[Path, Sequence[Column]], Rows]] = {
         ".tsv": _tsv,
@@ -50,23 +56,25 @@ def read_columns(path: Path, columns: Sequence[Column]) -> Rows:
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ValueError(
-            f"{path}: a table is expected to end in .tsv, .csv or .jsonl, not {suffix or 'nothing'}"
+            f"{path}: the name of a table must end in .tsv, .csv or .jsonl, got {suffix or 'no ending'}"
         )
     return readers[suffix](path, columns)
 
 
 def label_parser(task: Task, written: Sequence[str]) -> Callable[[str, str], int | float]:
-    """A function of a label as written and of its place ("file:line") that gives the index or the score.
+    """Return a function that maps a label as written, and its place, to its class index or score.
 
-    It raises ValueError naming the place for a label that is not in the set, or that is no finite number
-    within the task's bounds.
+    The function raises ValueError, naming the place ("file:line"), for a label outside ``written``, or one
+    that is not a finite number within the task's bounds.
     """
     if task.kind == "classification":
         indices = {label: index for index, label in enumerate(written)}
 
         def class_index(label: str, place: str) -> int:
             if label not in indices:
-                raise ValueError(f"{place}: label {label!r} is none of {task.name}'s: {', '.join(written)}")
+                raise ValueError(
+                    f"{place}: label of {task.name} must be one of {', '.join(written)}, got {label!r}"
+                )
             return indices[label]
 
         return class_index
@@ -80,7 +88,7 @@ def label_parser(task: Task, written: Sequence[str]) -> Callable[[str, str], int
             value = math.nan
         if not (math.isfinite(value) and lowest <= value <= highest):
             bounds = f" from {lowest:g} to {highest:g}" if math.isfinite(lowest) else ""
-            raise ValueError(f"{place}: label {label!r} is no finite number{bounds}")
+            raise ValueError(f"{place}: label must be a finite number{bounds}, got {label!r}")
         return value
 
     return score
@@ -118,7 +126,7 @@ def _pick(path: Path, rows: Iterator[tuple[int, list[str]]], columns: Sequence[C
             if named:
                 continue
         if len(row) != width:
-            raise ValueError(f"{path}:{number}: {len(row)} columns where line 1 has {width}")
+            raise ValueError(f"{path}:{number}: expected {width} columns as in line 1, got {len(row)}")
         yield number, tuple(row[position] for position in positions)
 
 
@@ -129,7 +137,7 @@ def _position(column: Column, first: list[str], place: str) -> int:
             raise ValueError(f"{place}: {problem} {column!r}; the columns are {', '.join(first)}")
         return first.index(column)
     if column >= len(first):
-        raise ValueError(f"{place}: {len(first)} columns, at least {column + 1} are expected")
+        raise ValueError(f"{place}: expected at least {column + 1} columns, got {len(first)}")
     return column
 
 
@@ -141,7 +149,7 @@ def _jsonl(path: Path, columns: Sequence[Column]) -> Rows:
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{place}: not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{place}: a JSON object is expected, not {type(row).__name__}")
+            raise ValueError(f"{place}: expected a JSON object, got {type(row).__name__}")
         values = []
         for column in columns:
             if column not in row:
@@ -149,7 +157,7 @@ def _jsonl(path: Path, columns: Sequence[Column]) -> Rows:
             value = row[column]
             if not isinstance(value, str | int | float):
                 raise ValueError(
-                    f"{place}: column {column!r} holds {json.dumps(value)[:40]}, not a text or number"
+                    f"{place}: column {column!r} must hold text or a number, got {json.dumps(value)[:40]}"
                 )
             values.append(value if isinstance(value, str) else json.dumps(value))
         yield number, tuple(values)

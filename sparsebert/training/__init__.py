@@ -1,1 +1,1 @@
-"""Training with a fixed ticket: masks outside the model, exact copies of it, Hugging Face's Trainer."""
+"""Training of a ticket with Hugging Face's Trainer: masks outside the model, exact copies to rewind to."""

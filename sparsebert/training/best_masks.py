@@ -1,4 +1,4 @@
-"""The best of the masks that training comes by, instead of the last."""
+"""The best masks of a training instead of the last ones."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ from sparsebert.training import distributed
 
 @dataclass(frozen=True)
 class Best:
-    """The step (counted from 1) that did best, and its metric."""
+    """The best step, counted from 1, and its metric."""
 
     step: int
     metric: float
 
 
-class BestChoice(TrainerCallback):
-    """Judges the learner's masks every few optimizer steps and after the last one, and keeps what is trained
-    of the best, of equal ones the first.
+class BestMasks(TrainerCallback):
+    """Evaluates the learner's masks every few optimizer steps and after the last one, and keeps the best.
 
-    ``judge``: a metric of the model, higher is better; it is taken in full precision, like that of a round.
-    ``eligible``: whether a step's masks are sparse enough to count. ``file``: where the best is kept, for a
-    process that goes on after this one.
+    Keeps all trained parameters of the best step, of equal steps the first.
+
+    Args:
+        learner: The learner of the masks.
+        judge: Returns a metric of the model, higher is better; called in full precision, like the evaluation
+            of a round.
+        every: Steps between two evaluations.
+        eligible: Returns whether the masks of a step are sparse enough.
+        file: Where the best parameters lie, for this process and a later one.
     """
 
     def __init__(
@@ -48,20 +53,20 @@ class BestChoice(TrainerCallback):
 
     @property
     def best(self) -> Best | None:
-        """What is kept so far."""
+        """The best step so far; None before the first eligible step."""
         if not self._file.exists():
             return None
         with safe_open(self._file, "pt") as file:
-            told = file.metadata()
-        return Best(int(told["step"]), float(told["metric"]))
+            metadata = file.metadata()
+        return Best(int(metadata["step"]), float(metadata["metric"]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         step = state.global_step
         if (step % self._every and step != state.max_steps) or not self._eligible(step):
             return
         self._learner.derive_(step)
-        # A loader draws a random number even if it shuffles nothing: training goes on as if nobody looked.
-        # It draws it on the CPU: the other devices' states need not be kept, nor the devices be woken for it.
+        # A loader draws a random number even if it shuffles nothing; the training must not notice. It draws
+        # on the CPU, so the states of other devices need not be kept, nor those devices be initialised.
         with torch.random.fork_rng(devices=[]), _in_full_precision(self._learner.model):
             metric = distributed.from_main(self._judge)
         self._learner.model.train()
@@ -72,7 +77,7 @@ class BestChoice(TrainerCallback):
         distributed.wait()
 
     def restore_(self) -> Best | None:
-        """Put the best into the model again, and say which it was; None where no step was eligible."""
+        """Write the best parameters into the model and return their step; None if no step was eligible."""
         best = self.best
         if best is not None:
             with safe_open(self._file, "pt") as file, torch.no_grad():
@@ -86,7 +91,7 @@ class BestChoice(TrainerCallback):
 
 @contextlib.contextmanager
 def _in_full_precision(model: torch.nn.Module) -> Iterator[None]:
-    """Without the forward that accelerate puts on a model for mixed precision."""
+    """Remove the forward that accelerate puts on a model for mixed precision, for a while."""
     mixed = vars(model).pop("forward", None)
     try:
         yield

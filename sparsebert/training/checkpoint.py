@@ -1,4 +1,4 @@
-"""Checkpoints of the Trainer that were written to their end."""
+"""Complete checkpoints of the Trainer."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ _MARK = "complete.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder ``checkpoint-<step>`` with a mark that was written after all else.
+    """A folder ``checkpoint-<step>`` with a mark that is written last.
 
-    ``seconds``: training time of the round up to it, over all the sessions that led there.
+    Attributes:
+        path: The folder.
+        step: Optimizer step of the checkpoint.
+        seconds: Training time of the round until then, over all sessions.
     """
 
     path: Path
@@ -26,21 +29,21 @@ class Checkpoint:
 
     @classmethod
     def latest(cls, folder: Path) -> Checkpoint | None:
-        """The newest complete one in the folder; what a killed process left incomplete is deleted."""
-        found = []
+        """Return the newest complete checkpoint, and delete those that a killed process left incomplete."""
+        complete = []
         for path in folder.glob("checkpoint-*"):
             if (path / _MARK).is_file():
-                found.append(cls(path, **json.loads((path / _MARK).read_text())))
+                complete.append(cls(path, **json.loads((path / _MARK).read_text())))
             else:
                 shutil.rmtree(path)
-        return max(found, key=lambda each: each.step, default=None)
+        return max(complete, key=lambda checkpoint: checkpoint.step, default=None)
 
     def mark(self) -> None:
-        """Say that the folder is complete."""
+        """Mark the folder as complete."""
         write_text(self.path / _MARK, json.dumps({"step": self.step, "seconds": self.seconds}))
 
     def copy_to(self, path: Path, *, seconds: float, change: Callable[[Path], object] | None = None) -> None:
-        """A complete copy at ``path``, whole or not at all; ``change`` may edit it before it counts."""
+        """Write a complete copy, whole or not at all. ``change`` may edit it before it is marked."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished:
             shutil.copytree(self.path, unfinished)

@@ -1,4 +1,4 @@
-"""CAP's part in a round of training: its term of the loss, and snapshots of the model on the way."""
+"""CAP in the training of a round: its terms of the loss, and snapshots of the model."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from sparsebert.mask_learning.contrastive_loss import Examples, contrast
+from sparsebert.mask_learning.contrastive_loss import EncodedExamples, contrastive_terms
 from sparsebert.training import distributed
-from sparsebert.training.representation_bank import Banks, HeadInput
+from sparsebert.training.representation_bank import HeadInput, RepresentationBank
 
 PRETRAINED, FINE_TUNED, SNAPSHOTS = "pretrained", "fine-tuned", "snapshots"
 _SNAPSHOT = "snapshot-"
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """How much the terms count. ``negatives``: representations that are drawn at random for each bank.
+class ContrastiveSettings:
+    """Weights and sizes of the terms.
 
-    The snapshots share theirs: there are so many by all of them.
+    Attributes:
+        instance_weight: Weight of the instance term.
+        label_weight: Weight of the label term.
+        temperature: Divides the similarities.
+        negatives: Representations sampled for each kind of bank; all snapshots share theirs.
     """
 
     instance_weight: float
@@ -32,12 +36,19 @@ class Contrast:
     negatives: int
 
 
-class Contrasting:
-    """Goes along with a round; a context manager that puts a hook on the model, and takes it off again.
+class ContrastiveHooks:
+    """Hooks of a round that add the contrastive terms.
 
-    ``banks``: those of the pre-trained and the fine-tuned model are there before. ``groups``: the kinds that
-    count. ``every``: steps between snapshots in training; None for none. What is drawn follows from ``seed``
-    and the step alone: a run that is resumed draws the same.
+    A context manager, which hooks into the model and unhooks at its end. Samples depend on the seed and the
+    step alone, so a resumed run draws the same.
+
+    Args:
+        model: The model in training.
+        bank: Representations; those of the pre-trained and the fine-tuned model exist already.
+        kinds: The kinds of encoders to contrast with.
+        settings: Weights and sizes of the terms.
+        every: Training steps between two snapshots; None for none.
+        seed: Seed of the samples.
     """
 
     names: tuple[str, ...] = ()
@@ -46,41 +57,41 @@ class Contrasting:
     def __init__(
         self,
         model: nn.Module,
-        banks: Banks,
-        groups: tuple[str, ...],
-        settings: Contrast,
+        bank: RepresentationBank,
+        kinds: tuple[str, ...],
+        settings: ContrastiveSettings,
         every: int | None,
         seed: int,
     ) -> None:
-        self.callback = _Steps(self)
-        self._model, self._banks, self._groups, self._settings = model, banks, groups, settings
+        self.callback = _StepCallback(self)
+        self._model, self._bank, self._kinds, self._settings = model, bank, kinds, settings
         self._every, self._seed, self._step = every, seed, 0
-        self._numbers: Tensor | None = None
-        self._open: dict[str, list[np.ndarray]] = {}
+        self._ids: Tensor | None = None
+        self._files: dict[str, list[np.ndarray]] = {}
         self._labels: np.ndarray | None = None
 
-    def __enter__(self) -> Contrasting:
+    def __enter__(self) -> ContrastiveHooks:
         self._head = HeadInput(self._model)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._head.close()
 
-    def examples(self, numbers: Tensor) -> None:
-        """Be told which examples the next batch holds, int64 [examples]."""
-        self._numbers = numbers
+    def tell_examples(self, ids: Tensor) -> None:
+        """Take the ids of the next batch's examples, int64 [examples]."""
+        self._ids = ids
 
     def penalty(self) -> Tensor | None:
-        """The terms of the batch that went through the model last; None as long as no bank is there."""
-        own, numbers = self._head.take(), self._numbers
-        assert numbers is not None
+        """Return the terms of the batch of the last forward pass; None before there is any bank."""
+        own, ids = self._head.take(), self._ids
+        assert ids is not None
         total = None
-        for group, files in self._open.items():
-            batch = self._rows(files, numbers.cpu(), own.device)
+        for kind, files in self._files.items():
+            batch = self._encoded(files, ids.cpu(), own.device)
             count = min(self._settings.negatives // len(files), len(files[0]))
-            drawn = random.Random(f"{self._seed} {self._step} {group}").sample(range(len(files[0])), count)
-            others = self._rows(files, torch.tensor(drawn, dtype=torch.int64), own.device)
-            by_instance, by_label = contrast(own, batch, others, self._settings.temperature)
+            sample = random.Random(f"{self._seed} {self._step} {kind}").sample(range(len(files[0])), count)
+            negatives = self._encoded(files, torch.tensor(sample, dtype=torch.int64), own.device)
+            by_instance, by_label = contrastive_terms(own, batch, negatives, self._settings.temperature)
             term = self._settings.instance_weight * by_instance
             if by_label is not None:
                 term = term + self._settings.label_weight * by_label
@@ -88,52 +99,54 @@ class Contrasting:
         return total
 
     def begin(self, step: int) -> None:
-        """Go on after so many steps of the round."""
-        kinds = {each: [each] for each in (PRETRAINED, FINE_TUNED)}
-        # What a killed process encoded later than its last checkpoint is encoded again.
-        kinds[SNAPSHOTS] = [
+        """Open the banks that exist after so many steps of the round."""
+        encoders = {kind: [kind] for kind in (PRETRAINED, FINE_TUNED)}
+        # Snapshots that a killed process took after its last checkpoint are taken again.
+        encoders[SNAPSHOTS] = [
             name
-            for name in self._banks.names()
+            for name in self._bank.names()
             if name.startswith(_SNAPSHOT)
             and (self._every is None or int(name.removeprefix(_SNAPSHOT)) <= step)
         ]
-        self._open = {each: self._banks.open(kinds[each]) for each in self._groups if kinds[each]}
-        self._labels = self._banks.labels()
+        self._files = {kind: self._bank.open(encoders[kind]) for kind in self._kinds if encoders[kind]}
+        self._labels = self._bank.labels()
         self.at(step)
 
     def at(self, step: int) -> None:
-        """Be told that this step, counted from 0, is taken next."""
+        """Set the step that is taken next, counted from 0."""
         self._step = step
 
     def after(self, step: int, last: int) -> None:
-        """Take a snapshot after so many steps if it is time, unless there are no more to come."""
-        if self._every is None or SNAPSHOTS not in self._groups or step % self._every or step == last:
+        """Take a snapshot if one is due after so many steps, but not after the last step."""
+        if self._every is None or SNAPSHOTS not in self._kinds or step % self._every or step == last:
             return
         if distributed.is_main():
-            self._banks.write(snapshot_name(step), self._model, self._model)
+            self._bank.write(snapshot_name(step), self._model, self._model)
         distributed.wait()
         self.begin(step)
 
-    def _rows(self, files: list[np.ndarray], numbers: Tensor, device: torch.device) -> Examples:
-        found = torch.from_numpy(np.stack([file[numbers.numpy()] for file in files], 1))
-        labels = None if self._labels is None else torch.from_numpy(self._labels[numbers.numpy()]).to(device)
-        return Examples(numbers.to(device), labels, found.to(device))
+    def _encoded(self, files: list[np.ndarray], ids: Tensor, device: torch.device) -> EncodedExamples:
+        rows = torch.from_numpy(np.stack([file[ids.numpy()] for file in files], 1))
+        labels = None if self._labels is None else torch.from_numpy(self._labels[ids.numpy()]).to(device)
+        return EncodedExamples(ids.to(device), labels, rows.to(device))
 
 
 def snapshot_name(number: int) -> str:
-    """The bank of a snapshot: after so many steps, or at the beginning of that round."""
+    """Return the encoder name of a snapshot after so many steps, or at the start of that round."""
     return f"{_SNAPSHOT}{number:06}"
 
 
-class _Steps(TrainerCallback):
-    def __init__(self, contrasting: Contrasting) -> None:
-        self._contrasting = contrasting
+class _StepCallback(TrainerCallback):
+    """Tells the hooks which step is taken."""
+
+    def __init__(self, hooks: ContrastiveHooks) -> None:
+        self._hooks = hooks
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
-        self._contrasting.begin(state.global_step)
+        self._hooks.begin(state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
-        self._contrasting.at(state.global_step)
+        self._hooks.at(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
-        self._contrasting.after(state.global_step, state.max_steps)
+        self._hooks.after(state.global_step, state.max_steps)

@@ -1,4 +1,4 @@
-"""Knowledge distillation: a model learns from a trained one's answers, beside its labels."""
+"""Knowledge distillation: a model learns from a teacher's outputs beside the labels."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ from torch.nn import functional as F
 
 _TARGETS = ("labels", "start_positions", "end_positions")
 
-# What answers a batch: the model's keyword arguments -> its output; None where it has nothing to say.
+# Maps the keyword arguments of the model to a teacher's output, or to None if it does not teach the batch.
 Answers = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """How much a teacher counts: the loss of a batch is (1 - weight) * L_labels + weight * L_teacher.
+    """Settings of distillation: the loss of a batch is (1 - weight) * L_labels + weight * L_teacher.
 
-    Half and half at a temperature of 2, as Sanh et al. 2020 and Jiang et al. 2023 train; nn_pruning and CAP
-    (Xu et al. 2022) take a weight of 0.9. ``teachers``: task -> what tells its teacher from others, for the
-    records. Raises ValueError for a weight outside (0, 1] and a temperature that is not positive.
+    The defaults are those of Sanh et al. 2020 and Jiang et al. 2023; nn_pruning and CAP (Xu et al. 2022) take
+    a weight of 0.9.
+
+    Attributes:
+        weight: Weight of the teacher's loss, in (0, 1].
+        temperature: Temperature of the softmax, positive.
+        teachers: Task -> id of its teacher, for the records.
+
+    Raises:
+        ValueError: A weight or temperature out of range.
     """
 
     weight: float = 0.5
@@ -32,31 +39,34 @@ class Distillation:
 
     def __post_init__(self) -> None:
         if not 0 < self.weight <= 1:
-            raise ValueError(f"distill_weight must be in (0, 1], not {self.weight}")
+            raise ValueError(f"distill_weight must be in (0, 1], got {self.weight}")
         if not 0 < self.temperature < math.inf:
-            raise ValueError(f"distill_temperature must be positive, not {self.temperature}")
+            raise ValueError(f"distill_temperature must be positive, got {self.temperature}")
 
 
 class Teacher:
-    """A trained model that answers batches: dropout off, without gradients, on the batch's device.
+    """A trained model that returns its outputs for batches: dropout off, no gradients, on the batch's device.
 
-    Segments (``token_type_ids``) are kept from a model that knows none. ``model``: the model itself.
+    Segments (``token_type_ids``) are not passed to a model without segments.
+
+    Attributes:
+        model: The trained model.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model.eval().requires_grad_(False)
-        unread = () if getattr(model.config, "type_vocab_size", 0) > 1 else ("token_type_ids",)
-        self._not_for_it = (*_TARGETS, *unread)
+        unused = () if getattr(model.config, "type_vocab_size", 0) > 1 else ("token_type_ids",)
+        self._dropped = (*_TARGETS, *unused)
 
     def __call__(self, **batch: Any) -> Any:
-        inputs = {name: value for name, value in batch.items() if name not in self._not_for_it}
+        inputs = {name: value for name, value in batch.items() if name not in self._dropped}
         self.model.to(inputs["input_ids"].device)
         with torch.no_grad():
             return self.model(**inputs)
 
 
 class Teachers:
-    """Teachers of several tasks in their order, None for a task that has none; a batch says whose it is."""
+    """Teachers of several tasks in order, None for a task without one. A batch names its task by ``task``."""
 
     def __init__(self, teachers: Sequence[Answers | None]) -> None:
         self._teachers = tuple(teachers)
@@ -68,14 +78,19 @@ class Teachers:
 
 @dataclass(frozen=True)
 class Distiller:
-    """Adds what a teacher says to the loss of a batch."""
+    """Mixes a teacher's loss into the loss of a batch."""
 
     teacher: Answers
     settings: Distillation
 
     def mixed(self, loss: Tensor, output: Any, batch: Mapping[str, Any]) -> Tensor:
-        """``loss``: of the labels, a scalar; it stays as it is where the teacher has nothing to say.
-        ``output``: of the model in training. ``batch``: what it was called with."""
+        """Return the mixed loss, or ``loss`` if the teacher does not teach the batch.
+
+        Args:
+            loss: Loss of the labels, a scalar.
+            output: Output of the model in training.
+            batch: Keyword arguments of the model.
+        """
         answer = self.teacher(**batch)
         if answer is None:
             return loss
@@ -84,28 +99,33 @@ class Distiller:
 
 
 def teacher_loss(output: Any, answer: Any, temperature: float) -> Tensor:
-    """How far a model's output is from its teacher's answer, a scalar of float32 or more.
+    """Return the distance of a model's output from its teacher's, a scalar of float32 or float64.
 
-    Classes: T^2 * KL(p_teacher || p_model) of the softmax of logits / T, summed over classes and averaged
-    over examples (Hinton et al. 2015, section 2). A span: the mean of that for its start and its end, over
-    all tokens of the window. A score, which is one logit: the mean squared difference of the two.
+    Classes: T^2 * KL(p_teacher || p_model) with softmax(logits / T), summed over classes and averaged over
+    examples (Hinton et al. 2015, section 2). Spans: the mean of that for start and end, over all tokens of
+    the window. Scores (one logit): the mean squared difference.
+
+    Args:
+        output: Output of the model.
+        answer: Output of the teacher for the same batch.
+        temperature: Temperature T.
     """
     if "start_logits" in output:
         names = ("start_logits", "end_logits")
         first, last = (_divergence(output[name], answer[name], temperature) for name in names)
         return (first + last) / 2
-    logits, theirs = output["logits"], answer["logits"]
+    logits, teacher_logits = output["logits"], answer["logits"]
     if logits.shape[-1] == 1:
         # A softmax over one logit is 1 whatever the logit is.
-        return F.mse_loss(_wide(logits), _wide(theirs))
-    return _divergence(logits, theirs, temperature)
+        return F.mse_loss(_wide(logits), _wide(teacher_logits))
+    return _divergence(logits, teacher_logits, temperature)
 
 
-def _divergence(logits: Tensor, theirs: Tensor, temperature: float) -> Tensor:
-    """``logits``, ``theirs``: floating-point [examples, classes]."""
-    ours = F.log_softmax(_wide(logits) / temperature, -1)
-    target = F.log_softmax(_wide(theirs) / temperature, -1)
-    return temperature**2 * F.kl_div(ours, target, reduction="batchmean", log_target=True)
+def _divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return T^2 * KL divergence of two logits, floating-point [examples, classes]."""
+    log_probabilities = F.log_softmax(_wide(logits) / temperature, -1)
+    target = F.log_softmax(_wide(teacher_logits) / temperature, -1)
+    return temperature**2 * F.kl_div(log_probabilities, target, reduction="batchmean", log_target=True)
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The processes of a run: one, or those that ``torchrun`` or ``accelerate launch`` started.
+"""The processes of a run: one, or those of ``torchrun`` or ``accelerate launch``.
 
-Rank 0 decides on the ticket and sends it to the others, so all of them train the same one. Weights and
-checkpoints it writes, and the others read them: they share a file system.
+Rank 0 decides on the ticket and broadcasts it, so that all processes train the same one. It writes weights
+and checkpoints, which the others read from a shared file system.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def join() -> None:
-    """Meet the other processes, if a launcher says that there are some; the Trainer uses the same group."""
+    """Join the process group if a launcher has started several processes. The Trainer uses the same group."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     if torch.cuda.is_available():
@@ -26,18 +26,18 @@ def join() -> None:
 
 
 def is_main() -> bool:
-    """Whether this process decides and writes."""
+    """Return whether this process is rank 0, which decides and writes."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Wait until all processes are here."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def main_first(part: Callable[[], T]) -> T:
-    """Carry out a part on rank 0, and on the others once its files are there."""
+    """Call a function on rank 0, and on the others once rank 0 has written its files; return its result."""
     if not is_main():
         wait()
     result = part()
@@ -48,7 +48,7 @@ def main_first(part: Callable[[], T]) -> T:
 
 
 def from_main(decide: Callable[[], T]) -> T:
-    """What rank 0 decides, sent to the others."""
+    """Call a function on rank 0 and return its result on all processes."""
     if not dist.is_initialized():
         return decide()
     decided = [decide() if is_main() else None]
@@ -57,5 +57,5 @@ def from_main(decide: Callable[[], T]) -> T:
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1

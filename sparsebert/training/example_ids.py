@@ -1,4 +1,4 @@
-"""Which examples a batch holds, for what keeps something of each example of the training data."""
+"""Ids of the examples in a batch, for methods that keep something of every training example."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-_NUMBER = "example_number"
+_ID = "example_id"
 
 
-class Numbered:
-    """Map-style examples (dicts) that carry their number."""
+class WithExampleIds:
+    """Map-style examples (dicts) that carry their position as an id."""
 
     def __init__(self, examples: Any) -> None:
         self._examples = examples
@@ -22,22 +22,22 @@ class Numbered:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self._examples[index], _NUMBER: index}
+        return {**self._examples[index], _ID: index}
 
 
-def collate_numbered(
+def collate_with_ids(
     collate: Callable[[list[Any]], dict[str, Any]],
 ) -> Callable[[list[Mapping[str, Any]]], dict[str, Any]]:
-    """A ``collate`` for these examples: its batches hold their numbers beside everything else."""
+    """Extend a ``collate`` function to examples with ids: its batches hold the ids too."""
 
-    def numbered(chosen: list[Mapping[str, Any]]) -> dict[str, Any]:
-        plain = [{name: value for name, value in each.items() if name != _NUMBER} for each in chosen]
-        return {**collate(plain), _NUMBER: torch.tensor([each[_NUMBER] for each in chosen])}
+    def collate_examples(examples: list[Mapping[str, Any]]) -> dict[str, Any]:
+        plain = [{name: value for name, value in each.items() if name != _ID} for each in examples]
+        return {**collate(plain), _ID: torch.tensor([each[_ID] for each in examples])}
 
-    return numbered
+    return collate_examples
 
 
-def take_numbers(batch: dict[str, Any]) -> torch.Tensor:
-    """The numbers (int64 [examples]) of a batch, which then holds them no longer."""
-    numbers: torch.Tensor = batch.pop(_NUMBER)
-    return numbers
+def take_example_ids(batch: dict[str, Any]) -> torch.Tensor:
+    """Remove the ids from a batch and return them, int64 [examples]."""
+    ids: torch.Tensor = batch.pop(_ID)
+    return ids

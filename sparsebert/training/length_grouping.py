@@ -1,4 +1,4 @@
-"""Batches of examples of about the same length: far less padding, the same examples in an epoch."""
+"""Batches of examples of similar length: far less padding, the same examples in an epoch."""
 
 from __future__ import annotations
 
@@ -8,31 +8,36 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-# Examples are sorted within random groups of so many batches: enough of them for batches of one length,
-# few enough for batches that differ from epoch to epoch.
+# Examples are sorted within random groups of so many batches: enough for batches of similar length, few
+# enough for batches that differ from epoch to epoch.
 _BATCHES_IN_A_GROUP = 50
 
 
-class LengthGrouped(Sampler[int]):
-    """Indices of examples in random order, but those of a batch have about the same length.
+class LengthGroupedSampler(Sampler[int]):
+    """Samples examples in random order, but those of a batch have similar lengths.
 
-    ``examples``: dicts with ``input_ids``; ``batch_size``: examples of an optimizer step. The order of an
-    epoch follows from ``seed`` and the epoch's number alone, so that a run which is resumed sees the same
-    batches. transformers' own sampler draws from the global random state instead, and hands out the batches
-    of a group from the longest to the shortest; here they are shuffled.
+    The order of an epoch depends on the seed and the epoch's number alone, so a resumed run sees the same
+    batches. The sampler of transformers draws from the global random state instead, and yields the batches of
+    a group from the longest to the shortest; this one shuffles them.
+
+    Args:
+        examples: Dicts with ``input_ids``; their lengths are read from an attribute ``lengths`` if there is
+            one.
+        batch_size: Examples of an optimizer step.
+        seed: Seed of the order.
     """
 
     def __init__(self, examples: Any, batch_size: int, seed: int) -> None:
-        known = getattr(examples, "lengths", None)
-        if known is None:
-            known = [len(examples[index]["input_ids"]) for index in range(len(examples))]
-        self._lengths = np.asarray(known)
+        lengths = getattr(examples, "lengths", None)
+        if lengths is None:
+            lengths = [len(examples[index]["input_ids"]) for index in range(len(examples))]
+        self._lengths = np.asarray(lengths)
         self._batch_size = batch_size
         self._seed = seed
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is; the training loop says so before each."""
+        """Set the epoch of the next iteration. The training loop calls this before each epoch."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -44,7 +49,7 @@ class LengthGrouped(Sampler[int]):
         group = self._batch_size * _BATCHES_IN_A_GROUP
         groups = [order[begin : begin + group] for begin in range(0, len(order), group)]
         order = np.concatenate([each[np.argsort(self._lengths[each], kind="stable")] for each in groups])
-        # What is left over for a batch that is not full comes last.
+        # The last, incomplete batch stays at the end.
         full = len(order) // self._batch_size * self._batch_size
         batches = random.permutation(order[:full].reshape(-1, self._batch_size))
         return iter([*batches.ravel().tolist(), *order[full:].tolist()])

@@ -1,4 +1,4 @@
-"""Dead weights stay exactly zero while a model trains; the masks live outside of it."""
+"""Enforcement of a ticket in training: pruned weights stay exactly zero, with masks outside the model."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.bitmask import as_integers
 
 
-class MaskKeeper:
-    """Keeps what a ticket prunes at +0 through gradients, weight decay and momentum.
+class MaskEnforcer:
+    """Keeps the pruned weights of a ticket at +0 through gradients, weight decay and momentum.
 
-    The gradients of dead weights are set to zero as they arise, so that they count neither in the gradient's
-    norm nor in a loss scaler's search for infinities; :meth:`zero_` after every optimizer step does the same
-    to the weights. Before the first step it is told the optimizer, whose states from before the pruning it
-    clears: with gradients of zero they stay so. Selected, never multiplied: a dead NaN or infinity becomes
-    zero too. The model's modules and parameter names stay as they are.
+    Hooks set the gradients of pruned weights to zero as they arise, so that they count neither in the
+    gradient norm nor in a loss scaler's search for infinities. :meth:`zero_` does the same to the weights:
+    call it after every optimizer step, and once with the optimizer before the first step to clear states from
+    before the pruning, which zero gradients then keep at zero. Values are selected, never multiplied, so a
+    pruned NaN or infinity becomes zero too. Modules and parameter names of the model do not change.
 
-    A context manager; leaving it takes the hooks away. Raises ValueError if the ticket does not fit.
+    A context manager, which removes the hooks at its end.
+
+    Raises:
+        ValueError: The ticket does not fit the model.
     """
 
     def __init__(self, model: nn.Module, ticket: Ticket) -> None:
-        # As bytes, -1 for kept: all ones in an integer of any width.
+        # As bytes with -1 for kept, which has all bits set in an integer of any width.
         self._kept = [
             (parameter, -mask.to(parameter.device, torch.int8)) for parameter, mask in ticket.targets(model)
         ]
@@ -38,7 +41,7 @@ class MaskKeeper:
         self.zero_()
 
     def zero_(self, optimizer: Optimizer | None = None) -> None:
-        """Set dead weights to +0, and in a given optimizer every state of their shape."""
+        """Set pruned weights to +0, and the entries of pruned weights in the optimizer's states."""
         with torch.no_grad():
             for parameter, kept in self._kept:
                 as_integers(parameter).bitwise_and_(kept)
@@ -48,12 +51,12 @@ class MaskKeeper:
                         as_integers(value).bitwise_and_(kept)
 
     def close(self) -> None:
-        """Take the hooks off the parameters."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
 
-    def __enter__(self) -> MaskKeeper:
+    def __enter__(self) -> MaskEnforcer:
         return self
 
     def __exit__(

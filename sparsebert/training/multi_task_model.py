@@ -14,27 +14,34 @@ from torch import Tensor, nn
 
 @dataclass
 class MultiTaskConfig:
-    """Task -> class and config of the transformers model that brings its head."""
+    """Classes and configs of the models whose heads are combined, by task."""
 
     tasks: dict[str, tuple[type[Any], Any]]
 
     @property
     def _name_or_path(self) -> str:
-        """What the encoder was loaded from: that of the first task's model."""
+        """Source of the encoder: that of the first task's model."""
         return str(next(iter(self.tasks.values()))[1]._name_or_path)
 
 
 class MultiTaskModel(nn.Module):
-    """Models of one family that share an encoder; a batch says by ``task``, an index, whose head it is for.
+    """Models of one family that share an encoder. A batch selects the head by ``task``, an index.
 
-    ``base`` holds the encoder, once, with a pooler where one of the tasks needs it, and ``heads`` the rest of
-    each task's model. A ``state_dict`` holds each parameter once, tied decoders under the encoder's name.
-    ``models``: task -> PreTrainedModel, which are taken apart; without them all are initialised anew.
+    A ``state_dict`` holds each parameter once, tied decoders under the encoder's name.
 
-    Raises ValueError if they are of several families.
+    Args:
+        config: Classes and configs by task.
+        models: Task -> PreTrainedModel to take apart; None to initialise all anew.
+
+    Attributes:
+        base: The encoder, with a pooler if one of the tasks needs it.
+        heads: The rest of each task's model.
+
+    Raises:
+        ValueError: Models of several families.
     """
 
-    # The Trainer asks for it where a state that it loads lacks names, as it does those of tied decoders.
+    # The Trainer reads it when a loaded state lacks names, such as those of tied decoders.
     _keys_to_ignore_on_save: ClassVar[None] = None
 
     def __init__(self, config: MultiTaskConfig, models: Mapping[str, Any] | None = None) -> None:
@@ -44,7 +51,7 @@ class MultiTaskModel(nn.Module):
             models = {name: cls(copy.deepcopy(each)) for name, (cls, each) in config.tasks.items()}
         prefixes = {model.base_model_prefix for model in models.values()}
         if len(prefixes) > 1:
-            raise ValueError(f"tasks can share an encoder of one family only, not of {sorted(prefixes)}")
+            raise ValueError(f"tasks share an encoder of one family, got models of {sorted(prefixes)}")
         (self._prefix,) = prefixes
         bases = [getattr(model, self._prefix) for model in models.values()]
         self.base = next((base for base in bases if getattr(base, "pooler", None) is not None), bases[0])
@@ -52,14 +59,14 @@ class MultiTaskModel(nn.Module):
         for model in models.values():
             setattr(model, self._prefix, self.base)
             model.tie_weights()
-            # A plain attribute instead of a submodule: forward finds it, and parameters are there once.
+            # A plain attribute instead of a submodule: forward finds it, and parameters are registered once.
             vars(model)[self._prefix] = model._modules.pop(self._prefix)
             self.heads.append(model)
         self.register_state_dict_post_hook(_once)
 
     @classmethod
     def of(cls, models: Mapping[str, Any]) -> MultiTaskModel:
-        """The encoder of the first model that has a pooler, or of the first, and the heads of all."""
+        """Combine the encoder of the first model with a pooler (else of the first) with the heads of all."""
         config = MultiTaskConfig({name: (type(model), model.config) for name, model in models.items()})
         return cls(config, models)
 
@@ -67,7 +74,7 @@ class MultiTaskModel(nn.Module):
         return self.heads[task](**inputs)
 
     def task_model(self, task: str) -> Any:
-        """One task's model, as transformers know it; it shares its weights with this one."""
+        """Return the transformers model of one task; it shares its weights with this model."""
         head = self.heads[list(self.config.tasks).index(task)]
         model = copy.copy(head)
         vars(model).pop(self._prefix)
@@ -75,7 +82,7 @@ class MultiTaskModel(nn.Module):
         return model
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write a folder for each task, from which transformers load its model."""
+        """Write a transformers folder for each task."""
         for name in self.config.tasks:
             self.task_model(name).save_pretrained(Path(folder) / name)
 
@@ -84,8 +91,8 @@ class MultiTaskModel(nn.Module):
 
 
 def _once(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-    known = {name for name, _ in (*module.named_parameters(prefix), *module.named_buffers(prefix))}
-    # A prefix comes with its dot in the state's names, and without one in the parameters'.
-    known = {name.replace(f"{prefix}.", prefix, 1) if prefix else name for name in known}
-    for name in [name for name in state if name not in known]:
+    names = {name for name, _ in (*module.named_parameters(prefix), *module.named_buffers(prefix))}
+    # The state's prefix ends with a dot, that of the parameters does not.
+    names = {name.replace(f"{prefix}.", prefix, 1) if prefix else name for name in names}
+    for name in [name for name in state if name not in names]:
         del state[name]

@@ -1,29 +1,41 @@
-"""Settings of a round of training."""
+"""Settings of the training of a round."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from sparsebert_kernels.dtype_names import short_name
 from sparsebert_kernels.errors import unknown
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "cosine", "constant")
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How each round is trained; the defaults are those of Chen et al. 2020 for GLUE.
+    """Settings of each round; the defaults are those of Chen et al. 2020 for GLUE.
 
-    ``steps``: optimizer steps of a round; None for ``epochs`` passes over the data.
-    ``batch_size``: examples of a step on one device, times ``gradient_accumulation``.
-    ``group_by_length``: batches of examples of about the same length, which saves most of the padding.
-    ``schedule``: of the learning rate, from ``learning_rate`` (after ``warmup_steps``) downwards.
-    ``precision``: "fp32", or mixed precision in "bf16" or "fp16"; weights and masks are fp32 in any case.
-    ``device``: "cpu", or "auto" for a GPU where there is one.
-    ``save_steps``: a killed run loses at most so many steps.
+    Attributes:
+        steps: Optimizer steps of a round; None for ``epochs`` passes over the data.
+        epochs: Passes over the data, if ``steps`` is None.
+        batch_size: Examples of a batch on one device; a step takes ``gradient_accumulation`` batches.
+        group_by_length: Whether batches hold examples of similar length, which saves most of the padding.
+        learning_rate: Peak learning rate.
+        schedule: Schedule of the learning rate after the warm-up: "linear", "cosine" or "constant".
+        warmup_steps: Steps in which the learning rate warms up.
+        weight_decay: Weight decay of AdamW.
+        adam_epsilon: Epsilon of AdamW.
+        max_grad_norm: Norm at which gradients are clipped.
+        gradient_accumulation: Batches of an optimizer step.
+        gradient_checkpointing: Whether activations are recomputed in the backward pass.
+        precision: "fp32", or mixed precision in "bf16" or "fp16"; weights and masks are fp32 in any case.
+        device: "cpu", or "auto" for a GPU if there is one.
+        save_steps: Steps between two checkpoints, the most that a killed run loses.
+        seed: Seed of data order, dropout and fresh heads.
 
-    Raises ValueError naming the first setting that makes no sense.
+    Raises:
+        ValueError: A setting is invalid; the message names it.
     """
 
     steps: int | None = None
@@ -46,44 +58,47 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for name in ("batch_size", "gradient_accumulation", "save_steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be at least 1, not {self.steps}")
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
         if not 0 < self.epochs < math.inf:
-            raise ValueError(f"epochs must be positive, not {self.epochs}")
+            raise ValueError(f"epochs must be positive, got {self.epochs}")
         if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         for name in ("warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
-        for kind, value, known in (
-            ("precision", self.precision, PRECISIONS),
+            raise ValueError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
+        object.__setattr__(self, "precision", short_name(self.precision, PRECISIONS, "precision"))
+        for kind, value, allowed in (
             ("schedule", self.schedule, SCHEDULES),
             ("device", self.device, ("auto", "cpu")),
         ):
-            if value not in known:
-                raise unknown(kind, value, known)
+            if value not in allowed:
+                raise unknown(kind, value, allowed)
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it trains on a GPU."""
+        """Whether training takes place on a GPU."""
         # Late: the command line lists the settings without torch.
         import torch
 
         return self.device != "cpu" and torch.cuda.is_available()
 
     def steps_of(self, examples: int, processes: int = 1) -> int:
-        """Optimizer steps of a round over so many examples.
+        """Return the optimizer steps of a round over so many examples.
 
-        Raises ValueError for no examples, and for a warm-up longer than the round.
+        Raises:
+            ValueError: There are no examples, or the warm-up is as long as the round.
         """
         if examples < 1:
-            raise ValueError("there are no examples to train on")
+            raise ValueError("training needs at least one example, got 0")
         batches = math.ceil(examples / (self.batch_size * processes))
         per_epoch = math.ceil(batches / self.gradient_accumulation)
         steps = self.steps if self.steps is not None else math.ceil(self.epochs * per_epoch)
         if self.warmup_steps >= steps:
-            raise ValueError(f"a warm-up of {self.warmup_steps} steps does not fit a round of {steps}")
+            raise ValueError(
+                f"warmup_steps must be below the {steps} steps of a round, got {self.warmup_steps}"
+            )
         return steps

@@ -1,7 +1,7 @@
 """Snapshots: exact copies of a model's state to rewind to.
 
-Always copies. A ``state_dict`` holds the live tensors, so "rewinding" to one that was not cloned writes every
-weight onto itself: in the released code of Chen et al. 2020 the language-model tickets are never rewound.
+A snapshot always copies. A ``state_dict`` holds the live tensors, so "rewinding" to one that was not cloned
+writes every weight onto itself, as the released code of Chen et al. 2020 does for language-model tickets.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from sparsebert.bert import structure
 
 
 class Snapshot:
-    """Name -> copy on the CPU of every parameter and every buffer that a ``state_dict`` holds.
+    """Copies on the CPU of all parameters and of all buffers in the ``state_dict``, by name.
 
-    A parameter that several modules share is there once, under its first name.
+    A parameter that several modules share has one copy, under its first name.
     """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
@@ -28,12 +28,14 @@ class Snapshot:
 
     @classmethod
     def of(cls, model: nn.Module) -> Snapshot:
+        """Copy the state of a model."""
         return cls({name: tensor.detach().cpu().clone() for name, tensor in _state(model).items()})
 
     def restore_(self, model: nn.Module, names: Collection[str] | None = None) -> None:
-        """Write the tensors (those of these names) into the model, and make sure that they are there.
+        """Write the tensors, or those of some names, into the model and verify them.
 
-        Raises RuntimeError as :meth:`require_equal` does.
+        Raises:
+            RuntimeError: As in :meth:`require_equal`.
         """
         state = _state(model)
         with torch.no_grad():
@@ -42,31 +44,32 @@ class Snapshot:
         self.require_equal(model, names)
 
     def require_equal(self, model: nn.Module, names: Collection[str] | None = None) -> None:
-        """Raise RuntimeError, naming the first tensor that differs from the copy in a single bit."""
+        """Raise RuntimeError naming the first tensor that differs from its copy in a bit."""
         state = _state(model)
         for name in self.tensors if names is None else names:
             mine, theirs = self.tensors[name], state[name].detach().cpu()
             if mine.dtype != theirs.dtype or not torch.equal(_bytes(mine), _bytes(theirs)):
-                raise RuntimeError(f"rewinding failed: {name} is not bit for bit what it was")
+                raise RuntimeError(f"rewinding failed: {name} differs from its snapshot")
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file, whole or not at all."""
+        """Write a safetensors file, whole or not at all."""
         with replacing(path) as unfinished:
             save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, unfinished)
 
     @classmethod
     def load(cls, path: Path) -> Snapshot:
+        """Read a safetensors file."""
         return cls(load_file(path))
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Names in a snapshot of what does not belong to the base model: the task head."""
+    """Return the names of the task head's tensors: those outside the base model."""
     prefix = structure(model).prefix
     return [name for name in _state(model) if prefix and not name.startswith(f"{prefix}.")]
 
 
 def fresh_head(model: nn.Module, seed: int) -> Snapshot:
-    """The head as the model's class initialises it with this seed; the random state outside stays."""
+    """Return the head as the model's class initialises it with a seed. The global random state stays."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(model)(model.config)
@@ -75,7 +78,7 @@ def fresh_head(model: nn.Module, seed: int) -> Snapshot:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """The live tensors, each once."""
+    """Return the live tensors, each once."""
     persistent = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
     return {**dict(model.named_parameters()), **buffers}

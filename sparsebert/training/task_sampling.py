@@ -1,4 +1,4 @@
-"""Batches of several tasks in turn, each of one task alone."""
+"""Batches of several tasks in turn, each batch of a single task."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from torch.utils.data import Sampler
 Collate = Callable[[list[Any]], dict[str, Any]]
 
 
-class TaskTurns(Sampler[int]):
-    """Indices into the examples of all tasks, one task after the other, so that a batch is of one task.
+class TaskSampler(Sampler[int]):
+    """Samples indices into the concatenated examples of all tasks so that each batch has a single task.
 
-    The next batch is one of the task that is furthest behind its share of the batches so far (the first of
-    several); equal shares take turns. A task's examples come in random order, pass after pass, and a batch
-    at the end of a pass is filled up from the next. All of it follows from ``seed`` and the epoch's number
-    alone, so a run which is resumed sees the same batches. An epoch has as many batches as all examples
-    together would fill: with shares by size it is about one pass over each task.
+    The next batch belongs to the task that is furthest behind its share of the batches so far, the first of
+    several; equal shares alternate. The examples of a task come in random order, pass after pass, and a batch
+    at the end of a pass is filled up from the next pass. The order depends on the seed and the epoch's number
+    alone, so a resumed run sees the same batches. An epoch has as many batches as all examples together fill:
+    with shares by size it is about one pass over each task.
 
-    ``sizes``: examples of each task; ``shares``: of the batches, positive, in any unit.
+    Args:
+        sizes: Number of examples of each task.
+        shares: Shares of the batches, positive, in any unit.
+        batch_size: Examples of a batch.
+        seed: Seed of the order.
     """
 
     def __init__(self, sizes: Sequence[int], shares: Sequence[Fraction], batch_size: int, seed: int) -> None:
@@ -33,7 +37,7 @@ class TaskTurns(Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is; the training loop says so before each."""
+        """Set the epoch of the next iteration. The training loop calls this before each epoch."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -41,16 +45,16 @@ class TaskTurns(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         streams = [self._stream(task) for task in range(len(self._sizes))]
-        for task in self.turns():
+        for task in self.batch_tasks():
             yield from (next(streams[task]) for _ in range(self._batch_size))
 
-    def turns(self) -> Iterator[int]:
-        """The task of each batch of an epoch."""
-        given = [0] * len(self._shares)
+    def batch_tasks(self) -> Iterator[int]:
+        """Yield the task of each batch of an epoch."""
+        batches = [0] * len(self._shares)
         for number in range(1, len(self) // self._batch_size + 1):
-            behind = [share * number - had for share, had in zip(self._shares, given, strict=True)]
+            behind = [share * number - had for share, had in zip(self._shares, batches, strict=True)]
             task = behind.index(max(behind))
-            given[task] += 1
+            batches[task] += 1
             yield task
 
     def _stream(self, task: int) -> Iterator[int]:
@@ -61,16 +65,20 @@ class TaskTurns(Sampler[int]):
 
 
 class TaskMixture:
-    """The examples of several tasks as one dataset, whose items are pairs of task and example.
+    """The examples of several tasks as one dataset of pairs (task, example).
 
-    ``proportions``: how often each task has its turn (:func:`proportions_of`).
-    Raises ValueError for a task without examples, and as :func:`proportions_of` does.
+    Args:
+        examples: Task -> its examples.
+        proportions: Shares of the batches, see :func:`proportions_of`.
+
+    Raises:
+        ValueError: A task without examples, or proportions that do not fit.
     """
 
     def __init__(self, examples: Mapping[str, Any], proportions: str) -> None:
         for name, each in examples.items():
             if not len(each):
-                raise ValueError(f"there are no examples of {name} to train on")
+                raise ValueError(f"task {name} needs at least one example to train on, got 0")
         self._examples = list(examples.values())
         self._ends = np.cumsum([len(each) for each in self._examples])
         self._shares = proportions_of(proportions, [len(each) for each in self._examples])
@@ -82,30 +90,39 @@ class TaskMixture:
         task = int(np.searchsorted(self._ends, index, side="right"))
         return task, self._examples[task][index - int(self._ends[task]) + len(self._examples[task])]
 
-    def sampler(self, batch_size: int, seed: int) -> TaskTurns:
-        """The order in which they are trained on."""
-        return TaskTurns([len(each) for each in self._examples], self._shares, batch_size, seed)
+    def sampler(self, batch_size: int, seed: int) -> TaskSampler:
+        """Return the sampler of the training order."""
+        return TaskSampler([len(each) for each in self._examples], self._shares, batch_size, seed)
 
 
 def collate_one_task(collates: Sequence[Collate]) -> Collate:
-    """Makes a batch of pairs of task and example, all of one task: that of the task's own function, and
-    ``task``."""
+    """Return a function that collates pairs (task, example) of a single task.
 
-    def collate(chosen: list[tuple[int, Any]]) -> dict[str, Any]:
-        tasks = {task for task, _ in chosen}
+    The batch is that of the task's own function in ``collates``, with ``task`` added.
+    """
+
+    def collate(pairs: list[tuple[int, Any]]) -> dict[str, Any]:
+        tasks = {task for task, _ in pairs}
         if len(tasks) > 1:
-            raise ValueError(f"a batch holds examples of several tasks: {sorted(tasks)}")
+            raise ValueError(f"a batch must hold examples of a single task, got tasks {sorted(tasks)}")
         (task,) = tasks
-        return {"task": task, **collates[task]([example for _, example in chosen])}
+        return {"task": task, **collates[task]([example for _, example in pairs])}
 
     return collate
 
 
 def proportions_of(text: str, sizes: Sequence[int] | None = None) -> list[Fraction]:
-    """Shares of the tasks: ``"equal"``, ``"size"`` (by their examples) or a number for each, ``"2,1"``.
+    """Parse the shares of the tasks.
 
-    Without ``sizes`` the text is only checked. Raises ValueError for anything else, numbers that are not
-    positive, and another number of them than there are tasks.
+    Args:
+        text: "equal", "size" (by number of examples), or a positive number for each task, "2,1".
+        sizes: Number of examples of each task; None to check the text alone.
+
+    Returns:
+        The shares, in any unit.
+
+    Raises:
+        ValueError: Any other text, or another number of shares than tasks.
     """
     if text in ("equal", "size"):
         counts = sizes or []
@@ -116,8 +133,8 @@ def proportions_of(text: str, sizes: Sequence[int] | None = None) -> list[Fracti
         shares = []
     if not shares or min(shares) <= 0:
         raise ValueError(
-            f"proportions must be 'equal', 'size' or a positive number for each task, not {text!r}"
+            f"proportions must be 'equal', 'size' or a positive number for each task, got {text!r}"
         )
     if sizes is not None and len(shares) != len(sizes):
-        raise ValueError(f"proportions {text!r} are {len(shares)} for {len(sizes)} tasks")
+        raise ValueError(f"proportions must name {len(sizes)} tasks, got {len(shares)} numbers: {text!r}")
     return shares

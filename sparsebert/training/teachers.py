@@ -1,4 +1,4 @@
-"""Teachers as the commands name them: trained models that another one learns from."""
+"""Teachers by name: trained models from which another model learns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from sparsebert.tasks import Task
+from sparsebert.tasks import Task, TextFormat
 from sparsebert.tasks.models import load_model, template_of
 from sparsebert.training.distillation import Teacher
 
@@ -17,34 +17,40 @@ def load_teacher(
     name: str,
     task: Task,
     tokenizer: Any,
-    *,
-    max_length: int | None = None,
-    template: str | None = None,
+    text_format: TextFormat = TextFormat(),
 ) -> Teacher:
-    """The model of that name, hub id or folder, as a teacher of the task.
+    """Load a teacher of a task.
 
-    ``tokenizer``, ``max_length``, ``template``: those of the model it teaches, whose tokens it is going to
-    read. Raises ValueError, naming the teacher, for a model without a trained head for the task, for labels
-    or a vocabulary that are not the same in the same order, for one that tells segments apart where the
-    tokenizer does not, and for one that takes fewer tokens or was trained on texts in another template; also
-    for masked language modelling. OSError for one that is not found.
+    Args:
+        name: Hub id or folder.
+        task: The task.
+        tokenizer: Tokenizer of the student, whose tokens the teacher reads.
+        text_format: Length and template of the student's texts.
+
+    Raises:
+        ValueError: The model has no trained head for the task, other labels, another vocabulary, segments
+            that the tokenizer does not mark, too few positions or another template; or the task is masked
+            language modelling. The message names the teacher.
+        OSError: The model is not found.
     """
     if task.kind == "mlm":
-        raise ValueError(f"{task.name} is masked language modelling: it takes no teacher")
+        raise ValueError(f"{task.name} is masked language modelling, which takes no teacher: leave it out")
     try:
-        model, theirs = load_model(name, task, trained=True)
-        if template_of(model) != template:
+        model, teacher_tokenizer = load_model(name, task, trained=True)
+        if template_of(model) != text_format.template:
             raise ValueError(
-                f"it was trained on texts in the template {template_of(model)!r}, not {template!r}"
+                f"its texts had the template {template_of(model)!r}, "
+                f"the student's have {text_format.template!r}"
             )
-        _require_same_tokens(model.config, theirs, tokenizer, task, max_length or task.max_length)
+        length = text_format.max_length or task.max_length
+        _require_same_tokens(model.config, teacher_tokenizer, tokenizer, task, length)
     except ValueError as error:
         raise ValueError(f"teacher {name}: {error}") from None
     return Teacher(model)
 
 
 def teacher_id(name: str) -> str:
-    """What tells a teacher from others: a hub id, or the digest of the weight files in a folder."""
+    """Return the id of a teacher for the records: its hub id, or the digest of its folder's weight files."""
     folder = Path(name)
     if not folder.is_dir():
         return name
@@ -55,14 +61,17 @@ def teacher_id(name: str) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _require_same_tokens(config: Any, theirs: Any, tokenizer: Any, task: Task, length: int) -> None:
-    if different := set(tokenizer.get_vocab().items()) ^ set(theirs.get_vocab().items()):
+def _require_same_tokens(
+    config: Any, teacher_tokenizer: Any, tokenizer: Any, task: Task, length: int
+) -> None:
+    """Raise ValueError unless the teacher can read the student's tokens."""
+    if different := set(tokenizer.get_vocab().items()) ^ set(teacher_tokenizer.get_vocab().items()):
         word, _ = min(different)
-        raise ValueError(f"its vocabulary is not that of the model that it is to teach: {word!r} differs")
-    tells_apart = getattr(config, "type_vocab_size", 0) > 1 and len(task.columns) > 1
-    if tells_apart and "token_type_ids" not in tokenizer.model_input_names:
-        raise ValueError("it tells the two texts apart (token_type_ids), and the model to teach does not")
+        raise ValueError(f"its vocabulary differs from the student's, for example in {word!r}")
+    reads_segments = getattr(config, "type_vocab_size", 0) > 1 and len(task.columns) > 1
+    if reads_segments and "token_type_ids" not in tokenizer.model_input_names:
+        raise ValueError("it reads segments (token_type_ids), which the student's tokenizer does not mark")
     if config.max_position_embeddings < length:
         raise ValueError(
-            f"it takes {config.max_position_embeddings} tokens, and examples have up to {length}"
+            f"it takes {config.max_position_embeddings} tokens, but examples have up to {length}"
         )

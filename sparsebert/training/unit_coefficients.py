@@ -1,4 +1,4 @@
-"""Coefficients of heads and neurons, trained along with a model; their course is kept in files."""
+"""Coefficients of heads and neurons, trained with a model and recorded in files."""
 
 from __future__ import annotations
 
@@ -21,13 +21,21 @@ _NAME = "unit_coefficients"
 
 
 class TrainedCoefficients:
-    """One coefficient a gate, parameters of the model that begin at 1; the loss is to gain their ``penalty``.
+    """One coefficient a gate: parameters of the model with the initial value 1.
 
-    ``names``: of the parameters, as the model's ``state_dict`` has them. They are in its checkpoints.
+    Checkpoints of the model hold them.
+
+    Args:
+        model: A BERT.
+        sites: Gate sites by name.
+        penalty: Weight of their L1 norm in the loss.
+
+    Attributes:
+        names: Names of the parameters in the model's ``state_dict``.
     """
 
     def __init__(self, model: nn.Module, sites: Mapping[str, GateSite], penalty: float) -> None:
-        self._model, self._sites, self._factor = model, sites, penalty
+        self._model, self._sites, self._weight = model, sites, penalty
         self._modules = {name: resolve(model, site.key) for name, site in sites.items()}
         self._handles = []
         for name, site in sites.items():
@@ -43,7 +51,7 @@ class TrainedCoefficients:
         return {name: module.get_parameter(_NAME) for name, module in self._modules.items()}
 
     def fold_(self) -> None:
-        """Take them off the model and into its weights: it computes the same, to rounding."""
+        """Fold the coefficients into the model's weights; its outputs stay the same, up to rounding."""
         values = {name: value.detach() for name, value in self.values.items()}
         for handle in self._handles:
             handle.remove()
@@ -52,16 +60,20 @@ class TrainedCoefficients:
         fold_(self._model, self._sites, values)
 
     def penalty(self) -> Tensor:
-        """Their L1 norm times its factor, differentiable."""
-        return l1(list(self.values.values()), self._factor)
+        """Return the weighted L1 norm, differentiable."""
+        return l1(list(self.values.values()), self._weight)
 
 
 class CoefficientTrace(TrainerCallback):
-    """Writes the coefficients down every few steps, one file a time, and ends the training when told to.
+    """Records the coefficients every few steps, and stops the training by a criterion.
 
-    ``folder``: where ``step-000010.npy`` and so on go, float32 [units] in the order of the sites. What a
-    process before this one wrote is read; from the step that training goes on at it is written again.
-    ``stop``: asked with all that is written, step -> coefficients by site, in order.
+    A resumed run reads the record of earlier processes, and overwrites it from its first step on.
+
+    Args:
+        coefficients: The coefficients.
+        folder: Folder of the files ``step-000010.npy``, float32 [units] in the order of the sites.
+        every: Steps between two records.
+        stop: Returns whether to stop after a history, step -> coefficients by site.
     """
 
     def __init__(
@@ -73,20 +85,20 @@ class CoefficientTrace(TrainerCallback):
     ) -> None:
         self._coefficients, self._folder, self._every, self._stop = coefficients, folder, every, stop
         sizes = {name: len(value) for name, value in coefficients.values.items()}
-        self._course = read_trace(folder, sizes)
+        self._history = read_trace(folder, sizes)
 
     @property
     def stopped(self) -> int | None:
-        """The first step at which what is written so far was enough."""
-        written: dict[int, Mapping[str, Tensor]] = {}
-        for step, values in self._course.items():
-            written[step] = values
-            if self._stop(written):
+        """The first step at which the record met the criterion; None if it did not."""
+        history: dict[int, Mapping[str, Tensor]] = {}
+        for step, values in self._history.items():
+            history[step] = values
+            if self._stop(history):
                 return step
         return None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
-        self._course = {step: each for step, each in self._course.items() if step <= state.global_step}
+        self._history = {step: each for step, each in self._history.items() if step <= state.global_step}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **now: Any) -> Any:
         step = state.global_step
@@ -95,7 +107,7 @@ class CoefficientTrace(TrainerCallback):
         values = {
             name: each.detach().cpu().float().clone() for name, each in self._coefficients.values.items()
         }
-        self._course[step] = values
+        self._history[step] = values
         if distributed.is_main():
             self._folder.mkdir(exist_ok=True)
             with (
@@ -103,15 +115,15 @@ class CoefficientTrace(TrainerCallback):
                 open(unfinished, "wb") as file,
             ):
                 np.save(file, torch.cat(list(values.values())).numpy())
-        if self._stop(self._course):
+        if self._stop(self._history):
             control.should_training_stop = control.should_log = True
         return control
 
 
 def read_trace(folder: Path, sizes: Mapping[str, int]) -> dict[int, dict[str, Tensor]]:
-    """What :class:`CoefficientTrace` wrote, step by step; ``sizes``: units of each site."""
-    course = {}
+    """Read the history that :class:`CoefficientTrace` recorded. ``sizes``: number of units of each site."""
+    history = {}
     for path in sorted(folder.glob("step-*.npy")):
         values = torch.from_numpy(np.load(path)).split(list(sizes.values()))
-        course[int(path.stem.removeprefix("step-"))] = dict(zip(sizes, values, strict=True))
-    return course
+        history[int(path.stem.removeprefix("step-"))] = dict(zip(sizes, values, strict=True))
+    return history

@@ -1,1 +1,1 @@
-"""What the commands do, as functions: train, evaluate, transfer and export."""
+"""The commands as functions: train, evaluate, transfer and export."""

@@ -1,4 +1,4 @@
-"""Models on disk from one form into another, sparse or with the zeros written out, and what each takes."""
+"""Models on disk rewritten in another form: sparse, or dense with zeros."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ from sparsebert.tasks.models import load_as_saved
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
-# What sentence-transformers keeps beside the encoder's own files: its list of modules, and two of settings.
-_OF_SENTENCES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+# Files of a sentence-transformers model beside the encoder's own: its list of modules, and two of settings.
+_SENTENCE_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a model: its weights on ``disk`` (None where they lie in no folder) and in memory, and what a
-    forward pass of ``batch`` sequences of ``length`` tokens holds beside them
-    (`sparsebert.bench.activations`)."""
+    """Bytes that a model takes.
+
+    Attributes:
+        disk: Weights on disk; None where no folder holds them.
+        weights: Weights in memory.
+        activations: Peak memory of a forward pass beside the weights (`sparsebert.bench.activations`).
+        batch: Sequences of that pass.
+        length: Tokens of each sequence.
+    """
 
     disk: int | None
     weights: int
@@ -38,9 +44,16 @@ class Footprint:
 
     @classmethod
     def of(cls, model: Any, folder: str | Path, batch: int = 1, length: int | None = None) -> Footprint:
-        """``length``: 128 without one, or as many as the model has positions for.
+        """Measure a model.
 
-        Raises ValueError for a batch or length that the model cannot take.
+        Args:
+            model: The model in memory.
+            folder: The folder that it was loaded from or saved to.
+            batch: Sequences of a forward pass.
+            length: Tokens of each; by default 128, or the model's maximum if that is less.
+
+        Raises:
+            ValueError: For a batch or length that the model cannot take.
         """
         if length is None:
             length = min(DEFAULT_TOKENS, model.config.max_position_embeddings)
@@ -60,17 +73,25 @@ def export_model(
     length: int | None = None,
     records: Iterable[Mapping[str, Any]] = (),
 ) -> tuple[Footprint, Footprint]:
-    """Write a model, a hub id or folder, with what ``ticket`` prunes at zero, its tokenizer, and what makes
-    it a model of sentence-transformers where it is one.
+    """Write a pruned model to a folder, with its tokenizer and any files of sentence-transformers.
 
-    ``sparse``: as masks and kept weights with a model card, else as a dense model that needs nothing but
-    transformers, in the shapes of its configuration. Without a ticket, its zeros stay as they are. ``batch``
-    sequences of ``length`` tokens are what formats are chosen and activations counted for; ``records`` are
-    those of `sparsebert.hf.model_card.model_card`.
-    Returns what the model took before and takes now.
+    Args:
+        name: Hub id or folder of the model.
+        folder: The folder to write.
+        ticket: The ticket to prune by; without one, the model's zeros stay as they are.
+        sparse: True writes masks and kept weights with a model card. False writes a dense model in the shapes
+            of its configuration, which plain transformers loads.
+        batch: Sequences per call that formats are chosen and activations counted for.
+        length: Tokens of each; by default 128, or the model's maximum if that is less.
+        records: Records for the model card, as for :func:`sparsebert.hf.model_card.model_card`.
 
-    Raises as `load_as_saved`, and ValueError for a ticket of another model, a model without zeros to be
-    sparse, a batch it cannot take, or a modules.json that is none; then nothing is written.
+    Returns:
+        The model's footprint before and after.
+
+    Raises:
+        ValueError: With nothing written, for a ticket of another model, a model without zeros to write
+            sparse, a batch that it cannot take, or an invalid modules.json.
+        OSError: As :func:`sparsebert.tasks.models.load_as_saved`.
     """
     model = load_as_saved(name)
     before = Footprint.of(model, name, batch, length)
@@ -92,38 +113,38 @@ def export_model(
 def _copy_tokenizer(name: str, folder: Path) -> None:
     import transformers
 
-    with contextlib.suppress(OSError, ValueError):  # a checkpoint need not bring one
+    with contextlib.suppress(OSError, ValueError):  # A checkpoint may lack a tokenizer.
         transformers.AutoTokenizer.from_pretrained(name).save_pretrained(folder)
 
 
 def _copy_sentence_modules(name: str, folder: Path) -> None:
-    """Of a model of sentence-transformers, what comes after the encoder, and how it is to be used."""
+    """Copy the modules after the encoder, and their settings, of a sentence-transformers model."""
     from huggingface_hub import snapshot_download
 
     source = Path(name)
     if not source.is_dir():
         try:
-            source = Path(snapshot_download(name, allow_patterns=[*_OF_SENTENCES, "[0-9]*_*/*"]))
-        except (OSError, ValueError):  # not to be had: the encoder was, and is what was asked for
+            source = Path(snapshot_download(name, allow_patterns=[*_SENTENCE_FILES, "[0-9]*_*/*"]))
+        except (OSError, ValueError):  # Unavailable, unlike the encoder, which is what the user wants.
             return
-    if not (source / _OF_SENTENCES[0]).is_file():
+    if not (source / _SENTENCE_FILES[0]).is_file():
         return
-    for file in _OF_SENTENCES:
+    for file in _SENTENCE_FILES:
         if (source / file).is_file():
             shutil.copyfile(source / file, folder / file)
     for path in _module_folders(source):
-        if (source / path).is_dir():  # one without settings need not have one
+        if (source / path).is_dir():  # A module without settings may lack a folder.
             shutil.copytree(source / path, folder / path)
 
 
 def _module_folders(source: Path) -> list[str]:
-    """Those of the modules behind the encoder, which is the folder itself."""
-    file = source / _OF_SENTENCES[0]
+    """Return the folders of the modules after the encoder, whose own folder is the model's."""
+    file = source / _SENTENCE_FILES[0]
     try:
         paths = [str(module["path"]) for module in json.loads(file.read_text(encoding="utf-8"))]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{file} is no list of sentence-transformers' modules with their paths") from None
+        raise ValueError(f"{file} must list the modules of sentence-transformers with their paths") from None
     for path in paths:
         if path and (path == ".." or Path(path).name != path):
-            raise ValueError(f"{file} names {path!r}: the folder of a module is expected, beside this file")
+            raise ValueError(f"{file}: the path of a module must be a folder beside the file, got {path!r}")
     return list(filter(None, paths))

@@ -22,7 +22,7 @@ from benchmarks.training_memory import (
     rows_of,
 )
 from sparsebert.bert import resolve, structure
-from sparsebert.mask_learning.masked_layers import LearnedLinear
+from sparsebert.mask_learning.masked_layers import MaskedLinear
 from sparsebert.pruning.granularity import parse_granularity
 
 SHAPE = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}
@@ -73,8 +73,8 @@ def test_products_of_weights_and_masks_are_what_the_masked_matmul_computes() -> 
         with torch.no_grad():
             layer.scores.copy_(values)
         linear = resolve(ours, key)
-        learned = LearnedLinear(
-            linear, torch.nn.Parameter(values), parse_granularity("element", None), owns=True
+        learned = MaskedLinear(
+            linear, torch.nn.Parameter(values), parse_granularity("element", None), owns_scores=True
         )
         mask = torch.zeros(values.numel(), dtype=torch.bool)
         mask[values.flatten().argsort(descending=True)[: int(DENSITY * values.numel())]] = True

@@ -13,7 +13,7 @@ import torch
 
 from sparsebert import results
 from sparsebert.cli import app
-from sparsebert.interop.bert_tickets import read_ticket
+from sparsebert.interop import read_ticket
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 from tests.cli.tiny import WORDS, refused, save
@@ -197,13 +197,13 @@ class TestSparseFolders:
     @pytest.mark.parametrize(
         ("modules", "message"),
         [
-            ('{"path": 1}', "modules.json is no list of sentence-transformers' modules"),
+            ('{"path": 1}', "modules.json must list the modules of sentence-transformers"),
             (
                 '[{"path": "../outside"}]',
-                "modules.json names '../outside': the folder of a module is expected",
+                "modules.json: the path of a module must be a folder beside the file, got '../outside'",
             ),
-            ('[{"path": ".."}]', "modules.json names '..'"),
-            ('[{"path": "/"}]', "modules.json names '/'"),
+            ('[{"path": ".."}]', "beside the file, got '..'"),
+            ('[{"path": "/"}]', "beside the file, got '/'"),
         ],
     )
     def test_modules_that_are_none_or_lie_elsewhere(
@@ -235,7 +235,7 @@ class TestSuperTicketsOfSeveralTasks:
     ) -> None:
         asked = ["convert", str(lists), str(tmp_path / "out"), "--model", str(bert)]
         line = refused(capsys, *asked)
-        assert "holds the lists of tasks sst, cola: `sparsebert convert --task`" in line
+        assert "holds the lists of tasks sst, cola; choose one with `sparsebert convert --task`" in line
         assert "no lists of task rte; its tasks: sst, cola" in refused(capsys, *asked, "--task", "rte")
         assert not (tmp_path / "out").exists()
         assert app.main([*asked, "--task", "cola"]) == 0
@@ -248,23 +248,23 @@ class TestSuperTicketsOfSeveralTasks:
     ) -> None:
         asked = [str(tmp_path / "out"), "--task", "cola"]
         line = refused(capsys, "convert", str(tmp_path / "ticket.safetensors"), *asked)
-        assert "holds one ticket: a task is for Super Tickets' lists" in line
-        assert "which holds one ticket" in refused(capsys, "convert", str(bert), *asked)
+        assert "holds one ticket; a task applies only to the JSON files of Super Tickets" in line
+        assert "the folder of a model holds one ticket" in refused(capsys, "convert", str(bert), *asked)
 
 
 class TestRefusals:
     def test_a_source_that_is_not_there(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         line = refused(capsys, "convert", str(tmp_path / "missing"), str(tmp_path / "out"))
-        assert f"there is no file or folder {tmp_path / 'missing'} to convert" in line
+        assert f"source {tmp_path / 'missing'} does not exist" in line
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--to", "smp"], "--to smp needs the model"),
-            (["--to", "sparse"], "--to sparse needs the model"),
-            (["--to", "sparse", "--model", "{bert}"], "is there already"),
+            (["--to", "smp"], "--to smp requires --model"),
+            (["--to", "sparse"], "--to sparse requires --model"),
+            (["--to", "sparse", "--model", "{bert}"], "out already exists; choose another"),
             (["--to", "smq"], "did you mean 'smp'"),
-            (["--to", "model", "--model", "{bert}"], "is there already"),
+            (["--to", "model", "--model", "{bert}"], "out already exists; choose another"),
             (["--to", "smp", "--model", "/nowhere/bert"], "/nowhere/bert"),
             (["--json", "/nowhere/at/all.jsonl"], "does not exist"),
         ],
@@ -298,8 +298,8 @@ class TestRefusals:
     ) -> None:
         np.save(tmp_path / "mask.npy", np.zeros(100, np.uint8))
         asked = ["convert", str(tmp_path / "mask.npy"), str(tmp_path / "out")]
-        assert "it needs the model it belongs to" in refused(capsys, *asked)
-        assert "100 bytes where the 12 encoder matrices" in refused(capsys, *asked, "--model", str(bert))
+        assert "pass the model that the ticket belongs to" in refused(capsys, *asked)
+        assert "holds 100 bytes; the 12 encoder matrices" in refused(capsys, *asked, "--model", str(bert))
         assert not (tmp_path / "out").exists()
 
     def test_a_model_folder_without_weights(

@@ -63,8 +63,8 @@ class TestEval:
         assert exact["compaction"]["weights"]["stored"] < exact["compaction"]["weights"]["configured"]
         assert thinned["compaction"]["weights"]["exact"] < exact["compaction"]["weights"]["exact"]
         line = refused(capsys, "eval", *model, "--compact")
-        assert "it needs --ticket" in line
-        assert "needs --compact" in refused(capsys, "eval", *model, *ticket, "--min-row-weights", "3")
+        assert "--compact requires --ticket" in line
+        assert "requires --compact" in refused(capsys, "eval", *model, *ticket, "--min-row-weights", "3")
 
     def test_another_label_order_is_refused(
         self, capsys: pytest.CaptureFixture[str], tokenizer: Any, tmp_path: Path, data: Path
@@ -116,4 +116,4 @@ class TestSeeds:
         capsys.readouterr()
         assert "no run of seed 4; its seeds: 1, 2, 3" in refused(capsys, "eval", *there, "--seeds", "4")
         there[there.index(str(runs))] = str(runs / "seed-1")
-        assert "which holds no runs by seed" in refused(capsys, "eval", *there, "--seeds", "1")
+        assert "--seeds needs runs by seed" in refused(capsys, "eval", *there, "--seeds", "1")

@@ -42,13 +42,13 @@ def test_a_language_model_and_two_classifiers_find_one_ticket(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "multi-task"], "multi-task needs another task beside sst2"),
-        (["--method", "imp", "--also", "cola"], "imp works on one task: leave out all but sst2"),
+        (["--method", "multi-task"], "multi-task needs another task besides sst2"),
+        (["--method", "imp", "--also", "cola"], "imp works on one task; omit all but sst2"),
         (["--method", "multi-task", "--also", "cola,sst2"], "sst2 is named twice"),
         (["--method", "multi-task", "--also", "colla"], "did you mean 'cola'"),
-        ([*SEVERAL[:4], "--proportions", "2,1"], "are 2 for 3 tasks"),
+        ([*SEVERAL[:4], "--proportions", "2,1"], "proportions must name 3 tasks, got 2 numbers"),
         ([*SEVERAL[:4], "--proportions", "often"], "proportions must be 'equal', 'size' or"),
-        ([*SEVERAL, "--group-by-length"], "group_by_length is for one"),
+        ([*SEVERAL, "--group-by-length"], "group_by_length applies to a single task"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -95,8 +95,16 @@ class TestRefusals:
         [
             (["text,klass", "a,1"], ["text,label", "a,1"], "train.csv:1: no column 'label'"),
             (["words,label", "a,1"], ["text,label", "a,1"], "train.csv:1: no column 'text'"),
-            (["text,label", "a,1", "b,0"], ["text,label", "a,1", "b,2"], "dev.csv:3: label '2' is none of"),
-            (["text,label", "a,1", "b"], ["text,label", "a,1"], "train.csv:3: 1 columns where line 1 has 2"),
+            (
+                ["text,label", "a,1", "b,0"],
+                ["text,label", "a,1", "b,2"],
+                "dev.csv:3: label of own must be one of 0, 1, got '2'",
+            ),
+            (
+                ["text,label", "a,1", "b"],
+                ["text,label", "a,1"],
+                "train.csv:3: expected 2 columns as in line 1, got 1",
+            ),
             (["text,label"], ["text,label", "a,1"], "train.csv: no examples"),
             ([], ["text,label", "a,1"], "train.csv: no examples"),
             (["text,label", "a,1", "b,1"], ["text,label", "a,1"], "all 2 examples have the label 1"),
@@ -123,15 +131,21 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ([], "a task is missing: --task with one of sst2"),
+            ([], "--task is missing: pass one of sst2"),
             (["--task", "reviews"], "unknown task 'reviews'"),
             (["--validation-file", "{dev}"], "--train-file is missing"),
             (["--train-file", "{dev}"], "--validation-file is missing"),
             (["--train-file", "/nowhere.csv", "--validation-file", "{dev}"], "/nowhere.csv"),
-            (["--train-file", "{dev}", "--validation-file", "{dev}", "--task", "sst2"], "another name"),
-            (["--train-file", "{dev}", "--validation-file", "{dev}", "--text-columns", "a,b,c"], "not 3"),
-            (["--train-file", "{model}", "--validation-file", "{dev}"], "expected to end in .tsv, .csv or"),
-            (["--train-file", "{dev}", "--validation-file", "{dev}", "--regression"], "is no finite number"),
+            (
+                ["--train-file", "{dev}", "--validation-file", "{dev}", "--task", "sst2"],
+                "choose another name",
+            ),
+            (["--train-file", "{dev}", "--validation-file", "{dev}", "--text-columns", "a,b,c"], "got 3"),
+            (["--train-file", "{model}", "--validation-file", "{dev}"], "must end in .tsv, .csv or"),
+            (
+                ["--train-file", "{dev}", "--validation-file", "{dev}", "--regression"],
+                "must be a finite number, got",
+            ),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
@@ -160,4 +174,4 @@ class TestRefusals:
         (tmp_path / "other.csv").write_text("answer,review\nyes,the film\nnever,the plot\n")
         there = ["--model", str(tmp_path / "run"), "--validation-file", str(tmp_path / "other.csv"), *own[4:]]
         line = refused(capsys, "eval", *there)
-        assert "other.csv:3: label 'never' is none of own's: maybe, no, yes" in line
+        assert "other.csv:3: label of own must be one of maybe, no, yes, got 'never'" in line

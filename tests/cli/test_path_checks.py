@@ -32,9 +32,9 @@ class TestFilesToRead:
     @pytest.mark.parametrize(
         ("path", "line"),
         [
-            ("missing", "--data missing: there is no such file"),
-            ("file/below", "--data file/below: there is no such file"),
-            ("folder", "--data folder is a folder: a file is expected"),
+            ("missing", "--data: file missing does not exist"),
+            ("file/below", "--data: file file/below does not exist"),
+            ("folder", "--data: folder is a folder; expected a file"),
         ],
     )
     def test_that_are_none(self, path: str, line: str) -> None:
@@ -42,7 +42,7 @@ class TestFilesToRead:
 
     def test_of_several_the_first_at_fault_is_named(self) -> None:
         files = {"--a": Path("file"), "--b": [Path("file"), Path("missing")], "--c": Path("other")}
-        assert complaint(lambda: require_files(files)) == "--b missing: there is no such file"
+        assert complaint(lambda: require_files(files)) == "--b: file missing does not exist"
 
     def test_options_that_were_not_given(self) -> None:
         require_files({"--a": None, "--b": Path("file")})
@@ -75,7 +75,7 @@ class TestFilesToWrite:
 class TestFilesOfRecords:
     def test_something_else_is_not_appended_to(self) -> None:
         line = complaint(lambda: require_records("--json", Path("file")))
-        assert line.startswith("--json: records cannot go into this file: file:1 is not JSON")
+        assert line.startswith("--json: cannot append records to file: file:1 is not JSON")
         Path("file").write_bytes(b"\x80\x81")
         assert complaint(lambda: require_records("--json", Path("file"))).endswith("not UTF-8 text")
 
@@ -95,7 +95,7 @@ class TestFolders:
     def test_below_a_file(self, path: str, here: Path) -> None:
         line = complaint(lambda: require_folders({"--out": Path(path)}))
         assert line.startswith(f"--out {path}: ")
-        assert line.endswith("file is a file, and a folder is expected")
+        assert line.endswith("file is a file; expected a folder")
 
     def test_that_are_there_or_can_be_made(self) -> None:
         require_folders({"--out": Path("folder"), "--dense": Path("new/below"), "--other": None})

@@ -9,7 +9,8 @@ import pytest
 
 from sparsebert import results
 from sparsebert.cli import app
-from sparsebert.interop.bert_tickets import to_bert_tickets, to_smp
+from sparsebert.interop.bert_tickets import to_bert_tickets
+from sparsebert.interop.smp import to_smp
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 from tests.cli.tiny import PRUNABLE, QUICK, refused

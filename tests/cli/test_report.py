@@ -123,7 +123,7 @@ class TestWhatIsShown:
         results.append(tmp_path / "mixed.jsonl", [*results.read("results.jsonl"), results.stamp("trial", {})])
         assert app.main(["report", str(tmp_path / "mixed.jsonl")]) == 0
         err = capsys.readouterr().err
-        assert err == "passed over, for no table is made of them: kinds found: 'trial' (1)\n"
+        assert err == "skipped records that no table shows: kinds: 'trial' (1)\n"
 
 
 class TestFiles:
@@ -159,19 +159,22 @@ class TestRefusals:
         ("arguments", "message"),
         [
             ([], "Missing argument"),
-            (["nowhere.jsonl"], "nowhere.jsonl: there is no such file or folder"),
+            (["nowhere.jsonl"], "nowhere.jsonl does not exist"),
             (["results.jsonl", "--html", "no/page.html"], "--html: cannot write no/page.html: the folder no"),
             (["results.jsonl", "--markdown", "runs"], "--markdown: cannot write runs: it is a folder"),
             (["results.jsonl", "--json", "no/t.jsonl"], "--json: cannot write no/t.jsonl"),
-            (["results.jsonl", "--markdown", "results.jsonl"], "results.jsonl, which is to be read"),
-            (["runs", "--json", "runs/half/seed-1/log.jsonl"], "which is to be read"),
+            (["results.jsonl", "--markdown", "results.jsonl"], "would overwrite the input results.jsonl"),
+            (["runs", "--json", "runs/half/seed-1/log.jsonl"], "would overwrite the input runs"),
             (
                 ["results.jsonl", "--html", "p", "--markdown", "./p"],
-                "--markdown p would go into that of --html",
+                "--markdown p would overwrite the file of --html",
             ),
-            (["results.jsonl", "--json", "ticket.safetensors"], "--json: records cannot go into this file"),
+            (
+                ["results.jsonl", "--json", "ticket.safetensors"],
+                "--json: cannot append records to ticket.safetensors",
+            ),
             (["ticket.safetensors"], "cannot read results from ticket.safetensors"),
-            (["runs/half/seed-1/model"], "runs/half/seed-1/model holds no run (no log.jsonl in it or below)"),
+            (["runs/half/seed-1/model"], "runs/half/seed-1/model holds no run (no log.jsonl in or below it)"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
@@ -186,18 +189,18 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("", "holds no record"),
+            ("", "holds no records"),
             ("not json\n", ":1 is not JSON"),
             ('{"a": 1}\n', ":1 is not a result record"),
             (
                 '{"schema": 1, "kind": "trial"}\n{"schema": 1, "kind": "trial"}\n',
-                "holds no record that a table is made of: kinds found: 'trial' (2)",
+                "holds no records that a table can show: kinds: 'trial' (2)",
             ),
             ('{"schema": 1, "kind": "layer"}\n', "KeyError: 'environment'"),
             ('{"schema": 1, "kind": "bench"}\n', "KeyError: 'environment'"),
             (
                 '{"schema": 1, "kind": "run", "task": "sst2", "model": "tiny"}\n',
-                "no table can be made of what x.jsonl holds: kinds found: 'run'",
+                "x.jsonl holds no records that a table can show: kinds: 'run'",
             ),
         ],
     )
@@ -209,11 +212,11 @@ class TestRefusals:
         assert message in refused(capsys, "report", str(file))
 
     def test_what_is_no_folder_is_read_as_a_file(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "/dev/null holds no record" in refused(capsys, "report", "/dev/null")
+        assert "/dev/null holds no records" in refused(capsys, "report", "/dev/null")
 
     def test_a_run_without_a_finished_round(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text(json.dumps({"schema": 1}))
-        assert "holds a run that has finished no round yet" in refused(capsys, "report", str(tmp_path))
+        assert "holds a run without a finished round" in refused(capsys, "report", str(tmp_path))
 
     def test_targets_are_refused_before_anything_is_read(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

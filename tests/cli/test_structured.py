@@ -53,7 +53,7 @@ class TestTrain:
     ) -> None:
         single = ["--granularity", "element", "--sparsity", "0.5"]
         line = refused(capsys, "train", "--method", "importance", *single, *asked)
-        assert "chooses among heads, neurons and MLPs" in line
+        assert "prunes heads, neurons and MLPs" in line
         assert not (tmp_path / "run").exists()
 
     def test_the_search_and_what_it_is_judged_by(
@@ -84,7 +84,7 @@ def test_the_search_by_magnitude_and_what_it_is_judged_by(
         other = Ticket.load(tmp_path / method / "ticket.safetensors")
         assert other.bias_masks.keys() == ticket.bias_masks.keys()
     line = refused(capsys, "train", "--method", "magnitude-search", *search, *asked, "--sparsity", "0.5")
-    assert "decides itself how much is pruned" in line
+    assert "decides the sparsity" in line
 
 
 def test_magnitude_tickets_with_biases_and_what_two_of_them_share(
@@ -105,7 +105,7 @@ def test_magnitude_tickets_with_biases_and_what_two_of_them_share(
 def test_early_bird_says_what_the_search_saved(
     capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path
 ) -> None:
-    early = ["--every", "1", "--window", "2", "--epsilon", "1.0", "--sparsity", "0.5"]
+    early = ["--mask-interval", "1", "--window", "2", "--epsilon", "1.0", "--sparsity", "0.5"]
     assert app.main(["train", "--method", "early-bird", *early, *asked]) == 0
     saved = "seed 0: ticket drawn after 3 of 6 steps, 50% of the search saved\n"
     assert saved in capsys.readouterr().out

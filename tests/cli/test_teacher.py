@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from sparsebert import results
 from sparsebert.cli import app
-from tests.cli.tiny import OTHER, QUICK, SHAPE, SPECIAL, WORDS, refused, save, sentences
+from tests.cli.tiny import QUICK, SHAPE, SPECIAL, WORDS, refused, save, sentences, write_squad
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -95,17 +94,7 @@ class TestOneTask:
         assert only_round(tmp_path / "run")["distillation"]["weight"] == 0.5
 
     def test_spans(self, tokenizer: Any, bert: Path, tmp_path: Path) -> None:
-        folder = tmp_path / "data" / "squad-v1.1"
-        folder.mkdir(parents=True)
-        context = "the film is good a plot is bad"
-        asked = [
-            {"id": str(i), "question": f"is the {OTHER[2 + i % 2]} good", "answers": [answer]}
-            for i in range(8)
-            for answer in [{"text": "good", "answer_start": context.index("good")}]
-        ]
-        content = {"data": [{"paragraphs": [{"context": context, "qas": asked}]}]}
-        for name in ("train-v1.1.json", "dev-v1.1.json"):
-            (folder / name).write_text(json.dumps(content))
+        write_squad(tmp_path / "data" / "squad-v1.1", ("good",))
         teacher = save(tmp_path / "teacher", tokenizer, "BertForQuestionAnswering")
         arguments = ["--model", str(bert), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
         arguments += ["--task", "squad", "--max-length", "24", *QUICK, *HALF, "--method", "movement"]
@@ -123,8 +112,8 @@ def test_several_tasks_have_a_teacher_each_or_none(
     assert [set(row["distillation"]["teachers"]) for row in rows] == [{"sst2", "cola"}] * 2
     for names, message in (
         (f"{teacher},sst2={teacher}", "names two teachers for sst2"),
-        (f"mrpc={teacher}", "a teacher for mrpc, which is none of the run's tasks: sst2, cola, wikitext-2"),
-        (f"wikitext-2={teacher}", "wikitext-2 is masked language modelling: it takes no teacher"),
+        (f"mrpc={teacher}", "teacher for mrpc, but the tasks of the run are sst2, cola, wikitext-2"),
+        (f"wikitext-2={teacher}", "wikitext-2 is masked language modelling, which takes no teacher"),
     ):
         out = ["--out", str(tmp_path / "refused")]
         assert message in refused(capsys, "train", *several, *out, "--teacher", names)
@@ -142,8 +131,11 @@ class TestRefusals:
         [
             (("positive", "negative"), "label order (config.id2label): positive, negative; sst2 expects neg"),
             (("unacceptable", "acceptable"), "labels (config.id2label): unacceptable, acceptable; sst2 exp"),
-            (("LABEL_0", "LABEL_1"), "names no labels (LABEL_0, LABEL_1), so their order is unknown"),
-            (("negative", "neutral", "positive"), "sst2 needs 2 outputs; the model has 3"),
+            (
+                ("LABEL_0", "LABEL_1"),
+                "has placeholders (LABEL_0, LABEL_1), so the order of its labels is unknown",
+            ),
+            (("negative", "neutral", "positive"), "sst2 needs a model with 2 outputs, got 3"),
         ],
     )
     def test_labels(
@@ -166,7 +158,7 @@ class TestRefusals:
     ) -> None:
         tokenizer = transformers.BertTokenizer(vocab={word: index for index, word in enumerate(words)})
         other = teacher_of(tmp_path / "other", tokenizer, LABELS["sst2"])
-        assert "its vocabulary is not that of the model that it is to teach: '" in self.refusal(
+        assert "its vocabulary differs from the student's, for example in '" in self.refusal(
             capsys, asked, "--teacher", str(other)
         )
 
@@ -182,7 +174,7 @@ class TestRefusals:
         assert app.main(["train", *taught, *HALF, "--out", str(tmp_path / "taught")]) == 0
         capsys.readouterr()
         other = [*taught, "--out", str(tmp_path / "refused"), "--template", "{0} is [MASK]"]
-        message = "it was trained on texts in the template None, not '{0} is [MASK]'"
+        message = "its texts had the template None, the student's have '{0} is [MASK]'"
         assert message in self.refusal(capsys, other)
 
     def test_what_is_no_trained_model_of_the_task(
@@ -196,7 +188,7 @@ class TestRefusals:
     ) -> None:
         short = teacher_of(tmp_path / "short", tokenizer, LABELS["sst2"], max_position_embeddings=16)
         line = self.refusal(capsys, asked, "--teacher", str(short))
-        assert "it takes 16 tokens, and examples have up to 128" in line
+        assert "it takes 16 tokens, but examples have up to 128" in line
 
     def test_one_that_tells_two_texts_apart_where_the_model_does_not(
         self, capsys: pytest.CaptureFixture[str], tokenizer: Any, tmp_path: Path
@@ -215,16 +207,16 @@ class TestRefusals:
         there = ["--model", str(tmp_path / "distil"), "--data", str(tmp_path / "data")]
         asked = ["--task", "mrpc", *there, "--out", str(tmp_path / "run"), *QUICK]
         line = self.refusal(capsys, asked, "--teacher", str(other))
-        assert "tells the two texts apart" in line
+        assert "reads segments (token_type_ids)" in line
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--distill-weight", "0.9"], "--distill-weight needs a --teacher"),
-            (["--distill-temperature", "2"], "--distill-temperature needs a --teacher"),
-            (["--teacher", "x", "--distill-weight", "0"], "distill_weight must be in (0, 1], not 0.0"),
+            (["--distill-weight", "0.9"], "--distill-weight requires --teacher"),
+            (["--distill-temperature", "2"], "--distill-temperature requires --teacher"),
+            (["--teacher", "x", "--distill-weight", "0"], "distill_weight must be in (0, 1], got 0.0"),
             (["--teacher", "x", "--distill-temperature", "-1"], "distill_temperature must be positive"),
-            (["--task", "wikitext-2", "--teacher", "x"], "masked language modelling: it takes no teacher"),
+            (["--task", "wikitext-2", "--teacher", "x"], "masked language modelling, which takes no teacher"),
         ],
     )
     def test_options(

@@ -131,7 +131,7 @@ class TestMatrix:
         assert app.main(asked) == 0
         assert [folder.relative_to(tmp_path / "matrix").parts[:2] for folder in trained] == [("a", "cola")]
         second = capsys.readouterr().out
-        assert "3 of 4 runs were finished: nothing to do there" in second
+        assert "3 of 4 runs were already finished" in second
         assert first.split("┏")[1].split("┘")[0] == second.split("┏")[1].split("┘")[0]
 
     def test_a_finished_matrix_needs_no_data(self, matrix: list[str], half: Path, bert: Path) -> None:
@@ -216,15 +216,21 @@ class TestRefusals:
         [
             (["--tasks", "sst2,colla"], "did you mean 'cola'"),
             (["--tasks", "sst2,mrpc"], "does not hold mrpc"),
-            (["--tasks", "sst2=many"], "tasks are expected, with steps or without"),
-            (["--tasks", "sst2", "--ticket", "dense={half}"], "'dense' cannot be the name"),
+            (["--tasks", "sst2=many"], "--tasks must be tasks with optional steps"),
+            (["--tasks", "sst2", "--ticket", "dense={half}"], "'dense' cannot name a ticket's source"),
             (["--tasks", "sst2", "--ticket", "{half}"], "two tickets are called half"),
-            (["--tasks", "sst2", "--sparsity", "0.7"], "the ticket's sparsity is 0.5000, not 0.7"),
+            (["--tasks", "sst2", "--sparsity", "0.7"], "the sparsity of the ticket is 0.5000, not 0.7"),
             (["--tasks", "sst2", "--ticket", "b=/nowhere/ticket"], "/nowhere/ticket"),
-            (["--tasks", "sst2", "--ticket", "b={folder}"], "is a folder: a ticket is one file"),
+            (
+                ["--tasks", "sst2", "--ticket", "b={folder}"],
+                "holds no run: name a ticket file or the folder of a run",
+            ),
             (["--tasks", "sst2", "--model", "/nowhere/bert"], "/nowhere/bert"),
             (["--tasks", "sst2", "--steps", "0"], "steps must be at least 1"),
-            (["--tasks", "sst2=3", "--warmup-steps", "3"], "a warm-up of 3 steps does not fit"),
+            (
+                ["--tasks", "sst2=3", "--warmup-steps", "3"],
+                "warmup_steps must be below the 3 steps of a round, got 3",
+            ),
             (["--tasks", "sst2", "--json", "/nowhere/at/all.jsonl"], "does not exist"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -272,4 +278,4 @@ class TestRefusals:
         log.write_text(log.read_text().splitlines()[0] + "\n")
         capsys.readouterr()
         line = refused(capsys, *matrix, "--ticket", str(tmp_path / "run"), "--tasks", "sst2")
-        assert "is a run that is not finished" in line
+        assert "is not finished" in line

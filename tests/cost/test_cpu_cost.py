@@ -146,7 +146,7 @@ def test_built_in_costs_need_no_measurement_and_no_file(calibrations: list, fold
 def test_without_the_native_library_csr_takes_the_place_of_sparse_formats(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(native, "serves", lambda *_: False)
+    monkeypatch.setattr(native, "supports", lambda *_: False)
     assert cpu_cost.runnable(torch.float32) == ("dense", "compact", "csr")
     assert cpu_cost.runnable(torch.bfloat16) == ("dense", "compact")
 

@@ -48,9 +48,9 @@ class TestUnion:
     @given(st.data())
     def test_of_a_mask_is_that_of_its_packed_weight(self, data: st.DataObject) -> None:
         matrix = data.draw(matrices())
-        chosen = data.draw(options("column_panel"))
-        packed = ColumnPanelSparse.from_dense(matrix.weight, matrix.mask, **chosen)
-        assert union(matrix.mask, **chosen) == packed.union
+        settings = data.draw(options("column_panel"))
+        packed = ColumnPanelSparse.from_dense(matrix.weight, matrix.mask, **settings)
+        assert union(matrix.mask, **settings) == packed.union
 
     def test_is_everything_for_a_dense_mask_and_nothing_for_an_empty_one(self) -> None:
         assert union(torch.ones(128, 640, dtype=torch.bool)) == 1
@@ -74,7 +74,7 @@ class TestUnion:
 class TestRefusals:
     @pytest.mark.parametrize("height", [0, 16, 32, 65, 256, -64])
     def test_height(self, height: int) -> None:
-        message = f"panel_rows is {height}; panels of 64 and 128 rows are served"
+        message = f"panel_rows must be 64 or 128, got {height}"
         with pytest.raises(ValueError, match=message):
             ColumnPanelSparse.from_dense(torch.ones(3, 4), panel_rows=height)
         with pytest.raises(ValueError, match=message):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sparsebert_kernels import formats
 from sparsebert_kernels.formats import PanelSparse
-from sparsebert_kernels.formats.panel import TILE_COLUMNS, join
+from sparsebert_kernels.formats.base import TILE_COLUMNS
+from sparsebert_kernels.formats.panel import join
 from sparsebert_kernels.formats.panel_transpose import TRANSPOSED_ROWS
 from sparsebert_kernels.formats.transpose import transposed_index
 from tests.formats.matrices import matrices, options
@@ -138,19 +139,25 @@ class TestJoin:
     @pytest.mark.parametrize(
         ("other", "message"),
         [
-            (PanelSparse.from_dense(torch.ones(64, 100), block_size=(64, 16)), "panel_rows 32 and 64"),
-            (PanelSparse.from_dense(torch.ones(64, 100), block_size=(32, 8)), "group_columns 16 and 8"),
-            (PanelSparse.from_dense(torch.ones(64, 100).half(), block_size=(32, 16)), "dtype .*float16"),
-            (PanelSparse.from_dense(torch.ones(64, 90), block_size=(32, 16)), "100 and 90 in_features"),
+            (((64, 100), torch.float32, (64, 16)), "panel_rows 32 and 64"),
+            (((64, 100), torch.float32, (32, 8)), "group_columns 16 and 8"),
+            (((64, 100), torch.float16, (32, 16)), "dtype .*float16"),
+            (((64, 90), torch.float32, (32, 16)), "100 and 90 in_features"),
         ],
         ids=["panel rows", "group columns", "dtype", "in_features"],
     )
-    def test_refuses_weights_that_differ(self, other: PanelSparse, message: str) -> None:
+    def test_refuses_weights_that_differ(
+        self, other: tuple[tuple[int, int], torch.dtype, tuple[int, int]], message: str
+    ) -> None:
+        shape, dtype, block_size = other
+        weight = PanelSparse.from_dense(torch.ones(shape, dtype=dtype), block_size=block_size)
         with pytest.raises(ValueError, match=message):
-            join([self.members()[0], other])
+            join([self.members()[0], weight])
 
     def test_refuses_a_member_that_does_not_fill_its_panels(self) -> None:
-        with pytest.raises(ValueError, match="50 out_features; multiples of its 32 panel rows"):
+        with pytest.raises(
+            ValueError, match="50 out_features; all but the last need a multiple of their 32 panel rows"
+        ):
             join(self.members()[::-1])
 
 

@@ -74,7 +74,7 @@ class TestBlockSizes:
     @pytest.mark.parametrize(("rows", "columns"), [(0, 8), (32768, 8), (8, 0), (8, 257), (-8, 8)])
     def test_of_element(self, rows: int, columns: int) -> None:
         _assert_refused(
-            f"blocks of {rows} x {columns}; possible are 1..32767 rows x 1..256 columns",
+            f"blocks must have 1 to 32767 rows and 1 to 256 columns, got {rows} x {columns}",
             format="element",
             block_rows=rows,
             block_columns=columns,
@@ -82,22 +82,22 @@ class TestBlockSizes:
 
     @pytest.mark.parametrize("rows", [0, 1, 3, 16, -4])
     def test_vector_rows(self, rows: int) -> None:
-        message = f"vector_rows is {rows}; heights of 2, 4 and 8 rows are served"
+        message = f"vector_rows must be 2, 4 or 8, got {rows}"
         _assert_refused(message, format="vector", vector_rows=rows)
 
     @pytest.mark.parametrize("rows", [0, 6, -4, 32772])
     def test_block_rows_of_vector(self, rows: int) -> None:
-        message = f"block_rows is {rows}; possible are multiples of 4 up to 32768"
+        message = f"block_rows must be a multiple of 4 up to 32768, got {rows}"
         _assert_refused(message, format="vector", vector_rows=4, block_rows=rows)
 
     @pytest.mark.parametrize("columns", [0, 65537, -1])
     def test_block_columns_of_vector(self, columns: int) -> None:
-        message = f"block_columns is {columns}; 1..65536 columns are possible"
+        message = f"block_columns must be between 1 and 65536, got {columns}"
         _assert_refused(message, format="vector", block_columns=columns)
 
     @pytest.mark.parametrize(
         "size", [(8, 64), (0, 8), (256, 64), (64, 4), (64, 0), (64, 96), (-64, -64)], ids=str
     )
     def test_of_panel(self, size: tuple[int, int]) -> None:
-        message = rf"block_size is \({size[0]}, {size[1]}\); kernels serve 16, 32, 64 or 128 rows"
+        message = rf"block_size must have 16, 32, 64 or 128 rows .* got \({size[0]}, {size[1]}\)"
         _assert_refused(message, format="panel", block_size=size)

@@ -48,13 +48,13 @@ class TestRefusals:
     def test_kept_weights_that_are_not_finite(self, value: float) -> None:
         mask = mask_2_4()
         weight = torch.where(mask, value, 1.0).bfloat16()
-        self.refused("NaN or inf where it is kept", weight, mask)
+        self.refused("a kept weight is NaN or inf", weight, mask)
 
     def test_a_device_that_cannot_pack(self) -> None:
         """Masked NaN is no reason to refuse: this is as far as a CPU comes."""
         mask = mask_2_4()
         weight = torch.where(mask, 1.0, torch.nan).bfloat16()
-        self.refused("weight is on cpu; 2:4 is packed on an NVIDIA GPU", weight, mask)
+        self.refused("weight is on cpu; move it to an NVIDIA GPU, which packs 2:4 weights", weight, mask)
 
 
 @pytest.mark.gpu

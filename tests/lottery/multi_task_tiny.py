@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
 from sparsebert.lottery.experiment import Experiment
-from sparsebert.lottery.multi_task import joint
+from sparsebert.lottery.multi_task import multi_task_experiment
 from tests.lottery import tiny
 
 SHAPE = {"hidden_size": 20, "num_attention_heads": 2, "intermediate_size": 30, "num_hidden_layers": 2}
@@ -42,8 +42,8 @@ def evaluate_texts(model: nn.Module) -> dict[str, float]:
     model.eval()
     with torch.no_grad():
         guessed = model(input_ids=batch["input_ids"]).logits.argmax(-1)
-    asked = batch["labels"] >= 0
-    return {"accuracy": float((guessed == batch["labels"])[asked].float().mean())}
+    masked = batch["labels"] >= 0
+    return {"accuracy": float((guessed == batch["labels"])[masked].float().mean())}
 
 
 def experiments() -> dict[str, Experiment]:
@@ -56,5 +56,5 @@ def experiments() -> dict[str, Experiment]:
 def experiment(
     proportions: str = "equal", wrap: Callable[[Any], Any] = lambda collate: collate
 ) -> Experiment:
-    whole = joint(experiments(), proportions)
+    whole = multi_task_experiment(experiments(), proportions)
     return replace(whole, collate=wrap(whole.collate))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -20,6 +19,7 @@ from sparsebert.lottery.loop import run
 from sparsebert.lottery.method import lottery_method
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.trainer import TicketTrainer
+from tests.lottery.killing import Killed, dying
 from tests.lottery.tiny import collate, experiment, request
 
 UNITS: dict[str, Any] = {"granularity": "head+neuron", "scope": "type"}
@@ -67,8 +67,8 @@ def test_heads_may_rank_within_their_layer(tmp_path: Path) -> None:
 
 def test_heads_and_neurons_may_have_shares_of_their_own(tmp_path: Path) -> None:
     shares = {"heads_sparsity": 0.5, "neurons_sparsity": 0.4}
-    asked = request("early-bird", None, **{**EARLY, "scope": "heads-by-layer"}, **shares)
-    rows = run(experiment(), asked, tmp_path)
+    config = request("early-bird", None, **{**EARLY, "scope": "heads-by-layer"}, **shares)
+    rows = run(experiment(), config, tmp_path)
     ticket = Ticket.load(tmp_path / "ticket.safetensors")
     for layer in range(2):
         heads = ticket.masks[f"encoder.layer.{layer}.attention.self.query"].view(2, -1)
@@ -89,14 +89,14 @@ def test_the_search_may_have_a_learning_rate_of_its_own(
         return create(self, model)
 
     monkeypatch.setattr(TicketTrainer, "create_optimizer", spy)
-    asked = request("early-bird", 0.5, **EARLY, learning_rate=4e-3, search_learning_rate=2e-3)
-    run(experiment(), asked, tmp_path)
+    config = request("early-bird", 0.5, **EARLY, learning_rate=4e-3, search_learning_rate=2e-3)
+    run(experiment(), config, tmp_path)
     assert rates == [2e-3, 4e-3]
 
 
 @pytest.mark.parametrize("rewind", [{"rewind": "step", "rewind_step": 2}, {"rewind": "none", "head": "keep"}])
 def test_nothing_goes_on_with_the_optimizer_of_the_search(rewind: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="rewind must be 'pretrained' or 'learning-rate', not '"):
+    with pytest.raises(ValueError, match="rewind must be 'pretrained' or 'learning-rate', got '"):
         request("early-bird", 0.5, **EARLY, **rewind)
 
 
@@ -112,8 +112,8 @@ def test_a_fixed_draw_is_a_share_of_the_first_epoch(tmp_path: Path) -> None:
 
 
 def test_what_never_settles_is_drawn_at_the_end(tmp_path: Path) -> None:
-    asked = request("early-bird", 0.5, **UNITS, every=3, epsilon=1e-9)
-    rows = run(experiment(), asked, tmp_path)
+    config = request("early-bird", 0.5, **UNITS, every=3, epsilon=1e-9)
+    rows = run(experiment(), config, tmp_path)
     found = search(tmp_path)
     assert [row["steps"] for row in rows] == [7, 7]
     assert (found["settled"], found["drawn_at"]) == (False, 6)
@@ -122,22 +122,14 @@ def test_what_never_settles_is_drawn_at_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("draw", ["distance", "fixed"])
 def test_killed_anywhere_it_draws_the_same_ticket(tmp_path: Path, draw: str) -> None:
     """Before and after the draw; a checkpoint may lie at its very step."""
-    torch.set_num_threads(1)
-    asked = request("early-bird", 0.5, **EARLY, draw=draw, draw_at=1.0, save_steps=1)
-    run(experiment(), asked, tmp_path / "whole")
+    config = request("early-bird", 0.5, **EARLY, draw=draw, draw_at=1.0, save_steps=1)
+    run(experiment(), config, tmp_path / "whole")
     sessions = 0
-    for left in (3, 2, 1, 4, 2, 6, 3, None):
-        countdown = iter(range(left, -1, -1) if left else [])
-
-        def dying(chosen: list[dict[str, Any]], countdown: Any = countdown) -> dict[str, Tensor]:
-            if next(countdown, None) == 0:
-                raise KeyboardInterrupt
-            return collate(chosen)
-
+    for batch in (4, 3, 2, 5, 3, 7, 4, None):
         sessions += 1
         try:
-            run(replace(experiment(), collate=dying), asked, tmp_path / "parts")
-        except KeyboardInterrupt:
+            run(replace(experiment(), collate=dying(collate, batch)), config, tmp_path / "parts")
+        except Killed:
             continue
         break
     assert sessions > 3
@@ -145,18 +137,17 @@ def test_killed_anywhere_it_draws_the_same_ticket(tmp_path: Path, draw: str) -> 
 
 
 def test_killed_between_the_last_step_and_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    asked = request("early-bird", 0.5, **EARLY, save_steps=1)
-    run(experiment(), asked, tmp_path / "whole")
+    config = request("early-bird", 0.5, **EARLY, save_steps=1)
+    run(experiment(), config, tmp_path / "whole")
 
     def killed(*arguments: Any) -> None:
-        raise KeyboardInterrupt
+        raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr("sparsebert.lottery.loop._counts", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(experiment(), asked, tmp_path / "parts")
-    run(experiment(), asked, tmp_path / "parts")
+        with pytest.raises(Killed):
+            run(experiment(), config, tmp_path / "parts")
+    run(experiment(), config, tmp_path / "parts")
     assert_same(tmp_path)
 
 
@@ -175,15 +166,15 @@ def assert_same(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"granularity": "element"}, "chooses among heads and neurons"),
-        ({"granularity": "head+mlp"}, "chooses among heads and neurons"),
-        ({"penalty": -1.0}, "penalty must not be negative"),
-        ({"penalty": float("inf")}, "penalty must not be negative, not inf"),
+        ({"granularity": "element"}, "prunes heads and neurons"),
+        ({"granularity": "head+mlp"}, "prunes heads and neurons"),
+        ({"penalty": -1.0}, "penalty must be at least 0"),
+        ({"penalty": float("inf")}, "penalty must be at least 0, got inf"),
         ({"heads_sparsity": 0.5}, "heads_sparsity and neurons_sparsity go together"),
-        ({"heads_sparsity": 0.5, "neurons_sparsity": 1.0}, r"neurons_sparsity must be in \[0, 1\), not 1.0"),
-        ({"heads_sparsity": 0.5, "neurons_sparsity": 0.4}, "decides itself how much is pruned"),
+        ({"heads_sparsity": 0.5, "neurons_sparsity": 1.0}, r"neurons_sparsity must be in \[0, 1\), got 1.0"),
+        ({"heads_sparsity": 0.5, "neurons_sparsity": 0.4}, "decides the sparsity"),
         ({"draw_at": 0.0}, "draw_at must be a share of an epoch"),
-        ({"every": 0}, "every must be at least 1 step"),
+        ({"every": 0}, "every must be at least 1, got 0"),
         ({"epsilon": 2.0}, "epsilon must be in"),
         ({"draw": "fixd"}, "did you mean 'fixed'"),
     ],

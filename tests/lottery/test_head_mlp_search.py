@@ -55,11 +55,11 @@ def test_good_bad_and_random_are_trained_alike(tmp_path: Path, good: Path, metho
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="decides itself how much is pruned"):
+    with pytest.raises(ValueError, match="decides the sparsity"):
         request("importance-search", 0.5, **CHOICES)
     with pytest.raises(ValueError, match="share_of_heads must be between 0 and 1"):
         request("importance-search", None, **CHOICES, share_of_heads=1.5)
-    with pytest.raises(ValueError, match="chooses heads and MLPs"):
+    with pytest.raises(ValueError, match="prunes heads and MLPs"):
         request("importance-search", None)
     with pytest.raises(ValueError, match="needs an experiment with a judge"):
         run(experiment(), request("importance-search", None, **CHOICES), tmp_path / "run")

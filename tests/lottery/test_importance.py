@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -18,6 +16,7 @@ from sparsebert import results
 from sparsebert.bert import resolve, structure
 from sparsebert.lottery.loop import run
 from sparsebert.tickets.ticket import Ticket
+from tests.lottery.killing import Killed, dying
 from tests.lottery.tiny import collate, experiment, model, request
 
 CHOICES: dict[str, dict[str, Any]] = {"granularity": "head+neuron", "scope": "type", "batches": 2}
@@ -48,8 +47,8 @@ def test_a_removed_mlp_stays_removed_while_it_trains(tmp_path: Path) -> None:
 
 def test_published_gradients_choose_otherwise(tmp_path: Path) -> None:
     for name, accumulate in (("fresh", False), ("published", True)):
-        asked = request("importance", 0.5, **CHOICES, accumulate=accumulate)
-        run(experiment(), asked, tmp_path / name)
+        config = request("importance", 0.5, **CHOICES, accumulate=accumulate)
+        run(experiment(), config, tmp_path / name)
     fresh, published = (
         Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("fresh", "published")
     )
@@ -57,21 +56,13 @@ def test_published_gradients_choose_otherwise(tmp_path: Path) -> None:
 
 
 def test_killed_in_either_round_it_ends_with_the_same_ticket(tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    asked = request("importance", 0.5, **CHOICES)
-    run(experiment(), asked, tmp_path / "whole")
-    for left in (5, 6, None):
-        countdown = iter(range(left, -1, -1) if left else [])
-
-        def dying(chosen: list[dict[str, Any]], countdown: Any = countdown) -> dict[str, Tensor]:
-            if next(countdown, None) == 0:
-                raise KeyboardInterrupt
-            return collate(chosen)
-
+    config = request("importance", 0.5, **CHOICES)
+    run(experiment(), config, tmp_path / "whole")
+    for batch in (6, 7, None):
         try:
-            run(replace(experiment(), collate=dying), asked, tmp_path / "parts")
-        except KeyboardInterrupt:
-            assert left
+            run(replace(experiment(), collate=dying(collate, batch)), config, tmp_path / "parts")
+        except Killed:
+            assert batch
     tickets = [Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("whole", "parts")]
     assert tickets[0] == tickets[1]
     logs = [results.read(tmp_path / name / "log.jsonl", "round") for name in ("whole", "parts")]
@@ -80,7 +71,7 @@ def test_killed_in_either_round_it_ends_with_the_same_ticket(tmp_path: Path) -> 
 
 
 def test_single_weights_have_no_gates() -> None:
-    with pytest.raises(ValueError, match=r"chooses among heads, neurons and MLPs: .* not 'element'"):
+    with pytest.raises(ValueError, match=r"prunes heads, neurons and MLPs: .* got 'element'"):
         request("importance", 0.5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from fractions import Fraction
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from sparsebert.lottery import methods
-from sparsebert.lottery.experiment import PruningUnits, RunConfig
+from sparsebert.lottery.experiment import RunConfig
+from sparsebert.lottery.mask_learning_method import MaskLearningMethod
 from sparsebert.lottery.method import Head, Rewind, Source, lottery_method, lottery_methods
+from sparsebert.mask_learning.smp import Mask, StaticModelPruningRule
+from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tickets.ticket import Ticket
 
 TICKET = Ticket({"encoder.layer.0.attention.self.query": torch.eye(4, dtype=torch.bool)})
@@ -44,6 +48,18 @@ def test_each_says_where_it_comes_from(name: str) -> None:
     text = type(lottery_method(name)).__doc__
     assert text is not None
     assert name in ("dense", "snip-imp") or any(who in text for who in SOURCES)
+
+
+@pytest.mark.parametrize("name", lottery_methods())
+def test_each_option_has_a_help(name: str) -> None:
+    for option in fields(lottery_method(name)):
+        assert option.metadata["help"], option.name
+
+
+def test_a_rule_has_the_options_of_its_method() -> None:
+    method = lottery_method("smp", mask="L", ramp_steps=7, choose_every=2)
+    assert isinstance(method, MaskLearningMethod)
+    assert method.rule == StaticModelPruningRule(mask=Mask.LOCAL, ramp_steps=7)
 
 
 def test_imp_trains_the_dense_model_and_then_each_tenth() -> None:
@@ -109,8 +125,8 @@ def test_defaults_are_those_of_the_sources() -> None:
         ("imp", {"rewind": "pretraind"}, "did you mean 'pretrained'"),
         ("imp", {"head": "kept"}, "did you mean 'keep'"),
         ("random", {"share": "original"}, "unknown option of method random 'share'"),
-        ("imp", {"rewind": "step"}, "a step goes with 'step'"),
-        ("imp", {"rewind_step": 5}, "a step goes with 'step'"),
+        ("imp", {"rewind": "step"}, "rewind='step' needs a positive rewind_step"),
+        ("imp", {"rewind_step": 5}, "rewind='step' needs a positive rewind_step"),
         ("imp", {"rewind": "none", "head": "rewind"}, "head must be 'keep'"),
         ("imp", {"schedule_rounds": 0}, "schedule_rounds must be at least 1"),
         ("snip", {"batches": 0}, "batches must be at least 1"),
@@ -119,7 +135,7 @@ def test_defaults_are_those_of_the_sources() -> None:
         ("magnitude-search", {"threshold": 1.0}, "threshold must be between 0 and 1"),
         ("magnitude-search", {"step": 0.0}, "step must be between 0 and 1"),
         ("magnitude-search", {"most_steps": 0}, "most_steps must be at least 1"),
-        ("smp", {"choose_every": 0}, "choose_every must be at least 1 step"),
+        ("smp", {"choose_every": 0}, "choose_every must be at least 1, got 0"),
         ("early-bird", {"search_learning_rate": 0.0}, "search_learning_rate must be positive"),
     ],
 )
@@ -135,10 +151,10 @@ def test_options_that_do_not_fit_are_refused(name: str, options: dict[str, Any],
         ("imp", 1.0, None, r"sparsity must be in \[0, 1\)"),
         ("imp", 70, None, r"sparsity must be in \[0, 1\)"),
         ("imp", float("nan"), None, "finite number"),
-        ("imp", 0.5, TICKET, "takes none"),
+        ("imp", 0.5, TICKET, "finds its own ticket"),
         ("ticket", 0.5, None, "needs a ticket"),
-        ("ticket", 0.5, TICKET, "the ticket's sparsity is 0.7500"),
-        ("dense", 0.5, None, "a dense model has sparsity 0"),
+        ("ticket", 0.5, TICKET, "that of the ticket, 0.7500"),
+        ("dense", 0.5, None, "sparsity must be 0, got 0.5"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(

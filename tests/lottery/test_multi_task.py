@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from sparsebert.lottery.method import lottery_method
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.multi_task_model import MultiTaskModel
 from sparsebert.training.snapshot import Snapshot, fresh_head, head_names
-from sparsebert.training.task_sampling import TaskMixture, TaskTurns, proportions_of
+from sparsebert.training.task_sampling import TaskMixture, TaskSampler, proportions_of
 from tests.lottery import tiny
+from tests.lottery.killing import Killed, dying
 from tests.lottery.multi_task_tiny import collate_texts, experiment, experiments, texts
-from tests.lottery.test_ranks import start as start_processes
-from tests.lottery.test_resume import BATCHES, Killed, start
+from tests.lottery.test_distributed import start as start_processes
+from tests.lottery.test_resume import BATCHES, start
 
 
 def model() -> MultiTaskModel:
@@ -94,13 +96,18 @@ class TestModel:
 
     def test_other_families_do_not_mix(self) -> None:
         other = DistilBertModel(DistilBertConfig(vocab_size=30, dim=20, n_heads=2, hidden_dim=30, n_layers=1))
-        with pytest.raises(ValueError, match=r"one family only, not of \['bert', 'distilbert'\]"):
+        with pytest.raises(
+            ValueError, match=r"an encoder of one family, got models of \['bert', 'distilbert'\]"
+        ):
             MultiTaskModel.of({"a": tiny.model(), "b": other})
 
 
 class TestTurns:
     def test_equal_shares_alternate_whatever_the_sizes(self) -> None:
-        assert list(TaskTurns([6, 30], proportions_of("equal", [6, 30]), 4, 0).turns()) == [0, 1] * 4 + [0]
+        assert list(TaskSampler([6, 30], proportions_of("equal", [6, 30]), 4, 0).batch_tasks()) == [
+            0,
+            1,
+        ] * 4 + [0]
 
     @pytest.mark.parametrize(
         ("text", "shares"), [("2,1", [2, 1]), ("size", [30, 10]), ("1/3, 0.5", ["1/3", "1/2"])]
@@ -108,13 +115,13 @@ class TestTurns:
     def test_other_shares_are_kept_at_every_moment(self, text: str, shares: list[Any]) -> None:
         expected = [Fraction(share) for share in shares]
         assert proportions_of(text, [30, 10]) == expected
-        turns = list(TaskTurns([300, 100], expected, 4, 0).turns())
+        turns = list(TaskSampler([300, 100], expected, 4, 0).batch_tasks())
         for count in range(1, len(turns) + 1):
             for task, share in enumerate(expected):
                 assert abs(turns[:count].count(task) - count * share / sum(expected)) < 1
 
     def test_batches_are_of_one_task_and_passes_come_one_after_the_other(self) -> None:
-        sampler = TaskTurns([5, 30], proportions_of("equal", [5, 30]), 4, seed=3)
+        sampler = TaskSampler([5, 30], proportions_of("equal", [5, 30]), 4, seed=3)
         order = list(sampler)
         assert len(order) == len(sampler) == 36
         batches = [order[i : i + 4] for i in range(0, 36, 4)]
@@ -127,7 +134,7 @@ class TestTurns:
 
     def test_seed_and_epoch_decide(self) -> None:
         def order(seed: int, epoch: int) -> list[int]:
-            sampler = TaskTurns([40, 24], proportions_of("size", [40, 24]), 8, seed)
+            sampler = TaskSampler([40, 24], proportions_of("size", [40, 24]), 8, seed)
             sampler.set_epoch(epoch)
             return list(sampler)
 
@@ -148,17 +155,17 @@ class TestTurns:
                 lottery_method("multi-task", proportions=text)
 
     def test_a_task_without_examples_is_named(self) -> None:
-        with pytest.raises(ValueError, match="no examples of b to train on"):
+        with pytest.raises(ValueError, match="task b needs at least one example"):
             TaskMixture({"a": [1], "b": []}, "equal")
 
 
-def asked(**changes: Any) -> Any:
+def config_of(**changes: Any) -> Any:
     return tiny.request("multi-task", **changes)
 
 
 class TestRuns:
     def test_one_mask_for_all_tasks_exact_and_with_the_usual_keys(self, tmp_path: Path) -> None:
-        rows = run(experiment(), asked(), tmp_path)
+        rows = run(experiment(), config_of(), tmp_path)
         assert [row["kept"] for row in rows] == [tiny.PRUNABLE * (10 - r) // 10 for r in range(4)]
         assert set(rows[0]["metrics"]) == {"accuracy", "language_accuracy"}
         ticket = Ticket.load(tmp_path / "ticket.safetensors")
@@ -186,7 +193,7 @@ class TestRuns:
         monkeypatch.setattr(round_training, "TicketTrainer", Watched)
         whole = experiment(proportions="2,1")
         start = Snapshot.of(whole.model)
-        run(whole, asked(sparsity=0.2, proportions="2,1"), tmp_path)
+        run(whole, config_of(sparsity=0.2, proportions="2,1"), tmp_path)
         assert batches == [0, 1, 0, 0, 1, 0, 0] * 3
         ticket = Ticket.load(tmp_path / "round-01" / "ticket.safetensors")
         expected = model()
@@ -204,24 +211,13 @@ class TestRuns:
         ids=lambda changes: changes.get("rewind", "pretrained"),
     )
     def test_interrupted_at_any_batch(self, tmp_path: Path, changes: dict[str, Any]) -> None:
-        torch.set_num_threads(1)
-        request = asked(sparsity=0.2, **changes)
+        request = config_of(sparsity=0.2, **changes)
         run(experiment(), request, tmp_path / "whole")
         sessions = 0
-        for left in (5, 1, 4, 8, 3, 9, 2, None):
-            countdown = iter(range(left - 1, -1, -1) if left else [])
-
-            def wrap(collate: Any, countdown: Any = countdown) -> Any:
-                def wrapped(chosen: Any) -> Any:
-                    if next(countdown, None) == 0:
-                        raise Killed
-                    return collate(chosen)
-
-                return wrapped
-
+        for batch in (5, 1, 4, 8, 3, 9, 2, None):
             sessions += 1
             try:
-                run(experiment(wrap=wrap), request, tmp_path / "parts")
+                run(experiment(wrap=partial(dying, batch=batch)), request, tmp_path / "parts")
             except Killed:
                 continue
             break
@@ -229,23 +225,22 @@ class TestRuns:
         assert_same_masks_and_metrics(tmp_path / "parts", tmp_path / "whole")
 
     def test_the_other_task_matters(self, tmp_path: Path) -> None:
-        run(experiment(), asked(), tmp_path / "both")
+        run(experiment(), config_of(), tmp_path / "both")
         run(tiny.experiment(), tiny.request(), tmp_path / "one")
         both, one = (Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("both", "one"))
         assert both != one
 
     def test_gradient_checkpointing(self, tmp_path: Path) -> None:
-        rows = run(experiment(), asked(sparsity=0.1, gradient_checkpointing=True), tmp_path)
+        rows = run(experiment(), config_of(sparsity=0.1, gradient_checkpointing=True), tmp_path)
         assert rows[-1]["sparsity"] == 0.1
 
     def test_batches_of_two_tasks_are_an_error(self) -> None:
-        with pytest.raises(ValueError, match="several tasks"):
+        with pytest.raises(ValueError, match="a batch must hold examples of a single task"):
             experiment().collate([(0, tiny.examples()[0]), (1, texts()[0])])
 
 
 @pytest.mark.slow
 def test_killed_with_kill_9_at_random_points(tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     run(experiment(), tiny.request("multi-task", head="keep"), tmp_path / "whole")
     points = random.Random(1)
     for _ in range(3):

@@ -24,7 +24,7 @@ from sparsebert.lottery.loop import run
 from sparsebert.pruning import prune
 from sparsebert.pruning.top_k import ranked, select_top
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training.mask_enforcer import MaskKeeper
+from sparsebert.training.mask_enforcer import MaskEnforcer
 from tests.lottery.tiny import experiment, model, request
 
 State = dict[str, np.ndarray]
@@ -128,7 +128,7 @@ def test_a_hundred_steps_of_adamw_keep_dead_weights_at_zero_and_train_the_others
         net[0].weight.copy_(torch.from_numpy(weight))
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay)
     x, y = (torch.from_numpy(array).to(where) for array in (inputs, target))
-    with MaskKeeper(net, Ticket({"0": torch.from_numpy(mask)})) as keeper:
+    with MaskEnforcer(net, Ticket({"0": torch.from_numpy(mask)})) as keeper:
         for _ in range(100):
             optimizer.zero_grad()
             nn.functional.mse_loss(net(x), y).backward()

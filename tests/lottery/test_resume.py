@@ -24,6 +24,7 @@ pytest.importorskip("accelerate")
 from sparsebert import results
 from sparsebert.lottery.loop import run
 from tests.lottery import tiny
+from tests.lottery.killing import Killed, dying
 
 ROOT = Path(__file__).resolve().parents[2]
 REWINDING: dict[str, dict[str, Any]] = {
@@ -36,11 +37,7 @@ REWINDING: dict[str, dict[str, Any]] = {
 BATCHES = 28
 
 
-class Killed(BaseException):
-    """As good as a kill for files, since nothing in the loop catches it."""
-
-
-def asked(rewind: str) -> Any:
+def config_of(rewind: str) -> Any:
     return tiny.request(rewind=rewind, head="keep", **REWINDING[rewind])
 
 
@@ -63,31 +60,20 @@ def assert_same(one: Path, other: Path) -> None:
 def uninterrupted(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp(request.param)
-    run(tiny.experiment(), asked(request.param), out)
-    torch.set_num_threads(threads)
+    run(tiny.experiment(), config_of(request.param), out)
     return request.param, out
 
 
 def test_interrupted_at_any_batch(uninterrupted: tuple[str, Path], tmp_path: Path) -> None:
     """In every session a few batches further: in mid-round, at its first step, before and after saves."""
     rewind, reference = uninterrupted
-    torch.set_num_threads(1)
     torch.rand(3)  # the random state that a session finds does not matter
     sessions = 0
-    for left in (5, 1, 4, 8, 3, 9, 2, 7, None):
-        countdown = iter(range(left - 1, -1, -1) if left else [])
-
-        def collate(chosen: list[dict[str, Any]], countdown: Any = countdown) -> dict[str, Tensor]:
-            if next(countdown, None) == 0:
-                raise Killed
-            return tiny.collate(chosen)
-
+    for batch in (5, 1, 4, 8, 3, 9, 2, 7, None):
         sessions += 1
         try:
-            run(replace(tiny.experiment(), collate=collate), asked(rewind), tmp_path)
+            run(replace(tiny.experiment(), collate=dying(tiny.collate, batch)), config_of(rewind), tmp_path)
         except Killed:
             continue
         break
@@ -98,20 +84,13 @@ def test_interrupted_at_any_batch(uninterrupted: tuple[str, Path], tmp_path: Pat
 
 def test_interrupted_with_batches_grouped_by_length(tmp_path: Path) -> None:
     """Their order, in the second epoch too, follows from the seed and not from the random state."""
-    torch.set_num_threads(1)
-    asked = tiny.request(head="keep", sparsity=0.1, group_by_length=True)
-    run(tiny.experiment(), asked, tmp_path / "whole")
+    config = tiny.request(head="keep", sparsity=0.1, group_by_length=True)
+    run(tiny.experiment(), config, tmp_path / "whole")
     for session in range(3):
         torch.manual_seed(session)
-        countdown = iter(range(7, -1, -1) if session < 2 else [])
-
-        def collate(chosen: list[dict[str, Any]], countdown: Any = countdown) -> dict[str, Tensor]:
-            if next(countdown, None) == 0:
-                raise Killed
-            return tiny.collate(chosen)
-
-        with pytest.raises(Killed) if session < 2 else contextlib.nullcontext():
-            run(replace(tiny.experiment(), collate=collate), asked, tmp_path / "parts")
+        batch = 8 if session < 2 else None
+        with pytest.raises(Killed) if batch else contextlib.nullcontext():
+            run(replace(tiny.experiment(), collate=dying(tiny.collate, batch)), config, tmp_path / "parts")
     assert_same(tmp_path / "parts", tmp_path / "whole")
 
 
@@ -120,9 +99,8 @@ def test_interrupted_between_the_parts_of_a_round(
     uninterrupted: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     rewind, reference = uninterrupted
-    torch.set_num_threads(1)
     target = {
-        "ticket": "sparsebert.lottery.loop.begin_round",  # after the ticket is written
+        "ticket": "sparsebert.lottery.loop.start_round",  # after the ticket is written
         "trained": "sparsebert.training.snapshot.Snapshot.save",  # after the last step
         "evaluate": "sparsebert.lottery.loop._counts",  # before the record is written
         "log": "sparsebert.lottery.loop._Run._clean_up",  # after it is
@@ -140,8 +118,8 @@ def test_interrupted_between_the_parts_of_a_round(
     with monkeypatch.context() as patch:
         patch.setattr(target, killed)
         with pytest.raises(Killed):
-            run(tiny.experiment(), asked(rewind), tmp_path)
-    run(tiny.experiment(), asked(rewind), tmp_path)
+            run(tiny.experiment(), config_of(rewind), tmp_path)
+    run(tiny.experiment(), config_of(rewind), tmp_path)
     assert_same(tmp_path, reference)
 
 

@@ -20,7 +20,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert.lottery import loop
+from sparsebert.lottery.experiment import RunConfig
 from sparsebert.lottery.loop import run
+from sparsebert.lottery.run_context import RunContext
 from tests.lottery.tiny import experiment, model, request
 
 
@@ -91,12 +93,29 @@ class TestRecords:
         }
 
 
+class TestContext:
+    def test_the_caller_is_told_before_the_work_starts_and_not_once_it_is_done(self, tmp_path: Path) -> None:
+        calls: list[str] = []
+        whole, config = experiment(), request(sparsity=0.1, steps=1)
+
+        def before(model: Any, config: RunConfig) -> None:
+            assert model is whole.model
+            assert not any(tmp_path.iterdir())
+            calls.append(config.method.name)
+
+        context = RunContext(say=calls.append, before=before)
+        run(whole, config, tmp_path, context)
+        assert calls == ["imp", "round 1 of 2, 0.0% sparse", "round 2 of 2, 10.0% sparse"]
+        run(whole, config, tmp_path, context)
+        assert calls[3:] == [f"{tmp_path} is finished: nothing to do"]
+
+
 class TestSecondStart:
     def test_a_finished_run_does_nothing_and_says_so(self, tmp_path: Path) -> None:
         rows = run(experiment(), request(sparsity=0.1), tmp_path)
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
         said: list[str] = []
-        assert run(experiment(), request(sparsity=0.1), tmp_path, said.append) == rows
+        assert run(experiment(), request(sparsity=0.1), tmp_path, RunContext(said.append)) == rows
         assert said == [f"{tmp_path} is finished: nothing to do"]
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"} == {
             path: time for path, time in before.items() if path.name != ".lock"
@@ -122,7 +141,7 @@ class TestSecondStart:
             run(experiment(), request(), tmp_path)
         assert [each.name for each in tmp_path.iterdir()] == ["thesis.tex"]
         (tmp_path / "run.json").write_text("{}")
-        with pytest.raises(ValueError, match="is no description of a run"):
+        with pytest.raises(ValueError, match="does not describe a run"):
             run(experiment(), request(), tmp_path)
         assert (tmp_path / "thesis.tex").read_text() == "precious"
 
@@ -142,8 +161,8 @@ class TestRefusals:
         for changes, message in [
             ({"granularity": "block", "block_size": (0, 4)}, "block_size must be"),
             ({"scope": "layer"}, "unknown scope"),
-            ({"rewind": "step", "rewind_step": 7}, "rewinding to step 7 of rounds of 7 steps"),
-            ({"warmup_steps": 7}, "warm-up"),
+            ({"rewind": "step", "rewind_step": 7}, "rewind_step must be below the 7 steps of a round, got 7"),
+            ({"warmup_steps": 7}, "warmup_steps must be below the 7 steps"),
         ]:
             with pytest.raises(ValueError, match=message):
                 run(experiment(), request(**changes), tmp_path / "run")

@@ -37,7 +37,7 @@ UNITS: dict[str, dict[str, Any]] = {
     "head": {"granularity": "head"},
     "1:2": {"granularity": "1:2"},
 }
-# They choose among heads, neurons and MLPs, or single weights, and refuse other units: tested beside them.
+# Methods of heads, neurons and MLPs, or of single weights, which refuse other units: tested in their files.
 CHOOSY = {
     "magnitude-search",
     "bad-weights",
@@ -50,9 +50,7 @@ CHOOSY = {
     "bad-units",
     "random-units",
 }
-
-
-# Those that prune nothing, that are not told how much, or whose options say what competes.
+# Methods that prune nothing, that decide the sparsity, or whose options decide the scope.
 OTHERWISE = {"dense", "soft-movement", "l0", "smp", "cap-soft"}
 
 
@@ -60,25 +58,34 @@ OTHERWISE = {"dense", "soft-movement", "l0", "smp", "cap-soft"}
 def _weights_drift_instead_of_being_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training itself has tests of its own; here rounds, tickets and rewinding are what matters."""
 
-    def drift(
-        experiment: Any, request: Any, ticket: Any, beginning: Any, *, folder: Path, **_: Any
-    ) -> Trained:
+    def drift(experiment: Any, config: Any, ticket: Any, start: Any, *, folder: Path, **_: Any) -> Trained:
         with torch.no_grad():
             for parameter in experiment.model.parameters():
                 parameter.add_(torch.randn(parameter.shape), alpha=0.1)
-        if lottery_method("standard").rewind is request.method.rewind:
-            checkpoint = Checkpoint(folder / f"checkpoint-{beginning.stop}", beginning.stop, 0.0)
+        if lottery_method("standard").rewind is config.method.rewind:
+            checkpoint = Checkpoint(folder / f"checkpoint-{start.stop}", start.stop, 0.0)
             experiment.model.save_pretrained(checkpoint.path)
             checkpoint.mark()
-        return Trained(0.0, 1.0, beginning.stop)
+        return Trained(0.0, 1.0, start.stop)
 
     monkeypatch.setattr(loop, "train_round", drift)
 
 
+SCOPES = ("global", "matrix", "type")
+METHODS = [name for name in lottery_methods() if name not in OTHERWISE | CHOOSY]
+
+
+def pairs() -> list[tuple[str, str, str]]:
+    """Cases in which any two of method, units and scope meet: a third of all combinations."""
+    return [
+        (method, units, SCOPES[(row + column) % len(SCOPES)])
+        for row, method in enumerate(METHODS)
+        for column, units in enumerate(UNITS)
+    ]
+
+
 @pytest.mark.filterwarnings("ignore:layer collapse")
-@pytest.mark.parametrize("scope", ["global", "matrix", "type"])
-@pytest.mark.parametrize("units", UNITS)
-@pytest.mark.parametrize("method", [name for name in lottery_methods() if name not in OTHERWISE | CHOOSY])
+@pytest.mark.parametrize(("method", "units", "scope"), pairs())
 def test_any_method_finds_tickets_of_any_units_in_any_scope(
     method: str, units: str, scope: str, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsebert.mask_learning.contrastive_loss import Examples, contrast
+from sparsebert.mask_learning.contrastive_loss import EncodedExamples, contrastive_terms
 from sparsebert.mask_learning.movement import MovementRule, SoftMovementRule
 from sparsebert.mask_learning.rule import Goal
 from tests.mask_learning import two_matrices
@@ -29,9 +29,9 @@ def bank(encoders: int, features: int, seed: int = 0) -> tuple[Array, Array]:
     return of_length_1(random.normal(size=(EXAMPLES, encoders, features))), random.integers(0, 3, EXAMPLES)
 
 
-def some(which: list[int], representations: Array, labels: Array | None) -> Examples:
+def some(which: list[int], representations: Array, labels: Array | None) -> EncodedExamples:
     chosen = None if labels is None else torch.tensor(labels[which])
-    return Examples(torch.tensor(which), chosen, torch.tensor(representations[which]))
+    return EncodedExamples(torch.tensor(which), chosen, torch.tensor(representations[which]))
 
 
 def by_hand(
@@ -69,7 +69,7 @@ def test_both_terms_and_their_gradients(encoders: int, temperature: float) -> No
     found, labels = bank(encoders, 6)
     own = torch.tensor(np.random.default_rng(1).normal(size=(4, 6)), requires_grad=True)
     args = (some(BATCH, found, labels), some(OTHERS, found, labels), temperature)
-    for term, of_example in zip(contrast(own, *args), (np.arange(EXAMPLES), labels), strict=True):
+    for term, of_example in zip(contrastive_terms(own, *args), (np.arange(EXAMPLES), labels), strict=True):
         assert term is not None
         expected, gradient = by_hand(own.detach().numpy(), BATCH, OTHERS, found, of_example, temperature)
         np.testing.assert_allclose(term.item(), expected, atol=1e-10)
@@ -83,7 +83,9 @@ def test_the_released_code_gives_the_same_numbers() -> None:
     own = torch.tensor(np.sin(np.arange(20, dtype=np.float64) ** 1.5).reshape(4, 5))
     labels = np.arange(EXAMPLES) % 3
     found = of_length_1(waves)
-    by_instance, by_label = contrast(own, some(BATCH, found, labels), some(OTHERS, found, labels), 0.1)
+    by_instance, by_label = contrastive_terms(
+        own, some(BATCH, found, labels), some(OTHERS, found, labels), 0.1
+    )
     assert by_label is not None
     assert by_instance.item() == pytest.approx(3.557584935379476, abs=1e-10)
     assert by_label.item() == pytest.approx(0.964402474218549, abs=1e-10)
@@ -92,8 +94,8 @@ def test_the_released_code_gives_the_same_numbers() -> None:
 def test_without_labels_there_is_the_term_of_instances_alone() -> None:
     found, labels = bank(2, 6)
     own = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    whole = contrast(own, some(BATCH, found, labels), some(OTHERS, found, labels), 0.1)
-    alone = contrast(own, some(BATCH, found, None), some(OTHERS, found, None), 0.1)
+    whole = contrastive_terms(own, some(BATCH, found, labels), some(OTHERS, found, labels), 0.1)
+    alone = contrastive_terms(own, some(BATCH, found, None), some(OTHERS, found, None), 0.1)
     assert alone[0].item() == whole[0].item()
     assert alone[1] is None
 
@@ -103,7 +105,8 @@ def test_the_term_falls_as_an_example_comes_near_its_own_past() -> None:
     past = torch.tensor(found[BATCH][:, 0])
     far = -past
     near, away = (
-        contrast(own, some(BATCH, found, labels), some(OTHERS, found, labels), 0.1)[0] for own in (past, far)
+        contrastive_terms(own, some(BATCH, found, labels), some(OTHERS, found, labels), 0.1)[0]
+        for own in (past, far)
     )
     assert near < 0.5 < away
 
@@ -111,7 +114,9 @@ def test_the_term_falls_as_an_example_comes_near_its_own_past() -> None:
 def test_half_precision_is_compared_in_single() -> None:
     found, labels = bank(1, 6)
     own = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
-    terms = contrast(own, some(BATCH, found.astype(np.float32), labels), some(OTHERS, found, labels), 0.1)
+    terms = contrastive_terms(
+        own, some(BATCH, found.astype(np.float32), labels), some(OTHERS, found, labels), 0.1
+    )
     assert all(
         isinstance(term, Tensor) and term.dtype != torch.bfloat16 and term.isfinite() for term in terms
     )
@@ -130,7 +135,7 @@ def test_a_step_of_cap_is_that_of_the_equations(soft: bool, block: tuple[int, in
     goal, step = Goal(steps=100, warmup=5, density=Fraction(1, 5)), 40
 
     def ours(y: Tensor) -> Tensor:
-        by_instance, by_label = contrast(
+        by_instance, by_label = contrastive_terms(
             y, some(ROWS, found, labels), some(OTHERS, found, labels), TEMPERATURE
         )
         assert by_label is not None

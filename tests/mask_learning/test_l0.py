@@ -16,8 +16,8 @@ from sparsebert.pruning.granularity import parse_granularity
 from tests.mask_learning.two_matrices import (
     SHAPES,
     assert_equal,
-    candidates,
     numbers,
+    prunable_units,
     sigmoid,
     taken,
     transcribed,
@@ -75,7 +75,7 @@ def test_a_layer_draws_in_training_only() -> None:
 def test_it_begins_open() -> None:
     scores = {key: torch.full(shape, HardConcreteRule.first_score) for key, shape in SHAPES.items()}
     rule = HardConcreteRule()
-    assert all(mask.all() for mask in rule.masks(scores, candidates(), GOAL, 0).values())
+    assert all(mask.all() for mask in rule.masks(scores, prunable_units(), GOAL, 0).values())
     assert float(rule.gates(torch.tensor(HardConcreteRule.first_score), None)) == pytest.approx(
         0.98, abs=1e-4
     )
@@ -89,4 +89,4 @@ def test_defaults_are_those_of_the_published_code() -> None:
 def test_a_score_that_is_nan_is_refused() -> None:
     scores = {key: torch.full(shape, torch.nan) for key, shape in SHAPES.items()}
     with pytest.raises(ValueError, match="NaN"):
-        HardConcreteRule().masks(scores, candidates(), GOAL, 0)
+        HardConcreteRule().masks(scores, prunable_units(), GOAL, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.func import functional_call
 
 from sparsebert.bert import full_name, resolve
 from sparsebert.mask_learning.learner import Learner
-from sparsebert.mask_learning.masked_layers import LearnedLinear
+from sparsebert.mask_learning.masked_layers import MaskedLinear
 from sparsebert.mask_learning.movement import GradualMagnitudeRule, MovementRule, SoftMovementRule
 from sparsebert.mask_learning.rule import Goal, Rule
 from sparsebert.pruning import prune
@@ -28,21 +27,6 @@ UNITS: dict[str, dict[str, Any]] = {
     "neuron": {"granularity": "neuron"},
     "head": {"granularity": "head"},
 }
-
-
-@dataclass(frozen=True)
-class _Movement(MovementRule):
-    name = "movement"
-
-
-@dataclass(frozen=True)
-class _Gradual(GradualMagnitudeRule):
-    name = "gradual"
-
-
-@dataclass(frozen=True)
-class _Soft(SoftMovementRule):
-    name = "soft-movement"
 
 
 def classifier(dtype: torch.dtype = torch.float64) -> Any:
@@ -63,7 +47,9 @@ def batch() -> dict[str, Any]:
 
 def learner(model: Any, rule: Rule | None = None, goal: Goal = GOAL, **units: Any) -> Learner:
     units = {"scope": "matrix"} | units
-    return Learner(model, rule or _Movement(), goal, prune(model, sparsity=0, **units), **units)
+    return Learner(
+        model, rule or MovementRule(), goal, prune(model, sparsity=0, **units), method="movement", **units
+    )
 
 
 @pytest.mark.parametrize("units", UNITS)
@@ -84,7 +70,7 @@ def test_gradients_are_those_of_a_product_with_the_mask(units: str) -> None:
     functional_call(plain, products, (), batch()).loss.backward()
     for key, weight in weights.items():
         torch.testing.assert_close(weight_gradients[key], weight.grad, rtol=0, atol=1e-12)
-    for group in learning.candidates.groups:
+    for group in learning.units.groups:
         total = sum(
             cut.tiles(masks[key].grad, 0.0).sum(-1).view(group.grid) for key, cut in group.parts.items()
         )
@@ -106,7 +92,7 @@ def test_the_result_is_exact_and_in_the_weights(units: str) -> None:
     for key, mask in ticket.masks.items():
         kept = before.tensors[f"bert.{key}.weight"] * mask
         assert torch.equal(resolve(model, key).weight, kept)
-    assert not any(isinstance(module, LearnedLinear) for module in model.modules())
+    assert not any(isinstance(module, MaskedLinear) for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -133,7 +119,7 @@ def test_neurons_share_their_scores() -> None:
 def test_magnitudes_need_no_scores() -> None:
     model = classifier()
     names = set(model.state_dict())
-    learning = learner(model, _Gradual())
+    learning = learner(model, GradualMagnitudeRule())
     assert learning.parameters() == []
     assert set(model.state_dict()) == names
     ticket = learning.close_()
@@ -182,7 +168,7 @@ def test_a_run_without_room_for_the_schedule_is_refused() -> None:
 
 def test_the_penalty_reaches_the_scores() -> None:
     model = classifier()
-    learning = learner(model, _Soft())
+    learning = learner(model, SoftMovementRule())
     learning.derive_(4)
     penalty = learning.penalty()
     assert penalty is not None

@@ -16,8 +16,8 @@ from tests.mask_learning.two_matrices import (
     SHAPES,
     Array,
     assert_equal,
-    candidates,
     numbers,
+    prunable_units,
     sigmoid,
     taken,
     transcribed,
@@ -102,7 +102,7 @@ def test_movement_keeps_what_the_published_binarizer_keeps() -> None:
     """Where d * n is a whole number its rounding makes no difference."""
     scores = {key: torch.randn(shape) for key, shape in SHAPES.items()}
     for density in (Fraction(1, 4), Fraction(1, 2), Fraction(1)):
-        masks = MovementRule().masks(scores, candidates(), Goal(8, 1, density), 8)
+        masks = MovementRule().masks(scores, prunable_units(), Goal(8, 1, density), 8)
         for key, mask in masks.items():
             k = int(float(density) * mask.numel())
             expected = torch.zeros(mask.numel(), dtype=torch.bool)
@@ -114,15 +114,15 @@ def test_equal_scores_are_kept_in_order_and_exactly_as_many() -> None:
     """At the first step all are 0."""
     scores = {key: torch.zeros(shape) for key, shape in SHAPES.items()}
     for step, kept in ((0, 24), (1, 24), (6, 6), (8, 6)):
-        for mask in MovementRule().masks(scores, candidates(), GOAL, step).values():
+        for mask in MovementRule().masks(scores, prunable_units(), GOAL, step).values():
             assert mask.flatten().tolist() == [True] * kept + [False] * (24 - kept)
 
 
 def test_the_scope_says_who_competes() -> None:
     scores = {FIRST: torch.ones(6, 4), SECOND: torch.zeros(4, 6)}
-    in_all = MovementRule().masks(scores, candidates(scope="global"), GOAL, 8)
+    in_all = MovementRule().masks(scores, prunable_units(scope="global"), GOAL, 8)
     assert [int(mask.sum()) for mask in in_all.values()] == [12, 0]
-    in_each = MovementRule().masks(scores, candidates(), GOAL, 8)
+    in_each = MovementRule().masks(scores, prunable_units(), GOAL, 8)
     assert [int(mask.sum()) for mask in in_each.values()] == [6, 6]
 
 
@@ -130,14 +130,14 @@ def test_soft_movement_leaves_the_floor_of_each_matrix() -> None:
     """int(0.005 n) + 1 of the highest, even where all are below the threshold."""
     scores = {key: torch.linspace(-9, -5, 24).view(shape) for key, shape in SHAPES.items()}
     for floor, kept in ((0.005, 1), (0.25, 7)):
-        for mask in SoftMovementRule(floor=floor).masks(scores, candidates(), GOAL, 8).values():
+        for mask in SoftMovementRule(floor=floor).masks(scores, prunable_units(), GOAL, 8).values():
             assert mask.flatten().tolist() == [False] * (24 - kept) + [True] * kept
 
 
 def test_soft_movement_begins_with_everything_and_no_penalty() -> None:
     scores = {key: torch.zeros(shape) for key, shape in SHAPES.items()}
     rule = SoftMovementRule()
-    assert all(mask.all() for mask in rule.masks(scores, candidates(), GOAL, 0).values())
+    assert all(mask.all() for mask in rule.masks(scores, prunable_units(), GOAL, 0).values())
     assert rule.penalty(scores, GOAL, 0) == 0
     assert rule.penalty(scores, GOAL, 8) == pytest.approx(400 * 0.5)
 
@@ -146,7 +146,7 @@ def test_a_score_that_is_nan_is_refused() -> None:
     scores = {key: torch.full(shape, torch.nan) for key, shape in SHAPES.items()}
     for rule in (MovementRule(), SoftMovementRule()):
         with pytest.raises(ValueError, match="NaN"):
-            rule.masks(scores, candidates(), GOAL, 8)
+            rule.masks(scores, prunable_units(), GOAL, 8)
 
 
 def test_defaults_are_those_of_the_published_code() -> None:
@@ -167,11 +167,11 @@ def test_defaults_are_those_of_the_published_code() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scores_learning_rate": 0.0}, "scores_learning_rate must be positive, not 0.0"),
+        ({"scores_learning_rate": 0.0}, "scores_learning_rate must be positive, got 0.0"),
         ({"threshold": 1.0}, "threshold must be between 0 and 1, got 1.0"),
-        ({"regularisation": -1.0}, "regularisation must not be negative, not -1.0"),
-        ({"floor": 1.0}, "floor must be below 1, not 1.0"),
-        ({"final_warmup": -1.0}, "final_warmup must not be negative"),
+        ({"regularisation": -1.0}, "regularisation must be at least 0, got -1.0"),
+        ({"floor": 1.0}, "floor must be below 1, got 1.0"),
+        ({"final_warmup": -1.0}, "final_warmup must be at least 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, float], message: str) -> None:

@@ -10,14 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsebert.mask_learning.rule import Candidates, Goal
+from sparsebert.mask_learning.rule import Goal, PrunableUnits
 from sparsebert.mask_learning.smp import (
     Mask,
     Over,
     StaticModelPruningRule,
-    shares_of,
-    water_filled,
-    whole_numbers,
 )
 from sparsebert.pruning.unit_groups import unit_groups
 from tests.mask_learning.two_matrices import (
@@ -26,8 +23,8 @@ from tests.mask_learning.two_matrices import (
     SHAPES,
     Array,
     assert_equal,
-    candidates,
     numbers,
+    prunable_units,
     sigmoid,
     taken,
     transcribed,
@@ -110,14 +107,14 @@ def test_the_penalty_grows_from_0_to_1(over: Over, end: int) -> None:
 LAYERS = {f"encoder.layer.{i}.attention.self.query": torch.Size((40, 40)) for i in range(12)}
 
 
-def twelve(rates: Array) -> tuple[dict[str, Tensor], Candidates]:
+def twelve(rates: Array) -> tuple[dict[str, Tensor], PrunableUnits]:
     """Twelve matrices of one type whose mean sigma(S) are these."""
     generator = torch.Generator().manual_seed(0)
     scores = {}
     for (key, shape), rate in zip(LAYERS.items(), rates, strict=True):
         noise = torch.rand(shape, generator=generator, dtype=torch.float64) * 1e-3
         scores[key] = torch.logit(torch.tensor(rate) * (1 - noise + noise.mean()), eps=1e-12)
-    return scores, Candidates(
+    return scores, PrunableUnits(
         unit_groups("element", None, LAYERS, None), dict.fromkeys(LAYERS, "query"), "type"
     )
 
@@ -160,27 +157,12 @@ def test_scores_that_underflow_count_as_equal() -> None:
     assert density_of(masks) == 0.25
 
 
-def test_water_filling() -> None:
-    assert water_filled([1, 1], [10, 10], 0.5) == [0.5, 0.5]
-    assert water_filled([9, 1], [10, 10], 0.6) == pytest.approx([1.0, 0.2])
-    assert water_filled([8, 4, 1], [10, 10, 10], 0.8) == pytest.approx([1.0, 1.0, 0.4])
-    assert water_filled([5, 0], [10, 10], 0.75) == pytest.approx([1.0, 0.5])
-    assert shares_of([9, 1], [10, 10], 0.6) == pytest.approx([1.08, 0.12])
-    assert water_filled([3, 1], [30, 10], 0.5) == pytest.approx([0.6, 0.2])
-
-
-def test_whole_numbers_have_the_sum_that_is_asked_for() -> None:
-    assert whole_numbers([0.25, 0.25, 0.5], [10, 10, 10], 10) == [3, 2, 5]
-    assert whole_numbers([1.0, 0.05], [10, 10], 11) == [10, 1]
-    assert whole_numbers([0.7, 0.7], [10, 10], 14) == [7, 7]
-
-
 def test_units_of_one_size_are_counted_and_others_weighed() -> None:
     """Blocks of 2x2 make 12 weights of 48 exact; blocks of 4x3, smaller at an edge, come near them."""
     generator = torch.Generator().manual_seed(0)
     for block, expected in (((2, 2), 12), ((4, 3), pytest.approx(12, abs=8))):
         units = unit_groups("block", block, SHAPES, None)
-        found = Candidates(units, dict.fromkeys(SHAPES, "query"), "type")
+        found = PrunableUnits(units, dict.fromkeys(SHAPES, "query"), "type")
         scores = {group.name: torch.randn(group.grid, generator=generator) for group in units}
         masks = StaticModelPruningRule().masks(scores, found, GOAL, 12)
         whole = {key: mask for group in units for key, mask in group.expand(masks[group.name]).items()}
@@ -238,7 +220,7 @@ def test_what_the_released_scripts_set_for_a_task(
 def test_where_the_released_code_crashes_the_default_trains() -> None:
     """SST-2 at any density below 0.7: its ramp would end before it begins."""
     goal = Goal(12636, 0, Fraction(1, 2))
-    with pytest.raises(ValueError, match="is -17364 steps: it does not fit a run of 12636"):
+    with pytest.raises(ValueError, match="must be from 1 to the 12636 steps of the run, got -17364"):
         StaticModelPruningRule(smp_compat=True).check(goal)
     StaticModelPruningRule().check(goal)
 
@@ -247,9 +229,9 @@ def test_where_the_released_code_crashes_the_default_trains() -> None:
 def test_a_threshold_that_keeps_all_or_nothing_is_stopped_after_its_ramp(score: float, share: str) -> None:
     scores = {key: torch.full(shape, score) for key, shape in SHAPES.items()}
     rule = StaticModelPruningRule(mask=Mask.THRESHOLD)
-    rule.masks(scores, candidates(), GOAL, 6)
+    rule.masks(scores, prunable_units(), GOAL, 6)
     with pytest.raises(ValueError, match=f"mask T diverged: at step 7 it keeps {share}"):
-        rule.masks(scores, candidates(), GOAL, 7)
+        rule.masks(scores, prunable_units(), GOAL, 7)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +239,7 @@ def test_a_threshold_that_keeps_all_or_nothing_is_stopped_after_its_ramp(score: 
     [
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"threshold": 0.0}, "threshold must be between 0 and 1"),
-        ({"regularisation": float("nan")}, "regularisation must not be negative, not nan"),
+        ({"regularisation": float("nan")}, "regularisation must be at least 0, got nan"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, float], message: str) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsebert.mask_learning.masked_layers import GatedLinear, LearnedLinear
-from sparsebert.mask_learning.rule import Candidates, Gated, Goal, Rule, Scored
+from sparsebert.mask_learning.masked_layers import GatedLinear, MaskedLinear
+from sparsebert.mask_learning.rule import Gated, Goal, PrunableUnits, Rule, Scored
 from sparsebert.pruning.unit_groups import unit_groups
 
 Array = np.ndarray
@@ -58,9 +58,9 @@ class Step:
     scores: dict[str, Array]
 
 
-def candidates(block: tuple[int, int] = (1, 1), scope: str = "matrix") -> Candidates:
+def prunable_units(block: tuple[int, int] = (1, 1), scope: str = "matrix") -> PrunableUnits:
     units = ("element", None) if block == (1, 1) else ("block", block)
-    return Candidates(unit_groups(*units, SHAPES, None), TYPES, scope)
+    return PrunableUnits(unit_groups(*units, SHAPES, None), TYPES, scope)
 
 
 def taken(
@@ -76,9 +76,9 @@ def taken(
 
     ``uniform``: what gates are drawn of. ``extra``: what the loss gains by y.
     """
-    found = candidates(given.block, scope)
+    found = prunable_units(given.block, scope)
     parameters: dict[str, nn.Parameter] = {}
-    layers: dict[str, LearnedLinear] = {}
+    layers: dict[str, MaskedLinear] = {}
     for group in found.groups:
         key = group.name
         linear = nn.Linear(SHAPES[key][1], SHAPES[key][0], dtype=torch.float64)
@@ -94,7 +94,7 @@ def taken(
             gated.set_uniform(torch.tensor(uniform[key]))
             layers[key] = gated
         else:
-            layers[key] = LearnedLinear(linear, parameters.get(key), group.parts[key], owns=True)
+            layers[key] = MaskedLinear(linear, parameters.get(key), group.parts[key], owns_scores=True)
     scores: Mapping[str, Tensor] = parameters
     if not isinstance(rule, Scored):
         scores = {

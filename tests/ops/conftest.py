@@ -1,4 +1,4 @@
-"""Kernel tests run on each instruction set of this machine and, where it applies, on torch alone."""
+"""The backends of the kernel tests: instruction sets of this machine, and torch alone."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sparsebert_kernels import cpu
 from sparsebert_kernels.cpu import native
+from tests.ops.backends import ENDS, INSTRUCTION_SETS, TORCH_ALONE, using
 
-TORCH_ALONE = "torch"
 
-
-@pytest.fixture(params=cpu.instruction_sets())
+@pytest.fixture(params=INSTRUCTION_SETS)
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    """In use for this test."""
-    before = cpu.instruction_set()
-    native.use_instruction_set(request.param)
-    yield request.param
-    native.use_instruction_set(before)
+    """Every instruction set in turn."""
+    with using(request.param):
+        yield request.param
 
 
-@pytest.fixture(params=(*cpu.instruction_sets(), TORCH_ALONE))
+@pytest.fixture(params=ENDS)
+def end(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The best instruction set and the baseline."""
+    with using(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=(*ENDS, TORCH_ALONE))
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An instruction set in use, or `TORCH_ALONE`: the path without the native library."""
+    """The best instruction set, the baseline, and torch without the native library."""
     if request.param == TORCH_ALONE:
-        monkeypatch.setattr(native, "serves", lambda format, dtype, x: False)
+        monkeypatch.setattr(native, "supports", lambda format, dtype, x: False)
         yield request.param
         return
-    before = cpu.instruction_set()
-    native.use_instruction_set(request.param)
-    yield request.param
-    native.use_instruction_set(before)
+    with using(request.param):
+        yield request.param
 
 
 @pytest.fixture(autouse=True)
 def _uninitialised_memory_is_nan() -> Iterator[None]:
-    """In this mode torch.empty and its kin give NaN, so that an output element that nobody writes shows."""
+    """Fill torch.empty and its kin with NaN, so that an output element that no kernel writes shows."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     yield

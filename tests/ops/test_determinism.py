@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsebert_kernels import ops
+from sparsebert_kernels import linear_operator, ops
 from sparsebert_kernels.cpu import native
 from tests.ops.problem import Problem, gradient_of
 
@@ -54,7 +54,7 @@ class TestSameBits:
         _assert_same_bits(answers[0], answers[1])
         _assert_same_bits(answers[0], answers[2])
 
-    def test_in_every_run(self, problem: Problem, instruction_set: str) -> None:
+    def test_in_every_run(self, problem: Problem, end: str) -> None:
         _assert_same_bits(_answer_and_gradients(problem), _answer_and_gradients(problem))
 
     def test_for_a_token_alone_and_in_a_batch(self, problem: Problem, instruction_set: str) -> None:
@@ -64,7 +64,7 @@ class TestSameBits:
             part = ops.linear(x[first:last], packed, problem.bias_vector(), "gelu")
             assert torch.equal(part, together[first:last])
 
-    def test_called_directly_and_through_the_operator(self, problem: Problem, instruction_set: str) -> None:
+    def test_called_directly_and_through_the_operator(self, problem: Problem, end: str) -> None:
         through_operator, *_ = _answer_and_gradients(problem)
         with torch.no_grad():
             directly = ops.linear(problem.x(), problem.packed(), problem.bias_vector(), "gelu")
@@ -73,7 +73,7 @@ class TestSameBits:
 
 class TestConcurrency:
     @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
-    def test_python_threads_share_a_layer(self, problem: Problem, instruction_set: str) -> None:
+    def test_python_threads_share_a_layer(self, problem: Problem, end: str) -> None:
         torch.set_num_threads(1)
         packed, bias = problem.packed(), problem.bias_vector()
         inputs = [torch.randn(5 + 9 * i, problem.K).to(problem.dtype) for i in range(8)]
@@ -123,13 +123,13 @@ class TestDirectCall:
     @pytest.fixture
     def operator_calls(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls: list[str] = []
-        operator = ops._linear
+        operator = linear_operator.sparse_linear
 
         def spy(*arguments: object) -> Tensor:
             calls.append("operator")
             return operator(*arguments)
 
-        monkeypatch.setattr(ops, "_linear", spy)
+        monkeypatch.setattr(linear_operator, "sparse_linear", spy)
         return calls
 
     @pytest.mark.skipif(not native.available(), reason="needs the native library")

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from sparsebert.bert import resolve, structure
-from sparsebert.lottery.experiment import PruningUnits, RunConfig
+from sparsebert.lottery.experiment import RunConfig
 from sparsebert.lottery.methods import OneShot
 from sparsebert.lottery.speed_estimate import estimate_speedup
 from sparsebert.planning.planner import plan
 from sparsebert.pruning import methods, prune, random_like
+from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.pruning.unit_groups import unit_groups
 from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket

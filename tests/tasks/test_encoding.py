@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsebert.tasks import EncodedOnce, Example, Question, best_answers, collate, encode
+from sparsebert.tasks import EncodedOnce, Example, Question, TextFormat, best_answers, collate, encode
 from sparsebert.tasks.encoding import EncodedQuestions
 
 WORDS = "the cat sat on the mat . a dog ran in the rain . "
@@ -28,13 +28,13 @@ class TestSentences:
         assert item["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1, 1]
 
     def test_the_longer_of_a_pair_is_cut_first(self, tokenizer: Any) -> None:
-        item = encode([Example(("a dog", WORDS), 0)], "rte", tokenizer, max_length=10)[0]
+        item = encode([Example(("a dog", WORDS), 0)], "rte", tokenizer, TextFormat(10))[0]
         assert item["input_ids"] == tokenizer("a dog", "the cat sat on the")["input_ids"]
 
     def test_the_length_of_the_task_is_the_default(self, tokenizer: Any) -> None:
         long = [Example((WORDS * 20,), 0)]
         assert encode(long, "sst2", tokenizer).lengths.tolist() == [128]
-        assert encode(long, "sst2", tokenizer, max_length=16).lengths.tolist() == [16]
+        assert encode(long, "sst2", tokenizer, TextFormat(16)).lengths.tolist() == [16]
 
     def test_scores_stay_numbers_with_a_fraction(self, tokenizer: Any) -> None:
         assert encode([Example(("a", "a"), 2.5)], "stsb", tokenizer)[0]["labels"] == 2.5
@@ -53,8 +53,8 @@ class TestSentences:
             assert len(encode([], task, tokenizer)) == 0
 
     def test_a_length_without_room_is_refused(self, tokenizer: Any) -> None:
-        with pytest.raises(ValueError, match="a length of 4 tokens leaves no room"):
-            encode([Example(("a", "a"), 0)], "rte", tokenizer, max_length=4)
+        with pytest.raises(ValueError, match="max_length=4 leaves no room"):
+            encode([Example(("a", "a"), 0)], "rte", tokenizer, TextFormat(4))
 
 
 class TestEncodedOnce:
@@ -62,31 +62,33 @@ class TestEncodedOnce:
 
     def test_the_same_again_is_the_same_object(self, tokenizer: Any) -> None:
         once = EncodedOnce()
-        first = once(self.EXAMPLES, "sst2", tokenizer, 16)
-        assert [first[i] for i in (0, 1)] == [encode(self.EXAMPLES, "sst2", tokenizer, 16)[i] for i in (0, 1)]
-        assert once(self.EXAMPLES, "sst2", copy.deepcopy(tokenizer), 16) is first
+        first = once(self.EXAMPLES, "sst2", tokenizer, TextFormat(16))
+        assert [first[i] for i in (0, 1)] == [
+            encode(self.EXAMPLES, "sst2", tokenizer, TextFormat(16))[i] for i in (0, 1)
+        ]
+        assert once(self.EXAMPLES, "sst2", copy.deepcopy(tokenizer), TextFormat(16)) is first
 
     def test_anything_else_is_encoded_anew(self, tokenizer: Any) -> None:
         once = EncodedOnce()
-        first = once(self.EXAMPLES, "sst2", tokenizer, 16)
+        first = once(self.EXAMPLES, "sst2", tokenizer, TextFormat(16))
         other = copy.deepcopy(tokenizer)
         other.name_or_path = "another"
         for changed in (
-            once(list(self.EXAMPLES), "sst2", tokenizer, 16),
-            once(self.EXAMPLES, "cola", tokenizer, 16),
-            once(self.EXAMPLES, "sst2", tokenizer, 5),
-            once(self.EXAMPLES, "sst2", other, 16),
-            once(self.EXAMPLES, "sst2", tokenizer, 16, "{0} ."),
+            once(list(self.EXAMPLES), "sst2", tokenizer, TextFormat(16)),
+            once(self.EXAMPLES, "cola", tokenizer, TextFormat(16)),
+            once(self.EXAMPLES, "sst2", tokenizer, TextFormat(5)),
+            once(self.EXAMPLES, "sst2", other, TextFormat(16)),
+            once(self.EXAMPLES, "sst2", tokenizer, TextFormat(16, "{0} .")),
         ):
             assert changed is not first
-        assert once(self.EXAMPLES, "sst2", tokenizer, 5).lengths.max() == 5
+        assert once(self.EXAMPLES, "sst2", tokenizer, TextFormat(5)).lengths.max() == 5
 
 
 class TestRunningText:
     LINES = (" the cat sat . ", "", " ", " = the mat = ", "a dog ran on in the <unk> .")
 
     def test_the_blocks_put_together_are_the_text(self, tokenizer: Any) -> None:
-        encoded = encode(self.LINES, "wikitext-2", tokenizer, max_length=6)
+        encoded = encode(self.LINES, "wikitext-2", tokenizer, TextFormat(6))
         whole = " ".join(self.LINES).replace("<unk>", "[UNK]")
         inner = [encoded[index]["input_ids"][1:-1] for index in range(len(encoded))]
         assert [token for block in inner for token in block] == tokenizer(whole)["input_ids"][1:-1]
@@ -130,7 +132,7 @@ class TestQuestions:
         assert tokens == tokenizer(answer, add_special_tokens=False)["input_ids"]
 
     def test_a_long_paragraph_has_windows_that_overlap_and_cover_it(self, tokenizer: Any) -> None:
-        encoded = encode([question("mat", 19, WORDS * 5)], "squad", tokenizer, max_length=32)
+        encoded = encode([question("mat", 19, WORDS * 5)], "squad", tokenizer, TextFormat(32))
         assert isinstance(encoded, EncodedQuestions)
         assert len(encoded) > 2
         assert encoded.question_of.tolist() == [0] * len(encoded)
@@ -147,7 +149,7 @@ class TestQuestions:
         assert covered >= set(range(len((WORDS * 5).strip())))
 
     def test_windows_without_the_whole_answer_point_at_the_first_token(self, tokenizer: Any) -> None:
-        encoded = encode([question("mat", 19, WORDS * 5)], "squad", tokenizer, max_length=32)
+        encoded = encode([question("mat", 19, WORDS * 5)], "squad", tokenizer, TextFormat(32))
         targets = [(encoded[i]["start_positions"], encoded[i]["end_positions"]) for i in range(len(encoded))]
         # [CLS] the cat [SEP] the cat sat on the mat
         assert targets[0] == (9, 9)
@@ -155,18 +157,18 @@ class TestQuestions:
 
     def test_an_answer_across_the_edge_of_a_window_is_not_half_an_answer(self, tokenizer: Any) -> None:
         text = WORDS * 5
-        whole = encode([question("cat", 4, text)], "squad", tokenizer, max_length=32)
+        whole = encode([question("cat", 4, text)], "squad", tokenizer, TextFormat(32))
         assert isinstance(whole, EncodedQuestions)
         edge = int(whole.spans(0)[:, 1].max())
         answer = text[edge - 9 : edge + 9].strip()
         cut = encode(
-            [question(answer, text.index(answer, edge - 9), text)], "squad", tokenizer, max_length=32
+            [question(answer, text.index(answer, edge - 9), text)], "squad", tokenizer, TextFormat(32)
         )
         assert cut[0]["start_positions"] == cut[0]["end_positions"] == 0
         assert cut[1]["start_positions"] > 0
 
     def test_a_long_question_leaves_room_for_the_paragraph(self, tokenizer: Any) -> None:
-        encoded = encode([question("cat", 4, asked="dog " * 400)], "squad", tokenizer, max_length=64)
+        encoded = encode([question("cat", 4, asked="dog " * 400)], "squad", tokenizer, TextFormat(64))
         assert (np.array(encoded[0]["token_type_ids"]) == 0).sum() == 32
         assert encoded[0]["start_positions"] > 0
 
@@ -182,7 +184,7 @@ class TestBestAnswers:
     def encoded(self, tokenizer: Any) -> EncodedQuestions:
         """Two questions; the second on a paragraph of several windows."""
         asked = [question("cat", 4), question("rain", WORDS.index("rain"), WORDS * 4)]
-        encoded = encode(asked, "squad", tokenizer, max_length=32)
+        encoded = encode(asked, "squad", tokenizer, TextFormat(32))
         assert isinstance(encoded, EncodedQuestions)
         return encoded
 
@@ -223,5 +225,5 @@ class TestBestAnswers:
 
     def test_a_row_of_logits_for_each_window(self, encoded: EncodedQuestions) -> None:
         starts, ends = self.logits(encoded)
-        with pytest.raises(ValueError, match=rf"1 rows of start logits .* for {len(encoded)} windows"):
+        with pytest.raises(ValueError, match=rf"each of {len(encoded)} windows, got 1 rows of start"):
             best_answers(encoded, starts[:1], ends)

@@ -53,14 +53,14 @@ def test_other_labels_are_refused() -> None:
 
 
 def test_an_order_that_is_not_stated_is_refused_and_not_guessed() -> None:
-    with pytest.raises(ValueError, match=r"names no labels \(LABEL_0, LABEL_1, LABEL_2\).*mnli expects"):
+    with pytest.raises(ValueError, match=r"has placeholders \(LABEL_0, LABEL_1, LABEL_2\).*mnli expects"):
         require_label_order("mnli", config(num_labels=3))
 
 
 @pytest.mark.parametrize(("task", "outputs"), [("mnli", 2), ("sst2", 3), ("stsb", 2)])
 def test_another_number_of_outputs_is_refused(task: str, outputs: int) -> None:
     needed = TASKS[task].num_labels
-    with pytest.raises(ValueError, match=f"{task} needs {needed} outputs; the model has {outputs}"):
+    with pytest.raises(ValueError, match=f"{task} needs a model with {needed} outputs, got {outputs}"):
         require_label_order(task, config(num_labels=outputs))
 
 

@@ -88,7 +88,7 @@ def test_a_model_is_saved_with_its_template(tmp_path: Path, tokenizer: Any) -> N
     again, _ = load_model(str(tmp_path / "trained"), find_task("sst2"), trained=True)
     assert template_of(again) == template
     assert template_of(transformers.AutoModelForMaskedLM.from_pretrained(name)) is None
-    with pytest.raises(ValueError, match=r"template '\{0\}': one \[MASK\]"):
+    with pytest.raises(ValueError, match=r"template must hold one \[MASK\] .* got '\{0\}'"):
         load_model(name, find_task("sst2"), label_words=("bad", "good"), template="{0}")
 
 
@@ -136,7 +136,7 @@ def test_a_model_without_such_a_head_is_refused(tmp_path: Path, tokenizer: Any) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("terrible", "good"), "'terrible' is 2 tokens"),
+        (("terrible", "good"), "'terrible' must be one token of the model, got 2"),
         (("awful", "good"), "'awful' is not in the model's vocabulary"),
         (("good", "good"), "'good' stands for two labels"),
     ],
@@ -181,9 +181,9 @@ def test_the_released_code_calls_a_contradiction_yes() -> None:
 @pytest.mark.parametrize(
     ("task", "asked", "message"),
     [
-        ("stsb", "task", "stsb has no labels to say in words"),
-        ("wikitext-2", "task", "wikitext-2 has no labels to say in words"),
-        ("mnli", "yes,no", "mnli needs 3 label words, not 2"),
+        ("stsb", "task", "need a task with classes or spans; stsb has neither"),
+        ("wikitext-2", "task", "need a task with classes or spans; wikitext-2 has neither"),
+        ("mnli", "yes,no", "mnli needs 3 label words, got 2: yes,no"),
     ],
 )
 def test_tasks_that_have_no_words_are_refused(task: str, asked: str, message: str) -> None:

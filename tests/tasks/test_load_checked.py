@@ -54,9 +54,12 @@ def test_what_is_whole_is_loaded(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json is no usable JSON file"),
-        (lambda folder: (folder / "config.json").write_bytes(b"\x80"), "config.json is no usable JSON file"),
-        (lambda folder: (folder / "config.json").write_text("[1]"), "is no model's configuration"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not a usable JSON file"),
+        (
+            lambda folder: (folder / "config.json").write_bytes(b"\x80"),
+            "config.json is not a usable JSON file",
+        ),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "must hold a JSON object, got list"),
         (edit_config(hidden_size="wide"), "its config.json is not usable"),
         (edit_config(model_type="no such"), "its config.json is not usable"),
     ],
@@ -75,17 +78,17 @@ def test_weights_that_another_library_has_quantised(folder: Path, stored: Any) -
     edit_config(quantization_config=stored)(folder)
     method = stored.get("quant_method") if isinstance(stored, dict) else stored
     line = refusal(lambda: load_config(str(folder)))
-    assert line.startswith(f"{folder}: quant_method in its config.json is {method!r}; a model of plain")
+    assert line.startswith(f"{folder}: quant_method in its config.json is {method!r}; expected plain")
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (weights(b""), "its weights are damaged or cut off"),
-        (weights(b"\x7f" * 99), "its weights are damaged or cut off (SafetensorError"),
-        (weights(b"hello", "pytorch_model.bin"), "its weights are damaged or cut off"),
-        (weights(b"PK\x03\x04" + b"\x7f" * 99, "pytorch_model.bin"), "its weights are damaged or cut off"),
-        (edit_config(intermediate_size=4), "its weights are of other shapes than its config.json says"),
+        (weights(b""), "its weights are damaged or truncated"),
+        (weights(b"\x7f" * 99), "its weights are damaged or truncated (SafetensorError"),
+        (weights(b"hello", "pytorch_model.bin"), "its weights are damaged or truncated"),
+        (weights(b"PK\x03\x04" + b"\x7f" * 99, "pytorch_model.bin"), "its weights are damaged or truncated"),
+        (edit_config(intermediate_size=4), "its weights are not of the shapes that its config.json gives"),
     ],
 )
 def test_weights(folder: Path, damage: Callable[[Path], object], message: str) -> None:
@@ -98,8 +101,10 @@ def test_weights(folder: Path, damage: Callable[[Path], object], message: str) -
 def test_names_that_are_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "file").write_text("text")
-    assert "is a file: a hub id or the folder" in refusal(lambda: load_config(str(tmp_path / "file")))
-    assert "is no folder here" in refusal(lambda: load_config(str(tmp_path / "missing")))
+    assert "is a file; expected a hub id or the folder" in refusal(
+        lambda: load_config(str(tmp_path / "file"))
+    )
+    assert "is not a folder, not cached" in refusal(lambda: load_config(str(tmp_path / "missing")))
 
 
 def test_a_run_in_place_of_its_model(folder: Path) -> None:

@@ -64,11 +64,11 @@ class TestTsv:
     def test_a_row_of_another_width_is_named_by_file_and_line(self, write: Write, row: str) -> None:
         path = write("a.tsv", "text\tlabel", "x\t1", row, "x\t0")
         width = row.count("\t") + 1
-        with pytest.raises(ValueError, match=rf"a\.tsv:3: {width} columns where line 1 has 2$"):
+        with pytest.raises(ValueError, match=rf"a\.tsv:3: expected 2 columns as in line 1, got {width}$"):
             list(read_columns(path, ["text", "label"]))
 
     def test_too_few_columns_in_a_file_without_a_header(self, write: Write) -> None:
-        with pytest.raises(ValueError, match=r"a\.tsv:1: 2 columns, at least 4 are expected"):
+        with pytest.raises(ValueError, match=r"a\.tsv:1: expected at least 4 columns, got 2"):
             list(read_columns(write("a.tsv", "text\t1"), [3, 1]))
 
     def test_bytes_that_are_no_utf_8_are_named_by_line(self, tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ class TestJsonLines:
         [
             ("{'t': 1}", "not JSON"),
             ("", "not JSON"),
-            ("[1]", "a JSON object is expected, not list"),
+            ("[1]", "expected a JSON object, got list"),
             ('{"u": 1}', "no column 't'; the columns are u"),
-            ('{"t": null}', "column 't' holds null, not a text or number"),
+            ('{"t": null}', "column 't' must hold text or a number, got null"),
             ("[" * 100_000, "not JSON: nested too deeply"),
         ],
     )
@@ -135,5 +135,5 @@ def test_what_is_written_is_read_again(tmp_path: Path, rows: list[tuple[str, str
 
 
 def test_a_table_of_an_unknown_kind_is_refused(write: Write) -> None:
-    with pytest.raises(ValueError, match=r"expected to end in \.tsv, \.csv or \.jsonl, not \.parquet"):
+    with pytest.raises(ValueError, match=r"must end in \.tsv, \.csv or \.jsonl, got \.parquet"):
         list(read_columns(write("a.parquet"), ["t"]))

@@ -93,10 +93,10 @@ def test_half_precision_logits_are_compared_in_float32() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weight": 0.0}, r"distill_weight must be in \(0, 1\], not 0.0"),
+        ({"weight": 0.0}, r"distill_weight must be in \(0, 1\], got 0.0"),
         ({"weight": 1.5}, "distill_weight must be in"),
         ({"weight": float("nan")}, "distill_weight must be in"),
-        ({"temperature": 0.0}, "distill_temperature must be positive, not 0.0"),
+        ({"temperature": 0.0}, "distill_temperature must be positive, got 0.0"),
         ({"temperature": float("inf")}, "distill_temperature must be positive"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from sparsebert.training.length_grouping import LengthGrouped
+from sparsebert.training.length_grouping import LengthGroupedSampler
 
 LENGTHS = np.random.default_rng(0).integers(5, 60, 4000)
 EXAMPLES = [{"input_ids": [0] * int(length)} for length in LENGTHS]
@@ -19,14 +19,14 @@ def padded_share(order: list[int]) -> float:
 
 
 def test_every_example_once_and_hardly_any_padding() -> None:
-    order = list(LengthGrouped(EXAMPLES, 32, seed=0))
+    order = list(LengthGroupedSampler(EXAMPLES, 32, seed=0))
     assert sorted(order) == list(range(4000))
     assert padded_share(order) < 0.05 < 0.3 < padded_share(list(range(4000)))
 
 
 def test_the_order_follows_from_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        sampler = LengthGrouped(EXAMPLES, 32, seed)
+        sampler = LengthGroupedSampler(EXAMPLES, 32, seed)
         sampler.set_epoch(epoch)
         return list(sampler)
 

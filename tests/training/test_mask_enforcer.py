@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsebert.bert import resolve
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.training.mask_enforcer import MaskKeeper
+from sparsebert.training.mask_enforcer import MaskEnforcer
 
 transformers = pytest.importorskip("transformers")
 QUERY = "encoder.layer.0.attention.self.query"
@@ -57,7 +57,7 @@ def test_a_hundred_steps_revive_nothing(name: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
     ticket = prune(model, sparsity=0.7)
-    with MaskKeeper(model, ticket) as keeper:
+    with MaskEnforcer(model, ticket) as keeper:
         keeper.zero_(optimizer)
         for step in range(100):
             model(**batch(step)).loss.backward()
@@ -94,7 +94,7 @@ def test_dead_gradients_are_zero_and_count_in_no_norm() -> None:
     model(**batch(0)).loss.backward()
     plain = {key: resolve(model, key).weight.grad.clone() for key in ticket.masks}
     model.zero_grad()
-    with MaskKeeper(model, ticket):
+    with MaskEnforcer(model, ticket):
         for _ in range(2):  # accumulated
             model(**batch(0)).loss.backward()
     for key, mask in ticket.masks.items():
@@ -112,7 +112,7 @@ def test_dead_infinities_and_nans_become_plus_zero() -> None:
     for value in (math.nan, -math.inf, -0.0):
         with torch.no_grad():
             weight[dead] = value
-        with MaskKeeper(model, ticket):
+        with MaskEnforcer(model, ticket):
             pass
         assert torch.equal(weight[dead], torch.zeros_like(weight[dead]))
         assert not torch.signbit(weight[dead]).any()
@@ -121,7 +121,7 @@ def test_dead_infinities_and_nans_become_plus_zero() -> None:
 def test_leaving_gives_the_model_back() -> None:
     model = classifier()
     names = list(model.state_dict())
-    with MaskKeeper(model, prune(model, sparsity=0.5)):
+    with MaskEnforcer(model, prune(model, sparsity=0.5)):
         assert list(model.state_dict()) == names
     model(**batch(0)).loss.backward()
     assert resolve(model, QUERY).weight.grad.ne(0).float().mean() > 0.9
@@ -132,7 +132,7 @@ def test_pruned_biases_stay_zero_too() -> None:
     masks = {QUERY: torch.ones(16, 16, dtype=torch.bool)}
     bias = torch.arange(16) % 2 == 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    with MaskKeeper(model, Ticket(masks, bias_masks={QUERY: bias})) as keeper:
+    with MaskEnforcer(model, Ticket(masks, bias_masks={QUERY: bias})) as keeper:
         model(**batch(0)).loss.backward()
         optimizer.step()
         keeper.zero_(optimizer)
@@ -143,7 +143,7 @@ def test_pruned_biases_stay_zero_too() -> None:
 
 def test_a_ticket_of_another_model_is_refused() -> None:
     with pytest.raises(ValueError, match="ticket of another model"):
-        MaskKeeper(classifier(), Ticket({QUERY: torch.ones(3, 3, dtype=torch.bool)}))
+        MaskEnforcer(classifier(), Ticket({QUERY: torch.ones(3, 3, dtype=torch.bool)}))
 
 
 @pytest.mark.gpu
@@ -151,7 +151,7 @@ def test_on_a_gpu_as_on_the_cpu() -> None:
     model = classifier().cuda()
     ticket = prune(model, sparsity=0.7)
     optimizer = OPTIMIZERS["adamw"](model.parameters())
-    with MaskKeeper(model, ticket) as keeper:
+    with MaskEnforcer(model, ticket) as keeper:
         for step in range(10):
             model(**{name: x.cuda() for name, x in batch(step).items()}).loss.backward()
             optimizer.step()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsebert.training.example_ids import Numbered, collate_numbered, take_numbers
-from sparsebert.training.representation_bank import Banks, HeadInput, head_linear
+from sparsebert.training.example_ids import WithExampleIds, collate_with_ids, take_example_ids
+from sparsebert.training.representation_bank import HeadInput, RepresentationBank, head_linear
 from tests.lottery import tiny
 
 transformers = pytest.importorskip("transformers")
@@ -54,8 +54,8 @@ def test_a_model_without_a_head_has_none() -> None:
         head_linear(built("BertModel"))
 
 
-def banks(folder: Path) -> Banks:
-    return Banks(folder, tiny.examples(), tiny.collate, 16, torch.device("cpu"))
+def banks(folder: Path) -> RepresentationBank:
+    return RepresentationBank(folder, tiny.examples(), tiny.collate, 16, torch.device("cpu"))
 
 
 def test_a_bank_has_a_row_of_length_1_for_each_example_in_order(tmp_path: Path) -> None:
@@ -90,10 +90,10 @@ def test_a_bank_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_labels_are_there_before_the_bank_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(self: Banks, labels: Tensor) -> None:
+    def killed(self: RepresentationBank, labels: Tensor) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Banks, "_write_labels", killed)
+    monkeypatch.setattr(RepresentationBank, "_write_labels", killed)
     model, ours = tiny.model(), banks(tmp_path / "banks")
     with pytest.raises(KeyboardInterrupt):
         ours.write("pretrained", model, model)
@@ -104,12 +104,12 @@ def test_batches_say_which_examples_they_hold() -> None:
     class Known(list[Any]):
         lengths = np.arange(40)
 
-    examples = Numbered(Known(tiny.examples()))
+    examples = WithExampleIds(Known(tiny.examples()))
     assert len(examples) == 40
     assert examples.lengths[7] == 7
-    batch = collate_numbered(tiny.collate)([examples[3], examples[11]])
-    assert take_numbers(batch).tolist() == [3, 11]
+    batch = collate_with_ids(tiny.collate)([examples[3], examples[11]])
+    assert take_example_ids(batch).tolist() == [3, 11]
     plain = tiny.collate([tiny.examples()[3], tiny.examples()[11]])
     assert batch.keys() == plain.keys()
     assert all(torch.equal(batch[name], plain[name]) for name in plain)
-    assert not hasattr(Numbered(tiny.examples()), "lengths")
+    assert not hasattr(WithExampleIds(tiny.examples()), "lengths")

@@ -25,12 +25,12 @@ def test_steps_of_a_round(changes: dict[str, Any], examples: int, steps: int) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"epochs": 0}, "epochs must be positive"),
         ({"epochs": float("nan")}, "epochs must be positive"),
         ({"learning_rate": -1e-5}, "learning_rate must be positive"),
-        ({"weight_decay": -0.1}, "weight_decay must not be negative"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
         ({"seed": -1}, "seed must be"),
         ({"precision": "bf61"}, "did you mean 'bf16'"),
         ({"schedule": "liner"}, "did you mean 'linear'"),
@@ -44,7 +44,7 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], messag
 
 
 def test_a_round_needs_examples_and_room_for_its_warm_up() -> None:
-    with pytest.raises(ValueError, match="no examples to train on"):
+    with pytest.raises(ValueError, match="training needs at least one example"):
         TrainingSettings().steps_of(0)
-    with pytest.raises(ValueError, match="warm-up of 10 steps does not fit a round of 10"):
+    with pytest.raises(ValueError, match="warmup_steps must be below the 10 steps of a round, got 10"):
         TrainingSettings(steps=10, warmup_steps=10).steps_of(100)

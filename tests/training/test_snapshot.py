@@ -48,7 +48,7 @@ def test_one_bit_is_a_difference() -> None:
     with torch.no_grad():
         bits = model.classifier.bias.view(torch.int32)
         bits[1] ^= 1
-    with pytest.raises(RuntimeError, match=r"classifier\.bias is not bit for bit"):
+    with pytest.raises(RuntimeError, match=r"classifier\.bias differs from its snapshot"):
         start.require_equal(model)
 
 

@@ -20,9 +20,8 @@ from sparsebert.training.snapshot import Snapshot
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+from sparsebert.training.callbacks import CheckpointCallback, StartCallback  # noqa: E402
 from sparsebert.training.trainer import (  # noqa: E402
-    CheckpointCallback,
-    StartCallback,
     TicketTrainer,
     enable_gradient_checkpointing,
     training_arguments,

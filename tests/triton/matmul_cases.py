@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from sparsebert_kernels.cuda.compile_case import CompileCase
+from sparsebert_kernels.cuda.aot.compile_case import CompileCase
 
 
 @triton.jit
@@ -43,29 +43,29 @@ def copy(x, y, BLOCK: tl.constexpr):
     tl.store(y + at, tl.load(x + at))
 
 
-def product(
-    label: str, tile: tuple[int, int, int], kind: str = "*bf16", default: bool = True, warps: int = 4
+def product_case(
+    label: str, product: tuple[int, int, int], kind: str = "*bf16", default: bool = True, warps: int = 4
 ) -> CompileCase:
     return CompileCase(
         family="matmul",
         label=label,
         kernel=matmul,
         arguments={"x": kind, "w": kind, "y": kind, "M": "i32", "N": "i32", "K": "i32"},
-        constants=dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), tile, strict=True)),
+        constants=dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), product, strict=True)),
         num_warps=warps,
         num_stages=3,
         aligned=("N", "K"),
-        tile=tile,
+        product=product,
         default=default,
     )
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    yield product("good", (128, 64, 64))
-    yield product("whole float32", (32, 32, 32), kind="*fp32")
-    yield product("spilling", (128, 256, 32), default=False)
-    yield product("too low", (32, 64, 64), default=False)
-    yield product("too much shared memory", (128, 128, 256), default=False, warps=8)
+    yield product_case("good", (128, 64, 64))
+    yield product_case("whole float32", (32, 32, 32), kind="*fp32")
+    yield product_case("spilling", (128, 256, 32), default=False)
+    yield product_case("too low", (32, 64, 64), default=False)
+    yield product_case("too much shared memory", (128, 128, 256), default=False, warps=8)
     yield CompileCase("copy", "copy", copy, {"x": "*bf16", "y": "*bf16"}, {"BLOCK": 1024}, 4, 1)
     misnamed = {"x": "*bf16", "y": "*bf16"}
     yield CompileCase("copy", "misnamed", copy, misnamed, {"SIZE": 1024}, 4, 1, default=False)

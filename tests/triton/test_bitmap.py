@@ -42,7 +42,7 @@ def test_offsets_past_32767_are_unsigned(device: torch.device) -> None:
 
 
 def test_too_many_columns_are_refused() -> None:
-    with pytest.raises(ValueError, match="weight has 65537 columns; a bitmap has at most 65536"):
+    with pytest.raises(ValueError, match="weight has 65537 columns; a bitmap stores at most 65536"):
         BitmapSparse.from_dense(torch.ones(1, 65537))
 
 

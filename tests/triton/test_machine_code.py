@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsebert_kernels.cuda.machine_code import (
+from sparsebert_kernels.cuda.aot.machine_code import (
     Loop,
     amd_loop,
     nvidia_loop,

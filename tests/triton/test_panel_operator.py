@@ -20,8 +20,7 @@ from tests.triton.panels import BF16, FP16, FP32, PanelProblem, leaf
 
 PROBLEMS = [
     PanelProblem(M=9, h=16, g=8, N=40, activation="gelu", dtype=dtype, residual=residual)
-    for dtype in (FP32, FP16)
-    for residual in (False, True)
+    for dtype, residual in ((FP32, False), (FP32, True), (FP16, True))
 ]
 
 
@@ -72,7 +71,8 @@ class TestRegistration:
         tensors = problem.gradient().to(device), problem.x().to(device), packed.values
         index, transposed = [packed.columns, packed.starts, packed.order], transposed_index(packed)
         geometry = [int(value) for value in packed.geometry().values()]
-        for needs in ((True, True), (True, False), (False, True)):
+        some = ((True, False), (False, True)) if problem == PROBLEMS[0] else ()
+        for needs in ((True, True), *some):
             torch.library.opcheck(
                 torch.ops.sparsebert.linear_backward, (*tensors, index, transposed, "panel", geometry, *needs)
             )
@@ -95,20 +95,20 @@ class TestRegistration:
             inputs, eps=step, atol=2e-2, rtol=2e-2, nondet_tol=0.0, fast_mode=True,
         )  # fmt: skip
 
-    def test_only_what_is_asked_for(self, device: torch.device) -> None:
+    def test_only_requested_ones_are_computed(self, device: torch.device) -> None:
         problem = PanelProblem(M=3, h=16, g=8, N=40, residual=True)
-        for wanted in range(4):
+        for requested in range(4):
             packed = problem.packed(device)
             leaves = [problem.x(), packed.values, problem.bias_vector(), problem.residual_matrix()]
             leaves = [leaf(t, device) for t in leaves]
             for i, tensor in enumerate(leaves):
-                tensor.requires_grad_(i == wanted)  # type: ignore[union-attr]
+                tensor.requires_grad_(i == requested)  # type: ignore[union-attr]
             x, values, bias, residual = leaves
             assert x is not None
             assert values is not None
             weight = packed.replace(values=values)
             ops.block_sparse_linear(x, weight, bias, "gelu", residual).sum().backward()
-            assert [t.grad is not None for t in leaves] == [i == wanted for i in range(4)]  # type: ignore[union-attr]
+            assert [t.grad is not None for t in leaves] == [i == requested for i in range(4)]  # type: ignore[union-attr]
 
 
 class TestAutocast:
@@ -219,7 +219,7 @@ class TestWithoutKernels:
                 y.backward(problem.gradient().to(device))
         backend._warn_once.cache_clear()
         (message,) = (str(each.message) for each in seen if each.category is UserWarning)
-        assert "through dense ones" in message
+        assert "use dense weights" in message
         assert "capability 7.5" in message
         exact = torch.nn.functional.gelu(problem.x() @ problem.kept_weight().t())
         torch.testing.assert_close(y.detach().cpu(), exact)

@@ -1,4 +1,4 @@
-"""The native CPU kernels: found, loaded and described."""
+"""The native CPU kernels: availability and instruction sets."""
 
 from .native import available, instruction_set, instruction_sets, why_unavailable
 

@@ -1,9 +1,10 @@
-"""Loads the native CPU library on first use and calls it.
+"""The native CPU library: loading on first use, and calls.
 
-The library is plain C behind ctypes: no Python or torch headers, so one build serves every version of both.
-It is linked without OpenMP on purpose. Its OpenMP symbols resolve from the libgomp that torch has loaded, so
-both share one thread pool and ``torch.set_num_threads`` holds. Some builds of torch, such as the wheels for
-Arm, load libgomp for torch alone; it is made visible to all before the library is loaded.
+The library has a C interface for ctypes. It needs no Python or torch headers, so one build works with every
+version of both. It is linked without OpenMP on purpose: its OpenMP symbols resolve from the libgomp that
+torch has loaded, so both share one thread pool and `torch.set_num_threads` applies. Some builds of torch,
+such as the wheels for Arm, load libgomp for torch alone; it is made visible to all libraries before the
+native library is loaded.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from ..formats import ElementSparse, PackedWeight, VectorSparse
 
 ABI_VERSION = 3
 LIBRARY = Path(__file__).with_name("_native.so")
-# Read once, when the library is loaded: another library file; another instruction set than the best.
+# Read when the library is loaded: the path of another library, and an instruction set other than the best.
 LIBRARY_VARIABLE = "SPARSEBERT_NATIVE"
 INSTRUCTION_SET_VARIABLE = "SPARSEBERT_ISA"
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FORMATS = {ElementSparse.name: 0, VectorSparse.name: 1}
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
-# struct sb_call and sb_weight of src/native.h
+# struct sb_call and struct sb_weight of src/native.h, which asserts their sizes and offsets
 _CALL = struct.Struct("=Qqqiiii")
 _WEIGHT = struct.Struct("=qqiiiiiiQQQQQQQQ")
 MAX_WEIGHTS = 8  # of one call
 
 
 class NativeLibraryMissing(ImportError):
-    """The native library is not there or does not fit; the message says why."""
+    """The native library is missing or unusable; the message says why."""
 
 
 class _SymbolHome(ctypes.Structure):
@@ -93,11 +94,11 @@ def _library() -> ctypes.CDLL:
     library.sb_count_scores.argtypes = [pointer, ctypes.c_int64, ctypes.c_int32, pointer]
     library.sb_above.argtypes = [pointer, ctypes.c_int64, ctypes.c_float, pointer, pointer]
     library.sb_count_scores.restype = library.sb_above.restype = None
-    wanted = os.environ.get(INSTRUCTION_SET_VARIABLE)
-    if wanted and library.sb_choose(wanted.encode()) != 0:
+    name = os.environ.get(INSTRUCTION_SET_VARIABLE)
+    if name and library.sb_choose(name.encode()) != 0:
         names = ", ".join(_supported(library))
         raise NativeLibraryMissing(
-            f"{INSTRUCTION_SET_VARIABLE}={wanted!r} is not served here; there are: {names}"
+            f"{INSTRUCTION_SET_VARIABLE}={name!r} is not supported here; supported: {names}"
         )
     return library
 
@@ -111,7 +112,7 @@ def _supported(library: ctypes.CDLL) -> tuple[str, ...]:
 
 @functools.cache
 def why_unavailable() -> str | None:
-    """None where the native library works, else the reason in a few words."""
+    """Return None if the native library works, else the reason in a few words."""
     try:
         _library()
     except NativeLibraryMissing as error:
@@ -124,30 +125,34 @@ def available() -> bool:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """The instruction sets that the library was built for and this machine runs, best first."""
+    """Return the instruction sets that the library was built for and this machine supports, best first."""
     return _supported(_library()) if available() else ()
 
 
 def instruction_set() -> str:
-    """The instruction set in use, or "none" without the library."""
+    """Return the instruction set in use, or "none" without the library."""
     return _library().sb_chosen().decode() if available() else "none"
 
 
 def use_instruction_set(name: str) -> None:
-    """Run on that instruction set from now on, in this process. Raises ValueError if it is not to be had."""
+    """Use an instruction set from now on, in this process.
+
+    Raises:
+        ValueError: The instruction set is unknown or not supported here.
+    """
     if name not in instruction_sets() or _library().sb_choose(name.encode()) != 0:
         raise ValueError(
-            f"instruction set {name!r} is not served here; there are: {', '.join(instruction_sets())}"
+            f"instruction set {name!r} is not supported here; supported: {', '.join(instruction_sets())}"
         )
 
 
-def serves(format: str, dtype: torch.dtype, x: Tensor) -> bool:
-    """Whether a native kernel takes x [..., in] and a weight of that format and value dtype."""
+def supports(format: str, dtype: torch.dtype, x: Tensor) -> bool:
+    """Return whether a native kernel computes x [..., in] with a weight of this format and value dtype."""
     return format in _FORMATS and x.dtype in _DTYPES and x.is_cpu and why_unavailable() is None
 
 
 def same_call(first: Any, other: Any) -> bool:
-    """Whether two weights can share one call: same format, dtype, width and blocks."""
+    """Return whether two weights can share one call: same format, dtype, width and blocks."""
     return (
         first.name == other.name
         and first.values.dtype == other.values.dtype
@@ -160,12 +165,20 @@ def same_call(first: Any, other: Any) -> bool:
 def linear(
     x: Tensor, packed: Sequence[PackedWeight], biases: Sequence[Tensor | None], activation: str
 ) -> list[Tensor] | None:
-    """``activation(x @ W.T + bias)`` for up to MAX_WEIGHTS weights that `same_call` joins; see `ops.linear`.
+    """Return ``activation(x @ W.T + bias)`` for up to MAX_WEIGHTS weights; see `ops.linear`.
 
-    x and the first weight are ones that the library `serves`. None, with nothing computed, for another
-    activation than the kernels have, and for a weight or bias of another shape or device than x asks for.
+    Args:
+        x: [..., in], which the library `supports` with the first weight.
+        packed: The weights, which share one call (`same_call`).
+        biases: One bias, or None, per weight.
+        activation: Name of the activation.
 
-    Raises ValueError for weights that cannot share one call.
+    Returns:
+        One result per weight. None, with nothing computed, if the kernels lack the activation or a weight or
+        bias has another shape or device than x requires.
+
+    Raises:
+        ValueError: The weights cannot share one call.
     """
     *leading, in_features = x.shape or (0,)
     if activation not in ACTIVATIONS:
@@ -187,7 +200,7 @@ def linear(
         torch.get_num_threads(),
         len(packed),
     )
-    readable = []  # keeps converted biases alive until the call has returned
+    converted = []  # keeps biases alive until the call has returned
     for weight, bias in zip(packed, biases, strict=True):
         out_features, width = weight.shape
         if width != in_features or not weight.values.is_cpu:
@@ -197,17 +210,17 @@ def linear(
                 return None
             if bias.dtype not in _DTYPES or not bias.is_contiguous():
                 bias = bias.float().contiguous()
-                readable.append(bias)
+                converted.append(bias)
         y = x.new_empty((*leading, out_features))
         call += _describe(weight, bias, y)
         outputs.append(y)
     if _library().sb_linear(call) != 0:
-        raise ValueError(f"these weights cannot share one call: {', '.join(map(repr, packed))}")
+        raise ValueError(f"weights cannot share one call: {', '.join(map(repr, packed))}")
     return outputs
 
 
 def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor:
-    """dL/dvalues in the layout and dtype of ``packed.values``, for gradient [..., out] and x [..., in]."""
+    """Return dL/dvalues in the layout and dtype of ``packed.values`` for gradient [..., out], x [..., in]."""
     rows = x.reshape(-1, packed.shape[1]).contiguous()
     gradient = gradient.reshape(-1, packed.shape[0]).contiguous()
     values = torch.zeros(packed.values.shape, dtype=torch.float32)
@@ -224,7 +237,7 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor
 
 
 def count_scores(scores: Tensor, upper: int, bins: int) -> Tensor:
-    """See `sparsebert_kernels.radix_select.count`; ``upper`` is -1 for none."""
+    """See `sparsebert_kernels.radix_select.count`; ``upper`` is -1 for None."""
     counts = torch.zeros(bins, dtype=torch.int64)
     _library().sb_count_scores(scores.data_ptr(), scores.numel(), upper, counts.data_ptr())
     return counts
@@ -238,7 +251,7 @@ def above(scores: Tensor, threshold: float, out: Tensor) -> tuple[int, int]:
 
 
 def _describe(packed: Any, bias: Tensor | None, y: Tensor | None) -> bytes:
-    """struct sb_weight."""
+    """Return the bytes of a struct sb_weight."""
     if isinstance(packed, ElementSparse):
         vector_rows, starts = 0, 0
         index = packed.rows.data_ptr(), packed.groups.data_ptr(), packed.blocks.data_ptr()

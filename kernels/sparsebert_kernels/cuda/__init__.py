@@ -1,5 +1,5 @@
-"""Triton kernels for NVIDIA and AMD GPUs, used wherever a weight lies on one."""
+"""Triton kernels for NVIDIA and AMD GPUs, used for weights on a GPU."""
 
-from .backend import on_cpu, serves, why_unavailable
+from .backend import on_cpu, supports, why_unavailable
 
-__all__ = ["on_cpu", "serves", "why_unavailable"]
+__all__ = ["on_cpu", "supports", "why_unavailable"]

@@ -1,7 +1,7 @@
-"""Which calls go to the Triton kernels, and to which of them.
+"""Dispatch of calls to the Triton kernels.
 
-Nothing here imports Triton before the first call that needs it. `covers` is what a compiler may trace, the
-rest runs inside operators.
+Triton is imported by the first call that needs it. A compiler may trace `covers`; all other functions run
+inside operators.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Format -> module of this package with `linear`; with `input_gradient` and, for what can be trained,
-# `values_gradient`.
+# Module of this package by format: FORWARD modules have `linear`, BACKWARD modules `input_gradient` and, for
+# trainable formats, `values_gradient`.
 FORWARD = {
     "panel": "panel_forward",
     "bitmap": "bitmap",
@@ -34,7 +34,7 @@ _cpu_too = False
 
 @contextmanager
 def on_cpu() -> Iterator[None]:
-    """Send CPU tensors to the kernels as well: under TRITON_INTERPRET=1 this runs the real operators."""
+    """Send CPU tensors to the kernels as well, which runs the real operators under TRITON_INTERPRET=1."""
     global _cpu_too
     before, _cpu_too = _cpu_too, True
     try:
@@ -44,17 +44,17 @@ def on_cpu() -> Iterator[None]:
 
 
 def covers(format: str, device: torch.device) -> bool:
-    """Whether there are kernels for that format on that kind of device; `serves` says whether they run."""
+    """Return whether kernels exist for a format on a kind of device; `supports` tells whether they run."""
     return format in FORWARD and (device.type == "cuda" or (_cpu_too and device.type == "cpu"))
 
 
-def serves(format: str, x: Tensor) -> bool:
-    """Whether the kernels take x and a weight of that format; see `runs_on`."""
+def supports(format: str, x: Tensor) -> bool:
+    """Return whether the kernels compute x with a weight of this format; see `runs_on`."""
     return covers(format, x.device) and runs_on(x)
 
 
 def runs_on(x: Tensor) -> bool:
-    """Whether kernels take x, whatever the weight. Where a GPU is too old, this says so once."""
+    """Return whether kernels compute x, whatever the weight. Warn once about a GPU that is too old."""
     if x.device.type != "cuda" and not (_cpu_too and x.device.type == "cpu"):
         return False
     if x.dtype not in DTYPES:
@@ -67,7 +67,7 @@ def runs_on(x: Tensor) -> bool:
 
 @functools.cache
 def why_unavailable(device: torch.device) -> str | None:
-    """None where kernels run on ``device``, else the reason in a few words."""
+    """Return None if kernels run on ``device``, else the reason in a few words."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device.type == "cpu":
@@ -77,38 +77,40 @@ def why_unavailable(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         major, minor = capability
-        return f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, 8.0 is needed"
+        return (
+            f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, kernels need 8.0"
+        )
     return None
 
 
 @functools.cache
 def _warn_once(device: torch.device, reason: str) -> None:
-    warnings.warn(f"sparse weights are computed through dense ones on {device}: {reason}", stacklevel=3)
+    warnings.warn(f"sparse layers on {device} use dense weights: {reason}", stacklevel=3)
 
 
 def check_dtype(x: Tensor, packed: Any) -> None:
-    """Raise ValueError for an x in another dtype than the values of ``packed``, which kernels do not mix."""
+    """Raise ValueError unless x has the dtype of the values of ``packed``: kernels do not mix dtypes."""
     if x.dtype != packed.values.dtype and x.dtype in DTYPES:
         raise ValueError(
             f"x is {x.dtype}, the weight {packed.values.dtype}; "
-            "on a GPU they must agree (autocast converts both)"
+            "on a GPU they must have the same dtype (autocast converts both)"
         )
 
 
 def linear(x: Tensor, packed: Any, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
-    """``activation(x @ W.T + bias) + residual``; see `ops.linear`."""
+    """Return ``activation(x @ W.T + bias) + residual``; see `ops.linear`."""
     with torch.cuda.device_of(x):
         return _module(FORWARD[packed.name]).linear(x, packed, bias, activation, residual)
 
 
 def input_gradient(gradient: Tensor, packed: Any, transposed: Sequence[Tensor]) -> Tensor:
-    """gradient @ W for gradient [..., out]; ``transposed`` is what `transposed_index` gives."""
+    """Return gradient @ W for gradient [..., out]; ``transposed``: ``transposed_index(packed)`` or empty."""
     with torch.cuda.device_of(gradient):
         return _module(BACKWARD[packed.name]).input_gradient(gradient, packed, transposed)
 
 
 def values_gradient(gradient: Tensor, x: Tensor, packed: Any) -> Tensor:
-    """dL/dvalues in the layout and dtype of ``packed.values``, for gradient [..., out] and x [..., in]."""
+    """Return dL/dvalues in the layout and dtype of ``packed.values`` for gradient [..., out], x [..., in]."""
     with torch.cuda.device_of(x):
         return _module(BACKWARD[packed.name]).values_gradient(gradient, x, packed)
 

@@ -1,26 +1,30 @@
-"""Bitmap-compressed weights: decompress a layer, then the dense matrix product of torch.
+"""Bitmap-compressed weights: decompress a layer, then multiply with torch's dense matrix product.
 
-Decoding inside the matrix product would read values two bytes at a time and be bound by instruction issue at
-a third to two thirds of a tensor core's rate. Decompressed, a layer of BERT is 1 to 8 MB: it stays in the L2
-cache for the product that follows.
+Decoding inside the matrix product would read values two bytes at a time, and instruction issue would limit it
+to between one and two thirds of a tensor core's rate. A decompressed layer of BERT takes 1 to 8 MB and stays
+in the L2 cache for the product that follows.
 
-The scratch matrix is an ordinary allocation of each call and goes back when the product is queued, so the
-next layer of that size gets the same memory. That keeps what an own buffer would have to promise: calls on
-two streams never share it, and under CUDA graph capture it belongs to the graph's pool, where no later call
-can free or move what a replay will write. Nothing here reads a tensor on the host.
+Each call allocates the scratch matrix and frees it once the product is queued, so the next layer of the same
+size gets the same memory. Calls on two streams therefore never share it, and under CUDA graph capture it
+belongs to the graph's pool, where no later call can free or move the memory that a replay writes. Nothing
+here reads a tensor on the host.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .. import reference
 from ..formats.bitmap import BitmapSparse
-from .compile_case import CompileCase
+from .aot.compile_case import PRODUCTS, CompileCase, example, recorded_case
+from .device_functions import WIDTH
 
 ROWS = 32
 NUM_WARPS = 4
@@ -28,7 +32,7 @@ NUM_WARPS = 4
 
 @triton.jit
 def popcount(word):
-    """Set bits of each int32: additions only, so that it runs everywhere."""
+    """Count the set bits of each int32, by additions only, which every target supports."""
     v = word.to(tl.uint32, bitcast=True)
     v = v - ((v >> 1) & 0x55555555)
     v = (v & 0x33333333) + ((v >> 2) & 0x33333333)
@@ -49,8 +53,7 @@ def decompress_bitmap(
     tiles,
     ROWS: tl.constexpr,
 ):
-    """dense[n, k] = the kept weight there, else 0. Grid: (row blocks, tiles of 64 columns)."""
-    WIDTH: tl.constexpr = 64
+    """dense[n, k] = the kept weight at [n, k], else 0. Grid: (row blocks, tiles of 64 columns)."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [ROWS]
     tile = tl.program_id(1)
     inside = row < N
@@ -61,7 +64,8 @@ def decompress_bitmap(
     first = tl.load(starts + row, mask=inside, other=0)
     first += tl.load(offsets + row.to(tl.int64) * tiles + tile, mask=inside, other=0).to(tl.int32) & 0xFFFF
 
-    # A kept weight's place: those of the row before the tile, plus those of the tile before it.
+    # Position of a kept weight: the kept weights of its row before the tile, plus those before it in the
+    # tile.
     in_low = (lane < 32)[None, :]
     bits = tl.where(in_low, low[:, None], high[:, None])  # [ROWS, WIDTH]
     bit = (lane & 31)[None, :]
@@ -74,11 +78,16 @@ def decompress_bitmap(
 
 
 def decompress(packed: BitmapSparse) -> Tensor:
-    """The dense matrix [N, K], as `BitmapSparse.to_dense` gives it."""
+    """Return the dense matrix [N, K], equal to `BitmapSparse.to_dense`."""
+    dense = packed.values.new_empty(packed.shape)
+    _launch(packed, dense)
+    return dense
+
+
+def _launch(packed: BitmapSparse, dense: Tensor, kernel: Any = decompress_bitmap) -> None:
     rows, columns = packed.shape
-    dense = packed.values.new_empty(rows, columns)
     tiles = packed.offsets.shape[1]
-    decompress_bitmap[(triton.cdiv(rows, ROWS), tiles)](
+    kernel[(triton.cdiv(rows, ROWS), tiles)](
         packed.values,
         packed.words,
         packed.offsets,
@@ -91,35 +100,37 @@ def decompress(packed: BitmapSparse) -> Tensor:
         ROWS=ROWS,
         num_warps=NUM_WARPS,
     )
-    return dense
 
 
 def linear(
     x: Tensor, packed: BitmapSparse, bias: Tensor | None, activation: str, residual: Tensor | None = None
 ) -> Tensor:
-    """``activation(x @ W.T + bias) + residual`` for x [..., in] in the dtype of W."""
+    """Return ``activation(x @ W.T + bias) + residual`` for x [..., in] in the dtype of W."""
     y = reference.linear(x, decompress(packed), bias, activation)
     return y if residual is None else y + residual
 
 
 def input_gradient(gradient: Tensor, packed: BitmapSparse, transposed: Sequence[Tensor]) -> Tensor:
-    """gradient @ W [..., in] for gradient [..., out] in the dtype of W."""
+    """Return gradient @ W [..., in] for gradient [..., out] in the dtype of W."""
     return gradient @ decompress(packed)
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """The kernel for each dtype of values; the default one is bfloat16's."""
-    for dtype in ("bf16", "fp16", "fp32"):
-        arguments = {"values": f"*{dtype}", "words": "*i32", "offsets": "*i16", "starts": "*i32"}
-        arguments |= {"dense": f"*{dtype}", "N": "i32", "K": "i32", "words_per_row": "i32", "tiles": "i32"}
-        yield CompileCase(
+    """Yield the kernel for each dtype of values; bfloat16 is the default."""
+    for short in ("bf16", "fp16", "fp32"):
+        dtype, _ = PRODUCTS[short]
+        tensors = {
+            "values": example(dtype, 768),
+            "words": example(torch.int32, 768, 24),
+            "offsets": example(torch.int16, 768, 12),
+            "starts": example(torch.int32, 768),
+        }
+        packed = BitmapSparse((768, 768), tensors, {})
+        dense = example(dtype, 768, 768)
+        yield recorded_case(
+            decompress_bitmap,
+            functools.partial(_launch, packed, dense),
             family="bitmap decompression",
-            label=f"{ROWS}x64 w{NUM_WARPS} {dtype}",
-            kernel=decompress_bitmap,
-            arguments=arguments,
-            constants={"ROWS": ROWS},
-            num_warps=NUM_WARPS,
-            num_stages=1,
-            aligned=("N", "K"),
-            default=dtype == "bf16",
+            label=f"{ROWS}x64 w{NUM_WARPS} {short}",
+            default=short == "bf16",
         )

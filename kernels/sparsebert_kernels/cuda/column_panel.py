@@ -1,30 +1,33 @@
 """y = activation(x @ W.T + bias) + residual for a weight in column panels.
 
-The columns of a panel are scattered, so single activations of a token would be gathered two bytes at a time,
-too short for an asynchronous copy. From x transposed, feature by feature, a column is a run of tokens:
-16-byte copies. The result leaves transposed, too, because the rows of a panel are scattered in y; both
-transpositions are torch's.
+The columns of a panel are scattered: gathering the activations of one token would copy two bytes at a time,
+too few for an asynchronous copy. In x transposed, a column is a run of tokens, which 16-byte copies load. The
+result is transposed as well, because the rows of a panel are scattered in y. torch makes both transpositions.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..formats.base import TILE_COLUMNS
 from ..formats.column_panel import PANEL_ROWS, ColumnPanelSparse
-from .compile_case import CompileCase
-from .tiles import activate, operand, precision, upcast
+from .aot.compile_case import PRODUCTS, CompileCase, example, recorded_case
+from .device_functions import WIDTH, activate, operand
+from .launch import Cut, fp32_precision, upcast
 
 FAMILY = "column panel"
 
 
 @triton.jit
 def column_panel_forward(
-    x,  # (K, tokens), tokens rounded up to a whole tile
+    x,  # (K, tokens), tokens rounded up to a whole token tile
     values,  # (tiles, H, 64)
     columns,  # ((tiles + 1) * 64,) int32
     starts,  # (panels + 1,) int32
@@ -43,17 +46,16 @@ def column_panel_forward(
 ):
     """y[n, m] = activation(sum over the columns k of n's panel of W[n, k] x[k, m] + bias[n])
 
-    Grid: one program a panel and tile of BLOCK_M tokens, panels fastest.
+    Grid: one program per panel and tile of BLOCK_M tokens, panels fastest.
     """
-    WIDTH: tl.constexpr = 64
     panel = tl.program_id(0) % panels
     token = tl.program_id(0) // panels * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     begin = tl.load(starts + panel)
     end = tl.load(starts + panel + 1)
     inner, packed = tl.arange(0, H), tl.arange(0, STEP)
     tile = values + begin.to(tl.int64) * (H * WIDTH) + inner[:, None] * WIDTH + packed[None, :]  # [H, STEP]
-    # Loaded one tile ahead: with the columns and what they point to in one iteration the compiler gives up
-    # double buffering.
+    # Column indices are loaded one tile ahead: the compiler does not double-buffer a loop that loads an index
+    # and the data behind it in the same iteration.
     index = columns + begin.to(tl.int64) * WIDTH + packed
     column = tl.load(index)  # [STEP]
     sums = tl.zeros((H, BLOCK_M), tl.float32)
@@ -76,90 +78,90 @@ def column_panel_forward(
     tl.store(place, sums.to(y.dtype.element_ty), mask=inside[:, None])
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Tokens a program takes, columns of one product, and how it is compiled."""
-
-    block_m: int
-    step: int
-    num_warps: int
-    num_stages: int
-
-
-# By bytes a value, then by panel height. Exact float32 products hold their operands in registers: small
-# tiles, short steps.
-TILES = {
-    2: {64: Tile(128, 64, 4, 3), 128: Tile(128, 64, 8, 3)},
-    4: {64: Tile(64, 16, 4, 2), 128: Tile(64, 16, 8, 2)},
+# By bytes per value, then by panel height. Exact float32 products hold their operands in registers: small
+# tiles, short steps. BLOCK_N is the height of the panel, BLOCK_K the columns of one product.
+CUTS = {
+    2: {64: Cut(128, 64, 64, 4, 3), 128: Cut(128, 128, 64, 8, 3)},
+    4: {64: Cut(64, 64, 16, 4, 2), 128: Cut(64, 128, 16, 8, 2)},
 }
 
 
 def linear(
     x: Tensor, packed: ColumnPanelSparse, bias: Tensor | None, activation: str, residual: Tensor | None = None
 ) -> Tensor:
-    """``activation(x @ W.T + bias) + residual`` for x [..., in] in the dtype of W."""
+    """Return ``activation(x @ W.T + bias) + residual`` for x [..., in] in the dtype of W."""
     flat = x.reshape(-1, x.shape[-1])
-    tile = TILES[x.element_size()][packed.panel_rows]
-    blocks = triton.cdiv(flat.shape[0], tile.block_m)
-    # Whole tiles, so that no load or store of the kernel needs a mask; nobody reads what the last one adds.
-    tokens = blocks * tile.block_m
+    cut = CUTS[x.element_size()][packed.panel_rows]
+    # Whole token tiles, so that no load or store of the kernel needs a mask; the padding is never read.
+    tokens = triton.cdiv(flat.shape[0], cut.BLOCK_M) * cut.BLOCK_M
     transposed, y = x.new_empty(x.shape[-1], tokens), x.new_empty(packed.shape[0], tokens)
     transposed[:, : flat.shape[0]] = flat.t()
-    if blocks:
-        column_panel_forward[(blocks * packed.panels,)](
-            transposed,
-            packed.values,
-            packed.columns,
-            packed.starts,
-            packed.rows,
-            None if bias is None else bias.contiguous(),
-            y,
-            packed.shape[0],
-            packed.panels,
-            tokens,
-            H=packed.panel_rows,
-            BLOCK_M=tile.block_m,
-            STEP=tile.step,
-            ACTIVATION=activation,
-            PRECISION=precision(),
-            UPCAST=upcast(x.dtype),
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
-        )
+    if tokens:
+        bias = None if bias is None else bias.contiguous()
+        _launch(transposed, packed, bias, activation, y, cut, fp32_precision())
     out = y[:, : flat.shape[0]].t().contiguous().view(*x.shape[:-1], packed.shape[0])
     return out if residual is None else out + residual
 
 
+def _launch(
+    transposed: Tensor,
+    packed: ColumnPanelSparse,
+    bias: Tensor | None,
+    activation: str,
+    y: Tensor,
+    cut: Cut,
+    precision: str,
+    kernel: Any = column_panel_forward,
+) -> None:
+    tokens = y.shape[1]
+    kernel[(tokens // cut.BLOCK_M * packed.panels,)](
+        transposed,
+        packed.values,
+        packed.columns,
+        packed.starts,
+        packed.rows,
+        bias,
+        y,
+        packed.shape[0],
+        packed.panels,
+        tokens,
+        H=packed.panel_rows,
+        BLOCK_M=cut.BLOCK_M,
+        STEP=cut.BLOCK_K,
+        ACTIVATION=activation,
+        PRECISION=precision,
+        UPCAST=upcast(transposed.dtype),
+        num_warps=cut.num_warps,
+        num_stages=cut.num_stages,
+    )
+
+
 def input_gradient(gradient: Tensor, packed: ColumnPanelSparse, transposed: Sequence[Tensor]) -> Tensor:
-    """gradient @ W [..., in] for gradient [..., out] in the dtype of W; through the dense matrix."""
+    """Return gradient @ W [..., in] for gradient [..., out] in the dtype of W, through the dense matrix."""
     return gradient @ packed.to_dense()
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Every configuration; the default ones are those of bfloat16."""
-    for dtype, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4), ("tf32", 4)):
+    """Yield every configuration; those of bfloat16 are the defaults."""
+    for short, (dtype, precision) in PRODUCTS.items():
         for height in PANEL_ROWS:
-            tile = TILES[itemsize][height]
-            pointer = "*fp32" if dtype == "tf32" else f"*{dtype}"
-            product = height, tile.block_m, tile.step
-            arguments = {"x": pointer, "values": pointer, "columns": "*i32", "starts": "*i32", "rows": "*i32"}
-            arguments |= {"bias": pointer, "y": pointer, "N": "i32", "panels": "i32", "tokens": "i32"}
-            yield CompileCase(
+            cut = CUTS[dtype.itemsize][height]
+            panels, tiles, tokens = 12, 45, 4096
+            tensors = {
+                "values": example(dtype, tiles, height, TILE_COLUMNS),
+                "columns": example(torch.int32, (tiles + 1) * TILE_COLUMNS),
+                "starts": example(torch.int32, panels + 1),
+                "rows": example(torch.int32, panels * height),
+            }
+            packed = ColumnPanelSparse((panels * height, 768), tensors, {})
+            x, bias = example(dtype, 768, tokens), example(dtype, panels * height)
+            y = example(dtype, panels * height, tokens)
+            product = height, cut.BLOCK_M, cut.BLOCK_K
+            yield recorded_case(
+                column_panel_forward,
+                functools.partial(_launch, x, packed, bias, "gelu", y, cut, precision),
                 family=FAMILY,
-                label=f"h{height} {'x'.join(map(str, product))} w{tile.num_warps} s{tile.num_stages} {dtype}",
-                kernel=column_panel_forward,
-                arguments=arguments,
-                constants={
-                    "H": height,
-                    "BLOCK_M": tile.block_m,
-                    "STEP": tile.step,
-                    "ACTIVATION": "gelu",
-                    "PRECISION": "tf32" if dtype == "tf32" else "ieee",
-                    "UPCAST": False,
-                },
-                num_warps=tile.num_warps,
-                num_stages=tile.num_stages,
-                aligned=("N", "tokens"),
-                tile=product,
-                default=dtype == "bf16",
+                label=f"h{height} {'x'.join(map(str, product))} w{cut.num_warps} s{cut.num_stages} {short}",
+                product=product,
+                default=short == "bf16",
             )

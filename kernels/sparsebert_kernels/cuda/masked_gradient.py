@@ -4,31 +4,27 @@
     dW = where(mask, G, 0)      or G, straight through the mask
     dS = G * W                  dL/dmask
 
-The tokens are split where the weight has fewer tiles than the device has multiprocessors; a second kernel
-then adds the partial sums in order. No atomics: the same input gives the same bits.
+If the weight has fewer tiles than the device has multiprocessors, the tokens are split and a second kernel
+adds the partial sums in order. There are no atomics: the same input gives the same bits.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .compile_case import CompileCase
-from .masked import (
-    ALIGNED,
-    COMPILED,
-    POINTERS,
-    Tile,
-    compile_case,
-    kind_of_product,
-    multiprocessors,
-    rows_contiguous,
-)
-from .tiles import operand, precision, upcast
+from ..dtype_names import short_name
+from .aot.compile_case import CompileCase, example, recorded_case
+from .device_functions import operand
+from .launch import Cut, fp32_precision, rows_contiguous, upcast
+from .masked import COMPILED, compile_case, product_precision
+from .tile_configs import multiprocessors
 
 
 @triton.jit
@@ -48,7 +44,7 @@ def _store_weight_gradients(
     MASKED: tl.constexpr,
     NEEDS_SCORES: tl.constexpr,
 ):
-    """From dL/d(masked W): its own gradient to the weight, masked or straight through, and to the scores."""
+    """Store the gradients of weight (masked or straight through) and scores, from dL/d(masked W)."""
     inside = (n < N)[:, None] & (k < K)[None, :]
     place = n.to(tl.int64)[:, None] * K + k[None, :]
     if NEEDS_SCORES:
@@ -139,7 +135,7 @@ def reduce_masked_weight_gradient(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Add the partial sums in order. Grid: (tiles of N, tiles of K)."""
+    """Add the partial sums in order and store the gradients. Grid: (tiles of N, tiles of K)."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = (n < N)[:, None] & (k < K)[None, :]
@@ -155,19 +151,19 @@ def reduce_masked_weight_gradient(
 
 
 WEIGHT_GRADIENT = {
-    "half": Tile(64, 128, 128, 8, 3),
-    # The float32 weights of the epilogue need registers, too: at the full width Blackwell spills.
-    "half, float32 weight": Tile(64, 128, 64, 8, 3),
-    "tf32": Tile(32, 64, 64, 4, 3),
-    "ieee": Tile(32, 64, 64, 4, 3),
+    "half": Cut(64, 128, 128, 8, 3),
+    # The epilogue holds the float32 weights in registers as well: at the full width Blackwell spills.
+    "half, float32 weight": Cut(64, 128, 64, 8, 3),
+    "tf32": Cut(32, 64, 64, 4, 3),
+    "ieee": Cut(32, 64, 64, 4, 3),
 }
 REDUCTION = {"BLOCK_N": 8, "BLOCK_K": 128}
 REDUCTION_WARPS = 4
 LEAST_TOKENS_PER_SPLIT = 512
 
 
-def weight_gradient_tile(kind: str, x: torch.dtype, weight: torch.dtype) -> Tile:
-    """The tile for a product of that kind (`kind_of_product`) and those dtypes."""
+def weight_gradient_cut(kind: str, x: torch.dtype, weight: torch.dtype) -> Cut:
+    """Return the cut for products of this precision (`masked.product_precision`) and these dtypes."""
     return WEIGHT_GRADIENT["half, float32 weight" if kind == "half" and weight != x else kind]
 
 
@@ -181,71 +177,103 @@ def weight_gradients(
     straight_through: bool,
     scores_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    """``gradient.T @ x``, masked unless straight through, for the weight, and times the weight for the
-    scores.
+    """Return the gradients of the weight and of the scores.
 
-    gradient [M, N], x [M, K]. Returns dweight [N, K] in the dtype of the weight (empty unless needed) and
-    dscores [N, K] in ``scores_dtype`` (empty where that is None).
+    Args:
+        gradient: dL/dy [M, N].
+        x: [M, K].
+        weight: [N, K].
+        words: Packed mask of the weight.
+        needs_weight: Compute the weight's gradient.
+        straight_through: Leave the weight's gradient unmasked.
+        scores_dtype: Dtype of the scores; None to skip their gradient.
+
+    Returns:
+        dweight [N, K] in the dtype of the weight, empty unless needed, and dscores [N, K] in
+        ``scores_dtype``, empty if that is None.
     """
     gradient, x, words = gradient.contiguous(), rows_contiguous(x), words.contiguous()
     weight = rows_contiguous(weight)
     (M, K), N = x.shape, weight.shape[0]
     dweight = weight.new_empty((N, K) if needs_weight else 0)
     dscores = weight.new_empty((N, K) if scores_dtype else 0, dtype=scores_dtype or weight.dtype)
-    tile = weight_gradient_tile(kind_of_product(x), x.dtype, weight.dtype)
-    tiles = triton.cdiv(N, tile.BLOCK_N) * triton.cdiv(K, tile.BLOCK_K)
+    cut = weight_gradient_cut(product_precision(x), x.dtype, weight.dtype)
+    tiles = triton.cdiv(N, cut.BLOCK_N) * triton.cdiv(K, cut.BLOCK_K)
     splits = max(1, min(multiprocessors(x.device) // tiles, M // LEAST_TOKENS_PER_SPLIT))
-    tokens = triton.cdiv(triton.cdiv(M, splits), tile.BLOCK_M) * tile.BLOCK_M
-    partial = x.new_empty((splits, N, K) if splits > 1 else 0, dtype=torch.float32)
+    partial = x.new_empty((splits, N, K) if splits > 1 else (0, N, K), dtype=torch.float32)
     epilogue = {
         "NEEDS_WEIGHT": needs_weight,
         "MASKED": not straight_through,
         "NEEDS_SCORES": scores_dtype is not None,
     }
     with torch.cuda.device_of(x):
-        masked_weight_gradient[(tiles, splits)](
-            gradient, x, weight, words, dweight, dscores, partial,
-            M, N, K, words.shape[1], x.stride(0), weight.stride(0), tokens,
-            SPLIT=splits > 1, **epilogue, EVEN_N=N % tile.BLOCK_N == 0, EVEN_K=K % tile.BLOCK_K == 0,
-            PRECISION=precision(), UPCAST=upcast(x.dtype) or upcast(weight.dtype), **tile.launch,
-        )  # fmt: skip
+        _launch(gradient, x, weight, words, dweight, dscores, partial, epilogue, cut, fp32_precision())
         if splits > 1:
-            grid = triton.cdiv(N, REDUCTION["BLOCK_N"]), triton.cdiv(K, REDUCTION["BLOCK_K"])
-            reduce_masked_weight_gradient[grid](
-                partial, weight, words, dweight, dscores, splits, N, K, words.shape[1], weight.stride(0),
-                **epilogue, **REDUCTION, num_warps=REDUCTION_WARPS,
-            )  # fmt: skip
+            _launch_reduction(weight, words, dweight, dscores, partial, epilogue)
     return dweight, dscores
 
 
+def _launch(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    words: Tensor,
+    dweight: Tensor,
+    dscores: Tensor,
+    partial: Tensor,
+    epilogue: dict[str, bool],
+    cut: Cut,
+    precision: str,
+    kernel: Any = masked_weight_gradient,
+) -> None:
+    (M, K), N = x.shape, weight.shape[0]
+    splits = max(1, partial.shape[0])
+    tokens_per_split = triton.cdiv(triton.cdiv(M, splits), cut.BLOCK_M) * cut.BLOCK_M
+    kernel[(triton.cdiv(N, cut.BLOCK_N) * triton.cdiv(K, cut.BLOCK_K), splits)](
+        gradient, x, weight, words, dweight, dscores, partial,
+        M, N, K, words.shape[1], x.stride(0), weight.stride(0), tokens_per_split,
+        SPLIT=splits > 1, **epilogue, EVEN_N=N % cut.BLOCK_N == 0, EVEN_K=K % cut.BLOCK_K == 0,
+        PRECISION=precision, UPCAST=upcast(x.dtype) or upcast(weight.dtype), **cut.launch,
+    )  # fmt: skip
+
+
+def _launch_reduction(
+    weight: Tensor,
+    words: Tensor,
+    dweight: Tensor,
+    dscores: Tensor,
+    partial: Tensor,
+    epilogue: dict[str, bool],
+    kernel: Any = reduce_masked_weight_gradient,
+) -> None:
+    splits, N, K = partial.shape
+    kernel[(triton.cdiv(N, REDUCTION["BLOCK_N"]), triton.cdiv(K, REDUCTION["BLOCK_K"]))](
+        partial, weight, words, dweight, dscores, splits, N, K, words.shape[1], weight.stride(0),
+        **epilogue, **REDUCTION, num_warps=REDUCTION_WARPS,
+    )  # fmt: skip
+
+
 def compile_cases() -> Iterator[CompileCase]:
-    """Every kernel for each pair of dtypes; the default ones are those of bfloat16."""
+    """Yield every kernel for each pair of dtypes; those of bfloat16 are the defaults."""
     epilogue = {"NEEDS_WEIGHT": True, "MASKED": True, "NEEDS_SCORES": True}
-    sums = {"partial": "*fp32", "dscores": "*fp32"}
-    for *dtypes, kind in COMPILED:
-        pair = dtypes[0], dtypes[1]
-        tile = weight_gradient_tile(kind, *pair)
-        x, weight = (POINTERS[dtype] for dtype in pair)
-        outputs = {**sums, "dweight": weight}
-        product = tile.BLOCK_N, tile.BLOCK_K, tile.BLOCK_M
-        for split in (False, True):
-            family = "masked dW" + (" split" if split else "")
-            arguments = {"gradient": x, "x": x, **outputs, "x_stride": "i32", "tokens_per_split": "i32"}
-            constants = {**epilogue, "SPLIT": split, "EVEN_N": True}
-            yield compile_case(
-                family, pair, kind, masked_weight_gradient, arguments, constants, tile, product
-            )
-    sizes = dict.fromkeys(("splits", "N", "K", "words_per_row", "weight_stride"), "i32")
-    for dtype in dict.fromkeys(weight for _, weight, _ in COMPILED):
-        weight = POINTERS[dtype]
-        yield CompileCase(
+    words, dscores = example(torch.int32, 768, 24), example(torch.float32, 768, 768)
+    for x_dtype, weight_dtype, kind in COMPILED:
+        dtypes, precision = (x_dtype, weight_dtype), "tf32" if kind == "tf32" else "ieee"
+        cut = weight_gradient_cut(kind, *dtypes)
+        x, weight = example(x_dtype, 4096, 768), example(weight_dtype, 768, 768)
+        product = cut.BLOCK_N, cut.BLOCK_K, cut.BLOCK_M
+        for splits in (0, 2):
+            partial = example(torch.float32, splits, 768, 768)
+            tensors = x, x, weight, words, weight, dscores, partial
+            launch = functools.partial(_launch, *tensors, epilogue, cut, precision)
+            family = "masked dW" + (" split" if splits else "")
+            yield compile_case(masked_weight_gradient, launch, family, dtypes, kind, cut, product)
+    for dtype in dict.fromkeys(weight_dtype for _, weight_dtype, _ in COMPILED):
+        weight, partial = example(dtype, 768, 768), example(torch.float32, 2, 768, 768)
+        yield recorded_case(
+            reduce_masked_weight_gradient,
+            functools.partial(_launch_reduction, weight, words, weight, dscores, partial, epilogue),
             family="masked dW reduction",
-            label=f"{REDUCTION['BLOCK_N']}x{REDUCTION['BLOCK_K']} weight {weight[1:]}",
-            kernel=reduce_masked_weight_gradient,
-            arguments={"weight": weight, "words": "*i32", **sums, "dweight": weight, **sizes},
-            constants={**epilogue, **REDUCTION},
-            num_warps=REDUCTION_WARPS,
-            num_stages=1,
-            aligned=tuple(name for name in ALIGNED if name in sizes),
+            label=f"{REDUCTION['BLOCK_N']}x{REDUCTION['BLOCK_K']} weight {short_name(dtype)}",
             default=dtype != torch.float16,
         )

@@ -1,18 +1,21 @@
 """Gradients of a linear layer whose weight lies in packed panels.
 
-    dL/dx = g @ W   the forward kernel, over W.T in panels of 64 of x's features. The index of W.T is made
-                    once (`transposed_index`); its tiles are filled from the values of W at each call, into a
-                    scratch that lives no longer than the call.
-    dL/dvalues      at the kept blocks alone: for each tile, (64 packed columns of x).T @ (h columns of g)
+    dL/dx = g @ W   the forward kernel over W.T, in panels of 64 features of x. The index of W.T is computed
+    once
+                    (`transposed_index`); each call fills its tiles from the values of W, in a scratch that
+                    the call allocates and frees.
+    dL/dvalues      at the kept blocks only: for each tile, (64 packed columns of x).T @ (h columns of g)
 
-A panel of W.T is 64 features wide whatever the width of a group is. Narrower groups are filled up with zeros
-where their neighbours are pruned: scattered groups of 8 at a sparsity of 90 % cost what 43 % would, and the
-scratch is as much larger. Groups in runs of 64 cost nothing extra. Panels as narrow as the groups would do no
-better: they read g eight times as often, for products too narrow to fill the tensor cores.
+A panel of W.T is 64 features wide, whatever the width of a group. Narrower groups are padded with zeros where
+their neighbours are pruned: scattered groups of 8 at 90 % sparsity cost as much as 43 %, and the scratch
+grows alike. Groups in runs of 64 need no padding. Panels as narrow as the groups are not faster: they read g
+eight times as often, and their products are too narrow to fill the tensor cores.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,26 +25,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsebert_kernels.cuda.tile_configs import (
-    TOKEN_BUCKETS,
-    Configuration,
-    Shape,
-    by_target,
-    configuration,
-    splits,
-    tuned,
-)
-
-from ..formats.panel import GROUP_COLUMNS, PANEL_ROWS, TILE_COLUMNS, PanelSparse
+from ..formats.base import TILE_COLUMNS
+from ..formats.panel import GROUP_COLUMNS, PANEL_ROWS, PanelSparse
 from ..formats.panel_transpose import TRANSPOSED_ROWS, transposed_panels
 from . import panel_forward
-from .compile_case import CompileCase
-from .tiles import aligned_rows, check_aligned, dtype_name, operand, precision, upcast
+from .aot.compile_case import PRODUCTS, CompileCase, example, recorded_case
+from .device_functions import WIDTH, operand
+from .launch import aligned_rows, check_aligned, dtype_name, fp32_precision, upcast
+from .tile_configs import TOKEN_BUCKETS, Configuration, Shape, by_target, configuration, splits, tuned
 
 KERNEL = "panel values gradient"
-REDUCED_AT_ONCE = 1024
-# Of values and activations, with the word for how their products are taken.
-COMPILED = (("bfloat16", "bf16"), ("float16", "fp16"), ("float32", "fp32"), ("float32", "tf32"))
+REDUCTION_BLOCK = 1024  # values that a program of `sum_splits` adds
 
 
 @triton.jit
@@ -53,11 +47,10 @@ def panel_transpose(
     G: tl.constexpr,
     UNIT: tl.constexpr,
 ):
-    """out[t, k, n]: the weights of W.T, block by block from where ``source`` says; 0 where it says -1.
+    """out[t, k, n] = the weights of W.T, block by block from the positions in ``source``; 0 where it is -1.
 
-    Grid: one program a transposed tile. A block is UNIT = min(H, 64) rows by G columns of W.
+    Grid: one program per transposed tile. A block is UNIT = min(H, 64) rows by G columns of W.
     """
-    WIDTH: tl.constexpr = 64
     tile = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, WIDTH)[:, None]
     k = tl.arange(0, WIDTH)[None, :]
@@ -95,10 +88,10 @@ def panel_values_gradient(
 ):
     """out[s, t, n, k] = sum over the tokens of split s of gradient[m, n] x[m, k], at the blocks of tile t.
 
-    Grid: (panels * the most chunks of TILES tiles a panel may have, splits); chunks past the end are empty.
-    x is the left operand: 64 * TILES packed columns fill the tensor cores however few rows a panel has.
+    Grid: (panels * the largest number of chunks of TILES tiles in a panel, splits); chunks past the end are
+        empty.
+    x is the left operand: 64 * TILES packed columns fill the tensor cores for any number of rows in a panel.
     """
-    WIDTH: tl.constexpr = 64
     SLOTS: tl.constexpr = WIDTH // G
     panel = tl.load(order + tl.program_id(0) % panels)
     first = tl.load(starts + panel)
@@ -109,7 +102,7 @@ def panel_values_gradient(
         inner = tl.arange(0, H)  # [H]
         step = tl.arange(0, BLOCK_M)  # [BLOCK_M]
         slot = begin * SLOTS + packed // G
-        # A chunk may reach past the last tile of its panel; that part is computed, and not stored.
+        # A chunk may extend past the last tile of its panel; that part is computed but not stored.
         slot = tl.minimum(slot, end * SLOTS - 1)
         group = tl.load(columns + slot)
         offsets = tl.max_contiguous(tl.multiple_of(group * G + packed % G, G), G)
@@ -118,7 +111,8 @@ def panel_values_gradient(
         token = tl.program_id(1) * split_tokens
         last = tl.minimum(token + split_tokens, M)
         tokens = (token + step).to(tl.int64)
-        # Loaded as the transpose it is used as: else the compiler makes no asynchronous copies on Ampere.
+        # Loaded transposed, as the product uses it: otherwise the compiler emits no asynchronous copies on
+        # Ampere.
         x_tile = x + offsets[:, None] + tokens[None, :] * x_stride  # [TILES * WIDTH, BLOCK_M]
         gradient_tile = gradient + tokens[:, None] * gradient_stride + features[None, :]  # [BLOCK_M, H]
         accumulator = tl.zeros((TILES * WIDTH, H), tl.float32)
@@ -134,10 +128,10 @@ def panel_values_gradient(
             activations = operand(tl.load(x_tile, mask=inside[None, :], other=0.0), UPCAST)
             upstream = operand(tl.load(gradient_tile, mask=inside[:, None], other=0.0), UPCAST)
             accumulator = tl.dot(activations, upstream, accumulator, input_precision=PRECISION)
-        # A slot that repeats the group before it only fills up the tile.
-        before = tl.load(columns + tl.maximum(slot - 1, first * SLOTS))
-        filler = (group == before) & (slot > first * SLOTS)
-        accumulator = tl.where(filler[:, None], 0.0, accumulator)
+        # A slot that repeats the previous group is padding.
+        previous = tl.load(columns + tl.maximum(slot - 1, first * SLOTS))
+        padding = (group == previous) & (slot > first * SLOTS)
+        accumulator = tl.where(padding[:, None], 0.0, accumulator)
         tile = begin + packed // WIDTH
         address = (tl.program_id(1).to(tl.int64) * tiles + tile) * (H * WIDTH) + packed % WIDTH
         tl.store(
@@ -155,7 +149,7 @@ def sum_splits(
     splits,
     BLOCK: tl.constexpr,
 ):
-    """out = partial.sum(0), in the order of the splits. Grid: one program a BLOCK of values."""
+    """out = partial.sum(0), in the order of the splits. Grid: one program per BLOCK of values."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
     total = tl.zeros((BLOCK,), tl.float32)
@@ -166,12 +160,18 @@ def sum_splits(
 
 
 def input_gradient(gradient: Tensor, packed: PanelSparse, transposed: Sequence[Tensor]) -> Tensor:
-    """gradient [..., out] @ W, in the dtype of W; ``transposed`` is `transposed_index(packed)` or empty."""
+    """Return gradient @ W in the dtype of W.
+
+    Args:
+        gradient: dL/dy [..., out].
+        packed: W.
+        transposed: ``transposed_index(packed)``, or empty to compute it here.
+    """
     source, columns, starts, order = transposed or transposed_panels(packed)
     check_aligned("the weight's values", packed.values)
     unit = min(packed.panel_rows, TILE_COLUMNS)
     values = packed.values.new_empty(source.shape[0], TRANSPOSED_ROWS, TILE_COLUMNS)
-    _launch_transpose(packed, source, unit, values)
+    _launch_transpose(packed, source, values)
     tensors = {"values": values, "columns": columns, "starts": starts, "order": order}
     shape = packed.shape[1], packed.shape[0]
     flipped = PanelSparse(shape, tensors, {"group_columns": unit, "aligned": False})
@@ -179,135 +179,150 @@ def input_gradient(gradient: Tensor, packed: PanelSparse, transposed: Sequence[T
 
 
 def values_gradient(gradient: Tensor, x: Tensor, packed: PanelSparse) -> Tensor:
-    """dL/dvalues in the layout and dtype of ``packed.values``, for gradient [..., out] and x [..., in].
+    """Return dL/dvalues in the layout and dtype of ``packed.values``, zero in all padding.
 
-    Zero in what only fills up tiles, panels and groups. The sum over tokens is split over programs where
-    there are few tiles, and added up in a fixed order: the same bits every time.
+    With few tiles, the sum over tokens is split over programs and added in a fixed order: the bits are
+        reproducible.
+
+    Args:
+        gradient: dL/dy [..., out].
+        x: [..., in].
+        packed: W.
     """
     x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     if not x.shape[0]:
         return torch.zeros_like(packed.values)
     gradient, x = aligned_rows(gradient, packed.panel_rows), aligned_rows(x, packed.group_columns)
-    return _launch_values_gradient(gradient, x, packed)
-
-
-def _launch_transpose(packed: PanelSparse, source: Tensor, unit: int, out: Tensor) -> None:
-    grid = (source.shape[0],)
-    panel_transpose[grid](
-        packed.values, source, out, H=packed.panel_rows, G=packed.group_columns, UNIT=unit, num_warps=4
-    )
-
-
-def _launch_values_gradient(gradient: Tensor, x: Tensor, packed: PanelSparse) -> Tensor:
     tokens, tiles = x.shape[0], packed.values.shape[0]
     height, group = packed.panel_rows, packed.group_columns
     shape = Shape(KERNEL, height, group, tokens, packed.panels, tiles, dtype_name(x.dtype))
-    chosen = configuration(shape, x.device)
-    parts = splits(triton.cdiv(tiles, chosen.group), tokens, chosen.block_m, x.device)
-    split_tokens = triton.cdiv(triton.cdiv(tokens, parts), chosen.block_m) * chosen.block_m
+    config = configuration(shape, x.device)
+    parts = splits(triton.cdiv(tiles, config.group), tokens, config.block_m, x.device)
+    split_tokens = triton.cdiv(triton.cdiv(tokens, parts), config.block_m) * config.block_m
     parts = triton.cdiv(tokens, split_tokens)
-    most_tiles = triton.cdiv(triton.cdiv(packed.shape[1], group), TILE_COLUMNS // group)
-    grid = (packed.panels * triton.cdiv(most_tiles, chosen.group), parts)
-    # A single tile may be the one that stands for none, which no program writes.
+    # A single tile may be the one of a weight that keeps nothing, which no program writes.
     empty = torch.zeros if tiles == 1 else torch.empty
     dtype = torch.float32 if parts > 1 else packed.dtype
     partial = empty((parts, *packed.values.shape), device=x.device, dtype=dtype)
-    panel_values_gradient[grid](
+    _launch_values_gradient(gradient, x, packed, partial, split_tokens, config, fp32_precision())
+    if parts == 1:
+        return partial[0]
+    out = torch.empty_like(packed.values)
+    _launch_sum(partial, out)
+    return out
+
+
+def _launch_transpose(
+    packed: PanelSparse, source: Tensor, out: Tensor, kernel: Any = panel_transpose
+) -> None:
+    height, group = packed.panel_rows, packed.group_columns
+    unit = min(height, TILE_COLUMNS)
+    kernel[(source.shape[0],)](packed.values, source, out, H=height, G=group, UNIT=unit, num_warps=4)
+
+
+def _launch_values_gradient(
+    gradient: Tensor,
+    x: Tensor,
+    packed: PanelSparse,
+    partial: Tensor,
+    split_tokens: int,
+    config: Configuration,
+    precision: str,
+    kernel: Any = panel_values_gradient,
+) -> None:
+    height, group = packed.panel_rows, packed.group_columns
+    most_tiles = triton.cdiv(triton.cdiv(packed.shape[1], group), TILE_COLUMNS // group)
+    kernel[(packed.panels * triton.cdiv(most_tiles, config.group), partial.shape[0])](
         gradient,
         x,
         packed.columns,
         packed.starts,
         packed.order,
         partial,
-        tokens,
+        x.shape[0],
         packed.panels,
-        tiles,
+        packed.values.shape[0],
         split_tokens,
         gradient.stride(0),
         x.stride(0),
         H=height,
         G=group,
-        BLOCK_M=chosen.block_m,
-        TILES=chosen.group,
-        PRECISION=precision(),
+        BLOCK_M=config.block_m,
+        TILES=config.group,
+        PRECISION=precision,
         UPCAST=upcast(x.dtype),
-        num_warps=chosen.num_warps,
-        num_stages=chosen.num_stages,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )
-    if parts == 1:
-        return partial[0]
-    out = torch.empty_like(packed.values)
-    blocks = triton.cdiv(out.numel(), REDUCED_AT_ONCE)
-    sum_splits[(blocks,)](partial, out, out.numel(), parts, BLOCK=REDUCED_AT_ONCE, num_warps=4)
-    return out
+
+
+def _launch_sum(partial: Tensor, out: Tensor, kernel: Any = sum_splits) -> None:
+    size = out.numel()
+    grid = (triton.cdiv(size, REDUCTION_BLOCK),)
+    kernel[grid](partial, out, size, partial.shape[0], BLOCK=REDUCTION_BLOCK, num_warps=4)
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Every configuration of the rule, and every measured one; the default ones are bfloat16 by the rule."""
-    for shape, chosen, targets in tuned(KERNEL):
-        for short in (short for dtype, short in COMPILED if dtype == shape.dtype):
-            yield replace(_values_gradient_case(shape, short, chosen, targets), default=False)
-    for dtype, short in COMPILED:
-        for height in PANEL_ROWS:
-            for group in GROUP_COLUMNS:
-                shape = Shape(KERNEL, height, group, TOKEN_BUCKETS[-1], 12, 48, dtype)
-                for chosen, targets in by_target(shape).items():
-                    yield _values_gradient_case(shape, short, chosen, targets)
-                if short != "tf32":
-                    yield _transpose_case(shape, short)
-        if short == "tf32":
-            continue  # sums have no products
-        yield CompileCase(
-            family="sum of splits",
-            label=f"{REDUCED_AT_ONCE} w4 {short}",
-            kernel=sum_splits,
-            arguments={"partial": "*fp32", "out": f"*{short}", "size": "i32", "splits": "i32"},
-            constants={"BLOCK": REDUCED_AT_ONCE},
-            num_warps=4,
-            num_stages=3,
-            aligned=("size",),
-            default=dtype == "bfloat16",
-        )
+    """Yield every configuration of the rule and every measured one; bfloat16 by the rule is the default."""
+    for shape, config, targets in tuned(KERNEL):
+        for short in (short for short, (dtype, _) in PRODUCTS.items() if dtype_name(dtype) == shape.dtype):
+            yield replace(_values_gradient_case(shape, short, config, targets), default=False)
+    for short, (dtype, _) in PRODUCTS.items():
+        for height, group in itertools.product(PANEL_ROWS, GROUP_COLUMNS):
+            shape = Shape(KERNEL, height, group, TOKEN_BUCKETS[-1], 12, 45, dtype_name(dtype))
+            for config, targets in by_target(shape).items():
+                yield _values_gradient_case(shape, short, config, targets)
+            if short != "tf32":  # copies and sums have no products
+                yield _transpose_case(shape, short)
+        if short != "tf32":
+            partial, out = (
+                example(torch.float32, 3, 45, 64, TILE_COLUMNS),
+                example(dtype, 45, 64, TILE_COLUMNS),
+            )
+            yield recorded_case(
+                sum_splits,
+                functools.partial(_launch_sum, partial, out),
+                family="sum of splits",
+                label=f"{REDUCTION_BLOCK} w4 {short}",
+                default=short == "bf16",
+            )
 
 
 def _values_gradient_case(
-    shape: Shape, short: str, chosen: Configuration, targets: tuple[str, ...]
+    shape: Shape, short: str, config: Configuration, targets: tuple[str, ...]
 ) -> CompileCase:
-    height = shape.panel_rows
-    tile = (chosen.group * TILE_COLUMNS, height, chosen.block_m)
-    pointer = "*fp32" if short == "tf32" else f"*{short}"
-    arguments = {"gradient": pointer, "x": pointer, "out": pointer}
-    arguments |= dict.fromkeys(("columns", "starts", "order"), "*i32")
-    integers = ("M", "panels", "tiles", "split_tokens", "gradient_stride", "x_stride")
-    arguments |= dict.fromkeys(integers, "i32")
-    constants: dict[str, Any] = {"H": height, "G": shape.group_columns}
-    constants |= {"BLOCK_M": chosen.block_m, "TILES": chosen.group}
-    constants |= {"PRECISION": "tf32" if short == "tf32" else "ieee", "UPCAST": False}
-    sizes = "x".join(map(str, tile))
-    return CompileCase(
+    dtype, precision = PRODUCTS[short]
+    height, group = shape.panel_rows, shape.group_columns
+    packed = panel_forward.example_panels(shape, dtype)
+    out_features, in_features = packed.shape
+    gradient, x = example(dtype, shape.tokens, out_features), example(dtype, shape.tokens, in_features)
+    partial = example(dtype, 1, *packed.values.shape)
+    product = (config.group * TILE_COLUMNS, height, config.block_m)
+    sizes = "x".join(map(str, product))
+    return recorded_case(
+        panel_values_gradient,
+        functools.partial(
+            _launch_values_gradient, gradient, x, packed, partial, shape.tokens, config, precision
+        ),
         family=KERNEL,
-        label=f"h{height} g{shape.group_columns} {sizes} w{chosen.num_warps} s{chosen.num_stages} {short}",
-        kernel=panel_values_gradient,
-        arguments=arguments,
-        constants=constants,
-        num_warps=chosen.num_warps,
-        num_stages=chosen.num_stages,
-        aligned=("gradient_stride", "x_stride"),
-        tile=tile,
+        label=f"h{height} g{group} {sizes} w{config.num_warps} s{config.num_stages} {short}",
+        product=product,
         default=short == "bf16",
         targets=targets,
     )
 
 
 def _transpose_case(shape: Shape, short: str) -> CompileCase:
-    height, group = shape.panel_rows, shape.group_columns
-    return CompileCase(
+    dtype, _ = PRODUCTS[short]
+    packed = panel_forward.example_panels(shape, dtype)
+    unit = min(shape.panel_rows, TILE_COLUMNS)
+    pieces = TRANSPOSED_ROWS // shape.group_columns
+    source = example(torch.int32, shape.tiles, TILE_COLUMNS // unit, pieces)
+    out = example(dtype, shape.tiles, TRANSPOSED_ROWS, TILE_COLUMNS)
+    return recorded_case(
+        panel_transpose,
+        functools.partial(_launch_transpose, packed, source, out),
         family="panel transpose",
-        label=f"h{height} g{group} w4 {short}",
-        kernel=panel_transpose,
-        arguments={"values": f"*{short}", "source": "*i32", "out": f"*{short}"},
-        constants={"H": height, "G": group, "UNIT": min(height, TILE_COLUMNS)},
-        num_warps=4,
-        num_stages=3,
+        label=f"h{shape.panel_rows} g{shape.group_columns} w4 {short}",
         default=short == "bf16",
     )

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsebert_kernels.cuda.tile_configs import (
-    TOKEN_BUCKETS,
-    Configuration,
-    Shape,
-    by_target,
-    configuration,
-    tuned,
-)
-
-from ..formats.panel import GROUP_COLUMNS, PANEL_ROWS, TILE_COLUMNS, PanelSparse
-from .compile_case import CompileCase
-from .tiles import (
-    aligned_rows,
-    check_aligned,
-    dtype_name,
-    grouped_program,
-    operand,
-    precision,
-    store_output,
-    upcast,
-)
+from ..formats.base import TILE_COLUMNS
+from ..formats.panel import GROUP_COLUMNS, PANEL_ROWS, PanelSparse
+from .aot.compile_case import PRODUCTS, CompileCase, example, recorded_case
+from .device_functions import WIDTH, grouped_program, operand, store_output
+from .launch import aligned_rows, check_aligned, dtype_name, fp32_precision, upcast
+from .tile_configs import TOKEN_BUCKETS, Configuration, Shape, by_target, configuration, tuned
 
 KERNEL = "panel forward"
+# Short names of `aot.compile_case.PRODUCTS` by the dtype names of configurations.
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "tensorfloat32": "tf32"}
 
 
@@ -63,9 +52,8 @@ def panel_forward(
 ):
     """y[m, n] = activation(sum of x[m, k] W[n, k] over the columns k of n's panel + bias[n]) + residual[m, n]
 
-    Grid: one program a tile of BLOCK_M tokens and panel of H rows. WHOLE: N is a multiple of H.
+    Grid: one program per tile of BLOCK_M tokens and panel of H rows. WHOLE: N is a multiple of H.
     """
-    WIDTH: tl.constexpr = 64
     SLOTS: tl.constexpr = WIDTH // G
     token_tile, place = grouped_program(tl.program_id(0), tl.cdiv(M, BLOCK_M), panels, GROUP_M)
     panel = tl.load(order + place)
@@ -73,14 +61,14 @@ def panel_forward(
     end = tl.load(starts + panel + 1)
 
     rows = token_tile * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
-    packed = tl.arange(0, WIDTH)  # [WIDTH], columns of a tile
+    packed = tl.arange(0, WIDTH)  # [WIDTH], columns of a packed tile
     inner = tl.arange(0, H)  # [H], rows of the panel
-    # Rows past the last one read it again: cheaper than a mask in every load, and never stored.
+    # Rows past the end read the last row and are not stored, which is cheaper than masking every load.
     x_rows = x + tl.minimum(rows, M - 1).to(tl.int64)[:, None] * x_stride  # [BLOCK_M, 1]
     tile = values + begin.to(tl.int64) * (H * WIDTH) + inner[:, None] * WIDTH + packed[None, :]  # [H, WIDTH]
 
-    # The groups of a tile are read one tile ahead: with the index and what it points to in one iteration the
-    # compiler gives up double buffering.
+    # Group indices are loaded one tile ahead: the compiler does not double-buffer a loop that loads an index
+    # and the data behind it in the same iteration.
     index = columns + begin if G == WIDTH else columns + begin * SLOTS + packed // G
     group = tl.load(index)
     accumulator = tl.zeros((BLOCK_M, H), tl.float32)
@@ -118,7 +106,7 @@ def panel_forward(
 def linear(
     x: Tensor, packed: PanelSparse, bias: Tensor | None, activation: str, residual: Tensor | None = None
 ) -> Tensor:
-    """``activation(x @ W.T + bias) + residual`` for x [..., in] and residual [..., out] in the dtype of W."""
+    """Return ``activation(x @ W.T + bias) + residual`` for x [..., in], residual [..., out] in W's dtype."""
     rows = x.reshape(-1, x.shape[-1])
     y = x.new_empty(rows.shape[0], packed.shape[0])
     if y.numel():
@@ -129,21 +117,31 @@ def linear(
             if residual.stride(1) != 1:
                 residual = residual.contiguous()
         bias = None if bias is None else bias.contiguous()
-        _launch_forward(rows, packed, bias, activation, residual, y)
+        precision = fp32_precision()
+        config = _configuration(rows, packed, precision)
+        _launch(rows, packed, bias, activation, residual, y, config, precision)
     return y.view(*x.shape[:-1], packed.shape[0])
 
 
-def _launch_forward(
-    x: Tensor, packed: PanelSparse, bias: Tensor | None, activation: str, residual: Tensor | None, y: Tensor
+def _configuration(x: Tensor, packed: PanelSparse, precision: str) -> Configuration:
+    dtype = "tensorfloat32" if precision == "tf32" and x.element_size() == 4 else dtype_name(x.dtype)
+    height, group, tiles = packed.panel_rows, packed.group_columns, packed.values.shape[0]
+    return configuration(Shape(KERNEL, height, group, x.shape[0], packed.panels, tiles, dtype), x.device)
+
+
+def _launch(
+    x: Tensor,
+    packed: PanelSparse,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    y: Tensor,
+    config: Configuration,
+    precision: str,
+    kernel: Any = panel_forward,
 ) -> None:
     tokens, out_features = y.shape
-    height, group = packed.panel_rows, packed.group_columns
-    tiles = packed.values.shape[0]
-    dtype = "tensorfloat32" if precision() == "tf32" and x.element_size() == 4 else dtype_name(x.dtype)
-    shape = Shape(KERNEL, height, group, tokens, packed.panels, tiles, dtype)
-    chosen = configuration(shape, x.device)
-    grid = (triton.cdiv(tokens, chosen.block_m) * packed.panels,)
-    panel_forward[grid](
+    kernel[(triton.cdiv(tokens, config.block_m) * packed.panels,)](
         x,
         packed.values,
         packed.columns,
@@ -156,75 +154,73 @@ def _launch_forward(
         out_features,
         packed.panels,
         x.stride(0),
-        0 if residual is None else residual.stride(0),
+        None if residual is None else residual.stride(0),
         y.stride(0),
-        H=height,
-        G=group,
-        WHOLE=out_features % height == 0,
+        H=packed.panel_rows,
+        G=packed.group_columns,
+        WHOLE=out_features % packed.panel_rows == 0,
         ACTIVATION=activation,
-        BLOCK_M=chosen.block_m,
-        GROUP_M=chosen.group,
-        PRECISION=precision(),
+        BLOCK_M=config.block_m,
+        GROUP_M=config.group,
+        PRECISION=precision,
         UPCAST=upcast(x.dtype),
-        num_warps=chosen.num_warps,
-        num_stages=chosen.num_stages,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Every configuration of the rule, and every measured one; the default ones are bfloat16 by the rule.
+    """Yield every configuration of the rule and every measured one; bfloat16 by the rule is the default.
 
-    With the epilogue of an up-projection, bias and GELU; one width of groups also with a residual to add.
+    All have the epilogue of an up-projection, bias and GELU; those of one group width also add a residual.
     """
     seen = set()
-    for dtype in SHORT:
-        for height in PANEL_ROWS:
-            for group in GROUP_COLUMNS:
-                for tokens in TOKEN_BUCKETS:
-                    shape = Shape(KERNEL, height, group, tokens, 12, 48, dtype)
-                    for chosen, targets in by_target(shape).items():
-                        if (shape.dtype, height, group, chosen, targets) in seen:
-                            continue
-                        seen.add((shape.dtype, height, group, chosen, targets))
-                        yield _compile_case(shape, chosen, targets)
-                        if group == GROUP_COLUMNS[0]:
-                            yield _compile_case(shape, chosen, targets, residual=True)
-    for shape, chosen, targets in tuned(KERNEL):
-        yield replace(_compile_case(shape, chosen, targets), default=False)
+    for dtype, height, group, tokens in itertools.product(SHORT, PANEL_ROWS, GROUP_COLUMNS, TOKEN_BUCKETS):
+        shape = Shape(KERNEL, height, group, tokens, 12, 45, dtype)
+        for config, targets in by_target(shape).items():
+            if (dtype, height, group, config, targets) in seen:
+                continue
+            seen.add((dtype, height, group, config, targets))
+            yield _compile_case(shape, config, targets)
+            if group == GROUP_COLUMNS[0]:
+                yield _compile_case(shape, config, targets, with_residual=True)
+    for shape, config, targets in tuned(KERNEL):
+        yield replace(_compile_case(shape, config, targets), default=False)
 
 
 def _compile_case(
-    shape: Shape,
-    chosen: Configuration,
-    targets: tuple[str, ...],
-    residual: bool = False,
+    shape: Shape, config: Configuration, targets: tuple[str, ...], with_residual: bool = False
 ) -> CompileCase:
     short = SHORT[shape.dtype]
+    dtype, precision = PRODUCTS[short]
     height, group = shape.panel_rows, shape.group_columns
-    tile = (chosen.block_m, height, TILE_COLUMNS)
-    pointer = "*fp32" if short == "tf32" else f"*{short}"
-    arguments = {"x": pointer, "values": pointer, "columns": "*i32", "starts": "*i32", "order": "*i32"}
-    arguments |= {"bias": pointer, "y": pointer, "M": "i32", "N": "i32", "panels": "i32"}
-    arguments |= {"x_stride": "i32", "y_stride": "i32"}
-    constants: dict[str, Any] = {"H": height, "G": group, "WHOLE": True}
-    if residual:
-        arguments |= {"residual": pointer, "residual_stride": "i32"}
-    else:
-        constants |= {"residual": None, "residual_stride": 0}
-    constants |= {"ACTIVATION": "gelu", "BLOCK_M": chosen.block_m, "GROUP_M": chosen.group}
-    constants |= {"PRECISION": "tf32" if short == "tf32" else "ieee", "UPCAST": False}
-    sizes = "x".join(map(str, tile))
-    variant = " residual" if residual else ""
-    return CompileCase(
+    packed = example_panels(shape, dtype)
+    out_features, in_features = packed.shape
+    x, bias = example(dtype, shape.tokens, in_features), example(dtype, out_features)
+    y = example(dtype, shape.tokens, out_features)
+    product = (config.block_m, height, TILE_COLUMNS)
+    sizes, variant = "x".join(map(str, product)), " residual" if with_residual else ""
+    return recorded_case(
+        panel_forward,
+        functools.partial(
+            _launch, x, packed, bias, "gelu", y if with_residual else None, y, config, precision
+        ),
         family=KERNEL,
-        label=f"h{height} g{group} {sizes} w{chosen.num_warps} s{chosen.num_stages} {short}{variant}",
-        kernel=panel_forward,
-        arguments=arguments,
-        constants=constants,
-        num_warps=chosen.num_warps,
-        num_stages=chosen.num_stages,
-        aligned=("N", "x_stride", "y_stride", *(("residual_stride",) if residual else ())),
-        tile=tile,
+        label=f"h{height} g{group} {sizes} w{config.num_warps} s{config.num_stages} {short}{variant}",
+        product=product,
         default=shape.dtype == "bfloat16",
         targets=targets,
     )
+
+
+def example_panels(shape: Shape, dtype: torch.dtype) -> PanelSparse:
+    """Return a weight of this shape without storage, for a launch that is recorded."""
+    slots = TILE_COLUMNS // shape.group_columns
+    tensors = {
+        "values": example(dtype, shape.tiles, shape.panel_rows, TILE_COLUMNS),
+        "columns": example(torch.int32, (shape.tiles + 1) * slots),
+        "starts": example(torch.int32, shape.panels + 1),
+        "order": example(torch.int32, shape.panels),
+    }
+    geometry = {"group_columns": shape.group_columns, "aligned": True}
+    return PanelSparse((shape.panels * shape.panel_rows, 768), tensors, geometry)

@@ -1,13 +1,13 @@
-"""Tile sizes of the kernels: measured ones per device where there are any, else a rule by shape.
+"""Block sizes of the panel kernels: measured per device where a file exists, else by a rule.
 
-Measured configurations are JSON files in ``configs/``, one a device name. Nothing is tuned at import or in a
-call: a shape that no file knows takes the nearest that it does, a device without a file takes the rule.
+Measured configurations are JSON files in ``configs/``, one per device name. Nothing is tuned at import or in
+a call: a shape missing from the device's file uses the nearest measured one, a device without a file uses the
+rule.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import math
 import re
@@ -18,34 +18,31 @@ from typing import Any
 
 import torch
 
+from ..formats.base import TILE_COLUMNS
+from .aot.targets import TARGETS
+
 FOLDER = Path(__file__).parents[1] / "configs"
-# Shared memory that one program may have, by compute capability; what is not listed has the least.
+# Bytes of shared memory available to one program, by compute capability; GPUs not listed have the least.
 SHARED_MEMORY = {(8, 0): 163 * 1024, (9, 0): 227 * 1024, (10, 0): 227 * 1024, (10, 3): 227 * 1024}
 LEAST_SHARED_MEMORY = 99 * 1024
 SHARED_MEMORY_AMD = 64 * 1024
 DEFAULT_SHARED_MEMORY = 163 * 1024
 MAX_STAGES = 4
-# Targets of `aot` that have that much shared memory for a program.
-TARGETS = {
-    SHARED_MEMORY[8, 0]: ("sm_80",),
-    SHARED_MEMORY[9, 0]: ("sm_90", "sm_100"),
-    SHARED_MEMORY_AMD: ("gfx942",),
-}
-TILE_COLUMNS = 64
 TOKEN_BUCKETS = (64, 512, 4096, 16384)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a configuration is chosen by.
+    """The problem that a configuration is selected for.
 
-    kernel         "panel forward" or "panel values gradient"
-    panel_rows     h
-    group_columns  g
-    tokens         M
-    panels         panels of the weight
-    tiles          stored tiles of 64 columns
-    dtype          "float32", "tensorfloat32" (panel forward), "bfloat16" or "float16"
+    Attributes:
+        kernel: "panel forward" or "panel values gradient".
+        panel_rows: h, rows of a panel.
+        group_columns: g, columns of a group.
+        tokens: M.
+        panels: Panels of the weight.
+        tiles: Stored tiles of 64 packed columns.
+        dtype: "float32", "tensorfloat32" (panel forward only), "bfloat16" or "float16".
     """
 
     kernel: str
@@ -65,8 +62,11 @@ class Shape:
 class Configuration:
     """How a kernel is cut into programs and compiled.
 
-    block_m  panel forward: tokens of a program; panel values gradient: tokens of one step
-    group    panel forward: token tiles that pass all panels together; else tiles of a program
+    Attributes:
+        block_m: Tokens of a program (panel forward) or of one step (panel values gradient).
+        group: Token tiles that pass all panels together (panel forward), or packed tiles of a program.
+        num_warps: Warps of a program.
+        num_stages: Depth of the software pipeline.
     """
 
     block_m: int
@@ -77,11 +77,14 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device can do at most, measured.
+    """Measured limits of a device.
 
-    matmul, matmul_fp32  FLOP/s of a large dense product, in bfloat16 and in plain float32
-    memory, l2           bytes/s of a copy (read + written), and of a read that stays in the L2 cache
-    kernel               seconds that the smallest kernel costs inside a CUDA graph
+    Attributes:
+        matmul: FLOP/s of a large dense product in bfloat16.
+        matmul_fp32: FLOP/s of a large dense product in float32 without TensorFloat-32.
+        memory: Bytes/s of a copy, read plus written.
+        l2: Bytes/s of a read that stays in the L2 cache.
+        kernel: Seconds of the smallest kernel inside a CUDA graph.
     """
 
     matmul: float
@@ -92,33 +95,33 @@ class Limits:
 
 
 def configuration(shape: Shape, device: torch.device) -> Configuration:
-    """The configuration for ``shape`` on ``device``: measured, else by rule."""
+    """Return the configuration for ``shape`` on ``device``: measured, else by the rule."""
     name, shared_memory = _device(device)
-    return _chosen(shape, name, shared_memory)
+    return _selected(shape, name, shared_memory)
 
 
 def by_rule(shape: Shape, shared_memory: int = DEFAULT_SHARED_MEMORY) -> Configuration:
-    """The configuration where nothing was measured, within that much shared memory."""
+    """Return the configuration of a device without measurements, for this much shared memory."""
     rule = _values_gradient if shape.kernel == "panel values gradient" else _forward
     return rule(shape, shared_memory)
 
 
 def by_target(shape: Shape) -> dict[Configuration, tuple[str, ...]]:
-    """What the rule gives to compile ahead of time, with the targets that get it; () stands for all."""
-    chosen: dict[Configuration, tuple[str, ...]] = {}
-    for memory, names in TARGETS.items():
-        found = by_rule(shape, memory)
-        chosen[found] = (*chosen.get(found, ()), *names)
-    return chosen if len(chosen) > 1 else dict.fromkeys(chosen, ())
+    """Return the rule's configurations by the names of the targets that use each; () for all targets."""
+    targets: dict[Configuration, tuple[str, ...]] = {}
+    for target in TARGETS.values():
+        config = by_rule(shape, target.shared_memory)
+        targets[config] = (*targets.get(config, ()), target.name)
+    return targets if len(targets) > 1 else dict.fromkeys(targets, ())
 
 
 def _forward(shape: Shape, shared_memory: int) -> Configuration:
     if shape.itemsize == 4:
-        # Products in plain fp32 hold their operands in registers: small tiles.
+        # Exact fp32 products hold their operands in registers: small blocks.
         block = 32 if shape.panel_rows >= 64 and shape.dtype == "float32" else 64
         warps = 4 if shape.panel_rows == 16 else 8
     elif shape.tokens <= TOKEN_BUCKETS[1] or shape.panel_rows == 16:
-        # With 8 warps a weight tile of 16 rows would be copied 8 bytes at a time.
+        # With 8 warps, a packed tile of 16 rows would be copied 8 bytes at a time.
         block = 64 if shape.tokens <= TOKEN_BUCKETS[0] or shape.panel_rows > 64 else 128
         warps = 4 if shape.panel_rows <= 64 else 8
     else:
@@ -133,78 +136,80 @@ def _values_gradient(shape: Shape, shared_memory: int) -> Configuration:
     if shape.itemsize == 4:
         tiles, warps, block = 1, 4 if shape.panel_rows <= 32 else 8, 32 if shape.panel_rows <= 64 else 16
     else:
-        # Two tiles of packed columns are 128 rows of the product, enough for its tensor cores at every h.
+        # Two packed tiles are 128 rows of the product, which fill the tensor cores for every h.
         tiles, warps, block = 2, 4 if shape.panel_rows <= 64 else 8, 64
     step = (tiles * TILE_COLUMNS + shape.panel_rows) * block * shape.itemsize
     return Configuration(block, tiles, warps, _stages(step, shared_memory))
 
 
 def _stages(step: int, shared_memory: int) -> int:
-    """How many steps of that many bytes are under way at once; for two, AMD needs one buffer."""
+    """Return the pipeline depth for steps of this many bytes; on AMD, a depth of two needs one buffer."""
     return max(2, min(MAX_STAGES, shared_memory // step))
 
 
 def splits(programs: int, tokens: int, block_m: int, device: torch.device) -> int:
-    """Into how many parts a sum over tokens is cut so that the device is full, at least 512 tokens a part."""
-    wanted = -(-2 * _processors(device) // max(programs, 1))
-    return max(1, min(wanted, tokens // max(512, block_m)))
+    """Return the parts of a sum over tokens that fill the device, with at least 512 tokens per part."""
+    full = -(-2 * multiprocessors(device) // max(programs, 1))
+    return max(1, min(full, tokens // max(512, block_m)))
 
 
 def measured(name: str) -> tuple[tuple[Shape, Configuration], ...]:
-    """The measured configurations for the device of that name; none where it has no file.
+    """Return the measured configurations of a device by its name; empty for a device without a file.
 
-    Raises ValueError for a file that does not hold what `record` writes.
+    Raises:
+        ValueError: The file was not written by `record`.
     """
     return _read(FOLDER / f"{_file_stem(name)}.json")
 
 
 def limits(name: str) -> Limits | None:
-    """The measured limits of the device of that name, None where nobody has measured them.
+    """Return the measured limits of a device by its name, None if they have not been measured.
 
-    Raises ValueError for a file that does not hold what `record` writes.
+    Raises:
+        ValueError: The file was not written by `record`.
     """
     path = FOLDER / f"{_file_stem(name)}.json"
-    found = _content(path).get("limits")
-    if found is None:
+    entry = _content(path).get("limits")
+    if entry is None:
         return None
     try:
-        return Limits(**{field.name: float(found[field.name]) for field in fields(Limits)})
+        return Limits(**{field.name: float(entry[field.name]) for field in fields(Limits)})
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path.name} is no file of measured limits: {error!r}") from None
+        raise ValueError(f"{path.name} does not hold measured limits: {error!r}") from None
 
 
 def tuned(kernel: str) -> Iterator[tuple[Shape, Configuration, tuple[str, ...]]]:
-    """Every measured configuration of ``kernel``, with the targets to compile it for ahead of time."""
+    """Yield every measured configuration of ``kernel`` with the targets to compile it for ahead of time."""
     for path in sorted(FOLDER.glob("*.json")):
-        amd = path.stem.startswith("amd")
-        targets = [names for memory, names in TARGETS.items() if (memory == SHARED_MEMORY_AMD) == amd]
-        for shape, chosen in _read(path):
+        backend = "hip" if path.stem.startswith("amd") else "cuda"
+        targets = tuple(target.name for target in TARGETS.values() if target.backend == backend)
+        for shape, config in _read(path):
             if shape.kernel == kernel:
-                yield shape, chosen, tuple(itertools.chain(*targets))
+                yield shape, config, targets
 
 
 def record(
     name: str, entries: Iterable[tuple[Shape, Configuration]], measured_limits: Limits | None = None
 ) -> str:
-    """The text of the file for the device of that name."""
-    rows = [{**asdict(shape), **asdict(chosen)} for shape, chosen in entries]
+    """Return the text of a device's file."""
+    rows = [{**asdict(shape), **asdict(config)} for shape, config in entries]
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
-    found = "" if measured_limits is None else f' "limits": {json.dumps(asdict(measured_limits))},\n'
-    return f'{{"device": {json.dumps(name)},\n{found} "configurations": [\n{lines}\n]}}\n'
+    limits_line = "" if measured_limits is None else f' "limits": {json.dumps(asdict(measured_limits))},\n'
+    return f'{{"device": {json.dumps(name)},\n{limits_line} "configurations": [\n{lines}\n]}}\n'
 
 
-def nearest(shape: Shape, known: tuple[tuple[Shape, Configuration], ...]) -> Configuration | None:
-    """The configuration of the known shape that is most like ``shape``; kernel, h and dtype have to agree."""
-    alike = [
-        (_distance(shape, other), chosen)
-        for other, chosen in known
+def nearest(shape: Shape, entries: tuple[tuple[Shape, Configuration], ...]) -> Configuration | None:
+    """Return the configuration of the nearest entry with the same kernel, h and dtype, None without one."""
+    comparable = [
+        (_distance(shape, other), config)
+        for other, config in entries
         if (other.kernel, other.panel_rows, other.dtype) == (shape.kernel, shape.panel_rows, shape.dtype)
     ]
-    return min(alike, key=lambda pair: pair[0])[1] if alike else None
+    return min(comparable, key=lambda pair: pair[0])[1] if comparable else None
 
 
 def _distance(shape: Shape, other: Shape) -> float:
-    """In doublings; the number of tokens decides, then the size of the weight, then its groups."""
+    """Return the distance in doublings, weighted: tokens before the size of the weight before its groups."""
 
     def apart(name: str) -> float:
         return abs(math.log2(max(getattr(shape, name), 1) / max(getattr(other, name), 1)))
@@ -213,7 +218,7 @@ def _distance(shape: Shape, other: Shape) -> float:
 
 
 @functools.lru_cache(maxsize=4096)
-def _chosen(shape: Shape, name: str, shared_memory: int) -> Configuration:
+def _selected(shape: Shape, name: str, shared_memory: int) -> Configuration:
     return nearest(shape, measured(name)) or by_rule(shape, shared_memory)
 
 
@@ -222,12 +227,12 @@ def _content(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"configurations": []}
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path.name} is no file of measured configurations: {error!r}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path.name} is no file of measured configurations: it holds no object")
-    return found
+        raise ValueError(f"{path.name} does not hold measured configurations: {error!r}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} does not hold measured configurations: it is not a JSON object")
+    return content
 
 
 @functools.cache
@@ -236,7 +241,7 @@ def _read(path: Path) -> tuple[tuple[Shape, Configuration], ...]:
         rows: list[dict[str, Any]] = _content(path)["configurations"]
         return tuple((_part(Shape, row), _part(Configuration, row)) for row in rows)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path.name} is no file of measured configurations: {error!r}") from None
+        raise ValueError(f"{path.name} does not hold measured configurations: {error!r}") from None
 
 
 def _part(cls: type[Any], row: dict[str, Any]) -> Any:
@@ -249,7 +254,7 @@ def _file_stem(name: str) -> str:
 
 @functools.cache
 def _device(device: torch.device) -> tuple[str, int]:
-    """Name, and the shared memory that a program may have."""
+    """Return the name of a device and the bytes of shared memory available to one program."""
     if device.type != "cuda":
         return device.type, DEFAULT_SHARED_MEMORY
     if torch.version.hip:
@@ -259,7 +264,8 @@ def _device(device: torch.device) -> tuple[str, int]:
 
 
 @functools.cache
-def _processors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
+    """Return the number of multiprocessors of a GPU; 8 for a CPU, on which the interpreter runs."""
     if device.type != "cuda":
-        return 1
+        return 8
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,4 +1,4 @@
-"""Two sides in turn on a GPU, each inside a CUDA graph: neither is charged for starting its kernels."""
+"""Paired timing on a GPU: both sides run in CUDA graphs, which excludes the cost of launching kernels."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 
 from sparsebert_kernels.timing import Paired, steadiest
 
-# A replay lasts at least this long: events tell half a microsecond apart.
+# Least duration of a replay: events resolve half a microsecond.
 REPLAY_SECONDS = 200e-6
 MAX_REPEATS = 200
 MIN_ROUNDS, MAX_ROUNDS = 9, 51
 
 
 def paired(mine: Callable[[], object], other: Callable[[], object], *, budget: float = 0.03) -> Paired:
-    """As `tuning.paired`: medians of the seconds of one call, and of the per-round ratio other / mine.
+    """Time two sides in turn, as `sparsebert_kernels.timing.paired` does on a CPU.
 
-    Weights and activations stay where the last replay left them, in the L2 cache where they fit. The first
-    calls, which compile the kernels, run before the graphs are captured.
+    Weights and activations stay in the L2 cache between replays where they fit. The first calls, which
+    compile the kernels, run before the graphs are captured.
     """
     sides = _Graph(mine), _Graph(other)
     a_round = sum(side.replay() * side.repeats for side in sides)
@@ -27,7 +27,7 @@ def paired(mine: Callable[[], object], other: Callable[[], object], *, budget: f
 
 
 class _Graph:
-    """One side, captured often enough in a row for a replay to be long."""
+    """One side, captured with as many repeats as `REPLAY_SECONDS` needs."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         stream = torch.cuda.Stream()
@@ -49,7 +49,7 @@ class _Graph:
                 work()
 
     def replay(self) -> float:
-        """Seconds of one call."""
+        """Return the seconds of one call."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         self.graph.replay()

@@ -33,16 +33,21 @@ FORMATS: dict[str, type[PackedWeight]] = {
         SemiStructured,
     )
 }
-# The formats that hold any mask on any device.
+# The formats that can store any mask on any device.
 ANY_MASK = tuple(name for name in FORMATS if name != SemiStructured.name)
 
 
 def pack(weight: Tensor, mask: Tensor | None = None, *, format: str, **options: Any) -> PackedWeight:
-    """Pack ``weight`` [out, in] in the format of that name: float32 or bfloat16, in those for GPUs
-    float16 too.
+    """Pack a weight in the named format.
 
-    ``mask`` (bool [out, in], True = keep) defaults to ``weight != 0``. Options are the format's own, e.g.
-    ``vector_rows=4``. Raises ValueError for an unknown format or option and for a mask that does not fit.
+    Args:
+        weight: [out, in] in float32 or bfloat16; float16 as well in formats with GPU kernels.
+        mask: bool [out, in], True = keep; ``weight != 0`` by default.
+        format: A name in `FORMATS`.
+        options: Options of the format, e.g. ``vector_rows=4``.
+
+    Raises:
+        ValueError: Unknown format or option, or a mask that does not fit the weight.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)

@@ -1,4 +1,4 @@
-"""What every packed weight format has in common."""
+"""The base class of the packed weight formats."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch import Tensor
 from sparsebert_kernels.errors import unknown
 
 VALUE_DTYPES = (torch.float32, torch.bfloat16)
-# Of formats that a GPU computes.
-GPU_DTYPES = (*VALUE_DTYPES, torch.float16)
+GPU_DTYPES = (*VALUE_DTYPES, torch.float16)  # of formats with GPU kernels
+# Columns of a packed tile in the GPU formats, and of a tile whose kept weights `BitmapSparse` counts.
+TILE_COLUMNS = 64
 
 
 class PackedWeight(abc.ABC):
     """A weight matrix ``[out_features, in_features]`` in one storage format.
 
-    A packed weight is a handful of plain tensors (``TENSORS`` names them) plus the integers that say how to
-    read them (``GEOMETRY``), so modules can register, move, copy and pickle it piece by piece.
+    A packed weight consists of plain tensors (named by ``TENSORS``) and the integers needed to read them
+    (named by ``GEOMETRY``), so that modules can register, move, copy and pickle its parts.
     """
 
     name: ClassVar[str]
@@ -41,18 +42,21 @@ class PackedWeight(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def from_dense(cls, weight: Tensor, mask: Tensor | None = None, **options: Any) -> Self:
-        """Pack ``weight`` [out, in]; ``mask`` (bool, same shape, True = keep) defaults to ``weight != 0``.
+        """Pack a weight. Masked weights are never read, so NaN or inf there does no harm.
 
-        Masked weights are never read into the packed values, so NaN or inf there does no harm.
+        Args:
+            weight: [out, in].
+            mask: bool [out, in], True = keep; ``weight != 0`` by default.
+            options: Options of the format.
         """
 
     @abc.abstractmethod
     def to_dense(self) -> Tensor:
-        """The dense matrix ``[out, in]``, exact zeros where nothing is kept."""
+        """Return the dense matrix ``[out, in]``, with exact zeros where weights are pruned."""
 
     @abc.abstractmethod
     def kept(self) -> Tensor:
-        """The mask ``[out, in]`` (bool, True = keep) that the format holds."""
+        """Return the stored mask ``[out, in]`` (bool, True = keep)."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,7 +73,7 @@ class PackedWeight(abc.ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of every tensor the format stores, index and padding included."""
+        """Bytes of all stored tensors, including index and padding."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -79,7 +83,7 @@ class PackedWeight(abc.ABC):
         return {name: getattr(self, name) for name in self.GEOMETRY}
 
     def replace(self, **tensors: Tensor) -> Self:
-        """The same structure over other tensors, e.g. a trainable ``values``."""
+        """Return the same structure over other tensors, e.g. trainable ``values``."""
         return type(self)(self.shape, {**self.tensors(), **tensors}, self.geometry())
 
     def __repr__(self) -> str:
@@ -88,20 +92,21 @@ class PackedWeight(abc.ABC):
 
 
 def refuse_options(cls: type[PackedWeight], options: Iterable[str]) -> None:
-    """Raise ValueError if any option is left that `cls.from_dense` does not have."""
+    """Raise ValueError for the first of ``options`` that `cls.from_dense` does not accept."""
     parameters = inspect.signature(cls.from_dense).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    accepted = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for name in options:
-        raise unknown("option", name, known)
+        raise unknown("option", name, accepted)
 
 
 def checked(
     weight: Tensor, mask: Tensor | None, dtypes: Sequence[torch.dtype] = VALUE_DTYPES
 ) -> tuple[Tensor, Tensor]:
-    """``weight`` and its mask, both detached, after the checks every format needs.
+    """Check a weight and its mask, and return both detached.
 
-    Raises ValueError for a weight that is not a non-empty matrix in one of ``dtypes``, or a mask of another
-    shape, dtype or device.
+    Raises:
+        ValueError: The weight is not a non-empty matrix in one of ``dtypes``, or the mask differs from it in
+            shape or device, or is not bool.
     """
     weight = weight.detach()
     if weight.dim() != 2 or weight.numel() == 0:
@@ -109,8 +114,8 @@ def checked(
             f"weight has shape {list(weight.shape)}; a matrix [out_features, in_features] is needed"
         )
     if weight.dtype not in dtypes:
-        known = " or ".join(map(str, dtypes))
-        raise ValueError(f"weight is {weight.dtype}; packed formats store {known}")
+        names = " or ".join(map(str, dtypes))
+        raise ValueError(f"weight is {weight.dtype}; this format stores {names}")
     if mask is None:
         return weight, weight != 0
     mask = mask.detach()

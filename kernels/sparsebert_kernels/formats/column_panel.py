@@ -1,9 +1,9 @@
-"""Column panels: rows that need similar columns share one list of columns and are dense in it.
+"""Column panels: rows with similar columns share one list of columns and are dense in it.
 
-For unstructured masks of very high sparsity on a GPU. The rows are reordered and cut into panels of 64 or
-128; a panel stores a dense tile of weights for the union of its rows' columns. Work and storage scale with
-that union, which for a random mask is almost everything even at 95 %: `union` says what a mask comes to, and
-only a small one is worth a kernel.
+For unstructured masks of very high sparsity on a GPU. The rows are reordered and cut into panels of 64 or 128
+rows; a panel stores dense tiles of weights for the union of its rows' columns. Work and storage scale with
+the union, which for a random mask covers almost all columns even at 95 % sparsity. `union` computes it for a
+mask; the format pays only where it is small.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from torch import Tensor
 
 from sparsebert_kernels.errors import unknown
 
-from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
+from .base import GPU_DTYPES, TILE_COLUMNS, PackedWeight, checked, refuse_options
 
-TILE_COLUMNS = 64
 PANEL_ROWS = (64, 128)
 ROW_ORDERS = ("best", "count", "greedy")
 
@@ -25,12 +24,15 @@ ROW_ORDERS = ("best", "count", "greedy")
 class ColumnPanelSparse(PackedWeight):
     """Dense panels of rows over the columns that any of their rows keeps.
 
-    values   float32, bfloat16 or float16 (tiles, h, 64)   panel by panel; at least one tile, then of zeros
-    columns  int32 ((tiles + 1) * 64,)   column behind each column of a tile. What a panel leaves of its last
-             tile repeats its last column with zero weights. One tile's worth of zeros ends it, because a
-             kernel reads the columns of the next tile ahead of time.
-    starts   int32 (panels + 1,)   first tile of each panel
-    rows     int32 (panels * h,)   row of W behind each row of a panel; out_features where there is none
+    Attributes:
+        values: float32, bfloat16 or float16 (tiles, h, 64), panel by panel; one tile of zeros if nothing is
+            kept.
+        columns: int32 ((tiles + 1) * 64,); column of W for each column of a tile. The padding of a panel's
+            last tile repeats the panel's last column, with zero weights. One tile of zeros ends the list,
+            because kernels read the columns of the next tile ahead.
+        starts: int32 (panels + 1,); first tile of each panel.
+        rows: int32 (panels * h,); row of W for each row of a panel, out_features in the padding of the last
+            panel.
     """
 
     name = "column_panel"
@@ -51,13 +53,17 @@ class ColumnPanelSparse(PackedWeight):
         row_order: str = "best",
         **options: Any,
     ) -> Self:
-        """See `PackedWeight.from_dense`; ``weight`` may be float16, too.
+        """See `PackedWeight.from_dense`; ``weight`` may also be float16.
 
-        panel_rows  h, 64 or 128
-        row_order   "count" sorts rows by how many weights they keep, "greedy" grows each panel by the row
-                    that adds the fewest columns, "best" takes the one with the smaller union
+        Args:
+            weight: [out, in].
+            mask: bool [out, in].
+            panel_rows: h, 64 or 128.
+            row_order: "count" sorts rows by the number of kept weights, "greedy" grows each panel by the row
+                that adds the fewest columns, "best" uses the order with the smaller union.
 
-        Raises ValueError for another height or order.
+        Raises:
+            ValueError: Any other ``panel_rows`` or ``row_order``.
         """
         refuse_options(cls, options)
         weight, mask = checked(weight, mask, GPU_DTYPES)
@@ -80,11 +86,11 @@ class ColumnPanelSparse(PackedWeight):
         columns[slot] = column.int()
         used = torch.zeros(stored * TILE_COLUMNS, dtype=torch.bool, device=weight.device)
         used[slot] = True
-        # What fills up a tile repeats the last column before it.
+        # The padding of a tile repeats the column before it.
         place = torch.arange(used.numel(), device=weight.device)
         columns[: used.numel()] = columns[torch.where(used, place, 0).cummax(0).values]
 
-        # One row more, of zeros, for the places of a last panel that no row of W takes.
+        # One extra row of zeros for the padding of the last panel.
         kept = torch.nn.functional.pad(torch.where(mask, weight, weight.new_zeros(())), (0, 0, 0, 1))
         values = weight.new_zeros(max(stored, 1), TILE_COLUMNS, panel_rows)
         values.view(-1, panel_rows)[slot] = kept[rows.view(panels, panel_rows)[panel], column[:, None]]
@@ -110,7 +116,7 @@ class ColumnPanelSparse(PackedWeight):
 
     @property
     def union(self) -> float:
-        """Share of the columns that a panel reads on average, fillings of its last tile included."""
+        """Mean share of the columns that a panel reads, including the padding of its last tile."""
         return (self.columns.numel() - TILE_COLUMNS) / (self.panels * self.shape[1])
 
     def to_dense(self) -> Tensor:
@@ -121,7 +127,7 @@ class ColumnPanelSparse(PackedWeight):
         rows = self.rows.long().view(self.panels, self.panel_rows)[panel]
         columns = self.columns[: tiles * TILE_COLUMNS].long().view(tiles, TILE_COLUMNS)
         dense = self.values.new_zeros(self.shape[0] + 1, self.shape[1])
-        # Accumulating, because fillings add their zeros to the column that they repeat.
+        # Accumulated, because padding adds its zeros to the column that it repeats.
         index = rows[:, :, None], columns[:, None, :]
         dense = dense.index_put(index, self.values[:tiles], accumulate=True)
         return dense[: self.shape[0]].contiguous()
@@ -132,9 +138,10 @@ class ColumnPanelSparse(PackedWeight):
 
 
 def union(mask: Tensor, *, panel_rows: int = 64, row_order: str = "best") -> float:
-    """What `ColumnPanelSparse.union` would be for ``mask`` (bool [out, in]), without packing anything.
+    """Return `ColumnPanelSparse.union` of ``mask`` (bool [out, in]) without packing a weight.
 
-    Raises ValueError for another height or order.
+    Raises:
+        ValueError: Unsupported ``panel_rows`` or ``row_order``.
     """
     _check(panel_rows, row_order)
     counts = _live_columns(mask, _ordered(mask, panel_rows, row_order), panel_rows).sum(1)
@@ -144,13 +151,13 @@ def union(mask: Tensor, *, panel_rows: int = 64, row_order: str = "best") -> flo
 
 def _check(panel_rows: int, row_order: str) -> None:
     if panel_rows not in PANEL_ROWS:
-        raise ValueError(f"panel_rows is {panel_rows}; panels of 64 and 128 rows are served")
+        raise ValueError(f"panel_rows must be 64 or 128, got {panel_rows}")
     if row_order not in ROW_ORDERS:
         raise unknown("row order", row_order, ROW_ORDERS)
 
 
 def _ordered(mask: Tensor, panel_rows: int, row_order: str) -> Tensor:
-    """Rows of ``mask``, panel by panel: int64 (panels * panel_rows,), out_features where none is left."""
+    """Return the rows of ``mask`` panel by panel, padded with out_features: int64 (panels * panel_rows,)."""
     orders = []
     if row_order in ("best", "count"):
         orders.append(torch.sort(mask.sum(1), descending=True, stable=True).indices)
@@ -162,21 +169,22 @@ def _ordered(mask: Tensor, panel_rows: int, row_order: str) -> Tensor:
 
 
 def _live_columns(mask: Tensor, rows: Tensor, panel_rows: int) -> Tensor:
-    """Which columns any row of each panel keeps: bool (panels, in_features)."""
+    """Return the columns that any row of each panel keeps: bool (panels, in_features)."""
     padded = torch.nn.functional.pad(mask, (0, 0, 0, 1))
     return padded[rows].view(-1, panel_rows, mask.shape[1]).any(1)
 
 
 def _greedy(mask: Tensor, panel_rows: int) -> Tensor:
-    """Rows so that each panel begins with the fullest row left and grows by the row that adds fewest columns.
+    """Return the rows of ``mask`` in greedy order, int64 (out_features,).
 
-    Ties go to the fuller row, then to the first. Each column enters a panel's union once, so that a panel
-    costs one pass over the mask.
+    A panel begins with the fullest remaining row and grows by the row that adds the fewest columns.
+    Ties go to the fuller row, then to the first. Each column enters a panel's union once, so a panel takes
+    one pass over the mask.
     """
     out_features, in_features = mask.shape
     by_column = mask.t().cpu().int().contiguous()
     counts = by_column.sum(0)
-    # Fewest new columns first, then fullest: one number to compare by.
+    # Fewest new columns first, then fullest, as one number.
     scale = in_features + 1
     taken = torch.iinfo(torch.int64).max
     fullest = -counts.long()

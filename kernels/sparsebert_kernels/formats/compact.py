@@ -1,4 +1,4 @@
-"""Row- and column-sparse weights: the live rectangle alone, as a smaller dense matrix."""
+"""Row- and column-sparse weights: only the live rectangle, as a dense matrix."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from .dense import DEFAULT_TOKENS, DensePrepacked, prepack
 class CompactDense(PackedWeight):
     """Live rows x live columns, dense.
 
-    values        float32, bfloat16 or float16 [live rows, live columns], as in `DensePrepacked`
-    live_rows     int64 (live rows,)      rows that keep a weight
-    live_columns  int64 (live columns,)   columns that keep a weight
+    Attributes:
+        values: float32, bfloat16 or float16 [live rows, live columns], as in `DensePrepacked`.
+        live_rows: int64 (live rows,); rows that keep a weight.
+        live_columns: int64 (live columns,); columns that keep a weight.
     """
 
     name = "compact"
@@ -41,7 +42,7 @@ class CompactDense(PackedWeight):
         return cls((weight.shape[0], weight.shape[1]), tensors, {})
 
     def rectangle(self) -> DensePrepacked:
-        """The live rectangle as a dense packed weight."""
+        """Return the live rectangle as a dense packed weight."""
         shape = (self.live_rows.numel(), self.live_columns.numel())
         return DensePrepacked(shape, {"values": self.values}, {})
 

@@ -1,4 +1,4 @@
-"""Compressed sparse rows through torch: what is left of sparsity where the native kernels are missing."""
+"""Compressed sparse rows through torch: the sparse format for machines without the native kernels."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from .base import PackedWeight, checked, refuse_options
 
 
 class CsrSparse(PackedWeight):
-    """Kept weights row by row, as ``torch.sparse_csr_tensor`` has them.
+    """Kept weights row by row, with the fields of ``torch.sparse_csr_tensor``.
 
-    values        float32 or bfloat16 (nnz,)
-    crow_indices  int32 (out_features + 1,)
-    col_indices   int32 (nnz,)
+    Attributes:
+        values: float32 or bfloat16 (nnz,).
+        crow_indices: int32 (out_features + 1,).
+        col_indices: int32 (nnz,).
     """
 
     name = "csr"
@@ -42,13 +43,13 @@ class CsrSparse(PackedWeight):
         return cls((weight.shape[0], weight.shape[1]), tensors, {})
 
     def tensor(self) -> Tensor:
-        """torch's tensor over the stored ones, unchecked."""
-        _let_torch_warn_of_beta()
+        """Return torch's CSR tensor over the stored tensors, unchecked."""
+        _consume_beta_warning()
         index = self.crow_indices, self.col_indices
         return torch.sparse_csr_tensor(*index, self.values, self.shape, check_invariants=False)
 
     def coordinates(self) -> tuple[Tensor, Tensor]:
-        """Row and column (int64) of every stored value."""
+        """Return row and column (int64) of every stored value."""
         counts = torch.diff(self.crow_indices.long())
         row = torch.repeat_interleave(torch.arange(self.shape[0], device=self.device), counts)
         return row, self.col_indices.long()
@@ -63,8 +64,8 @@ class CsrSparse(PackedWeight):
 
 
 @functools.cache
-def _let_torch_warn_of_beta() -> None:
-    """torch warns once a process that its CSR tensors are in beta; users did not choose them."""
+def _consume_beta_warning() -> None:
+    """Silence torch's one warning that CSR tensors are in beta: the user did not choose them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], torch.zeros(0, dtype=torch.int64), torch.zeros(0), (1, 1))

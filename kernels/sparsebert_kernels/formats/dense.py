@@ -1,7 +1,7 @@
-"""Dense weights, prepacked once for oneDNN: the bar every sparse format has to beat, and the plan's fallback.
+"""Dense weights, prepacked once for oneDNN: the baseline of the sparse formats, and the plan's fallback.
 
-PyTorch's own `F.linear` repacks nothing and may run on a slower BLAS (on AMD, MKL's AVX2 path), so the
-prepacked form is the honest dense baseline and a free gain where sparsity does not pay.
+`F.linear` does not prepack and may use a slower BLAS (on AMD, MKL's AVX2 path), so the prepacked form is the
+fastest dense baseline in torch, and a gain where sparsity does not pay.
 """
 
 from __future__ import annotations
@@ -16,13 +16,21 @@ from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 
 # Rows of x (tokens of a batch) to choose a layout or a format for, unless the caller knows better.
 DEFAULT_TOKENS = 128
+# Name and algorithm of the activations that oneDNN fuses into a product.
+FUSED_ACTIVATIONS = {
+    "none": ("none", ""),
+    "relu": ("relu", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+}
 
 
 class DensePrepacked(PackedWeight):
     """The whole matrix, zeros included.
 
-    values   float32, bfloat16 or float16 [out, in], in oneDNN's blocked layout where that is available (an
-             opaque tensor of the same size), else the plain matrix
+    Attributes:
+        values: float32, bfloat16 or float16 [out, in], in oneDNN's blocked layout where available (an opaque
+            tensor of the same size), else the plain matrix.
     """
 
     name = "dense"
@@ -33,7 +41,13 @@ class DensePrepacked(PackedWeight):
     def from_dense(
         cls, weight: Tensor, mask: Tensor | None = None, *, tokens: int = DEFAULT_TOKENS, **options: Any
     ) -> Self:
-        """See `PackedWeight.from_dense`; ``tokens`` is the number of rows of x to choose the layout for."""
+        """See `PackedWeight.from_dense`.
+
+        Args:
+            weight: [out, in].
+            mask: bool [out, in].
+            tokens: Rows of x to optimize the layout for.
+        """
         refuse_options(cls, options)
         weight, mask = checked(weight, mask, GPU_DTYPES)
         dense = torch.where(mask, weight, weight.new_zeros(()))
@@ -51,15 +65,31 @@ class DensePrepacked(PackedWeight):
 
 
 def prepack(dense: Tensor, tokens: int) -> Tensor:
-    """``dense`` in oneDNN's layout for ``tokens`` rows of x, or as it is where that cannot be had."""
+    """Return ``dense`` [out, in] in oneDNN's layout for ``tokens`` rows of x, unchanged without oneDNN."""
     if dense.device.type != "cpu" or not dense.numel() or not prepacking_works(dense.dtype):
         return dense
     return torch.ops.mkldnn._reorder_linear_weight(dense, tokens)
 
 
+def prepacked_linear(x: Tensor, values: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    """Return ``activation(x @ W.T + bias)`` for W in oneDNN's layout.
+
+    Args:
+        x: [..., in] in the dtype of W.
+        values: W [out, in], prepacked by `prepack`.
+        bias: [out] or None.
+        activation: "none", "relu", "gelu" or "gelu_tanh", fused into the product.
+    """
+    name, algorithm = FUSED_ACTIVATIONS[activation]
+    if not x.numel():
+        return x.new_empty((*x.shape[:-1], values.shape[0]))
+    bias = None if bias is None else bias.to(x.dtype)
+    return torch.ops.mkldnn._linear_pointwise(x, values, bias, name, [], algorithm)
+
+
 @functools.cache
 def prepacking_works(dtype: torch.dtype) -> bool:
-    """Whether torch's private oneDNN linear exists here and gives right answers for ``dtype``."""
+    """Return whether torch's private oneDNN linear exists and is correct for ``dtype`` on this machine."""
     if not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)

@@ -1,11 +1,11 @@
-"""Element-sparse weights: any mask, one byte of index a kept weight.
+"""Element-sparse weights: any mask, with one byte of index per kept weight.
 
-The matrix is cut into row blocks of ``block_rows`` and column blocks of ``block_columns`` (at most 256, so a
-column inside a block is one byte). Inside a block the rows are sorted by how many weights they keep, and rows
-of equal count form a group: a kernel then runs every row of a group with the same trip count, without tail
-loops or mispredicted branches. A block's working set of activations is sized for the L1 cache.
+The matrix is cut into row blocks of ``block_rows`` and column blocks of ``block_columns`` (at most 256, so
+that a column inside a block takes one byte). Inside a block the rows are sorted by their number of kept
+weights, and rows of equal count form a group: a kernel runs all rows of a group with one trip count, without
+tail loops or mispredicted branches. A block's activations are sized for the L1 cache.
 
-bfloat16 values go in pairs, the operand of the two-element dot product of AVX-512-BF16 and its kin; a row
+bfloat16 values are stored in pairs, the operands of two-element dot products such as AVX-512-BF16's; a row
 with an odd count repeats its last column with value zero.
 """
 
@@ -18,24 +18,26 @@ from torch import Tensor
 
 from .base import PackedWeight, checked, refuse_options
 
-# One cache line of slack behind the streams, so that kernels may load whole vectors at their end.
+# One cache line of slack after each array, so that kernels may load whole vectors at its end.
 SLACK_BYTES = 64
 BLOCK_ROWS = 768
 BLOCK_COLUMNS = 256
-# Weights are consumed in units: one fp32 value, or one pair of bf16 values.
+# Kernels consume weights in units of one fp32 value or one pair of bf16 values.
 UNIT = {torch.float32: 1, torch.bfloat16: 2}
 
 
 class ElementSparse(PackedWeight):
     """Kept weights one by one.
 
-    values   float32 or bfloat16 (stored + slack,)  kept weights, block by block, group by group, row by row
-    columns  uint8   (stored + slack,)              column inside the column block
-    rows     int16   (listed rows,)                 row inside the row block, in storage order
-    groups   int32   (groups, 2)                    units a row keeps, number of rows
-    blocks   int64   (row blocks * column blocks + 1, 3)   where a block begins in groups, rows, values
+    Rows that keep nothing are listed only in the first column block, which adds the bias.
 
-    Rows that keep nothing are listed only in the first column block, where the bias is written.
+    Attributes:
+        values: float32 or bfloat16 (stored + slack,); kept weights, block by block, group by group, row by
+            row.
+        columns: uint8 (stored + slack,); column inside the column block.
+        rows: int16 (listed rows,); row inside the row block, in storage order.
+        groups: int32 (groups, 2); units that each row keeps, and number of rows.
+        blocks: int64 (row blocks * column blocks + 1, 3); first group, row and value of each block.
     """
 
     name = "element"
@@ -61,13 +63,20 @@ class ElementSparse(PackedWeight):
     ) -> Self:
         """See `PackedWeight.from_dense`.
 
-        Raises ValueError for block sizes outside 1..32767 rows or 1..256 columns.
+        Args:
+            weight: [out, in].
+            mask: bool [out, in].
+            block_rows: Rows of a row block, 1 to 32767.
+            block_columns: Columns of a column block, 1 to 256.
+
+        Raises:
+            ValueError: A block size is out of range.
         """
         refuse_options(cls, options)
         weight, mask = checked(weight, mask)
         if not 1 <= block_rows <= 32767 or not 1 <= block_columns <= 256:
             raise ValueError(
-                f"blocks of {block_rows} x {block_columns}; possible are 1..32767 rows x 1..256 columns"
+                f"blocks must have 1 to 32767 rows and 1 to 256 columns, got {block_rows} x {block_columns}"
             )
         index, slots = pack_index(mask, UNIT[weight.dtype], block_rows, block_columns)
         values = weight.new_zeros(index["columns"].numel())
@@ -79,7 +88,7 @@ class ElementSparse(PackedWeight):
         )
 
     def coordinates(self) -> tuple[Tensor, Tensor]:
-        """Row and column (int64) of every stored value, slack excluded."""
+        """Return row and column (int64) of every stored value, without slack."""
         return coordinates(
             self.columns,
             self.rows,
@@ -94,7 +103,7 @@ class ElementSparse(PackedWeight):
     def to_dense(self) -> Tensor:
         row, column = self.coordinates()
         dense = self.values.new_zeros(self.shape)
-        # Accumulating, because the padding of a bf16 pair adds its zero to the column it repeats.
+        # Accumulated, because the padding of a bf16 pair adds its zero to the column that it repeats.
         return dense.index_put((row, column), self.values[: row.numel()], accumulate=True)
 
     def kept(self) -> Tensor:
@@ -107,7 +116,7 @@ class ElementSparse(PackedWeight):
 def pack_index(
     mask: Tensor, unit: int, block_rows: int, block_columns: int
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The index tensors of `ElementSparse` for ``mask``, and each kept weight's slot in row-major order."""
+    """Return the index tensors of `ElementSparse` for ``mask``, and kept weights' slots in row order."""
     out_features, in_features = mask.shape
     device = mask.device
     row_blocks = -(-out_features // block_rows)
@@ -117,7 +126,7 @@ def pack_index(
     counts = padded.view(out_features, column_blocks, block_columns).sum(-1, dtype=torch.int32)
     units = (counts + (unit - 1)) // unit
 
-    # Sort the rows of each (row block, column block) by count; rows that fill up the last row block get -1.
+    # Sort the rows of each (row block, column block) by count; padding rows of the last row block have -1.
     by_block = units.new_full((row_blocks * block_rows, column_blocks), -1)
     by_block[:out_features] = units
     by_block = by_block.view(row_blocks, block_rows, column_blocks).transpose(1, 2)
@@ -141,12 +150,12 @@ def pack_index(
     stored = int(slot_end[-1]) if slot_end.numel() else 0
     row_end = per_block.cumsum(0)
     group_end = torch.bincount(block_of_row[first], minlength=per_block.numel()).cumsum(0)
-    # A block without listed rows begins and ends where its predecessor ends.
+    # A block without listed rows begins and ends at the end of its predecessor.
     slot_bounds = torch.cat((slot_end.new_zeros(1), slot_end))[row_end]
     blocks = torch.zeros(per_block.numel() + 1, 3, dtype=torch.int64, device=device)
     blocks[1:] = torch.stack((group_end, row_end, slot_bounds), 1)
 
-    # Where does each kept weight go? Its row's first slot plus its rank inside the row's column block.
+    # Slot of a kept weight: the first slot of its row in the column block, plus its rank there.
     first_slot = torch.zeros(out_features, column_blocks, dtype=torch.int64, device=device)
     column_block = block_of_row % column_blocks
     global_row = block_of_row // column_blocks * block_rows + rows
@@ -176,7 +185,7 @@ def coordinates(
     block_rows: int,
     block_columns: int,
 ) -> tuple[Tensor, Tensor]:
-    """Row and column (int64) of every stored value of an element-sparse index, slack excluded."""
+    """Return row and column (int64) of every stored value of an element-sparse index, without slack."""
     column_blocks = -(-shape[1] // block_columns)
     units = torch.repeat_interleave(groups[:, 0].long(), groups[:, 1].long())
     block = torch.repeat_interleave(

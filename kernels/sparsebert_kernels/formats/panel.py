@@ -1,8 +1,9 @@
-"""Packed panels: the block-sparse format of the GPU kernels, for blocks from 16 x 8 to 128 x anything.
+"""Packed panels: block-sparse weights for the GPU kernels, in blocks of 16 to 128 rows and 8 or more columns.
 
-The matrix is cut into panels of ``h`` output rows (16, 32, 64 or 128), a panel into groups of ``g`` columns
-(8, 16, 32 or 64). The groups that a panel keeps lie side by side in tiles of 64 columns, so that the inner
-loop of a kernel is the same for every g: h x 8 groups cost what 64-wide blocks do, and are eight times finer.
+The matrix is cut into row panels of ``h`` output rows (16, 32, 64 or 128), a panel into groups of ``g``
+columns (8, 16, 32 or 64). The groups that a panel keeps are packed side by side into tiles of 64 columns, so
+that a kernel has the same inner loop for every g: h x 8 groups cost as much as 64-wide blocks and are eight
+times finer.
 """
 
 from __future__ import annotations
@@ -14,24 +15,26 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
+from .base import GPU_DTYPES, TILE_COLUMNS, PackedWeight, checked, refuse_options
 
-TILE_COLUMNS = 64
 PANEL_ROWS = (16, 32, 64, 128)
 GROUP_COLUMNS = (8, 16, 32, 64)
 
 
 class PanelSparse(PackedWeight):
-    """Kept h x g blocks. A block is kept when any of its weights is; the others are stored as zeros.
+    """Kept h x g blocks. A block is kept if any of its weights is; its pruned weights are stored as zeros.
 
-    values   float32, bfloat16 or float16 (tiles, h, 64)   panel by panel; one tile of zeros if none is kept
-    columns  int32 ((tiles + 1) * 64 / g,)   which group of g columns fills each slot of a tile. What a panel
-             leaves of its last tile repeats its last group with zero weights: a pruned column is never read.
-             One tile's worth of zeros ends it: a kernel reads the index of the next tile ahead of time.
-    starts   int32 (panels + 1,)   first tile of each panel
-    order    int32 (panels,)       panels by length, longest first: what takes longest begins first
+    The last panel and group are padded with zeros.
 
-    A last panel or group that the matrix does not fill is filled up with zeros.
+    Attributes:
+        values: float32, bfloat16 or float16 (tiles, h, 64), panel by panel; one tile of zeros if nothing is
+            kept.
+        columns: int32 ((tiles + 1) * 64 / g,); group of g columns in each slot of a tile. The padding of a
+            panel's last tile repeats the panel's last group, with zero weights, so that pruned columns are
+            never read. One tile of zeros ends the list, because kernels read the index of the next tile
+            ahead.
+        starts: int32 (panels + 1,); first tile of each panel.
+        order: int32 (panels,); panels by length, longest first, so that the longest start first.
     """
 
     name = "panel"
@@ -42,7 +45,7 @@ class PanelSparse(PackedWeight):
     starts: Tensor
     order: Tensor
     group_columns: int
-    aligned: bool  # every stored weight is a kept one
+    aligned: bool  # every stored weight is kept
 
     @classmethod
     def from_dense(
@@ -53,12 +56,16 @@ class PanelSparse(PackedWeight):
         block_size: tuple[int, int] = (64, 8),
         **options: Any,
     ) -> Self:
-        """See `PackedWeight.from_dense`; ``weight`` may be float16, too.
+        """See `PackedWeight.from_dense`; ``weight`` may also be float16.
 
-        block_size  (rows, columns) of the blocks. Columns may also be a multiple of 64; such blocks are kept
-                    in pieces of 64.
+        Args:
+            weight: [out, in].
+            mask: bool [out, in].
+            block_size: (rows, columns) of the blocks. Blocks of a multiple of 64 columns are stored in pieces
+                of 64.
 
-        Raises ValueError for a block size that no kernel serves.
+        Raises:
+            ValueError: No kernel supports the block size.
         """
         refuse_options(cls, options)
         weight, mask = checked(weight, mask, GPU_DTYPES)
@@ -101,7 +108,7 @@ class PanelSparse(PackedWeight):
         return self.starts.numel() - 1
 
     def slots(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Panel, column group and slot number (int64) of every block that is kept, in storage order."""
+        """Return panel, column group and slot number (int64) of every kept block, in storage order."""
         per_tile = TILE_COLUMNS // self.group_columns
         counts = torch.diff(self.starts.long()) * per_tile
         panel = torch.repeat_interleave(torch.arange(self.panels, device=self.device), counts)
@@ -112,9 +119,9 @@ class PanelSparse(PackedWeight):
         return panel[slot], column[slot], slot
 
     def coordinates(self) -> tuple[Tensor, Tensor]:
-        """Row and column (int64) of every stored value, in the order of ``values.flatten()``.
+        """Return row and column (int64) of every stored value, in the order of ``values.flatten()``.
 
-        What only fills up a tile, a panel or a group is given the row ``out_features``.
+        The padding of tiles, panels and groups has the row ``out_features``.
         """
         height, group, device = self.panel_rows, self.group_columns, self.device
         panel, column, slot = self.slots()
@@ -128,7 +135,7 @@ class PanelSparse(PackedWeight):
         return self._interleaved(rows), self._interleaved(columns)
 
     def _interleaved(self, blocks: Tensor) -> Tensor:
-        """Blocks (slots, h, g) in the order of ``values.flatten()``."""
+        """Return blocks (slots, h, g) in the order of ``values.flatten()``."""
         per_tile = TILE_COLUMNS // self.group_columns
         tiles = blocks.view(-1, per_tile, self.panel_rows, self.group_columns)
         return tiles.transpose(1, 2).reshape(-1)
@@ -145,7 +152,7 @@ class PanelSparse(PackedWeight):
         return dense[: self.shape[0], : self.shape[1]].contiguous()
 
     def kept(self) -> Tensor:
-        """See `PackedWeight.kept`; where it is not `aligned`, a kept weight of exactly 0 counts as pruned."""
+        """See `PackedWeight.kept`; unless `aligned`, a kept weight of exactly 0 counts as pruned."""
         if not self.aligned:
             return self.to_dense() != 0
         panel, column, _ = self.slots()
@@ -158,11 +165,17 @@ class PanelSparse(PackedWeight):
 
 @dataclass(frozen=True)
 class Slots:
-    """Where the kept blocks of a grid of panels and column groups go.
+    """The storage positions of the kept blocks of a grid of panels and column groups.
 
-    panel, column, tile, place   int64, one a kept block: where it comes from, its tile and its slot there
-    columns, starts, order       int32, as in `PanelSparse`
-    tiles                        tiles in all, 0 where nothing is kept
+    Attributes:
+        panel: int64, one per kept block; its panel.
+        column: int64, one per kept block; its column group.
+        tile: int64, one per kept block; its tile.
+        place: int64, one per kept block; its slot in the tile.
+        columns: int32, as in `PanelSparse`.
+        starts: int32, as in `PanelSparse`.
+        order: int32, as in `PanelSparse`.
+        tiles: Number of tiles, 0 if nothing is kept.
     """
 
     panel: Tensor
@@ -176,7 +189,7 @@ class Slots:
 
 
 def pack_slots(live: Tensor, per_tile: int) -> Slots:
-    """Lay out the kept blocks of ``live`` (bool [panels, column groups]), ``per_tile`` of them in a tile."""
+    """Assign slots to the kept blocks of ``live`` (bool [panels, column groups]), ``per_tile`` per tile."""
     device = live.device
     counts = live.sum(1)
     tiles = (counts + per_tile - 1) // per_tile
@@ -204,35 +217,39 @@ def pack_slots(live: Tensor, per_tile: int) -> Slots:
     )
 
 
-def joining_fails(weights: Sequence[PanelSparse]) -> str | None:
-    """Why `join` cannot join these weights, None where it can."""
+def why_not_joinable(weights: Sequence[PanelSparse]) -> str | None:
+    """Return None if `join` can join these weights, else the reason."""
     first = weights[0]
     for member in weights:
-        for what in ("panel_rows", "group_columns", "dtype", "device"):
-            mine, others = getattr(first, what), getattr(member, what)
-            if mine != others:
-                return f"weights to join have {what} {mine} and {others}; they must agree"
+        for name in ("panel_rows", "group_columns", "dtype", "device"):
+            expected, actual = getattr(first, name), getattr(member, name)
+            if expected != actual:
+                return f"weights to join have {name} {expected} and {actual}; they must be equal"
         if member.shape[1] != first.shape[1]:
-            return f"weights to join have {first.shape[1]} and {member.shape[1]} in_features; they must agree"
+            return (
+                f"weights to join have {first.shape[1]} and {member.shape[1]} in_features; they must be equal"
+            )
     for member in weights[:-1]:
         if member.shape[0] % first.panel_rows:
             return (
                 f"a weight to join has {member.shape[0]} out_features; "
-                f"multiples of its {first.panel_rows} panel rows are needed"
+                f"all but the last need a multiple of their {first.panel_rows} panel rows"
             )
     return None
 
 
 def join(weights: Sequence[PanelSparse]) -> tuple[PanelSparse, list[PanelSparse]]:
-    """Several weights over one x as one, e.g. query, key and value, and the members as views of its values.
+    """Join several weights over one x, e.g. query, key and value, into one that runs in one launch.
 
-    The joined weight [sum of out_features, in_features] runs as one launch; its output rows are those of the
-    members one after the other.
+    Returns:
+        The joined weight [sum of out_features, in_features], with the members' rows in order, and the members
+        as views of its values.
 
-    Raises ValueError unless all members but the last fill their panels, and all share in_features, block
-    size, dtype and device.
+    Raises:
+        ValueError: A member other than the last does not fill its panels, or the weights differ in
+            in_features, block size, dtype or device.
     """
-    if (reason := joining_fails(weights)) is not None:
+    if (reason := why_not_joinable(weights)) is not None:
         raise ValueError(reason)
     first = weights[0]
     per_tile = TILE_COLUMNS // first.group_columns
@@ -265,12 +282,12 @@ def join(weights: Sequence[PanelSparse]) -> tuple[PanelSparse, list[PanelSparse]
 
 
 def _checked_block(block_size: tuple[int, int]) -> tuple[int, int]:
-    """Rows of a panel and columns of a group."""
+    """Return the rows of a panel and the columns of a group."""
     height, width = block_size
     group = TILE_COLUMNS if width > 0 and width % TILE_COLUMNS == 0 else width
     if height not in PANEL_ROWS or group not in GROUP_COLUMNS:
         raise ValueError(
-            f"block_size is {tuple(block_size)}; kernels serve 16, 32, 64 or 128 rows and 8, 16, 32, 64 or a "
-            "multiple of 64 columns"
+            f"block_size must have 16, 32, 64 or 128 rows and 8, 16, 32 or a multiple of 64 columns, "
+            f"got {tuple(block_size)}"
         )
     return height, group

@@ -1,28 +1,32 @@
-"""The transposed index of packed panels: W.T in panels of its own, over the values of W."""
+"""The transposed index of packed panels: W.T in its own panels, over the values of W."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .panel import TILE_COLUMNS, PanelSparse, pack_slots
+from .base import TILE_COLUMNS
+from .panel import PanelSparse, pack_slots
 
 TRANSPOSED_ROWS = 64
 
 
 def transposed_panels(packed: PanelSparse) -> list[Tensor]:
-    """The index of W.T [in, out] in panels of 64 rows and groups of u = min(h, 64) columns.
+    """Return the index of W.T [in, out] in panels of 64 rows and groups of u = min(h, 64) columns.
 
-    Returns ``[source, columns, starts, order]``, the last three as in `PanelSparse`. ``source``, int32
-    (tiles, 64 / u, 64 / g), says which block of W each piece of a tile is the transpose of: slot * (h / u) +
-    part of its panel, or -1 where W keeps nothing. A change of the values needs no new index.
+    The index does not depend on the values.
+
+    Returns:
+        ``[source, columns, starts, order]``, the last three as in `PanelSparse`. ``source``, int32 (tiles, 64
+        / u, 64 / g), is the block of W that each piece of a tile transposes: slot * (h / u) + part of its
+        panel, or -1 where W keeps nothing.
     """
     height, group, device = packed.panel_rows, packed.group_columns, packed.device
     unit = min(height, TILE_COLUMNS)
     parts, pieces, units = height // unit, TRANSPOSED_ROWS // group, TILE_COLUMNS // unit
     panel, column, slot = packed.slots()
     part = torch.arange(parts, device=device)
-    # One entry a piece: its panel, group and place in W.T, and the block of W it comes from.
+    # One entry per piece: its panel, group and position in W.T, and its block of W.
     flipped_panel = (column // pieces)[:, None].expand(-1, parts).reshape(-1)
     piece = (column % pieces)[:, None].expand(-1, parts).reshape(-1)
     flipped_group = (panel[:, None] * parts + part).reshape(-1)
@@ -31,7 +35,7 @@ def transposed_panels(packed: PanelSparse) -> list[Tensor]:
     panels, groups = -(-packed.shape[1] // TRANSPOSED_ROWS), -(-packed.shape[0] // unit)
     live = torch.zeros(panels, packed.panels * parts, dtype=torch.bool, device=device)
     live[flipped_panel, flipped_group] = True
-    # The last part of a panel that the matrix does not fill holds nothing but zeros.
+    # Parts of the last panel past the matrix hold only zeros.
     slots = pack_slots(live[:, :groups], units)
     slot_of = torch.full(live.shape, -1, dtype=torch.int64, device=device)
     slot_of[slots.panel, slots.column] = slots.tile * units + slots.place

@@ -1,4 +1,4 @@
-"""The transposed index of a sparse weight: what the backward pass reads to form dX = dY @ W."""
+"""The transposed index of a sparse weight, which the backward pass reads to compute dX = dY @ W."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from .vector import VectorSparse
 
 
 def transposed_index(packed: ElementSparse | VectorSparse | PanelSparse) -> list[Tensor]:
-    """Index tensors of W.T, and where its values lie in ``packed.values``; panels: see `transposed_panels`.
+    """Return the index tensors of W.T and the positions of its values in ``packed.values``.
 
-    The other formats are transposed into element-sparse form. Returns ``[source, columns, rows, groups,
-    blocks]``: ``packed.values.flatten()[source]`` are the values of the transposed matrix (int64, one a
-    slot), so a change of the values needs no new index.
+    The index does not depend on the values. Panels: see `transposed_panels`; the other formats are transposed
+    into element-sparse form.
+
+    Returns:
+        ``[source, columns, rows, groups, blocks]``: ``packed.values.flatten()[source]`` (int64, one per slot)
+        are the values of the transposed matrix, the others its index as in `ElementSparse`.
     """
     if isinstance(packed, PanelSparse):
         return transposed_panels(packed)
@@ -29,7 +32,7 @@ def transposed_index(packed: ElementSparse | VectorSparse | PanelSparse) -> list
     slot_of[column[slots], row[slots]] = slots
     mask = slot_of >= 0
     index, transposed_slots = pack_index(mask, UNIT[packed.dtype], BLOCK_ROWS, BLOCK_COLUMNS)
-    # Slots that hold nothing read the slack, which is zero.
+    # Empty slots read the slack, which is zero.
     source = torch.full((index["columns"].numel(),), packed.values.numel() - 1, device=packed.device)
     source[transposed_slots] = slot_of[mask]
     return [source, index["columns"], index["rows"], index["groups"], index["blocks"]]

@@ -1,7 +1,7 @@
-"""Column vectors: V consecutive rows that share their columns, one column index for V weights.
+"""Column vectors: V consecutive rows share their columns, with one column index for V weights.
 
-A V x 1 unit loads an activation once and uses it V times, which moves the kernel from the load limit to the
-multiply limit. 16x16 and 32x32 blocks are runs of such vectors and are packed in the same format.
+A V x 1 vector loads an activation once and uses it V times, so that multiplications limit the kernel instead
+of loads. 16x16 and 32x32 blocks are runs of such vectors and use the same format.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ SLACK_BYTES = 64
 
 
 class VectorSparse(PackedWeight):
-    """Kept V x 1 vectors. A vector is kept when any of its weights is; the others are stored as zeros.
+    """Kept V x 1 vectors. A vector is kept if any of its weights is; its pruned weights are stored as zeros.
 
-    values   float32 (vectors + slack, V) or bfloat16 (vectors / 2 + slack, V, 2)
-    columns  int16   (vectors + slack,)   column inside the column block (read as unsigned)
-    starts   int32   (row blocks * column blocks * panels a row block + 1,)   first unit of each panel, where
-             a panel is V rows inside one column block and a unit is one vector (fp32) or two (bf16)
+    A vector row is V rows of W inside one column block; a unit is one vector (fp32) or two (bf16).
+
+    Attributes:
+        values: float32 (vectors + slack, V) or bfloat16 (vectors / 2 + slack, V, 2).
+        columns: int16 (vectors + slack,), read as unsigned; column inside the column block.
+        starts: int32 (row blocks * column blocks * vector rows per row block + 1,); first unit of each vector
+            row.
     """
 
     name = "vector"
@@ -39,7 +42,7 @@ class VectorSparse(PackedWeight):
     vector_rows: int
     block_rows: int
     block_columns: int
-    aligned: bool  # every stored weight is a kept one
+    aligned: bool  # every stored weight is kept
 
     @classmethod
     def from_dense(
@@ -54,39 +57,46 @@ class VectorSparse(PackedWeight):
     ) -> Self:
         """See `PackedWeight.from_dense`.
 
-        Raises ValueError for a vector height other than 2, 4 or 8, row blocks that are no multiple of it or
-        above 32768, or column blocks outside 1..65536.
+        Args:
+            weight: [out, in].
+            mask: bool [out, in].
+            vector_rows: V, 2, 4 or 8.
+            block_rows: Rows of a row block, a multiple of V up to 32768.
+            block_columns: Columns of a column block, 1 to 65536.
+
+        Raises:
+            ValueError: ``vector_rows`` is not supported, or a block size is out of range.
         """
         refuse_options(cls, options)
         weight, mask = checked(weight, mask)
         if vector_rows not in VECTOR_ROWS:
-            raise ValueError(f"vector_rows is {vector_rows}; heights of 2, 4 and 8 rows are served")
+            raise ValueError(f"vector_rows must be 2, 4 or 8, got {vector_rows}")
         if not 1 <= block_rows <= MAX_BLOCK_ROWS or block_rows % vector_rows:
             raise ValueError(
-                f"block_rows is {block_rows}; possible are multiples of {vector_rows} up to {MAX_BLOCK_ROWS}"
+                f"block_rows must be a multiple of {vector_rows} up to {MAX_BLOCK_ROWS}, got {block_rows}"
             )
         if not 1 <= block_columns <= 65536:
-            raise ValueError(f"block_columns is {block_columns}; 1..65536 columns are possible")
+            raise ValueError(f"block_columns must be between 1 and 65536, got {block_columns}")
         out_features, in_features = weight.shape
         unit = UNIT[weight.dtype]
         row_blocks = -(-out_features // block_rows)
-        panels = row_blocks * block_rows // vector_rows
+        count = row_blocks * block_rows // vector_rows  # of vector rows
         column_blocks = -(-in_features // block_columns)
 
-        missing = panels * vector_rows - out_features
+        padding = (0, 0, 0, count * vector_rows - out_features)
         kept = torch.where(mask, weight, weight.new_zeros(()))
-        tall = torch.nn.functional.pad(kept, (0, 0, 0, missing)).view(panels, vector_rows, in_features)
-        live = torch.nn.functional.pad(mask, (0, 0, 0, missing)).view(panels, vector_rows, in_features).any(1)
-        panel, column = live.nonzero(as_tuple=True)
+        tall = torch.nn.functional.pad(kept, padding).view(count, vector_rows, in_features)
+        live = torch.nn.functional.pad(mask, padding).view(count, vector_rows, in_features).any(1)
+        vector_row, column = live.nonzero(as_tuple=True)
 
-        # Storage order: row block, column block, panel, column.
-        panels_per_block = block_rows // vector_rows
-        place = (panel // panels_per_block * column_blocks + column // block_columns) * panels_per_block
-        place += panel % panels_per_block
+        # Storage order: row block, column block, vector row, column.
+        rows_per_block = block_rows // vector_rows  # in vector rows
+        place = (vector_row // rows_per_block * column_blocks + column // block_columns) * rows_per_block
+        place += vector_row % rows_per_block
         order = torch.sort(place, stable=True).indices
-        panel, column, place = panel[order], column[order], place[order]
+        vector_row, column, place = vector_row[order], column[order], place[order]
 
-        counts = torch.bincount(place, minlength=panels * column_blocks)
+        counts = torch.bincount(place, minlength=count * column_blocks)
         units = (counts + (unit - 1)) // unit
         starts = torch.zeros(counts.numel() + 1, dtype=torch.int64, device=weight.device)
         starts[1:] = units.cumsum(0)
@@ -96,14 +106,14 @@ class VectorSparse(PackedWeight):
 
         slack = SLACK_BYTES // weight.element_size()
         values = weight.new_zeros(stored + slack, vector_rows)
-        values[slots] = tall[panel, :, column]
+        values[slots] = tall[vector_row, :, column]
         columns = torch.zeros(stored + SLACK_BYTES // 2, dtype=torch.int32, device=weight.device)
         columns[slots] = (column % block_columns).int()
         if unit == 2:
             values = values.view(-1, 2, vector_rows).transpose(1, 2).contiguous()
             odd = counts % 2 == 1
-            padding = (starts[:-1] * unit + counts)[odd]
-            columns[padding] = columns[padding - 1]
+            odd_slots = (starts[:-1] * unit + counts)[odd]
+            columns[odd_slots] = columns[odd_slots - 1]
         return cls(
             (out_features, in_features),
             {"values": values, "columns": columns.to(torch.int16), "starts": starts.int()},
@@ -116,23 +126,23 @@ class VectorSparse(PackedWeight):
         )
 
     def vectors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """First row and column (int64) of every stored vector, and its values (vectors, V), without slack."""
+        """Return first rows, columns (int64) and values (vectors, V) of all stored vectors, without slack."""
         unit = UNIT[self.dtype]
         column_blocks = -(-self.shape[1] // self.block_columns)
-        panels_per_block = self.block_rows // self.vector_rows
+        rows_per_block = self.block_rows // self.vector_rows  # in vector rows
         counts = torch.diff(self.starts.long()) * unit
         place = torch.repeat_interleave(torch.arange(counts.numel(), device=self.device), counts)
-        block = place // panels_per_block
-        row = block // column_blocks * self.block_rows + place % panels_per_block * self.vector_rows
+        block = place // rows_per_block
+        row = block // column_blocks * self.block_rows + place % rows_per_block * self.vector_rows
         inner = self.columns[: place.numel()].int() & 0xFFFF
         column = block % column_blocks * self.block_columns + inner
         values = self.values if unit == 1 else self.values.transpose(1, 2).reshape(-1, self.vector_rows)
         return row, column, values[: place.numel()]
 
     def coordinates(self) -> tuple[Tensor, Tensor]:
-        """Row and column (int64) of every stored value, in the order of ``values.flatten()``, slack excluded.
+        """Return row and column (int64) of all stored values, in the order of ``values.flatten()``.
 
-        Rows past the last one (a partial last panel) keep their zeros and are given as they are.
+        The rows of a partial last vector row may exceed the matrix; their values are zero.
         """
         row, column, _ = self.vectors()
         rows = row[:, None] + torch.arange(self.vector_rows, device=self.device)
@@ -149,7 +159,7 @@ class VectorSparse(PackedWeight):
         return dense[: self.shape[0]].contiguous()
 
     def kept(self) -> Tensor:
-        """See `PackedWeight.kept`; where it is not `aligned`, a kept weight of exactly 0 counts as pruned."""
+        """See `PackedWeight.kept`; unless `aligned`, a kept weight of exactly 0 counts as pruned."""
         if not self.aligned:
             return self.to_dense() != 0
         row, column = self.coordinates()

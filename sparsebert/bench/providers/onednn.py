@@ -15,7 +15,7 @@ from torch import nn
 
 from sparsebert.bench.providers.base import TorchBackend
 from sparsebert.bench.pruned_model import Subject
-from sparsebert_kernels.errors import first_line
+from sparsebert_kernels.formats.dense import prepack, prepacking_works
 
 # Relative to the largest answer; bf16 and fp16 sums are rounded in another order than torch's.
 SELF_CHECK = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-3}
@@ -31,13 +31,10 @@ class PrepackedLinear(nn.Module):
         super().__init__()
         weight = linear.weight.detach()
         self.bias = None if linear.bias is None else linear.bias.detach()
-        try:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, tokens)
-            self.nbytes = int(torch.ops.mkldnn._nbytes(self.packed))
-        except (AttributeError, RuntimeError) as error:
-            raise ValueError(
-                f"this torch cannot prepack {weight.dtype} for oneDNN: {first_line(error)}"
-            ) from None
+        if not prepacking_works(weight.dtype):
+            raise ValueError(f"this torch cannot prepack {weight.dtype} for oneDNN")
+        self.packed = prepack(weight, tokens)
+        self.nbytes = int(torch.ops.mkldnn._nbytes(self.packed))
         sample = torch.linspace(-1, 1, 2 * weight.shape[1], dtype=weight.dtype).view(2, -1)
         with torch.inference_mode():
             expected, answer = F.linear(sample, weight, self.bias), self(sample)

@@ -1,4 +1,4 @@
-"""The dense model, trained like every ticket: what they are measured against."""
+"""The dense model, trained like every ticket: the baseline of all tickets."""
 
 from __future__ import annotations
 
@@ -15,5 +15,7 @@ class Dense(LotteryMethod):
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         if sparsity:
-            raise ValueError(f"a dense model has sparsity 0, not {float(sparsity):g}")
+            raise ValueError(
+                f"method {self.name} prunes nothing: sparsity must be 0, got {float(sparsity):g}"
+            )
         return (Round(Source.DENSE),)

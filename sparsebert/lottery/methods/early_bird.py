@@ -1,10 +1,10 @@
-"""Early-Bird tickets of heads and neurons: drawn long before a dense round of training ends."""
+"""Early-Bird tickets of heads and neurons, drawn long before a dense round of training ends."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
 from itertools import pairwise
@@ -14,7 +14,15 @@ from torch import Tensor
 
 from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, RunConfig
-from sparsebert.lottery.method import Rewind, Round, RoundHooks, SearchingMethod, Source, register
+from sparsebert.lottery.method import (
+    Rewind,
+    Round,
+    SearchingMethod,
+    Source,
+    register,
+    require_at_least_one,
+)
+from sparsebert.lottery.round_hooks import RoundHooks
 from sparsebert.mask_learning.rule import require_not_negative, require_positive
 from sparsebert.pruning.gates import GateSite, gate_sites
 from sparsebert.pruning.granularity import kinds_in
@@ -26,11 +34,12 @@ from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import distributed
 from sparsebert.training.unit_coefficients import CoefficientTrace, TrainedCoefficients, read_trace
 
-Course = Mapping[int, Mapping[str, Tensor]]
+# Step -> coefficients by gate site.
+History = Mapping[int, Mapping[str, Tensor]]
 
 
 class DrawAt(StrEnum):
-    """When the ticket is drawn: once consecutive masks differ little, or at a step known beforehand."""
+    """When the ticket is drawn: once consecutive masks differ little, or at a fixed step."""
 
     DISTANCE = "distance"
     FIXED = "fixed"
@@ -39,62 +48,94 @@ class DrawAt(StrEnum):
 @register("early-bird")
 @dataclass(frozen=True)
 class EarlyBird(SearchingMethod):
-    """Train the model with a coefficient on each head and neuron and an L1 penalty on them, draw the units of
-    the highest coefficients early, rewind and train those: Chen et al. 2021, "EarlyBERT: Efficient BERT
-    Training via Early-bird Lottery Tickets".
+    """Early-Bird tickets (Chen et al. 2021, "EarlyBERT: Efficient BERT Training via Early-bird Lottery
+    Tickets").
 
-    For granularities head, neuron and "head+neuron". By default heads compete within their layer and neurons
-    with all others, as published, and of both the asked share goes; instead of it ``heads_sparsity`` and
-    ``neurons_sparsity`` name one for each (published: a third, and 0.4).
-    ``draw="distance"``: every ``every`` steps the mask that the coefficients give at the asked sparsity is
-    compared with the last; once the share of units that changed sides is below ``epsilon`` for ``window``
-    times in a row, the ticket is drawn (You et al. 2020). ``draw="fixed"``: after ``draw_at`` of the first
-    epoch, as in the code of Chen et al. 2021. ``penalty``: factor of the L1 norm. The published code ranks by
-    the signed coefficient; ``absolute`` by its size. ``search_learning_rate``: of the search, where it is not
-    that of the training after it (published: 2e-5, and 4e-5 after it).
+    The first round trains the model with a coefficient on each head and neuron, under an L1 penalty. The
+    ticket keeps the units of the highest coefficients; it is drawn early, then rewound and trained.
+    Granularity is head, neuron or "head+neuron". By default heads compete within their layer and neurons
+    globally, as published, and the same share of both is pruned.
 
-    The coefficients at each comparison stay in the run's folder (``round-00/coefficients``). ``search`` of
-    the ticket's metadata holds the step of the draw, the steps of a whole round, the share that was saved of
-    them, whether the mask had settled, and the distances.
+    The folder ``round-00/coefficients`` of the run holds the coefficients at each comparison. ``search`` in
+    the ticket's metadata holds the step of the draw, the steps of a whole round, the saved share of them,
+    whether the mask had settled, and the distances.
+
+    Attributes:
+        penalty: Weight of the L1 norm.
+        draw: "distance" compares, every ``every`` steps, the mask of the coefficients with the last one, and
+            draws once the share of units that changed sides was below ``epsilon`` ``window`` times in a row
+            (You et al. 2020). "fixed" draws after ``draw_at`` of the first epoch (the code of Chen et al.).
+        draw_at: Share of the first epoch.
+        every: Steps between two masks.
+        epsilon: Mask distance below which a mask has settled.
+        window: Number of settled distances in a row.
+        absolute: Rank by the size of the coefficients, not by their signed value as published.
+        heads_sparsity: Share of the heads to prune, instead of the run's sparsity (published: a third).
+        neurons_sparsity: Share of the neurons to prune, with ``heads_sparsity`` (published: 0.4).
+        search_learning_rate: Learning rate of the first round; None for the run's (published: 2e-5, then
+            4e-5).
     """
 
-    penalty: float = 1e-4
-    draw: DrawAt = DrawAt.DISTANCE
-    draw_at: float = 0.2
-    every: int = 10
-    epsilon: float = 0.1
-    window: int = 5
-    absolute: bool = False
-    heads_sparsity: float | None = None
-    neurons_sparsity: float | None = None
-    search_learning_rate: float | None = None
+    penalty: float = field(default=1e-4, metadata={"help": "factor of the L1 penalty on the coefficients"})
+    draw: DrawAt = field(
+        default=DrawAt.DISTANCE,
+        metadata={
+            "help": "event that draws the ticket: a small mask distance, "
+            "or a fixed time (--draw-at), as published",
+            "flag": "--draw-by",
+        },
+    )
+    draw_at: float = field(
+        default=0.2,
+        metadata={"help": "with --draw-by fixed: share of the first epoch to train before the draw"},
+    )
+    every: int = field(default=10, metadata={"help": "steps between two masks", "flag": "--mask-interval"})
+    epsilon: float = field(
+        default=0.1, metadata={"help": "mask distance below which two masks count as equal"}
+    )
+    window: int = field(default=5, metadata={"help": "number of consecutive small distances to wait for"})
+    absolute: bool = field(default=False, metadata={"help": "rank the coefficients by absolute value"})
+    heads_sparsity: float | None = field(
+        default=None, metadata={"help": "share of the heads to prune, instead of --sparsity; published: 1/3"}
+    )
+    neurons_sparsity: float | None = field(
+        default=None,
+        metadata={"help": "share of the neurons to prune, with --heads-sparsity; published: 0.4"},
+    )
+    search_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "learning rate of the search; --learning-rate if omitted; published: 2e-5"},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rewind not in (Rewind.PRETRAINED, Rewind.LEARNING_RATE):
             raise ValueError(
                 f"method {self.name} searches with an optimizer of its own: rewind must be 'pretrained' or "
-                f"'learning-rate', not {self.rewind.value!r}"
+                f"'learning-rate', got {self.rewind.value!r}"
             )
-        Settled(self.epsilon, self.window)
+        Settled(self.epsilon, self.window)  # checks the two
         require_not_negative(self, "penalty")
         if self.search_learning_rate is not None:
             require_positive(self, "search_learning_rate")
-        shares = {"heads_sparsity": self.heads_sparsity, "neurons_sparsity": self.neurons_sparsity}
-        given = {name: share for name, share in shares.items() if share is not None}
-        if len(given) == 1:
-            raise ValueError("heads_sparsity and neurons_sparsity go together: one of them is missing")
-        for name, share in given.items():
-            if not 0 <= share < 1:
-                raise ValueError(f"{name} must be in [0, 1), not {share}")
+        self._check_shares()
         if not 0 < self.draw_at <= 1:
-            raise ValueError(f"draw_at must be a share of an epoch in (0, 1], not {self.draw_at}")
-        if self.every < 1:
-            raise ValueError(f"every must be at least 1 step, not {self.every}")
+            raise ValueError(f"draw_at must be a share of an epoch in (0, 1], got {self.draw_at}")
+        require_at_least_one(self, "every")
+
+    def _check_shares(self) -> None:
+        shares = {"heads_sparsity": self.heads_sparsity, "neurons_sparsity": self.neurons_sparsity}
+        named = {name: share for name, share in shares.items() if share is not None}
+        if len(named) == 1:
+            (missing,) = shares.keys() - named.keys()
+            raise ValueError(f"heads_sparsity and neurons_sparsity go together: {missing} is missing")
+        for name, share in named.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {share}")
 
     @property
     def decides_sparsity(self) -> bool:
-        """With shares of their own for heads and neurons, no other is asked for."""
+        """Whether heads and neurons have sparsities of their own, which replace the run's."""
         return self.heads_sparsity is not None
 
     @property
@@ -108,31 +149,34 @@ class EarlyBird(SearchingMethod):
     def require_units(self, granularity: str, scope: str) -> None:
         if self.decides_sparsity and (granularity != "head+neuron" or scope == "global"):
             raise ValueError(
-                "heads_sparsity and neurons_sparsity are for granularity 'head+neuron' and a scope that "
-                f"keeps the two apart, such as 'type', not {granularity!r} and {scope!r}"
+                "heads_sparsity and neurons_sparsity need granularity 'head+neuron' and a scope that keeps "
+                f"the two apart, such as 'type': got {granularity!r} and {scope!r}"
             )
         if not kinds_in(granularity) or "mlp" in kinds_in(granularity):
             raise ValueError(
-                f"method {self.name} chooses among heads and neurons: granularity head, neuron or "
-                f"head+neuron, not {granularity!r}"
+                f"method {self.name} prunes heads and neurons: granularity head, neuron or head+neuron, "
+                f"got {granularity!r}"
             )
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         search = Round(Source.DENSE, learning_rate=self.search_learning_rate)
         return (search, Round(Source.SEARCH, sparsity))
 
-    def require(self, experiment: Experiment, request: RunConfig) -> None:
-        """Raise ValueError for a round with too few steps for a mask, and shares that would keep nothing."""
-        every = self._interval(experiment, request)
-        if every > (steps := _steps(experiment, request)):
-            raise ValueError(f"a round of {steps} steps ends before the first mask, at step {every}")
+    def require(self, experiment: Experiment, config: RunConfig) -> None:
+        """Raise ValueError for a round that ends before the first mask, and for shares that keep nothing."""
+        every = self._interval(experiment, config)
+        if every > (steps := _steps(experiment, config)):
+            raise ValueError(
+                f"a round of {steps} steps ends before the first mask, at step {every}: "
+                "train longer or compare more often"
+            )
         if self.decides_sparsity:
-            prune(experiment.model, "random", sparsity=self.sought(request), **asdict(request.units))
+            prune(experiment.model, "random", sparsity=self.sparsities(config), **asdict(config.units))
 
-    def sought(self, request: RunConfig) -> Fraction | dict[str, Fraction]:
-        """The sparsity of the ticket to draw, or that of heads and that of neurons."""
+    def sparsities(self, config: RunConfig) -> Fraction | dict[str, Fraction]:
+        """Return the sparsity of the ticket to draw, or those of heads and of neurons."""
         if self.heads_sparsity is None or self.neurons_sparsity is None:
-            return request.target
+            return config.target
         return {
             "head": exact("heads_sparsity", self.heads_sparsity),
             "neuron": exact("neurons_sparsity", self.neurons_sparsity),
@@ -140,58 +184,60 @@ class EarlyBird(SearchingMethod):
 
     @contextlib.contextmanager
     def round_hooks(
-        self, number: int, experiment: Experiment, request: RunConfig, folder: Path
+        self, number: int, experiment: Experiment, config: RunConfig, folder: Path
     ) -> Iterator[RoundHooks | None]:
-        """The first round trains the coefficients too, and ends with the draw; then they join the weights."""
+        """Train coefficients in the first round, until the draw; then fold them into the weights."""
         if number > 0:
             yield None
             return
-        every = self._interval(experiment, request)
-        sites = _sites(experiment, request)
+        every = self._interval(experiment, config)
+        sites = _sites(experiment, config)
         coefficients = TrainedCoefficients(experiment.model, sites, self.penalty)
-        watch = _Watch(self, experiment, request)
-        trace = CoefficientTrace(coefficients, folder / "coefficients", every, watch.enough)
+        criterion = _DrawCriterion(self, experiment, config)
+        trace = CoefficientTrace(coefficients, folder / "coefficients", every, criterion.met)
         try:
-            yield _Searching(trace, coefficients)
+            yield _SearchHooks(trace, coefficients)
         finally:
             coefficients.fold_()
 
-    def found(self, experiment: Experiment, request: RunConfig, folder: Path, round_: Round) -> Ticket:
+    def find_ticket(self, experiment: Experiment, config: RunConfig, folder: Path, round_: Round) -> Ticket:
+        """Draw the ticket from the coefficients of the first round."""
         model = experiment.model
-        sizes = {name: site.count(model) for name, site in _sites(experiment, request).items()}
-        course = read_trace(folder / "coefficients", sizes)
-        watch = _Watch(self, experiment, request)
-        drawn_at, steps = max(course), _steps(experiment, request)
+        sizes = {name: site.count(model) for name, site in _sites(experiment, config).items()}
+        history = read_trace(folder / "coefficients", sizes)
+        criterion = _DrawCriterion(self, experiment, config)
+        drawn_at, steps = max(history), _steps(experiment, config)
         ticket = prune(
             model,
-            Coefficients(course[drawn_at], self.absolute),
-            sparsity=self.sought(request),
-            seed=request.training.seed,
-            **asdict(request.units),
+            Coefficients(history[drawn_at], self.absolute),
+            sparsity=self.sparsities(config),
+            seed=config.training.seed,
+            **asdict(config.units),
         )
         ticket.metadata["search"] = {
             "drawn_at": drawn_at,
             "steps": steps,
             "saved": 1 - drawn_at / steps,
-            "settled": watch.enough(course),
-            "distances": [[step, distance] for step, distance in watch.distances(course).items()],
+            "settled": criterion.met(history),
+            "distances": [[step, distance] for step, distance in criterion.distances(history).items()],
         }
         return ticket
 
-    def _interval(self, experiment: Experiment, request: RunConfig) -> int:
+    def _interval(self, experiment: Experiment, config: RunConfig) -> int:
+        """Return the steps between two masks, or the step of a fixed draw."""
         if self.draw is DrawAt.DISTANCE:
             return self.every
-        epoch = replace(request.training, steps=None, epochs=1.0, warmup_steps=0)
+        epoch = replace(config.training, steps=None, epochs=1.0, warmup_steps=0)
         return max(1, round(self.draw_at * epoch.steps_of(len(experiment.train), distributed.count())))
 
 
 @dataclass(frozen=True)
-class _Searching:
-    """What goes along with the first round."""
+class _SearchHooks:
+    """Hooks of the first round."""
 
     callback: CoefficientTrace
     coefficients: TrainedCoefficients
-    examples: None = None
+    tell_examples: None = None
 
     @property
     def names(self) -> Sequence[str]:
@@ -205,45 +251,45 @@ class _Searching:
         return self.coefficients.penalty()
 
 
-class _Watch:
-    """Masks of the coefficients at each step, and whether they have settled."""
+class _DrawCriterion:
+    """Whether the ticket is to be drawn, by the masks of the coefficients at each step."""
 
-    def __init__(self, method: EarlyBird, experiment: Experiment, request: RunConfig) -> None:
-        self._method, self._model, self._request = method, experiment.model, request
+    def __init__(self, method: EarlyBird, experiment: Experiment, config: RunConfig) -> None:
+        self._method, self._model, self._config = method, experiment.model, config
         self._masks: dict[int, dict[str, Tensor]] = {}
 
-    def distances(self, course: Course) -> dict[int, float]:
-        """Step -> distance of its mask from the one before."""
-        for step, values in course.items():
+    def distances(self, history: History) -> dict[int, float]:
+        """Return step -> distance of its mask from the one before."""
+        for step, values in history.items():
             if step not in self._masks:
-                units = self._request.units
+                units = self._config.units
                 self._masks[step] = kept_units(
                     self._model,
                     {name: each.abs() if self._method.absolute else each for name, each in values.items()},
-                    self._method.sought(self._request),
+                    self._method.sparsities(self._config),
                     units.granularity,
                     units.scope,
                 )
         return {
             later: mask_distance(self._masks[earlier], self._masks[later])
-            for earlier, later in pairwise(course)
+            for earlier, later in pairwise(history)
         }
 
-    def enough(self, course: Course) -> bool:
-        """Whether the ticket is to be drawn now."""
+    def met(self, history: History) -> bool:
+        """Return whether the ticket is to be drawn after this history."""
         if self._method.draw is DrawAt.FIXED:
-            return bool(course)
+            return bool(history)
         settled = Settled(self._method.epsilon, self._method.window)
-        return settled(list(self.distances(course).values()))
+        return settled(list(self.distances(history).values()))
 
 
-def _sites(experiment: Experiment, request: RunConfig) -> dict[str, GateSite]:
-    known = structure(experiment.model)
+def _sites(experiment: Experiment, config: RunConfig) -> dict[str, GateSite]:
+    bert = structure(experiment.model)
     sites: dict[str, GateSite] = {}
-    for kind in kinds_in(request.units.granularity):
-        sites |= gate_sites(known, kind)
+    for kind in kinds_in(config.units.granularity):
+        sites |= gate_sites(bert, kind)
     return sites
 
 
-def _steps(experiment: Experiment, request: RunConfig) -> int:
-    return request.training.steps_of(len(experiment.train), distributed.count())
+def _steps(experiment: Experiment, config: RunConfig) -> int:
+    return config.training.steps_of(len(experiment.train), distributed.count())

@@ -1,21 +1,20 @@
-"""Search for the fewest heads and MLPs that hold a metric, and the subnetworks such a ticket is judged by."""
+"""Search for the fewest heads and MLPs that hold a metric."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, RunConfig
-from sparsebert.lottery.method import LotteryMethod, Round, register
-from sparsebert.lottery.methods.from_ticket import GivenTicket
-from sparsebert.lottery.methods.heads_and_mlps import HeadsAndMlps
+from sparsebert.lottery.method import Round, register
 from sparsebert.lottery.methods.metric_search import MetricThresholdSearch
-from sparsebert.pruning.gates import gate_sites, gated
+from sparsebert.lottery.option_help import ACCUMULATE
+from sparsebert.pruning.gates import GateSite, gate_sites, gated
 from sparsebert.pruning.greedy_search import Scored, Search
 from sparsebert.pruning.head_mlp_masks import UnitMasks
 from sparsebert.pruning.methods.head_importance import gate_importance, normalised
@@ -25,84 +24,81 @@ from sparsebert.tickets.ticket import Ticket
 
 @register("importance-search")
 @dataclass(frozen=True)
-class ImportanceSearch(MetricThresholdSearch, HeadsAndMlps):
-    """Train the dense model, mask its least important heads and MLPs as long as its metric stays above
-    ``threshold`` times that of the whole, rewind and train what is left: the good structured subnetworks of
-    Prasanna et al. 2020, "When BERT Plays the Lottery, All Tickets Are Winning", section 3.
+class ImportanceSearch(MetricThresholdSearch):
+    """Search by importance: the good structured subnetworks of Prasanna et al. 2020, "When BERT Plays the
+    Lottery, All Tickets Are Winning", section 3.
 
-    It finds its sparsity itself; granularity is "head+mlp", and MLPs are removed whole. ``share`` of all
-    heads and one MLP go in a step (see :class:`sparsebert.pruning.greedy_search.Search`). Importance is summed
-    over the batches that the metric is taken on, see :class:`MetricThresholdSearch`. The published search never clears the
-    gradients of its masks (``accumulate``), and goes on with the scores of masks that it rejected
-    (``rescore=False``).
+    Trains the dense model, masks its least important heads and MLPs as long as the metric stays above
+    ``threshold`` times the dense metric, then rewinds and trains the rest. The search decides the sparsity;
+    granularity is "head+mlp", and MLPs are pruned whole. A step masks ``share_of_heads`` of all heads and one
+    MLP (see :class:`sparsebert.pruning.greedy_search.Search`). Importance is summed over the batches that the
+    metric is evaluated on (see :class:`MetricThresholdSearch`).
+
+    Attributes:
+        accumulate: Never clear the gradients of masks between batches, as in the published code.
+        share_of_heads: Share of all heads that a step masks.
+        rescore: Drop the scores of rejected masks. The published code continues with them.
     """
 
-    share_of_heads: float = 0.1
-    rescore: bool = True
+    accumulate: bool = field(default=False, metadata=ACCUMULATE)
+    share_of_heads: float = field(
+        default=0.1, metadata={"help": "share of the heads to mask in each search step"}
+    )
+    rescore: bool = field(default=True, metadata={"help": "recompute the scores after a rejected mask"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_share(self, "share_of_heads")
 
-    def found(self, experiment: Experiment, request: RunConfig, folder: Path, round_: Round) -> Ticket:
-        """The good subnetwork; ``search`` in its metadata holds heads, MLPs and metric of each step.
+    @property
+    def granularity(self) -> str:
+        return "head+mlp"
 
-        Raises ValueError as Search does.
+    def require_units(self, granularity: str, scope: str) -> None:
+        require_heads_and_mlps(self.name, granularity)
+
+    def find_ticket(self, experiment: Experiment, config: RunConfig, folder: Path, round_: Round) -> Ticket:
+        """Search for the smallest ticket that holds the metric.
+
+        ``search`` in the ticket's metadata holds the heads, MLPs and metric of each step. Raises ValueError
+        as :class:`~sparsebert.pruning.greedy_search.Search` does.
         """
-        judge, model, settings = self.judge(experiment, request), experiment.model, request.training
+        judge, model, settings = self.judge(experiment, config), experiment.model, config.training
         batches = experiment.first_batches(self.batches, settings.batch_size, settings.seed)
-        known = structure(model)
-        sites = gate_sites(known, "head") | gate_sites(known, "mlp")
+        sites = head_mlp_sites(model)
         kinds = {name: site.kind for name, site in sites.items()}
 
         def score(masks: UnitMasks) -> Scored:
-            rows = (*masks.heads.float(), *masks.mlps.float()[:, None])
-            gates = dict(zip(sites, rows, strict=True))
+            gates = _gates(masks, sites)
             with gated(model, sites, gates):
                 metric = judge()
-            found = gate_importance(model, sites, batches, gates=gates, accumulate=self.accumulate)
-            ready = list(normalised(found, kinds).values())
+            importance = gate_importance(model, sites, batches, gates=gates, accumulate=self.accumulate)
+            scores = list(normalised(importance, kinds).values())
             layers = len(masks.mlps)
-            return Scored(metric, torch.stack(ready[:layers]), torch.cat(ready[layers:]))
+            return Scored(metric, torch.stack(scores[:layers]), torch.cat(scores[layers:]))
 
         trace: list[dict[str, Any]] = []
 
-        def note(masks: UnitMasks, metric: float) -> None:
+        def record(masks: UnitMasks, metric: float) -> None:
             trace.append({"heads": int(masks.heads.sum()), "mlps": int(masks.mlps.sum()), "metric": metric})
 
         search = Search(self.threshold, self.share_of_heads, self.rescore)
-        good = search(UnitMasks.whole(model), score, note)
-        return good.ticket(model, {"method": self.name, "seed": settings.seed, "search": trace})
+        masks = search(UnitMasks.whole(model), score, record)
+        return masks.ticket(model, {"method": self.name, "seed": settings.seed, "search": trace})
 
 
-@register("bad-units")
-@dataclass(frozen=True)
-class BadUnits(GivenTicket):
-    """As many heads and MLPs as the ticket keeps, from those that it prunes: the bad subnetworks of
-    Prasanna et al. 2020, section 3."""
-
-    def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
-        return _judging(self, ticket, UnitMasks.of(ticket, model).bad(seed), model, seed)
+def head_mlp_sites(model: nn.Module) -> dict[str, GateSite]:
+    """Return the gate sites of all heads, then of all MLPs."""
+    bert = structure(model)
+    return gate_sites(bert, "head") | gate_sites(bert, "mlp")
 
 
-@register("random-units")
-@dataclass(frozen=True)
-class RandomUnits(GivenTicket):
-    """As many heads and MLPs as the ticket keeps, at random: the random subnetworks of Prasanna et al. 2020.
-
-    ``bernoulli``: each with that probability instead, as in their code, so that the number varies.
-    """
-
-    bernoulli: bool = False
-
-    def given(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
-        masks = UnitMasks.of(ticket, model).random(seed, self.bernoulli)
-        return _judging(self, ticket, masks, model, seed)
+def require_heads_and_mlps(method: str, granularity: str) -> None:
+    """Raise ValueError for a granularity other than "head+mlp"."""
+    if granularity != "head+mlp":
+        raise ValueError(f"method {method} prunes heads and MLPs: granularity head+mlp, got {granularity!r}")
 
 
-def _judging(method: LotteryMethod, good: Ticket, masks: UnitMasks, model: nn.Module, seed: int) -> Ticket:
-    step = {"operation": method.name, "seed": seed, "sparsity": good.sparsity}
-    history = [*good.metadata.get("history", []), step]
-    made = masks.ticket(model, {"method": method.name, "seed": seed, "history": history})
-    made.metadata["model"] = good.metadata.get("model", made.metadata["model"])
-    return made
+def _gates(masks: UnitMasks, sites: dict[str, GateSite]) -> dict[str, Tensor]:
+    rows = (*masks.heads.float(), *masks.mlps.float()[:, None])
+    return dict(zip(sites, rows, strict=True))

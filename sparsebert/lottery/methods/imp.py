@@ -1,34 +1,39 @@
-"""Iterative magnitude pruning, with any rewinding and without."""
+"""Iterative magnitude pruning, with rewinding (imp) and without (standard)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from sparsebert.lottery.method import Head, LotteryMethod, Rewind, Round, Source, register
+from sparsebert.lottery.option_help import HEAD, REWIND, SHARE, STEP
 from sparsebert.pruning import Share, levels
 
 
 @register("imp")
 @dataclass(frozen=True)
 class IterativeMagnitude(LotteryMethod):
-    """Train, prune the smallest weights, rewind, repeat: Chen et al. 2020, "The Lottery Ticket Hypothesis for
-    Pre-trained BERT Networks", algorithm 1; after Frankle and Carbin 2019.
+    """Iterative magnitude pruning (Chen et al. 2020, "The Lottery Ticket Hypothesis for Pre-trained BERT
+    Networks", algorithm 1; after Frankle and Carbin 2019): train, prune the smallest weights, rewind, repeat.
 
-    The first round trains the dense model, so a run to 70 % in tenths has 8 rounds. The defaults are those
-    of Chen et al.: a tenth of the original weights a round, back to the pre-trained weights, and a head that
-    goes on training, since their code rewinds the base model alone (``head="rewind"`` makes the rounds
-    comparable). Their learning-rate schedule spans 30 epochs of which a round trains 3
-    (``schedule_rounds=10``); the paper and the default here let it span one round.
+    The first round trains the dense model, so a run to 70 % in tenths has 8 rounds. The defaults are those of
+    Chen et al.: each round prunes a tenth of the original weights and rewinds to the pre-trained weights. The
+    head keeps training, because their code rewinds the base model alone; ``head="rewind"`` makes the rounds
+    comparable. Their learning-rate schedule spans 30 epochs, of which a round trains 3
+    (``schedule_rounds=10``); in the paper, and by default here, it spans one round.
 
-    With ``share="remaining", step=0.2, rewind="step"`` this is Frankle et al. 2020, "Linear Mode
-    Connectivity and the Lottery Ticket Hypothesis"; with ``rewind="learning-rate"`` Renda et al. 2020,
-    "Comparing Rewinding and Fine-tuning in Neural Network Pruning".
+    ``share="remaining", step=0.2, rewind="step"`` gives Frankle et al. 2020, "Linear Mode Connectivity and
+    the Lottery Ticket Hypothesis"; ``rewind="learning-rate"`` gives Renda et al. 2020, "Comparing Rewinding
+    and Fine-tuning in Neural Network Pruning".
+
+    Attributes:
+        step: Share of the weights that a round prunes.
+        share: Whether ``step`` counts original or remaining weights.
     """
 
-    head: Head = Head.KEEP
-    step: float = 0.1
-    share: Share = Share.ORIGINAL
+    head: Head = field(default=Head.KEEP, metadata=HEAD)
+    step: float = field(default=0.1, metadata=STEP)
+    share: Share = field(default=Share.ORIGINAL, metadata=SHARE)
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         path = levels(sparsity, self.step, self.share)
@@ -38,8 +43,10 @@ class IterativeMagnitude(LotteryMethod):
 @register("standard")
 @dataclass(frozen=True)
 class StandardPruning(IterativeMagnitude):
-    """Iterative magnitude pruning without rewinding: train, prune, train on (Han et al. 2015; "standard
-    pruning" in Chen et al. 2020). One learning-rate schedule spans all rounds, and the optimizer goes on.
+    """Iterative magnitude pruning without rewinding (Han et al. 2015; "standard pruning" in
+    Chen et al. 2020): train, prune, train on.
+
+    One learning-rate schedule spans all rounds, and the optimizer keeps its state.
     """
 
-    rewind: Rewind = Rewind.NONE
+    rewind: Rewind = field(default=Rewind.NONE, metadata=REWIND)

@@ -1,38 +1,48 @@
-"""What the methods have in common that prune for as long as a metric holds: Prasanna et al. 2020."""
+"""Searches that prune as long as a metric holds (Prasanna et al. 2020)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 
 from sparsebert.lottery.experiment import Experiment, RunConfig
-from sparsebert.lottery.method import NeedsBatches, Round, SearchingMethod, Source
+from sparsebert.lottery.method import Round, SearchingMethod, Source, require_at_least_one
+from sparsebert.lottery.option_help import BATCHES
 from sparsebert.pruning.sparsity_schedule import require_share
 
 
 class JudgedOn(StrEnum):
-    """The examples that a search takes its metric on."""
+    """The data on which a search evaluates its metric."""
 
     TRAIN = "train"
     VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
-class MetricThresholdSearch(SearchingMethod, NeedsBatches):
-    """Base of them: a dense round, then a search for the smallest ticket whose metric, before any training of
-    its own, is at least ``threshold`` times that of the dense model.
+class MetricThresholdSearch(SearchingMethod):
+    """Base class of the searches for the smallest ticket whose metric reaches a threshold.
 
-    The metric is taken on as many examples of the training data as ``batches`` batches hold, so that the
-    validation data stay unseen; the published searches look at those (``judged_on="validation"``).
+    A dense round comes first; then the search. The metric of a candidate is evaluated before any training of
+    its own.
+
+    Attributes:
+        batches: Size of the training data to search by, in batches.
+        threshold: Least metric of a ticket, as a share of the dense model's.
+        judged_on: Data of the metric. Training data keep the validation data unseen; the published searches
+            evaluate on validation data.
     """
 
-    threshold: float = 0.9
-    judged_on: JudgedOn = JudgedOn.TRAIN
+    batches: int = field(default=32, metadata=BATCHES)
+    threshold: float = field(default=0.9, metadata={"help": "share of the dense metric to retain"})
+    judged_on: JudgedOn = field(
+        default=JudgedOn.TRAIN, metadata={"help": "data to evaluate on: train, or validation as published"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_at_least_one(self, "batches")
         require_share(self, "threshold")
 
     @property
@@ -42,13 +52,15 @@ class MetricThresholdSearch(SearchingMethod, NeedsBatches):
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         return (Round(Source.DENSE), Round(Source.SEARCH))
 
-    def require(self, experiment: Experiment, request: RunConfig) -> None:
+    def require(self, experiment: Experiment, config: RunConfig) -> None:
         if experiment.judge is None:
-            raise ValueError(f"method {self.name} needs an experiment with a judge: a metric to search by")
+            raise ValueError(
+                f"method {self.name} needs an experiment with a judge, which evaluates the metric"
+            )
 
-    def judge(self, experiment: Experiment, request: RunConfig) -> Callable[[], float]:
-        """The metric of the experiment's model as it is when this is called."""
-        judge, model, settings = experiment.judge, experiment.model, request.training
+    def judge(self, experiment: Experiment, config: RunConfig) -> Callable[[], float]:
+        """Return a function that evaluates the metric of the experiment's model as it is when called."""
+        judge, model, settings = experiment.judge, experiment.model, config.training
         assert judge is not None
         examples = self.batches * settings.batch_size if self.judged_on is JudgedOn.TRAIN else None
         return lambda: judge(model, examples, settings.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from sparsebert.lottery.method import register
@@ -13,18 +13,23 @@ from sparsebert.training.task_sampling import proportions_of
 @register("multi-task")
 @dataclass(frozen=True)
 class MultiTask(IterativeMagnitude):
-    """Iterative magnitude pruning of an encoder that several tasks train together, each with a head of its
-    own: one mask for all of them.
+    """Iterative magnitude pruning of an encoder that several tasks train together, each with its own head:
+    one mask for all tasks.
 
-    Chen et al. 2020 tried it with masked language modelling and a downstream task, and found the tickets no
-    more universal than those of masked language modelling alone; their code has no script for it, so how the
-    tasks share a round is ours: batches in turn (:class:`sparsebert.training.task_sampling.TaskTurns`), by
-    ``proportions``: "equal", "size" (of the training data), or a number for each task, "2,1".
+    Chen et al. 2020 tried masked language modelling with a downstream task and found the tickets no more
+    universal than those of masked language modelling alone. Their code has no script for it, so the sharing
+    of a round is ours: batches of the tasks in turn (:class:`sparsebert.training.task_sampling.TaskSampler`).
+
+    Attributes:
+        proportions: Shares of the batches: "equal", "size" (of the training data), or a number for each task,
+            "2,1".
     """
 
-    joint: ClassVar[bool] = True
+    multi_task: ClassVar[bool] = True
 
-    proportions: str = "equal"
+    proportions: str = field(
+        default="equal", metadata={"help": "turns of the tasks: equal, by size, or one number per task: 2,1"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

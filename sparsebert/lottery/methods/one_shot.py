@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 
@@ -10,7 +10,7 @@ from sparsebert.lottery.method import LotteryMethod, Round, Source, register
 
 
 class Of(StrEnum):
-    """Whose magnitudes decide: the weights the run begins with, or those after a round of dense training."""
+    """The weights whose magnitudes decide: the initial ones, or those after a round of dense training."""
 
     PRETRAINED = "pretrained"
     TRAINED = "trained"
@@ -19,13 +19,19 @@ class Of(StrEnum):
 @register("one-shot")
 @dataclass(frozen=True)
 class OneShot(LotteryMethod):
-    """Prune once to the full sparsity, then train.
+    """One-shot magnitude pruning: prune once to the full sparsity, then train.
 
-    The pre-trained weights decide by default, as in ``oneshot.py`` of Chen et al. 2020 (section 5); with
+    By default the pre-trained weights decide, as in ``oneshot.py`` of Chen et al. 2020 (section 5). With
     ``of="trained"`` a dense round comes first, as in Frankle and Carbin 2019, appendix B.
     """
 
-    of: Of = Of.PRETRAINED
+    of: Of = field(
+        default=Of.PRETRAINED,
+        metadata={
+            "help": "weights whose magnitudes decide: pretrained or trained",
+            "flag": "--magnitudes-of",
+        },
+    )
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         if self.of is Of.PRETRAINED:

@@ -1,4 +1,4 @@
-"""Random pruning: what every other method must beat."""
+"""Random pruning, the baseline of every other method."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from sparsebert.pruning import Random
 @register("random")
 @dataclass(frozen=True)
 class RandomPruning(LotteryMethod):
-    """Prune uniformly at random over all matrices, then train the pre-trained weights that are left:
-    f(x; m_R * theta_0) in table 2 of Chen et al. 2020."""
+    """Random pruning: f(x; m_R * theta_0) in table 2 of Chen et al. 2020.
+
+    Prunes uniformly at random over all matrices, then trains the remaining pre-trained weights.
+    """
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         return (Round(Source.START, sparsity, Random()),)

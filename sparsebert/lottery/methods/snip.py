@@ -1,11 +1,12 @@
-"""SNIP before any training, alone or followed by iterative magnitude pruning."""
+"""SNIP before any training, alone (snip) or followed by iterative magnitude pruning (snip-imp)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from sparsebert.lottery.method import NeedsBatches, Round, Source, register
+from sparsebert.lottery.option_help import BATCHES, SHARE, STEP
 from sparsebert.pruning import Share, Snip, levels
 from sparsebert.pruning.sparsity_schedule import exact, require_share
 
@@ -13,13 +14,15 @@ from sparsebert.pruning.sparsity_schedule import exact, require_share
 @register("snip")
 @dataclass(frozen=True)
 class SnipOnce(NeedsBatches):
-    """Prune the pre-trained weights once by connection sensitivity, then train: Lee et al. 2019, algorithm 1.
+    """SNIP (Lee et al. 2019, algorithm 1): prune the pre-trained weights once by connection sensitivity, then
+    train.
 
-    ``batches``: how many training batches the gradients are summed over; the paper takes one, but a fresh
-    head on a pre-trained model makes single batches noisy.
+    Attributes:
+        batches: Training batches whose gradients are summed. The paper takes one, but the fresh head of a
+            pre-trained model makes single batches noisy.
     """
 
-    batches: int = 8
+    batches: int = field(default=8, metadata=BATCHES)
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         return (Round(Source.START, sparsity, Snip()),)
@@ -28,18 +31,26 @@ class SnipOnce(NeedsBatches):
 @register("snip-imp")
 @dataclass(frozen=True)
 class SnipThenMagnitude(SnipOnce):
-    """SNIP to a first sparsity, then short rounds of iterative magnitude pruning to the full one.
+    """SNIP to a first sparsity, then rounds of iterative magnitude pruning to the full one.
 
-    No paper defines the combination; a first mask of 50 % and rounds of 10 % of the original weights are the
-    usual suggestion. ``first``: SNIP's share, less if the full sparsity is.
+    No paper defines the combination. A first mask of 50 % and rounds of 10 % of the original weights are the
+    usual suggestion.
+
+    Attributes:
+        first: Sparsity of the first mask, at most that of the run.
+        step: Share of the weights that a later round prunes.
+        share: Whether ``step`` counts original or remaining weights.
     """
 
-    first: float = 0.5
-    step: float = 0.1
-    share: Share = Share.ORIGINAL
+    first: float = field(
+        default=0.5,
+        metadata={"help": "sparsity that SNIP prunes to before the first round", "flag": "--first-sparsity"},
+    )
+    step: float = field(default=0.1, metadata=STEP)
+    share: Share = field(default=Share.ORIGINAL, metadata=SHARE)
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
-        begin = min(exact("first", self.first), sparsity)
+        first = min(exact("first", self.first), sparsity)
         require_share(self, "first")
-        rest = levels(sparsity, self.step, self.share, start=begin)
-        return (Round(Source.START, begin, Snip()), *(Round(Source.TRAINED, level) for level in rest))
+        rest = levels(sparsity, self.step, self.share, start=first)
+        return (Round(Source.START, first, Snip()), *(Round(Source.TRAINED, level) for level in rest))

@@ -1,4 +1,4 @@
-"""Super tickets: one-shot tickets along a grid of sparsities, each trained; the best one is chosen."""
+"""Super tickets: one-shot tickets along a grid of sparsities, each trained; the best one is kept."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparsebert.atomic import replacing
-from sparsebert.bert import structure
 from sparsebert.lottery.experiment import Experiment, RunConfig
-from sparsebert.lottery.method import Round, Source, register
-from sparsebert.lottery.methods.heads_and_mlps import HeadsAndMlps
+from sparsebert.lottery.method import Round, SearchingMethod, Source, register, require_at_least_one
+from sparsebert.lottery.methods.head_mlp_search import head_mlp_sites, require_heads_and_mlps
+from sparsebert.lottery.option_help import ACCUMULATE, BATCHES, STEP
 from sparsebert.pruning import HeadImportance, Share, levels
-from sparsebert.pruning.gates import gate_sites
 from sparsebert.pruning.methods.head_importance import gate_importance
 from sparsebert.pruning.prune import prune
 from sparsebert.pruning.registry import ScoringContext
@@ -26,52 +25,70 @@ from sparsebert.tickets.ticket import Ticket
 
 @register("super-tickets")
 @dataclass(frozen=True)
-class SuperTickets(HeadsAndMlps):
-    """Train the dense model, score its heads and MLPs once, and for each sparsity of a grid rewind and train
-    the most important ones; the run's ticket is the one that does best on the validation data: Liang et al.
-    2021, "Super Tickets in Pre-Trained Language Models: From Model Compression to Improving Generalization".
+class SuperTickets(SearchingMethod):
+    """Super tickets (Liang et al. 2021, "Super Tickets in Pre-Trained Language Models: From Model Compression
+    to Improving Generalization").
 
-    The grid goes in steps of ``step`` up to the asked sparsity; granularity is "head+mlp", of both the same
-    share goes, and the best head of each layer goes last. Scores are those of
-    :class:`sparsebert.pruning.HeadImportance`, each token by itself, on ``batches`` batches of the training
-    data; the published code takes all of them, and never clears the gradients of its masks (``accumulate``).
-    What is chosen by the validation data looks better there than it is: judge it by other data.
+    Trains the dense model and scores its heads and MLPs once. For each sparsity of a grid it rewinds and
+    trains the most important ones; the ticket with the best validation metric becomes the run's. Validation
+    data flatter the ticket that they select: report results on other data.
+
+    Granularity is "head+mlp"; the same share of both is pruned, the best head of each layer last. Scores are
+    those of :class:`sparsebert.pruning.HeadImportance`, token by token.
+
+    Attributes:
+        batches: Batches of training data to score on; the published code takes all.
+        accumulate: Never clear the gradients of masks between batches, as in the published code.
+        step: Step of the grid, up to the sparsity of the run.
     """
 
-    step: float = 0.05
+    batches: int = field(default=32, metadata=BATCHES)
+    accumulate: bool = field(default=False, metadata=ACCUMULATE)
+    step: float = field(default=0.05, metadata=STEP)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least_one(self, "batches")
+
+    @property
+    def granularity(self) -> str:
+        return "head+mlp"
 
     @property
     def scope(self) -> str:
         return "type"
 
+    def require_units(self, granularity: str, scope: str) -> None:
+        require_heads_and_mlps(self.name, granularity)
+
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         grid = levels(sparsity, self.step, Share.ORIGINAL)
         return (Round(Source.DENSE), *(Round(Source.SEARCH, level) for level in grid))
 
-    def found(self, experiment: Experiment, request: RunConfig, folder: Path, round_: Round) -> Ticket:
-        """The ticket of one sparsity; the dense model's scores are in ``round-00/importance.safetensors``."""
-        model, settings = experiment.model, request.training
+    def find_ticket(self, experiment: Experiment, config: RunConfig, folder: Path, round_: Round) -> Ticket:
+        """Return the ticket of one sparsity. ``round-00/importance.safetensors`` holds the scores."""
+        model, settings = experiment.model, config.training
         path = folder.parent / "round-00" / "importance.safetensors"
         if not path.exists():
-            known = structure(model)
-            sites = gate_sites(known, "head") | gate_sites(known, "mlp")
             batches = experiment.first_batches(self.batches, settings.batch_size, settings.seed)
-            scores = gate_importance(model, sites, batches, accumulate=self.accumulate, per_token=True)
+            scores = gate_importance(
+                model, head_mlp_sites(model), batches, accumulate=self.accumulate, per_token=True
+            )
             with replacing(path) as unfinished:
                 save_file(scores, unfinished)
         options = {"accumulate": self.accumulate, "per_token": True, "keep_a_head": True}
-        method = _Stored(**options, stored=load_file(path))
-        return prune(model, method, sparsity=round_.sparsity, seed=settings.seed, **asdict(request.units))
+        method = _StoredImportance(**options, stored=load_file(path))
+        return prune(model, method, sparsity=round_.sparsity, seed=settings.seed, **asdict(config.units))
 
-    def best(self, rows: Sequence[Mapping[str, Any]], metric: str | None) -> int:
-        """The round with the highest metric among the sparse ones, of equal ones the sparsest."""
+    def best_round(self, rows: Sequence[Mapping[str, Any]], metric: str | None) -> int:
+        """Return the sparse round with the highest metric, of equal ones the sparsest."""
         candidates = range(min(1, len(rows) - 1), len(rows))
         return max(candidates, key=lambda number: (_value(rows[number]["metrics"], metric), number))
 
 
 @dataclass(frozen=True)
-class _Stored(HeadImportance):
-    """By importance that was found before."""
+class _StoredImportance(HeadImportance):
+    """Head importance that was computed before."""
 
     stored: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 

@@ -2,7 +2,7 @@
 #define SB_ISA avx512
 #include "native.h"
 #include "simd_avx512.h"
-// The headers below build on the vectors above.
+// The headers below need the vectors above.
 #include "linear_kernels.h"
 #include "gradient.h"
 
@@ -15,7 +15,7 @@ namespace SB_ISA {
 extern const sb::Kernels kernels;
 const sb::Kernels kernels = {
     [](const sb::LinearCall& call) {
-      // Up to eight tokens, half as wide vectors do the same work in half as many cycles.
+      // Up to eight tokens, vectors of half the width do the same work in half the cycles.
       if (call.tokens <= 8) avx2::kernels.linear(call);
       else call.x_dtype == SB_F32 ? linear_from<float>(call) : linear_from<uint16_t>(call);
     },

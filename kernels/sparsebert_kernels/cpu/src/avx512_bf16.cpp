@@ -1,8 +1,8 @@
-// AVX-512 with bf16 dot products: bf16 activations times bf16 weights. All else is avx512.cpp's.
+// AVX-512 with bf16 dot products: bf16 activations times bf16 weights. avx512.cpp serves everything else.
 #define SB_ISA avx512_bf16
 #include "native.h"
 #include "simd_avx512.h"
-// The headers below build on the vectors above.
+// The headers below need the vectors above.
 #include "dot_bf16.h"
 
 namespace avx512 {

@@ -1,4 +1,4 @@
-// One bfloat16 at a time, for the ends that do not fill a vector.
+// Scalar bfloat16 conversions, for remainders that do not fill a vector.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -1,4 +1,4 @@
-// The exported functions: they choose an instruction set once and pass calls on to its kernels.
+// The exported functions: they select an instruction set once and pass calls to its kernels.
 #include <cstring>
 
 #include "native.h"
@@ -65,7 +65,6 @@ const InstructionSet kInstructionSets[] = {
 #endif
 };
 constexpr int kCount = sizeof(kInstructionSets) / sizeof(kInstructionSets[0]);
-constexpr int kMaxWeights = 8;
 
 const InstructionSet* best() {
   for (const InstructionSet& set : kInstructionSets)
@@ -73,7 +72,7 @@ const InstructionSet* best() {
   return nullptr;
 }
 
-const InstructionSet* chosen = best();
+const InstructionSet* active = best();
 
 }  // namespace
 
@@ -90,31 +89,32 @@ int __cxa_thread_atexit(void (*destroy)(void*), void* object, void* library) noe
 
 #define SB_API extern "C" __attribute__((visibility("default")))
 
-// Version of this interface; the Python side refuses another one.
+// Version of this interface; the Python side rejects any other.
 SB_API int sb_abi_version() { return 3; }
 
-// Name of the i-th instruction set that this machine can run, best first; null past the last.
+// Name of the i-th instruction set that this machine supports, best first; null past the last.
 SB_API const char* sb_instruction_set(int i) {
   for (const InstructionSet& set : kInstructionSets)
     if (set.supported() && i-- == 0) return set.name;
   return nullptr;
 }
 
-SB_API const char* sb_chosen() { return chosen->name; }
+// Name of the instruction set in use.
+SB_API const char* sb_chosen() { return active->name; }
 
-// Uses the instruction set of that name from now on; 0 on success, 1 if this machine or build has none such.
+// Switches to the instruction set of this name; 0 on success, 1 where this machine or build lacks it.
 SB_API int sb_choose(const char* name) {
   for (int i = 0; i < kCount; i++)
     if (strcmp(kInstructionSets[i].name, name) == 0 && kInstructionSets[i].supported()) {
-      chosen = &kInstructionSets[i];
+      active = &kInstructionSets[i];
       return 0;
     }
   return 1;
 }
 
-// 0 on success, 1 for a call that no kernel serves.
+// y = activation(x @ W.T + bias) for the weights of `call`; 0 on success, 1 where no kernel supports the call.
 SB_API int sb_linear(const sb_call* call) {
-  if (call->count < 1 || call->count > kMaxWeights || call->threads < 1) return 1;
+  if (call->count < 1 || call->count > sb::MAX_WEIGHTS || call->threads < 1) return 1;
   const auto* weights = reinterpret_cast<const sb_weight*>(call + 1);
   for (int i = 0; i < call->count; i++) {
     const sb_weight &w = weights[i], &first = weights[0];
@@ -122,14 +122,14 @@ SB_API int sb_linear(const sb_call* call) {
         w.block_columns != first.block_columns || w.vector_rows != first.vector_rows)
       return 1;
   }
-  if (call->tokens > 0) chosen->kernels->linear({*call, weights});
+  if (call->tokens > 0) active->kernels->linear({*call, weights});
   return 0;
 }
 
-// dvalues (fp32, zeroed by the caller, in the layout of the values) += sum over tokens of dy * x.
+// dvalues (fp32, zeroed by the caller, in the layout of the values) += the sum over tokens of dy * x.
 SB_API int sb_values_gradient(const sb_weight* weight, const void* dy, const void* x, int32_t x_dtype,
                               int64_t tokens, float* dvalues, int threads) {
   if (threads < 1) return 1;
-  chosen->kernels->values_gradient({weight, dy, x, x_dtype, tokens, dvalues, threads});
+  active->kernels->values_gradient({weight, dy, x, x_dtype, tokens, dvalues, threads});
   return 0;
 }

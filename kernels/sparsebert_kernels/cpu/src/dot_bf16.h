@@ -1,8 +1,8 @@
-// bf16 panels and the two-element dot product of AVX-512-BF16.
+// bf16 token panels and the two-element dot product of AVX-512-BF16.
 //
-// A pair of kept weights meets two columns: their tokens are interleaved by an unpack and go into one dot
-// product. Unpacking works inside 128-bit lanes, so each group of 32 tokens is stored in the order that makes
-// the two unpacked halves tokens 0..15 and 16..31.
+// A pair of kept weights needs the tokens of two columns: an unpack interleaves them for one dot product. Unpacking
+// works inside 128-bit lanes, so each group of 32 tokens is stored in the order that makes the two unpacked halves
+// tokens 0..15 and 16..31.
 #pragma once
 #include "tiled_linear.h"
 #include "element.h"
@@ -31,19 +31,19 @@ SB_INLINE void interleave(const char* a, const char* b, __m512bh (&pairs)[T]) {
 
 template <int T, int ROWS, int COLUMNS, int J = 0>
 SB_INLINE void multiply_pairs(Simd::F (&sums)[ROWS][T], const Simd::Pairs (&weights)[ROWS],
-                              const uint64_t (&columns)[ROWS], const char* panel) {
+                              const uint64_t (&columns)[ROWS], const char* token_panel) {
   if constexpr (J < COLUMNS) {
     constexpr int SHIFT = log2_of(T * LANES * 2);
 #pragma GCC unroll 4
     for (int row = 0; row < ROWS; row++) {
       const __m512bh weight = as_bf16(Simd::broadcast_pair<J / 2>(weights[row]));
       __m512bh pairs[T];
-      interleave<T>(panel + column_offset<SHIFT, J>(columns[row]), panel + column_offset<SHIFT, J + 1>(columns[row]),
-                    pairs);
+      interleave<T>(token_panel + column_offset<SHIFT, J>(columns[row]),
+                    token_panel + column_offset<SHIFT, J + 1>(columns[row]), pairs);
 #pragma GCC unroll 4
       for (int t = 0; t < T; t++) sums[row][t] = _mm512_dpbf16_ps(sums[row][t], pairs[t], weight);
     }
-    multiply_pairs<T, ROWS, COLUMNS, J + 2>(sums, weights, columns, panel);
+    multiply_pairs<T, ROWS, COLUMNS, J + 2>(sums, weights, columns, token_panel);
   }
 }
 
@@ -53,16 +53,16 @@ struct DotWeights {
   static SB_INLINE Simd::Pairs load(const uint16_t* values) { return Simd::pairs(values); }
   template <int T, int ROWS, int COLUMNS>
   static SB_INLINE void multiply(Simd::F (&sums)[ROWS][T], const Simd::Pairs (&weights)[ROWS],
-                                 const uint64_t (&columns)[ROWS], const char* panel) {
-    multiply_pairs<T, ROWS, COLUMNS>(sums, weights, columns, panel);
+                                 const uint64_t (&columns)[ROWS], const char* token_panel) {
+    multiply_pairs<T, ROWS, COLUMNS>(sums, weights, columns, token_panel);
   }
 };
 
-// Where token `token` of a group of 32 is stored.
+// Position of token `token` in the stored order of its group of 32.
 constexpr int interleaved_position(int token) { return token % 16 / 4 * 8 + token / 16 * 4 + token % 4; }
 
-// A square of 32 tokens x 8 columns, both bf16, in the stored order.
-SB_INLINE void transpose_in_32x8(const uint16_t* const* rows, uint16_t* panel, int64_t width) {
+// Transposes 32 tokens x 8 columns of bf16 into the stored order.
+SB_INLINE void transpose_in_32x8(const uint16_t* const* rows, uint16_t* token_panel, int64_t width) {
   __m512i quad[8];
 #pragma GCC unroll 8
   for (int e = 0; e < 8; e++) {
@@ -90,14 +90,15 @@ SB_INLINE void transpose_in_32x8(const uint16_t* const* rows, uint16_t* panel, i
   }
 #pragma GCC unroll 4
   for (int q = 0; q < 4; q++) {
-    _mm512_store_si512(panel + 2 * q * width, _mm512_unpacklo_epi64(fours[q], fours[4 + q]));
-    _mm512_store_si512(panel + (2 * q + 1) * width, _mm512_unpackhi_epi64(fours[q], fours[4 + q]));
+    _mm512_store_si512(token_panel + 2 * q * width, _mm512_unpacklo_epi64(fours[q], fours[4 + q]));
+    _mm512_store_si512(token_panel + (2 * q + 1) * width, _mm512_unpackhi_epi64(fours[q], fours[4 + q]));
   }
 }
 
-// panel[k - begin][stored order of tokens] = x[token][k]; tokens past `tokens` are zero.
+// token_panel[k - begin][stored order of tokens] = x[token][k]; tokens past `tokens` are zero.
 template <int T>
-void dot_panel_in(const uint16_t* x, int64_t stride, int64_t tokens, int64_t begin, int64_t end, uint16_t* panel) {
+void load_paired_token_panel(const uint16_t* x, int64_t stride, int64_t tokens, int64_t begin, int64_t end,
+                             uint16_t* token_panel) {
   constexpr int WIDTH = T * LANES, GROUP = T == 1 ? 16 : 32;
   alignas(64) static const uint16_t zeros[8] = {};
   for (int group = 0; group < WIDTH; group += GROUP) {
@@ -106,44 +107,45 @@ void dot_panel_in(const uint16_t* x, int64_t stride, int64_t tokens, int64_t beg
     if constexpr (GROUP == 32)
       for (; k + 8 <= end; k += 8) {
         for (int j = 0; j < GROUP; j++) rows[j] = group + j < tokens ? x + (group + j) * stride + k : zeros;
-        transpose_in_32x8(rows, panel + (k - begin) * WIDTH + group, WIDTH);
+        transpose_in_32x8(rows, token_panel + (k - begin) * WIDTH + group, WIDTH);
       }
     for (; k < end; k++)
       for (int j = 0; j < GROUP; j++) {
         const int position = GROUP == 32 ? interleaved_position(j) : j;
-        panel[(k - begin) * WIDTH + group + position] = group + j < tokens ? x[(group + j) * stride + k] : 0;
+        token_panel[(k - begin) * WIDTH + group + position] = group + j < tokens ? x[(group + j) * stride + k] : 0;
       }
   }
 }
 
-struct DotPanelIn {
-  typedef uint16_t Panel;
+struct PairedTokenPanel {
+  typedef uint16_t PanelValue;
   template <int T>
-  static void in(const uint16_t* x, int64_t stride, int64_t tokens, int64_t begin, int64_t end, uint16_t* panel) {
-    dot_panel_in<T>(x, stride, tokens, begin, end, panel);
+  static void load(const uint16_t* x, int64_t stride, int64_t tokens, int64_t begin, int64_t end,
+                   uint16_t* token_panel) {
+    load_paired_token_panel<T>(x, stride, tokens, begin, end, token_panel);
   }
 };
 
-struct ElementDot : DotPanelIn {
-  static constexpr int MAX_VECTORS = 4;  // 64 tokens: 128 bytes a column, as in the fp32 family
+struct ElementDot : PairedTokenPanel {
+  static constexpr int MAX_VECTORS = 4;  // 64 tokens: 128 bytes per column, as in the fp32 family
   template <int T, bool FIRST>
-  static void block(const sb_weight& w, int64_t block, int64_t, const uint16_t* panel, float* out,
+  static void block(const sb_weight& w, int64_t block, int64_t, const uint16_t* token_panel, float* out,
                     const float* bias) {
-    element_block<DotWeights, T, FIRST>(w, block, panel, out, bias);
+    element_block<DotWeights, T, FIRST>(w, block, token_panel, out, bias);
   }
 };
 
-// Pairs of V x 1 vectors: two columns a step.
+// Pairs of V x 1 vectors: two columns per step.
 struct DotVectors {
   typedef uint16_t Value;
-  typedef uint16_t Panel;
+  typedef uint16_t PanelValue;
   static constexpr int UNIT = 2;
   template <int V, int T>
   static SB_INLINE void multiply(Simd::F (&sums)[V][T], const uint16_t* values, const uint16_t* columns,
-                                 const uint16_t* panel) {
+                                 const uint16_t* token_panel) {
     __m512bh pairs[T];
-    interleave<T>(reinterpret_cast<const char*>(panel + int64_t{columns[0]} * (T * LANES)),
-                  reinterpret_cast<const char*>(panel + int64_t{columns[1]} * (T * LANES)), pairs);
+    interleave<T>(reinterpret_cast<const char*>(token_panel + int64_t{columns[0]} * (T * LANES)),
+                  reinterpret_cast<const char*>(token_panel + int64_t{columns[1]} * (T * LANES)), pairs);
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) {
       int32_t pair;
@@ -156,12 +158,12 @@ struct DotVectors {
 };
 
 template <int V>
-struct VectorDot : DotPanelIn {
+struct VectorDot : PairedTokenPanel {
   static constexpr int MAX_VECTORS = 16 / V > 4 ? 4 : 16 / V;
   template <int T, bool FIRST>
-  static void block(const sb_weight& w, int64_t block, int64_t features, const uint16_t* panel, float* out,
+  static void block(const sb_weight& w, int64_t block, int64_t features, const uint16_t* token_panel, float* out,
                     const float* bias) {
-    vector_block<DotVectors, V, T, FIRST>(w, block, divide_up(features, V), panel, out, bias);
+    vector_block<DotVectors, V, T, FIRST>(w, block, divide_up(features, V), token_panel, out, bias);
   }
 };
 

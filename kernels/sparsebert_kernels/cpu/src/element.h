@@ -1,9 +1,9 @@
-// Element-sparse times panel.
+// Element-sparse weights times a token panel.
 //
-// Inside a (row block, column block) rows stand in groups of equal length, so a group runs with one trip count
-// and its remainder is a template parameter: no tail loops, no branches that depend on the row. A row's sums
-// stay in registers; each kept weight costs one broadcast and one multiply-add a vector of tokens, with the
-// activation as memory operand. Column indices come eight at a time in one 64-bit load.
+// Inside a (row block, column block) the rows are sorted into groups of equal length. A group runs with one trip
+// count and its remainder is a template parameter: no tail loops, no branches that depend on the row. A row's sums
+// stay in registers; each kept weight costs one broadcast, and one multiply-add per vector of tokens with the
+// activation as memory operand. One 64-bit load reads eight column indices.
 #pragma once
 #include "token_panel.h"
 
@@ -11,7 +11,7 @@ namespace SB_ISA {
 
 constexpr int log2_of(int value) { return value <= 1 ? 0 : 1 + log2_of(value / 2); }
 
-// Byte J of `columns` times 2^SHIFT, the byte offset of that column in a panel: one shift, one mask.
+// Byte J of `columns` times 2^SHIFT, the byte offset of that column in a token panel: one shift, one mask.
 template <int SHIFT, int J>
 SB_INLINE uint64_t column_offset(uint64_t columns) {
   constexpr uint64_t mask = uint64_t{0xff} << SHIFT;
@@ -19,54 +19,55 @@ SB_INLINE uint64_t column_offset(uint64_t columns) {
   else return (columns << (SHIFT - 8 * J)) & mask;
 }
 
-// sums[row] += weight J * panel[column J] for J in [0, COLUMNS), over an fp32 panel.
+// sums[row] += weight J * token_panel[column J] for J in [0, COLUMNS), over an fp32 token panel.
 template <int T, int ROWS, int COLUMNS, int J = 0, class Weights>
 SB_INLINE void multiply(Simd::F (&sums)[ROWS][T], const Weights (&weights)[ROWS],
-                        const uint64_t (&columns)[ROWS], const char* panel) {
+                        const uint64_t (&columns)[ROWS], const char* token_panel) {
   if constexpr (J < COLUMNS) {
     constexpr int VECTOR_BYTES = LANES * 4;
 #pragma GCC unroll 4
     for (int row = 0; row < ROWS; row++) {
       const Simd::F weight = Simd::template broadcast<J>(weights[row]);
-      const char* x = panel + column_offset<log2_of(T * VECTOR_BYTES), J>(columns[row]);
+      const char* x = token_panel + column_offset<log2_of(T * VECTOR_BYTES), J>(columns[row]);
 #pragma GCC unroll 8
       for (int t = 0; t < T; t++)
         sums[row][t] += weight * Simd::load(reinterpret_cast<const float*>(x + t * VECTOR_BYTES));
     }
-    multiply<T, ROWS, COLUMNS, J + 1>(sums, weights, columns, panel);
+    multiply<T, ROWS, COLUMNS, J + 1>(sums, weights, columns, token_panel);
   }
 }
 
-// How kept weights meet a panel. UNIT: weights a unit of storage; load: the next eight (or fewer) weights.
+// Multiplies kept weights with a token panel. UNIT: weights per unit of storage; load: the next eight weights at
+// most.
 struct Fp32Weights {
   typedef float Value;
-  typedef float Panel;
+  typedef float PanelValue;
   static constexpr int UNIT = 1;
   static SB_INLINE Simd::Weights load(const float* values) { return Simd::weights(values); }
   template <int T, int ROWS, int COLUMNS>
   static SB_INLINE void multiply(Simd::F (&sums)[ROWS][T], const Simd::Weights (&weights)[ROWS],
-                                 const uint64_t (&columns)[ROWS], const char* panel) {
-    SB_ISA::multiply<T, ROWS, COLUMNS>(sums, weights, columns, panel);
+                                 const uint64_t (&columns)[ROWS], const char* token_panel) {
+    SB_ISA::multiply<T, ROWS, COLUMNS>(sums, weights, columns, token_panel);
   }
 };
 
-// bf16 pairs, widened on use.
+// bf16 pairs, widened to fp32 on use.
 struct WidenedWeights {
   typedef uint16_t Value;
-  typedef float Panel;
+  typedef float PanelValue;
   static constexpr int UNIT = 2;
   static SB_INLINE Simd::Pairs load(const uint16_t* values) { return Simd::pairs(values); }
   template <int T, int ROWS, int COLUMNS>
   static SB_INLINE void multiply(Simd::F (&sums)[ROWS][T], const Simd::Pairs (&weights)[ROWS],
-                                 const uint64_t (&columns)[ROWS], const char* panel) {
-    SB_ISA::multiply<T, ROWS, COLUMNS>(sums, weights, columns, panel);
+                                 const uint64_t (&columns)[ROWS], const char* token_panel) {
+    SB_ISA::multiply<T, ROWS, COLUMNS>(sums, weights, columns, token_panel);
   }
 };
 
-// The next COLUMNS (at most eight) kept weights of ROWS rows that lie `length` apart.
+// Multiplies the next COLUMNS (at most eight) kept weights of ROWS rows, which are stored `length` apart.
 template <class Policy, int T, int ROWS, int COLUMNS>
 SB_INLINE void chunk(Simd::F (&sums)[ROWS][T], const typename Policy::Value* values, const uint8_t* columns,
-                     int64_t length, const char* panel) {
+                     int64_t length, const char* token_panel) {
   if constexpr (COLUMNS > 0) {
     decltype(Policy::load(values)) weights[ROWS];
     uint64_t packed[ROWS];
@@ -75,14 +76,14 @@ SB_INLINE void chunk(Simd::F (&sums)[ROWS][T], const typename Policy::Value* val
       weights[row] = Policy::load(values + row * length);
       memcpy(&packed[row], columns + row * length, 8);
     }
-    Policy::template multiply<T, ROWS, COLUMNS>(sums, weights, packed, panel);
+    Policy::template multiply<T, ROWS, COLUMNS>(sums, weights, packed, token_panel);
   }
 }
 
-// ROWS rows of `length` weights each: out[row] = (FIRST ? bias : out)[row] + sum of weight * panel[column].
+// out[row] = (FIRST ? bias : out)[row] + sum of weight * token_panel[column], for ROWS rows of `length` weights.
 template <class Policy, int T, int ROWS, int REMAINDER, bool FIRST>
 SB_INLINE void sum_rows(const typename Policy::Value* values, const uint8_t* columns, int64_t length,
-                        const uint16_t* rows, const char* panel, float* out, const float* bias) {
+                        const uint16_t* rows, const char* token_panel, float* out, const float* bias) {
   Simd::F sums[ROWS][T];
 #pragma GCC unroll 4
   for (int row = 0; row < ROWS; row++)
@@ -91,37 +92,37 @@ SB_INLINE void sum_rows(const typename Policy::Value* values, const uint8_t* col
       sums[row][t] = FIRST ? Simd::set1(bias[rows[row]]) : Simd::load(out + (rows[row] * T + t) * LANES);
   int64_t done = 0;
   for (; done + 8 <= length; done += 8)
-    chunk<Policy, T, ROWS, 8>(sums, values + done, columns + done, length, panel);
-  chunk<Policy, T, ROWS, REMAINDER>(sums, values + done, columns + done, length, panel);
+    chunk<Policy, T, ROWS, 8>(sums, values + done, columns + done, length, token_panel);
+  chunk<Policy, T, ROWS, REMAINDER>(sums, values + done, columns + done, length, token_panel);
 #pragma GCC unroll 4
   for (int row = 0; row < ROWS; row++)
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) Simd::store(out + (rows[row] * T + t) * LANES, sums[row][t]);
 }
 
-// A function of its own, so that each remainder gets registers of its own.
+// Not inlined, so that registers are allocated separately for each remainder.
 template <class Policy, int T, int REMAINDER, bool FIRST>
 __attribute__((noinline)) void sum_group(const typename Policy::Value* values, const uint8_t* columns,
-                                         int64_t length, const uint16_t* rows, int count, const char* panel,
+                                         int64_t length, const uint16_t* rows, int count, const char* token_panel,
                                          float* out, const float* bias) {
-  // Two rows at a time where the registers allow: the chains of additions are what there is to overlap.
+  // Two rows at a time where the registers suffice, to overlap their chains of additions.
   constexpr int ROWS = 2 * T <= 8 ? 2 : 1;
   int row = 0;
   for (; row + ROWS <= count; row += ROWS, values += ROWS * length, columns += ROWS * length)
-    sum_rows<Policy, T, ROWS, REMAINDER, FIRST>(values, columns, length, rows + row, panel, out, bias);
+    sum_rows<Policy, T, ROWS, REMAINDER, FIRST>(values, columns, length, rows + row, token_panel, out, bias);
   for (; row < count; row++, values += length, columns += length)
-    sum_rows<Policy, T, 1, REMAINDER, FIRST>(values, columns, length, rows + row, panel, out, bias);
+    sum_rows<Policy, T, 1, REMAINDER, FIRST>(values, columns, length, rows + row, token_panel, out, bias);
 }
 
-// One (row block, column block): `panel`, `out` and `bias` begin at the block. The first column block of a row
-// block starts its sums from the bias, the others go on from what `out` holds.
+// One (row block, column block): `token_panel`, `out` and `bias` begin at the block. The first column block of a row
+// block starts its sums from the bias, the others continue from `out`.
 template <class Policy, int T, bool FIRST>
-void element_block(const sb_weight& w, int64_t block, const void* panel_begin, float* out, const float* bias) {
+void element_block(const sb_weight& w, int64_t block, const void* token_panel_begin, float* out, const float* bias) {
   const int64_t* bounds = w.blocks + 3 * block;
   const uint16_t* rows = w.rows + bounds[1];
   const auto* values = static_cast<const typename Policy::Value*>(w.values) + bounds[2];
   const uint8_t* columns = static_cast<const uint8_t*>(w.columns) + bounds[2];
-  const char* panel = static_cast<const char*>(panel_begin);
+  const char* token_panel = static_cast<const char*>(token_panel_begin);
   for (int64_t group = bounds[0]; group < bounds[3]; group++) {
     const int64_t length = int64_t{w.groups[2 * group]} * Policy::UNIT;
     const int count = w.groups[2 * group + 1];
@@ -129,7 +130,7 @@ void element_block(const sb_weight& w, int64_t block, const void* panel_begin, f
 #define SB_CASE(R)                                                                                       \
   case R:                                                                                                \
     if constexpr (R % Policy::UNIT == 0)                                                                 \
-      sum_group<Policy, T, R, FIRST>(values, columns, length, rows, count, panel, out, bias);            \
+      sum_group<Policy, T, R, FIRST>(values, columns, length, rows, count, token_panel, out, bias);            \
     break;
       SB_CASE(0) SB_CASE(1) SB_CASE(2) SB_CASE(3) SB_CASE(4) SB_CASE(5) SB_CASE(6) SB_CASE(7)
 #undef SB_CASE

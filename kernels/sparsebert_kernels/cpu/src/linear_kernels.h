@@ -1,4 +1,4 @@
-// The families that every instruction set has: fp32 panels, fp32 or bf16 values, fp32 or bf16 activations.
+// The kernel families of every instruction set: fp32 token panels, with fp32 or bf16 values and activations.
 #pragma once
 #include "tiled_linear.h"
 #include "element.h"
@@ -6,34 +6,35 @@
 
 namespace SB_ISA {
 
-struct FloatPanelIn {
-  typedef float Panel;
+struct FloatTokenPanel {
+  typedef float PanelValue;
   template <int T, class X>
-  static void in(const X* x, int64_t stride, int64_t tokens, int64_t begin, int64_t end, float* panel) {
-    panel_in<T>(x, stride, tokens, begin, end, panel);
+  static void load(const X* x, int64_t stride, int64_t tokens, int64_t begin, int64_t end, float* token_panel) {
+    load_token_panel<T>(x, stride, tokens, begin, end, token_panel);
   }
 };
 
 template <class Policy>
-struct Element : FloatPanelIn {
-  // 128 bytes a column, so that a column block of 256 fits the L1 cache; where vectors are short, the number of
-  // independent sums counts more.
+struct Element : FloatTokenPanel {
+  // 128 bytes per column, so that a column block of 256 fits the L1 cache; with short vectors, more independent
+  // sums matter more.
   static constexpr int MAX_VECTORS = LANES == 16 ? 2 : 4;
   template <int T, bool FIRST>
-  static void block(const sb_weight& w, int64_t block, int64_t, const float* panel, float* out, const float* bias) {
-    element_block<Policy, T, FIRST>(w, block, panel, out, bias);
+  static void block(const sb_weight& w, int64_t block, int64_t, const float* token_panel, float* out,
+                    const float* bias) {
+    element_block<Policy, T, FIRST>(w, block, token_panel, out, bias);
   }
 };
 
 template <class Value, int V>
-struct Vector : FloatPanelIn {
+struct Vector : FloatTokenPanel {
   // V * MAX_VECTORS sums fill half of the registers.
   static constexpr int REGISTERS = LANES == 16 ? 32 : 16;
   static constexpr int MAX_VECTORS = REGISTERS / 2 / V > 4 ? 4 : REGISTERS / 2 / V;
   template <int T, bool FIRST>
-  static void block(const sb_weight& w, int64_t block, int64_t features, const float* panel, float* out,
+  static void block(const sb_weight& w, int64_t block, int64_t features, const float* token_panel, float* out,
                     const float* bias) {
-    vector_block<WidenedVectors<Value>, V, T, FIRST>(w, block, divide_up(features, V), panel, out, bias);
+    vector_block<WidenedVectors<Value>, V, T, FIRST>(w, block, divide_up(features, V), token_panel, out, bias);
   }
 };
 

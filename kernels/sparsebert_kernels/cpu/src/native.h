@@ -1,7 +1,8 @@
-// The plain C interface of the native library, and the call it hands to the kernels of one instruction set.
+// The C interface of the native library, and the calls that it passes to the kernels of one instruction set.
 //
 // Shapes: M tokens, N out_features, K in_features. All weights of one call share K, format and value type.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 extern "C" {
@@ -10,7 +11,7 @@ enum sb_dtype : int32_t { SB_F32 = 0, SB_BF16 = 1 };
 enum sb_format : int32_t { SB_ELEMENT = 0, SB_VECTOR = 1 };
 enum sb_activation : int32_t { SB_NONE = 0, SB_RELU = 1, SB_GELU = 2, SB_GELU_TANH = 3 };
 
-// A packed weight [N, K]; the fields are those of the Python classes ElementSparse and VectorSparse.
+// A packed weight [N, K], with the fields of the Python classes ElementSparse and VectorSparse.
 struct sb_weight {
   int64_t out_features, in_features;
   int32_t format, dtype;
@@ -20,8 +21,8 @@ struct sb_weight {
   const void* columns;    // uint8 (element) or uint16 (vector)
   const uint16_t* rows;   // element
   const int32_t* groups;  // element: (units, rows) a group
-  const int64_t* blocks;  // element: (group, row, value) where a block begins
-  const int32_t* starts;  // vector: first unit of a panel
+  const int64_t* blocks;  // element: first (group, row, value) of each block
+  const int32_t* starts;  // vector: first unit of each vector row
   const void* bias;       // [N] in bias_dtype, or null
   void* y;                // [M, N], in the dtype of x, contiguous
 };
@@ -33,21 +34,29 @@ struct sb_call {
   int32_t x_dtype, activation;
   int32_t threads, count;
 };
+
+// cpu/native.py packs both structs by these sizes and offsets.
+static_assert(sizeof(sb_weight) == 104 && offsetof(sb_weight, bias_dtype) == 36 && offsetof(sb_weight, y) == 96,
+              "sb_weight differs from _WEIGHT in cpu/native.py");
+static_assert(sizeof(sb_call) == 40 && offsetof(sb_call, x_dtype) == 24 && offsetof(sb_call, count) == 36,
+              "sb_call differs from _CALL in cpu/native.py");
 }
 
 namespace sb {
 
-// An sb_call whose weights were found to go together.
+constexpr int MAX_WEIGHTS = 8;  // weights of one call, as in cpu/native.py
+
+// An sb_call whose weights have been checked to share one call.
 struct LinearCall : sb_call {
   const sb_weight* weights;
 };
 
-// gradient of the values: sum over tokens of dy[m, row] * x[m, column], fp32, in the layout of the values.
+// Gradient of the values: the sum over tokens of dy[m, row] * x[m, column], fp32, in the layout of the values.
 struct GradientCall {
   const sb_weight* weight;
   const void* dy;  // [M, N], contiguous
   const void* x;   // [M, K], contiguous
-  int32_t x_dtype; // of dy as well
+  int32_t x_dtype;  // dtype of x and dy
   int64_t tokens;
   float* dvalues;  // zeroed
   int threads;

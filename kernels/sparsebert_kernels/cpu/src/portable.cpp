@@ -1,7 +1,7 @@
-// One instruction set through vector extensions; compiled once for each, with SB_ISA as its name.
+// One instruction set through GCC's vector extensions; compiled once per instruction set, named by SB_ISA.
 #include "native.h"
 #include "simd_portable.h"
-// The headers below build on the vectors above.
+// The headers below need the vectors above.
 #include "linear_kernels.h"
 #include "gradient.h"
 

@@ -1,4 +1,4 @@
-// Aligned memory that a thread keeps between calls.
+// Page-aligned scratch memory that a thread reuses across calls.
 #pragma once
 #include <cstddef>
 #include <cstdlib>
@@ -12,7 +12,7 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { free(data_); }
 
-  // At least `bytes`, page-aligned, contents undefined.
+  // Returns at least `bytes` of page-aligned memory with undefined contents.
   void* get(size_t bytes) {
     if (bytes > size_) {
       free(data_);

@@ -1,12 +1,12 @@
-// Choosing among scores: how many there are of which size, and which of them lie above a threshold.
+// Radix selection among scores: histograms of their keys, and the scores above a threshold.
 #include <cstdint>
 #include <cstring>
 
 #define SB_API extern "C" __attribute__((visibility("default")))
 
-// Adds to counts [65536] the scores by the upper half of their keys, or of those with this upper half (not
-// -1) by the lower one. Keys are unsigned and in the order of the scores; zeros of both signs have the same
-// key, and NaN has none.
+// Adds a histogram of the scores to counts [65536]: by the upper 16 bits of their keys where `upper` is -1, else
+// by the lower 16 bits of the keys whose upper bits equal `upper`. Keys are unsigned integers in the order of
+// the scores; zeros of both signs share a key, and NaN is skipped.
 SB_API void sb_count_scores(const float* scores, int64_t n, int32_t upper, int64_t* counts) {
   for (int64_t i = 0; i < n; i++) {
     const float score = scores[i] + 0.0f;
@@ -21,7 +21,7 @@ SB_API void sb_count_scores(const float* scores, int64_t n, int32_t upper, int64
   }
 }
 
-// mask = scores > threshold; counts: how many are above it, and how many at it.
+// mask = scores > threshold; counts = {scores above the threshold, scores equal to it}.
 SB_API void sb_above(const float* scores, int64_t n, float threshold, bool* mask, int64_t* counts) {
   int64_t above = 0, at = 0;
   for (int64_t i = 0; i < n; i++) {

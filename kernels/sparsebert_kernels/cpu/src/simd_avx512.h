@@ -1,4 +1,4 @@
-// Vectors of 16 floats through AVX-512 intrinsics: same interface as simd_portable.h.
+// Vectors of 16 floats through AVX-512 intrinsics, with the interface of simd_portable.h.
 #pragma once
 #include <immintrin.h>
 
@@ -27,8 +27,8 @@ struct Simd {
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
 
-  // Weights to broadcast one by one, four 32-bit lanes at a time repeated in every quarter: broadcasting is then
-  // a shuffle inside quarters. Load slots are scarcer than shuffles, and no index registers are needed.
+  // Weights to broadcast one by one. Every quarter of a register holds the same four 32-bit lanes, so that a
+  // broadcast is a shuffle inside quarters: load slots are scarcer than shuffles, and no index registers are needed.
   template <int J>
   static SB_INLINE F quarter_lane(F four) {
     return _mm512_permute_ps(four, J * 0x55);

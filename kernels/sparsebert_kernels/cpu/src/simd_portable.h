@@ -1,4 +1,4 @@
-// Vectors of floats through GCC's vector extensions: AVX2, NEON or whatever the compiler targets.
+// Vectors of floats through GCC's vector extensions, for AVX2, NEON or any other target of the compiler.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -37,7 +37,7 @@ struct Simd {
     return reinterpret_cast<F>(bits);
   }
 
-  // Eight weights held for broadcasting one by one; from memory, there being no cheap permute across a vector.
+  // Eight weights to broadcast one by one, from memory: a permute across a whole vector is not cheap here.
   struct Weights {
     const float* values;
   };

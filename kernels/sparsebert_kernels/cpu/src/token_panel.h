@@ -1,7 +1,7 @@
-// Panels: a tile of tokens, feature-major, so that tokens are the SIMD lanes.
+// Token panels: a tile of tokens stored by feature, so that the SIMD lanes are tokens.
 //
-// A panel of T vectors holds T * LANES tokens: panel[feature][token]. Activations enter transposed, results
-// leave transposed back, through the activation function.
+// A token panel of T vectors holds T * LANES tokens: token_panel[feature][token]. Loading transposes activations;
+// storing transposes results back and applies the activation function.
 #pragma once
 #include "activation.h"
 
@@ -14,9 +14,9 @@ SB_INLINE float to_float(uint16_t v) { return from_bf16(v); }
 SB_INLINE void from_float(float* p, float v) { *p = v; }
 SB_INLINE void from_float(uint16_t* p, float v) { *p = to_bf16(v); }
 
-// panel[k - begin][token] = x[token][k] for k in [begin, end); tokens past `tokens` are zero.
+// token_panel[k - begin][token] = x[token][k] for k in [begin, end); tokens past `tokens` are zero.
 template <int T, class X>
-void panel_in(const X* x, int64_t stride, int64_t tokens, int64_t begin, int64_t end, float* panel) {
+void load_token_panel(const X* x, int64_t stride, int64_t tokens, int64_t begin, int64_t end, float* token_panel) {
   constexpr int WIDTH = T * LANES;
   for (int group = 0; group < WIDTH; group += LANES) {
     const X* rows = x + group * stride;
@@ -32,17 +32,17 @@ void panel_in(const X* x, int64_t stride, int64_t tokens, int64_t begin, int64_t
         Simd::load_transposed(padded, LANES, square);
       }
 #pragma GCC unroll 16
-      for (int i = 0; i < LANES; i++) Simd::store(panel + (k - begin + i) * WIDTH + group, square[i]);
+      for (int i = 0; i < LANES; i++) Simd::store(token_panel + (k - begin + i) * WIDTH + group, square[i]);
     }
     for (; k < end; k++)
       for (int j = 0; j < LANES; j++)
-        panel[(k - begin) * WIDTH + group + j] = j < valid ? to_float(rows[j * stride + k]) : 0.0f;
+        token_panel[(k - begin) * WIDTH + group + j] = j < valid ? to_float(rows[j * stride + k]) : 0.0f;
   }
 }
 
-// y[token][n] = activation(panel[n][token]) for n in [0, features); rows of y are `stride` apart.
+// y[token][n] = activation(token_panel[n][token]) for n in [0, features); rows of y are `stride` apart.
 template <int T, int ACTIVATION, class Y>
-void panel_out_activated(const float* panel, int64_t tokens, int64_t features, Y* y, int64_t stride) {
+void store_token_panel_activated(const float* token_panel, int64_t tokens, int64_t features, Y* y, int64_t stride) {
   constexpr int WIDTH = T * LANES;
   for (int group = 0; group < WIDTH && group < tokens; group += LANES) {
     const int valid = tokens - group < LANES ? static_cast<int>(tokens - group) : LANES;
@@ -50,7 +50,7 @@ void panel_out_activated(const float* panel, int64_t tokens, int64_t features, Y
     Simd::F square[LANES];
     int64_t n = 0;
     for (; n + LANES <= features; n += LANES) {
-      Simd::load_transposed(panel + n * WIDTH + group, WIDTH, square);
+      Simd::load_transposed(token_panel + n * WIDTH + group, WIDTH, square);
       if (valid == LANES) {
 #pragma GCC unroll 16
         for (int j = 0; j < LANES; j++) Simd::storeu(rows + j * stride + n, activate<ACTIVATION>(square[j]));
@@ -60,19 +60,20 @@ void panel_out_activated(const float* panel, int64_t tokens, int64_t features, Y
     }
     for (; n < features; n++) {
       alignas(64) float lanes[LANES];
-      Simd::store(lanes, activate<ACTIVATION>(Simd::load(panel + n * WIDTH + group)));
+      Simd::store(lanes, activate<ACTIVATION>(Simd::load(token_panel + n * WIDTH + group)));
       for (int j = 0; j < valid; j++) from_float(rows + j * stride + n, lanes[j]);
     }
   }
 }
 
 template <int T, class Y>
-void panel_out(const float* panel, int64_t tokens, int64_t features, int activation, Y* y, int64_t stride) {
+void store_token_panel(const float* token_panel, int64_t tokens, int64_t features, int activation, Y* y,
+                       int64_t stride) {
   switch (activation) {
-    case SB_RELU: return panel_out_activated<T, SB_RELU>(panel, tokens, features, y, stride);
-    case SB_GELU: return panel_out_activated<T, SB_GELU>(panel, tokens, features, y, stride);
-    case SB_GELU_TANH: return panel_out_activated<T, SB_GELU_TANH>(panel, tokens, features, y, stride);
-    default: return panel_out_activated<T, SB_NONE>(panel, tokens, features, y, stride);
+    case SB_RELU: return store_token_panel_activated<T, SB_RELU>(token_panel, tokens, features, y, stride);
+    case SB_GELU: return store_token_panel_activated<T, SB_GELU>(token_panel, tokens, features, y, stride);
+    case SB_GELU_TANH: return store_token_panel_activated<T, SB_GELU_TANH>(token_panel, tokens, features, y, stride);
+    default: return store_token_panel_activated<T, SB_NONE>(token_panel, tokens, features, y, stride);
   }
 }
 

@@ -1,21 +1,21 @@
-// V x 1 vectors times panel: an activation is loaded once and used for V rows.
+// V x 1 vectors times a token panel: an activation is loaded once and used for V rows.
 #pragma once
 #include "token_panel.h"
 
 namespace SB_ISA {
 
-// How one unit of V x 1 vectors meets a panel: one fp32 vector, or two bf16 ones that are widened on use.
+// Multiplies one unit of V x 1 vectors with a token panel: one fp32 vector, or two bf16 vectors widened on use.
 template <class StoredValue>
 struct WidenedVectors {
   typedef StoredValue Value;
-  typedef float Panel;
+  typedef float PanelValue;
   static constexpr int UNIT = sizeof(Value) == 4 ? 1 : 2;
   template <int V, int T>
   static SB_INLINE void multiply(Simd::F (&sums)[V][T], const Value* values, const uint16_t* columns,
-                                 const float* panel) {
+                                 const float* token_panel) {
 #pragma GCC unroll 2
     for (int u = 0; u < UNIT; u++) {
-      const float* x = panel + int64_t{columns[u]} * (T * LANES);
+      const float* x = token_panel + int64_t{columns[u]} * (T * LANES);
       Simd::F token[T];
 #pragma GCC unroll 4
       for (int t = 0; t < T; t++) token[t] = Simd::load(x + t * LANES);
@@ -29,25 +29,26 @@ struct WidenedVectors {
   }
 };
 
-// One row block x column block; a panel here is V rows. `panel` begins at the column block, `out`
-// and `bias` at the row block, which has `count` panels. The first column block of a row block starts its sums
-// from the bias, the others go on from what `out` holds.
+// One row block x column block. A vector row is V rows of W; the row block has `count` of them. `token_panel` begins
+// at the column block, `out` and `bias` at the row block. The first column block of a row block starts its sums from
+// the bias, the others continue from `out`.
 template <class Policy, int V, int T, bool FIRST>
-void vector_block(const sb_weight& w, int64_t block, int64_t count, const typename Policy::Panel* panel, float* out,
-                  const float* bias) {
+void vector_block(const sb_weight& w, int64_t block, int64_t count,
+                  const typename Policy::PanelValue* token_panel, float* out, const float* bias) {
   constexpr int UNIT = Policy::UNIT;
   const int32_t* starts = w.starts + block * (w.block_rows / V);
   const uint16_t* columns = static_cast<const uint16_t*>(w.columns) + int64_t{starts[0]} * UNIT;
   const auto* values = static_cast<const typename Policy::Value*>(w.values) + int64_t{starts[0]} * UNIT * V;
-  for (int64_t p = 0; p < count; p++, out += V * T * LANES) {
+  for (int64_t vector_row = 0; vector_row < count; vector_row++, out += V * T * LANES) {
     Simd::F sums[V][T];
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++)
 #pragma GCC unroll 4
       for (int t = 0; t < T; t++)
-        sums[v][t] = FIRST ? Simd::set1(bias[p * V + v]) : Simd::load(out + (v * T + t) * LANES);
-    for (int32_t unit = starts[p]; unit < starts[p + 1]; unit++, columns += UNIT, values += UNIT * V)
-      Policy::template multiply<V, T>(sums, values, columns, panel);
+        sums[v][t] = FIRST ? Simd::set1(bias[vector_row * V + v]) : Simd::load(out + (v * T + t) * LANES);
+    const int32_t end = starts[vector_row + 1];
+    for (int32_t unit = starts[vector_row]; unit < end; unit++, columns += UNIT, values += UNIT * V)
+      Policy::template multiply<V, T>(sums, values, columns, token_panel);
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++)
 #pragma GCC unroll 4

@@ -1,4 +1,4 @@
-"""Heads, neurons and MLPs that a method prunes are gone once its model is compacted; it answers alike."""
+"""Compaction of the tickets of each method that prunes units: smaller models with the same outputs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RUNS: dict[str, tuple[str, float | None, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_of_every_method_that_prunes_units(name: str, tmp_path: Path) -> None:
+def test_the_ticket_of_every_method_that_prunes_units(name: str, tmp_path: Path) -> None:
     method, sparsity, options = RUNS[name]
     started = judged() if method == "importance-search" else experiment()
     if "distillation" in options:
@@ -61,15 +61,15 @@ def test_of_every_method_that_prunes_units(name: str, tmp_path: Path) -> None:
         both = sparsify_(copy.deepcopy(trained), ticket, format="element")
         torch.testing.assert_close(both(ids).logits, expected, atol=1e-5, rtol=1e-5)
 
-    found, left = structure(trained), 0
-    for query, _, _, output in found.heads:
-        heads = int(ticket.masks[query].view(found.num_heads, -1).any(1).sum())
-        assert resolve(small, query).out_features == max(1, heads * found.head_size)
-        left += 4 * found.head_size * found.num_heads * resolve(small, output).in_features
-    for up, down in found.neurons:
+    bert, remaining = structure(trained), 0
+    for query, _, _, output in bert.heads:
+        heads = int(ticket.masks[query].view(bert.num_heads, -1).any(1).sum())
+        assert resolve(small, query).out_features == max(1, heads * bert.head_size)
+        remaining += 4 * bert.head_size * bert.num_heads * resolve(small, output).in_features
+    for up, down in bert.neurons:
         neurons = int((ticket.masks[up].any(1) & ticket.masks[down].any(0)).sum())
         assert resolve(small, up).out_features == max(1, neurons)
-        left += 2 * found.head_size * found.num_heads * resolve(small, down).in_features
+        remaining += 2 * bert.head_size * bert.num_heads * resolve(small, down).in_features
     weights = compaction_description(small)["weights"]
-    assert weights["stored"] <= left < weights["configured"]
+    assert weights["stored"] <= remaining < weights["configured"]
     assert all(layer.mask.shape[0] <= 30 for layer in both.modules() if isinstance(layer, SparseLinear))

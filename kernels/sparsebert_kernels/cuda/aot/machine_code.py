@@ -1,6 +1,6 @@
-"""Reading compiled kernels: which tensor-core instruction, what spills, how long the main loop is.
+"""Reading compiled kernels: tensor-core instructions, pipeline buffers and the main loop.
 
-Works on the text that the compilers and disassemblers give, so that none of it needs a GPU or triton.
+Works on the text of compilers and disassemblers, without a GPU or Triton.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-# Every instruction of these kinds is one tensor-core operation; the shape is part of its name.
+# Each instruction of these kinds is one tensor-core operation; its name contains the shape.
 TENSOR_PTX = re.compile(
     r"\b(?:(?P<mma>mma\.sync)\.aligned|(?P<wgmma>wgmma)\.mma_async\.sync\.aligned)\.(?P<shape>m\d+n\d+k\d+)"
 )
 TCGEN05_PTX = re.compile(r"\btcgen05\.mma\.")
-# Its shape stands in a descriptor made at run time, so it is read one step earlier, in Triton's own code.
+# The shape of tcgen05 is in a descriptor built at run time, so it is read from Triton's own code.
 TCGEN05_TTGIR = re.compile(
     r"ttng\.tc_gen5_mma .*?: !ttg\.memdesc<(\d+)x(\d+)x\w+[^>]*>, !tt\w+\.memdesc<\d+x(\d+)x"
 )
@@ -24,8 +24,8 @@ MFMA = re.compile(r"\bv_s?mfmac?_\w+?_(\d+x\d+x\d+)\w*")
 
 TENSOR_SASS = re.compile(r"\b(?:HGMMA\.(\d+)x(\d+)x(\d+)|HMMA\.(16816|1688|1684)|(UTC\w*MMA))\b")
 HMMA_SHAPES = {"16816": (16, 8, 16), "1688": (16, 8, 8), "1684": (16, 8, 4)}
-WARPS_OF_A_GROUP = 4  # HGMMA is issued by four warps together, HMMA by each for itself
-# The most rows, columns and bytes of a row that UTC*MMA multiplies; one thread issues it.
+WARPS_OF_A_GROUP = 4  # four warps issue HGMMA together; each warp issues its own HMMA
+# Largest rows, columns and bytes per row of UTC*MMA, which one thread issues.
 TCGEN05 = (128, 256, 32)
 
 PIPELINED = re.compile(r"ttg\.local_alloc\s*:\s*\(\)\s*->\s*!ttg\.memdesc<(\d+)x\d+x\d+x")
@@ -34,19 +34,25 @@ STAGED = re.compile(r"ttg\.local_alloc\s+%")
 
 @dataclass(frozen=True)
 class Loop:
-    """The main loop: machine instructions of one pass, as one warp executes them.
+    """One pass of the main loop, as one warp executes it.
 
-    tensor  shapes (m, n, k) of its tensor-core instructions with their number; () where it is not in the text
+    Attributes:
+        instructions: Machine instructions.
+        tensor: Number of tensor-core instructions by shape (m, n, k); () for a shape missing from the text.
     """
 
     instructions: int
     tensor: dict[tuple[int, ...], int]
 
     def products(self, num_warps: int, tile: tuple[int, int], half: bool) -> int:
-        """Multiplications of one pass over all warps of a program.
+        """Return the multiplications of one pass over all warps of a program.
 
-        tile, half  rows and columns of the program's product, and whether its operands have 16 bits: with
-                    them an instruction whose shape is not in the text is as large as it can be
+        An instruction whose shape is missing from the text counts as the largest that fits the product.
+
+        Args:
+            num_warps: Warps of the program.
+            tile: Rows and columns of the program's product.
+            half: Whether the operands have 16 bits.
         """
         rows, columns = tile
         unknown = min(rows, TCGEN05[0]) * min(columns, TCGEN05[1]) * TCGEN05[2] // (2 if half else 4)
@@ -58,21 +64,21 @@ class Loop:
 
 
 def tensor_instructions(text: str, ttgir: str = "") -> dict[str, int]:
-    """Tensor-core instructions in PTX or AMD assembly, e.g. ``{"wgmma m64n128k16": 8}``."""
-    found = Counter(
+    """Count the tensor-core instructions in PTX or AMD assembly, e.g. ``{"wgmma m64n128k16": 8}``."""
+    counts = Counter(
         f"{'wgmma' if match['wgmma'] else 'mma.sync'} {match['shape']}" for match in TENSOR_PTX.finditer(text)
     )
     if number := len(TCGEN05_PTX.findall(text)):
         shapes = {f"m{m}n{n}k{k}" for m, k, n in TCGEN05_TTGIR.findall(ttgir)}
-        found[f"tcgen05 {'/'.join(sorted(shapes)) or 'of unknown shape'}"] = number
-    found.update(f"mfma {match[1]}" for match in MFMA.finditer(text))
-    return dict(sorted(found.items()))
+        counts[f"tcgen05 {'/'.join(sorted(shapes)) or 'of unknown shape'}"] = number
+    counts.update(f"mfma {match[1]}" for match in MFMA.finditer(text))
+    return dict(sorted(counts.items()))
 
 
 def shared_buffers(ttgir: str) -> int | None:
-    """Shared-memory copies of the operand that has fewest: 1 means no load overlaps the arithmetic.
+    """Return the fewest shared-memory buffers of any operand; with 1, no load overlaps the arithmetic.
 
-    None where no operand goes through shared memory.
+    None if no operand goes through shared memory.
     """
     pipelined = [int(count) for count in PIPELINED.findall(ttgir)]
     if pipelined:
@@ -81,7 +87,7 @@ def shared_buffers(ttgir: str) -> int | None:
 
 
 def nvidia_loop(sass: str) -> Loop | None:
-    """The shortest loop with a tensor-core instruction in it, from nvdisasm's text."""
+    """Return the shortest loop with a tensor-core instruction in the output of nvdisasm, None without one."""
     bodies = _loops(
         sass,
         label=re.compile(r"\s*(\.L_x_\d+):"),
@@ -100,7 +106,7 @@ def nvidia_loop(sass: str) -> Loop | None:
 
 
 def amd_loop(assembly: str) -> Loop | None:
-    """The same from LLVM's AMD assembly."""
+    """Return the shortest loop with a tensor-core instruction in LLVM's AMD assembly, None without one."""
     bodies = _loops(
         assembly,
         label=re.compile(r"(\.LBB\d+_\d+):"),
@@ -117,22 +123,22 @@ def amd_loop(assembly: str) -> Loop | None:
 
 
 def _shortest_with(instruction: re.Pattern[str], bodies: Iterable[list[str]]) -> list[str] | None:
-    """The shortest loop that has such an instruction in it."""
-    found = (body for body in bodies if any(instruction.search(line) for line in body))
-    return min(found, key=len, default=None)
+    """Return the shortest loop with such an instruction."""
+    matches = (body for body in bodies if any(instruction.search(line) for line in body))
+    return min(matches, key=len, default=None)
 
 
 def _loops(
     text: str, *, label: re.Pattern[str], instruction: re.Pattern[str], branch: re.Pattern[str]
 ) -> Iterator[list[str]]:
-    """Instructions from each label up to a branch back to it."""
+    """Yield the instructions from each label up to a branch back to it."""
     labels: dict[str, int] = {}
     instructions: list[str] = []
     for line in text.splitlines():
-        if found := label.match(line):
-            labels[found[1]] = len(instructions)
-        elif found := instruction.match(line):
-            instructions.append(found[1])
-            target = branch.search(found[1])
+        if match := label.match(line):
+            labels[match[1]] = len(instructions)
+        elif match := instruction.match(line):
+            instructions.append(match[1])
+            target = branch.search(match[1])
             if target and target[1] in labels:
                 yield instructions[labels[target[1]] :]

@@ -1,0 +1,42 @@
+"""The GPUs that kernels are compiled for ahead of time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SCHEDULERS = 4  # per multiprocessor; each issues one instruction of one warp per cycle
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU to compile for.
+
+    Attributes:
+        name: Name of the target on the command line and in records.
+        backend: Triton's backend, "cuda" or "hip".
+        architecture: Architecture as Triton's backend names it.
+        warp_size: Threads of a warp.
+        instruction: Kind of its tensor-core instruction.
+        shared_memory: Bytes of shared memory available to one program.
+        products: Multiply-adds per cycle of the tensor cores of one multiprocessor in 16 bits (half as many
+            in TF32); None where the instructions issued meanwhile cannot be counted from the text.
+    """
+
+    name: str
+    backend: str
+    architecture: int | str
+    warp_size: int
+    instruction: str
+    shared_memory: int
+    products: int | None
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("sm_80", "cuda", 80, 32, "mma.sync", 163 * 1024, 1024),
+        Target("sm_90", "cuda", 90, 32, "wgmma", 227 * 1024, 2048),
+        Target("sm_100", "cuda", 100, 32, "tcgen05", 227 * 1024, 4096),
+        Target("gfx942", "hip", "gfx942", 64, "mfma", 64 * 1024, None),
+    )
+}

@@ -1,0 +1,170 @@
+"""The command `bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparsebert.cli.console import print_tables, progress
+from sparsebert.cli.exit_codes import WRONG_OUTPUT, CommandFailed
+from sparsebert.cli.path_checks import require_files, require_picture, require_records
+from sparsebert.cli.shared_options import GRANULARITY_HELP, AnyModel, JsonFile, TicketFile, sparsity_list
+from sparsebert_kernels.errors import unknown
+
+if TYPE_CHECKING:
+    from sparsebert.bench.environment import Environment
+    from sparsebert.bench.pruned_model import Subject
+    from sparsebert.bench.workload import Workload
+
+DEFAULT_BASELINES = "onednn,eager"
+
+
+def bench(
+    model: AnyModel = "bert-base",
+    ticket: TicketFile = None,
+    sparsity: Annotated[
+        str | None,
+        typer.Option(
+            help="without --ticket: sparsity of magnitude pruning, 0 to 1; several: 0.5,0.7 [default: 0.9]"
+        ),
+    ] = None,
+    granularity: Annotated[
+        str | None,
+        typer.Option(help=f"without --ticket: {GRANULARITY_HELP} [default: element]"),
+    ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="packed format of every layer: auto (the plan chooses); element, vector, compact, dense, "
+            "csr; on GPUs panel, bitmap, column_panel, 2:4"
+        ),
+    ] = "auto",
+    batch: Annotated[int, typer.Option(help="sequences per batch")] = 1,
+    seq: Annotated[int, typer.Option(help="tokens per sequence")] = 128,
+    lengths_from: Annotated[
+        Path | None, typer.Option(help="real lengths instead of --seq: one sentence or one integer a line")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or fp64")] = "fp32",
+    threads: Annotated[int, typer.Option(help="CPU threads of every contestant")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    vs: Annotated[
+        str, typer.Option(help="dense baselines, the main one first; --vs help lists them")
+    ] = DEFAULT_BASELINES,
+    budget: Annotated[float, typer.Option(help="seconds of timed rounds for each sparsity")] = 10.0,
+    memory: Annotated[
+        bool, typer.Option(help="measure resident memory, each contestant in its own process")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="seed of random weights and token ids")] = 0,
+    json: JsonFile = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="draw speed-up against sparsity (.png, .svg or .pdf)")
+    ] = None,
+) -> None:
+    """Time the sparse model against dense baselines: outputs are compared first, then paired rounds run."""
+    for option, value in (("--sparsity", sparsity), ("--granularity", granularity)):
+        if ticket and value:
+            raise ValueError(f"{option} {value} conflicts with --ticket, which decides it; omit one of them")
+    sparsities: Sequence[float | None] = [None] if ticket else sparsity_list(sparsity or "0.9")
+    require_records("--json", json)
+    require_picture("--plot", plot)
+    require_files({"--lengths-from": lengths_from})
+    if vs == "help":
+        return _list_baselines()
+    baselines = _baselines(vs, required=vs != DEFAULT_BASELINES)
+    from sparsebert import results
+    from sparsebert.bench import output_check, runner
+    from sparsebert.bench.workload import Workload, read_lengths
+    from sparsebert.report.model_tables import bench_tables
+
+    lengths = (seq,) * batch
+    if lengths_from is not None:
+        lengths = read_lengths(lengths_from, model, batch, limit=512, seed=seed)
+    workload = Workload(model, batch, lengths, dtype, threads, device, seed)
+    settings = runner.Settings(budget=budget, memory=memory)
+    records: list[dict[str, Any]] = []
+    with progress() as step:
+        step("detecting the machine")
+        machine = _detect(threads)
+        for pruned in _pruned_models(workload, ticket, sparsities, granularity or "element", format, step):
+            try:
+                rows = runner.run(pruned, baselines, machine, settings, step)
+            except output_check.GateError as error:
+                raise CommandFailed(str(error), WRONG_OUTPUT) from None
+            if json is not None:
+                results.append(json, rows)
+            records += rows
+            step("")
+            print_tables(bench_tables(rows))
+    if plot is not None:
+        from sparsebert.report.plots import speedup_plot
+
+        speedup_plot(records, plot)
+        typer.echo(f"wrote {plot}")
+
+
+def _pruned_models(
+    workload: Workload,
+    ticket: Path | None,
+    sparsities: Sequence[float | None],
+    granularity: str,
+    format: str,
+    step: Callable[[str], None],
+) -> Iterator[Subject]:
+    """Yield the workload's model with its ticket, for each sparsity."""
+    from sparsebert.bench.pruned_model import prepare
+    from sparsebert.bench.workload import hush_transformers
+    from sparsebert.lottery.find_runs import load_ticket
+    from sparsebert.pruning import prune
+
+    hush_transformers()
+    for sparsity in sparsities:
+        step(f"loading {workload.model}")
+        dense = workload.load_model()
+        if ticket is not None:
+            pruned = load_ticket(ticket, dense)
+        else:
+            pruned = prune(dense, sparsity=sparsity, granularity=granularity)
+        yield prepare(workload, pruned, format=format, model=dense)
+
+
+def _detect(threads: int) -> Environment:
+    """Limit torch to this number of threads, and return a description of the machine."""
+    import torch
+
+    from sparsebert.bench import environment
+
+    torch.set_num_threads(threads)
+    return environment.detect()
+
+
+def _list_baselines() -> None:
+    from sparsebert.bench.providers import BACKENDS, BASELINES
+
+    for name in BASELINES:
+        backend = BACKENDS[name]()
+        lack = backend.available()
+        typer.echo(f"{name:18} {backend.summary}" + (f" (unavailable here: {lack})" if lack else ""))
+
+
+def _baselines(names: str, required: bool) -> list[str]:
+    """Return the baselines to run; an unavailable one is skipped, or refused where it is ``required``."""
+    from sparsebert.bench.providers import BACKENDS, BASELINES
+
+    requested = [name.strip() for name in names.split(",") if name.strip()]
+    if not requested:
+        raise ValueError(f"--vs must name a baseline, got {names!r}; known: {', '.join(BASELINES)}")
+    available = []
+    for name in dict.fromkeys(requested):
+        if name not in BASELINES:
+            raise unknown("baseline in --vs", name, BASELINES)
+        lack = BACKENDS[name]().available()
+        if lack is None:
+            available.append(name)
+        elif required:
+            raise ValueError(f"{name} cannot run here: {lack}")
+        else:
+            typer.echo(f"without {name}: {lack}", err=True)
+    return available

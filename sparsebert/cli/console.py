@@ -1,0 +1,67 @@
+"""Output of the commands: tables and results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sparsebert.report.table import Table
+    from sparsebert.tickets.ticket import Ticket
+
+# A pipe has no width of its own; tables get more room there than rich's 80 columns.
+_PIPE_WIDTH = 120
+
+
+def console() -> Console:
+    """Return the console that tables are printed on."""
+    from rich.console import Console
+
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=_PIPE_WIDTH)
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    """Print tables, each followed by a blank line."""
+    screen = console()
+    for table in tables:
+        screen.print(table.rich(screen.width))
+        screen.print()
+
+
+def print_ticket_file(path: Path, ticket: Ticket) -> None:
+    """Print one line about a ticket that was written to a file or folder."""
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    size = sum(each.stat().st_size for each in files)
+    encoder_sparsity = ticket.metadata.get("encoder_sparsity")
+    of_encoder = "" if encoder_sparsity is None else f", {encoder_sparsity:.2%} of all encoder matrices"
+    typer.echo(
+        f"wrote {path}: {len(ticket.masks)} matrices, {ticket.sparsity:.2%} sparse "
+        f"(density {ticket.density:.2%}){of_encoder}, {size / 1e6:.1f} MB"
+    )
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows the current step on a terminal; elsewhere it does nothing."""
+    from rich.console import Console
+
+    terminal = Console(stderr=True)
+    if not terminal.is_terminal:
+        yield lambda text: None
+        return
+    with terminal.status("") as status:
+        yield lambda text: status.update(text)
+
+
+def say(text: str) -> None:
+    """Show the current step of a run on a terminal; elsewhere only that nothing is left to do."""
+    if sys.stderr.isatty() or "nothing to do" in text:
+        typer.echo(text, err=not text.endswith("nothing to do"))

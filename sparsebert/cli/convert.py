@@ -1,0 +1,211 @@
+"""The command `convert`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparsebert.cli.console import print_tables, print_ticket_file
+from sparsebert.cli.path_checks import require_files, require_records, require_writable
+from sparsebert.cli.shared_options import JsonFile
+from sparsebert_kernels.errors import unknown
+
+if TYPE_CHECKING:
+    from sparsebert.tickets.ticket import Ticket
+
+TARGETS = ("sparsebert", "bert-tickets", "smp", "head-masks", "super-tickets", "model", "sparse")
+_MODEL_FOLDERS = ("model", "sparse")
+_NEED_MODEL = ("smp", "head-masks", "super-tickets", *_MODEL_FOLDERS)
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="ticket file; mask.pt of BERT-Tickets; .npy of SMP or bert-experiments; JSON of Super "
+            "Tickets; folder of a run, of a model with zeros, or of a checkpoint of nn_pruning or movement "
+            "pruning"
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            help="file to write; with --to head-masks or super-tickets the file of the heads, with the file "
+            "of the MLPs beside it; with --to model or sparse a new folder"
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="sparsebert (a ticket), bert-tickets (mask.pt), smp (.npy), head-masks (.npy of "
+            "bert-experiments), super-tickets (JSON), model (dense, with zeros) or sparse (masks and "
+            "kept weights)",
+        ),
+    ] = "sparsebert",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="model that the ticket belongs to; required for files without names or shapes"
+        ),
+    ] = None,
+    pruning_method: Annotated[
+        str | None,
+        typer.Option(
+            help="of a movement pruning checkpoint: topK, sigmoied_threshold, threshold, magnitude or l0; by "
+            "default as in its config.json"
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="of a movement pruning checkpoint: final_threshold of its run, which no file holds"
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="of a JSON file of Super Tickets with several tasks: id of the task to convert"),
+    ] = None,
+    intersect: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--intersect",
+            metavar="<path>",
+            help="keep only what this other ticket keeps as well (repeatable)",
+        ),
+    ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(
+            help="with --to model or sparse: sequences per call, to choose formats and count activations for"
+        ),
+    ] = 1,
+    seq: Annotated[
+        int | None,
+        typer.Option(
+            help="with --to model or sparse: tokens per sequence; 128 or the model's maximum if omitted"
+        ),
+    ] = None,
+    results_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--results",
+            metavar="<path>",
+            help="with --to sparse: records of train, eval or bench (--json) for the model card (repeatable)",
+        ),
+    ] = None,
+    json: JsonFile = None,
+) -> None:
+    """Write a ticket in another format, or a model with its zeros.
+
+    A ticket is written as a file of this project, of BERT-Tickets, SMP, bert-experiments (head-masks) or
+    Super Tickets. A model is written dense, with zeros in its weights (model), or as masks and kept weights,
+    which `from_pretrained` loads after `import sparsebert` (sparse).
+    """
+    if to not in TARGETS:
+        raise unknown("format in --to", to, TARGETS)
+    writes_model = to in _MODEL_FOLDERS
+    home = model or (_model_in(source) if writes_model else None)
+    if to in _NEED_MODEL and home is None:
+        raise ValueError(f"--to {to} requires --model, the model that the ticket belongs to")
+    if writes_model and output.exists():
+        raise ValueError(f"output folder {output} already exists; choose another")
+    if not source.exists():
+        raise ValueError(f"source {source} does not exist")
+    require_files({"--results": results_files})
+    require_writable({"output": output})
+    require_records("--json", json)
+    from sparsebert import results
+    from sparsebert.bench.runner import describe
+    from sparsebert.bench.workload import hush_transformers
+    from sparsebert.tasks.models import skeleton
+
+    hush_transformers()
+    records = [row for file in results_files or () for row in results.read(file)]
+    shapes: Any = skeleton(model) if model else None
+    ticket = _read(source, shapes, pruning_method, threshold, task)
+    for other in intersect or ():
+        ticket &= _read(other, shapes, pruning_method, threshold, task if other.suffix == ".json" else None)
+    footprints: dict[str, Any] = {}
+    if home is not None and writes_model:
+        footprints = _write_model(home, output, ticket, to == "sparse", batch, seq, records)
+    else:
+        _write_ticket(ticket, output, to, shapes)
+    if json is not None:
+        fields = {"source": str(source), "output": str(output), "to": to, "ticket": describe(ticket)}
+        results.append(json, [results.stamp("convert", {**fields, **footprints})])
+    print_ticket_file(output, ticket)
+
+
+def _model_in(source: Path) -> str | None:
+    """Return the model in the folder of a run, or the folder of a model itself; None for a file."""
+    from sparsebert.lottery.run_folder import RunFolder
+
+    if not source.is_dir():
+        return None
+    folder = RunFolder(source)
+    return str(folder.model if folder.run_json.exists() else source)
+
+
+def _write_ticket(ticket: Ticket, output: Path, to: str, model: Any) -> None:
+    """Write a ticket file of the format ``to``; ``model`` gives names and shapes where that needs them."""
+    from sparsebert.interop import bert_experiments, bert_tickets, smp, super_tickets
+
+    writers: dict[str, Callable[[], None]] = {
+        "sparsebert": lambda: ticket.save(output),
+        "bert-tickets": lambda: bert_tickets.to_bert_tickets(ticket, output),
+        "smp": lambda: smp.to_smp(ticket, output, model),
+        "head-masks": lambda: bert_experiments.to_head_mask(ticket, output, model),
+        "super-tickets": lambda: super_tickets.to_super_tickets(ticket, output, model),
+    }
+    writers[to]()
+
+
+def _write_model(
+    model: str,
+    output: Path,
+    ticket: Ticket,
+    sparse: bool,
+    batch: int,
+    seq: int | None,
+    records: list[Any],
+) -> dict[str, Any]:
+    """Write the model, print its footprint before and after, and return both as fields of a record."""
+    from sparsebert.report.ticket_tables import footprint_table
+    from sparsebert.workflows.export import export_model
+
+    before, after = export_model(
+        model, output, ticket, sparse=sparse, batch=batch, length=seq, records=records
+    )
+    footprints = {"before": asdict(before), "after": asdict(after)}
+    print_tables([footprint_table({"output": str(output), **footprints})])
+    return footprints
+
+
+def _read(
+    source: Path, model: Any, pruning_method: str | None, threshold: float | None, task: str | None
+) -> Ticket:
+    """Read the ticket of a file, of a run, of a foreign checkpoint, or of a model's zeros."""
+    from sparsebert.compact import expand_
+    from sparsebert.interop import is_foreign_checkpoint, read_checkpoint
+    from sparsebert.lottery.find_runs import load_ticket
+    from sparsebert.lottery.run_folder import RunFolder
+    from sparsebert.sparsify import densify_
+    from sparsebert.tasks.models import load_as_saved
+    from sparsebert.tickets.ticket import Ticket
+
+    if not source.is_dir() or RunFolder(source).run_json.exists():
+        return load_ticket(source, model, task=task)
+    if task is not None:
+        raise ValueError(f"--task {task} does not apply to {source}: the folder of a model holds one ticket")
+    if pruning_method or is_foreign_checkpoint(source):
+        ticket = read_checkpoint(source, method=pruning_method, threshold=threshold)
+    else:
+        ticket = Ticket.from_model(expand_(densify_(load_as_saved(str(source)))))
+    if model is not None:
+        ticket.check(model)
+    return ticket

@@ -1,0 +1,22 @@
+"""The command `env`."""
+
+from __future__ import annotations
+
+from sparsebert.cli.console import print_tables
+from sparsebert.cli.path_checks import require_records
+from sparsebert.cli.shared_options import JsonFile
+
+
+def env(json: JsonFile = None) -> None:
+    """Show what this machine offers: hardware, libraries, kernels, and the cost of what is missing."""
+    require_records("--json", json)
+    from sparsebert import results
+    from sparsebert.bench import environment
+    from sparsebert.report.environment import environment_tables
+
+    machine = environment.detect()
+    lacks = [vars(lack) for lack in environment.lacks(machine)]
+    row = results.stamp("environment", {"environment": machine.record(), "lacks": lacks})
+    if json is not None:
+        results.append(json, [row])
+    print_tables(environment_tables([row]))

@@ -1,0 +1,96 @@
+"""The command `eval`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sparsebert.cli.option_groups import DataOptions, flattened
+from sparsebert.cli.path_checks import require_records
+from sparsebert.cli.shared_options import JsonFile, TaskName, TicketFile, seed_list
+
+
+@flattened
+def evaluate(
+    model: Annotated[
+        str, typer.Option(help="trained model: folder of a run, of runs by seed, or of a model, or a hub id")
+    ],
+    data: DataOptions,
+    task: TaskName = None,
+    ticket: TicketFile = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="which of the runs by seed; all if omitted")
+    ] = None,
+    dense: Annotated[
+        str | None, typer.Option(help="trained dense models to compare with, like --model")
+    ] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="compact the model by --ticket, and report what that changes")
+    ] = False,
+    min_row_weights: Annotated[
+        int, typer.Option(min=0, help="with --compact, lossy: also remove rows with fewer weights")
+    ] = 0,
+    json: JsonFile = None,
+) -> None:
+    """Evaluate a trained model on a task's validation data, with a ticket applied first if there is one."""
+    require_records("--json", json)
+    if compact and ticket is None:
+        raise ValueError("--compact requires --ticket, which decides what to remove")
+    if min_row_weights and not compact:
+        raise ValueError(f"--min-row-weights {min_row_weights} requires --compact")
+    from sparsebert import results
+    from sparsebert.bench.workload import hush_transformers
+    from sparsebert.lottery.find_runs import load_ticket, trained_models
+    from sparsebert.report.format import mean_and_verdict
+    from sparsebert.tasks.metrics import summarise
+    from sparsebert.tasks.models import head_labels, short_name, skeleton
+    from sparsebert.workflows.assemble import task_of
+    from sparsebert.workflows.evaluate import evaluate as evaluate_model
+    from sparsebert.workflows.evaluate import evaluate_compacted
+
+    hush_transformers()
+    name = data.task_name(task)
+    numbers = None if seeds is None else seed_list(seeds)
+    models = trained_models(model, numbers)
+    dense_models = trained_models(dense, numbers) if dense else {}
+    source = data.source(name, head_labels(next(iter(models.values()))) if data.user_files else None)
+
+    def evaluated(seed: int | None, path: str, pruned: bool = True) -> dict[str, Any]:
+        loaded = load_ticket(ticket, skeleton(path)) if ticket and pruned else None
+        examples: dict[str, Any] = {"data": source, "max_length": data.max_length}
+        if compact and loaded:
+            scores = evaluate_compacted(name, path, loaded, min_row_weights=min_row_weights, **examples)
+        else:
+            scores = {"metrics": evaluate_model(name, path, ticket=loaded, **examples)}
+        sparsity = loaded.sparsity if loaded else None
+        fields = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
+        return results.stamp("eval", {"task": name, **fields, **scores})
+
+    rows = [evaluated(seed, path) for seed, path in models.items()]
+    for row in rows:
+        of_seed = f" (seed {row['seed']})" if len(rows) > 1 else ""
+        typer.echo("\n".join(f"{key} {value:.4f}{of_seed}" for key, value in row["metrics"].items()))
+        if "compaction" in row:
+            typer.echo(_compaction_text(row))
+    if len(rows) > 1 or dense_models:
+        dense_rows = [evaluated(seed, path, pruned=False) for seed, path in dense_models.items()]
+        summary = summarise(task_of(name, source).metric, rows, dense_rows)
+        rows.append(results.stamp("eval_seeds", {"task": name, "model": short_name(model), **summary}))
+        typer.echo(f"{summary['metric']} {mean_and_verdict(summary)}")
+    if json is not None:
+        results.append(json, rows)
+
+
+def _compaction_text(row: dict[str, Any]) -> str:
+    """Return what compaction kept of a model, and how far its outputs are from the masked model's."""
+    weights, change = row["compaction"]["weights"], row["compaction"]["output_change"]
+    least = row["compaction"]["min_row_weights"]
+    exact, stored = (weights[name] / weights["configured"] for name in ("exact", "stored"))
+    kind = f"lossy, rows of at least {least} weights" if least else "exact"
+    masked = ", ".join(f"{name} {value:.4f}" for name, value in row["masked_metrics"].items())
+    return (
+        f"compacted ({kind}): {exact:.2%} of the encoder's weights, {stored:.2%} stored; "
+        f"masked only: {masked}; outputs differ by at most {change['max']:.2g}, "
+        f"{change['mean']:.2g} on average; {change['changed']:.2%} of the predictions change"
+    )

@@ -1,0 +1,15 @@
+"""Exit codes of the command, and the error that carries one."""
+
+from __future__ import annotations
+
+WRONG_OUTPUT = 1  # the outputs of a benchmark disagree
+BAD_INPUT = 2
+STOPPED = 130  # interrupted by the user
+
+
+class CommandFailed(Exception):
+    """Ends the command with a message and an exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,176 @@
+"""The command `prune`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparsebert.cli.console import print_ticket_file, progress
+from sparsebert.cli.option_groups import DataOptions, UnitOptions, flattened
+from sparsebert.cli.path_checks import require_records, require_writable
+from sparsebert.cli.shared_options import (
+    AnyModel,
+    JsonFile,
+    Seeds,
+    TaskName,
+    TicketFile,
+    seed_list,
+    sparsity_list,
+)
+
+if TYPE_CHECKING:
+    from sparsebert.tickets.ticket import Ticket
+
+
+@flattened
+def prune(
+    model: AnyModel,
+    output: Annotated[
+        Path,
+        typer.Option(help="ticket file to write; with several seeds x-seed-1.safetensors, ..."),
+    ],
+    units: UnitOptions,
+    data: DataOptions,
+    sparsity: Annotated[str, typer.Option(help="share of zeros, below 1")] = "0.9",
+    method: Annotated[str, typer.Option(help="magnitude, random, snip or head-importance")] = "magnitude",
+    ticket: TicketFile = None,
+    task: TaskName = None,
+    batches: Annotated[int, typer.Option(help="training batches to compute scores on")] = 8,
+    batch_size: Annotated[int, typer.Option(help="examples per batch")] = 32,
+    biases: Annotated[
+        bool, typer.Option("--biases", help="magnitude, random: also prune single biases (Prasanna et al.)")
+    ] = False,
+    keep_smallest: Annotated[
+        bool,
+        typer.Option(
+            "--keep-smallest", help="magnitude: keep the smallest weights (bad tickets of Prasanna et al.)"
+        ),
+    ] = False,
+    accumulate: Annotated[
+        bool,
+        typer.Option("--accumulate", help="head-importance: never clear the gradients, as published"),
+    ] = False,
+    per_example: Annotated[
+        bool,
+        typer.Option("--per-example", help="head-importance: sum absolute gradients over examples"),
+    ] = False,
+    per_token: Annotated[
+        bool, typer.Option("--per-token", help="head-importance: sum absolute gradients over tokens")
+    ] = False,
+    keep_a_head: Annotated[
+        bool, typer.Option("--keep-a-head", help="head-importance: prune the best head of each layer last")
+    ] = False,
+    seeds: Seeds = "0",
+    json: JsonFile = None,
+) -> None:
+    """Prune once, without training, and write the ticket; with --ticket, prune further what that one keeps.
+
+    snip and head-importance compute scores on examples and need a --task, like `train`. head-importance also
+    needs a model trained on the task (the folder model/ of a run) and a --granularity of head, neuron or mlp.
+    """
+    sparsities = sparsity_list(sparsity)
+    if len(sparsities) != 1:
+        raise ValueError(f"--sparsity must be one number, got {sparsity}: a ticket has one sparsity")
+    for option, count in (("--batches", batches), ("--batch-size", batch_size)):
+        if count < 1:
+            raise ValueError(f"{option} must be at least 1, got {count}")
+    numbers = seed_list(seeds)
+    files = {seed: _with_seed(output, seed) if len(numbers) > 1 else output for seed in numbers}
+    for file in files.values():
+        require_writable({"--output": file})
+    require_records("--json", json)
+    from sparsebert import results
+    from sparsebert.bench.runner import describe
+    from sparsebert.bench.workload import hush_transformers
+    from sparsebert.lottery.find_runs import load_ticket
+    from sparsebert.pruning import prune as prune_model
+    from sparsebert.pruning.pruning_units import PruningUnits
+    from sparsebert.pruning.registry import find_method
+    from sparsebert.workflows.assemble import require_whole_blocks
+
+    hush_transformers()
+    flags = {
+        "keep_smallest": keep_smallest,
+        "accumulate": accumulate,
+        "per_example": per_example,
+        "per_token": per_token,
+        "keep_a_head": keep_a_head,
+    }
+    pruning_method = find_method(method, **{flag: True for flag, is_set in flags.items() if is_set})
+    task = data.task_name(task) if task is not None or data.user_files else None
+    source = data.source(task) if task is not None else None
+    tickets: dict[int, Ticket] = {}
+    with progress() as step:
+        for seed in numbers:
+            step(f"loading {model}")
+            dense, examples = _model_and_examples(
+                model, task, source, seed, data.max_length, batches, batch_size
+            )
+            require_whole_blocks(dense, PruningUnits(**units.arguments()))
+            step("pruning")
+            tickets[seed] = prune_model(
+                dense,
+                pruning_method,
+                sparsity=sparsities[0],
+                seed=seed,
+                ticket=load_ticket(ticket, dense) if ticket else None,
+                data=examples,
+                include_biases=biases,
+                **units.arguments(),
+            )
+    fields = {"model": model, "method": method, "task": task}
+    rows = []
+    for seed, pruned in tickets.items():
+        pruned.save(files[seed])
+        size = files[seed].stat().st_size
+        written = {"output": str(files[seed]), "ticket": describe(pruned), "bytes": size, "seed": seed}
+        rows.append(results.stamp("prune", {**fields, **written}))
+        print_ticket_file(files[seed], pruned)
+    if len(tickets) > 1:
+        rows.append(_overlap_row(tickets, fields))
+    if json is not None:
+        results.append(json, rows)
+
+
+def _model_and_examples(
+    model: str,
+    task: str | None,
+    source: Any,
+    seed: int,
+    max_length: int | None,
+    batches: int,
+    batch_size: int,
+) -> tuple[Any, list[dict[str, Any]] | None]:
+    """Return the model to prune, and the first batches of the task's training data if there is a task."""
+    if task is None:
+        from sparsebert.bench.workload import Workload
+
+        return Workload(model, lengths=(1,), seed=seed).load_model(), None
+    from sparsebert.tasks.encoding import TextFormat
+    from sparsebert.workflows.assemble import assemble, examples_of, task_of
+
+    definition = task_of(task, source)
+    experiment = assemble(definition, model, examples_of(definition, source), seed, TextFormat(max_length))
+    return experiment.model, experiment.first_batches(batches, batch_size, seed)
+
+
+def _overlap_row(tickets: Mapping[int, Ticket], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Print how much the tickets of several seeds overlap, and return the record."""
+    from sparsebert import results
+    from sparsebert.report.ticket_tables import overlap_text
+    from sparsebert.tasks.metrics import summary
+
+    pairs = [one.overlap(other) for one, other in combinations(tickets.values(), 2)]
+    mean = summary(pairs)
+    overlap = {"overlaps": pairs, "mean": mean.mean, "std": mean.std}
+    row = results.stamp("prune_seeds", {**fields, "seeds": list(tickets), **overlap})
+    typer.echo(overlap_text(row))
+    return row
+
+
+def _with_seed(path: Path, seed: int) -> Path:
+    return path.with_name(f"{path.stem}-seed-{seed}{path.suffix}")

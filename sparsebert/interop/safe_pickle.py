@@ -1,0 +1,30 @@
+"""Files of ``torch.save``, read without running any code that they hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from sparsebert_kernels.errors import first_line
+
+
+def restricted_load(path: Path) -> Any:
+    """Load what ``torch.save`` wrote, provided that it holds only tensors and plain containers.
+
+    Raises:
+        ValueError: In one line, for a file that is truncated, damaged or holds other objects.
+        FileNotFoundError: If ``path`` does not exist.
+    """
+    with open(path, "rb") as file:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except UnpicklingError:
+            raise ValueError(
+                f"{path} is refused: it is damaged or holds more than tensors (a pickled model, perhaps), "
+                "and unpickling such a file can run arbitrary code; save a table of tensors instead"
+            ) from None
+        except Exception as error:  # The unpickler and the zip reader raise too many kinds to name.
+            raise ValueError(f"{path} is truncated or not a torch.save file: {first_line(error)}") from None

@@ -1,0 +1,18 @@
+"""Help texts of the options that several methods share."""
+
+REWIND = {
+    "help": "state that each round starts from: pretrained weights, step (see --rewind-step), learning-rate "
+    "(the trained weights under a fresh schedule), or none: one schedule spans all rounds"
+}
+HEAD = {"help": "task head at the start of each round: rewind, keep or fresh"}
+SHARE = {
+    "help": "what --step is a share of: the original or the remaining weights",
+    "flag": "--step-relative-to",
+}
+STEP = {"help": "share of the weights or units pruned in each round or search step"}
+BATCHES = {"help": "training batches to compute scores on"}
+ACCUMULATE = {"help": "never clear the gradients of the masks, as published"}
+SCORES_LEARNING_RATE = {"help": "learning rate of the mask scores"}
+INITIAL_WARMUP = {"help": "length of the dense phase at the start, in multiples of --warmup-steps"}
+FINAL_WARMUP = {"help": "length of the phase at the final density, in multiples of --warmup-steps"}
+REGULARISATION = {"help": "weight of the penalty on the mask scores"}

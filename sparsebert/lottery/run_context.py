@@ -1,0 +1,23 @@
+"""The caller's side of a run: where progress is reported, and what to do before the work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sparsebert.lottery.experiment import RunConfig
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Callbacks of a run.
+
+    Attributes:
+        say: Called with each line of progress.
+        before: Called on rank 0 with the model and the run's configuration before the work starts; not for a
+            run that is finished.
+    """
+
+    say: Callable[[str], object] = lambda text: None
+    before: Callable[[Any, RunConfig], object] = lambda model, config: None

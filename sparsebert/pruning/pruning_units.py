@@ -1,0 +1,27 @@
+"""The units of a pruning run: what is pruned together and what competes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsebert.pruning.granularity import spelled_out
+
+
+@dataclass(frozen=True)
+class PruningUnits:
+    """The arguments of :func:`sparsebert.prune` that describe units and their competition.
+
+    Raises:
+        ValueError: An unknown granularity, or a block size that does not belong to it.
+    """
+
+    granularity: str = "element"
+    block_size: tuple[int, int] | None = None
+    scope: str = "global"
+    pooling: str = "mean"
+    include_pooler: bool = False
+
+    def __post_init__(self) -> None:
+        name, block_size = spelled_out(self.granularity, self.block_size)
+        object.__setattr__(self, "granularity", name)
+        object.__setattr__(self, "block_size", block_size)

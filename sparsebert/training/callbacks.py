@@ -1,0 +1,133 @@
+"""Callbacks of the Trainer: masks, learned masks, exact starts, complete checkpoints, progress."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from sparsebert.mask_learning.learner import Learner
+from sparsebert.tickets.ticket import Ticket
+from sparsebert.training import distributed
+from sparsebert.training.checkpoint import Checkpoint
+from sparsebert.training.mask_enforcer import MaskEnforcer
+from sparsebert.training.snapshot import Snapshot
+
+
+class MaskCallback(TrainerCallback):
+    """Keeps a ticket's pruned weights at zero from before the first step, in a loaded checkpoint too."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self._enforcer: MaskEnforcer | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        self._enforcer = MaskEnforcer(now["model"], self.ticket)
+        self._enforcer.zero_(now["optimizer"])
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        assert self._enforcer is not None
+        self._enforcer.zero_()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        assert self._enforcer is not None
+        self._enforcer.close()
+
+
+class LearnCallback(TrainerCallback):
+    """Sets the masks of each optimizer step before its first batch: accumulated batches see the same."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        self._learner.derive_(state.global_step)
+
+
+class StartCallback(TrainerCallback):
+    """Raises RuntimeError unless training starts from exactly these weights, before any mask is applied."""
+
+    def __init__(self, weights: Snapshot) -> None:
+        self._weights = weights
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        self._weights.require_equal(now["model"])
+
+
+class CheckpointCallback(TrainerCallback):
+    """Marks each checkpoint once it is complete, and requests additional ones.
+
+    Losses are logged with every checkpoint, since a resumed Trainer forgets what it has not logged.
+
+    Args:
+        seconds: Training time of the round in earlier sessions.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._before = seconds
+        self._start = time.perf_counter()
+        self._requested: set[int] = set()
+        self._kept: dict[int, Path] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Training time of the round so far."""
+        return self._before + time.perf_counter() - self._start
+
+    def save_at(self, step: int) -> None:
+        """Request a checkpoint after this step."""
+        self._requested.add(step)
+
+    def keep(self, step: int, folder: Path) -> None:
+        """Copy the checkpoint of this step into a folder where it is never deleted."""
+        self.save_at(step)
+        self._kept[step] = folder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **now: Any) -> Any:
+        if state.global_step in self._requested:
+            control.should_save = True
+        if control.should_save:
+            control.should_log = True
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        distributed.wait()  # each process writes a random state of its own into the checkpoint
+        if distributed.is_main():
+            step = state.global_step
+            saved = Checkpoint(Path(args.output_dir) / f"checkpoint-{step}", step, self.seconds)
+            if step in self._kept:
+                # Before the mark: a run that resumes from the checkpoint relies on the copy.
+                saved.copy_to(self._kept[step] / saved.path.name, seconds=0.0)
+            saved.mark()
+        distributed.wait()
+
+
+class ProgressCallback(TrainerCallback):
+    """A progress bar with title, loss and remaining time; nothing if stderr is not a terminal."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        disable = None if distributed.is_main() else True
+        total, done = state.max_steps, state.global_step
+        self._bar = tqdm(
+            total=total, initial=done, desc=self._title, unit="step", disable=disable, leave=False
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        self._bar.update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **now: Any) -> None:
+        if "loss" in logs:
+            self._bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        self._bar.close()

@@ -1,0 +1,97 @@
+"""Metrics of a trained model on a task, with a ticket applied to it or compacted by it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from sparsebert.compact import compact_, compaction_description
+from sparsebert.lottery.run_folder import Record
+from sparsebert.tasks import Data, Task, TextFormat
+from sparsebert.tasks.evaluator import evaluator, first_inputs
+from sparsebert.tasks.models import load_model, template_of
+from sparsebert.tickets.ticket import Ticket
+from sparsebert.workflows.assemble import examples_of, task_of
+
+
+def evaluate(
+    task: str,
+    model: str,
+    *,
+    ticket: Ticket | None = None,
+    data: Data = None,
+    max_length: int | None = None,
+) -> dict[str, float]:
+    """Evaluate a trained model on a task's validation data.
+
+    Args:
+        task: A name of ``sparsebert.tasks.TASKS``; ignored where ``data`` holds the examples of a task.
+        model: Hub id or folder of the model, such as ``model/`` of a run.
+        ticket: A ticket to prune the model with first.
+        data: A folder with the task's files, the examples themselves, or None for the hub.
+        max_length: Tokens per example; the task's default if None.
+
+    Returns:
+        Metrics by name, as shares: 0.91, not 91.
+
+    Raises:
+        ValueError: As :func:`sparsebert.tasks.models.load_model` and :func:`sparsebert.tasks.load`, and for a
+            ticket of another model.
+        OSError: For files that cannot be read.
+    """
+    definition = task_of(task, data)
+    loaded, tokenizer, text_format = _load_trained(model, definition, max_length)
+    if ticket is not None:
+        ticket.apply_(loaded)
+    validation = examples_of(definition, data, train=False).validation
+    return evaluator(definition, validation, tokenizer, text_format)(loaded)
+
+
+def evaluate_compacted(
+    task: str,
+    model: str,
+    ticket: Ticket,
+    *,
+    min_row_weights: int = 0,
+    data: Data = None,
+    max_length: int | None = None,
+) -> Record:
+    """Evaluate a trained model after compaction by a ticket (:func:`sparsebert.compact_`), and before it.
+
+    Args:
+        task: As for :func:`evaluate`.
+        model: As for :func:`evaluate`.
+        ticket: The ticket to compact by.
+        min_row_weights: As for :func:`sparsebert.compact_`; more than 0 is lossy.
+        data: As for :func:`evaluate`.
+        max_length: As for :func:`evaluate`.
+
+    Returns:
+        ``metrics`` of the compacted and ``masked_metrics`` of the masked model on the validation data, and
+        ``compaction``: ``weights``, ``min_row_weights`` and ``output_change`` of
+        :func:`sparsebert.compaction_description`, over the first validation batches.
+
+    Raises:
+        ValueError: As :func:`evaluate` and :func:`sparsebert.compact_`.
+    """
+    definition = task_of(task, data)
+    loaded, tokenizer, text_format = _load_trained(model, definition, max_length)
+    validation = examples_of(definition, data, train=False).validation
+    measure = evaluator(definition, validation, tokenizer, text_format)
+    first_split = next(iter(validation.values()))
+    batches = first_inputs(definition, first_split, tokenizer, text_format, device=loaded.device)
+    masked = ticket.apply_(copy.deepcopy(loaded))
+    compact_(loaded, ticket, min_row_weights=min_row_weights, batches=batches)
+    description = compaction_description(loaded)
+    compaction = {name: description[name] for name in ("min_row_weights", "weights", "output_change")}
+    return {"metrics": measure(loaded), "masked_metrics": measure(masked), "compaction": compaction}
+
+
+def _load_trained(name: str, task: Task, max_length: int | None) -> tuple[Any, Any, TextFormat]:
+    """Return a trained model (on a GPU if there is one), its tokenizer, and how it reads examples."""
+    model, tokenizer = load_model(name, task, trained=True)
+    if torch.cuda.is_available():
+        model = model.cuda()
+    return model, tokenizer, TextFormat(max_length, template_of(model))

@@ -1,0 +1,49 @@
+"""The structs of the C interface: Python packs them with the layout that native.h asserts."""
+
+from __future__ import annotations
+
+import re
+import struct
+
+import pytest
+
+from sparsebert_kernels.cpu import build_native, native
+
+HEADER = (build_native.SOURCES / "native.h").read_text()
+
+
+def fields(name: str) -> list[str]:
+    """Return the fields of a struct in native.h, in order."""
+    body = re.search(rf"struct {name} {{\n(.*?)\n}};", HEADER, re.DOTALL)
+    assert body is not None
+    declarations = re.sub(r"//.*", "", body[1]).split(";")
+    declared = [re.sub(r"^\s*(const )?\w+\*? ", "", each) for each in declarations if each.strip()]
+    return [field for each in declared for field in each.split(", ")]
+
+
+def offset(layout: struct.Struct, index: int) -> int:
+    """Return the offset of a field: the layouts are packed without padding."""
+    return struct.calcsize(layout.format[: index + 1])  # the first character is "="
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("sb_weight", native._WEIGHT), ("sb_call", native._CALL)], ids=["weight", "call"]
+)
+class TestLayout:
+    def test_has_one_code_per_field(self, name: str, layout: struct.Struct) -> None:
+        assert len(fields(name)) == len(layout.format) - 1
+
+    def test_has_the_size_that_the_header_asserts(self, name: str, layout: struct.Struct) -> None:
+        (size,) = re.findall(rf"sizeof\({name}\) == (\d+)", HEADER)
+        assert layout.size == int(size)
+
+    def test_has_the_offsets_that_the_header_asserts(self, name: str, layout: struct.Struct) -> None:
+        asserted = re.findall(rf"offsetof\({name}, (\w+)\) == (\d+)", HEADER)
+        assert len(asserted) == 2
+        for field, position in asserted:
+            assert offset(layout, fields(name).index(field)) == int(position)
+
+
+def test_both_sides_allow_the_same_number_of_weights() -> None:
+    (number,) = re.findall(r"MAX_WEIGHTS = (\d+);", HEADER)
+    assert int(number) == native.MAX_WEIGHTS
