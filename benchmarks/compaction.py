@@ -22,7 +22,7 @@ from benchmarks.lottery.runs import FOLDERS, SEEDS, Run
 from sparsebert import results
 from sparsebert.bench import environment, runner
 from sparsebert.bench.environment import Environment
-from sparsebert.bench.pruned_model import prepare
+from sparsebert.bench.pruned_model import prepare_pruned_model
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.compact import compact_, compaction_description
 from sparsebert.compaction import analyze as removal
@@ -36,7 +36,7 @@ RUN = Run("compaction", "smp-s", "sst2", SEEDS[0], "smp", 0.97, {"mask": "S"})
 THIN = 10  # weights that a row must have not to be dropped: the paper's
 BATCHES = (1, 8, 32)
 PADDED = 128
-RIVALS = ("onednn", "eager", "compact")
+BASELINES = ("onednn", "eager", "compact")
 
 
 def sizes(
@@ -70,8 +70,8 @@ def speeds(
         for real in (True, False):
             # As many sentences as fill two batches, so that a round stays short.
             tokens = lengths[: max(16, batch)] if real else (PADDED,) * batch
-            subject = prepare(Workload(str(folder), batch, tokens), ticket)
-            for side in runner.run(subject, RIVALS, machine, runner.Settings(budget=8.0, memory=False)):
+            pruned = prepare_pruned_model(Workload(str(folder), batch, tokens), ticket)
+            for side in runner.run(pruned, BASELINES, machine, runner.Settings(budget=8.0, memory=False)):
                 side["workload"]["model"] = NAME
                 yield side | {"min_row_weights": least}
 

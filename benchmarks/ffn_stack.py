@@ -57,7 +57,7 @@ def measure(sparsity: float, tokens: int, budget: float, machine: dict[str, Any]
     def onednn() -> torch.Tensor:
         h = x
         for layer in prepacked:
-            h = torch.ops.mkldnn._linear_pointwise(h, layer.packed, layer.bias, "relu", [], "")
+            h = layer(h, activation="relu")
         return h
 
     runs = {"onednn": on_wall(onednn), "sparse": on_wall(ours)}

@@ -102,7 +102,7 @@ def packed_layer(
 
 @torch.inference_mode()
 def measure(case: Case, shape: tuple[int, int], tokens: int, budget: float) -> dict[str, Any]:
-    """One cell: the gate, then paired rounds, again where the machine was busy. Raises GateError on a
+    """One cell: the gate, then paired rounds, again where the machine was busy. Raises OutputMismatchError on a
     wrong answer."""
     linear, packed = packed_layer(shape, case.sparsity, case.format, case.dtype)
     dense = PrepackedLinear(linear, tokens)
@@ -111,11 +111,11 @@ def measure(case: Case, shape: tuple[int, int], tokens: int, budget: float) -> d
     precision = str(case.dtype).removeprefix("torch.")
     everywhere = [torch.ones(1, tokens)]
     sides = {"onednn": lambda: dense(x), "sparse": lambda: ops.linear(x, packed, linear.bias)}
-    verdicts = [
+    checks = [
         output_check.compare(name, [side()[None]], [exact[None]], everywhere, precision=precision)
         for name, side in sides.items()
     ]
-    output_check.require(verdicts)
+    output_check.require(checks)
     runs = {name: on_wall(side) for name, side in sides.items()}
     timings = _timed(runs, budget)
     calls = max(1, round(timings.ratio("onednn", "sparse").median))
@@ -135,7 +135,7 @@ def measure(case: Case, shape: tuple[int, int], tokens: int, budget: float) -> d
         "sparse_us": quantiles(timings.latency("sparse"), 1e6),
         "weight_bytes": packed.nbytes,
         "dense_weight_bytes": linear.weight.numel() * linear.weight.element_size(),
-        "gate": verdicts[-1].record(),
+        "gate": checks[-1].record(),
         "load": load_average(),
         "busy": bool(timings.busy()),
         "busy_reasons": list(timings.busy()),

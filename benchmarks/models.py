@@ -1,4 +1,4 @@
-"""Whole BERT-base against its rivals: `python -m benchmarks.models [--quick] [--out FILE]`.
+"""Whole BERT-base against its baselines: `python -m benchmarks.models [--quick] [--out FILE]`.
 
 Random weights, 128 tokens, batch 1 and 8, 90 % and 95 %, element and 4x1, one thread. DeepSparse joins
 where SPARSEBERT_DEEPSPARSE_PYTHON names a Python that has it.
@@ -18,14 +18,14 @@ from benchmarks.goals import goal
 from sparsebert import results
 from sparsebert.bench import environment, runner
 from sparsebert.bench.providers import BACKENDS
-from sparsebert.bench.pruned_model import prepare
+from sparsebert.bench.pruned_model import prepare_pruned_model
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
 from sparsebert.report.layer_tables import goal_tables
 from sparsebert.report.model_tables import sweep_tables
 
 TOKENS = 128
-RIVALS = ("onednn", "eager", "onnxruntime", "deepsparse")
+BASELINES = ("onednn", "eager", "onnxruntime", "deepsparse")
 GRANULARITIES: dict[str, dict[str, Any]] = {
     "element": {"granularity": "element"},
     "4x1": {"granularity": "block", "block_size": (4, 1)},
@@ -71,11 +71,11 @@ def main() -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     machine = environment.detect()
-    lacks = {name: BACKENDS[name]().available() for name in RIVALS}
+    lacks = {name: BACKENDS[name]().available() for name in BASELINES}
     for name, lack in lacks.items():
         if lack:
             print(f"without {name}: {lack}", file=sys.stderr)
-    rivals = [name for name, lack in lacks.items() if lack is None]
+    baselines = [name for name, lack in lacks.items() if lack is None]
     rows: list[results.Record] = []
     for batch in (1,) if options.quick else (1, 8):
         for granularity, arguments in list(GRANULARITIES.items())[: 1 if options.quick else None]:
@@ -84,8 +84,8 @@ def main() -> int:
                 model = workload.load_model()
                 ticket = prune(model, "magnitude", sparsity=sparsity, **arguments)
                 settings = runner.Settings(budget=options.budget, memory=batch == 1)
-                subject = prepare(workload, ticket, model=model)
-                found = runner.run(subject, rivals, machine, settings)
+                pruned = prepare_pruned_model(workload, ticket, model=model)
+                found = runner.run(pruned, baselines, machine, settings)
                 for name, ratio in found[0]["ratio"].items():
                     against = f"{ratio['median']:.2f}x against {name}"
                     print(f"batch {batch}, {granularity} {sparsity:.0%}: {against}", file=sys.stderr)

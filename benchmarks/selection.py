@@ -140,9 +140,9 @@ def rows_of(entries: int, rounds: int) -> list[results.Record]:
 
 def _goals(rows: list[results.Record], machine: dict[str, Any]) -> list[results.Record]:
     ours = [row for row in rows if row["side"] in ("sparsebert", "sparsebert, 72 matrices")]
-    rivals = [row for row in rows if row not in ours and not row["tied"]]
+    baselines = [row for row in rows if row not in ours and not row["tied"]]
     what = f"choosing 30 % of {rows[0]['entries'] / 1e6:.0f} M weights"
-    fastest = min(row["seconds"] for row in rivals)
+    fastest = min(row["seconds"] for row in baselines)
     return [
         goal(
             f"{what}, peak memory with the scores, times the scores",

@@ -1,4 +1,4 @@
-"""pytest-benchmark: sparse layers beside their prepacked dense rivals, so that a slow machine shows in both.
+"""pytest-benchmark: sparse layers beside their prepacked dense baselines, so that a slow machine shows in both.
 
 `make bench` saves a run, `make bench-compare` prints ratios against the last saved one.
 """

@@ -65,7 +65,7 @@ def test_the_python_samples_run(model_folder: str) -> None:
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line not in RESEARCH])
 def test_the_commands_are_understood(command: str, model_folder: str) -> None:
-    """Two dense rivals, a tiny shape, a short budget: figures are not what is tested."""
+    """Two dense baselines, a tiny shape, a short budget: figures are not what is tested."""
     arguments = shlex.split(command)[1:]
     if "--ticket" in arguments:
         prune = "prune --model ./my-model --sparsity 0.9 --output ticket.safetensors"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.gpu.device import Device, Work
 from benchmarks.gpu.session import context_lost
-from sparsebert.bench.output_check import Verdict, require
+from sparsebert.bench.output_check import OutputCheck, require
 from sparsebert.bench.runner import quantiles
 from sparsebert.bench.timer import alternate
 from sparsebert_kernels.errors import first_line
@@ -30,7 +30,7 @@ class Side:
 
     answers   what the work returns -> tensors to compare
     exact     what they must be, where it is not what all sides have to give (another mask)
-    required  whether its failure fails the comparison; a rival that cannot run is noted
+    required  whether its failure fails the comparison; a baseline that cannot run is noted
     """
 
     make: Callable[[], Work | Sequence[Work]]
@@ -50,11 +50,11 @@ def compare(
     """Fields of a record: `us`, `ratio` to the baseline (its time over theirs), `gate`, `notes`, `rounds`.
 
     The error of a side is its largest difference from ``exact`` (float64) over the largest exact value, and
-    may be twice the baseline's. Raises GateError where a required side is further off; another one is left
+    may be twice the baseline's. Raises OutputMismatchError where a required side is further off; another one is left
     out, like one that cannot run, and `notes` says why.
     """
     runs, notes = {}, {}
-    verdicts: dict[str, Verdict] = {}
+    checks: dict[str, OutputCheck] = {}
     for name in sorted(sides, key=lambda name: name != baseline):
         side = sides[name]
         try:
@@ -64,10 +64,10 @@ def compare(
                 answers = [tensor.detach().double() for tensor in side.answers(works[0]())]
             device.synchronize()
             error = max(map(_error, answers, side.exact or exact))
-            verdicts[name] = Verdict(name, error, _tolerance(verdicts, baseline, error, device.dry_run))
-            require([verdicts[name]])
+            checks[name] = OutputCheck(name, error, _tolerance(checks, baseline, error, device.dry_run))
+            require([checks[name]])
             runs[name] = device.graph(*works)
-        except Exception as problem:  # a rival may fail in any way it likes
+        except Exception as problem:  # a baseline may fail in any way it likes
             if side.required or name == baseline or context_lost(problem):
                 raise
             notes[name] = f"{type(problem).__name__}: {first_line(problem)[:160]}"
@@ -77,7 +77,7 @@ def compare(
         "baseline": baseline,
         "us": {name: quantiles(timings.latency(name), 1e6) for name in runs},
         "ratio": {name: quantiles(timings.ratio(baseline, name)) for name in runs if name != baseline},
-        "gate": {name: verdict.record() for name, verdict in verdicts.items() if name in runs},
+        "gate": {name: check.record() for name, check in checks.items() if name in runs},
         "notes": notes,
         "rounds": timings.rounds,
         "busy": max(spread.values()) > MAX_SPREAD,
@@ -93,9 +93,9 @@ def _error(answer: Tensor, exact: Tensor) -> float:
     return float("inf") if difference != difference else difference / (largest or 1.0)
 
 
-def _tolerance(verdicts: Mapping[str, Verdict], baseline: str, error: float, dry_run: bool) -> float:
+def _tolerance(checks: Mapping[str, OutputCheck], baseline: str, error: float, dry_run: bool) -> float:
     """The baseline sets it, unless it is plainly wrong itself."""
-    if baseline in verdicts:
+    if baseline in checks:
         times = TIMES_TORCH_DRY if dry_run else TIMES_TORCH
-        return times * verdicts[baseline].error + SLACK
+        return times * checks[baseline].error + SLACK
     return MOST

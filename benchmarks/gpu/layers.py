@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.gpu import rivals
+from benchmarks.gpu import baselines
 from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import Device, Work
 from sparsebert.sparsify import sparsify_
@@ -101,7 +101,7 @@ def measure_layer(
         "panel": Side(_packed(problem, packed, mode, copies), _packed_answers(packed, mode), required=True),
     }
     if mode == "forward" and not cold and block[0] == block[1]:
-        sides |= rivals.block_sparse(problem)
+        sides |= baselines.block_sparse(problem)
     found = compare(device, sides, problem.exact(mode), baseline="cublas")
     stored = int(packed.values.numel())
     return {
@@ -113,9 +113,9 @@ def measure_layer(
 
 
 def measure_dense(device: Device, *, shape: Sequence[int], tokens: int) -> dict[str, Any]:
-    """Rivals that do not depend on the sparsity: torch.compile with GELU in one kernel, and 2:4."""
+    """Baselines that do not depend on the sparsity: torch.compile with GELU in one kernel, and 2:4."""
     problem = Problem(device, shape, tokens, (shape[0], shape[1]), 0.0)
-    sides = {"cublas": Side(_dense(problem, "forward", 1), required=True), **rivals.any_sparsity(problem)}
+    sides = {"cublas": Side(_dense(problem, "forward", 1), required=True), **baselines.any_sparsity(problem)}
     found = compare(device, sides, problem.exact("forward"), baseline="cublas")
     return {**found, **_rates(found, problem, "forward", "cublas", problem.weight.numel(), 0)}
 

@@ -115,7 +115,7 @@ def measure_all(
             fields = measure(point)
             session.measured(point, {**always(), **fields, "seconds": round(clock() - began, 1)})
             say(f"{number}/{len(points)} {point.key}: {_gist(fields)}")
-        except Exception as problem:  # whatever a kernel, a rival or torch comes up with
+        except Exception as problem:  # whatever a kernel, a baseline or torch comes up with
             reason = "".join(traceback.format_exception_only(problem)).strip()[:500]
             where = traceback.format_exc()[-1500:]
             session.failed(point, reason, {**always(), "traceback": where})

@@ -43,13 +43,13 @@ from benchmarks.lottery.runs import (
 )
 from sparsebert import results
 from sparsebert.bench import environment, runner
-from sparsebert.bench.pruned_model import prepare
+from sparsebert.bench.pruned_model import prepare_pruned_model
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.cli.path_checks import require_picture
 from sparsebert.demo.real_model import NAME, weights_folder
 from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.report.lottery_plots import curve_plot
-from sparsebert.report.lottery_tables import RIVALS, curve_tables, learned_tables, transfer_tables
+from sparsebert.report.lottery_tables import BASELINES, curve_tables, learned_tables, transfer_tables
 from sparsebert.tickets.ticket import Ticket
 
 
@@ -97,9 +97,9 @@ def speeds(
         if not row["sparsity"]:
             continue
         workload = Workload(weights_folder(), batch=8, lengths=lengths)
-        subject = prepare(workload, Ticket.load(runs / run.name / row["ticket"]))
+        pruned = prepare_pruned_model(workload, Ticket.load(runs / run.name / row["ticket"]))
         print(f"speed of {run.label} {row['sparsity']:.0%}", file=sys.stderr, flush=True)
-        for side in runner.run(subject, RIVALS, machine, runner.Settings(budget=5.0, memory=False)):
+        for side in runner.run(pruned, BASELINES, machine, runner.Settings(budget=5.0, memory=False)):
             side["workload"]["model"] = NAME
             yield side | place(run)
 

@@ -138,13 +138,13 @@ def lacks(environment: Environment) -> list[Lack]:
         (
             "onnxruntime" in missing,
             "onnxruntime",
-            "one rival fewer in `sparsebert bench --vs`",
+            "one baseline fewer in `sparsebert bench --vs`",
             "pip install onnxruntime onnx",
         ),
         (
             shutil.which(compiler) is None,
             f"a C++ compiler ({compiler})",
-            "torch.compile cannot be a rival in `sparsebert bench --vs`",
+            "torch.compile cannot be a baseline in `sparsebert bench --vs`",
             "install g++",
         ),
         (

@@ -15,12 +15,12 @@ import torch
 TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 5e-1}
 
 
-class GateError(RuntimeError):
+class OutputMismatchError(RuntimeError):
     """A side's answers differ by more than its tolerance, so its speed means nothing."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class OutputCheck:
     """How far a side is from the reference, and how far it may be."""
 
     side: str
@@ -46,8 +46,8 @@ def compare(
     masks: Sequence[torch.Tensor],
     *,
     precision: str,
-) -> Verdict:
-    """Verdict on `answers`, [sequences, tokens, hidden] a batch; `masks` is 1 at real tokens, else 0.
+) -> OutputCheck:
+    """OutputCheck on `answers`, [sequences, tokens, hidden] a batch; `masks` is 1 at real tokens, else 0.
 
     A NaN or infinite answer is an infinite error. Raises ValueError where the shapes differ.
     """
@@ -59,13 +59,13 @@ def compare(
         difference = (ours.double() - theirs.double())[real].abs()
         error = max(error, difference.max().item() if bool(difference.isfinite().all()) else float("inf"))
         largest = max(largest, theirs[real].abs().max().item())
-    return Verdict(side, error / largest if largest else error, TOLERANCES[precision])
+    return OutputCheck(side, error / largest if largest else error, TOLERANCES[precision])
 
 
-def require(verdicts: Sequence[Verdict]) -> None:
-    """Raise GateError naming every side that failed."""
-    failed = [str(verdict) for verdict in verdicts if not verdict.passed]
+def require(checks: Sequence[OutputCheck]) -> None:
+    """Raise OutputMismatchError naming every side that failed."""
+    failed = [str(check) for check in checks if not check.passed]
     if failed:
-        raise GateError(
+        raise OutputMismatchError(
             "the answers disagree with the masked dense model, so nothing was timed: " + "; ".join(failed)
         )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Subject:
+class PrunedModel:
     """One model with one ticket. `model` is dense with the masked weights set to zero, on the CPU.
 
     `format` is the packed format the sparse side is asked for ("auto": the plan chooses).
@@ -43,9 +43,9 @@ class Subject:
             return [self.model(**batch).last_hidden_state for batch in self.batches]
 
 
-def prepare(
+def prepare_pruned_model(
     workload: Workload, ticket: Ticket, *, format: str = "auto", model: PreTrainedModel | None = None
-) -> Subject:
+) -> PrunedModel:
     """Load the workload's model (or take `model`, which is changed) and apply the ticket to it.
 
     Raises ValueError where the model cannot be loaded or the ticket does not fit it.
@@ -53,4 +53,4 @@ def prepare(
     model = workload.load_model() if model is None else model
     ticket.check(model)
     ticket.apply_(model)
-    return Subject(workload, model, ticket, workload.make_batches(model.config.vocab_size), format)
+    return PrunedModel(workload, model, ticket, workload.make_batches(model.config.vocab_size), format)

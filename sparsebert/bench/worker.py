@@ -11,7 +11,7 @@ import sys
 
 from sparsebert.bench import memory
 from sparsebert.bench.providers import BACKENDS
-from sparsebert.bench.pruned_model import prepare
+from sparsebert.bench.pruned_model import prepare_pruned_model
 from sparsebert.bench.workload import Workload
 from sparsebert.tickets.ticket import Ticket
 
@@ -28,9 +28,9 @@ def main() -> None:
     torch.set_num_threads(workload.threads)
     memory.forget_peak()
     baseline = memory.peak_resident()
-    subject = prepare(workload, Ticket.load(spec["ticket"]), format=spec["format"])
-    side = BACKENDS[spec["provider"]]().build(subject, consume=True)
-    del subject
+    pruned = prepare_pruned_model(workload, Ticket.load(spec["ticket"]), format=spec["format"])
+    side = BACKENDS[spec["provider"]]().build(pruned, consume=True)
+    del pruned
     peak = memory.peak_resident()
     memory.forget_peak()
     for _ in range(RUNS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sparsebert.report.format import BUSY_NOTE, Record, machine_text, ratio_text, rival_name, threads_text
+from sparsebert.report.format import BUSY_NOTE, Record, baseline_name, machine_text, ratio_text, threads_text
 from sparsebert.report.table import Table
 from sparsebert.tasks import metrics
 
@@ -81,7 +81,7 @@ def _speeds(records: Sequence[Record]) -> list[Table]:
         "tokens",
         "compact vs oneDNN",
         "compact + sparse vs oneDNN",
-        f"compact + sparse vs {rival_name('eager', environment)}",
+        f"compact + sparse vs {baseline_name('eager', environment)}",
         *(f"{name} ms" for name in ("compact + sparse", "compact", "oneDNN", "eager")),
     )
     notes = [f"{machine_text(environment)}, {threads_text(workload['threads'])}. Median of paired rounds."]

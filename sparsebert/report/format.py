@@ -12,7 +12,7 @@ WORKER_NOTE = "DeepSparse runs in a worker process, its rounds interleaved with 
 BUSY_NOTE = "Figures marked ? were measured while the machine was busy and are not to be quoted."
 
 
-def rival_name(name: str, environment: Record) -> str:
+def baseline_name(name: str, environment: Record) -> str:
     """As it stands in a column: eager PyTorch is named with its BLAS, which decides how fast it is."""
     return f"eager ({environment['blas']})" if name == "eager" else NAMES.get(name, name)
 

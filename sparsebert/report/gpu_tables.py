@@ -83,30 +83,30 @@ def _layer_table(title: str, rows: Sequence[Record]) -> Table:
     return Table(title, columns, shown, (f"{RATIOS}.",))
 
 
-def _rival_table(rows: Sequence[Record]) -> list[Table]:
+def _baseline_table(rows: Sequence[Record]) -> list[Table]:
     found = [row for row in of_kind(rows, "layer", mode="forward") if not row["point"]["cold"]]
-    rivals = list(dict.fromkeys(name for row in found for name in row["ratio"] if name != "panel"))
+    baselines = list(dict.fromkeys(name for row in found for name in row["ratio"] if name != "panel"))
     groups: dict[tuple[int, str, float], list[Record]] = {}
     for row in found:
-        if row["ratio"].keys() & set(rivals):
+        if row["ratio"].keys() & set(baselines):
             point = row["point"]
             key = point["tokens"], "x".join(map(str, point["block"])), point["sparsity"]
             groups.setdefault(key, []).append(row)
     shown = tuple(
-        (str(tokens), block, f"{sparsity:.0%}", *(_mean(group, name) for name in ("panel", *rivals)))
+        (str(tokens), block, f"{sparsity:.0%}", *(_mean(group, name) for name in ("panel", *baselines)))
         for (tokens, block, sparsity), group in sorted(groups.items())
     )
-    columns = ("tokens", "block", "sparsity", "panel", *rivals)
+    columns = ("tokens", "block", "sparsity", "panel", *baselines)
     return [Table("Block-sparse kernels against cuBLAS", columns, shown, (f"{RATIOS}.",))] if shown else []
 
 
 def _other_tables(rows: Sequence[Record]) -> list[Table]:
-    """Masked and bitmap weights, and dense rivals: one row a layer."""
+    """Masked and bitmap weights, and dense baselines: one row a layer."""
     tables = []
     titles = {
         "masked": "Masked matmul, 50 % of the weights masked one by one",
         "bitmap": "Bitmap weights",
-        "dense": "Rivals whose time does not depend on the sparsity",
+        "dense": "Baselines whose time does not depend on the sparsity",
     }
     for kind, title in titles.items():
         found = of_kind(rows, kind)
@@ -197,7 +197,7 @@ MAKERS: tuple[Callable[[Sequence[Record]], list[Table]], ...] = (
     _goal_table,
     _model_table,
     _layer_tables,
-    _rival_table,
+    _baseline_table,
     _other_tables,
     _memory_table,
     _limit_table,

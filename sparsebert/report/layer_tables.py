@@ -8,11 +8,11 @@ from sparsebert.report.format import (
     BUSY_NOTE,
     MISSING,
     Record,
+    baseline_name,
     machine_text,
     ratio_text,
     ratio_value,
     reached,
-    rival_name,
     threads_text,
 )
 from sparsebert.report.table import Table
@@ -53,15 +53,15 @@ def layer_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def stack_tables(records: Iterable[Record]) -> list[Table]:
-    """The latest of each size of the feed-forward stack: the sparse stack against each rival."""
+    """The latest of each size of the feed-forward stack: the sparse stack against each baseline."""
     stacks = {(row["tokens"], row["sparsity"]): row for row in records if row["kind"] == "stack"}
     if not stacks:
         return []
-    rivals = list(dict.fromkeys(name for row in stacks.values() for name in row["ratio"]))
+    baselines = list(dict.fromkeys(name for row in stacks.values() for name in row["ratio"]))
     rows = tuple(
         (
             f"{tokens} tokens, {sparsity:.0%}",
-            *(ratio_text(row["ratio"].get(name), "?" if row["busy"] else "") for name in rivals),
+            *(ratio_text(row["ratio"].get(name), "?" if row["busy"] else "") for name in baselines),
             f"{row['latency_ms']['sparse']['median']:.1f}",
         )
         for (tokens, sparsity), row in sorted(stacks.items())
@@ -70,7 +70,11 @@ def stack_tables(records: Iterable[Record]) -> list[Table]:
     notes = [f"{machine_text(first['environment'])}, {threads_text(first['threads'])}."]
     if any(row["busy"] for row in stacks.values()):
         notes.append(BUSY_NOTE)
-    columns = ("size", *(f"vs {rival_name(name, first['environment'])}" for name in rivals), "sparse ms")
+    columns = (
+        "size",
+        *(f"vs {baseline_name(name, first['environment'])}" for name in baselines),
+        "sparse ms",
+    )
     return [Table("Feed-forward stack, element", columns, rows, tuple(notes))]
 
 

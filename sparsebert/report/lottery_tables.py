@@ -10,10 +10,10 @@ from sparsebert.report.format import (
     BUSY_NOTE,
     MISSING,
     Record,
+    baseline_name,
     machine_text,
     megabytes,
     ratio_text,
-    rival_name,
     span_text,
     threads_text,
     versions_text,
@@ -38,7 +38,7 @@ NAMES = {
     "own-ticket": "the task's own (IMP)",
     "mlm-ticket": "of masked language modelling (IMP)",
 }
-RIVALS = ("onednn", "eager")
+BASELINES = ("onednn", "eager")
 
 
 @dataclass(frozen=True)
@@ -177,15 +177,15 @@ def _share(row: Record, sparsity: float) -> float:
 
 def _speed_columns(measured: Sequence[Record]) -> tuple[str, ...]:
     if not measured:
-        return tuple(f"vs {name}" for name in RIVALS)
-    return tuple(f"vs {rival_name(name, measured[0]['environment'])}" for name in RIVALS)
+        return tuple(f"vs {name}" for name in BASELINES)
+    return tuple(f"vs {baseline_name(name, measured[0]['environment'])}" for name in BASELINES)
 
 
 def _speed_cells(speed: Record | None) -> tuple[str, ...]:
     if speed is None:
-        return (MISSING,) * (len(RIVALS) + 1)
+        return (MISSING,) * (len(BASELINES) + 1)
     doubt = "?" if speed["busy"] else ""
-    ratios = (ratio_text(speed["ratio"].get(name), doubt) for name in RIVALS)
+    ratios = (ratio_text(speed["ratio"].get(name), doubt) for name in BASELINES)
     return (*ratios, megabytes(speed["weight_bytes"]))
 
 

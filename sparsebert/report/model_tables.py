@@ -9,13 +9,13 @@ from sparsebert.report.format import (
     NAMES,
     WORKER_NOTE,
     Record,
+    baseline_name,
     granularity_text,
     machine_text,
     megabytes,
     milliseconds,
     rate,
     ratio_text,
-    rival_name,
     running_bytes,
     workload_title,
 )
@@ -55,7 +55,7 @@ def _bench_table(records: Sequence[Record]) -> Table:
     held = any(running_bytes(record) for record in records)
     columns = (
         "side",
-        *(f"vs {rival_name(base, environment)}" for base in baselines),
+        *(f"vs {baseline_name(base, environment)}" for base in baselines),
         "ms a batch",
         "p20, p80",
         "samples/s",
@@ -112,7 +112,7 @@ def _bench_notes(records: Sequence[Record], environment: Record, workload: Recor
 
 
 def sweep_tables(records: Iterable[Record]) -> list[Table]:
-    """One table a workload, one row a ticket: the sparse side against every rival. Skips other kinds."""
+    """One table a workload, one row a ticket: the sparse side against every baseline. Skips other kinds."""
     return [_sweep_table(title, sorted(runs, key=_by_ticket)) for title, runs in _by_workload(records)]
 
 
@@ -145,12 +145,12 @@ def _sweep_table(title: str, runs: Sequence[dict[str, Record]]) -> Table:
     environment = runs[0]["sparse"]["environment"]
     present = {name for run in runs for name in run}
     bars = [name for name in BARS if name in present]
-    rivals = [*bars, *sorted(present - {"sparse", *BARS})]
+    baselines = [*bars, *sorted(present - {"sparse", *BARS})]
     timed = ["sparse", *bars]
     held = [name for name in timed if any(running_bytes(run.get(name)) for run in runs)]
     columns = (
         "sparsity",
-        *(f"vs {rival_name(name, environment)}" for name in rivals),
+        *(f"vs {baseline_name(name, environment)}" for name in baselines),
         *(f"{NAMES.get(name, name)} ms" for name in timed),
         "sparse weights MB",
         "dense weights MB",
@@ -164,7 +164,7 @@ def _sweep_table(title: str, runs: Sequence[dict[str, Record]]) -> Table:
         rows.append(
             (
                 f"{ours['ticket']['sparsity']:.0%} {granularity_text(ours['ticket'])}",
-                *(ratio_text(ours["ratio"].get(name), doubt) for name in rivals),
+                *(ratio_text(ours["ratio"].get(name), doubt) for name in baselines),
                 *(milliseconds(run.get(name)) for name in timed),
                 megabytes(ours["weight_bytes"]),
                 megabytes(dense_bytes),

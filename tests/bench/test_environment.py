@@ -50,7 +50,7 @@ def test_a_complete_machine_lacks_nothing(here, monkeypatch):
         ({"gpu": None}, "GPU", "CPU"),
         ({"gpu_kernels_missing": "triton is not installed"}, "triton is not installed", "computed dense"),
         ({"versions": {"transformers": None, "onnxruntime": "1"}}, "transformers", "no model"),
-        ({"versions": {"transformers": "5", "onnxruntime": None}}, "onnxruntime", "rival"),
+        ({"versions": {"transformers": "5", "onnxruntime": None}}, "onnxruntime", "baseline"),
     ],
 )
 def test_each_lack_is_named_with_its_cost(here, monkeypatch, changes, what, cost):
@@ -61,7 +61,7 @@ def test_each_lack_is_named_with_its_cost(here, monkeypatch, changes, what, cost
     assert lack.remedy
 
 
-def test_a_missing_compiler_costs_a_rival(here, monkeypatch):
+def test_a_missing_compiler_costs_a_baseline(here, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     (lack,) = lacks(complete(here))
     assert "no-such-compiler" in lack.what

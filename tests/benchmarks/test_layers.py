@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.goals import goal
 from benchmarks.layers import CASES, Case, measure, packed_layer, random_mask, summarise
-from sparsebert.bench.output_check import GateError
+from sparsebert.bench.output_check import OutputMismatchError
 
 CASE = Case("case", "element", 0.9, torch.float32, must=4.0, aim=5.0)
 
@@ -62,7 +62,7 @@ def test_a_cell_is_timed_against_the_prepacked_layer():
 
 def test_a_wrong_kernel_gives_no_figure(monkeypatch):
     monkeypatch.setattr("benchmarks.layers.ops.linear", lambda x, packed, bias: torch.zeros(5, 64))
-    with pytest.raises(GateError, match="sparse: error"):
+    with pytest.raises(OutputMismatchError, match="sparse: error"):
         measure(CASE, (64, 48), tokens=5, budget=0.0)
 
 

@@ -1,4 +1,4 @@
-"""What a provider is: somebody who can run the masked model, ours or a rival."""
+"""What a provider is: somebody who can run the masked model, ours or a baseline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sparsebert.bench.memory import Memory, weight_bytes
-from sparsebert.bench.pruned_model import Subject
+from sparsebert.bench.pruned_model import PrunedModel
 from sparsebert.bench.timer import Run, on_cuda, on_wall
 from sparsebert.bert import resolve
 
@@ -21,8 +21,8 @@ from sparsebert.bert import resolve
 class BuiltBackend:
     """A provider, built and ready. One `run` answers all batches of the workload once.
 
-    `weight_bytes` counts the pruned matrices as they are stored, `model_bytes` everything; None where a rival
-    does not tell. `memory` asks a rival's own process; None where the side lives in this one.
+    `weight_bytes` counts the pruned matrices as they are stored, `model_bytes` everything; None where a baseline
+    does not tell. `memory` asks a baseline's own process; None where the side lives in this one.
     """
 
     run: Run
@@ -46,12 +46,12 @@ class Backend(ABC):
         """None where it can run here, else the reason why not and how to get it, in one line."""
 
     @abstractmethod
-    def precision(self, subject: Subject) -> str:
+    def precision(self, pruned: PrunedModel) -> str:
         """The arithmetic it computes in: a key of `sparsebert.bench.output_check.TOLERANCES`."""
 
     @abstractmethod
-    def build(self, subject: Subject, *, consume: bool = False) -> BuiltBackend:
-        """Make it ready. With `consume` the subject's model may be taken apart instead of copied.
+    def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
+        """Make it ready. With `consume` the pruned's model may be taken apart instead of copied.
 
         Raises ValueError where this workload cannot be run this way.
         """
@@ -63,21 +63,21 @@ class TorchBackend(Backend):
     def available(self) -> str | None:
         return None
 
-    def precision(self, subject: Subject) -> str:
-        return subject.workload.dtype
+    def precision(self, pruned: PrunedModel) -> str:
+        return pruned.workload.dtype
 
     @abstractmethod
-    def convert(self, model: nn.Module, subject: Subject) -> nn.Module:
+    def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
         """Make `model` (on its device, in its dtype, to be changed freely) the one to be timed."""
 
-    def build(self, subject: Subject, *, consume: bool = False) -> BuiltBackend:
-        device = torch.device(subject.workload.device)
-        dtype = getattr(torch, self.precision(subject))
-        model = subject.model if consume else copy.deepcopy(subject.model)
-        dense_numel = sum(resolve(model, key).get_parameter("weight").numel() for key in subject.keys)
+    def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
+        device = torch.device(pruned.workload.device)
+        dtype = getattr(torch, self.precision(pruned))
+        model = pruned.model if consume else copy.deepcopy(pruned.model)
+        dense_numel = sum(resolve(model, key).get_parameter("weight").numel() for key in pruned.keys)
         other_numel = sum(parameter.numel() for parameter in model.parameters()) - dense_numel
-        module = self.convert(model.to(device=device, dtype=dtype), subject)
-        batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in subject.batches]
+        module = self.convert(model.to(device=device, dtype=dtype), pruned)
+        batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in pruned.batches]
 
         @torch.inference_mode()
         def forward() -> None:
@@ -88,7 +88,7 @@ class TorchBackend(Backend):
         def answers() -> list[torch.Tensor]:
             return [module(**batch).last_hidden_state.cpu() for batch in batches]
 
-        held = sum(weight_bytes(resolve(model, key)) for key in subject.keys)
+        held = sum(weight_bytes(resolve(model, key)) for key in pruned.keys)
         return BuiltBackend(
             run=on_cuda(forward) if device.type == "cuda" else on_wall(forward),
             answers=answers,

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from sparsebert.bench.providers.base import TorchBackend
-from sparsebert.bench.pruned_model import Subject
+from sparsebert.bench.pruned_model import PrunedModel
 from sparsebert.compact import compact_
 from sparsebert.planning.after_compaction import ROUND_TO
 from sparsebert.sparsify import sparsify_
@@ -19,7 +19,7 @@ class Compact(TorchBackend):
     name: ClassVar[str] = "compact"
     summary: ClassVar[str] = "sparsebert, compacted but dense"
 
-    def convert(self, model: nn.Module, subject: Subject) -> nn.Module:
+    def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
         # By itself: `sparsify_` would pad heads for layers that store no zeros.
-        compact_(model, subject.ticket, round_to=ROUND_TO)
-        return sparsify_(model, subject.ticket, format="dense", tokens=subject.tokens)
+        compact_(model, pruned.ticket, round_to=ROUND_TO)
+        return sparsify_(model, pruned.ticket, format="dense", tokens=pruned.tokens)

@@ -22,7 +22,7 @@ import torch
 from sparsebert.bench.memory import Memory
 from sparsebert.bench.onnx_export import INPUTS, export
 from sparsebert.bench.providers.base import Backend, BuiltBackend
-from sparsebert.bench.pruned_model import Subject
+from sparsebert.bench.pruned_model import PrunedModel
 
 VARIABLE = "SPARSEBERT_DEEPSPARSE_PYTHON"
 WORKER = Path(__file__).with_name("deepsparse_worker.py")
@@ -87,11 +87,11 @@ class DeepSparse(Backend):
         )
         return None if found.returncode == 0 else f"{python} cannot import deepsparse: {SETUP}"
 
-    def precision(self, subject: Subject) -> str:
+    def precision(self, pruned: PrunedModel) -> str:
         return "float32"
 
-    def build(self, subject: Subject, *, consume: bool = False) -> BuiltBackend:
-        if subject.workload.device != "cpu":
+    def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
+        if pruned.workload.device != "cpu":
             raise ValueError("deepsparse runs on the CPU only")
         worker = DeepSparseWorker(os.environ[VARIABLE])
         folder = tempfile.TemporaryDirectory()
@@ -101,20 +101,20 @@ class DeepSparse(Backend):
             folder.cleanup()
 
         try:
-            graph = export(subject, Path(folder.name) / "masked.onnx")
+            graph = export(pruned, Path(folder.name) / "masked.onnx")
             inputs = Path(folder.name) / "inputs.npz"
             arrays = {
                 f"{index}_{name}": batch[name].numpy()
-                for index, batch in enumerate(subject.batches)
+                for index, batch in enumerate(pruned.batches)
                 for name in INPUTS
             }
             numpy.savez(inputs, **arrays)  # type: ignore[arg-type]
             loaded = worker.ask(
                 load=str(graph),
                 inputs=str(inputs),
-                batches=len(subject.batches),
+                batches=len(pruned.batches),
                 names=list(INPUTS),
-                threads=subject.workload.threads,
+                threads=pruned.workload.threads,
             )
         except BaseException:
             close()
@@ -124,7 +124,7 @@ class DeepSparse(Backend):
             written = Path(folder.name) / "answers.npz"
             worker.ask(answers=str(written))
             with numpy.load(written) as arrays:
-                return [torch.from_numpy(arrays[str(index)]) for index in range(len(subject.batches))]
+                return [torch.from_numpy(arrays[str(index)]) for index in range(len(pruned.batches))]
 
         return BuiltBackend(
             run=lambda: float(worker.ask(run=True)["seconds"]),

@@ -30,7 +30,7 @@ def block_sparse(problem: Problem) -> dict[str, Side]:
 
 
 def any_sparsity(problem: Problem) -> dict[str, Side]:
-    """Rivals whose time does not depend on the sparsity: torch.compile's dense layer, and 2:4."""
+    """Baselines whose time does not depend on the sparsity: torch.compile's dense layer, and 2:4."""
     kept = two_of_four(problem.weight)
     x, weight, bias = (tensor.double() for tensor in (problem.x, problem.weight, problem.bias))
     exact = functional.linear(x, kept.double(), bias)
