@@ -80,11 +80,11 @@ def measure_here(side: str, entries: int, tied: bool) -> dict[str, Any]:
     choose = SIDES[side]
     few = make_scores(entries // 100, tied)
     choose(few, len(few) // 3)  # what is loaded at the first call is no part of it
-    memory.forget_peak()
+    memory.reset_peak()
     before = memory.resident()
     scores = make_scores(entries, tied)
     kept = round(DENSITY * entries)
-    memory.forget_peak()
+    memory.reset_peak()
     watch = Watch.start()
     start = time.perf_counter()
     mask = choose(scores, kept)

@@ -179,7 +179,7 @@ def measure_here(side: str, part: str, batch: int, tokens: int, **shape: int) ->
     torch.set_num_threads(1)
     # What is loaded with the first model and its first step is no part of it.
     bert(2, num_hidden_layers=1)(input_ids=torch.ones(1, 8, dtype=torch.int64)).logits.sum().backward()
-    memory.forget_peak()
+    memory.reset_peak()
     before = memory.resident()
     model = bert(WORDS[part], **shape)
     training = SIDES[side](model)
@@ -193,7 +193,7 @@ def measure_here(side: str, part: str, batch: int, tokens: int, **shape: int) ->
         "labels": torch.randint(0, 2, (batch,)),
     }
     training.begin()
-    memory.forget_peak()
+    memory.reset_peak()
     held = memory.resident() - before
 
     training.begin()

@@ -1,4 +1,4 @@
-"""The masked dense model as an ONNX graph, for the baselines that read one."""
+"""Export of the masked dense model as an ONNX graph, for the baselines that read one."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ class _LastHiddenState(nn.Module):
 
 
 def export(pruned: PrunedModel, path: Path) -> Path:
-    """Write `path`: float32, inputs of free sizes as in the batches, answer [sequences, tokens, hidden].
+    """Write the model in float32 to ``path``, with free batch size and length, and return ``path``.
 
-    Attention is exported in its plain form (matmul, softmax, matmul), which the runtimes know how to fuse.
+    The graph returns the last hidden state, [sequences, tokens, hidden]. Attention is exported as matmul,
+    softmax and matmul, which the runtimes fuse.
     """
     model = copy.deepcopy(pruned.model).float()
     model.set_attn_implementation("eager")
@@ -42,7 +43,7 @@ def export(pruned: PrunedModel, path: Path) -> Path:
 
 
 def export_module(module: nn.Module, inputs: dict[str, torch.Tensor], path: Path) -> Path:
-    """Write the graph of `module(*inputs)`; the first two sizes of every input and of the answer are free."""
+    """Write the graph of ``module(*inputs)``; the first two dimensions of inputs and output are free."""
     with torch.inference_mode(), silence():
         torch.onnx.export(
             module,
@@ -59,7 +60,7 @@ def export_module(module: nn.Module, inputs: dict[str, torch.Tensor], path: Path
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Exporters and quantisers warn about every shape they see, and print."""
+    """Suppress the warnings and prints of exporters and quantizers."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""One benchmark from end to end: build all sides, pass the gate, time, measure memory, record."""
+"""A complete benchmark: build the backends, compare outputs, time, measure memory, and make records."""
 
 from __future__ import annotations
 
@@ -26,9 +26,14 @@ Step = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how thoroughly: `budget` seconds of timed rounds, `memory` in worker processes or not.
+    """Effort of a benchmark.
 
-    On a busy machine the rounds are timed again up to `retries` times, then marked as not to be quoted.
+    Attributes:
+        budget: Seconds of timed rounds.
+        min_rounds: Minimum number of rounds, whatever the budget.
+        max_rounds: Maximum number of rounds.
+        memory: Whether to measure memory, in worker processes.
+        retries: How often to time again on a busy machine before the records are marked as busy.
     """
 
     budget: float = 10.0
@@ -45,15 +50,26 @@ def run(
     settings: Settings = Settings(),
     on_step: Step = lambda step: None,
 ) -> list[Record]:
-    """Records of our side and of each baseline, ours first.
+    """Benchmark the sparse backend and the baselines.
 
-    Raises ValueError where a baseline cannot run this workload, OutputMismatchError where a side's answers are wrong: then
-    there are no figures at all.
+    Args:
+        pruned: Model, ticket and batches.
+        baselines: Names in `BACKENDS`.
+        environment: Description of this machine, for the records.
+        settings: Effort.
+        on_step: Called with a description of each step.
+
+    Returns:
+        One record for each backend, the sparse one first.
+
+    Raises:
+        ValueError: A baseline cannot run this workload.
+        OutputMismatchError: A backend's outputs are wrong; nothing is timed then.
     """
     torch.set_num_threads(pruned.workload.threads)
     names = [OURS, *(name for name in baselines if name != OURS)]
     with _sides(pruned, names, on_step) as sides:
-        checks = _judge(pruned, sides, on_step)
+        checks = _check_outputs(pruned, sides, on_step)
         timings = _time(pruned, sides, settings, on_step)
         held = {}
         if settings.memory:
@@ -75,15 +91,15 @@ def _sides(pruned: PrunedModel, names: Sequence[str], on_step: Step) -> Iterator
         yield sides
 
 
-def _judge(
+def _check_outputs(
     pruned: PrunedModel, sides: dict[str, BuiltBackend], on_step: Step
 ) -> dict[str, output_check.OutputCheck]:
-    on_step("checking that all sides give the same answers")
+    on_step("comparing outputs")
     reference = pruned.reference()
     masks = [batch["attention_mask"] for batch in pruned.batches]
     checks = {
         name: output_check.compare(
-            name, side.answers(), reference, masks, precision=_provider(name).precision(pruned)
+            name, side.answers(), reference, masks, precision=_backend(name).precision(pruned)
         )
         for name, side in sides.items()
     }
@@ -99,7 +115,7 @@ def _time(pruned: PrunedModel, sides: dict[str, BuiltBackend], settings: Setting
             min_rounds=settings.min_rounds,
             max_rounds=settings.max_rounds,
             threads=pruned.workload.threads,
-            in_worker=[name for name in sides if _provider(name).in_worker],
+            in_worker=[name for name in sides if _backend(name).in_worker],
         )
 
     on_step("timing")
@@ -144,7 +160,7 @@ def _record(
     workload = pruned.workload
     latency = timings.latency(name)
     busy = timings.busy()
-    baselines = [baseline for baseline in timings.seconds if baseline != OURS]
+    baselines = [each for each in timings.seconds if each != OURS]
     return stamp(
         "bench",
         {
@@ -154,12 +170,12 @@ def _record(
             "ticket": describe(pruned.ticket),
             "format": pruned.format,
             "provider": name,
-            "summary": _provider(name).summary,
-            "precision": _provider(name).precision(pruned),
-            "in_worker": _provider(name).in_worker,
+            "summary": _backend(name).summary,
+            "precision": _backend(name).precision(pruned),
+            "in_worker": _backend(name).in_worker,
             "notes": side.notes,
             "rounds": timings.rounds,
-            # One run answers all batches; the latency is that of one batch.
+            # One run covers all batches; the latency is that of one batch.
             "latency_ms": quantiles(latency, 1e3 / len(workload.shapes)),
             "ratio": {baseline: quantiles(timings.ratio(baseline, name)) for baseline in baselines},
             "samples_per_s": len(workload.lengths) / latency.median,
@@ -177,7 +193,7 @@ def _record(
 
 
 def describe(ticket: Any) -> dict[str, Any]:
-    """What a record says about a ticket: method, granularity, and the share of zeros it really has."""
+    """Return a record's description of a ticket: method, granularity and actual sparsity."""
     metadata = ticket.metadata or {}
     return {
         "method": metadata.get("method"),
@@ -191,9 +207,9 @@ def describe(ticket: Any) -> dict[str, Any]:
 
 
 def quantiles(values: Quantiles, scale: float = 1.0) -> dict[str, float]:
-    """Median, p20 and p80 times `scale`, as plain numbers."""
+    """Return median, p20 and p80 times ``scale`` as plain JSON values."""
     return {"median": values.median * scale, "p20": values.p20 * scale, "p80": values.p80 * scale}
 
 
-def _provider(name: str) -> Backend:
+def _backend(name: str) -> Backend:
     return BACKENDS[name]()

@@ -38,7 +38,7 @@ def test_tolerance_follows_the_arithmetic():
 
 
 def test_other_shapes_are_refused():
-    with pytest.raises(ValueError, match="side answers"):
+    with pytest.raises(ValueError, match="side returns shape"):
         compare("side", [torch.zeros(1, 2, 1)], answers(1, 1, 1), MASK, precision="float32")
 
 

@@ -89,7 +89,7 @@ def test_deepsparse_without_its_python_says_how_to_get_it(monkeypatch):
     monkeypatch.delenv("SPARSEBERT_DEEPSPARSE_PYTHON", raising=False)
     assert "SPARSEBERT_DEEPSPARSE_PYTHON" in BACKENDS["deepsparse"]().available()
     monkeypatch.setenv("SPARSEBERT_DEEPSPARSE_PYTHON", "/nowhere/python")
-    assert "/nowhere/python is no program" in BACKENDS["deepsparse"]().available()
+    assert "/nowhere/python is not a program" in BACKENDS["deepsparse"]().available()
 
 
 def test_a_missing_library_says_how_to_install_it(monkeypatch):

@@ -85,9 +85,9 @@ def test_memory_is_measured_in_a_process_of_its_own(tiny, tmp_path):
 
 def test_a_worker_that_fails_says_why(tmp_path):
     spec = {
-        "workload": {"model": "bert-tiny", "lengths": [4]},
-        "ticket": str(tmp_path / "none"),
+        "workload": {"model": "bert-tiny", "lengths": [4], "batch": 0},
+        "ticket": str(tmp_path / "ticket.safetensors"),
         "provider": "eager",
     }
-    with pytest.raises(RuntimeError, match=r"memory worker of eager failed: .+"):
+    with pytest.raises(RuntimeError, match=r"memory worker of eager failed: .*batch must be"):
         memory.measure({**spec, "format": "auto"})

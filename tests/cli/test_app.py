@@ -158,7 +158,7 @@ def test_a_ticket_of_another_model_is_refused(capsys, tmp_path):
 
 def test_a_red_gate_prints_the_error_and_no_figures(capsys, monkeypatch):
     def wrong(*arguments):
-        raise OutputMismatchError("the answers disagree: sparse: error 1e+00 > tolerance 1e-04")
+        raise OutputMismatchError("outputs differ: sparse: error 1e+00 > tolerance 1e-04")
 
     monkeypatch.setattr(runner, "run", wrong)
     assert app.main(["bench", *QUICK]) == 1

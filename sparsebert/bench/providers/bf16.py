@@ -1,4 +1,4 @@
-"""Dense bfloat16, plain and prepacked: what the weights' lower precision buys without any sparsity."""
+"""Dense bfloat16, plain and prepacked: the gain of lower precision without sparsity."""
 
 from __future__ import annotations
 

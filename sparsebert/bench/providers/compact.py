@@ -1,4 +1,4 @@
-"""What the ticket empties taken out, and the rest dense: what compaction alone is worth."""
+"""Compaction without sparse layers: the gain of compaction alone."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sparsebert.sparsify import sparsify_
 
 
 class Compact(TorchBackend):
-    """Every layer of the ticket is prepacked dense in the shape it has left, as oneDNN's is in its own."""
+    """The compacted model, with every layer of the ticket prepacked for oneDNN in its compacted shape."""
 
     name: ClassVar[str] = "compact"
     summary: ClassVar[str] = "sparsebert, compacted but dense"
 
     def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
-        # By itself: `sparsify_` would pad heads for layers that store no zeros.
+        # Compacted separately, because `sparsify_` pads heads only for layers that store zeros.
         compact_(model, pruned.ticket, round_to=ROUND_TO)
         return sparsify_(model, pruned.ticket, format="dense", tokens=pruned.tokens)

@@ -1,4 +1,4 @@
-"""torch.compile with its default back end."""
+"""torch.compile with its default backend."""
 
 from __future__ import annotations
 

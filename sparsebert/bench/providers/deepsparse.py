@@ -1,8 +1,8 @@
 """DeepSparse 1.8.0, the reference CPU engine for sparse models until its end of life in 2025.
 
-It needs old onnx and numpy, so it lives in an environment of its own, whose Python the variable
-SPARSEBERT_DEEPSPARSE_PYTHON names, and runs in a worker process; its licence allows evaluation only. It never
-is a dependency: it is here to be compared with.
+It needs old versions of onnx and numpy, so it runs in a worker process with an environment of its own; the
+variable SPARSEBERT_DEEPSPARSE_PYTHON names the Python of that environment. Its licence allows evaluation
+only: it serves as a baseline and is never a dependency.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SETUP = "python3.11 -m venv DIR && DIR/bin/pip install deepsparse==1.8.0 'numpy<
 
 
 class DeepSparseWorker:
-    """The process that runs the engine: one JSON line each way for every request."""
+    """The process that runs the engine; each request and each reply is one line of JSON."""
 
     def __init__(self, python: str) -> None:
         self._process = subprocess.Popen(
@@ -43,7 +43,11 @@ class DeepSparseWorker:
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request, wait for its answer. Raises ValueError with the worker's words where it failed."""
+        """Send a request and return the reply.
+
+        Raises:
+            ValueError: The worker reports an error or has ended.
+        """
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise ValueError("the DeepSparse worker has no pipes")
@@ -81,18 +85,18 @@ class DeepSparse(Backend):
         if not python:
             return f"set {VARIABLE} to the Python of an environment that has it: {SETUP}"
         if shutil.which(python) is None:
-            return f"{VARIABLE}={python} is no program"
-        found = subprocess.run(
+            return f"{VARIABLE}={python} is not a program; set it to the path of a Python"
+        done = subprocess.run(
             [python, "-c", "import deepsparse"], capture_output=True, env={"DO_NOT_TRACK": "1"}
         )
-        return None if found.returncode == 0 else f"{python} cannot import deepsparse: {SETUP}"
+        return None if done.returncode == 0 else f"{python} cannot import deepsparse: {SETUP}"
 
     def precision(self, pruned: PrunedModel) -> str:
         return "float32"
 
     def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
         if pruned.workload.device != "cpu":
-            raise ValueError("deepsparse runs on the CPU only")
+            raise ValueError(f"deepsparse runs on the CPU only, not on {pruned.workload.device}")
         worker = DeepSparseWorker(os.environ[VARIABLE])
         folder = tempfile.TemporaryDirectory()
 

@@ -1,4 +1,4 @@
-"""onnxruntime on the exported dense model, fp32 and dynamically quantised to int8."""
+"""onnxruntime on the exported dense model, in fp32 and dynamically quantized to int8."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class OnnxRuntime(Backend):
         return "float32"
 
     def graph(self, pruned: PrunedModel, folder: Path) -> Path:
-        """Write the graph to be run into `folder`."""
+        """Write the graph to run into ``folder`` and return its path."""
         return export(pruned, folder / "dense.onnx")
 
     def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
         import onnxruntime
 
         if pruned.workload.device != "cpu":
-            raise ValueError(f"{self.name} is compared on the CPU only")
+            raise ValueError(f"{self.name} runs on the CPU only, not on {pruned.workload.device}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = pruned.workload.threads
         options.inter_op_num_threads = 1

@@ -1,4 +1,4 @@
-"""Ours: the linears of the ticket packed and run by the sparse kernels."""
+"""sparsebert: the ticket's linear layers, packed and run by the sparse kernels."""
 
 from __future__ import annotations
 
