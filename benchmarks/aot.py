@@ -17,13 +17,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.fresh_process import python_path
+from benchmarks.output import show
 from sparsebert import results
 from sparsebert.atomic import write_text
 from sparsebert.bench.contention import usable_cores
 from sparsebert.bench.environment import revision
 from sparsebert.report.aot_tables import aot_tables, configuration_tables
-
-ROOT = Path(__file__).parents[1]
 
 
 def compiled_by(triton: Path | None, arguments: Sequence[str] = ()) -> list[results.Record]:
@@ -31,8 +31,8 @@ def compiled_by(triton: Path | None, arguments: Sequence[str] = ()) -> list[resu
 
     Raises RuntimeError with the compiler process's last words where it fails.
     """
-    path = [str(ROOT), str(ROOT / "kernels"), *([str(triton.resolve())] if triton else [])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(reversed(path))}
+    path = python_path(triton.resolve()) if triton else python_path()
+    environment = {**os.environ, "PYTHONPATH": path}
     command = [sys.executable, "-m", "sparsebert_kernels.cuda.aot", *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
@@ -61,8 +61,7 @@ def main() -> int:
         _write(options.out, "".join(json.dumps(row) + "\n" for row in rows))
     if options.markdown:
         _write(options.markdown, f"# GPU kernels, compiled ahead of time\n\n{text}\n")
-    for table in aot_tables(rows):
-        print(table.markdown(), end="\n\n")
+    show(aot_tables(rows))
     return 1 if any(row["problems"] for row in rows) else 0
 
 

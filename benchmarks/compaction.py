@@ -19,13 +19,14 @@ from torch import nn
 
 from benchmarks.lottery.carry_out import add_data_option, carry_out, has_data, sentence_lengths
 from benchmarks.lottery.runs import FOLDERS, SEEDS, Run
+from benchmarks.output import replace, show
 from sparsebert import results
 from sparsebert.bench import environment, runner
 from sparsebert.bench.environment import Environment
 from sparsebert.bench.pruned_model import prepare_pruned_model
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.compact import compact_, compaction_description
-from sparsebert.compaction import analyze as removal
+from sparsebert.compaction.analyze import prepare
 from sparsebert.demo.real_model import NAME
 from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.report.compaction_tables import compaction_tables
@@ -44,9 +45,9 @@ def sizes(
 ) -> Iterator[tuple[results.Record, Ticket]]:
     """A record of each rule, with the ticket that it comes down to."""
     for least in (0, THIN):
-        left = removal.prepare(model, ticket, min_row_weights=least).ticket
+        compacted_ticket = prepare(model, ticket, min_row_weights=least).ticket
         compacted = compact_(copy.deepcopy(model), ticket, min_row_weights=least)
-        scores = evaluate("sst2", str(folder), ticket=left, data=data / FOLDERS["sst2"])
+        scores = evaluate("sst2", str(folder), ticket=compacted_ticket, data=data / FOLDERS["sst2"])
         row = results.stamp(
             "compaction",
             {
@@ -54,12 +55,12 @@ def sizes(
                 "model": NAME,
                 "task": "sst2",
                 "min_row_weights": least,
-                "density": left.density,
+                "density": compacted_ticket.density,
                 "weights": compaction_description(compacted)["weights"],
                 "metrics": scores,
             },
         )
-        yield row, left
+        yield row, compacted_ticket
 
 
 def speeds(
@@ -99,11 +100,8 @@ def main() -> int:
     for size, ticket in sizes(model, Ticket.load(folder.final_ticket), folder.model, options.data, machine):
         rows += [size, *speeds(folder.model, ticket, lengths, size["min_row_weights"], machine)]
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.unlink(missing_ok=True)
-        results.append(options.out, rows)
-    for table in compaction_tables(rows):
-        print(table.markdown(), end="\n\n")
+        replace(options.out, rows)
+    show(compaction_tables(rows))
     return 0
 
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from benchmarks.goals import goal
 from benchmarks.layers import packed_layer
+from benchmarks.output import add_out_option, append, show
 from sparsebert import results
 from sparsebert.bench import environment, output_check
 from sparsebert.bench.onnx_export import export_module
@@ -131,11 +132,9 @@ def _deepsparse(dense: nn.Module, x: torch.Tensor) -> Iterator[tuple[Run, Callab
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="append the records to this file")
+    add_out_option(parser)
     parser.add_argument("--budget", type=float, default=8.0, help="seconds of timed rounds a stack")
     options = parser.parse_args()
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
     lack = BACKENDS["deepsparse"]().available()
     if lack:
         print(f"against oneDNN only, without DeepSparse: {lack}", file=sys.stderr)
@@ -145,10 +144,8 @@ def main() -> int:
     for tokens in TOKENS:
         for sparsity in SPARSITIES:
             rows += measure(sparsity, tokens, options.budget, machine)
-    if options.out:
-        results.append(options.out, rows)
-    for table in [*stack_tables(rows), *goal_tables(rows)]:
-        print(table.markdown(), end="\n\n")
+    append(options.out, rows)
+    show([*stack_tables(rows), *goal_tables(rows)])
     return 0
 
 

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.output import add_out_option, append, show
+from benchmarks.random_mask import random_mask
 from sparsebert import results
 from sparsebert.bench import environment, output_check
 from sparsebert.bench.contention import load_average
@@ -77,20 +79,12 @@ CASES = (
 )
 
 
-def random_mask(shape: tuple[int, int], sparsity: float, rows: int, seed: int) -> torch.Tensor:
-    """Bool [out, in] that keeps round((1 - sparsity) n) of the `rows` x 1 units, each as likely as any
-    other."""
-    units = torch.zeros(shape[0] // rows * shape[1], dtype=torch.bool)
-    order = torch.randperm(units.numel(), generator=torch.Generator().manual_seed(seed))
-    units[order[: round((1 - sparsity) * units.numel())]] = True
-    return units.view(shape[0] // rows, shape[1]).repeat_interleave(rows, dim=0)
-
-
 def packed_layer(
     shape: tuple[int, int], sparsity: float, format: str, dtype: torch.dtype, seed: int = 0
 ) -> tuple[nn.Linear, Any]:
     """A linear layer with masked random weights, and the same weight packed."""
-    mask = random_mask(shape, sparsity, 4 if format == "vector" else 1, seed)
+    block = (4, 1) if format == "vector" else (1, 1)
+    mask = random_mask(shape, block, sparsity, torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed)
     linear = nn.Linear(shape[1], shape[0])
     with torch.no_grad():
@@ -209,24 +203,20 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="two shapes, fewest tokens: a look, not a result"
     )
-    parser.add_argument("--out", type=Path, help="append the records to this file")
+    add_out_option(parser)
     parser.add_argument(
         "--case", action="append", choices=[case.name for case in CASES], help="only this one"
     )
     parser.add_argument("--budget", type=float, default=0.6, help="seconds of timed rounds a cell")
     options = parser.parse_args()
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     chosen = [case for case in CASES if not options.case or case.name in options.case]
     here = [case for case in chosen if case.isa in (None, os.environ.get("SPARSEBERT_ISA"))]
     capped = [case for case in chosen if case not in here and case.isa in cpu.instruction_sets()]
     rows = run(here, quick=options.quick, budget=options.budget)
     rows += run_capped(capped, quick=options.quick, budget=options.budget)
-    if options.out:
-        results.append(options.out, rows)
-    for table in layer_tables(rows):
-        print(table.markdown())
+    append(options.out, rows)
+    show(layer_tables(rows))
     return 0
 
 

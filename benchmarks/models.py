@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.goals import goal
+from benchmarks.output import add_out_option, append, show
 from sparsebert import results
 from sparsebert.bench import environment, runner
 from sparsebert.bench.providers import BACKENDS
@@ -64,11 +64,9 @@ def goals(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="batch 1, 90 %%, element only")
-    parser.add_argument("--out", type=Path, help="append the records to this file")
+    add_out_option(parser)
     parser.add_argument("--budget", type=float, default=15.0, help="seconds of timed rounds a run")
     options = parser.parse_args()
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     machine = environment.detect()
     lacks = {name: BACKENDS[name]().available() for name in BASELINES}
@@ -85,15 +83,14 @@ def main() -> int:
                 ticket = prune(model, "magnitude", sparsity=sparsity, **arguments)
                 settings = runner.Settings(budget=options.budget, memory=batch == 1)
                 pruned = prepare_pruned_model(workload, ticket, model=model)
-                found = runner.run(pruned, baselines, machine, settings)
-                for name, ratio in found[0]["ratio"].items():
+                sides = runner.run(pruned, baselines, machine, settings)
+                for name, ratio in sides[0]["ratio"].items():
                     against = f"{ratio['median']:.2f}x against {name}"
                     print(f"batch {batch}, {granularity} {sparsity:.0%}: {against}", file=sys.stderr)
-                rows += [*found, *goals(found, granularity, sparsity, batch)]
-                if options.out:
-                    results.append(options.out, [*found, *goals(found, granularity, sparsity, batch)])
-    for table in [*sweep_tables(rows), *goal_tables(rows)]:
-        print(table.markdown(), end="\n\n")
+                measured = [*sides, *goals(sides, granularity, sparsity, batch)]
+                rows += measured
+                append(options.out, measured)
+    show([*sweep_tables(rows), *goal_tables(rows)])
     return 0
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.output import show
 from sparsebert.compaction.heads import DIMENSIONS_OF_A_GROUP, HeadGroup, total
 from sparsebert.compaction.live_rectangle import PICKED, PLACED, RectangleLinear
 from sparsebert.compaction.narrow_attention import shrink_attention_
@@ -142,8 +143,7 @@ def main() -> int:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with torch.inference_mode():
-        for table in tables(options.seconds):
-            print(table.markdown(), end="\n\n")
+        show(tables(options.seconds))
     return 0
 
 

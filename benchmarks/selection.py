@@ -7,18 +7,18 @@ import argparse
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import fresh_process
 from benchmarks.goals import goal
+from benchmarks.output import add_out_option, append, show
 from sparsebert import results
 from sparsebert.bench import environment, memory
 from sparsebert.bench.contention import Watch
@@ -98,13 +98,9 @@ def measure_here(side: str, entries: int, tied: bool) -> dict[str, Any]:
 
 
 def measure(side: str, entries: int, tied: bool) -> dict[str, Any]:
-    """The same in a fresh process. Raises RuntimeError with its last words where it fails."""
-    command = [sys.executable, "-m", "benchmarks.selection", "--side", side, "--entries", str(entries)]
-    done = subprocess.run([*command, *(["--tied"] if tied else [])], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{side} failed: {done.stderr.strip().splitlines()[-1:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    """Measure a side in a fresh process, see `fresh_process.measure`."""
+    arguments = ["--side", side, "--entries", str(entries), *["--tied"] * tied]
+    return fresh_process.measure("benchmarks.selection", arguments)
 
 
 def rows_of(entries: int, rounds: int) -> list[results.Record]:
@@ -167,7 +163,7 @@ def _goals(rows: list[results.Record], machine: dict[str, Any]) -> list[results.
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="append the records to this file")
+    add_out_option(parser)
     parser.add_argument("--entries", type=int, default=ENTRIES, help="scores to choose among")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="fresh processes for each side")
     parser.add_argument("--side", choices=SIDES, help="measure this side, once, in this process")
@@ -176,13 +172,9 @@ def main() -> int:
     if options.side:
         print(json.dumps(measure_here(options.side, options.entries, options.tied)))
         return 0
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = rows_of(options.entries, options.rounds)
-    if options.out:
-        results.append(options.out, rows)
-    for table in [*selection_tables(rows), *goal_tables(rows)]:
-        print(table.markdown())
+    append(options.out, rows)
+    show([*selection_tables(rows), *goal_tables(rows)])
     return 0
 
 

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.goals import goal
 from benchmarks.layers import SHAPES, packed_layer
-from sparsebert import results
+from benchmarks.output import add_out_option, append, show
 from sparsebert.bench import environment
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
@@ -50,10 +50,8 @@ def packing_seconds() -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="append the records to this file")
+    add_out_option(parser)
     options = parser.parse_args()
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     machine = environment.detect().record()
     shares = {"fp32": (torch.float32, 0.16, 0.13), "bf16": (torch.bfloat16, 0.11, 0.08)}
@@ -80,10 +78,8 @@ def main() -> int:
             at_most=True,
         )
     )
-    if options.out:
-        results.append(options.out, rows)
-    for table in goal_tables(rows):
-        print(table.markdown())
+    append(options.out, rows)
+    show(goal_tables(rows))
     return 0
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
+from benchmarks import fresh_process
 from benchmarks.goals import goal
+from benchmarks.output import add_out_option, append, show
 from sparsebert import results
 from sparsebert.bench import environment, memory
 from sparsebert.bert import full_name, resolve, structure
@@ -212,16 +212,13 @@ def measure_here(side: str, part: str, batch: int, tokens: int, **shape: int) ->
 
 
 def measure(side: str, part: str, batch: int, tokens: int) -> dict[str, Any]:
-    """The same in a fresh process, whose allocator gives back at once what is freed: the peak is one of
-    memory in use. Raises RuntimeError with the process's last words where it fails."""
-    command = [sys.executable, "-m", "benchmarks.training_memory", "--side", side, "--part", part]
-    command += ["--batch", str(batch), "--tokens", str(tokens)]
+    """Measure a step in a fresh process, see `fresh_process.measure`.
+
+    Its allocator returns freed memory to the system at once, so the peak is one of memory in use.
+    """
+    arguments = ["--side", side, "--part", part, "--batch", str(batch), "--tokens", str(tokens)]
     at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | at_once)
-    if done.returncode:
-        raise RuntimeError(f"{side} failed: {done.stderr.strip().splitlines()[-1:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return fresh_process.measure("benchmarks.training_memory", arguments, at_once)
 
 
 def rows_of(
@@ -257,7 +254,7 @@ def rows_of(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="append the records to this file")
+    add_out_option(parser)
     parser.add_argument("--batch", type=int, default=8, help="sequences of a step")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of each")
     parser.add_argument("--side", choices=SIDES, help="measure this side, once, in this process")
@@ -266,13 +263,9 @@ def main() -> int:
     if options.side:
         print(json.dumps(measure_here(options.side, options.part, options.batch, options.tokens)))
         return 0
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = rows_of(options.batch, options.tokens)
-    if options.out:
-        results.append(options.out, rows)
-    for table in [*memory_tables(rows), *goal_tables(rows)]:
-        print(table.markdown())
+    append(options.out, rows)
+    show([*memory_tables(rows), *goal_tables(rows)])
     return 0
 
 

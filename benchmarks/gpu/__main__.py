@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fresh_process import ROOT, python_path
 from benchmarks.gpu.points import SECONDS
 from benchmarks.gpu.session import UNKNOWN_DEVICE, Session
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 # What the reports at the end may take, and a worker that is past the deadline.
 LAST_SECONDS = 20
@@ -84,8 +84,7 @@ def supervise(
 def _start(session: Session, until: float, only: list[str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "benchmarks.gpu.worker", "--out", str(session.folder)]
     command += ["--until", str(until), *(word for kind in only for word in ("--only", kind))]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1"}
     if session.dry_run:
         command.append("--dry-run")
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -12,6 +12,7 @@ from torch.nn import functional
 from benchmarks.gpu import baselines
 from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import Device, Work
+from benchmarks.random_mask import random_mask
 from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import formats, ops
@@ -29,10 +30,10 @@ class Problem:
     def __init__(
         self, device: Device, shape: Sequence[int], tokens: int, block: Sequence[int], sparsity: float
     ) -> None:
-        self.device, self.tokens, self.block, self.sparsity = device, tokens, tuple(block), sparsity
+        self.device, self.tokens, self.block, self.sparsity = device, tokens, (block[0], block[1]), sparsity
         self.out_features, self.in_features = shape
         self.generator = torch.Generator(device.device).manual_seed(0)
-        self.mask = self._mask()
+        self.mask = random_mask((shape[0], shape[1]), self.block, sparsity, self.generator)
         self.weight = torch.where(self.mask, self._normal(*shape) * self.in_features**-0.5, 0)
         self.bias = self._normal(self.out_features)
         self.x = self._normal(tokens, self.in_features)
@@ -42,16 +43,6 @@ class Problem:
         device = self.device
         drawn = torch.randn(shape, generator=self.generator, device=device.device, dtype=torch.float32)
         return drawn.to(device.dtype)
-
-    def _mask(self) -> Tensor:
-        """Keeps round((1 - sparsity) n) of the n blocks, each as likely as any other."""
-        rows, columns = self.block
-        units = self.out_features // rows, self.in_features // columns
-        count = units[0] * units[1]
-        order = torch.randperm(count, generator=self.generator, device=self.device.device)
-        kept = torch.zeros(count, dtype=torch.bool, device=self.device.device)
-        kept[order[: round((1 - self.sparsity) * count)]] = True
-        return kept.view(units).repeat_interleave(rows, 0).repeat_interleave(columns, 1)
 
     def pack(self) -> Any:
         return formats.pack(self.weight, self.mask, format="panel", block_size=self.block)

@@ -7,12 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+from benchmarks.fresh_process import ROOT, python_path
 from benchmarks.gpu.device import Device
 
-ROOT = Path(__file__).parents[2]
 LIMIT_SECONDS = 300
 TAIL = 3000
 # Enough to touch every kernel once; the sanitizer makes them a hundred times slower.
@@ -37,13 +36,12 @@ def measure_sanitizer(device: Device, *, path: str) -> dict[str, Any]:
 def _pytest(device: Device, wrapper: list[str], arguments: list[str]) -> dict[str, Any]:
     if device.dry_run:
         arguments = ["--collect-only", *arguments]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     command = [*wrapper, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     try:
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},
+            env={**os.environ, "PYTHONPATH": python_path()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

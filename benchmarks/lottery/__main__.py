@@ -41,6 +41,7 @@ from benchmarks.lottery.runs import (
     sources,
     targets,
 )
+from benchmarks.output import replace, show
 from sparsebert import results
 from sparsebert.bench import environment, runner
 from sparsebert.bench.pruned_model import prepare_pruned_model
@@ -153,12 +154,10 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.out:
-        options.out.unlink(missing_ok=True)
-        results.append(options.out, rows)
+        replace(options.out, rows)
         if options.plot and on_sst2:
             curve_plot(rows, options.plot)
-    for table in [*curve_tables(rows), *learned_tables(rows), *transfer_tables(rows)]:
-        print(table.markdown(), end="\n\n")
+    show([*curve_tables(rows), *learned_tables(rows), *transfer_tables(rows)])
     return 0
 
 
