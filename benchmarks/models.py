@@ -1,7 +1,7 @@
-"""Whole BERT-base against its baselines: `python -m benchmarks.models [--quick] [--out FILE]`.
+"""Whole BERT-base models against the baselines: `python -m benchmarks.models [--quick] [--out FILE]`.
 
-Random weights, 128 tokens, batch 1 and 8, 90 % and 95 %, element and 4x1, one thread. DeepSparse joins
-where SPARSEBERT_DEEPSPARSE_PYTHON names a Python that has it.
+Random weights, 128 tokens, batches 1 and 8, sparsities 90 % and 95 %, element and 4x1, one thread. DeepSparse
+takes part if SPARSEBERT_DEEPSPARSE_PYTHON names a Python that has it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LIMITS = {
 def goals(
     rows: list[results.Record], granularity: str, sparsity: float, batch: int
 ) -> Iterator[results.Record]:
-    """Goal records of one run for which a limit is set."""
+    """Yield the goal records of a run, where a limit is set."""
     ours = rows[0]
     for baseline, ratio in ours["ratio"].items():
         limits = LIMITS.get((granularity, sparsity, batch, baseline))
@@ -65,15 +65,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="batch 1, 90 %%, element only")
     add_out_option(parser)
-    parser.add_argument("--budget", type=float, default=15.0, help="seconds of timed rounds a run")
+    parser.add_argument("--budget", type=float, default=15.0, help="seconds of timed rounds for each run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     machine = environment.detect()
-    lacks = {name: BACKENDS[name]().available() for name in BASELINES}
-    for name, lack in lacks.items():
-        if lack:
-            print(f"without {name}: {lack}", file=sys.stderr)
-    baselines = [name for name, lack in lacks.items() if lack is None]
+    reasons = {name: BACKENDS[name]().available() for name in BASELINES}
+    for name, reason in reasons.items():
+        if reason:
+            print(f"without {name}: {reason}", file=sys.stderr)
+    baselines = [name for name, reason in reasons.items() if reason is None]
     rows: list[results.Record] = []
     for batch in (1,) if options.quick else (1, 8):
         for granularity, arguments in list(GRANULARITIES.items())[: 1 if options.quick else None]:

@@ -1,5 +1,7 @@
-"""Time and memory to choose which weights of BERT-base stay, against torch's ways:
-`python -m benchmarks.selection [--out FILE]`."""
+"""Time and memory of top-k selection among the weights of BERT-base, against torch's functions.
+
+Run it with `python -m benchmarks.selection [--out FILE]`.
+"""
 
 from __future__ import annotations
 
@@ -69,17 +71,17 @@ SIDES: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 
 def make_scores(entries: int, tied: bool) -> Tensor:
-    """Magnitudes of Gaussian weights, float32; ``tied``: of a thousand values, as after a step of Adam."""
+    """Return float32 magnitudes of Gaussian weights; ``tied``: with only about a thousand distinct values."""
     scores = torch.randn(entries, generator=torch.Generator().manual_seed(0)).abs_()
     return scores.mul_(200).round_() if tied else scores
 
 
 def measure_here(side: str, entries: int, tied: bool) -> dict[str, Any]:
-    """One selection in this process: seconds, peak bytes with the scores, and how many entries it keeps."""
+    """Select once in this process; return seconds, peak bytes with the scores, and surplus entries."""
     torch.set_num_threads(1)
     choose = SIDES[side]
     few = make_scores(entries // 100, tied)
-    choose(few, len(few) // 3)  # what is loaded at the first call is no part of it
+    choose(few, len(few) // 3)  # loads what the first call needs
     memory.reset_peak()
     before = memory.resident()
     scores = make_scores(entries, tied)
@@ -104,13 +106,13 @@ def measure(side: str, entries: int, tied: bool) -> dict[str, Any]:
 
 
 def rows_of(entries: int, rounds: int) -> list[results.Record]:
-    """Records of all sides, measured in turn, and of the figures that have a limit."""
+    """Measure all sides in turn; return their records and the goals."""
     machine = environment.detect().record()
     cases = [(side, tied) for tied in (False, True) for side in SIDES]
-    found: dict[tuple[str, bool], list[dict[str, Any]]] = {case: [] for case in cases}
+    runs_of: dict[tuple[str, bool], list[dict[str, Any]]] = {case: [] for case in cases}
     for _ in range(rounds):
         for case in cases:
-            found[case].append(measure(case[0], entries, case[1]))
+            runs_of[case].append(measure(case[0], entries, case[1]))
     rows = [
         results.stamp(
             "selection",
@@ -129,7 +131,7 @@ def rows_of(entries: int, rounds: int) -> list[results.Record]:
                 "busy": sorted({reason for run in runs for reason in run["busy"]}),
             },
         )
-        for (side, tied), runs in found.items()
+        for (side, tied), runs in runs_of.items()
     ]
     return [*rows, *_goals(rows, machine)]
 
@@ -164,10 +166,10 @@ def _goals(rows: list[results.Record], machine: dict[str, Any]) -> list[results.
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_out_option(parser)
-    parser.add_argument("--entries", type=int, default=ENTRIES, help="scores to choose among")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="fresh processes for each side")
+    parser.add_argument("--entries", type=int, default=ENTRIES, help="number of scores")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="processes for each side")
     parser.add_argument("--side", choices=SIDES, help="measure this side, once, in this process")
-    parser.add_argument("--tied", action="store_true", help="scores of a thousand values")
+    parser.add_argument("--tied", action="store_true", help="use scores with a thousand distinct values")
     options = parser.parse_args()
     if options.side:
         print(json.dumps(measure_here(options.side, options.entries, options.tied)))

@@ -1,5 +1,4 @@
-"""Bytes of packed weights, and the time to pack BERT-base from a ticket: `python -m benchmarks.storage
-[--out FILE]`."""
+"""Size of packed weights and packing time of BERT-base: `python -m benchmarks.storage [--out FILE]`."""
 
 from __future__ import annotations
 
@@ -27,14 +26,13 @@ PACKINGS = 3
 
 
 def stored_share(dtype: torch.dtype) -> float:
-    """Bytes of the element-sparse weights of all `SHAPES` at 90 %, as a share of the same weights in
-    dense fp32."""
-    held = sum(packed_layer(shape, SPARSITY, "element", dtype)[1].nbytes for shape in SHAPES)
-    return held / sum(4 * rows * columns for rows, columns in SHAPES)
+    """Return the bytes of element-sparse weights of all `SHAPES` at 90 %, as a share of dense fp32."""
+    stored = sum(packed_layer(shape, SPARSITY, "element", dtype)[1].nbytes for shape in SHAPES)
+    return stored / sum(4 * rows * columns for rows, columns in SHAPES)
 
 
 def packing_seconds() -> float:
-    """Least of a few: load the ticket file of a 90 % BERT-base and pack all its layers."""
+    """Return the least seconds, of several attempts, to load a 90 % ticket and pack BERT-base."""
     model = Workload("bert-base").load_model()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ticket.safetensors"

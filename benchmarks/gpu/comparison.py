@@ -1,4 +1,4 @@
-"""Several ways to compute the same: their answers first, then paired timings, each as a CUDA graph."""
+"""Comparison of several implementations: their outputs, then paired timings, each as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from sparsebert.bench.timer import alternate
 from sparsebert_kernels.errors import first_line
 from sparsebert_kernels.timing import MAX_SPREAD
 
-# Rounding errors may be this many times those of torch's own operator in the same dtype.
+# Limit of the rounding error, relative to that of torch's operator in the same dtype.
 TIMES_TORCH = 2.0
-TIMES_TORCH_DRY = 16.0  # the interpreter truncates where a GPU rounds
+TIMES_TORCH_DRY = 16.0  # the interpreter truncates instead of rounding
 SLACK = 1e-6
-MOST = 0.05  # that the baseline itself may be off
+MAX_BASELINE_ERROR = 0.05
 
 
 @dataclass(frozen=True)
 class Side:
-    """One way. ``make`` is called on the stream of the measurement and gives the work to time, or several
-    that do the same over other tensors: they then take turns, so that none finds its own in the cache.
+    """One implementation.
 
-    answers   what the work returns -> tensors to compare
-    exact     what they must be, where it is not what all sides have to give (another mask)
-    required  whether its failure fails the comparison; a baseline that cannot run is noted
+    Attributes:
+        make: Called on the stream of the measurement; returns the work to time, or several works over
+        different
+            tensors, which take turns so that none finds its tensors in the cache.
+        answers: Converts the result of the work to the tensors to compare.
+        exact: Expected tensors, if they differ from those of the other sides (another mask).
+        required: Whether its failure fails the comparison; other failures are noted.
     """
 
     make: Callable[[], Work | Sequence[Work]]
@@ -47,11 +50,25 @@ def compare(
     baseline: str,
     budget: float = 0.25,
 ) -> dict[str, Any]:
-    """Fields of a record: `us`, `ratio` to the baseline (its time over theirs), `gate`, `notes`, `rounds`.
+    """Compare the outputs of all sides, then time them in turn.
 
-    The error of a side is its largest difference from ``exact`` (float64) over the largest exact value, and
-    may be twice the baseline's. Raises OutputMismatchError where a required side is further off; another one is left
-    out, like one that cannot run, and `notes` says why.
+    The error of a side is its largest difference from ``exact`` over the largest exact value; its limit is
+    twice the baseline's error. A side that fails or exceeds the limit is left out and noted, unless it is
+    required.
+
+    Args:
+        device: The GPU, or its stand-in.
+        sides: Implementations by name.
+        exact: Expected tensors in float64.
+        baseline: Name of the side that ratios refer to.
+        budget: Seconds of timed rounds.
+
+    Returns:
+        Fields of a record: "us", "ratio" (the baseline's time over the side's), "gate", "notes", "rounds" and
+        more.
+
+    Raises:
+        OutputMismatchError: A required side is wrong.
     """
     runs, notes = {}, {}
     checks: dict[str, OutputCheck] = {}
@@ -67,7 +84,7 @@ def compare(
             checks[name] = OutputCheck(name, error, _tolerance(checks, baseline, error, device.dry_run))
             require([checks[name]])
             runs[name] = device.graph(*works)
-        except Exception as problem:  # a baseline may fail in any way it likes
+        except Exception as problem:  # other projects' code may fail in any way
             if side.required or name == baseline or context_lost(problem):
                 raise
             notes[name] = f"{type(problem).__name__}: {first_line(problem)[:160]}"
@@ -87,15 +104,15 @@ def compare(
 
 def _error(answer: Tensor, exact: Tensor) -> float:
     if answer.shape != exact.shape:
-        raise ValueError(f"answers {list(answer.shape)}, the exact ones are {list(exact.shape)}")
+        raise ValueError(f"returns shape {list(answer.shape)}, expected {list(exact.shape)}")
     difference = (answer - exact).abs().max().item()
     largest = exact.abs().max().item()
     return float("inf") if difference != difference else difference / (largest or 1.0)
 
 
 def _tolerance(checks: Mapping[str, OutputCheck], baseline: str, error: float, dry_run: bool) -> float:
-    """The baseline sets it, unless it is plainly wrong itself."""
+    """Return the limit of the error; the baseline's error sets it for the others."""
     if baseline in checks:
         times = TIMES_TORCH_DRY if dry_run else TIMES_TORCH
         return times * checks[baseline].error + SLACK
-    return MOST
+    return MAX_BASELINE_ERROR

@@ -172,8 +172,8 @@ class Workload:
 def read_lengths(path: str | Path, model: str, batch: int, *, limit: int, seed: int = 0) -> tuple[int, ...]:
     """Read sequence lengths from a file with one sentence or one integer per line.
 
-    The model's tokenizer counts the tokens of sentences. The names in `SHAPES` have no tokenizer; their words,
-    punctuation marks and two special tokens are counted. From a long file, `MAX_BATCHES` batches of
+    The model's tokenizer counts the tokens of sentences. The names in `SHAPES` have no tokenizer; their
+    words, punctuation marks and two special tokens are counted. From a long file, `MAX_BATCHES` batches of
     consecutive lines are sampled, which preserves the mix of lengths.
 
     Args:
