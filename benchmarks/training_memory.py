@@ -188,7 +188,9 @@ def measure_here(side: str, part: str, batch: int, tokens: int, **shape: int) ->
     """
     torch.set_num_threads(1)
     # The first model loads libraries, which do not count.
-    bert(2, num_hidden_layers=1)(input_ids=torch.ones(1, 8, dtype=torch.int64)).logits.sum().backward()
+    bert(2, **shape | {"num_hidden_layers": 1})(
+        input_ids=torch.ones(1, 8, dtype=torch.int64)
+    ).logits.sum().backward()
     memory.reset_peak()
     before = memory.resident()
     model = bert(WORDS[part], **shape)
