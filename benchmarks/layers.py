@@ -42,8 +42,8 @@ METHOD = (
     "Ratio: geometric mean over the shapes 768x768, 3072x768, 768x3072, 2304x768 and 128, 512, 2048 tokens "
     "(unless the case names its own), paired medians, transposes included, same dtype on both sides; "
     f"reached: mean at least must, and no cell below {WORST_SHARE} of it. Equal turns: the same, but the "
-    "sparse layer is called as often as fits into the time of one dense call; call by call, it begins each "
-    "time with caches that have been in other hands for all of the dense call."
+    "sparse layer is called as often as fits into the time of one dense call; with single calls, each sparse "
+    "call starts with the caches that the longer dense call left."
 )
 
 

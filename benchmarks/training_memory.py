@@ -187,7 +187,7 @@ def measure_here(side: str, part: str, batch: int, tokens: int, **shape: int) ->
     before it built the model.
     """
     torch.set_num_threads(1)
-    # The first model loads libraries, which do not count.
+    # The first model loads libraries, whose memory does not count.
     bert(2, **shape | {"num_hidden_layers": 1})(
         input_ids=torch.ones(1, 8, dtype=torch.int64)
     ).logits.sum().backward()

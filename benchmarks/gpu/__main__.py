@@ -31,13 +31,9 @@ GRACE_SECONDS = 15
 def main() -> int:
     """Return exit code 1 if points failed, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--minutes", type=float, default=8.0, help="duration of this call, including the summary"
-    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="duration, including the summary")
     parser.add_argument("--out", type=Path, help="folder of the records (default: build/gpu)")
-    parser.add_argument(
-        "--only", action="append", choices=SECONDS, help="only points of this kind; repeatable"
-    )
+    parser.add_argument("--only", action="append", choices=SECONDS, help="only points of this kind")
     parser.add_argument("--list", action="store_true", help="list the missing points and measure nothing")
     parser.add_argument(
         "--dry-run", action="store_true", help="run tiny inputs on the CPU; finds errors, measures nothing"

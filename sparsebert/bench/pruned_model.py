@@ -43,7 +43,7 @@ class PrunedModel:
         return self.batches[0]["input_ids"].numel()
 
     def reference(self) -> list[torch.Tensor]:
-        """Return the last hidden states of each batch, [sequences, tokens, hidden], by the masked dense model."""
+        """Return the masked dense model's last hidden states, [sequences, tokens, hidden] for each batch."""
         with torch.inference_mode():
             return [self.model(**batch).last_hidden_state for batch in self.batches]
 

@@ -19,7 +19,7 @@ from sparsebert.report.table import Table
 
 
 def layer_tables(records: Iterable[Record]) -> list[Table]:
-    """The latest summary of each case of the layer benchmark, with the figures it has to reach."""
+    """Return the latest summary of each case of the layer benchmark, with its goal."""
     summaries = {row["case"]: row for row in records if row["kind"] == "layer_summary"}
     if not summaries:
         return []
@@ -53,7 +53,7 @@ def layer_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def stack_tables(records: Iterable[Record]) -> list[Table]:
-    """The latest of each size of the feed-forward stack: the sparse stack against each baseline."""
+    """Return the latest speed-ups of the sparse feed-forward stack over each baseline, by size."""
     stacks = {(row["tokens"], row["sparsity"]): row for row in records if row["kind"] == "stack"}
     if not stacks:
         return []
@@ -79,7 +79,7 @@ def stack_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def goal_tables(records: Iterable[Record]) -> list[Table]:
-    """The latest of each figure that has a limit, and whether it keeps it."""
+    """Return the latest value of each goal, and whether it is reached."""
     goals = {row["goal"]: row for row in records if row["kind"] == "goal"}
     if not goals:
         return []
@@ -100,7 +100,7 @@ def goal_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def selection_tables(records: Iterable[Record]) -> list[Table]:
-    """The latest of each way to choose the highest scores."""
+    """Return the latest measurement of each function that selects the highest scores."""
     sides = {(row["side"], row["tied"]): row for row in records if row["kind"] == "selection"}
     if not sides:
         return []
@@ -116,10 +116,10 @@ def selection_tables(records: Iterable[Record]) -> list[Table]:
     first = next(iter(sides.values()))
     notes = [
         f"{machine_text(first['environment'])}, {threads_text(first['threads'])}. {first['kept']:,} of "
-        f"{first['entries']:,} float32 scores, as a mask; peak memory: of the process, over what it held "
-        "before the scores, as a multiple of their bytes; kept: entries beyond those asked for; tied: scores "
-        "of about a thousand values."
+        f"{first['entries']:,} float32 scores, as a mask; peak memory: of the process, relative to "
+        "its size before the scores, as a multiple of their bytes; kept: entries beyond the requested ones; "
+        "tied: scores with about a thousand distinct values."
     ]
     if any(row["busy"] for row in sides.values()):
         notes.append(BUSY_NOTE)
-    return [Table("Choosing weights", ("by", "seconds", "peak memory", "kept"), rows, tuple(notes))]
+    return [Table("Selecting weights", ("by", "seconds", "peak memory", "kept"), rows, tuple(notes))]

@@ -1,4 +1,4 @@
-"""Tables in documents, rendered from result files: `python -m sparsebert.report.render_docs --check | --write`.
+"""Tables in documents, made of result files: `python -m sparsebert.report.render_docs --check | --write`.
 
 A table stands between two markers and is never edited by hand:
 

@@ -1,4 +1,4 @@
-"""The constants of `compact_`, measured: `python -m benchmarks.removal_rules`.
+"""The constants of `compact_`, measured: `python -m benchmarks.compaction_constants`.
 
 Measures the cost of picking columns and placing rows beside a product
 (`sparsebert.compaction.live_rectangle`), and the number of padding dimensions that justify another group of
