@@ -131,7 +131,7 @@ def _pruned_models(
 
 
 def _detect(threads: int) -> Environment:
-    """Return what this machine is, with torch held to so many threads."""
+    """Limit torch to this number of threads, and return a description of the machine."""
     import torch
 
     from sparsebert.bench import environment

@@ -50,7 +50,7 @@ SLOWDOWN = {"avx512": 1.0, "avx2": 2.0, "neon": 3.0}
 BASELINE_SLOWDOWN = 4.0
 
 
-class CostModel:
+class CpuCostModel:
     """Predicts the seconds of a layer, for one dtype and number of tokens on this machine.
 
     Args:
@@ -74,7 +74,7 @@ class CostModel:
         return self.costs[work.kind].seconds(work, self.tokens)
 
 
-def cost_model(dtype: torch.dtype, tokens: int, *, measure: bool = True) -> CostModel:
+def cost_model(dtype: torch.dtype, tokens: int, *, measure: bool = True) -> CpuCostModel:
     """Return the cost model for layers that store ``dtype`` and see ``tokens`` rows of x at a time.
 
     Args:
@@ -84,9 +84,9 @@ def cost_model(dtype: torch.dtype, tokens: int, *, measure: bool = True) -> Cost
             them unless the machine was busy. Otherwise, return the built-in costs.
     """
     if not measure:
-        return CostModel(built_in(dtype), tokens)
+        return CpuCostModel(built_in(dtype), tokens)
     calibrated = min(MAX_CALIBRATED_TOKENS, 2 ** round(math.log2(tokens)))
-    return CostModel(_measured(dtype, calibrated, _fingerprint()), tokens)
+    return CpuCostModel(_measured(dtype, calibrated, _fingerprint()), tokens)
 
 
 def built_in(dtype: torch.dtype) -> dict[str, Cost]:

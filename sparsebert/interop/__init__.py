@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from sparsebert.tickets.ticket import Ticket
 
-NPY_MAGIC = b"\x93NUMPY"
+# Of NumPy's .npy format, zip archives and pickles.
+_NPY_MAGIC = b"\x93NUMPY"
 _ZIP_MAGIC, _PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
 
 
@@ -64,7 +65,7 @@ def read_ticket(
         from sparsebert.interop.super_tickets import from_super_tickets
 
         return from_super_tickets(path, _required(model, path, "lists heads or MLPs by number"), task)
-    if start.startswith(NPY_MAGIC):
+    if start.startswith(_NPY_MAGIC):
         return _from_array(path, _required(model, path, "holds an array without matrix names or shapes"))
     # A ticket file begins with the length of its header, whose lowest byte may equal a pickle's first.
     if start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)) and not start.endswith(b"{"):

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.format import MAGIC_PREFIX
 from torch import nn
 
 from sparsebert.atomic import replacing
 from sparsebert.bert import resolve, structure
-from sparsebert.interop import NPY_MAGIC
 from sparsebert.interop.torch_prune import refuse_removed_modules
 from sparsebert.tickets.bits import pack_bits, packed_bytes, unpack_bits
 from sparsebert.tickets.provenance import describe_model
@@ -83,7 +83,11 @@ def _packed_bits(path: Path) -> np.ndarray:
     with open(path, "rb") as file:
         try:
             # Mapped: a header may claim more than the file, or the memory, holds.
-            packed = np.load(path, mmap_mode="r", allow_pickle=False) if file.read(6) == NPY_MAGIC else None
+            packed = (
+                np.load(path, mmap_mode="r", allow_pickle=False)
+                if file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
+                else None
+            )
         except (ValueError, OSError, EOFError, SyntaxError) as error:
             raise ValueError(f"{path} is not a usable .npy file: {first_line(error)}") from None
     if packed is None or packed.dtype != np.uint8 or packed.ndim != 1:

@@ -91,7 +91,7 @@ class Ticket:
 
     @property
     def digest(self) -> str:
-        """The ticket's identity: equal for tickets that prune the same, whatever their metadata."""
+        """Digest of the masks, equal for tickets that prune the same, whatever their metadata."""
         packed = (
             (key, mask.shape, pack_bits(mask))
             for masks in (self.masks, self.bias_masks)

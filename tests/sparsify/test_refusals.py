@@ -1,4 +1,4 @@
-"""What `sparsify_` refuses in one clear line, with the model left as it was."""
+"""`sparsify_` refuses bad input in one clear line and leaves the model unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `sparsify_` must not lose: names, hooks, flags, ties, copies."""
+"""Names, hooks, flags, ties and copies survive `sparsify_`."""
 
 from __future__ import annotations
 
