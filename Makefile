@@ -16,7 +16,7 @@ BENCHMARKS := layers models ffn_stack storage selection training_memory
 OLDEST_TRITON := build/triton-3.6.0
 GPU_PYTHON ?=
 
-# A rival that is not a dependency: compared with wherever `make bench-deepsparse` has been run once.
+# A baseline that is not a dependency: compared with wherever `make bench-deepsparse` has been run once.
 export SPARSEBERT_DEEPSPARSE_PYTHON ?= $(wildcard $(CURDIR)/$(DEEPSPARSE)/bin/python)
 
 .DEFAULT_GOAL := help

@@ -1,4 +1,4 @@
-"""Accuracy against sparsity, method by method, above the measured speed of the tickets."""
+"""Plots of accuracy against sparsity for each method, above the measured speed of the tickets."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def curve_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
-    """Write :func:`curve_figure` to a file. Raises ValueError as it does, and as `save_figure`."""
+    """Write `curve_figure` to a file; raises like it and `save_figure`."""
     save_figure(curve_figure(records), path)
 
 
 def curve_pictures(records: Sequence[Record]) -> list[Picture]:
-    """One, where the records hold the dense runs and a speed."""
+    """Return a picture if the records hold dense runs and a speed."""
     found, dense, timed = _shown(records)
     if dense is None or not timed:
         return []
@@ -36,14 +36,18 @@ def curve_pictures(records: Sequence[Record]) -> list[Picture]:
 
 
 def _shown(records: Sequence[Record]) -> tuple[list[Point], Point | None, list[Point]]:
-    """All points, the dense one, and those whose speed is known."""
+    """Return all points, the dense one, and those with a measured speed."""
     found = points(records, "curve", "learned")
     dense = next((point for point in found if point.label == "dense"), None)
     return found, dense, [point for point in found if point.speed]
 
 
 def curve_figure(records: Iterable[Record]) -> Figure:
-    """All methods on one task. Raises ValueError where its dense runs or its speeds are missing."""
+    """Return the plot of all methods on a task.
+
+    Raises:
+        ValueError: Dense runs or speeds are missing, or matplotlib is not installed.
+    """
     records = list(records)
     found, dense, timed = _shown(records)
     if dense is None or not timed:
@@ -54,20 +58,20 @@ def curve_figure(records: Iterable[Record]) -> Figure:
     top.axhspan(mean - std, mean + std, color="0.3", alpha=0.12, linewidth=0)
     methods = list(dict.fromkeys(point.label for point in found if point is not dense))
     for number, label in enumerate(methods):
-        own = [point for point in found if point.label == label]
+        tickets = [point for point in found if point.label == label]
         style = _style(number)
         top.errorbar(
-            [100 * point.sparsity for point in own],
-            [100 * point.summary.mean for point in own],
-            [100 * (point.summary.std or 0.0) for point in own],
+            [100 * point.sparsity for point in tickets],
+            [100 * point.summary.mean for point in tickets],
+            [100 * (point.summary.std or 0.0) for point in tickets],
             **style,
             capsize=3,
             label=NAMES[label],
         )
-        own = [point for point in own if point.speed]
+        tickets = [point for point in tickets if point.speed]
         bottom.plot(
-            [100 * point.sparsity for point in own],
-            [_against_onednn(point) for point in own],
+            [100 * point.sparsity for point in tickets],
+            [_against_onednn(point) for point in tickets],
             **style,
         )
     bottom.axhline(1, color="0.3", linewidth=1)
@@ -92,7 +96,7 @@ def curve_figure(records: Iterable[Record]) -> Figure:
 
 
 def _style(number: int) -> dict[str, Any]:
-    """Of the method of that number: colours come again, with other lines and markers."""
+    """Return the style of a method; colours repeat with other lines and markers."""
     again, place = divmod(number, len(COLOURS))
     return {
         "color": COLOURS[place],

@@ -81,12 +81,12 @@ def test_a_ticket_that_is_found_again_must_be_the_known_one(trained: list[str], 
     list(rounds(target, known, tmp_path, tmp_path))
     assert trained == [target.ticket, target.name]
     known[target.ticket][0]["masks_sha256"] = "of another machine"
-    with pytest.raises(ValueError, match="came out another ticket"):
+    with pytest.raises(ValueError, match="finds another ticket"):
         list(rounds(target, known, tmp_path, tmp_path))
     older = {target.ticket: [{"kind": "round", "ticket_sha256": "file"}]}  # they know the ticket by its file
     assert list(rounds(target, older, tmp_path, tmp_path))
     older[target.ticket][0]["ticket_sha256"] = "another file"
-    with pytest.raises(ValueError, match="came out another ticket"):
+    with pytest.raises(ValueError, match="finds another ticket"):
         list(rounds(target, older, tmp_path, tmp_path))
 
 
@@ -105,7 +105,7 @@ def test_without_task_data_it_says_so(
             ["--plot", "curve.jpg", "--out", "new.jsonl"],
             "--plot: cannot draw curve.jpg: a picture's name ends with",
         ),
-        (["--plot", "curve.png"], "--plot: speeds are measured for --out, and it is missing"),
+        (["--plot", "curve.png"], "--plot needs --out"),
     ],
 )
 def test_a_picture_that_cannot_be_drawn_is_refused_before_hours_of_work(
