@@ -75,7 +75,9 @@ def _write_data(folder: Path) -> None:
         ],
     }
     reviews = ["stars,review", *(f"{label},{text}" for text, label in rows)]
-    files = {f"data/{task}/{split}.tsv": lines for task, lines in tables.items() for split in ("train", "dev")}
+    files = {
+        f"data/{task}/{split}.tsv": lines for task, lines in tables.items() for split in ("train", "dev")
+    }
     files |= {f"data/wikitext-2/wiki.{split}.raw": list(SENTENCES) * 4 for split in ("train", "valid")}
     files |= {"reviews.csv": reviews, "held-out.csv": reviews, "sentences.txt": list(SENTENCES)}
     for name, lines in files.items():

@@ -9,7 +9,12 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 # Documents whose links and paths must exist besides those of the pages.
-ALL = [*PAGES, *sorted(ROOT.glob("*.md")), ROOT / "kernels" / "README.md", *sorted((ROOT / "benchmarks").glob("*.md"))]
+ALL = [
+    *PAGES,
+    *sorted(ROOT.glob("*.md")),
+    ROOT / "kernels" / "README.md",
+    *sorted((ROOT / "benchmarks").glob("*.md")),
+]
 DOCUMENTS = list(dict.fromkeys(ALL))
 
 

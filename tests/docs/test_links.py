@@ -12,7 +12,11 @@ from tests.docs.documents import DOCUMENTS, PAGES, ROOT, name, prose
 # Folders that a path of the repository begins with.
 TOPS = ("sparsebert", "kernels", "docs", "tests", "benchmarks")
 # Folders that short paths are relative to, in pages that talk of one package.
-HOMES = ("", "sparsebert", *(f"kernels/sparsebert_kernels{below}" for below in ("", "/cuda", "/cpu", "/cpu/src")))
+HOMES = (
+    "",
+    *("sparsebert", "sparsebert/pruning", "sparsebert/lottery"),
+    *(f"kernels/sparsebert_kernels{below}" for below in ("", "/cuda", "/cpu", "/cpu/src")),
+)
 # Written by `make gpu` on a machine with a GPU.
 GENERATED = ("kernels/sparsebert_kernels/configs/",)
 PATH = re.compile(r"`((?:\.\./)?[\w.-]+(?:/[\w.-]+)*(?:/|\.(?:py|h|cpp|md|jsonl|json|html|toml|cff)))`")

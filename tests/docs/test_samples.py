@@ -1,4 +1,4 @@
-"""Every sample of the documents runs as printed, but for the model's name, few steps and rounds, and two seeds."""
+"""Every sample of the documents runs as printed, but for the model, and fewer steps, rounds and seeds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,9 @@ def _restored_registries() -> Iterator[None]:
         table.update(entries)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") or commands(page)], ids=name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python") or commands(page)], ids=name
+)
 def test_the_samples_run(page: Path, workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("accelerate")
     pytest.importorskip("sklearn")
@@ -95,7 +98,9 @@ def _run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     if words and "--help" not in words and "help" not in words:
         _make_missing(_inputs(command), capsys)
         words += MORE.get(words[0], [])
-        words += next((more for method, more in MORE_OF_METHOD.items() if method in words and words[0] != "convert"), [])
+        words += next(
+            (more for method, more in MORE_OF_METHOD.items() if method in words and words[0] != "convert"), []
+        )
     code = main(words)
     output = capsys.readouterr()
     assert code == 0, (command, output.out, output.err)
@@ -118,7 +123,7 @@ def _inputs(command: str) -> list[str]:
 def _products(command: str) -> dict[str, str]:
     """Return the paths that a command writes, by option; that of ``convert`` is its second argument."""
     words = shlex.split(command)
-    products = {word: value for word, value in zip(words, words[1:], strict=False) if word in PRODUCTS}
+    products = {word: value for word, value in pairwise(words) if word in PRODUCTS}
     if words[1:2] == ["convert"]:
         products["--out"] = words[3]
     return products

@@ -24,7 +24,12 @@ def test_the_glossary_has_25_to_35_terms() -> None:
 @pytest.fixture(scope="module")
 def code() -> str:
     suffixes = (".py", ".h", ".cpp")
-    files = [file for top in ("sparsebert", "kernels") for file in (ROOT / top).rglob("*") if file.suffix in suffixes]
+    files = [
+        file
+        for top in ("sparsebert", "kernels")
+        for file in (ROOT / top).rglob("*")
+        if file.suffix in suffixes
+    ]
     return "\n".join(file.read_text() for file in files).lower()
 
 

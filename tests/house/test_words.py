@@ -1,7 +1,7 @@
 """One word, one meaning: words that were given up do not come back, and the glossary is in order.
 
-A grep finds names, options and fragments. It cannot tell a good sentence from a bad one: CONTRIBUTING.md describes
-the prose.
+A grep finds names, options and fragments. It cannot tell a good sentence from a bad one: CONTRIBUTING.md
+describes the prose.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ GIVEN_UP = (
     GivenUp(r"\brivals?\b", "baselines; competition_groups"),
     GivenUp(r"\bProvider\b|\bSide\b", "Backend, BuiltBackend"),
     GivenUp(r"\bPrepared\b", "CompactionPlan", CODE),
-    GivenUp(r"(?<!\w)(narrow|widen|remember|forget)_\b", "shrink_attention_, restore_attention_, attach_record_, detach_record_"),
+    GivenUp(
+        r"(?<!\w)(narrow|widen|remember|forget)_\b",
+        "shrink_attention_, restore_attention_, attach_record_, detach_record_",
+    ),
     GivenUp(r"\bpick_format\b|\bChoice\b|\bBestChoice\b", "candidates; BestMasks", CODE),
     GivenUp(r"\btuning\.Paired\b", "timing"),
     # Modules that moved.
@@ -65,17 +68,26 @@ GIVEN_UP = (
         "the module's new path (docs/architecture.md)",
     ),
     # Options of the command.
-    GivenUp(r"(?<![\w-])--(every|first|of|share|within|draw)(?![\w-])", "the option's new name", except_in=ALIASES),
+    GivenUp(
+        r"(?<![\w-])--(every|first|of|share|within|draw)(?![\w-])", "the option's new name", except_in=ALIASES
+    ),
     # Locals named by their history instead of their content.
     GivenUp(
-        r"^\s*(for )?(\w+, )*(found|known|own|chosen|asked)(, \w+)*(: [^=]+)? (=|in) ", "a name for the thing itself", CODE
+        r"^\s*(for )?(\w+, )*(found|known|own|chosen|asked)(, \w+)*(: [^=]+)? (=|in) ",
+        "a name for the thing itself",
+        CODE,
     ),
     # Panels of tokens and rows of vectors.
     GivenUp(r"(?<![Tt]oken )(?<!token_)(?<!row )\bpanels?\b", "token_panel, vector_row", CPU),
     # Phrases.
     GivenUp(r"\btak(e|es|en|ing) out\b|\bempties\b", "remove, compaction; pruned-out neurons"),
-    GivenUp(r"\b(what|that) (is|are) left\b|\bwhat it leaves\b|\bis left of\b", "the remaining ..., compaction"),
-    GivenUp(r"(?<![Tt]here )\b(is|are) no (?!longer\b|more\b|slower\b|faster\b|worse\b|sparser\b)", "is not a, or a positive sentence"),
+    GivenUp(
+        r"\b(what|that) (is|are) left\b|\bwhat it leaves\b|\bis left of\b", "the remaining ..., compaction"
+    ),
+    GivenUp(
+        r"(?<![Tt]here )\b(is|are) no (?!longer\b|more\b|slower\b|faster\b|worse\b|sparser\b)",
+        "is not a, or a positive sentence",
+    ),
     GivenUp(r"\b[Dd]earest\b", "most costly"),
     GivenUp(r"\bBase of (them|these|those|the|all)\b", "Base class of ..."),
     GivenUp(r"\bhonest(ly)?\b", "the fact itself", ("sparsebert", "kernels", "README.md")),
@@ -99,6 +111,5 @@ def _files(word: GivenUp) -> Iterator[Path]:
         path = ROOT / place
         files = [path] if path.is_file() else sorted(path.rglob("*"))
         for file in files:
-            if file.suffix in SUFFIXES and "build" not in file.parts:
-                if str(file.relative_to(ROOT)) not in word.except_in:
-                    yield file
+            if file.suffix in SUFFIXES and str(file.relative_to(ROOT)) not in word.except_in:
+                yield file

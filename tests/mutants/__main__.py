@@ -37,6 +37,9 @@ def main(
     json_file: Annotated[Path, typer.Option("--json", help="Results file.")] = WORK / "results.jsonl",
     resume: Annotated[bool, typer.Option("--resume", help="Keep the results that the file has.")] = False,
     again: Annotated[bool, typer.Option("--again", help="With --resume: run survivors once more.")] = False,
+    own_tests: Annotated[
+        bool, typer.Option("--own-tests", help="Run no tests but those of a mutant's own package.")
+    ] = False,
     test_seconds: Annotated[float, typer.Option(help="Limit for one test.")] = Limits.test_seconds,
     run_seconds: Annotated[
         float, typer.Option(help="Limit for the tests of a package.")
@@ -67,7 +70,8 @@ def main(
 
     runner = Runner(ROOT, WORK, jobs, Limits(test_seconds, run_seconds))
     try:
-        new = runner.run([mutant for mutant in mutants if mutant.id not in done], report)
+        left = [mutant for mutant in mutants if mutant.id not in done]
+        new = runner.run(left, report, own_tests_only=own_tests)
         unproven = runner.unproven([*known, *new], mutants)
     finally:
         runner.close()

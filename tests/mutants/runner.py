@@ -65,12 +65,17 @@ class Runner:
         for copy in self._all:
             self._copies.put(copy)
 
-    def run(self, mutants: Sequence[Mutant], report: Callable[[Result], None]) -> list[Result]:
+    def run(
+        self, mutants: Sequence[Mutant], report: Callable[[Result], None], *, own_tests_only: bool = False
+    ) -> list[Result]:
         """Return the results in the order of the mutants; each is reported as soon as it is there."""
 
         # Looked up while the copies hold no mutant.
         tests = {
-            mutant.id: {"own": self._which.own(mutant), "related": self._which.related(mutant)}
+            mutant.id: {
+                "own": self._which.own(mutant),
+                "related": [] if own_tests_only else self._which.related(mutant),
+            }
             for mutant in mutants
         }
 
