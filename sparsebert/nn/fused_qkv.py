@@ -79,9 +79,12 @@ class FusedQKV:
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return
         x = args[0] if args else kwargs.get("hidden_states")
-        if type(x) is not Tensor or not plain_inference(x) or self._unused_calls >= MAX_UNUSED_CALLS:
+        if type(x) is not Tensor or self._unused_calls >= MAX_UNUSED_CALLS:
             return
+        # The cheap and frequent answer first: it is given in every attention of every call on one thread.
         if x.is_cpu and torch.get_num_threads() == 1 and not backend.runs_on(x):
+            return
+        if not plain_inference(x):
             return
         layers = [getattr(attention, name) for name in self.names]
         if _undisturbed(attention, layers):
