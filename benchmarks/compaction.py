@@ -25,7 +25,7 @@ from sparsebert.bench.environment import Environment
 from sparsebert.bench.pruned_model import prepare
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.compact import compact_, compaction_description
-from sparsebert.compaction import analyze as removal
+from sparsebert.compaction.analyze import analyze
 from sparsebert.demo.real_model import NAME
 from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.report.compaction_tables import compaction_tables
@@ -44,7 +44,7 @@ def sizes(
 ) -> Iterator[tuple[results.Record, Ticket]]:
     """A record of each rule, with the ticket that it comes down to."""
     for least in (0, THIN):
-        left = removal.prepare(model, ticket, min_row_weights=least).ticket
+        left = analyze(model, ticket, min_row_weights=least).ticket
         compacted = compact_(copy.deepcopy(model), ticket, min_row_weights=least)
         scores = evaluate("sst2", str(folder), ticket=left, data=data / FOLDERS["sst2"])
         row = results.stamp(
