@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert.compaction.analyze import prepare
+from sparsebert.compaction.analyze import analyze
 from sparsebert.compaction.expand import expand
-from sparsebert.compaction.manifest import attach_record_, description_of, rebuild
+from sparsebert.compaction.install import compaction_record, install_compaction_
+from sparsebert.compaction.manifest import attach_record_, description_of
 from sparsebert.compaction.output_drift import output_change, outputs
-from sparsebert.hf.attach_quantizer import saveable_
+from sparsebert.compaction.rebuild import rebuild
+from sparsebert.hf.attach_quantizer import attach_quantizer_
 from sparsebert.tickets.ticket import Ticket
 
 
@@ -54,15 +56,15 @@ def compact_(
     model that is compacted or sparse already, layers that cannot be replaced (tied, quantised, patched),
     numbers beyond the model's widths, and batches that are no mappings.
     """
-    prepared = prepare(model, ticket, min_row_weights=min_row_weights, round_to=round_to)
+    plan = analyze(model, ticket, min_row_weights=min_row_weights, round_to=round_to)
     examples = _checked_batches(batches)
     expected = outputs(model, examples, Ticket.from_model(model) if ticket is None else ticket)
-    prepared.install_()
+    install_compaction_(plan)
     origin = {"method": "zeros in the weights"} if ticket is None else ticket.metadata
-    saveable_(model, origin=origin, sparsity=prepared.ticket.sparsity)
+    attach_quantizer_(model, origin=origin, sparsity=plan.ticket.sparsity)
     if examples:
         change = output_change(expected, outputs(model, examples))
-        attach_record_(model, prepared.record() | {"output_change": change})
+        attach_record_(model, compaction_record(plan) | {"output_change": change})
     return model
 
 
@@ -93,7 +95,7 @@ def expand_(model: nn.Module) -> nn.Module:
     Raises ValueError, with the model as it was, for one with sparse layers: `densify_` it first.
     """
     expand(model)
-    saveable_(model)
+    attach_quantizer_(model)
     return model
 
 

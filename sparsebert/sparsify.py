@@ -11,8 +11,9 @@ from torch import nn
 
 from sparsebert.bert import activation_name, is_bert_like, require_module, structure
 from sparsebert.bert import full_name as full_name_of
+from sparsebert.compaction.install import compacted_linear, shrink_attentions_
 from sparsebert.compaction.manifest import record_of
-from sparsebert.hf.attach_quantizer import saveable_
+from sparsebert.hf.attach_quantizer import attach_quantizer_
 from sparsebert.nn.fused_activation import FusedActivation
 from sparsebert.nn.fused_qkv import fuse_qkv_, unfuse_qkv_
 from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
@@ -100,7 +101,7 @@ def sparsify_(
     origin = _origin(targets, ticket) if targets.compaction or not record_of(model) else {}
     install_(model, targets, plans, trainable=trainable, **fusing)
     requested = "auto" if isinstance(format, Plan) else format
-    saveable_(model, format=requested, tokens=tokens, **fusing, **origin)
+    attach_quantizer_(model, format=requested, tokens=tokens, **fusing, **origin)
     return model
 
 
@@ -126,7 +127,7 @@ def install_(
     activations = encoder.activations if encoder and fuse_activation and not trainable else {}
     fused = [(key, path) for key, path in activations.items() if key in layers]
 
-    compacted = {change.name: change.smaller_linear() for change in targets.dense_changes}
+    compacted = {matrix.name: compacted_linear(matrix) for matrix in targets.dense_matrices}
     for name, linear in compacted.items():
         move_hooks(model.get_submodule(name), linear)
         replace_module(model, name, linear)
@@ -138,7 +139,7 @@ def install_(
                 sparse.bias.masked_fill_(~target.bias_mask.to(sparse.bias.device), 0)
         replace_module(model, target.name, sparse)
     if targets.compaction:
-        targets.compaction.shrink_attention_()
+        shrink_attentions_(targets.compaction)
     for key, path in fused:
         _fuse_activation(model, layers[key], full_name_of(model, path))
     for keys in shared_inputs_of(model) if fuse_qkv else ():
@@ -168,7 +169,7 @@ def densify_(model: nn.Module) -> nn.Module:
             if not name:
                 raise ValueError("the model is itself a sparse layer: use its .weight and .bias")
             replace_module(model, name, _dense(module))
-    saveable_(model)
+    attach_quantizer_(model)
     return model
 
 

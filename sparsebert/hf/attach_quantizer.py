@@ -15,7 +15,7 @@ from sparsebert.nn.sparse_linear import SparseLinear
 METHOD = "sparsebert"
 
 
-def saveable_(model: nn.Module, **asked: Any) -> None:
+def attach_quantizer_(model: nn.Module, **asked: Any) -> None:
     """Tell each Hugging Face model in ``model`` that is sparse or compacted how it is saved; and one that is
     neither any more to be saved as before.
 

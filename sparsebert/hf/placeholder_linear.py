@@ -12,7 +12,7 @@ from sparsebert.nn.checkpoint_form import stored_weight
 from sparsebert.tickets.bits import packed_bytes, unpack_bits
 
 
-class StoredLinear(nn.Module):
+class PlaceholderLinear(nn.Module):
     """Parameters of the names and shapes that are on disk (`sparsebert.nn.checkpoint_form`), on the default device.
 
     Once they are filled, it serves as the `nn.Linear` that a sparse layer is made from: its ``weight`` is
@@ -47,7 +47,7 @@ class StoredLinear(nn.Module):
 
 
 def outline(stored: Any) -> nn.Linear:
-    """Shape, dtype, device and bias of a `StoredLinear`, around weights that take no memory: to plan with."""
+    """Shape, dtype, device and bias of a `PlaceholderLinear`, around weights that take no memory: to plan with."""
     linear = nn.Linear(stored.in_features, stored.out_features, bias=False, device="meta")
     nothing = stored.weight_values.detach().new_zeros(())
     linear.weight = nn.Parameter(nothing.expand(stored.out_features, stored.in_features))

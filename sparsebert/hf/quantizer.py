@@ -2,7 +2,7 @@
 
 On disk a sparse matrix is a mask and its kept weights, the same for every device and packed format
 (`sparsebert.nn.checkpoint_form`); config.json says which matrices these are (`sparsebert.hf.config`). Loading puts a
-`StoredLinear` in the place of each, lets transformers fill them, and packs them for where they are then.
+`PlaceholderLinear` in the place of each, lets transformers fill them, and packs them for where they are then.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 
 from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve, structure
-from sparsebert.compaction.manifest import description_of, rebuild, require_rectangles
-from sparsebert.hf.attach_quantizer import METHOD, saveable_
+from sparsebert.compaction.manifest import description_of
+from sparsebert.compaction.rebuild import rebuild, require_rectangles
+from sparsebert.hf.attach_quantizer import METHOD, attach_quantizer_
 from sparsebert.hf.config import FORMAT_VERSION, SparseConfig, StoredLayer
-from sparsebert.hf.placeholder_linear import StoredLinear, outline
+from sparsebert.hf.placeholder_linear import PlaceholderLinear, outline
 from sparsebert.hf.push import PushToHub
 from sparsebert.hf.verify_files import Expected, of_layer, of_module, require_tensors
 from sparsebert.nn.checkpoint_form import BITS, VALUES
@@ -35,7 +36,7 @@ from sparsebert.tickets.provenance import masks_digest
 
 
 class SparseQuantizer(HfQuantizer):
-    """Saves and loads models with `SparseLinear` layers; see `sparsebert.hf.attach_quantizer.saveable_` for how a model
+    """Saves and loads models with `SparseLinear` layers; see `sparsebert.hf.attach_quantizer.attach_quantizer_` for how a model
     comes by one.
 
     Loading raises ValueError, in one line, for a folder of a newer version, of another architecture than the
@@ -96,7 +97,7 @@ class SparseQuantizer(HfQuantizer):
         for key, name in names.items():
             parent, _, child = name.rpartition(".")
             dtype = model.get_submodule(name).weight.dtype
-            setattr(model.get_submodule(parent), child, StoredLinear(layers[key], dtype))
+            setattr(model.get_submodule(parent), child, PlaceholderLinear(layers[key], dtype))
 
     def _expected(self, model: nn.Module) -> dict[str, Expected]:
         """What the files have to hold: sparse layers, and of a known family all matrices of the encoder."""
@@ -127,7 +128,7 @@ class SparseQuantizer(HfQuantizer):
         # Nothing is quantised: .half(), .float() and training are as in any other model.
         model.is_quantized = False
         asked = ("format", "tokens", "origin", "sparsity", "fuse_qkv", "fuse_activation")
-        saveable_(model, **{name: getattr(config, name) for name in asked})
+        attach_quantizer_(model, **{name: getattr(config, name) for name in asked})
         return model
 
     def _plans(self, model: nn.Module, selected: list[TargetLayer]) -> list[LayerPlan]:
@@ -227,7 +228,7 @@ def _name_in(model: nn.Module, key: str, layer: StoredLayer) -> str:
 
 
 def _stored(model: nn.Module, key: str) -> Any:
-    """The `StoredLinear` of that key."""
+    """The `PlaceholderLinear` of that key."""
     return resolve(model, key)
 
 

@@ -83,15 +83,15 @@ class ContrastiveHooks:
 
     def penalty(self) -> Tensor | None:
         """Return the terms of the batch of the last forward pass; None before there is any bank."""
-        own, ids = self._head.take(), self._ids
+        representations, ids = self._head.take(), self._ids
         assert ids is not None
         total = None
         for kind, files in self._files.items():
-            batch = self._encoded(files, ids.cpu(), own.device)
+            batch = self._encoded(files, ids.cpu(), representations.device)
             count = min(self._settings.negatives // len(files), len(files[0]))
             sample = random.Random(f"{self._seed} {self._step} {kind}").sample(range(len(files[0])), count)
-            negatives = self._encoded(files, torch.tensor(sample, dtype=torch.int64), own.device)
-            by_instance, by_label = contrastive_terms(own, batch, negatives, self._settings.temperature)
+            negatives = self._encoded(files, torch.tensor(sample, dtype=torch.int64), representations.device)
+            by_instance, by_label = contrastive_terms(representations, batch, negatives, self._settings.temperature)
             term = self._settings.instance_weight * by_instance
             if by_label is not None:
                 term = term + self._settings.label_weight * by_label

@@ -52,7 +52,7 @@ class TestEval:
         assert app.main(["eval", *model, *ticket, "--compact", "--json", str(rows_file)]) == 0
         assert "compacted (exact): " in capsys.readouterr().out
         line = refused(capsys, "eval", *model, *ticket, "--compact", "--min-row-weights", "1000")
-        assert "min_row_weights is 1000; rows have 30 weights at most" in line
+        assert "min_row_weights must be at most the longest row, 30 weights, got 1000" in line
         lossy = ["--compact", "--min-row-weights", "30"]
         assert app.main(["eval", *model, *ticket, *lossy, "--json", str(rows_file)]) == 0
         assert "compacted (lossy, rows of at least 30 weights): " in capsys.readouterr().out
