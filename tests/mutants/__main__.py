@@ -70,7 +70,10 @@ def main(
 
     runner = Runner(ROOT, WORK, jobs, Limits(test_seconds, run_seconds))
     try:
-        left = [mutant for mutant in mutants if mutant.id not in done]
+        # Native mutants last: each is compiled.
+        left = sorted(
+            (mutant for mutant in mutants if mutant.id not in done), key=lambda mutant: mutant.is_native
+        )
         new = runner.run(left, report, own_tests_only=own_tests)
         unproven = runner.unproven([*known, *new], mutants)
     finally:

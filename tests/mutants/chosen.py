@@ -36,8 +36,8 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
         ),
         (
             "cpu-tile-offset",
-            "task - first_task[weight], tiles[t], panels + t * widest",
-            "task - first_task[weight], tiles[t], panels",
+            "task - first_task[weight], tiles[t], token_panels + t * widest",
+            "task - first_task[weight], tiles[t], token_panels",
             "wrong offset: every token tile reads the panel of the first",
         ),
     ),
@@ -118,7 +118,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
         ),
     ),
     # Operators
-    f"{_KERNELS}/ops.py": (
+    f"{_KERNELS}/dispatch.py": (
         (
             "ops-dead-rows-bias",
             "x.new_zeros(out_features) if bias is None else bias.to(x.dtype)",
@@ -220,7 +220,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     f"{_KERNELS}/cuda/panel_backward.py": (
         (
             "triton-filler-gradient",
-            "tl.where(filler[:, None], 0.0, accumulator)",
+            "tl.where(padding[:, None], 0.0, accumulator)",
             "accumulator",
             "lost mask: slots that fill up a tile get a gradient",
         ),
@@ -258,7 +258,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     f"{_KERNELS}/cuda/masked_gradient.py": (
         ("triton-mask-bit", "(k & 31)[None, :]", "(k & 15)[None, :]", "wrong bit of the mask"),
     ),
-    f"{_KERNELS}/cuda/tiles.py": (
+    f"{_KERNELS}/cuda/device_functions.py": (
         (
             "triton-last-group",
             "size = tl.minimum(token_tiles - first, GROUP_M)",
@@ -267,7 +267,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
         ),
     ),
     f"{_KERNELS}/cuda/tile_configs.py": (
-        ("tile-config-nearest", "return min(alike", "return max(alike", "the least similar shape is taken"),
+        ("tile-config-nearest", "return min(comparable", "return max(comparable", "the least similar shape is taken"),
     ),
     # Foundations
     "sparsebert/bert.py": (
@@ -515,7 +515,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "off by one: answers of the greatest length are left out",
         ),
     ),
-    "sparsebert/interop/bert_tickets.py": (
+    "sparsebert/interop/smp.py": (
         (
             "interop-smp-order",
             "keys = sorted(structure(model).linears)\n    shapes",
@@ -538,8 +538,8 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     "sparsebert/mask_learning/rule.py": (
         (
             "mask-learning-penalty-gradient",
-            "open_ * (1 - open_)",
-            "open_",
+            "probabilities * (1 - probabilities)",
+            "probabilities",
             "wrong derivative of the sigmoid",
         ),
     ),
@@ -567,7 +567,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "every epoch has the same batches",
         ),
     ),
-    "sparsebert/training/trainer.py": (
+    "sparsebert/training/callbacks.py": (
         (
             "training-learned-step",
             "self._learner.derive_(state.global_step)",
@@ -578,14 +578,14 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     "sparsebert/lottery/round_start.py": (
         (
             "lottery-fresh-head",
-            "course.seed + number",
-            "course.seed",
+            "plan.seed + number",
+            "plan.seed",
             "each round gets the same fresh head",
         ),
         (
             "lottery-stop-without-rewinding",
-            "steps * (number + 1 if onward else 1)",
-            "steps * (number if onward else 1)",
+            "steps * (number + 1 if continuous else 1)",
+            "steps * (number if continuous else 1)",
             "off by one: rounds without rewinding do not train",
         ),
     ),
@@ -600,17 +600,17 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     "sparsebert/lottery/run_folder.py": (
         (
             "lottery-other-settings",
-            "if theirs != ours:",
+            "if stored.get(name) != new.get(name):",
             "if False:",
             "skipped check: a run goes on in a folder of other settings",
         ),
     ),
     "sparsebert/lottery/methods/snip.py": (
-        ("lottery-snip-start", ", start=begin", "", "rounds begin at 0, not at SNIP's sparsity"),
+        ("lottery-snip-start", ", start=first", "", "rounds begin at 0, not at SNIP's sparsity"),
     ),
     # Benchmarks, reports, commands
     "sparsebert/bench/timer.py": (
-        ("bench-ratio", "base / own", "own / base", "swapped: how many times slower"),
+        ("bench-ratio", "slow / fast", "fast / slow", "swapped: how many times slower"),
     ),
     "sparsebert/bench/output_check.py": (
         (
@@ -642,7 +642,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     "sparsebert/workflows/transfer.py": (
         (
             "transfer-different-sparsities",
-            "max(found.values()) - min(found.values()) > SAME_SPARSITY",
+            "max(sparsities.values()) - min(sparsities.values()) > SAME_SPARSITY",
             "False",
             "skipped check: tickets of different sparsities are compared without a word",
         ),
@@ -663,11 +663,11 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "skipped check: a folder is taken for an output file",
         ),
     ),
-    "sparsebert/cli/tickets.py": (
+    "sparsebert/cli/prune.py": (
         (
             "cli-one-sparsity",
-            "if len(shares) != 1:",
-            "if not shares:",
+            "if len(sparsities) != 1:",
+            "if not sparsities:",
             "skipped check: further sparsities are ignored",
         ),
     ),
