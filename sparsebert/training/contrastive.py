@@ -91,7 +91,9 @@ class ContrastiveHooks:
             count = min(self._settings.negatives // len(files), len(files[0]))
             sample = random.Random(f"{self._seed} {self._step} {kind}").sample(range(len(files[0])), count)
             negatives = self._encoded(files, torch.tensor(sample, dtype=torch.int64), representations.device)
-            by_instance, by_label = contrastive_terms(representations, batch, negatives, self._settings.temperature)
+            by_instance, by_label = contrastive_terms(
+                representations, batch, negatives, self._settings.temperature
+            )
             term = self._settings.instance_weight * by_instance
             if by_label is not None:
                 term = term + self._settings.label_weight * by_label

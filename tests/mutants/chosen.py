@@ -267,7 +267,12 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
         ),
     ),
     f"{_KERNELS}/cuda/tile_configs.py": (
-        ("tile-config-nearest", "return min(comparable", "return max(comparable", "the least similar shape is taken"),
+        (
+            "tile-config-nearest",
+            "return min(comparable",
+            "return max(comparable",
+            "the least similar shape is taken",
+        ),
     ),
     # Foundations
     "sparsebert/bert.py": (
