@@ -1,8 +1,8 @@
-"""The constants by which `compact_` chooses, measured: `python -m benchmarks.removal_rules`.
+"""Measure the constants by which `compact_` decides: `python -m benchmarks.removal_rules`.
 
-What leaving rows and columns out of a product costs beside it (`sparsebert.compaction.live_rectangle`), and how
-many dimensions of padding another group of heads is worth (`sparsebert.compaction.heads`). fp32, one thread;
-sides take turns, and their time is the thread's own, so that other work on the machine hardly shows.
+These are the copying costs of removed rows and columns (`sparsebert.compaction.live_rectangle`) and the padded
+dimensions that cost as much as another group of heads (`sparsebert.compaction.heads`). fp32, one thread. The
+alternatives take turns, and only the thread's own CPU time counts, so other load hardly matters.
 """
 
 from __future__ import annotations
