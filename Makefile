@@ -16,7 +16,7 @@ BENCHMARKS := layers models ffn_stack storage selection training_memory
 OLDEST_TRITON := build/triton-3.6.0
 GPU_PYTHON ?=
 
-# A rival that is not a dependency: compared with wherever `make bench-deepsparse` has been run once.
+# A baseline that is not a dependency: compared with wherever `make bench-deepsparse` has been run once.
 export SPARSEBERT_DEEPSPARSE_PYTHON ?= $(wildcard $(CURDIR)/$(DEEPSPARSE)/bin/python)
 
 .DEFAULT_GOAL := help
@@ -47,12 +47,18 @@ test-packaging: $(VENV)/.native  ## build wheel and sdist, install them into emp
 test-all: $(VENV)/.native  ## every test that this machine can run
 	$(PYTEST) -m "" $(ARGS)
 
+mutants: $(VENV)/.native  ## plant deliberate faults and list those that no test finds; an hour or more, --resume goes on
+	$(PY) -m tests.mutants $(ARGS)
+
 sanitize: $(VENV)/.native  ## the kernel tests under AddressSanitizer and UBSan
 	$(PY) -m sparsebert_kernels.cpu.build_native --sanitize address,undefined --out build/sanitize
 	SPARSEBERT_NATIVE=$(CURDIR)/build/sanitize/_native.so \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	$(PY) -m pytest tests/ops $(ARGS)
+
+wheel: $(VENV)/.native  ## build dist/sparsebert-*.whl, one for every Python
+	SPARSEBERT_REQUIRE_NATIVE=1 $(PY) -m pip wheel --disable-pip-version-check --no-deps -w dist .
 
 aot: $(VENV)/.native $(OLDEST_TRITON)/.installed  ## compile every GPU kernel for every target; needs no GPU; benchmarks/results/aot.*
 	$(PY) -m benchmarks.aot --triton $(OLDEST_TRITON) --out benchmarks/results/aot.jsonl \
@@ -154,5 +160,5 @@ $(DEEPSPARSE)/.installed:
 	$(DEEPSPARSE)/bin/python -m pip install --disable-pip-version-check deepsparse==1.8.0 onnx==1.14.1 "numpy<2"
 	@touch $@
 
-.PHONY: help setup setup-all demo test test-slow test-real test-packaging test-all sanitize aot gpu gpu-dry-run lottery docs lint bench bench-compare \
-    bench-deepsparse results clean clean-all
+.PHONY: help setup setup-all demo test test-slow test-real test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
+    lottery docs lint mutants bench bench-compare bench-deepsparse results clean clean-all

@@ -2,9 +2,9 @@
 
     python -m benchmarks.aot [--triton FOLDER ...] [--out FILE] [--markdown FILE]
 
-`--triton` names a folder with another version of triton, which is used beside the installed one. Nothing is
-timed: what is written down is what the compiler made, and the bound that it sets. A run that was stopped goes
-on where it was when started again: triton keeps what it has compiled.
+`--triton` names a folder with another version of triton, which is used besides the installed one. Nothing is
+timed: the records describe the compiled kernels and the bound that they set on the speed. An interrupted run
+continues when started again, because triton caches what it has compiled.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.fresh_process import python_path
+from benchmarks.output import show
 from sparsebert import results
 from sparsebert.atomic import write_text
 from sparsebert.bench.contention import usable_cores
 from sparsebert.bench.environment import revision
 from sparsebert.report.aot_tables import aot_tables, configuration_tables
 
-ROOT = Path(__file__).parents[1]
-
 
 def compiled_by(triton: Path | None, arguments: Sequence[str] = ()) -> list[results.Record]:
-    """Records of all cases, made by the triton in that folder (None: the installed one).
+    """Compile all cases with the triton in a folder (None: the installed one) and return the records.
 
-    Raises RuntimeError with the compiler process's last words where it fails.
+    Raises:
+        RuntimeError: The compiler process fails.
     """
-    path = [str(ROOT), str(ROOT / "kernels"), *([str(triton.resolve())] if triton else [])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(reversed(path))}
+    path = python_path(triton.resolve()) if triton else python_path()
+    environment = {**os.environ, "PYTHONPATH": path}
     command = [sys.executable, "-m", "sparsebert_kernels.cuda.aot", *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
@@ -44,14 +45,22 @@ def compiled_by(triton: Path | None, arguments: Sequence[str] = ()) -> list[resu
 
 
 def main() -> int:
-    """Exit code 1 where a configuration has a problem."""
+    """Return exit code 1 if a configuration has a problem."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--triton", action="append", type=Path, default=[], help="a folder with another one")
-    parser.add_argument("--out", type=Path, help="write the records to this file, in place of what it holds")
+    parser.add_argument(
+        "--triton",
+        action="append",
+        type=Path,
+        default=[],
+        help="folder with another version of triton; repeatable",
+    )
+    parser.add_argument("--out", type=Path, help="write the records to this file and replace its content")
     parser.add_argument("--markdown", type=Path, help="write all tables to this file")
-    parser.add_argument("--jobs", type=int, default=usable_cores(), help="processes")
-    parser.add_argument("--default", action="store_true", help="only what an untuned device gets in bfloat16")
-    parser.add_argument("--target", action="append", default=[], help="only this one")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="number of processes")
+    parser.add_argument(
+        "--default", action="store_true", help="only the configurations of an untuned device in bfloat16"
+    )
+    parser.add_argument("--target", action="append", default=[], help="only this target; repeatable")
     options = parser.parse_args()
     arguments = ["--jobs", str(options.jobs), *["--default"] * options.default]
     arguments += [word for target in options.target for word in ("--target", target)]
@@ -61,8 +70,7 @@ def main() -> int:
         _write(options.out, "".join(json.dumps(row) + "\n" for row in rows))
     if options.markdown:
         _write(options.markdown, f"# GPU kernels, compiled ahead of time\n\n{text}\n")
-    for table in aot_tables(rows):
-        print(table.markdown(), end="\n\n")
+    show(aot_tables(rows))
     return 1 if any(row["problems"] for row in rows) else 0
 
 

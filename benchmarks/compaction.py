@@ -1,9 +1,9 @@
-"""What removal is worth on a real ticket: `python -m benchmarks.compaction --data FOLDER [--out FILE]`.
+"""The gain of compaction on a real ticket: `python -m benchmarks.compaction --data FOLDER [--out FILE]`.
 
-SMP-S keeps 3 % of all-MiniLM-L6-v2's encoder on SST-2 (trained first where `--runs` does not hold it yet).
-What that empties is taken out, exactly and with rows of fewer than 10 weights gone too: sizes, accuracy, and
-the speed of the compacted model, dense and sparse, for batches of 1, 8 and 32, padded to 128 tokens and as
-long as real sentences are.
+SMP-S keeps 3 % of all-MiniLM-L6-v2's encoder on SST-2; it is trained first if `--runs` does not hold it yet.
+The model is compacted exactly, and again with rows of fewer than 10 weights dropped. Measured are size,
+accuracy and the speed of the compacted model, dense and sparse, for batches of 1, 8 and 32 with 128 tokens
+and with the lengths of real sentences.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from torch import nn
 
 from benchmarks.lottery.carry_out import add_data_option, carry_out, has_data, sentence_lengths
 from benchmarks.lottery.runs import FOLDERS, SEEDS, Run
+from benchmarks.output import replace, show
 from sparsebert import results
 from sparsebert.bench import environment, runner
 from sparsebert.bench.environment import Environment
-from sparsebert.bench.pruned_model import prepare
+from sparsebert.bench.pruned_model import prepare_pruned_model
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.compact import compact_, compaction_description
 from sparsebert.compaction.analyze import analyze
@@ -33,20 +34,20 @@ from sparsebert.tickets.ticket import Ticket
 from sparsebert.workflows.evaluate import evaluate
 
 RUN = Run("compaction", "smp-s", "sst2", SEEDS[0], "smp", 0.97, {"mask": "S"})
-THIN = 10  # weights that a row must have not to be dropped: the paper's
+THIN = 10  # least weights of a row that is not dropped, as in the paper
 BATCHES = (1, 8, 32)
 PADDED = 128
-RIVALS = ("onednn", "eager", "compact")
+BASELINES = ("onednn", "eager", "compact")
 
 
 def sizes(
     model: nn.Module, ticket: Ticket, folder: Path, data: Path, machine: Environment
 ) -> Iterator[tuple[results.Record, Ticket]]:
-    """A record of each rule, with the ticket that it comes down to."""
+    """Yield a record for each least number of weights in a row, with the compacted ticket."""
     for least in (0, THIN):
-        left = analyze(model, ticket, min_row_weights=least).ticket
+        compacted_ticket = analyze(model, ticket, min_row_weights=least).ticket
         compacted = compact_(copy.deepcopy(model), ticket, min_row_weights=least)
-        scores = evaluate("sst2", str(folder), ticket=left, data=data / FOLDERS["sst2"])
+        scores = evaluate("sst2", str(folder), ticket=compacted_ticket, data=data / FOLDERS["sst2"])
         row = results.stamp(
             "compaction",
             {
@@ -54,24 +55,24 @@ def sizes(
                 "model": NAME,
                 "task": "sst2",
                 "min_row_weights": least,
-                "density": left.density,
+                "density": compacted_ticket.density,
                 "weights": compaction_description(compacted)["weights"],
                 "metrics": scores,
             },
         )
-        yield row, left
+        yield row, compacted_ticket
 
 
 def speeds(
     folder: Path, ticket: Ticket, lengths: tuple[int, ...], least: int, machine: Environment
 ) -> Iterator[results.Record]:
-    """Bench records: the compacted model, dense and sparse, against the masked one in dense libraries."""
+    """Yield bench records of the compacted model, dense and sparse, against the masked dense model."""
     for batch in BATCHES:
         for real in (True, False):
-            # As many sentences as fill two batches, so that a round stays short.
+            # Few sentences keep the rounds short.
             tokens = lengths[: max(16, batch)] if real else (PADDED,) * batch
-            subject = prepare(Workload(str(folder), batch, tokens), ticket)
-            for side in runner.run(subject, RIVALS, machine, runner.Settings(budget=8.0, memory=False)):
+            pruned = prepare_pruned_model(Workload(str(folder), batch, tokens), ticket)
+            for side in runner.run(pruned, BASELINES, machine, runner.Settings(budget=8.0, memory=False)):
                 side["workload"]["model"] = NAME
                 yield side | {"min_row_weights": least}
 
@@ -99,11 +100,8 @@ def main() -> int:
     for size, ticket in sizes(model, Ticket.load(folder.final_ticket), folder.model, options.data, machine):
         rows += [size, *speeds(folder.model, ticket, lengths, size["min_row_weights"], machine)]
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.unlink(missing_ok=True)
-        results.append(options.out, rows)
-    for table in compaction_tables(rows):
-        print(table.markdown(), end="\n\n")
+        replace(options.out, rows)
+    show(compaction_tables(rows))
     return 0
 
 

@@ -1,9 +1,8 @@
-"""Six sparse feed-forward blocks against DeepSparse, its own ground: `python -m benchmarks.ffn_stack
-[--out FILE]`.
+"""Six sparse feed-forward blocks against DeepSparse: `python -m benchmarks.ffn_stack [--out FILE]`.
 
-768 -> 3072 -> 768 with ReLU after every layer, six times over; no attention, no layer norm. A stack,
-because an engine that changes the layout of activations at its borders would lose unfairly on one layer.
-DeepSparse runs in a worker process, its rounds interleaved with ours.
+Each block is 768 -> 3072 -> 768 with ReLU after every layer, without attention and layer norm. A whole stack
+is timed because DeepSparse changes the layout of activations on entry and exit, which would be unfair to it
+on a single layer. DeepSparse runs in a worker process; its rounds are interleaved with ours.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from torch import nn
 
 from benchmarks.goals import goal
 from benchmarks.layers import packed_layer
+from benchmarks.output import add_out_option, append, show
 from sparsebert import results
 from sparsebert.bench import environment, output_check
 from sparsebert.bench.onnx_export import export_module
@@ -42,7 +42,7 @@ MUST, AIM = 1.28, 1.45
 
 @torch.inference_mode()
 def measure(sparsity: float, tokens: int, budget: float, machine: dict[str, Any]) -> list[results.Record]:
-    """A "stack" record, and the goal it is held to at 90 % where DeepSparse is there."""
+    """Return a "stack" record and, at 90 % with DeepSparse available, its goal record."""
     layers = stack(sparsity)
     dense = nn.Sequential(*(module for linear, _ in layers for module in (linear, nn.ReLU())))
     prepacked = [PrepackedLinear(linear, tokens) for linear, _ in layers]
@@ -57,7 +57,7 @@ def measure(sparsity: float, tokens: int, budget: float, machine: dict[str, Any]
     def onednn() -> torch.Tensor:
         h = x
         for layer in prepacked:
-            h = torch.ops.mkldnn._linear_pointwise(h, layer.packed, layer.bias, "relu", [], "")
+            h = layer(h, activation="relu")
         return h
 
     runs = {"onednn": on_wall(onednn), "sparse": on_wall(ours)}
@@ -96,7 +96,7 @@ def measure(sparsity: float, tokens: int, budget: float, machine: dict[str, Any]
 
 
 def stack(sparsity: float) -> list[tuple[nn.Linear, Any]]:
-    """The layers, dense with masked weights and packed; scaled so that activations keep their size."""
+    """Return the layers, masked dense and packed, scaled to preserve the magnitude of activations."""
     shapes = [(3072, 768), (768, 3072)] * BLOCKS
     layers = [
         packed_layer(shape, sparsity, "element", torch.float32, seed) for seed, shape in enumerate(shapes)
@@ -110,7 +110,7 @@ def stack(sparsity: float) -> list[tuple[nn.Linear, Any]]:
 
 @contextlib.contextmanager
 def _deepsparse(dense: nn.Module, x: torch.Tensor) -> Iterator[tuple[Run, Callable[[], torch.Tensor]]]:
-    """A run and the answer of the engine, in its worker."""
+    """Start the engine in a worker; yield its run and its output function."""
     with tempfile.TemporaryDirectory() as folder:
         inputs, written = f"{folder}/inputs.npz", f"{folder}/answers.npz"
         graph = str(export_module(dense, {"x": x}, Path(folder) / "stack.onnx"))
@@ -131,24 +131,20 @@ def _deepsparse(dense: nn.Module, x: torch.Tensor) -> Iterator[tuple[Run, Callab
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="append the records to this file")
-    parser.add_argument("--budget", type=float, default=8.0, help="seconds of timed rounds a stack")
+    add_out_option(parser)
+    parser.add_argument("--budget", type=float, default=8.0, help="seconds of timed rounds for each stack")
     options = parser.parse_args()
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-    lack = BACKENDS["deepsparse"]().available()
-    if lack:
-        print(f"against oneDNN only, without DeepSparse: {lack}", file=sys.stderr)
+    reason = BACKENDS["deepsparse"]().available()
+    if reason:
+        print(f"against oneDNN only, without DeepSparse: {reason}", file=sys.stderr)
     torch.set_num_threads(1)
     machine = environment.detect().record()
     rows: list[results.Record] = []
     for tokens in TOKENS:
         for sparsity in SPARSITIES:
             rows += measure(sparsity, tokens, options.budget, machine)
-    if options.out:
-        results.append(options.out, rows)
-    for table in [*stack_tables(rows), *goal_tables(rows)]:
-        print(table.markdown(), end="\n\n")
+    append(options.out, rows)
+    show([*stack_tables(rows), *goal_tables(rows)])
     return 0
 
 

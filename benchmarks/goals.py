@@ -1,4 +1,4 @@
-"""Figures with a limit: what is reached, what must be, what is aimed at."""
+"""Goals: figures with a limit to reach (must) and an ambition (aim)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,18 @@ def goal(
     at_most: bool = False,
     busy: bool = False,
 ) -> Record:
-    """A "goal" record. Reached means value >= must, or value <= must where `at_most`."""
+    """Return a "goal" record.
+
+    Args:
+        name: Description of the figure.
+        value: Measured value.
+        must: Limit: the goal is reached if value >= must, or value <= must with ``at_most``.
+        aim: Ambition beyond the limit.
+        unit: Unit of all three.
+        environment: Description of the machine.
+        at_most: Whether smaller is better.
+        busy: Whether the machine was busy.
+    """
     return stamp(
         "goal",
         {

@@ -1,10 +1,10 @@
 """Single layers against oneDNN prepacked: `python -m benchmarks.layers [--quick] [--out FILE]`.
 
-One cell is one weight shape and one number of tokens: the packed sparse layer and the prepacked dense
-one, in the same dtype, one thread, in paired rounds; transposing activations in and answers out is part
-of the sparse time, and both sides allocate their answer. A case is the geometric mean of its cells and
-must not have a cell below 0.85 of what the case has to reach. Cases for another instruction set run in a
-child process that is capped to it.
+A cell is a weight shape and a number of tokens. It times the packed sparse layer and the prepacked dense one
+in paired rounds, with the same dtype and one thread. The sparse time includes transposing input and output;
+both sides allocate their output. The figure of a case is the geometric mean of its cells, none of which may
+be below 0.85 of the case's limit. Cases for another instruction set run in a child process that is capped to
+it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.output import add_out_option, append, show
+from benchmarks.random_mask import random_mask
 from sparsebert import results
 from sparsebert.bench import environment, output_check
 from sparsebert.bench.contention import load_average
@@ -40,14 +42,14 @@ METHOD = (
     "Ratio: geometric mean over the shapes 768x768, 3072x768, 768x3072, 2304x768 and 128, 512, 2048 tokens "
     "(unless the case names its own), paired medians, transposes included, same dtype on both sides; "
     f"reached: mean at least must, and no cell below {WORST_SHARE} of it. Equal turns: the same, but the "
-    "sparse layer is called as often as fits into the time of one dense call; call by call, it begins each "
-    "time with caches that have been in other hands for all of the dense call."
+    "sparse layer is called as often as fits into the time of one dense call; with single calls, each sparse "
+    "call starts with the caches that the longer dense call left."
 )
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is packed how, and the speed-up it has to reach (None: none agreed) and aims at."""
+    """A packed format at a sparsity, with the speed-up that it must reach (None: no limit) and aims at."""
 
     name: str
     format: str
@@ -77,20 +79,12 @@ CASES = (
 )
 
 
-def random_mask(shape: tuple[int, int], sparsity: float, rows: int, seed: int) -> torch.Tensor:
-    """Bool [out, in] that keeps round((1 - sparsity) n) of the `rows` x 1 units, each as likely as any
-    other."""
-    units = torch.zeros(shape[0] // rows * shape[1], dtype=torch.bool)
-    order = torch.randperm(units.numel(), generator=torch.Generator().manual_seed(seed))
-    units[order[: round((1 - sparsity) * units.numel())]] = True
-    return units.view(shape[0] // rows, shape[1]).repeat_interleave(rows, dim=0)
-
-
 def packed_layer(
     shape: tuple[int, int], sparsity: float, format: str, dtype: torch.dtype, seed: int = 0
 ) -> tuple[nn.Linear, Any]:
-    """A linear layer with masked random weights, and the same weight packed."""
-    mask = random_mask(shape, sparsity, 4 if format == "vector" else 1, seed)
+    """Return a linear layer with masked random weights, and the same weight packed."""
+    block = (4, 1) if format == "vector" else (1, 1)
+    mask = random_mask(shape, block, sparsity, torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed)
     linear = nn.Linear(shape[1], shape[0])
     with torch.no_grad():
@@ -102,8 +96,11 @@ def packed_layer(
 
 @torch.inference_mode()
 def measure(case: Case, shape: tuple[int, int], tokens: int, budget: float) -> dict[str, Any]:
-    """One cell: the gate, then paired rounds, again where the machine was busy. Raises GateError on a
-    wrong answer."""
+    """Measure a cell: check the outputs, then time paired rounds, again if the machine was busy.
+
+    Raises:
+        OutputMismatchError: An output is wrong.
+    """
     linear, packed = packed_layer(shape, case.sparsity, case.format, case.dtype)
     dense = PrepackedLinear(linear, tokens)
     x = torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(1)).to(case.dtype)
@@ -111,11 +108,11 @@ def measure(case: Case, shape: tuple[int, int], tokens: int, budget: float) -> d
     precision = str(case.dtype).removeprefix("torch.")
     everywhere = [torch.ones(1, tokens)]
     sides = {"onednn": lambda: dense(x), "sparse": lambda: ops.linear(x, packed, linear.bias)}
-    verdicts = [
+    checks = [
         output_check.compare(name, [side()[None]], [exact[None]], everywhere, precision=precision)
         for name, side in sides.items()
     ]
-    output_check.require(verdicts)
+    output_check.require(checks)
     runs = {name: on_wall(side) for name, side in sides.items()}
     timings = _timed(runs, budget)
     calls = max(1, round(timings.ratio("onednn", "sparse").median))
@@ -135,7 +132,7 @@ def measure(case: Case, shape: tuple[int, int], tokens: int, budget: float) -> d
         "sparse_us": quantiles(timings.latency("sparse"), 1e6),
         "weight_bytes": packed.nbytes,
         "dense_weight_bytes": linear.weight.numel() * linear.weight.element_size(),
-        "gate": verdicts[-1].record(),
+        "gate": checks[-1].record(),
         "load": load_average(),
         "busy": bool(timings.busy()),
         "busy_reasons": list(timings.busy()),
@@ -143,7 +140,7 @@ def measure(case: Case, shape: tuple[int, int], tokens: int, budget: float) -> d
 
 
 def summarise(case: Case, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Geometric mean, worst cell and verdict of one case."""
+    """Return the geometric mean, the worst cell and the verdict of a case."""
     ratios = [cell["ratio"]["median"] for cell in cells]
     worst = min(cells, key=lambda cell: cell["ratio"]["median"])
     mean = statistics.geometric_mean(ratios)
@@ -165,7 +162,7 @@ def summarise(case: Case, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run(cases: Sequence[Case], *, quick: bool, budget: float) -> list[results.Record]:
-    """Records of all cells and summaries of these cases, in this process."""
+    """Measure these cases in this process and return the records of cells and summaries."""
     machine = {"environment": environment.detect().record()}
     rows = []
     for case in cases:
@@ -179,8 +176,7 @@ def run(cases: Sequence[Case], *, quick: bool, budget: float) -> list[results.Re
 
 
 def run_capped(cases: Sequence[Case], *, quick: bool, budget: float) -> list[results.Record]:
-    """The same in a child process where oneDNN and our kernels are both capped to the cases' instruction
-    set."""
+    """Measure cases in child processes that cap oneDNN and our kernels to the cases' instruction sets."""
     rows: list[results.Record] = []
     for isa in sorted({case.isa for case in cases if case.isa}):
         names = [case.name for case in cases if case.isa == isa]
@@ -207,26 +203,25 @@ def _timed(runs: dict[str, Run], budget: float) -> Timings:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--quick", action="store_true", help="two shapes, fewest tokens: a look, not a result"
+        "--quick", action="store_true", help="two shapes and the fewest tokens, for a quick look"
     )
-    parser.add_argument("--out", type=Path, help="append the records to this file")
+    add_out_option(parser)
     parser.add_argument(
-        "--case", action="append", choices=[case.name for case in CASES], help="only this one"
+        "--case",
+        action="append",
+        choices=[case.name for case in CASES],
+        help="run only this case; repeatable",
     )
-    parser.add_argument("--budget", type=float, default=0.6, help="seconds of timed rounds a cell")
+    parser.add_argument("--budget", type=float, default=0.6, help="seconds of timed rounds for each cell")
     options = parser.parse_args()
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    chosen = [case for case in CASES if not options.case or case.name in options.case]
-    here = [case for case in chosen if case.isa in (None, os.environ.get("SPARSEBERT_ISA"))]
-    capped = [case for case in chosen if case not in here and case.isa in cpu.instruction_sets()]
+    selected = [case for case in CASES if not options.case or case.name in options.case]
+    here = [case for case in selected if case.isa in (None, os.environ.get("SPARSEBERT_ISA"))]
+    capped = [case for case in selected if case not in here and case.isa in cpu.instruction_sets()]
     rows = run(here, quick=options.quick, budget=options.budget)
     rows += run_capped(capped, quick=options.quick, budget=options.budget)
-    if options.out:
-        results.append(options.out, rows)
-    for table in layer_tables(rows):
-        print(table.markdown())
+    append(options.out, rows)
+    show(layer_tables(rows))
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Whole BERT-base against its rivals: `python -m benchmarks.models [--quick] [--out FILE]`.
+"""Whole BERT-base models against the baselines: `python -m benchmarks.models [--quick] [--out FILE]`.
 
-Random weights, 128 tokens, batch 1 and 8, 90 % and 95 %, element and 4x1, one thread. DeepSparse joins
-where SPARSEBERT_DEEPSPARSE_PYTHON names a Python that has it.
+Random weights, 128 tokens, batches 1 and 8, sparsities 90 % and 95 %, element and 4x1, one thread. DeepSparse
+takes part if SPARSEBERT_DEEPSPARSE_PYTHON names a Python that has it.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.goals import goal
+from benchmarks.output import add_out_option, append, show
 from sparsebert import results
 from sparsebert.bench import environment, runner
 from sparsebert.bench.providers import BACKENDS
-from sparsebert.bench.pruned_model import prepare
+from sparsebert.bench.pruned_model import prepare_pruned_model
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
 from sparsebert.report.layer_tables import goal_tables
 from sparsebert.report.model_tables import sweep_tables
 
 TOKENS = 128
-RIVALS = ("onednn", "eager", "onnxruntime", "deepsparse")
+BASELINES = ("onednn", "eager", "onnxruntime", "deepsparse")
 GRANULARITIES: dict[str, dict[str, Any]] = {
     "element": {"granularity": "element"},
     "4x1": {"granularity": "block", "block_size": (4, 1)},
@@ -43,7 +43,7 @@ LIMITS = {
 def goals(
     rows: list[results.Record], granularity: str, sparsity: float, batch: int
 ) -> Iterator[results.Record]:
-    """Goal records of one run for which a limit is set."""
+    """Yield the goal records of a run, where a limit is set."""
     ours = rows[0]
     for baseline, ratio in ours["ratio"].items():
         limits = LIMITS.get((granularity, sparsity, batch, baseline))
@@ -64,18 +64,16 @@ def goals(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="batch 1, 90 %%, element only")
-    parser.add_argument("--out", type=Path, help="append the records to this file")
-    parser.add_argument("--budget", type=float, default=15.0, help="seconds of timed rounds a run")
+    add_out_option(parser)
+    parser.add_argument("--budget", type=float, default=15.0, help="seconds of timed rounds for each run")
     options = parser.parse_args()
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     machine = environment.detect()
-    lacks = {name: BACKENDS[name]().available() for name in RIVALS}
-    for name, lack in lacks.items():
-        if lack:
-            print(f"without {name}: {lack}", file=sys.stderr)
-    rivals = [name for name, lack in lacks.items() if lack is None]
+    reasons = {name: BACKENDS[name]().available() for name in BASELINES}
+    for name, reason in reasons.items():
+        if reason:
+            print(f"without {name}: {reason}", file=sys.stderr)
+    baselines = [name for name, reason in reasons.items() if reason is None]
     rows: list[results.Record] = []
     for batch in (1,) if options.quick else (1, 8):
         for granularity, arguments in list(GRANULARITIES.items())[: 1 if options.quick else None]:
@@ -84,16 +82,15 @@ def main() -> int:
                 model = workload.load_model()
                 ticket = prune(model, "magnitude", sparsity=sparsity, **arguments)
                 settings = runner.Settings(budget=options.budget, memory=batch == 1)
-                subject = prepare(workload, ticket, model=model)
-                found = runner.run(subject, rivals, machine, settings)
-                for name, ratio in found[0]["ratio"].items():
+                pruned = prepare_pruned_model(workload, ticket, model=model)
+                sides = runner.run(pruned, baselines, machine, settings)
+                for name, ratio in sides[0]["ratio"].items():
                     against = f"{ratio['median']:.2f}x against {name}"
                     print(f"batch {batch}, {granularity} {sparsity:.0%}: {against}", file=sys.stderr)
-                rows += [*found, *goals(found, granularity, sparsity, batch)]
-                if options.out:
-                    results.append(options.out, [*found, *goals(found, granularity, sparsity, batch)])
-    for table in [*sweep_tables(rows), *goal_tables(rows)]:
-        print(table.markdown(), end="\n\n")
+                measured = [*sides, *goals(sides, granularity, sparsity, batch)]
+                rows += measured
+                append(options.out, measured)
+    show([*sweep_tables(rows), *goal_tables(rows)])
     return 0
 
 

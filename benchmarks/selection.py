@@ -1,5 +1,7 @@
-"""Time and memory to choose which weights of BERT-base stay, against torch's ways:
-`python -m benchmarks.selection [--out FILE]`."""
+"""Time and memory of top-k selection among the weights of BERT-base, against torch's functions.
+
+Run it with `python -m benchmarks.selection [--out FILE]`.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +9,18 @@ import argparse
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import fresh_process
 from benchmarks.goals import goal
+from benchmarks.output import add_out_option, append, show
 from sparsebert import results
 from sparsebert.bench import environment, memory
 from sparsebert.bench.contention import Watch
@@ -69,22 +71,22 @@ SIDES: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 
 def make_scores(entries: int, tied: bool) -> Tensor:
-    """Magnitudes of Gaussian weights, float32; ``tied``: of a thousand values, as after a step of Adam."""
+    """Return float32 magnitudes of Gaussian weights; ``tied``: with only about a thousand distinct values."""
     scores = torch.randn(entries, generator=torch.Generator().manual_seed(0)).abs_()
     return scores.mul_(200).round_() if tied else scores
 
 
 def measure_here(side: str, entries: int, tied: bool) -> dict[str, Any]:
-    """One selection in this process: seconds, peak bytes with the scores, and how many entries it keeps."""
+    """Select once in this process; return seconds, peak bytes with the scores, and surplus entries."""
     torch.set_num_threads(1)
     choose = SIDES[side]
     few = make_scores(entries // 100, tied)
-    choose(few, len(few) // 3)  # what is loaded at the first call is no part of it
-    memory.forget_peak()
+    choose(few, len(few) // 3)  # loads what the first call needs
+    memory.reset_peak()
     before = memory.resident()
     scores = make_scores(entries, tied)
     kept = round(DENSITY * entries)
-    memory.forget_peak()
+    memory.reset_peak()
     watch = Watch.start()
     start = time.perf_counter()
     mask = choose(scores, kept)
@@ -98,23 +100,19 @@ def measure_here(side: str, entries: int, tied: bool) -> dict[str, Any]:
 
 
 def measure(side: str, entries: int, tied: bool) -> dict[str, Any]:
-    """The same in a fresh process. Raises RuntimeError with its last words where it fails."""
-    command = [sys.executable, "-m", "benchmarks.selection", "--side", side, "--entries", str(entries)]
-    done = subprocess.run([*command, *(["--tied"] if tied else [])], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{side} failed: {done.stderr.strip().splitlines()[-1:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    """Measure a side in a fresh process, see `fresh_process.measure`."""
+    arguments = ["--side", side, "--entries", str(entries), *["--tied"] * tied]
+    return fresh_process.measure("benchmarks.selection", arguments)
 
 
 def rows_of(entries: int, rounds: int) -> list[results.Record]:
-    """Records of all sides, measured in turn, and of the figures that have a limit."""
+    """Measure all sides in turn; return their records and the goals."""
     machine = environment.detect().record()
     cases = [(side, tied) for tied in (False, True) for side in SIDES]
-    found: dict[tuple[str, bool], list[dict[str, Any]]] = {case: [] for case in cases}
+    runs_of: dict[tuple[str, bool], list[dict[str, Any]]] = {case: [] for case in cases}
     for _ in range(rounds):
         for case in cases:
-            found[case].append(measure(case[0], entries, case[1]))
+            runs_of[case].append(measure(case[0], entries, case[1]))
     rows = [
         results.stamp(
             "selection",
@@ -133,16 +131,16 @@ def rows_of(entries: int, rounds: int) -> list[results.Record]:
                 "busy": sorted({reason for run in runs for reason in run["busy"]}),
             },
         )
-        for (side, tied), runs in found.items()
+        for (side, tied), runs in runs_of.items()
     ]
     return [*rows, *_goals(rows, machine)]
 
 
 def _goals(rows: list[results.Record], machine: dict[str, Any]) -> list[results.Record]:
     ours = [row for row in rows if row["side"] in ("sparsebert", "sparsebert, 72 matrices")]
-    rivals = [row for row in rows if row not in ours and not row["tied"]]
+    baselines = [row for row in rows if row not in ours and not row["tied"]]
     what = f"choosing 30 % of {rows[0]['entries'] / 1e6:.0f} M weights"
-    fastest = min(row["seconds"] for row in rivals)
+    fastest = min(row["seconds"] for row in baselines)
     return [
         goal(
             f"{what}, peak memory with the scores, times the scores",
@@ -167,22 +165,18 @@ def _goals(rows: list[results.Record], machine: dict[str, Any]) -> list[results.
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="append the records to this file")
-    parser.add_argument("--entries", type=int, default=ENTRIES, help="scores to choose among")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="fresh processes for each side")
+    add_out_option(parser)
+    parser.add_argument("--entries", type=int, default=ENTRIES, help="number of scores")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="processes for each side")
     parser.add_argument("--side", choices=SIDES, help="measure this side, once, in this process")
-    parser.add_argument("--tied", action="store_true", help="scores of a thousand values")
+    parser.add_argument("--tied", action="store_true", help="use scores with a thousand distinct values")
     options = parser.parse_args()
     if options.side:
         print(json.dumps(measure_here(options.side, options.entries, options.tied)))
         return 0
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = rows_of(options.entries, options.rounds)
-    if options.out:
-        results.append(options.out, rows)
-    for table in [*selection_tables(rows), *goal_tables(rows)]:
-        print(table.markdown())
+    append(options.out, rows)
+    show([*selection_tables(rows), *goal_tables(rows)])
     return 0
 
 

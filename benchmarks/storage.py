@@ -1,5 +1,4 @@
-"""Bytes of packed weights, and the time to pack BERT-base from a ticket: `python -m benchmarks.storage
-[--out FILE]`."""
+"""Size of packed weights and packing time of BERT-base: `python -m benchmarks.storage [--out FILE]`."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ import torch
 
 from benchmarks.goals import goal
 from benchmarks.layers import SHAPES, packed_layer
-from sparsebert import results
+from benchmarks.output import add_out_option, append, show
 from sparsebert.bench import environment
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
@@ -27,14 +26,13 @@ PACKINGS = 3
 
 
 def stored_share(dtype: torch.dtype) -> float:
-    """Bytes of the element-sparse weights of all `SHAPES` at 90 %, as a share of the same weights in
-    dense fp32."""
-    held = sum(packed_layer(shape, SPARSITY, "element", dtype)[1].nbytes for shape in SHAPES)
-    return held / sum(4 * rows * columns for rows, columns in SHAPES)
+    """Return the bytes of element-sparse weights of all `SHAPES` at 90 %, as a share of dense fp32."""
+    stored = sum(packed_layer(shape, SPARSITY, "element", dtype)[1].nbytes for shape in SHAPES)
+    return stored / sum(4 * rows * columns for rows, columns in SHAPES)
 
 
 def packing_seconds() -> float:
-    """Least of a few: load the ticket file of a 90 % BERT-base and pack all its layers."""
+    """Return the least seconds, of several attempts, to load a 90 % ticket and pack BERT-base."""
     model = Workload("bert-base").load_model()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ticket.safetensors"
@@ -50,10 +48,8 @@ def packing_seconds() -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="append the records to this file")
+    add_out_option(parser)
     options = parser.parse_args()
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     machine = environment.detect().record()
     shares = {"fp32": (torch.float32, 0.16, 0.13), "bf16": (torch.bfloat16, 0.11, 0.08)}
@@ -80,10 +76,8 @@ def main() -> int:
             at_most=True,
         )
     )
-    if options.out:
-        results.append(options.out, rows)
-    for table in goal_tables(rows):
-        print(table.markdown())
+    append(options.out, rows)
+    show(goal_tables(rows))
     return 0
 
 

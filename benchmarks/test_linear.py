@@ -1,4 +1,4 @@
-"""pytest-benchmark: sparse layers beside their prepacked dense rivals, so that a slow machine shows in both.
+"""pytest-benchmark: sparse layers beside prepacked dense ones, so that a slow machine shows in both.
 
 `make bench` saves a run, `make bench-compare` prints ratios against the last saved one.
 """
@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
 
 
 def name(value: object) -> str:
-    """Readable ids."""
+    """Return a readable test id."""
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value).removeprefix("torch.")
 
 

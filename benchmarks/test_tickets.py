@@ -1,4 +1,4 @@
-"""pytest-benchmark: what it costs to prune a BERT-base, and to save, load and pack its ticket."""
+"""pytest-benchmark: the time to prune BERT-base, and to save, load and pack its ticket."""
 
 from __future__ import annotations
 

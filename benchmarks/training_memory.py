@@ -1,12 +1,13 @@
-"""Memory to train and to keep a ticket of BERT-base, method by method, and Static Model Pruning against a
-product of weights and mask for every matrix: `python -m benchmarks.training_memory [--out FILE]`."""
+"""Memory to train and to store a ticket of BERT-base, for each method.
+
+Includes Static Model Pruning against an explicit product of weights and mask in every matrix. Run it with
+`python -m benchmarks.training_memory [--out FILE]`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
+from benchmarks import fresh_process
 from benchmarks.goals import goal
+from benchmarks.output import add_out_option, append, show
 from sparsebert import results
 from sparsebert.bench import environment, memory
 from sparsebert.bert import full_name, resolve, structure
@@ -39,7 +42,7 @@ from sparsebert.training.unit_coefficients import TrainedCoefficients
 
 DENSITY = 0.1
 STEPS = 1000
-# Of a table's rows: all of BERT-base with a classifier. Of the comparison: its encoder alone.
+# The table shows BERT-base with a classifier; the comparison uses its encoder alone.
 WHOLE, ENCODER = "BERT-base", "BERT-base's encoder"
 WORDS = {WHOLE: 30522, ENCODER: 2}
 LEARNED = ("gradual", "movement", "soft-movement", "l0", "smp")
@@ -49,10 +52,14 @@ MUST = 0.7
 
 @dataclass(frozen=True)
 class Side:
-    """One way to train, put to work in a model: the ``trained`` parameters, and what goes on around a step.
+    """A method, installed in a model.
 
-    ``begin``, ``end``: before the forward pass, after the update. ``penalty``: what the loss gains.
-    ``kept``: bytes that a task needs, once trained, besides the pre-trained weights.
+    Attributes:
+        trained: Trained parameters.
+        kept: Bytes to store for a task after training, besides the pre-trained weights.
+        begin: Called before the forward pass.
+        penalty: Returns a term to add to the loss, or None.
+        end: Called after the update.
     """
 
     trained: list[nn.Parameter]
@@ -63,39 +70,39 @@ class Side:
 
 
 def fine_tuning(model: Any) -> Side:
-    """All weights, and none pruned."""
+    """Train all weights without pruning."""
     trained = list(model.parameters())
     return Side(trained, _bytes(trained))
 
 
 def ticket(model: Any) -> Side:
-    """A ticket's weights, as the lottery trains them: in dense matrices whose dead weights stay at 0."""
-    given = prune(model, sparsity=1 - DENSITY)
-    keeper = MaskEnforcer(model, given)
+    """Train a ticket in dense matrices whose pruned weights stay zero, as the lottery does."""
+    pruned = prune(model, sparsity=1 - DENSITY)
+    keeper = MaskEnforcer(model, pruned)
     trained = list(model.parameters())
-    return Side(trained, _kept(model, given, trained), end=keeper.zero_)
+    return Side(trained, _kept(model, pruned, trained), end=keeper.zero_)
 
 
 def packed_ticket(model: Any) -> Side:
-    """A ticket's weights, packed: values, gradients and moments of the kept ones alone."""
-    given = prune(model, sparsity=1 - DENSITY)
-    kept = _kept(model, given, list(model.parameters()))
-    sparsify_(model, given, format="element", trainable=True)
+    """Train a packed ticket: values, gradients and moments of its kept weights only."""
+    pruned = prune(model, sparsity=1 - DENSITY)
+    kept = _kept(model, pruned, list(model.parameters()))
+    sparsify_(model, pruned, format="element", trainable=True)
     return Side(list(model.parameters()), kept)
 
 
 def early_bird(model: Any) -> Side:
-    """The search for an Early-Bird ticket: all weights, and a coefficient for each head and neuron."""
-    given = prune(model, "random", sparsity=1 - DENSITY, granularity="head+neuron", scope="type")
-    kept = _kept(model, given, list(model.parameters()))
-    known = structure(model)
-    sites = gate_sites(known, "head") | gate_sites(known, "neuron")
+    """Search an Early-Bird ticket: train all weights and a coefficient for each head and neuron."""
+    pruned = prune(model, "random", sparsity=1 - DENSITY, granularity="head+neuron", scope="type")
+    kept = _kept(model, pruned, list(model.parameters()))
+    architecture = structure(model)
+    sites = gate_sites(architecture, "head") | gate_sites(architecture, "neuron")
     coefficients = TrainedCoefficients(model, sites, penalty=1e-4)
     return Side(list(model.parameters()), kept, penalty=coefficients.penalty)
 
 
 def learned(name: str) -> Callable[[Any], Side]:
-    """A method that learns its masks, in the last of its steps."""
+    """Return the side of a method that learns its masks, in its last step."""
 
     def begin(model: Any) -> Side:
         method = lottery_method(name)
@@ -113,10 +120,10 @@ def learned(name: str) -> Callable[[Any], Side]:
 
 
 def products(model: Any) -> Side:
-    """Static Model Pruning as masked layers are usually written: a new W * M for every matrix and forward."""
+    """Static Model Pruning with a new product W * M for every matrix and forward pass, as usually written."""
     model.requires_grad_(False)
     model.classifier.requires_grad_(True)
-    given = prune(model, "random", sparsity=1 - DENSITY)
+    pruned = prune(model, "random", sparsity=1 - DENSITY)
     layers = []
     for key in structure(model).linears:
         path, _, name = full_name(model, key).rpartition(".")
@@ -127,11 +134,11 @@ def products(model: Any) -> Side:
     def penalty() -> Tensor:
         return 400.0 * torch.stack([torch.sigmoid(each.scores).mean() for each in layers]).mean()
 
-    return Side([*head, *(each.scores for each in layers)], _kept(model, given, head), penalty=penalty)
+    return Side([*head, *(each.scores for each in layers)], _kept(model, pruned, head), penalty=penalty)
 
 
 class _Product(nn.Module):
-    """y = x @ (M * W).T + b, M from the highest scores, which get the gradient of M."""
+    """y = x @ (M * W).T + b, where M selects the highest scores and passes its gradient to them."""
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
@@ -166,7 +173,7 @@ SIDES: dict[str, Callable[[Any], Side]] = {
 
 
 def bert(words: int, **shape: int) -> Any:
-    """BERT-base's shapes (or smaller ones) with a classifier and random weights."""
+    """Return BERT-base, or a smaller shape, with a classifier and random weights."""
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
@@ -174,12 +181,17 @@ def bert(words: int, **shape: int) -> Any:
 
 
 def measure_here(side: str, part: str, batch: int, tokens: int, **shape: int) -> dict[str, Any]:
-    """A training step in this process, after one whose gradients are all zero, so that the optimizer has its
-    moments: bytes over what the process held before there was a model, at the step's peak and before it."""
+    """Measure a training step in this process and return the fields of a record.
+
+    A first step with zero gradients allocates the optimizer's moments. Bytes are over those of the process
+    before it built the model.
+    """
     torch.set_num_threads(1)
-    # What is loaded with the first model and its first step is no part of it.
-    bert(2, num_hidden_layers=1)(input_ids=torch.ones(1, 8, dtype=torch.int64)).logits.sum().backward()
-    memory.forget_peak()
+    # The first model loads libraries, whose memory does not count.
+    bert(2, **shape | {"num_hidden_layers": 1})(
+        input_ids=torch.ones(1, 8, dtype=torch.int64)
+    ).logits.sum().backward()
+    memory.reset_peak()
     before = memory.resident()
     model = bert(WORDS[part], **shape)
     training = SIDES[side](model)
@@ -193,7 +205,7 @@ def measure_here(side: str, part: str, batch: int, tokens: int, **shape: int) ->
         "labels": torch.randint(0, 2, (batch,)),
     }
     training.begin()
-    memory.forget_peak()
+    memory.reset_peak()
     held = memory.resident() - before
 
     training.begin()
@@ -212,23 +224,19 @@ def measure_here(side: str, part: str, batch: int, tokens: int, **shape: int) ->
 
 
 def measure(side: str, part: str, batch: int, tokens: int) -> dict[str, Any]:
-    """The same in a fresh process, whose allocator gives back at once what is freed: the peak is one of
-    memory in use. Raises RuntimeError with the process's last words where it fails."""
-    command = [sys.executable, "-m", "benchmarks.training_memory", "--side", side, "--part", part]
-    command += ["--batch", str(batch), "--tokens", str(tokens)]
+    """Measure a step in a fresh process, see `fresh_process.measure`.
+
+    Its allocator returns freed memory to the system at once, so the peak is one of memory in use.
+    """
+    arguments = ["--side", side, "--part", part, "--batch", str(batch), "--tokens", str(tokens)]
     at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | at_once)
-    if done.returncode:
-        raise RuntimeError(f"{side} failed: {done.stderr.strip().splitlines()[-1:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return fresh_process.measure("benchmarks.training_memory", arguments, at_once)
 
 
 def rows_of(
     batch: int, tokens: int, measured: Callable[..., dict[str, Any]] = measure
 ) -> list[results.Record]:
-    """Records of the two searches in the encoder, of all sides in the whole model, and of the figure with a
-    limit."""
+    """Measure both searches in the encoder and all sides in the whole model; return records and the goal."""
     machine = environment.detect().record()
     cases = [(side, ENCODER) for side in (OURS, PRODUCTS)]
     cases += [(side, WHOLE) for side in SIDES if side != PRODUCTS]
@@ -257,22 +265,18 @@ def rows_of(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="append the records to this file")
-    parser.add_argument("--batch", type=int, default=8, help="sequences of a step")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens of each")
+    add_out_option(parser)
+    parser.add_argument("--batch", type=int, default=8, help="sequences in a step")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of each sequence")
     parser.add_argument("--side", choices=SIDES, help="measure this side, once, in this process")
     parser.add_argument("--part", choices=WORDS, default=WHOLE, help="the model of --side")
     options = parser.parse_args()
     if options.side:
         print(json.dumps(measure_here(options.side, options.part, options.batch, options.tokens)))
         return 0
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = rows_of(options.batch, options.tokens)
-    if options.out:
-        results.append(options.out, rows)
-    for table in [*memory_tables(rows), *goal_tables(rows)]:
-        print(table.markdown())
+    append(options.out, rows)
+    show([*memory_tables(rows), *goal_tables(rows)])
     return 0
 
 
@@ -280,13 +284,13 @@ def _bytes(tensors: list[Any]) -> int:
     return sum(each.numel() * each.element_size() for each in tensors)
 
 
-def _kept(model: Any, given: Ticket, trained: list[nn.Parameter]) -> int:
-    """Bytes of a ticket's file and of the trained weights that it keeps."""
+def _kept(model: Any, ticket: Ticket, trained: list[nn.Parameter]) -> int:
+    """Return the bytes of a ticket's file and of the trained weights that it keeps."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ticket.safetensors"
-        given.save(path)
+        ticket.save(path)
         size = path.stat().st_size
-    masks = {id(resolve(model, key).weight): mask for key, mask in given.masks.items()}
+    masks = {id(resolve(model, key).weight): mask for key, mask in ticket.masks.items()}
     return size + sum(
         each.element_size() * (int(masks[id(each)].sum()) if id(each) in masks else each.numel())
         for each in trained

@@ -42,9 +42,9 @@ def compact_(
     Narrow heads run in `NarrowAttention`, under "eager" and "sdpa"; under "eager" it returns the attention
     weights of the remaining heads. In training, constant dimensions share the dropout of one head, where the
     masked model drops each out separately: the mean is the same. Compacted matrices are new Parameters, so
-    create the optimizer afterwards. Pruned weights inside them are zeros; `Ticket.from_model` of the compacted
-    model returns the ticket that keeps them zero. `save_pretrained` and `from_pretrained` save and load
-    compacted Hugging Face models.
+    create the optimizer afterwards. Pruned weights inside them are zeros; `Ticket.from_model` of the
+    compacted model returns the ticket that keeps them zero. `save_pretrained` and `from_pretrained` save and
+    load compacted Hugging Face models.
 
     Args:
         model: The model.
@@ -60,9 +60,9 @@ def compact_(
         The model.
 
     Raises:
-        ValueError: Another family, a decoder, a ticket that does not fit, a compacted or sparse model, a layer
-            that cannot be replaced (tied, quantised, patched), a number beyond the model's widths, or batches
-            that are not mappings. The model is then unchanged.
+        ValueError: Another family, a decoder, a ticket that does not fit, a compacted or sparse model, a
+            layer that cannot be replaced (tied, quantised, patched), a number beyond the model's widths, or
+            batches that are not mappings. The model is then unchanged.
     """
     plan = analyze(model, ticket, min_row_weights=min_row_weights, round_to=round_to)
     examples = _checked_batches(batches)
@@ -96,8 +96,8 @@ def _checked_batches(batches: Iterable[Mapping[str, Any]]) -> list[Mapping[str, 
 def expand_(model: nn.Module) -> nn.Module:
     """Restore the configured shapes of a compacted model, in place, with the same outputs.
 
-    Folded constants stay folded, and removed parts become zeros. Any code that loads the model's class can load
-    the result, at the size and speed of the dense model. Heads return to their places. A model without
+    Folded constants stay folded, and removed parts become zeros. Any code that loads the model's class can
+    load the result, at the size and speed of the dense model. Heads return to their places. A model without
     compaction does not change.
 
     Returns:

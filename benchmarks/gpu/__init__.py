@@ -1,1 +1,1 @@
-"""All that needs a CUDA GPU, as a queue of points in order of worth: `python -m benchmarks.gpu --help`."""
+"""Benchmarks on a CUDA GPU, as a queue of points: `python -m benchmarks.gpu --help`."""

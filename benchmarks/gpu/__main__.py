@@ -1,8 +1,8 @@
-"""What is missing on this GPU, most telling first: `python -m benchmarks.gpu [--minutes 8] [--out FOLDER]`.
+"""Measure the missing points on this GPU: `python -m benchmarks.gpu [--minutes 8] [--out FOLDER]`.
 
-Records go to gpu.jsonl in the folder, one by one, so the call may be stopped at any time and another one goes
-on where it ended. At its end it writes gpu.md (tables), gpu.png (achieved against possible) and configs/
-(tuned configurations, to be copied to kernels/sparsebert_kernels/configs/).
+The command appends records to gpu.jsonl in the folder one by one, so it may be stopped at any time, and
+another call continues. At the end it writes gpu.md (tables), gpu.png (achieved against possible) and configs/
+(tuned configurations, to copy to kernels/sparsebert_kernels/configs/).
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fresh_process import ROOT, python_path
 from benchmarks.gpu.points import SECONDS
 from benchmarks.gpu.session import UNKNOWN_DEVICE, Session
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-# What the reports at the end may take, and a worker that is past the deadline.
+# Time for the summary at the end, and for a worker after the deadline.
 LAST_SECONDS = 20
 GRACE_SECONDS = 15
 
 
 def main() -> int:
-    """Exit code 1: points failed; 2: bad input."""
+    """Return exit code 1 if points failed, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=8.0, help="of this call, reports included")
-    parser.add_argument("--out", type=Path, help="folder of the records; build/gpu if not given")
+    parser.add_argument("--minutes", type=float, default=8.0, help="duration, including the summary")
+    parser.add_argument("--out", type=Path, help="folder of the records (default: build/gpu)")
     parser.add_argument("--only", action="append", choices=SECONDS, help="only points of this kind")
-    parser.add_argument("--list", action="store_true", help="show the missing points and measure nothing")
+    parser.add_argument("--list", action="store_true", help="list the missing points and measure nothing")
     parser.add_argument(
-        "--dry-run", action="store_true", help="tiny, on the CPU: finds errors, measures nothing"
+        "--dry-run", action="store_true", help="run tiny inputs on the CPU; finds errors, measures nothing"
     )
     options = parser.parse_args()
     folder = options.out or ROOT / "build" / ("gpu-dry-run" if options.dry_run else "gpu")
     if options.dry_run and RESULTS in (folder.resolve(), *folder.resolve().parents):
-        parser.error(f"a dry run measures nothing: its records have no place in {folder}")
+        parser.error(f"a dry run measures nothing and must not write to {folder}; choose another folder")
     session = Session(folder, options.dry_run)
     if options.list:
         print(*(point.key for point in session.missing()), sep="\n")
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    stop = _stop_asked_for()
+    stop = _stop_on_signal()
     supervise(session, time.time() + 60 * options.minutes - LAST_SECONDS, options.only or [], stop.is_set)
     if stop.is_set():
-        print("interrupted; the next call goes on from here")
+        print("interrupted; the next call continues")
 
     from benchmarks.gpu.summary import write_summary
 
@@ -63,13 +63,13 @@ def main() -> int:
 def supervise(
     session: Session, until: float, only: list[str], stopped: Callable[[], bool] = lambda: False
 ) -> None:
-    """Keep a worker going until it has nothing more to do, or the time is up."""
-    session.end()  # what a call before this one was stopped at
+    """Start workers until all points are measured or the time is up."""
+    session.end()  # the point at which an earlier call was stopped
     while time.time() < until and not stopped():
         code = _watch(session, _start(session, until, only), until, stopped)
-        found = session.interrupted()
-        if found is not None:
-            point, began, limit = found
+        interrupted = session.interrupted()
+        if interrupted is not None:
+            point, began, limit = interrupted
             session.end()
             if time.time() < until and not stopped():
                 took = time.time() - began
@@ -84,17 +84,16 @@ def supervise(
 def _start(session: Session, until: float, only: list[str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "benchmarks.gpu.worker", "--out", str(session.folder)]
     command += ["--until", str(until), *(word for kind in only for word in ("--only", kind))]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1"}
     if session.dry_run:
         command.append("--dry-run")
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    # A group of its own, to be ended with all that it has started.
+    # A process group of its own, so that it can be killed with its children.
     return subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
 
 
-def _stop_asked_for() -> threading.Event:
-    """Set by an interrupt or a polite kill; an exception might come while the worker's lock is held."""
+def _stop_on_signal() -> threading.Event:
+    """Return an event that SIGINT and SIGTERM set; an exception might arrive while a lock is held."""
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())
@@ -104,12 +103,12 @@ def _stop_asked_for() -> threading.Event:
 def _watch(
     session: Session, worker: subprocess.Popen[bytes], until: float, stopped: Callable[[], bool]
 ) -> int | None:
-    """The exit code; a worker that hangs, or does not stop in time, is killed (None)."""
+    """Wait for a worker and return its exit code; None if it hangs or is late and is killed."""
     try:
         while (code := worker.poll()) is None:
-            found = session.interrupted()
+            running = session.interrupted()
             late = time.time() > until + GRACE_SECONDS
-            if late or stopped() or (found is not None and time.time() > found[1] + found[2]):
+            if late or stopped() or (running is not None and time.time() > running[1] + running[2]):
                 return None
             time.sleep(0.2)
         return code
@@ -120,10 +119,10 @@ def _watch(
 
 
 def _unknown(session: Session) -> dict[str, Any]:
-    """Device and environment of a process that can no longer be asked: those of the record before."""
-    before = session.records()[-1:]
-    if before:
-        return {name: before[0][name] for name in ("environment", "device")}
+    """Return device and environment of a dead process: those of the previous record."""
+    previous = session.records()[-1:]
+    if previous:
+        return {name: previous[0][name] for name in ("environment", "device")}
     return {"environment": None, "device": {"name": UNKNOWN_DEVICE, "dry_run": session.dry_run}}
 
 

@@ -1,4 +1,4 @@
-"""Several ways to compute the same: their answers first, then paired timings, each as a CUDA graph."""
+"""Comparison of several implementations: their outputs, then paired timings, each as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from torch import Tensor
 
 from benchmarks.gpu.device import Device, Work
 from benchmarks.gpu.session import context_lost
-from sparsebert.bench.output_check import Verdict, require
+from sparsebert.bench.output_check import OutputCheck, require
 from sparsebert.bench.runner import quantiles
 from sparsebert.bench.timer import alternate
 from sparsebert_kernels.errors import first_line
 from sparsebert_kernels.timing import MAX_SPREAD
 
-# Rounding errors may be this many times those of torch's own operator in the same dtype.
+# Limit of the rounding error, relative to that of torch's operator in the same dtype.
 TIMES_TORCH = 2.0
-TIMES_TORCH_DRY = 16.0  # the interpreter truncates where a GPU rounds
+TIMES_TORCH_DRY = 16.0  # the interpreter truncates instead of rounding
 SLACK = 1e-6
-MOST = 0.05  # that the baseline itself may be off
+MAX_BASELINE_ERROR = 0.05
 
 
 @dataclass(frozen=True)
 class Side:
-    """One way. ``make`` is called on the stream of the measurement and gives the work to time, or several
-    that do the same over other tensors: they then take turns, so that none finds its own in the cache.
+    """One implementation.
 
-    answers   what the work returns -> tensors to compare
-    exact     what they must be, where it is not what all sides have to give (another mask)
-    required  whether its failure fails the comparison; a rival that cannot run is noted
+    Attributes:
+        make: Called on the stream of the measurement; returns the work to time, or several works over
+        different
+            tensors, which take turns so that none finds its tensors in the cache.
+        answers: Converts the result of the work to the tensors to compare.
+        exact: Expected tensors, if they differ from those of the other sides (another mask).
+        required: Whether its failure fails the comparison; other failures are noted.
     """
 
     make: Callable[[], Work | Sequence[Work]]
@@ -47,14 +50,28 @@ def compare(
     baseline: str,
     budget: float = 0.25,
 ) -> dict[str, Any]:
-    """Fields of a record: `us`, `ratio` to the baseline (its time over theirs), `gate`, `notes`, `rounds`.
+    """Compare the outputs of all sides, then time them in turn.
 
-    The error of a side is its largest difference from ``exact`` (float64) over the largest exact value, and
-    may be twice the baseline's. Raises GateError where a required side is further off; another one is left
-    out, like one that cannot run, and `notes` says why.
+    The error of a side is its largest difference from ``exact`` over the largest exact value; its limit is
+    twice the baseline's error. A side that fails or exceeds the limit is left out and noted, unless it is
+    required.
+
+    Args:
+        device: The GPU, or its stand-in.
+        sides: Implementations by name.
+        exact: Expected tensors in float64.
+        baseline: Name of the side that ratios refer to.
+        budget: Seconds of timed rounds.
+
+    Returns:
+        Fields of a record: "us", "ratio" (the baseline's time over the side's), "gate", "notes", "rounds" and
+        more.
+
+    Raises:
+        OutputMismatchError: A required side is wrong.
     """
     runs, notes = {}, {}
-    verdicts: dict[str, Verdict] = {}
+    checks: dict[str, OutputCheck] = {}
     for name in sorted(sides, key=lambda name: name != baseline):
         side = sides[name]
         try:
@@ -64,10 +81,10 @@ def compare(
                 answers = [tensor.detach().double() for tensor in side.answers(works[0]())]
             device.synchronize()
             error = max(map(_error, answers, side.exact or exact))
-            verdicts[name] = Verdict(name, error, _tolerance(verdicts, baseline, error, device.dry_run))
-            require([verdicts[name]])
+            checks[name] = OutputCheck(name, error, _tolerance(checks, baseline, error, device.dry_run))
+            require([checks[name]])
             runs[name] = device.graph(*works)
-        except Exception as problem:  # a rival may fail in any way it likes
+        except Exception as problem:  # other projects' code may fail in any way
             if side.required or name == baseline or context_lost(problem):
                 raise
             notes[name] = f"{type(problem).__name__}: {first_line(problem)[:160]}"
@@ -77,7 +94,7 @@ def compare(
         "baseline": baseline,
         "us": {name: quantiles(timings.latency(name), 1e6) for name in runs},
         "ratio": {name: quantiles(timings.ratio(baseline, name)) for name in runs if name != baseline},
-        "gate": {name: verdict.record() for name, verdict in verdicts.items() if name in runs},
+        "gate": {name: check.record() for name, check in checks.items() if name in runs},
         "notes": notes,
         "rounds": timings.rounds,
         "busy": max(spread.values()) > MAX_SPREAD,
@@ -87,15 +104,15 @@ def compare(
 
 def _error(answer: Tensor, exact: Tensor) -> float:
     if answer.shape != exact.shape:
-        raise ValueError(f"answers {list(answer.shape)}, the exact ones are {list(exact.shape)}")
+        raise ValueError(f"returns shape {list(answer.shape)}, expected {list(exact.shape)}")
     difference = (answer - exact).abs().max().item()
     largest = exact.abs().max().item()
     return float("inf") if difference != difference else difference / (largest or 1.0)
 
 
-def _tolerance(verdicts: Mapping[str, Verdict], baseline: str, error: float, dry_run: bool) -> float:
-    """The baseline sets it, unless it is plainly wrong itself."""
-    if baseline in verdicts:
+def _tolerance(checks: Mapping[str, OutputCheck], baseline: str, error: float, dry_run: bool) -> float:
+    """Return the limit of the error; the baseline's error sets it for the others."""
+    if baseline in checks:
         times = TIMES_TORCH_DRY if dry_run else TIMES_TORCH
-        return times * verdicts[baseline].error + SLACK
-    return MOST
+        return times * checks[baseline].error + SLACK
+    return MAX_BASELINE_ERROR

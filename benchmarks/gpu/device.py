@@ -1,7 +1,7 @@
 """The GPU that is measured, and the stand-in for it in a dry run.
 
-Both sides of a comparison run as CUDA graphs, paired: `triton.testing.do_bench_cudagraph` would time one side
-after the other, and a clock that changes in between would pass for a speed-up.
+All sides of a comparison run as CUDA graphs in paired rounds. `triton.testing.do_bench_cudagraph` times one
+side after the other, so a change of clocks in between would look like a speed-up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from sparsebert.bench.timer import Run, on_cuda
 
-# A graph holds so many calls that it runs this long: its launch and the events do not count then.
+# A graph holds enough calls to run this long, which makes launch and events negligible.
 GRAPH_SECONDS = 1e-3
 MAX_CALLS = 200
 CLOCKS = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active,driver_version"
@@ -37,7 +37,7 @@ class Cuda:
         self.stream = torch.cuda.Stream()
 
     def record(self) -> dict[str, Any]:
-        """What every record says of the device."""
+        """Return the description of the device for records."""
         major, minor = self.properties.major, self.properties.minor
         return {
             "name": self.name,
@@ -50,7 +50,7 @@ class Cuda:
         }
 
     def clocks(self) -> dict[str, str] | None:
-        """What nvidia-smi says now of clocks, heat and power; None where it is missing."""
+        """Return clocks, temperature and power from nvidia-smi; None if it is not installed."""
         if not shutil.which("nvidia-smi"):
             return None
         command = ["nvidia-smi", "-i", "0", f"--query-gpu={CLOCKS}", "--format=csv,noheader,nounits"]
@@ -61,16 +61,21 @@ class Cuda:
 
     @contextlib.contextmanager
     def on_stream(self) -> Iterator[None]:
-        """For everything that is captured later: autograd goes back on the stream that it came on."""
+        """Run on the capture stream; autograd runs a backward pass on the stream of its forward pass."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             yield
         torch.cuda.current_stream().wait_stream(self.stream)
 
     def graph(self, *works: Work, calls: int | None = None) -> Run:
-        """Seconds of one call, from replays of a CUDA graph that holds many: of one work, or several in turn.
+        """Return a run that replays a CUDA graph of many calls and returns the seconds per call.
 
-        Raises RuntimeError where the work cannot be captured.
+        Args:
+            works: One work, or several that take turns.
+            calls: Calls in the graph; by default enough for `GRAPH_SECONDS`.
+
+        Raises:
+            RuntimeError: A work cannot be captured.
         """
         with self.on_stream():
             for work in (*works, *works):
@@ -98,7 +103,7 @@ class Cuda:
         return torch.compile(function, **options)
 
     def peak_bytes(self, work: Work) -> tuple[int, int]:
-        """Bytes held before ``work`` runs, and the most while it does."""
+        """Return the bytes allocated before ``work`` runs and the peak while it runs."""
         self.synchronize()
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
@@ -108,7 +113,7 @@ class Cuda:
 
 
 class DryRun:
-    """Runs the same code on the CPU, kernels in Triton's interpreter. Its seconds mean nothing."""
+    """A stand-in that runs the same code on the CPU, in Triton's interpreter. Its times are meaningless."""
 
     dry_run = True
     dtype = torch.bfloat16

@@ -1,4 +1,4 @@
-"""Single layers: packed panels, masked and bitmap weights against cuBLAS, and who else computes the same."""
+"""Single layers on a GPU: packed panels, masked and bitmap weights against cuBLAS and other kernels."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.gpu import rivals
+from benchmarks.gpu import baselines
 from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import Device, Work
+from benchmarks.random_mask import random_mask
 from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import formats, ops
 from sparsebert_kernels.formats.transpose import transposed_index
 from sparsebert_kernels.masked import masked_linear, pack_mask
 
-# Copies of everything a layer reads that together are this many times the L2 cache.
+# Total size of the copies for a cold measurement, in L2 caches.
 TIMES_L2 = 3
 MAX_COPIES = 24
 
 
 class Problem:
-    """One layer: x [M, K], weight [N, K] with zeros outside the mask, bias [N], upstream gradient [M, N]."""
+    """A layer: x [M, K], weight [N, K] with zeros outside the mask, bias [N], upstream gradient [M, N]."""
 
     def __init__(
         self, device: Device, shape: Sequence[int], tokens: int, block: Sequence[int], sparsity: float
     ) -> None:
-        self.device, self.tokens, self.block, self.sparsity = device, tokens, tuple(block), sparsity
+        self.device, self.tokens, self.block, self.sparsity = device, tokens, (block[0], block[1]), sparsity
         self.out_features, self.in_features = shape
         self.generator = torch.Generator(device.device).manual_seed(0)
-        self.mask = self._mask()
+        self.mask = random_mask((shape[0], shape[1]), self.block, sparsity, self.generator)
         self.weight = torch.where(self.mask, self._normal(*shape) * self.in_features**-0.5, 0)
         self.bias = self._normal(self.out_features)
         self.x = self._normal(tokens, self.in_features)
@@ -43,21 +44,11 @@ class Problem:
         drawn = torch.randn(shape, generator=self.generator, device=device.device, dtype=torch.float32)
         return drawn.to(device.dtype)
 
-    def _mask(self) -> Tensor:
-        """Keeps round((1 - sparsity) n) of the n blocks, each as likely as any other."""
-        rows, columns = self.block
-        units = self.out_features // rows, self.in_features // columns
-        count = units[0] * units[1]
-        order = torch.randperm(count, generator=self.generator, device=self.device.device)
-        kept = torch.zeros(count, dtype=torch.bool, device=self.device.device)
-        kept[order[: round((1 - self.sparsity) * count)]] = True
-        return kept.view(units).repeat_interleave(rows, 0).repeat_interleave(columns, 1)
-
     def pack(self) -> Any:
         return formats.pack(self.weight, self.mask, format="panel", block_size=self.block)
 
     def exact(self, mode: str) -> list[Tensor]:
-        """What `mode` has to answer, in float64: y, or dL/dx, dL/dW at kept weights and dL/dbias."""
+        """Return the expected float64 outputs: y, or dL/dx, dL/dW at kept weights and dL/dbias."""
         x, weight, upstream = self.x.double(), self.weight.double(), self.upstream.double()
         if mode == "forward":
             return [functional.linear(x, weight, self.bias.double())]
@@ -65,17 +56,18 @@ class Problem:
         return [upstream @ weight, gradient, upstream.sum(0)]
 
     def copies(self) -> int:
-        """How many sets of tensors it takes so that none is found in the L2 cache."""
+        """Return the number of sets of tensors that exceeds the L2 cache."""
         element = self.x.element_size()
-        held = element * (self.x.numel() + self.upstream.numel() + self.weight.numel())
-        wanted = TIMES_L2 * self.device.record()["l2_bytes"] / held
+        size = element * (self.x.numel() + self.upstream.numel() + self.weight.numel())
+        wanted = TIMES_L2 * self.device.record()["l2_bytes"] / size
         return max(2, min(MAX_COPIES, int(wanted) + 1))
 
     def useful_flops(self, stored: int, mode: str) -> int:
+        """Return the FLOP on ``stored`` weights."""
         return 2 * self.tokens * stored * {"forward": 1, "backward": 2, "step": 3}[mode]
 
     def moved_bytes(self, weight_bytes: int, mode: str) -> int:
-        """What has to be read and written at least: activations, gradients and the weight."""
+        """Return the least bytes to read and write: activations, gradients and the weight."""
         element = self.x.element_size()
         x, y = element * self.x.numel(), element * self.upstream.numel()
         forward, backward = x + y + weight_bytes, 2 * x + y + 2 * weight_bytes
@@ -92,7 +84,7 @@ def measure_layer(
     mode: str = "forward",
     cold: bool = False,
 ) -> dict[str, Any]:
-    """The packed layer against F.linear over the masked weight, and torch's own block-sparse kernel."""
+    """Measure the packed layer against F.linear on the masked weight, and other block-sparse kernels."""
     problem = Problem(device, shape, tokens, block, sparsity)
     packed = problem.pack()
     copies = problem.copies() if cold else 1
@@ -101,27 +93,27 @@ def measure_layer(
         "panel": Side(_packed(problem, packed, mode, copies), _packed_answers(packed, mode), required=True),
     }
     if mode == "forward" and not cold and block[0] == block[1]:
-        sides |= rivals.block_sparse(problem)
-    found = compare(device, sides, problem.exact(mode), baseline="cublas")
+        sides |= baselines.block_sparse(problem)
+    fields = compare(device, sides, problem.exact(mode), baseline="cublas")
     stored = int(packed.values.numel())
     return {
-        **found,
-        **_rates(found, problem, mode, "panel", stored, packed.nbytes),
+        **fields,
+        **_rates(fields, problem, mode, "panel", stored, packed.nbytes),
         "density": float(problem.mask.float().mean()),
         "configuration": _configuration(packed, problem),
     }
 
 
 def measure_dense(device: Device, *, shape: Sequence[int], tokens: int) -> dict[str, Any]:
-    """Rivals that do not depend on the sparsity: torch.compile with GELU in one kernel, and 2:4."""
+    """Measure the baselines that do not depend on the sparsity: torch.compile with fused GELU, and 2:4."""
     problem = Problem(device, shape, tokens, (shape[0], shape[1]), 0.0)
-    sides = {"cublas": Side(_dense(problem, "forward", 1), required=True), **rivals.any_sparsity(problem)}
-    found = compare(device, sides, problem.exact("forward"), baseline="cublas")
-    return {**found, **_rates(found, problem, "forward", "cublas", problem.weight.numel(), 0)}
+    sides = {"cublas": Side(_dense(problem, "forward", 1), required=True), **baselines.any_sparsity(problem)}
+    fields = compare(device, sides, problem.exact("forward"), baseline="cublas")
+    return {**fields, **_rates(fields, problem, "forward", "cublas", problem.weight.numel(), 0)}
 
 
 def measure_masked(device: Device, *, shape: Sequence[int], tokens: int, mode: str) -> dict[str, Any]:
-    """Masked matmul, half of the weights pruned one by one, against F.linear over a copy masked before."""
+    """Measure masked matmul, with half of the weights pruned, against F.linear on a weight masked before."""
     problem = Problem(device, shape, tokens, (1, 1), 0.5)
     words = pack_mask(problem.mask)
 
@@ -133,28 +125,28 @@ def measure_masked(device: Device, *, shape: Sequence[int], tokens: int, mode: s
         "cublas": Side(_dense(problem, mode, 1), _dense_answers(problem, mode), required=True),
         "masked": Side(make, _dense_answers(problem, mode), required=True),
     }
-    found = compare(device, sides, problem.exact(mode), baseline="cublas")
+    fields = compare(device, sides, problem.exact(mode), baseline="cublas")
     weight_bytes = words.nbytes + problem.weight.nbytes
-    return {**found, **_rates(found, problem, mode, "masked", problem.weight.numel(), weight_bytes)}
+    return {**fields, **_rates(fields, problem, mode, "masked", problem.weight.numel(), weight_bytes)}
 
 
 def measure_bitmap(device: Device, *, shape: Sequence[int], tokens: int, sparsity: float) -> dict[str, Any]:
-    """Weights stored as bits and kept values, unpacked before each product, against F.linear."""
+    """Measure bitmap weights, which are unpacked before each product, against F.linear."""
     problem = Problem(device, shape, tokens, (1, 1), sparsity)
     packed = formats.pack(problem.weight, problem.mask, format="bitmap")
     sides = {
         "cublas": Side(_dense(problem, "forward", 1), required=True),
         "bitmap": Side(lambda: lambda: ops.linear(problem.x, packed, problem.bias), required=True),
     }
-    found = compare(device, sides, problem.exact("forward"), baseline="cublas")
-    rates = _rates(found, problem, "forward", "bitmap", problem.weight.numel(), packed.nbytes)
-    return {**found, **rates}
+    fields = compare(device, sides, problem.exact("forward"), baseline="cublas")
+    rates = _rates(fields, problem, "forward", "bitmap", problem.weight.numel(), packed.nbytes)
+    return {**fields, **rates}
 
 
 def measure_planned(
     device: Device, *, shape: Sequence[int], tokens: int, block: Sequence[int], sparsity: float
 ) -> dict[str, Any]:
-    """What `sparsify_` makes of a layer with nothing said about its format, against F.linear."""
+    """Measure the layer that `sparsify_` plans, against F.linear."""
     problem = Problem(device, shape, tokens, block, sparsity)
     linear = nn.Linear(*reversed(shape), device=device.device, dtype=device.dtype).requires_grad_(False)
     linear.weight.copy_(problem.weight)
@@ -165,8 +157,8 @@ def measure_planned(
         "cublas": Side(_dense(problem, "forward", 1), required=True),
         "plan": Side(lambda: torch.inference_mode()(lambda: layer(problem.x)), required=True),
     }
-    found = compare(device, sides, problem.exact("forward"), baseline="cublas")
-    return {**found, "side": "plan", "format": layer.plan.label, "reason": layer.plan.reason}
+    fields = compare(device, sides, problem.exact("forward"), baseline="cublas")
+    return {**fields, "side": "plan", "format": layer.plan.label, "reason": layer.plan.reason}
 
 
 def _dense(problem: Problem, mode: str, copies: int) -> Callable[[], Sequence[Work]]:
@@ -201,12 +193,12 @@ def _packed(problem: Problem, packed: Any, mode: str, copies: int) -> Callable[[
 
 
 def _leaves(*tensors: Tensor, mode: str) -> list[Tensor]:
-    """Copies that want gradients where the mode makes some."""
+    """Return copies, which require gradients unless the mode is forward."""
     return [tensor.detach().clone().requires_grad_(mode != "forward") for tensor in tensors]
 
 
 def _work(mode: str, problem: Problem, forward: Work, inputs: Sequence[Tensor]) -> Work:
-    """forward: y alone; backward: the gradients of a y made before; step: both."""
+    """Return the work of a mode: y (forward), gradients of a precomputed y (backward), or both (step)."""
     if mode == "forward":
         return torch.inference_mode()(forward)
     if mode == "step":
@@ -228,9 +220,9 @@ def _packed_answers(packed: Any, mode: str) -> Callable[[Any], Sequence[Tensor]]
 
 
 def _rates(
-    found: dict[str, Any], problem: Problem, mode: str, side: str, stored: int, weight_bytes: int
+    fields: dict[str, Any], problem: Problem, mode: str, side: str, stored: int, weight_bytes: int
 ) -> dict[str, Any]:
-    """Work done and its rate: of our side by what it computes, of cuBLAS by the whole product."""
+    """Return FLOP, bytes and rates: of a side by its stored weights, of cuBLAS by the whole product."""
     dense = problem.useful_flops(problem.weight.numel(), mode)
     flops, moved = problem.useful_flops(stored, mode), problem.moved_bytes(weight_bytes, mode)
     return {
@@ -239,8 +231,8 @@ def _rates(
         "moved_bytes": moved,
         "weight_bytes": weight_bytes,
         "dense_weight_bytes": problem.weight.nbytes,
-        "tflops": flops / found["us"][side]["median"] / 1e6,
-        "cublas_tflops": dense / found["us"]["cublas"]["median"] / 1e6,
+        "tflops": flops / fields["us"][side]["median"] / 1e6,
+        "cublas_tflops": dense / fields["us"]["cublas"]["median"] / 1e6,
     }
 
 

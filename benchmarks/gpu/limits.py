@@ -1,7 +1,8 @@
-"""What the device can do at most: the figures that every other one is held against."""
+"""Limits of the device, to which all other figures are compared."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -17,13 +18,13 @@ BERT_SHAPES = ((2304, 768), (768, 768), (3072, 768), (768, 3072))
 
 
 def measure_limits(device: Device) -> dict[str, Any]:
-    """Copy bandwidth, read bandwidth out of the L2 cache, matmul rates, and what a kernel costs at least."""
+    """Measure copy bandwidth, L2 read bandwidth, matmul rates and the overhead of a kernel."""
     small = device.dry_run
     size, side = (2**12, 64) if small else (COPY_BYTES, MATMUL)
     source = torch.zeros(size // 4, device=device.device)
     target = torch.empty_like(source)
     copy = _median(device.graph(lambda: target.copy_(source), calls=4))
-    # A fifth of the cache: that much stays there from one pass to the next.
+    # A fifth of the cache stays there between passes.
     part = source[: max(1024, device.record()["l2_bytes"] // 5 // 4)]
     read = _median(device.graph(lambda: part.sum()))
     matmul = {
@@ -54,7 +55,7 @@ def _matmul_rate(device: Device, side: int, dtype: torch.dtype) -> float:
 
 
 def _layer_rates(device: Device) -> dict[str, float]:
-    """TFLOP/s of F.linear at the shapes of BERT-base, so that a weak baseline shows."""
+    """Return TFLOP/s of F.linear for the shapes of BERT-base, which reveals a weak baseline."""
     rates = {}
     for out_features, in_features in BERT_SHAPES:
         for tokens in (4096, 16384):
@@ -67,8 +68,7 @@ def _layer_rates(device: Device) -> dict[str, float]:
 
 
 def _eager(device: Device, work: Any) -> Run:
-    """Seconds of one call that Python makes, launch included."""
-    import time
+    """Return a run that times a call from Python, including the launch."""
 
     def run() -> float:
         device.synchronize()

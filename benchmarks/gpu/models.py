@@ -1,4 +1,4 @@
-"""Whole models: BERT as Hugging Face writes it, dense and with its linears swapped, under CUDA graphs."""
+"""Whole models on a GPU: Hugging Face's BERT, dense and with sparse layers, under CUDA graphs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sparsebert.tickets.ticket import Ticket
 LENGTH = 128
 
 
-class Pruned:
+class PrunedBert:
     """A BERT with random weights whose encoder matrices are pruned, and a batch for it."""
 
     def __init__(self, device: Device, model: str, batch: int, block: Sequence[int], sparsity: float) -> None:
@@ -36,7 +36,7 @@ class Pruned:
         self.ticket.apply_(dense)
         self.dense = dense.to(device.device, device.dtype).requires_grad_(False)
         (inputs,) = self.workload.make_batches(dense.config.vocab_size)
-        # Without padding, a mask would only keep attention from its fastest kernel.
+        # A mask would keep attention from its fastest kernel, and there is no padding.
         self.ids = inputs["input_ids"].to(device.device)
 
     def sparse(self, format: str, trainable: bool = False) -> nn.Module:
@@ -54,8 +54,8 @@ class Pruned:
 def measure_model(
     device: Device, *, model: str, batch: int, block: Sequence[int], sparsity: float
 ) -> dict[str, Any]:
-    """The sparse model against the dense one, each as it is and through torch.compile."""
-    pruned = Pruned(device, model, batch, block, sparsity)
+    """Measure the sparse model against the dense one, both in eager mode and with torch.compile."""
+    pruned = PrunedBert(device, model, batch, block, sparsity)
     sparse = pruned.sparse("panel")
 
     def compiled(module: nn.Module) -> Work:
@@ -68,25 +68,27 @@ def measure_model(
         "torch.compile sparse": Side(lambda: compiled(sparse)),
         "plan": Side(lambda: pruned.work(pruned.sparse("auto"))),
     }
-    found = compare(device, sides, [pruned.exact()], baseline="dense", budget=2.0)
+    fields = compare(device, sides, [pruned.exact()], baseline="dense", budget=2.0)
     against = "torch.compile dense"
-    ours = [name for name in ("sparse", "torch.compile sparse") if name in found["us"]]
-    best = min(ours, key=lambda name: found["us"][name]["median"])
-    speedup = found["us"][against]["median"] / found["us"][best]["median"] if against in found["us"] else None
+    ours = [name for name in ("sparse", "torch.compile sparse") if name in fields["us"]]
+    best = min(ours, key=lambda name: fields["us"][name]["median"])
+    speedup = (
+        fields["us"][against]["median"] / fields["us"][best]["median"] if against in fields["us"] else None
+    )
     return {
-        **found,
+        **fields,
         "tokens": pruned.tokens,
         "length": pruned.tokens // batch,
         "side": best,
         "speedup": speedup,
-        "samples_per_s": batch / found["us"][best]["median"] * 1e6,
+        "samples_per_s": batch / fields["us"][best]["median"] * 1e6,
         **_weights(pruned, sparse),
     }
 
 
 def measure_memory(device: Device, *, model: str, batch: int) -> dict[str, Any]:
-    """Bytes of weights, and the most that a forward pass and a training step hold, dense and sparse."""
-    pruned = Pruned(device, model, batch, (64, 64), 0.9)
+    """Measure bytes of weights and the peaks of a forward pass and a training step, dense and sparse."""
+    pruned = PrunedBert(device, model, batch, (64, 64), 0.9)
     sides: dict[str, Any] = {}
     makers = {
         "dense": lambda trainable: copy.deepcopy(pruned.dense),
@@ -105,7 +107,7 @@ def measure_memory(device: Device, *, model: str, batch: int) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad()
 
-        step()  # the optimizer's state is there from now on
+        step()  # allocates the optimizer's state
         ready, training = device.peak_bytes(step)
         sides[name] = {
             "held_before_forward": held,
@@ -120,7 +122,7 @@ def measure_memory(device: Device, *, model: str, batch: int) -> dict[str, Any]:
     return {**weights, "sides": sides}
 
 
-def _weights(pruned: Pruned, sparse: nn.Module) -> dict[str, Any]:
+def _weights(pruned: PrunedBert, sparse: nn.Module) -> dict[str, Any]:
     layers = [module for module in sparse.modules() if isinstance(module, SparseLinear)]
     dense = sum(mask.numel() * pruned.device.dtype.itemsize for mask in pruned.ticket.masks.values())
     return {

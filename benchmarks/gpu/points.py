@@ -1,4 +1,4 @@
-"""What is to be measured on a GPU, most telling first."""
+"""The points to measure on a GPU, most informative first."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ TINY_SHAPE, TINY_TOKENS = (128, 128), 12
 
 @dataclass(frozen=True)
 class Point:
-    """One thing to measure: `arguments` go to the function that measures this kind of points."""
+    """A measurement: its kind, and the arguments of the function that takes it."""
 
     kind: str
     arguments: tuple[tuple[str, Any], ...] = ()
 
     @property
     def key(self) -> str:
-        """What the point is known by from one call to the next."""
+        """Identifier of the point in records."""
         return " ".join([self.kind, *(f"{name}={_text(value)}" for name, value in self.arguments)])
 
     @property
     def seconds(self) -> float:
-        """What it takes about, with compiling; a point is not begun with less time left."""
+        """Estimated duration including compilation; a point does not start with less time left."""
         return SECONDS[self.kind]
 
 
@@ -66,7 +66,7 @@ def layer(
 
 
 def queue() -> list[Point]:
-    """All points. The first minutes answer whether the kernels are as fast as the project promises."""
+    """Return all points; the first ones show whether the kernels reach the project's goals."""
     return _once(
         itertools.chain(
             [point("limits")],
@@ -87,7 +87,7 @@ def queue() -> list[Point]:
 
 
 def tiny() -> list[Point]:
-    """The same kinds of points, small enough for an interpreter, each different one once."""
+    """Return points of the same kinds for the interpreter, without duplicates."""
 
     def shrink(each: Point) -> Point:
         small = {"tokens": TINY_TOKENS, "shape": TINY_SHAPE, "model": "bert-tiny", "batch": 1}
@@ -102,7 +102,7 @@ def tiny() -> list[Point]:
 
 
 def _promised() -> Iterator[Point]:
-    """The packed kernel with nothing pruned, then the cases that the project has set itself a figure for."""
+    """Yield the packed kernel without pruning, then the cases with a goal."""
     for tokens in (4096, 16384):
         for block in BLOCKS[:4]:
             yield layer((3072, 768), tokens, block, 0.0)
@@ -133,7 +133,7 @@ PROMISED = (
 )
 
 
-# Tickets of every kind, those that sparse kernels lose with among them.
+# Tickets of every kind, including those for which sparse kernels are slower.
 PLANNED = (((64, 64), 0.9), ((64, 64), 0.5), ((16, 16), 0.75), ((1, 1), 0.9), ((1, 1), 0.97))
 
 

@@ -1,4 +1,4 @@
-"""One call of the benchmark: which points are missing, and measuring them until the time is up."""
+"""A call of the benchmark: the missing points, and their measurement until the time is up."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sparsebert_kernels.errors import first_line
 RESULTS = "gpu.jsonl"
 CURRENT = ".current.json"
 UNKNOWN_DEVICE = "unknown"
-ATTEMPTS = 2  # a point that failed so often is left alone
-# A point that takes this many times its estimate hangs.
+ATTEMPTS = 2  # failures after which a point is skipped
+# A point hangs if it takes this many times its estimate.
 HANGS_AFTER = 6
 
 
 @dataclass(frozen=True)
 class Session:
-    """A folder with the records so far."""
+    """A folder of records."""
 
     folder: Path
     dry_run: bool = False
@@ -37,7 +37,7 @@ class Session:
 
     @property
     def current(self) -> Path:
-        """Says which point is being measured, for whoever finds the process dead."""
+        """File that names the point being measured, in case the process dies."""
         return self.folder / CURRENT
 
     def points(self) -> list[Point]:
@@ -47,7 +47,7 @@ class Session:
         return read(self.results) if self.results.exists() else []
 
     def missing(self, device_name: str | None = None) -> list[Point]:
-        """Points without a record of this device, most telling first; not those that failed too often."""
+        """Return the points without a record of this device, except those that failed too often."""
         return missing(self.points(), self.records(), device_name)
 
     def measured(self, point: Point, fields: dict[str, Any]) -> None:
@@ -64,19 +64,19 @@ class Session:
         self.current.unlink(missing_ok=True)
 
     def interrupted(self) -> tuple[Point, float, float] | None:
-        """The point under way, when it began, and the seconds it may take."""
+        """Return the point being measured, its start time and the seconds it may take; None without one."""
         try:
-            found = json.loads(self.current.read_text())
+            current = json.loads(self.current.read_text())
         except (OSError, ValueError):
             return None
         arguments = tuple(
-            (name, tuple(value) if isinstance(value, list) else value) for name, value in found["arguments"]
+            (name, tuple(value) if isinstance(value, list) else value) for name, value in current["arguments"]
         )
-        return Point(found["kind"], arguments), found["began"], found["limit"]
+        return Point(current["kind"], arguments), current["began"], current["limit"]
 
 
 def missing(points: Sequence[Point], records: Iterable[Record], device_name: str | None) -> list[Point]:
-    """See `Session.missing`; any device where `device_name` is None."""
+    """Return missing points, see `Session.missing`; None for ``device_name`` accepts any device."""
     done: set[str] = set()
     failures: Counter[str] = Counter()
     for row in records:
@@ -99,23 +99,33 @@ def measure_all(
     say: Callable[[str], None] = print,
     clock: Callable[[], float] = time.time,
 ) -> bool:
-    """Measure the points that fit into the time, in order. False: the device can measure nothing any more.
+    """Measure the points in order, as far as they fit into the time; failures are recorded.
 
-    `always` gives the fields that every record has. A point that fails is written down as such.
+    Args:
+        session: Receives the records.
+        points: The points.
+        measure: Returns the fields of a point's record.
+        always: Returns the fields of all records.
+        until: Time to stop, by ``clock``.
+        say: Called with a line for each point.
+        clock: Returns seconds.
+
+    Returns:
+        False if the device can no longer be used by this process.
     """
     for number, point in enumerate(points, start=1):
         left = until - clock()
         if left <= 0:
             break
         if left < point.seconds:
-            continue  # a later one may still fit
+            continue  # a later point may still fit
         session.begin(point)
         began = clock()
         try:
             fields = measure(point)
             session.measured(point, {**always(), **fields, "seconds": round(clock() - began, 1)})
             say(f"{number}/{len(points)} {point.key}: {_gist(fields)}")
-        except Exception as problem:  # whatever a kernel, a rival or torch comes up with
+        except Exception as problem:  # kernels, baselines and torch may fail in any way
             reason = "".join(traceback.format_exception_only(problem)).strip()[:500]
             where = traceback.format_exc()[-1500:]
             session.failed(point, reason, {**always(), "traceback": where})
@@ -128,9 +138,9 @@ def measure_all(
 
 
 def context_lost(problem: BaseException) -> bool:
-    """Whether an error has taken the CUDA context of this process with it."""
-    lasting = ("illegal memory access", "misaligned address", "launch failure", "device-side assert")
-    return any(words in str(problem) for words in lasting)
+    """Return whether an error has destroyed the CUDA context of this process."""
+    fatal = ("illegal memory access", "misaligned address", "launch failure", "device-side assert")
+    return any(words in str(problem) for words in fatal)
 
 
 def _named(point: Point) -> dict[str, Any]:

@@ -7,26 +7,25 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+from benchmarks.fresh_process import ROOT, python_path
 from benchmarks.gpu.device import Device
 
-ROOT = Path(__file__).parents[2]
 LIMIT_SECONDS = 300
 TAIL = 3000
-# Enough to touch every kernel once; the sanitizer makes them a hundred times slower.
+# These run every kernel once; the sanitizer is a hundred times slower.
 SANITIZED = "stride or residual or no_rows or without_a_token or decompression"
 
 
 def measure_tests(device: Device, *, path: str, marker: str = "") -> dict[str, Any]:
-    """Run the tests under `path`; those that need time or data of others are left out."""
-    chosen = "gpu" if marker == "gpu" else "not slow and not real_data and not packaging"
-    return _pytest(device, [], [path, "-m", chosen])
+    """Run the tests under ``path``, except slow ones and those that need external data."""
+    selected = "gpu" if marker == "gpu" else "not slow and not real_data and not packaging"
+    return _pytest(device, [], [path, "-m", selected])
 
 
 def measure_sanitizer(device: Device, *, path: str) -> dict[str, Any]:
-    """The same for a few tests with every memory access checked; a note where the tool is missing."""
+    """Run a few tests with every memory access checked; returns a note if the tool is not installed."""
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         return {"passed": None, "note": "compute-sanitizer is not installed here"}
@@ -37,13 +36,12 @@ def measure_sanitizer(device: Device, *, path: str) -> dict[str, Any]:
 def _pytest(device: Device, wrapper: list[str], arguments: list[str]) -> dict[str, Any]:
     if device.dry_run:
         arguments = ["--collect-only", *arguments]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     command = [*wrapper, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     try:
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},
+            env={**os.environ, "PYTHONPATH": python_path()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -52,6 +50,6 @@ def _pytest(device: Device, wrapper: list[str], arguments: list[str]) -> dict[st
         code, output = done.returncode, done.stdout
     except subprocess.TimeoutExpired as expired:
         code, output = None, (expired.stdout or b"").decode(errors="replace")
-    found = re.findall(r"(\d+) (passed|failed|skipped|error)", output)
-    counts = {name: int(number) for number, name in found}
+    matches = re.findall(r"(\d+) (passed|failed|skipped|error)", output)
+    counts = {name: int(number) for number, name in matches}
     return {"passed": code == 0, "exit": code, "counts": counts, "output": output[-TAIL:]}

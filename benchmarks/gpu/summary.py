@@ -1,4 +1,4 @@
-"""What a call leaves for people: tables, and the picture of achieved against possible."""
+"""The summary of a call: tables, and a plot of achieved against possible speed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WARNING = "**DRY RUN on the CPU: nothing here was measured, every figure is mean
 
 
 def write_summary(session: Session) -> None:
-    """Write gpu.md and gpu.png beside the records; without matplotlib there is no picture."""
+    """Write gpu.md and, with matplotlib, gpu.png to the folder of the records."""
     records = session.records()
     text = summary(records, missing=len(session.missing()), dry_run=session.dry_run)
     write_text(session.folder / "gpu.md", text)
@@ -25,7 +25,7 @@ def write_summary(session: Session) -> None:
 
 
 def summary(records: Sequence[Record], *, missing: int, dry_run: bool) -> str:
-    """All tables, what failed, and who could not take part."""
+    """Return all tables, the failures, and the sides that were left out."""
     parts = ["# Measured on a GPU", *([WARNING] if dry_run else [])]
     parts += [table.markdown() for table in gpu_tables(records, dry_run=dry_run)]
     parts += [table.markdown() for table in failure_tables(records, dry_run=dry_run)]

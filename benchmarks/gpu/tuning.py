@@ -1,4 +1,4 @@
-"""The tuning sweep: every plausible configuration of a kernel at one shape, and the file of the best ones."""
+"""The tuning sweep: every plausible configuration of a kernel for a shape, and the file of the best ones."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from sparsebert_kernels.formats.base import TILE_COLUMNS
 SPARSITY = 0.9
 FORWARD, VALUES_GRADIENT = "panel forward", "panel values gradient"
 WARP = 32
-# Accumulators of a thread beyond which the compiler begins to spill, with an epilogue beside them.
+# Accumulators per thread above which the compiler spills registers.
 MAX_ACCUMULATORS = 128
-LEAST_GAIN = 1.01  # a configuration must be this much faster than the rule's to be written down
+LEAST_GAIN = 1.01  # speed-up over the rule's configuration that justifies another one
 
 
 def candidates(shape: Shape, shared_memory: int, *, few: bool = False) -> list[Configuration]:
-    """What is tried beside the rule's own choice, which comes first."""
-    chosen = [tile_configs.by_rule(shape, shared_memory)]
+    """Return the configurations to try, the rule's first."""
+    tried = [tile_configs.by_rule(shape, shared_memory)]
     tokens, groups = ((64, 128, 256), (8,)) if shape.kernel == FORWARD else ((32, 64, 128), (1, 2))
     for block, group, warps, stages in itertools.product(tokens, groups, (4, 8), (2, 3, 4, 5)):
         if shape.kernel == FORWARD:
@@ -44,22 +44,22 @@ def candidates(shape: Shape, shared_memory: int, *, few: bool = False) -> list[C
         accumulators = rows * shape.panel_rows / (warps * WARP)
         fits = stages * step * shape.itemsize <= shared_memory
         if fits and 2 <= accumulators <= MAX_ACCUMULATORS and (stages > 2 or few):
-            chosen.append(Configuration(block, group, warps, stages))
-    return list(dict.fromkeys(chosen))[: 3 if few else None]
+            tried.append(Configuration(block, group, warps, stages))
+    return list(dict.fromkeys(tried))[: 3 if few else None]
 
 
 def measure_tuning(
     device: Device, *, kernel: str, shape: Sequence[int], tokens: int, block: Sequence[int]
 ) -> dict[str, Any]:
-    """Microseconds of every candidate at a sparsity of 90 %; ones that give wrong answers are left out."""
+    """Measure every candidate at a sparsity of 90 %; candidates with wrong outputs are left out."""
     from sparsebert_kernels.cuda import panel_backward, panel_forward
 
     problem = Problem(device, shape, tokens, block, SPARSITY)
     packed = problem.pack()
     dtype = str(problem.x.dtype).removeprefix("torch.")
     size = packed.panel_rows, packed.group_columns, tokens, packed.panels, packed.values.shape[0]
-    known = Shape(kernel, *size, dtype)
-    tried = candidates(known, _shared_memory(device), few=device.dry_run)
+    launch = Shape(kernel, *size, dtype)
+    tried = candidates(launch, _shared_memory(device), few=device.dry_run)
     module = panel_forward if kernel == FORWARD else panel_backward
 
     def ours() -> Any:
@@ -72,9 +72,9 @@ def measure_tuning(
             return functional.linear(problem.x, problem.weight, problem.bias)
         return torch.where(problem.mask, problem.upstream.t() @ problem.x, 0)
 
-    def with_configuration(chosen: Configuration) -> Side:
+    def with_configuration(config: Configuration) -> Side:
         def work() -> Any:
-            with forced(module, chosen):
+            with forced(module, config):
                 return ours()
 
         def answers(returned: Any) -> Any:
@@ -86,19 +86,21 @@ def measure_tuning(
     sides = {"cublas": Side(lambda: torch.inference_mode()(dense), required=True)}
     sides |= {_name(each): with_configuration(each) for each in tried}
     exact = exact[:1] if kernel == FORWARD else exact[1:2]
-    found = compare(device, sides, exact, baseline="cublas", budget=0.5)
-    times = {_name(each): found["us"][_name(each)]["median"] for each in tried if _name(each) in found["us"]}
+    fields = compare(device, sides, exact, baseline="cublas", budget=0.5)
+    times = {
+        _name(each): fields["us"][_name(each)]["median"] for each in tried if _name(each) in fields["us"]
+    }
     if not times:
-        raise RuntimeError(f"no configuration runs: {found['notes']}")
+        raise RuntimeError(f"no configuration runs: {fields['notes']}")
     best = min(times, key=lambda name: times[name])
     rule = _name(tried[0])
     if rule in times and times[rule] <= LEAST_GAIN * times[best]:
         best = rule
-    chosen = next(each for each in tried if _name(each) == best)
+    fastest = next(each for each in tried if _name(each) == best)
     return {
-        **found,
-        "known": asdict(known),
-        "chosen": asdict(chosen),
+        **fields,
+        "known": asdict(launch),
+        "chosen": asdict(fastest),
         "rule": rule,
         "best": best,
         "gain": times[rule] / times[best] if rule in times else None,
@@ -106,10 +108,10 @@ def measure_tuning(
 
 
 @contextlib.contextmanager
-def forced(module: ModuleType, chosen: Configuration) -> Iterator[None]:
-    """Kernels of that module are launched in this configuration, whatever is written down."""
+def forced(module: ModuleType, config: Configuration) -> Iterator[None]:
+    """Launch the kernels of ``module`` with this configuration."""
     before = module.configuration
-    module.configuration = lambda shape, device: chosen  # type: ignore[attr-defined]
+    module.configuration = lambda shape, device: config  # type: ignore[attr-defined]
     try:
         yield
     finally:
@@ -117,7 +119,7 @@ def forced(module: ModuleType, chosen: Configuration) -> Iterator[None]:
 
 
 def write_configurations(records: Iterable[Record], device_name: str, folder: Path) -> Path | None:
-    """Write limits and what the sweeps found, over what is known of that device; None where nothing was."""
+    """Add measured limits and configurations to the device's file and return it; None without any."""
     mine = [row for row in records if row["kind"] == "gpu" and row["device"]["name"] == device_name]
     swept = {
         Shape(**row["known"]): Configuration(**row["chosen"])
@@ -131,24 +133,16 @@ def write_configurations(records: Iterable[Record], device_name: str, folder: Pa
             limits = tile_configs.Limits(*rates, row["memory"], row["l2"], row["kernel"])
     if not swept and limits is None:
         return None
-    known = {**dict(tile_configs.measured(device_name)), **swept}
+    configurations = {**dict(tile_configs.measured(device_name)), **swept}
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{tile_configs._file_stem(device_name)}.json"
-    target.write_text(tile_configs.record(device_name, known.items(), limits))
+    target.write_text(tile_configs.record(device_name, configurations.items(), limits))
     return target
-
-
-def use_configurations(folder: Path) -> None:
-    """Kernels of this process read their configurations from there from now on."""
-    tile_configs.FOLDER = folder
-    tile_configs._content.cache_clear()
-    tile_configs._read.cache_clear()
-    tile_configs._chosen.cache_clear()
 
 
 def _shared_memory(device: Device) -> int:
     return tile_configs._device(device.device)[1]
 
 
-def _name(chosen: Configuration) -> str:
-    return f"{chosen.block_m} g{chosen.group} w{chosen.num_warps} s{chosen.num_stages}"
+def _name(config: Configuration) -> str:
+    return f"{config.block_m} g{config.group} w{config.num_warps} s{config.num_stages}"

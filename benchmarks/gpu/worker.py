@@ -1,7 +1,7 @@
 """The process that measures: `python -m benchmarks.gpu.worker --out FOLDER --until TIME [--dry-run]`.
 
-A kernel that goes wrong can take the CUDA context with it, or hang: `benchmarks.gpu.__main__` then notes the
-point and starts another worker.
+A faulty kernel can destroy the CUDA context or hang; `benchmarks.gpu.__main__` then records the point as
+failed and starts another worker.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CONTEXT_LOST = 3
 
 
 def main() -> int:
-    """Exit code 3: there is more to do, but not in this process."""
+    """Return exit code 3 if points are missing but this process can no longer measure them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--until", type=float, required=True, help="seconds since 1970")
@@ -30,9 +30,9 @@ def main() -> int:
     session = Session(options.out, options.dry_run)
 
     from benchmarks.gpu.device import Cuda, DryRun
-    from benchmarks.gpu.tuning import use_configurations, write_configurations
+    from benchmarks.gpu.tuning import write_configurations
     from sparsebert.bench import environment
-    from sparsebert_kernels.cuda import on_cpu
+    from sparsebert_kernels.cuda import on_cpu, tile_configs
 
     device = DryRun() if options.dry_run else Cuda()
     measures = _measures()
@@ -45,18 +45,18 @@ def main() -> int:
         return {"environment": machine, "device": device.record(), "clocks": device.clocks()}
 
     def tune() -> None:
-        """What was found so far holds from the next point on."""
+        """Apply the configurations found so far to the following points."""
         if write_configurations(session.records(), device.name, session.folder / "configs"):
-            use_configurations(session.folder / "configs")
+            tile_configs.use_folder(session.folder / "configs")
 
     def measure_and_tune(point: Point) -> dict[str, Any]:
         tune()
         return measure(point)
 
     missing = session.missing(device.name)
-    chosen = [point for point in missing if not options.only or point.kind in options.only]
+    selected = [point for point in missing if not options.only or point.kind in options.only]
     with on_cpu() if options.dry_run else contextlib.nullcontext():
-        sound = measure_all(session, chosen, measure_and_tune, always, options.until)
+        sound = measure_all(session, selected, measure_and_tune, always, options.until)
     tune()
     return 0 if sound else CONTEXT_LOST
 

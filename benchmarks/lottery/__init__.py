@@ -1,1 +1,1 @@
-"""Real tickets, small enough for a laptop: `python -m benchmarks.lottery`."""
+"""Tickets of a small model on real tasks: `python -m benchmarks.lottery`."""

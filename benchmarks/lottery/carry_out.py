@@ -1,4 +1,4 @@
-"""A run of the lottery benchmark carried out, and what other benchmarks of real tickets share with it."""
+"""Runs of the lottery benchmark, and helpers that other benchmarks of real tickets share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparsebert.workflows.train import train
 
 
 def add_data_option(parser: argparse.ArgumentParser) -> None:
-    """Where the tasks' files are."""
+    """Add the option `--data`, the folder of the tasks' files."""
     parser.add_argument(
         "--data",
         type=Path,
@@ -28,44 +28,47 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
 
 
 def has_data(folder: Path | None) -> bool:
-    """Whether the folder is there; where it is not, a line says how to name it."""
+    """Return whether the data folder exists; print how to set it if not."""
     if folder is not None and folder.is_dir():
         return True
-    print("error: no task data: --data or SPARSEBERT_DATA names their folder", file=sys.stderr)
+    print("error: no task data; name their folder with --data or SPARSEBERT_DATA", file=sys.stderr)
     return False
 
 
 def carry_out(run: Run, runs: Path, data: Path, *, keep_model: bool = False) -> list[results.Record]:
-    """The records of the run's rounds, marked with the row of the results that they belong to."""
+    """Carry out a run and return the records of its rounds, marked with their row of the results."""
     folder = runs / run.name
     rows = train(
         run.task,
         weights_folder(),
-        run.request(runs),
+        run.config(runs),
         folder,
         data=data / FOLDERS[run.task],
         context=RunContext(lambda text: print(f"{run.name}: {text}", file=sys.stderr, flush=True)),
     )
-    # Tickets are small and stay; the weights trained with them would fill the disk.
+    # Tickets are small and kept; trained weights would fill the disk.
     if not keep_model:
         shutil.rmtree(folder / "model", ignore_errors=True)
     return [row | place(run) | {"model": NAME} for row in rows]
 
 
 def is_done(run: Run, runs: Path) -> bool:
-    """Whether there is nothing left to train."""
+    """Return whether a run is finished."""
     return RunFolder(runs / run.name).finished() is not None
 
 
 def place(run: Run) -> dict[str, object]:
-    """Where records of the run belong in the results; `asked` where what comes out is only near it."""
+    """Return the fields that place a run's records in the results.
+
+    "asked" is the intended sparsity of a method that determines the sparsity itself.
+    """
     return {"run": run.name, "part": run.part, "label": run.label} | (
-        {"asked": run.sparsity} if run.finds else {}
+        {"asked": run.sparsity} if run.decides_sparsity else {}
     )
 
 
 def sentence_lengths(data: Path) -> tuple[int, ...]:
-    """Tokens of the first 64 sentences of SST-2's validation data."""
+    """Return the token counts of the first 64 sentences of SST-2's validation data."""
     from transformers import AutoTokenizer
 
     examples = load("sst2", data / FOLDERS["sst2"], train=False).validation["validation"]

@@ -1,4 +1,4 @@
-"""The runs of the lottery benchmark: what is trained, on what, from which ticket."""
+"""The runs of the lottery benchmark: method, task and ticket of each."""
 
 from __future__ import annotations
 
@@ -25,21 +25,24 @@ FOLDERS = {
     "mrpc": "glue/MRPC",
     "wikitext-2": "wikitext-2",
 }
-# Examples of a step, so that steps of all tasks hold about as many tokens.
+# Examples per step, chosen so that steps of all tasks have about as many tokens.
 BATCHES = {"sst2": 32, "cola": 32, "mrpc": 16, "wikitext-2": 8}
-# Of soft movement, whose sparsity follows from it: the regularisation that brings it near each of these.
+# Regularisation of soft movement by the sparsity that it leads to, approximately.
 PENALTIES = {0.5: 350.0, 0.8: 800.0, 0.9: 1000.0}
-# Within 300 steps at 3e-5 even the dense model calls every sentence of CoLA acceptable.
+# After 300 steps at 3e-5, even the dense model labels every sentence of CoLA as acceptable.
 LONGER = {"cola": {"steps": 900, "learning_rate": 1e-4}}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of `sparsebert train`; `ticket` names the run whose ticket is trained, `label` the row of the
-    results it belongs to, `sparsity` what is asked for there.
+    """A run of `sparsebert train`.
 
-    ``finds``: the method decides by its options how much is pruned, and is not asked for the sparsity.
-    ``units``: what is pruned together, if not single weights. ``training``: settings unlike the others'.
+    Attributes:
+        part: Part of the benchmark, one of `PARTS`. label: Row of the results. task: Name of the task. seed:
+        Seed of the training. method: Name of the lottery method. sparsity: Intended sparsity. options:
+        Options of the method. ticket: Name of the run whose ticket is trained. decides_sparsity: Whether the
+        options of the method determine the sparsity, so that it is not requested. units: Units to prune,
+        other than single weights. training: Training settings that differ from the common ones.
     """
 
     part: str
@@ -50,16 +53,18 @@ class Run:
     sparsity: float | None
     options: Mapping[str, Any] = field(default_factory=dict)
     ticket: str | None = None
-    finds: bool = False
+    decides_sparsity: bool = False
     units: PruningUnits | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
+        """Name of the run and of its folder."""
         share = "" if self.sparsity is None else f"-{self.sparsity * 100:g}"
         return f"{self.task}-{self.label}{share}-seed-{self.seed}"
 
-    def request(self, tickets: Path) -> RunConfig:
+    def config(self, runs: Path) -> RunConfig:
+        """Return the configuration; the run of ``ticket`` has its folder under ``runs``."""
         settings = {
             "steps": 300,
             "batch_size": BATCHES[self.task],
@@ -73,17 +78,15 @@ class Run:
         method = lottery_method(self.method, **self.options)
         return RunConfig(
             method,
-            None if self.finds else self.sparsity,
+            None if self.decides_sparsity else self.sparsity,
             units=self.units or PruningUnits(scope=method.scope),
             training=TrainingSettings(**settings | LONGER.get(self.task, {}) | dict(self.training)),
-            ticket=None
-            if self.ticket is None
-            else Ticket.load(RunFolder(tickets / self.ticket).final_ticket),
+            ticket=None if self.ticket is None else Ticket.load(RunFolder(runs / self.ticket).final_ticket),
         )
 
 
 def curve(seed: int) -> Iterator[Run]:
-    """SST-2: accuracy against sparsity of the tickets that magnitude, gradients or chance find."""
+    """Yield the runs of accuracy against sparsity on SST-2: magnitude, gradients and random masks."""
     yield Run(CURVE, "dense", "sst2", seed, "dense", 0.0)
     yield Run(CURVE, "imp", "sst2", seed, "imp", 0.9, {"head": "rewind"})
     for method, shares in (("random", (0.5, 0.7, 0.9)), ("one-shot", (0.5, 0.7, 0.9)), ("snip", (0.5, 0.7))):
@@ -92,16 +95,19 @@ def curve(seed: int) -> Iterator[Run]:
 
 
 def learned(seed: int) -> Iterator[Run]:
-    """SST-2: tickets learned in training, and tickets of heads and neurons, with random ones beside both."""
-    # Of 300 steps a tenth warms up, and the methods of Sanh et al. keep a tenth before and a fifth after.
+    """Yield the runs of learned masks and of heads and neurons on SST-2, with random ones for comparison."""
+    # A tenth of the steps warms up. The schedules of Sanh et al. keep the initial sparsity for a tenth of the
+    # steps and the final one for a fifth.
     warm = {"warmup_steps": 30}
     for sparsity in (0.5, 0.8, 0.9):
         yield Run(LEARNED, "gradual", "sst2", seed, "gradual", sparsity, training=warm)
         regularised = {"regularisation": 400.0}
         yield Run(LEARNED, "movement", "sst2", seed, "movement", sparsity, regularised, training=warm)
-        # Without a warm-up, and fast: scores have to fall to -2.2 to be below the threshold.
+        # No warm-up and a high rate, because scores must fall to -2.2 to get below the threshold.
         penalty = {"scores_learning_rate": 3e-2, "regularisation": PENALTIES[sparsity]}
-        yield Run(LEARNED, "soft-movement", "sst2", seed, "soft-movement", sparsity, penalty, finds=True)
+        yield Run(
+            LEARNED, "soft-movement", "sst2", seed, "soft-movement", sparsity, penalty, decides_sparsity=True
+        )
         for mask in "LS":
             yield Run(LEARNED, f"smp-{mask.lower()}", "sst2", seed, "smp", sparsity, {"mask": mask})
     yield Run(LEARNED, "random", "sst2", seed, "random", 0.8)
@@ -116,18 +122,18 @@ def learned(seed: int) -> Iterator[Run]:
 
 
 def sources() -> Iterator[Run]:
-    """The runs that find the tickets to be transferred."""
+    """Yield the runs that find the tickets to transfer."""
     for task in (*TARGETS, "wikitext-2"):
         options = {"head": "rewind", "step": TRANSFERRED / 2}
         yield Run(TRANSFER, "source", task, SEEDS[0], "imp", TRANSFERRED, options)
 
 
 def targets() -> Iterator[Run]:
-    """Each task trained from each ticket, over all seeds."""
-    found = {run.task: run.name for run in sources()}
+    """Yield a run for each task, ticket and seed."""
+    source = {run.task: run.name for run in sources()}
     for task in TARGETS:
         for seed in SEEDS:
             yield Run(TRANSFER, "dense", task, seed, "dense", 0.0)
-            yield Run(TRANSFER, "own-ticket", task, seed, "ticket", None, ticket=found[task])
-            yield Run(TRANSFER, "mlm-ticket", task, seed, "ticket", None, ticket=found["wikitext-2"])
+            yield Run(TRANSFER, "own-ticket", task, seed, "ticket", None, ticket=source[task])
+            yield Run(TRANSFER, "mlm-ticket", task, seed, "ticket", None, ticket=source["wikitext-2"])
             yield Run(TRANSFER, "random", task, seed, "random", TRANSFERRED)

@@ -1,6 +1,7 @@
-"""The benchmark: what a ticket gains in time and memory against the best dense alternatives on this machine.
+"""The benchmark: time and memory of a pruned model against the best dense alternatives on this machine.
 
-`workload` says what is run, `providers` who runs it, `gate` whether the answers agree, `timer` how long each
-side takes in paired rounds, `memory` what each side holds, `record` keeps one row a result with the machine
-it came from.
+`workload` defines the model and its batches, `pruned_model` applies a ticket, `providers` holds the backends
+that run it, and `output_check` compares their outputs. `timer` times the backends in paired rounds,
+`contention` and `memory` watch the machine, `environment` describes it, and `runner` makes one record for
+each backend.
 """

@@ -1,4 +1,4 @@
-"""What this machine and this installation have: part of every record, and what `sparsebert env` prints."""
+"""Description of the machine and of the installation: part of every record; `sparsebert env` prints it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import sparsebert
 from sparsebert.bench.contention import load_average, usable_cores
 
-# The extensions that decide which kernels can run; a full flag list would bury them.
+# The extensions that decide which kernels can run; the full list of flags would hide them.
 TELLING_FLAGS = (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
     "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve",
@@ -26,7 +26,7 @@ PACKAGES = ("torch", "triton", "transformers", "numpy", "onnxruntime")
 
 @dataclass(frozen=True)
 class Lack:
-    """Something that is missing here, what that costs, and how to get it."""
+    """A missing component, the cost of its absence, and how to install it."""
 
     what: str
     cost: str
@@ -35,7 +35,7 @@ class Lack:
 
 @dataclass(frozen=True)
 class Environment:
-    """Machine, versions and libraries of one process."""
+    """Machine, versions and libraries of a process."""
 
     cpu: str
     cores: int
@@ -58,18 +58,18 @@ class Environment:
     revision: str | None
 
     def record(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the fields as plain JSON values."""
         lists = {"isa_flags": list(self.isa_flags), "instruction_sets": list(self.instruction_sets)}
         return {**asdict(self), **lists}
 
     @property
     def machine(self) -> str:
-        """One line for captions."""
+        """CPU, cores and GPU in one line, for captions."""
         return f"{self.cpu}, cores: {self.cores}" + (f", {self.gpu}" if self.gpu else "")
 
 
 def detect() -> Environment:
-    """Look around; imports torch, and neither transformers nor triton."""
+    """Describe this process's environment. Imports torch, but neither transformers nor triton."""
     import torch
 
     from sparsebert_kernels import cpu, cuda
@@ -99,34 +99,34 @@ def detect() -> Environment:
 
 
 def lacks(environment: Environment) -> list[Lack]:
-    """What is missing here, dearest first; empty on a complete machine."""
+    """Return the missing components, most costly first."""
     missing = {package for package, version in environment.versions.items() if version is None}
     compiler = os.environ.get("CXX", "g++")
     candidates = [
         (
             environment.kernels is None,
             f"the compiled kernel library ({environment.kernels_missing})",
-            "sparse layers run through torch: right, but at 90 % no faster than a good dense library",
+            "sparse layers run through torch: correct, but at 90 % no faster than a good dense library",
             "unset SPARSEBERT_ISA, or name one of these"
             if "SPARSEBERT_ISA" in (environment.kernels_missing or "")
-            else f"install {compiler} and install sparsebert anew",
+            else f"install {compiler} and reinstall sparsebert",
         ),
         (
             environment.kernels == "baseline",
             "AVX2, AVX-512 or NEON kernels",
-            "the baseline kernels run at a fraction of their speed",
+            "the baseline kernels run at a fraction of the speed",
             "a newer CPU, or unset SPARSEBERT_ISA",
         ),
         (
             environment.kernels == "avx2" and "avx512f" in environment.isa_flags,
             "the AVX-512 kernels, although the CPU has AVX-512",
-            "the AVX2 kernels run at about two thirds of their speed",
-            "unset SPARSEBERT_ISA, or install sparsebert anew",
+            "the AVX2 kernels run at about two thirds of the speed",
+            "unset SPARSEBERT_ISA, or reinstall sparsebert",
         ),
         (
             environment.onednn is None,
             "oneDNN in torch",
-            "dense layers cannot be prepacked, and the benchmark has no fair dense bar",
+            "dense layers cannot be prepacked, and the benchmark lacks its main baseline",
             "a torch wheel built with oneDNN",
         ),
         (
@@ -138,19 +138,19 @@ def lacks(environment: Environment) -> list[Lack]:
         (
             "onnxruntime" in missing,
             "onnxruntime",
-            "one rival fewer in `sparsebert bench --vs`",
+            "`sparsebert bench --vs` lacks the baseline onnxruntime",
             "pip install onnxruntime onnx",
         ),
         (
             shutil.which(compiler) is None,
             f"a C++ compiler ({compiler})",
-            "torch.compile cannot be a rival in `sparsebert bench --vs`",
+            "`sparsebert bench --vs` lacks the baseline compile",
             "install g++",
         ),
         (
             environment.gpu_kernels_missing is not None,
             f"the GPU kernels ({environment.gpu_kernels_missing})",
-            "sparse layers on the GPU are computed dense",
+            "sparse layers on the GPU are computed as dense ones",
             "pip install triton, and a GPU of compute capability 8.0 or newer",
         ),
         (
@@ -164,22 +164,22 @@ def lacks(environment: Environment) -> list[Lack]:
 
 
 def blas_name() -> str:
-    """The library behind torch's own fp32 matrix products, with its version where it says so."""
+    """Return the library of torch's float32 matrix products, with its version if known."""
     import torch
 
     if torch.backends.mkl.is_available():
         version = _from_torch_config(r"Math Kernel Library Version ([\d.]+)")
         return f"MKL {version}" if version else "MKL"
-    named = re.search(r"BLAS_INFO=([\w-]+)", torch.__config__.show())
+    name = _from_torch_config(r"BLAS_INFO=([\w-]+)")
     names = {"open": "OpenBLAS", "accelerate": "Accelerate", "generic": "generic BLAS", "eigen": "Eigen"}
-    return names.get(named[1], named[1]) if named else "unknown BLAS"
+    return names.get(name, name) if name else "unknown BLAS"
 
 
 def _from_torch_config(pattern: str) -> str | None:
     import torch
 
-    found = re.search(pattern, torch.__config__.show())
-    return found[1] if found else None
+    match = re.search(pattern, torch.__config__.show())
+    return match[1] if match else None
 
 
 def _version(package: str) -> str | None:
@@ -220,7 +220,7 @@ def _memory_bytes() -> int | None:
 
 
 def revision() -> str | None:
-    """Git revision of a source checkout ("+": changed files); None for an installed package."""
+    """Return the git revision of a source checkout ("+": changed files), None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

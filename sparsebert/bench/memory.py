@@ -1,4 +1,4 @@
-"""Bytes a side holds: its weights by count, the whole process by asking the kernel."""
+"""Memory of a backend: bytes of its weights, and resident bytes of its process."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from sparsebert.nn.sparse_linear import SparseLinear
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident bytes of one side in a process of its own.
+    """Resident bytes of a backend in a process of its own.
 
-    `baseline`: the interpreter with torch and transformers, before any model. `peak`: the highest point of
-    all, loading and packing included. `running`: the highest point while it answers, once loaded.
+    Attributes:
+        baseline: The interpreter with torch and transformers, before any model.
+        peak: Maximum of all, including loading and packing.
+        running: Maximum during inference, after loading.
     """
 
     baseline: int
@@ -32,6 +34,7 @@ class Memory:
     running: int
 
     def record(self) -> dict[str, int]:
+        """Return the fields and their differences from the baseline."""
         return {
             **asdict(self),
             "peak_over_baseline": self.peak - self.baseline,
@@ -40,23 +43,23 @@ class Memory:
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Bytes of one linear layer's weight as it is stored: dense, prepacked or sparse; without the bias."""
+    """Return the bytes of a linear layer's weight as stored: dense, prepacked or sparse; without bias."""
     stored = getattr(module, "nbytes", None)
     if isinstance(stored, int):
         return stored
     weight = module.weight
     if not isinstance(weight, torch.Tensor):
-        raise ValueError(f"{type(module).__name__} has no weight to count")
+        raise ValueError(f"{type(module).__name__} has no weight tensor")
     return weight.numel() * weight.element_size()
 
 
 def model_bytes(model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers as they are held, sparse layers packed; shared ones once."""
+    """Return the bytes of a model's parameters and buffers, sparse layers as packed and shared ones once."""
     held: dict[int, int] = {}
     for module in model.modules():
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if isinstance(module, SparseLinear):
-            # Not all of its tensors are registered.
+            # A sparse layer registers only some of its tensors.
             held[id(module)] = module.nbytes
             tensors = [] if module.bias is None else [module.bias]
         held |= {id(tensor): tensor.nbytes for tensor in tensors}
@@ -64,9 +67,13 @@ def model_bytes(model: nn.Module) -> int:
 
 
 def measure(spec: Mapping[str, Any]) -> Memory:
-    """Build and run one side in a fresh process. `spec` as in `sparsebert.bench.worker`.
+    """Build and run a backend in a fresh process.
 
-    Raises RuntimeError with the worker's last words where it fails.
+    Args:
+        spec: See `sparsebert.bench.worker`.
+
+    Raises:
+        RuntimeError: The process fails; the message holds the last line of its stderr.
     """
     done = subprocess.run(
         [sys.executable, "-m", "sparsebert.bench.worker"],
@@ -84,7 +91,7 @@ def measure(spec: Mapping[str, Any]) -> Memory:
 
 
 def peak_resident() -> int:
-    """Highest resident bytes of this process so far, or since `forget_peak`."""
+    """Return the peak resident bytes of this process, since `reset_peak` if that was called."""
     status = _status("VmHWM")
     if status is not None:
         return status
@@ -95,13 +102,13 @@ def peak_resident() -> int:
 
 
 def resident() -> int:
-    """Resident bytes of this process now (the peak, where the system does not tell)."""
+    """Return the resident bytes of this process (the peak, where the system does not report them)."""
     now = _status("VmRSS")
     return peak_resident() if now is None else now
 
 
-def forget_peak() -> None:
-    """Give freed memory back and let the peak start from what is held now (Linux; else without effect)."""
+def reset_peak() -> None:
+    """Return freed memory to the system and reset the peak to the current size (Linux only)."""
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)

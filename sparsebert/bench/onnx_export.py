@@ -1,4 +1,4 @@
-"""The masked dense model as an ONNX graph, for the rivals that read one."""
+"""Export of the masked dense model as an ONNX graph, for the baselines that read one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from sparsebert.bench.pruned_model import Subject
+    from sparsebert.bench.pruned_model import PrunedModel
 
 OPSET = 14
 INPUTS = ("input_ids", "attention_mask")
@@ -30,20 +30,21 @@ class _LastHiddenState(nn.Module):
         return self.model(input_ids, attention_mask=attention_mask).last_hidden_state
 
 
-def export(subject: Subject, path: Path) -> Path:
-    """Write `path`: float32, inputs of free sizes as in the batches, answer [sequences, tokens, hidden].
+def export(pruned: PrunedModel, path: Path) -> Path:
+    """Write the model in float32 to ``path``, with free batch size and length, and return ``path``.
 
-    Attention is exported in its plain form (matmul, softmax, matmul), which the runtimes know how to fuse.
+    The graph returns the last hidden state, [sequences, tokens, hidden]. Attention is exported as matmul,
+    softmax and matmul, which the runtimes fuse.
     """
-    model = copy.deepcopy(subject.model).float()
+    model = copy.deepcopy(pruned.model).float()
     model.set_attn_implementation("eager")
-    batch = subject.batches[0]
+    batch = pruned.batches[0]
     return export_module(_LastHiddenState(model), {name: batch[name] for name in INPUTS}, path)
 
 
 def export_module(module: nn.Module, inputs: dict[str, torch.Tensor], path: Path) -> Path:
-    """Write the graph of `module(*inputs)`; the first two sizes of every input and of the answer are free."""
-    with torch.inference_mode(), quiet():
+    """Write the graph of ``module(*inputs)``; the first two dimensions of inputs and output are free."""
+    with torch.inference_mode(), silence():
         torch.onnx.export(
             module,
             tuple(inputs.values()),
@@ -58,8 +59,8 @@ def export_module(module: nn.Module, inputs: dict[str, torch.Tensor], path: Path
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Exporters and quantisers warn about every shape they see, and print."""
+def silence() -> Iterator[None]:
+    """Suppress the warnings and prints of exporters and quantizers."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

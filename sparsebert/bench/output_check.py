@@ -1,8 +1,8 @@
-"""No figure before the answers agree: every side against the masked dense model.
+"""Comparison of every backend's outputs with those of the masked dense model, before anything is timed.
 
-Error of a side = max |answer - reference| / max |reference| over the real tokens of all batches, where the
-reference is the masked dense model in float32 (float64 for a float64 workload) through plain torch. The
-tolerance depends on the arithmetic a side computes in, never on who computes.
+The error is max |output - reference| / max |reference| over the real tokens of all batches. The reference is
+the masked dense model in plain torch, in float32 (float64 for a float64 workload). The tolerance depends only
+on the precision of the arithmetic.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 5e-1}
 
 
-class GateError(RuntimeError):
-    """A side's answers differ by more than its tolerance, so its speed means nothing."""
+class OutputMismatchError(RuntimeError):
+    """Outputs differ from the reference by more than the tolerance."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How far a side is from the reference, and how far it may be."""
+class OutputCheck:
+    """Error of a side against the reference, and its tolerance."""
 
     side: str
     error: float
@@ -46,26 +46,34 @@ def compare(
     masks: Sequence[torch.Tensor],
     *,
     precision: str,
-) -> Verdict:
-    """Verdict on `answers`, [sequences, tokens, hidden] a batch; `masks` is 1 at real tokens, else 0.
+) -> OutputCheck:
+    """Compare a side's outputs with the reference.
 
-    A NaN or infinite answer is an infinite error. Raises ValueError where the shapes differ.
+    Args:
+        side: Its name, for messages.
+        answers: [sequences, tokens, hidden] for each batch. NaN or inf counts as an infinite error.
+        reference: Like ``answers``.
+        masks: [sequences, tokens] for each batch, 1 at real tokens and 0 at padding.
+        precision: A key of `TOLERANCES`.
+
+    Raises:
+        ValueError: The shapes differ.
     """
     error = largest = 0.0
     for ours, theirs, mask in zip(answers, reference, masks, strict=True):
         if ours.shape != theirs.shape:
-            raise ValueError(f"{side} answers {tuple(ours.shape)}, the reference {tuple(theirs.shape)}")
+            raise ValueError(f"{side} returns shape {tuple(ours.shape)}, the reference {tuple(theirs.shape)}")
         real = mask.bool()
         difference = (ours.double() - theirs.double())[real].abs()
         error = max(error, difference.max().item() if bool(difference.isfinite().all()) else float("inf"))
         largest = max(largest, theirs[real].abs().max().item())
-    return Verdict(side, error / largest if largest else error, TOLERANCES[precision])
+    return OutputCheck(side, error / largest if largest else error, TOLERANCES[precision])
 
 
-def require(verdicts: Sequence[Verdict]) -> None:
-    """Raise GateError naming every side that failed."""
-    failed = [str(verdict) for verdict in verdicts if not verdict.passed]
+def require(checks: Sequence[OutputCheck]) -> None:
+    """Raise `OutputMismatchError` with the name of each failed side."""
+    failed = [str(check) for check in checks if not check.passed]
     if failed:
-        raise GateError(
-            "the answers disagree with the masked dense model, so nothing was timed: " + "; ".join(failed)
+        raise OutputMismatchError(
+            "outputs differ from the masked dense model, so nothing was timed: " + "; ".join(failed)
         )

@@ -1,4 +1,4 @@
-"""What every provider is given: the masked dense model, its ticket and the batches to answer."""
+"""The input of every backend: the masked dense model, its ticket and the batches."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One model with one ticket. `model` is dense with the masked weights set to zero, on the CPU.
+class PrunedModel:
+    """A model, its ticket and the batches to run.
 
-    `format` is the packed format the sparse side is asked for ("auto": the plan chooses).
+    Attributes:
+        workload: Model, batches, dtype, threads and device.
+        model: The dense model on the CPU, with pruned weights set to zero.
+        ticket: Masks of the pruned matrices.
+        batches: Inputs of the model.
+        format: Packed format of the sparse backend; "auto" leaves it to the plan.
     """
 
     workload: Workload
@@ -29,28 +34,35 @@ class Subject:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The pruned matrices, in the ticket's order."""
+        """Keys of the pruned matrices, in the ticket's order."""
         return tuple(self.ticket.masks)
 
     @property
     def tokens(self) -> int:
-        """Padded tokens of the first batch: the number of rows a layer sees at a time."""
+        """Padded tokens of the first batch: the rows of a layer's input."""
         return self.batches[0]["input_ids"].numel()
 
     def reference(self) -> list[torch.Tensor]:
-        """Last hidden states of the masked dense model, [sequences, tokens, hidden] a batch."""
+        """Return the masked dense model's last hidden states, [sequences, tokens, hidden] for each batch."""
         with torch.inference_mode():
             return [self.model(**batch).last_hidden_state for batch in self.batches]
 
 
-def prepare(
+def prepare_pruned_model(
     workload: Workload, ticket: Ticket, *, format: str = "auto", model: PreTrainedModel | None = None
-) -> Subject:
-    """Load the workload's model (or take `model`, which is changed) and apply the ticket to it.
+) -> PrunedModel:
+    """Load the workload's model and apply the ticket to it.
 
-    Raises ValueError where the model cannot be loaded or the ticket does not fit it.
+    Args:
+        workload: Names the model and defines its batches.
+        ticket: Applied to the model.
+        format: See `PrunedModel`.
+        model: Used instead of loading the workload's model; it is modified.
+
+    Raises:
+        ValueError: The model cannot be loaded, or the ticket does not fit it.
     """
     model = workload.load_model() if model is None else model
     ticket.check(model)
     ticket.apply_(model)
-    return Subject(workload, model, ticket, workload.make_batches(model.config.vocab_size), format)
+    return PrunedModel(workload, model, ticket, workload.make_batches(model.config.vocab_size), format)

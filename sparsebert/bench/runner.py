@@ -1,4 +1,4 @@
-"""One benchmark from end to end: build all sides, pass the gate, time, measure memory, record."""
+"""A complete benchmark: build the backends, compare outputs, time, measure memory, and make records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparsebert.bench import memory, output_check
 from sparsebert.bench.contention import load_average
 from sparsebert.bench.environment import Environment
 from sparsebert.bench.providers import BACKENDS, Backend, BuiltBackend
-from sparsebert.bench.pruned_model import Subject
+from sparsebert.bench.pruned_model import PrunedModel
 from sparsebert.bench.timer import Timings, alternate
 from sparsebert.results import Record, stamp
 from sparsebert_kernels.timing import Quantiles
@@ -26,9 +26,14 @@ Step = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how thoroughly: `budget` seconds of timed rounds, `memory` in worker processes or not.
+    """Effort of a benchmark.
 
-    On a busy machine the rounds are timed again up to `retries` times, then marked as not to be quoted.
+    Attributes:
+        budget: Seconds of timed rounds.
+        min_rounds: Minimum number of rounds, whatever the budget.
+        max_rounds: Maximum number of rounds.
+        memory: Whether to measure memory, in worker processes.
+        retries: How often to time again on a busy machine before the records are marked as busy.
     """
 
     budget: float = 10.0
@@ -39,67 +44,78 @@ class Settings:
 
 
 def run(
-    subject: Subject,
-    rivals: Sequence[str],
+    pruned: PrunedModel,
+    baselines: Sequence[str],
     environment: Environment,
     settings: Settings = Settings(),
     on_step: Step = lambda step: None,
 ) -> list[Record]:
-    """Records of our side and of each rival, ours first.
+    """Benchmark the sparse backend and the baselines.
 
-    Raises ValueError where a rival cannot run this workload, GateError where a side's answers are wrong: then
-    there are no figures at all.
+    Args:
+        pruned: Model, ticket and batches.
+        baselines: Names in `BACKENDS`.
+        environment: Description of this machine, for the records.
+        settings: Effort.
+        on_step: Called with a description of each step.
+
+    Returns:
+        One record for each backend, the sparse one first.
+
+    Raises:
+        ValueError: A baseline cannot run this workload.
+        OutputMismatchError: A backend's outputs are wrong; nothing is timed then.
     """
-    torch.set_num_threads(subject.workload.threads)
-    names = [OURS, *(name for name in rivals if name != OURS)]
-    with _sides(subject, names, on_step) as sides:
-        verdicts = _judge(subject, sides, on_step)
-        timings = _time(subject, sides, settings, on_step)
+    torch.set_num_threads(pruned.workload.threads)
+    names = [OURS, *(name for name in baselines if name != OURS)]
+    with _sides(pruned, names, on_step) as sides:
+        checks = _check_outputs(pruned, sides, on_step)
+        timings = _time(pruned, sides, settings, on_step)
         held = {}
         if settings.memory:
-            held = _memory(subject, sides, on_step)
+            held = _memory(pruned, sides, on_step)
     return [
-        _record(subject, environment, name, sides[name], timings, verdicts[name], held.get(name))
+        _record(pruned, environment, name, sides[name], timings, checks[name], held.get(name))
         for name in names
     ]
 
 
 @contextlib.contextmanager
-def _sides(subject: Subject, names: Sequence[str], on_step: Step) -> Iterator[dict[str, BuiltBackend]]:
+def _sides(pruned: PrunedModel, names: Sequence[str], on_step: Step) -> Iterator[dict[str, BuiltBackend]]:
     with contextlib.ExitStack() as stack:
         sides = {}
         for name in names:
             on_step(f"building {name}")
-            sides[name] = BACKENDS[name]().build(subject)
+            sides[name] = BACKENDS[name]().build(pruned)
             stack.callback(sides[name].close)
         yield sides
 
 
-def _judge(
-    subject: Subject, sides: dict[str, BuiltBackend], on_step: Step
-) -> dict[str, output_check.Verdict]:
-    on_step("checking that all sides give the same answers")
-    reference = subject.reference()
-    masks = [batch["attention_mask"] for batch in subject.batches]
-    verdicts = {
+def _check_outputs(
+    pruned: PrunedModel, sides: dict[str, BuiltBackend], on_step: Step
+) -> dict[str, output_check.OutputCheck]:
+    on_step("comparing outputs")
+    reference = pruned.reference()
+    masks = [batch["attention_mask"] for batch in pruned.batches]
+    checks = {
         name: output_check.compare(
-            name, side.answers(), reference, masks, precision=_provider(name).precision(subject)
+            name, side.answers(), reference, masks, precision=_backend(name).precision(pruned)
         )
         for name, side in sides.items()
     }
-    output_check.require(list(verdicts.values()))
-    return verdicts
+    output_check.require(list(checks.values()))
+    return checks
 
 
-def _time(subject: Subject, sides: dict[str, BuiltBackend], settings: Settings, on_step: Step) -> Timings:
+def _time(pruned: PrunedModel, sides: dict[str, BuiltBackend], settings: Settings, on_step: Step) -> Timings:
     def once() -> Timings:
         return alternate(
             {name: side.run for name, side in sides.items()},
             budget=settings.budget,
             min_rounds=settings.min_rounds,
             max_rounds=settings.max_rounds,
-            threads=subject.workload.threads,
-            in_worker=[name for name in sides if _provider(name).in_worker],
+            threads=pruned.workload.threads,
+            in_worker=[name for name in sides if _backend(name).in_worker],
         )
 
     on_step("timing")
@@ -112,63 +128,63 @@ def _time(subject: Subject, sides: dict[str, BuiltBackend], settings: Settings, 
     return best
 
 
-def _memory(subject: Subject, sides: dict[str, BuiltBackend], on_step: Step) -> dict[str, memory.Memory]:
+def _memory(pruned: PrunedModel, sides: dict[str, BuiltBackend], on_step: Step) -> dict[str, memory.Memory]:
     held = {}
     with tempfile.TemporaryDirectory() as folder:
         ticket = Path(folder) / "ticket.safetensors"
-        subject.ticket.save(ticket)
+        pruned.ticket.save(ticket)
         for name, side in sides.items():
             on_step(f"memory of {name}")
             if side.memory is not None:
                 held[name] = side.memory()
                 continue
             spec = {
-                "workload": {**vars(subject.workload)},
+                "workload": {**vars(pruned.workload)},
                 "ticket": str(ticket),
                 "provider": name,
-                "format": subject.format,
+                "format": pruned.format,
             }
             held[name] = memory.measure(spec)
     return held
 
 
 def _record(
-    subject: Subject,
+    pruned: PrunedModel,
     environment: Environment,
     name: str,
     side: BuiltBackend,
     timings: Timings,
-    verdict: output_check.Verdict,
+    check: output_check.OutputCheck,
     held: memory.Memory | None,
 ) -> Record:
-    workload = subject.workload
+    workload = pruned.workload
     latency = timings.latency(name)
     busy = timings.busy()
-    rivals = [rival for rival in timings.seconds if rival != OURS]
+    baselines = [each for each in timings.seconds if each != OURS]
     return stamp(
         "bench",
         {
             "environment": environment.record(),
             "load": load_average(),
             "workload": workload.record(),
-            "ticket": describe(subject.ticket),
-            "format": subject.format,
+            "ticket": describe(pruned.ticket),
+            "format": pruned.format,
             "provider": name,
-            "summary": _provider(name).summary,
-            "precision": _provider(name).precision(subject),
-            "in_worker": _provider(name).in_worker,
+            "summary": _backend(name).summary,
+            "precision": _backend(name).precision(pruned),
+            "in_worker": _backend(name).in_worker,
             "notes": side.notes,
             "rounds": timings.rounds,
-            # One run answers all batches; the latency is that of one batch.
+            # One run covers all batches; the latency is that of one batch.
             "latency_ms": quantiles(latency, 1e3 / len(workload.shapes)),
-            "ratio": {rival: quantiles(timings.ratio(rival, name)) for rival in rivals},
+            "ratio": {baseline: quantiles(timings.ratio(baseline, name)) for baseline in baselines},
             "samples_per_s": len(workload.lengths) / latency.median,
             "tokens_per_s": workload.real_tokens / latency.median,
             "padded_tokens_per_s": workload.padded_tokens / latency.median,
             "weight_bytes": side.weight_bytes,
             "model_bytes": side.model_bytes,
             "memory": None if held is None else held.record(),
-            "gate": verdict.record(),
+            "gate": check.record(),
             "contention": vars(timings.contention),
             "busy": bool(busy),
             "busy_reasons": list(busy),
@@ -177,7 +193,7 @@ def _record(
 
 
 def describe(ticket: Any) -> dict[str, Any]:
-    """What a record says about a ticket: method, granularity, and the share of zeros it really has."""
+    """Return a record's description of a ticket: method, granularity and actual sparsity."""
     metadata = ticket.metadata or {}
     return {
         "method": metadata.get("method"),
@@ -191,9 +207,9 @@ def describe(ticket: Any) -> dict[str, Any]:
 
 
 def quantiles(values: Quantiles, scale: float = 1.0) -> dict[str, float]:
-    """Median, p20 and p80 times `scale`, as plain numbers."""
+    """Return median, p20 and p80 times ``scale`` as plain JSON values."""
     return {"median": values.median * scale, "p20": values.p20 * scale, "p80": values.p80 * scale}
 
 
-def _provider(name: str) -> Backend:
+def _backend(name: str) -> Backend:
     return BACKENDS[name]()

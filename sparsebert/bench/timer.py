@@ -1,8 +1,8 @@
-"""Paired timing of any number of sides, with a watch on what disturbs it.
+"""Paired timing of any number of sides, with the contention of the machine.
 
-A side is a callable that runs its work once and returns the seconds it took (`Run`). `on_wall` and `on_cuda`
-make one from a plain callable; a baseline in another process brings its own, timed there. The order within a
-round is fixed: every side starts with the caches that its predecessor left, as a layer inside a model does.
+A side is a callable that runs its work once and returns the seconds this took (`Run`). `on_wall` and
+`on_cuda` make one from a plain callable; a baseline in another process times itself. The order within a round
+is fixed: each side starts with the caches of its predecessor, like a layer inside a model.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from sparsebert_kernels.timing import MAX_SPREAD, Quantiles, rounds
 
 Run = Callable[[], float]
 
-# Threads that wait for a core taken by somebody else wake at the next scheduler slice: every implementation
-# then takes the same 6 to 8 ms, and every ratio reads 1.00.
+# Threads that wait for a core in use by another process wake at the next scheduler slice: all implementations
+# then take 6 to 8 ms, and every ratio is 1.00.
 PLATEAU_SECONDS = (0.0055, 0.009)
 PLATEAU_SHORTFALL = 0.6
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of each side, one entry a round, and what disturbed them."""
+    """Seconds of each side in each round, and the contention meanwhile."""
 
     seconds: dict[str, list[float]]
     threads: int
@@ -33,19 +33,20 @@ class Timings:
 
     @property
     def rounds(self) -> int:
+        """Number of rounds."""
         return min((len(samples) for samples in self.seconds.values()), default=0)
 
     def latency(self, side: str) -> Quantiles:
-        """Seconds of one run."""
+        """Return the quantiles of the seconds of one run."""
         return Quantiles.of(self.seconds[side])
 
     def ratio(self, baseline: str, side: str) -> Quantiles:
-        """How many times faster `side` is than `baseline`: quantiles of the per-round ratios."""
+        """Return the quantiles of the per-round speed-up of ``side`` over ``baseline``."""
         pairs = zip(self.seconds[baseline], self.seconds[side], strict=True)
-        return Quantiles.of([base / own for base, own in pairs])
+        return Quantiles.of([slow / fast for slow, fast in pairs])
 
     def busy(self) -> tuple[str, ...]:
-        """Why these figures must not be quoted; empty on a machine quiet enough to measure."""
+        """Return why these timings are unreliable; empty if they can be quoted."""
         reasons = list(self.contention.reasons(self.threads))
         for side in self.seconds:
             latency = self.latency(side)
@@ -61,14 +62,14 @@ class Timings:
 
 
 def on_plateau(seconds: list[float]) -> bool:
-    """Does the median sit on the scheduler plateau, although the work was seen to be far shorter?"""
+    """Return whether the median is on the scheduler's plateau although some rounds were far shorter."""
     low, high = PLATEAU_SECONDS
     median = statistics.median(seconds)
     return low <= median <= high and min(seconds) < PLATEAU_SHORTFALL * median
 
 
 def on_wall(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> Run:
-    """Time `work` with a wall clock."""
+    """Return a run that times ``work`` with a wall clock."""
 
     def run() -> float:
         start = clock()
@@ -79,7 +80,7 @@ def on_wall(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
 
 
 def on_cuda(work: Callable[[], object]) -> Run:
-    """Time `work` with CUDA events on the current stream, until the device has finished."""
+    """Return a run that times ``work`` with CUDA events on the current stream."""
     import torch
 
     def run() -> float:
@@ -94,7 +95,7 @@ def on_cuda(work: Callable[[], object]) -> Run:
 
 
 def repeated(run: Run, calls: int) -> Run:
-    """So many calls one after the other as one run: seconds of a call, in the mean."""
+    """Return a run of ``calls`` consecutive calls of ``run``, which returns their mean seconds."""
 
     def turn() -> float:
         return sum(run() for _ in range(calls)) / calls
@@ -114,11 +115,21 @@ def alternate(
     clock: Callable[[], float] = time.perf_counter,
     on_round: Callable[[float], None] | None = None,
 ) -> Timings:
-    """Run all sides in turn until `budget` seconds are spent, and at least `min_rounds` rounds.
+    """Time all sides in turn.
 
-    `in_worker` names the sides whose work is done by another process of ours, `threads` threads each.
-    `on_round` is told the share of the work that is done (0 to 1). Raises ValueError where there is nothing
-    to time.
+    Args:
+        sides: Runs by name.
+        budget: Seconds to spend on rounds.
+        warmup: Untimed runs of each side.
+        min_rounds: Minimum number of rounds, whatever the budget.
+        max_rounds: Maximum number of rounds.
+        threads: Threads of each side.
+        in_worker: Sides that run in another process of ours; its CPU time does not count as contention.
+        clock: Returns seconds.
+        on_round: Called after each round with the share of the work that is done (0 to 1).
+
+    Raises:
+        ValueError: There are no sides, or ``min_rounds`` and ``max_rounds`` contradict each other.
     """
     if not sides:
         raise ValueError("nothing to time: at least one side is needed")

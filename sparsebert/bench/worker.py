@@ -1,7 +1,8 @@
-"""One side alone in a process, to see what it holds: `python -m sparsebert.bench.worker < spec.json`.
+"""Memory of one backend, alone in a process: `python -m sparsebert.bench.worker < spec.json`.
 
-The spec: {"workload": fields of `Workload`, "ticket": path of a ticket file, "provider": name, "format":
-name}. Prints one line of JSON with the fields of `sparsebert.bench.memory.Memory`.
+The spec is a JSON object with "workload" (the fields of `Workload`), "ticket" (path of a ticket file),
+"provider" (name of a backend) and "format" (a packed format). The command prints the fields of
+`sparsebert.bench.memory.Memory` as one line of JSON.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 
 from sparsebert.bench import memory
 from sparsebert.bench.providers import BACKENDS
-from sparsebert.bench.pruned_model import prepare
+from sparsebert.bench.pruned_model import prepare_pruned_model
 from sparsebert.bench.workload import Workload
 from sparsebert.tickets.ticket import Ticket
 
@@ -19,20 +20,22 @@ RUNS = 3
 
 
 def main() -> None:
+    """Read the spec, run the backend and print what the process held."""
     spec = json.load(sys.stdin)
-    import torch
-    import transformers.models.bert.modeling_bert  # noqa: F401  (part of the baseline, not of any side)
-
     fields = spec["workload"]
     workload = Workload(**{**fields, "lengths": tuple(fields["lengths"])})
+
+    import torch
+    import transformers.models.bert.modeling_bert  # noqa: F401  (counts as baseline, not as any backend's)
+
     torch.set_num_threads(workload.threads)
-    memory.forget_peak()
+    memory.reset_peak()
     baseline = memory.peak_resident()
-    subject = prepare(workload, Ticket.load(spec["ticket"]), format=spec["format"])
-    side = BACKENDS[spec["provider"]]().build(subject, consume=True)
-    del subject
+    pruned = prepare_pruned_model(workload, Ticket.load(spec["ticket"]), format=spec["format"])
+    side = BACKENDS[spec["provider"]]().build(pruned, consume=True)
+    del pruned
     peak = memory.peak_resident()
-    memory.forget_peak()
+    memory.reset_peak()
     for _ in range(RUNS):
         side.run()
     running = memory.peak_resident()

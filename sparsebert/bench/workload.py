@@ -1,4 +1,4 @@
-"""What is run: a model, the batches it answers, and the way it is run."""
+"""The workload of a benchmark: model, batches, dtype, threads and device."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-# Published shapes, built with random weights: speed does not depend on the values, only on which of them are
-# zero.
+# Published shapes, built with random weights: speed depends on which weights are zero, not on their values.
 SHAPES: dict[str, dict[str, int]] = {
     name: {
         "num_hidden_layers": layers,
@@ -38,10 +37,16 @@ MAX_BATCHES = 8
 
 @dataclass(frozen=True)
 class Workload:
-    """One benchmark's work. `lengths` holds tokens of each sequence, `batch` sequences go together.
+    """The work of a benchmark.
 
-    `model` is one of `SHAPES`, a local folder or a hub id; `dtype` is a long or short name (float32, fp32);
-    `seed` makes random weights and token ids repeatable.
+    Attributes:
+        model: A name in `SHAPES`, a local folder or a hub id.
+        batch: Sequences of a batch.
+        lengths: Tokens of each sequence.
+        dtype: A name in `DTYPES`.
+        threads: CPU threads.
+        device: "cpu", "cuda" or "cuda:N".
+        seed: Seed of random weights and token ids.
     """
 
     model: str
@@ -54,11 +59,11 @@ class Workload:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise ValueError(f"batch={self.batch}: at least one sequence is needed")
+            raise ValueError(f"batch must be a positive integer, got {self.batch}")
         if self.threads < 1:
-            raise ValueError(f"threads={self.threads}: at least one is needed")
+            raise ValueError(f"threads must be a positive integer, got {self.threads}")
         if not self.lengths or min(self.lengths) < 1:
-            raise ValueError(f"sequence lengths {self.lengths[:5]}: each needs at least one token")
+            raise ValueError(f"each sequence needs at least one token, got lengths {self.lengths[:5]}")
         object.__setattr__(self, "dtype", long_name(self.dtype))
         if self.device != "cpu":
             import torch
@@ -66,17 +71,16 @@ class Workload:
             if self.device.split(":")[0] != "cuda":
                 raise unknown("device", self.device, ("cpu", "cuda"))
             if not torch.cuda.is_available():
-                raise ValueError(
-                    f"device {self.device!r} asked for, but torch sees no CUDA GPU here; use cpu"
-                )
+                raise ValueError(f"device is {self.device!r}, but torch sees no CUDA GPU here; use cpu")
 
     @property
     def random_weights(self) -> bool:
+        """Whether the model is a shape with random weights."""
         return self.model in SHAPES
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """(sequences, padded tokens of each) per batch."""
+        """(sequences, padded length) of each batch."""
         groups = [
             self.lengths[start : start + self.batch] for start in range(0, len(self.lengths), self.batch)
         ]
@@ -84,14 +88,16 @@ class Workload:
 
     @property
     def real_tokens(self) -> int:
+        """Tokens without padding."""
         return sum(self.lengths)
 
     @property
     def padded_tokens(self) -> int:
+        """Tokens with padding."""
         return sum(rows * width for rows, width in self.shapes)
 
     def record(self) -> dict[str, Any]:
-        """Plain JSON values: the fields (a local folder by its name only), and what follows from them."""
+        """Return fields and derived values as plain JSON; of a local folder only its name."""
         folder = Path(self.model)
         return {
             **dataclasses.asdict(self),
@@ -105,9 +111,11 @@ class Workload:
         }
 
     def load_model(self) -> PreTrainedModel:
-        """The dense model in float32 (float64 where that is asked for), in eval mode.
+        """Load the dense model in float32 (float64 if that is the dtype), in eval mode.
 
-        Raises ValueError where the model cannot be found, and as `sparsebert.tasks.load_checked` does.
+        Raises:
+            ValueError: The model cannot be found or has too few positions; or see
+                `sparsebert.tasks.load_checked`.
         """
         import torch
         from transformers import BertConfig, BertModel
@@ -122,7 +130,7 @@ class Workload:
         longest, limit = max(self.lengths), _positions(model)
         if limit is not None and longest > limit:
             raise ValueError(
-                f"sequences of {longest} tokens do not fit {self.model}: it reads at most {limit}"
+                f"sequences of {longest} tokens are too long for {self.model}: its limit is {limit}"
             )
         return model.to(dtype).eval()
 
@@ -141,7 +149,13 @@ class Workload:
         return loaded
 
     def make_batches(self, vocabulary: int) -> tuple[dict[str, torch.Tensor], ...]:
-        """input_ids and attention_mask a batch, int64 [sequences, padded tokens], padding on the right."""
+        """Return random input_ids and an attention_mask for each batch.
+
+        Both are int64 [sequences, padded tokens], padded on the right.
+
+        Args:
+            vocabulary: Number of token ids.
+        """
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
@@ -156,28 +170,37 @@ class Workload:
 
 
 def read_lengths(path: str | Path, model: str, batch: int, *, limit: int, seed: int = 0) -> tuple[int, ...]:
-    """Real lengths from a file with one sentence or one integer a line.
+    """Read sequence lengths from a file with one sentence or one integer per line.
 
-    Sentences are counted by the model's own tokenizer; for a shape name there is none, and words, punctuation
-    marks and the two special tokens are counted. Lengths are cut at `limit`. From a long file `MAX_BATCHES`
-    whole batches of neighbouring lines are drawn, so that the mix of lengths stays. Raises ValueError naming
-    the line at fault.
+    The model's tokenizer counts the tokens of sentences. The names in `SHAPES` have no tokenizer; their
+    words, punctuation marks and two special tokens are counted. From a long file, `MAX_BATCHES` batches of
+    consecutive lines are sampled, which preserves the mix of lengths.
+
+    Args:
+        path: The file, in UTF-8.
+        model: See `Workload`.
+        batch: Sequences of a batch.
+        limit: Longer sequences are truncated to this length.
+        seed: Seed of the sample.
+
+    Raises:
+        ValueError: The file cannot be read or is empty, or a length is below 1.
     """
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        reason = "no text in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise ValueError(f"cannot read lengths from {path}: {reason}") from None
     lines = [line for line in lines if line]
     if not lines:
-        raise ValueError(f"{path} is empty: one sentence or one integer a line is needed")
+        raise ValueError(f"{path} is empty; write one sentence or one integer per line")
     if all(re.fullmatch(r"-?\d+", line) for line in lines):
         lengths = [int(line) for line in lines]
     else:
         lengths = _count_tokens(lines, model)
     for number, length in enumerate(lengths, start=1):
         if length < 1:
-            raise ValueError(f"{path}: entry {number} is {length}; a sequence has at least one token")
+            raise ValueError(f"{path}: entry {number} is {length}; a length must be at least 1")
     groups = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
     whole = [group for group in groups if len(group) == batch] or groups
     if len(whole) > MAX_BATCHES:
@@ -186,7 +209,7 @@ def read_lengths(path: str | Path, model: str, batch: int, *, limit: int, seed: 
 
 
 def hush_transformers() -> None:
-    """No progress bars and no reports of unused weights: for commands, which say themselves what they do."""
+    """Silence transformers' progress bars and reports of unused weights."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -194,7 +217,7 @@ def hush_transformers() -> None:
 
 
 def _positions(model: nn.Module) -> int | None:
-    """Longest sequence the model has positions for; RoBERTa keeps the first rows of its table for padding."""
+    """Return the longest sequence of the model; RoBERTa reserves the first positions for padding."""
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     rows, padding = getattr(table, "num_embeddings", None), getattr(table, "padding_idx", None)
     return rows if rows is None or padding is None else rows - padding - 1
@@ -209,6 +232,6 @@ def _count_tokens(sentences: list[str], model: str) -> list[int]:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{model} brings no tokenizer to count sentences with ({first_line(error).rstrip('.')})"
+            f"{model} has no tokenizer to count tokens with ({first_line(error).rstrip('.')})"
         ) from None
     return [len(ids) for ids in tokenizer(sentences)["input_ids"]]

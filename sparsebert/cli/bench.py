@@ -16,7 +16,7 @@ from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
     from sparsebert.bench.environment import Environment
-    from sparsebert.bench.pruned_model import Subject
+    from sparsebert.bench.pruned_model import PrunedModel
     from sparsebert.bench.workload import Workload
 
 DEFAULT_BASELINES = "onednn,eager"
@@ -91,7 +91,7 @@ def bench(
         for pruned in _pruned_models(workload, ticket, sparsities, granularity or "element", format, step):
             try:
                 rows = runner.run(pruned, baselines, machine, settings, step)
-            except output_check.GateError as error:
+            except output_check.OutputMismatchError as error:
                 raise CommandFailed(str(error), WRONG_OUTPUT) from None
             if json is not None:
                 results.append(json, rows)
@@ -112,9 +112,9 @@ def _pruned_models(
     granularity: str,
     format: str,
     step: Callable[[str], None],
-) -> Iterator[Subject]:
+) -> Iterator[PrunedModel]:
     """Yield the workload's model with its ticket, for each sparsity."""
-    from sparsebert.bench.pruned_model import prepare
+    from sparsebert.bench.pruned_model import prepare_pruned_model
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.find_runs import load_ticket
     from sparsebert.pruning import prune
@@ -124,14 +124,14 @@ def _pruned_models(
         step(f"loading {workload.model}")
         dense = workload.load_model()
         if ticket is not None:
-            pruned = load_ticket(ticket, dense)
+            model_ticket = load_ticket(ticket, dense)
         else:
-            pruned = prune(dense, sparsity=sparsity, granularity=granularity)
-        yield prepare(workload, pruned, format=format, model=dense)
+            model_ticket = prune(dense, sparsity=sparsity, granularity=granularity)
+        yield prepare_pruned_model(workload, model_ticket, format=format, model=dense)
 
 
 def _detect(threads: int) -> Environment:
-    """Return what this machine is, with torch held to so many threads."""
+    """Limit torch to this number of threads, and return a description of the machine."""
     import torch
 
     from sparsebert.bench import environment

@@ -235,7 +235,7 @@ def flattened(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options_of(cls: Any) -> list[inspect.Parameter]:
-    """Return the fields of a group as parameters whose annotations are options."""
+    """Return the fields of a group as parameters, annotated with their options."""
     hints = get_type_hints(cls, include_extras=True)
     options = []
     for field in fields(cls):

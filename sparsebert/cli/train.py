@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,8 @@ from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from sparsebert.lottery.experiment import RunConfig
+    from sparsebert.lottery.run_folder import Record
+    from sparsebert.tasks import Task
 
 
 @flattened
@@ -65,26 +68,71 @@ def train(
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})
     import sparsebert.workflows.train as workflow
-    from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.lottery.experiment import RunConfig
-    from sparsebert.lottery.find_runs import load_ticket, model_for_each
-    from sparsebert.lottery.method import lottery_method
+    from sparsebert.lottery.find_runs import model_for_each
     from sparsebert.lottery.run_context import RunContext
-    from sparsebert.pruning.pruning_units import PruningUnits
-    from sparsebert.report.run_tables import run_tables
     from sparsebert.tasks import EncodedOnce
-    from sparsebert.tasks.models import short_name, skeleton
+    from sparsebert.tasks.models import short_name
     from sparsebert.training import distributed
     from sparsebert.workflows.assemble import load_once, task_of
 
     hush_transformers()
     name = data.task_name(task)
     source = data.source(name)
-    others = [each.strip() for each in also.split(",")] if also else []
-    sources = {each: data.source(each) for each in others}
+    other_tasks = [each.strip() for each in also.split(",")] if also else []
+    other_sources = {each: data.source(each) for each in other_tasks}
+    config = _run_config(model, method, options, sparsity, units, training, ticket, distillation)
+    teachers = {
+        each: model_for_each(path, numbers) for each, path in distillation.by_task(name, other_tasks).items()
+    }
+    folder = out or Path("runs") / _folder_name(name, short_name(model), config, seeds)
+    folders = {seed: folder / f"seed-{seed}" if len(numbers) > 1 else folder for seed in numbers}
+    dense_folders = {seed: dense / f"seed-{seed}" for seed in numbers} if dense is not None else {}
+    main_task = task_of(name, source)
+    examples = load_once([*folders.values(), *dense_folders.values()], main_task, source)
+    train_run = partial(
+        workflow.train, name, model, data=examples, max_length=data.max_length, encode=EncodedOnce()
+    )
+    estimating = RunContext(say, _print_speed_estimate)
+    runs = [
+        train_run(
+            workflow.seeded(config, seed),
+            folders[seed],
+            also=other_sources,
+            teacher={each: by_seed[seed] for each, by_seed in teachers.items()},
+            # All seeds have the same estimate.
+            context=estimating if seed == numbers[0] else RunContext(say),
+        )
+        for seed in numbers
+    ]
+    dense_runs = [
+        train_run(workflow.dense(workflow.seeded(config, seed)), dense_folder, context=RunContext(say))
+        for seed, dense_folder in dense_folders.items()
+    ]
+    if distributed.is_main():
+        _report(main_task, runs, dense_runs, json)
+        typer.echo(f"tickets, run log and trained model: {folder}")
+
+
+def _run_config(
+    model: str,
+    method: str,
+    options: MethodOptions,
+    sparsity: float | None,
+    units: UnitOptions,
+    training: TrainingSettings,
+    ticket: Path | None,
+    distillation: DistillationOptions,
+) -> RunConfig:
+    """Return the configuration that all seeds share. Raises ValueError for options that do not fit."""
+    from sparsebert.lottery.experiment import RunConfig
+    from sparsebert.lottery.find_runs import load_ticket
+    from sparsebert.lottery.method import lottery_method
+    from sparsebert.pruning.pruning_units import PruningUnits
+    from sparsebert.tasks.models import skeleton
+
     lottery = lottery_method(method, **vars(options))
-    config = RunConfig(
+    return RunConfig(
         lottery,
         0.0 if method == "dense" and sparsity is None else sparsity,
         PruningUnits(**units.arguments(lottery.granularity, lottery.scope)),
@@ -92,52 +140,22 @@ def train(
         load_ticket(ticket, skeleton(model)) if ticket else None,
         distillation=distillation.settings(),
     )
-    configs = [workflow.seeded(config, seed) for seed in numbers]
-    teachers = {
-        each: model_for_each(path, numbers) for each, path in distillation.by_task(name, others).items()
-    }
-    folder = out or Path("runs") / _folder_name(name, short_name(model), config, seeds)
-    folders = {seed: folder / f"seed-{seed}" if len(numbers) > 1 else folder for seed in numbers}
-    dense_folders = {seed: dense / f"seed-{seed}" for seed in numbers} if dense is not None else {}
-    main_task, encode = task_of(name, source), EncodedOnce()
-    examples = load_once([*folders.values(), *dense_folders.values()], main_task, source)
 
-    def run(config: RunConfig, folder: Path, **parts: Mapping[str, Any]) -> list[dict[str, Any]]:
-        context = RunContext(say, _print_speed_estimate) if config is configs[0] else RunContext(say)
-        return workflow.train(
-            name,
-            model,
-            config,
-            folder,
-            data=examples,
-            max_length=data.max_length,
-            context=context,
-            encode=encode,
-            **parts,
-        )
 
-    runs = [
-        run(
-            each,
-            folders[seed],
-            also=sources,
-            teacher={task: by_seed[seed] for task, by_seed in teachers.items()},
-        )
-        for seed, each in zip(numbers, configs, strict=True)
-    ]
-    dense_runs = [
-        run(workflow.dense(each), dense_folders[each.training.seed]) for each in configs if dense_folders
-    ]
-    if not distributed.is_main():
-        return
+def _report(
+    task: Task, runs: Sequence[list[Record]], dense_runs: Sequence[list[Record]], json: Path | None
+) -> None:
+    """Print the rounds of all runs, with a summary over seeds, and append them to the file of --json."""
+    from sparsebert import results
+    from sparsebert.report.run_tables import run_tables
+    from sparsebert.workflows.train import over_seeds
+
     rows = [row for rounds in runs for row in rounds]
     if len(runs) > 1 or dense_runs:
-        summaries = workflow.over_seeds(main_task, runs, dense_runs)
-        rows += [results.stamp("seeds", fields) for fields in summaries]
+        rows += [results.stamp("seeds", fields) for fields in over_seeds(task, runs, dense_runs)]
     if json is not None:
         results.append(json, rows)
     print_tables(run_tables(rows))
-    typer.echo(f"tickets, run log and trained model: {folder}")
 
 
 def _folder_name(task: str, model: str, config: RunConfig, seeds: str) -> str:

@@ -10,8 +10,9 @@ from torch import Tensor
 from sparsebert.compaction.masked_matrix import Matrix, live_features, live_rows, round_up
 
 # Another group of heads is another call of attention on smaller tensors. It costs as much as this many padded
-# dimensions, over all heads: `python -m benchmarks.removal_rules` finds 16 and 32 even and 64 to gain 1 to
-# 8 %, for hidden sizes of 384 and 768 and 32 to 1024 tokens on one thread of Zen 4 in fp32. No GPU has yet.
+# dimensions, over all heads: `python -m benchmarks.compaction_constants` finds 16 and 32 even and 64 to gain
+# 1 to 8 %, for hidden sizes of 384 and 768 and 32 to 1024 tokens on one thread of Zen 4 in fp32. Not measured
+# on a GPU yet.
 DIMENSIONS_OF_A_GROUP = 32
 # The same where padding is not multiplied, times the tokens of a call: some 40 us against 0.9 ns a dimension
 # and token on a Zen 4 core.

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from sparsebert.compaction.masked_matrix import Matrix, live_columns, live_rows, round_up
 
 # What copies cost for each token, in weights of the product: a column of x that is picked, and a row of the
-# output that is put among the others. `python -m benchmarks.removal_rules` finds 10 to 76 and 53 to 149, for
-# shapes of MiniLM and BERT-base and 128 or 1024 tokens on one thread of Zen 4 in fp32. No GPU has yet.
+# output that is put among the others. `python -m benchmarks.compaction_constants` finds 10 to 76
+# and 53 to 149, for shapes of MiniLM and BERT-base and 128 or 1024 tokens on one thread of Zen 4 in fp32. Not
+# measured on a GPU yet.
 PICKED, PLACED = 32, 80
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from sparsebert import results
 from sparsebert.bench import environment, output_check, runner
-from sparsebert.bench.pruned_model import prepare
+from sparsebert.bench.pruned_model import prepare_pruned_model
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.demo import real_model
 from sparsebert.pruning import prune
@@ -75,7 +75,7 @@ def main() -> int:
             _real_weights(console, step, folder, machine)
             rows = _bert_base(console, step, machine, start)
             speedup_plot(rows, PICTURE)
-    except output_check.GateError as error:
+    except output_check.OutputMismatchError as error:
         print(f"sparsebert demo: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
@@ -88,27 +88,27 @@ def main() -> int:
 
 def _real_weights(console: Console, step: Step, folder: str, machine: environment.Environment) -> None:
     step("loading MiniLM")
-    subject = real_model.subject(folder)
-    subject.ticket.save(TICKET)
-    lengths = subject.workload.lengths
+    pruned = real_model.load_pruned_model(folder)
+    pruned.ticket.save(TICKET)
+    lengths = pruned.workload.lengths
     _say(
         console,
         "1. Real weights on real sentences",
         f"{real_model.NAME} (6 layers, 384 wide), magnitude pruning of single weights: "
-        f"{subject.ticket.sparsity:.0%} of its {len(subject.ticket.masks)} encoder matrices are zero. "
+        f"{pruned.ticket.sparsity:.0%} of its {len(pruned.ticket.masks)} encoder matrices are zero. "
         f"{len(lengths)} sentences of {min(lengths)} to {max(lengths)} tokens in batches of "
-        f"{subject.workload.batch}. Ticket: {TICKET}, {TICKET.stat().st_size / 1e6:.1f} MB.",
+        f"{pruned.workload.batch}. Ticket: {TICKET}, {TICKET.stat().st_size / 1e6:.1f} MB.",
     )
     step("comparing answers")
-    sparse, pruned = real_model.agreements(subject)
+    of_sparse, of_pruned = real_model.agreements(pruned)
     _say(
         console,
         "Same answers",
         "Sparse against masked dense: sentence embeddings (unit length) differ by at most "
-        f"{sparse.max_error:.1e}; smallest cosine {sparse.min_cosine:.6f}.",
+        f"{of_sparse.max_error:.1e}; smallest cosine {of_sparse.min_cosine:.6f}.",
     )
     rows = runner.run(
-        subject, _baselines(), machine, runner.Settings(budget=8, retries=1), _within(step, "MiniLM")
+        pruned, _baselines(), machine, runner.Settings(budget=8, retries=1), _within(step, "MiniLM")
     )
     for row in rows:
         row["workload"]["model"] = real_model.NAME
@@ -120,7 +120,7 @@ def _real_weights(console: Console, step: Step, folder: str, machine: environmen
         console,
         "Not claimed",
         "Pruning in one shot, without training, costs accuracy: these embeddings have a mean cosine of "
-        f"{pruned.mean_cosine:.2f} with those of the unpruned model. The speed is that of every ticket of "
+        f"{of_pruned.mean_cosine:.2f} with those of the unpruned model. The speed is that of every ticket of "
         "this sparsity; the accuracy is what training a ticket is for.",
     )
 
@@ -144,12 +144,12 @@ def _bert_base(
         here = _within(step, f"BERT-base, {sparsity:.0%} {'4x1' if arguments else 'element'}")
         here("pruning")
         ticket = prune(dense, "magnitude", sparsity=sparsity, **arguments)
-        subject = prepare(workload, ticket, format=format, model=copy.deepcopy(dense))
+        pruned = prepare_pruned_model(workload, ticket, format=format, model=copy.deepcopy(dense))
         tabled = index < IN_TABLE
         settings = runner.Settings(
             budget=4 if tabled else 2, min_rounds=5, memory=index == 0, retries=1 if tabled else 0
         )
-        records = runner.run(subject, _baselines(), machine, settings, here)
+        records = runner.run(pruned, _baselines(), machine, settings, here)
         results.append(RESULTS, records)
         rows += records
         if index == IN_TABLE - 1:

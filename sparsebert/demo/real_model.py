@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from sparsebert.bench.pruned_model import Subject
+from sparsebert.bench.pruned_model import PrunedModel
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
 from sparsebert.sparsify import sparsify_
@@ -61,17 +61,17 @@ def sentences() -> list[str]:
     return text.splitlines()
 
 
-def subject(folder: str) -> Subject:
+def load_pruned_model(folder: str) -> PrunedModel:
     """Return MiniLM, magnitude-pruned in one shot, with the sentences as its batches."""
     batches, lengths = _tokenized(folder)
     workload = Workload(folder, batch=BATCH, lengths=lengths)
     model = workload.load_model()
     ticket = prune(model, "magnitude", sparsity=SPARSITY)
     ticket.apply_(model)
-    return Subject(workload, model, ticket, batches)
+    return PrunedModel(workload, model, ticket, batches)
 
 
-def agreements(masked: Subject) -> tuple[Agreement, Agreement]:
+def agreements(masked: PrunedModel) -> tuple[Agreement, Agreement]:
     """Compare the sparse with the masked dense model, and the masked dense with the unpruned model."""
     model = masked.workload.load_model()
     unpruned, dense = embeddings(model, masked.batches), embeddings(masked.model, masked.batches)

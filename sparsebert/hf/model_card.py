@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsebert.report.format import Record, machine_text, rival_name, workload_title
+from sparsebert.report.format import Record, baseline_name, machine_text, workload_title
 from sparsebert.report.table import Table
 from sparsebert.tickets.ticket import SAME_SPARSITY
 
@@ -151,7 +151,7 @@ def _speed(rows: list[Record], stored: Record, sparsity: float) -> str:
         row = own[-1]
         _require_same(row["ticket"]["sparsity"], sparsity, "bench")
         ratios = ", ".join(
-            f"{ratio['median']:.2f}x against {rival_name(name, row['environment'])}"
+            f"{ratio['median']:.2f}x against {baseline_name(name, row['environment'])}"
             for name, ratio in row["ratio"].items()
         )
         device = row["environment"]["gpu"] if row["workload"]["device"] == "cuda" else None

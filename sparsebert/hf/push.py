@@ -34,7 +34,7 @@ class PushToHub:
         max_shard_size: int | str = "50GB",
         tags: Iterable[str] = (),
     ) -> CommitInfo:
-        """Upload the model and its card in one commit; other options are those of transformers' `push_to_hub`.
+        """Upload the model and its card in one commit, with the options of transformers' `push_to_hub`.
 
         Args:
             records: Measurements for the card, as for `sparsebert.hf.model_card.model_card`. Without them, a

@@ -99,7 +99,7 @@ class SparseQuantizer(HfQuantizer):
             setattr(model.get_submodule(parent), child, PlaceholderLinear(layers[key], dtype))
 
     def _expected(self, model: nn.Module) -> dict[str, Expected]:
-        """Return the tensors that the files must hold: sparse layers, and all matrices of a BERT-like encoder."""
+        """Return the tensors that files must hold: sparse layers, and all matrices of a BERT-like encoder."""
         layers = self.quantization_config.layers
         expected: dict[str, Expected] = {}
         for key in structure(model).linears if is_bert_like(model) else ():

@@ -22,7 +22,8 @@ from sparsebert.training.best_masks import BestMasks
 from sparsebert.training.callbacks import CheckpointCallback, ProgressCallback, StartCallback
 from sparsebert.training.checkpoint import Checkpoint
 from sparsebert.training.distillation import Distiller
-from sparsebert.training.trainer import TicketTrainer, enable_gradient_checkpointing, training_arguments
+from sparsebert.training.gradient_checkpointing import enable_gradient_checkpointing
+from sparsebert.training.trainer import TicketTrainer, training_arguments
 
 # How torch and safetensors report a file that cannot be written.
 _DISK_ERRORS = ("No space left", "file write failed", "unexpected pos")

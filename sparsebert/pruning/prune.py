@@ -18,7 +18,7 @@ from sparsebert.pruning.gates import GATED, GateSite, gate_sites
 from sparsebert.pruning.gradients import loss_gradients
 from sparsebert.pruning.granularity import Granularity, keep_n_of_m, parse_granularity, spelled_out
 from sparsebert.pruning.methods.head_importance import gate_importance
-from sparsebert.pruning.read_matrices import BIAS, read_biases, read_matrix, weight_of
+from sparsebert.pruning.read_matrices import BIAS, loaded_weight, read_biases, read_matrix
 from sparsebert.pruning.registry import Method, ScoringContext, find_method
 from sparsebert.pruning.top_k import ranked, select_top
 from sparsebert.pruning.unit_groups import POOLING, SCOPES, UnitGroup, competition_groups, unit_groups
@@ -122,7 +122,7 @@ def kept_units(
         bool [units], True = keep, by the keys of ``scores``.
     """
     encoder = structure(model)
-    shapes = {key: weight_of(model, key).shape for key in encoder.linears}
+    shapes = {key: loaded_weight(model, key).shape for key in encoder.linears}
     density = parse_sparsity(sparsity, parse_granularity(granularity))
     kept: dict[str, Tensor] = {}
     for competing in competition_groups(
@@ -208,7 +208,7 @@ def _validate(
 def _group(model: nn.Module, request: _Request, include_pooler: bool) -> _Pool:
     """Cut the prunable matrices into units."""
     encoder = structure(model)
-    shapes = {key: weight_of(model, key).shape for key in prunable(model, include_pooler)}
+    shapes = {key: loaded_weight(model, key).shape for key in prunable(model, include_pooler)}
     groups = unit_groups(request.granularity, request.block_size, shapes, encoder)
     if request.scope == "matrix" and request.density != 1 and any(group.kind == "mlp" for group in groups):
         raise ValueError("in scope 'matrix' each MLP competes with itself alone: use 'type' or 'global'")

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import resolve
+from sparsebert.bert import resolve, weight_of
 
 # Scores of a bias go by the key of its matrix with this suffix.
 BIAS = ".bias"
 
 
-def weight_of(model: nn.Module, key: str) -> Tensor:
+def loaded_weight(model: nn.Module, key: str) -> Tensor:
     """Return the weight of a matrix, detached. Raises ValueError if it is on the meta device."""
-    weight = resolve(model, key).weight
-    if not isinstance(weight, Tensor) or weight.is_meta:
+    weight = weight_of(model, key)
+    if weight.is_meta:
         raise ValueError(f"{key} of {type(model).__name__} has no values: load its weights first")
     return weight.detach()
 
@@ -27,7 +27,7 @@ def read_matrix(model: nn.Module, key: str, mask: Tensor | None) -> Tensor:
     Raises ValueError if a kept weight is NaN.
     """
     # On the CPU whatever the model's device: sums over blocks round differently elsewhere.
-    matrix = weight_of(model, key).to("cpu", torch.float32)
+    matrix = loaded_weight(model, key).to("cpu", torch.float32)
     if mask is not None:
         matrix = matrix.masked_fill(~mask, 0)
     if torch.isnan(matrix).any():

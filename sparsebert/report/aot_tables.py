@@ -1,4 +1,4 @@
-"""Tables of kernels that were compiled ahead of time."""
+"""Tables of GPU kernels that were compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOTE = (
 
 
 def aot_tables(records: Iterable[Record]) -> list[Table]:
-    """One row for each kernel family, target and compiler version: the range over its configurations."""
+    """Return a row for each kernel family, target and compiler version, with ranges over configurations."""
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for row in _latest(records):
         groups.setdefault((row["family"], row["target"], row["triton"]), []).append(row)
@@ -45,7 +45,7 @@ def aot_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def configuration_tables(records: Iterable[Record]) -> list[Table]:
-    """One table for each kernel family, with a row for each configuration, target and compiler version."""
+    """Return a table for each kernel family, with a row for each configuration, target and version."""
     tables = []
     ordered = sorted(_latest(records), key=lambda row: row["family"])
     for family, group in itertools.groupby(ordered, key=lambda row: row["family"]):
@@ -59,13 +59,13 @@ def configuration_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def _row(row: Record) -> tuple[str, ...]:
-    known = row["error"] is None
+    compiled = row["error"] is None
     return (
         row["label"],
         row["target"],
         row["triton"],
         _plain(row["registers"]),
-        f"{row['spill_stores']}/{row['spill_loads']}" if known else MISSING,
+        f"{row['spill_stores']}/{row['spill_loads']}" if compiled else MISSING,
         _kilobytes(row["shared_memory"]),
         ", ".join(row["tensor"]) or ("none, exact fp32" if _exact(row) else MISSING),
         _plain(row["buffers"]),
@@ -76,16 +76,16 @@ def _row(row: Record) -> tuple[str, ...]:
 
 
 def _latest(records: Iterable[Record]) -> list[Record]:
-    found = {
+    latest = {
         (row["family"], row["label"], row["target"], row["triton"]): row
         for row in records
         if row["kind"] == "aot"
     }
-    return list(found.values())
+    return list(latest.values())
 
 
 def _kinds(group: Sequence[Record]) -> str:
-    """Of all configurations; where exact float32 has none, how many do without."""
+    """Return the tensor-core instructions, and how many exact float32 configurations use none."""
     names = sorted({name.split(" ")[0] for row in group for name in row["tensor"]})
     without = sum(_exact(row) and not row["tensor"] for row in group)
     return ", ".join([*names, *[f"none in {without} of exact fp32"] * (without > 0)]) or MISSING

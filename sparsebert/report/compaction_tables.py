@@ -1,10 +1,10 @@
-"""Tables of what removal is worth: size and accuracy, then speed, exact and with thin rows dropped."""
+"""Tables of the gain of compaction: size, accuracy and speed, exact and with thin rows dropped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sparsebert.report.format import BUSY_NOTE, Record, machine_text, ratio_text, rival_name, threads_text
+from sparsebert.report.format import BUSY_NOTE, Record, baseline_name, machine_text, ratio_text, threads_text
 from sparsebert.report.table import Table
 from sparsebert.tasks import metrics
 
@@ -18,16 +18,16 @@ PUBLISHED_NOTE = (
 
 
 def compaction_tables(records: Iterable[Record]) -> list[Table]:
-    """For each model; nothing without records of that kind."""
+    """Return the tables of each model."""
     models: dict[str, list[Record]] = {}
     for row in records:
         if row["kind"] == "compaction" or (row["kind"] == "bench" and "min_row_weights" in row):
             name = row["model"] if row["kind"] == "compaction" else row["workload"]["model"]
             models.setdefault(name, []).append(row)
     tables: list[Table] = []
-    for own in models.values():
-        sizes = [row for row in own if row["kind"] == "compaction"]
-        tables += [_sizes(sizes), *_speeds(own)] if sizes else []
+    for rows in models.values():
+        sizes = [row for row in rows if row["kind"] == "compaction"]
+        tables += [_sizes(sizes), *_speeds(rows)] if sizes else []
     return tables
 
 
@@ -44,12 +44,12 @@ def _sizes(sizes: Sequence[Record]) -> Table:
         )
         for row in sizes
     )
-    columns = ("removed", "density", "size", "size as stored", metrics.primary(first["task"]), "published")
+    columns = ("compaction", "density", "size", "size as stored", metrics.primary(first["task"]), "published")
     notes = (
-        "Size: encoder weights in the rows and columns that are left, of those configured; as stored: where "
-        f"leaving them out pays. {PUBLISHED_NOTE}",
+        "Size: encoder weights in the remaining rows and columns, relative to the configured ones; as "
+        f"stored: with the others skipped only where that pays. {PUBLISHED_NOTE}",
     )
-    return Table(f"Removal: {first['model']} on {first['task']}, SMP-S", columns, rows, notes)
+    return Table(f"Compaction: {first['model']} on {first['task']}, SMP-S", columns, rows, notes)
 
 
 def _speeds(records: Sequence[Record]) -> list[Table]:
@@ -63,7 +63,7 @@ def _speeds(records: Sequence[Record]) -> list[Table]:
         return []
     sides = list(runs.values())
     environment, workload = sides[0]["sparse"]["environment"], sides[0]["sparse"]["workload"]
-    bars = ("onednn", "eager")
+    baselines = ("onednn", "eager")
     rows = tuple(
         (
             _rule(side["sparse"]),
@@ -71,28 +71,28 @@ def _speeds(records: Sequence[Record]) -> list[Table]:
             _lengths(side["sparse"]["workload"]),
             *(ratio_text(side[name]["ratio"].get("onednn"), _doubt(side)) for name in ("compact", "sparse")),
             ratio_text(side["sparse"]["ratio"].get("eager"), _doubt(side)),
-            *(f"{side[name]['latency_ms']['median']:.2f}" for name in ("sparse", "compact", *bars)),
+            *(f"{side[name]['latency_ms']['median']:.2f}" for name in ("sparse", "compact", *baselines)),
         )
         for side in sides
     )
     columns = (
-        "removed",
+        "compaction",
         "batch",
         "tokens",
         "compact vs oneDNN",
         "compact + sparse vs oneDNN",
-        f"compact + sparse vs {rival_name('eager', environment)}",
+        f"compact + sparse vs {baseline_name('eager', environment)}",
         *(f"{name} ms" for name in ("compact + sparse", "compact", "oneDNN", "eager")),
     )
     notes = [f"{machine_text(environment)}, {threads_text(workload['threads'])}. Median of paired rounds."]
     if any(_doubt(side) for side in sides):
         notes.append(BUSY_NOTE)
-    return [Table("Speed after removal, whole model, fp32", columns, rows, tuple(notes))]
+    return [Table("Speed after compaction, whole model, fp32", columns, rows, tuple(notes))]
 
 
 def _rule(row: Record) -> str:
     least = row["min_row_weights"]
-    return f"rows of fewer than {least} weights too (lossy)" if least else "what is empty (exact)"
+    return f"rows of fewer than {least} weights dropped (lossy)" if least else "exact"
 
 
 def _lengths(workload: Record) -> str:

@@ -1,4 +1,4 @@
-"""Tables of machines, from "environment" records: what was found, what is lacking, what that costs."""
+"""Tables of machines, from "environment" records: components, and missing ones with their cost."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from sparsebert.report.table import Table
 
 
 def environment_tables(records: Iterable[Record]) -> list[Table]:
-    """The latest of each machine."""
+    """Return the tables of the latest record of each machine."""
     latest = {
         (row["environment"]["cpu"], row["environment"]["cores"], row["environment"]["gpu"]): row
         for row in records
     }
     tables = []
     for row in latest.values():
-        found = tuple(environment_rows(row["environment"]))
+        components = tuple(environment_rows(row["environment"]))
         lacks = tuple((lack["what"], lack["cost"], lack["remedy"]) for lack in row["lacks"])
         notes = () if lacks else ("Nothing is lacking.",)
-        tables.append(Table("Machine: what was found", ("what", "found"), found, notes, prose=True))
+        tables.append(Table("Machine: what was found", ("what", "found"), components, notes, prose=True))
         if lacks:
             tables.append(Table("Machine: what is lacking", ("lacking", "cost", "remedy"), lacks, prose=True))
     return tables
 
 
 def environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name and value, most telling first."""
+    """Return name and value of each component, most important first."""
     kernels = environment["kernels"]
     built = ", ".join(environment["instruction_sets"])
     memory = environment["memory_bytes"]

@@ -1,4 +1,4 @@
-"""How records are put into words and cells."""
+"""Text of records, for titles, notes and cells."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ WORKER_NOTE = "DeepSparse runs in a worker process, its rounds interleaved with 
 BUSY_NOTE = "Figures marked ? were measured while the machine was busy and are not to be quoted."
 
 
-def rival_name(name: str, environment: Record) -> str:
-    """As it stands in a column: eager PyTorch is named with its BLAS, which decides how fast it is."""
+def baseline_name(name: str, environment: Record) -> str:
+    """Return the name for a column; eager PyTorch includes its BLAS, which determines its speed."""
     return f"eager ({environment['blas']})" if name == "eager" else NAMES.get(name, name)
 
 
 def milliseconds(record: Record | None) -> str:
+    """Return the median latency in milliseconds."""
     return MISSING if record is None else f"{record['latency_ms']['median']:.1f}"
 
 
 def running_bytes(record: Record | None) -> float | None:
-    """Peak resident bytes of a side while it answers, over its bare interpreter."""
+    """Return a side's peak resident bytes during inference, relative to its bare interpreter."""
     return record["memory"]["running_over_baseline"] if record and record["memory"] else None
 
 
 def workload_title(workload: Record) -> str:
-    """Model, batch and arithmetic in words."""
+    """Return model, batch, dtype and threads in words."""
     weights = ", random weights" if workload["random_weights"] else ""
     lengths = set(workload["lengths"])
     if len(lengths) == 1:
@@ -44,7 +45,7 @@ def workload_title(workload: Record) -> str:
 
 
 def granularity_text(ticket: Record) -> str:
-    """element, 4x1 (the block), row, 2:4, ...; other projects' tickets do not say, and are of elements."""
+    """Return "element", "4x1" (the block), "row", "2:4", ...; "element" without a granularity."""
     block = ticket.get("block_size")
     if ticket.get("granularity") == "block" and block:
         return f"{block[0]}x{block[1]}"
@@ -52,7 +53,7 @@ def granularity_text(ticket: Record) -> str:
 
 
 def machine_text(environment: Record) -> str:
-    """One line for captions and footnotes."""
+    """Return the machine in one line, for captions and footnotes."""
     versions = environment["versions"]
     kernels = f"{environment['kernels']} kernels" if environment["kernels"] else "no compiled kernels"
     return (
@@ -62,7 +63,7 @@ def machine_text(environment: Record) -> str:
 
 
 def counted(count: int, what: str) -> str:
-    """``1 table``, ``2 tables``."""
+    """Return count and noun: ``1 table``, ``2 tables``."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
@@ -79,34 +80,34 @@ def ratio_value(value: float, doubt: str = "") -> str:
 
 
 def reached(passed: bool | None) -> str:
-    """Cell of a verdict; None where no limit was set."""
+    """Return the cell of a verdict; None means that there is no limit."""
     return MISSING if passed is None else "yes" if passed else "NO"
 
 
 def mean_text(mean: float, std: float | None) -> str:
-    """``0.8532 ± 0.0041``; without the deviation where there is one seed."""
+    """Return ``0.8532 ± 0.0041``, without the deviation for a single seed."""
     return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
 
 
 def mean_and_verdict(summary: Mapping[str, Any]) -> str:
-    """``0.8532 ± 0.0041 winning``, of the fields that :func:`sparsebert.tasks.metrics.summarise` gives."""
+    """Return ``0.8532 ± 0.0041 winning`` from the fields of `sparsebert.tasks.metrics.summarise`."""
     return " ".join(filter(None, (mean_text(summary["mean"], summary["std"]), summary.get("verdict"))))
 
 
 def versions_text(versions: Mapping[str, str | None]) -> str:
-    """``sparsebert 0.1.0, torch 2.13.0``; what is not installed is left out."""
+    """Return ``sparsebert 0.1.0, torch 2.13.0``, without packages that are not installed."""
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
 def span_text(values: Iterable[float], form: str) -> str:
-    """``60 to 110``, or one number where they are all the same."""
+    """Return ``60 to 110``, or one number if all are formatted alike."""
     values = list(values)
     low, high = (format(value, form) for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 
 def rate(value: float) -> str:
-    """Something a second."""
+    """Return a number per second."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 

@@ -1,4 +1,4 @@
-"""The speed that the GPU kernels are to reach, and what of it was measured."""
+"""Goals of the GPU kernels, and their measured values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ BASE_SHAPES = ([2304, 768], [768, 768], [3072, 768], [768, 3072])
 
 @dataclass(frozen=True)
 class Goal:
-    """One figure: which points hold it, against whom, and what it has to be."""
+    """A goal for the speed-up of some points.
+
+    Attributes:
+        name: Description.
+        must: Limit.
+        aim: Ambition.
+        kind: Kind of the points.
+        arguments: Arguments of the points.
+        side: The side that is measured.
+        against: The baseline.
+    """
 
     name: str
     must: float
@@ -25,14 +35,15 @@ class Goal:
     against: str = "cublas"
 
     def holds(self, row: Record) -> bool:
+        """Return whether a record counts for this goal."""
         point = row["point"]
-        wanted = point["kind"] == self.kind and all(
+        matches = point["kind"] == self.kind and all(
             point.get(name) == value for name, value in self.arguments.items()
         )
-        return wanted and point.get("shape", BASE_SHAPES[0]) in BASE_SHAPES
+        return matches and point.get("shape", BASE_SHAPES[0]) in BASE_SHAPES
 
     def value(self, row: Record) -> float | None:
-        """How many times faster our side is; None where one of the two took no part."""
+        """Return the speed-up over the baseline; None if one of the two is missing."""
         times = row["us"]
         if self.side not in times or self.against not in times:
             return None
@@ -66,14 +77,16 @@ MEMORY_MUST, MEMORY_AIM = 0.11, 0.105
 
 
 def goal_rows(rows: Sequence[Record]) -> Iterator[tuple[str, ...]]:
-    """(case, reached, must, aim, worst layer, verdict) of every goal that something was measured for."""
+    """Yield (case, reached, must, aim, worst layer, verdict) of every goal with measurements."""
     for goal in GOALS:
-        found = [(value, row) for row in rows if goal.holds(row) and (value := goal.value(row)) is not None]
-        if found:
-            worst, where = min(found, key=lambda pair: pair[0])
-            mean = statistics.geometric_mean(value for value, _ in found)
+        measured = [
+            (value, row) for row in rows if goal.holds(row) and (value := goal.value(row)) is not None
+        ]
+        if measured:
+            worst, where = min(measured, key=lambda pair: pair[0])
+            mean = statistics.geometric_mean(value for value, _ in measured)
             shape = "x".join(map(str, where["point"]["shape"]))
-            busy = any(row["busy"] for _, row in found)
+            busy = any(row["busy"] for _, row in measured)
             yield _row(goal.name, mean, goal.must, goal.aim, f"{worst:.2f}x ({shape})", busy)
     yield from _groups(rows)
     for batch, must, aim in MODEL_GOALS:
@@ -89,7 +102,7 @@ def goal_rows(rows: Sequence[Record]) -> Iterator[tuple[str, ...]]:
 
 
 def _groups(rows: Sequence[Record]) -> Iterator[tuple[str, ...]]:
-    """64x8 groups against 64x64 blocks, layer by layer."""
+    """Yield the goal of 64x8 groups against 64x64 blocks, compared layer by layer."""
     times: dict[str, dict[tuple[int, ...], float]] = {}
     goal = {name: _layer(name, block, 0.9, 0, 0) for name, block in (("g", [64, 8]), ("b", [64, 64]))}
     for name, each in goal.items():
@@ -106,16 +119,16 @@ def _groups(rows: Sequence[Record]) -> Iterator[tuple[str, ...]]:
 
 
 def _planned(rows: Sequence[Record]) -> Iterator[tuple[str, ...]]:
-    """The slowest layer that the plan has chosen; two percent are the noise that a plan allows itself."""
-    found = [row for row in rows if row["point"]["kind"] == "planned"]
-    if found:
-        slowest = min(found, key=lambda row: row["ratio"]["plan"]["median"])
+    """Yield the goal of the slowest planned layer; a plan tolerates a loss of two percent as noise."""
+    planned = [row for row in rows if row["point"]["kind"] == "planned"]
+    if planned:
+        slowest = min(planned, key=lambda row: row["ratio"]["plan"]["median"])
         value, point = slowest["ratio"]["plan"]["median"], slowest["point"]
         where = f"{slowest['format']}, {'x'.join(map(str, point['shape']))}, M = {point['tokens']}"
         shown = f"{value:.2f}x{'?' if slowest['busy'] else ''}"
         verdict = reached(value >= PLANNED_LEAST)
         yield (
-            f"slowest of {len(found)} layers as planned",
+            f"slowest of {len(planned)} layers as planned",
             shown,
             "1x",
             "1x",

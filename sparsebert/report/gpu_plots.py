@@ -1,4 +1,4 @@
-"""Achieved against possible: every measured layer under the roofline of its device."""
+"""Plots of achieved against possible speed: measured layers under the roofline of their device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mark:
-    """A layer in the picture: FLOP a byte that has to move, FLOP/s reached and possible."""
+    """A layer in the plot: its name, FLOP per byte, and FLOP/s achieved and possible."""
 
     name: str
     intensity: float
@@ -26,8 +26,8 @@ class Mark:
 
 
 def marks(rows: Sequence[Record], limits: Record) -> list[Mark]:
-    """The packed layers of the records. What has to move fits the L2 cache or not, and so is its limit."""
-    found = []
+    """Return the marks of packed layers; data that fits into the L2 cache is limited by its bandwidth."""
+    layers = []
     for row in rows:
         if row["point"]["kind"] != "layer" or row["point"]["mode"] != "forward":
             continue
@@ -36,22 +36,22 @@ def marks(rows: Sequence[Record], limits: Record) -> list[Mark]:
         bandwidth = limits["l2"] if cached else limits["memory"]
         possible = min(limits["matmul"]["bfloat16"], bandwidth * intensity)
         block = "x".join(map(str, row["point"]["block"]))
-        found.append(Mark(block, intensity, row["tflops"] * 1e12, possible))
-    return found
+        layers.append(Mark(block, intensity, row["tflops"] * 1e12, possible))
+    return layers
 
 
 def roofline_plot(records: Iterable[Record], path: str | os.PathLike[str], *, dry_run: bool = False) -> None:
-    """Write :func:`roofline_figure` to a file. Raises ValueError as it does, and as `save_figure`."""
+    """Write `roofline_figure` to a file; raises like it and `save_figure`."""
     save_figure(roofline_figure(records, dry_run=dry_run), path)
 
 
 def roofline_pictures(records: Sequence[Record]) -> list[Picture]:
-    """One for each device whose limits and layers the records hold."""
+    """Return a picture for each device with limits and layers."""
     pictures = []
     for name in dict.fromkeys(row["device"]["name"] for row in records if row["kind"] == "gpu"):
-        own = [row for row in records if row["kind"] == "gpu" and row["device"]["name"] == name]
+        rows = [row for row in records if row["kind"] == "gpu" and row["device"]["name"] == name]
         try:
-            _, shown = _limits_and_marks(own, dry_run=False)
+            _, shown = _limits_and_marks(rows, dry_run=False)
         except ValueError:
             continue
         blocks = ", ".join(dict.fromkeys(mark.name for mark in shown))
@@ -60,13 +60,17 @@ def roofline_pictures(records: Sequence[Record]) -> list[Picture]:
             f"packed in blocks of {blocks}."
         )
         pictures.append(
-            Picture(f"Achieved against possible: {name}", alt, functools.partial(roofline_figure, own))
+            Picture(f"Achieved against possible: {name}", alt, functools.partial(roofline_figure, rows))
         )
     return pictures
 
 
 def roofline_figure(records: Iterable[Record], *, dry_run: bool = False) -> Figure:
-    """The latest device with limits and layers. Raises ValueError where there is none."""
+    """Return the roofline plot of the latest device.
+
+    Raises:
+        ValueError: There is no device with limits and layers, or matplotlib is not installed.
+    """
     limits, shown = _limits_and_marks(records, dry_run)
     device = limits["device"]["name"]
     figure, axes = new_figure()
@@ -81,10 +85,10 @@ def roofline_figure(records: Iterable[Record], *, dry_run: bool = False) -> Figu
         axes.plot(xs, ys, style, color="0.3", linewidth=1, label=label)
     blocks = list(dict.fromkeys(mark.name for mark in shown))
     for number, block in enumerate(blocks):
-        own = [mark for mark in shown if mark.name == block]
+        layers = [mark for mark in shown if mark.name == block]
         axes.scatter(
-            [mark.intensity for mark in own],
-            [mark.achieved / 1e12 for mark in own],
+            [mark.intensity for mark in layers],
+            [mark.achieved / 1e12 for mark in layers],
             s=16,
             alpha=0.7,
             color=COLOURS[number % len(COLOURS)],
@@ -93,7 +97,7 @@ def roofline_figure(records: Iterable[Record], *, dry_run: bool = False) -> Figu
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("useful FLOP a byte that has to move")
+    axes.set_xlabel("useful FLOP per byte")
     axes.set_ylabel("useful TFLOP/s")
     axes.set_title(f"Packed panels on {device}", loc="left")
     axes.legend(frameon=False, fontsize=7, ncols=2)
@@ -101,7 +105,7 @@ def roofline_figure(records: Iterable[Record], *, dry_run: bool = False) -> Figu
 
 
 def _limits_and_marks(records: Iterable[Record], dry_run: bool) -> tuple[Record, list[Mark]]:
-    """The limits of the latest device, and its layers."""
+    """Return the limits of the latest device and its layers."""
     rows = [row for row in records if row["kind"] == "gpu" and row["device"]["dry_run"] == dry_run]
     limits = [row for row in rows if row["point"]["kind"] == "limits"]
     if not limits:

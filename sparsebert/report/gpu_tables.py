@@ -1,4 +1,4 @@
-"""Tables of what was measured on a GPU, every one under the name of the device."""
+"""Tables of measurements on a GPU, each with the name of the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ RATIOS = "Ratio: cuBLAS's time over ours, both in CUDA graphs, paired medians, g
 
 
 def gpu_tables(records: Iterable[Record], *, dry_run: bool = False) -> list[Table]:
-    """All tables of each device in the records. Dry runs are no measurements: only ``dry_run`` shows them."""
+    """Return all tables of each device.
+
+    Args:
+        records: Records of any kind.
+        dry_run: Whether to show dry runs, which measure nothing, instead of measurements.
+    """
     devices: dict[str, list[Record]] = {}
     for row in records:
         if row["kind"] == "gpu" and row["device"]["dry_run"] == dry_run:
@@ -29,7 +34,7 @@ def gpu_tables(records: Iterable[Record], *, dry_run: bool = False) -> list[Tabl
 
 
 def failure_tables(records: Iterable[Record], *, dry_run: bool = False) -> list[Table]:
-    """The points that failed, and why."""
+    """Return a table of the failed points and the reasons."""
     rows = tuple(
         (row["point"]["key"], first_line(row["reason"]))
         for row in records
@@ -39,13 +44,13 @@ def failure_tables(records: Iterable[Record], *, dry_run: bool = False) -> list[
 
 
 def of_kind(rows: Sequence[Record], kind: str, **wanted: object) -> list[Record]:
-    """Records of points of that kind with these arguments."""
+    """Return the records of points of this kind with these arguments."""
     points = [row for row in rows if row["point"]["kind"] == kind]
     return [row for row in points if all(row["point"].get(name) == value for name, value in wanted.items())]
 
 
 def mean_ratio(rows: Sequence[Record], side: str) -> float | None:
-    """Geometric mean of a side's ratios; None where it took part in none."""
+    """Return the geometric mean of a side's ratios; None without any."""
     ratios = [row["ratio"][side]["median"] for row in rows if side in row["ratio"]]
     return statistics.geometric_mean(ratios) if ratios else None
 
@@ -62,8 +67,8 @@ def _layer_tables(rows: Sequence[Record]) -> list[Table]:
         if not row["point"]["cold"]:
             groups.setdefault((_model(row), row["point"]["mode"]), []).append(row)
     tables = [
-        _layer_table(f"Packed panels, {model}, {mode}", found)
-        for (model, mode), found in sorted(groups.items())
+        _layer_table(f"Packed panels, {model}, {mode}", group)
+        for (model, mode), group in sorted(groups.items())
     ]
     cold = [row for row in of_kind(rows, "layer") if row["point"]["cold"]]
     return [*tables, *([_layer_table("Packed panels, nothing in the L2 cache", cold)] if cold else [])]
@@ -83,36 +88,36 @@ def _layer_table(title: str, rows: Sequence[Record]) -> Table:
     return Table(title, columns, shown, (f"{RATIOS}.",))
 
 
-def _rival_table(rows: Sequence[Record]) -> list[Table]:
-    found = [row for row in of_kind(rows, "layer", mode="forward") if not row["point"]["cold"]]
-    rivals = list(dict.fromkeys(name for row in found for name in row["ratio"] if name != "panel"))
+def _baseline_table(rows: Sequence[Record]) -> list[Table]:
+    layers = [row for row in of_kind(rows, "layer", mode="forward") if not row["point"]["cold"]]
+    baselines = list(dict.fromkeys(name for row in layers for name in row["ratio"] if name != "panel"))
     groups: dict[tuple[int, str, float], list[Record]] = {}
-    for row in found:
-        if row["ratio"].keys() & set(rivals):
+    for row in layers:
+        if row["ratio"].keys() & set(baselines):
             point = row["point"]
             key = point["tokens"], "x".join(map(str, point["block"])), point["sparsity"]
             groups.setdefault(key, []).append(row)
     shown = tuple(
-        (str(tokens), block, f"{sparsity:.0%}", *(_mean(group, name) for name in ("panel", *rivals)))
+        (str(tokens), block, f"{sparsity:.0%}", *(_mean(group, name) for name in ("panel", *baselines)))
         for (tokens, block, sparsity), group in sorted(groups.items())
     )
-    columns = ("tokens", "block", "sparsity", "panel", *rivals)
+    columns = ("tokens", "block", "sparsity", "panel", *baselines)
     return [Table("Block-sparse kernels against cuBLAS", columns, shown, (f"{RATIOS}.",))] if shown else []
 
 
 def _other_tables(rows: Sequence[Record]) -> list[Table]:
-    """Masked and bitmap weights, and dense rivals: one row a layer."""
+    """Return the tables of masked and bitmap weights and of dense baselines, with a row for each layer."""
     tables = []
     titles = {
         "masked": "Masked matmul, 50 % of the weights masked one by one",
         "bitmap": "Bitmap weights",
-        "dense": "Rivals whose time does not depend on the sparsity",
+        "dense": "Baselines whose time does not depend on the sparsity",
     }
     for kind, title in titles.items():
-        found = of_kind(rows, kind)
-        names = list(dict.fromkeys(name for row in found for name in row["ratio"]))
+        layers = of_kind(rows, kind)
+        names = list(dict.fromkeys(name for row in layers for name in row["ratio"]))
         shown = tuple(
-            (_layer_name(row), _rate(row), *(_mean([row], name) for name in names)) for row in found
+            (_layer_name(row), _rate(row), *(_mean([row], name) for name in names)) for row in layers
         )
         if shown:
             tables.append(Table(title, ("layer", "cuBLAS TFLOP/s", *names), shown))
@@ -120,8 +125,8 @@ def _other_tables(rows: Sequence[Record]) -> list[Table]:
 
 
 def _model_table(rows: Sequence[Record]) -> list[Table]:
-    found = of_kind(rows, "model")
-    names = list(dict.fromkeys(name for row in found for name in row["us"]))
+    models = of_kind(rows, "model")
+    names = list(dict.fromkeys(name for row in models for name in row["us"]))
     shown = tuple(
         (
             f"{row['point']['model']}, batch {row['point']['batch']} x {row['length']}",
@@ -131,7 +136,7 @@ def _model_table(rows: Sequence[Record]) -> list[Table]:
             megabytes(row["weight_bytes"]),
             megabytes(row["dense_weight_bytes"]),
         )
-        for row in found
+        for row in models
     )
     columns = ("model", "sparsity", "vs torch.compile dense", *(f"{name} ms" for name in names))
     columns = (*columns, "sparse weights MB", "dense weights MB")
@@ -155,10 +160,10 @@ def _memory_table(rows: Sequence[Record]) -> list[Table]:
 
 
 def _limit_table(rows: Sequence[Record]) -> list[Table]:
-    found = of_kind(rows, "limits")
-    if not found:
+    limits = of_kind(rows, "limits")
+    if not limits:
         return []
-    row = found[-1]
+    row = limits[-1]
     shown = [(f"matmul {dtype}", f"{rate / 1e12:.0f} TFLOP/s") for dtype, rate in row["matmul"].items()]
     shown += [("copy", f"{row['memory'] / 1e12:.2f} TB/s"), ("read from L2", f"{row['l2'] / 1e12:.2f} TB/s")]
     kernels = (("in a CUDA graph", "kernel"), ("from Python", "launch"), ("a replay", "replay"))
@@ -197,7 +202,7 @@ MAKERS: tuple[Callable[[Sequence[Record]], list[Table]], ...] = (
     _goal_table,
     _model_table,
     _layer_tables,
-    _rival_table,
+    _baseline_table,
     _other_tables,
     _memory_table,
     _limit_table,
@@ -226,7 +231,7 @@ def _layer_name(row: Record) -> str:
 
 
 def _model(row: Record) -> str:
-    """Whose layer it is, by the narrower side of its weight."""
+    """Return the model of a layer, by the narrower side of its weight."""
     width = min(row["point"]["shape"])
     return MODELS.get(width, f"{width} wide")
 

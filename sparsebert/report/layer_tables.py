@@ -8,18 +8,18 @@ from sparsebert.report.format import (
     BUSY_NOTE,
     MISSING,
     Record,
+    baseline_name,
     machine_text,
     ratio_text,
     ratio_value,
     reached,
-    rival_name,
     threads_text,
 )
 from sparsebert.report.table import Table
 
 
 def layer_tables(records: Iterable[Record]) -> list[Table]:
-    """The latest summary of each case of the layer benchmark, with the figures it has to reach."""
+    """Return the latest summary of each case of the layer benchmark, with its goal."""
     summaries = {row["case"]: row for row in records if row["kind"] == "layer_summary"}
     if not summaries:
         return []
@@ -53,15 +53,15 @@ def layer_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def stack_tables(records: Iterable[Record]) -> list[Table]:
-    """The latest of each size of the feed-forward stack: the sparse stack against each rival."""
+    """Return the latest speed-ups of the sparse feed-forward stack over each baseline, by size."""
     stacks = {(row["tokens"], row["sparsity"]): row for row in records if row["kind"] == "stack"}
     if not stacks:
         return []
-    rivals = list(dict.fromkeys(name for row in stacks.values() for name in row["ratio"]))
+    baselines = list(dict.fromkeys(name for row in stacks.values() for name in row["ratio"]))
     rows = tuple(
         (
             f"{tokens} tokens, {sparsity:.0%}",
-            *(ratio_text(row["ratio"].get(name), "?" if row["busy"] else "") for name in rivals),
+            *(ratio_text(row["ratio"].get(name), "?" if row["busy"] else "") for name in baselines),
             f"{row['latency_ms']['sparse']['median']:.1f}",
         )
         for (tokens, sparsity), row in sorted(stacks.items())
@@ -70,12 +70,16 @@ def stack_tables(records: Iterable[Record]) -> list[Table]:
     notes = [f"{machine_text(first['environment'])}, {threads_text(first['threads'])}."]
     if any(row["busy"] for row in stacks.values()):
         notes.append(BUSY_NOTE)
-    columns = ("size", *(f"vs {rival_name(name, first['environment'])}" for name in rivals), "sparse ms")
+    columns = (
+        "size",
+        *(f"vs {baseline_name(name, first['environment'])}" for name in baselines),
+        "sparse ms",
+    )
     return [Table("Feed-forward stack, element", columns, rows, tuple(notes))]
 
 
 def goal_tables(records: Iterable[Record]) -> list[Table]:
-    """The latest of each figure that has a limit, and whether it keeps it."""
+    """Return the latest value of each goal, and whether it is reached."""
     goals = {row["goal"]: row for row in records if row["kind"] == "goal"}
     if not goals:
         return []
@@ -96,7 +100,7 @@ def goal_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def selection_tables(records: Iterable[Record]) -> list[Table]:
-    """The latest of each way to choose the highest scores."""
+    """Return the latest measurement of each function that selects the highest scores."""
     sides = {(row["side"], row["tied"]): row for row in records if row["kind"] == "selection"}
     if not sides:
         return []
@@ -112,10 +116,10 @@ def selection_tables(records: Iterable[Record]) -> list[Table]:
     first = next(iter(sides.values()))
     notes = [
         f"{machine_text(first['environment'])}, {threads_text(first['threads'])}. {first['kept']:,} of "
-        f"{first['entries']:,} float32 scores, as a mask; peak memory: of the process, over what it held "
-        "before the scores, as a multiple of their bytes; kept: entries beyond those asked for; tied: scores "
-        "of about a thousand values."
+        f"{first['entries']:,} float32 scores, as a mask; peak memory: of the process, relative to "
+        "its size before the scores, as a multiple of their bytes; kept: entries beyond the requested ones; "
+        "tied: scores with about a thousand distinct values."
     ]
     if any(row["busy"] for row in sides.values()):
         notes.append(BUSY_NOTE)
-    return [Table("Choosing weights", ("by", "seconds", "peak memory", "kept"), rows, tuple(notes))]
+    return [Table("Selecting weights", ("by", "seconds", "peak memory", "kept"), rows, tuple(notes))]

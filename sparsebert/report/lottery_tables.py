@@ -1,4 +1,4 @@
-"""Tables of trained tickets: accuracy beside measured speed, and tickets moved between tasks."""
+"""Tables of trained tickets: accuracy and measured speed, and tickets transferred between tasks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sparsebert.report.format import (
     BUSY_NOTE,
     MISSING,
     Record,
+    baseline_name,
     machine_text,
     megabytes,
     ratio_text,
-    rival_name,
     span_text,
     threads_text,
     versions_text,
@@ -38,13 +38,20 @@ NAMES = {
     "own-ticket": "the task's own (IMP)",
     "mlm-ticket": "of masked language modelling (IMP)",
 }
-RIVALS = ("onednn", "eager")
+BASELINES = ("onednn", "eager")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A method's tickets of one sparsity, or near it where the method finds its own: sparsity and the task's
-    primary metric of each seed, and the speed of one."""
+    """A method's tickets of one sparsity over several seeds.
+
+    Attributes:
+        label: Name of the method, a key of `NAMES`.
+        task: Name of the task.
+        sparsities: Sparsity of each seed's ticket.
+        values: The task's primary metric for each seed.
+        speed: Bench record of one seed's ticket, if measured.
+    """
 
     label: str
     task: str
@@ -54,23 +61,24 @@ class Point:
 
     @property
     def sparsity(self) -> float:
-        """The mean."""
+        """Mean sparsity."""
         return statistics.fmean(self.sparsities)
 
     @property
     def summary(self) -> metrics.Summary:
+        """Mean and standard deviation of the metric."""
         return metrics.summary(self.values)
 
 
 def points(records: Iterable[Record], *parts: str) -> list[Point]:
-    """Methods in the order of `NAMES`, each by sparsity; the records' own order decides within a task."""
+    """Return the points of some parts, by method in the order of `NAMES` and by sparsity."""
     records = [row for row in records if row.get("part") in parts]
     speeds = {
         (row["label"], _share(row, row["ticket"]["sparsity"])): row
         for row in records
         if row["kind"] == "bench" and row["provider"] == "sparse"
     }
-    # The round of a seed that is there twice counts as it was last.
+    # The latest of repeated rounds of a seed counts.
     values: dict[tuple[str, str, float], dict[int, Record]] = {}
     for row in records:
         if row["kind"] == "round" and row["label"] in NAMES and (row["sparsity"] or row["label"] == "dense"):
@@ -81,36 +89,36 @@ def points(records: Iterable[Record], *parts: str) -> list[Point]:
         Point(
             label,
             task,
-            tuple(row["sparsity"] for row in found.values()),
-            tuple(row["metrics"][metrics.primary(task)] for row in found.values()),
+            tuple(row["sparsity"] for row in seeds.values()),
+            tuple(row["metrics"][metrics.primary(task)] for row in seeds.values()),
             speeds.get((label, share)),
         )
-        for (label, task, share), found in sorted(
+        for (label, task, share), seeds in sorted(
             values.items(), key=lambda item: (order.index(item[0][0]), item[0][2])
         )
     ]
 
 
 def curve_tables(records: Iterable[Record]) -> list[Table]:
-    """Accuracy of each ticket on its task, the verdict against the dense model, and its measured speed."""
+    """Return the table of each ticket's accuracy, verdict against the dense model, and measured speed."""
     records = list(records)
     return _accuracy_tables("Tickets", records, points(records, "curve"))
 
 
 def learned_tables(records: Iterable[Record]) -> list[Table]:
-    """The same of the tickets that are learned, and of heads and neurons; dense and random beside them."""
+    """Return the table of learned masks and of heads and neurons, with dense and random for comparison."""
     records = list(records)
     if not points(records, "learned"):
         return []
-    beside = ("imp", "one-shot", "snip")
-    found = [point for point in points(records, "curve", "learned") if point.label not in beside]
-    return _accuracy_tables("Learned and structured tickets", records, found)
+    excluded = ("imp", "one-shot", "snip")
+    tickets = [point for point in points(records, "curve", "learned") if point.label not in excluded]
+    return _accuracy_tables("Learned and structured tickets", records, tickets)
 
 
-def _accuracy_tables(what: str, records: Sequence[Record], found: Sequence[Point]) -> list[Table]:
-    if not found:
+def _accuracy_tables(what: str, records: Sequence[Record], tickets: Sequence[Point]) -> list[Table]:
+    if not tickets:
         return []
-    dense = next((point for point in found if point.label == "dense"), None)
+    dense = next((point for point in tickets if point.label == "dense"), None)
     rows = tuple(
         (
             f"{NAMES[point.label]} {point.sparsity:.0%}" if point.sparsity else NAMES[point.label],
@@ -118,10 +126,10 @@ def _accuracy_tables(what: str, records: Sequence[Record], found: Sequence[Point
             _verdict(point, dense),
             *_speed_cells(point.speed),
         )
-        for point in found
+        for point in tickets
     )
-    measured = [point.speed for point in found if point.speed]
-    notes = [_training_note(records, "curve", "learned"), *_seeds_note(found)]
+    measured = [point.speed for point in tickets if point.speed]
+    notes = [_training_note(records, "curve", "learned"), *_seeds_note(tickets)]
     if measured:
         environment, workload = measured[0]["environment"], measured[0]["workload"]
         notes.append(
@@ -132,34 +140,34 @@ def _accuracy_tables(what: str, records: Sequence[Record], found: Sequence[Point
         )
         if any(row["busy"] for row in measured):
             notes.append(BUSY_NOTE)
-    notes += _found_note(found)
-    notes += _search_note(records, {point.label for point in found})
-    columns = ("ticket", metrics.primary(found[0].task), "verdict", *_speed_columns(measured), "weights MB")
-    title = f"{what} of {_model(records)} on {found[0].task}"
+    notes += _sparsity_note(tickets)
+    notes += _search_note(records, {point.label for point in tickets})
+    columns = ("ticket", metrics.primary(tickets[0].task), "verdict", *_speed_columns(measured), "weights MB")
+    title = f"{what} of {_model(records)} on {tickets[0].task}"
     return [Table(title, columns, rows, tuple(notes))]
 
 
 def transfer_tables(records: Iterable[Record]) -> list[Table]:
-    """Each task trained from each ticket of one sparsity."""
+    """Return the table of every task trained from every ticket of one sparsity."""
     records = list(records)
-    found = points(records, "transfer")
-    if not found:
+    tickets = points(records, "transfer")
+    if not tickets:
         return []
-    tasks = list(dict.fromkeys(point.task for point in found))
-    cells = {(point.label, point.task): share_text(point.summary) for point in found}
+    tasks = list(dict.fromkeys(point.task for point in tickets))
+    cells = {(point.label, point.task): share_text(point.summary) for point in tickets}
     rows = tuple(
         (NAMES[label], *(cells.get((label, task), MISSING) for task in tasks))
-        for label in dict.fromkeys(point.label for point in found)
+        for label in dict.fromkeys(point.label for point in tickets)
     )
-    share = max(point.sparsity for point in found)
+    share = max(point.sparsity for point in tickets)
     columns = ("ticket", *(f"{task} ({metrics.primary(task)})" for task in tasks))
     title = f"Tickets of {_model(records)} at {share:.0%}, trained on other tasks"
-    notes = [_training_note(records, "transfer"), *_seeds_note(found)]
+    notes = [_training_note(records, "transfer"), *_seeds_note(tickets)]
     return [Table(title, columns, rows, tuple(notes))]
 
 
 def share_text(summary: metrics.Summary) -> str:
-    """Mean and, of several seeds, standard deviation, in per cent."""
+    """Return the mean and, for several seeds, the standard deviation in per cent."""
     spread = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
     return f"{100 * summary.mean:.1f}{spread}"
 
@@ -171,21 +179,21 @@ def _verdict(point: Point, dense: Point | None) -> str:
 
 
 def _share(row: Record, sparsity: float) -> float:
-    """What tickets of one point have in common: the sparsity, or what was asked of a method that finds it."""
+    """Return the sparsity of a point: the intended one for methods that determine the sparsity."""
     return round(row.get("asked", sparsity), 3)
 
 
 def _speed_columns(measured: Sequence[Record]) -> tuple[str, ...]:
     if not measured:
-        return tuple(f"vs {name}" for name in RIVALS)
-    return tuple(f"vs {rival_name(name, measured[0]['environment'])}" for name in RIVALS)
+        return tuple(f"vs {name}" for name in BASELINES)
+    return tuple(f"vs {baseline_name(name, measured[0]['environment'])}" for name in BASELINES)
 
 
 def _speed_cells(speed: Record | None) -> tuple[str, ...]:
     if speed is None:
-        return (MISSING,) * (len(RIVALS) + 1)
+        return (MISSING,) * (len(BASELINES) + 1)
     doubt = "?" if speed["busy"] else ""
-    ratios = (ratio_text(speed["ratio"].get(name), doubt) for name in RIVALS)
+    ratios = (ratio_text(speed["ratio"].get(name), doubt) for name in BASELINES)
     return (*ratios, megabytes(speed["weight_bytes"]))
 
 
@@ -202,8 +210,8 @@ def _training_note(records: Sequence[Record], *parts: str) -> str:
     )
 
 
-def _seeds_note(found: Iterable[Point]) -> list[str]:
-    counts = {len(point.values) for point in found}
+def _seeds_note(tickets: Iterable[Point]) -> list[str]:
+    counts = {len(point.values) for point in tickets}
     if len(counts) == 1:
         return []
     return [
@@ -212,17 +220,17 @@ def _seeds_note(found: Iterable[Point]) -> list[str]:
     ]
 
 
-def _found_note(found: Iterable[Point]) -> list[str]:
-    """How far apart the tickets are whose sparsity a method finds itself."""
+def _sparsity_note(tickets: Iterable[Point]) -> list[str]:
+    """Return notes on the range of sparsities that a method determines itself."""
     apart: dict[str, list[str]] = {}
-    for point in found:
-        if (found_between := span_text(point.sparsities, ".0%")) != f"{point.sparsity:.0%}":
-            apart.setdefault(NAMES[point.label], []).append(found_between)
+    for point in tickets:
+        if (sparsity_range := span_text(point.sparsities, ".0%")) != f"{point.sparsity:.0%}":
+            apart.setdefault(NAMES[point.label], []).append(sparsity_range)
     return [f"Sparsities of {label} are means: of {', '.join(spans)}." for label, spans in apart.items()]
 
 
 def _search_note(records: Iterable[Record], labels: Collection[str]) -> list[str]:
-    """When the tickets were drawn that are drawn early."""
+    """Return a note on the steps after which Early-Bird drew its tickets."""
     searches = [
         row["search"]
         for row in records
@@ -238,7 +246,7 @@ def _search_note(records: Iterable[Record], labels: Collection[str]) -> list[str
 
 
 def _steps_text(rounds: Iterable[Record]) -> str:
-    """One number, or one for each task."""
+    """Return the number of steps, or one number for each task."""
     steps = {row["task"]: row["steps"] for row in rounds}
     if len(set(steps.values())) == 1:
         return str(next(iter(steps.values())))

@@ -1,4 +1,4 @@
-"""What methods take to train and to keep: parameters, memory of a step, bytes for a task."""
+"""Tables of the cost of training: parameters, memory of a step, and bytes to store for a task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _COLUMNS = ("method", "trained parameters", "between steps", "peak of a step", "
 
 
 def memory_tables(records: Iterable[Record]) -> list[Table]:
-    """The latest of each method, a table for each part of a model."""
+    """Return a table for each part of a model, with the latest measurement of each method."""
     parts: dict[str, dict[str, Record]] = {}
     for row in records:
         if row["kind"] == "memory":

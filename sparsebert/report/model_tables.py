@@ -1,4 +1,4 @@
-"""Tables of whole models, from "bench" records: side by side in one run, or ticket by ticket."""
+"""Tables of whole models, from "bench" records: one table per run, or one row per ticket."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from sparsebert.report.format import (
     NAMES,
     WORKER_NOTE,
     Record,
+    baseline_name,
     granularity_text,
     machine_text,
     megabytes,
     milliseconds,
     rate,
     ratio_text,
-    rival_name,
     running_bytes,
     workload_title,
 )
 from sparsebert.report.table import Table
 
-# Ratios against these are shown for every side; against the others where none of these took part.
-BARS: tuple[str, ...] = ("onednn", "eager")
-FURTHER_BARS = ("onednn-bf16", "bf16", "deepsparse")
+# Ratios against these are shown for every side; ratios against others only if none of these took part.
+MAIN_BASELINES: tuple[str, ...] = ("onednn", "eager")
+FURTHER_BASELINES = ("onednn-bf16", "bf16", "deepsparse")
 
 
 def bench_tables(records: Iterable[Record]) -> list[Table]:
-    """One table a benchmark run: oneDNN's ratio first. Records of other kinds are passed over."""
+    """Return a table for each benchmark run, with oneDNN's ratio first. Skips records of other kinds."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         if record["kind"] == "bench":
@@ -36,7 +36,7 @@ def bench_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def _run_of(record: Record) -> tuple[str, ...]:
-    """What the sides compared with each other have in common."""
+    """Return what the records of a comparison have in common."""
     environment = record["environment"]
     return (
         environment["cpu"],
@@ -51,17 +51,17 @@ def _bench_table(records: Sequence[Record]) -> Table:
     first = records[0]
     environment, workload = first["environment"], first["workload"]
     present = list(first["ratio"])
-    baselines = [base for base in (*BARS, *FURTHER_BARS) if base in present] or present
-    held = any(running_bytes(record) for record in records)
+    baselines = [base for base in (*MAIN_BASELINES, *FURTHER_BASELINES) if base in present] or present
+    has_memory = any(running_bytes(record) for record in records)
     columns = (
         "side",
-        *(f"vs {rival_name(base, environment)}" for base in baselines),
+        *(f"vs {baseline_name(base, environment)}" for base in baselines),
         "ms a batch",
         "p20, p80",
         "samples/s",
         "tokens/s",
         "weights MB",
-        *(["memory MB"] if held else []),
+        *(["memory MB"] if has_memory else []),
         "error (limit)",
     )
     rows = []
@@ -77,7 +77,7 @@ def _bench_table(records: Sequence[Record]) -> Table:
                 rate(record["samples_per_s"]),
                 rate(record["tokens_per_s"]),
                 megabytes(record["weight_bytes"]),
-                *([megabytes(running_bytes(record))] if held else []),
+                *([megabytes(running_bytes(record))] if has_memory else []),
                 f"{record['gate']['error']:.0e} ({record['gate']['tolerance']:.0e})",
             )
         )
@@ -87,7 +87,7 @@ def _bench_table(records: Sequence[Record]) -> Table:
 
 
 def bench_title(record: Record) -> str:
-    """Model, ticket and batch of a bench record, in words."""
+    """Return model, ticket and batch of a bench record in words."""
     ticket = record["ticket"]
     zeros = f"{ticket['sparsity']:.1%} {granularity_text(ticket)}-sparse (density {ticket['density']:.1%})"
     return f"{zeros}: {workload_title(record['workload'])}"
@@ -112,19 +112,19 @@ def _bench_notes(records: Sequence[Record], environment: Record, workload: Recor
 
 
 def sweep_tables(records: Iterable[Record]) -> list[Table]:
-    """One table a workload, one row a ticket: the sparse side against every rival. Skips other kinds."""
+    """Return a table for each workload, with a row for each ticket. Skips records of other kinds."""
     return [_sweep_table(title, sorted(runs, key=_by_ticket)) for title, runs in _by_workload(records)]
 
 
 def sweeps(records: Iterable[Record]) -> list[list[Record]]:
-    """The latest "bench" records of each workload that several tickets were measured on."""
+    """Return the latest "bench" records of each workload with several tickets."""
     return [
         [row for run in runs for row in run.values()] for _, runs in _by_workload(records) if len(runs) > 1
     ]
 
 
 def _by_workload(records: Iterable[Record]) -> list[tuple[str, list[dict[str, Record]]]]:
-    """Each workload's title, and of each ticket that the sparse side ran there the latest record by side."""
+    """Return for each workload its title and, for each ticket, the latest record of each side."""
     workloads: dict[tuple[str, str], dict[tuple[str, ...], dict[str, Record]]] = {}
     for record in records:
         if record["kind"] == "bench":
@@ -136,7 +136,7 @@ def _by_workload(records: Iterable[Record]) -> list[tuple[str, list[dict[str, Re
 
 
 def _by_ticket(run: dict[str, Record]) -> tuple[bool, str, float]:
-    """Element first, the other granularities after it."""
+    """Return the sort key of a run: element first, then other granularities."""
     granularity = granularity_text(run["sparse"]["ticket"])
     return granularity != "element", granularity, run["sparse"]["ticket"]["sparsity"]
 
@@ -144,17 +144,17 @@ def _by_ticket(run: dict[str, Record]) -> tuple[bool, str, float]:
 def _sweep_table(title: str, runs: Sequence[dict[str, Record]]) -> Table:
     environment = runs[0]["sparse"]["environment"]
     present = {name for run in runs for name in run}
-    bars = [name for name in BARS if name in present]
-    rivals = [*bars, *sorted(present - {"sparse", *BARS})]
-    timed = ["sparse", *bars]
-    held = [name for name in timed if any(running_bytes(run.get(name)) for run in runs)]
+    main = [name for name in MAIN_BASELINES if name in present]
+    baselines = [*main, *sorted(present - {"sparse", *MAIN_BASELINES})]
+    timed = ["sparse", *main]
+    measured = [name for name in timed if any(running_bytes(run.get(name)) for run in runs)]
     columns = (
         "sparsity",
-        *(f"vs {rival_name(name, environment)}" for name in rivals),
+        *(f"vs {baseline_name(name, environment)}" for name in baselines),
         *(f"{NAMES.get(name, name)} ms" for name in timed),
         "sparse weights MB",
         "dense weights MB",
-        *(f"{NAMES.get(name, name)} memory MB" for name in held),
+        *(f"{NAMES.get(name, name)} memory MB" for name in measured),
     )
     rows = []
     for run in runs:
@@ -164,20 +164,20 @@ def _sweep_table(title: str, runs: Sequence[dict[str, Record]]) -> Table:
         rows.append(
             (
                 f"{ours['ticket']['sparsity']:.0%} {granularity_text(ours['ticket'])}",
-                *(ratio_text(ours["ratio"].get(name), doubt) for name in rivals),
+                *(ratio_text(ours["ratio"].get(name), doubt) for name in baselines),
                 *(milliseconds(run.get(name)) for name in timed),
                 megabytes(ours["weight_bytes"]),
                 megabytes(dense_bytes),
-                *(megabytes(running_bytes(run.get(name))) for name in held),
+                *(megabytes(running_bytes(run.get(name))) for name in measured),
             )
         )
     notes = [
         f"{machine_text(environment)}. Ratios: median of paired rounds; weights: the pruned matrices as "
         "stored; memory: peak resident while answering, over the bare interpreter."
     ]
-    asked = [row[0] for row, run in zip(rows, runs, strict=True) if run["sparse"]["format"] != "auto"]
-    if asked:
-        notes.append(f"Format asked for, so that no layer could stay dense: {', '.join(asked)}.")
+    forced = [row[0] for row, run in zip(rows, runs, strict=True) if run["sparse"]["format"] != "auto"]
+    if forced:
+        notes.append(f"Format requested, so that no layer could stay dense: {', '.join(forced)}.")
     if any(side["in_worker"] for run in runs for side in run.values()):
         notes.append(WORKER_NOTE)
     if any(run["sparse"]["busy"] for run in runs):

@@ -1,4 +1,4 @@
-"""A report as one page of HTML or of markdown: tables, pictures, and where the records come from."""
+"""A report as a page of HTML or Markdown: tables, pictures, and the origin of the records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEMPLATE = "page.html"
 
 @dataclass(frozen=True)
 class Report:
-    """What a page shows, made of these records."""
+    """The content of a page."""
 
     title: str
     records: Sequence[Record]
@@ -26,22 +26,22 @@ class Report:
 
     @property
     def tables(self) -> list[Table]:
-        """In the order of the page."""
+        """All tables, in the order of the page."""
         return [table for section in self.sections for table in section.tables]
 
     @property
     def size(self) -> str:
-        """``3 tables``."""
+        """The number of tables in words: ``3 tables``."""
         return counted(len(self.tables), "table")
 
     @property
     def dates(self) -> str:
-        """First and last day on which the records were made (UTC)."""
+        """First and last day of the records (UTC)."""
         return _days(self.records)
 
     @property
     def origins(self) -> list[str]:
-        """Machines and versions, each with revisions of sparsebert, the number of records and their days."""
+        """Each machine with its versions, revisions of sparsebert, number of records and days."""
         groups: dict[str, list[Record]] = {}
         for row in self.records:
             groups.setdefault(_origin(row), []).append(row)
@@ -51,13 +51,13 @@ class Report:
         ]
 
     def markdown(self) -> str:
-        """Without pictures: a file of text cannot hold them."""
+        """Return the page in Markdown, without pictures."""
         origins = "\n".join(f"- {origin}" for origin in self.origins)
         head = f"# {self.title}\n\nRecords of {self.dates} (UTC):\n\n{origins}"
         return "\n\n".join([head, *(table.markdown() for table in self.tables)]) + "\n"
 
     def html(self) -> str:
-        """One page that needs nothing else. Raises ValueError as :func:`require_renderer`."""
+        """Return a self-contained page of HTML; raises like `require_renderer`."""
         require_renderer()
         import jinja2
 
@@ -82,7 +82,7 @@ class Report:
 
 
 def require_renderer() -> None:
-    """Raise ValueError where jinja2 is missing."""
+    """Raise ValueError if jinja2 is not installed."""
     if importlib.util.find_spec("jinja2") is None:
         raise ValueError("a page of HTML needs jinja2: pip install 'sparsebert[report]'")
 
@@ -93,12 +93,12 @@ def _embedded(picture: Picture) -> dict[str, str]:
 
 
 def _origin(row: Record) -> str:
-    """Machine and versions of a record, as far as it says them."""
+    """Return machine and versions of a record, as far as it holds them."""
     environment: Record | None = row.get("environment")
     if environment:
         gpu = f", {environment['gpu']}" if environment["gpu"] else ""
-        own = {"Python": environment["python"], "sparsebert": environment["sparsebert"]}
-        return f"{machine_text(environment)}{gpu}, {versions_text(own)}"
+        versions_of = {"Python": environment["python"], "sparsebert": environment["sparsebert"]}
+        return f"{machine_text(environment)}{gpu}, {versions_text(versions_of)}"
     if versions := row.get("versions"):
         return f"machine not recorded, {versions_text(versions)}"
     if "triton" in row:
@@ -107,9 +107,9 @@ def _origin(row: Record) -> str:
 
 
 def _revisions(rows: Iterable[Record]) -> str:
-    """Of source checkouts, oldest record first."""
-    found = dict.fromkeys((row.get("environment") or {}).get("revision") for row in rows)
-    revisions = [each for each in found if each]
+    """Return the revisions of source checkouts, oldest record first."""
+    names = dict.fromkeys((row.get("environment") or {}).get("revision") for row in rows)
+    revisions = [each for each in names if each]
     return f" (revision {', '.join(revisions)})" if revisions else ""
 
 

@@ -1,4 +1,4 @@
-"""Pictures from result records (needs matplotlib: the `report` extra)."""
+"""Plots of result records (needs matplotlib, from the extra `report`)."""
 
 from __future__ import annotations
 
@@ -30,9 +30,12 @@ ENDINGS = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that records allow: its title, what it shows in words, and how it is drawn.
+    """A picture of some records.
 
-    ``draw`` raises ValueError as :func:`require_matplotlib`.
+    Attributes:
+        title: Title.
+        alt: Description in words.
+        draw: Draws it; raises like `require_matplotlib`.
     """
 
     title: str
@@ -40,22 +43,23 @@ class Picture:
     draw: Callable[[], Figure]
 
     def png(self) -> bytes:
+        """Draw the picture and return it as PNG."""
         content = io.BytesIO()
         self.draw().savefig(content, format="png")
         return content.getvalue()
 
 
 def require_matplotlib() -> None:
-    """Raise ValueError where matplotlib is missing."""
+    """Raise ValueError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("plots need matplotlib: pip install 'sparsebert[report]'")
 
 
 def break_even(points: Sequence[tuple[float, float]]) -> float | None:
-    """Sparsity where the speed-up crosses 1, interpolated between measured (sparsity, speed-up) points.
+    """Return the sparsity at which the speed-up crosses 1; None if it never does from below.
 
-    Speed-ups are ratios: their logarithms are interpolated, as the plot draws them. None where the points
-    never cross from below to above.
+    Interpolates between measured (sparsity, speed-up) points, linearly in the logarithm of the speed-up like
+    the plot.
     """
     ordered = sorted(points)
     for (low, below), (high, above) in itertools.pairwise(ordered):
@@ -65,15 +69,18 @@ def break_even(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def speedup_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
-    """Write :func:`speedup_figure` to a file. Raises ValueError as it does, and as :func:`save_figure`."""
+    """Write `speedup_figure` to a file; raises like it and `save_figure`."""
     save_figure(speedup_figure(records), path)
 
 
 def speedup_figure(records: Iterable[Record]) -> Figure:
-    """Our speed-up against sparsity for each granularity: oneDNN (full line) and eager (dashed).
+    """Return the plot of speed-up against sparsity for each granularity.
 
-    Band: p20 to p80 of the paired ratios. Break-even against oneDNN is marked where the points cross it.
-    Raises ValueError where the records hold no figures of the sparse side, or matplotlib is missing.
+    Full lines are against oneDNN, dashed ones against eager PyTorch; the band is p20 to p80 of the paired
+    ratios. The break-even against oneDNN is marked.
+
+    Raises:
+        ValueError: The records have no ratio of the sparse side, or matplotlib is not installed.
     """
     ours = [record for record in records if record["kind"] == "bench" and record["provider"] == "sparse"]
     if not any(record["ratio"] for record in ours):
@@ -96,7 +103,7 @@ def speedup_figure(records: Iterable[Record]) -> Figure:
 
 
 def speedup_pictures(records: Sequence[Record]) -> list[Picture]:
-    """One for each workload of :func:`sparsebert.report.model_tables.sweeps`."""
+    """Return a picture for each workload of `sparsebert.report.model_tables.sweeps`."""
     pictures = []
     for rows in sweeps(records):
         ours = [row for row in rows if row["provider"] == "sparse"]
@@ -159,7 +166,7 @@ def _speedup_lines(axes: Axes, name: str, records: Sequence[Record], colour: str
 
 
 def new_figure() -> tuple[Figure, Axes]:
-    """An empty figure in the style of all ours. Raises ValueError where matplotlib is missing."""
+    """Return an empty figure in the project's style; raises like `require_matplotlib`."""
     figure, (axes,) = new_panels(1)
     return figure, axes
 
@@ -167,8 +174,13 @@ def new_figure() -> tuple[Figure, Axes]:
 def new_panels(
     count: int, ratios: Sequence[float] | None = None, size: tuple[float, float] = (8, 5.2)
 ) -> tuple[Figure, Sequence[Axes]]:
-    """The same with so many panels, one above the other, that share their x; `ratios`: of their heights;
-    `size`: inches."""
+    """Return a figure with panels one above the other that share the x axis.
+
+    Args:
+        count: Number of panels.
+        ratios: Relative heights of the panels.
+        size: Width and height in inches.
+    """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -193,7 +205,7 @@ def _footnote(figure: Figure, records: Sequence[Record]) -> None:
 
 
 def require_ending(path: Path) -> None:
-    """Raise ValueError for a name that does not end as a picture's."""
+    """Raise ValueError unless the name ends with one of `ENDINGS`."""
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(
             f"cannot draw {path}: a picture's name ends with {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
@@ -201,9 +213,10 @@ def require_ending(path: Path) -> None:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a picture in the format of the name's ending, whole or not at all.
+    """Write a picture atomically, in the format of the name's ending.
 
-    Raises ValueError for an ending that is none of ``ENDINGS``, and where the folder does not exist.
+    Raises:
+        ValueError: The ending is not in `ENDINGS`, or the folder does not exist.
     """
     target = Path(path)
     require_ending(target)

@@ -1,12 +1,12 @@
-"""Keep documents' tables equal to the result files: `python -m sparsebert.report.render_docs --check | --write`.
+"""Tables in documents, made of result files: `python -m sparsebert.report.render_docs --check | --write`.
 
-A table stands between two markers and is never typed:
+A table stands between two markers and is never edited by hand:
 
     <!-- results: layers benchmarks/results/layers.jsonl -->
     <!-- /results -->
 
-The first word is the kind of table (`sparsebert.report.sections.KINDS`), the second the result file, relative to
-the document. The kind `text` shows a file as it is, e.g. what a command printed.
+The first word is the kind of table (`sparsebert.report.sections.KINDS`), the second the result file, relative
+to the document. The kind `text` includes a file verbatim, such as the output of a command.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ BLOCK = re.compile(
 
 
 def render(text: str, folder: Path) -> str:
-    """`text` with every marked block made anew from its result file, found from `folder`.
+    """Return ``text`` with every marked block rendered from its result file, relative to ``folder``.
 
-    Raises ValueError for an unknown kind, an unreadable file or one without such records.
+    Raises:
+        ValueError: A kind is unknown, or a file cannot be read or has no records of the kind.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -50,15 +51,13 @@ def render(text: str, folder: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0: in order; 1: `--check` found a stale table; 2: bad input."""
+    """Return exit code 0 if all is up to date, 1 if `--check` finds a stale table, 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m sparsebert.report.render_docs", description=__doc__.split("\n")[0]
     )
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument(
-        "--check", action="store_true", help="fail where a table differs from its result file"
-    )
-    action.add_argument("--write", action="store_true", help="bring the tables up to date")
+    action.add_argument("--check", action="store_true", help="fail if a table differs from its result file")
+    action.add_argument("--write", action="store_true", help="update the tables")
     parser.add_argument("documents", nargs="*", default=DOCUMENTS, type=Path)
     options = parser.parse_args(arguments)
     try:

@@ -1,7 +1,7 @@
-"""Tables of training runs: their rounds, what runs that differ in their seeds say together, and evaluations.
+"""Tables of training runs: rounds, summaries over seeds, and evaluations.
 
-Records of a run's log have no ``run`` of their own; `sparsebert report` adds the folder that they come from,
-without its seed, so that runs of one method with other settings are kept apart.
+Records of a run's log have no field ``run``; `sparsebert report` adds the folder of the log, without its
+seed, which keeps runs of a method with different settings apart.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SEEDS_NOTE = "Mean and standard deviation (n - 1) over the seeds."
 VERDICT_NOTE = (
     "Verdict: strict is at least the dense mean, winning at least the dense mean less one deviation of it."
 )
-# What runs that are summarised together have in common, beside the round.
+# Fields that are equal in runs that are summarised together.
 _SETTINGS = (
     "run", "method", "granularity", "block_size", "scope", "source", "rewind", "head", "steps", "max_length",
     "round", "rounds",
@@ -35,25 +35,25 @@ _SETTINGS = (
 
 
 def run_tables(records: Iterable[Record]) -> list[Table]:
-    """For each task and model the rounds of its runs, then each round over its seeds.
+    """Return for each task and model a table of rounds and a table of summaries over seeds.
 
-    Rounds over seeds are "seeds" records where a command made them; else they are made of the rounds,
-    judged by the dense round that the runs began with, or by the dense runs among the records.
+    Summaries come from "seeds" records if a command wrote them. Otherwise they are computed from the rounds
+    and compared with the dense round at the start of the runs, or with the dense runs among the records.
     """
     tables = []
     for (task, model), group in _groups(records, "task", "model").items():
         rounds = [row for row in group if row["kind"] == "round"]
-        given = [row for row in group if row["kind"] == "seeds"]
+        written = [row for row in group if row["kind"] == "seeds"]
         if rounds:
             tables.append(_round_table(f"Rounds: {model} on {task}", rounds))
-        if judged := _without_repeats(given, _over_seeds(rounds)):
+        if judged := _without_repeats(written, _over_seeds(rounds)):
             round_: dict[str, Cell] = {"round": lambda row: str(row["round"]), "sparsity": _sparsity}
             tables.append(_summary_table(f"Over seeds: {model} on {task}", judged, round_))
     return tables
 
 
 def evaluation_tables(records: Iterable[Record]) -> list[Table]:
-    """What `sparsebert eval` found on each task: model by model, then over seeds."""
+    """Return the tables of `sparsebert evaluate` for each task: by model, then over seeds."""
     tables = []
     for (task,), group in _groups(records, "task").items():
         single = [row for row in group if row["kind"] == "eval"]
@@ -67,7 +67,7 @@ def evaluation_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def matrix_tables(records: Iterable[Record]) -> list[Table]:
-    """Chen's matrix for each model, from "transfer" records: tickets of some tasks, trained on others."""
+    """Return the transfer matrix of each model (Chen et al. 2020), from "transfer" records."""
     tables = []
     for (model,), cells in _groups(records, "model").items():
         tasks = {cell["task"]: cell["metric"] for cell in cells}
@@ -91,7 +91,7 @@ def matrix_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def _groups(records: Iterable[Record], *fields: str) -> dict[tuple[str, ...], list[Record]]:
-    """Records by what they have in these fields."""
+    """Group records by these fields."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for row in records:
         groups.setdefault(tuple(str(row[field]) for field in fields), []).append(row)
@@ -121,11 +121,11 @@ def _round_table(title: str, rounds: Sequence[Record]) -> Table:
 
 
 def _told_apart(rows: Sequence[Record]) -> tuple[list[str], dict[str, Cell]]:
-    """What runs have in common, and the columns of what they do not."""
+    """Return the common values of runs, and columns for those that differ."""
     cells: dict[str, Cell] = {
         "run": lambda row: row.get("run") or MISSING,
         "method": lambda row: row.get("method") or MISSING,
-        # Dense rounds have no granularity; that is no other one.
+        # Dense rounds have no granularity, which does not count as a different one.
         "pruned": lambda row: (
             granularity_text(row) if row.get("sparsity") and "granularity" in row else MISSING
         ),
@@ -143,7 +143,7 @@ def _told_apart(rows: Sequence[Record]) -> tuple[list[str], dict[str, Cell]]:
 
 
 def _search_text(search: Any) -> str:
-    """How a search or a choice went that a ticket came from."""
+    """Return the course of the search for a ticket in words."""
     if isinstance(search, list):
         whole = search[0]["metric"]
         return f"smaller tickets tried: {len(search) - 1}; the whole model's metric there was {whole:.4f}"
@@ -157,26 +157,26 @@ def _search_text(search: Any) -> str:
 
 
 def _over_seeds(rounds: Sequence[Record]) -> Iterator[Record]:
-    """Fields of a "seeds" record for each round that runs of several seeds have done."""
+    """Yield the fields of a "seeds" record for each round with several seeds."""
     groups: dict[tuple[str, ...], dict[int, Record]] = defaultdict(dict)
-    # By seed: the dense rounds that runs begin with, and those of dense runs, by how they were trained.
-    own: dict[tuple[Any, ...], dict[int, Record]] = defaultdict(dict)
+    # Dense rounds by seed: those at the start of the runs, and those of dense runs with the same training.
+    starts: dict[tuple[Any, ...], dict[int, Record]] = defaultdict(dict)
     dense: dict[tuple[Any, ...], dict[int, Record]] = defaultdict(dict)
     for row in rounds:
-        # Runs without a folder may differ in what was asked of them; those of one folder do not, and find
-        # a sparsity each where their method decides it.
+        # Runs of one folder share their settings, but a method may determine another sparsity for each seed.
+        # Runs without a folder are told apart by their sparsity.
         share = "" if row.get("run") else f"{row['sparsity']:.3f}"
         settings = (*(str(row.get(name)) for name in _SETTINGS), share)
         groups[settings][row["seed"]] = row
         if row["source"] == "all":
-            own[_run_of(row)][row["seed"]] = row
+            starts[_run_of(row)][row["seed"]] = row
             if row["method"] == "dense":
                 dense[_training_of(row)][row["seed"]] = row
     for group in groups.values():
         first, *others = rows = list(group.values())
         if others:
-            judges = own.get(_run_of(first)) or dense.get(_training_of(first)) or {}
-            metric = next(iter(first["metrics"]))  # the task's primary one comes first
+            judges = starts.get(_run_of(first)) or dense.get(_training_of(first)) or {}
+            metric = next(iter(first["metrics"]))  # the primary metric comes first
             judged = summarise(metric, rows, () if first["source"] == "all" else list(judges.values()))
             sparsity = statistics.fmean(row["sparsity"] for row in rows)
             yield {**first, "kind": "seeds", "sparsity": sparsity, **judged}
@@ -190,15 +190,15 @@ def _run_of(row: Record) -> tuple[Any, ...]:
     return row.get("run"), row["method"], *_training_of(row)
 
 
-def _without_repeats(given: Iterable[Record], made: Iterable[Record]) -> list[Record]:
-    """The latest of each summary that a command made, with what its rounds tell, and others made here."""
+def _without_repeats(written: Iterable[Record], computed: Iterable[Record]) -> list[Record]:
+    """Return the latest written summaries, with fields of their rounds, and other computed ones."""
 
     def key(row: Record) -> tuple[Any, ...]:
         return row["method"], row["round"], frozenset(zip(row["seeds"], row["values"], strict=True))
 
-    latest = {key(row): row for row in given}
+    latest = {key(row): row for row in written}
     others = []
-    for row in made:
+    for row in computed:
         if key(row) in latest:
             latest[key(row)] = row | latest[key(row)]
         else:
@@ -207,7 +207,7 @@ def _without_repeats(given: Iterable[Record], made: Iterable[Record]) -> list[Re
 
 
 def _summary_table(title: str, rows: Sequence[Record], whose: dict[str, Cell]) -> Table:
-    """Fields of :func:`sparsebert.tasks.metrics.summarise` in cells, after the columns that say ``whose``."""
+    """Return a table of the fields of `sparsebert.tasks.metrics.summarise`, after the columns ``whose``."""
     common, apart = _told_apart(rows)
     columns = apart | whose
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
@@ -238,17 +238,17 @@ def _evaluation_table(title: str, rows: Sequence[Record]) -> Table:
     compacted = [row for row in rows if "compaction" in row]
     if not compacted:
         return Table.of(title, columns, rows)
-    found: dict[str, Cell] = {
+    compaction: dict[str, Cell] = {
         "rows dropped below": lambda row: _least(row["compaction"]["min_row_weights"]),
         "size": lambda row: _size(row["compaction"]["weights"], "exact"),
         "as stored": lambda row: _size(row["compaction"]["weights"], "stored"),
         **{f"{name}, masked": cell for name, cell in _metrics(compacted, "masked_metrics").items()},
         "other answers": lambda row: f"{row['compaction']['output_change']['changed']:.2%}",
     }
-    columns |= {name: _where_compacted(cell) for name, cell in found.items()}
+    columns |= {name: _where_compacted(cell) for name, cell in compaction.items()}
     note = (
-        "Size: encoder weights in the rows and columns that are left, of those configured; masked: of the "
-        "model before anything was taken out; other answers: over the first validation batches."
+        "Size: encoder weights in the remaining rows and columns, relative to the configured ones; masked: "
+        "metric of the masked model before compaction; other answers: over the first validation batches."
     )
     return Table.of(title, columns, rows, [note])
 
@@ -266,7 +266,7 @@ def _size(weights: Record, which: str) -> str:
 
 
 def _metrics(rows: Iterable[Record], field: str) -> dict[str, Cell]:
-    """A column for each metric that one of them has in that field."""
+    """Return a column for each metric in this field of the rows."""
 
     def column(name: str) -> Cell:
         return lambda row: _share(row[field].get(name))

@@ -1,4 +1,4 @@
-"""What tables and pictures are made of which records: the one list, for documents and for reports."""
+"""The kinds of tables and plots, and the records that each is made of, for documents and reports."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sparsebert.report.lottery_tables import curve_tables, learned_tables, trans
 from sparsebert.report.memory_tables import memory_tables
 from sparsebert.report.model_tables import bench_tables, sweep_tables, sweeps
 from sparsebert.report.plots import Picture, speedup_pictures
+from sparsebert.report.revision_tables import revision_tables
 from sparsebert.report.run_tables import evaluation_tables, matrix_tables, run_tables
 from sparsebert.report.table import Table
 from sparsebert.report.ticket_tables import ticket_tables
@@ -28,7 +29,14 @@ Select = Callable[[Sequence[Record]], list[Record]]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of table: the records it is made of, and how; the pictures that belong to it."""
+    """A kind of table.
+
+    Attributes:
+        name: Name in the markers of documents.
+        select: Selects its records.
+        build: Makes tables of the selected records.
+        illustrate: Makes pictures of the selected records.
+    """
 
     name: str
     select: Select
@@ -36,17 +44,21 @@ class Kind:
     illustrate: Callable[[Sequence[Record]], list[Picture]] = lambda records: []
 
     def tables(self, records: Sequence[Record]) -> list[Table]:
-        """Raises ValueError where a record lacks what a table of this kind shows."""
+        """Return the tables of this kind.
+
+        Raises:
+            ValueError: A record lacks a field, or a field has another type.
+        """
         return self._made(self.build, records)
 
     def pictures(self, records: Sequence[Record]) -> list[Picture]:
-        """Raises ValueError as :meth:`tables`."""
+        """Return the pictures of this kind; raises like `tables`."""
         return self._made(self.illustrate, records)
 
     def _made(self, make: Callable[[Sequence[Record]], list[Made]], records: Sequence[Record]) -> list[Made]:
         try:
-            own = self.select(records)
-            return make(own) if own else []
+            selected = self.select(records)
+            return make(selected) if selected else []
         except (AttributeError, LookupError, TypeError) as error:
             raise ValueError(
                 f"a record for the tables of kind {self.name!r} is not as this version writes it "
@@ -59,7 +71,7 @@ def _of(*kinds: str) -> Select:
 
 
 def _lottery(records: Sequence[Record]) -> list[Record]:
-    """Those of `benchmarks.lottery`, which name the part of it that they belong to."""
+    """Select the records of `benchmarks.lottery`, which name a part of it."""
     return [row for row in records if row["kind"] in ("round", "bench") and "part" in row]
 
 
@@ -68,7 +80,7 @@ def _runs(records: Sequence[Record]) -> list[Record]:
 
 
 def _compaction(records: Sequence[Record]) -> list[Record]:
-    """Those of `benchmarks.compaction`, whose measurements name the rule of removal."""
+    """Select the records of `benchmarks.compaction`, which name the least number of weights in a row."""
     return [row for row in _of("compaction", "bench")(records) if "min_row_weights" in row]
 
 
@@ -77,35 +89,35 @@ def _bench(records: Sequence[Record]) -> list[Record]:
 
 
 def _sweep_tables(records: Sequence[Record]) -> list[Table]:
-    """Only of several tickets: of one, the table of its sides says more."""
+    """Make sweep tables for workloads with several tickets; bench tables show single tickets better."""
     return sweep_tables(row for sweep in sweeps(records) for row in sweep)
 
 
 def _by_machine(make: Callable[[Sequence[Record]], list[Made]]) -> Callable[[Sequence[Record]], list[Made]]:
-    """One after the other: a table names one machine, and figures of two are no rows of one."""
+    """Call ``make`` for each machine separately, because a table names a single machine."""
 
     def made(records: Sequence[Record]) -> list[Made]:
         machines: dict[tuple[str, ...], list[Record]] = {}
         for row in records:
             machines.setdefault(_machine(row), []).append(row)
-        return [each for own in machines.values() for each in make(own)]
+        return [each for rows in machines.values() for each in make(rows)]
 
     return made
 
 
 def _machine(row: Record) -> tuple[str, ...]:
     environment = row["environment"]
-    # The layers' benchmark caps the kernels of one of its cases, and says so in its name.
+    # The layer benchmark caps the kernels in some cases, whose names say so.
     kernels = "" if row["kind"] in ("layer", "layer_summary") else environment["kernels"]
-    found = (environment[name] for name in ("cpu", "cores", "gpu", "onednn"))
-    return (*map(str, found), str(environment["versions"]["torch"]), str(kernels))
+    fields = (environment[name] for name in ("cpu", "cores", "gpu", "onednn"))
+    return (*map(str, fields), str(environment["versions"]["torch"]), str(kernels))
 
 
 def _reported(records: Iterable[Record]) -> list[Table]:
     return [Table.of_record(row) for row in records]
 
 
-# In the order in which a report shows them: what tickets are good for, what they bring, what it rests on.
+# In the order of a report: accuracy of tickets, their speed, then the figures behind both.
 _KINDS = (
     Kind("lottery", _lottery, curve_tables, curve_pictures),
     Kind("learned", _lottery, learned_tables),
@@ -121,6 +133,7 @@ _KINDS = (
     Kind("stack", _of("stack"), _by_machine(stack_tables)),
     Kind("selection", _of("selection"), _by_machine(selection_tables)),
     Kind("memory", _of("memory"), _by_machine(memory_tables)),
+    Kind("revisions", _of("revision"), _by_machine(revision_tables)),
     Kind("goals", _of("goal"), _by_machine(goal_tables)),
     Kind("gpu", _of("gpu"), gpu_tables, roofline_pictures),
     Kind("gpu_failed", _of("gpu_failed"), failure_tables),
@@ -133,19 +146,19 @@ KINDS = {kind.name: kind for kind in _KINDS}
 
 @dataclass(frozen=True)
 class Section:
-    """What one kind makes of some records."""
+    """Tables and pictures of one kind."""
 
     tables: list[Table]
     pictures: list[Picture]
 
 
 def sections(records: Sequence[Record]) -> list[Section]:
-    """All that can be made of the records. Raises ValueError as :meth:`Kind.tables`."""
+    """Return the sections of all kinds that have tables; raises like `Kind.tables`."""
     made = (Section(kind.tables(records), kind.pictures(records)) for kind in KINDS.values())
     return [section for section in made if section.tables]
 
 
 def passed_over(records: Sequence[Record]) -> list[Record]:
-    """Records that no kind of table knows."""
-    known = {id(row) for kind in KINDS.values() for row in kind.select(records)}
-    return [row for row in records if id(row) not in known]
+    """Return the records that belong to no kind of table."""
+    used = {id(row) for kind in KINDS.values() for row in kind.select(records)}
+    return [row for row in records if id(row) not in used]

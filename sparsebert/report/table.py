@@ -1,4 +1,4 @@
-"""A table of text, for the terminal (rich) and for documents (markdown)."""
+"""A table of text, for the terminal (rich) and for documents (Markdown)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Group
 
-# Narrower than this a first column is not folded.
+# Least width to which the first column is folded.
 _LEAST_FIRST = 24
-# A record's cell in a column.
+# Returns a record's cell.
 Cell = Callable[[dict[str, Any]], str]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, notes below. All columns but the first are aligned right, unless they are ``prose``."""
+    """A table with cells as text.
+
+    Attributes:
+        title: Title above the table.
+        columns: Names of the columns.
+        rows: Cells of each row.
+        notes: Notes below the table.
+        prose: Whether cells are text; otherwise all columns but the first are aligned right.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -33,24 +41,33 @@ class Table:
         records: Iterable[dict[str, Any]],
         notes: Iterable[str] = (),
     ) -> Table:
-        """A row for each record."""
+        """Return a table with a row for each record.
+
+        Args:
+            title: Title above the table.
+            columns: The function that makes a cell of a record, by column name.
+            records: One for each row.
+            notes: Notes below the table.
+        """
         rows = tuple(tuple(cell(record) for cell in columns.values()) for record in records)
         return cls(title, tuple(columns), rows, tuple(notes))
 
     def markdown(self) -> str:
-        """GitHub's table syntax; title and notes as paragraphs around it."""
+        """Return a Markdown table, with title and notes as paragraphs."""
         lines = [f"**{self.title}**", ""] if self.title else []
         lines.append(_markdown_row(self.columns))
         other = " --- " if self.prose else " ---: "
         lines.append("|" + "|".join([" --- "] + [other] * (len(self.columns) - 1)) + "|")
         lines += map(_markdown_row, self.rows)
-        # Two spaces end a line in markdown.
+        # Two spaces end a line in Markdown.
         lines += ["", *(f"{note}  " for note in self.notes)] if self.notes else []
         return "\n".join(lines)
 
     def rich(self, width: int) -> Group:
-        """For a rich console of this width: transposed where it does not fit as it is, and in pieces where it
-        does not fit then."""
+        """Return the table for a console of ``width`` characters.
+
+        A table that is too wide is transposed and, if still too wide, split.
+        """
         from rich.console import Group
         from rich.table import Table as RichTable
         from rich.text import Text
@@ -64,13 +81,13 @@ class Table:
             for row in shown.rows:
                 table.add_row(*(Text(cell) for cell in row))
             tables.append(table)
-        # Around the table, not as its title and caption: these are squeezed into the table's width.
+        # Not as title and caption of the rich table, which wrap at the width of the table.
         return Group(Text(self.title, style="bold"), *tables, *(Text(note) for note in self.notes))
 
     def _fitting(self, width: int) -> list[Table]:
         first, *others = self._widths()
         if self.prose or 1 + min(first, _LEAST_FIRST) + sum(others) <= width:
-            return [self]  # as it is, the first column in several lines if need be
+            return [self]  # the first column may be folded
         turned = self.transposed()
         first, *others = turned._widths()
         pieces: list[list[int]] = [[]]
@@ -82,17 +99,17 @@ class Table:
         return [turned._part((0, *piece)) for piece in pieces]
 
     def _part(self, columns: Sequence[int]) -> Table:
-        """These columns alone."""
+        """Return a table of these columns only."""
         names, *rows = (tuple(row[i] for i in columns) for row in (self.columns, *self.rows))
         return replace(self, columns=names, rows=tuple(rows))
 
     def transposed(self) -> Table:
-        """Columns as rows."""
+        """Return the table with columns as rows."""
         columns, *rows = zip(self.columns, *self.rows, strict=True)
         return Table(self.title, columns, tuple(rows), self.notes, self.prose)
 
     def record(self) -> dict[str, Any]:
-        """Plain JSON values: the fields of a "report" record."""
+        """Return the fields of a "report" record, as plain JSON values."""
         return {
             "title": self.title,
             "columns": list(self.columns),
@@ -103,15 +120,15 @@ class Table:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Table:
-        """The table that :meth:`record` gave."""
+        """Return the table of a `record`."""
         rows = tuple(map(tuple, record["rows"]))
         return cls(record["title"], tuple(record["columns"]), rows, tuple(record["notes"]), record["prose"])
 
     def _widths(self) -> list[int]:
-        """Characters that each column takes in a terminal, with the border on its left."""
+        """Return the width of each column in a terminal, including its left border."""
         return [3 + max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
 
 
 def _markdown_row(cells: Iterable[str]) -> str:
-    """One line: bars and line ends of the cells' own would cut it."""
+    """Return a row as one line; bars are escaped, and line ends become spaces."""
     return "| " + " | ".join(" ".join(cell.replace("|", "\\|").splitlines()) for cell in cells) + " |"

@@ -1,4 +1,4 @@
-"""Tables of tickets that were pruned without training, and of what was converted."""
+"""Tables of tickets pruned without training, and of conversions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from operator import itemgetter
 from sparsebert.report.format import MISSING, Record, granularity_text, mean_and_verdict
 from sparsebert.report.table import Cell, Table
 
-_TAKES = {
+_FOOTPRINTS = {
     "disk": "weights on disk",
     "weights": "weights in memory",
     "activations": "activations, batch {batch}, {length} tokens",
@@ -20,7 +20,7 @@ _SHARES: dict[str, Cell] = {
 
 
 def ticket_tables(records: Iterable[Record]) -> list[Table]:
-    """Tickets that `prune` wrote, files that `convert` wrote, and what converted models take."""
+    """Return the tables of pruned tickets, of conversions, and of the size of converted models."""
     records = list(records)
     pruned = [row for row in records if row["kind"] == "prune"]
     overlaps = [row for row in records if row["kind"] == "prune_seeds"]
@@ -61,7 +61,7 @@ def _converted_table(converted: Sequence[Record]) -> Table:
 
 
 def footprint_table(row: Record) -> Table:
-    """What a converted model takes on disk and in memory, from its "convert" record."""
+    """Return the size of a converted model on disk and in memory, from its "convert" record."""
     before, after = row["before"], row["after"]
     rows = tuple(
         (
@@ -70,13 +70,13 @@ def footprint_table(row: Record) -> Table:
             _megabytes(after[field]),
             f"{after[field] / before[field]:.2f}x" if before[field] else MISSING,
         )
-        for field, name in _TAKES.items()
+        for field, name in _FOOTPRINTS.items()
     )
     return Table(f"What {row['output']} takes", ("MB", "before", "after", "ratio"), rows)
 
 
 def overlap_text(row: Record) -> str:
-    """How much two seeds' tickets have in common, from a "prune_seeds" record."""
+    """Return the overlap of two seeds' tickets in words, from a "prune_seeds" record."""
     return f"overlap of two of them (Jaccard index): {mean_and_verdict(row)}"
 
 

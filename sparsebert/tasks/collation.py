@@ -34,7 +34,7 @@ def collate(
         task: The task, or its name.
         tokenizer: The model's tokenizer.
         seed: Seed of the masks.
-        pad_to_multiple_of: Pad to a multiple of so many tokens.
+        pad_to_multiple_of: Pad to a multiple of this number of tokens.
 
     Returns:
         A function from a list of examples to tensors [batch, tokens]: int64, or float32 for scores.

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from sparsebert.training.gradient_checkpointing import enable_gradient_checkpointing
+
 
 @dataclass
 class MultiTaskConfig:
@@ -86,8 +88,9 @@ class MultiTaskModel(nn.Module):
         for name in self.config.tasks:
             self.task_model(name).save_pretrained(Path(folder) / name)
 
-    def gradient_checkpointing_enable(self) -> None:
-        self.base.gradient_checkpointing_enable()
+    def activation_checkpointing_enable(self) -> None:
+        """Enable gradient checkpointing in the encoder."""
+        enable_gradient_checkpointing(self.base)
 
 
 def _once(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:

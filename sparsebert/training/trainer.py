@@ -160,13 +160,6 @@ def training_arguments(settings: TrainingSettings, folder: Path, steps: int) -> 
     )
 
 
-def enable_gradient_checkpointing(model: Any) -> None:
-    """Make a PreTrainedModel recompute its activations in the backward pass instead of keeping them."""
-    # The second name is the one before transformers 5.23.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable()
-
-
 @contextlib.contextmanager
 def silence_transformers() -> Iterator[None]:
     """Silence the warnings and progress bars of transformers: the run log and our own bar replace them."""

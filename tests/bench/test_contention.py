@@ -35,7 +35,7 @@ def test_silence_of_the_system_is_no_reason():
 def test_own_work_and_that_of_workers_is_not_counted_as_others(monkeypatch):
     system, own, wall = iter([(100.0, 0.0), (106.0, 0.5)]), iter([10.0, 12.0]), iter([0.0, 4.0])
     monkeypatch.setattr(contention, "_system_seconds", lambda: next(system))
-    monkeypatch.setattr(contention, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(contention, "_process_seconds", lambda: next(own))
     monkeypatch.setattr(contention, "_waited_seconds", lambda: None)
     monkeypatch.setattr(contention.time, "perf_counter", lambda: next(wall))
     seen = Watch.start().stop(in_workers=1.0)

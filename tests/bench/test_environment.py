@@ -46,11 +46,11 @@ def test_a_complete_machine_lacks_nothing(here, monkeypatch):
         ({"kernels": None, "kernels_missing": "not built"}, "not built", "no faster than"),
         ({"kernels": "baseline"}, "AVX2", "fraction"),
         ({"kernels": "avx2", "isa_flags": ("avx2", "avx512f")}, "AVX-512", "two thirds"),
-        ({"onednn": None}, "oneDNN", "no fair dense bar"),
+        ({"onednn": None}, "oneDNN", "lacks its main baseline"),
         ({"gpu": None}, "GPU", "CPU"),
-        ({"gpu_kernels_missing": "triton is not installed"}, "triton is not installed", "computed dense"),
+        ({"gpu_kernels_missing": "triton is not installed"}, "triton is not installed", "computed as dense"),
         ({"versions": {"transformers": None, "onnxruntime": "1"}}, "transformers", "no model"),
-        ({"versions": {"transformers": "5", "onnxruntime": None}}, "onnxruntime", "rival"),
+        ({"versions": {"transformers": "5", "onnxruntime": None}}, "onnxruntime", "baseline"),
     ],
 )
 def test_each_lack_is_named_with_its_cost(here, monkeypatch, changes, what, cost):
@@ -61,7 +61,7 @@ def test_each_lack_is_named_with_its_cost(here, monkeypatch, changes, what, cost
     assert lack.remedy
 
 
-def test_a_missing_compiler_costs_a_rival(here, monkeypatch):
+def test_a_missing_compiler_costs_a_baseline(here, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     (lack,) = lacks(complete(here))
     assert "no-such-compiler" in lack.what

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparsebert.bench.output_check import TOLERANCES, GateError, compare, require
+from sparsebert.bench.output_check import TOLERANCES, OutputMismatchError, compare, require
 
 MASK = [torch.tensor([[1, 1, 0]])]
 
@@ -38,7 +38,7 @@ def test_tolerance_follows_the_arithmetic():
 
 
 def test_other_shapes_are_refused():
-    with pytest.raises(ValueError, match="side answers"):
+    with pytest.raises(ValueError, match="side returns shape"):
         compare("side", [torch.zeros(1, 2, 1)], answers(1, 1, 1), MASK, precision="float32")
 
 
@@ -46,6 +46,6 @@ def test_a_red_gate_names_side_error_and_tolerance():
     good = compare("good", answers(4.0, 1.0, 0.0), answers(4.0, 1.0, 0.0), MASK, precision="float32")
     bad = compare("bad", answers(4.0, 3.0, 0.0), answers(4.0, 1.0, 0.0), MASK, precision="float32")
     require([good])
-    with pytest.raises(GateError, match=r"bad: error 5\.00e-01 > tolerance 1e-04") as refused:
+    with pytest.raises(OutputMismatchError, match=r"bad: error 5\.00e-01 > tolerance 1e-04") as refused:
         require([good, bad])
     assert "good" not in str(refused.value)

@@ -10,7 +10,7 @@ from torch import nn
 from sparsebert.bench import output_check
 from sparsebert.bench.providers import BACKENDS, BASELINES
 from sparsebert.bench.providers.onednn import PrepackedLinear, prepack_
-from sparsebert.bench.pruned_model import prepare
+from sparsebert.bench.pruned_model import prepare_pruned_model
 from sparsebert.bench.workload import Workload
 from sparsebert.bert import resolve
 from sparsebert.pruning import prune
@@ -18,13 +18,13 @@ from sparsebert.pruning import prune
 IN_PROCESS = [name for name in BACKENDS if name not in ("compile", "deepsparse")]
 
 
-def verdict(name, subject):
-    side = BACKENDS[name]().build(subject)
+def verdict(name, pruned):
+    side = BACKENDS[name]().build(pruned)
     try:
-        masks = [batch["attention_mask"] for batch in subject.batches]
-        precision = BACKENDS[name]().precision(subject)
+        masks = [batch["attention_mask"] for batch in pruned.batches]
+        precision = BACKENDS[name]().precision(pruned)
         return side, output_check.compare(
-            name, side.answers(), subject.reference(), masks, precision=precision
+            name, side.answers(), pruned.reference(), masks, precision=precision
         )
     finally:
         side.close()
@@ -77,7 +77,7 @@ def test_the_sparse_side_says_which_formats_it_runs(tiny):
     assert BACKENDS["sparse"]().build(tiny).notes["formats"] == "12 element"
 
 
-def test_every_rival_has_a_reason_or_none_and_a_summary():
+def test_every_baseline_has_a_reason_or_none_and_a_summary():
     for name in BASELINES:
         provider = BACKENDS[name]()
         lack = provider.available()
@@ -89,7 +89,7 @@ def test_deepsparse_without_its_python_says_how_to_get_it(monkeypatch):
     monkeypatch.delenv("SPARSEBERT_DEEPSPARSE_PYTHON", raising=False)
     assert "SPARSEBERT_DEEPSPARSE_PYTHON" in BACKENDS["deepsparse"]().available()
     monkeypatch.setenv("SPARSEBERT_DEEPSPARSE_PYTHON", "/nowhere/python")
-    assert "/nowhere/python is no program" in BACKENDS["deepsparse"]().available()
+    assert "/nowhere/python is not a program" in BACKENDS["deepsparse"]().available()
 
 
 def test_a_missing_library_says_how_to_install_it(monkeypatch):
@@ -131,17 +131,19 @@ def test_prepacking_covers_every_linear_of_the_model(tiny):
 def test_wrong_numbers_from_onednn_are_noticed(monkeypatch):
     honest = PrepackedLinear.forward
     monkeypatch.setattr(PrepackedLinear, "forward", lambda self, x: honest(self, x) + 1)
-    assert "is off by" in BACKENDS["onednn"]().available()
+    assert "differs from F.linear by" in BACKENDS["onednn"]().available()
 
 
 def test_what_a_ticket_empties_is_gone_from_both_of_ours():
     """Half of the neurons pruned: as dense as what is left, and the record says what was removed."""
     workload = Workload("bert-tiny", batch=2, lengths=(16, 9))
     model = workload.load_model()
-    subject = prepare(workload, prune(model, "random", sparsity=0.5, granularity="neuron"), model=model)
-    dense = sum(mask.numel() * 4 for mask in subject.ticket.masks.values())
+    pruned = prepare_pruned_model(
+        workload, prune(model, "random", sparsity=0.5, granularity="neuron"), model=model
+    )
+    dense = sum(mask.numel() * 4 for mask in pruned.ticket.masks.values())
     for name in ("compact", "sparse"):
-        side, found = verdict(name, subject)
+        side, found = verdict(name, pruned)
         assert found.passed, str(found)
         assert side.weight_bytes < 0.6 * dense
     assert "encoder weights removed" in side.notes["removed"]

@@ -7,7 +7,7 @@ import torch
 
 from sparsebert.bench import memory, runner
 from sparsebert.bench.environment import detect
-from sparsebert.bench.output_check import GateError
+from sparsebert.bench.output_check import OutputMismatchError
 from sparsebert.bench.providers import BACKENDS, BuiltBackend
 from sparsebert.bench.timer import Timings
 
@@ -46,8 +46,8 @@ def test_a_red_gate_gives_no_figures_at_all(tiny, monkeypatch):
     wrong = BuiltBackend(
         run=lambda: timed.append(1) or 1.0, answers=lambda: [2 * a for a in tiny.reference()]
     )
-    monkeypatch.setattr(BACKENDS["eager"], "build", lambda self, subject, consume=False: wrong)
-    with pytest.raises(GateError, match="eager: error"):
+    monkeypatch.setattr(BACKENDS["eager"], "build", lambda self, pruned, consume=False: wrong)
+    with pytest.raises(OutputMismatchError, match="eager: error"):
         runner.run(tiny, ["eager"], detect(), QUICK)
     assert not timed
 
@@ -56,10 +56,10 @@ def test_sides_are_closed_even_when_one_cannot_be_built(tiny, monkeypatch):
     closed = []
     side = BuiltBackend(run=lambda: 1.0, answers=list, close=lambda: closed.append("eager"))
 
-    def refuse(self, subject, consume=False):
+    def refuse(self, pruned, consume=False):
         raise ValueError("cannot run this")
 
-    monkeypatch.setattr(BACKENDS["eager"], "build", lambda self, subject, consume=False: side)
+    monkeypatch.setattr(BACKENDS["eager"], "build", lambda self, pruned, consume=False: side)
     monkeypatch.setattr(BACKENDS["bf16"], "build", refuse)
     with pytest.raises(ValueError, match="cannot run this"):
         runner.run(tiny, ["eager", "bf16"], detect(), QUICK)
@@ -85,9 +85,9 @@ def test_memory_is_measured_in_a_process_of_its_own(tiny, tmp_path):
 
 def test_a_worker_that_fails_says_why(tmp_path):
     spec = {
-        "workload": {"model": "bert-tiny", "lengths": [4]},
-        "ticket": str(tmp_path / "none"),
+        "workload": {"model": "bert-tiny", "lengths": [4], "batch": 0},
+        "ticket": str(tmp_path / "ticket.safetensors"),
         "provider": "eager",
     }
-    with pytest.raises(RuntimeError, match=r"memory worker of eager failed: .+"):
+    with pytest.raises(RuntimeError, match=r"memory worker of eager failed: .*batch must be"):
         memory.measure({**spec, "format": "auto"})

@@ -47,8 +47,8 @@ def test_the_record_tells_random_weights_from_real_ones_and_no_path(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 0}, "batch=0"),
-        ({"threads": 0}, "threads=0"),
+        ({"batch": 0}, "batch must be a positive integer, got 0"),
+        ({"threads": 0}, "threads must be a positive integer, got 0"),
         ({"lengths": ()}, "at least one token"),
         ({"lengths": (4, 0)}, "at least one token"),
         ({"dtype": "float23"}, "did you mean 'float32'"),
@@ -73,7 +73,7 @@ def test_a_model_that_cannot_be_found_offers_the_nearest_shape():
 
 
 def test_sequences_longer_than_the_model_reads_are_refused():
-    with pytest.raises(ValueError, match="513 tokens do not fit bert-tiny: it reads at most 512"):
+    with pytest.raises(ValueError, match="513 tokens are too long for bert-tiny: its limit is 512"):
         Workload("bert-tiny", lengths=(513,)).load_model()
 
 
@@ -82,7 +82,7 @@ def test_roberta_reads_fewer_tokens_than_its_table_has_rows(tmp_path):
     config = RobertaConfig(vocab_size=50, max_position_embeddings=18, pad_token_id=1, **sizes)
     RobertaModel(config).save_pretrained(tmp_path)
     assert Workload(str(tmp_path), lengths=(16,)).load_model()
-    with pytest.raises(ValueError, match=r"17 tokens do not fit .*: it reads at most 16"):
+    with pytest.raises(ValueError, match=r"17 tokens are too long for .*: its limit is 16"):
         Workload(str(tmp_path), lengths=(17,)).load_model()
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gpu.baselines import two_of_four
 from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import DryRun
 from benchmarks.gpu.layers import Problem
-from benchmarks.gpu.rivals import two_of_four
 from benchmarks.gpu.tuning import candidates
-from sparsebert.bench.output_check import GateError
+from sparsebert.bench.output_check import OutputMismatchError
 from sparsebert.report.gpu_tables import gpu_tables
 from sparsebert.results import read
 from sparsebert_kernels.cuda.tile_configs import Shape, by_rule
@@ -55,24 +55,24 @@ def test_one_kind_of_point_runs_and_the_next_call_finds_it_done(tmp_path):
 
 def test_a_side_with_a_wrong_answer_gets_no_figure():
     sides = {"cublas": side(ONE), "panel": side(2 * ONE, required=True)}
-    with pytest.raises(GateError, match="panel"):
+    with pytest.raises(OutputMismatchError, match="panel"):
         compare(DryRun(), sides, [ONE.double()], baseline="cublas")
 
 
-def test_a_rival_that_is_wrong_or_cannot_run_is_noted_and_left_out():
+def test_a_baseline_that_is_wrong_or_cannot_run_is_noted_and_left_out():
     def broken() -> None:
         raise ModuleNotFoundError("No module named 'stk'")
 
     sides = {"cublas": side(ONE), "wrong": side(3 * ONE), "stk": Side(broken)}
     found = compare(DryRun(), sides, [ONE.double()], baseline="cublas")
     assert found["us"].keys() == {"cublas"}
-    assert "GateError" in found["notes"]["wrong"]
+    assert "OutputMismatchError" in found["notes"]["wrong"]
     assert found["notes"]["stk"] == "ModuleNotFoundError: No module named 'stk'"
 
 
 def test_nan_is_a_wrong_answer():
     sides = {"cublas": side(ONE), "panel": side(ONE * float("nan"), required=True)}
-    with pytest.raises(GateError):
+    with pytest.raises(OutputMismatchError):
         compare(DryRun(), sides, [ONE.double()], baseline="cublas")
 
 

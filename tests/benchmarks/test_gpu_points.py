@@ -188,7 +188,7 @@ def test_a_dry_run_may_not_write_to_the_results(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["gpu", "--dry-run", "--out", "benchmarks/results"])
     with pytest.raises(SystemExit):
         main()
-    assert "have no place in" in capsys.readouterr().err
+    assert "must not write to" in capsys.readouterr().err
 
 
 def test_list_shows_the_missing_points_and_measures_nothing(tmp_path, capsys, monkeypatch):

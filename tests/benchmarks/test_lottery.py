@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from benchmarks.lottery import __main__ as module
-from benchmarks.lottery.__main__ import known_records, main, rounds
+from benchmarks.lottery.__main__ import earlier_records, main, rounds
 from benchmarks.lottery.runs import SEEDS, Run, curve, learned, sources, targets
 
 
@@ -69,7 +69,7 @@ def test_what_two_parts_have_in_common_stands_once_in_each(trained: list[str], t
 
 
 def test_the_committed_results_are_those_of_the_runs() -> None:
-    known = known_records(Path(module.__file__).parents[1] / "results" / "lottery.jsonl")
+    known = earlier_records(Path(module.__file__).parents[1] / "results" / "lottery.jsonl")
     runs = [*(run for seed in SEEDS for run in (*curve(seed), *learned(seed))), *sources(), *targets()]
     assert known.keys() <= {run.name for run in runs}
 
@@ -81,12 +81,12 @@ def test_a_ticket_that_is_found_again_must_be_the_known_one(trained: list[str], 
     list(rounds(target, known, tmp_path, tmp_path))
     assert trained == [target.ticket, target.name]
     known[target.ticket][0]["masks_sha256"] = "of another machine"
-    with pytest.raises(ValueError, match="came out another ticket"):
+    with pytest.raises(ValueError, match="finds another ticket"):
         list(rounds(target, known, tmp_path, tmp_path))
     older = {target.ticket: [{"kind": "round", "ticket_sha256": "file"}]}  # they know the ticket by its file
     assert list(rounds(target, older, tmp_path, tmp_path))
     older[target.ticket][0]["ticket_sha256"] = "another file"
-    with pytest.raises(ValueError, match="came out another ticket"):
+    with pytest.raises(ValueError, match="finds another ticket"):
         list(rounds(target, older, tmp_path, tmp_path))
 
 
@@ -105,7 +105,7 @@ def test_without_task_data_it_says_so(
             ["--plot", "curve.jpg", "--out", "new.jsonl"],
             "--plot: cannot draw curve.jpg: a picture's name ends with",
         ),
-        (["--plot", "curve.png"], "--plot: speeds are measured for --out, and it is missing"),
+        (["--plot", "curve.png"], "--plot needs --out"),
     ],
 )
 def test_a_picture_that_cannot_be_drawn_is_refused_before_hours_of_work(

@@ -3,7 +3,7 @@
 import pytest
 
 from sparsebert.bench import runner
-from sparsebert.bench.output_check import GateError
+from sparsebert.bench.output_check import OutputMismatchError
 from sparsebert.cli import app
 from sparsebert.results import read
 from sparsebert.tickets.ticket import Ticket
@@ -27,7 +27,7 @@ def refused(capsys, *arguments: str) -> str:
         (["bnch"], "'bench'"),
         (["bench", "--bach", "3"], "--batch"),
         (["bench", "--batch", "three"], "--batch"),
-        (["bench", "--batch", "0"], "batch=0"),
+        (["bench", "--batch", "0"], "batch must be a positive integer, got 0"),
         (["bench", "--sparsity", "90"], "did you mean 0.9"),
         (["bench", "--ticket", "a.safetensors", "--sparsity", "0.8"], "omit one of them"),
         (
@@ -39,7 +39,7 @@ def refused(capsys, *arguments: str) -> str:
         (["bench", "--vs", "onedn"], "did you mean 'onednn'"),
         (["bench", "--vs", ","], "--vs must name a baseline"),
         (["bench", "--dtype", "float23"], "did you mean 'float32'"),
-        (["bench", "--threads", "0"], "threads=0"),
+        (["bench", "--threads", "0"], "threads must be a positive integer, got 0"),
         (["bench", "--json", "/nowhere/at/all.jsonl"], "does not exist"),
         (["bench", "--plot", "/nowhere/at/all.png"], "does not exist"),
         (
@@ -73,7 +73,7 @@ def test_bad_input_is_one_line_that_says_what_would_be_right(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_rival_that_cannot_run_is_refused_when_asked_for(capsys, monkeypatch):
+def test_a_baseline_that_cannot_run_is_refused_when_asked_for(capsys, monkeypatch):
     monkeypatch.delenv("SPARSEBERT_DEEPSPARSE_PYTHON", raising=False)
     assert "deepsparse cannot run here" in refused(capsys, "bench", *QUICK, "--vs", "deepsparse")
 
@@ -158,7 +158,7 @@ def test_a_ticket_of_another_model_is_refused(capsys, tmp_path):
 
 def test_a_red_gate_prints_the_error_and_no_figures(capsys, monkeypatch):
     def wrong(*arguments):
-        raise GateError("the answers disagree: sparse: error 1e+00 > tolerance 1e-04")
+        raise OutputMismatchError("outputs differ: sparse: error 1e+00 > tolerance 1e-04")
 
     monkeypatch.setattr(runner, "run", wrong)
     assert app.main(["bench", *QUICK]) == 1
@@ -167,7 +167,7 @@ def test_a_red_gate_prints_the_error_and_no_figures(capsys, monkeypatch):
     assert "error 1e+00" in err
 
 
-def test_rivals_are_listed_with_what_each_needs(capsys, monkeypatch):
+def test_baselines_are_listed_with_what_each_needs(capsys, monkeypatch):
     monkeypatch.delenv("SPARSEBERT_DEEPSPARSE_PYTHON", raising=False)
     assert app.main(["bench", "--vs", "help"]) == 0
     out = capsys.readouterr().out

@@ -179,7 +179,7 @@ class TestSparseFolders:
     ) -> None:
         out = tmp_path / "out"
         line = refused(capsys, "convert", str(sparse), str(out), "--to", "model", "--seq", "9999")
-        assert "9999 tokens are more than the model has positions for: 512" in line
+        assert "length 9999 exceeds the 512 positions of the model" in line
         assert not out.exists()
 
     def test_what_makes_it_a_model_of_sentence_transformers_comes_along(

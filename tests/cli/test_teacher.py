@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from sparsebert import results
 from sparsebert.cli import app
-from tests.cli.tiny import OTHER, QUICK, SHAPE, SPECIAL, WORDS, refused, save, sentences
+from tests.cli.tiny import QUICK, SHAPE, SPECIAL, WORDS, refused, save, sentences, write_squad
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -95,17 +94,7 @@ class TestOneTask:
         assert only_round(tmp_path / "run")["distillation"]["weight"] == 0.5
 
     def test_spans(self, tokenizer: Any, bert: Path, tmp_path: Path) -> None:
-        folder = tmp_path / "data" / "squad-v1.1"
-        folder.mkdir(parents=True)
-        context = "the film is good a plot is bad"
-        asked = [
-            {"id": str(i), "question": f"is the {OTHER[2 + i % 2]} good", "answers": [answer]}
-            for i in range(8)
-            for answer in [{"text": "good", "answer_start": context.index("good")}]
-        ]
-        content = {"data": [{"paragraphs": [{"context": context, "qas": asked}]}]}
-        for name in ("train-v1.1.json", "dev-v1.1.json"):
-            (folder / name).write_text(json.dumps(content))
+        write_squad(tmp_path / "data" / "squad-v1.1", ("good",))
         teacher = save(tmp_path / "teacher", tokenizer, "BertForQuestionAnswering")
         arguments = ["--model", str(bert), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
         arguments += ["--task", "squad", "--max-length", "24", *QUICK, *HALF, "--method", "movement"]

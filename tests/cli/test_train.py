@@ -19,7 +19,7 @@ from sparsebert.interop.smp import to_smp
 from sparsebert.tasks import encoding
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.snapshot import Snapshot
-from tests.cli.tiny import OTHER, PRUNABLE, QUICK, refused, save
+from tests.cli.tiny import PRUNABLE, QUICK, refused, save, write_squad
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -168,19 +168,7 @@ class TestTrain:
         assert dense["kept"] == 2 * pruned["kept"]
 
     def test_questions(self, tokenizer: Any, tmp_path: Path, bert: Path) -> None:
-        folder = tmp_path / "data" / "squad-v1.1"
-        folder.mkdir(parents=True)
-        context = "the film is good a plot is bad"
-        asked = [
-            {"id": str(i), "question": f"is the {OTHER[2 + i % 2]} good", "answers": [answer]}
-            for i in range(8)
-            for answer in [
-                {"text": ("good", "bad")[i % 2], "answer_start": context.index(("good", "bad")[i % 2])}
-            ]
-        ]
-        content = {"data": [{"paragraphs": [{"context": context, "qas": asked}]}]}
-        for name in ("train-v1.1.json", "dev-v1.1.json"):
-            (folder / name).write_text(json.dumps(content))
+        write_squad(tmp_path / "data" / "squad-v1.1", ("good", "bad"))
         arguments = ["--model", str(bert), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
         arguments += ["--task", "squad", "--max-length", "24", *QUICK]
         arguments += ["--method", "one-shot", "--sparsity", "0.5"]

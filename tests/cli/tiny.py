@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,24 @@ def write_tables(folder: Path, names: tuple[str, str], header: str, row: str) ->
     for offset, name in enumerate(names):
         rows = [row.format(text=text, label=label) for text, label in sentences(offset)]
         (folder / name).write_text("\n".join([*([header] if header else []), *rows]) + "\n")
+
+
+def write_squad(folder: Path, answers: tuple[str, ...]) -> None:
+    """Eight questions on one paragraph, to train on and to evaluate on; the answers take turns."""
+    folder.mkdir(parents=True)
+    context = "the film is good a plot is bad"
+    questions = [
+        {
+            "id": str(i),
+            "question": f"is the {OTHER[2 + i % 2]} good",
+            "answers": [{"text": answer, "answer_start": context.index(answer)}],
+        }
+        for i in range(8)
+        for answer in [answers[i % len(answers)]]
+    ]
+    content = {"data": [{"paragraphs": [{"context": context, "qas": questions}]}]}
+    for name in ("train-v1.1.json", "dev-v1.1.json"):
+        (folder / name).write_text(json.dumps(content))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

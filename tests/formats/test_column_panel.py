@@ -48,9 +48,9 @@ class TestUnion:
     @given(st.data())
     def test_of_a_mask_is_that_of_its_packed_weight(self, data: st.DataObject) -> None:
         matrix = data.draw(matrices())
-        chosen = data.draw(options("column_panel"))
-        packed = ColumnPanelSparse.from_dense(matrix.weight, matrix.mask, **chosen)
-        assert union(matrix.mask, **chosen) == packed.union
+        settings = data.draw(options("column_panel"))
+        packed = ColumnPanelSparse.from_dense(matrix.weight, matrix.mask, **settings)
+        assert union(matrix.mask, **settings) == packed.union
 
     def test_is_everything_for_a_dense_mask_and_nothing_for_an_empty_one(self) -> None:
         assert union(torch.ones(128, 640, dtype=torch.bool)) == 1

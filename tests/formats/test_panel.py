@@ -139,16 +139,20 @@ class TestJoin:
     @pytest.mark.parametrize(
         ("other", "message"),
         [
-            (PanelSparse.from_dense(torch.ones(64, 100), block_size=(64, 16)), "panel_rows 32 and 64"),
-            (PanelSparse.from_dense(torch.ones(64, 100), block_size=(32, 8)), "group_columns 16 and 8"),
-            (PanelSparse.from_dense(torch.ones(64, 100).half(), block_size=(32, 16)), "dtype .*float16"),
-            (PanelSparse.from_dense(torch.ones(64, 90), block_size=(32, 16)), "100 and 90 in_features"),
+            (((64, 100), torch.float32, (64, 16)), "panel_rows 32 and 64"),
+            (((64, 100), torch.float32, (32, 8)), "group_columns 16 and 8"),
+            (((64, 100), torch.float16, (32, 16)), "dtype .*float16"),
+            (((64, 90), torch.float32, (32, 16)), "100 and 90 in_features"),
         ],
         ids=["panel rows", "group columns", "dtype", "in_features"],
     )
-    def test_refuses_weights_that_differ(self, other: PanelSparse, message: str) -> None:
+    def test_refuses_weights_that_differ(
+        self, other: tuple[tuple[int, int], torch.dtype, tuple[int, int]], message: str
+    ) -> None:
+        shape, dtype, block_size = other
+        weight = PanelSparse.from_dense(torch.ones(shape, dtype=dtype), block_size=block_size)
         with pytest.raises(ValueError, match=message):
-            join([self.members()[0], other])
+            join([self.members()[0], weight])
 
     def test_refuses_a_member_that_does_not_fill_its_panels(self) -> None:
         with pytest.raises(

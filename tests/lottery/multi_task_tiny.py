@@ -42,8 +42,8 @@ def evaluate_texts(model: nn.Module) -> dict[str, float]:
     model.eval()
     with torch.no_grad():
         guessed = model(input_ids=batch["input_ids"]).logits.argmax(-1)
-    asked = batch["labels"] >= 0
-    return {"accuracy": float((guessed == batch["labels"])[asked].float().mean())}
+    masked = batch["labels"] >= 0
+    return {"accuracy": float((guessed == batch["labels"])[masked].float().mean())}
 
 
 def experiments() -> dict[str, Experiment]:

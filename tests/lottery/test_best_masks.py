@@ -25,7 +25,7 @@ from tests.lottery import tiny
 from tests.lottery.killing import Killed
 
 
-def asked(**changes: Any) -> RunConfig:
+def config_of(**changes: Any) -> RunConfig:
     return tiny.request("smp", 0.7, **{"mask": "L", "scope": "matrix", "ramp_steps": 3, **changes})
 
 
@@ -48,7 +48,7 @@ def test_the_best_scores_make_the_ticket_at_the_full_sparsity(tmp_path: Path) ->
         seen.append(scores_of(model))
         return metrics[len(seen) - 1]
 
-    (row,) = run(by(judge), asked(choose_every=2, steps=9), tmp_path)
+    (row,) = run(by(judge), config_of(choose_every=2, steps=9), tmp_path)
     assert row["search"] == {"step": 6, "metric": 0.9}
     ticket = Ticket.load(tmp_path / "ticket.safetensors")
     assert ticket.sparsity == 0.7
@@ -104,8 +104,8 @@ def test_training_goes_on_as_if_nobody_looked(tmp_path: Path) -> None:
         model.eval()
         return float(len(calls))
 
-    (chosen,) = run(by(judge), asked(choose_every=1), tmp_path / "chosen")
-    (plain,) = run(tiny.experiment(), asked(), tmp_path / "plain")
+    (chosen,) = run(by(judge), config_of(choose_every=1), tmp_path / "chosen")
+    (plain,) = run(tiny.experiment(), config_of(), tmp_path / "plain")
     assert len(calls) == 5
     assert chosen["search"]["step"] == 7
     assert chosen["metrics"] == plain["metrics"]
@@ -119,7 +119,7 @@ def test_killed_at_any_judgement_it_chooses_the_same(tmp_path: Path, killed_at: 
     def good(model: nn.Module) -> float:
         return float(sum(each.sigmoid().sum() for each in scores_of(model).values()) * 1e3 % 1)
 
-    (whole,) = run(by(good), asked(choose_every=1), tmp_path / "whole")
+    (whole,) = run(by(good), config_of(choose_every=1), tmp_path / "whole")
     calls: list[int] = []
 
     def dying(model: nn.Module) -> float:
@@ -129,8 +129,8 @@ def test_killed_at_any_judgement_it_chooses_the_same(tmp_path: Path, killed_at: 
         return good(model)
 
     with pytest.raises(Killed):
-        run(by(dying), asked(choose_every=1), tmp_path / "parts")
-    (parts,) = run(by(good), asked(choose_every=1), tmp_path / "parts")
+        run(by(dying), config_of(choose_every=1), tmp_path / "parts")
+    (parts,) = run(by(good), config_of(choose_every=1), tmp_path / "parts")
     assert parts["search"] == whole["search"]
     one, other = (Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("whole", "parts"))
     assert one == other
@@ -149,7 +149,7 @@ def test_it_is_judged_in_fp32_whatever_it_is_trained_in(tmp_path: Path) -> None:
 
     whole = by(judge)
     whole.model.classifier.register_forward_hook(lambda layer, x, y: seen.append((judging, y.dtype)))
-    run(whole, asked(choose_every=1, precision="bf16"), tmp_path)
+    run(whole, config_of(choose_every=1, precision="bf16"), tmp_path)
     assert {dtype for judged, dtype in seen if judged} == {torch.float32}
     assert [dtype for judged, dtype in seen if not judged] == [torch.bfloat16] * 7 + [torch.float32]
 
@@ -159,7 +159,7 @@ def test_to_judge_wakes_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     from sparsebert.mask_learning.learner import Learner
     from sparsebert.training.best_masks import BestMasks
 
-    model, request = tiny.model(), asked()
+    model, request = tiny.model(), config_of()
     method = request.method
     assert isinstance(method, MaskLearningMethod)
     learner: Learner = method.learner(model, request, 7, prune(model, sparsity=0))
@@ -176,13 +176,13 @@ def test_killed_after_its_round_it_leaves_no_file(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patched:
         patched.setattr(loop._Run, "_clean_up", die)
         with pytest.raises(Killed):
-            run(by(lambda model: 0.5), asked(choose_every=2), tmp_path)
+            run(by(lambda model: 0.5), config_of(choose_every=2), tmp_path)
     assert list(tmp_path.rglob("best.safetensors"))
-    run(by(lambda model: 0.5), asked(choose_every=2), tmp_path)
+    run(by(lambda model: 0.5), config_of(choose_every=2), tmp_path)
     assert not list(tmp_path.rglob("best.safetensors"))
 
 
 def test_it_needs_a_judge(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="choose_every needs an experiment with a judge"):
-        run(tiny.experiment(), asked(choose_every=2), tmp_path / "run")
+        run(tiny.experiment(), config_of(choose_every=2), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -35,7 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def asked(method: str, **changes: Any) -> RunConfig:
+def config_of(method: str, **changes: Any) -> RunConfig:
     taught = {"distillation": Distillation(0.9), "negatives": 12, "label_weight": 1.0}
     chosen = {"scope": lottery_method(method).scope, **taught, **METHODS[method], **changes}
     return tiny.request(method, **chosen)
@@ -60,7 +60,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run(tmp_path: Path, method: str) -> None:
-    rows = run(experiment(), asked(method), tmp_path)
+    rows = run(experiment(), config_of(method), tmp_path)
     ticket = Ticket.load(tmp_path / "ticket.safetensors")
     assert rows[-1]["sparsity"] == ticket.sparsity
     if (sparsity := METHODS[method]["sparsity"]) is not None:
@@ -73,7 +73,7 @@ def test_there_are_terms_of_three_banks_and_snapshots_share_their_negatives(
     tmp_path: Path, used: list[tuple[int, int, int]]
 ) -> None:
     """Seven steps, snapshots after the second, the fourth and the sixth."""
-    run(experiment(), asked("cap"), tmp_path)
+    run(experiment(), config_of("cap"), tmp_path)
     first, own = (8, 1, 12), [(8, 1, 12), (8, 2, 6), (8, 3, 4)]
     assert used == [first, first] * 2 + [first, first, own[0]] * 2 + [first, first, own[1]] * 2 + [
         first,
@@ -83,7 +83,7 @@ def test_there_are_terms_of_three_banks_and_snapshots_share_their_negatives(
 
 
 def test_by_default_there_is_a_snapshot_an_epoch(tmp_path: Path, used: list[tuple[int, int, int]]) -> None:
-    run(experiment(), asked("cap", snapshot_every=None, steps=12, banks="snapshots"), tmp_path)
+    run(experiment(), config_of("cap", snapshot_every=None, steps=12, banks="snapshots"), tmp_path)
     assert [encoders for _, encoders, _ in used] == [1] * 5 + [2] * 2  # 40 examples are 5 batches
 
 
@@ -97,7 +97,7 @@ def test_structured_stages_begin_with_a_snapshot_of_the_last_one(
         "write",
         lambda self, name, *rest: written.append(name) or write(self, name, *rest),
     )
-    rows = run(experiment(), asked("cap-structured"), tmp_path)
+    rows = run(experiment(), config_of("cap-structured"), tmp_path)
     assert [row["sparsity"] for row in rows] == [0.25, 0.5]
     assert [row["source"] for row in rows] == ["start", "trained"]
     assert written == ["pretrained", "fine-tuned", "snapshot-000001"]
@@ -105,7 +105,7 @@ def test_structured_stages_begin_with_a_snapshot_of_the_last_one(
 
 
 def test_every_layer_keeps_a_head_and_both_kinds_lose_the_same_share(tmp_path: Path) -> None:
-    run(experiment(), asked("cap-structured"), tmp_path)
+    run(experiment(), config_of("cap-structured"), tmp_path)
     ticket = Ticket.load(tmp_path / "ticket.safetensors")
     neurons = 0
     for layer in range(2):
@@ -122,13 +122,13 @@ def test_examples_keep_near_to_what_the_model_made_of_them_at_first(tmp_path: Pa
         ours = tiny.experiment(dropout=0.0)
         ids = tiny.collate(tiny.examples())["input_ids"]
         before = ours.model.eval().bert(input_ids=ids).pooler_output
-        request = asked(
+        request = config_of(
             "cap",
             instance_weight=weight,
             label_weight=0.0,
             banks="pretrained",
             distillation=None,
-            steps=60,
+            steps=30,
             sparsity=0.3,
             negatives=40,
         )
@@ -143,11 +143,11 @@ def test_examples_keep_near_to_what_the_model_made_of_them_at_first(tmp_path: Pa
 @pytest.mark.parametrize("method", METHODS)
 def test_interrupted_at_any_batch(tmp_path: Path, method: str) -> None:
     """Five batches encode the data with each encoder; checkpoints are after the third and the sixth."""
-    run(experiment(), asked(method), tmp_path / "whole")
+    run(experiment(), config_of(method), tmp_path / "whole")
     for session, batch in enumerate((3, 8, 13, 14, 17, 6, 9, 7, 12, None)):
         torch.manual_seed(session)
         with contextlib.suppress(Killed):
-            run(experiment(collate=dying(tiny.collate, batch)), asked(method), tmp_path / "parts")
+            run(experiment(collate=dying(tiny.collate, batch)), config_of(method), tmp_path / "parts")
             break
     rows = results.read(tmp_path / "parts" / "log.jsonl", "round")
     assert sum(row["sessions"] for row in rows) > 4
@@ -158,7 +158,7 @@ def test_interrupted_at_any_batch(tmp_path: Path, method: str) -> None:
 def test_interrupted_after_the_last_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    run(experiment(), asked(method), tmp_path / "whole")
+    run(experiment(), config_of(method), tmp_path / "whole")
 
     def killed(*arguments: Any, **options: Any) -> Any:
         raise Killed
@@ -166,8 +166,8 @@ def test_interrupted_after_the_last_step(
     with monkeypatch.context() as patch:
         patch.setattr(loop._Run, "_close_round", killed)
         with pytest.raises(Killed):
-            run(experiment(), asked(method), tmp_path / "parts")
-    run(experiment(), asked(method), tmp_path / "parts")
+            run(experiment(), config_of(method), tmp_path / "parts")
+    run(experiment(), config_of(method), tmp_path / "parts")
     assert_same(tmp_path / "parts", tmp_path / "whole")
 
 
@@ -193,7 +193,7 @@ def test_a_span_has_the_term_of_instances_alone(tmp_path: Path, monkeypatch: pyt
         return BertForQuestionAnswering(tiny.model().config)
 
     ours = Experiment(model(0), tiny.examples(), spans, lambda model: {"f1": 0.0}, teacher=Teacher(model(1)))
-    (row,) = run(ours, asked("cap"), tmp_path)
+    (row,) = run(ours, config_of("cap"), tmp_path)
     assert row["sparsity"] == pytest.approx(0.7)
     assert found
     assert set(found) == {None}
@@ -201,7 +201,7 @@ def test_a_span_has_the_term_of_instances_alone(tmp_path: Path, monkeypatch: pyt
 
 def test_accumulated_batches_and_mixed_precision(tmp_path: Path) -> None:
     split = {"batch_size": 4, "gradient_accumulation": 2, "group_by_length": True, "precision": "bf16"}
-    (row,) = run(experiment(), asked("cap", **split), tmp_path)
+    (row,) = run(experiment(), config_of("cap", **split), tmp_path)
     assert row["sparsity"] == pytest.approx(0.7)
 
 
@@ -222,7 +222,7 @@ class TestRefusals:
     )
     def test_options(self, method: str, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            asked(method, **changes)
+            config_of(method, **changes)
 
     @pytest.mark.parametrize("method", METHODS)
     def test_data_and_teachers_before_anything_is_written(self, tmp_path: Path, method: str) -> None:
@@ -244,7 +244,7 @@ class TestRefusals:
             ({"teacher": wider()}, "the teacher's have 24 features, the model's 20"),
         ):
             with pytest.raises(ValueError, match=message):
-                run(experiment(**changes), asked(method), tmp_path / "run")
+                run(experiment(**changes), config_of(method), tmp_path / "run")
         with pytest.raises(ValueError, match="name one as the teacher, or leave 'fine-tuned' out"):
-            run(tiny.experiment(), asked(method, distillation=None), tmp_path / "run")
+            run(tiny.experiment(), config_of(method, distillation=None), tmp_path / "run")
         assert not (tmp_path / "run").exists()

@@ -76,7 +76,7 @@ class Counted:
         return self._answer(**batch)
 
 
-def asked(method: str, **changes: Any) -> RunConfig:
+def config_of(method: str, **changes: Any) -> RunConfig:
     needs = NEEDS.get(method, dict)()
     scope = {} if "ticket" in needs else {"scope": lottery_method(method).scope}
     return tiny.request(method, **{"distillation": SETTINGS, "steps": 3, **scope, **needs, **changes})
@@ -92,7 +92,7 @@ def taught(teacher: Answers, **changes: Any) -> Experiment:
 @pytest.mark.parametrize("method", [name for name in lottery_methods() if name != "multi-task"])
 def test_every_method_asks_its_teacher_about_every_batch(tmp_path: Path, method: str) -> None:
     teacher = Counted()
-    rows = run(taught(teacher), asked(method), tmp_path)
+    rows = run(taught(teacher), config_of(method), tmp_path)
     # Without rewinding steps are counted on from round to round.
     counts = [rows[-1]["steps"]] if method == "standard" else [row["steps"] for row in rows]
     assert teacher.batches == sum(counts)
@@ -122,7 +122,7 @@ def test_what_is_learned_is_the_teacher_s(tmp_path: Path) -> None:
     for weight in (None, 1.0):
         experiment = tiny.experiment(dropout=0.0)
         settings = None if weight is None else Distillation(weight)
-        request = asked("dense", distillation=settings, steps=60)
+        request = config_of("dense", distillation=settings, steps=60)
         run(replace(experiment, teacher=teacher if weight else None), request, tmp_path / str(weight))
         logits = experiment.model.eval()(input_ids=batch["input_ids"]).logits
         agreed[weight] = float((logits.argmax(-1) == theirs).float().mean())
@@ -131,7 +131,7 @@ def test_what_is_learned_is_the_teacher_s(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["imp", "smp", "early-bird"])
 def test_interrupted_at_any_batch(tmp_path: Path, method: str) -> None:
-    request = asked(method, steps=5, save_steps=2)
+    request = config_of(method, steps=5, save_steps=2)
     run(taught(tiny.teacher()), request, tmp_path / "whole")
     for batch in (4, 5, 7, 6, 5, None):
         with contextlib.suppress(Killed):
@@ -146,20 +146,20 @@ def test_interrupted_at_any_batch(tmp_path: Path, method: str) -> None:
 
 
 def test_a_run_goes_on_with_the_same_teacher_only(tmp_path: Path) -> None:
-    run(taught(tiny.teacher()), asked("random"), tmp_path)
+    run(taught(tiny.teacher()), config_of("random"), tmp_path)
     for other, difference in (
         (replace(SETTINGS, weight=0.5), r"distillation\.weight 0\.9, not 0\.5"),
         (replace(SETTINGS, teachers={"made-up": "sha256:1"}), r"'sha256:0', not 'sha256:1'"),
     ):
         with pytest.raises(ValueError, match=difference):
-            run(taught(tiny.teacher()), asked("random", distillation=other), tmp_path)
+            run(taught(tiny.teacher()), config_of("random", distillation=other), tmp_path)
     with pytest.raises(ValueError, match="holds a run with distillation"):
-        run(tiny.experiment(), asked("random", distillation=None), tmp_path)
+        run(tiny.experiment(), config_of("random", distillation=None), tmp_path)
 
 
 def test_a_teacher_without_settings_and_settings_without_a_teacher_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="go together: a teacher is missing"):
-        run(tiny.experiment(), asked("random"), tmp_path / "run")
+        run(tiny.experiment(), config_of("random"), tmp_path / "run")
     with pytest.raises(ValueError, match="go together: a distillation is missing"):
-        run(taught(tiny.teacher()), asked("random", distillation=None), tmp_path / "run")
+        run(taught(tiny.teacher()), config_of("random", distillation=None), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -67,8 +67,8 @@ def test_heads_may_rank_within_their_layer(tmp_path: Path) -> None:
 
 def test_heads_and_neurons_may_have_shares_of_their_own(tmp_path: Path) -> None:
     shares = {"heads_sparsity": 0.5, "neurons_sparsity": 0.4}
-    asked = request("early-bird", None, **{**EARLY, "scope": "heads-by-layer"}, **shares)
-    rows = run(experiment(), asked, tmp_path)
+    config = request("early-bird", None, **{**EARLY, "scope": "heads-by-layer"}, **shares)
+    rows = run(experiment(), config, tmp_path)
     ticket = Ticket.load(tmp_path / "ticket.safetensors")
     for layer in range(2):
         heads = ticket.masks[f"encoder.layer.{layer}.attention.self.query"].view(2, -1)
@@ -89,8 +89,8 @@ def test_the_search_may_have_a_learning_rate_of_its_own(
         return create(self, model)
 
     monkeypatch.setattr(TicketTrainer, "create_optimizer", spy)
-    asked = request("early-bird", 0.5, **EARLY, learning_rate=4e-3, search_learning_rate=2e-3)
-    run(experiment(), asked, tmp_path)
+    config = request("early-bird", 0.5, **EARLY, learning_rate=4e-3, search_learning_rate=2e-3)
+    run(experiment(), config, tmp_path)
     assert rates == [2e-3, 4e-3]
 
 
@@ -112,8 +112,8 @@ def test_a_fixed_draw_is_a_share_of_the_first_epoch(tmp_path: Path) -> None:
 
 
 def test_what_never_settles_is_drawn_at_the_end(tmp_path: Path) -> None:
-    asked = request("early-bird", 0.5, **UNITS, every=3, epsilon=1e-9)
-    rows = run(experiment(), asked, tmp_path)
+    config = request("early-bird", 0.5, **UNITS, every=3, epsilon=1e-9)
+    rows = run(experiment(), config, tmp_path)
     found = search(tmp_path)
     assert [row["steps"] for row in rows] == [7, 7]
     assert (found["settled"], found["drawn_at"]) == (False, 6)
@@ -122,13 +122,13 @@ def test_what_never_settles_is_drawn_at_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("draw", ["distance", "fixed"])
 def test_killed_anywhere_it_draws_the_same_ticket(tmp_path: Path, draw: str) -> None:
     """Before and after the draw; a checkpoint may lie at its very step."""
-    asked = request("early-bird", 0.5, **EARLY, draw=draw, draw_at=1.0, save_steps=1)
-    run(experiment(), asked, tmp_path / "whole")
+    config = request("early-bird", 0.5, **EARLY, draw=draw, draw_at=1.0, save_steps=1)
+    run(experiment(), config, tmp_path / "whole")
     sessions = 0
     for batch in (4, 3, 2, 5, 3, 7, 4, None):
         sessions += 1
         try:
-            run(replace(experiment(), collate=dying(collate, batch)), asked, tmp_path / "parts")
+            run(replace(experiment(), collate=dying(collate, batch)), config, tmp_path / "parts")
         except Killed:
             continue
         break
@@ -137,8 +137,8 @@ def test_killed_anywhere_it_draws_the_same_ticket(tmp_path: Path, draw: str) -> 
 
 
 def test_killed_between_the_last_step_and_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = request("early-bird", 0.5, **EARLY, save_steps=1)
-    run(experiment(), asked, tmp_path / "whole")
+    config = request("early-bird", 0.5, **EARLY, save_steps=1)
+    run(experiment(), config, tmp_path / "whole")
 
     def killed(*arguments: Any) -> None:
         raise Killed
@@ -146,8 +146,8 @@ def test_killed_between_the_last_step_and_its_record(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr("sparsebert.lottery.loop._counts", killed)
         with pytest.raises(Killed):
-            run(experiment(), asked, tmp_path / "parts")
-    run(experiment(), asked, tmp_path / "parts")
+            run(experiment(), config, tmp_path / "parts")
+    run(experiment(), config, tmp_path / "parts")
     assert_same(tmp_path)
 
 

@@ -47,8 +47,8 @@ def test_a_removed_mlp_stays_removed_while_it_trains(tmp_path: Path) -> None:
 
 def test_published_gradients_choose_otherwise(tmp_path: Path) -> None:
     for name, accumulate in (("fresh", False), ("published", True)):
-        asked = request("importance", 0.5, **CHOICES, accumulate=accumulate)
-        run(experiment(), asked, tmp_path / name)
+        config = request("importance", 0.5, **CHOICES, accumulate=accumulate)
+        run(experiment(), config, tmp_path / name)
     fresh, published = (
         Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("fresh", "published")
     )
@@ -56,11 +56,11 @@ def test_published_gradients_choose_otherwise(tmp_path: Path) -> None:
 
 
 def test_killed_in_either_round_it_ends_with_the_same_ticket(tmp_path: Path) -> None:
-    asked = request("importance", 0.5, **CHOICES)
-    run(experiment(), asked, tmp_path / "whole")
+    config = request("importance", 0.5, **CHOICES)
+    run(experiment(), config, tmp_path / "whole")
     for batch in (6, 7, None):
         try:
-            run(replace(experiment(), collate=dying(collate, batch)), asked, tmp_path / "parts")
+            run(replace(experiment(), collate=dying(collate, batch)), config, tmp_path / "parts")
         except Killed:
             assert batch
     tickets = [Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("whole", "parts")]

@@ -159,13 +159,13 @@ class TestTurns:
             TaskMixture({"a": [1], "b": []}, "equal")
 
 
-def asked(**changes: Any) -> Any:
+def config_of(**changes: Any) -> Any:
     return tiny.request("multi-task", **changes)
 
 
 class TestRuns:
     def test_one_mask_for_all_tasks_exact_and_with_the_usual_keys(self, tmp_path: Path) -> None:
-        rows = run(experiment(), asked(), tmp_path)
+        rows = run(experiment(), config_of(), tmp_path)
         assert [row["kept"] for row in rows] == [tiny.PRUNABLE * (10 - r) // 10 for r in range(4)]
         assert set(rows[0]["metrics"]) == {"accuracy", "language_accuracy"}
         ticket = Ticket.load(tmp_path / "ticket.safetensors")
@@ -193,7 +193,7 @@ class TestRuns:
         monkeypatch.setattr(round_training, "TicketTrainer", Watched)
         whole = experiment(proportions="2,1")
         start = Snapshot.of(whole.model)
-        run(whole, asked(sparsity=0.2, proportions="2,1"), tmp_path)
+        run(whole, config_of(sparsity=0.2, proportions="2,1"), tmp_path)
         assert batches == [0, 1, 0, 0, 1, 0, 0] * 3
         ticket = Ticket.load(tmp_path / "round-01" / "ticket.safetensors")
         expected = model()
@@ -211,7 +211,7 @@ class TestRuns:
         ids=lambda changes: changes.get("rewind", "pretrained"),
     )
     def test_interrupted_at_any_batch(self, tmp_path: Path, changes: dict[str, Any]) -> None:
-        request = asked(sparsity=0.2, **changes)
+        request = config_of(sparsity=0.2, **changes)
         run(experiment(), request, tmp_path / "whole")
         sessions = 0
         for batch in (5, 1, 4, 8, 3, 9, 2, None):
@@ -225,13 +225,13 @@ class TestRuns:
         assert_same_masks_and_metrics(tmp_path / "parts", tmp_path / "whole")
 
     def test_the_other_task_matters(self, tmp_path: Path) -> None:
-        run(experiment(), asked(), tmp_path / "both")
+        run(experiment(), config_of(), tmp_path / "both")
         run(tiny.experiment(), tiny.request(), tmp_path / "one")
         both, one = (Ticket.load(tmp_path / name / "ticket.safetensors") for name in ("both", "one"))
         assert both != one
 
     def test_gradient_checkpointing(self, tmp_path: Path) -> None:
-        rows = run(experiment(), asked(sparsity=0.1, gradient_checkpointing=True), tmp_path)
+        rows = run(experiment(), config_of(sparsity=0.1, gradient_checkpointing=True), tmp_path)
         assert rows[-1]["sparsity"] == 0.1
 
     def test_batches_of_two_tasks_are_an_error(self) -> None:

@@ -37,7 +37,7 @@ REWINDING: dict[str, dict[str, Any]] = {
 BATCHES = 28
 
 
-def asked(rewind: str) -> Any:
+def config_of(rewind: str) -> Any:
     return tiny.request(rewind=rewind, head="keep", **REWINDING[rewind])
 
 
@@ -61,7 +61,7 @@ def uninterrupted(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
     out = tmp_path_factory.mktemp(request.param)
-    run(tiny.experiment(), asked(request.param), out)
+    run(tiny.experiment(), config_of(request.param), out)
     return request.param, out
 
 
@@ -73,7 +73,7 @@ def test_interrupted_at_any_batch(uninterrupted: tuple[str, Path], tmp_path: Pat
     for batch in (5, 1, 4, 8, 3, 9, 2, 7, None):
         sessions += 1
         try:
-            run(replace(tiny.experiment(), collate=dying(tiny.collate, batch)), asked(rewind), tmp_path)
+            run(replace(tiny.experiment(), collate=dying(tiny.collate, batch)), config_of(rewind), tmp_path)
         except Killed:
             continue
         break
@@ -84,13 +84,13 @@ def test_interrupted_at_any_batch(uninterrupted: tuple[str, Path], tmp_path: Pat
 
 def test_interrupted_with_batches_grouped_by_length(tmp_path: Path) -> None:
     """Their order, in the second epoch too, follows from the seed and not from the random state."""
-    asked = tiny.request(head="keep", sparsity=0.1, group_by_length=True)
-    run(tiny.experiment(), asked, tmp_path / "whole")
+    config = tiny.request(head="keep", sparsity=0.1, group_by_length=True)
+    run(tiny.experiment(), config, tmp_path / "whole")
     for session in range(3):
         torch.manual_seed(session)
         batch = 8 if session < 2 else None
         with pytest.raises(Killed) if batch else contextlib.nullcontext():
-            run(replace(tiny.experiment(), collate=dying(tiny.collate, batch)), asked, tmp_path / "parts")
+            run(replace(tiny.experiment(), collate=dying(tiny.collate, batch)), config, tmp_path / "parts")
     assert_same(tmp_path / "parts", tmp_path / "whole")
 
 
@@ -118,8 +118,8 @@ def test_interrupted_between_the_parts_of_a_round(
     with monkeypatch.context() as patch:
         patch.setattr(target, killed)
         with pytest.raises(Killed):
-            run(tiny.experiment(), asked(rewind), tmp_path)
-    run(tiny.experiment(), asked(rewind), tmp_path)
+            run(tiny.experiment(), config_of(rewind), tmp_path)
+    run(tiny.experiment(), config_of(rewind), tmp_path)
     assert_same(tmp_path, reference)
 
 

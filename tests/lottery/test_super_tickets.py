@@ -76,8 +76,8 @@ def test_of_equal_ones_the_sparsest_and_never_the_dense_model(tmp_path: Path) ->
 def test_killed_before_a_round_s_record_it_chooses_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: int
 ) -> None:
-    asked = request("super-tickets", 0.75, **CHOICES)
-    run(scripted(), asked, tmp_path / "whole")
+    config = request("super-tickets", 0.75, **CHOICES)
+    run(scripted(), config, tmp_path / "whole")
     from sparsebert.lottery import loop
 
     calls, original = iter(range(where, -1, -1)), loop._counts
@@ -90,8 +90,8 @@ def test_killed_before_a_round_s_record_it_chooses_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_counts", killed)
         with pytest.raises(Killed):
-            run(scripted(), asked, tmp_path / "parts")
-    run(scripted(done=where), asked, tmp_path / "parts")
+            run(scripted(), config, tmp_path / "parts")
+    run(scripted(done=where), config, tmp_path / "parts")
     whole, parts = (
         [out / "ticket.safetensors", out / "model" / "model.safetensors"]
         for out in (tmp_path / "whole", tmp_path / "parts")
@@ -114,10 +114,12 @@ def test_a_share_of_the_heads_and_the_same_of_the_mlps_by_each_token_s_importanc
     """In their grid 10 % of the heads go with 10 % of the MLPs, and each token counts by itself."""
     method = lottery_method("super-tickets", step=0.5, batches=2)
     assert method.scope == "type"
-    asked = request("super-tickets", 0.5, **{**CHOICES, "scope": method.scope, "step": 0.5})
+    config = request("super-tickets", 0.5, **{**CHOICES, "scope": method.scope, "step": 0.5})
     trained = experiment()
     (tmp_path / "round-00").mkdir()
-    ticket = method.find_ticket(trained, asked, tmp_path / "round-00", asked.method.rounds(asked.target)[1])
+    ticket = method.find_ticket(
+        trained, config, tmp_path / "round-00", config.method.rounds(config.target)[1]
+    )
     found = structure(trained.model)
     heads = sum(int(ticket.masks[keys[0]].view(2, -1).all(1).sum()) for keys in found.heads)
     mlps = sum(int(ticket.masks[keys[0]].all()) for keys in found.neurons)

@@ -33,10 +33,10 @@ def found(trained: nn.Module, metrics: list[float], **options: Any) -> Ticket:
     """The search in a model whose metric is first that of the dense one, then that after each step."""
     metrics = [*metrics]
     whole = replace(experiment(), model=trained, judge=lambda model, examples, seed: metrics.pop(0))
-    asked = request("magnitude-search", None, **options)
-    method = asked.method
+    config = request("magnitude-search", None, **options)
+    method = config.method
     assert isinstance(method, MagnitudeSearch)
-    return method.find_ticket(whole, asked, Path(), method.rounds(Fraction(0))[1])
+    return method.find_ticket(whole, config, Path(), method.rounds(Fraction(0))[1])
 
 
 def pruned_by_torch(trained: nn.Module, steps: int) -> dict[str, torch.Tensor]:
@@ -143,13 +143,13 @@ def test_a_ticket_of_other_units_has_as_many_weights_too(method: str, units: dic
     """What it leaves out, it keeps: matrices without heads, or the pooler."""
     model = trained_model()
     good = prune(model, sparsity=0.5, **units)
-    asked = request(method, None, ticket=good)
+    config = request(method, None, ticket=good)
     if method == "bad-weights":
-        assert isinstance(asked.method, BadWeights)
-        round_ = asked.method.rounds(asked.target)[1]
-        made = asked.method.find_ticket(replace(experiment(), model=model), asked, Path(), round_)
+        assert isinstance(config.method, BadWeights)
+        round_ = config.method.rounds(config.target)[1]
+        made = config.method.find_ticket(replace(experiment(), model=model), config, Path(), round_)
     else:
-        made = asked.method.derive_ticket(good, model, 0)
+        made = config.method.derive_ticket(good, model, 0)
     assert whole_and_kept(made, model) == whole_and_kept(good, model)
 
 
@@ -161,9 +161,9 @@ def test_a_search_that_goes_on_looks_where_its_round_was_trained(
     def die(trained: nn.Module, examples: int | None, seed: int) -> float:
         raise KeyboardInterrupt
 
-    asked = request("magnitude-search", None, **LOOSE)
+    config = request("magnitude-search", None, **LOOSE)
     with pytest.raises(KeyboardInterrupt):
-        run(replace(experiment(), judge=die), asked, tmp_path)
+        run(replace(experiment(), judge=die), config, tmp_path)
     moved: list[str] = []
     whole = experiment()
 
@@ -175,7 +175,7 @@ def test_a_search_that_goes_on_looks_where_its_round_was_trained(
     with monkeypatch.context() as there:
         there.setattr(TrainingSettings, "on_gpu", True)
         there.setattr(whole.model, "cuda", lambda: moved.append("cuda"))
-        run(replace(whole, judge=judge), asked, tmp_path)
+        run(replace(whole, judge=judge), config, tmp_path)
     assert moved == ["cuda"]
 
 
@@ -183,11 +183,11 @@ def test_the_bad_ones_are_the_smallest_of_the_trained_model() -> None:
     model = trained_model()
     good = found(model, [0.8] * 4, most_steps=3)
     model = trained_model()
-    asked = request("bad-weights", None, ticket=good)
-    method = asked.method
+    config = request("bad-weights", None, ticket=good)
+    method = config.method
     assert isinstance(method, BadWeights)
     bad = method.find_ticket(
-        replace(experiment(), model=model), asked, Path(), method.rounds(asked.target)[1]
+        replace(experiment(), model=model), config, Path(), method.rounds(config.target)[1]
     )
     sizes = torch.cat([resolve(model, key).weight.detach().abs().flatten() for key in bad.masks])
     kept = torch.cat([mask.flatten() for mask in bad.masks.values()])

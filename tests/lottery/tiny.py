@@ -1,4 +1,4 @@
-"""A tiny BERT on a made-up task: seconds for a whole run. As a script, one run in a process of its own."""
+"""A tiny BERT on a made-up task: a whole run takes a second. As a script, a run in a process of its own."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def model(seed: int = 0, dropout: float = 0.1) -> Any:
 
 
 def examples(seed: int = 1) -> list[dict[str, Any]]:
-    """Is the first word from the second half of the vocabulary?"""
+    """Whether the first word is from the second half of the vocabulary."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, WORDS, (EXAMPLES, LENGTH), generator=generator)
     return [{"input_ids": row, "labels": int(row[0] >= WORDS // 2)} for row in ids]
@@ -66,7 +66,7 @@ def evaluate(trained: nn.Module) -> dict[str, float]:
 
 
 def teacher() -> Teacher:
-    """Not trained: it has a mind of its own."""
+    """An untrained teacher, whose outputs have nothing to do with the labels."""
     return Teacher(model(seed=9))
 
 
@@ -75,7 +75,7 @@ def experiment(seed: int = 0, dropout: float = 0.1) -> Experiment:
 
 
 def judged(seen: list[int | None] | None = None) -> Experiment:
-    """With a judge, which notes in ``seen`` how many examples it is to look at."""
+    """Add a judge, which records in ``seen`` the number of examples that it is to evaluate on."""
 
     def judge(trained: nn.Module, examples: int | None, seed: int) -> float:
         if seen is not None:
@@ -86,7 +86,7 @@ def judged(seen: list[int | None] | None = None) -> Experiment:
 
 
 def request(method: str = "imp", sparsity: float | None = 0.3, **changes: Any) -> RunConfig:
-    """Options of Request, Units, TrainingSettings and the method by their names."""
+    """Build a RunConfig from options of it, its units, its training and its method, by their names."""
     training = {"steps": 7, "batch_size": 8, "learning_rate": 1e-3, "save_steps": 3, "device": "cpu"}
     fields = TrainingSettings.__dataclass_fields__
     training |= {name: changes.pop(name) for name in list(changes) if name in fields}
@@ -121,46 +121,46 @@ def main() -> None:
     parser.add_argument("--joint", action="store_true", help="a language model too, on the same encoder")
     parser.add_argument("--die-at-batch", type=int, help="kill -9 while this batch is made")
     parser.add_argument("--die-at-save", type=int, help="kill -9 in the middle of this torch.save")
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    asked = request(
-        "multi-task" if chosen.joint else "imp",
-        rewind=chosen.rewind,
-        rewind_step=chosen.rewind_step,
+    config = request(
+        "multi-task" if arguments.joint else "imp",
+        rewind=arguments.rewind,
+        rewind_step=arguments.rewind_step,
         head="keep",
-        batch_size=chosen.batch_size,
+        batch_size=arguments.batch_size,
     )
-    if chosen.learned:
-        options = PENALISED.get(chosen.learned, {}) | ({"mask": chosen.mask} if chosen.mask else {})
-        options |= {"choose_every": chosen.choose_every} if chosen.choose_every else {}
-        scope = lottery_method(chosen.learned, **options).scope
-        sparsity = None if lottery_method(chosen.learned, **options).decides_sparsity else 0.3
-        asked = request(chosen.learned, sparsity, batch_size=chosen.batch_size, scope=scope, **options)
+    if arguments.learned:
+        options = PENALISED.get(arguments.learned, {}) | ({"mask": arguments.mask} if arguments.mask else {})
+        options |= {"choose_every": arguments.choose_every} if arguments.choose_every else {}
+        scope = lottery_method(arguments.learned, **options).scope
+        sparsity = None if lottery_method(arguments.learned, **options).decides_sparsity else 0.3
+        config = request(arguments.learned, sparsity, batch_size=arguments.batch_size, scope=scope, **options)
     batches, saves, save = itertools.count(1), itertools.count(1), torch.save
 
     def collate_or_die(chosen_examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        if next(batches) == chosen.die_at_batch:
+        if next(batches) == arguments.die_at_batch:
             die()
         return whole.collate(chosen_examples)
 
     def save_or_die(thing: object, file: Any, **options: Any) -> None:
-        if next(saves) == chosen.die_at_save:
+        if next(saves) == arguments.die_at_save:
             Path(file).write_bytes(b"half")
             die()
         save(thing, file, **options)
 
     torch.save = save_or_die
-    whole = replace(judged(), model=model(dropout=chosen.dropout))
-    if chosen.joint:
+    whole = replace(judged(), model=model(dropout=arguments.dropout))
+    if arguments.joint:
         from tests.lottery import multi_task_tiny
 
         whole = multi_task_tiny.experiment()
-    if chosen.taught:
-        whole, asked = replace(whole, teacher=teacher()), replace(asked, distillation=Distillation())
-    run(replace(whole, collate=collate_or_die), asked, chosen.out)
-    if chosen.learned:
+    if arguments.taught:
+        whole, config = replace(whole, teacher=teacher()), replace(config, distillation=Distillation())
+    run(replace(whole, collate=collate_or_die), config, arguments.out)
+    if arguments.learned:
         rank = os.environ.get("RANK", "0")
-        Ticket.from_model(whole.model).save(chosen.out / f"rank-{rank}.safetensors")
+        Ticket.from_model(whole.model).save(arguments.out / f"rank-{rank}.safetensors")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert_kernels import formats, ops, reference
+from sparsebert_kernels.dtype_names import short_name
 
-SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+SHORT = {d: short_name(d) for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ def assert_as_good_as_torch(answer: Tensor, torchs: Tensor, exact: Tensor) -> No
     assert answer.dtype == torchs.dtype
     if not exact.numel():
         return
-    error, own = ((t.double() - exact).abs().max().item() for t in (answer, torchs))
-    assert error <= 2 * own + 1e-6 * max(1.0, exact.abs().max().item()), (
-        f"error {error:.3g}, torch's {own:.3g}"
+    error, baseline = ((t.double() - exact).abs().max().item() for t in (answer, torchs))
+    assert error <= 2 * baseline + 1e-6 * max(1.0, exact.abs().max().item()), (
+        f"error {error:.3g}, torch's {baseline:.3g}"
     )
 
 

@@ -128,9 +128,9 @@ class TestAutocast:
         with torch.autocast("cpu", torch.bfloat16):
             answer = _answer(problem, x)
         answer.backward(problem.gradient().bfloat16())
-        own = problem.gradient().bfloat16() @ problem.kept_weight().bfloat16()
+        baseline = problem.gradient().bfloat16() @ problem.kept_weight().bfloat16()
         exact = problem.gradient().bfloat16().double() @ problem.kept_weight().double()
-        assert_as_good_as_torch(gradient_of(x), own.float(), exact)
+        assert_as_good_as_torch(gradient_of(x), baseline.float(), exact)
 
     def test_a_backward_pass_inside_it_is_not_cast(self, problem: Problem) -> None:
         gradients = []
@@ -195,7 +195,9 @@ class TestActivations:
 
 
 class TestRefusals:
-    PACKED = Problem().packed()
+    @pytest.fixture
+    def packed(self) -> formats.PackedWeight:
+        return Problem().packed()
 
     @pytest.mark.parametrize("problem", ALL_FORMATS, ids=str)
     def test_x_of_another_width(self, problem: Problem) -> None:
@@ -209,13 +211,13 @@ class TestRefusals:
                 ops.linear(x, problem.packed())
 
     @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
-    def test_x_that_is_no_floating_point(self, dtype: torch.dtype) -> None:
+    def test_x_that_is_no_floating_point(self, dtype: torch.dtype, packed: formats.PackedWeight) -> None:
         with pytest.raises(ValueError, match="a floating-point dtype is needed"):
-            ops.linear(Problem().x().to(dtype), self.PACKED)
+            ops.linear(Problem().x().to(dtype), packed)
 
-    def test_x_on_another_device(self) -> None:
+    def test_x_on_another_device(self, packed: formats.PackedWeight) -> None:
         with pytest.raises(ValueError, match="x is on meta, the weight on cpu"):
-            ops.linear(Problem().x().to("meta"), self.PACKED)
+            ops.linear(Problem().x().to("meta"), packed)
 
     @pytest.mark.parametrize("problem", ALL_FORMATS, ids=str)
     def test_bias_that_does_not_fit(self, problem: Problem) -> None:

@@ -98,15 +98,15 @@ class TestGradients:
         assert torch.equal(*gradients)
 
     @pytest.mark.parametrize("problem", TRAINABLE, ids=str)
-    def test_only_what_is_asked_for(self, problem: Problem) -> None:
-        for wanted in range(3):
+    def test_only_requested_ones_are_computed(self, problem: Problem) -> None:
+        for requested in range(3):
             packed, bias = problem.packed(), problem.bias_vector()
             assert bias is not None
             leaves = [problem.x(), packed.values.clone(), bias]
-            leaves[wanted].requires_grad_()
+            leaves[requested].requires_grad_()
             x, values, bias = leaves
             ops.linear(x, packed.replace(values=values), bias, problem.activation).sum().backward()
-            assert [leaf.grad is not None for leaf in leaves] == [i == wanted for i in range(3)]
+            assert [leaf.grad is not None for leaf in leaves] == [i == requested for i in range(3)]
 
 
 # Compilers and exporters reject the opaque tensors of oneDNN, which the other formats hold.

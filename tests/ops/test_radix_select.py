@@ -33,9 +33,9 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @given(scores())
 def test_keys_are_in_the_order_of_the_scores(scores: Tensor) -> None:
-    found = radix_select.keys(scores)
-    assert torch.equal(found[:, None] < found, scores[:, None] < scores)
-    assert torch.equal(found[:, None] == found, scores[:, None] == scores)
+    keys = radix_select.keys(scores)
+    assert torch.equal(keys[:, None] < keys, scores[:, None] < scores)
+    assert torch.equal(keys[:, None] == keys, scores[:, None] == scores)
 
 
 @given(scores())

@@ -1,4 +1,4 @@
-"""Measured costs go to a cache of the tests' own, and timings can be arranged."""
+"""A cost cache for the tests alone, and timings with arranged results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
-    """Makes the timings find these speedups, the last one from then on; gives the tokens of each timing."""
+    """Arrange the speed-ups of the coming timings, the last for all others; returns the tokens of each."""
 
     def arrange(*speedups: float) -> list[int]:
         count: list[int] = []

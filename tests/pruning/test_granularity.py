@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from torch import Tensor
 
 from sparsebert.pruning.granularity import keep_n_of_m, parse_granularity
@@ -25,6 +25,7 @@ def draw_granularity(data: st.DataObject) -> Any:
     return parse_granularity(name, size)
 
 
+@settings(max_examples=settings.default.max_examples // 2)
 @given(shapes, st.data())
 def test_every_weight_is_in_one_unit_of_its_size(shape: torch.Size, data: st.DataObject) -> None:
     units = draw_granularity(data)
@@ -41,6 +42,7 @@ def test_every_weight_is_in_one_unit_of_its_size(shape: torch.Size, data: st.Dat
 
 
 @pytest.mark.parametrize("rule", POOLING)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(shapes, st.data())
 def test_a_unit_is_scored_by_its_own_weights(rule: str, shape: torch.Size, data: st.DataObject) -> None:
     units = draw_granularity(data)
@@ -59,6 +61,7 @@ def test_a_unit_is_scored_by_its_own_weights(rule: str, shape: torch.Size, data:
         torch.testing.assert_close(pooled, expected.float().view(grid), rtol=1e-6, atol=0)
 
 
+@settings(max_examples=settings.default.max_examples // 2)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(2, 6), st.data())
 def test_n_of_every_m_are_kept_and_none_beats_them(
     rows: int, groups: int, m: int, data: st.DataObject

@@ -30,8 +30,15 @@ def measured(bench_record: Any) -> list[dict[str, Any]]:
 def test_sizes_stand_beside_accuracy_and_what_was_published() -> None:
     (table,) = compaction_tables([size(0, 500, 520, 0.8), size(10, 250, 250, 0.75)])
     assert table.rows == (
-        ("what is empty (exact)", "3.00%", "50.00%", "52.00%", "80.0", "47.43 %, 1.37x"),
-        ("rows of fewer than 10 weights too (lossy)", "3.00%", "25.00%", "25.00%", "75.0", "25.19 %, 1.76x"),
+        ("exact", "3.00%", "50.00%", "52.00%", "80.0", "47.43 %, 1.37x"),
+        (
+            "rows of fewer than 10 weights dropped (lossy)",
+            "3.00%",
+            "25.00%",
+            "25.00%",
+            "75.0",
+            "25.19 %, 1.76x",
+        ),
     )
 
 
@@ -39,7 +46,7 @@ def test_sides_of_one_batch_and_length_share_a_row(bench_record: Any) -> None:
     sides = measured(bench_record)
     _, speeds = compaction_tables([size(0, 500, 520, 0.8), *sides])
     ((rule, batch, _, *figures),) = speeds.rows
-    assert (rule, batch) == ("what is empty (exact)", str(sides[0]["workload"]["batch"]))
+    assert (rule, batch) == ("exact", str(sides[0]["workload"]["batch"]))
     assert len(figures) == 7
 
 
@@ -47,9 +54,9 @@ def test_models_have_tables_of_their_own(bench_record: Any) -> None:
     other = size(0, 500, 520, 0.9) | {"model": "other"}
     tables = compaction_tables([size(0, 500, 520, 0.8), *measured(bench_record), other])
     assert [table.title for table in tables] == [
-        "Removal: tiny on sst2, SMP-S",
-        "Speed after removal, whole model, fp32",
-        "Removal: other on sst2, SMP-S",
+        "Compaction: tiny on sst2, SMP-S",
+        "Speed after compaction, whole model, fp32",
+        "Compaction: other on sst2, SMP-S",
     ]
 
 

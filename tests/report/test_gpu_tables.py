@@ -83,14 +83,14 @@ def test_groups_are_held_against_blocks_of_the_same_layer():
     assert shown[-1][:4] == ("64x8 groups against 64x64 blocks, 90 %, M = 4096", "0.90x", "0.95x", "1x")
 
 
-def test_a_rival_is_held_against_us_where_both_ran():
+def test_a_baseline_is_held_against_us_where_both_ran():
     times = {"cublas": quantile(30.0), "panel": quantile(10.0), "torch bsr": quantile(20.0)}
     found = layer(us=times, ratio={"panel": quantile(3.0), "torch bsr": quantile(1.5)})
     cells = {shown[0]: shown[1] for shown in titled([found], "Speed to reach").rows}
     assert cells["torch BSR, 64x64 blocks, 90 %, M = 4096"] == "2.00x"
-    rivals = titled([found], "Block-sparse kernels")
-    assert rivals.columns[3:] == ("panel", "torch bsr")
-    assert rivals.rows[0][3:] == ("3.00x", "1.50x")
+    baselines = titled([found], "Block-sparse kernels")
+    assert baselines.columns[3:] == ("panel", "torch bsr")
+    assert baselines.rows[0][3:] == ("3.00x", "1.50x")
 
 
 def test_layers_stand_by_tokens_and_block_with_a_column_a_sparsity():

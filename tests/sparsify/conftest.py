@@ -1,4 +1,4 @@
-"""Plans are measured into a cache of the tests' own."""
+"""A cost cache for the tests alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small BERT-like models, tickets for them, and what the tests ask of both."""
+"""Small BERT-like models, tickets for them, and their answers and layers."""
 
 from __future__ import annotations
 

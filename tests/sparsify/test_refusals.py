@@ -1,4 +1,4 @@
-"""What `sparsify_` refuses in one clear line, with the model left as it was."""
+"""`sparsify_` refuses bad input in one clear line and leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class TestRefusals:
         model, ticket = pruned()
         key = "encoder.layer.0.attention.self.key"
         other = plan(model, Ticket({key: ticket.masks[key]}), measure=False)
-        self.refused(model, "the plan is of another model or ticket", ticket=ticket, format=other)
+        self.refused(model, "the plan was made for another model or ticket", ticket=ticket, format=other)
 
     @pytest.mark.parametrize(
         ("change", "complaint"),

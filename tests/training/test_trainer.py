@@ -21,11 +21,8 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert.training.callbacks import CheckpointCallback, StartCallback  # noqa: E402
-from sparsebert.training.trainer import (  # noqa: E402
-    TicketTrainer,
-    enable_gradient_checkpointing,
-    training_arguments,
-)
+from sparsebert.training.gradient_checkpointing import enable_gradient_checkpointing  # noqa: E402
+from sparsebert.training.trainer import TicketTrainer, training_arguments  # noqa: E402
 
 EXAMPLES = 16
 

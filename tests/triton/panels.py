@@ -145,15 +145,15 @@ def _gradient(tensor: Tensor) -> Tensor:
     return tensor.grad
 
 
-def assert_as_good_as_torch(answer: Tensor, own: Tensor, exact: Tensor) -> None:
+def assert_as_good_as_torch(answer: Tensor, baseline: Tensor, exact: Tensor) -> None:
     """The error against float64 is at most twice that of torch's own op in the same dtype, plus 1e-6.
 
     bfloat16 may be off by a unit in the last place instead: the interpreter cuts off what it cannot store.
     """
-    assert (answer.shape, answer.dtype) == (own.shape, own.dtype)
+    assert (answer.shape, answer.dtype) == (baseline.shape, baseline.dtype)
     if not exact.numel():
         return
-    wrong, theirs = (answer.double() - exact).abs(), (own.double() - exact).abs().max()
+    wrong, theirs = (answer.double() - exact).abs(), (baseline.double() - exact).abs().max()
     allowed = 2 * theirs + 1e-6 * exact.abs().max().clamp(min=1)
     if answer.dtype == BF16:
         allowed = allowed + exact.abs() * 2**-7

@@ -24,7 +24,7 @@ INSTRUCTIONS = {
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, since the tests' own may have imported the kernels for the interpreter."""
+    """Run the command in a new process: this one may have imported the kernels for the interpreter."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "sparsebert_kernels.cuda.aot", *arguments]
@@ -50,21 +50,21 @@ def samples(runs: list[subprocess.CompletedProcess[str]]) -> dict[tuple[str, str
 
 @pytest.mark.parametrize("target", INSTRUCTIONS)
 def test_a_good_kernel_has_the_tensor_core_instruction_of_its_target(samples, target):
-    found = samples[target, "good"]
-    assert found["problems"] == []
-    assert list(found["tensor"]) == [INSTRUCTIONS[target]]
-    assert found["spill_stores"] == found["spill_loads"] == 0
-    assert 32 <= found["registers"] <= 255
-    assert found["buffers"] >= 2
-    assert 0 < found["shared_memory"] <= found["shared_memory_limit"]
+    record = samples[target, "good"]
+    assert record["problems"] == []
+    assert list(record["tensor"]) == [INSTRUCTIONS[target]]
+    assert record["spill_stores"] == record["spill_loads"] == 0
+    assert 32 <= record["registers"] <= 255
+    assert record["buffers"] >= 2
+    assert 0 < record["shared_memory"] <= record["shared_memory_limit"]
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 def test_the_ceiling_follows_from_the_main_loop(samples, target):
-    found = samples[target, "good"]
+    record = samples[target, "good"]
     cycles = 128 * 64 * 64 / TARGETS[target].products
-    assert 20 < found["loop_instructions"] < 300
-    assert found["ceiling"] == pytest.approx(min(1, cycles / found["loop_instructions"]), abs=0.01)
+    assert 20 < record["loop_instructions"] < 300
+    assert record["ceiling"] == pytest.approx(min(1, cycles / record["loop_instructions"]), abs=0.01)
 
 
 def test_amd_loops_are_counted_and_their_ceiling_is_left_open(samples):
@@ -86,13 +86,13 @@ def test_shared_memory_must_fit_the_target(samples):
 
 def test_whole_float32_needs_no_tensor_cores(samples):
     for target in INSTRUCTIONS:
-        found = samples[target, "whole float32"]
-        assert (found["precision"], found["problems"]) == ("ieee", [])
+        record = samples[target, "whole float32"]
+        assert (record["precision"], record["problems"]) == ("ieee", [])
 
 
 def test_a_kernel_without_a_product_has_no_loop_to_count(samples):
-    found = samples["sm_90", "copy"]
-    assert (found["tensor"], found["loop_instructions"], found["problems"]) == ({}, None, [])
+    record = samples["sm_90", "copy"]
+    assert (record["tensor"], record["loop_instructions"], record["problems"]) == ({}, None, [])
 
 
 def test_a_case_that_does_not_fit_its_kernel_says_so(samples):
@@ -117,9 +117,13 @@ def test_one_configuration_of_each_kernel_is_fast_on_sm_90():
     labels = (
         "h64 g8 256x64x64 w8 s4 bf16 residual",
         "h64 g8 128x64x64 w4 s4 bf16",
+        "h64 g8 w4 bf16",
+        "1024 w4 bf16",
         "h64 64x128x64 w4 s3 bf16",
         "256x128x64 w8 s3 x bf16 weight bf16 half",
+        "256x64x128 w8 s3 x bf16 weight bf16 half",
         "64x128x128 w8 s3 x bf16 weight bf16 half",
+        "8x128 weight bf16",
         "32x64 w4 bf16",
     )
     done = run("--target", "sm_90", "--default", "--check", "--match", f"^({'|'.join(labels)})$")
@@ -128,10 +132,14 @@ def test_one_configuration_of_each_kernel_is_fast_on_sm_90():
     assert families == {
         "panel forward",
         "panel values gradient",
+        "panel transpose",
+        "sum of splits",
         "column panel",
         "masked forward",
+        "masked dX",
         "masked dW",
         "masked dW split",
+        "masked dW reduction",
         "bitmap decompression",
     }
 

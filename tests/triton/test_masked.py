@@ -88,11 +88,11 @@ class Problem:
         mask, weight = self.mask(), self.weight()
         kept = torch.where(mask, weight.to(self.dtype).to(dtype), 0)
         full = gradient.t() @ x
-        own = full if self.straight_through else torch.where(mask, full, 0)
+        dweight = full if self.straight_through else torch.where(mask, full, 0)
         return {
             "y": torch.nn.functional.linear(x, kept, bias),
             "x": gradient @ kept,
-            "weight": own,
+            "weight": dweight,
             "bias": gradient.sum(0),
             "scores": full * weight.to(dtype),
         }
@@ -163,16 +163,16 @@ class TestGradients:
         first, second = problem.results(device), problem.results(device)
         assert all(torch.equal(first[name], second[name]) for name in first)
 
-    def test_only_what_is_asked_for(self, device: str) -> None:
+    def test_only_requested_ones_are_computed(self, device: str) -> None:
         problem = Problem()
-        for wanted in range(4):
+        for requested in range(4):
             leaves = [problem.x(), problem.weight(), problem.bias(), torch.zeros(problem.N, problem.K)]
             leaves = [leaf.to(device) for leaf in leaves]
-            leaves[wanted].requires_grad_()
+            leaves[requested].requires_grad_()
             x, weight, bias, scores = leaves
             words = pack_mask(problem.mask()).to(device)
             masked_linear(x, weight, words, bias, scores=scores).sum().backward()
-            assert [leaf.grad is not None for leaf in leaves] == [i == wanted for i in range(4)]
+            assert [leaf.grad is not None for leaf in leaves] == [i == requested for i in range(4)]
 
     def test_gradcheck(self) -> None:
         problem = Problem(M=3, N=5, K=40)
@@ -207,8 +207,8 @@ class TestInputs:
         }
         for name, (some_x, some_weight) in views.items():
             answer = masked_linear(some_x, some_weight, words)
-            own = masked_linear(x[:1], weight, words).expand(24, -1) if name == "one x" else expected
-            torch.testing.assert_close(answer.reshape(24, -1), own, rtol=1e-5, atol=1e-5, msg=name)
+            same = masked_linear(x[:1], weight, words).expand(24, -1) if name == "one x" else expected
+            torch.testing.assert_close(answer.reshape(24, -1), same, rtol=1e-5, atol=1e-5, msg=name)
 
     def test_of_a_bias_of_any_stride(self, device: str) -> None:
         problem = Problem()

@@ -44,11 +44,11 @@ PROBLEMS = [
 
 @pytest.mark.parametrize("problem", list({str(p): p for p in PROBLEMS}.values()), ids=str)
 def test_answers_and_gradients(problem: PanelProblem, device: torch.device) -> None:
-    answers, own, exact = ours(problem, device), torchs(problem), torchs(problem, torch.float64)
+    answers, baseline, exact = ours(problem, device), torchs(problem), torchs(problem, torch.float64)
     for name in ("y", "x", "weight", "bias", "residual"):
         answer = getattr(answers, name)
         if answer is not None:
-            assert_as_good_as_torch(answer, getattr(own, name), getattr(exact, name))
+            assert_as_good_as_torch(answer, getattr(baseline, name), getattr(exact, name))
     assert not answers.weight[~problem.mask()].any()
 
 
@@ -190,8 +190,8 @@ class TestSharedInput:
         biases = [p.bias_vector().to(device) for p in problems]  # type: ignore[union-attr]
         joined, members = join([p.packed(device) for p in problems])
         expected = [ops.linear(x, m, b) for m, b in zip(members, biases, strict=True)]
-        for given in (None, joined):
-            answers = ops.linear_shared(x, members, biases, given)
+        for shared in (None, joined):
+            answers = ops.linear_shared(x, members, biases, shared)
             assert all(torch.equal(a, b) for a, b in zip(answers, expected, strict=True))
         without = ops.linear_shared(x, members, [None, biases[1], None], joined)
         assert torch.equal(without[1], expected[1])

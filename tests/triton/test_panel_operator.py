@@ -95,20 +95,20 @@ class TestRegistration:
             inputs, eps=step, atol=2e-2, rtol=2e-2, nondet_tol=0.0, fast_mode=True,
         )  # fmt: skip
 
-    def test_only_what_is_asked_for(self, device: torch.device) -> None:
+    def test_only_requested_ones_are_computed(self, device: torch.device) -> None:
         problem = PanelProblem(M=3, h=16, g=8, N=40, residual=True)
-        for wanted in range(4):
+        for requested in range(4):
             packed = problem.packed(device)
             leaves = [problem.x(), packed.values, problem.bias_vector(), problem.residual_matrix()]
             leaves = [leaf(t, device) for t in leaves]
             for i, tensor in enumerate(leaves):
-                tensor.requires_grad_(i == wanted)  # type: ignore[union-attr]
+                tensor.requires_grad_(i == requested)  # type: ignore[union-attr]
             x, values, bias, residual = leaves
             assert x is not None
             assert values is not None
             weight = packed.replace(values=values)
             ops.block_sparse_linear(x, weight, bias, "gelu", residual).sum().backward()
-            assert [t.grad is not None for t in leaves] == [i == wanted for i in range(4)]  # type: ignore[union-attr]
+            assert [t.grad is not None for t in leaves] == [i == requested for i in range(4)]  # type: ignore[union-attr]
 
 
 class TestAutocast:

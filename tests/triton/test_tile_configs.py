@@ -31,21 +31,21 @@ SHAPE = Shape("panel forward", 64, 64, 4096, 12, 30, "bfloat16")
 CPU = torch.device("cpu")
 
 
-def chosen(block_m: int) -> Configuration:
+def config(block_m: int) -> Configuration:
     return Configuration(block_m, 8, 4, 3)
 
 
 class TestNearest:
     def test_is_the_shape_itself_where_it_was_measured(self) -> None:
-        entries = ((replace(SHAPE, tokens=2048), chosen(64)), (SHAPE, chosen(128)))
-        assert nearest(SHAPE, entries) == chosen(128)
+        entries = ((replace(SHAPE, tokens=2048), config(64)), (SHAPE, config(128)))
+        assert nearest(SHAPE, entries) == config(128)
 
     def test_tokens_decide_before_the_size_of_the_weight(self) -> None:
         entries = (
-            (replace(SHAPE, tokens=512), chosen(64)),
-            (replace(SHAPE, panels=48, tiles=60), chosen(128)),
+            (replace(SHAPE, tokens=512), config(64)),
+            (replace(SHAPE, panels=48, tiles=60), config(128)),
         )
-        assert nearest(SHAPE, entries) == chosen(128)
+        assert nearest(SHAPE, entries) == config(128)
 
     @pytest.mark.parametrize(
         "other",
@@ -53,10 +53,10 @@ class TestNearest:
         ids=str,
     )
     def test_never_has_another_kernel_height_or_dtype(self, other: dict[str, object]) -> None:
-        assert nearest(SHAPE, ((replace(SHAPE, **other), chosen(64)),)) is None
+        assert nearest(SHAPE, ((replace(SHAPE, **other), config(64)),)) is None
 
     def test_takes_weights_that_keep_nothing(self) -> None:
-        assert nearest(replace(SHAPE, tiles=0), ((SHAPE, chosen(64)),)) == chosen(64)
+        assert nearest(replace(SHAPE, tiles=0), ((SHAPE, config(64)),)) == config(64)
 
 
 class TestFiles:
@@ -64,7 +64,7 @@ class TestFiles:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(tile_configs, "FOLDER", tmp_path)
-        entries = [(SHAPE, chosen(128)), (replace(SHAPE, tokens=512), chosen(64))]
+        entries = [(SHAPE, config(128)), (replace(SHAPE, tokens=512), config(64))]
         (tmp_path / "nvidia_h200_141gb.json").write_text(record("NVIDIA H200-141GB", entries))
         assert measured("NVIDIA H200-141GB") == tuple(entries)
         assert measured("NVIDIA A100") == ()
@@ -95,10 +95,10 @@ class TestRule:
                 forward: (forward.block_m + height) * 64,
                 gradient: (64 * gradient.group + height) * gradient.block_m,
             }
-            for given, elements in steps.items():
+            for rule, elements in steps.items():
                 # Compilers for AMD keep one buffer less than there are stages.
-                buffers = given.num_stages - (memory == SHARED_MEMORY_AMD)
-                assert given.num_stages >= 2
+                buffers = rule.num_stages - (memory == SHARED_MEMORY_AMD)
+                assert rule.num_stages >= 2
                 assert elements * shape.itemsize * buffers <= memory
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "tensorfloat32"])

@@ -17,9 +17,9 @@ def assert_as_exact_as_torch(answer: Tensor, torchs: Tensor, exact: Tensor) -> N
     assert answer.dtype == torchs.dtype
     if not exact.numel():
         return
-    error, own = ((t.double() - exact).abs() for t in (answer, torchs))
+    error, baseline = ((t.double() - exact).abs() for t in (answer, torchs))
     if answer.dtype == torch.bfloat16 and not torch.cuda.is_available():
         error = error - BF16_ULP * exact.abs()
-    allowed = 2 * own.max().item() + 1e-6 * max(1.0, exact.abs().max().item())
+    allowed = 2 * baseline.max().item() + 1e-6 * max(1.0, exact.abs().max().item())
     # Not `error > allowed`: NaN has to fail.
-    assert (error <= allowed).all(), f"error {error.max().item():.3g}, torch's {own.max().item():.3g}"
+    assert (error <= allowed).all(), f"error {error.max().item():.3g}, torch's {baseline.max().item():.3g}"

@@ -1,14 +1,14 @@
-"""Compiles the native CPU library `_native.so` from the C++ sources in `src/`.
+"""Compile the native CPU library ``_native.so`` from the C++ sources in ``src/``.
 
-`setup.py` runs this when the package is installed, so it needs the standard library only: neither torch nor
-the rest of the package. By hand, into the source tree or as a sanitizer build somewhere else:
+``setup.py`` runs this when the package is installed, so it needs only the standard library. To build into the
+source tree, or a sanitizer build elsewhere:
 
     python kernels/sparsebert_kernels/cpu/build_native.py
     python -m sparsebert_kernels.cpu.build_native --sanitize address,undefined --out build/sanitize
 
-One object is compiled for each instruction set. A compiler too old for one of them loses that one alone: the
-best of the others is chosen at run time. The variable CXX names the compiler, `g++` where it is not set. With
-SPARSEBERT_REQUIRE_NATIVE=1 whatever cannot be built is an error instead of a notice.
+One object is compiled for each instruction set. If the compiler does not support one of them, the library
+goes without it and selects the best of the others at run time. CXX names the compiler, ``g++`` by default.
+With SPARSEBERT_REQUIRE_NATIVE=1, a part that cannot be built is an error instead of a notice.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ LOST = (
 
 
 class NativeBuildError(RuntimeError):
-    """The library, or a part of it that is required, cannot be built here; the message says why."""
+    """The library, or a required part of it, cannot be built; the message says why."""
 
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """One object of the library: `source` compiled with `flags` on top of the common ones."""
+    """One object of the library: ``source`` compiled with ``flags`` besides the common ones."""
 
     name: str
     source: str = "portable.cpp"
@@ -65,7 +65,7 @@ class InstructionSet:
 
     @property
     def all_flags(self) -> tuple[str, ...]:
-        """The portable source is compiled many times and has to be told its name."""
+        """All flags; the portable source, compiled several times, also gets the name of its namespace."""
         named = (f"-DSB_ISA={self.name}",) if self.source == "portable.cpp" else ()
         return (*named, *self.flags)
 
@@ -87,16 +87,25 @@ ANY_MACHINE = (InstructionSet("baseline"),)
 
 
 def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], None] = print) -> Path:
-    """Compile what has changed and link `out/_native.so`.
+    """Compile changed sources and link ``out/_native.so``.
 
-    `cache` keeps the objects, named by what they were made from. `sanitize` is a list as for -fsanitize, e.g.
-    "address,undefined". Raises NativeBuildError, with an older library left as it was.
+    Args:
+        out: Folder for the library.
+        cache: Folder that keeps the objects, named by a digest of their sources and flags.
+        sanitize: Sanitizers as for -fsanitize, e.g. "address,undefined".
+        log: Called with each line of progress.
+
+    Returns:
+        The path of the library.
+
+    Raises:
+        NativeBuildError: A required part cannot be built; an existing library is unchanged.
     """
     compiler = shlex.split(os.environ.get("CXX") or "g++")
     macros = _predefined_macros(compiler)
     sanitizers = (f"-fsanitize={sanitize}", LEFT_TO_ADDRESS) if sanitize else ()
     mode = (*SANITIZED_FLAGS, *sanitizers) if sanitize else OPTIMIZED_FLAGS
-    wanted = next((sets for macro, sets in INSTRUCTION_SETS.items() if macro in macros), ANY_MACHINE)
+    targets = next((sets for macro, sets in INSTRUCTION_SETS.items() if macro in macros), ANY_MACHINE)
     cache.mkdir(parents=True, exist_ok=True)
     headers = [path.read_text() for path in sorted(SOURCES.glob("*.h"))]
     # The macros tell the compiler's version, and the machine and the instructions it compiles for.
@@ -114,9 +123,9 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
         return errors or target
 
     with ThreadPoolExecutor(PARALLEL_COMPILERS) as pool:
-        results = list(pool.map(lambda each: compiled(each.name, each.source, each.all_flags), wanted))
+        results = list(pool.map(lambda each: compiled(each.name, each.source, each.all_flags), targets))
     built: dict[str, Path] = {}
-    for each, result in zip(wanted, results, strict=True):
+    for each, result in zip(targets, results, strict=True):
         if isinstance(result, Path) and (each.calls is None or each.calls in built):
             built[each.name] = result
             continue
@@ -136,33 +145,33 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
     errors = _run_to_file(out / LIBRARY, [*compiler, *LINK_FLAGS, *sanitizers, *objects], log)
     if errors:
         raise NativeBuildError(f"linking {LIBRARY}: {errors}")
-    served = (name for name in built if name not in shared)
-    log(f"native CPU kernels for {', '.join(served)}: {out / LIBRARY}")
+    compiled_sets = (name for name in built if name not in shared)
+    log(f"native CPU kernels for {', '.join(compiled_sets)}: {out / LIBRARY}")
     return out / LIBRARY
 
 
 def required() -> bool:
-    """Whether SPARSEBERT_REQUIRE_NATIVE asks for the whole library."""
+    """Return whether SPARSEBERT_REQUIRE_NATIVE requires the whole library."""
     return os.environ.get(REQUIRE_VARIABLE, "") not in ("", "0")
 
 
 def notice(error: NativeBuildError) -> str:
-    """What to tell somebody whose installation goes on without the library."""
+    """Return the notice for an installation that continues without the library."""
     return f"native CPU kernels not built: {error}\n{LOST}"
 
 
 def _predefined_macros(compiler: Sequence[str]) -> dict[str, str]:
-    """Macros that the compiler defines by itself: they tell its make and the machine it compiles for."""
+    """Return the compiler's predefined macros, which identify it and its target machine."""
     if not sys.platform.startswith("linux"):
         raise NativeBuildError(f"they are for Linux, this is {sys.platform}")
     try:
         command = [*compiler, "-dM", "-E", "-x", "c++", os.devnull]
-        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except OSError as error:
         raise NativeBuildError(f"no C++ compiler {shlex.join(compiler)} ({error.strerror})") from None
     except subprocess.CalledProcessError as error:
         raise NativeBuildError(f"{shlex.join(compiler)}: {error.stderr.strip()}") from None
-    definitions = (line.split(" ", 2) for line in found.splitlines())  # "#define NAME VALUE"
+    definitions = (line.split(" ", 2) for line in output.splitlines())  # "#define NAME VALUE"
     macros = {words[1]: words[-1] for words in definitions}
     if "__clang__" in macros:
         # Its OpenMP calls another runtime (__kmpc_, not GOMP_ symbols), which torch on Linux has not loaded.
@@ -171,7 +180,7 @@ def _predefined_macros(compiler: Sequence[str]) -> dict[str, str]:
 
 
 def _run_to_file(target: Path, command: Sequence[str], log: Callable[[str], None]) -> str:
-    """Run `command -o target`, the file appearing whole or not at all; return the errors, "" if none."""
+    """Run ``command -o target`` and replace ``target`` atomically; return the errors, "" if none."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         result = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
@@ -184,7 +193,7 @@ def _run_to_file(target: Path, command: Sequence[str], log: Callable[[str], None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; exit code 1 only if the library was required or a sanitizer build was asked for."""
+    """Run the command line; return 1 if a required library or a sanitizer build fails, else 0."""
     parser = argparse.ArgumentParser(description="Compile the native CPU kernels of sparsebert.")
     parser.add_argument("--sanitize", default="", metavar="LIST", help="as for -fsanitize: address,undefined")
     parser.add_argument(

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dtype_names import short_name
 from .aot.compile_case import CompileCase, example, recorded_case
 from .device_functions import operand
 from .launch import Cut, fp32_precision, rows_contiguous, upcast
@@ -256,7 +257,6 @@ COMPILED = (
     (torch.float32, torch.float32, "tf32"),
     (torch.float32, torch.float32, "ieee"),
 )
-DTYPE_LABELS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 def compile_case(
@@ -269,7 +269,7 @@ def compile_case(
     product: tuple[int, int, int],
 ) -> CompileCase:
     """Record a launch of a kernel over x and weight of ``dtypes``; see `aot.compile_case.recorded_case`."""
-    x, weight = (DTYPE_LABELS[dtype] for dtype in dtypes)
+    x, weight = map(short_name, dtypes)
     return recorded_case(
         kernel,
         launch,

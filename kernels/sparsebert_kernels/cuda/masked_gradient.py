@@ -19,10 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dtype_names import short_name
 from .aot.compile_case import CompileCase, example, recorded_case
 from .device_functions import operand
 from .launch import Cut, fp32_precision, rows_contiguous, upcast
-from .masked import COMPILED, DTYPE_LABELS, compile_case, product_precision
+from .masked import COMPILED, compile_case, product_precision
 from .tile_configs import multiprocessors
 
 
@@ -273,6 +274,6 @@ def compile_cases() -> Iterator[CompileCase]:
             reduce_masked_weight_gradient,
             functools.partial(_launch_reduction, weight, words, weight, dscores, partial, epilogue),
             family="masked dW reduction",
-            label=f"{REDUCTION['BLOCK_N']}x{REDUCTION['BLOCK_K']} weight {DTYPE_LABELS[dtype]}",
+            label=f"{REDUCTION['BLOCK_N']}x{REDUCTION['BLOCK_K']} weight {short_name(dtype)}",
             default=dtype != torch.float16,
         )

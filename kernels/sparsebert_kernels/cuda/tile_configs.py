@@ -217,6 +217,14 @@ def _distance(shape: Shape, other: Shape) -> float:
     return 4 * apart("tokens") + apart("panels") + apart("tiles") + 0.25 * apart("group_columns")
 
 
+def use_folder(folder: Path) -> None:
+    """Read measured configurations of this process from ``folder`` from now on."""
+    global FOLDER
+    FOLDER = folder
+    for cached in (_content, _read, _selected):
+        cached.cache_clear()
+
+
 @functools.lru_cache(maxsize=4096)
 def _selected(shape: Shape, name: str, shared_memory: int) -> Configuration:
     return nearest(shape, measured(name)) or by_rule(shape, shared_memory)

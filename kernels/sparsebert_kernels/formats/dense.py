@@ -24,6 +24,9 @@ FUSED_ACTIVATIONS = {
     "gelu_tanh": ("gelu", "tanh"),
 }
 
+# Private to torch; resolved once, since the look-up takes as long as the operator's own checks.
+_onednn_linear: Any = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
+
 
 class DensePrepacked(PackedWeight):
     """The whole matrix, zeros included.
@@ -83,14 +86,16 @@ def prepacked_linear(x: Tensor, values: Tensor, bias: Tensor | None, activation:
     name, algorithm = FUSED_ACTIVATIONS[activation]
     if not x.numel():
         return x.new_empty((*x.shape[:-1], values.shape[0]))
-    bias = None if bias is None else bias.to(x.dtype)
-    return torch.ops.mkldnn._linear_pointwise(x, values, bias, name, [], algorithm)
+    # Half a microsecond faster than an unconditional `to`.
+    if bias is not None and bias.dtype != x.dtype:
+        bias = bias.to(x.dtype)
+    return _onednn_linear(x, values, bias, name, [], algorithm)
 
 
 @functools.cache
 def prepacking_works(dtype: torch.dtype) -> bool:
     """Return whether torch's private oneDNN linear exists and is correct for ``dtype`` on this machine."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available() or _onednn_linear is None:
         return False
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(48, 40, generator=generator).to(dtype)
@@ -98,7 +103,7 @@ def prepacking_works(dtype: torch.dtype) -> bool:
     bias = torch.randn(48, generator=generator).to(dtype)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 7)
-        result = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+        result = _onednn_linear(x, packed, bias, "none", [], "")
         same = torch.equal(packed.to_dense(), weight)
     except (RuntimeError, AttributeError, NotImplementedError, TypeError):
         return False

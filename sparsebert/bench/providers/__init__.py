@@ -1,4 +1,4 @@
-"""Who can run the model: one provider a file, optional libraries imported when they are asked for."""
+"""The backends that run the model, one per file; optional libraries are imported on first use."""
 
 from sparsebert.bench.providers.base import Backend, BuiltBackend, TorchBackend
 from sparsebert.bench.providers.bf16 import Bf16, OneDnnBf16
@@ -11,8 +11,8 @@ from sparsebert.bench.providers.onnx_runtime import OnnxRuntime, OnnxRuntimeInt8
 from sparsebert.bench.providers.sparse import Sparse
 
 BACKENDS: dict[str, type[Backend]] = {
-    provider.name: provider
-    for provider in (
+    backend.name: backend
+    for backend in (
         Sparse,
         Eager,
         OneDnn,

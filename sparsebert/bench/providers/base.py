@@ -1,4 +1,4 @@
-"""What a provider is: somebody who can run the masked model, ours or a rival."""
+"""Base classes of the backends that run the masked model."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ import torch
 from torch import nn
 
 from sparsebert.bench.memory import Memory, weight_bytes
-from sparsebert.bench.pruned_model import Subject
+from sparsebert.bench.pruned_model import PrunedModel
 from sparsebert.bench.timer import Run, on_cuda, on_wall
 from sparsebert.bert import resolve
 
 
 @dataclass(frozen=True)
 class BuiltBackend:
-    """A provider, built and ready. One `run` answers all batches of the workload once.
+    """A backend that is ready to run.
 
-    `weight_bytes` counts the pruned matrices as they are stored, `model_bytes` everything; None where a rival
-    does not tell. `memory` asks a rival's own process; None where the side lives in this one.
+    Attributes:
+        run: Runs all batches of the workload once and returns the seconds.
+        answers: Returns the last hidden states, [sequences, tokens, hidden] for each batch.
+        weight_bytes: Bytes of the pruned matrices as stored; None if unknown.
+        model_bytes: Bytes of the whole model; None if unknown.
+        notes: Further facts for the record.
+        memory: Returns the memory of the backend's own process; None if the backend runs in this process.
+        close: Releases what the backend holds.
     """
 
     run: Run
@@ -35,7 +41,7 @@ class BuiltBackend:
 
 
 class Backend(ABC):
-    """One way to run the model. Subclasses are named in `BACKENDS`."""
+    """A way to run the model; `BACKENDS` lists the subclasses."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -43,41 +49,46 @@ class Backend(ABC):
 
     @abstractmethod
     def available(self) -> str | None:
-        """None where it can run here, else the reason why not and how to get it, in one line."""
+        """Return None if it can run here, else the reason and how to install it, in one line."""
 
     @abstractmethod
-    def precision(self, subject: Subject) -> str:
-        """The arithmetic it computes in: a key of `sparsebert.bench.output_check.TOLERANCES`."""
+    def precision(self, pruned: PrunedModel) -> str:
+        """Return the precision of its arithmetic: a key of `sparsebert.bench.output_check.TOLERANCES`."""
 
     @abstractmethod
-    def build(self, subject: Subject, *, consume: bool = False) -> BuiltBackend:
-        """Make it ready. With `consume` the subject's model may be taken apart instead of copied.
+    def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
+        """Build it for a model.
 
-        Raises ValueError where this workload cannot be run this way.
+        Args:
+            pruned: Model, ticket and batches.
+            consume: Whether the model may be modified instead of copied.
+
+        Raises:
+            ValueError: The backend cannot run this workload.
         """
 
 
 class TorchBackend(Backend):
-    """A provider that runs a torch module in this process: subclasses only say what becomes of the model."""
+    """A backend that runs a torch module in this process; subclasses define the conversion."""
 
     def available(self) -> str | None:
         return None
 
-    def precision(self, subject: Subject) -> str:
-        return subject.workload.dtype
+    def precision(self, pruned: PrunedModel) -> str:
+        return pruned.workload.dtype
 
     @abstractmethod
-    def convert(self, model: nn.Module, subject: Subject) -> nn.Module:
-        """Make `model` (on its device, in its dtype, to be changed freely) the one to be timed."""
+    def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
+        """Convert ``model``, which has its final device and dtype, in place or into a new one."""
 
-    def build(self, subject: Subject, *, consume: bool = False) -> BuiltBackend:
-        device = torch.device(subject.workload.device)
-        dtype = getattr(torch, self.precision(subject))
-        model = subject.model if consume else copy.deepcopy(subject.model)
-        dense_numel = sum(resolve(model, key).get_parameter("weight").numel() for key in subject.keys)
+    def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
+        device = torch.device(pruned.workload.device)
+        dtype = getattr(torch, self.precision(pruned))
+        model = pruned.model if consume else copy.deepcopy(pruned.model)
+        dense_numel = sum(resolve(model, key).get_parameter("weight").numel() for key in pruned.keys)
         other_numel = sum(parameter.numel() for parameter in model.parameters()) - dense_numel
-        module = self.convert(model.to(device=device, dtype=dtype), subject)
-        batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in subject.batches]
+        module = self.convert(model.to(device=device, dtype=dtype), pruned)
+        batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in pruned.batches]
 
         @torch.inference_mode()
         def forward() -> None:
@@ -88,15 +99,15 @@ class TorchBackend(Backend):
         def answers() -> list[torch.Tensor]:
             return [module(**batch).last_hidden_state.cpu() for batch in batches]
 
-        held = sum(weight_bytes(resolve(model, key)) for key in subject.keys)
+        stored = sum(weight_bytes(resolve(model, key)) for key in pruned.keys)
         return BuiltBackend(
             run=on_cuda(forward) if device.type == "cuda" else on_wall(forward),
             answers=answers,
-            weight_bytes=held,
-            model_bytes=held + other_numel * dtype.itemsize,
+            weight_bytes=stored,
+            model_bytes=stored + other_numel * dtype.itemsize,
             notes=self.notes(model),
         )
 
     def notes(self, model: nn.Module) -> dict[str, str]:
-        """What the record should say about the converted model."""
+        """Return facts about the converted model for the record."""
         return {}

@@ -1,4 +1,4 @@
-"""Dense bfloat16, plain and prepacked: what the weights' lower precision buys without any sparsity."""
+"""Dense bfloat16, plain and prepacked: the gain of lower precision without sparsity."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import ClassVar
 
 from sparsebert.bench.providers.eager import Eager
 from sparsebert.bench.providers.onednn import OneDnn
-from sparsebert.bench.pruned_model import Subject
+from sparsebert.bench.pruned_model import PrunedModel
 
 
 class Bf16(Eager):
     name: ClassVar[str] = "bf16"
     summary: ClassVar[str] = "plain PyTorch in bfloat16"
 
-    def precision(self, subject: Subject) -> str:
+    def precision(self, pruned: PrunedModel) -> str:
         return "bfloat16"
 
 
@@ -21,5 +21,5 @@ class OneDnnBf16(OneDnn):
     name: ClassVar[str] = "onednn-bf16"
     summary: ClassVar[str] = "all linears prepacked for oneDNN in bfloat16"
 
-    def precision(self, subject: Subject) -> str:
+    def precision(self, pruned: PrunedModel) -> str:
         return "bfloat16"

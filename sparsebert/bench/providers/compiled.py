@@ -1,4 +1,4 @@
-"""torch.compile with its default back end."""
+"""torch.compile with its default backend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparsebert.bench.providers.base import TorchBackend
-from sparsebert.bench.pruned_model import Subject
+from sparsebert.bench.pruned_model import PrunedModel
 
 
 class Compiled(TorchBackend):
@@ -23,6 +23,6 @@ class Compiled(TorchBackend):
             return f"torch.compile needs a C++ compiler on the CPU, and {compiler} is not found: install g++"
         return None
 
-    def convert(self, model: nn.Module, subject: Subject) -> nn.Module:
+    def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
         torch._dynamo.reset()
         return torch.compile(model, dynamic=False)  # type: ignore[return-value]

@@ -1,8 +1,8 @@
 """DeepSparse 1.8.0, the reference CPU engine for sparse models until its end of life in 2025.
 
-It needs old onnx and numpy, so it lives in an environment of its own, whose Python the variable
-SPARSEBERT_DEEPSPARSE_PYTHON names, and runs in a worker process; its licence allows evaluation only. It never
-is a dependency: it is here to be compared with.
+It needs old versions of onnx and numpy, so it runs in a worker process with an environment of its own; the
+variable SPARSEBERT_DEEPSPARSE_PYTHON names the Python of that environment. Its licence allows evaluation
+only: it serves as a baseline and is never a dependency.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from sparsebert.bench.memory import Memory
 from sparsebert.bench.onnx_export import INPUTS, export
 from sparsebert.bench.providers.base import Backend, BuiltBackend
-from sparsebert.bench.pruned_model import Subject
+from sparsebert.bench.pruned_model import PrunedModel
 
 VARIABLE = "SPARSEBERT_DEEPSPARSE_PYTHON"
 WORKER = Path(__file__).with_name("deepsparse_worker.py")
@@ -30,7 +30,7 @@ SETUP = "python3.11 -m venv DIR && DIR/bin/pip install deepsparse==1.8.0 'numpy<
 
 
 class DeepSparseWorker:
-    """The process that runs the engine: one JSON line each way for every request."""
+    """The process that runs the engine; each request and each reply is one line of JSON."""
 
     def __init__(self, python: str) -> None:
         self._process = subprocess.Popen(
@@ -43,7 +43,11 @@ class DeepSparseWorker:
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request, wait for its answer. Raises ValueError with the worker's words where it failed."""
+        """Send a request and return the reply.
+
+        Raises:
+            ValueError: The worker reports an error or has ended.
+        """
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise ValueError("the DeepSparse worker has no pipes")
@@ -81,18 +85,18 @@ class DeepSparse(Backend):
         if not python:
             return f"set {VARIABLE} to the Python of an environment that has it: {SETUP}"
         if shutil.which(python) is None:
-            return f"{VARIABLE}={python} is no program"
-        found = subprocess.run(
+            return f"{VARIABLE}={python} is not a program; set it to the path of a Python"
+        done = subprocess.run(
             [python, "-c", "import deepsparse"], capture_output=True, env={"DO_NOT_TRACK": "1"}
         )
-        return None if found.returncode == 0 else f"{python} cannot import deepsparse: {SETUP}"
+        return None if done.returncode == 0 else f"{python} cannot import deepsparse: {SETUP}"
 
-    def precision(self, subject: Subject) -> str:
+    def precision(self, pruned: PrunedModel) -> str:
         return "float32"
 
-    def build(self, subject: Subject, *, consume: bool = False) -> BuiltBackend:
-        if subject.workload.device != "cpu":
-            raise ValueError("deepsparse runs on the CPU only")
+    def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
+        if pruned.workload.device != "cpu":
+            raise ValueError(f"deepsparse runs on the CPU only, not on {pruned.workload.device}")
         worker = DeepSparseWorker(os.environ[VARIABLE])
         folder = tempfile.TemporaryDirectory()
 
@@ -101,20 +105,20 @@ class DeepSparse(Backend):
             folder.cleanup()
 
         try:
-            graph = export(subject, Path(folder.name) / "masked.onnx")
+            graph = export(pruned, Path(folder.name) / "masked.onnx")
             inputs = Path(folder.name) / "inputs.npz"
             arrays = {
                 f"{index}_{name}": batch[name].numpy()
-                for index, batch in enumerate(subject.batches)
+                for index, batch in enumerate(pruned.batches)
                 for name in INPUTS
             }
             numpy.savez(inputs, **arrays)  # type: ignore[arg-type]
             loaded = worker.ask(
                 load=str(graph),
                 inputs=str(inputs),
-                batches=len(subject.batches),
+                batches=len(pruned.batches),
                 names=list(INPUTS),
-                threads=subject.workload.threads,
+                threads=pruned.workload.threads,
             )
         except BaseException:
             close()
@@ -124,7 +128,7 @@ class DeepSparse(Backend):
             written = Path(folder.name) / "answers.npz"
             worker.ask(answers=str(written))
             with numpy.load(written) as arrays:
-                return [torch.from_numpy(arrays[str(index)]) for index in range(len(subject.batches))]
+                return [torch.from_numpy(arrays[str(index)]) for index in range(len(pruned.batches))]
 
         return BuiltBackend(
             run=lambda: float(worker.ask(run=True)["seconds"]),

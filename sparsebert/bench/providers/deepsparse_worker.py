@@ -1,6 +1,6 @@
-"""Runs a DeepSparse engine for `deepsparse.py`. Needs deepsparse and numpy only: no torch, no sparsebert.
+"""Worker of `deepsparse.py`, which runs a DeepSparse engine. It imports deepsparse and numpy only.
 
-Requests and answers are JSON lines on stdin and stdout:
+Requests and replies are JSON lines on stdin and stdout:
 {"load": graph, "inputs": npz, "batches": n, "names": [...], "threads": n} -> {"version": ...}
 {"run": true} -> {"seconds": one pass over all batches}
 {"answers": npz to write} -> {}
@@ -13,9 +13,9 @@ import sys
 import time
 from typing import Any
 
-# This folder holds modules of ours that would hide the engine's own.
+# Modules in this folder would shadow the engine's.
 sys.path.pop(0)
-# The engine prints a banner on stdout: keep that descriptor for the protocol alone.
+# The engine prints a banner on stdout; this descriptor is reserved for replies.
 replies = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 
@@ -29,7 +29,7 @@ def peak_resident() -> int:
 
 
 class Engines:
-    """One engine a batch shape: DeepSparse compiles for fixed sizes."""
+    """One engine for each batch shape, because DeepSparse compiles for fixed sizes."""
 
     def __init__(self) -> None:
         self.passes: list[tuple[Any, list[Any]]] = []
@@ -54,7 +54,7 @@ class Engines:
 
 
 def answer(request: dict[str, Any], engines: Engines, baseline: int) -> dict[str, Any]:
-    """What goes back for one request."""
+    """Return the reply to a request."""
     if "load" in request:
         engines.load(request)
         return {"version": deepsparse.__version__}
@@ -75,7 +75,7 @@ def main() -> None:
     for line in sys.stdin:
         try:
             reply = answer(json.loads(line), engines, baseline)
-        except Exception as error:  # the parent must hear of everything that goes wrong here
+        except Exception as error:  # every failure must reach the parent process
             reply = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(reply), file=replies, flush=True)
 

@@ -1,8 +1,8 @@
-"""Every linear layer prepacked for oneDNN: the best dense library in a torch wheel, and the bar to clear.
+"""Every linear layer prepacked for oneDNN: the fastest dense library in a torch wheel, and the main baseline.
 
-torch's own fp32 `F.linear` goes to MKL, which takes its AVX2 path on AMD; oneDNN in the same wheel is more
-than twice as fast there. The two operators used are private to torch, so each layer is checked against
-`F.linear` when built.
+torch's own float32 `F.linear` uses MKL, which takes its AVX2 path on AMD; there, oneDNN from the same wheel
+is more than twice as fast. Its operators are private to torch, so each layer is checked against `F.linear`
+when it is built.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparsebert.bench.providers.base import TorchBackend
-from sparsebert.bench.pruned_model import Subject
-from sparsebert_kernels.formats.dense import prepack, prepacking_works
+from sparsebert.bench.pruned_model import PrunedModel
+from sparsebert_kernels.formats.dense import prepack, prepacked_linear, prepacking_works
 
-# Relative to the largest answer; bf16 and fp16 sums are rounded in another order than torch's.
+# Relative to the largest output; oneDNN rounds bfloat16 and float16 sums in another order than torch.
 SELF_CHECK = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 
 
 class PrepackedLinear(nn.Module):
-    """y = x W^T + b through oneDNN, W [out, in] reordered once for about `tokens` rows of x [..., in].
+    """y = x W^T + b through oneDNN, with W [out, in] reordered once for about ``tokens`` rows of x [..., in].
 
-    Raises ValueError where torch lacks the operators or they give wrong numbers.
+    Raises:
+        ValueError: torch lacks the operators, or their results differ from those of `F.linear`.
     """
 
     def __init__(self, linear: nn.Linear, tokens: int) -> None:
@@ -38,18 +39,19 @@ class PrepackedLinear(nn.Module):
         sample = torch.linspace(-1, 1, 2 * weight.shape[1], dtype=weight.dtype).view(2, -1)
         with torch.inference_mode():
             expected, answer = F.linear(sample, weight, self.bias), self(sample)
-        off, scale = (answer - expected).abs().max().item(), expected.abs().max().item()
-        if not off <= SELF_CHECK[weight.dtype] * max(scale, 1.0):
+        error, scale = (answer - expected).abs().max().item(), expected.abs().max().item()
+        if not error <= SELF_CHECK[weight.dtype] * max(scale, 1.0):
             raise ValueError(
-                f"oneDNN's prepacked linear is off by {off:.1e} from F.linear: not used as a bar"
+                f"oneDNN's prepacked linear differs from F.linear by {error:.1e}; "
+                "it cannot serve as a baseline here"
             )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+    def forward(self, x: torch.Tensor, activation: str = "none") -> torch.Tensor:
+        return prepacked_linear(x, self.packed, self.bias, activation)
 
 
 def prepack_(model: nn.Module, tokens: int) -> nn.Module:
-    """Replace every nn.Linear of `model` by a `PrepackedLinear`."""
+    """Replace every ``nn.Linear`` of ``model`` by a `PrepackedLinear`, in place, and return ``model``."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
@@ -70,9 +72,9 @@ class OneDnn(TorchBackend):
             return str(error)
         return None
 
-    def convert(self, model: nn.Module, subject: Subject) -> nn.Module:
-        if subject.workload.device != "cpu":
-            raise ValueError("onednn runs on the CPU only")
-        if self.precision(subject) == "float64":
-            raise ValueError("onednn does not compute in float64")
-        return prepack_(model, subject.tokens)
+    def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
+        if pruned.workload.device != "cpu":
+            raise ValueError(f"onednn runs on the CPU only, not on {pruned.workload.device}")
+        if self.precision(pruned) == "float64":
+            raise ValueError("onednn cannot compute in float64; use float32 or bfloat16")
+        return prepack_(model, pruned.tokens)

@@ -1,4 +1,4 @@
-"""Ours: the linears of the ticket packed and run by the sparse kernels."""
+"""sparsebert: the ticket's linear layers, packed and run by the sparse kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from sparsebert.bench.providers.base import TorchBackend
-from sparsebert.bench.pruned_model import Subject
+from sparsebert.bench.pruned_model import PrunedModel
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import compaction_note
 from sparsebert.sparsify import sparsify_
@@ -18,8 +18,8 @@ class Sparse(TorchBackend):
     name: ClassVar[str] = "sparse"
     summary: ClassVar[str] = "sparsebert"
 
-    def convert(self, model: nn.Module, subject: Subject) -> nn.Module:
-        return sparsify_(model, subject.ticket, format=subject.format, tokens=subject.tokens)
+    def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
+        return sparsify_(model, pruned.ticket, format=pruned.format, tokens=pruned.tokens)
 
     def notes(self, model: nn.Module) -> dict[str, str]:
         formats = Counter(module.format for module in model.modules() if isinstance(module, SparseLinear))

@@ -1,8 +1,9 @@
-"""Measure the constants by which `compact_` decides: `python -m benchmarks.removal_rules`.
+"""The constants of `compact_`, measured: `python -m benchmarks.compaction_constants`.
 
-These are the copying costs of removed rows and columns (`sparsebert.compaction.live_rectangle`) and the padded
-dimensions that cost as much as another group of heads (`sparsebert.compaction.heads`). fp32, one thread. The
-alternatives take turns, and only the thread's own CPU time counts, so other load hardly matters.
+Measures the cost of picking columns and placing rows beside a product
+(`sparsebert.compaction.live_rectangle`), and the number of padding dimensions that justify another group of
+heads (`sparsebert.compaction.heads`), in fp32 on one thread. Sides take turns and are timed in CPU time of
+the thread, so other work on the machine has little effect.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.output import show
 from sparsebert.compaction.heads import DIMENSIONS_OF_A_GROUP, HeadGroup, total
 from sparsebert.compaction.live_rectangle import PICKED, PLACED, RectangleLinear
 from sparsebert.compaction.narrow_attention import NarrowAttention
@@ -29,19 +31,19 @@ HEADS = 12
 
 
 def medians(sides: Sequence[Callable[[], object]], seconds: float) -> list[float]:
-    """Seconds of CPU time that each side takes, called in turns for that long."""
+    """Return the median CPU seconds of each side, called in turn for ``seconds``."""
     times: list[list[float]] = [[] for _ in sides]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 3:
-        for side, found in zip(sides, times, strict=True):
+        for side, taken in zip(sides, times, strict=True):
             start = time.thread_time()
             side()
-            found.append(time.thread_time() - start)
-    return [statistics.median(found[1:]) for found in times]
+            taken.append(time.thread_time() - start)
+    return [statistics.median(taken[1:]) for taken in times]
 
 
 def rectangle(rows: int, columns: int, live_rows: int, live_columns: int) -> RectangleLinear:
-    """A layer of random weights whose dead rows and columns lie anywhere."""
+    """Return a layer of random weights with dead rows and columns at random places."""
     weight, bias = nn.Parameter(torch.randn(live_rows, live_columns)), nn.Parameter(torch.randn(rows))
     layer = RectangleLinear(columns, rows, weight, bias)
     layer.rows.copy_(torch.randperm(rows)[:live_rows].sort().values)
@@ -50,7 +52,7 @@ def rectangle(rows: int, columns: int, live_rows: int, live_columns: int) -> Rec
 
 
 def copying(rows: int, columns: int, tokens: int, seconds: float) -> tuple[float, float]:
-    """Weights of the product that one picked column, and one placed row, take as long as: of a token."""
+    """Return the cost of a picked column and of a placed row per token, in weights of the product."""
     x = torch.randn(tokens, columns)
     few_rows, few_columns = rows * 3 // 4, columns * 3 // 4
     picking, placing = (
@@ -76,7 +78,7 @@ def copying(rows: int, columns: int, tokens: int, seconds: float) -> tuple[float
 
 
 def attention(hidden: int, groups: Sequence[HeadGroup]) -> nn.Module:
-    """A self-attention of BERT's kind, with its output projection, whose heads run in these groups."""
+    """Return a BERT self-attention with its output projection, whose heads run in these groups."""
     module = nn.Module()
     widths = {"query": "score", "key": "score", "value": "value"}
     for name, kind in widths.items():
@@ -88,8 +90,10 @@ def attention(hidden: int, groups: Sequence[HeadGroup]) -> nn.Module:
 
 
 def splitting(hidden: int, batch: int, length: int, dimensions: int, seconds: float) -> float:
-    """Speed of heads in two groups over that of one group padded to the widest: two of them are narrower, by
-    as much as saves that many dimensions of query and key and of value."""
+    """Return the speed of two groups of heads relative to one group padded to the widest head.
+
+    Two heads are narrower, which saves ``dimensions`` in query and key and in value.
+    """
     size, less = hidden // HEADS, dimensions // 4
     one = attention(hidden, [HeadGroup(tuple(range(HEADS)), size, size)])
     narrow, wide = HeadGroup((0, 1), size - less, size - less), HeadGroup(tuple(range(2, HEADS)), size, size)
@@ -100,7 +104,7 @@ def splitting(hidden: int, batch: int, length: int, dimensions: int, seconds: fl
 
 
 def tables(seconds: float) -> list[Table]:
-    """Both measurements, ``seconds`` for each cell."""
+    """Take both measurements, with ``seconds`` for each cell."""
     costs = [
         (
             f"{rows}x{columns}",
@@ -136,13 +140,12 @@ def tables(seconds: float) -> list[Table]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each cell")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds for each cell")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with torch.inference_mode():
-        for table in tables(options.seconds):
-            print(table.markdown(), end="\n\n")
+        show(tables(options.seconds))
     return 0
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.removal_rules import attention, copying, rectangle, splitting
+from benchmarks.compaction_constants import attention, copying, rectangle, splitting
 from sparsebert.compaction.heads import HeadGroup
 
 

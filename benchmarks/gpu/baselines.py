@@ -1,4 +1,4 @@
-"""Who else computes a pruned layer on a GPU. None is a dependency; one that cannot run is noted as such."""
+"""Other implementations of a pruned layer on a GPU. None is a dependency; one that cannot run is noted."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from benchmarks.gpu.device import Work
 if TYPE_CHECKING:
     from benchmarks.gpu.layers import Problem
 
-# stk and blksprs round like the tensor cores do, and serve few block sizes.
+# The only block size that stk is used with.
 STK_BLOCK = 128
 
 
 def block_sparse(problem: Problem) -> dict[str, Side]:
-    """Kernels for square blocks: torch's own, stk's and blksprs'."""
+    """Return the block-sparse kernels of torch, stk and blksprs."""
     return {
         "torch bsr": Side(lambda: _torch_bsr(problem)),
         "torch bsr linear": Side(lambda: _torch_bsr_linear(problem)),
@@ -30,7 +30,7 @@ def block_sparse(problem: Problem) -> dict[str, Side]:
 
 
 def any_sparsity(problem: Problem) -> dict[str, Side]:
-    """Rivals whose time does not depend on the sparsity: torch.compile's dense layer, and 2:4."""
+    """Return baselines whose time does not depend on the sparsity: torch.compile's dense layer, and 2:4."""
     kept = two_of_four(problem.weight)
     x, weight, bias = (tensor.double() for tensor in (problem.x, problem.weight, problem.bias))
     exact = functional.linear(x, kept.double(), bias)
@@ -44,7 +44,7 @@ def any_sparsity(problem: Problem) -> dict[str, Side]:
 
 
 def two_of_four(weight: Tensor) -> Tensor:
-    """The two largest of every four neighbouring weights, the others zero."""
+    """Keep the two largest of every four neighbouring weights and zero the others."""
     groups = weight.view(-1, 4)
     kept = torch.zeros_like(groups, dtype=torch.bool)
     kept.scatter_(1, groups.abs().topk(2, dim=1).indices, True)
@@ -56,12 +56,12 @@ def _linear(problem: Problem) -> Tensor:
 
 
 def _inference(work: Work) -> Work:
-    # Not inference_mode: sparse tensors made outside of it cannot be used there.
+    # Sparse tensors created outside of inference_mode cannot be used inside.
     return torch.no_grad()(work)
 
 
 def _torch_bsr(problem: Problem) -> Work:
-    """The kernel alone, without the checks that F.linear makes before it."""
+    """Run torch's kernel without the checks of F.linear."""
     from torch.sparse._triton_ops import bsr_dense_addmm
 
     weight = problem.weight.to_sparse_bsr(problem.block)
@@ -78,7 +78,7 @@ def _stk(problem: Problem) -> Work:
     import stk
 
     if problem.block != (STK_BLOCK, STK_BLOCK):
-        raise ValueError(f"stk serves blocks of {STK_BLOCK} x {STK_BLOCK} only")
+        raise ValueError(f"stk supports blocks of {STK_BLOCK} x {STK_BLOCK} only, got {problem.block}")
     weight = stk.ops.to_sparse(problem.weight, STK_BLOCK)
     return _inference(lambda: stk.ops.dds(problem.x, weight.t()) + problem.bias)
 

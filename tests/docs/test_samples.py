@@ -1,0 +1,129 @@
+"""Every sample of the documents runs as printed, but for the model, and fewer steps, rounds and seeds."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import sparsebert.lottery.methods  # noqa: F401  (registers them before the registries are remembered)
+from sparsebert.cli.app import main
+from sparsebert.lottery import method as lottery_method
+from sparsebert.pruning import registry
+from sparsebert_kernels.cuda import backend
+from sparsebert_kernels.formats import FORMATS
+from tests.docs.documents import PAGES, README, ROOT, blocks, commands, name, shell_lines
+
+COMMANDS = {command: None for page in PAGES for command in commands(page)}
+MODEL = "bert-base-uncased"
+SMALLER = {"1,2,3": "1,2", "sst2,cola,mrpc=345": "cola,mrpc=1", "bert-base": "bert-tiny"}
+TRAINING = ["--steps", "2", "--batch-size", "4", "--max-length", "16", "--device", "cpu", "--data", "data"]
+# Options added to a command: they win over those that it has.
+MORE = {
+    "train": TRAINING,
+    "transfer": TRAINING,
+    "eval": ["--max-length", "16", "--data", "data"],
+    "bench": ["--budget", "0.05", "--no-memory", "--vs", "onednn,eager", "--batch", "2", "--seq", "16"],
+}
+MORE_OF_METHOD = {
+    "snip": ["--batches", "1", "--batch-size", "4", "--max-length", "16", "--data", "data"],
+    "early-bird": ["--steps", "12"],
+    "imp": ["--step", "0.5"],
+    "multi-task": ["--step", "0.5"],
+}
+# Options that name what a command writes, those first that make nothing else.
+PRODUCTS = ("--out", "--output", "--json", "--dense")
+
+
+@pytest.fixture(autouse=True)
+def _restored_registries() -> Iterator[None]:
+    """Forget the methods, formats and kernels that samples register."""
+    tables = (lottery_method._METHODS, registry._METHODS, FORMATS, backend.FORWARD, backend.BACKWARD)
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python") or commands(page)], ids=name
+)
+def test_the_samples_run(page: Path, workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("accelerate")
+    pytest.importorskip("sklearn")
+    if sample := "\n".join(blocks(page, "python")):
+        _make_missing(re.findall(r'"([\w./-]+)"', sample), capsys)
+        file = workspace / "sample.py"  # a file, which Triton reads its kernels from
+        file.write_text(sample.replace(f'"{MODEL}"', '"my-model"'))
+        runpy.run_path(str(file), run_name="sample")
+    for command in commands(page):
+        _run(command, capsys)
+
+
+def test_the_readme_samples_leave_sparse_layers(workspace: Path) -> None:
+    file = workspace / "sample.py"
+    file.write_text("\n".join(blocks(README, "python")).replace(f'"{MODEL}"', '"my-model"'))
+    model = runpy.run_path(str(file))["model"]
+    assert [type(module).__name__ for module in model.modules()].count("SparseLinear") == 12
+
+
+def test_the_worked_examples_are_short() -> None:
+    examples = blocks(ROOT / "docs" / "extending.md", "python")
+    assert len(examples) == 4
+    assert all(len(example.splitlines()) < 60 for example in examples)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_other_shell_lines_are_make_targets_or_pip(page: Path) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for line in shell_lines(page):
+        first, *rest = shlex.split(line)
+        assert first in ("sparsebert", "pip", "make"), line
+        assert first != "make" or not rest or rest[0] in targets, line
+
+
+def _run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [word.replace(MODEL, "my-model") for word in shlex.split(command)[1:]]
+    words = [SMALLER.get(word, word) for word in words]
+    if any("completion" in word for word in words):  # installs into the user's shell
+        assert main(["--help"]) == 0
+        assert words[0] in capsys.readouterr().out
+        return
+    if words and "--help" not in words and "help" not in words:
+        _make_missing(_inputs(command), capsys)
+        words += MORE.get(words[0], [])
+        words += next(
+            (more for method, more in MORE_OF_METHOD.items() if method in words and words[0] != "convert"), []
+        )
+    code = main(words)
+    output = capsys.readouterr()
+    assert code == 0, (command, output.out, output.err)
+
+
+def _make_missing(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Run the commands of the documents that make files which do not exist yet."""
+    for path in paths:
+        for option in PRODUCTS:
+            for command in COMMANDS:
+                if not Path(path).exists() and path == _products(command).get(option):
+                    _run(command, capsys)
+
+
+def _inputs(command: str) -> list[str]:
+    products = {path for option, path in _products(command).items() if option != "--dense"}
+    return [word for word in shlex.split(command)[2:] if word not in products]
+
+
+def _products(command: str) -> dict[str, str]:
+    """Return the paths that a command writes, by option; that of ``convert`` is its second argument."""
+    words = shlex.split(command)
+    products = {word: value for word, value in pairwise(words) if word in PRODUCTS}
+    if words[1:2] == ["convert"]:
+        products["--out"] = words[3]
+    return products
