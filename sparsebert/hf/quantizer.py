@@ -210,7 +210,7 @@ def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
 
 
 def _name_in(model: nn.Module, key: str, layer: StoredLayer) -> str:
-    """The layer's full path in the model. Raises ValueError if it is no linear layer of that shape there."""
+    """Return the layer's full path in the model; raise ValueError unless its linear layer fits the folder."""
     try:
         linear = resolve(model, key)
     except ValueError as error:
