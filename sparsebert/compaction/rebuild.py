@@ -106,11 +106,10 @@ def _checked(
 
 
 def require_rectangles(model: nn.Module) -> None:
-    """Raise ValueError for a `RectangleLinear` whose rows or columns are no indices in order: files can say
-    anything."""
+    """Raise ValueError for a `RectangleLinear` whose rows or columns are not increasing valid indices."""
     for name, module in model.named_modules():
         if isinstance(module, RectangleLinear) and not module.is_sound():
-            raise ValueError(f"{name} is damaged: its rows or columns are no indices in order")
+            raise ValueError(f"{name} is damaged: its rows or columns must be increasing indices")
 
 
 def _checked_record(description: Mapping[str, Any], configured: Mapping[str, list[int]]) -> dict[str, Any]:
