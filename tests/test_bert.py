@@ -100,6 +100,12 @@ class TestEveryHead:
         assert all(".layer." in key for key in keys)
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "module", "module._orig_mod"])
+def test_keys_do_not_show_torch_compile_and_data_parallel(wrapper: str) -> None:
+    key = "encoder.layer.0.output.dense"
+    assert bert.canonical_key(f"{wrapper}.bert.{key}") == bert.canonical_key(f"{wrapper}.{key}") == key
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 class TestEveryFamily:
     def test_types_tell_the_shapes(self, family: str) -> None:

@@ -139,6 +139,9 @@ def test_built_in_costs_need_no_measurement_and_no_file(calibrations: list, fold
     for dtype in (torch.float32, torch.bfloat16):
         costs = cpu_cost.cost_model(dtype, 128, measure=False).costs
         assert costs.keys() == set(cpu_cost.runnable(dtype))
+        for cost in costs.values():  # picoseconds, of a machine of today or ten times slower
+            assert 1e-12 < cost.per_stored < 1e-9
+            assert 1e-12 < cost.per_line < 1e-8
     assert not calibrations
     assert not list(folder.iterdir())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,19 @@ def test_dense_layers_come_near_the_rate_of_the_tensor_cores() -> None:
     dense = WorkEstimate("dense", 0, 0, 3072 * 768 * 2, shape=(3072, 768))
     seconds = Roofline(H200, torch.bfloat16, 16384).seconds(dense)
     assert 0.8 < 2 * 16384 * 3072 * 768 / seconds / H200.matmul < 1
+
+
+def test_an_incomplete_wave_of_tiles_costs_as_much_as_a_full_one() -> None:
+    """Two processors so slow that arithmetic alone counts; 64 x 64 is the smallest tile."""
+    device = replace(H200, matmul=1e12, processors=2)
+
+    def seconds(tokens: int, rows: int) -> float:
+        dense = WorkEstimate("dense", 0, 0, rows * 4096 * 2, shape=(rows, 4096))
+        return Roofline(device, torch.bfloat16, tokens).seconds(dense)
+
+    wave = seconds(128, 64)
+    assert seconds(64, 64) == seconds(65, 1) == wave
+    assert seconds(129, 64) == pytest.approx(2 * wave, rel=0.1)
 
 
 @pytest.mark.parametrize(("height", "sparsity"), [(16, 0.87), (32, 0.76), (64, 0.57), (128, 0.47)])
@@ -112,7 +126,8 @@ def test_a_device_nobody_knows_is_scaled_by_its_processors(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     device = gpu_roofline.present.__wrapped__(torch.device("cuda"))
     assert (device.name, device.processors) == (name, properties.multi_processor_count)
-    assert device.matmul == scale * KNOWN["h100"].matmul
+    for rate in ("matmul", "matmul_fp32", "memory", "l2"):
+        assert getattr(device, rate) == scale * getattr(KNOWN["h100"], rate)
     assert ("scaled" in device.source) == (scale != 1)
 
 

@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 
 from tests.mutants.chosen import CHOSEN
-from tests.mutants.equivalent import EQUIVALENT
+from tests.mutants.equivalent import EQUIVALENT, SURVIVORS
 from tests.mutants.generated import COUNT, generate
 from tests.mutants.mutant import Mutant
+from tests.mutants.report import update_report
 from tests.mutants.results_file import ResultsFile
 from tests.mutants.runner import Result, Runner, Verdict
 from tests.mutants.summary import print_list, print_result, print_summary
@@ -40,6 +41,9 @@ def main(
     own_tests: Annotated[
         bool, typer.Option("--own-tests", help="Run no tests but those of a mutant's own package.")
     ] = False,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Document whose section of results to update.")
+    ] = None,
     test_seconds: Annotated[float, typer.Option(help="Limit for one test.")] = Limits.test_seconds,
     run_seconds: Annotated[
         float, typer.Option(help="Limit for the tests of a package.")
@@ -47,21 +51,26 @@ def main(
 ) -> None:
     """Plant deliberate faults, run the tests against each, and list the faults that no test finds."""
     console = Console(highlight=False)
-    mutants = [
-        mutant
-        for mutant in (
-            *(CHOSEN if chosen or not generated else ()),
-            *(generate(ROOT, seed, count) if generated or not chosen else ()),
-        )
-        if not only or any(_matches(mutant, pattern) for pattern in only)
-    ]
+    groups = {
+        "chosen": CHOSEN if chosen or not generated else (),
+        "generated": generate(ROOT, seed, count) if generated or not chosen else (),
+    }
+    for name, group in groups.items():
+        groups[name] = [
+            mutant for mutant in group if not only or any(_matches(mutant, pattern) for pattern in only)
+        ]
+    mutants = [mutant for group in groups.values() for mutant in group]
     if list_only:
         print_list(console, mutants, EQUIVALENT)
         return
     file = ResultsFile(json_file)
     if not resume:
         file.clear()
-    known = [each for each in file.of(mutants) if not (again and each.verdict is not Verdict.KILLED)]
+    known = [
+        each
+        for each in file.of(mutants)
+        if each.id not in EQUIVALENT and not (again and each.verdict is not Verdict.KILLED)
+    ]
     done = {result.id for result in known} | EQUIVALENT.keys()
 
     def report(result: Result) -> None:
@@ -80,6 +89,8 @@ def main(
         runner.close()
     results = [*known, *new]
     print_summary(console, mutants, results, unproven, EQUIVALENT)
+    if markdown is not None:
+        update_report(markdown, groups, results, EQUIVALENT, SURVIVORS)
     failed = unproven or any(each.verdict in (Verdict.SURVIVED, Verdict.STALE) for each in results)
     raise typer.Exit(1 if failed else 0)
 

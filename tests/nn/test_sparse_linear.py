@@ -108,6 +108,15 @@ class TestAnswers:
         layer = SparseLinear.from_linear(linear, mask, format)
         assert layer(x).isfinite().all()
 
+    @pytest.mark.parametrize("format", ["element", "compact"])
+    def test_have_the_fused_activation(self, format: str) -> None:
+        layer = SparseLinear.from_linear(*layer_and_mask(), format)
+        x = torch.randn(3, 40)
+        plain = layer(x)
+        layer.activation = "relu"
+        assert torch.equal(layer(x), plain.relu())
+        assert (plain < 0).any()
+
     def test_refuse_x_of_another_width(self) -> None:
         layer = SparseLinear.from_linear(*layer_and_mask())
         with pytest.raises(ValueError, match="last dimension must be 40"):

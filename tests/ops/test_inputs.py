@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from sparsebert_kernels import formats, ops, reference
+from sparsebert_kernels.cpu import native
 from tests.ops.backends import TORCH_ALONE
 from tests.ops.problem import Problem, assert_as_good_as_torch, gradient_of
 
@@ -68,6 +70,21 @@ class TestShapesAndStrides:
         dense = x.contiguous()
         _assert_same(_answer(problem, x), _answer(problem, dense), backend)
         _assert_same(_answer(problem, x.view(3, 11, k)), _answer(problem, dense.view(3, 11, k)), backend)
+
+    @pytest.mark.skipif(not native.available(), reason="needs the native library")
+    def test_rows_of_a_wider_tensor_are_read_in_place(
+        self, problem: Problem, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pack, addresses = native._CALL.pack, []
+
+        def spy(address: int, *rest: int) -> bytes:
+            addresses.append(address)
+            return pack(address, *rest)
+
+        monkeypatch.setattr(native, "_CALL", SimpleNamespace(pack=spy))
+        x = torch.nn.functional.pad(problem.x(), (0, 5))[:, :-5]
+        _answer(problem, x)
+        assert addresses == [x.data_ptr()]
 
     def test_bias_of_any_stride(self, problem: Problem, backend: str) -> None:
         bias = problem.bias_vector()

@@ -120,6 +120,16 @@ class TestNativeCalls:
         assert native_calls == [1] * count
         _assert_same_bits(answers, _apart(Problem().x(), weights, biases))
 
+    def test_the_library_refuses_weights_of_different_widths_by_itself(self) -> None:
+        """Called directly, and without tokens: Python never makes such a call."""
+        problem = Problem()
+        weights = [problem.packed(), replace(problem, K=problem.K + 1).packed()]
+        x, y = problem.x(), torch.empty(0)
+        for pair, expected in ((weights[:1] * 2, 0), (weights, 1)):
+            call = native._CALL.pack(x.data_ptr(), 0, problem.K, native._DTYPES[x.dtype], 0, 1, len(pair))
+            call += b"".join(native._describe(weight, None, y) for weight in pair)
+            assert native._library().sb_linear(call) == expected
+
 
 class TestRefusals:
     def test_what_linear_refuses(self) -> None:

@@ -66,6 +66,12 @@ class TestExactCounts:
         for same in (Decimal("0.71"), Fraction(71, 100)):
             assert prune(model, sparsity=same, scope="matrix") == ticket
 
+    def test_half_a_weight_is_exact_too(self) -> None:
+        """70 % of 15 weights is 10.5, which rounds to 10; 1 - 0.3 in binary is slightly more."""
+        model = bert(hidden_size=5, intermediate_size=3, num_attention_heads=1, num_hidden_layers=1)
+        masks = prune(model, sparsity=0.3, scope="matrix").masks.values()
+        assert {int(mask.sum()) for mask in masks if mask.numel() == 15} == {10}
+
     @pytest.mark.parametrize("value", [0.0, 0.5, -0.0])
     def test_any_ties_are_cut_by_position(self, value: float) -> None:
         model = bert()

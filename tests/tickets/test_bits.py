@@ -43,8 +43,9 @@ def test_non_contiguous_masks_are_packed_by_their_values() -> None:
         (np.zeros(2, np.int8), r"is packed as int8 \[2\]"),
         (np.zeros((1, 2), np.uint8), r"is packed as uint8 \[1, 2\]"),
         (np.array([0, 1], np.uint8), "has bits set beyond its last weight"),
+        (np.array([0, 1 << 5], np.uint8), "has bits set beyond its last weight"),
     ],
-    ids=["too short", "dtype", "dimensions", "padding"],
+    ids=["too short", "dtype", "dimensions", "last bit", "first bit of the padding"],
 )
 def test_damaged_bits_are_refused_by_name(bits: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=f"a.weight {message}"):
