@@ -106,7 +106,7 @@ class ContrastiveMethod(LotteryMethod):
     def round_hooks(
         self, number: int, experiment: Experiment, config: RunConfig, folder: Path
     ) -> Iterator[RoundHooks | None]:
-        """Write missing representations, add the terms to the loss, and delete the files in the last round."""
+        """Write missing representations and add the terms to the loss; delete the files in the last round."""
         settings, model = config.training, experiment.model
         if settings.on_gpu:
             model.cuda()

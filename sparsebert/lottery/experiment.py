@@ -1,4 +1,4 @@
-"""The inputs of a run, independent of tasks and tokenizers: model and data (an experiment), and configuration."""
+"""The inputs of a run: an experiment (model and data) and a configuration, free of tasks and tokenizers."""
 
 from __future__ import annotations
 

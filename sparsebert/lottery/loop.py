@@ -1,4 +1,4 @@
-"""The lottery loop: each round gets a ticket, trains it and evaluates it. Finished rounds are not repeated."""
+"""The lottery loop: each round gets a ticket, trains and evaluates it. Finished rounds are not repeated."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ class _Run:
     def _close_round(
         self, number: int, ticket: Ticket, trained: Trained, seconds_deciding: float, sessions: int
     ) -> None:
-        """Save and evaluate the weights, write the round's record, and delete files that are not needed later."""
+        """Save and evaluate the weights, write the round's record, and delete files of no later use."""
         Snapshot.of(self.model).save(self.folder.trained(number))
         began = time.perf_counter()
         metrics = self.experiment.evaluate(self.model)

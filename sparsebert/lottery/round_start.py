@@ -113,7 +113,7 @@ def _write_weights(model: Any, checkpoint: Path) -> None:
 
 
 def _is_plain(model: Any) -> bool:
-    """Return whether the model is outside of transformers: then the Trainer saves its ``state_dict`` alone."""
+    """Return whether the model is outside of transformers, so that the Trainer saves its ``state_dict``."""
     return not hasattr(type(model), "from_pretrained")
 
 

@@ -16,7 +16,7 @@ Rows = Iterator[tuple[int, tuple[str, ...]]]
 
 
 def read_text(path: Path) -> str:
-    """Read UTF-8 text, without its byte-order mark. Raises ValueError, with file and line, if it is invalid."""
+    """Read UTF-8 text without its byte-order mark. Raises ValueError, with file and line, if invalid."""
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")

@@ -112,7 +112,10 @@ def test_several_tasks_have_a_teacher_each_or_none(
     assert [set(row["distillation"]["teachers"]) for row in rows] == [{"sst2", "cola"}] * 2
     for names, message in (
         (f"{teacher},sst2={teacher}", "names two teachers for sst2"),
-        (f"mrpc={teacher}", "a teacher needs a task of the run, sst2 or cola or wikitext-2, got a teacher for mrpc"),
+        (
+            f"mrpc={teacher}",
+            "a teacher needs a task of the run, sst2 or cola or wikitext-2, got a teacher for mrpc",
+        ),
         (f"wikitext-2={teacher}", "wikitext-2 is masked language modelling, which takes no teacher"),
     ):
         out = ["--out", str(tmp_path / "refused")]

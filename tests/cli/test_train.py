@@ -364,7 +364,10 @@ class TestBadTickets:
     ("files", "message"),
     [
         ({"train.tsv": "sentence\tlabel\n"}, "train.tsv: no examples"),
-        ({"train.tsv": "sentence\tlabel\na\t1\nb\t1\n"}, "have the label positive; two different labels are needed"),
+        (
+            {"train.tsv": "sentence\tlabel\na\t1\nb\t1\n"},
+            "have the label positive; two different labels are needed",
+        ),
         ({"train.tsv": "text\tlabel\na\t1\nb\t0\n"}, "train.tsv:1: no column 'sentence'"),
         (
             {"dev.tsv": "sentence\tlabel\na\t1\nb\t3\n"},
