@@ -116,4 +116,4 @@ class TestSeeds:
         capsys.readouterr()
         assert "no run of seed 4; its seeds: 1, 2, 3" in refused(capsys, "eval", *there, "--seeds", "4")
         there[there.index(str(runs))] = str(runs / "seed-1")
-        assert "--seeds needs runs by seed" in refused(capsys, "eval", *there, "--seeds", "1")
+        assert "--seeds needs a folder of runs by seed" in refused(capsys, "eval", *there, "--seeds", "1")
