@@ -33,7 +33,7 @@ class CompactedTargets:
 
     @property
     def dense_changes(self) -> tuple[Change, ...]:
-        """Matrices that compaction makes smaller and that stay dense."""
+        """Matrices that compaction shrinks and that stay dense."""
         keys = {layer.key for layer in self.layers}
         changes = self.compaction.changes if self.compaction else ()
         return tuple(change for change in changes if not change.whole and change.key not in keys)
@@ -50,8 +50,8 @@ def compacted_targets(
 ) -> CompactedTargets:
     """Return the layers that `select_target_layers` selects, after compaction.
 
-    A model that was compacted with this very ticket is not compacted again: the zeros in its weights take the
-    place of the ticket's masks.
+    A model that was compacted with the same ticket is not compacted again: the zeros in its weights then
+    serve as masks.
 
     Args:
         model: The model; it is only read.
@@ -60,11 +60,10 @@ def compacted_targets(
         tokens: Rows of x in a call.
         compact: True demands compaction and False forbids it. None compacts if the model allows it, there is
             no ``filter`` and the layers are not ``trainable``.
-        trainable: The kept weights will be trained: layers without pruned weights then stay dense.
+        trainable: Whether the kept weights will be trained; layers without pruned weights then stay dense.
 
     Raises:
-        ValueError: As `select_target_layers` does; with ``compact=True`` also for a filter, and as `prepare`
-            does.
+        ValueError: See `select_target_layers`; with ``compact=True`` also `prepare`, or there is a filter.
     """
     if compact and filter is not None:
         raise ValueError(
