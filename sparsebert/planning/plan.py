@@ -18,7 +18,8 @@ class LayerPlan:
         shape: (out, in) after compaction.
         sparsity: Share of pruned weights, after compaction.
         format: Name of the packed format.
-        predicted_us: Time of the format, predicted by the cost model; None if the model has no figures for it.
+        predicted_us: Time of the format, predicted by the cost model; None if the model has no figures for
+            it.
         measured_us: Time of the format, measured on the densest layer of its timing class; None without a
             measurement.
         dense_us: Time of a prepacked dense layer, measured if the class was timed, else predicted. For a

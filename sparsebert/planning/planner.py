@@ -39,17 +39,17 @@ def plan(
 ) -> Plan:
     """Choose a packed format for each layer that ``ticket`` (or the zeros in the weights) makes sparse.
 
-    The cost model predicts the time of every format from the mask, the dtype and ``tokens``. With ``measure``,
-    the costs are measured on this machine and kept in a cache file, and each choice is timed in alternation
-    with prepacked dense: a layer that gains less than 5 % stays dense. A timing on a busy machine is repeated,
-    and marked if the machine stays busy. Without ``measure``, the plan depends only on its arguments and the
-    instruction set.
+    The cost model predicts the time of every format from the mask, the dtype and ``tokens``. With
+    ``measure``, the costs are measured on this machine and kept in a cache file, and each choice is timed in
+    alternation with prepacked dense: a layer that gains less than 5 % stays dense. A timing on a busy machine
+    is repeated, and marked if the machine stays busy. Without ``measure``, the plan depends only on its
+    arguments and the instruction set.
 
     Layers on a GPU are predicted by a roofline model and timed inside CUDA graphs.
 
     Args:
-        model: The model; it is only read. For a model that is sparse already, the plan of its sparse layers is
-            returned.
+        model: The model; it is only read. For a model that is sparse already, the plan of its sparse layers
+            is returned.
         ticket: The masks; without one, the zeros in the weights.
         tokens: Rows of x (batch times sequence length) in a call of a layer.
         format: "auto", or the one format to use for every layer.
@@ -215,7 +215,7 @@ def _first_choice(
 
 
 def _agree_on_blocks(decisions: list[LayerDecision]) -> None:
-    """Give panel layers that read one x a common block size, the fastest in total, so that one call suffices."""
+    """Give panel layers that read one x the block size with the least total time, so that one call does."""
     if len({each.work.block for each in decisions}) < 2 or any(d.work.format != "panel" for d in decisions):
         return
     panels = [{w.block: w for w in each.choice.candidates if w.format == "panel"} for each in decisions]

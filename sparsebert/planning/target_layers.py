@@ -63,8 +63,8 @@ def select_target_layers(
         model: Any model; it is only read.
         ticket: The masks. Without one, the encoder and pooler of a BERT-like model, or all linear layers of
             another model, are searched for zeros.
-        filter: ``filter(name, linear) -> bool`` selects layers: among the ticket's or, without a ticket, among
-            all linear layers of any model.
+        filter: ``filter(name, linear) -> bool`` selects layers: among the ticket's or, without a ticket,
+            among all linear layers of any model.
 
     Raises:
         ValueError: The model is sparse already or has nothing to sparsify, the ticket does not fit, or a

@@ -18,13 +18,13 @@ def parse_sparsity(sparsity: Number | Mapping[str, Number] | None, units: Granul
     """Return the density that a sparsity leaves.
 
     Args:
-        sparsity: A number in [0, 1), read exactly as its decimal spelling; one number for each kind of unit of
-            a joined granularity; or None for an n:m pattern, which implies its sparsity.
+        sparsity: A number in [0, 1), read exactly as its decimal spelling; one number for each kind of unit
+            of a joined granularity; or None for an n:m pattern, which implies its sparsity.
         units: The granularity.
 
     Raises:
-        ValueError: The sparsity is missing, outside [0, 1) or different from the pattern's, or its kinds differ
-            from the granularity's.
+        ValueError: The sparsity is missing, outside [0, 1) or different from the pattern's, or its kinds
+            differ from the granularity's.
     """
     if not isinstance(sparsity, Mapping):
         return _density(sparsity, units)

@@ -136,7 +136,7 @@ def kinds_in(name: str) -> tuple[str, ...]:
 
 
 def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
-    """Keep the n highest scores of every m neighbours along the last dimension; the first of equal scores wins.
+    """Keep the n highest scores of every m neighbours along the last dimension; of equals, keep the first.
 
     Args:
         scores: float32 [out, in], NaN for dead entries, which rank last; m divides in.

@@ -31,9 +31,9 @@ class Scored:
 class Search:
     """Mask the least important heads and MLPs, score again, and continue while the metric holds.
 
-    A step of the first phase masks ``share`` of all heads and one MLP; a step of the second phase masks half as
-    many heads; a step of the third phase masks one MLP. Each phase ends with the first step below ``threshold``
-    times the whole model's metric, and that step is undone.
+    A step of the first phase masks ``share`` of all heads and one MLP; a step of the second phase masks half
+    as many heads; a step of the third phase masks one MLP. Each phase ends with the first step below
+    ``threshold`` times the whole model's metric, and that step is undone.
 
     Attributes:
         threshold: Share of the whole model's metric to keep, in (0, 1).

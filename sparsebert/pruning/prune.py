@@ -44,10 +44,10 @@ def prune(
 ) -> Ticket:
     """Choose which weights of the encoder matrices to keep; the model is only read.
 
-    Of the n weights that compete, exactly k = round((1 - sparsity) * n) are kept, rounded half to even. Ties do
-    not change the number: units are ranked by their float32 score, then by position. Units of several weights
-    are kept from the top as long as that brings the number of kept weights nearer to (1 - sparsity) * n. A unit
-    at the edge of a matrix counts with its actual number of weights. Every device gives the same ticket.
+    Of the n weights that compete, exactly k = round((1 - sparsity) * n) are kept, rounded half to even. Ties
+    do not matter: units are ranked by their float32 score, then by position. Units of several weights
+    are kept from the top as long as that brings the number of kept weights nearer to (1 - sparsity) * n. A
+    unit at the edge of a matrix counts with its actual number of weights. Every device gives the same ticket.
 
     For neurons, heads and MLPs, the ticket contains, and the sparsity counts, only the matrices with such
     units. The other matrices stay whole, and ``encoder_sparsity`` in the metadata is the share of pruned
@@ -63,8 +63,9 @@ def prune(
         granularity: The unit of pruning: "element"; "block" with ``block_size``, or "4x1" for short; "row";
             "column"; "neuron" (its row of the up-projection and its column of the down-projection); "head"
             (its rows of query, key and value and its columns of the attention's output); "mlp" (a whole
-            feed-forward layer, which the ticket removes with its biases); "head+neuron" or "head+mlp"; or n of
-            m along in_features such as "2:4" (``sparsity`` may then be omitted, and ``scope`` has no effect).
+            feed-forward layer, which the ticket removes with its biases); "head+neuron" or "head+mlp"; or n
+            of m along in_features such as "2:4" (``sparsity`` may then be omitted, and ``scope`` has no
+            effect).
         block_size: (out, in) of a block.
         scope: The units that compete: all ("global"); those of each matrix ("matrix"; for neurons and heads,
             of each layer); those of matrices of one type ("type"; heads are one type, neurons or MLPs
@@ -73,17 +74,17 @@ def prune(
         seed: Seed for methods that draw random numbers, 0 to 2**63 - 1.
         include_pooler: Prune the pooler's matrix too.
         include_biases: Rank biases, except the down-projections', together with the weights, as in the
-            magnitude pruning of Prasanna et al. 2020; the sparsity counts both. Only for methods magnitude and
-            random, granularity "element" and scope "global".
+            magnitude pruning of Prasanna et al. 2020; the sparsity counts both. Only for methods magnitude
+            and random, granularity "element" and scope "global".
         ticket: An earlier ticket to prune further. Its pruned weights stay pruned and count as pruned,
             whatever their values.
         data: Batches (keyword arguments for the model, with labels), for methods that need examples.
 
     Raises:
-        ValueError: A name is unknown (the message offers the nearest); the sparsity is outside [0, 1) or would
-            keep nothing; blocks or patterns do not fit; a weight is NaN (the message names the matrix); the
-            model is not BERT-like; or the ``ticket`` belongs to another model or granularity, or keeps less
-            than requested.
+        ValueError: A name is unknown (the message offers the nearest); the sparsity is outside [0, 1) or
+            would keep nothing; blocks or patterns do not fit; a weight is NaN (the message names the matrix);
+            the model is not BERT-like; or the ``ticket`` belongs to another model or granularity, or keeps
+            less than requested.
     """
     request = _validate(
         method,

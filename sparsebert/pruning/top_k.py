@@ -107,7 +107,7 @@ def _sizes(scores: Sequence[Tensor], sizes: Sequence[Size], upper: int | None = 
 
 
 def _passing(sizes: Tensor, room: int) -> tuple[int | None, int]:
-    """Return the bin at which the sizes, summed from the last bin down, exceed ``room``, and the sum above it.
+    """Return the bin at which the sizes, summed from the last bin down, exceed ``room``; and the sum above.
 
     If the total does not exceed ``room``, return None and the total.
     """
@@ -126,7 +126,7 @@ def _live(chunk: Tensor, out: Tensor) -> tuple[int, int]:
 
 
 def _ties_to_keep(tied: Iterable[tuple[Tensor, Size]], kept: int, room: Fraction) -> int:
-    """Return the number of entries at the threshold, in order, that bring the total size nearest to the budget.
+    """Return the number of tied entries, in order, that bring the total size nearest to the budget.
 
     Args:
         tied: For each chunk, the places of the entries at the threshold (bool) and the sizes of all entries.

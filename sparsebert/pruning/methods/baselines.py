@@ -85,8 +85,8 @@ def reinitialise_(model: nn.Module, seed: int = 0) -> nn.Module:
 def shuffle_weights_(model: nn.Module, seed: int = 0, within: Within = Within.MATRIX) -> nn.Module:
     """Permute the encoder's pre-trained weights, which preserves only their distribution; return the model.
 
-    ``MATRIX`` permutes the entries of each matrix; ``LAYERS`` permutes the layers' sets of six matrices, as the
-    released code of Chen et al. 2020 does. Biases, LayerNorms and embeddings do not change.
+    ``MATRIX`` permutes the entries of each matrix; ``LAYERS`` permutes the layers' sets of six matrices, as
+    the released code of Chen et al. 2020 does. Biases, LayerNorms and embeddings do not change.
     """
     encoder = structure(model)
     weights = {key: _weight(model, key) for key in encoder.linears}

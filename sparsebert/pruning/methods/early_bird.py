@@ -49,7 +49,7 @@ def l1(coefficients: Sequence[Tensor], penalty: float) -> Tensor:
 
 
 def fold_(model: nn.Module, sites: Mapping[str, GateSite], coefficients: Mapping[str, Tensor]) -> None:
-    """Multiply the matrices behind the gates by the coefficients, in place, which makes the gates redundant."""
+    """Multiply the matrices behind the gates by the coefficients, in place, to replace the gates."""
     with torch.no_grad():
         for name, site in sites.items():
             assert site.width is not None

@@ -43,8 +43,8 @@ def gate_importance(
         weights: key -> [out, in]: weights that replace the model's.
         dead_biases: key -> bool [out], True = pruned; these biases count as 0.
         gates: Values of the gates at which to take the gradients; 1 everywhere by default.
-        accumulate: Sum the gradients over the batches so far before the absolute value is taken: sum over b of
-            abs(sum over b' <= b of dL/dgate). The published code never clears the gradient of its masks.
+        accumulate: Sum the gradients over the batches so far before the absolute value is taken: sum over b
+            of abs(sum over b' <= b of dL/dgate). The published code never clears the gradient of its masks.
         per_example: Take the absolute value for each example, not for the mean of each batch, so that the
             batch size does not matter. For losses that are means over the examples of a batch.
         per_token: Take the absolute value for each token's part of the gradient, x_t . dL/dx_t, as Michel et
@@ -141,10 +141,10 @@ def normalised(
 class HeadImportance:
     """Score heads, neurons or whole MLPs by abs(dL/dgate) summed over batches.
 
-    Sources: Michel et al. 2019, "Are Sixteen Heads Really Better than One?", equation 2; Prasanna et al. 2020,
-    "When BERT Plays the Lottery, All Tickets Are Winning"; for ``keep_a_head`` Liang et al. 2021, "Super
-    Tickets in Pre-Trained Language Models". The method scores granularities head, neuron, mlp and their
-    combinations ("head+mlp") on a fine-tuned model. Use training data: the published search uses the very
+    Michel et al. 2019, "Are Sixteen Heads Really Better than One?", equation 2; Prasanna et al.
+    2020, "When BERT Plays the Lottery, All Tickets Are Winning"; for ``keep_a_head`` Liang et al. 2021,
+    "Super Tickets in Pre-Trained Language Models". The method scores granularities head, neuron, mlp and
+    their combinations ("head+mlp") on a fine-tuned model. Use training data: the published search uses the very
     examples that it reports.
 
     Attributes:
