@@ -215,7 +215,7 @@ def _first_choice(
 
 
 def _agree_on_blocks(decisions: list[LayerDecision]) -> None:
-    """Give panel layers that read one x the block size with the least total time, so that one call does."""
+    """Give panel layers that read one x the block size with the least total time, for a joint call."""
     if len({each.work.block for each in decisions}) < 2 or any(d.work.format != "panel" for d in decisions):
         return
     panels = [{w.block: w for w in each.choice.candidates if w.format == "panel"} for each in decisions]

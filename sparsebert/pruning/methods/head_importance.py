@@ -141,11 +141,11 @@ def normalised(
 class HeadImportance:
     """Score heads, neurons or whole MLPs by abs(dL/dgate) summed over batches.
 
-    Michel et al. 2019, "Are Sixteen Heads Really Better than One?", equation 2; Prasanna et al.
-    2020, "When BERT Plays the Lottery, All Tickets Are Winning"; for ``keep_a_head`` Liang et al. 2021,
-    "Super Tickets in Pre-Trained Language Models". The method scores granularities head, neuron, mlp and
-    their combinations ("head+mlp") on a fine-tuned model. Use training data: the published search uses the very
-    examples that it reports.
+    Michel et al. 2019, "Are Sixteen Heads Really Better than One?", equation 2; Prasanna et al. 2020, "When
+    BERT Plays the Lottery, All Tickets Are Winning"; for ``keep_a_head`` Liang et al. 2021, "Super Tickets in
+    Pre-Trained Language Models". The method scores granularities head, neuron, mlp and their combinations
+    ("head+mlp") on a fine-tuned model. Use training data: the published search uses the examples that it
+    reports on.
 
     Attributes:
         accumulate, per_example, per_token: See :func:`gate_importance`.
