@@ -227,7 +227,7 @@ def _fuse_activation(model: nn.Module, layer: SparseLinear, name: str) -> None:
     if kernel is None:
         return
     if any(hooks):
-        _append_reason(layer, f"{kernel} not fused: it has forward hooks")
+        _append_reason(layer, f"{kernel} not fused because of forward hooks")
         return
     layer.activation = kernel
     replace_module(model, name, FusedActivation(activation))

@@ -22,7 +22,8 @@ TENSOR_CORE_SHARE = {16: 0.40, 32: 0.67, 64: 0.95, 128: 1.0}
 # Tile (tokens, columns) of a dense kernel -> share of the rate that it reaches.
 DENSE_TILES = {(128, 256): 1.0, (128, 128): 1.0, (256, 128): 1.0, (64, 128): 0.8, (64, 64): 0.6}
 PANEL_TOKENS = (256, 128, 64)
-# Products in plain fp32 run on the ordinary cores, where the Triton kernels reach this share of cuBLAS's rate.
+# Products in plain fp32 run on the ordinary cores, where the Triton kernels reach this share of cuBLAS's
+# rate.
 FP32_SHARE = 0.5
 WAVE_SECONDS = 0.35e-6
 FIRST_STEP_SECONDS = 0.9e-6
@@ -177,8 +178,8 @@ def named(name: str) -> Device:
 def present(device: torch.device) -> Device:
     """Return the figures of a GPU of this machine.
 
-    `make gpu` measures the figures. Without measurements, the built-in figures of the GPU's name apply or, for
-    an unknown name, the figures of an H100, scaled by the number of multiprocessors.
+    `make gpu` measures the figures. Without measurements, the built-in figures of the GPU's name apply or,
+    for an unknown name, the figures of an H100, scaled by the number of multiprocessors.
     """
     properties = torch.cuda.get_device_properties(device)
     try:

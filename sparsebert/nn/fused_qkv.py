@@ -33,8 +33,8 @@ def fuse_qkv_(attention: nn.Module, names: Sequence[str]) -> None:
 
     Nothing can in eager mode without gradients and without autocast, on a plain tensor, if the attention has
     no other forward pre-hooks, the projections have no forward hooks, and no forward method is patched. On a
-    single CPU thread the projections run one by one, which takes no longer. The hooks hold names only, so that
-    copies and pickles of the attention are fused too.
+    single CPU thread the projections run one by one, which takes no longer. The hooks hold names only, so
+    that copies and pickles of the attention are fused too.
 
     Args:
         attention: A module whose forward method takes the input of the projections first, or as

@@ -23,7 +23,10 @@ class JoinedPanels:
         self._bias: Tensor | None = None
 
     def weight(self, layers: Sequence[SparseLinear]) -> PanelSparse | None:
-        """Return the joined weight, of which the layers' values become views; None if they cannot be joined."""
+        """Return the joined weight, None if the layers cannot be joined.
+
+        The layers' values become views of the joined weight.
+        """
         values = [layer.values for layer in layers]
         if len(values) == len(self._values) and all(map(operator.is_, values, self._values)):
             return self._weight

@@ -45,8 +45,8 @@ class SparseLinear(nn.Module):
         bias: [out_features] or None. A Parameter is registered itself, not a copy.
         format: A name in `sparsebert_kernels.formats.FORMATS`.
         trainable: Make ``values``, the kept weights, a Parameter. Only formats "element", "vector" and
-            "panel" can be trained, the latter two only with a mask of whole vectors or blocks. Otherwise, only
-            x and the bias have gradients.
+            "panel" can be trained, the latter two only with a mask of whole vectors or blocks. Otherwise,
+            only x and the bias have gradients.
         **options: Options of the format.
 
     The ``state_dict`` is that of the `nn.Linear` that the layer replaces: ``weight`` (dense) and ``bias``.

@@ -61,7 +61,7 @@ def compacted_targets(
         tokens: Rows of x in a call.
         compact: True demands compaction and False forbids it. None compacts if the model allows it, there is
             no ``filter`` and the layers are not ``trainable``.
-        trainable: The kept weights will be trained: layers without pruned weights then stay dense.
+        trainable: Whether the kept weights will be trained; layers without pruned weights then stay dense.
 
     Raises:
         ValueError: As `select_target_layers` does; with ``compact=True`` also for a filter, and as `analyze`

@@ -39,8 +39,8 @@ class Ticket:
         metadata: As passed, with the versions of the libraries.
 
     Raises:
-        ValueError: A mask has the wrong type, dtype or number of dimensions, a bias mask has no weight mask, a
-            removed module keeps weights, or a metadata value has a type that a ticket file cannot hold.
+        ValueError: A mask has the wrong type, dtype or number of dimensions, a bias mask has no weight mask,
+            a removed module keeps weights, or a metadata value has a type that a ticket file cannot hold.
     """
 
     def __init__(

@@ -116,7 +116,7 @@ def test_whole_mlps_close_by_their_scores(tmp_path: Path) -> None:
     """Nothing competes there; where scores do, the one MLP of a layer wants another scope than its layer."""
     (row,) = run(tiny.experiment(), config_of("l0", granularity="mlp"), tmp_path / "run")
     assert row["granularity"] == "mlp"
-    with pytest.raises(ValueError, match="each MLP competes with itself alone"):
+    with pytest.raises(ValueError, match="leaves each MLP without a competitor"):
         run(tiny.experiment(), config_of("movement", granularity="head+mlp"), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
 
