@@ -26,7 +26,7 @@ from sparsebert.bench.environment import Environment
 from sparsebert.bench.pruned_model import prepare_pruned_model
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.compact import compact_, compaction_description
-from sparsebert.compaction.analyze import prepare
+from sparsebert.compaction.analyze import analyze
 from sparsebert.demo.real_model import NAME
 from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.report.compaction_tables import compaction_tables
@@ -45,7 +45,7 @@ def sizes(
 ) -> Iterator[tuple[results.Record, Ticket]]:
     """Yield a record for each least number of weights in a row, with the compacted ticket."""
     for least in (0, THIN):
-        compacted_ticket = prepare(model, ticket, min_row_weights=least).ticket
+        compacted_ticket = analyze(model, ticket, min_row_weights=least).ticket
         compacted = compact_(copy.deepcopy(model), ticket, min_row_weights=least)
         scores = evaluate("sst2", str(folder), ticket=compacted_ticket, data=data / FOLDERS["sst2"])
         row = results.stamp(

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from benchmarks.output import show
 from sparsebert.compaction.heads import DIMENSIONS_OF_A_GROUP, HeadGroup, total
 from sparsebert.compaction.live_rectangle import PICKED, PLACED, RectangleLinear
-from sparsebert.compaction.narrow_attention import shrink_attention_
+from sparsebert.compaction.narrow_attention import NarrowAttention
 from sparsebert.report.table import Table
 
 SHAPES = ((384, 384), (768, 768), (3072, 768), (768, 3072))
@@ -86,8 +86,7 @@ def attention(hidden: int, groups: Sequence[HeadGroup]) -> nn.Module:
     module.out = nn.Linear(total(groups, "value"), hidden)
     module.dropout = nn.Dropout(0.0)
     module.config = SimpleNamespace(_attn_implementation="sdpa")
-    shrink_attention_(module, groups, 1.0, (*widths, "out"))
-    return module.eval()
+    return NarrowAttention(module, groups, 1.0, (*widths, "out")).eval()
 
 
 def splitting(hidden: int, batch: int, length: int, dimensions: int, seconds: float) -> float:

@@ -64,16 +64,17 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print goes to stderr
     torch.set_num_threads(1)
     work: Callable[[], torch.Tensor] = lambda: torch.empty(0)  # noqa: E731
-    with torch.inference_mode():
-        for line in sys.stdin:
-            request: dict[str, Any] = json.loads(line)
+    for line in sys.stdin:
+        request: dict[str, Any] = json.loads(line)
+        if "case" in request:
+            make = {"layer": layer_case, "model": model_case}[request["case"]]
+            work = make(**request["arguments"])
+        with torch.inference_mode():
             if "case" in request:
-                make = {"layer": layer_case, "model": model_case}[request["case"]]
-                work = make(**request["arguments"])
                 answer: Any = [float(part) for part in work().double().flatten()[:4096]]
             else:
                 answer = seconds(work, request["calls"])
-            print(json.dumps(answer), file=replies, flush=True)
+        print(json.dumps(answer), file=replies, flush=True)
 
 
 if __name__ == "__main__":

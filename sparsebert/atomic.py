@@ -48,22 +48,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file ``path`` by ``text`` in UTF-8, as :func:`replacing` does."""
+    """Write ``text`` to the file ``path`` in UTF-8, atomically (:func:`replacing`)."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed processes left in ``folder``.
+    """Delete the temporary files and folders that killed processes left in ``folder``.
 
-    Call it only while holding the folder's lock: it also deletes what another process is writing.
+    Call it only while holding the folder's lock: it also deletes the temporary files of running processes.
     """
     for path in folder.glob(_TEMPORARY):
         _delete(path)
 
 
 def _temporary_beside(path: Path) -> Path:
-    # Part of the name only: with all of it a long name would exceed the file system's limit of 255 bytes.
+    # The name is truncated: with the suffix, a long one would exceed the file system's limit of 255 bytes.
     return path.with_name(_TEMPORARY.replace("*", f"{path.name[:40]}.{secrets.token_hex(6)}"))
 
 

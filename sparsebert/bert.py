@@ -62,7 +62,7 @@ _DISTILBERT = _Layout(
     activation="ffn.activation",
     pooler=None,
 )
-# By the class attribute ``base_model_prefix``; XLM-RoBERTa and CamemBERT share RoBERTa's.
+# Keyed by the class attribute ``base_model_prefix``; XLM-RoBERTa and CamemBERT share RoBERTa's.
 _FAMILIES = {"bert": _BERT, "roberta": _BERT, "electra": _BERT, "distilbert": _DISTILBERT}
 
 # torch.compile and (Distributed)DataParallel insert these components into module paths.
@@ -81,7 +81,7 @@ class Structure:
         neurons: (up, down) of each feed-forward network; row i of up and column i of down form neuron i.
         heads: (query, key, value, output) of each attention; ``head_size`` rows of the first three and the
             same columns of the last form a head.
-        activations: Up-projection -> path of its activation module, where :func:`activation_name` knows it.
+        activations: Up-projection -> path of its activation module, if :func:`activation_name` names it.
         types: Key -> query, key, value, attention_output, ffn_up, ffn_down or pooler.
         num_heads: Attention heads of a layer.
         head_size: Rows of a head in query, key and value.
@@ -181,9 +181,9 @@ def full_name(model: nn.Module, key: str) -> str:
 
 
 def encoder_matrix(key: str) -> tuple[str, str] | None:
-    """Return the path of the layer and the kind (query, key, ...) of an encoder matrix by its key alone.
+    """Return the path of the layer and the kind (query, key, ...) of an encoder matrix; None for others.
 
-    None for any other module. For weights that come without a model.
+    The key suffices, so that weights without a model can be identified.
     """
     for layout in _FAMILIES.values():
         for path, kind in layout.linears.items():
@@ -211,7 +211,7 @@ def weight_of(model: nn.Module, key: str) -> Tensor:
     """Return the weight of the key's module, plain, parametrized or packed.
 
     Raises:
-        ValueError: The model has no such module, or it has no weight.
+        ValueError: The model has no such module, or the module has no weight.
     """
     # Not get_parameter: in a pruned, parametrized or packed layer the weight is a plain attribute.
     weight = resolve(model, key).weight
@@ -224,7 +224,7 @@ def base_model(model: nn.Module) -> nn.Module:
     """Return the encoder without the task head.
 
     Raises:
-        ValueError: As :func:`structure`.
+        ValueError: See :func:`structure`.
     """
     return model.get_submodule(structure(model).prefix)
 
@@ -233,7 +233,7 @@ def embeddings(model: nn.Module) -> nn.Module:
     """Return the embeddings of the base model.
 
     Raises:
-        ValueError: As :func:`structure`.
+        ValueError: See :func:`structure`.
     """
     return base_model(model).get_submodule("embeddings")
 
@@ -262,7 +262,8 @@ def canonical_key(name: str) -> str:
 def activation_name(module: nn.Module) -> str | None:
     """Return the kernels' name of an activation module: "relu", "gelu", "gelu_tanh", or None for others.
 
-    The module's values in float64 over [-12, 12] decide, since a dozen classes share these three formulas.
+    The module's values in float64 over [-12, 12] decide, not its class: a dozen classes implement these three
+    formulas.
     """
     if next(module.parameters(), None) is not None:
         return None
@@ -292,24 +293,24 @@ def _bases(model: nn.Module) -> Iterator[_Base]:
 def _locate(model: nn.Module, key: str) -> tuple[str, nn.Module]:
     key = canonical_key(key)
     base = next(_bases(model), None)
-    if base and (below := _walk(base.module, key)):
-        path, module = below
+    if base and (location := _walk(base.module, key)):
+        path, module = location
         return (f"{base.path}.{path}" if base.path else path), module
-    if anywhere := _walk(model, key):
-        return anywhere
+    if location := _walk(model, key):
+        return location
     raise ValueError(f"{type(model).__name__} has no module {key!r}")
 
 
 def _walk(module: nn.Module, path: str) -> tuple[str, nn.Module] | None:
-    """Follow a path, through wrappers if necessary; return the path taken and the module, or None."""
-    taken = []
+    """Follow a path, through wrappers if necessary; return the full path and the module, or None."""
+    full_path = []
     for part in path.split("."):
         while (child := module._modules.get(part)) is None:
             wrapper = next((name for name in _WRAPPERS if module._modules.get(name) is not None), None)
             if wrapper is None:
                 return None
-            taken.append(wrapper)
+            full_path.append(wrapper)
             module = module.get_submodule(wrapper)
-        taken.append(part)
+        full_path.append(part)
         module = child
-    return ".".join(taken), module
+    return ".".join(full_path), module

@@ -1,4 +1,4 @@
-"""Removing for good what a ticket empties: `compact_`, its description, and the way back from that."""
+"""Remove pruned-out neurons, heads, rows and columns: `compact_`, its description, and `expand_`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert.compaction.analyze import prepare
+from sparsebert.compaction.analyze import analyze
 from sparsebert.compaction.expand import expand
-from sparsebert.compaction.manifest import attach_record_, description_of, rebuild
+from sparsebert.compaction.install import compaction_record, install_compaction_
+from sparsebert.compaction.manifest import attach_record_, description_of
 from sparsebert.compaction.output_drift import output_change, outputs
-from sparsebert.hf.attach_quantizer import saveable_
+from sparsebert.compaction.rebuild import rebuild
+from sparsebert.hf.attach_quantizer import attach_quantizer_
 from sparsebert.tickets.ticket import Ticket
 
 
@@ -25,50 +27,58 @@ def compact_(
     round_to: int = 1,
     batches: Iterable[Mapping[str, Any]] = (),
 ) -> nn.Module:
-    """Take what ``ticket`` empties out of a BERT, RoBERTa, DistilBERT or ELECTRA, in place; returns it.
+    """Remove the pruned-out parts of a BERT, RoBERTa, DistilBERT or ELECTRA model, in place.
 
-    ticket           the masks; without one, the zeros already in the weights
-    min_row_weights  lossy: rows with fewer weights than this are pruned first, until no row is thinner; no
-                     more than the longest row has
-    round_to         widths (neurons, dimensions of heads, live rows) are rounded up to a multiple of this, as
-                     far as the model was that wide: 8 or 16 suit tensor cores; no more than its widest matrix
-    batches          keyword arguments of the model: `compaction_description` then says how far its answers
-                     are from those of the masked model
+    The outputs equal those of the masked model, biases included, up to rounding:
 
-    The answers are those of the masked model, biases and all, up to rounding:
+    - A neuron without inputs is constant and is folded into the next bias; a neuron without readers is
+      removed.
+    - Value dimensions without readers are removed. Constant ones are carried by one dimension of one head
+      (see `sparsebert.compaction.attention_folding`). Heads without value dimensions are removed.
+    - Dimensions with a constant key are removed from query and key; those with a constant query are merged
+      into one.
+    - Remaining empty rows and columns are skipped by `RectangleLinear` where that is faster.
 
-    - a neuron without inputs is constant and goes into the next bias; one that nothing reads just goes
-    - dimensions of value that nothing reads go, constant ones are carried by one dimension of one head (see
-      `sparsebert.compaction.attention_folding`), and heads without any go whole
-    - dimensions whose key is constant go from query and key, those whose query is constant become one
-    - rows and columns that stay empty are left out of the product (`RectangleLinear`) where that pays
+    Narrow heads run in `NarrowAttention`, under "eager" and "sdpa"; under "eager" it returns the attention
+    weights of the remaining heads. In training, constant dimensions share the dropout of one head, where the
+    masked model drops each out separately: the mean is the same. Compacted matrices are new Parameters, so
+    create the optimizer afterwards. Pruned weights inside them are zeros; `Ticket.from_model` of the
+    compacted model returns the ticket that keeps them zero. `save_pretrained` and `from_pretrained` save and
+    load compacted Hugging Face models.
 
-    Heads that became narrower run in an attention of our own, under "eager" and "sdpa"; with "eager" it gives
-    the attention weights of the heads that are left. In training what constant dimensions bring is one
-    term under the dropout of one head, where the masked model has one for each: the same in the mean.
-    Smaller matrices are new Parameters: make an optimizer afterwards. Pruned weights inside what is left are
-    zeros, and `Ticket.from_model` of the compacted model is the ticket that keeps them so. A Hugging Face
-    model is saved as it is now, and `from_pretrained` loads the compacted model.
+    Args:
+        model: The model.
+        ticket: The masks; without one, the zeros in the weights.
+        min_row_weights: Lossy: first prune every row with fewer weights, until none is left. At most the
+            longest row.
+        round_to: Round widths (neurons, head dimensions, live rows) up to a multiple of this, but not beyond
+            their configured width; 8 or 16 suit tensor cores. At most the widest matrix.
+        batches: Keyword arguments of the model. `compaction_description` then reports how much the outputs
+            changed.
 
-    Raises ValueError, with the model as it was, for another family, a decoder, a ticket that does not fit, a
-    model that is compacted or sparse already, layers that cannot be replaced (tied, quantised, patched),
-    numbers beyond the model's widths, and batches that are no mappings.
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: Another family, a decoder, a ticket that does not fit, a compacted or sparse model, a
+            layer that cannot be replaced (tied, quantised, patched), a number beyond the model's widths, or
+            batches that are not mappings. The model is then unchanged.
     """
-    prepared = prepare(model, ticket, min_row_weights=min_row_weights, round_to=round_to)
+    plan = analyze(model, ticket, min_row_weights=min_row_weights, round_to=round_to)
     examples = _checked_batches(batches)
     expected = outputs(model, examples, Ticket.from_model(model) if ticket is None else ticket)
-    prepared.install_()
+    install_compaction_(plan)
     origin = {"method": "zeros in the weights"} if ticket is None else ticket.metadata
-    saveable_(model, origin=origin, sparsity=prepared.ticket.sparsity)
+    attach_quantizer_(model, origin=origin, sparsity=plan.ticket.sparsity)
     if examples:
         change = output_change(expected, outputs(model, examples))
-        attach_record_(model, prepared.record() | {"output_change": change})
+        attach_record_(model, compaction_record(plan) | {"output_change": change})
     return model
 
 
 def _checked_batches(batches: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The batches as a list. Raises ValueError for one batch in place of several, and what is no batch."""
-    # What a tokenizer answers is a mapping too: iterating over it would give its keys for batches.
+    """Return the batches as a list; raise ValueError for a single batch and for anything but mappings."""
+    # A tokenizer's output is a mapping too; iterating over it would yield its keys as batches.
     if isinstance(batches, Mapping):
         raise ValueError("batches is one batch; a list of them is needed: batches=[batch]")
     if not isinstance(batches, Iterable):
@@ -84,16 +94,20 @@ def _checked_batches(batches: Iterable[Mapping[str, Any]]) -> list[Mapping[str, 
 
 @torch.inference_mode(False)
 def expand_(model: nn.Module) -> nn.Module:
-    """Undo the shapes of `compact_`, in place: a plain model as configured that answers alike; returns it.
+    """Restore the configured shapes of a compacted model, in place, with the same outputs.
 
-    What was folded stays folded, and zeros stand where something was taken out: any code that loads the
-    model's own class can load it, at the size and speed of the dense one. Heads are at their own places. A
-    model that is not compacted is left as it is.
+    Folded constants stay folded, and removed parts become zeros. Any code that loads the model's class can
+    load the result, at the size and speed of the dense model. Heads return to their places. A model without
+    compaction does not change.
 
-    Raises ValueError, with the model as it was, for one with sparse layers: `densify_` it first.
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The model has sparse layers; call `densify_` first. The model is then unchanged.
     """
     expand(model)
-    saveable_(model)
+    attach_quantizer_(model)
     return model
 
 

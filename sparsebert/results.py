@@ -45,7 +45,7 @@ def append(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -
 
 
 def read(path: str | os.PathLike[str], kind: str | None = None) -> list[Record]:
-    """Read the records of a file, oldest first; only those of ``kind``, if that is set.
+    """Read the records of a file, oldest first; with ``kind``, only the records of this kind.
 
     Raises:
         ValueError: The file cannot be read, or a line is not a record or has a newer schema. The message

@@ -11,8 +11,9 @@ from torch import nn
 
 from sparsebert.bert import activation_name, is_bert_like, require_module, structure
 from sparsebert.bert import full_name as full_name_of
+from sparsebert.compaction.install import compacted_linear, shrink_attentions_
 from sparsebert.compaction.manifest import record_of
-from sparsebert.hf.attach_quantizer import saveable_
+from sparsebert.hf.attach_quantizer import attach_quantizer_
 from sparsebert.nn.fused_activation import FusedActivation
 from sparsebert.nn.fused_qkv import fuse_qkv_, unfuse_qkv_
 from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
@@ -41,38 +42,41 @@ def sparsify_(
 ) -> nn.Module:
     """Swap the pruned `nn.Linear` layers of ``model`` for `SparseLinear`, in place.
 
-    Only layers of the ticket (or with zeros) change; the values of masked weights are lost. Fused or not,
-    every layer stays a module at its place: its name, state_dict keys (``weight``, dense, and ``bias``),
-    hooks, training flag, bias Parameter and ``.weight`` (dense, computed) are as before. A fused activation
-    module is replaced by a `FusedActivation`, which returns what the layer computed. Layers or activations
-    with forward hooks are not fused, so that hooks see the same tensors as before.
+    Only the ticket's layers change or, without a ticket, the layers with zeros. The values of masked weights
+    are lost. Every layer, fused or not, remains a module in its place: it keeps its name, state_dict keys
+    (``weight``, dense, and ``bias``), hooks, training flag and bias Parameter, and its ``.weight`` is the
+    dense matrix, computed on access. A `FusedActivation` takes the place of a fused activation module and
+    passes the layer's output through. Layers or activations with forward hooks are not fused, so that hooks
+    see the same tensors as before.
 
-    ``plan(model)`` returns the plan that the model was made by. A Hugging Face model is saved as it is now:
-    `save_pretrained` writes masks and kept weights, and `from_pretrained` returns a sparse model.
+    ``plan(model)`` returns the plan that the model follows. `save_pretrained` writes the masks and kept
+    weights of a Hugging Face model, and `from_pretrained` returns the sparse model.
 
     Args:
         model: The model to change.
         ticket: The masks; without one, the zeros in the weights.
-        format: "auto" (the plan chooses and measures), the name of a format, or a `Plan`.
+        format: "auto" (the planner chooses a format for each layer and measures it), the name of a format, or
+            a `Plan` to follow.
         tokens: Rows of x (batch times sequence length) in a call of a layer; 128 by default, or as in the
             `Plan`.
-        filter: ``filter(name, linear) -> bool``: which layers, of any model; restricts a ticket.
+        filter: ``filter(name, linear) -> bool`` selects layers. It works on any model and restricts a ticket.
         fuse_qkv: Compute the query, key and value of an attention in one native call where that is faster.
             Two forward hooks on the attention do it; `densify_` removes them.
         fuse_activation: Let the kernel of an up-projection apply the ReLU or GELU after it.
         trainable: Make the kept weights Parameters; only for formats that can be trained, without fused
             activations.
         compact: Remove pruned-out neurons, heads and head dimensions first, as `sparsebert.compact.compact_`
-            does: True demands it and False forbids it. None does it if the model allows it, there is no
-            ``filter`` and the layers are not ``trainable``; a `Plan` is followed. Compaction changes the
-            shapes of layers and of their entries in the ``state_dict``; ``plan(model)`` lists them.
+            does. True demands it and False forbids it. None compacts if the `Plan` did; without a `Plan`, if
+            the model allows it, there is no ``filter`` and the layers are not ``trainable``. Compaction
+            changes the shapes of layers and of their entries in the ``state_dict``; ``plan(model)`` lists
+            them.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: The model is sparse already or has nothing to sparsify, the ticket or plan is of another
-            model, an option is unknown, or a layer cannot be packed (see
+        ValueError: The model is sparse already or has nothing to sparsify, the ticket or plan belongs to
+            another model, an option is unknown, or a layer cannot be packed (see
             `sparsebert.planning.target_layers.select_target_layers`). The model is then unchanged.
     """
     tokens = DEFAULT_TOKENS if tokens is None else tokens
@@ -84,7 +88,7 @@ def sparsify_(
     if isinstance(format, Plan):
         plans = _matching(format, targets.layers)
     else:
-        made = plan_layers(
+        planned = plan_layers(
             targets.layers,
             tokens=tokens,
             format=format,
@@ -92,12 +96,12 @@ def sparsify_(
             trainable=trainable,
             shared_inputs=shared_inputs_of(model) if fuse_qkv else (),
         )
-        plans = list(made.layers)
+        plans = list(planned.layers)
     fusing = {"fuse_qkv": fuse_qkv, "fuse_activation": fuse_activation}
     origin = _origin(targets, ticket) if targets.compaction or not record_of(model) else {}
     install_(model, targets, plans, trainable=trainable, **fusing)
     requested = "auto" if isinstance(format, Plan) else format
-    saveable_(model, format=requested, tokens=tokens, **fusing, **origin)
+    attach_quantizer_(model, format=requested, tokens=tokens, **fusing, **origin)
     return model
 
 
@@ -110,7 +114,7 @@ def install_(
     fuse_qkv: bool,
     fuse_activation: bool,
 ) -> None:
-    """Put sparse layers, packed as planned, in place of the target layers; options as for `sparsify_`.
+    """Replace the target layers with sparse layers, packed as planned; options as for `sparsify_`.
 
     Every layer is packed before the first one is replaced. Raises ValueError for a layer that cannot be
     packed.
@@ -123,7 +127,7 @@ def install_(
     activations = encoder.activations if encoder and fuse_activation and not trainable else {}
     fused = [(key, path) for key, path in activations.items() if key in layers]
 
-    compacted = {change.name: change.smaller_linear() for change in targets.dense_changes}
+    compacted = {matrix.name: compacted_linear(matrix) for matrix in targets.dense_matrices}
     for name, linear in compacted.items():
         move_hooks(model.get_submodule(name), linear)
         replace_module(model, name, linear)
@@ -135,7 +139,7 @@ def install_(
                 sparse.bias.masked_fill_(~target.bias_mask.to(sparse.bias.device), 0)
         replace_module(model, target.name, sparse)
     if targets.compaction:
-        targets.compaction.shrink_attention_()
+        shrink_attentions_(targets.compaction)
     for key, path in fused:
         _fuse_activation(model, layers[key], full_name_of(model, path))
     for keys in shared_inputs_of(model) if fuse_qkv else ():
@@ -153,7 +157,7 @@ def densify_(model: nn.Module) -> nn.Module:
 
     Pruned weights become zeros. Hooks, training flags and bias Parameters stay, and fused activations return
     to their places. A model without sparse layers does not change. Raises ValueError if ``model`` is not a
-    module.
+    module or is itself a sparse layer.
     """
     require_module(model)
     for name, module in list(model.named_modules()):
@@ -165,12 +169,12 @@ def densify_(model: nn.Module) -> nn.Module:
             if not name:
                 raise ValueError("the model is itself a sparse layer: use its .weight and .bias")
             replace_module(model, name, _dense(module))
-    saveable_(model)
+    attach_quantizer_(model)
     return model
 
 
 def _origin(targets: CompactedTargets, ticket: Ticket | None) -> dict[str, Any]:
-    """The source of the sparsity and its amount, to be saved with the model."""
+    """Return the source and the amount of the sparsity, to save with the model."""
     if targets.compaction:
         sparsity = targets.compaction.ticket.sparsity
     else:
@@ -181,15 +185,17 @@ def _origin(targets: CompactedTargets, ticket: Ticket | None) -> dict[str, Any]:
 
 
 def _matching(plan: Plan, layers: Iterable[TargetLayer]) -> list[LayerPlan]:
-    """The entries of ``plan`` in the order of ``layers``."""
+    """Return the entries of ``plan`` in the order of ``layers``."""
     entries = {entry.key: entry for entry in plan.layers}
     shapes = {layer.key: tuple(layer.linear.weight.shape) for layer in layers}
     for key in entries.keys() ^ shapes.keys():
-        raise ValueError(f"the plan is of another model or ticket: only one of them has {key}")
+        owner = "the plan" if key in entries else "the model"
+        raise ValueError(f"the plan was made for another model or ticket: only {owner} has {key}")
     for key, shape in shapes.items():
         if entries[key].shape != shape:
             raise ValueError(
-                f"the plan is of another model: {key} is {shape} here, {entries[key].shape} there"
+                f"the plan was made for another model: {key} has shape {entries[key].shape} in the plan, "
+                f"{shape} in the model"
             )
     return [entries[key] for key in shapes]
 
@@ -221,7 +227,7 @@ def _fuse_activation(model: nn.Module, layer: SparseLinear, name: str) -> None:
     if kernel is None:
         return
     if any(hooks):
-        _append_reason(layer, f"{kernel} not fused: hooks look at it")
+        _append_reason(layer, f"{kernel} not fused because of forward hooks")
         return
     layer.activation = kernel
     replace_module(model, name, FusedActivation(activation))

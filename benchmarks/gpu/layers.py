@@ -94,11 +94,11 @@ def measure_layer(
     }
     if mode == "forward" and not cold and block[0] == block[1]:
         sides |= baselines.block_sparse(problem)
-    found = compare(device, sides, problem.exact(mode), baseline="cublas")
+    fields = compare(device, sides, problem.exact(mode), baseline="cublas")
     stored = int(packed.values.numel())
     return {
-        **found,
-        **_rates(found, problem, mode, "panel", stored, packed.nbytes),
+        **fields,
+        **_rates(fields, problem, mode, "panel", stored, packed.nbytes),
         "density": float(problem.mask.float().mean()),
         "configuration": _configuration(packed, problem),
     }
@@ -108,8 +108,8 @@ def measure_dense(device: Device, *, shape: Sequence[int], tokens: int) -> dict[
     """Measure the baselines that do not depend on the sparsity: torch.compile with fused GELU, and 2:4."""
     problem = Problem(device, shape, tokens, (shape[0], shape[1]), 0.0)
     sides = {"cublas": Side(_dense(problem, "forward", 1), required=True), **baselines.any_sparsity(problem)}
-    found = compare(device, sides, problem.exact("forward"), baseline="cublas")
-    return {**found, **_rates(found, problem, "forward", "cublas", problem.weight.numel(), 0)}
+    fields = compare(device, sides, problem.exact("forward"), baseline="cublas")
+    return {**fields, **_rates(fields, problem, "forward", "cublas", problem.weight.numel(), 0)}
 
 
 def measure_masked(device: Device, *, shape: Sequence[int], tokens: int, mode: str) -> dict[str, Any]:
@@ -125,9 +125,9 @@ def measure_masked(device: Device, *, shape: Sequence[int], tokens: int, mode: s
         "cublas": Side(_dense(problem, mode, 1), _dense_answers(problem, mode), required=True),
         "masked": Side(make, _dense_answers(problem, mode), required=True),
     }
-    found = compare(device, sides, problem.exact(mode), baseline="cublas")
+    fields = compare(device, sides, problem.exact(mode), baseline="cublas")
     weight_bytes = words.nbytes + problem.weight.nbytes
-    return {**found, **_rates(found, problem, mode, "masked", problem.weight.numel(), weight_bytes)}
+    return {**fields, **_rates(fields, problem, mode, "masked", problem.weight.numel(), weight_bytes)}
 
 
 def measure_bitmap(device: Device, *, shape: Sequence[int], tokens: int, sparsity: float) -> dict[str, Any]:
@@ -138,9 +138,9 @@ def measure_bitmap(device: Device, *, shape: Sequence[int], tokens: int, sparsit
         "cublas": Side(_dense(problem, "forward", 1), required=True),
         "bitmap": Side(lambda: lambda: ops.linear(problem.x, packed, problem.bias), required=True),
     }
-    found = compare(device, sides, problem.exact("forward"), baseline="cublas")
-    rates = _rates(found, problem, "forward", "bitmap", problem.weight.numel(), packed.nbytes)
-    return {**found, **rates}
+    fields = compare(device, sides, problem.exact("forward"), baseline="cublas")
+    rates = _rates(fields, problem, "forward", "bitmap", problem.weight.numel(), packed.nbytes)
+    return {**fields, **rates}
 
 
 def measure_planned(
@@ -157,8 +157,8 @@ def measure_planned(
         "cublas": Side(_dense(problem, "forward", 1), required=True),
         "plan": Side(lambda: torch.inference_mode()(lambda: layer(problem.x)), required=True),
     }
-    found = compare(device, sides, problem.exact("forward"), baseline="cublas")
-    return {**found, "side": "plan", "format": layer.plan.label, "reason": layer.plan.reason}
+    fields = compare(device, sides, problem.exact("forward"), baseline="cublas")
+    return {**fields, "side": "plan", "format": layer.plan.label, "reason": layer.plan.reason}
 
 
 def _dense(problem: Problem, mode: str, copies: int) -> Callable[[], Sequence[Work]]:
@@ -220,7 +220,7 @@ def _packed_answers(packed: Any, mode: str) -> Callable[[Any], Sequence[Tensor]]
 
 
 def _rates(
-    found: dict[str, Any], problem: Problem, mode: str, side: str, stored: int, weight_bytes: int
+    fields: dict[str, Any], problem: Problem, mode: str, side: str, stored: int, weight_bytes: int
 ) -> dict[str, Any]:
     """Return FLOP, bytes and rates: of a side by its stored weights, of cuBLAS by the whole product."""
     dense = problem.useful_flops(problem.weight.numel(), mode)
@@ -231,8 +231,8 @@ def _rates(
         "moved_bytes": moved,
         "weight_bytes": weight_bytes,
         "dense_weight_bytes": problem.weight.nbytes,
-        "tflops": flops / found["us"][side]["median"] / 1e6,
-        "cublas_tflops": dense / found["us"]["cublas"]["median"] / 1e6,
+        "tflops": flops / fields["us"][side]["median"] / 1e6,
+        "cublas_tflops": dense / fields["us"]["cublas"]["median"] / 1e6,
     }
 
 

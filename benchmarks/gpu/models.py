@@ -68,18 +68,20 @@ def measure_model(
         "torch.compile sparse": Side(lambda: compiled(sparse)),
         "plan": Side(lambda: pruned.work(pruned.sparse("auto"))),
     }
-    found = compare(device, sides, [pruned.exact()], baseline="dense", budget=2.0)
+    fields = compare(device, sides, [pruned.exact()], baseline="dense", budget=2.0)
     against = "torch.compile dense"
-    ours = [name for name in ("sparse", "torch.compile sparse") if name in found["us"]]
-    best = min(ours, key=lambda name: found["us"][name]["median"])
-    speedup = found["us"][against]["median"] / found["us"][best]["median"] if against in found["us"] else None
+    ours = [name for name in ("sparse", "torch.compile sparse") if name in fields["us"]]
+    best = min(ours, key=lambda name: fields["us"][name]["median"])
+    speedup = (
+        fields["us"][against]["median"] / fields["us"][best]["median"] if against in fields["us"] else None
+    )
     return {
-        **found,
+        **fields,
         "tokens": pruned.tokens,
         "length": pruned.tokens // batch,
         "side": best,
         "speedup": speedup,
-        "samples_per_s": batch / found["us"][best]["median"] * 1e6,
+        "samples_per_s": batch / fields["us"][best]["median"] * 1e6,
         **_weights(pruned, sparse),
     }
 

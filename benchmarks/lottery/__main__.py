@@ -53,16 +53,16 @@ from sparsebert.report.lottery_tables import BASELINES, curve_tables, learned_ta
 from sparsebert.tickets.ticket import Ticket
 
 
-def known_records(file: Path | None) -> dict[str, list[results.Record]]:
+def earlier_records(file: Path | None) -> dict[str, list[results.Record]]:
     """Return the records of an earlier results file by the name of the run."""
-    known: dict[str, list[results.Record]] = {}
+    earlier: dict[str, list[results.Record]] = {}
     for row in results.read(file) if file else []:
-        known.setdefault(row["run"], []).append(row)
-    return known
+        earlier.setdefault(row["run"], []).append(row)
+    return earlier
 
 
 def rounds(
-    run: Run, known: dict[str, list[results.Record]], runs: Path, data: Path
+    run: Run, earlier: dict[str, list[results.Record]], runs: Path, data: Path
 ) -> Iterator[results.Record]:
     """Yield the records of a run's rounds, from an earlier results file or by training.
 
@@ -71,15 +71,15 @@ def rounds(
     Raises:
         ValueError: The repeated source run finds another ticket than the earlier one.
     """
-    if run.name in known:
+    if run.name in earlier:
         # Runs that two parts share are trained once and listed in both.
-        rows = {row["round"]: row for row in known[run.name] if row["kind"] == "round"}
+        rows = {row["round"]: row for row in earlier[run.name] if row["kind"] == "round"}
         yield from (row | place(run) for row in rows.values())
         return
     for source in sources():
         if source.name == run.ticket and not is_done(run, runs):
             again = carry_out(source, runs, data)[-1]
-            before = known.get(source.name, [again])[-1]
+            before = earlier.get(source.name, [again])[-1]
             # Older records identify a ticket by the digest of its file, including metadata.
             digest = "masks_sha256" if "masks_sha256" in before else "ticket_sha256"
             if again[digest] != before[digest]:
@@ -90,10 +90,10 @@ def rounds(
 
 
 def speeds(
-    run: Run, known: dict[str, list[results.Record]], runs: Path, data: Path
+    run: Run, earlier: dict[str, list[results.Record]], runs: Path, data: Path
 ) -> Iterator[results.Record]:
     """Yield bench records of a run's tickets on real lengths; existing ones are not measured again."""
-    rows = known.get(run.name) or results.read(RunFolder(runs / run.name).log, "round")
+    rows = earlier.get(run.name) or results.read(RunFolder(runs / run.name).log, "round")
     measured = [row for row in rows if row["kind"] == "bench"]
     yield from measured
     if measured:
@@ -146,16 +146,16 @@ def main() -> int:
     ]
     moved = [*sources(), *targets()] if TRANSFER in parts else []
     try:
-        known = known_records(options.known)
+        earlier = earlier_records(options.known)
         if options.done:
             on_sst2, moved = (
-                [run for run in each if run.name in known or is_done(run, options.runs)]
+                [run for run in each if run.name in earlier or is_done(run, options.runs)]
                 for each in (on_sst2, moved)
             )
-        rows = [row for run in (*on_sst2, *moved) for row in rounds(run, known, options.runs, options.data)]
+        rows = [row for run in (*on_sst2, *moved) for row in rounds(run, earlier, options.runs, options.data)]
         if options.out:
             timed = [run for run in on_sst2 if run.seed == seeds[0]]
-            rows += [row for run in timed for row in speeds(run, known, options.runs, options.data)]
+            rows += [row for run in timed for row in speeds(run, earlier, options.runs, options.data)]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

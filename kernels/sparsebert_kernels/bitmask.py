@@ -7,10 +7,10 @@ from torch import Tensor
 
 WORD = 32
 
-# Eight bools viewed as one int64, times this constant, have bool i as bit i of the highest byte: no two terms
-# of the product share a bit, so nothing is carried.
+# Multiplied by this constant, eight bools viewed as one int64 have bool i as bit i of the highest byte. No
+# two terms of the product share a bit, so nothing is carried.
 _GATHER = 0x0102040810204080
-# The inverse: the eight bools of every byte.
+# The inverse table: the eight bools of every byte.
 _SPREAD = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.uint8).view(torch.int64).flatten()
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -36,11 +36,11 @@ def unpack_bits(words: Tensor, columns: int) -> Tensor:
 def selected(values: Tensor, mask: Tensor) -> Tensor:
     """Return ``values`` where ``mask`` (bool, same shape) is True, else +0, even in place of NaN.
 
-    Selects bits: as exact as `torch.where`, and ten times as fast on a CPU.
+    Selecting bits is as exact as `torch.where`, and ten times as fast on a CPU.
     """
     return as_integers(values).bitwise_and(-mask.view(torch.int8)).view(values.dtype)
 
 
 def as_integers(values: Tensor) -> Tensor:
-    """View ``values`` as integers of the same width, of which -1 selects all bits of an entry."""
+    """View ``values`` as integers of the same width; a mask of -1 selects all bits of an entry."""
     return values.view(_INTEGERS[values.element_size()])

@@ -1,7 +1,6 @@
 """Computation of a linear layer and its gradients with the backend that supports the weight's format.
 
-On a CPU that is the native library where it supports the format, on a GPU the Triton kernels, and torch for
-everything else.
+The backend is the native library on a CPU, the Triton kernels on a GPU, and torch for everything else.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def compute(
         return cuda.linear(x, packed, bias, activation, residual)
     if residual is not None:
         return compute(x, packed, bias, activation) + residual
-    if activation == "tanh":  # the pooler's; no native kernel has it
+    if activation == "tanh":  # of the pooler; no native kernel applies it
         return torch.tanh(compute(x, packed, bias, "none"))
     if native.supports(packed.name, values.dtype, x):
         outputs = native.linear(x, (packed,), (bias,), activation)

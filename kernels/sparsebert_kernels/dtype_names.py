@@ -16,10 +16,10 @@ def long_name(dtype: object, allowed: Sequence[str] = tuple(SHORT_NAMES), kind: 
     Args:
         dtype: A long or short name, or a ``torch.dtype``.
         allowed: The dtypes to accept, by long name.
-        kind: What the value is, for the message.
+        kind: Name of the argument in the error message.
 
     Raises:
-        ValueError: For any other name, suggesting the nearest.
+        ValueError: The name is another one; the message suggests the nearest.
     """
     name = str(dtype).removeprefix("torch.")
     name = _LONG_NAMES.get(name, name)
@@ -29,5 +29,5 @@ def long_name(dtype: object, allowed: Sequence[str] = tuple(SHORT_NAMES), kind: 
 
 
 def short_name(dtype: object, allowed: Sequence[str] = tuple(SHORT_NAMES), kind: str = "dtype") -> str:
-    """Return the short name of a dtype, such as ``fp32``. Arguments and errors as :func:`long_name`."""
+    """Return the short name of a dtype, such as ``fp32``; see :func:`long_name` for arguments and errors."""
     return SHORT_NAMES[long_name(dtype, allowed, kind)]

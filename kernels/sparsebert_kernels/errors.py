@@ -1,4 +1,4 @@
-"""Error messages: an unknown name with a suggestion, and the first line of another library's error."""
+"""Error messages: unknown names with a suggestion, and the first line of another library's error."""
 
 from __future__ import annotations
 

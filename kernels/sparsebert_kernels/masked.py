@@ -14,8 +14,8 @@ The gradients depend on what is trained:
 | movement: weights and scores | `scores=S` | where(mask, G, 0) | G * W |
 | Static Model Pruning: only scores | `scores=S`, W without gradient | - | G * W |
 
-The values of the scores are not read: the caller derives the mask from them. Their gradient dL/dmask = G * W
-is dense, so that pruned weights can be revived.
+The values of the scores are not read: the caller derives the mask from them. The scores' gradient, dL/dmask =
+G * W, is dense, so that pruned weights can be revived.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ def masked_linear(
 
     Sums are float32 and added in a fixed order; float32 products are exact unless torch is set to allow TF32.
     Under autocast only x is cast, so that the weight needs no copy. The gradient of the scores reads every
-    weight, so a NaN or inf weight has a NaN or inf score gradient; while it is masked, nothing else reads it.
+    weight, so a NaN or inf weight has a NaN or inf score gradient; nothing else reads a masked weight.
 
     Args:
         x: [..., K] in float32, bfloat16 or float16 on a GPU, in any floating-point dtype elsewhere.
-        weight: [N, K] in the dtype of x, or float32 with half-precision x: it is then rounded as it is read,
-            and its gradient is float32.
+        weight: [N, K] in the dtype of x, or float32 for half-precision x. The float32 weight is rounded as it
+            is read, and its gradient is float32.
         packed_mask: Mask of the weight, packed by `pack_mask`.
         bias: [N] or None.
         scores: [N, K] in a floating-point dtype, or None. Receives the gradient dL/dmask = dL/dW' * weight;
@@ -107,21 +107,19 @@ def _check(
 ) -> None:
     """Raise ValueError for arguments that the kernels would not check."""
     if weight.dim() != 2 or weight.numel() == 0:
-        raise ValueError(
-            f"weight has shape {list(weight.shape)}; a matrix [out_features, in_features] is needed"
-        )
+        raise ValueError(f"weight has shape {list(weight.shape)}; it must be a non-empty matrix [out, in]")
     N, K = weight.shape
     if x.shape[-1:] != (K,):
         raise ValueError(f"x has shape {list(x.shape)}; its last dimension must be {K}")
     if not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype}; a floating-point dtype is needed")
+        raise ValueError(f"x is {x.dtype}; it must have a floating-point dtype")
     wide = weight.dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16)
     if weight.dtype != x.dtype and not wide:
         raise ValueError(f"weight is {weight.dtype}, x {x.dtype}; it must be {x.dtype} or torch.float32")
     if packed_mask.dtype != torch.int32 or packed_mask.shape != (N, -(-K // WORD)):
         raise ValueError(
             f"packed mask is {list(packed_mask.shape)} of {packed_mask.dtype}; "
-            f"pack_mask returns {[N, -(-K // WORD)]} of torch.int32 for this weight"
+            f"it must be {[N, -(-K // WORD)]} of torch.int32, as pack_mask returns"
         )
     if bias is not None and bias.shape != (N,):
         raise ValueError(f"bias has shape {list(bias.shape)}; it must be [{N}]")

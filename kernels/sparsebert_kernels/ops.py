@@ -67,8 +67,8 @@ def linear(
         [..., out_features] in the dtype of x; under autocast in autocast's dtype, except for float64.
 
     Raises:
-        ValueError: x differs from the weight in width, dtype or device; the bias has another length; the
-            residual has another shape or dtype than the result; or the activation is unknown.
+        ValueError: x differs from the weight in width, dtype or device; the bias has the wrong length; the
+            residual differs from the result in shape or dtype; or the activation is unknown.
     """
     # Shortcut for the most frequent call: the checks below take as long as a small layer.
     if (
@@ -98,7 +98,7 @@ def linear(
         y = reference.linear(x, packed.to_dense(), bias, activation)
         return y if residual is None else y + residual
     if x.dtype not in computed:
-        raise ValueError(f"x is {x.dtype}; a floating-point dtype is needed")
+        raise ValueError(f"x is {x.dtype}; it must have a floating-point dtype")
     return linear_operator.call(x, packed, bias, transposed, activation, residual)
 
 
@@ -112,8 +112,8 @@ def block_sparse_linear(
     """Return ``activation(x @ W.T + bias) + residual`` for a weight in packed panels, in one kernel on a GPU.
 
     Sums are float32. Products of float32 are exact unless torch is allowed TensorFloat-32
-    (`torch.set_float32_matmul_precision("high")`). Each backward pass computes the transposed index, which
-    waits for the device; `linear` accepts a stored one.
+    (`torch.set_float32_matmul_precision("high")`). Each backward pass computes the transposed index and waits
+    for the device to do so; `linear` accepts a stored index.
 
     Args:
         x: [..., in_features] in float32, bfloat16 or float16, like the weight's values.
@@ -123,7 +123,7 @@ def block_sparse_linear(
         residual: [..., out_features] in the dtype of x, or None.
 
     Raises:
-        ValueError: ``weight`` is in another format, or see `linear`.
+        ValueError: ``weight`` is in another format; see also `linear`.
     """
     if not isinstance(weight, PanelSparse):
         raise ValueError(
@@ -152,19 +152,19 @@ def linear_shared(
 ) -> tuple[Tensor, ...]:
     """Return `linear` of one x with several weights of the same format, from one call that reads x once.
 
-    For inference: if a gradient is needed, or no kernel supports the format, `linear` is called once per
-        weight.
+    The single call serves inference. If a gradient is needed, or no kernel supports the format, `linear` is
+    called once per weight.
 
     Args:
         x: [..., in_features].
         packed: The weights.
         biases: One bias, or None, per weight.
-        joined: On a GPU, the same weights as one (`formats.panel.join`), kept by the caller: one launch,
-            whose results are slices of one tensor.
+        joined: On a GPU, the same weights joined into one (`formats.panel.join`), which the caller keeps. One
+            launch then computes all results, slices of one tensor.
         joined_bias: The biases as one tensor, which saves concatenating them in each call.
 
     Raises:
-        ValueError: See `linear`; or the rows of ``joined`` are not those of its members.
+        ValueError: See `linear`; or ``joined`` and the weights differ in their number of rows.
     """
     if joined is not None and cuda.covers(joined.name, x.device) and plain_inference(x, *biases):
         return _linear_joined(x, packed, biases, joined, joined_bias)
@@ -188,7 +188,9 @@ def _linear_joined(
 ) -> tuple[Tensor, ...]:
     heights = [weight.shape[0] for weight in packed]
     if sum(heights) != joined.shape[0]:
-        raise ValueError(f"joined has {joined.shape[0]} out_features, its members have {sum(heights)} in all")
+        raise ValueError(
+            f"joined has {joined.shape[0]} out_features; it must have {sum(heights)}, the sum of its members"
+        )
     for weight, bias in zip(packed, biases, strict=True):
         _check(x, weight, bias, "none")
     if joined_bias is None and any(bias is not None for bias in biases):

@@ -1,4 +1,4 @@
-"""Radix selection: histograms of integer keys in the order of the scores find a threshold without sorting."""
+"""Radix selection: a threshold of scores, found from histograms of integer keys without sorting."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def halves(keys: Tensor, upper: int | None) -> tuple[Tensor, Tensor | None]:
 
     Args:
         keys: See `keys`.
-        upper: None to bin all keys by their upper half; else a bin of the upper half, whose keys are binned
-            by their lower half.
+        upper: None to bin all keys by their upper half; else one of these bins, to bin its keys by their
+            lower half.
 
     Returns:
-        The bins, and a bool mask of the keys they belong to (None for all of them).
+        The bins, and a bool mask of the binned keys (None for all keys).
     """
     bins = (keys >> 16) + _SIGN
     if upper is None:
@@ -61,7 +61,7 @@ def above(scores: Tensor, threshold: float, out: Tensor) -> tuple[int, int]:
     """Set ``out`` = scores > threshold, for flat contiguous tensors.
 
     Returns:
-        How many scores are above the threshold, and how many equal it.
+        The number of scores above the threshold, and the number of scores equal to it.
     """
     if scores.is_cpu and native.available():
         return native.above(scores, threshold, out)

@@ -45,7 +45,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "no
 
 
 def csr_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """Return `linear` for a ``torch.sparse_csr`` weight [out, in] and x [tokens, in], as MKL's W @ x.T."""
+    """Return `linear` for a ``torch.sparse_csr`` weight [out, in] and x [tokens, in], computed as W @ x.T."""
     out = weight @ x.t()
     if bias is not None:
         out += bias.to(x.dtype)[:, None]
@@ -53,6 +53,6 @@ def csr_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str =
 
 
 def values_gradient(gradient: Tensor, x: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Return dW at (row, column), fp32: the token sum of gradient [tokens, out] times x [tokens, in]."""
+    """Return dW at (row, column) in fp32: gradient [tokens, out] times x [tokens, in], summed over tokens."""
     dense = gradient.t().float() @ x.float()
     return dense[row, column]

@@ -1,7 +1,8 @@
-"""Timing on the machine at hand: the fastest of a few runs, and sides that run in turn.
+"""Timing on the machine at hand: the fastest of a few runs, and two sides that run in turn.
 
-Runs during which the process stood still, because it waited for a core or was suspended, are discarded. Where
-too few runs remain, or they differ widely, a timing is `busy`: the best available, and unreliable.
+Runs during which the process stood still, because it waited for a core or was suspended, are discarded. If
+too few runs remain, or they differ widely, the timing is marked `busy`: it is unreliable, but the best
+available.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 WARM_UP_SECONDS = 0.002
-# Share of a run's time that all threads of the process may stand still: on a quiet machine one of them is
-# running at any moment, so that the processor time is at least the time that passes.
+# Share of a run's time that all threads of the process may stand still. On a quiet machine, one of them runs
+# at any moment, so that the processor time is at least the elapsed time.
 MAX_STILL = 0.1
-# Wider than this, (p80 - p20) / median, samples say more about the machine than about the code.
+# Samples with a wider spread, (p80 - p20) / median, say more about the machine than about the code.
 MAX_SPREAD = 0.25
-# Attempts to time two sides before a busy timing is accepted.
+# Attempts at timing two sides before a busy timing is accepted.
 MAX_ATTEMPTS = 3
 
 
@@ -61,12 +62,14 @@ class Least:
 class Paired:
     """Medians of two sides that ran in turn.
 
-    mine, other  seconds of each side
-    speedup      per-round ratio other / mine
-    rounds       number of rounds
-    spread       width of the middle 60 % as a share of the median, of the side that varies more; infinite
-                 without an undisturbed round
-    busy         something else used the machine: too few rounds were undisturbed, or ``spread`` is too wide
+    Attributes:
+        mine, other: Seconds of each side.
+        speedup: Median of the rounds' ratios other / mine.
+        rounds: Number of rounds.
+        spread: Width of the middle 60 % as a share of the median, for the side that varies more; infinite
+            without an undisturbed round.
+        busy: Whether other programs disturbed the timing: too few rounds were undisturbed, or ``spread`` is
+            too wide.
     """
 
     mine: float
@@ -80,12 +83,12 @@ class Paired:
     def of(cls, rounds: Sequence[tuple[float, float]]) -> Paired:
         """Summarise rounds of (mine, other) in seconds."""
         mine, other = (Quantiles.of(seconds) for seconds in zip(*rounds, strict=True))
-        # One round says nothing about how far rounds differ.
+        # A single round has no spread.
         spread = max(mine.spread, other.spread) if len(rounds) > 1 else math.inf
         return cls(
             mine=mine.median,
             other=other.median,
-            speedup=statistics.median(theirs / ours for ours, theirs in rounds),
+            speedup=statistics.median(other_seconds / my_seconds for my_seconds, other_seconds in rounds),
             rounds=len(rounds),
             spread=spread,
             busy=spread > MAX_SPREAD,
@@ -97,11 +100,15 @@ def rounds(
     unfinished: Callable[[int, float], bool],
     clock: Callable[[], float] | None = None,
 ) -> Iterator[tuple[T, ...]]:
-    """Run every side once a round, in their order, and yield what they return.
+    """Run every side once a round, in the same order, and yield the results of each round.
 
-    A slow moment of the machine thus hits all sides alike. ``unfinished`` decides before each round whether
-    it takes place, from the number of rounds so far and the seconds since the first began. ``clock`` is
-    `time.perf_counter` by default.
+    A slow moment of the machine thus hits all sides alike.
+
+    Args:
+        sides: The functions to run.
+        unfinished: Decides, before each round, whether to run it, from the number of rounds so far and the
+            seconds since the first round began.
+        clock: `time.perf_counter` by default.
     """
     clock = clock or time.perf_counter
     start, done, spent = clock(), 0, 0.0
@@ -114,8 +121,8 @@ def rounds(
 def least(work: Callable[[], object], *, budget: float = 0.01, min_rounds: int = 3) -> Least:
     """Time the fastest run of ``work``.
 
-    Takes at least ``min_rounds`` undisturbed runs and goes on until ``budget`` seconds are spent; on a busy
-    machine it gives up after three times as many runs.
+    The timing takes at least ``min_rounds`` undisturbed runs and at least ``budget`` seconds. On a busy
+    machine, it stops waiting for undisturbed runs after three times as many runs.
     """
     _warm_up(work)
     runs: list[float] = []
@@ -141,9 +148,9 @@ def paired(
 ) -> Paired:
     """Time two sides in turn.
 
-    Takes at least ``min_rounds`` undisturbed rounds, at most ``max_rounds``, and in between as many as fit
-    into ``budget`` seconds. Starts over where the machine was busy; of `MAX_ATTEMPTS` attempts the steadiest
-    counts.
+    The timing takes at least ``min_rounds`` undisturbed rounds, at most ``max_rounds``, and in between as
+    many as fit into ``budget`` seconds. If the machine was busy, it starts again; of `MAX_ATTEMPTS` busy
+    attempts, the one with the least spread counts.
     """
     _warm_up(mine)
     _warm_up(other)
@@ -175,10 +182,11 @@ def _in_turn(
             return done < 2 * min_rounds
         return done < max_rounds and spent < budget
 
-    for (ours, stood), (theirs, stood_too) in rounds([lambda: _run(mine), lambda: _run(other)], unfinished):
-        every.append((ours, theirs))
-        if not (stood or stood_too):
-            calm.append((ours, theirs))
+    sides = (lambda: _run(mine)), (lambda: _run(other))
+    for (my_seconds, my_stall), (other_seconds, other_stall) in rounds(sides, unfinished):
+        every.append((my_seconds, other_seconds))
+        if not (my_stall or other_stall):
+            calm.append((my_seconds, other_seconds))
     if not calm:
         return replace(Paired.of(every), spread=math.inf, busy=True)
     timing = Paired.of(calm)
@@ -186,7 +194,7 @@ def _in_turn(
 
 
 def _warm_up(work: Callable[[], object]) -> None:
-    """Warm up caches and clocks: several runs of short work, one of long work."""
+    """Warm up caches and clocks: run short work several times, long work once."""
     start = time.perf_counter()
     work()
     while time.perf_counter() - start < WARM_UP_SECONDS:

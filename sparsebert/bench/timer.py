@@ -124,7 +124,7 @@ def alternate(
         min_rounds: Minimum number of rounds, whatever the budget.
         max_rounds: Maximum number of rounds.
         threads: Threads of each side.
-        in_worker: Sides that run in another process of ours; its CPU time is no contention.
+        in_worker: Sides that run in another process of ours; its CPU time does not count as contention.
         clock: Returns seconds.
         on_round: Called after each round with the share of the work that is done (0 to 1).
 

@@ -1,1 +1,1 @@
-"""The `sparsebert` command: one file per command, put together in `app`."""
+"""The `sparsebert` command: one file per command, assembled in `app`."""

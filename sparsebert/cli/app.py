@@ -1,7 +1,7 @@
-"""The `sparsebert` command: its parts put together, its errors on one line, its exit code.
+"""The `sparsebert` command: assembles its commands, prints errors on one line, and sets the exit code.
 
-Exit codes: 0 done, 1 the outputs of a benchmark are wrong, 2 bad input (one line on stderr says what to do).
-The commands import heavy modules when they run, so that ``--help`` is quick.
+Exit codes: 0 success, 1 wrong outputs in a benchmark, 2 bad input (one line on stderr says what to do), 130
+interrupted. The commands import heavy modules only when they run, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "report": report,
 }
-# Set by the shell while it completes a command line; typer derives the name from that of the command.
+# Set by the shell while it completes a command line; typer derives this name from the name of the command.
 COMPLETION_VARIABLE = "_SPARSEBERT_COMPLETE"
 
 app = typer.Typer(name="sparsebert", cls=GroupHelp, rich_markup_mode=None, pretty_exceptions_enable=False)
 for _name, _command in COMMANDS.items():
     app.command(_name, cls=CommandHelp)(_command)
 
-# Some versions of typer depend on click, some carry their own copy: this is the base class of either.
+# Some versions of typer depend on click, others include a copy of it: this finds the class in both.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
@@ -63,11 +63,11 @@ def _options(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    """Take the options of the command itself."""
+    """Declare the options of the command itself."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code; bad input is one line on stderr, never a traceback."""
+    """Run the command line and return its exit code. Bad input prints one line on stderr, not a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments and COMPLETION_VARIABLE not in os.environ:
         typer.echo(start_page(COMMANDS))
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print_warning(message: Warning | str, *where: Any, **details: Any) -> None:
-    """Print a warning without the line of code that Python quotes."""
+    """Print a warning without the source line that Python adds."""
     print(f"sparsebert: warning: {str(message).strip()}", file=sys.stderr)
 
 

@@ -28,7 +28,8 @@ def bench(
     sparsity: Annotated[
         str | None,
         typer.Option(
-            help="without --ticket: sparsity of magnitude pruning, 0 to 1; several: 0.5,0.7 [default: 0.9]"
+            help="without --ticket: sparsity of magnitude pruning, from 0 to 1, or several: 0.5,0.7 "
+            "[default: 0.9]"
         ),
     ] = None,
     granularity: Annotated[
@@ -45,7 +46,8 @@ def bench(
     batch: Annotated[int, typer.Option(help="sequences per batch")] = 1,
     seq: Annotated[int, typer.Option(help="tokens per sequence")] = 128,
     lengths_from: Annotated[
-        Path | None, typer.Option(help="real lengths instead of --seq: one sentence or one integer a line")
+        Path | None,
+        typer.Option(help="file of real lengths, instead of --seq: one sentence or one integer per line"),
     ] = None,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or fp64")] = "fp32",
     threads: Annotated[int, typer.Option(help="CPU threads of every contestant")] = 1,
@@ -63,7 +65,7 @@ def bench(
         Path | None, typer.Option(help="draw speed-up against sparsity (.png, .svg or .pdf)")
     ] = None,
 ) -> None:
-    """Time the sparse model against dense baselines: outputs are compared first, then paired rounds run."""
+    """Time a sparse model against dense baselines, after checking that their outputs agree."""
     for option, value in (("--sparsity", sparsity), ("--granularity", granularity)):
         if ticket and value:
             raise ValueError(f"{option} {value} conflicts with --ticket, which decides it; omit one of them")
@@ -131,7 +133,7 @@ def _pruned_models(
 
 
 def _detect(threads: int) -> Environment:
-    """Limit torch to this number of threads, and return a description of the machine."""
+    """Limit torch to ``threads`` threads, and return a description of the machine."""
     import torch
 
     from sparsebert.bench import environment
@@ -150,7 +152,7 @@ def _list_baselines() -> None:
 
 
 def _baselines(names: str, required: bool) -> list[str]:
-    """Return the baselines to run; an unavailable one is skipped, or refused where it is ``required``."""
+    """Return the baselines to run. An unavailable one is skipped, or raises ValueError if ``required``."""
     from sparsebert.bench.providers import BACKENDS, BASELINES
 
     requested = [name.strip() for name in names.split(",") if name.strip()]
@@ -164,7 +166,7 @@ def _baselines(names: str, required: bool) -> list[str]:
         if lack is None:
             available.append(name)
         elif required:
-            raise ValueError(f"{name} cannot run here: {lack}")
+            raise ValueError(f"--vs: {name} cannot run here: {lack}")
         else:
             typer.echo(f"without {name}: {lack}", err=True)
     return available

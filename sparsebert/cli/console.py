@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from sparsebert.report.table import Table
     from sparsebert.tickets.ticket import Ticket
 
-# A pipe has no width of its own; tables get more room there than rich's 80 columns.
+# Width of tables in a pipe, wider than rich's default of 80 columns.
 _PIPE_WIDTH = 120
 
 
 def console() -> Console:
-    """Return the console that tables are printed on."""
+    """Return the console for printing tables."""
     from rich.console import Console
 
     terminal = Console()
@@ -37,7 +37,7 @@ def print_tables(tables: Iterable[Table]) -> None:
 
 
 def print_ticket_file(path: Path, ticket: Ticket) -> None:
-    """Print one line about a ticket that was written to a file or folder."""
+    """Print one line about a ticket, after it was written to a file or folder."""
     files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
     size = sum(each.stat().st_size for each in files)
     encoder_sparsity = ticket.metadata.get("encoder_sparsity")
@@ -50,7 +50,7 @@ def print_ticket_file(path: Path, ticket: Ticket) -> None:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows the current step on a terminal; elsewhere it does nothing."""
+    """Yield a function that shows the current step on a terminal. Without a terminal it does nothing."""
     from rich.console import Console
 
     terminal = Console(stderr=True)
@@ -62,6 +62,6 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 
 def say(text: str) -> None:
-    """Show the current step of a run on a terminal; elsewhere only that nothing is left to do."""
+    """Print the current step of a run on a terminal; without a terminal, only that the run is finished."""
     if sys.stderr.isatty() or "nothing to do" in text:
         typer.echo(text, err=not text.endswith("nothing to do"))

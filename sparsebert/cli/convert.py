@@ -34,8 +34,8 @@ def convert(
     output: Annotated[
         Path,
         typer.Argument(
-            help="file to write; with --to head-masks or super-tickets the file of the heads, with the file "
-            "of the MLPs beside it; with --to model or sparse a new folder"
+            help="file to write; with --to head-masks or super-tickets, the file of the heads (the file of "
+            "the MLPs is written beside it); with --to model or sparse, a new folder"
         ),
     ],
     to: Annotated[
@@ -56,32 +56,33 @@ def convert(
     pruning_method: Annotated[
         str | None,
         typer.Option(
-            help="of a movement pruning checkpoint: topK, sigmoied_threshold, threshold, magnitude or l0; by "
-            "default as in its config.json"
+            help="for a movement pruning checkpoint: its method, topK, sigmoied_threshold, threshold, "
+            "magnitude or l0; as in its config.json if omitted"
         ),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="of a movement pruning checkpoint: final_threshold of its run, which no file holds"
+            help="for a movement pruning checkpoint: final_threshold of its run, which no file holds"
         ),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="of a JSON file of Super Tickets with several tasks: id of the task to convert"),
+        typer.Option(help="for a JSON file of Super Tickets with several tasks: id of the task to convert"),
     ] = None,
     intersect: Annotated[
         list[Path] | None,
         typer.Option(
             "--intersect",
             metavar="<path>",
-            help="keep only what this other ticket keeps as well (repeatable)",
+            help="keep only the weights that this other ticket also keeps (repeatable)",
         ),
     ] = None,
     batch: Annotated[
         int,
         typer.Option(
-            help="with --to model or sparse: sequences per call, to choose formats and count activations for"
+            help="with --to model or sparse: sequences per call, for the choice of formats and the reported "
+            "activations"
         ),
     ] = 1,
     seq: Annotated[
@@ -95,16 +96,17 @@ def convert(
         typer.Option(
             "--results",
             metavar="<path>",
-            help="with --to sparse: records of train, eval or bench (--json) for the model card (repeatable)",
+            help="with --to sparse: file of results for the model card, written by --json of train, eval or "
+            "bench (repeatable)",
         ),
     ] = None,
     json: JsonFile = None,
 ) -> None:
-    """Write a ticket in another format, or a model with its zeros.
+    """Convert a ticket to another format, or write the pruned model.
 
-    A ticket is written as a file of this project, of BERT-Tickets, SMP, bert-experiments (head-masks) or
-    Super Tickets. A model is written dense, with zeros in its weights (model), or as masks and kept weights,
-    which `from_pretrained` loads after `import sparsebert` (sparse).
+    A ticket becomes a file of this project, of BERT-Tickets, SMP, bert-experiments (head-masks) or Super
+    Tickets. With --to model, the pruned model is written dense, with zeros in its weights. With --to sparse,
+    masks and kept weights are written, which `from_pretrained` loads after `import sparsebert`.
     """
     if to not in TARGETS:
         raise unknown("format in --to", to, TARGETS)
@@ -152,7 +154,7 @@ def _model_in(source: Path) -> str | None:
 
 
 def _write_ticket(ticket: Ticket, output: Path, to: str, model: Any) -> None:
-    """Write a ticket file of the format ``to``; ``model`` gives names and shapes where that needs them."""
+    """Write a ticket file in the format ``to``. Some formats take names and shapes from ``model``."""
     from sparsebert.interop import bert_experiments, bert_tickets, smp, super_tickets
 
     writers: dict[str, Callable[[], None]] = {
@@ -189,7 +191,7 @@ def _write_model(
 def _read(
     source: Path, model: Any, pruning_method: str | None, threshold: float | None, task: str | None
 ) -> Ticket:
-    """Read the ticket of a file, of a run, of a foreign checkpoint, or of a model's zeros."""
+    """Read the ticket from a file, from a run, from a foreign checkpoint, or from the zeros of a model."""
     from sparsebert.compact import expand_
     from sparsebert.interop import is_foreign_checkpoint, read_checkpoint
     from sparsebert.lottery.find_runs import load_ticket

@@ -8,7 +8,7 @@ from sparsebert.cli.shared_options import JsonFile
 
 
 def env(json: JsonFile = None) -> None:
-    """Show what this machine offers: hardware, libraries, kernels, and the cost of what is missing."""
+    """Show this machine's hardware, libraries and kernels, and the cost of missing parts."""
     require_records("--json", json)
     from sparsebert import results
     from sparsebert.bench import environment

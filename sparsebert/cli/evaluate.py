@@ -20,25 +20,25 @@ def evaluate(
     task: TaskName = None,
     ticket: TicketFile = None,
     seeds: Annotated[
-        str | None, typer.Option("--seeds", help="which of the runs by seed; all if omitted")
+        str | None, typer.Option("--seeds", help="for runs by seed: seeds to evaluate; all if omitted")
     ] = None,
     dense: Annotated[
         str | None, typer.Option(help="trained dense models to compare with, like --model")
     ] = None,
     compact: Annotated[
-        bool, typer.Option("--compact", help="compact the model by --ticket, and report what that changes")
+        bool, typer.Option("--compact", help="compact the model by --ticket, and report the changes")
     ] = False,
     min_row_weights: Annotated[
-        int, typer.Option(min=0, help="with --compact, lossy: also remove rows with fewer weights")
+        int, typer.Option(min=0, help="with --compact: also remove rows with fewer weights (lossy)")
     ] = 0,
     json: JsonFile = None,
 ) -> None:
-    """Evaluate a trained model on a task's validation data, with a ticket applied first if there is one."""
+    """Evaluate a trained model on a task's validation data, optionally after applying a ticket."""
     require_records("--json", json)
     if compact and ticket is None:
-        raise ValueError("--compact requires --ticket, which decides what to remove")
+        raise ValueError("--compact requires --ticket, the ticket to compact by")
     if min_row_weights and not compact:
-        raise ValueError(f"--min-row-weights {min_row_weights} requires --compact")
+        raise ValueError(f"--min-row-weights {min_row_weights} requires --compact: add it")
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.find_runs import load_ticket, trained_models
@@ -83,7 +83,7 @@ def evaluate(
 
 
 def _compaction_text(row: dict[str, Any]) -> str:
-    """Return what compaction kept of a model, and how far its outputs are from the masked model's."""
+    """Return a line about the weights that compaction kept, and the change of the outputs by compaction."""
     weights, change = row["compaction"]["weights"], row["compaction"]["output_change"]
     least = row["compaction"]["min_row_weights"]
     exact, stored = (weights[name] / weights["configured"] for name in ("exact", "stored"))

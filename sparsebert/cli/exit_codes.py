@@ -1,4 +1,4 @@
-"""Exit codes of the command, and the error that carries one."""
+"""Exit codes of the command, and an error that sets the exit code."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`--help` in plain text, at most 80 columns wide, with the options under the headings of their groups.
 
-Typer's own tables spend so many columns on the types and negative forms of options that they cut words.
+Typer's tables use so many columns for types and negative forms of options that they split words.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 _MAX_WIDTH = 80
-# A longer name of an option stands on a line of its own.
+# A longer name is printed on a separate line.
 _MAX_NAME_WIDTH = 30
 
 
@@ -73,7 +73,7 @@ def _help(command: Any, ctx: Any, commands: dict[str, str]) -> str:
 
 def _wrapped(text: str, first_indent: str, indent: str) -> str:
     width = min(_MAX_WIDTH, shutil.get_terminal_size().columns)
-    # Names of options and methods hold hyphens: they must not be cut there.
+    # Names of options and methods contain hyphens and must not be split there.
     return textwrap.fill(
         " ".join(text.split()),
         width,

@@ -18,9 +18,10 @@ class MethodOptions:
         str | None,
         typer.Option(
             "--rewind",
-            help="state that each round starts from: pretrained weights, step (see --rewind-step), "
-            "learning-rate (the trained weights under a fresh schedule), or none: one schedule spans "
-            "all rounds [default: pretrained; cap-structured: learning-rate; standard: none]",
+            help="state that each round starts from: pretrained (the initial weights), step (the weights "
+            "at --rewind-step), learning-rate (the trained weights, with a new schedule) or none (the "
+            "trained weights, with one schedule for all rounds) [default: pretrained; cap-structured: "
+            "learning-rate; standard: none]",
         ),
     ] = None
     rewind_step: Annotated[
@@ -34,8 +35,9 @@ class MethodOptions:
         str | None,
         typer.Option(
             "--head",
-            help="task head at the start of each round: rewind, keep or fresh [default: rewind; "
-            "cap-structured, imp, standard, multi-task: keep]",
+            help="task head at the start of each round: rewind (to the start of the run), keep (the "
+            "trained head) or fresh (a new one) [default: rewind; cap-structured, imp, standard, "
+            "multi-task: keep]",
         ),
     ] = None
     schedule_rounds: Annotated[
@@ -49,7 +51,7 @@ class MethodOptions:
         int | None,
         typer.Option(
             "--batches",
-            help="training batches to compute scores on [default: 32; snip, snip-imp: 8]",
+            help="number of training batches to compute scores on [default: 32; snip, snip-imp: 8]",
         ),
     ] = None
     step: Annotated[
@@ -94,16 +96,17 @@ class MethodOptions:
         float | None,
         typer.Option(
             "--threshold",
-            help="soft-movement, cap-soft: score above which a weight is kept [default: 0.1]; "
-            "importance-search, magnitude-search: share of the dense metric to retain [default: 0.9]; "
-            "smp: with --mask T: score above which a weight is kept [default: 0.1]",
+            help="soft-movement, cap-soft: sigmoid of the score above which a weight is kept [default: "
+            "0.1]; importance-search, magnitude-search: share of the dense metric to retain [default: "
+            "0.9]; smp: with --mask T: sigmoid of the score above which a weight is kept [default: "
+            "0.1]",
         ),
     ] = None
     share: Annotated[
         str | None,
         typer.Option(
             "--step-relative-to",
-            help="what --step is a share of: the original or the remaining weights [default: original]",
+            help="weights that --step is a share of: original or remaining [default: original]",
         ),
     ] = None
     instance_weight: Annotated[
@@ -141,7 +144,7 @@ class MethodOptions:
         typer.Option(
             "--banks",
             help="cap, cap-soft, cap-structured: representation banks to contrast with: some of "
-            "pretrained,fine-tuned,snapshots",
+            "pretrained,fine-tuned,snapshots; all if omitted",
         ),
     ] = None
     accumulate: Annotated[
@@ -185,8 +188,8 @@ class MethodOptions:
         str | None,
         typer.Option(
             "--draw-by",
-            help="early-bird: event that draws the ticket: a small mask distance, or a fixed time "
-            "(--draw-at), as published [default: distance]",
+            help="early-bird: criterion for drawing the ticket: distance (consecutive masks differ little) "
+            "or fixed (at --draw-at, as published) [default: distance]",
         ),
     ] = None
     draw_at: Annotated[
@@ -250,7 +253,8 @@ class MethodOptions:
         bool | None,
         typer.Option(
             "--bernoulli",
-            help="random-units: draw each unit independently, so that their number varies, as published",
+            help="random-units: draw each unit independently, so that the number of units varies, as "
+            "published",
         ),
     ] = None
     share_of_heads: Annotated[
@@ -292,22 +296,25 @@ class MethodOptions:
         str | None,
         typer.Option(
             "--proportions",
-            help="multi-task: turns of the tasks: equal, by size, or one number per task: 2,1 [default: "
-            "equal]",
+            help="multi-task: shares of the batches: equal, size (of the training data), or one number per "
+            "task: 2,1 [default: equal]",
         ),
     ] = None
     of: Annotated[
         str | None,
         typer.Option(
             "--magnitudes-of",
-            help="one-shot: weights whose magnitudes decide: pretrained or trained [default: pretrained]",
+            help="one-shot: weights whose magnitudes are ranked: pretrained, or trained (after a dense "
+            "round) [default: pretrained]",
         ),
     ] = None
     mask: Annotated[
         str | None,
         typer.Option(
             "--mask",
-            help="smp: mask variant: S, L, G or T [default: S]",
+            help="smp: weights to keep: L (highest scores of each matrix), S (like L, but the share of a "
+            "matrix depends on its scores), G (highest scores of all matrices) or T (scores above a "
+            "threshold) [default: S]",
         ),
     ] = None
     ramp_steps: Annotated[
@@ -321,15 +328,15 @@ class MethodOptions:
         str | None,
         typer.Option(
             "--curve",
-            help="smp: shape of that fall: cubic or linear [default: cubic]",
+            help="smp: curve along which the density falls: cubic or linear [default: cubic]",
         ),
     ] = None
     regularisation_over: Annotated[
         str | None,
         typer.Option(
             "--regularisation-over",
-            help="smp: period over which the penalty grows: the run, or the fall of the density [default: "
-            "run]",
+            help="smp: period over which the penalty grows: run, or density (while the density falls) "
+            "[default: run]",
         ),
     ] = None
     temperature: Annotated[
@@ -343,7 +350,7 @@ class MethodOptions:
         str | None,
         typer.Option(
             "--label-words",
-            help="smp: one word per label, such as terrible,great; task selects known words",
+            help="smp: one word per label, such as terrible,great, or task for the paper's words",
         ),
     ] = None
     template: Annotated[
@@ -364,7 +371,8 @@ class MethodOptions:
         int | None,
         typer.Option(
             "--choose-every",
-            help="smp: steps between evaluations on the validation data; the best masks are kept",
+            help="smp: steps between evaluations on the validation data, to keep the best masks; the last "
+            "masks if omitted",
         ),
     ] = None
     first: Annotated[
@@ -378,7 +386,8 @@ class MethodOptions:
         str | None,
         typer.Option(
             "--shuffle-within",
-            help="shuffled: what to shuffle: the weights of each matrix, or whole layers [default: matrix]",
+            help="shuffled: objects to shuffle: matrix (the weights of each matrix) or layers (whole "
+            "layers) [default: matrix]",
         ),
     ] = None
     most_steps: Annotated[

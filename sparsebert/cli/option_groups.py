@@ -1,7 +1,7 @@
-"""Groups of options: dataclasses whose fields are options, under a heading of their own in ``--help``.
+"""Groups of options: dataclasses whose fields are options, each group under its own heading in ``--help``.
 
-:func:`flattened` turns a command that takes groups into one that takes their options, so that every command
-offers an option of the same name with the same default.
+:func:`flattened` turns a command that takes groups into a command that takes their options. The commands that
+share a group therefore have the same options with the same defaults.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from sparsebert.tasks import TaskData
     from sparsebert.training.distillation import Distillation
 
-# Name of a task of the user's own files, where --task gives none.
+# Name of a task from the user's files, if --task is omitted.
 USER_TASK = "own"
 
-# Settings of training that are options, in this order; their defaults are those of the settings.
+# The training settings that are options, with their help; order and defaults come from TrainingSettings.
 TRAINING_PANEL = "Training"
 TRAINING_HELP = {
     "steps": "optimizer steps per round, instead of --epochs",
@@ -36,7 +36,7 @@ TRAINING_HELP = {
     "group_by_length": "batch examples of similar length together",
     "gradient_accumulation": "batches per optimizer step",
     "gradient_checkpointing": "recompute activations instead of storing them",
-    "learning_rate": "learning rate at the start of a round",
+    "learning_rate": "peak learning rate of a round",
     "schedule": "learning-rate schedule: linear, cosine or constant",
     "warmup_steps": "steps of learning-rate warm-up",
     "weight_decay": "weight decay of AdamW",
@@ -48,7 +48,7 @@ TRAINING_HELP = {
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Origin of a task's examples: a local folder, the hub, or the user's own tables."""
+    """Origin of a task's examples: a local folder, the hub, or tables of the user."""
 
     panel: ClassVar = "Data"
 
@@ -57,7 +57,7 @@ class DataOptions:
         typer.Option(
             "--data",
             "--data-dir",
-            help="folder with the tasks' files as distributed (SST-2/train.tsv, ...); the hub if omitted",
+            help="folder with the tasks' original files (SST-2/train.tsv, ...); the hub if omitted",
         ),
     ] = None
     train_file: Annotated[
@@ -65,7 +65,7 @@ class DataOptions:
     ] = None
     validation_file: Annotated[Path | None, typer.Option(help="your own task: table to evaluate on")] = None
     text_columns: Annotated[
-        str, typer.Option(help="your own task: text column, or two: premise,hypothesis")
+        str, typer.Option(help="your own task: text column, or two columns: premise,hypothesis")
     ] = "text"
     label_column: Annotated[str, typer.Option(help="your own task: label column")] = "label"
     regression: Annotated[bool, typer.Option("--regression", help="your own task: labels are scores")] = False
@@ -75,11 +75,11 @@ class DataOptions:
 
     @property
     def user_files(self) -> bool:
-        """Whether the user names files of their own."""
+        """Whether the user passes files for a task."""
         return self.train_file is not None or self.validation_file is not None
 
     def task_name(self, task: str | None) -> str:
-        """Return the task of a command. Raises ValueError where the options name none, or two."""
+        """Return the name of a command's task. Raises ValueError if the options name none, or two."""
         from sparsebert.tasks import TASKS
 
         if task is None and not self.user_files:
@@ -96,8 +96,8 @@ class DataOptions:
 
         Args:
             task: The task's name.
-            labels: Labels of a model that is already trained on the user's task; without them, the training
-                file defines the labels.
+            labels: Labels of a model that is already trained on the user's task; if None, the training file
+                defines the labels.
 
         Raises:
             ValueError: For an unknown task, missing files, and as :func:`sparsebert.tasks.load_files`.
@@ -132,13 +132,13 @@ class UnitOptions:
 
     granularity: Annotated[
         str | None,
-        typer.Option(help=f"{GRANULARITY_HELP}; element, or the method's own units, if omitted"),
+        typer.Option(help=f"{GRANULARITY_HELP}; if omitted, element or the method's default"),
     ] = None
     scope: Annotated[
         str | None,
         typer.Option(
-            help="units that compete: global, matrix, type, or heads-by-layer (heads within their layer, "
-            "neurons everywhere, as in EarlyBERT); global, or the method's own scope, if omitted"
+            help="scope in which units compete: global, matrix, type, or heads-by-layer (heads within their "
+            "layer, neurons globally, as in EarlyBERT); if omitted, global or the method's default"
         ),
     ] = None
     pooler: Annotated[bool, typer.Option("--pooler", help="also prune the pooler, as Chen et al. do")] = False
@@ -147,8 +147,8 @@ class UnitOptions:
         """Return arguments of :func:`sparsebert.prune`, which are also fields of ``PruningUnits``.
 
         Args:
-            granularity: Granularity where the user names none.
-            scope: Scope where the user names none.
+            granularity: Granularity if the user names none.
+            scope: Scope if the user names none.
         """
         return {
             "granularity": self.granularity or granularity,
@@ -166,8 +166,8 @@ class DistillationOptions:
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="trained model to distil from: hub id, folder of a model or run, or of runs by seed (one "
-            "teacher per seed); with several tasks sst2=PATH,mrpc=PATH"
+            help="trained model to distil from: hub id, or folder of a model, of a run, or of runs by seed "
+            "(one teacher per seed); with several tasks: sst2=PATH,mrpc=PATH"
         ),
     ] = None
     distill_weight: Annotated[
@@ -179,22 +179,26 @@ class DistillationOptions:
     ] = None
 
     def settings(self) -> Distillation | None:
-        """Return the distillation. Raises ValueError without a teacher, and as ``Distillation``."""
+        """Return the settings of distillation, or None without a teacher.
+
+        Raises:
+            ValueError: If there are settings but no teacher, and as ``Distillation``.
+        """
         from sparsebert.training.distillation import Distillation
 
         values = {"weight": self.distill_weight, "temperature": self.distill_temperature}
         options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
         if self.teacher is None:
             if options:
-                raise ValueError(f"--distill-{next(iter(options))} requires --teacher")
+                raise ValueError(f"--distill-{next(iter(options))} requires --teacher: add it")
             return None
         return Distillation(**options)
 
     def by_task(self, task: str, others: Sequence[str]) -> dict[str, str]:
-        """Return teachers by task; a path without a task belongs to ``task``.
+        """Return teachers by task. A path without a task belongs to ``task``.
 
         Raises:
-            ValueError: For two teachers of one task.
+            ValueError: If two teachers have the same task.
         """
         if self.teacher is None or not others:
             return {} if self.teacher is None else {task: self.teacher}
@@ -209,9 +213,10 @@ class DistillationOptions:
 
 
 def flattened(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command for typer in which every parameter that is a group becomes one option per field.
+    """Return a command for typer in which each group parameter is replaced by one option per field.
 
-    :class:`TrainingSettings`, which carries no options, contributes the fields in ``TRAINING_HELP``.
+    The fields of :class:`TrainingSettings` have no annotations for typer; those in ``TRAINING_HELP`` become
+    options.
     """
     parameters: dict[str, inspect.Parameter] = {}
     groups: dict[str, tuple[type, list[str]]] = {}
@@ -246,7 +251,7 @@ def _options_of(cls: Any) -> list[inspect.Parameter]:
             flags = [f"--{field.name.replace('_', '-')}"] if hint is bool else []
             hint = Annotated[hint, typer.Option(*flags, help=TRAINING_HELP[field.name])]
         kind, option = get_args(hint)
-        option = copy.copy(option)  # The same object also serves outside of groups.
+        option = copy.copy(option)  # The same object is also used outside of groups.
         option.rich_help_panel = getattr(cls, "panel", TRAINING_PANEL if cls is TrainingSettings else None)
         hint = Annotated[kind, option]
         default = inspect.Parameter.empty if field.default is MISSING else field.default

@@ -1,7 +1,7 @@
-"""Checks of paths before the work begins: a bad path must not cost the results of a long run.
+"""Checks of paths before the work starts: a bad path must not cost the results of a long run.
 
-Every function takes paths by the names of their options, skips those that are None, and raises ValueError in
-one line that begins with the option at fault.
+Every function takes paths by option, skips paths that are None, and raises ValueError with one line that
+begins with the name of the option.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def require_files(files: Mapping[str, Path | Iterable[Path] | None]) -> None:
 
 
 def require_writable(files: Mapping[str, Path | None]) -> None:
-    """Require paths that a file can be written to, replacing an existing one."""
+    """Require paths to which a file can be written; an existing file may be replaced."""
     for option, file in files.items():
         if file is None:
             continue
@@ -42,7 +42,7 @@ def require_writable(files: Mapping[str, Path | None]) -> None:
 
 
 def require_picture(option: str, file: Path | None) -> None:
-    """Require a path that a plot can be drawn to: a known file ending, and matplotlib installed."""
+    """Require a path to which a plot can be written, with a supported ending, and an installed matplotlib."""
     from sparsebert.report import plots
 
     require_writable({option: file})
@@ -55,7 +55,7 @@ def require_picture(option: str, file: Path | None) -> None:
 
 
 def require_records(option: str, file: Path | None) -> None:
-    """Require a file that records can be appended to: a new one, or one that holds only records."""
+    """Require a file to which records can be appended: a new file, or a file that holds only records."""
     require_writable({option: file})
     if file is not None and file.exists():
         try:

@@ -31,7 +31,7 @@ def prune(
     model: AnyModel,
     output: Annotated[
         Path,
-        typer.Option(help="ticket file to write; with several seeds x-seed-1.safetensors, ..."),
+        typer.Option(help="ticket file to write; several seeds add their number: NAME-seed-1.safetensors"),
     ],
     units: UnitOptions,
     data: DataOptions,
@@ -39,7 +39,7 @@ def prune(
     method: Annotated[str, typer.Option(help="magnitude, random, snip or head-importance")] = "magnitude",
     ticket: TicketFile = None,
     task: TaskName = None,
-    batches: Annotated[int, typer.Option(help="training batches to compute scores on")] = 8,
+    batches: Annotated[int, typer.Option(help="number of training batches to compute scores on")] = 8,
     batch_size: Annotated[int, typer.Option(help="examples per batch")] = 32,
     biases: Annotated[
         bool, typer.Option("--biases", help="magnitude, random: also prune single biases (Prasanna et al.)")
@@ -67,10 +67,11 @@ def prune(
     seeds: Seeds = "0",
     json: JsonFile = None,
 ) -> None:
-    """Prune once, without training, and write the ticket; with --ticket, prune further what that one keeps.
+    """Prune a model once, without training, and write the ticket.
 
-    snip and head-importance compute scores on examples and need a --task, like `train`. head-importance also
-    needs a model trained on the task (the folder model/ of a run) and a --granularity of head, neuron or mlp.
+    With --ticket, only weights that this ticket keeps are pruned further. snip and head-importance compute
+    scores on examples and need --task. head-importance also needs a model trained on the task (the folder
+    model/ of a run) and a --granularity of heads, neurons or MLPs.
     """
     sparsities = sparsity_list(sparsity)
     if len(sparsities) != 1:
@@ -159,7 +160,7 @@ def _model_and_examples(
 
 
 def _overlap_row(tickets: Mapping[int, Ticket], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Print how much the tickets of several seeds overlap, and return the record."""
+    """Print the overlap between the tickets of several seeds, and return the record."""
     from sparsebert import results
     from sparsebert.report.ticket_tables import overlap_text
     from sparsebert.tasks.metrics import summary

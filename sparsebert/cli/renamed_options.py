@@ -1,4 +1,4 @@
-"""Former names of options, which work for one release after they were renamed."""
+"""Former names of options, which keep working for one release after a renaming."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RENAMED = {
 
 
 def with_current_names(arguments: Sequence[str]) -> list[str]:
-    """Return the command line with former option names replaced; each costs one line on stderr."""
+    """Return the command line with former option names replaced; each prints one line on stderr."""
     names = RENAMED.get(arguments[0], {}) if arguments else {}
     current = []
     for argument in arguments:

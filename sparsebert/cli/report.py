@@ -24,8 +24,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="FILE_OR_FOLDER",
-            help="files written by --json of a command or --out of a benchmark; folders of runs, or folders "
-            "with runs anywhere below them",
+            help="files written by --json of a command or --out of a benchmark, folders of runs, or folders "
+            "that contain runs at any depth",
             show_default=False,
         ),
     ],
@@ -33,10 +33,10 @@ def report(
     markdown: Annotated[Path | None, typer.Option(help="write the tables as Markdown")] = None,
     json: JsonFile = None,
 ) -> None:
-    """Show the tables of results: runs, tickets, and benchmarks with their machines.
+    """Show results as tables: runs, tickets, and benchmarks with their machines.
 
     All files and folders are combined, and duplicate records count once. Runs with several seeds are
-    summarised, and compared with dense runs if there are any.
+    summarised and, if there are dense runs, compared with them.
     """
     files = dict.fromkeys(file for source in sources for file in _files(source))
     targets = {"--html": html, "--markdown": markdown, "--json": json}
@@ -64,9 +64,9 @@ def report(
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """Yield the file itself, or the logs of the runs in a folder, in natural order."""
+    """Yield the file itself, or the logs of the runs in a folder, sorted with seed-2 before seed-10."""
     if not source.exists():
-        raise ValueError(f"{source} does not exist")
+        raise ValueError(f"{source} does not exist; name a file of results or a folder of runs")
     if not source.is_dir():
         yield source
         return
@@ -85,18 +85,18 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 
 def _require_apart(targets: Mapping[str, Path | None], files: Iterable[Path]) -> None:
-    """Raise ValueError where two options name the same file, or one names a file to read."""
-    taken = {file.resolve(): f"the input {file}" for file in files}
+    """Raise ValueError if two options name the same file, or an option names an input file."""
+    used = {file.resolve(): f"the input {file}" for file in files}
     for option, target in targets.items():
         if target is None:
             continue
-        if (path := target.resolve()) in taken:
-            raise ValueError(f"{option} {target} would overwrite {taken[path]}; choose another name")
-        taken[path] = f"the file of {option}"
+        if (path := target.resolve()) in used:
+            raise ValueError(f"{option} {target} would overwrite {used[path]}; choose another name")
+        used[path] = f"the file of {option}"
 
 
 def _read(files: Iterable[Path]) -> list[results.Record]:
-    """Return the records, each once; records of a run's log carry its folder, without the seed, as "run"."""
+    """Return the distinct records. Records of a run's log get a field "run", its folder without the seed."""
     from sparsebert.report.sections import passed_over
 
     records: dict[str, results.Record] = {}
@@ -119,7 +119,7 @@ def _read(files: Iterable[Path]) -> list[results.Record]:
 
 
 def _run(log: Path) -> str:
-    """Return the name that the runs of several seeds share: the folder without its seed."""
+    """Return the common name of the runs of several seeds: the folder without its seed."""
     folder = re.sub(r"(^|[-/])seed-\d+$", "", str(log.parent))
     return folder or log.resolve().parent.parent.name
 

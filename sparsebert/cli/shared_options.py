@@ -37,7 +37,7 @@ TicketFile = Annotated[
 
 
 def seed_list(text: str) -> list[int]:
-    """Return the seeds of "1,2,3", each once. Raises ValueError for anything but whole numbers."""
+    """Return the distinct seeds in "1,2,3". Raises ValueError for parts that are not whole numbers."""
     try:
         return list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
@@ -45,7 +45,7 @@ def seed_list(text: str) -> list[int]:
 
 
 def sparsity_list(text: str) -> list[float]:
-    """Return the shares of "0.5,0.9". Raises ValueError for anything outside 0 to 1."""
+    """Return the sparsities in "0.5,0.9". Raises ValueError for parts that are not numbers from 0 to 1."""
     try:
         sparsities = [float(part) for part in text.split(",")]
     except ValueError:

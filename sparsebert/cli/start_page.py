@@ -1,4 +1,4 @@
-"""What `sparsebert` without arguments prints: three commands to start with, then all commands."""
+"""The start page, which `sparsebert` without arguments prints: three commands to try, then all commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sparsebert.cli.help_format import definitions, summary
 
 TAGLINE = "Find a lottery ticket in a BERT, and run it for real."
 FIRST_COMMANDS = {
-    "sparsebert env": "See what this machine offers, and what it lacks.",
+    "sparsebert env": "Show what this machine offers, and what it lacks.",
     "sparsebert bench --model bert-base --sparsity 0.9": "Time a sparse BERT against dense ones.",
     "sparsebert train --task sst2 --model bert-base-uncased --sparsity 0.7": "Find a ticket.",
 }

@@ -47,7 +47,8 @@ def train(
     sparsity: Annotated[
         float | None,
         typer.Option(
-            help="sparsity to reach, below 1; not with --ticket, nor with methods that decide it themselves"
+            help="sparsity of the ticket, from 0 to below 1; omit it with --ticket and with methods that "
+            "decide the sparsity"
         ),
     ] = None,
     ticket: TicketFile = None,
@@ -60,9 +61,9 @@ def train(
     ] = None,
     json: JsonFile = None,
 ) -> None:
-    """Find a ticket on a task, or train your own. An interrupted run resumes when started again.
+    """Find a ticket for a task, or train an existing ticket.
 
-    Options of a method that you omit take the method's own defaults.
+    An interrupted run resumes when you start it again. Omitted options of a method take its defaults.
     """
     numbers = seed_list(seeds)
     require_records("--json", json)
@@ -159,13 +160,13 @@ def _report(
 
 
 def _folder_name(task: str, model: str, config: RunConfig, seeds: str) -> str:
-    """Return the name of the folder of a run without --out."""
+    """Return the default name of the folder of a run, for use without --out."""
     sparsity = f"-{float(config.target) * 100:g}" if config.target else ""
     return f"{task}-{model.replace('/', '-')}-{config.method.name}{sparsity}-seed-{seeds.replace(',', '-')}"
 
 
 def _print_speed_estimate(model: Any, config: RunConfig) -> None:
-    """Print how much faster a ticket of this kind could be, before the work begins."""
+    """Print the estimated speedup of a ticket before its training."""
     from sparsebert.lottery.speed_estimate import estimate_speedup
 
     for line in estimate_speedup(model, config):

@@ -24,19 +24,19 @@ def transfer(
         typer.Option(
             "--ticket",
             metavar="<name=path>",
-            help="repeatable, NAME=PATH: a ticket file of any kind, the folder of the run that found it, or "
-            "a folder of runs by seed (each seed then trains its own ticket)",
+            help="ticket to train, as NAME=PATH (repeatable): ticket file in any supported format, folder of "
+            "a run, or folder of runs by seed (each seed then trains the ticket of its run)",
         ),
     ],
     tasks: Annotated[
         str,
-        typer.Option(help=f"tasks to train on, optionally with steps: sst2,cola=500; known: {TASK_NAMES}"),
+        typer.Option(help=f"tasks to train on, optionally with steps (sst2,cola=500): {TASK_NAMES}"),
     ],
     model: PretrainedModel,
     data: DataOptions,
     training: TrainingSettings,
     sparsity: Annotated[
-        float | None, typer.Option(help="of runs with several rounds, use the round of this sparsity")
+        float | None, typer.Option(help="for runs with several rounds: sparsity of the round to use")
     ] = None,
     random: Annotated[
         bool, typer.Option("--random", help="also train random masks of the same sparsity")
@@ -46,12 +46,12 @@ def transfer(
     ] = None,
     dense: Annotated[
         Path | None,
-        typer.Option(help="folder of dense runs, TASK/seed-N below it; missing ones are trained there"),
+        typer.Option(help="folder of dense runs (TASK/seed-N); missing ones are trained there"),
     ] = None,
     seeds: Seeds = "0",
     json: JsonFile = None,
 ) -> None:
-    """Train tickets of some tasks on others, and compare them with the dense model, as Chen et al. do."""
+    """Train tickets from some tasks on other tasks, and compare them with the dense model."""
     numbers = seed_list(seeds)
     paths = _paths_by_name(ticket)
     require_records("--json", json)
@@ -99,7 +99,7 @@ def transfer(
 
 
 class _Reporter:
-    """Progress of many runs: finished ones are counted, and each speed estimate is printed once."""
+    """Progress of many runs: counts the finished runs, and prints each speed estimate once."""
 
     def __init__(self) -> None:
         self.finished = 0
@@ -128,20 +128,20 @@ class _Reporter:
 
 
 def _paths_by_name(tickets: Sequence[str]) -> dict[str, Path]:
-    """Return the paths of "sst2=runs/sst2" by name; a path without a name takes its file's or folder's."""
+    """Return the paths in "sst2=runs/sst2" by name; by default the name of the file or folder."""
     paths: dict[str, Path] = {}
     for text in tickets:
         match = re.fullmatch(r"([\w.+-]+)=(.+)", text)
         path = Path(match[2] if match else text)
         name = match[1] if match else path.resolve().stem
         if name in paths:
-            raise ValueError(f"--ticket: two tickets are called {name}; name them, as in sst2={path}")
+            raise ValueError(f"--ticket: two tickets have the name {name}; name them, as in sst2={path}")
         paths[name] = path
     return paths
 
 
 def _steps_by_task(tasks: str) -> dict[str, int | None]:
-    """Return the steps of "sst2,cola=500" by task; None where a task names none."""
+    """Return the steps in "sst2,cola=500" by task; None for a task without steps."""
     steps_by_task: dict[str, int | None] = {}
     for text in tasks.split(","):
         name, _, steps = text.strip().partition("=")

@@ -1,4 +1,4 @@
-"""A compacted model in its configured shapes again: zeros stand where something was taken out."""
+"""Restore the configured shapes of a compacted model, with zeros for what was removed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import nn
 from sparsebert.bert import full_name, resolve, structure
 from sparsebert.compaction.heads import HeadGroup, slots
 from sparsebert.compaction.live_rectangle import RectangleLinear
-from sparsebert.compaction.manifest import attention_of, detach_record_, record_of
+from sparsebert.compaction.manifest import detach_record_, record_of
 from sparsebert.compaction.masked_matrix import EMPTY, Matrix
-from sparsebert.compaction.narrow_attention import restore_attention_
+from sparsebert.compaction.narrow_attention import attention_path, restore_attention_
 from sparsebert.nn.module_swap import move_hooks, replace_module
 
 
@@ -22,21 +22,21 @@ def expand(model: nn.Module) -> None:
     record = record_of(model)
     if not record:
         return
-    found = structure(model)
+    encoder = structure(model)
     matrices = {key: _matrix(model, key) for key in record["linears"]}
-    for keys in found.heads:
+    for keys in encoder.heads:
         groups = tuple(
             HeadGroup(tuple(each["heads"]), each["score"], each["value"])
-            for each in record["attention"].get(attention_of(keys), ())
+            for each in record["attention"].get(attention_path(keys), ())
         )
         if groups:
             scores, values = (
-                _places(groups, kind, found.num_heads, found.head_size) for kind in ("score", "value")
+                _places(groups, kind, encoder.num_heads, encoder.head_size) for kind in ("score", "value")
             )
             for key, rows in zip(keys[:3], (scores, scores, values), strict=True):
                 matrices[key] = matrices[key].rows(rows)
             matrices[keys[3]] = matrices[keys[3]].columns(values)
-    for up, down in found.neurons:
+    for up, down in encoder.neurons:
         neurons, configured = len(matrices[up].bias), record["linears"][up][0]
         index = [*range(neurons), *[EMPTY] * (configured - neurons)]
         matrices[up], matrices[down] = matrices[up].rows(index), matrices[down].columns(index)
@@ -45,8 +45,8 @@ def expand(model: nn.Module) -> None:
         new = _linear(old, matrix)
         move_hooks(old, new)
         replace_module(model, full_name(model, key), new)
-    for keys in found.heads:
-        restore_attention_(resolve(model, attention_of(keys)))
+    for keys in encoder.heads:
+        restore_attention_(model, keys)
     detach_record_(model)
 
 

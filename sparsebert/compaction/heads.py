@@ -1,4 +1,4 @@
-"""Which heads, and which of their dimensions, an attention must compute."""
+"""Find the heads and head dimensions that an attention must compute, and group them by width."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def find_heads(query: Matrix, key: Matrix, value: Matrix, output: Matrix, count:
     size = len(values) // count
 
     def rows(which: Tensor, head: int) -> tuple[int, ...]:
-        found = which[head * size : (head + 1) * size].nonzero().flatten()
-        return tuple((found + head * size).tolist())
+        indices = which[head * size : (head + 1) * size].nonzero().flatten()
+        return tuple((indices + head * size).tolist())
 
     heads = [Head(i, rows(scores, i), rows(key_bias, i), rows(values, i)) for i in range(count)]
     live = [head for head in heads if head.value]
@@ -135,14 +135,14 @@ def is_whole(groups: Sequence[HeadGroup], size: int) -> bool:
 
 def slots(groups: Sequence[HeadGroup], kind: str) -> dict[int, tuple[int, int]]:
     """Head -> (first row, rows) of its part of a projection; ``kind`` is "score" or "value"."""
-    found: dict[int, tuple[int, int]] = {}
+    places: dict[int, tuple[int, int]] = {}
     start = 0
     for group in groups:
         width = getattr(group, kind)
         for head in group.heads:
-            found[head] = start, width
+            places[head] = start, width
             start += width
-    return found
+    return places
 
 
 def total(groups: Sequence[HeadGroup], kind: str) -> int:

@@ -1,4 +1,4 @@
-"""Attention over heads that are narrower than the model's configuration says, or wider in one matrix."""
+"""Self-attention whose heads are narrower than the model's configuration says."""
 
 from __future__ import annotations
 
@@ -9,44 +9,79 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsebert.compaction.heads import HeadGroup, total
+from sparsebert.bert import base_model, full_name, resolve
+from sparsebert.compaction.heads import HeadGroup, is_whole, total
+from sparsebert.nn.module_swap import move_hooks, replace_module
 
 IMPLEMENTATIONS = ("eager", "sdpa")
 
 
-class CompactAttention(nn.Module):
-    """What takes the place of a model's self-attention; made by :func:`shrink_attention_`, never by itself.
+class NarrowAttention(nn.Module):
+    """Self-attention of a compacted model: heads in groups, each group with its own widths.
 
-    It stands in front of the model's own class, whose projections, dropout and hooks it keeps, so what looks
-    for that class (recording of attention weights, for one) still finds it. The scale stays that of the head
-    size as configured. Where attention weights are asked for ("eager"), those of the heads that run are
-    given, in the model's order.
+    The scale stays that of the configured head size. Under "eager", the attention weights of the remaining
+    heads are returned in the model's order.
+
+    Attributes:
+        groups: Heads by width, in the order of the projections' rows.
+        scale: Factor of the scores.
+        names: Names of the projections: query, key, value and, if this module applies it, output.
+        model_class: Class of the base model, which records the attention weights; None without recording.
     """
 
-    groups: tuple[HeadGroup, ...]
-    scale: float
-    names: tuple[str, ...]
-    config: Any
-    dropout: nn.Dropout
+    def __init__(
+        self,
+        original: nn.Module,
+        groups: Sequence[HeadGroup],
+        scale: float,
+        names: Sequence[str],
+        model_class: type | None = None,
+    ) -> None:
+        """Take over the submodules of ``original`` under their names, and keep it for `restored`."""
+        super().__init__()
+        self.groups, self.scale, self.names = tuple(groups), scale, tuple(names)
+        self.config: Any = original.config
+        self.training = original.training
+        self.model_class = model_class
+        # In a tuple, so that it does not become a submodule.
+        self._original = (original,)
+        _move_children(original, self)
+        _record_attention_weights(model_class)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _record_attention_weights(self.model_class)
+
+    def restored(self) -> nn.Module:
+        """Return the model's own self-attention with the present submodules, which this module loses."""
+        (original,) = self._original
+        _move_children(self, original)
+        original.training = self.training
+        return original
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states [B, T, hidden] -> context [B, T, values of all heads] or, for a model whose attention
-        has its output projection inside, [B, T, hidden]; and the weights [B, heads, T, T] under "eager".
+        """Attend over all heads.
 
-        attention_mask: bool (True = attend) or added to the scores, [B, 1 or heads as configured, T, T].
+        Args:
+            hidden_states: [B, T, hidden].
+            attention_mask: Bool (True = attend) or added to the scores; [B, 1 or configured heads, T, T].
+
+        Returns:
+            The context [B, T, value widths of all heads], or [B, T, hidden] if this module applies the output
+            projection; and the weights [B, heads, T, T] under "eager", else None.
         """
         implementation = self.config._attn_implementation
         if implementation not in IMPLEMENTATIONS:
             raise ValueError(
-                f"a compacted attention cannot run as {implementation!r}: "
-                'model.set_attn_implementation("sdpa") or "eager"'
+                f"a compacted attention cannot run as {implementation!r}; "
+                'call model.set_attn_implementation("sdpa") or ("eager")'
             )
         if kwargs.get("past_key_values") is not None:
-            raise ValueError("a compacted attention keeps no cache: it is an encoder's")
+            raise ValueError("a compacted attention is an encoder's and has no cache; omit past_key_values")
         query, key, value = (getattr(self, name)(hidden_states) for name in self.names[:3])
-        dropout = self.dropout.p if self.training else 0.0
+        dropout = cast(nn.Dropout, self.dropout).p if self.training else 0.0
         run = _eager if implementation == "eager" else _fused
         contexts, weights = [], []
         for group, q, k, v in zip(
@@ -77,48 +112,62 @@ class CompactAttention(nn.Module):
             f"{len(group.heads)} heads of {group.score} and {group.value}" for group in self.groups
         )
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class is made at run time: copies and pickles name the model's own.
-        return _blank, (_original(type(self)),), self.__getstate__()
+
+def attention_path(keys: Sequence[str]) -> str:
+    """Return the path of the self-attention with these projections (query, key, value, output)."""
+    return keys[0].rpartition(".")[0]
 
 
 def shrink_attention_(
-    attention: nn.Module, groups: Sequence[HeadGroup], scale: float, names: Sequence[str]
+    model: nn.Module, keys: Sequence[str], groups: Sequence[HeadGroup], head_size: int
 ) -> None:
-    """Turn a model's self-attention, in place, into one of heads as narrow as ``groups`` says.
+    """Replace the self-attention with these projections by a `NarrowAttention`, hooks included.
 
-    names  of its projections: query, key, value and, where it applies that itself, output
+    Without effect if every head is ``head_size`` wide: the model's own attention can run those.
+
+    Args:
+        model: The model, changed in place.
+        keys: Query, key, value and output projection, by key.
+        groups: Heads by width, in the order of the projections' rows.
+        head_size: The configured head size.
     """
-    attention.__class__ = _compact_class(type(attention))
-    compact = cast(CompactAttention, attention)
-    compact.groups, compact.scale, compact.names = tuple(groups), scale, tuple(names)
+    if is_whole(groups, head_size):
+        return
+    path = attention_path(keys)
+    names = [key.rpartition(".")[2] for key in keys if attention_path((key,)) == path]
+    original = resolve(model, path)
+    narrow = NarrowAttention(original, groups, head_size**-0.5, names, type(base_model(model)))
+    move_hooks(original, narrow)
+    replace_module(model, full_name(model, path), narrow)
 
 
-def restore_attention_(attention: nn.Module) -> None:
-    """Undo `shrink_attention_`, in place: the model's own class again, for projections as configured."""
-    if isinstance(attention, CompactAttention):
-        for name in ("groups", "scale", "names"):
-            delattr(attention, name)
-        cast(nn.Module, attention).__class__ = _original(type(attention))
+def restore_attention_(model: nn.Module, keys: Sequence[str]) -> None:
+    """Undo `shrink_attention_`: put the model's own self-attention back, for projections as configured."""
+    path = attention_path(keys)
+    narrow = resolve(model, path)
+    if isinstance(narrow, NarrowAttention):
+        original = narrow.restored()
+        move_hooks(narrow, original)
+        replace_module(model, full_name(model, path), original)
 
 
-def _original(compact: type[nn.Module]) -> type[nn.Module]:
-    return compact.__mro__[2]
+def _move_children(source: nn.Module, target: nn.Module) -> None:
+    for name, child in list(source.named_children()):
+        delattr(source, name)
+        setattr(target, name, child)
 
 
-_CLASSES: dict[type[nn.Module], type[CompactAttention]] = {}
+def _record_attention_weights(model_class: type | None) -> None:
+    """Let transformers record the weights of `NarrowAttention` in models of this class.
 
-
-def _compact_class(original: type[nn.Module]) -> type[CompactAttention]:
-    if original not in _CLASSES:
-        name = f"Compact{original.__name__}"
-        _CLASSES[original] = type(name, (CompactAttention, original), {"__module__": __name__})
-    return _CLASSES[original]
-
-
-def _blank(original: type[nn.Module]) -> nn.Module:
-    compact = _compact_class(original)
-    return compact.__new__(compact)
+    transformers hooks the modules whose class a model class names in ``_can_record_outputs``.
+    """
+    recorders = getattr(model_class, "_can_record_outputs", None) or {}
+    if "attentions" in recorders:
+        named = recorders["attentions"]
+        classes = named if isinstance(named, list) else [named]
+        if NarrowAttention not in classes:
+            recorders["attentions"] = [*classes, NarrowAttention]
 
 
 def _split(projected: Tensor, groups: Sequence[HeadGroup], kind: str) -> list[Tensor]:
@@ -133,27 +182,28 @@ def _split(projected: Tensor, groups: Sequence[HeadGroup], kind: str) -> list[Te
 
 
 def _mask_of(mask: Tensor | None, group: HeadGroup) -> Tensor | None:
-    """A mask for every head is cut to those that run."""
+    """Return the part of a mask for this group's heads."""
     return mask if mask is None or mask.shape[1] == 1 else mask[:, list(group.heads)]
 
 
 def _fused(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float
 ) -> tuple[Tensor, None]:
-    """By `scaled_dot_product_attention`, whose fused kernels want query, key and value of one width."""
-    wide, own = query.shape[-1], value.shape[-1]
-    if own < wide:
-        value = F.pad(value, (0, wide - own))
-    elif own > wide:
-        query, key = F.pad(query, (0, own - wide)), F.pad(key, (0, own - wide))
+    """Attend with `scaled_dot_product_attention`, whose fused kernels require equal widths: pad to them."""
+    score_width, value_width = query.shape[-1], value.shape[-1]
+    if value_width < score_width:
+        value = F.pad(value, (0, score_width - value_width))
+    elif value_width > score_width:
+        padding = (0, value_width - score_width)
+        query, key = F.pad(query, padding), F.pad(key, padding)
     context = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)
-    return context if own >= wide else context[..., :own], None
+    return context if value_width >= score_width else context[..., :value_width], None
 
 
 def _eager(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Step by step, with the weights to look at; as the models do it."""
+    """Attend step by step, as the models do, and return the weights too."""
     scores = query @ key.transpose(2, 3) * scale
     weights = (scores if mask is None else scores + mask).softmax(-1)
     weights = F.dropout(weights, dropout)

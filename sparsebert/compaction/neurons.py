@@ -1,4 +1,4 @@
-"""Which neurons of a feed-forward network stay, and where the output of the others goes."""
+"""Remove the pruned-out neurons of a feed-forward network."""
 
 from __future__ import annotations
 
@@ -12,24 +12,31 @@ from sparsebert.compaction.masked_matrix import EMPTY, Matrix, exact, live_featu
 
 @dataclass(frozen=True, eq=False)
 class Neurons:
-    """A feed-forward network with what it can do without left out.
+    """A compacted feed-forward network.
 
-    up, down  the matrices, those given where nothing could go
-    gone      how many neurons went
+    Attributes:
+        up: The up-projection; the original one if no neuron was removed.
+        down: The down-projection; the original one if no neuron was removed.
+        removed: Number of removed neurons.
     """
 
     up: Matrix
     down: Matrix
-    gone: int
+    removed: int
 
 
 def compact_neurons(
     up: Matrix, down: Matrix, activation: Callable[[Tensor], Tensor], round_to: int = 1
 ) -> Neurons:
-    """Leave out neurons that nothing feeds or nothing reads; constants go into the bias of ``down``.
+    """Remove neurons without inputs or without readers.
 
-    The number of neurons is rounded up to a multiple of ``round_to`` with neurons of zeros; where that leaves
-    no fewer than there are, nothing changes.
+    A neuron without inputs is constant; its output is folded into the bias of ``down``.
+
+    Args:
+        up: [neurons, in].
+        down: [out, neurons].
+        activation: The function between both.
+        round_to: Pad with zero neurons to a multiple of this; nothing changes if that removes none.
     """
     live, constant = live_features(up.mask, down.mask)
     index = live.nonzero().flatten().tolist()

@@ -1,4 +1,4 @@
-"""Rows with too few weights pruned as well: lossy, and a smaller ticket rather than a rule of its own."""
+"""Prune rows with too few weights as well: lossy, expressed as a sparser ticket."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ def without_thin_rows(
     computed do not. So one row can empty another, and rows go until none is thin. ``neurons`` and ``heads``
     are those of a `sparsebert.bert.Structure`; keys without a mask are kept whole.
     """
-    found = dict(masks)
+    thinned = dict(masks)
     for keys in (*neurons, *heads):
         for key in keys:
-            if key in found:
-                found[key] = _without(found[key], least, torch.ones(found[key].shape[1], dtype=torch.bool))
+            if key in thinned:
+                thinned[key] = _without(
+                    thinned[key], least, torch.ones(thinned[key].shape[1], dtype=torch.bool)
+                )
     for source, reader in [keys[-2:] for keys in (*neurons, *heads)]:
-        if reader not in found or source not in found:
+        if reader not in thinned or source not in thinned:
             continue
         while True:
-            live, _ = live_features(found[source], found[reader])
-            thinner = _without(found[reader], least, live)
-            if torch.equal(thinner, found[reader]):
+            live, _ = live_features(thinned[source], thinned[reader])
+            thinner = _without(thinned[reader], least, live)
+            if torch.equal(thinner, thinned[reader]):
                 break
-            found[reader] = thinner
-    return found
+            thinned[reader] = thinner
+    return thinned
 
 
 def _without(mask: Tensor, least: int, live: Tensor) -> Tensor:

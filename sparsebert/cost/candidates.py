@@ -56,8 +56,8 @@ class FormatCandidates:
         blocks: Block statistics; None unless the device runs blocks or format "panel" is requested.
         costs: The device's cost model.
         dense: The work of the dense layer.
-        candidates: The requested format, or those that may pay, the fastest prediction first. Empty only
-            where no format can be trained.
+        candidates: The requested format, or the formats that may be faster than dense, the fastest prediction
+            first. Empty only if no format can be trained.
     """
 
     statistics: MaskStatistics
@@ -124,7 +124,8 @@ def format_candidates(
         works = [work for work in works if costs.supports(work) and _can_pay(work, dense, statistics)]
 
     def order(work: WorkEstimate) -> tuple[float, int, int]:
-        # Work that the cost model does not support comes last: what stores least, in the largest blocks.
+        # Work that the cost model does not support comes last: fewest stored weights first, then largest
+        # blocks.
         seconds = costs.seconds(work) if costs.supports(work) else math.inf
         return seconds, work.stored, -math.prod(work.block or (1, 1))
 
@@ -136,18 +137,18 @@ def preferred(
 ) -> WorkEstimate:
     """Return the format with the least predicted time, without measuring; arguments as `format_candidates`.
 
-    A layer that moves to another kind of device is repacked in it.
+    A layer that moves to another kind of device is repacked in this format.
     """
     return format_candidates(mask, dtype, device, tokens, trainable=trainable).candidates[0]
 
 
 def _may_share_columns(gpu: bool, statistics: MaskStatistics) -> bool:
-    """Whether rows that need the same columns are worth looking for."""
+    """Whether a search for rows that need the same columns may pay."""
     return gpu and statistics.sparsity >= LEAST_SPARSITY_OF_COLUMN_PANELS
 
 
 def _can_train(work: WorkEstimate, statistics: MaskStatistics, blocks: BlockStatistics | None) -> bool:
-    """Whether the format stores kept weights alone: training must not revive a pruned weight."""
+    """Whether the format stores no pruned weight, which training would revive."""
     if work.format == "vector" and work.block:
         return statistics.aligned(work.block[0])
     if work.format == "panel" and work.block and blocks:

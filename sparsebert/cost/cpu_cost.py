@@ -81,7 +81,7 @@ def cost_model(dtype: torch.dtype, tokens: int, *, measure: bool = True) -> CpuC
         dtype: The dtype of the packed values.
         tokens: Rows of x.
         measure: Read the costs from this machine's cache file, or measure them (a second or two) and cache
-            them unless the machine was busy. Otherwise, return the built-in costs.
+            them unless the machine was busy. If False, use the built-in costs.
     """
     if not measure:
         return CpuCostModel(built_in(dtype), tokens)
@@ -90,7 +90,7 @@ def cost_model(dtype: torch.dtype, tokens: int, *, measure: bool = True) -> CpuC
 
 
 def built_in(dtype: torch.dtype) -> dict[str, Cost]:
-    """Return the built-in costs, which depend on the instruction set only."""
+    """Return the built-in costs, which depend on nothing but the dtype and the instruction set."""
     factors = (factor for name, factor in SLOWDOWN.items() if cpu.instruction_set().startswith(name))
     slowdown = next(factors, BASELINE_SLOWDOWN)
     share = 0.5 if dtype == torch.bfloat16 else 1.0
@@ -102,7 +102,7 @@ def built_in(dtype: torch.dtype) -> dict[str, Cost]:
 
 
 def runnable(dtype: torch.dtype) -> tuple[str, ...]:
-    """Return the kinds of work that pay here: sparse ones where the native library runs them, else CSR."""
+    """Return the kinds of work that pay here: sparse ones that the native library runs, else CSR."""
     x = torch.empty(1, 1, dtype=dtype)
     kinds = ["dense", "compact"]
     if native.supports("element", dtype, x):
@@ -170,7 +170,7 @@ def _measured(dtype: torch.dtype, tokens: int, fingerprint: tuple[str, ...]) -> 
 
 
 def _read(path: Path, fingerprint: tuple[str, ...]) -> dict[str, dict[str, Cost]]:
-    """Return the entries of a cache file; none unless the whole file is as this version writes it."""
+    """Return the entries of a cache file; {} if it is missing, malformed or of another machine."""
     try:
         content = json.loads(path.read_text())
         if content["machine"] != list(fingerprint):
@@ -251,8 +251,8 @@ def _mask(kind: str, rows: int, columns: int, density: float, generator: torch.G
 def _fit(features: list[list[float]], seconds: list[float], per_stored: float | None = None) -> Cost:
     """Fit costs by non-negative least squares of relative errors, trying every set of zero coefficients.
 
-    ``per_stored`` is fitted like the others unless it is set. It is never zero: timings by which work costs
-    nothing were disturbed by other processes.
+    ``per_stored`` is fitted like the others unless it is set. It is never zero: timings that make work free
+    were disturbed by other processes.
     """
     scaled = np.array(features) / np.array(seconds)[:, None]
     target = np.ones(len(seconds)) - (per_stored or 0.0) * scaled[:, 1]

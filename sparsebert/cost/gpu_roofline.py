@@ -1,8 +1,8 @@
-"""The cost model of GPUs, a roofline: a layer's least seconds by the device's figures.
+"""The cost model of GPUs, a roofline: the least time of a layer, computed from the device's figures.
 
 A kernel takes at least as long as its arithmetic on the tensor cores, the traffic of its tiles through the L2
 cache, the traffic of its activations and weights through memory, and the steps of its longest program. The
-model takes the longest of these and adds the cost of a kernel launch. The planner corrects it by timings.
+model takes the longest of these and adds the cost of a kernel launch. The planner corrects it with timings.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ TENSOR_CORE_SHARE = {16: 0.40, 32: 0.67, 64: 0.95, 128: 1.0}
 # Tile (tokens, columns) of a dense kernel -> share of the rate that it reaches.
 DENSE_TILES = {(128, 256): 1.0, (128, 128): 1.0, (256, 128): 1.0, (64, 128): 0.8, (64, 64): 0.6}
 PANEL_TOKENS = (256, 128, 64)
-# Products in plain fp32 run on the ordinary cores, where our kernels reach this share of cuBLAS's rate.
+# Products in plain fp32 run on the ordinary cores, where the Triton kernels reach this share of cuBLAS's
+# rate.
 FP32_SHARE = 0.5
 WAVE_SECONDS = 0.35e-6
 FIRST_STEP_SECONDS = 0.9e-6
 STEP_SECONDS = 0.05e-6
-# Share of the L2 cache that activations may fill and still be there for the next kernel.
+# Share of the L2 cache that activations may fill without being evicted before the next kernel.
 USABLE_L2 = 0.75
 
 
@@ -44,7 +45,7 @@ class Device:
         l2_bytes: Size of the L2 cache.
         processors: Multiprocessors.
         kernel: Seconds that an empty kernel costs inside a CUDA graph.
-        source: The figures' source, for people to read.
+        source: Source of the figures, as text.
     """
 
     name: str
@@ -90,11 +91,11 @@ class Roofline:
             case "panel":
                 return self._panel(work)
             case "column_panel":
-                # A kernel of its own transposes the activations first.
+                # A separate kernel transposes the activations first.
                 moved = 2 * self.tokens * work.shape[1] * self.dtype.itemsize
                 return self._panel(work) + moved / self.device.memory + self.device.kernel
             case "bitmap":
-                # A kernel of its own unpacks the matrix first, into the L2 cache.
+                # A separate kernel unpacks the matrix first, into the L2 cache.
                 unpacking = max(work.nbytes / self.device.memory, self._matrix_bytes(work) / self.device.l2)
                 return self._dense(*work.shape) + unpacking + self.device.kernel
         raise KeyError(work.format)
@@ -169,7 +170,7 @@ def named(name: str) -> Device:
             return device
     raise ValueError(
         f"no figures for device {name!r}; known: {', '.join(KNOWN)}. "
-        "For a GPU of this machine, move the model there and leave device out"
+        "For a GPU of this machine, move the model there and omit device"
     )
 
 
@@ -177,8 +178,8 @@ def named(name: str) -> Device:
 def present(device: torch.device) -> Device:
     """Return the figures of a GPU of this machine.
 
-    They are those that `make gpu` measured, else the built-in ones of its name, else those of an H100,
-    scaled by the number of multiprocessors.
+    `make gpu` measures the figures. Without measurements, the built-in figures of the GPU's name apply or,
+    for an unknown name, the figures of an H100, scaled by the number of multiprocessors.
     """
     properties = torch.cuda.get_device_properties(device)
     try:

@@ -108,7 +108,7 @@ class BlockStatistics:
 
     @classmethod
     def spread(cls, rows: int, columns: int, density: float) -> BlockStatistics:
-        """Return the counts of blocks of this density spread evenly over the panels: the fewest tiles."""
+        """Return the counts of blocks of this density, spread evenly over the panels for the fewest tiles."""
         blocks, tiles = {}, {}
         for height, width in PANEL_BLOCKS:
             panels, per_tile = -(-rows // height), TILE_COLUMNS // width

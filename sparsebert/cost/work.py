@@ -36,7 +36,7 @@ class WorkEstimate:
 
     @property
     def kind(self) -> str:
-        """The format with its block size, for which costs are kept."""
+        """The format with its block size, the key of the costs."""
         return format_label(self.format, self.block)
 
     @property
@@ -59,7 +59,7 @@ def format_options(format: str, block: tuple[int, int] | None) -> dict[str, Any]
 
 
 def estimate_work(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[str]) -> Iterator[WorkEstimate]:
-    """Estimate the work of each format whose work `MaskStatistics` determine.
+    """Estimate the work of each format for which `MaskStatistics` suffices.
 
     Args:
         mask: Statistics of the layer's mask.

@@ -1,4 +1,4 @@
-"""What makes a converted Hugging Face model one that is saved, and pushed to the hub, as it is."""
+"""Attach the quantizer that saves, loads and pushes sparse and compacted Hugging Face models."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from sparsebert.nn.sparse_linear import SparseLinear
 METHOD = "sparsebert"
 
 
-def saveable_(model: nn.Module, **asked: Any) -> None:
-    """Tell each Hugging Face model in ``model`` that is sparse or compacted how it is saved; and one that is
-    neither any more to be saved as before.
+def attach_quantizer_(model: nn.Module, **fields: Any) -> None:
+    """Attach a quantizer to every sparse or compacted Hugging Face model in ``model``; detach it from others.
 
-    ``asked``: fields of `sparsebert.hf.config.SparseConfig` that the layers themselves do not tell, such as
-    ``format`` and ``origin``; those that are not given stay as they are known. Other models are left alone,
-    and so is one that another quantizer has claimed.
+    Models with another library's quantizer do not change.
+
+    Args:
+        model: A Hugging Face model, or a module that contains some.
+        fields: Fields of `sparsebert.hf.config.SparseConfig` that the layers cannot tell, such as ``format``
+            and ``origin``; omitted ones keep their values.
     """
     for each in _pretrained(model):
         quantizer = getattr(each, "hf_quantizer", None)
@@ -29,7 +31,7 @@ def saveable_(model: nn.Module, **asked: Any) -> None:
             continue
         if record_of(each) or any(isinstance(module, SparseLinear) for module in each.modules()):
             quantizer = quantizer or _new_quantizer()
-            quantizer.quantization_config.update(**asked)
+            quantizer.quantization_config.update(**fields)
             each.hf_quantizer, each.config.quantization_config = quantizer, quantizer.quantization_config
             each.push_to_hub = quantizer.push_to_hub_of(each)
         elif quantizer is not None:

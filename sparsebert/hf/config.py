@@ -26,7 +26,7 @@ class StoredLayer:
     kept                number of weights that are not pruned
     format, block       as it was packed where it was saved, (rows, columns) of its blocks
     measured_us, dense_us   of a call there and of the prepacked dense layer, where that was measured
-    removed             what compaction took out of it before, for people to read
+    removed             what compaction removed from it, in words
     """
 
     shape: tuple[int, int]
@@ -66,12 +66,12 @@ class SparseConfig(QuantizationConfigMixin):
     version      of this format: readers refuse one that is newer than they are
     layers       key as in a ticket (full path in models of unknown structure) -> `StoredLayer`
     masks        the digest of all keys, shapes and mask bits: that of the ticket, where every mask is stored
-    sparsity     of the ticket: the share of its weights that are zero here, or taken out
+    sparsity     of the ticket: the share of its weights that are zero here, or removed
     format       "auto", or the packed format that was asked for
     trainable, fuse_qkv, fuse_activation, tokens   as in `sparsebert.sparsify_`
     machine      what the layers' formats were chosen for: they are chosen anew where it is another
     origin       metadata of the ticket: method, model, seed, ...
-    compaction   `sparsebert.compaction_description` of the model, where something was taken out of it
+    compaction   `sparsebert.compaction_description` of the model, if it is compacted
     """
 
     quant_method: str = METHOD

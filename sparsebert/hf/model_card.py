@@ -84,7 +84,7 @@ def _what(config: Record, stored: Record, made_of: Record, sparsity: float) -> s
         source = f" from the model of a local folder, {made_of['id']}"
     lines = [
         f"{architecture}{source}, {sparsity:.2%} sparse (density "
-        f"{1 - sparsity:.2%}){_taken_out(stored.get('compaction'))}.",
+        f"{1 - sparsity:.2%}){_compaction(stored.get('compaction'))}.",
         f"- method: {origin.get('method', 'not known')}",
     ]
     lines += [
@@ -95,13 +95,13 @@ def _what(config: Record, stored: Record, made_of: Record, sparsity: float) -> s
     return "\n".join([lines[0], "", *lines[1:]])
 
 
-def _taken_out(compaction: Record | None) -> str:
+def _compaction(compaction: Record | None) -> str:
     if not compaction:
         return ""
     configured, stored = (compaction["weights"][name] for name in ("configured", "stored"))
     taken = (
-        f": rows, columns, neurons and heads are taken out of it, {stored:,} of {configured:,} encoder "
-        f"weights are left ({stored / configured:.1%})"
+        f"; compaction removed rows, columns, neurons and heads: {stored:,} of {configured:,} encoder "
+        f"weights remain ({stored / configured:.1%})"
     )
     if least := compaction["min_row_weights"]:
         taken += f". That was lossy: rows of fewer than {least} weights are among them"
@@ -124,8 +124,8 @@ def _loading(config: Record, stored: Record, name: str) -> str:
         "import sparsebert  # first: without it transformers does not know the format\n"
         f"from transformers import {auto}\n\n"
         f'model = {auto}.from_pretrained("{name}")\n```\n\n'
-        "On disk are the weights that are left, with masks where there are zeros; they are packed for the "
-        f"device at load. `{back}` gives a plain dense model."
+        "The files hold the remaining weights, and masks where there are zeros; loading packs them for the "
+        f"device. `{back}` gives a plain dense model."
     )
 
 
@@ -146,9 +146,9 @@ def _quality(rows: list[Record], sparsity: float) -> str:
 
 
 def _speed(rows: list[Record], stored: Record, sparsity: float) -> str:
-    own = [row for row in rows if row["kind"] == "bench" and row["provider"] == "sparse"]
-    if own:
-        row = own[-1]
+    measured = [row for row in rows if row["kind"] == "bench" and row["provider"] == "sparse"]
+    if measured:
+        row = measured[-1]
         _require_same(row["ticket"]["sparsity"], sparsity, "bench")
         ratios = ", ".join(
             f"{ratio['median']:.2f}x against {baseline_name(name, row['environment'])}"
@@ -182,7 +182,7 @@ def _layers(stored: Record) -> str:
         sparsity = f"{1 - weights / math.prod(configured):.1%}"
         rows.append((key, _shape(configured), _shape(shape), f"{weights:,}", sparsity))
     if not rows:
-        return "What is left of the matrices is dense."
+        return "The remaining matrices are dense."
     return Table("", ("matrix", "configured", "left", "weights", "sparsity"), tuple(rows)).markdown()
 
 

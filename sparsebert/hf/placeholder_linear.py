@@ -1,4 +1,4 @@
-"""The layer that stands where a sparse one will, while transformers fills a model from its files."""
+"""The placeholder of a sparse layer while transformers loads a model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sparsebert.nn.checkpoint_form import stored_weight
 from sparsebert.tickets.bits import packed_bytes, unpack_bits
 
 
-class StoredLinear(nn.Module):
-    """Parameters of the names and shapes that are on disk (`sparsebert.nn.checkpoint_form`), on the default device.
+class PlaceholderLinear(nn.Module):
+    """A sparse layer in its checkpoint form (`sparsebert.nn.checkpoint_form`), on the default device.
 
-    Once they are filled, it serves as the `nn.Linear` that a sparse layer is made from: its ``weight`` is
-    made for the moment it is needed, so that a model is never whole in dense weights.
+    After loading, it serves as the `nn.Linear` to build the sparse layer from. ``weight`` is computed on
+    access, so the model never holds all its dense weights at once.
     """
 
     weight_bits: Tensor
@@ -47,7 +47,7 @@ class StoredLinear(nn.Module):
 
 
 def outline(stored: Any) -> nn.Linear:
-    """Shape, dtype, device and bias of a `StoredLinear`, around weights that take no memory: to plan with."""
+    """Return a layer to plan with: shape, dtype, device and bias of a `PlaceholderLinear`, without memory."""
     linear = nn.Linear(stored.in_features, stored.out_features, bias=False, device="meta")
     nothing = stored.weight_values.detach().new_zeros(())
     linear.weight = nn.Parameter(nothing.expand(stored.out_features, stored.in_features))

@@ -1,4 +1,4 @@
-"""`push_to_hub` of sparse and compacted models: what `save_pretrained` writes, and a model card with it."""
+"""`push_to_hub` of sparse and compacted models: the saved folder with a model card."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CARD = "README.md"
 
 
 class PushToHub:
-    """Takes the place of a model's own ``push_to_hub``, whose card does not say how this one is loaded."""
+    """Replacement of a model's ``push_to_hub`` that adds a card with instructions for loading."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -34,15 +34,17 @@ class PushToHub:
         max_shard_size: int | str = "50GB",
         tags: Iterable[str] = (),
     ) -> CommitInfo:
-        """Upload the model and its card in one commit; the options are those of transformers' `push_to_hub`.
+        """Upload the model and its card in one commit, with the options of transformers' `push_to_hub`.
 
-        ``records`` are those of `sparsebert.hf.model_card.model_card`: what was measured. A card that is in the
-        repository already stays as it is, unless there are records for a new one.
+        Args:
+            records: Measurements for the card, as for `sparsebert.hf.model_card.model_card`. Without them, a
+                card that the repository already has stays.
 
-        Raises ValueError for records of another model, and as `huggingface_hub.HfApi` does.
+        Raises:
+            ValueError: A record is of another model, or as `huggingface_hub.HfApi`.
         """
         records = list(records)
-        asked = [*(self._model.model_tags or ()), *([tags] if isinstance(tags, str) else tags)]
+        extra_tags = [*(self._model.model_tags or ()), *([tags] if isinstance(tags, str) else tags)]
         api = HfApi(library_name="sparsebert", token=token)
         with TemporaryDirectory() as folder:
             self._model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -52,7 +54,7 @@ class PushToHub:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             if records or not api.file_exists(repo_id, _CARD, revision=revision):
                 card = model_card(folder, records, name=repo_id)
-                card.data["tags"] = list(dict.fromkeys([*card.data["tags"], *asked]))
+                card.data["tags"] = list(dict.fromkeys([*card.data["tags"], *extra_tags]))
                 card.save(Path(folder) / _CARD)
             return api.upload_folder(
                 repo_id=repo_id,

@@ -1,8 +1,8 @@
-"""The plug-in of transformers that saves and loads sparse and compacted models: what it calls a quantizer.
+"""The transformers plug-in ("quantizer") that saves and loads sparse and compacted models.
 
-On disk a sparse matrix is a mask and its kept weights, the same for every device and packed format
-(`sparsebert.nn.checkpoint_form`); config.json says which matrices these are (`sparsebert.hf.config`). Loading puts a
-`StoredLinear` in the place of each, lets transformers fill them, and packs them for where they are then.
+On disk a sparse matrix is a mask and its kept weights, independent of device and packed format
+(`sparsebert.nn.checkpoint_form`); config.json lists these matrices (`sparsebert.hf.config`). Loading replaces
+each by a `PlaceholderLinear`, lets transformers fill it, and packs it for the device at hand.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 
 from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve, structure
-from sparsebert.compaction.manifest import description_of, rebuild, require_rectangles
-from sparsebert.hf.attach_quantizer import METHOD, saveable_
+from sparsebert.compaction.manifest import description_of
+from sparsebert.compaction.rebuild import rebuild, require_rectangles
+from sparsebert.hf.attach_quantizer import METHOD, attach_quantizer_
 from sparsebert.hf.config import FORMAT_VERSION, SparseConfig, StoredLayer
-from sparsebert.hf.placeholder_linear import StoredLinear, outline
+from sparsebert.hf.placeholder_linear import PlaceholderLinear, outline
 from sparsebert.hf.push import PushToHub
 from sparsebert.hf.verify_files import Expected, of_layer, of_module, require_tensors
 from sparsebert.nn.checkpoint_form import BITS, VALUES
@@ -35,11 +36,10 @@ from sparsebert.tickets.provenance import masks_digest
 
 
 class SparseQuantizer(HfQuantizer):
-    """Saves and loads models with `SparseLinear` layers; see `sparsebert.hf.attach_quantizer.saveable_` for how a model
-    comes by one.
+    """Save and load models with `SparseLinear` layers; `attach_quantizer_` attaches it to a model.
 
-    Loading raises ValueError, in one line, for a folder of a newer version, of another architecture than the
-    model's, with a file that is cut off, or whose masks are not those that its config was written for.
+    Loading raises a one-line ValueError for a folder of a newer version or another architecture, a truncated
+    file, and masks that do not match config.json.
     """
 
     quantization_config: SparseConfig
@@ -67,13 +67,13 @@ class SparseQuantizer(HfQuantizer):
         return True
 
     def push_to_hub_of(self, model: Any) -> PushToHub:
-        """What is to be the model's own ``push_to_hub``."""
+        """Return the ``push_to_hub`` to attach to the model."""
         return PushToHub(model)
 
     def get_state_dict_and_metadata(
         self, model: Any, *args: Any, **options: Any
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The tensors to save; what is said of them goes into the config that is saved next."""
+        """Return the tensors to save, and describe them in the config that is saved next."""
         with as_stored():
             state = model.state_dict()
         self.quantization_config = described(model, state, self.quantization_config)
@@ -96,10 +96,10 @@ class SparseQuantizer(HfQuantizer):
         for key, name in names.items():
             parent, _, child = name.rpartition(".")
             dtype = model.get_submodule(name).weight.dtype
-            setattr(model.get_submodule(parent), child, StoredLinear(layers[key], dtype))
+            setattr(model.get_submodule(parent), child, PlaceholderLinear(layers[key], dtype))
 
     def _expected(self, model: nn.Module) -> dict[str, Expected]:
-        """What the files have to hold: sparse layers, and of a known family all matrices of the encoder."""
+        """Return the tensors that files must hold: sparse layers, and all matrices of a BERT-like encoder."""
         layers = self.quantization_config.layers
         expected: dict[str, Expected] = {}
         for key in structure(model).linears if is_bert_like(model) else ():
@@ -126,12 +126,12 @@ class SparseQuantizer(HfQuantizer):
         )
         # Nothing is quantised: .half(), .float() and training are as in any other model.
         model.is_quantized = False
-        asked = ("format", "tokens", "origin", "sparsity", "fuse_qkv", "fuse_activation")
-        saveable_(model, **{name: getattr(config, name) for name in asked})
+        fields = ("format", "tokens", "origin", "sparsity", "fuse_qkv", "fuse_activation")
+        attach_quantizer_(model, **{name: getattr(config, name) for name in fields})
         return model
 
     def _plans(self, model: nn.Module, selected: list[TargetLayer]) -> list[LayerPlan]:
-        """As chosen when the folder was saved, if on a machine like this, else chosen anew."""
+        """Return the saved plans on a machine like the one that saved the folder; else plan anew."""
         config = self.quantization_config
         outlines = [replace(layer, linear=outline(layer.linear)) for layer in selected]
         if all(machine(layer.linear.weight) == config.machine for layer in outlines):
@@ -151,7 +151,7 @@ class SparseQuantizer(HfQuantizer):
 
 
 def described(model: nn.Module, state: Mapping[str, Tensor], known: SparseConfig) -> SparseConfig:
-    """The config of a model's folder, by its tensors to be saved; what these do not tell is as known."""
+    """Return the config to save: ``known``, updated from the model and its tensors to save."""
     layers = {name: each for name, each in model.named_modules() if isinstance(each, SparseLinear)}
     keys = {name: canonical_key(name) if is_bert_like(model) else name for name in layers}
     masks = {
@@ -187,7 +187,7 @@ def stored_digest(masks: Mapping[str, tuple[tuple[int, int], Tensor]], version: 
 
 
 def machine(values: Tensor, dtype: torch.dtype | None = None) -> str:
-    """What a choice of formats holds for: the device, its instructions or name, and the layers' dtype."""
+    """Return what chosen formats are valid for: device, instruction set or device name, and dtype."""
     kind = values.device.type
     name = torch.cuda.get_device_name(values.device) if kind == "cuda" else describe_machine()
     return f"{kind}, {name}, {str(dtype or values.dtype).removeprefix('torch.')}"
@@ -196,7 +196,7 @@ def machine(values: Tensor, dtype: torch.dtype | None = None) -> str:
 def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
     format, plan = layer.recipe[0], layer.plan
     planned = plan is not None and plan.format == format
-    timed = planned and not plan.busy  # what was timed on a busy machine is nothing to tell others
+    timed = planned and not plan.busy  # times of a busy machine are not published
     return StoredLayer(
         shape=(layer.out_features, layer.in_features),
         kept=kept,
@@ -210,24 +210,24 @@ def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
 
 
 def _name_in(model: nn.Module, key: str, layer: StoredLayer) -> str:
-    """The layer's full path in the model. Raises ValueError if it is no linear layer of that shape there."""
+    """Return the layer's full path in the model; raise ValueError unless its linear layer fits the folder."""
     try:
         linear = resolve(model, key)
     except ValueError as error:
         raise ValueError(f"the folder is of another architecture: {error}") from None
     if not isinstance(linear, nn.Linear):
         raise ValueError(f"the folder is of another architecture: {key} is a {type(linear).__name__}")
-    found = linear.out_features, linear.in_features
-    if found != layer.shape or (linear.bias is not None) != layer.bias:
+    shape = linear.out_features, linear.in_features
+    if shape != layer.shape or (linear.bias is not None) != layer.bias:
         raise ValueError(
-            f"the folder is of another architecture: {key} is {list(layer.shape)} there and {list(found)} "
+            f"the folder is of another architecture: {key} is {list(layer.shape)} there and {list(shape)} "
             f"in {type(model).__name__}, each with or without a bias"
         )
     return full_name(model, key)
 
 
 def _stored(model: nn.Module, key: str) -> Any:
-    """The `StoredLinear` of that key."""
+    """The `PlaceholderLinear` of that key."""
     return resolve(model, key)
 
 

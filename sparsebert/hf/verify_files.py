@@ -1,4 +1,4 @@
-"""Whether the files of a folder hold what its config says, found out before anything is loaded from them."""
+"""Verify that a folder's files hold the tensors of its config, before loading them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Expected:
 
 def of_layer(key: str, layer: StoredLayer) -> dict[str, Expected]:
     """The tensors of a sparse layer, by name."""
-    found = {
+    tensors = {
         f"{key}.{BITS}": Expected([packed_bytes(layer.shape)], _BYTES),
         f"{key}.{VALUES}": Expected([layer.kept], _FLOATS),
     }
-    return found | ({f"{key}.bias": Expected([layer.shape[0]], _FLOATS)} if layer.bias else {})
+    return tensors | ({f"{key}.bias": Expected([layer.shape[0]], _FLOATS)} if layer.bias else {})
 
 
 def of_module(key: str, module: nn.Module) -> dict[str, Expected]:
@@ -47,13 +47,13 @@ def of_module(key: str, module: nn.Module) -> dict[str, Expected]:
 def require_tensors(files: Iterable[str], expected: Mapping[str, Expected]) -> None:
     """Raise ValueError, in one line, for files that are missing, cut off or damaged, and for a tensor that is
     missing there or is another than the config says."""
-    found: dict[str, tuple[str, list[int]]] = {}
+    present: dict[str, tuple[str, list[int]]] = {}
     for file in files:
-        found |= _tensors(Path(file))
+        present |= _tensors(Path(file))
     for name, tensor in expected.items():
-        if name not in found:
+        if name not in present:
             raise ValueError(f"config.json names a layer whose {name} is in no file")
-        dtype, shape = found[name]
+        dtype, shape = present[name]
         if shape != tensor.shape or dtype not in tensor.dtypes:
             wanted = f"{' or '.join(tensor.dtypes)} {tensor.shape}"
             raise ValueError(f"{name} is {dtype} {shape} in the file, {wanted} by config.json")

@@ -1,7 +1,7 @@
 """Tickets and checkpoints of other projects.
 
-:func:`read_ticket` reads a ticket file of any known kind, :func:`read_checkpoint` a checkpoint that
-transformers cannot load.
+:func:`read_ticket` reads a ticket file of any supported format. :func:`read_checkpoint` reads a checkpoint
+that transformers cannot load.
 
 | module | project | files |
 |---|---|---|
@@ -13,7 +13,7 @@ transformers cannot load.
 | `nn_pruning` | nn_pruning (Lagunas et al. 2021) | a compiled model's folder |
 | `torch_prune` | `torch.nn.utils.prune` | a model in memory |
 
-No code from a file is ever run: pickles go through torch's restricted loader (`safe_pickle`), arrays are read
+Code in a file is never run: pickles go through torch's restricted loader (`safe_pickle`), and arrays are read
 without pickle.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sparsebert.tickets.ticket import Ticket
 
-# Of NumPy's .npy format, zip archives and pickles.
+# First bytes of NumPy's .npy format, of zip archives and of pickles.
 _NPY_MAGIC = b"\x93NUMPY"
 _ZIP_MAGIC, _PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
 
@@ -38,16 +38,16 @@ def read_ticket(
 ) -> Ticket:
     """Read a ticket file of this project, BERT-Tickets, SMP, bert-experiments or Super Tickets.
 
-    The content of the file decides how it is read; its name does not matter.
+    The format is detected from the content of the file, not from its name.
 
     Args:
         path: The ticket file.
-        model: The model that the ticket belongs to. ``.npy`` and ``.json`` files need it for its shapes; a
-            ticket of any kind is checked against it.
+        model: The model that the ticket belongs to. Required for ``.npy`` and ``.json`` files, which hold no
+            shapes; a ticket of any format is checked against it.
         task: As for :func:`sparsebert.interop.super_tickets.from_super_tickets`; invalid for any other file.
 
     Raises:
-        ValueError: In one line, for any other content, a missing model, or a ticket of another model.
+        ValueError: In one line, for unsupported content, a missing model, or a ticket of another model.
         FileNotFoundError: If ``path`` does not exist.
     """
     path = Path(path)
@@ -57,7 +57,7 @@ def read_ticket(
         )
     with open(path, "rb") as file:
         start = file.read(9)
-    # Text holds no NUL byte; the header length that a ticket file begins with always does.
+    # A ticket file begins with the length of its header, which always holds a NUL byte; text never does.
     is_json = start.lstrip().startswith(b"{") and b"\0" not in start
     if task is not None and not is_json:
         raise ValueError(f"{path} holds one ticket; a task applies only to the JSON files of Super Tickets")
@@ -67,7 +67,8 @@ def read_ticket(
         return from_super_tickets(path, _required(model, path, "lists heads or MLPs by number"), task)
     if start.startswith(_NPY_MAGIC):
         return _from_array(path, _required(model, path, "holds an array without matrix names or shapes"))
-    # A ticket file begins with the length of its header, whose lowest byte may equal a pickle's first.
+    # The lowest byte of a ticket file's header length may equal a pickle's first byte; then the header's "{"
+    # in ninth place tells them apart.
     if start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)) and not start.endswith(b"{"):
         from sparsebert.interop.bert_tickets import from_bert_tickets
 
@@ -82,7 +83,7 @@ def read_ticket(
 
 
 def is_foreign_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Return whether :func:`read_checkpoint` can read a model's folder, by what its config.json says."""
+    """Return whether :func:`read_checkpoint` can read a model's folder, according to its config.json."""
     from sparsebert.interop.movement_pruning import is_movement_checkpoint
     from sparsebert.interop.nn_pruning import is_nn_pruning_model
 
@@ -100,7 +101,7 @@ def read_checkpoint(
         threshold: As for :func:`sparsebert.interop.movement_pruning.from_movement`.
 
     Raises:
-        ValueError: As the readers of the two kinds.
+        ValueError: As the functions that read the two kinds.
         FileNotFoundError: If the folder lacks a file.
     """
     from sparsebert.interop.movement_pruning import from_movement

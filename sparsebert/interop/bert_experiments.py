@@ -1,8 +1,8 @@
 """Head and MLP masks of bert-experiments (Prasanna et al. 2020, "When BERT Plays the Lottery, All Tickets Are
 Winning").
 
-``head_mask.npy`` is [layers, heads] and ``mlp_mask.npy`` [layers]; 1 keeps, 0 prunes. Both files lie side by
-side. A layer without its MLP returns LN(input).
+``head_mask.npy`` is [layers, heads] and ``mlp_mask.npy`` is [layers]; 1 keeps, 0 prunes. Both files are in
+the same folder. A layer without its MLP returns LN(input).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MLP_FILE = "mlp_mask.npy"
 
 
 def is_head_mask(path: str | os.PathLike[str]) -> bool:
-    """Return whether a ``.npy`` file holds a matrix, [layers, heads]; the files of SMP hold one row."""
+    """Return whether a ``.npy`` file holds a matrix, [layers, heads]; SMP files hold a vector instead."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False).ndim == 2
     except (ValueError, OSError, EOFError, SyntaxError):
@@ -33,9 +33,9 @@ def is_head_mask(path: str | os.PathLike[str]) -> bool:
 
 
 def from_head_mask(path: str | os.PathLike[str], model: nn.Module) -> Ticket:
-    """Read a head mask, and the ``mlp_mask.npy`` beside it if there is one.
+    """Read a head mask, and the ``mlp_mask.npy`` in the same folder if there is one.
 
-    Masked MLPs are removed as whole modules, like ``prune_mlps`` of bert-experiments does.
+    Masked MLPs are removed as whole modules, as in ``prune_mlps`` of bert-experiments.
 
     Args:
         path: The head mask, [layers, heads] of 0 and 1.
@@ -55,7 +55,7 @@ def from_head_mask(path: str | os.PathLike[str], model: nn.Module) -> Ticket:
 
 
 def to_head_mask(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module) -> None:
-    """Write a ticket of whole heads and MLPs as a float64 head mask, with ``mlp_mask.npy`` beside it.
+    """Write a ticket of whole heads and MLPs as a float64 head mask, and ``mlp_mask.npy`` in the same folder.
 
     Raises:
         ValueError: With nothing written, for a ticket that the files cannot express (see
@@ -64,7 +64,8 @@ def to_head_mask(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module)
     path = Path(path)
     if path.suffix != ".npy" or path.name == _MLP_FILE:
         raise ValueError(
-            f"the head mask must be a .npy file not named {_MLP_FILE} (that goes beside it), got {path}"
+            f"the head mask must be a .npy file with another name than {_MLP_FILE}, which is written beside "
+            f"it, got {path}"
         )
     masks = whole_units(ticket, model)
     for file, mask in ((path, masks.heads), (path.with_name(_MLP_FILE), masks.mlps)):
@@ -73,7 +74,7 @@ def to_head_mask(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module)
 
 
 def _mask(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Return the array as a bool tensor. Raises ValueError for another shape or values but 0 and 1."""
+    """Return the array as a bool tensor. Raises ValueError for another shape or other values than 0 and 1."""
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, SyntaxError) as error:

@@ -30,8 +30,8 @@ def from_bert_tickets(path: str | os.PathLike[str]) -> Ticket:
     10 % sparser.
 
     Raises:
-        ValueError: In one line, for a file that is truncated, holds anything but tensors (a pickled model,
-            code), no masks, or mask values other than 0 and 1.
+        ValueError: In one line, for a file that is truncated, holds objects other than tensors (a pickled
+            model, code), lacks masks, or holds mask values other than 0 and 1.
         FileNotFoundError: If ``path`` does not exist.
     """
     path = Path(path)
@@ -65,7 +65,7 @@ def from_bert_tickets(path: str | os.PathLike[str]) -> Ticket:
 def to_bert_tickets(ticket: Ticket, path: str | os.PathLike[str], *, prefix: str = "bert") -> None:
     """Write a ``mask.pt`` for BERT-Tickets' transfer scripts: float32, named ``<prefix>.<key>.weight_mask``.
 
-    Their scripts look up every matrix, the pooler's included, and fail on a matrix without a mask. An
+    These scripts look up every matrix, including the pooler's, and fail on a matrix without a mask. An
     existing file stays in place until the new one is complete.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Files of a checkpoint's folder as plain tables: its config.json, and its weights without a model."""
+"""Reading of a checkpoint's folder without a model: its config.json, and its tensors by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the folder's config.json. Raises ValueError in one line where it does not hold an object."""
+    """Return the folder's config.json. Raises ValueError in one line if it does not hold an object."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -56,6 +56,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def require_encoder_matrices(masks: dict[str, Tensor], folder: Path) -> None:
-    """Raise ValueError where a checkpoint held no matrix of a supported encoder."""
+    """Raise ValueError if a checkpoint held no matrix of a supported encoder."""
     if not masks:
         raise ValueError(f"{folder} holds no encoder matrices of a BERT, RoBERTa, DistilBERT or ELECTRA")

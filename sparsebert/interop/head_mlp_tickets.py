@@ -1,4 +1,4 @@
-"""Tickets that consist of whole heads and MLPs: all that bert-experiments and Super Tickets can express."""
+"""Tickets of whole heads and MLPs, the only tickets that bert-experiments and Super Tickets can express."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sparsebert.tickets.ticket import Ticket
 
 
 def whole_units(ticket: Ticket, model: nn.Module) -> UnitMasks:
-    """Return the heads and MLPs that a ticket keeps, provided that they describe the ticket completely.
+    """Return the heads and MLPs that a ticket keeps, if they describe the ticket completely.
 
     Raises:
         ValueError: As :meth:`UnitMasks.of`, and for a ticket that masks other matrices or biases, or keeps

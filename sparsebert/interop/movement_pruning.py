@@ -1,8 +1,8 @@
 """Checkpoints of Hugging Face's movement pruning code (Sanh et al. 2020, "Movement Pruning: Adaptive Sparsity
 by Fine-Tuning"), before their ``bertarize.py``.
 
-Transformers cannot load these checkpoints. They are read as tables of tensors: scores lie in ``mask_scores``
-beside each weight, and the masks are those that the code's binarizers compute from them.
+Transformers cannot load these checkpoints, so their tensors are read by name. Each weight has scores
+(``mask_scores``), from which the masks are computed in the same way as by the binarizers of that code.
 """
 
 from __future__ import annotations
@@ -42,21 +42,22 @@ def from_movement(
 ) -> Ticket:
     """Read the ticket of a movement pruning checkpoint.
 
-    The masks equal those of the original binarizers bit for bit where no scores tie; of tied scores at the
-    edge, the first are kept. For l0, the mask says which gates are open; the original model also multiplies
-    the weights by the gates.
+    The masks are identical to the masks of the original binarizers unless scores tie; of tied scores at the
+    threshold, the first are kept. For l0, the mask keeps the weights with open gates; the original model also
+    multiplies these weights by their gates.
 
     Args:
         folder: The checkpoint's folder.
         method: "topK" (movement), "sigmoied_threshold" (soft movement), "threshold", "magnitude" or "l0"; by
             default the ``pruning_method`` of config.json.
-        threshold: The ``final_threshold`` of the run, which no file holds: the share of each matrix to keep
-            for topK and magnitude, the score to exceed for the other methods. l0 takes none.
+        threshold: The ``final_threshold`` of the run, which is not stored in any file. For topK and magnitude
+            it is the share of each matrix to keep. Kept weights have sigmoid(score) above it for
+            sigmoied_threshold, and a score above it for threshold. l0 has no threshold.
 
     Raises:
-        ValueError: In one line, for an unknown method; a missing or impossible threshold; scores that are
-            missing, NaN or of another shape than their weight (blocks); files that are damaged or hold more
-            than tensors.
+        ValueError: In one line, for an unknown method; a missing or invalid threshold; scores that are
+            missing, NaN or of another shape than their weight (blocks); files that are damaged or hold other
+            objects than tensors.
         FileNotFoundError: If the folder lacks a file.
     """
     folder = Path(folder)
@@ -97,7 +98,7 @@ def _checked_method(method: object, threshold: float | None, folder: Path) -> st
     if threshold is None and method != "l0":
         raise ValueError(
             f"{folder}: the masks of {method} depend on the final_threshold of the run, which no file holds; "
-            "pass it as threshold"
+            "pass it as the threshold"
         )
     if method in ("topK", "magnitude", "sigmoied_threshold") and not 0 <= float(threshold or 0) <= 1:
         raise ValueError(f"the threshold of {method} must be in [0, 1], got {threshold}")
@@ -105,7 +106,8 @@ def _checked_method(method: object, threshold: float | None, folder: Path) -> st
 
 
 def _top(scores: Tensor, share: float) -> Tensor:
-    # int() of a float product, like the original: the count must equal the binarizer's, not the exact one.
+    # int() of a float product, like the original binarizer: the counts must be equal, even where rounding
+    # makes them inexact.
     kept = int(share * scores.numel())
     mask = torch.zeros(scores.numel(), dtype=torch.bool)
     mask[scores.flatten().sort(descending=True, stable=True).indices[:kept]] = True

@@ -1,8 +1,8 @@
 """Models compiled by nn_pruning (Lagunas et al. 2021, "Block Pruning For Faster Transformers").
 
-Compilation deletes the features of ``pruned_heads`` from the matrices, which transformers 5 refuses to load.
-Here a model is read as a table of tensors, and those features become pruned rows and columns of the original
-matrices.
+Compilation deletes the features of ``pruned_heads`` from the matrices, and transformers 5 refuses to load the
+smaller matrices. Here the tensors of a model are read by name, and the deleted features become pruned rows
+and columns of the original matrices.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sparsebert.interop.checkpoint_files import (
 )
 from sparsebert.tickets.ticket import Ticket
 
-# Dimension of a weight that the features of all heads lie along.
+# Dimension of a weight that enumerates the features of all heads.
 _HEAD_DIM = {"query": 0, "key": 0, "value": 0, "attention_output": 1}
 
 
@@ -46,7 +46,7 @@ def from_nn_pruning(folder: str | os.PathLike[str]) -> Ticket:
 
     Raises:
         ValueError: In one line, for pruned heads that do not match the matrices, checkpoints from training
-            (not compiled), and files that are damaged or hold more than tensors.
+            (not compiled), and files that are damaged or hold other objects than tensors.
         FileNotFoundError: If the folder lacks a file.
     """
     folder = Path(folder)
@@ -99,7 +99,7 @@ def _with_pruned_heads(mask: Tensor, kind: str, kept: Tensor, key: str, folder: 
     Args:
         mask: bool [out, in] of the compiled matrix.
         kind: Kind of the matrix, as :func:`sparsebert.bert.encoder_matrix` returns it.
-        kept: bool [features of all heads], True for the features of heads that were kept.
+        kept: bool [features of all heads], True for the features of kept heads.
         key: Path of the matrix, for messages.
         folder: The model's folder, for messages.
     """

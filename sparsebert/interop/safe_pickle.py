@@ -12,7 +12,7 @@ from sparsebert_kernels.errors import first_line
 
 
 def restricted_load(path: Path) -> Any:
-    """Load what ``torch.save`` wrote, provided that it holds only tensors and plain containers.
+    """Load a file of ``torch.save``, if it holds only tensors and plain containers.
 
     Raises:
         ValueError: In one line, for a file that is truncated, damaged or holds other objects.
@@ -23,8 +23,8 @@ def restricted_load(path: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
         except UnpicklingError:
             raise ValueError(
-                f"{path} is refused: it is damaged or holds more than tensors (a pickled model, perhaps), "
-                "and unpickling such a file can run arbitrary code; save a table of tensors instead"
+                f"{path} is refused: it is damaged or holds other objects than tensors (a pickled model, "
+                "perhaps), and unpickling such a file can run arbitrary code; save a dict of tensors instead"
             ) from None
         except Exception as error:  # The unpickler and the zip reader raise too many kinds to name.
             raise ValueError(f"{path} is truncated or not a torch.save file: {first_line(error)}") from None

@@ -1,9 +1,9 @@
 """Packed ``.npy`` masks of Static Model Pruning (SMP; Jiang et al. 2023, "Pruning Pre-trained Language Models
 Without Fine-Tuning").
 
-The file holds one bit per weight of the encoder matrices and nothing else: no names, no shapes. Matrices
-follow in the order of their names (``layer.1`` before ``layer.10`` before ``layer.2``), each row-major, the
-first bit highest (``numpy.packbits``).
+The file holds only one bit per weight of the encoder matrices, without names or shapes. Matrices are sorted
+by name (``layer.1`` before ``layer.10`` before ``layer.2``). Each is row-major, and the first bit of a byte
+is the highest (``numpy.packbits``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def from_smp(path: str | os.PathLike[str], model: nn.Module) -> Ticket:
 
     Args:
         path: The file.
-        model: A model of the size that the file was made for.
+        model: A model of the same size as the model of the file.
 
     Raises:
         ValueError: In one line, for another kind of array, a size that does not match the model's, or a
@@ -60,8 +60,8 @@ def to_smp(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module) -> No
     An existing file stays in place until the new one is complete.
 
     Raises:
-        ValueError: With nothing written, for a ticket that does not fit the model or holds what the file
-            cannot express: matrices outside the encoder (a pooler), biases, removed modules.
+        ValueError: For a ticket that does not fit the model, or one with masks that the file cannot express:
+            of matrices outside the encoder (a pooler), biases or removed modules. Nothing is written.
     """
     ticket.check(model)
     keys = sorted(structure(model).linears)
@@ -79,10 +79,10 @@ def to_smp(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module) -> No
 
 
 def _packed_bits(path: Path) -> np.ndarray:
-    """Return the file's one row of bytes, uint8 [bytes]. Raises ValueError for any other content."""
+    """Return the file's vector of bytes, uint8 [bytes]. Raises ValueError for any other content."""
     with open(path, "rb") as file:
         try:
-            # Mapped: a header may claim more than the file, or the memory, holds.
+            # Mapped into memory: a header may claim a larger array than the file or the memory holds.
             packed = (
                 np.load(path, mmap_mode="r", allow_pickle=False)
                 if file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX

@@ -1,7 +1,8 @@
 """Head and MLP lists of Super Tickets (Liang et al. 2021, "Super Tickets in Pre-Trained Language Models").
 
-``heads_to_mask.json``, {task: {layer: [heads]}}, and ``ffn_to_mask.json``, {task: [layers]}, list what is
-pruned. Both files lie side by side. A layer without its MLP returns LN(input).
+``heads_to_mask.json``, {task: {layer: [heads]}}, lists the pruned heads, and ``ffn_to_mask.json``,
+{task: [layers]}, the layers with a pruned MLP. Both files are in the same folder. A layer without its MLP
+returns LN(input).
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ _MAX_BYTES = 1 << 20
 
 
 def from_super_tickets(path: str | os.PathLike[str], model: nn.Module, task: str | None = None) -> Ticket:
-    """Read ``heads_to_mask.json`` or ``ffn_to_mask.json``, and the other one if it lies beside it.
+    """Read ``heads_to_mask.json`` or ``ffn_to_mask.json``, and the other file if it is in the same folder.
 
     Args:
-        path: Either file.
+        path: One of the two files.
         model: The model that the lists belong to.
-        task: The id of the task whose lists to read; required where the files hold several tasks.
+        task: The id of the task whose lists to read; required if the files hold several tasks.
 
     Raises:
         ValueError: In one line, for another kind of file, layers or heads that the model lacks, and lists
@@ -59,7 +60,7 @@ def from_super_tickets(path: str | os.PathLike[str], model: nn.Module, task: str
 
 
 def to_super_tickets(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module) -> None:
-    """Write a ticket of whole heads and MLPs as lists of task 0, with ``ffn_to_mask.json`` beside them.
+    """Write a ticket of whole heads and MLPs as the lists of task 0: the heads, and ``ffn_to_mask.json``.
 
     Raises:
         ValueError: With nothing written, for a ticket that the files cannot express (see
@@ -68,8 +69,8 @@ def to_super_tickets(ticket: Ticket, path: str | os.PathLike[str], model: nn.Mod
     path = Path(path)
     if path.name != _HEAD_FILE:
         raise ValueError(
-            f"the file must be named {_HEAD_FILE}, as the code of Super Tickets expects ({_MLP_FILE} goes "
-            f"beside it), got {path}"
+            f"the file must be named {_HEAD_FILE}, as the code of Super Tickets expects ({_MLP_FILE} is "
+            f"written beside it), got {path}"
         )
     masks = whole_units(ticket, model)
     heads = {layer: _pruned(kept) for layer, kept in enumerate(masks.heads) if not kept.all()}
@@ -82,7 +83,7 @@ def _pruned(kept: Tensor) -> list[int]:
 
 
 def _lists_of_task(path: Path, task: str | None) -> Any:
-    """Return what a file holds for a task, or for its only task if ``task`` is None."""
+    """Return the lists of a task from a file, or the lists of its only task if ``task`` is None."""
     if (size := path.stat().st_size) > _MAX_BYTES:
         raise ValueError(f"{path} is too large for lists of heads or MLPs: {size} bytes")
     try:

@@ -1,4 +1,4 @@
-"""Models pruned by ``torch.nn.utils.prune``, written; ``Ticket.from_torch_prune`` reads them."""
+"""Export of tickets to ``torch.nn.utils.prune``; ``Ticket.from_torch_prune`` is the import."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def to_torch_prune_(ticket: Ticket, model: nn.Module) -> nn.Module:
         The same model.
 
     Raises:
-        ValueError: With the model unchanged, for a ticket that does not fit, or one with removed modules,
-            which ``torch.nn.utils.prune`` cannot express.
+        ValueError: For a ticket that does not fit, or one with removed modules, which
+            ``torch.nn.utils.prune`` cannot express. The model stays unchanged.
     """
     refuse_removed_modules(ticket, "torch.nn.utils.prune")
     ticket.check(model)

@@ -1,1 +1,1 @@
-"""The lottery: rounds of training, pruning and rewinding that end in a ticket, resumable at any point."""
+"""The lottery: rounds of training, pruning and rewinding that find a ticket and can resume at any point."""

@@ -33,20 +33,21 @@ class ContrastiveMethod(LotteryMethod):
     """Contrastive pruning, CAP (Xu et al. 2022, "From Dense to Sparse: Contrastive Pruning for Better
     Pre-trained Language Model Compression").
 
-    The loss gets ``instance_weight`` and ``label_weight`` times the terms of
-    :func:`sparsebert.mask_learning.contrastive_loss.contrastive_terms` for each of the ``banks``. Equal
-    labels are positive pairs; spans have the instance term alone, and scores are refused. The paper's
-    knowledge distillation is the run's (``distill_weight=0.9``). The published code takes the snapshots of
-    unstructured pruning with dropout; here it is off. The representations lie in files as long as the run
-    needs them: 4 bytes times features times examples for each encoder.
+    For each of the ``banks``, the instance term and the label term of
+    :func:`sparsebert.mask_learning.contrastive_loss.contrastive_terms` are added to the loss, times
+    ``instance_weight`` and ``label_weight``. Examples with equal labels are positive pairs. Spans have only
+    the instance term; tasks with scores as labels are refused. For the paper's knowledge distillation, give
+    the run a teacher with ``distill_weight=0.9``. In unstructured pruning, the published code takes snapshots
+    with dropout; here dropout is off. While the run needs them, the representations are stored in files:
+    4 bytes times features times examples for each encoder.
 
     Attributes:
         instance_weight: Weight of the instance term.
         label_weight: Weight of the label term.
         contrast_temperature: Divides the similarities.
-        negatives: Representations sampled from each bank, beside the batch.
-        banks: Names, separated by commas: "pretrained", representations by the initial model; "fine-tuned",
-            by the teacher; "snapshots", by all snapshots of the model in training.
+        negatives: Representations sampled from each bank, in addition to the batch.
+        banks: Names of the banks, separated by commas: "pretrained" holds representations by the initial
+            model, "fine-tuned" by the teacher, and "snapshots" by all snapshots of the model in training.
     """
 
     instance_weight: float = field(
@@ -61,7 +62,10 @@ class ContrastiveMethod(LotteryMethod):
     )
     banks: str = field(
         default=",".join(_BANKS),
-        metadata={"help": "representation banks to contrast with: some of pretrained,fine-tuned,snapshots"},
+        metadata={
+            "help": "representation banks to contrast with: some of pretrained,fine-tuned,snapshots; "
+            "all if omitted"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -78,7 +82,7 @@ class ContrastiveMethod(LotteryMethod):
         return tuple(dict.fromkeys(name.strip() for name in self.banks.split(",")))
 
     def require(self, experiment: Experiment, config: RunConfig) -> None:
-        """Raise ValueError for labels without equality, and for a teacher that is missing or does not fit."""
+        """Raise ValueError unless labels are classes and the teacher, if needed, exists and fits."""
         labels = experiment.collate([experiment.train[0]]).get("labels")
         if labels is not None and (labels.dim() != 1 or labels.is_floating_point()):
             kind = "scores" if labels.is_floating_point() else "words"
@@ -102,7 +106,7 @@ class ContrastiveMethod(LotteryMethod):
     def round_hooks(
         self, number: int, experiment: Experiment, config: RunConfig, folder: Path
     ) -> Iterator[RoundHooks | None]:
-        """Encode what is not encoded yet, then add the terms; delete the files after the last round."""
+        """Write missing representations and add the terms to the loss; delete the files in the last round."""
         settings, model = config.training, experiment.model
         if settings.on_gpu:
             model.cuda()
@@ -123,7 +127,10 @@ class ContrastiveMethod(LotteryMethod):
             shutil.rmtree(home)
 
     def _encode(self, number: int, experiment: Experiment, bank: RepresentationBank) -> None:
-        """Encode the examples by the initial model in the first round, by a snapshot in each later one."""
+        """Encode the examples with the initial model in the first round, with a snapshot in later rounds.
+
+        The first call also encodes them with the teacher.
+        """
         model, written = experiment.model, bank.names()
         name = snapshot_name(number) if number else PRETRAINED
         if (SNAPSHOTS if number else PRETRAINED) in self.bank_names and name not in written:

@@ -1,4 +1,4 @@
-"""The inputs of a run: an experiment (model and data) and a configuration, without tasks or tokenizers."""
+"""The inputs of a run: an experiment (model and data) and a configuration, free of tasks and tokenizers."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ class Experiment:
     Attributes:
         model: A PreTrainedModel with its initial weights.
         train: Training examples.
-        collate: Turns a list of examples into keyword arguments of the model, labels included. It must depend
-            on the list alone: a resumed run would differ otherwise.
+        collate: Turns a list of examples into keyword arguments of the model, including labels. It must
+            depend only on the list; otherwise a resumed run differs.
         evaluate: Returns the metrics of a model on the validation data, by name.
-        save_extras: Writes what belongs beside the trained model (a tokenizer) into its folder.
+        save_extras: Writes additional files, such as the tokenizer, into the folder of the trained model.
         metric: Name of the primary metric, for methods that select by it.
-        judge: Returns the primary metric of a model on so many training examples, sampled with a seed, or for
-            None on the validation data; for methods that search by it.
-        teacher: Maps the same keyword arguments to a trained model's output, or to None for batches that it
-            does not teach; for runs with a ``distillation``.
+        judge: Returns the primary metric of a model; for methods that search by it. Its arguments are the
+            model, the number of training examples to sample (None for the validation data), and the seed of
+            the sample.
+        teacher: Maps the same keyword arguments to a trained model's output, or to None for batches without a
+            teacher; for runs with a ``distillation``.
     """
 
     model: Any
@@ -68,21 +69,21 @@ class Experiment:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The configuration of a run: everything that decides its course beside the weights and the data.
+    """The configuration of a run: everything except weights and data that determines its result.
 
     Attributes:
         method: The lottery method with its options.
         sparsity: Sparsity of the ticket to find, in [0, 1); None if the user's ticket or the method decides.
-        units: What is pruned together and what competes.
+        units: Units that are pruned together, and the scope in which they compete.
         training: Settings of each round.
         ticket: The user's ticket, for methods that need one.
         names: Task, model and data, for the records.
-        distillation: Every round also learns from the experiment's teacher; None without one. Scores and
-            metrics that decide on a ticket use the labels alone.
+        distillation: Settings for learning from the experiment's teacher in every round; None without a
+            teacher. Scores and metrics that decide on a ticket use only the labels.
 
     Raises:
-        ValueError: The sparsity is missing, superfluous, outside [0, 1) or not the user's ticket's; the
-            ticket is missing or superfluous; or the method does not support the units.
+        ValueError: The sparsity is missing, superfluous, outside [0, 1) or different from the sparsity of the
+            user's ticket; the ticket is missing or superfluous; or the method does not support the units.
     """
 
     method: LotteryMethod
@@ -100,20 +101,20 @@ class RunConfig:
     def _check_sparsity(self) -> None:
         name = self.method.name
         if self.method.needs_ticket and self.ticket is None:
-            raise ValueError(f"method {name} needs a ticket to work on")
+            raise ValueError(f"method {name} needs a ticket: pass one")
         if self.ticket is not None and not self.method.needs_ticket:
-            raise ValueError(f"method {name} finds its own ticket: leave out the ticket")
+            raise ValueError(f"method {name} finds its own ticket: omit the ticket")
         if self.ticket is not None:
             share = self.ticket.sparsity
             if self.sparsity is not None and abs(float(self.sparsity) - share) > SAME_SPARSITY:
                 raise ValueError(
-                    f"sparsity must be that of the ticket, {share:.4f}, got {self.sparsity}: leave it out"
+                    f"sparsity must equal the ticket's sparsity, {share:.4f}, got {self.sparsity}: omit it"
                 )
         elif self.method.decides_sparsity:
             if self.sparsity is not None:
-                raise ValueError(f"method {name} decides the sparsity: leave it out, got {self.sparsity}")
+                raise ValueError(f"method {name} decides the sparsity: omit it, got {self.sparsity}")
         elif self.sparsity is None:
-            raise ValueError("sparsity is missing: name the share of weights to prune, in [0, 1)")
+            raise ValueError("sparsity is missing: pass the share of weights to prune, in [0, 1)")
 
     def _check_rounds(self) -> None:
         """Raise ValueError for rounds that the method or the granularity does not allow."""
@@ -123,7 +124,7 @@ class RunConfig:
         for round_ in self.method.rounds(target):
             if pattern and 0 < round_.sparsity < target:
                 raise ValueError(
-                    f"granularity {units.granularity!r} has one sparsity and no round of "
+                    f"granularity {units.granularity!r} has a fixed sparsity and cannot have a round of "
                     f"{float(round_.sparsity):.0%} before it: use one-shot, or a step of {float(target):g}"
                 )
 
@@ -141,7 +142,7 @@ class RunConfig:
         return target
 
     def describe(self) -> dict[str, Any]:
-        """Return plain JSON values that are equal for equal runs."""
+        """Return a description as plain JSON values; equal runs have equal descriptions."""
         return {
             "method": self.method.name,
             "options": asdict(self.method),

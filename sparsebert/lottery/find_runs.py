@@ -51,7 +51,7 @@ def load_ticket(
 def load_tickets(
     path: str | os.PathLike[str], model: nn.Module, seeds: Sequence[int], sparsity: float | None = None
 ) -> dict[int, Ticket]:
-    """Load a ticket for each seed: each run's own if ``path`` holds runs by seed, else one for all seeds.
+    """Load a ticket for each seed: from the seed's run if ``path`` holds runs by seed, else one for all.
 
     Raises:
         ValueError: As :func:`load_ticket`, or ``path`` has no run of a seed.
@@ -63,14 +63,14 @@ def load_tickets(
 
 
 def trained_models(path: str, seeds: Sequence[int] | None = None) -> dict[int | None, str]:
-    """Find the trained models of a run's folder or of a folder with runs by seed.
+    """Find the trained models in the folder of a run or in a folder of runs by seed.
 
     Args:
-        path: Folder, or any other name of a model.
-        seeds: Which of the runs by seed; None for all.
+        path: Folder of a run or of runs by seed, or the name of a model.
+        seeds: Seeds of the runs to select; None for all.
 
     Returns:
-        Seed -> model; None -> ``path`` if it holds no run.
+        Seed -> model; if ``path`` holds no run, None -> ``path``.
 
     Raises:
         ValueError: A run is not finished, ``path`` has no run of a seed, or it holds no runs by seed.
@@ -78,7 +78,7 @@ def trained_models(path: str, seeds: Sequence[int] | None = None) -> dict[int | 
     runs = _by_seed(Path(path))
     if not runs:
         if seeds is not None:
-            raise ValueError(f"--seeds needs runs by seed (seed-1, ...), and {path} holds none")
+            raise ValueError(f"--seeds needs a folder of runs by seed (seed-1, ...); {path} holds none")
         folder = RunFolder(path)
         return {_seed_of(folder): str(folder.model)} if folder.run_json.exists() else {None: path}
     selected = [_run_of(seed, runs, Path(path)) for seed in (sorted(runs) if seeds is None else seeds)]
@@ -86,7 +86,7 @@ def trained_models(path: str, seeds: Sequence[int] | None = None) -> dict[int | 
 
 
 def model_for_each(path: str, seeds: Sequence[int]) -> dict[int, str]:
-    """Find a trained model for each seed: each run's own if ``path`` holds runs by seed, else one for all.
+    """Find a trained model for each seed: the seed's run if ``path`` holds runs by seed, else one for all.
 
     Raises:
         ValueError: As :func:`trained_models`.
@@ -113,13 +113,16 @@ def _run_of(seed: int, runs: dict[int, Path], path: Path) -> Path:
 def _seed_of(folder: RunFolder) -> int:
     record = folder.finished()
     if record is None:
-        raise ValueError(f"the run in {folder.path} is not finished: it has no model yet")
+        raise ValueError(f"the run in {folder.path} is not finished and has no model yet: finish it first")
     return int(record["seed"])
 
 
 def _last_ticket(folder: RunFolder) -> Path:
     if folder.finished() is None:
-        raise ValueError(f"the run in {folder.path} is not finished: it has no last ticket yet")
+        raise ValueError(
+            f"the run in {folder.path} is not finished and has no final ticket yet: finish it, or name the "
+            "sparsity of a round"
+        )
     return folder.final_ticket
 
 

@@ -1,4 +1,4 @@
-"""The lottery loop: rounds of ticket, training and evaluation. A round that is done is never repeated."""
+"""The lottery loop: each round gets a ticket, trains and evaluates it. Finished rounds are not repeated."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sparsebert.training.best_masks import BestMasks
 from sparsebert.training.snapshot import Snapshot
 from sparsebert.training.trainer import silence_transformers
 
-# A checkpoint holds the weights and two moments of each; up to two lie there while a third is written.
+# A checkpoint holds the weights and two moments of each; up to two exist while a third is written.
 _COPIES_IN_CHECKPOINTS = 9
 _OTHER_COPIES = 3
 
@@ -44,22 +44,22 @@ def run(
 ) -> list[Record]:
     """Carry out a run, or continue it where it was interrupted.
 
-    A killed run continues from its last checkpoint and ends with the same masks, to the bit, on the same
-    machine with the same libraries. A finished run is only read: nothing is computed or changed. Under
+    A killed run continues from its last checkpoint. On the same machine and with the same libraries it ends
+    with exactly the same masks. A finished run is only read: nothing is computed or changed. Under
     ``torchrun`` every process calls this function; rank 0 decides the masks.
 
     Args:
         experiment: Model and data.
         config: Configuration of the run.
         out: Folder of the run.
-        context: Where progress is reported, and what to do before the work starts.
+        context: Callbacks for progress, and for the time before the work starts.
 
     Returns:
         The records of the rounds.
 
     Raises:
         ValueError: The folder holds another run, or the configuration does not fit the model.
-        OSError: The disk is full. The rounds that are done stay.
+        OSError: The disk is full. Finished rounds are kept.
         RuntimeError: A rewind did not restore every bit.
     """
     context = context or RunContext()
@@ -102,7 +102,7 @@ class _Run:
             )
 
     def check(self) -> None:
-        """Raise ValueError, before hours of training, if units, sparsity, ticket or data do not fit."""
+        """Raise ValueError before any training if units, sparsity, ticket or data do not fit."""
         self.method.require(self.experiment, self.config)
         if self.config.ticket is not None:
             self.config.ticket.check(self.model)
@@ -126,7 +126,7 @@ class _Run:
             self._finish()
 
     def _start(self) -> Snapshot:
-        """Return the initial weights: from the model the first time, from the folder later."""
+        """Return the initial weights: from the model in the first session, from the folder in later ones."""
         if not self.folder.start.exists():
             self.folder.require_space(_OTHER_COPIES * self._bytes())
             self.method.initialise_(self.model, self.seed)
@@ -148,7 +148,7 @@ class _Run:
             number, self.experiment, self.config, self.folder.round(number)
         ) as hooks:
             trainee = self._learner(round_, ticket) or ticket
-            del ticket  # a byte for each weight, which a learner does not need
+            del ticket  # its masks take a byte per weight, and a learner does not need them
             best_masks = self._best_masks(trainee, number)
             trained = train_round(
                 self.experiment,
@@ -174,13 +174,13 @@ class _Run:
         return f"round {number + 1} of {len(self.rounds)}{sparsity}"
 
     def _open_round(self, number: int) -> int:
-        """Make the round's folder if the disk has room; return its sessions, this one included."""
+        """Create the round's folder, check the space on the disk, and return the number of this session."""
         self.folder.round(number).mkdir(exist_ok=True)
         self.folder.require_space((_COPIES_IN_CHECKPOINTS + _OTHER_COPIES) * self._bytes())
         return self.folder.count_session(number)
 
     def _learned(self, learner: Learner, best_masks: BestMasks | None, number: int) -> Ticket:
-        """Take the learned ticket out of the model, and save it."""
+        """Close the learner, save its ticket and return it; the best masks, if there are any, come first."""
         best = best_masks.restore_() if best_masks else None
         ticket = learner.close_()
         if best:
@@ -190,9 +190,9 @@ class _Run:
         return ticket
 
     def _ticket(self, number: int, round_: Round) -> Ticket:
-        """Return the ticket that the round trains: decided once, later read from its file.
+        """Return the ticket that the round trains: decided and saved once, later read from its file.
 
-        A round that learns its ticket starts from a dense one, which lies in no file.
+        A round that learns its ticket starts from a dense one, which is not saved.
         """
         if round_.source is Source.LEARNED:
             return self._dense_ticket()
@@ -217,23 +217,24 @@ class _Run:
         return ticket
 
     def _restore_trained_(self, number: int) -> None:
-        """Write the weights that a round ended with into the model, on the device of its training.
+        """Write the weights from the end of a round into the model, on the device of the training.
 
-        Outputs on another device differ slightly, and a ticket must not depend on whether a run was killed.
+        Outputs on another device differ slightly. The device must be the same in a resumed run, so that its
+        ticket is the same.
         """
         if self.config.training.on_gpu:
             self.model.cuda()
         Snapshot.load(self.folder.trained(number)).restore_(self.model)
 
     def _dense_ticket(self) -> Ticket:
-        """Return the ticket that keeps everything that a later round may prune."""
+        """Return the ticket that keeps all weights that later rounds may prune."""
         units = self.config.units
         if parse_granularity(units.granularity, units.block_size).pattern:
             units = replace(units, granularity="element")
         return prune(self.model, sparsity=0, **asdict(units))
 
     def _pruned(self, number: int, round_: Round) -> Ticket:
-        """Return the ticket of the highest scores."""
+        """Prune the model by the round's scores and return the ticket."""
         earlier = None
         if round_.source is Source.TRAINED:
             earlier = Ticket.load(self.folder.ticket(number - 1))
@@ -260,7 +261,7 @@ class _Run:
         return self.method.learner(self.model, self.config, self.steps, dense)
 
     def _round_config(self, round_: Round) -> RunConfig:
-        """Return the configuration with the round's own learning rate."""
+        """Return the configuration with the learning rate of the round."""
         if round_.learning_rate is None:
             return self.config
         training = replace(self.config.training, learning_rate=round_.learning_rate)
@@ -283,7 +284,7 @@ class _Run:
     def _close_round(
         self, number: int, ticket: Ticket, trained: Trained, seconds_deciding: float, sessions: int
     ) -> None:
-        """Save the weights, evaluate them, write the round's record and delete what no later round needs."""
+        """Save and evaluate the weights, write the round's record, and delete files of no later use."""
         Snapshot.of(self.model).save(self.folder.trained(number))
         began = time.perf_counter()
         metrics = self.experiment.evaluate(self.model)
@@ -324,7 +325,7 @@ class _Run:
         self._clean_up(number)
 
     def _clean_up(self, number: int) -> None:
-        # Without rewinding the next round continues from the last checkpoint of this one.
+        # Without rewinding, the next round continues from the last checkpoint of this round.
         if self.method.rewind is not Rewind.NONE:
             shutil.rmtree(self.folder.checkpoints(number), ignore_errors=True)
         if number:
@@ -333,11 +334,11 @@ class _Run:
             self.folder.trained(each).unlink(missing_ok=True)
 
     def _best_round(self) -> int:
-        """Return the number of the done round whose ticket and model are the run's."""
+        """Return the number of the finished round whose ticket and model become the run's."""
         return self.method.best_round(self.folder.rounds_done(), self.experiment.metric)
 
     def _finish(self) -> None:
-        """Write the run's model, ticket and record, and delete everything that served resuming."""
+        """Write the run's model, ticket and record, and delete all files that only a resume needs."""
         rows, best = self.folder.rounds_done(), self._best_round()
         if not self.folder.model.exists():
             Snapshot.load(self.folder.trained(best)).restore_(self.model)
@@ -374,7 +375,7 @@ class _Run:
 
 
 def _counts(ticket: Ticket, model: Any) -> Record:
-    """Return the record's sparsities and counts."""
+    """Return the fields of the round's record about sparsities and counts."""
     encoder = structure(model).linears
     pruned = {key: int((~mask).sum()) for key, mask in ticket.masks.items()}
     prunable = sum(mask.numel() for mask in ticket.masks.values())

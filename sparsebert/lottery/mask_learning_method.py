@@ -22,7 +22,7 @@ class MaskLearningMethod(LotteryMethod):
     """Base class of the methods that learn their masks.
 
     A method has an option for every option of its rule. Units compete within a matrix by default, as in the
-    papers. There is nothing to rewind.
+    papers. The options of rewinding do not apply, because there is a single round.
 
     Attributes:
         rule_type: Class of the rule.
@@ -34,7 +34,7 @@ class MaskLearningMethod(LotteryMethod):
         super().__post_init__()
         _ = self.rule  # checks the options
         if (self.rewind, self.head, self.schedule_rounds) != (Rewind.PRETRAINED, Head.REWIND, 1):
-            raise ValueError(f"method {self.name} has one round: leave out rewind, head and schedule_rounds")
+            raise ValueError(f"method {self.name} has one round: omit rewind, head and schedule_rounds")
 
     @property
     def rule(self) -> Rule:
@@ -50,15 +50,17 @@ class MaskLearningMethod(LotteryMethod):
 
     def require_units(self, granularity: str, scope: str) -> None:
         if ":" in granularity:
-            raise ValueError(f"method {self.name} learns no patterns such as {granularity!r}: use blocks")
+            raise ValueError(
+                f"method {self.name} cannot learn patterns such as {granularity!r}: use blocks, such as 4x1"
+            )
 
     def goal(self, config: RunConfig, steps: int) -> Goal:
-        """Return the goal of a run of so many optimizer steps."""
+        """Return the goal of a run of ``steps`` optimizer steps."""
         task, taught = str(config.names.get("task", "")), config.distillation is not None
         return Goal(steps, config.training.warmup_steps, 1 - config.target, task, taught)
 
     def learner(self, model: Any, config: RunConfig, steps: int, origin: Ticket) -> Learner:
-        """Put the rule to work in a model.
+        """Apply the rule to a model and return its learner.
 
         Args:
             model: A BERT.
@@ -82,13 +84,13 @@ class MaskLearningMethod(LotteryMethod):
     def best_masks(
         self, learner: Learner, experiment: Experiment, config: RunConfig, file: Path
     ) -> BestMasks | None:
-        """Return a callback that keeps the best masks of the training in a file; None for the last masks."""
+        """Return a callback that keeps the best masks of the training in a file; None to use the last."""
         return None
 
 
 @dataclass(frozen=True)
 class PenaltyMethod(MaskLearningMethod):
-    """Base class of the methods in which a penalty decides the sparsity and scores do not compete."""
+    """Base class of the methods whose penalty decides the sparsity. Their scores do not compete."""
 
     @property
     def decides_sparsity(self) -> bool:
@@ -97,4 +99,4 @@ class PenaltyMethod(MaskLearningMethod):
     def require_units(self, granularity: str, scope: str) -> None:
         super().require_units(granularity, scope)
         if scope != self.scope:
-            raise ValueError(f"method {self.name} compares no scores: leave out scope, got {scope!r}")
+            raise ValueError(f"method {self.name} does not compare scores: omit scope, got {scope!r}")

@@ -1,4 +1,4 @@
-"""Lottery methods by name: a method is a frozen dataclass of options that lays out the rounds of a run."""
+"""Lottery methods and their registry. A method is a frozen dataclass of options that plans a run's rounds."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
 
 class Rewind(StrEnum):
-    """The state from which a round trains, once the last round's weights have decided on its ticket.
+    """The state from which a round trains, after the previous round's weights have decided on its ticket.
 
     ``PRETRAINED``: the initial weights of the run, with a new optimizer and schedule.
-    ``STEP``: weights, optimizer, schedule, random state and place in the data at step k of the first round.
+    ``STEP``: weights, optimizer, schedule, random state and position in the data at step k of the first
+    round.
     ``LEARNING_RATE``: the trained weights, with a new optimizer and schedule (Renda et al. 2020).
-    ``NONE``: everything continues under one schedule that spans all rounds (standard pruning).
+    ``NONE``: the trained weights and the optimizer's state, under one schedule that spans all rounds
+    (standard pruning).
     """
 
     PRETRAINED = "pretrained"
@@ -41,8 +43,8 @@ class Rewind(StrEnum):
 class Head(StrEnum):
     """The task head at the start of a round.
 
-    ``REWIND``: as at the start of the run (at step k with ``Rewind.STEP``). ``KEEP``: as the last round left
-    it. ``FRESH``: initialised anew from the seed and the number of the round.
+    ``REWIND``: the head at the start of the run (at step k with ``Rewind.STEP``). ``KEEP``: the head at the
+    end of the previous round. ``FRESH``: a new head, initialised from the seed and the number of the round.
     """
 
     REWIND = "rewind"
@@ -54,11 +56,11 @@ class Source(StrEnum):
     """Origin of the ticket of a round.
 
     ``DENSE``: the ticket keeps everything. ``START``: scores of the run's initial weights. ``TRAINED``:
-    scores of the last round's trained weights, among those it kept. ``SEARCH``: the method's own search in
-    the last round's trained weights. ``USER``: derived from the user's ticket. ``LEARNED``: learned by the
+    scores of the trained weights that the previous round kept. ``SEARCH``: the method's search in the
+    previous round's trained weights. ``USER``: derived from the user's ticket. ``LEARNED``: learned by the
     training of the round.
 
-    The values stand in run logs.
+    Run logs hold these values.
     """
 
     DENSE = "all"
@@ -88,18 +90,19 @@ class Round:
 
 @dataclass(frozen=True)
 class LotteryMethod(abc.ABC):
-    """Base class of the methods: the options of rewinding that all methods share, and hooks.
+    """Base class of the methods, with the options of rewinding that all methods share, and hooks.
 
-    Fields are options. Each carries the help of its command-line option in ``metadata["help"]``.
+    Fields are options. ``metadata["help"]`` of a field holds the help text of its command-line option.
 
     Attributes:
         name: Name of the method, set by :func:`register`.
-        needs_ticket: Whether the method works on a ticket of the user and has its sparsity.
+        needs_ticket: Whether the method needs a ticket of the user, whose sparsity it adopts.
         multi_task: Whether the method trains several tasks at once.
         rewind: State from which each round trains.
         rewind_step: Step k of ``Rewind.STEP``.
         head: Task head at the start of each round.
-        schedule_rounds: Rounds that the learning-rate schedule of a round spans; it is cut off after one.
+        schedule_rounds: Number of rounds that the learning-rate schedule would span; each round uses the
+            first part of it.
     """
 
     name: ClassVar[str]
@@ -117,18 +120,18 @@ class LotteryMethod(abc.ABC):
     def __post_init__(self) -> None:
         if (self.rewind is Rewind.STEP) != (self.rewind_step > 0):
             raise ValueError(
-                "rewind='step' needs a positive rewind_step, and no other rewind takes one: "
+                "rewind='step' needs a positive rewind_step, and other values of rewind need rewind_step=0: "
                 f"got rewind={self.rewind.value!r} and rewind_step={self.rewind_step}"
             )
         if self.rewind is Rewind.NONE and self.head is not Head.KEEP:
             raise ValueError(
-                f"rewind='none' trains the head on too: head must be 'keep', got {self.head.value!r}"
+                f"rewind='none' also keeps the trained head: head must be 'keep', got {self.head.value!r}"
             )
         require_at_least_one(self, "schedule_rounds")
 
     @property
     def decides_sparsity(self) -> bool:
-        """Whether a search or the method's options decide the sparsity, so the user names none."""
+        """Whether a search or the method's options decide the sparsity instead of the user."""
         return False
 
     @property
@@ -143,13 +146,13 @@ class LotteryMethod(abc.ABC):
 
     @abc.abstractmethod
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
-        """Return the rounds that lead to a sparsity. Raise ValueError for a sparsity out of reach."""
+        """Return the rounds that lead to a sparsity. Raise ValueError if the method cannot reach it."""
 
     def require_units(self, granularity: str, scope: str) -> None:  # noqa: B027  (a hook)
         """Raise ValueError for a granularity or a scope that the method does not support."""
 
     def require(self, experiment: Experiment, config: RunConfig) -> None:  # noqa: B027  (a hook)
-        """Raise ValueError for a model, data, teacher or training that the method cannot work with."""
+        """Raise ValueError if the method does not support the model, data, teacher or training settings."""
 
     def initialise_(self, model: nn.Module, seed: int) -> None:  # noqa: B027  (a hook)
         """Change the initial weights of the run."""
@@ -162,7 +165,7 @@ class LotteryMethod(abc.ABC):
     def round_hooks(
         self, number: int, experiment: Experiment, config: RunConfig, folder: Path
     ) -> Iterator[RoundHooks | None]:
-        """Take part in the training of a round: change the model, yield hooks, restore the model.
+        """Change the model before a round, yield hooks for its training, and restore the model afterwards.
 
         Args:
             number: Number of the round, from 0.
@@ -226,7 +229,7 @@ _METHODS: dict[str, type[LotteryMethod]] = {}
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Class decorator: register a lottery method under a name."""
+    """Return a class decorator that registers a lottery method under a name."""
     return registry.register(name, _METHODS)
 
 
@@ -243,7 +246,7 @@ def lottery_method(name: str, **options: Any) -> LotteryMethod:
         **options: Fields of the method, enums by value. None stands for the default.
 
     Raises:
-        ValueError: Unknown name, option or value; the message offers the nearest match.
+        ValueError: The name, an option or a value is unknown; the message suggests the nearest match.
     """
     if name not in _METHODS:
         raise unknown("method", name, _METHODS)

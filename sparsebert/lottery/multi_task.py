@@ -1,4 +1,4 @@
-"""Several tasks as one experiment: a shared encoder, a head for each task, batches of the tasks in turn."""
+"""Several tasks as one experiment: a shared encoder, a head for each task, and alternating batches."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from sparsebert.training.task_sampling import TaskMixture, collate_one_task
 def multi_task_experiment(experiments: Mapping[str, Experiment], proportions: str = "equal") -> Experiment:
     """Combine the experiments of several tasks on the same pre-trained model.
 
-    The models of the experiments are taken apart. Metrics of the first task keep their names; the names of
-    the others get the task as a prefix. The trained model is saved as a folder for each task.
+    The models of the experiments must not be used afterwards, because their encoders are replaced by the
+    shared one. Metrics of the first task keep their names; other metrics get their task as a prefix. The
+    trained model is saved as one folder per task.
 
     Args:
         experiments: Task -> experiment.
         proportions: Shares of the batches, see :func:`sparsebert.training.task_sampling.proportions_of`.
 
     Raises:
-        ValueError: Models of different families, a task without examples, or proportions that do not fit.
+        ValueError: The models are of different families, a task has no examples, or the proportions are
+            invalid.
     """
     first, *_ = experiments
 

@@ -1,16 +1,20 @@
 """Help texts of the options that several methods share."""
 
 REWIND = {
-    "help": "state that each round starts from: pretrained weights, step (see --rewind-step), learning-rate "
-    "(the trained weights under a fresh schedule), or none: one schedule spans all rounds"
+    "help": "state that each round starts from: pretrained (the initial weights), step (the weights at "
+    "--rewind-step), learning-rate (the trained weights, with a new schedule) or none (the trained weights, "
+    "with one schedule for all rounds)"
 }
-HEAD = {"help": "task head at the start of each round: rewind, keep or fresh"}
+HEAD = {
+    "help": "task head at the start of each round: rewind (to the start of the run), keep (the trained head) "
+    "or fresh (a new one)"
+}
 SHARE = {
-    "help": "what --step is a share of: the original or the remaining weights",
+    "help": "weights that --step is a share of: original or remaining",
     "flag": "--step-relative-to",
 }
 STEP = {"help": "share of the weights or units pruned in each round or search step"}
-BATCHES = {"help": "training batches to compute scores on"}
+BATCHES = {"help": "number of training batches to compute scores on"}
 ACCUMULATE = {"help": "never clear the gradients of the masks, as published"}
 SCORES_LEARNING_RATE = {"help": "learning rate of the mask scores"}
 INITIAL_WARMUP = {"help": "length of the dense phase at the start, in multiples of --warmup-steps"}

@@ -1,4 +1,4 @@
-"""The protocol by which a method takes part in the training of a round."""
+"""The protocol through which a method takes part in the training of a round."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ class RoundHooks(Protocol):
     @property
     def tell_examples(self) -> Callable[[Tensor], None] | None: ...
     def penalty(self) -> Tensor | None:
-        """Return what to add to the loss of a batch."""
+        """Return a term to add to the loss of a batch, or None."""

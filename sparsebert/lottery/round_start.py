@@ -1,4 +1,4 @@
-"""The start of a round: from initial weights, from rewound ones, or from a checkpoint."""
+"""The start of a round: from initial weights, from rewound weights, or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsebert.training import distributed
 from sparsebert.training.checkpoint import Checkpoint
 from sparsebert.training.snapshot import Snapshot, fresh_head, head_names
 
-# The Trainer's name for the weights of a model outside of transformers.
+# The file in which the Trainer saves the weights of a model outside of transformers.
 _PLAIN_WEIGHTS = "model.safetensors"
 
 
@@ -24,7 +24,7 @@ class RoundStart:
 
     Attributes:
         checkpoint: Checkpoint to resume from; None to train from the weights in the model.
-        weights: Weights that the model must hold before the first step, to the bit; None within a round.
+        weights: Exact weights that the model must hold before the first step; None when a round resumes.
         stop: Step at which the round stops.
         schedule: Steps that the learning-rate schedule spans.
     """
@@ -37,7 +37,7 @@ class RoundStart:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What all rounds of a run share.
+    """Data that all rounds of a run share.
 
     Attributes:
         method: The lottery method.
@@ -85,14 +85,14 @@ def start_round(model: Any, plan: RunPlan, number: int) -> RoundStart:
 
 
 def weights_in(checkpoint: Checkpoint, model: Any) -> Snapshot:
-    """Return the weights in a checkpoint of a model of this class."""
+    """Return the weights in a checkpoint, for a model of the same class as ``model``."""
     if _is_plain(model):
         return Snapshot.load(checkpoint.path / _PLAIN_WEIGHTS)
     return Snapshot.of(type(model).from_pretrained(checkpoint.path))
 
 
 def _rewound_checkpoint(model: Any, plan: RunPlan, number: int) -> tuple[Checkpoint, Snapshot]:
-    """Copy the checkpoint to rewind to into the round, with the head that the round starts with."""
+    """Copy the checkpoint to rewind to into the round's folder, with the head for the start of the round."""
     folder, continuous = plan.folder, plan.method.rewind is Rewind.NONE
     source = Checkpoint.latest(folder.checkpoints(number - 1) if continuous else folder.rewind)
     if source is None:
@@ -113,12 +113,12 @@ def _write_weights(model: Any, checkpoint: Path) -> None:
 
 
 def _is_plain(model: Any) -> bool:
-    """Return whether the model is outside of transformers, so that the Trainer saves its bare state."""
+    """Return whether the model is outside of transformers, so that the Trainer saves its ``state_dict``."""
     return not hasattr(type(model), "from_pretrained")
 
 
 def _with_head(model: nn.Module, plan: RunPlan, source: Snapshot, number: int) -> Snapshot:
-    """Write a snapshot into the model with the head that the method asks for; return what it holds then."""
+    """Write a snapshot, with the head for the start of the round, into the model, and return the result."""
     heads = {
         Head.REWIND: lambda: plan.start if plan.method.rewind is Rewind.LEARNING_RATE else source,
         Head.KEEP: lambda: Snapshot.load(plan.folder.trained(number - 1)),

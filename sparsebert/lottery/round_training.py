@@ -25,7 +25,7 @@ from sparsebert.training.distillation import Distiller
 from sparsebert.training.gradient_checkpointing import enable_gradient_checkpointing
 from sparsebert.training.trainer import TicketTrainer, training_arguments
 
-# How torch and safetensors report a file that cannot be written.
+# Parts of the messages by which torch and safetensors report a file that cannot be written.
 _DISK_ERRORS = ("No space left", "file write failed", "unexpected pos")
 
 
@@ -35,8 +35,8 @@ class Trained:
 
     Attributes:
         seconds: Training time over all sessions.
-        loss: Training loss as last logged.
-        steps: Optimizer step at the end.
+        loss: Last logged training loss; None if none was logged.
+        steps: Last optimizer step.
     """
 
     seconds: float
@@ -64,9 +64,9 @@ def train_round(
         ticket: Ticket to train with, or the learner of one.
         start: Where the training starts and stops.
         folder: Folder of the round's checkpoints.
-        keep: Where to keep the state at the method's ``rewind_step``, in the first round.
+        keep: Folder in which the first round keeps the state at the method's ``rewind_step``; else None.
         title: Title of the progress bar.
-        hooks: The method's part in the training; may end the round before its last step.
+        hooks: The method's part in the training, which may end the round before its last step.
         best_masks: Evaluates a learner's masks during training.
 
     Raises:
@@ -75,7 +75,7 @@ def train_round(
     model, checkpoint = experiment.model, start.checkpoint
     stop = hooks.stopped if hooks and hooks.stopped is not None else start.stop
     if checkpoint is not None and checkpoint.step == stop:
-        # A process was killed after the last step: nothing remains to be trained.
+        # An earlier process was killed after the last step: no training remains.
         return _restore_trained_(model, ticket, checkpoint, hooks)
     checkpoints = _checkpoint_callback(config.method, start, keep)
     callbacks: list[Any] = [checkpoints, ProgressCallback(title)]
@@ -107,7 +107,7 @@ def train_round(
 def _restore_trained_(
     model: Any, ticket: Ticket | Learner, checkpoint: Checkpoint, hooks: RoundHooks | None
 ) -> Trained:
-    """Restore the end of a round's training from its last checkpoint."""
+    """Restore the state at the end of a round's training from its last checkpoint."""
     weights_in(checkpoint, model).restore_(model)
     if isinstance(ticket, Learner):
         ticket.load_(checkpoint.path / "model.safetensors")
@@ -136,20 +136,22 @@ def _distiller(experiment: Experiment, config: RunConfig) -> Distiller | None:
 
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
-    """Raise OSError for a checkpoint that cannot be written."""
+    """Turn errors about a checkpoint that cannot be written into OSError."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
         if any(words in str(error) for words in _DISK_ERRORS):
-            raise OSError(f"cannot write a checkpoint to {folder}: no space left on the disk") from error
+            raise OSError(
+                f"cannot write a checkpoint to {folder}: the disk is full; free some space"
+            ) from error
         raise
 
 
 def _unwrap_(model: Any) -> None:
     """Remove accelerate's wrapper for mixed precision from the model.
 
-    The evaluation would run in mixed precision otherwise, and the next round, which would find a model that
-    is wrapped already, in full precision. accelerate's own unwrapping removes transformers' decorators too.
+    If the wrapper stayed, the evaluation would run in mixed precision, and the next round, whose model would
+    not be wrapped again, in full precision. accelerate's unwrapping also removes transformers' decorators.
     """
     for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         vars(model).pop(name, None)

@@ -1,4 +1,4 @@
-"""The caller's side of a run: where progress is reported, and what to do before the work starts."""
+"""The callbacks by which a run reports to its caller."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class RunContext:
 
     Attributes:
         say: Called with each line of progress.
-        before: Called on rank 0 with the model and the run's configuration before the work starts; not for a
-            run that is finished.
+        before: Called on rank 0 with the model and the run's configuration before the work starts, unless the
+            run is already finished.
     """
 
     say: Callable[[str], object] = lambda text: None

@@ -1,15 +1,15 @@
 """The folder of a run: its configuration, its records, and the files from which it resumes.
 
-    run.json             the configuration; a run with another one is refused
+    run.json             the configuration; a run with another configuration is refused
     log.jsonl            the run log: a record for each round and one at the end
     start.safetensors    the initial weights of the run
     rewind/              the state at step k of the first round, for rewinding to a step
     round-03/            ticket.safetensors; trained.safetensors, best.safetensors (of the best masks) and
                          checkpoints/ as long as they are needed; and files of the method
     ticket.safetensors   the ticket of the last round, or of the round that the method selects
-    model/               the model trained with it, as transformers load it
+    model/               the model trained with this ticket, in the format of transformers
 
-Records are those of :mod:`sparsebert.results` (``schema``, ``kind``, ``timestamp``) with these fields.
+Records have the common fields of :mod:`sparsebert.results` (``schema``, ``kind``, ``timestamp``), and these:
 
 ``kind`` "round":
     method, seed, task, model     of the run
@@ -21,11 +21,11 @@ Records are those of :mod:`sparsebert.results` (``schema``, ``kind``, ``timestam
     granularity, block_size, scope
     source, rewind, head          origin of the ticket, and state and head at the start of the round
     ticket, ticket_sha256         file, relative to the folder, and its digest
-    masks_sha256                  digest of the masks (``Ticket.digest``), whatever the metadata
-    search                        notes of the method's search, if the ticket came from one
-    steps, loss                   optimizer steps; training loss as last logged
+    masks_sha256                  digest of the masks alone (``Ticket.digest``), without the metadata
+    search                        trace of the method's search, if a search found the ticket
+    steps, loss                   optimizer steps; last logged training loss
     metrics                       on the validation data: name -> value
-    seconds                       prune, train (over all sessions, as far as checkpoints tell), evaluate
+    seconds                       prune, train (over all sessions, as recorded in checkpoints), evaluate
     sessions, processes           starts of the round; processes that trained together
     distillation                  weight, temperature and teachers (task -> hub id or digest), or null
     memory                        peak_rss_bytes of this process, peak_gpu_bytes if a GPU was used
@@ -56,7 +56,7 @@ _SCHEMA = 1
 
 
 class RunFolder:
-    """The paths in a run's folder, whether they exist yet or not, and access to its records."""
+    """The paths in a run's folder, which need not exist yet, and access to its records."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -84,7 +84,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claimed(self, config: Mapping[str, Any]) -> Iterator[None]:
-        """Lock the folder for a run: create it, or verify that it holds a run with this configuration.
+        """Lock the folder for a run. Create it, or verify that it holds a run with this configuration.
 
         Raises:
             ValueError: Another process works in the folder, it holds something else, or its run has another
@@ -106,7 +106,7 @@ class RunFolder:
             yield
 
     def require(self, config: Mapping[str, Any]) -> None:
-        """Raise ValueError naming the first difference unless the folder's run has this configuration."""
+        """Raise ValueError, naming the first difference, unless the folder's run has this configuration."""
         stored, new = _flat(self._stored_config()), _flat(json.loads(json.dumps(config)))
         for name in {**stored, **new}:
             if stored.get(name) != new.get(name):
@@ -125,11 +125,11 @@ class RunFolder:
         return config
 
     def rounds_done(self) -> list[Record]:
-        """Return the records of the rounds that are done, in order."""
+        """Return the records of the finished rounds, in order."""
         return results.read(self.log, "round") if self.log.exists() else []
 
     def finished(self) -> Record | None:
-        """Return the record of the whole run; None until it is finished."""
+        """Return the record of the whole run, or None until the run is finished."""
         return next(iter(results.read(self.log, "run")), None) if self.log.exists() else None
 
     def append(self, kind: str, fields: Mapping[str, Any]) -> Record:
@@ -139,23 +139,24 @@ class RunFolder:
         return row
 
     def count_session(self, number: int) -> int:
-        """Count this start of the round, and return the number of its starts."""
+        """Increment the number of starts of a round, and return it."""
         path = self.round(number) / "sessions"
         sessions = int(path.read_text()) + 1 if path.exists() else 1
         write_text(path, str(sessions))
         return sessions
 
     def require_space(self, needed: int) -> None:
-        """Raise OSError unless the disk has so many free bytes."""
+        """Raise OSError unless the disk has ``needed`` free bytes."""
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise OSError(
-                f"{self.path}: the next round needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+                f"{self.path}: the next round needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are "
+                "free: free some space"
             )
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold an advisory lock, which the system releases when a process is killed."""
+        """Hold an advisory lock. The system releases it when the process is killed."""
         try:
             import fcntl
         except ImportError:
@@ -165,12 +166,14 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise ValueError(f"another process is working in {self.path}") from None
+                raise ValueError(
+                    f"another process is working in {self.path}: wait for it, or choose another folder"
+                ) from None
             yield
 
 
 def digest(path: Path) -> str:
-    """Return ``sha256:`` and the digest of a file."""
+    """Return the digest of a file as ``sha256:<hex>``."""
     with open(path, "rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 

@@ -1,4 +1,4 @@
-"""Estimate of the speedup of a ticket, before anybody waits for its training."""
+"""Estimate of a ticket's speedup before its training."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _CPU_TOKENS, _GPU_TOKENS, _GPU = 128, 4096, "h100"
 def estimate_speedup(model: Any, config: RunConfig) -> list[str]:
     """Describe the speed and size of the pruned matrices at the sparsity and units of a run.
 
-    The estimates come from the cost models of this machine's CPU and of a data-centre GPU. They are those of
-    the user's ticket or, as long as the positions of the weights are unknown, of a random ticket of the same
-    units. The model is only read.
+    The estimates come from the cost models of this machine's CPU and of a data-centre GPU. They apply to the
+    user's ticket, or else to a random ticket of the same sparsity and units, because the positions of the
+    kept weights are still unknown. The model is not changed.
 
     Returns:
         Lines to print; none for a dense run.
@@ -40,7 +40,7 @@ def estimate_speedup(model: Any, config: RunConfig) -> list[str]:
     ]
     if granularity == "element":
         lines.append(
-            "  single weights leave no block empty, so a GPU saves memory at most; blocks "
+            "  pruning single weights leaves no block empty, so a GPU can only save memory; blocks "
             "(--granularity 64x64) let its kernels skip work, at some cost in accuracy"
         )
     return lines

@@ -1,1 +1,1 @@
-"""Masks that a model learns while it trains: one rule a method, and the learner that applies it."""
+"""Mask learning: one rule per method, and the learner that applies a rule to a model in training."""

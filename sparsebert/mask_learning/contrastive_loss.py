@@ -1,4 +1,4 @@
-"""Contrastive terms of CAP, which hold a model near other encoders while it is pruned.
+"""Contrastive loss terms of CAP, which keep a model's representations close to those of other encoders.
 
 Xu et al. 2022, "From Dense to Sparse: Contrastive Pruning for Better Pre-trained Language Model Compression",
 section 3, as the released code computes it.
@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class EncodedExamples:
-    """Representations of some examples by one or several encoders.
+    """Representations of examples by one or several encoders.
 
     Attributes:
         ids: int64 [examples], positions in the training data.
         labels: int64 [examples]; None for data without labels.
-        representations: Floating-point [examples, encoders, features], each of length 1.
+        representations: Floating-point [examples, encoders, features]; each vector has length 1.
     """
 
     ids: Tensor
@@ -29,29 +29,30 @@ class EncodedExamples:
 
 
 def contrastive_terms(
-    own: Tensor, batch: EncodedExamples, negatives: EncodedExamples, temperature: float
+    representations: Tensor, batch: EncodedExamples, negatives: EncodedExamples, temperature: float
 ) -> tuple[Tensor, Tensor | None]:
     """Return the instance term and the label term for one bank of encoders.
 
-    The candidates of example i are ``batch`` and ``negatives`` by every encoder, and the model's own
-    representations of the batch but z_i itself. With s_ij = z_i . c_j / temperature,
-    log p_ij = s_ij - log sum over candidates of exp(s). A term is
-    - sum over i of (sum over P_i of log p_ij) / |P_i|, divided by the sum of all |P_i|, where P_i are the
-    candidates of the same example (instance term) or of the same label (label term). A mean would divide by
-    the number of examples; the published weights belong to this normalisation.
+    z_i is the model's representation of example i. The candidates c_j of example i are all encoders'
+    representations of ``batch`` and ``negatives``, and the model's representations of the other examples of
+    the batch. With s_ij = z_i . c_j / temperature, log p_ij = s_ij - log sum over candidates of exp(s).
+
+    P_i are the candidates that show the same example (instance term) or carry the same label (label term). A
+    term is - sum over i of (sum over P_i of log p_ij) / |P_i|, divided by the sum of all |P_i|. The published
+    weights belong to this normalisation; a mean would divide by the number of examples.
 
     Args:
-        own: Floating-point [examples, features], the model's representations of the batch. They are
-            normalised here, and gradients flow to them alone.
+        representations: Floating-point [examples, features], the model's representations of the batch. They
+            are normalised here, and gradients flow only to them.
         batch: The encoders' representations of the same examples in the same order.
         negatives: Examples sampled at random, possibly also from the batch.
         temperature: Divides the similarities.
 
     Returns:
-        Two scalars; None for the label term of data without labels.
+        The two terms, scalars. The label term is None for data without labels.
     """
-    dtype = torch.promote_types(own.dtype, torch.float32)
-    z = F.normalize(own.to(dtype), dim=-1)
+    dtype = torch.promote_types(representations.dtype, torch.float32)
+    z = F.normalize(representations.to(dtype), dim=-1)
     encoders = batch.representations.shape[1]
     banked = [examples.representations.to(dtype).flatten(0, 1) for examples in (batch, negatives)]
     candidates = torch.cat([z.detach(), *banked])

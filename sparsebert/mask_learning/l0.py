@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsebert.mask_learning.rule import Gated, Goal, PrunableUnits, mean_sigmoid, require_not_negative
 
-# Temperature of the concrete distribution, and the interval that it is stretched to.
+# Temperature of the concrete distribution, and the interval to which it is stretched.
 _BETA, _LOW, _HIGH = 2 / 3, -0.1, 1.1
 _MINIMUM_UNIFORM = 1e-4
 
@@ -20,16 +20,16 @@ _MINIMUM_UNIFORM = 1e-4
 @dataclass(frozen=True)
 class HardConcreteRule(Gated):
     """L0 regularisation (Louizos et al. 2018, "Learning Sparse Neural Networks through L0 Regularization",
-    equations 10 to 13), with the constants of Sanh et al. 2020, who compare with it.
+    equations 10 to 13), with the constants of the comparison in Sanh et al. 2020.
 
-    Training multiplies W' = W * z with z = clamp(1.2 * s - 0.1, 0, 1),
-    s = sigmoid((log u - log(1 - u) + S) / beta) and beta = 2/3; u is uniform in [1e-4, 1 - 1e-4], sampled
-    once an optimizer step. The trained model has s = sigmoid(S): its gates are real numbers, which are
-    multiplied into its weights, and the ticket keeps the weights whose gate is not 0 (S > ln(1/11)).
+    Training replaces W by W' = W * z with z = clamp(1.2 * s - 0.1, 0, 1),
+    s = sigmoid((log u - log(1 - u) + S) / beta) and beta = 2/3. The noise u is uniform in [1e-4, 1 - 1e-4]
+    and sampled once per optimizer step. The trained model has s = sigmoid(S): its gates are real numbers and
+    are multiplied into its weights. The ticket keeps the weights whose gate is not 0 (S > ln(1/11)).
 
-    The loss gets ``regularisation`` * mean over matrices of mean(sigmoid(S - beta * ln(0.1 / 1.1))), the
-    probability that a gate is open. S starts at 2.197, where 9 of 10 gates are open. The penalty decides how
-    much is pruned.
+    The penalty ``regularisation`` * mean over matrices of mean(sigmoid(S - beta * ln(0.1 / 1.1))) is added to
+    the loss and decides how much is pruned. The sigmoid is the probability that a gate is open. S starts at
+    2.197, where sigmoid(S) = 0.9.
 
     Attributes:
         regularisation: Weight of the penalty.

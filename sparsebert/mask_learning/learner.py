@@ -21,11 +21,11 @@ from sparsebert_kernels.masked import pack_mask, unpack_mask
 
 
 class Learner:
-    """A rule at work in a model.
+    """Applies a rule to a model.
 
-    Replaces every matrix to prune with a :class:`MaskedLinear` until :meth:`close_`. The weights of the model
-    stay where they are, with their names and values. Scores are float32 whatever the precision of training
-    (float64 in a float64 model).
+    Replaces every linear layer to prune with a :class:`MaskedLinear` until :meth:`close_`. The model's
+    weights keep their names, values and storage. Scores are float32 in any precision of training (float64 in
+    a float64 model).
 
     Args:
         model: A BERT.
@@ -36,14 +36,14 @@ class Learner:
             matrices of neurons and heads share theirs.
         block_size: Rows and columns of a block.
         scope: Which units compete, as in :func:`sparsebert.prune`.
-        pooling: How the magnitudes of a unit's weights become its score, if the rule trains no scores.
+        pooling: How a unit's score is computed from its weights' magnitudes, if the rule trains no scores.
         include_pooler: Whether to prune the pooler too.
         seed: Seed of random gates.
         method: Name of the method, for the ticket's metadata.
-        options: Options of the method, for the ticket's metadata; None for those of the rule.
+        options: Options of the method, for the ticket's metadata; None for the rule's options.
 
     Attributes:
-        step: The optimizer step of the current masks.
+        step: Optimizer step of the current masks.
 
     Raises:
         ValueError: The units do not fit the model, or the rule's schedule does not fit the run.
@@ -71,7 +71,7 @@ class Learner:
         shapes = {key: torch.as_tensor(resolve(model, key).weight).shape for key in names}
         groups = unit_groups(granularity, block_size, shapes, bert)
         self.model, self.rule, self.goal, self.step, self.seed = model, rule, goal, 0, seed
-        # Not the ticket itself: its masks take a byte for each weight.
+        # Only the description of the model is kept: the ticket's masks take a byte for each weight.
         self._origin, self._pooling, self._shapes = origin.metadata["model"], pooling, shapes
         self._method, self._options = method, asdict(rule) if options is None else dict(options)
         self.units = PrunableUnits(groups, bert.types, scope)
@@ -89,7 +89,7 @@ class Learner:
             self._insert_(group)
 
     def derive_(self, step: int) -> None:
-        """Set the masks of an optimizer step, counted from 0."""
+        """Compute and set the masks of an optimizer step, counted from 0."""
         self.step = step
         with torch.no_grad():
             kept = self.rule.masks(self.scores(), self.units, self.goal, step)
@@ -102,8 +102,10 @@ class Learner:
                     self._layers[key].set_mask(mask)
 
     def masks(self) -> dict[str, Tensor]:
-        """Return the masks of the step: key -> bool [out, in] on the model's device. Before the first step
-        they keep everything."""
+        """Return the masks of the current step: key -> bool [out, in] on the model's device.
+
+        Before the first step they keep everything.
+        """
         masks: dict[str, Tensor] = {}
         for group in self.units.groups:
             bits = unpack_mask(self._kept[group.name], math.prod(group.grid))
@@ -111,7 +113,7 @@ class Learner:
         return {key: masks[key] for key in self._keys}
 
     def scores(self) -> Mapping[str, Tensor]:
-        """Return the live scores by group: magnitudes of the weights if the rule trains no scores."""
+        """Return the current scores by group: pooled weight magnitudes if the rule trains no scores."""
         if isinstance(self.rule, Scored):
             return self._scores
         return {
@@ -122,7 +124,7 @@ class Learner:
         }
 
     def penalty(self) -> Tensor | None:
-        """Return what the rule adds to the loss of the current step."""
+        """Return the rule's loss term for the current step, or None."""
         return self.rule.penalty(self._scores, self.goal, self.step)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -136,9 +138,9 @@ class Learner:
                 scores.copy_(file.get_tensor(f"{full_name(self.model, name)}.mask_scores"))
 
     def close_(self) -> Ticket:
-        """Restore the model's linear layers with the resulting weights, and return the ticket.
+        """Restore the model's linear layers, apply the final masks to their weights, and return the ticket.
 
-        Gated weights are multiplied by their gates.
+        Weights with gates are multiplied by the gates.
         """
         self.derive_(self.goal.steps)
         ticket = self._ticket()
@@ -162,12 +164,12 @@ class Learner:
 
     def _insert_(self, group: UnitGroup) -> None:
         scores = None
-        first = resolve(self.model, group.name).get_parameter("weight")
+        weight = resolve(self.model, group.name).get_parameter("weight")
         if isinstance(self.rule, Scored):
             # Never in half precision, in which many scores would be equal.
-            dtype = torch.promote_types(first.dtype, torch.float32)
+            dtype = torch.promote_types(weight.dtype, torch.float32)
             scores = nn.Parameter(
-                torch.full(group.grid, self.rule.first_score, dtype=dtype, device=first.device)
+                torch.full(group.grid, self.rule.first_score, dtype=dtype, device=weight.device)
             )
             self._scores[group.name] = scores
         for key, units in group.parts.items():
@@ -185,7 +187,7 @@ class Learner:
     def _sample_gates_(self, step: int) -> None:
         """Set the random numbers of the gates.
 
-        They depend on seed and step alone, so a resumed run and every process of a run sample the same.
+        They depend only on seed and step, so a resumed run and all processes of a run sample the same.
         """
         generators: dict[torch.device, torch.Generator] = {}
         for group in self.units.groups:

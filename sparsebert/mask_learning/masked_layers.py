@@ -16,17 +16,18 @@ from sparsebert_kernels.masked import masked_linear, pack_mask
 class MaskedLinear(nn.Linear):
     """A linear layer with a mask that a :class:`~sparsebert.mask_learning.learner.Learner` sets each step.
 
-    y = x @ where(mask, W, 0).T + bias. The gradient of a pruned weight is zero; the gradient of the scores is
-    dL/dmask = dL/dW' * W everywhere, summed over the weights of a unit.
+    y = x @ where(mask, W, 0).T + bias. The gradient of a pruned weight is zero. The gradient of a score is
+    dL/dmask = dL/dW' * W, summed over all weights of its unit, pruned or not.
 
-    The layer takes over the weight and the bias of a linear layer under their names. If it owns the scores,
+    The layer shares the weight and the bias of a linear layer, under the same names. If it owns the scores,
     they are its parameter ``mask_scores``, as in Hugging Face's movement pruning.
 
     Args:
-        linear: Layer to take over.
+        linear: Layer whose weight and bias are shared.
         scores: Scores of the units, float32 in the shape of their grid or of the weight; None if untrained.
-        units: How the weight is cut into units.
-        owns_scores: Whether the scores are a parameter of this layer; units of several matrices share them.
+        units: How the weight is divided into units.
+        owns_scores: Whether the scores are a parameter of this layer. A unit that spans several matrices has
+            one set of scores, which one of its layers owns.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class MaskedLinear(nn.Linear):
         self.train(linear.training)
         if owns_scores:
             self.mask_scores = scores
-        # In a tuple: an attribute would make shared scores a parameter of this layer too.
+        # In a tuple: a plain attribute would register shared scores as a parameter of this layer too.
         self._scores = (scores,)
         self._units = units
         self._packed: Tensor | None = None
@@ -57,10 +58,10 @@ class MaskedLinear(nn.Linear):
 
 
 class GatedLinear(MaskedLinear):
-    """A linear layer with gates: y = x @ (z * W).T + bias, where the gates z(S) are random in training.
+    """A linear layer with gates: y = x @ (z * W).T + bias.
 
-    The gates are real numbers, so every forward pass computes a dense product z * W. Outside of training the
-    gates are deterministic.
+    The gates z(S) are random in training mode and deterministic otherwise. They are real numbers, so every
+    forward pass multiplies by the dense matrix z * W.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class GatedLinear(MaskedLinear):
         self._uniform: Tensor | None = None
 
     def set_uniform(self, uniform: Tensor) -> None:
-        """Set the random numbers, one a unit, from which training samples its gates."""
+        """Set the random numbers, one per unit, from which training samples its gates."""
         self._uniform = uniform
 
     def gates(self) -> Tensor:
@@ -87,7 +88,10 @@ class GatedLinear(MaskedLinear):
 
 
 class _Spread(torch.autograd.Function):
-    """Scores of units in the shape of the weight, for their gradients alone: the values take no memory."""
+    """Expand the scores of units to the shape of the weight, as zeros that take no memory.
+
+    Only the backward pass matters: it sums the gradient over the weights of each unit.
+    """
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, units: Granularity, shape: torch.Size) -> Tensor:

@@ -26,12 +26,13 @@ from sparsebert.pruning.sparsity_schedule import exact, require_share
 
 @dataclass(frozen=True)
 class Ramped(Rule):
-    """Base class of the rules with a cubic ramp between two constant parts of the run.
+    """Base class of the rules with a cubic ramp between two constant phases of the run.
+
+    Without a learning-rate warm-up, the ramp spans the whole run.
 
     Attributes:
-        initial_warmup: Length of the first constant part, in units of the learning rate's warm-up steps.
-        final_warmup: Length of the last constant part, in the same units. Without a learning-rate warm-up
-            the ramp spans the whole run.
+        initial_warmup: Length of the first constant phase, in multiples of the learning rate's warm-up steps.
+        final_warmup: Length of the last constant phase, in the same multiples.
     """
 
     initial_warmup: float = 1.0
@@ -53,11 +54,11 @@ class Ramped(Rule):
 class GradualMagnitudeRule(Ramped):
     """Gradual magnitude pruning (Zhu and Gupta 2017, "To prune, or not to prune", equation 1).
 
-    As in the code of Sanh et al. 2020, every step keeps the largest weights: the share v(t) of each scope,
-    where v falls from 1 to the target density along the cubic.
+    As in the code of Sanh et al. 2020, every step keeps the largest weights of each scope, a share v(t) of
+    them. v falls from 1 to the target density along the cubic.
 
-    The loss sees where(M, W, 0), so a pruned weight has no gradient. It moves by momentum and weight decay
-    alone, and may come back while the others shrink.
+    The loss is computed with where(M, W, 0), so a pruned weight gets no gradient. It changes only by momentum
+    and weight decay, and returns if enough other weights become smaller.
     """
 
     def masks(
@@ -72,14 +73,14 @@ class MovementRule(Scored, GradualMagnitudeRule):
 
     Keeps the top v(t) like gradual magnitude pruning, but ranks by learned scores S, which start at 0. The
     mask has a straight-through gradient: dL/dS = dL/dW' * W for every weight, pruned or not. A score rises
-    while its weight moves away from zero (W * dL/dW' < 0); no absolute value is taken.
+    while its weight moves away from zero (W * dL/dW' < 0). Scores are ranked by signed value.
 
     Attributes:
         regularisation: Weight of the penalty of Static Model Pruning, lambda(t) * mean over matrices of
             mean(sigmoid(S)), with lambda(t) = ``regularisation`` * (1 - (1 - t / T)^3). The paper has no
             penalty. Adam takes steps of the same size for all scores, however small their gradients, so in
-            a short run scores rank weights by chance; the penalty makes the scores that the task pulls
-            least sink first.
+            a short run the ranking of the scores is largely chance. With the penalty, the scores with the
+            smallest gradients from the task fall first.
     """
 
     regularisation: float = 0.0
@@ -97,13 +98,14 @@ class SoftMovementRule(Scored, Ramped):
     """Soft movement pruning (Sanh et al. 2020, section 4.1 and appendix): M = (sigmoid(S) > tau).
 
     The threshold and a penalty on the scores decide how much is kept. tau(t) rises from 0 to ``threshold``
-    along the cubic. The loss gets lambda(t) * mean over matrices of mean(sigmoid(S)), with
-    lambda(t) = ``regularisation`` * tau(t) / ``threshold``. S starts at 0.
+    along the cubic. The penalty lambda(t) * mean over matrices of mean(sigmoid(S)), with
+    lambda(t) = ``regularisation`` * tau(t) / ``threshold``, is added to the loss. S starts at 0.
 
     Attributes:
         threshold: Final threshold tau, between 0 and 1.
         regularisation: Final weight of the penalty.
-        floor: At least int(``floor`` * n) + 1 of the n units of a matrix stay, those of the highest scores.
+        floor: Minimum share of a matrix to keep: at least int(``floor`` * n) + 1 of its n units stay, those
+            with the highest scores.
     """
 
     threshold: float = 0.1

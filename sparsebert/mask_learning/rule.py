@@ -27,7 +27,7 @@ class Goal:
         warmup: Steps in which the learning rate warms up.
         density: Share of the weights to keep at the end.
         task: Name of the task, for rules whose published settings depend on it.
-        taught: Whether a teacher is distilled, for the same rules.
+        taught: Whether the run distils a teacher, for the same rules.
     """
 
     steps: int
@@ -52,7 +52,7 @@ class PrunableUnits:
     scope: str
 
     def competition_groups(self, scope: str | None = None) -> list[list[UnitGroup]]:
-        """Return the groups whose units compete with each other, in ``scope`` or in the run's own."""
+        """Return the groups whose units compete with each other, in ``scope`` or in the scope of the run."""
         return competition_groups(self.groups, scope or self.scope, self.types)
 
 
@@ -64,7 +64,7 @@ class Rule(abc.ABC):
     the rule is :class:`Scored`. Scores and masks are keyed by the names of the groups.
 
     Attributes:
-        trains_weights: Whether the weights of the base model are trained. Its embeddings never are.
+        trains_weights: Whether the weights of the base model are trained; its embeddings are always frozen.
     """
 
     trains_weights: ClassVar[bool] = True
@@ -90,7 +90,7 @@ class Rule(abc.ABC):
             scores: Group -> floating-point scores in the shape of the group's grid.
             units: The units to mask.
             goal: Length and target density of the run.
-            step: Optimizer step, counted from 0; ``goal.steps`` stands for the result of the run.
+            step: Optimizer step, counted from 0; ``goal.steps`` for the final masks.
 
         Returns:
             Group -> bool mask over its units, True = keep.
@@ -100,7 +100,7 @@ class Rule(abc.ABC):
         """
 
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:
-        """Return the differentiable scalar to add to the loss of a step, or None."""
+        """Return a differentiable scalar to add to the loss of a step, or None."""
         return None
 
 
@@ -129,11 +129,11 @@ class Gated(Scored):
 
     @abc.abstractmethod
     def gates(self, scores: Tensor, uniform: Tensor | None) -> Tensor:
-        """Return the gates of units: the shape of ``scores``, differentiable in them.
+        """Return the gates of units, in the shape of ``scores`` and differentiable in them.
 
         Args:
             scores: Scores of the units.
-            uniform: Random numbers in [0, 1) in the shape of ``scores``, from which training samples its
+            uniform: Random numbers in [0, 1), in the shape of ``scores``, from which training samples its
                 gates; None for the deterministic gates of the trained model.
         """
 
@@ -141,13 +141,13 @@ class Gated(Scored):
 def keep_top(
     scores: Mapping[str, Tensor], competing: Sequence[UnitGroup], budget: Fraction, size: Size | None = None
 ) -> dict[str, Tensor]:
-    """Return masks that keep the highest scores of competing groups within a budget.
+    """Return masks that keep the highest scores of competing groups, within a budget.
 
     Args:
         scores: Group -> scores.
         competing: The groups that share the budget.
         budget: Weights to keep; with ``size=1``, units to keep.
-        size: Size of a unit, if not its number of weights.
+        size: Size of each unit in the budget; None for its number of weights.
     """
     order = [ranked(scores[group.name].detach().float()) for group in competing]
     sizes = [group.sizes if size is None else size for group in competing]
@@ -165,7 +165,7 @@ def keep_share(scores: Mapping[str, Tensor], units: PrunableUnits, density: Frac
 
 
 def above(scores: Tensor, threshold: float) -> Tensor:
-    """Return the bool mask sigmoid(scores) > threshold. Raise ValueError for a NaN."""
+    """Return the bool mask sigmoid(scores) > threshold. Raise ValueError if a score is NaN."""
     probabilities = torch.sigmoid(scores.detach())
     if probabilities.isnan().any():
         raise ValueError("a score is NaN: training diverged; lower the learning rates")
@@ -188,7 +188,7 @@ def growing_penalty(
 def mean_sigmoid(scores: Sequence[Tensor], shift: float = 0.0) -> Tensor:
     """Return the mean over tensors of mean(sigmoid(S + shift)), differentiable.
 
-    Each tensor counts the same, whatever its size. The backward pass keeps nothing but the scores.
+    Each tensor counts the same, whatever its size. Only the scores are saved for the backward pass.
     """
     total = _MeanSigmoid.apply(scores[0], shift)
     for tensor in scores[1:]:

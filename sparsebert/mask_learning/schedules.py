@@ -1,4 +1,4 @@
-"""Schedules of densities and thresholds, in exact arithmetic: a run ends at exactly the target density."""
+"""Schedules of densities and thresholds, in exact arithmetic: a run ends exactly at its target density."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CURVES: dict[str, Curve] = {"cubic": cubic, "linear": linear}
 
 @dataclass(frozen=True)
 class Ramp:
-    """A transition from one value at step ``begin`` to another at step ``end``, constant before and after.
+    """A transition from one value at step ``begin`` to another at step ``end``, constant before and after it.
 
     Raises:
-        ValueError: ``begin`` is negative or not before ``end``.
+        ValueError: ``begin`` is negative, or ``end`` is not after ``begin``.
     """
 
     begin: int
@@ -41,29 +41,29 @@ class Ramp:
             )
 
     def at(self, step: int, first: Fraction, last: Fraction) -> Fraction:
-        """Return the value at an optimizer step, counted from 0, on the way from ``first`` to ``last``."""
+        """Return the value between ``first`` and ``last`` at an optimizer step, counted from 0."""
         progress = Fraction(min(max(step - self.begin, 0), self.end - self.begin), self.end - self.begin)
         return first + (last - first) * self.curve(progress)
 
 
 def between_warm_ups(steps: int, warmup: int, before: float, after: float, curve: Curve = cubic) -> Ramp:
-    """Return the ramp between the two constant parts of a run.
+    """Return the ramp between the two constant phases of a run.
 
     Args:
         steps: Optimizer steps of the run.
         warmup: Steps in which the learning rate warms up.
-        before: Length of the first constant part, in units of ``warmup``.
-        after: Length of the last constant part, in units of ``warmup``.
+        before: Length of the first constant phase, in multiples of ``warmup``.
+        after: Length of the last constant phase, in multiples of ``warmup``.
         curve: Shape of the ramp.
 
     Raises:
-        ValueError: The constant parts leave no step between them.
+        ValueError: The constant phases leave no step between them.
     """
     begin, end = round(before * warmup), steps - round(after * warmup)
     if begin >= end:
         raise ValueError(
-            f"a run of {steps} steps has no room for the ramp of the density between {begin} steps at its "
-            f"start and {steps - end} at its end ({before:g} and {after:g} times {warmup} warm-up steps): "
-            "train longer or warm up less"
+            f"a run of {steps} steps has no room for the ramp of the density between {begin} constant steps "
+            f"at its start and {steps - end} at its end ({before:g} and {after:g} times {warmup} warm-up "
+            "steps): train longer or warm up less"
         )
     return Ramp(begin, end, curve)

@@ -1,4 +1,4 @@
-"""Allocation of a density to matrices: shares in proportion to rates, capped at 1, in whole numbers."""
+"""Allocation of a total density to matrices: proportional shares, shares capped at 1, and whole counts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 
 def proportional_shares(rates: Sequence[float], sizes: Sequence[int], density: float) -> list[float]:
-    """Return shares in proportion to the rates that keep ``density`` of all sizes together.
+    """Return shares that are proportional to the rates and keep ``density`` of the sum of the sizes.
 
-    A share may exceed 1. Rates that are all 0 count as equal.
+    A share may exceed 1. If all rates are 0, they count as equal.
 
     Raises:
         ValueError: A rate is NaN.
@@ -25,7 +25,7 @@ def proportional_shares(rates: Sequence[float], sizes: Sequence[int], density: f
 def capped_shares(rates: Sequence[float], sizes: Sequence[int], density: float) -> list[float]:
     """Return shares as :func:`proportional_shares` does, capped at 1.
 
-    The excess of a full matrix raises the shares of the others in proportion (water filling).
+    The excess of a matrix above 1 is distributed over the other matrices in proportion (water filling).
     """
     shares = [1.0] * len(rates)
     unfilled = list(range(len(rates)))

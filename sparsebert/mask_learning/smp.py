@@ -1,4 +1,4 @@
-"""Static Model Pruning (SMP): a pre-trained model learns a task by its masks alone."""
+"""Static Model Pruning (SMP): a pre-trained model learns a task only through its masks."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ from sparsebert.pruning.unit_groups import UnitGroup
 
 # The paper trains large tasks for 12 epochs; the density falls during the first 7.
 _RAMP_SHARE = Fraction(7, 12)
-# Densities beyond which a threshold mask (T) has diverged.
+# Densities below and above which a threshold mask (T) has diverged.
 _COLLAPSED, _WHOLE = 1e-4, 0.999
-# Distance from the target density within which the released code picks the best masks.
+# Distance from the target density within which the released code selects the best masks.
 _NEAR = Fraction(1, 100)
 
 
 class Mask(StrEnum):
-    """The criterion that decides which weights stay.
+    """The criterion for the weights to keep.
 
-    ``L`` keeps the highest scores of each matrix; ``S`` the highest of each matrix, whose share depends on
-    its scores; ``G`` the highest of all matrices together; ``T`` all scores above a threshold.
+    ``L`` keeps the highest scores of each matrix, the same share of all. ``S`` keeps the highest scores of
+    each matrix, a share that depends on its scores. ``G`` keeps the highest scores of all matrices together.
+    ``T`` keeps all scores above a threshold.
     """
 
     LOCAL = "L"
@@ -58,7 +59,7 @@ class CurveName(StrEnum):
 
 
 class Over(StrEnum):
-    """How long the penalty grows: during the whole run (the code), or while the density falls (the paper)."""
+    """The period in which the penalty grows: the run (the code), or the fall of the density (the paper)."""
 
     RUN = "run"
     DENSITY = "density"
@@ -69,34 +70,34 @@ class StaticModelPruningRule(Scored):
     """Static Model Pruning (Jiang et al. 2023, "Pruning Pre-trained Language Models Without Fine-Tuning").
 
     Only the scores are trained, through the mask (dL/dS = dL/dW' * W, for pruned weights too); the weights
-    keep their pre-trained values. S starts at 0. The density falls from 1 to the target along ``curve`` over
-    ``ramp_steps``, then stays constant. The loss gets lambda(t) * mean over matrices of mean(sigmoid(S)),
-    with lambda(t) = ``regularisation`` * (1 - (1 - t / T)^3).
+    keep their pre-trained values. S starts at 0. The density v falls from 1 to the target along ``curve``
+    over ``ramp_steps``, then stays constant. The penalty lambda(t) * mean over matrices of mean(sigmoid(S)),
+    with lambda(t) = ``regularisation`` * (1 - (1 - t / T)^3), is added to the loss.
 
     Attributes:
-        mask: Which weights stay:
+        mask: Criterion for the weights to keep:
 
             L  the top v of each matrix;
-            S  the top v_l of each matrix l, where v_l = v * R_l / mean R over the L matrices of its type,
-               and R = mean(sigmoid(S / ``temperature``)). A v_l above 1 is capped and its excess goes to the
+            S  the top v_l of each matrix l, where v_l = v * R_l / mean R over the matrices of its type,
+               and R = mean(sigmoid(S / ``temperature``)). A v_l above 1 is capped, and its excess goes to the
                other matrices in proportion, so the density is exact;
             G  the top v of all matrices together;
             T  sigmoid(S) above a threshold that rises to ``threshold`` along the ramp. An ablation that
-               tends to diverge: it raises ValueError once almost nothing or almost everything stays.
+               tends to diverge: it raises ValueError once almost nothing or almost everything is kept.
 
         ramp_steps: Length of the ramp; None for 7/12 of the run.
         curve: Shape of the ramp.
         regularisation: Final weight of the penalty.
-        regularisation_over: T of the penalty, the whole run or the ramp.
+        regularisation_over: Period T of the penalty: the whole run or the ramp.
         temperature: Temperature of mask S; None for 1.
         threshold: Final threshold of mask T.
-        label_words: A word for each label ("terrible,great"), or "task" for the paper's words. They are read
-            from the pre-trained language-model head at [MASK] (at the first token if there is none), and
-            that head stays unchanged too: the ticket is all that a task needs. Without words the task gets a
-            head of its own, trained at the learning rate of the weights (the paper's ablation).
-        template: Text around the examples, "{0} It was [MASK].".
-        smp_compat: Compute as the released code does: counts are rounded down and nothing is redistributed,
-            so S keeps less than the target; ramps and temperature are those of the scripts for the task
+        label_words: One word per label ("terrible,great"), or "task" for the paper's words. The pre-trained
+            language-model head predicts them at [MASK] (at the first token of a text without one) and stays
+            unchanged, so the ticket alone specialises the model for a task. Without words, the task gets a
+            new head, which is trained at the learning rate of the weights (the paper's ablation).
+        template: Text around the examples, such as "{0} It was [MASK].".
+        smp_compat: Compute as the released code does. Counts are rounded down and no excess is redistributed,
+            so S keeps less than the target. Ramps and temperature follow the scripts for the task
             (:mod:`sparsebert.mask_learning.smp_recipes`).
     """
 
@@ -124,7 +125,7 @@ class StaticModelPruningRule(Scored):
         if self.temperature is not None:
             require_positive(self, "temperature")
         if self.template is not None and self.label_words is None:
-            raise ValueError(f"template {self.template!r} has a blank for label words: name label words too")
+            raise ValueError(f"template {self.template!r} has a blank for label words: set label_words too")
         require_share(self, "threshold")
 
     def check(self, goal: Goal) -> None:
@@ -145,8 +146,8 @@ class StaticModelPruningRule(Scored):
     def is_near(self, goal: Goal, step: int) -> bool:
         """Return whether the density of a step is within 0.01 of the target.
 
-        The released code picks its best masks among such steps. With mask T it picks none; here the steps
-        from the end of the ramp on count.
+        The released code selects its best masks among such steps. For mask T it selects none; here all steps
+        after the ramp count as near.
         """
         ramp = self.ramp(goal)
         if self.mask is Mask.THRESHOLD:
@@ -201,7 +202,7 @@ def _top_by_rates(
     scores: Mapping[str, Tensor], groups: list[UnitGroup], rates: list[float], density: Fraction
 ) -> dict[str, Tensor]:
     """Keep the highest scores of each group, its share in proportion to its rate, at exactly the density."""
-    # Units of one size are counted instead of their weights, so that the budget cuts none in two.
+    # If all units have one size, units are counted instead of weights: the budget then splits none of them.
     sizes = {group.sizes if isinstance(group.sizes, int) else 1 for group in groups}
     size = sizes.pop() if len(sizes) == 1 else 1
     counts = [group.weights // size for group in groups]

@@ -13,7 +13,7 @@ _SQUAD = "squad"
 def ramp_steps(goal: Goal, shared: bool) -> int:
     """Return the steps over which the density falls.
 
-    The result is not positive if the run is shorter than the scripts' runs.
+    The result may be 0 or negative if the run is shorter than the runs of the scripts.
 
     Args:
         goal: Length and target density of the run, and its task.
@@ -28,7 +28,7 @@ def ramp_steps(goal: Goal, shared: bool) -> int:
 
 
 def penalty_steps(goal: Goal) -> int:
-    """Return the steps over which the penalty grows: all, but for SQuAD at a density of 0.03."""
+    """Return the steps over which the penalty grows: the whole run, except for SQuAD at a density of 0.03."""
     return 27_660 if _sparsest(goal) else goal.steps
 
 

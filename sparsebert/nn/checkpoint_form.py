@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparsebert.tickets.bits import pack_bits
 
-# They replace ``weight`` among the names of a checkpoint.
+# Names of the two tensors that replace ``weight`` in a checkpoint.
 BITS, VALUES = "weight_bits", "weight_values"
 
 

@@ -1,4 +1,4 @@
-"""`FusedActivation`: the placeholder of an activation that a sparse layer applies itself."""
+"""`FusedActivation`: the placeholder for an activation that a sparse layer applies itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class FusedActivation(nn.Identity):
-    """The placeholder of an activation module that the up-projection before it applies itself.
+    """The placeholder for an activation module; the up-projection before it applies the activation.
 
     ``original`` is the activation module, which `densify_` puts back.
     """

@@ -1,9 +1,9 @@
 """Query, key and value of a self-attention, computed by one native call that reads their input once.
 
 `fuse_qkv_` registers two hooks on the attention module. The first runs before the attention's forward method
-and computes all projections of its input. Each projection stays a module of its own: when the attention calls
-it, it returns its output instead of computing it. The second hook, which runs after errors too, drops what is
-not used. So the outputs live for one call of the attention, in the thread that makes it.
+and computes all projections of its input. Each projection stays a separate module: when the attention calls
+it, it returns the precomputed output. The second hook, which runs after errors too, drops unused outputs. The
+outputs therefore live for one call of the attention, in the calling thread.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from sparsebert_kernels.cuda import backend
 from sparsebert_kernels.formats.panel import PanelSparse
 from sparsebert_kernels.ops import plain_inference
 
-# An attention that leaves outputs unused in this many calls in a row does not project its own input: it is
-# left alone from then on.
+# An attention that leaves outputs unused in this many consecutive calls does not project its own input: the
+# hooks skip it from then on.
 MAX_UNUSED_CALLS = 8
 
 
 def fuse_qkv_(attention: nn.Module, names: Sequence[str]) -> None:
     """Let ``attention`` compute its projections in one call wherever nothing can observe the difference.
 
-    That is in eager mode without gradients and without autocast, on a plain tensor, while the attention has
+    Nothing can in eager mode without gradients and without autocast, on a plain tensor, if the attention has
     no other forward pre-hooks, the projections have no forward hooks, and no forward method is patched. On a
-    single CPU thread the projections run one by one, which takes no longer. The hooks hold names only: copies
-    and pickles of the attention are fused too.
+    single CPU thread the projections run one by one, which takes no longer. The hooks hold names only, so
+    that copies and pickles of the attention are fused too.
 
     Args:
         attention: A module whose forward method takes the input of the projections first, or as
@@ -49,7 +49,7 @@ def fuse_qkv_(attention: nn.Module, names: Sequence[str]) -> None:
 def unfuse_qkv_(attention: nn.Module) -> None:
     """Remove the hooks of `fuse_qkv_`, if there are any."""
     for hooks in (attention._forward_pre_hooks, attention._forward_hooks):
-        for number in [number for number, hook in hooks.items() if _is_ours(hook)]:
+        for number in [number for number, hook in hooks.items() if _is_qkv_hook(hook)]:
             for name in HOOKS:
                 if isinstance(registered := getattr(attention, name), dict):
                     registered.pop(number, None)
@@ -57,7 +57,7 @@ def unfuse_qkv_(attention: nn.Module) -> None:
 
 def is_fused(attention: nn.Module) -> bool:
     """Whether the attention has the hooks of `fuse_qkv_`."""
-    return any(map(_is_ours, attention._forward_pre_hooks.values()))
+    return any(map(_is_qkv_hook, attention._forward_pre_hooks.values()))
 
 
 class FusedQKV:
@@ -79,9 +79,12 @@ class FusedQKV:
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return
         x = args[0] if args else kwargs.get("hidden_states")
-        if type(x) is not Tensor or not plain_inference(x) or self._unused_calls >= MAX_UNUSED_CALLS:
+        if type(x) is not Tensor or self._unused_calls >= MAX_UNUSED_CALLS:
             return
+        # The cheap and frequent answer first: it is given in every attention of every call on one thread.
         if x.is_cpu and torch.get_num_threads() == 1 and not backend.runs_on(x):
+            return
+        if not plain_inference(x):
             return
         layers = [getattr(attention, name) for name in self.names]
         if _undisturbed(attention, layers):
@@ -103,7 +106,7 @@ class FusedQKV:
 
 
 def _undisturbed(attention: nn.Module, layers: Sequence[nn.Module]) -> bool:
-    """Whether nobody else's code runs between the pre-hook of the attention and its projections."""
+    """Whether no foreign code runs between the pre-hook of the attention and its projections."""
     if len(attention._forward_pre_hooks) > 1 or "forward" in attention.__dict__:
         return False
     return all(
@@ -116,5 +119,5 @@ def _undisturbed(attention: nn.Module, layers: Sequence[nn.Module]) -> bool:
     )
 
 
-def _is_ours(hook: Any) -> bool:
+def _is_qkv_hook(hook: Any) -> bool:
     return isinstance(getattr(hook, "__self__", None), FusedQKV)

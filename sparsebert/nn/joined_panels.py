@@ -23,14 +23,17 @@ class JoinedPanels:
         self._bias: Tensor | None = None
 
     def weight(self, layers: Sequence[SparseLinear]) -> PanelSparse | None:
-        """Return the joined weight, None if the layers cannot be joined. Their values become views of it."""
+        """Return the joined weight, None if the layers cannot be joined.
+
+        The layers' values become views of the joined weight.
+        """
         values = [layer.values for layer in layers]
         if len(values) == len(self._values) and all(map(operator.is_, values, self._values)):
             return self._weight
         packed = [layer.packed for layer in layers]
         self._weight = None
         if can_share(packed) and not any(layer.trainable for layer in layers):
-            # As inference tensors they could not be saved for a backward pass later.
+            # Inference tensors could not be saved for a later backward pass.
             with torch.inference_mode(False):
                 self._weight, members = join(packed)  # type: ignore[arg-type]
             values = [member.values for member in members]
@@ -55,5 +58,5 @@ class JoinedPanels:
 
 
 def _version(tensor: Tensor | None) -> int:
-    """The count of in-place changes; tensors made in inference mode keep none."""
+    """Return the count of in-place changes; 0 for inference tensors, which keep none."""
     return 0 if tensor is None or tensor.is_inference() else tensor._version

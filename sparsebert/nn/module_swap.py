@@ -1,4 +1,4 @@
-"""Replacing a module of a model by another, hooks included."""
+"""Replacement of a module in a model, hooks included."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def move_hooks(old: nn.Module, new: nn.Module) -> None:
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the module of this full name by ``module``."""
+    """Replace the module of this full name with ``module``."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)

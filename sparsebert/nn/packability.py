@@ -11,7 +11,7 @@ from sparsebert.cost.candidates import STORED
 
 
 class Packability:
-    """Judge the linear layers of one model, whose parameters tell which weights are tied."""
+    """Check whether linear layers of a model can be packed; the model's parameters show the tied weights."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -53,8 +53,8 @@ class Packability:
 
 
 def require_unpatched_forward(name: str, module: nn.Module) -> None:
-    """Raise ValueError if something replaced the forward method of this module of this name."""
+    """Raise ValueError, with ``name``, if the forward method of the module is patched."""
     if "forward" in module.__dict__:
         raise ValueError(
-            f"the forward method of {name} is patched, as hooks of accelerate do: remove that first"
+            f"the forward method of {name} is patched, as by hooks of accelerate: remove the patch first"
         )

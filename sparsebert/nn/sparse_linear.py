@@ -45,8 +45,8 @@ class SparseLinear(nn.Module):
         bias: [out_features] or None. A Parameter is registered itself, not a copy.
         format: A name in `sparsebert_kernels.formats.FORMATS`.
         trainable: Make ``values``, the kept weights, a Parameter. Only formats "element", "vector" and
-            "panel" can be trained, the latter two if the mask consists of whole vectors or blocks.
-            Otherwise, only x and the bias have gradients.
+            "panel" can be trained, the latter two only with a mask of whole vectors or blocks. Otherwise,
+            only x and the bias have gradients.
         **options: Options of the format.
 
     The ``state_dict`` is that of the `nn.Linear` that the layer replaces: ``weight`` (dense) and ``bias``.
@@ -56,8 +56,9 @@ class SparseLinear(nn.Module):
 
     float32 and bfloat16 layers store their dtype and compute in it. float16 layers do so on a GPU, and store
     and compute float32 on a CPU. float64 layers, and layers on a device without packed kernels, hold the
-    plain dense matrix (a trainable one its float32 values) and are packed again when they leave. ``.to()``
-    repacks; on another kind of device, in the format with the least predicted time there.
+    plain dense matrix until they are converted or moved again; a trainable layer stays packed, with float32
+    values in place of float64. ``.to()`` repacks; on another kind of device, in the format with the least
+    predicted time there.
 
     Raises:
         ValueError: Weight, mask, format and options do not fit together.
@@ -137,8 +138,8 @@ class SparseLinear(nn.Module):
     def mask(self) -> Tensor:
         """The mask (bool [out_features, in_features], True = keep), computed on access.
 
-        Formats that store pruned weights as zeros, or drop kept zeros, lose the mask: there it is the nonzero
-        weights.
+        Formats that store pruned weights as zeros, or drop kept zeros, lose the mask. In these formats, the
+        nonzero weights are the mask.
         """
         kept = self.packed.kept()
         return kept if int(torch.count_nonzero(kept)) == self._nnz else self.weight != 0
@@ -258,13 +259,15 @@ class SparseLinear(nn.Module):
         return self
 
     def _choose_format(self, weight: Tensor, mask: Tensor) -> None:
-        """Choose a format on the first visit to a kind of device: a GPU format it has, else the fastest."""
+        """Choose a format on the first move to a kind of device: on a GPU an earlier GPU format, else the
+        fastest.
+        """
         device = weight.device
-        made_for_gpus = [recipe for recipe in self._recipes.values() if recipe[0] in backend.FORWARD]
+        gpu_recipes = [recipe for recipe in self._recipes.values() if recipe[0] in backend.FORWARD]
         if device.type not in ("cpu", "cuda") or weight.dtype == torch.float64:
             format, options = next(iter(self._recipes.values()))
-        elif device.type == "cuda" and made_for_gpus:
-            format, options = made_for_gpus[0]
+        elif device.type == "cuda" and gpu_recipes:
+            format, options = gpu_recipes[0]
         else:
             tokens = self.plan.tokens if self.plan else DEFAULT_TOKENS
             work = preferred(mask, weight.dtype, device, tokens, trainable=self.trainable)
@@ -337,8 +340,8 @@ class SparseLinear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         if "values" in state:
-            # As bytes: a tensor is sent to worker processes by its memory, which this temporary one would
-            # free.
+            # Bytes, not a tensor: torch sends worker processes a reference to a tensor's memory, which would
+            # be freed with this temporary tensor.
             state["values"] = state["values"].to_dense().view(torch.uint8).numpy()
         return state
 

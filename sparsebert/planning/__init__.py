@@ -1,1 +1,1 @@
-"""Planning: which layers become sparse, in which packed format, and how fast they run on this device."""
+"""Planning: select the layers that become sparse, their packed formats and the expected times on a device."""

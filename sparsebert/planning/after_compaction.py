@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from sparsebert.bert import is_bert_like, resolve
-from sparsebert.compaction.analyze import Change, CompactionPlan, prepare
+from sparsebert.compaction.analyze import CompactionPlan, MatrixCompaction, analyze
+from sparsebert.compaction.install import compacted_linear
 from sparsebert.compaction.manifest import description_of, is_ticket_of, record_of
 from sparsebert.planning.target_layers import Filter, TargetLayer, select_target_layers
 from sparsebert.tickets.ticket import Ticket
@@ -32,11 +33,11 @@ class CompactedTargets:
     removal_note: str = ""
 
     @property
-    def dense_changes(self) -> tuple[Change, ...]:
-        """Matrices that compaction makes smaller and that stay dense."""
+    def dense_matrices(self) -> tuple[MatrixCompaction, ...]:
+        """Matrices that compaction changes and that stay dense."""
         keys = {layer.key for layer in self.layers}
-        changes = self.compaction.changes if self.compaction else ()
-        return tuple(change for change in changes if not change.whole and change.key not in keys)
+        matrices = self.compaction.matrices if self.compaction else ()
+        return tuple(matrix for matrix in matrices if matrix.compacted and matrix.key not in keys)
 
 
 def compacted_targets(
@@ -60,10 +61,10 @@ def compacted_targets(
         tokens: Rows of x in a call.
         compact: True demands compaction and False forbids it. None compacts if the model allows it, there is
             no ``filter`` and the layers are not ``trainable``.
-        trainable: The kept weights will be trained: layers without pruned weights then stay dense.
+        trainable: Whether the kept weights will be trained; layers without pruned weights then stay dense.
 
     Raises:
-        ValueError: As `select_target_layers` does; with ``compact=True`` also for a filter, and as `prepare`
+        ValueError: As `select_target_layers` does; with ``compact=True`` also for a filter, and as `analyze`
             does.
     """
     if compact and filter is not None:
@@ -78,19 +79,19 @@ def compacted_targets(
     if compact is False or (compact is None and not possible):
         return CompactedTargets(targets, None)
     try:
-        compaction = prepare(model, ticket, round_to=ROUND_TO, packed_for=tokens)
+        compaction = analyze(model, ticket, round_to=ROUND_TO, packed_for=tokens)
     except ValueError as error:
         if compact:
             raise
         return CompactedTargets(targets, None, f"not compacted: {error}")
-    changes = {change.key: change for change in compaction.changes if not change.whole}
-    if not changes:
+    matrices = {matrix.key: matrix for matrix in compaction.matrices if matrix.compacted}
+    if not matrices:
         return CompactedTargets(targets, None)
-    layers = [_compacted(layer, changes[layer.key]) if layer.key in changes else layer for layer in targets]
+    layers = [_compacted(layer, matrices[layer.key]) if layer.key in matrices else layer for layer in targets]
     if trainable:
         layers = [layer for layer in layers if not layer.mask.all()]
-    configured = sum(change.linear.weight.numel() for change in compaction.changes)
-    stored = sum(change.matrix.weight.numel() for change in compaction.changes)
+    configured = sum(matrix.linear.weight.numel() for matrix in compaction.matrices)
+    stored = sum(matrix.matrix.weight.numel() for matrix in compaction.matrices)
     return CompactedTargets(tuple(layers), compaction, _note(configured, stored))
 
 
@@ -100,14 +101,14 @@ def compaction_note(model: nn.Module) -> str:
     return _note(weights["configured"], weights["stored"]) if weights else ""
 
 
-def _compacted(layer: TargetLayer, change: Change) -> TargetLayer:
+def _compacted(layer: TargetLayer, compaction: MatrixCompaction) -> TargetLayer:
     return TargetLayer(
         key=layer.key,
         name=layer.name,
-        linear=change.smaller_linear(),
-        mask=change.matrix.mask,
-        removal_note=change.removed,
-        configured=change.linear.weight.numel(),
+        linear=compacted_linear(compaction),
+        mask=compaction.matrix.mask,
+        removal_note=compaction.removal_note,
+        configured=compaction.linear.weight.numel(),
     )
 
 

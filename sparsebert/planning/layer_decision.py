@@ -1,4 +1,4 @@
-"""The decision for one layer while a plan is made: its candidates, the current choice and its timing."""
+"""The decision for one layer of a plan: its candidate formats, the current format and its timing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sparsebert.planning.target_layers import TargetLayer
 from sparsebert_kernels.timing import Paired
 
 # The speed-up over prepacked dense that a sparse layer must reach, as a ratio of paired medians. Timings
-# scatter by several percent, and models call their layers with other numbers of tokens than the plan was made
-# for: a whole model of layers that were timed as equal came out 4 % slower than dense.
+# scatter by several percent, and models call their layers with other numbers of tokens than planned: a model
+# whose layers were all timed as equal ran 4 % slower than dense.
 LEAST_SPEEDUP = 1.05
 # Layers of one shape and format are timed as one class if their stored weights differ by less than this
 # factor.
@@ -33,10 +33,10 @@ class LayerDecision:
 
     Attributes:
         layer: The layer.
-        choice: Its candidates and their predicted times.
-        work: The candidate chosen so far.
-        requested: The user named the format.
-        timing: The chosen candidate (``mine``) against the dense layer (``other``), in seconds.
+        choice: The layer's candidates and their predicted times.
+        work: The current candidate.
+        requested: Whether the user named the format.
+        timing: The current candidate (``mine``) against the dense layer (``other``), in seconds.
         rejected: The candidate that the timing ruled out in favour of the dense layer.
     """
 
@@ -56,11 +56,11 @@ class LayerDecision:
         return self.layer.linear.weight.device
 
     def predicted(self, work: WorkEstimate) -> float | None:
-        """Seconds by the cost model; None if it has no figures for the format."""
+        """Predict the seconds of a candidate; None if the cost model has no figures for its format."""
         return self.choice.predicted(work)
 
     def timing_class(self) -> tuple[Any, ...]:
-        """Layers of equal class share one timing."""
+        """Return the layer's class; layers of one class share one timing."""
         width = round(math.log(max(self.work.stored, 1)) / math.log(CLASS_WIDTH))
         dtype = self.layer.linear.weight.dtype
         kinds = tuple(sorted(work.kind for work in self.choice.candidates))
@@ -113,12 +113,12 @@ class LayerDecision:
         elif predicted and dense:
             reason = f"predicted {dense / predicted:.1f}x dense"
         else:
-            reason = "no cost figures: the format that stores least"
+            reason = "no cost figures: the format with the fewest stored weights"
         half = self.layer.linear.weight.dtype == torch.float16 and self.choice.blocks is None
         return f"{reason}; computed in float32" if half else reason
 
     def _block_suggestion(self) -> str:
-        """The speed-up on a GPU of a ticket of the same sparsity that prunes whole blocks."""
+        """Return the speed-up that a ticket of the same sparsity in whole blocks would reach on a GPU."""
         if self.choice.blocks is None:
             return ""
         statistics = self.choice.statistics

@@ -1,4 +1,4 @@
-"""Timing of a layer: its candidate formats, each in alternation with the prepacked dense layer."""
+"""Timing of a layer's candidate formats, each in alternation with the prepacked dense layer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fastest_candidate(layer: TargetLayer, choice: FormatCandidates, tokens: int)
 
     Args:
         layer: The layer to time.
-        choice: Its candidates, the one with the least predicted time first.
+        choice: The layer's candidates, the fastest prediction first.
         tokens: Rows of x.
 
     Returns:
@@ -51,13 +51,13 @@ def fastest_candidate(layer: TargetLayer, choice: FormatCandidates, tokens: int)
 def time_against_dense(layer: TargetLayer, work: WorkEstimate, tokens: int) -> Paired:
     """Time a layer in the format of ``work`` (``mine``) and as a prepacked dense layer (``other``).
 
-    Seconds for ``tokens`` rows of x; beyond `MAX_TIMED_TOKENS` they are extrapolated.
+    The seconds are for ``tokens`` rows of x, extrapolated beyond `MAX_TIMED_TOKENS`.
     """
     linear, device = layer.linear, layer.linear.weight.device
     dtype = linear.weight.dtype
     stored = stored_dtype(dtype, device.type)
     timed = min(tokens, MAX_TIMED_TOKENS[device.type])
-    # Random values in place of the layer's own: inf, NaN and denormals among those would run on a slow path.
+    # Random values: inf, NaN and denormals among the layer's weights would take a slow path.
     weight = torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(0)).to(device, stored)
     x = torch.randn(timed, linear.in_features, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     sparse = formats.pack(weight, layer.mask, format=work.format, **work.options)

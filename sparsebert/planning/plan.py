@@ -1,4 +1,4 @@
-"""The plan: the format of each layer, its predicted and measured times, and the reason; prints as a table."""
+"""The plan: each layer's format, predicted and measured times, and reason; prints as a table."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ class LayerPlan:
         shape: (out, in) after compaction.
         sparsity: Share of pruned weights, after compaction.
         format: Name of the packed format.
-        predicted_us: Time of the chosen format by the cost model; None if it has no figures for it.
-        measured_us: Time of the chosen format, measured on the densest layer of the class; None without a
+        predicted_us: Time of the format, predicted by the cost model; None if the model has no figures for
+            it.
+        measured_us: Time of the format, measured on the densest layer of its timing class; None without a
             measurement.
         dense_us: Time of a prepacked dense layer, measured if the class was timed, else predicted. For a
-            compacted layer, of the layer before compaction: scaled by its number of weights.
+            compacted layer, the time is scaled to the number of weights before compaction.
         nbytes: Size of the packed weight; until the layer is converted, an estimate within a few percent.
         dense_nbytes: Size of the dense layer before compaction.
-        reason: Why this format.
+        reason: The reason for the format, as text.
         tokens: Rows of x that the times hold for.
         block: (rows, columns) of the vectors or blocks, for formats that have them.
-        removal_note: What compaction removes from the layer, as text.
+        removal_note: The parts that compaction removes from the layer, as text.
         busy: Other programs used the machine during the timing: times and choice may be wrong.
     """
 
@@ -66,8 +67,8 @@ class Plan:
 
     Attributes:
         layers: One entry a layer.
-        machine: What the times hold for: instruction set, threads and where the costs come from.
-        removal_note: One line on what compaction removes from the model, or why it removes nothing.
+        machine: The conditions of the times: instruction set, threads and source of the costs.
+        removal_note: One line on the weights that compaction removes, or on the reason why it removes none.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -90,9 +91,9 @@ class Plan:
         if empty := sum(layer.sparsity == 1 for layer in self.layers):
             line += f"; {empty} layers keep nothing"
         times = [(_time(layer), layer.dense_us) for layer in self.layers]
-        if all(chosen_us and dense_us for chosen_us, dense_us in times):
-            chosen_ms, dense_ms = (sum(column) / 1e3 for column in zip(*times, strict=True))
-            line += f"; {chosen_ms:.2f} ms instead of {dense_ms:.2f} ms dense ({dense_ms / chosen_ms:.1f}x)"
+        if all(planned_us and dense_us for planned_us, dense_us in times):
+            planned_ms, dense_ms = (sum(column) / 1e3 for column in zip(*times, strict=True))
+            line += f"; {planned_ms:.2f} ms instead of {dense_ms:.2f} ms dense ({dense_ms / planned_ms:.1f}x)"
         return line
 
     def __str__(self) -> str:
@@ -111,8 +112,8 @@ class Plan:
     def _captions(self) -> list[str]:
         count = sum(layer.busy for layer in self.layers)
         doubt = (
-            f"{count} of {len(self.layers)} layers timed while the machine was busy: the figures marked ?, "
-            "and the formats chosen by them, may be wrong"
+            f"{count} of {len(self.layers)} layers timed while the machine was busy: figures marked ?, and "
+            "formats chosen by them, may be wrong"
         )
         lines = (self.summary, self.removal_note, doubt if count else "", self.machine)
         return [line for line in lines if line]

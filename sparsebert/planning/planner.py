@@ -1,4 +1,4 @@
-"""The planner: choose the packed format of each layer by the device's cost model and by timing."""
+"""The planner: choose the packed format of each layer with the device's cost model and by timing."""
 
 from __future__ import annotations
 
@@ -39,29 +39,30 @@ def plan(
 ) -> Plan:
     """Choose a packed format for each layer that ``ticket`` (or the zeros in the weights) makes sparse.
 
-    The cost model predicts the time of every format from the mask, the dtype and ``tokens``. With ``measure``
-    its costs are those of this machine, kept in a cache file, and each choice is timed in alternation with
-    prepacked dense: a layer that gains less than 5 % stays dense. A timing on a busy machine is repeated, and
-    marked if that does not help. Without ``measure`` the plan depends only on its arguments and the
-    instruction set.
+    The cost model predicts the time of every format from the mask, the dtype and ``tokens``. With
+    ``measure``, the costs are measured on this machine and kept in a cache file, and each choice is timed in
+    alternation with prepacked dense: a layer that gains less than 5 % stays dense. A timing on a busy machine
+    is repeated, and marked if the machine stays busy. Without ``measure``, the plan depends only on its
+    arguments and the instruction set.
 
     Layers on a GPU are predicted by a roofline model and timed inside CUDA graphs.
 
     Args:
-        model: The model; it is only read. A model that is sparse already returns the plan it was made by.
+        model: The model; it is only read. For a model that is sparse already, the plan of its sparse layers
+            is returned.
         ticket: The masks; without one, the zeros in the weights.
         tokens: Rows of x (batch times sequence length) in a call of a layer.
         format: "auto", or the one format to use for every layer.
         measure: Measure costs and time the choices on this machine.
-        filter: ``filter(name, linear) -> bool``: which layers to plan.
-        trainable: Plan for training the kept weights: only formats that can be trained.
-        device: A GPU to plan for instead of the model's device, such as "h200" or "a100": modelled, not
-            measured.
-        compact: As in `sparsify_`. Layers are planned in their shapes after compaction, and the plan says
-            what compaction removes.
+        filter: ``filter(name, linear) -> bool`` selects the layers to plan.
+        trainable: Consider only formats whose kept weights can be trained.
+        device: A GPU to plan for instead of the model's device, such as "h200" or "a100"; its times are
+            modelled, not measured.
+        compact: As in `sparsify_`. Layers are planned in their shapes after compaction, and the plan lists
+            the parts that compaction removes.
 
     Raises:
-        ValueError: As `select_target_layers` does; for an unknown format or device; if ``tokens`` is not a
+        ValueError: See `select_target_layers`; or the format or device is unknown, or ``tokens`` is not a
             positive integer.
     """
     target = None if device is None else gpu_roofline.named(device)
@@ -70,7 +71,7 @@ def plan(
         return carried_plan(model)
     check_options(format, tokens)
     targets = compacted_targets(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
-    made = plan_layers(
+    planned = plan_layers(
         targets.layers,
         tokens=tokens,
         format=format,
@@ -79,11 +80,11 @@ def plan(
         shared_inputs=structure(model).shared_inputs if is_bert_like(model) else (),
         target=target,
     )
-    return replace(made, removal_note=targets.removal_note)
+    return replace(planned, removal_note=targets.removal_note)
 
 
 def carried_plan(model: nn.Module) -> Plan:
-    """Return the plan that the sparse layers of ``model`` were made by."""
+    """Return the plan that the sparse layers of ``model`` follow."""
     carried = [module.plan for module in model.modules() if isinstance(module, SparseLinear) and module.plan]
     return Plan(tuple(carried), f"as converted; here: {describe_machine()}", compaction_note(model))
 
@@ -109,7 +110,7 @@ def plan_layers(
     """Plan the target layers; arguments as for `plan`.
 
     Args:
-        shared_inputs: Groups of keys of layers that read one x and may run as one call.
+        shared_inputs: Keys of the layers that read one x and may run as one call, group by group.
         target: Figures of a GPU to plan for, instead of the layers' device.
     """
     measure = measure and format == "auto" and target is None
@@ -140,7 +141,7 @@ def describe_machine() -> str:
 
 
 def _describe(decisions: list[LayerDecision], measure: bool, target: gpu_roofline.Device | None) -> str:
-    """The machine that the plan's times hold for."""
+    """Describe the machine that the plan's times hold for."""
     gpus = {decision.device for decision in decisions if decision.device.type == "cuda"}
     figures = [target] if target else [gpu_roofline.present(device) for device in gpus]
     if not figures:
@@ -153,7 +154,7 @@ def _describe(decisions: list[LayerDecision], measure: bool, target: gpu_rooflin
 
 
 def _why_unpacked(weight: Tensor, format: str, target: gpu_roofline.Device | None) -> str | None:
-    """The reason for which a layer has to stay a plain dense matrix, if there is one."""
+    """Return the reason why a layer must stay a plain dense matrix; None if it can be packed."""
     if weight.device.type == "cuda" or target:
         obstacle = cuda.why_unavailable(weight.device) if target is None else None
         if obstacle:
@@ -194,7 +195,7 @@ def _first_choice(
     trainable: bool,
     target: gpu_roofline.Device | None,
 ) -> LayerDecision:
-    """Decide for the candidate with the least predicted time."""
+    """Choose the candidate with the least predicted time."""
     weight = layer.linear.weight
     choice = format_candidates(
         layer.mask,
@@ -214,7 +215,7 @@ def _first_choice(
 
 
 def _agree_on_blocks(decisions: list[LayerDecision]) -> None:
-    """Give panel layers that read one x a common block size, the fastest in total, to run as one call."""
+    """Give panel layers that read one x the block size with the least total time, for a joint call."""
     if len({each.work.block for each in decisions}) < 2 or any(d.work.format != "panel" for d in decisions):
         return
     panels = [{w.block: w for w in each.choice.candidates if w.format == "panel"} for each in decisions]
@@ -232,7 +233,7 @@ def _agree_on_blocks(decisions: list[LayerDecision]) -> None:
 
 
 def _settle_by_timing(decisions: list[LayerDecision], tokens: int, trainable: bool) -> None:
-    """Time the layer of each class that stores most, and settle the whole class by it."""
+    """Time the layer with the most stored weights of each class, and settle the whole class by its timing."""
     classes = defaultdict(list)
     for decision in decisions:
         classes[decision.timing_class()].append(decision)

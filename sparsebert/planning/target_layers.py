@@ -27,7 +27,7 @@ class TargetLayer:
         linear: The dense layer, compacted if compaction applies to it.
         mask: bool [out, in] on the weight's device, True = keep.
         bias_mask: bool [out], True = keep, if the ticket prunes biases too.
-        removal_note: What compaction removed from the layer, as text; "" if nothing.
+        removal_note: The parts that compaction removed from the layer, as text; "" if none.
         configured: Number of weights before compaction; None if compaction leaves the layer as it is.
     """
 
@@ -56,15 +56,15 @@ def select_target_layers(
 ) -> tuple[TargetLayer, ...]:
     """Return the layers that the ticket or, without one, the zeros in the weights make sparse.
 
-    Layers that compaction reduced to their live rectangle have their full shape here, with masks that are
-    False outside the rectangle.
+    Layers that compaction reduced to their live rectangle are returned in their full shape, with masks that
+    are False outside the rectangle.
 
     Args:
         model: Any model; it is only read.
         ticket: The masks. Without one, the encoder and pooler of a BERT-like model, or all linear layers of
             another model, are searched for zeros.
-        filter: ``filter(name, linear) -> bool``. Restricts a ticket to some of its layers; without a ticket
-            it picks among all linear layers of any model.
+        filter: ``filter(name, linear) -> bool`` selects layers: among the ticket's or, without a ticket,
+            among all linear layers of any model.
 
     Raises:
         ValueError: The model is sparse already or has nothing to sparsify, the ticket does not fit, or a

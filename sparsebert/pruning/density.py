@@ -1,4 +1,4 @@
-"""The share of weights to keep, exact: one for all units, or one for each kind of unit."""
+"""Exact densities: one share of weights to keep for all units, or one for each kind of unit."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def parse_sparsity(sparsity: Number | Mapping[str, Number] | None, units: Granul
     """Return the density that a sparsity leaves.
 
     Args:
-        sparsity: A number in [0, 1), read as the decimal it is written as; one for each kind of unit of a
-            joined granularity; or None for an n:m pattern, which has its own.
+        sparsity: A number in [0, 1), read exactly as its decimal spelling; one number for each kind of unit
+            of a joined granularity; or None for an n:m pattern, which implies its sparsity.
         units: The granularity.
 
     Raises:
-        ValueError: The sparsity is missing, not in [0, 1) or not that of the pattern, or its kinds are not
-            those of the granularity.
+        ValueError: The sparsity is missing, outside [0, 1) or different from the pattern's, or its kinds
+            differ from the granularity's.
     """
     if not isinstance(sparsity, Mapping):
         return _density(sparsity, units)
@@ -40,15 +40,15 @@ def parse_sparsity(sparsity: Number | Mapping[str, Number] | None, units: Granul
 def density_of(groups: Sequence[UnitGroup], density: Density) -> Fraction:
     """Return the density of groups that compete with each other.
 
-    Raises ValueError if kinds with densities of their own compete.
+    Raises ValueError if kinds with separate densities compete.
     """
     if isinstance(density, Fraction):
         return density
     kinds = {group.kind for group in groups}
     if len(kinds) > 1:
         raise ValueError(
-            f"{' and '.join(sorted(kinds))} compete with each other in scope 'global': for shares of their "
-            "own use another scope, such as 'type' or 'heads-by-layer'"
+            f"{' and '.join(sorted(kinds))} compete with each other in scope 'global': for separate shares "
+            "use another scope, such as 'type' or 'heads-by-layer'"
         )
     return density[kinds.pop()]
 
@@ -70,5 +70,5 @@ def _density(sparsity: Number | None, units: Granularity) -> Fraction:
         raise ValueError("sparsity is missing: give the share of weights to prune, in [0, 1)")
     if isinstance(sparsity, bool) or not isinstance(sparsity, (Real, Decimal)) or not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
-    # Through its decimal spelling: the float 0.29 is slightly less than 29 %.
+    # Converted through its decimal spelling: the float 0.29 is slightly less than 29 %.
     return 1 - Fraction(str(sparsity))

@@ -1,7 +1,7 @@
 """Gates: factors on the outputs of heads, neurons and whole MLPs, applied by hooks that can be removed.
 
-A gate of 1 leaves the model's logits unchanged, bit for bit; a gate of 0 removes the unit. To first order the
-gradient of a gate is the importance of its unit (Michel et al. 2019, "Are Sixteen Heads Really Better than
+A gate of 1 leaves the model's logits unchanged, bit for bit; a gate of 0 removes the unit. The gradient of a
+gate is, to first order, the importance of its unit (Michel et al. 2019, "Are Sixteen Heads Really Better than
 One?", equation 2).
 """
 
@@ -47,7 +47,7 @@ class GateSite:
         """Apply gates and return the handle to remove them.
 
         Args:
-            model: The model that the site is of.
+            model: The model that contains the site.
             gates: [gates]; [batch, gates], one set an example; or [batch, tokens, gates], one set a token.
                 They are converted to the dtype of the features that they multiply.
         """

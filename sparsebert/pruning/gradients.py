@@ -25,10 +25,10 @@ def loss_gradients(
 
     Args:
         model: The model.
-        weights: key -> [out, in]: the values to take the gradients at, so that pruned entries count as 0
-            whatever the model holds there.
+        weights: key -> [out, in]: the values at which to take the gradients. They replace the model's, so
+            that pruned entries count as 0.
         batches: Mappings of keyword arguments for the model, with labels; its outputs must have a ``loss``.
-        dead_biases: key -> bool [out], True = pruned: biases to take as 0.
+        dead_biases: key -> bool [out], True = pruned; these biases count as 0.
 
     Raises:
         ValueError: There is no batch, or a batch gives no loss.
@@ -47,7 +47,7 @@ def loss_gradients(
 
 
 def placed(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy weights (key -> [out, in]) to the device and dtype of the model's own."""
+    """Copy weights (key -> [out, in]) to the device and dtype of the model's weights."""
     copies = {}
     for key, weight in weights.items():
         like = torch.as_tensor(resolve(model, key).weight)
@@ -56,7 +56,7 @@ def placed(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def without(model: nn.Module, dead_biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy these biases (key -> [out]) with their dead entries (True) set to 0."""
+    """Copy the model's biases (key -> [out]) with their dead entries (True) set to 0."""
     copies = {}
     for key, dead in dead_biases.items():
         if isinstance(bias := getattr(resolve(model, key), "bias", None), Tensor):
@@ -67,7 +67,7 @@ def without(model: nn.Module, dead_biases: Mapping[str, Tensor]) -> dict[str, Te
 def on_device(model: nn.Module, batches: Any) -> Iterator[dict[str, Any]]:
     """Yield the batches with their tensors on the model's device.
 
-    Raises ValueError if a batch is not a mapping of keyword arguments, and if there is no batch.
+    Raises ValueError if a batch is not a mapping of keyword arguments or there is no batch.
     """
     if not isinstance(batches, Iterable):
         raise ValueError(f"data must be batches of keyword arguments for the model, got {batches!r}")
@@ -85,7 +85,7 @@ def on_device(model: nn.Module, batches: Any) -> Iterator[dict[str, Any]]:
 def loss_of(
     model: nn.Module, weights: Mapping[str, Tensor], biases: Mapping[str, Tensor], inputs: dict[str, Any]
 ) -> Tensor:
-    """Return the loss of a batch with these weights and biases. Raises ValueError if there is none."""
+    """Return the loss of a batch with these weights and biases. Raises ValueError if the model gives none."""
     values = {f"{full_name(model, key)}.weight": weight for key, weight in weights.items()}
     values |= {f"{full_name(model, key)}.bias": bias for key, bias in biases.items()}
     loss = getattr(functional_call(model, values, (), inputs), "loss", None)

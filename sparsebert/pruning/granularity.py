@@ -25,7 +25,7 @@ class Granularity:
     and whole MLPs have weights in several matrices: see :mod:`sparsebert.pruning.unit_groups`.
 
     Attributes:
-        name: As the user writes it.
+        name: The granularity as the user writes it.
         block: (rows, columns) of a unit; None stands for the whole length.
         pattern: (n, m) if n of every m neighbours along in_features are kept; the units are elements then.
     """
@@ -77,7 +77,7 @@ class Granularity:
 def spelled_out(
     granularity: str, block_size: tuple[int, int] | None = None
 ) -> tuple[str, tuple[int, int] | None]:
-    """Return name and block size of a granularity: "4x1" becomes "block" and (4, 1)."""
+    """Return the name and block size of a granularity, with "4x1" spelled out as "block" and (4, 1)."""
     if block_size is None and isinstance(granularity, str) and (match := _BLOCKS.fullmatch(granularity)):
         return "block", (int(match[1]), int(match[2]))
     return granularity, block_size
@@ -110,7 +110,9 @@ def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> G
         return Granularity(name, (None, 1))
     if isinstance(name, str) and (parts := kinds_in(name)):
         if len(set(parts)) < len(parts) or {"neuron", "mlp"} <= set(parts):
-            raise ValueError(f"granularity {name!r} names weights twice: use head+neuron or head+mlp")
+            raise ValueError(
+                f"granularity {name!r} covers some weights twice: use 'head+neuron' or 'head+mlp'"
+            )
         return Granularity(name, (None, None))
     if isinstance(name, str) and (match := _PATTERN.fullmatch(name)):
         n, m = int(match[1]), int(match[2])
@@ -120,7 +122,7 @@ def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> G
             )
         return Granularity(name, (1, 1), (n, m))
     if name == "n:m":
-        raise ValueError("granularity 'n:m' stands for numbers, such as '2:4'")
+        raise ValueError("granularity 'n:m' is a placeholder: write the numbers, such as '2:4'")
     error = unknown("granularity", name, _NAMES)
     if any(map(str.isdigit, str(name))):
         error = ValueError(f"{error}; write blocks of 4 rows and 1 column '4x1' and patterns '2:4'")
@@ -134,7 +136,7 @@ def kinds_in(name: str) -> tuple[str, ...]:
 
 
 def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
-    """Keep the n highest scores of every m neighbours along the last dimension; of equal scores the first.
+    """Keep the n highest scores of every m neighbours along the last dimension; of equals, keep the first.
 
     Args:
         scores: float32 [out, in], NaN for dead entries, which rank last; m divides in.

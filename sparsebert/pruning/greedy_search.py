@@ -29,11 +29,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class Search:
-    """Mask the least important heads and MLPs, score again, and go on while the metric holds.
+    """Mask the least important heads and MLPs, score again, and continue while the metric holds.
 
-    The first phase masks ``share`` of all heads and one MLP in a step, the second half as many heads, the
-    third one MLP. Each phase ends with the first step below ``threshold`` times the whole model's metric;
-    that step is undone.
+    A step of the first phase masks ``share`` of all heads and one MLP; a step of the second phase masks half
+    as many heads; a step of the third phase masks one MLP. Each phase ends with the first step below
+    ``threshold`` times the whole model's metric, and that step is undone.
 
     Attributes:
         threshold: Share of the whole model's metric to keep, in (0, 1).
@@ -63,10 +63,10 @@ class Search:
         Args:
             whole: The masks to start from.
             score: Scores masks; called for ``whole`` and for each step.
-            say: Told the masks and metric of each of these.
+            say: Called with the masks and metric of ``whole`` and of each step.
 
         Raises:
-            ValueError: As :func:`least_metric` does.
+            ValueError: See :func:`least_metric`.
         """
         current = score(whole)
         say(whole, current.metric)
@@ -86,7 +86,7 @@ class Search:
 def least_metric(whole: float, threshold: float) -> float:
     """Return the lowest acceptable metric: ``threshold`` times the whole model's.
 
-    Raises ValueError if the whole model's metric is not positive: a share of it means nothing.
+    Raises ValueError if the whole model's metric is not positive: a share of it is then meaningless.
     """
     if not whole > 0:
         raise ValueError(
@@ -97,7 +97,7 @@ def least_metric(whole: float, threshold: float) -> float:
 
 
 def _fewer(masks: UnitMasks, scored: Scored, heads: int, mlps: int) -> UnitMasks | None:
-    """The masks without the least important units; None if there are none or nothing would stay."""
+    """Return the masks without the least important units; None if no unit remains to mask or to keep."""
     if (heads and not masks.heads.any()) or (mlps and not masks.mlps.any()):
         return None
     fewer = UnitMasks(

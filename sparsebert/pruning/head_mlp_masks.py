@@ -1,4 +1,4 @@
-"""Masks over whole heads and MLPs: from and to tickets, and the subnetworks to compare a good one with."""
+"""Masks over whole heads and MLPs: conversion from and to tickets, and subnetworks for comparison."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class UnitMasks:
         mlps: bool [layers], True = keep.
 
     Raises:
-        ValueError: Other shapes or dtypes.
+        ValueError: A mask has another shape or dtype.
     """
 
     heads: Tensor
@@ -48,10 +48,9 @@ class UnitMasks:
 
     @classmethod
     def of(cls, ticket: Ticket, model: nn.Module) -> UnitMasks:
-        """Return the heads and MLPs that a ticket keeps; those without a mask are kept.
+        """Return the heads and MLPs that a ticket keeps; units without a mask are kept.
 
-        Raises ValueError, naming the matrix, if the ticket keeps parts of one, and for another model's
-        ticket.
+        Raises ValueError if the ticket keeps part of a unit, naming its matrix, or belongs to another model.
         """
         ticket.check(model)
         encoder = structure(model)
@@ -71,7 +70,7 @@ class UnitMasks:
 
         Args:
             model: The model of the ticket.
-            metadata: Added to the ticket's own.
+            metadata: Added to the ticket's metadata.
 
         Raises:
             ValueError: The model has other numbers of layers or heads, or nothing is kept.
@@ -102,7 +101,7 @@ class UnitMasks:
         )
 
     def bad(self, seed: int = 0) -> UnitMasks:
-        """Return masks that keep as many units of those pruned here, filled up with kept ones if needed.
+        """Return masks that keep as many units, chosen among the pruned ones first, then among the kept ones.
 
         These are the bad subnetworks of Prasanna et al. 2020.
         """
@@ -110,10 +109,10 @@ class UnitMasks:
         return UnitMasks(_others(self.heads, generator), _others(self.mlps, generator))
 
     def random(self, seed: int = 0, bernoulli: bool = False) -> UnitMasks:
-        """Return masks that keep as many heads and MLPs at random.
+        """Return masks that keep the same number of heads and MLPs at random.
 
-        With ``bernoulli`` each is kept with the probability of that share, so that their number varies, as in
-        the code of Prasanna et al. 2020.
+        With ``bernoulli``, each unit is kept with a probability equal to the kept share, so that the number
+        varies, as in the code of Prasanna et al. 2020.
         """
         generator = torch.Generator().manual_seed(seed)
         draw = _bernoulli if bernoulli else _shuffled

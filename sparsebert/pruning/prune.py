@@ -44,44 +44,47 @@ def prune(
 ) -> Ticket:
     """Choose which weights of the encoder matrices to keep; the model is only read.
 
-    Of the n weights that compete, exactly k = round((1 - sparsity) * n) are kept, half to even, for any ties:
-    units are ranked by their float32 score, then by position. Units of several weights are kept from the top
-    as long as that brings the number of kept weights nearer to (1 - sparsity) * n; a unit at the edge of a
-    matrix counts with the weights that it has. Every device gives the same ticket.
+    Of the n weights that compete, exactly k = round((1 - sparsity) * n) are kept, rounded half to even. Ties
+    do not matter: units are ranked by their float32 score, then by position. Units of several weights
+    are kept from the top as long as that brings the number of kept weights nearer to (1 - sparsity) * n. A
+    unit at the edge of a matrix counts with its actual number of weights. Every device gives the same ticket.
 
-    With neurons, heads and MLPs only the matrices that have such units are in the ticket and count; the
-    others stay whole, and ``encoder_sparsity`` in the metadata is the share of all encoder weights.
+    For neurons, heads and MLPs, the ticket contains, and the sparsity counts, only the matrices with such
+    units. The other matrices stay whole, and ``encoder_sparsity`` in the metadata is the share of pruned
+    weights among all encoder weights.
 
     Args:
         model: A BERT-like model.
         method: A registered name ("magnitude", "random", "snip", "head-importance") or a method object, which
-            has its own options.
-        sparsity: Share of all prunable weights to prune, in [0, 1), read as the decimal it is written as. For
-            a joined granularity also one share for each kind of unit, {"head": 0.25, "neuron": 0.4}, in a
-            scope where kinds do not compete with each other (any but "global").
-        granularity: What is pruned together: "element"; "block" with ``block_size``, or "4x1" for short;
-            "row"; "column"; "neuron" (its row of the up-projection and its column of the down-projection);
-            "head" (its rows of query, key and value and its columns of the attention's output); "mlp" (a
-            whole feed-forward layer, which the ticket then removes with its biases); "head+neuron" or
-            "head+mlp"; or n of m along in_features such as "2:4" (``sparsity`` may then be omitted, and
-            ``scope`` does not matter).
+            carries its options.
+        sparsity: Share of all prunable weights to prune, in [0, 1), read exactly as its decimal spelling. A
+            joined granularity also takes one share for each kind of unit, {"head": 0.25, "neuron": 0.4}, in
+            any scope but "global", where the kinds compete with each other.
+        granularity: The unit of pruning: "element"; "block" with ``block_size``, or "4x1" for short; "row";
+            "column"; "neuron" (its row of the up-projection and its column of the down-projection); "head"
+            (its rows of query, key and value and its columns of the attention's output); "mlp" (a whole
+            feed-forward layer, which the ticket removes with its biases); "head+neuron" or "head+mlp"; or n
+            of m along in_features such as "2:4" (``sparsity`` may then be omitted, and ``scope`` has no
+            effect).
         block_size: (out, in) of a block.
-        scope: What competes: all matrices ("global"); each matrix by itself ("matrix"; for neurons and heads
-            each layer); the matrices of one type ("type"; heads are one type, neurons or MLPs another); or
-            the heads of each layer, and all neurons or MLPs together ("heads-by-layer").
-        pooling: Score of a unit from those of its weights: "mean", "rms" or "max".
-        seed: For methods that draw random numbers, 0 to 2**63 - 1.
-        include_pooler: The pooler's matrix is prunable too.
-        include_biases: Biases, except those of the down-projections, compete with the weights in one ranking,
-            as in the magnitude pruning of Prasanna et al. 2020; the sparsity is of both together. For
-            magnitude and random, granularity "element" and scope "global".
-        ticket: Prune further: what it prunes stays pruned and counts as pruned, whatever its value.
+        scope: The units that compete: all ("global"); those of each matrix ("matrix"; for neurons and heads,
+            of each layer); those of matrices of one type ("type"; heads are one type, neurons or MLPs
+            another); or the heads of each layer, and all neurons or MLPs together ("heads-by-layer").
+        pooling: Rule that combines the scores of a unit's weights: "mean", "rms" or "max".
+        seed: Seed for methods that draw random numbers, 0 to 2**63 - 1.
+        include_pooler: Prune the pooler's matrix too.
+        include_biases: Rank biases, except the down-projections', together with the weights, as in the
+            magnitude pruning of Prasanna et al. 2020; the sparsity counts both. Only for methods magnitude
+            and random, granularity "element" and scope "global".
+        ticket: An earlier ticket to prune further. Its pruned weights stay pruned and count as pruned,
+            whatever their values.
         data: Batches (keyword arguments for the model, with labels), for methods that need examples.
 
     Raises:
-        ValueError: A name is unknown (the nearest is offered); the sparsity is outside [0, 1) or would keep
-            nothing; blocks or patterns do not fit; a weight is NaN (the matrix is named); the model is not
-            BERT-like; the ``ticket`` is of another model or granularity, or keeps less than requested.
+        ValueError: A name is unknown (the message offers the nearest); the sparsity is outside [0, 1) or
+            would keep nothing; blocks or patterns do not fit; a weight is NaN (the message names the matrix);
+            the model is not BERT-like; or the ``ticket`` belongs to another model or granularity, or keeps
+            less than requested.
     """
     request = _validate(
         method,
@@ -109,11 +112,11 @@ def kept_units(
     granularity: str,
     scope: str = "global",
 ) -> dict[str, Tensor]:
-    """Return the mask over units that :func:`prune` would make a ticket of, for units across matrices.
+    """Return the mask over units that :func:`prune` would put into a ticket, for units across matrices.
 
     Args:
         model: A BERT-like model.
-        scores: float32 [units] by the key of the first matrix of their units.
+        scores: float32 [units], by the key of the units' first matrix.
         sparsity: As for :func:`prune`.
         granularity: "neuron", "head", "mlp" or two of them joined.
         scope: As for :func:`prune`.
@@ -156,11 +159,11 @@ class _Pool:
     """The prunable weights of a model, cut into units.
 
     Attributes:
-        structure: Of the model.
+        structure: Structure of the model.
         shapes: key -> [out, in] of every prunable matrix.
-        groups: Their units.
+        groups: The units of these matrices.
         keys: The matrices that have such units, in model order.
-        earlier: key -> mask of the ticket that is pruned further; empty without one.
+        earlier: key -> mask of the earlier ticket; empty without one.
     """
 
     structure: Structure
@@ -195,8 +198,8 @@ def _validate(
     scores_biases = getattr(scorer, "scores_biases", False) and granularity == "element" and scope == "global"
     if include_biases and not scores_biases:
         raise ValueError(
-            "biases are pruned by magnitude or random, granularity 'element' and scope 'global', "
-            f"not {scorer.name}, {granularity!r} and {scope!r}"
+            "include_biases needs method magnitude or random, granularity 'element' and scope 'global', "
+            f"got {scorer.name}, {granularity!r} and {scope!r}"
         )
     if ticket is not None:
         require_ticket(ticket)
@@ -211,10 +214,12 @@ def _group(model: nn.Module, request: _Request, include_pooler: bool) -> _Pool:
     shapes = {key: loaded_weight(model, key).shape for key in prunable(model, include_pooler)}
     groups = unit_groups(request.granularity, request.block_size, shapes, encoder)
     if request.scope == "matrix" and request.density != 1 and any(group.kind == "mlp" for group in groups):
-        raise ValueError("in scope 'matrix' each MLP competes with itself alone: use 'type' or 'global'")
+        raise ValueError("scope 'matrix' leaves each MLP without a competitor: use 'type' or 'global'")
     keys = [key for key in shapes if any(key in group.parts for group in groups)]
     if include_pooler and encoder.pooler not in keys:
-        raise ValueError(f"the pooler has no unit of granularity {request.granularity!r}: leave it out")
+        raise ValueError(
+            f"the pooler has no unit of granularity {request.granularity!r}: omit include_pooler"
+        )
     earlier: Mapping[str, Tensor] = {}
     if request.ticket is not None:
         request.ticket.check(model)
@@ -226,7 +231,7 @@ def _group(model: nn.Module, request: _Request, include_pooler: bool) -> _Pool:
 
 
 def _score(model: nn.Module, request: _Request, pool: _Pool, data: Any) -> dict[str, Tensor]:
-    """Score every unit by the name of its group, and every bias by ``<key>.bias``: as :func:`ranked`."""
+    """Return scores, prepared by :func:`ranked`: of units by group name, of biases by ``<key>.bias``."""
     weights = {key: read_matrix(model, key, pool.earlier.get(key)) for key in pool.keys}
     dead_biases = request.ticket.dead_biases() if request.ticket else {}
     biases: dict[str, Tensor] = {}
@@ -260,7 +265,7 @@ def _score(model: nn.Module, request: _Request, pool: _Pool, data: Any) -> dict[
 def _select(
     request: _Request, pool: _Pool, scores: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Keep the units with the highest scores: masks [out, in] and bias masks [out] by key."""
+    """Keep the units with the highest scores; return masks [out, in] and bias masks [out] by key."""
     masks: dict[str, Tensor] = {}
     bias_masks = dict(request.ticket.bias_masks) if request.ticket else {}
     if request.units.pattern:
@@ -326,14 +331,17 @@ def _describe(
 
 
 def _sites(pool: _Pool) -> dict[str, GateSite]:
-    """The gates of the units, by group; units of single matrices have none."""
+    """Return the gates of the units, by group; units of single matrices have none."""
     kinds = {group.kind for group in pool.groups} & set(GATED)
     sites = {name: site for kind in kinds for name, site in gate_sites(pool.structure, kind).items()}
     return {group.name: sites[group.name] for group in pool.groups if group.name in sites}
 
 
 def _unit_scores(scores: dict[str, Tensor], group: UnitGroup, request: _Request, pool: _Pool) -> Tensor:
-    """The scores of a group's units, ready to select from. Removes its matrices' scores, to free them."""
+    """Return the scores of a group's units, prepared by :func:`ranked`.
+
+    The scores of the group's matrices are removed from ``scores``, which frees their memory.
+    """
     of_weights = {key: scores.pop(key) for key in group.parts if key in scores}
     by_unit = of_weights[group.name].shape == group.grid
     pooled = of_weights[group.name] if by_unit else group.pool(of_weights, request.pooling)
@@ -349,11 +357,16 @@ def _unit_scores(scores: dict[str, Tensor], group: UnitGroup, request: _Request,
 def _n_of_m(scores: Tensor, pattern: tuple[int, int], key: str, pool: _Pool) -> Tensor:
     n, m = pattern
     if scores.shape[1] % m:
-        raise ValueError(f"granularity '{n}:{m}' does not fit {key}: {scores.shape[1]} in_features")
+        raise ValueError(
+            f"granularity '{n}:{m}' does not fit {key}: in_features must be a multiple of {m}, "
+            f"got {scores.shape[1]}"
+        )
     mask = keep_n_of_m(scores, n, m)
     earlier = pool.earlier.get(key)
     if earlier is not None and (mask & ~earlier).any():
-        raise ValueError(f"the ticket keeps fewer than {n} of {m} somewhere in {key}")
+        raise ValueError(
+            f"the ticket keeps fewer than {n} of {m} neighbours in {key}: use a ticket that keeps more"
+        )
     return mask
 
 

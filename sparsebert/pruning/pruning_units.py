@@ -1,4 +1,4 @@
-"""The units of a pruning run: what is pruned together and what competes."""
+"""The units of a pruning run: their granularity and their competition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class PruningUnits:
     """The arguments of :func:`sparsebert.prune` that describe units and their competition.
 
     Raises:
-        ValueError: An unknown granularity, or a block size that does not belong to it.
+        ValueError: The granularity is unknown, or the block size does not belong to it.
     """
 
     granularity: str = "element"

@@ -1,4 +1,4 @@
-"""Read the matrices and biases of a model in float32 on the CPU, for the methods to score."""
+"""Read the matrices and biases of a model in float32 on the CPU, as input of the pruning methods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsebert.bert import resolve, weight_of
 
-# Scores of a bias go by the key of its matrix with this suffix.
+# The scores of a bias have the key of its matrix with this suffix.
 BIAS = ".bias"
 
 
@@ -26,7 +26,7 @@ def read_matrix(model: nn.Module, key: str, mask: Tensor | None) -> Tensor:
 
     Raises ValueError if a kept weight is NaN.
     """
-    # On the CPU whatever the model's device: sums over blocks round differently elsewhere.
+    # Always on the CPU: sums over blocks round differently on other devices.
     matrix = loaded_weight(model, key).to("cpu", torch.float32)
     if mask is not None:
         matrix = matrix.masked_fill(~mask, 0)
@@ -36,7 +36,10 @@ def read_matrix(model: nn.Module, key: str, mask: Tensor | None) -> Tensor:
 
 
 def read_biases(model: nn.Module, keys: Sequence[str]) -> dict[str, Tensor]:
-    """Return ``<key>.bias`` -> float32 [1, out] on the CPU for those that have one. ValueError for NaN."""
+    """Return ``<key>.bias`` -> float32 [1, out] on the CPU, for matrices with a bias.
+
+    Raises ValueError if a bias is NaN.
+    """
     parameters = {key: resolve(model, key)._parameters.get("bias") for key in keys}
     biases = {
         f"{key}{BIAS}": bias.detach().to("cpu", torch.float32)[None]

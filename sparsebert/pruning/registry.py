@@ -1,4 +1,4 @@
-"""Registry of the pruning methods: frozen dataclasses of their options with a ``scores`` function."""
+"""Registry of the pruning methods: frozen dataclasses with the options and a ``scores`` method."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsebert_kernels.errors import unknown
 
 
 def _no_gradients(**options: bool) -> Mapping[str, Tensor]:
-    raise ValueError("this method needs examples: name their task, or pass data, an iterable of batches")
+    raise ValueError("this method needs examples: name a task, or pass data, an iterable of batches")
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class ScoringContext:
 
     Attributes:
         weights: key -> float32 [out, in] on the CPU, in model order; pruned entries are 0.
-        units: Rows and columns of each grid of prunable units (the matrix shape itself for elements), by the
-            key of its matrix, or of the first matrix of neurons, heads and MLPs.
+        units: Rows and columns of each grid of prunable units (for elements, the shape of the matrix), by the
+            key of the units' matrix; for neurons, heads and MLPs, of their first matrix.
         structure: Structure of the model.
-        seed: For random numbers.
+        seed: Seed of the random numbers.
         kinds: The granularity of each grid, by the keys of ``units``.
         data: Batches, for methods that need examples.
         gradients: Computes dL/dW of every matrix, float32 [out, in], summed over ``data``.

@@ -9,7 +9,7 @@ from numbers import Real
 
 
 class Share(StrEnum):
-    """The weights that the share pruned in a step refers to.
+    """The reference of the share that a step prunes.
 
     Attributes:
         ORIGINAL: All prunable weights, as in Chen et al. 2020: steps of 0.1 give 10, 20, ..., 90 %.
@@ -28,7 +28,7 @@ def levels(
 ) -> tuple[Fraction, ...]:
     """Return the exact sparsity after each step.
 
-    Numbers are read as the decimals they are written as.
+    Numbers are read exactly as their decimal spellings.
 
     Args:
         target: Sparsity of the last level, in [0, 1); the last step may be a smaller one.
@@ -57,7 +57,10 @@ def levels(
 
 
 def exact(what: str, value: float | Decimal | Fraction) -> Fraction:
-    """Return a number as the decimal it is written as. ValueError, naming ``what``, for anything else."""
+    """Return the exact value of a number's decimal spelling.
+
+    Raises ValueError, naming ``what``, for anything else.
+    """
     if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
         raise ValueError(f"{what} must be a number, got {value!r}")
     try:

@@ -13,14 +13,14 @@ from sparsebert_kernels.radix_select import BINS, above, count, halves, keys, sc
 
 Size = Tensor | int
 
-# Entries processed at once: as many as a core's own cache holds; more on a GPU, to fill it.
+# Entries processed at once: as many as a core's private cache holds; more on a GPU, to fill it.
 _CPU_CHUNK, _GPU_CHUNK = 1 << 18, 1 << 24
 
 
 def ranked(scores: Tensor, alive: Tensor | None = None) -> Tensor:
     """Prepare scores for :func:`select_top`: contiguous, and NaN where ``alive`` (bool) is False.
 
-    Raises ValueError for another dtype than float32, and if a live score is NaN.
+    Raises ValueError unless the dtype is float32 and every live score a number.
     """
     if scores.dtype != torch.float32:
         raise ValueError(f"scores must be float32, got {scores.dtype}")
@@ -41,8 +41,8 @@ def select_top(scores: Sequence[Tensor], sizes: Sequence[Size], budget: Fraction
     Entries are ranked by score, highest first, and equal scores by tensor and flat index. The first entries
     of this ranking are kept, as many as bring the total size nearest to the budget; of two equally near
     numbers the even one. For entries of size 1 that is exactly ``round(budget)`` entries, for any ties and on
-    any device. Nothing is sorted, and the masks are the only large memory: the threshold is found by counting
-    the entries by the upper half of their bits, then those of one upper half by the lower half.
+    any device. Nothing is sorted, and the masks are the only large allocation: one histogram of the scores'
+    upper 16 bits finds the upper half of the threshold, a second one its lower half.
 
     Args:
         scores: float32 tensors of any shape, NaN for dead entries (see :func:`ranked`).
@@ -79,9 +79,9 @@ def select_top(scores: Sequence[Tensor], sizes: Sequence[Size], budget: Fraction
 
 
 def _threshold(scores: Sequence[Tensor], sizes: Sequence[Size], room: int) -> tuple[float | None, int]:
-    """The score at which the sizes, summed from the highest score down, exceed ``room``; the sum above it.
+    """Return the score at which the sizes, summed from the highest score down, exceed ``room``.
 
-    The score is None if all live entries fit.
+    The second result is the sum above that score. The score is None if all live entries fit.
     """
     upper, above = _passing(_sizes(scores, sizes), room)
     if upper is None:
@@ -92,7 +92,7 @@ def _threshold(scores: Sequence[Tensor], sizes: Sequence[Size], room: int) -> tu
 
 
 def _sizes(scores: Sequence[Tensor], sizes: Sequence[Size], upper: int | None = None) -> Tensor:
-    """int64 [BINS]: total size of the live entries in each bin; the bins are those of `halves`."""
+    """Return the total size of the live entries in each bin of `halves`: int64 [BINS]."""
     total = torch.zeros(BINS, dtype=torch.int64)
     for tensor, size in zip(scores, sizes, strict=True):
         for chunk, part in _chunks(tensor, size):
@@ -107,9 +107,9 @@ def _sizes(scores: Sequence[Tensor], sizes: Sequence[Size], upper: int | None = 
 
 
 def _passing(sizes: Tensor, room: int) -> tuple[int | None, int]:
-    """The bin at which the sizes, summed from the last bin down, exceed ``room``, and the sum before it.
+    """Return the bin at which the sizes, summed from the last bin down, exceed ``room``; and the sum above.
 
-    None and the sum of all if they do not exceed it.
+    If the total does not exceed ``room``, return None and the total.
     """
     reach = sizes.flip(0).cumsum(0)
     place = int(torch.searchsorted(reach, room, right=True))
@@ -126,10 +126,10 @@ def _live(chunk: Tensor, out: Tensor) -> tuple[int, int]:
 
 
 def _ties_to_keep(tied: Iterable[tuple[Tensor, Size]], kept: int, room: Fraction) -> int:
-    """The number of entries at the threshold, in order, that bring the total size nearest to the budget.
+    """Return the number of tied entries, in order, that bring the total size nearest to the budget.
 
     Args:
-        tied: For each chunk, the places of these entries (bool) and the sizes of the chunk.
+        tied: For each chunk, the places of the entries at the threshold (bool) and the sizes of all entries.
         kept: Number of entries above the threshold.
         room: Budget for the entries at the threshold.
     """
@@ -150,7 +150,7 @@ def _ties_to_keep(tied: Iterable[tuple[Tensor, Size]], kept: int, room: Fraction
 
 
 def _at(chunk: Tensor, threshold: float | None) -> Tensor:
-    """The places of the entries at the threshold; if it is None, those of the dead entries."""
+    """Return the places of the entries at the threshold, or of the dead entries if the threshold is None."""
     return chunk.isnan() if threshold is None else chunk == threshold
 
 

@@ -19,7 +19,7 @@ SCOPES = ("global", "matrix", "type", HEADS_BY_LAYER)
 
 
 class Pooling(NamedTuple):
-    """A rule that makes one score of those of a unit's weights.
+    """A rule that combines the scores of a unit's weights into one.
 
     Attributes:
         fill: Padding of units with fewer weights.
@@ -42,7 +42,7 @@ class UnitGroup:
     """One matrix cut into units, or several whose i-th units together are unit i of the group.
 
     Attributes:
-        parts: key -> granularity that its matrix is cut at.
+        parts: key -> granularity at which its matrix is cut.
         shapes: key -> [out, in].
     """
 
@@ -93,7 +93,7 @@ class UnitGroup:
         share = self.pool({key: masks[key].float() for key in self.parts}, "mean")
         if ((share > 0) & (share < 1)).any():
             raise ValueError(
-                f"the ticket prunes parts of units of {self.name}: use the granularity that it was made at"
+                f"the ticket prunes parts of units of {self.name}: use the granularity that it was made with"
             )
         return share > 0
 
@@ -116,20 +116,20 @@ def unit_groups(
     Args:
         name: Name of the granularity.
         block_size: (out, in) of a block.
-        shapes: key -> [out, in] of the matrices. Matrices without weights in such units are in no group; of
-            those that share units all must be there.
+        shapes: key -> [out, in] of the matrices. Matrices without weights in such units are in no group;
+            matrices that share units must all be present.
         structure: Structure of the model, needed for neurons, heads and MLPs.
 
     Raises:
-        ValueError: As :func:`parse_granularity` does; if the structure is needed and missing; if shapes
-            differ from the structure, as those of compacted heads do.
+        ValueError: See :func:`parse_granularity`; or the structure is needed and missing; or shapes differ
+            from the structure, as those of compacted heads do.
     """
     granularity = parse_granularity(name, block_size)
     kinds = kinds_in(name)
     if not kinds:
         return tuple(UnitGroup({key: granularity}, {key: shape}) for key, shape in shapes.items())
     if structure is None:
-        raise ValueError(f"granularity {name!r} has units across matrices: pass the model, which says which")
+        raise ValueError(f"granularity {name!r} has units across matrices: pass the model to locate them")
     groups = [parts for kind in kinds for parts in _across(kind, structure, shapes)]
     return tuple(_checked(UnitGroup(parts, {key: shapes[key] for key in parts})) for parts in groups)
 
@@ -165,7 +165,7 @@ def competition_groups(
 def _across(
     kind: str, structure: Structure, shapes: Mapping[str, torch.Size]
 ) -> list[dict[str, Granularity]]:
-    """For each layer: key -> granularity of the matrices that have such units."""
+    """Return, for each layer, the matrices that have such units: key -> granularity."""
     if kind == "head":
         for query, *_ in structure.heads:
             if shapes[query][0] != structure.num_heads * structure.head_size:

@@ -67,8 +67,8 @@ def _layer_tables(rows: Sequence[Record]) -> list[Table]:
         if not row["point"]["cold"]:
             groups.setdefault((_model(row), row["point"]["mode"]), []).append(row)
     tables = [
-        _layer_table(f"Packed panels, {model}, {mode}", found)
-        for (model, mode), found in sorted(groups.items())
+        _layer_table(f"Packed panels, {model}, {mode}", group)
+        for (model, mode), group in sorted(groups.items())
     ]
     cold = [row for row in of_kind(rows, "layer") if row["point"]["cold"]]
     return [*tables, *([_layer_table("Packed panels, nothing in the L2 cache", cold)] if cold else [])]
@@ -89,10 +89,10 @@ def _layer_table(title: str, rows: Sequence[Record]) -> Table:
 
 
 def _baseline_table(rows: Sequence[Record]) -> list[Table]:
-    found = [row for row in of_kind(rows, "layer", mode="forward") if not row["point"]["cold"]]
-    baselines = list(dict.fromkeys(name for row in found for name in row["ratio"] if name != "panel"))
+    layers = [row for row in of_kind(rows, "layer", mode="forward") if not row["point"]["cold"]]
+    baselines = list(dict.fromkeys(name for row in layers for name in row["ratio"] if name != "panel"))
     groups: dict[tuple[int, str, float], list[Record]] = {}
-    for row in found:
+    for row in layers:
         if row["ratio"].keys() & set(baselines):
             point = row["point"]
             key = point["tokens"], "x".join(map(str, point["block"])), point["sparsity"]
@@ -114,10 +114,10 @@ def _other_tables(rows: Sequence[Record]) -> list[Table]:
         "dense": "Baselines whose time does not depend on the sparsity",
     }
     for kind, title in titles.items():
-        found = of_kind(rows, kind)
-        names = list(dict.fromkeys(name for row in found for name in row["ratio"]))
+        layers = of_kind(rows, kind)
+        names = list(dict.fromkeys(name for row in layers for name in row["ratio"]))
         shown = tuple(
-            (_layer_name(row), _rate(row), *(_mean([row], name) for name in names)) for row in found
+            (_layer_name(row), _rate(row), *(_mean([row], name) for name in names)) for row in layers
         )
         if shown:
             tables.append(Table(title, ("layer", "cuBLAS TFLOP/s", *names), shown))
@@ -125,8 +125,8 @@ def _other_tables(rows: Sequence[Record]) -> list[Table]:
 
 
 def _model_table(rows: Sequence[Record]) -> list[Table]:
-    found = of_kind(rows, "model")
-    names = list(dict.fromkeys(name for row in found for name in row["us"]))
+    models = of_kind(rows, "model")
+    names = list(dict.fromkeys(name for row in models for name in row["us"]))
     shown = tuple(
         (
             f"{row['point']['model']}, batch {row['point']['batch']} x {row['length']}",
@@ -136,7 +136,7 @@ def _model_table(rows: Sequence[Record]) -> list[Table]:
             megabytes(row["weight_bytes"]),
             megabytes(row["dense_weight_bytes"]),
         )
-        for row in found
+        for row in models
     )
     columns = ("model", "sparsity", "vs torch.compile dense", *(f"{name} ms" for name in names))
     columns = (*columns, "sparse weights MB", "dense weights MB")
@@ -160,10 +160,10 @@ def _memory_table(rows: Sequence[Record]) -> list[Table]:
 
 
 def _limit_table(rows: Sequence[Record]) -> list[Table]:
-    found = of_kind(rows, "limits")
-    if not found:
+    limits = of_kind(rows, "limits")
+    if not limits:
         return []
-    row = found[-1]
+    row = limits[-1]
     shown = [(f"matmul {dtype}", f"{rate / 1e12:.0f} TFLOP/s") for dtype, rate in row["matmul"].items()]
     shown += [("copy", f"{row['memory'] / 1e12:.2f} TB/s"), ("read from L2", f"{row['l2'] / 1e12:.2f} TB/s")]
     kernels = (("in a CUDA graph", "kernel"), ("from Python", "launch"), ("a replay", "replay"))

@@ -23,10 +23,10 @@ def curve_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
 
 def curve_pictures(records: Sequence[Record]) -> list[Picture]:
     """Return a picture if the records hold dense runs and a speed."""
-    found, dense, timed = _shown(records)
+    all_points, dense, timed = _shown(records)
     if dense is None or not timed:
         return []
-    methods = ", ".join(dict.fromkeys(NAMES[point.label] for point in found if point is not dense))
+    methods = ", ".join(dict.fromkeys(NAMES[point.label] for point in all_points if point is not dense))
     alt = (
         f"Above, {metrics.primary(dense.task)} on {dense.task} against sparsity, beside the dense model: "
         f"{methods}. Below, the measured speed of the same tickets. The tables of tickets hold the figures."
@@ -37,9 +37,9 @@ def curve_pictures(records: Sequence[Record]) -> list[Picture]:
 
 def _shown(records: Sequence[Record]) -> tuple[list[Point], Point | None, list[Point]]:
     """Return all points, the dense one, and those with a measured speed."""
-    found = points(records, "curve", "learned")
-    dense = next((point for point in found if point.label == "dense"), None)
-    return found, dense, [point for point in found if point.speed]
+    all_points = points(records, "curve", "learned")
+    dense = next((point for point in all_points if point.label == "dense"), None)
+    return all_points, dense, [point for point in all_points if point.speed]
 
 
 def curve_figure(records: Iterable[Record]) -> Figure:
@@ -49,16 +49,16 @@ def curve_figure(records: Iterable[Record]) -> Figure:
         ValueError: Dense runs or speeds are missing, or matplotlib is not installed.
     """
     records = list(records)
-    found, dense, timed = _shown(records)
+    all_points, dense, timed = _shown(records)
     if dense is None or not timed:
         raise ValueError("nothing to plot: no dense runs, or no speed measured, among the records")
     figure, (top, bottom) = new_panels(2, ratios=(2, 1), size=(10, 6.2))
     mean, std = 100 * dense.summary.mean, 100 * (dense.summary.std or 0.0)
     top.axhline(mean, color="0.3", linewidth=1, label="dense, band: standard deviation")
     top.axhspan(mean - std, mean + std, color="0.3", alpha=0.12, linewidth=0)
-    methods = list(dict.fromkeys(point.label for point in found if point is not dense))
+    methods = list(dict.fromkeys(point.label for point in all_points if point is not dense))
     for number, label in enumerate(methods):
-        tickets = [point for point in found if point.label == label]
+        tickets = [point for point in all_points if point.label == label]
         style = _style(number)
         top.errorbar(
             [100 * point.sparsity for point in tickets],
@@ -79,7 +79,7 @@ def curve_figure(records: Iterable[Record]) -> Figure:
     bottom.set_ylabel("speed against oneDNN")
     bottom.yaxis.set_major_formatter("{x:g}x")
     bottom.set_xlabel("sparsity of the encoder's matrices (%)")
-    counts = sorted({len(point.values) for point in found})
+    counts = sorted({len(point.values) for point in all_points})
     seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     model = next(row["model"] for row in records if row["kind"] == "round")
     top.set_title(f"Tickets of {model}: mean and standard deviation of {seeds} seeds", loc="left")

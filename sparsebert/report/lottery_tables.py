@@ -89,11 +89,11 @@ def points(records: Iterable[Record], *parts: str) -> list[Point]:
         Point(
             label,
             task,
-            tuple(row["sparsity"] for row in found.values()),
-            tuple(row["metrics"][metrics.primary(task)] for row in found.values()),
+            tuple(row["sparsity"] for row in seeds.values()),
+            tuple(row["metrics"][metrics.primary(task)] for row in seeds.values()),
             speeds.get((label, share)),
         )
-        for (label, task, share), found in sorted(
+        for (label, task, share), seeds in sorted(
             values.items(), key=lambda item: (order.index(item[0][0]), item[0][2])
         )
     ]
@@ -111,14 +111,14 @@ def learned_tables(records: Iterable[Record]) -> list[Table]:
     if not points(records, "learned"):
         return []
     excluded = ("imp", "one-shot", "snip")
-    found = [point for point in points(records, "curve", "learned") if point.label not in excluded]
-    return _accuracy_tables("Learned and structured tickets", records, found)
+    tickets = [point for point in points(records, "curve", "learned") if point.label not in excluded]
+    return _accuracy_tables("Learned and structured tickets", records, tickets)
 
 
-def _accuracy_tables(what: str, records: Sequence[Record], found: Sequence[Point]) -> list[Table]:
-    if not found:
+def _accuracy_tables(what: str, records: Sequence[Record], tickets: Sequence[Point]) -> list[Table]:
+    if not tickets:
         return []
-    dense = next((point for point in found if point.label == "dense"), None)
+    dense = next((point for point in tickets if point.label == "dense"), None)
     rows = tuple(
         (
             f"{NAMES[point.label]} {point.sparsity:.0%}" if point.sparsity else NAMES[point.label],
@@ -126,10 +126,10 @@ def _accuracy_tables(what: str, records: Sequence[Record], found: Sequence[Point
             _verdict(point, dense),
             *_speed_cells(point.speed),
         )
-        for point in found
+        for point in tickets
     )
-    measured = [point.speed for point in found if point.speed]
-    notes = [_training_note(records, "curve", "learned"), *_seeds_note(found)]
+    measured = [point.speed for point in tickets if point.speed]
+    notes = [_training_note(records, "curve", "learned"), *_seeds_note(tickets)]
     if measured:
         environment, workload = measured[0]["environment"], measured[0]["workload"]
         notes.append(
@@ -140,29 +140,29 @@ def _accuracy_tables(what: str, records: Sequence[Record], found: Sequence[Point
         )
         if any(row["busy"] for row in measured):
             notes.append(BUSY_NOTE)
-    notes += _found_note(found)
-    notes += _search_note(records, {point.label for point in found})
-    columns = ("ticket", metrics.primary(found[0].task), "verdict", *_speed_columns(measured), "weights MB")
-    title = f"{what} of {_model(records)} on {found[0].task}"
+    notes += _sparsity_note(tickets)
+    notes += _search_note(records, {point.label for point in tickets})
+    columns = ("ticket", metrics.primary(tickets[0].task), "verdict", *_speed_columns(measured), "weights MB")
+    title = f"{what} of {_model(records)} on {tickets[0].task}"
     return [Table(title, columns, rows, tuple(notes))]
 
 
 def transfer_tables(records: Iterable[Record]) -> list[Table]:
     """Return the table of every task trained from every ticket of one sparsity."""
     records = list(records)
-    found = points(records, "transfer")
-    if not found:
+    tickets = points(records, "transfer")
+    if not tickets:
         return []
-    tasks = list(dict.fromkeys(point.task for point in found))
-    cells = {(point.label, point.task): share_text(point.summary) for point in found}
+    tasks = list(dict.fromkeys(point.task for point in tickets))
+    cells = {(point.label, point.task): share_text(point.summary) for point in tickets}
     rows = tuple(
         (NAMES[label], *(cells.get((label, task), MISSING) for task in tasks))
-        for label in dict.fromkeys(point.label for point in found)
+        for label in dict.fromkeys(point.label for point in tickets)
     )
-    share = max(point.sparsity for point in found)
+    share = max(point.sparsity for point in tickets)
     columns = ("ticket", *(f"{task} ({metrics.primary(task)})" for task in tasks))
     title = f"Tickets of {_model(records)} at {share:.0%}, trained on other tasks"
-    notes = [_training_note(records, "transfer"), *_seeds_note(found)]
+    notes = [_training_note(records, "transfer"), *_seeds_note(tickets)]
     return [Table(title, columns, rows, tuple(notes))]
 
 
@@ -210,8 +210,8 @@ def _training_note(records: Sequence[Record], *parts: str) -> str:
     )
 
 
-def _seeds_note(found: Iterable[Point]) -> list[str]:
-    counts = {len(point.values) for point in found}
+def _seeds_note(tickets: Iterable[Point]) -> list[str]:
+    counts = {len(point.values) for point in tickets}
     if len(counts) == 1:
         return []
     return [
@@ -220,12 +220,12 @@ def _seeds_note(found: Iterable[Point]) -> list[str]:
     ]
 
 
-def _found_note(found: Iterable[Point]) -> list[str]:
+def _sparsity_note(tickets: Iterable[Point]) -> list[str]:
     """Return notes on the range of sparsities that a method determines itself."""
     apart: dict[str, list[str]] = {}
-    for point in found:
-        if (found_between := span_text(point.sparsities, ".0%")) != f"{point.sparsity:.0%}":
-            apart.setdefault(NAMES[point.label], []).append(found_between)
+    for point in tickets:
+        if (sparsity_range := span_text(point.sparsities, ".0%")) != f"{point.sparsity:.0%}":
+            apart.setdefault(NAMES[point.label], []).append(sparsity_range)
     return [f"Sparsities of {label} are means: of {', '.join(spans)}." for label, spans in apart.items()]
 
 

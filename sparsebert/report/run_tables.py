@@ -160,7 +160,7 @@ def _over_seeds(rounds: Sequence[Record]) -> Iterator[Record]:
     """Yield the fields of a "seeds" record for each round with several seeds."""
     groups: dict[tuple[str, ...], dict[int, Record]] = defaultdict(dict)
     # Dense rounds by seed: those at the start of the runs, and those of dense runs with the same training.
-    own: dict[tuple[Any, ...], dict[int, Record]] = defaultdict(dict)
+    starts: dict[tuple[Any, ...], dict[int, Record]] = defaultdict(dict)
     dense: dict[tuple[Any, ...], dict[int, Record]] = defaultdict(dict)
     for row in rounds:
         # Runs of one folder share their settings, but a method may determine another sparsity for each seed.
@@ -169,13 +169,13 @@ def _over_seeds(rounds: Sequence[Record]) -> Iterator[Record]:
         settings = (*(str(row.get(name)) for name in _SETTINGS), share)
         groups[settings][row["seed"]] = row
         if row["source"] == "all":
-            own[_run_of(row)][row["seed"]] = row
+            starts[_run_of(row)][row["seed"]] = row
             if row["method"] == "dense":
                 dense[_training_of(row)][row["seed"]] = row
     for group in groups.values():
         first, *others = rows = list(group.values())
         if others:
-            judges = own.get(_run_of(first)) or dense.get(_training_of(first)) or {}
+            judges = starts.get(_run_of(first)) or dense.get(_training_of(first)) or {}
             metric = next(iter(first["metrics"]))  # the primary metric comes first
             judged = summarise(metric, rows, () if first["source"] == "all" else list(judges.values()))
             sparsity = statistics.fmean(row["sparsity"] for row in rows)

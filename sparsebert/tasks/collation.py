@@ -27,8 +27,8 @@ def collate(
     """Return the function that turns encoded examples into a padded batch.
 
     Masked language modelling selects 15 % of the tokens and replaces 80 % of these by the mask token and
-    10 % by a random token (BERT). The selection depends on ``seed`` and the tokens of the batch alone, so
-    that a run resumed in the middle of an epoch, or with another number of workers, masks the same tokens.
+    10 % by a random token (BERT). The selection depends only on ``seed`` and the tokens of the batch, so a
+    run that resumes in the middle of an epoch, or with another number of workers, masks the same tokens.
 
     Args:
         task: The task, or its name.
@@ -48,14 +48,16 @@ def collate(
         padding: Collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
         return padding
     if tokenizer.mask_token is None:
-        raise ValueError(f"masked language modelling needs a mask token; {type(tokenizer).__name__} has none")
+        raise ValueError(
+            f"masked language modelling needs a tokenizer with a mask token, got {type(tokenizer).__name__}"
+        )
     return _MaskingCollator(
         DataCollatorForLanguageModeling(tokenizer, pad_to_multiple_of=pad_to_multiple_of), seed
     )
 
 
 class _MaskingCollator:
-    """The masking of transformers, seeded by the content of each batch."""
+    """The masking collator of transformers, seeded by the content of each batch."""
 
     def __init__(self, masking: Any, seed: int) -> None:
         self._masking = masking

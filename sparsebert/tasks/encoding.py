@@ -1,4 +1,4 @@
-"""Examples as token ids, determined by the examples, the tokenizer and the text format alone."""
+"""Encoding of examples as token ids, which depend only on the examples, the tokenizer and the text format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Texts per call of the tokenizer: enough for its speed, few enough for memory.
 _TEXTS_AT_ONCE = 1000
-# As in run_squad.py of BERT: tokens that two windows of a long paragraph share, tokens of a question.
+# As in run_squad.py of BERT: tokens that two windows of a long paragraph share, maximum tokens of a question.
 _WINDOW_OVERLAP = 128
 _QUESTION_TOKENS = 64
 # Placeholder of WikiText for a rare word.
@@ -30,12 +30,12 @@ Row = Mapping[str, list[int]]
 
 @dataclass(frozen=True)
 class TextFormat:
-    """Form in which a model reads the texts of examples.
+    """The format in which a model reads the texts of examples.
 
     Attributes:
-        max_length: Maximum tokens per example; the task's own if None.
-        template: Text around the texts of an example (:mod:`sparsebert.tasks.prompt_template`); without one,
-            they are read as they are.
+        max_length: Maximum tokens per example; None for the task's default.
+        template: Text around the texts of an example (:mod:`sparsebert.tasks.prompt_template`); None for the
+            texts alone.
     """
 
     max_length: int | None = None
@@ -46,8 +46,8 @@ class Encoded(Dataset[dict[str, Any]]):
     """Encoded examples, as dicts of model inputs and targets.
 
     Inputs are ``input_ids``, ``attention_mask``, and ``token_type_ids`` if the tokenizer has them. Targets
-    are ``labels``, or ``start_positions`` and ``end_positions``. Examples are not padded; their ids lie in
-    one int32 array, a few bytes per token.
+    are ``labels``, or ``start_positions`` and ``end_positions``. Examples are not padded; one int32 array
+    holds all ids, a few bytes per token.
 
     Attributes:
         lengths: int64 [examples], tokens of each example.
@@ -82,8 +82,8 @@ class Encoded(Dataset[dict[str, Any]]):
 class EncodedQuestions(Encoded):
     """Windows of a question and its paragraph; a long paragraph has several overlapping windows.
 
-    The targets are the first and last token of the first accepted answer, or 0 (the first special token)
-    where the window does not hold the whole answer.
+    The targets are the positions of the first and the last token of the first accepted answer, or 0 (the
+    first special token) if the window does not hold the whole answer.
 
     Attributes:
         questions: The encoded questions.
@@ -104,7 +104,7 @@ class EncodedQuestions(Encoded):
         self._spans = np.concatenate([np.empty((0, 2), np.int32), *spans])
 
     def spans(self, window: int) -> np.ndarray:
-        """Return the characters of the context that each token covers.
+        """Return the range of the context's characters that each token covers.
 
         Returns:
             int32 [tokens, 2], start and end; (0, 0) for tokens outside the context.
@@ -131,13 +131,15 @@ def encode(
         text_format: Maximum length, and the template for sentences and pairs.
 
     Raises:
-        ValueError: If the length leaves no room for text, or for a slow tokenizer with SQuAD.
+        ValueError: If the length leaves no room for text, or the tokenizer is slow and the task is SQuAD.
     """
     task = find_task(task)
     length = task.max_length if text_format.max_length is None else text_format.max_length
     room = length - int(tokenizer.num_special_tokens_to_add(pair=len(task.columns) > 1))
     if room < len(task.columns):
-        raise ValueError(f"max_length={length} leaves no room for text beside the special tokens")
+        raise ValueError(
+            f"max_length={length} leaves no room for text beside the special tokens; use a larger one"
+        )
     if task.kind == "span":
         return _encode_questions(cast("Sequence[Question]", examples), tokenizer, length)
     if task.kind == "mlm":
@@ -160,7 +162,7 @@ def _encode_texts(
 
 
 def _blocks(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[Row]:
-    """Yield all lines as one stream of tokens, cut into blocks, each between [CLS] and [SEP]."""
+    """Join all lines into one stream of tokens, and yield it in blocks, each between [CLS] and [SEP]."""
     unknown_token = tokenizer.unk_token
     texts = [line.replace(_RARE_WORD, unknown_token) for line in lines if line.strip()]
     chunks = (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE))
@@ -219,7 +221,7 @@ def _encode_questions(
 class EncodedOnce:
     """:func:`encode` with a cache, for several runs on the same examples.
 
-    Examples are compared by identity, tokenizers by name. The cache keeps everything that it returned.
+    Examples are compared by identity, tokenizers by name. The cache keeps all its results.
     """
 
     def __init__(self) -> None:
@@ -252,7 +254,10 @@ def _shortened(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length:
 
 
 def _answer_tokens(covered: np.ndarray, start: int, end: int) -> tuple[int, int]:
-    """Return the first and last token of the characters ``start`` to ``end``; (0, 0) if some are missing."""
+    """Return the first and last token that cover the characters ``start`` to ``end``.
+
+    The result is (0, 0) if the tokens do not cover all of these characters.
+    """
     inside = np.flatnonzero((covered[:, 1] > start) & (covered[:, 0] < end) & (covered[:, 1] > covered[:, 0]))
     if not len(inside):
         return 0, 0

@@ -24,7 +24,7 @@ from sparsebert.tasks import (
     metrics,
 )
 
-_IGNORED = -100  # label of a token that is not scored
+_IGNORED = -100  # label of tokens that are not scored
 _TARGETS = ("labels", "start_positions", "end_positions")
 
 
@@ -46,7 +46,7 @@ def evaluator(
         task: The task.
         validation: Examples by split.
         tokenizer: The model's tokenizer.
-        text_format: How examples are read.
+        text_format: Format in which the model reads examples.
         batch_size: Examples per batch.
         encode: :func:`sparsebert.tasks.encode`, or a version of it that caches its results.
 
@@ -61,7 +61,7 @@ def evaluator(
     def evaluate(model: nn.Module) -> dict[str, float]:
         scores: dict[str, float] = {}
         for split, examples in encoded.items():
-            # Sorting by length saves padding; the windows of SQuAD belong to questions by their order.
+            # Sorting by length saves padding. SQuAD needs its order, which assigns windows to questions.
             order = (
                 None
                 if isinstance(examples, EncodedQuestions)

@@ -10,7 +10,7 @@ from sparsebert.tasks.registry import Task
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text or a pair, with a label: the index of its class (int) or its score (float)."""
+    """One text or a pair of texts with a label: the index of a class (int) or a score (float)."""
 
     texts: tuple[str, ...]
     label: int | float
@@ -18,7 +18,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question on a paragraph.
+    """A question about a paragraph.
 
     Attributes:
         id: Identifier of the question.
@@ -55,7 +55,7 @@ class TaskData:
 
 
 def require_usable(examples: Examples, task: Task, where: str) -> None:
-    """Raise ValueError, naming their origin ``where``, for no examples or labels that are all the same."""
+    """Raise ValueError if there are no examples or all labels are equal. ``where`` names their origin."""
     if not examples:
         raise ValueError(f"{where}: no examples")
     if task.kind in ("span", "mlm"):
@@ -64,4 +64,6 @@ def require_usable(examples: Examples, task: Task, where: str) -> None:
     if len(labels) == 1:
         label = labels.pop()
         name = task.labels[int(label)] if task.kind == "classification" else label
-        raise ValueError(f"{where}: all {len(examples)} examples have the label {name}; two are needed")
+        raise ValueError(
+            f"{where}: all {len(examples)} examples have the label {name}; two different labels are needed"
+        )

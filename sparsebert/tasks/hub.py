@@ -18,8 +18,8 @@ def load_split(task: Task, split: str) -> tuple[Examples, str]:
         The examples, and their origin.
 
     Raises:
-        ValueError: In one line, where the split is unavailable (no network, no library), a column is
-            missing, or the labels or their order differ from the task's.
+        ValueError: In one line, if the split is unavailable (no network, no library), a column is missing, or
+            the labels or their order differ from the task's.
     """
     where = f"{'/'.join(task.hub)} on the hub"
     try:
@@ -28,7 +28,7 @@ def load_split(task: Task, split: str) -> tuple[Examples, str]:
         dataset: Any = datasets.load_dataset(*task.hub, split=split)
     except Exception as error:  # The library, the network and the hub raise too many kinds to name.
         raise ValueError(
-            f"cannot load {task.name} from the hub ({first_line(error)}); pass a folder that holds it"
+            f"cannot load {task.name} from the hub ({first_line(error)}); pass a folder with its files"
         ) from None
     columns = [name for name in (*task.columns, task.label) if name]
     if missing := [name for name in columns if name not in dataset.column_names]:
@@ -43,7 +43,7 @@ def load_split(task: Task, split: str) -> tuple[Examples, str]:
     names = getattr(dataset.features[task.label], "names", None)
     if task.kind == "classification" and tuple(names or ()) != task.labels:
         raise ValueError(f"{where}: labels must be {', '.join(task.labels)} for {task.name}, got {names}")
-    # The hub stores indices, and -1 where a label is not public.
+    # The hub stores indices, and -1 for a label that is not public.
     written = tuple(map(str, range(task.num_labels)))
     parse = label_parser(task, written)
     return [

@@ -1,7 +1,7 @@
-"""The order of a classifier's labels, checked against its configuration and never guessed.
+"""The order of a classifier's labels: always checked against its configuration, never guessed.
 
-Some checkpoints of MNLI have entailment first, others contradiction; in the wrong order, a good model scores
-7 %.
+Some MNLI checkpoints have entailment first, others contradiction. With the wrong order, the accuracy of a
+good model is 7 %.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _GENERIC = re.compile(r"label_\d+")
 
 
 def label_config(task: str | Task) -> dict[str, Any]:
-    """Return keyword arguments that tell a configuration the task's labels and their order.
+    """Return keyword arguments that set the task's labels and their order in a configuration.
 
-    Heads for spans and masked language modelling need none.
+    Heads for spans and masked language modelling need no such arguments.
     """
     task = find_task(task)
     if task.kind == "classification":
@@ -35,16 +35,16 @@ def label_config(task: str | Task) -> dict[str, Any]:
 def require_label_order(task: str | Task, config: Any) -> None:
     """Check that a trained classifier has the task's labels in the task's order.
 
-    Names are compared regardless of case, and of ``-``, ``_`` and blanks. A head that is yet to be trained
-    has no order to check; :func:`label_config` gives it one.
+    The comparison of names ignores case and the difference between ``-``, ``_`` and blanks. An untrained head
+    needs no check: :func:`label_config` sets its order.
 
     Args:
         task: The task, or its name.
         config: A configuration of transformers, with ``id2label``.
 
     Raises:
-        ValueError: With both orders, for other labels or another order, and for a configuration without
-            names (``LABEL_0``, ...), where nothing tells what the outputs mean.
+        ValueError: For other labels or another order, with both orders in the message; and for a
+            configuration with placeholders (``LABEL_0``, ...), which hide the meaning of the outputs.
     """
     task = find_task(task)
     if task.kind not in ("classification", "regression"):
@@ -62,7 +62,7 @@ def require_label_order(task: str | Task, config: Any) -> None:
     if all(_GENERIC.fullmatch(label) for label in theirs):
         raise ValueError(
             f"the model's config.id2label has placeholders ({named}), so the order of its labels is unknown; "
-            f"name its outputs in its config.json; {task.name} expects {expected}"
+            f"set the labels of its outputs in its config.json; {task.name} expects {expected}"
         )
     what = "label order" if sorted(theirs) == sorted(map(_normalised, task.labels)) else "labels"
     raise ValueError(f"the model's {what} (config.id2label): {named}; {task.name} expects {expected}")

@@ -1,7 +1,7 @@
-"""Masked language models as classifiers: the logits of a task's labels are those of words.
+"""Masked language models as classifiers: the logits of words serve as the logits of a task's labels.
 
-The pre-trained head then serves as the task's head, and a mask is all that remains to be trained (Static
-Model Pruning, Jiang et al. 2023, section 3.3).
+The pre-trained head then serves as the task's head, so only the masks need training (Static Model Pruning,
+Jiang et al. 2023, section 3.3).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from sparsebert.tasks import Task, label_config, require_label_order
 from sparsebert.tasks.load_checked import load_config, load_weights
 from sparsebert.tasks.prompt_template import require_template
 
-# Task -> a word per label, in the order of the labels; for spans, words for start and end. They follow the
-# code that Jiang et al. released, except for MNLI: there it says "Maybe" for entailment, "No" for neutral and
-# "Yes" for contradiction, because its labels were renumbered and the words were not.
+# Task -> one word per label, in the order of the labels; for spans, words for start and end. They follow the
+# released code of Jiang et al., except for MNLI: that code renumbers the labels but not the words, so it has
+# "Maybe" for entailment, "No" for neutral and "Yes" for contradiction.
 WORDS = {
     "sst2": ("terrible", "great"),
     "cola": ("incorrect", "correct"),
@@ -43,17 +43,18 @@ def words_for(task: Task, option: str, *, released: bool = False) -> tuple[str, 
 
     Args:
         task: The task.
-        option: The words, such as "terrible,great", or "task" for known ones.
-        released: Choose the known words as the released code of SMP has them.
+        option: The words, such as "terrible,great", or "task" for the built-in words of the task.
+        released: Whether the built-in words are exactly the words of SMP's released code.
 
     Raises:
-        ValueError: For a task without classes or spans, or a number of words other than that of the labels.
+        ValueError: For a task without classes or spans, a task without built-in words, or a number of words
+            that differs from the number of labels.
     """
     if task.kind not in ("classification", "span"):
         raise ValueError(f"label words need a task with classes or spans; {task.name} has neither")
     if option == KNOWN_WORDS:
         if task.name not in WORDS:
-            raise ValueError(f"no label words are known for {task.name}; pass them, such as terrible,great")
+            raise ValueError(f"{task.name} has no built-in label words; pass some, such as terrible,great")
         return (RELEASED if released else WORDS)[task.name]
     words = tuple(word.strip() for word in option.split(","))
     if len(words) != task.num_labels:
@@ -62,13 +63,15 @@ def words_for(task: Task, option: str, *, released: bool = False) -> tuple[str, 
 
 
 def word_ids(words: Sequence[str], tokenizer: Any) -> list[int]:
-    """Return the token of each word. Raises ValueError unless each is one known token of its own."""
+    """Return the token of each word. Raises ValueError unless each word is one known, distinct token."""
     ids = []
     for word in words:
-        # With a space, as within a text: RoBERTa's vocabulary has whole words only in that form.
+        # With a leading space, as within a text: RoBERTa's vocabulary has whole words only in this form.
         tokens = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
         if len(tokens) != 1:
-            raise ValueError(f"label word {word!r} must be one token of the model, got {len(tokens)}")
+            raise ValueError(
+                f"label word {word!r} must be one token of the model, got {len(tokens)}; choose another"
+            )
         if tokens[0] == tokenizer.unk_token_id:
             raise ValueError(f"label word {word!r} is not in the model's vocabulary; choose another")
         if tokens[0] in ids:
@@ -80,7 +83,7 @@ def word_ids(words: Sequence[str], tokenizer: Any) -> list[int]:
 def load_in_words(
     name: str, task: Task, tokenizer: Any, words: Sequence[str] | None, template: str | None = None
 ) -> Any:
-    """Load a masked language model whose forward returns the logits of a model for the task.
+    """Load a masked language model whose forward pass returns the logits of the task's labels.
 
     Args:
         name: Hub id or folder of the model.
@@ -125,9 +128,9 @@ def load_in_words(
 class _InWords:
     """Mixin for transformers' classes for masked language modelling.
 
-    The logit of a class is that of its word at the first [MASK], or at the first token, [CLS], where there is
-    no mask. The logits of a span's start and end are those of two words at every token. The parameters and
-    their names stay those of the language model.
+    The logit of a class is the logit of its word at the first [MASK], or at the first token ([CLS]) if there
+    is none. The logits of a span's start and end are the logits of two words at every token. Parameters and
+    their names are the same as in the language model.
     """
 
     config: Any
@@ -148,8 +151,8 @@ class _InWords:
 
         Args:
             labels: int64 [batch].
-            start_positions: int64 [batch]; beyond the last token where there is no answer.
-            end_positions: int64 [batch]; beyond the last token where there is no answer.
+            start_positions: int64 [batch]; positions beyond the last token are not scored.
+            end_positions: int64 [batch]; positions beyond the last token are not scored.
             inputs: Inputs of the language model.
         """
         logits = super().forward(**inputs).logits  # type: ignore[misc]
@@ -169,12 +172,12 @@ class _InWords:
         return QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end)
 
     def _first_mask(self, ids: Tensor) -> Tensor:
-        """Return the index of the first [MASK], int64 [batch], or 0. ``ids``: int64 [batch, tokens]."""
+        """Return the position of the first [MASK], int64 [batch], or 0, from ids, int64 [batch, tokens]."""
         return (ids == self.config.label_words.get("mask_id")).int().argmax(-1)
 
 
 class _Rows(nn.Linear):
-    """A decoder that computes only some rows; it shares the parameters of the whole decoder."""
+    """A decoder that computes only some of its outputs and shares the parameters of the whole decoder."""
 
     def __init__(self, decoder: nn.Linear, ids: Sequence[int]) -> None:
         nn.Module.__init__(self)
@@ -188,5 +191,5 @@ class _Rows(nn.Linear):
 
 @functools.cache
 def _in_words(cls: type) -> Any:
-    # The name is saved as the architecture, so it must stay.
+    # transformers saves the class name as the architecture, so the name must not change.
     return type(cls.__name__, (_InWords, cls), {"__module__": __name__})

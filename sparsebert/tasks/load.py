@@ -19,7 +19,7 @@ def load(task: str | Task, folder: str | os.PathLike[str] | None = None, *, trai
         task: A name of :data:`sparsebert.tasks.TASKS`, or a task.
         folder: A folder that holds the tasks in folders of their usual names (``SST-2``, ``squad-v1.1``,
             ...), directly or below ``glue/``, or such a task folder itself. None loads from the hub.
-        train: False leaves the training examples out and does not require their file.
+        train: Whether to load the training examples; if False, their file need not exist.
 
     Raises:
         ValueError: In one line, for an unknown task, a folder without the task's files, and invalid content

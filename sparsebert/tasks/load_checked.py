@@ -1,4 +1,4 @@
-"""Models by the user's name for them, loaded by transformers or refused in one line."""
+"""Loading of models by hub id or folder, with one-line errors for unusable files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_config(name: str) -> Any:
         name: Hub id or folder of the model.
 
     Raises:
-        ValueError: For a path that is not a model's folder, an unusable config.json, and weights quantised by
+        ValueError: For a path that is not a model's folder, an unusable config.json, or weights quantised by
             another library.
         OSError: For a name that is neither a folder nor on the hub.
     """
@@ -48,7 +48,7 @@ def load_config(name: str) -> Any:
         )
     try:
         return AutoConfig.from_pretrained(name)
-    except Exception as error:  # Each family's configuration checks raise their own kinds.
+    except Exception as error:  # The checks of each family's configuration raise different kinds.
         raise ValueError(f"{name}: its config.json is not usable: {_one_line(error)}") from error
 
 
@@ -61,7 +61,7 @@ def load_weights(cls: Any, name: str, **options: Any) -> Any:
     except Exception as error:  # Unpicklers and zip readers raise too many kinds to name.
         reason = f"damaged or truncated ({type(error).__name__}: {_one_line(error)})"
         if "ignore_mismatched_sizes" in str(error):
-            reason = "not of the shapes that its config.json gives"
+            reason = "not of the shapes in its config.json"
         raise ValueError(f"{name}: its weights are {reason}") from error
 
 

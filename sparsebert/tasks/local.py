@@ -1,4 +1,4 @@
-"""Tasks from local files: copies of the public data sets, and the user's own tables."""
+"""Tasks from local files: copies of the public data sets, and tables of the user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsebert.tasks.tables import Column, label_parser, lines_of, read_columns
 
 
 def find_files(task: Task, folder: str | os.PathLike[str], splits: Sequence[str]) -> dict[str, Path]:
-    """Return the files of these splits, found in ``folder``, below it, or below its ``glue/``.
+    """Return the files of these splits, in ``folder`` itself, in its folder of the task, or below ``glue/``.
 
     Raises:
         ValueError: If the folder is missing or lacks a file.
@@ -24,7 +24,7 @@ def find_files(task: Task, folder: str | os.PathLike[str], splits: Sequence[str]
         raise ValueError(f"{root} is not a folder of task data")
     layout = task.layout
     if layout is None:
-        raise ValueError(f"task {task.name} has no known file names; pass its files")
+        raise ValueError(f"task {task.name} has no standard file names; pass its files instead of {root}")
     places = [
         place for place in (root / "glue" / layout.folder, root / layout.folder, root) if place.is_dir()
     ]
@@ -80,16 +80,16 @@ def load_files(
     regression: bool = False,
     name: str = "own",
 ) -> TaskData:
-    """Load the user's own task from two tables that :func:`read_columns` can read.
+    """Load a task of the user from two tables in a format of :func:`read_columns`.
 
     Args:
-        train: Table to train on; None where ``labels`` or ``regression`` define the task.
+        train: Table to train on; None if ``labels`` or ``regression`` define the task.
         validation: Table to evaluate on.
         columns: One or two text columns.
         label: The label column.
-        labels: The classes; by default those of ``train``, in numerical order if all are numbers, else in
-            alphabetical order.
-        regression: True where labels are scores.
+        labels: The classes; by default the classes in ``train``, in numerical order if all are numbers, else
+            in alphabetical order.
+        regression: Whether labels are scores.
         name: The task's name.
 
     Raises:

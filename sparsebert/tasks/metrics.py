@@ -1,4 +1,4 @@
-"""Metrics of the tasks, by scikit-learn and scipy where they have them, and the verdict on a ticket."""
+"""Metrics of the tasks, from scikit-learn and scipy where available, and the verdict on a ticket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparsebert.tasks.registry import Task, find_task, split_suffix
 
 # Metrics are shares of at most a few million examples: smaller differences are rounding errors.
 _ROUNDING = 1e-9
-# Class of a row of non-finite logits; no example has it.
+# Predicted class for a row with non-finite logits; it is the label of no example.
 _NO_CLASS = -1
 # Label of a token that is not scored (torch's ignore_index).
 _IGNORED = -100
@@ -28,9 +28,9 @@ def compute(
 ) -> dict[str, float]:
     """Compute the metrics of a task on one validation split.
 
-    Matthews correlation is 0 where only one class is predicted; F1 is that of class 1. An undefined
-    correlation (constant or non-finite predictions) counts as 0, and non-finite logits (of a run that
-    diverged) as wrong answers, both with a warning. Spans are scored like SQuAD v1.1.
+    The Matthews correlation is 0 if only one class is predicted; F1 is the F1 of class 1. An undefined
+    correlation (constant or non-finite predictions) counts as 0, and non-finite logits (from a run that
+    diverged) count as wrong answers; both cause a warning. Spans are scored like SQuAD v1.1.
 
     Args:
         task: The task, or its name.
@@ -39,10 +39,10 @@ def compute(
             the last dimension.
         references: Classification and regression: [n]. Spans: lists of accepted texts. Masked language
             modelling: token ids; -100 is not scored.
-        split: The validation split, required where the task has several.
+        split: The validation split; required if the task has several.
 
     Returns:
-        Metrics by name, as shares: 0.91, not 91. With several splits the names tell them apart:
+        Metrics by name, as shares: 0.91, not 91. If the task has several splits, the names hold the split:
         ``accuracy_matched`` and ``accuracy_mismatched`` for MNLI.
 
     Raises:
@@ -51,12 +51,15 @@ def compute(
     task = find_task(task)
     if split is None:
         if len(task.splits) > 1:
-            raise ValueError(f"split is missing: {task.name} has {' and '.join(task.splits)}")
+            raise ValueError(f"split is missing: pass one of {' and '.join(task.splits)} for {task.name}")
         split = task.splits[0]
     elif split not in task.splits:
         raise ValueError(f"{task.name} has no split {split!r}; its splits: {', '.join(task.splits)}")
     if len(predictions) != len(references) or not len(references):
-        raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
+        raise ValueError(
+            "there must be as many predictions as references, and at least one, got "
+            f"{len(predictions)} predictions for {len(references)} references"
+        )
     score = {"classification": _classification, "regression": _regression, "span": _span, "mlm": _mlm}[
         task.kind
     ]
@@ -94,26 +97,26 @@ class Verdict:
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """Return mean and standard deviation of a metric over seeds. Raises ValueError without values."""
+    """Return mean and standard deviation of a metric over seeds. Raises ValueError if there are no values."""
     if not values:
-        raise ValueError("values must hold at least one seed's, got none")
+        raise ValueError("values must hold the metric of at least one seed, got none")
     numbers = tuple(map(float, values))
     std = statistics.stdev(numbers) if len(numbers) > 1 else None
     return Summary(numbers, statistics.fmean(numbers), std)
 
 
 def verdict(dense_values: Sequence[float], ticket_values: Sequence[float]) -> Verdict:
-    """Judge a ticket as Chen et al. 2020 do.
+    """Compare a ticket with the dense model, by the criterion of Chen et al. 2020.
 
-    A ticket is ``strict`` if its mean is at least the dense mean, and ``winning`` if it is at least the dense
-    mean minus the dense standard deviation, which takes two or more dense seeds.
+    A ticket is ``strict`` if its mean is at least the dense mean, and ``winning`` if its mean is at least the
+    dense mean minus the dense standard deviation, which needs two or more dense seeds.
 
     Args:
         dense_values: Metric of the dense model, one value per seed; higher is better.
         ticket_values: Metric of the ticket, one value per seed.
 
     Raises:
-        ValueError: If either has no value.
+        ValueError: If one of the two has no values.
     """
     dense, ticket = summary(dense_values), summary(ticket_values)
     name: Literal["strict", "winning", "none"] = "none"

@@ -31,22 +31,23 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a pre-trained BERT with the task's head, and its tokenizer.
 
-    The order of the labels is checked where the checkpoint has a head for the task.
+    If the checkpoint has a head for the task, the order of its labels is checked.
 
     Args:
         name: Hub id or folder of the model.
         task: The task.
         seed: Seed of a head that the checkpoint lacks.
         trained: Require a checkpoint with a head for the task.
-        label_words: Use the head of the masked language model, and these words for the task's labels.
+        label_words: Words for the task's labels; the head of the masked language model then serves as the
+            task's head.
         template: Text around each example, with a blank for the label words.
 
     Returns:
         The model, in fp32 on the CPU, and the tokenizer.
 
     Raises:
-        ValueError: For a model of another family, a head for another task, a missing head with ``trained``,
-            and unusable files as in :mod:`sparsebert.tasks.load_checked`.
+        ValueError: For a model of another family, labels of another task, a missing head with ``trained``, or
+            unusable files (see :mod:`sparsebert.tasks.load_checked`).
         OSError: For a model that is missing or holds no weights.
     """
     import transformers
@@ -82,7 +83,7 @@ def template_of(model: Any) -> str | None:
 
 
 def skeleton(name: str) -> nn.Module:
-    """Return the bare model without weights (on the meta device), to check the shapes of tickets against.
+    """Return the base model without weights (on the meta device), for checking the shapes of tickets.
 
     Raises:
         ValueError: For a model of another family.
@@ -114,7 +115,7 @@ def load_as_saved(name: str) -> Any:
 
 
 def short_name(model: str) -> str:
-    """Return a model's name for records: the last part of a local folder, else the hub id."""
+    """Return a model's name for records: the name of a local folder, else the hub id."""
     path = Path(model)
     return path.resolve().name if path.is_dir() else model
 

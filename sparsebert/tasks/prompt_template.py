@@ -1,4 +1,4 @@
-"""Prompt templates: a sentence around the texts of an example, with a blank: ``{0} It was [MASK].``"""
+"""Prompt templates: text around the texts of an example, with a blank, such as ``{0} It was [MASK].``"""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def filled(
 ) -> Iterator[str]:
     """Yield the template filled with the texts of each row.
 
-    ``[MASK]`` becomes the tokenizer's mask token; a mask token within a text becomes an unknown word. Rows
-    that are too long lose the ends of their texts, the longest first, and nothing of the template.
+    ``[MASK]`` becomes the tokenizer's mask token; a mask token within a text becomes an unknown word. If a
+    row is too long, its texts are truncated at the end, the longest first; the template stays whole.
 
     Args:
         template: The template.
@@ -46,8 +46,7 @@ def filled(
         max_length: Maximum tokens of a filled template, special tokens included.
 
     Raises:
-        ValueError: If the length leaves no room for text, and for a tokenizer that is slow or has no mask
-            token.
+        ValueError: If the length leaves no room for text, or the tokenizer is slow or has no mask token.
     """
     mask = tokenizer.mask_token
     if mask is None or not tokenizer.is_fast:
@@ -67,14 +66,14 @@ def filled(
         raise ValueError(f"max_length={max_length} leaves no room for text beside the template")
     for row in rows:
         texts = [text.replace(mask, str(tokenizer.unk_token)) for text in row]
-        # Joined, texts and template may have more tokens than they have separately.
+        # The filled template may have more tokens than the template and its texts separately.
         while (excess := tokens(put(texts)) - max_length) > 0:
             texts = _shortened(texts, excess, tokenizer)
         yield put(texts)
 
 
 def _shortened(texts: Sequence[str], excess: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the texts without ``excess`` tokens, each taken from the end of the longest."""
+    """Return the texts without ``excess`` tokens, each removed from the end of the longest text."""
     spans = [
         tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         for text in texts

@@ -18,9 +18,9 @@ class Layout:
 
     Attributes:
         folder: Folder of the task, below the data folder or its ``glue/``.
-        files: Sets of file names by split; the first complete set is read.
-        columns: Text columns, by name, or by number where a file has no header.
-        label: Label column, likewise.
+        files: Alternative sets of file names by split; the first complete set is read.
+        columns: Text columns, by name, or by number in a file without a header.
+        label: Label column, by name or number.
         labels: Labels as the files write them, in the task's order.
     """
 
@@ -39,7 +39,7 @@ class Task:
         name: Name of the task.
         kind: Kind of its head.
         metrics: Metrics of every validation split, the primary one first.
-        labels: Labels in the order of their indices, which is that of the Hugging Face hub.
+        labels: Labels in the order of their indices, as on the Hugging Face hub.
         columns: Text columns on the hub.
         label: Label column on the hub.
         splits: Validation splits, the primary one first.
@@ -73,7 +73,7 @@ class Task:
 
 
 def split_suffix(split: str) -> str:
-    """Return what a split adds to the name of a metric: ``_matched`` for ``validation_matched``."""
+    """Return the suffix of a split for the names of metrics: ``_matched`` for ``validation_matched``."""
     return split.removeprefix("validation")
 
 
@@ -81,7 +81,7 @@ def find_task(task: str | Task) -> Task:
     """Return the task of that name; a Task is returned unchanged.
 
     Raises:
-        ValueError: For an unknown name, suggesting the nearest.
+        ValueError: For an unknown name; the message suggests the nearest.
     """
     if isinstance(task, Task):
         return task
@@ -196,7 +196,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                     (
                         {"train": "wiki.train.raw", "validation": "wiki.valid.raw"},
                         {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens"},
-                        # A copy without the training text: the smaller of its other two texts serves instead.
+                        # A copy without the training text: trains on the validation text instead.
                         {"train": "wiki.valid.raw.txt", "validation": "wiki.test.raw.txt"},
                     ),
                 ),

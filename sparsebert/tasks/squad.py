@@ -18,8 +18,8 @@ def read_squad(path: Path) -> list[Question]:
     """Read the questions of a file, in its order.
 
     Raises:
-        ValueError: Naming the file and the question, for a structure other than SQuAD v1.1's, a question
-            without an answer, or an answer that is not in the context where the file says.
+        ValueError: For a structure other than SQuAD v1.1's, a question without an answer, or an answer that
+            is not at its position in the context. The message names the file and the question.
     """
     try:
         loaded = json.loads(read_text(path))
@@ -44,7 +44,7 @@ def _question(entry: Any, context: str, path: Path) -> Question:
 
 
 def checked(question: Question, where: str) -> Question:
-    """Return the question. Raises ValueError without answers, or if one is not where it says."""
+    """Return the question. Raises ValueError if it has no answers, or one is not at its position."""
     if not question.answers:
         raise ValueError(f"{where}: question {question.id} has no answer; SQuAD v1.1 requires one")
     for text, start in question.answers:
@@ -65,22 +65,22 @@ def best_answers(
 ) -> list[str]:
     """Return the text of the best span of each question, as run_squad.py of BERT does.
 
-    A span lies in the context, and starts and ends at one of the best logits of its window. The sum of its
-    two logits ranks it among the spans of all windows of the question.
+    A span lies in the context. Its first and last token are among the tokens with the best start and end
+    logits of its window. Spans from all windows of a question are ranked by the sum of the two logits.
 
     Args:
         encoded: The questions.
-        start_logits: [windows, tokens], or [tokens] for each window; tokens beyond a window's own are
-            ignored.
-        end_logits: Likewise.
+        start_logits: [windows, tokens], or [tokens] for each window; logits beyond the last token of a window
+            are ignored.
+        end_logits: The same for the ends.
         candidates: Number of best logits to consider in each window.
         max_answer_tokens: Maximum tokens of a span.
 
     Returns:
-        One text per question; empty where no span is possible.
+        One text per question; the empty text if no span is possible.
 
     Raises:
-        ValueError: Unless there is one row of logits per window.
+        ValueError: If the number of rows of logits differs from the number of windows.
     """
     if len(start_logits) != len(encoded) or len(end_logits) != len(encoded):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Columns of TSV, CSV and JSON-lines files; every error names file and line."""
+"""Reading of columns from TSV, CSV and JSON-lines files; every error names file and line."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ Rows = Iterator[tuple[int, tuple[str, ...]]]
 
 
 def read_text(path: Path) -> str:
-    """Read UTF-8 text without its byte-order mark. Raises ValueError, with file and line, otherwise."""
+    """Read UTF-8 text without its byte-order mark. Raises ValueError, with file and line, if invalid."""
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}:{line}: not UTF-8 (byte 0x{data[error.start]:02x})") from None
+        raise ValueError(
+            f"{path}:{line}: not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8"
+        ) from None
 
 
 def lines_of(text: str) -> list[str]:
@@ -62,10 +64,10 @@ def read_columns(path: Path, columns: Sequence[Column]) -> Rows:
 
 
 def label_parser(task: Task, written: Sequence[str]) -> Callable[[str, str], int | float]:
-    """Return a function that maps a label as written, and its place, to its class index or score.
+    """Return a function that maps the text of a label, and its place, to its class index or score.
 
-    The function raises ValueError, naming the place ("file:line"), for a label outside ``written``, or one
-    that is not a finite number within the task's bounds.
+    The function raises ValueError, naming the place ("file:line"), for a class that is not in ``written``, or
+    for a score that is not a finite number within the task's bounds.
     """
     if task.kind == "classification":
         indices = {label: index for index, label in enumerate(written)}

@@ -1,4 +1,4 @@
-"""Tickets meet models: whether a ticket fits a model, and which parameters it masks there."""
+"""Application of a ticket to a model: check that the two fit, and list the parameters to mask."""
 
 from __future__ import annotations
 

@@ -31,13 +31,13 @@ def unpack_bits(bits: Tensor | np.ndarray, shape: Sequence[int], name: str = "th
     Args:
         bits: uint8 [ceil(weights / 8)].
         shape: The mask's shape.
-        name: What error messages call the mask.
+        name: Name of the mask in error messages.
 
     Returns:
         A bool tensor of ``shape``, on the device of ``bits``.
 
     Raises:
-        ValueError: ``bits`` have another dtype or size, or bits set beyond the last weight.
+        ValueError: ``bits`` has another dtype or size, or bits are set beyond the last weight.
     """
     octets = bits.cpu().numpy() if isinstance(bits, Tensor) else bits
     if octets.dtype != np.uint8 or octets.shape != (packed_bytes(shape),):

@@ -175,7 +175,8 @@ def _description(text: str) -> dict[str, Any]:
             f"this one reads up to {FORMAT_VERSION}): update sparsebert"
         )
     if wrong := fields.keys() ^ _FIELDS:
-        raise ValueError(f"its description lacks or adds the field {brief(min(wrong))}")
+        problem = "lacks the" if min(wrong) in _FIELDS else "has an unknown"
+        raise ValueError(f"its description {problem} field {brief(min(wrong))}")
     types = {"masks": dict, "bias_masks": dict, "removed": list, "metadata": dict, "layer_sparsity": dict}
     for name, expected in types.items():
         if not isinstance(fields[name], expected):

@@ -49,7 +49,7 @@ def weight_hash(model: nn.Module) -> str:
 
 
 def masks_digest(packed: Iterable[tuple[str, Sequence[int], Tensor]], removed: Iterable[str] = ()) -> str:
-    """Return the identity of masks, the same wherever they are stored.
+    """Return the identity of masks, which does not depend on where they are stored.
 
     Args:
         packed: (key, shape, packed bits) of every mask, as `sparsebert.tickets.bits` packs them: weight masks
@@ -73,7 +73,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
     Returns:
         ``class``; ``id``, the hub id or the bare name of a folder; ``local``, whether it is a folder; and
-        ``linears``, the number of encoder matrices. Entries that the model cannot answer are missing.
+        ``linears``, the number of encoder matrices. Entries that are unknown for the model are omitted.
     """
     described: dict[str, Any] = {"class": type(model).__name__}
     if name := getattr(getattr(model, "config", None), "_name_or_path", None):
@@ -86,10 +86,10 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
 
 def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metadata as a ticket file returns it, with the versions of the libraries added.
+    """Return metadata in the form that a ticket file returns, with the versions of the libraries added.
 
     Raises:
-        ValueError: The metadata is not JSON, or a known entry has another type.
+        ValueError: The metadata is not JSON, or a standard entry has the wrong type.
     """
     try:
         # Through JSON and back, so that tuples become lists before a ticket is saved, too.

@@ -17,8 +17,8 @@ from sparsebert.tickets.bits import pack_bits
 from sparsebert.tickets.file import TicketContents, brief, is_key
 from sparsebert.tickets.provenance import checked_metadata, describe_model, masks_digest
 
-# Two sparsities that differ by no more than this are the same: at one decimal of a percent, as tables and
-# command lines state them, they are printed alike.
+# Two sparsities that differ by no more than this are the same: tables and command lines, which state one
+# decimal of a percent, print them alike.
 SAME_SPARSITY = 5e-4
 
 
@@ -29,7 +29,7 @@ class Ticket:
 
     Args:
         masks: Module path -> bool [out, in]. Wrappers and the base-model prefix are stripped from the paths.
-        bias_masks: Bool [out] for those of the same paths whose biases are pruned too.
+        bias_masks: The paths whose biases are pruned too -> bool [out].
         removed: Modules that are removed whole. Masks below them keep nothing, and their biases are pruned.
         metadata: JSON values such as method, sparsity, granularity, scope, seed, model and history.
 
@@ -39,8 +39,8 @@ class Ticket:
         metadata: As passed, with the versions of the libraries.
 
     Raises:
-        ValueError: A mask has another type, dtype or number of dimensions, a bias mask has no weight mask, a
-            removed module keeps weights, or a metadata value has a type that a ticket file cannot hold.
+        ValueError: A mask has the wrong type, dtype or number of dimensions, a bias mask has no weight mask,
+            a removed module keeps weights, or a metadata value has a type that a ticket file cannot hold.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class Ticket:
         """Set the pruned weights to +0 in place, NaN and inf included; return the model.
 
         Raises:
-            ValueError: As :meth:`targets`.
+            ValueError: See :meth:`targets`.
         """
         with torch.no_grad():
             for parameter, mask in self.targets(model):
@@ -260,8 +260,8 @@ class Ticket:
         The biases below a removed MLP are masked whole, so that the layer's output is LN(input).
 
         Raises:
-            ValueError: The ticket does not fit (:meth:`check`), or a weight is not a plain parameter (but
-                parametrized or packed).
+            ValueError: The ticket does not fit (:meth:`check`), or a weight is parametrized or packed instead
+                of a plain parameter.
         """
         return apply.targets(self, model)
 
@@ -284,15 +284,15 @@ class Ticket:
     def _require_same_matrices(self, other: Ticket) -> None:
         require_ticket(other)
         for kind in ("masks", "bias_masks"):
-            mine: dict[str, Tensor] = getattr(self, kind)
-            theirs: dict[str, Tensor] = getattr(other, kind)
-            if wrong := mine.keys() ^ theirs.keys():
+            masks: dict[str, Tensor] = getattr(self, kind)
+            other_masks: dict[str, Tensor] = getattr(other, kind)
+            if wrong := masks.keys() ^ other_masks.keys():
                 raise ValueError(f"tickets of different models: only one of them has {kind} of {min(wrong)}")
-            for key, mask in mine.items():
-                if mask.shape != theirs[key].shape:
+            for key, mask in masks.items():
+                if mask.shape != other_masks[key].shape:
                     raise ValueError(
                         f"tickets of different models: {key} is {shape_text(mask)} in one and "
-                        f"{shape_text(theirs[key])} in the other"
+                        f"{shape_text(other_masks[key])} in the other"
                     )
 
 
@@ -323,7 +323,7 @@ def _checked_masks(masks: Mapping[str, Tensor], dimensions: int) -> dict[str, Te
         if mask.is_meta:
             raise ValueError(f"the mask of {key} is on the meta device, which holds no values")
         if key in checked:
-            raise ValueError(f"two masks for {key}")
+            raise ValueError(f"masks has two entries for {key}; pass one")
         checked[key] = mask.detach().cpu().contiguous()
     return checked
 
@@ -353,8 +353,10 @@ def _histories(tickets: Iterable[Ticket]) -> Iterator[Any]:
         yield from ticket.metadata.get("history", [])
 
 
-def _same(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
-    return mine.keys() == theirs.keys() and all(torch.equal(mask, theirs[key]) for key, mask in mine.items())
+def _same(masks: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return masks.keys() == others.keys() and all(
+        torch.equal(mask, others[key]) for key, mask in masks.items()
+    )
 
 
 def _is_below(key: str, module: str) -> bool:

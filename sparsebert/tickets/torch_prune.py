@@ -28,9 +28,7 @@ def read_masks(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if kind not in ("weight_mask", "bias_mask"):
             continue
         if not isinstance(module := model.get_submodule(path), nn.Linear):
-            raise ValueError(
-                f"{path} is a {type(module).__name__}; only the pruning of nn.Linear can be read"
-            )
+            raise ValueError(f"{path} is a {type(module).__name__}; only masks of nn.Linear can be read")
         if not torch.all((buffer == 0) | (buffer == 1)):
             raise ValueError(f"{name} holds values other than 0 and 1")
         pruned = True

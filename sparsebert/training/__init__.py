@@ -1,1 +1,1 @@
-"""Training of a ticket with Hugging Face's Trainer: masks outside the model, exact copies to rewind to."""
+"""Training of a ticket with Hugging Face's Trainer, with masks outside the model and exact snapshots."""

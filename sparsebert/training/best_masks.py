@@ -1,4 +1,4 @@
-"""The best masks of a training instead of the last ones."""
+"""Selection of the best masks of a training run instead of the last ones."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Best:
 class BestMasks(TrainerCallback):
     """Evaluates the learner's masks every few optimizer steps and after the last one, and keeps the best.
 
-    Keeps all trained parameters of the best step, of equal steps the first.
+    Saves all trained parameters of the best step. On a tie, the first step wins.
 
     Args:
         learner: The learner of the masks.
-        judge: Returns a metric of the model, higher is better; called in full precision, like the evaluation
+        judge: Returns a metric of the model; higher is better. Called in full precision, like the evaluation
             of a round.
         every: Steps between two evaluations.
         eligible: Returns whether the masks of a step are sparse enough.
-        file: Where the best parameters lie, for this process and a later one.
+        file: File of the best parameters, from which a resumed process continues.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class BestMasks(TrainerCallback):
         if (step % self._every and step != state.max_steps) or not self._eligible(step):
             return
         self._learner.derive_(step)
-        # A loader draws a random number even if it shuffles nothing; the training must not notice. It draws
-        # on the CPU, so the states of other devices need not be kept, nor those devices be initialised.
+        # A DataLoader draws a random number even if it does not shuffle, which must not affect the training.
+        # It draws on the CPU: the states of other devices need not be saved.
         with torch.random.fork_rng(devices=[]), _in_full_precision(self._learner.model):
             metric = distributed.from_main(self._judge)
         self._learner.model.train()
@@ -77,7 +77,7 @@ class BestMasks(TrainerCallback):
         distributed.wait()
 
     def restore_(self) -> Best | None:
-        """Write the best parameters into the model and return their step; None if no step was eligible."""
+        """Write the best parameters into the model and return their step, or None if no step was eligible."""
         best = self.best
         if best is not None:
             with safe_open(self._file, "pt") as file, torch.no_grad():
@@ -91,7 +91,7 @@ class BestMasks(TrainerCallback):
 
 @contextlib.contextmanager
 def _in_full_precision(model: torch.nn.Module) -> Iterator[None]:
-    """Remove the forward that accelerate puts on a model for mixed precision, for a while."""
+    """Remove accelerate's ``forward`` for mixed precision from a model, and restore it afterwards."""
     mixed = vars(model).pop("forward", None)
     try:
         yield

@@ -18,7 +18,7 @@ from sparsebert.training.snapshot import Snapshot
 
 
 class MaskCallback(TrainerCallback):
-    """Keeps a ticket's pruned weights at zero from before the first step, in a loaded checkpoint too."""
+    """Keeps a ticket's pruned weights at zero, from before the first step and also after a resume."""
 
     def __init__(self, ticket: Ticket) -> None:
         self.ticket = ticket
@@ -38,7 +38,7 @@ class MaskCallback(TrainerCallback):
 
 
 class LearnCallback(TrainerCallback):
-    """Sets the masks of each optimizer step before its first batch: accumulated batches see the same."""
+    """Sets the masks of each optimizer step before its first batch, so all accumulated batches share them."""
 
     def __init__(self, learner: Learner) -> None:
         self._learner = learner
@@ -48,7 +48,7 @@ class LearnCallback(TrainerCallback):
 
 
 class StartCallback(TrainerCallback):
-    """Raises RuntimeError unless training starts from exactly these weights, before any mask is applied."""
+    """Raises RuntimeError unless training starts from exactly these weights, checked before masks apply."""
 
     def __init__(self, weights: Snapshot) -> None:
         self._weights = weights
@@ -60,7 +60,7 @@ class StartCallback(TrainerCallback):
 class CheckpointCallback(TrainerCallback):
     """Marks each checkpoint once it is complete, and requests additional ones.
 
-    Losses are logged with every checkpoint, since a resumed Trainer forgets what it has not logged.
+    Losses are logged with every checkpoint, because a resumed Trainer loses the losses that were not logged.
 
     Args:
         seconds: Training time of the round in earlier sessions.
@@ -74,7 +74,7 @@ class CheckpointCallback(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Training time of the round so far."""
+        """Training time of the round so far, over all sessions."""
         return self._before + time.perf_counter() - self._start
 
     def save_at(self, step: int) -> None:
@@ -82,7 +82,7 @@ class CheckpointCallback(TrainerCallback):
         self._requested.add(step)
 
     def keep(self, step: int, folder: Path) -> None:
-        """Copy the checkpoint of this step into a folder where it is never deleted."""
+        """Request a checkpoint after this step, and copy it into a folder where it is not deleted."""
         self.save_at(step)
         self._kept[step] = folder
 
@@ -97,19 +97,19 @@ class CheckpointCallback(TrainerCallback):
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **now: Any) -> None:
-        distributed.wait()  # each process writes a random state of its own into the checkpoint
+        distributed.wait()  # each process writes its random state into the checkpoint
         if distributed.is_main():
             step = state.global_step
             saved = Checkpoint(Path(args.output_dir) / f"checkpoint-{step}", step, self.seconds)
             if step in self._kept:
-                # Before the mark: a run that resumes from the checkpoint relies on the copy.
+                # The copy precedes the mark: a run that resumes from the checkpoint relies on it.
                 saved.copy_to(self._kept[step] / saved.path.name, seconds=0.0)
             saved.mark()
         distributed.wait()
 
 
 class ProgressCallback(TrainerCallback):
-    """A progress bar with title, loss and remaining time; nothing if stderr is not a terminal."""
+    """Shows a progress bar with title, loss and remaining time, if stderr is a terminal."""
 
     def __init__(self, title: str) -> None:
         self._title = title

@@ -15,12 +15,12 @@ _MARK = "complete.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder ``checkpoint-<step>`` with a mark that is written last.
+    """A folder ``checkpoint-<step>`` that is complete once it holds its mark, the file written last.
 
     Attributes:
         path: The folder.
         step: Optimizer step of the checkpoint.
-        seconds: Training time of the round until then, over all sessions.
+        seconds: Training time of the round up to this step, over all sessions.
     """
 
     path: Path
@@ -29,7 +29,7 @@ class Checkpoint:
 
     @classmethod
     def latest(cls, folder: Path) -> Checkpoint | None:
-        """Return the newest complete checkpoint, and delete those that a killed process left incomplete."""
+        """Return the newest complete checkpoint, or None, and delete incomplete ones of a killed process."""
         complete = []
         for path in folder.glob("checkpoint-*"):
             if (path / _MARK).is_file():
@@ -43,7 +43,13 @@ class Checkpoint:
         write_text(self.path / _MARK, json.dumps({"step": self.step, "seconds": self.seconds}))
 
     def copy_to(self, path: Path, *, seconds: float, change: Callable[[Path], object] | None = None) -> None:
-        """Write a complete copy, whole or not at all. ``change`` may edit it before it is marked."""
+        """Write a complete copy, whole or not at all.
+
+        Args:
+            path: Folder of the copy.
+            seconds: Training time to record in the copy.
+            change: Edits the copy before it is marked.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished:
             shutil.copytree(self.path, unfinished)

@@ -1,4 +1,4 @@
-"""CAP in the training of a round: its terms of the loss, and snapshots of the model."""
+"""CAP in the training of a round: its loss terms, and representations by snapshots of the model."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SNAPSHOT = "snapshot-"
 
 @dataclass(frozen=True)
 class ContrastiveSettings:
-    """Weights and sizes of the terms.
+    """Weights of the contrastive terms, and the size of their samples.
 
     Attributes:
         instance_weight: Weight of the instance term.
         label_weight: Weight of the label term.
         temperature: Divides the similarities.
-        negatives: Representations sampled for each kind of bank; all snapshots share theirs.
+        negatives: Representations sampled for each kind of bank; all snapshots together count as one kind.
     """
 
     instance_weight: float
@@ -39,15 +39,15 @@ class ContrastiveSettings:
 class ContrastiveHooks:
     """Hooks of a round that add the contrastive terms.
 
-    A context manager, which hooks into the model and unhooks at its end. Samples depend on the seed and the
-    step alone, so a resumed run draws the same.
+    Use it as a context manager: it hooks into the model on entry and unhooks on exit. Samples depend only on
+    the seed and the step, so a resumed run draws the same.
 
     Args:
         model: The model in training.
-        bank: Representations; those of the pre-trained and the fine-tuned model exist already.
+        bank: Representations. The pre-trained and the fine-tuned model, if used, must be encoded already.
         kinds: The kinds of encoders to contrast with.
-        settings: Weights and sizes of the terms.
-        every: Training steps between two snapshots; None for none.
+        settings: Weights and sample sizes of the terms.
+        every: Training steps between two snapshots; None to take none.
         seed: Seed of the samples.
     """
 
@@ -78,20 +78,23 @@ class ContrastiveHooks:
         self._head.close()
 
     def tell_examples(self, ids: Tensor) -> None:
-        """Take the ids of the next batch's examples, int64 [examples]."""
+        """Store the ids of the next batch's examples, int64 [examples]."""
         self._ids = ids
 
     def penalty(self) -> Tensor | None:
-        """Return the terms of the batch of the last forward pass; None before there is any bank."""
-        own, ids = self._head.take(), self._ids
+        """Return the terms for the batch of the last forward pass, or None if no bank exists yet."""
+        representations, ids = self._head.take(), self._ids
+        device = representations.device
         assert ids is not None
         total = None
         for kind, files in self._files.items():
-            batch = self._encoded(files, ids.cpu(), own.device)
+            batch = self._encoded(files, ids.cpu(), device)
             count = min(self._settings.negatives // len(files), len(files[0]))
             sample = random.Random(f"{self._seed} {self._step} {kind}").sample(range(len(files[0])), count)
-            negatives = self._encoded(files, torch.tensor(sample, dtype=torch.int64), own.device)
-            by_instance, by_label = contrastive_terms(own, batch, negatives, self._settings.temperature)
+            negatives = self._encoded(files, torch.tensor(sample, dtype=torch.int64), device)
+            by_instance, by_label = contrastive_terms(
+                representations, batch, negatives, self._settings.temperature
+            )
             term = self._settings.instance_weight * by_instance
             if by_label is not None:
                 term = term + self._settings.label_weight * by_label
@@ -99,9 +102,10 @@ class ContrastiveHooks:
         return total
 
     def begin(self, step: int) -> None:
-        """Open the banks that exist after so many steps of the round."""
+        """Open the banks that exist after ``step`` steps of the round."""
         encoders = {kind: [kind] for kind in (PRETRAINED, FINE_TUNED)}
-        # Snapshots that a killed process took after its last checkpoint are taken again.
+        # Later snapshots come from a killed process that took them after its last checkpoint: they are
+        # ignored and taken again.
         encoders[SNAPSHOTS] = [
             name
             for name in self._bank.names()
@@ -113,11 +117,11 @@ class ContrastiveHooks:
         self.at(step)
 
     def at(self, step: int) -> None:
-        """Set the step that is taken next, counted from 0."""
+        """Set the number of the next step, counted from 0."""
         self._step = step
 
     def after(self, step: int, last: int) -> None:
-        """Take a snapshot if one is due after so many steps, but not after the last step."""
+        """Take a snapshot if one is due after ``step`` steps. The last step gets none."""
         if self._every is None or SNAPSHOTS not in self._kinds or step % self._every or step == last:
             return
         if distributed.is_main():
@@ -132,12 +136,12 @@ class ContrastiveHooks:
 
 
 def snapshot_name(number: int) -> str:
-    """Return the encoder name of a snapshot after so many steps, or at the start of that round."""
+    """Return the encoder name of a snapshot, numbered by training step or by round."""
     return f"{_SNAPSHOT}{number:06}"
 
 
 class _StepCallback(TrainerCallback):
-    """Tells the hooks which step is taken."""
+    """Tells the hooks the number of the current step."""
 
     def __init__(self, hooks: ContrastiveHooks) -> None:
         self._hooks = hooks

@@ -1,4 +1,4 @@
-"""Knowledge distillation: a model learns from a teacher's outputs beside the labels."""
+"""Knowledge distillation: a model learns from a teacher's outputs and from the labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 _TARGETS = ("labels", "start_positions", "end_positions")
 
-# Maps the keyword arguments of the model to a teacher's output, or to None if it does not teach the batch.
+# Maps a batch (the model's keyword arguments) to a teacher's output, or to None if no teacher covers it.
 Answers = Callable[..., Any]
 
 
@@ -21,8 +21,8 @@ Answers = Callable[..., Any]
 class Distillation:
     """Settings of distillation: the loss of a batch is (1 - weight) * L_labels + weight * L_teacher.
 
-    The defaults are those of Sanh et al. 2020 and Jiang et al. 2023; nn_pruning and CAP (Xu et al. 2022) take
-    a weight of 0.9.
+    The defaults come from Sanh et al. 2020 and Jiang et al. 2023; nn_pruning and CAP (Xu et al. 2022) use a
+    weight of 0.9.
 
     Attributes:
         weight: Weight of the teacher's loss, in (0, 1].
@@ -30,7 +30,7 @@ class Distillation:
         teachers: Task -> id of its teacher, for the records.
 
     Raises:
-        ValueError: A weight or temperature out of range.
+        ValueError: The weight or the temperature is out of range.
     """
 
     weight: float = 0.5
@@ -45,7 +45,9 @@ class Distillation:
 
 
 class Teacher:
-    """A trained model that returns its outputs for batches: dropout off, no gradients, on the batch's device.
+    """A trained model that returns its outputs for batches, without dropout or gradients.
+
+    The model moves to the device of the batch.
 
     Segments (``token_type_ids``) are not passed to a model without segments.
 
@@ -66,7 +68,7 @@ class Teacher:
 
 
 class Teachers:
-    """Teachers of several tasks in order, None for a task without one. A batch names its task by ``task``."""
+    """The teachers of several tasks, None for a task without one. A batch selects by ``task``, an index."""
 
     def __init__(self, teachers: Sequence[Answers | None]) -> None:
         self._teachers = tuple(teachers)
@@ -78,7 +80,7 @@ class Teachers:
 
 @dataclass(frozen=True)
 class Distiller:
-    """Mixes a teacher's loss into the loss of a batch."""
+    """Adds a teacher's loss to the loss of a batch."""
 
     teacher: Answers
     settings: Distillation
@@ -99,11 +101,12 @@ class Distiller:
 
 
 def teacher_loss(output: Any, answer: Any, temperature: float) -> Tensor:
-    """Return the distance of a model's output from its teacher's, a scalar of float32 or float64.
+    """Return the distance between a model's output and its teacher's, a scalar of float32 or float64.
 
-    Classes: T^2 * KL(p_teacher || p_model) with softmax(logits / T), summed over classes and averaged over
-    examples (Hinton et al. 2015, section 2). Spans: the mean of that for start and end, over all tokens of
-    the window. Scores (one logit): the mean squared difference.
+    For classes, the distance is T^2 * KL(p_teacher || p_model) with p = softmax(logits / T), summed over
+    classes and averaged over examples (Hinton et al. 2015, section 2). For spans, it is the mean of the same
+    distances for start and end, over all tokens of the window. For scores (one logit), it is the mean squared
+    difference.
 
     Args:
         output: Output of the model.
@@ -116,13 +119,13 @@ def teacher_loss(output: Any, answer: Any, temperature: float) -> Tensor:
         return (first + last) / 2
     logits, teacher_logits = output["logits"], answer["logits"]
     if logits.shape[-1] == 1:
-        # A softmax over one logit is 1 whatever the logit is.
+        # A softmax over one logit is always 1.
         return F.mse_loss(_wide(logits), _wide(teacher_logits))
     return _divergence(logits, teacher_logits, temperature)
 
 
 def _divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Return T^2 * KL divergence of two logits, floating-point [examples, classes]."""
+    """Return T^2 * KL divergence between two sets of logits, floating-point [examples, classes]."""
     log_probabilities = F.log_softmax(_wide(logits) / temperature, -1)
     target = F.log_softmax(_wide(teacher_logits) / temperature, -1)
     return temperature**2 * F.kl_div(log_probabilities, target, reduction="batchmean", log_target=True)

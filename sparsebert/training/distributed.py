@@ -1,7 +1,7 @@
 """The processes of a run: one, or those of ``torchrun`` or ``accelerate launch``.
 
-Rank 0 decides on the ticket and broadcasts it, so that all processes train the same one. It writes weights
-and checkpoints, which the others read from a shared file system.
+Rank 0 decides on the ticket and broadcasts it, so that all processes train the same ticket. It writes weights
+and checkpoints; the other processes read them from a shared file system.
 """
 
 from __future__ import annotations
@@ -31,13 +31,16 @@ def is_main() -> bool:
 
 
 def wait() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes have called this function."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def main_first(part: Callable[[], T]) -> T:
-    """Call a function on rank 0, and on the others once rank 0 has written its files; return its result."""
+    """Call a function on rank 0 first, then on the other processes; return its result.
+
+    The other processes find the files that rank 0 has written.
+    """
     if not is_main():
         wait()
     result = part()

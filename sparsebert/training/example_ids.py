@@ -1,4 +1,4 @@
-"""Ids of the examples in a batch, for methods that keep something of every training example."""
+"""Ids of the examples in a batch, for methods that store data for every training example."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ID = "example_id"
 
 
 class WithExampleIds:
-    """Map-style examples (dicts) that carry their position as an id."""
+    """A map-style dataset of dicts that adds the position of each example as its id."""
 
     def __init__(self, examples: Any) -> None:
         self._examples = examples
@@ -28,7 +28,7 @@ class WithExampleIds:
 def collate_with_ids(
     collate: Callable[[list[Any]], dict[str, Any]],
 ) -> Callable[[list[Mapping[str, Any]]], dict[str, Any]]:
-    """Extend a ``collate`` function to examples with ids: its batches hold the ids too."""
+    """Return a version of ``collate`` that takes examples with ids and adds the ids to the batch."""
 
     def collate_examples(examples: list[Mapping[str, Any]]) -> dict[str, Any]:
         plain = [{name: value for name, value in each.items() if name != _ID} for each in examples]

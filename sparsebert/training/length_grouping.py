@@ -1,4 +1,4 @@
-"""Batches of examples of similar length: far less padding, the same examples in an epoch."""
+"""Batches of examples of similar length, which need far less padding. An epoch keeps all its examples."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-# Examples are sorted within random groups of so many batches: enough for batches of similar length, few
-# enough for batches that differ from epoch to epoch.
+# Examples are sorted by length within random groups of this many batches: large enough that the lengths in a
+# batch are similar, small enough that batches differ from epoch to epoch.
 _BATCHES_IN_A_GROUP = 50
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Samples examples in random order, but those of a batch have similar lengths.
+    """Samples examples in random order, with similar lengths within each batch.
 
-    The order of an epoch depends on the seed and the epoch's number alone, so a resumed run sees the same
+    The order of an epoch depends only on the seed and the epoch's number, so a resumed run sees the same
     batches. The sampler of transformers draws from the global random state instead, and yields the batches of
-    a group from the longest to the shortest; this one shuffles them.
+    a group from longest to shortest; this sampler shuffles them.
 
     Args:
-        examples: Dicts with ``input_ids``; their lengths are read from an attribute ``lengths`` if there is
-            one.
+        examples: A dataset of dicts with ``input_ids``. Its attribute ``lengths``, if present, holds the
+            lengths.
         batch_size: Examples of an optimizer step.
         seed: Seed of the order.
     """

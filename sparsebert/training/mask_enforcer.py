@@ -1,4 +1,4 @@
-"""Enforcement of a ticket in training: pruned weights stay exactly zero, with masks outside the model."""
+"""Enforcement of a ticket in training: pruned weights stay exactly zero; masks stay outside the model."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from sparsebert_kernels.bitmask import as_integers
 class MaskEnforcer:
     """Keeps the pruned weights of a ticket at +0 through gradients, weight decay and momentum.
 
-    Hooks set the gradients of pruned weights to zero as they arise, so that they count neither in the
-    gradient norm nor in a loss scaler's search for infinities. :meth:`zero_` does the same to the weights:
-    call it after every optimizer step, and once with the optimizer before the first step to clear states from
-    before the pruning, which zero gradients then keep at zero. Values are selected, never multiplied, so a
-    pruned NaN or infinity becomes zero too. Modules and parameter names of the model do not change.
+    Hooks set the gradients of pruned weights to zero as soon as they are computed, so that they count neither
+    in the gradient norm nor in a loss scaler's search for infinities. :meth:`zero_` zeroes the weights: call
+    it after every optimizer step. Call it once with the optimizer before the first step too: it clears the
+    optimizer states from before the pruning, and zero gradients then keep them at zero. Values are selected,
+    never multiplied, so a pruned NaN or infinity becomes zero too. Modules and parameter names of the model
+    do not change.
 
-    A context manager, which removes the hooks at its end.
+    Used as a context manager, it removes its hooks on exit.
 
     Raises:
         ValueError: The ticket does not fit the model.
     """
 
     def __init__(self, model: nn.Module, ticket: Ticket) -> None:
-        # As bytes with -1 for kept, which has all bits set in an integer of any width.
+        # Masks as bytes, -1 for kept: -1 has all bits set in an integer of any width.
         self._kept = [
             (parameter, -mask.to(parameter.device, torch.int8)) for parameter, mask in ticket.targets(model)
         ]
@@ -41,7 +42,7 @@ class MaskEnforcer:
         self.zero_()
 
     def zero_(self, optimizer: Optimizer | None = None) -> None:
-        """Set pruned weights to +0, and the entries of pruned weights in the optimizer's states."""
+        """Set pruned weights, and their entries in the optimizer's states, to +0."""
         with torch.no_grad():
             for parameter, kept in self._kept:
                 as_integers(parameter).bitwise_and_(kept)

@@ -16,34 +16,38 @@ from sparsebert.training.gradient_checkpointing import enable_gradient_checkpoin
 
 @dataclass
 class MultiTaskConfig:
-    """Classes and configs of the models whose heads are combined, by task."""
+    """The class and the config of each task's model.
+
+    Attributes:
+        tasks: Task -> class and config.
+    """
 
     tasks: dict[str, tuple[type[Any], Any]]
 
     @property
     def _name_or_path(self) -> str:
-        """Source of the encoder: that of the first task's model."""
+        """Hub id or folder of the first task's model, which stands for the encoder."""
         return str(next(iter(self.tasks.values()))[1]._name_or_path)
 
 
 class MultiTaskModel(nn.Module):
-    """Models of one family that share an encoder. A batch selects the head by ``task``, an index.
+    """Models of one family that share an encoder. A batch selects its head by ``task``, an index.
 
-    A ``state_dict`` holds each parameter once, tied decoders under the encoder's name.
+    The ``state_dict`` holds each parameter once; a decoder that is tied to the embeddings appears as these.
 
     Args:
         config: Classes and configs by task.
-        models: Task -> PreTrainedModel to take apart; None to initialise all anew.
+        models: Task -> PreTrainedModel to take the encoder and the head from; None to initialise new models.
 
     Attributes:
         base: The encoder, with a pooler if one of the tasks needs it.
         heads: The rest of each task's model.
 
     Raises:
-        ValueError: Models of several families.
+        ValueError: The models are of several families.
     """
 
-    # The Trainer reads it when a loaded state lacks names, such as those of tied decoders.
+    # The Trainer reads this attribute when a loaded state lacks names, such as the names of tied decoders.
     _keys_to_ignore_on_save: ClassVar[None] = None
 
     def __init__(self, config: MultiTaskConfig, models: Mapping[str, Any] | None = None) -> None:
@@ -53,7 +57,7 @@ class MultiTaskModel(nn.Module):
             models = {name: cls(copy.deepcopy(each)) for name, (cls, each) in config.tasks.items()}
         prefixes = {model.base_model_prefix for model in models.values()}
         if len(prefixes) > 1:
-            raise ValueError(f"tasks share an encoder of one family, got models of {sorted(prefixes)}")
+            raise ValueError(f"tasks that share an encoder need models of one family, got {sorted(prefixes)}")
         (self._prefix,) = prefixes
         bases = [getattr(model, self._prefix) for model in models.values()]
         self.base = next((base for base in bases if getattr(base, "pooler", None) is not None), bases[0])
@@ -61,14 +65,17 @@ class MultiTaskModel(nn.Module):
         for model in models.values():
             setattr(model, self._prefix, self.base)
             model.tie_weights()
-            # A plain attribute instead of a submodule: forward finds it, and parameters are registered once.
+            # A plain attribute instead of a submodule: forward can use it, without a second registration.
             vars(model)[self._prefix] = model._modules.pop(self._prefix)
             self.heads.append(model)
         self.register_state_dict_post_hook(_once)
 
     @classmethod
     def of(cls, models: Mapping[str, Any]) -> MultiTaskModel:
-        """Combine the encoder of the first model with a pooler (else of the first) with the heads of all."""
+        """Combine the heads of all models with one encoder.
+
+        The encoder comes from the first model with a pooler, or else from the first model.
+        """
         config = MultiTaskConfig({name: (type(model), model.config) for name, model in models.items()})
         return cls(config, models)
 
@@ -94,8 +101,9 @@ class MultiTaskModel(nn.Module):
 
 
 def _once(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    """Keep only one name of each shared tensor in a state."""
     names = {name for name, _ in (*module.named_parameters(prefix), *module.named_buffers(prefix))}
-    # The state's prefix ends with a dot, that of the parameters does not.
+    # The prefix of a state ends with a dot; named_parameters adds a second one.
     names = {name.replace(f"{prefix}.", prefix, 1) if prefix else name for name in names}
     for name in [name for name in state if name not in names]:
         del state[name]

@@ -1,4 +1,4 @@
-"""Representations of the training data by several encoders, in files that are read row by row."""
+"""Representations of the training data by several encoders, stored in memory-mapped files."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sparsebert.pruning.gradients import evaluating
 class HeadInput:
     """Records the input of the last linear layer of a model's head, until :meth:`close`.
 
-    It is the representation by which the head decides: for BERT the pooler's output, with dropout in
-    training. For a head that reads every token it is the first token's, [CLS].
+    This input is the representation from which the head predicts. For BERT it is the pooler's output, with
+    dropout in training. A head that reads every token is represented by its input at the first token, [CLS].
 
     Attributes:
         value: Floating-point [examples, features]; None before a forward pass.
-        features: Size of a representation.
+        features: Number of features of a representation.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -34,7 +34,7 @@ class HeadInput:
         self._hook = head_linear(model).register_forward_pre_hook(self._record)
 
     def take(self) -> Tensor:
-        """Return the value of the last forward pass, and drop it."""
+        """Return the value of the last forward pass, and clear it."""
         assert self.value is not None
         value, self.value = self.value, None
         return value
@@ -49,7 +49,7 @@ class HeadInput:
 
 
 def head_linear(model: nn.Module) -> nn.Linear:
-    """Return the last linear layer of a model's task head. Raise ValueError for a model without one."""
+    """Return the last linear layer of a model's task head. Raise ValueError for a model without a head."""
     prefix = structure(model).prefix
     linears = [
         module
@@ -57,15 +57,18 @@ def head_linear(model: nn.Module) -> nn.Linear:
         if isinstance(module, nn.Linear) and not name.startswith(f"{prefix}.")
     ]
     if not prefix or not linears:
-        raise ValueError(f"{type(model).__name__} has no task head, whose input would be the representation")
+        raise ValueError(
+            f"{type(model).__name__} has no task head, whose input serves as the representation; "
+            "load a model with a head"
+        )
     return linears[-1]
 
 
 class RepresentationBank:
     """A folder of representations.
 
-    ``<encoder>.npy`` holds float32 [examples, features] in the order of the training data, each row of length
-    1; ``labels.npy`` the labels. Files appear whole or not at all.
+    ``<encoder>.npy`` holds float32 [examples, features] in the order of the training data; each row has
+    length 1. ``labels.npy`` holds the labels. Files appear whole or not at all.
 
     Args:
         folder: The folder.
@@ -92,12 +95,12 @@ class RepresentationBank:
         return sorted(path.stem for path in self.folder.glob("*.npy") if path.stem != "labels")
 
     def write(self, name: str, model: nn.Module, answer: Callable[..., object]) -> None:
-        """Encode every example, dropout off.
+        """Encode every example, without dropout.
 
         Args:
             name: Name of the encoder.
             model: The encoder.
-            answer: Runs a batch on the device through the model.
+            answer: Runs the model on a batch (keyword arguments on the device); its result is ignored.
         """
         self.folder.mkdir(exist_ok=True)
         sweep(self.folder)
@@ -115,7 +118,7 @@ class RepresentationBank:
                     file.write(rows.cpu().numpy().astype("<f4").tobytes())
                     if "labels" in batch:
                         labels.append(batch["labels"])
-                if labels:  # before the bank appears: a reader of the bank expects the labels
+                if labels:  # written before the bank appears, because readers of the bank expect them
                     self._write_labels(torch.cat(labels))
 
     def open(self, names: Sequence[str]) -> list[np.ndarray]:
@@ -132,7 +135,7 @@ class RepresentationBank:
             np.save(file, labels.numpy())
 
     def _batches(self) -> Iterator[dict[str, Any]]:
-        # No DataLoader: it would draw from the random state, and a resumed run does not encode again.
+        # A DataLoader would draw from the random state, unlike a resumed run, which does not encode again.
         for begin in range(0, len(self._examples), self._batch_size):
             end = min(begin + self._batch_size, len(self._examples))
             yield self._collate([self._examples[index] for index in range(begin, end)])

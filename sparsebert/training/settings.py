@@ -31,7 +31,7 @@ class TrainingSettings:
         gradient_checkpointing: Whether activations are recomputed in the backward pass.
         precision: "fp32", or mixed precision in "bf16" or "fp16"; weights and masks are fp32 in any case.
         device: "cpu", or "auto" for a GPU if there is one.
-        save_steps: Steps between two checkpoints, the most that a killed run loses.
+        save_steps: Steps between two checkpoints: the maximum that a killed run loses.
         seed: Seed of data order, dropout and fresh heads.
 
     Raises:
@@ -81,16 +81,20 @@ class TrainingSettings:
     @property
     def on_gpu(self) -> bool:
         """Whether training takes place on a GPU."""
-        # Late: the command line lists the settings without torch.
+        # Imported late: the command line lists the settings without torch.
         import torch
 
         return self.device != "cpu" and torch.cuda.is_available()
 
     def steps_of(self, examples: int, processes: int = 1) -> int:
-        """Return the optimizer steps of a round over so many examples.
+        """Return the optimizer steps of a round.
+
+        Args:
+            examples: Number of training examples.
+            processes: Number of processes that share a batch.
 
         Raises:
-            ValueError: There are no examples, or the warm-up is as long as the round.
+            ValueError: ``examples`` is 0, or the warm-up is at least as long as the round.
         """
         if examples < 1:
             raise ValueError("training needs at least one example, got 0")

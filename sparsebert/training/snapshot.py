@@ -1,7 +1,7 @@
-"""Snapshots: exact copies of a model's state to rewind to.
+"""Snapshots: exact copies of a model's state, for rewinding.
 
-A snapshot always copies. A ``state_dict`` holds the live tensors, so "rewinding" to one that was not cloned
-writes every weight onto itself, as the released code of Chen et al. 2020 does for language-model tickets.
+A snapshot always copies. A ``state_dict`` references the live tensors: "rewinding" to an uncloned one copies
+every weight onto itself, as the released code of Chen et al. 2020 does for language-model tickets.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sparsebert.bert import structure
 
 
 class Snapshot:
-    """Copies on the CPU of all parameters and of all buffers in the ``state_dict``, by name.
+    """CPU copies of all parameters, and of the buffers in the ``state_dict``, by name.
 
     A parameter that several modules share has one copy, under its first name.
     """
@@ -32,10 +32,14 @@ class Snapshot:
         return cls({name: tensor.detach().cpu().clone() for name, tensor in _state(model).items()})
 
     def restore_(self, model: nn.Module, names: Collection[str] | None = None) -> None:
-        """Write the tensors, or those of some names, into the model and verify them.
+        """Write the tensors into the model and verify them.
+
+        Args:
+            model: The model.
+            names: Tensors to write; None for all.
 
         Raises:
-            RuntimeError: As in :meth:`require_equal`.
+            RuntimeError: A tensor in the model differs from its copy (see :meth:`require_equal`).
         """
         state = _state(model)
         with torch.no_grad():
@@ -44,11 +48,11 @@ class Snapshot:
         self.require_equal(model, names)
 
     def require_equal(self, model: nn.Module, names: Collection[str] | None = None) -> None:
-        """Raise RuntimeError naming the first tensor that differs from its copy in a bit."""
+        """Raise RuntimeError, naming the first tensor of the model that differs from its copy in any bit."""
         state = _state(model)
         for name in self.tensors if names is None else names:
-            mine, theirs = self.tensors[name], state[name].detach().cpu()
-            if mine.dtype != theirs.dtype or not torch.equal(_bytes(mine), _bytes(theirs)):
+            copied, live = self.tensors[name], state[name].detach().cpu()
+            if copied.dtype != live.dtype or not torch.equal(_bytes(copied), _bytes(live)):
                 raise RuntimeError(f"rewinding failed: {name} differs from its snapshot")
 
     def save(self, path: Path) -> None:
@@ -69,7 +73,7 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def fresh_head(model: nn.Module, seed: int) -> Snapshot:
-    """Return the head as the model's class initialises it with a seed. The global random state stays."""
+    """Return the head that the model's class initialises with a seed; the global random state is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(model)(model.config)
@@ -78,7 +82,7 @@ def fresh_head(model: nn.Module, seed: int) -> Snapshot:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the live tensors, each once."""
+    """Return the live parameters and persistent buffers; shared tensors appear once."""
     persistent = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
     return {**dict(model.named_parameters()), **buffers}

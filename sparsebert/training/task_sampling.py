@@ -1,4 +1,4 @@
-"""Batches of several tasks in turn, each batch of a single task."""
+"""Alternating batches of several tasks; each batch holds examples of a single task."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ Collate = Callable[[list[Any]], dict[str, Any]]
 class TaskSampler(Sampler[int]):
     """Samples indices into the concatenated examples of all tasks so that each batch has a single task.
 
-    The next batch belongs to the task that is furthest behind its share of the batches so far, the first of
-    several; equal shares alternate. The examples of a task come in random order, pass after pass, and a batch
-    at the end of a pass is filled up from the next pass. The order depends on the seed and the epoch's number
-    alone, so a resumed run sees the same batches. An epoch has as many batches as all examples together fill:
-    with shares by size it is about one pass over each task.
+    The next batch belongs to the task that is furthest behind its share of the batches so far; on a tie, to
+    the first such task. With equal shares, tasks alternate. The examples of a task come in random order, pass
+    after pass, and a batch at the end of a pass is filled up from the next pass. The order depends only on
+    the seed and the epoch's number, so a resumed run sees the same batches. The number of batches in an epoch
+    is the number of all examples divided by the batch size, rounded up: with shares by size, an epoch is
+    about one pass over each task.
 
     Args:
         sizes: Number of examples of each task.
@@ -52,7 +53,7 @@ class TaskSampler(Sampler[int]):
         """Yield the task of each batch of an epoch."""
         batches = [0] * len(self._shares)
         for number in range(1, len(self) // self._batch_size + 1):
-            behind = [share * number - had for share, had in zip(self._shares, batches, strict=True)]
+            behind = [share * number - count for share, count in zip(self._shares, batches, strict=True)]
             task = behind.index(max(behind))
             batches[task] += 1
             yield task
@@ -72,7 +73,7 @@ class TaskMixture:
         proportions: Shares of the batches, see :func:`proportions_of`.
 
     Raises:
-        ValueError: A task without examples, or proportions that do not fit.
+        ValueError: A task has no examples, or the proportions are invalid.
     """
 
     def __init__(self, examples: Mapping[str, Any], proportions: str) -> None:
@@ -98,7 +99,7 @@ class TaskMixture:
 def collate_one_task(collates: Sequence[Collate]) -> Collate:
     """Return a function that collates pairs (task, example) of a single task.
 
-    The batch is that of the task's own function in ``collates``, with ``task`` added.
+    The task's function in ``collates`` makes the batch; then ``task`` is added to it.
     """
 
     def collate(pairs: list[tuple[int, Any]]) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def proportions_of(text: str, sizes: Sequence[int] | None = None) -> list[Fracti
         The shares, in any unit.
 
     Raises:
-        ValueError: Any other text, or another number of shares than tasks.
+        ValueError: The text has another form, or its number of shares is not the number of tasks.
     """
     if text in ("equal", "size"):
         counts = sizes or []

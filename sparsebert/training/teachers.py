@@ -1,4 +1,4 @@
-"""Teachers by name: trained models from which another model learns."""
+"""Loading and identification of teachers: trained models from which another model learns."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def load_teacher(
     Args:
         name: Hub id or folder.
         task: The task.
-        tokenizer: Tokenizer of the student, whose tokens the teacher reads.
-        text_format: Length and template of the student's texts.
+        tokenizer: Tokenizer of the student; the teacher reads the student's tokens.
+        text_format: Maximum length and template of the student's texts.
 
     Raises:
-        ValueError: The model has no trained head for the task, other labels, another vocabulary, segments
-            that the tokenizer does not mark, too few positions or another template; or the task is masked
-            language modelling. The message names the teacher.
+        ValueError: The teacher does not fit the task (no trained head, other labels) or the student (another
+            vocabulary or template, segments that the student's tokenizer does not mark, too few positions),
+            or the task is masked language modelling. The message names the teacher.
         OSError: The model is not found.
     """
     if task.kind == "mlm":
@@ -40,7 +40,7 @@ def load_teacher(
         if template_of(model) != text_format.template:
             raise ValueError(
                 f"its texts had the template {template_of(model)!r}, "
-                f"the student's have {text_format.template!r}"
+                f"the student's have {text_format.template!r}; use one template for both"
             )
         length = text_format.max_length or task.max_length
         _require_same_tokens(model.config, teacher_tokenizer, tokenizer, task, length)
@@ -73,5 +73,5 @@ def _require_same_tokens(
         raise ValueError("it reads segments (token_type_ids), which the student's tokenizer does not mark")
     if config.max_position_embeddings < length:
         raise ValueError(
-            f"it takes {config.max_position_embeddings} tokens, but examples have up to {length}"
+            f"it takes at most {config.max_position_embeddings} tokens, but examples have up to {length}"
         )

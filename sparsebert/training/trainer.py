@@ -1,6 +1,6 @@
-"""Hugging Face's Trainer with a ticket: a small mixin, no fork.
+"""Hugging Face's Trainer with a ticket: a small mixin instead of a fork.
 
-The Trainer's mixed precision, gradient accumulation, gradient checkpointing and checkpoints work as ever.
+The Trainer's mixed precision, gradient accumulation, gradient checkpointing and checkpoints work unchanged.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from sparsebert.training.settings import TrainingSettings
 
 
 class TicketMixin:
-    """Mixin before Trainer that trains with a ticket, or learns one.
+    """Mixin for Trainer that trains with a ticket, or learns one. It precedes Trainer among the base classes.
 
-    Training examples with a method ``sampler(batch_size, seed)`` set the order in which they are read.
+    A training dataset with a method ``sampler(batch_size, seed)`` determines its order of examples.
 
     Args:
         *args: Arguments of the Trainer.
         ticket: Ticket whose pruned weights stay at zero.
-        learner: Learner of a ticket. Its scores are trained at their own rate, and its penalty is added to
-            the loss. The norm of all gradients, of weights and scores, is clipped together.
+        learner: Learner of a ticket. Its scores have a separate learning rate, and its penalty is added to
+            the loss. Gradient clipping uses the joint norm of the gradients of weights and scores.
         distiller: Mixes a teacher's loss with the loss of the labels; penalties are added afterwards.
-        penalties: Called after each forward pass in training for a term of its loss, or None.
+        penalties: Functions called after each training forward pass; each returns a loss term or None.
         tell_examples: Called before each batch with the ids of its examples in the training data, int64. The
             examples must be dicts.
-        schedule_steps: Steps that the learning-rate schedule spans, however many are trained.
+        schedule_steps: Steps that the learning-rate schedule spans, whatever the number of training steps.
         group_by_length: Whether batches hold examples of similar length.
         **options: Keyword arguments of the Trainer.
     """
@@ -61,8 +61,8 @@ class TicketMixin:
         super().__init__(*args, **options)
         self._schedule_steps = schedule_steps
         self._group_by_length = group_by_length
-        # BERT's heads return the mean loss of a batch and ignore a number of items. If the Trainer believed
-        # otherwise, it would sum gradients over accumulated batches and processes instead of averaging.
+        # BERT's heads return the mean loss of a batch and ignore ``num_items_in_batch``. If this were True,
+        # the Trainer would sum gradients over accumulated batches and processes instead of averaging them.
         self.model_accepts_loss_kwargs = False
         self._learner = learner
         self._distiller = distiller
@@ -95,8 +95,8 @@ class TicketMixin:
         return batch
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
-        # Before the forward pass: the backward pass then reaches the penalty last, and the gradients of all
-        # scores are allocated after the activations are freed.
+        # Computed before the forward pass, so that the backward pass reaches the penalty last: the gradients
+        # of all scores are then allocated after the activations are freed.
         score_penalty = self._learner.penalty() if self._learner is not None else None
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)  # type: ignore[misc]
         if self._distiller is not None:
@@ -122,7 +122,7 @@ class TicketMixin:
 
 
 class TicketTrainer(TicketMixin, Trainer):
-    """The Trainer with a ticket. It prints nothing."""
+    """The Trainer with a ticket and without console output."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -162,7 +162,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, steps: int) -> 
 
 @contextlib.contextmanager
 def silence_transformers() -> Iterator[None]:
-    """Silence the warnings and progress bars of transformers: the run log and our own bar replace them."""
+    """Silence the warnings and progress bars of transformers; run log and our progress bar replace them."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Coefficients of heads and neurons, trained with a model and recorded in files."""
+"""Coefficients of heads and neurons, trained together with a model and recorded in files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _NAME = "unit_coefficients"
 
 
 class TrainedCoefficients:
-    """One coefficient a gate: parameters of the model with the initial value 1.
+    """One coefficient per gate: parameters of the model, initially 1.
 
-    Checkpoints of the model hold them.
+    They are part of the model's checkpoints.
 
     Args:
         model: A BERT.
         sites: Gate sites by name.
-        penalty: Weight of their L1 norm in the loss.
+        penalty: Weight of the coefficients' L1 norm in the loss.
 
     Attributes:
         names: Names of the parameters in the model's ``state_dict``.
@@ -51,7 +51,7 @@ class TrainedCoefficients:
         return {name: module.get_parameter(_NAME) for name, module in self._modules.items()}
 
     def fold_(self) -> None:
-        """Fold the coefficients into the model's weights; its outputs stay the same, up to rounding."""
+        """Fold the coefficients into the model's weights. Its outputs stay the same, up to rounding."""
         values = {name: value.detach() for name, value in self.values.items()}
         for handle in self._handles:
             handle.remove()
@@ -65,15 +65,15 @@ class TrainedCoefficients:
 
 
 class CoefficientTrace(TrainerCallback):
-    """Records the coefficients every few steps, and stops the training by a criterion.
+    """Records the coefficients every few steps, and stops the training once a criterion is met.
 
-    A resumed run reads the record of earlier processes, and overwrites it from its first step on.
+    A resumed run reads the records of earlier processes, and replaces those after the step it resumes from.
 
     Args:
         coefficients: The coefficients.
         folder: Folder of the files ``step-000010.npy``, float32 [units] in the order of the sites.
         every: Steps between two records.
-        stop: Returns whether to stop after a history, step -> coefficients by site.
+        stop: Returns whether to stop, from the history: step -> coefficients by site.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class CoefficientTrace(TrainerCallback):
 
     @property
     def stopped(self) -> int | None:
-        """The first step at which the record met the criterion; None if it did not."""
+        """The first step at which the history met the criterion; None if it has not."""
         history: dict[int, Mapping[str, Tensor]] = {}
         for step, values in self._history.items():
             history[step] = values
@@ -121,7 +121,12 @@ class CoefficientTrace(TrainerCallback):
 
 
 def read_trace(folder: Path, sizes: Mapping[str, int]) -> dict[int, dict[str, Tensor]]:
-    """Read the history that :class:`CoefficientTrace` recorded. ``sizes``: number of units of each site."""
+    """Read the history that :class:`CoefficientTrace` recorded.
+
+    Args:
+        folder: Folder of the files.
+        sizes: Site -> number of its units, in the order of the sites.
+    """
     history = {}
     for path in sorted(folder.glob("step-*.npy")):
         values = torch.from_numpy(np.load(path)).split(list(sizes.values()))

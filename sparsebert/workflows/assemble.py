@@ -1,4 +1,4 @@
-"""The experiment of a task, put together for the lottery: model and head, encoded examples, metrics."""
+"""Assembly of a task's experiment for the lottery: model and head, encoded examples, metrics."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def assemble(
         model: Hub id or folder of a pre-trained BERT.
         data: The task's examples.
         seed: Seed of a head that the checkpoint lacks, and of the masks of language modelling.
-        text_format: How examples are read.
-        label_words: Words for the task's labels; the language model's own head then serves as the task's.
+        text_format: Format in which the model reads examples.
+        label_words: Words for the task's labels; the language model's head then serves as the task's head.
         teacher: Hub id or folder of a model to distil from.
         encode: :func:`sparsebert.tasks.encode`, or a version of it that caches its results.
 
@@ -73,7 +73,7 @@ def assemble(
 
 
 def label_words_of(method: LotteryMethod, task: Task) -> tuple[str, ...] | None:
-    """Return the words that a method's options choose for the task's labels; None without such an option.
+    """Return the words for the task's labels from the method's options, or None if the method uses none.
 
     Raises:
         ValueError: As :func:`sparsebert.tasks.label_words.words_for`.
@@ -90,23 +90,23 @@ def task_of(task: str, data: Data) -> Task:
     """Return the task that the examples belong to, or the task of that name.
 
     Raises:
-        ValueError: For an unknown name, suggesting the nearest.
+        ValueError: For an unknown name; the message suggests the nearest.
     """
     return data.task if isinstance(data, TaskData) else find_task(task)
 
 
 def has_pooler(task: Task) -> bool:
-    """Return whether models with the task's head have a pooler below it."""
+    """Return whether models with the task's head have a pooler."""
     return task.kind in ("classification", "regression")
 
 
 def examples_of(task: Task, data: Data, *, train: bool = True) -> TaskData:
-    """Return the examples, loaded unless ``data`` holds them. Raises as :func:`sparsebert.tasks.load`."""
+    """Return the examples in ``data``, or load them. Raises as :func:`sparsebert.tasks.load`."""
     return data if isinstance(data, TaskData) else load(task, data, train=train)
 
 
 def load_once(folders: Iterable[Path], task: Task, data: Data) -> Data:
-    """Load the examples once for the runs in these folders; skip it if all of these runs are finished."""
+    """Load the examples once for the runs in these folders; return ``data`` if all runs are finished."""
     runs = [RunFolder(folder) for folder in folders]
     finished = all(run.run_json.exists() and run.finished() for run in runs)
     return data if finished else examples_of(task, data)

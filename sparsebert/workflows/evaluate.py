@@ -1,4 +1,4 @@
-"""Metrics of a trained model on a task, with a ticket applied to it or compacted by it."""
+"""Metrics of a trained model on a task, optionally with a ticket applied or after compaction."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def evaluate(
     """Evaluate a trained model on a task's validation data.
 
     Args:
-        task: A name of ``sparsebert.tasks.TASKS``; ignored where ``data`` holds the examples of a task.
+        task: A name of ``sparsebert.tasks.TASKS``; ignored if ``data`` holds the examples of a task.
         model: Hub id or folder of the model, such as ``model/`` of a run.
         ticket: A ticket to prune the model with first.
         data: A folder with the task's files, the examples themselves, or None for the hub.
@@ -58,7 +58,7 @@ def evaluate_compacted(
     data: Data = None,
     max_length: int | None = None,
 ) -> Record:
-    """Evaluate a trained model after compaction by a ticket (:func:`sparsebert.compact_`), and before it.
+    """Evaluate a trained model before and after compaction by a ticket (:func:`sparsebert.compact_`).
 
     Args:
         task: As for :func:`evaluate`.
@@ -69,9 +69,9 @@ def evaluate_compacted(
         max_length: As for :func:`evaluate`.
 
     Returns:
-        ``metrics`` of the compacted and ``masked_metrics`` of the masked model on the validation data, and
-        ``compaction``: ``weights``, ``min_row_weights`` and ``output_change`` of
-        :func:`sparsebert.compaction_description`, over the first validation batches.
+        ``metrics`` of the compacted model and ``masked_metrics`` of the masked model on the validation data,
+        and ``compaction``: ``weights``, ``min_row_weights`` and ``output_change`` from
+        :func:`sparsebert.compaction_description`. The change is measured on the first validation batches.
 
     Raises:
         ValueError: As :func:`evaluate` and :func:`sparsebert.compact_`.
@@ -90,7 +90,7 @@ def evaluate_compacted(
 
 
 def _load_trained(name: str, task: Task, max_length: int | None) -> tuple[Any, Any, TextFormat]:
-    """Return a trained model (on a GPU if there is one), its tokenizer, and how it reads examples."""
+    """Return a trained model (on a GPU if there is one), its tokenizer, and its text format."""
     model, tokenizer = load_model(name, task, trained=True)
     if torch.cuda.is_available():
         model = model.cuda()

@@ -1,4 +1,4 @@
-"""Models on disk rewritten in another form: sparse, or dense with zeros."""
+"""Export of models on disk to another form: sparse, or dense with zeros."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from sparsebert.tasks.models import load_as_saved
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
-# Files of a sentence-transformers model beside the encoder's own: its list of modules, and two of settings.
+# Files that a sentence-transformers model has besides the encoder's files: its list of modules, and settings.
 _SENTENCE_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a model takes.
+    """Memory and disk space of a model, in bytes.
 
     Attributes:
-        disk: Weights on disk; None where no folder holds them.
+        disk: Weights on disk; None if no folder holds them.
         weights: Weights in memory.
-        activations: Peak memory of a forward pass beside the weights (`sparsebert.bench.activations`).
-        batch: Sequences of that pass.
+        activations: Peak memory of a forward pass without the weights (`sparsebert.bench.activations`).
+        batch: Sequences in the forward pass.
         length: Tokens of each sequence.
     """
 
@@ -49,11 +49,11 @@ class Footprint:
         Args:
             model: The model in memory.
             folder: The folder that it was loaded from or saved to.
-            batch: Sequences of a forward pass.
-            length: Tokens of each; by default 128, or the model's maximum if that is less.
+            batch: Sequences in a forward pass.
+            length: Tokens of each sequence; by default 128, or the model's maximum if that is less.
 
         Raises:
-            ValueError: For a batch or length that the model cannot take.
+            ValueError: For a batch or length that the model does not support.
         """
         if length is None:
             length = min(DEFAULT_TOKENS, model.config.max_position_embeddings)
@@ -78,19 +78,19 @@ def export_model(
     Args:
         name: Hub id or folder of the model.
         folder: The folder to write.
-        ticket: The ticket to prune by; without one, the model's zeros stay as they are.
-        sparse: True writes masks and kept weights with a model card. False writes a dense model in the shapes
-            of its configuration, which plain transformers loads.
-        batch: Sequences per call that formats are chosen and activations counted for.
-        length: Tokens of each; by default 128, or the model's maximum if that is less.
+        ticket: The ticket to prune by; None to keep the model's zeros as they are.
+        sparse: True writes masks and kept weights, with a model card. False writes a dense model in the
+            shapes of its configuration, which transformers can load without this package.
+        batch: Sequences per call, for the choice of formats and the size of activations.
+        length: Tokens of each sequence; by default 128, or the model's maximum if that is less.
         records: Records for the model card, as for :func:`sparsebert.hf.model_card.model_card`.
 
     Returns:
         The model's footprint before and after.
 
     Raises:
-        ValueError: With nothing written, for a ticket of another model, a model without zeros to write
-            sparse, a batch that it cannot take, or an invalid modules.json.
+        ValueError: For a ticket of another model, a model without zeros if ``sparse``, a batch that the model
+            does not support, or an invalid modules.json. Nothing is written.
         OSError: As :func:`sparsebert.tasks.models.load_as_saved`.
     """
     model = load_as_saved(name)
@@ -118,14 +118,14 @@ def _copy_tokenizer(name: str, folder: Path) -> None:
 
 
 def _copy_sentence_modules(name: str, folder: Path) -> None:
-    """Copy the modules after the encoder, and their settings, of a sentence-transformers model."""
+    """Copy the modules that follow the encoder of a sentence-transformers model, and the settings."""
     from huggingface_hub import snapshot_download
 
     source = Path(name)
     if not source.is_dir():
         try:
             source = Path(snapshot_download(name, allow_patterns=[*_SENTENCE_FILES, "[0-9]*_*/*"]))
-        except (OSError, ValueError):  # Unavailable, unlike the encoder, which is what the user wants.
+        except (OSError, ValueError):  # Unavailable; the export of the encoder goes on without these modules.
             return
     if not (source / _SENTENCE_FILES[0]).is_file():
         return
@@ -138,7 +138,7 @@ def _copy_sentence_modules(name: str, folder: Path) -> None:
 
 
 def _module_folders(source: Path) -> list[str]:
-    """Return the folders of the modules after the encoder, whose own folder is the model's."""
+    """Return the folders of the modules that follow the encoder, whose folder is the model's folder."""
     file = source / _SENTENCE_FILES[0]
     try:
         paths = [str(module["path"]) for module in json.loads(file.read_text(encoding="utf-8"))]

@@ -46,24 +46,24 @@ def train(
     context: RunContext = RunContext(),
     encode: Callable[..., Encoded] = encode,
 ) -> list[Record]:
-    """Find a ticket of a task, or train the user's, and return the records of the rounds.
+    """Find a ticket for a task, or train the user's ticket, and return the records of the rounds.
 
-    A ticket that masks the pooler loses that mask where the task's models have no pooler (SQuAD, masked
-    language modelling), as in Chen et al. 2020.
+    A ticket's mask of the pooler is dropped for tasks whose models have no pooler (SQuAD, masked language
+    modelling), as in Chen et al. 2020.
 
     Args:
-        task: A name of ``sparsebert.tasks.TASKS``; ignored where ``data`` holds the examples of a task.
+        task: A name of ``sparsebert.tasks.TASKS``; ignored if ``data`` holds the examples of a task.
         model: Hub id or local folder of a pre-trained BERT.
         config: Method, sparsity, units, training and ticket.
         out: Folder of the run (:mod:`sparsebert.lottery.run_folder`). An interrupted run resumes there; a
             finished run is only read.
         data: A folder with the task's files, the examples of a task, or None for the hub.
-        also: The other tasks of a method that works on several, and their data.
-        teacher: Hub id or folder of a model trained on the task, to distil from as ``config.distillation``
-            says (its defaults if None); with several tasks, teachers by task.
+        also: The other tasks of a method that works on several tasks, and their data.
+        teacher: Hub id or folder of a model trained on the task, to distil from with the settings in
+            ``config.distillation`` (None for their defaults); with several tasks, teachers by task.
         max_length: Tokens per example; the task's default if None.
-        context: Callbacks for progress and before the work.
-        encode: :func:`sparsebert.tasks.encode`, or a version of it that caches what several runs read.
+        context: Callbacks for progress, and for the time before the work starts.
+        encode: :func:`sparsebert.tasks.encode`, or a version of it with a cache that several runs share.
 
     Raises:
         ValueError: In one line, for bad input, including blocks that do not divide the matrices.
@@ -119,7 +119,7 @@ def seeded(config: RunConfig, seed: int) -> RunConfig:
 
 
 def dense(config: RunConfig) -> RunConfig:
-    """Return the dense run that tickets are compared with: the same training, by the labels alone."""
+    """Return the configuration of the dense run for comparison: the same training, only from the labels."""
     plain = replace(config, distillation=None)
     return replace(plain, method=lottery_method("dense"), sparsity=0.0, units=PruningUnits(), ticket=None)
 
@@ -129,13 +129,14 @@ def over_seeds(
 ) -> list[Record]:
     """Summarise runs that differ only in their seeds, round by round.
 
-    Sparsity and density are means, since some methods find another sparsity for each seed. The other fields
-    are those of :func:`sparsebert.tasks.metrics.summarise`. A dense round gets no verdict.
+    Sparsity and density are means, because some methods find a different sparsity for each seed.
+    :func:`sparsebert.tasks.metrics.summarise` computes the other fields. A dense round gets no verdict.
 
     Args:
         task: The task.
         runs: Records of the rounds, one sequence per seed.
-        dense_runs: Dense runs to compare with; without them, the dense round that some methods begin with.
+        dense_runs: Dense runs to compare with. If there are none, tickets are compared with the dense round
+            that some methods begin with.
 
     Returns:
         The fields of one record per round.
@@ -152,7 +153,7 @@ def over_seeds(
 
 
 def _names(task: Task, others: Sequence[Task], model: str, data: Data, max_length: int | None) -> Record:
-    """Return what a run's description says of its task, model and data."""
+    """Return the task, model and data for the description of a run."""
     names: Record = {
         "task": task.name,
         "model": short_name(model),
@@ -173,12 +174,12 @@ def _other_tasks(config: RunConfig, task: Task, also: Mapping[str, Data]) -> lis
     """
     method = config.method
     if method.multi_task and not also:
-        raise ValueError(f"method {method.name} needs another task besides {task.name}")
+        raise ValueError(f"method {method.name} needs another task besides {task.name}: pass it as well")
     if also and not method.multi_task:
-        raise ValueError(f"method {method.name} works on one task; omit all but {task.name}")
+        raise ValueError(f"method {method.name} works on one task; omit the other tasks, keep {task.name}")
     others = [(task_of(name, data), data) for name, data in also.items()]
     if task.name in (each.name for each, _ in others):
-        raise ValueError(f"task {task.name} is named twice")
+        raise ValueError(f"task {task.name} is named twice; name each task once")
     if others and config.training.group_by_length:
         raise ValueError("group_by_length applies to a single task; omit it with several tasks")
     return others
@@ -188,7 +189,9 @@ def _with_teachers(config: RunConfig, teachers: Mapping[str, str], tasks: Sequen
     """Return the configuration with its teachers. Raises ValueError for a teacher of another task."""
     for name in teachers:
         if name not in tasks:
-            raise ValueError(f"teacher for {name}, but the tasks of the run are {', '.join(tasks)}")
+            raise ValueError(
+                f"a teacher needs a task of the run, {' or '.join(tasks)}, got a teacher for {name}"
+            )
     if not teachers:
         return config
     ids = {name: teacher_id(each) for name, each in teachers.items()}

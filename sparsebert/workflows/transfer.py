@@ -1,4 +1,4 @@
-"""The transfer matrix of Chen et al. 2020, section 4: tickets of some tasks trained on others.
+"""The transfer matrix of Chen et al. 2020, section 4: tickets from source tasks are trained on target tasks.
 
 A cell of the matrix is a set of runs, one per seed, in folders ``SOURCE/TASK/seed-N``. Finished runs are not
 repeated.
@@ -33,7 +33,7 @@ class Target:
     Attributes:
         task: The task's name.
         data: Its examples, as for :func:`sparsebert.workflows.train.train`.
-        training: How to train on it.
+        training: Settings of the training.
     """
 
     task: str
@@ -74,25 +74,25 @@ def transfer(
         targets: The tasks to train on.
         out: Folder of the runs.
         seeds: Seeds of the runs.
-        dense_folder: Folder of the dense runs, ``TASK/seed-N`` below it; missing ones are trained there.
-            ``out/dense`` if None.
+        dense_folder: Folder of the dense runs, with ``TASK/seed-N`` below it; missing runs are trained there.
+            None stands for ``out/dense``.
         random: Also train random masks of the tickets' sparsity, granularity and matrices.
         max_length: Tokens per example; the task's default if None.
         context: As for :func:`sparsebert.workflows.train.train`.
 
     Returns:
         One record per cell: ``source`` and the fields of :func:`sparsebert.workflows.train.over_seeds`. For
-        each target, the dense model comes first and carries no verdict.
+        each target, the dense model comes first and has no verdict.
 
     Raises:
-        ValueError: Before any training, for a name that cannot be a folder or is reserved, an unknown task,
-            and bad data; later as :func:`sparsebert.workflows.train.train`.
+        ValueError: For a name that is reserved or cannot be a folder, an unknown task, and bad data, before
+            any training; during training as :func:`sparsebert.workflows.train.train`.
     """
     out = Path(out)
     rows = [_Row(DENSE, Path(dense_folder) if dense_folder else out / DENSE, _dense_config)]
     for name, by_seed in tickets.items():
         if name in (DENSE, RANDOM) or not re.fullmatch(r"[\w][\w.+-]*", name):
-            raise ValueError(f"{name!r} cannot name a ticket's source; choose another name")
+            raise ValueError(f"{name!r} cannot be the name of a ticket's source; choose another")
         rows.append(_Row(name, out / name, _ticket_config(by_seed)))
     if random:
         rows += _random_rows(tickets, out)
@@ -126,7 +126,7 @@ def transfer(
 
 
 def sparsity_differences(tickets: Mapping[str, Mapping[int, Ticket]]) -> dict[str, float]:
-    """Return sparsity by source where the tickets differ in it; empty where they are equal."""
+    """Return the sparsity of each source if the tickets differ in sparsity; else an empty dict."""
     sparsities = {
         (name if len(set(map(id, by_seed.values()))) == 1 else f"{name} (seed {seed})"): ticket.sparsity
         for name, by_seed in tickets.items()
@@ -159,7 +159,7 @@ def _random_rows(tickets: Mapping[str, Mapping[int, Ticket]], out: Path) -> list
 
 
 def _units(ticket: Ticket) -> PruningUnits:
-    """Return the units that a ticket records; single weights where it records none."""
+    """Return the units in a ticket's metadata; single weights if it records none."""
     granularity, size = ticket.metadata.get("granularity", "element"), ticket.metadata.get("block_size")
     block = (int(size[0]), int(size[1])) if size else None
     return PruningUnits(granularity, block, include_pooler=POOLER in ticket.masks)

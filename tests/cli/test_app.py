@@ -27,7 +27,7 @@ def refused(capsys, *arguments: str) -> str:
         (["bnch"], "'bench'"),
         (["bench", "--bach", "3"], "--batch"),
         (["bench", "--batch", "three"], "--batch"),
-        (["bench", "--batch", "0"], "batch=0"),
+        (["bench", "--batch", "0"], "batch must be a positive integer, got 0"),
         (["bench", "--sparsity", "90"], "did you mean 0.9"),
         (["bench", "--ticket", "a.safetensors", "--sparsity", "0.8"], "omit one of them"),
         (
@@ -39,7 +39,7 @@ def refused(capsys, *arguments: str) -> str:
         (["bench", "--vs", "onedn"], "did you mean 'onednn'"),
         (["bench", "--vs", ","], "--vs must name a baseline"),
         (["bench", "--dtype", "float23"], "did you mean 'float32'"),
-        (["bench", "--threads", "0"], "threads=0"),
+        (["bench", "--threads", "0"], "threads must be a positive integer, got 0"),
         (["bench", "--json", "/nowhere/at/all.jsonl"], "does not exist"),
         (["bench", "--plot", "/nowhere/at/all.png"], "does not exist"),
         (

@@ -52,7 +52,7 @@ class TestEval:
         assert app.main(["eval", *model, *ticket, "--compact", "--json", str(rows_file)]) == 0
         assert "compacted (exact): " in capsys.readouterr().out
         line = refused(capsys, "eval", *model, *ticket, "--compact", "--min-row-weights", "1000")
-        assert "min_row_weights is 1000; rows have 30 weights at most" in line
+        assert "min_row_weights must be at most the longest row, 30 weights, got 1000" in line
         lossy = ["--compact", "--min-row-weights", "30"]
         assert app.main(["eval", *model, *ticket, *lossy, "--json", str(rows_file)]) == 0
         assert "compacted (lossy, rows of at least 30 weights): " in capsys.readouterr().out
@@ -116,4 +116,4 @@ class TestSeeds:
         capsys.readouterr()
         assert "no run of seed 4; its seeds: 1, 2, 3" in refused(capsys, "eval", *there, "--seeds", "4")
         there[there.index(str(runs))] = str(runs / "seed-1")
-        assert "--seeds needs runs by seed" in refused(capsys, "eval", *there, "--seeds", "1")
+        assert "--seeds needs a folder of runs by seed" in refused(capsys, "eval", *there, "--seeds", "1")

@@ -43,7 +43,7 @@ def test_a_language_model_and_two_classifiers_find_one_ticket(
     ("arguments", "message"),
     [
         (["--method", "multi-task"], "multi-task needs another task besides sst2"),
-        (["--method", "imp", "--also", "cola"], "imp works on one task; omit all but sst2"),
+        (["--method", "imp", "--also", "cola"], "imp works on one task; omit the other tasks, keep sst2"),
         (["--method", "multi-task", "--also", "cola,sst2"], "sst2 is named twice"),
         (["--method", "multi-task", "--also", "colla"], "did you mean 'cola'"),
         ([*SEVERAL[:4], "--proportions", "2,1"], "proportions must name 3 tasks, got 2 numbers"),

@@ -59,7 +59,7 @@ class TestSnip:
     def test_without_examples_it_says_what_it_needs(
         self, capsys: pytest.CaptureFixture[str], asked: list[str], output: Path
     ) -> None:
-        assert "needs examples: name their task" in refused(capsys, *asked, "--method", "snip")
+        assert "needs examples: name a task" in refused(capsys, *asked, "--method", "snip")
         assert not output.exists()
 
 

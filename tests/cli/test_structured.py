@@ -53,7 +53,7 @@ class TestTrain:
     ) -> None:
         single = ["--granularity", "element", "--sparsity", "0.5"]
         line = refused(capsys, "train", "--method", "importance", *single, *asked)
-        assert "prunes heads, neurons and MLPs" in line
+        assert "must be head, neuron, mlp, head+neuron or head+mlp" in line
         assert not (tmp_path / "run").exists()
 
     def test_the_search_and_what_it_is_judged_by(

@@ -112,7 +112,10 @@ def test_several_tasks_have_a_teacher_each_or_none(
     assert [set(row["distillation"]["teachers"]) for row in rows] == [{"sst2", "cola"}] * 2
     for names, message in (
         (f"{teacher},sst2={teacher}", "names two teachers for sst2"),
-        (f"mrpc={teacher}", "teacher for mrpc, but the tasks of the run are sst2, cola, wikitext-2"),
+        (
+            f"mrpc={teacher}",
+            "a teacher needs a task of the run, sst2 or cola or wikitext-2, got a teacher for mrpc",
+        ),
         (f"wikitext-2={teacher}", "wikitext-2 is masked language modelling, which takes no teacher"),
     ):
         out = ["--out", str(tmp_path / "refused")]
@@ -188,7 +191,7 @@ class TestRefusals:
     ) -> None:
         short = teacher_of(tmp_path / "short", tokenizer, LABELS["sst2"], max_position_embeddings=16)
         line = self.refusal(capsys, asked, "--teacher", str(short))
-        assert "it takes 16 tokens, but examples have up to 128" in line
+        assert "it takes at most 16 tokens, but examples have up to 128" in line
 
     def test_one_that_tells_two_texts_apart_where_the_model_does_not(
         self, capsys: pytest.CaptureFixture[str], tokenizer: Any, tmp_path: Path

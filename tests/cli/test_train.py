@@ -49,7 +49,7 @@ class TestTrain:
         monkeypatch.setattr(loop, "train_round", lambda *_, **__: (_ for _ in ()).throw(ValueError("began")))
         assert refused_after(capsys, "train", *asked, "--sparsity", "0.5") == (
             "sparsebert: began",
-            ["this CPU", "NVIDIA H100", "leave no block empty"],
+            ["this CPU", "NVIDIA H100", "leaves no block empty"],
         )
 
     def test_a_second_start_does_nothing_and_says_so(
@@ -181,7 +181,7 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
     """The line on stderr, and which of the words about hardware stood on stdout before it."""
     assert app.main(list(arguments)) == 2
     out, err = capsys.readouterr()
-    words = ["this CPU", "NVIDIA H100", "leave no block empty"]
+    words = ["this CPU", "NVIDIA H100", "leaves no block empty"]
     return err.strip(), [word for word in words if word in out]
 
 
@@ -198,7 +198,7 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
         (["--method", "random", "--step", "0.1"], "unknown option of method random 'step'"),
         (["--method", "ticket"], "needs a ticket"),
         (["--method", "soft-movement"], "decides the sparsity"),
-        (["--method", "movement", "--granularity", "2:4"], "learns no patterns"),
+        (["--method", "movement", "--granularity", "2:4"], "cannot learn patterns"),
         (["--method", "smp", "--label-words", "bad,good"], "label words need the head of a masked"),
         (["--method", "smp", "--label-words", "good"], "sst2 needs 2 label words, got 1"),
         (["--method", "smp", "--template", "{0} [MASK]"], "'{0} [MASK]' has a blank for label words"),
@@ -364,7 +364,10 @@ class TestBadTickets:
     ("files", "message"),
     [
         ({"train.tsv": "sentence\tlabel\n"}, "train.tsv: no examples"),
-        ({"train.tsv": "sentence\tlabel\na\t1\nb\t1\n"}, "have the label positive; two are needed"),
+        (
+            {"train.tsv": "sentence\tlabel\na\t1\nb\t1\n"},
+            "have the label positive; two different labels are needed",
+        ),
         ({"train.tsv": "text\tlabel\na\t1\nb\t0\n"}, "train.tsv:1: no column 'sentence'"),
         (
             {"dev.tsv": "sentence\tlabel\na\t1\nb\t3\n"},

@@ -217,8 +217,11 @@ class TestRefusals:
             (["--tasks", "sst2,colla"], "did you mean 'cola'"),
             (["--tasks", "sst2,mrpc"], "does not hold mrpc"),
             (["--tasks", "sst2=many"], "--tasks must be tasks with optional steps"),
-            (["--tasks", "sst2", "--ticket", "dense={half}"], "'dense' cannot name a ticket's source"),
-            (["--tasks", "sst2", "--ticket", "{half}"], "two tickets are called half"),
+            (
+                ["--tasks", "sst2", "--ticket", "dense={half}"],
+                "'dense' cannot be the name of a ticket's source",
+            ),
+            (["--tasks", "sst2", "--ticket", "{half}"], "two tickets have the name half"),
             (["--tasks", "sst2", "--sparsity", "0.7"], "the sparsity of the ticket is 0.5000, not 0.7"),
             (["--tasks", "sst2", "--ticket", "b=/nowhere/ticket"], "/nowhere/ticket"),
             (

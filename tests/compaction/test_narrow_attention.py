@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsebert import Ticket, compact_, compaction_description
 from sparsebert.bert import resolve, structure
 from sparsebert.compaction.heads import HeadGroup
-from sparsebert.compaction.narrow_attention import CompactAttention
+from sparsebert.compaction.narrow_attention import NarrowAttention
 from tests.compaction.models import (
     ATTEND,
     FAMILIES,
@@ -29,8 +29,8 @@ from tests.compaction.models import (
 RAGGED = Recipe(3, weights=0.5, rows=0.6, columns=0.6, empty=(), heads=(1,), mlp=False, biases=False)
 
 
-def attentions(model: nn.Module) -> list[CompactAttention]:
-    return [module for module in model.modules() if isinstance(module, CompactAttention)]
+def attentions(model: nn.Module) -> list[NarrowAttention]:
+    return [module for module in model.modules() if isinstance(module, NarrowAttention)]
 
 
 def one_head_of_three(model: Any, rows: tuple[int, ...] = ()) -> Ticket:

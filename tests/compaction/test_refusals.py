@@ -39,7 +39,7 @@ class TestModels:
         config = model_of().config
         config.is_decoder = True
         model = transformers.BertLMHeadModel(config).double()
-        refused(model, ticket_of(model_of(), RAGGED), "is a decoder: only encoders")
+        refused(model, ticket_of(model_of(), RAGGED), "is a decoder; only encoders")
 
     def test_another_attention_implementation(self) -> None:
         model = model_of()
@@ -96,22 +96,27 @@ class TestArguments:
     @pytest.mark.parametrize("value", [-1, 1.5, True, "8"])
     def test_numbers(self, option: str, value: Any) -> None:
         model = model_of()
-        refused(model, ticket_of(model, RAGGED), f"{option} is {value!r}; an integer", **{option: value})
+        refused(
+            model,
+            ticket_of(model, RAGGED),
+            f"{option} must be an integer of at least [01], got {value!r}",
+            **{option: value},
+        )
 
     def test_a_width_that_the_model_does_not_have(self) -> None:
         model = model_of()
         ticket, widest = ticket_of(model, RAGGED), model.config.intermediate_size
-        line = f"round_to is {widest + 1}; the model is {widest} wide at most"
+        line = f"round_to must be at most the model's largest width, {widest}, got {widest + 1}"
         refused(model, ticket, line, round_to=widest + 1)
-        refused(model, ticket, "round_to is 1000000000", round_to=10**9)
+        refused(model, ticket, "round_to must be at most .*, got 1000000000", round_to=10**9)
         compact_(model, ticket, round_to=widest)
 
     def test_more_weights_than_a_row_has(self) -> None:
         model = model_of()
         ticket, longest = ticket_of(model, RAGGED), model.config.intermediate_size
-        line = f"min_row_weights is {longest + 1}; rows have {longest} weights at most, so all would go"
+        line = f"min_row_weights must be at most the longest row, {longest} weights, got {longest + 1}"
         refused(model, ticket, line, min_row_weights=longest + 1)
-        refused(model, ticket, "min_row_weights is 1000000", min_row_weights=10**6)
+        refused(model, ticket, "min_row_weights must be at most .*, got 1000000", min_row_weights=10**6)
         compact_(model, ticket, min_row_weights=longest)
 
 
@@ -210,6 +215,6 @@ class TestDescriptions:
     def test_into_a_compacted_model(self, description: dict[str, Any]) -> None:
         model = model_of()
         compact_(model, ticket_of(model, RAGGED))
-        with pytest.raises(ValueError, match="compacted already: make it anew"):
+        with pytest.raises(ValueError, match="compacted already; create it anew"):
             rebuild_(model, description)
         assert model(TOKENS).logits.isfinite().all()

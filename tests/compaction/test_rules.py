@@ -50,7 +50,7 @@ class TestNeurons:
     def test_constant_ones_are_folded_and_unread_ones_go(self) -> None:
         up, down = without(matrix(8, HIDDEN), rows=[1, 5]), without(matrix(HIDDEN, 8), columns=[2, 5])
         left = compact_neurons(up, down, F.gelu)
-        assert left.gone == 3
+        assert left.removed == 3
         assert left.up.weight.equal(up.weight[[0, 3, 4, 6, 7]])
         torch.testing.assert_close(left.down.bias, down.bias + down.weight[:, 1] * F.gelu(up.bias[1]))
         x = torch.randn(5, HIDDEN, dtype=torch.float64)
@@ -67,7 +67,7 @@ class TestNeurons:
     def test_nothing_changes_where_rounding_up_leaves_nothing_to_gain(self) -> None:
         up, down = without(matrix(8, HIDDEN), rows=[1]), matrix(HIDDEN, 8)
         left = compact_neurons(up, down, F.gelu, round_to=8)
-        assert (left.up, left.down, left.gone) == (up, down, 0)
+        assert (left.up, left.down, left.removed) == (up, down, 0)
 
     def test_without_any_neuron_one_of_zeros_is_left(self) -> None:
         up, down = without(matrix(8, HIDDEN), rows=slice(None)), matrix(HIDDEN, 8)

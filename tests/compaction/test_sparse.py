@@ -12,7 +12,7 @@ from torch import nn
 
 from sparsebert import Ticket, compact_, compaction_description, densify_, plan, prune, sparsify_
 from sparsebert.bert import resolve, structure
-from sparsebert.compaction.narrow_attention import CompactAttention
+from sparsebert.compaction.narrow_attention import NarrowAttention
 from sparsebert.nn.sparse_linear import SparseLinear
 from tests.compaction.models import FAMILIES, RECIPES, Recipe, answers, error, masked, model_of, ticket_of
 from tests.sparsify.models import weights
@@ -247,7 +247,7 @@ class TestPlan:
             return model, Ticket(masks)
 
         def groups(model: Any) -> int:
-            found = [module for module in model.modules() if isinstance(module, CompactAttention)]
+            found = [module for module in model.modules() if isinstance(module, NarrowAttention)]
             return sum(len(module.groups) for module in found)
 
         few, many = (sparsify_(*ragged(), format="element", tokens=tokens) for tokens in (8, 100_000))
@@ -266,7 +266,7 @@ class TestPlan:
         for key in keys[:3]:
             masks[key].view(3, 32, -1)[1:, 8:] = False
         sparsify_(model, Ticket(masks), format="dense", tokens=8)
-        (attention,) = (module for module in model.modules() if isinstance(module, CompactAttention))
+        (attention,) = (module for module in model.modules() if isinstance(module, NarrowAttention))
         assert [group.score for group in attention.groups] == [32, 8]
 
     def test_ragged_heads_run_in_an_attention_of_their_own(self) -> None:
@@ -280,6 +280,6 @@ class TestPlan:
         expected = answers(masked(model, ticket), "padded")
         sparsify_(model, ticket, format="element")
         assert error(answers(model, "padded"), expected) < 1e-5
-        found = [module for module in model.modules() if isinstance(module, CompactAttention)]
+        found = [module for module in model.modules() if isinstance(module, NarrowAttention)]
         assert found
         assert {group.score % 8 for module in found for group in module.groups} == {0}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import json
 from pathlib import Path
 
@@ -19,6 +21,11 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _write_model(folder / "my-model")
     _write_movement_checkpoint(folder / "movement-checkpoint", folder / "my-model")
     _write_data(folder)
+    if importlib.util.find_spec("accelerate"):
+        import transformers.trainer  # noqa: F401
+    # As in tests/conftest.py, where this module would be too early: nothing has imported the trainer then.
+    gc.collect()
+    gc.freeze()
     return folder
 
 

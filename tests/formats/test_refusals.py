@@ -44,15 +44,15 @@ class TestNames:
 @pytest.mark.parametrize("name", sorted(formats.ANY_MASK))
 class TestTensors:
     def test_mask_of_another_shape(self, name: str) -> None:
-        _assert_refused(r"mask has shape \[8, 6\], the weight \[6, 8\]", mask=MASK.t(), format=name)
-        _assert_refused(r"mask has shape \[6, 1\], the weight \[6, 8\]", mask=MASK[:, :1], format=name)
+        _assert_refused(r"mask has shape \[8, 6\]; it must be \[6, 8\]", mask=MASK.t(), format=name)
+        _assert_refused(r"mask has shape \[6, 1\]; it must be \[6, 8\]", mask=MASK[:, :1], format=name)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int64], ids=str)
     def test_mask_of_another_dtype(self, name: str, dtype: torch.dtype) -> None:
         _assert_refused(f"mask is {dtype}; it must be torch.bool", mask=MASK.to(dtype), format=name)
 
     def test_mask_on_another_device(self, name: str) -> None:
-        _assert_refused("mask is on meta, the weight on cpu", mask=MASK.to("meta"), format=name)
+        _assert_refused("mask is on meta; it must be on cpu", mask=MASK.to("meta"), format=name)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int8], ids=str)
     def test_weight_of_another_dtype(self, name: str, dtype: torch.dtype) -> None:
@@ -66,7 +66,10 @@ class TestTensors:
     @pytest.mark.parametrize("shape", [(), (6,), (2, 3, 4), (0, 4), (4, 0)], ids=str)
     def test_weight_that_is_no_matrix(self, name: str, shape: tuple[int, ...]) -> None:
         _assert_refused(
-            r"a matrix \[out_features, in_features\] is needed", torch.ones(shape), None, format=name
+            r"it must be a non-empty matrix \[out, in\]",
+            torch.ones(shape),
+            None,
+            format=name,
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from sparsebert import densify_, sparsify_
-from sparsebert.hf.attach_quantizer import saveable_
+from sparsebert.hf.attach_quantizer import attach_quantizer_
 from tests.sparsify.models import pruned
 
 pytest.importorskip("transformers")
@@ -31,7 +31,7 @@ def test_a_model_inside_of_something_else() -> None:
 
 def test_not_a_dense_one_nor_one_that_is_dense_again() -> None:
     model, ticket = pruned()
-    saveable_(model)
+    attach_quantizer_(model)
     assert not hasattr(model, "hf_quantizer")
     densify_(sparsify_(model, ticket))
     for each in (model, model.bert):
@@ -50,7 +50,7 @@ def test_not_one_that_another_quantizer_saves() -> None:
 def test_what_is_not_said_again_stays_as_it_is_known() -> None:
     model, ticket = pruned()
     sparsify_(model, ticket, tokens=7)
-    saveable_(model, format="csr")
+    attach_quantizer_(model, format="csr")
     known = model.hf_quantizer.quantization_config
     assert (known.tokens, known.format, known.origin) == (7, "csr", ticket.metadata)
 

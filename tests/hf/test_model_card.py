@@ -110,7 +110,7 @@ TAKEN_OUT = {
 def test_what_was_taken_out_of_it(folder: Path) -> None:
     change(folder, compaction=TAKEN_OUT, layers={})
     card = model_card(folder)
-    assert "500 of 1,000 encoder weights are left (50.0%).\n" in card.text
+    assert "500 of 1,000 encoder weights remain (50.0%).\n" in card.text
     assert "lossy" not in card.text
     layers = section(card, "Sparsity of each matrix")
     assert "| layer.0.up | 8x8 | 4x8 | 32 | 50.0% |" in layers

@@ -213,7 +213,7 @@ class TestCompacted:
             tensors[key] = tensors[key].flip(0) if change is None else tensors[key] + change
 
         edit_tensors(folder, edit)
-        assert f"{self.OUTPUT} is damaged: its rows or columns are no indices in order" in refusal(folder)
+        assert f"{self.OUTPUT} is damaged: its rows or columns must be increasing indices" in refusal(folder)
 
     def test_a_description_of_other_shapes(self, folder: Path) -> None:
         def widen(config: dict[str, Any]) -> None:

@@ -110,7 +110,7 @@ class TestHeadMasksWritten:
             for write, name in ((to_head_mask, "head_mask.npy"), (to_super_tickets, "heads_to_mask.json")):
                 with pytest.raises(ValueError, match=message):
                     write(ticket, tmp_path / name, model)
-        with pytest.raises(ValueError, match=r"must be a \.npy file not named mlp_mask\.npy"):
+        with pytest.raises(ValueError, match=r"must be a \.npy file with another name than mlp_mask\.npy"):
             to_head_mask(whole, tmp_path / "mlp_mask.npy", model)
         assert not list(tmp_path.iterdir())
 

@@ -24,7 +24,7 @@ def test_convert_reads_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     folder = saved(tmp_path / "m", movement_state(bert()), pruning_method="topK")
     output = tmp_path / "ticket.safetensors"
     assert app.main(["convert", str(folder), str(output)]) == 2
-    assert "pass it as threshold" in capsys.readouterr().err
+    assert "pass it as the threshold" in capsys.readouterr().err
     assert not output.exists()
     assert app.main(["convert", str(folder), str(output), "--threshold", "0.25"]) == 0
     assert Ticket.load(output) == from_movement(folder, threshold=0.25)

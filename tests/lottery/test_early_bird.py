@@ -166,8 +166,8 @@ def assert_same(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"granularity": "element"}, "prunes heads and neurons"),
-        ({"granularity": "head+mlp"}, "prunes heads and neurons"),
+        ({"granularity": "element"}, "must be head, neuron or head+neuron"),
+        ({"granularity": "head+mlp"}, "must be head, neuron or head+neuron"),
         ({"penalty": -1.0}, "penalty must be at least 0"),
         ({"penalty": float("inf")}, "penalty must be at least 0, got inf"),
         ({"heads_sparsity": 0.5}, "heads_sparsity and neurons_sparsity go together"),
@@ -193,5 +193,5 @@ def test_a_round_too_short_for_a_mask_is_refused(tmp_path: Path) -> None:
 def test_shares_of_their_own_need_heads_and_neurons_apart() -> None:
     shares = {"heads_sparsity": 0.5, "neurons_sparsity": 0.4}
     for units in ({"granularity": "head", "scope": "type"}, {**UNITS, "scope": "global"}):
-        with pytest.raises(ValueError, match="a scope that keeps the two apart, such as 'type'"):
+        with pytest.raises(ValueError, match="a scope that keeps heads and neurons apart, such as 'type'"):
             request("early-bird", None, **units, **shares)

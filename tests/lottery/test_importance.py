@@ -71,7 +71,9 @@ def test_killed_in_either_round_it_ends_with_the_same_ticket(tmp_path: Path) -> 
 
 
 def test_single_weights_have_no_gates() -> None:
-    with pytest.raises(ValueError, match=r"prunes heads, neurons and MLPs: .* got 'element'"):
+    with pytest.raises(
+        ValueError, match=r"must be head, neuron, mlp, head\+neuron or head\+mlp, got 'element'"
+    ):
         request("importance", 0.5)
 
 

@@ -269,7 +269,7 @@ class TestUnits:
             run(experiment(), request(sparsity=0.5, **units), tmp_path / "a")  # 30 columns are no fours
         with pytest.raises(ValueError, match=r"means sparsity 0\.5, got"):
             run(experiment(), request(sparsity=0.6, **units | {"step": 0.6}), tmp_path / "b")
-        with pytest.raises(ValueError, match="has one sparsity and no round of 10% before it"):
+        with pytest.raises(ValueError, match="has a fixed sparsity and cannot have a round of 10% before it"):
             request(sparsity=0.5, granularity="2:4")
         assert not list(tmp_path.iterdir())
 

@@ -116,7 +116,7 @@ def test_whole_mlps_close_by_their_scores(tmp_path: Path) -> None:
     """Nothing competes there; where scores do, the one MLP of a layer wants another scope than its layer."""
     (row,) = run(tiny.experiment(), config_of("l0", granularity="mlp"), tmp_path / "run")
     assert row["granularity"] == "mlp"
-    with pytest.raises(ValueError, match="each MLP competes with itself alone"):
+    with pytest.raises(ValueError, match="leaves each MLP without a competitor"):
         run(tiny.experiment(), config_of("movement", granularity="head+mlp"), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
 
@@ -231,8 +231,8 @@ def test_mixed_precision(tmp_path: Path, precision: str) -> None:
     [
         ("movement", {"sparsity": None}, "sparsity is missing"),
         ("soft-movement", {"sparsity": 0.5}, "method soft-movement decides the sparsity"),
-        ("soft-movement", {"scope": "global"}, "compares no scores: leave out scope, got 'global'"),
-        ("movement", {"granularity": "2:4", "sparsity": 0.5}, "learns no patterns such as '2:4'"),
+        ("soft-movement", {"scope": "global"}, "does not compare scores: omit scope, got 'global'"),
+        ("movement", {"granularity": "2:4", "sparsity": 0.5}, "cannot learn patterns such as '2:4'"),
         ("smp", {"scope": "global"}, "mask S of smp needs scope 'type', got 'global'"),
         ("smp", {"mask": "G", "scope": "matrix"}, "mask G of smp needs scope 'global'"),
         ("smp", {"mask": "X"}, "unknown mask 'X'"),

@@ -99,7 +99,7 @@ def test_any_method_finds_tickets_of_any_units_in_any_scope(
         "cap": {"banks": "pretrained"},
     }.get(method, {})
     if at_once and method in ("gradual", "movement", "cap"):
-        with pytest.raises(ValueError, match="learns no patterns"):
+        with pytest.raises(ValueError, match="cannot learn patterns"):
             tiny.request(method, 0.5, **chosen, **options)
         return
     given = lottery_method(method).needs_ticket

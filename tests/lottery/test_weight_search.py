@@ -197,7 +197,7 @@ def test_the_bad_ones_are_the_smallest_of_the_trained_model() -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="decides the sparsity"):
         request("magnitude-search", 0.5)
-    with pytest.raises(ValueError, match="lets all single weights compete"):
+    with pytest.raises(ValueError, match="needs granularity 'element' and scope 'global'"):
         request("magnitude-search", None, granularity="head")
     with pytest.raises(ValueError, match="needs a ticket"):
         request("bad-weights", None)

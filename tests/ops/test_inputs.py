@@ -229,7 +229,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
     def test_x_that_is_no_floating_point(self, dtype: torch.dtype, packed: formats.PackedWeight) -> None:
-        with pytest.raises(ValueError, match="a floating-point dtype is needed"):
+        with pytest.raises(ValueError, match="it must have a floating-point dtype"):
             ops.linear(Problem().x().to(dtype), packed)
 
     def test_x_on_another_device(self, packed: formats.PackedWeight) -> None:

@@ -139,7 +139,7 @@ class TestRefusals:
             ops.linear_shared(problem.x()[:, 1:], weights, biases)
         with pytest.raises(ValueError, match=r"it must be \[30\]"):
             ops.linear_shared(problem.x(), weights, [biases[0], torch.zeros(29)])
-        with pytest.raises(ValueError, match="a floating-point dtype is needed"):
+        with pytest.raises(ValueError, match="it must have a floating-point dtype"):
             ops.linear_shared(problem.x().int(), weights, biases)
 
     def test_another_number_of_biases_than_of_weights(self) -> None:

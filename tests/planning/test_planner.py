@@ -52,7 +52,7 @@ class TestChoice:
     def test_without_the_native_library_still_trains(self) -> None:
         (layer,) = plan(*model_with(random_mask(0.1, 48, 40)), trainable=True, measure=False).layers
         assert (layer.format, layer.predicted_us) == ("element", None)
-        assert layer.reason == "no cost figures: the format that stores least"
+        assert layer.reason == "no cost figures: the format with the fewest stored weights"
 
     @pytest.mark.parametrize(("density", "format"), [(0.05, "csr"), (0.5, "dense")])
     @pytest.mark.usefixtures("without_native")

@@ -75,5 +75,5 @@ def test_weights_and_biases_count_together_and_what_is_pruned_stays_pruned() -> 
     ],
 )
 def test_elsewhere_biases_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="biases are pruned by magnitude or random"):
+    with pytest.raises(ValueError, match="include_biases needs method magnitude or random"):
         prune(build(), sparsity=0.5, include_biases=True, **options)

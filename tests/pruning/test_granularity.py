@@ -83,7 +83,7 @@ def test_n_of_every_m_are_kept_and_none_beats_them(
     ("arguments", "message"),
     [
         (("elment",), "unknown granularity 'elment'; .* did you mean 'element'"),
-        (("n:m",), "stands for numbers, such as '2:4'"),
+        (("n:m",), "is a placeholder: write the numbers, such as '2:4'"),
         (("4:2",), "must keep fewer than all"),
         (("4:4",), "must keep fewer than all"),
         (("0:4",), "unknown granularity '0:4'"),

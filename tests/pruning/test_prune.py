@@ -290,7 +290,7 @@ class TestPruningFurther:
             prune(dense, sparsity=0.4, ticket=element)
         with pytest.raises(ValueError, match=f"prunes parts of units of {QUERY}"):
             prune(dense, sparsity=0.9, ticket=element, granularity="row")
-        with pytest.raises(ValueError, match=r"keeps fewer than 2 of 4 somewhere in encoder\.layer\.0"):
+        with pytest.raises(ValueError, match=r"keeps fewer than 2 of 4 neighbours in encoder\.layer\.0"):
             prune(dense, ticket=element, granularity="2:4")
         with pytest.raises(ValueError, match=r"the ticket masks pooler\.dense, which is not among"):
             prune(dense, sparsity=0.9, ticket=prune(dense, sparsity=0.5, include_pooler=True))
@@ -394,7 +394,10 @@ class TestRefusals:
             ({"sparsity": False}, "a number in"),
             ({"sparsity": 0.99999}, "would keep none"),
             ({"sparsity": Fraction(99999, 100000)}, "sparsity 0.99999 would keep none"),
-            ({"sparsity": 0.3, "granularity": "head+mlp", "scope": "matrix"}, "competes with itself alone"),
+            (
+                {"sparsity": 0.3, "granularity": "head+mlp", "scope": "matrix"},
+                "leaves each MLP without a competitor",
+            ),
             (
                 {"sparsity": 0.5, "method": "magnitud"},
                 "unknown pruning method 'magnitud'.*did you mean 'magnitude'",
@@ -404,7 +407,7 @@ class TestRefusals:
             ({"sparsity": 0.5, "granularity": "rows"}, "unknown granularity 'rows'.*did you mean 'row'"),
             ({"sparsity": 0.5, "pooling": "means"}, "unknown pooling rule 'means'.*did you mean 'mean'"),
             ({"sparsity": 0.7, "granularity": "2:4"}, r"granularity '2:4' means sparsity 0\.5, got 0\.7"),
-            ({"granularity": "1:3"}, "does not fit encoder.layer.0.attention.self.query: 20 in_features"),
+            ({"granularity": "1:3"}, "self.query: in_features must be a multiple of 3, got 20"),
             ({"sparsity": 0.5, "granularity": "block"}, "needs block_size"),
             ({"sparsity": 0.5, "block_size": (4, 1)}, "takes no block_size"),
             ({"sparsity": 0.5, "seed": -1}, "seed must be an int"),

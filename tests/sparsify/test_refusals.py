@@ -100,7 +100,7 @@ class TestRefusals:
         model, ticket = pruned()
         key = "encoder.layer.0.attention.self.key"
         other = plan(model, Ticket({key: ticket.masks[key]}), measure=False)
-        self.refused(model, "the plan is of another model or ticket", ticket=ticket, format=other)
+        self.refused(model, "the plan was made for another model or ticket", ticket=ticket, format=other)
 
     @pytest.mark.parametrize(
         ("change", "complaint"),

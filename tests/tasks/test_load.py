@@ -145,7 +145,9 @@ class TestGlue:
         fill(write, task)
         folder, header, rows = GLUE[task]
         write(f"{folder}/train.tsv", *header, rows[0], rows[0])
-        with pytest.raises(ValueError, match=r"train\.tsv: all 2 examples have the label [\w.]+; two are"):
+        with pytest.raises(
+            ValueError, match=r"train\.tsv: all 2 examples have the label [\w.]+; two different labels are"
+        ):
             load(task, tmp_path)
 
 

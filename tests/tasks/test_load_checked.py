@@ -88,7 +88,7 @@ def test_weights_that_another_library_has_quantised(folder: Path, stored: Any) -
         (weights(b"\x7f" * 99), "its weights are damaged or truncated (SafetensorError"),
         (weights(b"hello", "pytorch_model.bin"), "its weights are damaged or truncated"),
         (weights(b"PK\x03\x04" + b"\x7f" * 99, "pytorch_model.bin"), "its weights are damaged or truncated"),
-        (edit_config(intermediate_size=4), "its weights are not of the shapes that its config.json gives"),
+        (edit_config(intermediate_size=4), "its weights are not of the shapes in its config.json"),
     ],
 )
 def test_weights(folder: Path, damage: Callable[[Path], object], message: str) -> None:

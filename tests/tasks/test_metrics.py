@@ -82,7 +82,8 @@ class TestMnli:
 
     def test_the_split_must_be_said(self) -> None:
         with pytest.raises(
-            ValueError, match="split is missing: mnli has validation_matched and validation_mismatched"
+            ValueError,
+            match="split is missing: pass one of validation_matched and validation_mismatched for mnli",
         ):
             compute("mnli", [0], [0])
         with pytest.raises(

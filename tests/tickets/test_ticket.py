@@ -126,7 +126,7 @@ class TestConstruction:
 
     def test_two_names_of_one_matrix_are_refused(self) -> None:
         mask = torch.ones(2, 2, dtype=torch.bool)
-        with pytest.raises(ValueError, match=f"two masks for {KEYS[0]}"):
+        with pytest.raises(ValueError, match=f"masks has two entries for {KEYS[0]}"):
             Ticket({KEYS[0]: mask, "bert." + KEYS[0]: mask})
 
     @pytest.mark.parametrize(

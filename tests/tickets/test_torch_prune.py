@@ -51,7 +51,7 @@ def test_what_it_cannot_read_is_refused() -> None:
         Ticket.from_torch_prune(bert())
     model = bert()
     torch_prune.l1_unstructured(model.get_input_embeddings(), "weight", amount=0.5)
-    with pytest.raises(ValueError, match=r"is a Embedding; only the pruning of nn\.Linear can be read"):
+    with pytest.raises(ValueError, match=r"is a Embedding; only masks of nn\.Linear can be read"):
         Ticket.from_torch_prune(model)
     linear: Any = nn.Sequential(nn.Linear(2, 2))
     torch_prune.identity(linear[0], "weight")

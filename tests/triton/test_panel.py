@@ -209,7 +209,7 @@ class TestRefusals:
             ops.block_sparse_linear(BASE.x().to(device, BF16), BASE.packed(device))
 
     def test_x_of_no_floating_point_dtype(self, device: torch.device) -> None:
-        with pytest.raises(ValueError, match=r"x is torch\.int64; a floating-point dtype is needed"):
+        with pytest.raises(ValueError, match=r"x is torch\.int64; it must have a floating-point dtype"):
             ops.block_sparse_linear(BASE.x().to(device, torch.int64), BASE.packed(device))
 
     def test_x_on_another_device(self, device: torch.device) -> None:

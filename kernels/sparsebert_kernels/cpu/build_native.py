@@ -1,13 +1,13 @@
 """Compile the native CPU library ``_native.so`` from the C++ sources in ``src/``.
 
-``setup.py`` runs this when the package is installed, so it needs only the standard library. To build into the
-source tree, or a sanitizer build elsewhere:
+``setup.py`` runs this module when the package is installed, so it needs only the standard library. The first
+command builds into the source tree, the second makes a sanitizer build elsewhere:
 
     python kernels/sparsebert_kernels/cpu/build_native.py
     python -m sparsebert_kernels.cpu.build_native --sanitize address,undefined --out build/sanitize
 
-One object is compiled for each instruction set. If the compiler does not support one of them, the library
-goes without it and selects the best of the others at run time. CXX names the compiler, ``g++`` by default.
+One object is compiled for each instruction set. An instruction set that the compiler does not support is left
+out, and the library selects the best of the others at run time. CXX names the compiler, ``g++`` by default.
 With SPARSEBERT_REQUIRE_NATIVE=1, a part that cannot be built is an error instead of a notice.
 """
 
@@ -30,23 +30,24 @@ LIBRARY = "_native.so"
 REQUIRE_VARIABLE = "SPARSEBERT_REQUIRE_NATIVE"
 PARALLEL_COMPILERS = 2
 
-# GCC's own intrinsics use undefined vectors on purpose and set off -Wmaybe-uninitialized.
+# GCC's intrinsics use undefined vectors on purpose, which triggers -Wmaybe-uninitialized.
 COMMON_FLAGS = (
     "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
     "-Wall", "-Wno-maybe-uninitialized",
 )  # fmt: skip
 OPTIMIZED_FLAGS = ("-O3",)
 SANITIZED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
-# UBSan's checks for what AddressSanitizer finds as well; they double the time to compile.
+# Switches off UBSan's checks for errors that AddressSanitizer finds too: they double the compile time.
 LEFT_TO_ADDRESS = "-fno-sanitize=null,object-size"
-# Without -fopenmp: the GOMP_ symbols resolve at run time from the libgomp that torch has loaded, so there is
-# one thread pool. A C++ runtime would be linked in and hidden, so that the library runs beside any other. The
-# sources use none: a recent one needs a recent C library, and the wheel would not run on older systems.
+# Without -fopenmp: the GOMP_ symbols resolve at run time from the libgomp that torch has loaded, so that both
+# share one thread pool. The other flags link a C++ runtime statically and hide it from other libraries. The
+# sources use no C++ runtime: a recent one needs a recent C library, and the wheel would not run on older
+# systems.
 LINK_FLAGS = ("-shared", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
 
 LOST = (
-    "sparsebert works without its native CPU kernels, only slower: sparse layers run through torch, at 90 %\n"
-    "sparsity about as fast as a good dense library. To get them, install g++ and install sparsebert anew."
+    "sparsebert works without its native CPU kernels, but slower: sparse layers run through torch, at 90 %\n"
+    "sparsity about as fast as a good dense library. To get them, install g++ and reinstall sparsebert."
 )
 
 
@@ -56,7 +57,7 @@ class NativeBuildError(RuntimeError):
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """One object of the library: ``source`` compiled with ``flags`` besides the common ones."""
+    """One object of the library: ``source`` compiled with ``flags`` in addition to the common flags."""
 
     name: str
     source: str = "portable.cpp"
@@ -65,15 +66,16 @@ class InstructionSet:
 
     @property
     def all_flags(self) -> tuple[str, ...]:
-        """All flags; the portable source, compiled several times, also gets the name of its namespace."""
+        """All flags. The portable source, compiled several times, also gets the name of its namespace."""
         named = (f"-DSB_ISA={self.name}",) if self.source == "portable.cpp" else ()
         return (*named, *self.flags)
 
 
 _AVX2 = ("-mtune=skylake", "-mavx2", "-mfma")
-# Without a tune the compiler schedules wide vectors for no machine in particular, up to a quarter slower.
+# Without -mtune, the compiler schedules wide vectors for a generic machine, up to a quarter slower.
 _AVX512 = (*_AVX2, "-mtune=skylake-avx512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
-# By the compiler's macro for the machine it compiles for; the first needs no flag, so it is always there.
+# Keyed by the compiler's macro for the target machine. The first set of a machine needs no flag and is always
+# built.
 INSTRUCTION_SETS: Mapping[str, tuple[InstructionSet, ...]] = {
     "__x86_64__": (
         InstructionSet("baseline"),
@@ -108,14 +110,14 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
     targets = next((sets for macro, sets in INSTRUCTION_SETS.items() if macro in macros), ANY_MACHINE)
     cache.mkdir(parents=True, exist_ok=True)
     headers = [path.read_text() for path in sorted(SOURCES.glob("*.h"))]
-    # The macros tell the compiler's version, and the machine and the instructions it compiles for.
+    # The macros identify the compiler's version, its target machine and the instructions in use.
     salt = "\0".join((*compiler, *(f"{name} {value}" for name, value in sorted(macros.items())), *headers))
 
     def compiled(name: str, source: str, flags: Sequence[str]) -> Path | str:
-        """The object file, or what the compiler said."""
+        """Return the object file, or the compiler's errors."""
         arguments = [*COMMON_FLAGS, *mode, *flags]
-        made_from = "\0".join((salt, (SOURCES / source).read_text(), *arguments))
-        target = cache / f"{name}-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.o"
+        content = "\0".join((salt, (SOURCES / source).read_text(), *arguments))
+        target = cache / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.o"
         if target.exists():
             return target
         log(f"compiling {name} ({source})")
@@ -163,7 +165,7 @@ def notice(error: NativeBuildError) -> str:
 def _predefined_macros(compiler: Sequence[str]) -> dict[str, str]:
     """Return the compiler's predefined macros, which identify it and its target machine."""
     if not sys.platform.startswith("linux"):
-        raise NativeBuildError(f"they are for Linux, this is {sys.platform}")
+        raise NativeBuildError(f"they need Linux, got {sys.platform}")
     try:
         command = [*compiler, "-dM", "-E", "-x", "c++", os.devnull]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -174,7 +176,8 @@ def _predefined_macros(compiler: Sequence[str]) -> dict[str, str]:
     definitions = (line.split(" ", 2) for line in output.splitlines())  # "#define NAME VALUE"
     macros = {words[1]: words[-1] for words in definitions}
     if "__clang__" in macros:
-        # Its OpenMP calls another runtime (__kmpc_, not GOMP_ symbols), which torch on Linux has not loaded.
+        # Clang's OpenMP calls another runtime (__kmpc_, not GOMP_ symbols), which torch on Linux has not
+        # loaded.
         raise NativeBuildError(f"{shlex.join(compiler)} is clang; set CXX to a g++")
     return macros
 
@@ -182,13 +185,13 @@ def _predefined_macros(compiler: Sequence[str]) -> dict[str, str]:
 def _run_to_file(target: Path, command: Sequence[str], log: Callable[[str], None]) -> str:
     """Run ``command -o target`` and replace ``target`` atomically; return the errors, "" if none."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / target.name
-        result = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
+        output = Path(folder) / target.name
+        result = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
         if result.returncode != 0:
             return result.stderr.strip() or f"exit code {result.returncode}"
         if result.stderr:
             log(result.stderr.strip())
-        os.replace(made, target)
+        os.replace(output, target)
     return ""
 
 

@@ -1,10 +1,10 @@
-"""The native CPU library: loading on first use, and calls.
+"""The native CPU library: its loading on first use, and calls to it.
 
 The library has a C interface for ctypes. It needs no Python or torch headers, so one build works with every
 version of both. It is linked without OpenMP on purpose: its OpenMP symbols resolve from the libgomp that
 torch has loaded, so both share one thread pool and `torch.set_num_threads` applies. Some builds of torch,
-such as the wheels for Arm, load libgomp for torch alone; it is made visible to all libraries before the
-native library is loaded.
+such as the wheels for Arm, load libgomp for torch alone. This module therefore makes libgomp visible to all
+libraries before it loads the native library.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from ..formats import ElementSparse, PackedWeight, VectorSparse
 
 ABI_VERSION = 3
 LIBRARY = Path(__file__).with_name("_native.so")
-# Read when the library is loaded: the path of another library, and an instruction set other than the best.
+# Environment variables, read when the library is loaded: the path of another library, and an instruction set
+# to use instead of the best.
 LIBRARY_VARIABLE = "SPARSEBERT_NATIVE"
 INSTRUCTION_SET_VARIABLE = "SPARSEBERT_ISA"
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FORMATS = {ElementSparse.name: 0, VectorSparse.name: 1}
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
-# struct sb_call and struct sb_weight of src/native.h, which asserts their sizes and offsets
+# The structs sb_call and sb_weight of src/native.h, which asserts their sizes and offsets.
 _CALL = struct.Struct("=Qqqiiii")
 _WEIGHT = struct.Struct("=qqiiiiiiQQQQQQQQ")
 MAX_WEIGHTS = 8  # of one call
@@ -55,7 +56,7 @@ class _SymbolHome(ctypes.Structure):
 
 
 def _share_symbols(user: Path, symbol: str) -> None:
-    """Make the library that gives ``symbol`` to the library ``user`` visible to all that are loaded later.
+    """Make the library that defines ``symbol`` for the library ``user`` visible to libraries loaded later.
 
     Raises:
         OSError: ``user`` cannot be loaded.
@@ -72,7 +73,7 @@ def _library() -> ctypes.CDLL:
     path = Path(os.environ.get(LIBRARY_VARIABLE) or LIBRARY)
     if not path.exists():
         raise NativeLibraryMissing("not built (a C++ compiler was missing when sparsebert was installed)")
-    # A torch that was built differently may need none of this; if symbols are missing, loading says so.
+    # Other builds of torch may not need this; if symbols are missing, the load below fails with a message.
     with contextlib.suppress(OSError, AttributeError):
         _share_symbols(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so", "GOMP_parallel")
     try:
@@ -174,8 +175,8 @@ def linear(
         activation: Name of the activation.
 
     Returns:
-        One result per weight. None, with nothing computed, if the kernels lack the activation or a weight or
-        bias has another shape or device than x requires.
+        One result per weight; None, with nothing computed, if the kernels lack the activation, or if a weight
+        or bias does not fit x in shape or device.
 
     Raises:
         ValueError: The weights cannot share one call.
@@ -237,7 +238,7 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor
 
 
 def count_scores(scores: Tensor, upper: int, bins: int) -> Tensor:
-    """See `sparsebert_kernels.radix_select.count`; ``upper`` is -1 for None."""
+    """See `sparsebert_kernels.radix_select.count`; ``upper`` = -1 stands for None."""
     counts = torch.zeros(bins, dtype=torch.int64)
     _library().sb_count_scores(scores.data_ptr(), scores.numel(), upper, counts.data_ptr())
     return counts

@@ -1,4 +1,4 @@
-"""Triton kernels for NVIDIA and AMD GPUs, used for weights on a GPU."""
+"""Triton kernels for weights on NVIDIA and AMD GPUs."""
 
 from .backend import on_cpu, supports, why_unavailable
 

@@ -1,7 +1,7 @@
 """Dispatch of calls to the Triton kernels.
 
-Triton is imported by the first call that needs it. A compiler may trace `covers`; all other functions run
-inside operators.
+The first call that needs Triton imports it. A compiler may trace `covers`; all other functions run inside
+operators.
 """
 
 from __future__ import annotations
@@ -89,11 +89,11 @@ def _warn_once(device: torch.device, reason: str) -> None:
 
 
 def check_dtype(x: Tensor, packed: Any) -> None:
-    """Raise ValueError unless x has the dtype of the values of ``packed``: kernels do not mix dtypes."""
+    """Raise ValueError unless x has the dtype of the packed values, because kernels do not mix dtypes."""
     if x.dtype != packed.values.dtype and x.dtype in DTYPES:
         raise ValueError(
             f"x is {x.dtype}, the weight {packed.values.dtype}; "
-            "on a GPU they must have the same dtype (autocast converts both)"
+            "on a GPU they must have one dtype: convert one, or use autocast, which converts both"
         )
 
 

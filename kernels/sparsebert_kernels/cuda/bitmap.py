@@ -1,13 +1,13 @@
 """Bitmap-compressed weights: decompress a layer, then multiply with torch's dense matrix product.
 
-Decoding inside the matrix product would read values two bytes at a time, and instruction issue would limit it
-to between one and two thirds of a tensor core's rate. A decompressed layer of BERT takes 1 to 8 MB and stays
-in the L2 cache for the product that follows.
+Decoding inside the matrix product would read values two bytes at a time, and instruction issue would limit
+the product to one to two thirds of a tensor core's rate. A decompressed layer of BERT takes 1 to 8 MB and
+stays in the L2 cache for the product that follows.
 
-Each call allocates the scratch matrix and frees it once the product is queued, so the next layer of the same
-size gets the same memory. Calls on two streams therefore never share it, and under CUDA graph capture it
-belongs to the graph's pool, where no later call can free or move the memory that a replay writes. Nothing
-here reads a tensor on the host.
+Each call allocates its scratch matrix and frees it once the product is queued, so the next layer of the same
+size gets the same memory. Calls on two streams never share a scratch matrix. Under CUDA graph capture, it
+belongs to the graph's pool, where no later call can free or move the memory that a replay writes. No function
+of this module reads a tensor on the host.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def decompress_bitmap(
     first = tl.load(starts + row, mask=inside, other=0)
     first += tl.load(offsets + row.to(tl.int64) * tiles + tile, mask=inside, other=0).to(tl.int32) & 0xFFFF
 
-    # Position of a kept weight: the kept weights of its row before the tile, plus those before it in the
-    # tile.
+    # Position of a kept weight in its row: the number of kept weights before the tile, plus the number before
+    # it in the tile.
     in_low = (lane < 32)[None, :]
     bits = tl.where(in_low, low[:, None], high[:, None])  # [ROWS, WIDTH]
     bit = (lane & 31)[None, :]
@@ -116,7 +116,7 @@ def input_gradient(gradient: Tensor, packed: BitmapSparse, transposed: Sequence[
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Yield the kernel for each dtype of values; bfloat16 is the default."""
+    """Yield the kernel for each dtype of values; the bfloat16 case is the default."""
     for short in ("bf16", "fp16", "fp32"):
         dtype, _ = PRODUCTS[short]
         tensors = {

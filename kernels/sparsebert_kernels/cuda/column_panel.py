@@ -2,7 +2,8 @@
 
 The columns of a panel are scattered: gathering the activations of one token would copy two bytes at a time,
 too few for an asynchronous copy. In x transposed, a column is a run of tokens, which 16-byte copies load. The
-result is transposed as well, because the rows of a panel are scattered in y. torch makes both transpositions.
+kernel writes y transposed as well, because the rows of a panel are scattered in y. torch makes both
+transpositions.
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ def column_panel_forward(
     tl.store(place, sums.to(y.dtype.element_ty), mask=inside[:, None])
 
 
-# By bytes per value, then by panel height. Exact float32 products hold their operands in registers: small
-# tiles, short steps. BLOCK_N is the height of the panel, BLOCK_K the columns of one product.
+# Cuts by bytes per value, then by panel height. Exact float32 products hold their operands in registers,
+# which requires small tiles and short steps. BLOCK_N is the height of the panel, BLOCK_K the columns of one
+# product.
 CUTS = {
     2: {64: Cut(128, 64, 64, 4, 3), 128: Cut(128, 128, 64, 8, 3)},
     4: {64: Cut(64, 64, 16, 4, 2), 128: Cut(64, 128, 16, 8, 2)},
@@ -92,7 +94,7 @@ def linear(
     """Return ``activation(x @ W.T + bias) + residual`` for x [..., in] in the dtype of W."""
     flat = x.reshape(-1, x.shape[-1])
     cut = CUTS[x.element_size()][packed.panel_rows]
-    # Whole token tiles, so that no load or store of the kernel needs a mask; the padding is never read.
+    # Whole token tiles, so that the kernel masks no tokens; the results of the padding are dropped.
     tokens = triton.cdiv(flat.shape[0], cut.BLOCK_M) * cut.BLOCK_M
     transposed, y = x.new_empty(x.shape[-1], tokens), x.new_empty(packed.shape[0], tokens)
     transposed[:, : flat.shape[0]] = flat.t()

@@ -1,4 +1,4 @@
-"""What the launchers of the Triton kernels share: block sizes, precision, and the layout of tensors."""
+"""Shared parts of the Triton launchers: block sizes, precision, and the layout of tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALIGNED_BYTES = 16
 
 @dataclass(frozen=True)
 class Cut:
-    """How a product is cut into programs: tokens, rows and columns of W per program or per step."""
+    """The cut of a product into programs: tokens, rows and columns of W per program or per step."""
 
     BLOCK_M: int
     BLOCK_N: int
@@ -39,7 +39,7 @@ def interpreted() -> bool:
 
 
 def upcast(dtype: torch.dtype) -> bool:
-    """Return UPCAST for operands of this dtype: the interpreter multiplies bfloat16 in float32."""
+    """Return whether to upcast operands of this dtype: the interpreter multiplies bfloat16 in float32."""
     return dtype == torch.bfloat16 and interpreted()
 
 
@@ -79,7 +79,7 @@ def aligned_rows(matrix: Tensor, multiple: int = ALIGNED_ELEMENTS) -> Tensor:
     ):
         return matrix
     width = -(-columns // multiple) * multiple
-    # Only the columns after the last one need zeros.
+    # Only the added columns need zeros.
     copy = matrix.new_empty(rows, width)
     copy[:, :columns] = matrix
     copy[:, columns:] = 0
@@ -90,6 +90,6 @@ def check_aligned(name: str, tensor: Tensor) -> None:
     """Raise ValueError unless kernels may read ``tensor`` with 16-byte loads."""
     if not tensor.is_contiguous() or tensor.data_ptr() % ALIGNED_BYTES:
         raise ValueError(
-            f"{name} are a view of strides {tuple(tensor.stride())} at address {tensor.data_ptr():#x}; "
+            f"{name} have strides {tuple(tensor.stride())} and address {tensor.data_ptr():#x}; "
             f"copy them to a contiguous tensor whose address is a multiple of {ALIGNED_BYTES}"
         )

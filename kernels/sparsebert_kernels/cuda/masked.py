@@ -3,9 +3,9 @@
     y  = x @ where(mask, W, 0).T + bias        dx = gradient @ where(mask, W, 0)
 
 No masked copy of W is written. The mask is one int32 word per row and 32 columns (bit i of word w is column
-32 w + i). Its loads are one-dimensional: with one word per weight, the pipeline would stage 32 KB of mask per
-step. The weight may be wider than x (float32 under autocast): it is rounded to the dtype of x after the
-selection, also in registers.
+32 w + i). The words are loaded as vectors with one entry per row: a matrix with one word per weight would
+make the pipeline stage 32 KB of mask per step. The weight may be wider than x (float32 under autocast); it is
+rounded to the dtype of x after the selection, also in registers.
 
 The product is computed as (W @ x.T).T, so that the masked tile is the left operand: tensor cores can read it
 from registers, and it never returns to shared memory. Sums are float32 and added in a fixed order.
@@ -145,9 +145,9 @@ def masked_input_gradient(
     tl.store(dx_tile, tl.trans(sums).to(dx.dtype.element_ty), mask=inside)
 
 
-# By precision of the products: half, or float32 as torch is set. Largest cut first: a launch takes the first
-# one that gives every multiprocessor a program, else the last. Exact float32 products ("ieee") run without
-# tensor cores, where small cuts suffice.
+# Cuts by precision of the products (see `product_precision`), largest first. A launch takes the first cut
+# that gives every multiprocessor a program, else the last. Exact float32 products ("ieee") run without tensor
+# cores, where small cuts suffice.
 FORWARD = {
     "half": (Cut(256, 128, 64, 8, 3), Cut(128, 128, 64, 8, 3), Cut(128, 64, 64, 4, 3)),
     "tf32": (Cut(128, 128, 32, 8, 3), Cut(128, 64, 32, 4, 3)),
@@ -228,7 +228,7 @@ def _launch_input_gradient(
 
 
 def product_precision(x: Tensor) -> str:
-    """Return "half", or for float32 "tf32" or "ieee" as torch is set."""
+    """Return "half", or for float32 the precision that torch's settings allow, "tf32" or "ieee"."""
     return "half" if x.dtype != torch.float32 else fp32_precision()
 
 

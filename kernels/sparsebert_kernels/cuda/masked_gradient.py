@@ -1,11 +1,11 @@
 """Gradients of a masked weight and of the scores behind its mask, from one pass over the tokens.
 
-    G  = gradient.T @ x         dL/d(masked W), dense: pruned weights too
-    dW = where(mask, G, 0)      or G, straight through the mask
+    G  = gradient.T @ x         dL/d(masked W), dense: includes pruned weights
+    dW = where(mask, G, 0)      or G with straight_through
     dS = G * W                  dL/dmask
 
 If the weight has fewer tiles than the device has multiprocessors, the tokens are split and a second kernel
-adds the partial sums in order. There are no atomics: the same input gives the same bits.
+adds the partial sums in order. Without atomics, the same input always gives the same bits.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def reduce_masked_weight_gradient(
 
 WEIGHT_GRADIENT = {
     "half": Cut(64, 128, 128, 8, 3),
-    # The epilogue holds the float32 weights in registers as well: at the full width Blackwell spills.
+    # The epilogue holds the float32 weights in registers as well, so that the full width spills on Blackwell.
     "half, float32 weight": Cut(64, 128, 64, 8, 3),
     "tf32": Cut(32, 64, 64, 4, 3),
     "ieee": Cut(32, 64, 64, 4, 3),

@@ -1,15 +1,15 @@
 """Gradients of a linear layer whose weight lies in packed panels.
 
-    dL/dx = g @ W   the forward kernel over W.T, in panels of 64 features of x. The index of W.T is computed
-    once
-                    (`transposed_index`); each call fills its tiles from the values of W, in a scratch that
-                    the call allocates and frees.
+    dL/dx = g @ W   the forward kernel over W.T, in panels of 64 features of x. `transposed_index` computes
+                    the index of W.T once; each call fills the tiles of W.T from the values of W, in a scratch
+                    that the call allocates and frees.
     dL/dvalues      at the kept blocks only: for each tile, (64 packed columns of x).T @ (h columns of g)
 
 A panel of W.T is 64 features wide, whatever the width of a group. Narrower groups are padded with zeros where
 their neighbours are pruned: scattered groups of 8 at 90 % sparsity cost as much as 43 %, and the scratch
-grows alike. Groups in runs of 64 need no padding. Panels as narrow as the groups are not faster: they read g
-eight times as often, and their products are too narrow to fill the tensor cores.
+grows in proportion. Groups in runs of 64 need no padding. Panels as narrow as a group of 8 would not be
+faster: they would read g eight times as often, and their products would be too narrow to fill the tensor
+cores.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def panel_values_gradient(
     """out[s, t, n, k] = sum over the tokens of split s of gradient[m, n] x[m, k], at the blocks of tile t.
 
     Grid: (panels * the largest number of chunks of TILES tiles in a panel, splits); chunks past the end are
-        empty.
-    x is the left operand: 64 * TILES packed columns fill the tensor cores for any number of rows in a panel.
+    empty. x is the left operand: 64 * TILES packed columns fill the tensor cores for any number of rows in a
+    panel.
     """
     SLOTS: tl.constexpr = WIDTH // G
     panel = tl.load(order + tl.program_id(0) % panels)
@@ -111,8 +111,8 @@ def panel_values_gradient(
         token = tl.program_id(1) * split_tokens
         last = tl.minimum(token + split_tokens, M)
         tokens = (token + step).to(tl.int64)
-        # Loaded transposed, as the product uses it: otherwise the compiler emits no asynchronous copies on
-        # Ampere.
+        # x is loaded transposed, as the product uses it: otherwise the compiler emits no asynchronous copies
+        # on Ampere.
         x_tile = x + offsets[:, None] + tokens[None, :] * x_stride  # [TILES * WIDTH, BLOCK_M]
         gradient_tile = gradient + tokens[:, None] * gradient_stride + features[None, :]  # [BLOCK_M, H]
         accumulator = tl.zeros((TILES * WIDTH, H), tl.float32)
@@ -181,8 +181,8 @@ def input_gradient(gradient: Tensor, packed: PanelSparse, transposed: Sequence[T
 def values_gradient(gradient: Tensor, x: Tensor, packed: PanelSparse) -> Tensor:
     """Return dL/dvalues in the layout and dtype of ``packed.values``, zero in all padding.
 
-    With few tiles, the sum over tokens is split over programs and added in a fixed order: the bits are
-        reproducible.
+    With few tiles, the sum over tokens is split over programs and added in a fixed order, so that the bits
+    are reproducible.
 
     Args:
         gradient: dL/dy [..., out].
@@ -200,7 +200,7 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PanelSparse) -> Tensor:
     parts = splits(triton.cdiv(tiles, config.group), tokens, config.block_m, x.device)
     split_tokens = triton.cdiv(triton.cdiv(tokens, parts), config.block_m) * config.block_m
     parts = triton.cdiv(tokens, split_tokens)
-    # A single tile may be the one of a weight that keeps nothing, which no program writes.
+    # A single tile may belong to a weight that keeps nothing; no program writes that tile.
     empty = torch.zeros if tiles == 1 else torch.empty
     dtype = torch.float32 if parts > 1 else packed.dtype
     partial = empty((parts, *packed.values.shape), device=x.device, dtype=dtype)

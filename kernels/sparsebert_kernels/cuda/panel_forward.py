@@ -172,7 +172,8 @@ def _launch(
 def compile_cases() -> Iterator[CompileCase]:
     """Yield every configuration of the rule and every measured one; bfloat16 by the rule is the default.
 
-    All have the epilogue of an up-projection, bias and GELU; those of one group width also add a residual.
+    All cases have the epilogue of an up-projection, bias and GELU; those of the least group width are
+    compiled with a residual as well.
     """
     seen = set()
     for dtype, height, group, tokens in itertools.product(SHORT, PANEL_ROWS, GROUP_COLUMNS, TOKEN_BUCKETS):

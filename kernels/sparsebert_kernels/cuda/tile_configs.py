@@ -1,8 +1,8 @@
-"""Block sizes of the panel kernels: measured per device where a file exists, else by a rule.
+"""Block sizes of the panel kernels: measured per device if a file exists, else computed by a rule.
 
 Measured configurations are JSON files in ``configs/``, one per device name. Nothing is tuned at import or in
-a call: a shape missing from the device's file uses the nearest measured one, a device without a file uses the
-rule.
+a call: a shape missing from the device's file uses the nearest measured shape, and a device without a file
+uses the rule.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..formats.base import TILE_COLUMNS
 from .aot.targets import TARGETS
 
 FOLDER = Path(__file__).parents[1] / "configs"
-# Bytes of shared memory available to one program, by compute capability; GPUs not listed have the least.
+# Bytes of shared memory available to one program, by compute capability; others have LEAST_SHARED_MEMORY.
 SHARED_MEMORY = {(8, 0): 163 * 1024, (9, 0): 227 * 1024, (10, 0): 227 * 1024, (10, 3): 227 * 1024}
 LEAST_SHARED_MEMORY = 99 * 1024
 SHARED_MEMORY_AMD = 64 * 1024
@@ -60,7 +60,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Configuration:
-    """How a kernel is cut into programs and compiled.
+    """The cut of a kernel into programs, and its compile options.
 
     Attributes:
         block_m: Tokens of a program (panel forward) or of one step (panel values gradient).
@@ -117,7 +117,7 @@ def by_target(shape: Shape) -> dict[Configuration, tuple[str, ...]]:
 
 def _forward(shape: Shape, shared_memory: int) -> Configuration:
     if shape.itemsize == 4:
-        # Exact fp32 products hold their operands in registers: small blocks.
+        # Exact fp32 products hold their operands in registers, which requires small blocks.
         block = 32 if shape.panel_rows >= 64 and shape.dtype == "float32" else 64
         warps = 4 if shape.panel_rows == 16 else 8
     elif shape.tokens <= TOKEN_BUCKETS[1] or shape.panel_rows == 16:
@@ -148,7 +148,7 @@ def _stages(step: int, shared_memory: int) -> int:
 
 
 def splits(programs: int, tokens: int, block_m: int, device: torch.device) -> int:
-    """Return the parts of a sum over tokens that fill the device, with at least 512 tokens per part."""
+    """Return the number of parts of a sum over tokens that fills the device, at least 512 tokens a part."""
     full = -(-2 * multiprocessors(device) // max(programs, 1))
     return max(1, min(full, tokens // max(512, block_m)))
 
@@ -209,7 +209,7 @@ def nearest(shape: Shape, entries: tuple[tuple[Shape, Configuration], ...]) -> C
 
 
 def _distance(shape: Shape, other: Shape) -> float:
-    """Return the distance in doublings, weighted: tokens before the size of the weight before its groups."""
+    """Return the distance in doublings; tokens weigh most, then the weight's size, then its group width."""
 
     def apart(name: str) -> float:
         return abs(math.log2(max(getattr(shape, name), 1) / max(getattr(other, name), 1)))

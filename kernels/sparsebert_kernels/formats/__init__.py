@@ -1,4 +1,4 @@
-"""Packed weight formats: one class a file, each with from_dense, to_dense, kept and nbytes."""
+"""Packed weight formats: one class per file, with from_dense, to_dense, kept and nbytes."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def pack(weight: Tensor, mask: Tensor | None = None, *, format: str, **options: 
     """Pack a weight in the named format.
 
     Args:
-        weight: [out, in] in float32 or bfloat16; float16 as well in formats with GPU kernels.
+        weight: [out, in] in float32 or bfloat16, or in float16 for formats with GPU kernels.
         mask: bool [out, in], True = keep; ``weight != 0`` by default.
         format: A name in `FORMATS`.
         options: Options of the format, e.g. ``vector_rows=4``.
 
     Raises:
-        ValueError: Unknown format or option, or a mask that does not fit the weight.
+        ValueError: The format or an option is unknown, or the mask does not fit the weight.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)

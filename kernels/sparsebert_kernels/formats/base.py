@@ -42,7 +42,7 @@ class PackedWeight(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def from_dense(cls, weight: Tensor, mask: Tensor | None = None, **options: Any) -> Self:
-        """Pack a weight. Masked weights are never read, so NaN or inf there does no harm.
+        """Pack a weight. Masked weights are never read, so NaN or inf among them does no harm.
 
         Args:
             weight: [out, in].
@@ -110,9 +110,7 @@ def checked(
     """
     weight = weight.detach()
     if weight.dim() != 2 or weight.numel() == 0:
-        raise ValueError(
-            f"weight has shape {list(weight.shape)}; a matrix [out_features, in_features] is needed"
-        )
+        raise ValueError(f"weight has shape {list(weight.shape)}; it must be a non-empty matrix [out, in]")
     if weight.dtype not in dtypes:
         names = " or ".join(map(str, dtypes))
         raise ValueError(f"weight is {weight.dtype}; this format stores {names}")
@@ -122,7 +120,9 @@ def checked(
     if mask.dtype != torch.bool:
         raise ValueError(f"mask is {mask.dtype}; it must be torch.bool (True = keep)")
     if mask.shape != weight.shape:
-        raise ValueError(f"mask has shape {list(mask.shape)}, the weight {list(weight.shape)}")
+        raise ValueError(
+            f"mask has shape {list(mask.shape)}; it must be {list(weight.shape)}, like the weight"
+        )
     if mask.device != weight.device:
-        raise ValueError(f"mask is on {mask.device}, the weight on {weight.device}")
+        raise ValueError(f"mask is on {mask.device}; it must be on {weight.device}, like the weight")
     return weight, mask

@@ -1,7 +1,7 @@
 """Bitmap-compressed weights: any mask, with one bit of index and a quarter bit of offsets per weight.
 
-For GPUs, where unstructured zeros save memory but no tensor-core work: each call decompresses its layer into
-a scratch matrix and multiplies it with the dense library.
+The format serves GPUs, where unstructured zeros save memory but no tensor-core work: each call decompresses
+its layer into a scratch matrix and multiplies it with the dense library.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class BitmapSparse(PackedWeight):
         """See `PackedWeight.from_dense`; ``weight`` may also be float16.
 
         Raises:
-            ValueError: More than 65536 columns or 2^31 - 1 kept weights.
+            ValueError: The weight has more than 65536 columns, or the mask keeps more than 2^31 - 1 weights.
         """
         refuse_options(cls, options)
         weight, mask = checked(weight, mask, GPU_DTYPES)
@@ -73,7 +73,7 @@ class BitmapSparse(PackedWeight):
         return unpack_bits(self.words, self.shape[1])
 
     def to_dense(self) -> Tensor:
-        # No `nonzero` or boolean indexing, which make the host wait for a GPU.
+        # Without `nonzero` or boolean indexing, which make the host wait for the GPU.
         kept = self.kept()
         place = kept.cumsum(1) - 1 + self.starts[:, None]
         return torch.where(

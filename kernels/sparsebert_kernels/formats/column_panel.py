@@ -1,9 +1,9 @@
-"""Column panels: rows with similar columns share one list of columns and are dense in it.
+"""Column panels: rows with similar columns share one list of columns and are stored densely over it.
 
-For unstructured masks of very high sparsity on a GPU. The rows are reordered and cut into panels of 64 or 128
-rows; a panel stores dense tiles of weights for the union of its rows' columns. Work and storage scale with
-the union, which for a random mask covers almost all columns even at 95 % sparsity. `union` computes it for a
-mask; the format pays only where it is small.
+The format serves unstructured masks of very high sparsity on a GPU. The rows are reordered and cut into
+panels of 64 or 128 rows; a panel stores dense tiles of weights for the union of its rows' columns. Work and
+storage scale with the union, which for a random mask covers almost all columns even at 95 % sparsity. `union`
+computes its share for a mask; the format pays only if the share is small.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class ColumnPanelSparse(PackedWeight):
                 that adds the fewest columns, "best" uses the order with the smaller union.
 
         Raises:
-            ValueError: Any other ``panel_rows`` or ``row_order``.
+            ValueError: ``panel_rows`` or ``row_order`` is not supported.
         """
         refuse_options(cls, options)
         weight, mask = checked(weight, mask, GPU_DTYPES)
@@ -141,7 +141,7 @@ def union(mask: Tensor, *, panel_rows: int = 64, row_order: str = "best") -> flo
     """Return `ColumnPanelSparse.union` of ``mask`` (bool [out, in]) without packing a weight.
 
     Raises:
-        ValueError: Unsupported ``panel_rows`` or ``row_order``.
+        ValueError: ``panel_rows`` or ``row_order`` is not supported.
     """
     _check(panel_rows, row_order)
     counts = _live_columns(mask, _ordered(mask, panel_rows, row_order), panel_rows).sum(1)
@@ -177,14 +177,14 @@ def _live_columns(mask: Tensor, rows: Tensor, panel_rows: int) -> Tensor:
 def _greedy(mask: Tensor, panel_rows: int) -> Tensor:
     """Return the rows of ``mask`` in greedy order, int64 (out_features,).
 
-    A panel begins with the fullest remaining row and grows by the row that adds the fewest columns.
-    Ties go to the fuller row, then to the first. Each column enters a panel's union once, so a panel takes
-    one pass over the mask.
+    A panel begins with the fullest remaining row and grows by the row that adds the fewest columns. Ties go
+    to the fuller row, then to the first. Each column enters a panel's union once, so a panel takes one pass
+    over the mask.
     """
     out_features, in_features = mask.shape
     by_column = mask.t().cpu().int().contiguous()
     counts = by_column.sum(0)
-    # Fewest new columns first, then fullest, as one number.
+    # A score orders rows by their new columns, fewest first, then by their kept weights, most first.
     scale = in_features + 1
     taken = torch.iinfo(torch.int64).max
     fullest = -counts.long()

@@ -1,4 +1,4 @@
-"""Row- and column-sparse weights: only the live rectangle, as a dense matrix."""
+"""Row- and column-sparse weights: the live rectangle, stored as a dense matrix."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Dense weights, prepacked once for oneDNN: the baseline of the sparse formats, and the plan's fallback.
 
-`F.linear` does not prepack and may use a slower BLAS (on AMD, MKL's AVX2 path), so the prepacked form is the
-fastest dense baseline in torch, and a gain where sparsity does not pay.
+`F.linear` does not prepack and may use a slower BLAS (on AMD, MKL's AVX2 path). The prepacked form is
+therefore the fastest dense baseline in torch, and speeds up layers whose sparsity does not pay.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 
-# Rows of x (tokens of a batch) to choose a layout or a format for, unless the caller knows better.
+# Default rows of x (tokens of a batch) for the choice of a layout or a format.
 DEFAULT_TOKENS = 128
 # Name and algorithm of the activations that oneDNN fuses into a product.
 FUSED_ACTIVATIONS = {

@@ -2,8 +2,8 @@
 
 The matrix is cut into row panels of ``h`` output rows (16, 32, 64 or 128), a panel into groups of ``g``
 columns (8, 16, 32 or 64). The groups that a panel keeps are packed side by side into tiles of 64 columns, so
-that a kernel has the same inner loop for every g: h x 8 groups cost as much as 64-wide blocks and are eight
-times finer.
+that a kernel has the same inner loop for every g: h x 8 blocks, eight times finer than h x 64 blocks, cost
+the same per weight.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class PanelSparse(PackedWeight):
             never read. One tile of zeros ends the list, because kernels read the index of the next tile
             ahead.
         starts: int32 (panels + 1,); first tile of each panel.
-        order: int32 (panels,); panels by length, longest first, so that the longest start first.
+        order: int32 (panels,); panels in descending number of tiles, so that the longest start first.
     """
 
     name = "panel"
@@ -45,7 +45,7 @@ class PanelSparse(PackedWeight):
     starts: Tensor
     order: Tensor
     group_columns: int
-    aligned: bool  # every stored weight is kept
+    aligned: bool  # whether every stored weight is kept
 
     @classmethod
     def from_dense(
@@ -239,7 +239,7 @@ def why_not_joinable(weights: Sequence[PanelSparse]) -> str | None:
 
 
 def join(weights: Sequence[PanelSparse]) -> tuple[PanelSparse, list[PanelSparse]]:
-    """Join several weights over one x, e.g. query, key and value, into one that runs in one launch.
+    """Join several weights over one x, e.g. query, key and value, into one weight for a single launch.
 
     Returns:
         The joined weight [sum of out_features, in_features], with the members' rows in order, and the members

@@ -1,8 +1,8 @@
 """2:4 weights through torch's semi-structured tensors: at most two of four neighbours in a row are kept.
 
-cuSPARSELt packs them (CUTLASS where torch lacks that library), so the format exists only on NVIDIA GPUs and
-raises an error elsewhere. It is meant for exchange and comparison: at the shapes of BERT, 2:4 is rarely
-faster than dense, and torch's interface is a prototype.
+cuSPARSELt packs them, or CUTLASS if torch lacks that library, so the format works only on NVIDIA GPUs and
+raises an error elsewhere. It serves exchange and comparison: at the shapes of BERT, 2:4 is rarely faster than
+dense, and torch's interface is a prototype.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ class SemiStructured(PackedWeight):
     """torch's packed form of a 2:4 matrix.
 
     Attributes:
-        values: bfloat16 or float16; two of four weights as packed by torch, with cuSPARSELt also their
-            positions.
-        places: int16; positions of the two weights with CUTLASS, else empty.
+        values: bfloat16 or float16; two of four weights as packed by torch. cuSPARSELt adds their positions.
+        places: int16; positions of the weights with CUTLASS, else empty.
     """
 
     name = "2:4"
@@ -65,10 +64,13 @@ class SemiStructured(PackedWeight):
             raise ValueError(
                 f"mask is not 2:4: row {row} keeps more than 2 of the 4 columns from {group * GROUP} on"
             )
-        # No negative zeros: packers recognize kept weights by their bits, and -0.0 has a bit set.
+        # Adding 0 removes negative zeros: packers recognize kept weights by their bits, and -0.0 has one set.
         dense = torch.where(mask, weight, weight.new_zeros(())) + 0.0
         if not dense.isfinite().all():
-            raise ValueError("a kept weight is NaN or inf; 2:4 would spread it over its row")
+            raise ValueError(
+                "a kept weight is NaN or inf, which 2:4 would spread over its row; "
+                "prune it or use another format"
+            )
         if weight.device.type != "cuda" or torch.version.hip:
             raise ValueError(
                 f"weight is on {weight.device}; move it to an NVIDIA GPU, which packs 2:4 weights"
@@ -82,12 +84,12 @@ class SemiStructured(PackedWeight):
             warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor is in prototype")
             packed = to_sparse_semi_structured(dense.contiguous())
         values, places = packed.packed, packed.meta
-        assert values is not None  # by torch's type it may hold only the transposed form
+        assert values is not None  # torch's type also allows the transposed form alone
         places = weight.new_empty(0, dtype=torch.int16) if places is None else places
         return cls((rows, columns), {"values": values, "places": places}, {})
 
     def replace(self, **tensors: Tensor) -> Self:
-        """See `PackedWeight.replace`; raise ValueError for values of another dtype, which cannot be cast."""
+        """See `PackedWeight.replace`. Raise ValueError for values of another dtype: 2:4 cannot be cast."""
         if tensors.get("values", self.values).dtype != self.dtype:
             raise ValueError(f"2:4 weights of {self.dtype} cannot be cast; pack them again")
         return super().replace(**tensors)

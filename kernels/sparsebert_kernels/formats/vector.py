@@ -1,7 +1,7 @@
 """Column vectors: V consecutive rows share their columns, with one column index for V weights.
 
-A V x 1 vector loads an activation once and uses it V times, so that multiplications limit the kernel instead
-of loads. 16x16 and 32x32 blocks are runs of such vectors and use the same format.
+A kernel loads an activation once for a V x 1 vector and uses it V times, so that multiplications, not loads,
+limit the speed. 16x16 and 32x32 blocks are runs of such vectors and use the same format.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class VectorSparse(PackedWeight):
     vector_rows: int
     block_rows: int
     block_columns: int
-    aligned: bool  # every stored weight is kept
+    aligned: bool  # whether every stored weight is kept
 
     @classmethod
     def from_dense(

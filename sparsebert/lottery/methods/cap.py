@@ -18,7 +18,7 @@ class _Snapshots(ContrastiveMethod):
     """Contrastive terms with snapshots during training.
 
     Attributes:
-        snapshot_every: Steps between two snapshots; None for an epoch.
+        snapshot_every: Steps between two snapshots; None for the steps of one epoch.
     """
 
     snapshot_every: int | None = field(

@@ -16,11 +16,12 @@ from sparsebert.pruning import HeadImportance, Share, levels
 class CapStructured(ContrastiveMethod, NeedsBatches):
     """CAP (Xu et al. 2022) on heads and neurons.
 
-    Each stage prunes the least important heads and neurons, the same share of both, and trains the rest on
-    with a new optimizer and schedule. The first stage prunes the pre-trained model; the last head of a layer
-    stays. Importance is that of :class:`sparsebert.pruning.HeadImportance` on ``batches`` batches of the
-    training data, by the loss of their labels. The published scripts weight the terms differently from task
-    to task (0.3 and 3 for SST-2). See :class:`sparsebert.lottery.contrastive_method.ContrastiveMethod`.
+    Each stage prunes the least important heads and neurons, the same share of both, and trains the rest
+    further with a new optimizer and schedule. The first stage prunes the pre-trained model. Each layer keeps
+    at least one head. :class:`sparsebert.pruning.HeadImportance` computes the importance on ``batches``
+    batches of the training data, from the loss of their labels. The published scripts have other weights of
+    the terms for each task (0.3 and 3 for SST-2). See
+    :class:`sparsebert.lottery.contrastive_method.ContrastiveMethod`.
 
     Attributes:
         step: Share of the original heads and neurons that a stage prunes.
@@ -33,7 +34,7 @@ class CapStructured(ContrastiveMethod, NeedsBatches):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.rewind, self.head) != (Rewind.LEARNING_RATE, Head.KEEP):
-            raise ValueError(f"method {self.name} trains on from stage to stage: leave out rewind and head")
+            raise ValueError(f"method {self.name} keeps training from stage to stage: omit rewind and head")
 
     @property
     def granularity(self) -> str:
@@ -45,9 +46,7 @@ class CapStructured(ContrastiveMethod, NeedsBatches):
 
     def require_units(self, granularity: str, scope: str) -> None:
         if granularity != "head+neuron":
-            raise ValueError(
-                f"method {self.name} prunes heads and neurons: granularity head+neuron, got {granularity!r}"
-            )
+            raise ValueError(f"granularity of method {self.name} must be head+neuron, got {granularity!r}")
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         scores = HeadImportance(keep_a_head=True)

@@ -1,4 +1,4 @@
-"""The dense model, trained like every ticket: the baseline of all tickets."""
+"""The dense model, trained in the same way as the tickets: the baseline of all tickets."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ class Dense(LotteryMethod):
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         if sparsity:
             raise ValueError(
-                f"method {self.name} prunes nothing: sparsity must be 0, got {float(sparsity):g}"
+                f"method {self.name} does not prune: sparsity must be 0, got {float(sparsity):g}"
             )
         return (Round(Source.DENSE),)

@@ -1,4 +1,4 @@
-"""Early-Bird tickets of heads and neurons, drawn long before a dense round of training ends."""
+"""Early-Bird tickets of heads and neurons, drawn early in a dense round of training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ History = Mapping[int, Mapping[str, Tensor]]
 
 
 class DrawAt(StrEnum):
-    """When the ticket is drawn: once consecutive masks differ little, or at a fixed step."""
+    """The criterion for drawing the ticket: consecutive masks differ little, or a fixed step is reached."""
 
     DISTANCE = "distance"
     FIXED = "fixed"
@@ -52,24 +52,25 @@ class EarlyBird(SearchingMethod):
     Tickets").
 
     The first round trains the model with a coefficient on each head and neuron, under an L1 penalty. The
-    ticket keeps the units of the highest coefficients; it is drawn early, then rewound and trained.
-    Granularity is head, neuron or "head+neuron". By default heads compete within their layer and neurons
-    globally, as published, and the same share of both is pruned.
+    ticket keeps the units with the highest coefficients. It is drawn early; then the model is rewound and the
+    ticket trained. Granularity is head, neuron or "head+neuron". By default heads compete within their layer
+    and neurons globally, as published, and the same share of both is pruned.
 
     The folder ``round-00/coefficients`` of the run holds the coefficients at each comparison. ``search`` in
-    the ticket's metadata holds the step of the draw, the steps of a whole round, the saved share of them,
-    whether the mask had settled, and the distances.
+    the ticket's metadata holds the step of the draw, the steps of a whole round, the share of these steps
+    that was saved, whether the mask had settled, and the distances.
 
     Attributes:
         penalty: Weight of the L1 norm.
-        draw: "distance" compares, every ``every`` steps, the mask of the coefficients with the last one, and
-            draws once the share of units that changed sides was below ``epsilon`` ``window`` times in a row
-            (You et al. 2020). "fixed" draws after ``draw_at`` of the first epoch (the code of Chen et al.).
-        draw_at: Share of the first epoch.
+        draw: "distance" derives a mask from the coefficients every ``every`` steps, and draws once ``window``
+            consecutive mask distances are below ``epsilon`` (You et al. 2020). A mask distance is the share
+            of units in which a mask differs from the previous one. "fixed" draws after ``draw_at`` of the
+            first epoch (the code of Chen et al.).
+        draw_at: Share of the first epoch to train before a fixed draw.
         every: Steps between two masks.
-        epsilon: Mask distance below which a mask has settled.
-        window: Number of settled distances in a row.
-        absolute: Rank by the size of the coefficients, not by their signed value as published.
+        epsilon: Upper bound of a small mask distance.
+        window: Number of consecutive small mask distances.
+        absolute: Rank by the absolute value of the coefficients instead of their signed value (published).
         heads_sparsity: Share of the heads to prune, instead of the run's sparsity (published: a third).
         neurons_sparsity: Share of the neurons to prune, with ``heads_sparsity`` (published: 0.4).
         search_learning_rate: Learning rate of the first round; None for the run's (published: 2e-5, then
@@ -80,8 +81,8 @@ class EarlyBird(SearchingMethod):
     draw: DrawAt = field(
         default=DrawAt.DISTANCE,
         metadata={
-            "help": "event that draws the ticket: a small mask distance, "
-            "or a fixed time (--draw-at), as published",
+            "help": "criterion for drawing the ticket: distance (consecutive masks differ little) or fixed "
+            "(at --draw-at, as published)",
             "flag": "--draw-by",
         },
     )
@@ -111,7 +112,7 @@ class EarlyBird(SearchingMethod):
         super().__post_init__()
         if self.rewind not in (Rewind.PRETRAINED, Rewind.LEARNING_RATE):
             raise ValueError(
-                f"method {self.name} searches with an optimizer of its own: rewind must be 'pretrained' or "
+                f"method {self.name} searches with a separate optimizer: rewind must be 'pretrained' or "
                 f"'learning-rate', got {self.rewind.value!r}"
             )
         Settled(self.epsilon, self.window)  # checks the two
@@ -135,7 +136,7 @@ class EarlyBird(SearchingMethod):
 
     @property
     def decides_sparsity(self) -> bool:
-        """Whether heads and neurons have sparsities of their own, which replace the run's."""
+        """Whether heads and neurons have separate sparsities, which replace the run's sparsity."""
         return self.heads_sparsity is not None
 
     @property
@@ -150,12 +151,11 @@ class EarlyBird(SearchingMethod):
         if self.decides_sparsity and (granularity != "head+neuron" or scope == "global"):
             raise ValueError(
                 "heads_sparsity and neurons_sparsity need granularity 'head+neuron' and a scope that keeps "
-                f"the two apart, such as 'type': got {granularity!r} and {scope!r}"
+                f"heads and neurons apart, such as 'type': got {granularity!r} and {scope!r}"
             )
         if not kinds_in(granularity) or "mlp" in kinds_in(granularity):
             raise ValueError(
-                f"method {self.name} prunes heads and neurons: granularity head, neuron or head+neuron, "
-                f"got {granularity!r}"
+                f"granularity of method {self.name} must be head, neuron or head+neuron, got {granularity!r}"
             )
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
@@ -163,7 +163,7 @@ class EarlyBird(SearchingMethod):
         return (search, Round(Source.SEARCH, sparsity))
 
     def require(self, experiment: Experiment, config: RunConfig) -> None:
-        """Raise ValueError for a round that ends before the first mask, and for shares that keep nothing."""
+        """Raise ValueError if a round ends before the first mask, or if the sparsities keep no units."""
         every = self._interval(experiment, config)
         if every > (steps := _steps(experiment, config)):
             raise ValueError(
@@ -174,7 +174,7 @@ class EarlyBird(SearchingMethod):
             prune(experiment.model, "random", sparsity=self.sparsities(config), **asdict(config.units))
 
     def sparsities(self, config: RunConfig) -> Fraction | dict[str, Fraction]:
-        """Return the sparsity of the ticket to draw, or those of heads and of neurons."""
+        """Return the sparsity of the ticket to draw, or separate sparsities of heads and of neurons."""
         if self.heads_sparsity is None or self.neurons_sparsity is None:
             return config.target
         return {
@@ -186,7 +186,7 @@ class EarlyBird(SearchingMethod):
     def round_hooks(
         self, number: int, experiment: Experiment, config: RunConfig, folder: Path
     ) -> Iterator[RoundHooks | None]:
-        """Train coefficients in the first round, until the draw; then fold them into the weights."""
+        """Train coefficients in the first round until the draw, then fold them into the weights."""
         if number > 0:
             yield None
             return
@@ -252,14 +252,14 @@ class _SearchHooks:
 
 
 class _DrawCriterion:
-    """Whether the ticket is to be drawn, by the masks of the coefficients at each step."""
+    """Decides when to draw the ticket, from the masks of the coefficients at each step."""
 
     def __init__(self, method: EarlyBird, experiment: Experiment, config: RunConfig) -> None:
         self._method, self._model, self._config = method, experiment.model, config
         self._masks: dict[int, dict[str, Tensor]] = {}
 
     def distances(self, history: History) -> dict[int, float]:
-        """Return step -> distance of its mask from the one before."""
+        """Return step -> distance of its mask from the previous mask."""
         for step, values in history.items():
             if step not in self._masks:
                 units = self._config.units
@@ -276,7 +276,7 @@ class _DrawCriterion:
         }
 
     def met(self, history: History) -> bool:
-        """Return whether the ticket is to be drawn after this history."""
+        """Return whether to draw the ticket after this history."""
         if self._method.draw is DrawAt.FIXED:
             return bool(history)
         settled = Settled(self._method.epsilon, self._method.window)

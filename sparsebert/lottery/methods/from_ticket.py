@@ -1,4 +1,4 @@
-"""Training of a ticket that exists already."""
+"""Training of an existing ticket."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sparsebert.lottery.method import LotteryMethod, Round, Source, register
 @register("ticket")
 @dataclass(frozen=True)
 class FromTicket(LotteryMethod):
-    """Train the user's ticket from the pre-trained weights, on any task: the transfer of Chen et al. 2020,
-    section 4."""
+    """Training of the user's ticket from the pre-trained weights, on any task (transfer in Chen et al. 2020,
+    section 4)."""
 
     needs_ticket: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""Baselines of a ticket of heads and MLPs: as many of them, bad or random ones (Prasanna et al. 2020)."""
+"""Baselines of a ticket of heads and MLPs: the same number of bad or random ones (Prasanna et al. 2020)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ class RandomUnits(FromTicket):
     Prasanna et al. 2020.
 
     Attributes:
-        bernoulli: Keep each unit with that probability instead, so that their number varies, as published.
+        bernoulli: Keep each unit independently with the same probability instead, so that the number of kept
+            units varies, as published.
     """
 
     bernoulli: bool = field(
         default=False,
-        metadata={"help": "draw each unit independently, so that their number varies, as published"},
+        metadata={"help": "draw each unit independently, so that the number of units varies, as published"},
     )
 
     def derive_ticket(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
@@ -43,7 +44,7 @@ class RandomUnits(FromTicket):
 
 
 def _baseline(method: str, good: Ticket, masks: UnitMasks, model: nn.Module, seed: int) -> Ticket:
-    """Return the ticket of the masks, whose history continues that of the ticket to compare with."""
+    """Return the ticket of the masks. Its history continues the history of the ``good`` ticket."""
     step = {"operation": method, "seed": seed, "sparsity": good.sparsity}
     history = [*good.metadata.get("history", []), step]
     ticket = masks.ticket(model, {"method": method, "seed": seed, "history": history})

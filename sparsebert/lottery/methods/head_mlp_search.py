@@ -1,4 +1,4 @@
-"""Search for the fewest heads and MLPs that hold a metric."""
+"""Search for the smallest number of heads and MLPs that maintain a metric."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ class ImportanceSearch(MetricThresholdSearch):
     """Search by importance: the good structured subnetworks of Prasanna et al. 2020, "When BERT Plays the
     Lottery, All Tickets Are Winning", section 3.
 
-    Trains the dense model, masks its least important heads and MLPs as long as the metric stays above
+    Trains the dense model, masks its least important heads and MLPs as long as the metric is at least
     ``threshold`` times the dense metric, then rewinds and trains the rest. The search decides the sparsity;
     granularity is "head+mlp", and MLPs are pruned whole. A step masks ``share_of_heads`` of all heads and one
-    MLP (see :class:`sparsebert.pruning.greedy_search.Search`). Importance is summed over the batches that the
-    metric is evaluated on (see :class:`MetricThresholdSearch`).
+    MLP (see :class:`sparsebert.pruning.greedy_search.Search`). Importance is summed over ``batches`` batches
+    of the training data (see :class:`MetricThresholdSearch`).
 
     Attributes:
-        accumulate: Never clear the gradients of masks between batches, as in the published code.
+        accumulate: Never clear the gradients of the masks between batches, as in the published code.
         share_of_heads: Share of all heads that a step masks.
-        rescore: Drop the scores of rejected masks. The published code continues with them.
+        rescore: Recompute the scores after a rejected mask. The published code continues with the scores of
+            the rejected mask.
     """
 
     accumulate: bool = field(default=False, metadata=ACCUMULATE)
@@ -58,7 +59,7 @@ class ImportanceSearch(MetricThresholdSearch):
         require_heads_and_mlps(self.name, granularity)
 
     def find_ticket(self, experiment: Experiment, config: RunConfig, folder: Path, round_: Round) -> Ticket:
-        """Search for the smallest ticket that holds the metric.
+        """Search for the smallest ticket that maintains the metric.
 
         ``search`` in the ticket's metadata holds the heads, MLPs and metric of each step. Raises ValueError
         as :class:`~sparsebert.pruning.greedy_search.Search` does.
@@ -96,7 +97,7 @@ def head_mlp_sites(model: nn.Module) -> dict[str, GateSite]:
 def require_heads_and_mlps(method: str, granularity: str) -> None:
     """Raise ValueError for a granularity other than "head+mlp"."""
     if granularity != "head+mlp":
-        raise ValueError(f"method {method} prunes heads and MLPs: granularity head+mlp, got {granularity!r}")
+        raise ValueError(f"granularity of method {method} must be head+mlp, got {granularity!r}")
 
 
 def _gates(masks: UnitMasks, sites: dict[str, GateSite]) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ class IterativeMagnitude(LotteryMethod):
 
     The first round trains the dense model, so a run to 70 % in tenths has 8 rounds. The defaults are those of
     Chen et al.: each round prunes a tenth of the original weights and rewinds to the pre-trained weights. The
-    head keeps training, because their code rewinds the base model alone; ``head="rewind"`` makes the rounds
-    comparable. Their learning-rate schedule spans 30 epochs, of which a round trains 3
+    head is not rewound, because their code rewinds only the base model; ``head="rewind"`` makes the rounds
+    comparable. In their code the learning-rate schedule spans 30 epochs, of which a round trains 3
     (``schedule_rounds=10``); in the paper, and by default here, it spans one round.
 
     ``share="remaining", step=0.2, rewind="step"`` gives Frankle et al. 2020, "Linear Mode Connectivity and

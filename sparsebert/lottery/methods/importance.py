@@ -15,11 +15,11 @@ from sparsebert.pruning.granularity import kinds_in
 @dataclass(frozen=True)
 class Importance(NeedsBatches):
     """Pruning by head importance: the structured tickets of Prasanna et al. 2020, "When BERT Plays the
-    Lottery, All Tickets Are Winning", by the scores of Michel et al. 2019, at a sparsity of the user.
+    Lottery, All Tickets Are Winning", with the scores of Michel et al. 2019, at the user's sparsity.
 
     Trains the dense model, keeps its most important heads, neurons or MLPs, rewinds and trains them.
-    Granularity is head, neuron, mlp, "head+neuron" or "head+mlp"; ``scope="type"`` prunes the same share of
-    each kind, "global" lets the kinds compete. :class:`sparsebert.pruning.HeadImportance` describes
+    Granularity is head, neuron, mlp, "head+neuron" or "head+mlp". With ``scope="type"`` the same share of
+    each kind is pruned; with "global" the kinds compete. :class:`sparsebert.pruning.HeadImportance` describes
     ``accumulate``, ``per_example``, ``per_token`` and ``keep_a_head``.
     """
 
@@ -35,8 +35,8 @@ class Importance(NeedsBatches):
     def require_units(self, granularity: str, scope: str) -> None:
         if not kinds_in(granularity):
             raise ValueError(
-                f"method {self.name} prunes heads, neurons and MLPs: granularity head, neuron, mlp, "
-                f"head+neuron or head+mlp, got {granularity!r}"
+                f"granularity of method {self.name} must be head, neuron, mlp, head+neuron or head+mlp, got "
+                f"{granularity!r}"
             )
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:

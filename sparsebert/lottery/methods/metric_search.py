@@ -1,4 +1,4 @@
-"""Searches that prune as long as a metric holds (Prasanna et al. 2020)."""
+"""Searches that prune until a metric falls below a threshold (Prasanna et al. 2020)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ class JudgedOn(StrEnum):
 class MetricThresholdSearch(SearchingMethod):
     """Base class of the searches for the smallest ticket whose metric reaches a threshold.
 
-    A dense round comes first; then the search. The metric of a candidate is evaluated before any training of
-    its own.
+    A dense round comes first, then the search. The metric of a candidate is evaluated without training it.
 
     Attributes:
-        batches: Size of the training data to search by, in batches.
-        threshold: Least metric of a ticket, as a share of the dense model's.
-        judged_on: Data of the metric. Training data keep the validation data unseen; the published searches
-            evaluate on validation data.
+        batches: Number of batches of training data that the search uses.
+        threshold: Minimum metric of a ticket, as a share of the dense model's metric.
+        judged_on: Data of the metric. With training data, the validation data remain unseen; the published
+            searches evaluate on validation data.
     """
 
     batches: int = field(default=32, metadata=BATCHES)
@@ -55,11 +54,11 @@ class MetricThresholdSearch(SearchingMethod):
     def require(self, experiment: Experiment, config: RunConfig) -> None:
         if experiment.judge is None:
             raise ValueError(
-                f"method {self.name} needs an experiment with a judge, which evaluates the metric"
+                f"method {self.name} needs an experiment with a judge to evaluate the metric: set judge"
             )
 
     def judge(self, experiment: Experiment, config: RunConfig) -> Callable[[], float]:
-        """Return a function that evaluates the metric of the experiment's model as it is when called."""
+        """Return a function that evaluates the metric of the experiment's model in its state at the call."""
         judge, model, settings = experiment.judge, experiment.model, config.training
         assert judge is not None
         examples = self.batches * settings.batch_size if self.judged_on is JudgedOn.TRAIN else None

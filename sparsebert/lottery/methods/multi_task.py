@@ -1,4 +1,4 @@
-"""Tickets of several tasks at once."""
+"""Tickets for several tasks at once."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ class MultiTask(IterativeMagnitude):
     """Iterative magnitude pruning of an encoder that several tasks train together, each with its own head:
     one mask for all tasks.
 
-    Chen et al. 2020 tried masked language modelling with a downstream task and found the tickets no more
-    universal than those of masked language modelling alone. Their code has no script for it, so the sharing
-    of a round is ours: batches of the tasks in turn (:class:`sparsebert.training.task_sampling.TaskSampler`).
+    Chen et al. 2020 combined masked language modelling with a downstream task; the tickets were not more
+    universal than tickets of masked language modelling alone. Their code lacks a script for it, so the
+    division of a round is our choice: batches of the tasks alternate
+    (:class:`sparsebert.training.task_sampling.TaskSampler`).
 
     Attributes:
-        proportions: Shares of the batches: "equal", "size" (of the training data), or a number for each task,
-            "2,1".
+        proportions: Shares of the batches: "equal", "size" (of the training data), or one number per task,
+            such as "2,1".
     """
 
     multi_task: ClassVar[bool] = True
 
     proportions: str = field(
-        default="equal", metadata={"help": "turns of the tasks: equal, by size, or one number per task: 2,1"}
+        default="equal",
+        metadata={
+            "help": "shares of the batches: equal, size (of the training data), or one number per task: 2,1"
+        },
     )
 
     def __post_init__(self) -> None:

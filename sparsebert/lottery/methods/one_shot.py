@@ -10,7 +10,7 @@ from sparsebert.lottery.method import LotteryMethod, Round, Source, register
 
 
 class Of(StrEnum):
-    """The weights whose magnitudes decide: the initial ones, or those after a round of dense training."""
+    """The weights whose magnitudes are ranked: the initial weights, or the weights after a dense round."""
 
     PRETRAINED = "pretrained"
     TRAINED = "trained"
@@ -21,14 +21,14 @@ class Of(StrEnum):
 class OneShot(LotteryMethod):
     """One-shot magnitude pruning: prune once to the full sparsity, then train.
 
-    By default the pre-trained weights decide, as in ``oneshot.py`` of Chen et al. 2020 (section 5). With
+    By default the pre-trained weights are ranked, as in ``oneshot.py`` of Chen et al. 2020 (section 5). With
     ``of="trained"`` a dense round comes first, as in Frankle and Carbin 2019, appendix B.
     """
 
     of: Of = field(
         default=Of.PRETRAINED,
         metadata={
-            "help": "weights whose magnitudes decide: pretrained or trained",
+            "help": "weights whose magnitudes are ranked: pretrained, or trained (after a dense round)",
             "flag": "--magnitudes-of",
         },
     )

@@ -1,4 +1,4 @@
-"""Random pruning, the baseline of every other method."""
+"""Random pruning: the baseline of all other methods."""
 
 from __future__ import annotations
 

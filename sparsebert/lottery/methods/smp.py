@@ -28,9 +28,10 @@ class StaticModelPruning(MaskLearningMethod):
 
     Attributes:
         choose_every: Steps between two evaluations of the masks on the validation data, once the density is
-            near its target, and one at the end; the best masks become the run's, as in the released scripts
-            (1000, or an epoch of a small task). Validation data flatter the masks that they select: report
-            results on other data. ``search`` in the ticket's metadata holds the step and the metric.
+            near its target; the last step is evaluated too. The best masks become the run's masks, as in the
+            released scripts (1000 steps, or an epoch of a small task). The metric of masks selected on
+            validation data is optimistic there: report results on other data. ``search`` in the ticket's
+            metadata holds the step and the metric. None keeps the last masks.
     """
 
     rule_type = StaticModelPruningRule
@@ -38,28 +39,36 @@ class StaticModelPruning(MaskLearningMethod):
     scores_learning_rate: float = field(
         default=StaticModelPruningRule.scores_learning_rate, metadata=SCORES_LEARNING_RATE
     )
-    mask: Mask = field(default=StaticModelPruningRule.mask, metadata={"help": "mask variant: S, L, G or T"})
+    mask: Mask = field(
+        default=StaticModelPruningRule.mask,
+        metadata={
+            "help": "weights to keep: L (highest scores of each matrix), S (like L, but the share of a "
+            "matrix depends on its scores), G (highest scores of all matrices) or T (scores above a "
+            "threshold)"
+        },
+    )
     ramp_steps: int | None = field(
         default=None, metadata={"help": "steps over which the density falls; 7/12 of the run if omitted"}
     )
     curve: CurveName = field(
-        default=StaticModelPruningRule.curve, metadata={"help": "shape of that fall: cubic or linear"}
+        default=StaticModelPruningRule.curve,
+        metadata={"help": "curve along which the density falls: cubic or linear"},
     )
     regularisation: float = field(default=StaticModelPruningRule.regularisation, metadata=REGULARISATION)
     regularisation_over: Over = field(
         default=StaticModelPruningRule.regularisation_over,
-        metadata={"help": "period over which the penalty grows: the run, or the fall of the density"},
+        metadata={"help": "period over which the penalty grows: run, or density (while the density falls)"},
     )
     temperature: float | None = field(
         default=None, metadata={"help": "with --mask S: temperature of the scores; 1 if omitted"}
     )
     threshold: float = field(
         default=StaticModelPruningRule.threshold,
-        metadata={"help": "with --mask T: score above which a weight is kept"},
+        metadata={"help": "with --mask T: sigmoid of the score above which a weight is kept"},
     )
     label_words: str | None = field(
         default=None,
-        metadata={"help": "one word per label, such as terrible,great; task selects known words"},
+        metadata={"help": "one word per label, such as terrible,great, or task for the paper's words"},
     )
     template: str | None = field(
         default=None,
@@ -68,7 +77,10 @@ class StaticModelPruning(MaskLearningMethod):
     smp_compat: bool = field(default=False, metadata={"help": "compute as the released code does"})
     choose_every: int | None = field(
         default=None,
-        metadata={"help": "steps between evaluations on the validation data; the best masks are kept"},
+        metadata={
+            "help": "steps between evaluations on the validation data, to keep the best masks; the last "
+            "masks if omitted"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -90,14 +102,14 @@ class StaticModelPruning(MaskLearningMethod):
 
     def require(self, experiment: Experiment, config: RunConfig) -> None:
         if self.choose_every is not None and experiment.judge is None:
-            raise ValueError("choose_every needs an experiment with a judge, which evaluates the masks")
+            raise ValueError("choose_every needs an experiment with a judge to evaluate the masks: set judge")
 
     def best_masks(
         self, learner: Learner, experiment: Experiment, config: RunConfig, file: Path
     ) -> BestMasks | None:
         if self.choose_every is None:
             return None
-        # Late: it needs transformers' Trainer, and methods are listed without it.
+        # Imported late: it needs transformers' Trainer, and methods are listed without it.
         from sparsebert.training.best_masks import BestMasks
 
         judge, rule, goal = experiment.judge, learner.rule, learner.goal

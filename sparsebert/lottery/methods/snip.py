@@ -1,4 +1,4 @@
-"""SNIP before any training, alone (snip) or followed by iterative magnitude pruning (snip-imp)."""
+"""SNIP before training, alone (snip) or followed by iterative magnitude pruning (snip-imp)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class SnipOnce(NeedsBatches):
 @register("snip-imp")
 @dataclass(frozen=True)
 class SnipThenMagnitude(SnipOnce):
-    """SNIP to a first sparsity, then rounds of iterative magnitude pruning to the full one.
+    """SNIP to a first sparsity, then rounds of iterative magnitude pruning to the full sparsity.
 
-    No paper defines the combination. A first mask of 50 % and rounds of 10 % of the original weights are the
-    usual suggestion.
+    The combination comes from no paper. The usual suggestion is a first mask of 50 % and rounds of 10 % of
+    the original weights.
 
     Attributes:
-        first: Sparsity of the first mask, at most that of the run.
+        first: Sparsity of the first mask; the sparsity of the run is its upper limit.
         step: Share of the weights that a later round prunes.
         share: Whether ``step`` counts original or remaining weights.
     """

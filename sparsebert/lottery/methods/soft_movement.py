@@ -26,7 +26,8 @@ class SoftMovement(PenaltyMethod):
         default=SoftMovementRule.scores_learning_rate, metadata=SCORES_LEARNING_RATE
     )
     threshold: float = field(
-        default=SoftMovementRule.threshold, metadata={"help": "score above which a weight is kept"}
+        default=SoftMovementRule.threshold,
+        metadata={"help": "sigmoid of the score above which a weight is kept"},
     )
     regularisation: float = field(default=SoftMovementRule.regularisation, metadata=REGULARISATION)
     floor: float = field(

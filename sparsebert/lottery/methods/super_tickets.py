@@ -1,4 +1,4 @@
-"""Super tickets: one-shot tickets along a grid of sparsities, each trained; the best one is kept."""
+"""Super tickets: one-shot tickets on a grid of sparsities are trained, and the best one is kept."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ class SuperTickets(SearchingMethod):
     """Super tickets (Liang et al. 2021, "Super Tickets in Pre-Trained Language Models: From Model Compression
     to Improving Generalization").
 
-    Trains the dense model and scores its heads and MLPs once. For each sparsity of a grid it rewinds and
-    trains the most important ones; the ticket with the best validation metric becomes the run's. Validation
-    data flatter the ticket that they select: report results on other data.
+    Trains the dense model and scores its heads and MLPs once. For each sparsity of a grid it rewinds the
+    model and trains the most important heads and MLPs. The ticket with the best validation metric becomes the
+    run's ticket. The metric of a ticket selected on validation data is optimistic there: report results on
+    other data.
 
-    Granularity is "head+mlp"; the same share of both is pruned, the best head of each layer last. Scores are
-    those of :class:`sparsebert.pruning.HeadImportance`, token by token.
+    Granularity is "head+mlp"; the same share of both is pruned, the best head of each layer last.
+    :class:`sparsebert.pruning.HeadImportance` computes the scores, token by token.
 
     Attributes:
-        batches: Batches of training data to score on; the published code takes all.
-        accumulate: Never clear the gradients of masks between batches, as in the published code.
-        step: Step of the grid, up to the sparsity of the run.
+        batches: Batches of training data to compute scores on; the published code takes all.
+        accumulate: Never clear the gradients of the masks between batches, as in the published code.
+        step: Distance of the sparsities in the grid, which ends at the sparsity of the run.
     """
 
     batches: int = field(default=32, metadata=BATCHES)
@@ -81,14 +82,14 @@ class SuperTickets(SearchingMethod):
         return prune(model, method, sparsity=round_.sparsity, seed=settings.seed, **asdict(config.units))
 
     def best_round(self, rows: Sequence[Mapping[str, Any]], metric: str | None) -> int:
-        """Return the sparse round with the highest metric, of equal ones the sparsest."""
+        """Return the sparse round with the highest metric; on a tie, the sparsest."""
         candidates = range(min(1, len(rows) - 1), len(rows))
         return max(candidates, key=lambda number: (_value(rows[number]["metrics"], metric), number))
 
 
 @dataclass(frozen=True)
 class _StoredImportance(HeadImportance):
-    """Head importance that was computed before."""
+    """Head importance with stored scores."""
 
     stored: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 

@@ -1,4 +1,4 @@
-"""Baselines of any ticket: its sparsities at random positions, and its positions with other weights."""
+"""Baselines of any ticket: random positions at its sparsities, or other weights at its positions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sparsebert.tickets.ticket import Ticket
 @register("random-layerwise")
 @dataclass(frozen=True)
 class RandomLayerwise(FromTicket):
-    """As many weights in each matrix as the user's ticket keeps, at random positions: the layerwise random
-    pruning of Frankle and Carbin 2019."""
+    """Layerwise random pruning (Frankle and Carbin 2019): keeps as many weights of each matrix as the user's
+    ticket, at random positions."""
 
     def derive_ticket(self, ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
         return random_like(ticket, seed, model)
@@ -25,8 +25,8 @@ class RandomLayerwise(FromTicket):
 @register("random-reinit")
 @dataclass(frozen=True)
 class RandomReinit(FromTicket):
-    """The user's ticket with all weights initialised anew, embeddings too: f(x; m * theta_0') in table 2 of
-    Chen et al. 2020."""
+    """The user's ticket with all weights, including embeddings, randomly reinitialised: f(x; m * theta_0')
+    in table 2 of Chen et al. 2020."""
 
     def initialise_(self, model: nn.Module, seed: int) -> None:
         reinitialise_(model, seed)
@@ -44,7 +44,7 @@ class ShuffledWeights(FromTicket):
     within: Within = field(
         default=Within.MATRIX,
         metadata={
-            "help": "what to shuffle: the weights of each matrix, or whole layers",
+            "help": "objects to shuffle: matrix (the weights of each matrix) or layers (whole layers)",
             "flag": "--shuffle-within",
         },
     )

@@ -1,4 +1,4 @@
-"""Baselines of a ticket of single weights: as many of them, bad or random ones (Prasanna et al. 2020)."""
+"""Baselines of a ticket of single weights: the same number of bad or random ones (Prasanna et al. 2020)."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class RandomWeights(FromTicket):
 
 
 def _as_many(scores: Method, good: Ticket, model: nn.Module, seed: int) -> Ticket:
-    """Return a ticket that prunes as many weights by other scores, among all weights of the encoder.
+    """Return a ticket that prunes as many weights as ``good``, by other scores.
 
-    Pooler and biases are included if the ticket to compare with masks them. Its own matrices do not suffice:
-    a ticket of heads leaves out whole matrices.
+    All matrices of the encoder are prunable, because the matrices of ``good`` may not suffice: a ticket of
+    heads does not mask the feed-forward matrices. Pooler and biases are prunable if ``good`` masks them.
     """
     pooler = structure(model).pooler
     arguments: dict[str, Any] = {

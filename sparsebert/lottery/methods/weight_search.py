@@ -1,4 +1,4 @@
-"""Search for the fewest single weights that hold a metric."""
+"""Search for the smallest number of single weights that maintain a metric."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ class MagnitudeSearch(MetricThresholdSearch):
     """Search by magnitude: the good subnetworks of magnitude pruning in Prasanna et al. 2020, "When BERT
     Plays the Lottery, All Tickets Are Winning", section 3.
 
-    Trains the dense model, prunes its smallest weights and biases as long as the metric stays above
+    Trains the dense model, prunes its smallest weights and biases as long as the metric is at least
     ``threshold`` times the dense metric, then rewinds and trains the rest. The search decides the sparsity
-    and does not train between its steps. All biases of the encoder's matrices compete but those of the
-    second feed-forward matrices. See :class:`MetricThresholdSearch` for the data of the metric.
+    and does not train between its steps. The biases of the encoder's matrices compete too, except for the
+    biases of the second feed-forward matrices. See :class:`MetricThresholdSearch` for the data of the metric.
 
     Attributes:
         step: Share of the remaining weights that a step prunes.
-        most_steps: Maximum number of steps. The published code evaluates ten and never keeps the tenth.
+        most_steps: Maximum number of steps. The published code evaluates ten steps and always rejects the
+            tenth.
     """
 
     step: float = field(default=0.1, metadata=STEP)
@@ -46,7 +47,7 @@ class MagnitudeSearch(MetricThresholdSearch):
         require_single_weights(self.name, granularity, scope)
 
     def require(self, experiment: Experiment, config: RunConfig) -> None:
-        """Raise ValueError without a judge, and if the last step would keep nothing."""
+        """Raise ValueError if the experiment has no judge, or if the last step would prune all weights."""
         super().require(experiment, config)
         prune(experiment.model, "random", sparsity=self._last_level, **_arguments(config))
 
@@ -55,7 +56,7 @@ class MagnitudeSearch(MetricThresholdSearch):
         return 1 - (1 - exact("step", self.step)) ** self.most_steps
 
     def find_ticket(self, experiment: Experiment, config: RunConfig, folder: Path, round_: Round) -> Ticket:
-        """Search for the sparsest ticket that holds the metric.
+        """Search for the sparsest ticket that maintains the metric.
 
         ``search`` in the ticket's metadata holds the sparsity and metric of each step. Raises ValueError for
         a dense model whose metric is not positive.
@@ -78,14 +79,14 @@ class MagnitudeSearch(MetricThresholdSearch):
 
 
 def require_single_weights(method: str, granularity: str, scope: str) -> None:
-    """Raise ValueError unless single weights compete globally."""
+    """Raise ValueError unless the units are single weights that compete globally."""
     if (granularity, scope) != ("element", "global"):
         raise ValueError(
-            f"method {method} lets all single weights compete: granularity 'element' and scope 'global', "
-            f"got {granularity!r} and {scope!r}"
+            f"method {method} needs granularity 'element' and scope 'global', got {granularity!r} and "
+            f"{scope!r}"
         )
 
 
 def _arguments(config: RunConfig) -> dict[str, Any]:
-    """Return the arguments of :func:`prune` beside method and sparsity."""
+    """Return the arguments of :func:`prune` except method and sparsity."""
     return {"include_biases": True, "seed": config.training.seed, **asdict(config.units)}

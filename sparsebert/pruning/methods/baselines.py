@@ -1,6 +1,6 @@
-"""Baselines of a ticket: the same counts at random places, or its places with other weights.
+"""Baselines of a ticket: the same counts at random positions, or the ticket's positions with other weights.
 
-They show whether the value of a ticket lies in its places, in the pre-trained weights or in both (Chen et al.
+They show whether a ticket's quality comes from its positions, the pre-trained weights or both (Chen et al.
 2020, section 3 and table 2).
 """
 
@@ -29,13 +29,13 @@ class Within(StrEnum):
 def random_like(ticket: Ticket, seed: int = 0, model: nn.Module | None = None) -> Ticket:
     """Return a random ticket with as many units in each matrix as ``ticket`` keeps: layerwise random pruning.
 
-    The counts are exact: units at an edge change places only with units of their own size, and n:m patterns
-    stay n:m.
+    The counts are exact: units at an edge change places only with units of equal size, and n:m patterns stay
+    n:m.
 
     Args:
-        ticket: The ticket; its metadata name the units (elements, blocks, rows, ...).
-        seed: Of the permutations.
-        model: Needed for neurons and heads, which lie across matrices.
+        ticket: The ticket; its metadata names the units (elements, blocks, rows, ...).
+        seed: Seed of the permutations.
+        model: The ticket's model, needed for neurons and heads, which span several matrices.
 
     Raises:
         ValueError: The ticket prunes biases or whole modules, or parts of its own units.
@@ -67,10 +67,10 @@ def random_like(ticket: Ticket, seed: int = 0, model: nn.Module | None = None) -
 
 
 def reinitialise_(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Initialise every weight again, embeddings too, as the model's own class does; returns the model.
+    """Initialise every weight again, embeddings too, as the model's class does; return the model.
 
-    The random re-initialisation of Chen et al. 2020. Raises ValueError for a model without a ``config`` to
-    build it from.
+    This is the random re-initialisation of Chen et al. 2020. Raises ValueError for a model without a
+    ``config``.
     """
     config = getattr(model, "config", None)
     if config is None:
@@ -83,10 +83,10 @@ def reinitialise_(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def shuffle_weights_(model: nn.Module, seed: int = 0, within: Within = Within.MATRIX) -> nn.Module:
-    """Permute the encoder's pre-trained weights, so that only their distribution stays; returns the model.
+    """Permute the encoder's pre-trained weights, which preserves only their distribution; return the model.
 
-    ``MATRIX`` permutes the entries of each matrix; ``LAYERS`` gives each layer the six matrices of another
-    one, as the released code of Chen et al. 2020 does. Biases, LayerNorms and embeddings do not change.
+    ``MATRIX`` permutes the entries of each matrix; ``LAYERS`` permutes the layers' sets of six matrices, as
+    the released code of Chen et al. 2020 does. Biases, LayerNorms and embeddings do not change.
     """
     encoder = structure(model)
     weights = {key: _weight(model, key) for key in encoder.linears}
@@ -132,5 +132,5 @@ def _patterns(mask: Tensor, pattern: tuple[int, int], generator: torch.Generator
 def _weight(model: nn.Module, key: str) -> Tensor:
     weight = resolve(model, key)._parameters.get("weight")
     if weight is None:
-        raise ValueError(f"{key} of {type(model).__name__} has no weight of its own to shuffle")
+        raise ValueError(f"{key} of {type(model).__name__} has no plain weight parameter to shuffle")
     return weight

@@ -18,7 +18,7 @@ from sparsebert.pruning.registry import ScoringContext
 class Settled:
     """Decide whether a mask has stopped changing: You et al. 2020, "Drawing Early-Bird Tickets", algorithm 1.
 
-    It has if the last ``window`` distances between consecutive masks are all below ``epsilon``.
+    A mask has settled if the last ``window`` distances between consecutive masks are all below ``epsilon``.
 
     Raises:
         ValueError: ``epsilon`` is outside (0, 1] or ``window`` below 1.
@@ -49,7 +49,7 @@ def l1(coefficients: Sequence[Tensor], penalty: float) -> Tensor:
 
 
 def fold_(model: nn.Module, sites: Mapping[str, GateSite], coefficients: Mapping[str, Tensor]) -> None:
-    """Multiply the matrices behind the gates by the coefficients, in place: the gates are then not needed."""
+    """Multiply the matrices behind the gates by the coefficients, in place, to replace the gates."""
     with torch.no_grad():
         for name, site in sites.items():
             assert site.width is not None

@@ -14,7 +14,7 @@ from sparsebert.pruning.gates import GATED, GateSite, gated
 from sparsebert.pruning.gradients import evaluating, loss_of, on_device, placed, without
 from sparsebert.pruning.registry import ScoringContext, register
 
-# As in the published code: avoids a division by zero in a layer without gradient.
+# Avoids a division by zero in a layer without gradient, as in the published code.
 _TINY = 1e-20
 
 
@@ -32,38 +32,40 @@ def gate_importance(
 ) -> dict[str, Tensor]:
     """Return the sum over batches of abs(dL/dgate), divided by the number of tokens.
 
-    Equation 2 of Michel et al. 2019 as Prasanna et al. 2020 compute it. Dropout is off, and the model does
-    not change.
+    This is equation 2 of Michel et al. 2019 as Prasanna et al. 2020 compute it. Dropout is off, and the model
+    does not change.
 
     Args:
         model: The model.
         sites: The gates to score.
-        batches: Mappings of keyword arguments for the model, with labels. The tokens that count are those of
-            ``attention_mask``, or all.
-        weights: key -> [out, in]: used in place of the model's.
-        dead_biases: key -> bool [out], True = pruned: biases to take as 0.
-        gates: Values of the gates to take the gradients at; 1 everywhere by default.
-        accumulate: Batch b counts with the sum of the gradients up to it, sum over b of abs(sum over b' <= b
-            of dL/dgate): the published code never clears the gradient of its masks.
+        batches: Mappings of keyword arguments for the model, with labels. The number of tokens is taken from
+            ``attention_mask``; without one, all tokens count.
+        weights: key -> [out, in]: weights that replace the model's.
+        dead_biases: key -> bool [out], True = pruned; these biases count as 0.
+        gates: Values of the gates at which to take the gradients; 1 everywhere by default.
+        accumulate: Sum the gradients over the batches so far before the absolute value is taken: sum over b
+            of abs(sum over b' <= b of dL/dgate). The published code never clears the gradient of its masks.
         per_example: Take the absolute value for each example, not for the mean of each batch, so that the
             batch size does not matter. For losses that are means over the examples of a batch.
         per_token: Take the absolute value for each token's part of the gradient, x_t . dL/dx_t, as Michel et
-            al. and Liang et al. 2021 compute it; ``accumulate`` then adds up absolute values. Otherwise as
-            ``per_example``.
+            al. and Liang et al. 2021 compute it; ``accumulate`` then adds up absolute values. The loss must
+            be a mean, as for ``per_example``.
 
     Returns:
         float64 [gates] of each site.
 
     Raises:
-        ValueError: There is no batch, a batch gives no loss, or ``per_example`` is joined with ``accumulate``
-            or ``per_token``.
+        ValueError: There is no batch, a batch gives no loss, or ``per_example`` is combined with
+            ``accumulate`` or ``per_token``.
     """
     if accumulate and per_example:
         raise ValueError(
-            "accumulate sums the gradients of batches, per_example those of examples: choose one"
+            "accumulate sums gradients over batches, per_example takes one an example: choose one of them"
         )
     if per_token and per_example:
-        raise ValueError("per_example takes one gradient an example, per_token one a token: choose one")
+        raise ValueError(
+            "per_example takes one gradient an example, per_token one a token: choose one of them"
+        )
     like = next(model.parameters())
     values = {
         name: torch.ones(site.count(model)) if gates is None else gates[name].detach()
@@ -106,12 +108,12 @@ def normalised(
     Args:
         importance: Site -> [units].
         kinds: Site -> kind of unit.
-        by_layer: Divide by the L2 norm over the units of a layer (+ 1e-20); not for whole MLPs, of which a
+        by_layer: Divide by the L2 norm over the units of a layer (+ 1e-20), except for whole MLPs, of which a
             layer has one.
         min_max: Then map all units of one kind onto [0, 1].
 
     Raises:
-        ValueError: With ``min_max``, if all units of a kind are equally important.
+        ValueError: ``min_max`` is set and all units of a kind are equally important.
     """
     result = {
         name: each / (each.norm() + _TINY) if by_layer and kinds[name] != "mlp" else each
@@ -140,18 +142,19 @@ class HeadImportance:
     """Score heads, neurons or whole MLPs by abs(dL/dgate) summed over batches.
 
     Michel et al. 2019, "Are Sixteen Heads Really Better than One?", equation 2; Prasanna et al. 2020, "When
-    BERT Plays the Lottery, All Tickets Are Winning"; with ``keep_a_head`` Liang et al. 2021, "Super Tickets
-    in Pre-Trained Language Models". For granularities head, neuron, mlp and those joined ("head+mlp"), on a
-    fine-tuned model. Use training data: the published search uses the very examples that it reports.
+    BERT Plays the Lottery, All Tickets Are Winning"; for ``keep_a_head`` Liang et al. 2021, "Super Tickets in
+    Pre-Trained Language Models". The method scores granularities head, neuron, mlp and their combinations
+    ("head+mlp") on a fine-tuned model. Use training data: the published search uses the examples that it
+    reports on.
 
     Attributes:
-        accumulate, per_example, per_token: As for :func:`gate_importance`.
-        by_layer, min_max: As for :func:`normalised`.
+        accumulate, per_example, per_token: See :func:`gate_importance`.
+        by_layer, min_max: See :func:`normalised`.
         keep_a_head: Rank the most important head of each layer before all others, so that a layer loses its
             last head only if the sparsity does not allow one for each layer.
 
     Raises:
-        ValueError: For other granularities, without data, and as those two functions do.
+        ValueError: The granularity is another one, or there is no data; see also these two functions.
     """
 
     name: ClassVar[str]

@@ -1,4 +1,4 @@
-"""SNIP: before any training, keep the weights whose removal would change the loss most, to first order."""
+"""SNIP: before any training, keep the weights whose removal would change the loss most (first order)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Snip:
     Sensitivity", equations 3 to 5: score abs(sum over batches of dL/dW * W).
 
     Unlike in the paper, weights are pre-trained and not initialised for the purpose. The gradients of all
-    batches are summed before the absolute value is taken, with dropout off; the weights of the task's head
+    batches are summed before the absolute value is taken. Dropout is off, and the weights of the task's head
     are not pruned. A new head makes single gradients noisy: use at least 8 batches. The paper's division by
     the sum of all scores does not change the ranking and is omitted.
 

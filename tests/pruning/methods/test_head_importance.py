@@ -233,8 +233,8 @@ class TestPruning:
         ({"granularity": "head"}, "pass data"),
         ({"granularity": "head", "data": []}, "no batch"),
         ({"granularity": "head", "data": [{"input_ids": torch.ones(2, 3, dtype=torch.long)}]}, "need labels"),
-        ({"granularity": "neuron+mlp", "data": batches()}, "names weights twice"),
-        ({"granularity": "head+head", "data": batches()}, "names weights twice"),
+        ({"granularity": "neuron+mlp", "data": batches()}, "covers some weights twice"),
+        ({"granularity": "head+head", "data": batches()}, "covers some weights twice"),
         ({"granularity": "head+row", "data": batches()}, "unknown granularity"),
     ],
 )
@@ -244,7 +244,7 @@ def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_two_ways_of_summing_are_one_too_many() -> None:
-    with pytest.raises(ValueError, match="accumulate sums the gradients of batches"):
+    with pytest.raises(ValueError, match="accumulate sums gradients over batches"):
         computed(build(), "head", batches(), accumulate=True, per_example=True)
     with pytest.raises(ValueError, match="per_token one a token"):
         computed(build(), "head", batches(), per_token=True, per_example=True)

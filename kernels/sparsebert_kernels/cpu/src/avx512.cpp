@@ -15,7 +15,7 @@ namespace SB_ISA {
 extern const sb::Kernels kernels;
 const sb::Kernels kernels = {
     [](const sb::LinearCall& call) {
-      // Up to eight tokens, vectors of half the width do the same work in half the cycles.
+      // For up to eight tokens, vectors of half the width do the same work in half the cycles.
       if (call.tokens <= 8) avx2::kernels.linear(call);
       else call.x_dtype == SB_F32 ? linear_from<float>(call) : linear_from<uint16_t>(call);
     },

@@ -1,4 +1,4 @@
-// AVX-512 with bf16 dot products: bf16 activations times bf16 weights. avx512.cpp serves everything else.
+// AVX-512 with bf16 dot products, for bf16 activations and bf16 weights. avx512.cpp serves all other calls.
 #define SB_ISA avx512_bf16
 #include "native.h"
 #include "simd_avx512.h"

@@ -1,4 +1,4 @@
-// The exported functions: they select an instruction set once and pass calls to its kernels.
+// The exported functions. They select an instruction set once and pass calls to its kernels.
 #include <cstring>
 
 #include "native.h"
@@ -89,20 +89,20 @@ int __cxa_thread_atexit(void (*destroy)(void*), void* object, void* library) noe
 
 #define SB_API extern "C" __attribute__((visibility("default")))
 
-// Version of this interface; the Python side rejects any other.
+// Returns the version of this interface; cpu/native.py rejects any other.
 SB_API int sb_abi_version() { return 3; }
 
-// Name of the i-th instruction set that this machine supports, best first; null past the last.
+// Returns the name of the i-th instruction set that this machine supports, best first; null past the last.
 SB_API const char* sb_instruction_set(int i) {
   for (const InstructionSet& set : kInstructionSets)
     if (set.supported() && i-- == 0) return set.name;
   return nullptr;
 }
 
-// Name of the instruction set in use.
+// Returns the name of the instruction set in use.
 SB_API const char* sb_chosen() { return active->name; }
 
-// Switches to the instruction set of this name; 0 on success, 1 where this machine or build lacks it.
+// Switches to the instruction set of this name. Returns 0 on success, 1 if this machine or build lacks it.
 SB_API int sb_choose(const char* name) {
   for (int i = 0; i < kCount; i++)
     if (strcmp(kInstructionSets[i].name, name) == 0 && kInstructionSets[i].supported()) {
@@ -112,7 +112,8 @@ SB_API int sb_choose(const char* name) {
   return 1;
 }
 
-// y = activation(x @ W.T + bias) for the weights of `call`; 0 on success, 1 where no kernel supports the call.
+// Computes y = activation(x @ W.T + bias) for the weights of `call`. Returns 0 on success, 1 if no kernel supports
+// the call.
 SB_API int sb_linear(const sb_call* call) {
   if (call->count < 1 || call->count > sb::MAX_WEIGHTS || call->threads < 1) return 1;
   const auto* weights = reinterpret_cast<const sb_weight*>(call + 1);
@@ -126,7 +127,8 @@ SB_API int sb_linear(const sb_call* call) {
   return 0;
 }
 
-// dvalues (fp32, zeroed by the caller, in the layout of the values) += the sum over tokens of dy * x.
+// Adds the sum over tokens of dy * x to dvalues (fp32, in the layout of the values, zeroed by the caller). Returns 0
+// on success, 1 for an invalid number of threads.
 SB_API int sb_values_gradient(const sb_weight* weight, const void* dy, const void* x, int32_t x_dtype,
                               int64_t tokens, float* dvalues, int threads) {
   if (threads < 1) return 1;

@@ -1,8 +1,8 @@
 // bf16 token panels and the two-element dot product of AVX-512-BF16.
 //
 // A pair of kept weights needs the tokens of two columns: an unpack interleaves them for one dot product. Unpacking
-// works inside 128-bit lanes, so each group of 32 tokens is stored in the order that makes the two unpacked halves
-// tokens 0..15 and 16..31.
+// works inside 128-bit lanes. Each group of 32 tokens is therefore stored in an order in which the two unpacked halves
+// hold tokens 0..15 and 16..31.
 #pragma once
 #include "tiled_linear.h"
 #include "element.h"
@@ -58,7 +58,7 @@ struct DotWeights {
   }
 };
 
-// Position of token `token` in the stored order of its group of 32.
+// Position of a token in the stored order of its group of 32.
 constexpr int interleaved_position(int token) { return token % 16 / 4 * 8 + token / 16 * 4 + token % 4; }
 
 // Transposes 32 tokens x 8 columns of bf16 into the stored order.

@@ -1,9 +1,9 @@
 // Element-sparse weights times a token panel.
 //
-// Inside a (row block, column block) the rows are sorted into groups of equal length. A group runs with one trip
-// count and its remainder is a template parameter: no tail loops, no branches that depend on the row. A row's sums
-// stay in registers; each kept weight costs one broadcast, and one multiply-add per vector of tokens with the
-// activation as memory operand. One 64-bit load reads eight column indices.
+// Inside a (row block, column block), the rows are sorted into groups of equal length. A group runs with one trip
+// count, and its remainder is a template parameter, which avoids tail loops and branches that depend on the row. A
+// row's sums stay in registers. Each kept weight costs one broadcast, and one multiply-add per vector of tokens with
+// the activation as memory operand. One 64-bit load reads eight column indices.
 #pragma once
 #include "token_panel.h"
 
@@ -11,7 +11,8 @@ namespace SB_ISA {
 
 constexpr int log2_of(int value) { return value <= 1 ? 0 : 1 + log2_of(value / 2); }
 
-// Byte J of `columns` times 2^SHIFT, the byte offset of that column in a token panel: one shift, one mask.
+// Byte J of `columns` times 2^SHIFT, which is the byte offset of that column in a token panel; costs one shift and
+// one mask.
 template <int SHIFT, int J>
 SB_INLINE uint64_t column_offset(uint64_t columns) {
   constexpr uint64_t mask = uint64_t{0xff} << SHIFT;
@@ -37,8 +38,8 @@ SB_INLINE void multiply(Simd::F (&sums)[ROWS][T], const Weights (&weights)[ROWS]
   }
 }
 
-// Multiplies kept weights with a token panel. UNIT: weights per unit of storage; load: the next eight weights at
-// most.
+// Multiplies kept weights with a token panel. UNIT is the number of weights per unit of storage; `load` loads at most
+// the next eight weights.
 struct Fp32Weights {
   typedef float Value;
   typedef float PanelValue;
@@ -64,7 +65,7 @@ struct WidenedWeights {
   }
 };
 
-// Multiplies the next COLUMNS (at most eight) kept weights of ROWS rows, which are stored `length` apart.
+// Multiplies the next COLUMNS (at most eight) kept weights of ROWS rows; the rows are stored `length` weights apart.
 template <class Policy, int T, int ROWS, int COLUMNS>
 SB_INLINE void chunk(Simd::F (&sums)[ROWS][T], const typename Policy::Value* values, const uint8_t* columns,
                      int64_t length, const char* token_panel) {
@@ -114,8 +115,8 @@ __attribute__((noinline)) void sum_group(const typename Policy::Value* values, c
     sum_rows<Policy, T, 1, REMAINDER, FIRST>(values, columns, length, rows + row, token_panel, out, bias);
 }
 
-// One (row block, column block): `token_panel`, `out` and `bias` begin at the block. The first column block of a row
-// block starts its sums from the bias, the others continue from `out`.
+// Computes one (row block, column block); `token_panel`, `out` and `bias` begin at the block. The first column block of
+// a row block starts its sums from the bias, the others continue from `out`.
 template <class Policy, int T, bool FIRST>
 void element_block(const sb_weight& w, int64_t block, const void* token_panel_begin, float* out, const float* bias) {
   const int64_t* bounds = w.blocks + 3 * block;
@@ -127,10 +128,10 @@ void element_block(const sb_weight& w, int64_t block, const void* token_panel_be
     const int64_t length = int64_t{w.groups[2 * group]} * Policy::UNIT;
     const int count = w.groups[2 * group + 1];
     switch (length % 8) {
-#define SB_CASE(R)                                                                                       \
-  case R:                                                                                                \
-    if constexpr (R % Policy::UNIT == 0)                                                                 \
-      sum_group<Policy, T, R, FIRST>(values, columns, length, rows, count, token_panel, out, bias);            \
+#define SB_CASE(R)                                                                                  \
+  case R:                                                                                           \
+    if constexpr (R % Policy::UNIT == 0)                                                            \
+      sum_group<Policy, T, R, FIRST>(values, columns, length, rows, count, token_panel, out, bias); \
     break;
       SB_CASE(0) SB_CASE(1) SB_CASE(2) SB_CASE(3) SB_CASE(4) SB_CASE(5) SB_CASE(6) SB_CASE(7)
 #undef SB_CASE

@@ -31,7 +31,7 @@ inline void element_gradient(const sb_weight& w, int64_t block, const float* dy,
     for (int i = 0; i < w.groups[2 * group + 1]; i++, rows++, columns += length, dvalues += length) {
       const float* from = dy + (block / column_blocks * w.block_rows + *rows) * WIDTH;
       for (int j = 0; j < length; j++) {
-        // The padding of an odd pair repeats a column; it holds no weight and gets no gradient.
+        // The padding of an odd pair repeats a column. It stands for no weight and gets no gradient.
         if (j > 0 && columns[j] == columns[j - 1]) continue;
         dvalues[j] += dot(from, token_panel + columns[j] * WIDTH);
       }

@@ -16,8 +16,8 @@ struct FloatTokenPanel {
 
 template <class Policy>
 struct Element : FloatTokenPanel {
-  // 128 bytes per column, so that a column block of 256 fits the L1 cache; with short vectors, more independent
-  // sums matter more.
+  // 128 bytes per column with long vectors, so that a column block of 256 fits the L1 cache; with short vectors, the
+  // number of independent sums matters more.
   static constexpr int MAX_VECTORS = LANES == 16 ? 2 : 4;
   template <int T, bool FIRST>
   static void block(const sb_weight& w, int64_t block, int64_t, const float* token_panel, float* out,

@@ -46,7 +46,7 @@ namespace sb {
 
 constexpr int MAX_WEIGHTS = 8;  // weights of one call, as in cpu/native.py
 
-// An sb_call whose weights have been checked to share one call.
+// An sb_call with its weights, which are known to share one call.
 struct LinearCall : sb_call {
   const sb_weight* weights;
 };

@@ -1,4 +1,4 @@
-// One instruction set through GCC's vector extensions; compiled once per instruction set, named by SB_ISA.
+// Kernels through GCC's vector extensions; this file is compiled once per instruction set, whose name is SB_ISA.
 #include "native.h"
 #include "simd_portable.h"
 // The headers below need the vectors above.

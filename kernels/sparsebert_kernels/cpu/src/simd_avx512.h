@@ -28,7 +28,7 @@ struct Simd {
   }
 
   // Weights to broadcast one by one. Every quarter of a register holds the same four 32-bit lanes, so that a
-  // broadcast is a shuffle inside quarters: load slots are scarcer than shuffles, and no index registers are needed.
+  // broadcast is a shuffle inside quarters, without index registers: load slots are scarcer than shuffles.
   template <int J>
   static SB_INLINE F quarter_lane(F four) {
     return _mm512_permute_ps(four, J * 0x55);
@@ -62,7 +62,7 @@ struct Simd {
     return _mm512_castps_si512(quarter_lane<J>(w.four));
   }
 
-  // out[i][j] = square[j * stride + i] for 16 x 16. Loading by quarters leaves two shuffle stages instead of four.
+  // out[i][j] = square[j * stride + i] for 16 x 16. Loading quarters takes two shuffle stages instead of four.
   static SB_INLINE void load_transposed(const float* square, int64_t stride, F (&out)[LANES]) {
     F quarter[16];
 #pragma GCC unroll 16
@@ -90,7 +90,7 @@ struct Simd {
     for (int i = 0; i < 16; i += 4) transpose_quarters(quarter + i, out + i);
   }
 
-  // Four registers, each holding four columns of four rows in its quarters, to four columns of 16 rows.
+  // Transposes four registers, which hold four columns of four rows in each quarter, into four columns of 16 rows.
   static SB_INLINE void transpose_quarters(const F* in, F* out) {
     __m512d low_ab = _mm512_castps_pd(_mm512_unpacklo_ps(in[0], in[1]));
     __m512d high_ab = _mm512_castps_pd(_mm512_unpackhi_ps(in[0], in[1]));

@@ -37,7 +37,7 @@ struct Simd {
     return reinterpret_cast<F>(bits);
   }
 
-  // Eight weights to broadcast one by one, from memory: a permute across a whole vector is not cheap here.
+  // Eight weights to broadcast one by one, from memory: permutes across a whole vector are expensive on these targets.
   struct Weights {
     const float* values;
   };

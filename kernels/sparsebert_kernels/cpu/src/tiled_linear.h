@@ -4,7 +4,7 @@
 //   PanelValue            value type of the token panel (float, or uint16_t for bf16)
 //   MAX_VECTORS           widest token tile, in vectors of LANES tokens; narrower tiles halve it
 //   load<T>(...)          transposes a slice of x into the token panel
-//   block<T, FIRST>(...)  computes one row block x column block; FIRST: the first of its row block
+//   block<T, FIRST>(...)  computes one row block x column block; FIRST for the first column block of a row block
 #pragma once
 #include "token_panel.h"
 #include "scratch.h"
@@ -27,9 +27,9 @@ class TokenTiling {
   TokenTiling(int64_t tokens, int max_vectors) : width_(int64_t{max_vectors} * LANES), full_(tokens / width_) {
     int64_t begin = full_ * width_;
     for (int vectors = max_vectors; begin < tokens; vectors = vectors > 1 ? vectors / 2 : 1) {
-      const int64_t width = int64_t{vectors} * LANES, left = tokens - begin;
-      if (vectors > 1 && 4 * divide_up(left, LANES) <= 3 * vectors) continue;
-      tail_[tails_++] = {begin, left < width ? left : width, vectors};
+      const int64_t width = int64_t{vectors} * LANES, remaining = tokens - begin;
+      if (vectors > 1 && 4 * divide_up(remaining, LANES) <= 3 * vectors) continue;
+      tail_[tails_++] = {begin, remaining < width ? remaining : width, vectors};
       begin += width;
     }
   }
@@ -168,7 +168,7 @@ void linear(const sb::LinearCall& call) {
     return;
   }
 
-  // Too few tokens for the threads: share the token panels and split the rows as well.
+  // With too few tokens for the threads, share the token panels and split the rows as well.
   typedef typename Family::PanelValue PanelValue;
   const sb_weight& first = call.weights[0];
   const int64_t widest = int64_t{MAX} * LANES * first.in_features;

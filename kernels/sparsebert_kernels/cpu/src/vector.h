@@ -29,9 +29,9 @@ struct WidenedVectors {
   }
 };
 
-// One row block x column block. A vector row is V rows of W; the row block has `count` of them. `token_panel` begins
-// at the column block, `out` and `bias` at the row block. The first column block of a row block starts its sums from
-// the bias, the others continue from `out`.
+// Computes one row block x column block. The row block has `count` vector rows of V rows of W. `token_panel` begins at
+// the column block, `out` and `bias` at the row block. The first column block of a row block starts its sums from the
+// bias, the others continue from `out`.
 template <class Policy, int V, int T, bool FIRST>
 void vector_block(const sb_weight& w, int64_t block, int64_t count,
                   const typename Policy::PanelValue* token_panel, float* out, const float* bias) {

@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print one JSON object per case and target.
 
     Returns:
-        Exit code 1 if ``--check`` is given and a kernel has a problem, else 0.
+        Exit code 1 if a kernel has a problem and ``--check`` is set, else 0.
     """
-    # Set before Triton is imported, because its decorators read them at import time.
+    # Both variables are set before Triton is imported: its decorators read them at import time.
     os.environ.pop("TRITON_INTERPRET", None)
     # The default changes with Triton 3.10; all versions compile with the same setting.
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[tuple[str, int, str]]]:
-    """Return the options, and the (module, number of the case, target) to compile."""
+    """Return the options, and the work: (module, number of the case, target) of each compilation."""
     parser = argparse.ArgumentParser(
         prog="python -m sparsebert_kernels.cuda.aot",
         description="Compile the Triton kernels ahead of time, without a GPU.",
@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[tup
         "--module", action="append", default=[], help="compile this kernel module only, e.g. package.module"
     )
     parser.add_argument(
-        "--default", action="store_true", help="compile only what an untuned device uses in bfloat16"
+        "--default", action="store_true", help="compile only configurations of untuned devices in bfloat16"
     )
     parser.add_argument(
         "--match", type=re.compile, help="compile only cases whose label matches this regular expression"
@@ -100,6 +100,6 @@ def _compile_all(work: Sequence[tuple[str, int, str]], jobs: int) -> Iterator[Co
 
 
 def _compile_numbered(module: str, number: int, target: str) -> Compiled:
-    """Compile a case by its number: a kernel cannot be sent to a worker process."""
+    """Compile a case by its number, since a kernel cannot be sent to a worker process."""
     case = next(case for _, index, case in cases([module]) if index == number)
     return compile_case(case, TARGETS[target])

@@ -1,8 +1,8 @@
 """One kernel configuration to compile ahead of time, recorded from the kernel's own launcher.
 
-A launcher takes the kernel as its last parameter. Given a `LaunchRecorder` in the kernel's place and example
-tensors on the meta device, it describes its launch instead of running it, so that a kernel has one argument
-list.
+A launcher takes the kernel as its last parameter. With a `LaunchRecorder` in the kernel's place and example
+tensors on the meta device, the launch is recorded instead of run. A kernel therefore has a single argument
+list, in its launcher.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ POINTERS = {
     torch.int32: "*i32",
     torch.int16: "*i16",
 }
-ALIGNMENT = 16  # Triton compiles for integers that are multiples of it
-DEFAULT_STAGES = 3  # of a launch that names none, on NVIDIA
+ALIGNMENT = 16  # Triton specializes kernels for integer arguments that are multiples of it
+DEFAULT_STAGES = 3  # Triton's default number of stages on NVIDIA
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ def recorded_case(
 
     Args:
         kernel: The ``@triton.jit`` function.
-        launch: Calls the kernel's launcher with example arguments and the recorder it is given as the kernel.
-            Sizes decide which integers are aligned: choose typical ones.
-        family: See `CompileCase`, as are the others.
+        launch: Calls the kernel's launcher with example arguments and, as the kernel, the recorder that it
+            receives. The example sizes decide which integers count as aligned: choose typical ones.
+        family: See `CompileCase`.
         label: See `CompileCase`.
         product: See `CompileCase`.
         default: See `CompileCase`.

@@ -1,4 +1,4 @@
-"""Compile a case for a target and report what decides the kernel's speed."""
+"""Compile a case for a target and report the figures that decide the kernel's speed."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Compiled:
         spill_stores: Instructions that move registers to memory.
         spill_loads: Instructions that move them back.
         shared_memory: Bytes of shared memory of one program.
-        tensor: Number of tensor-core instructions in the text by name, e.g. ``{"wgmma m64n64k16": 8}``.
+        tensor: Number of tensor-core instructions in the text, by name, e.g. ``{"wgmma m64n64k16": 8}``.
         buffers: Pipeline steps in shared memory, see `machine_code.shared_buffers`.
         loop_instructions: Machine instructions that a warp issues for one step of the main loop.
-        ceiling: Share of the tensor cores' peak at which the schedulers can issue the main loop: an upper
-            bound of the kernel's speed.
-        error: Compiler error, with all other figures None; None for a case that compiles.
+        ceiling: Share of the tensor cores' peak rate that the main loop reaches at most, because the
+            schedulers must issue all its instructions.
+        error: Compiler error; all other figures are then None. None for a case that compiles.
         problems: Reasons why the kernel cannot be fast on the target; empty if there are none.
     """
 
@@ -81,7 +81,7 @@ def compile_case(case: CompileCase, target: Target) -> Compiled:
     }
     try:
         binary = _compile(case, target)
-    except Exception as error:  # the compiler raises whatever its passes raise
+    except Exception as error:  # compiler passes raise errors of any type
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200] if str(error) else ''}"
         return Compiled(**identity, error=reason, problems=(f"does not compile ({reason})",))
     read = _read_amd if target.backend == "hip" else _read_nvidia
@@ -109,7 +109,7 @@ def _compile(case: CompileCase, target: Target) -> Any:
     mismatched = {*case.arguments, *case.constants} ^ {*case.kernel.arg_names}
     if mismatched:
         raise ValueError(f"case and kernel disagree on the arguments {', '.join(sorted(mismatched))}")
-    # Triton expects the arguments in the kernel's order; all others are compile-time constants.
+    # Triton expects the kernel's parameters in order; those without an argument are compile-time constants.
     signature = {name: case.arguments.get(name, "constexpr") for name in case.kernel.arg_names}
     attributes = {
         (number,): [["tt.divisibility", 16]]

@@ -1,6 +1,6 @@
-"""Reading compiled kernels: tensor-core instructions, pipeline buffers and the main loop.
+"""Analysis of compiled kernels: tensor-core instructions, pipeline buffers and the main loop.
 
-Works on the text of compilers and disassemblers, without a GPU or Triton.
+The functions read the text output of compilers and disassemblers; they need no GPU and no Triton.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TENSOR_PTX = re.compile(
     r"\b(?:(?P<mma>mma\.sync)\.aligned|(?P<wgmma>wgmma)\.mma_async\.sync\.aligned)\.(?P<shape>m\d+n\d+k\d+)"
 )
 TCGEN05_PTX = re.compile(r"\btcgen05\.mma\.")
-# The shape of tcgen05 is in a descriptor built at run time, so it is read from Triton's own code.
+# The shape of tcgen05 is in a descriptor built at run time, so it is read from Triton's intermediate code.
 TCGEN05_TTGIR = re.compile(
     r"ttng\.tc_gen5_mma .*?: !ttg\.memdesc<(\d+)x(\d+)x\w+[^>]*>, !tt\w+\.memdesc<\d+x(\d+)x"
 )
@@ -25,7 +25,7 @@ MFMA = re.compile(r"\bv_s?mfmac?_\w+?_(\d+x\d+x\d+)\w*")
 TENSOR_SASS = re.compile(r"\b(?:HGMMA\.(\d+)x(\d+)x(\d+)|HMMA\.(16816|1688|1684)|(UTC\w*MMA))\b")
 HMMA_SHAPES = {"16816": (16, 8, 16), "1688": (16, 8, 8), "1684": (16, 8, 4)}
 WARPS_OF_A_GROUP = 4  # four warps issue HGMMA together; each warp issues its own HMMA
-# Largest rows, columns and bytes per row of UTC*MMA, which one thread issues.
+# Largest rows, columns and bytes per row of a UTC*MMA instruction, which one thread issues.
 TCGEN05 = (128, 256, 32)
 
 PIPELINED = re.compile(r"ttg\.local_alloc\s*:\s*\(\)\s*->\s*!ttg\.memdesc<(\d+)x\d+x\d+x")
@@ -76,9 +76,9 @@ def tensor_instructions(text: str, ttgir: str = "") -> dict[str, int]:
 
 
 def shared_buffers(ttgir: str) -> int | None:
-    """Return the fewest shared-memory buffers of any operand; with 1, no load overlaps the arithmetic.
+    """Return the smallest number of shared-memory buffers of any operand, None if no operand has any.
 
-    None if no operand goes through shared memory.
+    With one buffer, no load overlaps the arithmetic.
     """
     pipelined = [int(count) for count in PIPELINED.findall(ttgir)]
     if pipelined:
@@ -123,7 +123,7 @@ def amd_loop(assembly: str) -> Loop | None:
 
 
 def _shortest_with(instruction: re.Pattern[str], bodies: Iterable[list[str]]) -> list[str] | None:
-    """Return the shortest loop with such an instruction."""
+    """Return the shortest loop that contains a matching instruction; None without one."""
     matches = (body for body in bodies if any(instruction.search(line) for line in body))
     return min(matches, key=len, default=None)
 

@@ -16,10 +16,10 @@ class Target:
         backend: Triton's backend, "cuda" or "hip".
         architecture: Architecture as Triton's backend names it.
         warp_size: Threads of a warp.
-        instruction: Kind of its tensor-core instruction.
+        instruction: Kind of the GPU's tensor-core instruction.
         shared_memory: Bytes of shared memory available to one program.
-        products: Multiply-adds per cycle of the tensor cores of one multiprocessor in 16 bits (half as many
-            in TF32); None where the instructions issued meanwhile cannot be counted from the text.
+        products: 16-bit multiply-adds per cycle of the tensor cores of one multiprocessor (half as many in
+            TF32); None if the instructions issued in the same cycles cannot be counted from the text.
     """
 
     name: str
