@@ -1,4 +1,4 @@
-"""The progress bar of training."""
+"""Callbacks of training: masks of the step that begins, and the progress bar."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from sparsebert.training.callbacks import ProgressCallback
+from sparsebert.training.callbacks import LearnCallback, ProgressCallback
+
+
+def test_learned_masks_are_those_of_the_step_that_begins() -> None:
+    steps: list[int] = []
+    learning = LearnCallback(SimpleNamespace(derive_=steps.append))
+    for step in range(3):
+        learning.on_step_begin(None, SimpleNamespace(global_step=step), None)
+    assert steps == [0, 1, 2]
 
 
 class Terminal(io.StringIO):
