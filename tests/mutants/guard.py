@@ -28,7 +28,7 @@ def pytest_configure() -> None:
 
 
 def pytest_sessionstart() -> None:
-    """Do not shrink the examples of hypothesis, once the conftest has loaded its profile: it takes minutes."""
+    """Leave the examples of hypothesis unshrunk, once the conftest has loaded its profile."""
     if "hypothesis" in sys.modules:
         from hypothesis import Phase, settings
 
