@@ -116,6 +116,14 @@ def test_every_baseline_has_a_reason_or_none_and_a_summary():
         assert lack is None or "\n" not in lack
 
 
+def test_compile_without_a_compiler_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CXX", sys.executable)
+    assert BACKENDS["compile"]().available() is None
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    assert "/nowhere/g++ is not found: install g++" in BACKENDS["compile"]().available()
+
+
 def test_deepsparse_without_its_python_says_how_to_get_it(monkeypatch):
     monkeypatch.delenv("SPARSEBERT_DEEPSPARSE_PYTHON", raising=False)
     assert "SPARSEBERT_DEEPSPARSE_PYTHON" in BACKENDS["deepsparse"]().available()
