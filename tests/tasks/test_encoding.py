@@ -132,7 +132,7 @@ class TestQuestions:
         assert tokens == tokenizer(answer, add_special_tokens=False)["input_ids"]
 
     def test_a_token_that_ends_where_the_answer_starts_is_left_out(self, tokenizer: Any) -> None:
-        item = encode([question(".", 10, "a dog ran.")], "squad", tokenizer)[0]
+        item = encode([question(".", 9, "a dog ran.")], "squad", tokenizer)[0]
         assert item["start_positions"] == item["end_positions"] > 0
         assert item["input_ids"][item["start_positions"]] == tokenizer.vocab["."]
 
