@@ -38,6 +38,10 @@ def main(
     json_file: Annotated[Path, typer.Option("--json", help="Results file.")] = WORK / "results.jsonl",
     resume: Annotated[bool, typer.Option("--resume", help="Keep the results that the file has.")] = False,
     again: Annotated[bool, typer.Option("--again", help="With --resume: run survivors once more.")] = False,
+    no_run: Annotated[
+        bool,
+        typer.Option("--no-run", help="With --resume: test no further mutant, prove and report the kills."),
+    ] = False,
     own_tests: Annotated[
         bool, typer.Option("--own-tests", help="Run no tests but those of a mutant's own package.")
     ] = False,
@@ -81,7 +85,8 @@ def main(
     try:
         # Native mutants last: each is compiled.
         left = sorted(
-            (mutant for mutant in mutants if mutant.id not in done), key=lambda mutant: mutant.is_native
+            (mutant for mutant in mutants if mutant.id not in done and not no_run),
+            key=lambda mutant: mutant.is_native,
         )
         new = runner.run(left, report, own_tests_only=own_tests)
         unproven = runner.unproven([*known, *new], mutants)
@@ -90,7 +95,7 @@ def main(
     results = [*known, *new]
     print_summary(console, mutants, results, unproven, EQUIVALENT)
     if markdown is not None:
-        update_report(markdown, groups, results, EQUIVALENT, SURVIVORS)
+        update_report(markdown, groups, results, unproven, EQUIVALENT, SURVIVORS)
     failed = unproven or any(each.verdict in (Verdict.SURVIVED, Verdict.STALE) for each in results)
     raise typer.Exit(1 if failed else 0)
 

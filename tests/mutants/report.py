@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def update_report(
     document: Path,
     groups: Mapping[str, Sequence[Mutant]],
     results: Sequence[Result],
+    unproven: Sequence[Result],
     equivalent: Mapping[str, str],
     survivors: Mapping[str, str],
 ) -> None:
@@ -29,6 +31,7 @@ def update_report(
         document: The document, with the two markers.
         groups: The mutants, by the name of their row.
         results: Results of the mutants; those without one count as not run.
+        unproven: Kills by tests that fail without the mutant too.
         equivalent: Reasons of equivalent mutants, by id.
         survivors: Reasons of mutants that no test here can find, by id.
 
@@ -38,7 +41,10 @@ def update_report(
     text = document.read_text(encoding="utf-8")
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     heading = f"On {today}, at commit {revision() or 'unknown'}:"
-    tables = (_counts(groups, results, equivalent), *_reasons(groups, results, equivalent, survivors))
+    tables = (
+        _counts(groups, results, unproven, equivalent),
+        *_reasons(groups, results, equivalent, survivors),
+    )
     body = "\n\n".join([heading, *(table.markdown() for table in tables)])
     filled, count = SECTION.subn(lambda match: f"{match[1]}{body}\n{match[2]}", text)
     if count != 1:
@@ -47,21 +53,20 @@ def update_report(
 
 
 def _counts(
-    groups: Mapping[str, Sequence[Mutant]], results: Sequence[Result], equivalent: Mapping[str, str]
+    groups: Mapping[str, Sequence[Mutant]],
+    results: Sequence[Result],
+    unproven: Sequence[Result],
+    equivalent: Mapping[str, str],
 ) -> Table:
-    verdicts = {result.id: result.verdict for result in results}
-    rows = {}
-    for name, mutants in {**groups, "all": [mutant for each in groups.values() for mutant in each]}.items():
-        states = [
-            "equivalent" if mutant.id in equivalent else verdicts.get(mutant.id, "not run")
-            for mutant in mutants
-        ]
-        columns = {"planted": len(states) - states.count("equivalent") - states.count("not run")}
-        for state in (*Verdict, "equivalent", "not run"):
-            columns[state] = states.count(state)
-        rows[name] = columns
-    names = ("mutants", *rows["all"])
-    return Table("", names, tuple((name, *map(str, row.values())) for name, row in rows.items()))
+    states: dict[str, str] = {result.id: result.verdict for result in results}
+    states |= {result.id: "unproven" for result in unproven} | dict.fromkeys(equivalent, "equivalent")
+    names = (*Verdict, "unproven", "equivalent", "not run")
+    rows = []
+    for group, mutants in {**groups, "all": [mutant for each in groups.values() for mutant in each]}.items():
+        counts = Counter(states.get(mutant.id, "not run") for mutant in mutants)
+        planted = len(mutants) - counts["equivalent"] - counts["not run"]
+        rows.append((group, str(planted), *(str(counts[name]) for name in names)))
+    return Table("", ("mutants", "planted", *names), tuple(rows))
 
 
 def _reasons(

@@ -298,29 +298,34 @@ class TestResultsFile:
 
 class TestReport:
     def test_counts_every_mutant_once_and_names_survivors(self, tmp_path: Path) -> None:
-        mutants = [Mutant(id, "sparsebert/sums/total.py", "a", "b", "wrong sum") for id in "abcde"]
-        verdicts = (Verdict.KILLED, Verdict.TIMEOUT, Verdict.SURVIVED)
+        mutants = [Mutant(id, "sparsebert/sums/total.py", "a", "b", "wrong sum") for id in "abcdef"]
+        verdicts = (Verdict.KILLED, Verdict.TIMEOUT, Verdict.SURVIVED, Verdict.KILLED)
         results = [
             Result(mutant.id, mutant.fingerprint, "total.py:2", "wrong sum", verdict)
             for mutant, verdict in zip(mutants, verdicts, strict=False)
         ]
         document = tmp_path / "README.md"
         document.write_text("before\n<!-- mutants -->\nold\n<!-- /mutants -->\nafter\n")
-        update_report(document, {"chosen": mutants}, results, {"d": "adds zero"}, {"c": "needs a GPU"})
+        update_report(
+            document, {"chosen": mutants}, results, results[3:], {"e": "adds zero"}, {"c": "needs a GPU"}
+        )
         text = document.read_text()
         assert text.startswith("before\n<!-- mutants -->\nOn ")
         assert text.endswith("<!-- /mutants -->\nafter\n")
         assert "old" not in text
-        assert "| mutants | planted | killed | timeout | survived | stale | equivalent | not run |" in text
-        assert "| all | 3 | 1 | 1 | 1 | 0 | 1 | 1 |" in text
+        assert (
+            "| mutants | planted | killed | timeout | survived | stale | unproven | equivalent | not run |"
+            in text
+        )
+        assert "| all | 4 | 1 | 1 | 1 | 0 | 1 | 1 | 1 |" in text
         assert "| `c` | `total.py:2` | wrong sum | needs a GPU |" in text
-        assert "| `d` | adds zero |" in text
+        assert "| `e` | adds zero |" in text
 
     def test_a_document_without_a_section_is_refused(self, tmp_path: Path) -> None:
         document = tmp_path / "README.md"
         document.write_text("no markers")
         with pytest.raises(ValueError, match="must have one section"):
-            update_report(document, {}, [], {}, {})
+            update_report(document, {}, [], [], {}, {})
 
 
 def test_equivalent_mutants_have_a_reason() -> None:
