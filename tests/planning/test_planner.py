@@ -97,6 +97,7 @@ class TestChoice:
         model, ticket = model_with(random_mask(0.1))
         (layer,) = plan(model.double(), ticket, measure=False).layers
         assert (layer.format, layer.predicted_us) == ("dense", None)
+        assert layer.sparsity == ticket.layer_sparsity["0"]
         assert layer.reason.startswith("float64 stays a plain matrix")
         (layer,) = plan(model.half(), ticket, measure=False).layers
         assert layer.reason.endswith("computed in float32")

@@ -242,3 +242,6 @@ def test_a_model_whose_matrices_do_not_fit_together_is_refused() -> None:
         unit_groups("neuron", None, shapes, encoder)
     with pytest.raises(ValueError, match="takes no block_size"):
         unit_groups("head", (4, 4), shapes, encoder)
+    shapes[encoder.heads[0][0]] = torch.Size((WIDTH - HEAD, WIDTH))
+    with pytest.raises(ValueError, match="prune heads before compacting the model"):
+        unit_groups("head", None, shapes, encoder)
