@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +30,7 @@ from tests.compaction.models import (
     ticket_of,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 RAGGED = Recipe(3, weights=0.5, rows=0.6, columns=0.6, empty=(), heads=(1,), mlp=False, biases=False)
 
 
@@ -229,6 +234,30 @@ class TestTheModule:
         assert compaction_description(twin) == compaction_description(model)
         assert len(attentions(twin)) == len(attentions(model)) > 0
         assert all(a is not b for a, b in zip(attentions(twin), attentions(model), strict=True))
+
+    @pytest.mark.parametrize("family", [FAMILIES[0], FAMILIES[3]])
+    def test_a_new_process_records_the_attentions_of_an_unpickled_model(
+        self, family: str, tmp_path: Path
+    ) -> None:
+        """Unpickling alone must tell transformers to record them: nothing is compacted in that process."""
+        model = model_of(family)
+        model.set_attn_implementation("eager")
+        compact_(model, one_head_of_three(model, rows=(0, 17)))
+        # Saved before it records: the hooks that transformers then adds cannot be pickled.
+        torch.save((model, TOKENS), tmp_path / "model.pt")
+        expected = model(TOKENS, output_attentions=True).attentions
+        code = (
+            "import sys, torch; "
+            "model, tokens = torch.load(sys.argv[1], weights_only=False); "
+            "torch.save(model(tokens, output_attentions=True).attentions, sys.argv[2])"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path / "model.pt"), str(tmp_path / "attentions.pt")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        recorded = torch.load(tmp_path / "attentions.pt")
+        assert [weights.shape[1] for weights in recorded] == [2, 3]
+        torch.testing.assert_close(recorded, expected)
 
     def test_hooks_and_flags_stay(self) -> None:
         model = model_of().train()
