@@ -131,8 +131,8 @@ def compaction_description(model: nn.Module) -> dict[str, Any]:
           ``stored``, with padding and with the dead rows and columns that are not worth skipping.
         - ``attention``: Path of each changed attention -> its groups of heads, with the width of query and
           key (``score``) and of value (``value``).
-        - ``linears``: Key of each changed matrix -> its ``shape`` [out, in], its ``configured`` shape and,
-          if it stores its live rectangle alone, the shape of that (``live``).
+        - ``linears``: Key of each changed matrix -> its ``shape`` [out, in], its ``configured`` shape and, if
+          the matrix stores only its live rectangle, the shape of the rectangle (``live``).
         - ``output_change``: If `compact_` had batches, the ``max`` and ``mean`` absolute change, and
           ``changed``, the share of predictions (argmax over the last dimension) that changed.
     """

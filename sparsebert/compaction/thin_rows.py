@@ -19,7 +19,7 @@ def without_thin_rows(
     """Prune every row that has fewer than ``least`` weights in live columns.
 
     A column of a down-projection or an output projection is live if its neuron or value dimension must be
-    computed. Pruning a row can therefore kill columns and make other rows thin; it repeats until no row is.
+    computed. Pruning one row can therefore make another row thin; pruning repeats until no thin row remains.
 
     Args:
         masks: Key -> mask [out, in]; matrices without one keep all weights.

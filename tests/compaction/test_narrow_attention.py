@@ -39,7 +39,7 @@ def attentions(model: nn.Module) -> list[NarrowAttention]:
 
 
 def one_head_of_three(model: Any, rows: tuple[int, ...] = ()) -> Ticket:
-    """Head 1 goes whole, and these rows of key from what is left."""
+    """Prune head 1 entirely, and these rows of key."""
     keys = structure(model).heads[0]
     masks = {key: torch.ones_like(resolve(model, key).weight, dtype=torch.bool) for key in keys}
     for key in keys[:3]:
@@ -107,23 +107,23 @@ class TestRecordedOutputs:
         model = model_of(family)
         ticket = ticket_of(model, RAGGED)
         expected = masked(model, ticket)(TOKENS, output_hidden_states=True).hidden_states
-        found = compact_(model, ticket)(TOKENS, output_hidden_states=True).hidden_states
-        assert len(found) == 3
-        torch.testing.assert_close(found, expected)
+        recorded = compact_(model, ticket)(TOKENS, output_hidden_states=True).hidden_states
+        assert len(recorded) == 3
+        torch.testing.assert_close(recorded, expected)
 
-    @pytest.mark.parametrize("asked_before", [True, False])
+    @pytest.mark.parametrize("recorded_before", [True, False])
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_attention_weights_of_the_heads_that_are_left(self, family: str, asked_before: bool) -> None:
+    def test_attention_weights_of_the_remaining_heads(self, family: str, recorded_before: bool) -> None:
         model = model_of(family)
         model.set_attn_implementation("eager")
         ticket = one_head_of_three(model, rows=(0, 17))
-        if asked_before:
+        if recorded_before:
             model(TOKENS, output_attentions=True)
         expected = masked(model, ticket)(TOKENS, output_attentions=True).attentions
-        found = compact_(model, ticket)(TOKENS, output_attentions=True).attentions
-        assert len(found) == 2
-        torch.testing.assert_close(found[0], expected[0][:, [0, 2]])
-        torch.testing.assert_close(found[1], expected[1])
+        recorded = compact_(model, ticket)(TOKENS, output_attentions=True).attentions
+        assert len(recorded) == 2
+        torch.testing.assert_close(recorded[0], expected[0][:, [0, 2]])
+        torch.testing.assert_close(recorded[1], expected[1])
 
     def test_groups_do_not_show_in_their_order(self) -> None:
         attention = attentions(compact_(model_of(), one_head_of_three(model_of(), rows=(0, 17))))[0]
