@@ -51,7 +51,7 @@ def detach_record_(model: nn.Module) -> None:
 
 
 def description_of(model: nn.Module) -> dict[str, Any]:
-    """See `sparsebert.compact.compaction_description`."""
+    """Describe the model as `sparsebert.compact.compaction_description` does."""
     record = record_of(model)
     if not record:
         return {}
