@@ -1,5 +1,7 @@
 """Contention: what others and the hypervisor took while we measured."""
 
+import os
+
 import pytest
 
 from sparsebert.bench import contention
@@ -41,6 +43,12 @@ def test_own_work_and_that_of_workers_is_not_counted_as_others(monkeypatch):
     seen = Watch.start().stop(in_workers=1.0)
     assert seen.others == pytest.approx((6 - 2 - 1) / 4)
     assert seen.stolen == pytest.approx(0.5 / 4)
+
+
+def test_own_work_includes_the_children_that_have_ended(monkeypatch):
+    times = os.times_result((1.0, 2.0, 4.0, 8.0, 100.0))
+    monkeypatch.setattr(contention.os, "times", lambda: times)
+    assert contention._process_seconds() == 1 + 2 + 4 + 8
 
 
 def test_counters_of_the_cores_we_may_use_are_summed(tmp_path, monkeypatch):

@@ -40,6 +40,12 @@ def test_a_complete_machine_lacks_nothing(here, monkeypatch):
     assert lacks(complete(here)) == []
 
 
+def test_a_caption_names_the_gpu_if_there_is_one(here):
+    cpu = dataclasses.replace(here, cpu="a CPU", cores=4, gpu=None)
+    assert cpu.machine == "a CPU, cores: 4"
+    assert dataclasses.replace(cpu, gpu="a GPU").machine == "a CPU, cores: 4, a GPU"
+
+
 @pytest.mark.parametrize(
     ("changes", "what", "cost"),
     [

@@ -1,14 +1,18 @@
 """Providers: each gives the masked model's answers in its own way, and says when it cannot run."""
 
 import importlib.util
+import json
 import os
+import subprocess
+import sys
 
+import numpy
 import pytest
 import torch
 from torch import nn
 
 from sparsebert.bench import output_check
-from sparsebert.bench.providers import BACKENDS, BASELINES
+from sparsebert.bench.providers import BACKENDS, BASELINES, deepsparse
 from sparsebert.bench.providers.onednn import PrepackedLinear, prepack_
 from sparsebert.bench.pruned_model import prepare_pruned_model
 from sparsebert.bench.workload import Workload
@@ -56,6 +60,33 @@ def test_deepsparse_answers_pass_the_gate_in_its_worker(tiny):
     assert verdict("deepsparse", tiny)[1].passed
 
 
+def test_the_deepsparse_worker_compiles_once_for_each_shape(tmp_path):
+    """With an engine that answers its number."""
+    (tmp_path / "deepsparse.py").write_text(
+        "import itertools, numpy\n"
+        "__version__ = '0'\n"
+        "numbers = itertools.count()\n"
+        "class Engine:\n"
+        "    def __init__(self, **options): self.number = next(numbers)\n"
+        "    def run(self, batch, val_inp): return [numpy.array(self.number)]\n"
+    )
+    shapes = [(2, 8), (2, 16), (2, 8)]
+    arrays = {f"{index}_input_ids": numpy.zeros(shape, int) for index, shape in enumerate(shapes)}
+    numpy.savez(tmp_path / "inputs.npz", **arrays)
+    load = {"load": "graph", "inputs": str(tmp_path / "inputs.npz"), "batches": 3, "names": ["input_ids"]}
+    requests = [{**load, "threads": 1}, {"answers": str(tmp_path / "answers.npz")}]
+    done = subprocess.run(
+        [sys.executable, deepsparse.WORKER],
+        input="".join(json.dumps(request) + "\n" for request in requests),
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == ['{"version": "0"}', "{}"]
+    with numpy.load(tmp_path / "answers.npz") as answers:
+        assert [int(answers[str(index)]) for index in range(3)] == [0, 1, 0]
+
+
 def test_building_leaves_the_subject_as_it_was(tiny):
     before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
     for name in ("sparse", "onednn", "bf16"):
@@ -83,6 +114,14 @@ def test_every_baseline_has_a_reason_or_none_and_a_summary():
         lack = provider.available()
         assert provider.summary
         assert lack is None or "\n" not in lack
+
+
+def test_compile_without_a_compiler_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CXX", sys.executable)
+    assert BACKENDS["compile"]().available() is None
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    assert "/nowhere/g++ is not found: install g++" in BACKENDS["compile"]().available()
 
 
 def test_deepsparse_without_its_python_says_how_to_get_it(monkeypatch):

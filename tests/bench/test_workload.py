@@ -86,6 +86,16 @@ def test_roberta_reads_fewer_tokens_than_its_table_has_rows(tmp_path):
         Workload(str(tmp_path), lengths=(17,)).load_model()
 
 
+def test_weights_quantised_by_another_library_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "bert", "quantization_config": {"quant_method": "gptq"}}'
+    )
+    with pytest.raises(
+        ValueError, match=r"quant_method in its config\.json is 'gptq'; expected plain weights"
+    ):
+        Workload(str(tmp_path)).load_model()
+
+
 def test_lengths_from_integers(tmp_path):
     file = tmp_path / "lengths.txt"
     file.write_text("7\n\n600\n12\n")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from sparsebert.bert import structure
-from sparsebert.interop.movement_pruning import from_movement
+from sparsebert.interop.movement_pruning import _top, from_movement
 from tests.interop.checkpoints import bert, movement_state, saved
 
 transformers = pytest.importorskip("transformers")
@@ -36,6 +36,13 @@ def binarized(method: str, threshold: float | None, weight: np.ndarray, scores: 
     mask = (open_ if method == "sigmoied_threshold" else scores) > threshold
     least = int(0.005 * entries) + 1
     return mask if mask.sum() >= least else scores > np.sort(scores.ravel())[max(entries - least, 1) - 1]
+
+
+@pytest.mark.parametrize(("entries", "kept"), [(10, 2), (100, 28)])
+def test_a_share_of_the_weights_is_cut_down_as_in_their_code(entries: int, kept: int) -> None:
+    """0.29 * 10 is 2.9; in floats, 0.29 * 100 is less than 29."""
+    mask = _top(torch.arange(entries).float(), 0.29)
+    assert mask.nonzero().flatten().tolist() == list(range(entries - kept, entries))
 
 
 @pytest.mark.parametrize(("method", "threshold"), METHODS.items())

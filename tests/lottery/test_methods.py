@@ -133,6 +133,8 @@ def test_defaults_are_those_of_the_sources() -> None:
         ("importance", {"batches": 0}, "batches must be at least 1"),
         ("magnitude-search", {"batches": 0}, "batches must be at least 1"),
         ("magnitude-search", {"threshold": 1.0}, "threshold must be between 0 and 1"),
+        ("importance-search", {"threshold": 1.0}, "threshold must be between 0 and 1"),
+        ("importance-search", {"share_of_heads": 0.0}, "share_of_heads must be between 0 and 1"),
         ("magnitude-search", {"step": 0.0}, "step must be between 0 and 1"),
         ("magnitude-search", {"most_steps": 0}, "most_steps must be at least 1"),
         ("smp", {"choose_every": 0}, "choose_every must be at least 1, got 0"),
@@ -176,6 +178,13 @@ def test_two_requests_are_the_same_if_they_describe_the_same() -> None:
 def test_the_first_share_of_snip_is_a_number() -> None:
     with pytest.raises(ValueError, match="first must be a finite number, got nan"):
         lottery_method("snip-imp", first=float("nan")).rounds(Fraction("0.7"))
+    with pytest.raises(ValueError, match=r"first must be between 0 and 1, got 1\.0"):
+        lottery_method("snip-imp", first=1.0).rounds(Fraction("0.7"))
+
+
+def test_a_search_for_heads_and_mlps_refuses_other_units() -> None:
+    with pytest.raises(ValueError, match=r"importance-search must be head\+mlp, got 'head'"):
+        lottery_method("importance-search").require_units("head", "global")
 
 
 @pytest.mark.parametrize("name", lottery_methods())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,15 @@ def pytest_configure() -> None:
     limit = int(float(os.environ.get("MUTANT_MEMORY_GB", "0")) * GIGABYTE)
     if limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def pytest_sessionstart() -> None:
+    """Leave the examples of hypothesis unshrunk, once the conftest has loaded its profile."""
+    if "hypothesis" in sys.modules:
+        from hypothesis import Phase, settings
+
+        settings.register_profile("unshrunk", phases=(Phase.explicit, Phase.generate))
+        settings.load_profile("unshrunk")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

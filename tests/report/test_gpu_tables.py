@@ -3,8 +3,9 @@
 import pytest
 
 from sparsebert.report.gpu_goals import GOALS
-from sparsebert.report.gpu_plots import marks, roofline_pictures, roofline_plot
+from sparsebert.report.gpu_plots import marks, roofline_figure, roofline_pictures, roofline_plot
 from sparsebert.report.gpu_tables import failure_tables, gpu_tables
+from sparsebert.report.plots import COLOURS
 
 DEVICE = {"name": "NVIDIA H200", "dry_run": False, "l2_bytes": 60e6}
 ENVIRONMENT = {"versions": {"torch": "2.11", "triton": "3.6.0"}}
@@ -156,6 +157,17 @@ def test_the_picture_needs_limits_and_layers(tmp_path):
         roofline_plot([layer()], tmp_path / "gpu.png")
     with pytest.raises(ValueError, match="no layer"):
         roofline_plot([limits()], tmp_path / "gpu.png")
+
+
+def test_blocks_beyond_the_last_colour_get_another_marker():
+    pytest.importorskip("matplotlib")
+    blocks = [(height, width) for height in (16, 32, 64) for width in (8, 64)]
+    (axes,) = roofline_figure([limits(), *(layer(block=block) for block in blocks)]).axes
+    looks = {
+        (tuple(points.get_facecolor()[0]), points.get_paths()[0].vertices.tobytes())
+        for points in axes.collections
+    }
+    assert len(looks) == len(blocks) > len(COLOURS)
 
 
 def test_a_picture_a_device_that_has_both():

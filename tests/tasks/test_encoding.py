@@ -131,6 +131,11 @@ class TestQuestions:
         tokens = item["input_ids"][item["start_positions"] : item["end_positions"] + 1]
         assert tokens == tokenizer(answer, add_special_tokens=False)["input_ids"]
 
+    def test_a_token_that_ends_where_the_answer_starts_is_left_out(self, tokenizer: Any) -> None:
+        item = encode([question(".", 9, "a dog ran.")], "squad", tokenizer)[0]
+        assert item["start_positions"] == item["end_positions"] > 0
+        assert item["input_ids"][item["start_positions"]] == tokenizer.vocab["."]
+
     def test_a_long_paragraph_has_windows_that_overlap_and_cover_it(self, tokenizer: Any) -> None:
         encoded = encode([question("mat", 19, WORDS * 5)], "squad", tokenizer, TextFormat(32))
         assert isinstance(encoded, EncodedQuestions)
