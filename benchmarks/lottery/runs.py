@@ -38,11 +38,17 @@ class Run:
     """A run of `sparsebert train`.
 
     Attributes:
-        part: Part of the benchmark, one of `PARTS`. label: Row of the results. task: Name of the task. seed:
-        Seed of the training. method: Name of the lottery method. sparsity: Intended sparsity. options:
-        Options of the method. ticket: Name of the run whose ticket is trained. decides_sparsity: Whether the
-        options of the method determine the sparsity, so that it is not requested. units: Units to prune,
-        other than single weights. training: Training settings that differ from the common ones.
+        part: Part of the benchmark, one of `PARTS`.
+        label: Row of the results.
+        task: Name of the task.
+        seed: Seed of the training.
+        method: Name of the lottery method.
+        sparsity: Intended sparsity.
+        options: Options of the method.
+        ticket: Name of the run whose ticket is trained.
+        decides_sparsity: Whether the method's options determine the sparsity, so that it is not requested.
+        units: Units to prune, other than single weights.
+        training: Training settings that differ from the common ones.
     """
 
     part: str
