@@ -38,7 +38,7 @@ class Run:
     """A run of `sparsebert train`.
 
     Attributes:
-        part: Part of the benchmark, one of `PARTS`.
+        part: Part of the benchmark, one of ``PARTS``.
         label: Row of the results.
         task: Name of the task.
         seed: Seed of the training.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsebert.interop.safe_pickle import restricted_load
+from sparsebert.json_object import read_json_object
 from sparsebert_kernels.errors import first_line
 
 WEIGHT, SCORES = ".weight", ".mask_scores"
@@ -20,14 +20,7 @@ _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the folder's config.json. Raises ValueError in one line if it does not hold an object."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a usable JSON file: {first_line(error)}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
-    return config
+    return read_json_object(folder / "config.json")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

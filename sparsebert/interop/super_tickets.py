@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from sparsebert.atomic import write_text
 from sparsebert.bert import structure
 from sparsebert.interop.head_mlp_tickets import whole_units
+from sparsebert.json_object import read_json_object
 from sparsebert.pruning.head_mlp_masks import UnitMasks
 from sparsebert.tickets.file import brief
 from sparsebert.tickets.ticket import Ticket
-from sparsebert_kernels.errors import first_line
 
 _HEAD_FILE, _MLP_FILE = "heads_to_mask.json", "ffn_to_mask.json"
 _MAX_BYTES = 1 << 20
@@ -86,12 +86,9 @@ def _lists_of_task(path: Path, task: str | None) -> Any:
     """Return the lists of a task from a file, or the lists of its only task if ``task`` is None."""
     if (size := path.stat().st_size) > _MAX_BYTES:
         raise ValueError(f"{path} is too large for lists of heads or MLPs: {size} bytes")
-    try:
-        table = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a usable JSON file: {first_line(error)}") from None
-    if not isinstance(table, dict) or not table:
-        raise ValueError(f"{path} must hold a table of tasks, got {brief(table)}")
+    table = read_json_object(path)
+    if not table:
+        raise ValueError(f"{path} must hold a table of tasks, got an empty one")
     if task is None and len(table) > 1:
         raise ValueError(
             f"{path} holds the lists of tasks {', '.join(table)}; choose one with `sparsebert convert --task`"

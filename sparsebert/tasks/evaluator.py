@@ -23,9 +23,10 @@ from sparsebert.tasks import (
     encode,
     metrics,
 )
+from sparsebert.tasks.metrics import IGNORED
 
-_IGNORED = -100  # label of tokens that are not scored
-_TARGETS = ("labels", "start_positions", "end_positions")
+# Keys of a batch that a model is scored on, not given.
+TARGETS = ("labels", "start_positions", "end_positions")
 
 
 def evaluator(
@@ -88,7 +89,7 @@ def first_inputs(
     encoded = encode(examples, task, tokenizer, text_format)
     loader = DataLoader(encoded, batch_size, collate_fn=collate(task, tokenizer))
     return [
-        {name: value.to(device) for name, value in batch.items() if name not in _TARGETS}
+        {name: value.to(device) for name, value in batch.items() if name not in TARGETS}
         for batch in islice(loader, count)
     ]
 
@@ -109,7 +110,7 @@ def _answers(
     for targets, output in _outputs(model, loader):
         logits, labels = output.logits.float().cpu(), targets["labels"]
         if task.kind == "mlm":
-            masked = labels != _IGNORED
+            masked = labels != IGNORED
             logits, labels = logits[masked].argmax(-1), labels[masked]
         predictions.append(logits)
         references.append(labels)
@@ -122,5 +123,5 @@ def _outputs(model: nn.Module, loader: DataLoader[dict[str, Any]]) -> Iterator[t
     model.eval()
     with torch.no_grad():
         for batch in loader:
-            inputs = {name: value.to(device) for name, value in batch.items() if name not in _TARGETS}
-            yield {name: batch[name] for name in _TARGETS if name in batch}, model(**inputs)
+            inputs = {name: value.to(device) for name, value in batch.items() if name not in TARGETS}
+            yield {name: batch[name] for name in TARGETS if name in batch}, model(**inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from sparsebert.hf.attach_quantizer import METHOD
+from sparsebert.json_object import read_json_object
 from sparsebert.tickets.file import brief
 
 # Some messages of transformers and torch are half a page long.
@@ -71,13 +71,7 @@ def _described(folder: Path) -> Mapping[str, Any]:
         inside = folder / "model"
         hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
         raise ValueError(f"{folder} is not the folder of a model: it holds no config.json{hint}")
-    try:
-        described = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not a usable JSON file: {_one_line(error)}") from None
-    if not isinstance(described, dict):
-        raise ValueError(f"{file} must hold a JSON object, got {type(described).__name__}")
-    return described
+    return read_json_object(file)
 
 
 def _one_line(error: Exception) -> str:

@@ -20,7 +20,8 @@ _ROUNDING = 1e-9
 # Predicted class for a row with non-finite logits; it is the label of no example.
 _NO_CLASS = -1
 # Label of a token that is not scored (torch's ignore_index).
-_IGNORED = -100
+# Label of tokens that are not scored.
+IGNORED = -100
 
 
 def compute(
@@ -207,7 +208,7 @@ def _mlm(task: Task, predictions: Any, references: Any) -> dict[str, float]:
     guess = guess.argmax(axis=-1) if guess.ndim == truth.ndim + 1 else guess
     if truth.shape != guess.shape:
         raise ValueError(f"predictions have shape {guess.shape}, references {truth.shape}; they must agree")
-    scored = truth != _IGNORED
+    scored = truth != IGNORED
     if not scored.any():
         raise ValueError("references hold no masked token to score")
     return {"accuracy": float((guess[scored] == truth[scored]).mean())}

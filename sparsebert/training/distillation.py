@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_TARGETS = ("labels", "start_positions", "end_positions")
+from sparsebert.tasks.evaluator import TARGETS
 
 # Maps a batch (the model's keyword arguments) to a teacher's output, or to None if no teacher covers it.
 Answers = Callable[..., Any]
@@ -58,7 +58,7 @@ class Teacher:
     def __init__(self, model: Any) -> None:
         self.model = model.eval().requires_grad_(False)
         unused = () if getattr(model.config, "type_vocab_size", 0) > 1 else ("token_type_ids",)
-        self._dropped = (*_TARGETS, *unused)
+        self._dropped = (*TARGETS, *unused)
 
     def __call__(self, **batch: Any) -> Any:
         inputs = {name: value for name, value in batch.items() if name not in self._dropped}

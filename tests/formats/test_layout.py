@@ -10,7 +10,7 @@ from hypothesis import given
 from torch import Tensor
 
 from sparsebert_kernels.formats import CompactDense, CsrSparse, ElementSparse, VectorSparse
-from sparsebert_kernels.formats.element import SLACK_BYTES, UNIT
+from sparsebert_kernels.formats.base import SLACK_BYTES, UNIT
 from tests.formats.matrices import matrices, options, values
 
 # Kept weights are numbered in the order of reading; a dot is pruned.

@@ -74,7 +74,7 @@ def test_a_file_of_one_ticket_takes_no_task(tmp_path: Path) -> None:
         ({"0": {"0": 1}}, None, "must hold a list of heads, got 1"),
         ({"0": {"a": [1]}}, None, "a layer must be a whole number, got 'a'"),
         ({"0": [1]}, None, "must hold lists of heads by layer, got \\[1\\]"),
-        ({}, None, "must hold a table of tasks, got {}"),
+        ({}, None, "must hold a table of tasks, got an empty one"),
         ({"0": {}}, {"0": [3]}, "the model has layers 0 to 2, got layer 3"),
         ({"0": {"0": [0, 1], "1": [0, 1], "2": [0, 1]}}, {"0": [0, 1, 2]}, "keep no head and no MLP"),
     ],

@@ -214,7 +214,7 @@ class TestRefusals:
             ("cap", {"label_weight": -1.0}, "label_weight must be at least 0"),
             ("cap", {"snapshot_every": 0}, "snapshot_every must be at least 1, got 0"),
             ("cap-soft", {"sparsity": 0.5}, "decides the sparsity"),
-            ("cap-structured", {"granularity": "head"}, "granularity head.neuron, got 'head'"),
+            ("cap-structured", {"granularity": "head"}, "must be head.neuron, got 'head'"),
             ("cap-structured", {"rewind": "pretrained"}, "omit rewind and head"),
             ("cap-structured", {"sparsity": 0.0}, "sparsity must be above 0, got 0"),
             ("cap-structured", {"batches": 0}, "batches must be at least 1"),

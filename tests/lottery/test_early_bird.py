@@ -166,8 +166,8 @@ def assert_same(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"granularity": "element"}, "must be head, neuron or head+neuron"),
-        ({"granularity": "head+mlp"}, "must be head, neuron or head+neuron"),
+        ({"granularity": "element"}, "must be head, neuron or head.neuron"),
+        ({"granularity": "head+mlp"}, "must be head, neuron or head.neuron"),
         ({"penalty": -1.0}, "penalty must be at least 0"),
         ({"penalty": float("inf")}, "penalty must be at least 0, got inf"),
         ({"heads_sparsity": 0.5}, "heads_sparsity and neurons_sparsity go together"),

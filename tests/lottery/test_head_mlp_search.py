@@ -59,7 +59,7 @@ def test_refusals(tmp_path: Path) -> None:
         request("importance-search", 0.5, **CHOICES)
     with pytest.raises(ValueError, match="share_of_heads must be between 0 and 1"):
         request("importance-search", None, **CHOICES, share_of_heads=1.5)
-    with pytest.raises(ValueError, match="prunes heads and MLPs"):
+    with pytest.raises(ValueError, match=r"importance-search must be head\+mlp"):
         request("importance-search", None)
     with pytest.raises(ValueError, match="needs an experiment with a judge"):
         run(experiment(), request("importance-search", None, **CHOICES), tmp_path / "run")

@@ -153,7 +153,7 @@ def test_options_that_do_not_fit_are_refused(name: str, options: dict[str, Any],
         ("imp", float("nan"), None, "finite number"),
         ("imp", 0.5, TICKET, "finds its own ticket"),
         ("ticket", 0.5, None, "needs a ticket"),
-        ("ticket", 0.5, TICKET, "that of the ticket, 0.7500"),
+        ("ticket", 0.5, TICKET, "equal the ticket's sparsity, 0.7500"),
         ("dense", 0.5, None, "sparsity must be 0, got 0.5"),
     ],
 )

@@ -96,9 +96,7 @@ class TestModel:
 
     def test_other_families_do_not_mix(self) -> None:
         other = DistilBertModel(DistilBertConfig(vocab_size=30, dim=20, n_heads=2, hidden_dim=30, n_layers=1))
-        with pytest.raises(
-            ValueError, match=r"an encoder of one family, got models of \['bert', 'distilbert'\]"
-        ):
+        with pytest.raises(ValueError, match=r"need models of one family, got \['bert', 'distilbert'\]"):
             MultiTaskModel.of({"a": tiny.model(), "b": other})
 
 

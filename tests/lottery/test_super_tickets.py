@@ -102,7 +102,7 @@ def test_killed_before_a_round_s_record_it_chooses_the_same(
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="prunes heads and MLPs"):
+    with pytest.raises(ValueError, match=r"super-tickets must be head\+mlp"):
         request("super-tickets", 0.5)
     with pytest.raises(ValueError, match="between 0 and 1"):
         request("super-tickets", 0.5, **{**CHOICES, "step": 1.5})

@@ -108,7 +108,8 @@ class TestWhatSurvives:
         sparsify_(model, ticket, format="element")
         reasons = {layer.key: layer.reason for layer in plan(model).layers}
         assert (
-            reasons["encoder.layer.0.intermediate.dense"] == "requested; gelu not fused because of forward hooks"
+            reasons["encoder.layer.0.intermediate.dense"]
+            == "requested; gelu not fused because of forward hooks"
         )
         assert reasons["encoder.layer.1.intermediate.dense"] == "requested; gelu fused"
         assert reasons["encoder.layer.1.attention.self.key"] == "requested; 3 layers share one input"

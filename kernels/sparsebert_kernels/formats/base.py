@@ -16,6 +16,10 @@ VALUE_DTYPES = (torch.float32, torch.bfloat16)
 GPU_DTYPES = (*VALUE_DTYPES, torch.float16)  # of formats with GPU kernels
 # Columns of a packed tile in the GPU formats, and of a tile whose kept weights `BitmapSparse` counts.
 TILE_COLUMNS = 64
+# Native kernels consume weights in units of one fp32 value or one pair of bf16 values.
+UNIT = {torch.float32: 1, torch.bfloat16: 2}
+# One cache line of slack after each array, so that native kernels may load whole vectors at its end.
+SLACK_BYTES = 64
 
 
 class PackedWeight(abc.ABC):

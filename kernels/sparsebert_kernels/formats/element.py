@@ -16,14 +16,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import PackedWeight, checked, refuse_options
+from .base import SLACK_BYTES, UNIT, PackedWeight, checked, refuse_options
 
-# One cache line of slack after each array, so that kernels may load whole vectors at its end.
-SLACK_BYTES = 64
 BLOCK_ROWS = 768
 BLOCK_COLUMNS = 256
-# Kernels consume weights in units of one fp32 value or one pair of bf16 values.
-UNIT = {torch.float32: 1, torch.bfloat16: 2}
 
 
 class ElementSparse(PackedWeight):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .element import BLOCK_COLUMNS, BLOCK_ROWS, UNIT, ElementSparse, pack_index
+from .base import UNIT
+from .element import BLOCK_COLUMNS, BLOCK_ROWS, ElementSparse, pack_index
 from .panel import PanelSparse
 from .panel_transpose import transposed_panels
 from .vector import VectorSparse

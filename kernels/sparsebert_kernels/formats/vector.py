@@ -11,14 +11,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .base import PackedWeight, checked, refuse_options
+from .base import SLACK_BYTES, UNIT, PackedWeight, checked, refuse_options
 
 VECTOR_ROWS = (2, 4, 8)
 BLOCK_ROWS = 768
 MAX_BLOCK_ROWS = 32768
 BLOCK_COLUMNS = 768
-UNIT = {torch.float32: 1, torch.bfloat16: 2}
-SLACK_BYTES = 64
 
 
 class VectorSparse(PackedWeight):
