@@ -1,4 +1,4 @@
-"""The records and tables of a benchmark: the option `--out`, and what happens at the end."""
+"""Output of a benchmark: the option `--out`, records and tables."""
 
 from __future__ import annotations
 

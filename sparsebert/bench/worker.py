@@ -32,12 +32,12 @@ def main() -> None:
     memory.reset_peak()
     baseline = memory.peak_resident()
     pruned = prepare_pruned_model(workload, Ticket.load(spec["ticket"]), format=spec["format"])
-    side = BACKENDS[spec["provider"]]().build(pruned, consume=True)
+    backend = BACKENDS[spec["provider"]]().build(pruned, consume=True)
     del pruned
     peak = memory.peak_resident()
     memory.reset_peak()
     for _ in range(RUNS):
-        side.run()
+        backend.run()
     running = memory.peak_resident()
     print(json.dumps({"baseline": baseline, "peak": max(peak, running), "running": running}))
 

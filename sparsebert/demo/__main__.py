@@ -51,7 +51,7 @@ POINTS: tuple[tuple[dict[str, Any], float, str], ...] = (
     ({}, 0.80, "auto"),
 )
 IN_TABLE = 4
-# After this many points, the rest is skipped once the demo has run for PATIENCE seconds.
+# Once the demo has run for PATIENCE seconds, it skips all points after this many.
 NEEDED = 6
 PATIENCE = 200.0
 
@@ -160,7 +160,7 @@ def _bert_base(
 
 
 def _baselines() -> list[str]:
-    """The dense backends that are available on this machine."""
+    """Return the dense backends that are available on this machine."""
     from sparsebert.bench.providers import BACKENDS
 
     backends: tuple[type[Backend], ...] = (BACKENDS["onednn"], BACKENDS["eager"])

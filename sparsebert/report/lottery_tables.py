@@ -215,8 +215,8 @@ def _seeds_note(tickets: Iterable[Point]) -> list[str]:
     if len(counts) == 1:
         return []
     return [
-        f"Not every seed is trained yet: a mean is of {min(counts)} to {max(counts)}, and has no deviation "
-        "where it is of one."
+        f"Not every seed is trained yet: means are over {min(counts)} to {max(counts)} seeds; a mean of one "
+        "has no deviation."
     ]
 
 
@@ -226,7 +226,10 @@ def _sparsity_note(tickets: Iterable[Point]) -> list[str]:
     for point in tickets:
         if (sparsity_range := span_text(point.sparsities, ".0%")) != f"{point.sparsity:.0%}":
             apart.setdefault(NAMES[point.label], []).append(sparsity_range)
-    return [f"Sparsities of {label} are means: of {', '.join(spans)}." for label, spans in apart.items()]
+    return [
+        f"Sparsities of {label} are means; seeds range from {', '.join(spans)}."
+        for label, spans in apart.items()
+    ]
 
 
 def _search_note(records: Iterable[Record], labels: Collection[str]) -> list[str]:

@@ -142,7 +142,9 @@ def _speedup_lines(axes: Axes, name: str, records: Sequence[Record], colour: str
         if baseline == "eager":
             label += f" ({rows[0]['environment']['blas']})"
         medians = [ratio["median"] for ratio in ratios]
-        style = style if len(rows) > 1 else "none"  # the legend promises no line through a single point
+        style = (
+            style if len(rows) > 1 else "none"
+        )  # a single point has no line, so its legend entry has none either
         axes.plot(sparsities, medians, style, color=colour, marker=marker, markersize=5, label=label)
         axes.fill_between(
             sparsities,
@@ -200,7 +202,7 @@ def _footnote(figure: Figure, records: Sequence[Record]) -> None:
     machine, threads = machine_text(first["environment"]), threads_text(first["workload"]["threads"])
     text = f"{machine}, {threads}; paired medians, band p20 to p80"
     if any(record["busy"] for record in records):
-        text += "\nTHE MACHINE WAS TOO BUSY: not to be quoted"
+        text += "\nTHE MACHINE WAS TOO BUSY: do not quote"
     figure.supxlabel(text, fontsize=7, color="0.35", x=0.01, ha="left")
 
 

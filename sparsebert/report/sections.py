@@ -107,7 +107,7 @@ def _by_machine(make: Callable[[Sequence[Record]], list[Made]]) -> Callable[[Seq
 
 def _machine(row: Record) -> tuple[str, ...]:
     environment = row["environment"]
-    # The layer benchmark caps the kernels in some cases, whose names say so.
+    # In some cases the layer benchmark caps the kernels; their names say so.
     kernels = "" if row["kind"] in ("layer", "layer_summary") else environment["kernels"]
     fields = (environment[name] for name in ("cpu", "cores", "gpu", "onednn"))
     return (*map(str, fields), str(environment["versions"]["torch"]), str(kernels))

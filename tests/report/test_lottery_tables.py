@@ -75,7 +75,7 @@ def test_tickets_of_a_method_that_finds_its_sparsity_go_by_what_was_asked_of_it(
     assert (point.sparsity, point.values) == (pytest.approx(0.51), (0.7, 0.8))
     (table,) = learned_tables([*DENSE, *found])
     assert table.rows[1][0] == "soft movement 51%"
-    assert "Sparsities of soft movement are means: of 48% to 54%." in table.notes
+    assert "Sparsities of soft movement are means; seeds range from 48% to 54%." in table.notes
 
 
 def test_it_is_said_when_early_tickets_were_drawn() -> None:
