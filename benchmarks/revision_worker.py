@@ -1,4 +1,5 @@
-"""One side of `benchmarks.revisions`: builds a case with the sparsebert on its path and times it on request.
+"""One side of ``benchmarks.revisions``: builds a case with the sparsebert on its path and times it on
+request.
 
 Requests and replies are JSON lines on stdin and stdout. The worker uses public names only, so that it runs
 with any revision.
@@ -22,7 +23,7 @@ SHARE_OF_KEPT_WEIGHTS = 0.1
 
 
 def layer_case(shape: list[int], tokens: int, format: str, dtype: str) -> Callable[[], torch.Tensor]:
-    """Return a call with ``tokens`` tokens of a `SparseLinear` of this [out, in] shape at 90 % sparsity."""
+    """Return a call with ``tokens`` tokens of a ``SparseLinear`` of this [out, in] shape at 90 % sparsity."""
     generator = torch.Generator().manual_seed(0)
     rows = 4 if format == "vector" else 1
     units = torch.rand(shape[0] // rows, shape[1], generator=generator) < SHARE_OF_KEPT_WEIGHTS

@@ -40,7 +40,7 @@ BERT_BASE = {
 
 @dataclass(frozen=True)
 class Case:
-    """A case that both revisions run: a function of `revision_worker` and its arguments."""
+    """A case that both revisions run: a function of ``revision_worker`` and its arguments."""
 
     name: str
     kind: str

@@ -34,17 +34,17 @@ def compact_(
     - A neuron without inputs is constant and is folded into the next bias; a neuron without readers is
       removed.
     - Value dimensions without readers are removed. Constant ones are carried by one dimension of one head
-      (see `sparsebert.compaction.attention_folding`). Heads without value dimensions are removed.
+      (see ``sparsebert.compaction.attention_folding``). Heads without value dimensions are removed.
     - Dimensions with a constant key are removed from query and key; those with a constant query are merged
       into one.
-    - Remaining empty rows and columns are skipped by `RectangleLinear` where that is faster.
+    - Remaining empty rows and columns are skipped by ``RectangleLinear`` where that is faster.
 
-    Narrow heads run in `NarrowAttention`, under "eager" and "sdpa"; under "eager" it returns the attention
+    Narrow heads run in ``NarrowAttention``, under "eager" and "sdpa"; under "eager" it returns the attention
     weights of the remaining heads. In training, constant dimensions share the dropout of one head, where the
     masked model drops each out separately: the mean is the same. Compacted matrices are new Parameters, so
-    create the optimizer afterwards. Pruned weights inside them are zeros; `Ticket.from_model` of the
-    compacted model returns the ticket that keeps them zero. `save_pretrained` and `from_pretrained` save and
-    load compacted Hugging Face models.
+    create the optimizer afterwards. Pruned weights inside them are zeros; ``Ticket.from_model`` of the
+    compacted model returns the ticket that keeps them zero. ``save_pretrained`` and ``from_pretrained`` save
+    and load compacted Hugging Face models.
 
     Args:
         model: The model.
@@ -53,8 +53,8 @@ def compact_(
             Values above 0 are lossy; the maximum is the length of the longest row.
         round_to: Round widths (neurons, head dimensions, live rows) up to a multiple of this, but not beyond
             their configured width; 8 or 16 suit tensor cores. The maximum is the model's largest width.
-        batches: Keyword arguments of the model, one mapping per batch. With batches, `compaction_description`
-            reports how much the outputs changed.
+        batches: Keyword arguments of the model, one mapping per batch. With batches,
+            ``compaction_description`` reports how much the outputs changed.
 
     Returns:
         The model.
@@ -107,7 +107,7 @@ def expand_(model: nn.Module) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: The model has sparse layers; call `densify_` first. The model is then unchanged.
+        ValueError: The model has sparse layers; call ``densify_`` first. The model is then unchanged.
     """
     expand(model)
     attach_quantizer_(model)
@@ -117,7 +117,7 @@ def expand_(model: nn.Module) -> nn.Module:
 def compaction_description(model: nn.Module) -> dict[str, Any]:
     """Describe a model's compaction in plain values that JSON can hold.
 
-    The shapes are the present ones: a matrix that `sparsify_` packed no longer has a live rectangle.
+    The shapes are the present ones: a matrix that ``sparsify_`` packed no longer has a live rectangle.
 
     Args:
         model: The model.
@@ -126,24 +126,24 @@ def compaction_description(model: nn.Module) -> dict[str, Any]:
         A dict, empty for a model without compaction, with these keys:
 
         - ``ticket``: sha256 over the masks of the ticket that the model was compacted with.
-        - ``round_to`` and ``min_row_weights``: The arguments of `compact_`.
+        - ``round_to`` and ``min_row_weights``: The arguments of ``compact_``.
         - ``weights``: Numbers of encoder weights: ``configured``; ``exact``, in live rows and columns; and
           ``stored``, with padding and with the dead rows and columns that are not worth skipping.
         - ``attention``: Path of each changed attention -> its groups of heads, with the width of query and
           key (``score``) and of value (``value``).
         - ``linears``: Key of each changed matrix -> its ``shape`` [out, in], its ``configured`` shape and, if
           the matrix stores only its live rectangle, the shape of the rectangle (``live``).
-        - ``output_change``: If `compact_` had batches, the ``max`` and ``mean`` absolute change, and
+        - ``output_change``: If ``compact_`` had batches, the ``max`` and ``mean`` absolute change, and
           ``changed``, the share of predictions (argmax over the last dimension) that changed.
     """
     return description_of(model)
 
 
 def rebuild_(model: nn.Module, description: Mapping[str, Any]) -> nn.Module:
-    """Give a new model the shapes in a `compaction_description`, in place.
+    """Give a new model the shapes in a ``compaction_description``, in place.
 
     The new Parameters have the dtype and device (also meta) of those they replace, and uninitialised values.
-    Load a `state_dict` of the compacted model next; it includes the indices of live rows and columns.
+    Load a ``state_dict`` of the compacted model next; it includes the indices of live rows and columns.
 
     Args:
         model: A model as configured.

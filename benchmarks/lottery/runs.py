@@ -35,7 +35,7 @@ LONGER = {"cola": {"steps": 900, "learning_rate": 1e-4}}
 
 @dataclass(frozen=True)
 class Run:
-    """A run of `sparsebert train`.
+    """A run of ``sparsebert train``.
 
     Attributes:
         part: Part of the benchmark, one of ``PARTS``.

@@ -1,4 +1,4 @@
-"""Description of the machine and of the installation: part of every record; `sparsebert env` prints it."""
+"""Description of the machine and of the installation: part of every record; ``sparsebert env`` prints it."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def run(
 
     Args:
         pruned: Model, ticket and batches.
-        baselines: Names in `BACKENDS`.
+        baselines: Names in ``BACKENDS``.
         environment: Description of this machine, for the records.
         settings: Effort.
         on_step: Called with a description of each step.

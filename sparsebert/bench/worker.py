@@ -1,8 +1,8 @@
-"""Memory of one backend, alone in a process: `python -m sparsebert.bench.worker < spec.json`.
+"""Memory of one backend, alone in a process: ``python -m sparsebert.bench.worker < spec.json``.
 
-The spec is a JSON object with "workload" (the fields of `Workload`), "ticket" (path of a ticket file),
+The spec is a JSON object with "workload" (the fields of ``Workload``), "ticket" (path of a ticket file),
 "provider" (name of a backend) and "format" (a packed format). The command prints the fields of
-`sparsebert.bench.memory.Memory` as one line of JSON.
+``sparsebert.bench.memory.Memory`` as one line of JSON.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def compact_attention(
         output: [out, heads * size].
         count: Number of heads.
         round_to: Pad each width to a multiple of this.
-        packed_for: As for `group_heads`.
+        packed_for: As for ``group_heads``.
     """
     heads = tuple(find_heads(query, key, value, output, count))
     size = len(value.weight) // count
@@ -95,7 +95,9 @@ def compact_attention(
 
 
 def _source_rows(heads: Sequence[Head], groups: Sequence[HeadGroup], kind: str) -> list[int]:
-    """Return the original row of each compacted row; `EMPTY` for padding and for rows of folded constants."""
+    """Return the original row of each compacted row; ``EMPTY`` for padding and for rows of folded
+    constants.
+    """
     widths = slots(groups, kind)
     index: list[int] = []
     for head in heads:

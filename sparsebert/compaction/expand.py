@@ -18,7 +18,7 @@ from sparsebert.nn.module_swap import move_hooks, replace_module
 
 
 def expand(model: nn.Module) -> None:
-    """Expand as `sparsebert.compact.expand_` describes."""
+    """Expand as ``sparsebert.compact.expand_`` describes."""
     record = record_of(model)
     if not record:
         return
@@ -52,7 +52,7 @@ def expand(model: nn.Module) -> None:
 
 
 def _compacted_rows(groups: Sequence[HeadGroup], kind: str, count: int, size: int) -> list[int]:
-    """Return the compacted row of each configured row; `EMPTY` for rows that compaction removed."""
+    """Return the compacted row of each configured row; ``EMPTY`` for rows that compaction removed."""
     widths = slots(groups, kind)
     rows: list[int] = []
     for head in range(count):

@@ -29,7 +29,7 @@ class Head:
         key_bias: Rows with a constant query and a live key; together they take one more score dimension.
         value: Rows of value and columns of output to compute.
         carrier: Whether the head has an extra value dimension of constant 1
-            (`sparsebert.compaction.attention_folding.compact_attention`).
+            (``sparsebert.compaction.attention_folding.compact_attention``).
     """
 
     index: int

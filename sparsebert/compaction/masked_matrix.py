@@ -46,13 +46,13 @@ class Matrix:
         return torch.where(self.mask, self.weight, self.weight.new_zeros(()))
 
     def rows(self, index: Sequence[int]) -> Matrix:
-        """Select rows (output features); `EMPTY` inserts a row of zeros with a bias of zero."""
+        """Select rows (output features); ``EMPTY`` inserts a row of zeros with a bias of zero."""
         return Matrix(
             _select(self.weight, index, 0), _select(self.mask, index, 0), _select(self.bias, index, 0)
         )
 
     def columns(self, index: Sequence[int]) -> Matrix:
-        """Select columns (input features); `EMPTY` inserts a column of zeros."""
+        """Select columns (input features); ``EMPTY`` inserts a column of zeros."""
         return Matrix(_select(self.weight, index, 1), _select(self.mask, index, 1), self.bias)
 
     def with_bias(self, added: Tensor) -> Matrix:

@@ -19,7 +19,7 @@ _DAMAGED = "the compaction description is damaged; get a new copy of the folder"
 
 
 def rebuild(model: nn.Module, description: Mapping[str, Any]) -> None:
-    """Rebuild as `sparsebert.compact.rebuild_` describes."""
+    """Rebuild as ``sparsebert.compact.rebuild_`` describes."""
     if not description:
         return
     if record_of(model):
@@ -121,7 +121,7 @@ def _checked(
 
 
 def require_rectangles(model: nn.Module) -> None:
-    """Raise ValueError unless every `RectangleLinear` has strictly increasing, valid rows and columns."""
+    """Raise ValueError unless every ``RectangleLinear`` has strictly increasing, valid rows and columns."""
     for name, module in model.named_modules():
         if isinstance(module, RectangleLinear) and not module.is_sound():
             raise ValueError(f"{name} is damaged: its rows or columns must be increasing indices")

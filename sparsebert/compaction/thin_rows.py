@@ -24,8 +24,8 @@ def without_thin_rows(
     Args:
         masks: Key -> mask [out, in]; matrices without one keep all weights.
         least: The fewest weights of a row to keep.
-        neurons: As in `sparsebert.bert.Structure`.
-        heads: As in `sparsebert.bert.Structure`.
+        neurons: As in ``sparsebert.bert.Structure``.
+        heads: As in ``sparsebert.bert.Structure``.
 
     Returns:
         The masks, sparser where rows were pruned.

@@ -1,6 +1,6 @@
 """The demo: prune a real BERT, swap in the sparse layers, check the answers, show speed and memory.
 
-`python -m sparsebert.demo` writes results.jsonl, minilm-90.safetensors and speedup.png to `demo/` in the
+``python -m sparsebert.demo`` writes results.jsonl, minilm-90.safetensors and speedup.png to ``demo/`` in the
 current folder. It runs on one thread, so that the figures can be compared between machines.
 """
 

@@ -22,8 +22,8 @@ def attach_quantizer_(model: nn.Module, **fields: Any) -> None:
 
     Args:
         model: A Hugging Face model, or a module that contains some.
-        fields: Fields of `sparsebert.hf.config.SparseConfig` that the layers do not hold, such as ``format``
-            and ``origin``. Omitted fields keep their values.
+        fields: Fields of ``sparsebert.hf.config.SparseConfig`` that the layers do not hold, such as
+            ``format`` and ``origin``. Omitted fields keep their values.
     """
     for each in _pretrained(model):
         quantizer = getattr(each, "hf_quantizer", None)
@@ -50,7 +50,7 @@ def _pretrained(model: nn.Module) -> Iterator[Any]:
 
 
 def _new_quantizer() -> Any:
-    """Create the quantizer that `sparsebert.hf.import_hook` has registered with transformers."""
+    """Create the quantizer that ``sparsebert.hf.import_hook`` has registered with transformers."""
     from transformers.quantizers import AutoHfQuantizer
 
     return AutoHfQuantizer.from_config({"quant_method": METHOD})

@@ -75,18 +75,18 @@ class SparseConfig(QuantizationConfigMixin):
 
     Attributes:
         version: Version of this format; readers reject newer versions.
-        layers: Key -> `StoredLayer`. Keys are as in a ticket, or full paths in models of unknown structure.
+        layers: Key -> ``StoredLayer``. Keys are as in a ticket, or full paths in models of unknown structure.
         masks: Digest of all keys, shapes and mask bits. It equals the digest of the ticket's masks if the
             folder stores all of them.
         sparsity: Sparsity of the ticket: the share of weights that are zero or removed.
-        format: The ``format`` argument of `sparsebert.sparsify_`: "auto" or a packed format.
-        trainable: As in `sparsebert.sparsify_`.
-        fuse_qkv: As in `sparsebert.sparsify_`.
-        fuse_activation: As in `sparsebert.sparsify_`.
-        tokens: As in `sparsebert.sparsify_`.
+        format: The ``format`` argument of ``sparsebert.sparsify_``: "auto" or a packed format.
+        trainable: As in ``sparsebert.sparsify_``.
+        fuse_qkv: As in ``sparsebert.sparsify_``.
+        fuse_activation: As in ``sparsebert.sparsify_``.
+        tokens: As in ``sparsebert.sparsify_``.
         machine: The machine that the layers' formats were chosen for; other machines choose again.
         origin: Metadata of the ticket: method, model, seed and so on.
-        compaction: `sparsebert.compaction_description` of the model; None without compaction.
+        compaction: ``sparsebert.compaction_description`` of the model; None without compaction.
     """
 
     quant_method: str = METHOD
@@ -105,7 +105,7 @@ class SparseConfig(QuantizationConfigMixin):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **others: Any) -> Any:
-        """Create the config from the output of `to_dict`.
+        """Create the config from the output of ``to_dict``.
 
         Args:
             config_dict: The ``quantization_config`` of a config.json.

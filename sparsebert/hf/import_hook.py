@@ -1,7 +1,8 @@
 """Register the sparsebert quantizer with transformers when transformers is imported.
 
-`import sparsebert` does not import transformers. Instead it puts a finder in front of `sys.meta_path`. The
-finder wraps the loader of one transformers module and registers the quantizer after that module has loaded.
+``import sparsebert`` does not import transformers. Instead it puts a finder in front of ``sys.meta_path``.
+The finder wraps the loader of one transformers module and registers the quantizer after that module has
+loaded.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def _register_quantizer() -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Find the registry of transformers, and wrap its loader in `_Loader`."""
+    """Find the registry of transformers, and wrap its loader in ``_Loader``."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

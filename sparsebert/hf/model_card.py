@@ -26,18 +26,18 @@ def model_card(
     """Create the model card of a sparse model's folder.
 
     ``.save(folder / "README.md")`` writes the card to the folder, ``.push_to_hub(repository)`` uploads it;
-    `model.push_to_hub` then keeps it.
+    ``model.push_to_hub`` then keeps it.
 
     Args:
-        folder: A folder that `save_pretrained` wrote for a sparse model.
-        records: Records of this model that sparsebert commands wrote with ``--json`` (`sparsebert.results`).
-            The quality is that of the last "seeds" or "eval_seeds" record, which may compare with the dense
-            model; without one, that of the last "eval" or "round" record. The speed is that of the last
-            "bench" record. The card says "Not measured" where there is no record.
+        folder: A folder that ``save_pretrained`` wrote for a sparse model.
+        records: Records of this model that sparsebert commands wrote with ``--json``
+            (``sparsebert.results``). The quality is that of the last "seeds" or "eval_seeds" record, which
+            may compare with the dense model; without one, that of the last "eval" or "round" record. The
+            speed is that of the last "bench" record. The card says "Not measured" where there is no record.
         name: Name of the model; the folder's name by default.
 
     Returns:
-        The card, from `huggingface_hub`.
+        The card, from ``huggingface_hub``.
 
     Raises:
         ValueError: The folder does not hold a sparse model, or a record is of a model of another sparsity.

@@ -1,8 +1,8 @@
 """The transformers plug-in ("quantizer") that saves and loads sparse and compacted models.
 
 On disk a sparse matrix is a mask and its kept weights, independent of device and packed format
-(`sparsebert.nn.checkpoint_form`); config.json lists these matrices (`sparsebert.hf.config`). Loading replaces
-each by a `PlaceholderLinear`, lets transformers fill it, and packs it for the device at hand.
+(``sparsebert.nn.checkpoint_form``); config.json lists these matrices (``sparsebert.hf.config``). Loading
+replaces each by a ``PlaceholderLinear``, lets transformers fill it, and packs it for the device at hand.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from sparsebert.tickets.provenance import masks_digest
 
 
 class SparseQuantizer(HfQuantizer):
-    """Save and load models with `SparseLinear` layers; `attach_quantizer_` attaches it to a model.
+    """Save and load models with ``SparseLinear`` layers; ``attach_quantizer_`` attaches it to a model.
 
     Loading raises a one-line ValueError if the folder has a newer version, is of another architecture or has
     a truncated file, or if its masks do not match config.json.
@@ -234,7 +234,7 @@ def _bias(present: bool) -> str:
 
 
 def _stored(model: nn.Module, key: str) -> Any:
-    """Return the `PlaceholderLinear` of a key."""
+    """Return the ``PlaceholderLinear`` of a key."""
     return resolve(model, key)
 
 

@@ -90,7 +90,7 @@ def mean_text(mean: float, std: float | None) -> str:
 
 
 def mean_and_verdict(summary: Mapping[str, Any]) -> str:
-    """Return ``0.8532 ± 0.0041 winning`` from the fields of `sparsebert.tasks.metrics.summarise`."""
+    """Return ``0.8532 ± 0.0041 winning`` from the fields of ``sparsebert.tasks.metrics.summarise``."""
     return " ".join(filter(None, (mean_text(summary["mean"], summary["std"]), summary.get("verdict"))))
 
 

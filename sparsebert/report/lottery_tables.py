@@ -46,7 +46,7 @@ class Point:
     """A method's tickets of one sparsity over several seeds.
 
     Attributes:
-        label: Name of the method, a key of `NAMES`.
+        label: Name of the method, a key of ``NAMES``.
         task: Name of the task.
         sparsities: Sparsity of each seed's ticket.
         values: The task's primary metric for each seed.
@@ -71,7 +71,7 @@ class Point:
 
 
 def points(records: Iterable[Record], *parts: str) -> list[Point]:
-    """Return the points of some parts, by method in the order of `NAMES` and by sparsity."""
+    """Return the points of some parts, by method in the order of ``NAMES`` and by sparsity."""
     records = [row for row in records if row.get("part") in parts]
     speeds = {
         (row["label"], _share(row, row["ticket"]["sparsity"])): row

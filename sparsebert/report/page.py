@@ -57,7 +57,7 @@ class Report:
         return "\n\n".join([head, *(table.markdown() for table in self.tables)]) + "\n"
 
     def html(self) -> str:
-        """Return a self-contained page of HTML; raises like `require_renderer`."""
+        """Return a self-contained page of HTML; raises like ``require_renderer``."""
         require_renderer()
         import jinja2
 

@@ -1,6 +1,6 @@
 """Tables of training runs: rounds, summaries over seeds, and evaluations.
 
-Records of a run's log have no field ``run``; `sparsebert report` adds the folder of the log, without its
+Records of a run's log have no field ``run``; ``sparsebert report`` adds the folder of the log, without its
 seed, which keeps runs of a method with different settings apart.
 """
 
@@ -53,7 +53,7 @@ def run_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def evaluation_tables(records: Iterable[Record]) -> list[Table]:
-    """Return the tables of `sparsebert eval` for each task: by model, then over seeds."""
+    """Return the tables of ``sparsebert eval`` for each task: by model, then over seeds."""
     tables = []
     for (task,), group in _groups(records, "task").items():
         single = [row for row in group if row["kind"] == "eval"]
@@ -207,7 +207,7 @@ def _without_repeats(written: Iterable[Record], computed: Iterable[Record]) -> l
 
 
 def _summary_table(title: str, rows: Sequence[Record], whose: dict[str, Cell]) -> Table:
-    """Return a table of the fields of `sparsebert.tasks.metrics.summarise`, after the columns ``whose``."""
+    """Return a table of the fields of ``sparsebert.tasks.metrics.summarise``, after the columns ``whose``."""
     common, apart = _told_apart(rows)
     columns = apart | whose
     metrics = list(dict.fromkeys(row["metric"] for row in rows))

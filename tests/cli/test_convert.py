@@ -1,4 +1,4 @@
-"""`sparsebert convert`: tickets from one format to another, there and back."""
+"""``sparsebert convert``: tickets from one format to another, there and back."""
 
 from __future__ import annotations
 

@@ -233,7 +233,7 @@ class TestTheModule:
         assert all(a is not b for a, b in zip(attentions(twin), attentions(model), strict=True))
 
     def test_a_new_process_records_the_attentions_of_an_unpickled_model(self, tmp_path: Path) -> None:
-        """Nothing is compacted in the new process; unpickling registers `NarrowAttention` for recording."""
+        """Nothing is compacted in the new process; unpickling registers ``NarrowAttention`` for recording."""
         model = model_of()
         model.set_attn_implementation("eager")
         compact_(model, one_head_of_three(model, rows=(0, 17)))

@@ -1,4 +1,4 @@
-"""`import sparsebert` teaches transformers the format, whichever of the two is imported first."""
+"""``import sparsebert`` teaches transformers the format, whichever of the two is imported first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`model.push_to_hub`: one commit with config, weights and a card; the hub itself is played by a folder."""
+"""``model.push_to_hub``: one commit with config, weights and a card; the hub itself is played by a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPOSITORY = "me/sparse-bert"
 
 
 class Hub:
-    """A repository that is a folder, behind the calls of `HfApi`."""
+    """A repository that is a folder, behind the calls of ``HfApi``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -41,7 +41,7 @@ class BuiltBackend:
 
 
 class Backend(ABC):
-    """A way to run the masked model; `BACKENDS` lists the subclasses."""
+    """A way to run the masked model; ``BACKENDS`` lists the subclasses."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -53,7 +53,7 @@ class Backend(ABC):
 
     @abstractmethod
     def precision(self, pruned: PrunedModel) -> str:
-        """Return the precision of the arithmetic: a key of `sparsebert.bench.output_check.TOLERANCES`."""
+        """Return the precision of the arithmetic: a key of ``sparsebert.bench.output_check.TOLERANCES``."""
 
     @abstractmethod
     def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
