@@ -101,7 +101,7 @@ def test_tasks_are_columns_of_the_transfer() -> None:
     assert table.rows[0] == ("dense", "80.0", "-")
     assert table.rows[1][1:] == ("70.0", "30.0 ± 14.1")
     assert "300 (sst2), 900 (cola) steps a round" in table.notes[0]
-    assert "a mean is of 1 to 2" in table.notes[1]
+    assert "means are over 1 to 2 seeds" in table.notes[1]
 
 
 def test_the_picture_is_drawn_whole_or_not_at_all(tmp_path: Path, bench_record: Any) -> None:
