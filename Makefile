@@ -25,32 +25,32 @@ export SPARSEBERT_DEEPSPARSE_PYTHON ?= $(wildcard $(CURDIR)/$(DEEPSPARSE)/bin/py
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.native  ## make .venv with sparsebert and its tools (the targets below do it by themselves)
+setup: $(VENV)/.native  ## make .venv with sparsebert and its tools; the targets below do so themselves
 
-setup-all: $(VENV)/.native $(VENV)/.others $(VENV)/.demo  ## with the libraries that ours is tried with and the real model of the demo
+setup-all: $(VENV)/.native $(VENV)/.others $(VENV)/.demo  ## setup, plus the libraries that sparsebert is tested with and the model of the demo
 
-demo: $(VENV)/.native $(VENV)/.demo  ## prune a real BERT, prove its answers, show what it gains; writes demo/
+demo: $(VENV)/.native $(VENV)/.demo  ## prune a real BERT, check its answers, show speed and memory; writes demo/
 	$(PY) -m sparsebert.demo $(ARGS)
 
-test: $(VENV)/.native  ## the tests, in parallel, a few minutes (ARGS="-k ticket" for some of them)
+test: $(VENV)/.native  ## run the tests in parallel, a few minutes; ARGS="-k ticket" selects some
 	$(PYTEST) $(ARGS)
 
-test-slow: $(VENV)/.native  ## the tests that take long
+test-slow: $(VENV)/.native  ## run the tests that take long
 	$(PYTEST) -m "slow and not gpu" $(ARGS)
 
-test-real: $(VENV)/.native  ## the tests on task data, from the folder that SPARSEBERT_DATA names
+test-real: $(VENV)/.native  ## run the tests on task data, from the folder that SPARSEBERT_DATA names
 	$(PYTEST) -m "real_data and not gpu" $(ARGS)
 
-test-packaging: $(VENV)/.native  ## build wheel and sdist, install them into empty environments
+test-packaging: $(VENV)/.native  ## build wheel and sdist and install them into empty environments
 	$(PY) -m pytest -m packaging $(ARGS)
 
-test-all: $(VENV)/.native  ## every test that this machine can run
+test-all: $(VENV)/.native  ## run every test that this machine can run
 	$(PYTEST) -m "" $(ARGS)
 
-mutants: $(VENV)/.native  ## plant deliberate faults and list those that no test finds; an hour or more, --resume goes on
+mutants: $(VENV)/.native  ## plant faults and list those that no test finds; takes an hour or more, --resume continues
 	$(PY) -m tests.mutants $(ARGS)
 
-sanitize: $(VENV)/.native  ## the kernel tests under AddressSanitizer and UBSan
+sanitize: $(VENV)/.native  ## run the kernel tests under AddressSanitizer and UBSan
 	$(PY) -m sparsebert_kernels.cpu.build_native --sanitize address,undefined --out build/sanitize
 	SPARSEBERT_NATIVE=$(CURDIR)/build/sanitize/_native.so \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
@@ -60,12 +60,12 @@ sanitize: $(VENV)/.native  ## the kernel tests under AddressSanitizer and UBSan
 wheel: $(VENV)/.native  ## build dist/sparsebert-*.whl, one for every Python
 	SPARSEBERT_REQUIRE_NATIVE=1 $(PY) -m pip wheel --disable-pip-version-check --no-deps -w dist .
 
-aot: $(VENV)/.native $(OLDEST_TRITON)/.installed  ## compile every GPU kernel for every target; needs no GPU; benchmarks/results/aot.*
+aot: $(VENV)/.native $(OLDEST_TRITON)/.installed  ## compile every GPU kernel for every target, without a GPU; writes benchmarks/results/aot.*
 	$(PY) -m benchmarks.aot --triton $(OLDEST_TRITON) --out benchmarks/results/aot.jsonl \
 	    --markdown benchmarks/results/aot.md $(ARGS)
 
 # With the Python that has a CUDA build of torch: that of .venv need not be one, and is not made for this.
-gpu:  ## all that needs a CUDA GPU, most telling first, 8 minutes a call (ARGS="--minutes 20 --out FOLDER")
+gpu:  ## test, tune and measure on a CUDA GPU, most important first, 8 minutes; ARGS="--minutes 20 --out FOLDER"
 	@python="$(GPU_PYTHON)"; for each in $(PY) python3; do \
 	    [ -n "$$python" ] || ! $$each -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null \
 	        || python=$$each; done; \
@@ -73,13 +73,13 @@ gpu:  ## all that needs a CUDA GPU, most telling first, 8 minutes a call (ARGS="
 	    exit 1; }; \
 	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels $$python -m benchmarks.gpu $(ARGS)
 
-gpu-dry-run: $(VENV)/.native  ## walk through all that `make gpu` does, tiny, on the CPU: finds errors, measures nothing
+gpu-dry-run: $(VENV)/.native  ## run the steps of `make gpu` on the CPU with tiny shapes: finds errors, measures nothing
 	$(PY) -m benchmarks.gpu --dry-run $(ARGS)
 
-docs: $(VENV)/.docs  ## build the site in build/docs; needs no network, warnings are errors
-	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
+docs: $(VENV)/.docs  ## build the documentation site in build/docs, offline; warnings are errors
+	$(PY) -m sphinx -q -E -W --keep-going -b html docs build/docs
 
-lint: $(VENV)/.installed  ## ruff and mypy
+lint: $(VENV)/.installed  ## run ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -87,16 +87,16 @@ lint: $(VENV)/.installed  ## ruff and mypy
 bench: $(VENV)/.native  ## time the building blocks and save the run
 	$(PY) -m pytest benchmarks -m "" --benchmark-only --benchmark-autosave $(ARGS)
 
-bench-compare: $(VENV)/.native  ## time them again: ratios against the last saved run
+bench-compare: $(VENV)/.native  ## time them again and show ratios to the last saved run
 	$(PY) -m pytest benchmarks -m "" --benchmark-only --benchmark-compare --benchmark-group-by=fullname \
 	    --benchmark-columns=median,iqr,rounds $(ARGS)
 
-bench-deepsparse: $(VENV)/.native $(VENV)/.others $(DEEPSPARSE)/.installed  ## against DeepSparse, in its own environment
+bench-deepsparse: $(VENV)/.native $(VENV)/.others $(DEEPSPARSE)/.installed  ## compare with DeepSparse, installed in its own environment
 	SPARSEBERT_DEEPSPARSE_PYTHON=$(CURDIR)/$(DEEPSPARSE)/bin/python $(PY) -m benchmarks.ffn_stack $(ARGS)
 	SPARSEBERT_DEEPSPARSE_PYTHON=$(CURDIR)/$(DEEPSPARSE)/bin/python \
 	$(VENV)/bin/sparsebert bench --model bert-base --sparsity 0.9 --vs onednn,deepsparse
 
-results: $(VENV)/.native $(VENV)/.others $(VENV)/.demo  ## measure every figure anew: benchmarks/results/ and the tables made of it
+results: $(VENV)/.native $(VENV)/.others $(VENV)/.demo  ## measure every figure again: benchmarks/results/ and the tables made from it
 	@mkdir -p build benchmarks/results
 	for name in $(BENCHMARKS); do \
 	    rm -f build/$$name.jsonl && $(PY) -m benchmarks.$$name --out build/$$name.jsonl && \
@@ -105,14 +105,14 @@ results: $(VENV)/.native $(VENV)/.others $(VENV)/.demo  ## measure every figure 
 	$(PY) -m sparsebert.report.render_docs --write
 
 # Hours, but in as many goes as one likes: what was interrupted goes on, what is done is only read.
-lottery: $(VENV)/.native $(VENV)/.demo  ## find and train tickets on real tasks, data in SPARSEBERT_DATA, and compact one; benchmarks/results/
+lottery: $(VENV)/.native $(VENV)/.demo  ## find, train and compact tickets on real tasks (data in SPARSEBERT_DATA); writes benchmarks/results/
 	@mkdir -p build benchmarks/results
 	$(PY) -m benchmarks.lottery --out build/lottery.jsonl --plot build/lottery.png $(ARGS)
 	$(PY) -m benchmarks.compaction --out build/compaction.jsonl
 	mv build/lottery.jsonl build/lottery.png build/compaction.jsonl benchmarks/results/
 	$(PY) -m sparsebert.report.render_docs --write
 
-clean:  ## remove what was built, keep the environments
+clean:  ## remove build products, keep the environments
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(CPU)/_native.so $(VENV)/.native
 	find sparsebert kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 

@@ -1,4 +1,4 @@
-"""The records and tables of a benchmark: the option `--out`, and what happens at the end."""
+"""Output of a benchmark: the option ``--out``, records and tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparsebert.report.table import Table
 
 
 def add_out_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--out`, a file of records."""
+    """Add the option ``--out``, a file of records."""
     parser.add_argument("--out", type=Path, help="append the records to this file")
 
 

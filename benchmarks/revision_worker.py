@@ -1,6 +1,8 @@
-"""One side of `benchmarks.revisions`: builds a case with the sparsebert on its path and times it on request.
+"""One side of ``benchmarks.revisions``: builds a case with the sparsebert on its path and times it on
+request.
 
-It speaks JSON lines on stdin and stdout. It uses public names only, so that it runs with any revision.
+Requests and replies are JSON lines on stdin and stdout. The worker uses public names only, so that it runs
+with any revision.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ SHARE_OF_KEPT_WEIGHTS = 0.1
 
 
 def layer_case(shape: list[int], tokens: int, format: str, dtype: str) -> Callable[[], torch.Tensor]:
-    """A `SparseLinear` of this [out, in] shape at 90 % sparsity, and a call of it with so many tokens."""
+    """Return a call with ``tokens`` tokens of a ``SparseLinear`` of this [out, in] shape at 90 % sparsity."""
     generator = torch.Generator().manual_seed(0)
     rows = 4 if format == "vector" else 1
     units = torch.rand(shape[0] // rows, shape[1], generator=generator) < SHARE_OF_KEPT_WEIGHTS
@@ -39,14 +41,14 @@ def layer_case(shape: list[int], tokens: int, format: str, dtype: str) -> Callab
 def model_case(
     config: dict[str, int], batch: int, tokens: int, granularity: str
 ) -> Callable[[], torch.Tensor]:
-    """A sparse BERT with random weights: 90 % of its weights pruned, or half of its heads and neurons."""
+    """Return a call of a BERT with random weights, 90 % of them pruned, or half of its heads and neurons."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
     model = BertModel(BertConfig(**config)).eval()
     sparsity = 0.5 if granularity == "head+neuron" else 1 - SHARE_OF_KEPT_WEIGHTS
     ticket = sparsebert.prune(model, "magnitude", sparsity=sparsity, granularity=granularity)
-    # One format for every layer: what differs between two revisions is then their code, not their plans.
+    # With one format for every layer, the revisions differ in their code alone and not in their plans.
     sparsebert.sparsify_(model, ticket, tokens=batch * tokens, format="element")
     ids = torch.randint(5, 1000, (batch, tokens), generator=torch.Generator().manual_seed(1))
     return lambda: model(ids).last_hidden_state
@@ -61,7 +63,7 @@ def seconds(work: Callable[[], object], calls: int) -> float:
 
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to stderr
+    os.dup2(2, 1)  # output of libraries goes to stderr
     torch.set_num_threads(1)
     work: Callable[[], torch.Tensor] = lambda: torch.empty(0)  # noqa: E731
     for line in sys.stdin:

@@ -1,8 +1,8 @@
 """Layers and models of two revisions, in turns: `python -m benchmarks.revisions --base REVISION`.
 
 The base is checked out and built in `build/revisions/`. Each side runs in a process of its own; they take
-turns, a few calls each, so that a slow moment of the machine hits both. A ratio is the base's time over that
-of this tree: more than 1 is faster. Cases whose answers differ are an error.
+turns, a few calls each, so that a slow moment of the machine hits both. A ratio is the base's time
+divided by this tree's: above 1, this tree is faster. If the outputs of a case differ, that is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sparsebert.bench.runner import quantiles
 from sparsebert.bench.timer import Timings, alternate
 
 ROOT = Path(__file__).resolve().parents[1]
-# Slower than this, in the median of a case, is a loss.
+# A case with a lower median ratio counts as slower.
 WORST = 0.98
 TOLERANCE = 1e-4
 TURN_SECONDS = 0.02
@@ -40,7 +40,7 @@ BERT_BASE = {
 
 @dataclass(frozen=True)
 class Case:
-    """What both revisions run: a function of `revision_worker` and its arguments."""
+    """A case that both revisions run: a function of ``revision_worker`` and its arguments."""
 
     name: str
     kind: str
@@ -99,7 +99,7 @@ class Side:
         return json.loads(line)
 
     def build(self, case: Case) -> torch.Tensor:
-        """The first entries of the answer, float64."""
+        """Build the case in the worker and return the first entries of its output in float64."""
         return torch.tensor(self._ask(case=case.kind, arguments=case.arguments), dtype=torch.float64)
 
     def run(self) -> float:
@@ -112,7 +112,7 @@ class Side:
 
 
 def check_out(revision: str) -> Path:
-    """Return the folder of this revision's tree, with its native kernels built; made once."""
+    """Return the folder of this revision's tree with its native kernels; check it out and build it once."""
     git = ["git", "-C", str(ROOT)]
     name = subprocess.run(
         [*git, "rev-parse", "--verify", "--short=12", f"{revision}^{{commit}}"],
@@ -134,11 +134,11 @@ def check_out(revision: str) -> Path:
 
 
 def measure(case: Case, base: Side, here: Side, budget: float) -> dict[str, Any]:
-    """The paired rounds of one case. Raises ValueError where the answers of the two revisions differ."""
+    """Time one case in paired rounds. Raises ValueError if the outputs of the two revisions differ."""
     expected, answer = base.build(case), here.build(case)
     error = float((answer - expected).abs().max() / expected.abs().max())
     if not error <= TOLERANCE:
-        raise ValueError(f"{case.name}: the answers differ by {error:.1e} (limit {TOLERANCE:.0e})")
+        raise ValueError(f"{case.name}: the outputs differ by {error:.1e} (limit {TOLERANCE:.0e})")
     for side in (base, here):
         side.calls = 1
         side.run()
@@ -166,14 +166,17 @@ def _spread(timings: Timings) -> float:
 
 
 def main() -> int:
-    """Exit code 0: no case is slower; 1: some are; 2: bad input."""
+    """Return exit code 0 if no case is slower, 1 if one is, 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.revisions", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--base", required=True, help="commit, tag or branch to compare with")
-    parser.add_argument("--match", default="", help="only the cases whose name holds this")
+    parser.add_argument("--match", default="", help="only the cases whose name contains this")
     parser.add_argument(
-        "--budget", type=float, default=1.0, help="seconds of timed rounds a case, three times over"
+        "--budget",
+        type=float,
+        default=1.0,
+        help="seconds of timed rounds in each of the three measurements of a case",
     )
     parser.add_argument("--out", type=Path, help="append the records to this file")
     options = parser.parse_args()

@@ -100,7 +100,7 @@ def measure_here(side: str, entries: int, tied: bool) -> dict[str, Any]:
 
 
 def measure(side: str, entries: int, tied: bool) -> dict[str, Any]:
-    """Measure a side in a fresh process, see `fresh_process.measure`."""
+    """Measure a side in a fresh process, see ``fresh_process.measure``."""
     arguments = ["--side", side, "--entries", str(entries), *["--tied"] * tied]
     return fresh_process.measure("benchmarks.selection", arguments)
 

@@ -26,7 +26,7 @@ PACKINGS = 3
 
 
 def stored_share(dtype: torch.dtype) -> float:
-    """Return the bytes of element-sparse weights of all `SHAPES` at 90 %, as a share of dense fp32."""
+    """Return the bytes of element-sparse weights of all ``SHAPES`` at 90 %, as a share of dense fp32."""
     stored = sum(packed_layer(shape, SPARSITY, "element", dtype)[1].nbytes for shape in SHAPES)
     return stored / sum(4 * rows * columns for rows, columns in SHAPES)
 

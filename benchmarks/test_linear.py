@@ -1,6 +1,6 @@
 """pytest-benchmark: sparse layers beside prepacked dense ones, so that a slow machine shows in both.
 
-`make bench` saves a run, `make bench-compare` prints ratios against the last saved one.
+``make bench`` saves a run, ``make bench-compare`` prints ratios against the last saved one.
 """
 
 from __future__ import annotations

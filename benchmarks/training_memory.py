@@ -224,7 +224,7 @@ def measure_here(side: str, part: str, batch: int, tokens: int, **shape: int) ->
 
 
 def measure(side: str, part: str, batch: int, tokens: int) -> dict[str, Any]:
-    """Measure a step in a fresh process, see `fresh_process.measure`.
+    """Measure a step in a fresh process, see ``fresh_process.measure``.
 
     Its allocator returns freed memory to the system at once, so the peak is one of memory in use.
     """

@@ -1,7 +1,7 @@
 """Find a lottery ticket in a BERT, and run it for real.
 
 Public names are loaded on first use, so that importing the package costs almost nothing on top of torch. The
-import also teaches transformers, loaded before or after, to load sparse models (`sparsebert.hf`).
+import also teaches transformers, loaded before or after, to load sparse models (``sparsebert.hf``).
 """
 
 from __future__ import annotations

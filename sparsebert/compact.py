@@ -1,4 +1,4 @@
-"""Remove pruned-out neurons, heads, rows and columns: `compact_`, its description, and `expand_`."""
+"""Remove pruned-out neurons, heads, rows and columns from a model, describe the result, and undo it."""
 
 from __future__ import annotations
 
@@ -34,35 +34,35 @@ def compact_(
     - A neuron without inputs is constant and is folded into the next bias; a neuron without readers is
       removed.
     - Value dimensions without readers are removed. Constant ones are carried by one dimension of one head
-      (see `sparsebert.compaction.attention_folding`). Heads without value dimensions are removed.
+      (see ``sparsebert.compaction.attention_folding``). Heads without value dimensions are removed.
     - Dimensions with a constant key are removed from query and key; those with a constant query are merged
       into one.
-    - Remaining empty rows and columns are skipped by `RectangleLinear` where that is faster.
+    - Remaining empty rows and columns are skipped by ``RectangleLinear`` where that is faster.
 
-    Narrow heads run in `NarrowAttention`, under "eager" and "sdpa"; under "eager" it returns the attention
+    Narrow heads run in ``NarrowAttention``, under "eager" and "sdpa"; under "eager" it returns the attention
     weights of the remaining heads. In training, constant dimensions share the dropout of one head, where the
     masked model drops each out separately: the mean is the same. Compacted matrices are new Parameters, so
-    create the optimizer afterwards. Pruned weights inside them are zeros; `Ticket.from_model` of the
-    compacted model returns the ticket that keeps them zero. `save_pretrained` and `from_pretrained` save and
-    load compacted Hugging Face models.
+    create the optimizer afterwards. Pruned weights inside them are zeros; ``Ticket.from_model`` of the
+    compacted model returns the ticket that keeps them zero. ``save_pretrained`` and ``from_pretrained`` save
+    and load compacted Hugging Face models.
 
     Args:
         model: The model.
         ticket: The masks; without one, the zeros in the weights.
-        min_row_weights: Lossy: first prune every row with fewer weights, until none is left. At most the
-            longest row.
+        min_row_weights: Prune every row with fewer weights first, until every remaining row has that many.
+            Values above 0 are lossy; the maximum is the length of the longest row.
         round_to: Round widths (neurons, head dimensions, live rows) up to a multiple of this, but not beyond
-            their configured width; 8 or 16 suit tensor cores. At most the widest matrix.
-        batches: Keyword arguments of the model. `compaction_description` then reports how much the outputs
-            changed.
+            their configured width; 8 or 16 suit tensor cores. The maximum is the model's largest width.
+        batches: Keyword arguments of the model, one mapping per batch. With batches,
+            ``compaction_description`` reports how much the outputs changed.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: Another family, a decoder, a ticket that does not fit, a compacted or sparse model, a
-            layer that cannot be replaced (tied, quantised, patched), a number beyond the model's widths, or
-            batches that are not mappings. The model is then unchanged.
+        ValueError: The model belongs to another family, is a decoder, is compacted or sparse already, or has
+            a layer that cannot be replaced (tied, quantised or patched); the ticket does not fit; a number
+            exceeds the model's widths; or a batch is not a mapping. The model is then unchanged.
     """
     plan = analyze(model, ticket, min_row_weights=min_row_weights, round_to=round_to)
     examples = _checked_batches(batches)
@@ -80,14 +80,14 @@ def _checked_batches(batches: Iterable[Mapping[str, Any]]) -> list[Mapping[str, 
     """Return the batches as a list; raise ValueError for a single batch and for anything but mappings."""
     # A tokenizer's output is a mapping too; iterating over it would yield its keys as batches.
     if isinstance(batches, Mapping):
-        raise ValueError("batches is one batch; a list of them is needed: batches=[batch]")
+        raise ValueError("batches must be a list of batches, got a single batch; pass batches=[batch]")
     if not isinstance(batches, Iterable):
-        raise ValueError(f"batches is {batches!r}; mappings of the model's arguments are needed, in a list")
+        raise ValueError(f"batches must be a list of mappings of the model's arguments, got {batches!r}")
     examples = list(batches)
     for batch in examples:
         if not isinstance(batch, Mapping):
             raise ValueError(
-                f"batches holds a {type(batch).__name__}; mappings of the model's arguments are needed"
+                f"each batch must be a mapping of the model's arguments, got a {type(batch).__name__}"
             )
     return examples
 
@@ -96,15 +96,18 @@ def _checked_batches(batches: Iterable[Mapping[str, Any]]) -> list[Mapping[str, 
 def expand_(model: nn.Module) -> nn.Module:
     """Restore the configured shapes of a compacted model, in place, with the same outputs.
 
-    Folded constants stay folded, and removed parts become zeros. Any code that loads the model's class can
-    load the result, at the size and speed of the dense model. Heads return to their places. A model without
-    compaction does not change.
+    Folded constants stay folded, removed parts become zeros, and heads return to their configured positions.
+    Any code that loads the model's class can load the result, which has the size and speed of the dense
+    model. A model without compaction does not change.
+
+    Args:
+        model: The model.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: The model has sparse layers; call `densify_` first. The model is then unchanged.
+        ValueError: The model has sparse layers; call ``densify_`` first. The model is then unchanged.
     """
     expand(model)
     attach_quantizer_(model)
@@ -112,32 +115,46 @@ def expand_(model: nn.Module) -> nn.Module:
 
 
 def compaction_description(model: nn.Module) -> dict[str, Any]:
-    """What `compact_` made of a model, as plain values for JSON; empty for a model as configured.
+    """Describe a model's compaction in plain values that JSON can hold.
 
-    ticket           sha256 over the masks of the ticket it was compacted with
-    round_to         as given to `compact_`, as is ``min_row_weights``: 0 = exact
-    weights          of the encoder's matrices: ``configured``, ``exact`` (rows and columns that keep one),
-                     ``stored`` (with padding, and what it would not pay to leave out)
-    attention        path of each attention that changed -> groups of heads, with the width of query and key
-                     (``score``) and of value
-    linears          key of each matrix that changed -> its ``shape`` [out, in], the ``configured`` one, and
-                     ``live`` rows and columns where it holds these alone
-    output_change    where batches were given: ``max`` and ``mean`` of the absolute change, ``changed``: the
-                     share of answers (largest entry of the last dimension) that are other ones
+    The shapes are the present ones: a matrix that ``sparsify_`` packed no longer has a live rectangle.
 
-    It describes shapes as they are now: what `sparsify_` packs is whole again.
+    Args:
+        model: The model.
+
+    Returns:
+        A dict, empty for a model without compaction, with these keys:
+
+        - ``ticket``: sha256 over the masks of the ticket that the model was compacted with.
+        - ``round_to`` and ``min_row_weights``: The arguments of ``compact_``.
+        - ``weights``: Numbers of encoder weights: ``configured``; ``exact``, in live rows and columns; and
+          ``stored``, with padding and with the dead rows and columns that are not worth skipping.
+        - ``attention``: Path of each changed attention -> its groups of heads, with the width of query and
+          key (``score``) and of value (``value``).
+        - ``linears``: Key of each changed matrix -> its ``shape`` [out, in], its ``configured`` shape and, if
+          the matrix stores only its live rectangle, the shape of the rectangle (``live``).
+        - ``output_change``: If ``compact_`` had batches, the ``max`` and ``mean`` absolute change, and
+          ``changed``, the share of predictions (argmax over the last dimension) that changed.
     """
     return description_of(model)
 
 
 def rebuild_(model: nn.Module, description: Mapping[str, Any]) -> nn.Module:
-    """Give a freshly made model the shapes that a `compaction_description` names; returns the model.
+    """Give a new model the shapes in a ``compaction_description``, in place.
 
-    Parameters get the dtype and device (meta too) of those they replace, and unknown values: load a
-    `state_dict` of the compacted model next. It holds the indices of live rows and columns too.
+    The new Parameters have the dtype and device (also meta) of those they replace, and uninitialised values.
+    Load a ``state_dict`` of the compacted model next; it includes the indices of live rows and columns.
 
-    Raises ValueError, with the model as it was, for a description of another version or architecture, one
-    that cannot be true, or a model that is compacted already.
+    Args:
+        model: A model as configured.
+        description: The description of the compacted model.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The description has another version, fits another architecture or is damaged, or the model
+            is compacted already. The model is then unchanged.
     """
     rebuild(model, description)
     return model

@@ -1,4 +1,4 @@
-"""Result records in JSON Lines files, one line a record; `benchmarks/README.md` documents the fields."""
+"""Result records in JSON Lines files, one line a record; ``benchmarks/README.md`` documents the fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Swap the linear layers of a model for sparse ones, in place, and back: `sparsify_` and `densify_`."""
+"""Swap the linear layers of a model for sparse ones, in place, and back: ``sparsify_`` and ``densify_``."""
 
 from __future__ import annotations
 
@@ -40,36 +40,36 @@ def sparsify_(
     trainable: bool = False,
     compact: bool | None = None,
 ) -> nn.Module:
-    """Swap the pruned `nn.Linear` layers of ``model`` for `SparseLinear`, in place.
+    """Swap the pruned ``nn.Linear`` layers of ``model`` for ``SparseLinear``, in place.
 
     Only the ticket's layers change or, without a ticket, the layers with zeros. The values of masked weights
     are lost. Every layer, fused or not, remains a module in its place: it keeps its name, state_dict keys
     (``weight``, dense, and ``bias``), hooks, training flag and bias Parameter, and its ``.weight`` is the
-    dense matrix, computed on access. A `FusedActivation` takes the place of a fused activation module and
+    dense matrix, computed on access. A ``FusedActivation`` takes the place of a fused activation module and
     passes the layer's output through. Layers or activations with forward hooks are not fused, so that hooks
     see the same tensors as before.
 
-    ``plan(model)`` returns the plan that the model follows. `save_pretrained` writes the masks and kept
-    weights of a Hugging Face model, and `from_pretrained` returns the sparse model.
+    ``plan(model)`` returns the plan that the model follows. ``save_pretrained`` writes the masks and kept
+    weights of a Hugging Face model, and ``from_pretrained`` returns the sparse model.
 
     Args:
         model: The model to change.
         ticket: The masks; without one, the zeros in the weights.
         format: "auto" (the planner chooses a format for each layer and measures it), the name of a format, or
-            a `Plan` to follow.
+            a ``Plan`` to follow.
         tokens: Rows of x (batch times sequence length) in a call of a layer; 128 by default, or as in the
-            `Plan`.
+            ``Plan``.
         filter: ``filter(name, linear) -> bool`` selects layers. It works on any model and restricts a ticket.
         fuse_qkv: Compute the query, key and value of an attention in one native call where that is faster.
-            Two forward hooks on the attention do it; `densify_` removes them.
+            Two forward hooks on the attention do it; ``densify_`` removes them.
         fuse_activation: Let the kernel of an up-projection apply the ReLU or GELU after it.
         trainable: Make the kept weights Parameters; only for formats that can be trained, without fused
             activations.
-        compact: Remove pruned-out neurons, heads and head dimensions first, as `sparsebert.compact.compact_`
-            does. True demands it and False forbids it. None compacts if the `Plan` did; without a `Plan`, if
-            the model allows it, there is no ``filter`` and the layers are not ``trainable``. Compaction
-            changes the shapes of layers and of their entries in the ``state_dict``; ``plan(model)`` lists
-            them.
+        compact: Remove pruned-out neurons, heads and head dimensions first, as
+            ``sparsebert.compact.compact_`` does. True demands it and False forbids it. None compacts if the
+            ``Plan`` did; without a ``Plan``, if the model allows it, there is no ``filter`` and the layers
+            are not ``trainable``. Compaction changes the shapes of layers and of their entries in the
+            ``state_dict``; ``plan(model)`` lists them.
 
     Returns:
         The model.
@@ -77,7 +77,7 @@ def sparsify_(
     Raises:
         ValueError: The model is sparse already or has nothing to sparsify, the ticket or plan belongs to
             another model, an option is unknown, or a layer cannot be packed (see
-            `sparsebert.planning.target_layers.select_target_layers`). The model is then unchanged.
+            ``sparsebert.planning.target_layers.select_target_layers``). The model is then unchanged.
     """
     tokens = DEFAULT_TOKENS if tokens is None else tokens
     check_options("auto" if isinstance(format, Plan) else format, tokens)
@@ -114,7 +114,7 @@ def install_(
     fuse_qkv: bool,
     fuse_activation: bool,
 ) -> None:
-    """Replace the target layers with sparse layers, packed as planned; options as for `sparsify_`.
+    """Replace the target layers with sparse layers, packed as planned; options as for ``sparsify_``.
 
     Every layer is packed before the first one is replaced. Raises ValueError for a layer that cannot be
     packed.
@@ -153,7 +153,7 @@ def shared_inputs_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
 
 @torch.inference_mode(False)
 def densify_(model: nn.Module) -> nn.Module:
-    """Swap every `SparseLinear` of ``model`` for an `nn.Linear` of the same values, in place; returns it.
+    """Swap every ``SparseLinear`` of ``model`` for an ``nn.Linear`` of the same values, in place; returns it.
 
     Pruned weights become zeros. Hooks, training flags and bias Parameters stay, and fused activations return
     to their places. A model without sparse layers does not change. Raises ValueError if ``model`` is not a

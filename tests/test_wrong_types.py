@@ -89,7 +89,10 @@ def test_masks_that_are_not_a_mapping(model: Any, ticket: Ticket) -> None:
         (lambda m, t: sparsify_(m, t, tokens=[128]), "tokens must be a positive integer, got [128]"),
         (lambda m, t: sparsify_(m, t, format=["element"]), "unknown format ['element']; known: "),
         (lambda m, t: sparsify_(m, t, filter="query"), "filter must be a function of a layer's name"),
-        (lambda m, t: compact_(m, t, batches=3), "batches is 3; mappings of the model's arguments"),
+        (
+            lambda m, t: compact_(m, t, batches=3),
+            "batches must be a list of mappings of the model's arguments, got 3",
+        ),
     ],
     ids=["removed", "sparsity", "seed", "tokens", "format", "filter", "batches"],
 )

@@ -1,1 +1,1 @@
-"""Benchmarks on a CUDA GPU, as a queue of points: `python -m benchmarks.gpu --help`."""
+"""Benchmarks on a CUDA GPU, as a queue of points: ``python -m benchmarks.gpu --help``."""

@@ -28,9 +28,8 @@ class Side:
     """One implementation.
 
     Attributes:
-        make: Called on the stream of the measurement; returns the work to time, or several works over
-        different
-            tensors, which take turns so that none finds its tensors in the cache.
+        make: Called on the stream of the measurement. Returns the work to time, or several works over
+            different tensors, which take turns so that none finds its tensors in the cache.
         answers: Converts the result of the work to the tensors to compare.
         exact: Expected tensors, if they differ from those of the other sides (another mask).
         required: Whether its failure fails the comparison; other failures are noted.
@@ -53,7 +52,7 @@ def compare(
     """Compare the outputs of all sides, then time them in turn.
 
     The error of a side is its largest difference from ``exact`` over the largest exact value; its limit is
-    twice the baseline's error. A side that fails or exceeds the limit is left out and noted, unless it is
+    twice the baseline's error. A side that fails or exceeds the limit is excluded and noted, unless it is
     required.
 
     Args:

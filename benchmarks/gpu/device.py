@@ -1,6 +1,6 @@
 """The GPU that is measured, and the stand-in for it in a dry run.
 
-All sides of a comparison run as CUDA graphs in paired rounds. `triton.testing.do_bench_cudagraph` times one
+All sides of a comparison run as CUDA graphs in paired rounds. ``triton.testing.do_bench_cudagraph`` times one
 side after the other, so a change of clocks in between would look like a speed-up.
 """
 
@@ -72,7 +72,7 @@ class Cuda:
 
         Args:
             works: One work, or several that take turns.
-            calls: Calls in the graph; by default enough for `GRAPH_SECONDS`.
+            calls: Calls in the graph; by default enough for ``GRAPH_SECONDS``.
 
         Raises:
             RuntimeError: A work cannot be captured.

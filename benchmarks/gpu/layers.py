@@ -146,7 +146,7 @@ def measure_bitmap(device: Device, *, shape: Sequence[int], tokens: int, sparsit
 def measure_planned(
     device: Device, *, shape: Sequence[int], tokens: int, block: Sequence[int], sparsity: float
 ) -> dict[str, Any]:
-    """Measure the layer that `sparsify_` plans, against F.linear."""
+    """Measure the layer that ``sparsify_`` plans, against F.linear."""
     problem = Problem(device, shape, tokens, block, sparsity)
     linear = nn.Linear(*reversed(shape), device=device.device, dtype=device.dtype).requires_grad_(False)
     linear.weight.copy_(problem.weight)

@@ -76,7 +76,7 @@ class Session:
 
 
 def missing(points: Sequence[Point], records: Iterable[Record], device_name: str | None) -> list[Point]:
-    """Return missing points, see `Session.missing`; None for ``device_name`` accepts any device."""
+    """Return missing points, see ``Session.missing``; None for ``device_name`` accepts any device."""
     done: set[str] = set()
     failures: Counter[str] = Counter()
     for row in records:

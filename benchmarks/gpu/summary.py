@@ -25,7 +25,7 @@ def write_summary(session: Session) -> None:
 
 
 def summary(records: Sequence[Record], *, missing: int, dry_run: bool) -> str:
-    """Return all tables, the failures, and the sides that were left out."""
+    """Return all tables, the failures, and the excluded sides."""
     parts = ["# Measured on a GPU", *([WARNING] if dry_run else [])]
     parts += [table.markdown() for table in gpu_tables(records, dry_run=dry_run)]
     parts += [table.markdown() for table in failure_tables(records, dry_run=dry_run)]

@@ -51,7 +51,7 @@ def candidates(shape: Shape, shared_memory: int, *, few: bool = False) -> list[C
 def measure_tuning(
     device: Device, *, kernel: str, shape: Sequence[int], tokens: int, block: Sequence[int]
 ) -> dict[str, Any]:
-    """Measure every candidate at a sparsity of 90 %; candidates with wrong outputs are left out."""
+    """Measure every candidate at a sparsity of 90 %; candidates with wrong outputs are excluded."""
     from sparsebert_kernels.cuda import panel_backward, panel_forward
 
     problem = Problem(device, shape, tokens, block, SPARSITY)

@@ -1,1 +1,1 @@
-"""Tickets of a small model on real tasks: `python -m benchmarks.lottery`."""
+"""Tickets of a small model on real tasks: ``python -m benchmarks.lottery``."""

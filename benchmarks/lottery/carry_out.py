@@ -18,7 +18,7 @@ from sparsebert.workflows.train import train
 
 
 def add_data_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--data`, the folder of the tasks' files."""
+    """Add the option ``--data``, the folder of the tasks' files."""
     parser.add_argument(
         "--data",
         type=Path,

@@ -35,7 +35,7 @@ LONGER = {"cola": {"steps": 900, "learning_rate": 1e-4}}
 
 @dataclass(frozen=True)
 class Run:
-    """A run of `sparsebert train`.
+    """A run of ``sparsebert train``.
 
     Attributes:
         part: Part of the benchmark, one of ``PARTS``.
@@ -46,7 +46,7 @@ class Run:
         sparsity: Intended sparsity.
         options: Options of the method.
         ticket: Name of the run whose ticket is trained.
-        decides_sparsity: Whether the options of the method determine the sparsity, so that it is not requested.
+        decides_sparsity: Whether the method's options determine the sparsity, so that it is not requested.
         units: Units to prune, other than single weights.
         training: Training settings that differ from the common ones.
     """

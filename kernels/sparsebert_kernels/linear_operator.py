@@ -1,7 +1,7 @@
 """``sparsebert::linear``: one custom operator for all formats, with its fake and autograd registrations.
 
-Eager mode, `torch.compile`, `torch.export` and autograd all see this operator. Its arguments are plain
-tensors and numbers, from which `_rebuild` makes a packed weight.
+Eager mode, ``torch.compile``, ``torch.export`` and autograd all see this operator. Its arguments are plain
+tensors and numbers, from which ``_rebuild`` makes a packed weight.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ The gradients depend on what is trained:
 
 | method | call | weight gets | scores get |
 |---|---|---|---|
-| fixed ticket (lottery tickets, fine-tuning) | `masked_linear(x, W, mask)` | where(mask, G, 0) | - |
-| pruned weights keep learning (dense-to-sparse, RigL) | `straight_through=True` | G | - |
-| movement: weights and scores | `scores=S` | where(mask, G, 0) | G * W |
-| Static Model Pruning: only scores | `scores=S`, W without gradient | - | G * W |
+| fixed ticket (lottery tickets, fine-tuning) | ``masked_linear(x, W, mask)`` | where(mask, G, 0) | - |
+| pruned weights keep learning (dense-to-sparse, RigL) | ``straight_through=True`` | G | - |
+| movement: weights and scores | ``scores=S`` | where(mask, G, 0) | G * W |
+| Static Model Pruning: only scores | ``scores=S``, W without gradient | - | G * W |
 
 The values of the scores are not read: the caller derives the mask from them. The scores' gradient, dL/dmask =
 G * W, is dense, so that pruned weights can be revived.
@@ -47,7 +47,7 @@ def pack_mask(mask: Tensor) -> Tensor:
 
 
 def unpack_mask(packed_mask: Tensor, in_features: int) -> Tensor:
-    """Unpack the words of `pack_mask` into the bool mask [N, in_features].
+    """Unpack the words of ``pack_mask`` into the bool mask [N, in_features].
 
     Raises:
         ValueError: The words have another shape or dtype.
@@ -80,7 +80,7 @@ def masked_linear(
         x: [..., K] in float32, bfloat16 or float16 on a GPU, in any floating-point dtype elsewhere.
         weight: [N, K] in the dtype of x, or float32 for half-precision x. The float32 weight is rounded as it
             is read, and its gradient is float32.
-        packed_mask: Mask of the weight, packed by `pack_mask`.
+        packed_mask: Mask of the weight, packed by ``pack_mask``.
         bias: [N] or None.
         scores: [N, K] in a floating-point dtype, or None. Receives the gradient dL/dmask = dL/dW' * weight;
             its values are not read.

@@ -1,8 +1,8 @@
 """Linear layers over packed weights: the public operators.
 
-`linear` computes one layer, `linear_shared` several layers over the same input. In plain inference they call
-the backend directly (`dispatch`); otherwise they go through the custom operator that autograd and compilers
-see (`linear_operator`).
+``linear`` computes one layer, ``linear_shared`` several layers over the same input. In plain inference they
+call the backend directly (``dispatch``); otherwise they go through the custom operator that autograd and
+compilers see (``linear_operator``).
 """
 
 from __future__ import annotations
@@ -112,18 +112,18 @@ def block_sparse_linear(
     """Return ``activation(x @ W.T + bias) + residual`` for a weight in packed panels, in one kernel on a GPU.
 
     Sums are float32. Products of float32 are exact unless torch is allowed TensorFloat-32
-    (`torch.set_float32_matmul_precision("high")`). Each backward pass computes the transposed index and waits
-    for the device to do so; `linear` accepts a stored index.
+    (``torch.set_float32_matmul_precision("high")``). Each backward pass computes the transposed index and
+    waits for the device to do so; ``linear`` accepts a stored index.
 
     Args:
         x: [..., in_features] in float32, bfloat16 or float16, like the weight's values.
         weight: W [out_features, in_features].
         bias: [out_features] in any floating-point dtype, or None.
-        activation: See `linear`.
+        activation: See ``linear``.
         residual: [..., out_features] in the dtype of x, or None.
 
     Raises:
-        ValueError: ``weight`` is in another format; see also `linear`.
+        ValueError: ``weight`` is in another format; see also ``linear``.
     """
     if not isinstance(weight, PanelSparse):
         raise ValueError(
@@ -133,7 +133,7 @@ def block_sparse_linear(
 
 
 def can_share(packed: Sequence[PackedWeight]) -> bool:
-    """Return whether `linear_shared` can compute all of these weights in one call where kernels exist."""
+    """Return whether ``linear_shared`` can compute all of these weights in one call where kernels exist."""
     first = packed[0]
     if any(type(weight) is not type(first) for weight in packed):
         return False
@@ -150,21 +150,21 @@ def linear_shared(
     joined: PanelSparse | None = None,
     joined_bias: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return `linear` of one x with several weights of the same format, from one call that reads x once.
+    """Return ``linear`` of one x with several weights of the same format, from one call that reads x once.
 
-    The single call serves inference. If a gradient is needed, or no kernel supports the format, `linear` is
+    The single call serves inference. If a gradient is needed, or no kernel supports the format, ``linear`` is
     called once per weight.
 
     Args:
         x: [..., in_features].
         packed: The weights.
         biases: One bias, or None, per weight.
-        joined: On a GPU, the same weights joined into one (`formats.panel.join`), which the caller keeps. One
-            launch then computes all results, slices of one tensor.
+        joined: On a GPU, the same weights joined into one (``formats.panel.join``), which the caller keeps.
+            One launch then computes all results, slices of one tensor.
         joined_bias: The biases as one tensor, which saves concatenating them in each call.
 
     Raises:
-        ValueError: See `linear`; or ``joined`` and the weights differ in their number of rows.
+        ValueError: See ``linear``; or ``joined`` and the weights differ in their number of rows.
     """
     if joined is not None and cuda.covers(joined.name, x.device) and plain_inference(x, *biases):
         return _linear_joined(x, packed, biases, joined, joined_bias)

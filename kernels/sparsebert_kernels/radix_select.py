@@ -21,7 +21,7 @@ def halves(keys: Tensor, upper: int | None) -> tuple[Tensor, Tensor | None]:
     """Return the bin of each key, from 0 to BINS - 1.
 
     Args:
-        keys: See `keys`.
+        keys: See ``keys``.
         upper: None to bin all keys by their upper half; else one of these bins, to bin its keys by their
             lower half.
 
@@ -42,11 +42,11 @@ def score(upper: int, lower: int) -> float:
 
 
 def count(scores: Tensor, upper: int | None) -> Tensor:
-    """Count the scores in each bin of `halves`.
+    """Count the scores in each bin of ``halves``.
 
     Args:
         scores: float32, flat, contiguous; NaN is skipped.
-        upper: See `halves`.
+        upper: See ``halves``.
 
     Returns:
         int64 [BINS] on the CPU.

@@ -45,7 +45,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "no
 
 
 def csr_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """Return `linear` for a ``torch.sparse_csr`` weight [out, in] and x [tokens, in], computed as W @ x.T."""
+    """Return ``linear`` for a ``torch.sparse_csr`` weight [out, in] and x [tokens, in], computed as W @
+    x.T.
+    """
     out = weight @ x.t()
     if bias is not None:
         out += bias.to(x.dtype)[:, None]

@@ -1,7 +1,7 @@
 """Timing on the machine at hand: the fastest of a few runs, and two sides that run in turn.
 
 Runs during which the process stood still, because it waited for a core or was suspended, are discarded. If
-too few runs remain, or they differ widely, the timing is marked `busy`: it is unreliable, but the best
+too few runs remain, or they differ widely, the timing is marked ``busy``: it is unreliable, but the best
 available.
 """
 
@@ -108,7 +108,7 @@ def rounds(
         sides: The functions to run.
         unfinished: Decides, before each round, whether to run it, from the number of rounds so far and the
             seconds since the first round began.
-        clock: `time.perf_counter` by default.
+        clock: ``time.perf_counter`` by default.
     """
     clock = clock or time.perf_counter
     start, done, spent = clock(), 0, 0.0
@@ -149,7 +149,7 @@ def paired(
     """Time two sides in turn.
 
     The timing takes at least ``min_rounds`` undisturbed rounds, at most ``max_rounds``, and in between as
-    many as fit into ``budget`` seconds. If the machine was busy, it starts again; of `MAX_ATTEMPTS` busy
+    many as fit into ``budget`` seconds. If the machine was busy, it starts again; of ``MAX_ATTEMPTS`` busy
     attempts, the one with the least spread counts.
     """
     _warm_up(mine)

@@ -45,7 +45,7 @@ class Contention:
 
 @dataclass(frozen=True)
 class Watch:
-    """The system's CPU counters at one moment: `Watch.start()`, then `stop()` returns the difference."""
+    """The system's CPU counters at one moment: ``Watch.start()``, then ``stop()`` returns the difference."""
 
     wall: float
     system: tuple[float, float] | None
@@ -58,7 +58,7 @@ class Watch:
         return cls(time.perf_counter(), _system_seconds(), _process_seconds(), _waited_seconds())
 
     def stop(self, in_workers: float = 0.0) -> Contention:
-        """Return the contention since `start`.
+        """Return the contention since ``start``.
 
         Args:
             in_workers: CPU seconds that our worker processes spent in the meantime.

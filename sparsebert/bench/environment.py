@@ -1,4 +1,4 @@
-"""Description of the machine and of the installation: part of every record; `sparsebert env` prints it."""
+"""Description of the machine and of the installation: part of every record; ``sparsebert env`` prints it."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """Fields of the first core in /proc/cpuinfo; empty off Linux."""
+    """Return the fields of the first core in /proc/cpuinfo; empty off Linux."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
     except OSError:

@@ -70,7 +70,7 @@ def measure(spec: Mapping[str, Any]) -> Memory:
     """Build and run a backend in a fresh process.
 
     Args:
-        spec: See `sparsebert.bench.worker`.
+        spec: See ``sparsebert.bench.worker``.
 
     Raises:
         RuntimeError: The process fails; the message holds the last line of its stderr.
@@ -91,7 +91,7 @@ def measure(spec: Mapping[str, Any]) -> Memory:
 
 
 def peak_resident() -> int:
-    """Return the peak resident bytes of this process, since `reset_peak` if that was called."""
+    """Return the peak resident bytes of this process, since ``reset_peak`` if that was called."""
     status = _status("VmHWM")
     if status is not None:
         return status

@@ -54,7 +54,7 @@ def compare(
         answers: [sequences, tokens, hidden] for each batch. NaN or inf counts as an infinite error.
         reference: Like ``answers``.
         masks: [sequences, tokens] for each batch, 1 at real tokens and 0 at padding.
-        precision: A key of `TOLERANCES`.
+        precision: A key of ``TOLERANCES``.
 
     Raises:
         ValueError: The shapes differ.
@@ -71,7 +71,7 @@ def compare(
 
 
 def require(checks: Sequence[OutputCheck]) -> None:
-    """Raise `OutputMismatchError` with the name of each failed side."""
+    """Raise ``OutputMismatchError`` with the name of each failed side."""
     failed = [str(check) for check in checks if not check.passed]
     if failed:
         raise OutputMismatchError(

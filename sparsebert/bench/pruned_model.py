@@ -56,7 +56,7 @@ def prepare_pruned_model(
     Args:
         workload: Names the model and defines its batches.
         ticket: Applied to the model.
-        format: See `PrunedModel`.
+        format: See ``PrunedModel``.
         model: Used instead of loading the workload's model; it is modified.
 
     Raises:

@@ -54,7 +54,7 @@ def run(
 
     Args:
         pruned: Model, ticket and batches.
-        baselines: Names in `BACKENDS`.
+        baselines: Names in ``BACKENDS``.
         environment: Description of this machine, for the records.
         settings: Effort.
         on_step: Called with a description of each step.
@@ -68,54 +68,58 @@ def run(
     """
     torch.set_num_threads(pruned.workload.threads)
     names = [OURS, *(name for name in baselines if name != OURS)]
-    with _sides(pruned, names, on_step) as sides:
-        checks = _check_outputs(pruned, sides, on_step)
-        timings = _time(pruned, sides, settings, on_step)
+    with _built_backends(pruned, names, on_step) as backends:
+        checks = _check_outputs(pruned, backends, on_step)
+        timings = _time(pruned, backends, settings, on_step)
         held = {}
         if settings.memory:
-            held = _memory(pruned, sides, on_step)
+            held = _memory(pruned, backends, on_step)
     return [
-        _record(pruned, environment, name, sides[name], timings, checks[name], held.get(name))
+        _record(pruned, environment, name, backends[name], timings, checks[name], held.get(name))
         for name in names
     ]
 
 
 @contextlib.contextmanager
-def _sides(pruned: PrunedModel, names: Sequence[str], on_step: Step) -> Iterator[dict[str, BuiltBackend]]:
+def _built_backends(
+    pruned: PrunedModel, names: Sequence[str], on_step: Step
+) -> Iterator[dict[str, BuiltBackend]]:
     with contextlib.ExitStack() as stack:
-        sides = {}
+        backends = {}
         for name in names:
             on_step(f"building {name}")
-            sides[name] = BACKENDS[name]().build(pruned)
-            stack.callback(sides[name].close)
-        yield sides
+            backends[name] = BACKENDS[name]().build(pruned)
+            stack.callback(backends[name].close)
+        yield backends
 
 
 def _check_outputs(
-    pruned: PrunedModel, sides: dict[str, BuiltBackend], on_step: Step
+    pruned: PrunedModel, backends: dict[str, BuiltBackend], on_step: Step
 ) -> dict[str, output_check.OutputCheck]:
     on_step("comparing outputs")
     reference = pruned.reference()
     masks = [batch["attention_mask"] for batch in pruned.batches]
     checks = {
         name: output_check.compare(
-            name, side.answers(), reference, masks, precision=_backend(name).precision(pruned)
+            name, backend.answers(), reference, masks, precision=_backend(name).precision(pruned)
         )
-        for name, side in sides.items()
+        for name, backend in backends.items()
     }
     output_check.require(list(checks.values()))
     return checks
 
 
-def _time(pruned: PrunedModel, sides: dict[str, BuiltBackend], settings: Settings, on_step: Step) -> Timings:
+def _time(
+    pruned: PrunedModel, backends: dict[str, BuiltBackend], settings: Settings, on_step: Step
+) -> Timings:
     def once() -> Timings:
         return alternate(
-            {name: side.run for name, side in sides.items()},
+            {name: backend.run for name, backend in backends.items()},
             budget=settings.budget,
             min_rounds=settings.min_rounds,
             max_rounds=settings.max_rounds,
             threads=pruned.workload.threads,
-            in_worker=[name for name in sides if _backend(name).in_worker],
+            in_worker=[name for name in backends if _backend(name).in_worker],
         )
 
     on_step("timing")
@@ -128,15 +132,17 @@ def _time(pruned: PrunedModel, sides: dict[str, BuiltBackend], settings: Setting
     return best
 
 
-def _memory(pruned: PrunedModel, sides: dict[str, BuiltBackend], on_step: Step) -> dict[str, memory.Memory]:
+def _memory(
+    pruned: PrunedModel, backends: dict[str, BuiltBackend], on_step: Step
+) -> dict[str, memory.Memory]:
     held = {}
     with tempfile.TemporaryDirectory() as folder:
         ticket = Path(folder) / "ticket.safetensors"
         pruned.ticket.save(ticket)
-        for name, side in sides.items():
+        for name, backend in backends.items():
             on_step(f"memory of {name}")
-            if side.memory is not None:
-                held[name] = side.memory()
+            if backend.memory is not None:
+                held[name] = backend.memory()
                 continue
             spec = {
                 "workload": {**vars(pruned.workload)},
@@ -152,7 +158,7 @@ def _record(
     pruned: PrunedModel,
     environment: Environment,
     name: str,
-    side: BuiltBackend,
+    backend: BuiltBackend,
     timings: Timings,
     check: output_check.OutputCheck,
     held: memory.Memory | None,
@@ -173,7 +179,7 @@ def _record(
             "summary": _backend(name).summary,
             "precision": _backend(name).precision(pruned),
             "in_worker": _backend(name).in_worker,
-            "notes": side.notes,
+            "notes": backend.notes,
             "rounds": timings.rounds,
             # One run covers all batches; the latency is that of one batch.
             "latency_ms": quantiles(latency, 1e3 / len(workload.shapes)),
@@ -181,8 +187,8 @@ def _record(
             "samples_per_s": len(workload.lengths) / latency.median,
             "tokens_per_s": workload.real_tokens / latency.median,
             "padded_tokens_per_s": workload.padded_tokens / latency.median,
-            "weight_bytes": side.weight_bytes,
-            "model_bytes": side.model_bytes,
+            "weight_bytes": backend.weight_bytes,
+            "model_bytes": backend.model_bytes,
             "memory": None if held is None else held.record(),
             "gate": check.record(),
             "contention": vars(timings.contention),

@@ -1,8 +1,8 @@
-"""Memory of one backend, alone in a process: `python -m sparsebert.bench.worker < spec.json`.
+"""Memory of one backend, alone in a process: ``python -m sparsebert.bench.worker < spec.json``.
 
-The spec is a JSON object with "workload" (the fields of `Workload`), "ticket" (path of a ticket file),
+The spec is a JSON object with "workload" (the fields of ``Workload``), "ticket" (path of a ticket file),
 "provider" (name of a backend) and "format" (a packed format). The command prints the fields of
-`sparsebert.bench.memory.Memory` as one line of JSON.
+``sparsebert.bench.memory.Memory`` as one line of JSON.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def main() -> None:
     memory.reset_peak()
     baseline = memory.peak_resident()
     pruned = prepare_pruned_model(workload, Ticket.load(spec["ticket"]), format=spec["format"])
-    side = BACKENDS[spec["provider"]]().build(pruned, consume=True)
+    backend = BACKENDS[spec["provider"]]().build(pruned, consume=True)
     del pruned
     peak = memory.peak_resident()
     memory.reset_peak()
     for _ in range(RUNS):
-        side.run()
+        backend.run()
     running = memory.peak_resident()
     print(json.dumps({"baseline": baseline, "peak": max(peak, running), "running": running}))
 

@@ -40,10 +40,10 @@ class Workload:
     """The work of a benchmark.
 
     Attributes:
-        model: A name in `SHAPES`, a local folder or a hub id.
+        model: A name in ``SHAPES``, a local folder or a hub id.
         batch: Sequences of a batch.
         lengths: Tokens of each sequence.
-        dtype: A name in `DTYPES`.
+        dtype: A name in ``DTYPES``.
         threads: CPU threads.
         device: "cpu", "cuda" or "cuda:N".
         seed: Seed of random weights and token ids.
@@ -115,7 +115,7 @@ class Workload:
 
         Raises:
             ValueError: The model cannot be found or has too few positions; or see
-                `sparsebert.tasks.load_checked`.
+                ``sparsebert.tasks.load_checked``.
         """
         import torch
         from transformers import BertConfig, BertModel
@@ -172,13 +172,13 @@ class Workload:
 def read_lengths(path: str | Path, model: str, batch: int, *, limit: int, seed: int = 0) -> tuple[int, ...]:
     """Read sequence lengths from a file with one sentence or one integer per line.
 
-    The model's tokenizer counts the tokens of sentences. The names in `SHAPES` have no tokenizer; their
-    words, punctuation marks and two special tokens are counted. From a long file, `MAX_BATCHES` batches of
+    The model's tokenizer counts the tokens of sentences. The names in ``SHAPES`` have no tokenizer; their
+    words, punctuation marks and two special tokens are counted. From a long file, ``MAX_BATCHES`` batches of
     consecutive lines are sampled, which preserves the mix of lengths.
 
     Args:
         path: The file, in UTF-8.
-        model: See `Workload`.
+        model: See ``Workload``.
         batch: Sequences of a batch.
         limit: Longer sequences are truncated to this length.
         seed: Seed of the sample.

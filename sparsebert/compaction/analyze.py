@@ -55,9 +55,9 @@ class CompactionPlan:
         matrices: All encoder matrices, in model order.
         attentions: Path of each self-attention that changes -> its compaction.
         exact: Encoder weights in live rows and columns, before any rounding up.
-        round_to: As passed to `analyze`.
-        min_row_weights: As passed to `analyze`.
-        source: Digest of the ticket as passed to `analyze`.
+        round_to: As passed to ``analyze``.
+        min_row_weights: As passed to ``analyze``.
+        source: Digest of the ticket as passed to ``analyze``.
     """
 
     model: nn.Module
@@ -78,18 +78,18 @@ def analyze(
     round_to: int = 1,
     packed_for: int = 0,
 ) -> CompactionPlan:
-    """Plan what `sparsebert.compact.compact_` does to the model.
+    """Plan what ``sparsebert.compact.compact_`` does to the model.
 
     Args:
         model: The model; it is only read.
         ticket: The masks; without one, the zeros in the weights.
-        min_row_weights: As for `sparsebert.compact.compact_`.
-        round_to: As for `sparsebert.compact.compact_`.
+        min_row_weights: As for ``sparsebert.compact.compact_``.
+        round_to: As for ``sparsebert.compact.compact_``.
         packed_for: Tokens of a call if the compacted matrices will be stored without their zeros; 0 for dense
             layers.
 
     Raises:
-        ValueError: As `sparsebert.compact.compact_`.
+        ValueError: As ``sparsebert.compact.compact_``.
     """
     encoder = structure(model)
     if ticket is None:

@@ -1,4 +1,4 @@
-"""The four matrices of an attention with what it can do without left out."""
+"""Compact the four matrices of an attention: remove heads and dimensions, and fold constants."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from sparsebert.compaction.masked_matrix import EMPTY, Matrix, exact, live_featu
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """Matrices for heads in the order of ``groups``; ``heads`` says what each of them computes.
+    """A compacted attention.
 
-    ``groups`` is empty where nothing could go: the matrices are those given.
+    Attributes:
+        query: Query projection, with the rows of each head in the order of ``groups``.
+        key: Key projection, in the same order.
+        value: Value projection, in the same order.
+        output: Output projection, with its columns in the same order.
+        heads: The dimensions that each head computes.
+        groups: Heads by width; empty if compaction removes nothing and the matrices are the original ones.
     """
 
     query: Matrix
@@ -27,7 +33,7 @@ class Attention:
 
     @property
     def matrices(self) -> tuple[Matrix, Matrix, Matrix, Matrix]:
-        """query, key, value, output"""
+        """Query, key, value and output projection."""
         return self.query, self.key, self.value, self.output
 
 
@@ -40,53 +46,68 @@ def compact_attention(
     round_to: int = 1,
     packed_for: int = 0,
 ) -> Attention:
-    """Leave out the heads and dimensions of ``count`` heads that change nothing.
+    """Remove the heads and dimensions that do not affect the output.
 
-    What constant dimensions of value bring is ``output``'s columns times their biases, a vector u. It does
-    not go into the bias of ``output``: a sequence of nothing but padding attends to nothing under sdpa, and
-    gets no u. It becomes the output column of one more dimension of one head, the carrier, whose value is 1
-    for every token: attention makes 1 of that, and 0 where there is nothing to attend to. Dimensions with a
-    constant query become one: its query is 1, its key the sum of their keys, each times its constant.
-    Padding, up to widths that are multiples of ``round_to``, has weights and biases of zero on both sides, so
-    training leaves it there. ``packed_for`` is that of `group_heads`.
+    The constant dimensions of value add one vector u to the output: the sum of their ``output`` columns, each
+    times its bias. u cannot move into the bias of ``output``, because a sequence of padding alone attends to
+    nothing under sdpa and must not receive u. Instead, one head (the carrier) gets an extra value dimension
+    that is 1 for every token and has u as its output column. Attention averages that dimension to 1, or to 0
+    where it attends to nothing.
+
+    Dimensions with a constant query become a single dimension: its query is 1, and its key is the sum of
+    their keys, each times its constant.
+
+    Padding has zero weights and biases on both sides, so training keeps it at zero.
+
+    Args:
+        query: [heads * size, in].
+        key: [heads * size, in].
+        value: [heads * size, in].
+        output: [out, heads * size].
+        count: Number of heads.
+        round_to: Pad each width to a multiple of this.
+        packed_for: As for ``group_heads``.
     """
     heads = tuple(find_heads(query, key, value, output, count))
     size = len(value.weight) // count
     groups = group_heads(heads, size, round_to, packed_for)
     if len(heads) == count and is_whole(groups, size):
         return Attention(query, key, value, output, heads, ())
-    by_index = {head.index: head for head in heads}
-    ordered = [by_index[index] for group in groups for index in group.heads]
-    score_rows, value_rows = _rows(ordered, groups, "score"), _rows(ordered, groups, "value")
-    small_query, small_key = query.rows(score_rows), key.rows(score_rows)
+    head_of = {head.index: head for head in heads}
+    ordered = [head_of[index] for group in groups for index in group.heads]
+    score_rows = _source_rows(ordered, groups, "score")
+    value_rows = _source_rows(ordered, groups, "value")
+    compact_query, compact_key = query.rows(score_rows), key.rows(score_rows)
     starts = slots(groups, "score")
     for head in ordered:
         if len(head.key_bias) > 1:
             slot = starts[head.index][0] + len(head.score)
-            small_query = small_query.with_row(slot, None, bias=1)
-            small_key = small_key.with_row(slot, _key_bias(query, key, head), bias=0)
-    small_value, small_output = value.rows(value_rows), output.columns(value_rows)
+            compact_query = compact_query.with_row(slot, None, bias=1)
+            compact_key = compact_key.with_row(slot, _summed_keys(query, key, head), bias=0)
+    compact_value, compact_output = value.rows(value_rows), output.columns(value_rows)
     for head in ordered:
         if head.carrier:
             slot = slots(groups, "value")[head.index][0] + len(head.value)
             _, constant = live_features(value.mask, output.mask)
-            small_value = small_value.with_row(slot, None, bias=1)
-            small_output = small_output.with_column(slot, output.times(constant, value.bias[constant]))
-    return Attention(small_query, small_key, small_value, small_output, heads, groups)
+            compact_value = compact_value.with_row(slot, None, bias=1)
+            compact_output = compact_output.with_column(slot, output.times(constant, value.bias[constant]))
+    return Attention(compact_query, compact_key, compact_value, compact_output, heads, groups)
 
 
-def _rows(heads: Sequence[Head], groups: Sequence[HeadGroup], kind: str) -> list[int]:
-    """Row of the old matrix for each row of the new one, `EMPTY` for padding and for what is set later."""
+def _source_rows(heads: Sequence[Head], groups: Sequence[HeadGroup], kind: str) -> list[int]:
+    """Return the original row of each compacted row; ``EMPTY`` for padding and for rows of folded
+    constants.
+    """
     widths = slots(groups, kind)
     index: list[int] = []
     for head in heads:
-        # A single constant query keeps its row: nothing is to be summed, so nothing is rounded.
-        alone = head.key_bias if len(head.key_bias) == 1 else ()
-        rows = (*head.score, *alone) if kind == "score" else head.value
+        # A single constant query keeps its row: without a sum there is no rounding error.
+        unsummed = head.key_bias if len(head.key_bias) == 1 else ()
+        rows = (*head.score, *unsummed) if kind == "score" else head.value
         index += [*rows, *[EMPTY] * (widths[head.index][1] - len(rows))]
     return index
 
 
-def _key_bias(query: Matrix, key: Matrix, head: Head) -> Tensor:
-    """The sum of the keys of dimensions with a constant query, each times that constant: float64 [in]."""
+def _summed_keys(query: Matrix, key: Matrix, head: Head) -> Tensor:
+    """Return the sum of keys with a constant query, each times its constant: float64 [in]."""
     return exact(query.rows(head.key_bias).bias) @ exact(key.rows(head.key_bias).kept())

@@ -1,4 +1,4 @@
-"""Restore the configured shapes of a compacted model, with zeros for what was removed."""
+"""Restore the configured shapes of a compacted model, with zeros for the removed parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparsebert.nn.module_swap import move_hooks, replace_module
 
 
 def expand(model: nn.Module) -> None:
-    """See `sparsebert.compact.expand_`."""
+    """Expand as ``sparsebert.compact.expand_`` describes."""
     record = record_of(model)
     if not record:
         return
@@ -31,7 +31,8 @@ def expand(model: nn.Module) -> None:
         )
         if groups:
             scores, values = (
-                _places(groups, kind, encoder.num_heads, encoder.head_size) for kind in ("score", "value")
+                _compacted_rows(groups, kind, encoder.num_heads, encoder.head_size)
+                for kind in ("score", "value")
             )
             for key, rows in zip(keys[:3], (scores, scores, values), strict=True):
                 matrices[key] = matrices[key].rows(rows)
@@ -50,26 +51,30 @@ def expand(model: nn.Module) -> None:
     detach_record_(model)
 
 
-def _places(groups: Sequence[HeadGroup], kind: str, count: int, size: int) -> list[int]:
-    """The row of the compacted projection for each row as configured: every head at its own place."""
+def _compacted_rows(groups: Sequence[HeadGroup], kind: str, count: int, size: int) -> list[int]:
+    """Return the compacted row of each configured row; ``EMPTY`` for rows that compaction removed."""
     widths = slots(groups, kind)
-    places: list[int] = []
+    rows: list[int] = []
     for head in range(count):
         start, width = widths.get(head, (0, 0))
-        places += [*range(start, start + width), *[EMPTY] * (size - width)]
-    return places
+        rows += [*range(start, start + width), *[EMPTY] * (size - width)]
+    return rows
 
 
 def _matrix(model: nn.Module, key: str) -> Matrix:
+    """Return the present matrix of a layer, including its dead rows and columns."""
     module = resolve(model, key)
     layer = module.to_linear() if isinstance(module, RectangleLinear) else module
     if not isinstance(layer, nn.Linear):
-        raise ValueError(f"{key} is a {type(module).__name__}: densify_ the model first")
+        raise ValueError(
+            f"{key} must be an nn.Linear, got a {type(module).__name__}; densify_ the model first"
+        )
     weight = layer.weight.detach()
     return Matrix(weight, torch.ones_like(weight, dtype=torch.bool), layer.bias.detach())
 
 
 def _linear(old: Any, matrix: Matrix) -> nn.Linear:
+    """Return a dense layer of the matrix, with the flags of ``old``."""
     rows, columns = matrix.weight.shape
     linear = nn.Linear(columns, rows, device="meta", dtype=matrix.weight.dtype)
     linear.weight = nn.Parameter(matrix.weight, requires_grad=old.weight.requires_grad)

@@ -1,4 +1,4 @@
-"""Install a `CompactionPlan`: mask the model, replace its layers and attach the record."""
+"""Install a ``CompactionPlan``: mask the model, replace its layers and attach the record."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def shrink_attentions_(plan: CompactionPlan) -> None:
 
 
 def compaction_record(plan: CompactionPlan) -> dict[str, Any]:
-    """Return the record to attach: a `compaction_description` without the present shapes."""
+    """Return the record to attach: a ``compaction_description`` without the present shapes."""
     return {
         "version": VERSION,
         "ticket": plan.source,

@@ -1,4 +1,4 @@
-"""A linear layer that computes the live rectangle of its matrix alone."""
+"""Select the live rows and columns of a matrix, and compute a linear layer with them alone."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from torch.nn import functional as F
 
 from sparsebert.compaction.masked_matrix import Matrix, live_columns, live_rows, round_up
 
-# What copies cost for each token, in weights of the product: a column of x that is picked, and a row of the
-# output that is put among the others. `python -m benchmarks.compaction_constants` finds 10 to 76
-# and 53 to 149, for shapes of MiniLM and BERT-base and 128 or 1024 tokens on one thread of Zen 4 in fp32. Not
-# measured on a GPU yet.
+# Cost of copying per token, in multiplied weights: of a gathered column of x (PICKED) and of a row of the
+# scattered output (PLACED). `python -m benchmarks.compaction_constants` measures 10 to 76 and 53 to 149 on
+# one thread of Zen 4, for shapes of MiniLM and BERT-base with 128 or 1024 tokens in fp32. No GPU has been
+# measured.
 PICKED, PLACED = 32, 80
 
 
 class RectangleLinear(nn.Module):
-    """``x @ W.T + bias`` for a matrix W [out_features, in_features] that is zero outside live rows x columns.
+    """``x @ W.T + bias`` for a matrix W [out_features, in_features] that is zero outside its live rectangle.
 
-    weight   [live rows, live columns]
-    bias     [out_features]
-    rows     int64 [live rows], persistent buffer
-    columns  int64 [live columns], persistent buffer
+    The forward pass multiplies the live columns of x with ``weight``; the output of a dead row is its bias.
 
-    One dense product of the live columns of x with ``weight``; features of other rows are their bias.
+    Attributes:
+        weight: The live rectangle [live rows, live columns].
+        bias: [out_features].
+        rows: Indices of the live rows, int64, a persistent buffer.
+        columns: Indices of the live columns, int64, a persistent buffer.
     """
 
     rows: Tensor
@@ -38,7 +39,7 @@ class RectangleLinear(nn.Module):
         self.register_buffer("columns", torch.arange(columns, device=weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in_features] -> [..., out_features]"""
+        """Map x [..., in_features] to [..., out_features]."""
         if self.weight.shape[1] < self.in_features:
             x = x.index_select(-1, self.columns)
         if self.weight.shape[0] == self.out_features:
@@ -48,7 +49,7 @@ class RectangleLinear(nn.Module):
         return whole.index_copy(-1, self.rows, live)
 
     def is_sound(self) -> bool:
-        """Whether rows and columns are indices of the whole matrix, in order and each once."""
+        """Whether ``rows`` and ``columns`` are strictly increasing indices within the whole matrix."""
         return all(
             bool((index[1:] > index[:-1]).all()) and int(index[0]) >= 0 and int(index[-1]) < size
             for index, size in ((self.rows, self.out_features), (self.columns, self.in_features))
@@ -59,12 +60,12 @@ class RectangleLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, live={rows}x{columns}"
 
     def whole(self, live: Tensor) -> Tensor:
-        """[live rows, live columns] -> [out_features, in_features], zero or False outside."""
+        """Extend a live rectangle to [out_features, in_features], with zero or False outside."""
         zeros = live.new_zeros(self.out_features, self.in_features)
         return zeros.index_put((self.rows[:, None], self.columns), live)
 
     def to_linear(self) -> nn.Linear:
-        """A layer of the whole matrix, with this one's bias Parameter and flags."""
+        """Return a dense layer of the whole matrix, with this layer's bias Parameter and flags."""
         linear = nn.Linear(self.in_features, self.out_features, device="meta", dtype=self.weight.dtype)
         weight = self.whole(self.weight.detach())
         linear.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
@@ -73,10 +74,16 @@ class RectangleLinear(nn.Module):
 
 
 def live_rectangle(matrix: Matrix, round_to: int = 1) -> tuple[list[int], list[int]] | None:
-    """The rows and columns to compute with, in order; None where that is all of them.
+    """Select the rows and columns to compute with.
 
-    Dead rows, columns or both are left out where the product gets cheaper by more than copying costs.
-    Both counts are rounded up to a multiple of ``round_to``, with dead rows and columns taken along.
+    Dead rows, dead columns or both are skipped if that saves more than the copies cost.
+
+    Args:
+        matrix: The matrix.
+        round_to: Round both numbers up to a multiple of this by keeping dead rows and columns.
+
+    Returns:
+        The rows and the columns, in order; None to compute with all of them.
     """
     out_features, in_features = matrix.mask.shape
     every_row, every_column = list(range(out_features)), list(range(in_features))
@@ -84,24 +91,24 @@ def live_rectangle(matrix: Matrix, round_to: int = 1) -> tuple[list[int], list[i
     columns = _rounded(live_columns(matrix.mask), round_to)
 
     def cost(live: tuple[list[int], list[int]]) -> int:
-        kept, picked = map(len, live)
-        placing = PLACED * out_features if kept < out_features else 0
-        picking = PICKED * picked if picked < in_features else 0
-        return kept * picked + placing + picking
+        row_count, column_count = map(len, live)
+        scatter = PLACED * out_features if row_count < out_features else 0
+        gather = PICKED * column_count if column_count < in_features else 0
+        return row_count * column_count + scatter + gather
 
-    # Of equal ones the first.
-    ways = [(every_row, every_column), (every_row, columns), (rows, every_column), (rows, columns)]
-    best = min(ways, key=cost)
-    return None if best == ways[0] else best
+    # At equal cost, min returns the first: the candidate with fewer copies.
+    candidates = [(every_row, every_column), (every_row, columns), (rows, every_column), (rows, columns)]
+    best = min(candidates, key=cost)
+    return None if best == candidates[0] else best
 
 
 def exact_size(matrix: Matrix) -> int:
-    """Weights of the smallest rectangle that holds all kept ones."""
+    """Return the number of weights in the live rows and columns, without rounding up."""
     return int(live_rows(matrix.mask).sum()) * int(live_columns(matrix.mask).sum())
 
 
 def rectangle_linear(matrix: Matrix, live: tuple[list[int], list[int]]) -> RectangleLinear:
-    """The layer for a matrix and its live rectangle."""
+    """Build the layer of a matrix and its live rows and columns."""
     rows, columns = live
     out_features, in_features = matrix.weight.shape
     weight = matrix.rows(rows).columns(columns).kept()
@@ -112,6 +119,7 @@ def rectangle_linear(matrix: Matrix, live: tuple[list[int], list[int]]) -> Recta
 
 
 def _rounded(live: Tensor, round_to: int) -> list[int]:
+    """Return the indices of live features (bool), with dead ones up to a multiple of ``round_to``."""
     dead = (~live).nonzero().flatten().tolist()
     kept = live.nonzero().flatten().tolist()
     missing = round_up(len(kept), round_to, len(live)) - len(kept)

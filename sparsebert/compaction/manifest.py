@@ -35,7 +35,7 @@ def is_ticket_of(record: Mapping[str, Any], ticket: Ticket) -> bool:
 
 
 def _earlier_digest(ticket: Ticket) -> str:
-    """Return the digest that records held in place of `Ticket.digest` before version 0.2."""
+    """Return the digest that records held in place of ``Ticket.digest`` before version 0.2."""
     digest = hashlib.sha256()
     for kind, masks in (("masks", ticket.masks), ("bias_masks", ticket.bias_masks)):
         for key, mask in sorted(masks.items()):
@@ -46,12 +46,12 @@ def _earlier_digest(ticket: Ticket) -> str:
 
 
 def detach_record_(model: nn.Module) -> None:
-    """Undo `attach_record_`."""
+    """Undo ``attach_record_``."""
     delattr(base_model(model), _RECORD)
 
 
 def description_of(model: nn.Module) -> dict[str, Any]:
-    """See `sparsebert.compact.compaction_description`."""
+    """Describe the model as ``sparsebert.compact.compaction_description`` does."""
     record = record_of(model)
     if not record:
         return {}

@@ -37,7 +37,7 @@ class NarrowAttention(nn.Module):
         names: Sequence[str],
         model_class: type | None = None,
     ) -> None:
-        """Take over the submodules of ``original`` under their names, and keep it for `restored`."""
+        """Take over the submodules of ``original`` under their names, and keep it for ``restored``."""
         super().__init__()
         self.groups, self.scale, self.names = tuple(groups), scale, tuple(names)
         self.config: Any = original.config
@@ -121,7 +121,7 @@ def attention_path(keys: Sequence[str]) -> str:
 def shrink_attention_(
     model: nn.Module, keys: Sequence[str], groups: Sequence[HeadGroup], head_size: int
 ) -> None:
-    """Replace the self-attention with these projections by a `NarrowAttention`, hooks included.
+    """Replace the self-attention with these projections by a ``NarrowAttention``, hooks included.
 
     Without effect if every head is ``head_size`` wide: the model's own attention can run those.
 
@@ -142,7 +142,7 @@ def shrink_attention_(
 
 
 def restore_attention_(model: nn.Module, keys: Sequence[str]) -> None:
-    """Undo `shrink_attention_`: put the model's own self-attention back, for projections as configured."""
+    """Undo ``shrink_attention_``: put the model's own self-attention back, for projections as configured."""
     path = attention_path(keys)
     narrow = resolve(model, path)
     if isinstance(narrow, NarrowAttention):
@@ -158,7 +158,7 @@ def _move_children(source: nn.Module, target: nn.Module) -> None:
 
 
 def _record_attention_weights(model_class: type | None) -> None:
-    """Let transformers record the weights of `NarrowAttention` in models of this class.
+    """Let transformers record the weights of ``NarrowAttention`` in models of this class.
 
     transformers hooks the modules whose class a model class names in ``_can_record_outputs``.
     """
@@ -189,7 +189,7 @@ def _mask_of(mask: Tensor | None, group: HeadGroup) -> Tensor | None:
 def _fused(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float
 ) -> tuple[Tensor, None]:
-    """Attend with `scaled_dot_product_attention`, whose fused kernels require equal widths: pad to them."""
+    """Attend with ``scaled_dot_product_attention``, whose fused kernels require equal widths: pad to them."""
     score_width, value_width = query.shape[-1], value.shape[-1]
     if value_width < score_width:
         value = F.pad(value, (0, score_width - value_width))

@@ -1,4 +1,4 @@
-"""How far the answers of one model are from those of another, on given batches."""
+"""Measure how much a model's outputs change, on batches of examples."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from sparsebert.tickets.ticket import Ticket
 def outputs(
     model: nn.Module, batches: Sequence[Mapping[str, Any]], ticket: Ticket | None = None
 ) -> list[Tensor]:
-    """The first tensor that the model answers each batch with: logits, or hidden states without a head.
+    """Compute the model's output for each batch, in eval mode and without gradients.
 
-    In eval mode, without gradients; ``ticket`` masks a copy of the model first. The model stays as it is.
+    Args:
+        model: The model; it does not change.
+        batches: Keyword arguments of the model, one mapping per batch.
+        ticket: Masks to apply to a copy of the model first.
+
+    Returns:
+        The logits of each batch, or the hidden states if the model has no head.
     """
     if not batches:
         return []
@@ -27,16 +33,21 @@ def outputs(
     model.eval()
     try:
         with torch.no_grad():
-            return [_first(model(**batch)) for batch in batches]
+            return [_main_output(model(**batch)) for batch in batches]
     finally:
         for module, training in modes:
             module.training = training
 
 
-def output_change(expected: Sequence[Tensor], found: Sequence[Tensor]) -> dict[str, float]:
-    """``max`` and ``mean`` absolute change; ``changed``: share of other answers (argmax, last dim)."""
-    changes = [(b - a).abs().double().flatten() for a, b in zip(expected, found, strict=True)]
-    same = [(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in zip(expected, found, strict=True)]
+def output_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> dict[str, float]:
+    """Compare the outputs of the same batches before and after a change.
+
+    Returns:
+        ``max`` and ``mean`` of the absolute change, and ``changed``, the share of predictions (argmax over
+        the last dimension) that changed.
+    """
+    changes = [(b - a).abs().double().flatten() for a, b in zip(before, after, strict=True)]
+    same = [(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in zip(before, after, strict=True)]
     all_changes = torch.cat(changes)
     return {
         "max": float(all_changes.max()),
@@ -45,10 +56,11 @@ def output_change(expected: Sequence[Tensor], found: Sequence[Tensor]) -> dict[s
     }
 
 
-def _first(answer: Any) -> Tensor:
-    if isinstance(answer, Tensor):
-        return answer
-    logits = getattr(answer, "logits", None)
+def _main_output(output: Any) -> Tensor:
+    """Return the logits of a model's output, or its first tensor if it has none."""
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
     return (
-        logits if isinstance(logits, Tensor) else next(x for x in answer.to_tuple() if isinstance(x, Tensor))
+        logits if isinstance(logits, Tensor) else next(x for x in output.to_tuple() if isinstance(x, Tensor))
     )

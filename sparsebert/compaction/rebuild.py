@@ -1,4 +1,4 @@
-"""Give a freshly created model the shapes of a compacted one, from its description."""
+"""Give a new model the shapes of a compacted one, from a description."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sparsebert.compaction.manifest import VERSION, attach_record_, record_of
 from sparsebert.compaction.narrow_attention import attention_path, shrink_attention_
 from sparsebert.nn.module_swap import move_hooks, replace_module
 
-_DAMAGED = "the description of a compacted model is damaged; load the folder anew"
+_DAMAGED = "the compaction description is damaged; get a new copy of the folder"
 
 
 def rebuild(model: nn.Module, description: Mapping[str, Any]) -> None:
-    """See `sparsebert.compact.rebuild_`."""
+    """Rebuild as ``sparsebert.compact.rebuild_`` describes."""
     if not description:
         return
     if record_of(model):
-        raise ValueError(f"{type(model).__name__} is compacted already; create it anew")
+        raise ValueError(f"{type(model).__name__} is compacted already; create a new model from its config")
     encoder = structure(model)
     layers, groups = _checked(model, encoder, description)
     record = _checked_record(
@@ -41,7 +41,13 @@ def rebuild(model: nn.Module, description: Mapping[str, Any]) -> None:
 
 
 def _empty(old: nn.Linear, shape: Sequence[int], live: Sequence[int]) -> nn.Module:
-    """A layer of [out, in] ``shape`` and unknown values, like ``old`` otherwise."""
+    """Return an uninitialised layer with the dtype, device and flags of ``old``.
+
+    Args:
+        old: The layer to replace.
+        shape: [out, in].
+        live: Shape of its live rectangle; equal to ``shape`` for a dense layer.
+    """
     rows, columns = shape
     new: Any
     weight = nn.Parameter(old.weight.new_empty(*live), requires_grad=old.weight.requires_grad)
@@ -57,14 +63,19 @@ def _empty(old: nn.Linear, shape: Sequence[int], live: Sequence[int]) -> nn.Modu
 def _checked(
     model: nn.Module, encoder: Structure, description: Mapping[str, Any]
 ) -> tuple[dict[str, tuple[list[int], list[int]]], dict[str, tuple[HeadGroup, ...]]]:
-    """Shapes and live rectangles by key, and heads by attention.
+    """Read the shapes in a description, and check that compaction of this model can produce them.
 
-    Raises ValueError naming what no compaction of this model can have made: nothing is ever larger than
-    configured, and neighbours fit each other.
+    Returns:
+        Key -> shape [out, in] and shape of the live rectangle, for each changed matrix; and path -> heads,
+        for each changed attention.
+
+    Raises:
+        ValueError: A shape exceeds the configured one, or neighbouring matrices do not fit each other.
     """
     if description.get("version") != VERSION:
         raise ValueError(
-            f"a compacted model of version {description.get('version')!r}; this one reads version {VERSION}"
+            f"version of the compaction description must be {VERSION}, got {description.get('version')!r}; "
+            "update sparsebert"
         )
     try:
         layers = {
@@ -82,14 +93,16 @@ def _checked(
         raise ValueError(_DAMAGED) from None
     paths = {attention_path(keys) for keys in encoder.heads}
     for name in (layers.keys() - set(encoder.linears)) | (groups.keys() - paths):
-        raise ValueError(f"compacted model of another architecture: {type(model).__name__} has no {name}")
+        raise ValueError(
+            f"the compaction description is of another model: {type(model).__name__} has no {name}"
+        )
     shapes = {key: list(_linear(model, key).weight.shape) for key in encoder.linears}
     for key, (shape, live) in layers.items():
         fits = all(0 < a <= b <= c for a, b, c in zip(live, shape, shapes[key], strict=True))
         if not fits:
             raise ValueError(
-                f"compacted model of another architecture: {key} is {shape} with {live} live there, "
-                f"{shapes[key]} in {type(model).__name__}"
+                f"the compaction description is of another model: its {key} is {shape} with {live} live, "
+                f"that of {type(model).__name__} is {shapes[key]}"
             )
         shapes[key] = shape
     hidden = encoder.num_heads * encoder.head_size
@@ -98,22 +111,24 @@ def _checked(
         score, value = (total(heads, kind) for kind in ("score", "value")) if heads else (hidden, hidden)
         expected = [score, score, value, value]
         if [shapes[keys[i]][i == 3] for i in range(4)] != expected or not _are_heads(heads, encoder):
-            raise ValueError(f"the heads of {attention_path(keys)} do not fit its matrices")
+            raise ValueError(f"the described heads of {attention_path(keys)} do not fit its matrices")
     for up, down in encoder.neurons:
         if shapes[up][0] != shapes[down][1]:
-            raise ValueError(f"{up} has {shapes[up][0]} neurons, {down} {shapes[down][1]}")
+            raise ValueError(
+                f"{up} and {down} must share their neurons, got {shapes[up][0]} and {shapes[down][1]}"
+            )
     return layers, groups
 
 
 def require_rectangles(model: nn.Module) -> None:
-    """Raise ValueError for a `RectangleLinear` whose rows or columns are not increasing valid indices."""
+    """Raise ValueError unless every ``RectangleLinear`` has strictly increasing, valid rows and columns."""
     for name, module in model.named_modules():
         if isinstance(module, RectangleLinear) and not module.is_sound():
             raise ValueError(f"{name} is damaged: its rows or columns must be increasing indices")
 
 
 def _checked_record(description: Mapping[str, Any], configured: Mapping[str, list[int]]) -> dict[str, Any]:
-    """What the model is to remember of it. Raises ValueError for values that no compaction of it can have."""
+    """Return the record to attach; raise ValueError for values that compaction cannot produce."""
     fields: dict[str, Any] = {
         name: description.get(name) for name in ("ticket", "round_to", "min_row_weights", "weights")
     }
@@ -130,14 +145,15 @@ def _checked_record(description: Mapping[str, Any], configured: Mapping[str, lis
         raise ValueError(_DAMAGED)
     if weights["configured"] != total:
         raise ValueError(
-            f"compacted model of another architecture: {weights['configured']} encoder weights there, "
-            f"{total} here"
+            f"the compaction description is of another model: it has {weights['configured']} encoder "
+            f"weights, this model has {total}"
         )
     shapes = {"version": VERSION, "attention": description["attention"], "linears": dict(configured)}
     return fields | shapes | ({"output_change": change} if change is not None else {})
 
 
 def _count(value: Any) -> int:
+    """Return a count; raise TypeError for anything else."""
     if not _is_count(value):
         raise TypeError
     return int(value)
@@ -155,6 +171,7 @@ def _is_change(change: Any) -> bool:
 
 
 def _pair(sizes: Any) -> list[int]:
+    """Return a shape [out, in]; raise TypeError or ValueError for anything else."""
     rows, columns = sizes
     if any(type(size) is not int for size in (rows, columns)):
         raise TypeError
@@ -162,6 +179,7 @@ def _pair(sizes: Any) -> list[int]:
 
 
 def _are_heads(groups: Sequence[HeadGroup] | None, encoder: Structure) -> bool:
+    """Whether the groups are non-empty and share no head, and all their heads exist."""
     heads = [head for group in groups or () for head in group.heads]
     within = all(0 <= head < encoder.num_heads for head in heads)
     return within and len(set(heads)) == len(heads) and all(group.heads for group in groups or ())
@@ -170,5 +188,5 @@ def _are_heads(groups: Sequence[HeadGroup] | None, encoder: Structure) -> bool:
 def _linear(model: nn.Module, key: str) -> nn.Linear:
     linear = resolve(model, key)
     if not isinstance(linear, nn.Linear):
-        raise ValueError(f"{key} is a {type(linear).__name__}, not a plain linear layer")
+        raise ValueError(f"{key} must be an nn.Linear, got a {type(linear).__name__}")
     return linear

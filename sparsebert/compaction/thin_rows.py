@@ -1,4 +1,4 @@
-"""Prune rows with too few weights as well: lossy, expressed as a sparser ticket."""
+"""Prune rows with too few weights: a lossy step, expressed as sparser masks."""
 
 from __future__ import annotations
 
@@ -16,17 +16,25 @@ def without_thin_rows(
     neurons: Sequence[Sequence[str]],
     heads: Sequence[Sequence[str]],
 ) -> dict[str, Tensor]:
-    """Masks [out, in] that prune every row with fewer than ``least`` weights that still count, too.
+    """Prune every row that has fewer than ``least`` weights in live columns.
 
-    A weight counts while its column does: the columns of neurons and of dimensions of value that need not be
-    computed do not. So one row can empty another, and rows go until none is thin. ``neurons`` and ``heads``
-    are those of a `sparsebert.bert.Structure`; keys without a mask are kept whole.
+    A column of a down-projection or an output projection is live if its neuron or value dimension must be
+    computed. Pruning one row can therefore make another row thin; pruning repeats until no thin row remains.
+
+    Args:
+        masks: Key -> mask [out, in]; matrices without one keep all weights.
+        least: The fewest weights of a row to keep.
+        neurons: As in ``sparsebert.bert.Structure``.
+        heads: As in ``sparsebert.bert.Structure``.
+
+    Returns:
+        The masks, sparser where rows were pruned.
     """
     thinned = dict(masks)
     for keys in (*neurons, *heads):
         for key in keys:
             if key in thinned:
-                thinned[key] = _without(
+                thinned[key] = _prune_thin(
                     thinned[key], least, torch.ones(thinned[key].shape[1], dtype=torch.bool)
                 )
     for source, reader in [keys[-2:] for keys in (*neurons, *heads)]:
@@ -34,12 +42,13 @@ def without_thin_rows(
             continue
         while True:
             live, _ = live_features(thinned[source], thinned[reader])
-            thinner = _without(thinned[reader], least, live)
+            thinner = _prune_thin(thinned[reader], least, live)
             if torch.equal(thinner, thinned[reader]):
                 break
             thinned[reader] = thinner
     return thinned
 
 
-def _without(mask: Tensor, least: int, live: Tensor) -> Tensor:
+def _prune_thin(mask: Tensor, least: int, live: Tensor) -> Tensor:
+    """Prune the rows of a mask with fewer than ``least`` weights in live columns (bool [in])."""
     return mask & ((mask & live).sum(1, keepdim=True) >= least)

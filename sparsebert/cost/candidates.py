@@ -135,7 +135,7 @@ def format_candidates(
 def preferred(
     mask: Tensor, dtype: torch.dtype, device: torch.device, tokens: int, *, trainable: bool = False
 ) -> WorkEstimate:
-    """Return the format with the least predicted time, without measuring; arguments as `format_candidates`.
+    """Return the format with the least predicted time, without measuring; arguments as ``format_candidates``.
 
     A layer that moves to another kind of device is repacked in this format.
     """

@@ -54,7 +54,7 @@ class CpuCostModel:
     """Predicts the seconds of a layer, for one dtype and number of tokens on this machine.
 
     Args:
-        costs: The cost of each kind of work that pays here (`runnable`).
+        costs: The cost of each kind of work that pays here (``runnable``).
         tokens: Rows of x that the layer sees.
     """
 
@@ -201,7 +201,7 @@ def _write(path: Path, fingerprint: tuple[str, ...], entries: dict[str, dict[str
 
 
 def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
-    """Time every kind of work on a few small layers and fit its `Cost`.
+    """Time every kind of work on a few small layers and fit its ``Cost``.
 
     Returns:
         The cost of each kind of work, and whether the machine was too busy for one of the timings.

@@ -158,7 +158,7 @@ class Roofline:
 
 
 def named(name: str) -> Device:
-    """Return the built-in figures of a GPU whose name contains one of `KNOWN`, e.g. "NVIDIA H200".
+    """Return the built-in figures of a GPU whose name contains one of ``KNOWN``, e.g. "NVIDIA H200".
 
     Raises:
         ValueError: There are no figures for this name.
@@ -178,7 +178,7 @@ def named(name: str) -> Device:
 def present(device: torch.device) -> Device:
     """Return the figures of a GPU of this machine.
 
-    `make gpu` measures the figures. Without measurements, the built-in figures of the GPU's name apply or,
+    ``make gpu`` measures the figures. Without measurements, the built-in figures of the GPU's name apply or,
     for an unknown name, the figures of an H100, scaled by the number of multiprocessors.
     """
     properties = torch.cuda.get_device_properties(device)

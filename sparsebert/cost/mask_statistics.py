@@ -90,7 +90,7 @@ class BlockStatistics:
 
     @classmethod
     def of(cls, mask: Tensor) -> BlockStatistics:
-        """Count a bool mask [out, in], True = keep, at every size of `PANEL_BLOCKS`."""
+        """Count a bool mask [out, in], True = keep, at every size of ``PANEL_BLOCKS``."""
         rows, columns = mask.shape
         highest, widest = max(panel.PANEL_ROWS), max(panel.GROUP_COLUMNS)
         padded = torch.nn.functional.pad(mask.view(torch.uint8), (0, -columns % widest, 0, -rows % highest))

@@ -41,7 +41,7 @@ class WorkEstimate:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options of `sparsebert_kernels.formats.pack`."""
+        """Options of ``sparsebert_kernels.formats.pack``."""
         return format_options(self.format, self.block)
 
 
@@ -51,7 +51,7 @@ def format_label(format: str, block: tuple[int, int] | None) -> str:
 
 
 def format_options(format: str, block: tuple[int, int] | None) -> dict[str, Any]:
-    """Return the options of `sparsebert_kernels.formats.pack` that select this block size."""
+    """Return the options of ``sparsebert_kernels.formats.pack`` that select this block size."""
     if block is None:
         return {}
     row_options = {"vector": "vector_rows", "column_panel": "panel_rows"}
@@ -59,13 +59,13 @@ def format_options(format: str, block: tuple[int, int] | None) -> dict[str, Any]
 
 
 def estimate_work(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[str]) -> Iterator[WorkEstimate]:
-    """Estimate the work of each format for which `MaskStatistics` suffices.
+    """Estimate the work of each format for which ``MaskStatistics`` suffices.
 
     Args:
         mask: Statistics of the layer's mask.
         dtype: The dtype of the packed values.
         formats: Names of formats. "vector" yields one estimate per height; "panel" and "column_panel" yield
-            none (see `estimate_panel_work` and `estimate_column_panel_work`).
+            none (see ``estimate_panel_work`` and ``estimate_column_panel_work``).
     """
     rows, columns, item = mask.rows, mask.columns, dtype.itemsize
     for format in formats:

@@ -1,1 +1,1 @@
-"""The demo, `python -m sparsebert.demo`: a pruned BERT runs faster on this machine."""
+"""The demo, ``python -m sparsebert.demo``: a pruned BERT runs faster on this machine."""

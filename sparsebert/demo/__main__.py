@@ -1,6 +1,6 @@
 """The demo: prune a real BERT, swap in the sparse layers, check the answers, show speed and memory.
 
-`python -m sparsebert.demo` writes results.jsonl, minilm-90.safetensors and speedup.png to `demo/` in the
+``python -m sparsebert.demo`` writes results.jsonl, minilm-90.safetensors and speedup.png to ``demo/`` in the
 current folder. It runs on one thread, so that the figures can be compared between machines.
 """
 
@@ -51,7 +51,7 @@ POINTS: tuple[tuple[dict[str, Any], float, str], ...] = (
     ({}, 0.80, "auto"),
 )
 IN_TABLE = 4
-# After this many points, the rest is skipped once the demo has run for PATIENCE seconds.
+# Once the demo has run for PATIENCE seconds, it skips all points after this many.
 NEEDED = 6
 PATIENCE = 200.0
 
@@ -160,7 +160,7 @@ def _bert_base(
 
 
 def _baselines() -> list[str]:
-    """The dense backends that are available on this machine."""
+    """Return the dense backends that are available on this machine."""
     from sparsebert.bench.providers import BACKENDS
 
     backends: tuple[type[Backend], ...] = (BACKENDS["onednn"], BACKENDS["eager"])

@@ -1,4 +1,5 @@
-"""Hugging Face: sparse models that `save_pretrained` writes and `from_pretrained` loads.
+"""Save sparse and compacted models with ``save_pretrained``, and load them with ``from_pretrained``.
 
-Nothing is imported here: transformers is a library to wait for, see `sparsebert.hf.import_hook`.
+This package imports nothing, so that ``import sparsebert`` does not load transformers
+(``sparsebert.hf.import_hook``).
 """

@@ -11,7 +11,7 @@ from torch import nn
 from sparsebert.compaction.manifest import record_of
 from sparsebert.nn.sparse_linear import SparseLinear
 
-# The name that folders call this project by, in `quantization_config.quant_method` of their config.json.
+# Name of the format in config.json: `quantization_config.quant_method`.
 METHOD = "sparsebert"
 
 
@@ -22,8 +22,8 @@ def attach_quantizer_(model: nn.Module, **fields: Any) -> None:
 
     Args:
         model: A Hugging Face model, or a module that contains some.
-        fields: Fields of `sparsebert.hf.config.SparseConfig` that the layers cannot tell, such as ``format``
-            and ``origin``; omitted ones keep their values.
+        fields: Fields of ``sparsebert.hf.config.SparseConfig`` that the layers do not hold, such as
+            ``format`` and ``origin``. Omitted fields keep their values.
     """
     for each in _pretrained(model):
         quantizer = getattr(each, "hf_quantizer", None)
@@ -42,7 +42,7 @@ def attach_quantizer_(model: nn.Module, **fields: Any) -> None:
 
 
 def _pretrained(model: nn.Module) -> Iterator[Any]:
-    # A model of theirs cannot be here without the library that made it.
+    """Yield the Hugging Face models in ``model``, without importing transformers for other models."""
     if "transformers" in sys.modules:
         from transformers import PreTrainedModel
 
@@ -50,7 +50,7 @@ def _pretrained(model: nn.Module) -> Iterator[Any]:
 
 
 def _new_quantizer() -> Any:
-    """The plug-in that importing sparsebert has registered (`sparsebert.hf`)."""
+    """Create the quantizer that ``sparsebert.hf.import_hook`` has registered with transformers."""
     from transformers.quantizers import AutoHfQuantizer
 
     return AutoHfQuantizer.from_config({"quant_method": METHOD})

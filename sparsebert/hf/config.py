@@ -1,4 +1,4 @@
-"""What config.json of a sparse folder says under ``quantization_config``."""
+"""The ``quantization_config`` in the config.json of a sparse model's folder."""
 
 from __future__ import annotations
 
@@ -14,19 +14,27 @@ from sparsebert.planning.planner import check_options
 from sparsebert.tickets.file import brief, is_key
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
-# 2: ``masks`` is `sparsebert.tickets.provenance.masks_digest`; in 1 it was over keys and bits alone.
+# In version 2, ``masks`` is `sparsebert.tickets.provenance.masks_digest`; in version 1 it is a digest of the
+# keys and bits alone.
 FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """A sparse matrix of the folder.
+    """A sparse matrix in a folder.
 
-    shape               (out, in)
-    kept                number of weights that are not pruned
-    format, block       as it was packed where it was saved, (rows, columns) of its blocks
-    measured_us, dense_us   of a call there and of the prepacked dense layer, where that was measured
-    removed             what compaction removed from it, in words
+    Attributes:
+        shape: (out, in).
+        kept: Number of weights that are not pruned.
+        bias: Whether the layer has a bias.
+        format: Packed format on the machine that saved the folder.
+        block: (rows, columns) of a block there; None for formats without blocks.
+        measured_us: Microseconds of a call there; None if not measured.
+        dense_us: The same of the prepacked dense layer.
+        removed: What compaction removed from the matrix, in words; "" if nothing.
+
+    Raises:
+        ValueError: A field has an impossible value.
     """
 
     shape: tuple[int, int]
@@ -44,34 +52,41 @@ class StoredLayer:
             object.__setattr__(self, "block", _pair("block", self.block))
         rows, columns = self.shape
         if type(self.kept) is not int or not 0 <= self.kept <= rows * columns:
-            raise ValueError(f"kept is {brief(self.kept)} of {rows} x {columns} weights")
+            raise ValueError(
+                f"kept must be a number of weights up to {rows} x {columns}, got {brief(self.kept)}"
+            )
         for name, types, expected in (
             ("bias", bool, "true or false"),
-            ("format", str, "a name"),
+            ("format", str, "a string"),
             ("measured_us", float | int | None, "a number"),
             ("dense_us", float | int | None, "a number"),
-            ("removed", str, "a text"),
+            ("removed", str, "a string"),
         ):
             if not isinstance(getattr(self, name), types):
-                raise ValueError(f"{name} is {brief(getattr(self, name))}; {expected} is expected")
+                raise ValueError(f"{name} must be {expected}, got {brief(getattr(self, name))}")
         for name in ("measured_us", "dense_us"):
             if (time := getattr(self, name)) is not None and not 0 < time < math.inf:
-                raise ValueError(f"{name} is {time}; a time is expected")
+                raise ValueError(f"{name} must be a positive, finite time, got {time}")
 
 
 @dataclass(kw_only=True, eq=False)
 class SparseConfig(QuantizationConfigMixin):
-    """Everything that a folder says of its sparse layers beside their tensors.
+    """The description of a folder's sparse layers; the tensors are in the safetensors files.
 
-    version      of this format: readers refuse one that is newer than they are
-    layers       key as in a ticket (full path in models of unknown structure) -> `StoredLayer`
-    masks        the digest of all keys, shapes and mask bits: that of the ticket, where every mask is stored
-    sparsity     of the ticket: the share of its weights that are zero here, or removed
-    format       "auto", or the packed format that was asked for
-    trainable, fuse_qkv, fuse_activation, tokens   as in `sparsebert.sparsify_`
-    machine      what the layers' formats were chosen for: they are chosen anew where it is another
-    origin       metadata of the ticket: method, model, seed, ...
-    compaction   `sparsebert.compaction_description` of the model, if it is compacted
+    Attributes:
+        version: Version of this format; readers reject newer versions.
+        layers: Key -> ``StoredLayer``. Keys are as in a ticket, or full paths in models of unknown structure.
+        masks: Digest of all keys, shapes and mask bits. It equals the digest of the ticket's masks if the
+            folder stores all of them.
+        sparsity: Sparsity of the ticket: the share of weights that are zero or removed.
+        format: The ``format`` argument of ``sparsebert.sparsify_``: "auto" or a packed format.
+        trainable: As in ``sparsebert.sparsify_``.
+        fuse_qkv: As in ``sparsebert.sparsify_``.
+        fuse_activation: As in ``sparsebert.sparsify_``.
+        tokens: As in ``sparsebert.sparsify_``.
+        machine: The machine that the layers' formats were chosen for; other machines choose again.
+        origin: Metadata of the ticket: method, model, seed and so on.
+        compaction: ``sparsebert.compaction_description`` of the model; None without compaction.
     """
 
     quant_method: str = METHOD
@@ -90,10 +105,15 @@ class SparseConfig(QuantizationConfigMixin):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **others: Any) -> Any:
-        """The config that `to_dict` wrote.
+        """Create the config from the output of ``to_dict``.
 
-        Raises ValueError in one line for a newer version, a field that is unknown or of another type, and a
-        layer that cannot be.
+        Args:
+            config_dict: The ``quantization_config`` of a config.json.
+            return_unused_kwargs: Return (config, ``others``), as transformers requires.
+            others: Keyword arguments to pass through.
+
+        Raises:
+            ValueError: The version is newer, a field is unknown or has another type, or a layer is invalid.
         """
         _check(config_dict)
         layers = {key: _layer(key, entry) for key, entry in config_dict.get("layers", {}).items()}
@@ -101,6 +121,7 @@ class SparseConfig(QuantizationConfigMixin):
         return (config, others) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
+        """Return all fields, as plain values for JSON."""
         return asdict(self)
 
 
@@ -121,25 +142,28 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _check(contents: Mapping[str, Any]) -> None:
+    """Raise ValueError for a version, a field or a value that this version cannot read."""
     version = contents.get("version", FORMAT_VERSION)
     if type(version) is not int or version < 1:
         raise ValueError(
-            f"config.json: sparsebert format version {brief(version)}; "
-            f"a number from 1 to {FORMAT_VERSION} is expected"
+            f"config.json: format version in quantization_config must be an integer from 1 to "
+            f"{FORMAT_VERSION}, got {brief(version)}"
         )
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"the folder was written by a newer sparsebert (format {version}, "
-            f"this one reads up to {FORMAT_VERSION}): update sparsebert"
+            f"a newer sparsebert wrote the folder (format {version}; this version reads up to "
+            f"{FORMAT_VERSION}); update sparsebert"
         )
     for name, value in contents.items():
         expected = _TYPES.get(name)
         if name != "version" and (expected is None or not isinstance(value, expected)):
-            what = "unknown to" if expected is None else "of another type than in"
-            raise ValueError(f"config.json: {brief(name)} in quantization_config is {what} format {version}")
+            problem = "unknown in" if expected is None else f"a {type(value).__name__}, the wrong type for"
+            raise ValueError(
+                f"config.json: {brief(name)} in quantization_config is {problem} format {version}"
+            )
     sparsity = contents.get("sparsity", 0.0)
     if not 0 <= sparsity <= 1:
-        raise ValueError(f"config.json: sparsity is {sparsity} in quantization_config; 0 to 1 is expected")
+        raise ValueError(f"config.json: sparsity in quantization_config must be 0 to 1, got {sparsity}")
     try:
         check_options(contents.get("format", "auto"), contents.get("tokens", 1))
     except ValueError as error:
@@ -149,7 +173,7 @@ def _check(contents: Mapping[str, Any]) -> None:
 def _layer(key: str, entry: Any) -> StoredLayer:
     try:
         if not is_key(key) or not isinstance(entry, Mapping):
-            raise ValueError("a module path and its fields are expected")
+            raise ValueError("expected a module path and its fields")
         return StoredLayer(**entry)
     except (ValueError, TypeError) as error:
         raise ValueError(f"config.json: layer {brief(key)} in quantization_config: {error}") from None
@@ -157,7 +181,7 @@ def _layer(key: str, entry: Any) -> StoredLayer:
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(_is_size(each) for each in value):
-        raise ValueError(f"{name} is {brief(value)}; two positive sizes are expected")
+        raise ValueError(f"{name} must be two positive integers, got {brief(value)}")
     return value[0], value[1]
 
 

@@ -1,7 +1,8 @@
-"""Makes transformers know this project's folders, once it is loaded: `import sparsebert` does not load it.
+"""Register the sparsebert quantizer with transformers when transformers is imported.
 
-The standard library's way to act after somebody else's import: a finder in front of the others that finds
-one module, with their help, and has something done once that is loaded.
+``import sparsebert`` does not import transformers. Instead it puts a finder in front of ``sys.meta_path``.
+The finder wraps the loader of one transformers module and registers the quantizer after that module has
+loaded.
 """
 
 from __future__ import annotations
@@ -14,23 +15,26 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# The module that knows the plug-ins.
+# The module that holds the registered quantizers.
 _REGISTRY = "transformers.quantizers.auto"
 
 
 def register() -> None:
-    """Register the plug-in now if transformers has loaded its registry already, else as soon as it does."""
+    """Register the quantizer: now if transformers has loaded its registry, otherwise when it does."""
     if _REGISTRY in sys.modules:
-        _plug_in()
+        _register_quantizer()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
-def _plug_in() -> None:
+def _register_quantizer() -> None:
+    # Importing the module registers its classes.
     importlib.import_module("sparsebert.hf.quantizer")
 
 
 class _Finder(importlib.abc.MetaPathFinder):
+    """Find the registry of transformers, and wrap its loader in ``_Loader``."""
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
@@ -44,7 +48,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """Another loader, and the registration after it."""
+    """Load a module with another loader, then register the quantizer."""
 
     def __init__(self, loader: importlib.abc.Loader) -> None:
         self._loader = loader
@@ -54,8 +58,8 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        _plug_in()
+        _register_quantizer()
 
     def __getattr__(self, name: str) -> object:
-        # inspect and tracebacks ask a module's loader for its source.
+        # Forward other attributes: `inspect` and tracebacks get a module's source from its loader.
         return getattr(self._loader, name)

@@ -1,4 +1,4 @@
-"""The model card of a sparse model's folder: what it is, what it costs, what it gains, and how to load it."""
+"""Write the model card of a sparse model's folder: origin, loading, quality, speed and sparsity."""
 
 from __future__ import annotations
 
@@ -23,15 +23,24 @@ _TAGS = ["sparsebert", "sparse", "pruning"]
 def model_card(
     folder: str | os.PathLike[str], records: Iterable[Mapping[str, Any]] = (), *, name: str | None = None
 ) -> ModelCard:
-    """The card of a folder that `save_pretrained` wrote of a sparse model; ``.save(folder / "README.md")``
-    puts it there and ``.push_to_hub(repository)`` on the hub, where `model.push_to_hub` keeps it.
+    """Create the model card of a sparse model's folder.
 
-    ``records``: rows of this model that our commands wrote with ``--json`` (`sparsebert.results`). Of
-    "seeds" and "eval_seeds", or else of "eval" and "round", the last one says what the model achieves, beside
-    the dense one where it was judged by one; of "bench" the last round of measurements says how fast it is.
-    What no record tells is called not measured. ``name``: what the model is called; else as its folder.
+    ``.save(folder / "README.md")`` writes the card to the folder, ``.push_to_hub(repository)`` uploads it;
+    ``model.push_to_hub`` then keeps it.
 
-    Raises ValueError for a folder that holds no sparse model, and a record of a model of another sparsity.
+    Args:
+        folder: A folder that ``save_pretrained`` wrote for a sparse model.
+        records: Records of this model that sparsebert commands wrote with ``--json``
+            (``sparsebert.results``). The quality is that of the last "seeds" or "eval_seeds" record, which
+            may compare with the dense model; without one, that of the last "eval" or "round" record. The
+            speed is that of the last "bench" record. The card says "Not measured" where there is no record.
+        name: Name of the model; the folder's name by default.
+
+    Returns:
+        The card, from ``huggingface_hub``.
+
+    Raises:
+        ValueError: The folder does not hold a sparse model, or a record is of a model of another sparsity.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -39,15 +48,15 @@ def model_card(
     name = name or Path(folder).resolve().name
     rows = [dict(row) for row in records]
     sparsity = stored["sparsity"]
-    made_of = stored["origin"].get("model", {})
+    original = stored["origin"].get("model", {})
     data = ModelCardData(
-        base_model=_hub_id(made_of),
+        base_model=_hub_id(original),
         library_name="transformers",
         tags=_TAGS,
     )
     sections = [
         f"---\n{data.to_yaml()}\n---\n\n# {name}",
-        _what(config, stored, made_of, sparsity),
+        _summary(config, stored, original, sparsity),
         _loading(config, stored, name),
         f"## Quality\n\n{_quality(rows, sparsity)}",
         f"## Speed\n\n{_speed(rows, stored, sparsity)}",
@@ -57,35 +66,38 @@ def model_card(
 
 
 def _config(folder: Path) -> tuple[Record, Record]:
-    """config.json, and what it says of sparse layers."""
+    """Return the contents of config.json, and its ``quantization_config``."""
     try:
         config = json.loads((folder / "config.json").read_text())
         stored = config["quantization_config"]
         if stored["quant_method"] != "sparsebert" or not isinstance(stored["sparsity"], float | int):
             raise KeyError
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{folder} holds no sparse model: its config.json describes none") from None
+        raise ValueError(
+            f"{folder} does not hold a sparse model; save one there with save_pretrained first"
+        ) from None
     return config, stored
 
 
-def _hub_id(made_of: Record) -> str | None:
-    """What the hub knows the original model by, if it does: local folders may be called alike."""
-    name, local = made_of.get("id", ""), made_of.get("local")
-    # Tickets that do not say whether it was a folder have the folder's own name, without those above it.
-    sure = "/" in name if local is None else not local
-    return name if sure and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
+def _hub_id(original: Record) -> str | None:
+    """Return the Hub id of the original model; None for a local folder, even one named like a Hub model."""
+    name, local = original.get("id", ""), original.get("local")
+    # Older tickets do not record ``local``; they record a folder without its parents, so "/" marks a Hub id.
+    on_hub = "/" in name if local is None else not local
+    return name if on_hub and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
 
 
-def _what(config: Record, stored: Record, made_of: Record, sparsity: float) -> str:
+def _summary(config: Record, stored: Record, original: Record, sparsity: float) -> str:
+    """Return the first section: architecture, original model, sparsity, compaction and pruning method."""
     origin = stored["origin"]
     architecture = (config.get("architectures") or ["model"])[0]
-    source = f" from {made_of['id']}" if made_of.get("id") else ""
-    if made_of.get("local"):
-        source = f" from the model of a local folder, {made_of['id']}"
+    source = f" from {original['id']}" if original.get("id") else ""
+    if original.get("local"):
+        source = f" from the local model {original['id']}"
     lines = [
         f"{architecture}{source}, {sparsity:.2%} sparse (density "
         f"{1 - sparsity:.2%}){_compaction(stored.get('compaction'))}.",
-        f"- method: {origin.get('method', 'not known')}",
+        f"- method: {origin.get('method', 'unknown')}",
     ]
     lines += [
         f"- {name.replace('_', ' ')}: {value}"
@@ -99,33 +111,33 @@ def _compaction(compaction: Record | None) -> str:
     if not compaction:
         return ""
     configured, stored = (compaction["weights"][name] for name in ("configured", "stored"))
-    taken = (
+    text = (
         f"; compaction removed rows, columns, neurons and heads: {stored:,} of {configured:,} encoder "
         f"weights remain ({stored / configured:.1%})"
     )
     if least := compaction["min_row_weights"]:
-        taken += f". That was lossy: rows of fewer than {least} weights are among them"
+        text += f". Compaction was lossy: it also removed rows of fewer than {least} weights"
         if change := compaction.get("output_change"):
-            taken += (
-                f", which moved its outputs by {change['mean']:.2g} in the mean, by {change['max']:.2g} at "
-                f"most, and changed {change['changed']:.1%} of its answers"
+            text += (
+                f", which changed the outputs by {change['mean']:.2g} on average and {change['max']:.2g} at "
+                f"most, and {change['changed']:.1%} of the predictions"
             )
-    return taken
+    return text
 
 
 def _loading(config: Record, stored: Record, name: str) -> str:
     head = re.search(r"For\w+$", (config.get("architectures") or [""])[0])
     auto = f"AutoModel{head[0] if head else ''}"
-    back = "sparsebert.densify_(model)"
+    densify = "sparsebert.densify_(model)"
     if stored.get("compaction"):
-        back = f"sparsebert.expand_({back})"
+        densify = f"sparsebert.expand_({densify})"
     return (
         "## Load it\n\n```python\n"
-        "import sparsebert  # first: without it transformers does not know the format\n"
+        "import sparsebert  # required: registers the format with transformers\n"
         f"from transformers import {auto}\n\n"
         f'model = {auto}.from_pretrained("{name}")\n```\n\n'
-        "The files hold the remaining weights, and masks where there are zeros; loading packs them for the "
-        f"device. `{back}` gives a plain dense model."
+        "The files hold the remaining weights, and a mask of each sparse matrix; loading packs them for the "
+        f"device. `{densify}` returns a plain dense model."
     )
 
 
@@ -155,27 +167,27 @@ def _speed(rows: list[Record], stored: Record, sparsity: float) -> str:
             for name, ratio in row["ratio"].items()
         )
         device = row["environment"]["gpu"] if row["workload"]["device"] == "cuda" else None
-        busy = " The machine was busy: not to be quoted." if row["busy"] else ""
+        busy = " The machine was busy; do not quote these times." if row["busy"] else ""
         return (
-            f"The whole model, measured: {ratios}; {row['latency_ms']['median']:.1f} ms a batch.\n\n"
+            f"Whole model: {ratios}; {row['latency_ms']['median']:.1f} ms per batch.\n\n"
             f"{workload_title(row['workload'])}. {device or machine_text(row['environment'])}.{busy}"
         )
     timed = [layer for layer in stored["layers"].values() if layer["measured_us"] and layer["dense_us"]]
     if not timed:
         return "Not measured."
-    mine, dense = (sum(layer[name] for layer in timed) / 1e3 for name in ("measured_us", "dense_us"))
+    sparse, dense = (sum(layer[name] for layer in timed) / 1e3 for name in ("measured_us", "dense_us"))
     return (
-        f"{len(timed)} of {len(stored['layers'])} matrices, measured one by one, {stored['tokens']} tokens: "
-        f"{mine:.2f} ms against {dense:.2f} ms dense ({dense / mine:.1f}x) on {stored['machine']}. "
-        "The whole model was not measured."
+        f"{len(timed)} of {len(stored['layers'])} matrices, measured separately with {stored['tokens']} "
+        f"tokens: {sparse:.2f} ms against {dense:.2f} ms dense ({dense / sparse:.1f}x) on "
+        f"{stored['machine']}. The whole model was not measured."
     )
 
 
 def _layers(stored: Record) -> str:
-    layers, taken = stored["layers"], (stored.get("compaction") or {}).get("linears", {})
+    layers, compacted = stored["layers"], (stored.get("compaction") or {}).get("linears", {})
     rows = []
-    for key in (*layers, *(key for key in taken if key not in layers)):
-        entry = taken.get(key, {})
+    for key in (*layers, *(key for key in compacted if key not in layers)):
+        entry = compacted.get(key, {})
         shape = layers[key]["shape"] if key in layers else entry.get("live", entry["shape"])
         configured = entry.get("configured", shape)
         weights = layers[key]["kept"] if key in layers else math.prod(shape)
@@ -183,17 +195,19 @@ def _layers(stored: Record) -> str:
         rows.append((key, _shape(configured), _shape(shape), f"{weights:,}", sparsity))
     if not rows:
         return "The remaining matrices are dense."
-    return Table("", ("matrix", "configured", "left", "weights", "sparsity"), tuple(rows)).markdown()
+    return Table("", ("matrix", "configured", "compacted", "weights", "sparsity"), tuple(rows)).markdown()
 
 
 def _shape(sizes: Iterable[int]) -> str:
     return "x".join(map(str, sizes))
 
 
-def _require_same(found: float | None, sparsity: float, kind: str) -> None:
-    if found is not None and abs(found - sparsity) > SAME_SPARSITY:
+def _require_same(recorded: float | None, sparsity: float, kind: str) -> None:
+    """Raise ValueError if a record is of a model of another sparsity."""
+    if recorded is not None and abs(recorded - sparsity) > SAME_SPARSITY:
         raise ValueError(
-            f"a {kind!r} record is of a model that is {found:.2%} sparse; this one is {sparsity:.2%}"
+            f"the {kind!r} record must be of this model, which is {sparsity:.2%} sparse; "
+            f"it is of a model that is {recorded:.2%} sparse"
         )
 
 

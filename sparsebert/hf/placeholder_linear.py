@@ -13,9 +13,9 @@ from sparsebert.tickets.bits import packed_bytes, unpack_bits
 
 
 class PlaceholderLinear(nn.Module):
-    """A sparse layer in its checkpoint form (`sparsebert.nn.checkpoint_form`), on the default device.
+    """A sparse layer in its checkpoint form (``sparsebert.nn.checkpoint_form``), on the default device.
 
-    After loading, it serves as the `nn.Linear` to build the sparse layer from. ``weight`` is computed on
+    After loading, it serves as the ``nn.Linear`` to build the sparse layer from. ``weight`` is computed on
     access, so the model never holds all its dense weights at once.
     """
 
@@ -31,14 +31,14 @@ class PlaceholderLinear(nn.Module):
         self.register_parameter("bias", bias)
 
     def mask(self) -> Tensor:
-        """bool [out, in], on the CPU. Raises ValueError as `sparsebert.tickets.bits.unpack_bits`."""
+        """bool [out, in], on the CPU. Raises ValueError as ``sparsebert.tickets.bits.unpack_bits``."""
         return unpack_bits(self.weight_bits.cpu(), (self.out_features, self.in_features))
 
     @property
     def weight(self) -> nn.Parameter:
         """The dense matrix [out, in] on the layer's device.
 
-        Raises ValueError as `sparsebert.nn.checkpoint_form.stored_weight`.
+        Raises ValueError as ``sparsebert.nn.checkpoint_form.stored_weight``.
         """
         return nn.Parameter(stored_weight(self.weight_values, self.mask().to(self.weight_values.device)))
 
@@ -47,7 +47,9 @@ class PlaceholderLinear(nn.Module):
 
 
 def outline(stored: Any) -> nn.Linear:
-    """Return a layer to plan with: shape, dtype, device and bias of a `PlaceholderLinear`, without memory."""
+    """Return a layer to plan with: shape, dtype, device and bias of a ``PlaceholderLinear``, without
+    memory.
+    """
     linear = nn.Linear(stored.in_features, stored.out_features, bias=False, device="meta")
     nothing = stored.weight_values.detach().new_zeros(())
     linear.weight = nn.Parameter(nothing.expand(stored.out_features, stored.in_features))

@@ -1,4 +1,4 @@
-"""`push_to_hub` of sparse and compacted models: the saved folder with a model card."""
+"""``push_to_hub`` of sparse and compacted models: the saved folder with a model card."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class PushToHub:
         max_shard_size: int | str = "50GB",
         tags: Iterable[str] = (),
     ) -> CommitInfo:
-        """Upload the model and its card in one commit, with the options of transformers' `push_to_hub`.
+        """Upload the model and its card in one commit, with the options of transformers' ``push_to_hub``.
 
         Args:
-            records: Measurements for the card, as for `sparsebert.hf.model_card.model_card`. Without them, a
-                card that the repository already has stays.
+            records: Measurements for the card, as for ``sparsebert.hf.model_card.model_card``. Without them,
+                a card that the repository already has stays.
 
         Raises:
-            ValueError: A record is of another model, or as `huggingface_hub.HfApi`.
+            ValueError: A record is of another model, or as ``huggingface_hub.HfApi``.
         """
         records = list(records)
         extra_tags = [*(self._model.model_tags or ()), *([tags] if isinstance(tags, str) else tags)]

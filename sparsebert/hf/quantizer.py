@@ -1,8 +1,8 @@
 """The transformers plug-in ("quantizer") that saves and loads sparse and compacted models.
 
 On disk a sparse matrix is a mask and its kept weights, independent of device and packed format
-(`sparsebert.nn.checkpoint_form`); config.json lists these matrices (`sparsebert.hf.config`). Loading replaces
-each by a `PlaceholderLinear`, lets transformers fill it, and packs it for the device at hand.
+(``sparsebert.nn.checkpoint_form``); config.json lists these matrices (``sparsebert.hf.config``). Loading
+replaces each by a ``PlaceholderLinear``, lets transformers fill it, and packs it for the device at hand.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from sparsebert.tickets.provenance import masks_digest
 
 
 class SparseQuantizer(HfQuantizer):
-    """Save and load models with `SparseLinear` layers; `attach_quantizer_` attaches it to a model.
+    """Save and load models with ``SparseLinear`` layers; ``attach_quantizer_`` attaches it to a model.
 
-    Loading raises a one-line ValueError for a folder of a newer version or another architecture, a truncated
-    file, and masks that do not match config.json.
+    Loading raises a one-line ValueError if the folder has a newer version, is of another architecture or has
+    a truncated file, or if its masks do not match config.json.
     """
 
     quantization_config: SparseConfig
@@ -48,7 +48,8 @@ class SparseQuantizer(HfQuantizer):
         super().__init__(quantization_config, **options)
         if not self.pre_quantized:
             raise ValueError(
-                "a dense checkpoint becomes sparse once it is loaded: sparsebert.sparsify_(model, ticket)"
+                "cannot sparsify a dense checkpoint while loading it; load it, then call "
+                "sparsebert.sparsify_(model, ticket)"
             )
 
     def is_serializable(self, *args: Any, **options: Any) -> bool:
@@ -83,7 +84,7 @@ class SparseQuantizer(HfQuantizer):
     def validate_environment(self, *args: Any, device_map: Any = None, **options: Any) -> None:
         places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
         if "disk" in places:
-            raise ValueError("device_map: a sparse model cannot be offloaded to disk: use cpu")
+            raise ValueError("device_map: a sparse model cannot be offloaded to disk; use cpu")
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Iterable[str] | None = None, **options: Any
@@ -115,7 +116,7 @@ class SparseQuantizer(HfQuantizer):
         selected = [_selected(model, key, layer.removed) for key, layer in config.layers.items()]
         masks = {key: (layer.shape, _stored(model, key).weight_bits) for key, layer in config.layers.items()}
         if config.masks != stored_digest(masks, config.version):
-            raise ValueError("the masks of the folder are not those that its config.json was written for")
+            raise ValueError("the masks do not match config.json; get a new copy of the folder")
         install_(
             model,
             CompactedTargets(tuple(selected), None),
@@ -124,7 +125,7 @@ class SparseQuantizer(HfQuantizer):
             fuse_qkv=config.fuse_qkv,
             fuse_activation=config.fuse_activation,
         )
-        # Nothing is quantised: .half(), .float() and training are as in any other model.
+        # The weights are not quantised: allow .half(), .float() and training.
         model.is_quantized = False
         fields = ("format", "tokens", "origin", "sparsity", "fuse_qkv", "fuse_activation")
         attach_quantizer_(model, **{name: getattr(config, name) for name in fields})
@@ -136,7 +137,7 @@ class SparseQuantizer(HfQuantizer):
         outlines = [replace(layer, linear=outline(layer.linear)) for layer in selected]
         if all(machine(layer.linear.weight) == config.machine for layer in outlines):
             return [_as_saved(config, layer) for layer in outlines]
-        made = plan_layers(
+        plan = plan_layers(
             outlines,
             tokens=config.tokens,
             format=config.format,
@@ -144,14 +145,14 @@ class SparseQuantizer(HfQuantizer):
             trainable=config.trainable,
             shared_inputs=shared_inputs_of(model) if config.fuse_qkv else (),
         )
-        return list(made.layers)
+        return list(plan.layers)
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         return densify_(model)
 
 
-def described(model: nn.Module, state: Mapping[str, Tensor], known: SparseConfig) -> SparseConfig:
-    """Return the config to save: ``known``, updated from the model and its tensors to save."""
+def described(model: nn.Module, state: Mapping[str, Tensor], config: SparseConfig) -> SparseConfig:
+    """Return the config to save: ``config``, updated from the model and its tensors to save."""
     layers = {name: each for name, each in model.named_modules() if isinstance(each, SparseLinear)}
     keys = {name: canonical_key(name) if is_bert_like(model) else name for name in layers}
     masks = {
@@ -160,7 +161,7 @@ def described(model: nn.Module, state: Mapping[str, Tensor], known: SparseConfig
     }
     machines = [machine(layer.values, layer.dtype) for layer in layers.values()]
     return replace(
-        known,
+        config,
         version=FORMAT_VERSION,
         layers={
             keys[name]: _stored_layer(layer, len(state[f"{name}.{VALUES}"])) for name, layer in layers.items()
@@ -175,7 +176,9 @@ def described(model: nn.Module, state: Mapping[str, Tensor], known: SparseConfig
 def stored_digest(masks: Mapping[str, tuple[tuple[int, int], Tensor]], version: int = FORMAT_VERSION) -> str:
     """Return the digest that a folder of this format version records of its masks.
 
-    ``masks``: key -> shape [out, in] and packed bits (uint8).
+    Args:
+        masks: Key -> shape [out, in] and packed bits (uint8).
+        version: Version of the folder's format.
     """
     if version > 1:
         return masks_digest((key, *masks[key]) for key in sorted(masks))
@@ -187,7 +190,7 @@ def stored_digest(masks: Mapping[str, tuple[tuple[int, int], Tensor]], version: 
 
 
 def machine(values: Tensor, dtype: torch.dtype | None = None) -> str:
-    """Return what chosen formats are valid for: device, instruction set or device name, and dtype."""
+    """Describe the machine that formats are chosen for: device, instruction set or GPU, and dtype."""
     kind = values.device.type
     name = torch.cuda.get_device_name(values.device) if kind == "cuda" else describe_machine()
     return f"{kind}, {name}, {str(dtype or values.dtype).removeprefix('torch.')}"
@@ -196,7 +199,7 @@ def machine(values: Tensor, dtype: torch.dtype | None = None) -> str:
 def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
     format, plan = layer.recipe[0], layer.plan
     planned = plan is not None and plan.format == format
-    timed = planned and not plan.busy  # times of a busy machine are not published
+    timed = planned and not plan.busy  # do not publish times of a busy machine
     return StoredLayer(
         shape=(layer.out_features, layer.in_features),
         kept=kept,
@@ -210,7 +213,7 @@ def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
 
 
 def _name_in(model: nn.Module, key: str, layer: StoredLayer) -> str:
-    """Return the layer's full path in the model; raise ValueError unless its linear layer fits the folder."""
+    """Return the layer's full path in the model; raise ValueError if the model's layer does not fit."""
     try:
         linear = resolve(model, key)
     except ValueError as error:
@@ -220,21 +223,25 @@ def _name_in(model: nn.Module, key: str, layer: StoredLayer) -> str:
     shape = linear.out_features, linear.in_features
     if shape != layer.shape or (linear.bias is not None) != layer.bias:
         raise ValueError(
-            f"the folder is of another architecture: {key} is {list(layer.shape)} there and {list(shape)} "
-            f"in {type(model).__name__}, each with or without a bias"
+            f"the folder is of another architecture: its {key} is {list(layer.shape)} {_bias(layer.bias)}, "
+            f"that of {type(model).__name__} is {list(shape)} {_bias(linear.bias is not None)}"
         )
     return full_name(model, key)
 
 
+def _bias(present: bool) -> str:
+    return "with a bias" if present else "without a bias"
+
+
 def _stored(model: nn.Module, key: str) -> Any:
-    """The `PlaceholderLinear` of that key."""
+    """Return the ``PlaceholderLinear`` of a key."""
     return resolve(model, key)
 
 
 def _selected(model: nn.Module, key: str, removed: str) -> TargetLayer:
     stored = _stored(model, key)
     if stored.weight_values.is_meta:
-        raise ValueError(f"{key} was offloaded: a sparse layer has to be where it computes")
+        raise ValueError(f"{key} was offloaded, but sparse layers must be on their device; change device_map")
     try:
         mask = stored.mask().to(stored.weight_values.device)
     except ValueError as error:
@@ -262,6 +269,6 @@ def _as_saved(config: SparseConfig, layer: TargetLayer) -> LayerPlan:
     )
 
 
-# Of each plug-in one can be registered, and nothing else registers this name.
+# transformers accepts one registration per name; no other library registers this one.
 register_quantization_config(METHOD)(SparseConfig)
 register_quantizer(METHOD)(SparseQuantizer)

@@ -15,20 +15,20 @@ from sparsebert.nn.checkpoint_form import BITS, VALUES
 from sparsebert.tickets.bits import packed_bytes
 from sparsebert_kernels.errors import first_line
 
-# Names of dtypes as safetensors writes them.
+# Dtype names of safetensors.
 _BYTES, _INDICES, _FLOATS = ("U8",), ("I64",), ("F32", "BF16", "F16", "F64")
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A tensor that a file has to hold; any of the dtypes will do."""
+    """The shape of a tensor that a file must hold, and its permitted dtypes."""
 
     shape: list[int]
     dtypes: tuple[str, ...]
 
 
 def of_layer(key: str, layer: StoredLayer) -> dict[str, Expected]:
-    """The tensors of a sparse layer, by name."""
+    """Return the tensors of a sparse layer, by name."""
     tensors = {
         f"{key}.{BITS}": Expected([packed_bytes(layer.shape)], _BYTES),
         f"{key}.{VALUES}": Expected([layer.kept], _FLOATS),
@@ -37,7 +37,7 @@ def of_layer(key: str, layer: StoredLayer) -> dict[str, Expected]:
 
 
 def of_module(key: str, module: nn.Module) -> dict[str, Expected]:
-    """The tensors of a dense layer, by name."""
+    """Return the tensors of a dense layer, by name."""
     return {
         f"{key}.{name}": Expected(list(tensor.shape), _FLOATS if tensor.is_floating_point() else _INDICES)
         for name, tensor in module.state_dict().items()
@@ -45,24 +45,28 @@ def of_module(key: str, module: nn.Module) -> dict[str, Expected]:
 
 
 def require_tensors(files: Iterable[str], expected: Mapping[str, Expected]) -> None:
-    """Raise ValueError, in one line, for files that are missing, cut off or damaged, and for a tensor that is
-    missing there or is another than the config says."""
+    """Check that the files hold the expected tensors.
+
+    Raises:
+        ValueError: A file is missing, truncated or damaged, or a tensor is missing or has another shape or
+            dtype than config.json says. The message has one line.
+    """
     present: dict[str, tuple[str, list[int]]] = {}
     for file in files:
         present |= _tensors(Path(file))
     for name, tensor in expected.items():
         if name not in present:
-            raise ValueError(f"config.json names a layer whose {name} is in no file")
+            raise ValueError(f"the model needs {name}, but no file holds it; get a new copy of the folder")
         dtype, shape = present[name]
         if shape != tensor.shape or dtype not in tensor.dtypes:
-            wanted = f"{' or '.join(tensor.dtypes)} {tensor.shape}"
-            raise ValueError(f"{name} is {dtype} {shape} in the file, {wanted} by config.json")
+            described = f"{' or '.join(tensor.dtypes)} {tensor.shape}"
+            raise ValueError(f"{name} is {dtype} {shape} in the file, but {described} in config.json")
 
 
 def _tensors(file: Path) -> dict[str, tuple[str, list[int]]]:
-    """Dtypes and shapes of the tensors in a file, by their names without the base model's prefix."""
+    """Return dtype and shape of each tensor in a file, by name without the base model's prefix."""
     if not file.exists():
-        raise ValueError(f"{file} is missing: other files of the folder name it")
+        raise ValueError(f"{file} is missing; get a new copy of the folder")
     try:
         with safe_open(file, framework="pt") as opened:
             return {
@@ -70,4 +74,4 @@ def _tensors(file: Path) -> dict[str, tuple[str, list[int]]]:
                 for name in opened.keys()  # noqa: SIM118
             }
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is cut off or no safetensors file: {first_line(error)}") from None
+        raise ValueError(f"{file} is truncated or not a safetensors file: {first_line(error)}") from None

@@ -5,16 +5,16 @@ that transformers cannot load.
 
 | module | project | files |
 |---|---|---|
-| `bert_tickets` | BERT-Tickets (Chen et al. 2020) | `mask.pt` |
-| `smp` | Static Model Pruning (Jiang et al. 2023) | `.npy`, packed bits |
-| `bert_experiments` | bert-experiments (Prasanna et al. 2020) | `head_mask.npy`, `mlp_mask.npy` |
-| `super_tickets` | Super Tickets (Liang et al. 2021) | `heads_to_mask.json`, `ffn_to_mask.json` |
-| `movement_pruning` | movement pruning (Sanh et al. 2020) | a checkpoint's folder |
-| `nn_pruning` | nn_pruning (Lagunas et al. 2021) | a compiled model's folder |
-| `torch_prune` | `torch.nn.utils.prune` | a model in memory |
+| ``bert_tickets`` | BERT-Tickets (Chen et al. 2020) | ``mask.pt`` |
+| ``smp`` | Static Model Pruning (Jiang et al. 2023) | ``.npy``, packed bits |
+| ``bert_experiments`` | bert-experiments (Prasanna et al. 2020) | ``head_mask.npy``, ``mlp_mask.npy`` |
+| ``super_tickets`` | Super Tickets (Liang et al. 2021) | ``heads_to_mask.json``, ``ffn_to_mask.json`` |
+| ``movement_pruning`` | movement pruning (Sanh et al. 2020) | a checkpoint's folder |
+| ``nn_pruning`` | nn_pruning (Lagunas et al. 2021) | a compiled model's folder |
+| ``torch_prune`` | ``torch.nn.utils.prune`` | a model in memory |
 
-Code in a file is never run: pickles go through torch's restricted loader (`safe_pickle`), and arrays are read
-without pickle.
+Code in a file is never run: pickles go through torch's restricted loader (``safe_pickle``), and arrays are
+read without pickle.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Sparse layers: `SparseLinear`, its installation in a model, and its form in checkpoints."""
+"""Sparse layers: ``SparseLinear``, its installation in a model, and its form in checkpoints."""

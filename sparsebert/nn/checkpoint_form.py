@@ -15,7 +15,7 @@ def to_stored(weight: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Convert a matrix [out, in] and its mask (bool, True = keep) to checkpoint form, on the weight's device.
 
     Returns:
-        ``weight_bits``, uint8 [ceil(out * in / 8)]: the mask as `sparsebert.tickets.bits` packs it; and
+        ``weight_bits``, uint8 [ceil(out * in / 8)]: the mask as ``sparsebert.tickets.bits`` packs it; and
         ``weight_values`` [kept], the kept weights in row order and in the weight's dtype.
     """
     return {BITS: pack_bits(mask).to(weight.device), VALUES: weight.detach()[mask]}

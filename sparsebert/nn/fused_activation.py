@@ -1,4 +1,4 @@
-"""`FusedActivation`: the placeholder for an activation that a sparse layer applies itself."""
+"""``FusedActivation``: the placeholder for an activation that a sparse layer applies itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 class FusedActivation(nn.Identity):
     """The placeholder for an activation module; the up-projection before it applies the activation.
 
-    ``original`` is the activation module, which `densify_` puts back.
+    ``original`` is the activation module, which ``densify_`` puts back.
     """
 
     def __init__(self, original: nn.Module) -> None:

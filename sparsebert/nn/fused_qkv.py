@@ -1,6 +1,7 @@
 """Query, key and value of a self-attention, computed by one native call that reads their input once.
 
-`fuse_qkv_` registers two hooks on the attention module. The first runs before the attention's forward method
+``fuse_qkv_`` registers two hooks on the attention module. The first runs before the attention's forward
+method
 and computes all projections of its input. Each projection stays a separate module: when the attention calls
 it, it returns the precomputed output. The second hook, which runs after errors too, drops unused outputs. The
 outputs therefore live for one call of the attention, in the calling thread.
@@ -47,7 +48,7 @@ def fuse_qkv_(attention: nn.Module, names: Sequence[str]) -> None:
 
 
 def unfuse_qkv_(attention: nn.Module) -> None:
-    """Remove the hooks of `fuse_qkv_`, if there are any."""
+    """Remove the hooks of ``fuse_qkv_``, if there are any."""
     for hooks in (attention._forward_pre_hooks, attention._forward_hooks):
         for number in [number for number, hook in hooks.items() if _is_qkv_hook(hook)]:
             for name in HOOKS:
@@ -56,7 +57,7 @@ def unfuse_qkv_(attention: nn.Module) -> None:
 
 
 def is_fused(attention: nn.Module) -> bool:
-    """Whether the attention has the hooks of `fuse_qkv_`."""
+    """Whether the attention has the hooks of ``fuse_qkv_``."""
     return any(map(_is_qkv_hook, attention._forward_pre_hooks.values()))
 
 

@@ -1,4 +1,4 @@
-"""`SparseLinear`: a linear layer whose weight is stored and multiplied in a packed format."""
+"""``SparseLinear``: a linear layer whose weight is stored and multiplied in a packed format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _AS_STORED: ContextVar[bool] = ContextVar("as_stored", default=False)
 
 @contextlib.contextmanager
 def as_stored() -> Iterator[None]:
-    """Let ``state_dict`` return sparse layers in checkpoint form (`sparsebert.nn.checkpoint_form`)."""
+    """Let ``state_dict`` return sparse layers in checkpoint form (``sparsebert.nn.checkpoint_form``)."""
     token = _AS_STORED.set(True)
     try:
         yield
@@ -43,16 +43,16 @@ class SparseLinear(nn.Module):
             read.
         mask: Bool of the same shape, True = keep; ``weight != 0`` by default.
         bias: [out_features] or None. A Parameter is registered itself, not a copy.
-        format: A name in `sparsebert_kernels.formats.FORMATS`.
+        format: A name in ``sparsebert_kernels.formats.FORMATS``.
         trainable: Make ``values``, the kept weights, a Parameter. Only formats "element", "vector" and
             "panel" can be trained, the latter two only with a mask of whole vectors or blocks. Otherwise,
             only x and the bias have gradients.
         **options: Options of the format.
 
-    The ``state_dict`` is that of the `nn.Linear` that the layer replaces: ``weight`` (dense) and ``bias``.
+    The ``state_dict`` is that of the ``nn.Linear`` that the layer replaces: ``weight`` (dense) and ``bias``.
     Checkpoints therefore move freely between the two. Loading packs the weight; another shape, or weights
-    outside the mask, are errors. Inside `as_stored`, the ``state_dict`` holds the mask and the kept weights,
-    which load as well. The packed tensors are non-persistent buffers.
+    outside the mask, are errors. Inside ``as_stored``, the ``state_dict`` holds the mask and the kept
+    weights, which load as well. The packed tensors are non-persistent buffers.
 
     float32 and bfloat16 layers store their dtype and compute in it. float16 layers do so on a GPU, and store
     and compute float32 on a CPU. float64 layers, and layers on a device without packed kernels, hold the
@@ -116,7 +116,7 @@ class SparseLinear(nn.Module):
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [..., in_features] to [..., out_features]; see `sparsebert_kernels.ops.linear`."""
+        """Map x [..., in_features] to [..., out_features]; see ``sparsebert_kernels.ops.linear``."""
         if not torch.compiler.is_compiling() and (output := take_precomputed(self, x)) is not None:
             return output
         return ops.linear(x, self.packed, self.bias, self.activation, self._transposed())

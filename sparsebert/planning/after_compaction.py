@@ -49,7 +49,7 @@ def compacted_targets(
     compact: bool | None = None,
     trainable: bool = False,
 ) -> CompactedTargets:
-    """Return the layers that `select_target_layers` selects, after compaction.
+    """Return the layers that ``select_target_layers`` selects, after compaction.
 
     A model that was compacted with this very ticket is not compacted again: the zeros in its weights take the
     place of the ticket's masks.
@@ -57,15 +57,15 @@ def compacted_targets(
     Args:
         model: The model; it is only read.
         ticket: The masks; without one, the zeros in the weights.
-        filter: As in `select_target_layers`.
+        filter: As in ``select_target_layers``.
         tokens: Rows of x in a call.
         compact: True demands compaction and False forbids it. None compacts if the model allows it, there is
             no ``filter`` and the layers are not ``trainable``.
         trainable: Whether the kept weights will be trained; layers without pruned weights then stay dense.
 
     Raises:
-        ValueError: As `select_target_layers` does; with ``compact=True`` also for a filter, and as `analyze`
-            does.
+        ValueError: As ``select_target_layers`` does; with ``compact=True`` also for a filter, and as
+            ``analyze`` does.
     """
     if compact and filter is not None:
         raise ValueError(

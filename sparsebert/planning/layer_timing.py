@@ -51,7 +51,7 @@ def fastest_candidate(layer: TargetLayer, choice: FormatCandidates, tokens: int)
 def time_against_dense(layer: TargetLayer, work: WorkEstimate, tokens: int) -> Paired:
     """Time a layer in the format of ``work`` (``mine``) and as a prepacked dense layer (``other``).
 
-    The seconds are for ``tokens`` rows of x, extrapolated beyond `MAX_TIMED_TOKENS`.
+    The seconds are for ``tokens`` rows of x, extrapolated beyond ``MAX_TIMED_TOKENS``.
     """
     linear, device = layer.linear, layer.linear.weight.device
     dtype = linear.weight.dtype

@@ -50,7 +50,7 @@ class LayerPlan:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options to pass to `SparseLinear` with the format."""
+        """Options to pass to ``SparseLinear`` with the format."""
         if self.format in ("dense", "compact"):
             return {"tokens": self.tokens}
         return format_options(self.format, self.block)

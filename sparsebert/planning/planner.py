@@ -58,11 +58,11 @@ def plan(
         trainable: Consider only formats whose kept weights can be trained.
         device: A GPU to plan for instead of the model's device, such as "h200" or "a100"; its times are
             modelled, not measured.
-        compact: As in `sparsify_`. Layers are planned in their shapes after compaction, and the plan lists
+        compact: As in ``sparsify_``. Layers are planned in their shapes after compaction, and the plan lists
             the parts that compaction removes.
 
     Raises:
-        ValueError: See `select_target_layers`; or the format or device is unknown, or ``tokens`` is not a
+        ValueError: See ``select_target_layers``; or the format or device is unknown, or ``tokens`` is not a
             positive integer.
     """
     target = None if device is None else gpu_roofline.named(device)
@@ -107,7 +107,7 @@ def plan_layers(
     shared_inputs: Iterable[Sequence[str]] = (),
     target: gpu_roofline.Device | None = None,
 ) -> Plan:
-    """Plan the target layers; arguments as for `plan`.
+    """Plan the target layers; arguments as for ``plan``.
 
     Args:
         shared_inputs: Keys of the layers that read one x and may run as one call, group by group.

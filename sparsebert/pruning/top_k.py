@@ -92,7 +92,7 @@ def _threshold(scores: Sequence[Tensor], sizes: Sequence[Size], room: int) -> tu
 
 
 def _sizes(scores: Sequence[Tensor], sizes: Sequence[Size], upper: int | None = None) -> Tensor:
-    """Return the total size of the live entries in each bin of `halves`: int64 [BINS]."""
+    """Return the total size of the live entries in each bin of ``halves``: int64 [BINS]."""
     total = torch.zeros(BINS, dtype=torch.int64)
     for tensor, size in zip(scores, sizes, strict=True):
         for chunk, part in _chunks(tensor, size):

@@ -77,7 +77,7 @@ class UnitGroup:
         return sum(sizes[1:], start=sizes[0])
 
     def pool(self, scores: Mapping[str, Tensor], rule: str) -> Tensor:
-        """Return the float32 score of each unit, pooled from scores [out, in] by a rule of `POOLING`."""
+        """Return the float32 score of each unit, pooled from scores [out, in] by a rule of ``POOLING``."""
         if len(self.parts) == 1 and self.grid == tuple(self.shapes[self.name]):
             return scores[self.name]
         pooling = POOLING[rule]

@@ -1,1 +1,1 @@
-"""Tables and pictures made from result files, and from nothing else."""
+"""Tables and pictures made from result files alone."""

@@ -8,12 +8,12 @@ from sparsebert.report.format import BUSY_NOTE, Record, baseline_name, machine_t
 from sparsebert.report.table import Table
 from sparsebert.tasks import metrics
 
-# Jiang et al. 2023, section 5: BERT-base on MNLI at a density of 3 %, by the least weights of a row.
+# Jiang et al. 2023, section 5: BERT-base on MNLI at a density of 3 %, by the fewest weights in a row.
 PUBLISHED = {0: "47.43 %, 1.37x", 10: "25.19 %, 1.76x"}
 PUBLISHED_NOTE = (
-    "Published: SMP's own figures for BERT-base on MNLI at the same density; neither machine nor batch nor "
-    "length are given there. nn_pruning publishes 2.44x at an F1 of 87.7 and 3.64x at 85.5 (BERT-base, "
-    "SQuAD, RTX 3090): to be compared with on a GPU."
+    "Published: SMP's own figures for BERT-base on MNLI at the same density; the paper gives neither "
+    "machine, batch size nor length. nn_pruning publishes 2.44x at an F1 of 87.7 and 3.64x at 85.5 "
+    "(BERT-base, SQuAD, RTX 3090), for comparison on a GPU."
 )
 
 

@@ -19,10 +19,12 @@ def environment_tables(records: Iterable[Record]) -> list[Table]:
     for row in latest.values():
         components = tuple(environment_rows(row["environment"]))
         lacks = tuple((lack["what"], lack["cost"], lack["remedy"]) for lack in row["lacks"])
-        notes = () if lacks else ("Nothing is lacking.",)
-        tables.append(Table("Machine: what was found", ("what", "found"), components, notes, prose=True))
+        notes = () if lacks else ("Nothing is missing.",)
+        tables.append(Table("Machine: components", ("component", "found"), components, notes, prose=True))
         if lacks:
-            tables.append(Table("Machine: what is lacking", ("lacking", "cost", "remedy"), lacks, prose=True))
+            tables.append(
+                Table("Machine: missing components", ("missing", "cost", "remedy"), lacks, prose=True)
+            )
     return tables
 
 

@@ -9,7 +9,7 @@ Record = dict[str, Any]
 MISSING = "-"
 NAMES = {"onednn": "oneDNN", "deepsparse": "DeepSparse"}
 WORKER_NOTE = "DeepSparse runs in a worker process, its rounds interleaved with the others'."
-BUSY_NOTE = "Figures marked ? were measured while the machine was busy and are not to be quoted."
+BUSY_NOTE = "Figures marked ? were measured while the machine was busy; do not quote them."
 
 
 def baseline_name(name: str, environment: Record) -> str:
@@ -90,7 +90,7 @@ def mean_text(mean: float, std: float | None) -> str:
 
 
 def mean_and_verdict(summary: Mapping[str, Any]) -> str:
-    """Return ``0.8532 ± 0.0041 winning`` from the fields of `sparsebert.tasks.metrics.summarise`."""
+    """Return ``0.8532 ± 0.0041 winning`` from the fields of ``sparsebert.tasks.metrics.summarise``."""
     return " ".join(filter(None, (mean_text(summary["mean"], summary["std"]), summary.get("verdict"))))
 
 
@@ -107,7 +107,7 @@ def span_text(values: Iterable[float], form: str) -> str:
 
 
 def rate(value: float) -> str:
-    """Return a number per second."""
+    """Return a quantity per second as text."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 

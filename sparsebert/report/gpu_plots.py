@@ -41,7 +41,7 @@ def marks(rows: Sequence[Record], limits: Record) -> list[Mark]:
 
 
 def roofline_plot(records: Iterable[Record], path: str | os.PathLike[str], *, dry_run: bool = False) -> None:
-    """Write `roofline_figure` to a file; raises like it and `save_figure`."""
+    """Write ``roofline_figure`` to a file; raises like it and ``save_figure``."""
     save_figure(roofline_figure(records, dry_run=dry_run), path)
 
 

@@ -39,9 +39,7 @@ def layer_tables(records: Iterable[Record]) -> list[Table]:
     busy = sum(row["busy_cells"] for row in summaries.values())
     notes = [f"{machine_text(first['environment'])}, {threads_text(first['threads'])}. {first['method']}"]
     if busy:
-        notes.append(
-            f"{busy} cells were measured while the machine was busy: rows marked ? are not to be quoted."
-        )
+        notes.append(f"{busy} cells were measured while the machine was busy; do not quote rows marked ?.")
     return [
         Table(
             "Single layers against oneDNN prepacked",

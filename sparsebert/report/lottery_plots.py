@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def curve_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
-    """Write `curve_figure` to a file; raises like it and `save_figure`."""
+    """Write ``curve_figure`` to a file; raises like it and ``save_figure``."""
     save_figure(curve_figure(records), path)
 
 

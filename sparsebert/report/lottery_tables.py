@@ -46,7 +46,7 @@ class Point:
     """A method's tickets of one sparsity over several seeds.
 
     Attributes:
-        label: Name of the method, a key of `NAMES`.
+        label: Name of the method, a key of ``NAMES``.
         task: Name of the task.
         sparsities: Sparsity of each seed's ticket.
         values: The task's primary metric for each seed.
@@ -71,7 +71,7 @@ class Point:
 
 
 def points(records: Iterable[Record], *parts: str) -> list[Point]:
-    """Return the points of some parts, by method in the order of `NAMES` and by sparsity."""
+    """Return the points of some parts, by method in the order of ``NAMES`` and by sparsity."""
     records = [row for row in records if row.get("part") in parts]
     speeds = {
         (row["label"], _share(row, row["ticket"]["sparsity"])): row
@@ -215,8 +215,8 @@ def _seeds_note(tickets: Iterable[Point]) -> list[str]:
     if len(counts) == 1:
         return []
     return [
-        f"Not every seed is trained yet: a mean is of {min(counts)} to {max(counts)}, and has no deviation "
-        "where it is of one."
+        f"Not every seed is trained yet: means are over {min(counts)} to {max(counts)} seeds; a mean of one "
+        "has no deviation."
     ]
 
 
@@ -226,7 +226,10 @@ def _sparsity_note(tickets: Iterable[Point]) -> list[str]:
     for point in tickets:
         if (sparsity_range := span_text(point.sparsities, ".0%")) != f"{point.sparsity:.0%}":
             apart.setdefault(NAMES[point.label], []).append(sparsity_range)
-    return [f"Sparsities of {label} are means: of {', '.join(spans)}." for label, spans in apart.items()]
+    return [
+        f"Sparsities of {label} are means; seeds range from {', '.join(spans)}."
+        for label, spans in apart.items()
+    ]
 
 
 def _search_note(records: Iterable[Record], labels: Collection[str]) -> list[str]:

@@ -33,9 +33,9 @@ def _table(part: str, sides: dict[str, Record]) -> Table:
     first = next(iter(sides.values()))
     notes = (
         f"{machine_text(first['environment'])}. Density {first['density']:.0%}, batch {first['batch']}, "
-        f"{first['tokens']} tokens, float32, AdamW. Memory: resident bytes of the process over those before "
-        "there was a model; between steps: weights, scores, masks and moments; kept for a task: the ticket's "
-        "file and the trained weights that it keeps.",
+        f"{first['tokens']} tokens, float32, AdamW. Memory: resident bytes of the process, minus those "
+        "before the model was built; between steps: weights, scores, masks and moments; "
+        "kept for a task: the ticket's file and the trained weights that it keeps.",
     )
     return Table(f"Training memory, {part}", _COLUMNS, rows, notes)
 

@@ -21,7 +21,7 @@ from sparsebert.report.format import (
 )
 from sparsebert.report.table import Table
 
-# Ratios against these are shown for every side; ratios against others only if none of these took part.
+# Every side shows its ratios against these; ratios against others are shown only if none of these took part.
 MAIN_BASELINES: tuple[str, ...] = ("onednn", "eager")
 FURTHER_BASELINES = ("onednn-bf16", "bf16", "deepsparse")
 
@@ -94,7 +94,7 @@ def bench_title(record: Record) -> str:
 
 
 def _bench_notes(records: Sequence[Record], environment: Record, workload: Record) -> Iterable[str]:
-    memory = "memory: peak resident while answering, over the bare interpreter; "
+    memory = "memory: peak resident bytes during inference, minus those of the bare interpreter; "
     yield (
         f"{machine_text(environment)}. Ratios: median of {records[0]['rounds']} paired rounds; "
         "ms: median; weights: the pruned matrices as stored; "
@@ -173,11 +173,11 @@ def _sweep_table(title: str, runs: Sequence[dict[str, Record]]) -> Table:
         )
     notes = [
         f"{machine_text(environment)}. Ratios: median of paired rounds; weights: the pruned matrices as "
-        "stored; memory: peak resident while answering, over the bare interpreter."
+        "stored; memory: peak resident bytes during inference, minus those of the bare interpreter."
     ]
     forced = [row[0] for row, run in zip(rows, runs, strict=True) if run["sparse"]["format"] != "auto"]
     if forced:
-        notes.append(f"Format requested, so that no layer could stay dense: {', '.join(forced)}.")
+        notes.append(f"The format was requested, so no layer could stay dense: {', '.join(forced)}.")
     if any(side["in_worker"] for run in runs for side in run.values()):
         notes.append(WORKER_NOTE)
     if any(run["sparse"]["busy"] for run in runs):

@@ -57,7 +57,7 @@ class Report:
         return "\n\n".join([head, *(table.markdown() for table in self.tables)]) + "\n"
 
     def html(self) -> str:
-        """Return a self-contained page of HTML; raises like `require_renderer`."""
+        """Return a self-contained page of HTML; raises like ``require_renderer``."""
         require_renderer()
         import jinja2
 
@@ -102,7 +102,7 @@ def _origin(row: Record) -> str:
     if versions := row.get("versions"):
         return f"machine not recorded, {versions_text(versions)}"
     if "triton" in row:
-        return f"no machine plays a part, triton {row['triton']}"
+        return f"independent of the machine, triton {row['triton']}"
     return "machine and versions not recorded"
 
 

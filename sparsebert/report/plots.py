@@ -1,4 +1,4 @@
-"""Plots of result records (needs matplotlib, from the extra `report`)."""
+"""Plots of result records (needs matplotlib, from the extra ``report``)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Picture:
     Attributes:
         title: Title.
         alt: Description in words.
-        draw: Draws it; raises like `require_matplotlib`.
+        draw: Draws it; raises like ``require_matplotlib``.
     """
 
     title: str
@@ -69,7 +69,7 @@ def break_even(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def speedup_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
-    """Write `speedup_figure` to a file; raises like it and `save_figure`."""
+    """Write ``speedup_figure`` to a file; raises like it and ``save_figure``."""
     save_figure(speedup_figure(records), path)
 
 
@@ -103,7 +103,7 @@ def speedup_figure(records: Iterable[Record]) -> Figure:
 
 
 def speedup_pictures(records: Sequence[Record]) -> list[Picture]:
-    """Return a picture for each workload of `sparsebert.report.model_tables.sweeps`."""
+    """Return a picture for each workload of ``sparsebert.report.model_tables.sweeps``."""
     pictures = []
     for rows in sweeps(records):
         ours = [row for row in rows if row["provider"] == "sparse"]
@@ -142,7 +142,9 @@ def _speedup_lines(axes: Axes, name: str, records: Sequence[Record], colour: str
         if baseline == "eager":
             label += f" ({rows[0]['environment']['blas']})"
         medians = [ratio["median"] for ratio in ratios]
-        style = style if len(rows) > 1 else "none"  # the legend promises no line through a single point
+        style = (
+            style if len(rows) > 1 else "none"
+        )  # a single point has no line, so its legend entry has none either
         axes.plot(sparsities, medians, style, color=colour, marker=marker, markersize=5, label=label)
         axes.fill_between(
             sparsities,
@@ -166,7 +168,7 @@ def _speedup_lines(axes: Axes, name: str, records: Sequence[Record], colour: str
 
 
 def new_figure() -> tuple[Figure, Axes]:
-    """Return an empty figure in the project's style; raises like `require_matplotlib`."""
+    """Return an empty figure in the project's style; raises like ``require_matplotlib``."""
     figure, (axes,) = new_panels(1)
     return figure, axes
 
@@ -200,12 +202,12 @@ def _footnote(figure: Figure, records: Sequence[Record]) -> None:
     machine, threads = machine_text(first["environment"]), threads_text(first["workload"]["threads"])
     text = f"{machine}, {threads}; paired medians, band p20 to p80"
     if any(record["busy"] for record in records):
-        text += "\nTHE MACHINE WAS TOO BUSY: not to be quoted"
+        text += "\nTHE MACHINE WAS TOO BUSY: do not quote"
     figure.supxlabel(text, fontsize=7, color="0.35", x=0.01, ha="left")
 
 
 def require_ending(path: Path) -> None:
-    """Raise ValueError unless the name ends with one of `ENDINGS`."""
+    """Raise ValueError unless the name ends with one of ``ENDINGS``."""
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(
             f"cannot draw {path}: a picture's name ends with {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
@@ -216,7 +218,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a picture atomically, in the format of the name's ending.
 
     Raises:
-        ValueError: The ending is not in `ENDINGS`, or the folder does not exist.
+        ValueError: The ending is not in ``ENDINGS``, or the folder does not exist.
     """
     target = Path(path)
     require_ending(target)

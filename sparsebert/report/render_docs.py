@@ -51,7 +51,7 @@ def render(text: str, folder: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return exit code 0 if all is up to date, 1 if `--check` finds a stale table, 2 for bad input."""
+    """Return exit code 0 if all is up to date, 1 if ``--check`` finds a stale table, 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m sparsebert.report.render_docs", description=__doc__.split("\n")[0]
     )

@@ -1,4 +1,4 @@
-"""Tables of two revisions of the code, from the "revision" records of `benchmarks.revisions`."""
+"""Tables of two revisions of the code, from the "revision" records of ``benchmarks.revisions``."""
 
 from __future__ import annotations
 

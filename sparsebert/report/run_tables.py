@@ -1,6 +1,6 @@
 """Tables of training runs: rounds, summaries over seeds, and evaluations.
 
-Records of a run's log have no field ``run``; `sparsebert report` adds the folder of the log, without its
+Records of a run's log have no field ``run``; ``sparsebert report`` adds the folder of the log, without its
 seed, which keeps runs of a method with different settings apart.
 """
 
@@ -25,7 +25,7 @@ from sparsebert.tasks.metrics import summarise
 
 SEEDS_NOTE = "Mean and standard deviation (n - 1) over the seeds."
 VERDICT_NOTE = (
-    "Verdict: strict is at least the dense mean, winning at least the dense mean less one deviation of it."
+    "Verdict: strict is at least the dense mean, winning at least the dense mean minus one dense deviation."
 )
 # Fields that are equal in runs that are summarised together.
 _SETTINGS = (
@@ -53,7 +53,7 @@ def run_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def evaluation_tables(records: Iterable[Record]) -> list[Table]:
-    """Return the tables of `sparsebert evaluate` for each task: by model, then over seeds."""
+    """Return the tables of ``sparsebert eval`` for each task: by model, then over seeds."""
     tables = []
     for (task,), group in _groups(records, "task").items():
         single = [row for row in group if row["kind"] == "eval"]
@@ -111,7 +111,7 @@ def _round_table(title: str, rounds: Sequence[Record]) -> Table:
     }
     steps = span_text((row["steps"] for row in rounds), "d")
     versions = versions_text(rounds[-1]["versions"])
-    notes = [f"{steps} steps a round; loss: of training, as logged last. {versions}."]
+    notes = [f"{steps} steps a round; loss: last logged training loss. {versions}."]
     for row in rounds:
         if row.get("search"):
             whose = [cell(row) for cell in apart.values() if cell(row) != MISSING]
@@ -148,7 +148,7 @@ def _search_text(search: Any) -> str:
         whole = search[0]["metric"]
         return f"smaller tickets tried: {len(search) - 1}; the whole model's metric there was {whole:.4f}"
     if "drawn_at" in search:
-        unsettled = "" if search["settled"] else ", though its mask had not settled"
+        unsettled = "" if search["settled"] else ", before its mask had settled"
         return (
             f"ticket drawn after {search['drawn_at']} of {search['steps']} steps, "
             f"{search['saved']:.0%} of the search saved{unsettled}"
@@ -207,7 +207,7 @@ def _without_repeats(written: Iterable[Record], computed: Iterable[Record]) -> l
 
 
 def _summary_table(title: str, rows: Sequence[Record], whose: dict[str, Cell]) -> Table:
-    """Return a table of the fields of `sparsebert.tasks.metrics.summarise`, after the columns ``whose``."""
+    """Return a table of the fields of ``sparsebert.tasks.metrics.summarise``, after the columns ``whose``."""
     common, apart = _told_apart(rows)
     columns = apart | whose
     metrics = list(dict.fromkeys(row["metric"] for row in rows))

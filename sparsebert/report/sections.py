@@ -52,7 +52,7 @@ class Kind:
         return self._made(self.build, records)
 
     def pictures(self, records: Sequence[Record]) -> list[Picture]:
-        """Return the pictures of this kind; raises like `tables`."""
+        """Return the pictures of this kind; raises like ``tables``."""
         return self._made(self.illustrate, records)
 
     def _made(self, make: Callable[[Sequence[Record]], list[Made]], records: Sequence[Record]) -> list[Made]:
@@ -71,7 +71,7 @@ def _of(*kinds: str) -> Select:
 
 
 def _lottery(records: Sequence[Record]) -> list[Record]:
-    """Select the records of `benchmarks.lottery`, which name a part of it."""
+    """Select the records of ``benchmarks.lottery``, which name a part of it."""
     return [row for row in records if row["kind"] in ("round", "bench") and "part" in row]
 
 
@@ -80,7 +80,7 @@ def _runs(records: Sequence[Record]) -> list[Record]:
 
 
 def _compaction(records: Sequence[Record]) -> list[Record]:
-    """Select the records of `benchmarks.compaction`, which name the least number of weights in a row."""
+    """Select the records of ``benchmarks.compaction``, which name the least number of weights in a row."""
     return [row for row in _of("compaction", "bench")(records) if "min_row_weights" in row]
 
 
@@ -107,7 +107,7 @@ def _by_machine(make: Callable[[Sequence[Record]], list[Made]]) -> Callable[[Seq
 
 def _machine(row: Record) -> tuple[str, ...]:
     environment = row["environment"]
-    # The layer benchmark caps the kernels in some cases, whose names say so.
+    # In some cases the layer benchmark caps the kernels; their names say so.
     kernels = "" if row["kind"] in ("layer", "layer_summary") else environment["kernels"]
     fields = (environment[name] for name in ("cpu", "cores", "gpu", "onednn"))
     return (*map(str, fields), str(environment["versions"]["torch"]), str(kernels))
@@ -153,7 +153,7 @@ class Section:
 
 
 def sections(records: Sequence[Record]) -> list[Section]:
-    """Return the sections of all kinds that have tables; raises like `Kind.tables`."""
+    """Return the sections of all kinds that have tables; raises like ``Kind.tables``."""
     made = (Section(kind.tables(records), kind.pictures(records)) for kind in KINDS.values())
     return [section for section in made if section.tables]
 

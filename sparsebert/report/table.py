@@ -120,7 +120,7 @@ class Table:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Table:
-        """Return the table of a `record`."""
+        """Return the table of a ``record``."""
         rows = tuple(map(tuple, record["rows"]))
         return cls(record["title"], tuple(record["columns"]), rows, tuple(record["notes"]), record["prose"])
 

@@ -1,4 +1,4 @@
-"""Tasks from the Hugging Face hub, loaded by the `datasets` library."""
+"""Tasks from the Hugging Face hub, loaded by the ``datasets`` library."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check(ticket: Ticket, model: nn.Module, *, weights: bool = False) -> None:
-    """Raise ValueError, naming the first mismatch, unless the ticket fits; see `Ticket.check`."""
+    """Raise ValueError, naming the first mismatch, unless the ticket fits; see ``Ticket.check``."""
     for key, mask in ticket.masks.items():
         _require_shapes(model, key, mask, ticket.bias_masks.get(key))
     origin = ticket.metadata.get("model", {})
@@ -39,7 +39,7 @@ def check(ticket: Ticket, model: nn.Module, *, weights: bool = False) -> None:
 
 
 def targets(ticket: Ticket, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Return each parameter that the ticket masks, with its mask; see `Ticket.targets`."""
+    """Return each parameter that the ticket masks, with its mask; see ``Ticket.targets``."""
     check(ticket, model)
     weights = [(_parameter(model, key, "weight"), mask) for key, mask in ticket.masks.items()]
     return weights + [

@@ -2,7 +2,7 @@
 
 The first weight is the highest bit of the first byte, True = keep, and the last byte is padded with zeros.
 Ticket files, saved sparse layers and SMP's ``.npy`` files all store their masks in this layout. The kernels
-read another one, words of 32 columns (`sparsebert_kernels.bitmask`).
+read another one, words of 32 columns (``sparsebert_kernels.bitmask``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The ticket file: packed masks and their provenance in one safetensors container.
 
-Every mask is one U8 entry, ``<key>.weight`` or ``<key>.bias``, packed as `sparsebert.tickets.bits` says. The
-entries are sorted by name. The header's ``__metadata__`` holds two strings: ``sparsebert.ticket``, a JSON
+Every mask is one U8 entry, ``<key>.weight`` or ``<key>.bias``, packed as ``sparsebert.tickets.bits`` says.
+The entries are sorted by name. The header's ``__metadata__`` holds two strings: ``sparsebert.ticket``, a JSON
 object with the format version, the shapes in model order and the provenance, and ``sparsebert.sha256``, the
 digest of that JSON and of the bits.
 

@@ -52,8 +52,8 @@ def masks_digest(packed: Iterable[tuple[str, Sequence[int], Tensor]], removed: I
     """Return the identity of masks, which does not depend on where they are stored.
 
     Args:
-        packed: (key, shape, packed bits) of every mask, as `sparsebert.tickets.bits` packs them: weight masks
-            sorted by key, then bias masks sorted by key.
+        packed: (key, shape, packed bits) of every mask, as ``sparsebert.tickets.bits`` packs them: weight
+            masks sorted by key, then bias masks sorted by key.
         removed: Modules that are removed whole.
 
     Returns:

@@ -34,7 +34,7 @@ class Ticket:
         metadata: JSON values such as method, sparsity, granularity, scope, seed, model and history.
 
     Attributes:
-        masks, bias_masks: As passed, by key (`sparsebert.bert`), on the CPU.
+        masks, bias_masks: As passed, by key (``sparsebert.bert``), on the CPU.
         removed: Paths of the removed modules.
         metadata: As passed, with the versions of the libraries.
 

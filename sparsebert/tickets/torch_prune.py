@@ -9,7 +9,7 @@ from sparsebert.bert import canonical_key, is_bert_like, structure, weight_of
 
 
 def read_masks(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Read the ``weight_mask`` and ``bias_mask`` buffers of a model; see `Ticket.from_torch_prune`.
+    """Read the ``weight_mask`` and ``bias_mask`` buffers of a model; see ``Ticket.from_torch_prune``.
 
     Returns:
         Weight masks (bool [out, in]) and bias masks (bool [out]), by key, True = keep.

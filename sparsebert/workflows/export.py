@@ -31,7 +31,7 @@ class Footprint:
     Attributes:
         disk: Weights on disk; None if no folder holds them.
         weights: Weights in memory.
-        activations: Peak memory of a forward pass without the weights (`sparsebert.bench.activations`).
+        activations: Peak memory of a forward pass without the weights (``sparsebert.bench.activations``).
         batch: Sequences in the forward pass.
         length: Tokens of each sequence.
     """

@@ -1,4 +1,4 @@
-"""The benchmark of what `compact_` chooses by measures the layers that it makes."""
+"""The benchmark of what ``compact_`` chooses by measures the layers that it makes."""
 
 import pytest
 import torch

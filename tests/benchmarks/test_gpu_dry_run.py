@@ -1,4 +1,4 @@
-"""`make gpu` without a GPU: the code of every kind of point runs, and nothing it writes looks measured."""
+"""``make gpu`` without a GPU: the code of every kind of point runs, and nothing it writes looks measured."""
 
 from __future__ import annotations
 

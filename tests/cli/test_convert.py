@@ -1,4 +1,4 @@
-"""`sparsebert convert`: tickets from one format to another, there and back."""
+"""``sparsebert convert``: tickets from one format to another, there and back."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ class TestSparseFolders:
         file = sparse / "model.safetensors"
         file.write_bytes(file.read_bytes()[:2000])
         line = refused(capsys, "convert", str(sparse), str(tmp_path / "out"), "--to", "model")
-        assert "is cut off or no safetensors file" in line
+        assert "is truncated or not a safetensors file" in line
 
 
 class TestSuperTicketsOfSeveralTasks:

@@ -1,4 +1,4 @@
-"""`sparsebert eval`: metrics of trained models, one or several seeds of them, and the verdict on them."""
+"""``sparsebert eval``: metrics of trained models, one or several seeds of them, and the verdict on them."""
 
 from __future__ import annotations
 

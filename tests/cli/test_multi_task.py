@@ -1,4 +1,4 @@
-"""`train --method multi-task`: several tasks, one ticket, a model for each; and units across matrices."""
+"""``train --method multi-task``: several tasks, one ticket, a model for each; and units across matrices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sparsebert prune`: tickets without training, of examples too, and from tickets of other projects."""
+"""``sparsebert prune``: tickets without training, of examples too, and from tickets of other projects."""
 
 from __future__ import annotations
 

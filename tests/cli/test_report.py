@@ -1,4 +1,4 @@
-"""`sparsebert report`: what commands and runs have left on disk, back as tables, a page and records."""
+"""``sparsebert report``: what commands and runs have left on disk, back as tables, a page and records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`train --teacher`: classes, scores, spans and several tasks; and teachers that know something else."""
+"""``train --teacher``: classes, scores, spans and several tasks; and teachers that know something else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sparsebert transfer`: the matrix of tickets against tasks, made of runs that are done once."""
+"""``sparsebert transfer``: the matrix of tickets against tasks, made of runs that are done once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small models whose every term matters, and tickets that empty rows, columns, heads and whole matrices."""
+"""Small models with large weights and biases, and tickets that empty rows, columns, heads and matrices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ATTEND = {
 
 
 def model_of(name: str = FAMILIES[0], dtype: torch.dtype = torch.float64) -> Any:
-    """With weights and biases large enough that a missing one shows."""
+    """Build a model whose weights and biases are large enough to notice a missing one."""
     model = build(name)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -39,9 +39,17 @@ def model_of(name: str = FAMILIES[0], dtype: torch.dtype = torch.float64) -> Any
 
 
 class Recipe(NamedTuple):
-    """How a random ticket is drawn: the share of weights, rows and columns that stay in each matrix.
+    """Parameters of a random ticket.
 
-    empty: matrices (0 to 11, in model order) that keep nothing; ``heads``: those that go whole, of each layer
+    Attributes:
+        seed: Seed of the masks.
+        weights: Share of weights to keep in each matrix.
+        rows: Share of rows to keep.
+        columns: Share of columns to keep.
+        empty: Matrices to prune entirely, 0 to 11 in model order.
+        heads: Heads to prune entirely in each layer.
+        mlp: Whether to remove the first feed-forward network.
+        biases: Whether to prune half of the biases.
     """
 
     seed: int
@@ -70,25 +78,25 @@ RECIPES = st.builds(
 
 def ticket_of(model: Any, recipe: Recipe) -> Ticket:
     generator = torch.Generator().manual_seed(recipe.seed)
-    found = structure(model)
+    encoder = structure(model)
     masks: dict[str, Tensor] = {}
-    for number, key in enumerate(found.linears):
+    for number, key in enumerate(encoder.linears):
         rows, columns = resolve(model, key).weight.shape
         mask = torch.rand(rows, columns, generator=generator) < recipe.weights
         mask &= torch.rand(rows, 1, generator=generator) < recipe.rows
         mask &= torch.rand(1, columns, generator=generator) < recipe.columns
         masks[key] = mask if number not in recipe.empty else torch.zeros_like(mask)
-    for query, key, value, output in found.heads:
+    for query, key, value, output in encoder.heads:
         for head in recipe.heads:
-            part = slice(head * found.head_size, (head + 1) * found.head_size)
+            part = slice(head * encoder.head_size, (head + 1) * encoder.head_size)
             for matrix in (query, key, value):
                 masks[matrix][part] = False
             masks[output][:, part] = False
     removed, biases = [], {}
     if recipe.mlp:
-        for key in found.neurons[0]:
+        for key in encoder.neurons[0]:
             masks[key][:] = False
-        removed = [key.removesuffix(".dense") for key in found.neurons[0]]
+        removed = [key.removesuffix(".dense") for key in encoder.neurons[0]]
     if recipe.biases:
         biases = {key: torch.rand(len(mask), generator=generator) < 0.5 for key, mask in masks.items()}
     return Ticket(masks, bias_masks=biases, removed=removed)
@@ -99,13 +107,13 @@ def masked(model: Any, ticket: Ticket) -> Any:
 
 
 def answers(model: Any, attend: str = "all", **inputs: Any) -> tuple[Tensor, ...]:
-    """Every tensor that the model answers with; without gradients."""
+    """Return every tensor of the model's output, without gradients."""
     with torch.no_grad():
         output = model(TOKENS, attention_mask=ATTEND[attend], **inputs)
     return tuple(tensor for tensor in output.to_tuple() if isinstance(tensor, Tensor))
 
 
-def error(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
-    """The largest difference, over the largest entry or one."""
-    pairs = list(zip(found, expected, strict=True))
+def error(outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """Return the largest difference, relative to the largest entry or 1."""
+    pairs = list(zip(outputs, expected, strict=True))
     return max(float((a - b).abs().max() / b.abs().max().clamp(min=1)) for a, b in pairs)

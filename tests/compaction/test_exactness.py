@@ -24,11 +24,27 @@ from tests.compaction.models import (
 EVERYTHING = Recipe(3, weights=0.5, rows=0.6, columns=0.6, empty=(), heads=(), mlp=False, biases=False)
 
 
+# RoBERTa and ELECTRA lay out their encoders as BERT does.
+SAME_LAYOUT = tuple(family for family in FAMILIES if family.startswith(("Roberta", "Electra")))
+LAYOUTS = tuple(family for family in FAMILIES if family not in SAME_LAYOUT)
+
+
 class TestAnyTicket:
-    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("family", LAYOUTS)
     @given(recipe=RECIPES, attend=st.sampled_from(sorted(ATTEND)), round_to=st.sampled_from((1, 4)))
     @settings(max_examples=30)
     def test_float64(self, family: str, recipe: Recipe, attend: str, round_to: int) -> None:
+        self.compacts_exactly(family, recipe, attend, round_to)
+
+    @pytest.mark.parametrize("family", SAME_LAYOUT)
+    @given(recipe=RECIPES, attend=st.sampled_from(sorted(ATTEND)), round_to=st.sampled_from((1, 4)))
+    @settings(max_examples=8)
+    def test_float64_of_families_that_share_the_layout_of_bert(
+        self, family: str, recipe: Recipe, attend: str, round_to: int
+    ) -> None:
+        self.compacts_exactly(family, recipe, attend, round_to)
+
+    def compacts_exactly(self, family: str, recipe: Recipe, attend: str, round_to: int) -> None:
         model = model_of(family)
         ticket = ticket_of(model, recipe)
         expected = answers(masked(model, ticket), attend)

@@ -72,7 +72,7 @@ def test_a_sparse_model_is_densified_first() -> None:
     expected = answers(masked(model, ticket))
     sparsify_(model, ticket, format="element")
     before = weights(model)
-    with pytest.raises(ValueError, match="SparseLinear: densify_ the model first"):
+    with pytest.raises(ValueError, match="got a SparseLinear; densify_ the model first"):
         expand_(model)
     assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
     expand_(densify_(model))

@@ -33,7 +33,13 @@ def _nothing_compiled_before() -> None:
     torch.compiler.reset()
 
 
-@pytest.fixture(params=FAMILIES)
+# The other families share BERT's layout.
+@pytest.fixture(
+    params=[
+        pytest.param(family, marks=[] if family.startswith(("Bert", "DistilBert")) else pytest.mark.slow)
+        for family in FAMILIES
+    ]
+)
 def compacted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Answer:
     monkeypatch.setattr("sparsebert.compaction.heads.DIMENSIONS_OF_A_GROUP", 4)
     model = model_of(request.param, torch.float32)

@@ -96,8 +96,11 @@ def test_a_batch_that_the_model_cannot_take_leaves_it_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("batches", "why"),
     [
-        ({"input_ids": TOKENS}, "batches is one batch; a list of them is needed: batches=[batch]"),
-        (["a film"], "batches holds a str; mappings of the model's arguments are needed"),
+        (
+            {"input_ids": TOKENS},
+            "batches must be a list of batches, got a single batch; pass batches=[batch]",
+        ),
+        (["a film"], "each batch must be a mapping of the model's arguments, got a str"),
     ],
 )
 def test_what_is_no_list_of_batches_is_refused(batches: Any, why: str) -> None:

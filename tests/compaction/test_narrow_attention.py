@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +30,7 @@ from tests.compaction.models import (
     ticket_of,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 RAGGED = Recipe(3, weights=0.5, rows=0.6, columns=0.6, empty=(), heads=(1,), mlp=False, biases=False)
 
 
@@ -34,7 +39,7 @@ def attentions(model: nn.Module) -> list[NarrowAttention]:
 
 
 def one_head_of_three(model: Any, rows: tuple[int, ...] = ()) -> Ticket:
-    """Head 1 goes whole, and these rows of key from what is left."""
+    """Prune head 1 entirely, and these rows of key."""
     keys = structure(model).heads[0]
     masks = {key: torch.ones_like(resolve(model, key).weight, dtype=torch.bool) for key in keys}
     for key in keys[:3]:
@@ -99,23 +104,23 @@ class TestRecordedOutputs:
         model = model_of(family)
         ticket = ticket_of(model, RAGGED)
         expected = masked(model, ticket)(TOKENS, output_hidden_states=True).hidden_states
-        found = compact_(model, ticket)(TOKENS, output_hidden_states=True).hidden_states
-        assert len(found) == 3
-        torch.testing.assert_close(found, expected)
+        recorded = compact_(model, ticket)(TOKENS, output_hidden_states=True).hidden_states
+        assert len(recorded) == 3
+        torch.testing.assert_close(recorded, expected)
 
-    @pytest.mark.parametrize("asked_before", [True, False])
+    @pytest.mark.parametrize("recorded_before", [True, False])
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_attention_weights_of_the_heads_that_are_left(self, family: str, asked_before: bool) -> None:
+    def test_attention_weights_of_the_remaining_heads(self, family: str, recorded_before: bool) -> None:
         model = model_of(family)
         model.set_attn_implementation("eager")
         ticket = one_head_of_three(model, rows=(0, 17))
-        if asked_before:
+        if recorded_before:
             model(TOKENS, output_attentions=True)
         expected = masked(model, ticket)(TOKENS, output_attentions=True).attentions
-        found = compact_(model, ticket)(TOKENS, output_attentions=True).attentions
-        assert len(found) == 2
-        torch.testing.assert_close(found[0], expected[0][:, [0, 2]])
-        torch.testing.assert_close(found[1], expected[1])
+        recorded = compact_(model, ticket)(TOKENS, output_attentions=True).attentions
+        assert len(recorded) == 2
+        torch.testing.assert_close(recorded[0], expected[0][:, [0, 2]])
+        torch.testing.assert_close(recorded[1], expected[1])
 
     def test_groups_do_not_show_in_their_order(self) -> None:
         attention = attentions(compact_(model_of(), one_head_of_three(model_of(), rows=(0, 17))))[0]
@@ -226,6 +231,29 @@ class TestTheModule:
         assert compaction_description(twin) == compaction_description(model)
         assert len(attentions(twin)) == len(attentions(model)) > 0
         assert all(a is not b for a, b in zip(attentions(twin), attentions(model), strict=True))
+
+    def test_a_new_process_records_the_attentions_of_an_unpickled_model(self, tmp_path: Path) -> None:
+        """Nothing is compacted in the new process; unpickling registers ``NarrowAttention`` for recording."""
+        model = model_of()
+        model.set_attn_implementation("eager")
+        compact_(model, one_head_of_three(model, rows=(0, 17)))
+        # Saved before it records: the hooks that transformers then adds cannot be pickled.
+        torch.save((model, TOKENS), tmp_path / "model.pt")
+        expected = model(TOKENS, output_attentions=True).attentions
+        # transformers records the outputs of a class only once a model of that class has been constructed.
+        code = (
+            "import sys, torch; "
+            "model, tokens = torch.load(sys.argv[1], weights_only=False); "
+            "type(model)(model.config); "
+            "torch.save(model(tokens, output_attentions=True).attentions, sys.argv[2])"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path / "model.pt"), str(tmp_path / "attentions.pt")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        recorded = torch.load(tmp_path / "attentions.pt")
+        assert [weights.shape[1] for weights in recorded] == [2, 3]
+        torch.testing.assert_close(recorded, expected)
 
     def test_hooks_and_flags_stay(self) -> None:
         model = model_of().train()

@@ -150,7 +150,7 @@ class TestDescriptions:
         assert answers(model)[0].equal(answers(model_of())[0])
 
     def test_a_newer_version(self, description: dict[str, Any]) -> None:
-        self.rejected(description | {"version": 2}, "of version 2; this one reads version 1")
+        self.rejected(description | {"version": 2}, "version of the compaction description must be 1, got 2")
 
     @pytest.mark.parametrize(
         ("part", "value"),
@@ -187,17 +187,17 @@ class TestDescriptions:
     def test_another_number_of_weights(self, description: dict[str, Any]) -> None:
         weights = {"configured": 0, "exact": 0}
         self.rejected(
-            description | {"weights": weights}, "another architecture: 0 encoder weights there, 8448"
+            description | {"weights": weights}, "another model: it has 0 encoder weights, this model has 8448"
         )
 
     @pytest.mark.parametrize("shape", [[24, 10**9], [24, 0], [-1, 5]])
     def test_sizes_that_no_compaction_makes(self, description: dict[str, Any], shape: list[int]) -> None:
         """Checked before anything is allocated."""
         linears = description["linears"] | {"encoder.layer.0.output.dense": {"shape": shape}}
-        self.rejected(description | {"linears": linears}, "compacted model of another architecture")
+        self.rejected(description | {"linears": linears}, "the compaction description is of another model")
 
     def test_another_model(self, description: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match=r"another architecture: DistilBert.* has no encoder"):
+        with pytest.raises(ValueError, match=r"another model: DistilBert.* has no encoder"):
             rebuild_(model_of("DistilBertForQuestionAnswering"), description)
 
     def test_neighbours_that_do_not_fit(self, description: dict[str, Any]) -> None:
@@ -210,11 +210,11 @@ class TestDescriptions:
         path = "encoder.layer.0.attention.self"
         groups = [group | {"heads": heads} for group in description["attention"][path]]
         attention = description["attention"] | {path: groups}
-        self.rejected(description | {"attention": attention}, f"the heads of {path} do not fit")
+        self.rejected(description | {"attention": attention}, f"the described heads of {path} do not fit")
 
     def test_into_a_compacted_model(self, description: dict[str, Any]) -> None:
         model = model_of()
         compact_(model, ticket_of(model, RAGGED))
-        with pytest.raises(ValueError, match="compacted already; create it anew"):
+        with pytest.raises(ValueError, match="compacted already; create a new model from its config"):
             rebuild_(model, description)
         assert model(TOKENS).logits.isfinite().all()

@@ -288,7 +288,7 @@ class TestThinRows:
         assert left["down"].any(1).tolist() == [True, False, True, True]
 
     def test_a_column_emptied_by_rows_takes_its_weights_along(self) -> None:
-        """Rows of `down` go, so nothing reads a neuron; other rows are not thinner by that."""
+        """Rows of ``down`` go, so nothing reads a neuron; other rows are not thinner by that."""
         up, down = torch.ones(2, 4, dtype=torch.bool), torch.zeros(3, 2, dtype=torch.bool)
         down[0] = True
         down[1, 0] = True

@@ -30,7 +30,7 @@ DENSE = torch.tensor([
 
 
 def _stored(tensor: Tensor, count: int) -> list[int]:
-    """The first `count` entries; the rest, which only kernels may read, is zero."""
+    """The first ``count`` entries; the rest, which only kernels may read, is zero."""
     assert not tensor[count:].any()
     return tensor[:count].int().tolist()
 

@@ -1,4 +1,4 @@
-"""`PanelSparse`: where blocks go, what fills up a tile, joined weights, and the transposed index."""
+"""``PanelSparse``: where blocks go, what fills up a tile, joined weights, and the transposed index."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class TestTransposedIndex:
 
 
 def _gathered(packed: PanelSparse, source: Tensor) -> Tensor:
-    """The tiles of W.T (tiles, 64, 64), by the definition of `transposed_panels`."""
+    """The tiles of W.T (tiles, 64, 64), by the definition of ``transposed_panels``."""
     height, group = packed.panel_rows, packed.group_columns
     unit = min(height, TILE_COLUMNS)
     blocks = packed.values.view(-1, height // unit, unit, TILE_COLUMNS // group, group)

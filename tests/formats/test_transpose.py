@@ -1,4 +1,4 @@
-"""`transposed_index`: W.T in element-sparse form, over the values of W."""
+"""``transposed_index``: W.T in element-sparse form, over the values of W."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def test_of_another_architecture(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"intermediate_size": 16}))
-    with pytest.raises(ValueError, match="compacted model of another architecture"):
+    with pytest.raises(ValueError, match="the compaction description is of another model"):
         type(model).from_pretrained(tmp_path)
 
 

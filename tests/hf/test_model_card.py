@@ -126,21 +126,21 @@ def test_of_what_is_left_after_that_the_sparse_part(folder: Path) -> None:
 
 def test_that_something_was_lost_and_how_much(folder: Path) -> None:
     change(folder, compaction=TAKEN_OUT | {"min_row_weights": 10})
-    assert "That was lossy: rows of fewer than 10 weights are among them." in model_card(folder).text
+    assert "Compaction was lossy: it also removed rows of fewer than 10 weights." in model_card(folder).text
     moved = {"max": 1.234, "mean": 0.0567, "changed": 0.02}
     change(folder, compaction=TAKEN_OUT | {"min_row_weights": 10, "output_change": moved})
-    said = "which moved its outputs by 0.057 in the mean, by 1.2 at most, and changed 2.0% of its answers."
-    assert f"are among them, {said}\n" in model_card(folder).text
+    drift = "which changed the outputs by 0.057 on average and 1.2 at most, and 2.0% of the predictions."
+    assert f"rows of fewer than 10 weights, {drift}\n" in model_card(folder).text
 
 
 def test_how_it_is_loaded_begins_with_our_import(folder: Path) -> None:
     code = section(model_card(folder, name="my-model"), "Load it")
     assert code.index("import sparsebert") < code.index("AutoModelForSequenceClassification.from_pretrained")
     assert 'from_pretrained("my-model")' in code
-    assert "`sparsebert.densify_(model)` gives a plain dense model" in code
+    assert "`sparsebert.densify_(model)` returns a plain dense model" in code
     change(folder, compaction=TAKEN_OUT)
     code = section(model_card(folder), "Load it")
-    assert "`sparsebert.expand_(sparsebert.densify_(model))` gives a plain dense model" in code
+    assert "`sparsebert.expand_(sparsebert.densify_(model))` returns a plain dense model" in code
 
 
 def test_the_sparsity_of_each_matrix(folder: Path) -> None:
@@ -167,7 +167,10 @@ class TestQuality:
         )
 
     def test_of_another_model_is_refused(self, folder: Path) -> None:
-        with pytest.raises(ValueError, match=r"'seeds' record is of a model that is 50\.00% sparse"):
+        with pytest.raises(
+            ValueError,
+            match=r"'seeds' record must be of this model, .* it is of a model that is 50\.00% sparse",
+        ):
             self.of(folder, {**JUDGED, "sparsity": 0.5})
 
 
@@ -177,7 +180,7 @@ class TestSpeed:
 
     def test_of_the_whole_model_with_the_name_of_the_device(self, folder: Path) -> None:
         text = self.of(folder, BENCH)
-        assert "2.50x against oneDNN, 3.00x against eager (MKL); 12.3 ms a batch." in text
+        assert "2.50x against oneDNN, 3.00x against eager (MKL); 12.3 ms per batch." in text
         assert "batch 8, 128 tokens, float32" in text
         assert "A CPU" in text
 
@@ -187,11 +190,13 @@ class TestSpeed:
         assert "A GPU." in self.of(folder, {**BENCH, "environment": environment, "workload": workload})
 
     def test_on_a_busy_machine(self, folder: Path) -> None:
-        assert "not to be quoted" in self.of(folder, {**BENCH, "busy": True})
+        assert "do not quote these times" in self.of(folder, {**BENCH, "busy": True})
 
     def test_of_the_layers_alone(self, folder: Path) -> None:
         text = self.of(folder)
-        assert text.startswith("2 of 2 matrices, measured one by one, 128 tokens: 0.02 ms against 0.08 ms")
+        assert text.startswith(
+            "2 of 2 matrices, measured separately with 128 tokens: 0.02 ms against 0.08 ms"
+        )
         assert "(4.0x) on cpu, avx512, float32. The whole model was not measured." in text
 
     def test_not_measured(self, folder: Path) -> None:
@@ -225,9 +230,7 @@ def test_the_base_model_is_one_that_the_hub_knows(
 def test_a_local_base_model_is_said_to_be_one(folder: Path) -> None:
     change(folder, origin={"method": "imp", "model": {"id": "my-bert", "local": True}})
     card = model_card(folder, name="sparse")
-    assert (
-        "BertForSequenceClassification from the model of a local folder, my-bert, 75.00% sparse" in card.text
-    )
+    assert "BertForSequenceClassification from the local model my-bert, 75.00% sparse" in card.text
     assert card.data.base_model is None
 
 
@@ -235,5 +238,5 @@ def test_a_local_base_model_is_said_to_be_one(folder: Path) -> None:
 def test_folders_without_a_sparse_model(tmp_path: Path, config: str | None) -> None:
     if config is not None:
         (tmp_path / "config.json").write_text(config)
-    with pytest.raises(ValueError, match="holds no sparse model"):
+    with pytest.raises(ValueError, match="does not hold a sparse model"):
         model_card(tmp_path)

@@ -1,4 +1,4 @@
-"""`model.push_to_hub`: one commit with config, weights and a card; the hub itself is played by a folder."""
+"""``model.push_to_hub``: one commit with config, weights and a card; the hub itself is played by a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPOSITORY = "me/sparse-bert"
 
 
 class Hub:
-    """A repository that is a folder, behind the calls of `HfApi`."""
+    """A repository that is a folder, behind the calls of ``HfApi``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -123,7 +123,9 @@ def test_a_card_that_is_there_stays_until_there_is_something_to_say(hub: Hub) ->
 
 def test_records_of_another_model_are_refused_before_anything_is_made(hub: Hub) -> None:
     model, _ = of_kind("sparse")
-    with pytest.raises(ValueError, match="'bench' record is of a model that is 99"):
+    with pytest.raises(
+        ValueError, match=r"'bench' record must be of this model, .* it is of a model that is 99"
+    ):
         model.push_to_hub(
             REPOSITORY, records=[results.stamp("bench", {**BENCH, "ticket": {"sparsity": 0.99}})]
         )

@@ -1,4 +1,4 @@
-"""Saved with `save_pretrained`, loaded with `from_pretrained`: the same model."""
+"""Saved with ``save_pretrained``, loaded with ``from_pretrained``: the same model."""
 
 from __future__ import annotations
 

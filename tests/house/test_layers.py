@@ -1,4 +1,4 @@
-"""Who may import whom, read from the sources, and what `import sparsebert` costs.
+"""Who may import whom, read from the sources, and what ``import sparsebert`` costs.
 
 The folders of ``sparsebert/`` stand in six layers: a module imports from its own layer and from those below
 it, and modules never import each other in a circle. Imports for type hints alone are free: they never run.
@@ -52,7 +52,9 @@ NOT_DEPENDENCIES = {"onnx", "onnxscript", "onnxruntime", "deepsparse", "gt_all_m
 
 @dataclass(frozen=True)
 class Import:
-    """One imported module: `importer` and `imported` are dotted names, `line` is in the importer's file."""
+    """One imported module: ``importer`` and ``imported`` are dotted names, ``line`` is in the importer's
+    file.
+    """
 
     importer: str
     imported: str
@@ -173,7 +175,7 @@ def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
 
 
 def test_the_kernels_folder_is_no_package() -> None:
-    """A `kernels` package at the root would hide Hugging Face's, and `import transformers` would fail."""
+    """A ``kernels`` package at the root would hide Hugging Face's, and ``import transformers`` would fail."""
     assert not (ROOT / "kernels/__init__.py").exists()
     assert not (ROOT / "tests/kernels").exists()
 

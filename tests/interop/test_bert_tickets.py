@@ -1,4 +1,4 @@
-"""`mask.pt` of BERT-Tickets: read as their scripts wrote it, written as those read it."""
+"""``mask.pt`` of BERT-Tickets: read as their scripts wrote it, written as those read it."""
 
 from __future__ import annotations
 

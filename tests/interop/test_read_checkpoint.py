@@ -1,4 +1,4 @@
-"""`convert` reads the checkpoints of other projects; a plain model is not one of them."""
+"""``convert`` reads the checkpoints of other projects; a plain model is not one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`read_ticket`: the content of a file decides how it is read."""
+"""``read_ticket``: the content of a file decides how it is read."""
 
 from __future__ import annotations
 

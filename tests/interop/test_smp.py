@@ -1,4 +1,4 @@
-"""Packed `.npy` masks of Static Model Pruning: read as its scripts write them, written as those do."""
+"""Packed ``.npy`` masks of Static Model Pruning: read as its scripts write them, written as those do."""
 
 from __future__ import annotations
 

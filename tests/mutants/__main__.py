@@ -1,4 +1,4 @@
-"""The mutation check: `python -m tests.mutants` plants deliberate faults and runs the tests against each.
+"""The mutation check: ``python -m tests.mutants`` plants deliberate faults and runs the tests against each.
 
 What was killed stays in the results file: a run that was stopped goes on with --resume.
 """

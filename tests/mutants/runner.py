@@ -139,7 +139,7 @@ def _judge(mutant: Mutant, copy: TreeCopy, tests: Mapping[str, Sequence[str]]) -
 
 
 def _verdict(mutant: Mutant, copy: TreeCopy, tests: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return the verdict and what led to it, as fields of a `Result`."""
+    """Return the verdict and what led to it, as fields of a ``Result``."""
     try:
         with copy.planted(mutant):
             for stage, files in tests.items():

@@ -27,7 +27,7 @@ SHARE_OF_SLOW_TESTS = 1 / 3
 
 
 class StoppedError(RuntimeError):
-    """`TreeCopy.stop` ended the tests."""
+    """``TreeCopy.stop`` ended the tests."""
 
 
 class NativeBuildError(RuntimeError):
@@ -85,7 +85,7 @@ class TreeCopy:
             _copy(root / NATIVE_LIBRARY, self._native)
 
     def stop(self) -> None:
-        """End the tests that run, from another thread; whoever waits for them gets a `StoppedError`."""
+        """End the tests that run, from another thread; whoever waits for them gets a ``StoppedError``."""
         self._stopped = True
         if self._process is not None:
             _kill(self._process)

@@ -17,7 +17,7 @@ SHORT = {d: short_name(d) for d in (torch.float32, torch.bfloat16, torch.float16
 
 @dataclass(frozen=True)
 class Problem:
-    """One call of `ops.linear`: x [M, K] times a packed weight [N, K]; `str` names it."""
+    """One call of ``ops.linear``: x [M, K] times a packed weight [N, K]; ``str`` names it."""
 
     M: int = 33
     N: int = 45
@@ -51,7 +51,7 @@ class Problem:
         return mask.repeat_interleave(height, 0)[: self.N]
 
     def weight(self) -> Tensor:
-        """[N, K] in `dtype`, NaN where it is masked: no kernel may look there."""
+        """[N, K] in ``dtype``, NaN where it is masked: no kernel may look there."""
         generator = torch.Generator().manual_seed(2)
         dense = (
             torch.randn(self.N, self.K, generator=generator) / max(1, int(self.mask().sum(1).max())) ** 0.5
@@ -81,7 +81,7 @@ class Problem:
         return ops.linear(self.x(), self.packed(), self.bias_vector(), self.activation)
 
     def torch_linear(self, dtype: torch.dtype) -> Tensor:
-        """What torch answers for the masked dense weight, computed in `dtype`."""
+        """What torch answers for the masked dense weight, computed in ``dtype``."""
         bias = self.bias_vector()
         bias = None if bias is None else bias.to(dtype)
         return reference.linear(self.x().to(dtype), self.kept_weight().to(dtype), bias, self.activation)
@@ -105,7 +105,7 @@ def gradient_of(leaf: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    """The least module around `ops.linear`: what compilers and exporters see of a sparse layer."""
+    """The least module around ``ops.linear``: what compilers and exporters see of a sparse layer."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()

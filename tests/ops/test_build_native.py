@@ -24,7 +24,7 @@ EXPORTED = 'extern "C" __attribute__((visibility("default"))) int {name}() {{ re
 
 @pytest.fixture(autouse=True)
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A library whose functions tell what it was made of; `objects` adds up 1, 2, 4, 8 for its objects."""
+    """A library whose functions tell what it was made of; ``objects`` adds up 1, 2, 4, 8 for its objects."""
     folder = tmp_path / "src"
     folder.mkdir()
     (folder / "common.h").write_text("#define COMMON 1\n")

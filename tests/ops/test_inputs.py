@@ -1,4 +1,4 @@
-"""`ops.linear`: every shape, stride and dtype of input, NaN and inf, and what is refused."""
+"""``ops.linear``: every shape, stride and dtype of input, NaN and inf, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`ops.linear`: answers and every gradient against float64, on every instruction set and with torch alone."""
+"""``ops.linear``: answers and every gradient against float64, on every instruction set and with torch
+alone.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +122,7 @@ def ours(problem: Problem) -> Answers:
 
 
 def torchs(problem: Problem, dtype: torch.dtype | None = None) -> Answers:
-    """torch's own op on the masked dense weight, all of it in `dtype` or each tensor in the problem's."""
+    """torch's own op on the masked dense weight, all of it in ``dtype`` or each tensor in the problem's."""
     x, weight, bias = _leaf(problem.x(), dtype), _leaf(problem.kept_weight(), dtype), problem.bias_vector()
     bias = None if bias is None else _leaf(bias, dtype)
     y = reference.linear(x, weight, bias, problem.activation)

@@ -1,4 +1,4 @@
-"""`ops.linear_shared`: one x, several weights, the bits of separate calls."""
+"""``ops.linear_shared``: one x, several weights, the bits of separate calls."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ TRAINABLE = [p for p in (*FP32, *BF16) if formats.FORMATS[p.format] in ops.TRAIN
 
 
 def _arguments(problem: Problem, *, gradients: bool) -> tuple[Any, ...]:
-    """Of the operator behind `ops.linear`."""
+    """Of the operator behind ``ops.linear``."""
     packed = problem.packed()
     trainable = isinstance(packed, formats.ElementSparse | formats.VectorSparse)
     bias = problem.bias_vector()

@@ -13,7 +13,7 @@ from sparsebert_kernels.timing import MAX_ATTEMPTS, MAX_STILL, Paired, least, pa
 
 
 class Clock:
-    """Time that passes as the tests say; the processor gives `work` only a share of it."""
+    """Time that passes as the tests say; the processor gives ``work`` only a share of it."""
 
     def __init__(self) -> None:
         self.now = self.processor = 0.0

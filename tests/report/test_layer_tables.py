@@ -217,6 +217,6 @@ def test_a_table_that_fits_in_neither_way_comes_in_pieces_that_do() -> None:
 def test_formats_that_were_asked_for_are_named(bench_record) -> None:
     planned, asked = bench_record(sparsity=0.9), bench_record(sparsity=0.1, format="element")
     (table,) = sweep_tables([planned, asked])
-    assert table.notes[1] == "Format requested, so that no layer could stay dense: 10% element."
+    assert table.notes[1] == "The format was requested, so no layer could stay dense: 10% element."
     (table,) = sweep_tables([planned, bench_record(sparsity=0.5)])
     assert len(table.notes) == 1

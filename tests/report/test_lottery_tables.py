@@ -75,7 +75,7 @@ def test_tickets_of_a_method_that_finds_its_sparsity_go_by_what_was_asked_of_it(
     assert (point.sparsity, point.values) == (pytest.approx(0.51), (0.7, 0.8))
     (table,) = learned_tables([*DENSE, *found])
     assert table.rows[1][0] == "soft movement 51%"
-    assert "Sparsities of soft movement are means: of 48% to 54%." in table.notes
+    assert "Sparsities of soft movement are means; seeds range from 48% to 54%." in table.notes
 
 
 def test_it_is_said_when_early_tickets_were_drawn() -> None:
@@ -101,7 +101,7 @@ def test_tasks_are_columns_of_the_transfer() -> None:
     assert table.rows[0] == ("dense", "80.0", "-")
     assert table.rows[1][1:] == ("70.0", "30.0 ± 14.1")
     assert "300 (sst2), 900 (cola) steps a round" in table.notes[0]
-    assert "a mean is of 1 to 2" in table.notes[1]
+    assert "means are over 1 to 2 seeds" in table.notes[1]
 
 
 def test_the_picture_is_drawn_whole_or_not_at_all(tmp_path: Path, bench_record: Any) -> None:

@@ -55,7 +55,7 @@ def test_what_rounds_have_in_common_stands_in_the_title() -> None:
         ("1", "50.0%", "1", "0.8000", "0.5000", "1.0"),
     )
     assert table.notes == (
-        "300 steps a round; loss: of training, as logged last. sparsebert 0.1.0, torch 2.13.",
+        "300 steps a round; loss: last logged training loss. sparsebert 0.1.0, torch 2.13.",
     )
 
 
@@ -161,7 +161,7 @@ def test_a_seed_that_is_there_twice_counts_as_it_was_last() -> None:
     [
         (
             {"drawn_at": 60, "steps": 300, "saved": 0.8, "settled": False},
-            "ticket drawn after 60 of 300 steps, 80% of the search saved, though its mask had not settled",
+            "ticket drawn after 60 of 300 steps, 80% of the search saved, before its mask had settled",
         ),
         (
             {"drawn_at": 60, "steps": 300, "saved": 0.8, "settled": True},

@@ -1,4 +1,4 @@
-"""`densify_`: the way back."""
+"""``densify_``: the way back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sparsify_` refuses bad input in one clear line and leaves the model unchanged."""
+"""``sparsify_`` refuses bad input in one clear line and leaves the model unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sparsify_`: the answers of the masked model, for the layers of the ticket or filter."""
+"""``sparsify_``: the answers of the masked model, for the layers of the ticket or filter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names, hooks, flags, ties and copies survive `sparsify_`."""
+"""Names, hooks, flags, ties and copies survive ``sparsify_``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plain matrix product in configurations that compile well and ones that do not, to test `aot` with."""
+"""A plain matrix product in configurations that compile well and ones that do not, to test ``aot`` with."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 @dataclass(frozen=True)
 class PanelProblem:
-    """x [M, K] times a weight [N, K] of h x g blocks; `str` names it."""
+    """x [M, K] times a weight [N, K] of h x g blocks; ``str`` names it."""
 
     M: int = 37
     N: int = 96
@@ -115,7 +115,7 @@ def ours(problem: PanelProblem, device: torch.device) -> Answers:
 
 
 def torchs(problem: PanelProblem, dtype: torch.dtype | None = None) -> Answers:
-    """torch's own op on the masked dense weight, all of it in `dtype` or each tensor in the problem's."""
+    """torch's own op on the masked dense weight, all of it in ``dtype`` or each tensor in the problem's."""
     cpu = torch.device("cpu")
     x, weight, bias, residual = (
         leaf(tensor, cpu, dtype)

@@ -1,4 +1,4 @@
-"""Bitmap weights on the kernels: decompression, and `ops.linear` through it."""
+"""Bitmap weights on the kernels: decompression, and ``ops.linear`` through it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 @dataclass(frozen=True)
 class Problem:
-    """x [M, K] times an unstructured weight [N, K]; `str` names it."""
+    """x [M, K] times an unstructured weight [N, K]; ``str`` names it."""
 
     M: int = 37
     N: int = 100

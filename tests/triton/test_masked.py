@@ -1,4 +1,4 @@
-"""`masked_linear`: its answer and every gradient, in plain torch and in the Triton kernels."""
+"""``masked_linear``: its answer and every gradient, in plain torch and in the Triton kernels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 @dataclass(frozen=True)
 class Problem:
-    """x [M, K] times a masked weight [N, K]; `str` names it."""
+    """x [M, K] times a masked weight [N, K]; ``str`` names it."""
 
     M: int = 33
     N: int = 45

@@ -1,4 +1,4 @@
-"""`block_sparse_linear`: answers and every gradient of the Triton kernels against float64."""
+"""``block_sparse_linear``: answers and every gradient of the Triton kernels against float64."""
 
 from __future__ import annotations
 

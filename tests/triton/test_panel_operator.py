@@ -25,7 +25,7 @@ PROBLEMS = [
 
 
 class Layer(nn.Module):
-    """The least module around `ops.block_sparse_linear`."""
+    """The least module around ``ops.block_sparse_linear``."""
 
     def __init__(self, problem: PanelProblem, device: torch.device) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 The library has a C interface for ctypes. It needs no Python or torch headers, so one build works with every
 version of both. It is linked without OpenMP on purpose: its OpenMP symbols resolve from the libgomp that
-torch has loaded, so both share one thread pool and `torch.set_num_threads` applies. Some builds of torch,
+torch has loaded, so both share one thread pool and ``torch.set_num_threads`` applies. Some builds of torch,
 such as the wheels for Arm, load libgomp for torch alone. This module therefore makes libgomp visible to all
 libraries before it loads the native library.
 """
@@ -166,11 +166,11 @@ def same_call(first: Any, other: Any) -> bool:
 def linear(
     x: Tensor, packed: Sequence[PackedWeight], biases: Sequence[Tensor | None], activation: str
 ) -> list[Tensor] | None:
-    """Return ``activation(x @ W.T + bias)`` for up to MAX_WEIGHTS weights; see `ops.linear`.
+    """Return ``activation(x @ W.T + bias)`` for up to MAX_WEIGHTS weights; see ``ops.linear``.
 
     Args:
-        x: [..., in], which the library `supports` with the first weight.
-        packed: The weights, which share one call (`same_call`).
+        x: [..., in], which the library ``supports`` with the first weight.
+        packed: The weights, which share one call (``same_call``).
         biases: One bias, or None, per weight.
         activation: Name of the activation.
 
@@ -238,14 +238,14 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor
 
 
 def count_scores(scores: Tensor, upper: int, bins: int) -> Tensor:
-    """See `sparsebert_kernels.radix_select.count`; ``upper`` = -1 stands for None."""
+    """See ``sparsebert_kernels.radix_select.count``; ``upper`` = -1 stands for None."""
     counts = torch.zeros(bins, dtype=torch.int64)
     _library().sb_count_scores(scores.data_ptr(), scores.numel(), upper, counts.data_ptr())
     return counts
 
 
 def above(scores: Tensor, threshold: float, out: Tensor) -> tuple[int, int]:
-    """See `sparsebert_kernels.radix_select.above`."""
+    """See ``sparsebert_kernels.radix_select.above``."""
     counts = (ctypes.c_int64 * 2)()
     _library().sb_above(scores.data_ptr(), scores.numel(), threshold, out.data_ptr(), counts)
     return counts[0], counts[1]

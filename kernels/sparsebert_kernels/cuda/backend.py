@@ -1,6 +1,6 @@
 """Dispatch of calls to the Triton kernels.
 
-The first call that needs Triton imports it. A compiler may trace `covers`; all other functions run inside
+The first call that needs Triton imports it. A compiler may trace ``covers``; all other functions run inside
 operators.
 """
 
@@ -44,12 +44,12 @@ def on_cpu() -> Iterator[None]:
 
 
 def covers(format: str, device: torch.device) -> bool:
-    """Return whether kernels exist for a format on a kind of device; `supports` tells whether they run."""
+    """Return whether kernels exist for a format on a kind of device; ``supports`` tells whether they run."""
     return format in FORWARD and (device.type == "cuda" or (_cpu_too and device.type == "cpu"))
 
 
 def supports(format: str, x: Tensor) -> bool:
-    """Return whether the kernels compute x with a weight of this format; see `runs_on`."""
+    """Return whether the kernels compute x with a weight of this format; see ``runs_on``."""
     return covers(format, x.device) and runs_on(x)
 
 
@@ -98,7 +98,7 @@ def check_dtype(x: Tensor, packed: Any) -> None:
 
 
 def linear(x: Tensor, packed: Any, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
-    """Return ``activation(x @ W.T + bias) + residual``; see `ops.linear`."""
+    """Return ``activation(x @ W.T + bias) + residual``; see ``ops.linear``."""
     with torch.cuda.device_of(x):
         return _module(FORWARD[packed.name]).linear(x, packed, bias, activation, residual)
 

@@ -78,7 +78,7 @@ def decompress_bitmap(
 
 
 def decompress(packed: BitmapSparse) -> Tensor:
-    """Return the dense matrix [N, K], equal to `BitmapSparse.to_dense`."""
+    """Return the dense matrix [N, K], equal to ``BitmapSparse.to_dense``."""
     dense = packed.values.new_empty(packed.shape)
     _launch(packed, dense)
     return dense

@@ -24,7 +24,9 @@ def grouped_program(program, token_tiles, panels, GROUP_M: tl.constexpr):
 
 @triton.jit
 def operand(tile, UPCAST: tl.constexpr):
-    """Return a tile as an operand of `tl.dot`, upcast for the interpreter, which multiplies raw bf16 bits."""
+    """Return a tile as an operand of ``tl.dot``, upcast for the interpreter, which multiplies raw bf16
+    bits.
+    """
     if UPCAST:
         tile = tile.to(tl.float32)
     return tile
@@ -32,7 +34,7 @@ def operand(tile, UPCAST: tl.constexpr):
 
 @triton.jit
 def activate(z, ACTIVATION: tl.constexpr):
-    """Apply an activation in the dtype of z (float32); see `reference.activate`."""
+    """Apply an activation in the dtype of z (float32); see ``reference.activate``."""
     if ACTIVATION == "relu":
         # Not tl.maximum, which turns NaN into 0.
         z = tl.where(z < 0, 0.0, z)

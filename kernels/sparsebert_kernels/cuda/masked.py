@@ -31,7 +31,7 @@ from .tile_configs import DEFAULT_SHARED_MEMORY, LEAST_SHARED_MEMORY, SHARED_MEM
 
 @triton.jit
 def _kept(words, rows, words_per_row, first_word, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr):
-    """Return the mask of `rows` over BLOCK_K columns from word `first_word` on: bool [rows, BLOCK_K]."""
+    """Return the mask of ``rows`` over BLOCK_K columns from word ``first_word`` on: bool [rows, BLOCK_K]."""
     lane = tl.arange(0, BLOCK_K)
     base = words + rows.to(tl.int64) * words_per_row + first_word
     bits = tl.load(base)[:, None]
@@ -268,7 +268,7 @@ def compile_case(
     cut: Cut,
     product: tuple[int, int, int],
 ) -> CompileCase:
-    """Record a launch of a kernel over x and weight of ``dtypes``; see `aot.compile_case.recorded_case`."""
+    """Record a launch of a kernel over x and weight of ``dtypes``; see ``aot.compile_case.recorded_case``."""
     x, weight = map(short_name, dtypes)
     return recorded_case(
         kernel,

@@ -163,7 +163,7 @@ LEAST_TOKENS_PER_SPLIT = 512
 
 
 def weight_gradient_cut(kind: str, x: torch.dtype, weight: torch.dtype) -> Cut:
-    """Return the cut for products of this precision (`masked.product_precision`) and these dtypes."""
+    """Return the cut for products of this precision (``masked.product_precision``) and these dtypes."""
     return WEIGHT_GRADIENT["half, float32 weight" if kind == "half" and weight != x else kind]
 
 

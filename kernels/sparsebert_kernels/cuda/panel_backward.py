@@ -1,6 +1,6 @@
 """Gradients of a linear layer whose weight lies in packed panels.
 
-    dL/dx = g @ W   the forward kernel over W.T, in panels of 64 features of x. `transposed_index` computes
+    dL/dx = g @ W   the forward kernel over W.T, in panels of 64 features of x. ``transposed_index`` computes
                     the index of W.T once; each call fills the tiles of W.T from the values of W, in a scratch
                     that the call allocates and frees.
     dL/dvalues      at the kept blocks only: for each tile, (64 packed columns of x).T @ (h columns of g)

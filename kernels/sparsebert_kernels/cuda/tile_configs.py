@@ -157,7 +157,7 @@ def measured(name: str) -> tuple[tuple[Shape, Configuration], ...]:
     """Return the measured configurations of a device by its name; empty for a device without a file.
 
     Raises:
-        ValueError: The file was not written by `record`.
+        ValueError: The file was not written by ``record``.
     """
     return _read(FOLDER / f"{_file_stem(name)}.json")
 
@@ -166,7 +166,7 @@ def limits(name: str) -> Limits | None:
     """Return the measured limits of a device by its name, None if they have not been measured.
 
     Raises:
-        ValueError: The file was not written by `record`.
+        ValueError: The file was not written by ``record``.
     """
     path = FOLDER / f"{_file_stem(name)}.json"
     entry = _content(path).get("limits")

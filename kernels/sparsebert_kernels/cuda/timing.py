@@ -15,7 +15,7 @@ MIN_ROUNDS, MAX_ROUNDS = 9, 51
 
 
 def paired(mine: Callable[[], object], other: Callable[[], object], *, budget: float = 0.03) -> Paired:
-    """Time two sides in turn, as `sparsebert_kernels.timing.paired` does on a CPU.
+    """Time two sides in turn, as ``sparsebert_kernels.timing.paired`` does on a CPU.
 
     Weights and activations stay in the L2 cache between replays if they fit. The first calls, which compile
     the kernels, run before the graphs are captured.
@@ -27,7 +27,7 @@ def paired(mine: Callable[[], object], other: Callable[[], object], *, budget: f
 
 
 class _Graph:
-    """One side, captured with enough repeats to last `REPLAY_SECONDS`."""
+    """One side, captured with enough repeats to last ``REPLAY_SECONDS``."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         stream = torch.cuda.Stream()

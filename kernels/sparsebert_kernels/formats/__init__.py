@@ -43,7 +43,7 @@ def pack(weight: Tensor, mask: Tensor | None = None, *, format: str, **options: 
     Args:
         weight: [out, in] in float32 or bfloat16, or in float16 for formats with GPU kernels.
         mask: bool [out, in], True = keep; ``weight != 0`` by default.
-        format: A name in `FORMATS`.
+        format: A name in ``FORMATS``.
         options: Options of the format, e.g. ``vector_rows=4``.
 
     Raises:

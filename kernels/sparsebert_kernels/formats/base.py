@@ -96,7 +96,7 @@ class PackedWeight(abc.ABC):
 
 
 def refuse_options(cls: type[PackedWeight], options: Iterable[str]) -> None:
-    """Raise ValueError for the first of ``options`` that `cls.from_dense` does not accept."""
+    """Raise ValueError for the first of ``options`` that ``cls.from_dense`` does not accept."""
     parameters = inspect.signature(cls.from_dense).parameters.values()
     accepted = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for name in options:

@@ -40,7 +40,7 @@ class BitmapSparse(PackedWeight):
 
     @classmethod
     def from_dense(cls, weight: Tensor, mask: Tensor | None = None, **options: Any) -> Self:
-        """See `PackedWeight.from_dense`; ``weight`` may also be float16.
+        """See ``PackedWeight.from_dense``; ``weight`` may also be float16.
 
         Raises:
             ValueError: The weight has more than 65536 columns, or the mask keeps more than 2^31 - 1 weights.

@@ -2,8 +2,8 @@
 
 The format serves unstructured masks of very high sparsity on a GPU. The rows are reordered and cut into
 panels of 64 or 128 rows; a panel stores dense tiles of weights for the union of its rows' columns. Work and
-storage scale with the union, which for a random mask covers almost all columns even at 95 % sparsity. `union`
-computes its share for a mask; the format pays only if the share is small.
+storage scale with the union, which for a random mask covers almost all columns even at 95 % sparsity.
+``union`` computes its share for a mask; the format pays only if the share is small.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ColumnPanelSparse(PackedWeight):
         row_order: str = "best",
         **options: Any,
     ) -> Self:
-        """See `PackedWeight.from_dense`; ``weight`` may also be float16.
+        """See ``PackedWeight.from_dense``; ``weight`` may also be float16.
 
         Args:
             weight: [out, in].
@@ -133,12 +133,12 @@ class ColumnPanelSparse(PackedWeight):
         return dense[: self.shape[0]].contiguous()
 
     def kept(self) -> Tensor:
-        """See `PackedWeight.kept`; a kept weight of exactly 0 counts as pruned."""
+        """See ``PackedWeight.kept``; a kept weight of exactly 0 counts as pruned."""
         return self.to_dense() != 0
 
 
 def union(mask: Tensor, *, panel_rows: int = 64, row_order: str = "best") -> float:
-    """Return `ColumnPanelSparse.union` of ``mask`` (bool [out, in]) without packing a weight.
+    """Return ``ColumnPanelSparse.union`` of ``mask`` (bool [out, in]) without packing a weight.
 
     Raises:
         ValueError: ``panel_rows`` or ``row_order`` is not supported.

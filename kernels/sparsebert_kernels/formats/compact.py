@@ -15,7 +15,7 @@ class CompactDense(PackedWeight):
     """Live rows x live columns, dense.
 
     Attributes:
-        values: float32, bfloat16 or float16 [live rows, live columns], as in `DensePrepacked`.
+        values: float32, bfloat16 or float16 [live rows, live columns], as in ``DensePrepacked``.
         live_rows: int64 (live rows,); rows that keep a weight.
         live_columns: int64 (live columns,); columns that keep a weight.
     """
@@ -31,7 +31,7 @@ class CompactDense(PackedWeight):
     def from_dense(
         cls, weight: Tensor, mask: Tensor | None = None, *, tokens: int = DEFAULT_TOKENS, **options: Any
     ) -> Self:
-        """See `PackedWeight.from_dense`; ``tokens`` as in `DensePrepacked.from_dense`."""
+        """See ``PackedWeight.from_dense``; ``tokens`` as in ``DensePrepacked.from_dense``."""
         refuse_options(cls, options)
         weight, mask = checked(weight, mask, GPU_DTYPES)
         live_rows = mask.any(1).nonzero().squeeze(1)

@@ -30,7 +30,7 @@ class CsrSparse(PackedWeight):
 
     @classmethod
     def from_dense(cls, weight: Tensor, mask: Tensor | None = None, **options: Any) -> Self:
-        """See `PackedWeight.from_dense`."""
+        """See ``PackedWeight.from_dense``."""
         refuse_options(cls, options)
         weight, mask = checked(weight, mask)
         crow = torch.zeros(weight.shape[0] + 1, dtype=torch.int32, device=weight.device)

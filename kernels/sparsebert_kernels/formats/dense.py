@@ -1,6 +1,6 @@
 """Dense weights, prepacked once for oneDNN: the baseline of the sparse formats, and the plan's fallback.
 
-`F.linear` does not prepack and may use a slower BLAS (on AMD, MKL's AVX2 path). The prepacked form is
+``F.linear`` does not prepack and may use a slower BLAS (on AMD, MKL's AVX2 path). The prepacked form is
 therefore the fastest dense baseline in torch, and speeds up layers whose sparsity does not pay.
 """
 
@@ -44,7 +44,7 @@ class DensePrepacked(PackedWeight):
     def from_dense(
         cls, weight: Tensor, mask: Tensor | None = None, *, tokens: int = DEFAULT_TOKENS, **options: Any
     ) -> Self:
-        """See `PackedWeight.from_dense`.
+        """See ``PackedWeight.from_dense``.
 
         Args:
             weight: [out, in].
@@ -79,7 +79,7 @@ def prepacked_linear(x: Tensor, values: Tensor, bias: Tensor | None, activation:
 
     Args:
         x: [..., in] in the dtype of W.
-        values: W [out, in], prepacked by `prepack`.
+        values: W [out, in], prepacked by ``prepack``.
         bias: [out] or None.
         activation: "none", "relu", "gelu" or "gelu_tanh", fused into the product.
     """

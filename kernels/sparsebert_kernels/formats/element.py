@@ -57,7 +57,7 @@ class ElementSparse(PackedWeight):
         block_columns: int = BLOCK_COLUMNS,
         **options: Any,
     ) -> Self:
-        """See `PackedWeight.from_dense`.
+        """See ``PackedWeight.from_dense``.
 
         Args:
             weight: [out, in].
@@ -112,7 +112,7 @@ class ElementSparse(PackedWeight):
 def pack_index(
     mask: Tensor, unit: int, block_rows: int, block_columns: int
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the index tensors of `ElementSparse` for ``mask``, and kept weights' slots in row order."""
+    """Return the index tensors of ``ElementSparse`` for ``mask``, and kept weights' slots in row order."""
     out_features, in_features = mask.shape
     device = mask.device
     row_blocks = -(-out_features // block_rows)

@@ -56,7 +56,7 @@ class PanelSparse(PackedWeight):
         block_size: tuple[int, int] = (64, 8),
         **options: Any,
     ) -> Self:
-        """See `PackedWeight.from_dense`; ``weight`` may also be float16.
+        """See ``PackedWeight.from_dense``; ``weight`` may also be float16.
 
         Args:
             weight: [out, in].
@@ -152,7 +152,7 @@ class PanelSparse(PackedWeight):
         return dense[: self.shape[0], : self.shape[1]].contiguous()
 
     def kept(self) -> Tensor:
-        """See `PackedWeight.kept`; unless `aligned`, a kept weight of exactly 0 counts as pruned."""
+        """See ``PackedWeight.kept``; unless ``aligned``, a kept weight of exactly 0 counts as pruned."""
         if not self.aligned:
             return self.to_dense() != 0
         panel, column, _ = self.slots()
@@ -172,9 +172,9 @@ class Slots:
         column: int64, one per kept block; its column group.
         tile: int64, one per kept block; its tile.
         place: int64, one per kept block; its slot in the tile.
-        columns: int32, as in `PanelSparse`.
-        starts: int32, as in `PanelSparse`.
-        order: int32, as in `PanelSparse`.
+        columns: int32, as in ``PanelSparse``.
+        starts: int32, as in ``PanelSparse``.
+        order: int32, as in ``PanelSparse``.
         tiles: Number of tiles, 0 if nothing is kept.
     """
 
@@ -218,7 +218,7 @@ def pack_slots(live: Tensor, per_tile: int) -> Slots:
 
 
 def why_not_joinable(weights: Sequence[PanelSparse]) -> str | None:
-    """Return None if `join` can join these weights, else the reason."""
+    """Return None if ``join`` can join these weights, else the reason."""
     first = weights[0]
     for member in weights:
         for name in ("panel_rows", "group_columns", "dtype", "device"):

@@ -17,9 +17,9 @@ def transposed_panels(packed: PanelSparse) -> list[Tensor]:
     The index does not depend on the values.
 
     Returns:
-        ``[source, columns, starts, order]``, the last three as in `PanelSparse`. ``source``, int32 (tiles, 64
-        / u, 64 / g), holds the block of W that each piece of a tile transposes, as slot * (h / u) + part of
-        the panel, or -1 where W keeps nothing.
+        ``[source, columns, starts, order]``, the last three as in ``PanelSparse``. ``source``, int32 (tiles,
+        64 / u, 64 / g), holds the block of W that each piece of a tile transposes, as slot * (h / u) + part
+        of the panel, or -1 where W keeps nothing.
     """
     height, group, device = packed.panel_rows, packed.group_columns, packed.device
     unit = min(height, TILE_COLUMNS)

@@ -44,7 +44,7 @@ class SemiStructured(PackedWeight):
 
     @classmethod
     def from_dense(cls, weight: Tensor, mask: Tensor | None = None, **options: Any) -> Self:
-        """See `PackedWeight.from_dense`; ``weight`` is bfloat16 or float16.
+        """See ``PackedWeight.from_dense``; ``weight`` is bfloat16 or float16.
 
         Raises:
             ValueError: The mask keeps more than two of four neighbours, the sizes are not multiples of 32 x
@@ -89,13 +89,13 @@ class SemiStructured(PackedWeight):
         return cls((rows, columns), {"values": values, "places": places}, {})
 
     def replace(self, **tensors: Tensor) -> Self:
-        """See `PackedWeight.replace`. Raise ValueError for values of another dtype: 2:4 cannot be cast."""
+        """See ``PackedWeight.replace``. Raise ValueError for values of another dtype: 2:4 cannot be cast."""
         if tensors.get("values", self.values).dtype != self.dtype:
             raise ValueError(f"2:4 weights of {self.dtype} cannot be cast; pack them again")
         return super().replace(**tensors)
 
     def tensor(self) -> SparseSemiStructuredTensor:
-        """Return torch's tensor over the stored tensors, for `torch.nn.functional.linear`."""
+        """Return torch's tensor over the stored tensors, for ``torch.nn.functional.linear``."""
         library = (
             SparseSemiStructuredTensorCUTLASS if self.places.numel() else SparseSemiStructuredTensorCUSPARSELT
         )
@@ -113,5 +113,5 @@ class SemiStructured(PackedWeight):
         return self.tensor().to_dense()
 
     def kept(self) -> Tensor:
-        """See `PackedWeight.kept`; a kept weight of exactly 0 counts as pruned."""
+        """See ``PackedWeight.kept``; a kept weight of exactly 0 counts as pruned."""
         return self.to_dense() != 0

@@ -15,12 +15,12 @@ from .vector import VectorSparse
 def transposed_index(packed: ElementSparse | VectorSparse | PanelSparse) -> list[Tensor]:
     """Return the index tensors of W.T and the positions of its values in ``packed.values``.
 
-    The index does not depend on the values. Panels are transposed by `transposed_panels`; the other formats
+    The index does not depend on the values. Panels are transposed by ``transposed_panels``; the other formats
     are transposed into element-sparse form.
 
     Returns:
         ``[source, columns, rows, groups, blocks]``. ``packed.values.flatten()[source]`` (int64, one per slot)
-        gives the values of the transposed matrix; the other tensors are its index, as in `ElementSparse`.
+        gives the values of the transposed matrix; the other tensors are its index, as in ``ElementSparse``.
     """
     if isinstance(packed, PanelSparse):
         return transposed_panels(packed)

@@ -53,7 +53,7 @@ class VectorSparse(PackedWeight):
         block_columns: int = BLOCK_COLUMNS,
         **options: Any,
     ) -> Self:
-        """See `PackedWeight.from_dense`.
+        """See ``PackedWeight.from_dense``.
 
         Args:
             weight: [out, in].
@@ -157,7 +157,7 @@ class VectorSparse(PackedWeight):
         return dense[: self.shape[0]].contiguous()
 
     def kept(self) -> Tensor:
-        """See `PackedWeight.kept`; unless `aligned`, a kept weight of exactly 0 counts as pruned."""
+        """See ``PackedWeight.kept``; unless ``aligned``, a kept weight of exactly 0 counts as pruned."""
         if not self.aligned:
             return self.to_dense() != 0
         row, column = self.coordinates()

@@ -41,7 +41,7 @@ class BuiltBackend:
 
 
 class Backend(ABC):
-    """A way to run the model; `BACKENDS` lists the subclasses."""
+    """A way to run the masked model; ``BACKENDS`` lists the subclasses."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -49,15 +49,15 @@ class Backend(ABC):
 
     @abstractmethod
     def available(self) -> str | None:
-        """Return None if it can run here, else the reason and how to install it, in one line."""
+        """Return None if the backend can run here, else the reason and the remedy in one line."""
 
     @abstractmethod
     def precision(self, pruned: PrunedModel) -> str:
-        """Return the precision of its arithmetic: a key of `sparsebert.bench.output_check.TOLERANCES`."""
+        """Return the precision of the arithmetic: a key of ``sparsebert.bench.output_check.TOLERANCES``."""
 
     @abstractmethod
     def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
-        """Build it for a model.
+        """Build the backend for a model.
 
         Args:
             pruned: Model, ticket and batches.

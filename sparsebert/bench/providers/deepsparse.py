@@ -83,7 +83,7 @@ class DeepSparse(Backend):
     def available(self) -> str | None:
         python = os.environ.get(VARIABLE)
         if not python:
-            return f"set {VARIABLE} to the Python of an environment that has it: {SETUP}"
+            return f"set {VARIABLE} to the Python of an environment with DeepSparse: {SETUP}"
         if shutil.which(python) is None:
             return f"{VARIABLE}={python} is not a program; set it to the path of a Python"
         done = subprocess.run(

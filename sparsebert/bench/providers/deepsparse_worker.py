@@ -1,4 +1,4 @@
-"""Worker of `deepsparse.py`, which runs a DeepSparse engine. It imports deepsparse and numpy only.
+"""Worker of ``deepsparse.py``, which runs a DeepSparse engine. It imports deepsparse and numpy only.
 
 Requests and replies are JSON lines on stdin and stdout:
 {"load": graph, "inputs": npz, "batches": n, "names": [...], "threads": n} -> {"version": ...}

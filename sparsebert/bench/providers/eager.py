@@ -1,4 +1,4 @@
-"""Plain PyTorch: the model as `from_pretrained` returns it."""
+"""Plain PyTorch: the model as ``from_pretrained`` returns it."""
 
 from __future__ import annotations
 

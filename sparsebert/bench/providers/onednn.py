@@ -1,7 +1,7 @@
 """Every linear layer prepacked for oneDNN: the fastest dense library in a torch wheel, and the main baseline.
 
-torch's own float32 `F.linear` uses MKL, which takes its AVX2 path on AMD; there, oneDNN from the same wheel
-is more than twice as fast. Its operators are private to torch, so each layer is checked against `F.linear`
+torch's own float32 ``F.linear`` uses MKL, which takes its AVX2 path on AMD; there, oneDNN from the same wheel
+is more than twice as fast. Its operators are private to torch, so each layer is checked against ``F.linear``
 when it is built.
 """
 
@@ -25,7 +25,7 @@ class PrepackedLinear(nn.Module):
     """y = x W^T + b through oneDNN, with W [out, in] reordered once for about ``tokens`` rows of x [..., in].
 
     Raises:
-        ValueError: torch lacks the operators, or their results differ from those of `F.linear`.
+        ValueError: torch lacks the operators, or their results differ from those of ``F.linear``.
     """
 
     def __init__(self, linear: nn.Linear, tokens: int) -> None:
@@ -51,7 +51,7 @@ class PrepackedLinear(nn.Module):
 
 
 def prepack_(model: nn.Module, tokens: int) -> nn.Module:
-    """Replace every ``nn.Linear`` of ``model`` by a `PrepackedLinear`, in place, and return ``model``."""
+    """Replace every ``nn.Linear`` of ``model`` by a ``PrepackedLinear``, in place, and return ``model``."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):

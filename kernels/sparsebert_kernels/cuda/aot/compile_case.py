@@ -1,6 +1,6 @@
 """One kernel configuration to compile ahead of time, recorded from the kernel's own launcher.
 
-A launcher takes the kernel as its last parameter. With a `LaunchRecorder` in the kernel's place and example
+A launcher takes the kernel as its last parameter. With a ``LaunchRecorder`` in the kernel's place and example
 tensors on the meta device, the launch is recorded instead of run. A kernel therefore has a single argument
 list, in its launcher.
 """
@@ -46,7 +46,7 @@ class CompileCase:
         product: (m, n, k) of the matrix product in one iteration of the main loop; None for a kernel without
             one.
         default: Whether an untuned device uses this configuration in bfloat16.
-        targets: Names of the targets to compile for (see `aot.targets.TARGETS`); empty for all of them.
+        targets: Names of the targets to compile for (see ``aot.targets.TARGETS``); empty for all of them.
     """
 
     family: str
@@ -111,11 +111,11 @@ def recorded_case(
         kernel: The ``@triton.jit`` function.
         launch: Calls the kernel's launcher with example arguments and, as the kernel, the recorder that it
             receives. The example sizes decide which integers count as aligned: choose typical ones.
-        family: See `CompileCase`.
-        label: See `CompileCase`.
-        product: See `CompileCase`.
-        default: See `CompileCase`.
-        targets: See `CompileCase`.
+        family: See ``CompileCase``.
+        label: See ``CompileCase``.
+        product: See ``CompileCase``.
+        default: See ``CompileCase``.
+        targets: See ``CompileCase``.
     """
     recorder = LaunchRecorder(kernel)
     launch(recorder)

@@ -27,7 +27,7 @@ class Compiled:
         spill_loads: Instructions that move them back.
         shared_memory: Bytes of shared memory of one program.
         tensor: Number of tensor-core instructions in the text, by name, e.g. ``{"wgmma m64n64k16": 8}``.
-        buffers: Pipeline steps in shared memory, see `machine_code.shared_buffers`.
+        buffers: Pipeline steps in shared memory, see ``machine_code.shared_buffers``.
         loop_instructions: Machine instructions that a warp issues for one step of the main loop.
         ceiling: Share of the tensor cores' peak rate that the main loop reaches at most, because the
             schedulers must issue all its instructions.
