@@ -91,6 +91,13 @@ def test_a_machine_that_is_never_quiet_is_tried_again_and_marked(clock: Clock) -
     assert clock.processor == pytest.approx((1 + MAX_ATTEMPTS * 14) * 0.008)
 
 
+def test_too_few_undisturbed_rounds_are_marked(clock: Clock) -> None:
+    """A third of twice the rounds: two, where three are needed."""
+    mine = clock.work(always(0.002), pattern(0.004, 0.004, 0))
+    found = paired(mine, clock.work(always(0.006), always(0)), budget=0, min_rounds=3)
+    assert (found.mine, found.rounds, found.busy) == (pytest.approx(0.002), 2, True)
+
+
 def test_times_that_vary_without_waiting_are_tried_again(clock: Clock) -> None:
     """As with neighbours who take the memory's bandwidth: the processor counts that as work."""
     unsteady = [0.002, 0.004, 0.006, 0.003, 0.005, 0.002, 0.007]
