@@ -199,7 +199,7 @@ class TestSharedInput:
 
     def test_joined_has_to_be_as_high_as_its_members(self, device: torch.device) -> None:
         joined, members = join([BASE.packed(device), BASE.packed(device)])
-        with pytest.raises(ValueError, match="joined has 192 out_features; it must have 96, the sum of its members"):
+        with pytest.raises(ValueError, match="joined has 192 out_features; it must have 96"):
             ops.linear_shared(BASE.x().to(device), members[:1], [None], joined)
 
 
@@ -231,7 +231,7 @@ class TestRefusals:
         packed = BASE.packed(device)
         buffer = packed.values.new_empty(packed.values.numel() + 1)
         shifted = packed.replace(values=buffer[1:].view(packed.values.shape))
-        with pytest.raises(ValueError, match=r"the weight's values have strides .* whose address is a multiple of 16"):
+        with pytest.raises(ValueError, match=r"the weight's values have strides .* a multiple of 16"):
             ops.block_sparse_linear(BASE.x().to(device), shifted)
 
     def test_an_unknown_activation(self, device: torch.device) -> None:
