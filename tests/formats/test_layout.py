@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from sparsebert_kernels.formats import CompactDense, CsrSparse, ElementSparse, VectorSparse
+from sparsebert_kernels.formats import BitmapSparse, CompactDense, CsrSparse, ElementSparse, VectorSparse
 from sparsebert_kernels.formats.base import SLACK_BYTES, UNIT
 from tests.formats.matrices import matrices, options, values
 
@@ -147,3 +147,11 @@ class TestCsr:
         assert torch.equal(packed.crow_indices.long(), torchs.crow_indices())
         assert torch.equal(packed.col_indices.long(), torchs.col_indices())
         assert torch.equal(packed.values, torchs.values())
+
+
+def test_bitmap_offsets_count_the_weights_of_the_row_before_each_tile() -> None:
+    mask = torch.zeros(2, 130, dtype=torch.bool)
+    mask[0, [3, 63, 64, 129]] = mask[1, [70, 128]] = True
+    packed = BitmapSparse.from_dense(torch.ones(2, 130), mask)
+    assert packed.offsets.tolist() == [[0, 2, 3], [0, 0, 1]]
+    assert packed.starts.tolist() == [0, 4]
