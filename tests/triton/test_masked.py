@@ -113,29 +113,37 @@ PROBLEMS += [Problem(dtype=dtype, weight_dtype=FP32) for dtype in (FP16, BF16)]
 
 
 @pytest.fixture(params=["torch", "triton"])
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where the tensors go; "triton" is a GPU, or its interpreter where there is none."""
-    on_gpu = request.param == "triton" and torch.cuda.is_available()
-    with on_cpu() if request.param == "triton" and not on_gpu else nullcontext():
+def backend(request: pytest.FixtureRequest) -> str:
+    """Name of the implementation."""
+    return request.param
+
+
+@pytest.fixture
+def device(backend: str) -> Iterator[str]:
+    """Device of the tensors: "triton" runs on a GPU, or in its interpreter on the CPU."""
+    on_gpu = backend == "triton" and torch.cuda.is_available()
+    with on_cpu() if backend == "triton" and not on_gpu else nullcontext():
         yield "cuda" if on_gpu else "cpu"
 
 
 @functools.cache
-def results_of(problem: Problem, device: str) -> dict[str, Tensor]:
-    """Compute once for all tests of a problem and device."""
+def results_of(problem: Problem, device: str, backend: str) -> dict[str, Tensor]:
+    """Compute once for all tests of a problem and backend. The interpreter's device is that of torch."""
     return problem.results(device)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 class TestResults:
-    def test_are_as_exact_as_torchs(self, problem: Problem, device: str) -> None:
-        results = results_of(problem, device)
+    def test_are_as_exact_as_torchs(self, problem: Problem, device: str, backend: str) -> None:
+        results = results_of(problem, device, backend)
         exact, torchs = problem.expected(torch.float64), problem.expected(problem.dtype)
         for name, result in results.items():
             assert_as_exact_as_torch(result, torchs[name].to(result.dtype), exact[name])
 
-    def test_of_the_weight_are_exactly_zero_where_it_is_masked(self, problem: Problem, device: str) -> None:
-        masked = results_of(problem, device)["weight"][~problem.mask()]
+    def test_of_the_weight_are_exactly_zero_where_it_is_masked(
+        self, problem: Problem, device: str, backend: str
+    ) -> None:
+        masked = results_of(problem, device, backend)["weight"][~problem.mask()]
         if problem.straight_through:
             assert not masked.numel() or masked.any()
         else:
