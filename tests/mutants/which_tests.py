@@ -14,6 +14,7 @@ NATIVE_LIBRARY = f"{KERNELS}/cpu/native.py"
 # Beside tests/NAME for sparsebert/NAME, the tests are a mirror of the sources.
 OWN = {
     f"{KERNELS}/": ("tests/ops", "tests/formats"),
+    f"{KERNELS}/masked.py": ("tests/triton",),
     f"{KERNELS}/cpu/": ("tests/ops",),
     f"{KERNELS}/cuda/": ("tests/triton",),
     f"{KERNELS}/formats/": ("tests/formats", "tests/ops"),
