@@ -38,8 +38,9 @@ def replacing(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _sync(file)
         if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+            _replace_folder(temporary, path)
+        else:
+            os.replace(temporary, path)
         _sync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -60,6 +61,22 @@ def sweep(folder: Path) -> None:
     """
     for path in folder.glob(_TEMPORARY):
         _delete(path)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Rename ``new`` to ``path``, whose old content is deleted only after that.
+
+    A rename cannot replace a folder that holds files, so the old one is renamed first. If the second rename
+    fails, it gets its name back.
+    """
+    old = _temporary_beside(path)
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    _delete(old)
 
 
 def _temporary_beside(path: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,30 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
             (unfinished / "deep" / "weights").write_text(content)
     assert (target / "deep" / "weights").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_that_cannot_be_replaced_keeps_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    rename = os.replace
+
+    def refuse_the_new(source: Path, target: Path) -> None:
+        if (Path(source) / "new").exists():
+            raise OSError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_the_new)
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(replacing(folder))
+        temporary.mkdir()
+        (temporary / "new").write_text("new")
+        with pytest.raises(OSError, match="no"):
+            stack.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (folder / "old").read_text() == "old"
 
 
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
