@@ -204,21 +204,23 @@ class MethodOptions:
         int | None,
         typer.Option(
             "--mask-interval",
-            help="early-bird: steps between two masks [default: 10]",
+            help="early-bird: --draw-by distance: steps between two masks [default: 10]",
         ),
     ] = None
     epsilon: Annotated[
         float | None,
         typer.Option(
             "--epsilon",
-            help="early-bird: mask distance below which two masks count as equal [default: 0.1]",
+            help="early-bird: --draw-by distance: distance below which two masks count as equal [default: "
+            "0.1]",
         ),
     ] = None
     window: Annotated[
         int | None,
         typer.Option(
             "--window",
-            help="early-bird: number of consecutive small distances to wait for [default: 5]",
+            help="early-bird: --draw-by distance: number of consecutive small distances to wait for "
+            "[default: 5]",
         ),
     ] = None
     absolute: Annotated[

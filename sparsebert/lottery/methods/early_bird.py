@@ -90,11 +90,18 @@ class EarlyBird(SearchingMethod):
         default=0.2,
         metadata={"help": "with --draw-by fixed: share of the first epoch to train before the draw"},
     )
-    every: int = field(default=10, metadata={"help": "steps between two masks", "flag": "--mask-interval"})
-    epsilon: float = field(
-        default=0.1, metadata={"help": "mask distance below which two masks count as equal"}
+    every: int = field(
+        default=10,
+        metadata={"help": "with --draw-by distance: steps between two masks", "flag": "--mask-interval"},
     )
-    window: int = field(default=5, metadata={"help": "number of consecutive small distances to wait for"})
+    epsilon: float = field(
+        default=0.1,
+        metadata={"help": "with --draw-by distance: distance below which two masks count as equal"},
+    )
+    window: int = field(
+        default=5,
+        metadata={"help": "with --draw-by distance: number of consecutive small distances to wait for"},
+    )
     absolute: bool = field(default=False, metadata={"help": "rank the coefficients by absolute value"})
     heads_sparsity: float | None = field(
         default=None, metadata={"help": "share of the heads to prune, instead of --sparsity; published: 1/3"}
