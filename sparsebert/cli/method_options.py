@@ -204,22 +204,22 @@ class MethodOptions:
         int | None,
         typer.Option(
             "--mask-interval",
-            help="early-bird: --draw-by distance: steps between two masks [default: 10]",
+            help="early-bird: with --draw-by distance: steps between two masks [default: 10]",
         ),
     ] = None
     epsilon: Annotated[
         float | None,
         typer.Option(
             "--epsilon",
-            help="early-bird: --draw-by distance: distance below which two masks count as equal [default: "
-            "0.1]",
+            help="early-bird: with --draw-by distance: distance below which two masks count as equal "
+            "[default: 0.1]",
         ),
     ] = None
     window: Annotated[
         int | None,
         typer.Option(
             "--window",
-            help="early-bird: --draw-by distance: number of consecutive small distances to wait for "
+            help="early-bird: with --draw-by distance: number of consecutive small distances to wait for "
             "[default: 5]",
         ),
     ] = None
