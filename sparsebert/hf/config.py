@@ -15,9 +15,9 @@ from sparsebert.planning.planner import check_options
 from sparsebert.tickets.file import brief, is_key
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
-# Since version 2, ``masks`` is `sparsebert.tickets.provenance.masks_digest`; in version 1 it is a digest of the
-# keys and bits alone. Since version 3, the files have names of their own (``weights``), and tensors the names
-# that they have in the model; before, they had the names of transformers.
+# Since version 2, ``masks`` is `sparsebert.tickets.provenance.masks_digest`; in version 1 it is a digest of
+# the keys and bits alone. Since version 3, the files have names of their own (``weights``), and the tensors
+# have their names in the model; before, both had the names of transformers.
 FORMAT_VERSION = 3
 
 

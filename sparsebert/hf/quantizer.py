@@ -26,7 +26,7 @@ from sparsebert.hf.placeholder_linear import PlaceholderLinear, outline
 from sparsebert.hf.placement import is_saved_class, places, renamer, require_saved_layer, without_conversions
 from sparsebert.hf.push import PushToHub
 from sparsebert.hf.save import SavePretrained, parts
-from sparsebert.hf.verify_files import Expected, of_layer, of_module, read_bits, require_tensors
+from sparsebert.hf.verify_files import Expected, of_layer, of_module, read_bits, read_headers, require_tensors
 from sparsebert.nn.checkpoint_form import BITS, VALUES
 from sparsebert.nn.sparse_linear import SparseLinear, as_stored
 from sparsebert.planning.after_compaction import CompactedTargets
@@ -125,7 +125,10 @@ class SparseQuantizer(HfQuantizer):
             setattr(model.get_submodule(parent), child, PlaceholderLinear(layers[key], dtype))
         self._absent_bits: dict[str, Tensor] = {}
         if checkpoint_files is not None:
-            require_tensors(checkpoint_files, self._expected(model), renamer(model))
+            present = read_headers(checkpoint_files, renamer(model))
+            require_tensors(present, self._expected(model))
+            if not present.keys() & model.state_dict().keys():
+                raise ValueError(f"the folder holds no tensor of a {type(model).__name__}")
             self._absent_bits = read_bits(checkpoint_files, absent)
 
     def _expected(self, model: nn.Module) -> dict[str, Expected]:
@@ -166,7 +169,7 @@ class SparseQuantizer(HfQuantizer):
         return model
 
     def _require_masks(self, model: nn.Module) -> None:
-        """Raise ValueError unless the masks, also of layers that the model lacks, are those of config.json."""
+        """Raise ValueError unless all masks, also of layers that the model lacks, match config.json."""
         config = self.quantization_config
         bits = self._absent_bits | {
             key: model.get_submodule(path).weight_bits for key, path in self._paths.items()
@@ -197,7 +200,9 @@ class SparseQuantizer(HfQuantizer):
 
 def described(model: nn.Module, state: Mapping[str, Tensor], config: SparseConfig) -> SparseConfig:
     """Return the config to save: ``config``, updated from the model and its tensors to save."""
-    layers = {name: each for name, each in model.named_modules() if isinstance(each, SparseLinear)}
+    # A layer that stands in several places is stored once for each: loading builds a layer for each.
+    modules = model.named_modules(remove_duplicate=False)
+    layers = {name: each for name, each in modules if isinstance(each, SparseLinear)}
     keys = {name: canonical_key(name) if is_bert_like(model) else name for name in layers}
     masks = {
         keys[name]: ((layer.out_features, layer.in_features), state[f"{name}.{BITS}"])
@@ -261,8 +266,8 @@ def _require_fitting(model: nn.Module, path: str, key: str, layer: StoredLayer) 
     linear = model.get_submodule(path)
     if not isinstance(linear, nn.Linear):
         raise ValueError(
-            f"the folder does not fit {type(model).__name__}: its {key} is a linear layer, that of the class a "
-            f"{type(linear).__name__}"
+            f"the folder does not fit {type(model).__name__}: its {key} is a linear layer, that of the class "
+            f"is a {type(linear).__name__}"
         )
     shape = linear.out_features, linear.in_features
     if shape != layer.shape or (linear.bias is not None) != layer.bias:

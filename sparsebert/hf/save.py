@@ -51,8 +51,8 @@ class SavePretrained:
             raise ValueError(f"save_directory must be a folder, but {folder} is a file")
         if variant is not None:
             raise ValueError(
-                f"variant {variant!r}: the folder of a sparse model holds one set of weights; save to another "
-                "folder instead"
+                f"variant {variant!r}: the folder of a sparse model holds one set of weights; save to "
+                "another folder instead"
             )
         folder.mkdir(parents=True, exist_ok=True)
         hub = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}

@@ -1,6 +1,6 @@
 """Checkpoints of transformers' Trainer with a sparse model's weights.
 
-The Trainer looks for weight files by transformers' names, which those of sparse models are not. Importing this
+The Trainer looks for weight files by transformers' names, which sparse models do not use. Importing this
 module extends its three methods that do so; ``sparsebert.hf.import_hook`` imports it.
 """
 

@@ -55,23 +55,31 @@ def of_module(path: str, key: str, module: nn.Module) -> dict[str, Expected]:
     }
 
 
-def require_tensors(
-    files: Iterable[str], expected: Mapping[str, Expected], rename: Callable[[str], str]
-) -> None:
-    """Check that the files hold the expected tensors.
+def read_headers(files: Iterable[str], rename: Callable[[str], str]) -> dict[str, tuple[str, list[int]]]:
+    """Return dtype and shape of the tensors in the files.
 
     Args:
         files: The safetensors files.
-        expected: The tensors by their names in the model.
-        rename: Function from a name on disk to the name in the model.
+        rename: Function from a tensor's name on disk to the name in the result.
 
     Raises:
-        ValueError: A file is missing, truncated or damaged, or a tensor is missing or has another shape or
-            dtype than config.json says. The message has one line.
+        ValueError: A file is missing, truncated or damaged.
     """
-    present: dict[str, tuple[str, list[int]]] = {}
-    for file in files:
-        present |= {rename(name): each for name, each in sorted(_tensors(Path(file)).items())}
+    tensors = {name: each for file in files for name, each in _tensors(Path(file)).items()}
+    return {rename(name): tensors[name] for name in sorted(tensors)}
+
+
+def require_tensors(present: Mapping[str, tuple[str, list[int]]], expected: Mapping[str, Expected]) -> None:
+    """Check that the files hold the expected tensors.
+
+    Args:
+        present: Dtype and shape of the tensors in the files, by their names in the model.
+        expected: The tensors to expect, by the same names.
+
+    Raises:
+        ValueError: A tensor is missing or has another shape or dtype than config.json says. The message has
+            one line.
+    """
     for name, tensor in expected.items():
         if name not in present:
             raise ValueError(

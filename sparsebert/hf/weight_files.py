@@ -1,7 +1,7 @@
 """The files that hold a sparse model's weights.
 
-Their names are not those of transformers, which would take the tensors of sparse layers for unexpected ones and
-make up random weights.
+Their names are not those of transformers, which would take the tensors of sparse layers for unexpected ones
+and make up random weights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def is_weights(name: str) -> bool:
 
 
 def rename_dense(folder: Path) -> str | None:
-    """Rename the weight files that transformers wrote to the folder; return ``WEIGHTS``, ``INDEX`` or None."""
+    """Rename the weight files that transformers wrote; return ``WEIGHTS``, ``INDEX``, or None without any."""
     files = [file for file in folder.iterdir() if is_weights(file.name)]
     for file in files:
         file.rename(folder / _sparse_name(file.name))

@@ -1,4 +1,4 @@
-"""Every architecture that ``sparsify_`` takes is saved and loaded as it was, whatever names it has on disk."""
+"""Every architecture that ``sparsify_`` takes is saved and loaded, whatever names transformers has for it."""
 
 from __future__ import annotations
 

@@ -136,7 +136,9 @@ class TestWhatTravels:
         saved(tmp_path / "first")
         CLASSIFIER.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
         assert described(tmp_path / "first") == described(tmp_path / "second")
-        first, second = ((tmp_path / each / "sparsebert.safetensors").read_bytes() for each in ("first", "second"))
+        first, second = (
+            (tmp_path / each / "sparsebert.safetensors").read_bytes() for each in ("first", "second")
+        )
         assert first == second
 
     def test_masks_with_a_matrix_that_keeps_nothing_and_weights_that_happen_to_be_zero(
