@@ -13,6 +13,7 @@ from sparsebert.hf.attach_quantizer import METHOD
 from sparsebert.hf.weight_files import INDEX, WEIGHTS
 from sparsebert.planning.planner import check_options
 from sparsebert.tickets.file import brief, is_key
+from sparsebert_kernels.dtype_names import SHORT_NAMES
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
 # Since version 2, ``masks`` is `sparsebert.tickets.provenance.masks_digest`; in version 1 it is a digest of
@@ -89,6 +90,8 @@ class SparseConfig(QuantizationConfigMixin):
         machine: The machine that the layers' formats were chosen for; other machines choose again.
         origin: Metadata of the ticket: method, model, seed and so on.
         compaction: ``sparsebert.compaction_description`` of the model; None without compaction.
+        embeddings: Dtype that the embeddings are stored in where it is narrower than the model's; None for
+            the model's.
         weights: ``WEIGHTS`` or ``INDEX``; None for the files that transformers looks for.
     """
 
@@ -105,6 +108,7 @@ class SparseConfig(QuantizationConfigMixin):
     machine: str = ""
     origin: dict[str, Any] = field(default_factory=dict)
     compaction: dict[str, Any] | None = None
+    embeddings: str | None = None
     weights: str | None = None
 
     @classmethod
@@ -142,6 +146,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "machine": (str,),
     "origin": (dict,),
     "compaction": (dict, type(None)),
+    "embeddings": (str, type(None)),
     "weights": (str, type(None)),
 }
 
@@ -169,6 +174,11 @@ def _check(contents: Mapping[str, Any]) -> None:
     sparsity = contents.get("sparsity", 0.0)
     if not 0 <= sparsity <= 1:
         raise ValueError(f"config.json: sparsity in quantization_config must be 0 to 1, got {sparsity}")
+    if (dtype := contents.get("embeddings")) not in (*SHORT_NAMES, None):
+        raise ValueError(
+            f"config.json: embeddings in quantization_config must be one of {', '.join(SHORT_NAMES)}, got "
+            f"{brief(dtype)}"
+        )
     if contents.get("weights") not in (WEIGHTS, INDEX, None):
         raise ValueError(
             f"config.json: weights in quantization_config must be {WEIGHTS} or {INDEX}, got "

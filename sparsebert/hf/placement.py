@@ -18,7 +18,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from sparsebert.bert import full_name, is_bert_like, resolve
 
 
-def is_saved_class(model: nn.Module) -> bool:
+def is_saved_class(model: Any) -> bool:
     """Whether the folder was saved from a model of this class, according to its config.json."""
     return type(model).__name__ in (model.config.architectures or ())
 
@@ -34,7 +34,7 @@ def without_conversions(conversions: Iterable[Any], *, same_class: bool) -> list
     return [each for each in conversions if not (same_class or isinstance(each, WeightConverter))]
 
 
-def renamer(model: nn.Module) -> Callable[[str], str]:
+def renamer(model: Any) -> Callable[[str], str]:
     """Return the function from a tensor's name on disk to its name in ``model``, as transformers loads it."""
     same_class = is_saved_class(model)
     renamings = [

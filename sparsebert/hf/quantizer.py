@@ -22,6 +22,7 @@ from sparsebert.compaction.manifest import description_of
 from sparsebert.compaction.rebuild import rebuild, require_rectangles
 from sparsebert.hf.attach_quantizer import METHOD, attach_quantizer_
 from sparsebert.hf.config import FORMAT_VERSION, SparseConfig, StoredLayer
+from sparsebert.hf.embeddings import with_embeddings_in
 from sparsebert.hf.placeholder_linear import PlaceholderLinear, outline
 from sparsebert.hf.placement import is_saved_class, places, renamer, require_saved_layer, without_conversions
 from sparsebert.hf.push import PushToHub
@@ -99,6 +100,8 @@ class SparseQuantizer(HfQuantizer):
         with as_stored():
             state = model.state_dict()
         self.quantization_config = described(model, state, self.quantization_config)
+        if self.quantization_config.embeddings is not None:
+            state = with_embeddings_in(self.quantization_config.embeddings, model, state)
         model.config.quantization_config = self.quantization_config
         return state, {}
 
@@ -164,11 +167,11 @@ class SparseQuantizer(HfQuantizer):
         for part in parts(model.config):
             for name in ("quantization_config", "transformers_weights"):
                 vars(part).pop(name, None)
-        fields = ("format", "tokens", "origin", "sparsity", "fuse_qkv", "fuse_activation")
+        fields = ("format", "tokens", "origin", "sparsity", "fuse_qkv", "fuse_activation", "embeddings")
         attach_quantizer_(model, **{name: getattr(config, name) for name in fields})
         return model
 
-    def _require_masks(self, model: nn.Module) -> None:
+    def _require_masks(self, model: Any) -> None:
         """Raise ValueError unless all masks, also of layers that the model lacks, match config.json."""
         config = self.quantization_config
         bits = self._absent_bits | {

@@ -14,7 +14,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from sparsebert.hf.attach_quantizer import METHOD
-from sparsebert.hf.sentence_modules import FILE, MODULE_TYPE, name_module_type
+from sparsebert.hf.sentence_modules import FILE, SPARSE_TYPE, set_type
 
 try:
     from sentence_transformers.base.modules import Transformer
@@ -33,16 +33,16 @@ _save, _load_module_class_from_ref = _Saving.save, _Loading._load_module_class_f
 
 @functools.wraps(_save)
 def save(self: Any, path: str, *args: Any, **options: Any) -> None:
-    """Save the model; its modules.json names ``MODULE_TYPE`` for each sparse encoder."""
+    """Save the model; its modules.json names ``SPARSE_TYPE`` for each sparse encoder."""
     _save(self, path, *args, **options)
     if path is not None:
-        name_module_type(Path(path) / FILE, lambda entry: _is_sparse(self._modules[entry["name"]]))
+        set_type(Path(path) / FILE, SPARSE_TYPE, lambda entry: _is_sparse(self._modules[entry["name"]]))
 
 
 @functools.wraps(_load_module_class_from_ref)
 def load_module_class_from_ref(self: Any, class_ref: str, *args: Any, **options: Any) -> Any:
     """Return the class of a type in modules.json."""
-    if class_ref == MODULE_TYPE:
+    if class_ref == SPARSE_TYPE:
         return Transformer
     return _load_module_class_from_ref(self, class_ref, *args, **options)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sparsebert import densify_, prune, sparsify_
-from sparsebert.hf.sentence_modules import MODULE_TYPE
+from sparsebert.hf.sentence_modules import SPARSE_TYPE
 from tests.cli.tiny import SHAPE, WORDS
 from tests.hf.test_without_import import edit_config, run
 
@@ -62,7 +62,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 def test_modules_json_names_a_type_that_imports_sparsebert(saved: tuple[Path, Any]) -> None:
     folder, _ = saved
     dense = types(folder.parent / "dense")
-    assert types(folder) == [MODULE_TYPE, *dense[1:]]
+    assert types(folder) == [SPARSE_TYPE, *dense[1:]]
     assert "sparsebert" not in dense[0]
 
 
@@ -72,7 +72,7 @@ def outcomes(saved: tuple[Path, Any]) -> dict[str, Any]:
     own_type = folder.parent / "own type"
     shutil.copytree(folder, own_type)
     modules = (folder / "modules.json").read_text()
-    (own_type / "modules.json").write_text(modules.replace(MODULE_TYPE, types(folder.parent / "dense")[0]))
+    (own_type / "modules.json").write_text(modules.replace(SPARSE_TYPE, types(folder.parent / "dense")[0]))
     no_modules = folder.parent / "no modules"
     shutil.copytree(folder, no_modules)
     (no_modules / "modules.json").unlink()
@@ -131,7 +131,7 @@ def test_a_folder_of_before_still_loads(saved: tuple[Path, Any], tmp_path: Path)
     (tmp_path / "old" / "sparsebert.safetensors").rename(tmp_path / "old" / "model.safetensors")
     modules = (folder / "modules.json").read_text()
     (tmp_path / "old" / "modules.json").write_text(
-        modules.replace(MODULE_TYPE, types(folder.parent / "dense")[0])
+        modules.replace(SPARSE_TYPE, types(folder.parent / "dense")[0])
     )
 
     def before(config: dict[str, Any]) -> None:
