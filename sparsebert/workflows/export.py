@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -189,9 +190,11 @@ def _is_encoder(module: Mapping[str, Any], type: str) -> bool:
 
     sentence-transformers has moved its own type from module to module.
     """
-    named, own = str(module.get("type")), type == DENSE_TYPE
-    matches = named.startswith("sentence_transformers.") and named.endswith(".Transformer")
-    return not module["path"] and (matches if own else named == type)
+    if module["path"]:
+        return False
+    if type == SPARSE_TYPE:
+        return module.get("type") == SPARSE_TYPE
+    return re.fullmatch(r"sentence_transformers\..*\bTransformer", str(module.get("type"))) is not None
 
 
 def _module_folders(source: Path) -> list[str]:
