@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.cli.tiny import SHAPE, WORDS, sentences
 from tests.sparsify.models import TOKENS, answers, pruned
 
 transformers = pytest.importorskip("transformers")
+trainer_module = pytest.importorskip("sparsebert.hf.trainer")
 CLASSIFIER = transformers.AutoModelForSequenceClassification
 
 
@@ -93,6 +95,38 @@ class TestTrainer:
         torch.testing.assert_close(
             answers(trainer.model.eval(), TOKENS % len(WORDS)), answers(best, TOKENS % len(WORDS))
         )
+
+    def test_loads_a_checkpoint_in_many_files(self, examples: Any, tmp_path: Path) -> None:
+        """Mask bits and values of a layer may be in different files."""
+        pytest.importorskip("accelerate")
+        model, _ = sparse_classifier(trainable=True)
+        model.save_pretrained(tmp_path / "checkpoint", max_shard_size="1KB")
+        trainer = self.trainer(model, examples, tmp_path / "run", steps=1)
+        tokens = TOKENS % len(WORDS)
+        expected = answers(model, tokens)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        trainer._load_from_checkpoint(str(tmp_path / "checkpoint"))
+        assert torch.equal(answers(trainer.model, tokens)[0], expected[0])
+
+    def test_uploads_the_weights_of_a_checkpoint(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, _ = sparse_classifier()
+        model.save_pretrained(tmp_path / "checkpoint", max_shard_size="4KB")
+        pushed: list[str] = []
+        monkeypatch.setattr(
+            trainer_module, "_push_from_checkpoint", lambda self, folder: pushed.append(folder)
+        )
+        (tmp_path / "out").mkdir()
+        trainer = SimpleNamespace(
+            is_world_process_zero=lambda: True, args=SimpleNamespace(output_dir=str(tmp_path / "out"))
+        )
+        trainer_module.push_from_checkpoint(trainer, str(tmp_path / "checkpoint"))
+        assert pushed == [str(tmp_path / "checkpoint")]
+        weights = {file.name for file in (tmp_path / "checkpoint").glob("sparsebert*")}
+        assert {file.name for file in (tmp_path / "out").iterdir()} == weights
 
 
 def test_pipeline(tokenizer: Any, tmp_path: Path) -> None:

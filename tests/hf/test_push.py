@@ -106,6 +106,15 @@ def test_config_weights_and_card_in_one_commit(kind: str, hub: Hub) -> None:
     assert f'from_pretrained("{REPOSITORY}")' in code
 
 
+def test_as_an_option_of_save_pretrained(hub: Hub, tmp_path: Path) -> None:
+    model, _ = of_kind("sparse")
+    model.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id=REPOSITORY, private=True)
+    files = {"config.json", "sparsebert.safetensors"}
+    assert {file.name for file in (tmp_path / "mine").iterdir()} == files
+    assert {file.name for file in hub.folder.iterdir()} == files | {"README.md"}
+    assert hub.calls["create_repo"] == {"private": True, "exist_ok": True}
+
+
 def test_without_records_the_card_claims_nothing(hub: Hub) -> None:
     model, _ = of_kind("compacted")
     model.push_to_hub("sparse-bert")
