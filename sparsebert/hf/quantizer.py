@@ -26,7 +26,7 @@ from sparsebert.hf.embeddings import with_embeddings_in
 from sparsebert.hf.placeholder_linear import PlaceholderLinear, outline
 from sparsebert.hf.placement import is_saved_class, places, renamer, require_saved_layer, without_conversions
 from sparsebert.hf.push import PushToHub
-from sparsebert.hf.save import SavePretrained, parts
+from sparsebert.hf.save import SavePretrained, is_saving, parts
 from sparsebert.hf.verify_files import Expected, of_layer, of_module, read_bits, read_headers, require_tensors
 from sparsebert.nn.checkpoint_form import BITS, VALUES
 from sparsebert.nn.sparse_linear import SparseLinear, as_stored
@@ -96,7 +96,17 @@ class SparseQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(
         self, model: Any, *args: Any, **options: Any
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Return the tensors to save, and describe them in the config that is saved next."""
+        """Return the tensors to save, and describe them in the config that is saved next.
+
+        Raises:
+            ValueError: The method of a class is called instead of the model's ``save_pretrained``.
+        """
+        if not is_saving():
+            raise ValueError(
+                "call model.save_pretrained(folder), not the method of a class, which would write files that "
+                "transformers takes for dense weights; a model that an earlier version has pickled needs "
+                "sparsebert.hf.attach_quantizer.attach_quantizer_(model) first"
+            )
         with as_stored():
             state = model.state_dict()
         self.quantization_config = described(model, state, self.quantization_config)
@@ -167,8 +177,9 @@ class SparseQuantizer(HfQuantizer):
         for part in parts(model.config):
             for name in ("quantization_config", "transformers_weights"):
                 vars(part).pop(name, None)
-        fields = ("format", "tokens", "origin", "sparsity", "fuse_qkv", "fuse_activation", "embeddings")
-        attach_quantizer_(model, **{name: getattr(config, name) for name in fields})
+        fields = ("format", "tokens", "origin", "sparsity", "fuse_qkv", "fuse_activation")
+        # Trained further, the embeddings must not be rounded again: the model is saved in its own dtype.
+        attach_quantizer_(model, embeddings=None, **{name: getattr(config, name) for name in fields})
         return model
 
     def _require_masks(self, model: Any) -> None:

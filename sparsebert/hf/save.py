@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +17,7 @@ from sparsebert.hf.weight_files import is_weights, rename_dense, write_json
 LOCK = "import sparsebert before loading this folder"
 
 _CONFIG = "config.json"
+_SAVING: ContextVar[bool] = ContextVar("saving", default=False)
 # Options of save_pretrained that concern the hub.
 _HUB_OPTIONS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
 
@@ -58,10 +60,14 @@ class SavePretrained:
         hub = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}
         options["save_original_format"] = False
         with TemporaryDirectory(prefix=".saving.", suffix=".tmp", dir=folder) as temporary:
-            # The method of the class: the model's attribute of this name is this object.
-            type(self._model).save_pretrained(
-                self._model, temporary, is_main_process, max_shard_size=max_shard_size, **options
-            )
+            token = _SAVING.set(True)
+            try:
+                # The method of the class: the model's attribute of this name is this object.
+                type(self._model).save_pretrained(
+                    self._model, temporary, is_main_process, max_shard_size=max_shard_size, **options
+                )
+            finally:
+                _SAVING.reset(token)
             weights = rename_dense(Path(temporary))
             if weights is not None:
                 _lock(Path(temporary) / _CONFIG, self._model.config, weights)
@@ -70,6 +76,11 @@ class SavePretrained:
             _delete_weights(folder, keep=written)
         if push_to_hub:
             self._model.push_to_hub(hub.pop("repo_id", folder.name), max_shard_size=max_shard_size, **hub)
+
+
+def is_saving() -> bool:
+    """Whether ``SavePretrained`` is saving a model in this thread."""
+    return _SAVING.get()
 
 
 def parts(config: Any) -> Iterator[Any]:

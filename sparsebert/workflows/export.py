@@ -135,14 +135,14 @@ def export_model(
         if source is not None:
             _copy_sentence_modules(source, unfinished, SPARSE_TYPE if sparse and not portable else DENSE_TYPE)
         card = source / _CARD if source is not None else None
-        text = card.read_text(encoding="utf-8") if card is not None and card.is_file() else None
+        text = _decoded(card.read_bytes()) if card is not None and card.is_file() else None
         if sparse and not portable:
             text = extend_card(text, unfinished, records, name=folder.name)
         elif portable or text is not None:
             pruned = ticket or Ticket.from_model(model)
             text = extend_card_of_dense(text, pruned.sparsity, pruned.metadata, name=folder.name)
         if text is not None:
-            (unfinished / _CARD).write_text(text, encoding="utf-8")
+            (unfinished / _CARD).write_bytes(text.encode("utf-8", "surrogateescape"))
     return before, Footprint.of(model, folder, before.batch, before.length)
 
 
@@ -151,6 +151,11 @@ def _copy_tokenizer(name: str, folder: Path) -> None:
 
     with contextlib.suppress(OSError, ValueError):  # A checkpoint may lack a tokenizer.
         transformers.AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+
+
+def _decoded(card: bytes) -> str:
+    """Return the text of a card; bytes that are not UTF-8 survive."""
+    return card.decode("utf-8", "surrogateescape")
 
 
 def _download(name: str) -> Path | None:

@@ -182,6 +182,14 @@ def test_a_variant_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_the_method_of_the_class_is_refused(tmp_path: Path) -> None:
+    model, ticket = pruned()
+    sparsify_(model, ticket)
+    with pytest.raises(ValueError, match="call model"):
+        transformers.PreTrainedModel.save_pretrained(model, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     model, ticket = pruned()
     (tmp_path / "file").write_text("")

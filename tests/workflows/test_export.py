@@ -151,13 +151,16 @@ class TestEmbeddings:
         assert torch.equal(loaded.get_parameter(EMBEDDING), expected.get_parameter(EMBEDDING))
         torch.testing.assert_close(answer(loaded), answer(expected))
 
-    def test_a_sparse_folder_keeps_the_dtype(self, dense: Path, ticket: Ticket, tmp_path: Path) -> None:
+    def test_a_loaded_model_is_not_rounded_again(self, dense: Path, ticket: Ticket, tmp_path: Path) -> None:
         export_model(str(dense), tmp_path / "out", ticket, sparse=True, embeddings="float16")
-        loaded = transformers.AutoModel.from_pretrained(tmp_path / "out")
-        loaded.save_pretrained(tmp_path / "again")
-        assert dtypes(tmp_path / "again" / WEIGHTS)[EMBEDDING] == "F16"
-        loaded.bfloat16().save_pretrained(tmp_path / "bf16")
-        assert dtypes(tmp_path / "bf16" / WEIGHTS)[EMBEDDING] == "BF16"
+        assert dtypes(tmp_path / "out" / WEIGHTS)[EMBEDDING] == "F16"
+        transformers.AutoModel.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "again")
+        assert dtypes(tmp_path / "again" / WEIGHTS)[EMBEDDING] == "F32"
+
+    def test_are_not_widened(self, dense: Path, ticket: Ticket, tmp_path: Path) -> None:
+        transformers.AutoModel.from_pretrained(dense).bfloat16().save_pretrained(tmp_path / "bf16")
+        export_model(str(tmp_path / "bf16"), tmp_path / "out", ticket, sparse=True, embeddings="fp32")
+        assert dtypes(tmp_path / "out" / WEIGHTS)[EMBEDDING] == "BF16"
 
     def test_a_tied_decoder_stays_tied(self, ticket: Ticket, tmp_path: Path) -> None:
         config = transformers.BertConfig(vocab_size=len(WORDS), **SHAPE)
@@ -202,6 +205,13 @@ class TestCard:
         assert text.endswith("\n## Afterwords\n")
         assert 'SentenceTransformer("second")' in text
         assert 'SentenceTransformer("first")' not in text
+
+    @pytest.mark.parametrize("card", ["# Modèle\r\n\r\nrien\r\n".encode(), b"# caf\xe9\n", b""])
+    def test_bytes_of_theirs_survive(self, card: bytes, dense: Path, ticket: Ticket, tmp_path: Path) -> None:
+        transformers.AutoModel.from_pretrained(dense).save_pretrained(tmp_path / "model")
+        (tmp_path / "model" / "README.md").write_bytes(card)
+        export_model(str(tmp_path / "model"), tmp_path / "out", ticket, sparse=True)
+        assert (tmp_path / "out" / "README.md").read_bytes().startswith(card.rstrip())
 
     def test_how_much_of_the_whole_model_remains(self, dense: Path, ticket: Ticket, tmp_path: Path) -> None:
         export_model(str(dense), tmp_path / "out", ticket, sparse=True)
