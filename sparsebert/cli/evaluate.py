@@ -55,14 +55,15 @@ def evaluate(
     models = trained_models(model, numbers)
     dense_models = trained_models(dense, numbers) if dense else {}
     source = data.source(name, head_labels(next(iter(models.values()))) if data.user_files else None)
+    definition = data.mapped(task_of(name, source))
 
     def evaluated(seed: int | None, path: str, pruned: bool = True) -> dict[str, Any]:
         loaded = load_ticket(ticket, skeleton(path)) if ticket and pruned else None
         examples: dict[str, Any] = {"data": source, "max_length": data.max_length}
         if compact and loaded:
-            scores = evaluate_compacted(name, path, loaded, min_row_weights=min_row_weights, **examples)
+            scores = evaluate_compacted(definition, path, loaded, min_row_weights=min_row_weights, **examples)
         else:
-            scores = {"metrics": evaluate_model(name, path, ticket=loaded, **examples)}
+            scores = {"metrics": evaluate_model(definition, path, ticket=loaded, **examples)}
         sparsity = loaded.sparsity if loaded else None
         fields = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
         return results.stamp("eval", {"task": name, **fields, **scores})
@@ -75,7 +76,7 @@ def evaluate(
             typer.echo(_compaction_text(row))
     if len(rows) > 1 or dense_models:
         dense_rows = [evaluated(seed, path, pruned=False) for seed, path in dense_models.items()]
-        summary = summarise(task_of(name, source).metric, rows, dense_rows)
+        summary = summarise(definition.metric, rows, dense_rows)
         rows.append(results.stamp("eval_seeds", {"task": name, "model": short_name(model), **summary}))
         typer.echo(f"{summary['metric']} {mean_and_verdict(summary)}")
     if json is not None:

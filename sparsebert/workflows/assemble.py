@@ -86,7 +86,7 @@ def label_words_of(method: LotteryMethod, task: Task) -> tuple[str, ...] | None:
     return words_for(task, option, released=getattr(method, "smp_compat", False))
 
 
-def task_of(task: str, data: Data) -> Task:
+def task_of(task: str | Task, data: Data) -> Task:
     """Return the task that the examples belong to, or the task of that name.
 
     Raises:

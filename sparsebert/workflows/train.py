@@ -34,7 +34,7 @@ POOLER = "pooler.dense"
 
 
 def train(
-    task: str,
+    task: str | Task,
     model: str,
     config: RunConfig,
     out: str | os.PathLike[str],
@@ -52,7 +52,8 @@ def train(
     modelling), as in Chen et al. 2020.
 
     Args:
-        task: A name of ``sparsebert.tasks.TASKS``; ignored if ``data`` holds the examples of a task.
+        task: A task, or a name of ``sparsebert.tasks.TASKS``; ignored if ``data`` holds the examples of a
+            task.
         model: Hub id or local folder of a pre-trained BERT.
         config: Method, sparsity, units, training and ticket.
         out: Folder of the run (:mod:`sparsebert.lottery.run_folder`). An interrupted run resumes there; a
@@ -104,6 +105,7 @@ def train(
                 seed,
                 TextFormat(max_length),
                 teacher=teachers.get(each.name),
+                encode=encode,
             )
             for each, source in others
         }
@@ -163,6 +165,8 @@ def _names(task: Task, others: Sequence[Task], model: str, data: Data, max_lengt
         names["data"] = dict(data.source)
     if others:
         names["also"] = [each.name for each in others]
+    if task.model_labels:
+        names["model_labels"] = list(task.model_labels)
     return names
 
 
