@@ -42,10 +42,10 @@ def evaluate(
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.find_runs import load_ticket, trained_models
-    from sparsebert.report.format import mean_and_verdict
-    from sparsebert.tasks.metrics import summarise
+    from sparsebert.report.format import mean_and_verdict, mean_text, verdict_notes
+    from sparsebert.tasks.metrics import chance_metrics, summarise
     from sparsebert.tasks.models import head_labels, short_name, skeleton
-    from sparsebert.workflows.assemble import task_of
+    from sparsebert.workflows.assemble import examples_of, task_of
     from sparsebert.workflows.evaluate import evaluate as evaluate_model
     from sparsebert.workflows.evaluate import evaluate_compacted
 
@@ -55,18 +55,20 @@ def evaluate(
     models = trained_models(model, numbers)
     dense_models = trained_models(dense, numbers) if dense else {}
     source = data.source(name, head_labels(next(iter(models.values()))) if data.user_files else None)
-    definition = data.mapped(task_of(name, source))
+    examples = examples_of(data.mapped(task_of(name, source)), source, train=False)
+    definition = examples.task
+    chance = chance_metrics(definition, examples.validation)
 
     def evaluated(seed: int | None, path: str, pruned: bool = True) -> dict[str, Any]:
         loaded = load_ticket(ticket, skeleton(path)) if ticket and pruned else None
-        examples: dict[str, Any] = {"data": source, "max_length": data.max_length}
+        options: dict[str, Any] = {"data": examples, "max_length": data.max_length}
         if compact and loaded:
-            scores = evaluate_compacted(definition, path, loaded, min_row_weights=min_row_weights, **examples)
+            scores = evaluate_compacted(name, path, loaded, min_row_weights=min_row_weights, **options)
         else:
-            scores = {"metrics": evaluate_model(definition, path, ticket=loaded, **examples)}
+            scores = {"metrics": evaluate_model(name, path, ticket=loaded, **options)}
         sparsity = loaded.sparsity if loaded else None
         fields = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
-        return results.stamp("eval", {"task": name, **fields, **scores})
+        return results.stamp("eval", {"task": name, **fields, **scores, "chance": chance})
 
     rows = [evaluated(seed, path) for seed, path in models.items()]
     for row in rows:
@@ -79,6 +81,10 @@ def evaluate(
         summary = summarise(definition.metric, rows, dense_rows)
         rows.append(results.stamp("eval_seeds", {"task": name, "model": short_name(model), **summary}))
         typer.echo(f"{summary['metric']} {mean_and_verdict(summary)}")
+        if dense_rows:
+            typer.echo(f"dense {summary['metric']} {mean_text(summary['dense_mean'], summary['dense_std'])}")
+        for note in verdict_notes([{"task": name, **summary}]):
+            typer.echo(note)
     if json is not None:
         results.append(json, rows)
 

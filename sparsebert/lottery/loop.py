@@ -314,6 +314,7 @@ class _Run:
                 "search": ticket.metadata.get("search"),
                 "loss": trained.loss,
                 "metrics": metrics,
+                "chance": self.experiment.chance,
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "sessions": sessions,
                 "processes": distributed.count(),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsebert.tasks.examples import Example, TaskData
-from sparsebert.tasks.tables import Column, read_columns, stripped
+from sparsebert.tasks.tables import Column, read_columns, shortened, stripped
 
 # Spellings of a missing value by pandas, SQL and spreadsheets. "None" and "NA" may be classes.
 _MISSING = {"", "nan", "<na>", "null", "\\n", "#n/a"}
@@ -139,7 +139,7 @@ def class_counts(data: TaskData) -> list[str]:
     for split, examples in {"train": data.train, **data.validation}.items():
         counts = Counter(example.label for example in examples if isinstance(example, Example))
         if counts:
-            each = ", ".join(f"{label} {counts[index]}" for index, label in enumerate(data.task.labels))
+            each = shortened(f"{label} {counts[index]}" for index, label in enumerate(data.task.labels))
             lines.append(f"{data.task.name}, {split}: {sum(counts.values())} examples: {each}")
     return lines
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,22 @@ Rows = Iterator[tuple[int, tuple[str, ...]]]
 # Characters without width, which str.strip() leaves in place: byte-order marks and zero-width spaces.
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
 
+# Names of labels in a message or line.
+_MOST_NAMES = 20
+
 
 def stripped(text: str) -> str:
     """Return a text without blanks and invisible characters around it."""
     while text != (text := text.strip().strip(_INVISIBLE)):
         pass
     return text
+
+
+def shortened(names: Iterable[str]) -> str:
+    """Return names, separated by commas; of many names the first ones, and the number of the others."""
+    names = list(names)
+    others = len(names) - _MOST_NAMES
+    return ", ".join(names if others <= 0 else [*names[:_MOST_NAMES], f"and {others} more"])
 
 
 def read_text(path: Path) -> str:
@@ -92,7 +102,7 @@ def label_parser(task: Task, written: Sequence[str], remedy: str = "") -> Callab
         def class_index(label: str, place: str) -> int:
             if stripped(label) not in indices:
                 raise ValueError(
-                    f"{place}: label of {task.name} must be one of {', '.join(written)}, "
+                    f"{place}: label of {task.name} must be one of {shortened(written)}, "
                     f"got {label!r}{remedy}"
                 )
             return indices[stripped(label)]

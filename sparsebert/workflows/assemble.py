@@ -18,6 +18,7 @@ from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import Data, Encoded, Task, TaskData, TextFormat, collate, encode, find_task, load
 from sparsebert.tasks.evaluator import evaluator
+from sparsebert.tasks.metrics import chance_metrics
 from sparsebert.tasks.models import load_model
 from sparsebert.training.teachers import load_teacher
 
@@ -69,6 +70,7 @@ def assemble(
         task.metric,
         judge,
         loaded_teacher,
+        chance_metrics(task, data.validation),
     )
 
 

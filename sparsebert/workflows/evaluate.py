@@ -17,7 +17,7 @@ from sparsebert.workflows.assemble import examples_of, task_of
 
 
 def evaluate(
-    task: str | Task,
+    task: str,
     model: str,
     *,
     ticket: Ticket | None = None,
@@ -27,7 +27,7 @@ def evaluate(
     """Evaluate a trained model on a task's validation data.
 
     Args:
-        task: A task or its name; ignored if ``data`` holds the examples of a task.
+        task: A name of ``sparsebert.tasks.TASKS``; ignored if ``data`` holds the examples of a task.
         model: Hub id or folder of the model, such as ``model/`` of a run.
         ticket: A ticket to prune the model with first.
         data: A folder with the task's files, the examples themselves, or None for the hub.
@@ -50,7 +50,7 @@ def evaluate(
 
 
 def evaluate_compacted(
-    task: str | Task,
+    task: str,
     model: str,
     ticket: Ticket,
     *,

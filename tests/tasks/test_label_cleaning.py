@@ -199,6 +199,15 @@ def test_the_classes_are_counted_for_each_file(write: Write) -> None:
     assert class_counts(load(table(write, "s.csv", [("a", "1"), ("b", "2")]), regression=True)) == []
 
 
+def test_of_many_classes_the_first_are_named(write: Write) -> None:
+    path = table(write, "train.csv", [(f"text {number}", f"class {number:03}") for number in range(300)])
+    (line, _) = class_counts(load(path))
+    assert line.endswith("class 018 1, class 019 1, and 280 more")
+    other = table(write, "dev.csv", [("a", "class 000"), ("b", "other")])
+    with pytest.raises(ValueError, match=r"dev\.csv:3: .* class 019, and 280 more, got 'other'"):
+        load(path, other)
+
+
 def test_nothing_remains_if_every_row_is_dropped(write: Write) -> None:
     path = table(write, "train.csv", [("a", ""), ("", "no")])
     with pytest.raises(ValueError, match=r"train\.csv: no examples"):
