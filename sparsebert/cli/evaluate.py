@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
+from sparsebert.cli.console import progress
 from sparsebert.cli.option_groups import DataOptions, flattened
 from sparsebert.cli.path_checks import require_records
 from sparsebert.cli.shared_options import JsonFile, TaskName, TicketFile, seed_list
@@ -59,7 +61,10 @@ def evaluate(
     definition = examples.task
     chance = chance_metrics(definition, examples.validation)
 
-    def evaluated(seed: int | None, path: str, pruned: bool = True) -> dict[str, Any]:
+    def evaluated(
+        seed: int | None, path: str, step: Callable[[str], None], *, pruned: bool = True
+    ) -> dict[str, Any]:
+        step(f"evaluating {path} on {name}")
         loaded = load_ticket(ticket, skeleton(path)) if ticket and pruned else None
         options: dict[str, Any] = {"data": examples, "max_length": data.max_length}
         if compact and loaded:
@@ -70,14 +75,15 @@ def evaluate(
         fields = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
         return results.stamp("eval", {"task": name, **fields, **scores, "chance": chance})
 
-    rows = [evaluated(seed, path) for seed, path in models.items()]
+    with progress() as step:
+        rows = [evaluated(seed, path, step) for seed, path in models.items()]
+        dense_rows = [evaluated(seed, path, step, pruned=False) for seed, path in dense_models.items()]
     for row in rows:
         of_seed = f" (seed {row['seed']})" if len(rows) > 1 else ""
         typer.echo("\n".join(f"{key} {value:.4f}{of_seed}" for key, value in row["metrics"].items()))
         if "compaction" in row:
             typer.echo(_compaction_text(row))
-    if len(rows) > 1 or dense_models:
-        dense_rows = [evaluated(seed, path, pruned=False) for seed, path in dense_models.items()]
+    if len(rows) > 1 or dense_rows:
         summary = summarise(definition.metric, rows, dense_rows)
         rows.append(results.stamp("eval_seeds", {"task": name, "model": short_name(model), **summary}))
         typer.echo(f"{summary['metric']} {mean_and_verdict(summary)}")
