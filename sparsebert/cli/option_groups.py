@@ -10,7 +10,7 @@ import copy
 import csv
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
@@ -129,10 +129,10 @@ class DataOptions:
         from sparsebert.tasks.label_order import data_labels
 
         if task in TASKS or not self.user_files:
-            for option, value in (("--labels", self.labels), ("--drop-empty", self.drop_empty)):
-                if value and not self.user_files:
-                    raise ValueError(f"{option} applies to --train-file and --validation-file: omit it")
             find_task(task)
+            if not self.user_files:
+                options = {"--labels": self.labels, "--drop-empty": self.drop_empty}
+                _require_unset(options, "--train-file and --validation-file")
             return self.data
         if self.validation_file is None:
             raise ValueError("--validation-file is missing: your own task needs a table to evaluate on")
@@ -155,6 +155,11 @@ class DataOptions:
         )
         print_classes(data)
         return data
+
+    def require_no_labels(self) -> None:
+        """Raise ValueError for options about labels, for a command without a task."""
+        options = {"--labels": self.labels, "--drop-empty": self.drop_empty, "--label-map": self.label_map}
+        _require_unset(options, "the examples of a task")
 
     @property
     def label_pairs(self) -> dict[str, str]:
@@ -192,6 +197,12 @@ def comma_separated(option: str, text: str) -> list[str]:
     if "" in parts or len(set(parts)) < len(parts):
         raise ValueError(f"{option} must be different names, separated by commas, got {text!r}")
     return parts
+
+
+def _require_unset(options: Mapping[str, object], needed: str) -> None:
+    for option, value in options.items():
+        if value:
+            raise ValueError(f"{option} applies to {needed}: omit it")
 
 
 def print_classes(data: TaskData) -> None:

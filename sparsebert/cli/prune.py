@@ -106,6 +106,8 @@ def prune(
     task = data.task_name(task) if task is not None or data.user_files else None
     source = data.source(task) if task is not None else None
     definition = data.mapped(task_of(task, source)) if task is not None else None
+    if task is None:
+        data.require_no_labels()
     tickets: dict[int, Ticket] = {}
     with progress() as step:
         for seed in numbers:

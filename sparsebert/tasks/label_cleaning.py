@@ -44,14 +44,12 @@ class Table:
     rows: tuple[Labelled, ...]
     dropped: int = 0
 
-    @property
-    def counts(self) -> Counter[str]:
-        """Rows of each label, in the order of their first row."""
-        return Counter(row.label for row in self.rows)
-
-    def first_line(self, label: str) -> int:
-        """Return the line of a label's first row."""
-        return next(row.line for row in self.rows if row.label == label)
+    def labels(self) -> dict[str, tuple[int, int]]:
+        """Return the number of rows and the line of the first row of each label."""
+        first = {row.label: row.line for row in reversed(self.rows)}
+        return {
+            label: (count, first[label]) for label, count in Counter(row.label for row in self.rows).items()
+        }
 
 
 def read_table(
@@ -105,8 +103,8 @@ def require_distinct(tables: Sequence[Table], classes: Sequence[str] = ()) -> No
     for label in classes:
         spellings.setdefault(_spelling(label), {}).setdefault(label, [])
     for table in tables:
-        for label, count in table.counts.items():
-            place = f"{_rows(count)} of {table.path}, first in line {table.first_line(label)}"
+        for label, (count, line) in table.labels().items():
+            place = f"{_rows(count)} of {table.path}, first in line {line}"
             spellings.setdefault(_spelling(label), {}).setdefault(label, []).append(place)
     for written in spellings.values():
         if len(written) > 1 and not written.keys() <= set(classes):
@@ -122,7 +120,7 @@ def require_distinct(tables: Sequence[Table], classes: Sequence[str] = ()) -> No
 
 def classes_of(table: Table) -> tuple[str, ...]:
     """Return the labels of a table: in numerical order if all are numbers, else in alphabetical order."""
-    values = {label: _number(label) for label in table.counts}
+    values = {label: _number(label) for label in table.labels()}
     if any(value is None for value in values.values()):
         return tuple(sorted(values))
     return tuple(sorted(values, key=lambda label: (values[label], label)))

@@ -57,6 +57,8 @@ def load_model(
     from sparsebert.tasks.load_checked import load_config, load_weights
 
     config = load_config(name)
+    if task.model_labels and label_words is not None:
+        raise ValueError("a label map needs a model with a trained head; label words make another: omit one")
     if label_words is not None or (trained and getattr(config, "label_words", None)):
         from sparsebert.tasks.label_words import load_in_words
 
@@ -68,9 +70,11 @@ def load_model(
     if any(each.endswith(suffix) for each in config.architectures or ()):
         positions = label_positions(task, config)
         options = {}
-    elif trained:
+    elif trained or task.model_labels:
+        remedy = "; omit the label map" if task.model_labels else ""
         raise ValueError(
-            f"{name} has no trained head for {task.name}; expected a {suffix.removeprefix('For')} model"
+            f"{name} has no trained head for {task.name}; "
+            f"expected a {suffix.removeprefix('For')} model{remedy}"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

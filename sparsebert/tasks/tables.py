@@ -24,8 +24,9 @@ _MOST_NAMES = 20
 
 def stripped(text: str) -> str:
     """Return a text without blanks and invisible characters around it."""
-    while text != (text := text.strip().strip(_INVISIBLE)):
-        pass
+    text = text.strip()
+    while text and (text[0] in _INVISIBLE or text[-1] in _INVISIBLE):
+        text = text.strip(_INVISIBLE).strip()
     return text
 
 
@@ -100,12 +101,13 @@ def label_parser(task: Task, written: Sequence[str], remedy: str = "") -> Callab
         indices = {stripped(label): index for index, label in enumerate(written)}
 
         def class_index(label: str, place: str) -> int:
-            if stripped(label) not in indices:
+            index = indices.get(stripped(label))
+            if index is None:
                 raise ValueError(
                     f"{place}: label of {task.name} must be one of {shortened(written)}, "
                     f"got {label!r}{remedy}"
                 )
-            return indices[stripped(label)]
+            return index
 
         return class_index
 

@@ -199,6 +199,23 @@ class TestLabels:
         own = classes(tmp_path)
         assert message in refused(capsys, "train", *model, *own, "--out", str(tmp_path / "run"), *options)
 
+    def test_a_map_needs_a_trained_head(
+        self, there: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["train", "--task", "sst2", *there, "--out", str(tmp_path / "run"), "--sparsity", "0.5"]
+        line = refused(capsys, *arguments, "--label-map", "negative=NEG,positive=POS")
+        assert (
+            "has no trained head for sst2; expected a SequenceClassification model; omit the label map"
+            in line
+        )
+
+    @pytest.mark.parametrize("option", [["--labels", "a,b"], ["--drop-empty"], ["--label-map", "a=b"]])
+    def test_a_ticket_without_a_task_has_no_labels(
+        self, bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+    ) -> None:
+        arguments = ["prune", "--model", str(bert), "--output", str(tmp_path / "ticket"), *option]
+        assert f"{option[0]} applies to the examples of a task" in refused(capsys, *arguments)
+
     @pytest.mark.parametrize("option", [["--labels", "yes,no"], ["--drop-empty"]])
     def test_a_built_in_task_has_its_labels(
         self, there: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]

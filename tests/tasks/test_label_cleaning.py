@@ -208,6 +208,11 @@ def test_of_many_classes_the_first_are_named(write: Write) -> None:
         load(path, other)
 
 
+def test_many_labels_are_compared_in_linear_time(write: Write) -> None:
+    path = table(write, "train.csv", [("a", f"class {number}") for number in range(10_000)])
+    assert len(load(path).task.labels) == 10_000
+
+
 def test_nothing_remains_if_every_row_is_dropped(write: Write) -> None:
     path = table(write, "train.csv", [("a", ""), ("", "no")])
     with pytest.raises(ValueError, match=r"train\.csv: no examples"):
