@@ -11,8 +11,8 @@ from typing import Any
 
 from sparsebert.hf.weight_files import is_weights, rename_dense, write_json
 
-# The value of ``transformers_weights`` in config.json. transformers expects the name of a file and refuses this
-# text with a message that quotes it, even where somebody has renamed the files.
+# The value of ``transformers_weights`` in config.json. transformers expects the name of a file and refuses
+# this text with a message that quotes it, even where somebody has renamed the files.
 LOCK = "import sparsebert before loading this folder"
 
 _CONFIG = "config.json"
