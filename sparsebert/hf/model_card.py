@@ -17,6 +17,7 @@ from sparsebert.hf import sentence_modules
 from sparsebert.hf.weight_files import weight_files
 from sparsebert.report.format import Record, baseline_name, machine_text, workload_title
 from sparsebert.report.table import Table
+from sparsebert.tasks.metrics import judged_again
 from sparsebert.tickets.ticket import SAME_SPARSITY
 
 if TYPE_CHECKING:
@@ -273,7 +274,9 @@ def _quality(rows: list[Record], sparsity: float) -> str:
         return f"{row['task']}: {values}. Not compared with the dense model."
     text = f"{row['task']}, {row['metric']}: {_spread(row['mean'], row['std'])}"
     if "dense_mean" in row:
-        text += f"; dense: {_spread(row['dense_mean'], row['dense_std'])} (verdict: {row['verdict']})"
+        row = judged_again(row)
+        reason = f", because {row['reason']}" if row.get("reason") else ""
+        text += f"; dense: {_spread(row['dense_mean'], row['dense_std'])} (verdict: {row['verdict']}{reason})"
     return f"{text}. Seeds: {', '.join(map(str, row['seeds']))}."
 
 
