@@ -146,23 +146,23 @@ def classes() -> dict[str, str]:
     return dict(sorted(names.items()))
 
 
-def build(name: str) -> Any:
-    """Return a small model of this class with random weights, in eval mode.
+def build(name: str, head: str | None = None) -> Any:
+    """Return a small model of this class, or of the class ``head`` of its family, in eval mode.
 
-    Skips the test for a class in ``SKIPPED`` and, with another version of transformers than ``VERSION``, for
-    one that does not build.
+    Its weights are random. Skips the test for a class in ``SKIPPED`` and, with another version of
+    transformers than ``VERSION``, for one that does not build.
     """
     if name in SKIPPED:
         pytest.skip(f"{name}: {SKIPPED[name]}")
     try:
-        return try_to_build(name)
+        return try_to_build(name, head)
     except ValueError as error:
         if transformers.__version__ == VERSION:
             raise
         pytest.skip(f"{name}: {error}")
 
 
-def try_to_build(name: str) -> Any:
+def try_to_build(name: str, head: str | None = None) -> Any:
     """Return the model as ``build`` does; raise ValueError with the reasons if no configuration builds."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -170,7 +170,7 @@ def try_to_build(name: str) -> Any:
     for sizes in _STEPS:
         try:
             config = _config(CONFIG_MAPPING[classes()[name]], sizes, _PARTICULAR.get(name, {}))
-            cls = getattr(transformers, name)
+            cls = getattr(transformers, head or name)
             with torch.device("meta"):
                 weights = sum(parameter.numel() for parameter in cls(config).parameters())
             if weights > MOST_WEIGHTS:

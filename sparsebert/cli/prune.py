@@ -24,6 +24,7 @@ from sparsebert.cli.shared_options import (
 )
 
 if TYPE_CHECKING:
+    from sparsebert.tasks import Task
     from sparsebert.tickets.ticket import Ticket
 
 
@@ -101,7 +102,7 @@ def prune(
     from sparsebert.pruning import prune as prune_model
     from sparsebert.pruning.pruning_units import PruningUnits
     from sparsebert.pruning.registry import find_method
-    from sparsebert.workflows.assemble import require_whole_blocks
+    from sparsebert.workflows.assemble import require_whole_blocks, task_of
 
     hush_transformers()
     flags = {
@@ -114,12 +115,15 @@ def prune(
     pruning_method = find_method(method, **{flag: True for flag, is_set in flags.items() if is_set})
     task = data.task_name(task) if task is not None or data.user_files else None
     source = data.source(task) if task is not None else None
+    definition = data.mapped(task_of(task, source)) if task is not None else None
+    if task is None:
+        data.require_no_labels()
     tickets: dict[int, Ticket] = {}
     with progress() as step:
         for seed in numbers:
             step(f"loading {model}")
             dense, examples = _model_and_examples(
-                model, task, source, seed, data.max_length, batches, batch_size
+                model, definition, source, seed, data.max_length, batches, batch_size
             )
             require_whole_blocks(dense, PruningUnits(**units.arguments()), selects)
             step("pruning")
@@ -159,7 +163,7 @@ def _filter_of(pattern: str) -> Callable[[str, Any], bool]:
 
 def _model_and_examples(
     model: str,
-    task: str | None,
+    task: Task | None,
     source: Any,
     seed: int,
     max_length: int | None,
@@ -172,10 +176,9 @@ def _model_and_examples(
 
         return Workload(model, lengths=(1,), seed=seed).load_model(), None
     from sparsebert.tasks.encoding import TextFormat
-    from sparsebert.workflows.assemble import assemble, examples_of, task_of
+    from sparsebert.workflows.assemble import assemble, examples_of
 
-    definition = task_of(task, source)
-    experiment = assemble(definition, model, examples_of(definition, source), seed, TextFormat(max_length))
+    experiment = assemble(task, model, examples_of(task, source), seed, TextFormat(max_length))
     return experiment.model, experiment.first_batches(batches, batch_size, seed)
 
 

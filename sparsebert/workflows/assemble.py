@@ -19,6 +19,7 @@ from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import Data, Encoded, Task, TaskData, TextFormat, collate, encode, find_task, load
 from sparsebert.tasks.evaluator import evaluator
+from sparsebert.tasks.metrics import chance_metrics
 from sparsebert.tasks.models import load_model
 from sparsebert.training.teachers import load_teacher
 
@@ -70,6 +71,7 @@ def assemble(
         task.metric,
         judge,
         loaded_teacher,
+        chance_metrics(task, data.validation),
     )
 
 
@@ -87,7 +89,7 @@ def label_words_of(method: LotteryMethod, task: Task) -> tuple[str, ...] | None:
     return words_for(task, option, released=getattr(method, "smp_compat", False))
 
 
-def task_of(task: str, data: Data) -> Task:
+def task_of(task: str | Task, data: Data) -> Task:
     """Return the task that the examples belong to, or the task of that name.
 
     Raises:

