@@ -11,7 +11,7 @@ from sparsebert import prune, sparsify_
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels import formats
 
-ROWS, COLUMNS = 16, 32
+ROWS, COLUMNS = 32, 64
 STORED = {"2:4": torch.bfloat16}
 
 
