@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert.bert import prunable, resolve
+from sparsebert.bert import resolve
+from sparsebert.linear_layers import Filter, prunable
 from sparsebert.lottery.experiment import Experiment
 from sparsebert.lottery.method import LotteryMethod
 from sparsebert.lottery.run_folder import RunFolder
@@ -114,14 +115,14 @@ def load_once(folders: Iterable[Path], task: Task, data: Data) -> Data:
     return data if finished else examples_of(task, data)
 
 
-def require_whole_blocks(model: nn.Module, units: PruningUnits) -> None:
+def require_whole_blocks(model: nn.Module, units: PruningUnits, filter: Filter | None = None) -> None:
     """Raise ValueError unless the units' blocks, if any, divide every matrix to prune."""
     if units.block_size is None:
         return
     rows, columns = units.block_size
     shapes = {
         key: tuple(torch.as_tensor(resolve(model, key).weight).shape)
-        for key in prunable(model, units.include_pooler)
+        for key in prunable(model, units.include_pooler, filter)
     }
     for key, (height, width) in shapes.items():
         if height % rows or width % columns:
