@@ -135,9 +135,8 @@ def verdict(
         ValueError: If one of the two has no values.
     """
     dense, ticket = summary(dense_values), summary(ticket_values)
-    if reason := undecided_reason(dense.mean, dense.std, chance):
-        spread = f", from {min(dense.values):.4f} to {max(dense.values):.4f}" if dense.std is not None else ""
-        return Verdict("undecided", dense, ticket, reason + spread)
+    if reason := undecided_reason(dense.mean, dense.std, chance, dense.values):
+        return Verdict("undecided", dense, ticket, reason)
     name: Literal["strict", "winning", "none"] = "none"
     if ticket.mean >= dense.mean - _ROUNDING:
         name = "strict"
@@ -146,7 +145,9 @@ def verdict(
     return Verdict(name, dense, ticket)
 
 
-def undecided_reason(mean: float, std: float | None, chance: float | None) -> str | None:
+def undecided_reason(
+    mean: float, std: float | None, chance: float | None, values: Sequence[float] = ()
+) -> str | None:
     """Return in words why tickets cannot be compared with a dense model, or None if they can.
 
     Its mean must exceed chance by more than two of its standard deviations, and by more than a tenth of the
@@ -156,11 +157,13 @@ def undecided_reason(mean: float, std: float | None, chance: float | None) -> st
         mean: Mean metric of the dense model.
         std: Its standard deviation over seeds; None for a single seed.
         chance: Metric without any learning; None if it is unknown.
+        values: Its metric for each seed, if known.
     """
     if chance is None or mean - chance > max(2 * (std or 0.0), _LEAST_GAIN * (1 - chance)):
         return None
     deviation = "" if std is None else f" ± {std:.4f}"
-    return f"dense {mean:.4f}{deviation} is too close to chance, {chance:.4f}"
+    spread = f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else ""
+    return f"dense {mean:.4f}{deviation}{spread} is too close to chance, {chance:.4f}"
 
 
 def chance_metrics(task: str | Task, validation: Mapping[str, Examples]) -> dict[str, float]:

@@ -171,7 +171,9 @@ def _position(column: Column, first: list[str], place: str) -> int:
         names = [stripped(name) for name in first]
         if names.count(stripped(column)) != 1:
             problem = "two columns" if stripped(column) in names else "no column"
-            raise ValueError(f"{place}: {problem} {column!r}; the columns are {', '.join(names)}")
+            separated = len(names) == 1 and any(mark in names[0] for mark in ";,\t")
+            hint = "; separate columns by commas in .csv, by tabs in .tsv" if separated else ""
+            raise ValueError(f"{place}: {problem} {column!r}; the columns are {', '.join(names)}{hint}")
         return names.index(stripped(column))
     if column >= len(first):
         raise ValueError(f"{place}: expected at least {column + 1} columns, got {len(first)}")

@@ -51,7 +51,9 @@ def test_a_dense_model_near_chance_decides_nothing() -> None:
     rows = [*rounds("random", 0.7, [0.50, 0.50, 0.50]), *rounds("dense", 0.0, [0.52, 0.516, 0.744])]
     (table,) = curve_tables(rows)
     assert [row[2] for row in table.rows] == ["-", "undecided"]
-    assert any("0.5933 ± 0.1305 is too close to chance, 0.5000, from 0.5160" in note for note in table.notes)
+    assert any(
+        "0.5933 ± 0.1305 (0.5160 to 0.7440) is too close to chance, 0.5000" in note for note in table.notes
+    )
 
 
 def test_a_round_that_is_there_twice_counts_once() -> None:

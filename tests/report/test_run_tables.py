@@ -297,5 +297,5 @@ class TestNearChance:
         table = run_tables([row | {"chance": {"accuracy": 0.905}} for row in rows])[-1]
         assert [row[-1] for row in table.rows] == ["undecided", "-"]
         assert table.notes[-1] == (
-            "Undecided on sst2: dense 0.9100 ± 0.0141 is too close to chance, 0.9050, from 0.9000 to 0.9200."
+            "Undecided on sst2: dense 0.9100 ± 0.0141 (0.9000 to 0.9200) is too close to chance, 0.9050."
         )

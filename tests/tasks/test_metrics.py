@@ -267,7 +267,7 @@ class TestNearChance:
         assert verdict(self.SCATTERED, [0.5, 0.5, 0.5]).verdict == "winning"  # without a chance level
         judged = verdict(self.SCATTERED, [0.5, 0.5, 0.5], 0.51)
         assert judged.verdict == "undecided"
-        assert judged.reason == "dense 0.5933 ± 0.1305 is too close to chance, 0.5100, from 0.5160 to 0.7440"
+        assert judged.reason == "dense 0.5933 ± 0.1305 (0.5160 to 0.7440) is too close to chance, 0.5100"
 
     @pytest.mark.parametrize(
         ("dense", "chance", "undecided"),
@@ -344,7 +344,7 @@ class TestNearChance:
         fields = summarise("accuracy", [{"metrics": {"accuracy": 0.5}, "seed": 0}], dense)
         assert (fields["verdict"], fields["chance"]) == ("undecided", 0.51)
         assert fields["dense_values"] == list(self.SCATTERED)
-        assert "from 0.5160 to 0.7440" in fields["reason"]
+        assert "(0.5160 to 0.7440)" in fields["reason"]
 
     def test_a_summary_of_before_is_judged_again(self) -> None:
         before = {

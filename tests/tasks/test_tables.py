@@ -222,6 +222,17 @@ class TestAsPeopleWriteThem:
             with pytest.raises(ValueError, match=rf"{name}:1: two columns 'x'"):
                 list(read_columns(write(name, *lines), ["x"]))
 
+    @pytest.mark.parametrize(
+        ("name", "header"), [("a.csv", "text;label"), ("a.csv", "text\tlabel"), ("a.tsv", "text,label")]
+    )
+    def test_other_separators_are_refused_with_the_right_ones(
+        self, write: Write, name: str, header: str
+    ) -> None:
+        with pytest.raises(
+            ValueError, match=r":1: no column 'text'; .*; separate columns by commas in \.csv, by tabs"
+        ):
+            list(read_columns(write(name, header, "x;1"), ["text"]))
+
     def test_a_field_may_be_longer_than_the_csv_module_s_limit(self, write: Write) -> None:
         limit, text = csv.field_size_limit(), "long " * 40_000
         path = write("a.csv", "text,label", f'"{text}",1')
