@@ -116,6 +116,21 @@ class TestOnSparseModels:
         again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
         assert torch.allclose(answer(again), expected, atol=1e-5)
 
+    def test_saving_a_base_model_with_adapters_inside_is_refused(self, tmp_path: Path) -> None:
+        _, sparse = adapted()
+        with pytest.raises(ValueError, match=r"query.base_layer has an adapter: call merge_and_unload\(\)"):
+            sparse.get_base_model().save_pretrained(tmp_path / "model")
+
+    def test_adapters_that_transformers_adds(self, tmp_path: Path) -> None:
+        models = []
+        for _ in range(2):
+            model, ticket = pruned()
+            models.append(sparsify_(model, ticket, compact=False))
+        models[0].add_adapter(config(init_lora_weights=False))
+        models[0].save_pretrained(tmp_path / "adapter")
+        models[1].load_adapter(str(tmp_path / "adapter"))
+        assert torch.allclose(answer(models[1]), answer(models[0]), atol=1e-6)
+
     def test_densified_under_an_adapter(self) -> None:
         dense, sparse = adapted()
         densify_(sparse)
