@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert.bert import activation_name, is_adapted, is_bert_like, require_module, structure
+from sparsebert.bert import activation_name, is_adapted, is_bert_like, require_module, resolve, structure
 from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.install import compacted_linear, shrink_attentions_
 from sparsebert.compaction.manifest import record_of
 from sparsebert.hf.attach_quantizer import attach_quantizer_
-from sparsebert.nn.fused_activation import FusedActivation
+from sparsebert.nn.fused_activation import FusedActivation, can_fuse
 from sparsebert.nn.fused_qkv import fuse_qkv_, unfuse_qkv_
 from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
 from sparsebert.nn.sparse_linear import SparseLinear
@@ -127,7 +127,11 @@ def install_(
     activations = encoder.activations if encoder and fuse_activation and not trainable else {}
     # The output of an adapter is added before the activation.
     adapted = {target.key for target in targets.layers if is_adapted(target.name)}
-    fused = [(key, path) for key, path in activations.items() if key in layers.keys() - adapted]
+    fused = [
+        (key, path)
+        for key, path in activations.items()
+        if key in layers and key not in adapted and _can_fuse(model, key, path)
+    ]
 
     compacted = {matrix.name: compacted_linear(matrix) for matrix in targets.dense_matrices}
     for name, linear in compacted.items():
@@ -220,6 +224,11 @@ def _dense(sparse: SparseLinear) -> nn.Linear:
     linear.train(sparse.training)
     move_hooks(sparse, linear)
     return linear
+
+
+def _can_fuse(model: nn.Module, up: str, activation: str) -> bool:
+    parent = resolve(model, activation.rpartition(".")[0])
+    return can_fuse(parent, resolve(model, up), resolve(model, activation))
 
 
 def _fuse_activation(model: nn.Module, layer: SparseLinear, name: str) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..memory import readable
+from .hardware import LEAST_CAPABILITY
 
 # Module of this package by format: FORWARD modules have `linear`, BACKWARD modules `input_gradient` and, for
 # trainable formats, `values_gradient`.
@@ -29,7 +30,6 @@ FORWARD = {
 }
 BACKWARD = {**FORWARD, "panel": "panel_backward"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LEAST_CAPABILITY = (8, 0)
 
 _cpu_too = False
 
