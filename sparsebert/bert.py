@@ -65,8 +65,11 @@ _DISTILBERT = _Layout(
 # Keyed by the class attribute ``base_model_prefix``; XLM-RoBERTa and CamemBERT share RoBERTa's.
 _FAMILIES = {"bert": _BERT, "roberta": _BERT, "electra": _BERT, "distilbert": _DISTILBERT}
 
-# torch.compile and (Distributed)DataParallel insert these components into module paths.
-_WRAPPERS = ("_orig_mod", "module")
+# torch.compile, (Distributed)DataParallel and peft's adapters insert these components into module paths.
+_WRAPPERS = ("_orig_mod", "module", "base_layer")
+
+# Name under which an adapter of peft, such as LoRA, holds the layer that it adapts.
+_ADAPTED = "base_layer"
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,23 @@ def full_name(model: nn.Module, key: str) -> str:
         ValueError: The model has no such module.
     """
     return _locate(model, key)[0]
+
+
+def is_adapted(path: str) -> bool:
+    """Whether the module of this full path is the layer below an adapter of peft, such as LoRA."""
+    return path.rpartition(".")[2] == _ADAPTED
+
+
+def is_of_adapter(model: nn.Module, path: str) -> bool:
+    """Whether the module of this full path is a part of an adapter, but not the layer that it adapts."""
+    parents = path.split(".")[:-1]
+    module = model
+    for index, part in enumerate(path.split(".")):
+        if part != _ADAPTED and _ADAPTED in module._modules:
+            return True
+        if index < len(parents):
+            module = module.get_submodule(part)
+    return False
 
 
 def encoder_matrix(key: str) -> tuple[str, str] | None:
@@ -342,4 +362,7 @@ def _walk(module: nn.Module, path: str) -> tuple[str, nn.Module] | None:
             module = module.get_submodule(wrapper)
         full_path.append(part)
         module = child
+    while (adapted := module._modules.get(_ADAPTED)) is not None:
+        full_path.append(_ADAPTED)
+        module = adapted
     return ".".join(full_path), module

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert.bert import activation_name, is_bert_like, require_module, resolve, structure
+from sparsebert.bert import activation_name, is_adapted, is_bert_like, require_module, resolve, structure
 from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.install import compacted_linear, shrink_attentions_
 from sparsebert.compaction.manifest import record_of
@@ -125,8 +125,12 @@ def install_(
     }
     encoder = structure(model) if is_bert_like(model) else None
     activations = encoder.activations if encoder and fuse_activation and not trainable else {}
+    # The output of an adapter is added before the activation.
+    adapted = {target.key for target in targets.layers if is_adapted(target.name)}
     fused = [
-        (key, path) for key, path in activations.items() if key in layers and _can_fuse(model, key, path)
+        (key, path)
+        for key, path in activations.items()
+        if key in layers and key not in adapted and _can_fuse(model, key, path)
     ]
 
     compacted = {matrix.name: compacted_linear(matrix) for matrix in targets.dense_matrices}
@@ -164,6 +168,8 @@ def densify_(model: nn.Module) -> nn.Module:
     require_module(model)
     for name, module in list(model.named_modules()):
         unfuse_qkv_(module)
+        if getattr(module, "fused_activation", None):  # of ``sparsebert.hf.lora``
+            module.fused_activation = "none"
         if isinstance(module, FusedActivation):
             module.original.train(module.training)
             replace_module(model, name, module.original)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import bounded_rows, reference
 from .cpu import native
 from .cuda import backend as cuda
 from .formats import ElementSparse, PackedWeight, PanelSparse, VectorSparse
@@ -44,7 +44,7 @@ def compute(
     if packed.name == "csr" and x.dtype == values.dtype == torch.float32:
         out = reference.csr_linear(x.reshape(-1, x.shape[-1]), packed.tensor(), bias, activation)
         return out.view(*x.shape[:-1], packed.shape[0])
-    return reference.linear(x, packed.to_dense(), bias, activation)
+    return _torch_linear(x, packed.to_dense(), bias, activation)
 
 
 def input_gradient(gradient: Tensor, packed: PackedWeight, transposed: Sequence[Tensor]) -> Tensor:
@@ -58,7 +58,7 @@ def input_gradient(gradient: Tensor, packed: PackedWeight, transposed: Sequence[
     if cuda.supports(packed.name, gradient):
         return cuda.input_gradient(gradient, packed, transposed)
     if not isinstance(packed, ElementSparse | VectorSparse):
-        return reference.linear(gradient, packed.to_dense().t(), None)
+        return _torch_linear(gradient, packed.to_dense().t(), None)
     source, *index = transposed or transposed_index(packed)
     values = packed.values.flatten()[source]
     tensors = dict(zip(ElementSparse.TENSORS, (values, *index), strict=True))
@@ -101,7 +101,16 @@ def _compact_linear(x: Tensor, packed: Any, bias: Tensor | None, activation: str
         live = (
             prepacked_linear(x, rectangle.values, bias, activation)
             if rectangle.values.is_mkldnn and x.dtype == rectangle.dtype
-            else reference.linear(x, rectangle.to_dense(), bias, activation)
+            else _torch_linear(x, rectangle.to_dense(), bias, activation)
         )
         out.index_copy_(-1, packed.live_rows, live)
     return out
+
+
+def _torch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    if not x.is_cpu or x.dtype not in (torch.bfloat16, torch.float16):  # MKL compiles no code
+        return reference.linear(x, weight, bias, activation)
+    kind = weight.shape, weight.stride(), x.dtype, "torch"
+    return bounded_rows.linear(
+        x, weight.shape[0], kind, lambda part: reference.linear(part, weight, bias, activation)
+    )

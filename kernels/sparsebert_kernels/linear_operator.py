@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, reference
+from . import dispatch, forward_mode, reference
 from .formats import FORMATS, PackedWeight
 
 
@@ -45,6 +45,8 @@ def _rebuild(
     values: Tensor, index: Sequence[Tensor], format: str, geometry: Sequence[int], shape: tuple[int, int]
 ) -> PackedWeight:
     cls = FORMATS[format]
+    # torch passes a zero tensor as one zero that is expanded; an opaque tensor has no strides.
+    values = values if values.is_mkldnn else values.contiguous()
     tensors = dict(zip(cls.TENSORS, (values, *index), strict=True))
     return cls(shape, tensors, dict(zip(cls.GEOMETRY, geometry, strict=True)))
 
@@ -62,6 +64,7 @@ def sparse_linear(
     activation: str,
     residual: Tensor | None = None,
 ) -> Tensor:
+    forward_mode.refuse("sparsebert::linear")
     packed = _rebuild(values, index, format, geometry, (out_features, x.shape[-1]))
     with torch.autocast(x.device.type, enabled=False):  # `ops.linear` has cast x
         return dispatch.compute(x, packed, bias, activation, residual)
@@ -95,6 +98,7 @@ def sparse_linear_backward(
     needs_x: bool,
     needs_values: bool,
 ) -> tuple[Tensor, Tensor]:
+    forward_mode.refuse("sparsebert::linear_backward")
     out_features, in_features = gradient.shape[-1], x.shape[-1]
     packed = _rebuild(values, index, format, geometry, (out_features, in_features))
     dx, dvalues = x.new_empty(0), x.new_empty(0)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sparsebert_kernels.bitmask import WORD, pack_bits, selected, unpack_bits
 
+from . import forward_mode, reference
 from .cuda import backend
 from .ops import AUTOCAST_DTYPES
 
@@ -98,6 +99,11 @@ def masked_linear(
             weight = weight.to(x.dtype)
     _check(x, weight, packed_mask, bias, scores)
     flat = x.reshape(-1, x.shape[-1])
+    if forward_mode.is_active():
+        if scores is not None or straight_through:
+            raise ValueError("masked_linear has no forward-mode derivative with scores or straight_through")
+        kept = torch.where(unpack_bits(packed_mask, weight.shape[1]), weight, weight.new_zeros(()))
+        return reference.linear(x, kept, bias)
     y = _masked_linear(flat, weight, packed_mask, bias, scores, straight_through)
     return y.view(*x.shape[:-1], weight.shape[0])
 
@@ -142,13 +148,13 @@ def _masked_linear(
     scores: Tensor | None,
     straight_through: bool,
 ) -> Tensor:
+    forward_mode.refuse("sparsebert::masked_linear")
     if backend.runs_on(x):
         from .cuda import masked as kernels
 
         return kernels.forward(x, weight, packed_mask, bias)
     with torch.autocast(x.device.type, enabled=False):
-        bias = None if bias is None else bias.to(x.dtype)
-        return torch.nn.functional.linear(x, _masked(weight.to(x.dtype), packed_mask), bias)
+        return reference.linear(x, _masked(weight.to(x.dtype), packed_mask), bias)
 
 
 @_masked_linear.register_fake
@@ -174,6 +180,7 @@ def _masked_linear_backward(
     needs_weight: bool,
     scores_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    forward_mode.refuse("sparsebert::masked_linear_backward")
     dx, dweight = x.new_empty(0), weight.new_empty(0)
     dscores = weight.new_empty(0, dtype=scores_dtype or weight.dtype)
     if backend.runs_on(x):

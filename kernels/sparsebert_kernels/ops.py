@@ -15,7 +15,7 @@ from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_f
 from torch._C._functorch import peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from . import linear_operator, reference
+from . import forward_mode, linear_operator, reference
 from .cpu import native
 from .cuda import backend as cuda
 from .dispatch import TRAINABLE, compute
@@ -98,11 +98,11 @@ def linear(
     if x.dtype == torch.float16 and x.dtype not in computed:
         y = linear(x.float(), packed, bias, activation, transposed).half()
         return y if residual is None else y + residual
-    if x.dtype == torch.float64:
+    if x.dtype not in (*computed, torch.float64):
+        raise ValueError(f"x is {x.dtype}; it must have a floating-point dtype")
+    if x.dtype == torch.float64 or forward_mode.is_active():
         y = reference.linear(x, packed.to_dense(), bias, activation)
         return y if residual is None else y + residual
-    if x.dtype not in computed:
-        raise ValueError(f"x is {x.dtype}; it must have a floating-point dtype")
     return linear_operator.call(x, packed, bias, transposed, activation, residual)
 
 
@@ -254,6 +254,8 @@ def plain_inference(x: Tensor, *others: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or type(x) is not Tensor or x.is_meta:
         return False
     if torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type):
+        return False
+    if forward_mode.is_active():
         return False
     if _len_torch_dispatch_stack() or _len_torch_function_stack():
         return False

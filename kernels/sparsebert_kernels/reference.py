@@ -41,7 +41,15 @@ def activate_backward(gradient: Tensor, z: Tensor, activation: str) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     """Return ``activate(x @ weight.T + bias)`` in the dtype of x, for x [..., in] and weight [out, in]."""
     bias = None if bias is None else bias.to(x.dtype)
-    return activate(torch.nn.functional.linear(x, weight.to(x.dtype), bias), activation)
+    return activate(torch.nn.functional.linear(plain_rows(x), weight.to(x.dtype), bias), activation)
+
+
+def plain_rows(x: Tensor) -> Tensor:
+    """Return x, or a copy of it if it is half-precision on a CPU and has strides.
+
+    oneDNN may read past the end of such a row: torch 2.13 returns NaN for some bfloat16 x with odd strides.
+    """
+    return x.contiguous() if x.is_cpu and x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def csr_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:

@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import Structure, activation_of, base_model, full_name, is_bert_like, resolve, structure
+from sparsebert.bert import (
+    Structure,
+    activation_of,
+    base_model,
+    full_name,
+    is_adapted,
+    is_bert_like,
+    resolve,
+    structure,
+)
 from sparsebert.compaction.attention_folding import Attention, compact_attention
 from sparsebert.compaction.layer_probe import require_known_layers
 from sparsebert.compaction.live_rectangle import exact_size
@@ -173,6 +182,8 @@ def _require_compactable(model: nn.Module, encoder: Structure, ticket: Ticket) -
     ticket.targets(model)
     packability = Packability(model)
     for path, linear in linears.items():
+        if is_adapted(path):
+            raise ValueError(f"{path} has an adapter, whose shape is fixed: merge and unload it first")
         packability.require(path, linear)
     for keys in encoder.heads:
         path = attention_path(keys)

@@ -1,7 +1,7 @@
-"""Extend transformers and sentence-transformers when they are imported.
+"""Extend transformers, sentence-transformers and peft when they are imported.
 
 ``import sparsebert`` does not import them. Instead it puts a finder in front of ``sys.meta_path``. The finder
-wraps the loaders of three of their modules: after such a module has loaded, the module of sparsebert that
+wraps the loaders of four of their modules: after such a module has loaded, the module of sparsebert that
 extends it is imported.
 """
 
@@ -20,6 +20,7 @@ _EXTENSIONS = {
     "transformers.quantizers.auto": "sparsebert.hf.quantizer",
     "transformers.trainer": "sparsebert.hf.trainer",
     "sentence_transformers": "sparsebert.hf.sentence_transformers",
+    "peft": "sparsebert.hf.lora",
 }
 
 

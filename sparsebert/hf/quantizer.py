@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
-from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve, structure
+from sparsebert.bert import canonical_key, full_name, is_adapted, is_bert_like, resolve, structure
 from sparsebert.compaction.manifest import description_of
 from sparsebert.compaction.rebuild import rebuild, require_rectangles
 from sparsebert.hf.attach_quantizer import METHOD, attach_quantizer_
@@ -99,7 +99,8 @@ class SparseQuantizer(HfQuantizer):
         """Return the tensors to save, and describe them in the config that is saved next.
 
         Raises:
-            ValueError: The method of a class is called instead of the model's ``save_pretrained``.
+            ValueError: The method of a class is called instead of the model's ``save_pretrained``, or the model
+                has adapters, whose names a saved model could not be loaded with.
         """
         if not is_saving():
             raise ValueError(
@@ -107,6 +108,14 @@ class SparseQuantizer(HfQuantizer):
                 "transformers takes for dense weights; a model that an earlier version has pickled needs "
                 "sparsebert.hf.attach_quantizer.attach_quantizer_(model) first"
             )
+        # transformers itself saves the adapters alone if they are its own (`model.add_adapter`).
+        if not getattr(model, "_hf_peft_config_loaded", False):
+            for name, _ in model.named_modules():
+                if is_adapted(name):
+                    raise ValueError(
+                        f"{name} has an adapter: call merge_and_unload() or unload() before saving, "
+                        "or save the PeftModel, which saves the adapters alone"
+                    )
         with as_stored():
             state = model.state_dict()
         self.quantization_config = described(model, state, self.quantization_config)

@@ -19,6 +19,7 @@ from sparsebert_kernels import formats, ops
 from sparsebert_kernels.cuda import backend
 from sparsebert_kernels.errors import unknown
 from sparsebert_kernels.formats import DensePrepacked, PackedWeight
+from sparsebert_kernels.formats.base import as_bytes
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS, prepack
 from sparsebert_kernels.formats.transpose import transposed_index
 
@@ -219,7 +220,7 @@ class SparseLinear(nn.Module):
             index = transposed_index(packed)  # type: ignore[arg-type]
             tensors |= {f"transposed_{number}": tensor for number, tensor in enumerate(index)}
         for name, tensor in tensors.items():
-            self.register_buffer(name, tensor, persistent=False)
+            self.register_buffer(name, as_bytes(tensor), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self.device.type == "meta":

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import canonical_key, full_name, is_bert_like, require_module, resolve, structure
+from sparsebert.bert import (
+    canonical_key,
+    full_name,
+    is_bert_like,
+    is_of_adapter,
+    require_module,
+    resolve,
+    structure,
+)
 from sparsebert.compaction.live_rectangle import RectangleLinear
 from sparsebert.linear_layers import CONV1D, conv1d_note, is_conv1d
 from sparsebert.nn.packability import Packability
@@ -158,5 +166,5 @@ def _searched(model: nn.Module, filter: Filter | None) -> Iterator[tuple[str, st
                 yield key, full_name(model, key), module
     else:
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and not is_of_adapter(model, name):
                 yield canonical_key(name) if bert_like else name, name, module

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..formats import ElementSparse, PackedWeight, VectorSparse
+from ..memory import readable
 
 ABI_VERSION = 3
 LIBRARY = Path(__file__).with_name("_native.so")
@@ -184,6 +185,7 @@ def linear(
     *leading, in_features = x.shape or (0,)
     if activation not in ACTIVATIONS:
         return None
+    x = readable(x)
     if x.is_contiguous():
         rows, tokens, stride = x, math.prod(leading), in_features
     else:
@@ -201,7 +203,7 @@ def linear(
         torch.get_num_threads(),
         len(packed),
     )
-    converted = []  # keeps biases alive until the call has returned
+    converted = []  # keeps copies alive until the call has returned
     for weight, bias in zip(packed, biases, strict=True):
         out_features, width = weight.shape
         if width != in_features or not weight.values.is_cpu:
@@ -211,7 +213,11 @@ def linear(
                 return None
             if bias.dtype not in _DTYPES or not bias.is_contiguous():
                 bias = bias.float().contiguous()
-                converted.append(bias)
+            bias = readable(bias)
+            converted.append(bias)
+        if (values := readable(weight.values.contiguous())) is not weight.values:
+            weight = weight.replace(values=values)
+            converted.append(values)
         y = x.new_empty((*leading, out_features))
         call += _describe(weight, bias, y)
         outputs.append(y)
@@ -222,8 +228,8 @@ def linear(
 
 def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor:
     """Return dL/dvalues in the layout and dtype of ``packed.values`` for gradient [..., out], x [..., in]."""
-    rows = x.reshape(-1, packed.shape[1]).contiguous()
-    gradient = gradient.reshape(-1, packed.shape[0]).contiguous()
+    rows = readable(x.reshape(-1, packed.shape[1]).contiguous())
+    gradient = readable(gradient.reshape(-1, packed.shape[0]).contiguous())
     values = torch.zeros(packed.values.shape, dtype=torch.float32)
     _library().sb_values_gradient(
         _describe(packed, None, None),
@@ -239,6 +245,7 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor
 
 def count_scores(scores: Tensor, upper: int, bins: int) -> Tensor:
     """See ``sparsebert_kernels.radix_select.count``; ``upper`` = -1 stands for None."""
+    scores = readable(scores)
     counts = torch.zeros(bins, dtype=torch.int64)
     _library().sb_count_scores(scores.data_ptr(), scores.numel(), upper, counts.data_ptr())
     return counts
@@ -246,6 +253,7 @@ def count_scores(scores: Tensor, upper: int, bins: int) -> Tensor:
 
 def above(scores: Tensor, threshold: float, out: Tensor) -> tuple[int, int]:
     """See ``sparsebert_kernels.radix_select.above``."""
+    scores = readable(scores)
     counts = (ctypes.c_int64 * 2)()
     _library().sb_above(scores.data_ptr(), scores.numel(), threshold, out.data_ptr(), counts)
     return counts[0], counts[1]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..memory import readable
 from .hardware import LEAST_CAPABILITY
 
 # Module of this package by format: FORWARD modules have `linear`, BACKWARD modules `input_gradient` and, for
@@ -100,6 +101,7 @@ def check_dtype(x: Tensor, packed: Any) -> None:
 
 def linear(x: Tensor, packed: Any, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
     """Return ``activation(x @ W.T + bias) + residual``; see ``ops.linear``."""
+    x, bias = readable(x), None if bias is None else readable(bias)
     with torch.cuda.device_of(x):
         return _module(FORWARD[packed.name]).linear(x, packed, bias, activation, residual)
 

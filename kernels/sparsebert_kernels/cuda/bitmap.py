@@ -86,11 +86,12 @@ def decompress(packed: BitmapSparse) -> Tensor:
 
 def _launch(packed: BitmapSparse, dense: Tensor, kernel: Any = decompress_bitmap) -> None:
     rows, columns = packed.shape
-    tiles = packed.offsets.shape[1]
+    offsets = packed.offsets.view(torch.int16)
+    tiles = offsets.shape[1]
     kernel[(triton.cdiv(rows, ROWS), tiles)](
         packed.values,
         packed.words,
-        packed.offsets,
+        offsets,
         packed.starts,
         dense,
         rows,

@@ -27,6 +27,8 @@ class PackedWeight(abc.ABC):
 
     A packed weight consists of plain tensors (named by ``TENSORS``) and the integers needed to read them
     (named by ``GEOMETRY``), so that modules can register, move, copy and pickle its parts.
+
+    A tensor of int16 may be replaced by its bytes (``as_bytes``), which gloo and NCCL can send.
     """
 
     name: ClassVar[str]
@@ -93,6 +95,14 @@ class PackedWeight(abc.ABC):
     def __repr__(self) -> str:
         rows, columns = self.shape
         return f"{type(self).__name__}({rows}x{columns}, {self.dtype}, {self.nbytes} bytes)"
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Return an int16 tensor as uint8, over the same memory; another tensor as it is.
+
+    No backend of ``torch.distributed`` sends int16, and DistributedDataParallel sends every buffer.
+    """
+    return tensor.view(torch.uint8) if tensor.dtype == torch.int16 else tensor
 
 
 def refuse_options(cls: type[PackedWeight], options: Iterable[str]) -> None:

@@ -12,6 +12,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from sparsebert_kernels import bounded_rows
+from sparsebert_kernels.memory import readable
+
 from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 
 # Default rows of x (tokens of a batch) for the choice of a layout or a format.
@@ -57,7 +60,13 @@ class DensePrepacked(PackedWeight):
         return cls((weight.shape[0], weight.shape[1]), {"values": prepack(dense, tokens)}, {})
 
     def to_dense(self) -> Tensor:
-        return self.values.to_dense() if self.values.is_mkldnn else self.values
+        if not self.values.is_mkldnn:
+            return self.values
+        if torch.compiler.is_compiling():
+            return self.values.to_dense()
+        # functorch would wrap the plain matrix as if it were opaque too.
+        with torch._C._DisableFuncTorch():
+            return self.values.to_dense()
 
     def kept(self) -> Tensor:
         return self.to_dense() != 0
@@ -75,7 +84,7 @@ def prepack(dense: Tensor, tokens: int) -> Tensor:
 
 
 def prepacked_linear(x: Tensor, values: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """Return ``activation(x @ W.T + bias)`` for W in oneDNN's layout.
+    """Return ``activation(x @ W.T + bias)`` for W in oneDNN's layout, in bounded memory (``bounded_rows``).
 
     Args:
         x: [..., in] in the dtype of W.
@@ -83,13 +92,20 @@ def prepacked_linear(x: Tensor, values: Tensor, bias: Tensor | None, activation:
         bias: [out] or None.
         activation: "none", "relu", "gelu" or "gelu_tanh", fused into the product.
     """
+    kind = values.shape, values.dtype, activation
+    return bounded_rows.linear(
+        x, values.shape[0], kind, lambda part: onednn_linear(part, values, bias, activation)
+    )
+
+
+def onednn_linear(x: Tensor, values: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    """Return ``prepacked_linear`` without a bound: each number of rows and each stride costs memory."""
     name, algorithm = FUSED_ACTIVATIONS[activation]
-    if not x.numel():
-        return x.new_empty((*x.shape[:-1], values.shape[0]))
     # Half a microsecond faster than an unconditional `to`.
     if bias is not None and bias.dtype != x.dtype:
         bias = bias.to(x.dtype)
-    return _onednn_linear(x, values, bias, name, [], algorithm)
+    bias = None if bias is None else readable(bias.contiguous())
+    return _onednn_linear(readable(x), values, bias, name, [], algorithm)
 
 
 @functools.cache

@@ -187,7 +187,7 @@ def coordinates(
     block = torch.repeat_interleave(
         torch.arange(blocks.shape[0] - 1, device=blocks.device), torch.diff(blocks[:, 1])
     )
-    global_row = block // column_blocks * block_rows + rows
+    global_row = block // column_blocks * block_rows + rows.view(torch.int16)
     row = torch.repeat_interleave(global_row, units * unit)
     column_base = torch.repeat_interleave(block % column_blocks * block_columns, units * unit)
     return row, column_base + columns[: row.numel()]

@@ -102,7 +102,7 @@ class SemiStructured(PackedWeight):
         return library(
             shape=torch.Size(self.shape),
             packed=self.values,
-            meta=self.places if self.places.numel() else None,
+            meta=self.places.view(torch.int16) if self.places.numel() else None,
             packed_t=None,
             meta_t=None,
             compressed_swizzled_bitmask=None,

@@ -132,7 +132,7 @@ class VectorSparse(PackedWeight):
         place = torch.repeat_interleave(torch.arange(counts.numel(), device=self.device), counts)
         block = place // rows_per_block
         row = block // column_blocks * self.block_rows + place % rows_per_block * self.vector_rows
-        inner = self.columns[: place.numel()].int() & 0xFFFF
+        inner = self.columns.view(torch.int16)[: place.numel()].int() & 0xFFFF
         column = block % column_blocks * self.block_columns + inner
         values = self.values if unit == 1 else self.values.transpose(1, 2).reshape(-1, self.vector_rows)
         return row, column, values[: place.numel()]

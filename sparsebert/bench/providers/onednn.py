@@ -15,7 +15,7 @@ from torch import nn
 
 from sparsebert.bench.providers.base import TorchBackend
 from sparsebert.bench.pruned_model import PrunedModel
-from sparsebert_kernels.formats.dense import prepack, prepacked_linear, prepacking_works
+from sparsebert_kernels.formats.dense import onednn_linear, prepack, prepacking_works
 
 # Relative to the largest output; oneDNN rounds bfloat16 and float16 sums in another order than torch.
 SELF_CHECK = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-3}
@@ -47,7 +47,7 @@ class PrepackedLinear(nn.Module):
             )
 
     def forward(self, x: torch.Tensor, activation: str = "none") -> torch.Tensor:
-        return prepacked_linear(x, self.packed, self.bias, activation)
+        return onednn_linear(x, self.packed, self.bias, activation)
 
 
 def prepack_(model: nn.Module, tokens: int) -> nn.Module:

@@ -1,0 +1,55 @@
+"""Products whose code oneDNN compiles for every number of rows, computed in bounded memory.
+
+oneDNN keeps 0.5 to 12 MB for each number of rows and each stride that it meets, up to 1,024 entries for the
+process, so a server that meets texts of every length would grow by gigabytes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+# Numbers of rows that a kind of layer computes without padding: a model that always meets the same few
+# lengths loses no time.
+EXACT_SIZES = 8
+MAX_ROWS = 1024
+
+_EXACT: defaultdict[Hashable, set[int]] = defaultdict(set)
+
+
+def linear(x: Tensor, out_features: int, kind: Hashable, product: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return ``product(x)`` [..., out_features] for a product of rows, with few numbers of rows.
+
+    The first EXACT_SIZES numbers of rows of a kind are computed as they are. All others are rounded up with
+    rows of zeros by at most 1/8, in parts of at most MAX_ROWS rows. The rows of a product do not depend on
+    each other, so the results are the same.
+
+    Args:
+        x: [..., in_features].
+        out_features: Width of the result.
+        kind: All that the compiled code depends on, except the number of rows.
+        product: Maps a contiguous [..., in_features] to [..., out_features].
+    """
+    if not x.numel():
+        return x.new_empty((*x.shape[:-1], out_features))
+    rows = x.numel() // x.shape[-1]
+    exact = _EXACT[kind]
+    if rows in exact or len(exact) < EXACT_SIZES:
+        exact.add(rows)
+        return product(x.contiguous())
+    outputs = []
+    for part in x.reshape(rows, -1).split(MAX_ROWS):
+        padding = rounded_up(len(part)) - len(part)
+        padded = torch.nn.functional.pad(part, (0, 0, 0, padding)) if padding else part.contiguous()
+        outputs.append(product(padded)[: len(part)])
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return y.view(*x.shape[:-1], out_features)
+
+
+def rounded_up(rows: int) -> int:
+    """Return the number of rows that ``rows`` (1 to MAX_ROWS) is padded to, one of 51."""
+    step = max(4, (1 << (rows - 1).bit_length()) // 16) if rows > 4 else 1
+    return -(-rows // step) * step
