@@ -149,6 +149,7 @@ def _memory(
                 "ticket": str(ticket),
                 "provider": name,
                 "format": pruned.format,
+                "measure": pruned.measure,
             }
             held[name] = memory.measure(spec)
     return held

@@ -11,7 +11,7 @@ import typer
 
 from sparsebert.cli.console import print_tables, print_ticket_file
 from sparsebert.cli.path_checks import require_files, require_records, require_writable
-from sparsebert.cli.shared_options import JsonFile
+from sparsebert.cli.shared_options import MEASURE_HELP, JsonFile, measure_option
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
@@ -100,6 +100,10 @@ def convert(
             "bench (repeatable)",
         ),
     ] = None,
+    measure: Annotated[
+        bool | None,
+        typer.Option("--measure/--no-measure", help=f"with --to sparse: {MEASURE_HELP}"),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Convert a ticket to another format, or write the pruned model.
@@ -114,6 +118,10 @@ def convert(
     home = model or (_model_in(source) if writes_model else None)
     if to in _NEED_MODEL and home is None:
         raise ValueError(f"--to {to} requires --model, the model that the ticket belongs to")
+    if measure is not None and to != "sparse":
+        raise ValueError(
+            f"{measure_option(measure)} applies to --to sparse, which chooses formats; omit it with --to {to}"
+        )
     if writes_model and output.exists():
         raise ValueError(f"output folder {output} already exists; choose another")
     if not source.exists():
@@ -134,7 +142,9 @@ def convert(
         ticket &= _read(other, shapes, pruning_method, threshold, task if other.suffix == ".json" else None)
     footprints: dict[str, Any] = {}
     if home is not None and writes_model:
-        footprints = _write_model(home, output, ticket, to == "sparse", batch, seq, records)
+        footprints = _write_model(
+            home, output, ticket, to == "sparse", batch, seq, records, measure is not False
+        )
     else:
         _write_ticket(ticket, output, to, shapes)
     if json is not None:
@@ -175,13 +185,14 @@ def _write_model(
     batch: int,
     seq: int | None,
     records: list[Any],
+    measure: bool,
 ) -> dict[str, Any]:
     """Write the model, print its footprint before and after, and return both as fields of a record."""
     from sparsebert.report.ticket_tables import footprint_table
     from sparsebert.workflows.export import export_model
 
     before, after = export_model(
-        model, output, ticket, sparse=sparse, batch=batch, length=seq, records=records
+        model, output, ticket, sparse=sparse, batch=batch, length=seq, records=records, measure=measure
     )
     footprints = {"before": asdict(before), "after": asdict(after)}
     print_tables([footprint_table({"output": str(output), **footprints})])

@@ -20,9 +20,10 @@ from transformers.quantizers.base import HfQuantizer
 from sparsebert.bert import canonical_key, full_name, is_bert_like, resolve, structure
 from sparsebert.compaction.manifest import description_of
 from sparsebert.compaction.rebuild import rebuild, require_rectangles
+from sparsebert.cost.cpu_cost import cpu_model
 from sparsebert.hf.attach_quantizer import METHOD, attach_quantizer_
 from sparsebert.hf.config import FORMAT_VERSION, SparseConfig, StoredLayer
-from sparsebert.hf.placeholder_linear import PlaceholderLinear, outline
+from sparsebert.hf.placeholder_linear import PlaceholderLinear
 from sparsebert.hf.push import PushToHub
 from sparsebert.hf.verify_files import Expected, of_layer, of_module, require_tensors
 from sparsebert.nn.checkpoint_form import BITS, VALUES
@@ -30,9 +31,13 @@ from sparsebert.nn.sparse_linear import SparseLinear, as_stored
 from sparsebert.planning.after_compaction import CompactedTargets
 from sparsebert.planning.plan import LayerPlan
 from sparsebert.planning.planner import describe_machine, plan_layers
-from sparsebert.planning.target_layers import TargetLayer
+from sparsebert.planning.target_layers import TargetLayer, outline
 from sparsebert.sparsify import densify_, install_, shared_inputs_of
 from sparsebert.tickets.provenance import masks_digest
+from sparsebert_kernels import __version__
+
+# The end of ``SparseConfig.machine`` if that machine was too busy to time every layer.
+BUSY_NOTE = "; too busy to time every layer"
 
 
 class SparseQuantizer(HfQuantizer):
@@ -132,20 +137,33 @@ class SparseQuantizer(HfQuantizer):
         return model
 
     def _plans(self, model: nn.Module, selected: list[TargetLayer]) -> list[LayerPlan]:
-        """Return the saved plans on a machine like the one that saved the folder; else plan anew."""
+        """Return the saved plans on a machine like the one that saved the folder; else plan anew.
+
+        Layers that the machine was too busy to time are planned anew as well. The cost model decides, so that
+        loading stays quick; ``sparsebert.replan_`` times the formats.
+        """
         config = self.quantization_config
-        outlines = [replace(layer, linear=outline(layer.linear)) for layer in selected]
-        if all(machine(layer.linear.weight) == config.machine for layer in outlines):
-            return [_as_saved(config, layer) for layer in outlines]
-        plan = plan_layers(
-            outlines,
+        outlines = [_outline(layer) for layer in selected]
+        same_machine = all(
+            machine(layer.linear.weight) == config.machine.removesuffix(BUSY_NOTE) for layer in outlines
+        )
+        busy = same_machine and config.machine.endswith(BUSY_NOTE)
+        plans = {
+            layer.key: _as_saved(config, layer)
+            for layer in outlines
+            if same_machine and not (busy and config.layers[layer.key].measured_us is None)
+        }
+        planned = plan_layers(
+            [layer for layer in outlines if layer.key not in plans],
             tokens=config.tokens,
             format=config.format,
-            measure=True,
+            measure=False,
+            quick=True,
             trainable=config.trainable,
             shared_inputs=shared_inputs_of(model) if config.fuse_qkv else (),
         )
-        return list(plan.layers)
+        plans |= {entry.key: replace(entry, busy=busy) for entry in planned.layers}
+        return [plans[layer.key] for layer in outlines]
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         return densify_(model)
@@ -160,6 +178,7 @@ def described(model: nn.Module, state: Mapping[str, Tensor], config: SparseConfi
         for name, layer in layers.items()
     }
     machines = [machine(layer.values, layer.dtype) for layer in layers.values()]
+    busy = any(layer.plan is not None and layer.plan.busy for layer in layers.values())
     return replace(
         config,
         version=FORMAT_VERSION,
@@ -168,7 +187,7 @@ def described(model: nn.Module, state: Mapping[str, Tensor], config: SparseConfi
         },
         masks=stored_digest(masks),
         trainable=any(layer.trainable for layer in layers.values()),
-        machine=machines[0] if machines else "",
+        machine=machines[0] + BUSY_NOTE * busy if machines else "",
         compaction=description_of(model) or None,
     )
 
@@ -190,10 +209,14 @@ def stored_digest(masks: Mapping[str, tuple[tuple[int, int], Tensor]], version: 
 
 
 def machine(values: Tensor, dtype: torch.dtype | None = None) -> str:
-    """Describe the machine that formats are chosen for: device, instruction set or GPU, and dtype."""
+    """Describe what formats are chosen for: GPU, or CPU with instruction set and threads; dtype; versions."""
     kind = values.device.type
-    name = torch.cuda.get_device_name(values.device) if kind == "cuda" else describe_machine()
-    return f"{kind}, {name}, {str(dtype or values.dtype).removeprefix('torch.')}"
+    if kind == "cuda":
+        name = torch.cuda.get_device_name(values.device)
+    else:
+        name = f"{cpu_model()}, {describe_machine()}"
+    dtype_name = str(dtype or values.dtype).removeprefix("torch.")
+    return f"{kind}, {name}, {dtype_name}, sparsebert {__version__}, torch {torch.__version__}"
 
 
 def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
@@ -249,6 +272,13 @@ def _selected(model: nn.Module, key: str, removed: str) -> TargetLayer:
     return TargetLayer(key, full_name(model, key), stored, mask, removal_note=removed)
 
 
+def _outline(layer: TargetLayer) -> TargetLayer:
+    """Return the target layer of a ``PlaceholderLinear`` without memory for its weight."""
+    stored: Any = layer.linear
+    shape = stored.out_features, stored.in_features
+    return replace(layer, linear=outline(shape, stored.weight_values, stored.bias))
+
+
 def _as_saved(config: SparseConfig, layer: TargetLayer) -> LayerPlan:
     entry = config.layers[layer.key]
     dense_nbytes = layer.linear.weight.nbytes
@@ -266,6 +296,7 @@ def _as_saved(config: SparseConfig, layer: TargetLayer) -> LayerPlan:
         tokens=config.tokens,
         block=entry.block,
         removal_note=entry.removed,
+        decided_by="saved plan",
     )
 
 

@@ -72,6 +72,7 @@ def export_model(
     batch: int = 1,
     length: int | None = None,
     records: Iterable[Mapping[str, Any]] = (),
+    measure: bool = True,
 ) -> tuple[Footprint, Footprint]:
     """Write a pruned model to a folder, with its tokenizer and any files of sentence-transformers.
 
@@ -84,6 +85,7 @@ def export_model(
         batch: Sequences per call, for the choice of formats and the size of activations.
         length: Tokens of each sequence; by default 128, or the model's maximum if that is less.
         records: Records for the model card, as for :func:`sparsebert.hf.model_card.model_card`.
+        measure: As for :func:`sparsebert.sparsify_`.
 
     Returns:
         The model's footprint before and after.
@@ -97,7 +99,7 @@ def export_model(
     before = Footprint.of(model, name, batch, length)
     expand_(densify_(model))
     if sparse:
-        sparsify_(model, ticket, tokens=before.batch * before.length)
+        sparsify_(model, ticket, tokens=before.batch * before.length, measure=measure)
     elif ticket is not None:
         ticket.apply_(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
