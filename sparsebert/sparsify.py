@@ -29,8 +29,11 @@ from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 from sparsebert_kernels.ops import can_share
 
-# The end of the note in the plan of layers that one call computes.
+# Ends of the notes that fusing adds to the reason in a layer's plan.
 SHARED_NOTE = "layers share one input"
+FUSED_NOTE = " fused"
+UNFUSED_NOTE = "not fused because of forward hooks"
+FUSING_NOTES = (SHARED_NOTE, FUSED_NOTE, UNFUSED_NOTE)
 
 
 @torch.inference_mode(False)
@@ -168,9 +171,10 @@ def replan_(
     """Choose the formats of a sparse model's layers again, on this machine, and repack the layers in place.
 
     Call it where the model will run, for instance after loading a folder that another machine saved, after
-    ``torch.set_num_threads``, or for another number of tokens. Values, masks, hooks and Parameters stay, and
-    so do fused activations and the shapes of a compacted model; an optimizer of a trainable model must be
-    made anew. No forward pass may run meanwhile.
+    ``torch.set_num_threads``, or for another number of tokens. Values, hooks and Parameters stay, and so do
+    fused activations, the shapes of a compacted model and masks (but see ``SparseLinear.mask`` on kept
+    weights that are zero); an optimizer of a trainable model must be made anew. No forward pass may run
+    meanwhile.
 
     Args:
         model: The sparse model to change, or a part of it.
@@ -221,9 +225,9 @@ def replan_(
         switch()
     for key, entry in entries.items():
         layer = layers[key][1]
-        layer.plan = replace(entry, nbytes=layer.nbytes)
+        layer.plan = _followed(entry, layer)
         if layer.activation != "none":
-            _append_reason(layer, f"{layer.activation} fused")
+            _append_reason(layer, layer.activation + FUSED_NOTE)
     if recorded_option(model, "fuse_qkv", default=True):
         _fuse_qkv_again(model, {key: layer for key, (_, layer) in layers.items()})
     requested = {"format": "auto" if isinstance(format, Plan) else format} if filter is None else {}
@@ -328,8 +332,14 @@ def _sparse(target: TargetLayer, layer_plan: LayerPlan, trainable: bool) -> Spar
     sparse = SparseLinear.from_linear(
         target.linear, target.mask, layer_plan.format, trainable=trainable, **layer_plan.options
     )
-    sparse.plan = replace(layer_plan, nbytes=sparse.nbytes)
+    sparse.plan = _followed(layer_plan, sparse)
     return sparse
+
+
+def _followed(layer_plan: LayerPlan, layer: SparseLinear) -> LayerPlan:
+    """Return the plan of a packed layer: ``layer_plan`` without notes on the fusing in an earlier model."""
+    notes = [note for note in layer_plan.reason.split("; ") if not note.endswith(FUSING_NOTES)]
+    return replace(layer_plan, nbytes=layer.nbytes, reason="; ".join(notes))
 
 
 def _dense(sparse: SparseLinear) -> nn.Linear:
@@ -351,11 +361,11 @@ def _fuse_activation(model: nn.Module, layer: SparseLinear, name: str) -> None:
     if kernel is None:
         return
     if any(hooks):
-        _append_reason(layer, f"{kernel} not fused because of forward hooks")
+        _append_reason(layer, f"{kernel} {UNFUSED_NOTE}")
         return
     layer.activation = kernel
     replace_module(model, name, FusedActivation(activation))
-    _append_reason(layer, f"{kernel} fused")
+    _append_reason(layer, kernel + FUSED_NOTE)
 
 
 def _fuse_qkv(model: nn.Module, layers: dict[str, SparseLinear]) -> None:

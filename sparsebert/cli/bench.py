@@ -85,7 +85,9 @@ def bench(
             f"{measure_option(measure)} applies to --format auto, which chooses formats; omit it with "
             f"--format {format}"
         )
-    sparsities: Sequence[float | None] = [None] if ticket else sparsity_list(sparsity or "0.9")
+    # A ticket and a pattern such as 2:4 have a sparsity of their own.
+    decided = ticket is not None or (sparsity is None and granularity is not None and ":" in granularity)
+    sparsities: Sequence[float | None] = [None] if decided else sparsity_list(sparsity or "0.9")
     require_records("--json", json)
     require_picture("--plot", plot)
     require_files({"--lengths-from": lengths_from})

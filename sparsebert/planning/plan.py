@@ -86,6 +86,8 @@ class Plan:
     @property
     def summary(self) -> str:
         """One line: formats, bytes, times, and what decided the formats."""
+        if not self.layers:
+            return "no layers"
         counts = Counter(layer.label for layer in self.layers)
         formats = ", ".join(f"{count} {label}" for label, count in counts.most_common())
         packed, dense = (

@@ -56,7 +56,7 @@ def plan(
 
     Args:
         model: The model; it is only read. For a model that is sparse already, the plan of its sparse layers
-            is returned.
+            is returned, and no options apply.
         ticket: The masks; without one, the zeros in the weights.
         tokens: Rows of x (batch times sequence length) in a call of a layer.
         format: "auto", or the one format to use for every layer.
@@ -69,15 +69,27 @@ def plan(
             the parts that compaction removes.
 
     Raises:
-        ValueError: See ``select_target_layers``; or the format or device is unknown, or ``tokens`` is not a
-            positive integer.
+        ValueError: See ``select_target_layers``; or the format or device is unknown, ``tokens`` is not a
+            positive integer, or the model is sparse and an option asks for another plan.
     """
     target = None if device is None else gpu_roofline.named(device)
     require_module(model)
-    if ticket is None and any(isinstance(module, SparseLinear) for module in model.modules()):
-        return carried_plan(model)
     check_options(format, tokens)
     require_measure(measure)
+    if ticket is None and any(isinstance(module, SparseLinear) for module in model.modules()):
+        options = {
+            "tokens": tokens != DEFAULT_TOKENS,
+            "format": format != "auto",
+            "filter": filter is not None,
+            "trainable": trainable,
+            "device": device is not None,
+            "compact": compact is not None,
+        }
+        for option in (name for name, changed in options.items() if changed):
+            raise ValueError(
+                f"{option} does not apply to a sparse model, whose plan is made: replan_ makes another one"
+            )
+        return carried_plan(model)
     targets = compacted_targets(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
     planned = plan_layers(
         targets.layers,

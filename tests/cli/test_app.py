@@ -56,6 +56,8 @@ def refused(capsys, *arguments: str) -> str:
         (["bench", "--model", "bert-tiny", "--ticket", "/nowhere/ticket.safetensors"], "ticket.safetensors"),
         (["bench", "--model", "bert-tiny", "--granularity", "elemnt"], "element"),
         (["bench", *QUICK, "--format", "elemnt"], "element"),
+        (["bench", *QUICK, "--budget", "nan"], "budget must be a finite number of seconds from 0, got nan"),
+        (["bench", *QUICK, "--budget", "-1"], "budget must be a finite number of seconds from 0, got -1.0"),
         (["bench", *QUICK, "--format", "csr", "--no-measure"], "--no-measure applies to --format auto"),
         (["bench", *QUICK, "--format", "csr", "--measure"], "--measure applies to --format auto"),
         (["env", "--json", "/nowhere/at/all.jsonl"], "does not exist"),
@@ -107,6 +109,12 @@ def test_bench_without_timing_the_formats(capsys, monkeypatch):
     arguments = [*QUICK, "--no-measure", "--sparsity", "0.99", "--vs", "eager"]
     assert app.main(["bench", *arguments]) == 0
     assert "element" in capsys.readouterr().out
+
+
+def test_bench_of_a_pattern_needs_no_sparsity(tmp_path):
+    arguments = [*QUICK, "--granularity", "2:4", "--vs", "eager", "--json", str(tmp_path / "results.jsonl")]
+    assert app.main(["bench", *arguments]) == 0
+    assert read(tmp_path / "results.jsonl")[0]["ticket"]["sparsity"] == 0.5
 
 
 def test_bench_takes_a_mask_pt(tmp_path):
