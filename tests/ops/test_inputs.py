@@ -269,5 +269,5 @@ def test_a_gradient_that_the_library_refuses_is_an_error(monkeypatch: pytest.Mon
     problem = Problem()
     x, packed = problem.x(), problem.packed()
     monkeypatch.setattr(native.torch, "get_num_threads", lambda: 0)
-    with pytest.raises(ValueError, match="the gradient of ElementSparse.* cannot be computed on 0 threads"):
+    with pytest.raises(ValueError, match=r"the gradient of ElementSparse.* cannot be computed on 0 threads"):
         native.values_gradient(problem.gradient(), x, packed)
