@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sparsebert.nn.sparse_linear import SparseLinear
     from sparsebert.planning.planner import plan
     from sparsebert.pruning import prune
-    from sparsebert.sparsify import densify_, sparsify_
+    from sparsebert.sparsify import densify_, replan_, sparsify_
     from sparsebert.tickets.ticket import Ticket
 
 __version__ = "0.1.0"
@@ -31,6 +31,7 @@ __all__ = [
     "plan",
     "prune",
     "rebuild_",
+    "replan_",
     "sparsify_",
 ]
 
@@ -44,6 +45,7 @@ _HOMES = {
     "plan": "sparsebert.planning.planner",
     "prune": "sparsebert.pruning",
     "rebuild_": "sparsebert.compact",
+    "replan_": "sparsebert.sparsify",
     "sparsify_": "sparsebert.sparsify",
 }
 

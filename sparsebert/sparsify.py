@@ -1,30 +1,47 @@
-"""Swap the linear layers of a model for sparse ones, in place, and back: ``sparsify_`` and ``densify_``."""
+"""Swap the linear layers of a model for sparse ones, in place, and back; change the formats of sparse layers:
+``sparsify_``, ``densify_`` and ``replan_``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from sparsebert.bert import activation_name, is_adapted, is_bert_like, require_module, resolve, structure
+from sparsebert.bert import (
+    activation_name,
+    canonical_key,
+    is_adapted,
+    is_bert_like,
+    require_module,
+    resolve,
+    structure,
+)
 from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.install import compacted_linear, shrink_attentions_
 from sparsebert.compaction.manifest import record_of
-from sparsebert.hf.attach_quantizer import attach_quantizer_
+from sparsebert.hf.attach_quantizer import attach_quantizer_, recorded_option
 from sparsebert.nn.fused_activation import FusedActivation, can_fuse
 from sparsebert.nn.fused_qkv import fuse_qkv_, unfuse_qkv_
 from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import CompactedTargets, compacted_targets
 from sparsebert.planning.plan import LayerPlan, Plan
-from sparsebert.planning.planner import check_options, plan_layers
-from sparsebert.planning.target_layers import Filter, TargetLayer
+from sparsebert.planning.planner import check_options, plan_layers, require_measure
+from sparsebert.planning.target_layers import Filter, TargetLayer, outline, require_filter
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 from sparsebert_kernels.ops import can_share
+
+# Ends of the notes that fusing adds to the reason in a layer's plan.
+SHARED_NOTE = "layers share one input"
+FUSED_NOTE = " fused"
+UNFUSED_NOTE = "not fused because of forward hooks"
+FUSING_NOTES = (SHARED_NOTE, FUSED_NOTE, UNFUSED_NOTE)
 
 
 @torch.inference_mode(False)
@@ -39,6 +56,7 @@ def sparsify_(
     fuse_activation: bool = True,
     trainable: bool = False,
     compact: bool | None = None,
+    measure: bool = True,
 ) -> nn.Module:
     """Swap the pruned ``nn.Linear`` layers of ``model`` for ``SparseLinear``, in place.
 
@@ -55,8 +73,8 @@ def sparsify_(
     Args:
         model: The model to change.
         ticket: The masks; without one, the zeros in the weights.
-        format: "auto" (the planner chooses a format for each layer and measures it), the name of a format, or
-            a ``Plan`` to follow.
+        format: "auto" (the planner chooses a format for each layer), the name of a format, or a ``Plan`` to
+            follow.
         tokens: Rows of x (batch times sequence length) in a call of a layer; 128 by default, or as in the
             ``Plan``.
         filter: ``filter(name, linear) -> bool`` selects layers. It works on any model and restricts a ticket.
@@ -70,6 +88,8 @@ def sparsify_(
             ``Plan`` did; without a ``Plan``, if the model allows it, there is no ``filter`` and the layers
             are not ``trainable``. Compaction changes the shapes of layers and of their entries in the
             ``state_dict``; ``plan(model)`` lists them.
+        measure: With format "auto", time the formats on this machine, as ``plan`` does. If False, nothing is
+            timed: the cost model decides with built-in costs, in the same way in every process.
 
     Returns:
         The model.
@@ -81,6 +101,7 @@ def sparsify_(
     """
     tokens = DEFAULT_TOKENS if tokens is None else tokens
     check_options("auto" if isinstance(format, Plan) else format, tokens)
+    require_measure(measure)
     if isinstance(format, Plan) and format.layers:
         tokens = format.layers[0].tokens
         compact = any(layer.removal_note for layer in format.layers) if compact is None else compact
@@ -92,7 +113,7 @@ def sparsify_(
             targets.layers,
             tokens=tokens,
             format=format,
-            measure=True,
+            measure=measure,
             trainable=trainable,
             shared_inputs=shared_inputs_of(model) if fuse_qkv else (),
         )
@@ -149,6 +170,121 @@ def install_(
     for key, path in fused:
         _fuse_activation(model, layers[key], full_name_of(model, path))
     for keys in shared_inputs_of(model) if fuse_qkv else ():
+        _fuse_qkv(model, {key: layers[key] for key in keys if key in layers})
+
+
+@torch.inference_mode(False)
+def replan_(
+    model: nn.Module,
+    *,
+    format: str | Plan = "auto",
+    tokens: int | None = None,
+    filter: Callable[[str, SparseLinear], bool] | None = None,
+    measure: bool = True,
+) -> nn.Module:
+    """Choose the formats of a sparse model's layers again, on this machine, and repack the layers in place.
+
+    Call it where the model will run, for instance after loading a folder that another machine saved, after
+    ``torch.set_num_threads``, or for another number of tokens. Values, hooks and Parameters stay, and so do
+    fused activations, the shapes of a compacted model and masks (but see ``SparseLinear.mask`` on kept
+    weights that are zero); an optimizer of a trainable model must be made anew. No forward pass may run
+    meanwhile.
+
+    Args:
+        model: The sparse model to change, or a part of it.
+        format: As for ``sparsify_``.
+        tokens: Rows of x in a call of a layer; by default as in the model's plan.
+        filter: ``filter(name, layer) -> bool`` selects the sparse layers to repack.
+        measure: As for ``sparsify_``.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The model has no sparse layers, the plan belongs to another model, an option is unknown,
+            a layer cannot have the format, or it is on the meta device. The model is then unchanged.
+    """
+    require_module(model)
+    require_filter(filter)
+    require_measure(measure)
+    layers = _sparse_layers(model)
+    selected = {key: name for key, (name, layer) in layers.items() if filter is None or filter(name, layer)}
+    if not selected:
+        lack = "picked by the filter" if layers else "to choose a format for: call sparsify_ first"
+        raise ValueError(f"{type(model).__name__} has no sparse layer {lack}")
+    if tokens is None:
+        plans = [layers[key][1].plan for key in selected]
+        tokens = next((plan.tokens for plan in plans if plan is not None), DEFAULT_TOKENS)
+    check_options("auto" if isinstance(format, Plan) else format, tokens)
+    configured = record_of(model).get("linears", {})
+    targets = [_sparse_target(key, *layers[key], configured.get(key)) for key in selected]
+    if isinstance(format, Plan):
+        entries = dict(zip(selected, _matching(format, targets), strict=True))
+    else:
+        entries = {}
+        for trainable in (False, True):  # a model made by hand may have both kinds
+            planned = plan_layers(
+                [target for target in targets if layers[target.key][1].trainable == trainable],
+                tokens=tokens,
+                format=format,
+                measure=measure,
+                trainable=trainable,
+                shared_inputs=shared_inputs_of(model),
+            )
+            entries |= {entry.key: entry for entry in planned.layers}
+    switches = [
+        layers[key][1].prepare_format(entry.format, **entry.options) for key, entry in entries.items()
+    ]
+    for switch in switches:
+        switch()
+    for key, entry in entries.items():
+        layer = layers[key][1]
+        layer.plan = _followed(entry, layer)
+        if layer.activation != "none":
+            _append_reason(layer, layer.activation + FUSED_NOTE)
+    if recorded_option(model, "fuse_qkv", default=True):
+        _fuse_qkv_again(model, {key: layer for key, (_, layer) in layers.items()})
+    requested = {"format": "auto" if isinstance(format, Plan) else format} if filter is None else {}
+    attach_quantizer_(model, tokens=tokens, **requested)
+    return model
+
+
+def _sparse_layers(model: nn.Module) -> dict[str, tuple[str, SparseLinear]]:
+    """Return full path and layer of every sparse layer, by its key in a ticket."""
+    bert_like = is_bert_like(model)
+    return {
+        canonical_key(name) if bert_like else name: (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, SparseLinear)
+    }
+
+
+def _sparse_target(key: str, name: str, layer: SparseLinear, configured: Sequence[int] | None) -> TargetLayer:
+    """Return a sparse layer as the planner sees it; ``configured`` is its shape before compaction."""
+    if layer.device.type == "meta":
+        raise ValueError(
+            f"{name or 'the layer'} is on the meta device, without its mask: load the model first"
+        )
+    like = torch.empty(0, dtype=layer.dtype, device=layer.device)
+    return TargetLayer(
+        key=key,
+        name=name,
+        linear=outline((layer.out_features, layer.in_features), like, layer.bias),
+        mask=layer.mask,
+        removal_note=layer.plan.removal_note if layer.plan is not None else "",
+        configured=math.prod(configured) if configured else None,
+    )
+
+
+def _fuse_qkv_again(model: nn.Module, layers: dict[str, SparseLinear]) -> None:
+    """Fuse the query, key and value of each attention wherever their present formats allow it."""
+    for module in model.modules():
+        unfuse_qkv_(module)
+    for layer in layers.values():
+        if layer.plan is not None:
+            notes = [note for note in layer.plan.reason.split("; ") if not note.endswith(SHARED_NOTE)]
+            layer.plan = replace(layer.plan, reason="; ".join(notes))
+    for keys in shared_inputs_of(model):
         _fuse_qkv(model, {key: layers[key] for key in keys if key in layers})
 
 
@@ -212,8 +348,14 @@ def _sparse(target: TargetLayer, layer_plan: LayerPlan, trainable: bool) -> Spar
     sparse = SparseLinear.from_linear(
         target.linear, target.mask, layer_plan.format, trainable=trainable, **layer_plan.options
     )
-    sparse.plan = replace(layer_plan, nbytes=sparse.nbytes)
+    sparse.plan = _followed(layer_plan, sparse)
     return sparse
+
+
+def _followed(layer_plan: LayerPlan, layer: SparseLinear) -> LayerPlan:
+    """Return the plan of a packed layer: ``layer_plan`` without notes on the fusing in an earlier model."""
+    notes = [note for note in layer_plan.reason.split("; ") if not note.endswith(FUSING_NOTES)]
+    return replace(layer_plan, nbytes=layer.nbytes, reason="; ".join(notes))
 
 
 def _dense(sparse: SparseLinear) -> nn.Linear:
@@ -240,11 +382,11 @@ def _fuse_activation(model: nn.Module, layer: SparseLinear, name: str) -> None:
     if kernel is None:
         return
     if any(hooks):
-        _append_reason(layer, f"{kernel} not fused because of forward hooks")
+        _append_reason(layer, f"{kernel} {UNFUSED_NOTE}")
         return
     layer.activation = kernel
     replace_module(model, name, FusedActivation(activation))
-    _append_reason(layer, f"{kernel} fused")
+    _append_reason(layer, kernel + FUSED_NOTE)
 
 
 def _fuse_qkv(model: nn.Module, layers: dict[str, SparseLinear]) -> None:
@@ -254,8 +396,9 @@ def _fuse_qkv(model: nn.Module, layers: dict[str, SparseLinear]) -> None:
         return
     fuse_qkv_(model.get_submodule(attentions.pop()), [name for _, _, name in paths])
     for layer in layers.values():
-        _append_reason(layer, f"{len(layers)} layers share one input")
+        _append_reason(layer, f"{len(layers)} {SHARED_NOTE}")
 
 
 def _append_reason(layer: SparseLinear, note: str) -> None:
-    layer.plan = replace(layer.plan, reason=f"{layer.plan.reason}; {note}")
+    if layer.plan is not None:
+        layer.plan = replace(layer.plan, reason=f"{layer.plan.reason}; {note}")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparsebert import Ticket, compact_, densify_, plan, prune, sparsify_
+from sparsebert import Ticket, compact_, densify_, plan, prune, replan_, sparsify_
 from tests.sparsify.models import build
 
 transformers = pytest.importorskip("transformers")
@@ -23,6 +23,7 @@ OF_MODELS: dict[str, Call] = {
     "compact_": lambda model, ticket: compact_(model, ticket),
     "plan": lambda model, ticket: plan(model, ticket),
     "densify_": lambda model, _: densify_(model),
+    "replan_": lambda model, _: replan_(model),
     "apply_": lambda model, ticket: ticket.apply_(model),
     "from_model": lambda model, _: Ticket.from_model(model),
 }
@@ -87,6 +88,7 @@ def test_masks_that_are_not_a_mapping(model: Any, ticket: Ticket) -> None:
         (lambda m, _: prune(m, sparsity="0.5"), "sparsity must be a number in [0, 1), got '0.5'"),
         (lambda m, _: prune(m, "random", sparsity=0.5, seed=True), "seed must be an int"),
         (lambda m, t: sparsify_(m, t, tokens=[128]), "tokens must be a positive integer, got [128]"),
+        (lambda m, t: sparsify_(m, t, measure="no"), "measure must be True or False, got 'no'"),
         (lambda m, t: sparsify_(m, t, format=["element"]), "unknown format ['element']; known: "),
         (lambda m, t: sparsify_(m, t, filter="query"), "filter must be a function of a layer's name"),
         (
@@ -94,7 +96,7 @@ def test_masks_that_are_not_a_mapping(model: Any, ticket: Ticket) -> None:
             "batches must be a list of mappings of the model's arguments, got 3",
         ),
     ],
-    ids=["removed", "sparsity", "seed", "tokens", "format", "filter", "batches"],
+    ids=["removed", "sparsity", "seed", "tokens", "measure", "format", "filter", "batches"],
 )
 def test_other_arguments(call: Call, line: str, model: Any, ticket: Ticket) -> None:
     assert line in refusal(lambda: call(model, ticket))

@@ -1,8 +1,9 @@
 """Timing on the machine at hand: the fastest of a few runs, and two sides that run in turn.
 
 Runs during which the process stood still, because it waited for a core or was suspended, are discarded. If
-too few runs remain, or they differ widely, the timing is marked ``busy``: it is unreliable, but the best
-available.
+too few runs remain and a single thread did the work, the processor time of that thread counts instead, which
+does not include waiting. Otherwise, or if the runs differ widely, the timing is marked ``busy``: it is
+unreliable, but the best available.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ WARM_UP_SECONDS = 0.002
 # Share of a run's time that all threads of the process may stand still. On a quiet machine, one of them runs
 # at any moment, so that the processor time is at least the elapsed time.
 MAX_STILL = 0.1
+# Share of a run's time that its thread must run for its processor time to count: work that sleeps has none.
+MIN_RUNNING = 0.1
 # Samples with a wider spread, (p80 - p20) / median, say more about the machine than about the code.
 MAX_SPREAD = 0.25
 # Attempts at timing two sides before a busy timing is accepted.
@@ -52,7 +55,7 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class Least:
-    """Seconds of the fastest of several runs; ``busy`` if the process stood still during every run."""
+    """Seconds of the fastest of several runs; ``busy`` if other programs disturbed every run."""
 
     seconds: float
     busy: bool
@@ -125,17 +128,18 @@ def least(work: Callable[[], object], *, budget: float = 0.01, min_rounds: int =
     machine, it stops waiting for undisturbed runs after three times as many runs.
     """
     _warm_up(work)
-    runs: list[float] = []
+    runs: list[_Run] = []
     calm: list[float] = []
 
     def unfinished(done: int, spent: float) -> bool:
         return (len(calm) < min_rounds and done < 3 * min_rounds) or spent < budget
 
-    for ((seconds, still),) in rounds([lambda: _run(work)], unfinished):
-        runs.append(seconds)
-        if not still:
-            calm.append(seconds)
-    return Least(min(calm or runs), busy=not calm)
+    for (run,) in rounds([lambda: _run(work)], unfinished):
+        runs.append(run)
+        if not run.still:
+            calm.append(run.seconds)
+    undisturbed = calm or [run.processor for run in runs if run.processor is not None]
+    return Least(min(undisturbed or [run.seconds for run in runs]), busy=not undisturbed)
 
 
 def paired(
@@ -176,6 +180,7 @@ def _in_turn(
 ) -> Paired:
     every: list[tuple[float, float]] = []
     calm: list[tuple[float, float]] = []
+    on_processor: list[tuple[float, float]] = []
 
     def unfinished(done: int, spent: float) -> bool:
         if len(calm) < min_rounds:
@@ -183,10 +188,14 @@ def _in_turn(
         return done < max_rounds and spent < budget
 
     sides = (lambda: _run(mine)), (lambda: _run(other))
-    for (my_seconds, my_stall), (other_seconds, other_stall) in rounds(sides, unfinished):
-        every.append((my_seconds, other_seconds))
-        if not (my_stall or other_stall):
-            calm.append((my_seconds, other_seconds))
+    for my_run, other_run in rounds(sides, unfinished):
+        every.append((my_run.seconds, other_run.seconds))
+        if not (my_run.still or other_run.still):
+            calm.append(every[-1])
+        if my_run.processor is not None and other_run.processor is not None:
+            on_processor.append((my_run.processor, other_run.processor))
+    if len(calm) < min_rounds <= len(on_processor):
+        return Paired.of(on_processor)
     if not calm:
         return replace(Paired.of(every), spread=math.inf, busy=True)
     timing = Paired.of(calm)
@@ -201,9 +210,26 @@ def _warm_up(work: Callable[[], object]) -> None:
         work()
 
 
-def _run(work: Callable[[], object]) -> tuple[float, bool]:
-    """Return the seconds of a run, and whether the process stood still for too much of them."""
-    processor, start = time.process_time(), time.perf_counter()
+@dataclass(frozen=True)
+class _Run:
+    """One run.
+
+    Attributes:
+        seconds: Elapsed time.
+        still: Whether the process stood still for too much of it.
+        processor: Processor time; None unless the calling thread did the work alone.
+    """
+
+    seconds: float
+    still: bool
+    processor: float | None
+
+
+def _run(work: Callable[[], object]) -> _Run:
+    thread, process, start = time.thread_time(), time.process_time(), time.perf_counter()
     work()
     seconds = time.perf_counter() - start
-    return seconds, seconds - (time.process_time() - processor) > MAX_STILL * seconds
+    process = time.process_time() - process
+    thread = time.thread_time() - thread
+    alone = thread >= (1 - MAX_STILL) * process and thread > MIN_RUNNING * seconds
+    return _Run(seconds, seconds - process > MAX_STILL * seconds, thread if alone else None)

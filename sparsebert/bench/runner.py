@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ class Settings:
         max_rounds: Maximum number of rounds.
         memory: Whether to measure memory, in worker processes.
         retries: How often to time again on a busy machine before the records are marked as busy.
+
+    Raises:
+        ValueError: The budget is negative, infinite or NaN.
     """
 
     budget: float = 10.0
@@ -41,6 +45,10 @@ class Settings:
     max_rounds: int = 200
     memory: bool = True
     retries: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.budget < math.inf:
+            raise ValueError(f"budget must be a finite number of seconds from 0, got {self.budget}")
 
 
 def run(
@@ -149,6 +157,7 @@ def _memory(
                 "ticket": str(ticket),
                 "provider": name,
                 "format": pruned.format,
+                "measure": pruned.measure,
             }
             held[name] = memory.measure(spec)
     return held

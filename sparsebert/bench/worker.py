@@ -1,8 +1,8 @@
 """Memory of one backend, alone in a process: ``python -m sparsebert.bench.worker < spec.json``.
 
 The spec is a JSON object with "workload" (the fields of ``Workload``), "ticket" (path of a ticket file),
-"provider" (name of a backend) and "format" (a packed format). The command prints the fields of
-``sparsebert.bench.memory.Memory`` as one line of JSON.
+"provider" (name of a backend), "format" (a packed format) and, if the plan is not to time formats, "measure":
+false. The command prints the fields of ``sparsebert.bench.memory.Memory`` as one line of JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def main() -> None:
     torch.set_num_threads(workload.threads)
     memory.reset_peak()
     baseline = memory.peak_resident()
-    pruned = prepare_pruned_model(workload, Ticket.load(spec["ticket"]), format=spec["format"])
+    ticket = Ticket.load(spec["ticket"])
+    pruned = prepare_pruned_model(workload, ticket, format=spec["format"], measure=spec.get("measure", True))
     backend = BACKENDS[spec["provider"]]().build(pruned, consume=True)
     del pruned
     peak = memory.peak_resident()

@@ -11,7 +11,15 @@ import typer
 from sparsebert.cli.console import print_tables, progress
 from sparsebert.cli.exit_codes import WRONG_OUTPUT, CommandFailed
 from sparsebert.cli.path_checks import require_files, require_picture, require_records
-from sparsebert.cli.shared_options import GRANULARITY_HELP, AnyModel, JsonFile, TicketFile, sparsity_list
+from sparsebert.cli.shared_options import (
+    GRANULARITY_HELP,
+    MEASURE_HELP,
+    AnyModel,
+    JsonFile,
+    TicketFile,
+    measure_option,
+    sparsity_list,
+)
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
@@ -43,6 +51,9 @@ def bench(
             "csr; on GPUs panel, bitmap, column_panel, 2:4"
         ),
     ] = "auto",
+    measure: Annotated[
+        bool | None, typer.Option("--measure/--no-measure", help=f"with --format auto: {MEASURE_HELP}")
+    ] = None,
     batch: Annotated[int, typer.Option(help="sequences per batch")] = 1,
     seq: Annotated[int, typer.Option(help="tokens per sequence")] = 128,
     lengths_from: Annotated[
@@ -69,7 +80,14 @@ def bench(
     for option, value in (("--sparsity", sparsity), ("--granularity", granularity)):
         if ticket and value:
             raise ValueError(f"{option} {value} conflicts with --ticket, which decides it; omit one of them")
-    sparsities: Sequence[float | None] = [None] if ticket else sparsity_list(sparsity or "0.9")
+    if measure is not None and format != "auto":
+        raise ValueError(
+            f"{measure_option(measure)} applies to --format auto, which chooses formats; omit it with "
+            f"--format {format}"
+        )
+    # A ticket and a pattern such as 2:4 have a sparsity of their own.
+    decided = ticket is not None or (sparsity is None and granularity is not None and ":" in granularity)
+    sparsities: Sequence[float | None] = [None] if decided else sparsity_list(sparsity or "0.9")
     require_records("--json", json)
     require_picture("--plot", plot)
     require_files({"--lengths-from": lengths_from})
@@ -90,7 +108,9 @@ def bench(
     with progress() as step:
         step("detecting the machine")
         machine = _detect(threads)
-        for pruned in _pruned_models(workload, ticket, sparsities, granularity or "element", format, step):
+        for pruned in _pruned_models(
+            workload, ticket, sparsities, granularity or "element", format, measure is not False, step
+        ):
             try:
                 rows = runner.run(pruned, baselines, machine, settings, step)
             except output_check.OutputMismatchError as error:
@@ -113,6 +133,7 @@ def _pruned_models(
     sparsities: Sequence[float | None],
     granularity: str,
     format: str,
+    measure: bool,
     step: Callable[[str], None],
 ) -> Iterator[PrunedModel]:
     """Yield the workload's model with its ticket, for each sparsity."""
@@ -129,7 +150,7 @@ def _pruned_models(
             model_ticket = load_ticket(ticket, dense)
         else:
             model_ticket = prune(dense, sparsity=sparsity, granularity=granularity)
-        yield prepare_pruned_model(workload, model_ticket, format=format, model=dense)
+        yield prepare_pruned_model(workload, model_ticket, format=format, measure=measure, model=dense)
 
 
 def _detect(threads: int) -> Environment:

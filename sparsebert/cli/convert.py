@@ -11,7 +11,7 @@ import typer
 
 from sparsebert.cli.console import print_tables, print_ticket_file
 from sparsebert.cli.path_checks import require_files, require_records, require_writable
-from sparsebert.cli.shared_options import JsonFile
+from sparsebert.cli.shared_options import MEASURE_HELP, JsonFile, measure_option
 from sparsebert_kernels.dtype_names import long_name
 from sparsebert_kernels.errors import unknown
 
@@ -116,6 +116,10 @@ def convert(
             "are rounded, and the model loads in its own dtype"
         ),
     ] = None,
+    measure: Annotated[
+        bool | None,
+        typer.Option("--measure/--no-measure", help=f"with --to sparse: {MEASURE_HELP}"),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Convert a ticket to another format, or write the pruned model.
@@ -137,6 +141,10 @@ def convert(
         if not writes_model:
             raise ValueError(f"--embeddings applies to --to model or sparse, not to --to {to}")
         embeddings = long_name(embeddings, ("float32", "bfloat16", "float16"), "dtype in --embeddings")
+    if measure is not None and to != "sparse":
+        raise ValueError(
+            f"{measure_option(measure)} applies to --to sparse, which chooses formats; omit it with --to {to}"
+        )
     if writes_model and output.exists():
         raise ValueError(f"output folder {output} already exists; choose another")
     if not source.exists():
@@ -167,6 +175,7 @@ def convert(
             records=records,
             portable=portable,
             embeddings=embeddings,
+            measure=measure is not False,
         )
     else:
         _write_ticket(ticket, output, to, shapes)

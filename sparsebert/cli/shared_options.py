@@ -12,6 +12,10 @@ GRANULARITY_HELP = (
     "element, 4x1 (any ROWSxCOLUMNS block), row, column, neuron, head, mlp, head+neuron, head+mlp, "
     "2:4 (any N:M)"
 )
+MEASURE_HELP = (
+    "time the formats on this machine; --no-measure leaves the choice to the cost model, which times nothing "
+    "[default: measure]"
+)
 
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="append the results to this file, as JSON lines")
@@ -34,6 +38,11 @@ TicketFile = Annotated[
         "or the folder of a run",
     ),
 ]
+
+
+def measure_option(measure: bool) -> str:
+    """Return the option as the user wrote it."""
+    return "--measure" if measure else "--no-measure"
 
 
 def seed_list(text: str) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsebert.cost import gpu_roofline
-from sparsebert.cost.cpu_cost import cost_model
+from sparsebert.cost.cpu_cost import cost_model, quick_cost_model
 from sparsebert.cost.mask_statistics import BlockStatistics, MaskStatistics
 from sparsebert.cost.work import WorkEstimate, estimate_column_panel_work, estimate_panel_work, estimate_work
 from sparsebert_kernels import formats
@@ -38,7 +38,13 @@ def stored_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
 
 
 class CostModel(Protocol):
-    """Predicts the seconds of a layer for one device, dtype and number of tokens."""
+    """Predicts the seconds of a layer for one device, dtype and number of tokens.
+
+    Attributes:
+        source: Source of the figures, as text.
+    """
+
+    source: str
 
     def supports(self, work: WorkEstimate) -> bool:
         """Whether the model can predict this kind of work."""
@@ -53,6 +59,7 @@ class FormatCandidates:
 
     Attributes:
         statistics: Statistics of the layer's mask.
+        gpu: Whether the layer runs on a GPU.
         blocks: Block statistics; None unless the device runs blocks or format "panel" is requested.
         costs: The device's cost model.
         dense: The work of the dense layer.
@@ -61,6 +68,7 @@ class FormatCandidates:
     """
 
     statistics: MaskStatistics
+    gpu: bool
     blocks: BlockStatistics | None
     costs: CostModel
     dense: WorkEstimate
@@ -88,6 +96,7 @@ def format_candidates(
     format: str = "auto",
     trainable: bool = False,
     measure: bool = False,
+    quick: bool = False,
 ) -> FormatCandidates:
     """Find the packed formats that could serve a layer.
 
@@ -99,6 +108,7 @@ def format_candidates(
         format: "auto", or the only format to consider.
         trainable: Whether the kept weights are to be trained.
         measure: Whether a CPU's costs may be measured.
+        quick: Take ``quick_cost_model`` of a CPU.
     """
     gpu = isinstance(device, gpu_roofline.Device) or device.type == "cuda"
     stored = stored_dtype(dtype, "cuda" if gpu else "cpu")
@@ -109,6 +119,8 @@ def format_candidates(
         costs = gpu_roofline.Roofline(device, stored, tokens)
     elif gpu:
         costs = gpu_roofline.Roofline(gpu_roofline.present(device), stored, tokens)
+    elif quick:
+        costs = quick_cost_model(stored, tokens)
     else:
         costs = cost_model(stored, tokens, measure=measure)
     wanted = tuple(formats.FORMATS) if format == "auto" else (format,)
@@ -129,7 +141,7 @@ def format_candidates(
         seconds = costs.seconds(work) if costs.supports(work) else math.inf
         return seconds, work.stored, -math.prod(work.block or (1, 1))
 
-    return FormatCandidates(statistics, blocks, costs, dense, sorted(works, key=order))
+    return FormatCandidates(statistics, gpu, blocks, costs, dense, sorted(works, key=order))
 
 
 def preferred(

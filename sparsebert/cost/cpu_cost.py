@@ -10,7 +10,9 @@ import json
 import math
 import os
 import platform
-from dataclasses import astuple
+import time
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from sparsebert_kernels.timing import Least, least
 # Costs are measured for powers of two of tokens only: a partial tile costs as much as a full one.
 MAX_CALIBRATED_TOKENS = 512
 SECONDS_A_PROBLEM = 0.012
+# Seconds after an attempt to measure costs on a busy machine until the next one.
+RETRY_SECONDS = 60.0
 
 # (out, in, density) of the layers that calibration times.
 PROBLEMS = {
@@ -50,16 +54,20 @@ SLOWDOWN = {"avx512": 1.0, "avx2": 2.0, "neon": 3.0}
 BASELINE_SLOWDOWN = 4.0
 
 
+BUILT_IN_COSTS, MEASURED_COSTS = "built-in costs", "costs measured here"
+
+
 class CpuCostModel:
     """Predicts the seconds of a layer, for one dtype and number of tokens on this machine.
 
     Args:
         costs: The cost of each kind of work that pays here (``runnable``).
         tokens: Rows of x that the layer sees.
+        source: Source of the costs, as text.
     """
 
-    def __init__(self, costs: dict[str, Cost], tokens: int) -> None:
-        self.costs, self.tokens = costs, tokens
+    def __init__(self, costs: dict[str, Cost], tokens: int, source: str = BUILT_IN_COSTS) -> None:
+        self.costs, self.tokens, self.source = costs, tokens, source
 
     def supports(self, work: WorkEstimate) -> bool:
         """Whether there are costs for this kind of work."""
@@ -81,12 +89,52 @@ def cost_model(dtype: torch.dtype, tokens: int, *, measure: bool = True) -> CpuC
         dtype: The dtype of the packed values.
         tokens: Rows of x.
         measure: Read the costs from this machine's cache file, or measure them (a second or two) and cache
-            them unless the machine was busy. If False, use the built-in costs.
+            them; ``quick_cost_model`` if the machine is too busy for that. If False, use the built-in costs.
     """
     if not measure:
         return CpuCostModel(built_in(dtype), tokens)
-    calibrated = min(MAX_CALIBRATED_TOKENS, 2 ** round(math.log2(tokens)))
-    return CpuCostModel(_measured(dtype, calibrated, _fingerprint()), tokens)
+    costs = _measured_costs(dtype, tokens)
+    return CpuCostModel(costs, tokens, MEASURED_COSTS) if costs else quick_cost_model(dtype, tokens)
+
+
+def quick_cost_model(dtype: torch.dtype, tokens: int) -> CpuCostModel:
+    """Return a cost model in half a second, busy machines included; arguments as for ``cost_model``.
+
+    Without costs in the cache file for the present number of threads, those of one thread serve: they can be
+    measured on a busy machine, and their proportions are similar.
+    """
+    fingerprint = _fingerprint()
+    cached = _read(cache_file(fingerprint), fingerprint).get(_entry(dtype, tokens))
+    if cached and cached.keys() == set(runnable(dtype)):
+        return CpuCostModel(cached, tokens, MEASURED_COSTS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        costs = _measured_costs(dtype, tokens)
+    finally:
+        torch.set_num_threads(threads)
+    if costs is None:
+        return CpuCostModel(built_in(dtype), tokens, f"{BUILT_IN_COSTS}: the machine is too busy to measure")
+    return CpuCostModel(costs, tokens, MEASURED_COSTS + " on one thread" * (threads > 1))
+
+
+def _measured_costs(dtype: torch.dtype, tokens: int) -> dict[str, Cost] | None:
+    """Return the measured costs for the present number of threads; None if the machine is too busy."""
+    calibration = _measured(dtype, _calibrated(tokens), _fingerprint())
+    if calibration.costs is None and time.monotonic() > calibration.moment + RETRY_SECONDS:
+        _measured.cache_clear()
+        calibration = _measured(dtype, _calibrated(tokens), _fingerprint())
+    return calibration.costs
+
+
+def _calibrated(tokens: int) -> int:
+    """Return the number of tokens that costs are measured for."""
+    return min(MAX_CALIBRATED_TOKENS, 2 ** round(math.log2(tokens)))
+
+
+def _entry(dtype: torch.dtype, tokens: int) -> str:
+    """Return the key of the costs in the cache file."""
+    return f"{str(dtype).removeprefix('torch.')}, {_calibrated(tokens)} tokens"
 
 
 def built_in(dtype: torch.dtype) -> dict[str, Cost]:
@@ -124,7 +172,7 @@ def cache_file(fingerprint: tuple[str, ...] | None = None) -> Path:
 def _fingerprint() -> tuple[str, ...]:
     """Return everything that the measured costs depend on."""
     return (
-        f"cpu: {_cpu_model()}",
+        f"cpu: {cpu_model()}",
         f"instruction set: {cpu.instruction_set()}",
         f"kernels: {__version__} {_library_digest()}",
         f"torch: {torch.__version__}",
@@ -142,7 +190,8 @@ def _library_digest() -> str:
 
 
 @functools.cache
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Return the CPU's vendor, family, model and name as text."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -156,17 +205,26 @@ def _cpu_model() -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Calibration:
+    """Measured costs, None if the machine was too busy; and the moment, in seconds of ``time.monotonic``."""
+
+    costs: dict[str, Cost] | None
+    moment: float
+
+
 @functools.cache
-def _measured(dtype: torch.dtype, tokens: int, fingerprint: tuple[str, ...]) -> dict[str, Cost]:
+def _measured(dtype: torch.dtype, tokens: int, fingerprint: tuple[str, ...]) -> _Calibration:
     path = cache_file(fingerprint)
-    entry = f"{str(dtype).removeprefix('torch.')}, {tokens} tokens"
+    entry = _entry(dtype, tokens)
     cached = _read(path, fingerprint)
     if entry in cached and cached[entry].keys() == set(runnable(dtype)):
-        return cached[entry]
+        return _Calibration(cached[entry], time.monotonic())
     costs, busy = calibrate(dtype, tokens)
-    if not busy:
-        _write(path, fingerprint, {**cached, entry: costs})
-    return costs
+    if busy:
+        return _Calibration(None, time.monotonic())
+    _write(path, fingerprint, {**cached, entry: costs})
+    return _Calibration(costs, time.monotonic())
 
 
 def _read(path: Path, fingerprint: tuple[str, ...]) -> dict[str, dict[str, Cost]]:
@@ -204,25 +262,29 @@ def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
     """Time every kind of work on a few small layers and fit its ``Cost``.
 
     Returns:
-        The cost of each kind of work, and whether the machine was too busy for one of the timings.
+        The cost of each kind of work, and whether the machine was too busy for one of the timings; costs are
+        then missing.
     """
     generator = torch.Generator().manual_seed(0)
     costs: dict[str, Cost] = {}
-    busy = False
     for kind in runnable(dtype):  # dense first
         # A live rectangle is multiplied like a dense matrix; only selecting its rows and columns is extra.
         per_stored = costs["dense"].per_stored if kind == "compact" else None
-        features, timings = _times(kind, dtype, tokens, generator)
-        costs[kind] = _fit(features, [timing.seconds for timing in timings], per_stored)
-        busy |= any(timing.busy for timing in timings)
-    return costs, busy
+        features, seconds = [], []
+        for work, timing in _timings(kind, dtype, tokens, generator):
+            if timing.busy:
+                return costs, True
+            features.append([1.0, tokens * work.stored, tokens * work.lines])
+            seconds.append(timing.seconds)
+        costs[kind] = _fit(features, seconds, per_stored)
+    return costs, False
 
 
 @torch.no_grad()
-def _times(
+def _timings(
     kind: str, dtype: torch.dtype, tokens: int, generator: torch.Generator
-) -> tuple[list[list[float]], list[Least]]:
-    features, timings = [], []
+) -> Iterator[tuple[WorkEstimate, Least]]:
+    """Time one kind of work on each of its ``PROBLEMS``."""
     for rows, columns, density in PROBLEMS["dense" if kind in ("dense", "compact") else "sparse"]:
         mask = _mask(kind, rows, columns, density, generator)
         weight = torch.randn(rows, columns, generator=generator).to(dtype)
@@ -231,9 +293,7 @@ def _times(
         statistics = MaskStatistics.of(mask)
         work = next(work for work in estimate_work(statistics, dtype, formats.FORMATS) if work.kind == kind)
         packed = formats.pack(weight, mask, format=work.format, **work.options)
-        timings.append(least(lambda: ops.linear(x, packed, bias), budget=SECONDS_A_PROBLEM))  # noqa: B023
-        features.append([1.0, tokens * work.stored, tokens * work.lines])
-    return features, timings
+        yield work, least(lambda: ops.linear(x, packed, bias), budget=SECONDS_A_PROBLEM)  # noqa: B023
 
 
 def _mask(kind: str, rows: int, columns: int, density: float, generator: torch.Generator) -> torch.Tensor:

@@ -72,6 +72,7 @@ class Roofline:
 
     def __init__(self, device: Device, dtype: torch.dtype, tokens: int) -> None:
         self.device, self.dtype, self.tokens = device, dtype, tokens
+        self.source = device.source
 
     def supports(self, work: WorkEstimate) -> bool:
         """Whether the model knows this format."""

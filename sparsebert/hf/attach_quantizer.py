@@ -42,6 +42,15 @@ def attach_quantizer_(model: nn.Module, **fields: Any) -> None:
                 del each.config.quantization_config
 
 
+def recorded_option(model: nn.Module, name: str, default: Any) -> Any:
+    """Return a field that ``attach_quantizer_`` recorded of the model; ``default`` for other models."""
+    for each in _pretrained(model):
+        quantizer = getattr(each, "hf_quantizer", None)
+        if quantizer is not None and quantizer.quantization_config.quant_method == METHOD:
+            return getattr(quantizer.quantization_config, name)
+    return default
+
+
 def _pretrained(model: nn.Module) -> Iterator[Any]:
     """Yield the Hugging Face models in ``model``, without importing transformers for other models."""
     if "transformers" in sys.modules:

@@ -87,7 +87,8 @@ class SparseConfig(QuantizationConfigMixin):
         fuse_qkv: As in ``sparsebert.sparsify_``.
         fuse_activation: As in ``sparsebert.sparsify_``.
         tokens: As in ``sparsebert.sparsify_``.
-        machine: The machine that the layers' formats were chosen for; other machines choose again.
+        machine: The machine that the layers' formats were chosen for, with the versions of sparsebert and
+            torch; other machines choose again.
         origin: Metadata of the ticket: method, model, seed and so on.
         compaction: ``sparsebert.compaction_description`` of the model; None without compaction.
         embeddings: Dtype that the embeddings are stored in where it is narrower than the model's; None for

@@ -44,14 +44,3 @@ class PlaceholderLinear(nn.Module):
 
     def forward(self, *args: Any) -> Tensor:
         raise RuntimeError("this layer is not packed yet: the model is still being loaded")
-
-
-def outline(stored: Any) -> nn.Linear:
-    """Return a layer to plan with: shape, dtype, device and bias of a ``PlaceholderLinear``, without
-    memory.
-    """
-    linear = nn.Linear(stored.in_features, stored.out_features, bias=False, device="meta")
-    nothing = stored.weight_values.detach().new_zeros(())
-    linear.weight = nn.Parameter(nothing.expand(stored.out_features, stored.in_features))
-    linear.register_parameter("bias", stored.bias)
-    return linear

@@ -20,10 +20,11 @@ from transformers.quantizers.base import HfQuantizer
 from sparsebert.bert import canonical_key, full_name, is_adapted, is_bert_like, resolve, structure
 from sparsebert.compaction.manifest import description_of
 from sparsebert.compaction.rebuild import rebuild, require_rectangles
+from sparsebert.cost.cpu_cost import cpu_model
 from sparsebert.hf.attach_quantizer import METHOD, attach_quantizer_
 from sparsebert.hf.config import FORMAT_VERSION, SparseConfig, StoredLayer
 from sparsebert.hf.embeddings import with_embeddings_in
-from sparsebert.hf.placeholder_linear import PlaceholderLinear, outline
+from sparsebert.hf.placeholder_linear import PlaceholderLinear
 from sparsebert.hf.placement import is_saved_class, places, renamer, require_saved_layer, without_conversions
 from sparsebert.hf.push import PushToHub
 from sparsebert.hf.save import SavePretrained, is_saving, parts
@@ -33,9 +34,13 @@ from sparsebert.nn.sparse_linear import SparseLinear, as_stored
 from sparsebert.planning.after_compaction import CompactedTargets
 from sparsebert.planning.plan import LayerPlan
 from sparsebert.planning.planner import describe_machine, plan_layers
-from sparsebert.planning.target_layers import TargetLayer
+from sparsebert.planning.target_layers import TargetLayer, outline
 from sparsebert.sparsify import densify_, install_, shared_inputs_of
 from sparsebert.tickets.provenance import masks_digest
+from sparsebert_kernels import __version__
+
+# The end of ``SparseConfig.machine`` if that machine was too busy to time every layer.
+BUSY_NOTE = "; too busy to time every layer"
 
 
 class SparseQuantizer(HfQuantizer):
@@ -99,8 +104,8 @@ class SparseQuantizer(HfQuantizer):
         """Return the tensors to save, and describe them in the config that is saved next.
 
         Raises:
-            ValueError: The method of a class is called instead of the model's ``save_pretrained``, or the model
-                has adapters, whose names a saved model could not be loaded with.
+            ValueError: The method of a class is called instead of the model's ``save_pretrained``, or the
+                model has adapters, whose names a saved model could not be loaded with.
         """
         if not is_saving():
             raise ValueError(
@@ -202,20 +207,33 @@ class SparseQuantizer(HfQuantizer):
             raise ValueError("the masks do not match config.json; get a new copy of the folder")
 
     def _plans(self, model: nn.Module, selected: list[TargetLayer]) -> list[LayerPlan]:
-        """Return the saved plans on a machine like the one that saved the folder; else plan anew."""
+        """Return the saved plans on a machine like the one that saved the folder; else plan anew.
+
+        Layers that the machine was too busy to time are planned anew as well. The cost model decides, so that
+        loading stays quick; ``sparsebert.replan_`` times the formats.
+        """
         config = self.quantization_config
-        outlines = [replace(layer, linear=outline(layer.linear)) for layer in selected]
-        if all(machine(layer.linear.weight) == config.machine for layer in outlines):
-            return [_as_saved(config, layer) for layer in outlines]
-        plan = plan_layers(
-            outlines,
+        outlines = [_outline(layer) for layer in selected]
+        same_machine = all(
+            machine(layer.linear.weight) == config.machine.removesuffix(BUSY_NOTE) for layer in outlines
+        )
+        busy = same_machine and config.machine.endswith(BUSY_NOTE)
+        plans = {
+            layer.key: _as_saved(config, layer)
+            for layer in outlines
+            if same_machine and not (busy and config.layers[layer.key].measured_us is None)
+        }
+        planned = plan_layers(
+            [layer for layer in outlines if layer.key not in plans],
             tokens=config.tokens,
             format=config.format,
-            measure=True,
+            measure=False,
+            quick=True,
             trainable=config.trainable,
             shared_inputs=shared_inputs_of(model) if config.fuse_qkv else (),
         )
-        return list(plan.layers)
+        plans |= {entry.key: replace(entry, busy=busy) for entry in planned.layers}
+        return [plans[layer.key] for layer in outlines]
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         return densify_(model)
@@ -232,6 +250,7 @@ def described(model: nn.Module, state: Mapping[str, Tensor], config: SparseConfi
         for name, layer in layers.items()
     }
     machines = [machine(layer.values, layer.dtype) for layer in layers.values()]
+    busy = any(layer.plan is not None and layer.plan.busy for layer in layers.values())
     return replace(
         config,
         version=FORMAT_VERSION,
@@ -240,7 +259,7 @@ def described(model: nn.Module, state: Mapping[str, Tensor], config: SparseConfi
         },
         masks=stored_digest(masks),
         trainable=any(layer.trainable for layer in layers.values()),
-        machine=machines[0] if machines else "",
+        machine=machines[0] + BUSY_NOTE * busy if machines else "",
         compaction=description_of(model) or None,
     )
 
@@ -262,10 +281,14 @@ def stored_digest(masks: Mapping[str, tuple[tuple[int, int], Tensor]], version: 
 
 
 def machine(values: Tensor, dtype: torch.dtype | None = None) -> str:
-    """Describe the machine that formats are chosen for: device, instruction set or GPU, and dtype."""
+    """Describe what formats are chosen for: GPU, or CPU with instruction set and threads; dtype; versions."""
     kind = values.device.type
-    name = torch.cuda.get_device_name(values.device) if kind == "cuda" else describe_machine()
-    return f"{kind}, {name}, {str(dtype or values.dtype).removeprefix('torch.')}"
+    if kind == "cuda":
+        name = torch.cuda.get_device_name(values.device)
+    else:
+        name = f"{cpu_model()}, {describe_machine()}"
+    dtype_name = str(dtype or values.dtype).removeprefix("torch.")
+    return f"{kind}, {name}, {dtype_name}, sparsebert {__version__}, torch {torch.__version__}"
 
 
 def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
@@ -316,6 +339,13 @@ def _selected(model: nn.Module, key: str, path: str, removed: str) -> TargetLaye
     return TargetLayer(key, path, stored, mask, removal_note=removed)
 
 
+def _outline(layer: TargetLayer) -> TargetLayer:
+    """Return the target layer of a ``PlaceholderLinear`` without memory for its weight."""
+    stored: Any = layer.linear
+    shape = stored.out_features, stored.in_features
+    return replace(layer, linear=outline(shape, stored.weight_values, stored.bias))
+
+
 def _as_saved(config: SparseConfig, layer: TargetLayer) -> LayerPlan:
     entry = config.layers[layer.key]
     dense_nbytes = layer.linear.weight.nbytes
@@ -333,6 +363,7 @@ def _as_saved(config: SparseConfig, layer: TargetLayer) -> LayerPlan:
         tokens=config.tokens,
         block=entry.block,
         removal_note=entry.removed,
+        decided_by="saved plan",
     )
 
 

@@ -175,6 +175,38 @@ class SparseLinear(nn.Module):
         """Share of pruned weights."""
         return 1 - self._nnz / (self.out_features * self.in_features)
 
+    def prepare_format(self, format: str, **options: Any) -> Callable[[], None]:
+        """Pack the weight in another format, and return a function that switches the layer to it.
+
+        The layer does not change before the call of that function, which cannot fail. Bias, hooks and, in a
+        trainable layer, the Parameter ``values`` stay; its data and gradient take the new layout.
+
+        Args:
+            format: A name in ``sparsebert_kernels.formats.FORMATS``.
+            **options: Options of the format.
+
+        Raises:
+            ValueError: As the class does.
+        """
+        weight, mask, recipe = self.weight.detach(), self.mask, (format, options)
+        packed = self._pack(weight, mask, self.trainable, recipe)
+        gradient = None
+        if self.trainable:
+            _require_trainable(packed, self.dtype)
+            if self.values.grad is not None:
+                dense = self.packed.replace(values=self.values.grad).to_dense()
+                gradient = self._pack(dense, mask, True, recipe).values
+
+        def switch() -> None:
+            self._recipes[self.device.type] = recipe
+            if self.trainable:
+                self.values.grad = None
+            self._hold(packed, self.trainable)
+            if gradient is not None:
+                self.values.grad = gradient
+
+        return switch
+
     def extra_repr(self) -> str:
         shape = (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -188,8 +220,15 @@ class SparseLinear(nn.Module):
             return []
         return [tensor for name, tensor in self._buffers.items() if name.startswith("transposed_")]  # type: ignore[misc]
 
-    def _pack(self, weight: Tensor, mask: Tensor, trainable: bool) -> PackedWeight:
-        format, options = self._recipes[weight.device.type]
+    def _pack(
+        self,
+        weight: Tensor,
+        mask: Tensor,
+        trainable: bool,
+        recipe: tuple[str, dict[str, Any]] | None = None,
+    ) -> PackedWeight:
+        """Pack a weight by ``recipe``, format and options, or by the layer's own for the weight's device."""
+        format, options = recipe or self._recipes[weight.device.type]
         if format not in formats.FORMATS:
             raise unknown("format", format, formats.FORMATS)
         kernels = weight.device.type == "cpu" or (weight.device.type == "cuda" and format in GPU_FORMATS)

@@ -29,7 +29,7 @@ ENOUGH_OF_THE_BEST = 0.75
 
 @dataclass
 class LayerDecision:
-    """The format of one layer, undecided until it is timed.
+    """The format of one layer, undecided until a timing or the cost model settles it.
 
     Attributes:
         layer: The layer.
@@ -37,7 +37,8 @@ class LayerDecision:
         work: The current candidate.
         requested: Whether the user named the format.
         timing: The current candidate (``mine``) against the dense layer (``other``), in seconds.
-        rejected: The candidate that the timing ruled out in favour of the dense layer.
+        busy: Whether the machine was too busy to time the layer.
+        rejected: The candidate that was ruled out in favour of the dense layer because it gains too little.
     """
 
     layer: TargetLayer
@@ -45,6 +46,7 @@ class LayerDecision:
     work: WorkEstimate
     requested: bool
     timing: Paired | None = None
+    busy: bool = False
     rejected: WorkEstimate | None = None
 
     @property
@@ -66,17 +68,37 @@ class LayerDecision:
         kinds = tuple(sorted(work.kind for work in self.choice.candidates))
         return tuple(self.layer.mask.shape), self.work.kind, kinds, dtype, self.device, width
 
-    def settle(self, kind: str, timing: Paired, trainable: bool) -> None:
-        """Choose the fastest kind of the layer's class, or the dense layer if the speed-up is too small."""
+    def settle_by_timing(self, kind: str, timing: Paired, trainable: bool) -> None:
+        """Choose the fastest kind of the layer's class, or the dense layer if the speed-up is too small.
+
+        The cost model decides instead if the machine was too busy for the timing.
+        """
         self.timing = timing
+        if timing.busy:
+            self.settle_untimed(trainable)
+            return
         self.work = next(work for work in self.choice.candidates if work.kind == kind)
-        if timing.speedup < LEAST_SPEEDUP and not trainable:
+        self._settle(timing.speedup, trainable)
+
+    def settle_untimed(self, trainable: bool) -> None:
+        """Let the cost model decide because the machine is too busy."""
+        self.busy = True
+        self.settle_by_costs(trainable)
+
+    def settle_by_costs(self, trainable: bool) -> None:
+        """Keep the current candidate, or choose the dense layer if the predicted speed-up is too small."""
+        if self.work != self.dense and self.predicted(self.work) and self.predicted(self.dense):
+            self._settle(self.choice.predicted_speedup(self.work), trainable)
+
+    def _settle(self, speedup: float, trainable: bool) -> None:
+        if speedup < LEAST_SPEEDUP and not trainable:
             self.rejected, self.work = self.work, self.dense
 
     def layer_plan(self, tokens: int) -> LayerPlan:
         """Return the entry of the plan."""
         statistics, timing = self.choice.statistics, self.timing
-        predicted, dense, measured = self.predicted(self.work), self.predicted(self.dense), None
+        predicted, predicted_dense = self.predicted(self.work), self.predicted(self.dense)
+        dense, measured = predicted_dense, None
         if timing:
             dense = timing.other
             measured = timing.other if self.rejected else timing.mine
@@ -90,36 +112,47 @@ class LayerDecision:
             dense_us=_microseconds(dense and dense * self.layer.shrinkage),
             nbytes=self.work.nbytes,
             dense_nbytes=self.layer.dense_nbytes,
-            reason=self._reason(predicted, dense),
+            reason=self._reason(predicted, predicted_dense),
             tokens=tokens,
             block=self.work.block,
             removal_note=self.layer.removal_note,
-            busy=timing is not None and timing.busy,
+            busy=self.busy,
+            decided_by=self._decided_by(),
         )
 
+    def _decided_by(self) -> str:
+        if self.requested:
+            return "user"
+        if self.choice.statistics.full:
+            return ""
+        return "cost model" if self.busy or not self.timing else "timing"
+
     def _reason(self, predicted: float | None, dense: float | None) -> str:
-        doubt = "?" if self.timing and self.timing.busy else ""
+        timing = None if self.busy else self.timing
         if self.requested:
             reason = "requested"
         elif self.choice.statistics.full:
             reason = "nothing is pruned"
-        elif self.rejected and self.timing:
-            measured = f"measured {self.timing.speedup:.2f}x{doubt} dense"
-            reason = f"{self.rejected.format} {measured}, less than {LEAST_SPEEDUP}x"
+        elif self.rejected:
+            speedup = timing.speedup if timing else self.choice.predicted_speedup(self.rejected)
+            verb = "measured" if timing else "predicted"
+            reason = f"{self.rejected.format} {verb} {speedup:.2f}x dense, less than {LEAST_SPEEDUP}x"
         elif self.work == self.dense:
             reason = f"no format is predicted to be faster{self._block_suggestion()}"
-        elif self.timing:
-            reason = f"measured {self.timing.speedup:.1f}x{doubt} dense"
+        elif timing:
+            reason = f"measured {timing.speedup:.1f}x dense"
         elif predicted and dense:
             reason = f"predicted {dense / predicted:.1f}x dense"
         else:
             reason = "no cost figures: the format with the fewest stored weights"
-        half = self.layer.linear.weight.dtype == torch.float16 and self.choice.blocks is None
+        if self.busy:
+            reason += f"; measured {self.timing.speedup:.1f}x? dense" if self.timing else "; too busy to time"
+        half = self.layer.linear.weight.dtype == torch.float16 and not self.choice.gpu
         return f"{reason}; computed in float32" if half else reason
 
     def _block_suggestion(self) -> str:
         """Return the speed-up that a ticket of the same sparsity in whole blocks would reach on a GPU."""
-        if self.choice.blocks is None:
+        if not self.choice.gpu:
             return ""
         statistics = self.choice.statistics
         spread = BlockStatistics.spread(statistics.rows, statistics.columns, 1 - statistics.sparsity)

@@ -25,7 +25,7 @@ def fastest_candidate(layer: TargetLayer, choice: FormatCandidates, tokens: int)
     """Time the leading candidates of a layer and return the fastest.
 
     Timing stops at the first candidate that is not predicted to be clearly faster than the best measured so
-    far, so that neither a wrong prediction nor noise decides.
+    far, so that neither a wrong prediction nor noise decides. It also stops if the machine is too busy.
 
     Args:
         layer: The layer to time.
@@ -39,10 +39,10 @@ def fastest_candidate(layer: TargetLayer, choice: FormatCandidates, tokens: int)
     best, best_timing = first, time_against_dense(layer, first, tokens)
     for work in others:
         needed = CLEARLY_FASTER * best_timing.speedup
-        if work == choice.dense or choice.predicted_speedup(work) < needed:
+        if best_timing.busy or work == choice.dense or choice.predicted_speedup(work) < needed:
             break
         timing = time_against_dense(layer, work, tokens)
-        if timing.speedup > needed:
+        if timing.speedup > needed and not timing.busy:
             best, best_timing = work, timing
     return best.kind, best_timing
 

@@ -30,7 +30,10 @@ class LayerPlan:
         tokens: Rows of x that the times hold for.
         block: (rows, columns) of the vectors or blocks, for formats that have them.
         removal_note: The parts that compaction removes from the layer, as text.
-        busy: Other programs used the machine during the timing: times and choice may be wrong.
+        busy: Whether other programs used the machine during the timing: measured times are doubtful, and the
+            cost model decided.
+        decided_by: "timing", "cost model", "user" (the format was requested) or "saved plan"; "" if there was
+            nothing to decide.
     """
 
     key: str
@@ -47,6 +50,7 @@ class LayerPlan:
     block: tuple[int, int] | None = None
     removal_note: str = ""
     busy: bool = False
+    decided_by: str = ""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -81,7 +85,9 @@ class Plan:
 
     @property
     def summary(self) -> str:
-        """One line of totals: formats, bytes and times."""
+        """One line: formats, bytes, times, and what decided the formats."""
+        if not self.layers:
+            return "no layers"
         counts = Counter(layer.label for layer in self.layers)
         formats = ", ".join(f"{count} {label}" for label, count in counts.most_common())
         packed, dense = (
@@ -94,6 +100,9 @@ class Plan:
         if all(planned_us and dense_us for planned_us, dense_us in times):
             planned_ms, dense_ms = (sum(column) / 1e3 for column in zip(*times, strict=True))
             line += f"; {planned_ms:.2f} ms instead of {dense_ms:.2f} ms dense ({dense_ms / planned_ms:.1f}x)"
+        deciders = Counter(layer.decided_by for layer in self.layers if layer.decided_by)
+        if deciders:
+            line += "; decided by " + ", ".join(f"{name} ({count})" for name, count in deciders.most_common())
         return line
 
     def __str__(self) -> str:
@@ -112,8 +121,8 @@ class Plan:
     def _captions(self) -> list[str]:
         count = sum(layer.busy for layer in self.layers)
         doubt = (
-            f"{count} of {len(self.layers)} layers timed while the machine was busy: figures marked ?, and "
-            "formats chosen by them, may be wrong"
+            f"{count} of {len(self.layers)} layers timed while the machine was busy: the cost model decided, "
+            "figures marked ? are doubtful; sparsebert.replan_(model) decides again"
         )
         lines = (self.summary, self.removal_note, doubt if count else "", self.machine)
         return [line for line in lines if line]

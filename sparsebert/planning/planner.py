@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
+from sparsebert.cost.cpu_cost import BUILT_IN_COSTS
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import compacted_targets, compaction_note
 from sparsebert.planning.layer_decision import LayerDecision
@@ -23,6 +26,9 @@ from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import cpu, cuda, formats
 from sparsebert_kernels.errors import unknown
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
+
+# A plan stops timing once timings that a busy machine spoilt took this long.
+MAX_BUSY_SECONDS = 2.0
 
 
 def plan(
@@ -42,14 +48,15 @@ def plan(
     The cost model predicts the time of every format from the mask, the dtype and ``tokens``. With
     ``measure``, the costs are measured on this machine and kept in a cache file, and each choice is timed in
     alternation with prepacked dense: a layer that gains less than 5 % stays dense. A timing on a busy machine
-    is repeated, and marked if the machine stays busy. Without ``measure``, the plan depends only on its
-    arguments and the instruction set.
+    is repeated; if the machine stays busy, the cost model decides, and the plan says for which layers.
+    Without ``measure``, nothing is timed: the cost model decides with built-in costs, and the plan depends
+    only on its arguments and the instruction set.
 
     Layers on a GPU are predicted by a roofline model and timed inside CUDA graphs.
 
     Args:
         model: The model; it is only read. For a model that is sparse already, the plan of its sparse layers
-            is returned.
+            is returned, and no options apply.
         ticket: The masks; without one, the zeros in the weights.
         tokens: Rows of x (batch times sequence length) in a call of a layer.
         format: "auto", or the one format to use for every layer.
@@ -62,14 +69,27 @@ def plan(
             the parts that compaction removes.
 
     Raises:
-        ValueError: See ``select_target_layers``; or the format or device is unknown, or ``tokens`` is not a
-            positive integer.
+        ValueError: See ``select_target_layers``; or the format or device is unknown, ``tokens`` is not a
+            positive integer, or the model is sparse and an option asks for another plan.
     """
     target = None if device is None else gpu_roofline.named(device)
     require_module(model)
-    if ticket is None and any(isinstance(module, SparseLinear) for module in model.modules()):
-        return carried_plan(model)
     check_options(format, tokens)
+    require_measure(measure)
+    if ticket is None and any(isinstance(module, SparseLinear) for module in model.modules()):
+        options = {
+            "tokens": tokens != DEFAULT_TOKENS,
+            "format": format != "auto",
+            "filter": filter is not None,
+            "trainable": trainable,
+            "device": device is not None,
+            "compact": compact is not None,
+        }
+        for option in (name for name, changed in options.items() if changed):
+            raise ValueError(
+                f"{option} does not apply to a sparse model, whose plan is made: replan_ makes another one"
+            )
+        return carried_plan(model)
     targets = compacted_targets(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
     planned = plan_layers(
         targets.layers,
@@ -86,7 +106,10 @@ def plan(
 def carried_plan(model: nn.Module) -> Plan:
     """Return the plan that the sparse layers of ``model`` follow."""
     carried = [module.plan for module in model.modules() if isinstance(module, SparseLinear) and module.plan]
-    return Plan(tuple(carried), f"as converted; here: {describe_machine()}", compaction_note(model))
+    advice = "; sparsebert.replan_(model) times the formats here"
+    modelled = any(layer.decided_by == "cost model" and not layer.busy for layer in carried)
+    machine = f"as converted; here: {describe_machine()}{advice if modelled else ''}"
+    return Plan(tuple(carried), machine, compaction_note(model))
 
 
 def check_options(format: str, tokens: int) -> None:
@@ -95,6 +118,12 @@ def check_options(format: str, tokens: int) -> None:
         raise unknown("format", format, ("auto", *formats.FORMATS))
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
         raise ValueError(f"tokens must be a positive integer, got {tokens!r}")
+
+
+def require_measure(measure: Any) -> None:
+    """Raise ValueError unless ``measure`` is True or False."""
+    if not isinstance(measure, bool):
+        raise ValueError(f"measure must be True or False, got {measure!r}")
 
 
 def plan_layers(
@@ -106,12 +135,14 @@ def plan_layers(
     trainable: bool,
     shared_inputs: Iterable[Sequence[str]] = (),
     target: gpu_roofline.Device | None = None,
+    quick: bool = False,
 ) -> Plan:
     """Plan the target layers; arguments as for ``plan``.
 
     Args:
         shared_inputs: Keys of the layers that read one x and may run as one call, group by group.
         target: Figures of a GPU to plan for, instead of the layers' device.
+        quick: Without ``measure``: let a CPU's costs be measured if that takes no more than half a second.
     """
     measure = measure and format == "auto" and target is None
     decisions: list[LayerDecision] = []
@@ -120,15 +151,18 @@ def plan_layers(
         if not trainable and (reason := _why_unpacked(layer.linear.weight, format, target)):
             entries.append(_unpacked(layer, tokens, reason))
             continue
-        decision = _first_choice(layer, tokens, format, measure, trainable, target)
+        decision = _first_choice(layer, tokens, format, measure, trainable, target, quick)
         decisions.append(decision)
         entries.append(decision)
     by_key = {decision.layer.key: decision for decision in decisions}
     for keys in shared_inputs:
         _agree_on_blocks([by_key[key] for key in keys if key in by_key])
+    open_decisions = [each for each in decisions if each.work != each.dense and each.predicted(each.work)]
     if measure:
-        sparse = [each for each in decisions if each.work != each.dense and each.predicted(each.work)]
-        _settle_by_timing(sparse, tokens, trainable)
+        _settle_by_timing(open_decisions, tokens, trainable)
+    elif format == "auto":
+        for decision in open_decisions:
+            decision.settle_by_costs(trainable)
     plans = (entry.layer_plan(tokens) if isinstance(entry, LayerDecision) else entry for entry in entries)
     return Plan(tuple(plans), _describe(decisions, measure, target))
 
@@ -145,7 +179,8 @@ def _describe(decisions: list[LayerDecision], measure: bool, target: gpu_rooflin
     gpus = {decision.device for decision in decisions if decision.device.type == "cuda"}
     figures = [target] if target else [gpu_roofline.present(device) for device in gpus]
     if not figures:
-        return f"{describe_machine()}, {'costs measured here' if measure else 'built-in costs'}"
+        sources = sorted({each.choice.costs.source for each in decisions}) or [BUILT_IN_COSTS]
+        return f"{describe_machine()}, {'; '.join(sources)}"
     names = "; ".join(f"{device.name}, {device.source}" for device in figures)
     dtypes = sorted({str(each.layer.linear.weight.dtype).removeprefix("torch.") for each in decisions})
     timed = "timed inside CUDA graphs" if measure else "modelled, not measured"
@@ -194,6 +229,7 @@ def _first_choice(
     measure: bool,
     trainable: bool,
     target: gpu_roofline.Device | None,
+    quick: bool,
 ) -> LayerDecision:
     """Choose the candidate with the least predicted time."""
     weight = layer.linear.weight
@@ -205,6 +241,7 @@ def _first_choice(
         format=format,
         trainable=trainable,
         measure=measure,
+        quick=quick and format == "auto",
     )
     if not choice.candidates:
         raise ValueError(
@@ -233,12 +270,23 @@ def _agree_on_blocks(decisions: list[LayerDecision]) -> None:
 
 
 def _settle_by_timing(decisions: list[LayerDecision], tokens: int, trainable: bool) -> None:
-    """Time the layer with the most stored weights of each class, and settle the whole class by its timing."""
+    """Time the layer with the most stored weights of each class, and settle the whole class by its timing.
+
+    The cost model settles the remaining classes once the machine was too busy for ``MAX_BUSY_SECONDS``.
+    """
+    busy_seconds = 0.0
     classes = defaultdict(list)
     for decision in decisions:
         classes[decision.timing_class()].append(decision)
     for members in classes.values():
+        if busy_seconds > MAX_BUSY_SECONDS:
+            for decision in members:
+                decision.settle_untimed(trainable)
+            continue
         densest = max(members, key=lambda decision: decision.work.stored)
+        start = time.perf_counter()
         kind, timing = fastest_candidate(densest.layer, densest.choice, tokens)
+        if timing.busy:
+            busy_seconds += time.perf_counter() - start
         for decision in members:
-            decision.settle(kind, timing, trainable)
+            decision.settle_by_timing(kind, timing, trainable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,27 @@ class TargetLayer:
         return self.dense_nbytes / self.linear.weight.nbytes
 
 
+def require_filter(filter: Any) -> None:
+    """Raise ValueError unless ``filter`` is None or can be called."""
+    if filter is not None and not callable(filter):
+        raise ValueError(f"filter must be a function of a layer's name and the layer, got {filter!r}")
+
+
+def outline(shape: tuple[int, int], like: Tensor, bias: nn.Parameter | None) -> nn.Linear:
+    """Return a layer to plan with, without memory for its weight.
+
+    Args:
+        shape: (out, in).
+        like: Any tensor in the layer's dtype on its device.
+        bias: The layer's bias.
+    """
+    rows, columns = shape
+    linear = nn.Linear(columns, rows, bias=False, device="meta")
+    linear.weight = nn.Parameter(like.detach().new_zeros(()).expand(rows, columns))
+    linear.register_parameter("bias", bias)
+    return linear
+
+
 def select_target_layers(
     model: nn.Module, ticket: Ticket | None = None, filter: Filter | None = None
 ) -> tuple[TargetLayer, ...]:
@@ -81,8 +103,7 @@ def select_target_layers(
             parametrized, or its forward method is patched.
     """
     require_module(model)
-    if filter is not None and not callable(filter):
-        raise ValueError(f"filter must be a function of a layer's name and the layer, got {filter!r}")
+    require_filter(filter)
     for name, module in model.named_modules():
         if isinstance(module, SparseLinear):
             raise ValueError(f"{name or 'the model'} is sparse already: call densify_ first")

@@ -87,6 +87,7 @@ def export_model(
     records: Iterable[Mapping[str, Any]] = (),
     portable: bool = False,
     embeddings: str | torch.dtype | None = None,
+    measure: bool = True,
 ) -> tuple[Footprint, Footprint]:
     """Write a pruned model to a folder, with its tokenizer and any files of sentence-transformers.
 
@@ -102,6 +103,7 @@ def export_model(
         portable: Write dense values, as ``sparse=False`` does, with a model card.
         embeddings: Dtype to store the embeddings in, such as "bf16", where it is narrower than the model's.
             The model loads in its own dtype; its embeddings are then rounded.
+        measure: As for :func:`sparsebert.sparsify_`.
 
     A sparse or portable folder gets a model card. The card of the original model stays, with a section on its
     sparsity; so does its modules.json, which names a type that imports this package if the folder is sparse.
@@ -120,7 +122,7 @@ def export_model(
     expand_(densify_(model))
     state: dict[str, Tensor] | None = None
     if sparse and not portable:
-        sparsify_(model, ticket, tokens=before.batch * before.length)
+        sparsify_(model, ticket, tokens=before.batch * before.length, measure=measure)
         attach_quantizer_(model, embeddings=stored_in)
     else:
         if ticket is not None:

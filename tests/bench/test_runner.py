@@ -83,6 +83,12 @@ def test_memory_is_measured_in_a_process_of_its_own(tiny, tmp_path):
     assert held.record()["peak_over_baseline"] == held.peak - held.baseline
 
 
+@pytest.mark.parametrize("budget", [-1.0, float("nan"), float("inf")])
+def test_a_budget_that_is_no_number_of_seconds_is_refused(budget):
+    with pytest.raises(ValueError, match=f"budget must be a finite number of seconds from 0, got {budget}"):
+        runner.Settings(budget=budget)
+
+
 def test_a_worker_that_fails_says_why(tmp_path):
     spec = {
         "workload": {"model": "bert-tiny", "lengths": [4], "batch": 0},

@@ -5,6 +5,7 @@ import pytest
 from sparsebert.bench import runner
 from sparsebert.bench.output_check import OutputMismatchError
 from sparsebert.cli import app
+from sparsebert.planning import layer_timing
 from sparsebert.results import read
 from sparsebert.tickets.ticket import Ticket
 
@@ -55,6 +56,10 @@ def refused(capsys, *arguments: str) -> str:
         (["bench", "--model", "bert-tiny", "--ticket", "/nowhere/ticket.safetensors"], "ticket.safetensors"),
         (["bench", "--model", "bert-tiny", "--granularity", "elemnt"], "element"),
         (["bench", *QUICK, "--format", "elemnt"], "element"),
+        (["bench", *QUICK, "--budget", "nan"], "budget must be a finite number of seconds from 0, got nan"),
+        (["bench", *QUICK, "--budget", "-1"], "budget must be a finite number of seconds from 0, got -1.0"),
+        (["bench", *QUICK, "--format", "csr", "--no-measure"], "--no-measure applies to --format auto"),
+        (["bench", *QUICK, "--format", "csr", "--measure"], "--measure applies to --format auto"),
         (["env", "--json", "/nowhere/at/all.jsonl"], "does not exist"),
         (["prune", "--output", "x"], "--model"),
         (["prune", "--model", "bert-tiny", "--output", "/nowhere/at/all"], "does not exist"),
@@ -97,6 +102,19 @@ def test_prune_writes_a_ticket_that_bench_takes(capsys, tmp_path):
     assert "80.0% 4x1-sparse" in out
     assert "random weights" in out
     assert [row["kind"] for row in read(results)] == ["prune", "bench", "bench"]
+
+
+def test_bench_without_timing_the_formats(capsys, monkeypatch):
+    monkeypatch.setattr(layer_timing, "paired", lambda *_: pytest.fail("a timing"))
+    arguments = [*QUICK, "--no-measure", "--sparsity", "0.99", "--vs", "eager"]
+    assert app.main(["bench", *arguments]) == 0
+    assert "element" in capsys.readouterr().out
+
+
+def test_bench_of_a_pattern_needs_no_sparsity(tmp_path):
+    arguments = [*QUICK, "--granularity", "2:4", "--vs", "eager", "--json", str(tmp_path / "results.jsonl")]
+    assert app.main(["bench", *arguments]) == 0
+    assert read(tmp_path / "results.jsonl")[0]["ticket"]["sparsity"] == 0.5
 
 
 def test_bench_takes_a_mask_pt(tmp_path):

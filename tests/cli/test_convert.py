@@ -15,6 +15,7 @@ from sparsebert import results
 from sparsebert.cli import app
 from sparsebert.hf.weight_files import WEIGHTS
 from sparsebert.interop import read_ticket
+from sparsebert.planning import layer_timing
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 from tests.cli.tiny import WORDS, refused, save
@@ -101,6 +102,25 @@ class TestSparseFolders:
         torch.testing.assert_close(loaded(tokens).logits, expected(tokens).logits)
         assert transformers.AutoTokenizer.from_pretrained(sparse).vocab_size == len(WORDS)
         assert (sparse / "README.md").read_text().count("import sparsebert") == 1
+
+    def test_without_timing_the_formats(
+        self, dense: Path, ticket: Ticket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(layer_timing, "paired", lambda *_: pytest.fail("a timing"))
+        made = tmp_path / "untimed"
+        convert = ["convert", str(tmp_path / "ticket.safetensors"), str(made), "--to", "sparse"]
+        assert app.main([*convert, "--model", str(dense), "--no-measure"]) == 0
+        layers = json.loads((made / "config.json").read_text())["quantization_config"]["layers"]
+        assert not any(layer["measured_us"] for layer in layers.values())
+
+    @pytest.mark.parametrize("option", ["--measure", "--no-measure"])
+    def test_is_the_only_form_whose_formats_are_timed(
+        self, option: str, dense: Path, ticket: Ticket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for to in ("model", "smp", "sparsebert"):
+            convert = ["convert", str(tmp_path / "ticket.safetensors"), str(tmp_path / "made"), "--to", to]
+            line = f"{option} applies to --to sparse, which chooses formats; omit it with --to {to}"
+            assert line in refused(capsys, *convert, "--model", str(dense), option)
 
     def test_bytes_before_and_after(
         self, sparse: Path, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -56,16 +56,68 @@ def test_is_measured_once_and_kept(calibrations: list, folder: Path) -> None:
     assert content["seconds"]["float32, 128 tokens"]["dense"] == [1e-6, 2e-12, 3e-12]
 
 
-def test_what_a_busy_machine_gives_is_used_and_not_kept(
+def test_what_a_busy_machine_gives_is_neither_used_nor_kept(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     monkeypatch.setattr(cpu_cost, "least", lambda work, budget: Least(1e-3, busy=True))
-    assert cpu_cost.cost_model(torch.float32, 128).costs["dense"].fixed > 0
+    model = cpu_cost.cost_model(torch.float32, 128)
+    assert model.costs == cpu_cost.built_in(torch.float32)
+    assert model.source == "built-in costs: the machine is too busy to measure"
     assert not (folder / "sparsebert").exists()
     monkeypatch.setattr(cpu_cost, "least", lambda work, budget: Least(1e-3, busy=False))
     forget()
     cpu_cost.cost_model(torch.float32, 128)
     assert (folder / "sparsebert").exists()
+
+
+def test_a_busy_machine_is_measured_again_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[int] = []
+
+    def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
+        attempts.append(tokens)
+        return {}, True
+
+    monkeypatch.setattr(cpu_cost, "calibrate", calibrate)
+    moment = cpu_cost.time.monotonic()
+    torch.set_num_threads(1)
+    for later, count in ((0, 1), (1, 1), (cpu_cost.RETRY_SECONDS + 60, 2)):
+        monkeypatch.setattr(cpu_cost.time, "monotonic", lambda later=later: moment + later)
+        cpu_cost.cost_model(torch.float32, 128)
+        assert len(attempts) == count
+
+
+def test_costs_of_one_thread_serve_where_those_of_more_cannot_be_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The processor time of one thread can be read on a busy machine too."""
+
+    def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
+        costs = {kind: Cost(1e-6, 2e-12, 3e-12) for kind in cpu_cost.runnable(dtype)}
+        return costs, torch.get_num_threads() > 1
+
+    monkeypatch.setattr(cpu_cost, "calibrate", calibrate)
+    torch.set_num_threads(2)
+    try:
+        model = cpu_cost.cost_model(torch.float32, 128)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert model.costs["dense"] == Cost(1e-6, 2e-12, 3e-12)
+    assert model.source == "costs measured here on one thread"
+
+
+def test_the_quick_model_measures_one_thread_and_prefers_what_is_in_the_file(calibrations: list) -> None:
+    torch.set_num_threads(2)
+    try:
+        assert cpu_cost.quick_cost_model(torch.float32, 128).source == "costs measured here on one thread"
+        assert len(calibrations) == 1
+        cpu_cost.cost_model(torch.float32, 128)
+        assert len(calibrations) == 2
+        forget()
+        assert cpu_cost.quick_cost_model(torch.float32, 128).source == "costs measured here"
+        assert len(calibrations) == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_depends_on_threads(calibrations: list) -> None:

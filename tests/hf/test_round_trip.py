@@ -15,11 +15,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+import sparsebert
 from sparsebert import Ticket, densify_, plan, prune, sparsify_
 from sparsebert.bert import resolve
+from sparsebert.cost.cpu_cost import cpu_model
 from sparsebert.hf import quantizer
 from sparsebert.nn.fused_qkv import is_fused
 from sparsebert.nn.sparse_linear import SparseLinear
+from sparsebert.planning import layer_timing
+from sparsebert_kernels import cpu
 from tests.sparsify.models import MODELS, TOKENS, WIDTH, answers, build, masked_answers, pruned, sparse_layers
 
 transformers = pytest.importorskip("transformers")
@@ -40,6 +44,22 @@ def same(mine: Any, other: Any) -> bool:
 
 def described(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())["quantization_config"]
+
+
+def rewrite(folder: Path, **fields: Any) -> None:
+    """Change fields of the folder's quantization_config."""
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= fields
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def wide() -> tuple[Any, Ticket]:
+    """A model of one layer that is wide enough for sparse formats to pay, and a ticket for it."""
+    torch.manual_seed(0)
+    width = {"hidden_size": 384, "num_attention_heads": 3, "intermediate_size": 512, "num_hidden_layers": 1}
+    config = transformers.BertConfig(**width, vocab_size=50, max_position_embeddings=32)
+    model = transformers.BertModel(config).eval()
+    return model, prune(model, sparsity=0.95)
 
 
 class TestTheSameModel:
@@ -226,6 +246,72 @@ class TestForWhatItIsLoadedOn:
         assert not any("as saved" in layer.reason for layer in layers)
         assert asked == "auto" or {layer.format for layer in layers} == {"csr"}
         torch.testing.assert_close(answers(loaded), answers(model))
+
+    def test_by_the_cost_model_so_that_loading_is_quick(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, ticket = wide()
+        sparsify_(model, ticket, format="csr").save_pretrained(tmp_path)
+        rewrite(tmp_path, machine="another machine", format="auto")
+        monkeypatch.setattr(layer_timing, "paired", lambda *_: pytest.fail("a timing"))
+        loaded = transformers.AutoModel.from_pretrained(tmp_path)
+        layers = plan(loaded).layers
+        assert {layer.decided_by for layer in layers} == {"cost model"}
+        assert not any(layer.busy for layer in layers)
+        assert "sparsebert.replan_(model) times the formats here" in str(plan(loaded))
+        torch.testing.assert_close(answers(loaded), answers(model))
+
+    def test_such_a_machine_is_one_of_this_cpu_these_threads_and_versions(self, tmp_path: Path) -> None:
+        saved(tmp_path, format="csr")
+        recorded = described(tmp_path)["machine"]
+        threads = torch.get_num_threads()
+        for part in (
+            cpu_model(),
+            cpu.instruction_set(),
+            f"{threads} thread",
+            "float32",
+            f"sparsebert {sparsebert.__version__}",
+            f"torch {torch.__version__}",
+        ):
+            assert part in recorded
+        torch.set_num_threads(threads + 1)
+        try:
+            loaded = CLASSIFIER.from_pretrained(tmp_path)
+        finally:
+            torch.set_num_threads(threads)
+        assert not any("as saved" in layer.reason for layer in plan(loaded).layers)
+
+    def test_and_on_the_same_one_where_it_was_too_busy_to_time_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The layer that was timed stays in its format; a copy of the folder is still in doubt."""
+        model, ticket = wide()
+        made = plan(model, ticket, measure=False)
+        first = replace(made.layers[0], format="csr", block=None, measured_us=10.0, dense_us=40.0)
+        others = (replace(layer, format="csr", block=None, busy=True) for layer in made.layers[1:])
+        doubtful = replace(made, layers=(first, *others))
+        sparsify_(model, ticket, format=doubtful).save_pretrained(tmp_path / "first")
+        assert described(tmp_path / "first")["machine"].endswith("too busy to time every layer")
+        monkeypatch.setattr(layer_timing, "paired", lambda *_: pytest.fail("a timing"))
+        loaded = transformers.AutoModel.from_pretrained(tmp_path / "first")
+        kept, *anew = plan(loaded).layers
+        assert (kept.format, kept.decided_by, kept.busy) == ("csr", "saved plan", False)
+        assert {(layer.decided_by, layer.busy) for layer in anew} == {("cost model", True)}
+        assert "csr" not in {layer.format for layer in anew}
+        loaded.save_pretrained(tmp_path / "second")
+        assert described(tmp_path / "second") == described(tmp_path / "first") | {
+            "layers": described(tmp_path / "second")["layers"]
+        }
+        again = transformers.AutoModel.from_pretrained(tmp_path / "second")
+        assert [layer.format for layer in plan(again).layers] == [
+            layer.format for layer in plan(loaded).layers
+        ]
+
+    def test_a_folder_that_names_its_machine_in_fewer_words_is_read(self, tmp_path: Path) -> None:
+        """As before the CPU and the versions were recorded."""
+        model = saved(tmp_path, format="csr")
+        rewrite(tmp_path, machine="cpu, avx512, 1 thread, float32")
+        assert same(CLASSIFIER.from_pretrained(tmp_path), model)
 
 
 class TestAModelThatWasLoaded:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsebert_kernels import formats, ops, reference
+from sparsebert_kernels import cpu, formats, ops, reference
 from sparsebert_kernels.cpu import native
 from tests.ops.backends import TORCH_ALONE
 from tests.ops.problem import Problem, assert_as_good_as_torch, gradient_of
@@ -261,3 +261,13 @@ class TestRefusals:
             ValueError, match=f"format '{name}' cannot be trained; trainable formats: 'element', 'vector'"
         ):
             y.sum().backward()
+
+
+@pytest.mark.skipif(not cpu.available(), reason="the code comes from the native library")
+def test_a_gradient_that_the_library_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a gradient of zeros."""
+    problem = Problem()
+    x, packed = problem.x(), problem.packed()
+    monkeypatch.setattr(native.torch, "get_num_threads", lambda: 0)
+    with pytest.raises(ValueError, match=r"the gradient of ElementSparse.* cannot be computed on 0 threads"):
+        native.values_gradient(problem.gradient(), x, packed)

@@ -91,6 +91,27 @@ def test_a_machine_that_is_never_quiet_is_tried_again_and_marked(clock: Clock) -
     assert clock.processor == pytest.approx((1 + MAX_ATTEMPTS * 14) * 0.008)
 
 
+def test_the_processor_time_of_a_single_thread_counts_where_every_run_waited(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing.time, "thread_time", lambda: clock.processor)
+    mine, other = clock.work(always(0.002), always(0.004)), clock.work(always(0.006), pattern(0.003, 0.02))
+    assert paired(mine, other) == Paired(
+        pytest.approx(0.002), pytest.approx(0.006), pytest.approx(3.0), 14, pytest.approx(0), busy=False
+    )
+    found = least(clock.work(pattern(0.003, 0.002, 0.003), always(0.004)), budget=0)
+    assert (found.seconds, found.busy) == (pytest.approx(0.002), False)
+
+
+def test_work_that_sleeps_has_no_processor_time_to_count(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing.time, "thread_time", lambda: clock.processor)
+    sleeping = clock.work(always(0.0001), always(0.004))
+    assert paired(sleeping, sleeping).busy
+    assert least(sleeping).busy
+
+
 def test_too_few_undisturbed_rounds_are_marked(clock: Clock) -> None:
     """A third of twice the rounds: two, where three are needed."""
     mine = clock.work(always(0.002), pattern(0.004, 0.004, 0))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sparsebert import plan
-from sparsebert.planning import layer_timing
+from sparsebert.cost.candidates import format_candidates
+from sparsebert.planning import layer_timing, planner
 from sparsebert.planning.layer_decision import LEAST_SPEEDUP
 from sparsebert.planning.layer_timing import MAX_TIMED_FORMATS, MAX_TIMED_TOKENS
+from sparsebert_kernels import formats, ops
 from sparsebert_kernels.timing import Paired
 from tests.planning.masks import model_with, needs_native, random_mask
 
@@ -90,6 +98,85 @@ class TestMeasurement:
         assert "3000 us?" in busy
         assert "measured 3.0x? dense" in busy
         assert any("1 of 2 layers timed while the machine was busy" in line for line in captions)
+
+    def test_on_a_busy_machine_leaves_the_decision_to_the_cost_model(
+        self, monkeypatch: pytest.MonkeyPatch, timed: Callable[..., list[int]]
+    ) -> None:
+        """A timing of chance would keep the first layer dense and make the second sparse."""
+        masks = random_mask(0.1), random_mask(0.97, height=8)
+        predicted = plan(*model_with(*masks), measure=False).layers
+        count = timed(0.3, 20.0)
+        steady = layer_timing.paired
+        monkeypatch.setattr(layer_timing, "paired", lambda *sides: replace(steady(*sides), busy=True))
+        made = plan(*model_with(*masks))
+        assert [layer.label for layer in made.layers] == [layer.label for layer in predicted]
+        assert [layer.label for layer in predicted] == ["element", "dense"]
+        assert len(count) == 1
+        first, second = made.layers
+        assert first.reason == f"{predicted[0].reason}; measured 0.3x? dense"
+        assert (first.busy, first.decided_by) == (True, "cost model")
+        assert (second.busy, second.decided_by) == (False, "cost model")
+        assert "decided by cost model (2)" in str(made)
+        assert "1 of 2 layers timed while the machine was busy" in str(made)
+        assert "replan_(model) decides again" in str(made)
+
+    def test_ends_where_the_machine_stays_busy(
+        self, monkeypatch: pytest.MonkeyPatch, timed: Callable[..., list[int]]
+    ) -> None:
+        count = timed(3.0)
+        steady = layer_timing.paired
+        monkeypatch.setattr(planner, "MAX_BUSY_SECONDS", 0.0)
+        monkeypatch.setattr(layer_timing, "paired", lambda *sides: replace(steady(*sides), busy=True))
+        made = plan(*model_with(*(random_mask(0.1, rows) for rows in (768, 384, 192))))
+        assert len(count) == 1
+        assert all(layer.busy and layer.format == "element" for layer in made.layers)
+        assert made.layers[-1].reason.endswith("dense; too busy to time")
+
+    @pytest.mark.slow
+    def test_under_load_gives_the_plan_of_a_quiet_machine_or_a_better_one_than_dense(self) -> None:
+        """Busy processes on every core, as on a shared machine: true times are processor times."""
+        masks = random_mask(0.05), random_mask(0.2, height=4), random_mask(0.5), random_mask(0.97)
+        model, ticket = model_with(*masks)
+        with busy_processes(3 * (os.cpu_count() or 1)):
+            made = plan(model, ticket)
+        for layer, mask in zip(made.layers, masks, strict=True):
+            times = {kind: _processor_seconds(mask, *kind) for kind in _kinds(mask)}
+            mine = times[layer.format, tuple(layer.options.items())]
+            least, dense = min(times.values()), times["dense", (("tokens", 128),)]
+            assert mine <= 1.1 * least or mine <= dense, layer
+        assert [layer.format for layer in made.layers[:2]] == ["element", "vector"]
+        assert made.layers[3].format == "dense"
+
+
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Keep ``count`` processes busy."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _kinds(mask: Tensor) -> Iterator[tuple[str, tuple[tuple[str, Any], ...]]]:
+    """Format and options of the layer's candidates and of the dense layer."""
+    candidates = format_candidates(mask, torch.float32, torch.device("cpu"), 128)
+    for work in {work.kind: work for work in (*candidates.candidates, candidates.dense)}.values():
+        options = {"tokens": 128} if work.format in ("dense", "compact") else work.options
+        yield work.format, tuple(options.items())
+
+
+@torch.no_grad()
+def _processor_seconds(mask: Tensor, format: str, options: tuple[tuple[str, Any], ...]) -> float:
+    packed = formats.pack(torch.randn(mask.shape), mask, format=format, **dict(options))
+    x, seconds = torch.randn(128, mask.shape[1]), []
+    for _ in range(30):
+        start = time.thread_time()
+        ops.linear(x, packed, None)
+        seconds.append(time.thread_time() - start)
+    return min(seconds)
 
     def test_of_this_machine_finds_a_very_sparse_layer_faster(self) -> None:
         (layer,) = plan(*model_with(random_mask(0.02, 1536, 768))).layers

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import rich.console
 import torch
 from torch import nn
 
-from sparsebert import SparseLinear, plan, sparsify_
+from sparsebert import SparseLinear, plan, prune, sparsify_
 from sparsebert.planning.plan import Plan
 from tests.planning.masks import model_with, random_mask
 
@@ -73,3 +75,47 @@ class TestUse:
         linear = nn.Linear(8, 8)
         model = nn.Sequential(SparseLinear.from_linear(linear, torch.rand(8, 8) < 0.5))
         assert not plan(model).layers
+        assert str(plan(model)).splitlines()[1] == "no layers"
+        rich.console.Console(file=io.StringIO()).print(plan(model))
+
+    def test_of_another_model_says_nothing_of_what_was_fused_there(self) -> None:
+        transformers = pytest.importorskip("transformers")
+        config = transformers.BertConfig(
+            hidden_size=24, num_attention_heads=3, intermediate_size=40, num_hidden_layers=1, vocab_size=9
+        )
+        model = transformers.BertModel(config)
+        ticket = prune(model, sparsity=0.7)
+        made = plan(sparsify_(copy.deepcopy(model), ticket, format="element"))
+        assert made.layers[0].reason == "requested; 3 layers share one input"
+        again = plan(sparsify_(copy.deepcopy(model), ticket, format=made))
+        assert [layer.reason for layer in again.layers] == [layer.reason for layer in made.layers]
+        apart = sparsify_(model, ticket, format=made, fuse_qkv=False, fuse_activation=False)
+        assert {layer.reason for layer in plan(apart).layers} == {"requested"}
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("tokens", 7),
+            ("format", "csr"),
+            ("filter", lambda name, linear: True),
+            ("trainable", True),
+            ("device", "h200"),
+            ("compact", False),
+        ],
+    )
+    def test_of_a_sparse_model_takes_no_options(self, option: str, value: Any) -> None:
+        model, ticket = model_with(random_mask(0.1, 96, 80))
+        sparsify_(model, ticket, format="element")
+        with pytest.raises(ValueError, match=f"^{option} does not apply to a sparse model"):
+            plan(model, **{option: value})
+        with pytest.raises(ValueError, match="unknown format 'vektor'"):
+            plan(model, format="vektor")
+        assert plan(model, measure=False) == plan(model)
+
+    @pytest.mark.parametrize("tokens", [10**9, 2**70])
+    def test_for_more_tokens_than_memory_holds_runs(self, tokens: int) -> None:
+        """oneDNN fails to lay a weight out for that many."""
+        model, ticket = model_with(random_mask(0.5, 96, 80))
+        sparsify_(model, ticket, tokens=tokens, format="dense")
+        assert model(torch.randn(3, 80)).shape == (3, 96)
+        assert plan(model).layers[0].tokens == tokens

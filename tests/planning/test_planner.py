@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert import Ticket, plan
+from sparsebert.planning.layer_decision import LEAST_SPEEDUP
 from sparsebert.planning.plan import LayerPlan
 from sparsebert_kernels import formats
 from tests.planning.masks import dead_rows, model_with, needs_native, random_mask
@@ -60,6 +61,17 @@ class TestChoice:
         (layer,) = plan(*model_with(random_mask(density)), measure=False).layers
         assert layer.format == format
 
+    def test_keeps_a_layer_dense_that_is_predicted_to_gain_next_to_nothing(self) -> None:
+        """As after a timing."""
+        reasons = set()
+        for density in torch.linspace(0.3, 0.7, 21):
+            (layer,) = plan(*model_with(random_mask(float(density))), measure=False).layers
+            reasons.add(re.sub(r"[\d.]+x", "Nx", layer.reason))
+            assert layer.decided_by == "cost model"
+            if layer.format != "dense":
+                assert layer.dense_us >= LEAST_SPEEDUP * layer.predicted_us
+        assert reasons >= {"predicted Nx dense", "element predicted Nx dense, less than Nx"}
+
     def test_is_the_same_every_time(self) -> None:
         arguments = model_with(random_mask(0.1), random_mask(0.4), dead_rows(0.2))
         assert plan(*arguments, measure=False) == plan(*arguments, measure=False)
@@ -101,12 +113,14 @@ class TestChoice:
         assert layer.reason.startswith("float64 stays a plain matrix")
         (layer,) = plan(model.half(), ticket, measure=False).layers
         assert layer.reason.endswith("computed in float32")
+        (layer,) = plan(model, ticket, format="panel").layers
+        assert layer.reason == "requested; computed in float32"
 
     def test_may_be_asked_for(self, timed: Callable[..., list[int]]) -> None:
         count = timed(0.1)
         for format in formats.FORMATS:
             (layer,) = plan(*model_with(random_mask(0.5, 96, 80)), format=format).layers
-            assert (layer.format, layer.reason) == (format, "requested")
+            assert (layer.format, layer.reason, layer.decided_by) == (format, "requested", "user")
         assert not count
 
     def test_refuses_unknown_formats_and_tokens(self) -> None:
@@ -114,6 +128,8 @@ class TestChoice:
             plan(*model_with(random_mask(0.1)), format="vektor")
         with pytest.raises(ValueError, match="tokens must be a positive integer, got 0"):
             plan(*model_with(random_mask(0.1)), tokens=0)
+        with pytest.raises(ValueError, match="measure must be True or False, got 'no'"):
+            plan(*model_with(random_mask(0.1)), measure="no")  # type: ignore[arg-type]
 
 
 class TestForAGpuThatIsNotHere:

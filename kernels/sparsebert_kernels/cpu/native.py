@@ -231,7 +231,7 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor
     rows = readable(x.reshape(-1, packed.shape[1]).contiguous())
     gradient = readable(gradient.reshape(-1, packed.shape[0]).contiguous())
     values = torch.zeros(packed.values.shape, dtype=torch.float32)
-    _library().sb_values_gradient(
+    code = _library().sb_values_gradient(
         _describe(packed, None, None),
         gradient.data_ptr(),
         rows.data_ptr(),
@@ -240,6 +240,10 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor
         values.data_ptr(),
         torch.get_num_threads(),
     )
+    if code != 0:
+        raise ValueError(
+            f"the gradient of {packed!r} cannot be computed on {torch.get_num_threads()} threads"
+        )
     return values.to(packed.dtype)
 
 

@@ -19,6 +19,7 @@ from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 
 # Default rows of x (tokens of a batch) for the choice of a layout or a format.
 DEFAULT_TOKENS = 128
+MAX_LAYOUT_TOKENS = 2**20
 # Name and algorithm of the activations that oneDNN fuses into a product.
 FUSED_ACTIVATIONS = {
     "none": ("none", ""),
@@ -77,10 +78,13 @@ class DensePrepacked(PackedWeight):
 
 
 def prepack(dense: Tensor, tokens: int) -> Tensor:
-    """Return ``dense`` [out, in] in oneDNN's layout for ``tokens`` rows of x, unchanged without oneDNN."""
+    """Return ``dense`` [out, in] in oneDNN's layout for ``tokens`` rows of x, unchanged without oneDNN.
+
+    More rows than ``MAX_LAYOUT_TOKENS`` take the layout for that many: oneDNN fails for far larger numbers.
+    """
     if dense.device.type != "cpu" or not dense.numel() or not prepacking_works(dense.dtype):
         return dense
-    return torch.ops.mkldnn._reorder_linear_weight(dense, tokens)
+    return torch.ops.mkldnn._reorder_linear_weight(dense, min(tokens, MAX_LAYOUT_TOKENS))
 
 
 def prepacked_linear(x: Tensor, values: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:

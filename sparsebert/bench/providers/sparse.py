@@ -19,7 +19,9 @@ class Sparse(TorchBackend):
     summary: ClassVar[str] = "sparsebert"
 
     def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
-        return sparsify_(model, pruned.ticket, format=pruned.format, tokens=pruned.tokens)
+        return sparsify_(
+            model, pruned.ticket, format=pruned.format, tokens=pruned.tokens, measure=pruned.measure
+        )
 
     def notes(self, model: nn.Module) -> dict[str, str]:
         formats = Counter(module.format for module in model.modules() if isinstance(module, SparseLinear))

@@ -8,7 +8,7 @@ list, in its launcher.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,7 +59,6 @@ class CompileCase:
     aligned: tuple[str, ...] = ()
     product: tuple[int, int, int] | None = None
     default: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
 
 

@@ -117,7 +117,7 @@ def _compile(case: CompileCase, target: Target) -> Any:
         if kind.startswith("*") or name in case.aligned
     }
     source = ASTSource(fn=case.kernel, signature=signature, constexprs=dict(case.constants), attrs=attributes)
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     gpu = GPUTarget(target.backend, target.architecture, target.warp_size)
     return triton.compile(source, target=gpu, options=options)
 
