@@ -23,6 +23,7 @@ from sparsebert.nn.skeleton import skeleton, stand_in_
 # Slices of a matrix that computes several projections: gate and up; query, key and value.
 _FOLDS = (1, 2, 3)
 _EXAMPLES, _TOKENS = 2, 5
+_SAMPLES = 4000  # of a sound: a dozen frames
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def example_inputs(model: nn.Module, data: Any = None) -> dict[str, Any]:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def _made_up(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _made_up(model: nn.Module) -> Iterator[tuple[str, Any]]:
     config: Any = getattr(model, "config", None)
     if config is None:
         raise ValueError("it has no config to make inputs from")
@@ -240,6 +241,10 @@ def _made_up(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             # Small ids that no tokenizer uses for padding, so that all tokens are attended to.
             ids = torch.arange(_EXAMPLES * _TOKENS).view(_EXAMPLES, _TOKENS) + 3
             yield name, ids % max(getattr(text, "vocab_size", 8), 4)
+        elif name == "input_values" and not hasattr(config, "num_mel_bins"):
+            yield name, torch.randn(1, _SAMPLES)
+        elif name == "use_cache":
+            yield name, False
         elif name == "pixel_values":
             yield name, torch.randn(1, getattr(vision, "num_channels", 3), *_image_size(vision))
 
