@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from sparsebert.bert import full_name, is_bert_like, key_in, require_module, structure
+from sparsebert.bert import full_name, is_adapted, is_bert_like, key_in, require_module, structure
 from sparsebert.bert import prunable as prunable_in_bert
 
 Filter = Callable[[str, nn.Linear], bool]
@@ -125,7 +125,8 @@ def _keys(model: nn.Module, names: list[str]) -> tuple[str, ...]:
     """Return the keys of modules; raise ValueError if a key does not tell two modules apart."""
     keys = tuple(key_in(model, name) for name in names)
     for name, key in zip(names, keys, strict=True):
-        if (other := full_name(model, key)) != name:
+        other = full_name(model, key)
+        if other != name and not (is_adapted(other) and other.startswith(f"{name}.")):
             raise ValueError(
                 f"{type(model).__name__} contains several encoders: {name} and {other} have the same key, "
                 f"{key}; pass one of the encoders"

@@ -17,15 +17,23 @@ from torch import Tensor
 EXACT_SIZES = 8
 MAX_ROWS = 1024
 
+
+def rounded_up(rows: int) -> int:
+    """Return the number of rows that ``rows`` (1 to MAX_ROWS) is padded to, one of 51."""
+    step = max(4, (1 << (rows - 1).bit_length()) // 16) if rows > 4 else 1
+    return -(-rows // step) * step
+
+
+_ROUND = frozenset(map(rounded_up, range(1, MAX_ROWS + 1)))
 _EXACT: defaultdict[Hashable, set[int]] = defaultdict(set)
 
 
 def linear(x: Tensor, out_features: int, kind: Hashable, product: Callable[[Tensor], Tensor]) -> Tensor:
     """Return ``product(x)`` [..., out_features] for a product of rows, with few numbers of rows.
 
-    The first EXACT_SIZES numbers of rows of a kind are computed as they are. All others are rounded up with
-    rows of zeros by at most 1/8, in parts of at most MAX_ROWS rows. The rows of a product do not depend on
-    each other, so the results are the same.
+    Round numbers of rows, and the first EXACT_SIZES others of a kind, are computed as they are. All others
+    are rounded up with rows of zeros by at most 1/8, in parts of at most MAX_ROWS rows. The rows of a product
+    do not depend on each other, so the results are the same.
 
     Args:
         x: [..., in_features].
@@ -36,6 +44,8 @@ def linear(x: Tensor, out_features: int, kind: Hashable, product: Callable[[Tens
     if not x.numel():
         return x.new_empty((*x.shape[:-1], out_features))
     rows = x.numel() // x.shape[-1]
+    if rows in _ROUND:
+        return product(x.contiguous())
     exact = _EXACT[kind]
     if rows in exact or len(exact) < EXACT_SIZES:
         exact.add(rows)
@@ -47,9 +57,3 @@ def linear(x: Tensor, out_features: int, kind: Hashable, product: Callable[[Tens
         outputs.append(product(padded)[: len(part)])
     y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return y.view(*x.shape[:-1], out_features)
-
-
-def rounded_up(rows: int) -> int:
-    """Return the number of rows that ``rows`` (1 to MAX_ROWS) is padded to, one of 51."""
-    step = max(4, (1 << (rows - 1).bit_length()) // 16) if rows > 4 else 1
-    return -(-rows // step) * step

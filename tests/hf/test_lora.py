@@ -185,6 +185,24 @@ class TestTicketsOfModelsWithAdapters:
         sparsify_(model, filter=lambda name, linear: "encoder" in name)
         assert not any("lora" in n for n, m in model.named_modules() if isinstance(m, SparseLinear))
 
+    def test_of_other_families(self) -> None:
+        def wrapped() -> Any:
+            torch.manual_seed(0)
+            sizes = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40}
+            model = transformers.MPNetForSequenceClassification(
+                transformers.MPNetConfig(**sizes, num_hidden_layers=1, vocab_size=50)
+            )
+            return peft.get_peft_model(model, config(target_modules=["q", "v"], init_lora_weights=False))
+
+        model, twin = wrapped(), wrapped()
+        ticket = prune(model, "magnitude", sparsity=0.7)
+        ticket.apply_(twin)
+        sparsify_(model, ticket)
+        assert any(
+            n.endswith("q.base_layer") for n, m in model.named_modules() if isinstance(m, SparseLinear)
+        )
+        assert torch.allclose(answer(model), answer(twin), atol=1e-5)
+
     def test_compaction_is_refused(self) -> None:
         model = self.wrapped()
         ticket = prune(model, "random", sparsity=0.5, granularity="neuron")
