@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+<<<<<<< HEAD
 from sparsebert.bert import (
     activation_name,
     canonical_key,
@@ -21,6 +22,9 @@ from sparsebert.bert import (
     resolve,
     structure,
 )
+=======
+from sparsebert.bert import activation_name, canonical_key, is_bert_like, require_module, resolve, structure
+>>>>>>> plans
 from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.install import compacted_linear, shrink_attentions_
 from sparsebert.compaction.manifest import record_of
@@ -219,6 +223,7 @@ def replan_(
     configured = record_of(model).get("linears", {})
     targets = [_sparse_target(key, *layers[key], configured.get(key)) for key in selected]
     if isinstance(format, Plan):
+        tokens = format.layers[0].tokens if format.layers else tokens
         entries = dict(zip(selected, _matching(format, targets), strict=True))
     else:
         entries = {}

@@ -85,9 +85,15 @@ def export_model(
     batch: int = 1,
     length: int | None = None,
     records: Iterable[Mapping[str, Any]] = (),
+<<<<<<< HEAD
     portable: bool = False,
     embeddings: str | torch.dtype | None = None,
     measure: bool = True,
+=======
+    measure: bool = True,
+    portable: bool = False,
+    embeddings: str | torch.dtype | None = None,
+>>>>>>> plans
 ) -> tuple[Footprint, Footprint]:
     """Write a pruned model to a folder, with its tokenizer and any files of sentence-transformers.
 
@@ -100,10 +106,13 @@ def export_model(
         batch: Sequences per call, for the choice of formats and the size of activations.
         length: Tokens of each sequence; by default 128, or the model's maximum if that is less.
         records: Records for the model card, as for :func:`sparsebert.hf.model_card.model_card`.
+<<<<<<< HEAD
+=======
+        measure: As for :func:`sparsebert.sparsify_`.
+>>>>>>> plans
         portable: Write dense values, as ``sparse=False`` does, with a model card.
         embeddings: Dtype to store the embeddings in, such as "bf16", where it is narrower than the model's.
             The model loads in its own dtype; its embeddings are then rounded.
-        measure: As for :func:`sparsebert.sparsify_`.
 
     A sparse or portable folder gets a model card. The card of the original model stays, with a section on its
     sparsity; so does its modules.json, which names a type that imports this package if the folder is sparse.
