@@ -63,7 +63,8 @@ def load_model(
     cls = getattr(transformers, _MODEL_CLASSES[task.kind])
     suffix = _MODEL_CLASSES[task.kind].removeprefix("AutoModel")
     options = label_config(task)
-    if any(each.endswith(suffix) for each in config.architectures or ()):
+    has_head = any(each.endswith(suffix) for each in config.architectures or ())
+    if has_head:
         require_label_order(task, config)
         options = {}
     elif trained:
@@ -72,7 +73,7 @@ def load_model(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = load_weights(cls, name, dtype=torch.float32, **options)
+        model = load_weights(cls, name, fresh_head=not has_head, dtype=torch.float32, **options)
     return _require_bert(model, name), transformers.AutoTokenizer.from_pretrained(name)
 
 
@@ -111,7 +112,7 @@ def load_as_saved(name: str) -> Any:
 
     saved_from = load_config(name).architectures or [""]
     cls = getattr(transformers, saved_from[0], transformers.AutoModel)
-    return _require_bert(load_weights(cls, name, dtype="auto"), name)
+    return _require_bert(load_weights(cls, name, fresh_head=False, dtype="auto"), name)
 
 
 def short_name(model: str) -> str:
