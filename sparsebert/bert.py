@@ -274,14 +274,21 @@ def canonical_key(name: str) -> str:
     From paths into the layers or the pooler of such a family, ``model.``, ``net.``, ``base_model.model.``,
     ``0.auto_model.`` and the like are stripped as well.
     """
-    path = without_wrappers(name)
-    inner = _without_family(_without_holders(path))
-    return inner if _is_in_base(inner) else _without_family(path)
+    return _without_family(without_holders(without_wrappers(name)))
 
 
 def without_wrappers(name: str) -> str:
     """Strip the components of torch.compile, data-parallel and similar wrappers from a path."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def without_holders(path: str) -> str:
+    """Strip ``model.``, ``0.auto_model.`` and the like from a path into a base model of a known family."""
+    inner = path
+    while holder := next((each for each in _HOLDERS if inner.startswith(each)), None):
+        inner = inner.removeprefix(holder)
+    inner = _without_family(inner) if inner != path else path
+    return inner if _is_in_base(inner) else path
 
 
 def is_bert_name(name: str) -> bool:
@@ -318,12 +325,6 @@ def activation_name(module: nn.Module) -> str | None:
 def _without_family(path: str) -> str:
     first, _, rest = path.partition(".")
     return rest if rest and first in _FAMILIES else path
-
-
-def _without_holders(path: str) -> str:
-    while holder := next((each for each in _HOLDERS if path.startswith(each)), None):
-        path = path.removeprefix(holder)
-    return path
 
 
 def _is_in_base(path: str) -> bool:

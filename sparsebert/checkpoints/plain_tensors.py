@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 # Nesting of the tables in training checkpoints: {"state_dict": {"model": {...}}}.
 _MAX_DEPTH = 8
+_DTYPES = (
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.bfloat16, torch.float16, torch.float32, torch.float64),
+)
 
 
 def flat_tensors(table: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -22,8 +26,8 @@ def require_plain(tensor: Tensor, name: str, path: Path) -> None:
     """Check that a tensor holds the values that it claims, before any of them is read.
 
     Raises:
-        ValueError: In one line, for a sparse, nested, quantized or meta tensor, and for a shape that repeats
-            the entries of a smaller storage.
+        ValueError: In one line, for a sparse, nested, quantized, complex or meta tensor, and for a shape that
+            repeats the entries of a smaller storage.
     """
     problem = _problem(tensor)
     if problem:
@@ -39,6 +43,8 @@ def _problem(tensor: Tensor) -> str:
         return f"a tensor of layout {str(tensor.layout).removeprefix('torch.')}"
     if tensor.is_quantized:
         return f"a quantized tensor ({str(tensor.dtype).removeprefix('torch.')})"
+    if tensor.dtype not in _DTYPES:
+        return f"a tensor of dtype {str(tensor.dtype).removeprefix('torch.')}"
     if tensor.is_meta:
         return "a tensor on the meta device, which holds no values"
     needed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()

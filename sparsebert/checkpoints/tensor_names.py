@@ -26,7 +26,10 @@ class SeveralEncodersError(ValueError):
 
 
 def places(
-    names: Iterable[str], is_matrix: Callable[[str], bool], is_in_base: Callable[[str], bool]
+    names: Iterable[str],
+    is_matrix: Callable[[str], bool],
+    is_in_base: Callable[[str], bool],
+    preferred: Collection[str] = (),
 ) -> dict[str, Place]:
     """Return the place of each name, without wrappers and prefixes.
 
@@ -34,16 +37,19 @@ def places(
         names: Names of tensors or modules.
         is_matrix: Whether a name below the base model is that of an encoder matrix.
         is_in_base: Whether a name without prefix belongs to the base model.
+        preferred: Prefixes of the model itself, which count before any copy of its weights under other names.
 
     Raises:
         SeveralEncodersError: The names are those of several encoders, such as a student and its teacher.
     """
     paths = {name: without_wrappers(name) for name in names}
-    prefixes = _prefixes(paths.values(), is_matrix)
+    prefixes = _prefixes(paths.values(), is_matrix, preferred)
     return {name: _place(path, prefixes, is_in_base) for name, path in paths.items()}
 
 
-def _prefixes(paths: Iterable[str], is_matrix: Callable[[str], bool]) -> list[str]:
+def _prefixes(
+    paths: Iterable[str], is_matrix: Callable[[str], bool], preferred: Collection[str]
+) -> list[str]:
     """Return the prefixes of the encoder's matrices, longest first; usually one."""
     matrices: dict[str, set[str]] = defaultdict(set)
     for path in paths:
@@ -52,16 +58,17 @@ def _prefixes(paths: Iterable[str], is_matrix: Callable[[str], bool]) -> list[st
             if is_matrix(matrix := ".".join(parts[start:])):
                 matrices["".join(f"{part}." for part in parts[:start])].add(matrix)
                 break
-    return sorted(_of_one_encoder(matrices), key=len, reverse=True)
+    return sorted(_of_one_encoder(matrices, preferred), key=len, reverse=True)
 
 
-def _of_one_encoder(matrices: Mapping[str, set[str]]) -> Collection[str]:
+def _of_one_encoder(matrices: Mapping[str, set[str]], preferred: Collection[str]) -> Collection[str]:
     everything = set().union(*matrices.values())
     if sum(map(len, matrices.values())) == len(everything):
         return matrices.keys()
     complete = [prefix for prefix, names in matrices.items() if names == everything]
-    if len(complete) == 1:
-        return complete
+    for prefixes in ([prefix for prefix in complete if prefix in preferred], complete):
+        if len(prefixes) == 1:
+            return prefixes
     named = ", ".join(repr(prefix) for prefix in sorted(complete or matrices)[:4])
     raise SeveralEncodersError(
         f"the names are those of several encoders (prefixes {named}); keep one of them"

@@ -15,7 +15,8 @@ from sparsebert.json_object import read_json_object
 from sparsebert_kernels.errors import first_line
 
 WEIGHT, SCORES = ".weight", ".mask_scores"
-_SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"
+# Weights of sparse folders have a name of their own, so that nobody else takes them for dense ones.
+_SPARSE, _SAFETENSORS, _PICKLE = "sparsebert.safetensors", "model.safetensors", "pytorch_model.bin"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def weight_files(folder: Path) -> list[Path]:
         ValueError: In one line, for an index that does not list files of the folder.
         FileNotFoundError: If the folder holds no weights.
     """
-    for name in (_SAFETENSORS, _PICKLE):
+    for name in (_SPARSE, _SAFETENSORS, _PICKLE):
         if (folder / name).is_file():
             return [folder / name]
         if (index := folder / f"{name}.index.json").is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -10,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsebert.json_object import load_json
 from sparsebert.report.format import Record, baseline_name, machine_text, workload_title
 from sparsebert.report.table import Table
 from sparsebert.tickets.ticket import SAME_SPARSITY
@@ -68,7 +68,7 @@ def model_card(
 def _config(folder: Path) -> tuple[Record, Record]:
     """Return the contents of config.json, and its ``quantization_config``."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = load_json((folder / "config.json").read_text(encoding="utf-8"))
         stored = config["quantization_config"]
         if stored["quant_method"] != "sparsebert" or not isinstance(stored["sparsity"], float | int):
             raise KeyError

@@ -24,7 +24,7 @@ from sparsebert.hf.attach_quantizer import METHOD, attach_quantizer_
 from sparsebert.hf.config import FORMAT_VERSION, SparseConfig, StoredLayer
 from sparsebert.hf.placeholder_linear import PlaceholderLinear, outline
 from sparsebert.hf.push import PushToHub
-from sparsebert.hf.verify_files import Expected, of_layer, of_module, require_tensors
+from sparsebert.hf.verify_files import Expected, of_layer, of_module, require_dense_tensors, require_tensors
 from sparsebert.nn.checkpoint_form import BITS, VALUES
 from sparsebert.nn.sparse_linear import SparseLinear, as_stored
 from sparsebert.planning.after_compaction import CompactedTargets
@@ -94,6 +94,7 @@ class SparseQuantizer(HfQuantizer):
         names = {key: _name_in(model, key, layer) for key, layer in layers.items()}
         if checkpoint_files is not None:
             require_tensors(checkpoint_files, self._expected(model))
+            require_dense_tensors(checkpoint_files, model, layers)
         for key, name in names.items():
             parent, _, child = name.rpartition(".")
             dtype = model.get_submodule(name).weight.dtype

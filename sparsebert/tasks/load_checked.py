@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from sparsebert.hf.attach_quantizer import METHOD
 from sparsebert.json_object import read_json_object
-from sparsebert.tasks.renamed_weights import (
-    drop_missing_pooler_,
-    problem_of,
-    read_renamed,
-    refuse_compressed_files,
-)
+from sparsebert.tasks.renamed_weights import drop_missing_pooler_, outline_of, problem_of, read_renamed
+from sparsebert.tasks.stored_shapes import require_sizes, require_stored_shapes
 from sparsebert.tickets.file import brief
 
 # Some messages of transformers and torch are half a page long.
@@ -46,6 +42,7 @@ def load_config(name: str) -> Any:
             ) from None
     else:
         described = _described(path)
+    require_sizes(described, name)
     stored = described.get("quantization_config")
     method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
     if stored is not None and method != METHOD:
@@ -57,6 +54,16 @@ def load_config(name: str) -> Any:
         return AutoConfig.from_pretrained(name)
     except Exception as error:  # The checks of each family's configuration raise different kinds.
         raise ValueError(f"{name}: its config.json is not usable: {_one_line(error)}") from error
+
+
+def load_outline(name: str) -> Any:
+    """Return the base model of a folder or hub id without weights, on the meta device.
+
+    Raises:
+        ValueError: As :func:`load_config`, and for sizes that make no model.
+        OSError: As :func:`load_config`.
+    """
+    return outline_of(AutoModel, name, {"config": load_config(name)})
 
 
 def load_weights(cls: Any, name: str, *, fresh_head: bool = True, **options: Any) -> Any:
@@ -78,7 +85,7 @@ def load_weights(cls: Any, name: str, *, fresh_head: bool = True, **options: Any
         OSError: For a model that is missing or holds no weights.
     """
     random = torch.random.get_rng_state()
-    refuse_compressed_files(name)
+    require_stored_shapes(cls, name, options)
     model, report, failure = _attempt(lambda: cls.from_pretrained(name, output_loading_info=True, **options))
     problem = "" if model is None else problem_of(model, report, fresh_head)
     if (failure or problem) and (renamed := read_renamed(cls, name, options)):

@@ -90,13 +90,9 @@ def skeleton(name: str) -> nn.Module:
         ValueError: For a model of another family.
         OSError: For a model that is missing.
     """
-    import transformers
+    from sparsebert.tasks.load_checked import load_outline
 
-    from sparsebert.tasks.load_checked import load_config
-
-    config = load_config(name)
-    with torch.device("meta"):
-        return _require_bert(transformers.AutoModel.from_config(config), name)
+    return _require_bert(load_outline(name), name)
 
 
 def load_as_saved(name: str) -> Any:

@@ -5,7 +5,8 @@ transformers gives random values to a tensor that its file does not hold, and on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from sparsebert.bert import canonical_key, encoder_matrix, is_bert_like, is_laye
 from sparsebert.checkpoints.plain_tensors import require_plain
 from sparsebert.checkpoints.pruned_heads import HEAD_DIM, kept_features, pruned_heads_of, with_pruned_heads
 from sparsebert.checkpoints.pruned_pairs import merge_pairs
-from sparsebert.checkpoints.safe_pickle import refuse_compressed
 from sparsebert.checkpoints.tensor_names import places
-from sparsebert.checkpoints.weight_files import WEIGHT, read_weights, weight_files
+from sparsebert.checkpoints.weight_files import WEIGHT, read_weights
 from sparsebert.json_object import read_json_object
 from sparsebert.tickets.file import brief
+from sparsebert_kernels.errors import first_line
 
 _POOLER = "pooler."
 # A decoder's cross-attention, which an encoder leaves out.
@@ -96,22 +97,21 @@ def read_renamed(cls: Any, name: str, options: Mapping[str, Any]) -> RenamedWeig
             hold the values that they claim, and pruned heads that do not match the matrices.
     """
     try:
-        config = _config(name, options)
-        stored = read_weights(_folder(name))
-    except Exception:  # The first attempt has failed for the same reason, and says so.
+        stored = read_weights(folder_of(name))
+    except (OSError, ValueError):  # The first attempt has failed for the same reason, and says so.
         return None
-    if getattr(config, "quantization_config", None) is not None:
+    outline = outline_of(cls, name, options)
+    if getattr(outline.config, "quantization_config", None) is not None:
         return None
+    config = outline.config
     try:
-        with torch.device("meta"):
-            outline = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
         state = _renamed(outline, merge_pairs(stored, Path(name)))
         expected = outline.state_dict()
         for tensor_name, tensor in state.items():
             if tensor_name in expected:
                 require_plain(tensor, tensor_name, Path(name))
         if getattr(config, "pruned_heads", None):
-            state = _with_pruned_heads(outline, state, read_json_object(_folder(name) / "config.json"))
+            state = _with_pruned_heads(outline, state, read_json_object(folder_of(name) / "config.json"))
             del config.pruned_heads
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
@@ -120,15 +120,43 @@ def read_renamed(cls: Any, name: str, options: Mapping[str, Any]) -> RenamedWeig
     return RenamedWeights(type(outline), name, config, state, options.get("dtype"))
 
 
-def refuse_compressed_files(name: str) -> None:
-    """Raise ValueError for a pickle of weights that claims to hold more than its size."""
+def outline_of(cls: Any, name: str, options: Mapping[str, Any]) -> Any:
+    """Return the model of a folder or hub id without weights, on the meta device.
+
+    Raises:
+        ValueError: The config.json describes no model of this class.
+    """
+    fields = {option: value for option, value in options.items() if option not in ("config", "dtype")}
     try:
-        files = weight_files(_folder(name))
-    except (OSError, ValueError):  # Loading says what is missing.
-        return
-    for file in files:
-        if file.suffix != ".safetensors" and file.is_file():
-            refuse_compressed(file)
+        config = copy.deepcopy(options.get("config")) or AutoConfig.from_pretrained(name, **fields)
+        with torch.device("meta"):
+            return cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+    except Exception as error:  # The constructors of each family raise different kinds.
+        reason = first_line(error) or type(error).__name__
+        raise ValueError(f"{name}: its config.json is not usable: {reason}") from error
+
+
+def names_in(outline: Any, names: Iterable[str]) -> dict[str, str]:
+    """Return the name that a model expects for each name of a file.
+
+    Raises:
+        ValueError: The names are those of several encoders.
+    """
+    prefix = _base_prefix(outline)
+    base = outline.get_submodule(prefix.removesuffix(".")).state_dict()
+    matrices = {name for name, tensor in base.items() if tensor.dim() == 2 and _is_numbered(name)}
+    modules = {name.partition(".")[0] for name in base}
+    placed = places(
+        names, matrices.__contains__, lambda name: name.partition(".")[0] in modules, preferred=("", prefix)
+    )
+    return {name: f"{prefix}{rest}" if in_base else rest for name, (in_base, rest) in placed.items()}
+
+
+def folder_of(name: str) -> Path:
+    """Return the folder of a model's files, that of the cache for a hub id."""
+    if Path(name).is_dir():
+        return Path(name)
+    return Path(str(cached_file(name, "config.json", local_files_only=True))).parent
 
 
 def drop_missing_pooler_(model: Any, report: Mapping[str, Any]) -> None:
@@ -140,14 +168,8 @@ def drop_missing_pooler_(model: Any, report: Mapping[str, Any]) -> None:
 
 def _renamed(outline: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state under the names of a model without weights."""
-    prefix = _base_prefix(outline)
-    base = outline.get_submodule(prefix.removesuffix(".")).state_dict()
-    matrices = {name for name, tensor in base.items() if tensor.dim() == 2 and _is_numbered(name)}
-    modules = {name.partition(".")[0] for name in base}
-    placed = places(state, matrices.__contains__, lambda name: name.partition(".")[0] in modules)
     renamed: dict[str, Tensor] = {}
-    for name, (in_base, rest) in placed.items():
-        new = f"{prefix}{rest}" if in_base else rest
+    for name, new in names_in(outline, state).items():
         if new in renamed:
             raise ValueError(f"its weights hold two tensors for {new}")
         renamed[new] = state[name]
@@ -183,18 +205,6 @@ def _require_zeros(weight: Tensor, kind: str, kept: Tensor) -> None:
     of_kept = weight.index_select(HEAD_DIM[kind], kept) if kind in HEAD_DIM else weight
     if of_kept.count_nonzero() != weight.count_nonzero():
         raise ValueError("has weights in the heads that pruned_heads in config.json lists")
-
-
-def _config(name: str, options: Mapping[str, Any]) -> Any:
-    fields = {option: value for option, value in options.items() if option not in ("config", "dtype")}
-    return options.get("config") or AutoConfig.from_pretrained(name, **fields)
-
-
-def _folder(name: str) -> Path:
-    """Return the folder of a model's files, that of the cache for a hub id."""
-    if Path(name).is_dir():
-        return Path(name)
-    return Path(str(cached_file(name, "config.json", local_files_only=True))).parent
 
 
 def _base_prefix(model: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from sparsebert.bench.activations import peak_activations
 from sparsebert.bench.memory import model_bytes
 from sparsebert.compact import expand_
 from sparsebert.hf.model_card import model_card
+from sparsebert.json_object import load_json
 from sparsebert.sparsify import densify_, sparsify_
 from sparsebert.tasks.models import load_as_saved
 from sparsebert.tickets.ticket import Ticket
@@ -141,7 +141,7 @@ def _module_folders(source: Path) -> list[str]:
     """Return the folders of the modules that follow the encoder, whose folder is the model's folder."""
     file = source / _SENTENCE_FILES[0]
     try:
-        paths = [str(module["path"]) for module in json.loads(file.read_text(encoding="utf-8"))]
+        paths = [str(module["path"]) for module in load_json(file.read_text(encoding="utf-8"))]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{file} must list the modules of sentence-transformers with their paths") from None
     for path in paths:
