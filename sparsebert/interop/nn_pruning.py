@@ -71,7 +71,12 @@ def from_nn_pruning(folder: str | os.PathLike[str]) -> Ticket:
 def _heads(config: Mapping[str, Any], folder: Path) -> tuple[int, int, dict[int, set[int]]]:
     """Return the number of heads, the hidden size, and the pruned heads by layer number."""
     try:
-        return int(config["num_attention_heads"]), int(config["hidden_size"]), pruned_heads_of(config)
+        # DistilBERT has names of its own.
+        heads, width = (
+            int(config[name] if name in config else config[short])
+            for name, short in (("num_attention_heads", "n_heads"), ("hidden_size", "dim"))
+        )
+        return heads, width, pruned_heads_of(config)
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{folder}: config.json must give num_attention_heads, hidden_size and pruned_heads by layer"

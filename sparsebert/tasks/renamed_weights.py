@@ -58,6 +58,8 @@ def problem_of(model: Any, report: Mapping[str, Any], fresh_head: bool) -> str:
         report: transformers' report of its loading.
         fresh_head: Whether the task's head may be missing.
     """
+    if getattr(model.config, "layer_norm_type", None) == "no_norm":
+        return "are of nn_pruning's NoNorm, which transformers would replace by LayerNorm"
     prefix = _base_prefix(model)
     optional = _POOLER if not prefix else f"{prefix}{_POOLER}" if fresh_head else None
     missing = [
@@ -110,12 +112,14 @@ def read_renamed(cls: Any, name: str, options: Mapping[str, Any]) -> RenamedWeig
         for tensor_name, tensor in state.items():
             if tensor_name in expected:
                 require_plain(tensor, tensor_name, Path(name))
-        if getattr(config, "pruned_heads", None):
+        has_pruned_heads = bool(getattr(config, "pruned_heads", None))
+        if has_pruned_heads:
             state = _with_pruned_heads(outline, state, read_json_object(folder_of(name) / "config.json"))
             del config.pruned_heads
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
-    if state.keys() == stored.keys() and all(state[each] is stored[each] for each in state):
+    unchanged = state.keys() == stored.keys() and all(state[each] is stored[each] for each in state)
+    if unchanged and not has_pruned_heads:
         return None
     return RenamedWeights(type(outline), name, config, state, options.get("dtype"))
 
