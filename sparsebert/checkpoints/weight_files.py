@@ -33,7 +33,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        state |= _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+        state |= read_safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
     return state
 
 
@@ -61,7 +61,8 @@ def _listed(index: Path) -> list[Path]:
     return [index.with_name(file) for file in sorted(set(files.values()))]
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name. Raises ValueError in one line if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

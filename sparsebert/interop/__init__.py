@@ -69,9 +69,9 @@ def read_ticket(
         return _from_array(path, _required(model, path, "holds an array without matrix names or shapes"))
     # The lowest byte of a ticket file's header length may equal a pickle's first byte; then the header's "{"
     # in ninth place tells them apart.
-    if start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)) and not start.endswith(b"{"):
-        from sparsebert.interop.bert_tickets import from_bert_tickets
+    from sparsebert.interop.bert_tickets import from_bert_tickets, holds_masks
 
+    if (start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)) and not start.endswith(b"{")) or holds_masks(path):
         ticket = from_bert_tickets(path, model)
     else:
         from sparsebert.tickets.ticket import Ticket

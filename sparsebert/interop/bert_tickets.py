@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from sparsebert.atomic import replacing
@@ -21,7 +22,7 @@ from sparsebert.checkpoints.plain_tensors import flat_tensors, require_plain
 from sparsebert.checkpoints.pruned_pairs import has_pairs, merge_pairs
 from sparsebert.checkpoints.safe_pickle import restricted_load
 from sparsebert.checkpoints.tensor_names import SeveralEncodersError, places
-from sparsebert.checkpoints.weight_files import read_weights
+from sparsebert.checkpoints.weight_files import read_safetensors, read_weights
 from sparsebert.interop.encoder_weights import encoder_weights
 from sparsebert.interop.torch_prune import refuse_removed_modules
 from sparsebert.tickets.apply import require_shapes
@@ -32,7 +33,7 @@ _WEIGHT_MASK, _BIAS_MASK = ".weight_mask", ".bias_mask"
 
 
 def from_bert_tickets(path: str | os.PathLike[str], model: nn.Module | None = None) -> Ticket:
-    """Read the masks of a ``mask.pt``, or of any state dict of a model pruned by ``torch.nn.utils.prune``.
+    """Read the masks of a ``mask.pt``, or of a saved state of any model pruned by ``torch.nn.utils.prune``.
 
     Prefixes of wrappers and training code are stripped from the names, and tables in the table are read too.
     In the folders of BERT-Tickets, ``mask.pt`` is one round ahead of the ``model.pt`` beside it, so it is
@@ -49,11 +50,22 @@ def from_bert_tickets(path: str | os.PathLike[str], model: nn.Module | None = No
         FileNotFoundError: If ``path`` does not exist.
     """
     path = Path(path)
+    if holds_masks(path):
+        return _ticket(read_safetensors(path), path, model)
     state = restricted_load(path)
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} must hold a dict of masks, got a {type(state).__name__}")
     _require_tensors(state, path)
     return _ticket(flat_tensors(state), path, model)
+
+
+def holds_masks(path: Path) -> bool:
+    """Return whether a file is a safetensors file with masks in place of a ticket."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return any(name.endswith(_WEIGHT_MASK) for name in file.keys())  # noqa: SIM118
+    except Exception:  # Another kind of file, or a damaged one.
+        return False
 
 
 def is_pruned_folder(folder: str | os.PathLike[str]) -> bool:

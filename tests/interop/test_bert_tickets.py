@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils import prune as torch_prune
 
@@ -82,6 +83,15 @@ class TestBertTickets:
         state = {f"0.auto_model.{name}": mask for name, mask in chen_pruned(model, 0.3).items()}
         torch.save(state, tmp_path / "mask.pt")
         assert from_bert_tickets(tmp_path / "mask.pt") == Ticket.from_torch_prune(model)
+
+    def test_masks_in_a_safetensors_file(self, tmp_path: Path) -> None:
+        model = bert(layers=2)
+        chen_pruned(model, 0.3)
+        save_file(
+            {f"module.{name}": value for name, value in model.state_dict().items()},
+            tmp_path / "m.safetensors",
+        )
+        assert read_ticket(tmp_path / "m.safetensors", model) == Ticket.from_torch_prune(model)
 
     def test_masks_of_two_encoders_keep_their_paths(self, tmp_path: Path) -> None:
         state = {
