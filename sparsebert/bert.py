@@ -7,6 +7,7 @@ either.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -65,9 +66,18 @@ _DISTILBERT = _Layout(
 # Keyed by the class attribute ``base_model_prefix``; XLM-RoBERTa and CamemBERT share RoBERTa's.
 _FAMILIES = {"bert": _BERT, "roberta": _BERT, "electra": _BERT, "distilbert": _DISTILBERT}
 
-# torch.compile, (Distributed)DataParallel and peft's adapters insert these components into module paths.
-_WRAPPERS = ("_orig_mod", "module", "base_layer")
-
+# torch.compile, (Distributed)DataParallel, FSDP, activation checkpointing, DeepSpeed and peft's adapters insert
+# these components into module paths.
+_WRAPPERS = (
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+    "base_layer",
+)
+# Names under which training code, peft and sentence-transformers hold a model.
+_HOLDERS = ("model.", "net.", "base_model.", "auto_model.", "0.auto_model.")
 # Name under which an adapter of peft, such as LoRA, holds the layer that it adapts.
 _ADAPTED = "base_layer"
 
@@ -172,6 +182,11 @@ def structure(model: nn.Module) -> Structure:
 def is_bert_like(model: nn.Module) -> bool:
     """Whether :func:`structure` can describe the model."""
     return len(list(_bases(model))) == 1
+
+
+def encoder_count(model: nn.Module) -> int:
+    """Return how many encoders of known families a model contains."""
+    return len(list(_bases(model)))
 
 
 def resolve(model: nn.Module, key: str) -> nn.Module:
@@ -297,9 +312,36 @@ def key_in(model: nn.Module, name: str) -> str:
 
 
 def canonical_key(name: str) -> str:
-    """Strip wrapper components and the base-model prefix of a known family from a module path."""
-    parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    return ".".join(parts[1:] if len(parts) > 1 and parts[0] in _FAMILIES else parts)
+    """Strip wrapper components and the base-model prefix of a known family from a module path.
+
+    From paths into the layers or the pooler of such a family, ``model.``, ``net.``, ``base_model.model.``,
+    ``0.auto_model.`` and the like are stripped as well.
+    """
+    return _without_family(without_holders(without_wrappers(name)))
+
+
+def without_wrappers(name: str) -> str:
+    """Strip the components of torch.compile, data-parallel and similar wrappers from a path."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def without_holders(path: str) -> str:
+    """Strip ``model.``, ``0.auto_model.`` and the like from a path into a base model of a known family."""
+    inner = path
+    while holder := next((each for each in _HOLDERS if inner.startswith(each)), None):
+        inner = inner.removeprefix(holder)
+    inner = _without_family(inner) if inner != path else path
+    return inner if _is_in_base(inner) else path
+
+
+def is_bert_name(name: str) -> bool:
+    """Whether a name begins with a module of a known family's base model: embeddings, layers or pooler."""
+    return name.partition(".")[0] in ("embeddings", "embeddings_project", "encoder", "transformer", "pooler")
+
+
+def is_layer_name(name: str) -> bool:
+    """Whether a name without prefix lies in a layer of a known family, such as ``encoder.layer.0.output``."""
+    return any(re.match(rf"{re.escape(layout.layers)}\.\d+\.", name) for layout in _FAMILIES.values())
 
 
 def activation_name(module: nn.Module) -> str | None:
@@ -323,6 +365,15 @@ def activation_name(module: nn.Module) -> str | None:
     return None
 
 
+def _without_family(path: str) -> str:
+    first, _, rest = path.partition(".")
+    return rest if rest and first in _FAMILIES else path
+
+
+def _is_in_base(path: str) -> bool:
+    return is_layer_name(path) or any(path == layout.pooler for layout in _FAMILIES.values())
+
+
 def _bases(model: nn.Module) -> Iterator[_Base]:
     """Yield every base model of a known family inside ``model``."""
     require_module(model)
@@ -338,7 +389,10 @@ def _bases(model: nn.Module) -> Iterator[_Base]:
 
 
 def _locate(model: nn.Module, key: str) -> tuple[str, nn.Module]:
-    key = canonical_key(key)
+    path, key = key, canonical_key(key)
+    # A full path is taken literally: a model may hold several encoders.
+    if path != key and (location := _walk(model, path)):
+        return location
     base = next(_bases(model), None)
     if base and (location := _walk(base.module, key)):
         path, module = location
@@ -347,7 +401,19 @@ def _locate(model: nn.Module, key: str) -> tuple[str, nn.Module]:
     for path in (key, f"{prefix}.{key}", key.removeprefix(f"{prefix}.")):
         if location := _walk(model, path):
             return location
+    if location := _walk_below(model, key):
+        return location
     raise ValueError(f"{type(model).__name__} has no module {key!r}")
+
+
+def _walk_below(model: nn.Module, key: str) -> tuple[str, nn.Module] | None:
+    """Find an encoder matrix whose key lacks the path of its encoder, if only one fits."""
+    if not _is_in_base(key):
+        return None
+    matches = [
+        (name, module) for name, module in model.named_modules() if without_wrappers(name).endswith(f".{key}")
+    ]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _walk(module: nn.Module, path: str) -> tuple[str, nn.Module] | None:

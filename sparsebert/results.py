@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert.atomic import replacing
+from sparsebert.json_object import load_json
 
 SCHEMA = 1
 
@@ -63,8 +64,8 @@ def read(path: str | os.PathLike[str], kind: str | None = None) -> list[Record]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = load_json(line)
+        except ValueError as error:
             raise ValueError(f"{source}:{number} is not JSON: {error}") from None
         if not _is_stamped(record):
             raise ValueError(

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-<<<<<<< HEAD
 from sparsebert.bert import (
     activation_name,
     canonical_key,
@@ -22,9 +21,6 @@ from sparsebert.bert import (
     resolve,
     structure,
 )
-=======
-from sparsebert.bert import activation_name, canonical_key, is_bert_like, require_module, resolve, structure
->>>>>>> plans
 from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.install import compacted_linear, shrink_attentions_
 from sparsebert.compaction.manifest import record_of

@@ -106,6 +106,24 @@ def test_keys_do_not_show_torch_compile_and_data_parallel(wrapper: str) -> None:
     assert bert.canonical_key(f"{wrapper}.bert.{key}") == bert.canonical_key(f"{wrapper}.{key}") == key
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    ["model.", "net.", "base_model.model.", "0.auto_model.", "module.model.", "model._orig_mod.net."],
+)
+@pytest.mark.parametrize(
+    "key", ["encoder.layer.0.output.dense", "transformer.layer.1.ffn.lin1", "pooler.dense"]
+)
+def test_keys_do_not_show_training_code(prefix: str, key: str) -> None:
+    assert bert.canonical_key(f"{prefix}{key}") == bert.canonical_key(f"{prefix}bert.{key}") == key
+
+
+@pytest.mark.parametrize(
+    "path", ["model.layers.0.q_proj", "net.0", "base_model.model.lm_head", "model.encoder"]
+)
+def test_paths_of_other_models_stay_whole(path: str) -> None:
+    assert bert.canonical_key(path) == path
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 class TestEveryFamily:
     def test_types_tell_the_shapes(self, family: str) -> None:
@@ -229,6 +247,20 @@ def test_other_models_are_refused_by_their_class() -> None:
         gpt = transformers.GPT2Model(transformers.GPT2Config(n_layer=1))
     with pytest.raises(ValueError, match="GPT2Model"):
         bert.structure(gpt)
+
+
+def test_full_paths_tell_two_encoders_apart() -> None:
+    pair = nn.ModuleDict({"bert": build("Bert", "BertModel"), "roberta": build("Roberta", "RobertaModel")})
+    for name, encoder in pair.items():
+        key = "encoder.layer.1.output.dense"
+        assert bert.resolve(pair, f"{name}.{key}") is encoder.get_submodule(key)
+
+
+def test_a_key_without_the_path_of_its_holder() -> None:
+    """Of an encoder whose family is unknown, so that nothing else says where it begins."""
+    model = nn.ModuleDict({"model": nn.ModuleDict({"encoder": build("Bert", "BertModel").encoder})})
+    key = "encoder.layer.1.output.dense"
+    assert bert.full_name(model, f"model.{key}") == bert.full_name(model, key) == f"model.{key}"
 
 
 def test_two_encoders_in_one_model_are_refused() -> None:

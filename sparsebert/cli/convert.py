@@ -101,13 +101,10 @@ def convert(
             "bench (repeatable)",
         ),
     ] = None,
-<<<<<<< HEAD
-=======
     measure: Annotated[
         bool | None,
         typer.Option("--measure/--no-measure", help=f"with --to sparse: {MEASURE_HELP}"),
     ] = None,
->>>>>>> plans
     portable: Annotated[
         bool,
         typer.Option(
@@ -122,13 +119,6 @@ def convert(
             help="with --to model or sparse: dtype to store the embeddings in, bf16 or fp16; their values "
             "are rounded, and the model loads in its own dtype"
         ),
-<<<<<<< HEAD
-    ] = None,
-    measure: Annotated[
-        bool | None,
-        typer.Option("--measure/--no-measure", help=f"with --to sparse: {MEASURE_HELP}"),
-=======
->>>>>>> plans
     ] = None,
     json: JsonFile = None,
 ) -> None:
@@ -145,28 +135,18 @@ def convert(
     home = model or (_model_in(source) if writes_model else None)
     if to in _NEED_MODEL and home is None:
         raise ValueError(f"--to {to} requires --model, the model that the ticket belongs to")
-<<<<<<< HEAD
-=======
     if measure is not None and to != "sparse":
         raise ValueError(
             f"{measure_option(measure)} applies to --to sparse, which chooses formats; omit it with --to {to}"
         )
     if measure is not None and portable:
         raise ValueError(f"{measure_option(measure)} does not apply to --portable, which chooses no formats")
->>>>>>> plans
     if portable and to != "sparse":
         raise ValueError(f"--portable applies to --to sparse, not to --to {to}")
     if embeddings is not None:
         if not writes_model:
             raise ValueError(f"--embeddings applies to --to model or sparse, not to --to {to}")
         embeddings = long_name(embeddings, ("float32", "bfloat16", "float16"), "dtype in --embeddings")
-<<<<<<< HEAD
-    if measure is not None and to != "sparse":
-        raise ValueError(
-            f"{measure_option(measure)} applies to --to sparse, which chooses formats; omit it with --to {to}"
-        )
-=======
->>>>>>> plans
     if writes_model and output.exists():
         raise ValueError(f"output folder {output} already exists; choose another")
     if not source.exists():

@@ -72,7 +72,7 @@ def _checked(
     Raises:
         ValueError: A shape exceeds the configured one, or neighbouring matrices do not fit each other.
     """
-    if description.get("version") != VERSION:
+    if type(description.get("version")) is not int or description["version"] != VERSION:
         raise ValueError(
             f"version of the compaction description must be {VERSION}, got {description.get('version')!r}; "
             "update sparsebert"

@@ -22,6 +22,7 @@ import torch
 from sparsebert.atomic import write_text
 from sparsebert.cost.mask_statistics import VECTOR_ROWS, MaskStatistics
 from sparsebert.cost.work import Cost, WorkEstimate, estimate_work
+from sparsebert.json_object import load_json
 from sparsebert_kernels import __version__, cpu, formats, ops
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.timing import Least, least
@@ -230,7 +231,7 @@ def _measured(dtype: torch.dtype, tokens: int, fingerprint: tuple[str, ...]) -> 
 def _read(path: Path, fingerprint: tuple[str, ...]) -> dict[str, dict[str, Cost]]:
     """Return the entries of a cache file; {} if it is missing, malformed or of another machine."""
     try:
-        content = json.loads(path.read_text())
+        content = load_json(path.read_text(encoding="utf-8"))
         if content["machine"] != list(fingerprint):
             return {}
         return {

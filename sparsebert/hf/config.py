@@ -65,8 +65,9 @@ class StoredLayer:
             ("dense_us", float | int | None, "a number"),
             ("removed", str, "a string"),
         ):
-            if not isinstance(getattr(self, name), types):
-                raise ValueError(f"{name} must be {expected}, got {brief(getattr(self, name))}")
+            value = getattr(self, name)
+            if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
+                raise ValueError(f"{name} must be {expected}, got {brief(value)}")
         for name in ("measured_us", "dense_us"):
             if (time := getattr(self, name)) is not None and not 0 < time < math.inf:
                 raise ValueError(f"{name} must be a positive, finite time, got {time}")
@@ -167,7 +168,7 @@ def _check(contents: Mapping[str, Any]) -> None:
         )
     for name, value in contents.items():
         expected = _TYPES.get(name)
-        if name != "version" and (expected is None or not isinstance(value, expected)):
+        if name != "version" and (expected is None or type(value) not in expected):
             problem = "unknown in" if expected is None else f"a {type(value).__name__}, the wrong type for"
             raise ValueError(
                 f"config.json: {brief(name)} in quantization_config is {problem} format {version}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from sparsebert.bert import encoder_matrix
 from sparsebert.hf import sentence_modules
 from sparsebert.hf.weight_files import weight_files
+from sparsebert.json_object import load_json
 from sparsebert.report.format import Record, baseline_name, machine_text, workload_title
 from sparsebert.report.table import Table
 from sparsebert.tasks.metrics import judged_again
@@ -140,7 +140,7 @@ def _sections(folder: Path, config: Record, stored: Record, rows: list[Record], 
 def _config(folder: Path) -> tuple[Record, Record]:
     """Return the contents of config.json, and its ``quantization_config``."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = load_json((folder / "config.json").read_text(encoding="utf-8"))
         stored = config["quantization_config"]
         if stored["quant_method"] != "sparsebert" or not isinstance(stored["sparsity"], float | int):
             raise KeyError

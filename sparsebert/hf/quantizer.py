@@ -28,7 +28,15 @@ from sparsebert.hf.placeholder_linear import PlaceholderLinear
 from sparsebert.hf.placement import is_saved_class, places, renamer, require_saved_layer, without_conversions
 from sparsebert.hf.push import PushToHub
 from sparsebert.hf.save import SavePretrained, is_saving, parts
-from sparsebert.hf.verify_files import Expected, of_layer, of_module, read_bits, read_headers, require_tensors
+from sparsebert.hf.verify_files import (
+    Expected,
+    of_layer,
+    of_module,
+    read_bits,
+    read_headers,
+    require_dense_tensors,
+    require_tensors,
+)
 from sparsebert.nn.checkpoint_form import BITS, VALUES
 from sparsebert.nn.sparse_linear import SparseLinear, as_stored
 from sparsebert.planning.after_compaction import CompactedTargets
@@ -154,6 +162,7 @@ class SparseQuantizer(HfQuantizer):
         if checkpoint_files is not None:
             present = read_headers(checkpoint_files, renamer(model))
             require_tensors(present, self._expected(model))
+            require_dense_tensors(present, model, self._paths.values())
             if not present.keys() & model.state_dict().keys():
                 raise ValueError(f"the folder holds no tensor of a {type(model).__name__}")
             self._absent_bits = read_bits(checkpoint_files, absent)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sparsebert.bert import canonical_key
+from sparsebert.bert import canonical_key, is_bert_like, is_bert_name
 from sparsebert.hf.config import StoredLayer
 from sparsebert.nn.checkpoint_form import BITS, VALUES
 from sparsebert.tickets.bits import packed_bytes
@@ -17,6 +17,8 @@ from sparsebert_kernels.errors import first_line
 
 # Dtype names of safetensors.
 _BYTES, _INDICES, _FLOATS = ("U8",), ("I64",), ("F32", "BF16", "F16", "F64")
+# Some classes have a pooler and others of the same family have none.
+_POOLER = "pooler."
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,33 @@ def require_tensors(present: Mapping[str, tuple[str, list[int]]], expected: Mapp
             raise ValueError(
                 f"the model needs {tensor.label}, but no file holds it; get a new copy of the folder"
             )
-        dtype, shape = present[name]
-        if shape != tensor.shape or dtype not in tensor.dtypes:
-            described = f"{' or '.join(tensor.dtypes)} {tensor.shape}"
-            raise ValueError(f"{tensor.label} is {dtype} {shape} in the file, but {described} in config.json")
+        _require(*present[name], tensor)
+
+
+def require_dense_tensors(
+    present: Mapping[str, tuple[str, list[int]]], model: nn.Module, sparse: Collection[str]
+) -> None:
+    """Check the tensors beside the sparse layers: embeddings, norms, biases, the pooler and the head.
+
+    Args:
+        present: As for :func:`require_tensors`.
+        model: The model to load, in the shapes of its config.json.
+        sparse: Full paths of the sparse layers.
+
+    Raises:
+        ValueError: A tensor has another shape or dtype than the model's, or the encoder lacks one. The
+            message has one line.
+    """
+    bert_like = is_bert_like(model)
+    for name, tensor in model.state_dict().items():
+        if name.rpartition(".")[0] in sparse:
+            continue
+        label = canonical_key(name)
+        if name in present:
+            if tensor.is_floating_point():
+                _require(*present[name], Expected(label, list(tensor.shape), _FLOATS))
+        elif bert_like and is_bert_name(label) and not label.startswith(_POOLER):
+            raise ValueError(f"the model needs {label}, but no file holds it; get a new copy of the folder")
 
 
 def read_bits(files: Iterable[str], keys: Iterable[str]) -> dict[str, Tensor]:
@@ -102,6 +127,12 @@ def read_bits(files: Iterable[str], keys: Iterable[str]) -> dict[str, Tensor]:
                 if key is not None:
                     bits[key] = opened.get_tensor(name)
     return bits
+
+
+def _require(dtype: str, shape: list[int], expected: Expected) -> None:
+    if shape != expected.shape or dtype not in expected.dtypes:
+        described = f"{' or '.join(expected.dtypes)} {expected.shape}"
+        raise ValueError(f"{expected.label} is {dtype} {shape} in the file, but {described} in config.json")
 
 
 def _tensors(file: Path) -> dict[str, tuple[str, list[int]]]:

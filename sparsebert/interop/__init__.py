@@ -13,8 +13,8 @@ that transformers cannot load.
 | ``nn_pruning`` | nn_pruning (Lagunas et al. 2021) | a compiled model's folder |
 | ``torch_prune`` | ``torch.nn.utils.prune`` | a model in memory |
 
-Code in a file is never run: pickles go through torch's restricted loader (``safe_pickle``), and arrays are
-read without pickle.
+Code in a file is never run: pickles go through torch's restricted loader
+(``sparsebert.checkpoints.safe_pickle``), and arrays are read without pickle.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def read_ticket(
         return _from_array(path, _required(model, path, "holds an array without matrix names or shapes"))
     # The lowest byte of a ticket file's header length may equal a pickle's first byte; then the header's "{"
     # in ninth place tells them apart.
-    if start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)) and not start.endswith(b"{"):
-        from sparsebert.interop.bert_tickets import from_bert_tickets
+    from sparsebert.interop.bert_tickets import from_bert_tickets, holds_masks
 
-        ticket = from_bert_tickets(path)
+    if (start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)) and not start.endswith(b"{")) or holds_masks(path):
+        ticket = from_bert_tickets(path, model)
     else:
         from sparsebert.tickets.ticket import Ticket
 
@@ -83,17 +83,18 @@ def read_ticket(
 
 
 def is_foreign_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Return whether :func:`read_checkpoint` can read a model's folder, according to its config.json."""
+    """Return whether :func:`read_checkpoint` reads a folder, according to its config.json and its names."""
+    from sparsebert.interop.bert_tickets import is_pruned_folder
     from sparsebert.interop.movement_pruning import is_movement_checkpoint
     from sparsebert.interop.nn_pruning import is_nn_pruning_model
 
-    return is_nn_pruning_model(folder) or is_movement_checkpoint(folder)
+    return is_nn_pruning_model(folder) or is_movement_checkpoint(folder) or is_pruned_folder(folder)
 
 
 def read_checkpoint(
     folder: str | os.PathLike[str], *, method: str | None = None, threshold: float | None = None
 ) -> Ticket:
-    """Read the ticket of a checkpoint of nn_pruning or movement pruning.
+    """Read the ticket of a checkpoint of nn_pruning, movement pruning or a live ``torch.nn.utils.prune``.
 
     Args:
         folder: The checkpoint's folder.
@@ -101,14 +102,17 @@ def read_checkpoint(
         threshold: As for :func:`sparsebert.interop.movement_pruning.from_movement`.
 
     Raises:
-        ValueError: As the functions that read the two kinds.
+        ValueError: As the functions that read the three kinds.
         FileNotFoundError: If the folder lacks a file.
     """
-    from sparsebert.interop.movement_pruning import from_movement
+    from sparsebert.interop.bert_tickets import from_pruned_folder, is_pruned_folder
+    from sparsebert.interop.movement_pruning import from_movement, is_movement_checkpoint
     from sparsebert.interop.nn_pruning import from_nn_pruning, is_nn_pruning_model
 
     if is_nn_pruning_model(folder):
         return from_nn_pruning(folder)
+    if method is None and not is_movement_checkpoint(folder) and is_pruned_folder(folder):
+        return from_pruned_folder(folder)
     return from_movement(folder, method=method, threshold=threshold)
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from sparsebert.atomic import replacing
 from sparsebert.bert import structure
 from sparsebert.interop.head_mlp_tickets import whole_units
+from sparsebert.interop.npy_files import read_array
 from sparsebert.pruning.head_mlp_masks import UnitMasks
 from sparsebert.tickets.ticket import Ticket
-from sparsebert_kernels.errors import first_line
 
 _MLP_FILE = "mlp_mask.npy"
 
@@ -27,8 +27,8 @@ _MLP_FILE = "mlp_mask.npy"
 def is_head_mask(path: str | os.PathLike[str]) -> bool:
     """Return whether a ``.npy`` file holds a matrix, [layers, heads]; SMP files hold a vector instead."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False).ndim == 2
-    except (ValueError, OSError, EOFError, SyntaxError):
+        return read_array(Path(path)).ndim == 2
+    except (ValueError, OSError):
         return False
 
 
@@ -75,10 +75,7 @@ def to_head_mask(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module)
 
 def _mask(path: Path, shape: tuple[int, ...]) -> Tensor:
     """Return the array as a bool tensor. Raises ValueError for another shape or other values than 0 and 1."""
-    try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError) as error:
-        raise ValueError(f"{path} is not a usable .npy file: {first_line(error)}") from None
+    values = read_array(path)
     if values.shape != shape:
         raise ValueError(f"{path} must have the model's shape {list(shape)}, got {list(values.shape)}")
     if values.dtype.kind not in "bfiu" or not np.isin(values, (0, 1)).all():

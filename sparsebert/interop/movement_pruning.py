@@ -14,14 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparsebert.bert import canonical_key, encoder_matrix
-from sparsebert.interop.checkpoint_files import (
-    SCORES,
-    WEIGHT,
-    read_config,
-    read_weights,
-    require_encoder_matrices,
-)
+from sparsebert.checkpoints.plain_tensors import require_plain
+from sparsebert.checkpoints.weight_files import SCORES, read_config, read_weights
+from sparsebert.interop.encoder_weights import encoder_weights
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import unknown
 
@@ -62,15 +57,13 @@ def from_movement(
     """
     folder = Path(folder)
     method = _checked_method(method or read_config(folder).get("pruning_method"), threshold, folder)
-    state = read_weights(folder)
+    matrices, others = encoder_weights(read_weights(folder), folder)
     masks: dict[str, Tensor] = {}
-    for name, weight in state.items():
-        key = canonical_key(name.removesuffix(WEIGHT))
-        if not name.endswith(WEIGHT) or encoder_matrix(key) is None:
-            continue
-        scores = weight.abs() if method == "magnitude" else state.get(name.removesuffix(WEIGHT) + SCORES)
+    for key, weight in matrices.items():
+        scores = weight.abs() if method == "magnitude" else others.get(key + SCORES)
         if scores is None:
             raise ValueError(f"{folder} holds no mask_scores for {key}; {method} needs them")
+        require_plain(scores, key + SCORES, folder)
         if scores.shape != weight.shape:
             shape = "x".join(map(str, scores.shape))
             raise ValueError(
@@ -79,7 +72,6 @@ def from_movement(
         if scores.isnan().any():
             raise ValueError(f"{folder}: a score of {key} is NaN")
         masks[key] = _BINARIZERS[method](scores.float(), float(threshold or 0))
-    require_encoder_matrices(masks, folder)
     options = {} if threshold is None else {"threshold": threshold}
     step = {"operation": "read", "method": method, **options}
     return Ticket(

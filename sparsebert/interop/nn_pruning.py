@@ -12,21 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sparsebert.bert import canonical_key, encoder_matrix
-from sparsebert.interop.checkpoint_files import (
-    SCORES,
-    WEIGHT,
-    read_config,
-    read_weights,
-    require_encoder_matrices,
-)
+from sparsebert.bert import encoder_matrix
+from sparsebert.checkpoints.pruned_heads import HEAD_DIM, kept_features, pruned_heads_of, with_pruned_heads
+from sparsebert.checkpoints.weight_files import SCORES, read_config, read_weights
+from sparsebert.interop.encoder_weights import encoder_weights
 from sparsebert.tickets.ticket import Ticket
-
-# Dimension of a weight that enumerates the features of all heads.
-_HEAD_DIM = {"query": 0, "key": 0, "value": 0, "attention_output": 1}
 
 
 def is_nn_pruning_model(folder: str | os.PathLike[str]) -> bool:
@@ -50,66 +42,42 @@ def from_nn_pruning(folder: str | os.PathLike[str]) -> Ticket:
         FileNotFoundError: If the folder lacks a file.
     """
     folder = Path(folder)
-    config, state = read_config(folder), read_weights(folder)
-    training_entry = next((name for name in state if "mask_module" in name or name.endswith(SCORES)), None)
+    config, (matrices, others) = read_config(folder), encoder_weights(read_weights(folder), folder)
+    training_entry = next((name for name in others if "mask_module" in name or name.endswith(SCORES)), None)
     if training_entry:
         raise ValueError(
             f"{folder} holds a checkpoint from training ({training_entry}); compile it with nn_pruning first"
         )
     heads, width, pruned_heads = _heads(config, folder)
     masks: dict[str, Tensor] = {}
-    for name, weight in state.items():
-        key = canonical_key(name.removesuffix(WEIGHT))
-        matrix = encoder_matrix(key) if name.endswith(WEIGHT) else None
-        if matrix is None:
+    for key, weight in matrices.items():
+        layer, kind = encoder_matrix(key) or ("", "")
+        pruned = pruned_heads.get(int(layer.rpartition(".")[2]), set())
+        masks[key] = weight != 0
+        if not pruned or kind not in HEAD_DIM:
             continue
-        layer, kind = matrix
-        mask = weight != 0
-        if pruned := pruned_heads.get(int(layer.rpartition(".")[2])):
-            if not all(0 <= head < heads for head in pruned):
-                raise ValueError(f"{folder}: {layer} has {heads} heads, got pruned_heads {sorted(pruned)}")
-            kept = torch.ones(heads, dtype=torch.bool)
-            kept[list(pruned)] = False
-            mask = _with_pruned_heads(mask, kind, kept.repeat_interleave(width // heads), key, folder)
-        masks[key] = mask
-    require_encoder_matrices(masks, folder)
+        if (size := weight.shape[1 - HEAD_DIM[kind]]) != width:
+            raise ValueError(f"{folder}: hidden_size in config.json is {width}, that of {key} is {size}")
+        place = layer
+        try:
+            kept = kept_features(pruned, heads, width)
+            place = key
+            masks[key] = with_pruned_heads(masks[key], kind, kept, width)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {place} {error}") from None
     return Ticket(masks, metadata={"method": "nn_pruning", "source": folder.name})
 
 
 def _heads(config: Mapping[str, Any], folder: Path) -> tuple[int, int, dict[int, set[int]]]:
     """Return the number of heads, the hidden size, and the pruned heads by layer number."""
     try:
-        return (
-            int(config["num_attention_heads"]),
-            int(config["hidden_size"]),
-            {
-                int(layer): {int(head) for head in heads}
-                for layer, heads in config.get("pruned_heads", {}).items()
-            },
+        # DistilBERT has names of its own.
+        heads, width = (
+            int(config[name] if name in config else config[short])
+            for name, short in (("num_attention_heads", "n_heads"), ("hidden_size", "dim"))
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+        return heads, width, pruned_heads_of(config)
+    except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{folder}: config.json must give num_attention_heads, hidden_size and pruned_heads by layer"
         ) from None
-
-
-def _with_pruned_heads(mask: Tensor, kind: str, kept: Tensor, key: str, folder: Path) -> Tensor:
-    """Return the mask of the original matrix from the mask of the compiled one.
-
-    Args:
-        mask: bool [out, in] of the compiled matrix.
-        kind: Kind of the matrix, as :func:`sparsebert.bert.encoder_matrix` returns it.
-        kept: bool [features of all heads], True for the features of kept heads.
-        key: Path of the matrix, for messages.
-        folder: The model's folder, for messages.
-    """
-    dim = _HEAD_DIM.get(kind)
-    if dim is None or mask.shape[dim] == len(kept):
-        return mask
-    if mask.shape[dim] != int(kept.sum()):
-        raise ValueError(
-            f"{folder}: {key} has {mask.shape[dim]} head features, but pruned_heads keeps {int(kept.sum())}"
-        )
-    shape = list(mask.shape)
-    shape[dim] = len(kept)
-    return torch.zeros(shape, dtype=torch.bool).index_copy_(dim, kept.nonzero().flatten(), mask)

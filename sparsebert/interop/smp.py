@@ -13,16 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import MAGIC_PREFIX
 from torch import nn
 
 from sparsebert.atomic import replacing
 from sparsebert.bert import resolve, structure
+from sparsebert.interop.npy_files import read_array
 from sparsebert.interop.torch_prune import refuse_removed_modules
 from sparsebert.tickets.bits import pack_bits, packed_bytes, unpack_bits
 from sparsebert.tickets.provenance import describe_model
 from sparsebert.tickets.ticket import Ticket
-from sparsebert_kernels.errors import first_line
 
 
 def from_smp(path: str | os.PathLike[str], model: nn.Module) -> Ticket:
@@ -80,17 +79,8 @@ def to_smp(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module) -> No
 
 def _packed_bits(path: Path) -> np.ndarray:
     """Return the file's vector of bytes, uint8 [bytes]. Raises ValueError for any other content."""
-    with open(path, "rb") as file:
-        try:
-            # Mapped into memory: a header may claim a larger array than the file or the memory holds.
-            packed = (
-                np.load(path, mmap_mode="r", allow_pickle=False)
-                if file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
-                else None
-            )
-        except (ValueError, OSError, EOFError, SyntaxError) as error:
-            raise ValueError(f"{path} is not a usable .npy file: {first_line(error)}") from None
-    if packed is None or packed.dtype != np.uint8 or packed.ndim != 1:
-        content = "another kind of file" if packed is None else f"{packed.dtype} {list(packed.shape)}"
+    packed = read_array(path)
+    if packed.dtype != np.uint8 or packed.ndim != 1:
+        content = f"{packed.dtype} {list(packed.shape)}"
         raise ValueError(f"{path} must be a .npy file with one row of uint8, got {content}")
     return np.asarray(packed)

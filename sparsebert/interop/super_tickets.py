@@ -107,6 +107,8 @@ def _indices(path: Path, kind: str, values: Any, count: int) -> list[int]:
 
 def _index(path: Path, kind: str, value: Any, count: int) -> int:
     try:
+        if isinstance(value, bool):
+            raise TypeError
         index = int(value)
     except (TypeError, ValueError):
         raise ValueError(f"{path}: a {kind} must be a whole number, got {brief(value)}") from None

@@ -51,6 +51,7 @@ from typing import Any
 
 from sparsebert import results
 from sparsebert.atomic import sweep, write_text
+from sparsebert.json_object import load_json
 
 Record = dict[str, Any]
 _SCHEMA = 1
@@ -118,7 +119,7 @@ class RunFolder:
 
     def _stored_config(self) -> Record:
         try:
-            config: Record = json.loads(self.run_json.read_text())
+            config: Record = load_json(self.run_json.read_text(encoding="utf-8"))
             if (schema := config.pop("schema")) != _SCHEMA:
                 raise ValueError(f"schema must be {_SCHEMA}, got {schema!r}")
         except (OSError, ValueError, KeyError, AttributeError) as error:

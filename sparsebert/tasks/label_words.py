@@ -122,7 +122,8 @@ def load_in_words(
             "mask_id": tokenizer.mask_token_id,
             "template": template,
         }
-    return load_weights(_in_words(getattr(transformers, cls)), name, config=config, dtype=torch.float32)
+    in_words = _in_words(getattr(transformers, cls))
+    return load_weights(in_words, name, fresh_head=False, config=config, dtype=torch.float32)
 
 
 class _InWords:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+import torch
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from sparsebert.hf.attach_quantizer import METHOD
 from sparsebert.json_object import read_json_object
+from sparsebert.tasks.renamed_weights import drop_missing_pooler_, outline_of, problem_of, read_renamed
+from sparsebert.tasks.stored_shapes import require_sizes, require_stored_shapes
 from sparsebert.tickets.file import brief
 
 # Some messages of transformers and torch are half a page long.
@@ -39,6 +42,7 @@ def load_config(name: str) -> Any:
             ) from None
     else:
         described = _described(path)
+    require_sizes(described, name)
     stored = described.get("quantization_config")
     method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
     if stored is not None and method != METHOD:
@@ -52,17 +56,65 @@ def load_config(name: str) -> Any:
         raise ValueError(f"{name}: its config.json is not usable: {_one_line(error)}") from error
 
 
-def load_weights(cls: Any, name: str, **options: Any) -> Any:
-    """Return ``cls.from_pretrained(name, **options)``; bad files raise ValueError or OSError."""
+def load_outline(name: str) -> Any:
+    """Return the base model of a folder or hub id without weights, on the meta device.
+
+    Raises:
+        ValueError: As :func:`load_config`, and for sizes that make no model.
+        OSError: As :func:`load_config`.
+    """
+    return outline_of(AutoModel, name, {"config": load_config(name)})
+
+
+def load_weights(cls: Any, name: str, *, fresh_head: bool = True, **options: Any) -> Any:
+    """Return ``cls.from_pretrained(name, **options)``, with no random weights in place of missing ones.
+
+    Names of wrappers and training code (``module.``, ``model.``, a table in a table), masked weights
+    (``weight_orig`` and ``weight_mask``) and matrices without their pruned heads are read too. A bare encoder
+    whose file holds no pooler gets none.
+
+    Args:
+        cls: A class of transformers, or one of its ``Auto`` classes.
+        name: Hub id or folder of the model.
+        fresh_head: Whether the file may lack the task's head, which then starts from random values.
+        options: Options of ``from_pretrained``.
+
+    Raises:
+        ValueError: In one line, for files that are damaged, lack a tensor of the model, or hold tensors of
+            the encoder that the model has no place for (scores, a LoRA, scales of quantised weights).
+        OSError: For a model that is missing or holds no weights.
+    """
+    random = torch.random.get_rng_state()
+    require_stored_shapes(cls, name, options)
+    model, report, failure = _attempt(lambda: cls.from_pretrained(name, output_loading_info=True, **options))
+    problem = "" if model is None else problem_of(model, report, fresh_head)
+    if (failure or problem) and (renamed := read_renamed(cls, name, options)):
+        # The values of a fresh head must not depend on how the other weights were found.
+        torch.random.set_rng_state(random)
+        model, report, failure = _attempt(renamed.load)
+        problem = "" if model is None else problem_of(model, report, fresh_head)
+    if failure is not None:
+        raise (
+            failure if isinstance(failure, OSError | ValueError) else _in_one_line(failure, name)
+        ) from failure
+    if problem:
+        raise ValueError(f"{name}: its weights {problem}")
+    drop_missing_pooler_(model, report)
+    return model
+
+
+def _attempt(load: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, Exception | None]:
     try:
-        return cls.from_pretrained(name, **options)
-    except (OSError, ValueError):
-        raise
+        return *load(), None
     except Exception as error:  # Unpicklers and zip readers raise too many kinds to name.
-        reason = f"damaged or truncated ({type(error).__name__}: {_one_line(error)})"
-        if "ignore_mismatched_sizes" in str(error):
-            reason = "not of the shapes in its config.json"
-        raise ValueError(f"{name}: its weights are {reason}") from error
+        return None, None, error
+
+
+def _in_one_line(error: Exception, name: str) -> ValueError:
+    reason = f"damaged or truncated ({type(error).__name__}: {_one_line(error)})"
+    if "ignore_mismatched_sizes" in str(error):
+        reason = "not of the shapes in its config.json"
+    return ValueError(f"{name}: its weights are {reason}")
 
 
 def _described(folder: Path) -> Mapping[str, Any]:

@@ -67,7 +67,8 @@ def load_model(
     cls = getattr(transformers, _MODEL_CLASSES[task.kind])
     suffix = _MODEL_CLASSES[task.kind].removeprefix("AutoModel")
     options, positions = label_config(task), None
-    if any(each.endswith(suffix) for each in config.architectures or ()):
+    has_head = any(each.endswith(suffix) for each in config.architectures or ())
+    if has_head:
         positions = label_positions(task, config)
         options = {}
     elif trained or task.model_labels:
@@ -78,7 +79,7 @@ def load_model(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = load_weights(cls, name, dtype=torch.float32, **options)
+        model = load_weights(cls, name, fresh_head=not has_head, dtype=torch.float32, **options)
     if positions is not None:
         reorder_outputs_(model, task, positions)
     return _require_bert(model, name), transformers.AutoTokenizer.from_pretrained(name)
@@ -97,13 +98,9 @@ def skeleton(name: str) -> nn.Module:
         ValueError: For a model of another family.
         OSError: For a model that is missing.
     """
-    import transformers
+    from sparsebert.tasks.load_checked import load_outline
 
-    from sparsebert.tasks.load_checked import load_config
-
-    config = load_config(name)
-    with torch.device("meta"):
-        return _require_bert(transformers.AutoModel.from_config(config), name)
+    return _require_bert(load_outline(name), name)
 
 
 def load_as_saved(name: str) -> Any:
@@ -119,7 +116,7 @@ def load_as_saved(name: str) -> Any:
 
     saved_from = load_config(name).architectures or [""]
     cls = getattr(transformers, saved_from[0], transformers.AutoModel)
-    return _require_bert(load_weights(cls, name, dtype="auto"), name)
+    return _require_bert(load_weights(cls, name, fresh_head=False, dtype="auto"), name)
 
 
 def short_name(model: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsebert.json_object import load_json
 from sparsebert.tasks.encoding import EncodedQuestions
 from sparsebert.tasks.examples import Question
 from sparsebert.tasks.tables import read_text
@@ -22,9 +23,11 @@ def read_squad(path: Path) -> list[Question]:
             is not at its position in the context. The message names the file and the question.
     """
     try:
-        loaded = json.loads(read_text(path))
+        loaded = load_json(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
     try:
         return [
             _question(entry, paragraph["context"], path)

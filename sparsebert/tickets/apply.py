@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import full_name, is_bert_like, resolve, structure
+from sparsebert.bert import (
+    encoder_count,
+    full_name,
+    is_bert_like,
+    resolve,
+    structure,
+    without_wrappers,
+)
 from sparsebert.tickets.provenance import weight_hash
 
 if TYPE_CHECKING:
@@ -17,8 +25,7 @@ if TYPE_CHECKING:
 
 def check(ticket: Ticket, model: nn.Module, *, weights: bool = False) -> None:
     """Raise ValueError, naming the first mismatch, unless the ticket fits; see ``Ticket.check``."""
-    for key, mask in ticket.masks.items():
-        _require_shapes(model, key, mask, ticket.bias_masks.get(key))
+    require_shapes(model, ticket.masks, ticket.bias_masks)
     origin = ticket.metadata.get("model", {})
     if "linears" in origin and is_bert_like(model):
         count = len(structure(model).linears)
@@ -49,12 +56,22 @@ def targets(ticket: Ticket, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
+def require_shapes(model: nn.Module, masks: Mapping[str, Tensor], bias_masks: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for masks that do not have the shapes of the model's weights and biases.
+
+    No value of a mask is read.
+    """
+    for key, mask in masks.items():
+        _require_shape(model, key, mask, bias_masks.get(key))
+    _require_one_encoder(model, masks)
+
+
 def shape_text(tensor: Tensor) -> str:
     """Return the shape as messages print it: "768x3072"."""
     return "x".join(map(str, tensor.shape))
 
 
-def _require_shapes(model: nn.Module, key: str, mask: Tensor, bias_mask: Tensor | None) -> None:
+def _require_shape(model: nn.Module, key: str, mask: Tensor, bias_mask: Tensor | None) -> None:
     try:
         module = resolve(model, key)
     except ValueError as error:
@@ -68,6 +85,18 @@ def _require_shapes(model: nn.Module, key: str, mask: Tensor, bias_mask: Tensor 
             raise ValueError(
                 f"ticket of another model: {key}.{name} is {shape_text(expected)} in the ticket "
                 f"and {actual} in {type(model).__name__}"
+            )
+
+
+def _require_one_encoder(model: nn.Module, keys: Iterable[str]) -> None:
+    """Raise ValueError for keys that name matrices of several encoders in the model, such as two towers."""
+    if (count := encoder_count(model)) < 2:
+        return
+    for key in keys:
+        if without_wrappers(full_name(model, key)) != key:
+            raise ValueError(
+                f"{type(model).__name__} contains {count} encoders, and {key} does not say which; name its "
+                "matrices by their full paths, or pass one of the encoders"
             )
 
 

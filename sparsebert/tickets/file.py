@@ -21,12 +21,13 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor
 
 from sparsebert.atomic import replacing
+from sparsebert.json_object import JsonNumberError, load_json
 from sparsebert.tickets.bits import pack_bits, packed_bytes, unpack_bits
 
 FORMAT_VERSION = 1
@@ -35,7 +36,7 @@ _DIGEST = "sparsebert.sha256"
 _FIELDS = {"version", "masks", "bias_masks", "removed", "metadata", "sparsity", "layer_sparsity"}
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 2**20
-_MAX_WEIGHTS = 2**32
+MAX_WEIGHTS = 2**32
 _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 _MAX_KEY_LENGTH = 256
 _MAX_SHOWN = 80
@@ -129,8 +130,8 @@ def _read(file: BinaryIO) -> TicketContents:
     description, digest = _strings(header.pop("__metadata__", None))
     fields = _description(description)
     shapes = _named(_shapes(fields["masks"], 2), _shapes(fields["bias_masks"], 1))
-    if sum(math.prod(shape) for shape in shapes.values()) > _MAX_WEIGHTS:
-        raise ValueError(f"its masks have more than {_MAX_WEIGHTS} weights in total")
+    if sum(math.prod(shape) for shape in shapes.values()) > MAX_WEIGHTS:
+        raise ValueError(f"its masks have more than {MAX_WEIGHTS} weights in total")
     entries = _entries(shapes)
     _compare(header, entries)
     size = sum(packed_bytes(shape) for shape in shapes.values())
@@ -181,6 +182,9 @@ def _description(text: str) -> dict[str, Any]:
     for name, expected in types.items():
         if not isinstance(fields[name], expected):
             raise ValueError(f"its {name} must be a JSON {'array' if expected is list else 'object'}")
+    for value in (fields["sparsity"], *fields["layer_sparsity"].values()):
+        if isinstance(value, int):
+            raise ValueError(f"a sparsity must be a number with a decimal point, got {brief(value)}")
     return fields
 
 
@@ -191,7 +195,7 @@ def _shapes(table: dict[str, Any], dimensions: int) -> dict[str, tuple[int, ...]
         if (
             not isinstance(shape, list)
             or len(shape) != dimensions
-            or not all(type(size) is int and 1 <= size <= _MAX_WEIGHTS for size in shape)
+            or not all(type(size) is int and 1 <= size <= MAX_WEIGHTS for size in shape)
         ):
             raise ValueError(f"{key} must have a shape of {dimensions} positive sizes, got {brief(shape)}")
     return {key: tuple(shape) for key, shape in table.items()}
@@ -203,7 +207,8 @@ def _compare(header: dict[str, Any], entries: dict[str, Any]) -> None:
         problem = "has a shape without bits" if name in entries else "has bits without a shape"
         raise ValueError(f"{brief(name)} {problem}")
     for name, entry in entries.items():
-        if header[name] != entry:
+        # As text: in Python 1 == 1.0 == True.
+        if json.dumps(header[name], sort_keys=True) != json.dumps(entry, sort_keys=True):
             raise ValueError(f"{name} has the entry {brief(header[name])}, its shape needs {entry}")
 
 
@@ -237,13 +242,12 @@ def _json_object(text: str, what: str) -> dict[str, Any]:
             raise ValueError(f"its {what} repeats a name")
         return table
 
-    def no_constant(name: str) -> NoReturn:
-        raise ValueError(f"its {what} contains {name}")
-
     try:
-        loaded = json.loads(text, object_pairs_hook=once, parse_constant=no_constant)
+        loaded = load_json(text, once)
     except json.JSONDecodeError as error:
         raise ValueError(f"its {what} is not JSON ({error.msg} at character {error.pos})") from None
+    except JsonNumberError as error:
+        raise ValueError(f"its {what} contains {error.number}") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"its {what} is not a JSON object")
     return loaded

@@ -101,6 +101,12 @@ def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"metadata {name!r} must be of type {expected.__name__}, got {type(value).__name__}"
             )
+    for name, value in (
+        *(("block_size", size) for size in checked.get("block_size") or ()),
+        ("model.linears", (checked.get("model") or {}).get("linears", 0)),
+    ):
+        if type(value) is not int:
+            raise ValueError(f"metadata {name!r} must be whole numbers, got {value!r}")
     checked.setdefault("versions", _versions())
     return checked
 

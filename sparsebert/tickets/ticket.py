@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import canonical_key, weight_of
+from sparsebert.bert import canonical_key, weight_of, without_holders
 from sparsebert.linear_layers import prunable
 from sparsebert.tickets import apply, file, torch_prune
 from sparsebert.tickets.apply import shape_text
 from sparsebert.tickets.bits import pack_bits
-from sparsebert.tickets.file import TicketContents, brief, is_key
+from sparsebert.tickets.file import MAX_WEIGHTS, TicketContents, brief, is_key
 from sparsebert.tickets.provenance import checked_metadata, describe_model, masks_digest
 
 # Two sparsities that differ by no more than this are the same: tables and command lines, which state one
@@ -203,7 +203,9 @@ class Ticket:
                 removed=contents.removed,
                 metadata=contents.metadata,
             )
-            if (contents.sparsity, contents.layer_sparsity) != (ticket.sparsity, ticket.layer_sparsity):
+            # Earlier versions kept some prefixes that keys no longer have.
+            stated = {without_holders(key): value for key, value in contents.layer_sparsity.items()}
+            if (contents.sparsity, stated) != (ticket.sparsity, ticket.layer_sparsity):
                 raise ValueError("its masks do not have the sparsities that it states")
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)} is not a usable ticket file: {error}") from None
@@ -318,11 +320,17 @@ def _checked_masks(masks: Mapping[str, Tensor], dimensions: int) -> dict[str, Te
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"the mask of {key} must be a torch.bool tensor, got {kind}")
+        if mask.is_nested or mask.layout != torch.strided:
+            raise ValueError(f"the mask of {key} must be a dense tensor, got a nested or sparse one")
         if mask.dim() != dimensions or mask.numel() == 0:
             expected = "[out, in]" if dimensions == 2 else "[out]"
             raise ValueError(f"the mask of {key} must be {expected} and not empty, got {shape_text(mask)}")
         if mask.is_meta:
             raise ValueError(f"the mask of {key} is on the meta device, which holds no values")
+        if mask.numel() > MAX_WEIGHTS:
+            raise ValueError(
+                f"the mask of {key} is {shape_text(mask)}; a ticket has at most {MAX_WEIGHTS} weights"
+            )
         if key in checked:
             raise ValueError(f"masks has two entries for {key}; pass one")
         checked[key] = mask.detach().cpu().contiguous()

@@ -21,8 +21,10 @@ def read_masks(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """
     masks: dict[str, Tensor] = {}
     bias_masks: dict[str, Tensor] = {}
+    prefix = ""
     if is_bert_like(model):
         masks = {key: _keep_all(weight_of(model, key)) for key in structure(model).linears}
+        prefix = f"{structure(model).prefix}."
     pruned = False
     for name, buffer in model.named_buffers():
         path, _, kind = name.rpartition(".")
@@ -34,7 +36,7 @@ def read_masks(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if not torch.all((buffer == 0) | (buffer == 1)):
             raise ValueError(f"{name} holds values other than 0 and 1")
         pruned = True
-        key = canonical_key(path)
+        key = canonical_key(path.removeprefix(prefix))
         masks.setdefault(key, _keep_all(module.weight))
         (masks if kind == "weight_mask" else bias_masks)[key] = buffer.bool()
     if not pruned:

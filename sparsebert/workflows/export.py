@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -23,6 +22,7 @@ from sparsebert.hf.embeddings import with_embeddings_in
 from sparsebert.hf.model_card import extend_card, extend_card_of_dense
 from sparsebert.hf.sentence_modules import DENSE_TYPE, SPARSE_TYPE, set_type
 from sparsebert.hf.sentence_modules import FILE as MODULES
+from sparsebert.json_object import load_json
 from sparsebert.sparsify import densify_, sparsify_
 from sparsebert.tasks.models import load_as_saved
 from sparsebert.tickets.ticket import Ticket
@@ -85,15 +85,9 @@ def export_model(
     batch: int = 1,
     length: int | None = None,
     records: Iterable[Mapping[str, Any]] = (),
-<<<<<<< HEAD
-    portable: bool = False,
-    embeddings: str | torch.dtype | None = None,
-    measure: bool = True,
-=======
     measure: bool = True,
     portable: bool = False,
     embeddings: str | torch.dtype | None = None,
->>>>>>> plans
 ) -> tuple[Footprint, Footprint]:
     """Write a pruned model to a folder, with its tokenizer and any files of sentence-transformers.
 
@@ -106,10 +100,7 @@ def export_model(
         batch: Sequences per call, for the choice of formats and the size of activations.
         length: Tokens of each sequence; by default 128, or the model's maximum if that is less.
         records: Records for the model card, as for :func:`sparsebert.hf.model_card.model_card`.
-<<<<<<< HEAD
-=======
         measure: As for :func:`sparsebert.sparsify_`.
->>>>>>> plans
         portable: Write dense values, as ``sparse=False`` does, with a model card.
         embeddings: Dtype to store the embeddings in, such as "bf16", where it is narrower than the model's.
             The model loads in its own dtype; its embeddings are then rounded.
@@ -217,7 +208,7 @@ def _module_folders(source: Path) -> list[str]:
     """Return the folders of the modules that follow the encoder, whose folder is the model's folder."""
     file = source / _SENTENCE_FILES[0]
     try:
-        paths = [str(module["path"]) for module in json.loads(file.read_text(encoding="utf-8"))]
+        paths = [str(module["path"]) for module in load_json(file.read_text(encoding="utf-8"))]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{file} must list the modules of sentence-transformers with their paths") from None
     for path in paths:

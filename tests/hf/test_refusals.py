@@ -88,6 +88,8 @@ def test_config_of_another_version_or_shape(folder: Path, field: str, value: Any
         ("format", "zip", "unknown format 'zip'"),
         ("block", [0, 4], "must be two positive integers, got ["),
         ("measured_us", "fast", "measured_us must be a number, got 'fast'"),
+        ("measured_us", True, "measured_us must be a number, got True"),
+        ("bias", 1, "bias must be true or false, got 1"),
         ("measured_us", float("nan"), "measured_us must be a positive, finite time, got nan"),
         ("dense_us", -1, "dense_us must be a positive, finite time, got -1"),
         ("shape", [10**12, 10**12], "the folder does not fit BertForSequenceClassification"),
@@ -167,6 +169,46 @@ def test_tensors_of_another_dtype_or_shape(
     line = refusal(folder)
     assert f"{KEY}.{name} is " in line
     assert "in config.json" in line
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "embeddings.word_embeddings.weight",
+        "embeddings.LayerNorm.bias",
+        "encoder.layer.1.output.LayerNorm.weight",
+        "pooler.dense.weight",
+    ],
+)
+@pytest.mark.parametrize("change", [torch.Tensor.char, torch.Tensor.long, torch.Tensor.bool])
+def test_a_dtype_beside_the_sparse_layers(
+    folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    edit_tensors(folder, lambda tensors: tensors.update({f"bert.{name}": change(tensors[f"bert.{name}"])}))
+    line = refusal(folder)
+    assert line.startswith(f"{name} is ")
+    assert "but F32 or BF16 or F16 or F64" in line
+
+
+def test_a_dtype_of_the_head(folder: Path) -> None:
+    edit_tensors(
+        folder, lambda tensors: tensors.update({"classifier.bias": tensors["classifier.bias"].char()})
+    )
+    assert "classifier.bias is I8 [2] in the file, but F32" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["embeddings.word_embeddings.weight", "encoder.layer.0.output.LayerNorm.bias"]
+)
+def test_a_tensor_beside_the_sparse_layers_that_no_file_holds(folder: Path, name: str) -> None:
+    edit_tensors(folder, lambda tensors: tensors.pop(f"bert.{name}"))
+    assert f"the model needs {name}, but no file holds it" in refusal(folder)
+
+
+@pytest.mark.parametrize(("field", "value"), [("tokens", True), ("sparsity", True), ("trainable", 0)])
+def test_a_bool_is_not_a_number(folder: Path, field: str, value: Any) -> None:
+    edit_config(folder, lambda config: config["quantization_config"].update({field: value}))
+    assert "the wrong type for" in refusal(folder)
 
 
 def test_a_mask_that_keeps_another_number_of_weights_than_there_are_values(folder: Path) -> None:

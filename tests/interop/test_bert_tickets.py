@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils import prune as torch_prune
 
 from sparsebert.bert import prunable, resolve
+from sparsebert.interop import read_ticket
 from sparsebert.interop.bert_tickets import from_bert_tickets, to_bert_tickets
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
@@ -55,6 +57,52 @@ class TestBertTickets:
         torch.save(state, tmp_path / "mask.pt", _use_new_zipfile_serialization=False)
         torch.save(state, tmp_path / "new.pt")
         assert from_bert_tickets(tmp_path / "mask.pt") == from_bert_tickets(tmp_path / "new.pt")
+
+    @pytest.mark.parametrize(
+        "prefix",
+        [
+            "module.",
+            "_orig_mod.",
+            "model.",
+            "net.",
+            "base_model.model.",
+            "student.",
+            "_orig_mod.module.model.",
+        ],
+    )
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_names_of_wrappers_and_training_code(self, tmp_path: Path, prefix: str, nested: bool) -> None:
+        model = bert("BertForSequenceClassification", layers=2)
+        state: dict[str, Any] = {f"{prefix}{name}": mask for name, mask in chen_pruned(model, 0.3).items()}
+        torch.save({"state_dict": state, "epoch": 1} if nested else state, tmp_path / "mask.pt")
+        assert from_bert_tickets(tmp_path / "mask.pt") == Ticket.from_torch_prune(model)
+        assert read_ticket(tmp_path / "mask.pt", model) == Ticket.from_torch_prune(model)
+
+    def test_masks_below_a_sentence_transformer(self, tmp_path: Path) -> None:
+        model = bert(layers=2)
+        state = {f"0.auto_model.{name}": mask for name, mask in chen_pruned(model, 0.3).items()}
+        torch.save(state, tmp_path / "mask.pt")
+        assert from_bert_tickets(tmp_path / "mask.pt") == Ticket.from_torch_prune(model)
+
+    def test_masks_in_a_safetensors_file(self, tmp_path: Path) -> None:
+        model = bert(layers=2)
+        chen_pruned(model, 0.3)
+        save_file(
+            {f"module.{name}": value for name, value in model.state_dict().items()},
+            tmp_path / "m.safetensors",
+        )
+        assert read_ticket(tmp_path / "m.safetensors", model) == Ticket.from_torch_prune(model)
+
+    def test_masks_of_two_encoders_keep_their_paths(self, tmp_path: Path) -> None:
+        state = {
+            f"{tower}.bert.{name}": mask
+            for tower in ("query", "passage")
+            for name, mask in chen_pruned(bert(layers=1), 0.3).items()
+        }
+        torch.save(state, tmp_path / "mask.pt")
+        masks = from_bert_tickets(tmp_path / "mask.pt").masks
+        assert "passage.bert.encoder.layer.0.output.dense" in masks
+        assert len(masks) == 14
 
     def test_what_is_written_is_read_again(self, tmp_path: Path) -> None:
         ticket = prune(bert(), "random", sparsity=0.6, include_pooler=True)

@@ -28,6 +28,13 @@ def test_heads_that_are_missing_are_pruned(tmp_path: Path) -> None:
     assert ticket.metadata["method"] == "nn_pruning"
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.model.", "student."])
+def test_names_of_wrappers_and_training_code(tmp_path: Path, prefix: str) -> None:
+    masks, state = compiled(bert())
+    state = {f"{prefix}{name}": value for name, value in state.items()}
+    assert from_nn_pruning(saved(tmp_path / "m", state, pruned_heads=PRUNED_HEADS)) == Ticket(masks)
+
+
 def test_heads_that_are_zeros_are_read_as_they_are(tmp_path: Path) -> None:
     model = bert()
     masks, _ = compiled(model)

@@ -202,3 +202,22 @@ def test_applying_twice_or_in_any_order_is_applying_the_intersection(seed: int, 
     b = prune(model, "magnitude", sparsity=0.5)
     assert Ticket.from_model(a.apply_(b.apply_(bert()))) == a & b
     assert Ticket.from_model(b.apply_(a.apply_(bert()))) == a & b
+
+
+def test_masks_by_names_of_training_code_fit_the_model() -> None:
+    model = bert()
+    made = prune(model, sparsity=0.5)
+    for prefix in ("model.bert.", "net.", "base_model.model.bert.", "0.auto_model.", "module.model.bert."):
+        assert Ticket({f"{prefix}{key}": mask for key, mask in made.masks.items()}) == made
+
+
+def test_a_key_that_may_belong_to_either_of_two_encoders_is_refused() -> None:
+    towers = nn.ModuleDict({"query": bert("BertModel"), "passage": bert("BertModel")})
+    made = prune(towers["query"], sparsity=0.5)
+    with pytest.raises(ValueError, match=r"contains 2 encoders, and encoder\.layer\.0\S+ does not say which"):
+        made.check(towers)
+    named = Ticket({f"passage.{key}": mask for key, mask in made.masks.items()})
+    before = values(towers["query"])
+    named.apply_(towers)
+    assert unchanged(towers["query"], before)
+    assert Ticket.from_model(towers["passage"]).sparsity == pytest.approx(0.5)

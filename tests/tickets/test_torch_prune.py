@@ -58,3 +58,13 @@ def test_what_it_cannot_read_is_refused() -> None:
     linear[0].weight_mask[0, 0] = 0.5
     with pytest.raises(ValueError, match=r"0\.weight_mask holds values other than 0 and 1"):
         Ticket.from_torch_prune(linear)
+
+
+def test_an_encoder_below_any_name_has_its_keys() -> None:
+    model = bert()
+    torch_prune.random_unstructured(model.bert.encoder.layer[0].output.dense, "weight", amount=96)
+    expected = Ticket.from_torch_prune(model)
+    for name in ("model", "student", "net"):
+        wrapped = nn.ModuleDict({name: model})
+        assert Ticket.from_torch_prune(wrapped) == expected
+        assert list(Ticket.from_torch_prune(wrapped).masks) == list(expected.masks)
