@@ -66,8 +66,8 @@ _DISTILBERT = _Layout(
 # Keyed by the class attribute ``base_model_prefix``; XLM-RoBERTa and CamemBERT share RoBERTa's.
 _FAMILIES = {"bert": _BERT, "roberta": _BERT, "electra": _BERT, "distilbert": _DISTILBERT}
 
-# torch.compile, (Distributed)DataParallel, FSDP, activation checkpointing, DeepSpeed and peft's adapters insert
-# these components into module paths.
+# torch.compile, (Distributed)DataParallel, FSDP, activation checkpointing, DeepSpeed and peft's adapters
+# insert these components into module paths.
 _WRAPPERS = (
     "_orig_mod",
     "module",
