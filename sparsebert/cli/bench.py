@@ -10,8 +10,15 @@ import typer
 
 from sparsebert.cli.console import print_tables, progress
 from sparsebert.cli.exit_codes import WRONG_OUTPUT, CommandFailed
-from sparsebert.cli.path_checks import require_files, require_picture, require_records
-from sparsebert.cli.shared_options import GRANULARITY_HELP, AnyModel, JsonFile, TicketFile, sparsity_list
+from sparsebert.cli.path_checks import require_files, require_picture, require_records, require_writable
+from sparsebert.cli.shared_options import (
+    GRANULARITY_HELP,
+    AnyModel,
+    JsonFile,
+    TicketFile,
+    require_numbers,
+    sparsity_list,
+)
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
@@ -20,6 +27,8 @@ if TYPE_CHECKING:
     from sparsebert.bench.workload import Workload
 
 DEFAULT_BASELINES = "onednn,eager"
+_MAX_BUDGET = 86_400  # a day
+_MAX_TOKENS = 2**20
 
 
 def bench(
@@ -44,7 +53,7 @@ def bench(
         ),
     ] = "auto",
     batch: Annotated[int, typer.Option(help="sequences per batch")] = 1,
-    seq: Annotated[int, typer.Option(help="tokens per sequence")] = 128,
+    seq: Annotated[int | None, typer.Option(help="tokens per sequence [default: 128]")] = None,
     lengths_from: Annotated[
         Path | None,
         typer.Option(help="file of real lengths, instead of --seq: one sentence or one integer per line"),
@@ -67,9 +76,18 @@ def bench(
 ) -> None:
     """Time a sparse model against dense baselines, after checking that their outputs agree."""
     for option, value in (("--sparsity", sparsity), ("--granularity", granularity)):
-        if ticket and value:
+        if ticket is not None and value is not None:
             raise ValueError(f"{option} {value} conflicts with --ticket, which decides it; omit one of them")
-    sparsities: Sequence[float | None] = [None] if ticket else sparsity_list(sparsity or "0.9")
+    if seq is not None and lengths_from is not None:
+        raise ValueError(f"--seq {seq} conflicts with --lengths-from, which decides it; omit one of them")
+    require_numbers({"--budget": budget}, least=0, most=_MAX_BUDGET)
+    require_numbers({"--batch": batch, "--seq": seq}, most=_MAX_TOKENS)
+    if batch * (seq or 1) > _MAX_TOKENS:
+        raise ValueError(f"--batch {batch} times --seq {seq} must be at most {_MAX_TOKENS} tokens")
+    sparsities: Sequence[float | None] = (
+        [None] if ticket else sparsity_list("0.9" if sparsity is None else sparsity)
+    )
+    require_writable({"--json": json, "--plot": plot})
     require_records("--json", json)
     require_picture("--plot", plot)
     require_files({"--lengths-from": lengths_from})
@@ -80,8 +98,9 @@ def bench(
     from sparsebert.bench import output_check, runner
     from sparsebert.bench.workload import Workload, read_lengths
     from sparsebert.report.model_tables import bench_tables
+    from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
-    lengths = (seq,) * batch
+    lengths = (seq or DEFAULT_TOKENS,) * batch
     if lengths_from is not None:
         lengths = read_lengths(lengths_from, model, batch, limit=512, seed=seed)
     workload = Workload(model, batch, lengths, dtype, threads, device, seed)
@@ -90,7 +109,9 @@ def bench(
     with progress() as step:
         step("detecting the machine")
         machine = _detect(threads)
-        for pruned in _pruned_models(workload, ticket, sparsities, granularity or "element", format, step):
+        for pruned in _pruned_models(
+            workload, ticket, sparsities, "element" if granularity is None else granularity, format, step
+        ):
             try:
                 rows = runner.run(pruned, baselines, machine, settings, step)
             except output_check.OutputMismatchError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_h
 import typer
 
 from sparsebert.cli.path_checks import require_files
-from sparsebert.cli.shared_options import GRANULARITY_HELP, TASK_NAMES
+from sparsebert.cli.shared_options import GRANULARITY_HELP, TASK_NAMES, require_applicable, require_numbers
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
 # Name of a task from the user's files, if --task is omitted.
 USER_TASK = "own"
 
+# Names of tasks become names of folders.
+_FOLDER_NAME = re.compile(r"\w[\w.+ -]{0,99}")
+
 # The training settings that are options, with their help; order and defaults come from TrainingSettings.
 TRAINING_PANEL = "Training"
 TRAINING_HELP = {
     "steps": "optimizer steps per round, instead of --epochs",
-    "epochs": "passes over the training data per round",
+    "epochs": "passes over the training data per round [default: 3]",
     "batch_size": "examples per batch on each device",
     "group_by_length": "batch examples of similar length together",
     "gradient_accumulation": "batches per optimizer step",
@@ -73,6 +77,17 @@ class DataOptions:
         int | None, typer.Option(help="maximum tokens per example; the task's default if omitted")
     ] = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for options that do not apply, and for a length without room for a token."""
+        require_numbers({"--max-length": self.max_length})
+        if not self.user_files:
+            options = {
+                "--text-columns": self.text_columns != "text",
+                "--label-column": self.label_column != "label",
+                "--regression": self.regression,
+            }
+            require_applicable(options, "--train-file or --validation-file")
+
     @property
     def user_files(self) -> bool:
         """Whether the user passes files for a task."""
@@ -89,6 +104,10 @@ class DataOptions:
             )
         if task in TASKS and self.user_files:
             raise ValueError(f"--task {task} names a built-in task; choose another name for your own files")
+        if self.user_files and task is not None and not _FOLDER_NAME.fullmatch(task):
+            raise ValueError(
+                f"--task names a folder: use letters, digits and . _ + - (not first), got {task[:60]!r}"
+            )
         return task or USER_TASK
 
     def source(self, task: str, labels: tuple[str, ...] | None = None) -> Path | TaskData | None:
@@ -151,8 +170,8 @@ class UnitOptions:
             scope: Scope if the user names none.
         """
         return {
-            "granularity": self.granularity or granularity,
-            "scope": self.scope or scope,
+            "granularity": granularity if self.granularity is None else self.granularity,
+            "scope": scope if self.scope is None else self.scope,
             "include_pooler": self.pooler,
         }
 
@@ -231,12 +250,25 @@ def flattened(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         for group, (cls, names) in groups.items():
-            values[group] = cls(**{name: values.pop(name) for name in names})
+            values[group] = _group(cls, {name: values.pop(name) for name in names})
         command(**values)
 
     run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     run.__annotations__ = {name: each.annotation for name, each in parameters.items()}
     return run
+
+
+def _group(cls: type, values: dict[str, Any]) -> Any:
+    """Return a group with the values of its options."""
+    if cls is TrainingSettings:
+        if values["steps"] is not None and values["epochs"] is not None:
+            raise ValueError(
+                f"--steps {values['steps']} conflicts with --epochs {values['epochs']:g}, "
+                "which also sets the length of a round; omit one of them"
+            )
+        if values["epochs"] is None:
+            del values["epochs"]
+    return cls(**values)
 
 
 def _options_of(cls: Any) -> list[inspect.Parameter]:
@@ -255,6 +287,9 @@ def _options_of(cls: Any) -> list[inspect.Parameter]:
         option.rich_help_panel = getattr(cls, "panel", TRAINING_PANEL if cls is TrainingSettings else None)
         hint = Annotated[kind, option]
         default = inspect.Parameter.empty if field.default is MISSING else field.default
+        if cls is TrainingSettings and field.name == "epochs":
+            kind, default = float | None, None  # None tells an omitted option from its default.
+            hint = Annotated[kind, option]
         options.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
         )

@@ -18,12 +18,17 @@ from sparsebert.cli.shared_options import (
     Seeds,
     TaskName,
     TicketFile,
+    require_applicable,
+    require_numbers,
     seed_list,
     sparsity_list,
 )
 
 if TYPE_CHECKING:
     from sparsebert.tickets.ticket import Ticket
+
+# More batches, or examples in a batch, than any data set has.
+_MAX_COUNT = 2**31
 
 
 @flattened
@@ -39,8 +44,13 @@ def prune(
     method: Annotated[str, typer.Option(help="magnitude, random, snip or head-importance")] = "magnitude",
     ticket: TicketFile = None,
     task: TaskName = None,
-    batches: Annotated[int, typer.Option(help="number of training batches to compute scores on")] = 8,
-    batch_size: Annotated[int, typer.Option(help="examples per batch")] = 32,
+    batches: Annotated[
+        int | None,
+        typer.Option(help="with --task: number of training batches to compute scores on [default: 8]"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="with --task: examples per batch [default: 32]")
+    ] = None,
     biases: Annotated[
         bool, typer.Option("--biases", help="magnitude, random: also prune single biases (Prasanna et al.)")
     ] = False,
@@ -76,13 +86,14 @@ def prune(
     sparsities = sparsity_list(sparsity)
     if len(sparsities) != 1:
         raise ValueError(f"--sparsity must be one number, got {sparsity}: a ticket has one sparsity")
-    for option, count in (("--batches", batches), ("--batch-size", batch_size)):
-        if count < 1:
-            raise ValueError(f"{option} must be at least 1, got {count}")
+    require_numbers({"--batches": batches, "--batch-size": batch_size}, most=_MAX_COUNT)
+    if task is None and not data.user_files:
+        options = {"--data": data.data, "--max-length": data.max_length}
+        require_applicable({**options, "--batches": batches, "--batch-size": batch_size}, "--task")
     numbers = seed_list(seeds)
     files = {seed: _with_seed(output, seed) if len(numbers) > 1 else output for seed in numbers}
     for file in files.values():
-        require_writable({"--output": file})
+        require_writable({"--output": file, "--json": json})
     require_records("--json", json)
     from sparsebert import results
     from sparsebert.bench.runner import describe
@@ -109,7 +120,7 @@ def prune(
         for seed in numbers:
             step(f"loading {model}")
             dense, examples = _model_and_examples(
-                model, task, source, seed, data.max_length, batches, batch_size
+                model, task, source, seed, data.max_length, batches or 8, batch_size or 32
             )
             require_whole_blocks(dense, PruningUnits(**units.arguments()))
             step("pruning")

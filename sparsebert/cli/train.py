@@ -13,7 +13,15 @@ from sparsebert.cli.console import print_tables, say
 from sparsebert.cli.method_options import MethodOptions
 from sparsebert.cli.option_groups import DataOptions, DistillationOptions, UnitOptions, flattened
 from sparsebert.cli.path_checks import require_folders, require_records
-from sparsebert.cli.shared_options import JsonFile, PretrainedModel, Seeds, TaskName, TicketFile, seed_list
+from sparsebert.cli.shared_options import (
+    JsonFile,
+    PretrainedModel,
+    Seeds,
+    TaskName,
+    TicketFile,
+    require_share,
+    seed_list,
+)
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -66,6 +74,7 @@ def train(
     An interrupted run resumes when you start it again. Omitted options of a method take its defaults.
     """
     numbers = seed_list(seeds)
+    require_share("--sparsity", sparsity)
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})
     import sparsebert.workflows.train as workflow

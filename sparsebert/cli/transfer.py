@@ -13,7 +13,14 @@ import typer
 from sparsebert.cli.console import print_tables, say
 from sparsebert.cli.option_groups import DataOptions, flattened
 from sparsebert.cli.path_checks import require_folders, require_records
-from sparsebert.cli.shared_options import TASK_NAMES, JsonFile, PretrainedModel, Seeds, seed_list
+from sparsebert.cli.shared_options import (
+    TASK_NAMES,
+    JsonFile,
+    PretrainedModel,
+    Seeds,
+    require_share,
+    seed_list,
+)
 from sparsebert.training.settings import TrainingSettings
 
 
@@ -53,6 +60,7 @@ def transfer(
 ) -> None:
     """Train tickets from some tasks on other tasks, and compare them with the dense model."""
     numbers = seed_list(seeds)
+    require_share("--sparsity", sparsity)
     paths = _paths_by_name(ticket)
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})
@@ -131,7 +139,7 @@ def _paths_by_name(tickets: Sequence[str]) -> dict[str, Path]:
     """Return the paths in "sst2=runs/sst2" by name; by default the name of the file or folder."""
     paths: dict[str, Path] = {}
     for text in tickets:
-        match = re.fullmatch(r"([\w.+-]+)=(.+)", text)
+        match = re.fullmatch(r"(\w[\w.+-]*)=(.+)", text)
         path = Path(match[2] if match else text)
         name = match[1] if match else path.resolve().stem
         if name in paths:

@@ -100,10 +100,14 @@ class RunFolder:
             if not self.run_json.exists():
                 write_text(self.run_json, json.dumps({"schema": _SCHEMA, **config}, indent=2) + "\n")
             self.require(config)
-            rounds = [*self.path.glob("round-*"), *self.path.glob("round-*/checkpoints")]
-            for folder in (self.path, self.rewind, *rounds):
-                sweep(folder)
+            self.sweep()
             yield
+
+    def sweep(self) -> None:
+        """Delete the temporary files that killed processes left in the folder."""
+        for folder in [self.path, *(each for each in self.path.rglob("*") if each.is_dir())]:
+            if folder.is_dir():  # It may be in a folder that was just deleted.
+                sweep(folder)
 
     def require(self, config: Mapping[str, Any]) -> None:
         """Raise ValueError, naming the first difference, unless the folder's run has this configuration."""
@@ -145,8 +149,9 @@ class RunFolder:
         write_text(path, str(sessions))
         return sessions
 
-    def require_space(self, needed: int) -> None:
-        """Raise OSError unless the disk has ``needed`` free bytes."""
+    def require_space(self, size: int) -> None:
+        """Raise OSError unless the disk has room for the folder to grow to ``size`` bytes."""
+        needed = size - sum(each.stat().st_size for each in self.path.rglob("*") if each.is_file())
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise OSError(

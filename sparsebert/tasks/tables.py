@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from sparsebert.file_types import require_regular
 from sparsebert.tasks.registry import Task
 
 Column = str | int
@@ -17,6 +18,7 @@ Rows = Iterator[tuple[int, tuple[str, ...]]]
 
 def read_text(path: Path) -> str:
     """Read UTF-8 text without its byte-order mark. Raises ValueError, with file and line, if invalid."""
+    require_regular(path)
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")

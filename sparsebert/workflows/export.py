@@ -101,7 +101,7 @@ def export_model(
     elif ticket is not None:
         ticket.apply_(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(folder) as unfinished:
+    with replacing(folder, model_bytes(model)) as unfinished:
         model.save_pretrained(unfinished)
         _copy_tokenizer(name, unfinished)
         _copy_sentence_modules(name, unfinished)

@@ -82,6 +82,7 @@ def train(
     folder = RunFolder(out)
     if folder.run_json.exists() and folder.finished():
         folder.require(config.describe())
+        folder.sweep()
         context.say(f"{folder.path} is finished: nothing to do")
         return folder.rounds_done()
     seed = config.training.seed

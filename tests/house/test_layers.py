@@ -28,7 +28,7 @@ PACKAGES = {"sparsebert": ROOT, "sparsebert_kernels": ROOT / "kernels"}
 # From the ground up; `sparsebert` is its __init__.py, which loads the public names on first use.
 LAYERS = (
     {"sparsebert_kernels"},
-    {"bert", "atomic", "json_object", "results", "tickets"},
+    {"bert", "atomic", "file_types", "json_object", "results", "tickets"},
     {"cost", "nn", "pruning", "compaction"},
     {"planning", "sparsify", "compact", "tasks", "report", "hf"},
     {"interop", "mask_learning", "training", "lottery"},
