@@ -10,6 +10,7 @@ import typer
 
 from sparsebert.cli.console import print_tables, progress
 from sparsebert.cli.exit_codes import WRONG_OUTPUT, CommandFailed
+from sparsebert.cli.help_format import definitions
 from sparsebert.cli.path_checks import require_files, require_picture, require_records, require_writable
 from sparsebert.cli.shared_options import (
     GRANULARITY_HELP,
@@ -166,10 +167,12 @@ def _detect(threads: int) -> Environment:
 def _list_baselines() -> None:
     from sparsebert.bench.providers import BACKENDS, BASELINES
 
+    entries = []
     for name in BASELINES:
         backend = BACKENDS[name]()
         lack = backend.available()
-        typer.echo(f"{name:18} {backend.summary}" + (f" (unavailable here: {lack})" if lack else ""))
+        entries.append((name, backend.summary + (f" (unavailable here: {lack})" if lack else "")))
+    typer.echo(definitions(entries))
 
 
 def _baselines(names: str, required: bool) -> list[str]:

@@ -12,6 +12,7 @@ import typer
 from sparsebert.cli.console import print_tables, print_ticket_file
 from sparsebert.cli.path_checks import require_files, require_records, require_regular_file, require_writable
 from sparsebert.cli.shared_options import JsonFile, require_applicable, require_numbers
+from sparsebert.cli.stamped import stamped
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def convert(
         _write_ticket(ticket, output, to, shapes)
     if json is not None:
         fields = {"source": str(source), "output": str(output), "to": to, "ticket": describe(ticket)}
-        results.append(json, [results.stamp("convert", {**fields, **footprints})])
+        results.append(json, [stamped("convert", {**fields, **footprints})])
     print_ticket_file(output, ticket)
 
 

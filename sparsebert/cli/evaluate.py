@@ -9,6 +9,7 @@ import typer
 from sparsebert.cli.option_groups import DataOptions, flattened
 from sparsebert.cli.path_checks import require_records
 from sparsebert.cli.shared_options import JsonFile, TaskName, TicketFile, seed_list
+from sparsebert.cli.stamped import stamped
 
 
 @flattened
@@ -65,7 +66,7 @@ def evaluate(
             scores = {"metrics": evaluate_model(name, path, ticket=loaded, **examples)}
         sparsity = loaded.sparsity if loaded else None
         fields = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
-        return results.stamp("eval", {"task": name, **fields, **scores})
+        return stamped("eval", {"task": name, **fields, **scores})
 
     rows = [evaluated(seed, path) for seed, path in models.items()]
     for row in rows:
@@ -76,7 +77,7 @@ def evaluate(
     if len(rows) > 1 or dense_models:
         dense_rows = [evaluated(seed, path, pruned=False) for seed, path in dense_models.items()]
         summary = summarise(task_of(name, source).metric, rows, dense_rows)
-        rows.append(results.stamp("eval_seeds", {"task": name, "model": short_name(model), **summary}))
+        rows.append(stamped("eval_seeds", {"task": name, "model": short_name(model), **summary}))
         typer.echo(f"{summary['metric']} {mean_and_verdict(summary)}")
     if json is not None:
         results.append(json, rows)

@@ -23,12 +23,13 @@ from sparsebert.cli.shared_options import (
     seed_list,
     sparsity_list,
 )
+from sparsebert.cli.stamped import stamped
 
 if TYPE_CHECKING:
     from sparsebert.tickets.ticket import Ticket
 
 # More batches, or examples in a batch, than any data set has.
-_MAX_COUNT = 2**31
+_MAX_COUNT = 10**9
 
 
 @flattened
@@ -88,8 +89,8 @@ def prune(
         raise ValueError(f"--sparsity must be one number, got {sparsity}: a ticket has one sparsity")
     require_numbers({"--batches": batches, "--batch-size": batch_size}, most=_MAX_COUNT)
     if task is None and not data.user_files:
-        options = {"--data": data.data, "--max-length": data.max_length}
-        require_applicable({**options, "--batches": batches, "--batch-size": batch_size}, "--task")
+        options = {"--max-length": data.max_length, "--batches": batches, "--batch-size": batch_size}
+        require_applicable(options, "--task")
     numbers = seed_list(seeds)
     files = {seed: _with_seed(output, seed) if len(numbers) > 1 else output for seed in numbers}
     for file in files.values():
@@ -140,7 +141,7 @@ def prune(
         pruned.save(files[seed])
         size = files[seed].stat().st_size
         written = {"output": str(files[seed]), "ticket": describe(pruned), "bytes": size, "seed": seed}
-        rows.append(results.stamp("prune", {**fields, **written}))
+        rows.append(stamped("prune", {**fields, **written}))
         print_ticket_file(files[seed], pruned)
     if len(tickets) > 1:
         rows.append(_overlap_row(tickets, fields))
@@ -172,14 +173,13 @@ def _model_and_examples(
 
 def _overlap_row(tickets: Mapping[int, Ticket], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Print the overlap between the tickets of several seeds, and return the record."""
-    from sparsebert import results
     from sparsebert.report.ticket_tables import overlap_text
     from sparsebert.tasks.metrics import summary
 
     pairs = [one.overlap(other) for one, other in combinations(tickets.values(), 2)]
     mean = summary(pairs)
     overlap = {"overlaps": pairs, "mean": mean.mean, "std": mean.std}
-    row = results.stamp("prune_seeds", {**fields, "seeds": list(tickets), **overlap})
+    row = stamped("prune_seeds", {**fields, "seeds": list(tickets), **overlap})
     typer.echo(overlap_text(row))
     return row
 

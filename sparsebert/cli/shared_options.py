@@ -59,7 +59,7 @@ def require_numbers(options: Mapping[str, float | None], least: float = 1, most:
     """Raise ValueError, with the option's name, for a number outside ``least`` to ``most``, or NaN."""
     for option, value in options.items():
         if value is not None and not least <= value <= most:
-            limit = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+            limit = f"at most {most:.7g}" if value > most else f"at least {least:g}"
             raise ValueError(f"{option} must be {limit}, got {value}")
 
 

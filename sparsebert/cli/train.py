@@ -19,9 +19,9 @@ from sparsebert.cli.shared_options import (
     Seeds,
     TaskName,
     TicketFile,
-    require_share,
     seed_list,
 )
+from sparsebert.cli.stamped import stamped
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ def train(
     An interrupted run resumes when you start it again. Omitted options of a method take its defaults.
     """
     numbers = seed_list(seeds)
-    require_share("--sparsity", sparsity)
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})
     import sparsebert.workflows.train as workflow
@@ -162,7 +161,7 @@ def _report(
 
     rows = [row for rounds in runs for row in rounds]
     if len(runs) > 1 or dense_runs:
-        rows += [results.stamp("seeds", fields) for fields in over_seeds(task, runs, dense_runs)]
+        rows += [stamped("seeds", fields) for fields in over_seeds(task, runs, dense_runs)]
     if json is not None:
         results.append(json, rows)
     print_tables(run_tables(rows))

@@ -21,6 +21,7 @@ from sparsebert.cli.shared_options import (
     require_share,
     seed_list,
 )
+from sparsebert.cli.stamped import stamped
 from sparsebert.training.settings import TrainingSettings
 
 
@@ -74,7 +75,9 @@ def transfer(
 
     hush_transformers()
     targets = [
-        workflow.Target(name, data.source(name), replace(training, steps=steps or training.steps))
+        workflow.Target(
+            name, data.source(name), replace(training, steps=training.steps if steps is None else steps)
+        )
         for name, steps in _steps_by_task(tasks).items()
     ]
     shapes = skeleton(model)
@@ -97,7 +100,7 @@ def transfer(
     )
     if not distributed.is_main():
         return
-    rows = [results.stamp("transfer", cell) for cell in cells]
+    rows = [stamped("transfer", cell) for cell in cells]
     if json is not None:
         results.append(json, rows)
     if reporter.finished:

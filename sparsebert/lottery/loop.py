@@ -86,6 +86,7 @@ class _Run:
         self, experiment: Experiment, config: RunConfig, folder: RunFolder, context: RunContext
     ) -> None:
         self.experiment, self.config, self.folder, self.say = experiment, config, folder, context.say
+        self.environment = context.environment
         self.model = experiment.model
         self.method, self.seed = config.method, config.training.seed
         self.rounds = self.method.rounds(config.target)
@@ -321,6 +322,7 @@ class _Run:
                 "distillation": asdict(self.config.distillation) if self.config.distillation else None,
                 "memory": _peak_memory(),
                 "versions": ticket.metadata["versions"],
+                "environment": self.environment,
             },
         )
         self._clean_up(number)
@@ -366,6 +368,7 @@ class _Run:
                 "metrics": rows[best]["metrics"],
                 "ticket": self.folder.final_ticket.name,
                 "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
+                "environment": self.environment,
             },
         )
 

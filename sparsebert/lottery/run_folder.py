@@ -30,9 +30,10 @@ Records have the common fields of :mod:`sparsebert.results` (``schema``, ``kind`
     distillation                  weight, temperature and teachers (task -> hub id or digest), or null
     memory                        peak_rss_bytes of this process, peak_gpu_bytes if a GPU was used
     versions                      of the libraries
+    environment                   machine, kernels and versions, as in the records of a benchmark; or null
 ``kind`` "run", at the end:
     method, seed, task, model, rounds, round, sparsity and metrics (of the selected round), ticket, seconds
-    (of all rounds).
+    (of all rounds), environment.
 
 Every file is written under another name first and renamed, so that it appears whole or not at all.
 """

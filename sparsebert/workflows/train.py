@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
+from sparsebert.bench.environment import detect
 from sparsebert.lottery.experiment import RunConfig
 from sparsebert.lottery.method import lottery_method
 from sparsebert.lottery.multi_task import multi_task_experiment
@@ -111,6 +112,8 @@ def train(
         turns = getattr(config.method, "proportions", "equal")
         experiment = multi_task_experiment({main_task.name: experiment, **parts}, turns)
     require_whole_blocks(experiment.model, config.units)
+    if context.environment is None:
+        context = replace(context, environment=detect().record())
     return run(experiment, config, out, context)
 
 
