@@ -100,9 +100,16 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> Any:
     if not arguments and COMPLETION_VARIABLE not in os.environ:
         return typer.echo(start_page(COMMANDS))
+    _require_one_length(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
         return app(with_current_names(arguments), prog_name="sparsebert", standalone_mode=False)
+
+
+def _require_one_length(arguments: list[str]) -> None:
+    """Raise ValueError for --steps with --epochs, whose default cannot be told from a value of the user."""
+    if {"--steps", "--epochs"} <= {argument.partition("=")[0] for argument in arguments}:
+        raise ValueError("--steps conflicts with --epochs: both set the length of a round; omit one of them")
 
 
 def _text_of(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,10 +80,8 @@ def bench(
     for option, value in (("--sparsity", sparsity), ("--granularity", granularity)):
         if ticket is not None and value is not None:
             raise ValueError(f"{option} {value} conflicts with --ticket, which decides it; omit one of them")
-    if seq is not None and lengths_from is not None:
-        raise ValueError(f"--seq {seq} conflicts with --lengths-from, which decides it; omit one of them")
     require_numbers({"--budget": budget}, least=0, most=_MAX_BUDGET)
-    require_numbers({"--batch": batch, "--seq": seq}, most=_MAX_TOKENS)
+    require_numbers({"--batch": batch, "--seq": seq}, least=-math.inf, most=_MAX_TOKENS)
     if batch * (seq or 1) > _MAX_TOKENS:
         raise ValueError(f"--batch {batch} times --seq {seq} must be at most {_MAX_TOKENS} tokens")
     sparsities: Sequence[float | None] = (
@@ -101,7 +100,7 @@ def bench(
     from sparsebert.report.model_tables import bench_tables
     from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
-    lengths = (seq or DEFAULT_TOKENS,) * batch
+    lengths = (DEFAULT_TOKENS if seq is None else seq,) * batch
     if lengths_from is not None:
         lengths = read_lengths(lengths_from, model, batch, limit=512, seed=seed)
     workload = Workload(model, batch, lengths, dtype, threads, device, seed)

@@ -35,7 +35,7 @@ _FOLDER_NAME = re.compile(r"\w[\w.+ -]{0,99}")
 TRAINING_PANEL = "Training"
 TRAINING_HELP = {
     "steps": "optimizer steps per round, instead of --epochs",
-    "epochs": "passes over the training data per round [default: 3]",
+    "epochs": "passes over the training data per round",
     "batch_size": "examples per batch on each device",
     "group_by_length": "batch examples of similar length together",
     "gradient_accumulation": "batches per optimizer step",
@@ -250,25 +250,12 @@ def flattened(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         for group, (cls, names) in groups.items():
-            values[group] = _group(cls, {name: values.pop(name) for name in names})
+            values[group] = cls(**{name: values.pop(name) for name in names})
         command(**values)
 
     run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     run.__annotations__ = {name: each.annotation for name, each in parameters.items()}
     return run
-
-
-def _group(cls: type, values: dict[str, Any]) -> Any:
-    """Return a group with the values of its options."""
-    if cls is TrainingSettings:
-        if values["steps"] is not None and values["epochs"] is not None:
-            raise ValueError(
-                f"--steps {values['steps']} conflicts with --epochs {values['epochs']:g}, "
-                "which also sets the length of a round; omit one of them"
-            )
-        if values["epochs"] is None:
-            del values["epochs"]
-    return cls(**values)
 
 
 def _options_of(cls: Any) -> list[inspect.Parameter]:
@@ -287,9 +274,6 @@ def _options_of(cls: Any) -> list[inspect.Parameter]:
         option.rich_help_panel = getattr(cls, "panel", TRAINING_PANEL if cls is TrainingSettings else None)
         hint = Annotated[kind, option]
         default = inspect.Parameter.empty if field.default is MISSING else field.default
-        if cls is TrainingSettings and field.name == "epochs":
-            kind, default = float | None, None  # None tells an omitted option from its default.
-            hint = Annotated[kind, option]
         options.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
         )
