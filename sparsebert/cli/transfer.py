@@ -74,6 +74,8 @@ def transfer(
     from sparsebert.training import distributed
 
     hush_transformers()
+    if data.label_map is not None and not data.user_files:
+        raise ValueError("--label-map applies to your own files here: omit it, or use train for each task")
     targets = [
         workflow.Target(
             name, data.source(name), replace(training, steps=training.steps if steps is None else steps)

@@ -92,7 +92,7 @@ def test_records_and_tickets_reach_stdout(bert: Path, tmp_path: Path) -> None:
         ["bench", "--model", "BERT", "--ticket", "PIPE"],
         ["bench", "--model", "BERT", "--lengths-from", "PIPE"],
         ["bench", "--model", "BERT", "--json", "PIPE"],
-        ["eval", "--model", "BERT", "--task", "sst2", "--ticket", "PIPE"],
+        ["eval", "--model", "BERT", "--task", "sst2", "--data", "DATA", "--ticket", "PIPE"],
         ["train", "--model", "BERT", "--task", "sst2", "--method", "ticket", "--ticket", "PIPE"],
         ["train", "--model", "BERT", "--train-file", "PIPE", "--validation-file", "TICKET"],
         ["transfer", "--model", "BERT", "--tasks", "sst2", "--ticket", "a=PIPE"],
@@ -103,6 +103,7 @@ def test_a_pipe_to_read_from_does_not_hang(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     bert: Path,
+    data: Path,
     ticket: Path,
     tmp_path: Path,
     arguments: list[str],
@@ -110,7 +111,7 @@ def test_a_pipe_to_read_from_does_not_hang(
     monkeypatch.chdir(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     capsys.readouterr()
-    for word, path in {"BERT": bert, "TICKET": ticket, "PIPE": tmp_path / "pipe"}.items():
+    for word, path in {"BERT": bert, "DATA": data, "TICKET": ticket, "PIPE": tmp_path / "pipe"}.items():
         arguments = [argument.replace(word, str(path)) for argument in arguments]
     assert " a pipe" in refused(capsys, *arguments)
     assert not (tmp_path / "new").exists()
