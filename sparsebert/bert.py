@@ -282,6 +282,16 @@ def embeddings(model: nn.Module) -> nn.Module:
     return base_model(model).get_submodule("embeddings")
 
 
+def positions(model: nn.Module) -> int | None:
+    """Return the length of the longest sequence that a model takes; None if no table limits it."""
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    table = next((each for each in tables if isinstance(each, nn.Embedding)), None)
+    if table is None:
+        return None
+    # RoBERTa reserves the first positions for padding.
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
 def activation_of(model: nn.Module, up: str) -> Callable[[Tensor], Tensor]:
     """Return the activation applied to the output of an up-projection, without its hooks.
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sparsebert.file_types import require_regular
 from sparsebert_kernels.errors import first_line
 
 _MOST_SHOWN = 40
@@ -52,9 +53,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Return the object that a JSON file (UTF-8) holds.
 
     Raises:
-        ValueError: In one line, if the file is not JSON or holds something else.
+        ValueError: In one line, if the file is a pipe or device, is not JSON, or holds something else.
         OSError: If the file cannot be read.
     """
+    require_regular(path)
     try:
         content = load_json(path.read_text(encoding="utf-8"))
     except ValueError as error:

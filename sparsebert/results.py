@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert.atomic import replacing
+from sparsebert.file_types import is_stream, require_regular, write_problem
 from sparsebert.json_object import load_json
 
 SCHEMA = 1
@@ -28,21 +29,24 @@ def append(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -
     """Append ``records`` to a file, all of them or none; earlier rows keep their bytes.
 
     Raises:
-        ValueError: The folder does not exist, or a record has a value that JSON cannot express.
+        ValueError: The file cannot be written, or a record has a value that JSON cannot express.
+        OSError: As :func:`sparsebert.atomic.replacing`.
     """
     target = Path(path)
-    if not target.parent.is_dir():
-        raise ValueError(f"cannot write {target}: the folder {target.parent} does not exist")
+    if problem := write_problem(target):
+        raise ValueError(f"cannot write {target}: {problem}")
     try:
         lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
     except (TypeError, ValueError) as error:
         raise ValueError(f"cannot write {target}: a record is not plain JSON ({error})") from None
-    with _locked(target.parent):
-        earlier = target.read_bytes() if target.exists() else b""
+    # The lock is that of the real folder: paths through different links name the same file.
+    with _locked(Path(os.path.realpath(target)).parent):
+        earlier = b"" if is_stream(target) or not target.exists() else target.read_bytes()
         if earlier and not earlier.endswith(b"\n"):
             earlier += b"\n"
-        with replacing(target) as temporary:
-            temporary.write_bytes(earlier + lines.encode())
+        content = earlier + lines.encode()
+        with replacing(target, len(content)) as temporary:
+            temporary.write_bytes(content)
 
 
 def read(path: str | os.PathLike[str], kind: str | None = None) -> list[Record]:
@@ -53,6 +57,7 @@ def read(path: str | os.PathLike[str], kind: str | None = None) -> list[Record]:
             names file and line.
     """
     source = Path(path)
+    require_regular(source)
     try:
         # Split at line feeds alone: JSON strings may contain other line separators of Unicode.
         lines = source.read_text(encoding="utf-8").split("\n")

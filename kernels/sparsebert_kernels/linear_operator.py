@@ -24,7 +24,8 @@ def call(
     activation: str,
     residual: Tensor | None,
 ) -> Tensor:
-    """Call the operator for a packed weight."""
+    """Call the operator for a packed weight. Raises RuntimeError in an export to ONNX, which lacks it."""
+    _refuse_onnx()
     index = [getattr(packed, name) for name in packed.TENSORS[1:]]
     geometry = [int(getattr(packed, name)) for name in packed.GEOMETRY]
     return sparse_linear(
@@ -39,6 +40,11 @@ def call(
         activation,
         residual,
     )
+
+
+def _refuse_onnx() -> None:
+    if torch.onnx.is_in_onnx_export():
+        raise RuntimeError("ONNX has no sparse layers; call sparsebert.densify_(model) before the export")
 
 
 def _rebuild(
@@ -83,6 +89,7 @@ def _(
     activation: str,
     residual: Tensor | None = None,
 ) -> Tensor:
+    _refuse_onnx()  # here too: torch's newer exporter traces past the call
     return x.new_empty((*x.shape[:-1], out_features))
 
 

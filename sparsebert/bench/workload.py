@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsebert.bert import positions
+from sparsebert.file_types import require_regular
 from sparsebert_kernels.dtype_names import long_name
 from sparsebert_kernels.errors import first_line, unknown
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
     from transformers import PreTrainedModel
 
 # Published shapes, built with random weights: speed depends on which weights are zero, not on their values.
@@ -65,6 +67,10 @@ class Workload:
         if not self.lengths or min(self.lengths) < 1:
             raise ValueError(f"each sequence needs at least one token, got lengths {self.lengths[:5]}")
         object.__setattr__(self, "dtype", long_name(self.dtype))
+        if self.threads > (cpus := os.cpu_count() or self.threads):
+            raise ValueError(f"threads must be at most {cpus}, the CPUs of this machine, got {self.threads}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
         if self.device != "cpu":
             import torch
 
@@ -127,7 +133,7 @@ class Workload:
                 model = BertModel(BertConfig(**SHAPES[self.model]), add_pooling_layer=False)
         else:
             model = self._load_named(dtype)
-        longest, limit = max(self.lengths), _positions(model)
+        longest, limit = max(self.lengths), positions(model)
         if limit is not None and longest > limit:
             raise ValueError(
                 f"sequences of {longest} tokens are too long for {self.model}: its limit is {limit}"
@@ -186,6 +192,7 @@ def read_lengths(path: str | Path, model: str, batch: int, *, limit: int, seed: 
     Raises:
         ValueError: The file cannot be read or is empty, or a length is below 1.
     """
+    require_regular(path)
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -214,13 +221,6 @@ def hush_transformers() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def _positions(model: nn.Module) -> int | None:
-    """Return the longest sequence of the model; RoBERTa reserves the first positions for padding."""
-    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    rows, padding = getattr(table, "num_embeddings", None), getattr(table, "padding_idx", None)
-    return rows if rows is None or padding is None else rows - padding - 1
 
 
 def _count_tokens(sentences: list[str], model: str) -> list[int]:

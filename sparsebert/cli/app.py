@@ -7,6 +7,7 @@ interrupted. The commands import heavy modules only when they run, so that ``--h
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,11 +16,12 @@ from typing import Annotated, Any
 import typer
 
 import sparsebert
+from sparsebert.atomic import DiskFullError
 from sparsebert.cli.bench import bench
 from sparsebert.cli.convert import convert
 from sparsebert.cli.env import env
 from sparsebert.cli.evaluate import evaluate
-from sparsebert.cli.exit_codes import BAD_INPUT, STOPPED, CommandFailed
+from sparsebert.cli.exit_codes import BAD_INPUT, BROKEN_PIPE, STOPPED, CommandFailed
 from sparsebert.cli.help_format import CommandHelp, GroupHelp
 from sparsebert.cli.prune import prune
 from sparsebert.cli.renamed_options import with_current_names
@@ -41,6 +43,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 # Set by the shell while it completes a command line; typer derives this name from the name of the command.
 COMPLETION_VARIABLE = "_SPARSEBERT_COMPLETE"
+
+_MAX_MESSAGE = 1000
+# Errors of Python, numpy and torch about sizes that cannot be allocated.
+_TOO_LARGE = re.compile(r"MemoryError|[Oo]verflow|can't allocate memory|out of memory")
 
 app = typer.Typer(name="sparsebert", cls=GroupHelp, rich_markup_mode=None, pretty_exceptions_enable=False)
 for _name, _command in COMMANDS.items():
@@ -69,25 +75,54 @@ def _options(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code. Bad input prints one line on stderr, not a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments and COMPLETION_VARIABLE not in os.environ:
-        typer.echo(start_page(COMMANDS))
-        return 0
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _print_warning
-            code = app(with_current_names(arguments), prog_name="sparsebert", standalone_mode=False)
+        code = _run(arguments)
+        sys.stdout.flush()
     except CommandFailed as failure:
         return _print_error(str(failure), failure.code)
     except UsageError as error:
         return _print_error(" ".join(error.format_message().split()), BAD_INPUT)  # type: ignore[attr-defined]
     except (typer.Abort, KeyboardInterrupt):
         return _print_error("stopped", STOPPED)
+    except BrokenPipeError:
+        return _close_stdout()
     except OSError as error:
-        named = error.filename is not None and error.strerror
-        return _print_error(f"{error.filename}: {error.strerror}" if named else first_line(error), BAD_INPUT)
+        return _print_error(_text_of(error), BAD_INPUT)
     except ValueError as error:
         return _print_error(first_line(error), BAD_INPUT)
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if not _TOO_LARGE.search(f"{type(error).__name__} {error}"):
+            raise
+        return _print_error(f"sizes beyond the memory of this machine: {first_line(error)}", BAD_INPUT)
     return code if isinstance(code, int) else 0
+
+
+def _run(arguments: list[str]) -> Any:
+    if not arguments and COMPLETION_VARIABLE not in os.environ:
+        return typer.echo(start_page(COMMANDS))
+    _require_one_length(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _print_warning
+        return app(with_current_names(arguments), prog_name="sparsebert", standalone_mode=False)
+
+
+def _require_one_length(arguments: list[str]) -> None:
+    """Raise ValueError for --steps with --epochs, whose default cannot be told from a value of the user."""
+    if {"--steps", "--epochs"} <= {argument.partition("=")[0] for argument in arguments}:
+        raise ValueError("--steps conflicts with --epochs: both set the length of a round; omit one of them")
+
+
+def _text_of(error: OSError) -> str:
+    """Return one line about an error of the system. Files of this package have names: else it is stdout."""
+    if isinstance(error, DiskFullError) or error.strerror is None:
+        return first_line(error)
+    return f"{'cannot write to stdout' if error.filename is None else error.filename}: {error.strerror}"
+
+
+def _close_stdout() -> int:
+    """Keep the interpreter from another write into the closed pipe; return the exit code of the signal."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
 
 
 def _print_warning(message: Warning | str, *where: Any, **details: Any) -> None:
@@ -96,7 +131,9 @@ def _print_warning(message: Warning | str, *where: Any, **details: Any) -> None:
 
 
 def _print_error(message: str, code: int) -> int:
-    print(f"sparsebert: {message}", file=sys.stderr)
+    # An absurd value, such as a name of many pages, is part of the message.
+    shown = message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}..."
+    print(f"sparsebert: {shown}", file=sys.stderr)
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,8 @@ import typer
 
 from sparsebert.cli.console import print_tables, progress
 from sparsebert.cli.exit_codes import WRONG_OUTPUT, CommandFailed
-from sparsebert.cli.path_checks import require_files, require_picture, require_records
+from sparsebert.cli.help_format import definitions
+from sparsebert.cli.path_checks import require_files, require_picture, require_records, require_writable
 from sparsebert.cli.shared_options import (
     GRANULARITY_HELP,
     MEASURE_HELP,
@@ -18,6 +20,7 @@ from sparsebert.cli.shared_options import (
     JsonFile,
     TicketFile,
     measure_option,
+    require_numbers,
     sparsity_list,
 )
 from sparsebert_kernels.errors import unknown
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from sparsebert.bench.workload import Workload
 
 DEFAULT_BASELINES = "onednn,eager"
+_MAX_BUDGET = 86_400  # a day
+_MAX_TOKENS = 2**20
 
 
 def bench(
@@ -55,7 +60,7 @@ def bench(
         bool | None, typer.Option("--measure/--no-measure", help=f"with --format auto: {MEASURE_HELP}")
     ] = None,
     batch: Annotated[int, typer.Option(help="sequences per batch")] = 1,
-    seq: Annotated[int, typer.Option(help="tokens per sequence")] = 128,
+    seq: Annotated[int | None, typer.Option(help="tokens per sequence [default: 128]")] = None,
     lengths_from: Annotated[
         Path | None,
         typer.Option(help="file of real lengths, instead of --seq: one sentence or one integer per line"),
@@ -78,16 +83,23 @@ def bench(
 ) -> None:
     """Time a sparse model against dense baselines, after checking that their outputs agree."""
     for option, value in (("--sparsity", sparsity), ("--granularity", granularity)):
-        if ticket and value:
+        if ticket is not None and value is not None:
             raise ValueError(f"{option} {value} conflicts with --ticket, which decides it; omit one of them")
     if measure is not None and format != "auto":
         raise ValueError(
             f"{measure_option(measure)} applies to --format auto, which chooses formats; omit it with "
             f"--format {format}"
         )
+    require_numbers({"--budget": budget}, least=0, most=_MAX_BUDGET)
+    require_numbers({"--batch": batch, "--seq": seq}, least=-math.inf, most=_MAX_TOKENS)
+    if batch * (seq or 1) > _MAX_TOKENS:
+        raise ValueError(f"--batch {batch} times --seq {seq} must be at most {_MAX_TOKENS} tokens")
     # A ticket and a pattern such as 2:4 have a sparsity of their own.
     decided = ticket is not None or (sparsity is None and granularity is not None and ":" in granularity)
-    sparsities: Sequence[float | None] = [None] if decided else sparsity_list(sparsity or "0.9")
+    sparsities: Sequence[float | None] = (
+        [None] if decided else sparsity_list("0.9" if sparsity is None else sparsity)
+    )
+    require_writable({"--json": json, "--plot": plot})
     require_records("--json", json)
     require_picture("--plot", plot)
     require_files({"--lengths-from": lengths_from})
@@ -98,8 +110,9 @@ def bench(
     from sparsebert.bench import output_check, runner
     from sparsebert.bench.workload import Workload, read_lengths
     from sparsebert.report.model_tables import bench_tables
+    from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
-    lengths = (seq,) * batch
+    lengths = (DEFAULT_TOKENS if seq is None else seq,) * batch
     if lengths_from is not None:
         lengths = read_lengths(lengths_from, model, batch, limit=512, seed=seed)
     workload = Workload(model, batch, lengths, dtype, threads, device, seed)
@@ -109,7 +122,13 @@ def bench(
         step("detecting the machine")
         machine = _detect(threads)
         for pruned in _pruned_models(
-            workload, ticket, sparsities, granularity or "element", format, measure is not False, step
+            workload,
+            ticket,
+            sparsities,
+            "element" if granularity is None else granularity,
+            format,
+            measure is not False,
+            step,
         ):
             try:
                 rows = runner.run(pruned, baselines, machine, settings, step)
@@ -166,10 +185,12 @@ def _detect(threads: int) -> Environment:
 def _list_baselines() -> None:
     from sparsebert.bench.providers import BACKENDS, BASELINES
 
+    entries = []
     for name in BASELINES:
         backend = BACKENDS[name]()
         lack = backend.available()
-        typer.echo(f"{name:18} {backend.summary}" + (f" (unavailable here: {lack})" if lack else ""))
+        entries.append((name, backend.summary + (f" (unavailable here: {lack})" if lack else "")))
+    typer.echo(definitions(entries))
 
 
 def _baselines(names: str, required: bool) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from sparsebert.report.table import Table
     from sparsebert.tickets.ticket import Ticket
 
-# Width of tables in a pipe, wider than rich's default of 80 columns.
+# Width of tables in a pipe without COLUMNS, wider than rich's default of 80 columns.
 _PIPE_WIDTH = 120
+# Narrower tables are unreadable.
+_LEAST_WIDTH = 40
 
 
 def console() -> Console:
@@ -25,7 +28,9 @@ def console() -> Console:
     from rich.console import Console
 
     terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=_PIPE_WIDTH)
+    # rich itself reads COLUMNS, and ignores a value that is not a number.
+    sized = terminal.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
+    return Console(width=max(terminal.width, _LEAST_WIDTH) if sized else _PIPE_WIDTH)
 
 
 def print_tables(tables: Iterable[Table]) -> None:

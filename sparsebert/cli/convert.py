@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparsebert.cli.console import print_tables, print_ticket_file
-from sparsebert.cli.path_checks import require_files, require_records, require_writable
-from sparsebert.cli.shared_options import MEASURE_HELP, JsonFile, measure_option
+from sparsebert.cli.path_checks import require_files, require_records, require_regular_file, require_writable
+from sparsebert.cli.shared_options import (
+    MEASURE_HELP,
+    JsonFile,
+    measure_option,
+    require_applicable,
+    require_numbers,
+)
+from sparsebert.cli.stamped import stamped
 from sparsebert_kernels.dtype_names import long_name
 from sparsebert_kernels.errors import unknown
 
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("sparsebert", "bert-tickets", "smp", "head-masks", "super-tickets", "model", "sparse")
 _MODEL_FOLDERS = ("model", "sparse")
+_MAX_TOKENS = 2**20
 _NEED_MODEL = ("smp", "head-masks", "super-tickets", *_MODEL_FOLDERS)
 
 
@@ -80,12 +88,12 @@ def convert(
         ),
     ] = None,
     batch: Annotated[
-        int,
+        int | None,
         typer.Option(
             help="with --to model or sparse: sequences per call, for the choice of formats and the reported "
-            "activations"
+            "activations [default: 1]"
         ),
-    ] = 1,
+    ] = None,
     seq: Annotated[
         int | None,
         typer.Option(
@@ -132,7 +140,7 @@ def convert(
     if to not in TARGETS:
         raise unknown("format in --to", to, TARGETS)
     writes_model = to in _MODEL_FOLDERS
-    home = model or (_model_in(source) if writes_model else None)
+    home = _model_in(source) if model is None and writes_model else model
     if to in _NEED_MODEL and home is None:
         raise ValueError(f"--to {to} requires --model, the model that the ticket belongs to")
     if measure is not None and to != "sparse":
@@ -151,8 +159,16 @@ def convert(
         raise ValueError(f"output folder {output} already exists; choose another")
     if not source.exists():
         raise ValueError(f"source {source} does not exist")
+    if not writes_model:
+        require_applicable({"--batch": batch, "--seq": seq}, "--to model or sparse")
+    if to != "sparse":
+        require_applicable({"--results": results_files or None}, "--to sparse")
+    require_numbers({"--batch": batch, "--seq": seq}, most=_MAX_TOKENS)
+    _require_checkpoint([source, *(intersect or ())], pruning_method, threshold)
+    for option, path in (("source", source), *(("--intersect", other) for other in intersect or ())):
+        require_regular_file(option, path)
     require_files({"--results": results_files})
-    require_writable({"output": output})
+    require_writable({"output": output, "--json": json}, inputs=[source, *(intersect or ())])
     require_records("--json", json)
     from sparsebert import results
     from sparsebert.bench.runner import describe
@@ -161,7 +177,7 @@ def convert(
 
     hush_transformers()
     records = [row for file in results_files or () for row in results.read(file)]
-    shapes: Any = skeleton(model) if model else None
+    shapes: Any = None if model is None else skeleton(model)
     ticket = _read(source, shapes, pruning_method, threshold, task)
     for other in intersect or ():
         ticket &= _read(other, shapes, pruning_method, threshold, task if other.suffix == ".json" else None)
@@ -172,7 +188,7 @@ def convert(
             output,
             ticket,
             sparse=to == "sparse",
-            batch=batch,
+            batch=batch or 1,
             length=seq,
             records=records,
             portable=portable,
@@ -183,8 +199,19 @@ def convert(
         _write_ticket(ticket, output, to, shapes)
     if json is not None:
         fields = {"source": str(source), "output": str(output), "to": to, "ticket": describe(ticket)}
-        results.append(json, [results.stamp("convert", {**fields, **footprints})])
+        results.append(json, [stamped("convert", {**fields, **footprints})])
     print_ticket_file(output, ticket)
+
+
+def _require_checkpoint(sources: Sequence[Path], pruning_method: str | None, threshold: float | None) -> None:
+    """Raise ValueError for options of movement pruning's checkpoints if no source is one."""
+    from sparsebert.interop import is_foreign_checkpoint
+    from sparsebert.lottery.run_folder import RunFolder
+
+    options = {"--pruning-method": pruning_method, "--threshold": threshold}
+    folders = [each for each in sources if each.is_dir() and not RunFolder(each).run_json.exists()]
+    if not any(pruning_method or is_foreign_checkpoint(folder) for folder in folders):
+        require_applicable(options, "the folder of a movement pruning checkpoint")
 
 
 def _model_in(source: Path) -> str | None:

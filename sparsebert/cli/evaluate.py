@@ -11,6 +11,7 @@ from sparsebert.cli.console import progress
 from sparsebert.cli.option_groups import DataOptions, flattened
 from sparsebert.cli.path_checks import require_records
 from sparsebert.cli.shared_options import JsonFile, TaskName, TicketFile, seed_list
+from sparsebert.cli.stamped import stamped
 
 
 @flattened
@@ -73,7 +74,7 @@ def evaluate(
             scores = {"metrics": evaluate_model(name, path, ticket=loaded, **options)}
         sparsity = loaded.sparsity if loaded else None
         fields = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
-        return results.stamp("eval", {"task": name, **fields, **scores, "chance": chance})
+        return stamped("eval", {"task": name, **fields, **scores, "chance": chance})
 
     with progress() as step:
         rows = [evaluated(seed, path, step) for seed, path in models.items()]
@@ -85,7 +86,7 @@ def evaluate(
             typer.echo(_compaction_text(row))
     if len(rows) > 1 or dense_rows:
         summary = summarise(definition.metric, rows, dense_rows)
-        rows.append(results.stamp("eval_seeds", {"task": name, "model": short_name(model), **summary}))
+        rows.append(stamped("eval_seeds", {"task": name, "model": short_name(model), **summary}))
         typer.echo(f"{summary['metric']} {mean_and_verdict(summary)}")
         if dense_rows:
             typer.echo(f"dense {summary['metric']} {mean_text(summary['dense_mean'], summary['dense_std'])}")

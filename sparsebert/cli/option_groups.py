@@ -10,6 +10,7 @@ import copy
 import csv
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_h
 import typer
 
 from sparsebert.cli.path_checks import require_files
-from sparsebert.cli.shared_options import GRANULARITY_HELP, TASK_NAMES
+from sparsebert.cli.shared_options import GRANULARITY_HELP, TASK_NAMES, require_applicable, require_numbers
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 # Name of a task from the user's files, if --task is omitted.
 USER_TASK = "own"
+
+# Names of tasks become names of folders.
+_FOLDER_NAME = re.compile(r"\w[\w.+ -]{0,99}")
 
 # The training settings that are options, with their help; order and defaults come from TrainingSettings.
 TRAINING_PANEL = "Training"
@@ -93,6 +97,17 @@ class DataOptions:
         int | None, typer.Option(help="maximum tokens per example; the task's default if omitted")
     ] = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for options that do not apply, and for a length without room for a token."""
+        require_numbers({"--max-length": self.max_length})
+        if not self.user_files:
+            options = {
+                "--text-columns": self.text_columns != "text",
+                "--label-column": self.label_column != "label",
+                "--regression": self.regression,
+            }
+            require_applicable(options, "--train-file or --validation-file")
+
     @property
     def user_files(self) -> bool:
         """Whether the user passes files for a task."""
@@ -109,6 +124,10 @@ class DataOptions:
             )
         if task in TASKS and self.user_files:
             raise ValueError(f"--task {task} names a built-in task; choose another name for your own files")
+        if self.user_files and task is not None and not _FOLDER_NAME.fullmatch(task):
+            raise ValueError(
+                f"--task names a folder: use letters, digits and . _ + - (not first), got {task[:60]!r}"
+            )
         return task or USER_TASK
 
     def source(self, task: str, outputs: tuple[str, ...] | None = None) -> Path | TaskData | None:
@@ -246,8 +265,8 @@ class UnitOptions:
             scope: Scope if the user names none.
         """
         return {
-            "granularity": self.granularity or granularity,
-            "scope": self.scope or scope,
+            "granularity": granularity if self.granularity is None else self.granularity,
+            "scope": scope if self.scope is None else self.scope,
             "include_pooler": self.pooler,
         }
 

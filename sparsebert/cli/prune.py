@@ -19,13 +19,19 @@ from sparsebert.cli.shared_options import (
     Seeds,
     TaskName,
     TicketFile,
+    require_applicable,
+    require_numbers,
     seed_list,
     sparsity_list,
 )
+from sparsebert.cli.stamped import stamped
 
 if TYPE_CHECKING:
     from sparsebert.tasks import Task
     from sparsebert.tickets.ticket import Ticket
+
+# More batches, or examples in a batch, than any data set has.
+_MAX_COUNT = 10**9
 
 
 @flattened
@@ -48,8 +54,13 @@ def prune(
     ] = None,
     ticket: TicketFile = None,
     task: TaskName = None,
-    batches: Annotated[int, typer.Option(help="number of training batches to compute scores on")] = 8,
-    batch_size: Annotated[int, typer.Option(help="examples per batch")] = 32,
+    batches: Annotated[
+        int | None,
+        typer.Option(help="with --task: number of training batches to compute scores on [default: 8]"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="with --task: examples per batch [default: 32]")
+    ] = None,
     biases: Annotated[
         bool, typer.Option("--biases", help="magnitude, random: also prune single biases (Prasanna et al.)")
     ] = False,
@@ -86,14 +97,15 @@ def prune(
     sparsities = sparsity_list(sparsity)
     if len(sparsities) != 1:
         raise ValueError(f"--sparsity must be one number, got {sparsity}: a ticket has one sparsity")
-    for option, count in (("--batches", batches), ("--batch-size", batch_size)):
-        if count < 1:
-            raise ValueError(f"{option} must be at least 1, got {count}")
+    require_numbers({"--batches": batches, "--batch-size": batch_size}, most=_MAX_COUNT)
+    if task is None and not data.user_files:
+        options = {"--max-length": data.max_length, "--batches": batches, "--batch-size": batch_size}
+        require_applicable(options, "--task")
     selects = None if filter is None else _filter_of(filter)
     numbers = seed_list(seeds)
     files = {seed: _with_seed(output, seed) if len(numbers) > 1 else output for seed in numbers}
     for file in files.values():
-        require_writable({"--output": file})
+        require_writable({"--output": file, "--json": json})
     require_records("--json", json)
     from sparsebert import results
     from sparsebert.bench.runner import describe
@@ -123,7 +135,7 @@ def prune(
         for seed in numbers:
             step(f"loading {model}")
             dense, examples = _model_and_examples(
-                model, definition, source, seed, data.max_length, batches, batch_size
+                model, definition, source, seed, data.max_length, batches or 8, batch_size or 32
             )
             require_whole_blocks(dense, PruningUnits(**units.arguments()), selects)
             step("pruning")
@@ -144,7 +156,7 @@ def prune(
         pruned.save(files[seed])
         size = files[seed].stat().st_size
         written = {"output": str(files[seed]), "ticket": describe(pruned), "bytes": size, "seed": seed}
-        rows.append(results.stamp("prune", {**fields, **written}))
+        rows.append(stamped("prune", {**fields, **written}))
         print_ticket_file(files[seed], pruned)
     if len(tickets) > 1:
         rows.append(_overlap_row(tickets, fields))
@@ -184,14 +196,13 @@ def _model_and_examples(
 
 def _overlap_row(tickets: Mapping[int, Ticket], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Print the overlap between the tickets of several seeds, and return the record."""
-    from sparsebert import results
     from sparsebert.report.ticket_tables import overlap_text
     from sparsebert.tasks.metrics import summary
 
     pairs = [one.overlap(other) for one, other in combinations(tickets.values(), 2)]
     mean = summary(pairs)
     overlap = {"overlaps": pairs, "mean": mean.mean, "std": mean.std}
-    row = results.stamp("prune_seeds", {**fields, "seeds": list(tickets), **overlap})
+    row = stamped("prune_seeds", {**fields, "seeds": list(tickets), **overlap})
     typer.echo(overlap_text(row))
     return row
 

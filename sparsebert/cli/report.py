@@ -40,8 +40,7 @@ def report(
     """
     files = dict.fromkeys(file for source in sources for file in _files(source))
     targets = {"--html": html, "--markdown": markdown, "--json": json}
-    require_writable(targets)
-    _require_apart(targets, files)
+    require_writable(targets, files)
     require_records("--json", json)
     from sparsebert.report.page import Report, require_renderer
     from sparsebert.report.sections import sections
@@ -82,17 +81,6 @@ def _files(source: Path) -> Iterator[Path]:
 def _natural(text: str) -> list[tuple[int, str]]:
     """Return a sort key that puts seed-2 before seed-10."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", text)]
-
-
-def _require_apart(targets: Mapping[str, Path | None], files: Iterable[Path]) -> None:
-    """Raise ValueError if two options name the same file, or an option names an input file."""
-    used = {file.resolve(): f"the input {file}" for file in files}
-    for option, target in targets.items():
-        if target is None:
-            continue
-        if (path := target.resolve()) in used:
-            raise ValueError(f"{option} {target} would overwrite {used[path]}; choose another name")
-        used[path] = f"the file of {option}"
 
 
 def _read(files: Iterable[Path]) -> list[results.Record]:

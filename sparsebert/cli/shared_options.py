@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -46,11 +48,40 @@ def measure_option(measure: bool) -> str:
 
 
 def seed_list(text: str) -> list[int]:
-    """Return the distinct seeds in "1,2,3". Raises ValueError for parts that are not whole numbers."""
+    """Return the distinct seeds in "1,2,3". Raises ValueError for parts that are not seeds."""
     try:
-        return list(dict.fromkeys(int(part) for part in text.split(",")))
+        seeds = list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise ValueError(f"--seeds must be whole numbers, such as 0 or 1,2,3, got {text!r}") from None
+        raise ValueError(f"--seeds must be whole numbers, such as 0 or 1,2,3, got {text[:60]!r}") from None
+    for seed in seeds:
+        require_seed("--seeds", seed)
+    return seeds
+
+
+def require_seed(option: str, seed: int) -> None:
+    """Raise ValueError unless all random generators take the seed."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"{option}: a seed must be from 0 to 2**32 - 1, got {seed}")
+
+
+def require_numbers(options: Mapping[str, float | None], least: float = 1, most: float = math.inf) -> None:
+    """Raise ValueError, with the option's name, for a number outside ``least`` to ``most``, or NaN."""
+    for option, value in options.items():
+        if value is not None and not least <= value <= most:
+            limit = f"at most {most:.7g}" if value > most else f"at least {least:g}"
+            raise ValueError(f"{option} must be {limit}, got {value}")
+
+
+def require_applicable(options: Mapping[str, object], condition: str) -> None:
+    """Raise ValueError for the first option that has a value: all need another option.
+
+    Args:
+        options: Options and their values; None, False and an empty list stand for an omitted option.
+        condition: What the options need, such as "--to sparse".
+    """
+    for option, value in options.items():
+        if value is not None and value is not False and value != []:
+            raise ValueError(f"{option} applies only with {condition}: omit it")
 
 
 def sparsity_list(text: str) -> list[float]:
@@ -59,10 +90,18 @@ def sparsity_list(text: str) -> list[float]:
         sparsities = [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(
-            f"--sparsity must be a number from 0 to 1, such as 0.9 or 0.5,0.7,0.9, got {text!r}"
+            f"--sparsity must be a number from 0 to 1, such as 0.9 or 0.5,0.7,0.9, got {text[:60]!r}"
         ) from None
     for sparsity in sparsities:
-        if not 0 <= sparsity <= 1:
-            hint = f"; did you mean {sparsity / 100:g}?" if 1 < sparsity <= 100 else ""
-            raise ValueError(f"--sparsity must be from 0 to 1, got {sparsity:g}{hint}")
+        require_share("--sparsity", sparsity)
     return sparsities
+
+
+def require_share(option: str, share: float | None) -> None:
+    """Raise ValueError unless a share, if there is one, is from 0 to 1."""
+    if share is None or 0 <= share <= 1:
+        return
+    # A number below 2 is more likely a slip of the decimal point than a percentage.
+    percentage = 2 <= share <= 100
+    hint = f"did you mean {share / 100:g}?" if percentage else "write 90 % as 0.9"
+    raise ValueError(f"{option} must be from 0 to 1, got {share:g}; {hint}")

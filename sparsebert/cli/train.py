@@ -13,7 +13,15 @@ from sparsebert.cli.console import print_tables, say
 from sparsebert.cli.method_options import MethodOptions
 from sparsebert.cli.option_groups import DataOptions, DistillationOptions, UnitOptions, flattened
 from sparsebert.cli.path_checks import require_folders, require_records
-from sparsebert.cli.shared_options import JsonFile, PretrainedModel, Seeds, TaskName, TicketFile, seed_list
+from sparsebert.cli.shared_options import (
+    JsonFile,
+    PretrainedModel,
+    Seeds,
+    TaskName,
+    TicketFile,
+    seed_list,
+)
+from sparsebert.cli.stamped import stamped
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -164,7 +172,7 @@ def _report(
 
     rows = [row for rounds in runs for row in rounds]
     if len(runs) > 1 or dense_runs:
-        rows += [results.stamp("seeds", fields) for fields in over_seeds(task, runs, dense_runs)]
+        rows += [stamped("seeds", fields) for fields in over_seeds(task, runs, dense_runs)]
     if json is not None:
         results.append(json, rows)
     print_tables(run_tables(rows))

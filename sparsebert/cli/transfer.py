@@ -13,7 +13,15 @@ import typer
 from sparsebert.cli.console import print_tables, say
 from sparsebert.cli.option_groups import DataOptions, flattened
 from sparsebert.cli.path_checks import require_folders, require_records
-from sparsebert.cli.shared_options import TASK_NAMES, JsonFile, PretrainedModel, Seeds, seed_list
+from sparsebert.cli.shared_options import (
+    TASK_NAMES,
+    JsonFile,
+    PretrainedModel,
+    Seeds,
+    require_share,
+    seed_list,
+)
+from sparsebert.cli.stamped import stamped
 from sparsebert.training.settings import TrainingSettings
 
 
@@ -53,6 +61,7 @@ def transfer(
 ) -> None:
     """Train tickets from some tasks on other tasks, and compare them with the dense model."""
     numbers = seed_list(seeds)
+    require_share("--sparsity", sparsity)
     paths = _paths_by_name(ticket)
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})
@@ -68,7 +77,9 @@ def transfer(
     if data.label_map is not None and not data.user_files:
         raise ValueError("--label-map applies to your own files here: omit it, or use train for each task")
     targets = [
-        workflow.Target(name, data.source(name), replace(training, steps=steps or training.steps))
+        workflow.Target(
+            name, data.source(name), replace(training, steps=training.steps if steps is None else steps)
+        )
         for name, steps in _steps_by_task(tasks).items()
     ]
     shapes = skeleton(model)
@@ -91,7 +102,7 @@ def transfer(
     )
     if not distributed.is_main():
         return
-    rows = [results.stamp("transfer", cell) for cell in cells]
+    rows = [stamped("transfer", cell) for cell in cells]
     if json is not None:
         results.append(json, rows)
     if reporter.finished:
@@ -133,7 +144,7 @@ def _paths_by_name(tickets: Sequence[str]) -> dict[str, Path]:
     """Return the paths in "sst2=runs/sst2" by name; by default the name of the file or folder."""
     paths: dict[str, Path] = {}
     for text in tickets:
-        match = re.fullmatch(r"([\w.+-]+)=(.+)", text)
+        match = re.fullmatch(r"(\w[\w.+-]*)=(.+)", text)
         path = Path(match[2] if match else text)
         name = match[1] if match else path.resolve().stem
         if name in paths:

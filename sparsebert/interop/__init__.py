@@ -23,6 +23,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsebert.file_types import require_regular
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -55,6 +57,7 @@ def read_ticket(
         raise ValueError(
             f"{path} is a folder, not a ticket file; Ticket.from_model reads the zeros of a saved model"
         )
+    require_regular(path)
     with open(path, "rb") as file:
         start = file.read(9)
     # A ticket file begins with the length of its header, which always holds a NUL byte; text never does.
@@ -110,6 +113,9 @@ def read_checkpoint(
     from sparsebert.interop.nn_pruning import from_nn_pruning, is_nn_pruning_model
 
     if is_nn_pruning_model(folder):
+        for option, value in (("method", method), ("threshold", threshold)):
+            if value is not None:
+                raise ValueError(f"{folder} holds a model of nn_pruning, which takes no {option}: omit it")
         return from_nn_pruning(folder)
     if method is None and not is_movement_checkpoint(folder) and is_pruned_folder(folder):
         return from_pruned_folder(folder)

@@ -131,7 +131,7 @@ def to_bert_tickets(ticket: Ticket, path: str | os.PathLike[str], *, prefix: str
     refuse_removed_modules(ticket, "a mask.pt")
     state = {f"{prefix}.{key}{_WEIGHT_MASK}": mask.float() for key, mask in ticket.masks.items()}
     state |= {f"{prefix}.{key}{_BIAS_MASK}": mask.float() for key, mask in ticket.bias_masks.items()}
-    with replacing(Path(path)) as temporary:
+    with replacing(Path(path), sum(mask.nbytes for mask in state.values())) as temporary:
         torch.save(state, temporary)
 
 

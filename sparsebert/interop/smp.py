@@ -73,8 +73,9 @@ def to_smp(ticket: Ticket, path: str | os.PathLike[str], model: nn.Module) -> No
             f"an SMP file cannot express bias masks; the ticket masks the bias of {min(ticket.bias_masks)}"
         )
     flat = torch.cat([ticket.masks[key].flatten() for key in keys])
-    with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
-        np.save(file, pack_bits(flat).numpy(), allow_pickle=False)
+    packed = pack_bits(flat).numpy()
+    with replacing(Path(path), packed.nbytes) as temporary, open(temporary, "wb") as file:
+        np.save(file, packed, allow_pickle=False)
 
 
 def _packed_bits(path: Path) -> np.ndarray:

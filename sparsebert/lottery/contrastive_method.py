@@ -102,6 +102,17 @@ class ContrastiveMethod(LotteryMethod):
                 f"{teacher_features} features, the model's {features}"
             )
 
+    def file_bytes(self, experiment: Experiment, config: RunConfig) -> int:
+        """Return the bytes of all representations and labels."""
+        encoders = sum(bank in self.bank_names for bank in (PRETRAINED, FINE_TUNED))
+        if SNAPSHOTS in self.bank_names:
+            every = self._snapshot_interval(experiment, config)
+            steps = config.training.steps_of(len(experiment.train), distributed.count())
+            rounds = len(self.rounds(config.target))
+            encoders += rounds - 1 if every is None else steps // every
+        features = head_linear(experiment.model).in_features
+        return len(experiment.train) * (encoders * features * 4 + 8)
+
     @contextlib.contextmanager
     def round_hooks(
         self, number: int, experiment: Experiment, config: RunConfig, folder: Path

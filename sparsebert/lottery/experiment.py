@@ -140,7 +140,7 @@ class RunConfig:
         assert self.sparsity is not None
         target = exact("sparsity", self.sparsity)
         if not 0 <= target < 1:
-            raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity}")
+            raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity}; write 90 % as 0.9")
         return target
 
     def describe(self) -> dict[str, Any]:

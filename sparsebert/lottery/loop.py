@@ -15,6 +15,7 @@ import torch
 
 from sparsebert.atomic import replacing
 from sparsebert.bert import resolve, structure
+from sparsebert.lottery.disk_space import round_bytes, weight_bytes
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.mask_learning_method import MaskLearningMethod
 from sparsebert.lottery.method import NeedsBatches, Rewind, Round, SearchingMethod, Source
@@ -32,10 +33,6 @@ from sparsebert.training.heartbeat import heartbeat
 from sparsebert.training.run_status import RunStatus
 from sparsebert.training.snapshot import Snapshot
 from sparsebert.training.trainer import silence_transformers
-
-# A checkpoint holds the weights and two moments of each; up to two exist while a third is written.
-_COPIES_IN_CHECKPOINTS = 9
-_OTHER_COPIES = 3
 
 
 def run(
@@ -91,6 +88,7 @@ class _Run:
         self, experiment: Experiment, config: RunConfig, folder: RunFolder, context: RunContext
     ) -> None:
         self.config, self.folder = config, folder
+        self.environment = context.environment
         self.model = experiment.model
         self.method, self.seed = config.method, config.training.seed
         self.rounds = self.method.rounds(config.target)
@@ -134,7 +132,7 @@ class _Run:
     def _start(self) -> Snapshot:
         """Return the initial weights: from the model in the first session, from the folder in later ones."""
         if not self.folder.start.exists():
-            self.folder.require_space(_OTHER_COPIES * self._bytes())
+            self._require_space(0)
             self.method.initialise_(self.model, self.seed)
             Snapshot.of(self.model).save(self.folder.start)
         start = Snapshot.load(self.folder.start)
@@ -190,8 +188,12 @@ class _Run:
     def _open_round(self, number: int) -> int:
         """Create the round's folder, check the space on the disk, and return the number of this session."""
         self.folder.round(number).mkdir(exist_ok=True)
-        self.folder.require_space((_COPIES_IN_CHECKPOINTS + _OTHER_COPIES) * self._bytes())
+        self._require_space(number)
         return self.folder.count_session(number)
+
+    def _require_space(self, number: int) -> None:
+        """Raise OSError unless the disk has room for all files of a round."""
+        self.folder.require_space(round_bytes(self.experiment, self.config, number, self.steps))
 
     def _learned(self, learner: Learner, best_masks: BestMasks | None, number: int) -> Ticket:
         """Close the learner, save its ticket and return it; the best masks, if there are any, come first."""
@@ -335,6 +337,7 @@ class _Run:
                 "distillation": asdict(self.config.distillation) if self.config.distillation else None,
                 "memory": _peak_memory(),
                 "versions": ticket.metadata["versions"],
+                "environment": self.environment,
             },
         )
         self._clean_up(number)
@@ -370,12 +373,13 @@ class _Run:
         rows, best = self.folder.rounds_done(), self._best_round()
         if not self.folder.model.exists():
             Snapshot.load(self.folder.trained(best)).restore_(self.model)
-            with replacing(self.folder.model) as unfinished:
+            with replacing(self.folder.model, weight_bytes(self.experiment)) as unfinished:
                 self.model.save_pretrained(unfinished)
                 if self.experiment.save_extras is not None:
                     self.experiment.save_extras(str(unfinished))
-        with replacing(self.folder.final_ticket) as unfinished:
-            shutil.copyfile(self.folder.ticket(best), unfinished)
+        ticket = self.folder.ticket(best)
+        with replacing(self.folder.final_ticket, ticket.stat().st_size) as unfinished:
+            shutil.copyfile(ticket, unfinished)
         shutil.rmtree(self.folder.rewind, ignore_errors=True)
         for number in range(len(self.rounds)):
             shutil.rmtree(self.folder.checkpoints(number), ignore_errors=True)
@@ -392,14 +396,12 @@ class _Run:
                 "metrics": rows[best]["metrics"],
                 "ticket": self.folder.final_ticket.name,
                 "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
+                "environment": self.environment,
             },
         )
 
     def _names(self) -> Record:
         return {"method": self.method.name, "seed": self.seed, **self.config.names}
-
-    def _bytes(self) -> int:
-        return sum(each.numel() * each.element_size() for each in self.model.parameters())
 
 
 def _counts(ticket: Ticket, model: Any) -> Record:

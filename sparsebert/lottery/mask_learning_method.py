@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
+from sparsebert.bert import prunable, resolve, structure
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import Head, LotteryMethod, Rewind, Round, Source
 from sparsebert.mask_learning.learner import Learner
-from sparsebert.mask_learning.rule import Goal, Rule
+from sparsebert.mask_learning.rule import Goal, Rule, Scored
+from sparsebert.pruning.pruning_units import PruningUnits
+from sparsebert.pruning.unit_groups import unit_groups
 from sparsebert.tickets.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -53,6 +59,18 @@ class MaskLearningMethod(LotteryMethod):
             raise ValueError(
                 f"method {self.name} cannot learn patterns such as {granularity!r}: use blocks, such as 4x1"
             )
+
+    def score_bytes(self, model: Any, units: PruningUnits) -> int:
+        """Return the bytes of the scores that the rule trains for the units of a model."""
+        if not isinstance(self.rule, Scored):
+            return 0
+        names = prunable(model, units.include_pooler)
+        weights = {key: torch.as_tensor(resolve(model, key).weight) for key in names}
+        shapes = {key: weight.shape for key, weight in weights.items()}
+        groups = unit_groups(units.granularity, units.block_size, shapes, structure(model))
+        # At least float32, as the learner's.
+        sizes = {key: max(weight.element_size(), 4) for key, weight in weights.items()}
+        return sum(math.prod(group.grid) * sizes[group.name] for group in groups)
 
     def goal(self, config: RunConfig, steps: int) -> Goal:
         """Return the goal of a run of ``steps`` optimizer steps."""

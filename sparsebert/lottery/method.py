@@ -154,6 +154,10 @@ class LotteryMethod(abc.ABC):
     def require(self, experiment: Experiment, config: RunConfig) -> None:  # noqa: B027  (a hook)
         """Raise ValueError if the method does not support the model, data, teacher or training settings."""
 
+    def file_bytes(self, experiment: Experiment, config: RunConfig) -> int:
+        """Return the bytes of the method's own files in the folder of a run, besides masks and weights."""
+        return 0
+
     def initialise_(self, model: nn.Module, seed: int) -> None:  # noqa: B027  (a hook)
         """Change the initial weights of the run."""
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from sparsebert.atomic import disk_errors
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import LotteryMethod, Rewind
 from sparsebert.lottery.round_hooks import RoundHooks
@@ -20,14 +18,11 @@ from sparsebert.mask_learning.learner import Learner
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.best_masks import BestMasks
 from sparsebert.training.callbacks import CheckpointCallback, ProgressCallback, StartCallback
-from sparsebert.training.checkpoint import Checkpoint
+from sparsebert.training.checkpoint import Checkpoint, checkpoint_bytes
 from sparsebert.training.distillation import Distiller
 from sparsebert.training.gradient_checkpointing import enable_gradient_checkpointing
 from sparsebert.training.run_status import RunStatus
 from sparsebert.training.trainer import TicketTrainer, training_arguments
-
-# Parts of the messages by which torch and safetensors report a file that cannot be written.
-_DISK_ERRORS = ("No space left", "file write failed", "unexpected pos")
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ def train_round(
         schedule_steps=start.schedule,
         group_by_length=config.training.group_by_length,
     )
-    with _disk_errors(folder):
+    with disk_errors(folder, checkpoint_bytes(model)):
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     _unwrap_(model)
     return Trained(checkpoints.seconds, _last_loss(trainer.state.log_history), trainer.state.global_step)
@@ -135,19 +130,6 @@ def _distiller(experiment: Experiment, config: RunConfig) -> Distiller | None:
         return None
     assert experiment.teacher is not None
     return Distiller(experiment.teacher, config.distillation)
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turn errors about a checkpoint that cannot be written into OSError."""
-    try:
-        yield
-    except (RuntimeError, SafetensorError) as error:
-        if any(words in str(error) for words in _DISK_ERRORS):
-            raise OSError(
-                f"cannot write a checkpoint to {folder}: the disk is full; free some space"
-            ) from error
-        raise
 
 
 def _unwrap_(model: Any) -> None:

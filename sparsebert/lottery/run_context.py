@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,12 @@ class RunContext:
         say: Called with each line of progress.
         before: Called on rank 0 with the model and the run's configuration before the work starts, unless the
             run is already finished.
+        environment: Description of the machine and its libraries for the records; None to record none.
     """
 
     say: Callable[[str], object] = lambda text: None
     before: Callable[[Any, RunConfig], object] = lambda model, config: None
+    environment: Mapping[str, Any] | None = None
 
     def of_run(self, name: str) -> RunContext:
         """Return the same callbacks; each line begins with the name of a run."""

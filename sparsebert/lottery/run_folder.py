@@ -31,9 +31,10 @@ Records have the common fields of :mod:`sparsebert.results` (``schema``, ``kind`
     distillation                  weight, temperature and teachers (task -> hub id or digest), or null
     memory                        peak_rss_bytes of this process, peak_gpu_bytes if a GPU was used
     versions                      of the libraries
+    environment                   machine, kernels and versions, as in the records of a benchmark; or null
 ``kind`` "run", at the end:
     method, seed, task, model, rounds, round, sparsity and metrics (of the selected round), ticket, seconds
-    (of all rounds).
+    (of all rounds), environment.
 
 Every file is written under another name first and renamed, so that it appears whole or not at all.
 """
@@ -102,10 +103,14 @@ class RunFolder:
             if not self.run_json.exists():
                 write_text(self.run_json, json.dumps({"schema": _SCHEMA, **config}, indent=2) + "\n")
             self.require(config)
-            rounds = [*self.path.glob("round-*"), *self.path.glob("round-*/checkpoints")]
-            for folder in (self.path, self.rewind, *rounds):
-                sweep(folder)
+            self.sweep()
             yield
+
+    def sweep(self) -> None:
+        """Delete the temporary files that killed processes left in the folder."""
+        for folder in [self.path, *(each for each in self.path.rglob("*") if each.is_dir())]:
+            if folder.is_dir():  # It may be in a folder that was just deleted.
+                sweep(folder)
 
     def require(self, config: Mapping[str, Any]) -> None:
         """Raise ValueError, naming the first difference, unless the folder's run has this configuration."""
@@ -147,8 +152,9 @@ class RunFolder:
         write_text(path, str(sessions))
         return sessions
 
-    def require_space(self, needed: int) -> None:
-        """Raise OSError unless the disk has ``needed`` free bytes."""
+    def require_space(self, size: int) -> None:
+        """Raise OSError unless the disk has room for the folder to grow to ``size`` bytes."""
+        needed = size - sum(each.stat().st_size for each in self.path.rglob("*") if each.is_file())
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise OSError(

@@ -15,7 +15,7 @@ from sparsebert.cost.candidates import GPU_FORMATS, STORED, preferred, stored_dt
 from sparsebert.nn.checkpoint_form import BITS, VALUES, stored_weight, to_stored
 from sparsebert.nn.precomputed import take_precomputed
 from sparsebert.tickets.bits import unpack_bits
-from sparsebert_kernels import formats, ops
+from sparsebert_kernels import cpu, formats, ops
 from sparsebert_kernels.cuda import backend
 from sparsebert_kernels.errors import unknown
 from sparsebert_kernels.formats import DensePrepacked, PackedWeight
@@ -231,6 +231,8 @@ class SparseLinear(nn.Module):
         format, options = recipe or self._recipes[weight.device.type]
         if format not in formats.FORMATS:
             raise unknown("format", format, formats.FORMATS)
+        if weight.device.type == "cpu":
+            cpu.warn_if_unavailable()
         kernels = weight.device.type == "cpu" or (weight.device.type == "cuda" and format in GPU_FORMATS)
         if not trainable and (weight.dtype == torch.float64 or not kernels):
             kept = torch.where(mask, weight, weight.new_zeros(()))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -106,17 +109,41 @@ class Plan:
         return line
 
     def __str__(self) -> str:
+        # The width of a terminal, or COLUMNS; a file may be as wide as it needs.
+        return self.text(shutil.get_terminal_size((_UNLIMITED, 24)).columns)
+
+    def text(self, width: int) -> str:
+        """Return the table if it fits into ``width`` characters, else a few lines for each layer."""
+        table = self._table()
+        if max(map(len, table)) > width:
+            table = self._stacked(width)
+        return "\n".join([*table, *(line for each in self._captions() for line in _wrapped(each, width))])
+
+    def _table(self) -> list[str]:
         rows = self._rows()
         numeric_columns = _numeric(rows[0])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        table = [
+        return [
             "  ".join(
                 cell.rjust(width) if numeric else cell.ljust(width)
                 for cell, width, numeric in zip(row, widths, numeric_columns, strict=True)
             ).rstrip()
             for row in rows
         ]
-        return "\n".join([*table, *self._captions()])
+
+    def _stacked(self, width: int) -> list[str]:
+        """Return the key of each layer, its figures below each other, and its reasons."""
+        header, *rows = self._rows()
+        figures = [index for index, name in enumerate(header) if name not in ("layer", "removed", "reason")]
+        widths = [max(len(row[index]) for row in (header, *rows)) for index in figures]
+        lines = []
+        for row in (header, *rows):
+            cells = (row[index].rjust(size) for index, size in zip(figures, widths, strict=True))
+            removed = row[2:3] if len(header) > len(_HEADER) else ()
+            words = "; ".join(text for text in (*removed, row[-1]) if text)
+            for text in (row[0], " ".join(cells), words):
+                lines += _wrapped(text, width, "" if text is row[0] else "  ")
+        return lines
 
     def _captions(self) -> list[str]:
         count = sum(layer.busy for layer in self.layers)
@@ -135,8 +162,9 @@ class Plan:
             rows = [(*row[:2], note, *row[2:]) for row, note in zip(rows, notes, strict=True)]
         return rows
 
-    def __rich__(self) -> Any:
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.table import Table
+        from rich.text import Text
 
         header, *rows = self._rows()
         table = Table(caption="\n".join(self._captions()))
@@ -144,7 +172,20 @@ class Plan:
             table.add_column(name, justify="right" if numeric else "left")
         for row in rows:
             table.add_row(*row)
-        return table
+        whole = console.measure(table, options=options.update(max_width=_UNLIMITED)).maximum
+        fits = whole <= options.max_width
+        yield table if fits else Text(self.text(options.max_width))
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """Return the lines of a text; a line that fits keeps its spaces, others are split at spaces."""
+    if len(indent) + len(text) <= width:
+        return [indent + text]
+    return textwrap.wrap(text, max(width, _LEAST), initial_indent=indent, subsequent_indent=indent + "  ")
+
+
+# Columns of a file, and the fewest columns of a terminal.
+_UNLIMITED, _LEAST = 10_000, 20
 
 
 _HEADER = (

@@ -112,12 +112,18 @@ def carried_plan(model: nn.Module) -> Plan:
     return Plan(tuple(carried), machine, compaction_note(model))
 
 
+# More tokens than any batch in memory has: a layer of BERT-base would write 12 GB for as many.
+MAX_TOKENS = 2**20
+
+
 def check_options(format: str, tokens: int) -> None:
-    """Raise ValueError for an unknown format or a number of tokens that is not a positive integer."""
+    """Raise ValueError for an unknown format or a number of tokens that no batch has."""
     if not isinstance(format, str) or format not in ("auto", *formats.FORMATS):
         raise unknown("format", format, ("auto", *formats.FORMATS))
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
         raise ValueError(f"tokens must be a positive integer, got {tokens!r}")
+    if tokens > MAX_TOKENS:
+        raise ValueError(f"tokens must be at most {MAX_TOKENS}, got {tokens}")
 
 
 def require_measure(measure: Any) -> None:

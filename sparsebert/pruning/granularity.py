@@ -14,6 +14,8 @@ from sparsebert_kernels.errors import unknown
 _NAMES = ("element", "block", "row", "column", "neuron", "head", "mlp", "n:m")
 ACROSS_MATRICES = ("neuron", "head", "mlp")
 _BLOCKS = re.compile(r"(\d+)x(\d+)")
+# Longer than any row or column of a BERT, and short enough for torch's integers.
+_MAX_BLOCK_LENGTH = 2**20
 _PATTERN = re.compile(r"([1-9]\d{0,3}):([1-9]\d{0,3})")
 
 
@@ -176,4 +178,6 @@ def _block_size(block_size: object) -> tuple[int, int]:
         or not all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in block_size)
     ):
         raise ValueError(f"block_size must be two positive ints (out, in), got {block_size!r}")
+    if max(block_size) > _MAX_BLOCK_LENGTH:
+        raise ValueError(f"block_size must be at most {_MAX_BLOCK_LENGTH} (out, in), got {block_size!r}")
     return block_size[0], block_size[1]

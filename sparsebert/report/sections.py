@@ -19,6 +19,7 @@ from sparsebert.report.memory_tables import memory_tables
 from sparsebert.report.model_tables import bench_tables, sweep_tables, sweeps
 from sparsebert.report.plots import Picture, speedup_pictures
 from sparsebert.report.revision_tables import revision_tables
+from sparsebert.report.run_plots import run_pictures
 from sparsebert.report.run_tables import evaluation_tables, matrix_tables, run_tables
 from sparsebert.report.table import Table
 from sparsebert.report.ticket_tables import ticket_tables
@@ -122,7 +123,7 @@ _KINDS = (
     Kind("lottery", _lottery, curve_tables, curve_pictures),
     Kind("learned", _lottery, learned_tables),
     Kind("transfer", _lottery, transfer_tables),
-    Kind("runs", _runs, run_tables),
+    Kind("runs", _runs, run_tables, run_pictures),
     Kind("matrix", _of("transfer"), matrix_tables),
     Kind("evaluations", _of("eval", "eval_seeds"), evaluation_tables),
     Kind("tickets", _of("prune", "prune_seeds", "convert"), ticket_tables),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sparsebert.bert import is_bert_like
-from sparsebert.tasks import Task, label_config
+from sparsebert.bert import is_bert_like, positions
+from sparsebert.tasks import Task, TextFormat, label_config
 from sparsebert.tasks.label_order import label_positions, reorder_outputs_
 
 _MODEL_CLASSES = {
@@ -85,6 +86,30 @@ def load_model(
     return _require_bert(model, name), transformers.AutoTokenizer.from_pretrained(name)
 
 
+def fit_positions(model: Any, name: str, task: Task, text_format: TextFormat) -> TextFormat:
+    """Return a text format whose texts fit into the model's positions.
+
+    The task's default length is reduced to the positions.
+
+    Args:
+        model: A BERT.
+        name: Its name, for the message.
+        task: The task.
+        text_format: The text format that the user asks for.
+
+    Raises:
+        ValueError: The user's maximum length exceeds the positions.
+    """
+    limit = positions(model)
+    if limit is None or (text_format.max_length or task.max_length) <= limit:
+        return text_format
+    if text_format.max_length is not None:
+        raise ValueError(
+            f"max_length must be at most {limit}, the positions of {name}, got {text_format.max_length}"
+        )
+    return replace(text_format, max_length=limit)
+
+
 def template_of(model: Any) -> str | None:
     """Return the template that a model was trained with; None for most models."""
     template: str | None = (getattr(model.config, "label_words", None) or {}).get("template")
@@ -134,8 +159,21 @@ def _require_bert(model: Any, name: str) -> Any:
 
 
 def head_labels(name: str) -> tuple[str, ...]:
-    """Return the labels of a trained classifier in the order of its outputs. Raises as ``load_config``."""
+    """Return the labels of a trained classifier in the order of its outputs.
+
+    Raises:
+        ValueError: The model has no trained classifier; or as ``load_config``.
+        OSError: As ``load_config``.
+    """
     from sparsebert.tasks.load_checked import load_config
 
-    id2label = load_config(name).id2label
+    config = load_config(name)
+    suffix = _MODEL_CLASSES["classification"].removeprefix("AutoModel")
+    classifier = any(each.endswith(suffix) for each in config.architectures or ())
+    if not classifier and not getattr(config, "label_words", None):
+        raise ValueError(
+            f"{name} has no trained head, so its labels are unknown; train it on the task first, or name a "
+            "trained model"
+        )
+    id2label = config.id2label
     return tuple(str(id2label[index]) for index in sorted(id2label))

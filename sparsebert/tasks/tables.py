@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsebert.file_types import require_regular
 from sparsebert.tasks.registry import Task
 
 Column = str | int
@@ -39,6 +40,7 @@ def shortened(names: Iterable[str]) -> str:
 
 def read_text(path: Path) -> str:
     """Read UTF-8 text without its byte-order mark. Raises ValueError, with file and line, if invalid."""
+    require_regular(path)
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")

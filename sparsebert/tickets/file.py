@@ -94,7 +94,8 @@ def write(path: str | os.PathLike[str], contents: TicketContents) -> None:
         raise ValueError(
             f"the ticket's metadata is too large: {len(header)} bytes of header, at most 1 MiB is allowed"
         )
-    with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+    size = _LENGTH_BYTES + len(header) + len(payload)
+    with replacing(Path(path), size) as temporary, open(temporary, "wb") as file:
         file.write(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
         file.write(payload)
 

@@ -74,7 +74,7 @@ class BestMasks(TrainerCallback):
         self._learner.model.train()
         if distributed.is_main() and ((best := self.best) is None or metric > best.metric):
             trained = {name: each.detach().cpu() for name, each in self._trained().items()}
-            with replacing(self._file) as unfinished:
+            with replacing(self._file, sum(each.nbytes for each in trained.values())) as unfinished:
                 save_file(trained, unfinished, {"step": str(step), "metric": repr(metric)})
         distributed.wait()
 

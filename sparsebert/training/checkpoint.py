@@ -8,9 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from sparsebert.atomic import replacing, write_text
 
 _MARK = "complete.json"
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's checkpoint: its weights, and two moments of each trained one."""
+    return sum(each.nbytes * (3 if each.requires_grad else 1) for each in model.parameters())
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ class Checkpoint:
             change: Edits the copy before it is marked.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as unfinished:
+        size = sum(file.stat().st_size for file in self.path.rglob("*"))
+        with replacing(path, size) as unfinished:
             shutil.copytree(self.path, unfinished)
             if change is not None:
                 change(unfinished)

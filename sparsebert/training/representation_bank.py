@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ class RepresentationBank:
         labels: list[Tensor] = []
         with _head_input(model) as head, evaluating(model), torch.no_grad():
             shape = len(self._examples), head.features
-            with replacing(self.folder / f"{name}.npy") as unfinished, open(unfinished, "wb") as file:
+            path, size = self.folder / f"{name}.npy", 4 * math.prod(shape)
+            with replacing(path, size) as unfinished, open(unfinished, "wb") as file:
                 # Written, not mapped: on a full disk a mapped file kills the process.
                 np.lib.format.write_array_header_1_0(
                     file, {"descr": "<f4", "fortran_order": False, "shape": shape}

@@ -9,6 +9,8 @@ from sparsebert_kernels.dtype_names import short_name
 from sparsebert_kernels.errors import unknown
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+# Torch counts steps and examples in 32 bits in some places.
+MAX_STEPS = 2**31 - 1
 SCHEDULES = ("linear", "cosine", "constant")
 
 
@@ -56,11 +58,13 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "gradient_accumulation", "save_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        for name in ("steps", "batch_size", "gradient_accumulation", "save_steps"):
+            if (value := getattr(self, name)) is None:
+                continue
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value > MAX_STEPS:
+                raise ValueError(f"{name} must be at most {MAX_STEPS}, got {value}")
         if not 0 < self.epochs < math.inf:
             raise ValueError(f"epochs must be positive, got {self.epochs}")
         if not 0 < self.learning_rate < math.inf:
@@ -101,6 +105,8 @@ class TrainingSettings:
         batches = math.ceil(examples / (self.batch_size * processes))
         per_epoch = math.ceil(batches / self.gradient_accumulation)
         steps = self.steps if self.steps is not None else math.ceil(self.epochs * per_epoch)
+        if steps > MAX_STEPS:
+            raise ValueError(f"epochs must make at most {MAX_STEPS} steps of a round, got {steps:.3g}")
         if self.warmup_steps >= steps:
             raise ValueError(
                 f"warmup_steps must be below the {steps} steps of a round, got {self.warmup_steps}"

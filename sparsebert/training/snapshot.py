@@ -26,6 +26,11 @@ class Snapshot:
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
     @classmethod
     def of(cls, model: nn.Module) -> Snapshot:
         """Copy the state of a model."""
@@ -57,7 +62,7 @@ class Snapshot:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all."""
-        with replacing(path) as unfinished:
+        with replacing(path, self.nbytes) as unfinished:
             save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, unfinished)
 
     @classmethod

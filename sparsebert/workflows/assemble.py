@@ -20,7 +20,7 @@ from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import Data, Encoded, Task, TaskData, TextFormat, collate, encode, find_task, load
 from sparsebert.tasks.evaluator import evaluator
 from sparsebert.tasks.metrics import chance_metrics
-from sparsebert.tasks.models import load_model
+from sparsebert.tasks.models import fit_positions, load_model
 from sparsebert.training.teachers import load_teacher
 
 
@@ -52,6 +52,7 @@ def assemble(
             :func:`sparsebert.training.teachers.load_teacher`.
     """
     loaded, tokenizer = load_model(model, task, seed, label_words=label_words, template=text_format.template)
+    text_format = fit_positions(loaded, model, task, text_format)
     loaded_teacher = None if teacher is None else load_teacher(teacher, task, tokenizer, text_format)
 
     def judge(model: nn.Module, examples: int | None, seed: int) -> float:
@@ -124,6 +125,8 @@ def require_whole_blocks(model: nn.Module, units: PruningUnits, filter: Filter |
         key: tuple(torch.as_tensor(resolve(model, key).weight).shape)
         for key in prunable(model, units.include_pooler, filter)
     }
+    if min(rows, columns) < 1:
+        raise ValueError(f"blocks must have at least one row and one column, got {rows}x{columns}")
     for key, (height, width) in shapes.items():
         if height % rows or width % columns:
             heights, widths = zip(*shapes.values(), strict=True)

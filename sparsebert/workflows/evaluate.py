@@ -11,7 +11,7 @@ from sparsebert.compact import compact_, compaction_description
 from sparsebert.lottery.run_folder import Record
 from sparsebert.tasks import Data, Task, TextFormat
 from sparsebert.tasks.evaluator import evaluator, first_inputs
-from sparsebert.tasks.models import load_model, template_of
+from sparsebert.tasks.models import fit_positions, load_model, template_of
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.workflows.assemble import examples_of, task_of
 
@@ -94,4 +94,5 @@ def _load_trained(name: str, task: Task, max_length: int | None) -> tuple[Any, A
     model, tokenizer = load_model(name, task, trained=True)
     if torch.cuda.is_available():
         model = model.cuda()
-    return model, tokenizer, TextFormat(max_length, template_of(model))
+    text_format = TextFormat(max_length, template_of(model))
+    return model, tokenizer, fit_positions(model, name, task, text_format)

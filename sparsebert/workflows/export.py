@@ -130,7 +130,7 @@ def export_model(
         if stored_in is not None:
             state = with_embeddings_in(stored_in, model, model.state_dict())
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(folder) as unfinished:
+    with replacing(folder, model_bytes(model)) as unfinished:
         model.save_pretrained(unfinished, state_dict=state)
         _copy_tokenizer(name, unfinished)
         source = _download(name)

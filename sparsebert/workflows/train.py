@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
+from sparsebert.bench.environment import detect
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import lottery_method
 from sparsebert.lottery.multi_task import multi_task_experiment
@@ -84,11 +85,14 @@ def train(
     folder = RunFolder(out)
     if folder.run_json.exists() and folder.finished():
         folder.require(config.describe())
+        folder.sweep()
         context.say(f"{folder.path} is finished: nothing to do")
         return folder.rounds_done()
     with heartbeat(context.say, lambda: f"preparing {main_task.name}: loading and encoding examples"):
         experiment = _assemble(main_task, others, model, config, data, teachers, max_length, encode)
     require_whole_blocks(experiment.model, config.units)
+    if context.environment is None:
+        context = replace(context, environment=detect().record())
     return run(experiment, config, out, context)
 
 

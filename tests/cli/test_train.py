@@ -426,3 +426,11 @@ def test_bad_data_is_named_by_file_and_line(
     line = refused(capsys, "train", *asked, "--sparsity", "0.5", "--data", str(tmp_path))
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+def test_every_record_names_the_machine(asked: list[str], tmp_path: Path) -> None:
+    rows_file = tmp_path / "rows.jsonl"
+    assert app.main(["train", "--method", "dense", *asked, "--json", str(rows_file)]) == 0
+    rows = [*results.read(tmp_path / "run" / "log.jsonl"), *results.read(rows_file)]
+    assert {row["kind"] for row in rows} == {"round", "run"}
+    assert all(row["environment"]["cpu"] for row in rows)

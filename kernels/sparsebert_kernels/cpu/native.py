@@ -15,6 +15,7 @@ import functools
 import math
 import os
 import struct
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,18 @@ def why_unavailable() -> str | None:
     except NativeLibraryMissing as error:
         return str(error)
     return None
+
+
+@functools.cache
+def warn_if_unavailable() -> None:
+    """Warn, once in a process, that sparse layers run without the native library."""
+    if reason := why_unavailable():
+        warnings.warn(
+            f"the compiled CPU kernels are missing ({reason}): sparse layers run in plain torch, which is "
+            "slower than dense layers; `sparsebert env` says how to get them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def available() -> bool:
