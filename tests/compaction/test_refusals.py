@@ -212,6 +212,12 @@ class TestDescriptions:
         attention = description["attention"] | {path: groups}
         self.rejected(description | {"attention": attention}, f"the described heads of {path} do not fit")
 
+    def test_a_group_without_heads(self, description: dict[str, Any]) -> None:
+        path = "encoder.layer.0.attention.self"
+        groups = [*description["attention"][path], {"heads": [], "score": 4, "value": 4}]
+        attention = description["attention"] | {path: groups}
+        self.rejected(description | {"attention": attention}, f"the described heads of {path} do not fit")
+
     def test_into_a_compacted_model(self, description: dict[str, Any]) -> None:
         model = model_of()
         compact_(model, ticket_of(model, RAGGED))

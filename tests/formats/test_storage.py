@@ -18,6 +18,7 @@ from sparsebert_kernels.formats import (
     PanelSparse,
     VectorSparse,
 )
+from sparsebert_kernels.formats.dense import prepack, prepacking_works
 from tests.formats.matrices import matrices, options
 
 
@@ -117,3 +118,10 @@ class TestTargets:
         mask = torch.rand(shape) >= sparsity
         packed = BitmapSparse.from_dense(torch.randn(shape).bfloat16(), mask)
         assert packed.nbytes <= share * 2 * mask.numel()
+
+
+@pytest.mark.skipif(not prepacking_works(torch.float32), reason="torch has no working oneDNN linear here")
+def test_a_dense_weight_of_a_cpu_is_in_the_layout_of_onednn() -> None:
+    weight = torch.randn(48, 40)
+    assert DensePrepacked.from_dense(weight, torch.ones(48, 40, dtype=torch.bool)).values.is_mkldnn
+    assert not prepack(weight.to("meta"), 32).is_mkldnn
