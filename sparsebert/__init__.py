@@ -13,6 +13,7 @@ from sparsebert.hf.import_hook import register as _register
 
 if TYPE_CHECKING:
     from sparsebert.compact import compact_, compaction_description, expand_, rebuild_
+    from sparsebert.fuse import fuse_, unfuse_
     from sparsebert.nn.sparse_linear import SparseLinear
     from sparsebert.planning.planner import plan
     from sparsebert.pruning import prune
@@ -28,10 +29,12 @@ __all__ = [
     "compaction_description",
     "densify_",
     "expand_",
+    "fuse_",
     "plan",
     "prune",
     "rebuild_",
     "sparsify_",
+    "unfuse_",
 ]
 
 _HOMES = {
@@ -41,10 +44,12 @@ _HOMES = {
     "compaction_description": "sparsebert.compact",
     "densify_": "sparsebert.sparsify",
     "expand_": "sparsebert.compact",
+    "fuse_": "sparsebert.fuse",
     "plan": "sparsebert.planning.planner",
     "prune": "sparsebert.pruning",
     "rebuild_": "sparsebert.compact",
     "sparsify_": "sparsebert.sparsify",
+    "unfuse_": "sparsebert.fuse",
 }
 
 

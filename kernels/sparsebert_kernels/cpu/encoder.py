@@ -15,8 +15,8 @@ from ..formats import ElementSparse, PackedWeight, VectorSparse
 from ..formats.base import SLACK_BYTES, refuse_options
 from . import native
 
-# The structs sb_layer, after its six weights, and sb_encoder_call of src/native.h, which asserts their sizes and
-# offsets.
+# The structs sb_layer, after its six weights, and sb_encoder_call of src/native.h, which asserts their sizes
+# and offsets.
 _LAYER = struct.Struct("=QQQQQiifffi")
 _ENCODER_CALL = struct.Struct("=QQQQqqqii")
 # Rows that a kernel computes together: biases are padded to a multiple.
@@ -119,9 +119,8 @@ class NativeEncoder:
             )
         if mask is not None:
             if mask.shape != x.shape[:2] or mask.dtype != torch.bool:
-                raise ValueError(
-                    f"mask is {list(mask.shape)} of {mask.dtype}; it must be {list(x.shape[:2])} of torch.bool"
-                )
+                expected = f"{list(x.shape[:2])} of torch.bool"
+                raise ValueError(f"mask is {list(mask.shape)} of {mask.dtype}; it must be {expected}")
             mask = mask.contiguous()
         x = x.contiguous()
         y = torch.empty_like(x)
