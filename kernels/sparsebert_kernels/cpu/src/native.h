@@ -39,8 +39,10 @@ struct sb_call {
 struct sb_layer {
   // Query, key, value, output, up, down. Every bias is fp32 and has zeros up to a multiple of eight; y is not used.
   sb_weight weights[6];
-  const float *attention_gamma, *attention_beta;
-  const float *output_gamma, *output_beta;
+  const float* attention_gamma;
+  const float* attention_beta;
+  const float* output_gamma;
+  const float* output_beta;
   const int32_t* heads;  // (heads, score width, value width) of each group of heads, in the order of the rows
   int32_t groups, activation;
   float attention_epsilon, output_epsilon;
@@ -66,7 +68,8 @@ static_assert(sizeof(sb_call) == 40 && offsetof(sb_call, x_dtype) == 24 && offse
               "sb_call differs from _CALL in cpu/native.py");
 static_assert(sizeof(sb_layer) == 688 && offsetof(sb_layer, heads) == 656 && offsetof(sb_layer, scale) == 680,
               "sb_layer differs from _LAYER in cpu/encoder.py");
-static_assert(sizeof(sb_encoder_call) == 64 && offsetof(sb_encoder_call, threads) == 60,
+static_assert(sizeof(sb_encoder_call) == 64 && offsetof(sb_encoder_call, hidden) == 48 &&
+                  offsetof(sb_encoder_call, threads) == 60,
               "sb_encoder_call differs from _ENCODER_CALL in cpu/encoder.py");
 }
 
