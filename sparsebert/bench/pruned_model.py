@@ -24,6 +24,7 @@ class PrunedModel:
         ticket: Masks of the pruned matrices.
         batches: Inputs of the model.
         format: Packed format of the sparse backend; "auto" leaves it to the plan.
+        fuse: Whether the sparse backend runs the encoder in one native call (``sparsebert.fuse_``).
     """
 
     workload: Workload
@@ -31,6 +32,7 @@ class PrunedModel:
     ticket: Ticket
     batches: tuple[dict[str, torch.Tensor], ...]
     format: str = "auto"
+    fuse: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -49,7 +51,12 @@ class PrunedModel:
 
 
 def prepare_pruned_model(
-    workload: Workload, ticket: Ticket, *, format: str = "auto", model: PreTrainedModel | None = None
+    workload: Workload,
+    ticket: Ticket,
+    *,
+    format: str = "auto",
+    fuse: bool = False,
+    model: PreTrainedModel | None = None,
 ) -> PrunedModel:
     """Load the workload's model and apply the ticket to it.
 
@@ -57,6 +64,7 @@ def prepare_pruned_model(
         workload: Names the model and defines its batches.
         ticket: Applied to the model.
         format: See ``PrunedModel``.
+        fuse: See ``PrunedModel``.
         model: Used instead of loading the workload's model; it is modified.
 
     Raises:
@@ -65,4 +73,5 @@ def prepare_pruned_model(
     model = workload.load_model() if model is None else model
     ticket.check(model)
     ticket.apply_(model)
-    return PrunedModel(workload, model, ticket, workload.make_batches(model.config.vocab_size), format)
+    batches = workload.make_batches(model.config.vocab_size)
+    return PrunedModel(workload, model, ticket, batches, format, fuse)

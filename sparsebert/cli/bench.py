@@ -43,6 +43,9 @@ def bench(
             "csr; on GPUs panel, bitmap, column_panel, 2:4"
         ),
     ] = "auto",
+    fuse: Annotated[
+        bool, typer.Option("--fuse", help="run the sparse model's encoder in one native call, fp32 on a CPU")
+    ] = False,
     batch: Annotated[int, typer.Option(help="sequences per batch")] = 1,
     seq: Annotated[int, typer.Option(help="tokens per sequence")] = 128,
     lengths_from: Annotated[
@@ -90,7 +93,9 @@ def bench(
     with progress() as step:
         step("detecting the machine")
         machine = _detect(threads)
-        for pruned in _pruned_models(workload, ticket, sparsities, granularity or "element", format, step):
+        for pruned in _pruned_models(
+            workload, ticket, sparsities, granularity or "element", format, fuse, step
+        ):
             try:
                 rows = runner.run(pruned, baselines, machine, settings, step)
             except output_check.OutputMismatchError as error:
@@ -113,6 +118,7 @@ def _pruned_models(
     sparsities: Sequence[float | None],
     granularity: str,
     format: str,
+    fuse: bool,
     step: Callable[[str], None],
 ) -> Iterator[PrunedModel]:
     """Yield the workload's model with its ticket, for each sparsity."""
@@ -129,7 +135,7 @@ def _pruned_models(
             model_ticket = load_ticket(ticket, dense)
         else:
             model_ticket = prune(dense, sparsity=sparsity, granularity=granularity)
-        yield prepare_pruned_model(workload, model_ticket, format=format, model=dense)
+        yield prepare_pruned_model(workload, model_ticket, format=format, fuse=fuse, model=dense)
 
 
 def _detect(threads: int) -> Environment:

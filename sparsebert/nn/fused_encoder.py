@@ -7,7 +7,6 @@ made on the first call, and again after a change of any module or tensor that it
 
 from __future__ import annotations
 
-import functools
 import sys
 import warnings
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from sparsebert_kernels.ops import plain_inference
 RECORDER = "transformers.utils.output_capturing"
 # Arguments of the encoders that do not change the result.
 WITHOUT_EFFECT = ("position_ids", "return_dict")
+RECORDED_GRADIENTS = "gradients are recorded; call the model under torch.inference_mode()"
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh")
 
 
@@ -44,7 +44,7 @@ class _PlainPath(Exception):
 class FusedEncoder(nn.Module):
     """The forward method of a fused encoder, mixed into the class of the encoder by ``fused_class``."""
 
-    plain_class: type[nn.Module]
+    plain_class: Any  # the class of the encoder in transformers
     _native: _Native | None = None
 
     def forward(
@@ -70,6 +70,8 @@ class FusedEncoder(nn.Module):
     def _run(self, x: Tensor, mask: Tensor | None, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if reason := native.why_unavailable():
             raise _PlainPath(f"the native library is missing ({reason})")
+        if _is_recording():
+            raise _PlainPath("the call asks for hidden states or attentions")
         if any(value is not None for value in args):
             raise _PlainPath("the call has further positional arguments")
         for name, value in kwargs.items():
@@ -77,10 +79,10 @@ class FusedEncoder(nn.Module):
                 raise _PlainPath(f"the call has the argument {name}")
         if not x.is_cpu or x.dtype != torch.float32 or x.dim() != 3:
             raise _PlainPath(f"the input is {x.dtype} on {x.device}, not torch.float32 on cpu")
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise _PlainPath(RECORDED_GRADIENTS)
         if not plain_inference(x):
-            raise _PlainPath("the call is traced or under autocast, or its input needs a gradient")
-        if _is_recording():
-            raise _PlainPath("the call asks for hidden states or attentions")
+            raise _PlainPath("the call is traced, transformed or under autocast")
         described = self._native
         if described is None or not described.is_current():
             described = self.__dict__["_native"] = _Native(self)
@@ -100,10 +102,17 @@ class FusedEncoder(nn.Module):
         return _new_encoder, (self.plain_class,), state
 
 
-@functools.cache
-def fused_class(plain_class: type[nn.Module]) -> type[FusedEncoder]:
-    """Return the fused class of an encoder's class."""
-    return type(f"Fused{plain_class.__name__}", (FusedEncoder, plain_class), {"plain_class": plain_class})
+_FUSED_CLASSES: dict[type, type[FusedEncoder]] = {}
+
+
+def fused_class(plain_class: type) -> type[FusedEncoder]:
+    """Return the fused class of an encoder's class, always the same."""
+    if plain_class not in _FUSED_CLASSES:
+        bases = (FusedEncoder, plain_class)
+        _FUSED_CLASSES[plain_class] = type(
+            f"Fused{plain_class.__name__}", bases, {"plain_class": plain_class}
+        )
+    return _FUSED_CLASSES[plain_class]
 
 
 def _new_encoder(plain_class: type[nn.Module]) -> FusedEncoder:
@@ -129,7 +138,9 @@ class _Native:
         modules = list(encoder.modules())
         self._modules = [vars(module) for module in modules]
         self._children = [(module._modules, dict(module._modules)) for module in modules]
-        self._sparse = [(module, module.activation) for module in modules if isinstance(module, SparseLinear)]
+        sparse = [module for module in modules if isinstance(module, SparseLinear)]
+        # The values of a prepacked dense layer are neither a parameter nor a buffer.
+        self._sparse = [(module, module.activation, module.values) for module in sparse]
         layers = encoder_layers(encoder, encoder.plain_class)
         for layer in layers:
             _require_known(layer)
@@ -153,7 +164,10 @@ class _Native:
                 tensors.get(name) is tensor and _version(tensor) == version and tensor.data_ptr() == address
                 for tensors, name, tensor, version, address in self._tensors
             )
-            and all(module.activation == activation for module, activation in self._sparse)
+            and all(
+                module.activation == activation and module.values is values
+                for module, activation, values in self._sparse
+            )
         )
 
     def require_undisturbed(self) -> None:
@@ -167,7 +181,7 @@ class _Native:
             if number and (hooks or "forward" in module) and _has_foreign_code(module):
                 raise _PlainPath("a module of the encoder has hooks or a patched forward method")
         if torch.is_grad_enabled() and any(tensor.requires_grad for _, _, tensor, _, _ in self._tensors):
-            raise _PlainPath("gradients are recorded; call the model under torch.inference_mode()")
+            raise _PlainPath(RECORDED_GRADIENTS)
 
 
 def _require_known(layer: EncoderLayer) -> None:
@@ -203,22 +217,23 @@ def _activation(layer: EncoderLayer) -> str:
 
 def _described(layer: EncoderLayer) -> kernels.EncoderLayer:
     attention: Any = layer.attention
+    linears: Any = layer.linears
+    norms: Any = layer.norms
     if isinstance(attention, NarrowAttention):
         heads = [HeadGroup(len(group.heads), group.score, group.value) for group in attention.groups]
         scale = attention.scale
     else:
         width = attention.attention_head_size
-        heads = [HeadGroup(layer.linears[0].out_features // width, width, width)]  # type: ignore[operator]
+        heads = [HeadGroup(linears[0].out_features // width, width, width)]
         scale = attention.scaling
-    biases = [module.bias for module in layer.linears]
-    norms: Any = layer.norms
+    biases = [module.bias for module in linears]
     for tensor in (*biases, *norms[0].parameters(), *norms[1].parameters()):
         if tensor is None:
             continue
         if tensor.dtype != torch.float32 or not tensor.is_cpu:
             raise _PlainPath(f"a parameter is {tensor.dtype} on {tensor.device}, not torch.float32 on cpu")
     return kernels.EncoderLayer(
-        weights=[_packed(module) for module in layer.linears],
+        weights=[_packed(module) for module in linears],
         biases=biases,
         attention_norm=(norms[0].weight, norms[0].bias),
         output_norm=(norms[1].weight, norms[1].bias),

@@ -31,7 +31,7 @@ class DensePanel(PackedWeight):
         values: float32 [ceil(out / 4) * in * 4 + slack]; rows past the last are zero.
     """
 
-    name = "dense panel"
+    name = "dense token panel"
     TENSORS = ("values",)
     GEOMETRY = ("block_rows", "block_columns")
 
@@ -100,7 +100,8 @@ class NativeEncoder:
         self.hidden = layers[0].weights[0].shape[1]
         self._count = len(layers)
         self._alive: list[Tensor] = []
-        self._description = b"".join(map(self._describe, layers))
+        description = b"".join(map(self._describe, layers))
+        self._description = ctypes.create_string_buffer(description, len(description))
 
     def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the last layer's output for the tokens that ``mask`` keeps, and zeros for the others.
@@ -128,7 +129,7 @@ class NativeEncoder:
             x.data_ptr(),
             y.data_ptr(),
             0 if mask is None else mask.data_ptr(),
-            ctypes.cast(self._description, ctypes.c_void_p).value or 0,
+            ctypes.addressof(self._description),
             *x.shape,
             self._count,
             torch.get_num_threads(),

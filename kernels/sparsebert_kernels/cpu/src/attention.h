@@ -3,7 +3,7 @@
 // Scores are computed transposed, scores[key][query], with queries as lanes: softmax runs down the rows without
 // horizontal sums, keys and values are read one by one and broadcast, and nothing is transposed.
 #pragma once
-#include "panels.h"
+#include "token_panels.h"
 #include "scratch.h"
 
 namespace SB_ISA {
@@ -80,7 +80,7 @@ SB_INLINE void softmax(float* scores, int64_t keys, float scale, Simd::F (&inver
   for (int v = 0; v < V; v++) inverse[v] = Simd::set1(1.0f) / sum[v];
 }
 
-// One head: rows of its query, key, value in the panels of the projections, and of its context.
+// One head: rows of its query, key, value in the token panels of the projections, and of its context.
 struct Head {
   int64_t query, key, value, context;  // first row of each
   int64_t score_width, value_width;
@@ -141,7 +141,7 @@ inline void attention_head(const Panels& projected, const Panels& context, const
                            int64_t begin, int64_t end) {
   static thread_local Scratch scratch;
   float* scores = static_cast<float*>(scratch.get(size_t{4} * (end - begin) * 2 * LANES));
-  // Vectors of queries two at a time, as far as they lie in one panel.
+  // Vectors of queries two at a time, as far as they lie in one token panel.
   for (int64_t at = begin / LANES * LANES; at < end;) {
     const bool two = at + LANES < end && projected.row(0, at).rest > LANES;
     if (two) attend<2>(projected, context, head, scale, at, begin, end, scores);

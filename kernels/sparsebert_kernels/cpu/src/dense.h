@@ -7,7 +7,7 @@ namespace SB_ISA {
 constexpr int DENSE_ROWS = 4;  // as in the Python class DensePanel
 
 // sums = (FIRST ? bias : out) + W[4 * GROUPS rows, `columns` columns] * T vectors of the token panel. The groups of
-// four rows are `group_stride` values apart, rows of both panels WIDTH tokens.
+// four rows are `group_stride` values apart, rows of both token panels WIDTH tokens.
 template <int GROUPS, int T, bool FIRST, int WIDTH>
 SB_INLINE void dense_rows(const float* values, int64_t group_stride, int64_t columns, const float* token_panel,
                           float* out, const float* bias) {

@@ -1,7 +1,7 @@
 // All layers of an encoder. Activations stay in token panels from the first layer to the last.
 //
 // Tokens of all sequences follow one another without padding. Two steps alternate: attention, one task for each
-// sequence and head, and everything between two attentions, one task for each chunk of panels: output projection,
+// sequence and head, and everything between two attentions, one task for each chunk of token panels: output projection,
 // LayerNorm, feed-forward network, LayerNorm, and query, key and value of the next layer.
 #pragma once
 #include "attention.h"
@@ -10,8 +10,8 @@
 
 namespace SB_ISA {
 
-// Panels of a chunk: they share the weights of a block while those are in cache.
-constexpr int64_t CHUNK_PANELS = 4;
+// Panels of a chunk: their activations of one feed-forward network and its dense weights' blocks stay in L2.
+constexpr int64_t CHUNK_PANELS = 2;
 // Kernels compute up to eight rows at a time and may write as many.
 constexpr int64_t padded_rows(int64_t rows) { return divide_up(rows, 8) * 8; }
 
@@ -36,7 +36,7 @@ inline KeptTokens kept_tokens(const sb_encoder_call& call, Scratch& scratch) {
   return {rows, starts, count};
 }
 
-// Rows of the projections in one panel: query, key and value, each from a multiple of eight rows on.
+// Rows of the projections in one token panel: query, key and value, each from a multiple of eight rows on.
 struct ProjectedRows {
   explicit ProjectedRows(const sb_layer& layer)
       : key(padded_rows(layer.weights[QUERY].out_features)),
@@ -70,15 +70,15 @@ SB_INLINE void vector_rows(Row* x, const KeptTokens& tokens, int64_t first, int6
   for (int j = 0; j < LANES; j++) rows[j] = first + j < tokens.count ? x + tokens.rows[first + j] * hidden : nullptr;
 }
 
-// panel[feature][token] = x[token][feature]; tokens past the last are zero.
-inline void load_panel(const sb_encoder_call& call, const KeptTokens& tokens, const Panels& hidden, int64_t panel) {
-  const int64_t width = hidden.width(panel), features = call.hidden;
+// token panel[feature][token] = x[token][feature]; tokens past the last are zero.
+inline void load_panel(const sb_encoder_call& call, const KeptTokens& tokens, const Panels& hidden, int64_t tile) {
+  const int64_t width = hidden.width(tile), features = call.hidden;
   alignas(64) float square[LANES * LANES];
   Simd::F transposed[LANES];
   for (int64_t column = 0; column < width; column += LANES) {
     const float* rows[LANES];
-    vector_rows(call.x, tokens, panel * PANEL_TOKENS + column, features, rows);
-    float* to = hidden.panel(panel) + column;
+    vector_rows(call.x, tokens, tile * PANEL_TOKENS + column, features, rows);
+    float* to = hidden.token_panel(tile) + column;
     for (int64_t k = 0; k < features; k += LANES) {
       const int64_t valid = features - k < LANES ? features - k : LANES;
       for (int j = 0; j < LANES; j++) {
@@ -91,14 +91,14 @@ inline void load_panel(const sb_encoder_call& call, const KeptTokens& tokens, co
   }
 }
 
-// y[token][feature] = panel[feature][token].
-inline void store_panel(const sb_encoder_call& call, const KeptTokens& tokens, const Panels& hidden, int64_t panel) {
-  const int64_t width = hidden.width(panel), features = call.hidden;
+// y[token][feature] = token panel[feature][token].
+inline void store_panel(const sb_encoder_call& call, const KeptTokens& tokens, const Panels& hidden, int64_t tile) {
+  const int64_t width = hidden.width(tile), features = call.hidden;
   Simd::F transposed[LANES];
   for (int64_t column = 0; column < width; column += LANES) {
     float* rows[LANES];
-    vector_rows(call.y, tokens, panel * PANEL_TOKENS + column, features, rows);
-    const float* from = hidden.panel(panel) + column;
+    vector_rows(call.y, tokens, tile * PANEL_TOKENS + column, features, rows);
+    const float* from = hidden.token_panel(tile) + column;
     int64_t k = 0;
     for (; k + LANES <= features; k += LANES) {
       Simd::load_transposed(from + k * width, width, transposed);
@@ -111,7 +111,7 @@ inline void store_panel(const sb_encoder_call& call, const KeptTokens& tokens, c
   }
 }
 
-// All row blocks of one weight over the panels [begin, end).
+// All row blocks of one weight over the token panels [begin, end).
 inline void panel_linear(const sb_weight& w, const Panels& x, const Panels& y, int64_t row, int activation,
                          int64_t begin, int64_t end) {
   for (int64_t block = 0; block < row_blocks(w); block++)
@@ -129,7 +129,7 @@ inline void project(const sb_layer& layer, const EncoderBuffers& buffers, int64_
     panel_linear(layer.weights[i], buffers.hidden, buffers.projected, first[i], SB_NONE, begin, end);
 }
 
-// Everything between two attentions, for the panels [begin, end).
+// Everything between two attentions, for the token panels [begin, end).
 inline void after_attention(const sb_layer& layer, int64_t hidden, const EncoderBuffers& buffers, int64_t begin,
                             int64_t end) {
   static thread_local Scratch scratch;
@@ -176,7 +176,7 @@ inline void encoder(const sb_encoder_call& call) {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < chunks; i++) {
       const int64_t begin = i * chunk, end = begin + chunk < layout.count ? begin + chunk : layout.count;
-      for (int64_t panel = begin; panel < end; panel++) load_panel(call, tokens, buffers.hidden, panel);
+      for (int64_t tile = begin; tile < end; tile++) load_panel(call, tokens, buffers.hidden, tile);
       if (call.count) project(call.layers[0], buffers, begin, end);
     }
     for (int n = 0; n < call.count; n++) {
@@ -196,7 +196,7 @@ inline void encoder(const sb_encoder_call& call) {
       }
     }
 #pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < layout.count; panel++) store_panel(call, tokens, buffers.hidden, panel);
+    for (int64_t tile = 0; tile < layout.count; tile++) store_panel(call, tokens, buffers.hidden, tile);
   }
 }
 

@@ -1,6 +1,6 @@
 // Residual addition and LayerNorm on token panels: sums run down the features, one lane a token.
 #pragma once
-#include "panels.h"
+#include "token_panels.h"
 
 namespace SB_ISA {
 
@@ -41,11 +41,11 @@ void add_norm_panel(const float* x, float* y, int64_t features, const Norm& norm
   }
 }
 
-// y = LayerNorm(x + y) over the panels [begin, end).
+// y = LayerNorm(x + y) over the token panels [begin, end).
 inline void add_norm(const Panels& x, const Panels& y, int64_t features, const Norm& norm, int64_t begin, int64_t end) {
-  for (int64_t panel = begin; panel < end; panel++)
-    with_panel_vectors(x.layout->vectors(panel), [&](auto vectors) {
-      add_norm_panel<decltype(vectors)::COUNT>(x.panel(panel), y.panel(panel), features, norm);
+  for (int64_t tile = begin; tile < end; tile++)
+    with_panel_vectors(x.layout->vectors(tile), [&](auto vectors) {
+      add_norm_panel<decltype(vectors)::COUNT>(x.token_panel(tile), y.token_panel(tile), features, norm);
     });
 }
 

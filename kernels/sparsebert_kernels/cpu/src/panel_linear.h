@@ -2,13 +2,13 @@
 #pragma once
 #include "dense.h"
 #include "element.h"
-#include "panels.h"
+#include "token_panels.h"
 #include "tiled_linear.h"
 #include "vector.h"
 
 namespace SB_ISA {
 
-// One row block x column block of one panel of T vectors.
+// One row block x column block of one token panel of T vectors.
 template <int V, int T, bool FIRST>
 void vector_panel_block(const sb_weight& w, int64_t index, int64_t features, const float* x, float* y,
                         const float* bias) {
@@ -44,23 +44,23 @@ inline void activate_values(float* values, int64_t count, int activation) {
   }
 }
 
-// y = activation(W x + bias) for one row block and the panels [begin, end). `bias` begins at the first row of W; the
-// result begins at row `row` of y.
+// y = activation(W x + bias) for one row block and the token panels [begin, end). `bias` begins at the first row of W;
+// the result begins at row `row` of y.
 //
-// A sparse weight is small: the result of a panel stays in cache while the row block passes by. A dense weight is
-// large: the panels share each of its blocks.
+// A sparse weight is small: the result of a token panel stays in cache while the row block passes by. A dense weight is
+// large: the token panels share each of its blocks.
 inline void linear_row_block(const sb_weight& w, const float* bias, int64_t block, const Panels& x, const Panels& y,
                              int64_t row, int activation, int64_t begin, int64_t end) {
   const int64_t column_blocks = divide_up(w.in_features, w.block_columns), first_row = block * w.block_rows;
   const int64_t features = w.out_features - first_row < w.block_rows ? w.out_features - first_row : w.block_rows;
   const bool dense = w.format == SB_DENSE;
   for (int64_t step = 0; step < (end - begin) * column_blocks; step++) {
-    const int64_t panel = begin + (dense ? step % (end - begin) : step / column_blocks);
+    const int64_t tile = begin + (dense ? step % (end - begin) : step / column_blocks);
     const int64_t column_block = dense ? step / (end - begin) : step % column_blocks;
-    const int64_t index = block * column_blocks + column_block, width = x.width(panel);
-    const float* from = x.panel(panel) + column_block * w.block_columns * width;
-    float* to = y.panel(panel) + (row + first_row) * width;
-    with_panel_vectors(x.layout->vectors(panel), [&](auto vectors) {
+    const int64_t index = block * column_blocks + column_block, width = x.width(tile);
+    const float* from = x.token_panel(tile) + column_block * w.block_columns * width;
+    float* to = y.token_panel(tile) + (row + first_row) * width;
+    with_panel_vectors(x.layout->vectors(tile), [&](auto vectors) {
       constexpr int T = decltype(vectors)::COUNT;
       if (column_block == 0) panel_block<T, true>(w, index, features, from, to, bias + first_row);
       else panel_block<T, false>(w, index, features, from, to, nullptr);

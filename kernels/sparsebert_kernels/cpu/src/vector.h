@@ -32,7 +32,7 @@ struct WidenedVectors {
 
 // Computes one row block x column block. The row block has `count` vector rows of V rows of W. `token_panel` begins at
 // the column block, `out` and `bias` at the row block. The first column block of a row block starts its sums from the
-// bias, the others continue from `out`. Rows of both panels are WIDTH tokens apart.
+// bias, the others continue from `out`. Rows of both token panels are WIDTH tokens apart.
 template <class Policy, int V, int T, bool FIRST, int WIDTH = T * LANES>
 void vector_block(const sb_weight& w, int64_t block, int64_t count,
                   const typename Policy::PanelValue* token_panel, float* out, const float* bias) {
