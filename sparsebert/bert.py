@@ -8,8 +8,8 @@ either.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -118,8 +118,11 @@ class Structure:
             same columns of the last form a head.
         activations: Up-projection -> path of its activation module, if :func:`activation_name` names it.
         types: Key -> query, key, value, attention_output, ffn_up, ffn_down or pooler.
-        num_heads: Attention heads of a layer.
-        head_size: Rows of a head in query, key and value.
+        num_heads: Attention heads of a layer; 0 where layers differ, see ``head_counts``.
+        head_size: Rows of a head in query, key and value; 0 where layers differ.
+        head_counts: First key of an attention -> its number of heads, where layers differ.
+        folds: Key -> number of equal slices of its rows, each with a part of every unit, as in a matrix that
+            computes query, key and value together; 1 for keys that are missing.
     """
 
     prefix: str
@@ -132,6 +135,12 @@ class Structure:
     types: dict[str, str]
     num_heads: int
     head_size: int
+    head_counts: Mapping[str, int] = field(default_factory=dict)
+    folds: Mapping[str, int] = field(default_factory=dict)
+
+    def heads_of(self, keys: Sequence[str]) -> int:
+        """Return the number of heads of an attention, an entry of ``heads``."""
+        return self.head_counts.get(keys[0], self.num_heads)
 
 
 class EncoderLayer(NamedTuple):
@@ -357,6 +366,20 @@ def activation_of(model: nn.Module, up: str) -> Callable[[Tensor], Tensor]:
     return activation.forward if isinstance(activation, nn.Module) else activation
 
 
+def base_prefix(model: nn.Module) -> str:
+    """Return the name of the base model in models of transformers with a head, such as "mpnet", or ""."""
+    while any(model._modules.get(name) is not None for name in _WRAPPERS):
+        model = next(model._modules[name] for name in _WRAPPERS if model._modules.get(name) is not None)  # type: ignore[assignment]
+    return getattr(type(model), "base_model_prefix", None) or ""
+
+
+def key_in(model: nn.Module, name: str) -> str:
+    """Return the key of the module of this full name: without wrappers and the name of the base model."""
+    key = canonical_key(name)
+    prefix = base_prefix(model)
+    return key.removeprefix(f"{prefix}.") if prefix else key
+
+
 def canonical_key(name: str) -> str:
     """Strip wrapper components and the base-model prefix of a known family from a module path."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
@@ -390,7 +413,11 @@ def _bases(model: nn.Module) -> Iterator[_Base]:
     for name, module in model.named_modules():
         # Read from the class: torch.compile's wrapper forwards instance attributes of the wrapped model.
         layout = _FAMILIES.get(getattr(type(module), "base_model_prefix", None) or "")
-        if layout and (layers := _walk(module, layout.layers)):
+        if not layout or not (layers := _walk(module, layout.layers)):
+            continue
+        # Models of other makers borrow the prefix: what counts is that every layer has these matrices.
+        blocks = [layer for layer in layers[1]._modules.values() if layer is not None]
+        if all(_walk(layer, path) for layer in blocks for path in layout.linears):
             yield _Base(name, module, layout, len(layers[1]._modules))
 
 
@@ -400,8 +427,10 @@ def _locate(model: nn.Module, key: str) -> tuple[str, nn.Module]:
     if base and (location := _walk(base.module, key)):
         path, module = location
         return (f"{base.path}.{path}" if base.path else path), module
-    if location := _walk(model, key):
-        return location
+    prefix = base_prefix(model)
+    for path in (key, f"{prefix}.{key}", key.removeprefix(f"{prefix}.")):
+        if location := _walk(model, path):
+            return location
     raise ValueError(f"{type(model).__name__} has no module {key!r}")
 
 

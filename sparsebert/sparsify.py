@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert.bert import activation_name, is_bert_like, require_module, structure
+from sparsebert.bert import activation_name, is_bert_like, require_module, resolve, structure
 from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.install import compacted_linear, shrink_attentions_
 from sparsebert.compaction.manifest import record_of
 from sparsebert.hf.attach_quantizer import attach_quantizer_
-from sparsebert.nn.fused_activation import FusedActivation
+from sparsebert.nn.fused_activation import FusedActivation, can_fuse
 from sparsebert.nn.fused_qkv import fuse_qkv_, unfuse_qkv_
 from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
 from sparsebert.nn.sparse_linear import SparseLinear
@@ -125,7 +125,9 @@ def install_(
     }
     encoder = structure(model) if is_bert_like(model) else None
     activations = encoder.activations if encoder and fuse_activation and not trainable else {}
-    fused = [(key, path) for key, path in activations.items() if key in layers]
+    fused = [
+        (key, path) for key, path in activations.items() if key in layers and _can_fuse(model, key, path)
+    ]
 
     compacted = {matrix.name: compacted_linear(matrix) for matrix in targets.dense_matrices}
     for name, linear in compacted.items():
@@ -216,6 +218,11 @@ def _dense(sparse: SparseLinear) -> nn.Linear:
     linear.train(sparse.training)
     move_hooks(sparse, linear)
     return linear
+
+
+def _can_fuse(model: nn.Module, up: str, activation: str) -> bool:
+    parent = resolve(model, activation.rpartition(".")[0])
+    return can_fuse(parent, resolve(model, up), resolve(model, activation))
 
 
 def _fuse_activation(model: nn.Module, layer: SparseLinear, name: str) -> None:

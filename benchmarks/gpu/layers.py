@@ -239,9 +239,10 @@ def _rates(
 def _configuration(packed: Any, problem: Problem) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from sparsebert_kernels.cuda import tile_configs
+    from sparsebert_kernels.cuda.tile_configs import configuration
+    from sparsebert_kernels.cuda.tile_rule import Shape
 
     dtype = str(problem.x.dtype).removeprefix("torch.")
     size = packed.panel_rows, packed.group_columns, problem.tokens, packed.panels, packed.values.shape[0]
-    shape = tile_configs.Shape("panel forward", *size, dtype)
-    return asdict(tile_configs.configuration(shape, problem.device.device))
+    shape = Shape("panel forward", *size, dtype)
+    return asdict(configuration(shape, problem.device.device))

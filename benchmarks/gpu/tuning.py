@@ -18,8 +18,8 @@ from benchmarks.gpu.device import Device
 from benchmarks.gpu.layers import Problem
 from sparsebert.results import Record
 from sparsebert_kernels import ops
-from sparsebert_kernels.cuda import tile_configs
-from sparsebert_kernels.cuda.tile_configs import Configuration, Shape
+from sparsebert_kernels.cuda import hardware, tile_configs
+from sparsebert_kernels.cuda.tile_rule import Configuration, Shape, by_rule
 from sparsebert_kernels.formats.base import TILE_COLUMNS
 
 SPARSITY = 0.9
@@ -32,7 +32,7 @@ LEAST_GAIN = 1.01  # speed-up over the rule's configuration that justifies anoth
 
 def candidates(shape: Shape, shared_memory: int, *, few: bool = False) -> list[Configuration]:
     """Return the configurations to try, the rule's first."""
-    tried = [tile_configs.by_rule(shape, shared_memory)]
+    tried = [by_rule(shape, shared_memory)]
     tokens, groups = ((64, 128, 256), (8,)) if shape.kernel == FORWARD else ((32, 64, 128), (1, 2))
     for block, group, warps, stages in itertools.product(tokens, groups, (4, 8), (2, 3, 4, 5)):
         if shape.kernel == FORWARD:
@@ -59,7 +59,7 @@ def measure_tuning(
     dtype = str(problem.x.dtype).removeprefix("torch.")
     size = packed.panel_rows, packed.group_columns, tokens, packed.panels, packed.values.shape[0]
     launch = Shape(kernel, *size, dtype)
-    tried = candidates(launch, _shared_memory(device), few=device.dry_run)
+    tried = candidates(launch, hardware.shared_memory(device.device), few=device.dry_run)
     module = panel_forward if kernel == FORWARD else panel_backward
 
     def ours() -> Any:
@@ -138,10 +138,6 @@ def write_configurations(records: Iterable[Record], device_name: str, folder: Pa
     target = folder / f"{tile_configs._file_stem(device_name)}.json"
     target.write_text(tile_configs.record(device_name, configurations.items(), limits))
     return target
-
-
-def _shared_memory(device: Device) -> int:
-    return tile_configs._device(device.device)[1]
 
 
 def _name(config: Configuration) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._functorch import peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from . import linear_operator, reference
 from .cpu import native
@@ -51,7 +52,7 @@ def linear(
     """Return ``activation(x @ W.T + bias) + residual`` for a packed W.
 
     A pruned column never reads its activation, so NaN or inf there does not spread; in a kept column, inf may
-    become NaN.
+    become NaN. Under the transforms of ``torch.func`` (vmap, grad, ...) the dense matrix is multiplied.
 
     Args:
         x: [..., in_features] in float32, bfloat16, float16 or float64. On a CPU, float16 is computed in
@@ -88,6 +89,9 @@ def linear(
     _check_residual(residual, x, packed)
     if on_gpu:
         cuda.check_dtype(x, packed)
+    if _is_transformed():
+        y = reference.linear(x, _dense_in_transform(packed).to(x.dtype), bias, activation)
+        return y if residual is None else y + residual
     computed = cuda.DTYPES if on_gpu or x.is_cuda else COMPUTED_DTYPES
     if x.dtype in computed and plain_inference(x, packed.values, bias, residual):
         return compute(x, packed, bias, activation, residual)
@@ -224,6 +228,21 @@ def _check_residual(residual: Tensor | None, x: Tensor, packed: PackedWeight) ->
             f"residual is {list(residual.shape)} of {residual.dtype} on {residual.device}; "
             f"it must be {list(shape)} of {x.dtype} on {x.device}"
         )
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` (vmap, grad, ...) sees this call; no kernel can run then."""
+    return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
+
+
+def _dense_in_transform(packed: PackedWeight) -> Tensor:
+    """Return the dense matrix inside a transform, differentiable where the values can be trained."""
+    if isinstance(packed, TRAINABLE):
+        return packed.to_dense()
+    with (
+        temporarily_clear_interpreter_stack()
+    ):  # packed matrices of oneDNN and copies in place know no transform
+        return packed.to_dense()
 
 
 def plain_inference(x: Tensor, *others: Tensor | None) -> bool:

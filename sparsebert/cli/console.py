@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,18 +50,33 @@ def print_ticket_file(path: Path, ticket: Ticket) -> None:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows the current step on a terminal. Without a terminal it does nothing."""
+    """Yield a function that shows the current step of a command, on stderr.
+
+    A terminal shows every step; a log gets a line with the step every few minutes.
+    """
     from rich.console import Console
 
+    from sparsebert.training.heartbeat import duration_text, heartbeat
+
     terminal = Console(stderr=True)
-    if not terminal.is_terminal:
-        yield lambda text: None
+    if terminal.is_terminal:
+        with terminal.status("") as status:
+            yield lambda text: status.update(text)
         return
-    with terminal.status("") as status:
-        yield lambda text: status.update(text)
+    current, began = "", time.monotonic()
+
+    def step(text: str) -> None:
+        nonlocal current, began
+        current, began = text, time.monotonic()
+
+    def line() -> str:
+        return current and f"{current}, for {duration_text(time.monotonic() - began)}"
+
+    with heartbeat(say, line):
+        yield step
 
 
 def say(text: str) -> None:
-    """Print the current step of a run on a terminal; without a terminal, only that the run is finished."""
-    if sys.stderr.isatty() or "nothing to do" in text:
-        typer.echo(text, err=not text.endswith("nothing to do"))
+    """Print a line about the progress of a run on stderr; on stdout, that it is already finished."""
+    finished = text.endswith("nothing to do")
+    typer.echo(text, err=not finished)

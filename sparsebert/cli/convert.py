@@ -12,6 +12,7 @@ import typer
 from sparsebert.cli.console import print_tables, print_ticket_file
 from sparsebert.cli.path_checks import require_files, require_records, require_writable
 from sparsebert.cli.shared_options import JsonFile
+from sparsebert_kernels.dtype_names import long_name
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
@@ -100,13 +101,29 @@ def convert(
             "bench (repeatable)",
         ),
     ] = None,
+    portable: Annotated[
+        bool,
+        typer.Option(
+            "--portable",
+            help="with --to sparse: write dense values, which load anywhere, instead of masks and kept "
+            "weights",
+        ),
+    ] = False,
+    embeddings: Annotated[
+        str | None,
+        typer.Option(
+            help="with --to model or sparse: dtype to store the embeddings in, bf16 or fp16; their values "
+            "are rounded, and the model loads in its own dtype"
+        ),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Convert a ticket to another format, or write the pruned model.
 
     A ticket becomes a file of this project, of BERT-Tickets, SMP, bert-experiments (head-masks) or Super
     Tickets. With --to model, the pruned model is written dense, with zeros in its weights. With --to sparse,
-    masks and kept weights are written, which `from_pretrained` loads after `import sparsebert`.
+    masks and kept weights are written, which `from_pretrained` loads after `import sparsebert`, or with
+    --portable dense values, which it loads anywhere.
     """
     if to not in TARGETS:
         raise unknown("format in --to", to, TARGETS)
@@ -114,6 +131,12 @@ def convert(
     home = model or (_model_in(source) if writes_model else None)
     if to in _NEED_MODEL and home is None:
         raise ValueError(f"--to {to} requires --model, the model that the ticket belongs to")
+    if portable and to != "sparse":
+        raise ValueError(f"--portable applies to --to sparse, not to --to {to}")
+    if embeddings is not None:
+        if not writes_model:
+            raise ValueError(f"--embeddings applies to --to model or sparse, not to --to {to}")
+        embeddings = long_name(embeddings, ("float32", "bfloat16", "float16"), "dtype in --embeddings")
     if writes_model and output.exists():
         raise ValueError(f"output folder {output} already exists; choose another")
     if not source.exists():
@@ -134,7 +157,17 @@ def convert(
         ticket &= _read(other, shapes, pruning_method, threshold, task if other.suffix == ".json" else None)
     footprints: dict[str, Any] = {}
     if home is not None and writes_model:
-        footprints = _write_model(home, output, ticket, to == "sparse", batch, seq, records)
+        footprints = _write_model(
+            home,
+            output,
+            ticket,
+            sparse=to == "sparse",
+            batch=batch,
+            length=seq,
+            records=records,
+            portable=portable,
+            embeddings=embeddings,
+        )
     else:
         _write_ticket(ticket, output, to, shapes)
     if json is not None:
@@ -167,22 +200,15 @@ def _write_ticket(ticket: Ticket, output: Path, to: str, model: Any) -> None:
     writers[to]()
 
 
-def _write_model(
-    model: str,
-    output: Path,
-    ticket: Ticket,
-    sparse: bool,
-    batch: int,
-    seq: int | None,
-    records: list[Any],
-) -> dict[str, Any]:
-    """Write the model, print its footprint before and after, and return both as fields of a record."""
+def _write_model(model: str, output: Path, ticket: Ticket, **options: Any) -> dict[str, Any]:
+    """Write the model, print its footprint before and after, and return both as fields of a record.
+
+    Options are those of ``sparsebert.workflows.export.export_model``.
+    """
     from sparsebert.report.ticket_tables import footprint_table
     from sparsebert.workflows.export import export_model
 
-    before, after = export_model(
-        model, output, ticket, sparse=sparse, batch=batch, length=seq, records=records
-    )
+    before, after = export_model(model, output, ticket, **options)
     footprints = {"before": asdict(before), "after": asdict(after)}
     print_tables([footprint_table({"output": str(output), **footprints})])
     return footprints

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
+from sparsebert.cli.console import progress
 from sparsebert.cli.option_groups import DataOptions, flattened
 from sparsebert.cli.path_checks import require_records
 from sparsebert.cli.shared_options import JsonFile, TaskName, TicketFile, seed_list
@@ -42,10 +44,10 @@ def evaluate(
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.find_runs import load_ticket, trained_models
-    from sparsebert.report.format import mean_and_verdict
-    from sparsebert.tasks.metrics import summarise
+    from sparsebert.report.format import mean_and_verdict, mean_text, verdict_notes
+    from sparsebert.tasks.metrics import chance_metrics, summarise
     from sparsebert.tasks.models import head_labels, short_name, skeleton
-    from sparsebert.workflows.assemble import task_of
+    from sparsebert.workflows.assemble import examples_of, task_of
     from sparsebert.workflows.evaluate import evaluate as evaluate_model
     from sparsebert.workflows.evaluate import evaluate_compacted
 
@@ -55,29 +57,40 @@ def evaluate(
     models = trained_models(model, numbers)
     dense_models = trained_models(dense, numbers) if dense else {}
     source = data.source(name, head_labels(next(iter(models.values()))) if data.user_files else None)
+    examples = examples_of(data.mapped(task_of(name, source)), source, train=False)
+    definition = examples.task
+    chance = chance_metrics(definition, examples.validation)
 
-    def evaluated(seed: int | None, path: str, pruned: bool = True) -> dict[str, Any]:
+    def evaluated(
+        seed: int | None, path: str, step: Callable[[str], None], *, pruned: bool = True
+    ) -> dict[str, Any]:
+        step(f"evaluating {path} on {name}")
         loaded = load_ticket(ticket, skeleton(path)) if ticket and pruned else None
-        examples: dict[str, Any] = {"data": source, "max_length": data.max_length}
+        options: dict[str, Any] = {"data": examples, "max_length": data.max_length}
         if compact and loaded:
-            scores = evaluate_compacted(name, path, loaded, min_row_weights=min_row_weights, **examples)
+            scores = evaluate_compacted(name, path, loaded, min_row_weights=min_row_weights, **options)
         else:
-            scores = {"metrics": evaluate_model(name, path, ticket=loaded, **examples)}
+            scores = {"metrics": evaluate_model(name, path, ticket=loaded, **options)}
         sparsity = loaded.sparsity if loaded else None
         fields = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
-        return results.stamp("eval", {"task": name, **fields, **scores})
+        return results.stamp("eval", {"task": name, **fields, **scores, "chance": chance})
 
-    rows = [evaluated(seed, path) for seed, path in models.items()]
+    with progress() as step:
+        rows = [evaluated(seed, path, step) for seed, path in models.items()]
+        dense_rows = [evaluated(seed, path, step, pruned=False) for seed, path in dense_models.items()]
     for row in rows:
         of_seed = f" (seed {row['seed']})" if len(rows) > 1 else ""
         typer.echo("\n".join(f"{key} {value:.4f}{of_seed}" for key, value in row["metrics"].items()))
         if "compaction" in row:
             typer.echo(_compaction_text(row))
-    if len(rows) > 1 or dense_models:
-        dense_rows = [evaluated(seed, path, pruned=False) for seed, path in dense_models.items()]
-        summary = summarise(task_of(name, source).metric, rows, dense_rows)
+    if len(rows) > 1 or dense_rows:
+        summary = summarise(definition.metric, rows, dense_rows)
         rows.append(results.stamp("eval_seeds", {"task": name, "model": short_name(model), **summary}))
         typer.echo(f"{summary['metric']} {mean_and_verdict(summary)}")
+        if dense_rows:
+            typer.echo(f"dense {summary['metric']} {mean_text(summary['dense_mean'], summary['dense_std'])}")
+        for note in verdict_notes([{"task": name, **summary}]):
+            typer.echo(note)
     if json is not None:
         results.append(json, rows)
 

@@ -7,9 +7,10 @@ share a group therefore have the same options with the same defaults.
 from __future__ import annotations
 
 import copy
+import csv
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
@@ -21,7 +22,7 @@ from sparsebert.cli.shared_options import GRANULARITY_HELP, TASK_NAMES
 from sparsebert.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from sparsebert.tasks import TaskData
+    from sparsebert.tasks import Task, TaskData
     from sparsebert.training.distillation import Distillation
 
 # Name of a task from the user's files, if --task is omitted.
@@ -61,13 +62,32 @@ class DataOptions:
         ),
     ] = None
     train_file: Annotated[
-        Path | None, typer.Option(help="your own task: table to train on (.csv, .tsv, .jsonl)")
+        Path | None, typer.Option(help="your own task: table to train on (.csv, .tsv, .jsonl, .json)")
     ] = None
     validation_file: Annotated[Path | None, typer.Option(help="your own task: table to evaluate on")] = None
     text_columns: Annotated[
         str, typer.Option(help="your own task: text column, or two columns: premise,hypothesis")
     ] = "text"
     label_column: Annotated[str, typer.Option(help="your own task: label column")] = "label"
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="your own task: all classes, in the order of the model's outputs: negative,neutral,positive "
+            "[default: the sorted labels of the training file]"
+        ),
+    ] = None
+    label_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<label=output,...>",
+            help="labels of the data as a trained --model names them, by name or number of an output, if its "
+            "names or their order differ: neg=NEGATIVE,pos=POSITIVE or neg=0,pos=1",
+        ),
+    ] = None
+    drop_empty: Annotated[
+        bool,
+        typer.Option("--drop-empty", help="your own task: drop and count rows without a text or a label"),
+    ] = False
     regression: Annotated[bool, typer.Option("--regression", help="your own task: labels are scores")] = False
     max_length: Annotated[
         int | None, typer.Option(help="maximum tokens per example; the task's default if omitted")
@@ -91,29 +111,38 @@ class DataOptions:
             raise ValueError(f"--task {task} names a built-in task; choose another name for your own files")
         return task or USER_TASK
 
-    def source(self, task: str, labels: tuple[str, ...] | None = None) -> Path | TaskData | None:
+    def source(self, task: str, outputs: tuple[str, ...] | None = None) -> Path | TaskData | None:
         """Return the ``data`` of :func:`sparsebert.workflows.train.train` for a task.
+
+        For the user's files, print the classes with their counts, and the dropped rows.
 
         Args:
             task: The task's name.
-            labels: Labels of a model that is already trained on the user's task; if None, the training file
-                defines the labels.
+            outputs: Labels of a model that is already trained on the user's task; if None, the training file
+                or --labels define the labels.
 
         Raises:
             ValueError: For an unknown task, missing files, and as :func:`sparsebert.tasks.load_files`.
             OSError: As :func:`sparsebert.tasks.load_files`.
         """
         from sparsebert.tasks import TASKS, find_task, load_files
+        from sparsebert.tasks.label_order import data_labels
 
         if task in TASKS or not self.user_files:
             find_task(task)
+            if not self.user_files:
+                options = {"--labels": self.labels, "--drop-empty": self.drop_empty}
+                _require_unset(options, "--train-file and --validation-file")
             return self.data
         if self.validation_file is None:
             raise ValueError("--validation-file is missing: your own task needs a table to evaluate on")
-        if self.train_file is None and labels is None:
+        labels = None if self.labels is None else comma_separated("--labels", self.labels)
+        if self.train_file is None and labels is None and outputs is None:
             raise ValueError("--train-file is missing: your own task needs a table to train on")
         require_files({"--train-file": self.train_file, "--validation-file": self.validation_file})
-        return load_files(
+        if labels is None and outputs is not None and not self.regression:
+            labels = list(data_labels(outputs, self.label_pairs))
+        data = load_files(
             self.train_file,
             self.validation_file,
             columns=[column.strip() for column in self.text_columns.split(",")],
@@ -121,7 +150,73 @@ class DataOptions:
             labels=labels,
             regression=self.regression,
             name=task,
+            drop_empty=self.drop_empty,
+            label_map=self.label_pairs,
         )
+        print_classes(data)
+        return data
+
+    def require_no_labels(self) -> None:
+        """Raise ValueError for options about labels, for a command without a task."""
+        options = {"--labels": self.labels, "--drop-empty": self.drop_empty, "--label-map": self.label_map}
+        _require_unset(options, "the examples of a task")
+
+    @property
+    def label_pairs(self) -> dict[str, str]:
+        """The pairs of --label-map. Raises ValueError for a part that is not a pair, and a label twice."""
+        pairs: dict[str, str] = {}
+        for part in comma_separated("--label-map", self.label_map) if self.label_map else []:
+            label, equals, output = (each.strip() for each in part.rpartition("="))
+            if not (label and equals and output) or label in pairs:
+                raise ValueError(
+                    "--label-map must be pairs of a label and an output of the model, each label once, such "
+                    f"as neg=NEGATIVE,pos=POSITIVE, got {self.label_map!r}"
+                )
+            pairs[label] = output
+        return pairs
+
+    def mapped(self, task: Task) -> Task:
+        """Return a built-in task with the names of --label-map; a task of the user's files has them already.
+
+        Raises:
+            ValueError: As :func:`sparsebert.tasks.label_order.with_label_map`.
+        """
+        from sparsebert.tasks.label_order import with_label_map
+
+        return task if self.user_files else with_label_map(task, self.label_pairs)
+
+
+def comma_separated(option: str, text: str) -> list[str]:
+    """Return the parts of an option's value; a part with a comma may stand in double quotes.
+
+    Raises:
+        ValueError: For a part that is empty or stands twice.
+    """
+    (parts,) = csv.reader([text], skipinitialspace=True) if text.strip() else [[""]]
+    parts = [part.strip() for part in parts]
+    if "" in parts or len(set(parts)) < len(parts):
+        raise ValueError(f"{option} must be different names, separated by commas, got {text!r}")
+    return parts
+
+
+def _require_unset(options: Mapping[str, object], needed: str) -> None:
+    for option, value in options.items():
+        if value:
+            raise ValueError(f"{option} applies to {needed}: omit it")
+
+
+def print_classes(data: TaskData) -> None:
+    """Print a task's classes with their counts, and the rows that were dropped; on one process of several."""
+    from sparsebert.tasks.label_cleaning import class_counts
+    from sparsebert.training import distributed
+
+    if not distributed.is_main():
+        return
+    for line in class_counts(data):
+        typer.echo(line)
+    for split, count in data.dropped.items():
+        rows = "row" if count == 1 else "rows"
+        typer.echo(f"{data.task.name}, {split}: dropped {count} {rows} without a text or a label")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,7 @@ from sparsebert.cli.shared_options import (
 )
 
 if TYPE_CHECKING:
+    from sparsebert.tasks import Task
     from sparsebert.tickets.ticket import Ticket
 
 
@@ -37,6 +39,13 @@ def prune(
     data: DataOptions,
     sparsity: Annotated[str, typer.Option(help="share of zeros, below 1")] = "0.9",
     method: Annotated[str, typer.Option(help="magnitude, random, snip or head-importance")] = "magnitude",
+    filter: Annotated[
+        str | None,
+        typer.Option(
+            "--filter",
+            help="regular expression: prune the linear layers whose names contain a match, such as 'mlp|fc'",
+        ),
+    ] = None,
     ticket: TicketFile = None,
     task: TaskName = None,
     batches: Annotated[int, typer.Option(help="number of training batches to compute scores on")] = 8,
@@ -69,9 +78,10 @@ def prune(
 ) -> None:
     """Prune a model once, without training, and write the ticket.
 
-    With --ticket, only weights that this ticket keeps are pruned further. snip and head-importance compute
-    scores on examples and need --task. head-importance also needs a model trained on the task (the folder
-    model/ of a run) and a --granularity of heads, neurons or MLPs.
+    With --ticket, only weights that this ticket keeps are pruned further. Any model made of linear layers can
+    be pruned: without --filter the encoder of a BERT-like model, and in another model the layers in its
+    stacks. snip and head-importance compute scores on examples and need --task. head-importance also needs a
+    model trained on the task (the folder model/ of a run) and a --granularity of heads, neurons or MLPs.
     """
     sparsities = sparsity_list(sparsity)
     if len(sparsities) != 1:
@@ -79,6 +89,7 @@ def prune(
     for option, count in (("--batches", batches), ("--batch-size", batch_size)):
         if count < 1:
             raise ValueError(f"{option} must be at least 1, got {count}")
+    selects = None if filter is None else _filter_of(filter)
     numbers = seed_list(seeds)
     files = {seed: _with_seed(output, seed) if len(numbers) > 1 else output for seed in numbers}
     for file in files.values():
@@ -91,7 +102,7 @@ def prune(
     from sparsebert.pruning import prune as prune_model
     from sparsebert.pruning.pruning_units import PruningUnits
     from sparsebert.pruning.registry import find_method
-    from sparsebert.workflows.assemble import require_whole_blocks
+    from sparsebert.workflows.assemble import require_whole_blocks, task_of
 
     hush_transformers()
     flags = {
@@ -104,14 +115,17 @@ def prune(
     pruning_method = find_method(method, **{flag: True for flag, is_set in flags.items() if is_set})
     task = data.task_name(task) if task is not None or data.user_files else None
     source = data.source(task) if task is not None else None
+    definition = data.mapped(task_of(task, source)) if task is not None else None
+    if task is None:
+        data.require_no_labels()
     tickets: dict[int, Ticket] = {}
     with progress() as step:
         for seed in numbers:
             step(f"loading {model}")
             dense, examples = _model_and_examples(
-                model, task, source, seed, data.max_length, batches, batch_size
+                model, definition, source, seed, data.max_length, batches, batch_size
             )
-            require_whole_blocks(dense, PruningUnits(**units.arguments()))
+            require_whole_blocks(dense, PruningUnits(**units.arguments()), selects)
             step("pruning")
             tickets[seed] = prune_model(
                 dense,
@@ -121,6 +135,7 @@ def prune(
                 ticket=load_ticket(ticket, dense) if ticket else None,
                 data=examples,
                 include_biases=biases,
+                filter=selects,
                 **units.arguments(),
             )
     fields = {"model": model, "method": method, "task": task}
@@ -137,9 +152,18 @@ def prune(
         results.append(json, rows)
 
 
+def _filter_of(pattern: str) -> Callable[[str, Any], bool]:
+    """Return the filter that selects the layers whose names contain a match of a regular expression."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"--filter must be a regular expression, got {pattern!r}: {error}") from None
+    return lambda name, linear: expression.search(name) is not None
+
+
 def _model_and_examples(
     model: str,
-    task: str | None,
+    task: Task | None,
     source: Any,
     seed: int,
     max_length: int | None,
@@ -152,10 +176,9 @@ def _model_and_examples(
 
         return Workload(model, lengths=(1,), seed=seed).load_model(), None
     from sparsebert.tasks.encoding import TextFormat
-    from sparsebert.workflows.assemble import assemble, examples_of, task_of
+    from sparsebert.workflows.assemble import assemble, examples_of
 
-    definition = task_of(task, source)
-    experiment = assemble(definition, model, examples_of(definition, source), seed, TextFormat(max_length))
+    experiment = assemble(task, model, examples_of(task, source), seed, TextFormat(max_length))
     return experiment.model, experiment.first_batches(batches, batch_size, seed)
 
 

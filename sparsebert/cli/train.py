@@ -89,25 +89,36 @@ def train(
     folder = out or Path("runs") / _folder_name(name, short_name(model), config, seeds)
     folders = {seed: folder / f"seed-{seed}" if len(numbers) > 1 else folder for seed in numbers}
     dense_folders = {seed: dense / f"seed-{seed}" for seed in numbers} if dense is not None else {}
-    main_task = task_of(name, source)
+    main_task = data.mapped(task_of(name, source))
     examples = load_once([*folders.values(), *dense_folders.values()], main_task, source)
+    # Loaded once for all seeds, like the main task's: the cache of encoded examples knows them by identity.
+    other_examples = {
+        each: load_once(folders.values(), task_of(each, other), other)
+        for each, other in other_sources.items()
+    }
     train_run = partial(
-        workflow.train, name, model, data=examples, max_length=data.max_length, encode=EncodedOnce()
+        workflow.train, main_task, model, data=examples, max_length=data.max_length, encode=EncodedOnce()
     )
-    estimating = RunContext(say, _print_speed_estimate)
+    contexts = {seed: RunContext(say) for seed in numbers}
+    contexts[numbers[0]] = RunContext(say, _print_speed_estimate)  # all seeds have the same estimate
+    if len(numbers) > 1:
+        contexts = {seed: context.of_run(f"seed {seed}") for seed, context in contexts.items()}
     runs = [
         train_run(
             workflow.seeded(config, seed),
             folders[seed],
-            also=other_sources,
+            also=other_examples,
             teacher={each: by_seed[seed] for each, by_seed in teachers.items()},
-            # All seeds have the same estimate.
-            context=estimating if seed == numbers[0] else RunContext(say),
+            context=contexts[seed],
         )
         for seed in numbers
     ]
     dense_runs = [
-        train_run(workflow.dense(workflow.seeded(config, seed)), dense_folder, context=RunContext(say))
+        train_run(
+            workflow.dense(workflow.seeded(config, seed)),
+            dense_folder,
+            context=RunContext(say).of_run(f"dense, seed {seed}"),
+        )
         for seed, dense_folder in dense_folders.items()
     ]
     if distributed.is_main():

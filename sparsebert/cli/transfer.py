@@ -65,6 +65,8 @@ def transfer(
     from sparsebert.training import distributed
 
     hush_transformers()
+    if data.label_map is not None and not data.user_files:
+        raise ValueError("--label-map applies to your own files here: omit it, or use train for each task")
     targets = [
         workflow.Target(name, data.source(name), replace(training, steps=steps or training.steps))
         for name, steps in _steps_by_task(tasks).items()

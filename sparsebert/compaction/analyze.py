@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import Structure, activation_of, base_model, full_name, resolve, structure
+from sparsebert.bert import Structure, activation_of, base_model, full_name, is_bert_like, resolve, structure
 from sparsebert.compaction.attention_folding import Attention, compact_attention
+from sparsebert.compaction.layer_probe import require_known_layers
 from sparsebert.compaction.live_rectangle import exact_size
 from sparsebert.compaction.manifest import is_ticket_of, record_of
 from sparsebert.compaction.masked_matrix import Matrix
 from sparsebert.compaction.narrow_attention import IMPLEMENTATIONS, attention_path
 from sparsebert.compaction.neurons import Neurons, compact_neurons
 from sparsebert.compaction.thin_rows import without_thin_rows
+from sparsebert.linear_layers import conv1d_note
 from sparsebert.nn.packability import Packability, require_unpatched_forward
 from sparsebert.tickets.ticket import Ticket, require_ticket
 
@@ -91,6 +93,8 @@ def analyze(
     Raises:
         ValueError: As ``sparsebert.compact.compact_``.
     """
+    if not is_bert_like(model) and (note := conv1d_note(model)):
+        raise ValueError(f"{type(model).__name__} cannot be compacted{note}")
     encoder = structure(model)
     if ticket is None:
         ticket = Ticket.from_model(model)
@@ -178,6 +182,7 @@ def _require_compactable(model: nn.Module, encoder: Structure, ticket: Ticket) -
             raise ValueError(
                 f"{encoder.num_heads} heads of {encoder.head_size} do not divide the rows of {path}: {rows}"
             )
+    require_known_layers(model, encoder)
 
 
 def _linear(model: nn.Module, key: str) -> nn.Linear:

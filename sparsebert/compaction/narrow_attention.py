@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -83,19 +83,7 @@ class NarrowAttention(nn.Module):
         query, key, value = (getattr(self, name)(hidden_states) for name in self.names[:3])
         dropout = cast(nn.Dropout, self.dropout).p if self.training else 0.0
         run = _eager if implementation == "eager" else _fused
-        contexts, weights = [], []
-        for group, q, k, v in zip(
-            self.groups,
-            _split(query, self.groups, "score"),
-            _split(key, self.groups, "score"),
-            _split(value, self.groups, "value"),
-            strict=True,
-        ):
-            mask = _mask_of(attention_mask, group)
-            context, attended = run(q, k, v, mask, dropout, self.scale)
-            contexts.append(context.transpose(1, 2).flatten(2))
-            weights.append(attended)
-        context = contexts[0] if len(contexts) == 1 else torch.cat(contexts, -1)
+        context, weights = attend(query, key, value, self.groups, attention_mask, self.scale, dropout, run)
         if len(self.names) == 4:
             context = getattr(self, self.names[3])(context)
         return context, self._in_order(weights)
@@ -111,6 +99,36 @@ class NarrowAttention(nn.Module):
         return "; ".join(
             f"{len(group.heads)} heads of {group.score} and {group.value}" for group in self.groups
         )
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: Sequence[HeadGroup],
+    mask: Tensor | None,
+    scale: float,
+    dropout: float = 0.0,
+    run: Callable[..., tuple[Tensor, Tensor | None]] | None = None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Attend group by group; ``run`` is the computation of a group, step by step if omitted.
+
+    Returns:
+        The context [B, T, value widths of all heads], and the weights [B, heads, T, T] of each group, or None
+        if ``run`` returns none.
+    """
+    contexts, weights = [], []
+    for group, q, k, v in zip(
+        groups,
+        _split(query, groups, "score"),
+        _split(key, groups, "score"),
+        _split(value, groups, "value"),
+        strict=True,
+    ):
+        context, attended = (run or _eager)(q, k, v, _mask_of(mask, group), dropout, scale)
+        contexts.append(context.transpose(1, 2).flatten(2))
+        weights.append(attended)
+    return contexts[0] if len(contexts) == 1 else torch.cat(contexts, -1), weights
 
 
 def attention_path(keys: Sequence[str]) -> str:

@@ -34,8 +34,9 @@ def attach_quantizer_(model: nn.Module, **fields: Any) -> None:
             quantizer.quantization_config.update(**fields)
             each.hf_quantizer, each.config.quantization_config = quantizer, quantizer.quantization_config
             each.push_to_hub = quantizer.push_to_hub_of(each)
+            each.save_pretrained = quantizer.save_pretrained_of(each)
         elif quantizer is not None:
-            for name in ("hf_quantizer", "push_to_hub"):
+            for name in ("hf_quantizer", "push_to_hub", "save_pretrained"):
                 vars(each).pop(name, None)
             if hasattr(each.config, "quantization_config"):
                 del each.config.quantization_config

@@ -10,13 +10,16 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparsebert.hf.attach_quantizer import METHOD
+from sparsebert.hf.weight_files import INDEX, WEIGHTS
 from sparsebert.planning.planner import check_options
 from sparsebert.tickets.file import brief, is_key
+from sparsebert_kernels.dtype_names import SHORT_NAMES
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
-# In version 2, ``masks`` is `sparsebert.tickets.provenance.masks_digest`; in version 1 it is a digest of the
-# keys and bits alone.
-FORMAT_VERSION = 2
+# Since version 2, ``masks`` is `sparsebert.tickets.provenance.masks_digest`; in version 1 it is a digest of
+# the keys and bits alone. Since version 3, the files have names of their own (``weights``), and the tensors
+# have their names in the model; before, both had the names of transformers.
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,9 @@ class SparseConfig(QuantizationConfigMixin):
         machine: The machine that the layers' formats were chosen for; other machines choose again.
         origin: Metadata of the ticket: method, model, seed and so on.
         compaction: ``sparsebert.compaction_description`` of the model; None without compaction.
+        embeddings: Dtype that the embeddings are stored in where it is narrower than the model's; None for
+            the model's.
+        weights: ``WEIGHTS`` or ``INDEX``; None for the files that transformers looks for.
     """
 
     quant_method: str = METHOD
@@ -102,6 +108,8 @@ class SparseConfig(QuantizationConfigMixin):
     machine: str = ""
     origin: dict[str, Any] = field(default_factory=dict)
     compaction: dict[str, Any] | None = None
+    embeddings: str | None = None
+    weights: str | None = None
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **others: Any) -> Any:
@@ -138,6 +146,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "machine": (str,),
     "origin": (dict,),
     "compaction": (dict, type(None)),
+    "embeddings": (str, type(None)),
+    "weights": (str, type(None)),
 }
 
 
@@ -164,6 +174,16 @@ def _check(contents: Mapping[str, Any]) -> None:
     sparsity = contents.get("sparsity", 0.0)
     if not 0 <= sparsity <= 1:
         raise ValueError(f"config.json: sparsity in quantization_config must be 0 to 1, got {sparsity}")
+    if (dtype := contents.get("embeddings")) not in (*SHORT_NAMES, None):
+        raise ValueError(
+            f"config.json: embeddings in quantization_config must be one of {', '.join(SHORT_NAMES)}, got "
+            f"{brief(dtype)}"
+        )
+    if contents.get("weights") not in (WEIGHTS, INDEX, None):
+        raise ValueError(
+            f"config.json: weights in quantization_config must be {WEIGHTS} or {INDEX}, got "
+            f"{brief(contents['weights'])}"
+        )
     try:
         check_options(contents.get("format", "auto"), contents.get("tokens", 1))
     except ValueError as error:

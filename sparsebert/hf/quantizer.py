@@ -22,9 +22,12 @@ from sparsebert.compaction.manifest import description_of
 from sparsebert.compaction.rebuild import rebuild, require_rectangles
 from sparsebert.hf.attach_quantizer import METHOD, attach_quantizer_
 from sparsebert.hf.config import FORMAT_VERSION, SparseConfig, StoredLayer
+from sparsebert.hf.embeddings import with_embeddings_in
 from sparsebert.hf.placeholder_linear import PlaceholderLinear, outline
+from sparsebert.hf.placement import is_saved_class, places, renamer, require_saved_layer, without_conversions
 from sparsebert.hf.push import PushToHub
-from sparsebert.hf.verify_files import Expected, of_layer, of_module, require_tensors
+from sparsebert.hf.save import SavePretrained, parts
+from sparsebert.hf.verify_files import Expected, of_layer, of_module, read_bits, read_headers, require_tensors
 from sparsebert.nn.checkpoint_form import BITS, VALUES
 from sparsebert.nn.sparse_linear import SparseLinear, as_stored
 from sparsebert.planning.after_compaction import CompactedTargets
@@ -38,8 +41,8 @@ from sparsebert.tickets.provenance import masks_digest
 class SparseQuantizer(HfQuantizer):
     """Save and load models with ``SparseLinear`` layers; ``attach_quantizer_`` attaches it to a model.
 
-    Loading raises a one-line ValueError if the folder has a newer version, is of another architecture or has
-    a truncated file, or if its masks do not match config.json.
+    Loading raises a one-line ValueError if the folder has a newer version, does not fit the class or has a
+    truncated file, or if its masks do not match config.json.
     """
 
     quantization_config: SparseConfig
@@ -71,6 +74,25 @@ class SparseQuantizer(HfQuantizer):
         """Return the ``push_to_hub`` to attach to the model."""
         return PushToHub(model)
 
+    def save_pretrained_of(self, model: Any) -> SavePretrained:
+        """Return the ``save_pretrained`` to attach to the model."""
+        return SavePretrained(model)
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Name the file of the weights to transformers, which looks for it after this call."""
+        if self.quantization_config.weights is not None:
+            config.transformers_weights = self.quantization_config.weights
+        return config
+
+    # transformers 5.17 lacks the other method.
+    update_tp_plan = update_attn_implementation
+
+    def update_weight_conversions(self, weight_conversions: list[Any], *args: Any) -> list[Any]:
+        """Return the conversions between the tensors on disk and those of the model."""
+        if self.quantization_config.version < 3:
+            return weight_conversions
+        return without_conversions(weight_conversions, same_class=self._same_class)
+
     def get_state_dict_and_metadata(
         self, model: Any, *args: Any, **options: Any
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -78,6 +100,8 @@ class SparseQuantizer(HfQuantizer):
         with as_stored():
             state = model.state_dict()
         self.quantization_config = described(model, state, self.quantization_config)
+        if self.quantization_config.embeddings is not None:
+            state = with_embeddings_in(self.quantization_config.embeddings, model, state)
         model.config.quantization_config = self.quantization_config
         return state, {}
 
@@ -89,15 +113,26 @@ class SparseQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Iterable[str] | None = None, **options: Any
     ) -> None:
+        self._same_class = is_saved_class(model)
         rebuild(model, self.quantization_config.compaction or {})
         layers = self.quantization_config.layers
-        names = {key: _name_in(model, key, layer) for key, layer in layers.items()}
-        if checkpoint_files is not None:
-            require_tensors(checkpoint_files, self._expected(model))
-        for key, name in names.items():
-            parent, _, child = name.rpartition(".")
-            dtype = model.get_submodule(name).weight.dtype
+        self._paths = places(model, layers)
+        absent = layers.keys() - self._paths.keys()
+        for key in absent:
+            require_saved_layer(model.config, key)
+        for key, path in self._paths.items():
+            _require_fitting(model, path, key, layers[key])
+        for key, path in self._paths.items():
+            parent, _, child = path.rpartition(".")
+            dtype = model.get_submodule(path).weight.dtype
             setattr(model.get_submodule(parent), child, PlaceholderLinear(layers[key], dtype))
+        self._absent_bits: dict[str, Tensor] = {}
+        if checkpoint_files is not None:
+            present = read_headers(checkpoint_files, renamer(model))
+            require_tensors(present, self._expected(model))
+            if not present.keys() & model.state_dict().keys():
+                raise ValueError(f"the folder holds no tensor of a {type(model).__name__}")
+            self._absent_bits = read_bits(checkpoint_files, absent)
 
     def _expected(self, model: nn.Module) -> dict[str, Expected]:
         """Return the tensors that files must hold: sparse layers, and all matrices of a BERT-like encoder."""
@@ -105,18 +140,17 @@ class SparseQuantizer(HfQuantizer):
         expected: dict[str, Expected] = {}
         for key in structure(model).linears if is_bert_like(model) else ():
             if key not in layers:
-                expected |= of_module(key, resolve(model, key))
-        for key, layer in layers.items():
-            expected |= of_layer(canonical_key(key), layer)
+                expected |= of_module(full_name(model, key), key, resolve(model, key))
+        for key, path in self._paths.items():
+            expected |= of_layer(path, key, layers[key])
         return expected
 
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
         config = self.quantization_config
         require_rectangles(model)
-        selected = [_selected(model, key, layer.removed) for key, layer in config.layers.items()]
-        masks = {key: (layer.shape, _stored(model, key).weight_bits) for key, layer in config.layers.items()}
-        if config.masks != stored_digest(masks, config.version):
-            raise ValueError("the masks do not match config.json; get a new copy of the folder")
+        layers = {key: config.layers[key] for key in self._paths}
+        selected = [_selected(model, key, path, layers[key].removed) for key, path in self._paths.items()]
+        self._require_masks(model)
         install_(
             model,
             CompactedTargets(tuple(selected), None),
@@ -127,9 +161,25 @@ class SparseQuantizer(HfQuantizer):
         )
         # The weights are not quantised: allow .half(), .float() and training.
         model.is_quantized = False
-        fields = ("format", "tokens", "origin", "sparsity", "fuse_qkv", "fuse_activation")
+        # Saved dense, the model is to have the names of its checkpoints again.
+        vars(model).pop("_weight_conversions", None)
+        vars(model.config).pop("transformers_weights", None)
+        for part in parts(model.config):
+            for name in ("quantization_config", "transformers_weights"):
+                vars(part).pop(name, None)
+        fields = ("format", "tokens", "origin", "sparsity", "fuse_qkv", "fuse_activation", "embeddings")
         attach_quantizer_(model, **{name: getattr(config, name) for name in fields})
         return model
+
+    def _require_masks(self, model: Any) -> None:
+        """Raise ValueError unless all masks, also of layers that the model lacks, match config.json."""
+        config = self.quantization_config
+        bits = self._absent_bits | {
+            key: model.get_submodule(path).weight_bits for key, path in self._paths.items()
+        }
+        masks = {key: (layer.shape, bits[key]) for key, layer in config.layers.items() if key in bits}
+        if config.masks != stored_digest(masks, config.version):
+            raise ValueError("the masks do not match config.json; get a new copy of the folder")
 
     def _plans(self, model: nn.Module, selected: list[TargetLayer]) -> list[LayerPlan]:
         """Return the saved plans on a machine like the one that saved the folder; else plan anew."""
@@ -153,7 +203,9 @@ class SparseQuantizer(HfQuantizer):
 
 def described(model: nn.Module, state: Mapping[str, Tensor], config: SparseConfig) -> SparseConfig:
     """Return the config to save: ``config``, updated from the model and its tensors to save."""
-    layers = {name: each for name, each in model.named_modules() if isinstance(each, SparseLinear)}
+    # A layer that stands in several places is stored once for each: loading builds a layer for each.
+    modules = model.named_modules(remove_duplicate=False)
+    layers = {name: each for name, each in modules if isinstance(each, SparseLinear)}
     keys = {name: canonical_key(name) if is_bert_like(model) else name for name in layers}
     masks = {
         keys[name]: ((layer.out_features, layer.in_features), state[f"{name}.{BITS}"])
@@ -212,41 +264,36 @@ def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
     )
 
 
-def _name_in(model: nn.Module, key: str, layer: StoredLayer) -> str:
-    """Return the layer's full path in the model; raise ValueError if the model's layer does not fit."""
-    try:
-        linear = resolve(model, key)
-    except ValueError as error:
-        raise ValueError(f"the folder is of another architecture: {error}") from None
+def _require_fitting(model: nn.Module, path: str, key: str, layer: StoredLayer) -> None:
+    """Raise ValueError unless the model's module of this path can hold the layer of this key."""
+    linear = model.get_submodule(path)
     if not isinstance(linear, nn.Linear):
-        raise ValueError(f"the folder is of another architecture: {key} is a {type(linear).__name__}")
+        raise ValueError(
+            f"the folder does not fit {type(model).__name__}: its {key} is a linear layer, that of the class "
+            f"is a {type(linear).__name__}"
+        )
     shape = linear.out_features, linear.in_features
     if shape != layer.shape or (linear.bias is not None) != layer.bias:
         raise ValueError(
-            f"the folder is of another architecture: its {key} is {list(layer.shape)} {_bias(layer.bias)}, "
-            f"that of {type(model).__name__} is {list(shape)} {_bias(linear.bias is not None)}"
+            f"the folder does not fit {type(model).__name__}: its {key} is {list(layer.shape)} "
+            f"{_bias(layer.bias)}, that of the class with this configuration is {list(shape)} "
+            f"{_bias(linear.bias is not None)}"
         )
-    return full_name(model, key)
 
 
 def _bias(present: bool) -> str:
     return "with a bias" if present else "without a bias"
 
 
-def _stored(model: nn.Module, key: str) -> Any:
-    """Return the ``PlaceholderLinear`` of a key."""
-    return resolve(model, key)
-
-
-def _selected(model: nn.Module, key: str, removed: str) -> TargetLayer:
-    stored = _stored(model, key)
+def _selected(model: nn.Module, key: str, path: str, removed: str) -> TargetLayer:
+    stored: Any = model.get_submodule(path)
     if stored.weight_values.is_meta:
         raise ValueError(f"{key} was offloaded, but sparse layers must be on their device; change device_map")
     try:
         mask = stored.mask().to(stored.weight_values.device)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
-    return TargetLayer(key, full_name(model, key), stored, mask, removal_note=removed)
+    return TargetLayer(key, path, stored, mask, removal_note=removed)
 
 
 def _as_saved(config: SparseConfig, layer: TargetLayer) -> LayerPlan:

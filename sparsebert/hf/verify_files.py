@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from sparsebert.bert import canonical_key
 from sparsebert.hf.config import StoredLayer
@@ -21,56 +21,97 @@ _BYTES, _INDICES, _FLOATS = ("U8",), ("I64",), ("F32", "BF16", "F16", "F64")
 
 @dataclass(frozen=True)
 class Expected:
-    """The shape of a tensor that a file must hold, and its permitted dtypes."""
+    """A tensor that a file must hold.
 
+    Attributes:
+        label: Its name in messages, below the base model.
+        shape: Its shape.
+        dtypes: Its permitted dtypes.
+    """
+
+    label: str
     shape: list[int]
     dtypes: tuple[str, ...]
 
 
-def of_layer(key: str, layer: StoredLayer) -> dict[str, Expected]:
-    """Return the tensors of a sparse layer, by name."""
+def of_layer(path: str, key: str, layer: StoredLayer) -> dict[str, Expected]:
+    """Return the tensors of the sparse layer of this path and key, by name."""
     tensors = {
-        f"{key}.{BITS}": Expected([packed_bytes(layer.shape)], _BYTES),
-        f"{key}.{VALUES}": Expected([layer.kept], _FLOATS),
+        BITS: Expected(f"{key}.{BITS}", [packed_bytes(layer.shape)], _BYTES),
+        VALUES: Expected(f"{key}.{VALUES}", [layer.kept], _FLOATS),
     }
-    return tensors | ({f"{key}.bias": Expected([layer.shape[0]], _FLOATS)} if layer.bias else {})
+    if layer.bias:
+        tensors["bias"] = Expected(f"{key}.bias", [layer.shape[0]], _FLOATS)
+    return {f"{path}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def of_module(key: str, module: nn.Module) -> dict[str, Expected]:
-    """Return the tensors of a dense layer, by name."""
+def of_module(path: str, key: str, module: nn.Module) -> dict[str, Expected]:
+    """Return the tensors of the dense layer of this path and key, by name."""
     return {
-        f"{key}.{name}": Expected(list(tensor.shape), _FLOATS if tensor.is_floating_point() else _INDICES)
+        f"{path}.{name}": Expected(
+            f"{key}.{name}", list(tensor.shape), _FLOATS if tensor.is_floating_point() else _INDICES
+        )
         for name, tensor in module.state_dict().items()
     }
 
 
-def require_tensors(files: Iterable[str], expected: Mapping[str, Expected]) -> None:
-    """Check that the files hold the expected tensors.
+def read_headers(files: Iterable[str], rename: Callable[[str], str]) -> dict[str, tuple[str, list[int]]]:
+    """Return dtype and shape of the tensors in the files.
+
+    Args:
+        files: The safetensors files.
+        rename: Function from a tensor's name on disk to the name in the result.
 
     Raises:
-        ValueError: A file is missing, truncated or damaged, or a tensor is missing or has another shape or
-            dtype than config.json says. The message has one line.
+        ValueError: A file is missing, truncated or damaged.
     """
-    present: dict[str, tuple[str, list[int]]] = {}
-    for file in files:
-        present |= _tensors(Path(file))
+    tensors = {name: each for file in files for name, each in _tensors(Path(file)).items()}
+    return {rename(name): tensors[name] for name in sorted(tensors)}
+
+
+def require_tensors(present: Mapping[str, tuple[str, list[int]]], expected: Mapping[str, Expected]) -> None:
+    """Check that the files hold the expected tensors.
+
+    Args:
+        present: Dtype and shape of the tensors in the files, by their names in the model.
+        expected: The tensors to expect, by the same names.
+
+    Raises:
+        ValueError: A tensor is missing or has another shape or dtype than config.json says. The message has
+            one line.
+    """
     for name, tensor in expected.items():
         if name not in present:
-            raise ValueError(f"the model needs {name}, but no file holds it; get a new copy of the folder")
+            raise ValueError(
+                f"the model needs {tensor.label}, but no file holds it; get a new copy of the folder"
+            )
         dtype, shape = present[name]
         if shape != tensor.shape or dtype not in tensor.dtypes:
             described = f"{' or '.join(tensor.dtypes)} {tensor.shape}"
-            raise ValueError(f"{name} is {dtype} {shape} in the file, but {described} in config.json")
+            raise ValueError(f"{tensor.label} is {dtype} {shape} in the file, but {described} in config.json")
+
+
+def read_bits(files: Iterable[str], keys: Iterable[str]) -> dict[str, Tensor]:
+    """Return the mask bits of the layers of these keys that the files hold."""
+    wanted = {f"{key}.{BITS}": key for key in keys}
+    bits = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                key = wanted.get(name) or wanted.get(canonical_key(name))
+                if key is not None:
+                    bits[key] = opened.get_tensor(name)
+    return bits
 
 
 def _tensors(file: Path) -> dict[str, tuple[str, list[int]]]:
-    """Return dtype and shape of each tensor in a file, by name without the base model's prefix."""
+    """Return dtype and shape of each tensor in a file, by name."""
     if not file.exists():
         raise ValueError(f"{file} is missing; get a new copy of the folder")
     try:
         with safe_open(file, framework="pt") as opened:
             return {
-                canonical_key(name): (opened.get_slice(name).get_dtype(), opened.get_slice(name).get_shape())
+                name: (opened.get_slice(name).get_dtype(), opened.get_slice(name).get_shape())
                 for name in opened.keys()  # noqa: SIM118
             }
     except (SafetensorError, OSError) as error:

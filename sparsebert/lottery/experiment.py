@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
@@ -44,6 +44,7 @@ class Experiment:
             the sample.
         teacher: Maps the same keyword arguments to a trained model's output, or to None for batches without a
             teacher; for runs with a ``distillation``.
+        chance: The metrics without any learning, by name, for the records; None if they are unknown.
     """
 
     model: Any
@@ -54,6 +55,7 @@ class Experiment:
     metric: str | None = None
     judge: Callable[[nn.Module, int | None, int], float] | None = None
     teacher: Answers | None = None
+    chance: Mapping[str, float] | None = None
 
     def first_batches(self, count: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
         """Return the first batches of the training data, shuffled with the seed."""

@@ -28,6 +28,8 @@ from sparsebert.pruning.granularity import parse_granularity
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import distributed
 from sparsebert.training.best_masks import BestMasks
+from sparsebert.training.heartbeat import heartbeat
+from sparsebert.training.run_status import RunStatus
 from sparsebert.training.snapshot import Snapshot
 from sparsebert.training.trainer import silence_transformers
 
@@ -88,10 +90,13 @@ class _Run:
     def __init__(
         self, experiment: Experiment, config: RunConfig, folder: RunFolder, context: RunContext
     ) -> None:
-        self.experiment, self.config, self.folder, self.say = experiment, config, folder, context.say
+        self.config, self.folder = config, folder
         self.model = experiment.model
         self.method, self.seed = config.method, config.training.seed
         self.rounds = self.method.rounds(config.target)
+        self.say = context.say if distributed.is_main() else lambda text: None
+        self.status = RunStatus(len(self.rounds), experiment.metric)
+        self.experiment = replace(experiment, judge=self.status.noting(experiment.judge))
         self.steps = config.training.steps_of(len(experiment.train), distributed.count())
         if (config.distillation is None) != (experiment.teacher is None):
             missing = "a distillation" if config.distillation is None else "a teacher"
@@ -120,8 +125,9 @@ class _Run:
         if done < len(self.rounds):
             start = distributed.main_first(self._start)
             plan = RunPlan(self.method, self.folder, len(self.rounds), self.steps, start, self.seed)
-            for number in range(done, len(self.rounds)):
-                self._execute_round(number, plan)
+            with heartbeat(self.say, self.status.line):
+                for number in range(done, len(self.rounds)):
+                    self._execute_round(number, plan)
         if distributed.is_main():
             self._finish()
 
@@ -139,10 +145,13 @@ class _Run:
         round_ = self.rounds[number]
         title = self._title(number)
         self.say(title)
+        self.status.begin_round(number, title)
+        self.status.begin_phase("deciding on the ticket")
         sessions = self._open_round(number) if distributed.is_main() else 0
         began = time.perf_counter()
         ticket = distributed.from_main(lambda: self._ticket(number, round_))
         seconds_deciding = time.perf_counter() - began
+        self.status.begin_phase("preparing the training")
         start = distributed.main_first(lambda: start_round(self.model, plan, number))
         with self.method.round_hooks(
             number, self.experiment, self.config, self.folder.round(number)
@@ -158,20 +167,25 @@ class _Run:
                 folder=self.folder.checkpoints(number),
                 keep=self.folder.rewind if number == 0 else None,
                 title=title,
+                status=self.status,
                 hooks=hooks,
                 best_masks=best_masks,
             )
         ticket = self._learned(trainee, best_masks, number) if isinstance(trainee, Learner) else trainee
         ticket.apply_(self.model)
+        self.status.begin_phase("evaluating")
         if distributed.is_main():
             self._close_round(number, ticket, trained, seconds_deciding, sessions)
         distributed.wait()
 
-    def _title(self, number: int) -> str:
+    def _title(self, number: int, sparsity: float | None = None) -> str:
+        """Return the title of a round, with the sparsity of its ticket if it is known."""
         round_ = self.rounds[number]
         open_ended = round_.source in (Source.SEARCH, Source.LEARNED) and self.method.decides_sparsity
-        sparsity = "" if open_ended else f", {float(round_.sparsity):.1%} sparse"
-        return f"round {number + 1} of {len(self.rounds)}{sparsity}"
+        if sparsity is None and not open_ended:
+            sparsity = float(round_.sparsity)
+        share = "" if sparsity is None else f", {sparsity:.1%} sparse"
+        return f"round {number + 1} of {len(self.rounds)}{share}"
 
     def _open_round(self, number: int) -> int:
         """Create the round's folder, check the space on the disk, and return the number of this session."""
@@ -294,7 +308,7 @@ class _Run:
             "evaluate": time.perf_counter() - began,
         }
         units = self.config.units
-        self.folder.append(
+        row = self.folder.append(
             "round",
             {
                 **self._names(),
@@ -314,6 +328,7 @@ class _Run:
                 "search": ticket.metadata.get("search"),
                 "loss": trained.loss,
                 "metrics": metrics,
+                "chance": self.experiment.chance,
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "sessions": sessions,
                 "processes": distributed.count(),
@@ -323,6 +338,19 @@ class _Run:
             },
         )
         self._clean_up(number)
+        self.say(self._round_line(number, row))
+
+    def _round_line(self, number: int, row: Record) -> str:
+        """Return a line about a finished round."""
+        durations = [sum(each["seconds"].values()) for each in self.folder.rounds_done()]
+        return self.status.round_line(
+            self._title(number, row["sparsity"]),
+            row["steps"],
+            row["loss"],
+            row["metrics"],
+            durations[-1],
+            sum(durations) / len(durations),
+        )
 
     def _clean_up(self, number: int) -> None:
         # Without rewinding, the next round continues from the last checkpoint of this round.

@@ -52,4 +52,5 @@ def multi_task_experiment(experiments: Mapping[str, Experiment], proportions: st
         evaluate,
         save_extras,
         teacher=Teachers(teachers) if any(teachers) else None,
+        chance=experiments[first].chance,
     )

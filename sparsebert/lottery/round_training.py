@@ -23,6 +23,7 @@ from sparsebert.training.callbacks import CheckpointCallback, ProgressCallback, 
 from sparsebert.training.checkpoint import Checkpoint
 from sparsebert.training.distillation import Distiller
 from sparsebert.training.gradient_checkpointing import enable_gradient_checkpointing
+from sparsebert.training.run_status import RunStatus
 from sparsebert.training.trainer import TicketTrainer, training_arguments
 
 # Parts of the messages by which torch and safetensors report a file that cannot be written.
@@ -53,6 +54,7 @@ def train_round(
     folder: Path,
     keep: Path | None,
     title: str,
+    status: RunStatus | None = None,
     hooks: RoundHooks | None = None,
     best_masks: BestMasks | None = None,
 ) -> Trained:
@@ -66,6 +68,7 @@ def train_round(
         folder: Folder of the round's checkpoints.
         keep: Folder in which the first round keeps the state at the method's ``rewind_step``; else None.
         title: Title of the progress bar.
+        status: Status of the run, to update.
         hooks: The method's part in the training, which may end the round before its last step.
         best_masks: Evaluates a learner's masks during training.
 
@@ -78,7 +81,7 @@ def train_round(
         # An earlier process was killed after the last step: no training remains.
         return _restore_trained_(model, ticket, checkpoint, hooks)
     checkpoints = _checkpoint_callback(config.method, start, keep)
-    callbacks: list[Any] = [checkpoints, ProgressCallback(title)]
+    callbacks: list[Any] = [checkpoints, ProgressCallback(title, status)]
     callbacks += [hooks.callback] if hooks else []
     callbacks += [best_masks] if best_masks is not None else []
     callbacks += [StartCallback(start.weights)] if start.weights is not None else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsebert.lottery.experiment import RunConfig
@@ -21,3 +21,7 @@ class RunContext:
 
     say: Callable[[str], object] = lambda text: None
     before: Callable[[Any, RunConfig], object] = lambda model, config: None
+
+    def of_run(self, name: str) -> RunContext:
+        """Return the same callbacks; each line begins with the name of a run."""
+        return replace(self, say=lambda text: self.say(f"{name}: {text}"))

@@ -25,6 +25,7 @@ Records have the common fields of :mod:`sparsebert.results` (``schema``, ``kind`
     search                        trace of the method's search, if a search found the ticket
     steps, loss                   optimizer steps; last logged training loss
     metrics                       on the validation data: name -> value
+    chance                        the metrics without any learning: name -> value, or null
     seconds                       prune, train (over all sessions, as recorded in checkpoints), evaluate
     sessions, processes           starts of the round; processes that trained together
     distillation                  weight, temperature and teachers (task -> hub id or digest), or null

@@ -101,6 +101,10 @@ class Learner:
                 for key, mask in group.expand(kept[group.name]).items():
                     self._layers[key].set_mask(mask)
 
+    def derive_final_(self) -> None:
+        """Compute and set the masks that :meth:`close_` would store for the current scores."""
+        self.derive_(self.goal.steps)
+
     def masks(self) -> dict[str, Tensor]:
         """Return the masks of the current step: key -> bool [out, in] on the model's device.
 
@@ -142,7 +146,7 @@ class Learner:
 
         Weights with gates are multiplied by the gates.
         """
-        self.derive_(self.goal.steps)
+        self.derive_final_()
         ticket = self._ticket()
         for layer in self._layers.values():
             if isinstance(layer, GatedLinear):

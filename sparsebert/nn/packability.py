@@ -23,6 +23,11 @@ class Packability:
         """Whether another module has the same weight."""
         return len(self._names[id(linear.weight)]) > 1
 
+    def tie(self, name: str, linear: nn.Linear) -> str:
+        """Return the reason why a tied layer of this full name cannot be packed."""
+        others = ", ".join(sorted({*self._names[id(linear.weight)]} - {f"{name}.weight"}))
+        return f"{name}.weight is tied to {others}: packing would untie them"
+
     def require(self, name: str, linear: nn.Linear) -> None:
         """Raise ValueError with the reason unless the layer of this full name can be packed."""
         if linear is self.model:
@@ -36,8 +41,7 @@ class Packability:
             raise ValueError(f"{name} is a {type(linear).__name__}; only a plain nn.Linear can be packed")
         self._require_plain_weight(name, linear.weight)
         if self.is_tied(linear):
-            others = ", ".join(sorted({*self._names[id(linear.weight)]} - {f"{name}.weight"}))
-            raise ValueError(f"{name}.weight is tied to {others}: packing would untie them")
+            raise ValueError(self.tie(name, linear))
         require_unpatched_forward(name, linear)
 
     def _require_plain_weight(self, name: str, weight: Tensor) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsebert.bert import canonical_key, full_name, is_bert_like, require_module, resolve, structure
 from sparsebert.compaction.live_rectangle import RectangleLinear
+from sparsebert.linear_layers import CONV1D, conv1d_note, is_conv1d
 from sparsebert.nn.packability import Packability
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.tickets.ticket import Ticket, require_ticket
@@ -86,7 +87,9 @@ def select_target_layers(
     if not targets:
         picked = "picked by the filter " if filter else ""
         missing = (
-            "in the ticket" if ticket is not None else "with zeros in its weight: prune it, or pass a ticket"
+            "in the ticket"
+            if ticket is not None
+            else f"with zeros in its weight{_why_skipped(model) or ': prune it, or pass a ticket'}"
         )
         raise ValueError(f"nothing to sparsify: {type(model).__name__} has no linear layer {picked}{missing}")
     return tuple(targets)
@@ -94,6 +97,9 @@ def select_target_layers(
 
 def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Iterator[TargetLayer]:
     require_ticket(ticket)
+    for key in ticket.masks:
+        if is_conv1d(_module_of(model, key)):
+            raise ValueError(f"{full_name(model, key)} is {CONV1D}")
     ticket.check(model)
     packability, dead = Packability(model), ticket.dead_biases()
     for key, mask in ticket.masks.items():
@@ -107,6 +113,22 @@ def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Itera
             packability.require(name, linear)
             device = linear.weight.device
             yield TargetLayer(key, name, linear, mask.to(device), ~dead[key] if key in dead else None)
+
+
+def _module_of(model: nn.Module, key: str) -> nn.Module | None:
+    try:
+        return resolve(model, key)
+    except ValueError:  # ``Ticket.check`` says so
+        return None
+
+
+def _why_skipped(model: nn.Module) -> str:
+    """Return why layers with zeros were left out: their weights are tied, or they are ``Conv1D``; or ""."""
+    packability = Packability(model)
+    for name, linear in model.named_modules():
+        if isinstance(linear, nn.Linear) and packability.is_tied(linear) and not linear.weight.all():
+            return f" that can be packed: {packability.tie(name, linear)}"
+    return conv1d_note(model)
 
 
 def _of_zeros(model: nn.Module, filter: Filter | None) -> Iterator[TargetLayer]:

@@ -57,13 +57,24 @@ class GateSite:
         return module.register_forward_pre_hook(partial(_before, gates, self.width))
 
 
-def gate_sites(structure: Structure, kind: str) -> dict[str, GateSite]:
+def gate_sites(
+    structure: Structure, kind: str, shapes: Mapping[str, torch.Size] | None = None
+) -> dict[str, GateSite]:
     """Return the sites of one kind by the key of the first matrix of their units (see :class:`UnitGroup`).
+
+    Args:
+        structure: Structure of the model.
+        kind: "head", "neuron" or "mlp".
+        shapes: key -> [out, in], needed where the sizes of heads differ between layers.
 
     Raises ValueError unless ``kind`` is "head", "neuron" or "mlp".
     """
     if kind == "head":
-        return {keys[0]: GateSite(keys[-1], kind, structure.head_size) for keys in structure.heads}
+        widths = {
+            keys[0]: structure.head_size or (shapes or {})[keys[-1]][1] // structure.heads_of(keys)
+            for keys in structure.heads
+        }
+        return {keys[0]: GateSite(keys[-1], kind, widths[keys[0]]) for keys in structure.heads}
     if kind == "neuron":
         return {keys[0]: GateSite(keys[-1], kind, 1) for keys in structure.neurons}
     if kind == "mlp":

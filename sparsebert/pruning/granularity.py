@@ -28,18 +28,21 @@ class Granularity:
         name: The granularity as the user writes it.
         block: (rows, columns) of a unit; None stands for the whole length.
         pattern: (n, m) if n of every m neighbours along in_features are kept; the units are elements then.
+        fold: Number of equal slices of the rows, each with a part of every unit, as in a matrix that computes
+            query, key and value together. A unit has ``block`` rows in each slice.
     """
 
     name: str
     block: tuple[int | None, int | None]
     pattern: tuple[int, int] | None = None
+    fold: int = 1
 
     def block_in(self, shape: torch.Size) -> tuple[int, int]:
-        """Return the rows and columns of one unit in a matrix of this shape."""
+        """Return the rows and columns of one unit in a matrix of this shape, all slices together."""
         rows, columns = (
             whole if part is None else min(part, whole) for part, whole in zip(self.block, shape, strict=True)
         )
-        return rows, columns
+        return (rows if self.block[0] is None else rows * self.fold), columns
 
     def units(self, shape: torch.Size) -> tuple[int, int]:
         """Return the rows and columns of the grid of units."""
@@ -61,6 +64,8 @@ class Granularity:
         """Cut scores [out, in] into [unit rows, unit columns, weights], padded with ``fill`` at an edge."""
         rows, columns = self.block_in(scores.shape)
         height, width = scores.shape
+        if self.fold > 1:
+            scores = scores[self._order(height)]
         padded = F.pad(scores, (0, -width % columns, 0, -height % rows), value=fill)
         cut = padded.view(padded.shape[0] // rows, rows, padded.shape[1] // columns, columns)
         return cut.transpose(1, 2).flatten(2)
@@ -71,7 +76,14 @@ class Granularity:
         if rows * columns == 1:
             return units
         whole = units.repeat_interleave(rows, 0)[: shape[0]].repeat_interleave(columns, 1)
+        if self.fold > 1:
+            whole = whole[self._order(shape[0]).argsort()]
         return whole[:, : shape[1]].contiguous()
+
+    def _order(self, height: int) -> Tensor:
+        """Return the rows in the order of their units."""
+        rows = self.block[0] or height // self.fold
+        return torch.arange(height).view(self.fold, -1, rows).transpose(0, 1).flatten()
 
 
 def spelled_out(

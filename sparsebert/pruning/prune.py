@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
-from sparsebert.bert import Structure, prunable, structure
+from sparsebert.bert import Structure, structure
+from sparsebert.linear_layers import Filter
 from sparsebert.pruning.density import Density, Number, as_sparsity, density_of, parse_sparsity
 from sparsebert.pruning.gates import GATED, GateSite, gate_sites
 from sparsebert.pruning.gradients import loss_gradients
 from sparsebert.pruning.granularity import Granularity, keep_n_of_m, parse_granularity, spelled_out
 from sparsebert.pruning.methods.head_importance import gate_importance
+from sparsebert.pruning.prunable_structure import prunable_structure
 from sparsebert.pruning.read_matrices import BIAS, loaded_weight, read_biases, read_matrix
 from sparsebert.pruning.registry import Method, ScoringContext, find_method
 from sparsebert.pruning.top_k import ranked, select_top
@@ -41,8 +43,9 @@ def prune(
     include_biases: bool = False,
     ticket: Ticket | None = None,
     data: Any = None,
+    filter: Filter | None = None,
 ) -> Ticket:
-    """Choose which weights of the encoder matrices to keep; the model is only read.
+    """Choose which weights of a model's linear layers to keep; the model is only read.
 
     Of the n weights that compete, exactly k = round((1 - sparsity) * n) are kept, rounded half to even. Ties
     do not matter: units are ranked by their float32 score, then by position. Units of several weights
@@ -54,7 +57,9 @@ def prune(
     weights among all encoder weights.
 
     Args:
-        model: A BERT-like model.
+        model: A model made of ``nn.Linear`` layers. Without a ``filter``, the encoder matrices of a BERT-like
+            model are pruned, and in another model the linear layers in its stacks of layers: neither
+            embeddings, pooler nor heads (see ``sparsebert.linear_layers.prunable``).
         method: A registered name ("magnitude", "random", "snip", "head-importance") or a method object, which
             carries its options.
         sparsity: Share of all prunable weights to prune, in [0, 1), read exactly as its decimal spelling. A
@@ -65,7 +70,9 @@ def prune(
             (its rows of query, key and value and its columns of the attention's output); "mlp" (a whole
             feed-forward layer, which the ticket removes with its biases); "head+neuron" or "head+mlp"; or n
             of m along in_features such as "2:4" (``sparsity`` may then be omitted, and ``scope`` has no
-            effect).
+            effect). Heads and neurons of a model that is not BERT-like are located by running it once on
+            made-up inputs or, if there are any, the first of ``data``. A neuron with a gate includes the
+            gate's row; where query heads share a key and value head, all of them form one head.
         block_size: (out, in) of a block.
         scope: The units that compete: all ("global"); those of each matrix ("matrix"; for neurons and heads,
             of each layer); those of matrices of one type ("type"; heads are one type, neurons or MLPs
@@ -79,12 +86,14 @@ def prune(
         ticket: An earlier ticket to prune further. Its pruned weights stay pruned and count as pruned,
             whatever their values.
         data: Batches (keyword arguments for the model, with labels), for methods that need examples.
+        filter: ``filter(name, linear) -> bool`` selects the layers to prune among all linear layers of the
+            model, in place of the default.
 
     Raises:
         ValueError: A name is unknown (the message offers the nearest); the sparsity is outside [0, 1) or
             would keep nothing; blocks or patterns do not fit; a weight is NaN (the message names the matrix);
-            the model is not BERT-like; or the ``ticket`` belongs to another model or granularity, or keeps
-            less than requested.
+            the model has no such layers or units; or the ``ticket`` belongs to another model or granularity,
+            or keeps less than requested.
     """
     request = _validate(
         method,
@@ -97,7 +106,7 @@ def prune(
         include_biases=include_biases,
         ticket=ticket,
     )
-    pool = _group(model, request, include_pooler)
+    pool = _group(model, request, include_pooler, filter, data)
     scores = _score(model, request, pool, data)
     masks, bias_masks = _select(request, pool, scores)
     pruned = _describe(model, request, pool, masks, bias_masks)
@@ -208,10 +217,14 @@ def _validate(
     )
 
 
-def _group(model: nn.Module, request: _Request, include_pooler: bool) -> _Pool:
+def _group(
+    model: nn.Module, request: _Request, include_pooler: bool, filter: Filter | None, data: Any
+) -> _Pool:
     """Cut the prunable matrices into units."""
-    encoder = structure(model)
-    shapes = {key: loaded_weight(model, key).shape for key in prunable(model, include_pooler)}
+    encoder, prunable = prunable_structure(
+        model, request.granularity, include_pooler=include_pooler, filter=filter, data=data
+    )
+    shapes = {key: loaded_weight(model, key).shape for key in prunable}
     groups = unit_groups(request.granularity, request.block_size, shapes, encoder)
     if request.scope == "matrix" and request.density != 1 and any(group.kind == "mlp" for group in groups):
         raise ValueError("scope 'matrix' leaves each MLP without a competitor: use 'type' or 'global'")
@@ -333,7 +346,9 @@ def _describe(
 def _sites(pool: _Pool) -> dict[str, GateSite]:
     """Return the gates of the units, by group; units of single matrices have none."""
     kinds = {group.kind for group in pool.groups} & set(GATED)
-    sites = {name: site for kind in kinds for name, site in gate_sites(pool.structure, kind).items()}
+    sites = {
+        name: site for kind in kinds for name, site in gate_sites(pool.structure, kind, pool.shapes).items()
+    }
     return {group.name: sites[group.name] for group in pool.groups if group.name in sites}
 
 

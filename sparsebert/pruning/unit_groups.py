@@ -167,19 +167,34 @@ def _across(
 ) -> list[dict[str, Granularity]]:
     """Return, for each layer, the matrices that have such units: key -> granularity."""
     if kind == "head":
-        for query, *_ in structure.heads:
-            if shapes[query][0] != structure.num_heads * structure.head_size:
-                raise ValueError(
-                    f"{query} has {shapes[query][0]} rows for {structure.num_heads} heads of "
-                    f"{structure.head_size}: prune heads before compacting the model"
-                )
-        rows = Granularity(kind, (structure.head_size, None))
-        columns = Granularity(kind, (None, structure.head_size))
-        return [dict(zip(keys, (rows, rows, rows, columns), strict=True)) for keys in structure.heads]
-    row_and_column = (Granularity(kind, (1, None)), Granularity(kind, (None, 1)))
-    both_whole = (Granularity(kind, (None, None)),) * 2
-    cuts = both_whole if kind == "mlp" else row_and_column
-    return [dict(zip(keys, cuts, strict=True)) for keys in structure.neurons]
+        return [_head_cuts(keys, structure, shapes) for keys in structure.heads]
+    width = None if kind == "mlp" else 1
+    return [_cuts(kind, keys, structure, [width] * len(keys)) for keys in structure.neurons]
+
+
+def _head_cuts(
+    keys: Sequence[str], structure: Structure, shapes: Mapping[str, torch.Size]
+) -> dict[str, Granularity]:
+    query, count = keys[0], structure.heads_of(keys)
+    if structure.head_size and shapes[query][0] != count * structure.head_size:
+        raise ValueError(
+            f"{query} has {shapes[query][0]} rows for {count} heads of {structure.head_size}: prune heads "
+            "before compacting the model"
+        )
+    rows = [shapes[key][0] // (count * structure.folds.get(key, 1)) for key in keys[:-1]]
+    return _cuts("head", keys, structure, [*rows, shapes[keys[-1]][1] // count])
+
+
+def _cuts(
+    kind: str, keys: Sequence[str], structure: Structure, widths: Sequence[int | None]
+) -> dict[str, Granularity]:
+    """Cut the rows of all matrices but the last, and the columns of the last."""
+    *sources, last = keys
+    cuts = {
+        key: Granularity(kind, (width, None), fold=structure.folds.get(key, 1))
+        for key, width in zip(sources, widths, strict=False)
+    }
+    return cuts | {last: Granularity(kind, (None, widths[-1]))}
 
 
 def _checked(group: UnitGroup) -> UnitGroup:

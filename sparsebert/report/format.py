@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sparsebert.tasks.metrics import judged_again
+
 Record = dict[str, Any]
 MISSING = "-"
 NAMES = {"onednn": "oneDNN", "deepsparse": "DeepSparse"}
@@ -91,7 +93,17 @@ def mean_text(mean: float, std: float | None) -> str:
 
 def mean_and_verdict(summary: Mapping[str, Any]) -> str:
     """Return ``0.8532 ± 0.0041 winning`` from the fields of ``sparsebert.tasks.metrics.summarise``."""
-    return " ".join(filter(None, (mean_text(summary["mean"], summary["std"]), summary.get("verdict"))))
+    verdict = judged_again(summary).get("verdict")
+    return " ".join(filter(None, (mean_text(summary["mean"], summary["std"]), verdict)))
+
+
+def verdict_notes(summaries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a note for each dense model that is too close to chance, with the spread of its runs."""
+    judged = [judged_again(row) for row in summaries]
+    reasons = dict.fromkeys(
+        f"Undecided on {row.get('task', 'the task')}: {row['reason']}." for row in judged if row.get("reason")
+    )
+    return list(reasons)
 
 
 def versions_text(versions: Mapping[str, str | None]) -> str:

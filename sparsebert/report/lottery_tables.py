@@ -51,6 +51,7 @@ class Point:
         sparsities: Sparsity of each seed's ticket.
         values: The task's primary metric for each seed.
         speed: Bench record of one seed's ticket, if measured.
+        chance: The metric without any learning, if known.
     """
 
     label: str
@@ -58,6 +59,7 @@ class Point:
     sparsities: tuple[float, ...]
     values: tuple[float, ...]
     speed: Record | None = None
+    chance: float | None = None
 
     @property
     def sparsity(self) -> float:
@@ -92,6 +94,7 @@ def points(records: Iterable[Record], *parts: str) -> list[Point]:
             tuple(row["sparsity"] for row in seeds.values()),
             tuple(row["metrics"][metrics.primary(task)] for row in seeds.values()),
             speeds.get((label, share)),
+            metrics.chance_of(next(iter(seeds.values())), metrics.primary(task)),
         )
         for (label, task, share), seeds in sorted(
             values.items(), key=lambda item: (order.index(item[0][0]), item[0][2])
@@ -140,6 +143,7 @@ def _accuracy_tables(what: str, records: Sequence[Record], tickets: Sequence[Poi
         )
         if any(row["busy"] for row in measured):
             notes.append(BUSY_NOTE)
+    notes += _undecided_note(dense)
     notes += _sparsity_note(tickets)
     notes += _search_note(records, {point.label for point in tickets})
     columns = ("ticket", metrics.primary(tickets[0].task), "verdict", *_speed_columns(measured), "weights MB")
@@ -175,7 +179,13 @@ def share_text(summary: metrics.Summary) -> str:
 def _verdict(point: Point, dense: Point | None) -> str:
     if dense is None or point is dense:
         return MISSING
-    return metrics.verdict(dense.values, point.values).verdict
+    return metrics.verdict(dense.values, point.values, dense.chance).verdict
+
+
+def _undecided_note(dense: Point | None) -> list[str]:
+    """Return a note if the dense model is too close to chance for verdicts."""
+    reason = dense and metrics.verdict(dense.values, dense.values, dense.chance).reason
+    return [f"Undecided: {reason}."] if reason else []
 
 
 def _share(row: Record, sparsity: float) -> float:

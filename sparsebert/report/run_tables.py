@@ -18,14 +18,16 @@ from sparsebert.report.format import (
     mean_and_verdict,
     mean_text,
     span_text,
+    verdict_notes,
     versions_text,
 )
 from sparsebert.report.table import Cell, Table
-from sparsebert.tasks.metrics import summarise
+from sparsebert.tasks.metrics import judged_again, summarise
 
 SEEDS_NOTE = "Mean and standard deviation (n - 1) over the seeds."
 VERDICT_NOTE = (
-    "Verdict: strict is at least the dense mean, winning at least the dense mean minus one dense deviation."
+    "Verdict: strict is at least the dense mean, winning at least the dense mean minus one dense deviation; "
+    "undecided if the dense mean is too close to chance."
 )
 # Fields that are equal in runs that are summarised together.
 _SETTINGS = (
@@ -85,8 +87,8 @@ def matrix_tables(records: Iterable[Record]) -> list[Table]:
         columns = ("ticket of", "sparsity", *(f"{task} ({metric})" for task, metric in tasks.items()))
         counts = [len(cell["seeds"]) for cell in cells]
         several = f"Mean and standard deviation (n - 1) of {span_text(counts, 'd')} seeds."
-        notes = (several, VERDICT_NOTE) if max(counts) > 1 else ()
-        tables.append(Table(f"Tickets of {model} on other tasks", columns, rows, notes))
+        notes = [*((several, VERDICT_NOTE) if max(counts) > 1 else ()), *verdict_notes(cells)]
+        tables.append(Table(f"Tickets of {model} on other tasks", columns, rows, tuple(notes)))
     return tables
 
 
@@ -223,8 +225,8 @@ def _summary_table(title: str, rows: Sequence[Record], whose: dict[str, Cell]) -
         columns["dense"] = lambda row: (
             mean_text(row["dense_mean"], row["dense_std"]) if "verdict" in row else MISSING
         )
-        columns["verdict"] = lambda row: row.get("verdict", MISSING)
-        notes.append(VERDICT_NOTE)
+        columns["verdict"] = lambda row: judged_again(row).get("verdict", MISSING)
+        notes += [VERDICT_NOTE, *verdict_notes(rows)]
     return Table.of(", ".join([title, *common]), columns, rows, notes)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparsebert.tasks.registry import Task
 
@@ -46,12 +46,14 @@ class TaskData:
         train: Training examples.
         validation: Validation examples by split.
         source: Origin of the examples by split.
+        dropped: Rows without a text or a label that were dropped, by split.
     """
 
     task: Task
     train: Examples
     validation: Mapping[str, Examples]
     source: Mapping[str, str]
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 def require_usable(examples: Examples, task: Task, where: str) -> None:

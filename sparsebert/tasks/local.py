@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparsebert.tasks.examples import Example, Examples, TaskData, require_usable
+from sparsebert.tasks.label_cleaning import classes_of, dropped_rows, read_table, require_distinct
+from sparsebert.tasks.label_order import with_label_map
 from sparsebert.tasks.registry import Layout, Task
 from sparsebert.tasks.squad import read_squad
-from sparsebert.tasks.tables import Column, label_parser, lines_of, read_columns, read_text
+from sparsebert.tasks.tables import Column, label_parser, lines_of, read_columns, read_text, stripped
 
 
 def find_files(task: Task, folder: str | os.PathLike[str], splits: Sequence[str]) -> dict[str, Path]:
@@ -79,54 +81,71 @@ def load_files(
     labels: Sequence[str] | None = None,
     regression: bool = False,
     name: str = "own",
+    drop_empty: bool = False,
+    label_map: Mapping[str, str] | None = None,
 ) -> TaskData:
     """Load a task of the user from two tables in a format of :func:`read_columns`.
+
+    Blanks around labels are ignored.
 
     Args:
         train: Table to train on; None if ``labels`` or ``regression`` define the task.
         validation: Table to evaluate on.
         columns: One or two text columns.
         label: The label column.
-        labels: The classes; by default the classes in ``train``, in numerical order if all are numbers, else
-            in alphabetical order.
+        labels: The classes in the order of the model's outputs; by default the classes in ``train``, in
+            numerical order if all are numbers, else in alphabetical order.
         regression: Whether labels are scores.
         name: The task's name.
+        drop_empty: Drop and count rows without a text or a label instead of refusing them.
+        label_map: Label -> label or output of a trained checkpoint
+            (:func:`sparsebert.tasks.label_order.with_label_map`).
 
     Raises:
-        ValueError: In one line, with file and line, for missing columns, labels outside the classes, and
+        ValueError: In one line, with file and line, for missing columns, rows without a text or a label,
+            labels outside the classes, labels that look like one class ("yes" and "Yes", 1 and 1.0), and
             empty or one-class data.
         FileNotFoundError: For a missing file.
     """
     if not 1 <= len(columns) <= 2:
         raise ValueError(f"text columns must be one or two, got {len(columns)}")
-    if regression:
-        labels = ()
-    elif labels is None:
-        if train is None:
-            raise ValueError("labels are missing: pass them, or a table to train on")
-        labels = _classes([values[0] for _, values in read_columns(Path(train), [label])])
+    if regression and (labels or label_map):
+        raise ValueError("labels of a regression are scores: omit the list and the map of labels")
+    if train is None and labels is None and not regression:
+        raise ValueError("labels are missing: pass them, or a table to train on")
+    listed = tuple(stripped(each) for each in labels or ())
+    if "" in listed or len(set(listed)) < len(listed):
+        raise ValueError(f"labels must be different and not empty, got {', '.join(map(repr, labels or ()))}")
+    tables = {
+        split: read_table(Path(path), columns, label, classes=listed, drop_empty=drop_empty)
+        for split, path in (("train", train), ("validation", validation))
+        if path is not None
+    }
+    if not regression:
+        require_distinct(list(tables.values()), listed)
     task = Task(
         name=name,
         kind="regression" if regression else "classification",
         metrics=("pearson", "spearman") if regression else ("accuracy", "macro_f1"),
-        labels=tuple(labels),
+        labels=() if regression else listed or classes_of(tables["train"]),
         columns=tuple(columns),
         label=label,
     )
     splits: dict[str, list[Example]] = {}
     source: dict[str, str] = {}
-    for split, path in (("train", train), ("validation", validation)):
-        if path is not None:
-            splits[split] = read_examples(task, Path(path), columns, label, task.labels)
-            require_usable(splits[split], task, os.fspath(path))
-            digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-            source[split] = f"{Path(path).name} (sha256:{digest[:16]})"
-    return TaskData(task, splits.pop("train", []), splits, source)
-
-
-def _classes(labels: Sequence[str]) -> tuple[str, ...]:
-    distinct = set(labels)
-    try:
-        return tuple(sorted(distinct, key=lambda label: (float(label), label)))
-    except ValueError:
-        return tuple(sorted(distinct))
+    for split, table in tables.items():
+        parse = label_parser(
+            task, task.labels, "" if train else "; name the label that is meant (--label-map)"
+        )
+        splits[split] = [
+            Example(row.texts, parse(row.label, f"{table.path}:{row.line}")) for row in table.rows
+        ]
+        require_usable(splits[split], task, str(table.path))
+        digest = hashlib.sha256(table.path.read_bytes()).hexdigest()
+        source[split] = f"{table.path.name} (sha256:{digest[:16]})"
+        if table.dropped:
+            source[split] += f" without {table.dropped} empty rows"
+    if labels is not None and train is not None:
+        source["labels"] = ", ".join(task.labels)
+    task = with_label_map(task, label_map or {})
+    return TaskData(task, splits.pop("train", []), splits, source, dropped_rows(tables))

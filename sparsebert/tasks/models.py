@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from sparsebert.bert import is_bert_like
-from sparsebert.tasks import Task, label_config, require_label_order
+from sparsebert.tasks import Task, label_config
+from sparsebert.tasks.label_order import label_positions, reorder_outputs_
 
 _MODEL_CLASSES = {
     "classification": "AutoModelForSequenceClassification",
@@ -31,7 +32,8 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a pre-trained BERT with the task's head, and its tokenizer.
 
-    If the checkpoint has a head for the task, the order of its labels is checked.
+    If the checkpoint has a head for the task, the order of its labels is checked; the task's ``model_labels``
+    bring its outputs into the task's order.
 
     Args:
         name: Hub id or folder of the model.
@@ -55,6 +57,8 @@ def load_model(
     from sparsebert.tasks.load_checked import load_config, load_weights
 
     config = load_config(name)
+    if task.model_labels and label_words is not None:
+        raise ValueError("a label map needs a model with a trained head; label words make another: omit one")
     if label_words is not None or (trained and getattr(config, "label_words", None)):
         from sparsebert.tasks.label_words import load_in_words
 
@@ -62,17 +66,21 @@ def load_model(
         return _require_bert(load_in_words(name, task, tokenizer, label_words, template), name), tokenizer
     cls = getattr(transformers, _MODEL_CLASSES[task.kind])
     suffix = _MODEL_CLASSES[task.kind].removeprefix("AutoModel")
-    options = label_config(task)
+    options, positions = label_config(task), None
     if any(each.endswith(suffix) for each in config.architectures or ()):
-        require_label_order(task, config)
+        positions = label_positions(task, config)
         options = {}
-    elif trained:
+    elif trained or task.model_labels:
+        remedy = "; omit the label map" if task.model_labels else ""
         raise ValueError(
-            f"{name} has no trained head for {task.name}; expected a {suffix.removeprefix('For')} model"
+            f"{name} has no trained head for {task.name}; "
+            f"expected a {suffix.removeprefix('For')} model{remedy}"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = load_weights(cls, name, dtype=torch.float32, **options)
+    if positions is not None:
+        reorder_outputs_(model, task, positions)
     return _require_bert(model, name), transformers.AutoTokenizer.from_pretrained(name)
 
 

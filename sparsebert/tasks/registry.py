@@ -47,6 +47,8 @@ class Task:
         layout: Layout of local copies; None for the user's own files.
         bounds: Smallest and largest score of a regression.
         max_length: Tokens per example in the original fine-tuning recipes.
+        model_labels: The labels' names in a trained checkpoint, in the order of ``labels``; a name may also
+            be the number of an output. Empty if they are the task's own labels, in the same order.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Task:
     layout: Layout | None = None
     bounds: tuple[float, float] = (float("-inf"), float("inf"))
     max_length: int = 128
+    model_labels: tuple[str, ...] = ()
 
     @property
     def metric(self) -> str:

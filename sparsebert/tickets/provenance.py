@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import is_bert_like, structure, weight_of
+from sparsebert.linear_layers import unfiltered
 
 _TYPES: dict[str, type] = {
     "versions": dict,
@@ -34,14 +35,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 def weight_hash(model: nn.Module) -> str:
     """Return the identity of a model's encoder: ``sha256:`` and a digest.
 
-    The digest covers key, dtype, shape and bytes of every encoder matrix in model order. It is the same for
-    the bare model and every task head on it, and changes with the dtype.
-
-    Raises:
-        ValueError: The model belongs to another family.
+    The digest covers key, dtype, shape and bytes of every encoder matrix in model order; of a model that is
+    not BERT-like, every matrix that is pruned without a filter. It is the same for the bare model and every
+    task head on it, and changes with the dtype.
     """
     digest = hashlib.sha256()
-    for key in structure(model).linears:
+    for key in unfiltered(model):
         weight = weight_of(model, key).detach().cpu().contiguous()
         digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}\n".encode())
         digest.update(weight.view(torch.uint8).numpy().data)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import canonical_key, prunable, weight_of
+from sparsebert.bert import canonical_key, weight_of
+from sparsebert.linear_layers import prunable
 from sparsebert.tickets import apply, file, torch_prune
 from sparsebert.tickets.apply import shape_text
 from sparsebert.tickets.bits import pack_bits
@@ -210,10 +211,10 @@ class Ticket:
 
     @classmethod
     def from_model(cls, model: nn.Module, *, include_pooler: bool = False) -> Ticket:
-        """Make a ticket from the zeros in the weights of a BERT-like model; NaN counts as kept.
+        """Make a ticket from the zeros in the weights that ``prune`` prunes by default; NaN counts as kept.
 
         Raises:
-            ValueError: The model belongs to another family, or has no pooler to include.
+            ValueError: The model has no linear layer, or no pooler to include.
         """
         masks = {key: weight_of(model, key).detach() != 0 for key in prunable(model, include_pooler)}
         return cls(masks, metadata={"method": "zeros in the weights", "model": describe_model(model)})

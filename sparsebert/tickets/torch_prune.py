@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import canonical_key, is_bert_like, structure, weight_of
+from sparsebert.linear_layers import CONV1D, is_conv1d
 
 
 def read_masks(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -28,7 +29,8 @@ def read_masks(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if kind not in ("weight_mask", "bias_mask"):
             continue
         if not isinstance(module := model.get_submodule(path), nn.Linear):
-            raise ValueError(f"{path} is a {type(module).__name__}; only masks of nn.Linear can be read")
+            kind = CONV1D if is_conv1d(module) else f"a {type(module).__name__}"
+            raise ValueError(f"{path} is {kind}; only masks of nn.Linear can be read")
         if not torch.all((buffer == 0) | (buffer == 1)):
             raise ValueError(f"{name} holds values other than 0 and 1")
         pruned = True

@@ -29,7 +29,8 @@ class Best:
 class BestMasks(TrainerCallback):
     """Evaluates the learner's masks every few optimizer steps and after the last one, and keeps the best.
 
-    Saves all trained parameters of the best step. On a tie, the first step wins.
+    The evaluated masks are those that the run would end with: the final masks of the step's scores, at the
+    final density. Saves all trained parameters of the best step. On a tie, the first step wins.
 
     Args:
         learner: The learner of the masks.
@@ -64,7 +65,8 @@ class BestMasks(TrainerCallback):
         step = state.global_step
         if (step % self._every and step != state.max_steps) or not self._eligible(step):
             return
-        self._learner.derive_(step)
+        # The next step derives its own masks before its first batch.
+        self._learner.derive_final_()
         # A DataLoader draws a random number even if it does not shuffle, which must not affect the training.
         # It draws on the CPU: the states of other devices need not be saved.
         with torch.random.fork_rng(devices=[]), _in_full_precision(self._learner.model):

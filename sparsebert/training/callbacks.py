@@ -14,6 +14,7 @@ from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import distributed
 from sparsebert.training.checkpoint import Checkpoint
 from sparsebert.training.mask_enforcer import MaskEnforcer
+from sparsebert.training.run_status import RunStatus
 from sparsebert.training.snapshot import Snapshot
 
 
@@ -109,10 +110,11 @@ class CheckpointCallback(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """Shows a progress bar with title, loss and remaining time, if stderr is a terminal."""
+    """Updates the status, and shows a bar with title, loss and remaining time if stderr is a terminal."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, status: RunStatus | None = None) -> None:
         self._title = title
+        self._status = status
         self._bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
@@ -121,13 +123,19 @@ class ProgressCallback(TrainerCallback):
         self._bar = tqdm(
             total=total, initial=done, desc=self._title, unit="step", disable=disable, leave=False
         )
+        if self._status is not None:
+            self._status.begin_training(done, total)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         self._bar.update()
+        if self._status is not None:
+            self._status.note_step(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **now: Any) -> None:
         if "loss" in logs:
             self._bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
+            if self._status is not None:
+                self._status.note_loss(float(logs["loss"]))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         self._bar.close()

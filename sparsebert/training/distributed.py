@@ -26,8 +26,8 @@ def join() -> None:
 
 
 def is_main() -> bool:
-    """Return whether this process is rank 0, which decides and writes."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    """Return whether this process is rank 0, which decides, writes and prints; also before :func:`join`."""
+    return (dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
 
 
 def wait() -> None:

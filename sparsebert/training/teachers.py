@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def load_teacher(
     if task.kind == "mlm":
         raise ValueError(f"{task.name} is masked language modelling, which takes no teacher: leave it out")
     try:
-        model, teacher_tokenizer = load_model(name, task, trained=True)
+        # The map of labels belongs to the student's checkpoint.
+        model, teacher_tokenizer = load_model(name, replace(task, model_labels=()), trained=True)
         if template_of(model) != text_format.template:
             raise ValueError(
                 f"its texts had the template {template_of(model)!r}, "

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert.bert import prunable, resolve
+from sparsebert.bert import resolve
+from sparsebert.linear_layers import Filter, prunable
 from sparsebert.lottery.experiment import Experiment
 from sparsebert.lottery.method import LotteryMethod
 from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import Data, Encoded, Task, TaskData, TextFormat, collate, encode, find_task, load
 from sparsebert.tasks.evaluator import evaluator
+from sparsebert.tasks.metrics import chance_metrics
 from sparsebert.tasks.models import load_model
 from sparsebert.training.teachers import load_teacher
 
@@ -69,6 +71,7 @@ def assemble(
         task.metric,
         judge,
         loaded_teacher,
+        chance_metrics(task, data.validation),
     )
 
 
@@ -86,7 +89,7 @@ def label_words_of(method: LotteryMethod, task: Task) -> tuple[str, ...] | None:
     return words_for(task, option, released=getattr(method, "smp_compat", False))
 
 
-def task_of(task: str, data: Data) -> Task:
+def task_of(task: str | Task, data: Data) -> Task:
     """Return the task that the examples belong to, or the task of that name.
 
     Raises:
@@ -112,14 +115,14 @@ def load_once(folders: Iterable[Path], task: Task, data: Data) -> Data:
     return data if finished else examples_of(task, data)
 
 
-def require_whole_blocks(model: nn.Module, units: PruningUnits) -> None:
+def require_whole_blocks(model: nn.Module, units: PruningUnits, filter: Filter | None = None) -> None:
     """Raise ValueError unless the units' blocks, if any, divide every matrix to prune."""
     if units.block_size is None:
         return
     rows, columns = units.block_size
     shapes = {
         key: tuple(torch.as_tensor(resolve(model, key).weight).shape)
-        for key in prunable(model, units.include_pooler)
+        for key in prunable(model, units.include_pooler, filter)
     }
     for key, (height, width) in shapes.items():
         if height % rows or width % columns:

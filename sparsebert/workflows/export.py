@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sparsebert.atomic import replacing
 from sparsebert.bench.activations import peak_activations
 from sparsebert.bench.memory import model_bytes
 from sparsebert.compact import expand_
-from sparsebert.hf.model_card import model_card
+from sparsebert.hf.attach_quantizer import attach_quantizer_
+from sparsebert.hf.embeddings import with_embeddings_in
+from sparsebert.hf.model_card import extend_card, extend_card_of_dense
+from sparsebert.hf.sentence_modules import DENSE_TYPE, SPARSE_TYPE, set_type
+from sparsebert.hf.sentence_modules import FILE as MODULES
 from sparsebert.sparsify import densify_, sparsify_
 from sparsebert.tasks.models import load_as_saved
 from sparsebert.tickets.ticket import Ticket
+from sparsebert_kernels.dtype_names import long_name
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
+_CARD = "README.md"
 # Files that a sentence-transformers model has besides the encoder's files: its list of modules, and settings.
-_SENTENCE_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+_SENTENCE_FILES = (MODULES, "config_sentence_transformers.json", "sentence_bert_config.json")
+
+
+_EMBEDDING_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,8 @@ def export_model(
     batch: int = 1,
     length: int | None = None,
     records: Iterable[Mapping[str, Any]] = (),
+    portable: bool = False,
+    embeddings: str | torch.dtype | None = None,
 ) -> tuple[Footprint, Footprint]:
     """Write a pruned model to a folder, with its tokenizer and any files of sentence-transformers.
 
@@ -79,11 +94,17 @@ def export_model(
         name: Hub id or folder of the model.
         folder: The folder to write.
         ticket: The ticket to prune by; None to keep the model's zeros as they are.
-        sparse: True writes masks and kept weights, with a model card. False writes a dense model in the
-            shapes of its configuration, which transformers can load without this package.
+        sparse: True writes masks and kept weights, which only this package can load. False writes a dense
+            model in the shapes of its configuration, which transformers can load without this package.
         batch: Sequences per call, for the choice of formats and the size of activations.
         length: Tokens of each sequence; by default 128, or the model's maximum if that is less.
         records: Records for the model card, as for :func:`sparsebert.hf.model_card.model_card`.
+        portable: Write dense values, as ``sparse=False`` does, with a model card.
+        embeddings: Dtype to store the embeddings in, such as "bf16", where it is narrower than the model's.
+            The model loads in its own dtype; its embeddings are then rounded.
+
+    A sparse or portable folder gets a model card. The card of the original model stays, with a section on its
+    sparsity; so does its modules.json, which names a type that imports this package if the folder is sparse.
 
     Returns:
         The model's footprint before and after.
@@ -93,20 +114,35 @@ def export_model(
             does not support, or an invalid modules.json. Nothing is written.
         OSError: As :func:`sparsebert.tasks.models.load_as_saved`.
     """
+    stored_in = None if embeddings is None else long_name(embeddings, _EMBEDDING_DTYPES, "embeddings")
     model = load_as_saved(name)
     before = Footprint.of(model, name, batch, length)
     expand_(densify_(model))
-    if sparse:
+    state: dict[str, Tensor] | None = None
+    if sparse and not portable:
         sparsify_(model, ticket, tokens=before.batch * before.length)
-    elif ticket is not None:
-        ticket.apply_(model)
+        attach_quantizer_(model, embeddings=stored_in)
+    else:
+        if ticket is not None:
+            ticket.apply_(model)
+        if stored_in is not None:
+            state = with_embeddings_in(stored_in, model, model.state_dict())
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing(folder) as unfinished:
-        model.save_pretrained(unfinished)
+        model.save_pretrained(unfinished, state_dict=state)
         _copy_tokenizer(name, unfinished)
-        _copy_sentence_modules(name, unfinished)
-        if sparse:
-            model_card(unfinished, records, name=folder.name).save(unfinished / "README.md")
+        source = _download(name)
+        if source is not None:
+            _copy_sentence_modules(source, unfinished, SPARSE_TYPE if sparse and not portable else DENSE_TYPE)
+        card = source / _CARD if source is not None else None
+        text = card.read_text(encoding="utf-8") if card is not None and card.is_file() else None
+        if sparse and not portable:
+            text = extend_card(text, unfinished, records, name=folder.name)
+        elif portable or text is not None:
+            pruned = ticket or Ticket.from_model(model)
+            text = extend_card_of_dense(text, pruned.sparsity, pruned.metadata, name=folder.name)
+        if text is not None:
+            (unfinished / _CARD).write_text(text, encoding="utf-8")
     return before, Footprint.of(model, folder, before.batch, before.length)
 
 
@@ -117,16 +153,26 @@ def _copy_tokenizer(name: str, folder: Path) -> None:
         transformers.AutoTokenizer.from_pretrained(name).save_pretrained(folder)
 
 
-def _copy_sentence_modules(name: str, folder: Path) -> None:
-    """Copy the modules that follow the encoder of a sentence-transformers model, and the settings."""
+def _download(name: str) -> Path | None:
+    """Return the folder with a model's card and its files of sentence-transformers; None if unavailable."""
     from huggingface_hub import snapshot_download
 
-    source = Path(name)
-    if not source.is_dir():
-        try:
-            source = Path(snapshot_download(name, allow_patterns=[*_SENTENCE_FILES, "[0-9]*_*/*"]))
-        except (OSError, ValueError):  # Unavailable; the export of the encoder goes on without these modules.
-            return
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=[_CARD, *_SENTENCE_FILES, "[0-9]*_*/*"]))
+    except (OSError, ValueError):  # The export of the encoder goes on without these files.
+        return None
+
+
+def _copy_sentence_modules(source: Path, folder: Path, type: str) -> None:
+    """Copy the modules that follow the encoder of a sentence-transformers model, and the settings.
+
+    Args:
+        source: The folder of the model; nothing is copied if it is of another library.
+        folder: The folder to copy to.
+        type: Type of the encoder's module in the copied modules.json.
+    """
     if not (source / _SENTENCE_FILES[0]).is_file():
         return
     for file in _SENTENCE_FILES:
@@ -135,6 +181,20 @@ def _copy_sentence_modules(name: str, folder: Path) -> None:
     for path in _module_folders(source):
         if (source / path).is_dir():  # A module without settings may lack a folder.
             shutil.copytree(source / path, folder / path)
+    former = DENSE_TYPE if type == SPARSE_TYPE else SPARSE_TYPE
+    set_type(folder / MODULES, type, lambda module: _is_encoder(module, former))
+
+
+def _is_encoder(module: Mapping[str, Any], type: str) -> bool:
+    """Whether an entry of a modules.json is the encoder, in the folder of the model itself, of this type.
+
+    sentence-transformers has moved its own type from module to module.
+    """
+    if module["path"]:
+        return False
+    if type == SPARSE_TYPE:
+        return module.get("type") == SPARSE_TYPE
+    return re.fullmatch(r"sentence_transformers\..*\bTransformer", str(module.get("type"))) is not None
 
 
 def _module_folders(source: Path) -> list[str]:

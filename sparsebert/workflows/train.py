@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
-from sparsebert.lottery.experiment import RunConfig
+from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import lottery_method
 from sparsebert.lottery.multi_task import multi_task_experiment
 from sparsebert.lottery.run_context import RunContext
@@ -20,6 +20,7 @@ from sparsebert.tasks.models import short_name
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import distributed
 from sparsebert.training.distillation import Distillation
+from sparsebert.training.heartbeat import heartbeat
 from sparsebert.training.teachers import teacher_id
 from sparsebert.workflows.assemble import (
     assemble,
@@ -34,7 +35,7 @@ POOLER = "pooler.dense"
 
 
 def train(
-    task: str,
+    task: str | Task,
     model: str,
     config: RunConfig,
     out: str | os.PathLike[str],
@@ -52,7 +53,8 @@ def train(
     modelling), as in Chen et al. 2020.
 
     Args:
-        task: A name of ``sparsebert.tasks.TASKS``; ignored if ``data`` holds the examples of a task.
+        task: A task, or a name of ``sparsebert.tasks.TASKS``; ignored if ``data`` holds the examples of a
+            task.
         model: Hub id or local folder of a pre-trained BERT.
         config: Method, sparsity, units, training and ticket.
         out: Folder of the run (:mod:`sparsebert.lottery.run_folder`). An interrupted run resumes there; a
@@ -84,33 +86,50 @@ def train(
         folder.require(config.describe())
         context.say(f"{folder.path} is finished: nothing to do")
         return folder.rounds_done()
-    seed = config.training.seed
-    experiment = assemble(
-        main_task,
-        model,
-        examples_of(main_task, data),
-        seed,
-        TextFormat(max_length, getattr(config.method, "template", None)),
-        label_words=label_words_of(config.method, main_task),
-        teacher=teachers.get(main_task.name),
-        encode=encode,
-    )
-    if others:
-        parts = {
-            each.name: assemble(
-                each,
-                model,
-                examples_of(each, source),
-                seed,
-                TextFormat(max_length),
-                teacher=teachers.get(each.name),
-            )
-            for each, source in others
-        }
-        turns = getattr(config.method, "proportions", "equal")
-        experiment = multi_task_experiment({main_task.name: experiment, **parts}, turns)
+    with heartbeat(context.say, lambda: f"preparing {main_task.name}: loading and encoding examples"):
+        experiment = _assemble(main_task, others, model, config, data, teachers, max_length, encode)
     require_whole_blocks(experiment.model, config.units)
     return run(experiment, config, out, context)
+
+
+def _assemble(
+    task: Task,
+    others: Sequence[tuple[Task, Data]],
+    model: str,
+    config: RunConfig,
+    data: Data,
+    teachers: Mapping[str, str],
+    max_length: int | None,
+    encode: Callable[..., Encoded],
+) -> Experiment:
+    """Return the experiment of a task, or of several tasks."""
+    seed = config.training.seed
+    experiment = assemble(
+        task,
+        model,
+        examples_of(task, data),
+        seed,
+        TextFormat(max_length, getattr(config.method, "template", None)),
+        label_words=label_words_of(config.method, task),
+        teacher=teachers.get(task.name),
+        encode=encode,
+    )
+    if not others:
+        return experiment
+    parts = {
+        each.name: assemble(
+            each,
+            model,
+            examples_of(each, source),
+            seed,
+            TextFormat(max_length),
+            teacher=teachers.get(each.name),
+            encode=encode,
+        )
+        for each, source in others
+    }
+    turns = getattr(config.method, "proportions", "equal")
+    return multi_task_experiment({task.name: experiment, **parts}, turns)
 
 
 def seeded(config: RunConfig, seed: int) -> RunConfig:
@@ -163,6 +182,8 @@ def _names(task: Task, others: Sequence[Task], model: str, data: Data, max_lengt
         names["data"] = dict(data.source)
     if others:
         names["also"] = [each.name for each in others]
+    if task.model_labels:
+        names["model_labels"] = list(task.model_labels)
     return names
 
 

@@ -105,7 +105,7 @@ def transfer(
         for row in rows:
             runs = []
             for config, folder in row.runs(target, seeds):
-                context.say(f"{row.name} on {target.task}, seed {config.training.seed}")
+                run = f"{row.name} on {target.task}, seed {config.training.seed}"
                 runs.append(
                     train(
                         target.task,
@@ -114,7 +114,7 @@ def transfer(
                         folder,
                         data=examples,
                         max_length=max_length,
-                        context=context,
+                        context=context.of_run(run),
                         encode=encode,
                     )
                 )

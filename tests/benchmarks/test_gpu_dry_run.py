@@ -18,7 +18,7 @@ from benchmarks.gpu.tuning import candidates
 from sparsebert.bench.output_check import OutputMismatchError
 from sparsebert.report.gpu_tables import gpu_tables
 from sparsebert.results import read
-from sparsebert_kernels.cuda.tile_configs import Shape, by_rule
+from sparsebert_kernels.cuda.tile_rule import Shape, by_rule
 
 ROOT = Path(__file__).parents[2]
 ONE = torch.ones(2, 2)

@@ -13,6 +13,7 @@ import torch
 
 from sparsebert import results
 from sparsebert.cli import app
+from sparsebert.hf.weight_files import WEIGHTS
 from sparsebert.interop import read_ticket
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
@@ -106,8 +107,8 @@ class TestSparseFolders:
     ) -> None:
         (row,) = results.read(tmp_path / "results.jsonl", "convert")
         before, after = row["before"], row["after"]
-        for folder, found in ((dense, before), (sparse, after)):
-            assert found["disk"] == (folder / "model.safetensors").stat().st_size
+        for file, found in ((dense / "model.safetensors", before), (sparse / WEIGHTS, after)):
+            assert found["disk"] == file.stat().st_size
         assert after["disk"] < before["disk"]
         # Equal in memory where layers this small are faster dense: that is measured, and so may be either.
         assert after["weights"] <= before["weights"]
@@ -163,7 +164,7 @@ class TestSparseFolders:
         back, again = tmp_path / "back", tmp_path / "again"
         assert app.main(["convert", str(sparse), str(back), "--to", "model"]) == 0
         assert app.main(["convert", str(back), str(again), "--to", "sparse"]) == 0
-        same = [each / "model.safetensors" for each in (sparse, again)]
+        same = [each / WEIGHTS for each in (sparse, again)]
         assert same[0].read_bytes() == same[1].read_bytes()
 
     def test_what_records_say_is_on_the_card(self, sparse: Path, tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ class TestSparseFolders:
     def test_a_sparse_folder_that_is_cut_off(
         self, sparse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        file = sparse / "model.safetensors"
+        file = sparse / WEIGHTS
         file.write_bytes(file.read_bytes()[:2000])
         line = refused(capsys, "convert", str(sparse), str(tmp_path / "out"), "--to", "model")
         assert "is truncated or not a safetensors file" in line

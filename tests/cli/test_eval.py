@@ -103,7 +103,7 @@ class TestSeeds:
         ]
         (summary,) = results.read(rows_file, "eval_seeds")
         assert summary["values"] == [row["metrics"]["accuracy"] for row in rows]
-        assert summary["verdict"] in ("strict", "winning", "none")
+        assert summary["verdict"] in ("strict", "winning", "none", "undecided")
         assert f"± {summary['std']:.4f} {summary['verdict']}" in capsys.readouterr().out
 
     def test_some_of_them_by_seed(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sparsebert import results
 from sparsebert.cli import app
+from sparsebert.tasks import encoding, find_task
 from sparsebert.tickets.ticket import Ticket
 from tests.cli.tiny import PRUNABLE, refused
 
@@ -37,6 +39,23 @@ def test_a_language_model_and_two_classifiers_find_one_ticket(
         assert f"{rows[-1]['metrics'][metric]:.4f}" in capsys.readouterr().out
     assert app.main(["train", *arguments]) == 0
     assert "is finished: nothing to do" in capsys.readouterr().out
+
+
+def test_the_seeds_share_the_encoded_examples_of_every_task(
+    monkeypatch: pytest.MonkeyPatch, asked: list[str]
+) -> None:
+    encoded: list[str] = []
+    plain = encoding.encode
+
+    def encode(examples: Any, task: Any, *arguments: Any) -> Any:
+        encoded.append(find_task(task).name)
+        return plain(examples, task, *arguments)
+
+    monkeypatch.setattr(encoding, "encode", encode)
+    arguments = [*asked, *SEVERAL, "--sparsity", "0.5", "--step", "0.5", "--seeds", "1,2"]
+    assert app.main(["train", *arguments]) == 0
+    # Each once to train on, and once to be evaluated on.
+    assert sorted(encoded) == ["cola", "cola", "sst2", "sst2", "wikitext-2", "wikitext-2"]
 
 
 @pytest.mark.parametrize(

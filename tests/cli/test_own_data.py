@@ -70,6 +70,160 @@ class TestClasses:
         assert (tmp_path / "matrix" / "ticket" / "reviews" / "seed-0" / "log.jsonl").exists()
 
 
+class TestLabels:
+    """Labels of tables as people write them, and labels that a checkpoint names or orders otherwise."""
+
+    def run(self, model: list[str], own: list[str], out: Path, *options: str) -> int:
+        return app.main(["train", *model, *own, "--method", "dense", "--out", str(out), *options])
+
+    def test_the_classes_are_printed_with_their_counts_before_training(
+        self, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.run(model, classes(tmp_path), tmp_path / "run") == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[:2] == [
+            "own, train: 49 examples: maybe 1, no 24, yes 24",
+            "own, validation: 49 examples: maybe 1, no 24, yes 24",
+        ]
+
+    def test_dirty_labels_are_refused_or_dropped_and_counted(
+        self, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        own = classes(tmp_path)
+        train = tmp_path / "train.csv"
+        clean = train.read_text()
+        train.write_text(clean + "Yes,a film\n")
+        line = refused(capsys, "train", *model, *own, "--out", str(tmp_path / "run"))
+        assert "'yes' (24 rows of " in line
+        assert "'Yes' (1 row of " in line
+        train.write_text(clean + ",a film\nyes ,\n")
+        line = refused(capsys, "train", *model, *own, "--out", str(tmp_path / "run"))
+        assert "train.csv:51: nothing in column answer; " in line
+        assert self.run(model, own, tmp_path / "run", "--drop-empty") == 0
+        out = capsys.readouterr().out
+        assert "own, train: dropped 2 rows without a text or a label" in out
+        assert "own, train: 49 examples: maybe 1, no 24, yes 24" in out
+
+    def test_listed_classes_are_the_outputs_in_this_order(
+        self, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        own, out = classes(tmp_path), tmp_path / "run"
+        assert self.run(model, own, out, "--labels", "yes, no,maybe") == 0
+        labels = json.loads((out / "model" / "config.json").read_text())["id2label"]
+        assert labels == {"0": "yes", "1": "no", "2": "maybe"}
+        assert "holds a run with names.data.labels 'yes, no, maybe'" in refused(
+            capsys, "train", *model, *own, "--method", "dense", "--out", str(out)
+        )
+
+    def test_a_trained_model_with_other_names_is_evaluated_by_a_map(
+        self, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The same sentences with other labels have the same metrics; without the map they are refused."""
+        own, out, rows = classes(tmp_path), tmp_path / "run", tmp_path / "rows"
+        assert self.run(model, own, out) == 0
+        names = {"maybe": "2", "no": "0", "yes": "1"}
+        lines = [line.split(",") for line in (tmp_path / "dev.csv").read_text().splitlines()]
+        (tmp_path / "numbers.csv").write_text(
+            "".join(f"{names.get(label, label)},{text}\n" for label, text in lines)
+        )
+        there = ["--model", str(out), *own[4:], "--json", str(rows)]
+        numbers = ["--validation-file", str(tmp_path / "numbers.csv")]
+        capsys.readouterr()
+        line = refused(capsys, "eval", *there, *numbers)
+        assert "must be one of maybe, no, yes, got '0'; name the label that is meant (--label-map)" in line
+        assert app.main(["eval", *there, *own[2:4]]) == 0
+        for pairs in ("0=no,1=yes,2=maybe", "2=0, 0=1, 1=2"):
+            assert app.main(["eval", *there, *numbers, "--label-map", pairs]) == 0
+        first, *others = [row["metrics"] for row in results.read(rows, "eval")]
+        assert others == [first, first]
+
+    def test_another_order_of_a_checkpoint_of_a_built_in_task(
+        self, bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A model of SST-2 whose outputs are swapped is the same model under a map, in every command."""
+        import torch
+        import transformers
+
+        there, out = ["--task", "sst2", "--data", str(data)], tmp_path / "run"
+        assert (
+            app.main(["train", *there, "--model", str(bert), *QUICK, "--method", "dense", "--out", str(out)])
+            == 0
+        )
+        swapped = transformers.AutoModelForSequenceClassification.from_pretrained(out / "model")
+        with torch.no_grad():
+            for each in swapped.classifier.parameters():
+                each.copy_(each.flip(0))
+        swapped.config.id2label, swapped.config.label2id = {0: "POS", 1: "NEG"}, {"POS": 0, "NEG": 1}
+        swapped.save_pretrained(tmp_path / "swapped")
+        transformers.AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path / "swapped")
+        capsys.readouterr()
+        wrong = ["--model", str(tmp_path / "swapped")]
+        assert "labels (config.id2label): POS, NEG; sst2 expects" in refused(capsys, "eval", *there, *wrong)
+        mapped, rows = [*wrong, "--label-map", "negative=NEG,positive=POS"], tmp_path / "rows"
+        assert app.main(["eval", *there, "--model", str(out), "--json", str(rows)]) == 0
+        assert app.main(["eval", *there, *mapped, "--json", str(rows)]) == 0
+        one, other = [row["metrics"] for row in results.read(rows, "eval")]
+        assert one == other
+        ticket = ["--output", str(tmp_path / "ticket"), "--method", "snip", "--sparsity", "0.5"]
+        assert app.main(["prune", *there, *mapped, *ticket]) == 0
+        again = ["train", *there, *mapped, *QUICK, "--method", "dense", "--out", str(tmp_path / "again")]
+        assert app.main(again) == 0
+        labels = json.loads((tmp_path / "again" / "model" / "config.json").read_text())["id2label"]
+        assert labels == {"0": "negative", "1": "positive"}
+        capsys.readouterr()
+        assert app.main(again) == 0
+        assert "nothing to do" in capsys.readouterr().out
+        assert "names.model_labels" in refused(capsys, *[each for each in again if each not in mapped[2:]])
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--labels", "yes,yes"], "--labels must be different names"),
+            (["--labels", ""], "--labels must be different names"),
+            (["--labels", "yes,,no"], "--labels must be different names"),
+            (["--labels", "yes,no"], "label of own must be one of yes, no, got 'maybe'"),
+            (["--label-map", "yes"], "--label-map must be pairs"),
+            (["--label-map", "yes=a,yes=b"], "--label-map must be pairs"),
+            (["--label-map", "yep=YES"], "'yep' is not a label of own: maybe, no, yes"),
+            (["--regression", "--labels", "yes,no"], "labels of a regression are scores"),
+        ],
+    )
+    def test_values_that_do_not_fit_are_refused(
+        self,
+        model: list[str],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        options: list[str],
+        message: str,
+    ) -> None:
+        own = classes(tmp_path)
+        assert message in refused(capsys, "train", *model, *own, "--out", str(tmp_path / "run"), *options)
+
+    def test_a_map_needs_a_trained_head(
+        self, there: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["train", "--task", "sst2", *there, "--out", str(tmp_path / "run"), "--sparsity", "0.5"]
+        line = refused(capsys, *arguments, "--label-map", "negative=NEG,positive=POS")
+        assert (
+            "has no trained head for sst2; expected a SequenceClassification model; omit the label map"
+            in line
+        )
+
+    @pytest.mark.parametrize("option", [["--labels", "a,b"], ["--drop-empty"], ["--label-map", "a=b"]])
+    def test_a_ticket_without_a_task_has_no_labels(
+        self, bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+    ) -> None:
+        arguments = ["prune", "--model", str(bert), "--output", str(tmp_path / "ticket"), *option]
+        assert f"{option[0]} applies to the examples of a task" in refused(capsys, *arguments)
+
+    @pytest.mark.parametrize("option", [["--labels", "yes,no"], ["--drop-empty"]])
+    def test_a_built_in_task_has_its_labels(
+        self, there: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+    ) -> None:
+        arguments = ["train", "--task", "sst2", *there, "--out", str(tmp_path / "run"), *option]
+        assert f"{option[0]} applies to --train-file" in refused(capsys, *arguments)
+
+
 def test_scores_of_pairs_from_json_lines(model: list[str], tmp_path: Path) -> None:
     for offset, name in enumerate(("train.jsonl", "dev.jsonl")):
         rows = [
@@ -141,7 +295,7 @@ class TestRefusals:
                 "choose another name",
             ),
             (["--train-file", "{dev}", "--validation-file", "{dev}", "--text-columns", "a,b,c"], "got 3"),
-            (["--train-file", "{model}", "--validation-file", "{dev}"], "must end in .tsv, .csv or"),
+            (["--train-file", "{model}", "--validation-file", "{dev}"], "must end in .tsv, .csv, .jsonl or"),
             (
                 ["--train-file", "{dev}", "--validation-file", "{dev}", "--regression"],
                 "must be a finite number, got",

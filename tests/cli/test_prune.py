@@ -14,6 +14,7 @@ from sparsebert.interop.smp import to_smp
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 from tests.cli.tiny import PRUNABLE, QUICK, refused
+from tests.sparsify.models import WIDTH
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -125,3 +126,28 @@ def test_bad_input_is_one_line_and_what_was_there_stays(
     output.write_text("before")
     assert message in refused(capsys, *asked, *changes)
     assert output.read_text() == "before"
+
+
+class TestAnyModel:
+    @pytest.fixture
+    def mpnet(self, tmp_path: Path) -> str:
+        config = transformers.MPNetConfig(**WIDTH)
+        transformers.MPNetModel(config).save_pretrained(tmp_path / "mpnet")
+        return str(tmp_path / "mpnet")
+
+    def test_heads_and_filters(self, mpnet: str, output: Path) -> None:
+        command = ["prune", "--model", mpnet, "--sparsity", "0.5", "--output", str(output)]
+        assert app.main(command) == 0
+        assert (len(Ticket.load(output).masks), Ticket.load(output).sparsity) == (12, 0.5)
+        assert app.main([*command, "--granularity", "head"]) == 0
+        assert len(Ticket.load(output).masks) == 8
+        assert app.main([*command, "--filter", r"\.attn\.|pooler", "--granularity", "4x1"]) == 0
+        assert len(Ticket.load(output).masks) == 9
+
+    def test_an_expression_that_is_none(self, mpnet: str, output: Path, capsys: Any) -> None:
+        command = ["prune", "--model", mpnet, "--output", str(output), "--filter"]
+        assert app.main([*command, "("]) == 2
+        assert "--filter must be a regular expression, got '('" in capsys.readouterr().err
+        assert app.main([*command, "nothing"]) == 2
+        assert "the filter picks none of the linear layers of MPNetModel" in capsys.readouterr().err
+        assert not output.exists()

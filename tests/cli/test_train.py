@@ -75,9 +75,41 @@ class TestTrain:
         assert row["seeds"] == [1, 2, 3]
         assert len(row["values"]) == 3
         assert row["mean"] == pytest.approx(sum(row["values"]) / 3)
-        assert row["verdict"] in ("strict", "winning", "none")
+        assert row["verdict"] in ("strict", "winning", "none", "undecided")
         assert {path.name for path in (tmp_path / "dense").iterdir()} == {"seed-1", "seed-2", "seed-3"}
         assert row["verdict"] in capsys.readouterr().out
+
+    def test_dense_runs_at_chance_decide_nothing_wherever_a_verdict_is_printed(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        asked: list[str],
+        there: list[str],
+        tmp_path: Path,
+    ) -> None:
+        """Half of the sentences are good; a learning rate of almost 0 learns nothing of it."""
+        rows_file, dense = tmp_path / "rows", ["--dense", str(tmp_path / "dense" / "sst2")]
+        nothing = ["--learning-rate", "1e-12", "--json", str(rows_file)]
+        seeds = ["--seeds", "1,2"]
+        random = ["--method", "random", "--sparsity", "0.5", *asked, *seeds]
+        assert app.main(["train", *random, *nothing, *dense]) == 0
+        text = "Undecided on sst2: dense 0."
+        assert text in (out := capsys.readouterr().out)
+        assert "too close to chance, 0.5000" in out
+        evaluated = ["eval", "--task", "sst2", *there[2:], "--model", str(tmp_path / "run"), *seeds]
+        assert app.main([*evaluated, *dense, "--json", str(rows_file)]) == 0
+        out = capsys.readouterr().out
+        assert text in out
+        assert "undecided\ndense accuracy 0." in out
+        ticket = ["--ticket", f"a={tmp_path / 'run' / 'seed-1'}", "--tasks", "sst2", *there, *QUICK]
+        folders = ["--out", str(tmp_path / "matrix"), "--dense", str(tmp_path / "dense")]
+        assert app.main(["transfer", *ticket, *folders, *nothing, *seeds]) == 0
+        assert text in capsys.readouterr().out
+        written = [row for row in results.read(rows_file) if "verdict" in row]
+        assert [row["kind"] for row in written] == ["seeds", "eval_seeds", "transfer"]
+        assert {(row["verdict"], row["chance"]) for row in written} == {("undecided", 0.5)}
+        assert all("is too close to chance" in row["reason"] for row in written)
+        assert app.main(["report", str(rows_file)]) == 0
+        assert capsys.readouterr().out.count(text) >= 3
 
     def test_the_seeds_read_the_same_examples_which_are_encoded_once(
         self, monkeypatch: pytest.MonkeyPatch, asked: list[str], tmp_path: Path
@@ -178,11 +210,11 @@ class TestTrain:
 
 
 def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, list[str]]:
-    """The line on stderr, and which of the words about hardware stood on stdout before it."""
+    """The last line on stderr, and which of the words about hardware stood on stdout before it."""
     assert app.main(list(arguments)) == 2
     out, err = capsys.readouterr()
     words = ["this CPU", "NVIDIA H100", "leaves no block empty"]
-    return err.strip(), [word for word in words if word in out]
+    return err.splitlines()[-1], [word for word in words if word in out]
 
 
 @pytest.mark.parametrize(

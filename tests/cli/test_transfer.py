@@ -66,7 +66,7 @@ class TestMatrix:
             assert {each["kept"] for each in rounds} == {int(PRUNABLE * row["density"])}
         for source in ("sst2", "random"):
             row, dense = found[source, "cola"], found["dense", "cola"]
-            assert row["verdict"] == verdict(dense["values"], row["values"]).verdict
+            assert row["verdict"] == verdict(dense["values"], row["values"], row["chance"]).verdict
             assert (row["dense_mean"], row["dense_std"]) == (dense["mean"], dense["std"])
         out = capsys.readouterr().out
         assert "cola (mcc)" in out

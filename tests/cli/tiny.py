@@ -71,6 +71,7 @@ def write_squad(folder: Path, answers: tuple[str, ...]) -> None:
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Run, expect exit code 2 with one line on stderr; give back the line."""
+    capsys.readouterr()  # the progress of earlier commands
     assert app.main(list(arguments)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("sparsebert: ")

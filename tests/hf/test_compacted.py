@@ -127,7 +127,7 @@ def test_hardly_more_than_is_left(kind: str, tmp_path: Path) -> None:
     weights = sum(mask.numel() for mask in ticket.masks.values())
     needed = dense - 4 * weights + round(4 * weights * ticket.density) + weights / 8
     (compact_ if kind == "neurons and heads" else sparsify_)(model, ticket).save_pretrained(tmp_path)
-    assert (tmp_path / "model.safetensors").stat().st_size <= 1.05 * needed
+    assert (tmp_path / "sparsebert.safetensors").stat().st_size <= 1.05 * needed
 
 
 def test_nothing_is_stored_of_what_was_taken_out(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_nothing_is_stored_of_what_was_taken_out(tmp_path: Path) -> None:
     ticket = with_empty_lines(model)
     sparsify_(copy.deepcopy(model), ticket, compact=False).save_pretrained(tmp_path / "sparse")
     sparsify_(model, ticket, compact=True).save_pretrained(tmp_path / "both")
-    sizes = [(tmp_path / each / "model.safetensors").stat().st_size for each in ("both", "sparse")]
+    sizes = [(tmp_path / each / "sparsebert.safetensors").stat().st_size for each in ("both", "sparse")]
     assert sizes[0] < sizes[1]
 
 

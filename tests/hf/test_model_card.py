@@ -160,6 +160,10 @@ class TestQuality:
             "sst2, accuracy: 0.9100 ± 0.0100; dense: 0.9200 ± 0.0050 (verdict: winning). Seeds: 1, 2."
         )
 
+    def test_a_verdict_of_before_near_chance_is_not_repeated(self, folder: Path) -> None:
+        text = self.of(folder, JUDGED | {"dense_mean": 0.62, "dense_std": 0.13})
+        assert "(verdict: undecided, because dense 0.6200 ± 0.1300 is too close to chance, 0.5000)" in text
+
     def test_that_no_dense_model_was_there(self, folder: Path) -> None:
         assert "dense" not in self.of(folder, SEEDS)
         assert self.of(folder, EVAL) == (

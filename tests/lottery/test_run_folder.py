@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,17 @@ class TestContext:
 
         context = RunContext(say=calls.append, before=before)
         run(whole, config, tmp_path, context)
-        assert calls == ["imp", "round 1 of 2, 0.0% sparse", "round 2 of 2, 10.0% sparse"]
+        done = r": step 1 of 1(, loss \d\.\d{4})?, accuracy \d\.\d{4}, done in \d+ s"
+        expected = [
+            "imp",
+            "round 1 of 2, 0.0% sparse",
+            rf"round 1 of 2, 0.0% sparse{done}, about \d+ s left",
+            "round 2 of 2, 10.0% sparse",
+            rf"round 2 of 2, 10.0% sparse{done}",
+        ]
+        assert all(re.fullmatch(pattern, call) for pattern, call in zip(expected, calls, strict=True))
         run(whole, config, tmp_path, context)
-        assert calls[3:] == [f"{tmp_path} is finished: nothing to do"]
+        assert calls[5:] == [f"{tmp_path} is finished: nothing to do"]
 
 
 class TestSecondStart:

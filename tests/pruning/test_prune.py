@@ -426,8 +426,10 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"{UP}.weight of BertForMaskedLM holds NaN"):
             prune(model, method, sparsity=0.5)
 
-    def test_models_without_bert_or_without_values(self) -> None:
-        with pytest.raises(ValueError, match="Linear is none of these"):
+    def test_models_without_linear_layers_or_without_values(self) -> None:
+        with pytest.raises(ValueError, match="Conv1d has no linear layer to prune"):
+            prune(nn.Conv1d(2, 2, 1), sparsity=0.5)
+        with pytest.raises(ValueError, match=r"is itself a Linear: put it into an nn.Sequential"):
             prune(nn.Linear(2, 2), sparsity=0.5)
         with torch.device("meta"):
             hollow = bert()

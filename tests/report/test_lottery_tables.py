@@ -47,6 +47,13 @@ def test_a_ticket_stands_with_accuracy_verdict_and_speed(bench_record: Any) -> N
     assert "seeds 1, 2, 3; 300 steps a round" in table.notes[0]
 
 
+def test_a_dense_model_near_chance_decides_nothing() -> None:
+    rows = [*rounds("random", 0.7, [0.50, 0.50, 0.50]), *rounds("dense", 0.0, [0.52, 0.516, 0.744])]
+    (table,) = curve_tables(rows)
+    assert [row[2] for row in table.rows] == ["-", "undecided"]
+    assert any("0.5933 ± 0.1305 is too close to chance, 0.5000, from 0.5160" in note for note in table.notes)
+
+
 def test_a_round_that_is_there_twice_counts_once() -> None:
     (point,) = points([*DENSE, *DENSE], "curve")
     assert point.values == (0.80, 0.82, 0.84)

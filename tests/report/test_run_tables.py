@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -252,3 +252,50 @@ def test_evaluations_over_seeds_name_their_model() -> None:
     (table,) = evaluation_tables([judged])
     assert table.title == "Evaluated on sst2, over seeds, accuracy"
     assert table.rows == (("sst2-run", "2", "0.8500", "0.0700"),)
+
+
+class TestNearChance:
+    """Verdicts that an earlier version gave near chance are not repeated, and the spread is named."""
+
+    JUDGED: ClassVar = {
+        "kind": "seeds",
+        "method": "random",
+        "task": "sst2",
+        "model": "tiny",
+        "round": 0,
+        "sparsity": 0.5,
+        "metric": "accuracy",
+        "seeds": [1, 2, 3],
+        "values": [0.5, 0.5, 0.5],
+        "mean": 0.5,
+        "std": 0.0,
+        "verdict": "winning",
+        "dense_mean": 0.5933,
+        "dense_std": 0.1305,
+    }
+    NOTE = "Undecided on sst2: dense 0.5933 ± 0.1305 is too close to chance, 0.5000."
+
+    def test_summaries_of_before(self) -> None:
+        (table,) = run_tables([self.JUDGED])
+        assert table.rows[0][-2:] == ("0.5933 ± 0.1305", "undecided")
+        assert self.NOTE in table.notes
+
+    def test_evaluations_of_before(self) -> None:
+        (table,) = evaluation_tables([self.JUDGED | {"kind": "eval_seeds"}])
+        assert table.rows[0][-1] == "undecided"
+        assert self.NOTE in table.notes
+
+    def test_a_matrix_of_before(self) -> None:
+        (table,) = matrix_tables([self.JUDGED | {"kind": "transfer", "source": "mlm"}])
+        assert table.rows == (("mlm", "50.0%", "0.5000 ± 0.0000 undecided"),)
+        assert self.NOTE in table.notes
+
+    def test_rounds_with_the_chance_of_their_data(self) -> None:
+        rows = [*of_seeds("random", [0.5], [[0.91], [0.91]]), *of_seeds("dense", [0.0], [[0.90], [0.92]])]
+        table = run_tables(rows)[-1]
+        assert [row[-1] for row in table.rows] == ["strict", "-"]
+        table = run_tables([row | {"chance": {"accuracy": 0.905}} for row in rows])[-1]
+        assert [row[-1] for row in table.rows] == ["undecided", "-"]
+        assert table.notes[-1] == (
+            "Undecided on sst2: dense 0.9100 ± 0.0141 is too close to chance, 0.9050, from 0.9000 to 0.9200."
+        )

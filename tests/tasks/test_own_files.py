@@ -36,11 +36,11 @@ def test_labels_that_are_numbers_are_in_their_order(write: Write) -> None:
 
 
 def test_pairs_and_scores_from_json_lines(write: Write) -> None:
-    rows = [{"a": "x", "b": "y", "score": 3}, {"a": "z", "b": "", "score": -0.5}]
+    rows = [{"a": "x", "b": "y", "score": 3}, {"a": "z", "b": "w", "score": -0.5}]
     train = write("train.jsonl", *map(json.dumps, rows))
     data = load_files(train, train, columns=["a", "b"], label="score", regression=True)
     assert (data.task.kind, data.task.num_labels, data.task.labels) == ("regression", 1, ())
-    assert data.train == [Example(("x", "y"), 3.0), Example(("z", ""), -0.5)]
+    assert data.train == [Example(("x", "y"), 3.0), Example(("z", "w"), -0.5)]
 
 
 def test_a_label_that_training_has_not_is_named_by_file_and_line(write: Write) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import hypothesis.strategies as st
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from sparsebert.tasks.tables import read_columns
 
 Write = Callable[..., Path]
+ROW = '{"text": "y", "label": 0}'
 
 
 class TestTsv:
@@ -60,7 +62,7 @@ class TestTsv:
         with pytest.raises(ValueError, match=r"a\.tsv:1: two columns 'x'"):
             list(read_columns(write("a.tsv", "x\tx"), ["x"]))
 
-    @pytest.mark.parametrize("row", ["x", "x\t1\textra", ""])
+    @pytest.mark.parametrize("row", ["x", "x\t1\textra"])
     def test_a_row_of_another_width_is_named_by_file_and_line(self, write: Write, row: str) -> None:
         path = write("a.tsv", "text\tlabel", "x\t1", row, "x\t0")
         width = row.count("\t") + 1
@@ -102,10 +104,11 @@ class TestJsonLines:
         ("line", "complaint"),
         [
             ("{'t': 1}", "not JSON"),
-            ("", "not JSON"),
+            ('{"t": ' + "1" * 5000 + "}", "not JSON: Exceeds the limit"),
+            ('{"t": "x"} {', "not JSON: Extra data"),
             ("[1]", "expected a JSON object, got list"),
             ('{"u": 1}', "no column 't'; the columns are u"),
-            ('{"t": null}', "column 't' must hold text or a number, got null"),
+            ('{"t": {"x": 1}}', """column 't' must hold text or a number, got {"x": 1}"""),
             ("[" * 100_000, "not JSON: nested too deeply"),
         ],
     )
@@ -135,5 +138,100 @@ def test_what_is_written_is_read_again(tmp_path: Path, rows: list[tuple[str, str
 
 
 def test_a_table_of_an_unknown_kind_is_refused(write: Write) -> None:
-    with pytest.raises(ValueError, match=r"must end in \.tsv, \.csv or \.jsonl, got \.parquet"):
+    with pytest.raises(ValueError, match=r"must end in \.tsv, \.csv, \.jsonl or \.json, got \.parquet"):
         list(read_columns(write("a.parquet"), ["t"]))
+
+
+class TestJsonList:
+    def test_a_list_of_rows_is_read_with_the_lines_of_its_rows(self, write: Write) -> None:
+        path = write("a.json", "", "[", ' {"t": "x", "y": 1},', ' {"y": true,', '  "t": "z"}', " ]", "")
+        assert list(read_columns(path, ["t", "y"])) == [(3, ("x", "1")), (4, ("z", "true"))]
+
+    def test_rows_may_stand_in_one_line(self, write: Write) -> None:
+        path = write("a.json", '[{"t":"x"},{"t":"[]"}]')
+        assert list(read_columns(path, ["t"])) == [(1, ("x",)), (1, ("[]",))]
+
+    def test_an_empty_list_has_no_rows(self, write: Write) -> None:
+        assert list(read_columns(write("a.json", "[ ]"), ["t"])) == []
+
+    def test_json_lines_may_have_this_ending_too(self, write: Write) -> None:
+        path = write("a.json", '{"t": "x"}', "", '{"t": "y"}')
+        assert list(read_columns(path, ["t"])) == [(1, ("x",)), (3, ("y",))]
+
+    @pytest.mark.parametrize(
+        ("lines", "complaint"),
+        [
+            (['[{"t": "x"},', "{'t': 1}]"], "2: not JSON: Expecting property name"),
+            (['[{"t": "x"}', '{"t": "y"}]'], "2: not JSON: the list of rows does not go on or end here"),
+            (['[{"t": "x"},', "]"], None),
+            (['[{"t": "x"}'], "2: not JSON: the list of rows does not go on"),
+            (['[{"t": "x"}]', "", "[]"], "3: not JSON: text after the end"),
+            (["[1]"], "1: expected a JSON object, got int"),
+            (['[{"t": "x"},', '{"u": 1}]'], "2: no column 't'; the columns are u"),
+            (["{", '"t": "x"', "}"], "1: not JSON"),
+            (["[" * 100_000], "1: not JSON: nested too deeply"),
+        ],
+    )
+    def test_bad_content_is_named_by_file_and_line(
+        self, write: Write, lines: list[str], complaint: str | None
+    ) -> None:
+        path = write("a.json", *lines)
+        if complaint is None:  # a comma after the last row does no harm
+            assert list(read_columns(path, ["t"])) == [(1, ("x",))]
+            return
+        with pytest.raises(ValueError, match=rf"a\.json:{complaint}"):
+            list(read_columns(path, ["t"]))
+
+
+class TestAsPeopleWriteThem:
+    """Blank lines, long fields, byte-order marks, and blanks around the names of columns."""
+
+    ROWS: ClassVar = {
+        "a.csv": ["", "text,label", "", "x,1", "   ", "y,0", ""],
+        "a.tsv": ["", "text\tlabel", "", "x\t1", "   ", "y\t0", ""],
+        "a.jsonl": ["", '{"text": "x", "label": 9}', "", '{"text": "x", "label": 1}', " ", ROW, ""],
+    }
+
+    @pytest.mark.parametrize("end", ["\n", "\r\n"])
+    @pytest.mark.parametrize("mark", ["", "\ufeff"])
+    @pytest.mark.parametrize("name", ROWS)
+    def test_blank_lines_are_skipped_and_counted(
+        self, tmp_path: Path, name: str, mark: str, end: str
+    ) -> None:
+        (tmp_path / name).write_bytes((mark + end.join(self.ROWS[name])).encode())
+        rows = list(read_columns(tmp_path / name, ["text", "label"]))
+        assert rows[-2:] == [(4, ("x", "1")), (6, ("y", "0"))]
+
+    @pytest.mark.parametrize(
+        ("name", "lines"),
+        [
+            ("a.csv", ['" text ",label\u00a0', "x,1"]),
+            ("a.tsv", [" text\t label ", "x\t1"]),
+            ("a.jsonl", ['{" text": "x", "label\\ufeff": 1}']),
+            ("a.json", ['[{" text": "x", "label ": 1}]']),
+        ],
+    )
+    def test_blanks_around_the_names_of_columns_do_not_matter(
+        self, write: Write, name: str, lines: list[str]
+    ) -> None:
+        ((_, row),) = read_columns(write(name, *lines), ["text", " label"])
+        assert row == ("x", "1")
+
+    def test_a_name_that_stands_twice_up_to_blanks_is_refused(self, write: Write) -> None:
+        for name, lines in (("a.csv", ["x, x", "1,2"]), ("a.jsonl", ['{"x": 1, "x ": 2}'])):
+            with pytest.raises(ValueError, match=rf"{name}:1: two columns 'x'"):
+                list(read_columns(write(name, *lines), ["x"]))
+
+    def test_a_field_may_be_longer_than_the_csv_module_s_limit(self, write: Write) -> None:
+        limit, text = csv.field_size_limit(), "long " * 40_000
+        path = write("a.csv", "text,label", f'"{text}",1')
+        assert list(read_columns(path, ["text", "label"])) == [(2, (text, "1"))]
+        assert csv.field_size_limit() == limit
+
+    def test_a_width_is_compared_with_the_line_of_the_header(self, write: Write) -> None:
+        with pytest.raises(ValueError, match=r"a\.tsv:5: expected 2 columns as in line 3, got 1$"):
+            list(read_columns(write("a.tsv", "", "", "text\tlabel", "x\t1", "x"), ["text"]))
+
+    def test_a_null_is_an_empty_cell(self, write: Write) -> None:
+        path = write("a.jsonl", '{"t": null, "y": 1}')
+        assert list(read_columns(path, ["t", "y"])) == [(1, ("", "1"))]

@@ -190,8 +190,8 @@ class TestFromModel:
     def test_refuses_a_pooler_that_is_not_there_and_other_models(self) -> None:
         with pytest.raises(ValueError, match="BertForMaskedLM has no pooler"):
             Ticket.from_model(bert("BertForMaskedLM"), include_pooler=True)
-        with pytest.raises(ValueError, match="Linear is none of these"):
-            Ticket.from_model(nn.Linear(2, 2))
+        with pytest.raises(ValueError, match="Conv1d has no linear layer to prune"):
+            Ticket.from_model(nn.Conv1d(2, 2, 1))
 
 
 @settings(max_examples=10, deadline=None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparsebert_kernels import ops
-from sparsebert_kernels.cuda import tile_configs
+from sparsebert_kernels.cuda import tile_rule
 from sparsebert_kernels.formats import PanelSparse
 from sparsebert_kernels.formats.panel import GROUP_COLUMNS, PANEL_ROWS, join
 from sparsebert_kernels.formats.transpose import transposed_index
@@ -157,9 +157,9 @@ class TestDeterminism:
         self, device: torch.device, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         problem = replace(BASE, M=1500, N=32, K=48, dtype=BF16)
-        monkeypatch.setattr(tile_configs, "multiprocessors", lambda device: 1)
+        monkeypatch.setattr(tile_rule, "multiprocessors", lambda device: 1)
         whole = ours(problem, device)
-        monkeypatch.setattr(tile_configs, "multiprocessors", lambda device: 64)
+        monkeypatch.setattr(tile_rule, "multiprocessors", lambda device: 64)
         split = [ours(problem, device) for _ in range(2)]
         assert torch.equal(split[0].weight, split[1].weight)
         exact = torchs(problem, torch.float64)

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .hardware import LEAST_CAPABILITY
+
 # Module of this package by format: FORWARD modules have `linear`, BACKWARD modules `input_gradient` and, for
 # trainable formats, `values_gradient`.
 FORWARD = {
@@ -27,7 +29,6 @@ FORWARD = {
 }
 BACKWARD = {**FORWARD, "panel": "panel_backward"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LEAST_CAPABILITY = (8, 0)
 
 _cpu_too = False
 

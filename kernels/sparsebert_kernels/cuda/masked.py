@@ -25,8 +25,8 @@ from torch import Tensor
 from ..dtype_names import short_name
 from .aot.compile_case import CompileCase, example, recorded_case
 from .device_functions import operand
+from .hardware import DEFAULT_SHARED_MEMORY, SHARED_MEMORY, multiprocessors, shared_memory
 from .launch import Cut, fp32_precision, rows_contiguous, upcast
-from .tile_configs import DEFAULT_SHARED_MEMORY, LEAST_SHARED_MEMORY, SHARED_MEMORY, multiprocessors
 
 
 @triton.jit
@@ -243,10 +243,10 @@ def _possible(cuts: tuple[Cut, ...], device: torch.device) -> tuple[Cut, ...]:
     narrow = tuple(cut for cut in cuts if cut.BLOCK_M < WIDE_TOKENS)
     if device.type != "cuda" or torch.version.hip:
         return narrow
-    shared_memory = SHARED_MEMORY.get(torch.cuda.get_device_capability(device), LEAST_SHARED_MEMORY)
-    if shared_memory < DEFAULT_SHARED_MEMORY:
+    memory = shared_memory(device)
+    if memory < DEFAULT_SHARED_MEMORY:
         return cuts[-1:]
-    return cuts if shared_memory >= SHARED_MEMORY[WIDE_FROM] else narrow
+    return cuts if memory >= SHARED_MEMORY[WIDE_FROM] else narrow
 
 
 # Dtypes of x and weight, and the precision of their products.

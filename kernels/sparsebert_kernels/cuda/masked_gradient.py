@@ -22,9 +22,9 @@ from torch import Tensor
 from ..dtype_names import short_name
 from .aot.compile_case import CompileCase, example, recorded_case
 from .device_functions import operand
+from .hardware import multiprocessors
 from .launch import Cut, fp32_precision, rows_contiguous, upcast
 from .masked import COMPILED, compile_case, product_precision
-from .tile_configs import multiprocessors
 
 
 @triton.jit

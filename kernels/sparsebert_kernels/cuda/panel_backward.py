@@ -32,7 +32,8 @@ from . import panel_forward
 from .aot.compile_case import PRODUCTS, CompileCase, example, recorded_case
 from .device_functions import WIDTH, operand
 from .launch import aligned_rows, check_aligned, dtype_name, fp32_precision, upcast
-from .tile_configs import TOKEN_BUCKETS, Configuration, Shape, by_target, configuration, splits, tuned
+from .tile_configs import configuration, tuned
+from .tile_rule import TOKEN_BUCKETS, Configuration, Shape, by_target, splits
 
 KERNEL = "panel values gradient"
 REDUCTION_BLOCK = 1024  # values that a program of `sum_splits` adds

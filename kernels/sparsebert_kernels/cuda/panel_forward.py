@@ -18,7 +18,8 @@ from ..formats.panel import GROUP_COLUMNS, PANEL_ROWS, PanelSparse
 from .aot.compile_case import PRODUCTS, CompileCase, example, recorded_case
 from .device_functions import WIDTH, grouped_program, operand, store_output
 from .launch import aligned_rows, check_aligned, dtype_name, fp32_precision, upcast
-from .tile_configs import TOKEN_BUCKETS, Configuration, Shape, by_target, configuration, tuned
+from .tile_configs import configuration, tuned
+from .tile_rule import TOKEN_BUCKETS, Configuration, Shape, by_target
 
 KERNEL = "panel forward"
 # Short names of `aot.compile_case.PRODUCTS` by the dtype names of configurations.

@@ -19,13 +19,13 @@ from torch.sparse import (
     to_sparse_semi_structured,
 )
 
+from ..cuda.hardware import LEAST_CAPABILITY
 from .base import PackedWeight, checked, refuse_options
 
 GROUP = 4
 KEPT_OF_GROUP = 2
 DTYPES = (torch.bfloat16, torch.float16)
 LEAST_ROWS, LEAST_COLUMNS = 32, 64  # supported by both libraries
-LEAST_CAPABILITY = (8, 0)
 
 
 class SemiStructured(PackedWeight):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparsebert.bert import resolve, structure
 from sparsebert.pruning.granularity import parse_granularity
+from sparsebert.pruning.prunable_structure import structure_of
 from sparsebert.pruning.unit_groups import unit_groups
 from sparsebert.tickets.ticket import Ticket
 
@@ -51,7 +52,7 @@ def random_like(ticket: Ticket, seed: int = 0, model: nn.Module | None = None) -
         masks = {key: _patterns(mask, pattern, generator, key) for key, mask in ticket.masks.items()}
     else:
         shapes = {key: mask.shape for key, mask in ticket.masks.items()}
-        encoder = None if model is None else structure(model)
+        encoder = None if model is None else structure_of(model, tuple(shapes), name)
         for group in unit_groups(name, tuple(size) if size else None, shapes, encoder):
             masks |= group.expand(_shuffled(group.whole(ticket.masks), group.sizes, generator))
     step = {"operation": "random-like", "method": "random", "seed": seed, "sparsity": ticket.sparsity}

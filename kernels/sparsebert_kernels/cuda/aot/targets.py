@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..hardware import SHARED_MEMORY, SHARED_MEMORY_AMD
+
 SCHEDULERS = 4  # per multiprocessor; each issues one instruction of one warp per cycle
 
 
@@ -34,9 +36,9 @@ class Target:
 TARGETS = {
     target.name: target
     for target in (
-        Target("sm_80", "cuda", 80, 32, "mma.sync", 163 * 1024, 1024),
-        Target("sm_90", "cuda", 90, 32, "wgmma", 227 * 1024, 2048),
-        Target("sm_100", "cuda", 100, 32, "tcgen05", 227 * 1024, 4096),
-        Target("gfx942", "hip", "gfx942", 64, "mfma", 64 * 1024, None),
+        Target("sm_80", "cuda", 80, 32, "mma.sync", SHARED_MEMORY[8, 0], 1024),
+        Target("sm_90", "cuda", 90, 32, "wgmma", SHARED_MEMORY[9, 0], 2048),
+        Target("sm_100", "cuda", 100, 32, "tcgen05", SHARED_MEMORY[10, 0], 4096),
+        Target("gfx942", "hip", "gfx942", 64, "mfma", SHARED_MEMORY_AMD, None),
     )
 }
