@@ -13,6 +13,7 @@ from sparsebert.hf.import_hook import register as _register
 
 if TYPE_CHECKING:
     from sparsebert.compact import compact_, compaction_description, expand_, rebuild_
+    from sparsebert.fuse import fuse_, unfuse_
     from sparsebert.nn.sparse_linear import SparseLinear
     from sparsebert.planning.planner import plan
     from sparsebert.pruning import prune
@@ -28,11 +29,13 @@ __all__ = [
     "compaction_description",
     "densify_",
     "expand_",
+    "fuse_",
     "plan",
     "prune",
     "rebuild_",
     "replan_",
     "sparsify_",
+    "unfuse_",
 ]
 
 _HOMES = {
@@ -42,11 +45,13 @@ _HOMES = {
     "compaction_description": "sparsebert.compact",
     "densify_": "sparsebert.sparsify",
     "expand_": "sparsebert.compact",
+    "fuse_": "sparsebert.fuse",
     "plan": "sparsebert.planning.planner",
     "prune": "sparsebert.pruning",
     "rebuild_": "sparsebert.compact",
     "replan_": "sparsebert.sparsify",
     "sparsify_": "sparsebert.sparsify",
+    "unfuse_": "sparsebert.fuse",
 }
 
 

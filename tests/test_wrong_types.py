@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparsebert import Ticket, compact_, densify_, plan, prune, replan_, sparsify_
+from sparsebert import Ticket, compact_, densify_, fuse_, plan, prune, replan_, sparsify_, unfuse_
 from tests.sparsify.models import build
 
 transformers = pytest.importorskip("transformers")
@@ -24,6 +24,8 @@ OF_MODELS: dict[str, Call] = {
     "plan": lambda model, ticket: plan(model, ticket),
     "densify_": lambda model, _: densify_(model),
     "replan_": lambda model, _: replan_(model),
+    "fuse_": lambda model, _: fuse_(model),
+    "unfuse_": lambda model, _: unfuse_(model),
     "apply_": lambda model, ticket: ticket.apply_(model),
     "from_model": lambda model, _: Ticket.from_model(model),
 }

@@ -25,6 +25,7 @@ class PrunedModel:
         batches: Inputs of the model.
         format: Packed format of the sparse backend; "auto" leaves it to the plan.
         measure: Whether the plan times the formats.
+        fuse: Whether the sparse backend runs the encoder in one native call (``sparsebert.fuse_``).
     """
 
     workload: Workload
@@ -33,6 +34,7 @@ class PrunedModel:
     batches: tuple[dict[str, torch.Tensor], ...]
     format: str = "auto"
     measure: bool = True
+    fuse: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -56,6 +58,7 @@ def prepare_pruned_model(
     *,
     format: str = "auto",
     measure: bool = True,
+    fuse: bool = False,
     model: PreTrainedModel | None = None,
 ) -> PrunedModel:
     """Load the workload's model and apply the ticket to it.
@@ -65,6 +68,7 @@ def prepare_pruned_model(
         ticket: Applied to the model.
         format: See ``PrunedModel``.
         measure: See ``PrunedModel``.
+        fuse: See ``PrunedModel``.
         model: Used instead of loading the workload's model; it is modified.
 
     Raises:
@@ -74,4 +78,4 @@ def prepare_pruned_model(
     ticket.check(model)
     ticket.apply_(model)
     batches = workload.make_batches(model.config.vocab_size)
-    return PrunedModel(workload, model, ticket, batches, format, measure)
+    return PrunedModel(workload, model, ticket, batches, format, measure, fuse)

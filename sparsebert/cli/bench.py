@@ -59,6 +59,9 @@ def bench(
     measure: Annotated[
         bool | None, typer.Option("--measure/--no-measure", help=f"with --format auto: {MEASURE_HELP}")
     ] = None,
+    fuse: Annotated[
+        bool, typer.Option("--fuse", help="run the sparse model's encoder in one native call, fp32 on a CPU")
+    ] = False,
     batch: Annotated[int, typer.Option(help="sequences per batch")] = 1,
     seq: Annotated[int | None, typer.Option(help="tokens per sequence [default: 128]")] = None,
     lengths_from: Annotated[
@@ -128,6 +131,7 @@ def bench(
             "element" if granularity is None else granularity,
             format,
             measure is not False,
+            fuse,
             step,
         ):
             try:
@@ -153,6 +157,7 @@ def _pruned_models(
     granularity: str,
     format: str,
     measure: bool,
+    fuse: bool,
     step: Callable[[str], None],
 ) -> Iterator[PrunedModel]:
     """Yield the workload's model with its ticket, for each sparsity."""
@@ -169,7 +174,9 @@ def _pruned_models(
             model_ticket = load_ticket(ticket, dense)
         else:
             model_ticket = prune(dense, sparsity=sparsity, granularity=granularity)
-        yield prepare_pruned_model(workload, model_ticket, format=format, measure=measure, model=dense)
+        yield prepare_pruned_model(
+            workload, model_ticket, format=format, measure=measure, fuse=fuse, model=dense
+        )
 
 
 def _detect(threads: int) -> Environment:

@@ -127,8 +127,8 @@ class TestNativeCalls:
         x, y = problem.x(), torch.empty(0)
         for pair, expected in ((weights[:1] * 2, 0), (weights, 1)):
             call = native._CALL.pack(x.data_ptr(), 0, problem.K, native._DTYPES[x.dtype], 0, 1, len(pair))
-            call += b"".join(native._describe(weight, None, y) for weight in pair)
-            assert native._library().sb_linear(call) == expected
+            call += b"".join(native.describe(weight, None, y) for weight in pair)
+            assert native.library().sb_linear(call) == expected
 
 
 class TestRefusals:

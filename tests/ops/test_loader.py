@@ -32,7 +32,7 @@ def load_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     before = cpu.instruction_set()
 
     def forget() -> None:
-        native._library.cache_clear()
+        native.library.cache_clear()
         native.why_unavailable.cache_clear()
 
     def set_variables(**variables: str) -> None:

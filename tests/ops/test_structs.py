@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from sparsebert_kernels.cpu import build_native, native
+from sparsebert_kernels.cpu import build_native, encoder, native
 
 HEADER = (build_native.SOURCES / "native.h").read_text()
 
@@ -27,7 +27,13 @@ def offset(layout: struct.Struct, index: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"), [("sb_weight", native._WEIGHT), ("sb_call", native._CALL)], ids=["weight", "call"]
+    ("name", "layout"),
+    [
+        ("sb_weight", native._WEIGHT),
+        ("sb_call", native._CALL),
+        ("sb_encoder_call", encoder._ENCODER_CALL),
+    ],
+    ids=["weight", "call", "encoder_call"],
 )
 class TestLayout:
     def test_has_one_code_per_field(self, name: str, layout: struct.Struct) -> None:
@@ -47,3 +53,15 @@ class TestLayout:
 def test_both_sides_allow_the_same_number_of_weights() -> None:
     (number,) = re.findall(r"MAX_WEIGHTS = (\d+);", HEADER)
     assert int(number) == native.MAX_WEIGHTS
+
+
+def test_a_layer_is_six_weights_and_the_packed_rest() -> None:
+    weights, *rest = fields("sb_layer")
+    assert weights == "weights[6]"
+    assert len(rest) == len(encoder._LAYER.format) - 1
+    first = 6 * native._WEIGHT.size
+    asserted = dict(re.findall(r"offsetof\(sb_layer, (\w+)\) == (\d+)", HEADER))
+    assert {"heads", "scale"} == {*asserted}
+    for field, position in asserted.items():
+        assert first + offset(encoder._LAYER, rest.index(field)) == int(position)
+    assert f"sizeof(sb_layer) == {first + encoder._LAYER.size}" in HEADER

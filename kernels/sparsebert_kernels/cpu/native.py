@@ -26,7 +26,7 @@ from torch import Tensor
 from ..formats import ElementSparse, PackedWeight, VectorSparse
 from ..memory import readable
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 LIBRARY = Path(__file__).with_name("_native.so")
 # Environment variables, read when the library is loaded: the path of another library, and an instruction set
 # to use instead of the best.
@@ -35,6 +35,7 @@ INSTRUCTION_SET_VARIABLE = "SPARSEBERT_ISA"
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FORMATS = {ElementSparse.name: 0, VectorSparse.name: 1}
+_DENSE_PANEL = 2  # of `encoder.DensePanel`, which only whole encoders use
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 # The structs sb_call and sb_weight of src/native.h, which asserts their sizes and offsets.
 _CALL = struct.Struct("=Qqqiiii")
@@ -71,7 +72,8 @@ def _share_symbols(user: Path, symbol: str) -> None:
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """Return the loaded library. Raises NativeLibraryMissing if there is none."""
     path = Path(os.environ.get(LIBRARY_VARIABLE) or LIBRARY)
     if not path.exists():
         raise NativeLibraryMissing("not built (a C++ compiler was missing when sparsebert was installed)")
@@ -79,31 +81,32 @@ def _library() -> ctypes.CDLL:
     with contextlib.suppress(OSError, AttributeError):
         _share_symbols(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so", "GOMP_parallel")
     try:
-        library = ctypes.CDLL(str(path))
+        loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise NativeLibraryMissing(f"cannot be loaded: {error}") from None
-    version = library.sb_abi_version()
+    version = loaded.sb_abi_version()
     if version != ABI_VERSION:
         raise NativeLibraryMissing(
             f"has interface version {version}, this package needs {ABI_VERSION}: rebuild it"
         )
     pointer = ctypes.c_void_p
-    library.sb_instruction_set.restype = library.sb_chosen.restype = ctypes.c_char_p
-    library.sb_choose.argtypes = [ctypes.c_char_p]
-    library.sb_linear.argtypes = [ctypes.c_char_p]
-    library.sb_values_gradient.argtypes = [
+    loaded.sb_instruction_set.restype = loaded.sb_chosen.restype = ctypes.c_char_p
+    loaded.sb_choose.argtypes = [ctypes.c_char_p]
+    loaded.sb_linear.argtypes = [ctypes.c_char_p]
+    loaded.sb_encoder.argtypes = [ctypes.c_char_p]
+    loaded.sb_values_gradient.argtypes = [
         ctypes.c_char_p, pointer, pointer, ctypes.c_int32, ctypes.c_int64, pointer, ctypes.c_int,
     ]  # fmt: skip
-    library.sb_count_scores.argtypes = [pointer, ctypes.c_int64, ctypes.c_int32, pointer]
-    library.sb_above.argtypes = [pointer, ctypes.c_int64, ctypes.c_float, pointer, pointer]
-    library.sb_count_scores.restype = library.sb_above.restype = None
+    loaded.sb_count_scores.argtypes = [pointer, ctypes.c_int64, ctypes.c_int32, pointer]
+    loaded.sb_above.argtypes = [pointer, ctypes.c_int64, ctypes.c_float, pointer, pointer]
+    loaded.sb_count_scores.restype = loaded.sb_above.restype = None
     name = os.environ.get(INSTRUCTION_SET_VARIABLE)
-    if name and library.sb_choose(name.encode()) != 0:
-        names = ", ".join(_supported(library))
+    if name and loaded.sb_choose(name.encode()) != 0:
+        names = ", ".join(_supported(loaded))
         raise NativeLibraryMissing(
             f"{INSTRUCTION_SET_VARIABLE}={name!r} is not supported here; supported: {names}"
         )
-    return library
+    return loaded
 
 
 def _supported(library: ctypes.CDLL) -> tuple[str, ...]:
@@ -117,7 +120,7 @@ def _supported(library: ctypes.CDLL) -> tuple[str, ...]:
 def why_unavailable() -> str | None:
     """Return None if the native library works, else the reason in a few words."""
     try:
-        _library()
+        library()
     except NativeLibraryMissing as error:
         return str(error)
     return None
@@ -141,12 +144,12 @@ def available() -> bool:
 
 def instruction_sets() -> tuple[str, ...]:
     """Return the instruction sets that the library was built for and this machine supports, best first."""
-    return _supported(_library()) if available() else ()
+    return _supported(library()) if available() else ()
 
 
 def instruction_set() -> str:
     """Return the instruction set in use, or "none" without the library."""
-    return _library().sb_chosen().decode() if available() else "none"
+    return library().sb_chosen().decode() if available() else "none"
 
 
 def use_instruction_set(name: str) -> None:
@@ -155,7 +158,7 @@ def use_instruction_set(name: str) -> None:
     Raises:
         ValueError: The instruction set is unknown or not supported here.
     """
-    if name not in instruction_sets() or _library().sb_choose(name.encode()) != 0:
+    if name not in instruction_sets() or library().sb_choose(name.encode()) != 0:
         raise ValueError(
             f"instruction set {name!r} is not supported here; supported: {', '.join(instruction_sets())}"
         )
@@ -232,9 +235,9 @@ def linear(
             weight = weight.replace(values=values)
             converted.append(values)
         y = x.new_empty((*leading, out_features))
-        call += _describe(weight, bias, y)
+        call += describe(weight, bias, y)
         outputs.append(y)
-    if _library().sb_linear(call) != 0:
+    if library().sb_linear(call) != 0:
         raise ValueError(f"weights cannot share one call: {', '.join(map(repr, packed))}")
     return outputs
 
@@ -244,8 +247,8 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor
     rows = readable(x.reshape(-1, packed.shape[1]).contiguous())
     gradient = readable(gradient.reshape(-1, packed.shape[0]).contiguous())
     values = torch.zeros(packed.values.shape, dtype=torch.float32)
-    code = _library().sb_values_gradient(
-        _describe(packed, None, None),
+    code = library().sb_values_gradient(
+        describe(packed, None, None),
         gradient.data_ptr(),
         rows.data_ptr(),
         _DTYPES[x.dtype],
@@ -264,7 +267,7 @@ def count_scores(scores: Tensor, upper: int, bins: int) -> Tensor:
     """See ``sparsebert_kernels.radix_select.count``; ``upper`` = -1 stands for None."""
     scores = readable(scores)
     counts = torch.zeros(bins, dtype=torch.int64)
-    _library().sb_count_scores(scores.data_ptr(), scores.numel(), upper, counts.data_ptr())
+    library().sb_count_scores(scores.data_ptr(), scores.numel(), upper, counts.data_ptr())
     return counts
 
 
@@ -272,28 +275,30 @@ def above(scores: Tensor, threshold: float, out: Tensor) -> tuple[int, int]:
     """See ``sparsebert_kernels.radix_select.above``."""
     scores = readable(scores)
     counts = (ctypes.c_int64 * 2)()
-    _library().sb_above(scores.data_ptr(), scores.numel(), threshold, out.data_ptr(), counts)
+    library().sb_above(scores.data_ptr(), scores.numel(), threshold, out.data_ptr(), counts)
     return counts[0], counts[1]
 
 
-def _describe(packed: Any, bias: Tensor | None, y: Tensor | None) -> bytes:
+def describe(packed: Any, bias: Tensor | None, y: Tensor | None) -> bytes:
     """Return the bytes of a struct sb_weight."""
+    vector_rows, columns, starts = 0, 0, 0
+    index = 0, 0, 0
     if isinstance(packed, ElementSparse):
-        vector_rows, starts = 0, 0
         index = packed.rows.data_ptr(), packed.groups.data_ptr(), packed.blocks.data_ptr()
-    else:
+    elif isinstance(packed, VectorSparse):
         vector_rows, starts = packed.vector_rows, packed.starts.data_ptr()
-        index = 0, 0, 0
+    if packed.name in _FORMATS:
+        columns = packed.columns.data_ptr()
     return _WEIGHT.pack(
         *packed.shape,
-        _FORMATS[packed.name],
+        _FORMATS.get(packed.name, _DENSE_PANEL),
         _DTYPES[packed.values.dtype],
         packed.block_rows,
         packed.block_columns,
         vector_rows,
         0 if bias is None else _DTYPES[bias.dtype],
         packed.values.data_ptr(),
-        packed.columns.data_ptr(),
+        columns,
         *index,
         starts,
         0 if bias is None else bias.data_ptr(),

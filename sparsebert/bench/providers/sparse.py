@@ -9,6 +9,8 @@ from torch import nn
 
 from sparsebert.bench.providers.base import TorchBackend
 from sparsebert.bench.pruned_model import PrunedModel
+from sparsebert.fuse import fuse_
+from sparsebert.nn.fused_encoder import FusedEncoder
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import compaction_note
 from sparsebert.sparsify import sparsify_
@@ -19,11 +21,14 @@ class Sparse(TorchBackend):
     summary: ClassVar[str] = "sparsebert"
 
     def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
-        return sparsify_(
+        sparse = sparsify_(
             model, pruned.ticket, format=pruned.format, tokens=pruned.tokens, measure=pruned.measure
         )
+        return fuse_(sparse) if pruned.fuse else sparse
 
     def notes(self, model: nn.Module) -> dict[str, str]:
         formats = Counter(module.format for module in model.modules() if isinstance(module, SparseLinear))
         notes = {"formats": ", ".join(f"{count} {name}" for name, count in formats.most_common())}
+        if any(isinstance(module, FusedEncoder) for module in model.modules()):
+            notes["encoder"] = "fused"
         return notes | ({"removed": removal} if (removal := compaction_note(model)) else {})

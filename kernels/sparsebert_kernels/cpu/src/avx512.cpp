@@ -5,6 +5,7 @@
 // The headers below need the vectors above.
 #include "linear_kernels.h"
 #include "gradient.h"
+#include "encoder.h"
 
 namespace avx2 {
 extern const sb::Kernels kernels;
@@ -21,6 +22,10 @@ const sb::Kernels kernels = {
     },
     [](const sb::GradientCall& call) {
       call.x_dtype == SB_F32 ? values_gradient<float>(call) : values_gradient<uint16_t>(call);
+    },
+    [](const sb_encoder_call& call) {
+      if (call.sequences * call.length <= 8) avx2::kernels.encoder(call);
+      else encoder(call);
     },
 };
 

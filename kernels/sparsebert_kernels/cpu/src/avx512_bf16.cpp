@@ -18,6 +18,7 @@ const sb::Kernels kernels = {
       else avx512::kernels.linear(call);
     },
     [](const sb::GradientCall& call) { avx512::kernels.values_gradient(call); },
+    [](const sb_encoder_call& call) { avx512::kernels.encoder(call); },
 };
 
 }  // namespace SB_ISA

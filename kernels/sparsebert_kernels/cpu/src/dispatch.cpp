@@ -74,6 +74,28 @@ const InstructionSet* best() {
 
 const InstructionSet* active = best();
 
+// Whether the encoder can compute this layer.
+bool fits(const sb_layer& layer, int64_t hidden) {
+  const sb_weight *query = layer.weights, *key = query + 1, *value = query + 2, *output = query + 3;
+  const sb_weight *up = query + 4, *down = query + 5;
+  for (const sb_weight& w : layer.weights) {
+    const bool known = w.format == SB_ELEMENT || w.format == SB_DENSE ||
+                       (w.format == SB_VECTOR && (w.vector_rows == 2 || w.vector_rows == 4 || w.vector_rows == 8));
+    if (!known || w.dtype != SB_F32 || w.bias_dtype != SB_F32 || !w.bias || w.out_features < 1) return false;
+  }
+  int64_t scores = 0, values = 0;
+  for (int i = 0; i < layer.groups; i++) {
+    const int32_t* group = layer.heads + 3 * i;
+    if (group[0] < 1 || group[1] < 1 || group[2] < 1) return false;
+    scores += int64_t{group[0]} * group[1];
+    values += int64_t{group[0]} * group[2];
+  }
+  return query->in_features == hidden && key->in_features == hidden && value->in_features == hidden &&
+         query->out_features == scores && key->out_features == scores && value->out_features == values &&
+         output->in_features == values && output->out_features == hidden && up->in_features == hidden &&
+         down->in_features == up->out_features && down->out_features == hidden;
+}
+
 }  // namespace
 
 extern "C" {
@@ -90,7 +112,7 @@ int __cxa_thread_atexit(void (*destroy)(void*), void* object, void* library) noe
 #define SB_API extern "C" __attribute__((visibility("default")))
 
 // Returns the version of this interface; cpu/native.py rejects any other.
-SB_API int sb_abi_version() { return 3; }
+SB_API int sb_abi_version() { return 4; }
 
 // Returns the name of the i-th instruction set that this machine supports, best first; null past the last.
 SB_API const char* sb_instruction_set(int i) {
@@ -133,5 +155,15 @@ SB_API int sb_values_gradient(const sb_weight* weight, const void* dy, const voi
                               int64_t tokens, float* dvalues, int threads) {
   if (threads < 1) return 1;
   active->kernels->values_gradient({weight, dy, x, x_dtype, tokens, dvalues, threads});
+  return 0;
+}
+
+// Computes the layers of an encoder. Returns 0 on success, 1 for weights that it does not support or that do not fit
+// together.
+SB_API int sb_encoder(const sb_encoder_call* call) {
+  if (call->threads < 1) return 1;
+  for (int i = 0; i < call->count; i++)
+    if (!fits(call->layers[i], call->hidden)) return 1;
+  active->kernels->encoder(*call);
   return 0;
 }

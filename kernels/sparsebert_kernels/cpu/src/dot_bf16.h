@@ -140,12 +140,12 @@ struct DotVectors {
   typedef uint16_t Value;
   typedef uint16_t PanelValue;
   static constexpr int UNIT = 2;
-  template <int V, int T>
+  template <int V, int T, int WIDTH>
   static SB_INLINE void multiply(Simd::F (&sums)[V][T], const uint16_t* values, const uint16_t* columns,
                                  const uint16_t* token_panel) {
     __m512bh pairs[T];
-    interleave<T>(reinterpret_cast<const char*>(token_panel + int64_t{columns[0]} * (T * LANES)),
-                  reinterpret_cast<const char*>(token_panel + int64_t{columns[1]} * (T * LANES)), pairs);
+    interleave<T>(reinterpret_cast<const char*>(token_panel + int64_t{columns[0]} * WIDTH),
+                  reinterpret_cast<const char*>(token_panel + int64_t{columns[1]} * WIDTH), pairs);
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) {
       int32_t pair;

@@ -8,10 +8,10 @@
 extern "C" {
 
 enum sb_dtype : int32_t { SB_F32 = 0, SB_BF16 = 1 };
-enum sb_format : int32_t { SB_ELEMENT = 0, SB_VECTOR = 1 };
+enum sb_format : int32_t { SB_ELEMENT = 0, SB_VECTOR = 1, SB_DENSE = 2 };
 enum sb_activation : int32_t { SB_NONE = 0, SB_RELU = 1, SB_GELU = 2, SB_GELU_TANH = 3 };
 
-// A packed weight [N, K], with the fields of the Python classes ElementSparse and VectorSparse.
+// A packed weight [N, K], with the fields of the Python classes ElementSparse, VectorSparse and DensePanel.
 struct sb_weight {
   int64_t out_features, in_features;
   int32_t format, dtype;
@@ -35,11 +35,42 @@ struct sb_call {
   int32_t threads, count;
 };
 
-// cpu/native.py packs both structs by these sizes and offsets.
+// One layer of an encoder, fp32: y = norm(h + down(activation(up(h)))) for h = norm(x + output(attention(x))).
+struct sb_layer {
+  // Query, key, value, output, up, down. Every bias is fp32 and has zeros up to a multiple of eight; y is not used.
+  sb_weight weights[6];
+  const float* attention_gamma;
+  const float* attention_beta;
+  const float* output_gamma;
+  const float* output_beta;
+  const int32_t* heads;  // (heads, score width, value width) of each group of heads, in the order of the rows
+  int32_t groups, activation;
+  float attention_epsilon, output_epsilon;
+  float scale;  // of the scores
+  int32_t unused;
+};
+
+// y = encoder(x) over the tokens that the mask keeps; the other rows of y become zero.
+struct sb_encoder_call {
+  const float* x;       // [sequences, length, hidden], contiguous
+  float* y;             // the same
+  const uint8_t* mask;  // [sequences, length], 1 = keep; null keeps all
+  const sb_layer* layers;
+  int64_t sequences, length, hidden;
+  int32_t count;  // of layers
+  int32_t threads;
+};
+
+// cpu/native.py packs the structs by these sizes and offsets.
 static_assert(sizeof(sb_weight) == 104 && offsetof(sb_weight, bias_dtype) == 36 && offsetof(sb_weight, y) == 96,
               "sb_weight differs from _WEIGHT in cpu/native.py");
 static_assert(sizeof(sb_call) == 40 && offsetof(sb_call, x_dtype) == 24 && offsetof(sb_call, count) == 36,
               "sb_call differs from _CALL in cpu/native.py");
+static_assert(sizeof(sb_layer) == 688 && offsetof(sb_layer, heads) == 656 && offsetof(sb_layer, scale) == 680,
+              "sb_layer differs from _LAYER in cpu/encoder.py");
+static_assert(sizeof(sb_encoder_call) == 64 && offsetof(sb_encoder_call, hidden) == 48 &&
+                  offsetof(sb_encoder_call, threads) == 60,
+              "sb_encoder_call differs from _ENCODER_CALL in cpu/encoder.py");
 }
 
 namespace sb {
@@ -65,6 +96,7 @@ struct GradientCall {
 struct Kernels {
   void (*linear)(const LinearCall&);
   void (*values_gradient)(const GradientCall&);
+  void (*encoder)(const sb_encoder_call&);
 };
 
 }  // namespace sb

@@ -4,6 +4,7 @@
 // The headers below need the vectors above.
 #include "linear_kernels.h"
 #include "gradient.h"
+#include "encoder.h"
 
 namespace SB_ISA {
 
@@ -15,6 +16,7 @@ const sb::Kernels kernels = {
     [](const sb::GradientCall& call) {
       call.x_dtype == SB_F32 ? values_gradient<float>(call) : values_gradient<uint16_t>(call);
     },
+    encoder,
 };
 
 }  // namespace SB_ISA

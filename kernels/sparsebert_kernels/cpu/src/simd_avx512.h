@@ -20,6 +20,7 @@ struct Simd {
   static SB_INLINE void storeu(float* p, F v) { _mm512_storeu_ps(p, v); }
   static SB_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
   static SB_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static SB_INLINE F sqrt(F v) { return _mm512_maskz_sqrt_ps(static_cast<__mmask16>(-1), v); }
   static SB_INLINE float sum(F v) { return _mm512_reduce_add_ps(v); }
 
   static SB_INLINE F load_bf16(const uint16_t* p) {

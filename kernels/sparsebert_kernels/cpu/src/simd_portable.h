@@ -25,6 +25,11 @@ struct Simd {
   static SB_INLINE F min(F a, F b) { return a < b ? a : b; }
   static SB_INLINE F max(F a, F b) { return a > b ? a : b; }
 
+  static SB_INLINE F sqrt(F v) {
+    for (int lane = 0; lane < LANES; lane++) v[lane] = __builtin_sqrtf(v[lane]);
+    return v;
+  }
+
   static SB_INLINE float sum(F v) {
     float total = 0;
     for (int lane = 0; lane < LANES; lane++) total += v[lane];

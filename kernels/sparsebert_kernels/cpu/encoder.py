@@ -1,0 +1,172 @@
+"""A whole encoder in one native call: its layers, described once, and the call."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..formats import ElementSparse, PackedWeight, VectorSparse
+from ..formats.base import SLACK_BYTES, refuse_options
+from . import native
+
+# The structs sb_layer, after its six weights, and sb_encoder_call of src/native.h, which asserts their sizes
+# and offsets.
+_LAYER = struct.Struct("=QQQQQiifffi")
+_ENCODER_CALL = struct.Struct("=QQQQqqqii")
+# Rows that a kernel computes together: biases are padded to a multiple.
+ROWS = 8
+DENSE_ROWS = 4
+
+
+class DensePanel(PackedWeight):
+    """A dense matrix for token panels: four rows side by side, column by column.
+
+    Attributes:
+        values: float32 [ceil(out / 4) * in * 4 + slack]; rows past the last are zero.
+    """
+
+    name = "dense token panel"
+    TENSORS = ("values",)
+    GEOMETRY = ("block_rows", "block_columns")
+
+    block_rows: int
+    block_columns: int
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, mask: Tensor | None = None, **options: object) -> DensePanel:
+        """See ``PackedWeight.from_dense``."""
+        refuse_options(cls, options)
+        weight = weight.detach() if mask is None else torch.where(mask, weight.detach(), 0)
+        rows, columns = weight.shape
+        groups = -(-rows // DENSE_ROWS)
+        padded = torch.nn.functional.pad(weight, (0, 0, 0, groups * DENSE_ROWS - rows))
+        packed = padded.view(groups, DENSE_ROWS, columns).transpose(1, 2).reshape(-1)
+        values = torch.nn.functional.pad(packed, (0, SLACK_BYTES // weight.element_size()))
+        return cls((rows, columns), {"values": values}, {"block_rows": 768, "block_columns": 128})
+
+    def to_dense(self) -> Tensor:
+        rows, columns = self.shape
+        groups = -(-rows // DENSE_ROWS)
+        values = self.values[: groups * columns * DENSE_ROWS].view(groups, columns, DENSE_ROWS)
+        return values.transpose(1, 2).reshape(-1, columns)[:rows]
+
+    def kept(self) -> Tensor:
+        return self.to_dense() != 0
+
+
+class HeadGroup(NamedTuple):
+    """Heads of equal widths, which are neighbours in the projections' rows."""
+
+    heads: int
+    score: int  # rows of a head in query and key
+    value: int  # rows of a head in value
+
+
+@dataclass(frozen=True)
+class EncoderLayer:
+    """The tensors of one layer, all float32 on the CPU and contiguous.
+
+    Attributes:
+        weights: Query, key, value, output, up, down: ``ElementSparse``, ``VectorSparse`` or ``DensePanel``.
+        biases: Their biases; None for none.
+        attention_norm: Weight and bias of the LayerNorm after the attention.
+        output_norm: Those of the LayerNorm after the feed-forward network.
+        epsilons: The two LayerNorms' epsilons.
+        heads: The heads, in the order of the projections' rows.
+        scale: Factor of the scores.
+        activation: "relu", "gelu" or "gelu_tanh".
+    """
+
+    weights: Sequence[PackedWeight]
+    biases: Sequence[Tensor | None]
+    attention_norm: tuple[Tensor, Tensor]
+    output_norm: tuple[Tensor, Tensor]
+    epsilons: tuple[float, float]
+    heads: Sequence[HeadGroup]
+    scale: float
+    activation: str
+
+
+class NativeEncoder:
+    """Layers described for the native library. The packed weights are read at each call, not copied."""
+
+    def __init__(self, layers: Sequence[EncoderLayer]) -> None:
+        self.hidden = layers[0].weights[0].shape[1]
+        self._count = len(layers)
+        self._alive: list[Tensor] = []
+        description = b"".join(map(self._describe, layers))
+        self._description = ctypes.create_string_buffer(description, len(description))
+
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the last layer's output for the tokens that ``mask`` keeps, and zeros for the others.
+
+        Args:
+            x: [batch, tokens, hidden], float32 on the CPU.
+            mask: Bool [batch, tokens], True = keep. Tokens attend to the kept tokens of their sequence.
+
+        Raises:
+            ValueError: Shapes or dtypes do not fit.
+        """
+        if x.dim() != 3 or x.shape[2] != self.hidden or x.dtype != torch.float32 or not x.is_cpu:
+            raise ValueError(
+                f"x is {list(x.shape)} of {x.dtype} on {x.device}; "
+                f"it must be [batch, tokens, {self.hidden}] of torch.float32 on cpu"
+            )
+        if mask is not None:
+            if mask.shape != x.shape[:2] or mask.dtype != torch.bool:
+                expected = f"{list(x.shape[:2])} of torch.bool"
+                raise ValueError(f"mask is {list(mask.shape)} of {mask.dtype}; it must be {expected}")
+            mask = mask.contiguous()
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        call = _ENCODER_CALL.pack(
+            x.data_ptr(),
+            y.data_ptr(),
+            0 if mask is None else mask.data_ptr(),
+            ctypes.addressof(self._description),
+            *x.shape,
+            self._count,
+            torch.get_num_threads(),
+        )
+        if native.library().sb_encoder(call) != 0:
+            raise ValueError("the layers' weights do not fit together, or the library lacks their formats")
+        return y
+
+    def _describe(self, layer: EncoderLayer) -> bytes:
+        """Return the bytes of a struct sb_layer."""
+        weights = b""
+        for weight, bias in zip(layer.weights, layer.biases, strict=True):
+            padded = _padded_bias(bias, weight.shape[0])
+            self._alive += [*weight.tensors().values(), padded]
+            weights += native.describe(weight, padded, None)
+        heads = torch.tensor(layer.heads, dtype=torch.int32)
+        norms = (*layer.attention_norm, *layer.output_norm)
+        self._alive += [heads, *norms]
+        return weights + _LAYER.pack(
+            *(tensor.data_ptr() for tensor in norms),
+            heads.data_ptr(),
+            len(layer.heads),
+            native.ACTIVATIONS[layer.activation],
+            *layer.epsilons,
+            layer.scale,
+            0,
+        )
+
+
+def supports(weight: PackedWeight) -> bool:
+    """Return whether the native encoder computes a packed weight."""
+    return isinstance(weight, ElementSparse | VectorSparse | DensePanel) and weight.dtype == torch.float32
+
+
+def _padded_bias(bias: Tensor | None, rows: int) -> Tensor:
+    padding = -rows % ROWS
+    if bias is None:
+        return torch.zeros(rows + padding)
+    bias = bias.detach().contiguous()
+    return torch.nn.functional.pad(bias, (0, padding)) if padding else bias

@@ -1,0 +1,153 @@
+// Attention of one head over one sequence, on token panels.
+//
+// Scores are computed transposed, scores[key][query], with queries as lanes: softmax runs down the rows without
+// horizontal sums, keys and values are read one by one and broadcast, and nothing is transposed.
+#pragma once
+#include "token_panels.h"
+#include "scratch.h"
+
+namespace SB_ISA {
+
+// exp(x) for x <= 0 to a relative error of 2e-7; below -87 it stays exp(-87). NaN stays NaN.
+SB_INLINE Simd::F exp_negative(Simd::F x) {
+  typedef uint32_t U __attribute__((vector_size(LANES * 4)));
+  static const float coefficients[] = {1.9875691e-4f, 1.3981999e-3f, 8.3334519e-3f, 4.1665796e-2f,
+                                       1.6666665e-1f, 5.0000001e-1f, 1.0f,          1.0f};
+  x = Simd::max(Simd::set1(-87.0f), x);  // this order of the operands keeps NaN
+  // Adding 1.5 * 2^23 rounds to an integer, which the low bits of the sum hold.
+  const Simd::F shifter = Simd::set1(12582912.0f), shifted = x * Simd::set1(1.44269504f) + shifter;
+  const Simd::F n = shifted - shifter;
+  const Simd::F r = (x - n * Simd::set1(0.693359375f)) + n * Simd::set1(2.12194440e-4f);
+  const U power = (reinterpret_cast<U>(shifted) << 23) + reinterpret_cast<U>(Simd::set1(1.0f));
+  return horner(r, coefficients, 8) * reinterpret_cast<Simd::F>(power);
+}
+
+// Scores of R keys, lanes k[0 .. R), and V vectors of queries.
+template <int R, int V>
+SB_INLINE void score_tile(const float* q, int64_t q_width, const float* k, int64_t k_width, int64_t features,
+                          float* scores) {
+  Simd::F sums[R][V] = {};
+  for (int64_t f = 0; f < features; f++, q += q_width, k += k_width) {
+    Simd::F query[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) query[v] = Simd::load(q + v * LANES);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const Simd::F key = Simd::set1(k[r]);
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) sums[r][v] += key * query[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) Simd::store(scores + (r * V + v) * LANES, sums[r][v]);
+}
+
+// sums[row] += value of feature `row` * weights, over `keys` neighbouring keys.
+template <int R, int V>
+SB_INLINE void value_tile(const float* values, int64_t v_width, int64_t keys, const float* weights,
+                          Simd::F (&sums)[R][V]) {
+  for (int64_t key = 0; key < keys; key++, weights += V * LANES) {
+    Simd::F weight[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) weight[v] = Simd::load(weights + v * LANES);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const Simd::F value = Simd::set1(values[r * v_width + key]);
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) sums[r][v] += value * weight[v];
+    }
+  }
+}
+
+// Replaces scores[keys][V vectors] by exp(scale * (score - maximum)); returns the sums' inverses.
+template <int V>
+SB_INLINE void softmax(float* scores, int64_t keys, float scale, Simd::F (&inverse)[V]) {
+  Simd::F highest[V], sum[V] = {};
+  for (int v = 0; v < V; v++) highest[v] = Simd::load(scores + v * LANES);
+  for (int64_t key = 1; key < keys; key++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) highest[v] = Simd::max(highest[v], Simd::load(scores + (key * V + v) * LANES));
+  for (int64_t key = 0; key < keys; key++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) {
+      float* at = scores + (key * V + v) * LANES;
+      const Simd::F weight = exp_negative((Simd::load(at) - highest[v]) * Simd::set1(scale));
+      sum[v] += weight;
+      Simd::store(at, weight);
+    }
+  for (int v = 0; v < V; v++) inverse[v] = Simd::set1(1.0f) / sum[v];
+}
+
+// One head: rows of its query, key, value in the token panels of the projections, and of its context.
+struct Head {
+  int64_t query, key, value, context;  // first row of each
+  int64_t score_width, value_width;
+};
+
+// Writes the lanes [from, to) of a vector only: the others belong to sequences of other threads.
+SB_INLINE void store_lanes(float* p, Simd::F vector, int from, int to) {
+  if (from == 0 && to == LANES) return Simd::store(p, vector);
+  alignas(64) float lanes[LANES];
+  Simd::store(lanes, vector);
+  for (int lane = from; lane < to; lane++) p[lane] = lanes[lane];
+}
+
+// Attends from V vectors of queries, which begin at token `at`, to the tokens [begin, end) of their sequence.
+template <int V>
+void attend(const Panels& projected, const Panels& context, const Head& head, float scale, int64_t at, int64_t begin,
+            int64_t end, float* scores) {
+  const PanelRow query = projected.row(head.query, at);
+  for (int64_t key = begin; key < end;) {
+    const PanelRow keys = projected.row(head.key, key);
+    const int64_t piece = end - key < keys.rest ? end - key : keys.rest;
+    float* to = scores + (key - begin) * V * LANES;
+    int64_t i = 0;
+#define SB_SCORES(R)                                                                                          \
+  for (; i + R <= piece; i += R)                                                                              \
+    score_tile<R, V>(query.data, query.width, keys.data + i, keys.width, head.score_width, to + i * V * LANES);
+    SB_SCORES(8) SB_SCORES(4) SB_SCORES(1)
+#undef SB_SCORES
+    key += piece;
+  }
+  Simd::F inverse[V];
+  softmax<V>(scores, end - begin, scale, inverse);
+  const PanelRow out = context.row(head.context, at);
+  int64_t feature = 0;
+#define SB_VALUES(R)                                                                                          \
+  for (; feature + R <= head.value_width; feature += R) {                                                     \
+    Simd::F sums[R][V] = {};                                                                                  \
+    for (int64_t key = begin; key < end;) {                                                                   \
+      const PanelRow values = projected.row(head.value + feature, key);                                       \
+      const int64_t piece = end - key < values.rest ? end - key : values.rest;                                \
+      value_tile<R, V>(values.data, values.width, piece, scores + (key - begin) * V * LANES, sums);           \
+      key += piece;                                                                                           \
+    }                                                                                                         \
+    for (int v = 0; v < V; v++) {                                                                             \
+      const int64_t first = at + v * LANES;                                                                   \
+      const int from = begin > first ? static_cast<int>(begin - first) : 0;                                   \
+      const int to = end - first < LANES ? static_cast<int>(end - first) : LANES;                             \
+      for (int r = 0; r < R; r++)                                                                             \
+        store_lanes(out.data + (feature + r) * out.width + v * LANES, sums[r][v] * inverse[v], from, to);     \
+    }                                                                                                         \
+  }
+  SB_VALUES(8) SB_VALUES(4) SB_VALUES(1)
+#undef SB_VALUES
+}
+
+// Attention of one head over the tokens [begin, end).
+inline void attention_head(const Panels& projected, const Panels& context, const Head& head, float scale,
+                           int64_t begin, int64_t end) {
+  static thread_local Scratch scratch;
+  float* scores = static_cast<float*>(scratch.get(size_t{4} * (end - begin) * 2 * LANES));
+  // Vectors of queries two at a time, as far as they lie in one token panel.
+  for (int64_t at = begin / LANES * LANES; at < end;) {
+    const bool two = at + LANES < end && projected.row(0, at).rest > LANES;
+    if (two) attend<2>(projected, context, head, scale, at, begin, end, scores);
+    else attend<1>(projected, context, head, scale, at, begin, end, scores);
+    at += two ? 2 * LANES : LANES;
+  }
+}
+
+}  // namespace SB_ISA

@@ -1,0 +1,52 @@
+// Residual addition and LayerNorm on token panels: sums run down the features, one lane a token.
+#pragma once
+#include "token_panels.h"
+
+namespace SB_ISA {
+
+struct Norm {
+  const float *gamma, *beta;
+  float epsilon;
+};
+
+// y = LayerNorm(x + y) over `features` rows of T vectors, in place.
+template <int T>
+void add_norm_panel(const float* x, float* y, int64_t features, const Norm& norm) {
+  constexpr int WIDTH = T * LANES;
+  Simd::F sum[T] = {}, squares[T] = {}, mean[T], rate[T];
+  for (int64_t f = 0; f < features; f++)
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) {
+      const Simd::F value = Simd::load(x + f * WIDTH + t * LANES) + Simd::load(y + f * WIDTH + t * LANES);
+      Simd::store(y + f * WIDTH + t * LANES, value);
+      sum[t] += value;
+    }
+  const Simd::F share = Simd::set1(1.0f / static_cast<float>(features));
+  for (int t = 0; t < T; t++) mean[t] = sum[t] * share;
+  for (int64_t f = 0; f < features; f++)
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) {
+      const Simd::F difference = Simd::load(y + f * WIDTH + t * LANES) - mean[t];
+      squares[t] += difference * difference;
+    }
+  for (int t = 0; t < T; t++)
+    rate[t] = Simd::set1(1.0f) / Simd::sqrt(squares[t] * share + Simd::set1(norm.epsilon));
+  for (int64_t f = 0; f < features; f++) {
+    const Simd::F gamma = Simd::set1(norm.gamma[f]), beta = Simd::set1(norm.beta[f]);
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) {
+      float* at = y + f * WIDTH + t * LANES;
+      Simd::store(at, (Simd::load(at) - mean[t]) * rate[t] * gamma + beta);
+    }
+  }
+}
+
+// y = LayerNorm(x + y) over the token panels [begin, end).
+inline void add_norm(const Panels& x, const Panels& y, int64_t features, const Norm& norm, int64_t begin, int64_t end) {
+  for (int64_t tile = begin; tile < end; tile++)
+    with_panel_vectors(x.layout->vectors(tile), [&](auto vectors) {
+      add_norm_panel<decltype(vectors)::COUNT>(x.token_panel(tile), y.token_panel(tile), features, norm);
+    });
+}
+
+}  // namespace SB_ISA

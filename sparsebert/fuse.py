@@ -1,0 +1,60 @@
+"""Run the encoder of a model as one native call, in place, and undo it: ``fuse_`` and ``unfuse_``."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from sparsebert.bert import is_encoder, require_module
+from sparsebert.nn.fused_encoder import FusedEncoder, fused_class, require_fusible
+
+
+def fuse_(model: nn.Module) -> nn.Module:
+    """Let each encoder in ``model`` run all its layers in one call of the native CPU library, in place.
+
+    For BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA and DistilBERT, with any task head, sparse or dense,
+    before or after ``sparsify_`` and ``compact_``. Signatures and results stay the same, except that hidden
+    states at padding are zero: padding is never computed, so a batch takes as long as its tokens. Names,
+    hooks, parameters, copies, pickles and saved files do not change.
+
+    Where another result could be expected, the layers run one by one as before, and a warning says why, once:
+    recorded gradients, training, requested hidden states or attentions, hooks or replaced modules inside the
+    encoder, another device or dtype than float32 on the CPU, a mask that differs between queries, compilers
+    and tracers.
+
+    Args:
+        model: The model to change. Call it in eval mode under ``torch.inference_mode()``.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The model has no encoder of a known class, or a layer of one has no native form. The model
+            is then unchanged.
+    """
+    require_module(model)
+    encoders = [module for module in model.modules() if is_encoder(module)]
+    if not encoders and not any(isinstance(module, FusedEncoder) for module in model.modules()):
+        raise ValueError(
+            "expected a BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA or DistilBERT model; "
+            f"{type(model).__name__} has no encoder of these families"
+        )
+    for encoder in encoders:
+        require_fusible(encoder)
+    for encoder in encoders:
+        encoder.__class__ = fused_class(type(encoder))
+    return model
+
+
+def unfuse_(model: nn.Module) -> nn.Module:
+    """Undo ``fuse_`` in place, and return the model; one that is not fused does not change.
+
+    Raises:
+        ValueError: ``model`` is not a module.
+    """
+    require_module(model)
+    for module in model.modules():
+        if isinstance(module, FusedEncoder):
+            module.__class__ = module.plain_class
+            for name in ("_native", "_said"):
+                vars(module).pop(name, None)
+    return model

@@ -1,0 +1,347 @@
+"""``fuse_`` and ``unfuse_``: equal answers in every family, and everything else as it was."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsebert import compact_, densify_, fuse_, prune, sparsify_, unfuse_
+from sparsebert.nn.fused_encoder import FusedEncoder
+from sparsebert_kernels import cpu
+from tests.sparsify.models import MODELS, WIDTH, build
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="no native library")
+
+TOKENS = torch.arange(2, 29).view(3, 9)
+MASK = torch.arange(9) < torch.tensor([[9], [4], [1]])
+FAMILIES = {
+    **MODELS,
+    "XLMRobertaModel": lambda: transformers.XLMRobertaModel(transformers.XLMRobertaConfig(**WIDTH)),
+    "CamembertModel": lambda: transformers.CamembertModel(transformers.CamembertConfig(**WIDTH)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_warning() -> Iterator[None]:
+    """A warning says that the plain path ran: only tests of that path expect one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the fused encoder")
+        yield
+
+
+@torch.inference_mode()
+def answers(model: Any, mask: Tensor | None = MASK) -> Tensor:
+    """The answers at tokens, without padding."""
+    kept = torch.ones_like(MASK) if mask is None else mask.bool()
+    inputs = {"input_ids": TOKENS} | ({} if mask is None else {"attention_mask": mask.long()})
+    outputs = model(**inputs)
+    real = [out[kept] if out.shape[:2] == TOKENS.shape else out for out in outputs.values()]
+    return torch.cat([out.flatten() for out in real])
+
+
+def close(answer: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(answer, expected, rtol=1e-5, atol=3e-6)
+
+
+def encoder_of(model: nn.Module) -> Any:
+    return next(module for module in model.modules() if isinstance(module, FusedEncoder))
+
+
+class TestAnswers:
+    @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+    @pytest.mark.parametrize("name", FAMILIES)
+    def test_are_those_of_the_model(self, name: str, implementation: str) -> None:
+        torch.manual_seed(0)
+        model = FAMILIES[name]().eval()
+        model.set_attn_implementation(implementation)
+        expected = [answers(model), answers(model, None)]
+        assert fuse_(model) is model
+        for answer, plain in zip((answers(model), answers(model, None)), expected, strict=True):
+            assert close(answer, plain)
+
+    @pytest.mark.parametrize("format", ["auto", "element", "vector", "compact", "dense", "csr", "panel"])
+    @pytest.mark.parametrize("fuse_first", [False, True])
+    def test_are_those_of_the_sparse_model(self, format: str, fuse_first: bool) -> None:
+        model = build("BertModel")
+        ticket = prune(model, sparsity=0.7)
+        if fuse_first:
+            fuse_(model)
+        sparsify_(model, ticket, format=format)
+        plain = answers(unfuse_(copy.deepcopy(model)))
+        assert close(answers(fuse_(model)), plain)
+
+    @pytest.mark.parametrize("granularity", ["head", "neuron", "row", "column"])
+    @pytest.mark.parametrize("sparse", [False, True])
+    def test_are_those_of_the_compacted_model(self, granularity: str, sparse: bool) -> None:
+        model = build("BertModel")
+        ticket = prune(model, sparsity=0.5, granularity=granularity)
+        (sparsify_ if sparse else compact_)(model, ticket)
+        plain = answers(model)
+        assert close(answers(fuse_(model)), plain)
+
+    def test_of_the_same_class_with_the_same_keys(self) -> None:
+        model = build("BertModel")
+        with torch.inference_mode():
+            plain, fused = model(TOKENS), fuse_(model)(TOKENS)
+            as_tuple = model(TOKENS, return_dict=False)
+        assert type(plain) is type(fused)
+        assert plain.keys() == fused.keys()
+        assert isinstance(as_tuple, tuple)
+
+    def test_padding_is_zero_and_a_row_of_padding_harms_no_other(self) -> None:
+        model = fuse_(build("BertModel"))
+        mask = MASK.clone()
+        mask[1] = False
+        with torch.inference_mode():
+            states = model(TOKENS, attention_mask=mask.long()).last_hidden_state
+        assert not states[~mask].any()
+        assert torch.equal(states[mask], answers_of_states(model, MASK)[mask])
+
+    def test_follow_every_change_of_the_weights(self) -> None:
+        model = fuse_(build("BertModel"))
+        other = build("BertModel")
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter += 0.01 * torch.randn_like(parameter)
+        answers(model)
+        model.load_state_dict(other.state_dict())
+        assert close(answers(model), answers(other))
+        with torch.no_grad():
+            for each in (model, other):
+                each.encoder.layer[1].output.dense.bias += 1
+        assert close(answers(model), answers(other))
+        for each in (model, other):
+            each.encoder.layer[0].output.dense = copy.deepcopy(each.encoder.layer[1].output.dense)
+        assert close(answers(model), answers(other))
+        for each in (model, other):
+            each.encoder.layer[0].attention.self.query.weight = nn.Parameter(torch.zeros(24, 24))
+        assert close(answers(model), answers(other))
+
+    @pytest.mark.parametrize("format", ["element", "dense", "compact"])
+    def test_follow_a_checkpoint_loaded_into_sparse_layers(self, format: str) -> None:
+        model = build("BertModel")
+        sparsify_(model, prune(model, sparsity=0.7), format=format)
+        other = copy.deepcopy(model)
+        before = answers(fuse_(model))
+        state = {name: tensor * 1.1 for name, tensor in other.state_dict().items()}
+        model.load_state_dict(state)
+        other.load_state_dict(state)
+        assert close(answers(model), answers(other))
+        assert not close(answers(model), before)
+
+
+@torch.inference_mode()
+def answers_of_states(model: Any, mask: Tensor) -> Tensor:
+    return model(TOKENS, attention_mask=mask.long()).last_hidden_state
+
+
+class TestWhatStays:
+    def test_names_parameters_and_classes(self) -> None:
+        model = build()
+        before = {name: id(each) for name, each in model.named_modules()}, list(model.state_dict())
+        plain_class = type(model.bert.encoder)
+        fuse_(model)
+        assert ({name: id(each) for name, each in model.named_modules()}, list(model.state_dict())) == before
+        assert isinstance(model.bert.encoder, plain_class)
+        assert type(unfuse_(model).bert.encoder) is plain_class
+        assert not {"_native", "_said"} & {*vars(model.bert.encoder)}
+
+    @pytest.mark.parametrize("sparse", [False, True])
+    def test_copies_and_pickles_are_fused_too(self, sparse: bool) -> None:
+        model = build("BertModel")
+        if sparse:
+            sparsify_(model, prune(model, sparsity=0.7))
+        expected = answers(fuse_(model))
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        for copied in (
+            copy.deepcopy(model),
+            pickle.loads(pickle.dumps(model)),
+            torch.load(buffer, weights_only=False),
+        ):
+            assert isinstance(copied.encoder, FusedEncoder)
+            assert copied.encoder is not model.encoder
+            assert torch.equal(answers(copied), expected)
+
+    @pytest.mark.parametrize("sparse", [False, True])
+    def test_what_is_saved(self, sparse: bool, tmp_path: Path) -> None:
+        model = build("BertModel")
+        if sparse:
+            sparsify_(model, prune(model, sparsity=0.7))
+        model.save_pretrained(tmp_path / "plain")
+        fuse_(model).save_pretrained(tmp_path / "fused")
+        plain, fused = (
+            {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+            for name in ("plain", "fused")
+        )
+        assert plain == fused
+
+    def test_densify_and_a_second_fuse(self) -> None:
+        model = build("BertModel")
+        sparsify_(model, prune(model, sparsity=0.7))
+        expected = answers(fuse_(model))
+        assert close(answers(densify_(model)), expected)
+        assert close(answers(fuse_(model)), expected)
+        assert close(answers(unfuse_(model)), expected)
+
+    def test_unfuse_of_a_plain_model_changes_nothing(self) -> None:
+        model = build()
+        assert type(unfuse_(model).bert.encoder).__name__ == "BertEncoder"
+
+
+class TestPlainPath:
+    """The layers run one by one where that could make a difference, and one warning says why."""
+
+    @staticmethod
+    def warned(model: Any, reason: str, call: Any) -> Any:
+        with pytest.warns(UserWarning, match=f"the fused encoder runs its layers one by one: .*{reason}"):
+            first = call(model)
+        call(model)  # the fixture makes a second warning an error
+        return first
+
+    def test_gradients(self) -> None:
+        model = fuse_(build())
+        output = self.warned(
+            model, "gradients are recorded", lambda model: model(TOKENS, labels=torch.zeros(3).long())
+        )
+        output.loss.backward()
+        assert all(parameter.grad is not None for parameter in model.bert.encoder.parameters())
+
+    def test_training(self) -> None:
+        model = fuse_(build()).train()
+        with torch.no_grad():
+            self.warned(model, "training mode", lambda model: model(TOKENS))
+
+    @pytest.mark.parametrize("name", ["hidden_states", "attentions"])
+    def test_recorded_outputs(self, name: str) -> None:
+        model = build()
+        model.set_attn_implementation("eager")
+        with torch.inference_mode():
+            expected = model(TOKENS, **{f"output_{name}": True})
+            fuse_(model)
+            output = self.warned(
+                model, "hidden states or attentions", lambda m: m(TOKENS, **{f"output_{name}": True})
+            )
+        for state, plain in zip(output[name], expected[name], strict=True):
+            assert torch.equal(state, plain)
+        answers(model)  # without recording natively again
+
+    @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+    def test_hooks_inside(self, register: str) -> None:
+        model = fuse_(build())
+        seen: list[Any] = []
+        layer = model.bert.encoder.layer[1].output.dense
+        handle = getattr(layer, register)(lambda module, *rest: seen.append(module))
+        self.warned(model, "hooks", answers)
+        assert seen == [layer, layer]
+        handle.remove()
+        answers(model)
+
+    def test_hooks_of_the_encoder_itself_run(self) -> None:
+        model = fuse_(build("BertModel"))
+        seen: list[Any] = []
+        model.encoder.register_forward_hook(
+            lambda module, args, output: seen.append(output.last_hidden_state)
+        )
+        answers(model)
+        assert len(seen) == 1
+
+    def test_hooks_on_all_modules(self) -> None:
+        model = fuse_(build())
+        handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+        try:
+            self.warned(model, "hooks on all modules", answers)
+        finally:
+            handle.remove()
+
+    def test_other_dtypes(self) -> None:
+        model = fuse_(build("BertModel")).double()
+        plain = build("BertModel").double()
+        assert torch.equal(self.warned(model, "torch.float64", answers), answers(plain))
+        assert close(answers(model.float()), answers(plain.float()))
+
+    def test_autocast(self) -> None:
+        model = fuse_(build())
+        with torch.autocast("cpu", torch.bfloat16):
+            self.warned(model, "autocast", answers)
+
+    def test_masks_that_differ_between_queries(self) -> None:
+        model = build("BertModel")
+        causal = torch.ones(9, 9, dtype=torch.bool).tril().expand(3, 1, 9, 9)
+        with torch.inference_mode():
+            expected = model(TOKENS, attention_mask=causal).last_hidden_state
+            output = self.warned(
+                fuse_(model), "differs between queries", lambda m: m(TOKENS, attention_mask=causal)
+            )
+        assert torch.equal(output.last_hidden_state, expected)
+
+    def test_added_masks_with_other_values(self) -> None:
+        model = build("BertModel")
+        model.set_attn_implementation("eager")
+        added = torch.randn(3, 1, 1, 9)
+        with torch.inference_mode():
+            expected = model(TOKENS, attention_mask=added).last_hidden_state
+            output = self.warned(fuse_(model), "other values", lambda m: m(TOKENS, attention_mask=added))
+        assert torch.equal(output.last_hidden_state, expected)
+
+    def test_compiled_models(self) -> None:
+        model = fuse_(build("BertModel"))
+        expected = answers(model, None)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        assert close(answers(compiled, None), expected)
+
+    def test_a_layer_replaced_by_a_foreign_one(self) -> None:
+        model = fuse_(build("BertModel"))
+
+        class Shifted(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x) + 1
+
+        model.encoder.layer[0].output.dense.__class__ = Shifted
+        expected = self.warned(model, "Shifted is not a plain or sparse linear layer", answers)
+        assert torch.equal(answers(unfuse_(model)), expected)
+
+    def test_without_the_native_library(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = fuse_(build())
+        monkeypatch.setattr("sparsebert_kernels.cpu.native.why_unavailable", lambda: "not built")
+        self.warned(model, "the native library is missing", answers)
+
+
+class TestRefusals:
+    def refused(self, model: nn.Module, message: str) -> None:
+        classes = [type(module) for module in model.modules()]
+        with pytest.raises(ValueError, match=message):
+            fuse_(model)
+        assert [type(module) for module in model.modules()] == classes
+
+    def test_a_model_of_another_family(self) -> None:
+        config = transformers.GPT2Config(n_layer=1, n_embd=24, n_head=3, vocab_size=50)
+        self.refused(transformers.GPT2Model(config), "GPT2Model has no encoder of these families")
+
+    def test_a_model_that_only_looks_like_bert(self) -> None:
+        model = transformers.MegatronBertModel(transformers.MegatronBertConfig(**WIDTH))
+        self.refused(model, "MegatronBertModel has no encoder")
+
+    def test_a_decoder(self) -> None:
+        model = transformers.BertModel(transformers.BertConfig(**WIDTH, is_decoder=True))
+        self.refused(model, "layer 0 of BertEncoder cannot be fused: the model is a decoder")
+
+    def test_an_unknown_activation(self) -> None:
+        model = transformers.BertModel(transformers.BertConfig(**WIDTH, hidden_act="silu"))
+        self.refused(model, "SiLUActivation is none of relu, gelu, gelu_tanh")
+
+    def test_an_adapter(self) -> None:
+        model = build("BertModel")
+        model.encoder.layer[1].output.dense = nn.Sequential(model.encoder.layer[1].output.dense)
+        self.refused(model, "layer 1 of BertEncoder cannot be fused")
