@@ -18,6 +18,7 @@ from sparsebert.report.lottery_tables import curve_tables, learned_tables, trans
 from sparsebert.report.memory_tables import memory_tables
 from sparsebert.report.model_tables import bench_tables, sweep_tables, sweeps
 from sparsebert.report.plots import Picture, speedup_pictures
+from sparsebert.report.request_tables import request_tables
 from sparsebert.report.revision_tables import revision_tables
 from sparsebert.report.run_plots import run_pictures
 from sparsebert.report.run_tables import evaluation_tables, matrix_tables, run_tables
@@ -134,6 +135,7 @@ _KINDS = (
     Kind("stack", _of("stack"), _by_machine(stack_tables)),
     Kind("selection", _of("selection"), _by_machine(selection_tables)),
     Kind("memory", _of("memory"), _by_machine(memory_tables)),
+    Kind("requests", _of("request_memory", "request_time"), _by_machine(request_tables)),
     Kind("revisions", _of("revision"), _by_machine(revision_tables)),
     Kind("goals", _of("goal"), _by_machine(goal_tables)),
     Kind("gpu", _of("gpu"), gpu_tables, roofline_pictures),

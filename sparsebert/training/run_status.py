@@ -107,15 +107,17 @@ class RunStatus:
             title: Its title.
             steps: Its optimizer steps.
             loss: Its last logged loss.
-            metrics: Its metrics on the validation data.
+            metrics: Its metrics on the validation data; may be empty.
             seconds: Its duration.
             mean_seconds: Mean duration of the rounds so far, by which the remaining time is estimated.
         """
-        name = self._name if self._name in metrics else next(iter(metrics))
-        self.note_metric(metrics[name])
         parts = [f"step {steps} of {steps}"]
         parts += [f"loss {loss:.4f}"] if loss is not None else []
-        parts += [f"{name} {metrics[name]:.4f}", f"done in {duration_text(seconds)}"]
+        if metrics:
+            name = self._name if self._name in metrics else next(iter(metrics))
+            self.note_metric(metrics[name])
+            parts.append(f"{name} {metrics[name]:.4f}")
+        parts.append(f"done in {duration_text(seconds)}")
         if self._later_rounds:
             parts.append(f"about {duration_text(mean_seconds * self._later_rounds)} left")
         return f"{title}: {', '.join(parts)}"

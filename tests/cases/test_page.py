@@ -1,4 +1,4 @@
-"""The page of cases names tests that exist."""
+"""The page of cases names tests that exist, and has rows for every case."""
 
 from __future__ import annotations
 
@@ -30,3 +30,10 @@ def functions(path: Path) -> set[str]:
 def test_a_test_that_the_page_names_exists(test: str) -> None:
     path, name = test.split("::", maxsplit=1)
     assert name in functions(ROOT / path)
+
+
+def test_every_case_has_a_row_with_a_test() -> None:
+    cases = re.split(r"^### ", PAGE, flags=re.MULTILINE)[1:]
+    without = [case.splitlines()[0] for case in cases if "`tests/" not in case]
+    assert without == []
+    assert len(cases) == 28

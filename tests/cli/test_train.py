@@ -348,7 +348,10 @@ def test_a_full_disk_in_mid_round_is_one_line_and_the_run_goes_on_later(
             save(snapshot, path)
 
         full.setattr(Snapshot, "save", third_fails)
-        assert "No space left on device" in refused(capsys, *arguments)
+        assert app.main(arguments) == 2
+        *progress, line = capsys.readouterr().err.splitlines()
+        assert "No space left on device" in line
+        assert all(each.startswith("round ") for each in progress)
     log = tmp_path / "run" / "log.jsonl"
     assert [row["round"] for row in results.read(log, "round")] == [0]
     first = log.read_text()

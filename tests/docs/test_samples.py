@@ -21,7 +21,12 @@ from tests.docs.documents import PAGES, README, ROOT, blocks, commands, name, sh
 
 COMMANDS = {command: None for page in PAGES for command in commands(page)}
 MODEL = "bert-base-uncased"
-SMALLER = {"1,2,3": "1,2", "sst2,cola,mrpc=345": "cola,mrpc=1", "bert-base": "bert-tiny"}
+SMALLER = {
+    "1,2,3": "1,2",
+    "sst2,cola,mrpc=345": "cola,mrpc=1",
+    "bert-base": "bert-tiny",
+    "microsoft/mpnet-base": "bert-tiny",
+}
 TRAINING = ["--steps", "2", "--batch-size", "4", "--max-length", "16", "--device", "cpu", "--data", "data"]
 # Options added to a command: they win over those that it has.
 MORE = {

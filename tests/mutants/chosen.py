@@ -467,7 +467,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     "sparsebert/planning/layer_decision.py": (
         (
             "planner-slower-than-dense",
-            "timing.speedup < LEAST_SPEEDUP and not trainable",
+            "speedup < LEAST_SPEEDUP and not trainable",
             "False",
             "skipped check: a format that measured slower than dense is taken",
         ),
@@ -484,8 +484,8 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     "sparsebert/hf/verify_files.py": (
         (
             "hf-tensor-dtype",
-            "shape != tensor.shape or dtype not in tensor.dtypes",
-            "shape != tensor.shape",
+            "shape != expected.shape or dtype not in expected.dtypes",
+            "shape != expected.shape",
             "skipped check: the dtype of a stored tensor",
         ),
     ),
@@ -663,8 +663,8 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     "sparsebert/cli/path_checks.py": (
         (
             "cli-output-folder",
-            "elif file.is_dir():",
-            "elif False:",
+            "if file.is_dir() else None)\n        if problem",
+            "if False else None)\n        if problem",
             "skipped check: a folder is taken for an output file",
         ),
     ),

@@ -213,7 +213,7 @@ SURPLUS: dict[str, tuple[Callable[[Any], dict[str, Any]], str]] = {
             **inside("query.weight", "query.base_layer.weight")(model.state_dict()),
             f"bert.encoder.layer.0.attention.self.{LORA}": torch.ones(2, 24),
         },
-        "lack bert.encoder.layer.0.attention.self.query.weight",
+        f"hold 'bert.encoder.layer.0.attention.self.{LORA}', for which BertForSequenceClassification has no",
     ),
     "LoRA beside whole names": (
         lambda model: {
