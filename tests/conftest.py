@@ -8,8 +8,8 @@ import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Tables keep to the width of a terminal; pytest-xdist passes one on to its processes, which have none.
-for _name in ("COLUMNS", "LINES"):
-    os.environ.pop(_name, None)
+os.environ.pop("COLUMNS", None)
+os.environ.pop("LINES", None)
 
 from collections.abc import Iterator
 from pathlib import Path
