@@ -46,8 +46,8 @@ def evaluate(
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.find_runs import load_ticket, trained_models
     from sparsebert.report.format import mean_and_verdict, mean_text, verdict_notes
-    from sparsebert.tasks.metrics import chance_metrics, summarise
     from sparsebert.tasks.models import head_labels, short_name, skeleton
+    from sparsebert.tasks.verdict import chance_metrics, summarise
     from sparsebert.workflows.assemble import examples_of, task_of
     from sparsebert.workflows.evaluate import evaluate as evaluate_model
     from sparsebert.workflows.evaluate import evaluate_compacted

@@ -197,7 +197,7 @@ def _model_and_examples(
 def _overlap_row(tickets: Mapping[int, Ticket], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Print the overlap between the tickets of several seeds, and return the record."""
     from sparsebert.report.ticket_tables import overlap_text
-    from sparsebert.tasks.metrics import summary
+    from sparsebert.tasks.verdict import summary
 
     pairs = [one.overlap(other) for one, other in combinations(tickets.values(), 2)]
     mean = summary(pairs)

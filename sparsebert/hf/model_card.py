@@ -17,7 +17,7 @@ from sparsebert.hf.weight_files import weight_files
 from sparsebert.json_object import load_json
 from sparsebert.report.format import Record, baseline_name, machine_text, workload_title
 from sparsebert.report.table import Table
-from sparsebert.tasks.metrics import judged_again
+from sparsebert.tasks.verdict import judged_again
 from sparsebert.tickets.ticket import SAME_SPARSITY
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sparsebert.tasks.metrics import judged_again
+from sparsebert.tasks.verdict import judged_again
 
 Record = dict[str, Any]
 MISSING = "-"
@@ -92,7 +92,7 @@ def mean_text(mean: float, std: float | None) -> str:
 
 
 def mean_and_verdict(summary: Mapping[str, Any]) -> str:
-    """Return ``0.8532 ± 0.0041 winning`` from the fields of ``sparsebert.tasks.metrics.summarise``."""
+    """Return ``0.8532 ± 0.0041 winning`` from the fields of ``sparsebert.tasks.verdict.summarise``."""
     verdict = judged_again(summary).get("verdict")
     return " ".join(filter(None, (mean_text(summary["mean"], summary["std"]), verdict)))
 

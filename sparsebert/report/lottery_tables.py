@@ -19,7 +19,7 @@ from sparsebert.report.format import (
     versions_text,
 )
 from sparsebert.report.table import Table
-from sparsebert.tasks import metrics
+from sparsebert.tasks import metrics, verdict
 
 NAMES = {
     "dense": "dense",
@@ -67,9 +67,9 @@ class Point:
         return statistics.fmean(self.sparsities)
 
     @property
-    def summary(self) -> metrics.Summary:
+    def summary(self) -> verdict.Summary:
         """Mean and standard deviation of the metric."""
-        return metrics.summary(self.values)
+        return verdict.summary(self.values)
 
 
 def points(records: Iterable[Record], *parts: str) -> list[Point]:
@@ -94,7 +94,7 @@ def points(records: Iterable[Record], *parts: str) -> list[Point]:
             tuple(row["sparsity"] for row in seeds.values()),
             tuple(row["metrics"][metrics.primary(task)] for row in seeds.values()),
             speeds.get((label, share)),
-            metrics.chance_of(next(iter(seeds.values())), metrics.primary(task)),
+            verdict.chance_of(next(iter(seeds.values())), metrics.primary(task)),
         )
         for (label, task, share), seeds in sorted(
             values.items(), key=lambda item: (order.index(item[0][0]), item[0][2])
@@ -170,7 +170,7 @@ def transfer_tables(records: Iterable[Record]) -> list[Table]:
     return [Table(title, columns, rows, tuple(notes))]
 
 
-def share_text(summary: metrics.Summary) -> str:
+def share_text(summary: verdict.Summary) -> str:
     """Return the mean and, for several seeds, the standard deviation in per cent."""
     spread = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
     return f"{100 * summary.mean:.1f}{spread}"
@@ -179,12 +179,12 @@ def share_text(summary: metrics.Summary) -> str:
 def _verdict(point: Point, dense: Point | None) -> str:
     if dense is None or point is dense:
         return MISSING
-    return metrics.verdict(dense.values, point.values, dense.chance).verdict
+    return verdict.verdict(dense.values, point.values, dense.chance).verdict
 
 
 def _undecided_note(dense: Point | None) -> list[str]:
     """Return a note if the dense model is too close to chance for verdicts."""
-    reason = dense and metrics.verdict(dense.values, dense.values, dense.chance).reason
+    reason = dense and verdict.verdict(dense.values, dense.values, dense.chance).reason
     return [f"Undecided: {reason}."] if reason else []
 
 

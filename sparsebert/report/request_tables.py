@@ -41,9 +41,9 @@ def _memory_table(rows: list[Record]) -> Table:
         for row in rows
     )
     notes = (
-        f"{machine_text(rows[0]['environment'])}. Resident memory of a process with one 384x384 layer: before "
-        "any request, after 1,000 of 1 to 600 tokens, and after 10,000 more (600 where counts are exact, as "
-        "they were before they were rounded).",
+        f"{machine_text(rows[0]['environment'])}. Resident memory of a process with one 384x384 layer: "
+        "before any request, after 1,000 of 1 to 600 tokens, and after 10,000 more (600 where counts are "
+        "exact, as they were before they were rounded).",
     )
     return Table("Memory over requests of random lengths", _MEMORY, cells, notes)
 

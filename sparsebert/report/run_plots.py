@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from sparsebert.report.format import Record, counted, machine_text, span_text
 from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_figure
-from sparsebert.tasks.metrics import primary, summary
+from sparsebert.tasks.metrics import primary
 from sparsebert.tasks.registry import TASKS
+from sparsebert.tasks.verdict import summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

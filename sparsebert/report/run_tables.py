@@ -22,7 +22,7 @@ from sparsebert.report.format import (
     versions_text,
 )
 from sparsebert.report.table import Cell, Table
-from sparsebert.tasks.metrics import judged_again, summarise
+from sparsebert.tasks.verdict import judged_again, summarise
 
 SEEDS_NOTE = "Mean and standard deviation (n - 1) over the seeds."
 VERDICT_NOTE = (
@@ -209,7 +209,7 @@ def _without_repeats(written: Iterable[Record], computed: Iterable[Record]) -> l
 
 
 def _summary_table(title: str, rows: Sequence[Record], whose: dict[str, Cell]) -> Table:
-    """Return a table of the fields of ``sparsebert.tasks.metrics.summarise``, after the columns ``whose``."""
+    """Return a table of the fields of ``sparsebert.tasks.verdict.summarise``, after the columns ``whose``."""
     common, apart = _told_apart(rows)
     columns = apart | whose
     metrics = list(dict.fromkeys(row["metric"] for row in rows))

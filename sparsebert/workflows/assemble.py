@@ -19,8 +19,8 @@ from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import Data, Encoded, Task, TaskData, TextFormat, collate, encode, find_task, load
 from sparsebert.tasks.evaluator import evaluator
-from sparsebert.tasks.metrics import chance_metrics
 from sparsebert.tasks.models import fit_positions, load_model
+from sparsebert.tasks.verdict import chance_metrics
 from sparsebert.training.teachers import load_teacher
 
 

@@ -16,8 +16,9 @@ from sparsebert.lottery.run_context import RunContext
 from sparsebert.lottery.run_folder import Record, RunFolder
 from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import Data, Encoded, Task, TaskData, TextFormat, encode
-from sparsebert.tasks.metrics import primary, summarise
+from sparsebert.tasks.metrics import primary
 from sparsebert.tasks.models import short_name
+from sparsebert.tasks.verdict import summarise
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import distributed
 from sparsebert.training.distillation import Distillation
@@ -153,7 +154,7 @@ def over_seeds(
     """Summarise runs that differ only in their seeds, round by round.
 
     Sparsity and density are means, because some methods find a different sparsity for each seed.
-    :func:`sparsebert.tasks.metrics.summarise` computes the other fields. A dense round gets no verdict.
+    :func:`sparsebert.tasks.verdict.summarise` computes the other fields. A dense round gets no verdict.
 
     Args:
         task: The task.

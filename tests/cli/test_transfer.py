@@ -13,7 +13,7 @@ from sparsebert.cli import app
 from sparsebert.interop.bert_tickets import to_bert_tickets
 from sparsebert.pruning import prune
 from sparsebert.tasks import encoding, find_task
-from sparsebert.tasks.metrics import summary, verdict
+from sparsebert.tasks.verdict import summary, verdict
 from sparsebert.tickets.ticket import Ticket
 from tests.cli.tiny import PRUNABLE, QUICK, refused, save
 

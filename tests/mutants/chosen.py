@@ -503,13 +503,15 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "off by one: blocks are a token too long",
         ),
     ),
-    "sparsebert/tasks/metrics.py": (
+    "sparsebert/tasks/verdict.py": (
         (
             "metrics-winning",
             "dense.mean - dense.std",
             "dense.mean + dense.std",
             "a winning ticket has to beat the dense model",
         ),
+    ),
+    "sparsebert/tasks/metrics.py": (
         ("metrics-f1-class", "labels=[1]", "labels=[0]", "F1 of the other class"),
     ),
     "sparsebert/tasks/squad.py": (
