@@ -271,3 +271,15 @@ def test_a_gradient_that_the_library_refuses_is_an_error(monkeypatch: pytest.Mon
     monkeypatch.setattr(native.torch, "get_num_threads", lambda: 0)
     with pytest.raises(ValueError, match=r"the gradient of ElementSparse.* cannot be computed on 0 threads"):
         native.values_gradient(problem.gradient(), x, packed)
+
+
+@pytest.mark.parametrize("format", ["element", "vector"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bfloat16_answers_round_half_to_even(format: str, dtype: torch.dtype, instruction_set: str) -> None:
+    half = 2.0**-8  # of the distance between 1 and its neighbour
+    bias = torch.tensor([half, 3 * half, -half, -3 * half, half, half])
+    identity = formats.pack(torch.eye(6, dtype=dtype), format=format)
+    x = torch.tensor([1.0, 1.0, -1.0, -1.0, 1 + 2 * half, 1 - half]).bfloat16()
+    answer = ops.linear(torch.diag(x), identity, bias).diagonal().float()
+    expected = [1.0, 1 + 4 * half, -1.0, -1 - 4 * half, 1 + 4 * half, 1.0]
+    assert answer.tolist() == expected
