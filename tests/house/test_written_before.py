@@ -241,10 +241,10 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize(("name", "source"), [("records", "results.jsonl"), ("folders", "runs")])
 def test_a_report_shows_the_same_numbers(name: str, source: str) -> None:
-    assert written.sparsebert(f"report {source} --json tables.jsonl") == 0
+    assert written.sparsebert(f"report {source} --json new.jsonl") == 0
     expected = EXPECTED[name]
     assert len(expected) > 8
-    assert not missing(written.numbers(Path("tables.jsonl")), expected)
+    assert not missing(written.numbers(Path("new.jsonl")), expected)
 
 
 def test_tables_that_a_report_wrote_are_shown_again() -> None:
