@@ -18,8 +18,16 @@ def fuse_(model: nn.Module) -> nn.Module:
 
     Where another result could be expected, the layers run one by one as before, and a warning says why, once:
     recorded gradients, training, requested hidden states or attentions, hooks or replaced modules inside the
-    encoder, another device or dtype than float32 on the CPU, a mask that differs between queries, compilers
-    and tracers.
+    encoder, another device or dtype than float32 on the CPU, a mask that differs between queries, rows of a
+    batch that begin with padding or hold nothing else, weights made under ``torch.inference_mode()`` that the
+    native form copies, compilers and tracers.
+
+    Dense weights are copied into the native form, and copied again in the first call after a change: by
+    optimizers, ``load_state_dict``, replaced modules or tensors, and all in-place operations that torch
+    counts. torch does not count changes through ``.data``, ``.numpy()`` or shared memory; there, each call
+    compares 61 values spread over each weight. This notices a change of the whole weight or of a fiftieth of
+    its rows side by side (an averaged or merged weight, a pruned head), but not of single values: call
+    ``unfuse_`` and ``fuse_`` after those, or write under ``torch.no_grad()`` instead of through ``.data``.
 
     Args:
         model: The model to change. Call it in eval mode under ``torch.inference_mode()``.
