@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -258,3 +259,10 @@ def test_options_that_do_not_apply(
     convert = ["convert", str(tmp_path / "ticket"), str(tmp_path / "out"), "--model", str(dense)]
     assert message in refused(capsys, *convert, *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_no_tokenizer_is_made_up(dense: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(dense, source, ignore=shutil.ignore_patterns("tokenizer*"))
+    export_model(str(source), tmp_path / "out", sparse=False)
+    assert not list((tmp_path / "out").glob("tokenizer*"))
