@@ -55,6 +55,7 @@ def evaluate(
 
     hush_transformers()
     name = data.task_name(task)
+    data.require_applicable_folder([name])
     numbers = None if seeds is None else seed_list(seeds)
     models = trained_models(model, numbers)
     dense_models = trained_models(dense, numbers) if dense else {}

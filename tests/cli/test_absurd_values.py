@@ -62,6 +62,7 @@ VALUES: dict[str, list[tuple[str, str]]] = {
         ("--batches 4", "--batches applies only with --task: omit it"),
         ("--batch-size 4", "--batch-size applies only with --task: omit it"),
         ("--max-length 8", "--max-length applies only with --task: omit it"),
+        ("--data data", "--data applies only with --task: omit it"),
         ("--regression", "--regression applies only with --train-file or --validation-file: omit it"),
         ("--text-columns a", "--text-columns applies only with --train-file or --validation-file"),
         ("--label-column a", "--label-column applies only with --train-file or --validation-file"),
