@@ -31,6 +31,9 @@ VALUES: dict[str, list[tuple[str, str]]] = {
     "bench": [
         ("--sparsity 1.5", "--sparsity must be from 0 to 1, got 1.5; write 90 % as 0.9"),
         ("--sparsity 90", "did you mean 0.9?"),
+        ("--sparsity 0,9", "--sparsity must be from 0 to 1, got 0,9; did you mean 0.9?"),
+        ("--sparsity 0,05", "did you mean 0.05?"),
+        ("--sparsity 0,90,95", "did you mean 0.9?"),
         ("--sparsity nan", "from 0 to 1, got nan"),
         ("--sparsity=", "--sparsity is empty; pass a value or omit it"),
         ("--granularity 0x1", "block_size must be two positive ints"),
@@ -53,6 +56,7 @@ VALUES: dict[str, list[tuple[str, str]]] = {
         ("--vs=,", "--vs must name a baseline"),
     ],
     "prune": [
+        ("--sparsity 0,9", "--sparsity must be from 0 to 1, got 0,9; did you mean 0.9?"),
         ("--sparsity 1.5", "--sparsity must be from 0 to 1, got 1.5; write 90 % as 0.9"),
         ("--seed -1", "a seed must be from 0 to 2**32 - 1, got -1"),
         (f"--seeds 1,{HUGE}", "a seed must be from 0 to"),
