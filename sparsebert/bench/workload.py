@@ -226,10 +226,10 @@ def hush_transformers() -> None:
 def _count_tokens(sentences: list[str], model: str) -> list[int]:
     if model in SHAPES:
         return [2 + len(re.findall(r"\w+|[^\w\s]", sentence)) for sentence in sentences]
-    from transformers import AutoTokenizer
+    from sparsebert.tasks.load_tokenizer import load_tokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = load_tokenizer(model)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{model} has no tokenizer to count tokens with ({first_line(error).rstrip('.')})"

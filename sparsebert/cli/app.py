@@ -18,11 +18,12 @@ import typer
 import sparsebert
 from sparsebert.atomic import DiskFullError
 from sparsebert.cli.bench import bench
+from sparsebert.cli.command import Command
 from sparsebert.cli.convert import convert
 from sparsebert.cli.env import env
 from sparsebert.cli.evaluate import evaluate
 from sparsebert.cli.exit_codes import BAD_INPUT, BROKEN_PIPE, STOPPED, CommandFailed
-from sparsebert.cli.help_format import CommandHelp, GroupHelp
+from sparsebert.cli.help_format import GroupHelp
 from sparsebert.cli.prune import prune
 from sparsebert.cli.renamed_options import with_current_names
 from sparsebert.cli.report import report
@@ -50,7 +51,7 @@ _TOO_LARGE = re.compile(r"MemoryError|[Oo]verflow|can't allocate memory|out of m
 
 app = typer.Typer(name="sparsebert", cls=GroupHelp, rich_markup_mode=None, pretty_exceptions_enable=False)
 for _name, _command in COMMANDS.items():
-    app.command(_name, cls=CommandHelp)(_command)
+    app.command(_name, cls=Command)(_command)
 
 # Some versions of typer depend on click, others include a copy of it: this finds the class in both.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]

@@ -10,7 +10,7 @@ import typer
 from sparsebert.cli.console import progress
 from sparsebert.cli.option_groups import DataOptions, flattened
 from sparsebert.cli.path_checks import require_records
-from sparsebert.cli.shared_options import JsonFile, TaskName, TicketFile, seed_list
+from sparsebert.cli.shared_options import JsonFile, TaskName, TicketFile, require_numbers, seed_list
 from sparsebert.cli.stamped import stamped
 
 
@@ -32,7 +32,7 @@ def evaluate(
         bool, typer.Option("--compact", help="compact the model by --ticket, and report the changes")
     ] = False,
     min_row_weights: Annotated[
-        int, typer.Option(min=0, help="with --compact: also remove rows with fewer weights (lossy)")
+        int, typer.Option(help="with --compact: also remove rows with fewer weights (lossy)")
     ] = 0,
     json: JsonFile = None,
 ) -> None:
@@ -40,6 +40,7 @@ def evaluate(
     require_records("--json", json)
     if compact and ticket is None:
         raise ValueError("--compact requires --ticket, the ticket to compact by")
+    require_numbers({"--min-row-weights": min_row_weights}, least=0)
     if min_row_weights and not compact:
         raise ValueError(f"--min-row-weights {min_row_weights} requires --compact: add it")
     from sparsebert import results
@@ -54,6 +55,7 @@ def evaluate(
 
     hush_transformers()
     name = data.task_name(task)
+    data.require_applicable_folder([name])
     numbers = None if seeds is None else seed_list(seeds)
     models = trained_models(model, numbers)
     dense_models = trained_models(dense, numbers) if dense else {}

@@ -11,7 +11,7 @@ import csv
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
@@ -174,6 +174,13 @@ class DataOptions:
         )
         print_classes(data)
         return data
+
+    def require_applicable_folder(self, tasks: Iterable[str]) -> None:
+        """Raise ValueError for --data if the user's files hold all tasks of the command."""
+        from sparsebert.tasks import TASKS
+
+        if self.user_files and not TASKS.keys() & set(tasks):
+            require_applicable({"--data": self.data}, "a built-in task")
 
     def require_no_labels(self) -> None:
         """Raise ValueError for options about labels, for a command without a task."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -92,6 +93,10 @@ def sparsity_list(text: str) -> list[float]:
         raise ValueError(
             f"--sparsity must be a number from 0 to 1, such as 0.9 or 0.5,0.7,0.9, got {text[:60]!r}"
         ) from None
+    if max(sparsities) > 1 and re.fullmatch(r"0,\d+", text):
+        raise ValueError(
+            f"--sparsity must be from 0 to 1, got {text}; did you mean {text.replace(',', '.')}?"
+        )
     for sparsity in sparsities:
         require_share("--sparsity", sparsity)
     return sparsities

@@ -87,8 +87,9 @@ def train(
 
     hush_transformers()
     name = data.task_name(task)
-    source = data.source(name)
     other_tasks = [each.strip() for each in also.split(",")] if also else []
+    data.require_applicable_folder([name, *other_tasks])
+    source = data.source(name)
     other_sources = {each: data.source(each) for each in other_tasks}
     config = _run_config(model, method, options, sparsity, units, training, ticket, distillation)
     teachers = {

@@ -76,11 +76,13 @@ def transfer(
     hush_transformers()
     if data.label_map is not None and not data.user_files:
         raise ValueError("--label-map applies to your own files here: omit it, or use train for each task")
+    steps_by_task = _steps_by_task(tasks)
+    data.require_applicable_folder(steps_by_task)
     targets = [
         workflow.Target(
             name, data.source(name), replace(training, steps=training.steps if steps is None else steps)
         )
-        for name, steps in _steps_by_task(tasks).items()
+        for name, steps in steps_by_task.items()
     ]
     shapes = skeleton(model)
     tickets = {name: load_tickets(path, shapes, numbers, sparsity) for name, path in paths.items()}

@@ -91,9 +91,9 @@ def embeddings(model: PreTrainedModel, batches: Batches) -> torch.Tensor:
 
 
 def _tokenized(folder: str) -> tuple[Batches, tuple[int, ...]]:
-    from transformers import AutoTokenizer
+    from sparsebert.tasks.load_tokenizer import load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     texts = sentences()
     batches = []
     for start in range(0, len(texts), BATCH):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sparsebert.tasks.verdict import judged_again
@@ -52,6 +53,17 @@ def granularity_text(ticket: Record) -> str:
     if ticket.get("granularity") == "block" and block:
         return f"{block[0]}x{block[1]}"
     return str(ticket.get("granularity") or "element")
+
+
+@contextlib.contextmanager
+def damage_named(part: str) -> Iterator[None]:
+    """Raise ValueError with the part of a record that lacks a field or holds one of another type."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{part} is not as this version writes it ({type(error).__name__}: {error})"
+        ) from error
 
 
 def machine_text(environment: Record) -> str:

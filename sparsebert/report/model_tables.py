@@ -103,7 +103,8 @@ def _bench_notes(records: Sequence[Record], environment: Record, workload: Recor
     )
     formats = records[0]["notes"].get("formats")
     if formats:
-        yield f"Layers of the sparse side: {formats}."
+        fused = "; the encoder runs in one native call" if "encoder" in records[0]["notes"] else ""
+        yield f"Layers of the sparse side: {formats}{fused}."
     if any(record["in_worker"] for record in records):
         yield WORKER_NOTE
     if any(record["busy"] for record in records):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsebert.report.format import Record, counted, machine_text, versions_text
+from sparsebert.report.format import Record, counted, damage_named, machine_text, versions_text
 from sparsebert.report.plots import Picture, require_matplotlib
 from sparsebert.report.sections import Section
 from sparsebert.report.table import Table
@@ -41,23 +41,32 @@ class Report:
 
     @property
     def origins(self) -> list[str]:
-        """Each machine with its versions, revisions of sparsebert, number of records and days."""
+        """Each machine with its versions, revisions of sparsebert, number of records and days.
+
+        Raises:
+            ValueError: The environment of a record is damaged.
+        """
         groups: dict[str, list[Record]] = {}
-        for row in self.records:
-            groups.setdefault(_origin(row), []).append(row)
-        return [
-            f"{origin}{_revisions(rows)}: {counted(len(rows), 'record')}, {_days(rows)}"
-            for origin, rows in groups.items()
-        ]
+        with damage_named("the environment of a record"):
+            for row in self.records:
+                groups.setdefault(_origin(row), []).append(row)
+            return [
+                f"{origin}{_revisions(rows)}: {counted(len(rows), 'record')}, {_days(rows)}"
+                for origin, rows in groups.items()
+            ]
 
     def markdown(self) -> str:
-        """Return the page in Markdown, without pictures."""
+        """Return the page in Markdown, without pictures; raises like ``origins``."""
         origins = "\n".join(f"- {origin}" for origin in self.origins)
         head = f"# {self.title}\n\nRecords of {self.dates} (UTC):\n\n{origins}"
         return "\n\n".join([head, *(table.markdown() for table in self.tables)]) + "\n"
 
     def html(self) -> str:
-        """Return a self-contained page of HTML; raises like ``require_renderer``."""
+        """Return a self-contained page of HTML.
+
+        Raises:
+            ValueError: A record is damaged, and as ``require_renderer``.
+        """
         require_renderer()
         import jinja2
 
@@ -88,7 +97,8 @@ def require_renderer() -> None:
 
 
 def _embedded(picture: Picture) -> dict[str, str]:
-    data = base64.b64encode(picture.png()).decode()
+    with damage_named(f"a record for the plot {picture.title!r}"):
+        data = base64.b64encode(picture.png()).decode()
     return {"title": picture.title, "alt": picture.alt, "source": f"data:image/png;base64,{data}"}
 
 

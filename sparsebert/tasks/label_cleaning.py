@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -10,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsebert.tasks.examples import Example, TaskData
-from sparsebert.tasks.tables import Column, read_columns, shortened, stripped
+from sparsebert.tasks.tables import NUMBER, Column, read_columns, shortened, stripped
 
 # Spellings of a missing value by pandas, SQL and spreadsheets. "None" and "NA" may be classes.
 _MISSING = {"", "nan", "<na>", "null", "\\n", "#n/a"}
-# Not all texts that float() accepts: "1_1" and "inf" may be names.
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
 # Decimal places to which two numbers must differ to be two classes.
 _PLACES = 9
 DROP_EMPTY = "--drop-empty"
@@ -162,7 +161,8 @@ def _spelling(label: str) -> str:
 
 def _number(label: str) -> float | None:
     """Return the value of a label that is a number, else None."""
-    return float(label) if _NUMBER.fullmatch(label) else None
+    value = float(label) if NUMBER.fullmatch(label) else math.inf
+    return value if math.isfinite(value) else None
 
 
 def _rows(count: int) -> str:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from sparsebert.hf.attach_quantizer import METHOD
 from sparsebert.json_object import read_json_object
+from sparsebert.nn.sparse_linear import as_stored
 from sparsebert.tasks.renamed_weights import drop_missing_pooler_, outline_of, problem_of, read_renamed
 from sparsebert.tasks.stored_shapes import require_sizes, require_stored_shapes
 from sparsebert.tickets.file import brief
@@ -81,7 +82,8 @@ def load_weights(cls: Any, name: str, *, fresh_head: bool = True, **options: Any
 
     Raises:
         ValueError: In one line, for files that are damaged, lack a tensor of the model, or hold tensors of
-            the encoder that the model has no place for (scores, a LoRA, scales of quantised weights).
+            the encoder that the model has no place for (scores, a LoRA, scales of quantised weights), or
+            values that are not finite.
         OSError: For a model that is missing or holds no weights.
     """
     random = torch.random.get_rng_state()
@@ -100,7 +102,20 @@ def load_weights(cls: Any, name: str, *, fresh_head: bool = True, **options: Any
     if problem:
         raise ValueError(f"{name}: its weights {problem}")
     drop_missing_pooler_(model, report)
+    _require_finite(model, name)
     return model
+
+
+def _require_finite(model: Any, name: str) -> None:
+    with as_stored():  # Without the zeros of sparse layers.
+        state = model.state_dict()
+    for tensor_name, tensor in state.items():
+        # Formats of one byte have no sum.
+        if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() < 2:
+            continue
+        # A sum shows every NaN and infinity in one pass without a copy, but may itself overflow.
+        if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+            raise ValueError(f"{name}: its weights hold NaN or infinity in {tensor_name}")
 
 
 def _attempt(load: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, Exception | None]:

@@ -13,6 +13,7 @@ from torch import nn
 from sparsebert.bert import is_bert_like, positions
 from sparsebert.tasks import Task, TextFormat, label_config
 from sparsebert.tasks.label_order import label_positions, reorder_outputs_
+from sparsebert.tasks.load_tokenizer import load_tokenizer
 
 _MODEL_CLASSES = {
     "classification": "AutoModelForSequenceClassification",
@@ -50,7 +51,8 @@ def load_model(
 
     Raises:
         ValueError: For a model of another family, labels of another task, a missing head with ``trained``, or
-            unusable files (see :mod:`sparsebert.tasks.load_checked`).
+            unusable files (see :mod:`sparsebert.tasks.load_checked` and
+            :mod:`sparsebert.tasks.load_tokenizer`).
         OSError: For a model that is missing or holds no weights.
     """
     import transformers
@@ -63,7 +65,7 @@ def load_model(
     if label_words is not None or (trained and getattr(config, "label_words", None)):
         from sparsebert.tasks.label_words import load_in_words
 
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer = load_tokenizer(name, config.vocab_size)
         return _require_bert(load_in_words(name, task, tokenizer, label_words, template), name), tokenizer
     cls = getattr(transformers, _MODEL_CLASSES[task.kind])
     suffix = _MODEL_CLASSES[task.kind].removeprefix("AutoModel")
@@ -83,7 +85,7 @@ def load_model(
         model = load_weights(cls, name, fresh_head=not has_head, dtype=torch.float32, **options)
     if positions is not None:
         reorder_outputs_(model, task, positions)
-    return _require_bert(model, name), transformers.AutoTokenizer.from_pretrained(name)
+    return _require_bert(model, name), load_tokenizer(name, model.config.vocab_size)
 
 
 def fit_positions(model: Any, name: str, task: Task, text_format: TextFormat) -> TextFormat:

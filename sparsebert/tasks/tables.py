@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ Rows = Iterator[tuple[int, tuple[str, ...]]]
 
 # Characters without width, which str.strip() leaves in place: byte-order marks and zero-width spaces.
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
+
+# Not all texts that float() accepts: "1_1" and "inf" may be names.
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+
+# JSON escapes of these decode to text that neither UTF-8 nor a tokenizer accepts.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Names of labels in a message or line.
 _MOST_NAMES = 20
@@ -116,10 +123,8 @@ def label_parser(task: Task, written: Sequence[str], remedy: str = "") -> Callab
     lowest, highest = task.bounds
 
     def score(label: str, place: str) -> float:
-        try:
-            value = float(stripped(label))
-        except ValueError:
-            value = math.nan
+        text = stripped(label)
+        value = float(text) if NUMBER.fullmatch(text) else math.nan
         if not (math.isfinite(value) and lowest <= value <= highest):
             bounds = f" from {lowest:g} to {highest:g}" if math.isfinite(lowest) else ""
             raise ValueError(f"{place}: label must be a finite number{bounds}, got {label!r}")
@@ -195,7 +200,7 @@ def _json(path: Path, columns: Sequence[Column]) -> Rows:
     if text[at : at + 1] != "[":
         yield from _json_lines(path, columns)
         return
-    decoder, number, counted = json.JSONDecoder(), 1, 0
+    decoder, number, counted = json.JSONDecoder(object_pairs_hook=_Row), 1, 0
     at = _next(text, at + 1)
     while text[at : at + 1] != "]":
         number, counted = number + text.count("\n", counted, at), at
@@ -224,7 +229,7 @@ def _next(text: str, at: int) -> int:
 
 def _decoded(path: Path, number: int, line: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=_Row)
     except (ValueError, RecursionError) as error:
         raise _not_json(path, number, error) from None
 
@@ -234,12 +239,20 @@ def _not_json(path: Path, number: int, error: Exception) -> ValueError:
     return ValueError(f"{path}:{number}: not JSON: {reason}")
 
 
+class _Row(dict[str, Any]):
+    """A JSON object with its pairs as written: of a key that stands twice, a dict keeps one value."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
 def _values(row: Any, columns: Sequence[Column], place: str) -> tuple[str, ...]:
     """Return the columns of a JSON object as strings."""
-    if not isinstance(row, dict):
+    if not isinstance(row, _Row):
         raise ValueError(f"{place}: expected a JSON object, got {type(row).__name__}")
-    names = [stripped(name) for name in row]
-    cells = list(row.values())
+    names = [stripped(name) for name, _ in row.pairs]
+    cells = [cell for _, cell in row.pairs]
     values = []
     for column in columns:
         assert isinstance(column, str)
@@ -247,6 +260,11 @@ def _values(row: Any, columns: Sequence[Column], place: str) -> tuple[str, ...]:
         if value is not None and not isinstance(value, str | int | float):
             raise ValueError(
                 f"{place}: column {column!r} must hold text or a number, got {json.dumps(value)[:40]}"
+            )
+        if isinstance(value, str) and (half := _SURROGATE.search(value)):
+            raise ValueError(
+                f"{place}: column {column!r} holds \\u{ord(half[0]):04x}, half of a surrogate pair and no "
+                "character; remove it, or write the whole pair"
             )
         values.append("" if value is None else value if isinstance(value, str) else json.dumps(value))
     return tuple(values)

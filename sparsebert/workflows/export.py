@@ -24,6 +24,7 @@ from sparsebert.hf.sentence_modules import DENSE_TYPE, SPARSE_TYPE, set_type
 from sparsebert.hf.sentence_modules import FILE as MODULES
 from sparsebert.json_object import load_json
 from sparsebert.sparsify import densify_, sparsify_
+from sparsebert.tasks.load_tokenizer import load_tokenizer
 from sparsebert.tasks.models import load_as_saved
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.dtype_names import long_name
@@ -149,10 +150,8 @@ def export_model(
 
 
 def _copy_tokenizer(name: str, folder: Path) -> None:
-    import transformers
-
     with contextlib.suppress(OSError, ValueError):  # A checkpoint may lack a tokenizer.
-        transformers.AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+        load_tokenizer(name).save_pretrained(folder)
 
 
 def _decoded(card: bytes) -> str:

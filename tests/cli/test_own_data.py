@@ -59,6 +59,22 @@ class TestClasses:
             file.write("yes,the plot is fine\n")
         assert "holds a run with names.data.train 'train.csv (sha256:" in refused(capsys, *asked)
 
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ["prune", "--output", "ticket"],
+            ["eval"],
+            ["train", "--task", "reviews"],
+            ["transfer", "--ticket", "ticket", "--tasks", "own"],
+        ],
+        ids=lambda command: command[0],
+    )
+    def test_the_folder_of_built_in_tasks_does_not_apply(
+        self, bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+    ) -> None:
+        asked = [*command, "--model", str(bert), "--data", str(tmp_path), *classes(tmp_path)]
+        assert "--data applies only with a built-in task: omit it" in refused(capsys, *asked)
+
     def test_it_is_a_task_of_the_transfer_too(
         self, model: list[str], data: Path, tmp_path: Path, bert: Path
     ) -> None:
@@ -179,7 +195,7 @@ class TestLabels:
         ("options", "message"),
         [
             (["--labels", "yes,yes"], "--labels must be different names"),
-            (["--labels", ""], "--labels must be different names"),
+            (["--labels", ","], "--labels must be different names"),
             (["--labels", "yes,,no"], "--labels must be different names"),
             (["--labels", "yes,no"], "label of own must be one of yes, no, got 'maybe'"),
             (["--label-map", "yes"], "--label-map must be pairs"),

@@ -32,9 +32,10 @@ class TestPrune:
         assert bool(tickets["fresh"].removed) == ("mlp" in granularity)
 
     def test_refusals(self, capsys: pytest.CaptureFixture[str], there: list[str], tmp_path: Path) -> None:
-        output = ["--output", str(tmp_path / "x.safetensors"), "--sparsity", "0.5", *there]
+        model, data = there[:2], there[2:]
+        output = ["--output", str(tmp_path / "x.safetensors"), "--sparsity", "0.5", *model]
         importance = ["prune", "--method", "head-importance", *output]
-        assert "not granularity 'element'" in refused(capsys, *importance, "--task", "sst2")
+        assert "not granularity 'element'" in refused(capsys, *importance, *data, "--task", "sst2")
         assert "pass data" in refused(capsys, *importance, "--granularity", "head")
         line = refused(capsys, "prune", "--method", "magnitude", *output, "--accumulate")
         assert "unknown option of method magnitude 'accumulate'" in line

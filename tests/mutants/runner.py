@@ -86,8 +86,8 @@ class Runner:
             return result
 
         with ThreadPoolExecutor(self._jobs) as pool:
-            futures = [pool.submit(judged, mutant) for mutant in mutants]
             try:
+                futures = [pool.submit(judged, mutant) for mutant in mutants]
                 return [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -164,6 +164,8 @@ class TreeCopy:
                 command, cwd=self.root, env=environment, stdout=output, stderr=output, start_new_session=True
             )
             self._process = process
+            if self._stopped:  # before there was a process to end
+                _kill(process)
             try:
                 exit_code, timed_out = process.wait(self._limits.run_seconds), False
             except subprocess.TimeoutExpired:

@@ -54,6 +54,11 @@ def test_a_side_in_a_worker_is_marked(bench_record):
     assert any("worker process" in note for note in table.notes)
 
 
+def test_a_fused_encoder_is_said_below_the_table(bench_record):
+    (table,) = bench_tables([bench_record(notes={"formats": "72 element", "encoder": "fused"})])
+    assert "Layers of the sparse side: 72 element; the encoder runs in one native call." in table.notes
+
+
 def test_what_was_not_measured_is_a_dash(bench_record):
     (table,) = bench_tables([bench_record(weight_bytes=None)])
     cells = dict(zip(table.columns, table.rows[0], strict=True))

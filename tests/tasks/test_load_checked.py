@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,31 @@ def test_weights(folder: Path, damage: Callable[[Path], object], message: str) -
     line = refusal(lambda: load_weights(transformers.AutoModel, str(folder)))
     assert line.startswith(str(folder))
     assert message in line
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        "bert.embeddings.word_embeddings.weight",
+        "bert.encoder.layer.0.attention.output.LayerNorm.bias",
+        "bert.encoder.layer.1.output.dense.weight",
+        "classifier.bias",
+    ],
+)
+def test_values_that_are_not_finite(tmp_path: Path, tensor: str, value: float) -> None:
+    model = build("BertForSequenceClassification")
+    model.get_parameter(tensor).detach().view(-1)[-1] = value
+    model.save_pretrained(tmp_path)
+    line = refusal(lambda: load_weights(transformers.AutoModelForSequenceClassification, str(tmp_path)))
+    assert line == f"{tmp_path}: its weights hold NaN or infinity in {tensor}"
+
+
+def test_finite_values_whose_sum_overflows(tmp_path: Path) -> None:
+    model = build("BertModel")
+    model.pooler.dense.weight.detach().fill_(3e38)
+    model.save_pretrained(tmp_path)
+    assert load_weights(transformers.AutoModel, str(tmp_path)).pooler.dense.weight.min() == 3e38
 
 
 def test_names_that_are_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

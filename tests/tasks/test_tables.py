@@ -13,10 +13,12 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from sparsebert.tasks.tables import read_columns
+from sparsebert.tasks import Task
+from sparsebert.tasks.tables import label_parser, read_columns
 
 Write = Callable[..., Path]
 ROW = '{"text": "y", "label": 0}'
+SCORES = Task("own", "regression", ("pearson",))
 
 
 class TestTsv:
@@ -116,6 +118,38 @@ class TestJsonLines:
         path = write("a.jsonl", '{"t": "x"}', line, '{"t": "x"}')
         with pytest.raises(ValueError, match=rf"a\.jsonl:2: {complaint}"):
             list(read_columns(path, ["t"]))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ('{"t": "x", "u": 1, "t": "y"}', "two columns 't'; the columns are t, u, t$"),
+        (r'{"t": "a \ud83d b"}', r"column 't' holds \\ud83d, half of a surrogate pair"),
+        (r'{"t": "\udc00"}', r"column 't' holds \\udc00, half of a surrogate pair"),
+    ],
+)
+def test_json_that_python_reads_too_kindly(write: Write, name: str, row: str, complaint: str) -> None:
+    path = write(name, *(['[{"t": "x"},', f"{row}]"] if name == "a.json" else ['{"t": "x"}', row]))
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}:2: {complaint}"):
+        list(read_columns(path, ["t"]))
+
+
+def test_a_whole_surrogate_pair_is_a_character(write: Write) -> None:
+    path = write("a.jsonl", r'{"t": "\ud83d\ude00"}')
+    assert list(read_columns(path, ["t"])) == [(1, ("\U0001f600",))]
+
+
+@pytest.mark.parametrize("label", ["1_0", "inf", "nan", "1e999", "0x1", "\u0661"])
+def test_scores_that_only_python_calls_numbers(label: str) -> None:
+    parse = label_parser(SCORES, ())
+    with pytest.raises(ValueError, match=r"^a\.csv:2: label must be a finite number, got "):
+        parse(label, "a.csv:2")
+
+
+@pytest.mark.parametrize("label", ["1", "-.5", "+2.", " 1e-05 ", "1e+100"])
+def test_scores(label: str) -> None:
+    assert label_parser(SCORES, ())(label, "a.csv:2") == float(label)
 
 
 fields = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

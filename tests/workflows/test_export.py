@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,19 @@ class TestEmbeddings:
         export_model(str(tmp_path / "bf16"), tmp_path / "out", ticket, sparse=True, embeddings="fp32")
         assert dtypes(tmp_path / "out" / WEIGHTS)[EMBEDDING] == "BF16"
 
+    @pytest.mark.parametrize("sparse", [True, False])
+    def test_values_beyond_the_dtype_are_refused(
+        self, dense: Path, ticket: Ticket, tmp_path: Path, sparse: bool
+    ) -> None:
+        model = transformers.AutoModel.from_pretrained(dense)
+        with torch.no_grad():
+            model.get_parameter(EMBEDDING)[3, 2] = -7e4
+        model.save_pretrained(tmp_path / "large")
+        with pytest.raises(ValueError, match=rf"{EMBEDDING} holds 70000, beyond the range of fp16 .*65504"):
+            export_model(str(tmp_path / "large"), tmp_path / "out", ticket, sparse=sparse, embeddings="fp16")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["large"]
+        export_model(str(tmp_path / "large"), tmp_path / "out", ticket, sparse=sparse, embeddings="bf16")
+
     def test_a_tied_decoder_stays_tied(self, ticket: Ticket, tmp_path: Path) -> None:
         config = transformers.BertConfig(vocab_size=len(WORDS), **SHAPE)
         transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "mlm")
@@ -258,3 +272,10 @@ def test_options_that_do_not_apply(
     convert = ["convert", str(tmp_path / "ticket"), str(tmp_path / "out"), "--model", str(dense)]
     assert message in refused(capsys, *convert, *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_no_tokenizer_is_made_up(dense: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(dense, source, ignore=shutil.ignore_patterns("tokenizer*"))
+    export_model(str(source), tmp_path / "out", sparse=False)
+    assert not list((tmp_path / "out").glob("tokenizer*"))
