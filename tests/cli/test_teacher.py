@@ -160,7 +160,7 @@ class TestRefusals:
         self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path, words: tuple[str, ...]
     ) -> None:
         tokenizer = transformers.BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-        other = teacher_of(tmp_path / "other", tokenizer, LABELS["sst2"])
+        other = teacher_of(tmp_path / "other", tokenizer, LABELS["sst2"], vocab_size=len(words))
         assert "its vocabulary differs from the student's, for example in '" in self.refusal(
             capsys, asked, "--teacher", str(other)
         )

@@ -29,7 +29,7 @@ def save(folder: Path, tokenizer: Any, cls: str = "BertModel", **changes: Any) -
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=len(WORDS), **SHAPE | changes)
+    config = transformers.BertConfig(**{"vocab_size": len(WORDS)} | SHAPE | changes)
     getattr(transformers, cls)(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
