@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def train_round(
 
     Raises:
         OSError: A checkpoint cannot be written.
+        ValueError: The last logged loss is NaN or infinite.
     """
     model, checkpoint = experiment.model, start.checkpoint
     stop = hooks.stopped if hooks and hooks.stopped is not None else start.stop
@@ -143,5 +145,10 @@ def _unwrap_(model: Any) -> None:
 
 
 def _last_loss(history: list[dict[str, float]]) -> float | None:
+    """Return the last logged loss, if there is one. Raises ValueError if it is NaN or infinite."""
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    return float(losses[-1]) if losses else None
+    if not losses:
+        return None
+    if not math.isfinite(losses[-1]):
+        raise ValueError(f"the training loss is {losses[-1]:g}: training diverged; lower the learning rates")
+    return float(losses[-1])

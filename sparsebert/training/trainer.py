@@ -153,6 +153,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, steps: int) -> 
         save_steps=settings.save_steps,
         save_total_limit=2,  # one may be incomplete
         logging_steps=min(settings.save_steps, 50),
+        logging_nan_inf_filter=False,  # it would replace the losses of a diverged run
         eval_strategy="no",
         report_to="none",
         disable_tqdm=True,

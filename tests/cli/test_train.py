@@ -129,6 +129,17 @@ class TestTrain:
         assert app.main(arguments) == 0
         assert len(encoded) == 2
 
+    def test_a_run_that_diverges_says_so(
+        self, asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["train", "--method", "dense", *asked, "--learning-rate", "1e30"]
+        for _ in range(2):  # the second starts from the last checkpoint
+            assert app.main(arguments) == 2
+            assert capsys.readouterr().err.splitlines()[-1] == (
+                "sparsebert: the training loss is nan: training diverged; lower the learning rates"
+            )
+        assert not (tmp_path / "run" / "log.jsonl").exists()
+
     def test_a_ticket_is_transferred(self, asked: list[str], tmp_path: Path, bert: Path, data: Path) -> None:
         assert app.main(["train", "--method", "random", "--sparsity", "0.5", *asked]) == 0
         ticket = str(tmp_path / "run" / "ticket.safetensors")

@@ -27,16 +27,17 @@ SMALLER = {
     "bert-base": "bert-tiny",
     "microsoft/mpnet-base": "bert-tiny",
 }
-TRAINING = ["--steps", "2", "--batch-size", "4", "--max-length", "16", "--device", "cpu", "--data", "data"]
+TRAINING = ["--steps", "2", "--batch-size", "4", "--max-length", "16", "--device", "cpu"]
+DATA = ["--data", "data"]
 # Options added to a command: they win over those that it has.
 MORE = {
     "train": TRAINING,
     "transfer": TRAINING,
-    "eval": ["--max-length", "16", "--data", "data"],
+    "eval": ["--max-length", "16"],
     "bench": ["--budget", "0.05", "--no-memory", "--vs", "onednn,eager", "--batch", "2", "--seq", "16"],
 }
 MORE_OF_METHOD = {
-    "snip": ["--batches", "1", "--batch-size", "4", "--max-length", "16", "--data", "data"],
+    "snip": ["--batches", "1", "--batch-size", "4", "--max-length", "16"],
     "early-bird": ["--steps", "12"],
     "imp": ["--step", "0.5"],
     "multi-task": ["--step", "0.5"],
@@ -102,6 +103,8 @@ def _run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         return
     if words and "--help" not in words and "help" not in words:
         _make_missing(_inputs(command), capsys)
+        if words[0] != "convert" and {"--task", "--tasks"} & set(words):
+            words += DATA
         words += MORE.get(words[0], [])
         words += next(
             (more for method, more in MORE_OF_METHOD.items() if method in words and words[0] != "convert"), []
