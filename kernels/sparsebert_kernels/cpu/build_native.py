@@ -33,7 +33,7 @@ PARALLEL_COMPILERS = 2
 # GCC's intrinsics use undefined vectors on purpose, which triggers -Wmaybe-uninitialized.
 COMMON_FLAGS = (
     "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
-    "-Wall", "-Wno-maybe-uninitialized",
+    "-fno-exceptions", "-Wall", "-Wno-maybe-uninitialized",
 )  # fmt: skip
 OPTIMIZED_FLAGS = ("-O3",)
 SANITIZED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
@@ -41,8 +41,8 @@ SANITIZED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recov
 LEFT_TO_ADDRESS = "-fno-sanitize=null,object-size"
 # Without -fopenmp: the GOMP_ symbols resolve at run time from the libgomp that torch has loaded, so that both
 # share one thread pool. The other flags link a C++ runtime statically and hide it from other libraries. The
-# sources use no C++ runtime: a recent one needs a recent C library, and the wheel would not run on older
-# systems.
+# sources use no C++ runtime, and no exceptions, whose tables refer to it: a recent one needs a recent C
+# library, and the wheel would not run on older systems.
 LINK_FLAGS = ("-shared", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
 
 LOST = (
