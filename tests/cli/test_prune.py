@@ -26,8 +26,8 @@ def output(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def asked(there: list[str], output: Path) -> list[str]:
-    return ["prune", *there, "--sparsity", "0.5", "--output", str(output)]
+def asked(bert: Path, output: Path) -> list[str]:
+    return ["prune", "--model", str(bert), "--sparsity", "0.5", "--output", str(output)]
 
 
 class TestSnip:
@@ -35,7 +35,7 @@ class TestSnip:
         self, asked: list[str], there: list[str], output: Path, tmp_path: Path
     ) -> None:
         snip = ["--method", "snip", "--task", "sst2", "--batches", "3", "--seeds", "5"]
-        assert app.main([*asked, *snip, "--batch-size", "8"]) == 0
+        assert app.main([*asked, *there, *snip, "--batch-size", "8"]) == 0
         run = ["--sparsity", "0.5", "--out", str(tmp_path / "run"), *QUICK]
         assert app.main(["train", *there, *snip, *run]) == 0
         ticket = Ticket.load(output)
@@ -50,10 +50,10 @@ class TestSnip:
         assert Ticket.load(output).sparsity == 0.5
 
     def test_a_collapsed_layer_is_a_warning_of_one_line(
-        self, asked: list[str], capsys: pytest.CaptureFixture[str]
+        self, asked: list[str], there: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
         snip = ["--method", "snip", "--task", "sst2", "--batches", "1", "--batch-size", "8"]
-        assert app.main([*asked, *snip, "--sparsity", "0.998"]) == 0
+        assert app.main([*asked, *there, *snip, "--sparsity", "0.998"]) == 0
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "collapse" in line]
         assert line.startswith("sparsebert: warning: layer collapse: ")
 

@@ -257,7 +257,7 @@ def refused_after(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[
         ),
         (
             ["--train-file", "/nowhere/t.csv", "--validation-file", "v", "--task", "mine"],
-            "--train-file: file /nowhere/t.csv does not exist",
+            "--data applies only with a built-in task",
         ),
         (["--out", f"{__file__}/below"], "is a file; expected a folder"),
         (["--dense", __file__], "is a file; expected a folder"),

@@ -251,9 +251,14 @@ class TestRunner:
         endless = self.mutant("exec('while True: pass')")
         runner = Runner(project, project.parent / "work", 1, DEFAULT_LIMITS)
         results: list[Result] = []
-        Timer(3, signal.pthread_kill, (main_thread().ident, signal.SIGINT)).start()
-        with pytest.raises(KeyboardInterrupt):
-            runner.run([endless], results.append)
+        # A shell starts jobs in the background with the signal ignored.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            Timer(3, signal.pthread_kill, (main_thread().ident, signal.SIGINT)).start()
+            with pytest.raises(KeyboardInterrupt):
+                runner.run([endless], results.append)
+        finally:
+            signal.signal(signal.SIGINT, handler)
         assert not results
 
     def test_text_that_is_gone_is_stale(self, project: Path) -> None:
