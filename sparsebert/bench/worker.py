@@ -31,8 +31,13 @@ def main() -> None:
     torch.set_num_threads(workload.threads)
     memory.reset_peak()
     baseline = memory.peak_resident()
-    ticket = Ticket.load(spec["ticket"])
-    pruned = prepare_pruned_model(workload, ticket, format=spec["format"], measure=spec.get("measure", True))
+    # No name for the ticket: its masks are to go with `pruned`, before memory is measured.
+    pruned = prepare_pruned_model(
+        workload,
+        Ticket.load(spec["ticket"]),
+        format=spec["format"],
+        measure=spec.get("measure", True),
+    )
     backend = BACKENDS[spec["provider"]]().build(pruned, consume=True)
     del pruned
     peak = memory.peak_resident()
