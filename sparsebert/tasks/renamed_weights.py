@@ -21,8 +21,7 @@ from sparsebert.checkpoints.plain_tensors import require_plain
 from sparsebert.checkpoints.pruned_heads import HEAD_DIM, kept_features, pruned_heads_of, with_pruned_heads
 from sparsebert.checkpoints.pruned_pairs import merge_pairs
 from sparsebert.checkpoints.tensor_names import places
-from sparsebert.checkpoints.weight_files import WEIGHT, read_weights
-from sparsebert.json_object import read_json_object
+from sparsebert.checkpoints.weight_files import WEIGHT, read_config, read_weights
 from sparsebert.tickets.file import brief
 from sparsebert_kernels.errors import first_line
 
@@ -114,7 +113,7 @@ def read_renamed(cls: Any, name: str, options: Mapping[str, Any]) -> RenamedWeig
                 require_plain(tensor, tensor_name, Path(name))
         has_pruned_heads = bool(getattr(config, "pruned_heads", None))
         if has_pruned_heads:
-            state = _with_pruned_heads(outline, state, read_json_object(folder_of(name) / "config.json"))
+            state = _with_pruned_heads(outline, state, read_config(folder_of(name)))
             del config.pruned_heads
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None

@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 
 from sparsebert import Ticket, prune
+from sparsebert.checkpoints.weight_files import SPARSE_WEIGHTS
 from sparsebert.cli import app
 from sparsebert.hf.sentence_modules import DENSE_TYPE, SPARSE_TYPE
-from sparsebert.hf.weight_files import WEIGHTS
 from sparsebert.workflows.export import export_model
 from tests.cli.tiny import SHAPE, WORDS, refused
 from tests.sparsify.models import sparse_layers
@@ -154,14 +154,14 @@ class TestEmbeddings:
 
     def test_a_loaded_model_is_not_rounded_again(self, dense: Path, ticket: Ticket, tmp_path: Path) -> None:
         export_model(str(dense), tmp_path / "out", ticket, sparse=True, embeddings="float16")
-        assert dtypes(tmp_path / "out" / WEIGHTS)[EMBEDDING] == "F16"
+        assert dtypes(tmp_path / "out" / SPARSE_WEIGHTS)[EMBEDDING] == "F16"
         transformers.AutoModel.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "again")
-        assert dtypes(tmp_path / "again" / WEIGHTS)[EMBEDDING] == "F32"
+        assert dtypes(tmp_path / "again" / SPARSE_WEIGHTS)[EMBEDDING] == "F32"
 
     def test_are_not_widened(self, dense: Path, ticket: Ticket, tmp_path: Path) -> None:
         transformers.AutoModel.from_pretrained(dense).bfloat16().save_pretrained(tmp_path / "bf16")
         export_model(str(tmp_path / "bf16"), tmp_path / "out", ticket, sparse=True, embeddings="fp32")
-        assert dtypes(tmp_path / "out" / WEIGHTS)[EMBEDDING] == "BF16"
+        assert dtypes(tmp_path / "out" / SPARSE_WEIGHTS)[EMBEDDING] == "BF16"
 
     @pytest.mark.parametrize("sparse", [True, False])
     def test_values_beyond_the_dtype_are_refused(
