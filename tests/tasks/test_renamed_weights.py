@@ -181,7 +181,8 @@ def numbered(model: Any) -> State:
     }
 
 
-LORA = "query.lora_A.default.weight"
+LORA = "bert.encoder.layer.0.attention.self.query.lora_A.default.weight"
+LORA_REFUSAL = f"hold {LORA!r}, for which BertForSequenceClassification has no"
 SURPLUS: dict[str, tuple[Callable[[Any], dict[str, Any]], str]] = {
     "matrix": (
         lambda model: without("layer.1.output.dense.weight")(model.state_dict()),
@@ -211,16 +212,13 @@ SURPLUS: dict[str, tuple[Callable[[Any], dict[str, Any]], str]] = {
     "LoRA": (
         lambda model: {
             **inside("query.weight", "query.base_layer.weight")(model.state_dict()),
-            f"bert.encoder.layer.0.attention.self.{LORA}": torch.ones(2, 24),
+            LORA: torch.ones(2, 24),
         },
-        f"hold 'bert.encoder.layer.0.attention.self.{LORA}', for which BertForSequenceClassification has no",
+        LORA_REFUSAL,
     ),
     "LoRA beside whole names": (
-        lambda model: {
-            **model.state_dict(),
-            f"bert.encoder.layer.0.attention.self.{LORA}": torch.ones(2, 24),
-        },
-        f"hold 'bert.encoder.layer.0.attention.self.{LORA}', for which BertForSequenceClassification has no",
+        lambda model: {**model.state_dict(), LORA: torch.ones(2, 24)},
+        LORA_REFUSAL,
     ),
     "scores": (
         lambda model: {
