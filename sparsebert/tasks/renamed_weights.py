@@ -135,8 +135,7 @@ def outline_of(cls: Any, name: str, options: Mapping[str, Any]) -> Any:
         with torch.device("meta"):
             return cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
     except Exception as error:  # The constructors of each family raise different kinds.
-        reason = first_line(error) or type(error).__name__
-        raise ValueError(f"{name}: its config.json is not usable: {reason}") from error
+        raise ValueError(f"{name}: its config.json is not usable: {first_line(error)}") from error
 
 
 def names_in(outline: Any, names: Iterable[str]) -> dict[str, str]:
