@@ -279,3 +279,13 @@ def test_no_tokenizer_is_made_up(dense: Path, tmp_path: Path) -> None:
     shutil.copytree(dense, source, ignore=shutil.ignore_patterns("tokenizer*"))
     export_model(str(source), tmp_path / "out", sparse=False)
     assert not list((tmp_path / "out").glob("tokenizer*"))
+
+
+def test_the_size_on_disk_is_that_of_the_weights(dense: Path, ticket: Ticket, tmp_path: Path) -> None:
+    """Neither other files of a training run nor a second copy of the weights count."""
+    source = tmp_path / "source"
+    shutil.copytree(dense, source)
+    for name in ("training_args.bin", "pytorch_model.bin"):
+        (source / name).write_bytes(bytes(100))
+    before, _ = export_model(str(source), tmp_path / "out", ticket, sparse=False)
+    assert before.disk == (source / "model.safetensors").stat().st_size
