@@ -158,6 +158,14 @@ class TestPrunedPairs:
         state = without(f"layer.0.attention.self.{half}")(pruned.state_dict())
         assert f"self.{half} is missing" in refusal(write(tmp_path / "m", folder, state))
 
+    def test_a_message_names_the_folder_once(
+        self, pruned: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(tmp_path / "m", folder, without("0.attention.self.query.weight_mask")(pruned.state_dict()))
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match=r"^m holds half a pruned weight"):
+            load_as_saved("./m")
+
     def test_a_mask_of_other_values_is_refused(self, pruned: Any, folder: Path, tmp_path: Path) -> None:
         state = {**pruned.state_dict()}
         name = "bert.encoder.layer.0.attention.self.query.weight_mask"
