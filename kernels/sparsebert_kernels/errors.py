@@ -1,4 +1,4 @@
-"""Error messages: unknown names with a suggestion, and the first line of another library's error."""
+"""Error messages: unknown names with a suggestion, and another library's error in one line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from collections.abc import Iterable
 def first_line(error: BaseException | str) -> str:
     """Return the first line of an error's message, or the name of its type if it has none."""
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
+
+
+def one_line(error: BaseException | str, most: int = 200) -> str:
+    """Return an error's whole message in one line, cut off after ``most`` characters, or the type's name."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def unknown(kind: str, name: object, names: Iterable[str]) -> ValueError:

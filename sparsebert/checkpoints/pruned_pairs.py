@@ -6,7 +6,7 @@ keep the name ``weight`` beside ``weight_mask``. The same goes for biases.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -17,8 +17,8 @@ ORIG, MASK = "_orig", "_mask"
 _PARAMETERS = ("weight", "bias")
 
 
-def has_pairs(names: Mapping[str, object]) -> bool:
-    """Whether a state holds masked weights."""
+def has_pairs(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are masked weights."""
     return any(_parameter(name) for name in names)
 
 

@@ -15,8 +15,12 @@ from sparsebert.json_object import read_json_object
 from sparsebert_kernels.errors import first_line
 
 WEIGHT, SCORES = ".weight", ".mask_scores"
-# Weights of sparse folders have a name of their own, so that nobody else takes them for dense ones.
-_SPARSE, _SAFETENSORS, _PICKLE = "sparsebert.safetensors", "model.safetensors", "pytorch_model.bin"
+# Weights of sparse folders have a name of their own: transformers would take the tensors of sparse layers for
+# unexpected ones, and make up random weights.
+SPARSE_WEIGHTS = "sparsebert.safetensors"
+_SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"
+_INDEX = ".index.json"
+SPARSE_INDEX = f"{SPARSE_WEIGHTS}{_INDEX}"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -37,6 +41,19 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return state
 
 
+def read_names(folder: Path) -> set[str]:
+    """Return the names of the folder's tensors, as in :func:`read_weights`, without the values if possible.
+
+    Raises:
+        ValueError: As :func:`read_weights`.
+        FileNotFoundError: As :func:`read_weights`.
+    """
+    names: set[str] = set()
+    for path in weight_files(folder):
+        names |= (read_header(path) if path.suffix == ".safetensors" else _pickled(path)).keys()
+    return names
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the files of the folder's weights; safetensors before pickles, one file before several.
 
@@ -44,21 +61,46 @@ def weight_files(folder: Path) -> list[Path]:
         ValueError: In one line, for an index that does not list files of the folder.
         FileNotFoundError: If the folder holds no weights.
     """
-    for name in (_SPARSE, _SAFETENSORS, _PICKLE):
-        if (folder / name).is_file():
-            return [folder / name]
-        if (index := folder / f"{name}.index.json").is_file():
-            return _listed(index)
+    for name in (SPARSE_WEIGHTS, _SAFETENSORS, _PICKLE):
+        if files := files_of(folder, name):
+            return files
     raise FileNotFoundError(f"{folder} holds no weights; expected {_SAFETENSORS} or {_PICKLE}")
 
 
-def _listed(index: Path) -> list[Path]:
+def files_of(folder: Path, name: str) -> list[Path]:
+    """Return the file of this name, or those that its index lists; [] if the folder has neither.
+
+    Raises:
+        ValueError: In one line, for an index that does not list files of the folder.
+    """
+    if (folder / name).is_file():
+        return [folder / name]
+    index = folder / f"{name}{_INDEX}"
+    if not index.is_file():
+        return []
     files = read_json_object(index).get("weight_map")
     if not isinstance(files, Mapping) or not all(
         isinstance(file, str) and Path(file).name == file for file in files.values()
     ):
         raise ValueError(f"{index} must map tensors to files of its folder (weight_map)")
     return [index.with_name(file) for file in sorted(set(files.values()))]
+
+
+def read_header(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """Return dtype and shape of the tensors in a safetensors file by name.
+
+    Raises:
+        ValueError: In one line, for a file that is truncated or damaged.
+        FileNotFoundError: If ``path`` does not exist.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (each.get_dtype(), each.get_shape()) for name, each in slices.items()}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # As in read_safetensors.
+        raise ValueError(f"{path} is truncated or not a safetensors file: {first_line(error)}") from None
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

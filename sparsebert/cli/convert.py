@@ -154,7 +154,9 @@ def convert(
     if embeddings is not None:
         if not writes_model:
             raise ValueError(f"--embeddings applies to --to model or sparse, not to --to {to}")
-        embeddings = long_name(embeddings, ("float32", "bfloat16", "float16"), "dtype in --embeddings")
+        from sparsebert.workflows.export import EMBEDDING_DTYPES
+
+        embeddings = long_name(embeddings, EMBEDDING_DTYPES, "dtype in --embeddings")
     if writes_model and output.exists():
         raise ValueError(f"output folder {output} already exists; choose another")
     if not source.exists():

@@ -45,10 +45,15 @@ def attach_quantizer_(model: nn.Module, **fields: Any) -> None:
 def recorded_option(model: nn.Module, name: str, default: Any) -> Any:
     """Return a field that ``attach_quantizer_`` recorded of the model; ``default`` for other models."""
     for each in _pretrained(model):
-        quantizer = getattr(each, "hf_quantizer", None)
-        if quantizer is not None and quantizer.quantization_config.quant_method == METHOD:
-            return getattr(quantizer.quantization_config, name)
+        if has_quantizer(each):
+            return getattr(each.hf_quantizer.quantization_config, name)
     return default
+
+
+def has_quantizer(model: Any) -> bool:
+    """Whether a Hugging Face model has the quantizer of ``attach_quantizer_``."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    return quantizer is not None and quantizer.quantization_config.quant_method == METHOD
 
 
 def _pretrained(model: nn.Module) -> Iterator[Any]:

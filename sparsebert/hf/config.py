@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sparsebert.checkpoints.weight_files import SPARSE_INDEX, SPARSE_WEIGHTS
 from sparsebert.hf.attach_quantizer import METHOD
-from sparsebert.hf.weight_files import INDEX, WEIGHTS
 from sparsebert.planning.planner import check_options
 from sparsebert.tickets.file import brief, is_key
 from sparsebert_kernels.dtype_names import SHORT_NAMES
@@ -94,7 +94,7 @@ class SparseConfig(QuantizationConfigMixin):
         compaction: ``sparsebert.compaction_description`` of the model; None without compaction.
         embeddings: Dtype that the embeddings are stored in where it is narrower than the model's; None for
             the model's.
-        weights: ``WEIGHTS`` or ``INDEX``; None for the files that transformers looks for.
+        weights: ``SPARSE_WEIGHTS`` or ``SPARSE_INDEX``; None for the files that transformers looks for.
     """
 
     quant_method: str = METHOD
@@ -181,10 +181,10 @@ def _check(contents: Mapping[str, Any]) -> None:
             f"config.json: embeddings in quantization_config must be one of {', '.join(SHORT_NAMES)}, got "
             f"{brief(dtype)}"
         )
-    if contents.get("weights") not in (WEIGHTS, INDEX, None):
+    if contents.get("weights") not in (SPARSE_WEIGHTS, SPARSE_INDEX, None):
         raise ValueError(
-            f"config.json: weights in quantization_config must be {WEIGHTS} or {INDEX}, got "
-            f"{brief(contents['weights'])}"
+            f"config.json: weights in quantization_config must be {SPARSE_WEIGHTS} or {SPARSE_INDEX}, "
+            f"got {brief(contents['weights'])}"
         )
     try:
         check_options(contents.get("format", "auto"), contents.get("tokens", 1))

@@ -18,6 +18,7 @@ from peft.tuners.lora.layer import Linear
 from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 
+from sparsebert.bert import is_adapted
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels.reference import activate
 
@@ -134,7 +135,7 @@ def _extend() -> None:
             peft_config.target_modules |= {
                 name
                 for name, module in model.named_modules()
-                if isinstance(module, SparseLinear) and not name.endswith(".base_layer")
+                if isinstance(module, SparseLinear) and not is_adapted(name)
             }
         return peft_config
 

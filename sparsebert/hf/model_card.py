@@ -9,12 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-
 from sparsebert.bert import encoder_matrix
+from sparsebert.checkpoints.weight_files import SPARSE_WEIGHTS, files_of, read_config, read_header
 from sparsebert.hf import sentence_modules
-from sparsebert.hf.weight_files import weight_files
-from sparsebert.json_object import load_json
+from sparsebert.hf.attach_quantizer import METHOD
 from sparsebert.report.format import Record, baseline_name, machine_text, workload_title
 from sparsebert.report.table import Table
 from sparsebert.tasks.verdict import judged_again
@@ -140,9 +138,9 @@ def _sections(folder: Path, config: Record, stored: Record, rows: list[Record], 
 def _config(folder: Path) -> tuple[Record, Record]:
     """Return the contents of config.json, and its ``quantization_config``."""
     try:
-        config = load_json((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder)
         stored = config["quantization_config"]
-        if stored["quant_method"] != "sparsebert" or not isinstance(stored["sparsity"], float | int):
+        if stored["quant_method"] != METHOD or not isinstance(stored["sparsity"], float | int):
             raise KeyError
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
@@ -186,7 +184,7 @@ def _method(origin: Mapping[str, Any]) -> str:
 def _remainder(folder: Path, stored: Record) -> str:
     """Say what the sparsity refers to and, if the files are there, how much of the whole model remains."""
     scope = "Sparsity refers to the prunable weights, those of the encoder's linear layers"
-    sizes = [size for file in weight_files(folder) for size in _sizes(file)]
+    sizes = [size for file in files_of(folder, SPARSE_WEIGHTS) for size in _sizes(file)]
     if not sizes:
         return f"{scope}."
     weights = sum(sizes)
@@ -198,9 +196,7 @@ def _remainder(folder: Path, stored: Record) -> str:
 
 def _sizes(file: Path) -> list[int]:
     """Return the number of values in each tensor of a file, mask bits and indices left out."""
-    with safe_open(file, framework="pt") as opened:
-        slices = [opened.get_slice(name) for name in opened.keys()]  # noqa: SIM118
-        return [math.prod(each.get_shape()) for each in slices if "F" in each.get_dtype()]
+    return [math.prod(shape) for dtype, shape in read_header(file).values() if "F" in dtype]
 
 
 def _compaction(config: Record, compaction: Record | None) -> str:

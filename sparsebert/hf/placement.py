@@ -53,7 +53,7 @@ def renamer(model: Any) -> Callable[[str], str]:
     return rename
 
 
-def places(model: nn.Module, keys: Iterable[str]) -> dict[str, str]:
+def layer_paths(model: nn.Module, keys: Iterable[str]) -> dict[str, str]:
     """Return key -> full path in ``model`` of the layers that it has; see ``SparseConfig`` for the keys."""
     if is_bert_like(model):
         paths = {key: _full_name(model, key) for key in keys}

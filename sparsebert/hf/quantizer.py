@@ -25,7 +25,13 @@ from sparsebert.hf.attach_quantizer import METHOD, attach_quantizer_
 from sparsebert.hf.config import FORMAT_VERSION, SparseConfig, StoredLayer
 from sparsebert.hf.embeddings import with_embeddings_in
 from sparsebert.hf.placeholder_linear import PlaceholderLinear
-from sparsebert.hf.placement import is_saved_class, places, renamer, require_saved_layer, without_conversions
+from sparsebert.hf.placement import (
+    is_saved_class,
+    layer_paths,
+    renamer,
+    require_saved_layer,
+    without_conversions,
+)
 from sparsebert.hf.push import PushToHub
 from sparsebert.hf.save import SavePretrained, is_saving, parts
 from sparsebert.hf.verify_files import (
@@ -148,7 +154,7 @@ class SparseQuantizer(HfQuantizer):
         self._same_class = is_saved_class(model)
         rebuild(model, self.quantization_config.compaction or {})
         layers = self.quantization_config.layers
-        self._paths = places(model, layers)
+        self._paths = layer_paths(model, layers)
         absent = layers.keys() - self._paths.keys()
         for key in absent:
             require_saved_layer(model.config, key)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sparsebert.hf.weight_files import is_weights, rename_dense, write_json
+from sparsebert.hf.sparse_weights import is_weights, rename_dense, write_json
 
 # The value of ``transformers_weights`` in config.json. transformers expects the name of a file and refuses
 # this text with a message that quotes it, even where somebody has renamed the files.

@@ -13,7 +13,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from sparsebert.hf.attach_quantizer import METHOD
+from sparsebert.hf.attach_quantizer import has_quantizer
 from sparsebert.hf.sentence_modules import FILE, SPARSE_TYPE, set_type
 
 try:
@@ -48,8 +48,7 @@ def load_module_class_from_ref(self: Any, class_ref: str, *args: Any, **options:
 
 
 def _is_sparse(module: Any) -> bool:
-    quantizer = getattr(module.auto_model, "hf_quantizer", None) if type(module) is Transformer else None
-    return quantizer is not None and quantizer.quantization_config.quant_method == METHOD
+    return type(module) is Transformer and has_quantizer(module.auto_model)
 
 
 _Saving.save, _Loading._load_module_class_from_ref = save, load_module_class_from_ref

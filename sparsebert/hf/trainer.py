@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 from transformers.trainer import Trainer
 
-from sparsebert.hf.weight_files import INDEX, read_weights, weight_files
+from sparsebert.checkpoints.weight_files import SPARSE_INDEX, SPARSE_WEIGHTS, files_of
+from sparsebert.hf.sparse_weights import read_sparse_weights
 
 _load_from_checkpoint = Trainer._load_from_checkpoint
 _load_best_model = Trainer._load_best_model
@@ -40,14 +41,14 @@ def push_from_checkpoint(self: Any, checkpoint_folder: str) -> None:
     """Copy the weights to the output folder, and upload it."""
     folder = Path(checkpoint_folder)
     if self.is_world_process_zero():
-        for file in [*weight_files(folder), *folder.glob(INDEX)]:
+        for file in [*files_of(folder, SPARSE_WEIGHTS), *folder.glob(SPARSE_INDEX)]:
             shutil.copy(file, self.args.output_dir)
     _push_from_checkpoint(self, checkpoint_folder)
 
 
 def _load_sparse(trainer: Any, model: nn.Module, folder: str) -> bool:
     """Load a sparse model's weights from a checkpoint; return False for a checkpoint without such weights."""
-    tensors = read_weights(Path(folder))
+    tensors = read_sparse_weights(Path(folder))
     if tensors:
         trainer._issue_warnings_after_load(model.load_state_dict(tensors, strict=False))
     return bool(tensors)

@@ -6,14 +6,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from sparsebert.bert import canonical_key, is_bert_like, is_bert_name
+from sparsebert.checkpoints.weight_files import read_header
 from sparsebert.hf.config import StoredLayer
 from sparsebert.nn.checkpoint_form import BITS, VALUES
 from sparsebert.tickets.bits import packed_bytes
-from sparsebert_kernels.errors import first_line
 
 # Dtype names of safetensors.
 _BYTES, _INDICES, _FLOATS = ("U8",), ("I64",), ("F32", "BF16", "F16", "F64")
@@ -67,7 +67,12 @@ def read_headers(files: Iterable[str], rename: Callable[[str], str]) -> dict[str
     Raises:
         ValueError: A file is missing, truncated or damaged.
     """
-    tensors = {name: each for file in files for name, each in _tensors(Path(file)).items()}
+    tensors: dict[str, tuple[str, list[int]]] = {}
+    for file in files:
+        try:
+            tensors |= read_header(Path(file))
+        except FileNotFoundError:
+            raise ValueError(f"{file} is missing; get a new copy of the folder") from None
     return {rename(name): tensors[name] for name in sorted(tensors)}
 
 
@@ -133,17 +138,3 @@ def _require(dtype: str, shape: list[int], expected: Expected) -> None:
     if shape != expected.shape or dtype not in expected.dtypes:
         described = f"{' or '.join(expected.dtypes)} {expected.shape}"
         raise ValueError(f"{expected.label} is {dtype} {shape} in the file, but {described} in config.json")
-
-
-def _tensors(file: Path) -> dict[str, tuple[str, list[int]]]:
-    """Return dtype and shape of each tensor in a file, by name."""
-    if not file.exists():
-        raise ValueError(f"{file} is missing; get a new copy of the folder")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {
-                name: (opened.get_slice(name).get_dtype(), opened.get_slice(name).get_shape())
-                for name in opened.keys()  # noqa: SIM118
-            }
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is truncated or not a safetensors file: {first_line(error)}") from None

@@ -22,7 +22,7 @@ from sparsebert.checkpoints.plain_tensors import flat_tensors, require_plain
 from sparsebert.checkpoints.pruned_pairs import has_pairs, merge_pairs
 from sparsebert.checkpoints.safe_pickle import restricted_load
 from sparsebert.checkpoints.tensor_names import SeveralEncodersError, places
-from sparsebert.checkpoints.weight_files import read_safetensors, read_weights
+from sparsebert.checkpoints.weight_files import read_names, read_safetensors, read_weights
 from sparsebert.interop.encoder_weights import encoder_weights
 from sparsebert.interop.torch_prune import refuse_removed_modules
 from sparsebert.tickets.apply import require_shapes
@@ -71,7 +71,7 @@ def holds_masks(path: Path) -> bool:
 def is_pruned_folder(folder: str | os.PathLike[str]) -> bool:
     """Return whether a folder's weights were saved while ``torch.nn.utils.prune`` was live."""
     try:
-        return has_pairs(read_weights(Path(folder)))
+        return has_pairs(read_names(Path(folder)))
     except (OSError, ValueError):  # Loading says what is wrong.
         return False
 

@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import MAGIC_PREFIX
 
-from sparsebert_kernels.errors import first_line
-
-_MOST_SHOWN = 200
+from sparsebert_kernels.errors import one_line
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -26,5 +24,4 @@ def read_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy's parser of headers raises too many kinds to name.
-        reason = first_line(error)[:_MOST_SHOWN] or type(error).__name__
-        raise ValueError(f"{path} is not a usable .npy file: {reason}") from None
+        raise ValueError(f"{path} is not a usable .npy file: {one_line(error)}") from None

@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
+from sparsebert.checkpoints.weight_files import read_config
 from sparsebert.hf.attach_quantizer import METHOD
-from sparsebert.json_object import read_json_object
 from sparsebert.nn.sparse_linear import as_stored
 from sparsebert.tasks.renamed_weights import drop_missing_pooler_, outline_of, problem_of, read_renamed
 from sparsebert.tasks.stored_shapes import require_sizes, require_stored_shapes
 from sparsebert.tickets.file import brief
-
-# Some messages of transformers and torch are half a page long.
-_MOST_SHOWN = 200
+from sparsebert_kernels.errors import one_line
 
 
 def load_config(name: str) -> Any:
@@ -54,7 +52,7 @@ def load_config(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name)
     except Exception as error:  # The checks of each family's configuration raise different kinds.
-        raise ValueError(f"{name}: its config.json is not usable: {_one_line(error)}") from error
+        raise ValueError(f"{name}: its config.json is not usable: {one_line(error)}") from error
 
 
 def load_outline(name: str) -> Any:
@@ -97,7 +95,7 @@ def load_weights(cls: Any, name: str, *, fresh_head: bool = True, **options: Any
         problem = "" if model is None else problem_of(model, report, fresh_head)
     if failure is not None:
         raise (
-            failure if isinstance(failure, OSError | ValueError) else _in_one_line(failure, name)
+            failure if isinstance(failure, OSError | ValueError) else _inone_line(failure, name)
         ) from failure
     if problem:
         raise ValueError(f"{name}: its weights {problem}")
@@ -125,22 +123,16 @@ def _attempt(load: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, Exception |
         return None, None, error
 
 
-def _in_one_line(error: Exception, name: str) -> ValueError:
-    reason = f"damaged or truncated ({type(error).__name__}: {_one_line(error)})"
+def _inone_line(error: Exception, name: str) -> ValueError:
+    reason = f"damaged or truncated ({type(error).__name__}: {one_line(error)})"
     if "ignore_mismatched_sizes" in str(error):
         reason = "not of the shapes in its config.json"
     return ValueError(f"{name}: its weights are {reason}")
 
 
 def _described(folder: Path) -> Mapping[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
+    if not (folder / "config.json").is_file():
         inside = folder / "model"
         hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
         raise ValueError(f"{folder} is not the folder of a model: it holds no config.json{hint}")
-    return read_json_object(file)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+    return read_config(folder)

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert.json_object import read_json_object
+from sparsebert_kernels.errors import one_line
 
 _FILE = "tokenizer.json"
-# A message of tokenizers may quote the file.
-_MOST_SHOWN = 200
 
 
 def load_tokenizer(name: str, vocabulary: int | None = None) -> Any:
@@ -33,9 +32,8 @@ def load_tokenizer(name: str, vocabulary: int | None = None) -> Any:
     folder = Path(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (
-        Exception
-    ) as error:  # tokenizers raises bare exceptions, and transformers what a wrong type leads to.
+    # tokenizers raises bare exceptions, and transformers what a wrong type leads to.
+    except Exception as error:
         if isinstance(error, OSError) and not folder.is_dir():
             raise
         raise ValueError(_failure(folder, error)) from error
@@ -72,5 +70,4 @@ def _failure(folder: Path, error: Exception) -> str:
             except (OSError, ValueError) as unreadable:
                 return str(unreadable)
     at_fault = f"{folder / _FILE}" if (folder / _FILE).is_file() else f"{folder}: its tokenizer"
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{at_fault} is not usable: {reason[:_MOST_SHOWN]}"
+    return f"{at_fault} is not usable: {one_line(error)}"

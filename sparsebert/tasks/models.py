@@ -68,23 +68,22 @@ def load_model(
         tokenizer = load_tokenizer(name, config.vocab_size)
         return _require_bert(load_in_words(name, task, tokenizer, label_words, template), name), tokenizer
     cls = getattr(transformers, _MODEL_CLASSES[task.kind])
-    suffix = _MODEL_CLASSES[task.kind].removeprefix("AutoModel")
-    options, positions = label_config(task), None
-    has_head = any(each.endswith(suffix) for each in config.architectures or ())
+    options, outputs = label_config(task), None
+    has_head = _has_head(config, task.kind)
     if has_head:
-        positions = label_positions(task, config)
+        outputs = label_positions(task, config)
         options = {}
     elif trained or task.model_labels:
         remedy = "; omit the label map" if task.model_labels else ""
         raise ValueError(
             f"{name} has no trained head for {task.name}; "
-            f"expected a {suffix.removeprefix('For')} model{remedy}"
+            f"expected a {_suffix(task.kind).removeprefix('For')} model{remedy}"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = load_weights(cls, name, fresh_head=not has_head, dtype=torch.float32, **options)
-    if positions is not None:
-        reorder_outputs_(model, task, positions)
+    if outputs is not None:
+        reorder_outputs_(model, task, outputs)
     return _require_bert(model, name), load_tokenizer(name, model.config.vocab_size)
 
 
@@ -152,14 +151,6 @@ def short_name(model: str) -> str:
     return path.resolve().name if path.is_dir() else model
 
 
-def _require_bert(model: Any, name: str) -> Any:
-    if not is_bert_like(model):
-        raise ValueError(
-            f"{name} must be a BERT, RoBERTa, DistilBERT or ELECTRA model, got {type(model).__name__}"
-        )
-    return model
-
-
 def head_labels(name: str) -> tuple[str, ...]:
     """Return the labels of a trained classifier in the order of its outputs.
 
@@ -170,12 +161,27 @@ def head_labels(name: str) -> tuple[str, ...]:
     from sparsebert.tasks.load_checked import load_config
 
     config = load_config(name)
-    suffix = _MODEL_CLASSES["classification"].removeprefix("AutoModel")
-    classifier = any(each.endswith(suffix) for each in config.architectures or ())
-    if not classifier and not getattr(config, "label_words", None):
+    if not _has_head(config, "classification") and not getattr(config, "label_words", None):
         raise ValueError(
             f"{name} has no trained head, so its labels are unknown; train it on the task first, or name a "
             "trained model"
         )
     id2label = config.id2label
     return tuple(str(id2label[index]) for index in sorted(id2label))
+
+
+def _suffix(kind: str) -> str:
+    """Return the end of the names of the classes with a head for this kind of task."""
+    return _MODEL_CLASSES[kind].removeprefix("AutoModel")
+
+
+def _has_head(config: Any, kind: str) -> bool:
+    return any(each.endswith(_suffix(kind)) for each in config.architectures or ())
+
+
+def _require_bert(model: Any, name: str) -> Any:
+    if not is_bert_like(model):
+        raise ValueError(
+            f"{name} must be a BERT, RoBERTa, DistilBERT or ELECTRA model, got {type(model).__name__}"
+        )
+    return model

@@ -6,7 +6,8 @@ transformers gives random values to a tensor that its file does not hold, and on
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,7 @@ from sparsebert.checkpoints.plain_tensors import require_plain
 from sparsebert.checkpoints.pruned_heads import HEAD_DIM, kept_features, pruned_heads_of, with_pruned_heads
 from sparsebert.checkpoints.pruned_pairs import merge_pairs
 from sparsebert.checkpoints.tensor_names import places
-from sparsebert.checkpoints.weight_files import WEIGHT, read_weights
-from sparsebert.json_object import read_json_object
+from sparsebert.checkpoints.weight_files import WEIGHT, read_config, read_weights
 from sparsebert.tickets.file import brief
 from sparsebert_kernels.errors import first_line
 
@@ -106,18 +106,19 @@ def read_renamed(cls: Any, name: str, options: Mapping[str, Any]) -> RenamedWeig
     if getattr(outline.config, "quantization_config", None) is not None:
         return None
     config = outline.config
-    try:
-        state = _renamed(outline, merge_pairs(stored, Path(name)))
-        expected = outline.state_dict()
-        for tensor_name, tensor in state.items():
-            if tensor_name in expected:
-                require_plain(tensor, tensor_name, Path(name))
-        has_pruned_heads = bool(getattr(config, "pruned_heads", None))
-        if has_pruned_heads:
-            state = _with_pruned_heads(outline, state, read_json_object(folder_of(name) / "config.json"))
-            del config.pruned_heads
-    except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+    merged = merge_pairs(stored, Path(name))
+    with _errors_naming(name):
+        state = _renamed(outline, merged)
+    expected = outline.state_dict()
+    for tensor_name, tensor in state.items():
+        if tensor_name in expected:
+            require_plain(tensor, tensor_name, Path(name))
+    has_pruned_heads = bool(getattr(config, "pruned_heads", None))
+    if has_pruned_heads:
+        described = read_config(folder_of(name))
+        with _errors_naming(name):
+            state = _with_pruned_heads(outline, state, described)
+        del config.pruned_heads
     unchanged = state.keys() == stored.keys() and all(state[each] is stored[each] for each in state)
     if unchanged and not has_pruned_heads:
         return None
@@ -136,8 +137,7 @@ def outline_of(cls: Any, name: str, options: Mapping[str, Any]) -> Any:
         with torch.device("meta"):
             return cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
     except Exception as error:  # The constructors of each family raise different kinds.
-        reason = first_line(error) or type(error).__name__
-        raise ValueError(f"{name}: its config.json is not usable: {reason}") from error
+        raise ValueError(f"{name}: its config.json is not usable: {first_line(error)}") from error
 
 
 def names_in(outline: Any, names: Iterable[str]) -> dict[str, str]:
@@ -168,6 +168,15 @@ def drop_missing_pooler_(model: Any, report: Mapping[str, Any]) -> None:
     is_missing = any(key.startswith(_POOLER) for key in report["missing_keys"])
     if is_missing and not _base_prefix(model) and is_bert_like(model):
         model.pooler = None
+
+
+@contextmanager
+def _errors_naming(name: str) -> Iterator[None]:
+    """Begin the message of a ValueError with the model's name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _renamed(outline: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from sparsebert.bert import canonical_key, encoder_matrix
 from sparsebert.checkpoints.plain_tensors import flat_tensors, require_plain
 from sparsebert.checkpoints.safe_pickle import refuse_compressed, restricted_load
-from sparsebert.checkpoints.weight_files import weight_files
+from sparsebert.checkpoints.weight_files import read_header, weight_files
 from sparsebert.tasks.renamed_weights import folder_of, names_in, outline_of
 
 # Names of floating-point dtypes in safetensors files and of torch.
@@ -89,10 +87,8 @@ def require_stored_shapes(cls: Any, name: str, options: Mapping[str, Any]) -> No
 
 def _header(file: Path) -> dict[str, tuple[str, list[int]]]:
     try:
-        with safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return {name: (each.get_dtype(), each.get_shape()) for name, each in slices.items()}
-    except Exception:  # Damaged: loading says so.
+        return read_header(file)
+    except (OSError, ValueError):  # Missing or damaged: loading says so.
         return {}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from sparsebert.atomic import replacing
 from sparsebert.bench.activations import peak_activations
 from sparsebert.bench.memory import model_bytes
+from sparsebert.checkpoints.weight_files import weight_files
 from sparsebert.compact import expand_
 from sparsebert.hf.attach_quantizer import attach_quantizer_
 from sparsebert.hf.embeddings import with_embeddings_in
@@ -33,9 +34,8 @@ from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 _CARD = "README.md"
 # Files that a sentence-transformers model has besides the encoder's files: its list of modules, and settings.
 _SENTENCE_FILES = (MODULES, "config_sentence_transformers.json", "sentence_bert_config.json")
-
-
-_EMBEDDING_DTYPES = ("float32", "bfloat16", "float16")
+# Dtypes to store embeddings in.
+EMBEDDING_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,8 @@ class Footprint:
         """
         if length is None:
             length = min(DEFAULT_TOKENS, model.config.max_position_embeddings)
-        files = [*Path(folder).glob("*.safetensors"), *Path(folder).glob("*.bin")]
-        disk = sum(file.stat().st_size for file in files)
         activations = peak_activations(model, batch, length)
-        return cls(disk or None, model_bytes(model), activations, batch, length)
+        return cls(_size_on_disk(Path(folder)), model_bytes(model), activations, batch, length)
 
 
 def export_model(
@@ -92,6 +90,9 @@ def export_model(
 ) -> tuple[Footprint, Footprint]:
     """Write a pruned model to a folder, with its tokenizer and any files of sentence-transformers.
 
+    A sparse or portable folder gets a model card. The card of the original model stays, with a section on its
+    sparsity; so does its modules.json, which names a type that imports this package if the folder is sparse.
+
     Args:
         name: Hub id or folder of the model.
         folder: The folder to write.
@@ -106,9 +107,6 @@ def export_model(
         embeddings: Dtype to store the embeddings in, such as "bf16", where it is narrower than the model's.
             The model loads in its own dtype; its embeddings are then rounded.
 
-    A sparse or portable folder gets a model card. The card of the original model stays, with a section on its
-    sparsity; so does its modules.json, which names a type that imports this package if the folder is sparse.
-
     Returns:
         The model's footprint before and after.
 
@@ -117,12 +115,13 @@ def export_model(
             does not support, or an invalid modules.json. Nothing is written.
         OSError: As :func:`sparsebert.tasks.models.load_as_saved`.
     """
-    stored_in = None if embeddings is None else long_name(embeddings, _EMBEDDING_DTYPES, "embeddings")
+    sparse = sparse and not portable
+    stored_in = None if embeddings is None else long_name(embeddings, EMBEDDING_DTYPES, "embeddings")
     model = load_as_saved(name)
     before = Footprint.of(model, name, batch, length)
     expand_(densify_(model))
     state: dict[str, Tensor] | None = None
-    if sparse and not portable:
+    if sparse:
         sparsify_(model, ticket, tokens=before.batch * before.length, measure=measure)
         attach_quantizer_(model, embeddings=stored_in)
     else:
@@ -136,10 +135,10 @@ def export_model(
         _copy_tokenizer(name, unfinished)
         source = _download(name)
         if source is not None:
-            _copy_sentence_modules(source, unfinished, SPARSE_TYPE if sparse and not portable else DENSE_TYPE)
+            _copy_sentence_modules(source, unfinished, SPARSE_TYPE if sparse else DENSE_TYPE)
         card = source / _CARD if source is not None else None
         text = _decoded(card.read_bytes()) if card is not None and card.is_file() else None
-        if sparse and not portable:
+        if sparse:
             text = extend_card(text, unfinished, records, name=folder.name)
         elif portable or text is not None:
             pruned = ticket or Ticket.from_model(model)
@@ -147,6 +146,13 @@ def export_model(
         if text is not None:
             (unfinished / _CARD).write_bytes(text.encode("utf-8", "surrogateescape"))
     return before, Footprint.of(model, folder, before.batch, before.length)
+
+
+def _size_on_disk(folder: Path) -> int | None:
+    try:
+        return sum(file.stat().st_size for file in weight_files(folder))
+    except (OSError, ValueError):  # The cache of the hub, or files that only transformers finds.
+        return None
 
 
 def _copy_tokenizer(name: str, folder: Path) -> None:
@@ -179,7 +185,7 @@ def _copy_sentence_modules(source: Path, folder: Path, type: str) -> None:
         folder: The folder to copy to.
         type: Type of the encoder's module in the copied modules.json.
     """
-    if not (source / _SENTENCE_FILES[0]).is_file():
+    if not (source / MODULES).is_file():
         return
     for file in _SENTENCE_FILES:
         if (source / file).is_file():
@@ -205,7 +211,7 @@ def _is_encoder(module: Mapping[str, Any], type: str) -> bool:
 
 def _module_folders(source: Path) -> list[str]:
     """Return the folders of the modules that follow the encoder, whose folder is the model's folder."""
-    file = source / _SENTENCE_FILES[0]
+    file = source / MODULES
     try:
         paths = [str(module["path"]) for module in load_json(file.read_text(encoding="utf-8"))]
     except (ValueError, KeyError, TypeError):

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from sparsebert import results
+from sparsebert.checkpoints.weight_files import SPARSE_WEIGHTS
 from sparsebert.cli import app
-from sparsebert.hf.weight_files import WEIGHTS
 from sparsebert.interop import read_ticket
 from sparsebert.planning import layer_timing
 from sparsebert.pruning import prune
@@ -127,7 +127,7 @@ class TestSparseFolders:
     ) -> None:
         (row,) = results.read(tmp_path / "results.jsonl", "convert")
         before, after = row["before"], row["after"]
-        for file, found in ((dense / "model.safetensors", before), (sparse / WEIGHTS, after)):
+        for file, found in ((dense / "model.safetensors", before), (sparse / SPARSE_WEIGHTS, after)):
             assert found["disk"] == file.stat().st_size
         assert after["disk"] < before["disk"]
         # Equal in memory where layers this small are faster dense: that is measured, and so may be either.
@@ -184,7 +184,7 @@ class TestSparseFolders:
         back, again = tmp_path / "back", tmp_path / "again"
         assert app.main(["convert", str(sparse), str(back), "--to", "model"]) == 0
         assert app.main(["convert", str(back), str(again), "--to", "sparse"]) == 0
-        same = [each / WEIGHTS for each in (sparse, again)]
+        same = [each / SPARSE_WEIGHTS for each in (sparse, again)]
         assert same[0].read_bytes() == same[1].read_bytes()
 
     def test_what_records_say_is_on_the_card(self, sparse: Path, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ class TestSparseFolders:
     def test_a_sparse_folder_that_is_cut_off(
         self, sparse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        file = sparse / WEIGHTS
+        file = sparse / SPARSE_WEIGHTS
         file.write_bytes(file.read_bytes()[:2000])
         line = refused(capsys, "convert", str(sparse), str(tmp_path / "out"), "--to", "model")
         assert "is truncated or not a safetensors file" in line

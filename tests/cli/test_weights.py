@@ -54,92 +54,28 @@ def ticket(classifier: Path) -> Path:
     return path
 
 
-COMMANDS: dict[str, list[str]] = {
-    "prune": ["prune", "--model", "MODEL", "--output", "OUT"],
-    "prune on a task": [
-        "prune",
-        "--model",
-        "MODEL",
-        "--output",
-        "OUT",
-        "--method",
-        "snip",
-        "--task",
-        "sst2",
-        "DATA",
-    ],
-    "train": [
-        "train",
-        "--model",
-        "MODEL",
-        "--task",
-        "sst2",
-        "--out",
-        "OUT",
-        "--method",
-        "one-shot",
-        "--sparsity",
-        "0.5",
-        *QUICK,
-        "DATA",
-    ],
-    "train with a teacher": [
-        *[
-            "train",
-            "--model",
-            "PLAIN",
-            "--task",
-            "sst2",
-            "--out",
-            "OUT",
-            "--method",
-            "one-shot",
-            "--sparsity",
-            "0.5",
-            *QUICK,
-            "DATA",
-        ],
-        *["--teacher", "MODEL"],
-    ],
-    "eval": ["eval", "--model", "MODEL", "--task", "sst2", "DATA"],
-    "transfer": [
-        *[
-            "transfer",
-            "--model",
-            "MODEL",
-            "--ticket",
-            "sst2=TICKET",
-            "--tasks",
-            "sst2",
-            "--out",
-            "OUT",
-            *QUICK,
-        ],
-        "DATA",
-    ],
-    "convert a model": ["convert", "MODEL", "OUT"],
-    "convert to model": ["convert", "TICKET", "OUT", "--to", "model", "--model", "MODEL"],
-    "convert to sparse": ["convert", "TICKET", "OUT", "--to", "sparse", "--model", "MODEL"],
-    "bench": ["bench", "--model", "MODEL", "--ticket", "TICKET", "--vs", "eager", "--budget", "1"],
-    "bench of a sparsity": [
-        "bench",
-        "--model",
-        "MODEL",
-        "--sparsity",
-        "0.5",
-        "--vs",
-        "eager",
-        "--budget",
-        "1",
-    ],
+TRAIN = "train --task sst2 --data DATA --out OUT --method one-shot --sparsity 0.5 QUICK"
+COMMANDS = {
+    "prune": "prune --model MODEL --output OUT",
+    "prune on a task": "prune --model MODEL --output OUT --method snip --task sst2 --data DATA",
+    "train": f"{TRAIN} --model MODEL",
+    "train with a teacher": f"{TRAIN} --model PLAIN --teacher MODEL",
+    "eval": "eval --model MODEL --task sst2 --data DATA",
+    "transfer": "transfer --model MODEL --ticket sst2=TICKET --tasks sst2 --out OUT QUICK --data DATA",
+    "convert a model": "convert MODEL OUT",
+    "convert to model": "convert TICKET OUT --to model --model MODEL",
+    "convert to sparse": "convert TICKET OUT --to sparse --model MODEL",
+    "bench": "bench --model MODEL --ticket TICKET --vs eager --budget 1",
+    "bench of a sparsity": "bench --model MODEL --sparsity 0.5 --vs eager --budget 1",
 }
 
 
-def words(name: str, **values: Path) -> list[str]:
+def words(command: str, **values: Path) -> list[str]:
+    """Split a command, with values in place of the words in capitals."""
     parts: list[str] = []
-    for part in COMMANDS[name]:
-        if part == "DATA":
-            parts += ["--data", str(values["DATA"])]
+    for part in command.split():
+        if part == "QUICK":
+            parts += QUICK
         else:
             for old, new in values.items():
                 part = part.replace(old, str(new))
@@ -159,7 +95,7 @@ def test_a_model_that_lacks_a_matrix(
 ) -> None:
     out = tmp_path / "out"
     values = {"MODEL": lacking, "PLAIN": classifier, "TICKET": ticket, "DATA": data, "OUT": out}
-    line = refused(capsys, *words(name, **values))
+    line = refused(capsys, *words(COMMANDS[name], **values))
     assert f"lack {LACKING.removeprefix('bert.')}" in line.replace("bert.", "")
     assert not out.exists() or out.is_dir()
 
@@ -194,20 +130,8 @@ class TestUnderOtherNames:
 
     def test_train(self, renamed: Path, classifier: Path, data: Path, tmp_path: Path) -> None:
         for model, name in ((renamed, "a"), (classifier, "b")):
-            options = [
-                "--method",
-                "one-shot",
-                "--sparsity",
-                "0.5",
-                "--sparsity",
-                "0.5",
-                "--task",
-                "sst2",
-                "--data",
-                str(data),
-                *QUICK,
-            ]
-            assert app.main(["train", "--model", str(model), "--out", str(tmp_path / name), *options]) == 0
+            values = {"MODEL": model, "DATA": data, "OUT": tmp_path / name}
+            assert app.main(words(COMMANDS["train"], **values)) == 0
         ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ab")
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

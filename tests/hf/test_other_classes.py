@@ -11,8 +11,8 @@ import torch
 
 from sparsebert import densify_, prune, sparsify_
 from tests.architectures import build
+from tests.hf.folders import edit_config
 from tests.hf.test_architectures import prune_
-from tests.hf.test_refusals import edit_config
 from tests.sparsify.models import answers, sparse_layers
 from tests.sparsify.models import build as build_bert
 

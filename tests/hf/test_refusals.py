@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sparsebert import compact_, sparsify_
 from sparsebert.hf.config import SparseConfig
+from tests.hf.folders import edit_config
 from tests.hf.test_compacted import with_empty_lines
 from tests.sparsify.models import build, pruned
 
@@ -33,13 +34,6 @@ def refusal(folder: Path, **options: Any) -> str:
         transformers.AutoModelForSequenceClassification.from_pretrained(folder, **options)
     (line,) = str(caught.value).splitlines()
     return line
-
-
-def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    change(config)
-    file.write_text(json.dumps(config))
 
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

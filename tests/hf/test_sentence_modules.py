@@ -13,7 +13,8 @@ import pytest
 from sparsebert import densify_, prune, sparsify_
 from sparsebert.hf.sentence_modules import SPARSE_TYPE
 from tests.cli.tiny import SHAPE, WORDS
-from tests.hf.test_without_import import edit_config, run
+from tests.hf.folders import to_format_2
+from tests.hf.test_without_import import run
 
 transformers = pytest.importorskip("transformers")
 library = pytest.importorskip("sentence_transformers", reason="sentence-transformers: make setup-all")
@@ -128,17 +129,10 @@ def test_saved_again_sparse_and_dense(saved: tuple[Path, Any], tmp_path: Path) -
 def test_a_folder_of_before_still_loads(saved: tuple[Path, Any], tmp_path: Path) -> None:
     folder, expected = saved
     shutil.copytree(folder, tmp_path / "old")
-    (tmp_path / "old" / "sparsebert.safetensors").rename(tmp_path / "old" / "model.safetensors")
+    to_format_2(tmp_path / "old")
     modules = (folder / "modules.json").read_text()
     (tmp_path / "old" / "modules.json").write_text(
         modules.replace(SPARSE_TYPE, types(folder.parent / "dense")[0])
     )
-
-    def before(config: dict[str, Any]) -> None:
-        config.pop("transformers_weights")
-        config["quantization_config"].pop("weights")
-        config["quantization_config"]["version"] = 2
-
-    edit_config(tmp_path / "old", before)
     loaded = library.SentenceTransformer(str(tmp_path / "old"), device="cpu")
     np.testing.assert_allclose(loaded.encode(TEXTS), expected, atol=1e-5)

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 
 from sparsebert import compact_, sparsify_
 from sparsebert.hf.save import LOCK
+from tests.hf.folders import edit_config, to_format_2
 from tests.hf.test_compacted import with_empty_lines
 from tests.sparsify.models import answers, build, pruned
 
@@ -49,13 +49,6 @@ for name, folder, way in json.load(open(sys.argv[1])):
 results["modules"] = sorted(name for name in sys.modules if name.split(".")[0] == "sparsebert")
 print(json.dumps(results))
 """
-
-
-def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    change(config)
-    file.write_text(json.dumps(config))
 
 
 def run(code: str, attempts: list[tuple[str, str, str]], folder: Path) -> dict[str, Any]:
@@ -132,15 +125,8 @@ def test_with_the_import_it_loads_from_the_hub(folders: Path) -> None:
 
 
 def test_a_folder_of_before_still_loads(folders: Path, tmp_path: Path) -> None:
-    """Format 2: the names of transformers, and no lock."""
-    shutil.copytree(folders / "renamed", tmp_path / "old")
-
-    def before(config: dict[str, Any]) -> None:
-        config.pop("transformers_weights")
-        config["quantization_config"].pop("weights")
-        config["quantization_config"]["version"] = 2
-
-    edit_config(tmp_path / "old", before)
+    shutil.copytree(folders / "one file", tmp_path / "old")
+    to_format_2(tmp_path / "old")
     cls = transformers.AutoModelForSequenceClassification
     old, new = (cls.from_pretrained(folder) for folder in (tmp_path / "old", folders / "one file"))
     assert all(map(torch.equal, answers(old), answers(new)))

@@ -158,6 +158,14 @@ class TestPrunedPairs:
         state = without(f"layer.0.attention.self.{half}")(pruned.state_dict())
         assert f"self.{half} is missing" in refusal(write(tmp_path / "m", folder, state))
 
+    def test_a_message_names_the_folder_once(
+        self, pruned: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(tmp_path / "m", folder, without("0.attention.self.query.weight_mask")(pruned.state_dict()))
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match=r"^m holds half a pruned weight"):
+            load_as_saved("./m")
+
     def test_a_mask_of_other_values_is_refused(self, pruned: Any, folder: Path, tmp_path: Path) -> None:
         state = {**pruned.state_dict()}
         name = "bert.encoder.layer.0.attention.self.query.weight_mask"
@@ -181,7 +189,8 @@ def numbered(model: Any) -> State:
     }
 
 
-LORA = "query.lora_A.default.weight"
+LORA = "bert.encoder.layer.0.attention.self.query.lora_A.default.weight"
+LORA_REFUSAL = f"hold {LORA!r}, for which BertForSequenceClassification has no"
 SURPLUS: dict[str, tuple[Callable[[Any], dict[str, Any]], str]] = {
     "matrix": (
         lambda model: without("layer.1.output.dense.weight")(model.state_dict()),
@@ -211,16 +220,13 @@ SURPLUS: dict[str, tuple[Callable[[Any], dict[str, Any]], str]] = {
     "LoRA": (
         lambda model: {
             **inside("query.weight", "query.base_layer.weight")(model.state_dict()),
-            f"bert.encoder.layer.0.attention.self.{LORA}": torch.ones(2, 24),
+            LORA: torch.ones(2, 24),
         },
-        f"hold 'bert.encoder.layer.0.attention.self.{LORA}', for which BertForSequenceClassification has no",
+        LORA_REFUSAL,
     ),
     "LoRA beside whole names": (
-        lambda model: {
-            **model.state_dict(),
-            f"bert.encoder.layer.0.attention.self.{LORA}": torch.ones(2, 24),
-        },
-        f"hold 'bert.encoder.layer.0.attention.self.{LORA}', for which BertForSequenceClassification has no",
+        lambda model: {**model.state_dict(), LORA: torch.ones(2, 24)},
+        LORA_REFUSAL,
     ),
     "scores": (
         lambda model: {

@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 
 from sparsebert import Ticket, prune
+from sparsebert.checkpoints.weight_files import SPARSE_WEIGHTS
 from sparsebert.cli import app
 from sparsebert.hf.sentence_modules import DENSE_TYPE, SPARSE_TYPE
-from sparsebert.hf.weight_files import WEIGHTS
 from sparsebert.workflows.export import export_model
 from tests.cli.tiny import SHAPE, WORDS, refused
 from tests.sparsify.models import sparse_layers
@@ -154,14 +154,14 @@ class TestEmbeddings:
 
     def test_a_loaded_model_is_not_rounded_again(self, dense: Path, ticket: Ticket, tmp_path: Path) -> None:
         export_model(str(dense), tmp_path / "out", ticket, sparse=True, embeddings="float16")
-        assert dtypes(tmp_path / "out" / WEIGHTS)[EMBEDDING] == "F16"
+        assert dtypes(tmp_path / "out" / SPARSE_WEIGHTS)[EMBEDDING] == "F16"
         transformers.AutoModel.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "again")
-        assert dtypes(tmp_path / "again" / WEIGHTS)[EMBEDDING] == "F32"
+        assert dtypes(tmp_path / "again" / SPARSE_WEIGHTS)[EMBEDDING] == "F32"
 
     def test_are_not_widened(self, dense: Path, ticket: Ticket, tmp_path: Path) -> None:
         transformers.AutoModel.from_pretrained(dense).bfloat16().save_pretrained(tmp_path / "bf16")
         export_model(str(tmp_path / "bf16"), tmp_path / "out", ticket, sparse=True, embeddings="fp32")
-        assert dtypes(tmp_path / "out" / WEIGHTS)[EMBEDDING] == "BF16"
+        assert dtypes(tmp_path / "out" / SPARSE_WEIGHTS)[EMBEDDING] == "BF16"
 
     @pytest.mark.parametrize("sparse", [True, False])
     def test_values_beyond_the_dtype_are_refused(
@@ -279,3 +279,13 @@ def test_no_tokenizer_is_made_up(dense: Path, tmp_path: Path) -> None:
     shutil.copytree(dense, source, ignore=shutil.ignore_patterns("tokenizer*"))
     export_model(str(source), tmp_path / "out", sparse=False)
     assert not list((tmp_path / "out").glob("tokenizer*"))
+
+
+def test_the_size_on_disk_is_that_of_the_weights(dense: Path, ticket: Ticket, tmp_path: Path) -> None:
+    """Neither other files of a training run nor a second copy of the weights count."""
+    source = tmp_path / "source"
+    shutil.copytree(dense, source)
+    for name in ("training_args.bin", "pytorch_model.bin"):
+        (source / name).write_bytes(bytes(100))
+    before, _ = export_model(str(source), tmp_path / "out", ticket, sparse=False)
+    assert before.disk == (source / "model.safetensors").stat().st_size
