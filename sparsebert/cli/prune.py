@@ -99,8 +99,8 @@ def prune(
         raise ValueError(f"--sparsity must be one number, got {sparsity}: a ticket has one sparsity")
     require_numbers({"--batches": batches, "--batch-size": batch_size}, most=_MAX_COUNT)
     if task is None and not data.user_files:
-        options = {"--data": data.data, "--max-length": data.max_length}
-        require_applicable({**options, "--batches": batches, "--batch-size": batch_size}, "--task")
+        data.require_no_task()
+        require_applicable({"--batches": batches, "--batch-size": batch_size}, "--task")
     selects = None if filter is None else _filter_of(filter)
     numbers = seed_list(seeds)
     files = {seed: _with_seed(output, seed) if len(numbers) > 1 else output for seed in numbers}
@@ -130,8 +130,6 @@ def prune(
         data.require_applicable_folder([task])
     source = data.source(task) if task is not None else None
     definition = data.mapped(task_of(task, source)) if task is not None else None
-    if task is None:
-        data.require_no_labels()
     tickets: dict[int, Ticket] = {}
     with progress() as step:
         for seed in numbers:
