@@ -94,8 +94,6 @@ def bench(
         )
     require_numbers({"--budget": budget}, least=0, most=_MAX_BUDGET)
     require_numbers({"--batch": batch, "--seq": seq}, most=MAX_TOKENS)
-    if batch * (seq or 1) > MAX_TOKENS:
-        raise ValueError(f"--batch {batch} times --seq {seq} must be at most {MAX_TOKENS} tokens")
     # A ticket and a pattern such as 2:4 have a sparsity of their own.
     decided = ticket is not None or (sparsity is None and granularity is not None and ":" in granularity)
     sparsities: Sequence[float | None] = (
@@ -117,6 +115,8 @@ def bench(
     lengths = (DEFAULT_TOKENS if seq is None else seq,) * batch
     if lengths_from is not None:
         lengths = read_lengths(lengths_from, model, batch, limit=512, seed=seed)
+    if batch * max(lengths) > MAX_TOKENS:
+        raise ValueError(f"--batch {batch} times {max(lengths)} tokens must be at most {MAX_TOKENS} tokens")
     workload = Workload(model, batch, lengths, dtype, threads, device, seed)
     settings = runner.Settings(budget=budget, memory=memory)
     records: list[dict[str, Any]] = []
