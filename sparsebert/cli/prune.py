@@ -125,11 +125,12 @@ def prune(
         "keep_a_head": keep_a_head,
     }
     pruning_method = find_method(method, **{flag: True for flag, is_set in flags.items() if is_set})
-    task = data.task_name(task) if task is not None or data.user_files else None
-    if task is not None:
+    source = definition = None
+    if task is not None or data.user_files:
+        task = data.task_name(task)
         data.require_applicable_folder([task])
-    source = data.source(task) if task is not None else None
-    definition = data.mapped(task_of(task, source)) if task is not None else None
+        source = data.source(task)
+        definition = data.mapped(task_of(task, source))
     tickets: dict[int, Ticket] = {}
     with progress() as step:
         for seed in numbers:
