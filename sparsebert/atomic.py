@@ -89,7 +89,7 @@ def replacing(path: Path, needed: int | None = None) -> Iterator[Path]:
                 else:
                     _install(temporary, target)
             except Exception:
-                written = _size(temporary)
+                written = size_on_disk(temporary)
                 raise
     except Exception as error:
         if (number := _full_disk(error)) is None:
@@ -135,8 +135,34 @@ def sweep(folder: Path, name: str | None = None) -> None:
     pattern = _TEMPORARY if name is None else re.compile(rf"\.{re.escape(name[:40])}\.[0-9a-f]+\.tmp")
     for path in [each for each in folder.iterdir() if pattern.fullmatch(each.name)]:
         # Fails if another process holds the lock, has deleted the path, or owns it as another user.
-        with contextlib.suppress(OSError), _locked(path):
+        with contextlib.suppress(OSError), locked(path):
             _delete(path)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Lock a file or folder. The system releases the lock when the process is killed.
+
+    Args:
+        path: The file or folder.
+        wait: Wait for another process that holds the lock.
+
+    Raises:
+        BlockingIOError: Another process holds the lock.
+        OSError: The path does not exist or is a link, or the file system has no locks.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def size_on_disk(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def format_bytes(count: int) -> str:
@@ -157,7 +183,7 @@ def _private_folder(home: Path, name: str) -> Iterator[Path]:
             folder = home / f".{name[:40]}.{secrets.token_hex(6)}.tmp"
             folder.mkdir(0o700)
             try:
-                stack.enter_context(_locked(folder))
+                stack.enter_context(locked(folder))
             except (BlockingIOError, FileNotFoundError):
                 continue  # Another process swept the folder before it was locked.
             except OSError:
@@ -166,22 +192,6 @@ def _private_folder(home: Path, name: str) -> Iterator[Path]:
                 break
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Lock a file or folder. The system releases the lock when the process is killed.
-
-    Raises:
-        BlockingIOError: Another process holds the lock.
-        OSError: The path does not exist or is a link, or the file system has no locks.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _install(temporary: Path, target: Path) -> None:
@@ -261,12 +271,6 @@ def _free(path: Path) -> int:
     """Return the free bytes of the file system of a path, which need not exist."""
     real = Path(os.path.realpath(path))
     return shutil.disk_usage(next(each for each in (real, *real.parents) if each.is_dir())).free
-
-
-def _size(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _delete(path: Path) -> None:

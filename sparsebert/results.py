@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsebert.atomic import replacing
+from sparsebert.atomic import locked, replacing
 from sparsebert.file_types import is_stream, require_regular, write_problem
 from sparsebert.json_object import load_json
 
@@ -39,8 +38,9 @@ def append(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -
         lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
     except (TypeError, ValueError) as error:
         raise ValueError(f"cannot write {target}: a record is not plain JSON ({error})") from None
-    # The lock is that of the real folder: paths through different links name the same file.
-    with _locked(Path(os.path.realpath(target)).parent):
+    # Two processes that append to one file both keep their rows. The lock is that of the real folder: paths
+    # through different links name the same file.
+    with locked(Path(os.path.realpath(target)).parent, wait=True):
         earlier = b"" if is_stream(target) or not target.exists() else target.read_bytes()
         if earlier and not earlier.endswith(b"\n"):
             earlier += b"\n"
@@ -92,19 +92,3 @@ def _is_stamped(record: Any) -> bool:
         and isinstance(record.get("schema"), int)
         and isinstance(record.get("kind"), str)
     )
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's advisory lock, so that two processes that append to one file both keep their rows."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ from sparsebert.cli.help_format import definitions
 from sparsebert.cli.path_checks import require_files, require_picture, require_records, require_writable
 from sparsebert.cli.shared_options import (
     GRANULARITY_HELP,
+    MAX_TOKENS,
     MEASURE_HELP,
     AnyModel,
     JsonFile,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 DEFAULT_BASELINES = "onednn,eager"
 _MAX_BUDGET = 86_400  # a day
-_MAX_TOKENS = 2**20
 
 
 def bench(
@@ -94,9 +93,7 @@ def bench(
             f"--format {format}"
         )
     require_numbers({"--budget": budget}, least=0, most=_MAX_BUDGET)
-    require_numbers({"--batch": batch, "--seq": seq}, least=-math.inf, most=_MAX_TOKENS)
-    if batch * (seq or 1) > _MAX_TOKENS:
-        raise ValueError(f"--batch {batch} times --seq {seq} must be at most {_MAX_TOKENS} tokens")
+    require_numbers({"--batch": batch, "--seq": seq}, most=MAX_TOKENS)
     # A ticket and a pattern such as 2:4 have a sparsity of their own.
     decided = ticket is not None or (sparsity is None and granularity is not None and ":" in granularity)
     sparsities: Sequence[float | None] = (
@@ -118,6 +115,8 @@ def bench(
     lengths = (DEFAULT_TOKENS if seq is None else seq,) * batch
     if lengths_from is not None:
         lengths = read_lengths(lengths_from, model, batch, limit=512, seed=seed)
+    if batch * max(lengths) > MAX_TOKENS:
+        raise ValueError(f"--batch {batch} times {max(lengths)} tokens must be at most {MAX_TOKENS} tokens")
     workload = Workload(model, batch, lengths, dtype, threads, device, seed)
     settings = runner.Settings(budget=budget, memory=memory)
     records: list[dict[str, Any]] = []

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from sparsebert.atomic import size_on_disk
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -43,13 +45,11 @@ def print_tables(tables: Iterable[Table]) -> None:
 
 def print_ticket_file(path: Path, ticket: Ticket) -> None:
     """Print one line about a ticket, after it was written to a file or folder."""
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
-    size = sum(each.stat().st_size for each in files)
     encoder_sparsity = ticket.metadata.get("encoder_sparsity")
     of_encoder = "" if encoder_sparsity is None else f", {encoder_sparsity:.2%} of all encoder matrices"
     typer.echo(
         f"wrote {path}: {len(ticket.masks)} matrices, {ticket.sparsity:.2%} sparse "
-        f"(density {ticket.density:.2%}){of_encoder}, {size / 1e6:.1f} MB"
+        f"(density {ticket.density:.2%}){of_encoder}, {size_on_disk(path) / 1e6:.1f} MB"
     )
 
 
@@ -61,7 +61,8 @@ def progress() -> Iterator[Callable[[str], None]]:
     """
     from rich.console import Console
 
-    from sparsebert.training.heartbeat import duration_text, heartbeat
+    from sparsebert.training.heartbeat import heartbeat
+    from sparsebert.training.run_status import duration_text
 
     terminal = Console(stderr=True)
     if terminal.is_terminal:

@@ -12,6 +12,7 @@ import typer
 from sparsebert.cli.console import print_tables, print_ticket_file
 from sparsebert.cli.path_checks import require_files, require_records, require_regular_file, require_writable
 from sparsebert.cli.shared_options import (
+    MAX_TOKENS,
     MEASURE_HELP,
     JsonFile,
     measure_option,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 TARGETS = ("sparsebert", "bert-tickets", "smp", "head-masks", "super-tickets", "model", "sparse")
 _MODEL_FOLDERS = ("model", "sparse")
-_MAX_TOKENS = 2**20
 _NEED_MODEL = ("smp", "head-masks", "super-tickets", *_MODEL_FOLDERS)
 
 
@@ -165,7 +165,7 @@ def convert(
         require_applicable({"--batch": batch, "--seq": seq}, "--to model or sparse")
     if to != "sparse":
         require_applicable({"--results": results_files or None}, "--to sparse")
-    require_numbers({"--batch": batch, "--seq": seq}, most=_MAX_TOKENS)
+    require_numbers({"--batch": batch, "--seq": seq}, most=MAX_TOKENS)
     _require_checkpoint([source, *(intersect or ())], pruning_method, threshold)
     for option, path in (("source", source), *(("--intersect", other) for other in intersect or ())):
         require_regular_file(option, path)

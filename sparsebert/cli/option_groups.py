@@ -11,7 +11,7 @@ import csv
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
@@ -105,6 +105,8 @@ class DataOptions:
                 "--text-columns": self.text_columns != "text",
                 "--label-column": self.label_column != "label",
                 "--regression": self.regression,
+                "--labels": self.labels,
+                "--drop-empty": self.drop_empty,
             }
             require_applicable(options, "--train-file or --validation-file")
 
@@ -149,9 +151,6 @@ class DataOptions:
 
         if task in TASKS or not self.user_files:
             find_task(task)
-            if not self.user_files:
-                options = {"--labels": self.labels, "--drop-empty": self.drop_empty}
-                _require_unset(options, "--train-file and --validation-file")
             return self.data
         if self.validation_file is None:
             raise ValueError("--validation-file is missing: your own task needs a table to evaluate on")
@@ -182,10 +181,10 @@ class DataOptions:
         if self.user_files and not TASKS.keys() & set(tasks):
             require_applicable({"--data": self.data}, "a built-in task")
 
-    def require_no_labels(self) -> None:
-        """Raise ValueError for options about labels, for a command without a task."""
-        options = {"--labels": self.labels, "--drop-empty": self.drop_empty, "--label-map": self.label_map}
-        _require_unset(options, "the examples of a task")
+    def require_no_task(self) -> None:
+        """Raise ValueError for options about the examples of a task, for a command without one."""
+        options = {"--data": self.data, "--max-length": self.max_length, "--label-map": self.label_map}
+        require_applicable(options, "--task")
 
     @property
     def label_pairs(self) -> dict[str, str]:
@@ -225,14 +224,9 @@ def comma_separated(option: str, text: str) -> list[str]:
     return parts
 
 
-def _require_unset(options: Mapping[str, object], needed: str) -> None:
-    for option, value in options.items():
-        if value:
-            raise ValueError(f"{option} applies to {needed}: omit it")
-
-
 def print_classes(data: TaskData) -> None:
     """Print a task's classes with their counts, and the rows that were dropped; on one process of several."""
+    from sparsebert.report.format import counted
     from sparsebert.tasks.label_cleaning import class_counts
     from sparsebert.training import distributed
 
@@ -241,8 +235,7 @@ def print_classes(data: TaskData) -> None:
     for line in class_counts(data):
         typer.echo(line)
     for split, count in data.dropped.items():
-        rows = "row" if count == 1 else "rows"
-        typer.echo(f"{data.task.name}, {split}: dropped {count} {rows} without a text or a label")
+        typer.echo(f"{data.task.name}, {split}: dropped {counted(count, 'row')} without a text or a label")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,8 +99,8 @@ def prune(
         raise ValueError(f"--sparsity must be one number, got {sparsity}: a ticket has one sparsity")
     require_numbers({"--batches": batches, "--batch-size": batch_size}, most=_MAX_COUNT)
     if task is None and not data.user_files:
-        options = {"--data": data.data, "--max-length": data.max_length}
-        require_applicable({**options, "--batches": batches, "--batch-size": batch_size}, "--task")
+        data.require_no_task()
+        require_applicable({"--batches": batches, "--batch-size": batch_size}, "--task")
     selects = None if filter is None else _filter_of(filter)
     numbers = seed_list(seeds)
     files = {seed: _with_seed(output, seed) if len(numbers) > 1 else output for seed in numbers}
@@ -125,13 +125,12 @@ def prune(
         "keep_a_head": keep_a_head,
     }
     pruning_method = find_method(method, **{flag: True for flag, is_set in flags.items() if is_set})
-    task = data.task_name(task) if task is not None or data.user_files else None
-    if task is not None:
+    source = definition = None
+    if task is not None or data.user_files:
+        task = data.task_name(task)
         data.require_applicable_folder([task])
-    source = data.source(task) if task is not None else None
-    definition = data.mapped(task_of(task, source)) if task is not None else None
-    if task is None:
-        data.require_no_labels()
+        source = data.source(task)
+        definition = data.mapped(task_of(task, source))
     tickets: dict[int, Ticket] = {}
     with progress() as step:
         for seed in numbers:

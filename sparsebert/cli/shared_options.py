@@ -20,6 +20,9 @@ MEASURE_HELP = (
     "[default: measure]"
 )
 
+# Limit of --batch and --seq: larger values are mistakes.
+MAX_TOKENS = 2**20
+
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="append the results to this file, as JSON lines")
 ]

@@ -7,9 +7,8 @@ import math
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.mask_learning_method import MaskLearningMethod
 from sparsebert.lottery.method import Rewind
+from sparsebert.training.checkpoint import TRAINED_COPIES
 
-# A checkpoint holds the weights and AdamW's two moments of each.
-_COPIES_IN_CHECKPOINT = 3
 # States of random generators, settings of the training and its log.
 _OTHER_BYTES_IN_CHECKPOINT = 2**15
 # Two checkpoints are kept, and exist while the next one is written.
@@ -45,7 +44,7 @@ def round_bytes(experiment: Experiment, config: RunConfig, number: int, steps: i
     snapshots = 2 + min(number, 2) + 1
     tickets = (number + 2) * model // _BITS_IN_WEIGHT
     return (
-        checkpoints * (_COPIES_IN_CHECKPOINT * trained + _OTHER_BYTES_IN_CHECKPOINT)
+        checkpoints * (TRAINED_COPIES * trained + _OTHER_BYTES_IN_CHECKPOINT)
         + snapshots * model
         + best
         + tickets

@@ -18,6 +18,7 @@ from sparsebert.pruning.sparsity_schedule import exact
 from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 from sparsebert.training import distributed
 from sparsebert.training.distillation import Answers, Distillation
+from sparsebert.training.run_status import Judge
 from sparsebert.training.settings import TrainingSettings
 
 
@@ -53,7 +54,7 @@ class Experiment:
     evaluate: Callable[[nn.Module], dict[str, float]]
     save_extras: Callable[[str], object] | None = None
     metric: str | None = None
-    judge: Callable[[nn.Module, int | None, int], float] | None = None
+    judge: Judge | None = None
     teacher: Answers | None = None
     chance: Mapping[str, float] | None = None
 

@@ -76,7 +76,7 @@ def run(
         if folder.finished() is None:
             loop.execute()
         else:
-            context.say(f"{folder.path} is finished: nothing to do")
+            loop.say(f"{folder.path} is finished: nothing to do")
         distributed.wait()
         return folder.rounds_done()
 

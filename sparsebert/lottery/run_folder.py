@@ -42,6 +42,7 @@ Every file is written under another name first and renamed, so that it appears w
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -51,7 +52,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert import results
-from sparsebert.atomic import sweep, write_text
+from sparsebert.atomic import size_on_disk, sweep, write_text
 from sparsebert.json_object import load_json
 
 Record = dict[str, Any]
@@ -154,7 +155,7 @@ class RunFolder:
 
     def require_space(self, size: int) -> None:
         """Raise OSError unless the disk has room for the folder to grow to ``size`` bytes."""
-        needed = size - sum(each.stat().st_size for each in self.path.rglob("*") if each.is_file())
+        needed = size - size_on_disk(self.path)
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise OSError(
@@ -165,11 +166,6 @@ class RunFolder:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold an advisory lock. The system releases it when the process is killed."""
-        try:
-            import fcntl
-        except ImportError:
-            yield
-            return
         with open(self.path / ".lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -56,8 +56,8 @@ def granularity_text(ticket: Record) -> str:
 
 
 @contextlib.contextmanager
-def damage_named(part: str) -> Iterator[None]:
-    """Raise ValueError with the part of a record that lacks a field or holds one of another type."""
+def record_errors(part: str) -> Iterator[None]:
+    """Turn the errors of a missing field, or one of another type, into ValueError that names the part."""
     try:
         yield
     except (AttributeError, LookupError, TypeError) as error:

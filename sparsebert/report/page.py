@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsebert.report.format import Record, counted, damage_named, machine_text, versions_text
+from sparsebert.report.format import Record, counted, machine_text, record_errors, versions_text
 from sparsebert.report.plots import Picture, require_matplotlib
 from sparsebert.report.sections import Section
 from sparsebert.report.table import Table
@@ -47,7 +47,7 @@ class Report:
             ValueError: The environment of a record is damaged.
         """
         groups: dict[str, list[Record]] = {}
-        with damage_named("the environment of a record"):
+        with record_errors("the environment of a record"):
             for row in self.records:
                 groups.setdefault(_origin(row), []).append(row)
             return [
@@ -97,7 +97,7 @@ def require_renderer() -> None:
 
 
 def _embedded(picture: Picture) -> dict[str, str]:
-    with damage_named(f"a record for the plot {picture.title!r}"):
+    with record_errors(f"a record for the plot {picture.title!r}"):
         data = base64.b64encode(picture.png()).decode()
     return {"title": picture.title, "alt": picture.alt, "source": f"data:image/png;base64,{data}"}
 

@@ -142,9 +142,8 @@ def _speedup_lines(axes: Axes, name: str, records: Sequence[Record], colour: str
         if baseline == "eager":
             label += f" ({rows[0]['environment']['blas']})"
         medians = [ratio["median"] for ratio in ratios]
-        style = (
-            style if len(rows) > 1 else "none"
-        )  # a single point has no line, so its legend entry has none either
+        # The legend of a single point shows no line.
+        style = style if len(rows) > 1 else "none"
         axes.plot(sparsities, medians, style, color=colour, marker=marker, markersize=5, label=label)
         axes.fill_between(
             sparsities,

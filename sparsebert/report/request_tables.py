@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sparsebert.report.format import Record, machine_text
-from sparsebert.report.table import Table
+from sparsebert.report.table import Cell, Table
 
-_MEMORY = ("format", "token counts", "threads", "before MB", "warm MB", "after MB")
-_TIME = ("shape", "tokens", "rounded us", "vs exact", "vs F.linear")
+_MEMORY: dict[str, Cell] = {
+    "format": lambda row: str(row["format"]),
+    "token counts": lambda row: "exact" if row["exact"] else "rounded",
+    "threads": lambda row: str(row["threads"]),
+    "before MB": lambda row: f"{row['start_mb']:,}",
+    "warm MB": lambda row: f"{row['warm_mb']:,}",
+    "after MB": lambda row: f"{row['end_mb']:,}",
+}
+_TIME: dict[str, Cell] = {
+    "shape": lambda row: "x".join(map(str, row["shape"])),
+    "tokens": lambda row: str(row["tokens"]),
+    "rounded us": lambda row: f"{row['rounded_us']:.0f}",
+    "vs exact": lambda row: f"{1 / row['to_exact']:.2f}x",
+    "vs F.linear": lambda row: f"{1 / row['to_eager']:.2f}x",
+}
 
 
 def request_tables(records: Iterable[Record]) -> list[Table]:
@@ -29,39 +42,18 @@ def request_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def _memory_table(rows: list[Record]) -> Table:
-    cells = tuple(
-        (
-            row["format"],
-            "exact" if row["exact"] else "rounded",
-            str(row["threads"]),
-            f"{row['start_mb']:,}",
-            f"{row['warm_mb']:,}",
-            f"{row['end_mb']:,}",
-        )
-        for row in rows
-    )
     notes = (
         f"{machine_text(rows[0]['environment'])}. Resident memory of a process with one 384x384 layer: "
         "before any request, after 1,000 of 1 to 600 tokens, and after 10,000 more (600 where counts are "
         "exact, as they were before they were rounded).",
     )
-    return Table("Memory over requests of random lengths", _MEMORY, cells, notes)
+    return Table.of("Memory over requests of random lengths", _MEMORY, rows, notes)
 
 
 def _time_table(rows: list[Record]) -> Table:
-    cells = tuple(
-        (
-            "x".join(map(str, row["shape"])),
-            str(row["tokens"]),
-            f"{row['rounded_us']:.0f}",
-            f"{1 / row['to_exact']:.2f}x",
-            f"{1 / row['to_eager']:.2f}x",
-        )
-        for row in rows
-    )
     notes = (
         f"{machine_text(rows[0]['environment'])}. One thread; median times and median speed-ups of paired "
         "rounds: a prepacked dense layer with rounded token counts against one with exact counts, and "
         "against torch's F.linear.",
     )
-    return Table("Time of dense layers with rounded token counts", _TIME, cells, notes)
+    return Table.of("Time of dense layers with rounded token counts", _TIME, rows, notes)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from sparsebert.report.aot_tables import aot_tables
 from sparsebert.report.compaction_tables import compaction_tables
 from sparsebert.report.environment import environment_tables
-from sparsebert.report.format import Record, damage_named
+from sparsebert.report.format import Record, record_errors
 from sparsebert.report.gpu_plots import roofline_pictures
 from sparsebert.report.gpu_tables import failure_tables, gpu_tables
 from sparsebert.report.layer_tables import goal_tables, layer_tables, selection_tables, stack_tables
@@ -58,7 +58,7 @@ class Kind:
         return self._made(self.illustrate, records)
 
     def _made(self, make: Callable[[Sequence[Record]], list[Made]], records: Sequence[Record]) -> list[Made]:
-        with damage_named(f"a record for the tables of kind {self.name!r}"):
+        with record_errors(f"a record for the tables of kind {self.name!r}"):
             selected = self.select(records)
             return make(selected) if selected else []
 

@@ -17,11 +17,10 @@ from sparsebert.tasks.tables import NUMBER, Column, read_columns, shortened, str
 _MISSING = {"", "nan", "<na>", "null", "\\n", "#n/a"}
 # Decimal places to which two numbers must differ to be two classes.
 _PLACES = 9
-DROP_EMPTY = "--drop-empty"
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledRow:
     """A row of a table: its line, its texts and its label, without blanks around the label."""
 
     line: int
@@ -30,7 +29,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Table:
+class LabelledTable:
     """The rows of a file that have texts and a label, and the number of rows that were dropped.
 
     Attributes:
@@ -40,7 +39,7 @@ class Table:
     """
 
     path: Path
-    rows: tuple[Labelled, ...]
+    rows: tuple[LabelledRow, ...]
     dropped: int = 0
 
     def labels(self) -> dict[str, tuple[int, int]]:
@@ -58,7 +57,7 @@ def read_table(
     *,
     classes: Sequence[str] = (),
     drop_empty: bool = False,
-) -> Table:
+) -> LabelledTable:
     """Read a table of texts and labels.
 
     Args:
@@ -72,10 +71,10 @@ def read_table(
         ValueError: With file and line, for a row without a text or a label, and as ``read_columns``.
         FileNotFoundError: For a missing file.
     """
-    rows: list[Labelled] = []
+    rows: list[LabelledRow] = []
     dropped = 0
     for line, values in read_columns(path, [*columns, label]):
-        row = Labelled(line, values[:-1], stripped(values[-1]))
+        row = LabelledRow(line, values[:-1], stripped(values[-1]))
         missing = [str(name) for name, text in zip(columns, row.texts, strict=True) if not stripped(text)]
         if row.label not in classes and row.label.casefold() in _MISSING:
             missing.append(f"{label} ({row.label!r})" if row.label else str(label))
@@ -86,12 +85,12 @@ def read_table(
         else:
             raise ValueError(
                 f"{path}:{line}: nothing in column {' and '.join(missing)}; complete the row, or drop such "
-                f"rows ({DROP_EMPTY})"
+                "rows (--drop-empty)"
             )
-    return Table(path, tuple(rows), dropped)
+    return LabelledTable(path, tuple(rows), dropped)
 
 
-def require_distinct(tables: Sequence[Table], classes: Sequence[str] = ()) -> None:
+def require_distinct(tables: Sequence[LabelledTable], classes: Sequence[str] = ()) -> None:
     """Raise ValueError if two labels of these tables are spellings of one class: "yes" and "Yes", 1 and 1.0.
 
     Args:
@@ -117,7 +116,7 @@ def require_distinct(tables: Sequence[Table], classes: Sequence[str] = ()) -> No
             raise ValueError(f"labels {each} look like one class; {remedy}")
 
 
-def classes_of(table: Table) -> tuple[str, ...]:
+def classes_of(table: LabelledTable) -> tuple[str, ...]:
     """Return the labels of a table: in numerical order if all are numbers, else in alphabetical order."""
     values = {label: _number(label) for label in table.labels()}
     if any(value is None for value in values.values()):
@@ -141,7 +140,7 @@ def class_counts(data: TaskData) -> list[str]:
     return lines
 
 
-def dropped_rows(tables: Mapping[str, Table]) -> dict[str, int]:
+def dropped_rows(tables: Mapping[str, LabelledTable]) -> dict[str, int]:
     """Return the rows that were dropped from the table of each split, where there are any."""
     return {split: table.dropped for split, table in tables.items() if table.dropped}
 

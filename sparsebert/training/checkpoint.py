@@ -10,14 +10,16 @@ from pathlib import Path
 
 from torch import nn
 
-from sparsebert.atomic import replacing, write_text
+from sparsebert.atomic import replacing, size_on_disk, write_text
 
+# Copies of each trained parameter in a checkpoint: its value and AdamW's two moments.
+TRAINED_COPIES = 3
 _MARK = "complete.json"
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
-    """Return the bytes of a model's checkpoint: its weights, and two moments of each trained one."""
-    return sum(each.nbytes * (3 if each.requires_grad else 1) for each in model.parameters())
+    """Return the bytes of a model's checkpoint: its weights, and the moments of the trained ones."""
+    return sum(each.nbytes * (TRAINED_COPIES if each.requires_grad else 1) for each in model.parameters())
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,7 @@ class Checkpoint:
             change: Edits the copy before it is marked.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        size = sum(file.stat().st_size for file in self.path.rglob("*"))
-        with replacing(path, size) as unfinished:
+        with replacing(path, size_on_disk(self.path)) as unfinished:
             shutil.copytree(self.path, unfinished)
             if change is not None:
                 change(unfinished)

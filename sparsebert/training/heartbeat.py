@@ -58,12 +58,3 @@ def interval() -> float:
     if not 0 < seconds <= threading.TIMEOUT_MAX:
         raise ValueError(f"{VARIABLE} must be a positive number of seconds, got {text!r}")
     return seconds
-
-
-def duration_text(seconds: float) -> str:
-    """Return ``40 s``, ``12 min`` or ``3.5 h``."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    if seconds < 99.5 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

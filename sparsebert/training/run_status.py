@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from sparsebert.training.heartbeat import duration_text
-
 Judge = Callable[[nn.Module, int | None, int], float]
 
 
@@ -121,3 +119,12 @@ class RunStatus:
         if self._later_rounds:
             parts.append(f"about {duration_text(mean_seconds * self._later_rounds)} left")
         return f"{title}: {', '.join(parts)}"
+
+
+def duration_text(seconds: float) -> str:
+    """Return ``40 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

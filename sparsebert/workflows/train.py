@@ -86,8 +86,9 @@ def train(
     folder = RunFolder(out)
     if folder.run_json.exists() and folder.finished():
         folder.require(config.describe())
-        folder.sweep()
-        context.say(f"{folder.path} is finished: nothing to do")
+        if distributed.is_main():
+            folder.sweep()
+            context.say(f"{folder.path} is finished: nothing to do")
         return folder.rounds_done()
     with heartbeat(context.say, lambda: f"preparing {main_task.name}: loading and encoding examples"):
         experiment = _assemble(main_task, others, model, config, data, teachers, max_length, encode)

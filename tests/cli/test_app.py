@@ -28,7 +28,7 @@ def refused(capsys, *arguments: str) -> str:
         (["bnch"], "'bench'"),
         (["bench", "--bach", "3"], "--batch"),
         (["bench", "--batch", "three"], "--batch"),
-        (["bench", "--batch", "0"], "batch must be a positive integer, got 0"),
+        (["bench", "--batch", "0"], "--batch must be at least 1, got 0"),
         (["bench", "--sparsity", "90"], "did you mean 0.9"),
         (["bench", "--ticket", "a.safetensors", "--sparsity", "0.8"], "omit one of them"),
         (

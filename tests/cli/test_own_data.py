@@ -225,19 +225,33 @@ class TestLabels:
             in line
         )
 
-    @pytest.mark.parametrize("option", [["--labels", "a,b"], ["--drop-empty"], ["--label-map", "a=b"]])
+    @pytest.mark.parametrize(
+        ("option", "condition"),
+        [
+            (["--labels", "a,b"], "--train-file or --validation-file"),
+            (["--drop-empty"], "--train-file or --validation-file"),
+            (["--label-map", "a=b"], "--task"),
+        ],
+    )
     def test_a_ticket_without_a_task_has_no_labels(
-        self, bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+        self,
+        bert: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        option: list[str],
+        condition: str,
     ) -> None:
         arguments = ["prune", "--model", str(bert), "--output", str(tmp_path / "ticket"), *option]
-        assert f"{option[0]} applies to the examples of a task" in refused(capsys, *arguments)
+        assert f"{option[0]} applies only with {condition}: omit it" in refused(capsys, *arguments)
 
     @pytest.mark.parametrize("option", [["--labels", "yes,no"], ["--drop-empty"]])
     def test_a_built_in_task_has_its_labels(
         self, there: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
     ) -> None:
         arguments = ["train", "--task", "sst2", *there, "--out", str(tmp_path / "run"), *option]
-        assert f"{option[0]} applies to --train-file" in refused(capsys, *arguments)
+        assert f"{option[0]} applies only with --train-file or --validation-file" in refused(
+            capsys, *arguments
+        )
 
 
 def test_scores_of_pairs_from_json_lines(model: list[str], tmp_path: Path) -> None:

@@ -52,8 +52,12 @@ class TestTrain:
             ["this CPU", "NVIDIA H100", "leaves no block empty"],
         )
 
-    def test_a_second_start_does_nothing_and_says_so(
-        self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path
+    def test_a_second_start_does_nothing_and_says_so_once(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        asked: list[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         arguments = ["train", "--method", "random", "--sparsity", "0.5", *asked]
         assert app.main(arguments) == 0
@@ -63,6 +67,9 @@ class TestTrain:
         assert "is finished: nothing to do" in capsys.readouterr().out
         assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
         assert "holds a run with" in refused(capsys, *arguments, "--warmup-steps", "1")
+        monkeypatch.setenv("RANK", "1")  # another process of torchrun
+        assert app.main(arguments) == 0
+        assert "nothing to do" not in capsys.readouterr().out
 
     def test_seeds_give_mean_deviation_and_verdict(
         self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path

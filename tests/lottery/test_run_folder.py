@@ -120,12 +120,17 @@ class TestContext:
 
 
 class TestSecondStart:
-    def test_a_finished_run_does_nothing_and_says_so(self, tmp_path: Path) -> None:
+    def test_a_finished_run_does_nothing_and_says_so_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         rows = run(experiment(), request(sparsity=0.1), tmp_path)
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
         said: list[str] = []
         assert run(experiment(), request(sparsity=0.1), tmp_path, RunContext(said.append)) == rows
         assert said == [f"{tmp_path} is finished: nothing to do"]
+        monkeypatch.setenv("RANK", "1")  # another process says nothing
+        assert run(experiment(), request(sparsity=0.1), tmp_path, RunContext(said.append)) == rows
+        assert len(said) == 1
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"} == {
             path: time for path, time in before.items() if path.name != ".lock"
         }

@@ -9,6 +9,17 @@ import pytest
 
 from sparsebert.report.run_tables import evaluation_tables, matrix_tables, run_tables
 
+# Fields of a summary over seeds that all of these tests share.
+SUMMARY = {
+    "kind": "seeds",
+    "method": "random",
+    "task": "sst2",
+    "model": "tiny",
+    "round": 0,
+    "sparsity": 0.5,
+    "metric": "accuracy",
+}
+
 
 def rounds(method: str, shares: list[float], values: list[float], seed: int = 1, **changes: Any) -> list[Any]:
     """A run of one round a share; the first is dense where its share is 0."""
@@ -121,17 +132,9 @@ def test_without_a_dense_model_there_is_no_verdict() -> None:
 
 def test_what_a_command_has_summarised_is_not_summarised_again() -> None:
     rows = of_seeds("random", [0.5], [[0.8], [0.7]], run="runs/random")
-    given = {
-        "kind": "seeds",
-        "method": "random",
-        "task": "sst2",
-        "model": "tiny",
-        "round": 0,
-        "sparsity": 0.5,
-    }
-    given |= {"metric": "accuracy", "seeds": [2, 1], "values": [0.7, 0.8], "mean": 0.75, "std": 0.0707}
-    given |= {"verdict": "none", "dense_mean": 0.9, "dense_std": None}
-    _, table = run_tables([*rows, given])
+    values = {"seeds": [2, 1], "values": [0.7, 0.8], "mean": 0.75, "std": 0.0707}
+    written = SUMMARY | values | {"verdict": "none", "dense_mean": 0.9, "dense_std": None}
+    _, table = run_tables([*rows, written])
     assert [row[-2:] for row in table.rows] == [("0.9000", "none")]
     assert table.title == "Over seeds: tiny on sst2, accuracy, runs/random, random, element"
 
@@ -257,14 +260,7 @@ def test_evaluations_over_seeds_name_their_model() -> None:
 class TestNearChance:
     """Verdicts that an earlier version gave near chance are not repeated, and the spread is named."""
 
-    JUDGED: ClassVar = {
-        "kind": "seeds",
-        "method": "random",
-        "task": "sst2",
-        "model": "tiny",
-        "round": 0,
-        "sparsity": 0.5,
-        "metric": "accuracy",
+    JUDGED: ClassVar = SUMMARY | {
         "seeds": [1, 2, 3],
         "values": [0.5, 0.5, 0.5],
         "mean": 0.5,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sparsebert.training.heartbeat import duration_text, heartbeat, interval
+from sparsebert.training.heartbeat import heartbeat, interval
 
 
 class Terminal(io.StringIO):
@@ -80,11 +80,3 @@ def test_another_interval_is_refused(monkeypatch: pytest.MonkeyPatch, text: str)
     monkeypatch.setenv("SPARSEBERT_LOG_SECONDS", text)
     with pytest.raises(ValueError, match=f"SPARSEBERT_LOG_SECONDS must be a positive number .* got '{text}'"):
         interval()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "0 s"), (99, "99 s"), (100, "2 min"), (5940, "99 min"), (6000, "1.7 h"), (86400, "24.0 h")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text

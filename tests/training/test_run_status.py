@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparsebert.training import run_status
-from sparsebert.training.run_status import RunStatus
+from sparsebert.training.run_status import RunStatus, duration_text
 
 
 @pytest.fixture
@@ -69,3 +69,11 @@ def test_a_finished_round_is_told_with_its_metric_and_the_time_of_the_others(sta
     assert status.round_line("round 3 of 3", 9, None, {"mcc": 0.5}, 5, 5) == (
         "round 3 of 3: step 9 of 9, mcc 0.5000, done in 5 s"
     )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (99, "99 s"), (100, "2 min"), (5940, "99 min"), (6000, "1.7 h"), (86400, "24.0 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
