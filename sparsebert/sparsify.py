@@ -17,6 +17,7 @@ from sparsebert.bert import (
     canonical_key,
     is_adapted,
     is_bert_like,
+    key_in,
     require_module,
     resolve,
     structure,
@@ -107,7 +108,7 @@ def sparsify_(
         compact = any(layer.removal_note for layer in format.layers) if compact is None else compact
     targets = compacted_targets(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
     if isinstance(format, Plan):
-        plans = _matching(format, targets.layers)
+        plans = _matching(model, format, targets.layers)
     else:
         planned = plan_layers(
             targets.layers,
@@ -220,7 +221,7 @@ def replan_(
     targets = [_sparse_target(key, *layers[key], configured.get(key)) for key in selected]
     if isinstance(format, Plan):
         tokens = format.layers[0].tokens if format.layers else tokens
-        entries = dict(zip(selected, _matching(format, targets), strict=True))
+        entries = dict(zip(selected, _matching(model, format, targets), strict=True))
     else:
         entries = {}
         for trainable in (False, True):  # a model made by hand may have both kinds
@@ -329,10 +330,15 @@ def _origin(targets: CompactedTargets, ticket: Ticket | None) -> dict[str, Any]:
     return {"origin": origin, "sparsity": sparsity}
 
 
-def _matching(plan: Plan, layers: Iterable[TargetLayer]) -> list[LayerPlan]:
+def _matching(model: nn.Module, plan: Plan, layers: Iterable[TargetLayer]) -> list[LayerPlan]:
     """Return the entries of ``plan`` in the order of ``layers``."""
-    entries = {entry.key: entry for entry in plan.layers}
     shapes = {layer.key: tuple(layer.linear.weight.shape) for layer in layers}
+    # Full paths, which are keys where there is no ticket, may begin with a wrapper or the base model's name.
+    spellings = {key_in(model, key): key for key in shapes}
+    entries = {
+        entry.key if entry.key in shapes else spellings.get(key_in(model, entry.key), entry.key): entry
+        for entry in plan.layers
+    }
     for key in entries.keys() ^ shapes.keys():
         owner = "the plan" if key in entries else "the model"
         raise ValueError(f"the plan was made for another model or ticket: only {owner} has {key}")
