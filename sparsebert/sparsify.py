@@ -32,7 +32,7 @@ from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import CompactedTargets, compacted_targets
 from sparsebert.planning.plan import LayerPlan, Plan
-from sparsebert.planning.planner import check_options, plan_layers, require_measure
+from sparsebert.planning.planner import check_options, plan_layers, require_measure, shared_inputs_of
 from sparsebert.planning.target_layers import Filter, TargetLayer, outline, require_filter
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
@@ -288,11 +288,6 @@ def _fuse_qkv_again(model: nn.Module, layers: dict[str, SparseLinear]) -> None:
             layer.plan = replace(layer.plan, reason="; ".join(notes))
     for keys in shared_inputs_of(model):
         _fuse_qkv(model, {key: layers[key] for key in keys if key in layers})
-
-
-def shared_inputs_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Return the keys of the query, key and value of each attention; () for a model of unknown structure."""
-    return structure(model).shared_inputs if is_bert_like(model) else ()
 
 
 @torch.inference_mode(False)

@@ -97,7 +97,7 @@ def plan(
         format=format,
         measure=measure,
         trainable=trainable,
-        shared_inputs=structure(model).shared_inputs if is_bert_like(model) else (),
+        shared_inputs=shared_inputs_of(model),
         target=target,
     )
     return replace(planned, removal_note=targets.removal_note)
@@ -171,6 +171,11 @@ def plan_layers(
             decision.settle_by_costs(trainable)
     plans = (entry.layer_plan(tokens) if isinstance(entry, LayerDecision) else entry for entry in entries)
     return Plan(tuple(plans), _describe(decisions, measure, target))
+
+
+def shared_inputs_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Return the keys of the query, key and value of each attention; () for a model of unknown structure."""
+    return structure(model).shared_inputs if is_bert_like(model) else ()
 
 
 def describe_machine() -> str:
