@@ -26,6 +26,7 @@ from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.install import compacted_linear, shrink_attentions_
 from sparsebert.compaction.manifest import record_of
 from sparsebert.hf.attach_quantizer import attach_quantizer_, recorded_option
+from sparsebert.linear_layers import Filter, require_filter
 from sparsebert.nn.fused_activation import FusedActivation, can_fuse
 from sparsebert.nn.fused_qkv import fuse_qkv_, unfuse_qkv_
 from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
@@ -33,7 +34,7 @@ from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import CompactedTargets, compacted_targets
 from sparsebert.planning.plan import LayerPlan, Plan
 from sparsebert.planning.planner import check_options, plan_layers, require_measure, shared_inputs_of
-from sparsebert.planning.target_layers import Filter, TargetLayer, outline, require_filter
+from sparsebert.planning.target_layers import TargetLayer, outline
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 from sparsebert_kernels.ops import can_share

@@ -16,12 +16,13 @@ from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
 from sparsebert.cost.cpu_cost import BUILT_IN_COSTS
+from sparsebert.linear_layers import Filter
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import compacted_targets, compaction_note
 from sparsebert.planning.layer_decision import LayerDecision
 from sparsebert.planning.layer_timing import fastest_candidate
 from sparsebert.planning.plan import LayerPlan, Plan
-from sparsebert.planning.target_layers import Filter, TargetLayer
+from sparsebert.planning.target_layers import TargetLayer
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import cpu, cuda, formats
 from sparsebert_kernels.errors import unknown
