@@ -285,7 +285,7 @@ def structure(model: nn.Module) -> Structure:
 
 def is_bert_like(model: nn.Module) -> bool:
     """Whether :func:`structure` can describe the model."""
-    return len(list(_bases(model))) == 1
+    return encoder_count(model) == 1
 
 
 def encoder_count(model: nn.Module) -> int:
