@@ -1,4 +1,4 @@
-"""Module names of BERT-like families: the only file that knows them.
+"""Names of the prunable matrices in BERT-like families: the only file that knows them.
 
 A *key* is the path of a module below the base model (``encoder.layer.0.attention.self.query``). It names the
 same matrix in BertModel, in BertForSequenceClassification and in a compiled or data-parallel wrapper of
@@ -8,7 +8,6 @@ either.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,35 +18,27 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """Module paths of one family.
 
     Attributes:
         layers: The list of layers, below the base model.
         linears: Path of each encoder matrix, below a layer -> its kind (query, key, ...).
         activation: The feed-forward network's activation, below a layer.
-        norms: The LayerNorms after the attention and after the feed-forward network, below a layer.
-        classes: Path of every other module with submodules, below a layer -> its class in transformers, where
-            {} stands for the family.
-        dropouts: The dropouts, below a layer.
-        result: The class of the encoder's result.
         pooler: The pooler's matrix, below the base model; None in families without one.
     """
 
     layers: str
     linears: dict[str, str]
     activation: str
-    norms: tuple[str, str]
-    classes: dict[str, str]
-    dropouts: tuple[str, ...]
-    result: str
     pooler: str | None
 
     def linear(self, kind: str) -> str:
+        """Return the path of the matrix of a kind, below a layer."""
         return next(path for path, of_kind in self.linears.items() if of_kind == kind)
 
 
-_BERT = _Layout(
+BERT = Layout(
     layers="encoder.layer",
     linears={
         "attention.self.query": "query",
@@ -58,20 +49,9 @@ _BERT = _Layout(
         "output.dense": "ffn_down",
     },
     activation="intermediate.intermediate_act_fn",
-    norms=("attention.output.LayerNorm", "output.LayerNorm"),
-    classes={
-        "": "{}Layer",
-        "attention": "{}Attention",
-        "attention.self": "{}SelfAttention",
-        "attention.output": "{}SelfOutput",
-        "intermediate": "{}Intermediate",
-        "output": "{}Output",
-    },
-    dropouts=("attention.self.dropout", "attention.output.dropout", "output.dropout"),
-    result="BaseModelOutputWithPastAndCrossAttentions",
     pooler="pooler.dense",
 )
-_DISTILBERT = _Layout(
+DISTILBERT = Layout(
     layers="transformer.layer",
     linears={
         "attention.q_lin": "query",
@@ -82,24 +62,10 @@ _DISTILBERT = _Layout(
         "ffn.lin2": "ffn_down",
     },
     activation="ffn.activation",
-    norms=("sa_layer_norm", "output_layer_norm"),
-    classes={"": "TransformerBlock", "attention": "{}SelfAttention", "ffn": "FFN"},
-    dropouts=("attention.dropout", "ffn.dropout"),
-    result="BaseModelOutput",
     pooler=None,
 )
 # Keyed by the class attribute ``base_model_prefix``; XLM-RoBERTa and CamemBERT share RoBERTa's.
-_FAMILIES = {"bert": _BERT, "roberta": _BERT, "electra": _BERT, "distilbert": _DISTILBERT}
-
-# Package and name of the classes in transformers that hold the layers -> layout and family.
-_ENCODERS = {
-    ("bert", "BertEncoder"): (_BERT, "Bert"),
-    ("roberta", "RobertaEncoder"): (_BERT, "Roberta"),
-    ("xlm_roberta", "XLMRobertaEncoder"): (_BERT, "XLMRoberta"),
-    ("camembert", "CamembertEncoder"): (_BERT, "Camembert"),
-    ("electra", "ElectraEncoder"): (_BERT, "Electra"),
-    ("distilbert", "Transformer"): (_DISTILBERT, "DistilBert"),
-}
+_FAMILIES = {"bert": BERT, "roberta": BERT, "electra": BERT, "distilbert": DISTILBERT}
 
 # torch.compile, (Distributed)DataParallel, FSDP, activation checkpointing, DeepSpeed and peft's adapters
 # insert these components into module paths.
@@ -156,80 +122,11 @@ class Structure:
         return self.head_counts.get(keys[0], self.num_heads)
 
 
-class EncoderLayer(NamedTuple):
-    """The modules of one layer of an encoder.
-
-    Attributes:
-        attention: The self-attention with the projections.
-        linears: Query, key, value, attention output, up and down.
-        norms: The LayerNorms after the attention and after the feed-forward network.
-        activation: The feed-forward network's activation.
-        unknown: Modules that the family's own layers lack or have in another class.
-    """
-
-    attention: nn.Module
-    linears: tuple[nn.Module, ...]
-    norms: tuple[nn.Module, ...]
-    activation: nn.Module
-    unknown: tuple[nn.Module, ...]
-
-
 class _Base(NamedTuple):
     path: str
     module: nn.Module
-    layout: _Layout
+    layout: Layout
     layers: int
-
-
-def is_encoder(module: nn.Module) -> bool:
-    """Whether the module's class is a known encoder of transformers: it runs its layers in turn."""
-    return _encoder_layout(type(module)) is not None
-
-
-def encoder_layers(encoder: Any, cls: type) -> list[EncoderLayer]:
-    """Describe the layers of an encoder of the known class ``cls``.
-
-    Raises:
-        ValueError: One of its layers lacks a module.
-    """
-    layout, family = _encoder_layout(cls)  # type: ignore[misc]
-    leaves = {*layout.linears, *layout.norms, *layout.dropouts, layout.activation}
-
-    def described(layer: nn.Module) -> EncoderLayer:
-        modules = dict(layer.named_modules())
-        if missing := sorted((leaves | {*layout.classes}) - {*modules}):
-            raise ValueError(f"a layer of {cls.__name__} lacks {missing[0]}")
-        unknown = [
-            path
-            for path, module in modules.items()
-            if path not in leaves
-            and not path.startswith(f"{layout.activation}.")
-            and (
-                path not in layout.classes
-                or type(module).__module__ != cls.__module__
-                or type(module).__name__ != layout.classes[path].format(family)
-            )
-        ]
-        return EncoderLayer(
-            modules[layout.linear("query").rpartition(".")[0]],
-            tuple(modules[path] for path in layout.linears),
-            tuple(modules[path] for path in layout.norms),
-            modules[layout.activation],
-            tuple(modules[path] for path in unknown),
-        )
-
-    return [described(layer) for layer in encoder.layer]
-
-
-def encoder_result(cls: type, hidden_states: Tensor) -> Any:
-    """Return the result of an encoder of the known class ``cls`` that holds the last hidden states alone."""
-    layout, _ = _encoder_layout(cls)  # type: ignore[misc]
-    return vars(sys.modules[cls.__module__])[layout.result](last_hidden_state=hidden_states)
-
-
-def _encoder_layout(cls: type) -> tuple[_Layout, str] | None:
-    package, _, module = cls.__module__.removeprefix("transformers.models.").partition(".")
-    return _ENCODERS.get((package, cls.__name__)) if module == f"modeling_{package}" else None
 
 
 def require_module(model: object) -> None:
@@ -285,7 +182,7 @@ def structure(model: nn.Module) -> Structure:
 
 def is_bert_like(model: nn.Module) -> bool:
     """Whether :func:`structure` can describe the model."""
-    return len(list(_bases(model))) == 1
+    return encoder_count(model) == 1
 
 
 def encoder_count(model: nn.Module) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparsebert.bert import is_encoder, require_module
+from sparsebert.bert import require_module
+from sparsebert.nn.encoder_layers import is_encoder
 from sparsebert.nn.fused_encoder import FusedEncoder, fused_class, require_fusible
 
 

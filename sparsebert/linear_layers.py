@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import nn
 
@@ -30,13 +31,12 @@ def prunable(model: nn.Module, include_pooler: bool = False, filter: Filter | No
             filter and ``include_pooler`` are passed together.
     """
     require_module(model)
+    require_filter(filter)
     if _is_linear(model):
         raise ValueError(
             f"the model is itself a {type(model).__name__}: put it into an nn.Sequential to prune it"
         )
     if filter is not None:
-        if not callable(filter):
-            raise ValueError(f"filter must be a function of a layer's name and the layer, got {filter!r}")
         if include_pooler:
             raise ValueError("a filter decides about the pooler too: omit include_pooler")
         picked = _keys(model, [name for name, linear in linear_layers(model) if filter(name, linear)])
@@ -57,6 +57,12 @@ def prunable(model: nn.Module, include_pooler: bool = False, filter: Filter | No
         note = conv1d_note(model) or tied_note(model)
         raise ValueError(f"{type(model).__name__} has no linear layer to prune{note}")
     return keys
+
+
+def require_filter(filter: Any) -> None:
+    """Raise ValueError unless ``filter`` is None or can be called."""
+    if filter is not None and not callable(filter):
+        raise ValueError(f"filter must be a function of a layer's name and the layer, got {filter!r}")
 
 
 def unfiltered(model: nn.Module) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from sparsebert.bert import (
     canonical_key,
     is_adapted,
     is_bert_like,
+    key_in,
     require_module,
     resolve,
     structure,
@@ -25,14 +26,15 @@ from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.install import compacted_linear, shrink_attentions_
 from sparsebert.compaction.manifest import record_of
 from sparsebert.hf.attach_quantizer import attach_quantizer_, recorded_option
+from sparsebert.linear_layers import Filter, require_filter
 from sparsebert.nn.fused_activation import FusedActivation, can_fuse
 from sparsebert.nn.fused_qkv import fuse_qkv_, unfuse_qkv_
 from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import CompactedTargets, compacted_targets
 from sparsebert.planning.plan import LayerPlan, Plan
-from sparsebert.planning.planner import check_options, plan_layers, require_measure
-from sparsebert.planning.target_layers import Filter, TargetLayer, outline, require_filter
+from sparsebert.planning.planner import check_options, plan_layers, require_measure, shared_inputs_of
+from sparsebert.planning.target_layers import TargetLayer, outline
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 from sparsebert_kernels.ops import can_share
@@ -107,7 +109,7 @@ def sparsify_(
         compact = any(layer.removal_note for layer in format.layers) if compact is None else compact
     targets = compacted_targets(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
     if isinstance(format, Plan):
-        plans = _matching(format, targets.layers)
+        plans = _matching(model, format, targets.layers)
     else:
         planned = plan_layers(
             targets.layers,
@@ -220,7 +222,7 @@ def replan_(
     targets = [_sparse_target(key, *layers[key], configured.get(key)) for key in selected]
     if isinstance(format, Plan):
         tokens = format.layers[0].tokens if format.layers else tokens
-        entries = dict(zip(selected, _matching(format, targets), strict=True))
+        entries = dict(zip(selected, _matching(model, format, targets), strict=True))
     else:
         entries = {}
         for trainable in (False, True):  # a model made by hand may have both kinds
@@ -289,11 +291,6 @@ def _fuse_qkv_again(model: nn.Module, layers: dict[str, SparseLinear]) -> None:
         _fuse_qkv(model, {key: layers[key] for key in keys if key in layers})
 
 
-def shared_inputs_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Return the keys of the query, key and value of each attention; () for a model of unknown structure."""
-    return structure(model).shared_inputs if is_bert_like(model) else ()
-
-
 @torch.inference_mode(False)
 def densify_(model: nn.Module) -> nn.Module:
     """Swap every ``SparseLinear`` of ``model`` for an ``nn.Linear`` of the same values, in place; returns it.
@@ -329,10 +326,15 @@ def _origin(targets: CompactedTargets, ticket: Ticket | None) -> dict[str, Any]:
     return {"origin": origin, "sparsity": sparsity}
 
 
-def _matching(plan: Plan, layers: Iterable[TargetLayer]) -> list[LayerPlan]:
+def _matching(model: nn.Module, plan: Plan, layers: Iterable[TargetLayer]) -> list[LayerPlan]:
     """Return the entries of ``plan`` in the order of ``layers``."""
-    entries = {entry.key: entry for entry in plan.layers}
     shapes = {layer.key: tuple(layer.linear.weight.shape) for layer in layers}
+    # Full paths, which are keys where there is no ticket, may begin with a wrapper or the base model's name.
+    spellings = {key_in(model, key): key for key in shapes}
+    entries = {
+        entry.key if entry.key in shapes else spellings.get(key_in(model, entry.key), entry.key): entry
+        for entry in plan.layers
+    }
     for key in entries.keys() ^ shapes.keys():
         owner = "the plan" if key in entries else "the model"
         raise ValueError(f"the plan was made for another model or ticket: only {owner} has {key}")

@@ -47,9 +47,9 @@ from sparsebert.nn.checkpoint_form import BITS, VALUES
 from sparsebert.nn.sparse_linear import SparseLinear, as_stored
 from sparsebert.planning.after_compaction import CompactedTargets
 from sparsebert.planning.plan import LayerPlan
-from sparsebert.planning.planner import describe_machine, plan_layers
+from sparsebert.planning.planner import describe_machine, plan_layers, shared_inputs_of
 from sparsebert.planning.target_layers import TargetLayer, outline
-from sparsebert.sparsify import densify_, install_, shared_inputs_of
+from sparsebert.sparsify import densify_, install_
 from sparsebert.tickets.provenance import masks_digest
 from sparsebert_kernels import __version__
 

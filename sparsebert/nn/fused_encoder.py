@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
-from sparsebert.bert import EncoderLayer, activation_name, encoder_layers, encoder_result
+from sparsebert.bert import activation_name
 from sparsebert.compaction.live_rectangle import RectangleLinear
 from sparsebert.compaction.narrow_attention import NarrowAttention
+from sparsebert.nn.encoder_layers import EncoderLayer, encoder_layers, encoder_result
 from sparsebert.nn.fused_activation import FusedActivation
 from sparsebert.nn.fused_qkv import FusedQKV
 from sparsebert.nn.sparse_linear import SparseLinear

@@ -11,7 +11,8 @@ from sparsebert.bert import is_bert_like, resolve
 from sparsebert.compaction.analyze import CompactionPlan, MatrixCompaction, analyze
 from sparsebert.compaction.install import compacted_linear
 from sparsebert.compaction.manifest import description_of, is_ticket_of, record_of
-from sparsebert.planning.target_layers import Filter, TargetLayer, select_target_layers
+from sparsebert.linear_layers import Filter
+from sparsebert.planning.target_layers import TargetLayer, select_target_layers
 from sparsebert.tickets.ticket import Ticket
 
 # Compaction keeps neurons and head dimensions in multiples of this: whole vectors for the kernels.

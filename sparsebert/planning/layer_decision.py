@@ -87,8 +87,7 @@ class LayerDecision:
 
     def settle_by_costs(self, trainable: bool) -> None:
         """Keep the current candidate, or choose the dense layer if the predicted speed-up is too small."""
-        if self.work != self.dense and self.predicted(self.work) and self.predicted(self.dense):
-            self._settle(self.choice.predicted_speedup(self.work), trainable)
+        self._settle(self.choice.predicted_speedup(self.work), trainable)
 
     def _settle(self, speedup: float, trainable: bool) -> None:
         if speedup < LEAST_SPEEDUP and not trainable:

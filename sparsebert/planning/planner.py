@@ -16,12 +16,13 @@ from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
 from sparsebert.cost.cpu_cost import BUILT_IN_COSTS
+from sparsebert.linear_layers import Filter
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import compacted_targets, compaction_note
 from sparsebert.planning.layer_decision import LayerDecision
 from sparsebert.planning.layer_timing import fastest_candidate
 from sparsebert.planning.plan import LayerPlan, Plan
-from sparsebert.planning.target_layers import Filter, TargetLayer
+from sparsebert.planning.target_layers import TargetLayer
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import cpu, cuda, formats
 from sparsebert_kernels.errors import unknown
@@ -97,7 +98,7 @@ def plan(
         format=format,
         measure=measure,
         trainable=trainable,
-        shared_inputs=structure(model).shared_inputs if is_bert_like(model) else (),
+        shared_inputs=shared_inputs_of(model),
         target=target,
     )
     return replace(planned, removal_note=targets.removal_note)
@@ -171,6 +172,11 @@ def plan_layers(
             decision.settle_by_costs(trainable)
     plans = (entry.layer_plan(tokens) if isinstance(entry, LayerDecision) else entry for entry in entries)
     return Plan(tuple(plans), _describe(decisions, measure, target))
+
+
+def shared_inputs_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Return the keys of the query, key and value of each attention; () for a model of unknown structure."""
+    return structure(model).shared_inputs if is_bert_like(model) else ()
 
 
 def describe_machine() -> str:

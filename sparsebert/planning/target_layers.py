@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +18,10 @@ from sparsebert.bert import (
     structure,
 )
 from sparsebert.compaction.live_rectangle import RectangleLinear
-from sparsebert.linear_layers import CONV1D, conv1d_note, is_conv1d
+from sparsebert.linear_layers import CONV1D, Filter, conv1d_note, is_conv1d, require_filter
 from sparsebert.nn.packability import Packability
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.tickets.ticket import Ticket, require_ticket
-
-Filter = Callable[[str, nn.Linear], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +56,6 @@ class TargetLayer:
     def shrinkage(self) -> float:
         """Number of weights before compaction divided by the number after it."""
         return self.dense_nbytes / self.linear.weight.nbytes
-
-
-def require_filter(filter: Any) -> None:
-    """Raise ValueError unless ``filter`` is None or can be called."""
-    if filter is not None and not callable(filter):
-        raise ValueError(f"filter must be a function of a layer's name and the layer, got {filter!r}")
 
 
 def outline(shape: tuple[int, int], like: Tensor, bias: nn.Parameter | None) -> nn.Linear:

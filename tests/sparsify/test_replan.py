@@ -18,7 +18,7 @@ from sparsebert.nn.fused_qkv import is_fused
 from sparsebert.planning import layer_timing
 from sparsebert.planning.plan import Plan
 from sparsebert_kernels.timing import Paired
-from tests.sparsify.models import MODELS, answers, build, pruned, sparse_layers
+from tests.sparsify.models import MODELS, WIDTH, answers, build, pruned, sparse_layers
 
 transformers = pytest.importorskip("transformers")
 QUERY = "bert.encoder.layer.0.attention.self.query"
@@ -211,6 +211,22 @@ class TestOptions:
         assert (query.format, query.packed.vector_rows) == ("vector", 2)
         with pytest.raises(ValueError, match="the plan was made for another model or ticket"):
             replan_(model, format=Plan(made.layers[1:], made.machine))
+
+    def test_a_plan_made_with_a_ticket_is_followed_without_it(self) -> None:
+        """Keys of a ticket lack the name of the base model, which full paths have."""
+        torch.manual_seed(0)
+        model = transformers.MPNetForMaskedLM(transformers.MPNetConfig(**WIDTH)).eval()
+        ticket = prune(model, "magnitude", sparsity=0.7)
+        zeros = ticket.apply_(copy.deepcopy(model))
+        made = plan(sparsify_(model, ticket, format="element"))
+        replan_(model, format="csr")
+        replan_(model, format=made)
+        assert formats_of(model) == {"element"}
+        by_path = plan(sparsify_(zeros, format=made))
+        assert formats_of(zeros) == {"element"}
+        other = transformers.MPNetForMaskedLM(transformers.MPNetConfig(**WIDTH)).eval()
+        sparsify_(other, ticket, format=by_path)
+        assert formats_of(other) == {"element"}
 
 
 class TestRefusals:
