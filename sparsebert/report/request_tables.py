@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sparsebert.report.format import Record, machine_text
+from sparsebert.report.format import BUSY_NOTE, Record, machine_text
 from sparsebert.report.table import Table
 
 _MEMORY = ("format", "token counts", "threads", "before MB", "warm MB", "after MB")
@@ -54,8 +54,8 @@ def _time_table(rows: list[Record]) -> Table:
             "x".join(map(str, row["shape"])),
             str(row["tokens"]),
             f"{row['rounded_us']:.0f}",
-            f"{1 / row['to_exact']:.2f}x",
-            f"{1 / row['to_eager']:.2f}x",
+            f"{1 / row['to_exact']:.2f}x{'?' if row.get('busy') else ''}",
+            f"{1 / row['to_eager']:.2f}x{'?' if row.get('busy') else ''}",
         )
         for row in rows
     )
@@ -63,5 +63,6 @@ def _time_table(rows: list[Record]) -> Table:
         f"{machine_text(rows[0]['environment'])}. One thread; median times and median speed-ups of paired "
         "rounds: a prepacked dense layer with rounded token counts against one with exact counts, and "
         "against torch's F.linear.",
+        *([BUSY_NOTE] if any(row.get("busy") for row in rows) else []),
     )
     return Table("Time of dense layers with rounded token counts", _TIME, cells, notes)
