@@ -1,5 +1,4 @@
-"""One side of ``benchmarks.revisions``: builds a case with the sparsebert on its path and times it on
-request.
+"""One side of ``benchmarks.revisions``: builds a case with the sparsebert on its path and times it.
 
 Requests and replies are JSON lines on stdin and stdout. The worker uses public names only, so that it runs
 with any revision.

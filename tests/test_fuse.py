@@ -6,7 +6,7 @@ import copy
 import io
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sparsebert import compact_, densify_, fuse_, prune, sparsify_, unfuse_
 from sparsebert.nn.fused_encoder import FusedEncoder
 from sparsebert_kernels import cpu
+from tests.ops.special_tensors import imaginary, misaligned, negated
 from tests.sparsify.models import MODELS, WIDTH, build
 
 transformers = pytest.importorskip("transformers")
@@ -145,6 +146,25 @@ class TestAnswers:
         model = transformers.BertModel(config).eval()
         before = answers(fuse_(model))
         model.encoder.layer[1].output.dense.bias.data[-1] += 1
+        assert close(answers(model), answers(unfuse_(copy.deepcopy(model))))
+        assert not close(answers(model), before)
+
+    @pytest.mark.parametrize("special", [negated, imaginary, misaligned])
+    @pytest.mark.parametrize(
+        ("path", "name"), [("LayerNorm", "weight"), ("dense", "bias"), ("dense", "values")]
+    )
+    def test_parameters_without_plain_memory(
+        self, path: str, name: str, special: Callable[[Tensor], Tensor]
+    ) -> None:
+        model = build("BertModel")
+        sparsify_(model, prune(model, sparsity=0.7), format="element")
+        module = model.encoder.layer[1].output.get_submodule(path)
+        values = getattr(module, name).detach()
+        values = special(values + torch.rand_like(values))
+        setattr(module, name, values if name == "values" else nn.Parameter(values))
+        before = answers(model)
+        assert close(answers(fuse_(model)), before)
+        getattr(module, name).data.mul_(1.5)
         assert close(answers(model), answers(unfuse_(copy.deepcopy(model))))
         assert not close(answers(model), before)
 

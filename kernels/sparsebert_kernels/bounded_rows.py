@@ -32,8 +32,11 @@ def linear(x: Tensor, out_features: int, kind: Hashable, product: Callable[[Tens
     """Return ``product(x)`` [..., out_features] for a product of rows, with few numbers of rows.
 
     Round numbers of rows, and the first EXACT_SIZES others of a kind, are computed as they are. All others
-    are rounded up with rows of zeros by at most 1/8, in parts of at most MAX_ROWS rows. The rows of a product
-    do not depend on each other, so the results are the same.
+    are rounded up with rows of zeros, in parts of at most MAX_ROWS rows. The rows of a product do not depend
+    on each other, so the results are the same.
+
+    Rounding costs up to 3 rows or 1/8 more, whichever is larger, and 20 us for the copy: half as much time
+    again for 7 rows of a 384x384 layer (``benchmarks.request_lengths``).
 
     Args:
         x: [..., in_features].
@@ -50,10 +53,16 @@ def linear(x: Tensor, out_features: int, kind: Hashable, product: Callable[[Tens
     if rows in exact or len(exact) < EXACT_SIZES:
         exact.add(rows)
         return product(x.contiguous())
-    outputs = []
-    for part in x.reshape(rows, -1).split(MAX_ROWS):
-        padding = rounded_up(len(part)) - len(part)
-        padded = torch.nn.functional.pad(part, (0, 0, 0, padding)) if padding else part.contiguous()
-        outputs.append(product(padded)[: len(part)])
-    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    flat = x.reshape(rows, -1)
+    if rows <= MAX_ROWS:
+        y = _padded(flat, product)
+    else:
+        y = torch.cat([_padded(part, product) for part in flat.split(MAX_ROWS)])
     return y.view(*x.shape[:-1], out_features)
+
+
+def _padded(part: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+    rows = part.shape[0]
+    padding = rounded_up(rows) - rows
+    padded = torch.nn.functional.pad(part, (0, 0, 0, padding)) if padding else part.contiguous()
+    return product(padded)[:rows]

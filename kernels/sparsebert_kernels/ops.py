@@ -239,9 +239,8 @@ def _dense_in_transform(packed: PackedWeight) -> Tensor:
     """Return the dense matrix inside a transform, differentiable where the values can be trained."""
     if isinstance(packed, TRAINABLE):
         return packed.to_dense()
-    with (
-        temporarily_clear_interpreter_stack()
-    ):  # packed matrices of oneDNN and copies in place know no transform
+    # No transform knows oneDNN's layout or copies in place.
+    with temporarily_clear_interpreter_stack():
         return packed.to_dense()
 
 

@@ -53,9 +53,7 @@ def plain_rows(x: Tensor) -> Tensor:
 
 
 def csr_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """Return ``linear`` for a ``torch.sparse_csr`` weight [out, in] and x [tokens, in], computed as W @
-    x.T.
-    """
+    """Return ``linear``, as W @ x.T, for a ``torch.sparse_csr`` weight [out, in] and x [tokens, in]."""
     out = weight @ x.t()
     if bias is not None:
         out += bias.to(x.dtype)[:, None]

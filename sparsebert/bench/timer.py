@@ -2,8 +2,7 @@
 
 A side is a callable that runs its work once and returns the seconds this took (``Run``). ``on_wall`` and
 ``on_cuda`` make one from a plain callable; a baseline in another process times itself. The order within a
-round
-is fixed: each side starts with the caches of its predecessor, like a layer inside a model.
+round is fixed: each side starts with the caches of its predecessor, like a layer inside a model.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ class _Native:
             for name in SETTINGS
             if name in vars(module)
         ]
-        copied = [tensor for layer in layers for module in layer.linears for tensor in _copied(module)]
+        copied = [tensor for layer in layers for tensor in _copied(layer)]
         with torch.inference_mode(False), torch.no_grad():
             self._samples = [_sample(tensor.detach()) for tensor in copied]
             self._sampled = torch.cat(self._samples) if copied else torch.empty(0)
@@ -279,7 +279,20 @@ def _packed(module: Any) -> PackedWeight:
     return DensePanel.from_dense(weight)
 
 
-def _copied(module: Any) -> list[Tensor]:
+def _copied(layer: EncoderLayer) -> list[Tensor]:
+    """Return the parameters of a layer that its description holds copies of.
+
+    Raises:
+        _PlainPath: In-place changes of a weight are not counted.
+    """
+    norms = [tensor for norm in layer.norms for tensor in norm.parameters()]
+    return [
+        *(tensor for module in layer.linears for tensor in _copied_of_linear(module)),
+        *(tensor for tensor in norms if not kernels.read_in_place(tensor)),
+    ]
+
+
+def _copied_of_linear(module: Any) -> list[Tensor]:
     """Return the weight and bias that a linear layer's description holds copies of.
 
     Raises:
@@ -297,7 +310,7 @@ def _copied(module: Any) -> list[Tensor]:
             )
         copied.append(weight)
     bias = module.bias
-    if bias is not None and (bias.numel() % kernels.ROWS or not bias.is_contiguous()):
+    if bias is not None and (bias.numel() % kernels.ROWS or not kernels.read_in_place(bias)):
         copied.append(bias)
     return copied
 

@@ -1,10 +1,9 @@
 """Query, key and value of a self-attention, computed by one native call that reads their input once.
 
 ``fuse_qkv_`` registers two hooks on the attention module. The first runs before the attention's forward
-method
-and computes all projections of its input. Each projection stays a separate module: when the attention calls
-it, it returns the precomputed output. The second hook, which runs after errors too, drops unused outputs. The
-outputs therefore live for one call of the attention, in the calling thread.
+method and computes all projections of its input. Each projection stays a separate module: when the attention
+calls it, it returns the precomputed output. The second hook, which runs after errors too, drops unused
+outputs. The outputs therefore live for one call of the attention, in the calling thread.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sparsebert.report.format import Record, machine_text
+from sparsebert.report.format import BUSY_NOTE, Record, machine_text
 from sparsebert.report.table import Cell, Table
 
 _MEMORY: dict[str, Cell] = {
@@ -19,8 +19,8 @@ _TIME: dict[str, Cell] = {
     "shape": lambda row: "x".join(map(str, row["shape"])),
     "tokens": lambda row: str(row["tokens"]),
     "rounded us": lambda row: f"{row['rounded_us']:.0f}",
-    "vs exact": lambda row: f"{1 / row['to_exact']:.2f}x",
-    "vs F.linear": lambda row: f"{1 / row['to_eager']:.2f}x",
+    "vs exact": lambda row: _speedup(row, "to_exact"),
+    "vs F.linear": lambda row: _speedup(row, "to_eager"),
 }
 
 
@@ -55,5 +55,10 @@ def _time_table(rows: list[Record]) -> Table:
         f"{machine_text(rows[0]['environment'])}. One thread; median times and median speed-ups of paired "
         "rounds: a prepacked dense layer with rounded token counts against one with exact counts, and "
         "against torch's F.linear.",
+        *([BUSY_NOTE] if any(row.get("busy") for row in rows) else []),
     )
     return Table.of("Time of dense layers with rounded token counts", _TIME, rows, notes)
+
+
+def _speedup(row: Record, name: str) -> str:
+    return f"{1 / row[name]:.2f}x{'?' if row.get('busy') else ''}"

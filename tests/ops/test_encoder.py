@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from sparsebert_kernels.cpu.encoder import DensePanel, EncoderLayer, HeadGroup, NativeEncoder, supports
 from sparsebert_kernels.formats import ElementSparse, PackedWeight, VectorSparse
 from tests.ops.backends import INSTRUCTION_SETS, using
+from tests.ops.special_tensors import SPECIAL
 
 pytestmark = pytest.mark.skipif(not INSTRUCTION_SETS, reason="no native library")
 
@@ -218,6 +219,14 @@ class TestPadding:
         encoder, x, mask = small
         assert not encoder(x, torch.zeros_like(mask)).any()
 
+    @pytest.mark.parametrize("special", SPECIAL)
+    def test_reads_tensors_without_plain_memory(
+        self, small: Small, special: Callable[[Tensor], Tensor]
+    ) -> None:
+        encoder, x, mask = small
+        inputs = special(x)  # `zero` also sets x to zero
+        assert torch.equal(encoder(inputs, mask), encoder(x, mask))
+
     @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=str)
     def test_an_empty_batch(self, small: Small, shape: tuple[int, int]) -> None:
         encoder, x, _ = small
@@ -288,6 +297,11 @@ class TestRefusals:
 
     def test_bf16_weights(self) -> None:
         assert not supports(ElementSparse.from_dense(torch.ones(4, 4).bfloat16()))
+
+    def test_weights_without_plain_memory(self) -> None:
+        packed = ElementSparse.from_dense(torch.ones(4, 4))
+        assert supports(packed)
+        assert not supports(packed.replace(values=torch._neg_view(-packed.values)))
 
 
 @pytest.mark.parametrize("rows", [1, 4, 7, 13])

@@ -14,6 +14,7 @@ from torch import Tensor
 from sparsebert_kernels import bounded_rows, formats, ops
 from sparsebert_kernels.masked import masked_linear, pack_mask
 from tests.ops.problem import Problem
+from tests.ops.special_tensors import SPECIAL
 
 STATUS = Path("/proc/self/statm")
 needs_proc = pytest.mark.skipif(not STATUS.exists(), reason="the system has no /proc/self/statm")
@@ -114,26 +115,7 @@ class TestHalfPrecisionWithStrides:
             pytest.skip("torch reads strided bfloat16 rows correctly on this machine")
 
 
-def negated(values: Tensor) -> Tensor:
-    return torch._neg_view(-values)
-
-
-def imaginary(values: Tensor) -> Tensor:
-    return torch.complex(torch.zeros_like(values), -values).conj().imag
-
-
-def misaligned(values: Tensor) -> Tensor:
-    memory = bytearray(values.nbytes + 1)
-    view = torch.frombuffer(memory, dtype=values.dtype, offset=1, count=values.numel()).view(values.shape)
-    return view.copy_(values)
-
-
-def zero(values: Tensor) -> Tensor:
-    values.zero_()
-    return torch._efficientzerotensor(values.shape, dtype=values.dtype)
-
-
-@pytest.mark.parametrize("special", [negated, imaginary, misaligned, zero])
+@pytest.mark.parametrize("special", SPECIAL)
 @pytest.mark.parametrize("name", formats.ANY_MASK)
 class TestTensorsWithoutPlainMemory:
     def test_x_bias_and_residual(self, name: str, special: Callable[[Tensor], Tensor]) -> None:

@@ -8,6 +8,7 @@ import struct
 import pytest
 
 from sparsebert_kernels.cpu import build_native, encoder, native
+from tests import wheel_smoke
 
 HEADER = (build_native.SOURCES / "native.h").read_text()
 
@@ -53,6 +54,17 @@ class TestLayout:
 def test_both_sides_allow_the_same_number_of_weights() -> None:
     (number,) = re.findall(r"MAX_WEIGHTS = (\d+);", HEADER)
     assert int(number) == native.MAX_WEIGHTS
+
+
+def test_the_interface_version_is_the_same_in_the_library_and_in_the_check_of_wheels() -> None:
+    dispatch = (build_native.SOURCES / "dispatch.cpp").read_text()
+    (version,) = re.findall(r"sb_abi_version\(\) { return (\d+); }", dispatch)
+    assert int(version) == native.ABI_VERSION == wheel_smoke.ABI_VERSION
+
+
+def test_the_check_of_wheels_packs_the_same_structs() -> None:
+    assert wheel_smoke.CALL.format == native._CALL.format
+    assert wheel_smoke.WEIGHT.format == native._WEIGHT.format
 
 
 def test_a_layer_is_six_weights_and_the_packed_rest() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..formats import ElementSparse, PackedWeight, VectorSparse
 from ..formats.base import SLACK_BYTES, refuse_options
+from ..memory import readable
 from . import native
 
 # The structs sb_layer, after its six weights, and sb_encoder_call of src/native.h, which asserts their sizes
@@ -70,7 +71,7 @@ class HeadGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """The tensors of one layer, all float32 on the CPU and contiguous.
+    """The tensors of one layer, all float32 on the CPU.
 
     Attributes:
         weights: Query, key, value, output, up, down: ``ElementSparse``, ``VectorSparse`` or ``DensePanel``.
@@ -94,7 +95,11 @@ class EncoderLayer:
 
 
 class NativeEncoder:
-    """Layers described for the native library. The packed weights are read at each call, not copied."""
+    """Layers described for the native library.
+
+    The packed weights are read at each call. So are the biases and the parameters of the LayerNorms, except
+    those that are copied, once: biases that need padding, and tensors not ``read_in_place``.
+    """
 
     def __init__(self, layers: Sequence[EncoderLayer]) -> None:
         self.hidden = layers[0].weights[0].shape[1]
@@ -122,8 +127,8 @@ class NativeEncoder:
             if mask.shape != x.shape[:2] or mask.dtype != torch.bool:
                 expected = f"{list(x.shape[:2])} of torch.bool"
                 raise ValueError(f"mask is {list(mask.shape)} of {mask.dtype}; it must be {expected}")
-            mask = mask.contiguous()
-        x = x.contiguous()
+            mask = readable(mask.contiguous())
+        x = readable(x.contiguous())
         y = torch.empty_like(x)
         call = _ENCODER_CALL.pack(
             x.data_ptr(),
@@ -146,7 +151,9 @@ class NativeEncoder:
             self._alive += [*weight.tensors().values(), padded]
             weights += native.describe(weight, padded, None)
         heads = torch.tensor(layer.heads, dtype=torch.int32)
-        norms = (*layer.attention_norm, *layer.output_norm)
+        norms = [
+            readable(tensor.detach().contiguous()) for tensor in (*layer.attention_norm, *layer.output_norm)
+        ]
         self._alive += [heads, *norms]
         return weights + _LAYER.pack(
             *(tensor.data_ptr() for tensor in norms),
@@ -161,12 +168,21 @@ class NativeEncoder:
 
 def supports(weight: PackedWeight) -> bool:
     """Return whether the native encoder computes a packed weight."""
-    return isinstance(weight, ElementSparse | VectorSparse | DensePanel) and weight.dtype == torch.float32
+    return (
+        isinstance(weight, ElementSparse | VectorSparse | DensePanel)
+        and weight.dtype == torch.float32
+        and read_in_place(weight.values)
+    )
+
+
+def read_in_place(tensor: Tensor) -> bool:
+    """Return whether the native library can read a tensor's own memory, without a copy."""
+    return readable(tensor.contiguous()) is tensor
 
 
 def _padded_bias(bias: Tensor | None, rows: int) -> Tensor:
     padding = -rows % ROWS
     if bias is None:
         return torch.zeros(rows + padding)
-    bias = bias.detach().contiguous()
+    bias = readable(bias.detach().contiguous())
     return torch.nn.functional.pad(bias, (0, padding)) if padding else bias

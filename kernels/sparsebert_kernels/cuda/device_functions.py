@@ -24,9 +24,7 @@ def grouped_program(program, token_tiles, panels, GROUP_M: tl.constexpr):
 
 @triton.jit
 def operand(tile, UPCAST: tl.constexpr):
-    """Return a tile as an operand of ``tl.dot``, upcast for the interpreter, which multiplies raw bf16
-    bits.
-    """
+    """Return an operand of ``tl.dot``, upcast for the interpreter, which multiplies raw bf16 bits."""
     if UPCAST:
         tile = tile.to(tl.float32)
     return tile

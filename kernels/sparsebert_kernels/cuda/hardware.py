@@ -1,4 +1,4 @@
-"""Properties of a GPU that kernels are cut and refused by."""
+"""Properties of a GPU that decide whether kernels run on it, and their block sizes."""
 
 from __future__ import annotations
 
