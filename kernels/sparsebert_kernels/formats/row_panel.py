@@ -1,9 +1,9 @@
 """Row panels for the bf16 and int8 units of CPUs: 16, 32 or 64 rows share kept columns, in groups.
 
-The matrix is cut into row panels of h rows, a panel into groups of g columns. The columns of the groups that a
-panel keeps are packed side by side into k-steps of 32 columns (bf16) or 64 (int8): the left operand of a tile
-product, or pairs of weights for dot products. It is the CPU's cousin of ``PanelSparse``, with finer groups: one
-group of two columns costs no more than its share of a block of 32.
+The matrix is cut into row panels of h rows, a panel into groups of g columns. The columns of the groups that
+a panel keeps are packed side by side into k-steps of 32 columns (bf16) or 64 (int8): the left operand of a
+tile product, or pairs of weights for dot products. It is the CPU's cousin of ``PanelSparse``, with finer
+groups: one group of two columns costs no more than its share of a block of 32.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class RowPanelSparse(PackedWeight):
     Attributes:
         values: bfloat16 (k-steps, h, 32) or int8 (k-steps, h, 64), panel by panel; one k-step of zeros if
             nothing is kept.
-        columns: int16 (k-steps * columns of a k-step / g,), read as unsigned; of each group, the number of its
-            first column divided by 2 (bfloat16) or 4 (int8). With g = 1, the number of the column: a panel's
-            even columns take even places and its odd columns odd ones as far as both last, since a line of
-            activations has a place for each.
+        columns: int16 (k-steps * columns of a k-step / g,), read as unsigned; of each group, the number of
+            its first column divided by 2 (bfloat16) or 4 (int8). With g = 1, the number of the column: a
+            panel's even columns take even places and its odd columns odd ones as far as both last, since a
+            line of activations has a place for each.
         starts: int32 (panels + 1,); first k-step of each panel.
         scales: float32 (panels * h,) of the rows of int8 values, 0 in the padding; empty for bfloat16.
     """
@@ -195,7 +195,7 @@ class RowPanelSparse(PackedWeight):
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int8 values [rows, columns] and float32 scales [rows] with ``values * scales`` near the weight."""
+    """Return int8 values [rows, columns] and float32 scales [rows]; their product is near the weight."""
     scales = weight.float().abs().amax(1) / 127
     rates = torch.where(scales > 0, 1 / scales, 0)
     return (weight.float() * rates[:, None]).round().clamp(-127, 127).to(torch.int8), scales
