@@ -16,6 +16,7 @@ from .csr import CsrSparse
 from .dense import DensePrepacked
 from .element import ElementSparse
 from .panel import PanelSparse
+from .row_panel import RowPanelSparse
 from .semi_structured import SemiStructured
 from .vector import VectorSparse
 from .vector_int8 import VectorInt8
@@ -32,11 +33,12 @@ FORMATS: dict[str, type[PackedWeight]] = {
         BitmapSparse,
         ColumnPanelSparse,
         SemiStructured,
+        RowPanelSparse,
     )
 }
-# The formats that can store any mask on any device.
-ANY_MASK = tuple(name for name in FORMATS if name != SemiStructured.name)
-# Formats that round the weights to int8: never chosen unless named, or for a tolerance that allows int8.
+# The formats that can store any mask in any dtype on any device.
+ANY_MASK = tuple(name for name in FORMATS if name not in (SemiStructured.name, RowPanelSparse.name))
+# Formats that round the weights to int8: used only if named, or for a tolerance that allows int8.
 INT8_FORMATS: dict[str, type[PackedWeight]] = {VectorInt8.name: VectorInt8}
 
 
@@ -70,6 +72,7 @@ __all__ = [
     "ElementSparse",
     "PackedWeight",
     "PanelSparse",
+    "RowPanelSparse",
     "SemiStructured",
     "VectorInt8",
     "VectorSparse",
