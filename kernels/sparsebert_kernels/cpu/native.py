@@ -171,8 +171,9 @@ def use_instruction_set(name: str) -> None:
 
 def supports(format: str, dtype: torch.dtype, x: Tensor) -> bool:
     """Return whether a native kernel computes x [..., in] with a weight of this format and value dtype."""
-    known = format in _FORMATS or format == VectorInt8.name
-    if not known or x.dtype not in _DTYPES or not x.is_cpu or why_unavailable() is not None:
+    if format not in (*_FORMATS, VectorInt8.name) or x.dtype not in _DTYPES:
+        return False
+    if not x.is_cpu or why_unavailable() is not None:
         return False
     # Every instruction set computes the other formats.
     return format != RowPanelSparse.name or bool(
