@@ -26,7 +26,7 @@ from torch import Tensor
 from ..formats import ElementSparse, PackedWeight, VectorSparse
 from ..memory import readable
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 LIBRARY = Path(__file__).with_name("_native.so")
 # Environment variables, read when the library is loaded: the path of another library, and an instruction set
 # to use instead of the best.
@@ -40,6 +40,7 @@ ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 # The structs sb_call and sb_weight of src/native.h, which asserts their sizes and offsets.
 _CALL = struct.Struct("=Qqqiiii")
 _WEIGHT = struct.Struct("=qqiiiiiiQQQQQQQQ")
+WEIGHT_BYTES = _WEIGHT.size
 MAX_WEIGHTS = 8  # of one call
 
 
@@ -93,7 +94,7 @@ def library() -> ctypes.CDLL:
     loaded.sb_instruction_set.restype = loaded.sb_chosen.restype = ctypes.c_char_p
     loaded.sb_choose.argtypes = [ctypes.c_char_p]
     loaded.sb_linear.argtypes = [ctypes.c_char_p]
-    loaded.sb_encoder.argtypes = [ctypes.c_char_p]
+    loaded.sb_encoder.argtypes = loaded.sb_pool.argtypes = [ctypes.c_char_p]
     loaded.sb_values_gradient.argtypes = [
         ctypes.c_char_p, pointer, pointer, ctypes.c_int32, ctypes.c_int64, pointer, ctypes.c_int,
     ]  # fmt: skip
