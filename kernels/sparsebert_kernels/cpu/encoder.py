@@ -16,8 +16,8 @@ from ..formats.base import SLACK_BYTES, refuse_options
 from ..memory import readable
 from . import native
 
-# The structs sb_layer, after its six weights, sb_ends, after its two, and sb_encoder_call of src/native.h, which
-# asserts their sizes and offsets.
+# The structs sb_layer, after its six weights, sb_ends, after its two, and sb_encoder_call of src/native.h,
+# which asserts their sizes and offsets.
 _LAYER = struct.Struct("=QQQQQiifffiQQqqqii")
 _ENDS = struct.Struct("=QQQQQQQqqqqqff")
 _ENCODER_CALL = struct.Struct("=QQQQqqqiiQQQQii")
@@ -90,10 +90,10 @@ class EncoderLayer:
         pre_norm: Whether the LayerNorms stand before attention and feed-forward network, inside the residual.
         gated: Whether up has twice as many rows: neurons = activation(first half) * second half.
         window: Tokens attend to those at most so far away; None for all.
-        relative_bias: Added to the scaled scores, [heads, 2 * reach + 1]: column reach + d for a query d tokens
-            after its key, and the outer columns for all beyond; None for none.
-        rotary: Cosines, then sines, of the angles that rotate the pairs (i, i + width / 2) of a head's rows in
-            query and key, [positions, score width]; None for none.
+        relative_bias: Added to the scaled scores, [heads, 2 * reach + 1]: column reach + d for a query d
+            tokens after its key, and the outer columns for all beyond; None for none.
+        rotary: Cosines, then sines, of the angles that rotate the pairs (i, i + width / 2) of a head's rows
+            in query and key, [positions, score width]; None for none.
     """
 
     weights: Sequence[PackedWeight | None]
@@ -165,7 +165,11 @@ class NativeEnds:
         )
         description += _ENDS.pack(
             *(self._address(table) for table in tables),
-            *(self._address(tensor) for norm in (ends.embedding_norm, ends.final_norm) for tensor in norm or (None, None)),
+            *(
+                self._address(tensor)
+                for norm in (ends.embedding_norm, ends.final_norm)
+                for tensor in norm or (None, None)
+            ),
             *(0 if table is None else table.shape[0] for table in (tables[0], tables[1], tables[2])),
             self.width or 0,
             -1 if ends.padding is None else ends.padding,

@@ -21,8 +21,8 @@ def pool(states: Tensor, mask: Tensor | None, *, mean: bool, normalize: bool = F
     Args:
         states: [batch, tokens, hidden], float32 on the CPU.
         mask: [batch, tokens], bool or int64, not zero = keep; None keeps all.
-        mean: Whether to return the mean; zeros if nothing is kept. Else the first kept token, or that of index
-            0 if nothing is kept.
+        mean: Whether to return the mean; zeros if nothing is kept. Else the first kept token, or that of
+            index 0 if nothing is kept.
         normalize: Whether to divide each vector by its length, or by 1e-12 if that is more.
 
     Returns:
@@ -36,7 +36,9 @@ def pool(states: Tensor, mask: Tensor | None, *, mean: bool, normalize: bool = F
             f"states are {list(states.shape)} of {states.dtype} on {states.device}; "
             "they must be [batch, tokens, hidden] of torch.float32 on cpu"
         )
-    if mask is not None and (mask.shape != states.shape[:2] or mask.dtype not in MASK_DTYPES or not mask.is_cpu):
+    if mask is not None and (
+        mask.shape != states.shape[:2] or mask.dtype not in MASK_DTYPES or not mask.is_cpu
+    ):
         raise ValueError(
             f"mask is {list(mask.shape)} of {mask.dtype}; "
             f"it must be {list(states.shape[:2])} of torch.bool or torch.int64"
