@@ -39,7 +39,7 @@ from sparsebert_kernels.ops import plain_inference
 MASK_DTYPES = (torch.bool, torch.int64)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "return_dict")
 # Attributes of the config that ask for more outputs or another attention.
-REQUESTS = ("output_hidden_states", "output_attentions", "is_causal")
+REQUESTS = ("output_hidden_states", "_output_attentions", "is_causal")
 _DESCRIPTIONS = ("_native", "_ends", "_said")
 
 
@@ -81,11 +81,11 @@ class FusedModel(nn.Module):
         if len(args) > len(given) or given.keys() & kwargs.keys():
             raise PlainPath("the call has further positional arguments")
         given |= kwargs
-        config = self.config
-        return_dict = given.get("return_dict", config.return_dict)
+        config = vars(self.config)  # its attributes themselves take a microsecond each
+        return_dict = given.get("return_dict", config.get("return_dict"))
         if self.family.relative_bias and return_dict is None:
-            return_dict = config.return_dict
-        if any(getattr(config, name, False) for name in REQUESTS):
+            return_dict = config.get("return_dict")
+        if any(config.get(name) for name in REQUESTS):
             raise PlainPath("the configuration asks for hidden states or attentions")
         for name, value in given.items():
             known = name in INPUTS or (self._runs_layers and name == "inputs_embeds")

@@ -15,18 +15,18 @@ _POOL_CALL = struct.Struct("=QQQqqqiiii")
 MASK_DTYPES = (torch.bool, torch.int64)
 
 
-def pool(states: Tensor, mask: Tensor | None, *, mean: bool, normalize: bool = False) -> Tensor:
+def pool(states: Tensor, mask: Tensor | None, *, mean: bool, normalize: bool = False) -> Tensor | None:
     """Return the mean of each sequence's kept tokens, or the first of them.
 
     Args:
         states: [batch, tokens, hidden], float32 on the CPU.
-        mask: [batch, tokens], bool or int64, not zero = keep; None keeps all.
+        mask: [batch, tokens], bool or int64, 1 = keep; None keeps all.
         mean: Whether to return the mean; zeros if nothing is kept. Else the first kept token, or that of
             index 0 if nothing is kept.
         normalize: Whether to divide each vector by its length, or by 1e-12 if that is more.
 
     Returns:
-        [batch, hidden].
+        [batch, hidden]; None for a mask with other values than 0 and 1.
 
     Raises:
         ValueError: Shapes or dtypes do not fit.
@@ -56,5 +56,4 @@ def pool(states: Tensor, mask: Tensor | None, *, mean: bool, normalize: bool = F
         normalize,
         torch.get_num_threads(),
     )
-    native.library().sb_pool(call)
-    return y
+    return y if native.library().sb_pool(call) == 0 else None

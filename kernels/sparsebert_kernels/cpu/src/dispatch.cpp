@@ -222,9 +222,12 @@ SB_API int sb_encoder(const sb_encoder_call* call) {
   return SB_DONE;
 }
 
-// Reduces each sequence to one vector. Returns 0 on success, 1 for an invalid call.
+// Reduces each sequence to one vector. Returns 0 on success, 1 for an invalid call or a mask that weights tokens.
 SB_API int sb_pool(const sb_pool_call* call) {
   if (call->threads < 1 || (call->mask && call->mask_bytes != 1 && call->mask_bytes != 8)) return 1;
+  if (call->mask && call->mask_bytes == 8)
+    for (int64_t i = 0; i < call->sequences * call->length; i++)
+      if (static_cast<uint64_t>(static_cast<const int64_t*>(call->mask)[i]) > 1) return 1;
   active->kernels->pool(*call);
   return 0;
 }
