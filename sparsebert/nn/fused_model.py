@@ -128,8 +128,8 @@ class FusedModel(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         if not isinstance(ids, Tensor) or not ids.is_cpu or ids.dtype != torch.int64 or ids.dim() != 2:
             raise PlainPath("the token ids are not int64 [batch, tokens] on the CPU")
-        if not ids.numel():
-            raise PlainPath("the batch is empty")
+        if not ids.shape[1]:
+            raise PlainPath("the texts have no tokens")
         if not plain_inference(ids):
             raise PlainPath("the call is traced, transformed or under autocast")
         if types is not None and (
