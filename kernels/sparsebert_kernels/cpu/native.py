@@ -26,7 +26,7 @@ from torch import Tensor
 from ..formats import ElementSparse, PackedWeight, VectorSparse
 from ..memory import readable
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 LIBRARY = Path(__file__).with_name("_native.so")
 # Environment variables, read when the library is loaded: the path of another library, and an instruction set
 # to use instead of the best.
@@ -41,6 +41,7 @@ ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 _CALL = struct.Struct("=Qqqiiii")
 _WEIGHT = struct.Struct("=qqiiiiiiQQQQQQQQ")
 MAX_WEIGHTS = 8  # of one call
+CPU_LACKS_IT = "the CPU lacks it"
 
 
 class NativeLibraryMissing(ImportError):
@@ -91,6 +92,8 @@ def library() -> ctypes.CDLL:
         )
     pointer = ctypes.c_void_p
     loaded.sb_instruction_set.restype = loaded.sb_chosen.restype = ctypes.c_char_p
+    loaded.sb_extension.restype = loaded.sb_objects.restype = ctypes.c_char_p
+    loaded.sb_extension.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int32)]
     loaded.sb_choose.argtypes = [ctypes.c_char_p]
     loaded.sb_linear.argtypes = [ctypes.c_char_p]
     loaded.sb_encoder.argtypes = [ctypes.c_char_p]
@@ -162,6 +165,30 @@ def use_instruction_set(name: str) -> None:
         raise ValueError(
             f"instruction set {name!r} is not supported here; supported: {', '.join(instruction_sets())}"
         )
+
+
+def extensions() -> dict[str, str | None]:
+    """Return the extensions of the CPU that kernels use: name to None, or to the reason why it is unusable.
+
+    AMX needs a permission of the operating system, which this function requests for the process.
+    """
+    reasons: dict[str, str | None] = {}
+    state = ctypes.c_int32()
+    while available() and (name := library().sb_extension(len(reasons), ctypes.byref(state))) is not None:
+        reasons[name.decode()] = _why_unusable(state.value)
+    return reasons
+
+
+def _why_unusable(state: int) -> str | None:
+    """Return the reason for a ``State`` of src/extensions.cpp, None for a usable extension."""
+    if state < 0:
+        return f"the operating system refuses the permission ({os.strerror(-state)})"
+    return (None, CPU_LACKS_IT, "the operating system does not enable it")[state]
+
+
+def built_objects() -> tuple[str, ...]:
+    """Return the names of the objects that the library was built from, one for each instruction set."""
+    return tuple(library().sb_objects().decode().split()) if available() else ()
 
 
 def supports(format: str, dtype: torch.dtype, x: Tensor) -> bool:
