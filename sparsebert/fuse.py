@@ -8,7 +8,7 @@ from sparsebert.bert import require_module
 from sparsebert.nn.encoder_layers import NAMES, encoder_family, model_family
 from sparsebert.nn.fused_encoder import FusedEncoder, fused_class, require_fusible
 from sparsebert.nn.fused_model import FusedModel, fused_model_class
-from sparsebert.nn.fused_pooling import FusedNormalize, FusedPooling, can_fuse, fused_pooling_class
+from sparsebert.nn.fused_pooling import fuse_pooling_, unfuse_pooling_
 
 
 def fuse_(model: nn.Module) -> nn.Module:
@@ -57,8 +57,7 @@ def fuse_(model: nn.Module) -> nn.Module:
     for base in bases:
         base.__class__ = fused_model_class(type(base))
     for module in modules:
-        if can_fuse(module):
-            module.__class__ = fused_pooling_class(type(module))
+        fuse_pooling_(module)
     return model
 
 
@@ -70,7 +69,8 @@ def unfuse_(model: nn.Module) -> nn.Module:
     """
     require_module(model)
     for module in model.modules():
-        if isinstance(module, FusedEncoder | FusedModel | FusedPooling | FusedNormalize):
+        unfuse_pooling_(module)
+        if isinstance(module, FusedEncoder | FusedModel):
             module.__class__ = module.plain_class
             for name in ("_native", "_ends", "_said"):
                 vars(module).pop(name, None)
