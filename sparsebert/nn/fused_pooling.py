@@ -21,13 +21,13 @@ def fuse_pooling_(module: Any) -> None:
     """Let a module run natively, in place, if it is a pooling or a normalisation of sentence-transformers."""
     cls = type(module)
     name = cls.__name__
-    known = (
+    is_of_package = (
         cls.__module__.partition(".")[0] == PACKAGE
         and name in _FORWARDS
         and vars(sys.modules[cls.__module__]).get(name) is cls
         and all(hasattr(module, attribute) for attribute in _ATTRIBUTES[name])
     )
-    if known:
+    if is_of_package:
         module.__class__ = _fused_class(cls)
 
 
