@@ -441,6 +441,26 @@ class TestRefusals:
         model = transformers.MegatronBertModel(transformers.MegatronBertConfig(**WIDTH))
         self.refused(model, "MegatronBertModel has no encoder")
 
+    def test_sparse_attention(self) -> None:
+        config = transformers.BigBirdConfig(**WIDTH, attention_type="original_full")
+        self.refused(transformers.BigBirdModel(config), "BigBirdModel has no encoder")
+
+    def test_cross_attention(self) -> None:
+        config = transformers.BertConfig(**WIDTH, is_decoder=True, add_cross_attention=True)
+        self.refused(transformers.BertModel(config), "layer 0 of BertEncoder cannot be fused")
+
+    def test_embeddings_of_relative_positions(self) -> None:
+        """As ``relative_key`` had them; a module that the family lacks."""
+        model = build("BertModel")
+        model.encoder.layer[1].attention.self.distance_embedding = nn.Embedding(63, 8)
+        self.refused(model, "layer 1 of BertEncoder cannot be fused: Embedding is not part of its family")
+
+    def test_a_subclass(self) -> None:
+        class Scaled(transformers.ModernBertModel):
+            pass
+
+        self.refused(Scaled(modern_config()), "Scaled has no encoder of these families")
+
     def test_a_decoder(self) -> None:
         model = transformers.BertModel(transformers.BertConfig(**WIDTH, is_decoder=True))
         self.refused(model, "layer 0 of BertEncoder cannot be fused: the model is a decoder")
