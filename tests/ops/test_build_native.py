@@ -43,6 +43,9 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         + EXPORTED.format(name="objects", value="0\n" + "".join(parts))
         + EXPORTED.format(name="common", value="COMMON")
     )
+    (folder / "extensions.cpp").write_text(
+        'extern "C" __attribute__((visibility("default"))) const char* sb_objects() { return SB_OBJECTS; }\n'
+    )
     (folder / "selection.cpp").write_text(EXPORTED.format(name="selection", value="1"))
     (folder / "int8.cpp").write_text("namespace SB_ISA { int here() { return 1; } }\n")
     units = "".join(
@@ -80,6 +83,8 @@ def test_one_object_for_each_instruction_set(tmp_path: Path) -> None:
     library, _ = build(tmp_path)
     assert library.objects() == EVERY_OBJECT
     assert library.int8_objects() == EVERY_INT8_OBJECT
+    library.sb_objects.restype = ctypes.c_char_p
+    assert len(library.sb_objects().split()) == EVERY_OBJECT.bit_count() + EVERY_INT8_OBJECT.bit_count()
 
 
 @pytest.mark.skipif(not X86, reason="AVX-VNNI is of x86-64")

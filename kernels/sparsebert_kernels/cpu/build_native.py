@@ -155,7 +155,12 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
         log(f"left out: kernels for {each.name}, which {shlex.join(compiler)} cannot build: {reason}")
 
     have = [f"-DSB_HAVE_{name.upper()}" for name in built]
-    shared = {"dispatch": have, "dispatch_int8": have, "selection": []}
+    shared = {
+        "dispatch": have,
+        "dispatch_int8": have,
+        "extensions": [f'-DSB_OBJECTS="{" ".join(built)}"'],
+        "selection": [],
+    }
     for name, flags in shared.items():
         result = compiled(name, f"{name}.cpp", flags)
         if isinstance(result, str):

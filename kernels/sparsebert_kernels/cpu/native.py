@@ -41,8 +41,10 @@ ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 # The structs sb_call and sb_weight of src/native.h, which asserts their sizes and offsets.
 _CALL = struct.Struct("=Qqqiiii")
 _WEIGHT = struct.Struct("=qqiiiiiiQQQQQQQQQ")
+WEIGHT_BYTES = _WEIGHT.size
 _INT8_WEIGHT = struct.Struct("=qqiiQQQQQQQQ")  # sb_int8_weight of src/int8_call.h
 MAX_WEIGHTS = 8  # of one call
+CPU_LACKS_IT = "the CPU lacks it"
 
 
 class NativeLibraryMissing(ImportError):
@@ -94,12 +96,14 @@ def library() -> ctypes.CDLL:
     pointer = ctypes.c_void_p
     loaded.sb_instruction_set.restype = loaded.sb_chosen.restype = ctypes.c_char_p
     loaded.sb_why_no_amx.restype = ctypes.c_char_p
+    loaded.sb_extension.restype = loaded.sb_objects.restype = ctypes.c_char_p
+    loaded.sb_extension.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int32)]
     loaded.sb_choose.argtypes = [ctypes.c_char_p]
     loaded.sb_computes.argtypes = [ctypes.c_int32, ctypes.c_int32]
     loaded.sb_linear.argtypes = [ctypes.c_char_p]
+    loaded.sb_encoder.argtypes = loaded.sb_pool.argtypes = [ctypes.c_char_p]
     loaded.sb_int8_unit.restype = loaded.sb_int8_chosen.restype = ctypes.c_char_p
     loaded.sb_int8_linear.argtypes = loaded.sb_choose_int8.argtypes = [ctypes.c_char_p]
-    loaded.sb_encoder.argtypes = [ctypes.c_char_p]
     loaded.sb_values_gradient.argtypes = [
         ctypes.c_char_p, pointer, pointer, ctypes.c_int32, ctypes.c_int64, pointer, ctypes.c_int,
     ]  # fmt: skip
@@ -179,6 +183,30 @@ def use_instruction_set(name: str) -> None:
         raise ValueError(
             f"instruction set {name!r} is not supported here; supported: {', '.join(instruction_sets())}"
         )
+
+
+def extensions() -> dict[str, str | None]:
+    """Return the extensions of the CPU that kernels use: name to None, or to the reason why it is unusable.
+
+    AMX needs a permission of the operating system, which this function requests for the process.
+    """
+    reasons: dict[str, str | None] = {}
+    state = ctypes.c_int32()
+    while available() and (name := library().sb_extension(len(reasons), ctypes.byref(state))) is not None:
+        reasons[name.decode()] = _why_unusable(state.value)
+    return reasons
+
+
+def _why_unusable(state: int) -> str | None:
+    """Return the reason for a ``State`` of src/extensions.cpp, None for a usable extension."""
+    if state < 0:
+        return f"the operating system refuses the permission ({os.strerror(-state)})"
+    return (None, CPU_LACKS_IT, "the operating system does not enable it")[state]
+
+
+def built_objects() -> tuple[str, ...]:
+    """Return the names of the objects that the library was built from, one for each instruction set."""
+    return tuple(library().sb_objects().decode().split()) if available() else ()
 
 
 def supports(format: str, dtype: torch.dtype, x: Tensor) -> bool:
