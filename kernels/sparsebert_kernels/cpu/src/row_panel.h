@@ -7,7 +7,7 @@
 // A unit (dots or tiles) computes row panels; a product (bf16 or int8) says what a step multiplies and how its sums
 // become bf16 values.
 #pragma once
-#include "quads.h"
+#include "paired_quads.h"
 #include "scratch.h"
 
 namespace SB_ISA {

@@ -12,7 +12,7 @@ constexpr int64_t UNIT_PANELS = 2;
 
 typedef TileScope UnitScope;
 
-// Fetches the kept lines of `panels` panels of x into L1: they are no stream that the hardware foresees.
+// Fetches the kept lines of `panels` panels of x into L1: the hardware foresees no such pattern.
 template <int L>
 SB_INLINE void prefetch_lines(const RowPanel& w, const Lines& x, int64_t panels) {
   const int64_t groups = w.count * (L ? STEP_LINES / L : 32);
