@@ -183,6 +183,7 @@ def use_instruction_set(name: str) -> None:
         raise ValueError(
             f"instruction set {name!r} is not supported here; supported: {', '.join(instruction_sets())}"
         )
+    _computes.cache_clear()
 
 
 def extensions() -> dict[str, str | None]:
@@ -216,9 +217,13 @@ def supports(format: str, dtype: torch.dtype, x: Tensor) -> bool:
     if not x.is_cpu or why_unavailable() is not None:
         return False
     # Every instruction set computes the other formats.
-    return format != RowPanelSparse.name or bool(
-        library().sb_computes(_FORMATS[format], _VALUE_DTYPES[dtype])
-    )
+    return format != RowPanelSparse.name or _computes(format, dtype)
+
+
+@functools.cache
+def _computes(format: str, dtype: torch.dtype) -> bool:
+    """Return whether the instruction set in use computes weights of this format and value dtype."""
+    return bool(library().sb_computes(_FORMATS[format], _VALUE_DTYPES[dtype]))
 
 
 def same_call(first: Any, other: Any) -> bool:
