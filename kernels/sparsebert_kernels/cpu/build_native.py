@@ -136,7 +136,7 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
             raise NativeBuildError(f"{each.source} for {each.name}: {reason}")
         log(f"left out: kernels for {each.name}, which {shlex.join(compiler)} cannot build: {reason}")
 
-    shared = {"dispatch": [f"-DSB_HAVE_{name.upper()}" for name in built], "selection": []}
+    shared = {"dispatch": [f"-DSB_HAVE_{name.upper()}" for name in built], "selection": [], "laps": []}
     for name, flags in shared.items():
         result = compiled(name, f"{name}.cpp", flags)
         if isinstance(result, str):

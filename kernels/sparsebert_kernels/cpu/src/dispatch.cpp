@@ -112,7 +112,7 @@ int __cxa_thread_atexit(void (*destroy)(void*), void* object, void* library) noe
 #define SB_API extern "C" __attribute__((visibility("default")))
 
 // Returns the version of this interface; cpu/native.py rejects any other.
-SB_API int sb_abi_version() { return 4; }
+SB_API int sb_abi_version() { return 5; }
 
 // Returns the name of the i-th instruction set that this machine supports, best first; null past the last.
 SB_API const char* sb_instruction_set(int i) {

@@ -5,6 +5,7 @@
 // LayerNorm, feed-forward network, LayerNorm, and query, key and value of the next layer.
 #pragma once
 #include "attention.h"
+#include "laps.h"
 #include "layer_norm.h"
 #include "panel_linear.h"
 
@@ -123,28 +124,36 @@ struct EncoderBuffers {
 };
 
 inline void project(const sb_layer& layer, const EncoderBuffers& buffers, int64_t begin, int64_t end) {
+  Stopwatch watch;
   const ProjectedRows rows(layer);
   const int64_t first[] = {0, rows.key, rows.value};
   for (int i = QUERY; i <= VALUE; i++)
     panel_linear(layer.weights[i], buffers.hidden, buffers.projected, first[i], SB_NONE, begin, end);
+  watch.lap(sb::QKV_LAP);
 }
 
 // Everything between two attentions, for the token panels [begin, end).
 inline void after_attention(const sb_layer& layer, int64_t hidden, const EncoderBuffers& buffers, int64_t begin,
                             int64_t end) {
   static thread_local Scratch scratch;
+  Stopwatch watch;
   const PanelLayout* layout = buffers.hidden.layout;
   const int64_t width = padded_rows(hidden), inner = padded_rows(layer.weights[UP].out_features);
   const int64_t room = (end - begin) * PANEL_TOKENS;
   float* memory = static_cast<float*>(scratch.get(sizeof(float) * room * (width + inner)));
   const Panels attended{layout, memory, width, begin}, neurons{layout, memory + room * width, inner, begin};
   panel_linear(layer.weights[OUTPUT], buffers.context, attended, 0, SB_NONE, begin, end);
+  watch.lap(sb::OUTPUT_LAP);
   add_norm(buffers.hidden, attended, hidden, {layer.attention_gamma, layer.attention_beta, layer.attention_epsilon},
            begin, end);
+  watch.lap(sb::NORM_LAP);
   panel_linear(layer.weights[UP], attended, neurons, 0, layer.activation, begin, end);
+  watch.lap(sb::UP_LAP);
   panel_linear(layer.weights[DOWN], neurons, buffers.hidden, 0, SB_NONE, begin, end);
+  watch.lap(sb::DOWN_LAP);
   add_norm(attended, buffers.hidden, hidden, {layer.output_gamma, layer.output_beta, layer.output_epsilon}, begin,
            end);
+  watch.lap(sb::NORM_LAP);
 }
 
 inline void encoder(const sb_encoder_call& call) {
@@ -176,7 +185,9 @@ inline void encoder(const sb_encoder_call& call) {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < chunks; i++) {
       const int64_t begin = i * chunk, end = begin + chunk < layout.count ? begin + chunk : layout.count;
+      Stopwatch watch;
       for (int64_t tile = begin; tile < end; tile++) load_panel(call, tokens, buffers.hidden, tile);
+      watch.lap(sb::LAYOUT_LAP);
       if (call.count) project(call.layers[0], buffers, begin, end);
     }
     for (int n = 0; n < call.count; n++) {
@@ -185,8 +196,10 @@ inline void encoder(const sb_encoder_call& call) {
 #pragma omp for schedule(dynamic, 1)
       for (int64_t i = 0; i < heads * call.sequences; i++) {
         const int64_t begin = tokens.starts[i / heads], end = tokens.starts[i / heads + 1];
+        Stopwatch watch;
         if (begin < end)
           attention_head(buffers.projected, buffers.context, head_rows(layer, i % heads), layer.scale, begin, end);
+        watch.lap(sb::ATTENTION_LAP);
       }
 #pragma omp for schedule(dynamic, 1)
       for (int64_t i = 0; i < chunks; i++) {
@@ -196,7 +209,11 @@ inline void encoder(const sb_encoder_call& call) {
       }
     }
 #pragma omp for schedule(static)
-    for (int64_t tile = 0; tile < layout.count; tile++) store_panel(call, tokens, buffers.hidden, tile);
+    for (int64_t tile = 0; tile < layout.count; tile++) {
+      Stopwatch watch;
+      store_panel(call, tokens, buffers.hidden, tile);
+      watch.lap(sb::LAYOUT_LAP);
+    }
   }
 }
 
