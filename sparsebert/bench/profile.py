@@ -1,8 +1,8 @@
 """Where the time of a batch goes: linear layers by kind, attention, norms, embeddings, pooler, and Python.
 
-A side is the masked dense model or the sparse one, plain or fused. Of a plain side, hooks time every module; the
-time of a module without that of its timed parts is its own. A fused encoder measures its parts itself, and what
-remains of its call is Python. All sides run once a round, and a part's time is its median over the rounds.
+A side is the masked dense model or the sparse one, plain or fused. Of a plain side, hooks time every module,
+and a module's own time is without that of the timed modules in it. A fused encoder measures its parts itself;
+what remains of its call is Python. All sides run once a round; a part's time is its median over the rounds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,13 +34,14 @@ from sparsebert_kernels.cpu.laps import LAPS, recorded_laps
 # In the order of a bar, from the largest to what remains.
 PARTS = ("qkv", "output", "up", "down", "attention", "norm", "layout", "embeddings", "pooler", "python")
 REMAINDER = "python"
+DEFAULT = Settings()
 LINEARS = ("qkv", "qkv", "qkv", "output", "up", "down")
 
 
 def run(
     pruned: PrunedModel,
     environment: Environment,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULT,
     on_step: Step = lambda step: None,
 ) -> list[Record]:
     """Profile the dense and the sparse model, plain and fused.
@@ -151,7 +152,7 @@ class Profiler:
     def __init__(self, model: nn.Module, threads: int) -> None:
         self.model = model
         self.threads = threads
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._open: list[_Open] = []
         for module, part in _parts(model):
             module.register_forward_pre_hook(self._starts(part))
@@ -203,7 +204,9 @@ class _Open:
 def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Yield the modules to time, and the part that each one's own time belongs to."""
     yield model, REMAINDER
-    encoders = [module for module in model.modules() if is_encoder(module) or isinstance(module, FusedEncoder)]
+    encoders = [
+        module for module in model.modules() if is_encoder(module) or isinstance(module, FusedEncoder)
+    ]
     if not encoders:
         raise ValueError(f"a profile needs a BERT-like encoder; {type(model).__name__} has none")
     for encoder in encoders:

@@ -95,8 +95,8 @@ def bench(
         bool,
         typer.Option(
             "--profile",
-            help="instead of the comparison: where a batch's time goes, dense and sparse, plain and fused, on a "
-            "CPU; --plot draws it as stacked bars",
+            help="instead of the comparison: where a batch's time goes on a CPU, dense and sparse, plain and "
+            "fused; --plot draws it as stacked bars",
         ),
     ] = False,
     json: JsonFile = None,
@@ -124,7 +124,9 @@ def bench(
     require_records("--json", json)
     require_picture("--plot", plot)
     if profile and plot is not None and len(sparsities) > 1:
-        raise ValueError(f"--profile --plot draws one sparsity, got {len(sparsities)}; omit --plot or name one")
+        raise ValueError(
+            f"--profile --plot draws one sparsity, got {len(sparsities)}; omit --plot or name one"
+        )
     require_files({"--lengths-from": lengths_from, "--calibrate-with": calibrate_with})
     if vs == "help":
         return _list_baselines()
@@ -260,8 +262,8 @@ def _list_baselines() -> None:
 def _baselines(names: str) -> tuple[list[str], dict[str, str]]:
     """Return the baselines to run, and the reasons of those that cannot run here.
 
-    An unavailable baseline is skipped if it is among the default ones or all of them, and raises ValueError if
-    the user named it.
+    An unavailable baseline is skipped if it is among the default ones or all of them; if the user named it,
+    it raises ValueError.
     """
     from sparsebert.bench.providers import BACKENDS, BASELINES
 

@@ -102,7 +102,7 @@ def fastest_dense(records: Iterable[Record]) -> str | None:
     dense model of a machine.
     """
     dense = [record for record in records if record["provider"] not in NOT_DENSE]
-    if len({record["precision"] for record in dense}) < 2:
+    if len({record.get("precision") for record in dense}) < 2:
         return None
     fastest: str = min(dense, key=lambda record: record["latency_ms"]["median"])["provider"]
     return fastest
@@ -183,7 +183,7 @@ def _named_ratio(ours: Record, baseline: str | None, doubt: str) -> str:
 
 
 def machine_tables(records: Iterable[Record]) -> list[Table]:
-    """Return one table with the machines side by side: each case against the fastest dense model of each machine.
+    """Return a table with the machines side by side: each case against each machine's fastest dense model.
 
     A machine is a CPU with the instruction set of the kernels, and a cap of oneDNN's if there is one.
     """
@@ -212,11 +212,12 @@ def machine_tables(records: Iterable[Record]) -> list[Table]:
     if not cases:
         return []
     rows = tuple(
-        (case, *(cells.get(machine, MISSING) for machine in machines)) for case, cells in sorted(cases.items())
+        (case, *(cells.get(machine, MISSING) for machine in machines))
+        for case, cells in sorted(cases.items())
     )
     notes = [
-        "Speed-up over the fastest dense model of each machine, of any library in fp32, bf16 or int8, named in "
-        "each cell, with the sparse model's milliseconds a batch."
+        "Speed-up over the fastest dense model of each machine, of any library in fp32, bf16 or int8, named "
+        "in each cell, with the sparse model's milliseconds a batch."
     ]
     if busy:
         notes.append(BUSY_NOTE)

@@ -95,7 +95,10 @@ def _profiles(records: Iterable[Record]) -> list[list[Record]]:
     profiles: dict[tuple[str, ...], dict[str, Record]] = {}
     for row in records:
         if row["kind"] == "profile":
-            key = (repr(sorted(row["workload"].items(), key=str)), repr(sorted(row["ticket"].items(), key=str)))
+            key = (
+                repr(sorted(row["workload"].items(), key=str)),
+                repr(sorted(row["ticket"].items(), key=str)),
+            )
             profiles.setdefault(key, {})[row["side"]] = row
     return [list(sides.values()) for sides in profiles.values()]
 
@@ -128,9 +131,9 @@ def _table(rows: Sequence[Record]) -> Table:
             )
         )
     notes = [
-        f"{machine_text(rows[0]['environment'])}. Milliseconds of a batch, and their share of the whole: medians "
-        f"of {rows[0]['rounds']} rounds; layout: to and from the layout of the kernels; Python: what remains of "
-        "the model's call."
+        f"{machine_text(rows[0]['environment'])}. Milliseconds of a batch, and their share of the whole: "
+        f"medians of {rows[0]['rounds']} rounds; layout: to and from the layout of the kernels; Python: what "
+        "remains of the model's call."
     ]
     if any(row["busy"] for row in rows):
         notes.append(BUSY_NOTE)

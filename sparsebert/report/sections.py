@@ -108,7 +108,8 @@ def _machine(row: Record) -> tuple[str, ...]:
     # In some cases the layer benchmark caps the kernels; their names say so.
     kernels = "" if row["kind"] in ("layer", "layer_summary") else environment["kernels"]
     fields = (environment[name] for name in ("cpu", "cores", "gpu", "onednn"))
-    return (*map(str, fields), str(environment["versions"]["torch"]), str(kernels))
+    cap = environment.get("onednn_max_isa") if kernels else None
+    return (*map(str, fields), str(environment["versions"]["torch"]), str(kernels), str(cap))
 
 
 def _reported(records: Iterable[Record]) -> list[Table]:

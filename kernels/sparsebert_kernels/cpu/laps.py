@@ -11,8 +11,8 @@ from torch import Tensor
 
 from . import native
 
-# As in src/laps.h: linear layers with their activations, attention, residuals with LayerNorm, the change of the
-# activations' layout, embeddings, and what follows the last layer.
+# As in src/laps.h: linear layers with their activations, attention, residuals with LayerNorm, the change of
+# the activations' layout, embeddings, and what follows the last layer.
 LAPS = ("qkv", "output", "up", "down", "attention", "norm", "layout", "embeddings", "pooler")
 
 
