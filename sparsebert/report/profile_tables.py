@@ -81,7 +81,7 @@ def profile_figure(records: Sequence[Record]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12 * max(starts))
     axes.set_xlabel("milliseconds a batch")
-    axes.set_title(_title(records[0]), loc="left", fontsize=9)
+    axes.set_title(_title(records[0]).replace("-sparse, ", "-sparse\n"), loc="left", fontsize=10)
     axes.legend(frameon=False, ncols=5, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     note = machine_text(records[0]["environment"])
     if any(row["busy"] for row in records):
