@@ -21,7 +21,7 @@ TELLING_FLAGS = (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
     "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve",
 )  # fmt: skip
-PACKAGES = ("torch", "triton", "transformers", "numpy", "onnxruntime")
+PACKAGES = ("torch", "triton", "transformers", "numpy", "onnxruntime", "openvino", "nncf", "torchao")
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from sparsebert.bench.providers.sparse import Sparse
 from sparsebert.bench.pruned_model import PrunedModel
 from sparsebert.bench.runner import Settings, Step, describe
 from sparsebert.fuse import fuse_
-from sparsebert.nn.encoder_layers import encoder_layers, is_encoder
+from sparsebert.nn.encoder_layers import NAMES, encoder_family, encoder_layers
 from sparsebert.nn.fused_encoder import FusedEncoder
+from sparsebert.nn.fused_model import FusedModel
 from sparsebert.results import Record, stamp
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.cpu.laps import LAPS, recorded_laps
@@ -101,8 +102,7 @@ def _sides(pruned: PrunedModel) -> dict[str, Callable[[], nn.Module]]:
         return prepack_(_copy(pruned), pruned.tokens)
 
     def sparse(fuse: bool) -> nn.Module:
-        chosen = dataclasses.replace(pruned, fuse=fuse)
-        return Sparse().convert(_copy(pruned), chosen)
+        return Sparse().convert(_copy(pruned), dataclasses.replace(pruned, fuse=fuse))
 
     sides: dict[str, Callable[[], nn.Module]] = {}
     if OneDnn().available() is None and pruned.workload.dtype != "float64":
@@ -202,21 +202,26 @@ class _Open:
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Yield the modules to time, and the part that each one's own time belongs to."""
+    """Yield the modules to time, and the part that each one's own time belongs to.
+
+    Hooks inside a fused encoder, or around one that runs from the token ids on, would make its layers run one
+    by one.
+    """
     yield model, REMAINDER
-    encoders = [
-        module for module in model.modules() if is_encoder(module) or isinstance(module, FusedEncoder)
-    ]
+    modules = list(model.modules())
+    if any(isinstance(module, FusedEncoder | FusedModel) for module in modules):
+        return
+    encoders = [(module, family) for module in modules if (family := encoder_family(type(module)))]
     if not encoders:
-        raise ValueError(f"a profile needs a BERT-like encoder; {type(model).__name__} has none")
-    for encoder in encoders:
-        if isinstance(encoder, FusedEncoder):
-            continue  # hooks inside would make its layers run one by one
-        for layer in encoder_layers(encoder, type(encoder)):
+        raise ValueError(f"a profile needs a {NAMES} model; {type(model).__name__} has no encoder")
+    for encoder, family in encoders:
+        for layer in encoder_layers(encoder, family):
             yield layer.attention, "attention"
             yield layer.activation, "up"
-            yield from zip(layer.linears, LINEARS, strict=True)
             yield from ((norm, "norm") for norm in layer.norms)
+            for linear, part in zip(layer.linears, LINEARS, strict=True):
+                if linear is not None:
+                    yield linear, part
     for name, module in model.named_modules():
         part = name.rpartition(".")[2]
         if part in ("embeddings", "pooler"):

@@ -250,6 +250,7 @@ def describe(ticket: Any) -> dict[str, Any]:
         "method": metadata.get("method"),
         "granularity": metadata.get("granularity"),
         "block_size": metadata.get("block_size"),
+        "round_to": metadata.get("round_to"),
         "scope": metadata.get("scope"),
         "sparsity": ticket.sparsity,
         "density": ticket.density,

@@ -138,7 +138,7 @@ def _bench_notes(records: Sequence[Record], environment: Record, workload: Recor
         yield f"Fastest dense model here: {fastest}{_form(records, fastest)}."
     left_out = records[0].get("left_out") or {}
     if left_out:
-        yield "Left out: " + "; ".join(f"{name} ({reason})" for name, reason in left_out.items()) + "."
+        yield "Not compared: " + "; ".join(f"{name} ({reason})" for name, reason in left_out.items()) + "."
     if any(record["in_worker"] for record in records):
         yield WORKER_NOTE
     if any(record["busy"] for record in records):

@@ -51,7 +51,7 @@ def test_the_table_of_a_run_has_its_ratio_first_and_names_it(bench_record: Any) 
 def test_baselines_that_were_left_out_are_named_with_their_reasons(bench_record: Any) -> None:
     rows = run(bench_record, left_out={"torchao-int8": "torchao not installed", "openvino": "error 2 > 1"})
     (table,) = bench_tables(rows)
-    assert "Left out: torchao-int8 (torchao not installed); openvino (error 2 > 1)." in table.notes
+    assert "Not compared: torchao-int8 (torchao not installed); openvino (error 2 > 1)." in table.notes
 
 
 def test_each_ticket_of_a_sweep_names_it(bench_record: Any) -> None:
