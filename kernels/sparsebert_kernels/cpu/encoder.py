@@ -1,4 +1,9 @@
-"""A whole encoder in one native call: its layers, described once, and the call."""
+"""A whole encoder in one native call: its layers, described once, and the call.
+
+There are two engines. That for float32 computes in float32. That for bfloat16 holds activations in bfloat16
+and computes weights in row panels, through the bf16 and int8 units of recent CPUs; residuals, LayerNorm and
+softmax stay in float32 arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..formats import ElementSparse, PackedWeight, VectorSparse
+from ..formats import ElementSparse, PackedWeight, RowPanelSparse, VectorSparse
 from ..formats.base import SLACK_BYTES, refuse_options
 from ..memory import readable
 from . import native
@@ -19,9 +24,11 @@ from . import native
 # The structs sb_layer, after its six weights, and sb_encoder_call of src/native.h, which asserts their sizes
 # and offsets.
 _LAYER = struct.Struct("=QQQQQiifffi")
-_ENCODER_CALL = struct.Struct("=QQQQqqqii")
-# Rows that a kernel computes together: biases are padded to a multiple.
+_ENCODER_CALL = struct.Struct("=QQQQqqqiiii")
+_ENGINES = {torch.float32: 0, torch.bfloat16: 1}
+# Rows that a kernel computes together: biases are padded to a multiple, and in bfloat16 the heads too.
 ROWS = 8
+PAIRED_ROWS = 32
 DENSE_ROWS = 4
 
 
@@ -71,15 +78,17 @@ class HeadGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """The tensors of one layer, all float32 on the CPU.
+    """The tensors of one layer, on the CPU.
 
     Attributes:
-        weights: Query, key, value, output, up, down: ``ElementSparse``, ``VectorSparse`` or ``DensePanel``.
+        weights: Query, key, value, output, up, down: ``ElementSparse``, ``VectorSparse`` or ``DensePanel`` in
+            float32, or for encoders in bfloat16 ``RowPanelSparse`` (``supports``).
         biases: Their biases; None for none.
         attention_norm: Weight and bias of the LayerNorm after the attention.
         output_norm: Those of the LayerNorm after the feed-forward network.
         epsilons: The two LayerNorms' epsilons.
-        heads: The heads, in the order of the projections' rows.
+        heads: The heads, in the order of the projections' rows. In bfloat16, widths are multiples of
+            ``PAIRED_ROWS`` (``paired_layer``).
         scale: Factor of the scores.
         activation: "relu", "gelu" or "gelu_tanh".
     """
@@ -101,8 +110,16 @@ class NativeEncoder:
     those that are copied, once: biases that need padding, and tensors not ``read_in_place``.
     """
 
-    def __init__(self, layers: Sequence[EncoderLayer]) -> None:
+    def __init__(self, layers: Sequence[EncoderLayer], dtype: torch.dtype = torch.float32) -> None:
+        """Describe the layers.
+
+        Args:
+            layers: At least one layer.
+            dtype: Of the activations between the layers: float32 or bfloat16.
+        """
         self.hidden = layers[0].weights[0].shape[1]
+        self.dtype = dtype
+        self._engine = _ENGINES[dtype]
         self._count = len(layers)
         self._alive: list[Tensor] = []
         description = b"".join(map(self._describe, layers))
@@ -112,16 +129,17 @@ class NativeEncoder:
         """Return the last layer's output for the tokens that ``mask`` keeps, and zeros for the others.
 
         Args:
-            x: [batch, tokens, hidden], float32 on the CPU.
+            x: [batch, tokens, hidden] on the CPU, float32, or with ``dtype`` bfloat16 also bfloat16.
             mask: Bool [batch, tokens], True = keep. Tokens attend to the kept tokens of their sequence.
 
         Raises:
             ValueError: Shapes or dtypes do not fit.
         """
-        if x.dim() != 3 or x.shape[2] != self.hidden or x.dtype != torch.float32 or not x.is_cpu:
+        dtypes = {torch.float32: 0, self.dtype: _ENGINES[self.dtype]}
+        if x.dim() != 3 or x.shape[2] != self.hidden or x.dtype not in dtypes or not x.is_cpu:
             raise ValueError(
                 f"x is {list(x.shape)} of {x.dtype} on {x.device}; "
-                f"it must be [batch, tokens, {self.hidden}] of torch.float32 on cpu"
+                f"it must be [batch, tokens, {self.hidden}] of {' or '.join(map(str, dtypes))} on cpu"
             )
         if mask is not None:
             if mask.shape != x.shape[:2] or mask.dtype != torch.bool:
@@ -138,6 +156,8 @@ class NativeEncoder:
             *x.shape,
             self._count,
             torch.get_num_threads(),
+            self._engine,
+            dtypes[x.dtype],
         )
         if native.library().sb_encoder(call) != 0:
             raise ValueError("the layers' weights do not fit together, or the library lacks their formats")
@@ -147,12 +167,13 @@ class NativeEncoder:
         """Return the bytes of a struct sb_layer."""
         weights = b""
         for weight, bias in zip(layer.weights, layer.biases, strict=True):
-            padded = _padded_bias(bias, weight.shape[0])
+            padded = _padded_bias(bias, weight.shape[0], PAIRED_ROWS if self._engine else ROWS)
             self._alive += [*weight.tensors().values(), padded]
             weights += native.describe(weight, padded, None)
         heads = torch.tensor(layer.heads, dtype=torch.int32)
         norms = [
-            readable(tensor.detach().contiguous()) for tensor in (*layer.attention_norm, *layer.output_norm)
+            readable(tensor.detach().float().contiguous())
+            for tensor in (*layer.attention_norm, *layer.output_norm)
         ]
         self._alive += [heads, *norms]
         return weights + _LAYER.pack(
@@ -166,8 +187,15 @@ class NativeEncoder:
         )
 
 
-def supports(weight: PackedWeight) -> bool:
-    """Return whether the native encoder computes a packed weight."""
+def has_engine(dtype: torch.dtype) -> bool:
+    """Return whether the library and this machine have the engine for activations of a dtype."""
+    return native.available() and bool(native.library().sb_has_engine(_ENGINES[dtype]))
+
+
+def supports(weight: PackedWeight, dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether the engine for activations of a dtype computes a packed weight."""
+    if dtype == torch.bfloat16:
+        return isinstance(weight, RowPanelSparse) and read_in_place(weight.values)
     return (
         isinstance(weight, ElementSparse | VectorSparse | DensePanel)
         and weight.dtype == torch.float32
@@ -180,9 +208,9 @@ def read_in_place(tensor: Tensor) -> bool:
     return readable(tensor.contiguous()) is tensor
 
 
-def _padded_bias(bias: Tensor | None, rows: int) -> Tensor:
-    padding = -rows % ROWS
+def _padded_bias(bias: Tensor | None, rows: int, multiple: int) -> Tensor:
+    padding = -rows % multiple
     if bias is None:
         return torch.zeros(rows + padding)
-    bias = readable(bias.detach().contiguous())
+    bias = readable(bias.detach().float().contiguous())
     return torch.nn.functional.pad(bias, (0, padding)) if padding else bias

@@ -96,6 +96,7 @@ def library() -> ctypes.CDLL:
     loaded.sb_computes.argtypes = [ctypes.c_int32, ctypes.c_int32]
     loaded.sb_linear.argtypes = [ctypes.c_char_p]
     loaded.sb_encoder.argtypes = [ctypes.c_char_p]
+    loaded.sb_has_engine.argtypes = [ctypes.c_int32]
     loaded.sb_values_gradient.argtypes = [
         ctypes.c_char_p, pointer, pointer, ctypes.c_int32, ctypes.c_int64, pointer, ctypes.c_int,
     ]  # fmt: skip

@@ -74,19 +74,28 @@ const InstructionSet* best() {
 
 const InstructionSet* active = best();
 
-// Whether the encoder can compute this layer.
-bool fits(const sb_layer& layer, int64_t hidden) {
+bool computes_paired(const sb_weight& w) {
+  const bool rows = w.block_rows == 16 || w.block_rows == 32 || w.block_rows == 64;
+  return w.format == SB_ROW_PANEL && rows && active->kernels->computes(SB_ROW_PANEL, w.dtype);
+}
+
+bool computes_fp32(const sb_weight& w) {
+  const bool rows = w.vector_rows == 2 || w.vector_rows == 4 || w.vector_rows == 8;
+  return w.dtype == SB_F32 && (w.format == SB_ELEMENT || w.format == SB_DENSE || (w.format == SB_VECTOR && rows));
+}
+
+// Whether an engine can compute this layer.
+bool fits(const sb_layer& layer, int64_t hidden, bool paired) {
   const sb_weight *query = layer.weights, *key = query + 1, *value = query + 2, *output = query + 3;
   const sb_weight *up = query + 4, *down = query + 5;
-  for (const sb_weight& w : layer.weights) {
-    const bool known = w.format == SB_ELEMENT || w.format == SB_DENSE ||
-                       (w.format == SB_VECTOR && (w.vector_rows == 2 || w.vector_rows == 4 || w.vector_rows == 8));
-    if (!known || w.dtype != SB_F32 || w.bias_dtype != SB_F32 || !w.bias || w.out_features < 1) return false;
-  }
+  for (const sb_weight& w : layer.weights)
+    if (!(paired ? computes_paired(w) : computes_fp32(w)) || w.bias_dtype != SB_F32 || !w.bias || w.out_features < 1)
+      return false;
   int64_t scores = 0, values = 0;
   for (int i = 0; i < layer.groups; i++) {
     const int32_t* group = layer.heads + 3 * i;
     if (group[0] < 1 || group[1] < 1 || group[2] < 1) return false;
+    if (paired && (group[1] % 32 || group[2] % 32)) return false;
     scores += int64_t{group[0]} * group[1];
     values += int64_t{group[0]} * group[2];
   }
@@ -162,12 +171,20 @@ SB_API int sb_values_gradient(const sb_weight* weight, const void* dy, const voi
   return 0;
 }
 
-// Computes the layers of an encoder. Returns 0 on success, 1 for weights that it does not support or that do not fit
-// together.
+// Returns 1 if the instruction set in use has this engine for encoders, else 0.
+SB_API int sb_has_engine(int32_t engine) {
+  return engine == SB_FP32_ENGINE || (engine == SB_PAIRED_ENGINE && active->kernels->paired_encoder);
+}
+
+// Computes the layers of an encoder. Returns 0 on success, 1 for an engine or weights that the instruction set in use
+// does not support, or weights that do not fit together.
 SB_API int sb_encoder(const sb_encoder_call* call) {
-  if (call->threads < 1) return 1;
+  const bool paired = call->engine == SB_PAIRED_ENGINE;
+  if (call->threads < 1 || !sb_has_engine(call->engine)) return 1;
+  if (call->x_dtype != SB_F32 && !(paired && call->x_dtype == SB_BF16)) return 1;
   for (int i = 0; i < call->count; i++)
-    if (!fits(call->layers[i], call->hidden)) return 1;
-  active->kernels->encoder(*call);
+    if (!fits(call->layers[i], call->hidden, paired)) return 1;
+  if (paired) active->kernels->paired_encoder(*call);
+  else active->kernels->encoder(*call);
   return 0;
 }

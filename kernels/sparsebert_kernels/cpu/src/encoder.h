@@ -77,7 +77,7 @@ inline void load_panel(const sb_encoder_call& call, const KeptTokens& tokens, co
   Simd::F transposed[LANES];
   for (int64_t column = 0; column < width; column += LANES) {
     const float* rows[LANES];
-    vector_rows(call.x, tokens, tile * PANEL_TOKENS + column, features, rows);
+    vector_rows(static_cast<const float*>(call.x), tokens, tile * PANEL_TOKENS + column, features, rows);
     float* to = hidden.token_panel(tile) + column;
     for (int64_t k = 0; k < features; k += LANES) {
       const int64_t valid = features - k < LANES ? features - k : LANES;
@@ -97,7 +97,7 @@ inline void store_panel(const sb_encoder_call& call, const KeptTokens& tokens, c
   Simd::F transposed[LANES];
   for (int64_t column = 0; column < width; column += LANES) {
     float* rows[LANES];
-    vector_rows(call.y, tokens, tile * PANEL_TOKENS + column, features, rows);
+    vector_rows(static_cast<float*>(call.y), tokens, tile * PANEL_TOKENS + column, features, rows);
     const float* from = hidden.token_panel(tile) + column;
     int64_t k = 0;
     for (; k + LANES <= features; k += LANES) {
@@ -172,7 +172,7 @@ inline void encoder(const sb_encoder_call& call) {
   {
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < call.sequences * call.length; row++)
-      if (call.mask && !call.mask[row]) memset(call.y + row * call.hidden, 0, sizeof(float) * call.hidden);
+      if (call.mask && !call.mask[row]) memset(static_cast<float*>(call.y) + row * call.hidden, 0, sizeof(float) * call.hidden);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < chunks; i++) {
       const int64_t begin = i * chunk, end = begin + chunk < layout.count ? begin + chunk : layout.count;

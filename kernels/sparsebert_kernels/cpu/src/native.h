@@ -37,9 +37,15 @@ struct sb_call {
   int32_t threads, count;
 };
 
-// One layer of an encoder, fp32: y = norm(h + down(activation(up(h)))) for h = norm(x + output(attention(x))).
+enum sb_engine : int32_t { SB_FP32_ENGINE = 0, SB_PAIRED_ENGINE = 1 };
+
+// One layer of an encoder: y = norm(h + down(activation(up(h)))) for h = norm(x + output(attention(x))).
+//
+// The fp32 engine computes element, vector and dense weights in fp32. The paired engine computes row panels; activations
+// are bf16, attention heads have multiples of 32 rows.
 struct sb_layer {
-  // Query, key, value, output, up, down. Every bias is fp32 and has zeros up to a multiple of eight; y is not used.
+  // Query, key, value, output, up, down. Every bias is fp32 and has zeros up to a multiple of eight, of 32 in the paired
+  // engine; y is not used.
   sb_weight weights[6];
   const float* attention_gamma;
   const float* attention_beta;
@@ -54,13 +60,14 @@ struct sb_layer {
 
 // y = encoder(x) over the tokens that the mask keeps; the other rows of y become zero.
 struct sb_encoder_call {
-  const float* x;       // [sequences, length, hidden], contiguous
-  float* y;             // the same
+  const void* x;        // [sequences, length, hidden] in x_dtype, contiguous
+  void* y;              // the same
   const uint8_t* mask;  // [sequences, length], 1 = keep; null keeps all
   const sb_layer* layers;
   int64_t sequences, length, hidden;
   int32_t count;  // of layers
   int32_t threads;
+  int32_t engine, x_dtype;  // the fp32 engine takes fp32 only
 };
 
 // cpu/native.py packs the structs by these sizes and offsets.
@@ -70,8 +77,8 @@ static_assert(sizeof(sb_call) == 40 && offsetof(sb_call, x_dtype) == 24 && offse
               "sb_call differs from _CALL in cpu/native.py");
 static_assert(sizeof(sb_layer) == 736 && offsetof(sb_layer, heads) == 704 && offsetof(sb_layer, scale) == 728,
               "sb_layer differs from _LAYER in cpu/encoder.py");
-static_assert(sizeof(sb_encoder_call) == 64 && offsetof(sb_encoder_call, hidden) == 48 &&
-                  offsetof(sb_encoder_call, threads) == 60,
+static_assert(sizeof(sb_encoder_call) == 72 && offsetof(sb_encoder_call, hidden) == 48 &&
+                  offsetof(sb_encoder_call, x_dtype) == 68,
               "sb_encoder_call differs from _ENCODER_CALL in cpu/encoder.py");
 }
 
@@ -101,6 +108,7 @@ struct Kernels {
   void (*linear)(const LinearCall&);
   void (*values_gradient)(const GradientCall&);
   void (*encoder)(const sb_encoder_call&);
+  void (*paired_encoder)(const sb_encoder_call&);  // null: this instruction set has no paired engine
 };
 
 }  // namespace sb

@@ -18,6 +18,7 @@ const sb::Kernels kernels = {
       call.x_dtype == SB_F32 ? values_gradient<float>(call) : values_gradient<uint16_t>(call);
     },
     encoder,
+    nullptr,
 };
 
 }  // namespace SB_ISA
