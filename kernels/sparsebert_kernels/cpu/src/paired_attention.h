@@ -141,21 +141,20 @@ inline void paired_attention(const Paired& projected, const Paired& context, con
   const int64_t keys = tokens.count(), tiles = (keys + 15) / 16, steps = (keys + 31) / 32;
   const int64_t score_steps = head.score_width / PAIRED_FEATURES, value_rows = head.value_width / 16;
   const int64_t key_values = tiles * 16 * head.score_width, value_values = steps * 32 * head.value_width;
-  // Tiles are computed two at a time, and the second of the last two may not exist.
-  const int64_t floats = 256 * (tiles + 1 + value_rows);
+  const int64_t floats = 16 * PAIRED_TOKENS * (tiles + value_rows);
   auto* scores = static_cast<float*>(
       scratch.get(sizeof(float) * floats + 2 * (key_values + value_values + steps * 32 * PAIRED_TOKENS)));
-  float* sums = scores + 256 * (tiles + 1);
+  float* sums = scores + 16 * PAIRED_TOKENS * tiles;
   auto* key_data = reinterpret_cast<uint16_t*>(scores + floats);
   uint16_t *value_data = key_data + key_values, *weights = value_data + value_values;
   key_tiles(projected, head.key, head.score_width, tokens, key_data);
   value_tiles(projected, head.value, head.value_width, tokens, value_data);
   for (int64_t at = tokens.begin / PAIRED_TOKENS * PAIRED_TOKENS; at < tokens.end; at += PAIRED_TOKENS) {
     const int64_t panel = at / PAIRED_TOKENS;
-    tile_products(key_data, score_steps * TILE_VALUES, TILE_VALUES, tiles,
+    tile_products({key_data, score_steps * TILE_VALUES, TILE_VALUES}, tiles,
                   projected.panel(panel) + head.query * PAIRED_TOKENS, score_steps, scores);
     const Floats inverse = paired_softmax(scores, keys, scale * 1.44269504f, weights);
-    tile_products(value_data, TILE_VALUES, value_rows * TILE_VALUES, value_rows, weights, steps, sums);
+    tile_products({value_data, TILE_VALUES, value_rows * TILE_VALUES}, value_rows, weights, steps, sums);
     const int from = tokens.begin > at ? static_cast<int>(tokens.begin - at) : 0;
     const int to = tokens.end - at < PAIRED_TOKENS ? static_cast<int>(tokens.end - at) : PAIRED_TOKENS;
     uint16_t* out = context.panel(panel) + head.context * PAIRED_TOKENS;

@@ -10,11 +10,10 @@
 
 namespace SB_ISA {
 
-constexpr int64_t GROUP_TOKENS = 256;     // of one thread
-constexpr int64_t CHUNK_PAIRED = 8;       // paired panels whose activations and results stay in L2
-constexpr int64_t LEAST_PAIRED = 4;       // of a thread that has panels of its own
-constexpr int64_t SHARED_ROWS = 64;       // rows that a thread takes at once; row panels have 16, 32 or 64
-constexpr int64_t QUANTUM = 64;           // features of all paired panels are a multiple
+constexpr int64_t GROUP_TOKENS = 256;  // of one thread
+constexpr int64_t CHUNK_PAIRED = 8;    // paired panels whose activations and results stay in L2
+constexpr int64_t LEAST_PAIRED = 4;    // of a thread that has panels of its own
+constexpr int64_t QUANTUM = 64;        // features of all paired panels are a multiple
 
 constexpr int64_t whole_quanta(int64_t rows) { return (rows + QUANTUM - 1) / QUANTUM * QUANTUM; }
 
@@ -31,7 +30,21 @@ SB_INLINE void share(bool alone, int64_t tasks, Task task) {
   for (int64_t i = 0; i < tasks; i++) task(i);
 }
 
-// The rows [row, row + rows) of a weight, which begin and end with a row panel.
+// A weight, and the first row of its results.
+struct PlacedWeight {
+  const sb_weight* weight;
+  int64_t row;
+};
+
+// Rows of a weight that one thread takes at once: whole row panels and whole lines. An int8 weight rounds all of its
+// input for each part, so it has no more parts than threads.
+inline int64_t shared_rows(const sb_weight& w, int64_t threads) {
+  const int64_t least = w.block_rows > PAIRED_FEATURES ? w.block_rows : PAIRED_FEATURES;
+  const int64_t parts = w.dtype == SB_INT8 ? threads : 4 * threads, rows = (w.out_features + parts - 1) / parts;
+  return (rows + least - 1) / least * least;
+}
+
+// The rows [row, row + rows) of a weight.
 inline sb_weight weight_rows(const sb_weight& w, int64_t row, int64_t rows) {
   sb_weight part = w;
   part.out_features = w.out_features - row < rows ? w.out_features - row : rows;
@@ -41,13 +54,22 @@ inline sb_weight weight_rows(const sb_weight& w, int64_t row, int64_t rows) {
   return part;
 }
 
-// paired_linear on this thread, or its rows on all threads.
-inline void shared_linear(bool alone, const sb_weight& w, const Paired& x, const Paired& y, int64_t row, int activation,
-                          int64_t begin, int64_t end) {
-  if (alone) return paired_linear(w, x, y, row, activation, begin, end);
-  share(false, (w.out_features + SHARED_ROWS - 1) / SHARED_ROWS, [&](int64_t i) {
-    const int64_t first = i * SHARED_ROWS;
-    paired_linear(weight_rows(w, first, SHARED_ROWS), x, y, row + first, activation, begin, end);
+// paired_linear for N weights on this thread if `alone`, else their rows on all threads.
+template <int N>
+void shared_linear(bool alone, int64_t threads, const PlacedWeight (&weights)[N], const Paired& x, const Paired& y,
+                   int activation, int64_t begin, int64_t end) {
+  int64_t rows[N], parts[N], all = 0;
+  for (int i = 0; i < N; i++) {
+    const sb_weight& w = *weights[i].weight;
+    rows[i] = alone ? w.out_features : shared_rows(w, threads);
+    all += parts[i] = (w.out_features + rows[i] - 1) / rows[i];
+  }
+  share(alone, all, [&](int64_t part) {
+    int i = 0;
+    for (; part >= parts[i]; i++) part -= parts[i];
+    const int64_t first = part * rows[i];
+    paired_linear(weight_rows(*weights[i].weight, first, rows[i]), x, y, weights[i].row + first, activation, begin,
+                  end);
   });
 }
 
@@ -115,14 +137,15 @@ inline void after_paired_attention(bool alone, const sb_encoder_call& call, cons
   auto normalize = [&](const Paired& x, const Paired& y, const PairedNorm& norm) {
     share(alone, end - begin, [&](int64_t i) { add_norm_paired(x, y, call.hidden, norm, begin + i, begin + i + 1); });
   };
-  shared_linear(alone, w[PAIRED_OUTPUT], context, attended, 0, SB_NONE, begin, end);
+  const int64_t threads = call.threads;
+  shared_linear(alone, threads, {{w + PAIRED_OUTPUT, 0}}, context, attended, SB_NONE, begin, end);
   normalize(hidden, attended, {layer.attention_gamma, layer.attention_beta, layer.attention_epsilon});
-  shared_linear(alone, w[PAIRED_UP], attended, neurons, 0, layer.activation, begin, end);
+  shared_linear(alone, threads, {{w + PAIRED_UP, 0}}, attended, neurons, layer.activation, begin, end);
   if (whole_lines(w[PAIRED_UP].out_features) < neurons.features)
     share(alone, end - begin, [&](int64_t i) {
       clear_features(neurons, whole_lines(w[PAIRED_UP].out_features), begin + i, begin + i + 1);
     });
-  shared_linear(alone, w[PAIRED_DOWN], neurons, hidden, 0, SB_NONE, begin, end);
+  shared_linear(alone, threads, {{w + PAIRED_DOWN, 0}}, neurons, hidden, SB_NONE, begin, end);
   normalize(attended, hidden, {layer.output_gamma, layer.output_beta, layer.output_epsilon});
 }
 
@@ -151,9 +174,10 @@ inline void paired_layer(const sb_encoder_call& call, const sb_layer& layer, con
   };
 
   each_chunk([&](int64_t from, int64_t to) {
-    const int64_t first[] = {0, rows.key, rows.value};
-    for (int i = PAIRED_QUERY; i <= PAIRED_VALUE; i++)
-      shared_linear(split_tokens, layer.weights[i], buffers.hidden, projected, first[i], SB_NONE, from, to);
+    const sb_weight* w = layer.weights;
+    shared_linear(split_tokens, threads,
+                  {{w + PAIRED_QUERY, 0}, {w + PAIRED_KEY, rows.key}, {w + PAIRED_VALUE, rows.value}}, buffers.hidden,
+                  projected, SB_NONE, from, to);
   });
 
   // Panels may have more features than the heads fill.
