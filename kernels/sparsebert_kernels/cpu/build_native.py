@@ -74,6 +74,9 @@ class InstructionSet:
 _AVX2 = ("-mtune=skylake", "-mavx2", "-mfma")
 # Without -mtune, the compiler schedules wide vectors for a generic machine, up to a quarter slower.
 _AVX512 = (*_AVX2, "-mtune=skylake-avx512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+_AVX512_BF16 = (*_AVX512, "-mavx512bf16", "-mavx512vnni")
+# Real and emulated tiles give the same bits: a product and a sum are one operation where the source says so.
+_EXACT = ("-ffp-contract=off",)
 # Keyed by the compiler's macro for the target machine. The first set of a machine needs no flag and is always
 # built.
 INSTRUCTION_SETS: Mapping[str, tuple[InstructionSet, ...]] = {
@@ -81,7 +84,12 @@ INSTRUCTION_SETS: Mapping[str, tuple[InstructionSet, ...]] = {
         InstructionSet("baseline"),
         InstructionSet("avx2", flags=_AVX2),
         InstructionSet("avx512", "avx512.cpp", _AVX512, calls="avx2"),
-        InstructionSet("avx512_bf16", "avx512_bf16.cpp", (*_AVX512, "-mavx512bf16"), calls="avx512"),
+        InstructionSet("avx512_bf16", "avx512_bf16.cpp", _AVX512_BF16, calls="avx512"),
+        InstructionSet("amx", "amx.cpp", (*_AVX512_BF16, *_EXACT), calls="avx512_bf16"),
+        # Vectors of 64 bytes never cross from one object to another: how to pass them does not matter.
+        InstructionSet(
+            "amx_emulated", "amx.cpp", ("-DSB_AMX_EMULATED", "-Wno-psabi", *_EXACT), calls="baseline"
+        ),
     ),
     "__aarch64__": (InstructionSet("neon"),),
 }

@@ -92,6 +92,7 @@ def library() -> ctypes.CDLL:
         )
     pointer = ctypes.c_void_p
     loaded.sb_instruction_set.restype = loaded.sb_chosen.restype = ctypes.c_char_p
+    loaded.sb_why_no_amx.restype = ctypes.c_char_p
     loaded.sb_choose.argtypes = [ctypes.c_char_p]
     loaded.sb_computes.argtypes = [ctypes.c_int32, ctypes.c_int32]
     loaded.sb_linear.argtypes = [ctypes.c_char_p]
@@ -155,13 +156,24 @@ def instruction_set() -> str:
     return library().sb_chosen().decode() if available() else "none"
 
 
+def why_no_amx() -> str | None:
+    """Return why the AMX kernels cannot be used here, or None if they can."""
+    if not available():
+        return "there is no native library"
+    reason: bytes | None = library().sb_why_no_amx()
+    return None if reason is None else reason.decode()
+
+
 def use_instruction_set(name: str) -> None:
     """Use an instruction set from now on, in this process.
+
+    ``instruction_sets`` lists them. ``amx_emulated``, which it does not, computes the AMX kernels in plain
+    C++, slowly, for tests on machines without AMX.
 
     Raises:
         ValueError: The instruction set is unknown or not supported here.
     """
-    if name not in instruction_sets() or library().sb_choose(name.encode()) != 0:
+    if not available() or library().sb_choose(name.encode()) != 0:
         raise ValueError(
             f"instruction set {name!r} is not supported here; supported: {', '.join(instruction_sets())}"
         )
