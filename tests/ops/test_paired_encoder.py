@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pytest
@@ -10,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsebert_kernels.cpu.encoder import EncoderLayer, HeadGroup, NativeEncoder, has_engine, supports
+from sparsebert_kernels.cpu.encoder import (
+    EncoderEnds,
+    EncoderLayer,
+    HeadGroup,
+    NativeEncoder,
+    NativeEnds,
+    has_engine,
+    supports,
+)
 from sparsebert_kernels.cpu.row_panels import (
     cheapest_block,
     is_dense,
@@ -27,8 +36,8 @@ BF16 = torch.bfloat16
 
 def _with_engine() -> list[str]:
     sets = []
-    for name in INSTRUCTION_SETS:
-        with using(name):
+    for name in (*INSTRUCTION_SETS, "amx_emulated"):
+        with suppress(ValueError), using(name):
             if has_engine(BF16):
                 sets.append(name)
     return sets
@@ -143,6 +152,72 @@ def test_sizes(problem: Problem, paired_set: str) -> None:
 
 def test_bfloat16_in_and_out(paired_set: str) -> None:
     check(Problem(), dtype=BF16)
+
+
+def test_int8_weights(paired_set: str) -> None:
+    torch.manual_seed(3)
+    problem = Problem()
+    layers, dense = problem.layers()
+    x, mask = problem.batch()
+    exact = reference(layers, dense, x, mask, torch.float64)
+    layers = [
+        replace(
+            layer,
+            weights=[RowPanelSparse.from_dense(each, block=(32, 4), dtype=torch.int8) for each in weights],
+        )
+        for layer, weights in zip(layers, dense, strict=True)
+    ]
+    answers = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        answers.append(NativeEncoder(layers, BF16)(x, mask))
+    assert torch.equal(*answers)
+    assert (answers[0] - exact).norm() < 0.03 * exact.norm()
+
+
+class TestEnds:
+    """Embeddings and pooler in the same call."""
+
+    @pytest.mark.parametrize("padding", [None, 1], ids=["from_0", "counted"])
+    @pytest.mark.parametrize("width", [64, 40], ids=["unprojected", "projected"])
+    def test_from_ids_to_the_pooler(self, padding: int | None, width: int, paired_set: str) -> None:
+        torch.manual_seed(5)
+        problem = Problem(lengths=(20, 5, 1, 17, 3) * 4)
+        layers, dense = problem.layers()
+        _, mask = problem.batch()
+        words, positions, types = (torch.randn(rows, width) for rows in (50, 30, 2))
+        norm = (torch.rand(width) + 0.5, torch.randn(width))
+        projection = masked((64, width), (32, 2), 1.0) if width != 64 else None
+        pooler, bias = masked((64, 64), (32, 2), 0.5), torch.randn(64)
+        ids, kinds = torch.randint(2, 50, mask.shape), torch.randint(0, 2, mask.shape)
+        ids[~mask] = 1
+        numbers = torch.arange(mask.shape[1]).expand_as(ids)
+        if padding is not None:
+            numbers = numbers + padding + 1
+        numbers = torch.where(mask, numbers, 0)
+        x = torch.nn.functional.layer_norm(
+            words[ids].double() + positions[numbers] + types[kinds], (width,), *(t.double() for t in norm)
+        )
+        x = x if projection is None else x @ projection.double().T
+        exact = reference(layers, dense, x, mask, torch.float64)
+        pooled_exact = (exact[:, 0] @ pooler.double().T + bias).tanh()
+        ends = EncoderEnds(
+            words=words,
+            positions=positions,
+            types=types,
+            embedding_norm=norm,
+            padding=padding,
+            projection=None if projection is None else pack_row_panels(projection),
+            pooler=pack_row_panels(pooler),
+            pooler_bias=bias,
+            epsilons=(1e-5, 0.0),
+        )
+        torch.set_num_threads(2)
+        encoder = NativeEncoder(layers, BF16)
+        states, pooled = encoder.of_ids(ids, mask, kinds, NativeEnds(ends, BF16))
+        assert pooled is not None
+        assert (states - exact).norm() < 0.01 * exact.norm()
+        assert (pooled - pooled_exact).norm() < 0.01 * pooled_exact.norm()
 
 
 def test_weights_without_kept_blocks(paired_set: str) -> None:
@@ -269,7 +344,7 @@ class TestRefusals:
 
     def test_other_instruction_sets(self) -> None:
         layers, _ = Problem().layers()
-        for name in set(INSTRUCTION_SETS) - set(SETS):
+        for name in sorted(set(INSTRUCTION_SETS) - set(SETS)):
             with using(name), pytest.raises(ValueError, match="the library lacks"):
                 NativeEncoder(layers, BF16)(torch.zeros(1, 4, 64))
 

@@ -1,4 +1,4 @@
-"""A whole encoder in one native call: its layers, described once, and the call.
+"""A whole encoder in one native call: its layers and what surrounds them, described once, and the call.
 
 There are two engines. That for float32 computes in float32. That for bfloat16 holds activations in bfloat16
 and computes weights in row panels, through the bf16 and int8 units of recent CPUs; residuals, LayerNorm and
@@ -21,11 +21,14 @@ from ..formats.base import SLACK_BYTES, refuse_options
 from ..memory import readable
 from . import native
 
-# The structs sb_layer, after its six weights, and sb_encoder_call of src/native.h, which asserts their sizes
-# and offsets.
-_LAYER = struct.Struct("=QQQQQiifffi")
-_ENCODER_CALL = struct.Struct("=QQQQqqqiiii")
+# The structs sb_layer, after its six weights, sb_ends, after its two, and sb_encoder_call of src/native.h,
+# which asserts their sizes and offsets.
+_LAYER = struct.Struct("=QQQQQiifffiQQqqqii")
+_ENDS = struct.Struct("=QQQQQQQqqqqqff")
+_ENCODER_CALL = struct.Struct("=QQQQqqqiiQQQQiiii")
 _ENGINES = {torch.float32: 0, torch.bfloat16: 1}
+# Results of sb_encoder.
+_BAD_ID, _PADDING_FIRST, _GAP = 2, 3, 4
 # Rows that a kernel computes together: biases are padded to a multiple, and in bfloat16 the heads too.
 ROWS = 8
 PAIRED_ROWS = 32
@@ -82,25 +85,113 @@ class EncoderLayer:
 
     Attributes:
         weights: Query, key, value, output, up, down: ``ElementSparse``, ``VectorSparse`` or ``DensePanel`` in
-            float32, or for encoders in bfloat16 ``RowPanelSparse`` (``supports``).
+            float32, or for encoders in bfloat16 ``RowPanelSparse`` (``supports``). A query of all the rows of
+            query, key and value leaves the next two None.
         biases: Their biases; None for none.
-        attention_norm: Weight and bias of the LayerNorm after the attention.
-        output_norm: Those of the LayerNorm after the feed-forward network.
+        attention_norm: Weight and bias of the LayerNorm after the attention, or before it with ``pre_norm``;
+            None for none.
+        output_norm: Those of the LayerNorm after the feed-forward network, or before it with ``pre_norm``.
         epsilons: The two LayerNorms' epsilons.
         heads: The heads, in the order of the projections' rows. In bfloat16, widths are multiples of
             ``PAIRED_ROWS`` (``paired_layer``).
         scale: Factor of the scores.
         activation: "relu", "gelu" or "gelu_tanh".
+        pre_norm: Whether the LayerNorms stand before attention and feed-forward network, inside the residual.
+        gated: Whether up has twice as many rows: neurons = activation(first half) * second half.
+        window: Tokens attend to those at most so far away; None for all.
+        relative_bias: Added to the scaled scores, [heads, 2 * reach + 1]: column reach + d for a query d
+            tokens after its key, and the outer columns for all beyond; None for none.
+        rotary: Cosines, then sines, of the angles that rotate the pairs (i, i + width / 2) of a head's rows
+            in query and key, [positions, score width]; None for none.
     """
 
-    weights: Sequence[PackedWeight]
+    weights: Sequence[PackedWeight | None]
     biases: Sequence[Tensor | None]
-    attention_norm: tuple[Tensor, Tensor]
+    attention_norm: tuple[Tensor, Tensor] | None
     output_norm: tuple[Tensor, Tensor]
     epsilons: tuple[float, float]
     heads: Sequence[HeadGroup]
     scale: float
     activation: str
+    pre_norm: bool = False
+    gated: bool = False
+    window: int | None = None
+    relative_bias: Tensor | None = None
+    rotary: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EncoderEnds:
+    """What runs before the first layer and after the last; all tensors float32 on the CPU.
+
+    Attributes:
+        words: Embeddings of the token ids, [vocabulary, width]; None without embeddings.
+        positions: Embeddings of the positions; None for none.
+        types: Embeddings of the token types; None for none.
+        embedding_norm: Weight and bias of the LayerNorm of their sum; None for none.
+        padding: The position of tokens with this id; the position of the n-th other token of a sequence is
+            ``padding + n``. None: positions count from 0.
+        projection: From the embeddings' width to that of the layers; None for none.
+        projection_bias: Its bias.
+        final_norm: The LayerNorm after the last layer; None for none.
+        pooler: Weight of the pooler, ``tanh(pooler(first token))``; None for none.
+        pooler_bias: Its bias.
+        epsilons: Those of ``embedding_norm`` and ``final_norm``.
+    """
+
+    words: Tensor | None = None
+    positions: Tensor | None = None
+    types: Tensor | None = None
+    embedding_norm: tuple[Tensor, Tensor] | None = None
+    padding: int | None = None
+    projection: PackedWeight | None = None
+    projection_bias: Tensor | None = None
+    final_norm: tuple[Tensor, Tensor] | None = None
+    pooler: PackedWeight | None = None
+    pooler_bias: Tensor | None = None
+    epsilons: tuple[float, float] = (0.0, 0.0)
+
+
+class BadTokens(ValueError):
+    """The native encoder does not take these ids or this mask; nothing was computed."""
+
+
+class OutOfRange(BadTokens):
+    """A token id, a token type or a position lies outside its embeddings."""
+
+
+class NativeEnds:
+    """``EncoderEnds`` described for the native library, which reads the tensors at each call.
+
+    ``dtype`` is that of the encoder.
+    """
+
+    def __init__(self, ends: EncoderEnds, dtype: torch.dtype = torch.float32) -> None:
+        self._alive: list[Tensor] = []
+        multiple = PAIRED_ROWS if _ENGINES[dtype] else ROWS
+        self.width = None if ends.words is None else ends.words.shape[1]
+        self.pooled = 0 if ends.pooler is None else ends.pooler.shape[0]
+        tables = (ends.words, ends.positions, ends.types)
+        description = b"".join(
+            _described(weight, bias, self._alive, multiple)
+            for weight, bias in ((ends.projection, ends.projection_bias), (ends.pooler, ends.pooler_bias))
+        )
+        description += _ENDS.pack(
+            *(self._address(table) for table in tables),
+            *(
+                self._address(tensor)
+                for norm in (ends.embedding_norm, ends.final_norm)
+                for tensor in norm or (None, None)
+            ),
+            *(0 if table is None else table.shape[0] for table in (tables[0], tables[1], tables[2])),
+            self.width or 0,
+            -1 if ends.padding is None else ends.padding,
+            *ends.epsilons,
+        )
+        self.description = ctypes.create_string_buffer(description, len(description))
+
+    def _address(self, tensor: Tensor | None) -> int:
+        return _address(tensor, self._alive)
 
 
 class NativeEncoder:
@@ -117,7 +208,9 @@ class NativeEncoder:
             layers: At least one layer.
             dtype: Of the activations between the layers: float32 or bfloat16.
         """
-        self.hidden = layers[0].weights[0].shape[1]
+        query = layers[0].weights[0]
+        assert query is not None
+        self.hidden = query.shape[1]
         self.dtype = dtype
         self._engine = _ENGINES[dtype]
         self._count = len(layers)
@@ -125,17 +218,19 @@ class NativeEncoder:
         description = b"".join(map(self._describe, layers))
         self._description = ctypes.create_string_buffer(description, len(description))
 
-    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, mask: Tensor | None = None, ends: NativeEnds | None = None) -> Tensor:
         """Return the last layer's output for the tokens that ``mask`` keeps, and zeros for the others.
 
         Args:
             x: [batch, tokens, hidden] on the CPU, float32, or with ``dtype`` bfloat16 also bfloat16.
             mask: Bool [batch, tokens], True = keep. Tokens attend to the kept tokens of their sequence.
+            ends: What runs after the layers; its embeddings and its pooler are not used.
 
         Raises:
+            BadTokens: Padding lies between tokens in layers to which their distance matters.
             ValueError: Shapes or dtypes do not fit.
         """
-        dtypes = {torch.float32: 0, self.dtype: _ENGINES[self.dtype]}
+        dtypes = dict.fromkeys((torch.float32, self.dtype))
         if x.dim() != 3 or x.shape[2] != self.hidden or x.dtype not in dtypes or not x.is_cpu:
             raise ValueError(
                 f"x is {list(x.shape)} of {x.dtype} on {x.device}; "
@@ -148,41 +243,103 @@ class NativeEncoder:
             mask = readable(mask.contiguous())
         x = readable(x.contiguous())
         y = torch.empty_like(x)
+        self._run(x.shape, y, x=x, mask=mask, ends=ends)
+        return y
+
+    def of_ids(
+        self, ids: Tensor, mask: Tensor | None, types: Tensor | None, ends: NativeEnds
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the last layer's output for token ids, zero where the mask is, and the pooler's, if any.
+
+        Args:
+            ids: [batch, tokens], int64 on the CPU.
+            mask: The same shape, bool or int64, not zero = keep; None keeps all.
+            types: The token types, like ``ids``; None for the first type.
+            ends: The embeddings and what runs after the layers.
+
+        Returns:
+            [batch, tokens, hidden], and [batch, rows of the pooler] or None.
+
+        Raises:
+            OutOfRange: An id, a type or a position has no embedding.
+            BadTokens: A sequence begins with padding, or padding lies between tokens in layers to which their
+                distance matters.
+        """
+        shape = (*ids.shape, self.hidden)
+        ids = readable(ids.contiguous())
+        mask = None if mask is None else readable(mask.contiguous())
+        types = None if types is None else readable(types.contiguous())
+        y = torch.empty(shape)
+        pooled = torch.empty(shape[0], ends.pooled) if ends.pooled else None
+        self._run(shape, y, mask=mask, ends=ends, ids=ids, types=types, pooled=pooled)
+        return y, pooled
+
+    def _run(
+        self,
+        shape: Sequence[int],
+        y: Tensor,
+        *,
+        x: Tensor | None = None,
+        mask: Tensor | None = None,
+        ends: NativeEnds | None = None,
+        ids: Tensor | None = None,
+        types: Tensor | None = None,
+        pooled: Tensor | None = None,
+    ) -> None:
         call = _ENCODER_CALL.pack(
-            x.data_ptr(),
+            0 if x is None else x.data_ptr(),
             y.data_ptr(),
             0 if mask is None else mask.data_ptr(),
             ctypes.addressof(self._description),
-            *x.shape,
+            *shape,
             self._count,
             torch.get_num_threads(),
+            0 if ends is None else ctypes.addressof(ends.description),
+            0 if ids is None else ids.data_ptr(),
+            0 if types is None else types.data_ptr(),
+            0 if pooled is None else pooled.data_ptr(),
+            1 if mask is None else mask.element_size(),
+            ids is not None,
             self._engine,
-            dtypes[x.dtype],
+            _ENGINES[y.dtype],
         )
-        if native.library().sb_encoder(call) != 0:
+        result = native.library().sb_encoder(call)
+        if result == _BAD_ID:
+            raise OutOfRange("a token id, a token type or a position is outside its embeddings")
+        if result == _PADDING_FIRST:
+            raise BadTokens("a row of the batch begins with padding, or holds nothing else; pad on the right")
+        if result == _GAP:
+            raise BadTokens("padding lies between the tokens of a row; pad on the right")
+        if result != 0:
             raise ValueError("the layers' weights do not fit together, or the library lacks their formats")
-        return y
 
     def _describe(self, layer: EncoderLayer) -> bytes:
         """Return the bytes of a struct sb_layer."""
-        weights = b""
-        for weight, bias in zip(layer.weights, layer.biases, strict=True):
-            padded = _padded_bias(bias, weight.shape[0], PAIRED_ROWS if self._engine else ROWS)
-            self._alive += [*weight.tensors().values(), padded]
-            weights += native.describe(weight, padded, None)
+        weights = b"".join(
+            _described(weight, bias, self._alive, PAIRED_ROWS if self._engine else ROWS)
+            for weight, bias in zip(layer.weights, layer.biases, strict=True)
+        )
         heads = torch.tensor(layer.heads, dtype=torch.int32)
-        norms = [
-            readable(tensor.detach().float().contiguous())
-            for tensor in (*layer.attention_norm, *layer.output_norm)
-        ]
-        self._alive += [heads, *norms]
+        self._alive.append(heads)
+        bias, rotary = layer.relative_bias, layer.rotary
         return weights + _LAYER.pack(
-            *(tensor.data_ptr() for tensor in norms),
+            *(
+                _address(tensor, self._alive)
+                for norm in (layer.attention_norm, layer.output_norm)
+                for tensor in norm or (None, None)
+            ),
             heads.data_ptr(),
             len(layer.heads),
             native.ACTIVATIONS[layer.activation],
             *layer.epsilons,
             layer.scale,
+            layer.pre_norm,
+            _address(bias, self._alive),
+            _address(rotary, self._alive),
+            0 if bias is None else bias.shape[1] // 2,
+            0 if rotary is None else rotary.shape[0],
+            -1 if layer.window is None else layer.window,
+            layer.gated,
             0,
         )
 
@@ -190,6 +347,25 @@ class NativeEncoder:
 def has_engine(dtype: torch.dtype) -> bool:
     """Return whether the library and this machine have the engine for activations of a dtype."""
     return native.available() and bool(native.library().sb_has_engine(_ENGINES[dtype]))
+
+
+def _described(
+    weight: PackedWeight | None, bias: Tensor | None, alive: list[Tensor], multiple: int = ROWS
+) -> bytes:
+    """Return the bytes of a struct sb_weight, and keep its tensors alive; zeros for None."""
+    if weight is None:
+        return bytes(native.WEIGHT_BYTES)
+    padded = _padded_bias(bias, weight.shape[0], multiple)
+    alive += [*weight.tensors().values(), padded]
+    return native.describe(weight, padded, None)
+
+
+def _address(tensor: Tensor | None, alive: list[Tensor]) -> int:
+    """Return where the native library reads a tensor, which stays alive; 0 for None."""
+    if tensor is None:
+        return 0
+    alive.append(readable(tensor.detach().float().contiguous()))
+    return alive[-1].data_ptr()
 
 
 def supports(weight: PackedWeight, dtype: torch.dtype = torch.float32) -> bool:

@@ -6,6 +6,7 @@
 #include "linear_kernels.h"
 #include "gradient.h"
 #include "encoder.h"
+#include "pooling.h"
 
 namespace avx2 {
 extern const sb::Kernels kernels;
@@ -29,6 +30,7 @@ const sb::Kernels kernels = {
       else encoder(call);
     },
     nullptr,
+    pool,
 };
 
 }  // namespace SB_ISA

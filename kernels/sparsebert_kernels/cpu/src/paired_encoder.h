@@ -5,6 +5,7 @@
 // threads take chunks of them; else all work on the same panels, on other rows of the result.
 #pragma once
 #include "paired_attention.h"
+#include "paired_ends.h"
 #include "paired_norm.h"
 #include "row_panel.h"
 
@@ -218,20 +219,27 @@ void paired_encoder(const sb_encoder_call& call) {
 
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
   {
+    const UnitScope scope;
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < call.sequences * call.length; row++)
-      if (call.mask && !call.mask[row]) memset(y + row * call.hidden, 0, sizeof(X) * call.hidden);
+      if (!sb::keeps(call.mask, call.mask_bytes, row)) memset(y + row * call.hidden, 0, sizeof(X) * call.hidden);
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < tokens.panels; panel++) {
-      load_paired(x, call.hidden, tokens, panel, buffers.hidden.panel(panel));
+      if (call.ends && call.ends->words) embed_paired(call, tokens, buffers.hidden, panel);
+      else load_paired(x, call.hidden, tokens, panel, buffers.hidden.panel(panel));
       clear_features(buffers.hidden, whole_lines(call.hidden), panel, panel + 1);
     }
     for (int i = 0; i < call.count; i++)
       for (int64_t g = 0; g < tokens.group_count; g++)
         paired_layer(call, call.layers[i], tokens, tokens.groups[g], buffers);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t panel = 0; panel < tokens.panels; panel++)
       store_paired(buffers.hidden.panel(panel), call.hidden, tokens, panel, y);
+    if (call.pooled) {
+#pragma omp for schedule(static)
+      for (int64_t first = 0; first < call.sequences; first += PAIRED_TOKENS)
+        pool_paired(call, tokens, buffers.hidden, first);
+    }
   }
 }
 

@@ -21,6 +21,7 @@ struct TokenGroup {
 
 struct PairedTokens {
   int64_t* rows;          // row in x of each token of the panels, -1 for none
+  int64_t* positions;     // row of each token in the table of positions
   TokenRange* sequences;  // of the sequences
   TokenGroup* groups;
   int64_t group_count, panels, most_panels;  // most: of a group
@@ -29,10 +30,13 @@ struct PairedTokens {
 // Groups of at most `most` tokens, or of one sequence.
 inline PairedTokens group_tokens(const sb_encoder_call& call, int64_t most, Scratch& scratch) {
   const int64_t positions = call.sequences * call.length + call.sequences * PAIRED_TOKENS;
-  const size_t bytes = call.sequences * (sizeof(TokenRange) + sizeof(TokenGroup)) + positions * sizeof(int64_t);
+  const size_t bytes = call.sequences * (sizeof(TokenRange) + sizeof(TokenGroup)) + 2 * positions * sizeof(int64_t);
   auto* ranges = static_cast<TokenRange*>(scratch.get(bytes + 1));
   auto* groups = reinterpret_cast<TokenGroup*>(ranges + call.sequences);
-  PairedTokens tokens{reinterpret_cast<int64_t*>(groups + call.sequences), ranges, groups, 0, 0, 0};
+  auto* rows = reinterpret_cast<int64_t*>(groups + call.sequences);
+  PairedTokens tokens{rows, rows + positions, ranges, groups, 0, 0, 0};
+  // Positions count from 0, or words from the number of the padding.
+  const int64_t padding = call.ends && call.ends->words ? call.ends->padding : -1;
   int64_t count = 0, group_begin = 0;
   auto close_group = [&](int64_t sequence) {
     const int64_t panels = paired_panels(count - group_begin);
@@ -45,12 +49,17 @@ inline PairedTokens group_tokens(const sb_encoder_call& call, int64_t most, Scra
     group_begin = count;
   };
   for (int64_t s = 0; s < call.sequences; s++) {
-    int64_t kept = 0;
-    for (int64_t i = s * call.length; i < (s + 1) * call.length; i++) kept += !call.mask || call.mask[i];
+    int64_t kept = 0, words = 0;
+    for (int64_t i = 0; i < call.length; i++) kept += sb::keeps(call.mask, call.mask_bytes, s * call.length + i);
     if (count > group_begin && count - group_begin + kept > most) close_group(s);
     ranges[s].begin = count;
-    for (int64_t i = s * call.length; i < (s + 1) * call.length; i++)
-      if (!call.mask || call.mask[i]) tokens.rows[count++] = i;
+    for (int64_t i = 0; i < call.length; i++) {
+      const int64_t row = s * call.length + i;
+      const int64_t position = padding < 0 ? i : padding + (call.ids[row] == padding ? 0 : ++words);
+      if (!sb::keeps(call.mask, call.mask_bytes, row)) continue;
+      tokens.positions[count] = position;
+      tokens.rows[count++] = row;
+    }
     ranges[s].end = count;
   }
   close_group(call.sequences);

@@ -5,6 +5,7 @@
 #include "linear_kernels.h"
 #include "gradient.h"
 #include "encoder.h"
+#include "pooling.h"
 
 namespace SB_ISA {
 
@@ -19,6 +20,7 @@ const sb::Kernels kernels = {
     },
     encoder,
     nullptr,
+    pool,
 };
 
 }  // namespace SB_ISA
