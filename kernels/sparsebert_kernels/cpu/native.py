@@ -95,7 +95,6 @@ def library() -> ctypes.CDLL:
         )
     pointer = ctypes.c_void_p
     loaded.sb_instruction_set.restype = loaded.sb_chosen.restype = ctypes.c_char_p
-    loaded.sb_why_no_amx.restype = ctypes.c_char_p
     loaded.sb_extension.restype = loaded.sb_objects.restype = ctypes.c_char_p
     loaded.sb_extension.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int32)]
     loaded.sb_choose.argtypes = [ctypes.c_char_p]
@@ -160,14 +159,6 @@ def instruction_sets() -> tuple[str, ...]:
 def instruction_set() -> str:
     """Return the instruction set in use, or "none" without the library."""
     return library().sb_chosen().decode() if available() else "none"
-
-
-def why_no_amx() -> str | None:
-    """Return why the AMX kernels cannot be used here, or None if they can."""
-    if not available():
-        return "there is no native library"
-    reason: bytes | None = library().sb_why_no_amx()
-    return None if reason is None else reason.decode()
 
 
 def use_instruction_set(name: str) -> None:

@@ -7,7 +7,7 @@
 
 extern "C" {
 
-enum sb_dtype : int32_t { SB_F32 = 0, SB_BF16 = 1, SB_INT8 = 2 };
+enum sb_dtype : int32_t { SB_F32 = 0, SB_BF16 = 1, SB_INT8 = 2, SB_PAIRED = 3 };
 enum sb_format : int32_t { SB_ELEMENT = 0, SB_VECTOR = 1, SB_DENSE = 2, SB_ROW_PANEL = 3 };
 enum sb_activation : int32_t { SB_NONE = 0, SB_RELU = 1, SB_GELU = 2, SB_GELU_TANH = 3 };
 
@@ -29,7 +29,8 @@ struct sb_weight {
   const float* scales;    // of the rows of int8 values; zeros past the last row
 };
 
-// y = activation(x @ W.T + bias) for the `count` weights that follow in memory.
+// y = activation(x @ W.T + bias) for the `count` weights that follow in memory. In SB_PAIRED, which row panels take, x
+// and y are paired panels (paired.h) of `stride` features and of N features, rounded up to 32.
 struct sb_call {
   const void* x;  // [M, K], rows `stride` elements apart
   int64_t tokens, stride;
