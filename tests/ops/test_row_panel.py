@@ -272,7 +272,9 @@ class TestPairedPanels:
 
     def test_need_a_kernel_and_enough_features(self, unit: str) -> None:
         packed, bias = pack((32, 100), (32, 2)), torch.zeros(32)
-        with pytest.raises(ValueError, match=r"panels have 64 features; .* a multiple of 64 of at least 100"):
+        with pytest.raises(
+            ValueError, match="x has 64 features; it must have a multiple of 64 of at least 100"
+        ):
             paired.linear(paired.pair(torch.zeros(1, 64)), packed, bias)
         with using("baseline"), pytest.raises(ValueError, match="baseline has no kernel for RowPanelSparse"):
             paired.linear(paired.pair(torch.zeros(1, 100)), packed, bias)

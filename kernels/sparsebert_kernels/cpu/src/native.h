@@ -30,7 +30,7 @@ struct sb_weight {
 };
 
 // y = activation(x @ W.T + bias) for the `count` weights that follow in memory. In SB_PAIRED, which row panels take, x
-// and y are paired panels (paired.h) of `stride` features and of N features, rounded up to 32.
+// and y are paired token panels (paired.h) of `stride` features and of N features, rounded up to 32.
 struct sb_call {
   const void* x;  // [M, K], rows `stride` elements apart
   int64_t tokens, stride;
