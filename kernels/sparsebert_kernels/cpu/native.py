@@ -225,7 +225,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def threads() -> int:
-    """Return how many threads compute: as many as torch uses, or one in a process forked from a threaded one."""
+    """Return how many threads compute: as many as torch uses; one in a process forked from a threaded one."""
     count = torch.get_num_threads()
     if count > 1 and _Pool.lost:
         _warn_of_fork()
