@@ -202,6 +202,41 @@ def built_objects() -> tuple[str, ...]:
     return tuple(library().sb_objects().decode().split()) if available() else ()
 
 
+class _Pool:
+    """The threads of libgomp, which do not survive a fork: in the child, parallel work would wait forever."""
+
+    used = False
+    lost = False
+
+
+def _after_fork_in_child() -> None:
+    _Pool.lost = _Pool.used
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def threads() -> int:
+    """Return how many threads compute: as many as torch uses; one in a process forked from a threaded one."""
+    count = torch.get_num_threads()
+    if count > 1 and _Pool.lost:
+        _warn_of_fork()
+        return 1
+    _Pool.used |= count > 1
+    return count
+
+
+@functools.cache
+def _warn_of_fork() -> None:
+    warnings.warn(
+        "this process was forked from one that computed on several threads, which it does not have: the "
+        "native kernels use one thread; call torch.set_num_threads(1) here, or start it by spawn",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
 def supports(format: str, dtype: torch.dtype, x: Tensor) -> bool:
     """Return whether a native kernel computes x [..., in] with a weight of this format and value dtype."""
     if format not in (*_FORMATS, VectorInt8.name) or x.dtype not in _DTYPES:
@@ -269,7 +304,7 @@ def linear(
         stride,
         _DTYPES[x.dtype],
         ACTIVATIONS[activation],
-        torch.get_num_threads(),
+        threads(),
         len(packed),
     )
     converted = []  # keeps copies alive until the call has returned
@@ -307,7 +342,7 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor
         _DTYPES[x.dtype],
         rows.shape[0],
         values.data_ptr(),
-        torch.get_num_threads(),
+        threads(),
     )
     if code != 0:
         raise ValueError(
