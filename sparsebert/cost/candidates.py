@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.cpu_cost import cost_model, quick_cost_model
+from sparsebert.cost.precision import DTYPES, LOWEST, lower_precisions
 from sparsebert.cost.mask_statistics import BlockStatistics, MaskStatistics
 from sparsebert.cost.work import WorkEstimate, estimate_column_panel_work, estimate_panel_work, estimate_work
 from sparsebert_kernels import formats
@@ -29,11 +30,13 @@ GPU_FORMATS = ("dense", "compact", *backend.FORWARD)
 LEAST_SPARSITY_OF_COLUMN_PANELS = 0.93
 
 
-def stored_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
+def stored_dtype(dtype: torch.dtype, device_type: str, precision: str = "") -> torch.dtype:
     """Return the dtype in which a layer of ``dtype`` stores its kept weights.
 
-    Only GPUs compute in float16; CPUs store it as float32.
+    Only GPUs compute in float16; CPUs store it as float32, or in a lower ``precision`` (see ``lower_precisions``).
     """
+    if device_type == "cpu" and precision in lower_precisions(dtype, LOWEST):
+        return DTYPES[precision]
     return torch.float16 if dtype == torch.float16 and device_type == "cuda" else STORED[dtype]
 
 

@@ -1,0 +1,41 @@
+"""The precisions in which a layer may compute: its own, and those that the caller's tolerance allows below it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsebert_kernels import formats
+from sparsebert_kernels.errors import unknown
+from sparsebert_kernels.formats import PackedWeight
+
+# Highest first. A tolerance is the lowest precision in which the caller lets layers compute.
+PRECISIONS = ("fp32", "bf16", "int8")
+LOWER_PRECISIONS, LOWEST = PRECISIONS[1:], PRECISIONS[-1]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+
+
+def require_tolerance(tolerance: Any) -> None:
+    """Raise ValueError unless ``tolerance`` is "fp32", "bf16" or "int8"."""
+    if not isinstance(tolerance, str) or tolerance not in PRECISIONS:
+        raise unknown("tolerance", tolerance, PRECISIONS)
+
+
+def lower_precisions(dtype: torch.dtype, tolerance: str) -> tuple[str, ...]:
+    """Return the precisions below that of a layer of ``dtype`` in which it may compute on a CPU, highest first.
+
+    float16 counts as fp32, in which CPUs compute it. float64 layers compute in float64.
+    """
+    if dtype == torch.float64:
+        return ()
+    own = PRECISIONS.index("bf16" if dtype == torch.bfloat16 else "fp32")
+    return PRECISIONS[own + 1 : PRECISIONS.index(tolerance) + 1]
+
+
+def pack_as(
+    weight: Tensor, mask: Tensor, stored: torch.dtype, *, format: str, **options: Any
+) -> PackedWeight:
+    """Return ``formats.pack`` of a weight [out, in] with values of the dtype ``stored``."""
+    return formats.pack(weight.to(stored), mask, format=format, **options)
