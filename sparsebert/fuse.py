@@ -5,11 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from sparsebert.bert import require_module
-from sparsebert.nn.encoder_layers import is_encoder
-from sparsebert.nn.fused_encoder import FusedEncoder, fused_class, require_fusible
+from sparsebert.cost.precision import require_tolerance
+from sparsebert.nn.fused_encoder import require_fusible
+from sparsebert.planning.encoder_plan import FP32, EncoderPlan
+from sparsebert.planning.engine_choice import FAMILIES, encoders_of, set_encoder_plan_
 
 
-def fuse_(model: nn.Module) -> nn.Module:
+def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
     """Let each encoder in ``model`` run all its layers in one call of the native CPU library, in place.
 
     For BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA and DistilBERT, with any task head, sparse or dense,
@@ -32,25 +34,26 @@ def fuse_(model: nn.Module) -> nn.Module:
 
     Args:
         model: The model to change. Call it in eval mode under ``torch.inference_mode()``.
+        tolerance: The lowest precision in which the encoder may compute: "fp32", "bf16" or "int8". Parameters
+            and outputs keep their dtypes.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: The model has no encoder of a known class, or a layer of one has no native form. The model
-            is then unchanged.
+        ValueError: The model has no encoder of a known class, a layer of one has no native form, or the
+            tolerance is unknown. The model is then unchanged.
     """
     require_module(model)
-    encoders = [module for module in model.modules() if is_encoder(module)]
-    if not encoders and not any(isinstance(module, FusedEncoder) for module in model.modules()):
+    require_tolerance(tolerance)
+    encoders = encoders_of(model)
+    if not encoders:
         raise ValueError(
-            "expected a BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA or DistilBERT model; "
-            f"{type(model).__name__} has no encoder of these families"
+            f"expected a {FAMILIES} model; {type(model).__name__} has no encoder of these families"
         )
     for encoder in encoders:
         require_fusible(encoder)
-    for encoder in encoders:
-        encoder.__class__ = fused_class(type(encoder))
+    set_encoder_plan_(model, EncoderPlan(FP32, "requested", fuse=True, decided_by="user"))
     return model
 
 
@@ -61,9 +64,5 @@ def unfuse_(model: nn.Module) -> nn.Module:
         ValueError: ``model`` is not a module.
     """
     require_module(model)
-    for module in model.modules():
-        if isinstance(module, FusedEncoder):
-            module.__class__ = module.plain_class
-            for name in ("_native", "_said"):
-                vars(module).pop(name, None)
+    set_encoder_plan_(model, None)
     return model

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sparsebert.cost import gpu_roofline
-from sparsebert.cost.cpu_cost import cost_model, quick_cost_model
+from sparsebert.cost.cpu_cost import CpuCostModel, cost_model, quick_cost_model, with_lower_precisions
 from sparsebert.cost.precision import DTYPES, LOWEST, lower_precisions
 from sparsebert.cost.mask_statistics import BlockStatistics, MaskStatistics
 from sparsebert.cost.work import WorkEstimate, estimate_column_panel_work, estimate_panel_work, estimate_work
@@ -65,9 +66,10 @@ class FormatCandidates:
         gpu: Whether the layer runs on a GPU.
         blocks: Block statistics; None unless the device runs blocks or format "panel" is requested.
         costs: The device's cost model.
-        dense: The work of the dense layer.
+        dense: The work of the dense layer, in the precision with the least predicted time.
         candidates: The requested format, or the formats that may be faster than dense, the fastest prediction
             first. Empty only if no format can be trained.
+        lower: The precisions below the layer's dtype in which it may compute.
     """
 
     statistics: MaskStatistics
@@ -76,6 +78,7 @@ class FormatCandidates:
     costs: CostModel
     dense: WorkEstimate
     candidates: list[WorkEstimate]
+    lower: tuple[str, ...] = ()
 
     def predicted(self, work: WorkEstimate) -> float | None:
         """Predict the seconds of a layer; None for work that the cost model does not support."""
@@ -100,6 +103,7 @@ def format_candidates(
     trainable: bool = False,
     measure: bool = False,
     quick: bool = False,
+    tolerance: str = "fp32",
 ) -> FormatCandidates:
     """Find the packed formats that could serve a layer.
 
@@ -112,6 +116,7 @@ def format_candidates(
         trainable: Whether the kept weights are to be trained.
         measure: Whether a CPU's costs may be measured.
         quick: Take ``quick_cost_model`` of a CPU.
+        tolerance: The lowest precision in which the layer may compute on a CPU.
     """
     gpu = isinstance(device, gpu_roofline.Device) or device.type == "cuda"
     stored = stored_dtype(dtype, "cuda" if gpu else "cpu")
@@ -132,11 +137,23 @@ def format_candidates(
         works += estimate_panel_work(statistics, blocks, stored)
     if "column_panel" in wanted and (format != "auto" or _may_share_columns(gpu, statistics)):
         works += estimate_column_panel_work(mask, stored)
-    (dense,) = estimate_work(statistics, stored, ("dense",))
+    denses = list(estimate_work(statistics, stored, ("dense",)))
+    lower = () if gpu or trainable else lower_precisions(dtype, tolerance)
+    if isinstance(costs, CpuCostModel) and lower:
+        costs = with_lower_precisions(costs, dtype, lower)
+        for precision in lower:
+            works += _in_precision(precision, statistics, wanted, costs)
+            denses += _in_precision(precision, statistics, ("dense",), costs)
+    dense = min(denses, key=lambda work: costs.seconds(work) if costs.supports(work) else math.inf)
     if trainable:
         works = [work for work in works if _can_train(work, statistics, blocks)]
     elif format == "auto":
-        works = [work for work in works if costs.supports(work) and _can_pay(work, dense, statistics)]
+        of_precision = {each.precision: each for each in denses}
+        works = [
+            work
+            for work in works
+            if costs.supports(work) and _can_pay(work, of_precision.get(work.precision, dense), statistics)
+        ]
 
     def order(work: WorkEstimate) -> tuple[float, int, int]:
         # Work that the cost model does not support comes last: fewest stored weights first, then largest
@@ -144,7 +161,7 @@ def format_candidates(
         seconds = costs.seconds(work) if costs.supports(work) else math.inf
         return seconds, work.stored, -math.prod(work.block or (1, 1))
 
-    return FormatCandidates(statistics, gpu, blocks, costs, dense, sorted(works, key=order))
+    return FormatCandidates(statistics, gpu, blocks, costs, dense, sorted(works, key=order), lower)
 
 
 def preferred(
@@ -155,6 +172,15 @@ def preferred(
     A layer that moves to another kind of device is repacked in this format.
     """
     return format_candidates(mask, dtype, device, tokens, trainable=trainable).candidates[0]
+
+
+def _in_precision(
+    precision: str, statistics: MaskStatistics, wanted: Sequence[str], costs: CostModel
+) -> list[WorkEstimate]:
+    """Estimate the work of those of the ``wanted`` formats that compute in a lower precision here."""
+    works = estimate_work(statistics, DTYPES[precision], wanted)
+    lower = (replace(work, precision=precision) for work in works)
+    return [work for work in lower if costs.supports(work)]
 
 
 def _may_share_columns(gpu: bool, statistics: MaskStatistics) -> bool:
@@ -172,7 +198,7 @@ def _can_train(work: WorkEstimate, statistics: MaskStatistics, blocks: BlockStat
 
 
 def _can_pay(work: WorkEstimate, dense: WorkEstimate, statistics: MaskStatistics) -> bool:
-    if work == dense:
+    if work.format == "dense":
         return True
     smaller = work.nbytes < dense.nbytes and not statistics.full
     return smaller and (work.format != "compact" or statistics.has_dead_lines)

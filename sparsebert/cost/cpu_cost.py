@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 
 from sparsebert.atomic import write_text
 from sparsebert.cost.mask_statistics import VECTOR_ROWS, MaskStatistics
+from sparsebert.cost.precision import DTYPES, pack_as
 from sparsebert.cost.work import Cost, WorkEstimate, estimate_work
 from sparsebert.json_object import load_json
 from sparsebert_kernels import __version__, cpu, formats, ops
@@ -55,7 +56,9 @@ SLOWDOWN = {"avx512": 1.0, "avx2": 2.0, "neon": 3.0}
 BASELINE_SLOWDOWN = 4.0
 
 
-BUILT_IN_COSTS, MEASURED_COSTS = "built-in costs", "costs measured here"
+# Seconds to round a value of x, or of the result, to another dtype.
+ROUNDING = 60e-12
+BUILT_IN_COSTS, MEASURED_COSTS, ON_ONE_THREAD = "built-in costs", "costs measured here", " on one thread"
 
 
 class CpuCostModel:
@@ -116,15 +119,41 @@ def quick_cost_model(dtype: torch.dtype, tokens: int) -> CpuCostModel:
         torch.set_num_threads(threads)
     if costs is None:
         return CpuCostModel(built_in(dtype), tokens, f"{BUILT_IN_COSTS}: the machine is too busy to measure")
-    return CpuCostModel(costs, tokens, MEASURED_COSTS + " on one thread" * (threads > 1))
+    return CpuCostModel(costs, tokens, MEASURED_COSTS + ON_ONE_THREAD * (threads > 1))
 
 
-def _measured_costs(dtype: torch.dtype, tokens: int) -> dict[str, Cost] | None:
+def with_lower_precisions(model: CpuCostModel, dtype: torch.dtype, precisions: Sequence[str]) -> CpuCostModel:
+    """Return a cost model that also knows the kinds of work in ``precisions`` below that of ``dtype``.
+
+    Their costs come from where those of ``model`` do. If the machine is too busy to measure them, they are
+    left out.
+
+    Args:
+        model: The cost model for layers that store ``dtype``.
+        dtype: The layers' dtype.
+        precisions: See ``sparsebert.cost.precision.lower_precisions``.
+    """
+    costs = dict(model.costs)
+    threads = torch.get_num_threads()
+    if model.source.endswith(ON_ONE_THREAD):
+        torch.set_num_threads(1)
+    try:
+        for precision in precisions:
+            if model.source.startswith(BUILT_IN_COSTS):
+                costs |= built_in(dtype, precision)
+            else:
+                costs |= _measured_costs(dtype, model.tokens, precision) or {}
+    finally:
+        torch.set_num_threads(threads)
+    return CpuCostModel(costs, model.tokens, model.source)
+
+
+def _measured_costs(dtype: torch.dtype, tokens: int, precision: str = "") -> dict[str, Cost] | None:
     """Return the measured costs for the present number of threads; None if the machine is too busy."""
-    calibration = _measured(dtype, _calibrated(tokens), _fingerprint())
+    calibration = _measured(dtype, _calibrated(tokens), _fingerprint(), precision)
     if calibration.costs is None and time.monotonic() > calibration.moment + RETRY_SECONDS:
         _measured.cache_clear()
-        calibration = _measured(dtype, _calibrated(tokens), _fingerprint())
+        calibration = _measured(dtype, _calibrated(tokens), _fingerprint(), precision)
     return calibration.costs
 
 
@@ -133,25 +162,41 @@ def _calibrated(tokens: int) -> int:
     return min(MAX_CALIBRATED_TOKENS, 2 ** round(math.log2(tokens)))
 
 
-def _entry(dtype: torch.dtype, tokens: int) -> str:
+def _entry(dtype: torch.dtype, tokens: int, precision: str = "") -> str:
     """Return the key of the costs in the cache file."""
-    return f"{str(dtype).removeprefix('torch.')}, {_calibrated(tokens)} tokens"
+    lower = f" in {precision}" if precision else ""
+    return f"{str(dtype).removeprefix('torch.')}{lower}, {_calibrated(tokens)} tokens"
 
 
-def built_in(dtype: torch.dtype) -> dict[str, Cost]:
-    """Return the built-in costs, which depend on nothing but the dtype and the instruction set."""
+def built_in(dtype: torch.dtype, precision: str = "") -> dict[str, Cost]:
+    """Return the built-in costs, which depend on nothing but the arguments and the instruction set.
+
+    Args:
+        dtype: The layers' dtype.
+        precision: A lower precision to compute in.
+    """
     factors = (factor for name, factor in SLOWDOWN.items() if cpu.instruction_set().startswith(name))
     slowdown = next(factors, BASELINE_SLOWDOWN)
-    share = 0.5 if dtype == torch.bfloat16 else 1.0
+    # Without products of bf16, each value is converted to fp32 and back.
+    halved = dtype == torch.bfloat16 or (precision == "bf16" and native.has_bf16_products())
+    share, rounding = 0.5 if halved else 1.0, ROUNDING if precision else 0.0
     return {
-        kind: Cost(fixed, slowdown * share * weight * 1e-12, line * 1e-12)
+        f"{kind} {precision}".rstrip(): Cost(fixed, slowdown * share * weight * 1e-12, line * 1e-12 + rounding)
         for kind, (fixed, weight, line) in BUILT_IN.items()
-        if kind in runnable(dtype)
+        if f"{kind} {precision}".rstrip() in runnable(dtype, precision)
     }
 
 
-def runnable(dtype: torch.dtype) -> tuple[str, ...]:
-    """Return the kinds of work that pay here: sparse ones that the native library runs, else CSR."""
+def runnable(dtype: torch.dtype, precision: str = "") -> tuple[str, ...]:
+    """Return the kinds of work that pay here: sparse ones that the native library runs, else CSR.
+
+    Args:
+        dtype: The layers' dtype.
+        precision: A lower precision to compute in.
+    """
+    if precision:
+        own = runnable(DTYPES[precision]) if precision == "bf16" else ()
+        return tuple(f"{kind} {precision}" for kind in own)
     x = torch.empty(1, 1, dtype=dtype)
     kinds = ["dense", "compact"]
     if native.supports("element", dtype, x):
@@ -215,13 +260,15 @@ class _Calibration:
 
 
 @functools.cache
-def _measured(dtype: torch.dtype, tokens: int, fingerprint: tuple[str, ...]) -> _Calibration:
+def _measured(
+    dtype: torch.dtype, tokens: int, fingerprint: tuple[str, ...], precision: str
+) -> _Calibration:
     path = cache_file(fingerprint)
-    entry = _entry(dtype, tokens)
+    entry = _entry(dtype, tokens, precision)
     cached = _read(path, fingerprint)
-    if entry in cached and cached[entry].keys() == set(runnable(dtype)):
+    if entry in cached and cached[entry].keys() == set(runnable(dtype, precision)):
         return _Calibration(cached[entry], time.monotonic())
-    costs, busy = calibrate(dtype, tokens)
+    costs, busy = calibrate(dtype, tokens, precision) if precision else calibrate(dtype, tokens)
     if busy:
         return _Calibration(None, time.monotonic())
     _write(path, fingerprint, {**cached, entry: costs})
@@ -259,8 +306,13 @@ def _write(path: Path, fingerprint: tuple[str, ...], entries: dict[str, dict[str
         write_text(path, text)
 
 
-def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
+def calibrate(dtype: torch.dtype, tokens: int, precision: str = "") -> tuple[dict[str, Cost], bool]:
     """Time every kind of work on a few small layers and fit its ``Cost``.
+
+    Args:
+        dtype: The layers' dtype.
+        tokens: Rows of x.
+        precision: A lower precision to compute in.
 
     Returns:
         The cost of each kind of work, and whether the machine was too busy for one of the timings; costs are
@@ -268,11 +320,12 @@ def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
     """
     generator = torch.Generator().manual_seed(0)
     costs: dict[str, Cost] = {}
-    for kind in runnable(dtype):  # dense first
+    for kind in runnable(dtype, precision):  # dense first
         # A live rectangle is multiplied like a dense matrix; only selecting its rows and columns is extra.
-        per_stored = costs["dense"].per_stored if kind == "compact" else None
+        dense = costs.get(f"dense {precision}".rstrip())
+        per_stored = dense.per_stored if dense and kind.startswith("compact") else None
         features, seconds = [], []
-        for work, timing in _timings(kind, dtype, tokens, generator):
+        for work, timing in _timings(kind, dtype, tokens, generator, precision):
             if timing.busy:
                 return costs, True
             features.append([1.0, tokens * work.stored, tokens * work.lines])
@@ -283,18 +336,21 @@ def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
 
 @torch.no_grad()
 def _timings(
-    kind: str, dtype: torch.dtype, tokens: int, generator: torch.Generator
+    kind: str, dtype: torch.dtype, tokens: int, generator: torch.Generator, precision: str
 ) -> Iterator[tuple[WorkEstimate, Least]]:
     """Time one kind of work on each of its ``PROBLEMS``."""
-    for rows, columns, density in PROBLEMS["dense" if kind in ("dense", "compact") else "sparse"]:
-        mask = _mask(kind, rows, columns, density, generator)
-        weight = torch.randn(rows, columns, generator=generator).to(dtype)
+    own = kind.removesuffix(f" {precision}")
+    stored = DTYPES[precision] if precision else dtype
+    run = ops.linear_in_precision_of_weight if precision else ops.linear
+    for rows, columns, density in PROBLEMS["dense" if own in ("dense", "compact") else "sparse"]:
+        mask = _mask(own, rows, columns, density, generator)
+        weight = torch.randn(rows, columns, generator=generator)
         x = torch.randn(tokens, columns, generator=generator).to(dtype)
         bias = torch.zeros(rows, dtype=dtype)
         statistics = MaskStatistics.of(mask)
-        work = next(work for work in estimate_work(statistics, dtype, formats.FORMATS) if work.kind == kind)
-        packed = formats.pack(weight, mask, format=work.format, **work.options)
-        yield work, least(lambda: ops.linear(x, packed, bias), budget=SECONDS_A_PROBLEM)  # noqa: B023
+        work = next(work for work in estimate_work(statistics, stored, formats.FORMATS) if work.kind == own)
+        packed = pack_as(weight, mask, stored, format=work.format, **work.options)
+        yield work, least(lambda: run(x, packed, bias), budget=SECONDS_A_PROBLEM)  # noqa: B023
 
 
 def _mask(kind: str, rows: int, columns: int, density: float, generator: torch.Generator) -> torch.Tensor:

@@ -25,6 +25,7 @@ class WorkEstimate:
         nbytes: Bytes of the packed weight, within a few percent.
         block: (rows, columns) of the format's vectors or blocks; None in formats without them.
         shape: (rows, columns) of the matrix that is multiplied: the weight or its live rectangle.
+        precision: Precision below the layer's dtype in which it computes; "" for the dtype's own.
     """
 
     format: str
@@ -33,11 +34,12 @@ class WorkEstimate:
     nbytes: int
     block: tuple[int, int] | None = None
     shape: tuple[int, int] = (0, 0)
+    precision: str = ""
 
     @property
     def kind(self) -> str:
-        """The format with its block size, the key of the costs."""
-        return format_label(self.format, self.block)
+        """The format with its block size and a lower precision, the key of the costs."""
+        return format_label(self.format, self.block, self.precision)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -45,9 +47,10 @@ class WorkEstimate:
         return format_options(self.format, self.block)
 
 
-def format_label(format: str, block: tuple[int, int] | None) -> str:
-    """Return the format's name with its block size, e.g. "vector 4x1"."""
-    return format if block is None else f"{format} {block[0]}x{block[1]}"
+def format_label(format: str, block: tuple[int, int] | None, precision: str = "") -> str:
+    """Return the format's name with its block size and a lower precision, e.g. "vector 4x1 bf16"."""
+    sized = format if block is None else f"{format} {block[0]}x{block[1]}"
+    return f"{sized} {precision}" if precision else sized
 
 
 def format_options(format: str, block: tuple[int, int] | None) -> dict[str, Any]:

@@ -89,6 +89,10 @@ class FusedEncoder(nn.Module):
             raise _PlainPath(RECORDED_GRADIENTS)
         if not plain_inference(x):
             raise _PlainPath("the call is traced, transformed or under autocast")
+        if self.training:
+            raise _PlainPath("the encoder is in training mode")
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.parameters()):
+            raise _PlainPath(RECORDED_GRADIENTS)
         described = self._native
         if described is None or not described.is_current():
             described = self.__dict__["_native"] = _Native(self)
@@ -129,12 +133,26 @@ def _new_encoder(plain_class: type[nn.Module]) -> FusedEncoder:
 
 def require_fusible(encoder: nn.Module) -> None:
     """Raise ValueError unless every layer of an encoder of a known class has a native form."""
-    for number, layer in enumerate(encoder_layers(encoder, type(encoder))):
+    cls = encoder.plain_class if isinstance(encoder, FusedEncoder) else type(encoder)
+    for number, layer in enumerate(encoder_layers(encoder, cls)):
         try:
             _require_known(layer)
         except _PlainPath as reason:
-            name = type(encoder).__name__
-            raise ValueError(f"layer {number} of {name} cannot be fused: {reason}") from None
+            raise ValueError(f"layer {number} of {cls.__name__} cannot be fused: {reason}") from None
+
+
+def why_one_by_one(encoder: FusedEncoder, x: Tensor) -> str | None:
+    """Return why a call with x [B, T, hidden] runs the layers one by one; None if it runs them natively."""
+    try:
+        encoder._run(x, None, (), {})
+    except _PlainPath as reason:
+        return str(reason)
+    return None
+
+
+def has_foreign_code(encoder: nn.Module) -> bool:
+    """Whether modules inside an encoder have patched forward methods, or hooks of other packages."""
+    return any(_has_foreign_code(vars(module)) for module in encoder.modules() if module is not encoder)
 
 
 class _Native:
