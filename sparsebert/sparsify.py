@@ -309,13 +309,14 @@ def replan_(
     if decision:
         settle_(model, decision, timed=measure and format == "auto", fuse_qkv=fuse_qkv)
     requested = {"format": "auto" if isinstance(format, Plan) else format} if filter is None else {}
-    chosen = {"way": decision.plan.way} if decision else {}
-    attach_quantizer_(model, tokens=tokens, tolerance=tolerance, **requested, **chosen)
+    if decision:
+        requested["way"] = decision.plan.way
+    attach_quantizer_(model, tokens=tokens, tolerance=tolerance, **requested)
     return model
 
 
 def settle_(model: nn.Module, decision: EncoderDecision, *, timed: bool, fuse_qkv: bool) -> None:
-    """Let the encoder run in the way that is fastest, as ``timed`` or as predicted, with layers packed for it."""
+    """Let the encoder run in the fastest way, ``timed`` or predicted, with its layers packed for it."""
     if timed:
         decision.settle_by_timing()
     entries = {entry.key: entry for entry in decision.layers}
@@ -402,8 +403,8 @@ def densify_(model: nn.Module) -> nn.Module:
     """Swap every ``SparseLinear`` of ``model`` for an ``nn.Linear`` of the same values, in place; returns it.
 
     Pruned weights become zeros. Hooks, training flags and bias Parameters stay, fused activations return to
-    their places, and a fused encoder runs its layers one by one again. A model without sparse layers does not change. Raises ValueError if ``model`` is not a
-    module or is itself a sparse layer.
+    their places, and a fused encoder runs its layers one by one again. A model without sparse layers
+    otherwise does not change. Raises ValueError if ``model`` is not a module or is itself a sparse layer.
     """
     require_module(model)
     set_encoder_plan_(model, None)
@@ -418,7 +419,7 @@ def densify_(model: nn.Module) -> nn.Module:
             if not name:
                 raise ValueError("the model is itself a sparse layer: use its .weight and .bias")
             replace_module(model, name, _dense(module))
-    attach_quantizer_(model)
+    attach_quantizer_(model, tolerance="fp32", fuse=False, way="")
     return model
 
 

@@ -123,8 +123,8 @@ def linear_in_precision_of_weight(
 def rounded_for(x: Tensor, packed: PackedWeight) -> Tensor:
     """Return x, rounded to bfloat16 if W is bfloat16, x has a higher precision, and the product is faster so.
 
-    It is for dense weights on a CPU, and where the CPU has dot products of bfloat16. Elsewhere, the sparse kernels
-    multiply bfloat16 weights with x as it is.
+    That holds for dense weights on a CPU, and where the CPU has dot products of bfloat16. Elsewhere, the
+    sparse kernels multiply bfloat16 weights with x as it is.
     """
     if not x.is_cpu or x.dtype not in (torch.float32, torch.float16) or packed.dtype != torch.bfloat16:
         return x

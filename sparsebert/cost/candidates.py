@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.cpu_cost import CpuCostModel, cost_model, quick_cost_model, with_lower_precisions
-from sparsebert.cost.precision import DTYPES, LOWEST, lower_precisions
 from sparsebert.cost.mask_statistics import BlockStatistics, MaskStatistics
+from sparsebert.cost.precision import DTYPES, LOWEST, lower_precisions
 from sparsebert.cost.work import WorkEstimate, estimate_column_panel_work, estimate_panel_work, estimate_work
 from sparsebert_kernels import formats
 from sparsebert_kernels.cuda import backend
@@ -34,7 +34,7 @@ LEAST_SPARSITY_OF_COLUMN_PANELS = 0.93
 def stored_dtype(dtype: torch.dtype, device_type: str, precision: str = "") -> torch.dtype:
     """Return the dtype in which a layer of ``dtype`` stores its kept weights.
 
-    Only GPUs compute in float16; CPUs store it as float32, or in a lower ``precision`` (see ``lower_precisions``).
+    Only GPUs compute in float16; CPUs store it as float32. A lower ``precision`` is for CPUs alone.
     """
     if device_type == "cpu" and precision in lower_precisions(dtype, LOWEST):
         return DTYPES[precision]

@@ -181,9 +181,9 @@ def built_in(dtype: torch.dtype, precision: str = "") -> dict[str, Cost]:
     halved = dtype == torch.bfloat16 or (precision == "bf16" and native.has_bf16_products())
     share, rounding = 0.5 if halved else 1.0, ROUNDING if precision else 0.0
     return {
-        f"{kind} {precision}".rstrip(): Cost(fixed, slowdown * share * weight * 1e-12, line * 1e-12 + rounding)
-        for kind, (fixed, weight, line) in BUILT_IN.items()
-        if f"{kind} {precision}".rstrip() in runnable(dtype, precision)
+        kind: Cost(fixed, slowdown * share * weight * 1e-12, line * 1e-12 + rounding)
+        for kind in runnable(dtype, precision)
+        for fixed, weight, line in (BUILT_IN[kind.removesuffix(f" {precision}")],)
     }
 
 
@@ -195,8 +195,8 @@ def runnable(dtype: torch.dtype, precision: str = "") -> tuple[str, ...]:
         precision: A lower precision to compute in.
     """
     if precision:
-        own = runnable(DTYPES[precision]) if precision == "bf16" else ()
-        return tuple(f"{kind} {precision}" for kind in own)
+        exact = runnable(DTYPES[precision]) if precision == "bf16" else ()
+        return tuple(f"{kind} {precision}" for kind in exact)
     x = torch.empty(1, 1, dtype=dtype)
     kinds = ["dense", "compact"]
     if native.supports("element", dtype, x):
@@ -260,9 +260,7 @@ class _Calibration:
 
 
 @functools.cache
-def _measured(
-    dtype: torch.dtype, tokens: int, fingerprint: tuple[str, ...], precision: str
-) -> _Calibration:
+def _measured(dtype: torch.dtype, tokens: int, fingerprint: tuple[str, ...], precision: str) -> _Calibration:
     path = cache_file(fingerprint)
     entry = _entry(dtype, tokens, precision)
     cached = _read(path, fingerprint)
@@ -339,16 +337,16 @@ def _timings(
     kind: str, dtype: torch.dtype, tokens: int, generator: torch.Generator, precision: str
 ) -> Iterator[tuple[WorkEstimate, Least]]:
     """Time one kind of work on each of its ``PROBLEMS``."""
-    own = kind.removesuffix(f" {precision}")
+    exact = kind.removesuffix(f" {precision}")
     stored = DTYPES[precision] if precision else dtype
     run = ops.linear_in_precision_of_weight if precision else ops.linear
-    for rows, columns, density in PROBLEMS["dense" if own in ("dense", "compact") else "sparse"]:
-        mask = _mask(own, rows, columns, density, generator)
+    for rows, columns, density in PROBLEMS["dense" if exact in ("dense", "compact") else "sparse"]:
+        mask = _mask(exact, rows, columns, density, generator)
         weight = torch.randn(rows, columns, generator=generator)
         x = torch.randn(tokens, columns, generator=generator).to(dtype)
         bias = torch.zeros(rows, dtype=dtype)
         statistics = MaskStatistics.of(mask)
-        work = next(work for work in estimate_work(statistics, stored, formats.FORMATS) if work.kind == own)
+        work = next(work for work in estimate_work(statistics, stored, formats.FORMATS) if work.kind == exact)
         packed = pack_as(weight, mask, stored, format=work.format, **work.options)
         yield work, least(lambda: run(x, packed, bias), budget=SECONDS_A_PROBLEM)  # noqa: B023
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from sparsebert.cost.cpu_cost import CpuCostModel
 from sparsebert.cost.work import WorkEstimate
 
-# Share of the time for reading and writing features that remains where activations stay in the kernels' layout.
+# Share of the time for reading and writing features that remains where activations stay in the kernels'
+# layout.
 LINES_IN_LAYOUT = 0.25
 # Time of the native dense kernel relative to oneDNN's, both in fp32.
 DENSE_IN_LAYOUT = 1.1
-# Seconds for attention, LayerNorms, residuals and activations of a layer, for each token and feature: in torch, and
-# in an engine; on one core with AVX-512, at 128 tokens a sequence.
+# Seconds for attention, LayerNorms, residuals and activations of a layer, for each token and feature: in
+# torch, and in an engine; on one core with AVX-512, at 128 tokens a sequence.
 BETWEEN_IN_TORCH, BETWEEN_IN_LAYOUT = 8e-9, 2e-9
 
 

@@ -1,4 +1,4 @@
-"""The precisions in which a layer may compute: its own, and those that the caller's tolerance allows below it."""
+"""The precisions in which a layer may compute: its dtype's, and those below it that the caller tolerates."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def require_tolerance(tolerance: Any) -> None:
 
 
 def lower_precisions(dtype: torch.dtype, tolerance: str) -> tuple[str, ...]:
-    """Return the precisions below that of a layer of ``dtype`` in which it may compute on a CPU, highest first.
+    """Return the precisions below ``dtype`` in which a layer of it may compute on a CPU, highest first.
 
     float16 counts as fp32, in which CPUs compute it. float64 layers compute in float64.
     """
     if dtype == torch.float64:
         return ()
-    own = PRECISIONS.index("bf16" if dtype == torch.bfloat16 else "fp32")
-    return PRECISIONS[own + 1 : PRECISIONS.index(tolerance) + 1]
+    highest = PRECISIONS.index("bf16" if dtype == torch.bfloat16 else "fp32")
+    return PRECISIONS[highest + 1 : PRECISIONS.index(tolerance) + 1]
 
 
 def pack_as(

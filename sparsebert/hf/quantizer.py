@@ -56,6 +56,7 @@ from sparsebert_kernels import __version__
 from sparsebert_kernels.dtype_names import SHORT_NAMES
 
 # The end of ``SparseConfig.machine`` if that machine was too busy to time every layer.
+FUSING = ("fuse_qkv", "fuse_activation", "fuse", "way")
 BUSY_NOTE = "; too busy to time every layer"
 
 
@@ -211,9 +212,7 @@ class SparseQuantizer(HfQuantizer):
             for name in ("quantization_config", "transformers_weights"):
                 vars(part).pop(name, None)
         self._fuse_(model, plans, outlines)
-        fields = (
-            "format", "tokens", "origin", "sparsity", "fuse_qkv", "fuse_activation", "tolerance", "fuse", "way",
-        )  # fmt: skip
+        fields = ("format", "tokens", "origin", "sparsity", "tolerance", *FUSING)
         # Trained further, the embeddings must not be rounded again: the model is saved in its own dtype.
         attach_quantizer_(model, embeddings=None, **{name: getattr(config, name) for name in fields})
         return model
@@ -261,10 +260,10 @@ class SparseQuantizer(HfQuantizer):
         return Plan(tuple(plans[layer.key] for layer in outlines), planned.machine)
 
     def _fuse_(self, model: nn.Module, plans: Plan, outlines: Sequence[TargetLayer]) -> None:
-        """Let the encoder run in the saved way on such a machine, else in the way that the cost model predicts.
+        """Let the encoder run in the saved way on such a machine, else as the cost model predicts.
 
-        ``fuse=True`` was demanded where the folder was made; a machine that cannot fuse runs the layers one by
-        one, and the plan says why.
+        A machine that cannot fuse runs the layers one by one even if ``fuse=True`` was demanded where the
+        folder was made, and the plan says why.
         """
         config = self.quantization_config
         saved = config.way if self._is_same_machine(outlines) else ""

@@ -51,8 +51,8 @@ class SparseLinear(nn.Module):
         trainable: Make ``values``, the kept weights, a Parameter. Only formats "element", "vector" and
             "panel" can be trained, the latter two only with a mask of whole vectors or blocks. Otherwise,
             only x and the bias have gradients.
-        precision: Precision below the weight's dtype in which to compute on a CPU: "bf16" or "int8"; "" for the
-            dtype's own. The layer then holds its exact weights beside the packed ones.
+        precision: Precision below the weight's dtype in which to compute on a CPU: "bf16" or "int8"; "" for
+            the dtype's. The layer then holds its exact weights beside the packed ones.
         **options: Options of the format.
 
     The ``state_dict`` is that of the ``nn.Linear`` that the layer replaces: ``weight`` (dense) and ``bias``.
@@ -61,10 +61,10 @@ class SparseLinear(nn.Module):
     weights, which load as well. The packed tensors are non-persistent buffers.
 
     float32 and bfloat16 layers store their dtype and compute in it, or in a lower ``precision``: inputs are
-    rounded, and outputs have the dtype of the inputs. ``weight``, copies and saved files stay exact. float16 layers do so on a GPU, and store
-    and compute float32 on a CPU. float64 layers, and layers on a device without packed kernels, hold the
-    plain dense matrix until they are converted or moved again; a trainable layer stays packed, with float32
-    values in place of float64. ``.to()`` repacks; on another kind of device, in the format with the least
+    rounded, and outputs have the dtype of the inputs. ``weight``, copies and saved files stay exact. float16
+    layers store and compute float16 on a GPU, and float32 on a CPU. float64 layers, and layers on a device
+    without packed kernels, hold the plain dense matrix until they are converted or moved again; a trainable
+    layer stays packed, with float32 values in place of float64. ``.to()`` repacks; on another kind of device, in the format with the least
     predicted time there.
 
     Raises:
@@ -193,7 +193,8 @@ class SparseLinear(nn.Module):
         weights of one that computes in a lower precision.
         """
         exact = (self._buffers[name] for name in (BITS, VALUES) if name in self._buffers)
-        return self.packed.nbytes + sum(tensor.nbytes for tensor in (*self._transposed(), *exact) if tensor is not None)
+        others = (*self._transposed(), *(tensor for tensor in exact if tensor is not None))
+        return self.packed.nbytes + sum(tensor.nbytes for tensor in others)
 
     @property
     def sparsity(self) -> float:
@@ -266,15 +267,14 @@ class SparseLinear(nn.Module):
         if not trainable and (weight.dtype == torch.float64 or not kernels):
             kept = torch.where(mask, weight, weight.new_zeros(()))
             return DensePrepacked((self.out_features, self.in_features), {"values": kept}, {})
-        own = {name: value for name, value in options.items() if name != "precision"}
+        packing = {name: value for name, value in options.items() if name != "precision"}
         stored = stored_dtype(weight.dtype, weight.device.type, options.get("precision", ""))
-        return pack_as(weight, mask, stored, format=format, **own)
+        return pack_as(weight, mask, stored, format=format, **packing)
 
     def _exact(self, weight: Tensor, mask: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
         """Return the weights to keep beside ``packed``, in checkpoint form; {} if it holds them exactly."""
-        if weight.device.type == "meta" or packed.dtype in (stored_dtype(weight.dtype, weight.device.type), weight.dtype):
-            return {}
-        return to_stored(weight, mask)
+        exact = (weight.dtype, stored_dtype(weight.dtype, weight.device.type))
+        return {} if packed.dtype in exact else to_stored(weight, mask)
 
     def _hold(self, packed: PackedWeight, trainable: bool, exact: Mapping[str, Tensor] = _NOTHING) -> None:
         """Register the tensors of ``packed``, and of the weights beside it, instead of the present ones."""
@@ -404,8 +404,8 @@ class SparseLinear(nn.Module):
         except ValueError as error:
             error_msgs.append(f"{key}: {error}")
             return
-        packed = self._pack(weight, mask, self.trainable)
-        self._hold(packed, self.trainable, self._exact(weight, mask, packed))
+        loaded = self._pack(weight, mask, self.trainable)
+        self._hold(loaded, self.trainable, self._exact(weight, mask, loaded))
 
     def _loadable(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         mask = self.mask if self.precision else self.packed.kept()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# Names of the ways. An engine keeps the activations in the kernels' layout from the first layer to the last:
-# "fp32" in float32, "paired" in pairs of bf16.
+# The ways. An engine keeps the activations in the kernels' layout from the first layer to the last: "fp32" in
+# float32, "paired" in pairs of bf16.
 LAYERS, FP32, PAIRED = "layers", "fp32", "paired"
-ENGINES = (FP32, PAIRED)
-WAYS = (LAYERS, *ENGINES)
 NAMES = {
     LAYERS: "the layers one by one",
     FP32: "one native call (fp32 engine)",
@@ -28,7 +26,7 @@ class EncoderPlan:
         predicted_us: Predicted time of each way that came into question.
         measured_us: Measured time of the ways that were timed.
         tokens: Tokens that the times hold for.
-        fuse: The caller's option: True demands one native call, False forbids it, None leaves it to the times.
+        fuse: The caller's option: True demands one native call, False forbids it, None lets the times decide.
         busy: Whether other programs used the machine during the timing: the prediction decided.
         decided_by: "timing", "cost model", "user" or "saved plan"; "" if there was nothing to decide.
     """

@@ -1,7 +1,7 @@
 """The choice of the way in which an encoder runs: its layers one by one, or all of them in one native call.
 
-Each way has its own plans of the layers. The cost model predicts the time of every way, and the two fastest are
-timed in alternation, once, on a few of the encoder's layers.
+Each way has plans of the layers for itself. The cost model predicts the time of every way, and the two
+fastest are timed in alternation, once, on a few of the encoder's layers.
 """
 
 from __future__ import annotations
@@ -145,9 +145,8 @@ class EncoderDecision:
             return
         way = first if timing.speedup >= 1 else others[0]
         other, gain = (others[0], timing.speedup) if way == first else (first, 1 / timing.speedup)
-        self.plan = replace(
-            self.plan, way=way, reason=_compared("measured", gain, other), measured_us=measured, decided_by="timing"
-        )
+        reason = _compared("measured", gain, other)
+        self.plan = replace(self.plan, way=way, reason=reason, measured_us=measured, decided_by="timing")
 
     def apply_(self) -> None:
         """Let the model's encoders run in the decided way."""
@@ -157,7 +156,7 @@ class EncoderDecision:
 def set_encoder_plan_(model: nn.Module, plan: EncoderPlan | None) -> None:
     """Let the encoders of ``model`` run as planned; None lets them run as in transformers."""
     for encoder in encoders_of(model):
-        plain_class = encoder.plain_class if isinstance(encoder, FusedEncoder) else type(encoder)
+        plain_class = _plain_class(encoder)
         encoder.__class__ = fused_class(plain_class) if plan and plan.fused else plain_class
         for name in ("_native", "_said", PLAN):
             vars(encoder).pop(name, None)
@@ -198,7 +197,8 @@ def decide_encoder(
     one_by_one = {layer.key: layer for layer in planned}
 
     def without_choice(reason: str, by: str = "") -> EncoderDecision:
-        return EncoderDecision(model, {LAYERS: one_by_one}, EncoderPlan(LAYERS, reason, tokens=tokens, fuse=fuse, decided_by=by))
+        plan = EncoderPlan(LAYERS, reason, tokens=tokens, fuse=fuse, decided_by=by)
+        return EncoderDecision(model, {LAYERS: one_by_one}, plan)
 
     if trainable:
         return without_choice("trainable layers record gradients")
@@ -213,7 +213,8 @@ def decide_encoder(
     if saved in ways:
         plan = EncoderPlan(saved, "as planned before", tokens=tokens, fuse=fuse, decided_by="saved plan")
         return EncoderDecision(model, {saved: ways[saved]}, plan)
-    costs = quick_cost_model(torch.float32, tokens) if quick else cost_model(torch.float32, tokens, measure=measure)
+    dtype = torch.float32
+    costs = quick_cost_model(dtype, tokens) if quick else cost_model(dtype, tokens, measure=measure)
     predicted = {way: 1e6 * _predicted(model, plans, way, costs) for way, plans in ways.items()}
     best, *others = sorted(ways, key=lambda way: predicted[way])
     plan = EncoderPlan(best, "requested", predicted, tokens=tokens, fuse=fuse, decided_by="user")
@@ -265,20 +266,27 @@ def _predicted_linear(linear: Any, plan: LayerPlan | None, way: str, costs: CpuC
 
 
 def _layers(encoder: Any) -> list[EncoderLayer]:
-    return encoder_layers(encoder, encoder.plain_class if isinstance(encoder, FusedEncoder) else type(encoder))
+    return encoder_layers(encoder, _plain_class(encoder))
 
 
-def _timed(model: nn.Module, ways: dict[str, Plans], mine: str, other: str, plan: EncoderPlan) -> Paired | str:
+def _plain_class(encoder: Any) -> Any:
+    return encoder.plain_class if isinstance(encoder, FusedEncoder) else type(encoder)
+
+
+def _timed(
+    model: nn.Module, ways: dict[str, Plans], mine: str, other: str, plan: EncoderPlan
+) -> Paired | str:
     """Time two ways on a few layers of the encoder, in alternation; return why one of them cannot run.
 
     The seconds are for all layers.
     """
     (encoder, *_) = encoders_of(model)
-    name, layers = next((name, child) for name, child in encoder.named_children() if isinstance(child, nn.ModuleList))
+    lists = ((name, child) for name, child in encoder.named_children() if isinstance(child, nn.ModuleList))
+    name, layers = next(lists)
     run = min(plan.predicted_us[mine], plan.predicted_us[other]) / len(layers) / 1e6
     count = max(1, min(len(layers), round(SECONDS_A_RUN / max(run, 1e-9))))
     sample = [layers[number * len(layers) // count] for number in range(count)]
-    hidden = _layers(encoder)[0].linears[0].in_features
+    hidden: Any = _layers(encoder)[0].linears[0].in_features
     tokens = min(plan.tokens, MAX_TIMED_TOKENS)
     length = min(tokens, LENGTH)
     x = torch.randn(-(-tokens // length), length, hidden, generator=torch.Generator().manual_seed(0))
@@ -296,8 +304,8 @@ def _timed(model: nn.Module, ways: dict[str, Plans], mine: str, other: str, plan
 
 def _part(encoder: Any, name: str, layers: Sequence[nn.Module], way: str) -> Any:
     """Return an encoder of some of the layers, without the hooks of the whole."""
-    plain_class = encoder.plain_class if isinstance(encoder, FusedEncoder) else type(encoder)
-    cls = plain_class if way == LAYERS else fused_class(plain_class)
+    plain_class = _plain_class(encoder)
+    cls: Any = plain_class if way == LAYERS else fused_class(plain_class)
     part = cls.__new__(cls)
     nn.Module.__init__(part)
     hooks = {hook: getattr(part, hook) for hook in HOOKS}

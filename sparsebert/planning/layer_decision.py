@@ -164,7 +164,9 @@ class LayerDecision:
         else:
             reason = "no cost figures: the format with the fewest stored weights"
         if self.busy:
-            reason += f"; measured {self.timing.speedup:.1f}x? {name}" if self.timing else "; too busy to time"
+            reason += (
+                f"; measured {self.timing.speedup:.1f}x? {name}" if self.timing else "; too busy to time"
+            )
         reason += self._precision_note()
         half = self.layer.linear.weight.dtype == torch.float16 and not self.choice.gpu
         return f"{reason}; computed in float32" if half else reason
@@ -173,11 +175,11 @@ class LayerDecision:
         """Return why the layer computes in its precision, if it was allowed a lower one; else ""."""
         if not self.choice.lower:
             return ""
-        own = [self.choice.predicted(each) for each in self.choice.candidates if not each.precision]
+        exact = [self.choice.predicted(each) for each in self.choice.candidates if not each.precision]
         lower = self.predicted(self.work)
         if not self.work.precision:
             return f"; no faster in {' or '.join(self.choice.lower)}"
-        best = min((seconds for seconds in own if seconds), default=None)
+        best = min((seconds for seconds in exact if seconds), default=None)
         gain = f" predicted {best / lower:.1f}x {self._dtype}" if best and lower else ""
         return f"; {self.work.precision}{gain}"
 

@@ -39,7 +39,8 @@ class LayerPlan:
         decided_by: "timing", "cost model", "user" (the format was requested) or "saved plan"; "" if there was
             nothing to decide.
         dtype: The layer's dtype: fp32, bf16, fp16 or fp64; "" if unknown.
-        precision: Precision below the dtype in which the layer computes: "bf16" or "int8"; "" for the dtype's.
+        precision: Precision below the dtype in which the layer computes: "bf16" or "int8"; "" for the
+            dtype's.
         tolerance: The lowest precision that the caller allowed.
         dense_form: The fastest dense form, which the times of the format are compared with, such as
             "oneDNN bf16"; "" if unknown.
@@ -176,7 +177,7 @@ class Plan:
         return any(layer.tolerance != "fp32" for layer in self.layers)
 
     def _rows(self) -> list[tuple[str, ...]]:
-        """Header and cells, with columns of precisions below fp32, and of removal notes, where there are any."""
+        """Header and cells, with columns of precisions and of removal notes where there are any."""
         rows = [_HEADER, *(_cells(layer) for layer in self.layers)]
         if self._lowered:
             precisions = ["precision", *(layer.precision or layer.dtype or "-" for layer in self.layers)]

@@ -136,15 +136,17 @@ def in_fp32(
     """
     if not any(layer.precision for layer in planned.layers):
         return None
-    return lambda: plan_layers(
-        layers,
-        tokens=planned.layers[0].tokens,
-        format=format,
-        measure=False,
-        quick=measure,
-        trainable=False,
-        shared_inputs=shared_inputs_of(model),
-    ).layers
+    return lambda: (
+        plan_layers(
+            layers,
+            tokens=planned.layers[0].tokens,
+            format=format,
+            measure=False,
+            quick=measure,
+            trainable=False,
+            shared_inputs=shared_inputs_of(model),
+        ).layers
+    )
 
 
 def carried_plan(model: nn.Module) -> Plan:
@@ -215,7 +217,10 @@ def plan_layers(
     elif format == "auto":
         for decision in open_decisions:
             decision.settle_by_costs(trainable)
-    plans = (entry.layer_plan(tokens, tolerance) if isinstance(entry, LayerDecision) else entry for entry in entries)
+    plans = (
+        entry.layer_plan(tokens, tolerance) if isinstance(entry, LayerDecision) else entry
+        for entry in entries
+    )
     return Plan(tuple(plans), _describe(decisions, measure, target))
 
 
