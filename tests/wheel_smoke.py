@@ -15,14 +15,14 @@ import struct
 from array import array
 from pathlib import Path
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 OUT, IN, VECTOR_ROWS = 12, 40, 4
 SLACK = 64  # bytes past the end that a kernel may read
 LIBGOMP = "libgomp.so.1"
 
 # struct sb_call and sb_weight of native.h
 CALL = struct.Struct("=Qqqiiii")
-WEIGHT = struct.Struct("=qqiiiiiiQQQQQQQQ")
+WEIGHT = struct.Struct("=qqiiiiiiQQQQQQQQQ")
 FLOAT32, VECTOR_FORMAT, NO_ACTIVATION = 0, 1, 0
 
 
@@ -82,7 +82,7 @@ class SparseLayer:
         call += WEIGHT.pack(
             OUT, IN, VECTOR_FORMAT, FLOAT32, OUT, IN, VECTOR_ROWS, FLOAT32,
             address(self.values), address(self.columns), 0, 0, 0, address(self.starts),
-            address(self.bias), address(y),
+            address(self.bias), address(y), 0,
         )  # fmt: skip
         if library.sb_linear(ctypes.c_char_p(call)) != 0:
             raise SystemExit("the library refuses the call")

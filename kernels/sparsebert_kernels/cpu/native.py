@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formats import ElementSparse, PackedWeight, VectorSparse
+from ..formats import ElementSparse, PackedWeight, RowPanelSparse, VectorSparse
 from ..memory import readable
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 LIBRARY = Path(__file__).with_name("_native.so")
 # Environment variables, read when the library is loaded: the path of another library, and an instruction set
 # to use instead of the best.
@@ -37,12 +37,13 @@ INSTRUCTION_SET_VARIABLE = "SPARSEBERT_ISA"
 BF16_INSTRUCTION_SETS = ("amx", "amx_emulated", "avx512_bf16")
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-_FORMATS = {ElementSparse.name: 0, VectorSparse.name: 1}
+_VALUE_DTYPES = {**_DTYPES, torch.int8: 2}
+_FORMATS = {ElementSparse.name: 0, VectorSparse.name: 1, RowPanelSparse.name: 3}
 _DENSE_PANEL = 2  # of `encoder.DensePanel`, which only whole encoders use
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 # The structs sb_call and sb_weight of src/native.h, which asserts their sizes and offsets.
 _CALL = struct.Struct("=Qqqiiii")
-_WEIGHT = struct.Struct("=qqiiiiiiQQQQQQQQ")
+_WEIGHT = struct.Struct("=qqiiiiiiQQQQQQQQQ")
 MAX_WEIGHTS = 8  # of one call
 
 
@@ -95,6 +96,7 @@ def library() -> ctypes.CDLL:
     pointer = ctypes.c_void_p
     loaded.sb_instruction_set.restype = loaded.sb_chosen.restype = ctypes.c_char_p
     loaded.sb_choose.argtypes = [ctypes.c_char_p]
+    loaded.sb_computes.argtypes = [ctypes.c_int32, ctypes.c_int32]
     loaded.sb_linear.argtypes = [ctypes.c_char_p]
     loaded.sb_encoder.argtypes = [ctypes.c_char_p]
     loaded.sb_values_gradient.argtypes = [
@@ -174,7 +176,12 @@ def use_instruction_set(name: str) -> None:
 
 def supports(format: str, dtype: torch.dtype, x: Tensor) -> bool:
     """Return whether a native kernel computes x [..., in] with a weight of this format and value dtype."""
-    return format in _FORMATS and x.dtype in _DTYPES and x.is_cpu and why_unavailable() is None
+    if format not in _FORMATS or x.dtype not in _DTYPES or not x.is_cpu or why_unavailable() is not None:
+        return False
+    # Every instruction set computes the other formats.
+    return format != RowPanelSparse.name or bool(
+        library().sb_computes(_FORMATS[format], _VALUE_DTYPES[dtype])
+    )
 
 
 def same_call(first: Any, other: Any) -> bool:
@@ -289,18 +296,20 @@ def above(scores: Tensor, threshold: float, out: Tensor) -> tuple[int, int]:
 
 def describe(packed: Any, bias: Tensor | None, y: Tensor | None) -> bytes:
     """Return the bytes of a struct sb_weight."""
-    vector_rows, columns, starts = 0, 0, 0
+    vector_rows, columns, starts, scales = 0, 0, 0, 0
     index = 0, 0, 0
     if isinstance(packed, ElementSparse):
         index = packed.rows.data_ptr(), packed.groups.data_ptr(), packed.blocks.data_ptr()
     elif isinstance(packed, VectorSparse):
         vector_rows, starts = packed.vector_rows, packed.starts.data_ptr()
+    elif isinstance(packed, RowPanelSparse):
+        starts, scales = packed.starts.data_ptr(), packed.scales.data_ptr()
     if packed.name in _FORMATS:
         columns = packed.columns.data_ptr()
     return _WEIGHT.pack(
         *packed.shape,
         _FORMATS.get(packed.name, _DENSE_PANEL),
-        _DTYPES[packed.values.dtype],
+        _VALUE_DTYPES[packed.values.dtype],
         packed.block_rows,
         packed.block_columns,
         vector_rows,
@@ -311,4 +320,5 @@ def describe(packed: Any, bias: Tensor | None, y: Tensor | None) -> bytes:
         starts,
         0 if bias is None else bias.data_ptr(),
         0 if y is None else y.data_ptr(),
+        scales,
     )

@@ -16,6 +16,7 @@ from .csr import CsrSparse
 from .dense import DensePrepacked
 from .element import ElementSparse
 from .panel import PanelSparse
+from .row_panel import RowPanelSparse
 from .semi_structured import SemiStructured
 from .vector import VectorSparse
 
@@ -31,10 +32,11 @@ FORMATS: dict[str, type[PackedWeight]] = {
         BitmapSparse,
         ColumnPanelSparse,
         SemiStructured,
+        RowPanelSparse,
     )
 }
-# The formats that can store any mask on any device.
-ANY_MASK = tuple(name for name in FORMATS if name != SemiStructured.name)
+# The formats that can store any mask in any dtype on any device.
+ANY_MASK = tuple(name for name in FORMATS if name not in (SemiStructured.name, RowPanelSparse.name))
 
 
 def pack(weight: Tensor, mask: Tensor | None = None, *, format: str, **options: Any) -> PackedWeight:
@@ -65,6 +67,7 @@ __all__ = [
     "ElementSparse",
     "PackedWeight",
     "PanelSparse",
+    "RowPanelSparse",
     "SemiStructured",
     "VectorSparse",
     "pack",

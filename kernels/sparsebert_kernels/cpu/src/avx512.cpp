@@ -15,6 +15,7 @@ namespace SB_ISA {
 
 extern const sb::Kernels kernels;
 const sb::Kernels kernels = {
+    computes,
     [](const sb::LinearCall& call) {
       // For up to eight tokens, vectors of half the width do the same work in half the cycles.
       if (call.tokens <= 8) avx2::kernels.linear(call);

@@ -4,6 +4,7 @@
 #include "simd_avx512.h"
 // The headers below need the vectors above.
 #include "dot_bf16.h"
+#include "row_panel_linear.h"
 
 namespace avx512 {
 extern const sb::Kernels kernels;
@@ -13,8 +14,12 @@ namespace SB_ISA {
 
 extern const sb::Kernels kernels;
 const sb::Kernels kernels = {
+    [](int32_t format, int32_t dtype) {
+      return format == SB_ROW_PANEL ? dtype == SB_BF16 : avx512::kernels.computes(format, dtype);
+    },
     [](const sb::LinearCall& call) {
-      if (call.x_dtype == SB_BF16 && call.weights[0].dtype == SB_BF16) linear_dot(call);
+      if (call.weights[0].format == SB_ROW_PANEL) row_panel_linear(call);
+      else if (call.x_dtype == SB_BF16 && call.weights[0].dtype == SB_BF16) linear_dot(call);
       else avx512::kernels.linear(call);
     },
     [](const sb::GradientCall& call) { avx512::kernels.values_gradient(call); },

@@ -112,7 +112,7 @@ int __cxa_thread_atexit(void (*destroy)(void*), void* object, void* library) noe
 #define SB_API extern "C" __attribute__((visibility("default")))
 
 // Returns the version of this interface; cpu/native.py rejects any other.
-SB_API int sb_abi_version() { return 4; }
+SB_API int sb_abi_version() { return 5; }
 
 // Returns the name of the i-th instruction set that this machine supports, best first; null past the last.
 SB_API const char* sb_instruction_set(int i) {
@@ -134,6 +134,9 @@ SB_API int sb_choose(const char* name) {
   return 1;
 }
 
+// Returns 1 if the instruction set in use computes linear layers with weights of this format and value type, else 0.
+SB_API int sb_computes(int32_t format, int32_t dtype) { return active->kernels->computes(format, dtype); }
+
 // Computes y = activation(x @ W.T + bias) for the weights of `call`. Returns 0 on success, 1 if no kernel supports
 // the call.
 SB_API int sb_linear(const sb_call* call) {
@@ -145,6 +148,7 @@ SB_API int sb_linear(const sb_call* call) {
         w.block_columns != first.block_columns || w.vector_rows != first.vector_rows)
       return 1;
   }
+  if (!active->kernels->computes(weights[0].format, weights[0].dtype)) return 1;
   if (call->tokens > 0) active->kernels->linear({*call, weights});
   return 0;
 }

@@ -38,6 +38,10 @@ struct Vector : FloatTokenPanel {
   }
 };
 
+inline bool computes(int32_t format, int32_t dtype) {
+  return (format == SB_ELEMENT || format == SB_VECTOR) && (dtype == SB_F32 || dtype == SB_BF16);
+}
+
 template <class X>
 void linear_from(const sb::LinearCall& call) {
   const sb_weight& w = call.weights[0];

@@ -7,24 +7,26 @@
 
 extern "C" {
 
-enum sb_dtype : int32_t { SB_F32 = 0, SB_BF16 = 1 };
-enum sb_format : int32_t { SB_ELEMENT = 0, SB_VECTOR = 1, SB_DENSE = 2 };
+enum sb_dtype : int32_t { SB_F32 = 0, SB_BF16 = 1, SB_INT8 = 2 };
+enum sb_format : int32_t { SB_ELEMENT = 0, SB_VECTOR = 1, SB_DENSE = 2, SB_ROW_PANEL = 3 };
 enum sb_activation : int32_t { SB_NONE = 0, SB_RELU = 1, SB_GELU = 2, SB_GELU_TANH = 3 };
 
-// A packed weight [N, K], with the fields of the Python classes ElementSparse, VectorSparse and DensePanel.
+// A packed weight [N, K], with the fields of the Python classes ElementSparse, VectorSparse, DensePanel and
+// RowPanelSparse. A row panel has block_rows rows, which share groups of block_columns columns.
 struct sb_weight {
   int64_t out_features, in_features;
   int32_t format, dtype;
   int32_t block_rows, block_columns;
   int32_t vector_rows, bias_dtype;
   const void* values;
-  const void* columns;    // uint8 (element) or uint16 (vector)
+  const void* columns;    // uint8 (element) or uint16 (vector, row panel)
   const uint16_t* rows;   // element
   const int32_t* groups;  // element: (units, rows) a group
   const int64_t* blocks;  // element: first (group, row, value) of each block
-  const int32_t* starts;  // vector: first unit of each vector row
+  const int32_t* starts;  // first unit of each vector row, first k-step of each row panel
   const void* bias;       // [N] in bias_dtype, or null
   void* y;                // [M, N], in the dtype of x, contiguous
+  const float* scales;    // of the rows of int8 values; zeros past the last row
 };
 
 // y = activation(x @ W.T + bias) for the `count` weights that follow in memory.
@@ -62,11 +64,11 @@ struct sb_encoder_call {
 };
 
 // cpu/native.py packs the structs by these sizes and offsets.
-static_assert(sizeof(sb_weight) == 104 && offsetof(sb_weight, bias_dtype) == 36 && offsetof(sb_weight, y) == 96,
+static_assert(sizeof(sb_weight) == 112 && offsetof(sb_weight, bias_dtype) == 36 && offsetof(sb_weight, y) == 96,
               "sb_weight differs from _WEIGHT in cpu/native.py");
 static_assert(sizeof(sb_call) == 40 && offsetof(sb_call, x_dtype) == 24 && offsetof(sb_call, count) == 36,
               "sb_call differs from _CALL in cpu/native.py");
-static_assert(sizeof(sb_layer) == 688 && offsetof(sb_layer, heads) == 656 && offsetof(sb_layer, scale) == 680,
+static_assert(sizeof(sb_layer) == 736 && offsetof(sb_layer, heads) == 704 && offsetof(sb_layer, scale) == 728,
               "sb_layer differs from _LAYER in cpu/encoder.py");
 static_assert(sizeof(sb_encoder_call) == 64 && offsetof(sb_encoder_call, hidden) == 48 &&
                   offsetof(sb_encoder_call, threads) == 60,
@@ -94,6 +96,8 @@ struct GradientCall {
 };
 
 struct Kernels {
+  // Whether `linear` computes weights of this sb_format and sb_dtype.
+  bool (*computes)(int32_t format, int32_t dtype);
   void (*linear)(const LinearCall&);
   void (*values_gradient)(const GradientCall&);
   void (*encoder)(const sb_encoder_call&);

@@ -10,6 +10,7 @@ namespace SB_ISA {
 
 extern const sb::Kernels kernels;
 const sb::Kernels kernels = {
+    computes,
     [](const sb::LinearCall& call) {
       call.x_dtype == SB_F32 ? linear_from<float>(call) : linear_from<uint16_t>(call);
     },
