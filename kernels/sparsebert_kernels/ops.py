@@ -128,7 +128,8 @@ def rounded_for(x: Tensor, packed: PackedWeight) -> Tensor:
     """
     if not x.is_cpu or x.dtype not in (torch.float32, torch.float16) or packed.dtype != torch.bfloat16:
         return x
-    if native.supports(packed.name, packed.dtype, x) and not native.has_bf16_products():
+    rounds = isinstance(packed, RowPanelSparse)  # the kernel itself
+    if native.supports(packed.name, packed.dtype, x) and (rounds or not native.has_bf16_products()):
         return x
     return x.to(torch.bfloat16)
 

@@ -12,11 +12,18 @@ from torch import Tensor
 
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.cpu_cost import CpuCostModel, cost_model, quick_cost_model, with_lower_precisions
-from sparsebert.cost.mask_statistics import BlockStatistics, MaskStatistics
+from sparsebert.cost.mask_statistics import BlockStatistics, MaskStatistics, RowPanelStatistics
 from sparsebert.cost.precision import DTYPES, LOWEST, lower_precisions
-from sparsebert.cost.work import WorkEstimate, estimate_column_panel_work, estimate_panel_work, estimate_work
+from sparsebert.cost.work import (
+    WorkEstimate,
+    estimate_column_panel_work,
+    estimate_panel_work,
+    estimate_row_panel_work,
+    estimate_work,
+)
 from sparsebert_kernels import formats
 from sparsebert_kernels.cuda import backend
+from sparsebert_kernels.formats import RowPanelSparse
 
 # Dtype of a layer on the CPU -> dtype of its packed values.
 STORED = {
@@ -69,7 +76,7 @@ class FormatCandidates:
         dense: The work of the dense layer, in the precision with the least predicted time.
         candidates: The requested format, or the formats that may be faster than dense, the fastest prediction
             first. Empty only if no format can be trained.
-        lower: The precisions below the layer's dtype in which it may compute.
+        lower: The precisions below the layer's dtype in which it may compute, and for which there are kernels.
     """
 
     statistics: MaskStatistics
@@ -139,10 +146,16 @@ def format_candidates(
         works += estimate_column_panel_work(mask, stored)
     denses = list(estimate_work(statistics, stored, ("dense",)))
     lower = () if gpu or trainable else lower_precisions(dtype, tolerance)
-    if isinstance(costs, CpuCostModel) and lower:
-        costs = with_lower_precisions(costs, dtype, lower)
+    named = format == RowPanelSparse.name
+    if isinstance(costs, CpuCostModel) and (lower or tolerance != "fp32" or named):
+        panels_alone = stored == torch.bfloat16 and not trainable and RowPanelSparse.name in wanted
+        if panels_alone:
+            works += row_panel_works(mask, statistics, "")
+        costs = with_lower_precisions(costs, dtype, ("bf16",) * panels_alone + lower)
         for precision in lower:
             works += _in_precision(precision, statistics, wanted, costs)
+            if RowPanelSparse.name in wanted:
+                works += row_panel_works(mask, statistics, precision)
             denses += _in_precision(precision, statistics, ("dense",), costs)
     dense = min(denses, key=lambda work: costs.seconds(work) if costs.supports(work) else math.inf)
     if trainable:
@@ -161,7 +174,9 @@ def format_candidates(
         seconds = costs.seconds(work) if costs.supports(work) else math.inf
         return seconds, work.stored, -math.prod(work.block or (1, 1))
 
-    return FormatCandidates(statistics, gpu, blocks, costs, dense, sorted(works, key=order), lower)
+    return FormatCandidates(
+        statistics, gpu, blocks, costs, dense, sorted(works, key=order), _known(lower, costs)
+    )
 
 
 def preferred(
@@ -181,6 +196,18 @@ def _in_precision(
     works = estimate_work(statistics, DTYPES[precision], wanted)
     lower = (replace(work, precision=precision) for work in works)
     return [work for work in lower if costs.supports(work)]
+
+
+def row_panel_works(mask: Tensor, statistics: MaskStatistics, precision: str) -> list[WorkEstimate]:
+    """Estimate the work of row panels in a lower precision, or in bf16 for layers of that dtype ("")."""
+    panels = RowPanelStatistics.of(mask, DTYPES[precision or "bf16"])
+    return list(estimate_row_panel_work(statistics, panels, precision))
+
+
+def _known(precisions: Sequence[str], costs: CostModel) -> tuple[str, ...]:
+    """Return the precisions that a cost model has costs for."""
+    kinds = costs.costs if isinstance(costs, CpuCostModel) else ()
+    return tuple(each for each in precisions if any(kind.endswith(f" {each}") for kind in kinds))
 
 
 def _may_share_columns(gpu: bool, statistics: MaskStatistics) -> bool:

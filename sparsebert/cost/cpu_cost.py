@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -20,12 +21,13 @@ import numpy as np
 import torch
 
 from sparsebert.atomic import write_text
-from sparsebert.cost.mask_statistics import VECTOR_ROWS, MaskStatistics
+from sparsebert.cost.mask_statistics import VECTOR_ROWS, MaskStatistics, RowPanelStatistics
 from sparsebert.cost.precision import DTYPES, pack_as
-from sparsebert.cost.work import Cost, WorkEstimate, estimate_work
+from sparsebert.cost.work import Cost, WorkEstimate, estimate_row_panel_work, estimate_work, format_label
 from sparsebert.json_object import load_json
 from sparsebert_kernels import __version__, cpu, formats, ops
 from sparsebert_kernels.cpu import native
+from sparsebert_kernels.formats import RowPanelSparse, row_panel
 from sparsebert_kernels.timing import Least, least
 
 # Costs are measured for powers of two of tokens only: a partial tile costs as much as a full one.
@@ -51,8 +53,16 @@ BUILT_IN = {
     "dense": (2e-5, 7.4, 20.0),
     "compact": (5e-5, 7.4, 200.0),
     "csr": (5e-5, 70.0, 200.0),
+    **{f"row_panel {rows}x2 bf16": (2e-5, 7.0, 80.0) for rows in row_panel.PANEL_ROWS},
+    **{f"row_panel {rows}x4 int8": (2e-5, 5.0, 80.0) for rows in row_panel.PANEL_ROWS},
 }
-SLOWDOWN = {"avx512": 1.0, "avx2": 2.0, "neon": 3.0}
+# The same with tiles of AMX, in full.
+BUILT_IN_AMX = {
+    "dense bf16": (2e-5, 2.4, 80.0),
+    **{f"row_panel {rows}x2 bf16": (2e-5, cost, 80.0) for rows, cost in ((16, 2.6), (32, 2.0), (64, 1.8))},
+    **{f"row_panel {rows}x4 int8": (2e-5, cost, 80.0) for rows, cost in ((16, 2.0), (32, 1.5), (64, 1.4))},
+}
+SLOWDOWN = {"amx": 2.0, "avx512": 1.0, "avx2": 2.0, "neon": 3.0}
 BASELINE_SLOWDOWN = 4.0
 
 
@@ -75,7 +85,7 @@ class CpuCostModel:
 
     def supports(self, work: WorkEstimate) -> bool:
         """Whether there are costs for this kind of work."""
-        return work.kind in self.costs
+        return work.cost_kind in self.costs
 
     def seconds(self, work: WorkEstimate) -> float:
         """Predict the seconds of a layer.
@@ -83,7 +93,7 @@ class CpuCostModel:
         Raises:
             KeyError: The kind of work is not supported.
         """
-        return self.costs[work.kind].seconds(work, self.tokens)
+        return self.costs[work.cost_kind].seconds(work, self.tokens)
 
 
 def cost_model(dtype: torch.dtype, tokens: int, *, measure: bool = True) -> CpuCostModel:
@@ -180,11 +190,17 @@ def built_in(dtype: torch.dtype, precision: str = "") -> dict[str, Cost]:
     # Without products of bf16, each value is converted to fp32 and back.
     halved = dtype == torch.bfloat16 or (precision == "bf16" and native.has_bf16_products())
     share, rounding = 0.5 if halved else 1.0, ROUNDING if precision else 0.0
-    return {
-        kind: Cost(fixed, slowdown * share * weight * 1e-12, line * 1e-12 + rounding)
-        for kind in runnable(dtype, precision)
-        for fixed, weight, line in (BUILT_IN[kind.removesuffix(f" {precision}")],)
-    }
+    costs = {}
+    for kind in runnable(dtype, precision):
+        fixed, weight, line = BUILT_IN.get(kind) or BUILT_IN[kind.removesuffix(f" {precision}")]
+        costs[kind] = Cost(fixed, slowdown * share * weight * 1e-12, line * 1e-12 + rounding)
+    if cpu.instruction_set().startswith("amx"):
+        costs |= {
+            kind: Cost(fixed, weight * 1e-12, line * 1e-12)
+            for kind, (fixed, weight, line) in BUILT_IN_AMX.items()
+            if kind in costs
+        }
+    return costs
 
 
 def runnable(dtype: torch.dtype, precision: str = "") -> tuple[str, ...]:
@@ -196,7 +212,7 @@ def runnable(dtype: torch.dtype, precision: str = "") -> tuple[str, ...]:
     """
     if precision:
         exact = runnable(DTYPES[precision]) if precision == "bf16" else ()
-        return tuple(f"{kind} {precision}" for kind in exact)
+        return (*(f"{kind} {precision}" for kind in exact), *row_panel_kinds(precision))
     x = torch.empty(1, 1, dtype=dtype)
     kinds = ["dense", "compact"]
     if native.supports("element", dtype, x):
@@ -206,6 +222,15 @@ def runnable(dtype: torch.dtype, precision: str = "") -> tuple[str, ...]:
     if len(kinds) == 2 and dtype == torch.float32:
         kinds.append("csr")
     return tuple(kinds)
+
+
+def row_panel_kinds(precision: str) -> tuple[str, ...]:
+    """Return the kinds of work over row panels (``WorkEstimate.cost_kind``) that the library runs here."""
+    stored = DTYPES[precision]
+    if not native.supports(RowPanelSparse.name, stored, torch.empty(1, 1)):
+        return ()
+    line = row_panel.LINE_COLUMNS[stored]
+    return tuple(format_label(RowPanelSparse.name, (rows, line), precision) for rows in row_panel.PANEL_ROWS)
 
 
 def cache_file(fingerprint: tuple[str, ...] | None = None) -> Path:
@@ -337,18 +362,25 @@ def _timings(
     kind: str, dtype: torch.dtype, tokens: int, generator: torch.Generator, precision: str
 ) -> Iterator[tuple[WorkEstimate, Least]]:
     """Time one kind of work on each of its ``PROBLEMS``."""
-    exact = kind.removesuffix(f" {precision}")
+    plain = kind.removesuffix(f" {precision}")
     stored = DTYPES[precision] if precision else dtype
     run = ops.linear_in_precision_of_weight if precision else ops.linear
-    for rows, columns, density in PROBLEMS["dense" if exact in ("dense", "compact") else "sparse"]:
-        mask = _mask(exact, rows, columns, density, generator)
+    for rows, columns, density in PROBLEMS["dense" if plain in ("dense", "compact") else "sparse"]:
+        mask = _mask(plain, rows, columns, density, generator)
         weight = torch.randn(rows, columns, generator=generator)
         x = torch.randn(tokens, columns, generator=generator).to(dtype)
         bias = torch.zeros(rows, dtype=dtype)
-        statistics = MaskStatistics.of(mask)
-        work = next(work for work in estimate_work(statistics, stored, formats.FORMATS) if work.kind == exact)
+        work = next(work for work in _works(mask, stored, plain) if work.kind == plain)
         packed = pack_as(weight, mask, stored, format=work.format, **work.options)
         yield work, least(lambda: run(x, packed, bias), budget=SECONDS_A_PROBLEM)  # noqa: B023
+
+
+def _works(mask: torch.Tensor, stored: torch.dtype, kind: str) -> Iterator[WorkEstimate]:
+    """Estimate the work of ``kind``, among others."""
+    statistics = MaskStatistics.of(mask)
+    if kind.startswith(RowPanelSparse.name):
+        return estimate_row_panel_work(statistics, RowPanelStatistics.of(mask, stored))
+    return estimate_work(statistics, stored, formats.FORMATS)
 
 
 def _mask(kind: str, rows: int, columns: int, density: float, generator: torch.Generator) -> torch.Tensor:
@@ -359,8 +391,10 @@ def _mask(kind: str, rows: int, columns: int, density: float, generator: torch.G
         mask[rows // 2 :] = False
         mask[:, columns // 2 :] = False
         return mask
-    height = next((rows for rows in VECTOR_ROWS if kind == f"vector {rows}x1"), 1)
-    return (torch.rand(rows // height, columns, generator=generator) < density).repeat_interleave(height, 0)
+    size = re.fullmatch(r"\D+(\d+)x(\d+)", kind)
+    height, width = (int(size[1]), int(size[2])) if size else (1, 1)
+    blocks = torch.rand(-(-rows // height), -(-columns // width), generator=generator) < density
+    return blocks.repeat_interleave(height, 0).repeat_interleave(width, 1)[:rows, :columns]
 
 
 def _fit(features: list[list[float]], seconds: list[float], per_stored: float | None = None) -> Cost:

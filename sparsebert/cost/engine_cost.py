@@ -17,7 +17,7 @@ BETWEEN_IN_TORCH, BETWEEN_IN_LAYOUT = 8e-9, 2e-9
 
 def seconds_in_layout(costs: CpuCostModel, work: WorkEstimate, seconds: float) -> float:
     """Predict the seconds of a layer in the fp32 engine, from ``seconds`` as a layer by itself."""
-    cost = costs.costs.get(work.kind)
+    cost = costs.costs.get(work.cost_kind)
     if work.format == "dense":
         return DENSE_IN_LAYOUT * seconds
     if cost is None:

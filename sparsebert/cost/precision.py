@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsebert_kernels import formats
 from sparsebert_kernels.errors import unknown
-from sparsebert_kernels.formats import PackedWeight
+from sparsebert_kernels.formats import PackedWeight, RowPanelSparse
 
 # Highest first. A tolerance is the lowest precision in which the caller lets layers compute.
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -37,5 +37,15 @@ def lower_precisions(dtype: torch.dtype, tolerance: str) -> tuple[str, ...]:
 def pack_as(
     weight: Tensor, mask: Tensor, stored: torch.dtype, *, format: str, **options: Any
 ) -> PackedWeight:
-    """Return ``formats.pack`` of a weight [out, in] with values of the dtype ``stored``."""
+    """Return ``formats.pack`` of a weight [out, in] with values of the dtype ``stored``.
+
+    Raises:
+        ValueError: The format does not store this dtype, or as ``formats.pack``.
+    """
+    if format == RowPanelSparse.name:
+        if stored == torch.float32:
+            raise ValueError(f"format {format!r} computes in bf16 or int8: allow it with tolerance='bf16'")
+        return formats.pack(weight, mask, format=format, dtype=stored, **options)
+    if stored == torch.int8:
+        raise ValueError(f"format {format!r} does not compute in int8; format {RowPanelSparse.name!r} does")
     return formats.pack(weight.to(stored), mask, format=format, **options)

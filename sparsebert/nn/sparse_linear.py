@@ -64,8 +64,8 @@ class SparseLinear(nn.Module):
     rounded, and outputs have the dtype of the inputs. ``weight``, copies and saved files stay exact. float16
     layers store and compute float16 on a GPU, and float32 on a CPU. float64 layers, and layers on a device
     without packed kernels, hold the plain dense matrix until they are converted or moved again; a trainable
-    layer stays packed, with float32 values in place of float64. ``.to()`` repacks; on another kind of device, in the format with the least
-    predicted time there.
+    layer stays packed, with float32 values in place of float64. ``.to()`` repacks; on another kind of
+    device, in the format with the least predicted time there.
 
     Raises:
         ValueError: Weight, mask, format and options do not fit together.

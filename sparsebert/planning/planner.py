@@ -16,7 +16,7 @@ from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
 from sparsebert.cost.cpu_cost import BUILT_IN_COSTS
-from sparsebert.cost.precision import require_tolerance
+from sparsebert.cost.precision import LOWER_PRECISIONS, lower_precisions, require_tolerance
 from sparsebert.linear_layers import Filter
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import compacted_targets, compaction_note
@@ -221,7 +221,7 @@ def plan_layers(
         entry.layer_plan(tokens, tolerance) if isinstance(entry, LayerDecision) else entry
         for entry in entries
     )
-    return Plan(tuple(plans), _describe(decisions, measure, target))
+    return Plan(tuple(plans), _describe(decisions, measure, target) + _lacking(decisions, tolerance))
 
 
 def shared_inputs_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
@@ -234,6 +234,18 @@ def describe_machine() -> str:
     native = cpu.instruction_set() if cpu.available() else f"no native library ({cpu.why_unavailable()})"
     threads = torch.get_num_threads()
     return f"{native}, {threads} thread{'s' * (threads > 1)}"
+
+
+def _lacking(decisions: list[LayerDecision], tolerance: str) -> str:
+    """Return which precisions the caller allows without need, since no layer can compute in them here."""
+    allowed = {
+        precision
+        for each in decisions
+        for precision in lower_precisions(each.layer.linear.weight.dtype, tolerance)
+    }
+    known = {precision for each in decisions for precision in each.choice.lower}
+    missing = [precision for precision in LOWER_PRECISIONS if precision in allowed - known]
+    return f"; no kernels for {' or '.join(missing)} here" if missing else ""
 
 
 def _describe(decisions: list[LayerDecision], measure: bool, target: gpu_roofline.Device | None) -> str:
@@ -307,6 +319,8 @@ def _first_choice(
         quick=quick and format == "auto",
         tolerance=tolerance,
     )
+    if not choice.candidates and not trainable:
+        raise ValueError(f"format {format!r} computes in bf16 or int8: allow it with tolerance='bf16'")
     if not choice.candidates:
         raise ValueError(
             f"format {format!r} cannot train {layer.name}: use 'element', which takes any mask, "
