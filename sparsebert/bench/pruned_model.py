@@ -25,7 +25,8 @@ class PrunedModel:
         batches: Inputs of the model.
         format: Packed format of the sparse backend; "auto" leaves it to the plan.
         measure: Whether the plan times the formats.
-        fuse: Whether the sparse backend runs the encoder in one native call (``sparsebert.fuse_``).
+        fuse: Whether the sparse backend runs the encoder in one native call, as for ``sparsebert.sparsify_``.
+        tolerance: The lowest precision in which the sparse backend may compute.
     """
 
     workload: Workload
@@ -34,7 +35,8 @@ class PrunedModel:
     batches: tuple[dict[str, torch.Tensor], ...]
     format: str = "auto"
     measure: bool = True
-    fuse: bool = False
+    fuse: bool | None = None
+    tolerance: str = "fp32"
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -58,7 +60,8 @@ def prepare_pruned_model(
     *,
     format: str = "auto",
     measure: bool = True,
-    fuse: bool = False,
+    fuse: bool | None = None,
+    tolerance: str = "fp32",
     model: PreTrainedModel | None = None,
 ) -> PrunedModel:
     """Load the workload's model and apply the ticket to it.
@@ -69,6 +72,7 @@ def prepare_pruned_model(
         format: See ``PrunedModel``.
         measure: See ``PrunedModel``.
         fuse: See ``PrunedModel``.
+        tolerance: See ``PrunedModel``.
         model: Used instead of loading the workload's model; it is modified.
 
     Raises:
@@ -78,4 +82,4 @@ def prepare_pruned_model(
     ticket.check(model)
     ticket.apply_(model)
     batches = workload.make_batches(model.config.vocab_size)
-    return PrunedModel(workload, model, ticket, batches, format, measure, fuse)
+    return PrunedModel(workload, model, ticket, batches, format, measure, fuse, tolerance)

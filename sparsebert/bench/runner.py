@@ -158,6 +158,8 @@ def _memory(
                 "provider": name,
                 "format": pruned.format,
                 "measure": pruned.measure,
+                "fuse": pruned.fuse,
+                "tolerance": pruned.tolerance,
             }
             held[name] = memory.measure(spec)
     return held
@@ -187,6 +189,7 @@ def _record(
             "provider": name,
             "summary": _backend(name).summary,
             "precision": _backend(name).precision(pruned),
+            "tolerance": pruned.tolerance if name == OURS else None,
             "in_worker": _backend(name).in_worker,
             "notes": backend.notes,
             "rounds": timings.rounds,

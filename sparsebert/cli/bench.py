@@ -11,6 +11,7 @@ import typer
 from sparsebert.cli.console import print_tables, progress
 from sparsebert.cli.exit_codes import WRONG_OUTPUT, CommandFailed
 from sparsebert.cli.help_format import definitions
+from sparsebert.cli.option_groups import ExecutionOptions, flattened
 from sparsebert.cli.path_checks import require_files, require_picture, require_records, require_writable
 from sparsebert.cli.shared_options import (
     GRANULARITY_HELP,
@@ -34,7 +35,9 @@ DEFAULT_BASELINES = "onednn,eager"
 _MAX_BUDGET = 86_400  # a day
 
 
+@flattened
 def bench(
+    execution: ExecutionOptions,
     model: AnyModel = "bert-base",
     ticket: TicketFile = None,
     sparsity: Annotated[
@@ -58,9 +61,6 @@ def bench(
     measure: Annotated[
         bool | None, typer.Option("--measure/--no-measure", help=f"with --format auto: {MEASURE_HELP}")
     ] = None,
-    fuse: Annotated[
-        bool, typer.Option("--fuse", help="run the sparse model's encoder in one native call, fp32 on a CPU")
-    ] = False,
     batch: Annotated[int, typer.Option(help="sequences per batch")] = 1,
     seq: Annotated[int | None, typer.Option(help="tokens per sequence [default: 128]")] = None,
     lengths_from: Annotated[
@@ -130,7 +130,7 @@ def bench(
             "element" if granularity is None else granularity,
             format,
             measure is not False,
-            fuse,
+            execution.arguments(),
             step,
         ):
             try:
@@ -156,7 +156,7 @@ def _pruned_models(
     granularity: str,
     format: str,
     measure: bool,
-    fuse: bool,
+    execution: dict[str, Any],
     step: Callable[[str], None],
 ) -> Iterator[PrunedModel]:
     """Yield the workload's model with its ticket, for each sparsity."""
@@ -174,7 +174,7 @@ def _pruned_models(
         else:
             model_ticket = prune(dense, sparsity=sparsity, granularity=granularity)
         yield prepare_pruned_model(
-            workload, model_ticket, format=format, measure=measure, fuse=fuse, model=dense
+            workload, model_ticket, format=format, measure=measure, model=dense, **execution
         )
 
 

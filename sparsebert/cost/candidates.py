@@ -76,7 +76,7 @@ class FormatCandidates:
         dense: The work of the dense layer, in the precision with the least predicted time.
         candidates: The requested format, or the formats that may be faster than dense, the fastest prediction
             first. Empty only if no format can be trained.
-        lower: The precisions below the layer's dtype in which it may compute, and for which there are kernels.
+        lower: The precisions below the layer's dtype in which it may compute, where there are kernels.
     """
 
     statistics: MaskStatistics

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
-from sparsebert.cost.cpu_cost import BUILT_IN_COSTS
-from sparsebert.cost.precision import LOWER_PRECISIONS, lower_precisions, require_tolerance
+from sparsebert.cost.cpu_cost import BUILT_IN_COSTS, runnable
+from sparsebert.cost.precision import LOWER_PRECISIONS, PRECISIONS, lower_precisions, require_tolerance
 from sparsebert.linear_layers import Filter
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import compacted_targets, compaction_note
@@ -151,10 +151,13 @@ def in_fp32(
 
 def carried_plan(model: nn.Module) -> Plan:
     """Return the plan that the sparse layers of ``model`` follow."""
-    carried = [module.plan for module in model.modules() if isinstance(module, SparseLinear) and module.plan]
+    sparse = [module for module in model.modules() if isinstance(module, SparseLinear) and module.plan]
+    carried = [module.plan for module in sparse]
+    tolerance = max((plan.tolerance for plan in carried), key=PRECISIONS.index, default="fp32")
+    lacking = _lacking((torch.empty(0, dtype=each.dtype, device=each.device) for each in sparse), tolerance)
     advice = "; sparsebert.replan_(model) times the formats here"
     modelled = any(layer.decided_by == "cost model" and not layer.busy for layer in carried)
-    machine = f"as converted; here: {describe_machine()}{advice if modelled else ''}"
+    machine = f"as converted; here: {describe_machine()}{lacking}{advice if modelled else ''}"
     return Plan(tuple(carried), machine, compaction_note(model), carried_encoder_plan(model))
 
 
@@ -221,7 +224,10 @@ def plan_layers(
         entry.layer_plan(tokens, tolerance) if isinstance(entry, LayerDecision) else entry
         for entry in entries
     )
-    return Plan(tuple(plans), _describe(decisions, measure, target) + _lacking(decisions, tolerance))
+    machine = _describe(decisions, measure, target)
+    if target is None:
+        machine += _lacking((each.layer.linear.weight for each in decisions), tolerance)
+    return Plan(tuple(plans), machine)
 
 
 def shared_inputs_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
@@ -236,15 +242,16 @@ def describe_machine() -> str:
     return f"{native}, {threads} thread{'s' * (threads > 1)}"
 
 
-def _lacking(decisions: list[LayerDecision], tolerance: str) -> str:
-    """Return which precisions the caller allows without need, since no layer can compute in them here."""
+def _lacking(weights: Iterable[Tensor], tolerance: str) -> str:
+    """Return which precisions the caller allows to no avail, since nothing computes in them here."""
     allowed = {
-        precision
-        for each in decisions
-        for precision in lower_precisions(each.layer.linear.weight.dtype, tolerance)
+        (weight.dtype, precision)
+        for weight in weights
+        if weight.device.type == "cpu"
+        for precision in lower_precisions(weight.dtype, tolerance)
     }
-    known = {precision for each in decisions for precision in each.choice.lower}
-    missing = [precision for precision in LOWER_PRECISIONS if precision in allowed - known]
+    runs = {precision for dtype, precision in allowed if runnable(dtype, precision)}
+    missing = [each for each in LOWER_PRECISIONS if each in {precision for _, precision in allowed} - runs]
     return f"; no kernels for {' or '.join(missing)} here" if missing else ""
 
 

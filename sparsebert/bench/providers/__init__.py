@@ -8,7 +8,7 @@ from sparsebert.bench.providers.deepsparse import DeepSparse
 from sparsebert.bench.providers.eager import Eager
 from sparsebert.bench.providers.onednn import OneDnn
 from sparsebert.bench.providers.onnx_runtime import OnnxRuntime, OnnxRuntimeInt8
-from sparsebert.bench.providers.sparse import Sparse
+from sparsebert.bench.providers.sparse import Fused, Sparse
 
 BACKENDS: dict[str, type[Backend]] = {
     backend.name: backend
@@ -17,6 +17,7 @@ BACKENDS: dict[str, type[Backend]] = {
         Eager,
         OneDnn,
         Compact,
+        Fused,
         Compiled,
         Bf16,
         OneDnnBf16,

@@ -77,13 +77,17 @@ class TorchBackend(Backend):
     def precision(self, pruned: PrunedModel) -> str:
         return pruned.workload.dtype
 
+    def dtype(self, pruned: PrunedModel) -> str:
+        """Return the dtype of the model; its layers may compute in another precision."""
+        return self.precision(pruned)
+
     @abstractmethod
     def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
         """Convert ``model``, which has its final device and dtype, in place or into a new one."""
 
     def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
         device = torch.device(pruned.workload.device)
-        dtype = getattr(torch, self.precision(pruned))
+        dtype = getattr(torch, self.dtype(pruned))
         model = pruned.model if consume else copy.deepcopy(pruned.model)
         dense_numel = sum(resolve(model, key).get_parameter("weight").numel() for key in pruned.keys)
         other_numel = sum(parameter.numel() for parameter in model.parameters()) - dense_numel
