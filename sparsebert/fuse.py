@@ -6,18 +6,21 @@ from torch import nn
 
 from sparsebert.bert import require_module
 from sparsebert.cost.precision import require_tolerance
+from sparsebert.nn.encoder_layers import NAMES
 from sparsebert.nn.fused_encoder import require_fusible
+from sparsebert.nn.fused_modules import encoders_of
 from sparsebert.planning.encoder_plan import FP32, EncoderPlan
-from sparsebert.planning.engine_choice import FAMILIES, encoders_of, set_encoder_plan_
+from sparsebert.planning.engine_choice import set_encoder_plan_
 
 
 def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
     """Let each encoder in ``model`` run all its layers in one call of the native CPU library, in place.
 
-    For BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA and DistilBERT, with any task head, sparse or dense,
-    before or after ``sparsify_`` and ``compact_``. Signatures and results stay the same, except that hidden
-    states at padding are zero: padding is never computed, so a batch takes as long as its tokens. Names,
-    hooks, parameters, copies, pickles and saved files do not change.
+    For BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, DistilBERT, MPNet and ModernBERT, with any task head
+    or in a sentence-transformers model, sparse or dense, before or after ``sparsify_`` and ``compact_``. The
+    call includes embeddings, last LayerNorm and pooler. Signatures and results stay the same, except that
+    hidden states at padding are zero: padding is never computed, so a batch takes as long as its tokens.
+    Names, hooks, parameters, copies, pickles and saved files do not change.
 
     Where another result could be expected, the layers run one by one as before, and a warning says why, once:
     recorded gradients, training, requested hidden states or attentions, hooks or replaced modules inside the
@@ -48,11 +51,9 @@ def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
     require_tolerance(tolerance)
     encoders = encoders_of(model)
     if not encoders:
-        raise ValueError(
-            f"expected a {FAMILIES} model; {type(model).__name__} has no encoder of these families"
-        )
+        raise ValueError(f"expected a {NAMES} model; {type(model).__name__} has no encoder of these families")
     for encoder in encoders:
-        require_fusible(encoder)
+        require_fusible(*encoder)
     set_encoder_plan_(model, EncoderPlan(FP32, "requested", fuse=True, decided_by="user"))
     return model
 

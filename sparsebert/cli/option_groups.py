@@ -256,6 +256,13 @@ class UnitOptions:
         ),
     ] = None
     pooler: Annotated[bool, typer.Option("--pooler", help="also prune the pooler, as Chen et al. do")] = False
+    round_to: Annotated[
+        int | None,
+        typer.Option(
+            help="with panels: each panel keeps a multiple of this number of columns [default: 32 for groups "
+            "of 1 or 2 columns, 64 for wider ones]"
+        ),
+    ] = None
 
     def arguments(self, granularity: str = "element", scope: str = "global") -> dict[str, Any]:
         """Return arguments of :func:`sparsebert.prune`, which are also fields of ``PruningUnits``.
@@ -268,6 +275,7 @@ class UnitOptions:
             "granularity": granularity if self.granularity is None else self.granularity,
             "scope": scope if self.scope is None else self.scope,
             "include_pooler": self.pooler,
+            "round_to": self.round_to,
         }
 
 

@@ -12,8 +12,8 @@ import typer
 
 TASK_NAMES = "sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, wikitext-2"
 GRANULARITY_HELP = (
-    "element, 4x1 (any ROWSxCOLUMNS block), row, column, neuron, head, mlp, head+neuron, head+mlp, "
-    "2:4 (any N:M)"
+    "element, 4x1 (any ROWSxCOLUMNS block), panel(32,2) (blocks; each panel of rows keeps a multiple of 32 "
+    "columns), row, column, neuron, head, mlp, head+neuron, head+mlp, 2:4 (any N:M)"
 )
 MEASURE_HELP = (
     "time the formats on this machine; --no-measure leaves the choice to the cost model, which times nothing "

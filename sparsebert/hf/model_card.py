@@ -175,7 +175,7 @@ def _method(origin: Mapping[str, Any]) -> str:
     lines = [f"- method: {origin.get('method', 'unknown')}"]
     lines += [
         f"- {name.replace('_', ' ')}: {value}"
-        for name in ("granularity", "block_size", "scope", "seed")
+        for name in ("granularity", "block_size", "round_to", "scope", "seed")
         if (value := origin.get(name)) is not None
     ]
     return "\n".join(lines)

@@ -122,7 +122,7 @@ class RunConfig:
     def _check_rounds(self) -> None:
         """Raise ValueError for rounds that the method or the granularity does not allow."""
         units, target = self.units, self.target
-        pattern = parse_granularity(units.granularity, units.block_size).pattern
+        pattern = parse_granularity(units.granularity, units.block_size, units.round_to).pattern
         self.method.require_units(units.granularity, units.scope)
         for round_ in self.method.rounds(target):
             if pattern and 0 < round_.sparsity < target:

@@ -245,7 +245,7 @@ class _Run:
     def _dense_ticket(self) -> Ticket:
         """Return the ticket that keeps all weights that later rounds may prune."""
         units = self.config.units
-        if parse_granularity(units.granularity, units.block_size).pattern:
+        if parse_granularity(units.granularity, units.block_size, units.round_to).pattern:
             units = replace(units, granularity="element")
         return prune(self.model, sparsity=0, **asdict(units))
 
@@ -319,6 +319,7 @@ class _Run:
                 **_counts(ticket, self.model),
                 "granularity": units.granularity,
                 "block_size": units.block_size,
+                "round_to": units.round_to,
                 "scope": units.scope,
                 "source": self.rounds[number].source.value,
                 "rewind": self.method.rewind.value,

@@ -67,7 +67,7 @@ class MaskLearningMethod(LotteryMethod):
         names = prunable(model, units.include_pooler)
         weights = {key: torch.as_tensor(resolve(model, key).weight) for key in names}
         shapes = {key: weight.shape for key, weight in weights.items()}
-        groups = unit_groups(units.granularity, units.block_size, shapes, structure(model))
+        groups = unit_groups(units.granularity, units.block_size, shapes, structure(model), units.round_to)
         # At least float32, as the learner's.
         sizes = {key: max(weight.element_size(), 4) for key, weight in weights.items()}
         return sum(math.prod(group.grid) * sizes[group.name] for group in groups)

@@ -18,7 +18,7 @@ Records have the common fields of :mod:`sparsebert.results` (``schema``, ``kind`
     kept, prunable                the same as counts
     encoder_sparsity              pruned share of all encoder matrices; lower if the units lie in
                                   some of the matrices only
-    granularity, block_size, scope
+    granularity, block_size, round_to (of panels), scope
     source, rewind, head          origin of the ticket, and state and head at the start of the round
     ticket, ticket_sha256         file, relative to the folder, and its digest
     masks_sha256                  digest of the masks alone (``Ticket.digest``), without the metadata

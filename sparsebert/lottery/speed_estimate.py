@@ -30,7 +30,7 @@ def estimate_speedup(model: Any, config: RunConfig) -> list[str]:
         return []
     granularity = ticket.metadata.get("granularity", "element")
     size = ticket.metadata.get("block_size")
-    units = "blocks of {}x{}".format(*size) if size else f"granularity {granularity!r}"
+    units = "{}s of {}x{}".format(granularity, *size) if size else f"granularity {granularity!r}"
     if (encoder_sparsity := ticket.metadata.get("encoder_sparsity")) is not None:
         units += f" ({encoder_sparsity:.0%} of all encoder matrices)"
     lines = [

@@ -10,7 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsebert.mask_learning.rule import Gated, Goal, PrunableUnits, mean_sigmoid, require_not_negative
+from sparsebert.mask_learning.rule import (
+    Gated,
+    Goal,
+    PrunableUnits,
+    mean_sigmoid,
+    require_not_negative,
+    rounded,
+)
 
 # Temperature of the concrete distribution, and the interval to which it is stretched.
 _BETA, _LOW, _HIGH = 2 / 3, -0.1, 1.1
@@ -29,7 +36,7 @@ class HardConcreteRule(Gated):
 
     The penalty ``regularisation`` * mean over matrices of mean(sigmoid(S - beta * ln(0.1 / 1.1))) is added to
     the loss and decides how much is pruned. The sigmoid is the probability that a gate is open. S starts at
-    2.197, where sigmoid(S) = 0.9.
+    2.197, where sigmoid(S) = 0.9. In panels, rounding closes open gates, and keeps closed ones with zeros.
 
     Attributes:
         regularisation: Weight of the penalty.
@@ -58,7 +65,7 @@ class HardConcreteRule(Gated):
             gates = self.gates(scores[group.name].detach(), None)
             if gates.isnan().any():
                 raise ValueError("a score is NaN: training diverged; lower the learning rates")
-            masks[group.name] = gates > 0
+            masks[group.name] = rounded(scores[group.name], group, gates > 0)
         return masks
 
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:

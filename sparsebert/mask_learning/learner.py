@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparsebert.bert import base_model, embeddings, full_name, prunable, resolve, structure
 from sparsebert.mask_learning.masked_layers import GatedLinear, MaskedLinear
 from sparsebert.mask_learning.rule import Gated, Goal, PrunableUnits, Rule, Scored
+from sparsebert.pruning.granularity import PANEL
 from sparsebert.pruning.unit_groups import UnitGroup, unit_groups
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.masked import pack_mask, unpack_mask
@@ -38,6 +39,7 @@ class Learner:
         scope: Which units compete, as in :func:`sparsebert.prune`.
         pooling: How a unit's score is computed from its weights' magnitudes, if the rule trains no scores.
         include_pooler: Whether to prune the pooler too.
+        round_to: Columns of which each panel keeps a multiple, as in :func:`sparsebert.prune`.
         seed: Seed of random gates.
         method: Name of the method, for the ticket's metadata.
         options: Options of the method, for the ticket's metadata; None for the rule's options.
@@ -61,6 +63,7 @@ class Learner:
         scope: str = "global",
         pooling: str = "mean",
         include_pooler: bool = False,
+        round_to: int | None = None,
         seed: int = 0,
         method: str,
         options: Mapping[str, Any] | None = None,
@@ -69,7 +72,7 @@ class Learner:
         bert = structure(model)
         names = prunable(model, include_pooler)
         shapes = {key: torch.as_tensor(resolve(model, key).weight).shape for key in names}
-        groups = unit_groups(granularity, block_size, shapes, bert)
+        groups = unit_groups(granularity, block_size, shapes, bert, round_to)
         self.model, self.rule, self.goal, self.step, self.seed = model, rule, goal, 0, seed
         # Only the description of the model is kept: the ticket's masks take a byte for each weight.
         self._origin, self._pooling, self._shapes = origin.metadata["model"], pooling, shapes
@@ -78,6 +81,8 @@ class Learner:
         self._recorded = {"granularity": granularity, "scope": scope, "pooling": pooling, "seed": seed}
         if block_size is not None:
             self._recorded["block_size"] = list(block_size)
+            if granularity == PANEL:
+                self._recorded["round_to"] = groups[0].quantum * block_size[1]
         self._keys = [key for key in names if any(key in group.parts for group in groups)]
         self._kept = {group.name: _packed(torch.ones(group.grid, dtype=torch.bool)) for group in groups}
         self._required_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

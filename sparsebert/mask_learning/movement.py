@@ -19,6 +19,7 @@ from sparsebert.mask_learning.rule import (
     keep_top,
     mean_sigmoid,
     require_not_negative,
+    rounded,
 )
 from sparsebert.mask_learning.schedules import Ramp, between_warm_ups
 from sparsebert.pruning.sparsity_schedule import exact, require_share
@@ -105,7 +106,7 @@ class SoftMovementRule(Scored, Ramped):
         threshold: Final threshold tau, between 0 and 1.
         regularisation: Final weight of the penalty.
         floor: Minimum share of a matrix to keep: at least int(``floor`` * n) + 1 of its n units stay, those
-            with the highest scores.
+            with the highest scores. Panels are rounded after that.
     """
 
     threshold: float = 0.1
@@ -129,7 +130,7 @@ class SoftMovementRule(Scored, Ramped):
             minimum = int(exact("floor", self.floor) * mask.numel()) + 1
             if int(mask.count_nonzero()) < minimum:
                 mask = keep_top(scores, [group], Fraction(minimum), size=1)[group.name]
-            masks[group.name] = mask
+            masks[group.name] = rounded(scores[group.name], group, mask)
         return masks
 
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:

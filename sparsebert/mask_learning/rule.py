@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsebert.mask_learning.schedules import Ramp
+from sparsebert.pruning.panel_rounding import round_panels
 from sparsebert.pruning.sparsity_schedule import exact
 from sparsebert.pruning.top_k import Size, ranked, select_top
 from sparsebert.pruning.unit_groups import UnitGroup, competition_groups
@@ -141,7 +142,7 @@ class Gated(Scored):
 def keep_top(
     scores: Mapping[str, Tensor], competing: Sequence[UnitGroup], budget: Fraction, size: Size | None = None
 ) -> dict[str, Tensor]:
-    """Return masks that keep the highest scores of competing groups, within a budget.
+    """Return masks that keep the highest scores of competing groups, within a budget; panels are rounded.
 
     Args:
         scores: Group -> scores.
@@ -151,7 +152,7 @@ def keep_top(
     """
     order = [ranked(scores[group.name].detach().float()) for group in competing]
     sizes = [group.sizes if size is None else size for group in competing]
-    kept = select_top(order, sizes, budget)
+    kept = round_panels(competing, order, select_top(order, sizes, budget))
     return {group.name: mask for group, mask in zip(competing, kept, strict=True)}
 
 
@@ -170,6 +171,14 @@ def above(scores: Tensor, threshold: float) -> Tensor:
     if probabilities.isnan().any():
         raise ValueError("a score is NaN: training diverged; lower the learning rates")
     return probabilities > threshold
+
+
+def rounded(scores: Tensor, group: UnitGroup, mask: Tensor) -> Tensor:
+    """Return the mask of a group whose units do not compete, with its panels rounded by the scores."""
+    if group.quantum == 1:
+        return mask
+    (whole,) = round_panels([group], [ranked(scores.detach().float())], [mask])
+    return whole
 
 
 def growing_penalty(

@@ -23,6 +23,7 @@ from sparsebert.mask_learning.rule import (
     keep_top,
     require_not_negative,
     require_positive,
+    rounded,
 )
 from sparsebert.mask_learning.schedules import CURVES, Ramp
 from sparsebert.mask_learning.share_allocation import capped_shares, proportional_shares, whole_counts
@@ -160,7 +161,10 @@ class StaticModelPruningRule(Scored):
         ramp = self.ramp(goal)
         if self.mask is Mask.THRESHOLD:
             threshold = float(ramp.at(step, Fraction(0), exact("threshold", self.threshold)))
-            masks = {group.name: above(scores[group.name], threshold) for group in units.groups}
+            masks = {
+                group.name: rounded(scores[group.name], group, above(scores[group.name], threshold))
+                for group in units.groups
+            }
             if step >= ramp.end:
                 _require_alive(masks, step)
             return masks

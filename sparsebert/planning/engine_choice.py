@@ -14,19 +14,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsebert.bert import key_in
 from sparsebert.cost.cpu_cost import CpuCostModel, cost_model, quick_cost_model
 from sparsebert.cost.engine_cost import seconds_between, seconds_in_layout
 from sparsebert.cost.work import WorkEstimate
-from sparsebert.nn.encoder_layers import EncoderLayer, encoder_layers, is_encoder
-from sparsebert.nn.fused_encoder import (
-    FusedEncoder,
-    fused_class,
-    has_foreign_code,
-    require_fusible,
-    why_one_by_one,
+from sparsebert.nn.encoder_layers import NAMES as FAMILIES
+from sparsebert.nn.encoder_layers import encoder_layers
+from sparsebert.nn.fused_encoder import PlainPath, require_fusible
+from sparsebert.nn.fused_modules import (
+    DESCRIPTIONS,
+    Encoder,
+    encoders_of,
+    fuse_modules_,
+    holds_foreign_code,
+    plain_class,
+    require_native,
+    unfuse_modules_,
 )
 from sparsebert.nn.module_swap import HOOKS
 from sparsebert.nn.sparse_linear import SparseLinear
@@ -35,7 +40,6 @@ from sparsebert.planning.plan import LayerPlan
 from sparsebert_kernels import cpu
 from sparsebert_kernels.timing import Paired, paired
 
-FAMILIES = "BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA or DistilBERT"
 # Attribute of an encoder with its plan.
 PLAN = "encoder_plan"
 # The module of heads that compare all positions of a text, padding included.
@@ -69,12 +73,12 @@ def why_not_fusible(model: nn.Module) -> str | None:
         return f"{type(model).__name__} has no encoder of the families {FAMILIES}"
     if not cpu.available():
         return f"the native library is missing ({cpu.why_unavailable()})"
-    for tensor in (tensor for encoder in encoders for tensor in encoder.parameters()):
+    for tensor in (tensor for encoder in encoders for tensor in encoder.module.parameters()):
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             return f"a parameter is {tensor.dtype} on {tensor.device}, not torch.float32 on cpu"
     try:
         for encoder in encoders:
-            require_fusible(encoder)
+            require_fusible(*encoder)
     except ValueError as error:
         return str(error)
     return None
@@ -85,9 +89,9 @@ def _why_not_by_default(model: nn.Module) -> str | None:
     if reason := why_not_fusible(model):
         return reason
     for encoder in encoders_of(model):
-        if has_foreign_code(encoder):
+        if holds_foreign_code(encoder):
             return "a module of the encoder has hooks or a patched forward method"
-        config = getattr(encoder, "config", None)
+        config = getattr(encoder.module, "config", None)
         if getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False):
             return "the model returns hidden states or attentions"
     if any(name.rpartition(".")[2] == POSITION_HEAD for name, _ in model.named_modules()):
@@ -95,14 +99,9 @@ def _why_not_by_default(model: nn.Module) -> str | None:
     return None
 
 
-def encoders_of(model: nn.Module) -> list[Any]:
-    """Return the encoders of known families in ``model``, fused or not."""
-    return [module for module in model.modules() if isinstance(module, FusedEncoder) or is_encoder(module)]
-
-
 def carried_encoder_plan(model: nn.Module) -> EncoderPlan | None:
     """Return how the encoder of ``model`` runs; None if nothing was decided about it."""
-    plans = (vars(encoder).get(PLAN) for encoder in encoders_of(model))
+    plans = (vars(encoder.module).get(PLAN) for encoder in encoders_of(model))
     return next((plan for plan in plans if plan is not None), None)
 
 
@@ -155,13 +154,13 @@ class EncoderDecision:
 
 def set_encoder_plan_(model: nn.Module, plan: EncoderPlan | None) -> None:
     """Let the encoders of ``model`` run as planned; None lets them run as in transformers."""
+    unfuse_modules_(model)
+    if plan is not None and plan.fused:
+        fuse_modules_(model)
     for encoder in encoders_of(model):
-        plain_class = _plain_class(encoder)
-        encoder.__class__ = fused_class(plain_class) if plan and plan.fused else plain_class
-        for name in ("_native", "_said", PLAN):
-            vars(encoder).pop(name, None)
+        vars(encoder.module).pop(PLAN, None)
         if plan is not None:
-            vars(encoder)[PLAN] = plan
+            vars(encoder.module)[PLAN] = plan
 
 
 def decide_encoder(
@@ -246,10 +245,10 @@ def _predicted(model: nn.Module, plans: Plans, way: str, costs: CpuCostModel) ->
     names = {module: name for name, module in model.named_modules()}
     total = 0.0
     for encoder in encoders_of(model):
-        for layer in _layers(encoder):
-            for linear in layer.linears:
+        for layer in encoder_layers(*encoder):
+            for linear in filter(None, layer.linears):
                 total += _predicted_linear(linear, plans.get(key_in(model, names[linear])), way, costs)
-            hidden: Any = layer.linears[0].in_features
+            hidden: Any = layer.norms[1].weight.numel()
             total += seconds_between(hidden, costs.tokens, in_layout=way != LAYERS)
     return total
 
@@ -265,14 +264,6 @@ def _predicted_linear(linear: Any, plan: LayerPlan | None, way: str, costs: CpuC
     return seconds if way == LAYERS else seconds_in_layout(costs, work, seconds)
 
 
-def _layers(encoder: Any) -> list[EncoderLayer]:
-    return encoder_layers(encoder, _plain_class(encoder))
-
-
-def _plain_class(encoder: Any) -> Any:
-    return encoder.plain_class if isinstance(encoder, FusedEncoder) else type(encoder)
-
-
 def _timed(
     model: nn.Module, ways: dict[str, Plans], mine: str, other: str, plan: EncoderPlan
 ) -> Paired | str:
@@ -281,40 +272,46 @@ def _timed(
     The seconds are for all layers.
     """
     (encoder, *_) = encoders_of(model)
-    lists = ((name, child) for name, child in encoder.named_children() if isinstance(child, nn.ModuleList))
-    name, layers = next(lists)
+    layers = getattr(encoder.module, encoder.family.layers)
     run = min(plan.predicted_us[mine], plan.predicted_us[other]) / len(layers) / 1e6
     count = max(1, min(len(layers), round(SECONDS_A_RUN / max(run, 1e-9))))
     sample = [layers[number * len(layers) // count] for number in range(count)]
-    hidden: Any = _layers(encoder)[0].linears[0].in_features
+    hidden: Any = encoder_layers(*encoder)[0].norms[1].weight
     tokens = min(plan.tokens, MAX_TIMED_TOKENS)
     length = min(tokens, LENGTH)
-    x = torch.randn(-(-tokens // length), length, hidden, generator=torch.Generator().manual_seed(0))
+    shape = -(-tokens // length), length, hidden.numel()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     sides = []
-    with _in_eval(sample), torch.inference_mode():
+    with _in_eval([*sample, encoder.module]), torch.inference_mode():
         for way in (mine, other):
-            part = _part(encoder, name, _packed_as_planned(model, sample, ways[way]), way)
-            if isinstance(part, FusedEncoder) and (reason := why_one_by_one(part, x)):
-                return reason
-            sides.append(functools.partial(part.forward, x))
+            try:
+                sides.append(_runner(encoder, _packed_as_planned(model, sample, ways[way]), way, x))
+            except PlainPath as reason:
+                return str(reason)
         timing = paired(*sides)
-    scale = len(layers) / count * plan.tokens / x[..., 0].numel()
+    scale = len(layers) / count * plan.tokens / (shape[0] * shape[1])
     return replace(timing, mine=timing.mine * scale, other=timing.other * scale)
 
 
-def _part(encoder: Any, name: str, layers: Sequence[nn.Module], way: str) -> Any:
-    """Return an encoder of some of the layers, without the hooks of the whole."""
-    plain_class = _plain_class(encoder)
-    cls: Any = plain_class if way == LAYERS else fused_class(plain_class)
+def _runner(encoder: Encoder, layers: Sequence[nn.Module], way: str, x: Tensor) -> Callable[[], Any]:
+    """Return a function that runs some layers of an encoder on x [B, T, hidden], without hooks of the whole.
+
+    Raises:
+        PlainPath: The layers cannot run in one native call.
+    """
+    cls = plain_class(encoder.module)
     part = cls.__new__(cls)
     nn.Module.__init__(part)
-    hooks = {hook: getattr(part, hook) for hook in HOOKS}
-    part.__dict__ |= {**vars(encoder), **hooks}
-    vars(part).pop("_native", None)
-    part._modules = {**encoder._modules, name: nn.ModuleList(layers)}
-    for module in (part, part._modules[name]):
-        module.training = False
-    return part
+    hooks = {name: getattr(part, name) for name in HOOKS}
+    part.__dict__ |= {**vars(encoder.module), **hooks}
+    for name in DESCRIPTIONS:
+        vars(part).pop(name, None)
+    part._modules = {**encoder.module._modules, encoder.family.layers: nn.ModuleList(layers).eval()}
+    args, given = ((x,), {}) if encoder.family.encoder[0] else ((), {"inputs_embeds": x})
+    if way != LAYERS:
+        fuse_modules_(part)
+        require_native(part, x)
+    return functools.partial(part.forward, *args, **given)
 
 
 def _packed_as_planned(model: nn.Module, layers: Sequence[nn.Module], plans: Plans) -> Sequence[nn.Module]:

@@ -11,9 +11,16 @@ from torch.nn import functional as F
 
 from sparsebert_kernels.errors import unknown
 
-_NAMES = ("element", "block", "row", "column", "neuron", "head", "mlp", "n:m")
+_NAMES = ("element", "block", "panel", "row", "column", "neuron", "head", "mlp", "n:m")
 ACROSS_MATRICES = ("neuron", "head", "mlp")
+PANEL = "panel"
+# The granularities that need a block size, and what their error says.
+_SIZED = {
+    "block": "needs block_size=(out, in), such as (4, 1); '4x1' is short for that",
+    PANEL: "needs block_size=(out, in), such as (32, 2); 'panel(32,2)' is short for that",
+}
 _BLOCKS = re.compile(r"(\d+)x(\d+)")
+_PANELS = re.compile(r"panel\((\d+), ?(\d+)\)")
 # Longer than any row or column of a BERT, and short enough for torch's integers.
 _MAX_BLOCK_LENGTH = 2**20
 _PATTERN = re.compile(r"([1-9]\d{0,3}):([1-9]\d{0,3})")
@@ -32,12 +39,15 @@ class Granularity:
         pattern: (n, m) if n of every m neighbours along in_features are kept; the units are elements then.
         fold: Number of equal slices of the rows, each with a part of every unit, as in a matrix that computes
             query, key and value together. A unit has ``block`` rows in each slice.
+        quantum: Each row of units keeps a multiple of this number of units, or all; see
+            :mod:`sparsebert.pruning.panel_rounding`.
     """
 
     name: str
     block: tuple[int | None, int | None]
     pattern: tuple[int, int] | None = None
     fold: int = 1
+    quantum: int = 1
 
     def block_in(self, shape: torch.Size) -> tuple[int, int]:
         """Return the rows and columns of one unit in a matrix of this shape, all slices together."""
@@ -91,31 +101,46 @@ class Granularity:
 def spelled_out(
     granularity: str, block_size: tuple[int, int] | None = None
 ) -> tuple[str, tuple[int, int] | None]:
-    """Return the name and block size of a granularity, with "4x1" spelled out as "block" and (4, 1)."""
-    if block_size is None and isinstance(granularity, str) and (match := _BLOCKS.fullmatch(granularity)):
-        return "block", (int(match[1]), int(match[2]))
+    """Return the name and block size of a granularity.
+
+    "4x1" is spelled out as "block" and (4, 1), "panel(32,2)" as "panel" and (32, 2).
+    """
+    if block_size is None and isinstance(granularity, str):
+        for name, expression in (("block", _BLOCKS), (PANEL, _PANELS)):
+            if match := expression.fullmatch(granularity):
+                return name, (int(match[1]), int(match[2]))
     return granularity, block_size
 
 
-def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> Granularity:
+def parse_granularity(
+    name: str, block_size: tuple[int, int] | None = None, round_to: int | None = None
+) -> Granularity:
     """Return the granularity of that name.
 
     Args:
-        name: "element", "block", "row", "column", "neuron", "head", "mlp", two of the last three that share
-            no weights ("head+neuron", "head+mlp"), or a pattern such as "2:4".
-        block_size: (out, in), for "block" only.
+        name: "element", "block", "panel", "row", "column", "neuron", "head", "mlp", two of the last three
+            that share no weights ("head+neuron", "head+mlp"), or a pattern such as "2:4".
+        block_size: (out, in), for "block" and "panel" only.
+        round_to: For "panel" only: each panel keeps a multiple of this number of columns. None for
+            :func:`default_round_to`.
 
     Raises:
         ValueError: The name is unknown (the nearest is offered), the block size is missing, superfluous or
-            not two positive ints, the pattern keeps everything, or the joined units share weights.
+            not two positive ints, ``round_to`` is superfluous or not a multiple of the block's columns, the
+            pattern keeps everything, or the joined units share weights.
     """
-    if (block_size is not None) != (name == "block"):
-        needs = "takes no block_size; only 'block' does"
-        if name == "block":
-            needs = "needs block_size=(out, in), such as (4, 1); '4x1' is short for that"
+    if round_to is not None and name != PANEL:
+        raise ValueError(f"granularity {name!r} takes no round_to; only 'panel' does, got {round_to!r}")
+    if (block_size is not None) != (name in _SIZED):
+        needs = "takes no block_size; only 'block' and 'panel' do"
+        if name in _SIZED:
+            needs = _SIZED[name]
         raise ValueError(f"granularity {name!r} {needs}")
     if name == "block":
         return Granularity(name, _block_size(block_size))
+    if name == PANEL:
+        rows, columns = _block_size(block_size)
+        return Granularity(name, (rows, columns), quantum=_quantum(columns, round_to))
     if name == "element":
         return Granularity(name, (1, 1))
     if name == "row":
@@ -139,7 +164,10 @@ def parse_granularity(name: str, block_size: tuple[int, int] | None = None) -> G
         raise ValueError("granularity 'n:m' is a placeholder: write the numbers, such as '2:4'")
     error = unknown("granularity", name, _NAMES)
     if any(map(str.isdigit, str(name))):
-        error = ValueError(f"{error}; write blocks of 4 rows and 1 column '4x1' and patterns '2:4'")
+        error = ValueError(
+            f"{error}; write blocks of 4 rows and 1 column '4x1', panels of 32 rows and pairs of columns "
+            "'panel(32,2)', and patterns '2:4'"
+        )
     raise error
 
 
@@ -169,6 +197,28 @@ def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
             better[i] += before
             better[j] += ~before
     return (better < n).t().contiguous().view(scores.shape)
+
+
+def default_round_to(columns: int) -> int:
+    """Return the columns of which a panel keeps a multiple, for units of ``columns`` columns.
+
+    32, as bf16 kernels read them, for groups of 1 or 2; 64, as int8 kernels read them, for wider groups.
+    """
+    return 32 if columns <= 2 else 64
+
+
+def _quantum(columns: int, round_to: int | None) -> int:
+    """Return the units of which a panel keeps a multiple."""
+    if round_to is None:
+        round_to = default_round_to(columns)
+    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1 or round_to % columns:
+        raise ValueError(
+            f"round_to must be a positive multiple of the {columns} columns of a unit, such as "
+            f"{columns * max(1, 32 // columns)}, got {round_to!r}"
+        )
+    if round_to > _MAX_BLOCK_LENGTH:
+        raise ValueError(f"round_to must be at most {_MAX_BLOCK_LENGTH} columns, got {round_to}")
+    return round_to // columns
 
 
 def _block_size(block_size: object) -> tuple[int, int]:

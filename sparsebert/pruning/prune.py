@@ -17,8 +17,9 @@ from sparsebert.linear_layers import Filter
 from sparsebert.pruning.density import Density, Number, as_sparsity, density_of, parse_sparsity
 from sparsebert.pruning.gates import GATED, GateSite, gate_sites
 from sparsebert.pruning.gradients import loss_gradients
-from sparsebert.pruning.granularity import Granularity, keep_n_of_m, parse_granularity, spelled_out
+from sparsebert.pruning.granularity import PANEL, Granularity, keep_n_of_m, parse_granularity, spelled_out
 from sparsebert.pruning.methods.head_importance import gate_importance
+from sparsebert.pruning.panel_rounding import round_panels
 from sparsebert.pruning.prunable_structure import prunable_structure
 from sparsebert.pruning.read_matrices import BIAS, loaded_weight, read_biases, read_matrix
 from sparsebert.pruning.registry import Method, ScoringContext, find_method
@@ -44,6 +45,7 @@ def prune(
     ticket: Ticket | None = None,
     data: Any = None,
     filter: Filter | None = None,
+    round_to: int | None = None,
 ) -> Ticket:
     """Choose which weights of a model's linear layers to keep; the model is only read.
 
@@ -65,14 +67,16 @@ def prune(
         sparsity: Share of all prunable weights to prune, in [0, 1), read exactly as its decimal spelling. A
             joined granularity also takes one share for each kind of unit, {"head": 0.25, "neuron": 0.4}, in
             any scope but "global", where the kinds compete with each other.
-        granularity: The unit of pruning: "element"; "block" with ``block_size``, or "4x1" for short; "row";
-            "column"; "neuron" (its row of the up-projection and its column of the down-projection); "head"
-            (its rows of query, key and value and its columns of the attention's output); "mlp" (a whole
-            feed-forward layer, which the ticket removes with its biases); "head+neuron" or "head+mlp"; or n
-            of m along in_features such as "2:4" (``sparsity`` may then be omitted, and ``scope`` has no
-            effect). Heads and neurons of a model that is not BERT-like are located by running it once on
-            made-up inputs or, if there are any, the first of ``data``. A neuron with a gate includes the
-            gate's row; where query heads share a key and value head, all of them form one head.
+        granularity: The unit of pruning: "element"; "block" with ``block_size``, or "4x1" for short; "panel"
+            with ``block_size``, or "panel(32,2)" for short (blocks, of which each panel of 32 rows keeps a
+            number that fills the kernels' tiles: see ``round_to``); "row"; "column"; "neuron" (its row of the
+            up-projection and its column of the down-projection); "head" (its rows of query, key and value and
+            its columns of the attention's output); "mlp" (a whole feed-forward layer, which the ticket
+            removes with its biases); "head+neuron" or "head+mlp"; or n of m along in_features such as "2:4"
+            (``sparsity`` may then be omitted, and ``scope`` has no effect). Heads and neurons of a model that
+            is not BERT-like are located by running it once on made-up inputs or, if there are any, the first
+            of ``data``. A neuron with a gate includes the gate's row; where query heads share a key and value
+            head, all of them form one head.
         block_size: (out, in) of a block.
         scope: The units that compete: all ("global"); those of each matrix ("matrix"; for neurons and heads,
             of each layer); those of matrices of one type ("type"; heads are one type, neurons or MLPs
@@ -88,6 +92,11 @@ def prune(
         data: Batches (keyword arguments for the model, with labels), for methods that need examples.
         filter: ``filter(name, linear) -> bool`` selects the layers to prune among all linear layers of the
             model, in place of the default.
+        round_to: For panels: each panel keeps a multiple of this number of columns, or all of them. None
+            for 32, the quantum of bf16 kernels, with groups of 1 or 2 columns, and for 64, the quantum of
+            int8 kernels, with wider ones. Rounding moves the kept weights of a matrix by at most one
+            quantum of one panel; :func:`sparsebert.pruning.panel_rounding.round_panels` defines it exactly.
+            ``sparsity_reached`` in the metadata is the sparsity after rounding.
 
     Raises:
         ValueError: A name is unknown (the message offers the nearest); the sparsity is outside [0, 1) or
@@ -105,6 +114,7 @@ def prune(
         seed=seed,
         include_biases=include_biases,
         ticket=ticket,
+        round_to=round_to,
     )
     pool = _group(model, request, include_pooler, filter, data)
     scores = _score(model, request, pool, data)
@@ -161,6 +171,7 @@ class _Request:
     seed: int
     include_biases: bool
     ticket: Ticket | None
+    round_to: int | None
 
 
 @dataclass(frozen=True)
@@ -193,11 +204,14 @@ def _validate(
     seed: int,
     include_biases: bool,
     ticket: Ticket | None,
+    round_to: int | None,
 ) -> _Request:
     """Check the options that do not depend on the model."""
     scorer = find_method(method)
     granularity, block_size = spelled_out(granularity, block_size)
-    units = parse_granularity(granularity, block_size)
+    units = parse_granularity(granularity, block_size, round_to)
+    if granularity == PANEL and block_size is not None:
+        round_to = units.quantum * block_size[1]
     density = parse_sparsity(sparsity, units)
     for kind, value, names in (("scope", scope, SCOPES), ("pooling rule", pooling, POOLING)):
         if value not in names:
@@ -213,7 +227,17 @@ def _validate(
     if ticket is not None:
         require_ticket(ticket)
     return _Request(
-        scorer, granularity, block_size, units, density, scope, pooling, seed, include_biases, ticket
+        scorer,
+        granularity,
+        block_size,
+        units,
+        density,
+        scope,
+        pooling,
+        seed,
+        include_biases,
+        ticket,
+        round_to,
     )
 
 
@@ -225,7 +249,7 @@ def _group(
         model, request.granularity, include_pooler=include_pooler, filter=filter, data=data
     )
     shapes = {key: loaded_weight(model, key).shape for key in prunable}
-    groups = unit_groups(request.granularity, request.block_size, shapes, encoder)
+    groups = unit_groups(request.granularity, request.block_size, shapes, encoder, request.round_to)
     if request.scope == "matrix" and request.density != 1 and any(group.kind == "mlp" for group in groups):
         raise ValueError("scope 'matrix' leaves each MLP without a competitor: use 'type' or 'global'")
     keys = [key for key in shapes if any(key in group.parts for group in groups)]
@@ -292,12 +316,16 @@ def _select(
                 [*(group.sizes for group in competing), *(1 for _ in biases)],
                 density_of(competing, request.density) * weights,
             )
-            for group, units in zip(competing, kept, strict=False):
+            whole = round_panels(
+                competing, [scores[group.name] for group in competing], kept[: len(competing)]
+            )
+            for group, units in zip(competing, whole, strict=True):
                 masks |= group.expand(units)
             for name, units in zip(biases, kept[len(competing) :], strict=True):
                 bias_masks[name.removesuffix(BIAS)] = units[0]
     if not any(mask.any() for mask in masks.values()):
-        raise ValueError(f"sparsity {as_sparsity(request.density)} would keep none of the weights")
+        rounding = f", rounded to {request.round_to} columns of a panel" if request.round_to else ""
+        raise ValueError(f"sparsity {as_sparsity(request.density)} would keep none of the weights{rounding}")
     return masks, bias_masks
 
 
@@ -319,6 +347,10 @@ def _describe(
         "seed": request.seed,
     }
     step |= {"block_size": list(request.block_size)} if request.block_size else {}
+    if request.round_to:
+        total = sum(mask.numel() for mask in masks.values())
+        zeros = total - sum(int(mask.count_nonzero()) for mask in masks.values())
+        step |= {"round_to": request.round_to, "sparsity_reached": zeros / total}
     step |= {"include_biases": True} if request.include_biases else {}
     earlier = request.ticket.metadata if request.ticket else {}
     origin = describe_model(model)

@@ -60,6 +60,11 @@ class UnitGroup:
         return self.parts[self.name].name
 
     @property
+    def quantum(self) -> int:
+        """Number of units of which each row of units keeps a multiple; 1 for units that are not panels."""
+        return self.parts[self.name].quantum
+
+    @property
     def weights(self) -> int:
         """Number of weights of all units."""
         return sum(math.prod(shape) for shape in self.shapes.values())
@@ -110,21 +115,23 @@ def unit_groups(
     block_size: tuple[int, int] | None,
     shapes: Mapping[str, torch.Size],
     structure: Structure | None,
+    round_to: int | None = None,
 ) -> tuple[UnitGroup, ...]:
     """Cut matrices into units, in model order, kind by kind.
 
     Args:
         name: Name of the granularity.
-        block_size: (out, in) of a block.
+        block_size: (out, in) of a block, or of a unit of a panel.
         shapes: key -> [out, in] of the matrices. Matrices without weights in such units are in no group;
             matrices that share units must all be present.
         structure: Structure of the model, needed for neurons, heads and MLPs.
+        round_to: Columns of which each panel keeps a multiple.
 
     Raises:
         ValueError: See :func:`parse_granularity`; or the structure is needed and missing; or shapes differ
             from the structure, as those of compacted heads do.
     """
-    granularity = parse_granularity(name, block_size)
+    granularity = parse_granularity(name, block_size, round_to)
     kinds = kinds_in(name)
     if not kinds:
         return tuple(UnitGroup({key: granularity}, {key: shape}) for key, shape in shapes.items())

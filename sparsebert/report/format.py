@@ -48,10 +48,12 @@ def workload_title(workload: Record) -> str:
 
 
 def granularity_text(ticket: Record) -> str:
-    """Return "element", "4x1" (the block), "row", "2:4", ...; "element" without a granularity."""
+    """Return "element", "4x1" (the block), "panel(32,2)", "2:4", ...; "element" without a granularity."""
     block = ticket.get("block_size")
     if ticket.get("granularity") == "block" and block:
         return f"{block[0]}x{block[1]}"
+    if ticket.get("granularity") == "panel" and block:
+        return f"panel({block[0]},{block[1]})"
     return str(ticket.get("granularity") or "element")
 
 

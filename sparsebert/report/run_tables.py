@@ -31,8 +31,8 @@ VERDICT_NOTE = (
 )
 # Fields that are equal in runs that are summarised together.
 _SETTINGS = (
-    "run", "method", "granularity", "block_size", "scope", "source", "rewind", "head", "steps", "max_length",
-    "round", "rounds",
+    "run", "method", "granularity", "block_size", "round_to", "scope", "source", "rewind", "head", "steps",
+    "max_length", "round", "rounds",
 )  # fmt: skip
 
 

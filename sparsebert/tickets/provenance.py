@@ -23,6 +23,7 @@ _TYPES: dict[str, type] = {
     "method": str,
     "granularity": str,
     "block_size": list,
+    "round_to": int,
     "scope": str,
     "seed": int,
     "model": dict,

@@ -117,8 +117,8 @@ def load_once(folders: Iterable[Path], task: Task, data: Data) -> Data:
 
 
 def require_whole_blocks(model: nn.Module, units: PruningUnits, filter: Filter | None = None) -> None:
-    """Raise ValueError unless the units' blocks, if any, divide every matrix to prune."""
-    if units.block_size is None:
+    """Raise ValueError unless the units' blocks, if any, divide every matrix to prune; panels need not."""
+    if units.granularity != "block" or units.block_size is None:
         return
     rows, columns = units.block_size
     shapes = {

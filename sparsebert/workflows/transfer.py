@@ -162,7 +162,8 @@ def _units(ticket: Ticket) -> PruningUnits:
     """Return the units in a ticket's metadata; single weights if it records none."""
     granularity, size = ticket.metadata.get("granularity", "element"), ticket.metadata.get("block_size")
     block = (int(size[0]), int(size[1])) if size else None
-    return PruningUnits(granularity, block, include_pooler=POOLER in ticket.masks)
+    round_to = ticket.metadata.get("round_to")
+    return PruningUnits(granularity, block, include_pooler=POOLER in ticket.masks, round_to=round_to)
 
 
 def _random_config(sparsity: float, units: PruningUnits) -> Callable[[Target, int], RunConfig]:

@@ -103,6 +103,18 @@ def test_a_ticket_of_any_kind_is_pruned_further(
     assert sum(int(mask.sum()) for mask in ticket.masks.values()) == PRUNABLE // 2
 
 
+def test_panels_and_the_sparsity_that_they_reach(
+    asked: list[str], output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main([*asked, "--granularity", "panel(6,2)", "--round-to", "4"]) == 0
+    ticket = Ticket.load(output)
+    for mask in ticket.masks.values():
+        panels = [panel[0].sum() for panel in mask.split(6)]
+        assert all(count % 4 == 0 or count == mask.shape[1] for count in panels)
+    assert ticket.sparsity == ticket.metadata["sparsity_reached"] == pytest.approx(0.5, abs=0.005)
+    assert f"{ticket.sparsity:.2%} sparse" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -111,6 +123,12 @@ def test_a_ticket_of_any_kind_is_pruned_further(
         (["--sparsity", "1"], "sparsity must be a number in [0, 1)"),
         (["--sparsity", "50"], "did you mean 0.5"),
         (["--granularity", "7x7"], "blocks of 7x7 do not divide"),
+        (["--granularity", "panel"], "'panel' needs block_size=(out, in)"),
+        (
+            ["--granularity", "panel(32,2)", "--round-to", "33"],
+            "round_to must be a positive multiple",
+        ),
+        (["--round-to", "32"], "'element' takes no round_to; only 'panel' does"),
         (["--scope", "globl"], "did you mean 'global'"),
         (["--seeds", "one"], "whole numbers"),
         (["--seeds", "-1"], "seed must be"),

@@ -33,6 +33,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "l0": {"sparsity": None, **tiny.PENALISED["l0"]},
 }
 BLOCKS = {"granularity": "block", "block_size": (5, 5)}
+PANELS = {"granularity": "panel", "block_size": (5, 5), "round_to": 10}
+# 16 blocks in some matrices and 24 in others: a tenth of them is no whole number. Panels keep 2 units or 4.
+TOLERANCES = {"element": 1e-9, "block": 0.03, "panel": 0.07}
 
 
 def config_of(method: str, **changes: Any) -> RunConfig:
@@ -51,7 +54,7 @@ def assert_same(one: Path, other: Path) -> None:
     assert [row["metrics"] for row in ours] == [row["metrics"] for row in others]
 
 
-@pytest.mark.parametrize("units", [{}, BLOCKS], ids=["element", "block"])
+@pytest.mark.parametrize("units", [{}, BLOCKS, PANELS], ids=TOLERANCES)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run(tmp_path: Path, method: str, units: dict[str, Any]) -> None:
     (row,) = run(tiny.experiment(), config_of(method, **units), tmp_path)
@@ -59,14 +62,18 @@ def test_a_run(tmp_path: Path, method: str, units: dict[str, Any]) -> None:
     ticket = Ticket.load(tmp_path / "ticket.safetensors")
     assert (row["sparsity"], row["kept"]) == (ticket.sparsity, round(ticket.density * tiny.PRUNABLE))
     if (sparsity := METHODS[method]["sparsity"]) is not None:
-        # 16 blocks in some matrices and 24 in others: a tenth of them is no whole number.
-        assert ticket.sparsity == pytest.approx(sparsity, abs=0.03 if units else 1e-9)
+        assert ticket.sparsity == pytest.approx(sparsity, abs=TOLERANCES[units.get("granularity", "element")])
     assert 0 < ticket.sparsity < 1
     weights = load_file(tmp_path / "model" / "model.safetensors")
     assert not any("mask_scores" in name for name in weights)
     for key, mask in ticket.masks.items():
         assert not weights[f"bert.{key}.weight"][~mask].any()
-        assert weights[f"bert.{key}.weight"][mask].all()
+        if units is PANELS:
+            kept = mask[::5, ::5].sum(1)
+            assert ((kept % 2 == 0) | (kept == mask.shape[1] // 5)).all()
+            assert ticket.metadata["round_to"] == row["round_to"] == 10
+        if units is not PANELS or method != "l0":  # it keeps closed gates, which are zeros, in panels
+            assert weights[f"bert.{key}.weight"][mask].all()
     assert ticket.metadata["method"] == method
     assert "rewind" not in ticket.metadata["history"][0]["options"]
 

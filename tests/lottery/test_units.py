@@ -31,6 +31,7 @@ UNITS: dict[str, dict[str, Any]] = {
     "4x1": {"granularity": "block", "block_size": (4, 1)},
     "5x10": {"granularity": "block", "block_size": (5, 10)},
     "3x7": {"granularity": "block", "block_size": (3, 7)},
+    "panel": {"granularity": "panel", "block_size": (4, 1), "round_to": 4},
     "row": {"granularity": "row"},
     "column": {"granularity": "column"},
     "neuron": {"granularity": "neuron"},
@@ -115,14 +116,19 @@ def test_any_method_finds_tickets_of_any_units_in_any_scope(
         assert found == ticket
 
 
-def assert_right(found: Ticket, scope: str, granularity: str = "element", block_size: Any = None) -> None:
-    """Units are kept whole, and as many as come nearest to a half of the weights in each scope."""
+def assert_right(
+    found: Ticket, scope: str, granularity: str = "element", block_size: Any = None, round_to: Any = None
+) -> None:
+    """Units are kept whole, and as many as come nearest to a half of the weights in each scope.
+
+    Panels keep multiples of their quantum, and come within half of a quantum.
+    """
     shapes = {key: mask.shape for key, mask in found.masks.items()}
     if granularity == "1:2":
         assert all((mask.view(-1, 2).sum(1) == 1).all() for mask in found.masks.values())
         return
     model = structure(tiny.model())
-    groups = unit_groups(granularity, block_size, shapes, model)
+    groups = unit_groups(granularity, block_size, shapes, model, round_to)
     rivals: dict[str, list[Any]] = {}
     for group in groups:
         rivals.setdefault(
@@ -131,7 +137,13 @@ def assert_right(found: Ticket, scope: str, granularity: str = "element", block_
     for together in rivals.values():
         kept = sum(int((group.whole(found.masks) * group.sizes).sum()) for group in together)
         largest = max(int(torch.as_tensor(group.sizes).max()) for group in together)
-        assert abs(kept - Fraction(sum(group.weights for group in together), 2)) <= Fraction(largest, 2)
+        nearest = Fraction(largest, 2)
+        if granularity == "panel":
+            nearest += Fraction(largest * together[0].quantum, 2)
+            for group in together:
+                counts = group.whole(found.masks).sum(1)
+                assert ((counts % group.quantum == 0) | (counts == group.grid[1])).all()
+        assert abs(kept - Fraction(sum(group.weights for group in together), 2)) <= nearest
 
 
 @pytest.mark.parametrize(

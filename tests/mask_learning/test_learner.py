@@ -23,6 +23,7 @@ UP, DOWN = "encoder.layer.0.intermediate.dense", "encoder.layer.0.output.dense"
 UNITS: dict[str, dict[str, Any]] = {
     "element": {},
     "block": {"granularity": "block", "block_size": (4, 8)},
+    "panel": {"granularity": "panel", "block_size": (8, 2), "round_to": 4},
     "row": {"granularity": "row"},
     "neuron": {"granularity": "neuron"},
     "head": {"granularity": "head"},

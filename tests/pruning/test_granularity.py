@@ -97,6 +97,19 @@ def test_n_of_every_m_are_kept_and_none_beats_them(
         (("block", (True, 4)), "two positive ints"),
         (("block", 4), "two positive ints"),
         (("block", (4,)), "two positive ints"),
+        (("panel",), r"'panel' needs block_size=\(out, in\), such as \(32, 2\); 'panel\(32,2\)' is short"),
+        (("panel32x2",), r"unknown granularity 'panel32x2'; .*'panel\(32,2\)'"),
+        (("panel", (32, 0)), "two positive ints"),
+        (
+            ("panel", (32, 2), 33),
+            "round_to must be a positive multiple of the 2 columns of a unit",
+        ),
+        (("panel", (32, 2), 0), "round_to must be a positive multiple of the 2 columns .* got 0"),
+        (("panel", (32, 2), 32.0), "round_to must be a positive multiple"),
+        (("panel", (32, 3)), "such as 30, got 64"),
+        (("panel", (32, 2), 2**21), "round_to must be at most 1048576 columns"),
+        (("block", (32, 2), 32), "'block' takes no round_to; only 'panel' does, got 32"),
+        (("element", None, 32), "'element' takes no round_to"),
     ],
 )
 def test_what_it_does_not_know_is_refused(arguments: tuple[Any, ...], message: str) -> None:

@@ -44,6 +44,7 @@ ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 # The structs sb_call and sb_weight of src/native.h, which asserts their sizes and offsets.
 _CALL = struct.Struct("=Qqqiiii")
 _WEIGHT = struct.Struct("=qqiiiiiiQQQQQQQQQ")
+WEIGHT_BYTES = _WEIGHT.size
 MAX_WEIGHTS = 8  # of one call
 
 
@@ -98,7 +99,7 @@ def library() -> ctypes.CDLL:
     loaded.sb_choose.argtypes = [ctypes.c_char_p]
     loaded.sb_computes.argtypes = [ctypes.c_int32, ctypes.c_int32]
     loaded.sb_linear.argtypes = [ctypes.c_char_p]
-    loaded.sb_encoder.argtypes = [ctypes.c_char_p]
+    loaded.sb_encoder.argtypes = loaded.sb_pool.argtypes = [ctypes.c_char_p]
     loaded.sb_values_gradient.argtypes = [
         ctypes.c_char_p, pointer, pointer, ctypes.c_int32, ctypes.c_int64, pointer, ctypes.c_int,
     ]  # fmt: skip

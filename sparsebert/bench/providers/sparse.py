@@ -28,8 +28,9 @@ class Sparse(TorchBackend):
         *_, lowest = (dtype, *lower_precisions(getattr(torch, dtype), pruned.tolerance))
         return lowest if lowest == "int8" else long_name(lowest)
 
-    def dtype(self, pruned: PrunedModel) -> str:
-        return pruned.workload.dtype
+    def dtype(self, pruned: PrunedModel) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, pruned.workload.dtype)
+        return dtype
 
     def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
         return sparsify_(

@@ -30,8 +30,8 @@ class Within(StrEnum):
 def random_like(ticket: Ticket, seed: int = 0, model: nn.Module | None = None) -> Ticket:
     """Return a random ticket with as many units in each matrix as ``ticket`` keeps: layerwise random pruning.
 
-    The counts are exact: units at an edge change places only with units of equal size, and n:m patterns stay
-    n:m.
+    The counts are exact: units at an edge change places only with units of equal size, n:m patterns stay n:m,
+    and panels exchange their numbers of units only with panels of as many rows.
 
     Args:
         ticket: The ticket; its metadata names the units (elements, blocks, rows, ...).
@@ -45,7 +45,8 @@ def random_like(ticket: Ticket, seed: int = 0, model: nn.Module | None = None) -
         raise ValueError("a ticket that prunes biases or whole modules has no layerwise random baseline")
     name = ticket.metadata.get("granularity", "element")
     size = ticket.metadata.get("block_size")
-    pattern = parse_granularity(name, tuple(size) if size else None).pattern
+    round_to = ticket.metadata.get("round_to")
+    pattern = parse_granularity(name, tuple(size) if size else None, round_to).pattern
     generator = torch.Generator().manual_seed(seed)
     masks: dict[str, Tensor] = {}
     if pattern:
@@ -53,12 +54,14 @@ def random_like(ticket: Ticket, seed: int = 0, model: nn.Module | None = None) -
     else:
         shapes = {key: mask.shape for key, mask in ticket.masks.items()}
         encoder = None if model is None else structure_of(model, tuple(shapes), name)
-        for group in unit_groups(name, tuple(size) if size else None, shapes, encoder):
-            masks |= group.expand(_shuffled(group.whole(ticket.masks), group.sizes, generator))
+        for group in unit_groups(name, tuple(size) if size else None, shapes, encoder, round_to):
+            kept = group.whole(ticket.masks)
+            shuffle = _shuffled if group.quantum == 1 else _shuffled_panels
+            masks |= group.expand(shuffle(kept, group.sizes, generator))
     step = {"operation": "random-like", "method": "random", "seed": seed, "sparsity": ticket.sparsity}
     units: dict[str, Any] = {
         field: ticket.metadata[field]
-        for field in ("granularity", "block_size", "model", "encoder_sparsity")
+        for field in ("granularity", "block_size", "round_to", "model", "encoder_sparsity")
         if field in ticket.metadata
     }
     return Ticket(
@@ -119,6 +122,17 @@ def _shuffled(kept: Tensor, sizes: Tensor | int, generator: torch.Generator) -> 
         values = kept.flatten()[places]
         result[places] = values[torch.randperm(len(places), generator=generator)]
     return result.view(kept.shape)
+
+
+def _shuffled_panels(kept: Tensor, sizes: Tensor | int, generator: torch.Generator) -> Tensor:
+    """Permute the panels (rows) of equal size, then the units of equal size in each panel."""
+    of_size = torch.as_tensor(sizes).expand(kept.shape)
+    panels = torch.arange(len(kept))
+    for size in of_size[:, 0].unique():
+        places = (of_size[:, 0] == size).nonzero().flatten()
+        panels[places] = places[torch.randperm(len(places), generator=generator)]
+    rows = zip(kept[panels], of_size, strict=True)
+    return torch.stack([_shuffled(row, row_sizes, generator) for row, row_sizes in rows])
 
 
 def _patterns(mask: Tensor, pattern: tuple[int, int], generator: torch.Generator, key: str) -> Tensor:

@@ -24,6 +24,7 @@ const sb::Kernels kernels = {
     },
     [](const sb::GradientCall& call) { avx512::kernels.values_gradient(call); },
     [](const sb_encoder_call& call) { avx512::kernels.encoder(call); },
+    [](const sb_pool_call& call) { avx512::kernels.pool(call); },
 };
 
 }  // namespace SB_ISA

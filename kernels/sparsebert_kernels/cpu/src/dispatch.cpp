@@ -74,15 +74,19 @@ const InstructionSet* best() {
 
 const InstructionSet* active = best();
 
+bool known(const sb_weight& w) {
+  const bool format = w.format == SB_ELEMENT || w.format == SB_DENSE ||
+                      (w.format == SB_VECTOR && (w.vector_rows == 2 || w.vector_rows == 4 || w.vector_rows == 8));
+  return format && w.dtype == SB_F32 && w.bias_dtype == SB_F32 && w.bias && w.out_features > 0;
+}
+
 // Whether the encoder can compute this layer.
 bool fits(const sb_layer& layer, int64_t hidden) {
   const sb_weight *query = layer.weights, *key = query + 1, *value = query + 2, *output = query + 3;
   const sb_weight *up = query + 4, *down = query + 5;
-  for (const sb_weight& w : layer.weights) {
-    const bool known = w.format == SB_ELEMENT || w.format == SB_DENSE ||
-                       (w.format == SB_VECTOR && (w.vector_rows == 2 || w.vector_rows == 4 || w.vector_rows == 8));
-    if (!known || w.dtype != SB_F32 || w.bias_dtype != SB_F32 || !w.bias || w.out_features < 1) return false;
-  }
+  const bool joint = key->out_features == 0 && value->out_features == 0;
+  for (const sb_weight& w : layer.weights)
+    if (!known(w) && !(joint && (&w == key || &w == value))) return false;
   int64_t scores = 0, values = 0;
   for (int i = 0; i < layer.groups; i++) {
     const int32_t* group = layer.heads + 3 * i;
@@ -90,10 +94,57 @@ bool fits(const sb_layer& layer, int64_t hidden) {
     scores += int64_t{group[0]} * group[1];
     values += int64_t{group[0]} * group[2];
   }
-  return query->in_features == hidden && key->in_features == hidden && value->in_features == hidden &&
-         query->out_features == scores && key->out_features == scores && value->out_features == values &&
-         output->in_features == values && output->out_features == hidden && up->in_features == hidden &&
-         down->in_features == up->out_features && down->out_features == hidden;
+  if (layer.rotary && (layer.groups != 1 || layer.heads[1] % 2)) return false;
+  if (layer.relative_bias && (layer.scale == 0 || layer.reach < 0)) return false;
+  const bool projections =
+      joint ? query->out_features == 2 * scores + values
+            : key->in_features == hidden && value->in_features == hidden && query->out_features == scores &&
+                  key->out_features == scores && value->out_features == values;
+  return projections && query->in_features == hidden && output->in_features == values &&
+         output->out_features == hidden && up->in_features == hidden &&
+         up->out_features == down->in_features * (layer.gated ? 2 : 1) && down->out_features == hidden;
+}
+
+// Whether the encoder can compute what comes before and after the layers.
+bool fits(const sb_ends& ends, const sb_encoder_call& call) {
+  const sb_weight &projection = ends.weights[0], &pooler = ends.weights[1];
+  if (projection.out_features > 0 &&
+      (!known(projection) || projection.in_features != ends.width || projection.out_features != call.hidden))
+    return false;
+  if (ends.words && ((projection.out_features == 0 && ends.width != call.hidden) || !call.ids)) return false;
+  return pooler.out_features == 0 ? !call.pooled : known(pooler) && pooler.in_features == call.hidden;
+}
+
+// Checks the numbers of tokens, positions and types, and the mask: SB_DONE, or what is wrong.
+sb_result check_tokens(const sb_encoder_call& call) {
+  const sb_ends* ends = call.ends && call.ends->words ? call.ends : nullptr;
+  int64_t positions = INT64_MAX;  // of the tables of rotary positions
+  bool relative = false;
+  for (int i = 0; i < call.count; i++) {
+    const sb_layer& layer = call.layers[i];
+    relative |= layer.relative_bias || layer.rotary || layer.window >= 0;
+    if (layer.rotary && layer.positions < positions) positions = layer.positions;
+  }
+  if (call.length > positions) return SB_BAD_ID;
+  for (int64_t s = 0; s < call.sequences; s++) {
+    const int64_t first = s * call.length;
+    if (call.first_kept && call.length && !sb::keeps(call.mask, call.mask_bytes, first)) return SB_PADDING_FIRST;
+    int64_t words = 0;
+    bool gap = false;
+    for (int64_t i = first; i < first + call.length; i++) {
+      const bool kept = sb::keeps(call.mask, call.mask_bytes, i);
+      if (relative && kept && gap) return SB_GAP;
+      gap |= !kept;
+      if (!ends) continue;
+      if (call.ids[i] < 0 || call.ids[i] >= ends->vocabulary) return SB_BAD_ID;
+      if (call.types && ends->types && (call.types[i] < 0 || call.types[i] >= ends->type_count)) return SB_BAD_ID;
+      words += call.ids[i] != ends->padding;
+    }
+    if (!ends || !ends->positions || !call.length) continue;
+    const int64_t last = ends->padding < 0 ? call.length - 1 : ends->padding + words;
+    if (last >= ends->position_count) return SB_BAD_ID;
+  }
+  return SB_DONE;
 }
 
 }  // namespace
@@ -162,12 +213,25 @@ SB_API int sb_values_gradient(const sb_weight* weight, const void* dy, const voi
   return 0;
 }
 
-// Computes the layers of an encoder. Returns 0 on success, 1 for weights that it does not support or that do not fit
-// together.
+// Computes the layers of an encoder, and what comes before and after them. Returns SB_DONE, or, with nothing computed:
+// SB_UNFIT for weights that it does not support or that do not fit together, SB_BAD_ID for numbers outside their tables,
+// SB_PADDING_FIRST as the call asks, and SB_GAP for padding between tokens where their distances matter.
 SB_API int sb_encoder(const sb_encoder_call* call) {
-  if (call->threads < 1) return 1;
+  if (call->threads < 1 || (call->mask && call->mask_bytes != 1 && call->mask_bytes != 8)) return SB_UNFIT;
   for (int i = 0; i < call->count; i++)
-    if (!fits(call->layers[i], call->hidden)) return 1;
+    if (!fits(call->layers[i], call->hidden)) return SB_UNFIT;
+  if (call->ends ? !fits(*call->ends, *call) : call->pooled != nullptr) return SB_UNFIT;
+  if (const sb_result result = check_tokens(*call)) return result;
   active->kernels->encoder(*call);
+  return SB_DONE;
+}
+
+// Reduces each sequence to one vector. Returns 0 on success, 1 for an invalid call or a mask that weights tokens.
+SB_API int sb_pool(const sb_pool_call* call) {
+  if (call->threads < 1 || (call->mask && call->mask_bytes != 1 && call->mask_bytes != 8)) return 1;
+  if (call->mask && call->mask_bytes == 8)
+    for (int64_t i = 0; i < call->sequences * call->length; i++)
+      if (static_cast<uint64_t>(static_cast<const int64_t*>(call->mask)[i]) > 1) return 1;
+  active->kernels->pool(*call);
   return 0;
 }
