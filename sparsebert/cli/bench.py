@@ -56,7 +56,7 @@ def bench(
         str,
         typer.Option(
             help="packed format of every layer: auto (the plan chooses); element, vector, compact, dense, "
-            "csr; on GPUs panel, bitmap, column_panel, 2:4"
+            "csr, row_panel (with --tolerance bf16); on GPUs panel, bitmap, column_panel, 2:4"
         ),
     ] = "auto",
     measure: Annotated[
