@@ -14,7 +14,7 @@ from sparsebert.planning.engine_choice import set_encoder_plan_
 
 
 def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
-    """Let each encoder in ``model`` run all its layers in one call of the native CPU library, in place.
+    """Let each base model in ``model`` run in one call of the native CPU library, in place.
 
     For BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, DistilBERT, MPNet and ModernBERT, with any task head
     or in a sentence-transformers model, sparse or dense, before or after ``sparsify_`` and ``compact_``. The
@@ -26,7 +26,9 @@ def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
     recorded gradients, training, requested hidden states or attentions, hooks or replaced modules inside the
     encoder, another device or dtype than float32 on the CPU, a mask that differs between queries, rows of a
     batch that begin with padding or hold nothing else, weights made under ``torch.inference_mode()`` that the
-    native form copies, compilers and tracers.
+    native form copies, an attention that the user registered, compilers and tracers; in MPNet and ModernBERT
+    also padding between tokens, and in ModernBERT ``position_ids``. For ``inputs_embeds``, ``position_ids``
+    and hooks around the encoder, embeddings and pooler run as before, and the layers natively.
 
     Dense weights are copied into the native form, and copied again in the first call after a change: by
     optimizers, ``load_state_dict``, replaced modules or tensors, and all in-place operations that torch

@@ -367,6 +367,7 @@ def _described(layer: EncoderLayer, shared: _SharedTables) -> kernels.EncoderLay
         scale = getattr(attention, "scaling", width**-0.5)
     norms = [norm_tensors(norm) for norm in layer.norms]
     pre_norm = shared.family.pre_norm
+    rotary = shared.rotary(layer.layer.attention_type) if pre_norm else None  # type: ignore[arg-type]
     return kernels.EncoderLayer(
         weights=[None if module is None else packed_weight(module) for module in linears],
         biases=[None if module is None else bias_of(module) for module in linears],
@@ -380,7 +381,7 @@ def _described(layer: EncoderLayer, shared: _SharedTables) -> kernels.EncoderLay
         gated=pre_norm,
         window=shared.window(layer.layer) if pre_norm else None,
         relative_bias=shared.relative_bias,
-        rotary=shared.rotary(layer.layer.attention_type) if pre_norm else None,  # type: ignore[arg-type]
+        rotary=rotary,
     )
 
 

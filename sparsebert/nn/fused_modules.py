@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from sparsebert.nn.encoder_layers import Family, encoder_family, model_family
 from sparsebert.nn.fused_encoder import FusedEncoder, fused_class, has_foreign_code
 from sparsebert.nn.fused_model import FusedModel, fused_model_class
-from sparsebert.nn.fused_pooling import FusedNormalize, FusedPooling, can_fuse, fused_pooling_class
+from sparsebert.nn.fused_pooling import fuse_pooling_, unfuse_pooling_
 
-FUSED = (FusedEncoder, FusedModel, FusedPooling, FusedNormalize)
+FUSED = (FusedEncoder, FusedModel)
 # Attributes that fused modules hold beside those of their plain classes.
 DESCRIPTIONS = ("_native", "_ends", "_said")
 
@@ -43,13 +43,13 @@ def fuse_modules_(model: nn.Module) -> None:
             module.__class__ = fused_class(cls)
         elif model_family(cls) is not None:
             module.__class__ = fused_model_class(cls)
-        elif can_fuse(module):
-            module.__class__ = fused_pooling_class(cls)
+        fuse_pooling_(module)
 
 
 def unfuse_modules_(model: nn.Module) -> None:
     """Give the modules of ``model`` their plain classes again, in place."""
     for module in model.modules():
+        unfuse_pooling_(module)
         if isinstance(module, FUSED):
             module.__class__ = module.plain_class
             for name in DESCRIPTIONS:

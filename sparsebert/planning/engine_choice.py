@@ -278,7 +278,8 @@ def _timed(
     sample = [layers[number * len(layers) // count] for number in range(count)]
     hidden: Any = encoder_layers(*encoder)[0].norms[1].weight
     tokens = min(plan.tokens, MAX_TIMED_TOKENS)
-    length = min(tokens, LENGTH)
+    positions = getattr(getattr(encoder.module, "config", None), "max_position_embeddings", LENGTH)
+    length = min(tokens, LENGTH, positions)
     shape = -(-tokens // length), length, hidden.numel()
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     sides = []

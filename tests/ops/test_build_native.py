@@ -41,6 +41,9 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         + EXPORTED.format(name="objects", value="0\n" + "".join(parts))
         + EXPORTED.format(name="common", value="COMMON")
     )
+    (folder / "extensions.cpp").write_text(
+        'extern "C" __attribute__((visibility("default"))) const char* sb_objects() { return SB_OBJECTS; }\n'
+    )
     (folder / "selection.cpp").write_text(EXPORTED.format(name="selection", value="1"))
     monkeypatch.setattr(build_native, "SOURCES", folder)
     monkeypatch.delenv("CXX", raising=False)
@@ -72,6 +75,8 @@ def build(folder: Path) -> tuple[ctypes.CDLL, list[str]]:
 def test_one_object_for_each_instruction_set(tmp_path: Path) -> None:
     library, _ = build(tmp_path)
     assert library.objects() == EVERY_OBJECT
+    library.sb_objects.restype = ctypes.c_char_p
+    assert len(library.sb_objects().split()) == EVERY_OBJECT.bit_count()
 
 
 @pytest.mark.usefixtures("old_compiler")

@@ -1,5 +1,10 @@
 // The exported functions. They select an instruction set once and pass calls to its kernels.
 #include <cstring>
+#ifdef SB_HAVE_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "native.h"
 
@@ -22,6 +27,12 @@ SB_DECLARE(avx512)
 #ifdef SB_HAVE_AVX512_BF16
 SB_DECLARE(avx512_bf16)
 #endif
+#ifdef SB_HAVE_AMX
+SB_DECLARE(amx)
+#endif
+#ifdef SB_HAVE_AMX_EMULATED
+SB_DECLARE(amx_emulated)
+#endif
 
 namespace {
 
@@ -29,6 +40,7 @@ struct InstructionSet {
   const char* name;
   const sb::Kernels* kernels;
   bool (*supported)();
+  bool hidden = false;  // for tests: neither listed nor chosen unless named
 };
 
 bool always() { return true; }
@@ -43,11 +55,41 @@ bool has_avx512() {
 }
 #endif
 #ifdef SB_HAVE_AVX512_BF16
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+// Every CPU with the one has the other.
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+#ifdef SB_HAVE_AMX
+// Why AMX cannot be used, or null. The kernel grants a process the use of tiles on request, once and for all threads.
+const char* find_why_no_amx() {
+  uint32_t a, b, c, d;
+  constexpr uint32_t BF16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (BF16 | TILE | INT8)) != (BF16 | TILE | INT8))
+    return "this CPU has no AMX";
+  if (!has_avx512_bf16()) return "this CPU has AMX but not AVX512-BF16 and AVX512-VNNI";
+  uint32_t low = 0, high = 0;
+  if (__get_cpuid(1, &a, &b, &c, &d) && (c & bit_OSXSAVE)) asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr uint32_t TILE_STATE = 3u << 17;
+  if ((low & TILE_STATE) != TILE_STATE) return "the operating system does not save AMX tiles";
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) != 0) return "the kernel does not grant AMX tiles";
+  return nullptr;
+}
+
+const char* why_no_amx() {
+  static const char* const reason = find_why_no_amx();
+  return reason;
+}
+
+bool has_amx() { return why_no_amx() == nullptr; }
 #endif
 
 // Best first.
 const InstructionSet kInstructionSets[] = {
+#ifdef SB_HAVE_AMX
+    {"amx", &amx::kernels, has_amx},
+#endif
 #ifdef SB_HAVE_AVX512_BF16
     {"avx512_bf16", &avx512_bf16::kernels, has_avx512_bf16},
 #endif
@@ -63,12 +105,15 @@ const InstructionSet kInstructionSets[] = {
 #ifdef SB_HAVE_BASELINE
     {"baseline", &baseline::kernels, always},
 #endif
+#ifdef SB_HAVE_AMX_EMULATED
+    {"amx_emulated", &amx_emulated::kernels, always, true},
+#endif
 };
 constexpr int kCount = sizeof(kInstructionSets) / sizeof(kInstructionSets[0]);
 
 const InstructionSet* best() {
   for (const InstructionSet& set : kInstructionSets)
-    if (set.supported()) return &set;
+    if (!set.hidden && set.supported()) return &set;
   return nullptr;
 }
 
@@ -168,8 +213,17 @@ SB_API int sb_abi_version() { return 5; }
 // Returns the name of the i-th instruction set that this machine supports, best first; null past the last.
 SB_API const char* sb_instruction_set(int i) {
   for (const InstructionSet& set : kInstructionSets)
-    if (set.supported() && i-- == 0) return set.name;
+    if (!set.hidden && set.supported() && i-- == 0) return set.name;
   return nullptr;
+}
+
+// Returns why AMX cannot be used; null if it can.
+SB_API const char* sb_why_no_amx() {
+#ifdef SB_HAVE_AMX
+  return why_no_amx();
+#else
+  return "the library was built without AMX";
+#endif
 }
 
 // Returns the name of the instruction set in use.
