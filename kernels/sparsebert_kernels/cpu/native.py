@@ -107,6 +107,7 @@ def library() -> ctypes.CDLL:
     loaded.sb_encoder.argtypes = loaded.sb_pool.argtypes = [ctypes.c_char_p]
     loaded.sb_int8_unit.restype = loaded.sb_int8_chosen.restype = ctypes.c_char_p
     loaded.sb_int8_linear.argtypes = loaded.sb_choose_int8.argtypes = [ctypes.c_char_p]
+    loaded.sb_has_engine.argtypes = [ctypes.c_int32]
     loaded.sb_values_gradient.argtypes = [
         ctypes.c_char_p, pointer, pointer, ctypes.c_int32, ctypes.c_int64, pointer, ctypes.c_int,
     ]  # fmt: skip
