@@ -138,8 +138,10 @@ def format_candidates(
         costs = quick_cost_model(stored, tokens)
     else:
         costs = cost_model(stored, tokens, measure=measure)
-    wanted = tuple(formats.FORMATS) if format == "auto" else (format,)
-    works = list(estimate_work(statistics, stored, wanted))
+    wanted = (*formats.FORMATS, *formats.INT8_FORMATS) if format == "auto" else (format,)
+    works = list(
+        estimate_work(statistics, stored, [each for each in wanted if each not in formats.INT8_FORMATS])
+    )
     if blocks and "panel" in wanted:
         works += estimate_panel_work(statistics, blocks, stored)
     if "column_panel" in wanted and (format != "auto" or _may_share_columns(gpu, statistics)):
@@ -156,12 +158,13 @@ def format_candidates(
             works += _in_precision(precision, statistics, wanted, costs)
             if RowPanelSparse.name in wanted:
                 works += row_panel_works(mask, statistics, precision)
-            denses += _in_precision(precision, statistics, ("dense",), costs)
+            denses += _dense_in(precision, statistics, costs)
     dense = min(denses, key=lambda work: costs.seconds(work) if costs.supports(work) else math.inf)
     if trainable:
         works = [work for work in works if _can_train(work, statistics, blocks)]
     elif format == "auto":
         of_precision = {each.precision: each for each in denses}
+        works += [each for each in denses if each.format != "dense"] * statistics.full
         works = [
             work
             for work in works
@@ -193,9 +196,19 @@ def _in_precision(
     precision: str, statistics: MaskStatistics, wanted: Sequence[str], costs: CostModel
 ) -> list[WorkEstimate]:
     """Estimate the work of those of the ``wanted`` formats that compute in a lower precision here."""
-    works = estimate_work(statistics, DTYPES[precision], wanted)
+    int8 = precision == "int8"
+    of_precision = [format for format in wanted if (format in formats.INT8_FORMATS) == int8]
+    works = estimate_work(statistics, DTYPES[precision], of_precision)
     lower = (replace(work, precision=precision) for work in works)
     return [work for work in lower if costs.supports(work)]
+
+
+def _dense_in(precision: str, statistics: MaskStatistics, costs: CostModel) -> list[WorkEstimate]:
+    """Estimate the work of the dense layer in a lower precision: oneDNN's, or int8 vectors of all weights."""
+    if precision != "int8":
+        return _in_precision(precision, statistics, ("dense",), costs)
+    full = MaskStatistics.of(torch.ones(1, 1, dtype=torch.bool).expand(statistics.rows, statistics.columns))
+    return _in_precision(precision, full, tuple(formats.INT8_FORMATS), costs)
 
 
 def row_panel_works(mask: Tensor, statistics: MaskStatistics, precision: str) -> list[WorkEstimate]:
@@ -225,7 +238,7 @@ def _can_train(work: WorkEstimate, statistics: MaskStatistics, blocks: BlockStat
 
 
 def _can_pay(work: WorkEstimate, dense: WorkEstimate, statistics: MaskStatistics) -> bool:
-    if work.format == "dense":
+    if work.format == "dense" or work == dense:
         return True
     smaller = work.nbytes < dense.nbytes and not statistics.full
     return smaller and (work.format != "compact" or statistics.has_dead_lines)

@@ -13,7 +13,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from sparsebert.cost.work import Cost, WorkEstimate, estimate_row_panel_work, es
 from sparsebert.json_object import load_json
 from sparsebert_kernels import __version__, cpu, formats, ops
 from sparsebert_kernels.cpu import native
-from sparsebert_kernels.formats import RowPanelSparse, row_panel
+from sparsebert_kernels.formats import RowPanelSparse, VectorInt8, row_panel
 from sparsebert_kernels.timing import Least, least
 
 # Costs are measured for powers of two of tokens only: a partial tile costs as much as a full one.
@@ -55,6 +55,9 @@ BUILT_IN = {
     "csr": (5e-5, 70.0, 200.0),
     **{f"row_panel {rows}x2 bf16": (2e-5, 7.0, 80.0) for rows in row_panel.PANEL_ROWS},
     **{f"row_panel {rows}x4 int8": (2e-5, 5.0, 80.0) for rows in row_panel.PANEL_ROWS},
+    "vector_int8 2x1": (2e-5, 5.0, 150.0),
+    "vector_int8 4x1": (2e-5, 3.0, 150.0),
+    "vector_int8 8x1": (2e-5, 2.7, 150.0),
 }
 # The same with tiles of AMX, in full.
 BUILT_IN_AMX = {
@@ -211,7 +214,7 @@ def runnable(dtype: torch.dtype, precision: str = "") -> tuple[str, ...]:
         precision: A lower precision to compute in.
     """
     if precision:
-        exact = runnable(DTYPES[precision]) if precision == "bf16" else ()
+        exact = runnable(DTYPES[precision]) if precision == "bf16" else _int8_kinds()
         return (*(f"{kind} {precision}" for kind in exact), *row_panel_kinds(precision))
     x = torch.empty(1, 1, dtype=dtype)
     kinds = ["dense", "compact"]
@@ -222,6 +225,12 @@ def runnable(dtype: torch.dtype, precision: str = "") -> tuple[str, ...]:
     if len(kinds) == 2 and dtype == torch.float32:
         kinds.append("csr")
     return tuple(kinds)
+
+
+def _int8_kinds() -> tuple[str, ...]:
+    if not native.supports(VectorInt8.name, torch.int8, torch.empty(1, 1)):
+        return ()
+    return tuple(format_label(VectorInt8.name, (height, 1)) for height in VECTOR_ROWS)
 
 
 def row_panel_kinds(precision: str) -> tuple[str, ...]:
@@ -370,17 +379,20 @@ def _timings(
         weight = torch.randn(rows, columns, generator=generator)
         x = torch.randn(tokens, columns, generator=generator).to(dtype)
         bias = torch.zeros(rows, dtype=dtype)
-        work = next(work for work in _works(mask, stored, plain) if work.kind == plain)
+        work = next(work for work in _works(mask, stored, plain, precision) if kind in (work.kind, work.cost_kind))
         packed = pack_as(weight, mask, stored, format=work.format, **work.options)
         yield work, least(lambda: run(x, packed, bias), budget=SECONDS_A_PROBLEM)  # noqa: B023
 
 
-def _works(mask: torch.Tensor, stored: torch.dtype, kind: str) -> Iterator[WorkEstimate]:
+def _works(
+    mask: torch.Tensor, stored: torch.dtype, kind: str, precision: str
+) -> Iterator[WorkEstimate]:
     """Estimate the work of ``kind``, among others."""
     statistics = MaskStatistics.of(mask)
     if kind.startswith(RowPanelSparse.name):
-        return estimate_row_panel_work(statistics, RowPanelStatistics.of(mask, stored))
-    return estimate_work(statistics, stored, formats.FORMATS)
+        return estimate_row_panel_work(statistics, RowPanelStatistics.of(mask, stored), precision)
+    works = estimate_work(statistics, stored, (*formats.FORMATS, *formats.INT8_FORMATS))
+    return (replace(work, precision=precision) for work in works)
 
 
 def _mask(kind: str, rows: int, columns: int, density: float, generator: torch.Generator) -> torch.Tensor:

@@ -44,8 +44,12 @@ def pack_as(
     """
     if format == RowPanelSparse.name:
         if stored == torch.float32:
-            raise ValueError(f"format {format!r} computes in bf16 or int8: allow it with tolerance='bf16'")
+            raise ValueError(f"format {format!r} rounds to bf16: allow it with tolerance='bf16'")
         return formats.pack(weight, mask, format=format, dtype=stored, **options)
-    if stored == torch.int8:
-        raise ValueError(f"format {format!r} does not compute in int8; format {RowPanelSparse.name!r} does")
+    if format in formats.INT8_FORMATS or stored == torch.int8:
+        if format not in formats.INT8_FORMATS:
+            raise ValueError(f"format {format!r} does not compute in int8")
+        if stored != torch.int8:
+            raise ValueError(f"format {format!r} rounds to int8: allow it with tolerance='int8'")
+        return formats.pack(weight, mask, format=format, **options)
     return formats.pack(weight.to(stored), mask, format=format, **options)

@@ -16,7 +16,7 @@ from sparsebert.cost.mask_statistics import (
     RowPanelStatistics,
 )
 from sparsebert.cost.precision import DTYPES
-from sparsebert_kernels.formats import column_panel, element, row_panel, vector
+from sparsebert_kernels.formats import column_panel, element, row_panel, vector, vector_int8
 from sparsebert_kernels.formats.base import TILE_COLUMNS
 from sparsebert_kernels.formats.row_panel import LINE_COLUMNS
 
@@ -77,7 +77,7 @@ def format_options(format: str, block: tuple[int, int] | None) -> dict[str, Any]
         return {}
     if format == "row_panel":
         return {"block": block}
-    row_options = {"vector": "vector_rows", "column_panel": "panel_rows"}
+    row_options = {"vector": "vector_rows", "vector_int8": "vector_rows", "column_panel": "panel_rows"}
     return {row_options[format]: block[0]} if format in row_options else {"block_size": block}
 
 
@@ -87,7 +87,7 @@ def estimate_work(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[st
     Args:
         mask: Statistics of the layer's mask.
         dtype: The dtype of the packed values.
-        formats: Names of formats. "vector" yields one estimate per height; "panel", "column_panel" and
+        formats: Names of formats. "vector" and "vector_int8" yield one estimate per height; "panel", "column_panel" and
             "row_panel" yield none, and have functions for themselves.
     """
     rows, columns, item = mask.rows, mask.columns, dtype.itemsize
@@ -108,6 +108,12 @@ def estimate_work(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[st
                     vectors = mask.vectors[height]
                     nbytes = vectors * (height * item + 2) + 4 * blocks * padded // height
                     yield WorkEstimate(format, vectors * height, rows + columns, nbytes, (height, 1))
+            case "vector_int8":
+                for height in VECTOR_ROWS:
+                    units = -(-mask.vectors[height] // vector_int8.UNIT_COLUMNS) + rows // height // 2
+                    stored = units * vector_int8.UNIT_COLUMNS * height
+                    nbytes = stored + 2 * units * vector_int8.UNIT_COLUMNS + 12 * rows
+                    yield WorkEstimate(format, stored, rows + columns, nbytes, (height, 1))
             case "compact":
                 live = mask.live_rows * mask.live_columns
                 lines = rows + mask.live_columns

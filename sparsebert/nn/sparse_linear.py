@@ -259,8 +259,8 @@ class SparseLinear(nn.Module):
     ) -> PackedWeight:
         """Pack a weight by ``recipe``, format and options, or by the layer's own for the weight's device."""
         format, options = recipe or self._recipes[weight.device.type]
-        if format not in formats.FORMATS:
-            raise unknown("format", format, formats.FORMATS)
+        if format not in (known := {**formats.FORMATS, **formats.INT8_FORMATS}):
+            raise unknown("format", format, known)
         if weight.device.type == "cpu":
             cpu.warn_if_unavailable()
         kernels = weight.device.type == "cpu" or (weight.device.type == "cuda" and format in GPU_FORMATS)

@@ -248,7 +248,8 @@ def _predicted(model: nn.Module, plans: Plans, way: str, costs: CpuCostModel) ->
         for layer in encoder_layers(*encoder):
             for linear in filter(None, layer.linears):
                 total += _predicted_linear(linear, plans.get(key_in(model, names[linear])), way, costs)
-            hidden: Any = layer.norms[1].weight.numel()
+            norm: Any = layer.norms[1]
+            hidden = norm.weight.numel()
             total += seconds_between(hidden, costs.tokens, in_layout=way != LAYERS)
     return total
 

@@ -134,8 +134,10 @@ class LayerDecision:
         if self.choice.gpu:
             return ""
         dtype = stored_dtype(self.layer.linear.weight.dtype, "cpu", self.dense.precision)
-        name = SHORT_NAMES.get(str(dtype).removeprefix("torch."), self.dense.precision)
-        return f"oneDNN {name}" if dtype == torch.int8 or prepacking_works(dtype) else f"torch {name}"
+        if dtype == torch.int8:
+            return f"{self.dense.format} {self.dense.precision}"
+        name = SHORT_NAMES[str(dtype).removeprefix("torch.")]
+        return f"oneDNN {name}" if prepacking_works(dtype) else f"torch {name}"
 
     def _decided_by(self) -> str:
         if self.requested:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,13 +64,16 @@ def time_against_dense(layer: TargetLayer, work: WorkEstimate, dense: WorkEstima
     weight = torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(0)).to(device)
     x = torch.randn(timed, linear.in_features, generator=torch.Generator().manual_seed(1)).to(device, dtype)
 
-    def side(work: WorkEstimate, **options: int) -> Callable[[], Tensor]:
+    def side(work: WorkEstimate, mask: Tensor, options: dict[str, Any]) -> Callable[[], Tensor]:
         stored = stored_dtype(dtype, device.type, work.precision)
-        packed = pack_as(weight, layer.mask, stored, format=work.format, **options)
+        packed = pack_as(weight, mask, stored, format=work.format, **options)
         run = ops.linear_in_precision_of_weight if work.precision else ops.linear
         return lambda: run(x, packed, linear.bias)
 
-    sides = side(work, **work.options), side(dense, tokens=timed)
+    # A dense layer in int8 is one of vectors, which would leave pruned weights out.
+    whole = layer.mask if dense.format == "dense" else torch.ones_like(layer.mask)
+    options = {"tokens": timed} if dense.format == "dense" else dense.options
+    sides = side(work, layer.mask, work.options), side(dense, whole, options)
     timing = paired(*sides) if device.type == "cpu" else paired_on_gpu(*sides)
     scale = tokens / timed
     return replace(timing, mine=timing.mine * scale, other=timing.other * scale)

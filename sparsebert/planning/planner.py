@@ -167,8 +167,9 @@ MAX_TOKENS = 2**20
 
 def check_options(format: str, tokens: int) -> None:
     """Raise ValueError for an unknown format or a number of tokens that no batch has."""
-    if not isinstance(format, str) or format not in ("auto", *formats.FORMATS):
-        raise unknown("format", format, ("auto", *formats.FORMATS))
+    known = ("auto", *formats.FORMATS, *formats.INT8_FORMATS)
+    if not isinstance(format, str) or format not in known:
+        raise unknown("format", format, known)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
         raise ValueError(f"tokens must be a positive integer, got {tokens!r}")
     if tokens > MAX_TOKENS:
@@ -327,7 +328,8 @@ def _first_choice(
         tolerance=tolerance,
     )
     if not choice.candidates and not trainable:
-        raise ValueError(f"format {format!r} computes in bf16 or int8: allow it with tolerance='bf16'")
+        needed = "int8" if format in formats.INT8_FORMATS else "bf16"
+        raise ValueError(f"format {format!r} rounds to {needed}: allow it with tolerance={needed!r}")
     if not choice.candidates:
         raise ValueError(
             f"format {format!r} cannot train {layer.name}: use 'element', which takes any mask, "
