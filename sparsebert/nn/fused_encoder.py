@@ -8,6 +8,7 @@ torch does not count, through ``.data``, are noticed by a sample of each weight.
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from sparsebert.nn.encoder_layers import (
 )
 from sparsebert.nn.fused_activation import FusedActivation
 from sparsebert.nn.fused_qkv import FusedQKV
+from sparsebert.nn.paired_matrices import ENGINE_DTYPE, is_padded, paired_matrices, paired_weight
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels.cpu import encoder as kernels
 from sparsebert_kernels.cpu import native
@@ -44,6 +46,7 @@ RECORDER = "transformers.utils.output_capturing"
 WITHOUT_EFFECT = ("position_ids", "return_dict")
 RECORDED_GRADIENTS = "gradients are recorded; call the model under torch.inference_mode()"
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh")
+FP32, PAIRED = "fp32", "paired"  # names of the engines
 # Values of each weight that are compared in every call: about 2 % of the time of 16 tokens through MiniLM-L6.
 SAMPLED = 61
 # Attributes that the description copies from layers, attentions and LayerNorms.
@@ -68,6 +71,7 @@ class FusedEncoder(nn.Module):
 
     plain_class: Any  # the class of the encoder in transformers
     family: Family
+    engine: str = FP32  # see `engine_dtype`
     _native: Native | None = None
 
     def forward(
@@ -121,7 +125,7 @@ class FusedEncoder(nn.Module):
         """
         described = self._native
         if described is None or not described.is_current():
-            described = self.__dict__["_native"] = Native(self, self.family)
+            described = self.__dict__["_native"] = Native(self, self.family, engine_dtype(self.engine))
         described.require_undisturbed()
         return described
 
@@ -131,6 +135,26 @@ class FusedEncoder(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         state = {name: value for name, value in self.__dict__.items() if name not in ("_native", "_said")}
         return _new_encoder, (self.plain_class,), state
+
+
+def engine_dtype(engine: str) -> torch.dtype:
+    """Return the dtype of the activations between the layers in an engine, "fp32" or "paired".
+
+    A machine without a unit for bfloat16 runs "paired" in float32, and a warning says so, once.
+    """
+    if engine == FP32 or kernels.has_engine(ENGINE_DTYPE):
+        return torch.float32 if engine == FP32 else ENGINE_DTYPE
+    _warn_without_engine()
+    return torch.float32
+
+
+@functools.cache
+def _warn_without_engine() -> None:
+    warnings.warn(
+        f"the fused encoder computes in fp32: {native.instruction_set()} has no unit for bf16",
+        UserWarning,
+        stacklevel=6,
+    )
 
 
 def require_inference(module: nn.Module) -> None:
@@ -240,8 +264,10 @@ class Watched:
 class Native(Watched):
     """The native description of an encoder's layers, and all that it was made from."""
 
-    def __init__(self, encoder: Any, family: Family) -> None:
+    def __init__(self, encoder: Any, family: Family, dtype: torch.dtype = torch.float32) -> None:
         layers = encoder_layers(encoder, family)
+        if dtype == ENGINE_DTYPE and (reason := why_not_paired(family)):
+            raise PlainPath(reason)
         for layer in layers:
             _require_known(layer)
         if not layers:
@@ -254,12 +280,12 @@ class Native(Watched):
         settings = [(owner, name) for owner in owners for name in SETTINGS if name in owner]
         if config is not None:
             settings += [(vars(config), name) for name in CONFIGURED if name in vars(config)]
-        copied = [tensor for layer in layers for tensor in _copied(layer)]
+        copied = [tensor for layer in layers for tensor in _copied(layer, family, dtype)]
         if family.relative_bias:
             copied.append(getattr(encoder, family.relative_bias).weight)
         with torch.inference_mode(False), torch.no_grad():
             shared = _SharedTables(encoder, family)
-            self.encoder = NativeEncoder([_described(layer, shared) for layer in layers])
+            self.encoder = NativeEncoder([_described(layer, shared, dtype) for layer in layers], dtype)
         super().__init__(list(encoder.modules()), copied, settings)
 
 
@@ -355,22 +381,41 @@ def _activation(layer: EncoderLayer) -> str:
     return name
 
 
-def _described(layer: EncoderLayer, shared: _SharedTables) -> kernels.EncoderLayer:
+def why_not_paired(family: Family) -> str | None:
+    """Return why the engine in bfloat16 does not compute a family's layers; None if it does."""
+    if family.pre_norm or family.relative_bias:
+        return f"the paired engine does not compute the layers of {family.name}"
+    return None
+
+
+def _heads(layer: EncoderLayer, family: Family) -> tuple[list[HeadGroup], float]:
+    """Return the heads of a layer's attention, and the factor of their scores."""
     attention: Any = layer.attention
-    linears: Any = layer.linears
     if isinstance(attention, NarrowAttention):
         heads = [HeadGroup(len(group.heads), group.score, group.value) for group in attention.groups]
-        scale = attention.scale
+        return heads, attention.scale
+    width = attention.head_dim if family.pre_norm else attention.attention_head_size
+    output: Any = layer.linears[3]
+    return [HeadGroup(output.in_features // width, width, width)], getattr(attention, "scaling", width**-0.5)
+
+
+def _described(layer: EncoderLayer, shared: _SharedTables, dtype: torch.dtype) -> kernels.EncoderLayer:
+    linears: Any = layer.linears
+    heads, scale = _heads(layer, shared.family)
+    biases = [None if module is None else bias_of(module) for module in linears]
+    weights: list[PackedWeight | None]
+    if dtype == ENGINE_DTYPE:
+        for module in linears:
+            require_float32(module.weight)
+        weights, biases, heads = paired_matrices(linears, heads)  # type: ignore[assignment]
     else:
-        width = attention.head_dim if shared.family.pre_norm else attention.attention_head_size
-        heads = [HeadGroup(linears[3].in_features // width, width, width)]
-        scale = getattr(attention, "scaling", width**-0.5)
+        weights = [None if module is None else packed_weight(module) for module in linears]
     norms = [norm_tensors(norm) for norm in layer.norms]
     pre_norm = shared.family.pre_norm
     rotary = shared.rotary(layer.layer.attention_type) if pre_norm else None  # type: ignore[arg-type]
     return kernels.EncoderLayer(
-        weights=[None if module is None else packed_weight(module) for module in linears],
-        biases=[None if module is None else bias_of(module) for module in linears],
+        weights=weights,
+        biases=biases,
         attention_norm=norms[0],
         output_norm=norms[1],  # type: ignore[arg-type]
         epsilons=tuple(getattr(norm, "eps", 0.0) for norm in layer.norms),  # type: ignore[arg-type]
@@ -406,8 +451,10 @@ def bias_of(module: Any) -> Tensor | None:
     return module.bias
 
 
-def packed_weight(module: Any) -> PackedWeight:
-    """Return the layer's own packed weight if the native encoder computes it, else one that it does."""
+def packed_weight(module: Any, dtype: torch.dtype = torch.float32) -> PackedWeight:
+    """Return the layer's own packed weight if the engine of a dtype computes it, else one that it does."""
+    if dtype == ENGINE_DTYPE:
+        return paired_weight(module)
     if isinstance(module, SparseLinear) and kernels.supports(module.packed):
         return module.packed
     weight = module.weight
@@ -423,27 +470,41 @@ def packed_weight(module: Any) -> PackedWeight:
     return DensePanel.from_dense(weight)
 
 
-def _copied(layer: EncoderLayer) -> list[Tensor]:
+def _copied(layer: EncoderLayer, family: Family, dtype: torch.dtype) -> list[Tensor]:
     """Return the parameters of a layer that its description holds copies of.
 
     Raises:
         PlainPath: In-place changes of a weight are not counted.
     """
     norms = [tensor for norm in layer.norms for tensor in norm.parameters()]
+    heads = _heads(layer, family)[0] if dtype == ENGINE_DTYPE else []
     return [
-        *(tensor for each in layer.linears if each is not None for tensor in copied_of_linear(each)),
+        *(
+            tensor
+            for number, each in enumerate(layer.linears)
+            if each is not None
+            for tensor in copied_of_linear(each, dtype, padded=is_padded(number, heads))
+        ),
         *(tensor for tensor in norms if not kernels.read_in_place(tensor)),
     ]
 
 
-def copied_of_linear(module: Any) -> list[Tensor]:
+def copied_of_linear(
+    module: Any, dtype: torch.dtype = torch.float32, *, padded: bool = False
+) -> list[Tensor]:
     """Return the weight and bias that a linear layer's description holds copies of.
+
+    Args:
+        module: The layer.
+        dtype: That of the engine.
+        padded: Whether the weight is padded to heads of whole panels.
 
     Raises:
         PlainPath: In-place changes of the weight are not counted.
     """
     copied = []
-    in_place = isinstance(module, SparseLinear) and kernels.supports(module.packed)
+    in_place = isinstance(module, SparseLinear) and kernels.supports(module.packed, dtype) and not padded
+    rows = kernels.ROWS if dtype == torch.float32 else kernels.PAIRED_ROWS
     weight = module.values if isinstance(module, SparseLinear) else module.weight
     # The values of a prepacked layer are opaque: they are replaced, not changed.
     if not in_place and weight.layout == torch.strided and weight.numel():
@@ -454,7 +515,7 @@ def copied_of_linear(module: Any) -> list[Tensor]:
             )
         copied.append(weight)
     bias = module.bias
-    if bias is not None and (bias.numel() % kernels.ROWS or not kernels.read_in_place(bias)):
+    if bias is not None and (bias.numel() % rows or padded or not kernels.read_in_place(bias)):
         copied.append(bias)
     return copied
 

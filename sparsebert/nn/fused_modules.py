@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from sparsebert.nn.encoder_layers import Family, encoder_family, model_family
-from sparsebert.nn.fused_encoder import FusedEncoder, fused_class, has_foreign_code
+from sparsebert.nn.fused_encoder import FP32, FusedEncoder, fused_class, has_foreign_code
 from sparsebert.nn.fused_model import FusedModel, fused_model_class
 from sparsebert.nn.fused_pooling import fuse_pooling_, unfuse_pooling_
 
 FUSED = (FusedEncoder, FusedModel)
 # Attributes that fused modules hold beside those of their plain classes.
-DESCRIPTIONS = ("_native", "_ends", "_said")
+DESCRIPTIONS = ("_native", "_ends", "_said", "engine")
 
 
 class Encoder(NamedTuple):
@@ -34,8 +34,8 @@ def plain_class(module: Any) -> Any:
     return module.plain_class if isinstance(module, FUSED) else type(module)
 
 
-def fuse_modules_(model: nn.Module) -> None:
-    """Give the modules of ``model`` their fused classes, in place."""
+def fuse_modules_(model: nn.Module, engine: str = FP32) -> None:
+    """Give the modules of ``model`` their fused classes, in place, to run in an engine (``engine_dtype``)."""
     for module in model.modules():
         cls = plain_class(module)
         family = encoder_family(cls)
@@ -43,6 +43,8 @@ def fuse_modules_(model: nn.Module) -> None:
             module.__class__ = fused_class(cls)
         elif model_family(cls) is not None:
             module.__class__ = fused_model_class(cls)
+        if isinstance(module, FUSED) and engine != FP32:
+            vars(module)["engine"] = engine
         fuse_pooling_(module)
 
 
