@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from sparsebert.nn.encoder_layers import Family, is_of, model_family, model_result
 from sparsebert.nn.fused_encoder import (
-    FP32,
     FusedEncoder,
     Native,
     PlainPath,
@@ -51,8 +50,8 @@ class FusedModel(nn.Module):
 
     plain_class: Any  # the class of the base model in transformers
     family: Family
+    tolerance: str = "fp32"  # as of a fused encoder
     config: Any
-    engine: str = FP32  # of a base model that runs the layers itself
     _native: Native | None = None  # of a base model that runs the layers itself
     _ends: Ends | None = None
 
@@ -112,8 +111,9 @@ class FusedModel(nn.Module):
         """Return the native descriptions of the layers and of what surrounds them, as they are now."""
         if self._runs_layers:
             described = self._native
-            if described is None or not described.is_current():
-                described = self.__dict__["_native"] = Native(self, self.family, engine_dtype(self.engine))
+            dtype = engine_dtype(self.tolerance, self.family)
+            if described is None or described.dtype != dtype or not described.is_current():
+                described = self.__dict__["_native"] = Native(self, self.family, dtype)
             described.require_undisturbed()
         else:
             encoder = self._modules[self.family.encoder[0]]
@@ -123,8 +123,8 @@ class FusedModel(nn.Module):
                 raise PlainPath("the encoder has hooks")
             described = encoder.current_native()
         ends = self._ends
-        if ends is None or not ends.is_current():
-            ends = self.__dict__["_ends"] = Ends(self, self.family, described.encoder.dtype)
+        if ends is None or ends.dtype != described.dtype or not ends.is_current():
+            ends = self.__dict__["_ends"] = Ends(self, self.family, described.dtype)
         ends.require_undisturbed()
         return described, ends
 
@@ -209,7 +209,8 @@ def _new_model(plain_class: type) -> FusedModel:
 class Ends(Watched):
     """The native description of what surrounds the layers of a base model: embeddings, last norm, pooler."""
 
-    def __init__(self, model: Any, family: Family, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, family: Family, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
         embeddings, names = model.embeddings, family.embeddings
         pooler = getattr(model, "pooler", None) if family.pooler else None
         projection = getattr(model, family.projection, None) if family.projection else None

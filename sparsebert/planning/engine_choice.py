@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from sparsebert.bert import key_in
 from sparsebert.cost.cpu_cost import CpuCostModel, cost_model, quick_cost_model, with_lower_precisions
 from sparsebert.cost.engine_cost import seconds_between, seconds_in_layout
-from sparsebert.cost.precision import lower_precisions
+from sparsebert.cost.precision import LOWEST, lower_precisions
 from sparsebert.cost.work import WorkEstimate
 from sparsebert.nn.encoder_layers import NAMES as FAMILIES
 from sparsebert.nn.encoder_layers import encoder_layers
-from sparsebert.nn.fused_encoder import PlainPath, require_fusible, why_not_paired
+from sparsebert.nn.fused_encoder import PlainPath, engine_dtype, require_fusible
 from sparsebert.nn.fused_modules import (
     DESCRIPTIONS,
     Encoder,
@@ -35,7 +35,6 @@ from sparsebert.nn.fused_modules import (
     unfuse_modules_,
 )
 from sparsebert.nn.module_swap import HOOKS
-from sparsebert.nn.paired_matrices import ENGINE_DTYPE
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.encoder_plan import FP32, LAYERS, NAMES, PAIRED, EncoderPlan
 from sparsebert.planning.plan import LayerPlan
@@ -52,6 +51,8 @@ SECONDS_A_RUN = 0.02
 # The longest sequences that are timed, and the most tokens.
 LENGTH, MAX_TIMED_TOKENS = 128, 1024
 
+# The tolerances that let fused modules compute in each engine.
+ENGINES = {FP32: "fp32", PAIRED: "bf16"}
 # Blocks of a matrix that an engine stores whole.
 DENSE_PANELS = (64, 32)
 
@@ -178,7 +179,7 @@ def set_encoder_plan_(model: nn.Module, plan: EncoderPlan | None) -> None:
     """Let the encoders of ``model`` run as planned; None lets them run as in transformers."""
     unfuse_modules_(model)
     if plan is not None and plan.fused:
-        fuse_modules_(model, plan.way)
+        fuse_modules_(model, ENGINES[plan.way])
     for encoder in encoders_of(model):
         vars(encoder.module).pop(PLAN, None)
         if plan is not None:
@@ -255,10 +256,12 @@ def decide_encoder(
 
 def why_no_paired_engine(model: nn.Module) -> str | None:
     """Return why the encoder of ``model`` cannot run in the paired engine here; None if it can."""
-    if not has_engine(ENGINE_DTYPE):
+    if not has_engine(torch.bfloat16):
         return f"{cpu.instruction_set()} has no paired engine for bf16"
-    reasons = (why_not_paired(encoder.family) for encoder in encoders_of(model))
-    return next(filter(None, reasons), None)
+    for encoder in encoders_of(model):
+        if engine_dtype(LOWEST, encoder.family) == torch.float32:
+            return f"the paired engine does not compute the layers of {encoder.family.name}"
+    return None
 
 
 def _compared(verb: str, gain: float, other: str) -> str:
@@ -355,7 +358,7 @@ def _runner(encoder: Encoder, layers: Sequence[nn.Module], way: str, x: Tensor) 
     part._modules = {**encoder.module._modules, encoder.family.layers: nn.ModuleList(layers).eval()}
     args, given = ((x,), {}) if encoder.family.encoder[0] else ((), {"inputs_embeds": x})
     if way != LAYERS:
-        fuse_modules_(part, way)
+        fuse_modules_(part, ENGINES[way])
         require_native(part, x)
     return functools.partial(part.forward, *args, **given)
 
