@@ -134,6 +134,13 @@ def _bench_notes(records: Sequence[Record], environment: Record, workload: Recor
     if formats:
         fused = "; the encoder runs in one native call" if "encoder" in records[0]["notes"] else ""
         yield f"Layers of the sparse side: {formats}{fused}."
+    if plan := records[0]["notes"].get("encoder_plan"):
+        yield f"Encoder of the sparse side: {plan}."
+    if (tolerance := records[0].get("tolerance") or "fp32") != "fp32":
+        yield (
+            f"The sparse side may compute in {tolerance}: its outputs differ from those in fp32 by up to "
+            f"{records[0]['gate']['error']:.1e} of the largest."
+        )
     if fastest := fastest_dense(records):
         yield f"Fastest dense model here: {fastest}{_form(records, fastest)}."
     left_out = records[0].get("left_out") or {}
