@@ -34,7 +34,13 @@ from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels.cpu import encoder as kernels
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.cpu.encoder import BadTokens, DensePanel, HeadGroup, NativeEncoder
-from sparsebert_kernels.cpu.row_panels import pack_row_panels, pad_columns, pad_rows, padded_heads
+from sparsebert_kernels.cpu.row_panels import (
+    dense_matrices,
+    pack_row_panels,
+    pad_columns,
+    pad_rows,
+    padded_heads,
+)
 from sparsebert_kernels.formats import ElementSparse, PackedWeight, VectorSparse
 from sparsebert_kernels.ops import plain_inference
 
@@ -264,7 +270,9 @@ class Native(Watched):
             copied.append(getattr(encoder, family.relative_bias).weight)
         with torch.inference_mode(False), torch.no_grad():
             shared = _SharedTables(encoder, family)
-            self.encoder = NativeEncoder([_described(layer, shared, dtype) for layer in layers], dtype)
+            described = [_described(layer, shared, dtype) for layer in layers]
+            self.encoder = NativeEncoder(described, dtype)
+        self.dense = dense_matrices(described)  # of those in row panels
         super().__init__(list(encoder.modules()), copied, settings)
 
 
