@@ -8,11 +8,11 @@ from sparsebert.bert import require_module
 from sparsebert.nn.encoder_layers import NAMES, encoder_family, model_family
 from sparsebert.nn.fused_encoder import FusedEncoder, fused_class, require_fusible
 from sparsebert.nn.fused_model import FusedModel, fused_model_class
-from sparsebert.nn.fused_pooling import FusedNormalize, FusedPooling, can_fuse, fused_pooling_class
+from sparsebert.nn.fused_pooling import fuse_pooling_, unfuse_pooling_
 
 
 def fuse_(model: nn.Module) -> nn.Module:
-    """Let each encoder in ``model`` run all its layers in one call of the native CPU library, in place.
+    """Let each base model in ``model`` run in one call of the native CPU library, in place.
 
     For BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, DistilBERT, MPNet and ModernBERT, with any task head
     or in a sentence-transformers model, sparse or dense, before or after ``sparsify_`` and ``compact_``. The
@@ -24,7 +24,9 @@ def fuse_(model: nn.Module) -> nn.Module:
     recorded gradients, training, requested hidden states or attentions, hooks or replaced modules inside the
     encoder, another device or dtype than float32 on the CPU, a mask that differs between queries, rows of a
     batch that begin with padding or hold nothing else, weights made under ``torch.inference_mode()`` that the
-    native form copies, compilers and tracers.
+    native form copies, an attention that the user registered, compilers and tracers; in MPNet and ModernBERT
+    also padding between tokens, and in ModernBERT ``position_ids``. For ``inputs_embeds``, ``position_ids`` and
+    hooks around the encoder, embeddings and pooler run as before, and the layers natively.
 
     Dense weights are copied into the native form, and copied again in the first call after a change: by
     optimizers, ``load_state_dict``, replaced modules or tensors, and all in-place operations that torch
@@ -57,8 +59,7 @@ def fuse_(model: nn.Module) -> nn.Module:
     for base in bases:
         base.__class__ = fused_model_class(type(base))
     for module in modules:
-        if can_fuse(module):
-            module.__class__ = fused_pooling_class(type(module))
+        fuse_pooling_(module)
     return model
 
 
@@ -70,7 +71,8 @@ def unfuse_(model: nn.Module) -> nn.Module:
     """
     require_module(model)
     for module in model.modules():
-        if isinstance(module, FusedEncoder | FusedModel | FusedPooling | FusedNormalize):
+        unfuse_pooling_(module)
+        if isinstance(module, FusedEncoder | FusedModel):
             module.__class__ = module.plain_class
             for name in ("_native", "_ends", "_said"):
                 vars(module).pop(name, None)

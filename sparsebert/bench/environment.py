@@ -9,17 +9,20 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import sparsebert
 from sparsebert.bench.contention import load_average, usable_cores
+from sparsebert.bench.cpu_extensions import Extension
 
 # The extensions that decide which kernels can run; the full list of flags would hide them.
 TELLING_FLAGS = (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
-    "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve",
+    "avx512_fp16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "asimdhp", "asimddp", "bf16",
+    "i8mm", "sve",
 )  # fmt: skip
 PACKAGES = ("torch", "triton", "transformers", "numpy", "onnxruntime")
 
@@ -98,8 +101,13 @@ def detect() -> Environment:
     )
 
 
-def lacks(environment: Environment) -> list[Lack]:
-    """Return the missing components, most costly first."""
+def lacks(environment: Environment, extensions: Sequence[Extension] = ()) -> list[Lack]:
+    """Return the missing components, most costly first.
+
+    Args:
+        environment: The machine.
+        extensions: The extensions of its CPU.
+    """
     missing = {package for package, version in environment.versions.items() if version is None}
     compiler = os.environ.get("CXX", "g++")
     candidates = [
@@ -160,7 +168,16 @@ def lacks(environment: Environment) -> list[Lack]:
             "none needed for the CPU kernels",
         ),
     ]
-    return [Lack(what, cost, remedy) for lacking, what, cost, remedy in candidates if lacking]
+    unusable = [
+        Lack(
+            f"{each.name}, which the CPU has: {each.missing}",
+            f"slower kernels compute {each.brings}",
+            "a newer Linux (AMX: 5.16), or a virtual machine that enables it",
+        )
+        for each in extensions
+        if each.missing and not each.cpu_lacks_it
+    ]
+    return unusable + [Lack(what, cost, remedy) for lacking, what, cost, remedy in candidates if lacking]
 
 
 def blas_name() -> str:

@@ -12,11 +12,21 @@ def env(json: JsonFile = None) -> None:
     require_records("--json", json)
     from sparsebert import results
     from sparsebert.bench import environment
+    from sparsebert.bench.cpu_extensions import detect_extensions
     from sparsebert.report.environment import environment_tables
+    from sparsebert_kernels.cpu import native
 
     machine = environment.detect()
-    lacks = [vars(lack) for lack in environment.lacks(machine)]
-    row = results.stamp("environment", {"environment": machine.record(), "lacks": lacks})
+    extensions = detect_extensions()
+    row = results.stamp(
+        "environment",
+        {
+            "environment": machine.record(),
+            "lacks": [vars(lack) for lack in environment.lacks(machine, extensions)],
+            "extensions": [extension.record() for extension in extensions],
+            "built": list(native.built_objects()),
+        },
+    )
     if json is not None:
         results.append(json, [row])
     print_tables(environment_tables([row]))

@@ -287,8 +287,9 @@ def _module(package: str) -> str:
 def _defined_in(cls: type) -> tuple[str, str]:
     """Return the package of transformers that defines a class, and the name; another class may bear both."""
     package, _, module = cls.__module__.removeprefix("transformers.models.").partition(".")
-    known = module == f"modeling_{package}" and vars(sys.modules[cls.__module__]).get(cls.__name__) is cls
-    return (package, cls.__name__) if known else ("", "")
+    if module != f"modeling_{package}" or vars(sys.modules[cls.__module__]).get(cls.__name__) is not cls:
+        return "", ""
+    return package, cls.__name__
 
 
 _BY_ENCODER = {(each.package, each.encoder[1].format(each.name)): each for each in _FAMILIES}

@@ -407,6 +407,7 @@ def _described(layer: EncoderLayer, shared: _SharedTables, dtype: torch.dtype) -
     pre_norm = shared.family.pre_norm
     paddings = list(zip(linears, _paddings(heads, dtype), strict=True))
     biases = [None if module is None else bias_of(module) for module in linears]
+    rotary = shared.rotary(layer.layer.attention_type) if pre_norm else None  # type: ignore[arg-type]
     return kernels.EncoderLayer(
         weights=[
             None if module is None else packed_weight(module, dtype, padding) for module, padding in paddings
@@ -425,7 +426,7 @@ def _described(layer: EncoderLayer, shared: _SharedTables, dtype: torch.dtype) -
         gated=pre_norm,
         window=shared.window(layer.layer) if pre_norm else None,
         relative_bias=shared.relative_bias,
-        rotary=shared.rotary(layer.layer.attention_type) if pre_norm else None,  # type: ignore[arg-type]
+        rotary=rotary,
     )
 
 

@@ -90,8 +90,8 @@ class FusedModel(nn.Module):
         if any(config.get(name) for name in REQUESTS):
             raise PlainPath("the configuration asks for hidden states or attentions")
         for name, value in given.items():
-            known = name in INPUTS or (self._runs_layers and name == "inputs_embeds")
-            if not known and value is not None and value is not False:
+            is_input = name in INPUTS or (self._runs_layers and name == "inputs_embeds")
+            if not is_input and value is not None and value is not False:
                 raise PlainPath(f"the call has the argument {name}")
         described, ends = self._described()
         ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
@@ -131,8 +131,8 @@ class FusedModel(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         if not isinstance(ids, Tensor) or not ids.is_cpu or ids.dtype != torch.int64 or ids.dim() != 2:
             raise PlainPath("the token ids are not int64 [batch, tokens] on the CPU")
-        if not ids.numel():
-            raise PlainPath("the batch is empty")
+        if not ids.shape[1]:
+            raise PlainPath("the texts have no tokens")
         if not plain_inference(ids):
             raise PlainPath("the call is traced, transformed or under autocast")
         if types is not None and (

@@ -17,91 +17,87 @@ PACKAGE = "sentence_transformers"
 WITH_EFFECT = ("cu_seq_lens_q", "token_weights_sum", "cls_token_embeddings")
 
 
-class FusedPooling(nn.Module):
-    """The forward method of a pooling, mixed into its class: the mean of the tokens, or the first of them."""
-
-    plain_class: Any
-    pooling_mode: str
-    include_prompt: bool
-
-    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Pool natively where the result is the same, else as the plain class does."""
-        states, mask = features.get("token_embeddings"), features.get("attention_mask")
-        if (
-            self.pooling_mode in ("mean", "cls")
-            and (self.include_prompt or "prompt_length" not in features)
-            and not any(name in features for name in WITH_EFFECT)
-            and _is_plain(states, 3)
-            and type(mask) is Tensor
-            and mask.dtype in MASK_DTYPES
-            and mask.is_cpu
-            and mask.shape == states.shape[:2]  # type: ignore[union-attr]
-        ):
-            pooled = pool(states, mask, mean=self.pooling_mode == "mean")  # type: ignore[arg-type]
-            if pooled is not None:
-                features["sentence_embedding"] = pooled
-                return features
-        return super().forward(features, **kwargs)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new_module, (self.plain_class,), dict(self.__dict__)
+def fuse_pooling_(module: Any) -> None:
+    """Let a module run natively, in place, if it is a pooling or a normalisation of sentence-transformers."""
+    cls = type(module)
+    name = cls.__name__
+    is_of_package = (
+        cls.__module__.partition(".")[0] == PACKAGE
+        and name in _FORWARDS
+        and vars(sys.modules[cls.__module__]).get(name) is cls
+        and all(hasattr(module, attribute) for attribute in _ATTRIBUTES[name])
+    )
+    if is_of_package:
+        module.__class__ = _fused_class(cls)
 
 
-class FusedNormalize(nn.Module):
-    """The forward method of a normalisation, mixed into its class."""
-
-    plain_class: Any
-    module_input_name: str
-    module_output_name: str
-
-    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
-        """Divide vectors by their lengths, natively where the result is the same."""
-        vectors = features.get(self.module_input_name)
-        if not _is_plain(vectors, 2):
-            return super().forward(features)
-        normalized = pool(vectors[:, None], None, mean=False, normalize=True)  # type: ignore[index]
-        features[self.module_output_name] = normalized
-        return features
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new_module, (self.plain_class,), dict(self.__dict__)
+def unfuse_pooling_(module: Any) -> None:
+    """Undo ``fuse_pooling_``."""
+    plain_class = _plain_class(module)
+    if _FUSED_CLASSES.get(plain_class) is type(module):
+        module.__class__ = plain_class
 
 
-_MIXINS = {"Pooling": FusedPooling, "Normalize": FusedNormalize}
+def _plain_class(module: Any) -> Any:
+    return type(module).__bases__[0]
+
+
+def _pool(module: Any, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    """Return the features with the mean of the tokens or the first, natively where that is the same."""
+    states, mask = features.get("token_embeddings"), features.get("attention_mask")
+    if (
+        module.pooling_mode in ("mean", "cls")
+        and (module.include_prompt or "prompt_length" not in features)
+        and not any(name in features for name in WITH_EFFECT)
+        and _is_plain(states, 3)
+        and type(mask) is Tensor
+        and mask.dtype in MASK_DTYPES
+        and mask.is_cpu
+        and mask.shape == states.shape[:2]  # type: ignore[union-attr]
+    ):
+        pooled = pool(states, mask, mean=module.pooling_mode == "mean")  # type: ignore[arg-type]
+        if pooled is not None:
+            features["sentence_embedding"] = pooled
+            return features
+    return _plain_class(module).forward(module, features, **kwargs)
+
+
+def _normalize(module: Any, features: dict[str, Any]) -> dict[str, Any]:
+    """Return the features with vectors divided by their lengths, natively where the result is the same."""
+    vectors = features.get(module.module_input_name)
+    if not _is_plain(vectors, 2):
+        return _plain_class(module).forward(module, features)
+    normalized = pool(vectors[:, None], None, mean=False, normalize=True)  # type: ignore[index]
+    features[module.module_output_name] = normalized
+    return features
+
+
+_FORWARDS = {"Pooling": _pool, "Normalize": _normalize}
 # Attributes without which a class is that of another version of the package.
 _ATTRIBUTES = {"Pooling": ("pooling_mode", "include_prompt"), "Normalize": ("module_input_name",)}
 _FUSED_CLASSES: dict[type, type[nn.Module]] = {}
 
 
-def can_fuse(module: nn.Module) -> bool:
-    """Whether a module is a pooling or a normalisation of sentence-transformers."""
-    cls = type(module)
-    name = cls.__name__
-    return (
-        cls.__module__.partition(".")[0] == PACKAGE
-        and name in _MIXINS
-        and vars(sys.modules[cls.__module__]).get(name) is cls
-        and all(hasattr(module, attribute) for attribute in _ATTRIBUTES[name])
-    )
+def _fused_class(plain_class: type) -> type[nn.Module]:
+    """Return the fused class, always the same; it bears the name that sentence-transformers saves.
 
-
-def fused_pooling_class(plain_class: type) -> type[nn.Module]:
-    """Return the fused class, always the same; it bears the name that sentence-transformers saves."""
+    It has one base, whose objects may become its own.
+    """
     if plain_class not in _FUSED_CLASSES:
         attributes = {
-            "plain_class": plain_class,
+            "forward": _FORWARDS[plain_class.__name__],
             "__module__": plain_class.__module__,
             "__qualname__": plain_class.__qualname__,
             "__doc__": plain_class.__doc__,
+            "__reduce_ex__": lambda self, _: (_new_module, (plain_class,), dict(vars(self))),
         }
-        bases = (_MIXINS[plain_class.__name__], plain_class)
-        _FUSED_CLASSES[plain_class] = type(plain_class.__name__, bases, attributes)
+        _FUSED_CLASSES[plain_class] = type(plain_class.__name__, (plain_class,), attributes)
     return _FUSED_CLASSES[plain_class]
 
 
 def _new_module(plain_class: type) -> nn.Module:
     """Make a module for ``__setstate__``, of a class that pickle cannot find by name."""
-    cls = fused_pooling_class(plain_class)
+    cls = _fused_class(plain_class)
     return cls.__new__(cls)
 
 

@@ -17,15 +17,34 @@ def environment_tables(records: Iterable[Record]) -> list[Table]:
     }
     tables = []
     for row in latest.values():
-        components = tuple(environment_rows(row["environment"]))
+        components = list(environment_rows(row["environment"]))
+        if built := row.get("built"):
+            place = next(i for i, (name, _) in enumerate(components) if name == "compiled kernels")
+            components.insert(place + 1, ("kernels built for", " ".join(built)))
         lacks = tuple((lack["what"], lack["cost"], lack["remedy"]) for lack in row["lacks"])
         notes = () if lacks else ("Nothing is missing.",)
-        tables.append(Table("Machine: components", ("component", "found"), components, notes, prose=True))
+        tables.append(
+            Table("Machine: components", ("component", "found"), tuple(components), notes, prose=True)
+        )
+        if extensions := row.get("extensions"):
+            tables.append(
+                Table(
+                    "Machine: CPU extensions",
+                    ("extension", "state", "kernels", "used for"),
+                    tuple(_extension_row(extension) for extension in extensions),
+                    prose=True,
+                )
+            )
         if lacks:
             tables.append(
                 Table("Machine: missing components", ("missing", "cost", "remedy"), lacks, prose=True)
             )
     return tables
+
+
+def _extension_row(extension: Record) -> tuple[str, str, str, str]:
+    kernels = "built in" if extension["built"] else "not in this build"
+    return extension["name"], extension["missing"] or "usable", kernels, extension["brings"]
 
 
 def environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:

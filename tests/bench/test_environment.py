@@ -8,7 +8,11 @@ import sys
 
 import pytest
 
+from sparsebert.bench.cpu_extensions import Extension, detect_extensions
 from sparsebert.bench.environment import blas_name, detect, lacks
+from sparsebert.report.environment import environment_tables
+from sparsebert_kernels import cpu
+from sparsebert_kernels.cpu import native
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,62 @@ def test_each_lack_is_named_with_its_cost(here, monkeypatch, changes, what, cost
     assert what in lack.what
     assert cost in lack.cost
     assert lack.remedy
+
+
+@pytest.mark.skipif(not cpu.available(), reason="no native library")
+class TestExtensions:
+    def test_each_says_what_it_is_for(self):
+        extensions = {extension.name: extension for extension in detect_extensions()}
+        assert all(extension.brings for extension in extensions.values())
+        for name in cpu.instruction_sets():
+            assert name == "baseline" or extensions[name].missing is None
+            assert name == "baseline" or extensions[name].built
+        assert set(cpu.instruction_sets()) <= set(native.built_objects())
+
+    def test_asking_twice_changes_nothing(self):
+        assert detect_extensions() == detect_extensions()
+
+    def test_without_the_library_there_are_none(self, monkeypatch):
+        monkeypatch.setattr(native, "available", lambda: False)
+        assert detect_extensions() == []
+
+    @pytest.mark.parametrize(
+        ("state", "reason"),
+        [
+            (0, None),
+            (1, "the CPU lacks it"),
+            (2, "the operating system does not enable it"),
+            (-22, "the operating system refuses the permission (Invalid argument)"),
+        ],
+    )
+    def test_the_reason_is_named(self, monkeypatch, state, reason):
+        class Library:
+            @staticmethod
+            def sb_extension(i, found):
+                found._obj.value = state
+                return None if i else b"amx_bf16"
+
+        monkeypatch.setattr(native, "library", Library)
+        assert native.extensions() == {"amx_bf16": reason}
+
+
+def test_an_extension_that_linux_withholds_is_a_lack(here, monkeypatch):
+    monkeypatch.setenv("CXX", sys.executable)
+    refused = "the operating system refuses the permission (Invalid argument)"
+    amx = Extension("amx_bf16", refused, False, "row panels in bf16", True)
+    absent = Extension("avx512_fp16", native.CPU_LACKS_IT, True, "single weights in fp16", True)
+    (lack,) = lacks(complete(here), [amx, absent])
+    assert lack.what == f"amx_bf16, which the CPU has: {refused}"
+    assert lack.cost == "slower kernels compute row panels in bf16"
+
+
+def test_tables_show_the_extensions_of_records_that_have_them(here):
+    row = {"environment": here.record(), "lacks": []}
+    assert [table.title for table in environment_tables([row])] == ["Machine: components"]
+    extension = Extension("amx_bf16", "refused", False, "row panels in bf16", False).record()
+    components, extensions = environment_tables([row | {"extensions": [extension], "built": ["baseline"]}])
+    assert ("kernels built for", "baseline") in components.rows
+    assert extensions.rows == (("amx_bf16", "refused", "not in this build", "row panels in bf16"),)
 
 
 def test_a_missing_compiler_costs_a_baseline(here, monkeypatch):

@@ -45,6 +45,8 @@ LEFT_TO_ADDRESS = "-fno-sanitize=null,object-size"
 # library, and the wheel would not run on older systems.
 LINK_FLAGS = ("-shared", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
 
+SHARED_SOURCES = ("portable.cpp", "int8.cpp")  # each compiled for several instruction sets
+
 LOST = (
     "sparsebert works without its native CPU kernels, but slower: sparse layers run through torch, at 90 %\n"
     "sparsity about as fast as a good dense library. To get them, install g++ and reinstall sparsebert."
@@ -66,8 +68,8 @@ class InstructionSet:
 
     @property
     def all_flags(self) -> tuple[str, ...]:
-        """All flags. The portable source, compiled several times, also gets the name of its namespace."""
-        named = (f"-DSB_ISA={self.name}",) if self.source == "portable.cpp" else ()
+        """All flags. A source that is compiled several times also gets the name of its namespace."""
+        named = (f"-DSB_ISA={self.name}",) if self.source in SHARED_SOURCES else ()
         return (*named, *self.flags)
 
 
@@ -90,10 +92,18 @@ INSTRUCTION_SETS: Mapping[str, tuple[InstructionSet, ...]] = {
         InstructionSet(
             "amx_emulated", "amx.cpp", ("-DSB_AMX_EMULATED", "-Wno-psabi", *_EXACT), calls="baseline"
         ),
+        InstructionSet("int8_baseline", "int8.cpp"),
+        InstructionSet("int8_avx2", "int8.cpp", _AVX2),
+        InstructionSet("int8_avx_vnni", "int8.cpp", (*_AVX2, "-mavxvnni")),
+        InstructionSet("int8_avx512_vnni", "int8.cpp", (*_AVX512, "-mavx512vnni")),
     ),
-    "__aarch64__": (InstructionSet("neon"),),
+    "__aarch64__": (
+        InstructionSet("neon"),
+        InstructionSet("int8_neon", "int8.cpp"),
+        InstructionSet("int8_neon_dotprod", "int8.cpp", ("-march=armv8.2-a+dotprod",)),
+    ),
 }
-ANY_MACHINE = (InstructionSet("baseline"),)
+ANY_MACHINE = (InstructionSet("baseline"), InstructionSet("int8_baseline", "int8.cpp"))
 
 
 def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], None] = print) -> Path:
@@ -144,7 +154,13 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
             raise NativeBuildError(f"{each.source} for {each.name}: {reason}")
         log(f"left out: kernels for {each.name}, which {shlex.join(compiler)} cannot build: {reason}")
 
-    shared = {"dispatch": [f"-DSB_HAVE_{name.upper()}" for name in built], "selection": []}
+    have = [f"-DSB_HAVE_{name.upper()}" for name in built]
+    shared = {
+        "dispatch": have,
+        "dispatch_int8": have,
+        "extensions": [f'-DSB_OBJECTS="{" ".join(built)}"'],
+        "selection": [],
+    }
     for name, flags in shared.items():
         result = compiled(name, f"{name}.cpp", flags)
         if isinstance(result, str):

@@ -271,7 +271,8 @@ class NativeEncoder:
         types = None if types is None else readable(types.contiguous())
         y = torch.empty(shape)
         pooled = torch.empty(shape[0], ends.pooled) if ends.pooled else None
-        self._run(shape, y, mask=mask, ends=ends, ids=ids, types=types, pooled=pooled)
+        if shape[0]:
+            self._run(shape, y, mask=mask, ends=ends, ids=ids, types=types, pooled=pooled)
         return y, pooled
 
     def _run(

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formats import ElementSparse, PackedWeight, RowPanelSparse, VectorSparse
+from ..formats import ElementSparse, PackedWeight, RowPanelSparse, VectorInt8, VectorSparse
 from ..memory import readable
 
 ABI_VERSION = 5
@@ -42,7 +42,9 @@ ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 _CALL = struct.Struct("=Qqqiiii")
 _WEIGHT = struct.Struct("=qqiiiiiiQQQQQQQQQ")
 WEIGHT_BYTES = _WEIGHT.size
+_INT8_WEIGHT = struct.Struct("=qqiiQQQQQQQQ")  # sb_int8_weight of src/int8_call.h
 MAX_WEIGHTS = 8  # of one call
+CPU_LACKS_IT = "the CPU lacks it"
 
 
 class NativeLibraryMissing(ImportError):
@@ -94,11 +96,15 @@ def library() -> ctypes.CDLL:
     pointer = ctypes.c_void_p
     loaded.sb_instruction_set.restype = loaded.sb_chosen.restype = ctypes.c_char_p
     loaded.sb_why_no_amx.restype = ctypes.c_char_p
+    loaded.sb_extension.restype = loaded.sb_objects.restype = ctypes.c_char_p
+    loaded.sb_extension.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int32)]
     loaded.sb_choose.argtypes = [ctypes.c_char_p]
     loaded.sb_computes.argtypes = [ctypes.c_int32, ctypes.c_int32]
     loaded.sb_linear.argtypes = [ctypes.c_char_p]
     loaded.sb_encoder.argtypes = loaded.sb_pool.argtypes = [ctypes.c_char_p]
     loaded.sb_has_engine.argtypes = [ctypes.c_int32]
+    loaded.sb_int8_unit.restype = loaded.sb_int8_chosen.restype = ctypes.c_char_p
+    loaded.sb_int8_linear.argtypes = loaded.sb_choose_int8.argtypes = [ctypes.c_char_p]
     loaded.sb_values_gradient.argtypes = [
         ctypes.c_char_p, pointer, pointer, ctypes.c_int32, ctypes.c_int64, pointer, ctypes.c_int,
     ]  # fmt: skip
@@ -178,20 +184,53 @@ def use_instruction_set(name: str) -> None:
         raise ValueError(
             f"instruction set {name!r} is not supported here; supported: {', '.join(instruction_sets())}"
         )
+    _computes.cache_clear()
+
+
+def extensions() -> dict[str, str | None]:
+    """Return the extensions of the CPU that kernels use: name to None, or to the reason why it is unusable.
+
+    AMX needs a permission of the operating system, which this function requests for the process.
+    """
+    reasons: dict[str, str | None] = {}
+    state = ctypes.c_int32()
+    while available() and (name := library().sb_extension(len(reasons), ctypes.byref(state))) is not None:
+        reasons[name.decode()] = _why_unusable(state.value)
+    return reasons
+
+
+def _why_unusable(state: int) -> str | None:
+    """Return the reason for a ``State`` of src/extensions.cpp, None for a usable extension."""
+    if state < 0:
+        return f"the operating system refuses the permission ({os.strerror(-state)})"
+    return (None, CPU_LACKS_IT, "the operating system does not enable it")[state]
+
+
+def built_objects() -> tuple[str, ...]:
+    """Return the names of the objects that the library was built from, one for each instruction set."""
+    return tuple(library().sb_objects().decode().split()) if available() else ()
 
 
 def supports(format: str, dtype: torch.dtype, x: Tensor) -> bool:
     """Return whether a native kernel computes x [..., in] with a weight of this format and value dtype."""
-    if format not in _FORMATS or x.dtype not in _DTYPES or not x.is_cpu or why_unavailable() is not None:
+    known = format in _FORMATS or format == VectorInt8.name
+    if not known or x.dtype not in _DTYPES or not x.is_cpu or why_unavailable() is not None:
         return False
     # Every instruction set computes the other formats.
-    return format != RowPanelSparse.name or bool(
-        library().sb_computes(_FORMATS[format], _VALUE_DTYPES[dtype])
-    )
+    return format != RowPanelSparse.name or _computes(format, dtype)
+
+
+@functools.cache
+def _computes(format: str, dtype: torch.dtype) -> bool:
+    """Return whether the instruction set in use computes weights of this format and value dtype."""
+    return bool(library().sb_computes(_FORMATS[format], _VALUE_DTYPES[dtype]))
 
 
 def same_call(first: Any, other: Any) -> bool:
     """Return whether two weights can share one call: same format, dtype, width and blocks."""
+    if isinstance(first, VectorInt8):
+        calibrated = first.limit.numel() or getattr(other, "limit", first.limit).numel()
+        return first.name == other.name and first.shape[1] == other.shape[1] and not calibrated
     return (
         first.name == other.name
         and first.values.dtype == other.values.dtype
@@ -231,6 +270,7 @@ def linear(
         if step != 1 or (tokens > 1 and stride < in_features):
             rows, stride = rows.contiguous(), in_features
     outputs = []
+    int8 = packed[0].name == VectorInt8.name
     call = _CALL.pack(
         rows.data_ptr(),
         tokens,
@@ -256,9 +296,9 @@ def linear(
             weight = weight.replace(values=values)
             converted.append(values)
         y = x.new_empty((*leading, out_features))
-        call += describe(weight, bias, y)
+        call += (describe_int8 if int8 else describe)(weight, bias, y)
         outputs.append(y)
-    if library().sb_linear(call) != 0:
+    if (library().sb_int8_linear if int8 else library().sb_linear)(call) != 0:
         raise ValueError(f"weights cannot share one call: {', '.join(map(repr, packed))}")
     return outputs
 
@@ -327,4 +367,21 @@ def describe(packed: Any, bias: Tensor | None, y: Tensor | None) -> bytes:
         0 if bias is None else bias.data_ptr(),
         0 if y is None else y.data_ptr(),
         scales,
+    )
+
+
+def describe_int8(packed: Any, bias: Tensor | None, y: Tensor) -> bytes:
+    """Return the bytes of a struct sb_int8_weight."""
+    return _INT8_WEIGHT.pack(
+        *packed.shape,
+        packed.vector_rows,
+        0 if bias is None else _DTYPES[bias.dtype],
+        packed.values.data_ptr(),
+        packed.columns.data_ptr(),
+        packed.starts.data_ptr(),
+        packed.scales.data_ptr(),
+        packed.sums.data_ptr(),
+        packed.limit.data_ptr() if packed.limit.numel() else 0,
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
     )

@@ -19,6 +19,7 @@ from .panel import PanelSparse
 from .row_panel import RowPanelSparse
 from .semi_structured import SemiStructured
 from .vector import VectorSparse
+from .vector_int8 import VectorInt8
 
 FORMATS: dict[str, type[PackedWeight]] = {
     cls.name: cls
@@ -37,6 +38,8 @@ FORMATS: dict[str, type[PackedWeight]] = {
 }
 # The formats that can store any mask in any dtype on any device.
 ANY_MASK = tuple(name for name in FORMATS if name not in (SemiStructured.name, RowPanelSparse.name))
+# Formats that round the weights to int8: used only if named, or for a tolerance that allows int8.
+INT8_FORMATS: dict[str, type[PackedWeight]] = {VectorInt8.name: VectorInt8}
 
 
 def pack(weight: Tensor, mask: Tensor | None = None, *, format: str, **options: Any) -> PackedWeight:
@@ -45,20 +48,22 @@ def pack(weight: Tensor, mask: Tensor | None = None, *, format: str, **options: 
     Args:
         weight: [out, in] in float32 or bfloat16, or in float16 for formats with GPU kernels.
         mask: bool [out, in], True = keep; ``weight != 0`` by default.
-        format: A name in ``FORMATS``.
+        format: A name in ``FORMATS`` or ``INT8_FORMATS``.
         options: Options of the format, e.g. ``vector_rows=4``.
 
     Raises:
         ValueError: The format or an option is unknown, or the mask does not fit the weight.
     """
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
-    return FORMATS[format].from_dense(weight, mask, **options)
+    known = {**FORMATS, **INT8_FORMATS}
+    if format not in known:
+        raise unknown("format", format, known)
+    return known[format].from_dense(weight, mask, **options)
 
 
 __all__ = [
     "ANY_MASK",
     "FORMATS",
+    "INT8_FORMATS",
     "BitmapSparse",
     "ColumnPanelSparse",
     "CompactDense",
@@ -69,6 +74,7 @@ __all__ = [
     "PanelSparse",
     "RowPanelSparse",
     "SemiStructured",
+    "VectorInt8",
     "VectorSparse",
     "pack",
 ]
