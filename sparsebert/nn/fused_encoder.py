@@ -8,6 +8,8 @@ torch does not count, through ``.data``, are noticed by a sample of each weight.
 
 from __future__ import annotations
 
+import itertools
+import operator
 import sys
 import warnings
 from collections.abc import Sequence
@@ -34,13 +36,7 @@ from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels.cpu import encoder as kernels
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.cpu.encoder import BadTokens, DensePanel, HeadGroup, NativeEncoder
-from sparsebert_kernels.cpu.row_panels import (
-    dense_matrices,
-    pack_row_panels,
-    pad_columns,
-    pad_rows,
-    padded_heads,
-)
+from sparsebert_kernels.cpu.row_panels import pack_row_panels, pad_columns, pad_rows, padded_heads
 from sparsebert_kernels.formats import ElementSparse, PackedWeight, VectorSparse
 from sparsebert_kernels.ops import plain_inference
 
@@ -50,6 +46,7 @@ RECORDER = "transformers.utils.output_capturing"
 # Arguments of the encoders that do not change the result.
 WITHOUT_EFFECT = ("position_ids", "return_dict")
 RECORDED_GRADIENTS = "gradients are recorded; call the model under torch.inference_mode()"
+FOREIGN_CODE = "a module of the encoder has hooks or a patched forward method"
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh")
 # Values of each weight that are compared in every call: about 2 % of the time of 16 tokens through MiniLM-L6.
 SAMPLED = 61
@@ -64,6 +61,9 @@ CONFIGURED = ("_attn_implementation_internal", "is_causal", "local_attention")
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", None)
 # Distances from which on all count as one in the embeddings of distances.
 FARTHEST = 128
+# Entries of the attributes of a module, and a tensor's count of in-place changes.
+_TRAINING, _HOOKS, _PRE_HOOKS = map(operator.itemgetter, ("training", "_forward_hooks", "_forward_pre_hooks"))
+_COUNT = operator.attrgetter("_version")
 
 
 class PlainPath(Exception):
@@ -201,35 +201,44 @@ class Watched:
             settings: Dictionaries of attributes, each with the name of one that was read.
         """
         self._modules = [vars(module) for module in modules]
-        self._children = [(module._modules, dict(module._modules)) for module in modules]
-        sparse = [module for module in modules if isinstance(module, SparseLinear)]
+        self._harmless: list[dict[Any, Any]] = []  # hooks that are known not to matter
+        self._children = [module._modules for module in modules]
+        self._children_before = [dict(children) for children in self._children]
+        sparse = [vars(module) for module in modules if isinstance(module, SparseLinear)]
+        settings = [*settings, *((owner, "activation") for owner in sparse)]
+        self._settings = _Entries(settings)
+        self._set = self._settings.now()
         # The values of a prepacked dense layer are neither a parameter nor a buffer.
-        self._sparse = [(module, module.activation, module.values) for module in sparse]
-        self._settings = [(owner, name, owner[name]) for owner, name in settings]
-        with torch.inference_mode(False), torch.no_grad():
-            self._samples = [_sample(tensor.detach()) for tensor in copied]
-            self._sampled = torch.cat(self._samples) if copied else torch.empty(0)
-        self._tensors = [
-            (tensors, name, tensor, _version(tensor), tensor.data_ptr())
+        prepacked = [(owner, "values") for owner in sparse if "values" in owner]
+        held = [
+            (tensors, name)
             for module in modules
             for tensors in (module._parameters, module._buffers)
             for name, tensor in tensors.items()
             if tensor is not None
         ]
+        self._held = _Entries([*prepacked, *held])
+        self._holding = self._held.now()
+        self._tensors = self._holding[len(prepacked) :]
+        # Inference tensors count no changes.
+        self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]
+        self._counts = [*map(_COUNT, self._counted)]
+        self._addresses = [*map(Tensor.data_ptr, self._tensors)]
+        with torch.inference_mode(False), torch.no_grad():
+            self._samples = [_sample(tensor.detach()) for tensor in copied]
+            self._sampled = torch.cat(self._samples) if copied else torch.empty(0)
 
     def is_current(self) -> bool:
-        """Whether modules and tensors are those that the description was made from, unchanged."""
+        """Whether modules and tensors are those that the description was made from, unchanged.
+
+        Hundreds of tensors are looked at in each call: no line of Python runs for each of them.
+        """
         return (
-            all(now == before for now, before in self._children)
-            and all(
-                tensors.get(name) is tensor and _version(tensor) == version and tensor.data_ptr() == address
-                for tensors, name, tensor, version, address in self._tensors
-            )
-            and all(
-                module.activation == activation and module.values is values
-                for module, activation, values in self._sparse
-            )
-            and all(module.get(name) == value for module, name, value in self._settings)
+            self._children == self._children_before
+            and all(map(operator.is_, self._held.now(), self._holding))
+            and [*map(_COUNT, self._counted)] == self._counts
+            and [*map(Tensor.data_ptr, self._tensors)] == self._addresses
+            and self._settings.now() == self._set
             and (not self._samples or torch.equal(torch.cat(self._samples), self._sampled))
         )
 
@@ -237,14 +246,30 @@ class Watched:
         """Raise ``PlainPath`` if the layers train, record gradients or run foreign code."""
         if every_module._has_any_global_hook():
             raise PlainPath("there are hooks on all modules")
-        for number, module in enumerate(self._modules):
-            if module["training"]:
-                raise PlainPath("the encoder is in training mode")
-            hooks = module["_forward_hooks"] or module["_forward_pre_hooks"]
-            if number and (hooks or "forward" in module) and has_foreign_code(module):
-                raise PlainPath("a module of the encoder has hooks or a patched forward method")
-        if torch.is_grad_enabled() and any(tensor.requires_grad for _, _, tensor, _, _ in self._tensors):
+        if any(map(_TRAINING, self._modules)):
+            raise PlainPath("the encoder is in training mode")
+        inner = self._modules[1:]
+        hooks = [*filter(None, map(_HOOKS, inner)), *filter(None, map(_PRE_HOOKS, inner))]
+        if hooks != self._harmless:
+            if any(map(_is_foreign, itertools.chain.from_iterable(map(dict.values, hooks)))):
+                raise PlainPath(FOREIGN_CODE)
+            self._harmless = [dict(each) for each in hooks]
+        if any(map(operator.contains, inner, itertools.repeat("forward"))):
+            raise PlainPath(FOREIGN_CODE)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self._tensors):
             raise PlainPath(RECORDED_GRADIENTS)
+
+
+class _Entries:
+    """Entries of dictionaries, read together."""
+
+    def __init__(self, entries: Sequence[tuple[dict[str, Any], str]]) -> None:
+        self._owners = [owner for owner, _ in entries]
+        self._names = [name for _, name in entries]
+
+    def now(self) -> list[Any]:
+        """Return their present values; None for missing ones."""
+        return [*map(dict.get, self._owners, self._names)]
 
 
 class Native(Watched):
@@ -270,9 +295,7 @@ class Native(Watched):
             copied.append(getattr(encoder, family.relative_bias).weight)
         with torch.inference_mode(False), torch.no_grad():
             shared = _SharedTables(encoder, family)
-            described = [_described(layer, shared, dtype) for layer in layers]
-            self.encoder = NativeEncoder(described, dtype)
-        self.dense = dense_matrices(described)  # of those in row panels
+            self.encoder = NativeEncoder([_described(layer, shared, dtype) for layer in layers], dtype)
         super().__init__(list(encoder.modules()), copied, settings)
 
 
@@ -405,9 +428,9 @@ def _described(layer: EncoderLayer, shared: _SharedTables, dtype: torch.dtype) -
     heads, scale = _heads(layer, shared.family)
     norms = [norm_tensors(norm) for norm in layer.norms]
     pre_norm = shared.family.pre_norm
+    rotary = shared.rotary(layer.layer.attention_type) if pre_norm else None  # type: ignore[arg-type]
     paddings = list(zip(linears, _paddings(heads, dtype), strict=True))
     biases = [None if module is None else bias_of(module) for module in linears]
-    rotary = shared.rotary(layer.layer.attention_type) if pre_norm else None  # type: ignore[arg-type]
     return kernels.EncoderLayer(
         weights=[
             None if module is None else packed_weight(module, dtype, padding) for module, padding in paddings
@@ -573,15 +596,7 @@ def is_recording() -> bool:
     return recorder is not None and bool(recorder._active_collector.get())
 
 
-def has_foreign_code(module: dict[str, Any]) -> bool:
-    """Whether a module has a patched forward method, or hooks of other packages."""
-    hooks = (*module["_forward_hooks"].values(), *module["_forward_pre_hooks"].values())
-    return "forward" in module or not all(
-        isinstance(getattr(hook, "__self__", None), FusedQKV) or getattr(hook, "__module__", None) == RECORDER
-        for hook in hooks
-    )
-
-
-def _version(tensor: Tensor) -> int:
-    """Return the count of in-place changes; 0 for inference tensors, which keep none."""
-    return 0 if tensor.is_inference() else tensor._version
+def _is_foreign(hook: Any) -> bool:
+    """Whether a hook is of another package."""
+    ours = isinstance(getattr(hook, "__self__", None), FusedQKV)
+    return not ours and getattr(hook, "__module__", None) != RECORDER

@@ -58,7 +58,7 @@ GIVEN_UP = (
     GivenUp(r"\bfinds_sparsity\b", "decides_sparsity"),
     GivenUp(r"\bGivenTicket\b", "FromTicket"),
     GivenUp(r"\bLearnedMethod\b", "MaskLearningMethod"),
-    GivenUp(r"\brivals?\b", "baselines; competition_groups"),
+    GivenUp(r"(?<!setup-)(?<!requirements-)\brivals?\b", "baselines; competition_groups"),
     GivenUp(r"\bProvider\b|\bSide\b", "Backend, BuiltBackend"),
     GivenUp(r"\bPrepared\b", "CompactionPlan", CODE),
     GivenUp(

@@ -19,6 +19,8 @@ pytestmark = [
 
 X86 = platform.machine() == "x86_64"
 EVERY_OBJECT = 63 if X86 else 1
+INT8_WEIGHTS = {"BASELINE": 1, "NEON": 1, "AVX2": 2, "NEON_DOTPROD": 2, "AVX_VNNI": 4, "AVX512_VNNI": 8}
+EVERY_INT8_OBJECT = 15 if X86 else 3 if platform.machine() == "aarch64" else 1
 EXPORTED = 'extern "C" __attribute__((visibility("default"))) int {name}() {{ return {value}; }}\n'
 
 
@@ -50,6 +52,11 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         'extern "C" __attribute__((visibility("default"))) const char* sb_objects() { return SB_OBJECTS; }\n'
     )
     (folder / "selection.cpp").write_text(EXPORTED.format(name="selection", value="1"))
+    (folder / "int8.cpp").write_text("namespace SB_ISA { int here() { return 1; } }\n")
+    units = "".join(
+        f"#ifdef SB_HAVE_INT8_{name}\n+ {weight}\n#endif\n" for name, weight in INT8_WEIGHTS.items()
+    )
+    (folder / "dispatch_int8.cpp").write_text(EXPORTED.format(name="int8_objects", value=f"0\n{units}"))
     monkeypatch.setattr(build_native, "SOURCES", folder)
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv(build_native.REQUIRE_VARIABLE, raising=False)
@@ -80,8 +87,24 @@ def build(folder: Path) -> tuple[ctypes.CDLL, list[str]]:
 def test_one_object_for_each_instruction_set(tmp_path: Path) -> None:
     library, _ = build(tmp_path)
     assert library.objects() == EVERY_OBJECT
+    assert library.int8_objects() == EVERY_INT8_OBJECT
     library.sb_objects.restype = ctypes.c_char_p
-    assert len(library.sb_objects().split()) == EVERY_OBJECT.bit_count()
+    assert len(library.sb_objects().split()) == EVERY_OBJECT.bit_count() + EVERY_INT8_OBJECT.bit_count()
+
+
+@pytest.mark.skipif(not X86, reason="AVX-VNNI is of x86-64")
+def test_a_unit_that_the_compiler_does_not_know_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "old-g++"
+    script.write_text(
+        '#!/bin/sh\ncase "$*" in *-mavxvnni*) echo "unrecognized option" >&2; exit 1;; esac\nexec g++ "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    library, said = build(tmp_path)
+    assert library.int8_objects() == EVERY_INT8_OBJECT - INT8_WEIGHTS["AVX_VNNI"]
+    assert [line for line in said if "int8_avx_vnni" in line and "unrecognized option" in line]
 
 
 @pytest.mark.usefixtures("old_compiler")
