@@ -170,14 +170,6 @@ def has_bf16_products() -> bool:
     return instruction_set() in BF16_INSTRUCTION_SETS
 
 
-def why_no_amx() -> str | None:
-    """Return why the AMX kernels cannot be used here, or None if they can."""
-    if not available():
-        return "there is no native library"
-    reason: bytes | None = library().sb_why_no_amx()
-    return None if reason is None else reason.decode()
-
-
 def use_instruction_set(name: str) -> None:
     """Use an instruction set from now on, in this process.
 
