@@ -106,6 +106,7 @@ class FusedEncoder(nn.Module):
             raise PlainPath(RECORDED_GRADIENTS)
         if not plain_inference(x):
             raise PlainPath("the call is traced, transformed or under autocast")
+        require_inference(self)
         try:
             states = self.current_native().encoder(x, kept_tokens(mask, x))
         except BadTokens as error:
@@ -130,6 +131,14 @@ class FusedEncoder(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         state = {name: value for name, value in self.__dict__.items() if name not in ("_native", "_said")}
         return _new_encoder, (self.plain_class,), state
+
+
+def require_inference(module: nn.Module) -> None:
+    """Raise ``PlainPath`` where a module trains: a description of its layers would be made in vain."""
+    if module.training:
+        raise PlainPath("the encoder is in training mode")
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters()):
+        raise PlainPath(RECORDED_GRADIENTS)
 
 
 def say_once(module: nn.Module, reason: str) -> None:
@@ -158,13 +167,13 @@ def _new_encoder(plain_class: type[nn.Module]) -> FusedEncoder:
     return cls.__new__(cls)
 
 
-def require_fusible(encoder: nn.Module, family: Family) -> None:
+def require_fusible(encoder: Any, family: Family) -> None:
     """Raise ValueError unless every layer of an encoder of a known family has a native form."""
     for number, layer in enumerate(encoder_layers(encoder, family)):
         try:
             _require_known(layer)
         except PlainPath as reason:
-            name = type(encoder).__name__
+            name = getattr(encoder, "plain_class", type(encoder)).__name__
             raise ValueError(f"layer {number} of {name} cannot be fused: {reason}") from None
 
 

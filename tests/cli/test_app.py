@@ -40,7 +40,8 @@ def refused(capsys, *arguments: str) -> str:
         (["bench", "--sparsity", "-0.1"], "must be from 0 to 1, got -0.1"),
         (["bench", "--vs", "onedn"], "did you mean 'onednn'"),
         (["bench", "--vs", ","], "--vs must name a baseline"),
-        (["bench", "--profile", "--vs", "eager"], "--vs eager conflicts with --profile; omit one of them"),
+        (["bench", "--profile", "--vs", "eager"], "--vs eager conflicts with --profile, which has no"),
+        (["bench", "--profile", "--no-fuse"], "--no-fuse conflicts with --profile, which shows both"),
         (
             ["bench", "--profile", "--sparsity", "0.8,0.9", "--plot", "bars.png"],
             "--profile --plot draws one sparsity, got 2",

@@ -33,6 +33,9 @@ LIBRARY = Path(__file__).with_name("_native.so")
 LIBRARY_VARIABLE = "SPARSEBERT_NATIVE"
 INSTRUCTION_SET_VARIABLE = "SPARSEBERT_ISA"
 
+# Instruction sets with products of bfloat16.
+BF16_INSTRUCTION_SETS = ("amx", "amx_emulated", "avx512_bf16")
+
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _VALUE_DTYPES = {**_DTYPES, torch.int8: 2}
 _FORMATS = {ElementSparse.name: 0, VectorSparse.name: 1, RowPanelSparse.name: 3}
@@ -104,6 +107,7 @@ def library() -> ctypes.CDLL:
     loaded.sb_encoder.argtypes = loaded.sb_pool.argtypes = [ctypes.c_char_p]
     loaded.sb_int8_unit.restype = loaded.sb_int8_chosen.restype = ctypes.c_char_p
     loaded.sb_int8_linear.argtypes = loaded.sb_choose_int8.argtypes = [ctypes.c_char_p]
+    loaded.sb_has_engine.argtypes = [ctypes.c_int32]
     loaded.sb_values_gradient.argtypes = [
         ctypes.c_char_p, pointer, pointer, ctypes.c_int32, ctypes.c_int64, pointer, ctypes.c_int,
     ]  # fmt: skip
@@ -160,6 +164,11 @@ def instruction_sets() -> tuple[str, ...]:
 def instruction_set() -> str:
     """Return the instruction set in use, or "none" without the library."""
     return library().sb_chosen().decode() if available() else "none"
+
+
+def has_bf16_products() -> bool:
+    """Return whether the instruction set in use multiplies bfloat16 by bfloat16."""
+    return instruction_set() in BF16_INSTRUCTION_SETS
 
 
 def why_no_amx() -> str | None:

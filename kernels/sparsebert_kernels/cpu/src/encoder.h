@@ -62,7 +62,7 @@ inline void load_panel(const sb_encoder_call& call, const KeptTokens& tokens, co
   const int64_t width = hidden.width(tile);
   for (int64_t column = 0; column < width; column += LANES) {
     const float* rows[LANES];
-    vector_rows(call.x, tokens, tile * PANEL_TOKENS + column, call.hidden, rows);
+    vector_rows(static_cast<const float*>(call.x), tokens, tile * PANEL_TOKENS + column, call.hidden, rows);
     load_lanes(call.hidden, hidden.token_panel(tile) + column, width, [&](int j, int64_t k, int64_t valid, float* to) {
       load_row(rows[j], k, valid, to);
     });
@@ -75,7 +75,7 @@ inline void store_panel(const sb_encoder_call& call, const KeptTokens& tokens, c
   Simd::F transposed[LANES];
   for (int64_t column = 0; column < width; column += LANES) {
     float* rows[LANES];
-    vector_rows(call.y, tokens, tile * PANEL_TOKENS + column, features, rows);
+    vector_rows(static_cast<float*>(call.y), tokens, tile * PANEL_TOKENS + column, features, rows);
     const float* from = hidden.token_panel(tile) + column;
     int64_t k = 0;
     for (; k + LANES <= features; k += LANES) {
@@ -198,7 +198,8 @@ inline void encoder_group(const sb_encoder_call& call) {
   {
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < call.sequences * call.length; row++)
-      if (!sb::keeps(call.mask, call.mask_bytes, row)) memset(call.y + row * call.hidden, 0, sizeof(float) * call.hidden);
+      if (!sb::keeps(call.mask, call.mask_bytes, row))
+        memset(static_cast<float*>(call.y) + row * call.hidden, 0, sizeof(float) * call.hidden);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < chunks; i++) {
       const int64_t begin = i * chunk, end = begin + chunk < layout.count ? begin + chunk : layout.count;
@@ -267,8 +268,8 @@ inline void encoder(const sb_encoder_call& call) {
     }
     const int64_t token = first * call.length;
     group.sequences = count;
-    group.x = call.x ? call.x + token * call.hidden : nullptr;
-    group.y = call.y + token * call.hidden;
+    group.x = call.x ? static_cast<const float*>(call.x) + token * call.hidden : nullptr;
+    group.y = static_cast<float*>(call.y) + token * call.hidden;
     group.mask = call.mask ? static_cast<const char*>(call.mask) + token * call.mask_bytes : nullptr;
     group.ids = call.ids ? call.ids + token : nullptr;
     group.types = call.types ? call.types + token : nullptr;

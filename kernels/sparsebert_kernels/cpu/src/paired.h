@@ -79,6 +79,15 @@ SB_INLINE Floats fused(Floats a, Floats b, Floats c) {
 }
 #endif
 
+SB_INLINE Floats square_root(Floats v) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_sqrt_ps(static_cast<__mmask16>(-1), v);
+#else
+  for (int i = 0; i < 16; i++) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
+
 // The features of a line as floats.
 SB_INLINE Floats even_of(Line line) { return reinterpret_cast<Floats>(line << 16); }
 SB_INLINE Floats odd_of(Line line) { return reinterpret_cast<Floats>(line & 0xffff0000u); }
