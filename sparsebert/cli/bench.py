@@ -11,6 +11,7 @@ import typer
 from sparsebert.cli.console import print_tables, progress
 from sparsebert.cli.exit_codes import WRONG_OUTPUT, CommandFailed
 from sparsebert.cli.help_format import definitions
+from sparsebert.cli.option_groups import ExecutionOptions, flattened
 from sparsebert.cli.path_checks import require_files, require_picture, require_records, require_writable
 from sparsebert.cli.shared_options import (
     GRANULARITY_HELP,
@@ -28,6 +29,7 @@ from sparsebert_kernels.errors import unknown
 if TYPE_CHECKING:
     from sparsebert.bench.environment import Environment
     from sparsebert.bench.pruned_model import PrunedModel
+    from sparsebert.bench.runner import Settings
     from sparsebert.bench.workload import Workload
 
 DEFAULT_BASELINES = "onednn,eager"
@@ -35,7 +37,9 @@ ALL = "all"
 _MAX_BUDGET = 86_400  # a day
 
 
+@flattened
 def bench(
+    execution: ExecutionOptions,
     model: AnyModel = "bert-base",
     ticket: TicketFile = None,
     sparsity: Annotated[
@@ -53,15 +57,12 @@ def bench(
         str,
         typer.Option(
             help="packed format of every layer: auto (the plan chooses); element, vector, compact, dense, "
-            "csr; on GPUs panel, bitmap, column_panel, 2:4"
+            "csr, row_panel (with --tolerance bf16); on GPUs panel, bitmap, column_panel, 2:4"
         ),
     ] = "auto",
     measure: Annotated[
         bool | None, typer.Option("--measure/--no-measure", help=f"with --format auto: {MEASURE_HELP}")
     ] = None,
-    fuse: Annotated[
-        bool, typer.Option("--fuse", help="run the sparse model's encoder in one native call, fp32 on a CPU")
-    ] = False,
     batch: Annotated[int, typer.Option(help="sequences per batch")] = 1,
     seq: Annotated[int | None, typer.Option(help="tokens per sequence [default: 128]")] = None,
     lengths_from: Annotated[
@@ -90,6 +91,14 @@ def bench(
         bool, typer.Option(help="measure resident memory, each contestant in its own process")
     ] = True,
     seed: Annotated[int, typer.Option(help="seed of random weights and token ids")] = 0,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="instead of the comparison: where a batch's time goes on a CPU, dense and sparse, plain and "
+            "fused; --plot draws it as stacked bars",
+        ),
+    ] = False,
     json: JsonFile = None,
     plot: Annotated[
         Path | None, typer.Option(help="draw speed-up against sparsity (.png, .svg or .pdf)")
@@ -114,14 +123,25 @@ def bench(
     require_writable({"--json": json, "--plot": plot})
     require_records("--json", json)
     require_picture("--plot", plot)
+    if profile and plot is not None and len(sparsities) > 1:
+        raise ValueError(
+            f"--profile --plot draws one sparsity, got {len(sparsities)}; omit --plot or name one"
+        )
     require_files({"--lengths-from": lengths_from, "--calibrate-with": calibrate_with})
     if vs == "help":
         return _list_baselines()
-    baselines, missing = _baselines(vs)
+    if profile and vs != DEFAULT_BASELINES:
+        raise ValueError(f"--vs {vs} conflicts with --profile, which has no baselines; omit one of them")
+    if profile and execution.fuse is not None:
+        option = "--fuse" if execution.fuse else "--no-fuse"
+        raise ValueError(f"{option} conflicts with --profile, which shows both; omit one of them")
+    baselines, missing = ([], {}) if profile else _baselines(vs)
     from sparsebert import results
-    from sparsebert.bench import output_check, runner
+    from sparsebert.bench import profile as profiler
+    from sparsebert.bench import runner
     from sparsebert.bench.workload import Workload, read_lengths, read_texts
     from sparsebert.report.model_tables import bench_tables
+    from sparsebert.report.profile_tables import profile_figure, profile_tables
     from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
     lengths = (DEFAULT_TOKENS if seq is None else seq,) * batch
@@ -143,24 +163,46 @@ def bench(
             "element" if granularity is None else granularity,
             format,
             measure is not False,
-            fuse,
+            execution.arguments(),
             texts,
             step,
         ):
-            try:
-                rows = runner.run(pruned, baselines, machine, settings, step, missing)
-            except output_check.OutputMismatchError as error:
-                raise CommandFailed(str(error), WRONG_OUTPUT) from None
+            if profile:
+                rows = profiler.run(pruned, machine, settings, step)
+                tables = profile_tables(rows)
+            else:
+                rows = _compared(pruned, baselines, machine, settings, step, missing)
+                tables = bench_tables(rows)
             if json is not None:
                 results.append(json, rows)
             records += rows
             step("")
-            print_tables(bench_tables(rows))
+            print_tables(tables)
     if plot is not None:
-        from sparsebert.report.plots import speedup_plot
+        from sparsebert.report.plots import save_figure, speedup_plot
 
-        speedup_plot(records, plot)
+        if profile:
+            save_figure(profile_figure(records), plot)
+        else:
+            speedup_plot(records, plot)
         typer.echo(f"wrote {plot}")
+
+
+def _compared(
+    pruned: PrunedModel,
+    baselines: Sequence[str],
+    machine: Environment,
+    settings: Settings,
+    step: Callable[[str], None],
+    missing: dict[str, str],
+) -> list[dict[str, Any]]:
+    """Return the records of a comparison; wrong outputs end the command."""
+    from sparsebert.bench import output_check, runner
+
+    try:
+        return runner.run(pruned, baselines, machine, settings, step, missing)
+    except output_check.OutputMismatchError as error:
+        raise CommandFailed(str(error), WRONG_OUTPUT) from None
 
 
 def _pruned_models(
@@ -170,7 +212,7 @@ def _pruned_models(
     granularity: str,
     format: str,
     measure: bool,
-    fuse: bool,
+    execution: dict[str, Any],
     texts: Sequence[str],
     step: Callable[[str], None],
 ) -> Iterator[PrunedModel]:
@@ -193,9 +235,9 @@ def _pruned_models(
             model_ticket,
             format=format,
             measure=measure,
-            fuse=fuse,
             model=dense,
             calibration_texts=texts,
+            **execution,
         )
 
 
@@ -223,8 +265,8 @@ def _list_baselines() -> None:
 def _baselines(names: str) -> tuple[list[str], dict[str, str]]:
     """Return the baselines to run, and the reasons of those that cannot run here.
 
-    An unavailable baseline is skipped if it is among the default ones or all of them, and raises ValueError if
-    the user named it.
+    An unavailable baseline is skipped if it is among the default ones or all of them; if the user named it,
+    it raises ValueError.
     """
     from sparsebert.bench.providers import BACKENDS, BASELINES
 

@@ -33,6 +33,9 @@ LIBRARY = Path(__file__).with_name("_native.so")
 LIBRARY_VARIABLE = "SPARSEBERT_NATIVE"
 INSTRUCTION_SET_VARIABLE = "SPARSEBERT_ISA"
 
+# Instruction sets with products of bfloat16.
+BF16_INSTRUCTION_SETS = ("amx", "amx_emulated", "avx512_bf16")
+
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _VALUE_DTYPES = {**_DTYPES, torch.int8: 2}
 _FORMATS = {ElementSparse.name: 0, VectorSparse.name: 1, RowPanelSparse.name: 3}
@@ -95,7 +98,6 @@ def library() -> ctypes.CDLL:
         )
     pointer = ctypes.c_void_p
     loaded.sb_instruction_set.restype = loaded.sb_chosen.restype = ctypes.c_char_p
-    loaded.sb_why_no_amx.restype = ctypes.c_char_p
     loaded.sb_extension.restype = loaded.sb_objects.restype = ctypes.c_char_p
     loaded.sb_extension.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int32)]
     loaded.sb_choose.argtypes = [ctypes.c_char_p]
@@ -104,6 +106,7 @@ def library() -> ctypes.CDLL:
     loaded.sb_encoder.argtypes = loaded.sb_pool.argtypes = [ctypes.c_char_p]
     loaded.sb_int8_unit.restype = loaded.sb_int8_chosen.restype = ctypes.c_char_p
     loaded.sb_int8_linear.argtypes = loaded.sb_choose_int8.argtypes = [ctypes.c_char_p]
+    loaded.sb_has_engine.argtypes = [ctypes.c_int32]
     loaded.sb_values_gradient.argtypes = [
         ctypes.c_char_p, pointer, pointer, ctypes.c_int32, ctypes.c_int64, pointer, ctypes.c_int,
     ]  # fmt: skip
@@ -162,12 +165,9 @@ def instruction_set() -> str:
     return library().sb_chosen().decode() if available() else "none"
 
 
-def why_no_amx() -> str | None:
-    """Return why the AMX kernels cannot be used here, or None if they can."""
-    if not available():
-        return "there is no native library"
-    reason: bytes | None = library().sb_why_no_amx()
-    return None if reason is None else reason.decode()
+def has_bf16_products() -> bool:
+    """Return whether the instruction set in use multiplies bfloat16 by bfloat16."""
+    return instruction_set() in BF16_INSTRUCTION_SETS
 
 
 def use_instruction_set(name: str) -> None:
@@ -183,6 +183,7 @@ def use_instruction_set(name: str) -> None:
         raise ValueError(
             f"instruction set {name!r} is not supported here; supported: {', '.join(instruction_sets())}"
         )
+    _computes.cache_clear()
 
 
 def extensions() -> dict[str, str | None]:
@@ -209,15 +210,55 @@ def built_objects() -> tuple[str, ...]:
     return tuple(library().sb_objects().decode().split()) if available() else ()
 
 
+class _Pool:
+    """The threads of libgomp, which do not survive a fork: in the child, parallel work would wait forever."""
+
+    used = False
+    lost = False
+
+
+def _after_fork_in_child() -> None:
+    _Pool.lost = _Pool.used
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def threads() -> int:
+    """Return how many threads compute: as many as torch uses; one in a process forked from a threaded one."""
+    count = torch.get_num_threads()
+    if count > 1 and _Pool.lost:
+        _warn_of_fork()
+        return 1
+    _Pool.used |= count > 1
+    return count
+
+
+@functools.cache
+def _warn_of_fork() -> None:
+    warnings.warn(
+        "this process was forked from one that computed on several threads, which it does not have: the "
+        "native kernels use one thread; call torch.set_num_threads(1) here, or start it by spawn",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
 def supports(format: str, dtype: torch.dtype, x: Tensor) -> bool:
     """Return whether a native kernel computes x [..., in] with a weight of this format and value dtype."""
-    known = format in _FORMATS or format == VectorInt8.name
-    if not known or x.dtype not in _DTYPES or not x.is_cpu or why_unavailable() is not None:
+    if format not in (*_FORMATS, VectorInt8.name) or x.dtype not in _DTYPES:
+        return False
+    if not x.is_cpu or why_unavailable() is not None:
         return False
     # Every instruction set computes the other formats.
-    return format != RowPanelSparse.name or bool(
-        library().sb_computes(_FORMATS[format], _VALUE_DTYPES[dtype])
-    )
+    return format != RowPanelSparse.name or _computes(format, dtype)
+
+
+@functools.cache
+def _computes(format: str, dtype: torch.dtype) -> bool:
+    """Return whether the instruction set in use computes weights of this format and value dtype."""
+    return bool(library().sb_computes(_FORMATS[format], _VALUE_DTYPES[dtype]))
 
 
 def same_call(first: Any, other: Any) -> bool:
@@ -271,7 +312,7 @@ def linear(
         stride,
         _DTYPES[x.dtype],
         ACTIVATIONS[activation],
-        torch.get_num_threads(),
+        threads(),
         len(packed),
     )
     converted = []  # keeps copies alive until the call has returned
@@ -309,7 +350,7 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor
         _DTYPES[x.dtype],
         rows.shape[0],
         values.data_ptr(),
-        torch.get_num_threads(),
+        threads(),
     )
     if code != 0:
         raise ValueError(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsebert_kernels.errors import unknown
+from sparsebert_kernels.quantization import quantize_rows
 
 from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 from .panel import pack_slots
@@ -194,13 +195,6 @@ class RowPanelSparse(PackedWeight):
         return live[: self.shape[0], : self.shape[1]].contiguous()
 
 
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int8 values [rows, columns] and float32 scales [rows]; their product is near the weight."""
-    scales = weight.float().abs().amax(1) / 127
-    rates = torch.where(scales > 0, 1 / scales, 0)
-    return (weight.float() * rates[:, None]).round().clamp(-127, 127).to(torch.int8), scales
-
-
 def _paired_places(panel: Tensor, column: Tensor, first: Tensor) -> Tensor:
     """Return places for single columns: even and odd ones alternate, then the rest of the more frequent kind.
 
@@ -215,8 +209,8 @@ def _paired_places(panel: Tensor, column: Tensor, first: Tensor) -> Tensor:
     before = counts.cumsum(1) - counts  # of the same kind, in the panels before
     rank = torch.empty_like(panel)
     for kind in (0, 1):
-        chosen = (odd == kind).nonzero().squeeze(1)
-        rank[chosen] = torch.arange(chosen.numel(), device=panel.device) - before[kind][panel[chosen]]
+        members = (odd == kind).nonzero().squeeze(1)
+        rank[members] = torch.arange(members.numel(), device=panel.device) - before[kind][panel[members]]
     pairs = counts.amin(0)[panel]
     return first[panel] + torch.where(rank < pairs, 2 * rank + odd, pairs + rank)
 

@@ -1,10 +1,5 @@
 // The exported functions. They select an instruction set once and pass calls to its kernels.
 #include <cstring>
-#ifdef SB_HAVE_AMX
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 #include "native.h"
 
@@ -29,6 +24,7 @@ SB_DECLARE(avx512_bf16)
 #endif
 #ifdef SB_HAVE_AMX
 SB_DECLARE(amx)
+extern "C" const char* sb_extension(int, int32_t*);  // of extensions.cpp
 #endif
 #ifdef SB_HAVE_AMX_EMULATED
 SB_DECLARE(amx_emulated)
@@ -61,28 +57,15 @@ bool has_avx512_bf16() {
 }
 #endif
 #ifdef SB_HAVE_AMX
-// Why AMX cannot be used, or null. The kernel grants a process the use of tiles on request, once and for all threads.
-const char* find_why_no_amx() {
-  uint32_t a, b, c, d;
-  constexpr uint32_t BF16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (BF16 | TILE | INT8)) != (BF16 | TILE | INT8))
-    return "this CPU has no AMX";
-  if (!has_avx512_bf16()) return "this CPU has AMX but not AVX512-BF16 and AVX512-VNNI";
-  uint32_t low = 0, high = 0;
-  if (__get_cpuid(1, &a, &b, &c, &d) && (c & bit_OSXSAVE)) asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  constexpr uint32_t TILE_STATE = 3u << 17;
-  if ((low & TILE_STATE) != TILE_STATE) return "the operating system does not save AMX tiles";
-  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) != 0) return "the kernel does not grant AMX tiles";
-  return nullptr;
+bool has_extension(const char* name) {
+  int32_t state;
+  const char* each;
+  for (int i = 0; (each = sb_extension(i, &state)); i++)
+    if (strcmp(each, name) == 0) return state == 0;
+  return false;
 }
 
-const char* why_no_amx() {
-  static const char* const reason = find_why_no_amx();
-  return reason;
-}
-
-bool has_amx() { return why_no_amx() == nullptr; }
+bool has_amx() { return has_avx512_bf16() && has_extension("amx_bf16") && has_extension("amx_int8"); }
 #endif
 
 // Best first.
@@ -119,23 +102,35 @@ const InstructionSet* best() {
 
 const InstructionSet* active = best();
 
-bool known(const sb_weight& w) {
-  const bool format = w.format == SB_ELEMENT || w.format == SB_DENSE ||
-                      (w.format == SB_VECTOR && (w.vector_rows == 2 || w.vector_rows == 4 || w.vector_rows == 8));
-  return format && w.dtype == SB_F32 && w.bias_dtype == SB_F32 && w.bias && w.out_features > 0;
+bool computes_paired(const sb_weight& w) {
+  const bool rows = w.block_rows == 16 || w.block_rows == 32 || w.block_rows == 64;
+  return w.format == SB_ROW_PANEL && rows && active->kernels->computes(SB_ROW_PANEL, w.dtype);
 }
 
-// Whether the encoder can compute this layer.
-bool fits(const sb_layer& layer, int64_t hidden) {
+bool computes_fp32(const sb_weight& w) {
+  const bool rows = w.vector_rows == 2 || w.vector_rows == 4 || w.vector_rows == 8;
+  return w.dtype == SB_F32 && (w.format == SB_ELEMENT || w.format == SB_DENSE || (w.format == SB_VECTOR && rows));
+}
+
+// Whether an engine computes a weight.
+bool known(const sb_weight& w, bool paired) {
+  return (paired ? computes_paired(w) : computes_fp32(w)) && w.bias_dtype == SB_F32 && w.bias && w.out_features > 0;
+}
+
+// Whether an engine can compute this layer.
+bool fits(const sb_layer& layer, int64_t hidden, bool paired) {
   const sb_weight *query = layer.weights, *key = query + 1, *value = query + 2, *output = query + 3;
   const sb_weight *up = query + 4, *down = query + 5;
   const bool joint = key->out_features == 0 && value->out_features == 0;
+  if (paired && (joint || layer.pre_norm || layer.gated || layer.relative_bias || layer.rotary || layer.window >= 0))
+    return false;
   for (const sb_weight& w : layer.weights)
-    if (!known(w) && !(joint && (&w == key || &w == value))) return false;
+    if (!known(w, paired) && !(joint && (&w == key || &w == value))) return false;
   int64_t scores = 0, values = 0;
   for (int i = 0; i < layer.groups; i++) {
     const int32_t* group = layer.heads + 3 * i;
     if (group[0] < 1 || group[1] < 1 || group[2] < 1) return false;
+    if (paired && (group[1] % 32 || group[2] % 32)) return false;
     scores += int64_t{group[0]} * group[1];
     values += int64_t{group[0]} * group[2];
   }
@@ -153,11 +148,13 @@ bool fits(const sb_layer& layer, int64_t hidden) {
 // Whether the encoder can compute what comes before and after the layers.
 bool fits(const sb_ends& ends, const sb_encoder_call& call) {
   const sb_weight &projection = ends.weights[0], &pooler = ends.weights[1];
+  const bool paired = call.engine == SB_PAIRED_ENGINE;
+  if (paired && ends.final_gamma) return false;
   if (projection.out_features > 0 &&
-      (!known(projection) || projection.in_features != ends.width || projection.out_features != call.hidden))
+      (!known(projection, paired) || projection.in_features != ends.width || projection.out_features != call.hidden))
     return false;
   if (ends.words && ((projection.out_features == 0 && ends.width != call.hidden) || !call.ids)) return false;
-  return pooler.out_features == 0 ? !call.pooled : known(pooler) && pooler.in_features == call.hidden;
+  return pooler.out_features == 0 ? !call.pooled : known(pooler, paired) && pooler.in_features == call.hidden;
 }
 
 // Checks the numbers of tokens, positions and types, and the mask: SB_DONE, or what is wrong.
@@ -217,15 +214,6 @@ SB_API const char* sb_instruction_set(int i) {
   return nullptr;
 }
 
-// Returns why AMX cannot be used; null if it can.
-SB_API const char* sb_why_no_amx() {
-#ifdef SB_HAVE_AMX
-  return why_no_amx();
-#else
-  return "the library was built without AMX";
-#endif
-}
-
 // Returns the name of the instruction set in use.
 SB_API const char* sb_chosen() { return active->name; }
 
@@ -254,6 +242,7 @@ SB_API int sb_linear(const sb_call* call) {
       return 1;
   }
   if (!active->kernels->computes(weights[0].format, weights[0].dtype)) return 1;
+  if (call->x_dtype == SB_PAIRED && weights[0].format != SB_ROW_PANEL) return 1;
   if (call->tokens > 0) active->kernels->linear({*call, weights});
   return 0;
 }
@@ -267,16 +256,26 @@ SB_API int sb_values_gradient(const sb_weight* weight, const void* dy, const voi
   return 0;
 }
 
+// Returns 1 if the instruction set in use has this engine for encoders, else 0.
+SB_API int sb_has_engine(int32_t engine) {
+  return engine == SB_FP32_ENGINE || (engine == SB_PAIRED_ENGINE && active->kernels->paired_encoder);
+}
+
 // Computes the layers of an encoder, and what comes before and after them. Returns SB_DONE, or, with nothing computed:
-// SB_UNFIT for weights that it does not support or that do not fit together, SB_BAD_ID for numbers outside their tables,
-// SB_PADDING_FIRST as the call asks, and SB_GAP for padding between tokens where their distances matter.
+// SB_UNFIT for an engine or weights that the instruction set in use does not support, or weights that do not fit
+// together, SB_BAD_ID for numbers outside their tables, SB_PADDING_FIRST as the call asks, and SB_GAP for padding
+// between tokens where their distances matter.
 SB_API int sb_encoder(const sb_encoder_call* call) {
+  const bool paired = call->engine == SB_PAIRED_ENGINE;
+  const bool takes_x = call->x_dtype == SB_F32 || (paired && call->x_dtype == SB_BF16);
+  if (!sb_has_engine(call->engine) || !takes_x) return SB_UNFIT;
   if (call->threads < 1 || (call->mask && call->mask_bytes != 1 && call->mask_bytes != 8)) return SB_UNFIT;
   for (int i = 0; i < call->count; i++)
-    if (!fits(call->layers[i], call->hidden)) return SB_UNFIT;
+    if (!fits(call->layers[i], call->hidden, paired)) return SB_UNFIT;
   if (call->ends ? !fits(*call->ends, *call) : call->pooled != nullptr) return SB_UNFIT;
   if (const sb_result result = check_tokens(*call)) return result;
-  active->kernels->encoder(*call);
+  if (paired) active->kernels->paired_encoder(*call);
+  else active->kernels->encoder(*call);
   return SB_DONE;
 }
 
