@@ -25,8 +25,8 @@ def fuse_(model: nn.Module) -> nn.Module:
     encoder, another device or dtype than float32 on the CPU, a mask that differs between queries, rows of a
     batch that begin with padding or hold nothing else, weights made under ``torch.inference_mode()`` that the
     native form copies, an attention that the user registered, compilers and tracers; in MPNet and ModernBERT
-    also padding between tokens, and in ModernBERT ``position_ids``. For ``inputs_embeds``, ``position_ids`` and
-    hooks around the encoder, embeddings and pooler run as before, and the layers natively.
+    also padding between tokens, and in ModernBERT ``position_ids``. For ``inputs_embeds``, ``position_ids``
+    and hooks around the encoder, embeddings and pooler run as before, and the layers natively.
 
     Dense weights are copied into the native form, and copied again in the first call after a change: by
     optimizers, ``load_state_dict``, replaced modules or tensors, and all in-place operations that torch
