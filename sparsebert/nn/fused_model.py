@@ -29,6 +29,7 @@ from sparsebert.nn.fused_encoder import (
     norm_tensors,
     packed_weight,
     require_float32,
+    require_inference,
     require_linear,
     require_norm,
     say_once,
@@ -93,6 +94,7 @@ class FusedModel(nn.Module):
             is_input = name in INPUTS or (self._runs_layers and name == "inputs_embeds")
             if not is_input and value is not None and value is not False:
                 raise PlainPath(f"the call has the argument {name}")
+        require_inference(self)
         described, ends = self._described()
         ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
         mask = given.get("attention_mask")

@@ -33,6 +33,9 @@ LIBRARY = Path(__file__).with_name("_native.so")
 LIBRARY_VARIABLE = "SPARSEBERT_NATIVE"
 INSTRUCTION_SET_VARIABLE = "SPARSEBERT_ISA"
 
+# Instruction sets with products of bfloat16.
+BF16_INSTRUCTION_SETS = ("amx", "amx_emulated", "avx512_bf16")
+
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _VALUE_DTYPES = {**_DTYPES, torch.int8: 2}
 _FORMATS = {ElementSparse.name: 0, VectorSparse.name: 1, RowPanelSparse.name: 3}
@@ -95,7 +98,6 @@ def library() -> ctypes.CDLL:
         )
     pointer = ctypes.c_void_p
     loaded.sb_instruction_set.restype = loaded.sb_chosen.restype = ctypes.c_char_p
-    loaded.sb_why_no_amx.restype = ctypes.c_char_p
     loaded.sb_extension.restype = loaded.sb_objects.restype = ctypes.c_char_p
     loaded.sb_extension.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int32)]
     loaded.sb_choose.argtypes = [ctypes.c_char_p]
@@ -163,12 +165,9 @@ def instruction_set() -> str:
     return library().sb_chosen().decode() if available() else "none"
 
 
-def why_no_amx() -> str | None:
-    """Return why the AMX kernels cannot be used here, or None if they can."""
-    if not available():
-        return "there is no native library"
-    reason: bytes | None = library().sb_why_no_amx()
-    return None if reason is None else reason.decode()
+def has_bf16_products() -> bool:
+    """Return whether the instruction set in use multiplies bfloat16 by bfloat16."""
+    return instruction_set() in BF16_INSTRUCTION_SETS
 
 
 def use_instruction_set(name: str) -> None:
