@@ -34,6 +34,7 @@ from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import CompactedTargets, compacted_targets
 from sparsebert.planning.engine_choice import (
+    NO_OTHERS,
     EncoderDecision,
     carried_encoder_plan,
     decide_encoder,
@@ -41,7 +42,13 @@ from sparsebert.planning.engine_choice import (
     set_encoder_plan_,
 )
 from sparsebert.planning.plan import LayerPlan, Plan
-from sparsebert.planning.planner import check_options, in_fp32, plan_layers, require_measure, shared_inputs_of
+from sparsebert.planning.planner import (
+    check_options,
+    plan_layers,
+    plans_for_engines,
+    require_measure,
+    shared_inputs_of,
+)
 from sparsebert.planning.target_layers import TargetLayer, outline
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
@@ -134,7 +141,7 @@ def sparsify_(
     requested = "auto" if isinstance(format, Plan) else format
     timed = measure and format == "auto"
     if isinstance(format, Plan):
-        plans, lower = _matching(model, format, targets.layers), None
+        plans, others = _matching(model, format, targets.layers), NO_OTHERS
         tolerance = _tolerance_of(format)
     else:
         planned = plan_layers(
@@ -147,7 +154,9 @@ def sparsify_(
             tolerance=tolerance,
         )
         plans = list(planned.layers)
-        lower = in_fp32(planned, targets.layers, model, format=format, measure=measure)
+        others = plans_for_engines(
+            planned, targets.layers, model, format=format, measure=measure, tolerance=tolerance
+        )
     decision = decide_encoder(
         model,
         plans,
@@ -156,7 +165,8 @@ def sparsify_(
         trainable=trainable,
         measure=timed,
         saved=_way_of(format),
-        in_fp32=lower,
+        tolerance=tolerance,
+        others=others,
     )
     fusing = {"fuse_qkv": fuse_qkv, "fuse_activation": fuse_activation}
     origin = _origin(targets, ticket) if targets.compaction or not record_of(model) else {}
@@ -274,16 +284,15 @@ def replan_(
     require_tolerance(tolerance)
     configured = record_of(model).get("linears", {})
     targets = [_sparse_target(key, *layers[key], configured.get(key)) for key in selected]
-    lower = None
+    others = NO_OTHERS
     if isinstance(format, Plan):
         tokens = format.layers[0].tokens if format.layers else tokens
         tolerance = _tolerance_of(format)
         entries = dict(zip(selected, _matching(model, format, targets), strict=True))
     else:
-        entries = {}
-        for trainable in (False, True):  # a model made by hand may have both kinds
-            planned = plan_layers(
-                of_kind := [target for target in targets if layers[target.key][1].trainable == trainable],
+        planned = [
+            plan_layers(
+                [target for target in targets if layers[target.key][1].trainable == trainable],
                 tokens=tokens,
                 format=format,
                 measure=measure,
@@ -291,8 +300,11 @@ def replan_(
                 shared_inputs=shared_inputs_of(model),
                 tolerance=tolerance,
             )
-            lower = lower or in_fp32(planned, of_kind, model, format=format, measure=measure)
-            entries |= {entry.key: entry for entry in planned.layers}
+            for trainable in (False, True)  # a model made by hand may have both kinds
+        ]
+        entries = {entry.key: entry for each in planned for entry in each.layers}
+        whole = Plan(tuple(entries[target.key] for target in targets), "")
+        others = plans_for_engines(whole, targets, model, format=format, measure=measure, tolerance=tolerance)
     fuse_qkv = recorded_option(model, "fuse_qkv", default=True)
     _repack_(model, entries, fuse_qkv=fuse_qkv)
     way = carried_encoder_plan(model) if filter is None else None
@@ -304,7 +316,8 @@ def replan_(
         trainable=any(layer.trainable for _, layer in layers.values()),
         measure=measure and format == "auto",
         saved=_way_of(format),
-        in_fp32=lower,
+        tolerance=tolerance,
+        others=others,
     )
     if decision:
         settle_(model, decision, timed=measure and format == "auto", fuse_qkv=fuse_qkv)

@@ -379,9 +379,8 @@ def _timings(
         weight = torch.randn(rows, columns, generator=generator)
         x = torch.randn(tokens, columns, generator=generator).to(dtype)
         bias = torch.zeros(rows, dtype=dtype)
-        work = next(
-            work for work in _works(mask, stored, plain, precision) if kind in (work.kind, work.cost_kind)
-        )
+        works = _works(mask, stored, plain, precision)
+        work = next(work for work in works if kind in (work.kind, work.cost_kind))
         packed = pack_as(weight, mask, stored, format=work.format, **work.options)
         yield work, least(lambda: run(x, packed, bias), budget=SECONDS_A_PROBLEM)  # noqa: B023
 

@@ -87,8 +87,8 @@ def estimate_work(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[st
     Args:
         mask: Statistics of the layer's mask.
         dtype: The dtype of the packed values.
-        formats: Names of formats. "vector" and "vector_int8" yield one estimate per height; "panel", "column_panel" and
-            "row_panel" yield none, and have functions for themselves.
+        formats: Names of formats. "vector" and "vector_int8" yield one estimate per height; "panel",
+            "column_panel" and "row_panel" yield none, and have functions for themselves.
     """
     rows, columns, item = mask.rows, mask.columns, dtype.itemsize
     for format in formats:

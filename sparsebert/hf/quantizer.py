@@ -48,7 +48,7 @@ from sparsebert.nn.sparse_linear import SparseLinear, as_stored
 from sparsebert.planning.after_compaction import CompactedTargets
 from sparsebert.planning.engine_choice import decide_encoder, why_not_fusible
 from sparsebert.planning.plan import LayerPlan, Plan
-from sparsebert.planning.planner import describe_machine, in_fp32, plan_layers, shared_inputs_of
+from sparsebert.planning.planner import describe_machine, plan_layers, plans_for_engines, shared_inputs_of
 from sparsebert.planning.target_layers import TargetLayer, outline
 from sparsebert.sparsify import densify_, install_, settle_
 from sparsebert.tickets.provenance import masks_digest
@@ -275,7 +275,10 @@ class SparseQuantizer(HfQuantizer):
             trainable=config.trainable,
             quick=True,
             saved=saved,
-            in_fp32=None if saved else in_fp32(plans, outlines, model, format=config.format, measure=True),
+            tolerance=config.tolerance,
+            others=plans_for_engines(
+                plans, outlines, model, format=config.format, measure=True, tolerance=config.tolerance
+            ),
         )
         if decision:
             settle_(model, decision, timed=False, fuse_qkv=config.fuse_qkv)

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from sparsebert.nn.encoder_layers import Family, encoder_family, model_family
-from sparsebert.nn.fused_encoder import FusedEncoder, fused_class, has_foreign_code
+from sparsebert.nn.fused_encoder import FusedEncoder, fused_class, is_foreign
 from sparsebert.nn.fused_model import FusedModel, fused_model_class
 from sparsebert.nn.fused_pooling import fuse_pooling_, unfuse_pooling_
 
 FUSED = (FusedEncoder, FusedModel)
 # Attributes that fused modules hold beside those of their plain classes.
-DESCRIPTIONS = ("_native", "_ends", "_said")
+DESCRIPTIONS = ("_native", "_ends", "_said", "tolerance")
 
 
 class Encoder(NamedTuple):
@@ -34,8 +34,8 @@ def plain_class(module: Any) -> Any:
     return module.plain_class if isinstance(module, FUSED) else type(module)
 
 
-def fuse_modules_(model: nn.Module) -> None:
-    """Give the modules of ``model`` their fused classes, in place."""
+def fuse_modules_(model: nn.Module, tolerance: str = "fp32") -> None:
+    """Give the modules of ``model`` their fused classes, in place, with a tolerance for ``engine_dtype``."""
     for module in model.modules():
         cls = plain_class(module)
         family = encoder_family(cls)
@@ -43,6 +43,8 @@ def fuse_modules_(model: nn.Module) -> None:
             module.__class__ = fused_class(cls)
         elif model_family(cls) is not None:
             module.__class__ = fused_model_class(cls)
+        if isinstance(module, FUSED) and tolerance != "fp32":
+            vars(module)["tolerance"] = tolerance
         fuse_pooling_(module)
 
 
@@ -58,8 +60,11 @@ def unfuse_modules_(model: nn.Module) -> None:
 
 def holds_foreign_code(encoder: Encoder) -> bool:
     """Whether modules inside an encoder have patched forward methods, or hooks of other packages."""
-    inner = (module for module in encoder.module.modules() if module is not encoder.module)
-    return any(has_foreign_code(vars(module)) for module in inner)
+    for module in encoder.module.modules():
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        if module is not encoder.module and ("forward" in vars(module) or any(map(is_foreign, hooks))):
+            return True
+    return False
 
 
 def require_native(module: FusedEncoder | FusedModel, x: Tensor) -> None:

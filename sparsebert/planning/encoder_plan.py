@@ -10,7 +10,7 @@ LAYERS, FP32, PAIRED = "layers", "fp32", "paired"
 NAMES = {
     LAYERS: "the layers one by one",
     FP32: "one native call (fp32 engine)",
-    PAIRED: "one native call (paired engine, bf16)",
+    PAIRED: "one native call (paired engine)",
 }
 # What an engine changes that a caller may see.
 PADDING_NOTE = "hidden states at padding are zero"

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import key_in
-from sparsebert.cost.cpu_cost import CpuCostModel, cost_model, quick_cost_model
+from sparsebert.cost.cpu_cost import CpuCostModel, cost_model, quick_cost_model, with_lower_precisions
 from sparsebert.cost.engine_cost import seconds_between, seconds_in_layout
+from sparsebert.cost.precision import LOWEST, lower_precisions
 from sparsebert.cost.work import WorkEstimate
 from sparsebert.nn.encoder_layers import NAMES as FAMILIES
 from sparsebert.nn.encoder_layers import encoder_layers
-from sparsebert.nn.fused_encoder import PlainPath, require_fusible
+from sparsebert.nn.fused_encoder import PlainPath, engine_dtype, require_fusible
 from sparsebert.nn.fused_modules import (
     DESCRIPTIONS,
     Encoder,
@@ -35,9 +36,10 @@ from sparsebert.nn.fused_modules import (
 )
 from sparsebert.nn.module_swap import HOOKS
 from sparsebert.nn.sparse_linear import SparseLinear
-from sparsebert.planning.encoder_plan import FP32, LAYERS, NAMES, EncoderPlan
+from sparsebert.planning.encoder_plan import FP32, LAYERS, NAMES, PAIRED, EncoderPlan
 from sparsebert.planning.plan import LayerPlan
 from sparsebert_kernels import cpu
+from sparsebert_kernels.cpu.encoder import has_engine
 from sparsebert_kernels.timing import Paired, paired
 
 # Attribute of an encoder with its plan.
@@ -49,7 +51,28 @@ SECONDS_A_RUN = 0.02
 # The longest sequences that are timed, and the most tokens.
 LENGTH, MAX_TIMED_TOKENS = 128, 1024
 
+# The tolerances that let fused modules compute in each engine.
+ENGINES = {FP32: "fp32", PAIRED: "bf16"}
+# Blocks of a matrix that an engine stores whole.
+DENSE_PANELS = (64, 32)
+
 Plans = dict[str, LayerPlan]  # by the layer's key
+
+
+@dataclass(frozen=True)
+class OtherPlans:
+    """Plans of the layers for the engines; None where the layers are packed as if they ran one by one.
+
+    Attributes:
+        in_fp32: Plans for the fp32 engine.
+        in_row_panels: Plans for the paired engine.
+    """
+
+    in_fp32: Callable[[], Sequence[LayerPlan] | None]
+    in_row_panels: Callable[[], Sequence[LayerPlan] | None]
+
+
+NO_OTHERS = OtherPlans(lambda: None, lambda: None)
 
 
 def require_fuse(fuse: Any, model: nn.Module, trainable: bool) -> None:
@@ -156,7 +179,7 @@ def set_encoder_plan_(model: nn.Module, plan: EncoderPlan | None) -> None:
     """Let the encoders of ``model`` run as planned; None lets them run as in transformers."""
     unfuse_modules_(model)
     if plan is not None and plan.fused:
-        fuse_modules_(model)
+        fuse_modules_(model, ENGINES[plan.way])
     for encoder in encoders_of(model):
         vars(encoder.module).pop(PLAN, None)
         if plan is not None:
@@ -173,7 +196,8 @@ def decide_encoder(
     measure: bool = False,
     quick: bool = False,
     saved: str = "",
-    in_fp32: Callable[[], Sequence[LayerPlan]] | None = None,
+    tolerance: str = "fp32",
+    others: OtherPlans = NO_OTHERS,
 ) -> EncoderDecision | None:
     """Choose the way with the least predicted time.
 
@@ -186,7 +210,8 @@ def decide_encoder(
         measure: Whether costs may be measured.
         quick: Whether costs may be measured if that takes no more than half a second.
         saved: The way that was chosen on such a machine; "" if unknown.
-        in_fp32: Plans the layers in fp32, where ``planned`` may hold lower precisions.
+        tolerance: The lowest precision in which the encoder may compute.
+        others: Plans the layers for the engines.
 
     Returns:
         The decision; None for a model without an encoder of a known family.
@@ -205,37 +230,51 @@ def decide_encoder(
         return without_choice("requested", "user")
     if fuse is None and (obstacle := _why_not_by_default(model)):
         return without_choice(f"not fused: {obstacle}")
-    plans_in_fp32 = one_by_one if in_fp32 is None else _in_fp32(one_by_one, in_fp32())
-    ways = {LAYERS: one_by_one, FP32: plans_in_fp32}
-    if fuse:
-        del ways[LAYERS]
-    if saved in ways:
+    lower = lower_precisions(torch.float32, tolerance)
+    obstacle = why_no_paired_engine(model) if lower else None
+    engines = (FP32, PAIRED) if lower and not obstacle else (FP32,)
+    if saved in (engines if fuse else (LAYERS, *engines)):
         plan = EncoderPlan(saved, "as planned before", tokens=tokens, fuse=fuse, decided_by="saved plan")
-        return EncoderDecision(model, {saved: ways[saved]}, plan)
+        return EncoderDecision(model, {saved: one_by_one}, plan)
+    ways = {} if fuse else {LAYERS: one_by_one}
+    ways[FP32] = _with_dense_times(others.in_fp32(), one_by_one)
+    if PAIRED in engines:
+        ways[PAIRED] = _with_dense_times(others.in_row_panels(), one_by_one)
     dtype = torch.float32
     costs = quick_cost_model(dtype, tokens) if quick else cost_model(dtype, tokens, measure=measure)
+    costs = with_lower_precisions(costs, dtype, lower)
     predicted = {way: 1e6 * _predicted(model, plans, way, costs) for way, plans in ways.items()}
-    best, *others = sorted(ways, key=lambda way: predicted[way])
+    best, *slower = sorted(ways, key=lambda way: predicted[way])
     plan = EncoderPlan(best, "requested", predicted, tokens=tokens, fuse=fuse, decided_by="user")
-    if others:
-        reason = _compared("predicted", predicted[others[0]] / predicted[best], others[0])
+    if slower:
+        reason = _compared("predicted", predicted[slower[0]] / predicted[best], slower[0])
         plan = replace(plan, reason=reason, decided_by="cost model")
+    if obstacle:
+        plan = replace(plan, reason=f"{plan.reason}; {obstacle}")
     return EncoderDecision(model, ways, plan)
 
 
+def why_no_paired_engine(model: nn.Module) -> str | None:
+    """Return why the encoder of ``model`` cannot run in the paired engine here; None if it can."""
+    if not has_engine(torch.bfloat16):
+        return f"{cpu.instruction_set()} has no paired engine for bf16"
+    for encoder in encoders_of(model):
+        if engine_dtype(LOWEST, encoder.family) == torch.float32:
+            return f"the paired engine does not compute the layers of {encoder.family.name}"
+    return None
+
+
 def _compared(verb: str, gain: float, other: str) -> str:
-    return f"{verb} {gain:.2f}x {NAMES[other]}"
+    return f"{verb} {gain:.2f}x as fast as {NAMES[other]}"
 
 
-def _in_fp32(one_by_one: Plans, plans: Sequence[LayerPlan]) -> Plans:
-    """Return plans in fp32 with the dense times of the plans that allow lower precisions."""
+def _with_dense_times(plans: Sequence[LayerPlan] | None, one_by_one: Plans) -> Plans:
+    """Return plans for an engine with the fastest dense times; ``one_by_one`` if there are none."""
+    if plans is None:
+        return one_by_one
+    timed = ("dense_us", "dense_form", "tolerance")
     return {
-        plan.key: replace(
-            plan,
-            dense_us=one_by_one[plan.key].dense_us,
-            dense_form=one_by_one[plan.key].dense_form,
-            tolerance=one_by_one[plan.key].tolerance,
-        )
+        plan.key: replace(plan, **{name: getattr(one_by_one[plan.key], name) for name in timed})
         for plan in plans
     }
 
@@ -256,12 +295,20 @@ def _predicted(model: nn.Module, plans: Plans, way: str, costs: CpuCostModel) ->
 
 def _predicted_linear(linear: Any, plan: LayerPlan | None, way: str, costs: CpuCostModel) -> float:
     rows, columns = plan.shape if plan else (linear.out_features, linear.in_features)
-    dense = WorkEstimate("dense", rows * columns, rows + columns, 0, shape=(rows, columns))
-    work, seconds = dense, costs.seconds(dense)
+    lines = rows + columns
     if plan and plan.format != "dense":
         kept = round((1 - plan.sparsity) * rows * columns)
-        work = WorkEstimate(plan.format, kept, rows + columns, 0, plan.block, precision=plan.precision)
-        seconds = plan.predicted_us / 1e6 if plan.predicted_us else seconds
+        work = WorkEstimate(plan.format, kept, lines, 0, plan.block, precision=plan.precision)
+        seconds = plan.predicted_us / 1e6 if plan.predicted_us else None
+    elif way == PAIRED:
+        work = WorkEstimate("row_panel", rows * columns, lines, 0, DENSE_PANELS, precision="bf16")
+        seconds = costs.seconds(work)
+    else:
+        precision = plan.precision if plan else ""
+        work = WorkEstimate("dense", rows * columns, lines, 0, shape=(rows, columns), precision=precision)
+        seconds = costs.seconds(work)
+    if seconds is None:  # no figures: as slow as the dense layer
+        seconds = costs.seconds(WorkEstimate("dense", rows * columns, lines, 0, shape=(rows, columns)))
     return seconds if way == LAYERS else seconds_in_layout(costs, work, seconds)
 
 
@@ -311,7 +358,7 @@ def _runner(encoder: Encoder, layers: Sequence[nn.Module], way: str, x: Tensor) 
     part._modules = {**encoder.module._modules, encoder.family.layers: nn.ModuleList(layers).eval()}
     args, given = ((x,), {}) if encoder.family.encoder[0] else ((), {"inputs_embeds": x})
     if way != LAYERS:
-        fuse_modules_(part)
+        fuse_modules_(part, ENGINES[way])
         require_native(part, x)
     return functools.partial(part.forward, *args, **given)
 

@@ -135,7 +135,7 @@ class LayerDecision:
             return ""
         dtype = stored_dtype(self.layer.linear.weight.dtype, "cpu", self.dense.precision)
         if dtype == torch.int8:
-            return f"{self.dense.format} {self.dense.precision}"
+            return f"{self.dense.precision} of these kernels"
         name = SHORT_NAMES[str(dtype).removeprefix("torch.")]
         return f"oneDNN {name}" if prepacking_works(dtype) else f"torch {name}"
 

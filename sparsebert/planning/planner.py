@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +16,18 @@ from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
 from sparsebert.cost.cpu_cost import BUILT_IN_COSTS, runnable
+from sparsebert.cost.engine_cost import seconds_in_layout
 from sparsebert.cost.precision import LOWER_PRECISIONS, PRECISIONS, lower_precisions, require_tolerance
 from sparsebert.linear_layers import Filter
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import compacted_targets, compaction_note
-from sparsebert.planning.engine_choice import carried_encoder_plan, decide_encoder, require_fuse
+from sparsebert.planning.engine_choice import (
+    NO_OTHERS,
+    OtherPlans,
+    carried_encoder_plan,
+    decide_encoder,
+    require_fuse,
+)
 from sparsebert.planning.layer_decision import LayerDecision
 from sparsebert.planning.layer_timing import fastest_candidate
 from sparsebert.planning.plan import LayerPlan, Plan
@@ -28,6 +35,7 @@ from sparsebert.planning.target_layers import TargetLayer
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import cpu, cuda, formats
 from sparsebert_kernels.errors import unknown
+from sparsebert_kernels.formats import RowPanelSparse
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
 # A plan stops timing once timings that a busy machine spoilt took this long.
@@ -121,31 +129,80 @@ def plan(
             fuse=fuse,
             trainable=trainable,
             measure=measure and format == "auto",
-            in_fp32=in_fp32(planned, targets.layers, model, format=format, measure=measure),
+            tolerance=tolerance,
+            others=plans_for_engines(
+                planned, targets.layers, model, format=format, measure=measure, tolerance=tolerance
+            ),
         )
     planned = replace(planned, removal_note=targets.removal_note)
     return replace(planned, layers=decision.layers, encoder=decision.plan) if decision else planned
 
 
-def in_fp32(
-    planned: Plan, layers: Sequence[TargetLayer], model: nn.Module, *, format: str, measure: bool
-) -> Callable[[], Sequence[LayerPlan]] | None:
-    """Return a function that plans the layers in fp32, by the cost model; None if ``planned`` is in fp32.
+def plans_for_engines(
+    planned: Plan,
+    layers: Sequence[TargetLayer],
+    model: nn.Module,
+    *,
+    format: str,
+    measure: bool,
+    tolerance: str,
+) -> OtherPlans:
+    """Plan layers for the engines in which a whole encoder may run, by the cost model.
 
-    Arguments as for ``plan_layers``.
+    Args:
+        planned: Their plan for running one by one.
+        layers: The layers, in the order of the plan.
+        model: The model.
+        format: As for ``plan_layers``, and as all below.
+        measure: Whether costs may be measured.
+        tolerance: The lowest precision in which layers may compute.
     """
-    if not any(layer.precision for layer in planned.layers):
-        return None
-    return lambda: (
-        plan_layers(
+    if not planned.layers:
+        return NO_OTHERS
+    tokens = planned.layers[0].tokens
+
+    def in_fp32() -> Sequence[LayerPlan] | None:
+        if not any(layer.precision for layer in planned.layers):
+            return None
+        return plan_layers(
             layers,
-            tokens=planned.layers[0].tokens,
+            tokens=tokens,
             format=format,
             measure=False,
             quick=measure,
             trainable=False,
             shared_inputs=shared_inputs_of(model),
         ).layers
+
+    def in_row_panels() -> Sequence[LayerPlan]:
+        return [
+            _in_row_panels(layer, plan, tolerance, quick=measure)
+            for layer, plan in zip(layers, planned.layers, strict=True)
+        ]
+
+    return OtherPlans(in_fp32, in_row_panels)
+
+
+def _in_row_panels(layer: TargetLayer, plan: LayerPlan, tolerance: str, *, quick: bool) -> LayerPlan:
+    """Return the plan of a layer for the paired engine: the row panels that are predicted to be fastest."""
+    dtype, device = layer.linear.weight.dtype, layer.linear.weight.device
+    choice = format_candidates(
+        layer.mask, dtype, device, plan.tokens, format=RowPanelSparse.name, quick=quick, tolerance=tolerance
+    )
+    costs: Any = choice.costs
+    seconds = {work: seconds_in_layout(costs, work, costs.seconds(work)) for work in choice.candidates}
+    work = min(seconds, key=lambda each: seconds[each])
+    return replace(
+        plan,
+        format=work.format,
+        block=work.block,
+        precision=work.precision,
+        predicted_us=costs.seconds(work) * 1e6,
+        measured_us=None,
+        nbytes=work.nbytes,
+        busy=False,
+        decided_by="cost model",
+        reason=f"the fastest row panels of the paired engine: predicted {seconds[work] * 1e6:.0f} us in it",
     )
 
 
@@ -244,7 +301,7 @@ def describe_machine() -> str:
 
 
 def _lacking(weights: Iterable[Tensor], tolerance: str) -> str:
-    """Return which precisions the caller allows to no avail, since nothing computes in them here."""
+    """Return which precisions the caller allows in vain, since nothing computes in them here."""
     allowed = {
         (weight.dtype, precision)
         for weight in weights

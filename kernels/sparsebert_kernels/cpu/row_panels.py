@@ -97,5 +97,11 @@ def pad_rows(tensor: Tensor, heads: Sequence[tuple[int, int]]) -> Tensor:
     return torch.cat(parts)
 
 
+def pad_columns(tensor: Tensor, heads: Sequence[tuple[int, int]]) -> Tensor:
+    """Spread the columns of heads over whole panels: ``pad_rows`` of the transposed matrix."""
+    padded = pad_rows(tensor.T, heads)
+    return tensor if padded.shape == tensor.T.shape else padded.T
+
+
 def _whole(width: int) -> int:
     return -(-width // PAIRED_ROWS) * PAIRED_ROWS

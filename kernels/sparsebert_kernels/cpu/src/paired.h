@@ -47,6 +47,7 @@ SB_INLINE Line load_loose_line(const void* p) { return *static_cast<const LooseL
 SB_INLINE void store_line(void* p, Line v) { *static_cast<Line*>(p) = v; }
 SB_INLINE void store_loose_line(void* p, Line v) { *static_cast<LooseLine*>(p) = v; }
 
+SB_INLINE constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 SB_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 SB_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
