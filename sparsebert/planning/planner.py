@@ -227,9 +227,9 @@ MAX_TOKENS = 2**20
 
 def check_options(format: str, tokens: int) -> None:
     """Raise ValueError for an unknown format or a number of tokens that no batch has."""
-    known = ("auto", *formats.FORMATS, *formats.INT8_FORMATS)
-    if not isinstance(format, str) or format not in known:
-        raise unknown("format", format, known)
+    names = ("auto", *formats.FORMATS, *formats.INT8_FORMATS)
+    if not isinstance(format, str) or format not in names:
+        raise unknown("format", format, names)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
         raise ValueError(f"tokens must be a positive integer, got {tokens!r}")
     if tokens > MAX_TOKENS:

@@ -161,6 +161,7 @@ class TestTolerance:
 
     def test_without_the_native_library_says_what_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sparsebert_kernels.cpu.native.why_unavailable", lambda: "not built")
+        monkeypatch.setattr("sparsebert_kernels.cpu.warn_if_unavailable", lambda: None)
         model, ticket = pruned("BertModel")
         made = plan(model, ticket, tolerance="int8", measure=False)
         assert made.encoder is not None
