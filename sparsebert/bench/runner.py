@@ -223,7 +223,7 @@ def _record(
             "provider": name,
             "summary": _backend(name).summary,
             "precision": _backend(name).precision(pruned),
-            "tolerance": pruned.tolerance if name == OURS else None,
+            "tolerance": pruned.tolerance,
             "in_worker": _backend(name).in_worker,
             "notes": backend.notes,
             "rounds": timings.rounds,

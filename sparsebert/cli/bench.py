@@ -130,9 +130,11 @@ def bench(
     require_files({"--lengths-from": lengths_from, "--calibrate-with": calibrate_with})
     if vs == "help":
         return _list_baselines()
-    if profile and (vs != DEFAULT_BASELINES or execution.fuse is not None):
-        option = f"--vs {vs}" if execution.fuse is None else "--fuse" if execution.fuse else "--no-fuse"
-        raise ValueError(f"{option} conflicts with --profile; omit one of them")
+    if profile and vs != DEFAULT_BASELINES:
+        raise ValueError(f"--vs {vs} conflicts with --profile, which has no baselines; omit one of them")
+    if profile and execution.fuse is not None:
+        option = "--fuse" if execution.fuse else "--no-fuse"
+        raise ValueError(f"{option} conflicts with --profile, which shows both; omit one of them")
     baselines, missing = ([], {}) if profile else _baselines(vs)
     from sparsebert import results
     from sparsebert.bench import profile as profiler

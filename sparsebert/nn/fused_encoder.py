@@ -56,7 +56,7 @@ SETTINGS = (
     *("attention_type", "chunk_size_feed_forward"),
 )
 # Attributes of the encoder's config that count.
-CONFIGURED = ("_attn_implementation_internal", "is_causal", "local_attention")
+CONFIGURED = ("_attn_implementation", "_attn_implementation_internal", "is_causal", "local_attention")
 # Implementations of attention that compute what the native encoder computes. Others may be anything.
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", None)
 # Distances from which on all count as one in the embeddings of distances.

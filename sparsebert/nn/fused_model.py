@@ -40,8 +40,8 @@ from sparsebert_kernels.ops import plain_inference
 
 MASK_DTYPES = (torch.bool, torch.int64)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "return_dict")
-# Attributes of the config that ask for more outputs or another attention.
-REQUESTS = ("output_hidden_states", "_output_attentions", "is_causal")
+# Attributes of the config that ask for more outputs or another attention, in any version of transformers.
+REQUESTS = ("output_hidden_states", "output_attentions", "_output_attentions", "is_causal")
 _DESCRIPTIONS = ("_native", "_ends", "_said")
 
 
