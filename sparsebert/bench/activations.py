@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 def peak_activations(model: nn.Module, batch: int, length: int) -> int:
     """Return the peak bytes held by results of operations in one forward pass without gradients.
 
-    Memory that an operation allocates internally, such as a kernel's scratch buffer, does not count. The
-    model keeps its training or evaluation mode.
+    Memory that an operation allocates internally, such as a kernel's scratch buffer, does not count; a fused
+    encoder runs its layers one by one. The model keeps its training or evaluation mode.
 
     Args:
         model: A transformers model.
@@ -34,7 +35,8 @@ def peak_activations(model: nn.Module, batch: int, length: int) -> int:
     tokens = torch.full((batch, length), (padding + 1) % config.vocab_size, device=device)
     training = model.training
     try:
-        with _ActivationCounter() as counter:
+        with _ActivationCounter() as counter, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="the fused encoder runs its layers one by one")
             model.eval()(input_ids=tokens)
     except (IndexError, RuntimeError) as error:
         # Models count positions differently: RoBERTa reserves some of them for padding.

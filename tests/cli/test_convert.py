@@ -122,6 +122,21 @@ class TestSparseFolders:
             line = f"{option} applies to --to sparse, which chooses formats; omit it with --to {to}"
             assert line in refused(capsys, *convert, "--model", str(dense), option)
 
+    def test_the_folder_records_how_the_model_is_to_compute(
+        self, dense: Path, ticket: Ticket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        made = tmp_path / "tolerant"
+        convert = ["convert", str(tmp_path / "ticket.safetensors"), str(made), "--model", str(dense)]
+        options = ["--no-measure", "--tolerance", "bf16", "--no-fuse"]
+        assert app.main([*convert, "--to", "sparse", *options]) == 0
+        config = json.loads((made / "config.json").read_text())["quantization_config"]
+        assert (config["tolerance"], config["fuse"], config["way"]) == ("bf16", False, "layers")
+        convert[2] = str(tmp_path / "other")
+        for option in (["--tolerance", "bf16"], ["--no-fuse"], ["--fuse"]):
+            line = f"{option[0]} applies only with --to sparse, without --portable: omit it"
+            assert line in refused(capsys, *convert, "--to", "model", *option)
+            assert line in refused(capsys, *convert, "--to", "sparse", "--portable", *option)
+
     def test_bytes_before_and_after(
         self, sparse: Path, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
