@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist worksteal
 
 CPU := kernels/sparsebert_kernels/cpu
 NATIVE_SOURCES := $(CPU)/build_native.py $(wildcard $(CPU)/src/*.cpp $(CPU)/src/*.h)
-BENCHMARKS := layers models ffn_stack storage selection training_memory
+BENCHMARKS := layers models ffn_stack storage selection training_memory serving
 
 # The kernels are compiled with the lowest triton that a supported CUDA torch brings, and with the newest.
 OLDEST_TRITON := build/triton-3.6.0

@@ -2,14 +2,13 @@
 
 Every row of figures is measured that this CPU can measure, each in a process of its own: whole models against
 the fastest dense model of any library and precision, models and layers capped to lesser instruction sets,
-threads and memory. A figure that needs another CPU is recorded as not measured, with the reason.
+memory, int8 layers and serving. A figure that needs another CPU is recorded as not measured, with the reason.
 `make results-cpu` appends all to `results/cpu.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import random
 import subprocess
@@ -26,7 +25,6 @@ from benchmarks import layers
 from benchmarks.fresh_process import python_path
 from benchmarks.goals import goal, unmeasured_goal
 from benchmarks.output import add_out_option, append, show
-from benchmarks.random_mask import random_mask
 from sparsebert import results
 from sparsebert.bench import environment, memory, profile, runner
 from sparsebert.bench.environment import Environment
@@ -34,14 +32,11 @@ from sparsebert.bench.output_check import OutputMismatchError
 from sparsebert.bench.providers import BACKENDS, BASELINES
 from sparsebert.bench.providers.sparse import Sparse
 from sparsebert.bench.pruned_model import PrunedModel, prepare_pruned_model
-from sparsebert.bench.timer import alternate, on_wall, repeated
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
 from sparsebert.report.layer_tables import goal_tables
 from sparsebert.report.model_tables import NOT_DENSE, fastest_dense, machine_tables
-from sparsebert_kernels import ops
 from sparsebert_kernels.errors import one_line
-from sparsebert_kernels.formats import VectorInt8
 
 MODEL, TOKENS = "bert-base", 128
 PANELS = {"granularity": "panel", "block_size": (32, 2)}
@@ -113,10 +108,6 @@ def no_avx2(machine: Environment) -> str | None:
 
 def no_deepsparse(machine: Environment) -> str | None:
     return BACKENDS["deepsparse"]().available()
-
-
-def no_second_core(machine: Environment) -> str | None:
-    return None if machine.cores > 1 else "one core"
 
 
 @dataclass(frozen=True)
@@ -222,30 +213,6 @@ def capped_layers(machine: Environment, budget: float) -> Outcome:
     return outcome
 
 
-@torch.inference_mode()
-def int8_layers(machine: Environment, budget: float) -> Outcome:
-    """Time a 4x1 layer in int8 at several numbers of tokens: operations a second, zeros counted."""
-    out_features, in_features = 768, 3072
-    mask = random_mask((out_features, in_features), (4, 1), 0.9, torch.Generator().manual_seed(0))
-    weight = torch.randn(out_features, in_features, generator=torch.Generator().manual_seed(0)).where(mask, 0)
-    packed = VectorInt8.from_dense(weight, mask)
-    inputs = {tokens: torch.randn(tokens, in_features) for tokens in (*INT8_TOKENS, *TAIL_TOKENS)}
-    sides = {
-        str(tokens): repeated(on_wall(functools.partial(ops.linear, x, packed)), 10)
-        for tokens, x in inputs.items()
-    }
-    timings = alternate(sides, budget=min(budget, 5.0), min_rounds=15, max_rounds=600)
-    rates = {
-        tokens: 2 * tokens * out_features * in_features / timings.latency(str(tokens)).median / 1e12
-        for tokens in inputs
-    }
-    _say(f"int8 TOP/s by tokens: {', '.join(f'{tokens}: {rate:.2f}' for tokens, rate in rates.items())}")
-    busy = bool(timings.busy())
-    whole = min(rates[tokens] for tokens in INT8_TOKENS)
-    dip = 100 * max(0.0, 1 - min(rates[tokens] for tokens in TAIL_TOKENS) / whole)
-    return Outcome(figures={INT8_RATE: Measured(whole, busy), INT8_DIP: Measured(dip, busy)})
-
-
 def amx_linears(machine: Environment, budget: float) -> Outcome:
     """Compare the linear layers of a fused model with oneDNN's in bf16, layout as the encoder has it."""
     outcome = Outcome()
@@ -257,23 +224,6 @@ def amx_linears(machine: Environment, budget: float) -> Outcome:
         ratio = seconds["dense, oneDNN bf16"] / seconds["sparse, fused"]
         outcome.figures[AMX_LINEARS.format(tokens)] = Measured(ratio, rows[0]["busy"])
     return outcome
-
-
-def threads(machine: Environment, budget: float) -> Outcome:
-    """Time one fused model on two threads and on one."""
-    pruned = _subject("element", 0.90, 8)
-    model = Sparse().convert(pruned.model, pruned)
-
-    @torch.inference_mode()
-    def run(count: int) -> None:
-        torch.set_num_threads(count)
-        for batch in pruned.batches:
-            model(**batch)
-
-    sides = {str(count): on_wall(functools.partial(run, count)) for count in (1, 2)}
-    timings = alternate(sides, budget=budget, threads=2)
-    ratio = timings.ratio("1", "2").median
-    return Outcome(figures={THREADS: Measured(ratio, bool(timings.busy()))})
 
 
 def peak_memory(machine: Environment, budget: float) -> Outcome:
@@ -301,11 +251,7 @@ def growth(machine: Environment, budget: float) -> Outcome:
     return Outcome(figures={GROWTH: Measured((held[1] - held[0]) // 2**20, busy=False)})
 
 
-INT8_TOKENS, TAIL_TOKENS = (64, 96, 128), (80, 100)
-INT8_RATE = "4x1 90% in int8, 768x3072, 64 to 128 tokens, operations a second"
-INT8_DIP = "the same, loss at 80 or 100 tokens"
 AMX_LINEARS = "linears of BERT-base, panel(32,2) 90%, {} tokens, against oneDNN bf16"
-THREADS = "BERT-base, batch 8, element 90%, fp32, two threads against one"
 PEAK = "memory of inference, BERT-base, batch 8, panel(32,2) 90%, bf16"
 GROWTH = f"growth over {REQUESTS:,} requests of random length"
 
@@ -353,16 +299,6 @@ ROWS = (
         why_not=no_avx2,
     ),
     Row(
-        "int8 linears without AMX",
-        int8_layers,
-        (
-            (Limit(INT8_RATE, 3.5, 4.5, "TOP/s"), no_vnni),
-            (Limit(INT8_DIP, 10, 5, "%", at_most=True), no_vnni),
-        ),
-        {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "SPARSEBERT_ISA": "avx512"},
-        no_vnni,
-    ),
-    Row(
         "linears on AMX",
         amx_linears,
         (
@@ -371,10 +307,16 @@ ROWS = (
         ),
         why_not=no_amx,
     ),
-    Row("threads", threads, ((Limit(THREADS, 1.85, 2), no_second_core),), why_not=no_second_core),
     Row("memory", peak_memory, ((Limit(PEAK, 140, 110, "MB", at_most=True), never),)),
     Row("growth", growth, ((Limit(GROWTH, 0, 0, "MiB", at_most=True), never),)),
 )
+
+
+# Benchmarks of their own with further figures of the engine, and what says why this CPU cannot run them.
+COMPANIONS: dict[str, tuple[str, Callable[[Environment], str | None]]] = {
+    "int8 linears": ("benchmarks.int8_layers", no_vnni),
+    "serving": ("benchmarks.serving", never),
+}
 
 
 def judged(row: Row, machine: Environment, outcome: Outcome) -> Iterator[results.Record]:
@@ -395,12 +337,15 @@ def judged(row: Row, machine: Environment, outcome: Outcome) -> Iterator[results
             yield unmeasured_goal(limit.figure, reason or "its measurement failed", **arguments)
 
 
-def run_row(row: Row, out: Path, budget: float) -> str | None:
-    """Measure a row in a process of its own into ``out``, and return why it failed, or None."""
-    command = [sys.executable, "-m", "benchmarks.cpu_engine", "--in-process", row.name]
-    command += ["--budget", str(budget), "--out", str(out)]
-    variables = {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", **row.variables}
-    done = subprocess.run(command, env={**os.environ, **variables}, stderr=subprocess.PIPE, text=True)
+def run_apart(
+    module: str, arguments: Sequence[str], out: Path, variables: Mapping[str, str] | None = None
+) -> str | None:
+    """Run ``python -m module`` with records into ``out``; return why it failed, or None."""
+    command = [sys.executable, "-m", module, *arguments, "--out", str(out)]
+    everything = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", **(variables or {})}
+    done = subprocess.run(
+        command, env=everything, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     lines = [line for line in done.stderr.strip().splitlines() if line]
     for line in lines:
         if line.startswith(_SAID):
@@ -415,17 +360,19 @@ def _say(line: str) -> None:
     print(_SAID + line, file=sys.stderr, flush=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Return exit code 0, or 1 if a row could not be measured although this CPU can."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     names = [row.name for row in ROWS]
-    parser.add_argument("--row", action="append", choices=names, help="measure only this row; repeatable")
+    parser.add_argument(
+        "--row", action="append", choices=[*names, *COMPANIONS], help="measure only this row; repeatable"
+    )
     parser.add_argument("--in-process", choices=names, help=argparse.SUPPRESS)
     parser.add_argument(
         "--budget", type=float, default=15.0, help="seconds of timed rounds for each comparison"
     )
     add_out_option(parser)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     torch.set_num_threads(1)
     machine = environment.detect()
     if options.in_process:
@@ -436,15 +383,26 @@ def main(arguments: list[str] | None = None) -> int:
         return int(bool(outcome.failures))
     failures: dict[str, str] = {}
     records: list[results.Record] = []
+    selected = options.row or [*names, *COMPANIONS]
     with tempfile.TemporaryDirectory() as folder:
-        for number, row in enumerate(row for row in ROWS if not options.row or row.name in options.row):
-            reason = row.why_not(machine)
+        for number, name in enumerate(selected):
             out = Path(folder) / f"{number}.jsonl"
-            if reason is None:
-                print(f"measuring {row.name}", file=sys.stderr)
-                if failure := run_row(row, out, options.budget):
-                    failures[row.name] = failure
-            measured = results.read(out) if out.exists() else list(judged(row, machine, Outcome()))
+            row = next((row for row in ROWS if row.name == name), None)
+            reason = row.why_not(machine) if row else COMPANIONS[name][1](machine)
+            if reason is not None:
+                print(f"{name}: not measured on this CPU ({reason})", file=sys.stderr)
+            else:
+                print(f"measuring {name}", file=sys.stderr)
+                if row:
+                    arguments = ["--in-process", name, "--budget", str(options.budget)]
+                    failure = run_apart("benchmarks.cpu_engine", arguments, out, row.variables)
+                else:
+                    failure = run_apart(COMPANIONS[name][0], [], out)
+                if failure:
+                    failures[name] = failure
+            measured = results.read(out) if out.exists() else []
+            if row and not measured:
+                measured = list(judged(row, machine, Outcome()))
             records += measured
             append(options.out, measured)
     show([*machine_tables(records), *goal_tables(records)])

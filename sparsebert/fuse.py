@@ -9,8 +9,10 @@ from sparsebert.cost.precision import require_tolerance
 from sparsebert.nn.encoder_layers import NAMES
 from sparsebert.nn.fused_encoder import require_fusible
 from sparsebert.nn.fused_modules import encoders_of
+from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.encoder_plan import FP32, EncoderPlan
-from sparsebert.planning.engine_choice import set_encoder_plan_
+from sparsebert.planning.engine_choice import decide_encoder, set_encoder_plan_
+from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
 
 def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
@@ -40,7 +42,8 @@ def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
     Args:
         model: The model to change. Call it in eval mode under ``torch.inference_mode()``.
         tolerance: The lowest precision in which the encoder may compute: "fp32", "bf16" or "int8". Parameters
-            and outputs keep their dtypes.
+            and outputs keep their dtypes. Below fp32, the engines that the tolerance allows are timed in
+            alternation, and the fastest is used; ``plan(model)`` says which.
 
     Returns:
         The model.
@@ -56,7 +59,15 @@ def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
         raise ValueError(f"expected a {NAMES} model; {type(model).__name__} has no encoder of these families")
     for encoder in encoders:
         require_fusible(*encoder)
-    set_encoder_plan_(model, EncoderPlan(FP32, "requested", fuse=True, decided_by="user"))
+    if tolerance == "fp32":
+        set_encoder_plan_(model, EncoderPlan(FP32, "requested", fuse=True, decided_by="user"))
+        return model
+    plans = [module.plan for module in model.modules() if isinstance(module, SparseLinear) and module.plan]
+    tokens = plans[0].tokens if plans else DEFAULT_TOKENS
+    decision = decide_encoder(model, plans, tokens=tokens, fuse=True, quick=True, tolerance=tolerance)
+    if decision:
+        decision.settle_by_timing()
+        decision.apply_()
     return model
 
 

@@ -73,8 +73,8 @@ class StoredLayer:
             if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
                 raise ValueError(f"{name} must be {expected}, got {brief(value)}")
         if self.precision not in ("", *LOWER_PRECISIONS):
-            known = ", ".join(LOWER_PRECISIONS)
-            raise ValueError(f"precision must be one of {known}, got {brief(self.precision)}")
+            names = ", ".join(LOWER_PRECISIONS)
+            raise ValueError(f"precision must be one of {names}, got {brief(self.precision)}")
         for name in ("measured_us", "dense_us"):
             if (time := getattr(self, name)) is not None and not 0 < time < math.inf:
                 raise ValueError(f"{name} must be a positive, finite time, got {time}")

@@ -25,8 +25,8 @@ class Encoder(NamedTuple):
 
 def encoders_of(model: nn.Module) -> list[Encoder]:
     """Return the encoders of known families in ``model``."""
-    found = ((module, encoder_family(plain_class(module))) for module in model.modules())
-    return [Encoder(module, family) for module, family in found if family is not None]
+    families = ((module, encoder_family(plain_class(module))) for module in model.modules())
+    return [Encoder(module, family) for module, family in families if family is not None]
 
 
 def plain_class(module: Any) -> Any:

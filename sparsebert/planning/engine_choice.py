@@ -38,7 +38,7 @@ from sparsebert.nn.module_swap import HOOKS
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.encoder_plan import FP32, LAYERS, NAMES, PAIRED, EncoderPlan
 from sparsebert.planning.plan import LayerPlan
-from sparsebert_kernels import cpu
+from sparsebert_kernels.cpu import native
 from sparsebert_kernels.cpu.encoder import has_engine
 from sparsebert_kernels.timing import Paired, paired
 
@@ -94,8 +94,8 @@ def why_not_fusible(model: nn.Module) -> str | None:
     encoders = encoders_of(model)
     if not encoders:
         return f"{type(model).__name__} has no encoder of the families {FAMILIES}"
-    if not cpu.available():
-        return f"the native library is missing ({cpu.why_unavailable()})"
+    if reason := native.why_unavailable():
+        return f"the native library is missing ({reason})"
     for tensor in (tensor for encoder in encoders for tensor in encoder.module.parameters()):
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             return f"a parameter is {tensor.dtype} on {tensor.device}, not torch.float32 on cpu"
@@ -158,7 +158,8 @@ class EncoderDecision:
             return
         timing = _timed(self.model, self.ways, first, others[0], self.plan)
         if isinstance(timing, str):
-            self.plan = replace(self.plan, way=LAYERS, reason=f"not fused: {timing}")
+            if LAYERS in self.ways:
+                self.plan = replace(self.plan, way=LAYERS, reason=f"not fused: {timing}")
             return
         measured = {first: timing.mine * 1e6, others[0]: timing.other * 1e6}
         if timing.busy:
@@ -256,8 +257,10 @@ def decide_encoder(
 
 def why_no_paired_engine(model: nn.Module) -> str | None:
     """Return why the encoder of ``model`` cannot run in the paired engine here; None if it can."""
+    if reason := native.why_unavailable():
+        return f"the native library is missing ({reason})"
     if not has_engine(torch.bfloat16):
-        return f"{cpu.instruction_set()} has no paired engine for bf16"
+        return f"{native.instruction_set()} has no paired engine for bf16"
     for encoder in encoders_of(model):
         if engine_dtype(LOWEST, encoder.family) == torch.float32:
             return f"the paired engine does not compute the layers of {encoder.family.name}"

@@ -68,8 +68,8 @@ def plan(
     Layers on a GPU are predicted by a roofline model and timed inside CUDA graphs.
 
     Args:
-        model: The model; it is only read. For a model that is sparse already, the plan of its sparse layers
-            is returned, and no options apply.
+        model: The model; it is only read. For a model that is sparse or fused already, the plan of its sparse
+            layers and of its encoder is returned, and no options apply.
         ticket: The masks; without one, the zeros in the weights.
         tokens: Rows of x (batch times sequence length) in a call of a layer.
         format: "auto", or the one format to use for every layer.
@@ -92,7 +92,10 @@ def plan(
     check_options(format, tokens)
     require_measure(measure)
     require_tolerance(tolerance)
-    if ticket is None and any(isinstance(module, SparseLinear) for module in model.modules()):
+    way = carried_encoder_plan(model)
+    if ticket is None and (
+        (way and way.fused) or any(isinstance(module, SparseLinear) for module in model.modules())
+    ):
         options = {
             "tokens": tokens != DEFAULT_TOKENS,
             "format": format != "auto",
@@ -224,9 +227,9 @@ MAX_TOKENS = 2**20
 
 def check_options(format: str, tokens: int) -> None:
     """Raise ValueError for an unknown format or a number of tokens that no batch has."""
-    known = ("auto", *formats.FORMATS, *formats.INT8_FORMATS)
-    if not isinstance(format, str) or format not in known:
-        raise unknown("format", format, known)
+    names = ("auto", *formats.FORMATS, *formats.INT8_FORMATS)
+    if not isinstance(format, str) or format not in names:
+        raise unknown("format", format, names)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
         raise ValueError(f"tokens must be a positive integer, got {tokens!r}")
     if tokens > MAX_TOKENS:

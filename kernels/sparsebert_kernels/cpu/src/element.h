@@ -106,11 +106,14 @@ template <class Policy, int T, int REMAINDER, bool FIRST>
 __attribute__((noinline)) void sum_group(const typename Policy::Value* values, const uint8_t* columns,
                                          int64_t length, const uint16_t* rows, int count, const char* token_panel,
                                          float* out, const float* bias) {
-  // Two rows at a time where the registers suffice, to overlap their chains of additions.
-  constexpr int ROWS = 2 * T <= 8 ? 2 : 1;
+  // Several rows at a time where the registers suffice, to overlap their chains of additions.
+  constexpr int MOST = LANES == 16 ? 3 : 2, ROWS = MOST * T <= 8 ? MOST : 2 * T <= 8 ? 2 : 1;
   int row = 0;
   for (; row + ROWS <= count; row += ROWS, values += ROWS * length, columns += ROWS * length)
     sum_rows<Policy, T, ROWS, REMAINDER, FIRST>(values, columns, length, rows + row, token_panel, out, bias);
+  if constexpr (ROWS > 2)
+    for (; row + 2 <= count; row += 2, values += 2 * length, columns += 2 * length)
+      sum_rows<Policy, T, 2, REMAINDER, FIRST>(values, columns, length, rows + row, token_panel, out, bias);
   for (; row < count; row++, values += length, columns += length)
     sum_rows<Policy, T, 1, REMAINDER, FIRST>(values, columns, length, rows + row, token_panel, out, bias);
 }
