@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -49,8 +50,14 @@ pytestmark = pytest.mark.skipif(not SETS, reason="no instruction set here has th
 BLOCKS = tuple((rows, columns) for rows in (16, 32, 64) for columns in (1, 2, 4, 32))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _with_the_engine() -> Iterator[None]:
+    with using(SETS[0]):
+        yield
+
+
 @pytest.fixture(params=SETS or ["none"])
-def paired_set(request: pytest.FixtureRequest) -> object:
+def paired_set(request: pytest.FixtureRequest) -> Iterator[str]:
     with using(request.param):
         yield request.param
 
