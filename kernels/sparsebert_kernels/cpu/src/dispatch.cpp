@@ -263,11 +263,12 @@ SB_API int sb_has_engine(int32_t engine) {
 
 // Computes the layers of an encoder, and what comes before and after them. Returns SB_DONE, or, with nothing computed:
 // SB_UNFIT for an engine or weights that the instruction set in use does not support, or weights that do not fit
-// together, SB_BAD_ID for numbers outside their tables, SB_PADDING_FIRST as the call asks, and SB_GAP for padding between
-// tokens where their distances matter.
+// together, SB_BAD_ID for numbers outside their tables, SB_PADDING_FIRST as the call asks, and SB_GAP for padding
+// between tokens where their distances matter.
 SB_API int sb_encoder(const sb_encoder_call* call) {
   const bool paired = call->engine == SB_PAIRED_ENGINE;
-  if (!sb_has_engine(call->engine) || (call->x_dtype != SB_F32 && !(paired && call->x_dtype == SB_BF16))) return SB_UNFIT;
+  const bool takes_x = call->x_dtype == SB_F32 || (paired && call->x_dtype == SB_BF16);
+  if (!sb_has_engine(call->engine) || !takes_x) return SB_UNFIT;
   if (call->threads < 1 || (call->mask && call->mask_bytes != 1 && call->mask_bytes != 8)) return SB_UNFIT;
   for (int i = 0; i < call->count; i++)
     if (!fits(call->layers[i], call->hidden, paired)) return SB_UNFIT;

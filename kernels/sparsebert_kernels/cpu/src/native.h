@@ -46,8 +46,9 @@ enum sb_engine : int32_t { SB_FP32_ENGINE = 0, SB_PAIRED_ENGINE = 1 };
 // The fp32 engine computes element, vector and dense weights in fp32. The paired engine computes row panels; its
 // activations are bf16, and the widths of its heads multiples of 32.
 struct sb_layer {
-  // Query, key, value, output, up, down. Every bias is fp32 and has zeros up to a multiple of eight, of 32 in the paired
-  // engine; y is not used. A query of all the rows of query, key and value leaves the other two with no out_features.
+  // Query, key, value, output, up, down. Every bias is fp32 and has zeros up to a multiple of eight, of 32 in the
+  // paired engine; y is not used. A query of all the rows of query, key and value leaves the other two with no
+  // out_features.
   sb_weight weights[6];
   const float* attention_gamma;
   const float* attention_beta;
