@@ -48,6 +48,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         + EXPORTED.format(name="objects", value="0\n" + "".join(parts))
         + EXPORTED.format(name="common", value="COMMON")
     )
+    (folder / "laps.cpp").write_text(EXPORTED.format(name="laps", value="1"))
     (folder / "extensions.cpp").write_text(
         'extern "C" __attribute__((visibility("default"))) const char* sb_objects() { return SB_OBJECTS; }\n'
     )
