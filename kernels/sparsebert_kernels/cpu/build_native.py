@@ -45,6 +45,8 @@ LEFT_TO_ADDRESS = "-fno-sanitize=null,object-size"
 # library, and the wheel would not run on older systems.
 LINK_FLAGS = ("-shared", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
 
+SHARED_SOURCES = ("portable.cpp", "fp16.cpp")  # each compiled for several instruction sets
+
 LOST = (
     "sparsebert works without its native CPU kernels, but slower: sparse layers run through torch, at 90 %\n"
     "sparsity about as fast as a good dense library. To get them, install g++ and reinstall sparsebert."
@@ -66,14 +68,15 @@ class InstructionSet:
 
     @property
     def all_flags(self) -> tuple[str, ...]:
-        """All flags. The portable source, compiled several times, also gets the name of its namespace."""
-        named = (f"-DSB_ISA={self.name}",) if self.source == "portable.cpp" else ()
+        """All flags. A source that is compiled several times also gets the name of its namespace."""
+        named = (f"-DSB_ISA={self.name}",) if self.source in SHARED_SOURCES else ()
         return (*named, *self.flags)
 
 
 _AVX2 = ("-mtune=skylake", "-mavx2", "-mfma")
 # Without -mtune, the compiler schedules wide vectors for a generic machine, up to a quarter slower.
 _AVX512 = (*_AVX2, "-mtune=skylake-avx512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+_FP16_EMULATED = InstructionSet("fp16_emulated", "fp16.cpp")
 # Keyed by the compiler's macro for the target machine. The first set of a machine needs no flag and is always
 # built.
 INSTRUCTION_SETS: Mapping[str, tuple[InstructionSet, ...]] = {
@@ -82,10 +85,12 @@ INSTRUCTION_SETS: Mapping[str, tuple[InstructionSet, ...]] = {
         InstructionSet("avx2", flags=_AVX2),
         InstructionSet("avx512", "avx512.cpp", _AVX512, calls="avx2"),
         InstructionSet("avx512_bf16", "avx512_bf16.cpp", (*_AVX512, "-mavx512bf16"), calls="avx512"),
+        _FP16_EMULATED,
+        InstructionSet("avx512_fp16", "fp16.cpp", (*_AVX512, "-mavx512fp16")),
     ),
-    "__aarch64__": (InstructionSet("neon"),),
+    "__aarch64__": (InstructionSet("neon"), _FP16_EMULATED),
 }
-ANY_MACHINE = (InstructionSet("baseline"),)
+ANY_MACHINE = (InstructionSet("baseline"), _FP16_EMULATED)
 
 
 def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], None] = print) -> Path:
@@ -136,8 +141,10 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
             raise NativeBuildError(f"{each.source} for {each.name}: {reason}")
         log(f"left out: kernels for {each.name}, which {shlex.join(compiler)} cannot build: {reason}")
 
+    have = [f"-DSB_HAVE_{name.upper()}" for name in built]
     shared = {
-        "dispatch": [f"-DSB_HAVE_{name.upper()}" for name in built],
+        "dispatch": have,
+        "dispatch_fp16": have,
         "extensions": [f'-DSB_OBJECTS="{" ".join(built)}"'],
         "selection": [],
     }
