@@ -29,6 +29,8 @@ setup: $(VENV)/.native  ## make .venv with sparsebert and its tools; the targets
 
 setup-all: $(VENV)/.native $(VENV)/.others $(VENV)/.demo  ## setup, plus the libraries that sparsebert is tested with and the model of the demo
 
+setup-rivals: $(VENV)/.native $(VENV)/.others $(VENV)/.rivals  ## setup, plus the dense libraries that bench compares with
+
 demo: $(VENV)/.native $(VENV)/.demo  ## prune a real BERT, check its answers, show speed and memory; writes demo/
 	$(PY) -m sparsebert.demo $(ARGS)
 
@@ -143,6 +145,11 @@ $(VENV)/.others: requirements-others.txt constraints.txt $(VENV)/.installed
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -r requirements-others.txt
 	@touch $@
 
+$(VENV)/.rivals: requirements-rivals.txt constraints.txt $(VENV)/.installed
+	@echo "== the libraries that ours is compared with"
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -r requirements-rivals.txt
+	@touch $@
+
 $(VENV)/.docs: pyproject.toml constraints.txt $(VENV)/.installed
 	@echo "== the site's generator"
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt sphinx myst-parser furo sphinx-copybutton
@@ -160,5 +167,5 @@ $(DEEPSPARSE)/.installed:
 	$(DEEPSPARSE)/bin/python -m pip install --disable-pip-version-check deepsparse==1.8.0 onnx==1.14.1 "numpy<2"
 	@touch $@
 
-.PHONY: help setup setup-all demo test test-slow test-real test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
+.PHONY: help setup setup-all setup-rivals demo test test-slow test-real test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
     lottery docs lint mutants bench bench-compare bench-deepsparse results clean clean-all

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert import compact_, densify_, fuse_, prune, sparsify_, unfuse_
-from sparsebert.nn.fused_encoder import FusedEncoder
 from sparsebert_kernels import cpu
 from tests.ops.special_tensors import imaginary, misaligned, negated
 from tests.sparsify.models import MODELS, WIDTH, build
@@ -29,7 +28,30 @@ FAMILIES = {
     **MODELS,
     "XLMRobertaModel": lambda: transformers.XLMRobertaModel(transformers.XLMRobertaConfig(**WIDTH)),
     "CamembertModel": lambda: transformers.CamembertModel(transformers.CamembertConfig(**WIDTH)),
+    "ElectraModel": lambda: transformers.ElectraModel(transformers.ElectraConfig(**WIDTH, embedding_size=24)),
+    "MPNetModel": lambda: transformers.MPNetModel(transformers.MPNetConfig(**WIDTH)),
+    "MPNetForMaskedLM": lambda: transformers.MPNetForMaskedLM(transformers.MPNetConfig(**WIDTH)),
+    "ModernBertModel": lambda: transformers.ModernBertModel(modern_config()),
+    "ModernBertForMaskedLM": lambda: transformers.ModernBertForMaskedLM(modern_config()),
+    "ModernBertForSequenceClassification": lambda: transformers.ModernBertForSequenceClassification(
+        modern_config(norm_bias=True, attention_bias=True, mlp_bias=True)
+    ),
 }
+# Families whose embeddings, layers and pooler differ.
+KINDS = ("BertModel", "ElectraForPreTraining", "MPNetModel", "ModernBertModel")
+
+
+def modern_config(**changes: Any) -> Any:
+    """Four layers, of which the second and third attend to four tokens on either side."""
+    special = dict.fromkeys(("bos_token_id", "cls_token_id"), 1)
+    special |= dict.fromkeys(("eos_token_id", "sep_token_id"), 2) | {"pad_token_id": 0}
+    width = WIDTH | {"num_hidden_layers": 4}
+    return transformers.ModernBertConfig(**width | special, local_attention=8, **changes)
+
+
+def make(name: str) -> Any:
+    torch.manual_seed(0)
+    return FAMILIES[name]().eval()
 
 
 @pytest.fixture(autouse=True)
@@ -54,17 +76,18 @@ def close(answer: Tensor, expected: Tensor) -> bool:
     return torch.allclose(answer, expected, rtol=1e-5, atol=3e-6)
 
 
-def encoder_of(model: nn.Module) -> Any:
-    return next(module for module in model.modules() if isinstance(module, FusedEncoder))
+def native_of(model: nn.Module) -> Any:
+    """The native description of the layers."""
+    return next(native for module in model.modules() if (native := vars(module).get("_native")))
 
 
 class TestAnswers:
     @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
     @pytest.mark.parametrize("name", FAMILIES)
     def test_are_those_of_the_model(self, name: str, implementation: str) -> None:
-        torch.manual_seed(0)
-        model = FAMILIES[name]().eval()
-        model.set_attn_implementation(implementation)
+        model = make(name)
+        if not name.startswith("MPNet"):  # which has one implementation
+            model.set_attn_implementation(implementation)
         expected = [answers(model), answers(model, None)]
         assert fuse_(model) is model
         for answer, plain in zip((answers(model), answers(model, None)), expected, strict=True):
@@ -216,8 +239,9 @@ class TestWhatStays:
         assert not {"_native", "_said"} & {*vars(model.bert.encoder)}
 
     @pytest.mark.parametrize("sparse", [False, True])
-    def test_copies_and_pickles_are_fused_too(self, sparse: bool) -> None:
-        model = build("BertModel")
+    @pytest.mark.parametrize("name", KINDS)
+    def test_copies_and_pickles_are_fused_too(self, name: str, sparse: bool) -> None:
+        model = make(name)
         if sparse:
             sparsify_(model, prune(model, sparsity=0.7))
         expected = answers(fuse_(model))
@@ -229,13 +253,15 @@ class TestWhatStays:
             pickle.loads(pickle.dumps(model)),
             torch.load(buffer, weights_only=False),
         ):
-            assert isinstance(copied.encoder, FusedEncoder)
-            assert copied.encoder is not model.encoder
+            assert type(copied) is type(model)
             assert torch.equal(answers(copied), expected)
+            assert torch.equal(answers(model), expected)
+            assert native_of(copied) is not native_of(model)
 
     @pytest.mark.parametrize("sparse", [False, True])
-    def test_what_is_saved(self, sparse: bool, tmp_path: Path) -> None:
-        model = build("BertModel")
+    @pytest.mark.parametrize("name", KINDS)
+    def test_what_is_saved(self, name: str, sparse: bool, tmp_path: Path) -> None:
+        model = make(name)
         if sparse:
             sparsify_(model, prune(model, sparsity=0.7))
         model.save_pretrained(tmp_path / "plain")
@@ -245,9 +271,12 @@ class TestWhatStays:
             for name in ("plain", "fused")
         )
         assert plain == fused
+        loaded = type(unfuse_(model)).from_pretrained(tmp_path / "fused").eval()
+        assert close(answers(fuse_(loaded)), answers(model))
 
-    def test_densify_and_a_second_fuse(self) -> None:
-        model = build("BertModel")
+    @pytest.mark.parametrize("name", KINDS)
+    def test_densify_and_a_second_fuse(self, name: str) -> None:
+        model = make(name)
         sparsify_(model, prune(model, sparsity=0.7))
         expected = answers(fuse_(model))
         assert close(answers(densify_(model)), expected)
@@ -411,6 +440,26 @@ class TestRefusals:
     def test_a_model_that_only_looks_like_bert(self) -> None:
         model = transformers.MegatronBertModel(transformers.MegatronBertConfig(**WIDTH))
         self.refused(model, "MegatronBertModel has no encoder")
+
+    def test_sparse_attention(self) -> None:
+        config = transformers.BigBirdConfig(**WIDTH, attention_type="original_full")
+        self.refused(transformers.BigBirdModel(config), "BigBirdModel has no encoder")
+
+    def test_cross_attention(self) -> None:
+        config = transformers.BertConfig(**WIDTH, is_decoder=True, add_cross_attention=True)
+        self.refused(transformers.BertModel(config), "layer 0 of BertEncoder cannot be fused")
+
+    def test_embeddings_of_relative_positions(self) -> None:
+        """As ``relative_key`` had them; a module that the family lacks."""
+        model = build("BertModel")
+        model.encoder.layer[1].attention.self.distance_embedding = nn.Embedding(63, 8)
+        self.refused(model, "layer 1 of BertEncoder cannot be fused: Embedding is not part of its family")
+
+    def test_a_subclass(self) -> None:
+        class Scaled(transformers.ModernBertModel):
+            pass
+
+        self.refused(Scaled(modern_config()), "Scaled has no encoder of these families")
 
     def test_a_decoder(self) -> None:
         model = transformers.BertModel(transformers.BertConfig(**WIDTH, is_decoder=True))

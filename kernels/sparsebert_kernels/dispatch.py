@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import bounded_rows, reference
+from . import bounded_rows, quantization, reference
 from .cpu import fp16, native
 from .cuda import backend as cuda
-from .formats import ElementFp16, ElementSparse, PackedWeight, PanelSparse, VectorSparse
+from .formats import ElementFp16, ElementSparse, PackedWeight, PanelSparse, VectorInt8, VectorSparse
 from .formats.dense import prepacked_linear
 from .formats.element import BLOCK_COLUMNS, BLOCK_ROWS
 from .formats.transpose import transposed_index
@@ -39,6 +39,8 @@ def compute(
             return outputs[0]
     if isinstance(packed, ElementFp16):
         return _fp16_linear(x, packed, bias, activation)
+    if isinstance(packed, VectorInt8):
+        return _int8_linear(x, packed, bias, activation)
     if packed.name == "dense" and values.is_mkldnn and x.dtype == values.dtype:
         return prepacked_linear(x, values, bias, activation)
     if packed.name == "compact":
@@ -102,6 +104,13 @@ def _fp16_linear(x: Tensor, packed: ElementFp16, bias: Tensor | None, activation
         fp16.note_overflow(packed, int(exact.isfinite().all(-1).sum()))
         y[lost] = reference.activate(exact, activation).to(y.dtype)
     return y
+
+
+def _int8_linear(x: Tensor, packed: VectorInt8, bias: Tensor | None, activation: str) -> Tensor:
+    limit = packed.limit if packed.limit.numel() else None
+    tokens = quantization.quantize_tokens(x.reshape(-1, packed.shape[1]), limit)
+    y = quantization.integer_linear(tokens, packed.quantized(), bias, activation)
+    return y.to(x.dtype).view(*x.shape[:-1], packed.shape[0])
 
 
 def _compact_linear(x: Tensor, packed: Any, bias: Tensor | None, activation: str) -> Tensor:

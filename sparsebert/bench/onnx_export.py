@@ -21,7 +21,9 @@ OPSET = 14
 INPUTS = ("input_ids", "attention_mask")
 
 
-class _LastHiddenState(nn.Module):
+class LastHiddenState(nn.Module):
+    """A model as a function of its inputs alone that returns one tensor, for exporters."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -39,7 +41,7 @@ def export(pruned: PrunedModel, path: Path) -> Path:
     model = copy.deepcopy(pruned.model).float()
     model.set_attn_implementation("eager")
     batch = pruned.batches[0]
-    return export_module(_LastHiddenState(model), {name: batch[name] for name in INPUTS}, path)
+    return export_module(LastHiddenState(model), {name: batch[name] for name in INPUTS}, path)
 
 
 def export_module(module: nn.Module, inputs: dict[str, torch.Tensor], path: Path) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.functional import pad
 
 from sparsebert.bench.workload import Workload
 from sparsebert.tickets.ticket import Ticket
@@ -26,6 +28,7 @@ class PrunedModel:
         format: Packed format of the sparse backend; "auto" leaves it to the plan.
         measure: Whether the plan times the formats.
         fuse: Whether the sparse backend runs the encoder in one native call (``sparsebert.fuse_``).
+        calibration: Inputs by which int8 baselines choose their scales; the batches themselves if empty.
     """
 
     workload: Workload
@@ -35,6 +38,7 @@ class PrunedModel:
     format: str = "auto"
     measure: bool = True
     fuse: bool = False
+    calibration: tuple[dict[str, torch.Tensor], ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -45,6 +49,25 @@ class PrunedModel:
     def tokens(self) -> int:
         """Padded tokens of the first batch: the rows of a layer's input."""
         return self.batches[0]["input_ids"].numel()
+
+    @property
+    def samples(self) -> tuple[dict[str, torch.Tensor], ...]:
+        """Inputs by which int8 baselines choose their scales."""
+        return self.calibration or self.batches
+
+    def samples_like(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """Return the samples in batches of the shape of ``batch``: their sequences cut, padded and repeated."""
+        rows, tokens = batch["input_ids"].shape
+        joined = {
+            name: torch.cat([pad(each[name], (0, tokens))[:, :tokens] for each in self.samples])
+            for name in batch
+        }
+        count = -(-len(joined["input_ids"]) // rows)
+        filled = {name: values.repeat(rows, 1)[: count * rows] for name, values in joined.items()}
+        return [
+            {name: values[start : start + rows] for name, values in filled.items()}
+            for start in range(0, count * rows, rows)
+        ]
 
     def reference(self) -> list[torch.Tensor]:
         """Return the masked dense model's last hidden states, [sequences, tokens, hidden] for each batch."""
@@ -60,6 +83,7 @@ def prepare_pruned_model(
     measure: bool = True,
     fuse: bool = False,
     model: PreTrainedModel | None = None,
+    calibration_texts: Sequence[str] = (),
 ) -> PrunedModel:
     """Load the workload's model and apply the ticket to it.
 
@@ -70,6 +94,8 @@ def prepare_pruned_model(
         measure: See ``PrunedModel``.
         fuse: See ``PrunedModel``.
         model: Used instead of loading the workload's model; it is modified.
+        calibration_texts: Sentences by which int8 baselines choose their scales; by default random tokens in
+            the workload's lengths.
 
     Raises:
         ValueError: The model cannot be loaded, or the ticket does not fit it.
@@ -77,5 +103,10 @@ def prepare_pruned_model(
     model = workload.load_model() if model is None else model
     ticket.check(model)
     ticket.apply_(model)
-    batches = workload.make_batches(model.config.vocab_size)
-    return PrunedModel(workload, model, ticket, batches, format, measure, fuse)
+    vocabulary = model.config.vocab_size
+    batches = workload.make_batches(vocabulary)
+    if calibration_texts:
+        calibration = workload.encode(calibration_texts)
+    else:
+        calibration = workload.make_calibration(vocabulary)
+    return PrunedModel(workload, model, ticket, batches, format, measure, fuse, calibration)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from sparsebert.bench.providers import BACKENDS, Backend, BuiltBackend
 from sparsebert.bench.pruned_model import PrunedModel
 from sparsebert.bench.timer import Timings, alternate
 from sparsebert.results import Record, stamp
+from sparsebert_kernels.errors import one_line
 from sparsebert_kernels.timing import Quantiles
 
 OURS = "sparse"
@@ -35,6 +36,8 @@ class Settings:
         max_rounds: Maximum number of rounds.
         memory: Whether to measure memory, in worker processes.
         retries: How often to time again on a busy machine before the records are marked as busy.
+        leave_out: Whether baselines that fail are left out, with the reason in every record: those that cannot
+            be built, and those whose outputs are wrong. Otherwise they raise.
 
     Raises:
         ValueError: The budget is negative, infinite or NaN.
@@ -45,6 +48,7 @@ class Settings:
     max_rounds: int = 200
     memory: bool = True
     retries: int = 2
+    leave_out: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.budget < math.inf:
@@ -57,6 +61,7 @@ def run(
     environment: Environment,
     settings: Settings = Settings(),
     on_step: Step = lambda step: None,
+    missing: Mapping[str, str] | None = None,
 ) -> list[Record]:
     """Benchmark the sparse backend and the baselines.
 
@@ -66,6 +71,7 @@ def run(
         environment: Description of this machine, for the records.
         settings: Effort.
         on_step: Called with a description of each step.
+        missing: Reasons of baselines that cannot run here, for the records.
 
     Returns:
         One record for each backend, the sparse one first.
@@ -76,43 +82,61 @@ def run(
     """
     torch.set_num_threads(pruned.workload.threads)
     names = [OURS, *(name for name in baselines if name != OURS)]
-    with _built_backends(pruned, names, on_step) as backends:
-        checks = _check_outputs(pruned, backends, on_step)
+    left_out = dict(missing or {})
+    with _built_backends(pruned, names, on_step, left_out if settings.leave_out else None) as backends:
+        checks = _check_outputs(pruned, backends, on_step, left_out if settings.leave_out else None)
+        backends = {name: backend for name, backend in backends.items() if name in checks}
         timings = _time(pruned, backends, settings, on_step)
         held = {}
         if settings.memory:
             held = _memory(pruned, backends, on_step)
     return [
-        _record(pruned, environment, name, backends[name], timings, checks[name], held.get(name))
-        for name in names
+        _record(pruned, environment, name, backend, timings, checks[name], held.get(name), left_out)
+        for name, backend in backends.items()
     ]
 
 
 @contextlib.contextmanager
 def _built_backends(
-    pruned: PrunedModel, names: Sequence[str], on_step: Step
+    pruned: PrunedModel, names: Sequence[str], on_step: Step, left_out: dict[str, str] | None
 ) -> Iterator[dict[str, BuiltBackend]]:
     with contextlib.ExitStack() as stack:
         backends = {}
         for name in names:
             on_step(f"building {name}")
-            backends[name] = BACKENDS[name]().build(pruned)
-            stack.callback(backends[name].close)
+            try:
+                backends[name] = BACKENDS[name]().build(pruned)
+            except Exception as error:  # whatever a baseline's library raises
+                if left_out is None or name == OURS:
+                    raise
+                left_out[name] = one_line(error)
+            else:
+                stack.callback(backends[name].close)
         yield backends
 
 
 def _check_outputs(
-    pruned: PrunedModel, backends: dict[str, BuiltBackend], on_step: Step
+    pruned: PrunedModel, backends: dict[str, BuiltBackend], on_step: Step, left_out: dict[str, str] | None
 ) -> dict[str, output_check.OutputCheck]:
     on_step("comparing outputs")
     reference = pruned.reference()
     masks = [batch["attention_mask"] for batch in pruned.batches]
-    checks = {
-        name: output_check.compare(
-            name, backend.answers(), reference, masks, precision=_backend(name).precision(pruned)
-        )
-        for name, backend in backends.items()
-    }
+    checks = {}
+    for name, backend in backends.items():
+        may_fail = left_out is not None and name != OURS
+        try:
+            check = output_check.compare(
+                name, backend.answers(), reference, masks, precision=_backend(name).precision(pruned)
+            )
+        except Exception as error:  # whatever a baseline's library raises
+            if not may_fail:
+                raise
+            left_out[name] = one_line(error)
+        else:
+            if may_fail and not check.passed:
+                left_out[name] = str(check)
+            else:
+                checks[name] = check
     output_check.require(list(checks.values()))
     return checks
 
@@ -171,6 +195,7 @@ def _record(
     timings: Timings,
     check: output_check.OutputCheck,
     held: memory.Memory | None,
+    left_out: Mapping[str, str],
 ) -> Record:
     workload = pruned.workload
     latency = timings.latency(name)
@@ -200,6 +225,7 @@ def _record(
             "model_bytes": backend.model_bytes,
             "memory": None if held is None else held.record(),
             "gate": check.record(),
+            "left_out": dict(left_out),
             "contention": vars(timings.contention),
             "busy": bool(busy),
             "busy_reasons": list(busy),

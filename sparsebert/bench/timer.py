@@ -103,6 +103,16 @@ def repeated(run: Run, calls: int) -> Run:
     return turn
 
 
+def fastest(sides: Mapping[str, Run], *, warmup: int = 2, rounds_of_each: int = 5) -> str:
+    """Return the side with the least median seconds over a few rounds."""
+    for run in sides.values():
+        for _ in range(warmup):
+            run()
+    seconds = zip(*rounds(tuple(sides.values()), lambda done, _: done < rounds_of_each), strict=True)
+    medians = {side: statistics.median(samples) for side, samples in zip(sides, seconds, strict=True)}
+    return min(medians, key=lambda side: medians[side])
+
+
 def alternate(
     sides: Mapping[str, Run],
     *,

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ SHAPES: dict[str, dict[str, int]] = {
     )
 }
 MAX_BATCHES = 8
+# Sequences by which int8 baselines choose their scales.
+CALIBRATION_SEQUENCES = 32
 
 
 @dataclass(frozen=True)
@@ -162,9 +165,44 @@ class Workload:
         Args:
             vocabulary: Number of token ids.
         """
+        return self._random_batches(vocabulary, self.seed)
+
+    def make_calibration(self, vocabulary: int) -> tuple[dict[str, torch.Tensor], ...]:
+        """Return batches like those of ``make_batches`` with other tokens, at least ``CALIBRATION_SEQUENCES``."""
+        repeats = -(-CALIBRATION_SEQUENCES // len(self.lengths))
+        return tuple(
+            batch
+            for repeat in range(1, 1 + repeats)
+            for batch in self._random_batches(vocabulary, (self.seed + repeat) % 2**32)
+        )
+
+    def encode(self, texts: Sequence[str]) -> tuple[dict[str, torch.Tensor], ...]:
+        """Return ``texts`` in batches of the workload's size and length, as the model's tokenizer encodes them.
+
+        Raises:
+            ValueError: The model has no tokenizer.
+        """
+        from sparsebert.tasks.load_tokenizer import load_tokenizer
+
+        if self.random_weights:
+            raise ValueError(f"{self.model} has random weights and no tokenizer; omit the calibration texts")
+        tokenizer = load_tokenizer(self.model)
+        encoded = [
+            tokenizer(
+                list(texts[start : start + self.batch]),
+                padding=True,
+                truncation=True,
+                max_length=max(self.lengths),
+                return_tensors="pt",
+            )
+            for start in range(0, len(texts), self.batch)
+        ]
+        return tuple({name: each[name] for name in ("input_ids", "attention_mask")} for each in encoded)
+
+    def _random_batches(self, vocabulary: int, seed: int) -> tuple[dict[str, torch.Tensor], ...]:
         import torch
 
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(seed)
         batches, start = [], 0
         for rows, width in self.shapes:
             ids = torch.randint(min(1000, vocabulary // 2), vocabulary, (rows, width), generator=generator)
@@ -192,13 +230,7 @@ def read_lengths(path: str | Path, model: str, batch: int, *, limit: int, seed: 
     Raises:
         ValueError: The file cannot be read or is empty, or a length is below 1.
     """
-    require_regular(path)
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise ValueError(f"cannot read lengths from {path}: {reason}") from None
-    lines = [line for line in lines if line]
+    lines = _read_lines(path, "lengths")
     if not lines:
         raise ValueError(f"{path} is empty; write one sentence or one integer per line")
     if all(re.fullmatch(r"-?\d+", line) for line in lines):
@@ -213,6 +245,29 @@ def read_lengths(path: str | Path, model: str, batch: int, *, limit: int, seed: 
     if len(whole) > MAX_BATCHES:
         whole = random.Random(seed).sample(whole, MAX_BATCHES)
     return tuple(min(length, limit) for group in whole for length in group)
+
+
+def read_texts(path: str | Path) -> tuple[str, ...]:
+    """Read sentences from a UTF-8 file, one per line, the first ``CALIBRATION_SEQUENCES``.
+
+    Raises:
+        ValueError: The file cannot be read or is empty.
+    """
+    lines = _read_lines(path, "texts")
+    if not lines:
+        raise ValueError(f"{path} is empty; write one sentence per line")
+    return tuple(lines[:CALIBRATION_SEQUENCES])
+
+
+def _read_lines(path: str | Path, what: str) -> list[str]:
+    """Return the lines of a UTF-8 file that are not blank, stripped."""
+    require_regular(path)
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise ValueError(f"cannot read {what} from {path}: {reason}") from None
+    return [line for line in lines if line]
 
 
 def hush_transformers() -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sparsebert.bench.workload import Workload
 
 DEFAULT_BASELINES = "onednn,eager"
+ALL = "all"
 _MAX_BUDGET = 86_400  # a day
 
 
@@ -71,8 +72,19 @@ def bench(
     threads: Annotated[int, typer.Option(help="CPU threads of every contestant")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     vs: Annotated[
-        str, typer.Option(help="dense baselines, the main one first; --vs help lists them")
+        str,
+        typer.Option(
+            help="dense baselines, the main one first; all: every one that works here, the others named with "
+            "their reasons; --vs help lists them"
+        ),
     ] = DEFAULT_BASELINES,
+    calibrate_with: Annotated[
+        Path | None,
+        typer.Option(
+            help="file of sentences, one per line, by which int8 baselines choose their scales "
+            "[default: random tokens, like the inputs]"
+        ),
+    ] = None,
     budget: Annotated[float, typer.Option(help="seconds of timed rounds for each sparsity")] = 10.0,
     memory: Annotated[
         bool, typer.Option(help="measure resident memory, each contestant in its own process")
@@ -102,13 +114,13 @@ def bench(
     require_writable({"--json": json, "--plot": plot})
     require_records("--json", json)
     require_picture("--plot", plot)
-    require_files({"--lengths-from": lengths_from})
+    require_files({"--lengths-from": lengths_from, "--calibrate-with": calibrate_with})
     if vs == "help":
         return _list_baselines()
-    baselines = _baselines(vs, required=vs != DEFAULT_BASELINES)
+    baselines, missing = _baselines(vs)
     from sparsebert import results
     from sparsebert.bench import output_check, runner
-    from sparsebert.bench.workload import Workload, read_lengths
+    from sparsebert.bench.workload import Workload, read_lengths, read_texts
     from sparsebert.report.model_tables import bench_tables
     from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
@@ -118,7 +130,8 @@ def bench(
     if batch * max(lengths) > MAX_TOKENS:
         raise ValueError(f"--batch {batch} times {max(lengths)} tokens must be at most {MAX_TOKENS} tokens")
     workload = Workload(model, batch, lengths, dtype, threads, device, seed)
-    settings = runner.Settings(budget=budget, memory=memory)
+    texts = () if calibrate_with is None else read_texts(calibrate_with)
+    settings = runner.Settings(budget=budget, memory=memory, leave_out=vs == ALL)
     records: list[dict[str, Any]] = []
     with progress() as step:
         step("detecting the machine")
@@ -131,10 +144,11 @@ def bench(
             format,
             measure is not False,
             fuse,
+            texts,
             step,
         ):
             try:
-                rows = runner.run(pruned, baselines, machine, settings, step)
+                rows = runner.run(pruned, baselines, machine, settings, step, missing)
             except output_check.OutputMismatchError as error:
                 raise CommandFailed(str(error), WRONG_OUTPUT) from None
             if json is not None:
@@ -157,6 +171,7 @@ def _pruned_models(
     format: str,
     measure: bool,
     fuse: bool,
+    texts: Sequence[str],
     step: Callable[[str], None],
 ) -> Iterator[PrunedModel]:
     """Yield the workload's model with its ticket, for each sparsity."""
@@ -174,7 +189,13 @@ def _pruned_models(
         else:
             model_ticket = prune(dense, sparsity=sparsity, granularity=granularity)
         yield prepare_pruned_model(
-            workload, model_ticket, format=format, measure=measure, fuse=fuse, model=dense
+            workload,
+            model_ticket,
+            format=format,
+            measure=measure,
+            fuse=fuse,
+            model=dense,
+            calibration_texts=texts,
         )
 
 
@@ -199,22 +220,31 @@ def _list_baselines() -> None:
     typer.echo(definitions(entries))
 
 
-def _baselines(names: str, required: bool) -> list[str]:
-    """Return the baselines to run. An unavailable one is skipped, or raises ValueError if ``required``."""
+def _baselines(names: str) -> tuple[list[str], dict[str, str]]:
+    """Return the baselines to run, and the reasons of those that cannot run here.
+
+    An unavailable baseline is skipped if it is among the default ones or all of them, and raises ValueError if
+    the user named it.
+    """
     from sparsebert.bench.providers import BACKENDS, BASELINES
 
     requested = [name.strip() for name in names.split(",") if name.strip()]
     if not requested:
-        raise ValueError(f"--vs must name a baseline, got {names!r}; known: {', '.join(BASELINES)}")
-    available = []
+        raise ValueError(
+            f"--vs must name a baseline or {ALL}, got {names!r}; known: {', '.join((*BASELINES, ALL))}"
+        )
+    if requested == [ALL]:
+        requested = list(BASELINES)
+    available, missing = [], {}
     for name in dict.fromkeys(requested):
         if name not in BASELINES:
-            raise unknown("baseline in --vs", name, BASELINES)
+            raise unknown("baseline in --vs", name, (*BASELINES, ALL))
         lack = BACKENDS[name]().available()
         if lack is None:
             available.append(name)
-        elif required:
+        elif names not in (DEFAULT_BASELINES, ALL):
             raise ValueError(f"--vs: {name} cannot run here: {lack}")
         else:
+            missing[name] = lack
             typer.echo(f"without {name}: {lack}", err=True)
-    return available
+    return available, missing

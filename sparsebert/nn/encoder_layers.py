@@ -1,9 +1,9 @@
-"""The classes of transformers that run the layers of an encoder, and the modules of these layers."""
+"""The encoders of transformers that have a native form: each family in one place."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -12,26 +12,76 @@ from sparsebert.bert import BERT, DISTILBERT, Layout
 
 
 @dataclass(frozen=True)
-class _Family:
-    """The layers of one family: its ``Layout``, and the modules and classes beyond it.
+class Embeddings:
+    """What runs before the first layer.
 
     Attributes:
-        layout: The paths.
-        norms: The LayerNorms after the attention and after the feed-forward network, below a layer.
-        classes: Path of every other module with submodules, below a layer -> its class in transformers, where
-            {} stands for the family.
-        dropouts: The dropouts, below a layer.
-        result: The class of the encoder's result.
+        cls: The class of the module, {} for the family.
+        words: The embeddings of token ids, an attribute of the module, as all below.
+        positions: Those of positions; None for none.
+        types: Those of token types; None for none.
+        norm: The LayerNorm of their sum.
+        dropout: The dropout after it.
+        counted: Whether positions count the tokens that are not padding, from ``padding_idx + 1`` on.
     """
 
+    cls: str = "{}Embeddings"
+    words: str = "word_embeddings"
+    positions: str | None = "position_embeddings"
+    types: str | None = "token_type_embeddings"
+    norm: str = "LayerNorm"
+    dropout: str = "dropout"
+    counted: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of encoders: the names of its modules and classes in transformers.
+
+    Attributes:
+        package: The package that defines it, below ``transformers.models``.
+        name: What its classes begin with, which {} stands for.
+        layout: The paths of the matrices.
+        norms: The LayerNorms at the attention and at the feed-forward network, below a layer.
+        classes: Path of every other module with submodules, below a layer -> its class.
+        dropouts: The dropouts, below a layer.
+        encoder: Path and class of the module that runs the layers, below the base model; "" for itself.
+        layers: The list of layers, an attribute of that module.
+        result: The class of that module's result.
+        model: The class of the base model.
+        model_result: The class of its result.
+        arguments: The positional arguments of its forward method.
+        embeddings: What runs before the layers.
+        projection: The linear layer from the embeddings to the layers, of the base model; None for none.
+        pooler: The class of the base model's ``pooler``; None for none.
+        pre_norm: Whether the LayerNorms stand before attention and feed-forward network; a ``final_norm``
+            follows the last layer. The activation of such a network is gated, its positions are rotary, and
+            one matrix computes query, key and value.
+        relative_bias: The embeddings of distances, which the encoder adds to the scores; None for none.
+    """
+
+    package: str
+    name: str
     layout: Layout
     norms: tuple[str, str]
     classes: dict[str, str]
     dropouts: tuple[str, ...]
+    encoder: tuple[str, str]
     result: str
+    model_result: str
+    arguments: tuple[str, ...]
+    embeddings: Embeddings
+    layers: str = "layer"
+    model: str = "{}Model"
+    projection: str | None = None
+    pooler: str | None = "{}Pooler"
+    pre_norm: bool = False
+    relative_bias: str | None = None
 
 
-_BERT = _Family(
+_BERT = Family(
+    package="bert",
+    name="Bert",
     layout=BERT,
     norms=("attention.output.LayerNorm", "output.LayerNorm"),
     classes={
@@ -43,92 +93,204 @@ _BERT = _Family(
         "output": "{}Output",
     },
     dropouts=("attention.self.dropout", "attention.output.dropout", "output.dropout"),
+    encoder=("encoder", "{}Encoder"),
     result="BaseModelOutputWithPastAndCrossAttentions",
+    model_result="BaseModelOutputWithPoolingAndCrossAttentions",
+    arguments=("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"),
+    embeddings=Embeddings(),
 )
-_DISTILBERT = _Family(
-    layout=DISTILBERT,
-    norms=("sa_layer_norm", "output_layer_norm"),
-    classes={"": "TransformerBlock", "attention": "{}SelfAttention", "ffn": "FFN"},
-    dropouts=("attention.dropout", "ffn.dropout"),
-    result="BaseModelOutput",
+_ROBERTA = replace(_BERT, package="roberta", name="Roberta", embeddings=Embeddings(counted=True))
+_FAMILIES = (
+    _BERT,
+    _ROBERTA,
+    replace(_ROBERTA, package="xlm_roberta", name="XLMRoberta"),
+    replace(_ROBERTA, package="camembert", name="Camembert"),
+    replace(
+        _BERT,
+        package="electra",
+        name="Electra",
+        projection="embeddings_project",
+        pooler=None,
+        model_result="BaseModelOutputWithPastAndCrossAttentions",
+    ),
+    Family(
+        package="distilbert",
+        name="DistilBert",
+        layout=DISTILBERT,
+        norms=("sa_layer_norm", "output_layer_norm"),
+        classes={"": "TransformerBlock", "attention": "{}SelfAttention", "ffn": "FFN"},
+        dropouts=("attention.dropout", "ffn.dropout"),
+        encoder=("transformer", "Transformer"),
+        result="BaseModelOutput",
+        model_result="BaseModelOutput",
+        arguments=("input_ids", "attention_mask", "inputs_embeds", "position_ids"),
+        embeddings=Embeddings(cls="Embeddings", types=None),
+        pooler=None,
+    ),
+    Family(
+        package="mpnet",
+        name="MPNet",
+        layout=Layout(
+            layers="encoder.layer",
+            linears={
+                "attention.attn.q": "query",
+                "attention.attn.k": "key",
+                "attention.attn.v": "value",
+                "attention.attn.o": "attention_output",
+                "intermediate.dense": "ffn_up",
+                "output.dense": "ffn_down",
+            },
+            activation="intermediate.intermediate_act_fn",
+            pooler="pooler.dense",
+        ),
+        norms=("attention.LayerNorm", "output.LayerNorm"),
+        classes={
+            "": "{}Layer",
+            "attention": "{}Attention",
+            "attention.attn": "{}SelfAttention",
+            "intermediate": "{}Intermediate",
+            "output": "{}Output",
+        },
+        dropouts=("attention.attn.dropout", "attention.dropout", "output.dropout"),
+        encoder=("encoder", "{}Encoder"),
+        result="BaseModelOutput",
+        model_result="BaseModelOutputWithPooling",
+        arguments=("input_ids", "attention_mask", "position_ids", "inputs_embeds"),
+        embeddings=Embeddings(types=None, counted=True),
+        relative_bias="relative_attention_bias",
+    ),
+    Family(
+        package="modernbert",
+        name="ModernBert",
+        layout=Layout(
+            layers="layers",
+            linears={
+                "attn.Wqkv": "query",
+                "attn.Wo": "attention_output",
+                "mlp.Wi": "ffn_up",
+                "mlp.Wo": "ffn_down",
+            },
+            activation="mlp.act",
+            pooler=None,
+        ),
+        norms=("attn_norm", "mlp_norm"),
+        classes={"": "{}EncoderLayer", "attn": "{}Attention", "mlp": "{}MLP"},
+        dropouts=("attn.out_drop", "mlp.drop"),
+        encoder=("", "{}Model"),
+        layers="layers",
+        result="BaseModelOutput",
+        model_result="BaseModelOutput",
+        arguments=("input_ids", "attention_mask", "position_ids", "inputs_embeds"),
+        embeddings=Embeddings(
+            words="tok_embeddings", positions=None, types=None, norm="norm", dropout="drop"
+        ),
+        pooler=None,
+        pre_norm=True,
+    ),
 )
-
-# Package and name of the classes in transformers that hold the layers -> their family and its name.
-_ENCODERS = {
-    ("bert", "BertEncoder"): (_BERT, "Bert"),
-    ("roberta", "RobertaEncoder"): (_BERT, "Roberta"),
-    ("xlm_roberta", "XLMRobertaEncoder"): (_BERT, "XLMRoberta"),
-    ("camembert", "CamembertEncoder"): (_BERT, "Camembert"),
-    ("electra", "ElectraEncoder"): (_BERT, "Electra"),
-    ("distilbert", "Transformer"): (_DISTILBERT, "DistilBert"),
-}
+NAMES = "BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, DistilBERT, MPNet or ModernBERT"
+_KINDS = ("query", "key", "value", "attention_output", "ffn_up", "ffn_down")
 
 
 class EncoderLayer(NamedTuple):
     """The modules of one layer of an encoder.
 
     Attributes:
+        layer: The layer.
         attention: The self-attention with the projections.
-        linears: Query, key, value, attention output, up and down.
-        norms: The LayerNorms after the attention and after the feed-forward network.
+        linears: Query, key, value, attention output, up and down; None for key and value where the query
+            computes all three.
+        norms: The LayerNorms at the attention and at the feed-forward network.
         activation: The feed-forward network's activation.
         unknown: Modules that the family's own layers lack or have in another class.
     """
 
+    layer: nn.Module
     attention: nn.Module
-    linears: tuple[nn.Module, ...]
+    linears: tuple[nn.Module | None, ...]
     norms: tuple[nn.Module, ...]
     activation: nn.Module
     unknown: tuple[nn.Module, ...]
 
 
-def is_encoder(module: nn.Module) -> bool:
-    """Whether the module's class is a known encoder of transformers: it runs its layers in turn."""
-    return _family_of(type(module)) is not None
+def encoder_family(cls: type) -> Family | None:
+    """Return the family whose encoder is of this class: the module that runs the layers in turn."""
+    return _BY_ENCODER.get(_defined_in(cls))
 
 
-def encoder_layers(encoder: Any, cls: type) -> list[EncoderLayer]:
-    """Describe the layers of an encoder of the known class ``cls``.
+def model_family(cls: type) -> Family | None:
+    """Return the family whose base model is of this class."""
+    return _BY_MODEL.get(_defined_in(cls))
+
+
+def encoder_layers(encoder: Any, family: Family) -> list[EncoderLayer]:
+    """Describe the layers of an encoder.
 
     Raises:
         ValueError: One of its layers lacks a module.
     """
-    family, name = _family_of(cls)  # type: ignore[misc]
     layout = family.layout
     leaves = {*layout.linears, *family.norms, *family.dropouts, layout.activation}
+    matrices = {kind: path for path, kind in layout.linears.items()}
+    attention = layout.linear("query").rpartition(".")[0]
 
     def described(layer: nn.Module) -> EncoderLayer:
         modules = dict(layer.named_modules())
         if missing := sorted((leaves | {*family.classes}) - {*modules}):
-            raise ValueError(f"a layer of {cls.__name__} lacks {missing[0]}")
-        unknown = [
-            path
-            for path, module in modules.items()
-            if path not in leaves
-            and not path.startswith(f"{layout.activation}.")
-            and (
-                path not in family.classes
-                or type(module).__module__ != cls.__module__
-                or type(module).__name__ != family.classes[path].format(name)
-            )
-        ]
+            raise ValueError(f"a layer of {type(encoder).__name__} lacks {missing[0]}")
+
+        def is_known(path: str, module: nn.Module) -> bool:
+            if path in family.dropouts:
+                return type(module) in (nn.Dropout, nn.Identity)
+            if path in leaves or path.startswith(f"{layout.activation}."):
+                return True
+            return path in family.classes and is_of(module, family, family.classes[path])
+
         return EncoderLayer(
-            modules[layout.linear("query").rpartition(".")[0]],
-            tuple(modules[path] for path in layout.linears),
+            layer,
+            modules[attention],
+            tuple(modules[matrices[kind]] if kind in matrices else None for kind in _KINDS),
             tuple(modules[path] for path in family.norms),
             modules[layout.activation],
-            tuple(modules[path] for path in unknown),
+            tuple(module for path, module in modules.items() if not is_known(path, module)),
         )
 
-    return [described(layer) for layer in encoder.layer]
+    return [described(layer) for layer in getattr(encoder, family.layers)]
 
 
-def encoder_result(cls: type, hidden_states: Tensor) -> Any:
-    """Return the result of an encoder of the known class ``cls`` that holds the last hidden states alone."""
-    family, _ = _family_of(cls)  # type: ignore[misc]
-    return vars(sys.modules[cls.__module__])[family.result](last_hidden_state=hidden_states)
+def is_of(module: nn.Module, family: Family, name: str) -> bool:
+    """Whether a module is of the family's class of this name, {} for the family."""
+    return _defined_in(type(module)) == (family.package, name.format(family.name))
 
 
-def _family_of(cls: type) -> tuple[_Family, str] | None:
+def encoder_result(family: Family, hidden_states: Tensor, return_dict: bool | None) -> Any:
+    """Return the result of an encoder that holds the last hidden states alone."""
+    if family.relative_bias and not return_dict:
+        return (hidden_states,)  # MPNet's encoder returns tuples by itself, those of other families never
+    return _output_class(family, family.result)(last_hidden_state=hidden_states)
+
+
+def model_result(family: Family, hidden_states: Tensor, pooled: Tensor | None) -> Any:
+    """Return the result of a base model."""
+    pooler_output = {"pooler_output": pooled} if family.pooler else {}
+    return _output_class(family, family.model_result)(last_hidden_state=hidden_states, **pooler_output)
+
+
+def _output_class(family: Family, name: str) -> Any:
+    return vars(sys.modules[_module(family.package)])[name]
+
+
+def _module(package: str) -> str:
+    return f"transformers.models.{package}.modeling_{package}"
+
+
+def _defined_in(cls: type) -> tuple[str, str]:
+    """Return the package of transformers that defines a class, and the name; another class may bear both."""
     package, _, module = cls.__module__.removeprefix("transformers.models.").partition(".")
-    return _ENCODERS.get((package, cls.__name__)) if module == f"modeling_{package}" else None
+    if module != f"modeling_{package}" or vars(sys.modules[cls.__module__]).get(cls.__name__) is not cls:
+        return "", ""
+    return package, cls.__name__
+
+
+_BY_ENCODER = {(each.package, each.encoder[1].format(each.name)): each for each in _FAMILIES}
+_BY_MODEL = {(each.package, each.model.format(each.name)): each for each in _FAMILIES}

@@ -20,13 +20,20 @@ from torch.nn.modules import module as every_module
 from sparsebert.bert import activation_name
 from sparsebert.compaction.live_rectangle import RectangleLinear
 from sparsebert.compaction.narrow_attention import NarrowAttention
-from sparsebert.nn.encoder_layers import EncoderLayer, encoder_layers, encoder_result
+from sparsebert.nn.encoder_layers import (
+    EncoderLayer,
+    Family,
+    encoder_family,
+    encoder_layers,
+    encoder_result,
+    is_of,
+)
 from sparsebert.nn.fused_activation import FusedActivation
 from sparsebert.nn.fused_qkv import FusedQKV
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels.cpu import encoder as kernels
 from sparsebert_kernels.cpu import native
-from sparsebert_kernels.cpu.encoder import DensePanel, HeadGroup, NativeEncoder
+from sparsebert_kernels.cpu.encoder import BadTokens, DensePanel, HeadGroup, NativeEncoder
 from sparsebert_kernels.formats import ElementSparse, PackedWeight, VectorSparse
 from sparsebert_kernels.ops import plain_inference
 
@@ -39,11 +46,20 @@ RECORDED_GRADIENTS = "gradients are recorded; call the model under torch.inferen
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh")
 # Values of each weight that are compared in every call: about 2 % of the time of 16 tokens through MiniLM-L6.
 SAMPLED = 61
-# Attributes that the description copies from attentions and LayerNorms.
-SETTINGS = ("scaling", "scale", "groups", "attention_head_size", "is_decoder", "is_causal", "eps")
+# Attributes that the description copies from layers, attentions and LayerNorms.
+SETTINGS = (
+    *("scaling", "scale", "groups", "attention_head_size", "head_dim", "is_decoder", "is_causal", "eps"),
+    *("attention_type", "chunk_size_feed_forward"),
+)
+# Attributes of the encoder's config that count.
+CONFIGURED = ("_attn_implementation_internal", "is_causal", "local_attention")
+# Implementations of attention that compute what the native encoder computes. Others may be anything.
+ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", None)
+# Distances from which on all count as one in the embeddings of distances.
+FARTHEST = 128
 
 
-class _PlainPath(Exception):
+class PlainPath(Exception):
     """The layers must run one by one in this call; the message says why."""
 
 
@@ -51,7 +67,8 @@ class FusedEncoder(nn.Module):
     """The forward method of a fused encoder, mixed into the class of the encoder by ``fused_class``."""
 
     plain_class: Any  # the class of the encoder in transformers
-    _native: _Native | None = None
+    family: Family
+    _native: Native | None = None
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
@@ -69,43 +86,58 @@ class FusedEncoder(nn.Module):
         if not torch.compiler.is_compiling():
             try:
                 return self._run(hidden_states, attention_mask, args, kwargs)
-            except _PlainPath as reason:
+            except PlainPath as reason:
                 self._say_once(str(reason))
         return super().forward(hidden_states, attention_mask, *args, **kwargs)
 
     def _run(self, x: Tensor, mask: Tensor | None, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if reason := native.why_unavailable():
-            raise _PlainPath(f"the native library is missing ({reason})")
-        if _is_recording():
-            raise _PlainPath("the call asks for hidden states or attentions")
+            raise PlainPath(f"the native library is missing ({reason})")
+        if is_recording():
+            raise PlainPath("the call asks for hidden states or attentions")
         if any(value is not None for value in args):
-            raise _PlainPath("the call has further positional arguments")
+            raise PlainPath("the call has further positional arguments")
         for name, value in kwargs.items():
             if value is not None and value is not False and name not in WITHOUT_EFFECT:
-                raise _PlainPath(f"the call has the argument {name}")
+                raise PlainPath(f"the call has the argument {name}")
         if not x.is_cpu or x.dtype != torch.float32 or x.dim() != 3:
-            raise _PlainPath(f"the input is {x.dtype} on {x.device}, not torch.float32 on cpu")
+            raise PlainPath(f"the input is {x.dtype} on {x.device}, not torch.float32 on cpu")
         if torch.is_grad_enabled() and x.requires_grad:
-            raise _PlainPath(RECORDED_GRADIENTS)
+            raise PlainPath(RECORDED_GRADIENTS)
         if not plain_inference(x):
-            raise _PlainPath("the call is traced, transformed or under autocast")
+            raise PlainPath("the call is traced, transformed or under autocast")
+        try:
+            states = self.current_native().encoder(x, kept_tokens(mask, x))
+        except BadTokens as error:
+            raise PlainPath(str(error)) from None
+        return encoder_result(self.family, states, kwargs.get("return_dict"))
+
+    def current_native(self) -> Native:
+        """Return the native description of the layers as they are now.
+
+        Raises:
+            PlainPath: The layers have none, or must run one by one in this call.
+        """
         described = self._native
         if described is None or not described.is_current():
-            described = self.__dict__["_native"] = _Native(self)
+            described = self.__dict__["_native"] = Native(self, self.family)
         described.require_undisturbed()
-        return encoder_result(self.plain_class, described.encoder(x, _kept_tokens(mask, x)))
+        return described
 
     def _say_once(self, reason: str) -> None:
-        said = self.__dict__.setdefault("_said", set())
-        if reason not in said:
-            said.add(reason)
-            warnings.warn(
-                f"the fused encoder runs its layers one by one: {reason}", UserWarning, stacklevel=4
-            )
+        say_once(self, reason)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         state = {name: value for name, value in self.__dict__.items() if name not in ("_native", "_said")}
         return _new_encoder, (self.plain_class,), state
+
+
+def say_once(module: nn.Module, reason: str) -> None:
+    """Warn that the layers of a fused module run one by one, once for each reason."""
+    said = module.__dict__.setdefault("_said", set())
+    if reason not in said:
+        said.add(reason)
+        warnings.warn(f"the fused encoder runs its layers one by one: {reason}", UserWarning, stacklevel=5)
 
 
 _FUSED_CLASSES: dict[type, type[FusedEncoder]] = {}
@@ -114,10 +146,9 @@ _FUSED_CLASSES: dict[type, type[FusedEncoder]] = {}
 def fused_class(plain_class: type) -> type[FusedEncoder]:
     """Return the fused class of an encoder's class, always the same."""
     if plain_class not in _FUSED_CLASSES:
+        attributes = {"plain_class": plain_class, "family": encoder_family(plain_class)}
         bases = (FusedEncoder, plain_class)
-        _FUSED_CLASSES[plain_class] = type(
-            f"Fused{plain_class.__name__}", bases, {"plain_class": plain_class}
-        )
+        _FUSED_CLASSES[plain_class] = type(f"Fused{plain_class.__name__}", bases, attributes)
     return _FUSED_CLASSES[plain_class]
 
 
@@ -127,43 +158,38 @@ def _new_encoder(plain_class: type[nn.Module]) -> FusedEncoder:
     return cls.__new__(cls)
 
 
-def require_fusible(encoder: nn.Module) -> None:
-    """Raise ValueError unless every layer of an encoder of a known class has a native form."""
-    for number, layer in enumerate(encoder_layers(encoder, type(encoder))):
+def require_fusible(encoder: nn.Module, family: Family) -> None:
+    """Raise ValueError unless every layer of an encoder of a known family has a native form."""
+    for number, layer in enumerate(encoder_layers(encoder, family)):
         try:
             _require_known(layer)
-        except _PlainPath as reason:
+        except PlainPath as reason:
             name = type(encoder).__name__
             raise ValueError(f"layer {number} of {name} cannot be fused: {reason}") from None
 
 
-class _Native:
-    """The native description of an encoder's layers, and all that it was made from."""
+class Watched:
+    """Modules and tensors that a native description was made from."""
 
-    def __init__(self, encoder: FusedEncoder) -> None:
-        modules = list(encoder.modules())
+    def __init__(
+        self, modules: Sequence[nn.Module], copied: Sequence[Tensor], settings: Sequence[Any]
+    ) -> None:
+        """Remember the present state.
+
+        Args:
+            modules: The modules; hooks of the first are nobody's business.
+            copied: Tensors that the description holds copies of.
+            settings: Dictionaries of attributes, each with the name of one that was read.
+        """
         self._modules = [vars(module) for module in modules]
         self._children = [(module._modules, dict(module._modules)) for module in modules]
         sparse = [module for module in modules if isinstance(module, SparseLinear)]
         # The values of a prepacked dense layer are neither a parameter nor a buffer.
         self._sparse = [(module, module.activation, module.values) for module in sparse]
-        layers = encoder_layers(encoder, encoder.plain_class)
-        for layer in layers:
-            _require_known(layer)
-        if not layers:
-            raise _PlainPath("the encoder has no layers")
-        self._settings = [
-            (vars(module), name, vars(module)[name])
-            for layer in layers
-            for module in (layer.attention, *layer.norms)
-            for name in SETTINGS
-            if name in vars(module)
-        ]
-        copied = [tensor for layer in layers for tensor in _copied(layer)]
+        self._settings = [(owner, name, owner[name]) for owner, name in settings]
         with torch.inference_mode(False), torch.no_grad():
             self._samples = [_sample(tensor.detach()) for tensor in copied]
             self._sampled = torch.cat(self._samples) if copied else torch.empty(0)
-            self.encoder = NativeEncoder([_described(layer) for layer in layers])
         self._tensors = [
             (tensors, name, tensor, _version(tensor), tensor.data_ptr())
             for module in modules
@@ -189,35 +215,122 @@ class _Native:
         )
 
     def require_undisturbed(self) -> None:
-        """Raise ``_PlainPath`` if the layers train, record gradients or run foreign code."""
+        """Raise ``PlainPath`` if the layers train, record gradients or run foreign code."""
         if every_module._has_any_global_hook():
-            raise _PlainPath("there are hooks on all modules")
+            raise PlainPath("there are hooks on all modules")
         for number, module in enumerate(self._modules):
             if module["training"]:
-                raise _PlainPath("the encoder is in training mode")
+                raise PlainPath("the encoder is in training mode")
             hooks = module["_forward_hooks"] or module["_forward_pre_hooks"]
-            if number and (hooks or "forward" in module) and _has_foreign_code(module):
-                raise _PlainPath("a module of the encoder has hooks or a patched forward method")
+            if number and (hooks or "forward" in module) and has_foreign_code(module):
+                raise PlainPath("a module of the encoder has hooks or a patched forward method")
         if torch.is_grad_enabled() and any(tensor.requires_grad for _, _, tensor, _, _ in self._tensors):
-            raise _PlainPath(RECORDED_GRADIENTS)
+            raise PlainPath(RECORDED_GRADIENTS)
+
+
+class Native(Watched):
+    """The native description of an encoder's layers, and all that it was made from."""
+
+    def __init__(self, encoder: Any, family: Family) -> None:
+        layers = encoder_layers(encoder, family)
+        for layer in layers:
+            _require_known(layer)
+        if not layers:
+            raise PlainPath("the encoder has no layers")
+        config = next((each.config for each in encoder.modules() if hasattr(each, "config")), None)
+        implementation = getattr(config, "_attn_implementation", None)
+        if implementation not in ATTENTIONS:
+            raise PlainPath(f"the attention {implementation} is not one of transformers")
+        owners = [vars(module) for layer in layers for module in (layer.layer, layer.attention, *layer.norms)]
+        settings = [(owner, name) for owner in owners for name in SETTINGS if name in owner]
+        if config is not None:
+            settings += [(vars(config), name) for name in CONFIGURED if name in vars(config)]
+        copied = [tensor for layer in layers for tensor in _copied(layer)]
+        if family.relative_bias:
+            copied.append(getattr(encoder, family.relative_bias).weight)
+        with torch.inference_mode(False), torch.no_grad():
+            shared = _SharedTables(encoder, family)
+            self.encoder = NativeEncoder([_described(layer, shared) for layer in layers])
+        super().__init__(list(encoder.modules()), copied, settings)
+
+
+class _SharedTables:
+    """What the layers of an encoder share."""
+
+    def __init__(self, encoder: Any, family: Family) -> None:
+        self._encoder = encoder
+        self.family = family
+        self.relative_bias = self._relative_bias() if family.relative_bias else None
+        self._rotary: dict[str, Tensor] = {}
+
+    def rotary(self, layer_type: str) -> Tensor:
+        """Return cosines and sines of all positions, [positions, head size].
+
+        Raises:
+            PlainPath: The angles depend on the length of a batch.
+        """
+        if layer_type not in self._rotary:
+            embedding = self._encoder.rotary_emb
+            if not is_of(embedding, self.family, "{}RotaryEmbedding"):
+                raise PlainPath(f"{type(embedding).__name__} is not the family's rotary embedding")
+            if embedding.rope_type.get(layer_type) not in ("default", "linear", "yarn", "llama3"):
+                raise PlainPath(f"rotary positions are scaled by {embedding.rope_type.get(layer_type)}")
+            positions = torch.arange(self._encoder.config.max_position_embeddings)[None]
+            cosines, sines = embedding(torch.empty(0), positions, layer_type)
+            half = cosines.shape[2] // 2
+            self._rotary[layer_type] = torch.cat((cosines[0, :, :half], sines[0, :, :half]), 1).contiguous()
+        return self._rotary[layer_type]
+
+    def window(self, layer: Any) -> int | None:
+        return self._encoder.config.sliding_window if layer.attention_type == "sliding_attention" else None
+
+    def _relative_bias(self) -> Tensor:
+        """Return what each head adds to scores, [heads, 2 * FARTHEST + 1]."""
+        table = getattr(self._encoder, str(self.family.relative_bias))
+        if type(table) is not nn.Embedding or table.max_norm is not None:
+            raise PlainPath(f"{type(table).__name__} is not a plain embedding")
+        require_float32(table.weight)
+        distances = torch.arange(-FARTHEST, FARTHEST + 1)  # of a query after its key
+        buckets = self._encoder.relative_position_bucket(-distances)
+        return table.weight.detach()[buckets].T.contiguous()
+
+
+def require_float32(tensor: Tensor) -> None:
+    """Raise ``PlainPath`` unless a parameter is float32 on the CPU."""
+    if tensor.dtype != torch.float32 or not tensor.is_cpu:
+        raise PlainPath(f"a parameter is {tensor.dtype} on {tensor.device}, not torch.float32 on cpu")
 
 
 def _require_known(layer: EncoderLayer) -> None:
-    """Raise ``_PlainPath`` unless the native encoder computes what the layer's modules compute."""
+    """Raise ``PlainPath`` unless the native encoder computes what the layer's modules compute."""
     for module in layer.unknown:
         if module is not layer.attention or type(module) is not NarrowAttention:
-            raise _PlainPath(f"{type(module).__name__} is not part of its family's layers")
+            raise PlainPath(f"{type(module).__name__} is not part of its family's layers")
     if getattr(layer.attention, "is_decoder", False) or getattr(layer.attention, "is_causal", False):
-        raise _PlainPath("the model is a decoder")
-    for module in layer.linears:
-        if type(module) not in (nn.Linear, SparseLinear, RectangleLinear):
-            raise _PlainPath(f"{type(module).__name__} is not a plain or sparse linear layer")
-        if 0 in (module.in_features, module.out_features):
-            raise _PlainPath("a linear layer is empty")
-    for module in layer.norms:
-        if type(module) is not nn.LayerNorm or module.weight is None or module.bias is None:
-            raise _PlainPath(f"{type(module).__name__} is not a LayerNorm with weight and bias")
+        raise PlainPath("the model is a decoder")
+    if getattr(layer.layer, "chunk_size_feed_forward", 0):
+        raise PlainPath("the feed-forward network is computed in chunks (chunk_size_feed_forward)")
+    for linear in layer.linears:
+        if linear is not None:
+            require_linear(linear)
+    for norm in layer.norms:
+        if type(norm) is not nn.Identity or norm is not layer.norms[0]:
+            require_norm(norm)
     _activation(layer)
+
+
+def require_linear(module: Any) -> None:
+    """Raise ``PlainPath`` unless a linear layer has a native form."""
+    if type(module) not in (nn.Linear, SparseLinear, RectangleLinear):
+        raise PlainPath(f"{type(module).__name__} is not a plain or sparse linear layer")
+    if 0 in (module.in_features, module.out_features):
+        raise PlainPath("a linear layer is empty")
+
+
+def require_norm(module: nn.Module) -> None:
+    """Raise ``PlainPath`` unless a module is a LayerNorm with a weight."""
+    if type(module) is not nn.LayerNorm or module.weight is None:
+        raise PlainPath(f"{type(module).__name__} is not a LayerNorm with a weight")
 
 
 def _activation(layer: EncoderLayer) -> str:
@@ -226,49 +339,71 @@ def _activation(layer: EncoderLayer) -> str:
     applied = [getattr(module, "activation", "none") for module in layer.linears]
     up = applied.pop(4)
     if applied != ["none"] * 5 or (up != "none") != fused:
-        raise _PlainPath("a sparse layer applies an activation of its own")
+        raise PlainPath("a sparse layer applies an activation of its own")
     name = up if fused else activation_name(layer.activation)
     if name not in ACTIVATIONS:
-        raise _PlainPath(f"{type(layer.activation).__name__} is none of {', '.join(ACTIVATIONS)}")
+        raise PlainPath(f"{type(layer.activation).__name__} is none of {', '.join(ACTIVATIONS)}")
     return name
 
 
-def _described(layer: EncoderLayer) -> kernels.EncoderLayer:
+def _described(layer: EncoderLayer, shared: _SharedTables) -> kernels.EncoderLayer:
     attention: Any = layer.attention
     linears: Any = layer.linears
-    norms: Any = layer.norms
     if isinstance(attention, NarrowAttention):
         heads = [HeadGroup(len(group.heads), group.score, group.value) for group in attention.groups]
         scale = attention.scale
     else:
-        width = attention.attention_head_size
-        heads = [HeadGroup(linears[0].out_features // width, width, width)]
-        scale = attention.scaling
-    biases = [module.bias for module in linears]
-    for tensor in (*biases, *norms[0].parameters(), *norms[1].parameters()):
-        if tensor is None:
-            continue
-        if tensor.dtype != torch.float32 or not tensor.is_cpu:
-            raise _PlainPath(f"a parameter is {tensor.dtype} on {tensor.device}, not torch.float32 on cpu")
+        width = attention.head_dim if shared.family.pre_norm else attention.attention_head_size
+        heads = [HeadGroup(linears[3].in_features // width, width, width)]
+        scale = getattr(attention, "scaling", width**-0.5)
+    norms = [norm_tensors(norm) for norm in layer.norms]
+    pre_norm = shared.family.pre_norm
+    rotary = shared.rotary(layer.layer.attention_type) if pre_norm else None  # type: ignore[arg-type]
     return kernels.EncoderLayer(
-        weights=[_packed(module) for module in linears],
-        biases=biases,
-        attention_norm=(norms[0].weight, norms[0].bias),
-        output_norm=(norms[1].weight, norms[1].bias),
-        epsilons=(norms[0].eps, norms[1].eps),
+        weights=[None if module is None else packed_weight(module) for module in linears],
+        biases=[None if module is None else bias_of(module) for module in linears],
+        attention_norm=norms[0],
+        output_norm=norms[1],  # type: ignore[arg-type]
+        epsilons=tuple(getattr(norm, "eps", 0.0) for norm in layer.norms),  # type: ignore[arg-type]
         heads=heads,
         scale=scale,
         activation=_activation(layer),
+        pre_norm=pre_norm,
+        gated=pre_norm,
+        window=shared.window(layer.layer) if pre_norm else None,
+        relative_bias=shared.relative_bias,
+        rotary=rotary,
     )
 
 
-def _packed(module: Any) -> PackedWeight:
+def norm_tensors(module: Any) -> tuple[Tensor, Tensor] | None:
+    """Return weight and bias of a LayerNorm, zeros for none; None for an identity."""
+    if isinstance(module, nn.Identity):
+        return None
+    bias = torch.zeros_like(module.weight) if module.bias is None else module.bias
+    require_float32(module.weight)
+    require_float32(bias)
+    return module.weight, bias
+
+
+def bias_of(module: Any) -> Tensor | None:
+    """Return the bias of a linear layer.
+
+    Raises:
+        PlainPath: It is not float32 on the CPU.
+    """
+    if module.bias is not None:
+        require_float32(module.bias)
+    return module.bias
+
+
+def packed_weight(module: Any) -> PackedWeight:
     """Return the layer's own packed weight if the native encoder computes it, else one that it does."""
     if isinstance(module, SparseLinear) and kernels.supports(module.packed):
         return module.packed
     weight = module.weight
     if weight.dtype != torch.float32 or not weight.is_cpu or weight.is_meta:
-        raise _PlainPath(f"a weight is {weight.dtype} on {weight.device}, not torch.float32 on cpu")
+        raise PlainPath(f"a weight is {weight.dtype} on {weight.device}, not torch.float32 on cpu")
     if isinstance(module, RectangleLinear):
         live = module.whole(torch.ones_like(weight, dtype=torch.bool))
         return VectorSparse.from_dense(module.whole(weight.detach()), live)
@@ -283,20 +418,20 @@ def _copied(layer: EncoderLayer) -> list[Tensor]:
     """Return the parameters of a layer that its description holds copies of.
 
     Raises:
-        _PlainPath: In-place changes of a weight are not counted.
+        PlainPath: In-place changes of a weight are not counted.
     """
     norms = [tensor for norm in layer.norms for tensor in norm.parameters()]
     return [
-        *(tensor for module in layer.linears for tensor in _copied_of_linear(module)),
+        *(tensor for each in layer.linears if each is not None for tensor in copied_of_linear(each)),
         *(tensor for tensor in norms if not kernels.read_in_place(tensor)),
     ]
 
 
-def _copied_of_linear(module: Any) -> list[Tensor]:
+def copied_of_linear(module: Any) -> list[Tensor]:
     """Return the weight and bias that a linear layer's description holds copies of.
 
     Raises:
-        _PlainPath: In-place changes of the weight are not counted.
+        PlainPath: In-place changes of the weight are not counted.
     """
     copied = []
     in_place = isinstance(module, SparseLinear) and kernels.supports(module.packed)
@@ -304,7 +439,7 @@ def _copied_of_linear(module: Any) -> list[Tensor]:
     # The values of a prepacked layer are opaque: they are replaced, not changed.
     if not in_place and weight.layout == torch.strided and weight.numel():
         if weight.is_inference():
-            raise _PlainPath(
+            raise PlainPath(
                 "a weight was made under torch.inference_mode(), which does not count changes; "
                 "load the model outside it"
             )
@@ -324,34 +459,34 @@ def _sample(tensor: Tensor) -> Tensor:
     return tensor.as_strided((-(-span // step),), (step,))
 
 
-def _kept_tokens(mask: Tensor | None, x: Tensor) -> Tensor | None:
+def kept_tokens(mask: Tensor | None, x: Tensor) -> Tensor | None:
     """Return the tokens that an attention mask keeps for all heads and queries, bool [B, T]; None for all."""
     if mask is None:
         return None
     batch, tokens, _ = x.shape
     if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2] not in (1, tokens) or mask.shape[3] != tokens:
-        raise _PlainPath("the attention mask is not [batch, 1, tokens, tokens]")
+        raise PlainPath("the attention mask is not [batch, 1, tokens, tokens]")
     if mask.dtype != torch.bool:
         kept = mask == 0
         if not bool((kept | (mask <= torch.finfo(torch.float32).min)).all()):
-            raise _PlainPath("the attention mask has other values than 0 and the least")
+            raise PlainPath("the attention mask has other values than 0 and the least")
         mask = kept
     rows = mask[:, 0, 0]
     if mask.stride(2) and not torch.equal(mask, rows[:, None, None].expand_as(mask)):
-        raise _PlainPath("the attention mask differs between queries")
+        raise PlainPath("the attention mask differs between queries")
     # Zero at padding, the first state would mislead the task heads that read it.
     if not bool(rows[:, :1].all()):
-        raise _PlainPath("a row of the batch begins with padding, or holds nothing else; pad on the right")
+        raise PlainPath("a row of the batch begins with padding, or holds nothing else; pad on the right")
     return rows.expand(batch, tokens)
 
 
-def _is_recording() -> bool:
+def is_recording() -> bool:
     """Whether transformers records hidden states or attentions in this call."""
     recorder = sys.modules.get(RECORDER)
     return recorder is not None and bool(recorder._active_collector.get())
 
 
-def _has_foreign_code(module: dict[str, Any]) -> bool:
+def has_foreign_code(module: dict[str, Any]) -> bool:
     """Whether a module has a patched forward method, or hooks of other packages."""
     hooks = (*module["_forward_hooks"].values(), *module["_forward_pre_hooks"].values())
     return "forward" in module or not all(

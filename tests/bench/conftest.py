@@ -17,3 +17,13 @@ def tiny() -> PrunedModel:
     return prepare_pruned_model(
         workload, prune(model, "magnitude", sparsity=0.9), format="element", model=model
     )
+
+
+@pytest.fixture(scope="session")
+def even() -> PrunedModel:
+    """The same with one batch, not padded."""
+    workload = Workload("bert-tiny", batch=2, lengths=(16, 16))
+    model = workload.load_model()
+    return prepare_pruned_model(
+        workload, prune(model, "magnitude", sparsity=0.9), format="element", model=model
+    )

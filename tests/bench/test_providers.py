@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy
 import pytest
@@ -12,14 +13,15 @@ import torch
 from torch import nn
 
 from sparsebert.bench import output_check
-from sparsebert.bench.providers import BACKENDS, BASELINES, deepsparse
+from sparsebert.bench.providers import BACKENDS, BASELINES, deepsparse, onnx_runtime
 from sparsebert.bench.providers.onednn import PrepackedLinear, prepack_
 from sparsebert.bench.pruned_model import prepare_pruned_model
 from sparsebert.bench.workload import Workload
 from sparsebert.bert import resolve
 from sparsebert.pruning import prune
 
-IN_PROCESS = [name for name in BACKENDS if name not in ("compile", "deepsparse")]
+COMPILED = ("compile", "compile-freezing", "compile-freezing-bf16", "torchao-int8", "inductor-int8")
+IN_PROCESS = [name for name in BACKENDS if name not in (*COMPILED, "deepsparse")]
 
 
 def verdict(name, pruned):
@@ -45,11 +47,100 @@ def test_answers_pass_the_gate(name, tiny):
 
 
 @pytest.mark.slow
-def test_compiled_answers_pass_the_gate(tiny):
-    lack = BACKENDS["compile"]().available()
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_answers_pass_the_gate(name, even):
+    lack = BACKENDS[name]().available()
     if lack:
         pytest.skip(lack)
-    assert verdict("compile", tiny)[1].passed
+    assert verdict(name, even)[1].passed
+
+
+@pytest.mark.slow
+def test_a_compiled_model_does_not_run_the_code_of_another(even):
+    """Frozen after plain: torch would run the second model by the code of the first, which is not frozen."""
+    if lack := BACKENDS["compile"]().available():
+        pytest.skip(lack)
+    sides = [BACKENDS[name]().build(even) for name in ("compile", "compile-freezing")]
+    torch._dynamo.utils.counters.clear()
+    for side in sides:
+        side.run()
+    assert not torch._dynamo.utils.counters["stats"]  # nothing is compiled again
+    (reference,) = even.reference()
+    for side in sides:
+        torch.testing.assert_close(side.answers()[0], reference, atol=1e-4, rtol=1e-4)
+
+
+def test_batches_of_two_shapes_are_refused_where_the_graph_has_one(tiny, monkeypatch):
+    with pytest.raises(ValueError, match="inductor-int8 needs batches of one shape, got 2 shapes"):
+        BACKENDS["inductor-int8"]().build(tiny)
+
+
+def test_the_fastest_form_of_onnxruntime_int8_takes_part_and_is_named(tiny, monkeypatch):
+    if lack := BACKENDS["onnxruntime-int8"]().available():
+        pytest.skip(lack)
+
+    def fail(dense, target, pruned):
+        raise RuntimeError("no fusion\nfor this model")
+
+    monkeypatch.setattr(onnx_runtime, "_fused_dynamic", fail)
+    monkeypatch.setattr(onnx_runtime, "fastest", lambda sides: max(sides))
+    notes = BACKENDS["onnxruntime-int8"]().build(tiny).notes
+    assert notes["form"] == "static"
+    assert notes["without dynamic, fused"] == "no fusion for this model"
+
+
+def test_int8_baselines_choose_scales_by_samples_of_the_workloads_shape_with_other_tokens(tiny):
+    inputs = [batch["input_ids"] for batch in tiny.batches]
+    samples = [batch["input_ids"] for batch in tiny.samples]
+    assert sum(len(ids) for ids in samples) >= 32
+    assert {ids.shape for ids in samples} == {ids.shape for ids in inputs}
+    assert not any(torch.equal(ids, other) for ids in samples for other in inputs if ids.shape == other.shape)
+
+
+def test_samples_take_the_shape_of_a_batch(tiny):
+    batch = {name: values[:1, :7] for name, values in tiny.batches[0].items()}
+    samples = tiny.samples_like(batch)
+    assert {ids.shape for sample in samples for ids in sample.values()} == {(1, 7)}
+    torch.testing.assert_close(samples[0]["input_ids"][0], tiny.samples[0]["input_ids"][0, :7])
+
+
+class _FakeGraph:
+    def get_property(self, name):
+        return types.SimpleNamespace(get_type_name=lambda: "f32")
+
+    def create_infer_request(self):
+        return types.SimpleNamespace(infer=lambda feed, **options: [feed["input_ids"]])
+
+
+@pytest.mark.parametrize(("name", "hint"), [("openvino", "f32"), ("openvino-bf16", "bf16")])
+def test_openvino_gets_threads_one_stream_and_its_precision(name, hint, tiny, monkeypatch):
+    """With a module in place of the library."""
+    compiled = {}
+    fake = types.ModuleType("openvino")
+    fake.__version__ = "0"
+    fake.convert_model = lambda model, example_input: (model, example_input)
+    fake.Core = lambda: types.SimpleNamespace(
+        compile_model=lambda graph, device, settings: compiled.update(settings) or _FakeGraph()
+    )
+    monkeypatch.setitem(sys.modules, "openvino", fake)
+    side = BACKENDS[name]().build(tiny)
+    assert compiled["INFERENCE_PRECISION_HINT"] == hint
+    assert compiled["INFERENCE_NUM_THREADS"] == compiled["NUM_STREAMS"] == 1
+    assert compiled["PERFORMANCE_HINT"] == "LATENCY"
+    assert side.run() > 0
+    assert side.notes == {"version": "0", "inference precision": "f32"}
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("openvino", "openvino"), ("openvino-int8", "nncf"), ("torchao-int8", "torchao")]
+)
+def test_an_optional_library_that_is_missing_is_named_with_its_target(name, package, monkeypatch):
+    present = object()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else present)
+    assert (
+        BACKENDS[name]().available()
+        == f"{package} not installed: `make setup-rivals` in a checkout, or pip install {package}"
+    )
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The whole benchmark: gate before figures, paired ratios, records that stand on their own."""
 
+import dataclasses
 import json
 
 import pytest
@@ -50,6 +51,33 @@ def test_a_red_gate_gives_no_figures_at_all(tiny, monkeypatch):
     with pytest.raises(OutputMismatchError, match="eager: error"):
         runner.run(tiny, ["eager"], detect(), QUICK)
     assert not timed
+
+
+def test_a_baseline_that_fails_is_left_out_with_its_reason_if_the_settings_say_so(
+    tiny, monkeypatch, quiet_machine
+):
+    def refuse(self, pruned, consume=False):
+        raise RuntimeError("a library's error\nin two lines")
+
+    wrong = BuiltBackend(run=lambda: 1.0, answers=lambda: [2 * a for a in tiny.reference()])
+    monkeypatch.setattr(BACKENDS["bf16"], "build", refuse)
+    monkeypatch.setattr(BACKENDS["compact"], "build", lambda self, pruned, consume=False: wrong)
+    settings = dataclasses.replace(QUICK, leave_out=True)
+    rows = runner.run(
+        tiny, ["eager", "bf16", "compact"], detect(), settings, missing={"openvino": "not installed"}
+    )
+    assert [row["provider"] for row in rows] == ["sparse", "eager"]
+    for row in rows:
+        assert row["left_out"]["openvino"] == "not installed"
+        assert row["left_out"]["bf16"] == "a library's error in two lines"
+        assert row["left_out"]["compact"].startswith("compact: error 1.00e+00 > tolerance 1e-04")
+
+
+def test_ours_is_never_left_out(tiny, monkeypatch):
+    wrong = BuiltBackend(run=lambda: 1.0, answers=lambda: [2 * a for a in tiny.reference()])
+    monkeypatch.setattr(BACKENDS["sparse"], "build", lambda self, pruned, consume=False: wrong)
+    with pytest.raises(OutputMismatchError, match="sparse: error"):
+        runner.run(tiny, ["eager"], detect(), dataclasses.replace(QUICK, leave_out=True))
 
 
 def test_sides_are_closed_even_when_one_cannot_be_built(tiny, monkeypatch):

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from sparsebert_kernels.cpu import build_native, encoder, native
+from sparsebert_kernels.cpu import build_native, encoder, native, pooling
 from tests import wheel_smoke
 
 HEADER = (build_native.SOURCES / "native.h").read_text()
@@ -33,8 +33,9 @@ def offset(layout: struct.Struct, index: int) -> int:
         ("sb_weight", native._WEIGHT),
         ("sb_call", native._CALL),
         ("sb_encoder_call", encoder._ENCODER_CALL),
+        ("sb_pool_call", pooling._POOL_CALL),
     ],
-    ids=["weight", "call", "encoder_call"],
+    ids=["weight", "call", "encoder_call", "pool_call"],
 )
 class TestLayout:
     def test_has_one_code_per_field(self, name: str, layout: struct.Struct) -> None:
@@ -67,13 +68,23 @@ def test_the_check_of_wheels_packs_the_same_structs() -> None:
     assert wheel_smoke.WEIGHT.format == native._WEIGHT.format
 
 
-def test_a_layer_is_six_weights_and_the_packed_rest() -> None:
-    weights, *rest = fields("sb_layer")
-    assert weights == "weights[6]"
-    assert len(rest) == len(encoder._LAYER.format) - 1
-    first = 6 * native._WEIGHT.size
-    asserted = dict(re.findall(r"offsetof\(sb_layer, (\w+)\) == (\d+)", HEADER))
-    assert {"heads", "scale"} == {*asserted}
+@pytest.mark.parametrize(
+    ("name", "count", "layout", "positions"),
+    [
+        ("sb_layer", 6, encoder._LAYER, {"heads", "window"}),
+        ("sb_ends", 2, encoder._ENDS, {"vocabulary", "final_epsilon"}),
+    ],
+    ids=["layer", "ends"],
+)
+def test_a_layer_is_weights_and_the_packed_rest(
+    name: str, count: int, layout: struct.Struct, positions: set[str]
+) -> None:
+    weights, *rest = fields(name)
+    assert weights == f"weights[{count}]"
+    assert len(rest) == len(layout.format) - 1
+    first = count * native._WEIGHT.size
+    asserted = dict(re.findall(rf"offsetof\({name}, (\w+)\) == (\d+)", HEADER))
+    assert positions == {*asserted}
     for field, position in asserted.items():
-        assert first + offset(encoder._LAYER, rest.index(field)) == int(position)
-    assert f"sizeof(sb_layer) == {first + encoder._LAYER.size}" in HEADER
+        assert first + offset(layout, rest.index(field)) == int(position)
+    assert f"sizeof({name}) == {first + layout.size}" in HEADER

@@ -45,7 +45,7 @@ LEFT_TO_ADDRESS = "-fno-sanitize=null,object-size"
 # library, and the wheel would not run on older systems.
 LINK_FLAGS = ("-shared", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
 
-SHARED_SOURCES = ("portable.cpp", "fp16.cpp")  # each compiled for several instruction sets
+SHARED_SOURCES = ("portable.cpp", "int8.cpp", "fp16.cpp")  # each compiled for several instruction sets
 
 LOST = (
     "sparsebert works without its native CPU kernels, but slower: sparse layers run through torch, at 90 %\n"
@@ -77,6 +77,9 @@ _AVX2 = ("-mtune=skylake", "-mavx2", "-mfma")
 # Without -mtune, the compiler schedules wide vectors for a generic machine, up to a quarter slower.
 _AVX512 = (*_AVX2, "-mtune=skylake-avx512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 _FP16_EMULATED = InstructionSet("fp16_emulated", "fp16.cpp")
+_AVX512_BF16 = (*_AVX512, "-mavx512bf16", "-mavx512vnni")
+# Real and emulated tiles give the same bits: a product and a sum are one operation where the source says so.
+_EXACT = ("-ffp-contract=off",)
 # Keyed by the compiler's macro for the target machine. The first set of a machine needs no flag and is always
 # built.
 INSTRUCTION_SETS: Mapping[str, tuple[InstructionSet, ...]] = {
@@ -84,13 +87,27 @@ INSTRUCTION_SETS: Mapping[str, tuple[InstructionSet, ...]] = {
         InstructionSet("baseline"),
         InstructionSet("avx2", flags=_AVX2),
         InstructionSet("avx512", "avx512.cpp", _AVX512, calls="avx2"),
-        InstructionSet("avx512_bf16", "avx512_bf16.cpp", (*_AVX512, "-mavx512bf16"), calls="avx512"),
+        InstructionSet("avx512_bf16", "avx512_bf16.cpp", _AVX512_BF16, calls="avx512"),
+        InstructionSet("amx", "amx.cpp", (*_AVX512_BF16, *_EXACT), calls="avx512_bf16"),
+        # Vectors of 64 bytes never cross from one object to another: how to pass them does not matter.
+        InstructionSet(
+            "amx_emulated", "amx.cpp", ("-DSB_AMX_EMULATED", "-Wno-psabi", *_EXACT), calls="baseline"
+        ),
+        InstructionSet("int8_baseline", "int8.cpp"),
+        InstructionSet("int8_avx2", "int8.cpp", _AVX2),
+        InstructionSet("int8_avx_vnni", "int8.cpp", (*_AVX2, "-mavxvnni")),
+        InstructionSet("int8_avx512_vnni", "int8.cpp", (*_AVX512, "-mavx512vnni")),
         _FP16_EMULATED,
         InstructionSet("avx512_fp16", "fp16.cpp", (*_AVX512, "-mavx512fp16")),
     ),
-    "__aarch64__": (InstructionSet("neon"), _FP16_EMULATED),
+    "__aarch64__": (
+        InstructionSet("neon"),
+        InstructionSet("int8_neon", "int8.cpp"),
+        InstructionSet("int8_neon_dotprod", "int8.cpp", ("-march=armv8.2-a+dotprod",)),
+        _FP16_EMULATED,
+    ),
 }
-ANY_MACHINE = (InstructionSet("baseline"), _FP16_EMULATED)
+ANY_MACHINE = (InstructionSet("baseline"), InstructionSet("int8_baseline", "int8.cpp"), _FP16_EMULATED)
 
 
 def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], None] = print) -> Path:
@@ -145,6 +162,7 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
     shared = {
         "dispatch": have,
         "dispatch_fp16": have,
+        "dispatch_int8": have,
         "extensions": [f'-DSB_OBJECTS="{" ".join(built)}"'],
         "selection": [],
     }

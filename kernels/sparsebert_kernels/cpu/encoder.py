@@ -1,4 +1,4 @@
-"""A whole encoder in one native call: its layers, described once, and the call."""
+"""A whole encoder in one native call: its layers and what surrounds them, described once, and the call."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from ..formats.base import SLACK_BYTES, refuse_options
 from ..memory import readable
 from . import native
 
-# The structs sb_layer, after its six weights, and sb_encoder_call of src/native.h, which asserts their sizes
-# and offsets.
-_LAYER = struct.Struct("=QQQQQiifffi")
-_ENCODER_CALL = struct.Struct("=QQQQqqqii")
+# The structs sb_layer, after its six weights, sb_ends, after its two, and sb_encoder_call of src/native.h,
+# which asserts their sizes and offsets.
+_LAYER = struct.Struct("=QQQQQiifffiQQqqqii")
+_ENDS = struct.Struct("=QQQQQQQqqqqqff")
+_ENCODER_CALL = struct.Struct("=QQQQqqqiiQQQQii")
+# Results of sb_encoder.
+_BAD_ID, _PADDING_FIRST, _GAP = 2, 3, 4
 # Rows that a kernel computes together: biases are padded to a multiple.
 ROWS = 8
 DENSE_ROWS = 4
@@ -74,24 +77,108 @@ class EncoderLayer:
     """The tensors of one layer, all float32 on the CPU.
 
     Attributes:
-        weights: Query, key, value, output, up, down: ``ElementSparse``, ``VectorSparse`` or ``DensePanel``.
+        weights: Query, key, value, output, up, down: ``ElementSparse``, ``VectorSparse`` or ``DensePanel``. A
+            query of all the rows of query, key and value leaves the next two None.
         biases: Their biases; None for none.
-        attention_norm: Weight and bias of the LayerNorm after the attention.
-        output_norm: Those of the LayerNorm after the feed-forward network.
+        attention_norm: Weight and bias of the LayerNorm after the attention, or before it with ``pre_norm``;
+            None for none.
+        output_norm: Those of the LayerNorm after the feed-forward network, or before it with ``pre_norm``.
         epsilons: The two LayerNorms' epsilons.
         heads: The heads, in the order of the projections' rows.
         scale: Factor of the scores.
         activation: "relu", "gelu" or "gelu_tanh".
+        pre_norm: Whether the LayerNorms stand before attention and feed-forward network, inside the residual.
+        gated: Whether up has twice as many rows: neurons = activation(first half) * second half.
+        window: Tokens attend to those at most so far away; None for all.
+        relative_bias: Added to the scaled scores, [heads, 2 * reach + 1]: column reach + d for a query d
+            tokens after its key, and the outer columns for all beyond; None for none.
+        rotary: Cosines, then sines, of the angles that rotate the pairs (i, i + width / 2) of a head's rows
+            in query and key, [positions, score width]; None for none.
     """
 
-    weights: Sequence[PackedWeight]
+    weights: Sequence[PackedWeight | None]
     biases: Sequence[Tensor | None]
-    attention_norm: tuple[Tensor, Tensor]
+    attention_norm: tuple[Tensor, Tensor] | None
     output_norm: tuple[Tensor, Tensor]
     epsilons: tuple[float, float]
     heads: Sequence[HeadGroup]
     scale: float
     activation: str
+    pre_norm: bool = False
+    gated: bool = False
+    window: int | None = None
+    relative_bias: Tensor | None = None
+    rotary: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EncoderEnds:
+    """What runs before the first layer and after the last; all tensors float32 on the CPU.
+
+    Attributes:
+        words: Embeddings of the token ids, [vocabulary, width]; None without embeddings.
+        positions: Embeddings of the positions; None for none.
+        types: Embeddings of the token types; None for none.
+        embedding_norm: Weight and bias of the LayerNorm of their sum; None for none.
+        padding: The position of tokens with this id; the position of the n-th other token of a sequence is
+            ``padding + n``. None: positions count from 0.
+        projection: From the embeddings' width to that of the layers; None for none.
+        projection_bias: Its bias.
+        final_norm: The LayerNorm after the last layer; None for none.
+        pooler: Weight of the pooler, ``tanh(pooler(first token))``; None for none.
+        pooler_bias: Its bias.
+        epsilons: Those of ``embedding_norm`` and ``final_norm``.
+    """
+
+    words: Tensor | None = None
+    positions: Tensor | None = None
+    types: Tensor | None = None
+    embedding_norm: tuple[Tensor, Tensor] | None = None
+    padding: int | None = None
+    projection: PackedWeight | None = None
+    projection_bias: Tensor | None = None
+    final_norm: tuple[Tensor, Tensor] | None = None
+    pooler: PackedWeight | None = None
+    pooler_bias: Tensor | None = None
+    epsilons: tuple[float, float] = (0.0, 0.0)
+
+
+class BadTokens(ValueError):
+    """The native encoder does not take these ids or this mask; nothing was computed."""
+
+
+class OutOfRange(BadTokens):
+    """A token id, a token type or a position lies outside its embeddings."""
+
+
+class NativeEnds:
+    """``EncoderEnds`` described for the native library, which reads the tensors at each call."""
+
+    def __init__(self, ends: EncoderEnds) -> None:
+        self._alive: list[Tensor] = []
+        self.width = None if ends.words is None else ends.words.shape[1]
+        self.pooled = 0 if ends.pooler is None else ends.pooler.shape[0]
+        tables = (ends.words, ends.positions, ends.types)
+        description = b"".join(
+            _described(weight, bias, self._alive)
+            for weight, bias in ((ends.projection, ends.projection_bias), (ends.pooler, ends.pooler_bias))
+        )
+        description += _ENDS.pack(
+            *(self._address(table) for table in tables),
+            *(
+                self._address(tensor)
+                for norm in (ends.embedding_norm, ends.final_norm)
+                for tensor in norm or (None, None)
+            ),
+            *(0 if table is None else table.shape[0] for table in (tables[0], tables[1], tables[2])),
+            self.width or 0,
+            -1 if ends.padding is None else ends.padding,
+            *ends.epsilons,
+        )
+        self.description = ctypes.create_string_buffer(description, len(description))
+
+    def _address(self, tensor: Tensor | None) -> int:
+        return _address(tensor, self._alive)
 
 
 class NativeEncoder:
@@ -102,20 +189,24 @@ class NativeEncoder:
     """
 
     def __init__(self, layers: Sequence[EncoderLayer]) -> None:
-        self.hidden = layers[0].weights[0].shape[1]
+        query = layers[0].weights[0]
+        assert query is not None
+        self.hidden = query.shape[1]
         self._count = len(layers)
         self._alive: list[Tensor] = []
         description = b"".join(map(self._describe, layers))
         self._description = ctypes.create_string_buffer(description, len(description))
 
-    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, mask: Tensor | None = None, ends: NativeEnds | None = None) -> Tensor:
         """Return the last layer's output for the tokens that ``mask`` keeps, and zeros for the others.
 
         Args:
             x: [batch, tokens, hidden], float32 on the CPU.
             mask: Bool [batch, tokens], True = keep. Tokens attend to the kept tokens of their sequence.
+            ends: What runs after the layers; its embeddings and its pooler are not used.
 
         Raises:
+            BadTokens: Padding lies between tokens in layers to which their distance matters.
             ValueError: Shapes or dtypes do not fit.
         """
         if x.dim() != 3 or x.shape[2] != self.hidden or x.dtype != torch.float32 or not x.is_cpu:
@@ -130,40 +221,120 @@ class NativeEncoder:
             mask = readable(mask.contiguous())
         x = readable(x.contiguous())
         y = torch.empty_like(x)
+        self._run(x.shape, y, x=x, mask=mask, ends=ends)
+        return y
+
+    def of_ids(
+        self, ids: Tensor, mask: Tensor | None, types: Tensor | None, ends: NativeEnds
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the last layer's output for token ids, zero where the mask is, and the pooler's, if any.
+
+        Args:
+            ids: [batch, tokens], int64 on the CPU.
+            mask: The same shape, bool or int64, not zero = keep; None keeps all.
+            types: The token types, like ``ids``; None for the first type.
+            ends: The embeddings and what runs after the layers.
+
+        Returns:
+            [batch, tokens, hidden], and [batch, rows of the pooler] or None.
+
+        Raises:
+            OutOfRange: An id, a type or a position has no embedding.
+            BadTokens: A sequence begins with padding, or padding lies between tokens in layers to which their
+                distance matters.
+        """
+        shape = (*ids.shape, self.hidden)
+        ids = readable(ids.contiguous())
+        mask = None if mask is None else readable(mask.contiguous())
+        types = None if types is None else readable(types.contiguous())
+        y = torch.empty(shape)
+        pooled = torch.empty(shape[0], ends.pooled) if ends.pooled else None
+        if shape[0]:
+            self._run(shape, y, mask=mask, ends=ends, ids=ids, types=types, pooled=pooled)
+        return y, pooled
+
+    def _run(
+        self,
+        shape: Sequence[int],
+        y: Tensor,
+        *,
+        x: Tensor | None = None,
+        mask: Tensor | None = None,
+        ends: NativeEnds | None = None,
+        ids: Tensor | None = None,
+        types: Tensor | None = None,
+        pooled: Tensor | None = None,
+    ) -> None:
         call = _ENCODER_CALL.pack(
-            x.data_ptr(),
+            0 if x is None else x.data_ptr(),
             y.data_ptr(),
             0 if mask is None else mask.data_ptr(),
             ctypes.addressof(self._description),
-            *x.shape,
+            *shape,
             self._count,
             torch.get_num_threads(),
+            0 if ends is None else ctypes.addressof(ends.description),
+            0 if ids is None else ids.data_ptr(),
+            0 if types is None else types.data_ptr(),
+            0 if pooled is None else pooled.data_ptr(),
+            1 if mask is None else mask.element_size(),
+            ids is not None,
         )
-        if native.library().sb_encoder(call) != 0:
+        result = native.library().sb_encoder(call)
+        if result == _BAD_ID:
+            raise OutOfRange("a token id, a token type or a position is outside its embeddings")
+        if result == _PADDING_FIRST:
+            raise BadTokens("a row of the batch begins with padding, or holds nothing else; pad on the right")
+        if result == _GAP:
+            raise BadTokens("padding lies between the tokens of a row; pad on the right")
+        if result != 0:
             raise ValueError("the layers' weights do not fit together, or the library lacks their formats")
-        return y
 
     def _describe(self, layer: EncoderLayer) -> bytes:
         """Return the bytes of a struct sb_layer."""
-        weights = b""
-        for weight, bias in zip(layer.weights, layer.biases, strict=True):
-            padded = _padded_bias(bias, weight.shape[0])
-            self._alive += [*weight.tensors().values(), padded]
-            weights += native.describe(weight, padded, None)
+        weights = b"".join(
+            _described(weight, bias, self._alive)
+            for weight, bias in zip(layer.weights, layer.biases, strict=True)
+        )
         heads = torch.tensor(layer.heads, dtype=torch.int32)
-        norms = [
-            readable(tensor.detach().contiguous()) for tensor in (*layer.attention_norm, *layer.output_norm)
-        ]
-        self._alive += [heads, *norms]
+        bias, rotary = layer.relative_bias, layer.rotary
         return weights + _LAYER.pack(
-            *(tensor.data_ptr() for tensor in norms),
-            heads.data_ptr(),
+            *(
+                _address(tensor, self._alive)
+                for norm in (layer.attention_norm, layer.output_norm)
+                for tensor in norm or (None, None)
+            ),
+            _address(heads, self._alive),
             len(layer.heads),
             native.ACTIVATIONS[layer.activation],
             *layer.epsilons,
             layer.scale,
+            layer.pre_norm,
+            _address(bias, self._alive),
+            _address(rotary, self._alive),
+            0 if bias is None else bias.shape[1] // 2,
+            0 if rotary is None else rotary.shape[0],
+            -1 if layer.window is None else layer.window,
+            layer.gated,
             0,
         )
+
+
+def _described(weight: PackedWeight | None, bias: Tensor | None, alive: list[Tensor]) -> bytes:
+    """Return the bytes of a struct sb_weight, and keep its tensors alive; zeros for None."""
+    if weight is None:
+        return bytes(native.WEIGHT_BYTES)
+    padded = _padded_bias(bias, weight.shape[0])
+    alive += [*weight.tensors().values(), padded]
+    return native.describe(weight, padded, None)
+
+
+def _address(tensor: Tensor | None, alive: list[Tensor]) -> int:
+    """Return where the native library reads a tensor, which stays alive; 0 for None."""
+    if tensor is None:
+        return 0
+    alive.append(readable(tensor.detach().contiguous()))
+    return alive[-1].data_ptr()
 
 
 def supports(weight: PackedWeight) -> bool:

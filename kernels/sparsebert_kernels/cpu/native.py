@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formats import ElementSparse, PackedWeight, RowPanelSparse, VectorSparse
+from ..formats import ElementSparse, PackedWeight, RowPanelSparse, VectorInt8, VectorSparse
 from ..memory import readable
 
 ABI_VERSION = 5
@@ -41,6 +41,8 @@ ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 # The structs sb_call and sb_weight of src/native.h, which asserts their sizes and offsets.
 _CALL = struct.Struct("=Qqqiiii")
 _WEIGHT = struct.Struct("=qqiiiiiiQQQQQQQQQ")
+WEIGHT_BYTES = _WEIGHT.size
+_INT8_WEIGHT = struct.Struct("=qqiiQQQQQQQQ")  # sb_int8_weight of src/int8_call.h
 MAX_WEIGHTS = 8  # of one call
 CPU_LACKS_IT = "the CPU lacks it"
 
@@ -93,12 +95,15 @@ def library() -> ctypes.CDLL:
         )
     pointer = ctypes.c_void_p
     loaded.sb_instruction_set.restype = loaded.sb_chosen.restype = ctypes.c_char_p
+    loaded.sb_why_no_amx.restype = ctypes.c_char_p
     loaded.sb_extension.restype = loaded.sb_objects.restype = ctypes.c_char_p
     loaded.sb_extension.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int32)]
     loaded.sb_choose.argtypes = [ctypes.c_char_p]
     loaded.sb_computes.argtypes = [ctypes.c_int32, ctypes.c_int32]
     loaded.sb_linear.argtypes = [ctypes.c_char_p]
-    loaded.sb_encoder.argtypes = [ctypes.c_char_p]
+    loaded.sb_encoder.argtypes = loaded.sb_pool.argtypes = [ctypes.c_char_p]
+    loaded.sb_int8_unit.restype = loaded.sb_int8_chosen.restype = ctypes.c_char_p
+    loaded.sb_int8_linear.argtypes = loaded.sb_choose_int8.argtypes = [ctypes.c_char_p]
     loaded.sb_values_gradient.argtypes = [
         ctypes.c_char_p, pointer, pointer, ctypes.c_int32, ctypes.c_int64, pointer, ctypes.c_int,
     ]  # fmt: skip
@@ -157,13 +162,24 @@ def instruction_set() -> str:
     return library().sb_chosen().decode() if available() else "none"
 
 
+def why_no_amx() -> str | None:
+    """Return why the AMX kernels cannot be used here, or None if they can."""
+    if not available():
+        return "there is no native library"
+    reason: bytes | None = library().sb_why_no_amx()
+    return None if reason is None else reason.decode()
+
+
 def use_instruction_set(name: str) -> None:
     """Use an instruction set from now on, in this process.
+
+    ``instruction_sets`` lists them. ``amx_emulated``, which it does not, computes the AMX kernels in plain
+    C++, slowly, for tests on machines without AMX.
 
     Raises:
         ValueError: The instruction set is unknown or not supported here.
     """
-    if name not in instruction_sets() or library().sb_choose(name.encode()) != 0:
+    if not available() or library().sb_choose(name.encode()) != 0:
         raise ValueError(
             f"instruction set {name!r} is not supported here; supported: {', '.join(instruction_sets())}"
         )
@@ -195,7 +211,8 @@ def built_objects() -> tuple[str, ...]:
 
 def supports(format: str, dtype: torch.dtype, x: Tensor) -> bool:
     """Return whether a native kernel computes x [..., in] with a weight of this format and value dtype."""
-    if format not in _FORMATS or x.dtype not in _DTYPES or not x.is_cpu or why_unavailable() is not None:
+    known = format in _FORMATS or format == VectorInt8.name
+    if not known or x.dtype not in _DTYPES or not x.is_cpu or why_unavailable() is not None:
         return False
     # Every instruction set computes the other formats.
     return format != RowPanelSparse.name or bool(
@@ -205,6 +222,9 @@ def supports(format: str, dtype: torch.dtype, x: Tensor) -> bool:
 
 def same_call(first: Any, other: Any) -> bool:
     """Return whether two weights can share one call: same format, dtype, width and blocks."""
+    if isinstance(first, VectorInt8):
+        calibrated = first.limit.numel() or getattr(other, "limit", first.limit).numel()
+        return first.name == other.name and first.shape[1] == other.shape[1] and not calibrated
     return (
         first.name == other.name
         and first.values.dtype == other.values.dtype
@@ -244,6 +264,7 @@ def linear(
         if step != 1 or (tokens > 1 and stride < in_features):
             rows, stride = rows.contiguous(), in_features
     outputs = []
+    int8 = packed[0].name == VectorInt8.name
     call = _CALL.pack(
         rows.data_ptr(),
         tokens,
@@ -269,9 +290,9 @@ def linear(
             weight = weight.replace(values=values)
             converted.append(values)
         y = x.new_empty((*leading, out_features))
-        call += describe(weight, bias, y)
+        call += (describe_int8 if int8 else describe)(weight, bias, y)
         outputs.append(y)
-    if library().sb_linear(call) != 0:
+    if (library().sb_int8_linear if int8 else library().sb_linear)(call) != 0:
         raise ValueError(f"weights cannot share one call: {', '.join(map(repr, packed))}")
     return outputs
 
@@ -340,4 +361,21 @@ def describe(packed: Any, bias: Tensor | None, y: Tensor | None) -> bytes:
         0 if bias is None else bias.data_ptr(),
         0 if y is None else y.data_ptr(),
         scales,
+    )
+
+
+def describe_int8(packed: Any, bias: Tensor | None, y: Tensor) -> bytes:
+    """Return the bytes of a struct sb_int8_weight."""
+    return _INT8_WEIGHT.pack(
+        *packed.shape,
+        packed.vector_rows,
+        0 if bias is None else _DTYPES[bias.dtype],
+        packed.values.data_ptr(),
+        packed.columns.data_ptr(),
+        packed.starts.data_ptr(),
+        packed.scales.data_ptr(),
+        packed.sums.data_ptr(),
+        packed.limit.data_ptr() if packed.limit.numel() else 0,
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
     )

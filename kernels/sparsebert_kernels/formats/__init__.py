@@ -20,6 +20,7 @@ from .panel import PanelSparse
 from .row_panel import RowPanelSparse
 from .semi_structured import SemiStructured
 from .vector import VectorSparse
+from .vector_int8 import VectorInt8
 
 FORMATS: dict[str, type[PackedWeight]] = {
     cls.name: cls
@@ -40,6 +41,8 @@ FORMATS: dict[str, type[PackedWeight]] = {
 ANY_MASK = tuple(name for name in FORMATS if name not in (SemiStructured.name, RowPanelSparse.name))
 # Formats that round the weights to fp16 and compute in it: used only if named.
 FP16_FORMATS: dict[str, type[PackedWeight]] = {ElementFp16.name: ElementFp16}
+# Formats that round the weights to int8: used only if named, or for a tolerance that allows int8.
+INT8_FORMATS: dict[str, type[PackedWeight]] = {VectorInt8.name: VectorInt8}
 
 
 def pack(weight: Tensor, mask: Tensor | None = None, *, format: str, **options: Any) -> PackedWeight:
@@ -48,23 +51,23 @@ def pack(weight: Tensor, mask: Tensor | None = None, *, format: str, **options: 
     Args:
         weight: [out, in] in float32 or bfloat16, or in float16 for formats with GPU kernels.
         mask: bool [out, in], True = keep; ``weight != 0`` by default.
-        format: A name in ``FORMATS`` or ``FP16_FORMATS``.
+        format: A name in ``FORMATS``, ``INT8_FORMATS`` or ``FP16_FORMATS``.
         options: Options of the format, e.g. ``vector_rows=4``.
 
     Raises:
         ValueError: The format or an option is unknown, or the mask does not fit the weight.
     """
-    if format in FP16_FORMATS:
-        return FP16_FORMATS[format].from_dense(weight, mask, **options)
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
-    return FORMATS[format].from_dense(weight, mask, **options)
+    known = {**FORMATS, **INT8_FORMATS, **FP16_FORMATS}
+    if format not in known:
+        raise unknown("format", format, known)
+    return known[format].from_dense(weight, mask, **options)
 
 
 __all__ = [
     "ANY_MASK",
     "FORMATS",
     "FP16_FORMATS",
+    "INT8_FORMATS",
     "BitmapSparse",
     "ColumnPanelSparse",
     "CompactDense",
@@ -76,6 +79,7 @@ __all__ = [
     "PanelSparse",
     "RowPanelSparse",
     "SemiStructured",
+    "VectorInt8",
     "VectorSparse",
     "pack",
 ]

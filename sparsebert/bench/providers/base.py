@@ -77,13 +77,18 @@ class TorchBackend(Backend):
     def precision(self, pruned: PrunedModel) -> str:
         return pruned.workload.dtype
 
+    def dtype(self, pruned: PrunedModel) -> torch.dtype:
+        """Return the dtype that the model has before its conversion."""
+        dtype: torch.dtype = getattr(torch, self.precision(pruned))
+        return dtype
+
     @abstractmethod
     def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
         """Convert ``model``, which has its final device and dtype, in place or into a new one."""
 
     def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
         device = torch.device(pruned.workload.device)
-        dtype = getattr(torch, self.precision(pruned))
+        dtype = self.dtype(pruned)
         model = pruned.model if consume else copy.deepcopy(pruned.model)
         dense_numel = sum(resolve(model, key).get_parameter("weight").numel() for key in pruned.keys)
         other_numel = sum(parameter.numel() for parameter in model.parameters()) - dense_numel
@@ -99,7 +104,7 @@ class TorchBackend(Backend):
         def answers() -> list[torch.Tensor]:
             return [module(**batch).last_hidden_state.cpu() for batch in batches]
 
-        stored = sum(weight_bytes(resolve(model, key)) for key in pruned.keys)
+        stored = self.weight_bytes(model, pruned)
         return BuiltBackend(
             run=on_cuda(forward) if device.type == "cuda" else on_wall(forward),
             answers=answers,
@@ -107,6 +112,10 @@ class TorchBackend(Backend):
             model_bytes=stored + other_numel * dtype.itemsize,
             notes=self.notes(model),
         )
+
+    def weight_bytes(self, model: nn.Module, pruned: PrunedModel) -> int:
+        """Return the bytes of the pruned matrices as the converted model stores them."""
+        return sum(weight_bytes(resolve(model, key)) for key in pruned.keys)
 
     def notes(self, model: nn.Module) -> dict[str, str]:
         """Return facts about the converted model for the record."""

@@ -10,7 +10,7 @@ from torch import nn
 from sparsebert.bench.providers.base import TorchBackend
 from sparsebert.bench.pruned_model import PrunedModel
 from sparsebert.fuse import fuse_
-from sparsebert.nn.fused_encoder import FusedEncoder
+from sparsebert.nn.fused_model import FusedModel
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import compaction_note
 from sparsebert.sparsify import sparsify_
@@ -29,6 +29,6 @@ class Sparse(TorchBackend):
     def notes(self, model: nn.Module) -> dict[str, str]:
         formats = Counter(module.format for module in model.modules() if isinstance(module, SparseLinear))
         notes = {"formats": ", ".join(f"{count} {name}" for name, count in formats.most_common())}
-        if any(isinstance(module, FusedEncoder) for module in model.modules()):
+        if any(isinstance(module, FusedModel) for module in model.modules()):
             notes["encoder"] = "fused"
         return notes | ({"removed": removal} if (removal := compaction_note(model)) else {})

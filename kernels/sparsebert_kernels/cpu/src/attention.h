@@ -61,8 +61,23 @@ SB_INLINE void value_tile(const float* values, int64_t v_width, int64_t keys, co
   }
 }
 
-// Replaces scores[keys][V vectors] by exp(scale * (score - maximum)); returns the sums' inverses.
+// Added to scores of tokens outside a window; half of it is still below every other score.
+constexpr float OUTSIDE = -1e30f;
+
+// Adds `bias` to the scores: that of lane j of the first key is bias[j], each further key begins one value earlier.
 template <int V>
+SB_INLINE void add_bias(float* scores, int64_t keys, const float* bias) {
+  for (int64_t key = 0; key < keys; key++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) {
+      float* at = scores + (key * V + v) * LANES;
+      Simd::store(at, Simd::load(at) + Simd::loadu(bias - key + v * LANES));
+    }
+}
+
+// Replaces scores[keys][V vectors] by exp(scale * (score - maximum)); returns the sums' inverses. WINDOWED weights of
+// tokens OUTSIDE are exactly 0, so that it does not matter which of them were computed.
+template <int V, bool WINDOWED>
 SB_INLINE void softmax(float* scores, int64_t keys, float scale, Simd::F (&inverse)[V]) {
   Simd::F highest[V], sum[V] = {};
   for (int v = 0; v < V; v++) highest[v] = Simd::load(scores + v * LANES);
@@ -73,7 +88,9 @@ SB_INLINE void softmax(float* scores, int64_t keys, float scale, Simd::F (&inver
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) {
       float* at = scores + (key * V + v) * LANES;
-      const Simd::F weight = exp_negative((Simd::load(at) - highest[v]) * Simd::set1(scale));
+      const Simd::F difference = Simd::load(at) - highest[v];
+      Simd::F weight = exp_negative(difference * Simd::set1(scale));
+      if constexpr (WINDOWED) weight = difference < Simd::set1(OUTSIDE / 2) ? Simd::F{} : weight;
       sum[v] += weight;
       Simd::store(at, weight);
     }
@@ -94,15 +111,27 @@ SB_INLINE void store_lanes(float* p, Simd::F vector, int from, int to) {
   for (int lane = from; lane < to; lane++) p[lane] = lanes[lane];
 }
 
+// What a head adds to its scores: line[d] for a query d tokens after its key, divided by the scale, null for nothing;
+// and how far it attends, negative for everywhere.
+struct ScoreBias {
+  const float* line;
+  int64_t window;
+};
+
 // Attends from V vectors of queries, which begin at token `at`, to the tokens [begin, end) of their sequence.
 template <int V>
-void attend(const Panels& projected, const Panels& context, const Head& head, float scale, int64_t at, int64_t begin,
-            int64_t end, float* scores) {
+void attend(const Panels& projected, const Panels& context, const Head& head, float scale, const ScoreBias& bias,
+            int64_t at, int64_t begin, int64_t end, float* scores) {
   const PanelRow query = projected.row(head.query, at);
-  for (int64_t key = begin; key < end;) {
+  int64_t first = begin, last = end;
+  if (bias.window >= 0) {
+    if (at - bias.window > first) first = at - bias.window;
+    if (at + V * LANES + bias.window < last) last = at + V * LANES + bias.window;
+  }
+  for (int64_t key = first; key < last;) {
     const PanelRow keys = projected.row(head.key, key);
-    const int64_t piece = end - key < keys.rest ? end - key : keys.rest;
-    float* to = scores + (key - begin) * V * LANES;
+    const int64_t piece = last - key < keys.rest ? last - key : keys.rest;
+    float* to = scores + (key - first) * V * LANES;
     int64_t i = 0;
 #define SB_SCORES(R)                                                                                          \
   for (; i + R <= piece; i += R)                                                                              \
@@ -112,22 +141,24 @@ void attend(const Panels& projected, const Panels& context, const Head& head, fl
     key += piece;
   }
   Simd::F inverse[V];
-  softmax<V>(scores, end - begin, scale, inverse);
+  if (bias.line) add_bias<V>(scores, last - first, bias.line + at - first);
+  if (bias.window >= 0) softmax<V, true>(scores, last - first, scale, inverse);
+  else softmax<V, false>(scores, last - first, scale, inverse);
   const PanelRow out = context.row(head.context, at);
   int64_t feature = 0;
 #define SB_VALUES(R)                                                                                          \
   for (; feature + R <= head.value_width; feature += R) {                                                     \
     Simd::F sums[R][V] = {};                                                                                  \
-    for (int64_t key = begin; key < end;) {                                                                   \
+    for (int64_t key = first; key < last;) {                                                                  \
       const PanelRow values = projected.row(head.value + feature, key);                                       \
-      const int64_t piece = end - key < values.rest ? end - key : values.rest;                                \
-      value_tile<R, V>(values.data, values.width, piece, scores + (key - begin) * V * LANES, sums);           \
+      const int64_t piece = last - key < values.rest ? last - key : values.rest;                              \
+      value_tile<R, V>(values.data, values.width, piece, scores + (key - first) * V * LANES, sums);           \
       key += piece;                                                                                           \
     }                                                                                                         \
     for (int v = 0; v < V; v++) {                                                                             \
-      const int64_t first = at + v * LANES;                                                                   \
-      const int from = begin > first ? static_cast<int>(begin - first) : 0;                                   \
-      const int to = end - first < LANES ? static_cast<int>(end - first) : LANES;                             \
+      const int64_t token = at + v * LANES;                                                                   \
+      const int from = begin > token ? static_cast<int>(begin - token) : 0;                                   \
+      const int to = end - token < LANES ? static_cast<int>(end - token) : LANES;                             \
       for (int r = 0; r < R; r++)                                                                             \
         store_lanes(out.data + (feature + r) * out.width + v * LANES, sums[r][v] * inverse[v], from, to);     \
     }                                                                                                         \
@@ -136,16 +167,32 @@ void attend(const Panels& projected, const Panels& context, const Head& head, fl
 #undef SB_VALUES
 }
 
+// Returns the line of a head's bias for a sequence of `length` tokens, or null.
+inline const float* bias_line(const sb_layer& layer, int64_t head, int64_t length) {
+  static thread_local Scratch scratch;
+  if (!layer.relative_bias && layer.window < 0) return nullptr;
+  // Lanes of other sequences lie up to two vectors before and after the tokens.
+  const int64_t most = length + 2 * LANES, reach = layer.reach;
+  float* line = static_cast<float*>(scratch.get(sizeof(float) * (2 * most + 1))) + most;
+  const float* table = layer.relative_bias ? layer.relative_bias + head * (2 * reach + 1) + reach : nullptr;
+  for (int64_t d = -most; d <= most; d++) {
+    const int64_t column = d < -reach ? -reach : d > reach ? reach : d;
+    const bool outside = layer.window >= 0 && (d < 0 ? -d : d) > layer.window;
+    line[d] = outside ? OUTSIDE : table ? table[column] / layer.scale : 0.0f;
+  }
+  return line;
+}
+
 // Attention of one head over the tokens [begin, end).
 inline void attention_head(const Panels& projected, const Panels& context, const Head& head, float scale,
-                           int64_t begin, int64_t end) {
+                           const ScoreBias& bias, int64_t begin, int64_t end) {
   static thread_local Scratch scratch;
   float* scores = static_cast<float*>(scratch.get(size_t{4} * (end - begin) * 2 * LANES));
   // Vectors of queries two at a time, as far as they lie in one token panel.
   for (int64_t at = begin / LANES * LANES; at < end;) {
     const bool two = at + LANES < end && projected.row(0, at).rest > LANES;
-    if (two) attend<2>(projected, context, head, scale, at, begin, end, scores);
-    else attend<1>(projected, context, head, scale, at, begin, end, scores);
+    if (two) attend<2>(projected, context, head, scale, bias, at, begin, end, scores);
+    else attend<1>(projected, context, head, scale, bias, at, begin, end, scores);
     at += two ? 2 * LANES : LANES;
   }
 }

@@ -6,6 +6,7 @@
 #include "linear_kernels.h"
 #include "gradient.h"
 #include "encoder.h"
+#include "pooling.h"
 
 namespace avx2 {
 extern const sb::Kernels kernels;
@@ -28,6 +29,7 @@ const sb::Kernels kernels = {
       if (call.sequences * call.length <= 8) avx2::kernels.encoder(call);
       else encoder(call);
     },
+    pool,
 };
 
 }  // namespace SB_ISA

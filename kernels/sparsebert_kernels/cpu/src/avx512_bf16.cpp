@@ -15,7 +15,7 @@ namespace SB_ISA {
 extern const sb::Kernels kernels;
 const sb::Kernels kernels = {
     [](int32_t format, int32_t dtype) {
-      return format == SB_ROW_PANEL ? dtype == SB_BF16 : avx512::kernels.computes(format, dtype);
+      return format == SB_ROW_PANEL ? computes_row_panels(dtype) : avx512::kernels.computes(format, dtype);
     },
     [](const sb::LinearCall& call) {
       if (call.weights[0].format == SB_ROW_PANEL) row_panel_linear(call);
@@ -24,6 +24,7 @@ const sb::Kernels kernels = {
     },
     [](const sb::GradientCall& call) { avx512::kernels.values_gradient(call); },
     [](const sb_encoder_call& call) { avx512::kernels.encoder(call); },
+    [](const sb_pool_call& call) { avx512::kernels.pool(call); },
 };
 
 }  // namespace SB_ISA

@@ -1,5 +1,10 @@
 // The exported functions. They select an instruction set once and pass calls to its kernels.
 #include <cstring>
+#ifdef SB_HAVE_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "native.h"
 
@@ -22,6 +27,12 @@ SB_DECLARE(avx512)
 #ifdef SB_HAVE_AVX512_BF16
 SB_DECLARE(avx512_bf16)
 #endif
+#ifdef SB_HAVE_AMX
+SB_DECLARE(amx)
+#endif
+#ifdef SB_HAVE_AMX_EMULATED
+SB_DECLARE(amx_emulated)
+#endif
 
 namespace {
 
@@ -29,6 +40,7 @@ struct InstructionSet {
   const char* name;
   const sb::Kernels* kernels;
   bool (*supported)();
+  bool hidden = false;  // for tests: neither listed nor chosen unless named
 };
 
 bool always() { return true; }
@@ -43,11 +55,41 @@ bool has_avx512() {
 }
 #endif
 #ifdef SB_HAVE_AVX512_BF16
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+// Every CPU with the one has the other.
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+#ifdef SB_HAVE_AMX
+// Why AMX cannot be used, or null. The kernel grants a process the use of tiles on request, once and for all threads.
+const char* find_why_no_amx() {
+  uint32_t a, b, c, d;
+  constexpr uint32_t BF16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (BF16 | TILE | INT8)) != (BF16 | TILE | INT8))
+    return "this CPU has no AMX";
+  if (!has_avx512_bf16()) return "this CPU has AMX but not AVX512-BF16 and AVX512-VNNI";
+  uint32_t low = 0, high = 0;
+  if (__get_cpuid(1, &a, &b, &c, &d) && (c & bit_OSXSAVE)) asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr uint32_t TILE_STATE = 3u << 17;
+  if ((low & TILE_STATE) != TILE_STATE) return "the operating system does not save AMX tiles";
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) != 0) return "the kernel does not grant AMX tiles";
+  return nullptr;
+}
+
+const char* why_no_amx() {
+  static const char* const reason = find_why_no_amx();
+  return reason;
+}
+
+bool has_amx() { return why_no_amx() == nullptr; }
 #endif
 
 // Best first.
 const InstructionSet kInstructionSets[] = {
+#ifdef SB_HAVE_AMX
+    {"amx", &amx::kernels, has_amx},
+#endif
 #ifdef SB_HAVE_AVX512_BF16
     {"avx512_bf16", &avx512_bf16::kernels, has_avx512_bf16},
 #endif
@@ -63,26 +105,33 @@ const InstructionSet kInstructionSets[] = {
 #ifdef SB_HAVE_BASELINE
     {"baseline", &baseline::kernels, always},
 #endif
+#ifdef SB_HAVE_AMX_EMULATED
+    {"amx_emulated", &amx_emulated::kernels, always, true},
+#endif
 };
 constexpr int kCount = sizeof(kInstructionSets) / sizeof(kInstructionSets[0]);
 
 const InstructionSet* best() {
   for (const InstructionSet& set : kInstructionSets)
-    if (set.supported()) return &set;
+    if (!set.hidden && set.supported()) return &set;
   return nullptr;
 }
 
 const InstructionSet* active = best();
 
+bool known(const sb_weight& w) {
+  const bool format = w.format == SB_ELEMENT || w.format == SB_DENSE ||
+                      (w.format == SB_VECTOR && (w.vector_rows == 2 || w.vector_rows == 4 || w.vector_rows == 8));
+  return format && w.dtype == SB_F32 && w.bias_dtype == SB_F32 && w.bias && w.out_features > 0;
+}
+
 // Whether the encoder can compute this layer.
 bool fits(const sb_layer& layer, int64_t hidden) {
   const sb_weight *query = layer.weights, *key = query + 1, *value = query + 2, *output = query + 3;
   const sb_weight *up = query + 4, *down = query + 5;
-  for (const sb_weight& w : layer.weights) {
-    const bool known = w.format == SB_ELEMENT || w.format == SB_DENSE ||
-                       (w.format == SB_VECTOR && (w.vector_rows == 2 || w.vector_rows == 4 || w.vector_rows == 8));
-    if (!known || w.dtype != SB_F32 || w.bias_dtype != SB_F32 || !w.bias || w.out_features < 1) return false;
-  }
+  const bool joint = key->out_features == 0 && value->out_features == 0;
+  for (const sb_weight& w : layer.weights)
+    if (!known(w) && !(joint && (&w == key || &w == value))) return false;
   int64_t scores = 0, values = 0;
   for (int i = 0; i < layer.groups; i++) {
     const int32_t* group = layer.heads + 3 * i;
@@ -90,10 +139,57 @@ bool fits(const sb_layer& layer, int64_t hidden) {
     scores += int64_t{group[0]} * group[1];
     values += int64_t{group[0]} * group[2];
   }
-  return query->in_features == hidden && key->in_features == hidden && value->in_features == hidden &&
-         query->out_features == scores && key->out_features == scores && value->out_features == values &&
-         output->in_features == values && output->out_features == hidden && up->in_features == hidden &&
-         down->in_features == up->out_features && down->out_features == hidden;
+  if (layer.rotary && (layer.groups != 1 || layer.heads[1] % 2)) return false;
+  if (layer.relative_bias && (layer.scale == 0 || layer.reach < 0)) return false;
+  const bool projections =
+      joint ? query->out_features == 2 * scores + values
+            : key->in_features == hidden && value->in_features == hidden && query->out_features == scores &&
+                  key->out_features == scores && value->out_features == values;
+  return projections && query->in_features == hidden && output->in_features == values &&
+         output->out_features == hidden && up->in_features == hidden &&
+         up->out_features == down->in_features * (layer.gated ? 2 : 1) && down->out_features == hidden;
+}
+
+// Whether the encoder can compute what comes before and after the layers.
+bool fits(const sb_ends& ends, const sb_encoder_call& call) {
+  const sb_weight &projection = ends.weights[0], &pooler = ends.weights[1];
+  if (projection.out_features > 0 &&
+      (!known(projection) || projection.in_features != ends.width || projection.out_features != call.hidden))
+    return false;
+  if (ends.words && ((projection.out_features == 0 && ends.width != call.hidden) || !call.ids)) return false;
+  return pooler.out_features == 0 ? !call.pooled : known(pooler) && pooler.in_features == call.hidden;
+}
+
+// Checks the numbers of tokens, positions and types, and the mask: SB_DONE, or what is wrong.
+sb_result check_tokens(const sb_encoder_call& call) {
+  const sb_ends* ends = call.ends && call.ends->words ? call.ends : nullptr;
+  int64_t positions = INT64_MAX;  // of the tables of rotary positions
+  bool relative = false;
+  for (int i = 0; i < call.count; i++) {
+    const sb_layer& layer = call.layers[i];
+    relative |= layer.relative_bias || layer.rotary || layer.window >= 0;
+    if (layer.rotary && layer.positions < positions) positions = layer.positions;
+  }
+  if (call.length > positions) return SB_BAD_ID;
+  for (int64_t s = 0; s < call.sequences; s++) {
+    const int64_t first = s * call.length;
+    if (call.first_kept && call.length && !sb::keeps(call.mask, call.mask_bytes, first)) return SB_PADDING_FIRST;
+    int64_t words = 0;
+    bool gap = false;
+    for (int64_t i = first; i < first + call.length; i++) {
+      const bool kept = sb::keeps(call.mask, call.mask_bytes, i);
+      if (relative && kept && gap) return SB_GAP;
+      gap |= !kept;
+      if (!ends) continue;
+      if (call.ids[i] < 0 || call.ids[i] >= ends->vocabulary) return SB_BAD_ID;
+      if (call.types && ends->types && (call.types[i] < 0 || call.types[i] >= ends->type_count)) return SB_BAD_ID;
+      words += call.ids[i] != ends->padding;
+    }
+    if (!ends || !ends->positions || !call.length) continue;
+    const int64_t last = ends->padding < 0 ? call.length - 1 : ends->padding + words;
+    if (last >= ends->position_count) return SB_BAD_ID;
+  }
+  return SB_DONE;
 }
 
 }  // namespace
@@ -117,8 +213,17 @@ SB_API int sb_abi_version() { return 5; }
 // Returns the name of the i-th instruction set that this machine supports, best first; null past the last.
 SB_API const char* sb_instruction_set(int i) {
   for (const InstructionSet& set : kInstructionSets)
-    if (set.supported() && i-- == 0) return set.name;
+    if (!set.hidden && set.supported() && i-- == 0) return set.name;
   return nullptr;
+}
+
+// Returns why AMX cannot be used; null if it can.
+SB_API const char* sb_why_no_amx() {
+#ifdef SB_HAVE_AMX
+  return why_no_amx();
+#else
+  return "the library was built without AMX";
+#endif
 }
 
 // Returns the name of the instruction set in use.
@@ -162,12 +267,25 @@ SB_API int sb_values_gradient(const sb_weight* weight, const void* dy, const voi
   return 0;
 }
 
-// Computes the layers of an encoder. Returns 0 on success, 1 for weights that it does not support or that do not fit
-// together.
+// Computes the layers of an encoder, and what comes before and after them. Returns SB_DONE, or, with nothing computed:
+// SB_UNFIT for weights that it does not support or that do not fit together, SB_BAD_ID for numbers outside their tables,
+// SB_PADDING_FIRST as the call asks, and SB_GAP for padding between tokens where their distances matter.
 SB_API int sb_encoder(const sb_encoder_call* call) {
-  if (call->threads < 1) return 1;
+  if (call->threads < 1 || (call->mask && call->mask_bytes != 1 && call->mask_bytes != 8)) return SB_UNFIT;
   for (int i = 0; i < call->count; i++)
-    if (!fits(call->layers[i], call->hidden)) return 1;
+    if (!fits(call->layers[i], call->hidden)) return SB_UNFIT;
+  if (call->ends ? !fits(*call->ends, *call) : call->pooled != nullptr) return SB_UNFIT;
+  if (const sb_result result = check_tokens(*call)) return result;
   active->kernels->encoder(*call);
+  return SB_DONE;
+}
+
+// Reduces each sequence to one vector. Returns 0 on success, 1 for an invalid call or a mask that weights tokens.
+SB_API int sb_pool(const sb_pool_call* call) {
+  if (call->threads < 1 || (call->mask && call->mask_bytes != 1 && call->mask_bytes != 8)) return 1;
+  if (call->mask && call->mask_bytes == 8)
+    for (int64_t i = 0; i < call->sequences * call->length; i++)
+      if (static_cast<uint64_t>(static_cast<const int64_t*>(call->mask)[i]) > 1) return 1;
+  active->kernels->pool(*call);
   return 0;
 }

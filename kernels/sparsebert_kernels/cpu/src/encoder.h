@@ -1,48 +1,34 @@
 // All layers of an encoder. Activations stay in token panels from the first layer to the last.
 //
-// Tokens of all sequences follow one another without padding. Two steps alternate: attention, one task for each
+// Embeddings come before them and the pooler after them, where the call has these. Tokens of all sequences follow one
+// another without padding. Two steps alternate: attention, one task for each
 // sequence and head, and everything between two attentions, one task for each chunk of token panels: output projection,
 // LayerNorm, feed-forward network, LayerNorm, and query, key and value of the next layer.
 #pragma once
 #include "attention.h"
-#include "layer_norm.h"
-#include "panel_linear.h"
+#include "embeddings.h"
+#include "rotary.h"
 
 namespace SB_ISA {
 
 // Panels of a chunk: their activations of one feed-forward network and its dense weights' blocks stay in L2.
 constexpr int64_t CHUNK_PANELS = 2;
-// Kernels compute up to eight rows at a time and may write as many.
-constexpr int64_t padded_rows(int64_t rows) { return divide_up(rows, 8) * 8; }
+// Tokens of a thread that pass all layers together: this bounds the memory of a batch of any size.
+constexpr int64_t GROUP_TOKENS = 2048;
 
 enum Matrix { QUERY, KEY, VALUE, OUTPUT, UP, DOWN };
 
-// The tokens that the mask keeps.
-struct KeptTokens {
-  const int64_t* rows;    // row in x of each token
-  const int64_t* starts;  // first token of each sequence, one more than sequences
-  int64_t count;
-};
-
-inline KeptTokens kept_tokens(const sb_encoder_call& call, Scratch& scratch) {
-  auto* starts = static_cast<int64_t*>(scratch.get(sizeof(int64_t) * (call.sequences * (call.length + 1) + 1)));
-  int64_t *rows = starts + call.sequences + 1, count = 0;
-  for (int64_t s = 0; s < call.sequences; s++) {
-    starts[s] = count;
-    for (int64_t i = s * call.length; i < (s + 1) * call.length; i++)
-      if (!call.mask || call.mask[i]) rows[count++] = i;
-  }
-  starts[call.sequences] = count;
-  return {rows, starts, count};
-}
-
 // Rows of the projections in one token panel: query, key and value, each from a multiple of eight rows on.
 struct ProjectedRows {
-  explicit ProjectedRows(const sb_layer& layer)
-      : key(padded_rows(layer.weights[QUERY].out_features)),
-        value(key + padded_rows(layer.weights[KEY].out_features)),
-        count(value + padded_rows(layer.weights[VALUE].out_features)) {}
+  explicit ProjectedRows(const sb_layer& layer) {
+    const int64_t rows = layer.weights[QUERY].out_features, values = layer.weights[OUTPUT].in_features;
+    joint = layer.weights[KEY].out_features == 0;  // one matrix computes all three
+    key = joint ? (rows - values) / 2 : padded_rows(rows);
+    value = joint ? rows - values : key + padded_rows(layer.weights[KEY].out_features);
+    count = joint ? padded_rows(rows) : value + padded_rows(values);
+  }
   int64_t key, value, count;
+  bool joint;
 };
 
 inline int64_t head_count(const sb_layer& layer) {
@@ -72,22 +58,13 @@ SB_INLINE void vector_rows(Row* x, const KeptTokens& tokens, int64_t first, int6
 
 // token panel[feature][token] = x[token][feature]; tokens past the last are zero.
 inline void load_panel(const sb_encoder_call& call, const KeptTokens& tokens, const Panels& hidden, int64_t tile) {
-  const int64_t width = hidden.width(tile), features = call.hidden;
-  alignas(64) float square[LANES * LANES];
-  Simd::F transposed[LANES];
+  const int64_t width = hidden.width(tile);
   for (int64_t column = 0; column < width; column += LANES) {
     const float* rows[LANES];
-    vector_rows(call.x, tokens, tile * PANEL_TOKENS + column, features, rows);
-    float* to = hidden.token_panel(tile) + column;
-    for (int64_t k = 0; k < features; k += LANES) {
-      const int64_t valid = features - k < LANES ? features - k : LANES;
-      for (int j = 0; j < LANES; j++) {
-        if (!rows[j] || valid < LANES) memset(square + j * LANES, 0, sizeof(float) * LANES);
-        if (rows[j]) memcpy(square + j * LANES, rows[j] + k, sizeof(float) * valid);
-      }
-      Simd::load_transposed(square, LANES, transposed);
-      for (int i = 0; i < valid; i++) Simd::store(to + (k + i) * width, transposed[i]);
-    }
+    vector_rows(call.x, tokens, tile * PANEL_TOKENS + column, call.hidden, rows);
+    load_lanes(call.hidden, hidden.token_panel(tile) + column, width, [&](int j, int64_t k, int64_t valid, float* to) {
+      load_row(rows[j], k, valid, to);
+    });
   }
 }
 
@@ -111,22 +88,51 @@ inline void store_panel(const sb_encoder_call& call, const KeptTokens& tokens, c
   }
 }
 
-// All row blocks of one weight over the token panels [begin, end).
-inline void panel_linear(const sb_weight& w, const Panels& x, const Panels& y, int64_t row, int activation,
-                         int64_t begin, int64_t end) {
-  for (int64_t block = 0; block < row_blocks(w); block++)
-    linear_row_block(w, static_cast<const float*>(w.bias), block, x, y, row, activation, begin, end);
-}
-
 struct EncoderBuffers {
   Panels hidden, projected, context;
 };
 
-inline void project(const sb_layer& layer, const EncoderBuffers& buffers, int64_t begin, int64_t end) {
+// Query, key and value of the token panels [begin, end).
+inline void project(const sb_encoder_call& call, const sb_layer& layer, const KeptTokens& tokens,
+                    const EncoderBuffers& buffers, int64_t begin, int64_t end) {
+  static thread_local Scratch scratch;
   const ProjectedRows rows(layer);
+  Panels x = buffers.hidden;
+  if (layer.pre_norm && layer.attention_gamma) {
+    float* memory = static_cast<float*>(scratch.get(sizeof(float) * (end - begin) * PANEL_TOKENS * x.features));
+    x = {buffers.hidden.layout, memory, x.features, begin};
+    layer_norm(buffers.hidden, x, call.hidden,
+               {layer.attention_gamma, layer.attention_beta, layer.attention_epsilon}, begin, end);
+  }
   const int64_t first[] = {0, rows.key, rows.value};
-  for (int i = QUERY; i <= VALUE; i++)
-    panel_linear(layer.weights[i], buffers.hidden, buffers.projected, first[i], SB_NONE, begin, end);
+  for (int i = QUERY; i <= (rows.joint ? QUERY : VALUE); i++)
+    panel_linear(layer.weights[i], x, buffers.projected, first[i], SB_NONE, begin, end);
+  if (layer.rotary) {
+    const int64_t size = layer.heads[1], heads = head_count(layer);
+    for (int i = QUERY; i <= KEY; i++)
+      rotate(layer.rotary, tokens, call.length, buffers.projected, first[i], heads, size, begin, end);
+  }
+}
+
+// Rows of the feed-forward network's input, times `activation` and gate where the layer has one.
+inline void up_projection(const sb_layer& layer, const Panels& x, const Panels& neurons, int64_t begin, int64_t end) {
+  if (!layer.gated) return panel_linear(layer.weights[UP], x, neurons, 0, layer.activation, begin, end);
+  panel_linear(layer.weights[UP], x, neurons, 0, SB_NONE, begin, end);
+  for (int64_t tile = begin; tile < end; tile++) {
+    float* values = neurons.token_panel(tile);
+    const int64_t count = layer.weights[DOWN].in_features * neurons.width(tile);
+    gate_values(values, values + count, count, layer.activation);
+  }
+}
+
+// x += y over the token panels [begin, end).
+inline void add_panels(const Panels& y, const Panels& x, int64_t features, int64_t begin, int64_t end) {
+  for (int64_t tile = begin; tile < end; tile++) {
+    float* to = x.token_panel(tile);
+    const float* from = y.token_panel(tile);
+    for (int64_t i = 0; i < features * x.width(tile); i += LANES)
+      Simd::store(to + i, Simd::load(to + i) + Simd::load(from + i));
+  }
 }
 
 // Everything between two attentions, for the token panels [begin, end).
@@ -138,23 +144,32 @@ inline void after_attention(const sb_layer& layer, int64_t hidden, const Encoder
   const int64_t room = (end - begin) * PANEL_TOKENS;
   float* memory = static_cast<float*>(scratch.get(sizeof(float) * room * (width + inner)));
   const Panels attended{layout, memory, width, begin}, neurons{layout, memory + room * width, inner, begin};
+  const Norm after_attention{layer.attention_gamma, layer.attention_beta, layer.attention_epsilon};
+  const Norm output{layer.output_gamma, layer.output_beta, layer.output_epsilon};
   panel_linear(layer.weights[OUTPUT], buffers.context, attended, 0, SB_NONE, begin, end);
-  add_norm(buffers.hidden, attended, hidden, {layer.attention_gamma, layer.attention_beta, layer.attention_epsilon},
-           begin, end);
-  panel_linear(layer.weights[UP], attended, neurons, 0, layer.activation, begin, end);
-  panel_linear(layer.weights[DOWN], neurons, buffers.hidden, 0, SB_NONE, begin, end);
-  add_norm(attended, buffers.hidden, hidden, {layer.output_gamma, layer.output_beta, layer.output_epsilon}, begin,
-           end);
+  if (layer.pre_norm) {
+    add_panels(attended, buffers.hidden, hidden, begin, end);
+    layer_norm(buffers.hidden, attended, hidden, output, begin, end);
+    up_projection(layer, attended, neurons, begin, end);
+    panel_linear(layer.weights[DOWN], neurons, attended, 0, SB_NONE, begin, end);
+    add_panels(attended, buffers.hidden, hidden, begin, end);
+  } else {
+    add_norm(buffers.hidden, attended, hidden, after_attention, begin, end);
+    up_projection(layer, attended, neurons, begin, end);
+    panel_linear(layer.weights[DOWN], neurons, buffers.hidden, 0, SB_NONE, begin, end);
+    add_norm(attended, buffers.hidden, hidden, output, begin, end);
+  }
 }
 
-inline void encoder(const sb_encoder_call& call) {
+// All layers for a group of sequences.
+inline void encoder_group(const sb_encoder_call& call) {
   static thread_local Scratch token_scratch, panel_scratch;
   const KeptTokens tokens = kept_tokens(call, token_scratch);
   const PanelLayout layout(tokens.count);
   int64_t projected_rows = 0, context_rows = 0;
   for (int i = 0; i < call.count; i++) {
     const int64_t projected = ProjectedRows(call.layers[i]).count;
-    const int64_t context = padded_rows(call.layers[i].weights[VALUE].out_features);
+    const int64_t context = padded_rows(call.layers[i].weights[OUTPUT].in_features);
     projected_rows = projected > projected_rows ? projected : projected_rows;
     context_rows = context > context_rows ? context : context_rows;
   }
@@ -172,12 +187,14 @@ inline void encoder(const sb_encoder_call& call) {
   {
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < call.sequences * call.length; row++)
-      if (call.mask && !call.mask[row]) memset(call.y + row * call.hidden, 0, sizeof(float) * call.hidden);
+      if (!sb::keeps(call.mask, call.mask_bytes, row)) memset(call.y + row * call.hidden, 0, sizeof(float) * call.hidden);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < chunks; i++) {
       const int64_t begin = i * chunk, end = begin + chunk < layout.count ? begin + chunk : layout.count;
-      for (int64_t tile = begin; tile < end; tile++) load_panel(call, tokens, buffers.hidden, tile);
-      if (call.count) project(call.layers[0], buffers, begin, end);
+      if (call.ends && call.ends->words) embed(call, tokens, buffers.hidden, begin, end);
+      else
+        for (int64_t tile = begin; tile < end; tile++) load_panel(call, tokens, buffers.hidden, tile);
+      if (call.count) project(call, call.layers[0], tokens, buffers, begin, end);
     }
     for (int n = 0; n < call.count; n++) {
       const sb_layer& layer = call.layers[n];
@@ -185,18 +202,52 @@ inline void encoder(const sb_encoder_call& call) {
 #pragma omp for schedule(dynamic, 1)
       for (int64_t i = 0; i < heads * call.sequences; i++) {
         const int64_t begin = tokens.starts[i / heads], end = tokens.starts[i / heads + 1];
-        if (begin < end)
-          attention_head(buffers.projected, buffers.context, head_rows(layer, i % heads), layer.scale, begin, end);
+        if (begin == end) continue;
+        const ScoreBias bias{bias_line(layer, i % heads, end - begin), layer.window};
+        attention_head(buffers.projected, buffers.context, head_rows(layer, i % heads), layer.scale, bias, begin, end);
       }
 #pragma omp for schedule(dynamic, 1)
       for (int64_t i = 0; i < chunks; i++) {
         const int64_t begin = i * chunk, end = begin + chunk < layout.count ? begin + chunk : layout.count;
         after_attention(layer, call.hidden, buffers, begin, end);
-        if (n + 1 < call.count) project(call.layers[n + 1], buffers, begin, end);
+        if (n + 1 < call.count) project(call, call.layers[n + 1], tokens, buffers, begin, end);
+        else if (call.ends && call.ends->final_gamma)
+          layer_norm(buffers.hidden, buffers.hidden, call.hidden,
+                     {call.ends->final_gamma, call.ends->final_beta, call.ends->final_epsilon}, begin, end);
       }
     }
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t tile = 0; tile < layout.count; tile++) store_panel(call, tokens, buffers.hidden, tile);
+    if (call.pooled) {
+      const PanelLayout sequences(call.sequences);
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t tile = 0; tile < sequences.count; tile++)
+        pool_first_tokens(call, tokens, buffers.hidden, sequences, tile);
+    }
+  }
+}
+
+// The whole call, group by group. A sequence has the same result in every group.
+inline void encoder(const sb_encoder_call& call) {
+  sb_encoder_call group = call;
+  for (int64_t first = 0, count; first < call.sequences; first += count) {
+    int64_t tokens = 0;
+    for (count = 0; first + count < call.sequences; count++) {
+      int64_t kept = 0;
+      for (int64_t i = 0; i < call.length; i++)
+        kept += sb::keeps(call.mask, call.mask_bytes, (first + count) * call.length + i);
+      if (count && tokens + kept > GROUP_TOKENS * call.threads) break;
+      tokens += kept;
+    }
+    const int64_t token = first * call.length;
+    group.sequences = count;
+    group.x = call.x ? call.x + token * call.hidden : nullptr;
+    group.y = call.y + token * call.hidden;
+    group.mask = call.mask ? static_cast<const char*>(call.mask) + token * call.mask_bytes : nullptr;
+    group.ids = call.ids ? call.ids + token : nullptr;
+    group.types = call.types ? call.types + token : nullptr;
+    group.pooled = call.pooled ? call.pooled + first * call.ends->weights[POOLER].out_features : nullptr;
+    encoder_group(group);
   }
 }
 

@@ -9,15 +9,16 @@ struct Norm {
   float epsilon;
 };
 
-// y = LayerNorm(x + y) over `features` rows of T vectors, in place.
-template <int T>
-void add_norm_panel(const float* x, float* y, int64_t features, const Norm& norm) {
+// y = LayerNorm(x + residual), or LayerNorm(x) without residual, over `features` rows of T vectors; y may be x.
+template <int T, bool RESIDUAL>
+void norm_panel(const float* x, const float* residual, float* y, int64_t features, const Norm& norm) {
   constexpr int WIDTH = T * LANES;
   Simd::F sum[T] = {}, squares[T] = {}, mean[T], rate[T];
   for (int64_t f = 0; f < features; f++)
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) {
-      const Simd::F value = Simd::load(x + f * WIDTH + t * LANES) + Simd::load(y + f * WIDTH + t * LANES);
+      Simd::F value = Simd::load(x + f * WIDTH + t * LANES);
+      if constexpr (RESIDUAL) value += Simd::load(residual + f * WIDTH + t * LANES);
       Simd::store(y + f * WIDTH + t * LANES, value);
       sum[t] += value;
     }
@@ -45,7 +46,17 @@ void add_norm_panel(const float* x, float* y, int64_t features, const Norm& norm
 inline void add_norm(const Panels& x, const Panels& y, int64_t features, const Norm& norm, int64_t begin, int64_t end) {
   for (int64_t tile = begin; tile < end; tile++)
     with_panel_vectors(x.layout->vectors(tile), [&](auto vectors) {
-      add_norm_panel<decltype(vectors)::COUNT>(x.token_panel(tile), y.token_panel(tile), features, norm);
+      norm_panel<decltype(vectors)::COUNT, true>(y.token_panel(tile), x.token_panel(tile), y.token_panel(tile),
+                                                 features, norm);
+    });
+}
+
+// y = LayerNorm(x) over the token panels [begin, end); y may be x.
+inline void layer_norm(const Panels& x, const Panels& y, int64_t features, const Norm& norm, int64_t begin,
+                       int64_t end) {
+  for (int64_t tile = begin; tile < end; tile++)
+    with_panel_vectors(x.layout->vectors(tile), [&](auto vectors) {
+      norm_panel<decltype(vectors)::COUNT, false>(x.token_panel(tile), nullptr, y.token_panel(tile), features, norm);
     });
 }
 

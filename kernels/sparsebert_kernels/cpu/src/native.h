@@ -37,9 +37,11 @@ struct sb_call {
   int32_t threads, count;
 };
 
-// One layer of an encoder, fp32: y = norm(h + down(activation(up(h)))) for h = norm(x + output(attention(x))).
+// One layer of an encoder, fp32: y = norm(h + down(activation(up(h)))) for h = norm(x + output(attention(x))); with
+// pre_norm, y = h + down(activation(up(norm(h)))) for h = x + output(attention(norm(x))).
 struct sb_layer {
   // Query, key, value, output, up, down. Every bias is fp32 and has zeros up to a multiple of eight; y is not used.
+  // A query of all the rows of query, key and value leaves the other two with no out_features.
   sb_weight weights[6];
   const float* attention_gamma;
   const float* attention_beta;
@@ -49,30 +51,83 @@ struct sb_layer {
   int32_t groups, activation;
   float attention_epsilon, output_epsilon;
   float scale;  // of the scores
+  int32_t pre_norm;  // attention_gamma is null where the attention has no norm before it
+  // Added to the scaled scores: [heads, 2 * reach + 1], column reach + d for a query d tokens after its key, and the
+  // outer columns for all beyond; null for none.
+  const float* relative_bias;
+  // Cosines, then sines, of the angles of a head's pairs of rows (i, i + width / 2), [positions, score width]: query
+  // and key are rotated by them; null for none.
+  const float* rotary;
+  int64_t reach, positions;
+  int64_t window;  // tokens attend to those at most so far away; negative for all
+  int32_t gated;   // up has twice as many rows: neurons = activation(first half) * second half
   int32_t unused;
+};
+
+// What runs before and after the layers of an encoder.
+struct sb_ends {
+  // From the embeddings to the width of the layers, and the first token's pooler; no out_features where there is none.
+  sb_weight weights[2];
+  const float* words;      // [vocabulary, width]; null: the call has the input of the layers
+  const float* positions;  // [position_count, width]; null for none
+  const float* types;      // [type_count, width]; null for none
+  const float* embedding_gamma;
+  const float* embedding_beta;
+  const float* final_gamma;  // of the LayerNorm after the last layer; null for none
+  const float* final_beta;
+  int64_t vocabulary, position_count, type_count, width;
+  // The position of tokens with this id; the position of the n-th other token of a sequence is padding + n. Negative:
+  // positions count from 0.
+  int64_t padding;
+  float embedding_epsilon, final_epsilon;
 };
 
 // y = encoder(x) over the tokens that the mask keeps; the other rows of y become zero.
 struct sb_encoder_call {
-  const float* x;       // [sequences, length, hidden], contiguous
-  float* y;             // the same
-  const uint8_t* mask;  // [sequences, length], 1 = keep; null keeps all
+  const float* x;    // [sequences, length, hidden], contiguous; not read where `ends` has embeddings
+  float* y;          // the same
+  const void* mask;  // [sequences, length], keep where not zero; null keeps all
   const sb_layer* layers;
   int64_t sequences, length, hidden;
   int32_t count;  // of layers
   int32_t threads;
+  const sb_ends* ends;   // null for none
+  const int64_t* ids;    // [sequences, length]: rows of the words
+  const int64_t* types;  // the same, of the types; null for row 0
+  float* pooled;         // [sequences, rows of the pooler]: tanh(pooler(first token)); null for none
+  int32_t mask_bytes;    // of a value of the mask: 1 or 8
+  int32_t first_kept;    // whether to reject a batch with a sequence whose first token the mask does not keep
 };
+
+// One vector for each sequence, from the tokens that the mask keeps.
+struct sb_pool_call {
+  const float* x;    // [sequences, length, hidden], contiguous
+  float* y;          // [sequences, hidden]
+  const void* mask;  // as in sb_encoder_call
+  int64_t sequences, length, hidden;
+  int32_t mask_bytes, mean;      // mean: of the kept tokens; else the first of them
+  int32_t normalize, threads;  // normalize: to length 1
+};
+
+// Results of sb_encoder.
+enum sb_result : int32_t { SB_DONE = 0, SB_UNFIT = 1, SB_BAD_ID = 2, SB_PADDING_FIRST = 3, SB_GAP = 4 };
 
 // cpu/native.py packs the structs by these sizes and offsets.
 static_assert(sizeof(sb_weight) == 112 && offsetof(sb_weight, bias_dtype) == 36 && offsetof(sb_weight, y) == 96,
               "sb_weight differs from _WEIGHT in cpu/native.py");
 static_assert(sizeof(sb_call) == 40 && offsetof(sb_call, x_dtype) == 24 && offsetof(sb_call, count) == 36,
               "sb_call differs from _CALL in cpu/native.py");
-static_assert(sizeof(sb_layer) == 736 && offsetof(sb_layer, heads) == 704 && offsetof(sb_layer, scale) == 728,
+static_assert(sizeof(sb_layer) == 784 && offsetof(sb_layer, heads) == 704 && offsetof(sb_layer, window) == 768,
               "sb_layer differs from _LAYER in cpu/encoder.py");
-static_assert(sizeof(sb_encoder_call) == 64 && offsetof(sb_encoder_call, hidden) == 48 &&
-                  offsetof(sb_encoder_call, threads) == 60,
+static_assert(sizeof(sb_ends) == 328 && offsetof(sb_ends, vocabulary) == 280 &&
+                  offsetof(sb_ends, final_epsilon) == 324,
+              "sb_ends differs from _ENDS in cpu/encoder.py");
+static_assert(sizeof(sb_encoder_call) == 104 && offsetof(sb_encoder_call, hidden) == 48 &&
+                  offsetof(sb_encoder_call, first_kept) == 100,
               "sb_encoder_call differs from _ENCODER_CALL in cpu/encoder.py");
+static_assert(sizeof(sb_pool_call) == 64 && offsetof(sb_pool_call, hidden) == 40 &&
+                  offsetof(sb_pool_call, threads) == 60,
+              "sb_pool_call differs from _POOL_CALL in cpu/pooling.py");
 }
 
 namespace sb {
@@ -101,6 +156,14 @@ struct Kernels {
   void (*linear)(const LinearCall&);
   void (*values_gradient)(const GradientCall&);
   void (*encoder)(const sb_encoder_call&);
+  void (*pool)(const sb_pool_call&);
 };
+
+// Whether the mask of a call keeps a token.
+// Static: instruction sets must not share one compiled copy.
+static inline bool keeps(const void* mask, int32_t bytes, int64_t token) {
+  if (!mask) return true;
+  return bytes == 1 ? static_cast<const uint8_t*>(mask)[token] != 0 : static_cast<const int64_t*>(mask)[token] != 0;
+}
 
 }  // namespace sb

@@ -52,7 +52,7 @@ SB_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 // a * b + c with one rounding: the product is exact in double; its sum with c is rounded to odd, so that the second
 // rounding, to float, is as if it were the only one.
-SB_INLINE float fused(float a, float b, float c) {
+inline float fused(float a, float b, float c) {
   const double product = static_cast<double>(a) * b, sum = product + c;
   const double other = sum - product, error = (product - (sum - other)) + (c - other);
   int64_t bits;
@@ -66,14 +66,18 @@ SB_INLINE float fused(float a, float b, float c) {
   return static_cast<float>(sum);
 }
 
-SB_INLINE Floats fused(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
-  return _mm512_fmadd_ps(a, b, c);
+SB_INLINE Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 #else
-  for (int i = 0; i < 16; i++) c[i] = fused(a[i], b[i], c[i]);
-  return c;
-#endif
+// A call, which is small where it is used: this way is for tests.
+__attribute__((noinline)) inline void fuse_lanes(const Floats* a, const Floats* b, Floats* c) {
+  for (int i = 0; i < 16; i++) (*c)[i] = fused((*a)[i], (*b)[i], (*c)[i]);
 }
+SB_INLINE Floats fused(Floats a, Floats b, Floats c) {
+  fuse_lanes(&a, &b, &c);
+  return c;
+}
+#endif
 
 // The features of a line as floats.
 SB_INLINE Floats even_of(Line line) { return reinterpret_cast<Floats>(line << 16); }

@@ -36,6 +36,21 @@ SB_INLINE void activate_values(float* values, int64_t count) {
   for (int64_t i = 0; i < count; i += LANES) Simd::store(values + i, activate<ACTIVATION>(Simd::load(values + i)));
 }
 
+// values = activation(values) * factors.
+template <int ACTIVATION>
+SB_INLINE void gate_values(float* values, const float* factors, int64_t count) {
+  for (int64_t i = 0; i < count; i += LANES)
+    Simd::store(values + i, activate<ACTIVATION>(Simd::load(values + i)) * Simd::load(factors + i));
+}
+
+inline void gate_values(float* values, const float* factors, int64_t count, int activation) {
+  switch (activation) {
+    case SB_RELU: return gate_values<SB_RELU>(values, factors, count);
+    case SB_GELU: return gate_values<SB_GELU>(values, factors, count);
+    case SB_GELU_TANH: return gate_values<SB_GELU_TANH>(values, factors, count);
+  }
+}
+
 inline void activate_values(float* values, int64_t count, int activation) {
   switch (activation) {
     case SB_RELU: return activate_values<SB_RELU>(values, count);
@@ -43,6 +58,9 @@ inline void activate_values(float* values, int64_t count, int activation) {
     case SB_GELU_TANH: return activate_values<SB_GELU_TANH>(values, count);
   }
 }
+
+// Kernels compute up to eight rows at a time and may write as many.
+constexpr int64_t padded_rows(int64_t rows) { return divide_up(rows, 8) * 8; }
 
 // y = activation(W x + bias) for one row block and the token panels [begin, end). `bias` begins at the first row of W;
 // the result begins at row `row` of y.
@@ -67,6 +85,13 @@ inline void linear_row_block(const sb_weight& w, const float* bias, int64_t bloc
     });
     if (column_block + 1 == column_blocks) activate_values(to, features * width, activation);
   }
+}
+
+// All row blocks of one weight over the token panels [begin, end).
+inline void panel_linear(const sb_weight& w, const Panels& x, const Panels& y, int64_t row, int activation,
+                         int64_t begin, int64_t end) {
+  for (int64_t block = 0; block < row_blocks(w); block++)
+    linear_row_block(w, static_cast<const float*>(w.bias), block, x, y, row, activation, begin, end);
 }
 
 }  // namespace SB_ISA

@@ -5,6 +5,7 @@
 #include "linear_kernels.h"
 #include "gradient.h"
 #include "encoder.h"
+#include "pooling.h"
 
 namespace SB_ISA {
 
@@ -18,6 +19,7 @@ const sb::Kernels kernels = {
       call.x_dtype == SB_F32 ? values_gradient<float>(call) : values_gradient<uint16_t>(call);
     },
     encoder,
+    pool,
 };
 
 }  // namespace SB_ISA

@@ -20,7 +20,8 @@ inline const float* paired_bias(const sb_weight& w, float* buffer) {
 template <class X>
 void row_panel_linear(const sb::LinearCall& call) {
   static thread_local Scratch bias_scratch;
-  const int64_t in_features = call.weights[0].in_features, inner = whole_lines(in_features);
+  const int64_t in_features = call.weights[0].in_features, paired = whole_lines(in_features);
+  const int64_t inner = (in_features + QUAD_FEATURES - 1) / QUAD_FEATURES * QUAD_FEATURES;
   int64_t most_rows = 0, all_rows = 0;
   sb_weight weights[sb::MAX_WEIGHTS];
   for (int i = 0; i < call.count; i++) {
@@ -42,9 +43,11 @@ void row_panel_linear(const sb::LinearCall& call) {
     const int64_t end = begin + chunk < panels ? begin + chunk : panels;
     auto* memory = static_cast<uint16_t*>(scratch.get(2 * PAIRED_TOKENS * chunk * (inner + most_rows)));
     const Paired x{memory, inner, begin}, y{memory + PAIRED_TOKENS * chunk * inner, most_rows, begin};
-    for (int64_t t = begin; t < end; t++)
+    for (int64_t t = begin; t < end; t++) {
       pair_rows(static_cast<const X*>(call.x) + t * PAIRED_TOKENS * call.stride, call.stride,
                 call.tokens - t * PAIRED_TOKENS, in_features, x.panel(t));
+      memset(x.panel(t) + paired * PAIRED_TOKENS, 0, sizeof(uint16_t) * (inner - paired) * PAIRED_TOKENS);
+    }
     for (int i = 0; i < call.count; i++) {
       const sb_weight& w = weights[i];
       paired_linear(w, x, y, 0, call.activation, begin, end);

@@ -1,0 +1,287 @@
+"""``FusedModel``: a base model of transformers that runs as one native call, from token ids to the pooler.
+
+The base model's class changes like that of its encoder, which ``FusedEncoder`` fuses by itself: where a call
+needs a module around the encoder (embeddings given by the caller, hooks on the embeddings), the base model
+runs as before, and its encoder natively.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsebert.nn.encoder_layers import Family, is_of, model_family, model_result
+from sparsebert.nn.fused_encoder import (
+    FusedEncoder,
+    Native,
+    PlainPath,
+    Watched,
+    bias_of,
+    copied_of_linear,
+    is_recording,
+    kept_tokens,
+    norm_tensors,
+    packed_weight,
+    require_float32,
+    require_linear,
+    require_norm,
+    say_once,
+)
+from sparsebert_kernels.cpu import native
+from sparsebert_kernels.cpu.encoder import BadTokens, EncoderEnds, NativeEnds, OutOfRange
+from sparsebert_kernels.ops import plain_inference
+
+MASK_DTYPES = (torch.bool, torch.int64)
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "return_dict")
+# Attributes of the config that ask for more outputs or another attention.
+REQUESTS = ("output_hidden_states", "_output_attentions", "is_causal")
+_DESCRIPTIONS = ("_native", "_ends", "_said")
+
+
+class FusedModel(nn.Module):
+    """The forward method of a fused base model, mixed into its class by ``fused_model_class``."""
+
+    plain_class: Any  # the class of the base model in transformers
+    family: Family
+    config: Any
+    _native: Native | None = None  # of a base model that runs the layers itself
+    _ends: Ends | None = None
+
+    def run_fused(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run the model natively, or, wherever the result could differ, as its plain class does.
+
+        A warning says why the layers run one by one, once for each reason; it comes from the encoder where
+        that is a module of its own.
+        """
+        if not torch.compiler.is_compiling():
+            try:
+                return self._run(args, kwargs)
+            except OutOfRange:
+                pass  # the plain model raises torch's error
+            except (PlainPath, BadTokens) as reason:
+                if self._runs_layers:
+                    say_once(self, str(reason))
+        return self.plain_class.forward(self, *args, **kwargs)
+
+    @property
+    def _runs_layers(self) -> bool:
+        return not self.family.encoder[0]
+
+    def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if reason := native.why_unavailable():
+            raise PlainPath(f"the native library is missing ({reason})")
+        if is_recording():
+            raise PlainPath("the call asks for hidden states or attentions")
+        given = dict(zip(self.family.arguments, args, strict=False))
+        if len(args) > len(given) or given.keys() & kwargs.keys():
+            raise PlainPath("the call has further positional arguments")
+        given |= kwargs
+        config = vars(self.config)  # its attributes themselves take a microsecond each
+        return_dict = given.get("return_dict", config.get("return_dict"))
+        if self.family.relative_bias and return_dict is None:
+            return_dict = config.get("return_dict")
+        if any(config.get(name) for name in REQUESTS):
+            raise PlainPath("the configuration asks for hidden states or attentions")
+        for name, value in given.items():
+            is_input = name in INPUTS or (self._runs_layers and name == "inputs_embeds")
+            if not is_input and value is not None and value is not False:
+                raise PlainPath(f"the call has the argument {name}")
+        described, ends = self._described()
+        ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
+        mask = given.get("attention_mask")
+        if embedded is not None:
+            states, pooled = self._of_embedded(described, ends, ids, embedded, mask), None
+        else:
+            states, pooled = self._of_ids(described, ends, ids, mask, given.get("token_type_ids"))
+        if return_dict is False and self.family.relative_bias:
+            return states, pooled
+        result = model_result(self.family, states, pooled)
+        return result.to_tuple() if return_dict is False else result
+
+    def _described(self) -> tuple[Native, Ends]:
+        """Return the native descriptions of the layers and of what surrounds them, as they are now."""
+        if self._runs_layers:
+            described = self._native
+            if described is None or not described.is_current():
+                described = self.__dict__["_native"] = Native(self, self.family)
+            described.require_undisturbed()
+        else:
+            encoder = self._modules[self.family.encoder[0]]
+            if not isinstance(encoder, FusedEncoder):
+                raise PlainPath("the encoder is not fused")
+            if encoder._forward_hooks or encoder._forward_pre_hooks or "forward" in vars(encoder):
+                raise PlainPath("the encoder has hooks")
+            described = encoder.current_native()
+        ends = self._ends
+        if ends is None or not ends.is_current():
+            ends = self.__dict__["_ends"] = Ends(self, self.family)
+        ends.require_undisturbed()
+        return described, ends
+
+    def _of_ids(
+        self, described: Native, ends: Ends, ids: Any, mask: Any, types: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        if not isinstance(ids, Tensor) or not ids.is_cpu or ids.dtype != torch.int64 or ids.dim() != 2:
+            raise PlainPath("the token ids are not int64 [batch, tokens] on the CPU")
+        if not ids.shape[1]:
+            raise PlainPath("the texts have no tokens")
+        if not plain_inference(ids):
+            raise PlainPath("the call is traced, transformed or under autocast")
+        if types is not None and (
+            self.family.embeddings.types is None
+            or type(types) is not Tensor
+            or types.dtype != torch.int64
+            or types.shape != ids.shape
+            or not types.is_cpu
+        ):
+            raise PlainPath("the token types are not int64 like the token ids")
+        if mask is not None:
+            if type(mask) is not Tensor or mask.shape != ids.shape or not mask.is_cpu:
+                raise PlainPath("the attention mask is not [batch, tokens] on the CPU")
+            if mask.dtype not in MASK_DTYPES:
+                mask = mask.bool()
+        return described.encoder.of_ids(ids, mask, types, ends.native)
+
+    def _of_embedded(self, described: Native, ends: Ends, ids: Any, embedded: Any, mask: Any) -> Tensor:
+        """Run the layers of a base model without an encoder of its own on the caller's embeddings."""
+        if ids is not None or not isinstance(embedded, Tensor) or embedded.dim() != 3:
+            raise PlainPath("the call has token ids and embeddings, or none")
+        if torch.is_grad_enabled() and embedded.requires_grad:
+            raise PlainPath("gradients are recorded; call the model under torch.inference_mode()")
+        if not embedded.is_cpu or embedded.dtype != torch.float32 or not embedded.numel():
+            raise PlainPath(f"the input is {embedded.dtype} on {embedded.device}, not torch.float32 on cpu")
+        if not plain_inference(embedded):
+            raise PlainPath("the call is traced, transformed or under autocast")
+        if mask is not None:
+            if type(mask) is not Tensor or mask.shape != embedded.shape[:2] or not mask.is_cpu:
+                raise PlainPath("the attention mask is not [batch, tokens] on the CPU")
+            mask = kept_tokens(mask.bool()[:, None, None], embedded)
+        x = self._modules["embeddings"](inputs_embeds=embedded)  # type: ignore[misc]
+        return described.encoder(x, mask, ends.after_embeddings)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state = {name: value for name, value in self.__dict__.items() if name not in _DESCRIPTIONS}
+        return _new_model, (self.plain_class,), state
+
+
+_FUSED_CLASSES: dict[type, type[FusedModel]] = {}
+
+
+def fused_model_class(plain_class: Any) -> type[FusedModel]:
+    """Return the fused class of a base model's class, always the same.
+
+    It bears the name of the plain class, which transformers writes into configurations, and its signature.
+    """
+    if plain_class not in _FUSED_CLASSES:
+
+        @functools.wraps(plain_class.forward)
+        def forward(self: FusedModel, *args: Any, **kwargs: Any) -> Any:
+            return self.run_fused(args, kwargs)
+
+        attributes = {
+            "plain_class": plain_class,
+            "family": model_family(plain_class),
+            "forward": forward,
+            "__module__": plain_class.__module__,
+            "__qualname__": plain_class.__qualname__,
+            "__doc__": plain_class.__doc__,
+        }
+        _FUSED_CLASSES[plain_class] = type(plain_class.__name__, (FusedModel, plain_class), attributes)
+    return _FUSED_CLASSES[plain_class]
+
+
+def _new_model(plain_class: type) -> FusedModel:
+    """Make a model for ``__setstate__``, of a class that pickle cannot find by name."""
+    cls = fused_model_class(plain_class)
+    return cls.__new__(cls)
+
+
+class Ends(Watched):
+    """The native description of what surrounds the layers of a base model: embeddings, last norm, pooler."""
+
+    def __init__(self, model: Any, family: Family) -> None:
+        embeddings, names = model.embeddings, family.embeddings
+        pooler = getattr(model, "pooler", None) if family.pooler else None
+        projection = getattr(model, family.projection, None) if family.projection else None
+        _require_known_embeddings(embeddings, family)
+        words, positions, types = (
+            None if name is None else _table(getattr(embeddings, name))
+            for name in (names.words, names.positions, names.types)
+        )
+        norm = getattr(embeddings, names.norm)
+        final_norm = model.final_norm if family.pre_norm else None
+        linears = [module for module in (projection, pooler and pooler.dense) if module is not None]
+        for linear in linears:
+            require_linear(linear)
+            if getattr(linear, "activation", "none") != "none":
+                raise PlainPath("a sparse layer applies an activation of its own")
+        if pooler is not None and not (
+            is_of(pooler, family, family.pooler or "") and type(pooler.activation) is nn.Tanh
+        ):
+            raise PlainPath(f"{type(pooler).__name__} is not the family's pooler")
+        if final_norm is not None:
+            require_norm(final_norm)
+        outer = [module for module in (embeddings, projection, pooler, final_norm) if module is not None]
+        modules = [each for module in outer for each in module.modules()]
+        norms = [module for module in (norm, final_norm) if module is not None]
+        settings = [(vars(module), "eps") for module in norms]
+        if names.counted:
+            settings.append((vars(embeddings), "padding_idx"))
+        with torch.inference_mode(False), torch.no_grad():
+            after = EncoderEnds(
+                final_norm=None if final_norm is None else norm_tensors(final_norm),
+                epsilons=(norm.eps, 0.0 if final_norm is None else final_norm.eps),
+            )
+            self.native = NativeEnds(
+                replace(
+                    after,
+                    words=words,
+                    positions=positions,
+                    types=types,
+                    embedding_norm=norm_tensors(norm),
+                    padding=embeddings.padding_idx if names.counted else None,
+                    projection=None if projection is None else packed_weight(projection),
+                    projection_bias=None if projection is None else bias_of(projection),
+                    pooler=None if pooler is None else packed_weight(pooler.dense),
+                    pooler_bias=None if pooler is None else bias_of(pooler.dense),
+                )
+            )
+            self.after_embeddings = NativeEnds(after)
+        copied = [tensor for linear in linears for tensor in copied_of_linear(linear)]
+        super().__init__([model, *modules], copied, settings)
+
+
+def _require_known_embeddings(embeddings: Any, family: Family) -> None:
+    names = family.embeddings
+    if not is_of(embeddings, family, names.cls):
+        raise PlainPath(f"{type(embeddings).__name__} is not the family's class of embeddings")
+    children = {names.words, names.norm, names.dropout, names.positions, names.types} - {None}
+    if children != {*embeddings._modules}:
+        raise PlainPath(f"{type(embeddings).__name__} has other modules than its family's")
+    require_norm(getattr(embeddings, names.norm))
+    if type(getattr(embeddings, names.dropout)) not in (nn.Dropout, nn.Identity):
+        raise PlainPath("the dropout of the embeddings is another module")
+    if names.counted and not isinstance(embeddings.padding_idx, int):
+        raise PlainPath("the embeddings have no padding index to count positions from")
+    numbers = embeddings._buffers.get("position_ids")
+    if numbers is not None and not torch.equal(numbers[0], torch.arange(numbers.shape[1])):
+        raise PlainPath("the position ids of the embeddings do not count from 0")
+    types = embeddings._buffers.get("token_type_ids")
+    if types is not None and bool(types.any()):
+        raise PlainPath("the token types of the embeddings are not 0")
+
+
+def _table(embedding: Any) -> Tensor:
+    """Return the weight of a plain embedding, float32 on the CPU."""
+    if type(embedding) is not nn.Embedding or embedding.max_norm is not None:
+        raise PlainPath(f"{type(embedding).__name__} is not a plain embedding")
+    weight = embedding.weight
+    require_float32(weight)
+    if not weight.is_contiguous() or weight.is_neg() or weight.data_ptr() % weight.itemsize:
+        raise PlainPath("an embedding has no plain memory")
+    return weight.detach()
