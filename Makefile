@@ -106,6 +106,10 @@ results: $(VENV)/.native $(VENV)/.others $(VENV)/.demo  ## measure every figure 
 	$(PY) -m sparsebert.demo > build/demo.txt && mv build/demo.txt benchmarks/results/
 	$(PY) -m sparsebert.report.render_docs --write
 
+# Appends, so that the figures of several machines stand side by side.
+results-cpu: $(VENV)/.native $(VENV)/.others $(VENV)/.rivals  ## measure every figure of the CPU engine that this CPU can, against all dense libraries
+	$(PY) -m benchmarks.cpu_engine --out benchmarks/results/cpu.jsonl $(ARGS)
+
 # Hours, but in as many goes as one likes: what was interrupted goes on, what is done is only read.
 lottery: $(VENV)/.native $(VENV)/.demo  ## find, train and compact tickets on real tasks (data in SPARSEBERT_DATA); writes benchmarks/results/
 	@mkdir -p build benchmarks/results
@@ -168,4 +172,4 @@ $(DEEPSPARSE)/.installed:
 	@touch $@
 
 .PHONY: help setup setup-all setup-rivals demo test test-slow test-real test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
-    lottery docs lint mutants bench bench-compare bench-deepsparse results clean clean-all
+    lottery docs lint mutants bench bench-compare bench-deepsparse results results-cpu clean clean-all

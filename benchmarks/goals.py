@@ -44,3 +44,28 @@ def goal(
             "busy": busy,
         },
     )
+
+
+def unmeasured_goal(
+    name: str,
+    reason: str,
+    *,
+    must: float,
+    aim: float,
+    unit: str,
+    environment: dict[str, Any],
+    at_most: bool = False,
+) -> Record:
+    """Return a "goal" record of a figure that was not measured here.
+
+    Args:
+        name: Description of the figure.
+        reason: Why it was not measured.
+        must: See ``goal``.
+        aim: See ``goal``.
+        unit: See ``goal``.
+        environment: See ``goal``.
+        at_most: See ``goal``.
+    """
+    fields = {"environment": environment, "goal": name, "value": None, "unit": unit, "must": must, "aim": aim}
+    return stamp("goal", {**fields, "at_most": at_most, "passed": None, "busy": False, "reason": reason})

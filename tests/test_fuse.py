@@ -76,6 +76,20 @@ def close(answer: Tensor, expected: Tensor) -> bool:
     return torch.allclose(answer, expected, rtol=1e-5, atol=3e-6)
 
 
+class Adapted(nn.Module):
+    """A linear layer below an adapter, as peft's LoRA wraps it."""
+
+    def __init__(self, base_layer: Any) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = nn.Linear(base_layer.in_features, 2, bias=False)
+        self.lora_B = nn.Linear(2, base_layer.out_features, bias=False)
+        self.train(base_layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+
 def native_of(model: nn.Module) -> Any:
     """The native description of the layers."""
     return next(native for module in model.modules() if (native := vars(module).get("_native")))
@@ -403,8 +417,9 @@ class TestPlainPath:
             output = self.warned(fuse_(model), "other values", lambda m: m(TOKENS, attention_mask=added))
         assert torch.equal(output.last_hidden_state, expected)
 
-    def test_compiled_models(self) -> None:
-        model = fuse_(build("BertModel"))
+    @pytest.mark.parametrize("name", KINDS)
+    def test_compiled_models(self, name: str) -> None:
+        model = fuse_(make(name))
         expected = answers(model, None)
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         assert close(answers(compiled, None), expected)
@@ -419,6 +434,25 @@ class TestPlainPath:
         model.encoder.layer[0].output.dense.__class__ = Shifted
         expected = self.warned(model, "Shifted is not a plain or sparse linear layer", answers)
         assert torch.equal(answers(unfuse_(model)), expected)
+
+    @pytest.mark.parametrize(
+        ("name", "path"),
+        [
+            ("BertModel", "encoder.layer.1.output.dense"),
+            ("MPNetModel", "encoder.layer.1.attention.attn.v"),
+            ("ModernBertModel", "layers.1.mlp.Wo"),
+        ],
+    )
+    def test_an_adapter_that_comes_later(self, name: str, path: str) -> None:
+        model = fuse_(make(name))
+        before = answers(model)
+        original = model.get_submodule(path)
+        model.set_submodule(path, Adapted(original))
+        answer = self.warned(model, "is not part of its family's layers|is not a plain or sparse", answers)
+        assert close(answer, answers(unfuse_(copy.deepcopy(model))))
+        assert not close(answer, before)
+        model.set_submodule(path, original)
+        assert torch.equal(answers(model), before)
 
     def test_without_the_native_library(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = fuse_(build())
@@ -469,7 +503,15 @@ class TestRefusals:
         model = transformers.BertModel(transformers.BertConfig(**WIDTH, hidden_act="silu"))
         self.refused(model, "SiLUActivation is none of relu, gelu, gelu_tanh")
 
-    def test_an_adapter(self) -> None:
-        model = build("BertModel")
-        model.encoder.layer[1].output.dense = nn.Sequential(model.encoder.layer[1].output.dense)
-        self.refused(model, "layer 1 of BertEncoder cannot be fused")
+    @pytest.mark.parametrize(
+        ("name", "path"),
+        [
+            ("BertModel", "encoder.layer.1.output.dense"),
+            ("MPNetModel", "encoder.layer.1.attention.attn.q"),
+            ("ModernBertModel", "layers.1.attn.Wqkv"),
+        ],
+    )
+    def test_an_adapter(self, name: str, path: str) -> None:
+        model = make(name)
+        model.set_submodule(path, Adapted(model.get_submodule(path)))
+        self.refused(model, "layer 1 of .* cannot be fused")

@@ -20,7 +20,7 @@ from .cpu import fp16, native
 from .cuda import backend as cuda
 from .dispatch import TRAINABLE, compute
 from .errors import unknown
-from .formats import ElementSparse, PackedWeight, PanelSparse, RowPanelSparse, VectorSparse
+from .formats import ElementSparse, PackedWeight, PanelSparse, RowPanelSparse, VectorInt8, VectorSparse
 from .formats.panel import why_not_joinable
 
 __all__ = [
@@ -145,7 +145,7 @@ def can_share(packed: Sequence[PackedWeight]) -> bool:
         return False
     if isinstance(first, PanelSparse):
         return why_not_joinable(packed) is None  # type: ignore[arg-type]
-    native_format = isinstance(first, ElementSparse | VectorSparse | RowPanelSparse)
+    native_format = isinstance(first, ElementSparse | VectorSparse | VectorInt8 | RowPanelSparse)
     return native_format and all(native.same_call(first, other) for other in packed)
 
 

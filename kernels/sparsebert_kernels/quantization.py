@@ -132,7 +132,9 @@ def observe_limits(
     limits = {name: float(most) for name, most in largest.items()}
     for name in modules:
         if name not in limits:
-            raise ValueError(f"module {name!r} did not run: calibration needs at least one batch that reaches it")
+            raise ValueError(
+                f"module {name!r} did not run: calibration needs at least one batch that reaches it"
+            )
         if not 0 < limits[name] < math.inf:
             raise ValueError(
                 f"the largest input of module {name!r} is {limits[name]}; it must be positive and finite"

@@ -24,7 +24,7 @@ TELLING_FLAGS = (
     "avx512_fp16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "asimdhp", "asimddp", "bf16",
     "i8mm", "sve",
 )  # fmt: skip
-PACKAGES = ("torch", "triton", "transformers", "numpy", "onnxruntime")
+PACKAGES = ("torch", "triton", "transformers", "numpy", "onnxruntime", "openvino", "nncf", "torchao")
 
 
 @dataclass(frozen=True)

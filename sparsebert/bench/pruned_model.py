@@ -56,7 +56,7 @@ class PrunedModel:
         return self.calibration or self.batches
 
     def samples_like(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        """Return the samples in batches of the shape of ``batch``: their sequences cut, padded and repeated."""
+        """Return the samples in batches of the shape of ``batch``, cut, padded and repeated."""
         rows, tokens = batch["input_ids"].shape
         joined = {
             name: torch.cat([pad(each[name], (0, tokens))[:, :tokens] for each in self.samples])

@@ -1,8 +1,9 @@
 """Memory of one backend, alone in a process: ``python -m sparsebert.bench.worker < spec.json``.
 
 The spec is a JSON object with "workload" (the fields of ``Workload``), "ticket" (path of a ticket file),
-"provider" (name of a backend), "format" (a packed format) and, if the plan is not to time formats, "measure":
-false. The command prints the fields of ``sparsebert.bench.memory.Memory`` as one line of JSON.
+"provider" (name of a backend), "format" (a packed format), "measure" (false if the plan is not to time
+formats) and "fuse" (whether the encoder is one native call). The command prints the fields of
+``sparsebert.bench.memory.Memory`` as one line of JSON.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def main() -> None:
         Ticket.load(spec["ticket"]),
         format=spec["format"],
         measure=spec.get("measure", True),
+        fuse=spec.get("fuse", False),
     )
     backend = BACKENDS[spec["provider"]]().build(pruned, consume=True)
     del pruned

@@ -168,7 +168,7 @@ class Workload:
         return self._random_batches(vocabulary, self.seed)
 
     def make_calibration(self, vocabulary: int) -> tuple[dict[str, torch.Tensor], ...]:
-        """Return batches like those of ``make_batches`` with other tokens, at least ``CALIBRATION_SEQUENCES``."""
+        """Return ``CALIBRATION_SEQUENCES`` or more, like those of ``make_batches`` with other tokens."""
         repeats = -(-CALIBRATION_SEQUENCES // len(self.lengths))
         return tuple(
             batch
@@ -177,7 +177,7 @@ class Workload:
         )
 
     def encode(self, texts: Sequence[str]) -> tuple[dict[str, torch.Tensor], ...]:
-        """Return ``texts`` in batches of the workload's size and length, as the model's tokenizer encodes them.
+        """Return ``texts`` encoded by the model's tokenizer, in batches of the workload's size and length.
 
         Raises:
             ValueError: The model has no tokenizer.

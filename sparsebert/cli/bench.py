@@ -28,6 +28,7 @@ from sparsebert_kernels.errors import unknown
 if TYPE_CHECKING:
     from sparsebert.bench.environment import Environment
     from sparsebert.bench.pruned_model import PrunedModel
+    from sparsebert.bench.runner import Settings
     from sparsebert.bench.workload import Workload
 
 DEFAULT_BASELINES = "onednn,eager"
@@ -90,6 +91,14 @@ def bench(
         bool, typer.Option(help="measure resident memory, each contestant in its own process")
     ] = True,
     seed: Annotated[int, typer.Option(help="seed of random weights and token ids")] = 0,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="instead of the comparison: where a batch's time goes on a CPU, dense and sparse, plain and "
+            "fused; --plot draws it as stacked bars",
+        ),
+    ] = False,
     json: JsonFile = None,
     plot: Annotated[
         Path | None, typer.Option(help="draw speed-up against sparsity (.png, .svg or .pdf)")
@@ -114,14 +123,22 @@ def bench(
     require_writable({"--json": json, "--plot": plot})
     require_records("--json", json)
     require_picture("--plot", plot)
+    if profile and plot is not None and len(sparsities) > 1:
+        raise ValueError(
+            f"--profile --plot draws one sparsity, got {len(sparsities)}; omit --plot or name one"
+        )
     require_files({"--lengths-from": lengths_from, "--calibrate-with": calibrate_with})
     if vs == "help":
         return _list_baselines()
-    baselines, missing = _baselines(vs)
+    if profile and (vs != DEFAULT_BASELINES or fuse):
+        raise ValueError(f"{'--fuse' if fuse else f'--vs {vs}'} conflicts with --profile; omit one of them")
+    baselines, missing = ([], {}) if profile else _baselines(vs)
     from sparsebert import results
-    from sparsebert.bench import output_check, runner
+    from sparsebert.bench import profile as profiler
+    from sparsebert.bench import runner
     from sparsebert.bench.workload import Workload, read_lengths, read_texts
     from sparsebert.report.model_tables import bench_tables
+    from sparsebert.report.profile_tables import profile_figure, profile_tables
     from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
     lengths = (DEFAULT_TOKENS if seq is None else seq,) * batch
@@ -147,20 +164,42 @@ def bench(
             texts,
             step,
         ):
-            try:
-                rows = runner.run(pruned, baselines, machine, settings, step, missing)
-            except output_check.OutputMismatchError as error:
-                raise CommandFailed(str(error), WRONG_OUTPUT) from None
+            if profile:
+                rows = profiler.run(pruned, machine, settings, step)
+                tables = profile_tables(rows)
+            else:
+                rows = _compared(pruned, baselines, machine, settings, step, missing)
+                tables = bench_tables(rows)
             if json is not None:
                 results.append(json, rows)
             records += rows
             step("")
-            print_tables(bench_tables(rows))
+            print_tables(tables)
     if plot is not None:
-        from sparsebert.report.plots import speedup_plot
+        from sparsebert.report.plots import save_figure, speedup_plot
 
-        speedup_plot(records, plot)
+        if profile:
+            save_figure(profile_figure(records), plot)
+        else:
+            speedup_plot(records, plot)
         typer.echo(f"wrote {plot}")
+
+
+def _compared(
+    pruned: PrunedModel,
+    baselines: Sequence[str],
+    machine: Environment,
+    settings: Settings,
+    step: Callable[[str], None],
+    missing: dict[str, str],
+) -> list[dict[str, Any]]:
+    """Return the records of a comparison; wrong outputs end the command."""
+    from sparsebert.bench import output_check, runner
+
+    try:
+        return runner.run(pruned, baselines, machine, settings, step, missing)
+    except output_check.OutputMismatchError as error:
+        raise CommandFailed(str(error), WRONG_OUTPUT) from None
 
 
 def _pruned_models(
@@ -223,8 +262,8 @@ def _list_baselines() -> None:
 def _baselines(names: str) -> tuple[list[str], dict[str, str]]:
     """Return the baselines to run, and the reasons of those that cannot run here.
 
-    An unavailable baseline is skipped if it is among the default ones or all of them, and raises ValueError if
-    the user named it.
+    An unavailable baseline is skipped if it is among the default ones or all of them; if the user named it,
+    it raises ValueError.
     """
     from sparsebert.bench.providers import BACKENDS, BASELINES
 

@@ -8,10 +8,12 @@ torch does not count, through ``.data``, are noticed by a sample of each weight.
 
 from __future__ import annotations
 
+import itertools
+import operator
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,7 @@ from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels.cpu import encoder as kernels
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.cpu.encoder import BadTokens, DensePanel, HeadGroup, NativeEncoder
+from sparsebert_kernels.cpu.row_panels import pack_row_panels, pad_columns, pad_rows, padded_heads
 from sparsebert_kernels.formats import ElementSparse, PackedWeight, VectorSparse
 from sparsebert_kernels.ops import plain_inference
 
@@ -43,6 +46,7 @@ RECORDER = "transformers.utils.output_capturing"
 # Arguments of the encoders that do not change the result.
 WITHOUT_EFFECT = ("position_ids", "return_dict")
 RECORDED_GRADIENTS = "gradients are recorded; call the model under torch.inference_mode()"
+FOREIGN_CODE = "a module of the encoder has hooks or a patched forward method"
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh")
 # Values of each weight that are compared in every call: about 2 % of the time of 16 tokens through MiniLM-L6.
 SAMPLED = 61
@@ -57,6 +61,9 @@ CONFIGURED = ("_attn_implementation_internal", "is_causal", "local_attention")
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", None)
 # Distances from which on all count as one in the embeddings of distances.
 FARTHEST = 128
+# Entries of the attributes of a module, and a tensor's count of in-place changes.
+_TRAINING, _HOOKS, _PRE_HOOKS = map(operator.itemgetter, ("training", "_forward_hooks", "_forward_pre_hooks"))
+_COUNT = operator.attrgetter("_version")
 
 
 class PlainPath(Exception):
@@ -68,6 +75,7 @@ class FusedEncoder(nn.Module):
 
     plain_class: Any  # the class of the encoder in transformers
     family: Family
+    tolerance: str = "fp32"  # the lowest precision in which the layers may compute: "fp32", "bf16" or "int8"
     _native: Native | None = None
 
     def forward(
@@ -119,8 +127,9 @@ class FusedEncoder(nn.Module):
             PlainPath: The layers have none, or must run one by one in this call.
         """
         described = self._native
-        if described is None or not described.is_current():
-            described = self.__dict__["_native"] = Native(self, self.family)
+        dtype = engine_dtype(self.tolerance, self.family)
+        if described is None or described.dtype != dtype or not described.is_current():
+            described = self.__dict__["_native"] = Native(self, self.family, dtype)
         described.require_undisturbed()
         return described
 
@@ -130,6 +139,16 @@ class FusedEncoder(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         state = {name: value for name, value in self.__dict__.items() if name not in ("_native", "_said")}
         return _new_encoder, (self.plain_class,), state
+
+
+def engine_dtype(tolerance: str, family: Family) -> torch.dtype:
+    """Return the dtype of the activations between the layers of a family, for the engine that computes them.
+
+    It is bfloat16 if the tolerance allows it and the library has that engine for this machine and family.
+    """
+    if tolerance == "fp32" or family.pre_norm or family.relative_bias:
+        return torch.float32
+    return torch.bfloat16 if kernels.has_engine(torch.bfloat16) else torch.float32
 
 
 def say_once(module: nn.Module, reason: str) -> None:
@@ -182,35 +201,44 @@ class Watched:
             settings: Dictionaries of attributes, each with the name of one that was read.
         """
         self._modules = [vars(module) for module in modules]
-        self._children = [(module._modules, dict(module._modules)) for module in modules]
-        sparse = [module for module in modules if isinstance(module, SparseLinear)]
+        self._harmless: list[dict[Any, Any]] = []  # hooks that are known not to matter
+        self._children = [module._modules for module in modules]
+        self._children_before = [dict(children) for children in self._children]
+        sparse = [vars(module) for module in modules if isinstance(module, SparseLinear)]
+        settings = [*settings, *((owner, "activation") for owner in sparse)]
+        self._settings = _Entries(settings)
+        self._set = self._settings.now()
         # The values of a prepacked dense layer are neither a parameter nor a buffer.
-        self._sparse = [(module, module.activation, module.values) for module in sparse]
-        self._settings = [(owner, name, owner[name]) for owner, name in settings]
-        with torch.inference_mode(False), torch.no_grad():
-            self._samples = [_sample(tensor.detach()) for tensor in copied]
-            self._sampled = torch.cat(self._samples) if copied else torch.empty(0)
-        self._tensors = [
-            (tensors, name, tensor, _version(tensor), tensor.data_ptr())
+        prepacked = [(owner, "values") for owner in sparse if "values" in owner]
+        held = [
+            (tensors, name)
             for module in modules
             for tensors in (module._parameters, module._buffers)
             for name, tensor in tensors.items()
             if tensor is not None
         ]
+        self._held = _Entries([*prepacked, *held])
+        self._holding = self._held.now()
+        self._tensors = self._holding[len(prepacked) :]
+        # Inference tensors count no changes.
+        self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]
+        self._counts = [*map(_COUNT, self._counted)]
+        self._addresses = [*map(Tensor.data_ptr, self._tensors)]
+        with torch.inference_mode(False), torch.no_grad():
+            self._samples = [_sample(tensor.detach()) for tensor in copied]
+            self._sampled = torch.cat(self._samples) if copied else torch.empty(0)
 
     def is_current(self) -> bool:
-        """Whether modules and tensors are those that the description was made from, unchanged."""
+        """Whether modules and tensors are those that the description was made from, unchanged.
+
+        Hundreds of tensors are looked at in each call: no line of Python runs for each of them.
+        """
         return (
-            all(now == before for now, before in self._children)
-            and all(
-                tensors.get(name) is tensor and _version(tensor) == version and tensor.data_ptr() == address
-                for tensors, name, tensor, version, address in self._tensors
-            )
-            and all(
-                module.activation == activation and module.values is values
-                for module, activation, values in self._sparse
-            )
-            and all(module.get(name) == value for module, name, value in self._settings)
+            self._children == self._children_before
+            and all(map(operator.is_, self._held.now(), self._holding))
+            and [*map(_COUNT, self._counted)] == self._counts
+            and [*map(Tensor.data_ptr, self._tensors)] == self._addresses
+            and self._settings.now() == self._set
             and (not self._samples or torch.equal(torch.cat(self._samples), self._sampled))
         )
 
@@ -218,20 +246,37 @@ class Watched:
         """Raise ``PlainPath`` if the layers train, record gradients or run foreign code."""
         if every_module._has_any_global_hook():
             raise PlainPath("there are hooks on all modules")
-        for number, module in enumerate(self._modules):
-            if module["training"]:
-                raise PlainPath("the encoder is in training mode")
-            hooks = module["_forward_hooks"] or module["_forward_pre_hooks"]
-            if number and (hooks or "forward" in module) and has_foreign_code(module):
-                raise PlainPath("a module of the encoder has hooks or a patched forward method")
-        if torch.is_grad_enabled() and any(tensor.requires_grad for _, _, tensor, _, _ in self._tensors):
+        if any(map(_TRAINING, self._modules)):
+            raise PlainPath("the encoder is in training mode")
+        inner = self._modules[1:]
+        hooks = [*filter(None, map(_HOOKS, inner)), *filter(None, map(_PRE_HOOKS, inner))]
+        if hooks != self._harmless:
+            if any(map(_is_foreign, itertools.chain.from_iterable(map(dict.values, hooks)))):
+                raise PlainPath(FOREIGN_CODE)
+            self._harmless = [dict(each) for each in hooks]
+        if any(map(operator.contains, inner, itertools.repeat("forward"))):
+            raise PlainPath(FOREIGN_CODE)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self._tensors):
             raise PlainPath(RECORDED_GRADIENTS)
+
+
+class _Entries:
+    """Entries of dictionaries, read together."""
+
+    def __init__(self, entries: Sequence[tuple[dict[str, Any], str]]) -> None:
+        self._owners = [owner for owner, _ in entries]
+        self._names = [name for _, name in entries]
+
+    def now(self) -> list[Any]:
+        """Return their present values; None for missing ones."""
+        return [*map(dict.get, self._owners, self._names)]
 
 
 class Native(Watched):
     """The native description of an encoder's layers, and all that it was made from."""
 
-    def __init__(self, encoder: Any, family: Family) -> None:
+    def __init__(self, encoder: Any, family: Family, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
         layers = encoder_layers(encoder, family)
         for layer in layers:
             _require_known(layer)
@@ -245,12 +290,12 @@ class Native(Watched):
         settings = [(owner, name) for owner in owners for name in SETTINGS if name in owner]
         if config is not None:
             settings += [(vars(config), name) for name in CONFIGURED if name in vars(config)]
-        copied = [tensor for layer in layers for tensor in _copied(layer)]
+        copied = [tensor for layer in layers for tensor in _copied(layer, family, dtype)]
         if family.relative_bias:
             copied.append(getattr(encoder, family.relative_bias).weight)
         with torch.inference_mode(False), torch.no_grad():
             shared = _SharedTables(encoder, family)
-            self.encoder = NativeEncoder([_described(layer, shared) for layer in layers])
+            self.encoder = NativeEncoder([_described(layer, shared, dtype) for layer in layers], dtype)
         super().__init__(list(encoder.modules()), copied, settings)
 
 
@@ -346,26 +391,58 @@ def _activation(layer: EncoderLayer) -> str:
     return name
 
 
-def _described(layer: EncoderLayer, shared: _SharedTables) -> kernels.EncoderLayer:
+def _heads(layer: EncoderLayer, family: Family) -> tuple[list[HeadGroup], float]:
+    """Return the heads of a layer, and the factor of its scores."""
     attention: Any = layer.attention
-    linears: Any = layer.linears
     if isinstance(attention, NarrowAttention):
         heads = [HeadGroup(len(group.heads), group.score, group.value) for group in attention.groups]
-        scale = attention.scale
-    else:
-        width = attention.head_dim if shared.family.pre_norm else attention.attention_head_size
-        heads = [HeadGroup(linears[3].in_features // width, width, width)]
-        scale = getattr(attention, "scaling", width**-0.5)
+        return heads, attention.scale
+    output: Any = layer.linears[3]
+    width = attention.head_dim if family.pre_norm else attention.attention_head_size
+    scale = getattr(attention, "scaling", width**-0.5)
+    return [HeadGroup(output.in_features // width, width, width)], scale
+
+
+class _Padding(NamedTuple):
+    """The heads, (heads, width), whose rows or columns of a matrix are spread over whole row panels."""
+
+    rows: Sequence[tuple[int, int]] = ()
+    columns: Sequence[tuple[int, int]] = ()
+
+
+_UNPADDED = _Padding()
+
+
+def _paddings(heads: Sequence[HeadGroup], dtype: torch.dtype) -> list[_Padding]:
+    """Return what the engine for a dtype wants of a layer's six matrices."""
+    if dtype == torch.float32 or heads == padded_heads(heads):
+        return [_UNPADDED] * 6
+    scores = [(group.heads, group.score) for group in heads]
+    values = [(group.heads, group.value) for group in heads]
+    query = _Padding(rows=scores)
+    return [query, query, _Padding(rows=values), _Padding(columns=values), _UNPADDED, _UNPADDED]
+
+
+def _described(layer: EncoderLayer, shared: _SharedTables, dtype: torch.dtype) -> kernels.EncoderLayer:
+    linears: Any = layer.linears
+    heads, scale = _heads(layer, shared.family)
     norms = [norm_tensors(norm) for norm in layer.norms]
     pre_norm = shared.family.pre_norm
     rotary = shared.rotary(layer.layer.attention_type) if pre_norm else None  # type: ignore[arg-type]
+    paddings = list(zip(linears, _paddings(heads, dtype), strict=True))
+    biases = [None if module is None else bias_of(module) for module in linears]
     return kernels.EncoderLayer(
-        weights=[None if module is None else packed_weight(module) for module in linears],
-        biases=[None if module is None else bias_of(module) for module in linears],
+        weights=[
+            None if module is None else packed_weight(module, dtype, padding) for module, padding in paddings
+        ],
+        biases=[
+            bias if bias is None else pad_rows(bias.detach(), padding.rows)
+            for bias, (_, padding) in zip(biases, paddings, strict=True)
+        ],
         attention_norm=norms[0],
         output_norm=norms[1],  # type: ignore[arg-type]
         epsilons=tuple(getattr(norm, "eps", 0.0) for norm in layer.norms),  # type: ignore[arg-type]
-        heads=heads,
+        heads=heads if dtype == torch.float32 else padded_heads(heads),
         scale=scale,
         activation=_activation(layer),
         pre_norm=pre_norm,
@@ -397,13 +474,18 @@ def bias_of(module: Any) -> Tensor | None:
     return module.bias
 
 
-def packed_weight(module: Any) -> PackedWeight:
-    """Return the layer's own packed weight if the native encoder computes it, else one that it does."""
-    if isinstance(module, SparseLinear) and kernels.supports(module.packed):
-        return module.packed
+def packed_weight(
+    module: Any, dtype: torch.dtype = torch.float32, padding: _Padding = _UNPADDED
+) -> PackedWeight:
+    """Return the layer's own packed weight if the engine for a dtype computes it, else one that it does."""
+    if _own_weight(module, dtype, padding):
+        packed: PackedWeight = module.packed
+        return packed
     weight = module.weight
     if weight.dtype != torch.float32 or not weight.is_cpu or weight.is_meta:
         raise PlainPath(f"a weight is {weight.dtype} on {weight.device}, not torch.float32 on cpu")
+    if dtype == torch.bfloat16:
+        return _row_panels(module, padding)
     if isinstance(module, RectangleLinear):
         live = module.whole(torch.ones_like(weight, dtype=torch.bool))
         return VectorSparse.from_dense(module.whole(weight.detach()), live)
@@ -414,27 +496,55 @@ def packed_weight(module: Any) -> PackedWeight:
     return DensePanel.from_dense(weight)
 
 
-def _copied(layer: EncoderLayer) -> list[Tensor]:
+def _own_weight(module: Any, dtype: torch.dtype, padding: _Padding) -> bool:
+    """Whether the engine for a dtype reads the layer's own packed weight."""
+    return (
+        isinstance(module, SparseLinear) and padding == _UNPADDED and kernels.supports(module.packed, dtype)
+    )
+
+
+def _row_panels(module: Any, padding: _Padding) -> PackedWeight:
+    weight, mask = module.weight.detach(), None
+    if isinstance(module, SparseLinear):
+        mask = module.mask
+    elif isinstance(module, RectangleLinear):
+        weight, mask = module.whole(weight), module.whole(torch.ones_like(weight, dtype=torch.bool))
+    weight = pad_columns(pad_rows(weight, padding.rows), padding.columns)
+    if mask is not None:
+        mask = pad_columns(pad_rows(mask, padding.rows), padding.columns)
+    stored = torch.int8 if getattr(module, "precision", "") == "int8" else torch.bfloat16
+    return pack_row_panels(weight, mask, stored)
+
+
+def _copied(layer: EncoderLayer, family: Family, dtype: torch.dtype) -> list[Tensor]:
     """Return the parameters of a layer that its description holds copies of.
 
     Raises:
         PlainPath: In-place changes of a weight are not counted.
     """
     norms = [tensor for norm in layer.norms for tensor in norm.parameters()]
+    paddings = _paddings(_heads(layer, family)[0], dtype)
     return [
-        *(tensor for each in layer.linears if each is not None for tensor in copied_of_linear(each)),
+        *(
+            tensor
+            for each, padding in zip(layer.linears, paddings, strict=True)
+            if each is not None
+            for tensor in copied_of_linear(each, dtype, padding)
+        ),
         *(tensor for tensor in norms if not kernels.read_in_place(tensor)),
     ]
 
 
-def copied_of_linear(module: Any) -> list[Tensor]:
+def copied_of_linear(
+    module: Any, dtype: torch.dtype = torch.float32, padding: _Padding = _UNPADDED
+) -> list[Tensor]:
     """Return the weight and bias that a linear layer's description holds copies of.
 
     Raises:
         PlainPath: In-place changes of the weight are not counted.
     """
     copied = []
-    in_place = isinstance(module, SparseLinear) and kernels.supports(module.packed)
+    in_place = _own_weight(module, dtype, padding)
     weight = module.values if isinstance(module, SparseLinear) else module.weight
     # The values of a prepacked layer are opaque: they are replaced, not changed.
     if not in_place and weight.layout == torch.strided and weight.numel():
@@ -444,8 +554,8 @@ def copied_of_linear(module: Any) -> list[Tensor]:
                 "load the model outside it"
             )
         copied.append(weight)
-    bias = module.bias
-    if bias is not None and (bias.numel() % kernels.ROWS or not kernels.read_in_place(bias)):
+    bias, rows = module.bias, kernels.ROWS if dtype == torch.float32 else kernels.PAIRED_ROWS
+    if bias is not None and (bias.numel() % rows or padding.rows or not kernels.read_in_place(bias)):
         copied.append(bias)
     return copied
 
@@ -486,15 +596,7 @@ def is_recording() -> bool:
     return recorder is not None and bool(recorder._active_collector.get())
 
 
-def has_foreign_code(module: dict[str, Any]) -> bool:
-    """Whether a module has a patched forward method, or hooks of other packages."""
-    hooks = (*module["_forward_hooks"].values(), *module["_forward_pre_hooks"].values())
-    return "forward" in module or not all(
-        isinstance(getattr(hook, "__self__", None), FusedQKV) or getattr(hook, "__module__", None) == RECORDER
-        for hook in hooks
-    )
-
-
-def _version(tensor: Tensor) -> int:
-    """Return the count of in-place changes; 0 for inference tensors, which keep none."""
-    return 0 if tensor.is_inference() else tensor._version
+def _is_foreign(hook: Any) -> bool:
+    """Whether a hook is of another package."""
+    ours = isinstance(getattr(hook, "__self__", None), FusedQKV)
+    return not ours and getattr(hook, "__module__", None) != RECORDER

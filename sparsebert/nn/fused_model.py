@@ -23,6 +23,7 @@ from sparsebert.nn.fused_encoder import (
     Watched,
     bias_of,
     copied_of_linear,
+    engine_dtype,
     is_recording,
     kept_tokens,
     norm_tensors,
@@ -48,6 +49,7 @@ class FusedModel(nn.Module):
 
     plain_class: Any  # the class of the base model in transformers
     family: Family
+    tolerance: str = "fp32"  # as of a fused encoder
     config: Any
     _native: Native | None = None  # of a base model that runs the layers itself
     _ends: Ends | None = None
@@ -107,8 +109,9 @@ class FusedModel(nn.Module):
         """Return the native descriptions of the layers and of what surrounds them, as they are now."""
         if self._runs_layers:
             described = self._native
-            if described is None or not described.is_current():
-                described = self.__dict__["_native"] = Native(self, self.family)
+            dtype = engine_dtype(self.tolerance, self.family)
+            if described is None or described.dtype != dtype or not described.is_current():
+                described = self.__dict__["_native"] = Native(self, self.family, dtype)
             described.require_undisturbed()
         else:
             encoder = self._modules[self.family.encoder[0]]
@@ -118,8 +121,8 @@ class FusedModel(nn.Module):
                 raise PlainPath("the encoder has hooks")
             described = encoder.current_native()
         ends = self._ends
-        if ends is None or not ends.is_current():
-            ends = self.__dict__["_ends"] = Ends(self, self.family)
+        if ends is None or ends.dtype != described.dtype or not ends.is_current():
+            ends = self.__dict__["_ends"] = Ends(self, self.family, described.dtype)
         ends.require_undisturbed()
         return described, ends
 
@@ -204,7 +207,8 @@ def _new_model(plain_class: type) -> FusedModel:
 class Ends(Watched):
     """The native description of what surrounds the layers of a base model: embeddings, last norm, pooler."""
 
-    def __init__(self, model: Any, family: Family) -> None:
+    def __init__(self, model: Any, family: Family, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
         embeddings, names = model.embeddings, family.embeddings
         pooler = getattr(model, "pooler", None) if family.pooler else None
         projection = getattr(model, family.projection, None) if family.projection else None
@@ -245,14 +249,15 @@ class Ends(Watched):
                     types=types,
                     embedding_norm=norm_tensors(norm),
                     padding=embeddings.padding_idx if names.counted else None,
-                    projection=None if projection is None else packed_weight(projection),
+                    projection=None if projection is None else packed_weight(projection, dtype),
                     projection_bias=None if projection is None else bias_of(projection),
-                    pooler=None if pooler is None else packed_weight(pooler.dense),
+                    pooler=None if pooler is None else packed_weight(pooler.dense, dtype),
                     pooler_bias=None if pooler is None else bias_of(pooler.dense),
-                )
+                ),
+                dtype,
             )
-            self.after_embeddings = NativeEnds(after)
-        copied = [tensor for linear in linears for tensor in copied_of_linear(linear)]
+            self.after_embeddings = NativeEnds(after, dtype)
+        copied = [tensor for linear in linears for tensor in copied_of_linear(linear, dtype)]
         super().__init__([model, *modules], copied, settings)
 
 

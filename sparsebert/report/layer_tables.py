@@ -84,7 +84,7 @@ def goal_tables(records: Iterable[Record]) -> list[Table]:
     rows = tuple(
         (
             name,
-            f"{row['value']:.3g} {row['unit']}" + ("?" if row["busy"] else ""),
+            _goal_value(row),
             f"{'at most ' if row['at_most'] else ''}{row['must']:g} {row['unit']}",
             f"{row['aim']:g} {row['unit']}",
             reached(row["passed"]),
@@ -95,6 +95,12 @@ def goal_tables(records: Iterable[Record]) -> list[Table]:
     if any(row["busy"] for row in goals.values()):
         notes.append(BUSY_NOTE)
     return [Table("Goals", ("figure", "value", "must", "aim", "reached"), rows, tuple(notes))]
+
+
+def _goal_value(row: Record) -> str:
+    if row["value"] is None:
+        return f"not measured on this CPU ({row['reason']})"
+    return f"{row['value']:.3g} {row['unit']}" + ("?" if row["busy"] else "")
 
 
 def selection_tables(records: Iterable[Record]) -> list[Table]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from sparsebert.report.format import (
     BUSY_NOTE,
+    MISSING,
     NAMES,
     WORKER_NOTE,
     Record,
@@ -16,6 +17,7 @@ from sparsebert.report.format import (
     milliseconds,
     rate,
     ratio_text,
+    ratio_value,
     running_bytes,
     workload_title,
 )
@@ -24,6 +26,9 @@ from sparsebert.report.table import Table
 # Every side shows its ratios against these; ratios against others are shown only if none of these took part.
 MAIN_BASELINES: tuple[str, ...] = ("onednn", "eager")
 FURTHER_BASELINES = ("onednn-bf16", "bf16", "deepsparse")
+# Baselines that use the zeros, and so are not dense.
+NOT_DENSE = ("sparse", "compact", "deepsparse")
+FASTEST = "fastest dense"
 
 
 def bench_tables(records: Iterable[Record]) -> list[Table]:
@@ -51,10 +56,13 @@ def _bench_table(records: Sequence[Record]) -> Table:
     first = records[0]
     environment, workload = first["environment"], first["workload"]
     present = list(first["ratio"])
-    baselines = [base for base in (*MAIN_BASELINES, *FURTHER_BASELINES) if base in present] or present
+    fastest = fastest_dense(records)
+    further = ("deepsparse",) if fastest else FURTHER_BASELINES
+    baselines = [base for base in (*MAIN_BASELINES, *further) if base in present] or present
     has_memory = any(running_bytes(record) for record in records)
     columns = (
         "side",
+        *([f"vs {FASTEST}"] if fastest else []),
         *(f"vs {baseline_name(base, environment)}" for base in baselines),
         "ms a batch",
         "p20, p80",
@@ -71,6 +79,7 @@ def _bench_table(records: Sequence[Record]) -> Table:
         rows.append(
             (
                 record["provider"] + ("*" if record["in_worker"] else ""),
+                *([ratio_text(record["ratio"].get(fastest), doubt)] if fastest else []),
                 *(ratio_text(record["ratio"].get(base), doubt) for base in baselines),
                 f"{latency['median']:.2f}",
                 f"{latency['p20']:.2f}, {latency['p80']:.2f}",
@@ -84,6 +93,26 @@ def _bench_table(records: Sequence[Record]) -> Table:
     return Table(
         bench_title(first), columns, tuple(rows), tuple(_bench_notes(records, environment, workload))
     )
+
+
+def fastest_dense(records: Iterable[Record]) -> str | None:
+    """Return the dense baseline with the least latency among the records of one run.
+
+    Returns None unless baselines below fp32 took part: the fastest of some fp32 libraries is not the fastest
+    dense model of a machine.
+    """
+    dense = [record for record in records if record["provider"] not in NOT_DENSE]
+    if len({record.get("precision") for record in dense}) < 2:
+        return None
+    fastest: str = min(dense, key=lambda record: record["latency_ms"]["median"])["provider"]
+    return fastest
+
+
+def _form(records: Iterable[Record], name: str) -> str:
+    """Return which of its forms a baseline chose, in brackets; empty if it has one form."""
+    notes = next(record["notes"] for record in records if record["provider"] == name)
+    form = notes.get("form") or notes.get("engine")
+    return f" ({form})" if form else ""
 
 
 def bench_title(record: Record) -> str:
@@ -105,6 +134,11 @@ def _bench_notes(records: Sequence[Record], environment: Record, workload: Recor
     if formats:
         fused = "; the encoder runs in one native call" if "encoder" in records[0]["notes"] else ""
         yield f"Layers of the sparse side: {formats}{fused}."
+    if fastest := fastest_dense(records):
+        yield f"Fastest dense model here: {fastest}{_form(records, fastest)}."
+    left_out = records[0].get("left_out") or {}
+    if left_out:
+        yield "Not compared: " + "; ".join(f"{name} ({reason})" for name, reason in left_out.items()) + "."
     if any(record["in_worker"] for record in records):
         yield WORKER_NOTE
     if any(record["busy"] for record in records):
@@ -142,6 +176,60 @@ def _by_ticket(run: dict[str, Record]) -> tuple[bool, str, float]:
     return granularity != "element", granularity, run["sparse"]["ticket"]["sparsity"]
 
 
+def _named_ratio(ours: Record, baseline: str | None, doubt: str) -> str:
+    """Return the ratio against a baseline with its name."""
+    ratio = ratio_text(ours["ratio"].get(baseline), doubt)
+    return ratio if baseline is None else f"{ratio} ({baseline})"
+
+
+def machine_tables(records: Iterable[Record]) -> list[Table]:
+    """Return a table with the machines side by side: each case against each machine's fastest dense model.
+
+    A machine is a CPU with the instruction set of the kernels, and a cap of oneDNN's if there is one.
+    """
+    machines: dict[str, None] = {}
+    cases: dict[str, dict[str, str]] = {}
+    busy = False
+    groups: dict[tuple[str, ...], dict[str, Record]] = {}
+    for record in records:
+        if record["kind"] == "bench":
+            key = (*_run_of(record), *_instructions(record["environment"]))
+            groups.setdefault(key, {})[record["provider"]] = record
+    for run in groups.values():
+        fastest = fastest_dense(run.values())
+        ours = run.get("sparse")
+        if ours is None or fastest is None or fastest not in ours["ratio"]:
+            continue
+        doubt = "?" if ours["busy"] else ""
+        busy = busy or ours["busy"]
+        cpu, *instructions = ours["environment"]["cpu"], *_instructions(ours["environment"])
+        machine = f"{cpu} ({', '.join(filter(None, instructions))})"
+        machines[machine] = None
+        latency = f"{ours['latency_ms']['median']:.1f} ms"
+        cases.setdefault(bench_title(ours), {})[machine] = (
+            f"{ratio_value(ours['ratio'][fastest]['median'], doubt)} of {fastest} ({latency})"
+        )
+    if not cases:
+        return []
+    rows = tuple(
+        (case, *(cells.get(machine, MISSING) for machine in machines))
+        for case, cells in sorted(cases.items())
+    )
+    notes = [
+        "Speed-up over the fastest dense model of each machine, of any library in fp32, bf16 or int8, named "
+        "in each cell, with the sparse model's milliseconds a batch."
+    ]
+    if busy:
+        notes.append(BUSY_NOTE)
+    return [Table("Machines side by side", ("case", *machines), rows, tuple(notes))]
+
+
+def _instructions(environment: Record) -> tuple[str, str]:
+    """Return the instruction set of the kernels, and the cap of oneDNN's; empty without one."""
+    cap = environment.get("onednn_max_isa")
+    return f"{environment['kernels'] or 'no'} kernels", f"oneDNN capped at {cap}" if cap else ""
+
+
 def _sweep_table(title: str, runs: Sequence[dict[str, Record]]) -> Table:
     environment = runs[0]["sparse"]["environment"]
     present = {name for run in runs for name in run}
@@ -149,8 +237,10 @@ def _sweep_table(title: str, runs: Sequence[dict[str, Record]]) -> Table:
     baselines = [*main, *sorted(present - {"sparse", *MAIN_BASELINES})]
     timed = ["sparse", *main]
     measured = [name for name in timed if any(running_bytes(run.get(name)) for run in runs)]
+    fastest = [fastest_dense(run.values()) for run in runs]
     columns = (
         "sparsity",
+        *([f"vs {FASTEST}"] if any(fastest) else []),
         *(f"vs {baseline_name(name, environment)}" for name in baselines),
         *(f"{NAMES.get(name, name)} ms" for name in timed),
         "sparse weights MB",
@@ -158,13 +248,14 @@ def _sweep_table(title: str, runs: Sequence[dict[str, Record]]) -> Table:
         *(f"{NAMES.get(name, name)} memory MB" for name in measured),
     )
     rows = []
-    for run in runs:
+    for run, dense in zip(runs, fastest, strict=True):
         ours = run["sparse"]
         doubt = "?" if ours["busy"] else ""
         dense_bytes = max(side["weight_bytes"] or 0 for side in run.values())
         rows.append(
             (
                 f"{ours['ticket']['sparsity']:.0%} {granularity_text(ours['ticket'])}",
+                *([_named_ratio(ours, dense, doubt)] if any(fastest) else []),
                 *(ratio_text(ours["ratio"].get(name), doubt) for name in baselines),
                 *(milliseconds(run.get(name)) for name in timed),
                 megabytes(ours["weight_bytes"]),

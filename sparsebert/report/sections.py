@@ -16,8 +16,9 @@ from sparsebert.report.layer_tables import goal_tables, layer_tables, selection_
 from sparsebert.report.lottery_plots import curve_pictures
 from sparsebert.report.lottery_tables import curve_tables, learned_tables, transfer_tables
 from sparsebert.report.memory_tables import memory_tables
-from sparsebert.report.model_tables import bench_tables, sweep_tables, sweeps
+from sparsebert.report.model_tables import bench_tables, machine_tables, sweep_tables, sweeps
 from sparsebert.report.plots import Picture, speedup_pictures
+from sparsebert.report.profile_tables import profile_pictures, profile_tables
 from sparsebert.report.request_tables import request_tables
 from sparsebert.report.revision_tables import revision_tables
 from sparsebert.report.run_plots import run_pictures
@@ -107,7 +108,8 @@ def _machine(row: Record) -> tuple[str, ...]:
     # In some cases the layer benchmark caps the kernels; their names say so.
     kernels = "" if row["kind"] in ("layer", "layer_summary") else environment["kernels"]
     fields = (environment[name] for name in ("cpu", "cores", "gpu", "onednn"))
-    return (*map(str, fields), str(environment["versions"]["torch"]), str(kernels))
+    cap = environment.get("onednn_max_isa") if kernels else None
+    return (*map(str, fields), str(environment["versions"]["torch"]), str(kernels), str(cap))
 
 
 def _reported(records: Iterable[Record]) -> list[Table]:
@@ -125,7 +127,9 @@ _KINDS = (
     Kind("tickets", _of("prune", "prune_seeds", "convert"), ticket_tables),
     Kind("compaction", _compaction, _by_machine(compaction_tables)),
     Kind("models", _bench, _by_machine(_sweep_tables), _by_machine(speedup_pictures)),
+    Kind("machines", _bench, machine_tables),
     Kind("bench", _bench, _by_machine(bench_tables)),
+    Kind("profile", _of("profile"), _by_machine(profile_tables), _by_machine(profile_pictures)),
     Kind("layers", _of("layer", "layer_summary"), _by_machine(layer_tables)),
     Kind("stack", _of("stack"), _by_machine(stack_tables)),
     Kind("selection", _of("selection"), _by_machine(selection_tables)),

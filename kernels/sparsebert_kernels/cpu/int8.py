@@ -34,4 +34,6 @@ def use_unit(name: str | None) -> None:
     if name is None and native.available():
         native.library().sb_choose_int8(None)
     elif name not in units() or native.library().sb_choose_int8(str(name).encode()) != 0:
-        raise ValueError(f"int8 unit {name!r} is not supported here; supported: {', '.join(units()) or 'none'}")
+        raise ValueError(
+            f"int8 unit {name!r} is not supported here; supported: {', '.join(units()) or 'none'}"
+        )

@@ -104,6 +104,7 @@ def library() -> ctypes.CDLL:
     loaded.sb_encoder.argtypes = loaded.sb_pool.argtypes = [ctypes.c_char_p]
     loaded.sb_int8_unit.restype = loaded.sb_int8_chosen.restype = ctypes.c_char_p
     loaded.sb_int8_linear.argtypes = loaded.sb_choose_int8.argtypes = [ctypes.c_char_p]
+    loaded.sb_has_engine.argtypes = [ctypes.c_int32]
     loaded.sb_values_gradient.argtypes = [
         ctypes.c_char_p, pointer, pointer, ctypes.c_int32, ctypes.c_int64, pointer, ctypes.c_int,
     ]  # fmt: skip
@@ -183,6 +184,7 @@ def use_instruction_set(name: str) -> None:
         raise ValueError(
             f"instruction set {name!r} is not supported here; supported: {', '.join(instruction_sets())}"
         )
+    _computes.cache_clear()
 
 
 def extensions() -> dict[str, str | None]:
@@ -211,13 +213,18 @@ def built_objects() -> tuple[str, ...]:
 
 def supports(format: str, dtype: torch.dtype, x: Tensor) -> bool:
     """Return whether a native kernel computes x [..., in] with a weight of this format and value dtype."""
-    known = format in _FORMATS or format == VectorInt8.name
-    if not known or x.dtype not in _DTYPES or not x.is_cpu or why_unavailable() is not None:
+    if format not in (*_FORMATS, VectorInt8.name) or x.dtype not in _DTYPES:
+        return False
+    if not x.is_cpu or why_unavailable() is not None:
         return False
     # Every instruction set computes the other formats.
-    return format != RowPanelSparse.name or bool(
-        library().sb_computes(_FORMATS[format], _VALUE_DTYPES[dtype])
-    )
+    return format != RowPanelSparse.name or _computes(format, dtype)
+
+
+@functools.cache
+def _computes(format: str, dtype: torch.dtype) -> bool:
+    """Return whether the instruction set in use computes weights of this format and value dtype."""
+    return bool(library().sb_computes(_FORMATS[format], _VALUE_DTYPES[dtype]))
 
 
 def same_call(first: Any, other: Any) -> bool:

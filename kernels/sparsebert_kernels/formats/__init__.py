@@ -57,10 +57,10 @@ def pack(weight: Tensor, mask: Tensor | None = None, *, format: str, **options: 
     Raises:
         ValueError: The format or an option is unknown, or the mask does not fit the weight.
     """
-    known = {**FORMATS, **INT8_FORMATS, **FP16_FORMATS}
-    if format not in known:
-        raise unknown("format", format, known)
-    return known[format].from_dense(weight, mask, **options)
+    formats = {**FORMATS, **INT8_FORMATS, **FP16_FORMATS}
+    if format not in formats:
+        raise unknown("format", format, formats)
+    return formats[format].from_dense(weight, mask, **options)
 
 
 __all__ = [

@@ -215,8 +215,8 @@ def _paired_places(panel: Tensor, column: Tensor, first: Tensor) -> Tensor:
     before = counts.cumsum(1) - counts  # of the same kind, in the panels before
     rank = torch.empty_like(panel)
     for kind in (0, 1):
-        chosen = (odd == kind).nonzero().squeeze(1)
-        rank[chosen] = torch.arange(chosen.numel(), device=panel.device) - before[kind][panel[chosen]]
+        members = (odd == kind).nonzero().squeeze(1)
+        rank[members] = torch.arange(members.numel(), device=panel.device) - before[kind][panel[members]]
     pairs = counts.amin(0)[panel]
     return first[panel] + torch.where(rank < pairs, 2 * rank + odd, pairs + rank)
 

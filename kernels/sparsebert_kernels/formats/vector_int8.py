@@ -84,7 +84,9 @@ class VectorInt8(PackedWeight):
 
         count = -(-out_features // vector_rows)  # of vector rows
         padding = count * vector_rows - out_features
-        tall = torch.nn.functional.pad(stored.values, (0, 0, 0, padding)).view(count, vector_rows, in_features)
+        tall = torch.nn.functional.pad(stored.values, (0, 0, 0, padding)).view(
+            count, vector_rows, in_features
+        )
         live = torch.nn.functional.pad(mask, (0, 0, 0, padding)).view(count, vector_rows, in_features).any(1)
         vector_row, column = live.nonzero(as_tuple=True)
 

@@ -1,12 +1,13 @@
 """onnxruntime on the exported dense model, in fp32 and in int8.
 
 Which form of int8 is fastest depends on the machine: dynamic quantization of the graph, the same after
-onnxruntime's own fusion of transformers, or static quantization (QDQ) calibrated with inputs like those of the
-workload. All are built, and the fastest here takes part.
+onnxruntime's own fusion of transformers, or static quantization (QDQ), calibrated with inputs like those of
+the workload. All are built, and the fastest here takes part.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import tempfile
 from collections.abc import Callable
@@ -99,7 +100,7 @@ class OnnxRuntimeInt8(OnnxRuntime):
                 + "; ".join(f"{form}: {reason}" for form, reason in failures.items())
             )
         feed = _feed(pruned.batches[0])
-        runs = {form: on_wall(lambda each=each: each.run(None, feed)) for form, each in sessions.items()}
+        runs = {form: on_wall(functools.partial(each.run, None, feed)) for form, each in sessions.items()}
         best = fastest(runs)
         notes = {"form": best, **{f"without {form}": reason for form, reason in failures.items()}}
         return sessions[best], sizes[best], notes
@@ -136,7 +137,7 @@ def _static(dense: Path, target: Path, pruned: PrunedModel) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Batches(CalibrationDataReader):  # type: ignore[misc]
+    class Batches(CalibrationDataReader):
         def __init__(self) -> None:
             self.feeds = iter([_feed(batch) for batch in pruned.samples])
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import io
 import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -118,6 +119,6 @@ class OpenVinoInt8(OpenVino):
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress usage reports, progress bars and warnings."""
-    with mock.patch.dict(os.environ, QUIET), silence(), open(os.devnull, "w") as nowhere:
-        with contextlib.redirect_stderr(nowhere):
-            yield
+    nowhere = io.StringIO()
+    with mock.patch.dict(os.environ, QUIET), silence(), contextlib.redirect_stderr(nowhere):
+        yield

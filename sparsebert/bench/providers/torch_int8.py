@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 from typing import Any, ClassVar
 
@@ -49,7 +50,7 @@ class TorchInt8(TorchBackend):
             with torch.inference_mode():
                 models[engine](**pruned.batches[0])
 
-        runs = {engine: on_wall(lambda engine=engine: forward(engine)) for engine in models}
+        runs = {engine: on_wall(functools.partial(forward, engine)) for engine in models}
         self._engine = fastest(runs)
         return models[self._engine]
 

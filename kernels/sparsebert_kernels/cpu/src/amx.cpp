@@ -10,6 +10,7 @@
 #define SB_TILES
 #include "native.h"
 #include "row_panel_linear.h"
+#include "paired_encoder.h"
 
 namespace SB_OTHERS {
 extern const sb::Kernels kernels;
@@ -28,6 +29,8 @@ const sb::Kernels kernels = {
     },
     [](const sb::GradientCall& call) { SB_OTHERS::kernels.values_gradient(call); },
     [](const sb_encoder_call& call) { SB_OTHERS::kernels.encoder(call); },
+    paired_encoder,
+    [](const sb_pool_call& call) { SB_OTHERS::kernels.pool(call); },
 };
 
 }  // namespace SB_ISA

@@ -29,6 +29,7 @@ const sb::Kernels kernels = {
       if (call.sequences * call.length <= 8) avx2::kernels.encoder(call);
       else encoder(call);
     },
+    nullptr,
     pool,
 };
 

@@ -5,6 +5,7 @@
 // The headers below need the vectors above.
 #include "dot_bf16.h"
 #include "row_panel_linear.h"
+#include "paired_encoder.h"
 
 namespace avx512 {
 extern const sb::Kernels kernels;
@@ -24,6 +25,7 @@ const sb::Kernels kernels = {
     },
     [](const sb::GradientCall& call) { avx512::kernels.values_gradient(call); },
     [](const sb_encoder_call& call) { avx512::kernels.encoder(call); },
+    paired_encoder,
     [](const sb_pool_call& call) { avx512::kernels.pool(call); },
 };
 

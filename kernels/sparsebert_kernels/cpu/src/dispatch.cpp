@@ -119,23 +119,35 @@ const InstructionSet* best() {
 
 const InstructionSet* active = best();
 
-bool known(const sb_weight& w) {
-  const bool format = w.format == SB_ELEMENT || w.format == SB_DENSE ||
-                      (w.format == SB_VECTOR && (w.vector_rows == 2 || w.vector_rows == 4 || w.vector_rows == 8));
-  return format && w.dtype == SB_F32 && w.bias_dtype == SB_F32 && w.bias && w.out_features > 0;
+bool computes_paired(const sb_weight& w) {
+  const bool rows = w.block_rows == 16 || w.block_rows == 32 || w.block_rows == 64;
+  return w.format == SB_ROW_PANEL && rows && active->kernels->computes(SB_ROW_PANEL, w.dtype);
 }
 
-// Whether the encoder can compute this layer.
-bool fits(const sb_layer& layer, int64_t hidden) {
+bool computes_fp32(const sb_weight& w) {
+  const bool rows = w.vector_rows == 2 || w.vector_rows == 4 || w.vector_rows == 8;
+  return w.dtype == SB_F32 && (w.format == SB_ELEMENT || w.format == SB_DENSE || (w.format == SB_VECTOR && rows));
+}
+
+// Whether an engine computes a weight.
+bool known(const sb_weight& w, bool paired) {
+  return (paired ? computes_paired(w) : computes_fp32(w)) && w.bias_dtype == SB_F32 && w.bias && w.out_features > 0;
+}
+
+// Whether an engine can compute this layer.
+bool fits(const sb_layer& layer, int64_t hidden, bool paired) {
   const sb_weight *query = layer.weights, *key = query + 1, *value = query + 2, *output = query + 3;
   const sb_weight *up = query + 4, *down = query + 5;
   const bool joint = key->out_features == 0 && value->out_features == 0;
+  if (paired && (joint || layer.pre_norm || layer.gated || layer.relative_bias || layer.rotary || layer.window >= 0))
+    return false;
   for (const sb_weight& w : layer.weights)
-    if (!known(w) && !(joint && (&w == key || &w == value))) return false;
+    if (!known(w, paired) && !(joint && (&w == key || &w == value))) return false;
   int64_t scores = 0, values = 0;
   for (int i = 0; i < layer.groups; i++) {
     const int32_t* group = layer.heads + 3 * i;
     if (group[0] < 1 || group[1] < 1 || group[2] < 1) return false;
+    if (paired && (group[1] % 32 || group[2] % 32)) return false;
     scores += int64_t{group[0]} * group[1];
     values += int64_t{group[0]} * group[2];
   }
@@ -153,11 +165,13 @@ bool fits(const sb_layer& layer, int64_t hidden) {
 // Whether the encoder can compute what comes before and after the layers.
 bool fits(const sb_ends& ends, const sb_encoder_call& call) {
   const sb_weight &projection = ends.weights[0], &pooler = ends.weights[1];
+  const bool paired = call.engine == SB_PAIRED_ENGINE;
+  if (paired && ends.final_gamma) return false;
   if (projection.out_features > 0 &&
-      (!known(projection) || projection.in_features != ends.width || projection.out_features != call.hidden))
+      (!known(projection, paired) || projection.in_features != ends.width || projection.out_features != call.hidden))
     return false;
   if (ends.words && ((projection.out_features == 0 && ends.width != call.hidden) || !call.ids)) return false;
-  return pooler.out_features == 0 ? !call.pooled : known(pooler) && pooler.in_features == call.hidden;
+  return pooler.out_features == 0 ? !call.pooled : known(pooler, paired) && pooler.in_features == call.hidden;
 }
 
 // Checks the numbers of tokens, positions and types, and the mask: SB_DONE, or what is wrong.
@@ -267,16 +281,25 @@ SB_API int sb_values_gradient(const sb_weight* weight, const void* dy, const voi
   return 0;
 }
 
+// Returns 1 if the instruction set in use has this engine for encoders, else 0.
+SB_API int sb_has_engine(int32_t engine) {
+  return engine == SB_FP32_ENGINE || (engine == SB_PAIRED_ENGINE && active->kernels->paired_encoder);
+}
+
 // Computes the layers of an encoder, and what comes before and after them. Returns SB_DONE, or, with nothing computed:
-// SB_UNFIT for weights that it does not support or that do not fit together, SB_BAD_ID for numbers outside their tables,
-// SB_PADDING_FIRST as the call asks, and SB_GAP for padding between tokens where their distances matter.
+// SB_UNFIT for an engine or weights that the instruction set in use does not support, or weights that do not fit
+// together, SB_BAD_ID for numbers outside their tables, SB_PADDING_FIRST as the call asks, and SB_GAP for padding between
+// tokens where their distances matter.
 SB_API int sb_encoder(const sb_encoder_call* call) {
+  const bool paired = call->engine == SB_PAIRED_ENGINE;
+  if (!sb_has_engine(call->engine) || (call->x_dtype != SB_F32 && !(paired && call->x_dtype == SB_BF16))) return SB_UNFIT;
   if (call->threads < 1 || (call->mask && call->mask_bytes != 1 && call->mask_bytes != 8)) return SB_UNFIT;
   for (int i = 0; i < call->count; i++)
-    if (!fits(call->layers[i], call->hidden)) return SB_UNFIT;
+    if (!fits(call->layers[i], call->hidden, paired)) return SB_UNFIT;
   if (call->ends ? !fits(*call->ends, *call) : call->pooled != nullptr) return SB_UNFIT;
   if (const sb_result result = check_tokens(*call)) return result;
-  active->kernels->encoder(*call);
+  if (paired) active->kernels->paired_encoder(*call);
+  else active->kernels->encoder(*call);
   return SB_DONE;
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 #include "attention.h"
 #include "embeddings.h"
+#include "laps.h"
 #include "rotary.h"
 
 namespace SB_ISA {
@@ -61,7 +62,7 @@ inline void load_panel(const sb_encoder_call& call, const KeptTokens& tokens, co
   const int64_t width = hidden.width(tile);
   for (int64_t column = 0; column < width; column += LANES) {
     const float* rows[LANES];
-    vector_rows(call.x, tokens, tile * PANEL_TOKENS + column, call.hidden, rows);
+    vector_rows(static_cast<const float*>(call.x), tokens, tile * PANEL_TOKENS + column, call.hidden, rows);
     load_lanes(call.hidden, hidden.token_panel(tile) + column, width, [&](int j, int64_t k, int64_t valid, float* to) {
       load_row(rows[j], k, valid, to);
     });
@@ -74,7 +75,7 @@ inline void store_panel(const sb_encoder_call& call, const KeptTokens& tokens, c
   Simd::F transposed[LANES];
   for (int64_t column = 0; column < width; column += LANES) {
     float* rows[LANES];
-    vector_rows(call.y, tokens, tile * PANEL_TOKENS + column, features, rows);
+    vector_rows(static_cast<float*>(call.y), tokens, tile * PANEL_TOKENS + column, features, rows);
     const float* from = hidden.token_panel(tile) + column;
     int64_t k = 0;
     for (; k + LANES <= features; k += LANES) {
@@ -96,6 +97,7 @@ struct EncoderBuffers {
 inline void project(const sb_encoder_call& call, const sb_layer& layer, const KeptTokens& tokens,
                     const EncoderBuffers& buffers, int64_t begin, int64_t end) {
   static thread_local Scratch scratch;
+  Stopwatch watch;
   const ProjectedRows rows(layer);
   Panels x = buffers.hidden;
   if (layer.pre_norm && layer.attention_gamma) {
@@ -103,14 +105,17 @@ inline void project(const sb_encoder_call& call, const sb_layer& layer, const Ke
     x = {buffers.hidden.layout, memory, x.features, begin};
     layer_norm(buffers.hidden, x, call.hidden,
                {layer.attention_gamma, layer.attention_beta, layer.attention_epsilon}, begin, end);
+    watch.lap(sb::NORM_LAP);
   }
   const int64_t first[] = {0, rows.key, rows.value};
   for (int i = QUERY; i <= (rows.joint ? QUERY : VALUE); i++)
     panel_linear(layer.weights[i], x, buffers.projected, first[i], SB_NONE, begin, end);
+  watch.lap(sb::QKV_LAP);
   if (layer.rotary) {
     const int64_t size = layer.heads[1], heads = head_count(layer);
     for (int i = QUERY; i <= KEY; i++)
       rotate(layer.rotary, tokens, call.length, buffers.projected, first[i], heads, size, begin, end);
+    watch.lap(sb::ATTENTION_LAP);
   }
 }
 
@@ -139,6 +144,7 @@ inline void add_panels(const Panels& y, const Panels& x, int64_t features, int64
 inline void after_attention(const sb_layer& layer, int64_t hidden, const EncoderBuffers& buffers, int64_t begin,
                             int64_t end) {
   static thread_local Scratch scratch;
+  Stopwatch watch;
   const PanelLayout* layout = buffers.hidden.layout;
   const int64_t width = padded_rows(hidden), inner = padded_rows(layer.weights[UP].out_features);
   const int64_t room = (end - begin) * PANEL_TOKENS;
@@ -147,18 +153,23 @@ inline void after_attention(const sb_layer& layer, int64_t hidden, const Encoder
   const Norm after_attention{layer.attention_gamma, layer.attention_beta, layer.attention_epsilon};
   const Norm output{layer.output_gamma, layer.output_beta, layer.output_epsilon};
   panel_linear(layer.weights[OUTPUT], buffers.context, attended, 0, SB_NONE, begin, end);
+  watch.lap(sb::OUTPUT_LAP);
   if (layer.pre_norm) {
     add_panels(attended, buffers.hidden, hidden, begin, end);
     layer_norm(buffers.hidden, attended, hidden, output, begin, end);
-    up_projection(layer, attended, neurons, begin, end);
-    panel_linear(layer.weights[DOWN], neurons, attended, 0, SB_NONE, begin, end);
-    add_panels(attended, buffers.hidden, hidden, begin, end);
   } else {
     add_norm(buffers.hidden, attended, hidden, after_attention, begin, end);
-    up_projection(layer, attended, neurons, begin, end);
-    panel_linear(layer.weights[DOWN], neurons, buffers.hidden, 0, SB_NONE, begin, end);
-    add_norm(attended, buffers.hidden, hidden, output, begin, end);
   }
+  watch.lap(sb::NORM_LAP);
+  up_projection(layer, attended, neurons, begin, end);
+  watch.lap(sb::UP_LAP);
+  panel_linear(layer.weights[DOWN], neurons, layer.pre_norm ? attended : buffers.hidden, 0, SB_NONE, begin, end);
+  watch.lap(sb::DOWN_LAP);
+  if (layer.pre_norm)
+    add_panels(attended, buffers.hidden, hidden, begin, end);
+  else
+    add_norm(attended, buffers.hidden, hidden, output, begin, end);
+  watch.lap(sb::NORM_LAP);
 }
 
 // All layers for a group of sequences.
@@ -187,13 +198,17 @@ inline void encoder_group(const sb_encoder_call& call) {
   {
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < call.sequences * call.length; row++)
-      if (!sb::keeps(call.mask, call.mask_bytes, row)) memset(call.y + row * call.hidden, 0, sizeof(float) * call.hidden);
+      if (!sb::keeps(call.mask, call.mask_bytes, row))
+        memset(static_cast<float*>(call.y) + row * call.hidden, 0, sizeof(float) * call.hidden);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < chunks; i++) {
       const int64_t begin = i * chunk, end = begin + chunk < layout.count ? begin + chunk : layout.count;
-      if (call.ends && call.ends->words) embed(call, tokens, buffers.hidden, begin, end);
+      const bool embeds = call.ends && call.ends->words;
+      Stopwatch watch;
+      if (embeds) embed(call, tokens, buffers.hidden, begin, end);
       else
         for (int64_t tile = begin; tile < end; tile++) load_panel(call, tokens, buffers.hidden, tile);
+      watch.lap(embeds ? sb::EMBEDDINGS_LAP : sb::LAYOUT_LAP);
       if (call.count) project(call, call.layers[0], tokens, buffers, begin, end);
     }
     for (int n = 0; n < call.count; n++) {
@@ -203,26 +218,38 @@ inline void encoder_group(const sb_encoder_call& call) {
       for (int64_t i = 0; i < heads * call.sequences; i++) {
         const int64_t begin = tokens.starts[i / heads], end = tokens.starts[i / heads + 1];
         if (begin == end) continue;
+        Stopwatch watch;
         const ScoreBias bias{bias_line(layer, i % heads, end - begin), layer.window};
         attention_head(buffers.projected, buffers.context, head_rows(layer, i % heads), layer.scale, bias, begin, end);
+        watch.lap(sb::ATTENTION_LAP);
       }
 #pragma omp for schedule(dynamic, 1)
       for (int64_t i = 0; i < chunks; i++) {
         const int64_t begin = i * chunk, end = begin + chunk < layout.count ? begin + chunk : layout.count;
         after_attention(layer, call.hidden, buffers, begin, end);
         if (n + 1 < call.count) project(call, call.layers[n + 1], tokens, buffers, begin, end);
-        else if (call.ends && call.ends->final_gamma)
+        else if (call.ends && call.ends->final_gamma) {
+          Stopwatch watch;
           layer_norm(buffers.hidden, buffers.hidden, call.hidden,
                      {call.ends->final_gamma, call.ends->final_beta, call.ends->final_epsilon}, begin, end);
+          watch.lap(sb::NORM_LAP);
+        }
       }
     }
 #pragma omp for schedule(static) nowait
-    for (int64_t tile = 0; tile < layout.count; tile++) store_panel(call, tokens, buffers.hidden, tile);
+    for (int64_t tile = 0; tile < layout.count; tile++) {
+      Stopwatch watch;
+      store_panel(call, tokens, buffers.hidden, tile);
+      watch.lap(sb::LAYOUT_LAP);
+    }
     if (call.pooled) {
       const PanelLayout sequences(call.sequences);
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t tile = 0; tile < sequences.count; tile++)
+      for (int64_t tile = 0; tile < sequences.count; tile++) {
+        Stopwatch watch;
         pool_first_tokens(call, tokens, buffers.hidden, sequences, tile);
+        watch.lap(sb::POOLER_LAP);
+      }
     }
   }
 }
@@ -241,8 +268,8 @@ inline void encoder(const sb_encoder_call& call) {
     }
     const int64_t token = first * call.length;
     group.sequences = count;
-    group.x = call.x ? call.x + token * call.hidden : nullptr;
-    group.y = call.y + token * call.hidden;
+    group.x = call.x ? static_cast<const float*>(call.x) + token * call.hidden : nullptr;
+    group.y = static_cast<float*>(call.y) + token * call.hidden;
     group.mask = call.mask ? static_cast<const char*>(call.mask) + token * call.mask_bytes : nullptr;
     group.ids = call.ids ? call.ids + token : nullptr;
     group.types = call.types ? call.types + token : nullptr;

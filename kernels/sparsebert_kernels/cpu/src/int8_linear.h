@@ -152,15 +152,15 @@ void int8_linear(const sb::Int8Call& call) {
   }
 
   // With too few tiles for the threads, share their token panels and split the rows as well.
-  auto* panels = static_cast<char*>(panel_scratch.get(int8_panel_bytes(features) * tiles));
+  auto* token_panels = static_cast<char*>(panel_scratch.get(int8_panel_bytes(features) * tiles));
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < tiles; i++) int8_tile<X>(call, tiling, i, panels + i * int8_panel_bytes(features), true);
+    for (int64_t i = 0; i < tiles; i++) int8_tile<X>(call, tiling, i, token_panels + i * int8_panel_bytes(features), true);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < tiles * tasks; i++) {
       const int64_t t = i % tiles;
-      task_rows(i / tiles, int8_tile<X>(call, tiling, t, panels + t * int8_panel_bytes(features), false));
+      task_rows(i / tiles, int8_tile<X>(call, tiling, t, token_panels + t * int8_panel_bytes(features), false));
     }
   }
 }

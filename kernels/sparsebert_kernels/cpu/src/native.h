@@ -37,11 +37,16 @@ struct sb_call {
   int32_t threads, count;
 };
 
-// One layer of an encoder, fp32: y = norm(h + down(activation(up(h)))) for h = norm(x + output(attention(x))); with
-// pre_norm, y = h + down(activation(up(norm(h)))) for h = x + output(attention(norm(x))).
+enum sb_engine : int32_t { SB_FP32_ENGINE = 0, SB_PAIRED_ENGINE = 1 };
+
+// One layer of an encoder: y = norm(h + down(activation(up(h)))) for h = norm(x + output(attention(x))); with pre_norm,
+// y = h + down(activation(up(norm(h)))) for h = x + output(attention(norm(x))).
+//
+// The fp32 engine computes element, vector and dense weights in fp32. The paired engine computes row panels; its
+// activations are bf16, and the widths of its heads multiples of 32.
 struct sb_layer {
-  // Query, key, value, output, up, down. Every bias is fp32 and has zeros up to a multiple of eight; y is not used.
-  // A query of all the rows of query, key and value leaves the other two with no out_features.
+  // Query, key, value, output, up, down. Every bias is fp32 and has zeros up to a multiple of eight, of 32 in the paired
+  // engine; y is not used. A query of all the rows of query, key and value leaves the other two with no out_features.
   sb_weight weights[6];
   const float* attention_gamma;
   const float* attention_beta;
@@ -84,8 +89,8 @@ struct sb_ends {
 
 // y = encoder(x) over the tokens that the mask keeps; the other rows of y become zero.
 struct sb_encoder_call {
-  const float* x;    // [sequences, length, hidden], contiguous; not read where `ends` has embeddings
-  float* y;          // the same
+  const void* x;     // [sequences, length, hidden] in x_dtype, contiguous; not read where `ends` has embeddings
+  void* y;           // the same
   const void* mask;  // [sequences, length], keep where not zero; null keeps all
   const sb_layer* layers;
   int64_t sequences, length, hidden;
@@ -97,6 +102,7 @@ struct sb_encoder_call {
   float* pooled;         // [sequences, rows of the pooler]: tanh(pooler(first token)); null for none
   int32_t mask_bytes;    // of a value of the mask: 1 or 8
   int32_t first_kept;    // whether to reject a batch with a sequence whose first token the mask does not keep
+  int32_t engine, x_dtype;  // x_dtype: SB_F32, in the paired engine also SB_BF16
 };
 
 // One vector for each sequence, from the tokens that the mask keeps.
@@ -122,8 +128,8 @@ static_assert(sizeof(sb_layer) == 784 && offsetof(sb_layer, heads) == 704 && off
 static_assert(sizeof(sb_ends) == 328 && offsetof(sb_ends, vocabulary) == 280 &&
                   offsetof(sb_ends, final_epsilon) == 324,
               "sb_ends differs from _ENDS in cpu/encoder.py");
-static_assert(sizeof(sb_encoder_call) == 104 && offsetof(sb_encoder_call, hidden) == 48 &&
-                  offsetof(sb_encoder_call, first_kept) == 100,
+static_assert(sizeof(sb_encoder_call) == 112 && offsetof(sb_encoder_call, hidden) == 48 &&
+                  offsetof(sb_encoder_call, x_dtype) == 108,
               "sb_encoder_call differs from _ENCODER_CALL in cpu/encoder.py");
 static_assert(sizeof(sb_pool_call) == 64 && offsetof(sb_pool_call, hidden) == 40 &&
                   offsetof(sb_pool_call, threads) == 60,
@@ -156,6 +162,7 @@ struct Kernels {
   void (*linear)(const LinearCall&);
   void (*values_gradient)(const GradientCall&);
   void (*encoder)(const sb_encoder_call&);
+  void (*paired_encoder)(const sb_encoder_call&);  // null: this instruction set has no paired engine
   void (*pool)(const sb_pool_call&);
 };
 

@@ -47,6 +47,7 @@ SB_INLINE Line load_loose_line(const void* p) { return *static_cast<const LooseL
 SB_INLINE void store_line(void* p, Line v) { *static_cast<Line*>(p) = v; }
 SB_INLINE void store_loose_line(void* p, Line v) { *static_cast<LooseLine*>(p) = v; }
 
+SB_INLINE constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 SB_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 SB_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
@@ -78,6 +79,15 @@ SB_INLINE Floats fused(Floats a, Floats b, Floats c) {
   return c;
 }
 #endif
+
+SB_INLINE Floats square_root(Floats v) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_sqrt_ps(static_cast<__mmask16>(-1), v);
+#else
+  for (int i = 0; i < 16; i++) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
 
 // The features of a line as floats.
 SB_INLINE Floats even_of(Line line) { return reinterpret_cast<Floats>(line << 16); }

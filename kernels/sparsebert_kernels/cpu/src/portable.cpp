@@ -19,6 +19,7 @@ const sb::Kernels kernels = {
       call.x_dtype == SB_F32 ? values_gradient<float>(call) : values_gradient<uint16_t>(call);
     },
     encoder,
+    nullptr,
     pool,
 };
 

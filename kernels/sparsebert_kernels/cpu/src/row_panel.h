@@ -7,13 +7,14 @@
 // A unit (dots or tiles) computes row panels; a product (bf16 or int8) says what a step multiplies and how its sums
 // become bf16 values.
 #pragma once
-#include "quads.h"
+#include "paired_quads.h"
 #include "scratch.h"
 
 namespace SB_ISA {
 
 constexpr int64_t STEP_COLUMNS = 32;  // of bf16
 constexpr int64_t TILE_VALUES = 512;  // 16 rows x 32 columns of bf16
+constexpr int64_t CHUNK_BYTES = 1 << 20;
 constexpr int64_t LINE_BYTES = 64, STEP_LINES = 16, TILE_BYTES = STEP_LINES * LINE_BYTES;
 
 constexpr int64_t whole_lines(int64_t rows) { return (rows + PAIRED_FEATURES - 1) / PAIRED_FEATURES * PAIRED_FEATURES; }
@@ -143,7 +144,10 @@ void all_row_panels(const sb_weight& w, const Lines& x, const Results& y, int ac
   RowPanelUnit<Product, L> unit(w);
   for (int64_t row = 0; row < rows; row += w.block_rows) {
     const int64_t count = rows - row < w.block_rows ? rows - row : w.block_rows;
-    unit.multiply(row_panel(w, row / w.block_rows, L), count, x, y.from(0, row), epilogue.from(row), panels);
+    const int64_t index = row / w.block_rows;
+    const bool last = row + w.block_rows >= rows;
+    const RowPanel next = last ? RowPanel{} : row_panel(w, index + 1, L);
+    unit.multiply(row_panel(w, index, L), next, count, x, y.from(0, row), epilogue.from(row), panels);
   }
   unit.finish();
 }

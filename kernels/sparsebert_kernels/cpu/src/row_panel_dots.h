@@ -5,7 +5,6 @@ namespace SB_ISA {
 
 constexpr int DOT_ROWS = 8;         // rows that are computed together
 constexpr int64_t UNIT_PANELS = 3;  // paired panels that are
-constexpr int64_t CHUNK_BYTES = 640 << 10;
 
 struct UnitScope {
   UnitScope() {}  // dot products need no set-up
@@ -84,8 +83,8 @@ class RowPanelUnit {
   explicit RowPanelUnit(const sb_weight&) {}
 
   // The first `rows` rows of a row panel times all panels of x.
-  void multiply(const RowPanel& w, int64_t rows, const Lines& x, const Results& y, const Epilogue& epilogue,
-                int64_t panels) {
+  void multiply(const RowPanel& w, const RowPanel&, int64_t rows, const Lines& x, const Results& y,
+                const Epilogue& epilogue, int64_t panels) {
     typename Product::Sums initial[64];
     initial_sums(static_cast<const Product*>(nullptr), w, rows, initial);
     for (int64_t t = 0; t < panels;) {

@@ -9,9 +9,20 @@
 namespace SB_ISA {
 
 constexpr int64_t UNIT_PANELS = 2;
-constexpr int64_t CHUNK_BYTES = 1 << 20;
 
 typedef TileScope UnitScope;
+
+// Fetches the kept lines of `panels` panels of x into L1: the hardware foresees no such pattern.
+template <int L>
+SB_INLINE void prefetch_lines(const RowPanel& w, const Lines& x, int64_t panels) {
+  const int64_t groups = w.count * (L ? STEP_LINES / L : 32);
+  for (int64_t i = 0; i < groups; i++) {
+    const char* line = x.data + int64_t{w.columns[i]} / (L ? 1 : 2) * LINE_BYTES;
+    for (int64_t panel = 0; panel < panels; panel++, line += x.stride)
+#pragma GCC unroll 16
+      for (int j = 0; j < (L ? L : 1); j++) __builtin_prefetch(line + j * LINE_BYTES, 0, 3);
+  }
+}
 
 template <int C, int A, int B>
 SB_INLINE void tile_product(const Bf16Product*) {
@@ -58,11 +69,12 @@ class RowPanelUnit {
     tiles_ = sums_ + 4 * TILE_BYTES;
   }
 
-  // The first `rows` rows of a row panel times all panels of x. Results may be written as late as in `finish`.
-  void multiply(const RowPanel& w, int64_t rows, const Lines& x, const Results& y, const Epilogue& epilogue,
-                int64_t panels) {
-    if (w.step == TILE_BYTES) multiply_pairs<false>(w, rows, x, y, epilogue, panels);
-    else multiply_pairs<true>(w, rows, x, y, epilogue, panels);
+  // The first `rows` rows of a row panel times all panels of x; `next` is the next row panel, without steps after the
+  // last. Results may be written as late as in `finish`.
+  void multiply(const RowPanel& w, const RowPanel& next, int64_t rows, const Lines& x, const Results& y,
+                const Epilogue& epilogue, int64_t panels) {
+    if (w.step == TILE_BYTES) multiply_pairs<false>(w, next, rows, x, y, epilogue, panels);
+    else multiply_pairs<true>(w, next, rows, x, y, epilogue, panels);
   }
 
   void finish() {
@@ -77,22 +89,20 @@ class RowPanelUnit {
   static constexpr bool IN_PLACE = L == STEP_LINES;  // the lines of a k-step are neighbours
 
   template <bool TWO_ROW_TILES>
-  void multiply_pairs(const RowPanel& w, int64_t rows, const Lines& x, const Results& y, const Epilogue& epilogue,
-                      int64_t panels) {
+  void multiply_pairs(const RowPanel& w, const RowPanel& next, int64_t rows, const Lines& x, const Results& y,
+                      const Epilogue& epilogue, int64_t panels) {
     constexpr int T = TWO_ROW_TILES ? 1 : 2;
-    const int64_t bytes = w.count * w.step;
-    const char* next = w.values + bytes;
+    const int64_t bytes = next.count * next.step;
+    const char* ahead = next.values;
     const int64_t share = (bytes * T / panels + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES;
     for (int64_t t = 0; t < panels; t += T) {
       // The last panel of an odd number is computed twice, not with what follows it.
       const bool alone = !TWO_ROW_TILES && t + 1 == panels;
       const Lines first = x.from(t), second = alone ? first : x.from(t + T - 1);
       // The next row panel's values into L2, a share at each step.
-      for (const char* end = next + share; next < end; next += LINE_BYTES) __builtin_prefetch(next, 0, 2);
-      if (t + 2 * T <= panels) {
-        prefetch_lines(w, x.data + (t + T) * x.stride);
-        if (!TWO_ROW_TILES) prefetch_lines(w, x.data + (t + T + 1) * x.stride);
-      }
+      for (const char* end = ahead + share; ahead < end; ahead += LINE_BYTES) __builtin_prefetch(ahead, 0, 2);
+      if (t + T < panels) prefetch_lines<L>(w, x.from(t + T), t + 2 * T <= panels ? T : 1);
+      else prefetch_lines<L>(next, x, T <= panels ? T : 1);
       const char *one = first.data, *two = second.data;
       if (!IN_PLACE) {
         gather(w, one, tiles_);
@@ -121,16 +131,6 @@ class RowPanelUnit {
         set_ ^= 1;
         waiting_ = true;
       }
-    }
-  }
-
-  // Kept lines are no stream that the hardware foresees.
-  static SB_INLINE void prefetch_lines(const RowPanel& w, const char* x) {
-    const int64_t entries = w.count * (L ? STEP_LINES / L : 32);
-    for (int64_t i = 0; i < entries; i++) {
-      const char* line = x + int64_t{w.columns[i]} / (L ? 1 : 2) * LINE_BYTES;
-#pragma GCC unroll 16
-      for (int j = 0; j < (L ? L : 1); j++) __builtin_prefetch(line + j * LINE_BYTES, 0, 3);
     }
   }
 

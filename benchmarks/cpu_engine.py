@@ -1,0 +1,390 @@
+"""The CPU engine against its limits: `python -m benchmarks.cpu_engine [--row NAME] [--out FILE]`.
+
+Every row of figures is measured that this CPU can measure, each in a process of its own: whole models against
+the fastest dense model of any library and precision, models and layers capped to lesser instruction sets,
+threads and memory. A figure that needs another CPU is recorded as not measured, with the reason.
+`make results-cpu` appends all to `results/cpu.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import layers
+from benchmarks.fresh_process import python_path
+from benchmarks.goals import goal, unmeasured_goal
+from benchmarks.output import add_out_option, append, show
+from sparsebert import results
+from sparsebert.bench import environment, memory, runner
+from sparsebert.bench.environment import Environment
+from sparsebert.bench.output_check import OutputMismatchError
+from sparsebert.bench.providers import BACKENDS, BASELINES
+from sparsebert.bench.providers.sparse import Sparse
+from sparsebert.bench.pruned_model import PrunedModel, prepare_pruned_model
+from sparsebert.bench.timer import alternate, on_wall
+from sparsebert.bench.workload import Workload
+from sparsebert.pruning import prune
+from sparsebert.report.layer_tables import goal_tables
+from sparsebert.report.model_tables import NOT_DENSE, fastest_dense, machine_tables
+from sparsebert_kernels.errors import one_line
+
+MODEL, TOKENS = "bert-base", 128
+PANELS = {"granularity": "panel", "block_size": (32, 2)}
+GRANULARITIES: dict[str, dict[str, Any]] = {
+    "panel(32,2)": PANELS,
+    "element": {"granularity": "element"},
+    "4x1": {"granularity": "block", "block_size": (4, 1)},
+}
+# A dense baseline takes part in further comparisons if it was at most so much slower than the fastest one.
+CONTENDER = 1.3
+WARM_UP_REQUESTS, REQUESTS = 1000, 10_000
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A figure with what it must reach and aims at."""
+
+    figure: str
+    must: float
+    aim: float
+    unit: str = "x"
+    at_most: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The value of a figure."""
+
+    value: float
+    busy: bool
+
+
+@dataclass
+class Outcome:
+    """What a row measured: records, and figures by name."""
+
+    records: list[results.Record] = field(default_factory=list)
+    figures: dict[str, Measured] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+def never(machine: Environment) -> str | None:
+    return None
+
+
+def no_amx(machine: Environment) -> str | None:
+    """Return why a figure of AMX cannot be measured."""
+    return None if "amx" in machine.instruction_sets else "no AMX"
+
+
+def no_avx512(machine: Environment) -> str | None:
+    return None if "avx512" in machine.instruction_sets else "no AVX-512"
+
+
+def no_plain_avx512(machine: Environment) -> str | None:
+    """Return why a figure of CPUs with AVX-512 and without AMX cannot be measured."""
+    if no_amx(machine) is None:
+        return "it has AMX"
+    return no_avx512(machine)
+
+
+def no_avx2(machine: Environment) -> str | None:
+    return None if "avx2" in machine.instruction_sets else "no AVX2"
+
+
+def no_deepsparse(machine: Environment) -> str | None:
+    return BACKENDS["deepsparse"]().available()
+
+
+def no_second_core(machine: Environment) -> str | None:
+    return None if machine.cores > 1 else "one core"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures that are measured in one process.
+
+    Attributes:
+        name: Name for ``--row``.
+        measure: Measures them, for seconds of rounds of each comparison.
+        limits: Limits of its figures, each with what says why this CPU cannot measure it.
+        variables: Environment variables of the process.
+        why_not: Says why this CPU cannot measure the row at all.
+    """
+
+    name: str
+    measure: Callable[[Environment, float], Outcome]
+    limits: Sequence[tuple[Limit, Callable[[Environment], str | None]]] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    why_not: Callable[[Environment], str | None] = never
+
+
+def _subject(
+    granularity: str, sparsity: float, batch: int, *, tolerance: str = "fp32", dtype: str = "float32"
+) -> PrunedModel:
+    workload = Workload(MODEL, batch, (TOKENS,) * batch, dtype)
+    model = workload.load_model()
+    ticket = prune(model, "magnitude", sparsity=sparsity, **GRANULARITIES[granularity])
+    return prepare_pruned_model(workload, ticket, model=model, tolerance=tolerance)
+
+
+# (granularity, sparsity, tolerance), of which the first meets every dense baseline.
+CASES = (
+    ("element", 0.90, "fp32"),
+    ("4x1", 0.90, "fp32"),
+    ("panel(32,2)", 0.90, "bf16"),
+    ("element", 0.90, "bf16"),
+    ("element", 0.95, "bf16"),
+)
+
+
+def case_name(granularity: str, sparsity: float, tolerance: str, batch: int, against: str) -> str:
+    return f"BERT-base, batch {batch}, {granularity} {sparsity:.0%}, {tolerance}, against {against}"
+
+
+def models(machine: Environment, budget: float) -> Outcome:
+    """Compare whole models with every dense baseline, then with those that were fast."""
+    outcome = Outcome()
+    missing = {name: lack for name in BASELINES if (lack := BACKENDS[name]().available())}
+    everyone = [name for name in BASELINES if name not in missing]
+    for batch in (1, 8):
+        baselines = everyone
+        for granularity, sparsity, tolerance in CASES:
+            try:
+                pruned = _subject(granularity, sparsity, batch, tolerance=tolerance)
+                settings = runner.Settings(budget=budget, memory=False, leave_out=True)
+                rows = runner.run(pruned, baselines, machine, settings, missing=missing)
+            except (OutputMismatchError, RuntimeError, ValueError) as error:
+                outcome.failures.append(f"batch {batch}, {granularity} {sparsity:.0%}: {one_line(error)}")
+                continue
+            outcome.records += rows
+            baselines = [name for name in baselines if name in _contenders(rows)]
+            ours, fastest = rows[0], fastest_dense(rows)
+            against = {
+                "oneDNN fp32": "onednn",
+                "DeepSparse 1.8.0": "deepsparse",
+                "the fastest dense": fastest,
+            }
+            for label, name in against.items():
+                if name in ours["ratio"]:
+                    figure = case_name(granularity, sparsity, tolerance, batch, label)
+                    outcome.figures[figure] = Measured(ours["ratio"][name]["median"], ours["busy"])
+                    _say(f"{figure}: {ours['ratio'][name]['median']:.2f}x of {name}")
+    return outcome
+
+
+def _contenders(rows: Sequence[results.Record]) -> set[str]:
+    """Return the baselines for further comparisons: the main ones and the fastest dense ones."""
+    seconds = {row["provider"]: row["latency_ms"]["median"] for row in rows if row["provider"] != "sparse"}
+    least = min(value for name, value in seconds.items() if name not in NOT_DENSE)
+    fast = {name for name, value in seconds.items() if value <= CONTENDER * least and name not in NOT_DENSE}
+    return fast | {"onednn", "deepsparse"}
+
+
+def capped_models(machine: Environment, budget: float) -> Outcome:
+    """Compare whole models with torch's own dense forms, all capped by the variables of the row."""
+    outcome = Outcome()
+    for batch in (1, 8):
+        pruned = _subject("element", 0.90, batch)
+        settings = runner.Settings(budget=budget, memory=False)
+        outcome.records += runner.run(pruned, ["onednn", "eager"], machine, settings)
+    return outcome
+
+
+def capped_layers(machine: Environment, budget: float) -> Outcome:
+    """Time single fp32 layers against oneDNN, both without AMX."""
+    cases = [case for case in layers.CASES if case.name in ("element fp32 90 %", "4x1 fp32 90 %")]
+    rows = layers.run(cases, quick=False, budget=min(budget, 0.6))
+    outcome = Outcome(rows)
+    for row in rows:
+        if row["kind"] == "layer_summary":
+            name = f"fp32 linears without AMX, {row['case'].replace(' fp32', '')}, against oneDNN fp32"
+            outcome.figures[name] = Measured(row["geomean"], row["busy_cells"] > 0)
+    return outcome
+
+
+def threads(machine: Environment, budget: float) -> Outcome:
+    """Time one fused model on two threads and on one."""
+    pruned = _subject("element", 0.90, 8)
+    model = Sparse().convert(pruned.model, pruned)
+
+    @torch.inference_mode()
+    def run(count: int) -> None:
+        torch.set_num_threads(count)
+        for batch in pruned.batches:
+            model(**batch)
+
+    sides = {str(count): on_wall(functools.partial(run, count)) for count in (1, 2)}
+    timings = alternate(sides, budget=budget, threads=2)
+    ratio = timings.ratio("1", "2").median
+    return Outcome(figures={THREADS: Measured(ratio, bool(timings.busy()))})
+
+
+def peak_memory(machine: Environment, budget: float) -> Outcome:
+    """Measure the memory of inference in a fresh process: weights and embeddings in bf16, batch 8."""
+    pruned = _subject("panel(32,2)", 0.90, 8, tolerance="bf16", dtype="bfloat16")
+    with tempfile.TemporaryDirectory() as folder:
+        ticket = Path(folder) / "ticket.safetensors"
+        pruned.ticket.save(ticket)
+        held = memory.measure(runner.memory_spec(pruned, "sparse", ticket))
+    megabytes = held.record()["running_over_baseline"] / 1e6
+    return Outcome(figures={PEAK: Measured(megabytes, busy=False)})
+
+
+@torch.inference_mode()
+def growth(machine: Environment, budget: float) -> Outcome:
+    """Measure how much a process grows over requests of random lengths."""
+    pruned = _subject("panel(32,2)", 0.90, 1, tolerance="bf16", dtype="bfloat16")
+    model = Sparse().convert(pruned.model.to(torch.bfloat16), pruned)
+    lengths, vocabulary = random.Random(0), pruned.model.config.vocab_size
+    held = []
+    for requests in (WARM_UP_REQUESTS, REQUESTS):
+        for _ in range(requests):
+            model(torch.randint(1000, vocabulary, (1, lengths.randint(1, TOKENS))))
+        held.append(memory.resident())
+    return Outcome(figures={GROWTH: Measured((held[1] - held[0]) // 2**20, busy=False)})
+
+
+THREADS = "BERT-base, batch 8, element 90%, fp32, two threads against one"
+PEAK = "memory of inference, BERT-base, batch 8, panel(32,2) 90%, bf16"
+GROWTH = f"growth over {REQUESTS:,} requests of random length"
+
+
+def _model_limits() -> Iterator[tuple[Limit, Callable[[Environment], str | None]]]:
+    for case, against, musts, aims, why_not in (
+        (("panel(32,2)", 0.90, "bf16"), "the fastest dense", (4, 3), (7, 4.5), no_amx),
+        (("element", 0.90, "bf16"), "the fastest dense", (1.6, 1.2), (1.9, 1.4), no_amx),
+        (("element", 0.95, "bf16"), "the fastest dense", (2.2, 1.8), (2.8, 2.2), no_amx),
+        (("element", 0.90, "fp32"), "oneDNN fp32", (5.5, 5.5), (7, 7), no_plain_avx512),
+        (("element", 0.90, "fp32"), "the fastest dense", (1.5, 1.5), (2.2, 2.2), no_plain_avx512),
+        (("element", 0.90, "fp32"), "DeepSparse 1.8.0", (1.3, 1.2), (1.6, 1.4), no_deepsparse),
+    ):
+        for batch, must, aim in zip((1, 8), musts, aims, strict=True):
+            yield Limit(case_name(*case, batch, against), must, aim), why_not
+
+
+ROWS = (
+    Row("models", models, tuple(_model_limits())),
+    Row(
+        "linears without AMX",
+        capped_layers,
+        (
+            (Limit("fp32 linears without AMX, element 90 %, against oneDNN fp32", 4.5, 5.5), no_avx512),
+            (Limit("fp32 linears without AMX, 4x1 90 %, against oneDNN fp32", 7, 8), no_avx512),
+        ),
+        {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "SPARSEBERT_ISA": "avx512"},
+        no_avx512,
+    ),
+    Row(
+        "models without AMX",
+        capped_models,
+        variables={"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "SPARSEBERT_ISA": "avx512"},
+        why_not=no_avx512,
+    ),
+    Row(
+        "models on AVX2",
+        capped_models,
+        variables={
+            "ONEDNN_MAX_CPU_ISA": "AVX2",
+            "SPARSEBERT_ISA": "avx2",
+            "ATEN_CPU_CAPABILITY": "avx2",
+            "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        },
+        why_not=no_avx2,
+    ),
+    Row("threads", threads, ((Limit(THREADS, 1.85, 2), no_second_core),), why_not=no_second_core),
+    Row("memory", peak_memory, ((Limit(PEAK, 140, 110, "MB", at_most=True), never),)),
+    Row("growth", growth, ((Limit(GROWTH, 0, 0, "MiB", at_most=True), never),)),
+)
+
+
+def judged(row: Row, machine: Environment, outcome: Outcome) -> Iterator[results.Record]:
+    """Yield a goal record for each limit of a row."""
+    for limit, why_not in row.limits:
+        arguments: dict[str, Any] = {
+            "must": limit.must,
+            "aim": limit.aim,
+            "unit": limit.unit,
+            "at_most": limit.at_most,
+            "environment": machine.record(),
+        }
+        reason = row.why_not(machine) or why_not(machine)
+        measured = outcome.figures.get(limit.figure)
+        if reason is None and measured is not None:
+            yield goal(limit.figure, measured.value, busy=measured.busy, **arguments)
+        else:
+            yield unmeasured_goal(limit.figure, reason or "its measurement failed", **arguments)
+
+
+def run_row(row: Row, out: Path, budget: float) -> str | None:
+    """Measure a row in a process of its own into ``out``, and return why it failed, or None."""
+    command = [sys.executable, "-m", "benchmarks.cpu_engine", "--in-process", row.name]
+    command += ["--budget", str(budget), "--out", str(out)]
+    variables = {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", **row.variables}
+    done = subprocess.run(command, env={**os.environ, **variables}, stderr=subprocess.PIPE, text=True)
+    lines = [line for line in done.stderr.strip().splitlines() if line]
+    for line in lines:
+        if line.startswith(_SAID):
+            print(line.removeprefix(_SAID), file=sys.stderr)
+    return None if done.returncode == 0 else (lines[-1] if lines else f"exit code {done.returncode}")
+
+
+_SAID = "| "
+
+
+def _say(line: str) -> None:
+    print(_SAID + line, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return exit code 0, or 1 if a row could not be measured although this CPU can."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    names = [row.name for row in ROWS]
+    parser.add_argument("--row", action="append", choices=names, help="measure only this row; repeatable")
+    parser.add_argument("--in-process", choices=names, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--budget", type=float, default=15.0, help="seconds of timed rounds for each comparison"
+    )
+    add_out_option(parser)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    machine = environment.detect()
+    if options.in_process:
+        row = next(row for row in ROWS if row.name == options.in_process)
+        outcome = row.measure(machine, options.budget)
+        append(options.out, [*outcome.records, *judged(row, machine, outcome)])
+        print("; ".join(outcome.failures), file=sys.stderr)
+        return int(bool(outcome.failures))
+    failures: dict[str, str] = {}
+    records: list[results.Record] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, row in enumerate(row for row in ROWS if not options.row or row.name in options.row):
+            reason = row.why_not(machine)
+            out = Path(folder) / f"{number}.jsonl"
+            if reason is None:
+                print(f"measuring {row.name}", file=sys.stderr)
+                if failure := run_row(row, out, options.budget):
+                    failures[row.name] = failure
+            measured = results.read(out) if out.exists() else list(judged(row, machine, Outcome()))
+            records += measured
+            append(options.out, measured)
+    show([*machine_tables(records), *goal_tables(records)])
+    for name, failure in failures.items():
+        print(f"{name} failed: {failure}", file=sys.stderr)
+    return int(bool(failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

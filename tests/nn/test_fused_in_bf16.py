@@ -1,0 +1,195 @@
+"""Fused encoders in the engine for bfloat16: answers within bf16's error."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsebert import compact_, fuse_, prune, sparsify_
+from sparsebert.nn.encoder_layers import encoder_family
+from sparsebert.nn.fused_encoder import FusedEncoder, engine_dtype
+from sparsebert.nn.fused_model import FusedModel
+from sparsebert.nn.sparse_linear import SparseLinear
+from sparsebert_kernels import cpu
+from sparsebert_kernels.cpu import native
+from sparsebert_kernels.cpu.encoder import has_engine
+from tests.ops.backends import using
+
+transformers = pytest.importorskip("transformers")
+BF16 = torch.bfloat16
+SIZES = {
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "vocab_size": 60,
+    "max_position_embeddings": 64,
+}
+TOKENS = torch.arange(2, 53).view(3, 17)
+MASK = torch.arange(17) < torch.tensor([[17], [4], [1]])
+
+
+def _set() -> str | None:
+    for name in ("amx", "avx512_bf16", "amx_emulated"):
+        with suppress(ValueError), using(name):
+            if has_engine(BF16):
+                return name
+    return None
+
+
+SET = _set() if cpu.available() else None
+pytestmark = pytest.mark.skipif(SET is None, reason="the native library has no engine for bfloat16")
+
+
+@pytest.fixture(autouse=True)
+def _with_the_engine() -> Any:
+    assert SET is not None
+    with using(SET):
+        yield
+
+
+def bert(**changes: Any) -> Any:
+    """A small BERT with heads of 32, or of other widths, and weights that tell its layers apart."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**{**SIZES, "num_attention_heads": 3, **changes})
+    return spread(transformers.BertModel(config).eval())
+
+
+def spread(model: Any) -> Any:
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    return model
+
+
+FAMILIES = {
+    "BERT": bert,
+    "RoBERTa": lambda: spread(
+        transformers.RobertaModel(transformers.RobertaConfig(**SIZES, num_attention_heads=3)).eval()
+    ),
+    "ELECTRA": lambda: spread(
+        transformers.ElectraModel(
+            transformers.ElectraConfig(**SIZES, num_attention_heads=3, embedding_size=40)
+        ).eval()
+    ),
+    "DistilBERT": lambda: spread(
+        transformers.DistilBertModel(
+            transformers.DistilBertConfig(
+                dim=96, hidden_dim=192, n_layers=2, n_heads=3, vocab_size=60, max_position_embeddings=64
+            )
+        ).eval()
+    ),
+}
+
+
+def in_bf16(model: Any, tolerance: str = "bf16") -> Any:
+    fuse_(model)
+    for module in model.modules():
+        if isinstance(module, FusedEncoder | FusedModel):
+            module.tolerance = tolerance
+    return model
+
+
+@torch.inference_mode()
+def answers(model: Any) -> Tensor:
+    outputs = model(TOKENS, MASK.long())
+    parts = [outputs[0][MASK].flatten()]
+    if "pooler_output" in outputs:
+        parts.append(outputs.pooler_output.flatten())
+    return torch.cat(parts)
+
+
+def check(model: Any, tolerance: str = "bf16") -> Any:
+    """Compare with float64: the error may be 1.3 times that of the model in bfloat16."""
+    exact = answers(copy.deepcopy(model).double())
+    error_of_torch = (answers(copy.deepcopy(model).bfloat16()).double() - exact).norm()
+    fused = in_bf16(copy.deepcopy(model), tolerance)
+    answer = answers(fused)
+    assert answer.dtype == torch.float32
+    assert (answer - exact).norm() <= 1.3 * error_of_torch
+    encoder = next(module for module in fused.modules() if isinstance(module, FusedEncoder))
+    with torch.inference_mode():
+        assert encoder.current_native().dtype == BF16
+    return fused
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answers_of_every_family(name: str) -> None:
+    check(FAMILIES[name]())
+
+
+@pytest.mark.parametrize("heads", [2, 4, 8], ids=lambda heads: f"width_{96 // heads}")
+def test_heads_of_any_width(heads: int) -> None:
+    check(bert(num_attention_heads=heads))
+
+
+@pytest.mark.parametrize("granularity", ["head", "neuron", "row", "column"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_compacted_models(granularity: str, sparse: bool) -> None:
+    model = bert()
+    ticket = prune(model, sparsity=0.5, granularity=granularity)
+    exact = answers(copy.deepcopy((sparsify_ if sparse else compact_)(model, ticket)))
+    answer = answers(in_bf16(model))
+    assert (answer - exact).norm() < 0.01 * exact.norm()
+
+
+@pytest.mark.parametrize("format", ["element", "vector", "compact", "dense", "csr"])
+def test_sparse_models(format: str) -> None:
+    model = bert()
+    sparsify_(model, prune(model, sparsity=0.7), format=format)
+    exact = answers(model)
+    answer = answers(in_bf16(model))
+    assert (answer - exact).norm() < 0.01 * exact.norm()
+
+
+def test_row_panels_of_sparse_layers_are_read_in_place() -> None:
+    model = bert()
+    ticket = prune(model, sparsity=0.5, granularity="block", block_size=(32, 2))
+    sparse = []
+    for key, mask in ticket.masks.items():
+        path, _, name = key.rpartition(".")
+        parent = model.get_submodule(path)
+        layer = SparseLinear.from_linear(getattr(parent, name), mask, format="row_panel")
+        setattr(parent, name, layer)
+        sparse.append(layer.packed)
+    exact = answers(model)
+    answer = answers(in_bf16(model))
+    assert (answer - exact).norm() < 0.01 * exact.norm()
+    read = {tensor.data_ptr() for tensor in model.encoder._native.encoder._alive}
+    assert {packed.values.data_ptr() for packed in sparse} <= read
+
+
+def test_without_the_engine_fp32_computes() -> None:
+    model = bert()
+    exact = answers(model)
+    in_bf16(model)
+    answers(model)
+    with using("baseline" if "baseline" in native.instruction_sets() else native.instruction_sets()[-1]):
+        assert torch.allclose(answers(model), exact, rtol=1e-5, atol=3e-6)
+    assert not torch.allclose(answers(model), exact, rtol=1e-5, atol=3e-6)
+
+
+def test_changes_of_weights_and_tolerance_are_followed() -> None:
+    model = in_bf16(bert())
+    before = answers(model)
+    with torch.no_grad():
+        model.encoder.layer[0].output.dense.bias += 1
+    changed = answers(model)
+    assert not torch.equal(changed, before)
+    for module in (model, model.encoder):
+        module.tolerance = "fp32"
+    exact = answers(copy.deepcopy(model))
+    assert torch.equal(answers(model), exact)
+    assert (exact - changed).norm() < 0.01 * exact.norm()
+
+
+def test_families_with_other_layers_stay_in_fp32() -> None:
+    family = encoder_family(
+        transformers.BertModel(transformers.BertConfig(**SIZES, num_attention_heads=3)).encoder.__class__
+    )
+    assert engine_dtype("bf16", family) == engine_dtype("int8", family) == BF16
+    assert engine_dtype("fp32", family) == torch.float32

@@ -1,0 +1,396 @@
+"""The native encoder in bfloat16 against float64: shapes, blocks, lengths, instruction sets and threads."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparsebert_kernels.cpu.encoder import (
+    EncoderEnds,
+    EncoderLayer,
+    HeadGroup,
+    NativeEncoder,
+    NativeEnds,
+    has_engine,
+    supports,
+)
+from sparsebert_kernels.cpu.row_panels import (
+    cheapest_block,
+    is_dense,
+    pack_row_panels,
+    pad_rows,
+    padded_heads,
+)
+from sparsebert_kernels.formats import ElementSparse, RowPanelSparse
+from tests.ops.backends import INSTRUCTION_SETS, using
+from tests.ops.test_encoder import ACTIVATIONS, reference
+
+BF16 = torch.bfloat16
+
+
+def _with_engine() -> list[str]:
+    sets = []
+    for name in (*INSTRUCTION_SETS, "amx_emulated"):
+        with suppress(ValueError), using(name):
+            if has_engine(BF16):
+                sets.append(name)
+    return sets
+
+
+SETS = _with_engine()
+pytestmark = pytest.mark.skipif(not SETS, reason="no instruction set here has the bfloat16 engine")
+BLOCKS = tuple((rows, columns) for rows in (16, 32, 64) for columns in (1, 2, 4, 32))
+
+
+@pytest.fixture(params=SETS or ["none"])
+def paired_set(request: pytest.FixtureRequest) -> object:
+    with using(request.param):
+        yield request.param
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Two layers and a batch."""
+
+    hidden: int = 64
+    inner: int = 96
+    heads: tuple[HeadGroup, ...] = (HeadGroup(2, 32, 32),)
+    blocks: tuple[tuple[int, int], ...] = ((32, 2),) * 6
+    lengths: tuple[int, ...] = (9, 33, 1)
+    density: float = 0.4
+    activation: str = "gelu"
+    bias: bool = True
+
+    def layers(self) -> tuple[list[EncoderLayer], list[list[Tensor]]]:
+        """The layers, and their dense weights, which bfloat16 holds exactly."""
+        score = sum(group.heads * group.score for group in self.heads)
+        value = sum(group.heads * group.value for group in self.heads)
+        shapes = [(score, self.hidden)] * 2 + [(value, self.hidden), (self.hidden, value)]
+        shapes += [(self.inner, self.hidden), (self.hidden, self.inner)]
+        layers, dense = [], []
+        for _ in range(2):
+            weights = [masked(*each, self.density) for each in zip(shapes, self.blocks, strict=True)]
+            layers.append(
+                EncoderLayer(
+                    weights=[
+                        RowPanelSparse.from_dense(weight, block=block)
+                        for weight, block in zip(weights, self.blocks, strict=True)
+                    ],
+                    biases=[torch.randn(rows) if self.bias else None for rows, _ in shapes],
+                    attention_norm=(torch.rand(self.hidden) + 0.5, torch.randn(self.hidden)),
+                    output_norm=(torch.rand(self.hidden) + 0.5, torch.randn(self.hidden)),
+                    epsilons=(1e-5, 1e-3),
+                    heads=self.heads,
+                    scale=0.3,
+                    activation=self.activation,
+                )
+            )
+            dense.append(weights)
+        return layers, dense
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        tokens = max(self.lengths)
+        mask = torch.arange(tokens) < torch.tensor(self.lengths)[:, None]
+        return torch.randn(len(self.lengths), tokens, self.hidden), mask
+
+
+def masked(shape: tuple[int, int], block: tuple[int, int], density: float) -> Tensor:
+    blocks = torch.rand(-(-shape[0] // block[0]), -(-shape[1] // block[1])) < density
+    mask = blocks.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[: shape[0], : shape[1]]
+    return (torch.randn(shape) / (shape[1] * max(density, 0.02)) ** 0.5 * mask).bfloat16().float()
+
+
+def check(problem: Problem, threads: int = 1, dtype: torch.dtype = torch.float32) -> None:
+    """Compare with float64; the error may be 1.3 times that of torch in bfloat16."""
+    torch.manual_seed(3)
+    layers, dense = problem.layers()
+    x, mask = problem.batch()
+    x = x.to(dtype)
+    exact = reference(layers, dense, x, mask, torch.float64)
+    error_of_torch = (reference(layers, dense, x, mask, BF16) - exact).norm()
+    torch.set_num_threads(threads)
+    answer = NativeEncoder(layers, BF16)(x, mask)
+    assert answer.dtype == dtype
+    assert (answer - exact).norm() <= 1.3 * error_of_torch
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_every_block_and_activation(block: tuple[int, int], activation: str, paired_set: str) -> None:
+    check(Problem(blocks=(block,) * 6, activation=activation))
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Problem(lengths=(1,)),
+        Problem(lengths=(16, 16)),
+        Problem(lengths=(17, 31, 32)),
+        Problem(lengths=(64, 65)),
+        Problem(lengths=(600,)),
+        Problem(lengths=(3,) * 30),
+        Problem(lengths=(200, 150, 4)),
+        Problem(lengths=(0, 5, 0)),
+        Problem(hidden=5, inner=3, heads=(HeadGroup(1, 32, 32),)),
+        Problem(heads=(HeadGroup(1, 96, 32), HeadGroup(3, 32, 64), HeadGroup(1, 64, 96))),
+        Problem(hidden=300, inner=800, heads=(HeadGroup(4, 64, 64),), lengths=(40,)),
+        Problem(bias=False),
+        Problem(density=1.0),
+        Problem(blocks=((16, 1), (64, 2), (32, 32), (16, 8), (32, 1), (64, 16))),
+    ],
+    ids=str,
+)
+def test_sizes(problem: Problem, paired_set: str) -> None:
+    check(problem)
+
+
+def test_bfloat16_in_and_out(paired_set: str) -> None:
+    check(Problem(), dtype=BF16)
+
+
+def test_int8_weights(paired_set: str) -> None:
+    torch.manual_seed(3)
+    problem = Problem()
+    layers, dense = problem.layers()
+    x, mask = problem.batch()
+    exact = reference(layers, dense, x, mask, torch.float64)
+    layers = [
+        replace(
+            layer,
+            weights=[RowPanelSparse.from_dense(each, block=(32, 4), dtype=torch.int8) for each in weights],
+        )
+        for layer, weights in zip(layers, dense, strict=True)
+    ]
+    answers = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        answers.append(NativeEncoder(layers, BF16)(x, mask))
+    assert torch.equal(*answers)
+    assert (answers[0] - exact).norm() < 0.03 * exact.norm()
+
+
+class TestEnds:
+    """Embeddings and pooler in the same call."""
+
+    @pytest.mark.parametrize("padding", [None, 1], ids=["from_0", "counted"])
+    @pytest.mark.parametrize("width", [64, 40], ids=["unprojected", "projected"])
+    def test_from_ids_to_the_pooler(self, padding: int | None, width: int, paired_set: str) -> None:
+        torch.manual_seed(5)
+        problem = Problem(lengths=(20, 5, 1, 17, 3) * 4)
+        layers, dense = problem.layers()
+        _, mask = problem.batch()
+        words, positions, types = (torch.randn(rows, width) for rows in (50, 30, 2))
+        norm = (torch.rand(width) + 0.5, torch.randn(width))
+        projection = masked((64, width), (32, 2), 1.0) if width != 64 else None
+        pooler, bias = masked((64, 64), (32, 2), 0.5), torch.randn(64)
+        ids, kinds = torch.randint(2, 50, mask.shape), torch.randint(0, 2, mask.shape)
+        ids[~mask] = 1
+        numbers = torch.arange(mask.shape[1]).expand_as(ids)
+        if padding is not None:
+            numbers = numbers + padding + 1
+        numbers = torch.where(mask, numbers, 0)
+        x = torch.nn.functional.layer_norm(
+            words[ids].double() + positions[numbers] + types[kinds], (width,), *(t.double() for t in norm)
+        )
+        x = x if projection is None else x @ projection.double().T
+        exact = reference(layers, dense, x, mask, torch.float64)
+        pooled_exact = (exact[:, 0] @ pooler.double().T + bias).tanh()
+        ends = EncoderEnds(
+            words=words,
+            positions=positions,
+            types=types,
+            embedding_norm=norm,
+            padding=padding,
+            projection=None if projection is None else pack_row_panels(projection),
+            pooler=pack_row_panels(pooler),
+            pooler_bias=bias,
+            epsilons=(1e-5, 0.0),
+        )
+        torch.set_num_threads(2)
+        encoder = NativeEncoder(layers, BF16)
+        states, pooled = encoder.of_ids(ids, mask, kinds, NativeEnds(ends, BF16))
+        assert pooled is not None
+        assert (states - exact).norm() < 0.01 * exact.norm()
+        assert (pooled - pooled_exact).norm() < 0.01 * pooled_exact.norm()
+
+
+def test_weights_without_kept_blocks(paired_set: str) -> None:
+    problem = Problem(density=0.0)
+    layers, dense = problem.layers()
+    x, mask = problem.batch()
+    exact = reference(layers, dense, x, mask, torch.float64)
+    assert (NativeEncoder(layers, BF16)(x, mask) - exact).norm() < 0.01 * exact.norm()
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    sizes = st.integers(4, 150)
+    widths = st.sampled_from((32, 64, 96))
+    groups = st.builds(HeadGroup, st.integers(1, 3), widths, widths)
+    return Problem(
+        hidden=draw(sizes),
+        inner=draw(sizes),
+        heads=tuple(draw(st.lists(groups, min_size=1, max_size=3))),
+        blocks=tuple(draw(st.lists(st.sampled_from(BLOCKS), min_size=6, max_size=6))),
+        lengths=tuple(draw(st.lists(st.integers(0, 50), min_size=1, max_size=6).filter(any))),
+        density=draw(st.sampled_from((0.1, 0.3, 1.0))),
+        activation=draw(st.sampled_from(tuple(ACTIVATIONS))),
+        bias=draw(st.booleans()),
+    )
+
+
+@settings(max_examples=40)
+@given(problems(), st.sampled_from(SETS or ["none"]), st.integers(1, 3))
+def test_random_problems(problem: Problem, name: str, threads: int) -> None:
+    with using(name):
+        check(problem, threads)
+
+
+Small = tuple[NativeEncoder, Tensor, Tensor]
+
+
+@pytest.fixture
+def small() -> Small:
+    problem = Problem()
+    return (NativeEncoder(problem.layers()[0], BF16), *problem.batch())
+
+
+class TestPadding:
+    def test_a_sequence_has_the_same_bits_in_every_batch(self, small: Small, paired_set: str) -> None:
+        encoder, x, mask = small
+        together = encoder(x, mask)
+        for row, kept, answer in zip(x, mask, together, strict=True):
+            for others in (1, 7, 16):
+                # Tokens before it move it to other lanes and panels.
+                tokens = torch.cat((torch.randn(others, x.shape[2]), row[kept]))
+                batch = torch.zeros(2, len(tokens), x.shape[2])
+                places = torch.zeros(2, len(tokens), dtype=torch.bool)
+                batch[0, :others], batch[1, others:] = tokens[:others], tokens[others:]
+                places[0, :others], places[1, others:] = True, True
+                assert torch.equal(encoder(batch, places)[1, others:], answer[kept])
+
+    def test_is_zero_and_never_read(self, small: Small, paired_set: str) -> None:
+        encoder, x, mask = small
+        answer = encoder(x, mask)
+        assert not answer[~mask].any()
+        assert torch.equal(encoder(torch.where(mask[..., None], x, torch.nan), mask), answer)
+
+    def test_alone_gives_zeros(self, small: Small) -> None:
+        encoder, x, mask = small
+        assert not encoder(x, torch.zeros_like(mask)).any()
+
+    @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=str)
+    def test_an_empty_batch(self, small: Small, shape: tuple[int, int]) -> None:
+        encoder, x, _ = small
+        assert encoder(x.new_zeros(*shape, x.shape[2])).shape == (*shape, x.shape[2])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_nan_and_inf_stay_in_their_sequence(small: Small, value: float, paired_set: str) -> None:
+    encoder, x, mask = small
+    clean = encoder(x, mask)
+    x[1, 2, 3] = value
+    answer = encoder(x, mask)
+    assert torch.equal(answer[[0, 2]], clean[[0, 2]])
+    assert answer[1].isnan().any()
+    assert torch.equal(encoder(x[[0, 2]], mask[[0, 2]]), clean[[0, 2]])
+
+
+def test_large_scores_do_not_overflow(paired_set: str) -> None:
+    problem = Problem()
+    layers, _ = problem.layers()
+    x, mask = problem.batch()
+    assert NativeEncoder([replace(layer, scale=1000.0) for layer in layers], BF16)(x, mask).isfinite().all()
+
+
+@pytest.mark.parametrize("lengths", [(40, 70, 0, 25), (5,), (128,), (300,), (20,) * 40], ids=str)
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_threads_change_no_bit(threads: int, lengths: tuple[int, ...]) -> None:
+    problem = Problem(lengths=lengths)
+    encoder, (x, mask) = NativeEncoder(problem.layers()[0], BF16), problem.batch()
+    torch.set_num_threads(1)
+    alone = encoder(x, mask)
+    torch.set_num_threads(threads)
+    assert torch.equal(encoder(x, mask), alone)
+
+
+class TestRefusals:
+    def test_x(self, small: Small) -> None:
+        with pytest.raises(ValueError, match=r"it must be .* of torch.float32 or torch.bfloat16 on cpu"):
+            small[0](torch.zeros(1, 2, 64).double())
+
+    def test_layers_that_do_not_fit_together(self) -> None:
+        layers, _ = Problem().layers()
+        for wrong in (
+            replace(layers[0], heads=(HeadGroup(2, 32, 64),)),
+            replace(layers[0], heads=(HeadGroup(4, 16, 16),)),
+            replace(layers[0], weights=[*layers[0].weights[:5], layers[0].weights[4]]),
+            replace(layers[0], weights=[ElementSparse.from_dense(torch.ones(64, 64))] * 6),
+        ):
+            encoder = NativeEncoder([replace(wrong, biases=[None] * 6)], BF16)
+            with pytest.raises(ValueError, match="do not fit together"):
+                encoder(torch.zeros(1, 4, 64))
+
+    def test_row_panels_in_float32(self) -> None:
+        layers, _ = Problem().layers()
+        with pytest.raises(ValueError, match="do not fit together"):
+            NativeEncoder(layers)(torch.zeros(1, 4, 64))
+
+    def test_other_instruction_sets(self) -> None:
+        layers, _ = Problem().layers()
+        for name in sorted(set(INSTRUCTION_SETS) - set(SETS)):
+            with using(name), pytest.raises(ValueError, match="the library lacks"):
+                NativeEncoder(layers, BF16)(torch.zeros(1, 4, 64))
+
+
+class TestRowPanels:
+    """How a matrix is stored."""
+
+    @pytest.mark.parametrize("block", [(16, 1), (32, 2), (32, 32), (64, 8)], ids=str)
+    def test_masks_of_blocks_stay_sparse(self, block: tuple[int, int]) -> None:
+        weight = masked((128, 256), block, 0.1)
+        packed = pack_row_panels(weight)
+        assert torch.equal(packed.to_dense().float(), weight)
+        assert packed.values.numel() <= RowPanelSparse.from_dense(weight, block=block).values.numel()
+        assert not is_dense(packed)
+
+    def test_scattered_weights_end_dense(self) -> None:
+        mask = torch.rand(128, 256) < 0.3
+        packed = pack_row_panels(torch.randn(128, 256), mask)
+        assert is_dense(packed)
+        assert cheapest_block(mask)[1] > 1
+
+    def test_few_scattered_weights_stay_sparse(self) -> None:
+        packed = pack_row_panels(torch.randn(128, 256), torch.rand(128, 256) < 0.01)
+        assert packed.block_rows == 16
+        assert packed.block_columns == 1
+        assert not is_dense(packed)
+
+    def test_removed_rows_and_columns_are_not_stored(self) -> None:
+        mask = torch.zeros(128, 256, dtype=torch.bool)
+        mask[:64, :32] = True
+        assert pack_row_panels(torch.randn(128, 256), mask).values.numel() == 64 * 32
+
+    def test_heads_are_padded_to_whole_panels(self) -> None:
+        heads = [HeadGroup(2, 12, 32), HeadGroup(1, 40, 5)]
+        assert padded_heads(heads) == [HeadGroup(2, 32, 32), HeadGroup(1, 64, 32)]
+        rows = torch.arange(1.0, 65)
+        padded = pad_rows(rows, [(2, 12), (1, 40)])
+        assert padded.shape == (128,)
+        assert torch.equal(padded[:12], rows[:12])
+        assert torch.equal(padded[32:44], rows[12:24])
+        assert torch.equal(padded[64:104], rows[24:])
+        assert padded.count_nonzero() == 64
+        assert pad_rows(rows, [(2, 32)]) is rows
+
+    def test_only_row_panels_are_supported(self) -> None:
+        weight = masked((64, 64), (32, 2), 0.5)
+        assert supports(RowPanelSparse.from_dense(weight), BF16)
+        assert not supports(RowPanelSparse.from_dense(weight))
+        assert not supports(ElementSparse.from_dense(weight.bfloat16()), BF16)
