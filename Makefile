@@ -109,6 +109,7 @@ results: $(VENV)/.native $(VENV)/.others $(VENV)/.demo  ## measure every figure 
 # Appends, so that the figures of several machines stand side by side.
 results-cpu: $(VENV)/.native $(VENV)/.others $(VENV)/.rivals  ## measure every figure of the CPU engine that this CPU can, against all dense libraries
 	$(PY) -m benchmarks.cpu_engine --out benchmarks/results/cpu.jsonl $(ARGS)
+	$(PY) -m sparsebert.report.render_docs --write
 
 # Hours, but in as many goes as one likes: what was interrupted goes on, what is done is only read.
 lottery: $(VENV)/.native $(VENV)/.demo  ## find, train and compact tickets on real tasks (data in SPARSEBERT_DATA); writes benchmarks/results/

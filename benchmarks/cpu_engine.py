@@ -26,19 +26,22 @@ from benchmarks import layers
 from benchmarks.fresh_process import python_path
 from benchmarks.goals import goal, unmeasured_goal
 from benchmarks.output import add_out_option, append, show
+from benchmarks.random_mask import random_mask
 from sparsebert import results
-from sparsebert.bench import environment, memory, runner
+from sparsebert.bench import environment, memory, profile, runner
 from sparsebert.bench.environment import Environment
 from sparsebert.bench.output_check import OutputMismatchError
 from sparsebert.bench.providers import BACKENDS, BASELINES
 from sparsebert.bench.providers.sparse import Sparse
 from sparsebert.bench.pruned_model import PrunedModel, prepare_pruned_model
-from sparsebert.bench.timer import alternate, on_wall
+from sparsebert.bench.timer import alternate, on_wall, repeated
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
 from sparsebert.report.layer_tables import goal_tables
 from sparsebert.report.model_tables import NOT_DENSE, fastest_dense, machine_tables
+from sparsebert_kernels import ops
 from sparsebert_kernels.errors import one_line
+from sparsebert_kernels.formats import VectorInt8
 
 MODEL, TOKENS = "bert-base", 128
 PANELS = {"granularity": "panel", "block_size": (32, 2)}
@@ -91,6 +94,10 @@ def no_amx(machine: Environment) -> str | None:
 
 def no_avx512(machine: Environment) -> str | None:
     return None if "avx512" in machine.instruction_sets else "no AVX-512"
+
+
+def no_vnni(machine: Environment) -> str | None:
+    return None if "avx512_vnni" in machine.isa_flags and no_avx512(machine) is None else "no AVX512-VNNI"
 
 
 def no_plain_avx512(machine: Environment) -> str | None:
@@ -215,6 +222,43 @@ def capped_layers(machine: Environment, budget: float) -> Outcome:
     return outcome
 
 
+@torch.inference_mode()
+def int8_layers(machine: Environment, budget: float) -> Outcome:
+    """Time a 4x1 layer in int8 at several numbers of tokens: operations a second, zeros counted."""
+    out_features, in_features = 768, 3072
+    mask = random_mask((out_features, in_features), (4, 1), 0.9, torch.Generator().manual_seed(0))
+    weight = torch.randn(out_features, in_features, generator=torch.Generator().manual_seed(0)).where(mask, 0)
+    packed = VectorInt8.from_dense(weight, mask)
+    inputs = {tokens: torch.randn(tokens, in_features) for tokens in (*INT8_TOKENS, *TAIL_TOKENS)}
+    sides = {
+        str(tokens): repeated(on_wall(functools.partial(ops.linear, x, packed)), 10)
+        for tokens, x in inputs.items()
+    }
+    timings = alternate(sides, budget=min(budget, 5.0), min_rounds=15, max_rounds=600)
+    rates = {
+        tokens: 2 * tokens * out_features * in_features / timings.latency(str(tokens)).median / 1e12
+        for tokens in inputs
+    }
+    _say(f"int8 TOP/s by tokens: {', '.join(f'{tokens}: {rate:.2f}' for tokens, rate in rates.items())}")
+    busy = bool(timings.busy())
+    whole = min(rates[tokens] for tokens in INT8_TOKENS)
+    dip = 100 * max(0.0, 1 - min(rates[tokens] for tokens in TAIL_TOKENS) / whole)
+    return Outcome(figures={INT8_RATE: Measured(whole, busy), INT8_DIP: Measured(dip, busy)})
+
+
+def amx_linears(machine: Environment, budget: float) -> Outcome:
+    """Compare the linear layers of a fused model with oneDNN's in bf16, layout as the encoder has it."""
+    outcome = Outcome()
+    for tokens, batch in ((128, 1), (512, 4)):
+        pruned = _subject("panel(32,2)", 0.90, batch, tolerance="bf16")
+        rows = profile.run(pruned, machine, runner.Settings(budget=budget))
+        outcome.records += rows
+        seconds = {row["side"]: sum(row["parts_ms"][part] for part in set(profile.LINEARS)) for row in rows}
+        ratio = seconds["dense, oneDNN bf16"] / seconds["sparse, fused"]
+        outcome.figures[AMX_LINEARS.format(tokens)] = Measured(ratio, rows[0]["busy"])
+    return outcome
+
+
 def threads(machine: Environment, budget: float) -> Outcome:
     """Time one fused model on two threads and on one."""
     pruned = _subject("element", 0.90, 8)
@@ -257,6 +301,10 @@ def growth(machine: Environment, budget: float) -> Outcome:
     return Outcome(figures={GROWTH: Measured((held[1] - held[0]) // 2**20, busy=False)})
 
 
+INT8_TOKENS, TAIL_TOKENS = (64, 96, 128), (80, 100)
+INT8_RATE = "4x1 90% in int8, 768x3072, 64 to 128 tokens, operations a second"
+INT8_DIP = "the same, loss at 80 or 100 tokens"
+AMX_LINEARS = "linears of BERT-base, panel(32,2) 90%, {} tokens, against oneDNN bf16"
 THREADS = "BERT-base, batch 8, element 90%, fp32, two threads against one"
 PEAK = "memory of inference, BERT-base, batch 8, panel(32,2) 90%, bf16"
 GROWTH = f"growth over {REQUESTS:,} requests of random length"
@@ -303,6 +351,25 @@ ROWS = (
             "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         },
         why_not=no_avx2,
+    ),
+    Row(
+        "int8 linears without AMX",
+        int8_layers,
+        (
+            (Limit(INT8_RATE, 3.5, 4.5, "TOP/s"), no_vnni),
+            (Limit(INT8_DIP, 10, 5, "%", at_most=True), no_vnni),
+        ),
+        {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "SPARSEBERT_ISA": "avx512"},
+        no_vnni,
+    ),
+    Row(
+        "linears on AMX",
+        amx_linears,
+        (
+            (Limit(AMX_LINEARS.format(128), 6, 8), no_amx),
+            (Limit(AMX_LINEARS.format(512), 4, 6), no_amx),
+        ),
+        why_not=no_amx,
     ),
     Row("threads", threads, ((Limit(THREADS, 1.85, 2), no_second_core),), why_not=no_second_core),
     Row("memory", peak_memory, ((Limit(PEAK, 140, 110, "MB", at_most=True), never),)),

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks.output import add_out_option, append, show
-from benchmarks.random_mask import random_mask
+from benchmarks.random_mask import random_mask, random_panel_mask
 from sparsebert import results
 from sparsebert.bench import environment, output_check
 from sparsebert.bench.contention import load_average
@@ -33,6 +33,7 @@ from sparsebert.bench.runner import quantiles
 from sparsebert.bench.timer import Run, Timings, alternate, on_wall, repeated
 from sparsebert.report.layer_tables import layer_tables
 from sparsebert_kernels import cpu, formats, ops
+from sparsebert_kernels.cpu import native, paired
 
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (2304, 768))  # (out, in)
 TOKENS = (128, 512, 2048)
@@ -59,6 +60,7 @@ class Case:
     aim: float | None
     tokens: tuple[int, ...] = TOKENS
     isa: str | None = None
+    paired: bool = False  # activations in paired panels, as inside an encoder: nothing is transposed
 
 
 CASES = (
@@ -76,15 +78,42 @@ CASES = (
     Case("element fp32 90 %, M = 100", "element", 0.90, torch.float32, 4.2, 5.0, (100,)),
     Case("element fp32 90 %, M = 250", "element", 0.90, torch.float32, 4.4, 5.3, (250,)),
     Case("element fp32 90 %, both capped to AVX2", "element", 0.90, torch.float32, 4.0, 5.0, isa="avx2"),
+    # The aims are those of CPUs with AMX.
+    Case("32x2 bf16 90 %, M = 128", "row_panel", 0.90, torch.bfloat16, None, None, (128,)),
+    Case("32x2 bf16 90 %, M = 512", "row_panel", 0.90, torch.bfloat16, None, None, (512,)),
+    Case(
+        "32x2 bf16 90 %, paired panels, M = 128",
+        "row_panel",
+        0.90,
+        torch.bfloat16,
+        None,
+        8.0,
+        (128,),
+        paired=True,
+    ),
+    Case(
+        "32x2 bf16 90 %, paired panels, M = 512",
+        "row_panel",
+        0.90,
+        torch.bfloat16,
+        None,
+        6.0,
+        (512,),
+        paired=True,
+    ),
 )
+PANEL_BLOCK, PANEL_STEP = (32, 2), 32  # of row panels in bf16
 
 
 def packed_layer(
     shape: tuple[int, int], sparsity: float, format: str, dtype: torch.dtype, seed: int = 0
 ) -> tuple[nn.Linear, Any]:
     """Return a linear layer with masked random weights, and the same weight packed."""
-    block = (4, 1) if format == "vector" else (1, 1)
-    mask = random_mask(shape, block, sparsity, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    if format == "row_panel":
+        mask = random_panel_mask(shape, PANEL_BLOCK, PANEL_STEP, sparsity, generator)
+    else:
+        mask = random_mask(shape, (4, 1) if format == "vector" else (1, 1), sparsity, generator)
     generator = torch.Generator().manual_seed(seed)
     linear = nn.Linear(shape[1], shape[0])
     with torch.no_grad():
@@ -108,9 +137,16 @@ def measure(case: Case, shape: tuple[int, int], tokens: int, budget: float) -> d
     precision = str(case.dtype).removeprefix("torch.")
     everywhere = [torch.ones(1, tokens)]
     sides = {"onednn": lambda: dense(x), "sparse": lambda: ops.linear(x, packed, linear.bias)}
+    answers = {"onednn": dense(x)}
+    if case.paired:
+        panels, bias = paired.pair(x), linear.bias.float()
+        sides["sparse"] = lambda: paired.linear(panels, packed, bias)
+        answers["sparse"] = paired.unpair(sides["sparse"](), tokens, shape[0])
+    else:
+        answers["sparse"] = sides["sparse"]()
     checks = [
-        output_check.compare(name, [side()[None]], [exact[None]], everywhere, precision=precision)
-        for name, side in sides.items()
+        output_check.compare(name, [answer[None]], [exact[None]], everywhere, precision=precision)
+        for name, answer in answers.items()
     ]
     output_check.require(checks)
     runs = {name: on_wall(side) for name, side in sides.items()}
@@ -218,6 +254,8 @@ def main() -> int:
     selected = [case for case in CASES if not options.case or case.name in options.case]
     here = [case for case in selected if case.isa in (None, os.environ.get("SPARSEBERT_ISA"))]
     capped = [case for case in selected if case not in here and case.isa in cpu.instruction_sets()]
+    if not native.supports("row_panel", torch.bfloat16, torch.empty(0)):
+        here = [case for case in here if case.format != "row_panel"]
     rows = run(here, quick=options.quick, budget=options.budget)
     rows += run_capped(capped, quick=options.quick, budget=options.budget)
     append(options.out, rows)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from torch import nn
 
 from sparsebert.bert import require_module
-from sparsebert.nn.encoder_layers import NAMES, encoder_family, model_family
-from sparsebert.nn.fused_encoder import FusedEncoder, fused_class, require_fusible
-from sparsebert.nn.fused_model import FusedModel, fused_model_class
-from sparsebert.nn.fused_pooling import fuse_pooling_, unfuse_pooling_
+from sparsebert.cost.precision import require_tolerance
+from sparsebert.nn.encoder_layers import NAMES
+from sparsebert.nn.fused_encoder import require_fusible
+from sparsebert.nn.fused_modules import encoders_of
+from sparsebert.planning.encoder_plan import FP32, EncoderPlan
+from sparsebert.planning.engine_choice import set_encoder_plan_
 
 
-def fuse_(model: nn.Module) -> nn.Module:
+def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
     """Let each base model in ``model`` run in one call of the native CPU library, in place.
 
     For BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, DistilBERT, MPNet and ModernBERT, with any task head
@@ -25,8 +27,8 @@ def fuse_(model: nn.Module) -> nn.Module:
     encoder, another device or dtype than float32 on the CPU, a mask that differs between queries, rows of a
     batch that begin with padding or hold nothing else, weights made under ``torch.inference_mode()`` that the
     native form copies, an attention that the user registered, compilers and tracers; in MPNet and ModernBERT
-    also padding between tokens, and in ModernBERT ``position_ids``. For ``inputs_embeds``, ``position_ids`` and
-    hooks around the encoder, embeddings and pooler run as before, and the layers natively.
+    also padding between tokens, and in ModernBERT ``position_ids``. For ``inputs_embeds``, ``position_ids``
+    and hooks around the encoder, embeddings and pooler run as before, and the layers natively.
 
     Dense weights are copied into the native form, and copied again in the first call after a change: by
     optimizers, ``load_state_dict``, replaced modules or tensors, and all in-place operations that torch
@@ -37,29 +39,24 @@ def fuse_(model: nn.Module) -> nn.Module:
 
     Args:
         model: The model to change. Call it in eval mode under ``torch.inference_mode()``.
+        tolerance: The lowest precision in which the encoder may compute: "fp32", "bf16" or "int8". Parameters
+            and outputs keep their dtypes.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: The model has no encoder of a known class, or a layer of one has no native form. The model
-            is then unchanged.
+        ValueError: The model has no encoder of a known class, a layer of one has no native form, or the
+            tolerance is unknown. The model is then unchanged.
     """
     require_module(model)
-    modules = list(model.modules())
-    encoders = [(module, family) for module in modules if (family := encoder_family(type(module)))]
-    bases = [module for module in modules if model_family(type(module))]
-    if not encoders and not any(isinstance(module, FusedEncoder | FusedModel) for module in modules):
+    require_tolerance(tolerance)
+    encoders = encoders_of(model)
+    if not encoders:
         raise ValueError(f"expected a {NAMES} model; {type(model).__name__} has no encoder of these families")
-    for encoder, family in encoders:
-        require_fusible(encoder, family)
-    for encoder, family in encoders:
-        if family.encoder[0]:
-            encoder.__class__ = fused_class(type(encoder))
-    for base in bases:
-        base.__class__ = fused_model_class(type(base))
-    for module in modules:
-        fuse_pooling_(module)
+    for encoder in encoders:
+        require_fusible(*encoder)
+    set_encoder_plan_(model, EncoderPlan(FP32, "requested", fuse=True, decided_by="user"))
     return model
 
 
@@ -70,10 +67,5 @@ def unfuse_(model: nn.Module) -> nn.Module:
         ValueError: ``model`` is not a module.
     """
     require_module(model)
-    for module in model.modules():
-        unfuse_pooling_(module)
-        if isinstance(module, FusedEncoder | FusedModel):
-            module.__class__ = module.plain_class
-            for name in ("_native", "_ends", "_said"):
-                vars(module).pop(name, None)
+    set_encoder_plan_(model, None)
     return model

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from sparsebert.bert import (
 from sparsebert.bert import full_name as full_name_of
 from sparsebert.compaction.install import compacted_linear, shrink_attentions_
 from sparsebert.compaction.manifest import record_of
+from sparsebert.cost.precision import PRECISIONS, require_tolerance
 from sparsebert.hf.attach_quantizer import attach_quantizer_, recorded_option
 from sparsebert.linear_layers import Filter, require_filter
 from sparsebert.nn.fused_activation import FusedActivation, can_fuse
@@ -32,8 +33,22 @@ from sparsebert.nn.fused_qkv import fuse_qkv_, unfuse_qkv_
 from sparsebert.nn.module_swap import HOOKS, move_hooks, replace_module
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import CompactedTargets, compacted_targets
+from sparsebert.planning.engine_choice import (
+    NO_OTHERS,
+    EncoderDecision,
+    carried_encoder_plan,
+    decide_encoder,
+    require_fuse,
+    set_encoder_plan_,
+)
 from sparsebert.planning.plan import LayerPlan, Plan
-from sparsebert.planning.planner import check_options, plan_layers, require_measure, shared_inputs_of
+from sparsebert.planning.planner import (
+    check_options,
+    plan_layers,
+    plans_for_engines,
+    require_measure,
+    shared_inputs_of,
+)
 from sparsebert.planning.target_layers import TargetLayer, outline
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
@@ -59,6 +74,8 @@ def sparsify_(
     trainable: bool = False,
     compact: bool | None = None,
     measure: bool = True,
+    tolerance: str = "fp32",
+    fuse: bool | None = None,
 ) -> nn.Module:
     """Swap the pruned ``nn.Linear`` layers of ``model`` for ``SparseLinear``, in place.
 
@@ -92,24 +109,40 @@ def sparsify_(
             ``state_dict``; ``plan(model)`` lists them.
         measure: With format "auto", time the formats on this machine, as ``plan`` does. If False, nothing is
             timed: the cost model decides with built-in costs, in the same way in every process.
+        tolerance: The lowest precision in which layers may compute on a CPU: "fp32", "bf16" or "int8".
+            Parameters, outputs and saved files keep their dtypes and exact values; a layer that computes in a
+            lower precision than its own holds its exact weights beside the packed ones. The planner chooses
+            the precision of each layer with its format, by time.
+        fuse: Let the encoder run in one native call, as ``sparsebert.fuse_`` does. None does so where its
+            signature and answers stay the same and it is not slower: a float32 model of a known family on a
+            CPU, not ``trainable``, without hooks inside the encoder. Hidden states at padding are then zero;
+            models that answer questions, which compare the positions of a text with padding, are therefore
+            left out. False never fuses, True demands it. ``plan(model)`` says what was chosen, and why.
 
     Returns:
         The model.
 
     Raises:
         ValueError: The model is sparse already or has nothing to sparsify, the ticket or plan belongs to
-            another model, an option is unknown, or a layer cannot be packed (see
-            ``sparsebert.planning.target_layers.select_target_layers``). The model is then unchanged.
+            another model, an option is unknown, a layer cannot be packed (see
+            ``sparsebert.planning.target_layers.select_target_layers``), or ``fuse=True`` is not possible. The
+            model is then unchanged.
     """
     tokens = DEFAULT_TOKENS if tokens is None else tokens
     check_options("auto" if isinstance(format, Plan) else format, tokens)
     require_measure(measure)
+    require_tolerance(tolerance)
+    require_module(model)
+    require_fuse(fuse, model, trainable)
     if isinstance(format, Plan) and format.layers:
         tokens = format.layers[0].tokens
         compact = any(layer.removal_note for layer in format.layers) if compact is None else compact
     targets = compacted_targets(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
+    requested = "auto" if isinstance(format, Plan) else format
+    timed = measure and format == "auto"
     if isinstance(format, Plan):
-        plans = _matching(model, format, targets.layers)
+        plans, others = _matching(model, format, targets.layers), NO_OTHERS
+        tolerance = _tolerance_of(format)
     else:
         planned = plan_layers(
             targets.layers,
@@ -118,13 +151,39 @@ def sparsify_(
             measure=measure,
             trainable=trainable,
             shared_inputs=shared_inputs_of(model) if fuse_qkv else (),
+            tolerance=tolerance,
         )
         plans = list(planned.layers)
+        others = plans_for_engines(
+            planned, targets.layers, model, format=format, measure=measure, tolerance=tolerance
+        )
+    decision = decide_encoder(
+        model,
+        plans,
+        tokens=tokens,
+        fuse=fuse,
+        trainable=trainable,
+        measure=timed,
+        saved=_way_of(format),
+        tolerance=tolerance,
+        others=others,
+    )
     fusing = {"fuse_qkv": fuse_qkv, "fuse_activation": fuse_activation}
     origin = _origin(targets, ticket) if targets.compaction or not record_of(model) else {}
+    plans = list(decision.layers) if decision else plans
     install_(model, targets, plans, trainable=trainable, **fusing)
-    requested = "auto" if isinstance(format, Plan) else format
-    attach_quantizer_(model, format=requested, tokens=tokens, **fusing, **origin)
+    if decision:
+        settle_(model, decision, timed=timed, fuse_qkv=fuse_qkv)
+    attach_quantizer_(
+        model,
+        format=requested,
+        tokens=tokens,
+        tolerance=tolerance,
+        fuse=fuse,
+        way=decision.plan.way if decision else "",
+        **fusing,
+        **origin,
+    )
     return model
 
 
@@ -183,6 +242,7 @@ def replan_(
     tokens: int | None = None,
     filter: Callable[[str, SparseLinear], bool] | None = None,
     measure: bool = True,
+    tolerance: str | None = None,
 ) -> nn.Module:
     """Choose the formats of a sparse model's layers again, on this machine, and repack the layers in place.
 
@@ -198,6 +258,7 @@ def replan_(
         tokens: Rows of x in a call of a layer; by default as in the model's plan.
         filter: ``filter(name, layer) -> bool`` selects the sparse layers to repack.
         measure: As for ``sparsify_``.
+        tolerance: As for ``sparsify_``; by default as in the model's plan.
 
     Returns:
         The model.
@@ -214,42 +275,101 @@ def replan_(
     if not selected:
         lack = "picked by the filter" if layers else "to choose a format for: call sparsify_ first"
         raise ValueError(f"{type(model).__name__} has no sparse layer {lack}")
+    carried = [plan for key in selected if (plan := layers[key][1].plan) is not None]
     if tokens is None:
-        plans = [layers[key][1].plan for key in selected]
-        tokens = next((plan.tokens for plan in plans if plan is not None), DEFAULT_TOKENS)
+        tokens = next((plan.tokens for plan in carried), DEFAULT_TOKENS)
+    if tolerance is None:
+        tolerance = next((plan.tolerance for plan in carried), "fp32")
     check_options("auto" if isinstance(format, Plan) else format, tokens)
+    require_tolerance(tolerance)
     configured = record_of(model).get("linears", {})
     targets = [_sparse_target(key, *layers[key], configured.get(key)) for key in selected]
+    others = NO_OTHERS
     if isinstance(format, Plan):
         tokens = format.layers[0].tokens if format.layers else tokens
+        tolerance = _tolerance_of(format)
         entries = dict(zip(selected, _matching(model, format, targets), strict=True))
     else:
-        entries = {}
-        for trainable in (False, True):  # a model made by hand may have both kinds
-            planned = plan_layers(
+        planned = [
+            plan_layers(
                 [target for target in targets if layers[target.key][1].trainable == trainable],
                 tokens=tokens,
                 format=format,
                 measure=measure,
                 trainable=trainable,
                 shared_inputs=shared_inputs_of(model),
+                tolerance=tolerance,
             )
-            entries |= {entry.key: entry for entry in planned.layers}
-    switches = [
-        layers[key][1].prepare_format(entry.format, **entry.options) for key, entry in entries.items()
-    ]
+            for trainable in (False, True)  # a model made by hand may have both kinds
+        ]
+        entries = {entry.key: entry for each in planned for entry in each.layers}
+        whole = Plan(tuple(entries[target.key] for target in targets), "")
+        others = plans_for_engines(whole, targets, model, format=format, measure=measure, tolerance=tolerance)
+    fuse_qkv = recorded_option(model, "fuse_qkv", default=True)
+    _repack_(model, entries, fuse_qkv=fuse_qkv)
+    way = carried_encoder_plan(model) if filter is None else None
+    decision = way and decide_encoder(
+        model,
+        list(entries.values()),
+        tokens=tokens,
+        fuse=way.fuse,
+        trainable=any(layer.trainable for _, layer in layers.values()),
+        measure=measure and format == "auto",
+        saved=_way_of(format),
+        tolerance=tolerance,
+        others=others,
+    )
+    if decision:
+        settle_(model, decision, timed=measure and format == "auto", fuse_qkv=fuse_qkv)
+    requested = {"format": "auto" if isinstance(format, Plan) else format} if filter is None else {}
+    if decision:
+        requested["way"] = decision.plan.way
+    attach_quantizer_(model, tokens=tokens, tolerance=tolerance, **requested)
+    return model
+
+
+def settle_(model: nn.Module, decision: EncoderDecision, *, timed: bool, fuse_qkv: bool) -> None:
+    """Let the encoder run in the fastest way, ``timed`` or predicted, with its layers packed for it."""
+    if timed:
+        decision.settle_by_timing()
+    entries = {entry.key: entry for entry in decision.layers}
+    layers = {key: layer for key, (_, layer) in _sparse_layers(model).items()}
+    others = {
+        key: entry
+        for key, entry in entries.items()
+        if key in layers and layers[key].recipe != (entry.format, entry.options)
+    }
+    if others:
+        _repack_(model, others, fuse_qkv=fuse_qkv)
+    decision.apply_()
+
+
+def _repack_(model: nn.Module, entries: Mapping[str, LayerPlan], *, fuse_qkv: bool) -> None:
+    """Repack sparse layers as planned, by key. Every layer is packed before the first one changes.
+
+    Raises:
+        ValueError: A layer cannot have its format. The model is then unchanged.
+    """
+    layers = {key: layer for key, (_, layer) in _sparse_layers(model).items()}
+    switches = [layers[key].prepare_format(entry.format, **entry.options) for key, entry in entries.items()]
     for switch in switches:
         switch()
     for key, entry in entries.items():
-        layer = layers[key][1]
+        layer = layers[key]
         layer.plan = _followed(entry, layer)
         if layer.activation != "none":
             _append_reason(layer, layer.activation + FUSED_NOTE)
-    if recorded_option(model, "fuse_qkv", default=True):
-        _fuse_qkv_again(model, {key: layer for key, (_, layer) in layers.items()})
-    requested = {"format": "auto" if isinstance(format, Plan) else format} if filter is None else {}
-    attach_quantizer_(model, tokens=tokens, **requested)
-    return model
+    if fuse_qkv:
+        _fuse_qkv_again(model, layers)
+
+
+def _way_of(format: str | Plan) -> str:
+    return format.encoder.way if isinstance(format, Plan) and format.encoder else ""
+
+
+def _tolerance_of(plan: Plan) -> str:
+    """Return the lowest precision that a plan allows."""
+    return max((layer.tolerance for layer in plan.layers), key=PRECISIONS.index, default="fp32")
 
 
 def _sparse_layers(model: nn.Module) -> dict[str, tuple[str, SparseLinear]]:
@@ -295,11 +415,12 @@ def _fuse_qkv_again(model: nn.Module, layers: dict[str, SparseLinear]) -> None:
 def densify_(model: nn.Module) -> nn.Module:
     """Swap every ``SparseLinear`` of ``model`` for an ``nn.Linear`` of the same values, in place; returns it.
 
-    Pruned weights become zeros. Hooks, training flags and bias Parameters stay, and fused activations return
-    to their places. A model without sparse layers does not change. Raises ValueError if ``model`` is not a
-    module or is itself a sparse layer.
+    Pruned weights become zeros. Hooks, training flags and bias Parameters stay, fused activations return to
+    their places, and a fused encoder runs its layers one by one again. A model without sparse layers
+    otherwise does not change. Raises ValueError if ``model`` is not a module or is itself a sparse layer.
     """
     require_module(model)
+    set_encoder_plan_(model, None)
     for name, module in list(model.named_modules()):
         unfuse_qkv_(module)
         if getattr(module, "fused_activation", None):  # of ``sparsebert.hf.lora``
@@ -311,7 +432,7 @@ def densify_(model: nn.Module) -> nn.Module:
             if not name:
                 raise ValueError("the model is itself a sparse layer: use its .weight and .bias")
             replace_module(model, name, _dense(module))
-    attach_quantizer_(model)
+    attach_quantizer_(model, tolerance="fp32", fuse=False, way="")
     return model
 
 

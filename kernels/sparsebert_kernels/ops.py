@@ -29,8 +29,10 @@ __all__ = [
     "block_sparse_linear",
     "can_share",
     "linear",
+    "linear_in_precision_of_weight",
     "linear_shared",
     "plain_inference",
+    "rounded_for",
 ]
 
 COMPUTED_DTYPES = (torch.float32, torch.bfloat16)  # of x on a CPU
@@ -106,6 +108,32 @@ def linear(
         y = reference.linear(x, packed.to_dense(), bias, activation)
         return y if residual is None else y + residual
     return linear_operator.call(x, packed, bias, transposed, activation, residual)
+
+
+def linear_in_precision_of_weight(
+    x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """Return ``linear`` in the dtype of x, computed in that of W where it is lower (``rounded_for``).
+
+    Arguments and errors are those of ``linear``.
+    """
+    rounded = rounded_for(x, packed)
+    y = linear(rounded, packed, bias, activation)
+    return y if rounded is x else y.to(x.dtype)
+
+
+def rounded_for(x: Tensor, packed: PackedWeight) -> Tensor:
+    """Return x, rounded to bfloat16 if W is bfloat16, x has a higher precision, and the product is faster so.
+
+    That holds for dense weights on a CPU, and where the CPU has dot products of bfloat16. Elsewhere, the
+    sparse kernels multiply bfloat16 weights with x as it is.
+    """
+    if not x.is_cpu or x.dtype not in (torch.float32, torch.float16) or packed.dtype != torch.bfloat16:
+        return x
+    rounds = isinstance(packed, RowPanelSparse)  # the kernel itself
+    if native.supports(packed.name, packed.dtype, x) and (rounds or not native.has_bf16_products()):
+        return x
+    return x.to(torch.bfloat16)
 
 
 def block_sparse_linear(

@@ -78,6 +78,7 @@ def run(
                 "load": load_average(),
                 "workload": pruned.workload.record(),
                 "ticket": describe(pruned.ticket),
+                "tolerance": pruned.tolerance,
                 "side": name,
                 "rounds": len(profiles),
                 # One round covers all batches; the times are those of one batch.
@@ -98,20 +99,23 @@ def run(
 def _sides(pruned: PrunedModel) -> dict[str, Callable[[], nn.Module]]:
     """Return what makes the model of each side; the fused ones only where the native library works."""
 
-    def dense() -> nn.Module:
-        return prepack_(_copy(pruned), pruned.tokens)
+    def dense(dtype: torch.dtype) -> nn.Module:
+        return prepack_(_copy(pruned).to(dtype), pruned.tokens)
 
     def sparse(fuse: bool) -> nn.Module:
         return Sparse().convert(_copy(pruned), dataclasses.replace(pruned, fuse=fuse))
 
+    dtype = getattr(torch, pruned.workload.dtype)
     sides: dict[str, Callable[[], nn.Module]] = {}
-    if OneDnn().available() is None and pruned.workload.dtype != "float64":
-        sides["dense, oneDNN"] = dense
+    if OneDnn().available() is None and dtype != torch.float64:
+        sides["dense, oneDNN"] = lambda: dense(dtype)
+        if pruned.tolerance != "fp32" and dtype == torch.float32:
+            sides["dense, oneDNN bf16"] = lambda: dense(torch.bfloat16)
     else:
         sides["dense"] = lambda: _copy(pruned)
     sides["sparse"] = lambda: sparse(fuse=False)
-    if native.available() and pruned.workload.dtype == "float32":
-        sides["dense, fused"] = lambda: fuse_(_copy(pruned))
+    if native.available() and dtype == torch.float32:
+        sides["dense, fused"] = lambda: fuse_(_copy(pruned), tolerance=pruned.tolerance)
         sides["sparse, fused"] = lambda: sparse(fuse=True)
     return sides
 

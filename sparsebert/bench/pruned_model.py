@@ -27,7 +27,8 @@ class PrunedModel:
         batches: Inputs of the model.
         format: Packed format of the sparse backend; "auto" leaves it to the plan.
         measure: Whether the plan times the formats.
-        fuse: Whether the sparse backend runs the encoder in one native call (``sparsebert.fuse_``).
+        fuse: Whether the sparse backend runs the encoder in one native call, as for ``sparsebert.sparsify_``.
+        tolerance: The lowest precision in which the sparse backend may compute.
         calibration: Inputs by which int8 baselines choose their scales; the batches themselves if empty.
     """
 
@@ -37,7 +38,8 @@ class PrunedModel:
     batches: tuple[dict[str, torch.Tensor], ...]
     format: str = "auto"
     measure: bool = True
-    fuse: bool = False
+    fuse: bool | None = None
+    tolerance: str = "fp32"
     calibration: tuple[dict[str, torch.Tensor], ...] = ()
 
     @property
@@ -81,7 +83,8 @@ def prepare_pruned_model(
     *,
     format: str = "auto",
     measure: bool = True,
-    fuse: bool = False,
+    fuse: bool | None = None,
+    tolerance: str = "fp32",
     model: PreTrainedModel | None = None,
     calibration_texts: Sequence[str] = (),
 ) -> PrunedModel:
@@ -93,6 +96,7 @@ def prepare_pruned_model(
         format: See ``PrunedModel``.
         measure: See ``PrunedModel``.
         fuse: See ``PrunedModel``.
+        tolerance: See ``PrunedModel``.
         model: Used instead of loading the workload's model; it is modified.
         calibration_texts: Sentences by which int8 baselines choose their scales; by default random tokens in
             the workload's lengths.
@@ -109,4 +113,4 @@ def prepare_pruned_model(
         calibration = workload.encode(calibration_texts)
     else:
         calibration = workload.make_calibration(vocabulary)
-    return PrunedModel(workload, model, ticket, batches, format, measure, fuse, calibration)
+    return PrunedModel(workload, model, ticket, batches, format, measure, fuse, tolerance, calibration)

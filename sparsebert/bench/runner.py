@@ -194,6 +194,7 @@ def memory_spec(pruned: PrunedModel, name: str, ticket: Path) -> dict[str, Any]:
         "format": pruned.format,
         "measure": pruned.measure,
         "fuse": pruned.fuse,
+        "tolerance": pruned.tolerance,
     }
 
 
@@ -222,6 +223,7 @@ def _record(
             "provider": name,
             "summary": _backend(name).summary,
             "precision": _backend(name).precision(pruned),
+            "tolerance": pruned.tolerance,
             "in_worker": _backend(name).in_worker,
             "notes": backend.notes,
             "rounds": timings.rounds,

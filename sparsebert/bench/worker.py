@@ -1,8 +1,8 @@
 """Memory of one backend, alone in a process: ``python -m sparsebert.bench.worker < spec.json``.
 
 The spec is a JSON object with "workload" (the fields of ``Workload``), "ticket" (path of a ticket file),
-"provider" (name of a backend), "format" (a packed format), "measure" (false if the plan is not to time
-formats) and "fuse" (whether the encoder is one native call). The command prints the fields of
+"provider" (name of a backend), "format" (a packed format) and, unless they have their defaults, "measure",
+"fuse" and "tolerance" of ``sparsebert.sparsify_``. The command prints the fields of
 ``sparsebert.bench.memory.Memory`` as one line of JSON.
 """
 
@@ -38,7 +38,8 @@ def main() -> None:
         Ticket.load(spec["ticket"]),
         format=spec["format"],
         measure=spec.get("measure", True),
-        fuse=spec.get("fuse", False),
+        fuse=spec.get("fuse"),
+        tolerance=spec.get("tolerance", "fp32"),
     )
     backend = BACKENDS[spec["provider"]]().build(pruned, consume=True)
     del pruned

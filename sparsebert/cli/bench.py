@@ -11,6 +11,7 @@ import typer
 from sparsebert.cli.console import print_tables, progress
 from sparsebert.cli.exit_codes import WRONG_OUTPUT, CommandFailed
 from sparsebert.cli.help_format import definitions
+from sparsebert.cli.option_groups import ExecutionOptions, flattened
 from sparsebert.cli.path_checks import require_files, require_picture, require_records, require_writable
 from sparsebert.cli.shared_options import (
     GRANULARITY_HELP,
@@ -36,7 +37,9 @@ ALL = "all"
 _MAX_BUDGET = 86_400  # a day
 
 
+@flattened
 def bench(
+    execution: ExecutionOptions,
     model: AnyModel = "bert-base",
     ticket: TicketFile = None,
     sparsity: Annotated[
@@ -54,15 +57,12 @@ def bench(
         str,
         typer.Option(
             help="packed format of every layer: auto (the plan chooses); element, vector, compact, dense, "
-            "csr; on GPUs panel, bitmap, column_panel, 2:4"
+            "csr, row_panel (with --tolerance bf16); on GPUs panel, bitmap, column_panel, 2:4"
         ),
     ] = "auto",
     measure: Annotated[
         bool | None, typer.Option("--measure/--no-measure", help=f"with --format auto: {MEASURE_HELP}")
     ] = None,
-    fuse: Annotated[
-        bool, typer.Option("--fuse", help="run the sparse model's encoder in one native call, fp32 on a CPU")
-    ] = False,
     batch: Annotated[int, typer.Option(help="sequences per batch")] = 1,
     seq: Annotated[int | None, typer.Option(help="tokens per sequence [default: 128]")] = None,
     lengths_from: Annotated[
@@ -130,8 +130,11 @@ def bench(
     require_files({"--lengths-from": lengths_from, "--calibrate-with": calibrate_with})
     if vs == "help":
         return _list_baselines()
-    if profile and (vs != DEFAULT_BASELINES or fuse):
-        raise ValueError(f"{'--fuse' if fuse else f'--vs {vs}'} conflicts with --profile; omit one of them")
+    if profile and vs != DEFAULT_BASELINES:
+        raise ValueError(f"--vs {vs} conflicts with --profile, which has no baselines; omit one of them")
+    if profile and execution.fuse is not None:
+        option = "--fuse" if execution.fuse else "--no-fuse"
+        raise ValueError(f"{option} conflicts with --profile, which shows both; omit one of them")
     baselines, missing = ([], {}) if profile else _baselines(vs)
     from sparsebert import results
     from sparsebert.bench import profile as profiler
@@ -160,7 +163,7 @@ def bench(
             "element" if granularity is None else granularity,
             format,
             measure is not False,
-            fuse,
+            execution.arguments(),
             texts,
             step,
         ):
@@ -209,7 +212,7 @@ def _pruned_models(
     granularity: str,
     format: str,
     measure: bool,
-    fuse: bool,
+    execution: dict[str, Any],
     texts: Sequence[str],
     step: Callable[[str], None],
 ) -> Iterator[PrunedModel]:
@@ -232,9 +235,9 @@ def _pruned_models(
             model_ticket,
             format=format,
             measure=measure,
-            fuse=fuse,
             model=dense,
             calibration_texts=texts,
+            **execution,
         )
 
 

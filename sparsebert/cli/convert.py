@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparsebert.cli.console import print_tables, print_ticket_file
+from sparsebert.cli.option_groups import ExecutionOptions, flattened
 from sparsebert.cli.path_checks import require_files, require_records, require_regular_file, require_writable
 from sparsebert.cli.shared_options import (
     MAX_TOKENS,
@@ -31,6 +32,7 @@ _MODEL_FOLDERS = ("model", "sparse")
 _NEED_MODEL = ("smp", "head-masks", "super-tickets", *_MODEL_FOLDERS)
 
 
+@flattened
 def convert(
     source: Annotated[
         Path,
@@ -47,6 +49,7 @@ def convert(
             "the MLPs is written beside it); with --to model or sparse, a new folder"
         ),
     ],
+    execution: ExecutionOptions,
     to: Annotated[
         str,
         typer.Option(
@@ -165,6 +168,8 @@ def convert(
         require_applicable({"--batch": batch, "--seq": seq}, "--to model or sparse")
     if to != "sparse":
         require_applicable({"--results": results_files or None}, "--to sparse")
+    if to != "sparse" or portable:
+        require_applicable(execution.given, "--to sparse, without --portable")
     require_numbers({"--batch": batch, "--seq": seq}, most=MAX_TOKENS)
     _require_checkpoint([source, *(intersect or ())], pruning_method, threshold)
     for option, path in (("source", source), *(("--intersect", other) for other in intersect or ())):
@@ -196,6 +201,7 @@ def convert(
             portable=portable,
             embeddings=embeddings,
             measure=measure is not False,
+            **execution.arguments(),
         )
     else:
         _write_ticket(ticket, output, to, shapes)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sparsebert.cli.console import progress
-from sparsebert.cli.option_groups import DataOptions, flattened
+from sparsebert.cli.option_groups import DataOptions, ExecutionOptions, flattened
 from sparsebert.cli.path_checks import require_records
 from sparsebert.cli.shared_options import JsonFile, TaskName, TicketFile, require_numbers, seed_list
 from sparsebert.cli.stamped import stamped
@@ -20,6 +20,7 @@ def evaluate(
         str, typer.Option(help="trained model: folder of a run, of runs by seed, or of a model, or a hub id")
     ],
     data: DataOptions,
+    execution: ExecutionOptions,
     task: TaskName = None,
     ticket: TicketFile = None,
     seeds: Annotated[
@@ -41,6 +42,9 @@ def evaluate(
     if compact and ticket is None:
         raise ValueError("--compact requires --ticket, the ticket to compact by")
     require_numbers({"--min-row-weights": min_row_weights}, least=0)
+    given = {option: value for option, value in execution.given.items() if value is not None}
+    if compact and given:
+        raise ValueError(f"{next(iter(given))} runs a sparse model, --compact a dense one: omit one of them")
     if min_row_weights and not compact:
         raise ValueError(f"--min-row-weights {min_row_weights} requires --compact: add it")
     from sparsebert import results
@@ -73,9 +77,12 @@ def evaluate(
         if compact and loaded:
             scores = evaluate_compacted(name, path, loaded, min_row_weights=min_row_weights, **options)
         else:
-            scores = {"metrics": evaluate_model(name, path, ticket=loaded, **options)}
+            sparse = execution.arguments() if given and pruned else None
+            scores = {"metrics": evaluate_model(name, path, ticket=loaded, sparse=sparse, **options)}
         sparsity = loaded.sparsity if loaded else None
         fields = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
+        if given and pruned:
+            fields |= execution.arguments()
         return stamped("eval", {"task": name, **fields, **scores, "chance": chance})
 
     with progress() as step:

@@ -334,6 +334,46 @@ class DistillationOptions:
         return teachers
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExecutionOptions:
+    """How a sparse model computes on a CPU."""
+
+    panel: ClassVar = "Execution"
+
+    tolerance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<precision>",
+            help="lowest precision in which layers may compute on a CPU: fp32, bf16 or int8 [default: fp32]",
+        ),
+    ] = None
+    fuse: Annotated[
+        bool | None,
+        typer.Option(
+            "--fuse/--no-fuse",
+            help="run the encoder in one native call: --fuse demands it, --no-fuse forbids it [default: "
+            "where the answers stay the same and it is faster]",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for an unknown precision."""
+        if self.tolerance is not None:
+            from sparsebert.cost.precision import require_tolerance
+
+            require_tolerance(self.tolerance)
+
+    @property
+    def given(self) -> dict[str, object]:
+        """The options and their values, None for those that the user omitted."""
+        fuse = "--no-fuse" if self.fuse is False else "--fuse"
+        return {"--tolerance": self.tolerance, fuse: None if self.fuse is None else fuse}
+
+    def arguments(self) -> dict[str, Any]:
+        """Return arguments of :func:`sparsebert.sparsify_`."""
+        return {"tolerance": self.tolerance or "fp32", "fuse": self.fuse}
+
+
 def flattened(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command for typer in which each group parameter is replaced by one option per field.
 

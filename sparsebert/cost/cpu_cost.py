@@ -10,9 +10,10 @@ import json
 import math
 import os
 import platform
+import re
 import time
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ import numpy as np
 import torch
 
 from sparsebert.atomic import write_text
-from sparsebert.cost.mask_statistics import VECTOR_ROWS, MaskStatistics
-from sparsebert.cost.work import Cost, WorkEstimate, estimate_work
+from sparsebert.cost.mask_statistics import VECTOR_ROWS, MaskStatistics, RowPanelStatistics
+from sparsebert.cost.precision import DTYPES, pack_as
+from sparsebert.cost.work import Cost, WorkEstimate, estimate_row_panel_work, estimate_work, format_label
 from sparsebert.json_object import load_json
 from sparsebert_kernels import __version__, cpu, formats, ops
 from sparsebert_kernels.cpu import native
+from sparsebert_kernels.formats import RowPanelSparse, VectorInt8, row_panel
 from sparsebert_kernels.timing import Least, least
 
 # Costs are measured for powers of two of tokens only: a partial tile costs as much as a full one.
@@ -50,12 +53,25 @@ BUILT_IN = {
     "dense": (2e-5, 7.4, 20.0),
     "compact": (5e-5, 7.4, 200.0),
     "csr": (5e-5, 70.0, 200.0),
+    **{f"row_panel {rows}x2 bf16": (2e-5, 7.0, 80.0) for rows in row_panel.PANEL_ROWS},
+    **{f"row_panel {rows}x4 int8": (2e-5, 5.0, 80.0) for rows in row_panel.PANEL_ROWS},
+    "vector_int8 2x1": (2e-5, 5.0, 150.0),
+    "vector_int8 4x1": (2e-5, 3.0, 150.0),
+    "vector_int8 8x1": (2e-5, 2.7, 150.0),
 }
-SLOWDOWN = {"avx512": 1.0, "avx2": 2.0, "neon": 3.0}
+# The same with tiles of AMX, in full.
+BUILT_IN_AMX = {
+    "dense bf16": (2e-5, 2.4, 80.0),
+    **{f"row_panel {rows}x2 bf16": (2e-5, cost, 80.0) for rows, cost in ((16, 2.6), (32, 2.0), (64, 1.8))},
+    **{f"row_panel {rows}x4 int8": (2e-5, cost, 80.0) for rows, cost in ((16, 2.0), (32, 1.5), (64, 1.4))},
+}
+SLOWDOWN = {"amx": 2.0, "avx512": 1.0, "avx2": 2.0, "neon": 3.0}
 BASELINE_SLOWDOWN = 4.0
 
 
-BUILT_IN_COSTS, MEASURED_COSTS = "built-in costs", "costs measured here"
+# Seconds to round a value of x, or of the result, to another dtype.
+ROUNDING = 60e-12
+BUILT_IN_COSTS, MEASURED_COSTS, ON_ONE_THREAD = "built-in costs", "costs measured here", " on one thread"
 
 
 class CpuCostModel:
@@ -72,7 +88,7 @@ class CpuCostModel:
 
     def supports(self, work: WorkEstimate) -> bool:
         """Whether there are costs for this kind of work."""
-        return work.kind in self.costs
+        return work.cost_kind in self.costs
 
     def seconds(self, work: WorkEstimate) -> float:
         """Predict the seconds of a layer.
@@ -80,7 +96,7 @@ class CpuCostModel:
         Raises:
             KeyError: The kind of work is not supported.
         """
-        return self.costs[work.kind].seconds(work, self.tokens)
+        return self.costs[work.cost_kind].seconds(work, self.tokens)
 
 
 def cost_model(dtype: torch.dtype, tokens: int, *, measure: bool = True) -> CpuCostModel:
@@ -116,15 +132,41 @@ def quick_cost_model(dtype: torch.dtype, tokens: int) -> CpuCostModel:
         torch.set_num_threads(threads)
     if costs is None:
         return CpuCostModel(built_in(dtype), tokens, f"{BUILT_IN_COSTS}: the machine is too busy to measure")
-    return CpuCostModel(costs, tokens, MEASURED_COSTS + " on one thread" * (threads > 1))
+    return CpuCostModel(costs, tokens, MEASURED_COSTS + ON_ONE_THREAD * (threads > 1))
 
 
-def _measured_costs(dtype: torch.dtype, tokens: int) -> dict[str, Cost] | None:
+def with_lower_precisions(model: CpuCostModel, dtype: torch.dtype, precisions: Sequence[str]) -> CpuCostModel:
+    """Return a cost model that also knows the kinds of work in ``precisions`` below that of ``dtype``.
+
+    Their costs come from where those of ``model`` do. If the machine is too busy to measure them, they are
+    left out.
+
+    Args:
+        model: The cost model for layers that store ``dtype``.
+        dtype: The layers' dtype.
+        precisions: See ``sparsebert.cost.precision.lower_precisions``.
+    """
+    costs = dict(model.costs)
+    threads = torch.get_num_threads()
+    if model.source.endswith(ON_ONE_THREAD):
+        torch.set_num_threads(1)
+    try:
+        for precision in precisions:
+            if model.source.startswith(BUILT_IN_COSTS):
+                costs |= built_in(dtype, precision)
+            else:
+                costs |= _measured_costs(dtype, model.tokens, precision) or {}
+    finally:
+        torch.set_num_threads(threads)
+    return CpuCostModel(costs, model.tokens, model.source)
+
+
+def _measured_costs(dtype: torch.dtype, tokens: int, precision: str = "") -> dict[str, Cost] | None:
     """Return the measured costs for the present number of threads; None if the machine is too busy."""
-    calibration = _measured(dtype, _calibrated(tokens), _fingerprint())
+    calibration = _measured(dtype, _calibrated(tokens), _fingerprint(), precision)
     if calibration.costs is None and time.monotonic() > calibration.moment + RETRY_SECONDS:
         _measured.cache_clear()
-        calibration = _measured(dtype, _calibrated(tokens), _fingerprint())
+        calibration = _measured(dtype, _calibrated(tokens), _fingerprint(), precision)
     return calibration.costs
 
 
@@ -133,25 +175,47 @@ def _calibrated(tokens: int) -> int:
     return min(MAX_CALIBRATED_TOKENS, 2 ** round(math.log2(tokens)))
 
 
-def _entry(dtype: torch.dtype, tokens: int) -> str:
+def _entry(dtype: torch.dtype, tokens: int, precision: str = "") -> str:
     """Return the key of the costs in the cache file."""
-    return f"{str(dtype).removeprefix('torch.')}, {_calibrated(tokens)} tokens"
+    lower = f" in {precision}" if precision else ""
+    return f"{str(dtype).removeprefix('torch.')}{lower}, {_calibrated(tokens)} tokens"
 
 
-def built_in(dtype: torch.dtype) -> dict[str, Cost]:
-    """Return the built-in costs, which depend on nothing but the dtype and the instruction set."""
+def built_in(dtype: torch.dtype, precision: str = "") -> dict[str, Cost]:
+    """Return the built-in costs, which depend on nothing but the arguments and the instruction set.
+
+    Args:
+        dtype: The layers' dtype.
+        precision: A lower precision to compute in.
+    """
     factors = (factor for name, factor in SLOWDOWN.items() if cpu.instruction_set().startswith(name))
     slowdown = next(factors, BASELINE_SLOWDOWN)
-    share = 0.5 if dtype == torch.bfloat16 else 1.0
-    return {
-        kind: Cost(fixed, slowdown * share * weight * 1e-12, line * 1e-12)
-        for kind, (fixed, weight, line) in BUILT_IN.items()
-        if kind in runnable(dtype)
-    }
+    # Without products of bf16, each value is converted to fp32 and back.
+    halved = dtype == torch.bfloat16 or (precision == "bf16" and native.has_bf16_products())
+    share, rounding = 0.5 if halved else 1.0, ROUNDING if precision else 0.0
+    costs = {}
+    for kind in runnable(dtype, precision):
+        fixed, weight, line = BUILT_IN.get(kind) or BUILT_IN[kind.removesuffix(f" {precision}")]
+        costs[kind] = Cost(fixed, slowdown * share * weight * 1e-12, line * 1e-12 + rounding)
+    if cpu.instruction_set().startswith("amx"):
+        costs |= {
+            kind: Cost(fixed, weight * 1e-12, line * 1e-12)
+            for kind, (fixed, weight, line) in BUILT_IN_AMX.items()
+            if kind in costs
+        }
+    return costs
 
 
-def runnable(dtype: torch.dtype) -> tuple[str, ...]:
-    """Return the kinds of work that pay here: sparse ones that the native library runs, else CSR."""
+def runnable(dtype: torch.dtype, precision: str = "") -> tuple[str, ...]:
+    """Return the kinds of work that pay here: sparse ones that the native library runs, else CSR.
+
+    Args:
+        dtype: The layers' dtype.
+        precision: A lower precision to compute in.
+    """
+    if precision:
+        exact = runnable(DTYPES[precision]) if precision == "bf16" else _int8_kinds()
+        return (*(f"{kind} {precision}" for kind in exact), *row_panel_kinds(precision))
     x = torch.empty(1, 1, dtype=dtype)
     kinds = ["dense", "compact"]
     if native.supports("element", dtype, x):
@@ -161,6 +225,21 @@ def runnable(dtype: torch.dtype) -> tuple[str, ...]:
     if len(kinds) == 2 and dtype == torch.float32:
         kinds.append("csr")
     return tuple(kinds)
+
+
+def _int8_kinds() -> tuple[str, ...]:
+    if not native.supports(VectorInt8.name, torch.int8, torch.empty(1, 1)):
+        return ()
+    return tuple(format_label(VectorInt8.name, (height, 1)) for height in VECTOR_ROWS)
+
+
+def row_panel_kinds(precision: str) -> tuple[str, ...]:
+    """Return the kinds of work over row panels (``WorkEstimate.cost_kind``) that the library runs here."""
+    stored = DTYPES[precision]
+    if not native.supports(RowPanelSparse.name, stored, torch.empty(1, 1)):
+        return ()
+    line = row_panel.LINE_COLUMNS[stored]
+    return tuple(format_label(RowPanelSparse.name, (rows, line), precision) for rows in row_panel.PANEL_ROWS)
 
 
 def cache_file(fingerprint: tuple[str, ...] | None = None) -> Path:
@@ -215,13 +294,13 @@ class _Calibration:
 
 
 @functools.cache
-def _measured(dtype: torch.dtype, tokens: int, fingerprint: tuple[str, ...]) -> _Calibration:
+def _measured(dtype: torch.dtype, tokens: int, fingerprint: tuple[str, ...], precision: str) -> _Calibration:
     path = cache_file(fingerprint)
-    entry = _entry(dtype, tokens)
+    entry = _entry(dtype, tokens, precision)
     cached = _read(path, fingerprint)
-    if entry in cached and cached[entry].keys() == set(runnable(dtype)):
+    if entry in cached and cached[entry].keys() == set(runnable(dtype, precision)):
         return _Calibration(cached[entry], time.monotonic())
-    costs, busy = calibrate(dtype, tokens)
+    costs, busy = calibrate(dtype, tokens, precision) if precision else calibrate(dtype, tokens)
     if busy:
         return _Calibration(None, time.monotonic())
     _write(path, fingerprint, {**cached, entry: costs})
@@ -259,8 +338,13 @@ def _write(path: Path, fingerprint: tuple[str, ...], entries: dict[str, dict[str
         write_text(path, text)
 
 
-def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
+def calibrate(dtype: torch.dtype, tokens: int, precision: str = "") -> tuple[dict[str, Cost], bool]:
     """Time every kind of work on a few small layers and fit its ``Cost``.
+
+    Args:
+        dtype: The layers' dtype.
+        tokens: Rows of x.
+        precision: A lower precision to compute in.
 
     Returns:
         The cost of each kind of work, and whether the machine was too busy for one of the timings; costs are
@@ -268,11 +352,12 @@ def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
     """
     generator = torch.Generator().manual_seed(0)
     costs: dict[str, Cost] = {}
-    for kind in runnable(dtype):  # dense first
+    for kind in runnable(dtype, precision):  # dense first
         # A live rectangle is multiplied like a dense matrix; only selecting its rows and columns is extra.
-        per_stored = costs["dense"].per_stored if kind == "compact" else None
+        dense = costs.get(f"dense {precision}".rstrip())
+        per_stored = dense.per_stored if dense and kind.startswith("compact") else None
         features, seconds = [], []
-        for work, timing in _timings(kind, dtype, tokens, generator):
+        for work, timing in _timings(kind, dtype, tokens, generator, precision):
             if timing.busy:
                 return costs, True
             features.append([1.0, tokens * work.stored, tokens * work.lines])
@@ -283,18 +368,30 @@ def calibrate(dtype: torch.dtype, tokens: int) -> tuple[dict[str, Cost], bool]:
 
 @torch.no_grad()
 def _timings(
-    kind: str, dtype: torch.dtype, tokens: int, generator: torch.Generator
+    kind: str, dtype: torch.dtype, tokens: int, generator: torch.Generator, precision: str
 ) -> Iterator[tuple[WorkEstimate, Least]]:
     """Time one kind of work on each of its ``PROBLEMS``."""
-    for rows, columns, density in PROBLEMS["dense" if kind in ("dense", "compact") else "sparse"]:
-        mask = _mask(kind, rows, columns, density, generator)
-        weight = torch.randn(rows, columns, generator=generator).to(dtype)
+    plain = kind.removesuffix(f" {precision}")
+    stored = DTYPES[precision] if precision else dtype
+    run = ops.linear_in_precision_of_weight if precision else ops.linear
+    for rows, columns, density in PROBLEMS["dense" if plain in ("dense", "compact") else "sparse"]:
+        mask = _mask(plain, rows, columns, density, generator)
+        weight = torch.randn(rows, columns, generator=generator)
         x = torch.randn(tokens, columns, generator=generator).to(dtype)
         bias = torch.zeros(rows, dtype=dtype)
-        statistics = MaskStatistics.of(mask)
-        work = next(work for work in estimate_work(statistics, dtype, formats.FORMATS) if work.kind == kind)
-        packed = formats.pack(weight, mask, format=work.format, **work.options)
-        yield work, least(lambda: ops.linear(x, packed, bias), budget=SECONDS_A_PROBLEM)  # noqa: B023
+        works = _works(mask, stored, plain, precision)
+        work = next(work for work in works if kind in (work.kind, work.cost_kind))
+        packed = pack_as(weight, mask, stored, format=work.format, **work.options)
+        yield work, least(lambda: run(x, packed, bias), budget=SECONDS_A_PROBLEM)  # noqa: B023
+
+
+def _works(mask: torch.Tensor, stored: torch.dtype, kind: str, precision: str) -> Iterator[WorkEstimate]:
+    """Estimate the work of ``kind``, among others."""
+    statistics = MaskStatistics.of(mask)
+    if kind.startswith(RowPanelSparse.name):
+        return estimate_row_panel_work(statistics, RowPanelStatistics.of(mask, stored), precision)
+    works = estimate_work(statistics, stored, (*formats.FORMATS, *formats.INT8_FORMATS))
+    return (replace(work, precision=precision) for work in works)
 
 
 def _mask(kind: str, rows: int, columns: int, density: float, generator: torch.Generator) -> torch.Tensor:
@@ -305,8 +402,10 @@ def _mask(kind: str, rows: int, columns: int, density: float, generator: torch.G
         mask[rows // 2 :] = False
         mask[:, columns // 2 :] = False
         return mask
-    height = next((rows for rows in VECTOR_ROWS if kind == f"vector {rows}x1"), 1)
-    return (torch.rand(rows // height, columns, generator=generator) < density).repeat_interleave(height, 0)
+    size = re.fullmatch(r"\D+(\d+)x(\d+)", kind)
+    height, width = (int(size[1]), int(size[2])) if size else (1, 1)
+    blocks = torch.rand(-(-rows // height), -(-columns // width), generator=generator) < density
+    return blocks.repeat_interleave(height, 0).repeat_interleave(width, 1)[:rows, :columns]
 
 
 def _fit(features: list[list[float]], seconds: list[float], per_stored: float | None = None) -> Cost:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsebert_kernels.formats import panel
+from sparsebert_kernels.formats import panel, row_panel
 from sparsebert_kernels.formats.base import TILE_COLUMNS
 
 VECTOR_ROWS = (8, 4, 2)
@@ -74,6 +74,37 @@ class MaskStatistics:
     def aligned(self, height: int) -> bool:
         """Whether the mask consists of whole vectors of that height."""
         return self.rows % height == 0 and self.vectors[height] * height == self.kept
+
+
+@dataclass(frozen=True)
+class RowPanelStatistics:
+    """Counts of a mask's h x g blocks, which the work of format "row_panel" depends on.
+
+    Attributes:
+        dtype: bfloat16 or int8, of the packed values.
+        steps: (h, g) -> k-steps that the kept blocks are packed into.
+    """
+
+    dtype: torch.dtype
+    steps: dict[tuple[int, int], int]
+
+    @classmethod
+    def of(cls, mask: Tensor, dtype: torch.dtype) -> RowPanelStatistics:
+        """Count a bool mask [out, in], True = keep, for every size of blocks with a kernel for ``dtype``."""
+        rows, columns = mask.shape
+        widths = row_panel.GROUP_COLUMNS[dtype]
+        height, width = min(row_panel.PANEL_ROWS), min(widths)
+        padding = (0, -columns % max(widths), 0, -rows % max(row_panel.PANEL_ROWS))
+        padded = torch.nn.functional.pad(mask.view(torch.uint8), padding)
+        finest = padded.view(padded.shape[0], -1, width).amax(2).unflatten(0, (-1, height)).amax(1)
+        steps = {}
+        for block_rows in row_panel.PANEL_ROWS:
+            live = finest.unflatten(0, (-1, block_rows // height)).amax(1)
+            for group in widths:
+                counts = live.unflatten(1, (-1, group // width)).amax(2).sum(1)
+                per_step = row_panel.STEP_COLUMNS[dtype] // group
+                steps[block_rows, group] = int(((counts + per_step - 1) // per_step).sum())
+        return cls(dtype, steps)
 
 
 @dataclass(frozen=True)

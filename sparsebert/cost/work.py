@@ -9,9 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsebert.cost.mask_statistics import VECTOR_ROWS, BlockStatistics, MaskStatistics
-from sparsebert_kernels.formats import column_panel, element, vector
+from sparsebert.cost.mask_statistics import (
+    VECTOR_ROWS,
+    BlockStatistics,
+    MaskStatistics,
+    RowPanelStatistics,
+)
+from sparsebert.cost.precision import DTYPES
+from sparsebert_kernels.formats import column_panel, element, row_panel, vector, vector_int8
 from sparsebert_kernels.formats.base import TILE_COLUMNS
+from sparsebert_kernels.formats.row_panel import LINE_COLUMNS
+
+# Work of row panels of single columns, which fill the lines of activations in halves, relative to pairs.
+SINGLE_COLUMNS = 1.15
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,7 @@ class WorkEstimate:
         nbytes: Bytes of the packed weight, within a few percent.
         block: (rows, columns) of the format's vectors or blocks; None in formats without them.
         shape: (rows, columns) of the matrix that is multiplied: the weight or its live rectangle.
+        precision: Precision below the layer's dtype in which it computes; "" for the dtype's own.
     """
 
     format: str
@@ -33,11 +44,20 @@ class WorkEstimate:
     nbytes: int
     block: tuple[int, int] | None = None
     shape: tuple[int, int] = (0, 0)
+    precision: str = ""
 
     @property
     def kind(self) -> str:
-        """The format with its block size, the key of the costs."""
-        return format_label(self.format, self.block)
+        """The format with its block size and a lower precision."""
+        return format_label(self.format, self.block, self.precision)
+
+    @property
+    def cost_kind(self) -> str:
+        """The key of the costs: ``kind``, but row panels of one height cost the same for all groups."""
+        if self.format != "row_panel" or self.block is None:
+            return self.kind
+        precision = self.precision or "bf16"
+        return format_label(self.format, (self.block[0], LINE_COLUMNS[DTYPES[precision]]), precision)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -45,16 +65,19 @@ class WorkEstimate:
         return format_options(self.format, self.block)
 
 
-def format_label(format: str, block: tuple[int, int] | None) -> str:
-    """Return the format's name with its block size, e.g. "vector 4x1"."""
-    return format if block is None else f"{format} {block[0]}x{block[1]}"
+def format_label(format: str, block: tuple[int, int] | None, precision: str = "") -> str:
+    """Return the format's name with its block size and a lower precision, e.g. "vector 4x1 bf16"."""
+    sized = format if block is None else f"{format} {block[0]}x{block[1]}"
+    return f"{sized} {precision}" if precision else sized
 
 
 def format_options(format: str, block: tuple[int, int] | None) -> dict[str, Any]:
     """Return the options of ``sparsebert_kernels.formats.pack`` that select this block size."""
     if block is None:
         return {}
-    row_options = {"vector": "vector_rows", "column_panel": "panel_rows"}
+    if format == "row_panel":
+        return {"block": block}
+    row_options = {"vector": "vector_rows", "vector_int8": "vector_rows", "column_panel": "panel_rows"}
     return {row_options[format]: block[0]} if format in row_options else {"block_size": block}
 
 
@@ -64,8 +87,8 @@ def estimate_work(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[st
     Args:
         mask: Statistics of the layer's mask.
         dtype: The dtype of the packed values.
-        formats: Names of formats. "vector" yields one estimate per height; "panel" and "column_panel" yield
-            none (see ``estimate_panel_work`` and ``estimate_column_panel_work``).
+        formats: Names of formats. "vector" and "vector_int8" yield one estimate per height; "panel",
+            "column_panel" and "row_panel" yield none, and have functions for themselves.
     """
     rows, columns, item = mask.rows, mask.columns, dtype.itemsize
     for format in formats:
@@ -85,6 +108,12 @@ def estimate_work(mask: MaskStatistics, dtype: torch.dtype, formats: Iterable[st
                     vectors = mask.vectors[height]
                     nbytes = vectors * (height * item + 2) + 4 * blocks * padded // height
                     yield WorkEstimate(format, vectors * height, rows + columns, nbytes, (height, 1))
+            case "vector_int8":
+                for height in VECTOR_ROWS:
+                    units = -(-mask.vectors[height] // vector_int8.UNIT_COLUMNS) + rows // height // 2
+                    stored = units * vector_int8.UNIT_COLUMNS * height
+                    nbytes = stored + 2 * units * vector_int8.UNIT_COLUMNS + 12 * rows
+                    yield WorkEstimate(format, stored, rows + columns, nbytes, (height, 1))
             case "compact":
                 live = mask.live_rows * mask.live_columns
                 lines = rows + mask.live_columns
@@ -135,6 +164,40 @@ def estimate_column_panel_work(mask: Tensor, dtype: torch.dtype) -> Iterator[Wor
         index = 4 * (listed + TILE_COLUMNS + panels + 1 + panels * height)
         nbytes = max(stored, height * TILE_COLUMNS) * dtype.itemsize + index
         yield WorkEstimate("column_panel", stored, rows + columns, nbytes, (height, 1), (rows, columns))
+
+
+def estimate_row_panel_work(
+    mask: MaskStatistics, panels: RowPanelStatistics, precision: str = ""
+) -> Iterator[WorkEstimate]:
+    """Estimate the work of format "row_panel", once for each number of rows, with the best group of columns.
+
+    Args:
+        mask: Statistics of the mask.
+        panels: Counts for the dtype of the packed values.
+        precision: The precision to compute in, if it is below the layer's dtype.
+    """
+    step = row_panel.STEP_COLUMNS[panels.dtype]
+
+    def order(block: tuple[int, int]) -> tuple[float, int]:
+        # Of the groups with the least work, the widest: its index is the smallest.
+        single = block[1] < LINE_COLUMNS[panels.dtype]
+        return panels.steps[block] * (SINGLE_COLUMNS if single else 1.0), -block[1]
+
+    for height in row_panel.PANEL_ROWS:
+        block = min((block for block in panels.steps if block[0] == height), key=order)
+        steps = panels.steps[block]
+        stored = steps * height * step
+        index = 2 * steps * (step // block[1]) + 4 * (-(-mask.rows // height) + 1)
+        scales = 4 * mask.rows if panels.dtype == torch.int8 else 0
+        yield WorkEstimate(
+            format="row_panel",
+            stored=stored,
+            lines=mask.rows + mask.columns,
+            nbytes=max(stored, height * step) * panels.dtype.itemsize + index + scales,
+            block=block,
+            shape=(mask.rows, mask.columns),
+            precision=precision,
+        )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparsebert.checkpoints.weight_files import SPARSE_INDEX, SPARSE_WEIGHTS
+from sparsebert.cost.precision import LOWER_PRECISIONS, require_tolerance
 from sparsebert.hf.attach_quantizer import METHOD
 from sparsebert.planning.planner import check_options
 from sparsebert.tickets.file import brief, is_key
@@ -35,6 +36,7 @@ class StoredLayer:
         measured_us: Microseconds of a call there; None if not measured.
         dense_us: The same of the prepacked dense layer.
         removed: What compaction removed from the matrix, in words; "" if nothing.
+        precision: Precision below the layer's dtype in which it computed there; "" for the dtype's.
 
     Raises:
         ValueError: A field has an impossible value.
@@ -48,6 +50,7 @@ class StoredLayer:
     measured_us: float | None = None
     dense_us: float | None = None
     removed: str = ""
+    precision: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", _pair("shape", self.shape))
@@ -64,10 +67,14 @@ class StoredLayer:
             ("measured_us", float | int | None, "a number"),
             ("dense_us", float | int | None, "a number"),
             ("removed", str, "a string"),
+            ("precision", str, "a string"),
         ):
             value = getattr(self, name)
             if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
                 raise ValueError(f"{name} must be {expected}, got {brief(value)}")
+        if self.precision not in ("", *LOWER_PRECISIONS):
+            known = ", ".join(LOWER_PRECISIONS)
+            raise ValueError(f"precision must be one of {known}, got {brief(self.precision)}")
         for name in ("measured_us", "dense_us"):
             if (time := getattr(self, name)) is not None and not 0 < time < math.inf:
                 raise ValueError(f"{name} must be a positive, finite time, got {time}")
@@ -88,6 +95,10 @@ class SparseConfig(QuantizationConfigMixin):
         fuse_qkv: As in ``sparsebert.sparsify_``.
         fuse_activation: As in ``sparsebert.sparsify_``.
         tokens: As in ``sparsebert.sparsify_``.
+        tolerance: As in ``sparsebert.sparsify_``.
+        fuse: As in ``sparsebert.sparsify_``; False in folders that were written before this option.
+        way: The way in which the encoder ran on the machine that saved the folder
+            (``sparsebert.planning.encoder_plan``); "" if unknown.
         machine: The machine that the layers' formats were chosen for, with the versions of sparsebert and
             torch; other machines choose again.
         origin: Metadata of the ticket: method, model, seed and so on.
@@ -107,6 +118,9 @@ class SparseConfig(QuantizationConfigMixin):
     fuse_qkv: bool = True
     fuse_activation: bool = True
     tokens: int = DEFAULT_TOKENS
+    tolerance: str = "fp32"
+    fuse: bool | None = False
+    way: str = ""
     machine: str = ""
     origin: dict[str, Any] = field(default_factory=dict)
     compaction: dict[str, Any] | None = None
@@ -145,6 +159,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "fuse_qkv": (bool,),
     "fuse_activation": (bool,),
     "tokens": (int,),
+    "tolerance": (str,),
+    "fuse": (bool, type(None)),
+    "way": (str,),
     "machine": (str,),
     "origin": (dict,),
     "compaction": (dict, type(None)),
@@ -188,6 +205,7 @@ def _check(contents: Mapping[str, Any]) -> None:
         )
     try:
         check_options(contents.get("format", "auto"), contents.get("tokens", 1))
+        require_tolerance(contents.get("tolerance", "fp32"))
     except ValueError as error:
         raise ValueError(f"config.json: {error} in quantization_config") from None
 

@@ -8,7 +8,7 @@ replaces each by a ``PlaceholderLinear``, lets transformers fill it, and packs i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,14 +46,17 @@ from sparsebert.hf.verify_files import (
 from sparsebert.nn.checkpoint_form import BITS, VALUES
 from sparsebert.nn.sparse_linear import SparseLinear, as_stored
 from sparsebert.planning.after_compaction import CompactedTargets
-from sparsebert.planning.plan import LayerPlan
-from sparsebert.planning.planner import describe_machine, plan_layers, shared_inputs_of
+from sparsebert.planning.engine_choice import decide_encoder, why_not_fusible
+from sparsebert.planning.plan import LayerPlan, Plan
+from sparsebert.planning.planner import describe_machine, plan_layers, plans_for_engines, shared_inputs_of
 from sparsebert.planning.target_layers import TargetLayer, outline
-from sparsebert.sparsify import densify_, install_
+from sparsebert.sparsify import densify_, install_, settle_
 from sparsebert.tickets.provenance import masks_digest
 from sparsebert_kernels import __version__
+from sparsebert_kernels.dtype_names import SHORT_NAMES
 
 # The end of ``SparseConfig.machine`` if that machine was too busy to time every layer.
+FUSING = ("fuse_qkv", "fuse_activation", "fuse", "way")
 BUSY_NOTE = "; too busy to time every layer"
 
 
@@ -190,10 +193,12 @@ class SparseQuantizer(HfQuantizer):
         layers = {key: config.layers[key] for key in self._paths}
         selected = [_selected(model, key, path, layers[key].removed) for key, path in self._paths.items()]
         self._require_masks(model)
+        outlines = [_outline(layer) for layer in selected]
+        plans = self._plans(model, outlines)
         install_(
             model,
             CompactedTargets(tuple(selected), None),
-            self._plans(model, selected),
+            plans.layers,
             trainable=config.trainable,
             fuse_qkv=config.fuse_qkv,
             fuse_activation=config.fuse_activation,
@@ -206,7 +211,8 @@ class SparseQuantizer(HfQuantizer):
         for part in parts(model.config):
             for name in ("quantization_config", "transformers_weights"):
                 vars(part).pop(name, None)
-        fields = ("format", "tokens", "origin", "sparsity", "fuse_qkv", "fuse_activation")
+        self._fuse_(model, plans, outlines)
+        fields = ("format", "tokens", "origin", "sparsity", "tolerance", *FUSING)
         # Trained further, the embeddings must not be rounded again: the model is saved in its own dtype.
         attach_quantizer_(model, embeddings=None, **{name: getattr(config, name) for name in fields})
         return model
@@ -221,17 +227,19 @@ class SparseQuantizer(HfQuantizer):
         if config.masks != stored_digest(masks, config.version):
             raise ValueError("the masks do not match config.json; get a new copy of the folder")
 
-    def _plans(self, model: nn.Module, selected: list[TargetLayer]) -> list[LayerPlan]:
+    def _is_same_machine(self, outlines: Sequence[TargetLayer]) -> bool:
+        """Whether the folder was saved on a machine like this one, for layers of the same dtype."""
+        saved = self.quantization_config.machine.removesuffix(BUSY_NOTE)
+        return all(machine(layer.linear.weight) == saved for layer in outlines)
+
+    def _plans(self, model: nn.Module, outlines: Sequence[TargetLayer]) -> Plan:
         """Return the saved plans on a machine like the one that saved the folder; else plan anew.
 
         Layers that the machine was too busy to time are planned anew as well. The cost model decides, so that
         loading stays quick; ``sparsebert.replan_`` times the formats.
         """
         config = self.quantization_config
-        outlines = [_outline(layer) for layer in selected]
-        same_machine = all(
-            machine(layer.linear.weight) == config.machine.removesuffix(BUSY_NOTE) for layer in outlines
-        )
+        same_machine = self._is_same_machine(outlines)
         busy = same_machine and config.machine.endswith(BUSY_NOTE)
         plans = {
             layer.key: _as_saved(config, layer)
@@ -246,9 +254,34 @@ class SparseQuantizer(HfQuantizer):
             quick=True,
             trainable=config.trainable,
             shared_inputs=shared_inputs_of(model) if config.fuse_qkv else (),
+            tolerance=config.tolerance,
         )
         plans |= {entry.key: replace(entry, busy=busy) for entry in planned.layers}
-        return [plans[layer.key] for layer in outlines]
+        return Plan(tuple(plans[layer.key] for layer in outlines), planned.machine)
+
+    def _fuse_(self, model: nn.Module, plans: Plan, outlines: Sequence[TargetLayer]) -> None:
+        """Let the encoder run in the saved way on such a machine, else as the cost model predicts.
+
+        A machine that cannot fuse runs the layers one by one even if ``fuse=True`` was demanded where the
+        folder was made, and the plan says why.
+        """
+        config = self.quantization_config
+        saved = config.way if self._is_same_machine(outlines) else ""
+        decision = decide_encoder(
+            model,
+            plans.layers,
+            tokens=config.tokens,
+            fuse=None if config.fuse and why_not_fusible(model) else config.fuse,
+            trainable=config.trainable,
+            quick=True,
+            saved=saved,
+            tolerance=config.tolerance,
+            others=plans_for_engines(
+                plans, outlines, model, format=config.format, measure=True, tolerance=config.tolerance
+            ),
+        )
+        if decision:
+            settle_(model, decision, timed=False, fuse_qkv=config.fuse_qkv)
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         return densify_(model)
@@ -319,6 +352,7 @@ def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
         measured_us=plan.measured_us if timed else None,
         dense_us=plan.dense_us if timed else None,
         removed=plan.removal_note if plan is not None else "",
+        precision=layer.precision,
     )
 
 
@@ -379,6 +413,9 @@ def _as_saved(config: SparseConfig, layer: TargetLayer) -> LayerPlan:
         block=entry.block,
         removal_note=entry.removed,
         decided_by="saved plan",
+        dtype=SHORT_NAMES[str(layer.linear.weight.dtype).removeprefix("torch.")],
+        precision=entry.precision,
+        tolerance=config.tolerance,
     )
 
 

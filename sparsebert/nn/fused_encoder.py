@@ -56,7 +56,7 @@ SETTINGS = (
     *("attention_type", "chunk_size_feed_forward"),
 )
 # Attributes of the encoder's config that count.
-CONFIGURED = ("_attn_implementation_internal", "is_causal", "local_attention")
+CONFIGURED = ("_attn_implementation", "_attn_implementation_internal", "is_causal", "local_attention")
 # Implementations of attention that compute what the native encoder computes. Others may be anything.
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", None)
 # Distances from which on all count as one in the embeddings of distances.
@@ -114,6 +114,7 @@ class FusedEncoder(nn.Module):
             raise PlainPath(RECORDED_GRADIENTS)
         if not plain_inference(x):
             raise PlainPath("the call is traced, transformed or under autocast")
+        require_inference(self)
         try:
             states = self.current_native().encoder(x, kept_tokens(mask, x))
         except BadTokens as error:
@@ -151,6 +152,14 @@ def engine_dtype(tolerance: str, family: Family) -> torch.dtype:
     return torch.bfloat16 if kernels.has_engine(torch.bfloat16) else torch.float32
 
 
+def require_inference(module: nn.Module) -> None:
+    """Raise ``PlainPath`` where a module trains: a description of its layers would be made in vain."""
+    if module.training:
+        raise PlainPath("the encoder is in training mode")
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters()):
+        raise PlainPath(RECORDED_GRADIENTS)
+
+
 def say_once(module: nn.Module, reason: str) -> None:
     """Warn that the layers of a fused module run one by one, once for each reason."""
     said = module.__dict__.setdefault("_said", set())
@@ -177,13 +186,13 @@ def _new_encoder(plain_class: type[nn.Module]) -> FusedEncoder:
     return cls.__new__(cls)
 
 
-def require_fusible(encoder: nn.Module, family: Family) -> None:
+def require_fusible(encoder: Any, family: Family) -> None:
     """Raise ValueError unless every layer of an encoder of a known family has a native form."""
     for number, layer in enumerate(encoder_layers(encoder, family)):
         try:
             _require_known(layer)
         except PlainPath as reason:
-            name = type(encoder).__name__
+            name = getattr(encoder, "plain_class", type(encoder)).__name__
             raise ValueError(f"layer {number} of {name} cannot be fused: {reason}") from None
 
 
@@ -251,7 +260,7 @@ class Watched:
         inner = self._modules[1:]
         hooks = [*filter(None, map(_HOOKS, inner)), *filter(None, map(_PRE_HOOKS, inner))]
         if hooks != self._harmless:
-            if any(map(_is_foreign, itertools.chain.from_iterable(map(dict.values, hooks)))):
+            if any(map(is_foreign, itertools.chain.from_iterable(map(dict.values, hooks)))):
                 raise PlainPath(FOREIGN_CODE)
             self._harmless = [dict(each) for each in hooks]
         if any(map(operator.contains, inner, itertools.repeat("forward"))):
@@ -596,7 +605,7 @@ def is_recording() -> bool:
     return recorder is not None and bool(recorder._active_collector.get())
 
 
-def _is_foreign(hook: Any) -> bool:
+def is_foreign(hook: Any) -> bool:
     """Whether a hook is of another package."""
     ours = isinstance(getattr(hook, "__self__", None), FusedQKV)
     return not ours and getattr(hook, "__module__", None) != RECORDER

@@ -29,6 +29,7 @@ from sparsebert.nn.fused_encoder import (
     norm_tensors,
     packed_weight,
     require_float32,
+    require_inference,
     require_linear,
     require_norm,
     say_once,
@@ -39,8 +40,8 @@ from sparsebert_kernels.ops import plain_inference
 
 MASK_DTYPES = (torch.bool, torch.int64)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "return_dict")
-# Attributes of the config that ask for more outputs or another attention.
-REQUESTS = ("output_hidden_states", "_output_attentions", "is_causal")
+# Attributes of the config that ask for more outputs or another attention, in any version of transformers.
+REQUESTS = ("output_hidden_states", "output_attentions", "_output_attentions", "is_causal")
 _DESCRIPTIONS = ("_native", "_ends", "_said")
 
 
@@ -93,6 +94,7 @@ class FusedModel(nn.Module):
             is_input = name in INPUTS or (self._runs_layers and name == "inputs_embeds")
             if not is_input and value is not None and value is not False:
                 raise PlainPath(f"the call has the argument {name}")
+        require_inference(self)
         described, ends = self._described()
         ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
         mask = given.get("attention_mask")

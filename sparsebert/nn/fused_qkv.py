@@ -100,6 +100,8 @@ class FusedQKV:
     def _outputs(self, layers: Sequence[SparseLinear], x: Tensor) -> Sequence[Tensor]:
         packed = [layer.packed for layer in layers]
         biases = [layer._parameters["bias"] for layer in layers]
+        if layers[0].precision and (rounded := ops.rounded_for(x, packed[0])) is not x:
+            return [y.to(x.dtype) for y in ops.linear_shared(rounded, packed, biases)]
         on_gpu = backend.covers(PanelSparse.name, x.device)
         joined = self._joined.weight(layers) if on_gpu else None
         return ops.linear_shared(x, packed, biases, joined, self._joined.bias(biases) if joined else None)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from sparsebert.cost.candidates import GPU_FORMATS, STORED, preferred, stored_dtype
+from sparsebert.cost.precision import LOWER_PRECISIONS, pack_as
 from sparsebert.nn.checkpoint_form import BITS, VALUES, stored_weight, to_stored
 from sparsebert.nn.precomputed import take_precomputed
 from sparsebert.tickets.bits import unpack_bits
@@ -23,6 +25,7 @@ from sparsebert_kernels.formats.base import as_bytes
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS, prepack
 from sparsebert_kernels.formats.transpose import transposed_index
 
+_NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 _AS_STORED: ContextVar[bool] = ContextVar("as_stored", default=False)
 
 
@@ -48,6 +51,8 @@ class SparseLinear(nn.Module):
         trainable: Make ``values``, the kept weights, a Parameter. Only formats "element", "vector" and
             "panel" can be trained, the latter two only with a mask of whole vectors or blocks. Otherwise,
             only x and the bias have gradients.
+        precision: Precision below the weight's dtype in which to compute on a CPU: "bf16" or "int8"; "" for
+            the dtype's. The layer then holds its exact weights beside the packed ones.
         **options: Options of the format.
 
     The ``state_dict`` is that of the ``nn.Linear`` that the layer replaces: ``weight`` (dense) and ``bias``.
@@ -55,11 +60,12 @@ class SparseLinear(nn.Module):
     outside the mask, are errors. Inside ``as_stored``, the ``state_dict`` holds the mask and the kept
     weights, which load as well. The packed tensors are non-persistent buffers.
 
-    float32 and bfloat16 layers store their dtype and compute in it. float16 layers do so on a GPU, and store
-    and compute float32 on a CPU. float64 layers, and layers on a device without packed kernels, hold the
-    plain dense matrix until they are converted or moved again; a trainable layer stays packed, with float32
-    values in place of float64. ``.to()`` repacks; on another kind of device, in the format with the least
-    predicted time there.
+    float32 and bfloat16 layers store their dtype and compute in it, or in a lower ``precision``: inputs are
+    rounded, and outputs have the dtype of the inputs. ``weight``, copies and saved files stay exact. float16
+    layers store and compute float16 on a GPU, and float32 on a CPU. float64 layers, and layers on a device
+    without packed kernels, hold the plain dense matrix until they are converted or moved again; a trainable
+    layer stays packed, with float32 values in place of float64. ``.to()`` repacks; on another kind of
+    device, in the format with the least predicted time there.
 
     Raises:
         ValueError: Weight, mask, format and options do not fit together.
@@ -79,10 +85,14 @@ class SparseLinear(nn.Module):
         *,
         format: str = "element",
         trainable: bool = False,
+        precision: str = "",
         **options: Any,
     ) -> None:
         super().__init__()
         mask = _checked(weight, mask)
+        if precision:
+            _require_precision(precision, trainable)
+            options["precision"] = precision
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
         self.activation = "none"
@@ -97,7 +107,7 @@ class SparseLinear(nn.Module):
         packed = self._pack(weight.detach(), mask, trainable)
         if trainable:
             _require_trainable(packed, weight.dtype)
-        self._hold(packed, trainable)
+        self._hold(packed, trainable, self._exact(weight.detach(), mask, packed))
 
     @classmethod
     def from_linear(
@@ -120,7 +130,14 @@ class SparseLinear(nn.Module):
         """Map x [..., in_features] to [..., out_features]; see ``sparsebert_kernels.ops.linear``."""
         if not torch.compiler.is_compiling() and (output := take_precomputed(self, x)) is not None:
             return output
+        if self.precision:
+            return ops.linear_in_precision_of_weight(x, self.packed, self.bias, self.activation)
         return ops.linear(x, self.packed, self.bias, self.activation, self._transposed())
+
+    @property
+    def precision(self) -> str:
+        """The precision below the layer's dtype in which it computes; "" if it computes in its dtype."""
+        return self._recipes[self.device.type][1].get("precision", "") if BITS in self._buffers else ""
 
     @property
     def packed(self) -> PackedWeight:
@@ -133,6 +150,8 @@ class SparseLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense matrix [out_features, in_features] in the layer's dtype, computed on access."""
+        if BITS in self._buffers:
+            return stored_weight(self._buffers[VALUES], self.mask).to(self.dtype)  # type: ignore[arg-type]
         return self.packed.to_dense().to(self.dtype)
 
     @property
@@ -142,6 +161,9 @@ class SparseLinear(nn.Module):
         Formats that store pruned weights as zeros, or drop kept zeros, lose the mask. In these formats, the
         nonzero weights are the mask.
         """
+        bits = self._buffers.get(BITS)
+        if bits is not None:
+            return unpack_bits(bits, (self.out_features, self.in_features)).to(bits.device)
         kept = self.packed.kept()
         return kept if int(torch.count_nonzero(kept)) == self._nnz else self.weight != 0
 
@@ -167,8 +189,12 @@ class SparseLinear(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed weight, its index, and the transposed index of a trainable layer."""
-        return self.packed.nbytes + sum(index.nbytes for index in self._transposed())
+        """Bytes of the packed weight, its index, the transposed index of a trainable layer, and the exact
+        weights of one that computes in a lower precision.
+        """
+        exact = (self._buffers[name] for name in (BITS, VALUES) if name in self._buffers)
+        others = (*self._transposed(), *(tensor for tensor in exact if tensor is not None))
+        return self.packed.nbytes + sum(tensor.nbytes for tensor in others)
 
     @property
     def sparsity(self) -> float:
@@ -183,13 +209,16 @@ class SparseLinear(nn.Module):
 
         Args:
             format: A name in ``sparsebert_kernels.formats.FORMATS``.
-            **options: Options of the format.
+            **options: Options of the format, and ``precision``, as for the class.
 
         Raises:
             ValueError: As the class does.
         """
+        if options.get("precision"):
+            _require_precision(options["precision"], self.trainable)
         weight, mask, recipe = self.weight.detach(), self.mask, (format, options)
         packed = self._pack(weight, mask, self.trainable, recipe)
+        exact = self._exact(weight, mask, packed)
         gradient = None
         if self.trainable:
             _require_trainable(packed, self.dtype)
@@ -201,7 +230,7 @@ class SparseLinear(nn.Module):
             self._recipes[self.device.type] = recipe
             if self.trainable:
                 self.values.grad = None
-            self._hold(packed, self.trainable)
+            self._hold(packed, self.trainable, exact)
             if gradient is not None:
                 self.values.grad = gradient
 
@@ -212,7 +241,8 @@ class SparseLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         )
         fused = "" if self.activation == "none" else f", activation={self.activation}"
-        return f"{shape}, format={self.format}, sparsity={self.sparsity:.1%}{fused}"
+        lower = f", precision={self.precision}" if self.precision else ""
+        return f"{shape}, format={self.format}{lower}, sparsity={self.sparsity:.1%}{fused}"
 
     def _transposed(self) -> list[Tensor]:
         """Return the transposed index, which makes the backward pass fast; empty unless trainable."""
@@ -229,19 +259,25 @@ class SparseLinear(nn.Module):
     ) -> PackedWeight:
         """Pack a weight by ``recipe``, format and options, or by the layer's own for the weight's device."""
         format, options = recipe or self._recipes[weight.device.type]
-        if format not in formats.FORMATS:
-            raise unknown("format", format, formats.FORMATS)
+        if format not in (known := {**formats.FORMATS, **formats.INT8_FORMATS}):
+            raise unknown("format", format, known)
         if weight.device.type == "cpu":
             cpu.warn_if_unavailable()
         kernels = weight.device.type == "cpu" or (weight.device.type == "cuda" and format in GPU_FORMATS)
         if not trainable and (weight.dtype == torch.float64 or not kernels):
             kept = torch.where(mask, weight, weight.new_zeros(()))
             return DensePrepacked((self.out_features, self.in_features), {"values": kept}, {})
-        stored = stored_dtype(weight.dtype, weight.device.type)
-        return formats.pack(weight.to(stored), mask, format=format, **options)
+        packing = {name: value for name, value in options.items() if name != "precision"}
+        stored = stored_dtype(weight.dtype, weight.device.type, options.get("precision", ""))
+        return pack_as(weight, mask, stored, format=format, **packing)
 
-    def _hold(self, packed: PackedWeight, trainable: bool) -> None:
-        """Register the tensors of ``packed`` instead of the present ones."""
+    def _exact(self, weight: Tensor, mask: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
+        """Return the weights to keep beside ``packed``, in checkpoint form; {} if it holds them exactly."""
+        exact = (weight.dtype, stored_dtype(weight.dtype, weight.device.type))
+        return {} if packed.dtype in exact else to_stored(weight, mask)
+
+    def _hold(self, packed: PackedWeight, trainable: bool, exact: Mapping[str, Tensor] = _NOTHING) -> None:
+        """Register the tensors of ``packed``, and of the weights beside it, instead of the present ones."""
         self._buffers.clear()
         self.__dict__.pop("values", None)
         self._format, self._geometry = type(packed), packed.geometry()
@@ -262,6 +298,8 @@ class SparseLinear(nn.Module):
             tensors |= {f"transposed_{number}": tensor for number, tensor in enumerate(index)}
         for name, tensor in tensors.items():
             self.register_buffer(name, as_bytes(tensor), persistent=False)
+        for name, tensor in exact.items():
+            self.register_buffer(name, tensor, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self.device.type == "meta":
@@ -280,7 +318,8 @@ class SparseLinear(nn.Module):
     def _convert(self, fn: Callable[[Tensor], Tensor], recurse: bool) -> Self:
         packed, trainable = self.packed, self.trainable
         weight = fn(self.weight.detach())
-        mask = _checked(weight, packed.kept().to(weight.device))
+        kept = self.mask if self.precision else packed.kept()
+        mask = _checked(weight, kept.to(weight.device))
         if weight.device.type not in self._recipes:
             self._choose_format(weight, mask)
         converted = self._pack(weight, mask, trainable)
@@ -295,7 +334,7 @@ class SparseLinear(nn.Module):
         if values is not None:
             self._parameters["values"] = values
         self.dtype = weight.dtype
-        self._hold(converted, trainable)
+        self._hold(converted, trainable, self._exact(weight, mask, converted))
         if gradient is not None:
             self.values.grad = gradient
         return self
@@ -365,10 +404,11 @@ class SparseLinear(nn.Module):
         except ValueError as error:
             error_msgs.append(f"{key}: {error}")
             return
-        self._hold(self._pack(weight, mask, self.trainable), self.trainable)
+        loaded = self._pack(weight, mask, self.trainable)
+        self._hold(loaded, self.trainable, self._exact(weight, mask, loaded))
 
     def _loadable(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        mask = self.packed.kept()
+        mask = self.mask if self.precision else self.packed.kept()
         if weight.shape != mask.shape or not weight.is_floating_point():
             raise ValueError(
                 f"the checkpoint has {list(weight.shape)} of {weight.dtype}, "
@@ -390,8 +430,10 @@ class SparseLinear(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "values" in state:
-            values = torch.from_numpy(state["values"]).view(STORED[self.dtype])
-            self.__dict__["values"] = prepack(values, self._recipes["cpu"][1].get("tokens", DEFAULT_TOKENS))
+            options = self._recipes["cpu"][1]
+            stored = stored_dtype(self.dtype, "cpu", options.get("precision", ""))
+            values = torch.from_numpy(state["values"]).view(stored)
+            self.__dict__["values"] = prepack(values, options.get("tokens", DEFAULT_TOKENS))
 
 
 def _checked(weight: Tensor, mask: Tensor | None) -> Tensor:
@@ -409,6 +451,13 @@ def _checked(weight: Tensor, mask: Tensor | None) -> Tensor:
             f"got {list(mask.shape)} of {mask.dtype} on {mask.device}"
         )
     return mask
+
+
+def _require_precision(precision: str, trainable: bool) -> None:
+    if precision not in LOWER_PRECISIONS:
+        raise unknown("precision", precision, LOWER_PRECISIONS)
+    if trainable:
+        raise ValueError(f"a trainable sparse layer computes in its own dtype, not in {precision}")
 
 
 def _require_trainable(packed: PackedWeight, dtype: torch.dtype) -> None:

@@ -34,8 +34,8 @@ def fp16_ranges(
 
     def observe(key: str, mask: Tensor, linear: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         weight = linear.get_parameter("weight").detach()
-        found = fp16_range(inputs[0], torch.where(mask.to(weight.device), weight, 0))
-        ranges[key] = ranges[key] | found if key in ranges else found
+        measured = fp16_range(inputs[0], torch.where(mask.to(weight.device), weight, 0))
+        ranges[key] = ranges[key] | measured if key in ranges else measured
 
     handles = [
         resolve(model, key).register_forward_pre_hook(partial(observe, key, mask))

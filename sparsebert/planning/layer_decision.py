@@ -13,6 +13,8 @@ from sparsebert.cost.mask_statistics import BlockStatistics
 from sparsebert.cost.work import WorkEstimate, estimate_panel_work
 from sparsebert.planning.plan import LayerPlan
 from sparsebert.planning.target_layers import TargetLayer
+from sparsebert_kernels.dtype_names import SHORT_NAMES
+from sparsebert_kernels.formats.dense import prepacking_works
 from sparsebert_kernels.timing import Paired
 
 # The speed-up over prepacked dense that a sparse layer must reach, as a ratio of paired medians. Timings
@@ -93,7 +95,7 @@ class LayerDecision:
         if speedup < LEAST_SPEEDUP and not trainable:
             self.rejected, self.work = self.work, self.dense
 
-    def layer_plan(self, tokens: int) -> LayerPlan:
+    def layer_plan(self, tokens: int, tolerance: str) -> LayerPlan:
         """Return the entry of the plan."""
         statistics, timing = self.choice.statistics, self.timing
         predicted, predicted_dense = self.predicted(self.work), self.predicted(self.dense)
@@ -117,7 +119,25 @@ class LayerDecision:
             removal_note=self.layer.removal_note,
             busy=self.busy,
             decided_by=self._decided_by(),
+            dtype=self._dtype,
+            precision=self.work.precision,
+            tolerance=tolerance,
+            dense_form=self._dense_form(),
         )
+
+    @property
+    def _dtype(self) -> str:
+        return SHORT_NAMES[str(self.layer.linear.weight.dtype).removeprefix("torch.")]
+
+    def _dense_form(self) -> str:
+        """Return the name of the fastest dense form of a CPU; "" on a GPU."""
+        if self.choice.gpu:
+            return ""
+        dtype = stored_dtype(self.layer.linear.weight.dtype, "cpu", self.dense.precision)
+        if dtype == torch.int8:
+            return f"{self.dense.precision} of these kernels"
+        name = SHORT_NAMES[str(dtype).removeprefix("torch.")]
+        return f"oneDNN {name}" if prepacking_works(dtype) else f"torch {name}"
 
     def _decided_by(self) -> str:
         if self.requested:
@@ -128,6 +148,7 @@ class LayerDecision:
 
     def _reason(self, predicted: float | None, dense: float | None) -> str:
         timing = None if self.busy else self.timing
+        name = f"dense {self.dense.precision}".rstrip()
         if self.requested:
             reason = "requested"
         elif self.choice.statistics.full:
@@ -135,19 +156,34 @@ class LayerDecision:
         elif self.rejected:
             speedup = timing.speedup if timing else self.choice.predicted_speedup(self.rejected)
             verb = "measured" if timing else "predicted"
-            reason = f"{self.rejected.format} {verb} {speedup:.2f}x dense, less than {LEAST_SPEEDUP}x"
+            reason = f"{self.rejected.format} {verb} {speedup:.2f}x {name}, less than {LEAST_SPEEDUP}x"
         elif self.work == self.dense:
             reason = f"no format is predicted to be faster{self._block_suggestion()}"
         elif timing:
-            reason = f"measured {timing.speedup:.1f}x dense"
+            reason = f"measured {timing.speedup:.1f}x {name}"
         elif predicted and dense:
-            reason = f"predicted {dense / predicted:.1f}x dense"
+            reason = f"predicted {dense / predicted:.1f}x {name}"
         else:
             reason = "no cost figures: the format with the fewest stored weights"
         if self.busy:
-            reason += f"; measured {self.timing.speedup:.1f}x? dense" if self.timing else "; too busy to time"
+            reason += (
+                f"; measured {self.timing.speedup:.1f}x? {name}" if self.timing else "; too busy to time"
+            )
+        reason += self._precision_note()
         half = self.layer.linear.weight.dtype == torch.float16 and not self.choice.gpu
         return f"{reason}; computed in float32" if half else reason
+
+    def _precision_note(self) -> str:
+        """Return why the layer computes in its precision, if it was allowed a lower one; else ""."""
+        if not self.choice.lower:
+            return ""
+        exact = [self.choice.predicted(each) for each in self.choice.candidates if not each.precision]
+        lower = self.predicted(self.work)
+        if not self.work.precision:
+            return f"; no faster in {' or '.join(self.choice.lower)}"
+        best = min((seconds for seconds in exact if seconds), default=None)
+        gain = f" predicted {best / lower:.1f}x {self._dtype}" if best and lower else ""
+        return f"; {self.work.precision}{gain}"
 
     def _block_suggestion(self) -> str:
         """Return the speed-up that a ticket of the same sparsity in whole blocks would reach on a GPU."""

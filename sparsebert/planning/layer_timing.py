@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparsebert.cost.candidates import FormatCandidates, stored_dtype
+from sparsebert.cost.precision import pack_as
 from sparsebert.cost.work import WorkEstimate
 from sparsebert.planning.target_layers import TargetLayer
-from sparsebert_kernels import formats, ops
+from sparsebert_kernels import ops
 from sparsebert_kernels.cuda.timing import paired as paired_on_gpu
 from sparsebert_kernels.timing import Paired, paired
 
@@ -36,33 +40,40 @@ def fastest_candidate(layer: TargetLayer, choice: FormatCandidates, tokens: int)
         The kind of the fastest candidate, and its timing against the dense layer.
     """
     first, *others = choice.candidates[:MAX_TIMED_FORMATS]
-    best, best_timing = first, time_against_dense(layer, first, tokens)
+    best, best_timing = first, time_against_dense(layer, first, choice.dense, tokens)
     for work in others:
         needed = CLEARLY_FASTER * best_timing.speedup
         if best_timing.busy or work == choice.dense or choice.predicted_speedup(work) < needed:
             break
-        timing = time_against_dense(layer, work, tokens)
+        timing = time_against_dense(layer, work, choice.dense, tokens)
         if timing.speedup > needed and not timing.busy:
             best, best_timing = work, timing
     return best.kind, best_timing
 
 
 @torch.no_grad()
-def time_against_dense(layer: TargetLayer, work: WorkEstimate, tokens: int) -> Paired:
-    """Time a layer in the format of ``work`` (``mine``) and as a prepacked dense layer (``other``).
+def time_against_dense(layer: TargetLayer, work: WorkEstimate, dense: WorkEstimate, tokens: int) -> Paired:
+    """Time a layer in the format of ``work`` (``mine``) and as the prepacked layer of ``dense`` (``other``).
 
     The seconds are for ``tokens`` rows of x, extrapolated beyond ``MAX_TIMED_TOKENS``.
     """
     linear, device = layer.linear, layer.linear.weight.device
     dtype = linear.weight.dtype
-    stored = stored_dtype(dtype, device.type)
     timed = min(tokens, MAX_TIMED_TOKENS[device.type])
     # Random values: inf, NaN and denormals among the layer's weights would take a slow path.
-    weight = torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(0)).to(device, stored)
+    weight = torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(0)).to(device)
     x = torch.randn(timed, linear.in_features, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    sparse = formats.pack(weight, layer.mask, format=work.format, **work.options)
-    dense = formats.pack(weight, layer.mask, format="dense", tokens=timed)
-    sides = lambda: ops.linear(x, sparse, linear.bias), lambda: ops.linear(x, dense, linear.bias)
+
+    def side(work: WorkEstimate, mask: Tensor, options: dict[str, Any]) -> Callable[[], Tensor]:
+        stored = stored_dtype(dtype, device.type, work.precision)
+        packed = pack_as(weight, mask, stored, format=work.format, **options)
+        run = ops.linear_in_precision_of_weight if work.precision else ops.linear
+        return lambda: run(x, packed, linear.bias)
+
+    # A dense layer in int8 is one of vectors, which would leave pruned weights out.
+    whole = layer.mask if dense.format == "dense" else torch.ones_like(layer.mask)
+    options = {"tokens": timed} if dense.format == "dense" else dense.options
+    sides = side(work, layer.mask, work.options), side(dense, whole, options)
     timing = paired(*sides) if device.type == "cpu" else paired_on_gpu(*sides)
     scale = tokens / timed
     return replace(timing, mine=timing.mine * scale, other=timing.other * scale)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparsebert.cost.work import format_label, format_options
+from sparsebert.planning.encoder_plan import EncoderPlan
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class LayerPlan:
             cost model decided.
         decided_by: "timing", "cost model", "user" (the format was requested) or "saved plan"; "" if there was
             nothing to decide.
+        dtype: The layer's dtype: fp32, bf16, fp16 or fp64; "" if unknown.
+        precision: Precision below the dtype in which the layer computes: "bf16" or "int8"; "" for the
+            dtype's.
+        tolerance: The lowest precision that the caller allowed.
+        dense_form: The fastest dense form, which the times of the format are compared with, such as
+            "oneDNN bf16"; "" if unknown.
     """
 
     key: str
@@ -54,18 +61,23 @@ class LayerPlan:
     removal_note: str = ""
     busy: bool = False
     decided_by: str = ""
+    dtype: str = ""
+    precision: str = ""
+    tolerance: str = "fp32"
+    dense_form: str = ""
 
     @property
     def options(self) -> dict[str, Any]:
         """Options to pass to ``SparseLinear`` with the format."""
+        lower = {"precision": self.precision} if self.precision else {}
         if self.format in ("dense", "compact"):
-            return {"tokens": self.tokens}
-        return format_options(self.format, self.block)
+            return {"tokens": self.tokens, **lower}
+        return {**format_options(self.format, self.block), **lower}
 
     @property
     def label(self) -> str:
-        """The format with its block size, as text."""
-        return format_label(self.format, self.block)
+        """The format with its block size and a lower precision, as text."""
+        return format_label(self.format, self.block, self.precision)
 
 
 @dataclass(frozen=True)
@@ -76,11 +88,13 @@ class Plan:
         layers: One entry a layer.
         machine: The conditions of the times: instruction set, threads and source of the costs.
         removal_note: One line on the weights that compaction removes, or on the reason why it removes none.
+        encoder: How the whole encoder runs; None for a model without an encoder of a known family.
     """
 
     layers: tuple[LayerPlan, ...]
     machine: str
     removal_note: str = ""
+    encoder: EncoderPlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -139,7 +153,7 @@ class Plan:
         lines = []
         for row in (header, *rows):
             cells = (row[index].rjust(size) for index, size in zip(figures, widths, strict=True))
-            removed = row[2:3] if len(header) > len(_HEADER) else ()
+            removed = row[2:3] if "removed" in header else ()
             words = "; ".join(text for text in (*removed, row[-1]) if text)
             for text in (row[0], " ".join(cells), words):
                 lines += _wrapped(text, width, "" if text is row[0] else "  ")
@@ -151,12 +165,23 @@ class Plan:
             f"{count} of {len(self.layers)} layers timed while the machine was busy: the cost model decided, "
             "figures marked ? are doubtful; sparsebert.replan_(model) decides again"
         )
-        lines = (self.summary, self.removal_note, doubt if count else "", self.machine)
+        forms = sorted({layer.dense_form for layer in self.layers if layer.dense_form})
+        dense = f"dense: {' or '.join(forms)}, the fastest for each layer" if self._lowered else ""
+        encoder = f"encoder: {self.encoder}" if self.encoder else ""
+        lines = (self.summary, dense, encoder, self.removal_note, doubt if count else "", self.machine)
         return [line for line in lines if line]
 
+    @property
+    def _lowered(self) -> bool:
+        """Whether layers were allowed to compute in a lower precision than their own."""
+        return any(layer.tolerance != "fp32" for layer in self.layers)
+
     def _rows(self) -> list[tuple[str, ...]]:
-        """Header and cells, with a column of removal notes if compaction removes anything."""
+        """Header and cells, with columns of precisions and of removal notes where there are any."""
         rows = [_HEADER, *(_cells(layer) for layer in self.layers)]
+        if self._lowered:
+            precisions = ["precision", *(layer.precision or layer.dtype or "-" for layer in self.layers)]
+            rows = [(*row[:4], cell, *row[4:]) for row, cell in zip(rows, precisions, strict=True)]
         if any(layer.removal_note for layer in self.layers):
             notes = ["removed", *(layer.removal_note for layer in self.layers)]
             rows = [(*row[:2], note, *row[2:]) for row, note in zip(rows, notes, strict=True)]
@@ -191,7 +216,7 @@ _UNLIMITED, _LEAST = 10_000, 20
 _HEADER = (
     "layer", "shape", "sparsity", "format", "predicted", "measured", "dense", "KiB", "of dense", "reason",
 )  # fmt: skip
-_TEXT = ("layer", "removed", "format", "reason")
+_TEXT = ("layer", "removed", "format", "precision", "reason")
 
 
 def _numeric(header: tuple[str, ...]) -> list[bool]:
@@ -211,7 +236,7 @@ def _cells(layer: LayerPlan) -> tuple[str, ...]:
         layer.key,
         "x".join(map(str, layer.shape)),
         f"{layer.sparsity:.1%}",
-        layer.label,
+        format_label(layer.format, layer.block),
         micro(layer.predicted_us),
         micro(layer.measured_us, doubt),
         micro(layer.dense_us, doubt),

@@ -15,10 +15,19 @@ from torch import Tensor, nn
 from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
-from sparsebert.cost.cpu_cost import BUILT_IN_COSTS
+from sparsebert.cost.cpu_cost import BUILT_IN_COSTS, runnable
+from sparsebert.cost.engine_cost import seconds_in_layout
+from sparsebert.cost.precision import LOWER_PRECISIONS, PRECISIONS, lower_precisions, require_tolerance
 from sparsebert.linear_layers import Filter
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import compacted_targets, compaction_note
+from sparsebert.planning.engine_choice import (
+    NO_OTHERS,
+    OtherPlans,
+    carried_encoder_plan,
+    decide_encoder,
+    require_fuse,
+)
 from sparsebert.planning.layer_decision import LayerDecision
 from sparsebert.planning.layer_timing import fastest_candidate
 from sparsebert.planning.plan import LayerPlan, Plan
@@ -26,6 +35,7 @@ from sparsebert.planning.target_layers import TargetLayer
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import cpu, cuda, formats
 from sparsebert_kernels.errors import unknown
+from sparsebert_kernels.formats import RowPanelSparse
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
 # A plan stops timing once timings that a busy machine spoilt took this long.
@@ -43,6 +53,8 @@ def plan(
     trainable: bool = False,
     device: str | None = None,
     compact: bool | None = None,
+    tolerance: str = "fp32",
+    fuse: bool | None = None,
 ) -> Plan:
     """Choose a packed format for each layer that ``ticket`` (or the zeros in the weights) makes sparse.
 
@@ -68,6 +80,8 @@ def plan(
             modelled, not measured.
         compact: As in ``sparsify_``. Layers are planned in their shapes after compaction, and the plan lists
             the parts that compaction removes.
+        tolerance: As in ``sparsify_``.
+        fuse: As in ``sparsify_``. How the encoder runs is predicted; ``sparsify_`` times it.
 
     Raises:
         ValueError: See ``select_target_layers``; or the format or device is unknown, ``tokens`` is not a
@@ -77,6 +91,7 @@ def plan(
     require_module(model)
     check_options(format, tokens)
     require_measure(measure)
+    require_tolerance(tolerance)
     if ticket is None and any(isinstance(module, SparseLinear) for module in model.modules()):
         options = {
             "tokens": tokens != DEFAULT_TOKENS,
@@ -85,6 +100,8 @@ def plan(
             "trainable": trainable,
             "device": device is not None,
             "compact": compact is not None,
+            "tolerance": tolerance != "fp32",
+            "fuse": fuse is not None,
         }
         for option in (name for name, changed in options.items() if changed):
             raise ValueError(
@@ -100,17 +117,105 @@ def plan(
         trainable=trainable,
         shared_inputs=shared_inputs_of(model),
         target=target,
+        tolerance=tolerance,
     )
-    return replace(planned, removal_note=targets.removal_note)
+    decision = None
+    if target is None:
+        require_fuse(fuse, model, trainable)
+        decision = decide_encoder(
+            model,
+            planned.layers,
+            tokens=tokens,
+            fuse=fuse,
+            trainable=trainable,
+            measure=measure and format == "auto",
+            tolerance=tolerance,
+            others=plans_for_engines(
+                planned, targets.layers, model, format=format, measure=measure, tolerance=tolerance
+            ),
+        )
+    planned = replace(planned, removal_note=targets.removal_note)
+    return replace(planned, layers=decision.layers, encoder=decision.plan) if decision else planned
+
+
+def plans_for_engines(
+    planned: Plan,
+    layers: Sequence[TargetLayer],
+    model: nn.Module,
+    *,
+    format: str,
+    measure: bool,
+    tolerance: str,
+) -> OtherPlans:
+    """Plan layers for the engines in which a whole encoder may run, by the cost model.
+
+    Args:
+        planned: Their plan for running one by one.
+        layers: The layers, in the order of the plan.
+        model: The model.
+        format: As for ``plan_layers``, and as all below.
+        measure: Whether costs may be measured.
+        tolerance: The lowest precision in which layers may compute.
+    """
+    if not planned.layers:
+        return NO_OTHERS
+    tokens = planned.layers[0].tokens
+
+    def in_fp32() -> Sequence[LayerPlan] | None:
+        if not any(layer.precision for layer in planned.layers):
+            return None
+        return plan_layers(
+            layers,
+            tokens=tokens,
+            format=format,
+            measure=False,
+            quick=measure,
+            trainable=False,
+            shared_inputs=shared_inputs_of(model),
+        ).layers
+
+    def in_row_panels() -> Sequence[LayerPlan]:
+        return [
+            _in_row_panels(layer, plan, tolerance, quick=measure)
+            for layer, plan in zip(layers, planned.layers, strict=True)
+        ]
+
+    return OtherPlans(in_fp32, in_row_panels)
+
+
+def _in_row_panels(layer: TargetLayer, plan: LayerPlan, tolerance: str, *, quick: bool) -> LayerPlan:
+    """Return the plan of a layer for the paired engine: the row panels that are predicted to be fastest."""
+    dtype, device = layer.linear.weight.dtype, layer.linear.weight.device
+    choice = format_candidates(
+        layer.mask, dtype, device, plan.tokens, format=RowPanelSparse.name, quick=quick, tolerance=tolerance
+    )
+    costs: Any = choice.costs
+    seconds = {work: seconds_in_layout(costs, work, costs.seconds(work)) for work in choice.candidates}
+    work = min(seconds, key=lambda each: seconds[each])
+    return replace(
+        plan,
+        format=work.format,
+        block=work.block,
+        precision=work.precision,
+        predicted_us=costs.seconds(work) * 1e6,
+        measured_us=None,
+        nbytes=work.nbytes,
+        busy=False,
+        decided_by="cost model",
+        reason=f"the fastest row panels of the paired engine: predicted {seconds[work] * 1e6:.0f} us in it",
+    )
 
 
 def carried_plan(model: nn.Module) -> Plan:
     """Return the plan that the sparse layers of ``model`` follow."""
-    carried = [module.plan for module in model.modules() if isinstance(module, SparseLinear) and module.plan]
+    sparse = [module for module in model.modules() if isinstance(module, SparseLinear) and module.plan]
+    carried = [module.plan for module in sparse]
+    tolerance = max((plan.tolerance for plan in carried), key=PRECISIONS.index, default="fp32")
+    lacking = _lacking((torch.empty(0, dtype=each.dtype, device=each.device) for each in sparse), tolerance)
     advice = "; sparsebert.replan_(model) times the formats here"
     modelled = any(layer.decided_by == "cost model" and not layer.busy for layer in carried)
-    machine = f"as converted; here: {describe_machine()}{advice if modelled else ''}"
-    return Plan(tuple(carried), machine, compaction_note(model))
+    machine = f"as converted; here: {describe_machine()}{lacking}{advice if modelled else ''}"
+    return Plan(tuple(carried), machine, compaction_note(model), carried_encoder_plan(model))
 
 
 # More tokens than any batch in memory has: a layer of BERT-base would write 12 GB for as many.
@@ -119,8 +224,9 @@ MAX_TOKENS = 2**20
 
 def check_options(format: str, tokens: int) -> None:
     """Raise ValueError for an unknown format or a number of tokens that no batch has."""
-    if not isinstance(format, str) or format not in ("auto", *formats.FORMATS):
-        raise unknown("format", format, ("auto", *formats.FORMATS))
+    known = ("auto", *formats.FORMATS, *formats.INT8_FORMATS)
+    if not isinstance(format, str) or format not in known:
+        raise unknown("format", format, known)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
         raise ValueError(f"tokens must be a positive integer, got {tokens!r}")
     if tokens > MAX_TOKENS:
@@ -143,6 +249,7 @@ def plan_layers(
     shared_inputs: Iterable[Sequence[str]] = (),
     target: gpu_roofline.Device | None = None,
     quick: bool = False,
+    tolerance: str = "fp32",
 ) -> Plan:
     """Plan the target layers; arguments as for ``plan``.
 
@@ -150,6 +257,7 @@ def plan_layers(
         shared_inputs: Keys of the layers that read one x and may run as one call, group by group.
         target: Figures of a GPU to plan for, instead of the layers' device.
         quick: Without ``measure``: let a CPU's costs be measured if that takes no more than half a second.
+        tolerance: The lowest precision in which layers may compute.
     """
     measure = measure and format == "auto" and target is None
     decisions: list[LayerDecision] = []
@@ -158,7 +266,7 @@ def plan_layers(
         if not trainable and (reason := _why_unpacked(layer.linear.weight, format, target)):
             entries.append(_unpacked(layer, tokens, reason))
             continue
-        decision = _first_choice(layer, tokens, format, measure, trainable, target, quick)
+        decision = _first_choice(layer, tokens, format, measure, trainable, target, quick, tolerance)
         decisions.append(decision)
         entries.append(decision)
     by_key = {decision.layer.key: decision for decision in decisions}
@@ -170,8 +278,14 @@ def plan_layers(
     elif format == "auto":
         for decision in open_decisions:
             decision.settle_by_costs(trainable)
-    plans = (entry.layer_plan(tokens) if isinstance(entry, LayerDecision) else entry for entry in entries)
-    return Plan(tuple(plans), _describe(decisions, measure, target))
+    plans = (
+        entry.layer_plan(tokens, tolerance) if isinstance(entry, LayerDecision) else entry
+        for entry in entries
+    )
+    machine = _describe(decisions, measure, target)
+    if target is None:
+        machine += _lacking((each.layer.linear.weight for each in decisions), tolerance)
+    return Plan(tuple(plans), machine)
 
 
 def shared_inputs_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
@@ -184,6 +298,19 @@ def describe_machine() -> str:
     native = cpu.instruction_set() if cpu.available() else f"no native library ({cpu.why_unavailable()})"
     threads = torch.get_num_threads()
     return f"{native}, {threads} thread{'s' * (threads > 1)}"
+
+
+def _lacking(weights: Iterable[Tensor], tolerance: str) -> str:
+    """Return which precisions the caller allows in vain, since nothing computes in them here."""
+    allowed = {
+        (weight.dtype, precision)
+        for weight in weights
+        if weight.device.type == "cpu"
+        for precision in lower_precisions(weight.dtype, tolerance)
+    }
+    runs = {precision for dtype, precision in allowed if runnable(dtype, precision)}
+    missing = [each for each in LOWER_PRECISIONS if each in {precision for _, precision in allowed} - runs]
+    return f"; no kernels for {' or '.join(missing)} here" if missing else ""
 
 
 def _describe(decisions: list[LayerDecision], measure: bool, target: gpu_roofline.Device | None) -> str:
@@ -242,6 +369,7 @@ def _first_choice(
     trainable: bool,
     target: gpu_roofline.Device | None,
     quick: bool,
+    tolerance: str,
 ) -> LayerDecision:
     """Choose the candidate with the least predicted time."""
     weight = layer.linear.weight
@@ -254,7 +382,11 @@ def _first_choice(
         trainable=trainable,
         measure=measure,
         quick=quick and format == "auto",
+        tolerance=tolerance,
     )
+    if not choice.candidates and not trainable:
+        needed = "int8" if format in formats.INT8_FORMATS else "bf16"
+        raise ValueError(f"format {format!r} rounds to {needed}: allow it with tolerance={needed!r}")
     if not choice.candidates:
         raise ValueError(
             f"format {format!r} cannot train {layer.name}: use 'element', which takes any mask, "

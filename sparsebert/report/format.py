@@ -57,6 +57,12 @@ def granularity_text(ticket: Record) -> str:
     return str(ticket.get("granularity") or "element")
 
 
+def tolerance_text(record: Record) -> str:
+    """Return ", tolerance bf16" of a bench or profile record; empty for fp32, and for older records."""
+    tolerance = record.get("tolerance") or "fp32"
+    return "" if tolerance == "fp32" else f", tolerance {tolerance}"
+
+
 @contextlib.contextmanager
 def record_errors(part: str) -> Iterator[None]:
     """Turn the errors of a missing field, or one of another type, into ValueError that names the part."""

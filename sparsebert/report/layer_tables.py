@@ -76,6 +76,36 @@ def stack_tables(records: Iterable[Record]) -> list[Table]:
     return [Table("Feed-forward stack, element", columns, rows, tuple(notes))]
 
 
+def int8_tables(records: Iterable[Record]) -> list[Table]:
+    """Return the latest speeds of the int8 layers, in effective operations a second, by size."""
+    cells = {(*row["shape"], row["tokens"]): row for row in records if row["kind"] == "int8_layer"}
+    if not cells:
+        return []
+    sides = {
+        "layer": "4x1 int8",
+        "added": "4x1 int8, tokens shared",
+        "dense": "dense int8",
+        "vector_fp32": "4x1 fp32",
+        "onednn_fp32": "oneDNN fp32",
+        "onednn_int8": "oneDNN int8, tokens in int8",
+    }
+    rows = tuple(
+        (
+            f"{out}x{columns}, M = {tokens}{'?' if row['busy'] else ''}",
+            *(f"{row['tops'][side]:.2f}" if side in row["tops"] else MISSING for side in sides),
+        )
+        for (out, columns, tokens), row in cells.items()
+    )
+    first = next(iter(cells.values()))
+    notes = [
+        f"{machine_text(first['environment'])}, {threads_text(first['threads'])}, int8 by {first['unit']}. "
+        f"{first['sparsity']:.0%} zeros; 10^12 operations a second, zeros counted (2 M N K / time)."
+    ]
+    if any(row["busy"] for row in cells.values()):
+        notes.append(BUSY_NOTE)
+    return [Table("Layers in int8", ("size", *sides.values()), rows, tuple(notes))]
+
+
 def goal_tables(records: Iterable[Record]) -> list[Table]:
     """Return the latest value of each goal, and whether it is reached."""
     goals = {row["goal"]: row for row in records if row["kind"] == "goal"}

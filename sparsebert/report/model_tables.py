@@ -19,6 +19,7 @@ from sparsebert.report.format import (
     ratio_text,
     ratio_value,
     running_bytes,
+    tolerance_text,
     workload_title,
 )
 from sparsebert.report.table import Table
@@ -26,8 +27,8 @@ from sparsebert.report.table import Table
 # Every side shows its ratios against these; ratios against others are shown only if none of these took part.
 MAIN_BASELINES: tuple[str, ...] = ("onednn", "eager")
 FURTHER_BASELINES = ("onednn-bf16", "bf16", "deepsparse")
-# Baselines that use the zeros, and so are not dense.
-NOT_DENSE = ("sparse", "compact", "deepsparse")
+# Backends that use the zeros, and so are not dense, or that are ours.
+NOT_DENSE = ("sparse", "compact", "fused", "deepsparse")
 FASTEST = "fastest dense"
 
 
@@ -49,6 +50,7 @@ def _run_of(record: Record) -> tuple[str, ...]:
         repr(sorted(record["workload"].items(), key=str)),
         repr(sorted(record["ticket"].items(), key=str)),
         record["format"],
+        tolerance_text(record),
     )
 
 
@@ -119,7 +121,7 @@ def bench_title(record: Record) -> str:
     """Return model, ticket and batch of a bench record in words."""
     ticket = record["ticket"]
     zeros = f"{ticket['sparsity']:.1%} {granularity_text(ticket)}-sparse (density {ticket['density']:.1%})"
-    return f"{zeros}: {workload_title(record['workload'])}"
+    return f"{zeros}: {workload_title(record['workload'])}{tolerance_text(record)}"
 
 
 def _bench_notes(records: Sequence[Record], environment: Record, workload: Record) -> Iterable[str]:
@@ -134,6 +136,13 @@ def _bench_notes(records: Sequence[Record], environment: Record, workload: Recor
     if formats:
         fused = "; the encoder runs in one native call" if "encoder" in records[0]["notes"] else ""
         yield f"Layers of the sparse side: {formats}{fused}."
+    if plan := records[0]["notes"].get("encoder_plan"):
+        yield f"Encoder of the sparse side: {plan}."
+    if (tolerance := records[0].get("tolerance") or "fp32") != "fp32":
+        yield (
+            f"The sparse side may compute in {tolerance}: its outputs differ from those in fp32 by up to "
+            f"{records[0]['gate']['error']:.1e} of the largest."
+        )
     if fastest := fastest_dense(records):
         yield f"Fastest dense model here: {fastest}{_form(records, fastest)}."
     left_out = records[0].get("left_out") or {}
@@ -173,7 +182,8 @@ def _by_workload(records: Iterable[Record]) -> list[tuple[str, list[dict[str, Re
 def _by_ticket(run: dict[str, Record]) -> tuple[bool, str, float]:
     """Return the sort key of a run: element first, then other granularities."""
     granularity = granularity_text(run["sparse"]["ticket"])
-    return granularity != "element", granularity, run["sparse"]["ticket"]["sparsity"]
+    ours = run["sparse"]
+    return granularity != "element", granularity + tolerance_text(ours), ours["ticket"]["sparsity"]
 
 
 def _named_ratio(ours: Record, baseline: str | None, doubt: str) -> str:
@@ -254,7 +264,7 @@ def _sweep_table(title: str, runs: Sequence[dict[str, Record]]) -> Table:
         dense_bytes = max(side["weight_bytes"] or 0 for side in run.values())
         rows.append(
             (
-                f"{ours['ticket']['sparsity']:.0%} {granularity_text(ours['ticket'])}",
+                f"{ours['ticket']['sparsity']:.0%} {granularity_text(ours['ticket'])}{tolerance_text(ours)}",
                 *([_named_ratio(ours, dense, doubt)] if any(fastest) else []),
                 *(ratio_text(ours["ratio"].get(name), doubt) for name in baselines),
                 *(milliseconds(run.get(name)) for name in timed),

@@ -6,7 +6,14 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from sparsebert.report.format import BUSY_NOTE, Record, granularity_text, machine_text, workload_title
+from sparsebert.report.format import (
+    BUSY_NOTE,
+    Record,
+    granularity_text,
+    machine_text,
+    tolerance_text,
+    workload_title,
+)
 from sparsebert.report.plots import Picture, new_figure
 from sparsebert.report.table import Table
 
@@ -98,6 +105,7 @@ def _profiles(records: Iterable[Record]) -> list[list[Record]]:
             key = (
                 repr(sorted(row["workload"].items(), key=str)),
                 repr(sorted(row["ticket"].items(), key=str)),
+                tolerance_text(row),
             )
             profiles.setdefault(key, {})[row["side"]] = row
     return [list(sides.values()) for sides in profiles.values()]
@@ -112,7 +120,7 @@ def _title(record: Record) -> str:
     ticket = record["ticket"]
     return (
         f"Where the time goes: {ticket['sparsity']:.1%} {granularity_text(ticket)}-sparse, "
-        f"{workload_title(record['workload'])}"
+        f"{workload_title(record['workload'])}{tolerance_text(record)}"
     )
 
 

@@ -12,7 +12,13 @@ from sparsebert.report.environment import environment_tables
 from sparsebert.report.format import Record, record_errors
 from sparsebert.report.gpu_plots import roofline_pictures
 from sparsebert.report.gpu_tables import failure_tables, gpu_tables
-from sparsebert.report.layer_tables import goal_tables, layer_tables, selection_tables, stack_tables
+from sparsebert.report.layer_tables import (
+    goal_tables,
+    int8_tables,
+    layer_tables,
+    selection_tables,
+    stack_tables,
+)
 from sparsebert.report.lottery_plots import curve_pictures
 from sparsebert.report.lottery_tables import curve_tables, learned_tables, transfer_tables
 from sparsebert.report.memory_tables import memory_tables
@@ -131,6 +137,7 @@ _KINDS = (
     Kind("bench", _bench, _by_machine(bench_tables)),
     Kind("profile", _of("profile"), _by_machine(profile_tables), _by_machine(profile_pictures)),
     Kind("layers", _of("layer", "layer_summary"), _by_machine(layer_tables)),
+    Kind("int8_layers", _of("int8_layer"), _by_machine(int8_tables)),
     Kind("stack", _of("stack"), _by_machine(stack_tables)),
     Kind("selection", _of("selection"), _by_machine(selection_tables)),
     Kind("memory", _of("memory"), _by_machine(memory_tables)),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from sparsebert.compact import compact_, compaction_description
 from sparsebert.lottery.run_folder import Record
+from sparsebert.sparsify import densify_, sparsify_
 from sparsebert.tasks import Data, Task, TextFormat
 from sparsebert.tasks.evaluator import evaluator, first_inputs
 from sparsebert.tasks.models import fit_positions, load_model, template_of
@@ -23,6 +25,7 @@ def evaluate(
     ticket: Ticket | None = None,
     data: Data = None,
     max_length: int | None = None,
+    sparse: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Evaluate a trained model on a task's validation data.
 
@@ -32,6 +35,8 @@ def evaluate(
         ticket: A ticket to prune the model with first.
         data: A folder with the task's files, the examples themselves, or None for the hub.
         max_length: Tokens per example; the task's default if None.
+        sparse: Options of :func:`sparsebert.sparsify_`, to evaluate the model as it computes when sparse;
+            None evaluates the masked dense model, or a folder's model as it was saved.
 
     Returns:
         Metrics by name, as shares: 0.91, not 91.
@@ -45,6 +50,8 @@ def evaluate(
     loaded, tokenizer, text_format = _load_trained(model, definition, max_length)
     if ticket is not None:
         ticket.apply_(loaded)
+    if sparse is not None:
+        sparsify_(densify_(loaded), ticket, **sparse)
     validation = examples_of(definition, data, train=False).validation
     return evaluator(definition, validation, tokenizer, text_format)(loaded)
 

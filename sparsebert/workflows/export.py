@@ -87,6 +87,8 @@ def export_model(
     measure: bool = True,
     portable: bool = False,
     embeddings: str | torch.dtype | None = None,
+    tolerance: str = "fp32",
+    fuse: bool | None = None,
 ) -> tuple[Footprint, Footprint]:
     """Write a pruned model to a folder, with its tokenizer and any files of sentence-transformers.
 
@@ -106,6 +108,8 @@ def export_model(
         portable: Write dense values, as ``sparse=False`` does, with a model card.
         embeddings: Dtype to store the embeddings in, such as "bf16", where it is narrower than the model's.
             The model loads in its own dtype; its embeddings are then rounded.
+        tolerance: As for :func:`sparsebert.sparsify_`; the folder records it, and its values stay exact.
+        fuse: As for :func:`sparsebert.sparsify_`; the folder records it.
 
     Returns:
         The model's footprint before and after.
@@ -122,7 +126,8 @@ def export_model(
     expand_(densify_(model))
     state: dict[str, Tensor] | None = None
     if sparse:
-        sparsify_(model, ticket, tokens=before.batch * before.length, measure=measure)
+        tokens = before.batch * before.length
+        sparsify_(model, ticket, tokens=tokens, measure=measure, tolerance=tolerance, fuse=fuse)
         attach_quantizer_(model, embeddings=stored_in)
     else:
         if ticket is not None:

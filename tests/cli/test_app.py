@@ -2,8 +2,9 @@
 
 import pytest
 
-from sparsebert.bench import runner
+from sparsebert.bench import providers, runner
 from sparsebert.bench.output_check import OutputMismatchError
+from sparsebert.bench.providers import BACKENDS
 from sparsebert.cli import app
 from sparsebert.planning import layer_timing
 from sparsebert.results import read
@@ -39,6 +40,16 @@ def refused(capsys, *arguments: str) -> str:
         (["bench", "--sparsity", "-0.1"], "must be from 0 to 1, got -0.1"),
         (["bench", "--vs", "onedn"], "did you mean 'onednn'"),
         (["bench", "--vs", ","], "--vs must name a baseline"),
+        (["bench", "--profile", "--vs", "eager"], "--vs eager conflicts with --profile, which has no"),
+        (["bench", "--profile", "--no-fuse"], "--no-fuse conflicts with --profile, which shows both"),
+        (
+            ["bench", "--profile", "--sparsity", "0.8,0.9", "--plot", "bars.png"],
+            "--profile --plot draws one sparsity, got 2",
+        ),
+        (
+            ["bench", "--calibrate-with", "/nowhere/at/all.txt"],
+            "--calibrate-with: file /nowhere/at/all.txt does not exist",
+        ),
         (["bench", "--dtype", "float23"], "did you mean 'float32'"),
         (["bench", "--threads", "0"], "threads must be a positive integer, got 0"),
         (["bench", "--json", "/nowhere/at/all.jsonl"], "does not exist"),
@@ -191,6 +202,37 @@ def test_baselines_are_listed_with_what_each_needs(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "onednn" in out
     assert "set SPARSEBERT_DEEPSPARSE_PYTHON" in out
+
+
+def test_all_baselines_run_but_those_that_cannot_which_are_named(capsys, monkeypatch, tmp_path):
+    """With two baselines in place of all."""
+    backends = {name: BACKENDS[name] for name in ("sparse", "eager", "bf16", "openvino")}
+    monkeypatch.setattr(providers, "BASELINES", ("eager", "bf16", "openvino"))
+    monkeypatch.setattr(backends["openvino"], "available", lambda self: "not installed: pip install it")
+    out = tmp_path / "out.jsonl"
+    assert app.main(["bench", *QUICK, "--vs", "all", "--json", str(out)]) == 0
+    shown, said = capsys.readouterr()
+    assert "without openvino: not installed" in said
+    assert "vs fastest dense" in shown
+    assert "Not compared: openvino (not installed: pip install it)" in " ".join(shown.split())
+    rows = read(out)
+    assert [row["provider"] for row in rows] == ["sparse", "eager", "bf16"]
+    assert rows[0]["left_out"] == {"openvino": "not installed: pip install it"}
+
+
+def test_texts_for_calibration_need_a_tokenizer(capsys, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a sentence\nanother one\n")
+    line = refused(capsys, "bench", *QUICK, "--calibrate-with", str(texts))
+    assert "bert-tiny has random weights and no tokenizer" in line
+
+
+def test_a_profile_is_printed_recorded_and_drawn(capsys, tmp_path):
+    out, bars = tmp_path / "out.jsonl", tmp_path / "bars.png"
+    assert app.main(["bench", *QUICK, "--profile", "--json", str(out), "--plot", str(bars)]) == 0
+    assert "Where the time goes" in capsys.readouterr().out
+    assert {row["kind"] for row in read(out)} == {"profile"}
+    assert bars.stat().st_size > 0
 
 
 @pytest.mark.gpu

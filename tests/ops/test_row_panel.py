@@ -13,7 +13,7 @@ from hypothesis import given
 from torch import Tensor
 
 from sparsebert_kernels import cpu, formats, ops, reference
-from sparsebert_kernels.cpu import native
+from sparsebert_kernels.cpu import native, paired
 from tests.ops.backends import INSTRUCTION_SETS, using
 from tests.ops.problem import assert_as_good_as_torch
 
@@ -251,7 +251,30 @@ class TestTiles:
             with using(EMULATED):
                 assert cpu.instruction_set() == EMULATED
 
-    def test_are_missing_for_a_reason(self) -> None:
-        reason = native.why_no_amx()
-        assert (reason is None) == ("amx" in INSTRUCTION_SETS)
-        assert reason is None or reason
+    def test_are_used_where_the_machine_has_them(self) -> None:
+        needed = ("avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+        reasons = native.extensions()
+        usable = all(reasons.get(name, "missing") is None for name in needed)
+        assert ("amx" in INSTRUCTION_SETS) == (usable and "amx" in native.built_objects())
+
+
+class TestPairedPanels:
+    @pytest.mark.parametrize("activation", ["none", "relu", "gelu", "gelu_tanh"])
+    @pytest.mark.parametrize(("dtype", "block"), BLOCKS, ids=str)
+    def test_give_the_bits_of_row_major_activations(
+        self, unit: str, dtype: str, block: tuple[int, int], activation: str
+    ) -> None:
+        packed, x = pack((100, 150), block, dtype), activations(40, 150)
+        bias = torch.linspace(-2, 2, 100)
+        y = paired.linear(paired.pair(x), packed, bias, activation)
+        assert torch.equal(paired.unpair(y, 40, 100), ops.linear(x, packed, bias, activation))
+        assert not y[:, 50:].any(), "rows past the last are activation(0)"
+
+    def test_need_a_kernel_and_enough_features(self, unit: str) -> None:
+        packed, bias = pack((32, 100), (32, 2)), torch.zeros(32)
+        with pytest.raises(
+            ValueError, match="x has 64 features; it must have a multiple of 64 of at least 100"
+        ):
+            paired.linear(paired.pair(torch.zeros(1, 64)), packed, bias)
+        with using("baseline"), pytest.raises(ValueError, match="baseline has no kernel for RowPanelSparse"):
+            paired.linear(paired.pair(torch.zeros(1, 100)), packed, bias)

@@ -118,10 +118,19 @@ class TestChoice:
 
     def test_may_be_asked_for(self, timed: Callable[..., list[int]]) -> None:
         count = timed(0.1)
-        for format in formats.FORMATS:
+        for format in {*formats.FORMATS} - {"row_panel"}:
             (layer,) = plan(*model_with(random_mask(0.5, 96, 80)), format=format).layers
             assert (layer.format, layer.reason, layer.decided_by) == (format, "requested", "user")
         assert not count
+
+    def test_row_panels_may_be_asked_for_where_bf16_is_tolerated(self) -> None:
+        model, ticket = model_with(random_mask(0.5, 96, 80))
+        with pytest.raises(ValueError, match="'row_panel' rounds to bf16: allow it with tolerance="):
+            plan(model, ticket, format="row_panel")
+        (layer,) = plan(model, ticket, format="row_panel", tolerance="bf16").layers
+        assert (layer.format, layer.precision, layer.decided_by) == ("row_panel", "bf16", "user")
+        (layer,) = plan(model.bfloat16(), ticket, format="row_panel").layers
+        assert (layer.format, layer.precision, layer.dtype) == ("row_panel", "", "bf16")
 
     def test_refuses_unknown_formats_and_tokens(self) -> None:
         with pytest.raises(ValueError, match="did you mean 'vector'"):

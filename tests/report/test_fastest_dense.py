@@ -82,3 +82,11 @@ def test_machines_stand_side_by_side_each_with_its_own_fastest(bench_record: Any
         "2.50x? of onednn-bf16 (10.0 ms)",
     )
     assert "Machines side by side" in [table.title for each in sections(rows) for table in each.tables]
+
+
+def test_runs_of_two_tolerances_are_two_runs(bench_record: Any) -> None:
+    rows = [*run(bench_record, tolerance="fp32"), *run(bench_record, tolerance="bf16")]
+    exact, rounded = bench_tables(rows)
+    assert rounded.title == f"{exact.title}, tolerance bf16"
+    (table,) = sweep_tables(rows)
+    assert [row[0] for row in table.rows] == ["90% element", "90% element, tolerance bf16"]

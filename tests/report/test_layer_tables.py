@@ -5,7 +5,13 @@ import io
 import pytest
 from rich.console import Console
 
-from sparsebert.report.layer_tables import goal_tables, layer_tables, selection_tables, stack_tables
+from sparsebert.report.layer_tables import (
+    goal_tables,
+    int8_tables,
+    layer_tables,
+    selection_tables,
+    stack_tables,
+)
 from sparsebert.report.model_tables import bench_tables, sweep_tables
 from sparsebert.report.table import Table
 
@@ -225,3 +231,23 @@ def test_formats_that_were_asked_for_are_named(bench_record) -> None:
     assert table.notes[1] == "The format was requested, so no layer could stay dense: 10% element."
     (table,) = sweep_tables([planned, bench_record(sparsity=0.5)])
     assert len(table.notes) == 1
+
+
+def test_int8_layers_show_the_speed_of_every_side_that_ran():
+    environment = {"cpu": "CPU", "cores": 2, "gpu": None, "onednn": "v3", "kernels": "avx512"}
+    environment["versions"] = {"torch": "2.13"}
+    cell = {
+        "kind": "int8_layer",
+        "environment": environment,
+        "unit": "avx512_vnni",
+        "shape": [768, 3072],
+        "tokens": 80,
+        "sparsity": 0.9,
+        "threads": 1,
+        "busy": True,
+        "tops": {"layer": 3.512, "added": 4.2, "dense": 0.41, "vector_fp32": 0.9, "onednn_fp32": 0.13},
+    }
+    (table,) = int8_tables([cell])
+    assert table.rows == (("768x3072, M = 80?", "3.51", "4.20", "0.41", "0.90", "0.13", "-"),)
+    assert "int8 by avx512_vnni. 90% zeros" in table.notes[0]
+    assert int8_tables([]) == []

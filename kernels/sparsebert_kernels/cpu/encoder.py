@@ -294,7 +294,7 @@ class NativeEncoder:
             ctypes.addressof(self._description),
             *shape,
             self._count,
-            torch.get_num_threads(),
+            native.threads(),
             0 if ends is None else ctypes.addressof(ends.description),
             0 if ids is None else ids.data_ptr(),
             0 if types is None else types.data_ptr(),

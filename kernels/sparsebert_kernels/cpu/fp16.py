@@ -17,8 +17,8 @@ from ..memory import readable
 from . import native
 
 EXTENSION = "avx512_fp16"
-_X_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 3}
-_VALUES = 3  # SB_F16 of src/native.h
+_X_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 4}
+_VALUES = 4  # SB_F16 of src/native.h
 _NARROW = ("baseline", "avx2", "neon")  # instruction sets that were chosen instead of AVX-512
 _emulated = False
 
@@ -54,8 +54,8 @@ def _why_unsupported() -> str | None:
 
 def supports(packed: object, x: Tensor) -> bool:
     """Return whether an fp16 kernel computes x [..., in] with this weight."""
-    known = isinstance(packed, ElementFp16) and x.dtype in _X_DTYPES and x.is_cpu and packed.values.is_cpu
-    return known and why_unavailable() is None
+    fits = isinstance(packed, ElementFp16) and x.dtype in _X_DTYPES and x.is_cpu and packed.values.is_cpu
+    return fits and why_unavailable() is None
 
 
 def linear(

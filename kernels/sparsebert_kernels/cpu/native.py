@@ -33,6 +33,9 @@ LIBRARY = Path(__file__).with_name("_native.so")
 LIBRARY_VARIABLE = "SPARSEBERT_NATIVE"
 INSTRUCTION_SET_VARIABLE = "SPARSEBERT_ISA"
 
+# Instruction sets with products of bfloat16.
+BF16_INSTRUCTION_SETS = ("amx", "amx_emulated", "avx512_bf16")
+
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _VALUE_DTYPES = {**_DTYPES, torch.int8: 2}
 _FORMATS = {ElementSparse.name: 0, VectorSparse.name: 1, RowPanelSparse.name: 3}
@@ -95,7 +98,6 @@ def library() -> ctypes.CDLL:
         )
     pointer = ctypes.c_void_p
     loaded.sb_instruction_set.restype = loaded.sb_chosen.restype = ctypes.c_char_p
-    loaded.sb_why_no_amx.restype = ctypes.c_char_p
     loaded.sb_extension.restype = loaded.sb_objects.restype = ctypes.c_char_p
     loaded.sb_extension.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int32)]
     loaded.sb_choose.argtypes = [ctypes.c_char_p]
@@ -163,12 +165,9 @@ def instruction_set() -> str:
     return library().sb_chosen().decode() if available() else "none"
 
 
-def why_no_amx() -> str | None:
-    """Return why the AMX kernels cannot be used here, or None if they can."""
-    if not available():
-        return "there is no native library"
-    reason: bytes | None = library().sb_why_no_amx()
-    return None if reason is None else reason.decode()
+def has_bf16_products() -> bool:
+    """Return whether the instruction set in use multiplies bfloat16 by bfloat16."""
+    return instruction_set() in BF16_INSTRUCTION_SETS
 
 
 def use_instruction_set(name: str) -> None:
@@ -209,6 +208,41 @@ def _why_unusable(state: int) -> str | None:
 def built_objects() -> tuple[str, ...]:
     """Return the names of the objects that the library was built from, one for each instruction set."""
     return tuple(library().sb_objects().decode().split()) if available() else ()
+
+
+class _Pool:
+    """The threads of libgomp, which do not survive a fork: in the child, parallel work would wait forever."""
+
+    used = False
+    lost = False
+
+
+def _after_fork_in_child() -> None:
+    _Pool.lost = _Pool.used
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def threads() -> int:
+    """Return how many threads compute: as many as torch uses; one in a process forked from a threaded one."""
+    count = torch.get_num_threads()
+    if count > 1 and _Pool.lost:
+        _warn_of_fork()
+        return 1
+    _Pool.used |= count > 1
+    return count
+
+
+@functools.cache
+def _warn_of_fork() -> None:
+    warnings.warn(
+        "this process was forked from one that computed on several threads, which it does not have: the "
+        "native kernels use one thread; call torch.set_num_threads(1) here, or start it by spawn",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def supports(format: str, dtype: torch.dtype, x: Tensor) -> bool:
@@ -278,7 +312,7 @@ def linear(
         stride,
         _DTYPES[x.dtype],
         ACTIVATIONS[activation],
-        torch.get_num_threads(),
+        threads(),
         len(packed),
     )
     converted = []  # keeps copies alive until the call has returned
@@ -316,7 +350,7 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: PackedWeight) -> Tensor
         _DTYPES[x.dtype],
         rows.shape[0],
         values.data_ptr(),
-        torch.get_num_threads(),
+        threads(),
     )
     if code != 0:
         raise ValueError(

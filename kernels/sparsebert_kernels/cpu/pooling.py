@@ -54,6 +54,6 @@ def pool(states: Tensor, mask: Tensor | None, *, mean: bool, normalize: bool = F
         1 if mask is None else mask.element_size(),
         mean,
         normalize,
-        torch.get_num_threads(),
+        native.threads(),
     )
     return y if native.library().sb_pool(call) == 0 else None

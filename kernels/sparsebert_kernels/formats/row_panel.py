@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsebert_kernels.errors import unknown
+from sparsebert_kernels.quantization import quantize_rows
 
 from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
 from .panel import pack_slots
@@ -192,13 +193,6 @@ class RowPanelSparse(PackedWeight):
         live[panel, group] = True
         live = live.repeat_interleave(self.panel_rows, 0).repeat_interleave(self.group_columns, 1)
         return live[: self.shape[0], : self.shape[1]].contiguous()
-
-
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int8 values [rows, columns] and float32 scales [rows]; their product is near the weight."""
-    scales = weight.float().abs().amax(1) / 127
-    rates = torch.where(scales > 0, 1 / scales, 0)
-    return (weight.float() * rates[:, None]).round().clamp(-127, 127).to(torch.int8), scales
 
 
 def _paired_places(panel: Tensor, column: Tensor, first: Tensor) -> Tensor:

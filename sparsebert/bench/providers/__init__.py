@@ -9,7 +9,7 @@ from sparsebert.bench.providers.eager import Eager
 from sparsebert.bench.providers.onednn import OneDnn
 from sparsebert.bench.providers.onnx_runtime import OnnxRuntime, OnnxRuntimeInt8
 from sparsebert.bench.providers.openvino import OpenVino, OpenVinoBf16, OpenVinoInt8
-from sparsebert.bench.providers.sparse import Sparse
+from sparsebert.bench.providers.sparse import Fused, Sparse
 from sparsebert.bench.providers.torch_int8 import InductorInt8, TorchAoInt8, TorchInt8
 
 BACKENDS: dict[str, type[Backend]] = {
@@ -19,6 +19,7 @@ BACKENDS: dict[str, type[Backend]] = {
         Eager,
         OneDnn,
         Compact,
+        Fused,
         Compiled,
         Frozen,
         FrozenBf16,

@@ -1,10 +1,5 @@
 // The exported functions. They select an instruction set once and pass calls to its kernels.
 #include <cstring>
-#ifdef SB_HAVE_AMX
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 #include "native.h"
 
@@ -29,6 +24,7 @@ SB_DECLARE(avx512_bf16)
 #endif
 #ifdef SB_HAVE_AMX
 SB_DECLARE(amx)
+extern "C" const char* sb_extension(int, int32_t*);  // of extensions.cpp
 #endif
 #ifdef SB_HAVE_AMX_EMULATED
 SB_DECLARE(amx_emulated)
@@ -61,28 +57,15 @@ bool has_avx512_bf16() {
 }
 #endif
 #ifdef SB_HAVE_AMX
-// Why AMX cannot be used, or null. The kernel grants a process the use of tiles on request, once and for all threads.
-const char* find_why_no_amx() {
-  uint32_t a, b, c, d;
-  constexpr uint32_t BF16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (BF16 | TILE | INT8)) != (BF16 | TILE | INT8))
-    return "this CPU has no AMX";
-  if (!has_avx512_bf16()) return "this CPU has AMX but not AVX512-BF16 and AVX512-VNNI";
-  uint32_t low = 0, high = 0;
-  if (__get_cpuid(1, &a, &b, &c, &d) && (c & bit_OSXSAVE)) asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  constexpr uint32_t TILE_STATE = 3u << 17;
-  if ((low & TILE_STATE) != TILE_STATE) return "the operating system does not save AMX tiles";
-  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) != 0) return "the kernel does not grant AMX tiles";
-  return nullptr;
+bool has_extension(const char* name) {
+  int32_t state;
+  const char* each;
+  for (int i = 0; (each = sb_extension(i, &state)); i++)
+    if (strcmp(each, name) == 0) return state == 0;
+  return false;
 }
 
-const char* why_no_amx() {
-  static const char* const reason = find_why_no_amx();
-  return reason;
-}
-
-bool has_amx() { return why_no_amx() == nullptr; }
+bool has_amx() { return has_avx512_bf16() && has_extension("amx_bf16") && has_extension("amx_int8"); }
 #endif
 
 // Best first.
@@ -231,15 +214,6 @@ SB_API const char* sb_instruction_set(int i) {
   return nullptr;
 }
 
-// Returns why AMX cannot be used; null if it can.
-SB_API const char* sb_why_no_amx() {
-#ifdef SB_HAVE_AMX
-  return why_no_amx();
-#else
-  return "the library was built without AMX";
-#endif
-}
-
 // Returns the name of the instruction set in use.
 SB_API const char* sb_chosen() { return active->name; }
 
@@ -268,6 +242,7 @@ SB_API int sb_linear(const sb_call* call) {
       return 1;
   }
   if (!active->kernels->computes(weights[0].format, weights[0].dtype)) return 1;
+  if (call->x_dtype == SB_PAIRED && weights[0].format != SB_ROW_PANEL) return 1;
   if (call->tokens > 0) active->kernels->linear({*call, weights});
   return 0;
 }
@@ -288,11 +263,12 @@ SB_API int sb_has_engine(int32_t engine) {
 
 // Computes the layers of an encoder, and what comes before and after them. Returns SB_DONE, or, with nothing computed:
 // SB_UNFIT for an engine or weights that the instruction set in use does not support, or weights that do not fit
-// together, SB_BAD_ID for numbers outside their tables, SB_PADDING_FIRST as the call asks, and SB_GAP for padding between
-// tokens where their distances matter.
+// together, SB_BAD_ID for numbers outside their tables, SB_PADDING_FIRST as the call asks, and SB_GAP for padding
+// between tokens where their distances matter.
 SB_API int sb_encoder(const sb_encoder_call* call) {
   const bool paired = call->engine == SB_PAIRED_ENGINE;
-  if (!sb_has_engine(call->engine) || (call->x_dtype != SB_F32 && !(paired && call->x_dtype == SB_BF16))) return SB_UNFIT;
+  const bool takes_x = call->x_dtype == SB_F32 || (paired && call->x_dtype == SB_BF16);
+  if (!sb_has_engine(call->engine) || !takes_x) return SB_UNFIT;
   if (call->threads < 1 || (call->mask && call->mask_bytes != 1 && call->mask_bytes != 8)) return SB_UNFIT;
   for (int i = 0; i < call->count; i++)
     if (!fits(call->layers[i], call->hidden, paired)) return SB_UNFIT;

@@ -14,8 +14,8 @@ namespace SB_ISA {
 
 // Panels of a chunk: their activations of one feed-forward network and its dense weights' blocks stay in L2.
 constexpr int64_t CHUNK_PANELS = 2;
-// Tokens of a thread that pass all layers together: this bounds the memory of a batch of any size.
-constexpr int64_t GROUP_TOKENS = 2048;
+// Tokens that pass all layers together: this bounds the memory of a batch of any size.
+constexpr int64_t GROUP_TOKENS = 2048, THREAD_TOKENS = 512;
 
 enum Matrix { QUERY, KEY, VALUE, OUTPUT, UP, DOWN };
 
@@ -257,13 +257,14 @@ inline void encoder_group(const sb_encoder_call& call) {
 // The whole call, group by group. A sequence has the same result in every group.
 inline void encoder(const sb_encoder_call& call) {
   sb_encoder_call group = call;
+  const int64_t shares = THREAD_TOKENS * call.threads, most = shares > GROUP_TOKENS ? shares : GROUP_TOKENS;
   for (int64_t first = 0, count; first < call.sequences; first += count) {
     int64_t tokens = 0;
     for (count = 0; first + count < call.sequences; count++) {
       int64_t kept = 0;
       for (int64_t i = 0; i < call.length; i++)
         kept += sb::keeps(call.mask, call.mask_bytes, (first + count) * call.length + i);
-      if (count && tokens + kept > GROUP_TOKENS * call.threads) break;
+      if (count && tokens + kept > most) break;
       tokens += kept;
     }
     const int64_t token = first * call.length;

@@ -7,7 +7,7 @@
 
 extern "C" {
 
-enum sb_dtype : int32_t { SB_F32 = 0, SB_BF16 = 1, SB_INT8 = 2, SB_F16 = 3 };
+enum sb_dtype : int32_t { SB_F32 = 0, SB_BF16 = 1, SB_INT8 = 2, SB_PAIRED = 3, SB_F16 = 4 };
 enum sb_format : int32_t { SB_ELEMENT = 0, SB_VECTOR = 1, SB_DENSE = 2, SB_ROW_PANEL = 3 };
 enum sb_activation : int32_t { SB_NONE = 0, SB_RELU = 1, SB_GELU = 2, SB_GELU_TANH = 3 };
 
@@ -29,7 +29,8 @@ struct sb_weight {
   const float* scales;    // of the rows of int8 values; zeros past the last row
 };
 
-// y = activation(x @ W.T + bias) for the `count` weights that follow in memory.
+// y = activation(x @ W.T + bias) for the `count` weights that follow in memory. In SB_PAIRED, which row panels take, x
+// and y are paired token panels (paired.h) of `stride` features and of N features, rounded up to 32.
 struct sb_call {
   const void* x;  // [M, K], rows `stride` elements apart
   int64_t tokens, stride;
@@ -45,8 +46,9 @@ enum sb_engine : int32_t { SB_FP32_ENGINE = 0, SB_PAIRED_ENGINE = 1 };
 // The fp32 engine computes element, vector and dense weights in fp32. The paired engine computes row panels; its
 // activations are bf16, and the widths of its heads multiples of 32.
 struct sb_layer {
-  // Query, key, value, output, up, down. Every bias is fp32 and has zeros up to a multiple of eight, of 32 in the paired
-  // engine; y is not used. A query of all the rows of query, key and value leaves the other two with no out_features.
+  // Query, key, value, output, up, down. Every bias is fp32 and has zeros up to a multiple of eight, of 32 in the
+  // paired engine; y is not used. A query of all the rows of query, key and value leaves the other two with no
+  // out_features.
   sb_weight weights[6];
   const float* attention_gamma;
   const float* attention_beta;

@@ -4,6 +4,7 @@
 // threads share its work. Between two attentions a token needs no other token: where there are enough paired panels,
 // threads take chunks of them; else all work on the same panels, on other rows of the result.
 #pragma once
+#include "laps.h"
 #include "paired_attention.h"
 #include "paired_ends.h"
 #include "paired_norm.h"
@@ -57,8 +58,8 @@ inline sb_weight weight_rows(const sb_weight& w, int64_t row, int64_t rows) {
 
 // paired_linear for N weights on this thread if `alone`, else their rows on all threads.
 template <int N>
-void shared_linear(bool alone, int64_t threads, const PlacedWeight (&weights)[N], const Paired& x, const Paired& y,
-                   int activation, int64_t begin, int64_t end) {
+void shared_linear(sb::Part lap, bool alone, int64_t threads, const PlacedWeight (&weights)[N], const Paired& x,
+                   const Paired& y, int activation, int64_t begin, int64_t end) {
   int64_t rows[N], parts[N], all = 0;
   for (int i = 0; i < N; i++) {
     const sb_weight& w = *weights[i].weight;
@@ -66,11 +67,13 @@ void shared_linear(bool alone, int64_t threads, const PlacedWeight (&weights)[N]
     all += parts[i] = (w.out_features + rows[i] - 1) / rows[i];
   }
   share(alone, all, [&](int64_t part) {
+    Stopwatch watch;
     int i = 0;
     for (; part >= parts[i]; i++) part -= parts[i];
     const int64_t first = part * rows[i];
     paired_linear(weight_rows(*weights[i].weight, first, rows[i]), x, y, weights[i].row + first, activation, begin,
                   end);
+    watch.lap(lap);
   });
 }
 
@@ -136,17 +139,21 @@ inline void after_paired_attention(bool alone, const sb_encoder_call& call, cons
                                    int64_t end) {
   const auto* w = layer.weights;
   auto normalize = [&](const Paired& x, const Paired& y, const PairedNorm& norm) {
-    share(alone, end - begin, [&](int64_t i) { add_norm_paired(x, y, call.hidden, norm, begin + i, begin + i + 1); });
+    share(alone, end - begin, [&](int64_t i) {
+      Stopwatch watch;
+      add_norm_paired(x, y, call.hidden, norm, begin + i, begin + i + 1);
+      watch.lap(sb::NORM_LAP);
+    });
   };
   const int64_t threads = call.threads;
-  shared_linear(alone, threads, {{w + PAIRED_OUTPUT, 0}}, context, attended, SB_NONE, begin, end);
+  shared_linear(sb::OUTPUT_LAP, alone, threads, {{w + PAIRED_OUTPUT, 0}}, context, attended, SB_NONE, begin, end);
   normalize(hidden, attended, {layer.attention_gamma, layer.attention_beta, layer.attention_epsilon});
-  shared_linear(alone, threads, {{w + PAIRED_UP, 0}}, attended, neurons, layer.activation, begin, end);
+  shared_linear(sb::UP_LAP, alone, threads, {{w + PAIRED_UP, 0}}, attended, neurons, layer.activation, begin, end);
   if (whole_lines(w[PAIRED_UP].out_features) < neurons.features)
     share(alone, end - begin, [&](int64_t i) {
       clear_features(neurons, whole_lines(w[PAIRED_UP].out_features), begin + i, begin + i + 1);
     });
-  shared_linear(alone, threads, {{w + PAIRED_DOWN, 0}}, neurons, hidden, SB_NONE, begin, end);
+  shared_linear(sb::DOWN_LAP, alone, threads, {{w + PAIRED_DOWN, 0}}, neurons, hidden, SB_NONE, begin, end);
   normalize(attended, hidden, {layer.output_gamma, layer.output_beta, layer.output_epsilon});
 }
 
@@ -176,7 +183,7 @@ inline void paired_layer(const sb_encoder_call& call, const sb_layer& layer, con
 
   each_chunk([&](int64_t from, int64_t to) {
     const sb_weight* w = layer.weights;
-    shared_linear(split_tokens, threads,
+    shared_linear(sb::QKV_LAP, split_tokens, threads,
                   {{w + PAIRED_QUERY, 0}, {w + PAIRED_KEY, rows.key}, {w + PAIRED_VALUE, rows.value}}, buffers.hidden,
                   projected, SB_NONE, from, to);
   });
@@ -185,12 +192,15 @@ inline void paired_layer(const sb_encoder_call& call, const sb_layer& layer, con
   const int64_t context_rows = layer.weights[PAIRED_VALUE].out_features;
   if (context_rows < context.features)
     share(alone, group.panels, [&](int64_t i) { clear_features(context, context_rows, begin + i, begin + i + 1); });
-  const int64_t heads = paired_heads(layer), all = heads * group.sequences, task = (all + 32 * threads - 1) / (32 * threads);
+  const int64_t heads = paired_heads(layer), all = heads * group.sequences;
+  const int64_t task = (all + 32 * threads - 1) / (32 * threads);
   share(alone, (all + task - 1) / task, [&](int64_t i) {
+    Stopwatch watch;
     for (int64_t j = i * task; j < (i + 1) * task && j < all; j++) {
       const TokenRange& range = tokens.sequences[group.first_sequence + j / heads];
       if (range.count()) paired_attention(projected, context, paired_head(layer, j % heads), layer.scale, range);
     }
+    watch.lap(sb::ATTENTION_LAP);
   });
 
   each_chunk([&](int64_t from, int64_t to) {
@@ -225,20 +235,29 @@ void paired_encoder(const sb_encoder_call& call) {
       if (!sb::keeps(call.mask, call.mask_bytes, row)) memset(y + row * call.hidden, 0, sizeof(X) * call.hidden);
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < tokens.panels; panel++) {
-      if (call.ends && call.ends->words) embed_paired(call, tokens, buffers.hidden, panel);
+      const bool embedded = call.ends && call.ends->words;
+      Stopwatch watch;
+      if (embedded) embed_paired(call, tokens, buffers.hidden, panel);
       else load_paired(x, call.hidden, tokens, panel, buffers.hidden.panel(panel));
       clear_features(buffers.hidden, whole_lines(call.hidden), panel, panel + 1);
+      watch.lap(embedded ? sb::EMBEDDINGS_LAP : sb::LAYOUT_LAP);
     }
     for (int i = 0; i < call.count; i++)
       for (int64_t g = 0; g < tokens.group_count; g++)
         paired_layer(call, call.layers[i], tokens, tokens.groups[g], buffers);
 #pragma omp for schedule(static) nowait
-    for (int64_t panel = 0; panel < tokens.panels; panel++)
+    for (int64_t panel = 0; panel < tokens.panels; panel++) {
+      Stopwatch watch;
       store_paired(buffers.hidden.panel(panel), call.hidden, tokens, panel, y);
+      watch.lap(sb::LAYOUT_LAP);
+    }
     if (call.pooled) {
 #pragma omp for schedule(static)
-      for (int64_t first = 0; first < call.sequences; first += PAIRED_TOKENS)
+      for (int64_t first = 0; first < call.sequences; first += PAIRED_TOKENS) {
+        Stopwatch watch;
         pool_paired(call, tokens, buffers.hidden, first);
+        watch.lap(sb::POOLER_LAP);
+      }
     }
   }
 }

@@ -97,8 +97,9 @@ inline void pool_paired(const sb_encoder_call& call, const PairedTokens& tokens,
   auto* pooled = reinterpret_cast<float*>(memory + PAIRED_TOKENS * (features + rows));
   unpair_rows(y.data, PAIRED_TOKENS, rows, pooled, rows);
   for (int64_t i = 0; i < count; i++) {
-    for (int64_t f = 0; f < rows; f += 16) store_floats(pooled + i * rows + f, tanh_paired(load_floats(pooled + i * rows + f)));
-    memcpy(call.pooled + (first + i) * pooler.out_features, pooled + i * rows, sizeof(float) * pooler.out_features);
+    float* row = pooled + i * rows;
+    for (int64_t f = 0; f < rows; f += 16) store_floats(row + f, tanh_paired(load_floats(row + f)));
+    memcpy(call.pooled + (first + i) * pooler.out_features, row, sizeof(float) * pooler.out_features);
   }
 }
 

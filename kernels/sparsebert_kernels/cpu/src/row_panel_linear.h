@@ -56,6 +56,16 @@ class RowPanelCall {
     else each_row_range();
   }
 
+  // x and y in paired panels, on one thread.
+  void compute_paired() const {
+    const Paired x{static_cast<uint16_t*>(const_cast<void*>(call_.x)), call_.stride};
+    for (int i = 0; i < call_.count; i++) {
+      const sb_weight& w = weights_[i];
+      const Paired y{static_cast<uint16_t*>(w.y), whole_lines(w.out_features)};
+      paired_linear(w, x, y, 0, call_.activation, 0, panels_);
+    }
+  }
+
  private:
   static int64_t paired_bytes(int64_t panels, int64_t features) {
     return sizeof(uint16_t) * PAIRED_TOKENS * panels * features;
@@ -122,7 +132,8 @@ class RowPanelCall {
 inline void row_panel_linear(const sb::LinearCall& call) {
   static thread_local Scratch scratch;  // of the biases
   if (call.x_dtype == SB_F32) RowPanelCall<float>(call, scratch).compute();
-  else RowPanelCall<uint16_t>(call, scratch).compute();
+  else if (call.x_dtype == SB_BF16) RowPanelCall<uint16_t>(call, scratch).compute();
+  else RowPanelCall<uint16_t>(call, scratch).compute_paired();
 }
 
 }  // namespace SB_ISA

@@ -1,0 +1,50 @@
+"""How the layers of a whole encoder run: one by one, or in one native call of an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# The ways. An engine keeps the activations in the kernels' layout from the first layer to the last: "fp32" in
+# float32, "paired" in pairs of bf16.
+LAYERS, FP32, PAIRED = "layers", "fp32", "paired"
+NAMES = {
+    LAYERS: "the layers one by one",
+    FP32: "one native call (fp32 engine)",
+    PAIRED: "one native call (paired engine)",
+}
+# What an engine changes that a caller may see.
+PADDING_NOTE = "hidden states at padding are zero"
+
+
+@dataclass(frozen=True)
+class EncoderPlan:
+    """The way in which an encoder runs. Times are microseconds of its layers for ``tokens`` tokens.
+
+    Attributes:
+        way: "layers" (one by one), "fp32" or "paired".
+        reason: The reason, as text.
+        predicted_us: Predicted time of each way that came into question.
+        measured_us: Measured time of the ways that were timed.
+        tokens: Tokens that the times hold for.
+        fuse: The caller's option: True demands one native call, False forbids it, None lets the times decide.
+        busy: Whether other programs used the machine during the timing: the prediction decided.
+        decided_by: "timing", "cost model", "user" or "saved plan"; "" if there was nothing to decide.
+    """
+
+    way: str
+    reason: str
+    predicted_us: dict[str, float] = field(default_factory=dict)
+    measured_us: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    fuse: bool | None = None
+    busy: bool = False
+    decided_by: str = ""
+
+    @property
+    def fused(self) -> bool:
+        """Whether the layers run in one native call."""
+        return self.way != LAYERS
+
+    def __str__(self) -> str:
+        note = f"; {PADDING_NOTE}" if self.fused else ""
+        return f"{NAMES[self.way]}; {self.reason}{note}"
