@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from . import bounded_rows, quantization, reference
-from .cpu import native
+from .cpu import fp16, native
 from .cuda import backend as cuda
-from .formats import ElementSparse, PackedWeight, PanelSparse, VectorInt8, VectorSparse
+from .formats import ElementFp16, ElementSparse, PackedWeight, PanelSparse, VectorInt8, VectorSparse
 from .formats.dense import prepacked_linear
 from .formats.element import BLOCK_COLUMNS, BLOCK_ROWS
 from .formats.transpose import transposed_index
@@ -37,6 +37,8 @@ def compute(
         outputs = native.linear(x, (packed,), (bias,), activation)
         if outputs is not None:
             return outputs[0]
+    if isinstance(packed, ElementFp16):
+        return _fp16_linear(x, packed, bias, activation)
     if isinstance(packed, VectorInt8):
         return _int8_linear(x, packed, bias, activation)
     if packed.name == "dense" and values.is_mkldnn and x.dtype == values.dtype:
@@ -90,6 +92,18 @@ def values_gradient(gradient: Tensor, x: Tensor, packed: Any) -> Tensor:
     slots = kept.nonzero().squeeze(1)
     flat[slots] = reference.values_gradient(gradient, x, row[slots], column[slots])
     return flat.view(packed.values.shape).to(packed.dtype)
+
+
+def _fp16_linear(x: Tensor, packed: ElementFp16, bias: Tensor | None, activation: str) -> Tensor:
+    answer = fp16.linear(x, packed, bias, activation) if fp16.supports(packed, x) else None
+    if answer is None:
+        return compute(x, packed.in_fp32(), bias, activation)
+    y, lost = answer
+    if lost.any():
+        exact = compute(x[lost].float(), packed.in_fp32(), bias, "none")
+        fp16.note_overflow(packed, int(exact.isfinite().all(-1).sum()))
+        y[lost] = reference.activate(exact, activation).to(y.dtype)
+    return y
 
 
 def _int8_linear(x: Tensor, packed: VectorInt8, bias: Tensor | None, activation: str) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, forward_mode, reference
-from .formats import FORMATS, INT8_FORMATS, PackedWeight
+from .formats import FORMATS, FP16_FORMATS, INT8_FORMATS, PackedWeight
 
 
 def call(
@@ -50,7 +50,7 @@ def _refuse_onnx() -> None:
 def _rebuild(
     values: Tensor, index: Sequence[Tensor], format: str, geometry: Sequence[int], shape: tuple[int, int]
 ) -> PackedWeight:
-    cls = FORMATS.get(format) or INT8_FORMATS[format]
+    cls = {**FORMATS, **INT8_FORMATS, **FP16_FORMATS}[format]
     # torch passes a zero tensor as one zero that is expanded; an opaque tensor has no strides.
     values = values if values.is_mkldnn else values.contiguous()
     tensors = dict(zip(cls.TENSORS, (values, *index), strict=True))

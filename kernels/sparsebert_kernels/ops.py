@@ -16,7 +16,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from . import forward_mode, linear_operator, reference
-from .cpu import native
+from .cpu import fp16, native
 from .cuda import backend as cuda
 from .dispatch import TRAINABLE, compute
 from .errors import unknown
@@ -98,6 +98,8 @@ def linear(
     if x.dtype in computed and plain_inference(x, packed.values, bias, residual):
         return compute(x, packed, bias, activation, residual)
     if x.dtype == torch.float16 and x.dtype not in computed:
+        if fp16.supports(packed, x) and plain_inference(x, packed.values, bias, residual):
+            return compute(x, packed, bias, activation, residual)
         y = linear(x.float(), packed, bias, activation, transposed).half()
         return y if residual is None else y + residual
     if x.dtype not in (*computed, torch.float64):

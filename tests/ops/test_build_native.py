@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 X86 = platform.machine() == "x86_64"
-EVERY_OBJECT = 63 if X86 else 1
+EVERY_OBJECT = 63 + 64 + 128 if X86 else 1 + 64
 INT8_WEIGHTS = {"BASELINE": 1, "NEON": 1, "AVX2": 2, "NEON_DOTPROD": 2, "AVX_VNNI": 4, "AVX512_VNNI": 8}
 EVERY_INT8_OBJECT = 15 if X86 else 3 if platform.machine() == "aarch64" else 1
 EXPORTED = 'extern "C" __attribute__((visibility("default"))) int {name}() {{ return {value}; }}\n'
@@ -30,6 +30,8 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "src"
     folder.mkdir()
     (folder / "common.h").write_text("#define COMMON 1\n")
+    (folder / "fp16.cpp").write_text("namespace SB_ISA { int here() { return 1; } }\n")
+    (folder / "dispatch_fp16.cpp").write_text(EXPORTED.format(name="fp16", value="1"))
     (folder / "portable.cpp").write_text("namespace SB_ISA { int here() { return 1; } }\n")
     (folder / "avx512.cpp").write_text("namespace avx512 { int here() { return __AVX512F__; } }\n")
     (folder / "avx512_bf16.cpp").write_text(
@@ -40,7 +42,16 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "#else\nnamespace amx { int here() { return __AVX512BF16__; } }\n#endif\n"
     )
     parts = []
-    names = ("BASELINE", "AVX2", "AVX512", "AVX512_BF16", "AMX", "AMX_EMULATED")
+    names = (
+        "BASELINE",
+        "AVX2",
+        "AVX512",
+        "AVX512_BF16",
+        "AMX",
+        "AMX_EMULATED",
+        "FP16_EMULATED",
+        "AVX512_FP16",
+    )
     for weight, name in ((1, "NEON"), *((2**i, name) for i, name in enumerate(names))):
         parts.append(f"#ifdef SB_HAVE_{name}\n+ {weight}\n#endif\n")
     (folder / "dispatch.cpp").write_text(
@@ -52,6 +63,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "extensions.cpp").write_text(
         'extern "C" __attribute__((visibility("default"))) const char* sb_objects() { return SB_OBJECTS; }\n'
     )
+    (folder / "laps.cpp").write_text(EXPORTED.format(name="laps", value="1"))
     (folder / "selection.cpp").write_text(EXPORTED.format(name="selection", value="1"))
     (folder / "int8.cpp").write_text("namespace SB_ISA { int here() { return 1; } }\n")
     units = "".join(
@@ -128,7 +140,7 @@ def test_a_required_library_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_an_object_goes_with_the_one_it_calls(tmp_path: Path, sources: Path) -> None:
     (sources / "avx512.cpp").write_text("#error cannot\n")
     library, _ = build(tmp_path)
-    assert library.objects() == 1 | 2 | 32
+    assert library.objects() == 1 | 2 | 32 | 64 | 128
 
 
 def test_nothing_is_compiled_twice(tmp_path: Path) -> None:

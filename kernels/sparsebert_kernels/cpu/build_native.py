@@ -45,7 +45,7 @@ LEFT_TO_ADDRESS = "-fno-sanitize=null,object-size"
 # library, and the wheel would not run on older systems.
 LINK_FLAGS = ("-shared", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL")
 
-SHARED_SOURCES = ("portable.cpp", "int8.cpp")  # each compiled for several instruction sets
+SHARED_SOURCES = ("portable.cpp", "int8.cpp", "fp16.cpp")  # each compiled for several instruction sets
 
 LOST = (
     "sparsebert works without its native CPU kernels, but slower: sparse layers run through torch, at 90 %\n"
@@ -76,6 +76,7 @@ class InstructionSet:
 _AVX2 = ("-mtune=skylake", "-mavx2", "-mfma")
 # Without -mtune, the compiler schedules wide vectors for a generic machine, up to a quarter slower.
 _AVX512 = (*_AVX2, "-mtune=skylake-avx512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+_FP16_EMULATED = InstructionSet("fp16_emulated", "fp16.cpp")
 _AVX512_BF16 = (*_AVX512, "-mavx512bf16", "-mavx512vnni")
 # Real and emulated tiles give the same bits: a product and a sum are one operation where the source says so.
 _EXACT = ("-ffp-contract=off",)
@@ -96,14 +97,17 @@ INSTRUCTION_SETS: Mapping[str, tuple[InstructionSet, ...]] = {
         InstructionSet("int8_avx2", "int8.cpp", _AVX2),
         InstructionSet("int8_avx_vnni", "int8.cpp", (*_AVX2, "-mavxvnni")),
         InstructionSet("int8_avx512_vnni", "int8.cpp", (*_AVX512, "-mavx512vnni")),
+        _FP16_EMULATED,
+        InstructionSet("avx512_fp16", "fp16.cpp", (*_AVX512, "-mavx512fp16")),
     ),
     "__aarch64__": (
         InstructionSet("neon"),
         InstructionSet("int8_neon", "int8.cpp"),
         InstructionSet("int8_neon_dotprod", "int8.cpp", ("-march=armv8.2-a+dotprod",)),
+        _FP16_EMULATED,
     ),
 }
-ANY_MACHINE = (InstructionSet("baseline"), InstructionSet("int8_baseline", "int8.cpp"))
+ANY_MACHINE = (InstructionSet("baseline"), InstructionSet("int8_baseline", "int8.cpp"), _FP16_EMULATED)
 
 
 def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], None] = print) -> Path:
@@ -157,6 +161,7 @@ def build(out: Path, cache: Path, *, sanitize: str = "", log: Callable[[str], No
     have = [f"-DSB_HAVE_{name.upper()}" for name in built]
     shared = {
         "dispatch": have,
+        "dispatch_fp16": have,
         "dispatch_int8": have,
         "extensions": [f'-DSB_OBJECTS="{" ".join(built)}"'],
         "selection": [],

@@ -7,7 +7,7 @@
 
 extern "C" {
 
-enum sb_dtype : int32_t { SB_F32 = 0, SB_BF16 = 1, SB_INT8 = 2, SB_PAIRED = 3 };
+enum sb_dtype : int32_t { SB_F32 = 0, SB_BF16 = 1, SB_INT8 = 2, SB_PAIRED = 3, SB_F16 = 4 };
 enum sb_format : int32_t { SB_ELEMENT = 0, SB_VECTOR = 1, SB_DENSE = 2, SB_ROW_PANEL = 3 };
 enum sb_activation : int32_t { SB_NONE = 0, SB_RELU = 1, SB_GELU = 2, SB_GELU_TANH = 3 };
 
@@ -23,7 +23,7 @@ struct sb_weight {
   const uint16_t* rows;   // element
   const int32_t* groups;  // element: (units, rows) a group
   const int64_t* blocks;  // element: first (group, row, value) of each block
-  const int32_t* starts;  // first unit of each vector row, first k-step of each row panel
+  const int32_t* starts;  // first unit of each vector row, first k-step of each row panel; fp16: a flag (sb_fp16_linear)
   const void* bias;       // [N] in bias_dtype, or null
   void* y;                // [M, N], in the dtype of x, contiguous
   const float* scales;    // of the rows of int8 values; zeros past the last row
