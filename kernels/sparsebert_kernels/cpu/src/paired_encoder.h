@@ -46,16 +46,6 @@ inline int64_t shared_rows(const sb_weight& w, int64_t threads) {
   return (rows + least - 1) / least * least;
 }
 
-// The rows [row, row + rows) of a weight.
-inline sb_weight weight_rows(const sb_weight& w, int64_t row, int64_t rows) {
-  sb_weight part = w;
-  part.out_features = w.out_features - row < rows ? w.out_features - row : rows;
-  part.starts += row / w.block_rows;
-  part.bias = static_cast<const float*>(w.bias) + row;
-  if (w.scales) part.scales += row;
-  return part;
-}
-
 // paired_linear for N weights on this thread if `alone`, else their rows on all threads.
 template <int N>
 void shared_linear(sb::Part lap, bool alone, int64_t threads, const PlacedWeight (&weights)[N], const Paired& x,

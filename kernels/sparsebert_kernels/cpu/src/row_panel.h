@@ -176,6 +176,16 @@ inline void int8_row_panels(const sb_weight& w, const Lines& x, const Results& y
 // Whether paired_linear computes a weight of this value type.
 inline bool computes_row_panels(int32_t dtype) { return dtype == SB_BF16 || dtype == SB_INT8; }
 
+// The rows [first, first + rows) of a weight, which begin with a row panel.
+inline sb_weight weight_rows(const sb_weight& w, int64_t first, int64_t rows) {
+  sb_weight part = w;
+  part.out_features = w.out_features - first < rows ? w.out_features - first : rows;
+  part.starts += first / w.block_rows;
+  part.bias = static_cast<const float*>(w.bias) + first;
+  if (w.scales) part.scales += first;
+  return part;
+}
+
 // y rows [row, row + out_features rounded up to 32) = activation(w @ x + bias), for the paired panels [begin, end).
 // Weight rows past out_features are zeros; the bias is fp32 and padded to the same multiple. For an int8 weight the
 // activations are rounded to int8 on the way, each token with a scale of its own.

@@ -7,16 +7,6 @@ namespace SB_ISA {
 // Rows of W that threads share out are a multiple: whole row panels, and whole cache lines of y.
 constexpr int64_t TASK_ROWS = 64;
 
-// The rows [first, first + rows) of a weight, which begin with a row panel.
-inline sb_weight row_range(const sb_weight& w, int64_t first, int64_t rows) {
-  sb_weight part = w;
-  part.out_features = smaller(w.out_features - first, rows);
-  part.starts += first / w.block_rows;
-  part.bias = static_cast<const float*>(w.bias) + first;
-  if (w.scales) part.scales += first;
-  return part;
-}
-
 // The bias of a weight as floats, with zeros up to whole lines.
 inline const float* paired_bias(const sb_weight& w, float* buffer) {
   const int64_t rows = whole_lines(w.out_features);
@@ -117,7 +107,7 @@ class RowPanelCall {
   void rows(int weight, int64_t first, int64_t count, const Paired& x, void* memory, int64_t begin, int64_t end) const {
     const sb_weight& w = weights_[weight];
     const Paired y{static_cast<uint16_t*>(memory), whole_lines(count), begin};
-    paired_linear(row_range(w, first, count), x, y, 0, call_.activation, begin, end);
+    paired_linear(weight_rows(w, first, count), x, y, 0, call_.activation, begin, end);
     for (int64_t panel = begin; panel < end; panel++)
       unpair_rows(y.panel(panel), tokens_from(panel), count,
                   static_cast<X*>(w.y) + panel * PAIRED_TOKENS * w.out_features + first, w.out_features);
