@@ -122,8 +122,8 @@ class TestGranularities:
         line = refusal(lambda: prune(model, sparsity=0.5, granularity=wrong))
         assert line.startswith(f"unknown granularity {wrong!r}")
         assert line.endswith(
-            "write blocks of 4 rows and 1 column '4x1', panels of 32 rows and pairs of columns 'panel(32,2)', "
-            "and patterns '2:4'"
+            "write blocks of 4 rows and 1 column '4x1', "
+            "panels of 32 rows and pairs of columns 'panel(32,2)', and patterns '2:4'"
         )
 
     def test_a_block_without_its_size(self, model: Any) -> None:
