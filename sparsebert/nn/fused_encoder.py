@@ -513,14 +513,12 @@ def _own_weight(module: Any, dtype: torch.dtype, padding: _Padding) -> bool:
 
 
 def _row_panels(module: Any, padding: _Padding) -> PackedWeight:
-    weight, mask = module.weight.detach(), None
-    if isinstance(module, SparseLinear):
-        mask = module.mask
-    elif isinstance(module, RectangleLinear):
-        weight, mask = module.whole(weight), module.whole(torch.ones_like(weight, dtype=torch.bool))
-    weight = pad_columns(pad_rows(weight, padding.rows), padding.columns)
-    if mask is not None:
-        mask = pad_columns(pad_rows(mask, padding.rows), padding.columns)
+    weight = module.weight.detach()
+    # Zeros of a dense layer count as weights, as in fp32: sparsity is what `sparsify_` makes.
+    mask = module.mask if isinstance(module, SparseLinear) else torch.ones_like(weight, dtype=torch.bool)
+    if isinstance(module, RectangleLinear):
+        weight, mask = module.whole(weight), module.whole(mask)
+    weight, mask = (pad_columns(pad_rows(each, padding.rows), padding.columns) for each in (weight, mask))
     stored = torch.int8 if getattr(module, "precision", "") == "int8" else torch.bfloat16
     return pack_row_panels(weight, mask, stored)
 

@@ -165,6 +165,18 @@ def test_row_panels_of_sparse_layers_are_read_in_place() -> None:
     assert {packed.values.data_ptr() for packed in sparse} <= read
 
 
+def test_zeros_of_dense_layers_are_weights() -> None:
+    """Fusing alone skips no zeros, so that it can be told apart from sparsity."""
+
+    def stored(model: Any) -> list[int]:
+        answers(in_bf16(model))
+        return sorted(tensor.numel() for tensor in model.encoder._native.encoder._alive)
+
+    model, pruned = bert(), bert()
+    prune(pruned, sparsity=0.9, granularity="block", block_size=(32, 2)).apply_(pruned)
+    assert stored(pruned) == stored(model)
+
+
 def test_without_the_engine_fp32_computes() -> None:
     model = bert()
     exact = answers(model)
