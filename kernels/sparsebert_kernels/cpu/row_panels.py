@@ -18,8 +18,8 @@ from . import native
 from .encoder import PAIRED_ROWS, HeadGroup
 
 # Time of a k-step of h rows, divided by the rows, relative to that of 32 rows, and the factor for groups of
-# one column; wider groups take as long as those of two. By unit: dot products measured on a Zen 4, tiles on
-# an Intel Xeon (Granite Rapids), at 128 tokens.
+# one column; wider groups take as long as those of two. By unit, at 128 tokens: dot products as measured on
+# a Zen 4, tiles as measured with a prototype of the kernels on an Intel Xeon (Granite Rapids).
 STEP_COST = {
     "dot": {16: 1.0, 32: 1.0, 64: 1.0, "single": 1.03},
     "tile": {16: 1.35, 32: 1.0, 64: 0.92, "single": 1.15},
