@@ -106,15 +106,15 @@ constexpr int COUNT = sizeof(kExtensions) / sizeof(kExtensions[0]);
 }  // namespace
 
 bool sb::usable(const char* extension) {
-  // Of each extension: 0 until the first call, then 1 if it is usable, else 2. Calls ask at each layer, and cpuid takes
-  // microseconds in a virtual machine.
-  static int8_t known[COUNT];
+  // Of each extension: 0 until the first call, then 1 if it is usable, else 2. Every int8 and fp16 layer asks, and a
+  // virtual machine traps cpuid.
+  static int8_t answers[COUNT];
   for (int i = 0; i < COUNT; i++) {
     if (strcmp(kExtensions[i].name, extension) != 0) continue;
-    int8_t answer = __atomic_load_n(&known[i], __ATOMIC_RELAXED);
+    int8_t answer = __atomic_load_n(&answers[i], __ATOMIC_RELAXED);
     if (answer == 0) {
       answer = kExtensions[i].state() == USABLE ? 1 : 2;
-      __atomic_store_n(&known[i], answer, __ATOMIC_RELAXED);
+      __atomic_store_n(&answers[i], answer, __ATOMIC_RELAXED);
     }
     return answer == 1;
   }
