@@ -35,8 +35,8 @@ def linear(x: Tensor, out_features: int, kind: Hashable, product: Callable[[Tens
     are rounded up with rows of zeros, in parts of at most MAX_ROWS rows. The rows of a product do not depend
     on each other, so the results are the same.
 
-    Rounding costs up to 3 rows or 1/8 more, whichever is larger, and 20 us for the copy: half as much time
-    again for 7 rows of a 384x384 layer (``benchmarks.request_lengths``).
+    Rounding costs up to 3 rows or 1/8 more, whichever is larger, and a copy, which small layers with few rows
+    notice (``benchmarks.request_lengths`` times it).
 
     Args:
         x: [..., in_features].

@@ -71,10 +71,12 @@ def quantize_tokens(x: Tensor, limit: Tensor | None = None) -> Quantized:
     if limit is not None:
         most = limit.to(x.device).expand(x.shape[0])
     most = most.clamp(min=SMALLEST_MOST)[:, None]
-    # The product of two float32 is exact in float64. A rate is a float32, like that of the kernels.
-    rates = (LEVELS / most).double()
+    # Quotients of tensors, as in the kernels: torch multiplies by a rounded reciprocal for those of numbers.
+    levels = torch.full_like(most, LEVELS)
+    # The product of two float32 is exact in float64.
+    rates = (levels / most).double()
     values = (torch.minimum(torch.maximum(x, -most), most).double() * rates).round()
-    scales = torch.where(finite, most[:, 0] / LEVELS, torch.nan)
+    scales = torch.where(finite, (most / levels)[:, 0], torch.nan)
     return Quantized(torch.where(finite[:, None], values, 0).to(torch.int8), scales)
 
 

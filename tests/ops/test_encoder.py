@@ -1,181 +1,33 @@
-"""The native encoder against float64: shapes, formats, lengths, instruction sets and threads."""
+"""Layers of the native encoder against float64: shapes, formats, lengths, instruction sets and threads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F
 
 from sparsebert_kernels.cpu.encoder import (
     BadTokens,
     DensePanel,
-    EncoderEnds,
-    EncoderLayer,
     HeadGroup,
     NativeEncoder,
-    NativeEnds,
     OutOfRange,
     supports,
 )
-from sparsebert_kernels.formats import ElementSparse, PackedWeight, VectorSparse
+from sparsebert_kernels.formats import ElementSparse
 from tests.ops.backends import INSTRUCTION_SETS, using
+from tests.ops.encoder_contract import Sequences, Small
+from tests.ops.encoder_problem import ACTIVATIONS, Problem, reference
 from tests.ops.special_tensors import SPECIAL
 
 pytestmark = pytest.mark.skipif(not INSTRUCTION_SETS, reason="no native library")
 
 FORMATS = ("element", "vector2", "vector4", "vector8", "dense")
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Two layers and a batch."""
-
-    hidden: int = 40
-    inner: int = 72
-    heads: tuple[HeadGroup, ...] = (HeadGroup(2, 16, 16),)
-    formats: tuple[str, ...] = ("element",) * 6
-    lengths: tuple[int, ...] = (9, 33, 1)
-    density: float = 0.4
-    activation: str = "gelu"
-    bias: bool = True
-    joint: bool = False
-    pre_norm: bool = False
-    gated: bool = False
-    window: int | None = None
-    reach: int | None = None  # of a relative bias
-    rotary: bool = False
-
-    def layers(self) -> tuple[list[EncoderLayer], list[list[Tensor]]]:
-        """The layers, and their dense weights."""
-        score = sum(group.heads * group.score for group in self.heads)
-        value = sum(group.heads * group.value for group in self.heads)
-        shapes = [(score, self.hidden)] * 2 + [(value, self.hidden), (self.hidden, value)]
-        shapes += [(self.inner * (1 + self.gated), self.hidden), (self.hidden, self.inner)]
-        layers, dense = [], []
-        heads = sum(group.heads for group in self.heads)
-        angles = torch.rand(max(self.lengths), self.heads[0].score // 2) * 6
-        for number in range(2):
-            weights = [
-                masked(shape, format, self.density)
-                for shape, format in zip(shapes, self.formats, strict=True)
-            ]
-            packed: list[PackedWeight | None] = [
-                pack(*each) for each in zip(weights, self.formats, strict=True)
-            ]
-            biases = [torch.randn(rows) if self.bias else None for rows, _ in shapes]
-            first_norm = (torch.rand(self.hidden) + 0.5, torch.randn(self.hidden))
-            relative = None if self.reach is None else torch.randn(heads, 2 * self.reach + 1)
-            if self.joint:
-                joined = [bias for bias in biases[:3] if bias is not None]
-                packed[:3] = [pack(torch.cat(weights[:3]), self.formats[0]), None, None]
-                biases[:3] = [torch.cat(joined) if joined else None, None, None]
-            layers.append(
-                EncoderLayer(
-                    weights=packed,
-                    biases=biases,
-                    attention_norm=None if self.pre_norm and number == 0 else first_norm,
-                    output_norm=(torch.rand(self.hidden) + 0.5, torch.randn(self.hidden)),
-                    epsilons=(1e-5, 1e-3),
-                    heads=self.heads,
-                    scale=0.3,
-                    activation=self.activation,
-                    pre_norm=self.pre_norm,
-                    gated=self.gated,
-                    window=self.window,
-                    relative_bias=relative,
-                    rotary=torch.cat((angles.cos(), angles.sin()), 1) if self.rotary else None,
-                )
-            )
-            dense.append(weights)
-        return layers, dense
-
-    def batch(self) -> tuple[Tensor, Tensor]:
-        tokens = max(self.lengths)
-        mask = torch.arange(tokens) < torch.tensor(self.lengths)[:, None]
-        return torch.randn(len(self.lengths), tokens, self.hidden), mask
-
-
-def masked(shape: tuple[int, int], format: str, density: float) -> Tensor:
-    rows, columns = shape
-    height = int(format[6:]) if format.startswith("vector") else 1
-    mask = torch.rand(-(-rows // height), columns) < (1.0 if format == "dense" else density)
-    return torch.randn(shape) / columns**0.5 * mask.repeat_interleave(height, 0)[:rows]
-
-
-def pack(weight: Tensor, format: str) -> PackedWeight:
-    if format == "dense":
-        return DensePanel.from_dense(weight)
-    if format == "element":
-        return ElementSparse.from_dense(weight)
-    return VectorSparse.from_dense(weight, vector_rows=int(format[6:]))
-
-
-def reference(
-    layers: Sequence[EncoderLayer], dense: Sequence[Sequence[Tensor]], x: Tensor, mask: Tensor, dtype: Any
-) -> Tensor:
-    """The same layers in torch; zero at padding."""
-    x = x.to(dtype)
-
-    def of(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(dtype)
-
-    def norm(x: Tensor, parameters: tuple[Tensor, Tensor] | None, epsilon: float) -> Tensor:
-        return x if parameters is None else F.layer_norm(x, x.shape[-1:], *map(of, parameters), epsilon)
-
-    def rotated(x: Tensor, table: Tensor | None) -> Tensor:
-        if table is None:
-            return x
-        cosine, sine = table[: x.shape[1]].to(dtype).chunk(2, -1)
-        low, high = x.chunk(2, -1)
-        return torch.cat((low * cosine - high * sine, high * cosine + low * sine), -1)
-
-    for layer, weights in zip(layers, dense, strict=True):
-        rows = [len(weight) for weight in weights[:3]]
-        if layer.weights[1] is None:
-            biases = [None] * 3 if layer.biases[0] is None else layer.biases[0].split(rows)
-        else:
-            biases = layer.biases[:3]
-        inner = norm(x, layer.attention_norm, layer.epsilons[0]) if layer.pre_norm else x
-        q, k, v = (F.linear(inner, weights[i].to(dtype), of(biases[i])) for i in range(3))
-        context, score, value = [], 0, 0
-        distance = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
-        for group in layer.heads:
-            for _ in range(group.heads):
-                head = slice(score, score + group.score)
-                query, key = (rotated(each[..., head], layer.rotary) for each in (q, k))
-                scores = query @ key.transpose(1, 2) * layer.scale
-                if layer.relative_bias is not None:
-                    reach = layer.relative_bias.shape[1] // 2
-                    table = layer.relative_bias[len(context)].to(dtype)
-                    scores = scores + table[distance.clamp(-reach, reach) + reach]
-                seen = mask[:, None]
-                if layer.window is not None:
-                    seen = seen & (distance.abs() <= layer.window)
-                attended = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
-                context.append(attended @ v[..., value : value + group.value])
-                score, value = score + group.score, value + group.value
-        attended = F.linear(torch.cat(context, -1), weights[3].to(dtype), of(layer.biases[3])) + x
-        if not layer.pre_norm:
-            attended = norm(attended, layer.attention_norm, layer.epsilons[0])
-        inner = norm(attended, layer.output_norm, layer.epsilons[1]) if layer.pre_norm else attended
-        neurons = F.linear(inner, weights[4].to(dtype), of(layer.biases[4]))
-        if layer.gated:
-            neurons, gate = neurons.chunk(2, -1)
-            neurons = ACTIVATIONS[layer.activation](neurons) * gate
-        else:
-            neurons = ACTIVATIONS[layer.activation](neurons)
-        x = F.linear(neurons, weights[5].to(dtype), of(layer.biases[5])) + attended
-        if not layer.pre_norm:
-            x = norm(x, layer.output_norm, layer.epsilons[1])
-    return x * mask[..., None]
 
 
 def check(problem: Problem, threads: int = 1) -> None:
@@ -287,12 +139,9 @@ def test_random_problems(problem: Problem, name: str, threads: int) -> None:
 
 
 @pytest.fixture
-def small() -> tuple[NativeEncoder, Tensor, Tensor]:
+def small() -> Small:
     problem = Problem(formats=("element", "element", "vector4", "vector4", "dense", "element"))
     return (NativeEncoder(problem.layers()[0]), *problem.batch())
-
-
-Small = tuple[NativeEncoder, Tensor, Tensor]
 
 
 class TestDistances:
@@ -343,128 +192,7 @@ def test_a_long_batch_passes_in_groups_without_a_change_of_bits() -> None:
             assert torch.equal(encoder(row[kept][None])[0], answer[kept])
 
 
-class TestEnds:
-    """Embeddings before the layers, LayerNorm and pooler after them."""
-
-    def ends(self, width: int = 40, counted: bool = False, **changes: Any) -> EncoderEnds:
-        torch.manual_seed(5)
-        projection = torch.randn(40, width) / 5 if width != 40 else None
-        tables = {
-            "words": torch.randn(50, width),
-            "positions": torch.randn(60, width),
-            "types": torch.randn(2, width),
-            "embedding_norm": (torch.rand(width) + 0.5, torch.randn(width)),
-            "padding": 1 if counted else None,
-            "projection": None if projection is None else DensePanel.from_dense(projection),
-            "projection_bias": None if projection is None else torch.randn(40),
-            "final_norm": (torch.rand(40) + 0.5, torch.randn(40)),
-            "pooler": pack(torch.randn(13, 40) / 6, "element"),
-            "pooler_bias": torch.randn(13),
-            "epsilons": (1e-3, 1e-5),
-        }
-        return EncoderEnds(**tables | changes)  # type: ignore[arg-type]
-
-    def expected(
-        self, ends: EncoderEnds, ids: Tensor, types: Tensor | None, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        problem = Problem(lengths=(9, 33, 1))
-        torch.manual_seed(3)
-        layers, dense = problem.layers()
-        assert ends.words is not None
-        places = torch.arange(ids.shape[1]).expand(ids.shape)
-        if ends.padding is not None:
-            words = ids != ends.padding
-            places = words.cumsum(1) * words + ends.padding
-        x = ends.words[ids].double()
-        if ends.types is not None:
-            x = x + ends.types[torch.zeros_like(ids) if types is None else types]
-        if ends.positions is not None:
-            x = x + ends.positions[places]
-        assert ends.embedding_norm is not None
-        x = F.layer_norm(x, x.shape[-1:], *(each.double() for each in ends.embedding_norm), ends.epsilons[0])
-        if ends.projection is not None:
-            assert ends.projection_bias is not None
-            x = F.linear(x, ends.projection.to_dense().double(), ends.projection_bias.double())
-        x = reference(layers, dense, x, mask, torch.float64)
-        if ends.final_norm is not None:
-            norm = [each.double() for each in ends.final_norm]
-            x = F.layer_norm(x, x.shape[-1:], *norm, ends.epsilons[1]) * mask[..., None]
-        assert ends.pooler is not None
-        assert ends.pooler_bias is not None
-        return x, F.linear(x[:, 0], ends.pooler.to_dense().double(), ends.pooler_bias.double()).tanh()
-
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {},
-            {"counted": True},
-            {"width": 23},
-            {"types": None, "positions": None, "final_norm": None},
-        ],
-        ids=["all", "counted", "projected", "words"],
-    )
-    @pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
-    def test_are_computed_in_the_same_call(
-        self, changes: dict[str, Any], dtype: torch.dtype, instruction_set: str
-    ) -> None:
-        ends = self.ends(**changes)
-        torch.manual_seed(3)
-        encoder = NativeEncoder(Problem().layers()[0])
-        mask = torch.arange(33) < torch.tensor((9, 33, 1))[:, None]
-        ids = torch.randint(0, 50, mask.shape)
-        ids[:, 5] = 1
-        for types in (None, torch.randint(0, 2, mask.shape)):
-            states, pooled = encoder.of_ids(ids, mask.to(dtype), types, NativeEnds(ends))
-            exact, exact_pooled = self.expected(ends, ids, types, mask)
-            assert pooled is not None
-            assert (states - exact).abs().max() < 3e-5
-            assert (pooled - exact_pooled).abs().max() < 1e-5
-
-    @pytest.mark.parametrize("threads", [1, 3])
-    def test_many_sequences_are_pooled(self, threads: int) -> None:
-        ends = self.ends()
-        torch.manual_seed(3)
-        encoder = NativeEncoder(Problem().layers()[0])
-        ids = torch.randint(0, 50, (150, 20))
-        torch.set_num_threads(threads)
-        _, pooled = encoder.of_ids(ids, None, None, NativeEnds(ends))
-        torch.set_num_threads(1)
-        assert pooled is not None
-        for number in (0, 31, 32, 101, 149):
-            _, alone = encoder.of_ids(ids[number : number + 1], None, None, NativeEnds(ends))
-            assert alone is not None
-            assert torch.equal(alone[0], pooled[number])
-
-    @pytest.mark.parametrize("table", ["words", "types", "positions"])
-    def test_numbers_outside_the_tables(self, table: str) -> None:
-        encoder = NativeEncoder(Problem().layers()[0])
-        ids, types = torch.zeros(2, 9).long(), torch.zeros(2, 9).long()
-        if table == "words":
-            ids[1, 8] = 50
-        elif table == "types":
-            types[0, 0] = -1
-        ends = self.ends(positions=torch.randn(8 if table == "positions" else 9, 40))
-        with pytest.raises(OutOfRange):
-            encoder.of_ids(ids, None, types, NativeEnds(ends))
-
-    def test_a_sequence_that_begins_with_padding(self) -> None:
-        encoder = NativeEncoder(Problem().layers()[0])
-        mask = torch.tensor([[True, True], [False, True]])
-        with pytest.raises(BadTokens, match="begins with padding"):
-            encoder.of_ids(torch.zeros(2, 2).long(), mask, None, NativeEnds(self.ends()))
-
-    def test_that_do_not_fit(self) -> None:
-        encoder = NativeEncoder(Problem().layers()[0])
-        for changes in (
-            {"words": torch.randn(50, 39)},
-            {"pooler": pack(torch.randn(8, 41), "dense"), "pooler_bias": None},
-        ):
-            ends = NativeEnds(self.ends(**changes))
-            with pytest.raises(ValueError, match="do not fit together"):
-                encoder.of_ids(torch.zeros(1, 4).long(), None, None, ends)
-
-
-class TestPadding:
+class TestSequences(Sequences):
     def test_a_sequence_has_the_same_bits_in_every_batch(self, small: Small, instruction_set: str) -> None:
         encoder, x, mask = small
         together = encoder(x, mask)
@@ -474,23 +202,13 @@ class TestPadding:
             alone = encoder(torch.cat((before, row[kept][None])))[1]
             assert torch.equal(alone, answer[kept])
 
-    def test_is_zero_and_never_read(self, small: Small, instruction_set: str) -> None:
-        encoder, x, mask = small
-        answer = encoder(x, mask)
-        assert not answer[~mask].any()
-        assert torch.equal(encoder(torch.where(mask[..., None], x, torch.nan), mask), answer)
-
-    def test_may_lie_anywhere(self, small: Small) -> None:
+    def test_padding_may_lie_anywhere(self, small: Small) -> None:
         encoder, x, _ = small
         mask = torch.rand(x.shape[:2]) < 0.5
         answer = encoder(x, mask)
         for row, kept, result in zip(x, mask, answer, strict=True):
             if kept.any():
                 assert torch.equal(encoder(row[kept][None])[0], result[kept])
-
-    def test_alone_gives_zeros(self, small: Small) -> None:
-        encoder, x, mask = small
-        assert not encoder(x, torch.zeros_like(mask)).any()
 
     @pytest.mark.parametrize("special", SPECIAL)
     def test_reads_tensors_without_plain_memory(
@@ -499,21 +217,6 @@ class TestPadding:
         encoder, x, mask = small
         inputs = special(x)  # `zero` also sets x to zero
         assert torch.equal(encoder(inputs, mask), encoder(x, mask))
-
-    @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=str)
-    def test_an_empty_batch(self, small: Small, shape: tuple[int, int]) -> None:
-        encoder, x, _ = small
-        assert encoder(x.new_zeros(*shape, x.shape[2])).shape == (*shape, x.shape[2])
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_nan_and_inf_stay_in_their_sequence(small: Small, value: float, instruction_set: str) -> None:
-    encoder, x, mask = small
-    clean = encoder(x, mask)
-    x[1, 2, 3] = value
-    answer = encoder(x, mask)
-    assert torch.equal(answer[[0, 2]], clean[[0, 2]])
-    assert answer[1].isnan().any()
 
 
 def test_large_scores_do_not_overflow(instruction_set: str) -> None:

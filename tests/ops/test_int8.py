@@ -95,6 +95,19 @@ def test_sums_that_saturate_sixteen_bits_are_exact(unit: str) -> None:
     assert y[0, 0] == torch.tensor(3072.0 * 127 * 127) * torch.tensor(1.0) / 127
 
 
+def test_values_next_to_ties_are_rounded_as_in_torch(unit: str) -> None:
+    """A rate that differs in its last bit would round many of them to the next integer."""
+    generator = torch.Generator().manual_seed(5)
+    most = torch.rand(200, 1, generator=generator) + 1
+    ties = torch.randint(0, 126, (200, 63), generator=generator) + 0.5
+    nearest = (ties.double() * most / 127).float()
+    x = torch.cat((most, torch.nextafter(nearest, most), nearest), 1)
+    packed = formats.pack(torch.eye(127), format="vector_int8")
+    assert isinstance(packed, VectorInt8)
+    packed = packed.replace(scales=torch.ones_like(packed.scales))
+    assert_exact(x, packed, ops.linear(x, packed))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu", "gelu_tanh", "tanh"])
 def test_scales_bias_and_activation_follow(unit: str, dtype: torch.dtype, activation: str) -> None:

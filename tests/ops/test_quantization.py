@@ -56,6 +56,14 @@ def test_ties_go_to_the_even_integer() -> None:
     assert quantization.quantize_tokens(x).values.tolist() == [[127, 0, 2, 2, 0, -2, -126]]
 
 
+def test_rates_are_rounded_once() -> None:
+    """With 127 times a rounded reciprocal, these values next to a tie become 2 and 0."""
+    x = torch.tensor([[float.fromhex("0x1.39b94ap2"), float.fromhex("0x1.da4a84p-5")]])
+    assert quantization.quantize_tokens(x).values.tolist() == [[127, 1]]
+    x = torch.tensor([[float.fromhex("0x1.94bd72p2"), float.fromhex("0x1.97ed4cp-6")]])
+    assert quantization.quantize_tokens(x).values.tolist() == [[127, 1]]
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("limit", [None, 2.0])
 def test_a_token_that_is_not_finite_has_no_scale(bad: float, limit: float | None) -> None:

@@ -15,16 +15,15 @@ from torch import Tensor
 from ..formats import RowPanelSparse
 from ..formats.row_panel import GROUP_COLUMNS, PANEL_ROWS, STEP_COLUMNS
 from . import native
-from .encoder import PAIRED_ROWS, EncoderLayer, HeadGroup
+from .encoder import PAIRED_ROWS, HeadGroup
 
 # Time of a k-step of h rows, divided by the rows, relative to that of 32 rows, and the factor for groups of
-# one column; wider groups take as long as those of two. By unit: dot products measured on a Zen 4, tiles on
-# an Intel Xeon (Granite Rapids), at 128 tokens.
+# one column; wider groups take as long as those of two. By unit, at 128 tokens: dot products as measured on
+# a Zen 4, tiles as measured with a prototype of the kernels on an Intel Xeon (Granite Rapids).
 STEP_COST = {
     "dot": {16: 1.0, 32: 1.0, 64: 1.0, "single": 1.03},
     "tile": {16: 1.35, 32: 1.0, 64: 0.92, "single": 1.15},
 }
-MATRICES = ("query", "key", "value", "output", "up", "down")
 
 
 def cheapest_block(mask: Tensor, dtype: torch.dtype = torch.bfloat16) -> tuple[int, int]:
@@ -64,22 +63,6 @@ def pack_row_panels(
     """
     mask = weight != 0 if mask is None else mask
     return RowPanelSparse.from_dense(weight, mask, block=cheapest_block(mask, dtype), dtype=dtype)
-
-
-def is_dense(weight: RowPanelSparse) -> bool:
-    """Return whether every row panel stores all columns."""
-    panels, step = weight.panels, STEP_COLUMNS[weight.dtype]
-    return weight.values.shape[0] == panels * -(-weight.shape[1] // step)
-
-
-def dense_matrices(layers: Sequence[EncoderLayer]) -> list[str]:
-    """Return the names of the matrices that are stored dense, such as "layer 3 up"."""
-    return [
-        f"layer {number} {name}"
-        for number, layer in enumerate(layers)
-        for name, weight in zip(MATRICES, layer.weights, strict=True)
-        if isinstance(weight, RowPanelSparse) and is_dense(weight)
-    ]
 
 
 def padded_heads(heads: Sequence[HeadGroup]) -> list[HeadGroup]:

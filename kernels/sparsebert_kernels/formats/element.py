@@ -70,10 +70,7 @@ class ElementSparse(PackedWeight):
         """
         refuse_options(cls, options)
         weight, mask = checked(weight, mask)
-        if not 1 <= block_rows <= 32767 or not 1 <= block_columns <= 256:
-            raise ValueError(
-                f"blocks must have 1 to 32767 rows and 1 to 256 columns, got {block_rows} x {block_columns}"
-            )
+        check_block(block_rows, block_columns)
         index, slots = pack_index(mask, UNIT[weight.dtype], block_rows, block_columns)
         values = weight.new_zeros(index["columns"].numel())
         values[slots] = weight[mask]
@@ -107,6 +104,12 @@ class ElementSparse(PackedWeight):
         mask = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
         mask[row, column] = True
         return mask
+
+
+def check_block(rows: int, columns: int) -> None:
+    """Raise ValueError unless the index of ``ElementSparse`` has room for blocks of this size."""
+    if not 1 <= rows <= 32767 or not 1 <= columns <= 256:
+        raise ValueError(f"blocks must have 1 to 32767 rows and 1 to 256 columns, got {rows} x {columns}")
 
 
 def pack_index(

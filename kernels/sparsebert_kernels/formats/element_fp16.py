@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
-from .element import BLOCK_COLUMNS, BLOCK_ROWS, ElementSparse, pack_index
+from .element import BLOCK_COLUMNS, BLOCK_ROWS, ElementSparse, check_block, pack_index
 
 LARGEST = torch.finfo(torch.float16).max  # 65504
 
@@ -54,10 +54,7 @@ class ElementFp16(PackedWeight):
         """
         refuse_options(cls, options)
         weight, mask = checked(weight, mask, GPU_DTYPES)
-        if not 1 <= block_rows <= 32767 or not 1 <= block_columns <= 256:
-            raise ValueError(
-                f"blocks must have 1 to 32767 rows and 1 to 256 columns, got {block_rows} x {block_columns}"
-            )
+        check_block(block_rows, block_columns)
         kept = weight[mask]
         beyond = kept.half().isinf() & kept.isfinite()
         if beyond.any():

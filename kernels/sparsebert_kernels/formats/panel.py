@@ -73,17 +73,12 @@ class PanelSparse(PackedWeight):
         out_features, in_features = weight.shape
         panels, groups = -(-out_features // height), -(-in_features // group)
 
-        padding = (0, groups * group - in_features, 0, panels * height - out_features)
-        kept = torch.nn.functional.pad(torch.where(mask, weight, weight.new_zeros(())), padding)
-        live = torch.nn.functional.pad(mask, padding)
-        live = live.view(panels, height, groups, group).any(3).any(1)
-
+        kept, live = cut_into_blocks(weight, mask, panels, height, group)
         slots = pack_slots(live, TILE_COLUMNS // group)
         values = weight.new_zeros(max(slots.tiles, 1), height, TILE_COLUMNS // group, group)
         blocks = kept.view(panels, height, groups, group)[slots.panel, :, slots.column]
         values[slots.tile, :, slots.place] = blocks
 
-        stored = live.repeat_interleave(height, 0).repeat_interleave(group, 1)
         return cls(
             (out_features, in_features),
             {
@@ -94,7 +89,7 @@ class PanelSparse(PackedWeight):
             },
             {
                 "group_columns": group,
-                "aligned": torch.equal(stored[:out_features, :in_features], mask),
+                "aligned": torch.equal(blocks_mask(live, height, group, mask.shape), mask),
             },
         )
 
@@ -159,8 +154,7 @@ class PanelSparse(PackedWeight):
         groups = -(-self.shape[1] // self.group_columns)
         live = torch.zeros(self.panels, groups, dtype=torch.bool, device=self.device)
         live[panel, column] = True
-        live = live.repeat_interleave(self.panel_rows, 0).repeat_interleave(self.group_columns, 1)
-        return live[: self.shape[0], : self.shape[1]].contiguous()
+        return blocks_mask(live, self.panel_rows, self.group_columns, self.shape)
 
 
 @dataclass(frozen=True)
@@ -186,6 +180,35 @@ class Slots:
     starts: Tensor
     order: Tensor
     tiles: int
+
+
+def cut_into_blocks(
+    weight: Tensor, mask: Tensor, panels: int, height: int, group: int
+) -> tuple[Tensor, Tensor]:
+    """Return the kept weights, padded with zeros to whole blocks, and which blocks keep any weight.
+
+    Args:
+        weight: [out, in].
+        mask: bool [out, in].
+        panels: Panels of the padded matrix.
+        height: Rows of a block.
+        group: Columns of a block.
+
+    Returns:
+        [panels * height, groups * group], and bool (panels, groups).
+    """
+    out_features, in_features = weight.shape
+    groups = -(-in_features // group)
+    padding = (0, groups * group - in_features, 0, panels * height - out_features)
+    kept = torch.nn.functional.pad(torch.where(mask, weight, weight.new_zeros(())), padding)
+    live = torch.nn.functional.pad(mask, padding)
+    return kept, live.view(panels, height, groups, group).any(3).any(1)
+
+
+def blocks_mask(live: Tensor, height: int, group: int, shape: tuple[int, ...]) -> Tensor:
+    """Return the bool mask [out, in] that keeps the h x g blocks of ``live``, bool (panels, groups)."""
+    blocks = live.repeat_interleave(height, 0).repeat_interleave(group, 1)
+    return blocks[: shape[0], : shape[1]].contiguous()
 
 
 def pack_slots(live: Tensor, per_tile: int) -> Slots:

@@ -17,7 +17,7 @@ from sparsebert_kernels.errors import unknown
 from sparsebert_kernels.quantization import quantize_rows
 
 from .base import GPU_DTYPES, PackedWeight, checked, refuse_options
-from .panel import pack_slots
+from .panel import blocks_mask, cut_into_blocks, pack_slots
 
 PANEL_ROWS = (16, 32, 64)
 # Columns of a k-step, and of a line: features that lie side by side in the activations.
@@ -96,10 +96,7 @@ class RowPanelSparse(PackedWeight):
         rows *= -(-out_features // rows)
         panels, groups = rows // height, -(-in_features // group)
 
-        padding = (0, groups * group - in_features, 0, rows - out_features)
-        kept = torch.nn.functional.pad(torch.where(mask, weight, weight.new_zeros(())), padding)
-        live = torch.nn.functional.pad(mask, padding)
-        live = live.view(panels, height, groups, group).any(3).any(1)
+        kept, live = cut_into_blocks(weight, mask, panels, height, group)
         if stored == torch.int8:
             kept, scales = quantize_rows(kept)
         else:
@@ -119,7 +116,6 @@ class RowPanelSparse(PackedWeight):
         if group > 1:
             index *= group // LINE_COLUMNS[stored]
 
-        blocks = live.repeat_interleave(height, 0).repeat_interleave(group, 1)
         return cls(
             (out_features, in_features),
             {
@@ -130,7 +126,7 @@ class RowPanelSparse(PackedWeight):
             },
             {
                 "group_columns": group,
-                "aligned": torch.equal(blocks[:out_features, :in_features], mask),
+                "aligned": torch.equal(blocks_mask(live, height, group, mask.shape), mask),
             },
         )
 
@@ -191,8 +187,7 @@ class RowPanelSparse(PackedWeight):
             self.panels, -(-self.shape[1] // self.group_columns), dtype=torch.bool, device=self.device
         )
         live[panel, group] = True
-        live = live.repeat_interleave(self.panel_rows, 0).repeat_interleave(self.group_columns, 1)
-        return live[: self.shape[0], : self.shape[1]].contiguous()
+        return blocks_mask(live, self.panel_rows, self.group_columns, self.shape)
 
 
 def _paired_places(panel: Tensor, column: Tensor, first: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ SB_DECLARE(avx512_bf16)
 #endif
 #ifdef SB_HAVE_AMX
 SB_DECLARE(amx)
-extern "C" const char* sb_extension(int, int32_t*);  // of extensions.cpp
 #endif
 #ifdef SB_HAVE_AMX_EMULATED
 SB_DECLARE(amx_emulated)
@@ -42,30 +41,17 @@ struct InstructionSet {
 bool always() { return true; }
 
 #ifdef SB_HAVE_AVX2
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx2() { return sb::usable("avx2"); }
 #endif
 #ifdef SB_HAVE_AVX512
-bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
+bool has_avx512() { return sb::usable("avx2") && sb::usable("avx512"); }
 #endif
 #ifdef SB_HAVE_AVX512_BF16
 // Every CPU with the one has the other.
-bool has_avx512_bf16() {
-  return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-}
+bool has_avx512_bf16() { return has_avx512() && sb::usable("avx512_bf16") && sb::usable("avx512_vnni"); }
 #endif
 #ifdef SB_HAVE_AMX
-bool has_extension(const char* name) {
-  int32_t state;
-  const char* each;
-  for (int i = 0; (each = sb_extension(i, &state)); i++)
-    if (strcmp(each, name) == 0) return state == 0;
-  return false;
-}
-
-bool has_amx() { return has_avx512_bf16() && has_extension("amx_bf16") && has_extension("amx_int8"); }
+bool has_amx() { return has_avx512_bf16() && sb::usable("amx_bf16") && sb::usable("amx_int8"); }
 #endif
 
 // Best first.

@@ -20,16 +20,6 @@ namespace {
 
 typedef void (*Linear)(const sb::LinearCall&);
 
-#ifdef SB_HAVE_AVX512_FP16
-bool has_avx512_fp16() {
-  // Not every compiler that builds the kernels knows the name for __builtin_cpu_supports: leaf 7.0, EDX, bit 23.
-  uint32_t a = 7, b, c = 0, d;
-  asm("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-  return (d >> 23 & 1) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-#endif
-
 // Null if this machine or build lacks the kernels.
 Linear find(bool emulated) {
   if (emulated) {
@@ -38,7 +28,7 @@ Linear find(bool emulated) {
 #endif
   } else {
 #ifdef SB_HAVE_AVX512_FP16
-    if (has_avx512_fp16()) return avx512_fp16::linear_fp16;
+    if (sb::usable("avx512_fp16")) return avx512_fp16::linear_fp16;
 #endif
   }
   return nullptr;

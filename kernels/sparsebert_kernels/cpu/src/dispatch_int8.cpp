@@ -19,7 +19,6 @@ SB_DECLARE(int8_avx2)
 #endif
 #ifdef SB_HAVE_INT8_NEON_DOTPROD
 SB_DECLARE(int8_neon_dotprod)
-#include <sys/auxv.h>
 #endif
 #ifdef SB_HAVE_INT8_NEON
 SB_DECLARE(int8_neon)
@@ -41,53 +40,30 @@ struct Unit {
   const char* name;
   const sb::Int8Kernels* kernels;
   Width width;
-  bool (*supported)();
-};
+  const char* extension;  // that it needs, or null
 
-#if defined(SB_HAVE_INT8_BASELINE) || defined(SB_HAVE_INT8_NEON)
-bool always() { return true; }
-#endif
-#ifdef SB_HAVE_INT8_AVX512_VNNI
-bool has_avx512_vnni() {
-  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512f") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq");
-}
-#endif
-#if defined(SB_HAVE_INT8_AVX2) || defined(SB_HAVE_INT8_AVX_VNNI)
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-#endif
-#ifdef SB_HAVE_INT8_AVX_VNNI
-// Not every compiler that builds the kernels knows the name for __builtin_cpu_supports: leaf 7.1, EAX, bit 4.
-bool has_avx_vnni() {
-  uint32_t a = 7, b, c = 1, d;
-  asm("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-  return has_avx2() && (a >> 4 & 1);
-}
-#endif
-#ifdef SB_HAVE_INT8_NEON_DOTPROD
-bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }  // HWCAP_ASIMDDP
-#endif
+  bool supported() const { return !extension || sb::usable(extension); }
+};
 
 // Best first.
 const Unit kUnits[] = {
 #ifdef SB_HAVE_INT8_AVX512_VNNI
-    {"avx512_vnni", &int8_avx512_vnni::kernels, AVX512, has_avx512_vnni},
+    {"avx512_vnni", &int8_avx512_vnni::kernels, AVX512, "avx512_vnni"},
 #endif
 #ifdef SB_HAVE_INT8_AVX_VNNI
-    {"avx_vnni", &int8_avx_vnni::kernels, AVX2, has_avx_vnni},
+    {"avx_vnni", &int8_avx_vnni::kernels, AVX2, "avx_vnni"},
 #endif
 #ifdef SB_HAVE_INT8_AVX2
-    {"avx2", &int8_avx2::kernels, AVX2, has_avx2},
+    {"avx2", &int8_avx2::kernels, AVX2, "avx2"},
 #endif
 #ifdef SB_HAVE_INT8_NEON_DOTPROD
-    {"neon_dotprod", &int8_neon_dotprod::kernels, NARROW, has_dotprod},
+    {"neon_dotprod", &int8_neon_dotprod::kernels, NARROW, "neon_dotprod"},
 #endif
 #ifdef SB_HAVE_INT8_NEON
-    {"neon", &int8_neon::kernels, NARROW, always},
+    {"neon", &int8_neon::kernels, NARROW, nullptr},
 #endif
 #ifdef SB_HAVE_INT8_BASELINE
-    {"baseline", &int8_baseline::kernels, NARROW, always},
+    {"baseline", &int8_baseline::kernels, NARROW, nullptr},
 #endif
 };
 

@@ -1,6 +1,8 @@
-// The extensions of this CPU that kernels use, and the objects that the library consists of. Nothing here depends on the
-// kernels: `sparsebert env` asks.
-#include <cstdint>
+// The extensions of this CPU that kernels use, and the objects that the library consists of, for the choice of kernels
+// and for `sparsebert env`.
+#include <cstring>
+
+#include "native.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -72,7 +74,7 @@ bool tiles() { return cpuid(7, 0).d >> 24 & 1; }
 
 const Extension kExtensions[] = {
     {"avx2", [] { return state_of(avx2(), YMM); }},
-    {"avx_vnni", [] { return state_of(cpuid(7, 1).a >> 4 & 1, YMM); }},
+    {"avx_vnni", [] { return state_of(avx2() && (cpuid(7, 1).a >> 4 & 1), YMM); }},
     {"avx512", [] { return state_of(avx512(), ZMM); }},
     {"avx512_vnni", [] { return state_of(avx512() && (cpuid(7, 0).c >> 11 & 1), ZMM); }},
     {"avx512_bf16", [] { return state_of(avx512() && (cpuid(7, 1).a >> 5 & 1), ZMM); }},
@@ -99,12 +101,29 @@ const Extension kExtensions[] = {{"none", [] { return CPU_LACKS_IT; }}};
 
 #endif
 
+constexpr int COUNT = sizeof(kExtensions) / sizeof(kExtensions[0]);
+
 }  // namespace
+
+bool sb::usable(const char* extension) {
+  // Of each extension: 0 until the first call, then 1 if it is usable, else 2. Every int8 and fp16 layer asks, and a
+  // virtual machine traps cpuid.
+  static int8_t answers[COUNT];
+  for (int i = 0; i < COUNT; i++) {
+    if (strcmp(kExtensions[i].name, extension) != 0) continue;
+    int8_t answer = __atomic_load_n(&answers[i], __ATOMIC_RELAXED);
+    if (answer == 0) {
+      answer = kExtensions[i].state() == USABLE ? 1 : 2;
+      __atomic_store_n(&answers[i], answer, __ATOMIC_RELAXED);
+    }
+    return answer == 1;
+  }
+  return false;
+}
 
 // Returns the name of the i-th extension, null past the last, and writes its State. Asks the operating system for the
 // permission to use AMX.
 SB_API const char* sb_extension(int i, int32_t* state) {
-  constexpr int COUNT = sizeof(kExtensions) / sizeof(kExtensions[0]);
   if (i < 0 || i >= COUNT) return nullptr;
   *state = kExtensions[i].state();
   return kExtensions[i].name;

@@ -142,6 +142,9 @@ namespace sb {
 
 constexpr int MAX_WEIGHTS = 8;  // weights of one call, as in cpu/native.py
 
+// Whether the CPU has an extension, by its name in extensions.cpp, and the operating system lets this process use it.
+bool usable(const char* extension);
+
 // An sb_call with its weights, which are known to share one call.
 struct LinearCall : sb_call {
   const sb_weight* weights;

@@ -1,10 +1,8 @@
 // Quads: int8 activations, four features side by side, with a scale for each token.
 //
 // panel[feature / 4][token][feature % 4]: a line of 64 bytes is four features of 16 tokens.
-//   scale = most / 127, value = round_to_even(x * (127 / most)), the product unrounded,
-// for the largest magnitude `most` of a token. A token with a NaN or infinity gets the scale NaN, so that all of its
-// results are NaN, and no other token's.
 #pragma once
+#include "int8_rounding.h"
 #include "paired.h"
 
 namespace SB_ISA {
@@ -14,10 +12,6 @@ constexpr int QUAD_FEATURES = 64;  // features of a panel of quads are a multipl
 // One panel of quads and its 16 scales from one paired panel; `features` is a multiple of 64.
 inline void quantize_panel(const uint16_t* panel, int64_t features, int8_t* quads, float* scales) {
   typedef uint16_t Halves __attribute__((vector_size(64), may_alias));
-  // Smaller tokens count as zeros, so that 127 / most stays finite.
-  constexpr float SMALLEST = 1e-20f;
-  // Adding it rounds a float to an integer, which its lowest byte then holds.
-  constexpr float ROUNDER = 12582912.0f;
   Halves most[4] = {};  // magnitudes order like integers, NaN above infinity
   for (int64_t f = 0; f < features; f += 8)
 #pragma GCC unroll 4
@@ -30,7 +24,7 @@ inline void quantize_panel(const uint16_t* panel, int64_t features, int8_t* quad
   const Line both = reinterpret_cast<Line>(most[0]), even = both << 16, odd = both & 0xffff0000u;
   const Line top = even > odd ? even : odd;
   const auto finite = top < 0x7f800000u;
-  const Floats limit = larger(reinterpret_cast<Floats>(top), splat(SMALLEST)), levels = splat(127.0f);
+  const Floats limit = larger(reinterpret_cast<Floats>(top), splat(SMALLEST_MOST)), levels = splat(127.0f);
   const Floats rate = finite ? levels / limit : Floats{};
   store_floats(scales, finite ? limit / levels : splat(__builtin_nanf("")));
   for (int64_t f = 0; f < features; f += 4) {
