@@ -23,9 +23,8 @@ from sparsebert.cost.precision import LOWEST, lower_precisions
 from sparsebert.cost.work import WorkEstimate
 from sparsebert.nn.encoder_layers import NAMES as FAMILIES
 from sparsebert.nn.encoder_layers import encoder_layers
-from sparsebert.nn.fused_encoder import PlainPath, engine_dtype, require_fusible
 from sparsebert.nn.fused_modules import (
-    DESCRIPTIONS,
+    FUSED_ATTRIBUTES,
     Encoder,
     encoders_of,
     fuse_modules_,
@@ -35,6 +34,8 @@ from sparsebert.nn.fused_modules import (
     unfuse_modules_,
 )
 from sparsebert.nn.module_swap import HOOKS
+from sparsebert.nn.native_layers import engine_dtype, require_fusible
+from sparsebert.nn.plain_path import FOREIGN_CODE, PlainPath
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.encoder_plan import FP32, LAYERS, NAMES, PAIRED, EncoderPlan
 from sparsebert.planning.plan import LayerPlan
@@ -113,7 +114,7 @@ def _why_not_by_default(model: nn.Module) -> str | None:
         return reason
     for encoder in encoders_of(model):
         if holds_foreign_code(encoder):
-            return "a module of the encoder has hooks or a patched forward method"
+            return FOREIGN_CODE
         config = getattr(encoder.module, "config", None)
         if getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False):
             return "the model returns hidden states or attentions"
@@ -356,7 +357,7 @@ def _runner(encoder: Encoder, layers: Sequence[nn.Module], way: str, x: Tensor) 
     nn.Module.__init__(part)
     hooks = {name: getattr(part, name) for name in HOOKS}
     part.__dict__ |= {**vars(encoder.module), **hooks}
-    for name in DESCRIPTIONS:
+    for name in FUSED_ATTRIBUTES:
         vars(part).pop(name, None)
     part._modules = {**encoder.module._modules, encoder.family.layers: nn.ModuleList(layers).eval()}
     args, given = ((x,), {}) if encoder.family.encoder[0] else ((), {"inputs_embeds": x})
