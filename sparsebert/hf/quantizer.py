@@ -47,10 +47,11 @@ from sparsebert.nn.checkpoint_form import BITS, VALUES
 from sparsebert.nn.sparse_linear import SparseLinear, as_stored
 from sparsebert.planning.after_compaction import CompactedTargets
 from sparsebert.planning.engine_choice import decide_encoder, why_not_fusible
+from sparsebert.planning.install import install_, settle_
 from sparsebert.planning.plan import LayerPlan, Plan
 from sparsebert.planning.planner import describe_machine, plan_layers, plans_for_engines, shared_inputs_of
 from sparsebert.planning.target_layers import TargetLayer, outline
-from sparsebert.sparsify import densify_, install_, settle_
+from sparsebert.sparsify import densify_
 from sparsebert.tickets.provenance import masks_digest
 from sparsebert_kernels import __version__
 from sparsebert_kernels.dtype_names import SHORT_NAMES

@@ -52,8 +52,8 @@ SECONDS_A_RUN = 0.02
 # The longest sequences that are timed, and the most tokens.
 LENGTH, MAX_TIMED_TOKENS = 128, 1024
 
-# The tolerances that let fused modules compute in each engine.
-ENGINES = {FP32: "fp32", PAIRED: "bf16"}
+# The tolerance that lets fused modules compute in each engine.
+TOLERANCES = {FP32: "fp32", PAIRED: "bf16"}
 # Blocks of a matrix that an engine stores whole.
 DENSE_PANELS = (64, 32)
 
@@ -181,7 +181,7 @@ def set_encoder_plan_(model: nn.Module, plan: EncoderPlan | None) -> None:
     """Let the encoders of ``model`` run as planned; None lets them run as in transformers."""
     unfuse_modules_(model)
     if plan is not None and plan.fused:
-        fuse_modules_(model, ENGINES[plan.way])
+        fuse_modules_(model, TOLERANCES[plan.way])
     for encoder in encoders_of(model):
         vars(encoder.module).pop(PLAN, None)
         if plan is not None:
@@ -362,7 +362,7 @@ def _runner(encoder: Encoder, layers: Sequence[nn.Module], way: str, x: Tensor) 
     part._modules = {**encoder.module._modules, encoder.family.layers: nn.ModuleList(layers).eval()}
     args, given = ((x,), {}) if encoder.family.encoder[0] else ((), {"inputs_embeds": x})
     if way != LAYERS:
-        fuse_modules_(part, ENGINES[way])
+        fuse_modules_(part, TOLERANCES[way])
         require_native(part, x)
     return functools.partial(part.forward, *args, **given)
 
