@@ -54,7 +54,7 @@ from sparsebert.planning.target_layers import TargetLayer, outline
 from sparsebert.sparsify import densify_
 from sparsebert.tickets.provenance import masks_digest
 from sparsebert_kernels import __version__
-from sparsebert_kernels.dtype_names import SHORT_NAMES
+from sparsebert_kernels.dtype_names import short_name
 
 # The end of ``SparseConfig.machine`` if that machine was too busy to time every layer.
 FUSING = ("fuse_qkv", "fuse_activation", "fuse", "way")
@@ -414,7 +414,7 @@ def _as_saved(config: SparseConfig, layer: TargetLayer) -> LayerPlan:
         block=entry.block,
         removal_note=entry.removed,
         decided_by="saved plan",
-        dtype=SHORT_NAMES[str(layer.linear.weight.dtype).removeprefix("torch.")],
+        dtype=short_name(layer.linear.weight.dtype),
         precision=entry.precision,
         tolerance=config.tolerance,
     )

@@ -12,6 +12,8 @@ NAMES = {
     FP32: "one native call (fp32 engine)",
     PAIRED: "one native call (paired engine)",
 }
+# The tolerance that lets fused modules compute in each engine.
+TOLERANCES = {FP32: "fp32", PAIRED: "bf16"}
 # What an engine changes that a caller may see.
 PADDING_NOTE = "hidden states at padding are zero"
 

@@ -17,7 +17,7 @@ from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
 from sparsebert.cost.cpu_cost import BUILT_IN_COSTS, runnable
 from sparsebert.cost.engine_cost import seconds_in_layout
-from sparsebert.cost.precision import LOWER_PRECISIONS, lower_precisions, require_tolerance
+from sparsebert.cost.precision import LOWER_PRECISIONS, below_tolerance, lower_precisions, require_tolerance
 from sparsebert.linear_layers import Filter
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import compacted_targets, compaction_note
@@ -389,8 +389,7 @@ def _first_choice(
         tolerance=tolerance,
     )
     if not choice.candidates and not trainable:
-        needed = "int8" if format in formats.INT8_FORMATS else "bf16"
-        raise ValueError(f"format {format!r} rounds to {needed}: allow it with tolerance={needed!r}")
+        raise below_tolerance(format, "int8" if format in formats.INT8_FORMATS else "bf16")
     if not choice.candidates:
         raise ValueError(
             f"format {format!r} cannot train {layer.name}: use 'element', which takes any mask, "
