@@ -36,7 +36,7 @@ def lower_precisions(dtype: torch.dtype, tolerance: str) -> tuple[str, ...]:
 
 def below_tolerance(format: str, precision: str) -> ValueError:
     """Return the error of a format that rounds to a precision below the tolerance."""
-    return ValueError(f"format {format!r} rounds to {precision}: allow it with tolerance={precision!r}")
+    return ValueError(f"format {format!r} rounds to {precision}: allow it with the tolerance {precision!r}")
 
 
 def pack_as(

@@ -129,7 +129,8 @@ class _SharedTables:
 def engine_dtype(tolerance: str, family: Family) -> torch.dtype:
     """Return the dtype of the activations between the layers of a family, for the engine that computes them.
 
-    It is bfloat16 if the tolerance allows it and the library has that engine for this machine and family.
+    It is bfloat16 in the paired engine, if the tolerance allows it and the library has it for this machine
+    and family.
     """
     if tolerance == "fp32" or family.pre_norm or family.relative_bias:
         return torch.float32

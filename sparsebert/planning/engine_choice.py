@@ -64,7 +64,7 @@ def require_fuse(fuse: Any, model: nn.Module, trainable: bool) -> None:
     if fuse:
         reason = "trainable layers record gradients" if trainable else why_not_fusible(model)
         if reason:
-            raise ValueError(f"fuse=True: {reason}")
+            raise ValueError(f"the encoder cannot be fused: {reason}")
 
 
 def why_not_fusible(model: nn.Module) -> str | None:
@@ -96,7 +96,7 @@ def _why_not_by_default(model: nn.Module) -> str | None:
         if getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False):
             return "the model returns hidden states or attentions"
     if any(name.rpartition(".")[2] == POSITION_HEAD for name, _ in model.named_modules()):
-        return "answers to questions compare all positions, padding included; fuse=True demands it"
+        return "answers to questions compare all positions, padding included: fused on demand only"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Fused encoders in the engine for bfloat16: answers within bf16's error."""
+"""Fused encoders in the paired engine: answers within bf16's error."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _set() -> str | None:
 
 
 SET = _set() if cpu.available() else None
-pytestmark = pytest.mark.skipif(SET is None, reason="the native library has no engine for bfloat16")
+pytestmark = pytest.mark.skipif(SET is None, reason="the native library has no paired engine here")
 
 
 @pytest.fixture(autouse=True)
