@@ -24,7 +24,7 @@ from sparsebert_kernels.cpu.encoder import EncoderEnds, NativeEnds
 
 
 class Ends(Watched):
-    """The native description of what surrounds the layers of a base model: embeddings, last norm, pooler."""
+    """The native description of a base model's embeddings, last LayerNorm and pooler."""
 
     def __init__(self, model: Any, family: Family, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype

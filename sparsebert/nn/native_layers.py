@@ -33,7 +33,7 @@ SETTINGS = (
     *("scaling", "scale", "groups", "attention_head_size", "head_dim", "is_decoder", "is_causal", "eps"),
     *("attention_type", "chunk_size_feed_forward"),
 )
-# Attributes of the encoder's config that count.
+# Attributes of the encoder's config that change the result.
 CONFIGURED = ("_attn_implementation", "_attn_implementation_internal", "is_causal", "local_attention")
 # Implementations of attention that compute what the native encoder computes. Others may be anything.
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", None)
@@ -86,7 +86,7 @@ def current_layers(module: Any) -> NativeLayers:
 
 
 class _SharedTables:
-    """What the layers of an encoder share."""
+    """Tables that the layers of an encoder share: rotary angles, and the biases of distances."""
 
     def __init__(self, encoder: Any, family: Family) -> None:
         self._encoder = encoder
@@ -116,7 +116,7 @@ class _SharedTables:
         return self._encoder.config.sliding_window if layer.attention_type == "sliding_attention" else None
 
     def _relative_bias(self) -> Tensor:
-        """Return what each head adds to scores, [heads, 2 * FARTHEST + 1]."""
+        """Return the biases that each head adds to its scores, [heads, 2 * FARTHEST + 1]."""
         table = getattr(self._encoder, str(self.family.relative_bias))
         if type(table) is not nn.Embedding or table.max_norm is not None:
             raise PlainPath(f"{type(table).__name__} is not a plain embedding")

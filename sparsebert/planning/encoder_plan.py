@@ -14,7 +14,7 @@ NAMES = {
 }
 # The tolerance that lets fused modules compute in each engine.
 TOLERANCES = {FP32: "fp32", PAIRED: "bf16"}
-# What an engine changes that a caller may see.
+# The change by an engine that a caller may see.
 PADDING_NOTE = "hidden states at padding are zero"
 
 
