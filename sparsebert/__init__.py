@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sparsebert.nn.sparse_linear import SparseLinear
     from sparsebert.planning.planner import plan
     from sparsebert.pruning import prune
-    from sparsebert.sparsify import densify_, replan_, sparsify_
+    from sparsebert.replan import replan_
+    from sparsebert.sparsify import densify_, sparsify_
     from sparsebert.tickets.ticket import Ticket
 
 __version__ = "0.1.0"
@@ -49,7 +50,7 @@ _HOMES = {
     "plan": "sparsebert.planning.planner",
     "prune": "sparsebert.pruning",
     "rebuild_": "sparsebert.compact",
-    "replan_": "sparsebert.sparsify",
+    "replan_": "sparsebert.replan",
     "sparsify_": "sparsebert.sparsify",
     "unfuse_": "sparsebert.fuse",
 }

@@ -7,8 +7,8 @@ from torch import nn
 from sparsebert.bert import require_module
 from sparsebert.cost.precision import require_tolerance
 from sparsebert.nn.encoder_layers import NAMES
-from sparsebert.nn.fused_encoder import require_fusible
 from sparsebert.nn.fused_modules import encoders_of
+from sparsebert.nn.native_layers import require_fusible
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.encoder_plan import FP32, EncoderPlan
 from sparsebert.planning.engine_choice import decide_encoder, set_encoder_plan_

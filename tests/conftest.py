@@ -13,6 +13,7 @@ os.environ.pop("LINES", None)
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -24,6 +25,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from sparsebert_kernels import cuda
+from sparsebert_kernels.cpu import native
 
 # The same examples in every run; `--hypothesis-profile=explore` looks for new ones.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -70,6 +72,21 @@ def device() -> Iterator[torch.device]:
         return
     with cuda.on_cpu():
         yield torch.device("cpu")
+
+
+@pytest.fixture
+def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the native functions that the test calls, in turn."""
+    library, calls = native.library(), []
+
+    class Recorded:
+        def __getattr__(self, name: str) -> Any:
+            calls.append(name)
+            return getattr(library, name)
+
+    recorded = Recorded()
+    monkeypatch.setattr(native, "library", lambda: recorded)
+    return calls
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,11 @@ def lower_precisions(dtype: torch.dtype, tolerance: str) -> tuple[str, ...]:
     return PRECISIONS[highest + 1 : PRECISIONS.index(tolerance) + 1]
 
 
+def below_tolerance(format: str, precision: str) -> ValueError:
+    """Return the error of a format that rounds to a precision below the tolerance."""
+    return ValueError(f"format {format!r} rounds to {precision}: allow it with the tolerance {precision!r}")
+
+
 def pack_as(
     weight: Tensor, mask: Tensor, stored: torch.dtype, *, format: str, **options: Any
 ) -> PackedWeight:
@@ -44,12 +49,12 @@ def pack_as(
     """
     if format == RowPanelSparse.name:
         if stored == torch.float32:
-            raise ValueError(f"format {format!r} rounds to bf16: allow it with tolerance='bf16'")
+            raise below_tolerance(format, "bf16")
         return formats.pack(weight, mask, format=format, dtype=stored, **options)
     if format in formats.INT8_FORMATS or stored == torch.int8:
         if format not in formats.INT8_FORMATS:
             raise ValueError(f"format {format!r} does not compute in int8")
         if stored != torch.int8:
-            raise ValueError(f"format {format!r} rounds to int8: allow it with tolerance='int8'")
+            raise below_tolerance(format, "int8")
         return formats.pack(weight, mask, format=format, **options)
     return formats.pack(weight.to(stored), mask, format=format, **options)

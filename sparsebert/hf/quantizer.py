@@ -47,13 +47,14 @@ from sparsebert.nn.checkpoint_form import BITS, VALUES
 from sparsebert.nn.sparse_linear import SparseLinear, as_stored
 from sparsebert.planning.after_compaction import CompactedTargets
 from sparsebert.planning.engine_choice import decide_encoder, why_not_fusible
+from sparsebert.planning.install import install_, settle_
 from sparsebert.planning.plan import LayerPlan, Plan
 from sparsebert.planning.planner import describe_machine, plan_layers, plans_for_engines, shared_inputs_of
 from sparsebert.planning.target_layers import TargetLayer, outline
-from sparsebert.sparsify import densify_, install_, settle_
+from sparsebert.sparsify import densify_
 from sparsebert.tickets.provenance import masks_digest
 from sparsebert_kernels import __version__
-from sparsebert_kernels.dtype_names import SHORT_NAMES
+from sparsebert_kernels.dtype_names import short_name
 
 # The end of ``SparseConfig.machine`` if that machine was too busy to time every layer.
 FUSING = ("fuse_qkv", "fuse_activation", "fuse", "way")
@@ -413,7 +414,7 @@ def _as_saved(config: SparseConfig, layer: TargetLayer) -> LayerPlan:
         block=entry.block,
         removal_note=entry.removed,
         decided_by="saved plan",
-        dtype=SHORT_NAMES[str(layer.linear.weight.dtype).removeprefix("torch.")],
+        dtype=short_name(layer.linear.weight.dtype),
         precision=entry.precision,
         tolerance=config.tolerance,
     )

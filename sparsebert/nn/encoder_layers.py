@@ -13,7 +13,7 @@ from sparsebert.bert import BERT, DISTILBERT, Layout
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What runs before the first layer.
+    """The embeddings before the first layer.
 
     Attributes:
         cls: The class of the module, {} for the family.
@@ -51,7 +51,7 @@ class Family:
         model: The class of the base model.
         model_result: The class of its result.
         arguments: The positional arguments of its forward method.
-        embeddings: What runs before the layers.
+        embeddings: The embeddings before the layers.
         projection: The linear layer from the embeddings to the layers, of the base model; None for none.
         pooler: The class of the base model's ``pooler``; None for none.
         pre_norm: Whether the LayerNorms stand before attention and feed-forward network; a ``final_norm``

@@ -9,40 +9,31 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsebert.nn.encoder_layers import Family, is_of, model_family, model_result
-from sparsebert.nn.fused_encoder import (
-    FusedEncoder,
-    Native,
+from sparsebert.nn.encoder_layers import Family, model_family, model_result
+from sparsebert.nn.fused_encoder import LEFT_BY_CALLS, FusedEncoder
+from sparsebert.nn.native_ends import Ends
+from sparsebert.nn.native_layers import NativeLayers, current_layers
+from sparsebert.nn.plain_path import (
+    RECORDED_GRADIENTS,
     PlainPath,
-    Watched,
-    bias_of,
-    copied_of_linear,
-    engine_dtype,
     is_recording,
     kept_tokens,
-    norm_tensors,
-    packed_weight,
-    require_float32,
     require_inference,
-    require_linear,
-    require_norm,
     say_once,
 )
 from sparsebert_kernels.cpu import native
-from sparsebert_kernels.cpu.encoder import BadTokens, EncoderEnds, NativeEnds, OutOfRange
+from sparsebert_kernels.cpu.encoder import BadTokens, OutOfRange
 from sparsebert_kernels.ops import plain_inference
 
 MASK_DTYPES = (torch.bool, torch.int64)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "return_dict")
 # Attributes of the config that ask for more outputs or another attention, in any version of transformers.
 REQUESTS = ("output_hidden_states", "output_attentions", "_output_attentions", "is_causal")
-_DESCRIPTIONS = ("_native", "_ends", "_said")
 
 
 class FusedModel(nn.Module):
@@ -52,7 +43,7 @@ class FusedModel(nn.Module):
     family: Family
     tolerance: str = "fp32"  # as of a fused encoder
     config: Any
-    _native: Native | None = None  # of a base model that runs the layers itself
+    _native: NativeLayers | None = None  # of a base model that runs the layers itself
     _ends: Ends | None = None
 
     def run_fused(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -107,21 +98,17 @@ class FusedModel(nn.Module):
         result = model_result(self.family, states, pooled)
         return result.to_tuple() if return_dict is False else result
 
-    def _described(self) -> tuple[Native, Ends]:
+    def _described(self) -> tuple[NativeLayers, Ends]:
         """Return the native descriptions of the layers and of what surrounds them, as they are now."""
         if self._runs_layers:
-            described = self._native
-            dtype = engine_dtype(self.tolerance, self.family)
-            if described is None or described.dtype != dtype or not described.is_current():
-                described = self.__dict__["_native"] = Native(self, self.family, dtype)
-            described.require_undisturbed()
+            described = current_layers(self)
         else:
             encoder = self._modules[self.family.encoder[0]]
             if not isinstance(encoder, FusedEncoder):
                 raise PlainPath("the encoder is not fused")
             if encoder._forward_hooks or encoder._forward_pre_hooks or "forward" in vars(encoder):
                 raise PlainPath("the encoder has hooks")
-            described = encoder.current_native()
+            described = current_layers(encoder)
         ends = self._ends
         if ends is None or ends.dtype != described.dtype or not ends.is_current():
             ends = self.__dict__["_ends"] = Ends(self, self.family, described.dtype)
@@ -129,7 +116,7 @@ class FusedModel(nn.Module):
         return described, ends
 
     def _of_ids(
-        self, described: Native, ends: Ends, ids: Any, mask: Any, types: Any
+        self, described: NativeLayers, ends: Ends, ids: Any, mask: Any, types: Any
     ) -> tuple[Tensor, Tensor | None]:
         if not isinstance(ids, Tensor) or not ids.is_cpu or ids.dtype != torch.int64 or ids.dim() != 2:
             raise PlainPath("the token ids are not int64 [batch, tokens] on the CPU")
@@ -152,12 +139,12 @@ class FusedModel(nn.Module):
                 mask = mask.bool()
         return described.encoder.of_ids(ids, mask, types, ends.native)
 
-    def _of_embedded(self, described: Native, ends: Ends, ids: Any, embedded: Any, mask: Any) -> Tensor:
+    def _of_embedded(self, described: NativeLayers, ends: Ends, ids: Any, embedded: Any, mask: Any) -> Tensor:
         """Run the layers of a base model without an encoder of its own on the caller's embeddings."""
         if ids is not None or not isinstance(embedded, Tensor) or embedded.dim() != 3:
             raise PlainPath("the call has token ids and embeddings, or none")
         if torch.is_grad_enabled() and embedded.requires_grad:
-            raise PlainPath("gradients are recorded; call the model under torch.inference_mode()")
+            raise PlainPath(RECORDED_GRADIENTS)
         if not embedded.is_cpu or embedded.dtype != torch.float32 or not embedded.numel():
             raise PlainPath(f"the input is {embedded.dtype} on {embedded.device}, not torch.float32 on cpu")
         if not plain_inference(embedded):
@@ -170,7 +157,7 @@ class FusedModel(nn.Module):
         return described.encoder(x, mask, ends.after_embeddings)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        state = {name: value for name, value in self.__dict__.items() if name not in _DESCRIPTIONS}
+        state = {name: value for name, value in self.__dict__.items() if name not in LEFT_BY_CALLS}
         return _new_model, (self.plain_class,), state
 
 
@@ -204,91 +191,3 @@ def _new_model(plain_class: type) -> FusedModel:
     """Make a model for ``__setstate__``, of a class that pickle cannot find by name."""
     cls = fused_model_class(plain_class)
     return cls.__new__(cls)
-
-
-class Ends(Watched):
-    """The native description of what surrounds the layers of a base model: embeddings, last norm, pooler."""
-
-    def __init__(self, model: Any, family: Family, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype = dtype
-        embeddings, names = model.embeddings, family.embeddings
-        pooler = getattr(model, "pooler", None) if family.pooler else None
-        projection = getattr(model, family.projection, None) if family.projection else None
-        _require_known_embeddings(embeddings, family)
-        words, positions, types = (
-            None if name is None else _table(getattr(embeddings, name))
-            for name in (names.words, names.positions, names.types)
-        )
-        norm = getattr(embeddings, names.norm)
-        final_norm = model.final_norm if family.pre_norm else None
-        linears = [module for module in (projection, pooler and pooler.dense) if module is not None]
-        for linear in linears:
-            require_linear(linear)
-            if getattr(linear, "activation", "none") != "none":
-                raise PlainPath("a sparse layer applies an activation of its own")
-        if pooler is not None and not (
-            is_of(pooler, family, family.pooler or "") and type(pooler.activation) is nn.Tanh
-        ):
-            raise PlainPath(f"{type(pooler).__name__} is not the family's pooler")
-        if final_norm is not None:
-            require_norm(final_norm)
-        outer = [module for module in (embeddings, projection, pooler, final_norm) if module is not None]
-        modules = [each for module in outer for each in module.modules()]
-        norms = [module for module in (norm, final_norm) if module is not None]
-        settings = [(vars(module), "eps") for module in norms]
-        if names.counted:
-            settings.append((vars(embeddings), "padding_idx"))
-        with torch.inference_mode(False), torch.no_grad():
-            after = EncoderEnds(
-                final_norm=None if final_norm is None else norm_tensors(final_norm),
-                epsilons=(norm.eps, 0.0 if final_norm is None else final_norm.eps),
-            )
-            self.native = NativeEnds(
-                replace(
-                    after,
-                    words=words,
-                    positions=positions,
-                    types=types,
-                    embedding_norm=norm_tensors(norm),
-                    padding=embeddings.padding_idx if names.counted else None,
-                    projection=None if projection is None else packed_weight(projection, dtype),
-                    projection_bias=None if projection is None else bias_of(projection),
-                    pooler=None if pooler is None else packed_weight(pooler.dense, dtype),
-                    pooler_bias=None if pooler is None else bias_of(pooler.dense),
-                ),
-                dtype,
-            )
-            self.after_embeddings = NativeEnds(after, dtype)
-        copied = [tensor for linear in linears for tensor in copied_of_linear(linear, dtype)]
-        super().__init__([model, *modules], copied, settings)
-
-
-def _require_known_embeddings(embeddings: Any, family: Family) -> None:
-    names = family.embeddings
-    if not is_of(embeddings, family, names.cls):
-        raise PlainPath(f"{type(embeddings).__name__} is not the family's class of embeddings")
-    children = {names.words, names.norm, names.dropout, names.positions, names.types} - {None}
-    if children != {*embeddings._modules}:
-        raise PlainPath(f"{type(embeddings).__name__} has other modules than its family's")
-    require_norm(getattr(embeddings, names.norm))
-    if type(getattr(embeddings, names.dropout)) not in (nn.Dropout, nn.Identity):
-        raise PlainPath("the dropout of the embeddings is another module")
-    if names.counted and not isinstance(embeddings.padding_idx, int):
-        raise PlainPath("the embeddings have no padding index to count positions from")
-    numbers = embeddings._buffers.get("position_ids")
-    if numbers is not None and not torch.equal(numbers[0], torch.arange(numbers.shape[1])):
-        raise PlainPath("the position ids of the embeddings do not count from 0")
-    types = embeddings._buffers.get("token_type_ids")
-    if types is not None and bool(types.any()):
-        raise PlainPath("the token types of the embeddings are not 0")
-
-
-def _table(embedding: Any) -> Tensor:
-    """Return the weight of a plain embedding, float32 on the CPU."""
-    if type(embedding) is not nn.Embedding or embedding.max_norm is not None:
-        raise PlainPath(f"{type(embedding).__name__} is not a plain embedding")
-    weight = embedding.weight
-    require_float32(weight)
-    if not weight.is_contiguous() or weight.is_neg() or weight.data_ptr() % weight.itemsize:
-        raise PlainPath("an embedding has no plain memory")
-    return weight.detach()

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from sparsebert.nn.encoder_layers import Family, encoder_family, model_family
-from sparsebert.nn.fused_encoder import FusedEncoder, fused_class, is_foreign
+from sparsebert.nn.fused_encoder import LEFT_BY_CALLS, FusedEncoder, fused_class
 from sparsebert.nn.fused_model import FusedModel, fused_model_class
 from sparsebert.nn.fused_pooling import fuse_pooling_, unfuse_pooling_
+from sparsebert.nn.plain_path import is_foreign
 
 FUSED = (FusedEncoder, FusedModel)
 # Attributes that fused modules hold beside those of their plain classes.
-DESCRIPTIONS = ("_native", "_ends", "_said", "tolerance")
+FUSED_ATTRIBUTES = (*LEFT_BY_CALLS, "tolerance")
 
 
 class Encoder(NamedTuple):
@@ -54,7 +55,7 @@ def unfuse_modules_(model: nn.Module) -> None:
         unfuse_pooling_(module)
         if isinstance(module, FUSED):
             module.__class__ = module.plain_class
-            for name in DESCRIPTIONS:
+            for name in FUSED_ATTRIBUTES:
                 vars(module).pop(name, None)
 
 

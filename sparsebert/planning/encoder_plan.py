@@ -12,7 +12,9 @@ NAMES = {
     FP32: "one native call (fp32 engine)",
     PAIRED: "one native call (paired engine)",
 }
-# What an engine changes that a caller may see.
+# The tolerance that lets fused modules compute in each engine.
+TOLERANCES = {FP32: "fp32", PAIRED: "bf16"}
+# The change by an engine that a caller may see.
 PADDING_NOTE = "hidden states at padding are zero"
 
 

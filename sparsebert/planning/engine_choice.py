@@ -6,15 +6,12 @@ fastest are timed in alternation, once, on a few of the encoder's layers.
 
 from __future__ import annotations
 
-import copy
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsebert.bert import key_in
 from sparsebert.cost.cpu_cost import CpuCostModel, cost_model, quick_cost_model, with_lower_precisions
@@ -23,40 +20,21 @@ from sparsebert.cost.precision import LOWEST, lower_precisions
 from sparsebert.cost.work import WorkEstimate
 from sparsebert.nn.encoder_layers import NAMES as FAMILIES
 from sparsebert.nn.encoder_layers import encoder_layers
-from sparsebert.nn.fused_encoder import PlainPath, engine_dtype, require_fusible
-from sparsebert.nn.fused_modules import (
-    DESCRIPTIONS,
-    Encoder,
-    encoders_of,
-    fuse_modules_,
-    holds_foreign_code,
-    plain_class,
-    require_native,
-    unfuse_modules_,
-)
-from sparsebert.nn.module_swap import HOOKS
-from sparsebert.nn.sparse_linear import SparseLinear
-from sparsebert.planning.encoder_plan import FP32, LAYERS, NAMES, PAIRED, EncoderPlan
+from sparsebert.nn.fused_modules import encoders_of, fuse_modules_, holds_foreign_code, unfuse_modules_
+from sparsebert.nn.native_layers import engine_dtype, require_fusible
+from sparsebert.nn.plain_path import FOREIGN_CODE
+from sparsebert.planning.encoder_plan import FP32, LAYERS, NAMES, PAIRED, TOLERANCES, EncoderPlan
+from sparsebert.planning.encoder_timing import Plans, time_ways
 from sparsebert.planning.plan import LayerPlan
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.cpu.encoder import has_engine
-from sparsebert_kernels.timing import Paired, paired
 
 # Attribute of an encoder with its plan.
 PLAN = "encoder_plan"
 # The module of heads that compare all positions of a text, padding included.
 POSITION_HEAD = "qa_outputs"
-# Layers that together take about this long stand for the whole encoder in a timing.
-SECONDS_A_RUN = 0.02
-# The longest sequences that are timed, and the most tokens.
-LENGTH, MAX_TIMED_TOKENS = 128, 1024
-
-# The tolerances that let fused modules compute in each engine.
-ENGINES = {FP32: "fp32", PAIRED: "bf16"}
 # Blocks of a matrix that an engine stores whole.
 DENSE_PANELS = (64, 32)
-
-Plans = dict[str, LayerPlan]  # by the layer's key
 
 
 @dataclass(frozen=True)
@@ -86,7 +64,7 @@ def require_fuse(fuse: Any, model: nn.Module, trainable: bool) -> None:
     if fuse:
         reason = "trainable layers record gradients" if trainable else why_not_fusible(model)
         if reason:
-            raise ValueError(f"fuse=True: {reason}")
+            raise ValueError(f"the encoder cannot be fused: {reason}")
 
 
 def why_not_fusible(model: nn.Module) -> str | None:
@@ -113,12 +91,12 @@ def _why_not_by_default(model: nn.Module) -> str | None:
         return reason
     for encoder in encoders_of(model):
         if holds_foreign_code(encoder):
-            return "a module of the encoder has hooks or a patched forward method"
+            return FOREIGN_CODE
         config = getattr(encoder.module, "config", None)
         if getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False):
             return "the model returns hidden states or attentions"
     if any(name.rpartition(".")[2] == POSITION_HEAD for name, _ in model.named_modules()):
-        return "answers to questions compare all positions, padding included; fuse=True demands it"
+        return "answers to questions compare all positions, padding included: fused on demand only"
     return None
 
 
@@ -156,7 +134,7 @@ class EncoderDecision:
         first, *others = sorted(self.ways, key=lambda way: predicted.get(way, 0.0))
         if not others:
             return
-        timing = _timed(self.model, self.ways, first, others[0], self.plan)
+        timing = time_ways(self.model, self.ways, first, others[0], self.plan)
         if isinstance(timing, str):
             if LAYERS in self.ways:
                 self.plan = replace(self.plan, way=LAYERS, reason=f"not fused: {timing}")
@@ -180,7 +158,7 @@ def set_encoder_plan_(model: nn.Module, plan: EncoderPlan | None) -> None:
     """Let the encoders of ``model`` run as planned; None lets them run as in transformers."""
     unfuse_modules_(model)
     if plan is not None and plan.fused:
-        fuse_modules_(model, ENGINES[plan.way])
+        fuse_modules_(model, TOLERANCES[plan.way])
     for encoder in encoders_of(model):
         vars(encoder.module).pop(PLAN, None)
         if plan is not None:
@@ -313,87 +291,3 @@ def _predicted_linear(linear: Any, plan: LayerPlan | None, way: str, costs: CpuC
     if seconds is None:  # no figures: as slow as the dense layer
         seconds = costs.seconds(WorkEstimate("dense", rows * columns, lines, 0, shape=(rows, columns)))
     return seconds if way == LAYERS else seconds_in_layout(costs, work, seconds)
-
-
-def _timed(
-    model: nn.Module, ways: dict[str, Plans], mine: str, other: str, plan: EncoderPlan
-) -> Paired | str:
-    """Time two ways on a few layers of the encoder, in alternation; return why one of them cannot run.
-
-    The seconds are for all layers.
-    """
-    (encoder, *_) = encoders_of(model)
-    layers = getattr(encoder.module, encoder.family.layers)
-    run = min(plan.predicted_us[mine], plan.predicted_us[other]) / len(layers) / 1e6
-    count = max(1, min(len(layers), round(SECONDS_A_RUN / max(run, 1e-9))))
-    sample = [layers[number * len(layers) // count] for number in range(count)]
-    hidden: Any = encoder_layers(*encoder)[0].norms[1].weight
-    tokens = min(plan.tokens, MAX_TIMED_TOKENS)
-    positions = getattr(getattr(encoder.module, "config", None), "max_position_embeddings", LENGTH)
-    length = min(tokens, LENGTH, positions)
-    shape = -(-tokens // length), length, hidden.numel()
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    sides = []
-    with _in_eval([*sample, encoder.module]), torch.inference_mode():
-        for way in (mine, other):
-            try:
-                sides.append(_runner(encoder, _packed_as_planned(model, sample, ways[way]), way, x))
-            except PlainPath as reason:
-                return str(reason)
-        timing = paired(*sides)
-    scale = len(layers) / count * plan.tokens / (shape[0] * shape[1])
-    return replace(timing, mine=timing.mine * scale, other=timing.other * scale)
-
-
-def _runner(encoder: Encoder, layers: Sequence[nn.Module], way: str, x: Tensor) -> Callable[[], Any]:
-    """Return a function that runs some layers of an encoder on x [B, T, hidden], without hooks of the whole.
-
-    Raises:
-        PlainPath: The layers cannot run in one native call.
-    """
-    cls = plain_class(encoder.module)
-    part = cls.__new__(cls)
-    nn.Module.__init__(part)
-    hooks = {name: getattr(part, name) for name in HOOKS}
-    part.__dict__ |= {**vars(encoder.module), **hooks}
-    for name in DESCRIPTIONS:
-        vars(part).pop(name, None)
-    part._modules = {**encoder.module._modules, encoder.family.layers: nn.ModuleList(layers).eval()}
-    args, given = ((x,), {}) if encoder.family.encoder[0] else ((), {"inputs_embeds": x})
-    if way != LAYERS:
-        fuse_modules_(part, ENGINES[way])
-        require_native(part, x)
-    return functools.partial(part.forward, *args, **given)
-
-
-def _packed_as_planned(model: nn.Module, layers: Sequence[nn.Module], plans: Plans) -> Sequence[nn.Module]:
-    """Return layers of an encoder with their sparse layers packed as planned: copies of those that differ."""
-    names = {module: name for name, module in model.named_modules()}
-    packed = []
-    for layer in layers:
-        switches = {
-            path: (plan.format, plan.options)
-            for path, module in layer.named_modules()
-            if isinstance(module, SparseLinear)
-            and (plan := plans.get(key_in(model, names[module]))) is not None
-            and module.recipe != (plan.format, plan.options)
-        }
-        layer = copy.deepcopy(layer) if switches else layer
-        for path, (format, options) in switches.items():
-            sparse: Any = layer.get_submodule(path)
-            sparse.prepare_format(format, **options)()
-        packed.append(layer)
-    return packed
-
-
-@contextmanager
-def _in_eval(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Put modules in eval mode for a while."""
-    flags = [(each, each.training) for module in modules for each in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for each, training in flags:
-            each.training = training

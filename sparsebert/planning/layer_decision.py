@@ -13,7 +13,7 @@ from sparsebert.cost.mask_statistics import BlockStatistics
 from sparsebert.cost.work import WorkEstimate, estimate_panel_work
 from sparsebert.planning.plan import LayerPlan
 from sparsebert.planning.target_layers import TargetLayer
-from sparsebert_kernels.dtype_names import SHORT_NAMES
+from sparsebert_kernels.dtype_names import short_name
 from sparsebert_kernels.formats.dense import prepacking_works
 from sparsebert_kernels.timing import Paired
 
@@ -127,7 +127,7 @@ class LayerDecision:
 
     @property
     def _dtype(self) -> str:
-        return SHORT_NAMES[str(self.layer.linear.weight.dtype).removeprefix("torch.")]
+        return short_name(self.layer.linear.weight.dtype)
 
     def _dense_form(self) -> str:
         """Return the name of the fastest dense form of a CPU; "" on a GPU."""
@@ -136,7 +136,7 @@ class LayerDecision:
         dtype = stored_dtype(self.layer.linear.weight.dtype, "cpu", self.dense.precision)
         if dtype == torch.int8:
             return f"{self.dense.precision} of these kernels"
-        name = SHORT_NAMES[str(dtype).removeprefix("torch.")]
+        name = short_name(dtype)
         return f"oneDNN {name}" if prepacking_works(dtype) else f"torch {name}"
 
     def _decided_by(self) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sparsebert.cost.precision import PRECISIONS
 from sparsebert.cost.work import format_label, format_options
 from sparsebert.planning.encoder_plan import EncoderPlan
 
@@ -96,6 +97,16 @@ class Plan:
     removal_note: str = ""
     encoder: EncoderPlan | None = None
 
+    @property
+    def tolerance(self) -> str:
+        """The lowest precision that the layers were allowed."""
+        return max((layer.tolerance for layer in self.layers), key=PRECISIONS.index, default="fp32")
+
+    @property
+    def way(self) -> str:
+        """The way in which the encoder runs; "" for a model without an encoder of a known family."""
+        return self.encoder.way if self.encoder else ""
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
@@ -174,7 +185,7 @@ class Plan:
     @property
     def _lowered(self) -> bool:
         """Whether layers were allowed to compute in a lower precision than their own."""
-        return any(layer.tolerance != "fp32" for layer in self.layers)
+        return self.tolerance != "fp32"
 
     def _rows(self) -> list[tuple[str, ...]]:
         """Header and cells, with columns of precisions and of removal notes where there are any."""

@@ -17,7 +17,7 @@ from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
 from sparsebert.cost.cpu_cost import BUILT_IN_COSTS, runnable
 from sparsebert.cost.engine_cost import seconds_in_layout
-from sparsebert.cost.precision import LOWER_PRECISIONS, PRECISIONS, lower_precisions, require_tolerance
+from sparsebert.cost.precision import LOWER_PRECISIONS, below_tolerance, lower_precisions, require_tolerance
 from sparsebert.linear_layers import Filter
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.after_compaction import compacted_targets, compaction_note
@@ -212,13 +212,14 @@ def _in_row_panels(layer: TargetLayer, plan: LayerPlan, tolerance: str, *, quick
 def carried_plan(model: nn.Module) -> Plan:
     """Return the plan that the sparse layers of ``model`` follow."""
     sparse = [module for module in model.modules() if isinstance(module, SparseLinear) and module.plan]
-    carried = [module.plan for module in sparse]
-    tolerance = max((plan.tolerance for plan in carried), key=PRECISIONS.index, default="fp32")
-    lacking = _lacking((torch.empty(0, dtype=each.dtype, device=each.device) for each in sparse), tolerance)
+    entries = tuple(module.plan for module in sparse)
+    carried = Plan(entries, "", compaction_note(model), carried_encoder_plan(model))
+    weights = (torch.empty(0, dtype=each.dtype, device=each.device) for each in sparse)
+    lacking = _lacking(weights, carried.tolerance)
     advice = "; sparsebert.replan_(model) times the formats here"
-    modelled = any(layer.decided_by == "cost model" and not layer.busy for layer in carried)
+    modelled = any(layer.decided_by == "cost model" and not layer.busy for layer in entries)
     machine = f"as converted; here: {describe_machine()}{lacking}{advice if modelled else ''}"
-    return Plan(tuple(carried), machine, compaction_note(model), carried_encoder_plan(model))
+    return replace(carried, machine=machine)
 
 
 # More tokens than any batch in memory has: a layer of BERT-base would write 12 GB for as many.
@@ -388,8 +389,7 @@ def _first_choice(
         tolerance=tolerance,
     )
     if not choice.candidates and not trainable:
-        needed = "int8" if format in formats.INT8_FORMATS else "bf16"
-        raise ValueError(f"format {format!r} rounds to {needed}: allow it with tolerance={needed!r}")
+        raise below_tolerance(format, "int8" if format in formats.INT8_FORMATS else "bf16")
     if not choice.candidates:
         raise ValueError(
             f"format {format!r} cannot train {layer.name}: use 'element', which takes any mask, "

@@ -73,10 +73,16 @@ def refused(capsys, *arguments: str) -> str:
         (["bench", *QUICK, "--tolerance", "bf15"], "unknown tolerance 'bf15'; known: bf16, fp32, int8"),
         (
             ["bench", *QUICK, "--dtype", "bf16", "--fuse", "--vs", "eager"],
-            "fuse=True: a parameter",
+            "the encoder cannot be fused: a parameter",
         ),
-        (["bench", *QUICK, "--format", "row_panel"], "format 'row_panel' rounds to bf16: allow it with tol"),
-        (["bench", *QUICK, "--format", "vector_int8"], "format 'vector_int8' rounds to int8: allow it with"),
+        (
+            ["bench", *QUICK, "--format", "row_panel"],
+            "format 'row_panel' rounds to bf16: allow it with the tol",
+        ),
+        (
+            ["bench", *QUICK, "--format", "vector_int8"],
+            "format 'vector_int8' rounds to int8: allow it with the",
+        ),
         (["bench", *QUICK, "--format", "csr", "--measure"], "--measure applies to --format auto"),
         (["env", "--json", "/nowhere/at/all.jsonl"], "does not exist"),
         (["prune", "--output", "x"], "--model"),

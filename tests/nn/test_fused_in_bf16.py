@@ -1,4 +1,4 @@
-"""Fused encoders in the engine for bfloat16: answers within bf16's error."""
+"""Fused encoders in the paired engine: answers within bf16's error."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from sparsebert import compact_, fuse_, prune, sparsify_
 from sparsebert.demo.real_model import sentences, weights_folder
 from sparsebert.nn.encoder_layers import encoder_family
-from sparsebert.nn.fused_encoder import FusedEncoder, engine_dtype
+from sparsebert.nn.fused_encoder import FusedEncoder
 from sparsebert.nn.fused_model import FusedModel
+from sparsebert.nn.native_layers import current_layers, engine_dtype
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels import cpu
 from sparsebert_kernels.cpu import native
@@ -44,7 +45,7 @@ def _set() -> str | None:
 
 
 SET = _set() if cpu.available() else None
-pytestmark = pytest.mark.skipif(SET is None, reason="the native library has no engine for bfloat16")
+pytestmark = pytest.mark.skipif(SET is None, reason="the native library has no paired engine here")
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +116,7 @@ def check(model: Any, tolerance: str = "bf16") -> Any:
     assert (answer - exact).norm() <= 1.3 * error_of_torch
     encoder = next(module for module in fused.modules() if isinstance(module, FusedEncoder))
     with torch.inference_mode():
-        assert encoder.current_native().dtype == BF16
+        assert current_layers(encoder).dtype == BF16
     return fused
 
 

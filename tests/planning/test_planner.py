@@ -125,7 +125,9 @@ class TestChoice:
 
     def test_row_panels_may_be_asked_for_where_bf16_is_tolerated(self) -> None:
         model, ticket = model_with(random_mask(0.5, 96, 80))
-        with pytest.raises(ValueError, match="'row_panel' rounds to bf16: allow it with tolerance="):
+        with pytest.raises(
+            ValueError, match="'row_panel' rounds to bf16: allow it with the tolerance 'bf16'"
+        ):
             plan(model, ticket, format="row_panel")
         (layer,) = plan(model, ticket, format="row_panel", tolerance="bf16").layers
         assert (layer.format, layer.precision, layer.decided_by) == ("row_panel", "bf16", "user")

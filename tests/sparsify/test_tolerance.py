@@ -19,7 +19,7 @@ from tests.sparsify.models import TOKENS, WIDTH, build, pruned, sparse_layers
 
 transformers = pytest.importorskip("transformers")
 native = pytest.mark.skipif(not cpu.available(), reason="no native library")
-paired = pytest.mark.skipif(not has_engine(torch.bfloat16), reason="no engine for bf16 here")
+paired = pytest.mark.skipif(not has_engine(torch.bfloat16), reason="no paired engine here")
 # Precision -> the largest error of a layer, relative to its largest output.
 ERRORS = {"bf16": 0.03, "int8": 0.1}
 LOWERED = [
@@ -216,19 +216,27 @@ class TestFuse:
         model, ticket = pruned("BertModel")
         sparsify_(model, ticket, format="element", trainable=True)
         assert not is_fused(model)
-        with pytest.raises(ValueError, match=r"^fuse=True: trainable layers record gradients$"):
+        with pytest.raises(
+            ValueError, match=r"^the encoder cannot be fused: trainable layers record gradients$"
+        ):
             sparsify_(build("BertModel"), ticket, trainable=True, fuse=True)
 
     def test_says_why_it_cannot(self) -> None:
         model, ticket = pruned("BertModel")
-        with pytest.raises(ValueError, match=r"^fuse=True: a parameter is torch.bfloat16 on cpu"):
+        with pytest.raises(
+            ValueError, match=r"^the encoder cannot be fused: a parameter is torch.bfloat16 on cpu"
+        ):
             sparsify_(copy.deepcopy(model).bfloat16(), ticket, fuse=True)
-        with pytest.raises(ValueError, match=r"^fuse=True: a parameter is torch.float32 on meta"):
+        with pytest.raises(
+            ValueError, match=r"^the encoder cannot be fused: a parameter is torch.float32 on meta"
+        ):
             sparsify_(copy.deepcopy(model).to("meta"), ticket, fuse=True)
         with pytest.raises(ValueError, match=r"^fuse must be True, False or None, got 'yes'"):
             sparsify_(model, ticket, fuse="yes")  # type: ignore[arg-type]
         linear = nn.Sequential(nn.Linear(8, 8))
-        with pytest.raises(ValueError, match=r"^fuse=True: Sequential has no encoder of the families BERT"):
+        with pytest.raises(
+            ValueError, match=r"^the encoder cannot be fused: Sequential has no encoder of the families BERT"
+        ):
             sparsify_(linear, prune(linear, sparsity=0.5), fuse=True)
         assert not sparse_layers(model)
 
