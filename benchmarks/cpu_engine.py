@@ -9,6 +9,7 @@ memory, int8 layers and serving. A figure that needs another CPU is recorded as 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import random
 import subprocess
@@ -23,7 +24,7 @@ import torch
 
 from benchmarks import layers
 from benchmarks.fresh_process import python_path
-from benchmarks.goals import goal, unmeasured_goal
+from benchmarks.goals import goal
 from benchmarks.output import add_out_option, append, show
 from sparsebert import results
 from sparsebert.bench import environment, memory, profile, runner
@@ -71,11 +72,14 @@ class Measured:
 
 @dataclass
 class Outcome:
-    """What a row measured: records, and figures by name."""
+    """What a row measured: figures by name, and the comparisons that failed."""
 
-    records: list[results.Record] = field(default_factory=list)
     figures: dict[str, Measured] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+
+
+# Takes the records of a comparison as soon as it ends, so that a killed run loses only the current one.
+Keep = Callable[[Sequence[results.Record]], None]
 
 
 def never(machine: Environment) -> str | None:
@@ -116,14 +120,14 @@ class Row:
 
     Attributes:
         name: Name for ``--row``.
-        measure: Measures them, for seconds of rounds of each comparison.
+        measure: Measures them, for seconds of rounds of each comparison, and hands on the records.
         limits: Limits of its figures, each with what says why this CPU cannot measure it.
         variables: Environment variables of the process.
         why_not: Says why this CPU cannot measure the row at all.
     """
 
     name: str
-    measure: Callable[[Environment, float], Outcome]
+    measure: Callable[[Environment, float, Keep], Outcome]
     limits: Sequence[tuple[Limit, Callable[[Environment], str | None]]] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     why_not: Callable[[Environment], str | None] = never
@@ -152,7 +156,7 @@ def case_name(granularity: str, sparsity: float, tolerance: str, batch: int, aga
     return f"BERT-base, batch {batch}, {granularity} {sparsity:.0%}, {tolerance}, against {against}"
 
 
-def models(machine: Environment, budget: float) -> Outcome:
+def models(machine: Environment, budget: float, keep: Keep) -> Outcome:
     """Compare whole models with every dense baseline, then with those that were fast."""
     outcome = Outcome()
     missing = {name: lack for name in BASELINES if (lack := BACKENDS[name]().available())}
@@ -167,7 +171,7 @@ def models(machine: Environment, budget: float) -> Outcome:
             except (OutputMismatchError, RuntimeError, ValueError) as error:
                 outcome.failures.append(f"batch {batch}, {granularity} {sparsity:.0%}: {one_line(error)}")
                 continue
-            outcome.records += rows
+            keep(rows)
             baselines = [name for name in baselines if name in _contenders(rows)]
             ours, fastest = rows[0], fastest_dense(rows)
             against = {
@@ -191,21 +195,21 @@ def _contenders(rows: Sequence[results.Record]) -> set[str]:
     return fast | {"onednn", "deepsparse"}
 
 
-def capped_models(machine: Environment, budget: float) -> Outcome:
+def capped_models(machine: Environment, budget: float, keep: Keep) -> Outcome:
     """Compare whole models with torch's own dense forms, all capped by the variables of the row."""
-    outcome = Outcome()
     for batch in (1, 8):
         pruned = _subject("element", 0.90, batch)
         settings = runner.Settings(budget=budget, memory=False)
-        outcome.records += runner.run(pruned, ["onednn", "eager"], machine, settings)
-    return outcome
+        keep(runner.run(pruned, ["onednn", "eager"], machine, settings))
+    return Outcome()
 
 
-def capped_layers(machine: Environment, budget: float) -> Outcome:
+def capped_layers(machine: Environment, budget: float, keep: Keep) -> Outcome:
     """Time single fp32 layers against oneDNN, both without AMX."""
     cases = [case for case in layers.CASES if case.name in ("element fp32 90 %", "4x1 fp32 90 %")]
     rows = layers.run(cases, quick=False, budget=min(budget, 0.6))
-    outcome = Outcome(rows)
+    keep(rows)
+    outcome = Outcome()
     for row in rows:
         if row["kind"] == "layer_summary":
             name = f"fp32 linears without AMX, {row['case'].replace(' fp32', '')}, against oneDNN fp32"
@@ -213,20 +217,20 @@ def capped_layers(machine: Environment, budget: float) -> Outcome:
     return outcome
 
 
-def amx_linears(machine: Environment, budget: float) -> Outcome:
+def amx_linears(machine: Environment, budget: float, keep: Keep) -> Outcome:
     """Compare the linear layers of a fused model with oneDNN's in bf16, layout as the encoder has it."""
     outcome = Outcome()
     for tokens, batch in ((128, 1), (512, 4)):
         pruned = _subject("panel(32,2)", 0.90, batch, tolerance="bf16")
         rows = profile.run(pruned, machine, runner.Settings(budget=budget))
-        outcome.records += rows
+        keep(rows)
         seconds = {row["side"]: sum(row["parts_ms"][part] for part in set(profile.LINEARS)) for row in rows}
         ratio = seconds["dense, oneDNN bf16"] / seconds["sparse, fused"]
         outcome.figures[AMX_LINEARS.format(tokens)] = Measured(ratio, rows[0]["busy"])
     return outcome
 
 
-def peak_memory(machine: Environment, budget: float) -> Outcome:
+def peak_memory(machine: Environment, budget: float, keep: Keep) -> Outcome:
     """Measure the memory of inference in a fresh process: weights and embeddings in bf16, batch 8."""
     pruned = _subject("panel(32,2)", 0.90, 8, tolerance="bf16", dtype="bfloat16")
     with tempfile.TemporaryDirectory() as folder:
@@ -238,7 +242,7 @@ def peak_memory(machine: Environment, budget: float) -> Outcome:
 
 
 @torch.inference_mode()
-def growth(machine: Environment, budget: float) -> Outcome:
+def growth(machine: Environment, budget: float, keep: Keep) -> Outcome:
     """Measure how much a process grows over requests of random lengths."""
     pruned = _subject("panel(32,2)", 0.90, 1, tolerance="bf16", dtype="bfloat16")
     model = Sparse().convert(pruned.model.to(torch.bfloat16), pruned)
@@ -334,7 +338,7 @@ def judged(row: Row, machine: Environment, outcome: Outcome) -> Iterator[results
         if reason is None and measured is not None:
             yield goal(limit.figure, measured.value, busy=measured.busy, **arguments)
         else:
-            yield unmeasured_goal(limit.figure, reason or "its measurement failed", **arguments)
+            yield goal(limit.figure, None, reason=reason or "its measurement failed", **arguments)
 
 
 def run_apart(
@@ -351,6 +355,10 @@ def run_apart(
         if line.startswith(_SAID):
             print(line.removeprefix(_SAID), file=sys.stderr)
     return None if done.returncode == 0 else (lines[-1] if lines else f"exit code {done.returncode}")
+
+
+def _read(out: Path) -> list[results.Record]:
+    return results.read(out) if out.exists() else []
 
 
 _SAID = "| "
@@ -377,16 +385,17 @@ def main(argv: list[str] | None = None) -> int:
     machine = environment.detect()
     if options.in_process:
         row = next(row for row in ROWS if row.name == options.in_process)
-        outcome = row.measure(machine, options.budget)
-        append(options.out, [*outcome.records, *judged(row, machine, outcome)])
+        outcome = row.measure(machine, options.budget, functools.partial(append, options.out))
+        append(options.out, list(judged(row, machine, outcome)))
         print("; ".join(outcome.failures), file=sys.stderr)
         return int(bool(outcome.failures))
     failures: dict[str, str] = {}
     records: list[results.Record] = []
     selected = options.row or [*names, *COMPANIONS]
     with tempfile.TemporaryDirectory() as folder:
-        for number, name in enumerate(selected):
-            out = Path(folder) / f"{number}.jsonl"
+        out = options.out or Path(folder) / "records.jsonl"
+        for name in selected:
+            before = len(_read(out))
             row = next((row for row in ROWS if row.name == name), None)
             reason = row.why_not(machine) if row else COMPANIONS[name][1](machine)
             if reason is not None:
@@ -400,11 +409,11 @@ def main(argv: list[str] | None = None) -> int:
                     failure = run_apart(COMPANIONS[name][0], [], out)
                 if failure:
                     failures[name] = failure
-            measured = results.read(out) if out.exists() else []
-            if row and not measured:
-                measured = list(judged(row, machine, Outcome()))
+            measured = _read(out)[before:]
+            if row and not any(record["kind"] == "goal" for record in measured):
+                append(out, missing := list(judged(row, machine, Outcome())))
+                measured += missing
             records += measured
-            append(options.out, measured)
     show([*machine_tables(records), *goal_tables(records)])
     for name, failure in failures.items():
         print(f"{name} failed: {failure}", file=sys.stderr)

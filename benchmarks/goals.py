@@ -9,7 +9,7 @@ from sparsebert.results import Record, stamp
 
 def goal(
     name: str,
-    value: float,
+    value: float | None,
     *,
     must: float,
     aim: float,
@@ -17,55 +17,30 @@ def goal(
     environment: dict[str, Any],
     at_most: bool = False,
     busy: bool = False,
+    reason: str | None = None,
 ) -> Record:
     """Return a "goal" record.
 
     Args:
         name: Description of the figure.
-        value: Measured value.
+        value: Measured value; None if the figure was not measured here.
         must: Limit: the goal is reached if value >= must, or value <= must with ``at_most``.
         aim: Ambition beyond the limit.
         unit: Unit of all three.
         environment: Description of the machine.
         at_most: Whether smaller is better.
         busy: Whether the machine was busy.
+        reason: Why the figure was not measured; with ``value`` None only.
     """
-    return stamp(
-        "goal",
-        {
-            "environment": environment,
-            "goal": name,
-            "value": value,
-            "unit": unit,
-            "must": must,
-            "aim": aim,
-            "at_most": at_most,
-            "passed": value <= must if at_most else value >= must,
-            "busy": busy,
-        },
-    )
-
-
-def unmeasured_goal(
-    name: str,
-    reason: str,
-    *,
-    must: float,
-    aim: float,
-    unit: str,
-    environment: dict[str, Any],
-    at_most: bool = False,
-) -> Record:
-    """Return a "goal" record of a figure that was not measured here.
-
-    Args:
-        name: Description of the figure.
-        reason: Why it was not measured.
-        must: See ``goal``.
-        aim: See ``goal``.
-        unit: See ``goal``.
-        environment: See ``goal``.
-        at_most: See ``goal``.
-    """
-    fields = {"environment": environment, "goal": name, "value": None, "unit": unit, "must": must, "aim": aim}
-    return stamp("goal", {**fields, "at_most": at_most, "passed": None, "busy": False, "reason": reason})
+    fields: dict[str, Any] = {
+        "environment": environment,
+        "goal": name,
+        "value": value,
+        "unit": unit,
+        "must": must,
+        "aim": aim,
+        "at_most": at_most,
+        "passed": None if value is None else value <= must if at_most else value >= must,
+        "busy": busy,
+    }
+    return stamp("goal", fields if value is not None else {**fields, "reason": reason})

@@ -209,12 +209,13 @@ def default_round_to(columns: int) -> int:
 
 def _quantum(columns: int, round_to: int | None) -> int:
     """Return the units of which a panel keeps a multiple."""
+    default = "" if round_to is not None else ", the default; pass another"
     if round_to is None:
         round_to = default_round_to(columns)
     if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1 or round_to % columns:
         raise ValueError(
             f"round_to must be a positive multiple of the {columns} columns of a unit, such as "
-            f"{columns * max(1, 32 // columns)}, got {round_to!r}"
+            f"{columns * max(1, 32 // columns)}, got {round_to!r}{default}"
         )
     if round_to > _MAX_BLOCK_LENGTH:
         raise ValueError(f"round_to must be at most {_MAX_BLOCK_LENGTH} columns, got {round_to}")

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsebert.atomic import replacing
-from sparsebert.report.format import Record, granularity_text, machine_text, span_text, threads_text
+from sparsebert.report.format import (
+    Record,
+    granularity_text,
+    machine_text,
+    span_text,
+    threads_text,
+    tolerance_text,
+)
 from sparsebert.report.model_tables import sweeps
 
 if TYPE_CHECKING:
@@ -26,6 +33,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v")
 BASELINE_NAMES = {"onednn": "oneDNN", "eager": "eager"}
 ENDINGS = (".png", ".svg", ".pdf")
+# Least width of an axis of sparsity, in percent: granularities reach one sparsity up to a few weights.
+MIN_SPAN = 2.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ def speedup_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> Non
 
 
 def speedup_figure(records: Iterable[Record]) -> Figure:
-    """Return the plot of speed-up against sparsity for each granularity.
+    """Return the plot of speed-up against sparsity for each granularity and tolerance.
 
     Full lines are against oneDNN, dashed ones against eager PyTorch; the band is p20 to p80 of the paired
     ratios. The break-even against oneDNN is marked.
@@ -94,6 +103,10 @@ def speedup_figure(records: Iterable[Record]) -> Figure:
     ticks = [tick for tick in (0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24) if low <= tick <= high]
     axes.set_yticks(ticks, [f"{tick:g}x" for tick in ticks])
     axes.minorticks_off()
+    left, right = axes.get_xlim()
+    if right - left < MIN_SPAN:
+        middle = (left + right) / 2
+        axes.set_xlim(middle - MIN_SPAN / 2, middle + MIN_SPAN / 2)
     axes.set_xlabel("sparsity of the pruned matrices (%)")
     axes.set_ylabel("speed-up of the whole model")
     axes.set_title(_size_text(ours[0]["workload"]), loc="left")
@@ -126,7 +139,7 @@ def _size_text(workload: Record) -> str:
 def _by_granularity(records: Sequence[Record]) -> dict[str, list[Record]]:
     groups: dict[str, dict[float, Record]] = {}
     for record in records:
-        points = groups.setdefault(granularity_text(record["ticket"]), {})
+        points = groups.setdefault(granularity_text(record["ticket"]) + tolerance_text(record), {})
         points[round(record["ticket"]["sparsity"], 4)] = record
     return {name: [points[sparsity] for sparsity in sorted(points)] for name, points in groups.items()}
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import cpu_engine
 from benchmarks.cpu_engine import ROWS, Limit, Measured, Outcome, Row, judged, models, no_amx
+from sparsebert import results
 from sparsebert.bench.environment import detect
 from sparsebert.report.layer_tables import goal_tables
 
@@ -24,7 +27,7 @@ def xeon(zen: Any) -> Any:
     return dataclasses.replace(zen, cpu="Xeon", instruction_sets=("amx", "avx512", "avx2", "baseline"))
 
 
-ROW = Row("one", lambda machine, budget: Outcome(), ((Limit("figure of AMX", 4, 7), no_amx),))
+ROW = Row("one", lambda machine, budget, keep: Outcome(), ((Limit("figure of AMX", 4, 7), no_amx),))
 
 
 def test_a_figure_of_another_cpu_is_recorded_as_not_measured_with_the_reason(zen: Any) -> None:
@@ -84,7 +87,9 @@ def test_the_first_case_meets_every_baseline_and_the_others_the_fast_ones(
     monkeypatch.setattr(cpu_engine, "BASELINES", [name for name in seconds if name != "sparse"])
     here = types.SimpleNamespace(available=lambda: None)
     monkeypatch.setattr(cpu_engine, "BACKENDS", dict.fromkeys(seconds, lambda: here))
-    outcome = models(zen, budget=1.0)
+    kept: list[int] = []
+    outcome = models(zen, 1.0, lambda rows: kept.append(len(rows)))
+    assert kept[:2] == [6, 4]
     assert met[0] == ["onednn", "eager", "onednn-bf16", "openvino-int8", "compact"]
     assert met[1] == ["onednn", "onednn-bf16", "openvino-int8"]
     name = cpu_engine.case_name("element", 0.9, "fp32", 8, "the fastest dense")
@@ -97,6 +102,40 @@ def test_a_case_that_fails_leaves_the_others(zen: Any, monkeypatch: pytest.Monke
         raise ValueError("no such granularity")
 
     monkeypatch.setattr(cpu_engine, "_subject", refuse)
-    outcome = models(zen, budget=1.0)
+    outcome = models(zen, 1.0, lambda rows: None)
     assert len(outcome.failures) == 2 * len(cpu_engine.CASES)
     assert outcome.failures[0] == "batch 1, element 90%: no such granularity"
+
+
+def test_a_killed_run_keeps_the_comparisons_that_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(machine: Any, budget: float, keep: cpu_engine.Keep) -> Outcome:
+        keep([results.stamp("bench", {"provider": "sparse"})])
+        raise KeyboardInterrupt
+
+    row = dataclasses.replace(ROW, measure=measure)
+    monkeypatch.setattr(cpu_engine, "ROWS", (row,))
+    out = tmp_path / "cpu.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        cpu_engine.main(["--in-process", row.name, "--out", str(out)])
+    assert [record["kind"] for record in results.read(out)] == ["bench"]
+
+
+def test_a_row_whose_process_died_keeps_its_records_and_says_so_of_its_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(module: str, arguments: Sequence[str], out: Path, variables: Any = None) -> str:
+        results.append(out, [results.stamp("layer_summary", {})])
+        return "exit code -9"
+
+    limit = Limit("figure of every CPU", 4, 7)
+    row = dataclasses.replace(ROW, limits=((limit, cpu_engine.never),))
+    monkeypatch.setattr(cpu_engine, "ROWS", (row,))
+    monkeypatch.setattr(cpu_engine, "run_apart", die)
+    out = tmp_path / "cpu.jsonl"
+    results.append(out, [results.stamp("bench", {})])  # of another machine
+    assert cpu_engine.main(["--row", row.name, "--out", str(out)]) == 1
+    records = results.read(out)
+    assert [record["kind"] for record in records] == ["bench", "layer_summary", "goal"]
+    assert records[-1]["reason"] == "its measurement failed"

@@ -106,7 +106,7 @@ def test_n_of_every_m_are_kept_and_none_beats_them(
         ),
         (("panel", (32, 2), 0), "round_to must be a positive multiple of the 2 columns .* got 0"),
         (("panel", (32, 2), 32.0), "round_to must be a positive multiple"),
-        (("panel", (32, 3)), "such as 30, got 64"),
+        (("panel", (32, 3)), "such as 30, got 64, the default; pass another"),
         (("panel", (32, 2), 2**21), "round_to must be at most 1048576 columns"),
         (("block", (32, 2), 32), "'block' takes no round_to; only 'panel' does, got 32"),
         (("element", None, 32), "'element' takes no round_to"),

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from sparsebert.report.plots import break_even, speedup_pictures, speedup_plot
+from sparsebert.report.plots import break_even, speedup_figure, speedup_pictures, speedup_plot
 
 pytest.importorskip("matplotlib")
 
@@ -72,6 +72,19 @@ def test_a_picture_for_each_workload_that_several_tickets_were_measured_on(bench
     assert picture.png().startswith(b"\x89PNG")
     against_others = [bench_record(share, ratio={"onnxruntime": {"median": 2.0}}) for share in (0.7, 0.9)]
     assert speedup_pictures(against_others) == []
+
+
+def test_sparsities_that_differ_by_a_few_weights_are_not_spread_over_the_axis(bench_record):
+    panels = {"granularity": "panel", "block_size": [32, 2], "sparsity": 0.9000048, "density": 0.0999952}
+    figure = speedup_figure([bench_record(0.9), bench_record(ticket=panels)])
+    assert figure.axes[0].get_xlim() == pytest.approx((89, 91), abs=0.01)
+
+
+def test_each_tolerance_has_a_line_of_its_own(bench_record):
+    figure = speedup_figure([bench_record(0.9), bench_record(0.9, tolerance="bf16")])
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert "element, against oneDNN" in labels
+    assert "element, tolerance bf16, against oneDNN" in labels
 
 
 def test_one_point_is_enough(bench_record, tmp_path):

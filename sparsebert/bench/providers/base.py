@@ -67,6 +67,11 @@ class Backend(ABC):
             ValueError: The backend cannot run this workload.
         """
 
+    def require_cpu(self, pruned: PrunedModel) -> None:
+        """Raise ValueError unless the workload runs on the CPU."""
+        if pruned.workload.device != "cpu":
+            raise ValueError(f"{self.name} runs on the CPU only, not on {pruned.workload.device}")
+
 
 class TorchBackend(Backend):
     """A backend that runs a torch module in this process; subclasses define the conversion."""

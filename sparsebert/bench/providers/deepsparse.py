@@ -95,8 +95,7 @@ class DeepSparse(Backend):
         return "float32"
 
     def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
-        if pruned.workload.device != "cpu":
-            raise ValueError(f"deepsparse runs on the CPU only, not on {pruned.workload.device}")
+        self.require_cpu(pruned)
         worker = DeepSparseWorker(os.environ[VARIABLE])
         folder = tempfile.TemporaryDirectory()
 

@@ -73,8 +73,7 @@ class OneDnn(TorchBackend):
         return None
 
     def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
-        if pruned.workload.device != "cpu":
-            raise ValueError(f"onednn runs on the CPU only, not on {pruned.workload.device}")
+        self.require_cpu(pruned)
         if self.precision(pruned) == "float64":
             raise ValueError("onednn cannot compute in float64; use float32 or bfloat16")
         return prepack_(model, pruned.tokens)

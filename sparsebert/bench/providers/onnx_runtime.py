@@ -52,8 +52,7 @@ class OnnxRuntime(Backend):
     def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
         import onnxruntime
 
-        if pruned.workload.device != "cpu":
-            raise ValueError(f"{self.name} runs on the CPU only, not on {pruned.workload.device}")
+        self.require_cpu(pruned)
         with tempfile.TemporaryDirectory() as name:
             session, size, notes = self.load(pruned, Path(name))
         feeds = [_feed(batch) for batch in pruned.batches]

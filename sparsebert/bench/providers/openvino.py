@@ -55,8 +55,7 @@ class OpenVino(Backend):
             return openvino.convert_model(model, example_input=batch)
 
     def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
-        if pruned.workload.device != "cpu":
-            raise ValueError(f"{self.name} runs on the CPU only, not on {pruned.workload.device}")
+        self.require_cpu(pruned)
         with _quiet():
             import openvino
 

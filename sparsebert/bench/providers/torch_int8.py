@@ -20,7 +20,20 @@ from sparsebert.bench.timer import fastest, on_wall
 ENGINES = ("x86", "onednn", "fbgemm", "qnnpack")
 
 
-class TorchInt8(TorchBackend):
+class _Int8(TorchBackend):
+    """A float32 model quantized to int8: one byte for each weight of the pruned matrices."""
+
+    def precision(self, pruned: PrunedModel) -> str:
+        return "int8"
+
+    def dtype(self, pruned: PrunedModel) -> torch.dtype:
+        return torch.float32
+
+    def weight_bytes(self, model: nn.Module, pruned: PrunedModel) -> int:
+        return sum(mask.numel() for mask in pruned.ticket.masks.values())
+
+
+class TorchInt8(_Int8):
     """``torch.ao`` dynamic quantization of every linear layer, with the fastest engine of this machine."""
 
     name: ClassVar[str] = "torch-int8"
@@ -36,14 +49,8 @@ class TorchInt8(TorchBackend):
             return "this torch has no engine for quantized layers"
         return None
 
-    def precision(self, pruned: PrunedModel) -> str:
-        return "int8"
-
-    def dtype(self, pruned: PrunedModel) -> torch.dtype:
-        return torch.float32
-
     def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
-        _require_cpu(self.name, pruned)
+        self.require_cpu(pruned)
         models = {engine: self._quantized(model, engine) for engine in self._engines()}
 
         def forward(engine: str) -> None:
@@ -53,9 +60,6 @@ class TorchInt8(TorchBackend):
         runs = {engine: on_wall(functools.partial(forward, engine)) for engine in models}
         self._engine = fastest(runs)
         return models[self._engine]
-
-    def weight_bytes(self, model: nn.Module, pruned: PrunedModel) -> int:
-        return _one_byte_each(pruned)
 
     def notes(self, model: nn.Module) -> dict[str, str]:
         return {"engine": self._engine}
@@ -79,23 +83,28 @@ class TorchInt8(TorchBackend):
         return quantized
 
 
-class TorchAoInt8(TorchBackend):
+class _TorchAo(_Int8):
+    """int8 by torchao, which then needs the compiler."""
+
+    def available(self) -> str | None:
+        if importlib.util.find_spec("torchao") is None:
+            return "torchao not installed: `make setup-rivals` in a checkout, or pip install torchao"
+        return why_not_compiled()
+
+    def notes(self, model: nn.Module) -> dict[str, str]:
+        import torchao
+
+        return {"version": f"torchao {torchao.__version__}"}
+
+
+class TorchAoInt8(_TorchAo):
     """torchao's dynamic activations and int8 weights, compiled as its documentation recommends."""
 
     name: ClassVar[str] = "torchao-int8"
     summary: ClassVar[str] = "torchao, dynamic int8, compiled"
 
-    def available(self) -> str | None:
-        return _why_no_torchao() or why_not_compiled()
-
-    def precision(self, pruned: PrunedModel) -> str:
-        return "int8"
-
-    def dtype(self, pruned: PrunedModel) -> torch.dtype:
-        return torch.float32
-
     def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
-        _require_cpu(self.name, pruned)
+        self.require_cpu(pruned)
         with silence():
             from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
@@ -103,30 +112,15 @@ class TorchAoInt8(TorchBackend):
             compiled: nn.Module = compile_now(model, pruned.batches, freeze=True)
         return compiled
 
-    def weight_bytes(self, model: nn.Module, pruned: PrunedModel) -> int:
-        return _one_byte_each(pruned)
 
-    def notes(self, model: nn.Module) -> dict[str, str]:
-        return {"version": _torchao_version()}
-
-
-class InductorInt8(TorchBackend):
+class InductorInt8(_TorchAo):
     """Static int8 of torch's CPU compiler: calibrated by ``X86InductorQuantizer``, compiled with freezing."""
 
     name: ClassVar[str] = "inductor-int8"
     summary: ClassVar[str] = "torch.compile with its x86 quantizer, static int8"
 
-    def available(self) -> str | None:
-        return _why_no_torchao() or why_not_compiled()
-
-    def precision(self, pruned: PrunedModel) -> str:
-        return "int8"
-
-    def dtype(self, pruned: PrunedModel) -> torch.dtype:
-        return torch.float32
-
     def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
-        _require_cpu(self.name, pruned)
+        self.require_cpu(pruned)
         shapes = {batch["input_ids"].shape for batch in pruned.batches}
         if len(shapes) > 1:
             raise ValueError(f"{self.name} needs batches of one shape, got {len(shapes)} shapes")
@@ -149,12 +143,6 @@ class InductorInt8(TorchBackend):
             converted = convert_pt2e(observed)
             move_exported_model_to_eval(converted)
         return _WithField(compile_now(_ByName(converted), pruned.batches, freeze=True))
-
-    def weight_bytes(self, model: nn.Module, pruned: PrunedModel) -> int:
-        return _one_byte_each(pruned)
-
-    def notes(self, model: nn.Module) -> dict[str, str]:
-        return {"version": _torchao_version()}
 
 
 class _ByName(nn.Module):
@@ -182,24 +170,3 @@ class _WithField(nn.Module):
 
     def forward(self, **batch: torch.Tensor) -> _Answer:
         return _Answer(self.graph(**batch))
-
-
-def _require_cpu(name: str, pruned: PrunedModel) -> None:
-    if pruned.workload.device != "cpu":
-        raise ValueError(f"{name} runs on the CPU only, not on {pruned.workload.device}")
-
-
-def _one_byte_each(pruned: PrunedModel) -> int:
-    return sum(mask.numel() for mask in pruned.ticket.masks.values())
-
-
-def _why_no_torchao() -> str | None:
-    if importlib.util.find_spec("torchao") is None:
-        return "torchao not installed: `make setup-rivals` in a checkout, or pip install torchao"
-    return None
-
-
-def _torchao_version() -> str:
-    import torchao
-
-    return f"torchao {torchao.__version__}"
