@@ -77,7 +77,7 @@ class Ends(Watched):
             )
             self.after_embeddings = NativeEnds(after, dtype)
         copied = [tensor for linear in linears for tensor in copied_of_linear(linear, dtype)]
-        super().__init__([model, *modules], copied, settings)
+        super().__init__([model, *modules], copied, settings, self.native.addresses)
 
 
 def _require_known_embeddings(embeddings: Any, family: Family) -> None:

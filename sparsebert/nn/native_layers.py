@@ -65,7 +65,7 @@ class NativeLayers(Watched):
         with torch.inference_mode(False), torch.no_grad():
             shared = _SharedTables(encoder, family)
             self.encoder = NativeEncoder([_described(layer, shared, dtype) for layer in layers], dtype)
-        super().__init__(list(encoder.modules()), copied, settings)
+        super().__init__(list(encoder.modules()), copied, settings, self.encoder.addresses)
 
 
 def current_layers(module: Any) -> NativeLayers:

@@ -164,6 +164,9 @@ class NativeEnds:
     """``EncoderEnds`` described for the native library, which reads the tensors at each call.
 
     ``dtype`` is that of the encoder.
+
+    Attributes:
+        addresses: Those of the tensors that the library reads.
     """
 
     def __init__(self, ends: EncoderEnds, dtype: torch.dtype = torch.float32) -> None:
@@ -189,6 +192,7 @@ class NativeEnds:
             *ends.epsilons,
         )
         self.description = ctypes.create_string_buffer(description, len(description))
+        self.addresses = _addresses(self._alive)
 
     def _address(self, tensor: Tensor | None) -> int:
         return _address(tensor, self._alive)
@@ -217,6 +221,7 @@ class NativeEncoder:
         self._alive: list[Tensor] = []
         description = b"".join(map(self._describe, layers))
         self._description = ctypes.create_string_buffer(description, len(description))
+        self.addresses = _addresses(self._alive)
 
     def __call__(self, x: Tensor, mask: Tensor | None = None, ends: NativeEnds | None = None) -> Tensor:
         """Return the last layer's output for the tokens that ``mask`` keeps, and zeros for the others.
@@ -367,6 +372,10 @@ def _address(tensor: Tensor | None, alive: list[Tensor]) -> int:
         return 0
     alive.append(readable(tensor.detach().float().contiguous()))
     return alive[-1].data_ptr()
+
+
+def _addresses(tensors: Sequence[Tensor]) -> frozenset[int]:
+    return frozenset(tensor.data_ptr() for tensor in tensors if tensor.numel())
 
 
 def supports(weight: PackedWeight, dtype: torch.dtype = torch.float32) -> bool:

@@ -54,23 +54,33 @@ inline void pool_first_tokens(const sb_encoder_call& call, const KeptTokens& tok
                               const PanelLayout& sequences, int64_t tile) {
   static thread_local Scratch scratch;
   const sb_weight& pooler = call.ends->weights[POOLER];
+  const bool dense = pooler.format == SB_DENSE;
   const int64_t rows = padded_rows(pooler.out_features), features = call.hidden, first = tile * PANEL_TOKENS;
-  float* memory = static_cast<float*>(scratch.get(sizeof(float) * PANEL_TOKENS * (features + rows)));
-  const Panels x{&sequences, memory, features, tile}, y{&sequences, memory + features * PANEL_TOKENS, rows, tile};
+  const int64_t count = call.sequences - first < PANEL_TOKENS ? call.sequences - first : PANEL_TOKENS;
+  const int64_t room = PANEL_TOKENS * features * (dense ? DENSE_ROWS : 1);
+  float* memory = static_cast<float*>(scratch.get(sizeof(float) * (room + PANEL_TOKENS * rows)));
+  float* result = memory + room;
+  const Panels x{&sequences, memory, features, tile}, y{&sequences, result, rows, tile};
   const int64_t width = x.width(tile);
-  for (int64_t lane = 0; lane < width; lane++) {
+  for (int64_t lane = 0; lane < (dense ? count : width); lane++) {
     const int64_t s = first + lane;
     const bool some = s < call.sequences && tokens.starts[s] < tokens.starts[s + 1];
     const PanelRow from = some ? hidden.row(0, tokens.starts[s]) : PanelRow{};
-    for (int64_t k = 0; k < features; k++) memory[k * width + lane] = some ? from.data[k * from.width] : 0.0f;
+    for (int64_t k = 0; k < features; k++) {
+      const float value = some ? from.data[k * from.width] : 0.0f;
+      if (!dense) memory[k * width + lane] = value;
+      else
+        for (int r = 0; r < DENSE_ROWS; r++) memory[(lane * features + k) * DENSE_ROWS + r] = value;
+    }
   }
-  panel_linear(pooler, x, y, 0, SB_NONE, tile, tile + 1);
-  float* result = y.token_panel(tile);
-  for (int64_t i = 0; i < pooler.out_features * width; i += LANES)
+  if (dense) dense_vectors(pooler, count, memory, result, rows);
+  else panel_linear(pooler, x, y, 0, SB_NONE, tile, tile + 1);
+  const int64_t row_step = dense ? 1 : width, lane_step = dense ? rows : 1;
+  for (int64_t i = 0; i < rows * (dense ? count : width); i += LANES)
     Simd::store(result + i, tanh(Simd::load(result + i)));
-  for (int64_t lane = 0; lane < width && first + lane < call.sequences; lane++)
+  for (int64_t lane = 0; lane < count; lane++)
     for (int64_t row = 0; row < pooler.out_features; row++)
-      call.pooled[(first + lane) * pooler.out_features + row] = result[row * width + lane];
+      call.pooled[(first + lane) * pooler.out_features + row] = result[row * row_step + lane * lane_step];
 }
 
 }  // namespace SB_ISA
