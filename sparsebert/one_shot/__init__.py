@@ -1,0 +1,10 @@
+"""Calibrated one-shot pruning: choose weights, and change those that stay, by what a layer's inputs are.
+
+Importing a method's module registers it by name.
+"""
+
+from sparsebert.one_shot.layer_problem import LayerMethod, LayerProblem, PrunedMatrix, Target
+from sparsebert.one_shot.methods.sparsegpt import SparseGPT
+from sparsebert.one_shot.methods.wanda import Wanda
+
+__all__ = ["LayerMethod", "LayerProblem", "PrunedMatrix", "SparseGPT", "Target", "Wanda"]
