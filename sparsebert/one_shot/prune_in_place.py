@@ -126,8 +126,8 @@ def prune_(
         include_pooler: Prune the pooler's matrix too.
         filter: As for :func:`sparsebert.prune`.
         magnitude_where_singular: Prune a matrix whose Hessian is singular by magnitude, instead of failing.
-        checkpoint: File that holds the finished layers while pruning goes on; a call that was killed goes on
-            after the last of them. It is deleted at the end.
+        checkpoint: File that holds the finished layers; a call that was killed goes on after the last of
+            them. The caller deletes it once the result is safe.
         progress: Called after each matrix.
 
     Returns:
@@ -179,7 +179,7 @@ def prune_(
     with evaluating(model), torch.no_grad():
         run.prune(segments_of(model, keys, batches), TokenFilter(batches), progress)
     origin = {**describe_model(model), "weights": weight_hash(model), "dense_weights": before}
-    ticket = Ticket(
+    return Ticket(
         {key: run.masks[key] for key in keys},
         metadata={
             **step,
@@ -188,8 +188,6 @@ def prune_(
             "history": [{"operation": "prune_", **step}],
         },
     )
-    saved.delete()
-    return ticket
 
 
 @dataclass
