@@ -45,7 +45,7 @@ def inputs_in_segments(model, keys, data):
     for segment in (first, *others):
         current = segment if segment is first else current.following(segment)
         for stage in current.stages:
-            found |= dict.fromkeys(stage, list(current.inputs(stage[0])))
+            found |= {key: list(current.inputs(stage[0])) for key in stage}
     return found
 
 
