@@ -41,11 +41,11 @@ def inputs_in_model(model, key, data):
 @torch.no_grad()
 def inputs_in_segments(model, keys, data):
     found = {}
-    first, *others = segments_of(model, keys, data)
-    for segment in (first, *others):
-        current = segment if segment is first else current.following(segment)
-        for stage in current.stages:
-            found |= {key: list(current.inputs(stage[0])) for key in stage}
+    segment, *others = segments_of(model, keys, data)
+    for following in (*others, None):
+        for stage in segment.stages:
+            found |= {key: list(segment.inputs(stage[0])) for key in stage}
+        segment = segment.following(following) if following else None
     return found
 
 
