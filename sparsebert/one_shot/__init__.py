@@ -4,7 +4,18 @@ Importing a method's module registers it by name.
 """
 
 from sparsebert.one_shot.layer_problem import LayerMethod, LayerProblem, PrunedMatrix, Target
+from sparsebert.one_shot.methods.alps import Alps
+from sparsebert.one_shot.methods.obs import OptimalBrainSurgeon
 from sparsebert.one_shot.methods.sparsegpt import SparseGPT
 from sparsebert.one_shot.methods.wanda import Wanda
 
-__all__ = ["LayerMethod", "LayerProblem", "PrunedMatrix", "SparseGPT", "Target", "Wanda"]
+__all__ = [
+    "Alps",
+    "LayerMethod",
+    "LayerProblem",
+    "OptimalBrainSurgeon",
+    "PrunedMatrix",
+    "SparseGPT",
+    "Target",
+    "Wanda",
+]
