@@ -8,6 +8,7 @@ from sparsebert.one_shot.methods.alps import Alps
 from sparsebert.one_shot.methods.obs import OptimalBrainSurgeon
 from sparsebert.one_shot.methods.sparsegpt import SparseGPT
 from sparsebert.one_shot.methods.wanda import Wanda
+from sparsebert.one_shot.prune_in_place import prune_
 
 __all__ = [
     "Alps",
@@ -18,4 +19,5 @@ __all__ = [
     "SparseGPT",
     "Target",
     "Wanda",
+    "prune_",
 ]
