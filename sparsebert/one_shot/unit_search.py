@@ -15,7 +15,8 @@ def search_units(
 
     Kwon et al. 2022, algorithm 1: units of a kind are ranked over all layers, and for each number of heads,
     from 1 if the budget allows it, the rest of the budget is filled with neurons. Unlike in the published
-    code, no number of heads exceeds the budget. Units of a kind are ranked by importance over cost where they do not cost the same.
+    code, no number of heads exceeds the budget. Units of a kind that do not all cost the same are ranked by
+    importance over cost.
 
     Args:
         importance: Float [units], by layer.
