@@ -28,7 +28,8 @@ def lsmr(
     """Minimise norm(A x - b)^2 + damping^2 norm(x)^2.
 
     Fong and Saunders 2011, "LSMR: An Iterative Algorithm for Sparse Least-Squares Problems", sections 2 to 5,
-    with the stopping rules and the limit of min(rows, unknowns) iterations of ``scipy.sparse.linalg.lsmr``.
+    with the stopping rules and the limit of 5 min(rows, unknowns) iterations of
+    ``cupyx.scipy.sparse.linalg.lsmr``.
 
     Args:
         matrix: A, float64 [rows, unknowns].
@@ -49,7 +50,7 @@ def lsmr(
     beta_dd, beta_d, rho_d_old, tau_old, theta, zeta, d = beta, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0
     # Of the matrix' norm and condition.
     squares, largest, smallest = alpha**2, 0.0, math.inf
-    for iteration in range(1, min(matrix.shape) + 1):
+    for iteration in range(1, 5 * min(matrix.shape) + 1):
         u, beta = _normalised(matrix @ v - alpha * u)
         if beta > 0:
             v, alpha = _normalised(matrix.t() @ u - beta * v)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsebert.one_shot.calibration import LABELS
 from sparsebert.pruning.gates import GateSite, gated
 from sparsebert.pruning.gradients import evaluating, on_device
 from sparsebert_kernels.errors import unknown
@@ -94,7 +95,7 @@ def _scalars(
         # The loss is the mean over the examples of the batch.
         yield value * examples
         return
-    unlabelled = {name: each for name, each in inputs.items() if name != "labels"}
+    unlabelled = {name: each for name, each in inputs.items() if name not in LABELS}
     outputs = compared_outputs(model, unlabelled)
     for _ in range(probes):
         signs = torch.randint(0, 2, outputs.shape, generator=generator) * 2 - 1

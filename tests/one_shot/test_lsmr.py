@@ -1,4 +1,4 @@
-"""LSMR against scipy's, which the published code of Kwon et al. runs, and against the exact minimum."""
+"""LSMR against scipy's with the limits of cupyx's, which Kwon et al. ran, and against the exact minimum."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VALUES = ([30.0, 10.0], [9.0, 7.0, 3.0, 0.2], [3e3, 0.5], [2e6, 1e-3])
 def test_parity_with_scipy(rows: int, unknowns: int, values: list[float], damping: float) -> None:
     linalg = pytest.importorskip("scipy.sparse.linalg")
     matrix, target = system(rows, unknowns, values)
-    expected, reason = linalg.lsmr(matrix.numpy(), target.numpy(), damp=damping)[:2]
+    expected, reason = linalg.lsmr(matrix.numpy(), target.numpy(), damp=damping, maxiter=5 * unknowns)[:2]
     x, converged = lsmr(matrix, target, damping)
     np.testing.assert_allclose(x.numpy(), expected, rtol=1e-8, atol=1e-8)
     assert converged == (reason < 3)
@@ -53,5 +53,5 @@ def test_nothing_to_solve() -> None:
 
 
 def test_too_few_iterations_are_said() -> None:
-    matrix, target = system(12, 12, [10 ** (-power / 3) for power in range(12)])
+    matrix, target = system(12, 12, [10 ** (-power / 2) for power in range(12)])
     assert not lsmr(matrix, target, 0.0).converged

@@ -11,32 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import Structure, weight_of
+from sparsebert.one_shot.calibration import LABELS
+from sparsebert.one_shot.prune_units import UNIT_METHODS, Progress, PrunedUnits
 from sparsebert.one_shot.unit_costs import COSTS, Workload, unit_costs
 from sparsebert.one_shot.unit_gradients import LOSSES, unit_gradients
-from sparsebert.one_shot.unit_rescaling import TEACHERS, rescale_units
+from sparsebert.one_shot.unit_rescaling import TEACHERS, Rescaling
 from sparsebert.one_shot.unit_search import rearrange, search_units
 from sparsebert.pruning.gates import gate_sites
 from sparsebert.pruning.registry import register
 from sparsebert.pruning.unit_groups import UnitGroup
 from sparsebert_kernels.errors import unknown
 
-UNIT_METHODS: dict[str, type[Any]] = {}
 AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class PrunedUnits:
-    """The heads and neurons to keep, and the factors of those that stay.
-
-    Attributes:
-        kept: bool [units], True = keep, by layer.
-        factors: float64 [units], by layer: 0 for pruned units; folded into the columns that read the units.
-        notes: What was done, for the ticket's metadata.
-    """
-
-    kept: dict[str, Tensor]
-    factors: dict[str, Tensor]
-    notes: dict[str, Any]
 
 
 @register("fisher-units", UNIT_METHODS)
@@ -62,6 +48,7 @@ class FisherUnits:
             "halfway": pruned by the search to the square root of the density.
         first_token: Fit the factors of the last layer's neurons to the first token only, as the code does for
             classifiers.
+        seed: Seed of the random signs of "outputs".
         damping: Damping of the least squares.
         limit: Factors beyond [-limit, limit] end the rescaling at their layer, as do least squares that do
             not converge.
@@ -80,6 +67,7 @@ class FisherUnits:
     rescales: bool = True
     teacher: str = "dense"
     first_token: bool = False
+    seed: int = 0
     damping: float = 1.0
     limit: float = 10.0
 
@@ -104,25 +92,17 @@ class FisherUnits:
         groups: Sequence[UnitGroup],
         density: Fraction,
         batches: Sequence[Mapping[str, Any]],
-        seed: int = 0,
+        progress: Progress | None = None,
     ) -> PrunedUnits:
-        """Choose heads and neurons; the model is only read.
-
-        Args:
-            model: The model.
-            structure: Its structure.
-            groups: The heads and neurons of each layer.
-            density: Share of the cost to keep.
-            batches: Keyword arguments for the model, with labels if the loss needs them.
-            seed: Seed of random signs.
+        """Choose heads and neurons; see :class:`~sparsebert.one_shot.prune_units.UnitMethod`.
 
         Raises:
-            ValueError: A batch gives no loss, or activations or gradients are not finite; or not one unit is
-                within the budget.
+            ValueError: A batch gives no loss; activations or gradients are not finite; or the budget is too
+                small for a single unit.
         """
         loss = self.loss
         if loss == AUTO:
-            loss = "labels" if all("labels" in batch for batch in batches) else "outputs"
+            loss = "labels" if all(set(LABELS) & set(batch) for batch in batches) else "outputs"
         shapes = {key: shape for group in groups for key, shape in group.shapes.items()}
         kinds = {group.name: group.kind for group in groups}
         sites = {
@@ -132,7 +112,7 @@ class FisherUnits:
             if name in kinds
         }
         gradients = unit_gradients(
-            model, sites, batches, loss=loss, per_example=self.per_example, probes=self.probes, seed=seed
+            model, sites, batches, loss=loss, per_example=self.per_example, probes=self.probes, seed=self.seed
         )
         importance = {name: each.double().square().sum(0) for name, each in gradients.items()}
         dtype = weight_of(model, groups[0].name).dtype
@@ -150,23 +130,14 @@ class FisherUnits:
             )
         if self.rearranges:
             kept = {name: rearrange(mask, gradients[name]) for name, mask in kept.items()}
-        factors = {name: mask.double() for name, mask in kept.items()}
-        notes = {
+        notes: dict[str, Any] = {
             "loss": loss,
             "cost_kept": costs.total({name: int(mask.sum()) for name, mask in kept.items()}) / total,
         }
-        if self.rescales:
-            whole = {name: torch.ones_like(mask) for name, mask in kept.items()}
-            teacher = search(Fraction(float(density) ** 0.5)) if self.teacher == "halfway" else whole
-            factors, fitted = rescale_units(
-                model,
-                sites,
-                kept,
-                teacher,
-                batches,
-                first_token=self.first_token,
-                damping=self.damping,
-                limit=self.limit,
-            )
-            notes["rescaled_layers"] = fitted
-        return PrunedUnits(kept, factors, notes)
+        if not self.rescales:
+            return PrunedUnits(kept, {name: mask.double() for name, mask in kept.items()}, notes=notes)
+        whole = {name: torch.ones_like(mask) for name, mask in kept.items()}
+        teacher = search(Fraction(float(density) ** 0.5)) if self.teacher == "halfway" else whole
+        rescaling = Rescaling(self.damping, self.limit, self.first_token)
+        factors, errors = rescaling.fit(model, sites, kept, teacher, batches, progress)
+        return PrunedUnits(kept, factors, errors, notes | {"rescaled_layers": len(errors)})
