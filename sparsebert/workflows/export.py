@@ -134,6 +134,37 @@ def export_model(
             ticket.apply_(model)
         if stored_in is not None:
             state = with_embeddings_in(stored_in, model, model.state_dict())
+    write_folder(model, name, folder, ticket, sparse=sparse, records=records, portable=portable, state=state)
+    return before, Footprint.of(model, folder, before.batch, before.length)
+
+
+def write_folder(
+    model: Any,
+    name: str,
+    folder: Path,
+    ticket: Ticket | None = None,
+    *,
+    sparse: bool,
+    records: Iterable[Mapping[str, Any]] = (),
+    portable: bool = False,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a model to a folder, with what belongs to the model that it was made of.
+
+    Args:
+        model: The model, sparse if ``sparse``.
+        name: Hub id or folder of the model that it was made of, whose tokenizer, card and files of
+            sentence-transformers are copied.
+        folder: The folder to write, whole or not at all.
+        ticket: The ticket, for the card of a dense folder; None for the zeros in its weights.
+        sparse: Whether the folder holds masks and kept weights.
+        records: As for :func:`export_model`.
+        portable: As for :func:`export_model`.
+        state: Tensors to write instead of the model's.
+
+    Raises:
+        ValueError: modules.json is invalid. Nothing is written.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing(folder, model_bytes(model)) as unfinished:
         model.save_pretrained(unfinished, state_dict=state)
@@ -150,7 +181,6 @@ def export_model(
             text = extend_card_of_dense(text, pruned.sparsity, pruned.metadata, name=folder.name)
         if text is not None:
             (unfinished / _CARD).write_bytes(text.encode("utf-8", "surrogateescape"))
-    return before, Footprint.of(model, folder, before.batch, before.length)
 
 
 def _size_on_disk(folder: Path) -> int | None:
