@@ -47,13 +47,13 @@ class HealingSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes < math.inf:
-            raise ValueError(f"minutes must be more than 0, got {self.minutes:g}")
+            raise ValueError(f"minutes must be a positive number, got {self.minutes:g}")
         for name, least in (("steps", 1), ("tokens", 1), ("max_length", 3), ("cache", 0), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be more than 0, got {self.learning_rate:g}")
+            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate:g}")
         if self.pooling not in POOLINGS:
             raise unknown("pooling", self.pooling, POOLINGS)
         if self.precision not in PRECISIONS:

@@ -21,16 +21,17 @@ from sparsebert.healing.targets import Reader, TargetCache
 from sparsebert.healing.texts import HealingTexts, batches_of_one_length, tensor_of, training_steps
 from sparsebert.training.run_status import duration_text
 
-# Learning rates to try, each for this share of the budget.
+# Learning rates to try, each for this share of the budget; and the rate where the budget is too small to try.
 RATES = (3e-4, 1e-3, 3e-3)
-_TRIAL_SHARE = 0.015
-_LEAST_TRIAL_STEPS = 4
+DEFAULT_RATE = 1e-3
+_TRIAL_SHARE = 0.02
+_LEAST_TRIAL_STEPS, _MOST_SHARE_OF_TRIALS = 4, 0.1
 # Share of the budget between two looks at the validation texts.
-_LOOK_EVERY = 0.05
+_LOOK_EVERY = 0.1
 # A run that leaves the model this much worse than the start goes back to its best state, more slowly.
 _DIVERGED, _SLOWER = 2.0, 1 / 3
 # Seconds between checkpoints, at least, and share of the time that may go into writing them.
-CHECKPOINT_SECONDS, _CHECKPOINT_SHARE = 60.0, 0.02
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 60.0, 0.02
 _WEIGHTS, _BEST = "weights.", "best."
 
 
@@ -91,7 +92,7 @@ class Healer:
         self._student, self._read, self._rows = student, read, rows
         self._train_targets, self._held_out_targets = train_targets, held_out_targets
         self._settings, self._budget, self._say = settings, budget, progress
-        self._look_seconds = 0.0
+        self._look_seconds = math.inf
 
     def agreement(self) -> float:
         """Return the mean agreement with the dense model on the texts that neither train nor choose."""
@@ -107,13 +108,15 @@ class Healer:
         """Choose the learning rate, and leave the student as it was.
 
         Each rate gets the same few steps, with a schedule of their own; the rate with the lowest loss on the
-        validation texts afterwards is chosen.
+        validation texts afterwards is chosen. A budget of few steps goes into the training alone.
         """
         before = self._held_out_loss()
         if self._settings.learning_rate is not None:
             return State(self._settings.learning_rate, [], before, before)
         start = self._student.weights()
         steps = self._trial_steps()
+        if steps is None:
+            return State(DEFAULT_RATE, [], before, before)
         trials: list[tuple[float, float | None]] = []
         for rate in RATES:
             self._say(f"learning rate {rate:g}: {steps} steps")
@@ -142,7 +145,8 @@ class Healer:
         """
         order = training_steps(self._rows.train, self._settings.tokens, self._settings.seed)
         for batches in itertools.islice(order, state.step, None):
-            left = self._budget.steps_left(state.step, self._reserve(state))
+            # The last look at the validation texts and the judge's take time too.
+            left = self._budget.steps_left(state.step, reserve=2 * self._look_seconds)
             if left == 0:
                 break
             share = (1 - state.share) / left
@@ -159,14 +163,16 @@ class Healer:
             best = self._look(state, best)
         return best
 
-    def _trial_steps(self) -> int:
-        """Return the steps of a trial: as many as its share of the budget has time for."""
+    def _trial_steps(self) -> int | None:
+        """Return the steps of a trial; None if trials would take too much of the budget."""
         self._student.begin()
         order = training_steps(self._rows.train, self._settings.tokens, self._settings.seed)
-        # The first step is slower than the rest; a learning rate of 0 changes nothing.
+        # The first steps are slower than the rest; a learning rate of 0 changes nothing.
         for batches in itertools.islice(order, 3):
             self._take_step(batches, 0.0)
-        return max(round(_TRIAL_SHARE * self._budget.steps_left(0)), _LEAST_TRIAL_STEPS)
+        left = self._budget.steps_left(0)
+        steps = max(round(_TRIAL_SHARE * left), _LEAST_TRIAL_STEPS)
+        return steps if steps * len(RATES) <= _MOST_SHARE_OF_TRIALS * left else None
 
     def _take_step(self, batches: Sequence[Sequence[int]], learning_rate: float) -> float:
         """Take an optimizer step; return its loss, the mean over tokens."""
@@ -192,7 +198,7 @@ class Healer:
                 ids = tensor_of(rows, texts, self._student.device)
                 target = self._held_out_targets(texts, ids)
                 total += float(self._read.loss(self._read(self._student.model, ids), target)) * len(texts)
-        self._look_seconds = time.perf_counter() - began
+        self._look_seconds = min(self._look_seconds, time.perf_counter() - began)
         return total / len(rows)
 
     def _look(self, state: State, best: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -208,10 +214,6 @@ class Healer:
             state.rate *= _SLOWER
             self._say(f"diverged at step {state.step}: back to step {state.best_step}, rate {state.rate:.2g}")
         return best
-
-    def _reserve(self, state: State) -> float:
-        """Return the seconds that looks will take until the end: the judge's last, and those to come."""
-        return self._look_seconds * (2 + int((1 - state.share) / _LOOK_EVERY))
 
     def _line(self, state: State, left: int) -> str:
         held_out = f"held-out loss {state.best_loss:.4f} (before {state.loss_before:.4f})"
@@ -252,7 +254,7 @@ class Saving:
         if state.best_step:
             tensors |= {f"{_BEST}{name}": tensor for name, tensor in best.items()}
         Checkpoint(self._identity, {**asdict(state), "seconds": seconds}, tensors).save(self._path)
-        wait = max(CHECKPOINT_SECONDS, (time.monotonic() - began) / _CHECKPOINT_SHARE)
+        wait = max(CHECKPOINT_SECONDS, (time.monotonic() - began) / CHECKPOINT_SHARE)
         self._next = time.monotonic() + wait
 
 
