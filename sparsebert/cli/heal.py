@@ -34,7 +34,9 @@ def heal(
         int | None,
         typer.Option(help="optimizer steps, instead of --minutes: the same result in every run on a machine"),
     ] = None,
-    column: Annotated[str | None, typer.Option(help="column of the texts in a table")] = None,
+    texts_column: Annotated[
+        str | None, typer.Option(help="column of --texts [default: text, sentence or content]")
+    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="peak learning rate; chosen on held-out texts if omitted"),
@@ -89,7 +91,7 @@ def heal(
         healing = heal_model(
             model,
             output,
-            read_texts(texts, column),
+            read_texts(texts, texts_column),
             teacher=teacher,
             ticket=load_ticket(ticket, skeleton(model)) if ticket is not None else None,
             settings=settings,

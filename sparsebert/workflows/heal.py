@@ -12,12 +12,15 @@ from sparsebert.compact import expand_
 from sparsebert.healing.heal import Healing, heal_, zeros_of
 from sparsebert.healing.settings import MAX_LENGTH, HealingSettings
 from sparsebert.hf.attach_quantizer import has_quantizer, recorded_option
+from sparsebert.hf.model_card import extend_card, extend_card_of_dense
 from sparsebert.hf.sentence_modules import FILE as MODULES
 from sparsebert.json_object import load_json, read_json_object
 from sparsebert.planning.planner import plan
 from sparsebert.sparsify import densify_, sparsify_
 from sparsebert.tasks.load_tokenizer import load_tokenizer
 from sparsebert.tasks.models import load_as_saved
+from sparsebert.tickets.file import TICKET_FILE
+from sparsebert.tickets.provenance import weight_hash
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.workflows.export import write_folder
 
@@ -45,7 +48,7 @@ def heal(
         texts: Texts like those that the model will read.
         teacher: Hub id or folder of the dense model. None for ``name`` itself with ``ticket``, else for the
             model that the folder records.
-        ticket: The ticket; None for the zeros of the model.
+        ticket: The ticket; None for the one in the model's folder, or for the model's zeros.
         settings: Budget and details; pooling and maximum length follow the files of sentence-transformers.
         progress: Called with a line about the current step.
 
@@ -59,36 +62,39 @@ def heal(
     origin = recorded_option(model, "origin", {})
     dtype = model.dtype
     expand_(densify_(model)).float()
-    dense = _teacher(model, name, teacher, ticket, origin)
-    if ticket is not None:
-        ticket.apply_(model)
-    else:
-        zeros = zeros_of(model)
-        ticket = Ticket(zeros.masks, bias_masks=zeros.bias_masks, metadata=origin or zeros.metadata)
-    tokenizer = load_tokenizer(name, model.config.vocab_size)
+    masks = ticket if ticket is not None else _ticket_in(Path(name), model, origin)
+    dense = _teacher(model, name, teacher, ticket, masks.metadata)
+    masks.apply_(model)
     healing = heal_(
         model,
         texts,
         teacher=dense,
-        tokenizer=tokenizer,
-        ticket=ticket,
+        tokenizer=load_tokenizer(name, model.config.vocab_size),
+        ticket=masks,
         checkpoint=checkpoint_of(folder),
         progress=progress,
         **asdict(_as_sentences(settings, Path(name))),
     )
     progress(f"writing {folder}")
-    healed = _with_history(ticket, healing)
     model.to(dtype)
+    healed = _healed(masks, healing, model)
     if saved is not None:
         sparsify_(model, healed, format=saved)
-    write_folder(model, name, folder, healed, sparse=saved is not None)
+
+    def card(text: str | None, unfinished: Path) -> str | None:
+        if saved is not None:
+            return extend_card(text, unfinished, name=folder.name)
+        return extend_card_of_dense(text, healed.sparsity, healed.metadata, name=folder.name)
+
+    beside = ticket is not None or (Path(name) / TICKET_FILE).is_file()
+    write_folder(model, name, folder, card, sparse=saved is not None, ticket=healed if beside else None)
     checkpoint_of(folder).unlink(missing_ok=True)
     return healing
 
 
 def checkpoint_of(folder: Path) -> Path:
     """Return the file that holds the state of an unfinished healing whose result goes to ``folder``."""
-    return folder.with_name(f"{folder.name}.unfinished.safetensors")
+    return folder.with_name(f"{folder.name}.unfinished")
 
 
 def _teacher(
@@ -125,8 +131,18 @@ def _as_sentences(settings: HealingSettings, folder: Path) -> HealingSettings:
     return settings
 
 
-def _with_history(ticket: Ticket, healing: Healing) -> Ticket:
-    """Return the ticket with the healing in its history."""
-    step = {"operation": "heal", **healing.record()}
-    metadata = {**ticket.metadata, "history": [*ticket.metadata.get("history", []), step]}
+def _ticket_in(folder: Path, model: Any, origin: Mapping[str, Any]) -> Ticket:
+    """Return the ticket beside the weights of a model, or else that of its zeros, with its origin."""
+    if (folder / TICKET_FILE).is_file():
+        return Ticket.load(folder / TICKET_FILE)
+    zeros = zeros_of(model)
+    return Ticket(zeros.masks, bias_masks=zeros.bias_masks, metadata=origin or zeros.metadata)
+
+
+def _healed(ticket: Ticket, healing: Healing, model: Any) -> Ticket:
+    """Return the ticket with the healing in its history, and the identity of the healed weights."""
+    metadata = dict(ticket.metadata)
+    metadata["history"] = [*metadata.get("history", []), {"operation": "heal", **healing.record()}]
+    if "weights" in metadata.get("model", {}):
+        metadata["model"] = {**metadata["model"], "weights": weight_hash(model)}
     return Ticket(ticket.masks, bias_masks=ticket.bias_masks, removed=ticket.removed, metadata=metadata)

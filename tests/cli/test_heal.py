@@ -129,7 +129,20 @@ class TestFolders:
         assert app.main(["prune", "--model", str(bert), "--sparsity", "0.6", "--output", str(ticket)]) == 0
         options = ["--ticket", str(ticket), "--texts", str(texts), "--output", str(output), *QUICK]
         assert app.main(["heal", str(bert), *options]) == 0
-        assert zeros(output) == Ticket.load(ticket)
+        assert zeros(output) == Ticket.load(ticket) == Ticket.load(output / "ticket.safetensors")
+
+    def test_the_ticket_of_a_folder_stays_with_the_identity_of_the_new_weights(
+        self, asked: list[str], bert: Path, texts: Path, output: Path, tmp_path: Path
+    ) -> None:
+        source = tmp_path / "one-shot"
+        calibration = ["--method", "sparsegpt", "--sparsity", "0.6", "--texts", str(texts), "--count", "64"]
+        assert app.main(["prune", "--model", str(bert), *calibration, "--output", str(source)]) == 0
+        asked[1] = str(source)
+        assert app.main(asked) == 0
+        before, after = (Ticket.load(folder / "ticket.safetensors") for folder in (source, output))
+        assert before == after
+        after.check(load_as_saved(str(output)), weights=True)
+        assert [step["operation"] for step in after.metadata["history"]] == ["prune_", "heal"]
 
 
 class TestReport:
@@ -178,10 +191,10 @@ def test_a_killed_command_goes_on_when_it_is_repeated(asked: list[str], pruned: 
     killed = subprocess.run([sys.executable, "-c", KILL_AT_STEP_4, *asked], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not output.exists()
-    assert output.with_name("healed.unfinished.safetensors").exists()
+    assert output.with_name("healed.unfinished").exists()
     assert app.main(asked) == 0
     assert zeros(output) == zeros(pruned)
-    assert not output.with_name("healed.unfinished.safetensors").exists()
+    assert not output.with_name("healed.unfinished").exists()
 
 
 class TestBadInput:
