@@ -23,6 +23,7 @@ from sparsebert.cli.convert import convert
 from sparsebert.cli.env import env
 from sparsebert.cli.evaluate import evaluate
 from sparsebert.cli.exit_codes import BAD_INPUT, BROKEN_PIPE, STOPPED, CommandFailed
+from sparsebert.cli.heal import heal
 from sparsebert.cli.help_format import GroupHelp
 from sparsebert.cli.prune import prune
 from sparsebert.cli.renamed_options import with_current_names
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "env": env,
     "prune": prune,
+    "heal": heal,
     "train": train,
     "eval": evaluate,
     "transfer": transfer,
