@@ -32,6 +32,9 @@ from sparsebert.tasks.models import short_name
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import one_line
 
+# Decimals of a quality that count: forms in fp32 differ by rounding errors.
+DIGITS = 4
+
 
 @dataclass(frozen=True)
 class Form:
@@ -61,10 +64,10 @@ def run(
     judged: JudgedTexts,
     baselines: Sequence[str],
     environment: Environment,
+    settings: Settings,
     *,
     also: Sequence[Path] = (),
     task: Task | None = None,
-    settings: Settings = Settings(),
     on_step: Step = lambda step: None,
     missing: Mapping[str, str] | None = None,
 ) -> list[Record]:
@@ -74,9 +77,9 @@ def run(
         judged: The dense model and its texts.
         baselines: Names in ``BACKENDS``, the main one first.
         environment: Description of this machine, for the records.
+        settings: Effort of the timing.
         also: Tickets of the model, or folders of models made of it.
         task: Task that judges, whose labels the folders' heads must know.
-        settings: Effort of the timing.
         on_step: Called with a description of each step.
         missing: Reasons of baselines that cannot run here, for the records.
 
@@ -107,7 +110,9 @@ def run(
             threads=judged.workload.threads,
             on_step=on_step,
         )
-    front = pareto_front({name: (qualities[name].keep, timings.latency(name).median) for name in forms})
+    front = pareto_front(
+        {name: (round(qualities[name].keep, DIGITS), timings.latency(name).median) for name in forms}
+    )
     return [
         _record(judged, environment, form, qualities[name], timings, name in front, left_out, forms)
         for name, form in forms.items()
@@ -191,7 +196,7 @@ def _of_folder(judged: JudgedTexts, folder: Path, task: Task | None) -> Build:
 
 
 def running(base: Any, judged: JudgedTexts) -> BuiltBackend:
-    """Return a base model of transformers, as it is, as a backend that answers for the texts of the verdict."""
+    """Return a base model as it is as a backend, which answers for the texts of the verdict."""
 
     @torch.inference_mode()
     def forward() -> None:
@@ -244,7 +249,9 @@ def _record(
             # One run covers all batches; the latency is that of one batch.
             "latency_ms": quantiles(latency, 1e3 / len(workload.shapes)),
             "ratio": {
-                name: quantiles(timings.ratio(name, form.name)) for name, each in forms.items() if not each.ours
+                name: quantiles(timings.ratio(name, form.name))
+                for name, each in forms.items()
+                if not each.ours
             },
             "samples_per_s": len(workload.lengths) / latency.median,
             "model_bytes": form.backend.model_bytes,

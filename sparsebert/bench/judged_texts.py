@@ -138,11 +138,8 @@ def prepare_judged_texts(
     limit = min(positions(model) or _LONGEST, longest_text(name) or _LONGEST)
 
     def batched(part: Sequence[str]) -> list[Batch]:
-        starts = range(0, len(part), batch)
-        slices = [part[start : start + batch] for start in starts]
-        return [
-            each for one in slices for each in text_batches(one, tokenizer, batch_size=batch, max_length=limit)
-        ]
+        slices = (part[start : start + batch] for start in range(0, len(part), batch))
+        return [text_batches(texts, tokenizer, batch_size=batch, max_length=limit)[0] for texts in slices]
 
     calibration, searched, judged = map(batched, parts)
     widths = sorted((each for each in judged if len(each["input_ids"]) == batch), key=_width) or judged[:1]
@@ -161,7 +158,7 @@ def prepare_judged_texts(
         search, verdict = (
             labelled(
                 labels.task,
-                [labels.rows[row] for row in rows],  # type: ignore[arg-type]
+                [labels.rows[row] for row in rows],
                 tokenizer,
                 text_format,
                 head,

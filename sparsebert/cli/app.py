@@ -17,6 +17,7 @@ import typer
 
 import sparsebert
 from sparsebert.atomic import DiskFullError
+from sparsebert.cli.arena import arena
 from sparsebert.cli.bench import bench
 from sparsebert.cli.command import Command
 from sparsebert.cli.convert import convert
@@ -34,6 +35,7 @@ from sparsebert_kernels.errors import first_line
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
+    "arena": arena,
     "env": env,
     "prune": prune,
     "train": train,

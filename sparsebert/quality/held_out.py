@@ -142,7 +142,5 @@ def encoder_of(base: Any) -> Encoder:
 
 def _outputs(head: Head, states: Sequence[Tensor], batches: Sequence[Batch]) -> list[Tensor]:
     return [
-        output
-        for each, batch in zip(states, batches, strict=True)
-        for output in head.outputs(each, batch)
+        output for each, batch in zip(states, batches, strict=True) for output in head.outputs(each, batch)
     ]

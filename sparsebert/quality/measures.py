@@ -39,17 +39,19 @@ class Quality:
 
 
 class Measure(Protocol):
-    """Judges outputs of :class:`sparsebert.quality.heads.Head`, one tensor a text.
+    """Judges outputs of :class:`sparsebert.quality.heads.Head`, one tensor a text."""
 
-    Attributes:
-        name: What is measured: "cosine" or a metric's name.
-        labels: Whether labels decide.
-        count: Texts, or questions, that are judged.
-    """
+    @property
+    def name(self) -> str:
+        """What is measured: "cosine" or a metric's name."""
 
-    name: str
-    labels: bool
-    count: int
+    @property
+    def labels(self) -> bool:
+        """Whether labels decide."""
+
+    @property
+    def count(self) -> int:
+        """Texts, or questions, that are judged."""
 
     def judge(self, outputs: Sequence[Tensor]) -> Quality: ...
 

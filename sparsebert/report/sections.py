@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sparsebert.report.aot_tables import aot_tables
+from sparsebert.report.arena_tables import arena_pictures, arena_tables
 from sparsebert.report.compaction_tables import compaction_tables
 from sparsebert.report.environment import environment_tables
 from sparsebert.report.format import Record, record_errors
@@ -133,6 +134,7 @@ _KINDS = (
     Kind("evaluations", _of("eval", "eval_seeds"), evaluation_tables),
     Kind("tickets", _of("prune", "prune_seeds", "convert"), ticket_tables),
     Kind("compaction", _compaction, _by_machine(compaction_tables)),
+    Kind("arena", _of("arena"), _by_machine(arena_tables), _by_machine(arena_pictures)),
     Kind("models", _bench, _by_machine(_sweep_tables), _by_machine(speedup_pictures)),
     Kind("machines", _bench, machine_tables),
     Kind("bench", _bench, _by_machine(bench_tables)),

@@ -68,9 +68,7 @@ class Compiled(TorchBackend):
         if self.freeze and device.type != "cpu":
             raise ValueError(f"{self.name} runs on the CPU only, not on {device}")
         batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in pruned.batches]
-        compiled: nn.Module = compile_now(
-            model, batches, freeze=self.freeze, dynamic=bool(pruned.judged)
-        )
+        compiled: nn.Module = compile_now(model, batches, freeze=self.freeze, dynamic=bool(pruned.judged))
         return compiled
 
 
