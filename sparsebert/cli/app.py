@@ -25,6 +25,7 @@ from sparsebert.cli.env import env
 from sparsebert.cli.evaluate import evaluate
 from sparsebert.cli.exit_codes import BAD_INPUT, BROKEN_PIPE, STOPPED, CommandFailed
 from sparsebert.cli.help_format import GroupHelp
+from sparsebert.cli.optimize import optimize
 from sparsebert.cli.prune import prune
 from sparsebert.cli.renamed_options import with_current_names
 from sparsebert.cli.report import report
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "arena": arena,
     "env": env,
+    "optimize": optimize,
     "prune": prune,
     "train": train,
     "eval": evaluate,

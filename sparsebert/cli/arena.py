@@ -9,7 +9,7 @@ import typer
 
 from sparsebert.cli.baselines import list_baselines, usable_baselines
 from sparsebert.cli.console import print_tables, progress
-from sparsebert.cli.judging import Batch, DenseModel, Seed, Texts, TextsColumn, Threads, judged_texts
+from sparsebert.cli.judging import Batch, DenseModel, Seed, Texts, TextsColumn, Threads, read_judging
 from sparsebert.cli.option_groups import DataOptions, flattened
 from sparsebert.cli.path_checks import require_picture, require_records
 from sparsebert.cli.shared_options import JsonFile, TaskName, require_numbers
@@ -61,17 +61,17 @@ def arena(
         if not path.exists():
             raise ValueError(f"--also: {path} does not exist")
     baselines, missing = usable_baselines(vs, required=False)
+    lines, labels = read_judging(model, texts, texts_column, task, data, batch=batch)
     from sparsebert import results
     from sparsebert.bench import arena as comparison
     from sparsebert.bench.environment import detect
+    from sparsebert.bench.judged_texts import prepare_judged_texts
     from sparsebert.bench.runner import Settings
     from sparsebert.report.arena_tables import arena_figure, arena_tables, comparisons
 
     with progress() as step:
         step(f"loading {model}")
-        judged, labels = judged_texts(
-            model, texts, texts_column, task, data, batch=batch, threads=threads, seed=seed
-        )
+        judged = prepare_judged_texts(model, lines, labels=labels, batch=batch, threads=threads, seed=seed)
         rows = comparison.run(
             judged,
             baselines,

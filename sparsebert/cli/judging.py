@@ -12,7 +12,7 @@ from sparsebert.cli.path_checks import require_files
 from sparsebert.cli.shared_options import MAX_TOKENS, require_numbers
 
 if TYPE_CHECKING:
-    from sparsebert.bench.judged_texts import JudgedTexts, LabelledRows
+    from sparsebert.bench.judged_texts import LabelledRows
 
 DenseModel = Annotated[
     str,
@@ -34,34 +34,22 @@ Threads = Annotated[int, typer.Option(help="CPU threads")]
 Seed = Annotated[int, typer.Option(help="seed of the division of the texts")]
 
 
-def judged_texts(
-    model: str,
-    texts: Path,
-    column: str | None,
-    task: str | None,
-    data: DataOptions,
-    *,
-    batch: int,
-    threads: int,
-    seed: int,
-) -> tuple[JudgedTexts, LabelledRows | None]:
-    """Return the dense model with its texts, and the labelled rows that judge it, if any.
+def read_judging(
+    model: str, texts: Path, column: str | None, task: str | None, data: DataOptions, *, batch: int
+) -> tuple[list[str], LabelledRows | None]:
+    """Return the texts, and the labelled rows that judge the model, if any.
 
     Raises:
-        ValueError: As :func:`sparsebert.bench.judged_texts.prepare_judged_texts`, and for bad options.
-        OSError: As the same.
+        ValueError: A file is not readable, or the options of the labels do not fit.
+        OSError: The model is missing.
     """
-    from sparsebert.bench.judged_texts import prepare_judged_texts
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.tasks.texts import read_texts
 
     require_numbers({"--batch": batch}, most=MAX_TOKENS)
     require_files({"--texts": texts})
     hush_transformers()
-    labels = _labelled_rows(model, task, data)
-    lines = read_texts(texts, column)
-    prepared = prepare_judged_texts(model, lines, labels=labels, batch=batch, threads=threads, seed=seed)
-    return prepared, labels
+    return read_texts(texts, column), _labelled_rows(model, task, data)
 
 
 def _labelled_rows(model: str, task: str | None, data: DataOptions) -> LabelledRows | None:

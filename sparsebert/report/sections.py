@@ -24,6 +24,7 @@ from sparsebert.report.lottery_plots import curve_pictures
 from sparsebert.report.lottery_tables import curve_tables, learned_tables, transfer_tables
 from sparsebert.report.memory_tables import memory_tables
 from sparsebert.report.model_tables import bench_tables, machine_tables, sweep_tables, sweeps
+from sparsebert.report.optimize_tables import optimize_tables
 from sparsebert.report.plots import Picture, speedup_pictures
 from sparsebert.report.profile_tables import profile_pictures, profile_tables
 from sparsebert.report.request_tables import request_tables
@@ -135,6 +136,7 @@ _KINDS = (
     Kind("tickets", _of("prune", "prune_seeds", "convert"), ticket_tables),
     Kind("compaction", _compaction, _by_machine(compaction_tables)),
     Kind("arena", _of("arena"), _by_machine(arena_tables), _by_machine(arena_pictures)),
+    Kind("optimize", _of("optimize"), _by_machine(optimize_tables)),
     Kind("models", _bench, _by_machine(_sweep_tables), _by_machine(speedup_pictures)),
     Kind("machines", _bench, machine_tables),
     Kind("bench", _bench, _by_machine(bench_tables)),
