@@ -181,8 +181,7 @@ def _of_ticket(judged: JudgedTexts, ticket: Ticket, name: str, precision: str) -
 
 def _of_folder(judged: JudgedTexts, folder: Path, task: Task | None) -> Build:
     def build() -> Form:
-        model, _ = load_judged(str(folder), task)
-        model = model.eval()
+        model = load_judged(str(folder), task).eval()
         return Form(
             folder.name,
             ours=True,

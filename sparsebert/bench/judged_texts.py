@@ -130,7 +130,8 @@ def prepare_judged_texts(
     """
     parts = split_texts(texts, seed=seed)
     torch.set_num_threads(threads)
-    model, tokenizer = load_judged(name, labels.task if labels else None)
+    model = load_judged(name, labels.task if labels else None)
+    tokenizer = load_tokenizer(name, model.config.vocab_size)
     if any(isinstance(module, SparseLinear) for module in model.modules()):
         raise ValueError(f"{name} is sparse already: pass the dense model that it was made of")
     model = model.float().eval()
@@ -181,17 +182,14 @@ def prepare_judged_texts(
     )
 
 
-def load_judged(name: str, task: Task | None) -> tuple[Any, Any]:
-    """Return a model, with the trained head of a task if there is one, and its tokenizer.
+def load_judged(name: str, task: Task | None) -> Any:
+    """Return a model, with the trained head of a task if there is one.
 
     Raises:
         ValueError: As :func:`sparsebert.tasks.models.load_model`.
         OSError: As :func:`sparsebert.tasks.models.load_as_saved`.
     """
-    if task is not None:
-        return load_model(name, task, trained=True)
-    model = load_as_saved(name)
-    return model, load_tokenizer(name, model.config.vocab_size)
+    return load_as_saved(name) if task is None else load_model(name, task, trained=True)[0]
 
 
 def _width(batch: Batch) -> int:
