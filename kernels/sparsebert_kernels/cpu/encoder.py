@@ -88,8 +88,8 @@ class EncoderLayer:
 
     Attributes:
         weights: Query, key, value, output, up, down: ``ElementSparse``, ``VectorSparse`` or ``DensePanel`` in
-            float32; for encoders in bfloat16 ``RowPanelSparse``, in float16 ``ElementFp16`` (``supports``). A query of all the rows of
-            query, key and value leaves the next two None.
+            float32; for encoders in bfloat16 ``RowPanelSparse``, in float16 ``ElementFp16`` (``supports``). A
+            query of all the rows of query, key and value leaves the next two None.
         biases: Their biases; None for none.
         attention_norm: Weight and bias of the LayerNorm after the attention, or before it with ``pre_norm``;
             None for none.
