@@ -112,10 +112,12 @@ def _packed_as_planned(model: nn.Module, layers: Sequence[nn.Module], plans: Pla
             and (plan := plans.get(key_in(model, names[module]))) is not None
             and module.recipe != (plan.format, plan.options)
         }
-        layer = copy.deepcopy(layer) if switches else layer
-        for path, (format, options) in switches.items():
-            sparse: Any = layer.get_submodule(path)
-            sparse.prepare_format(format, **options)()
+        # Weights made in inference mode count no changes, and an engine that copies them refuses them.
+        with torch.inference_mode(False), torch.no_grad():
+            layer = copy.deepcopy(layer) if switches else layer
+            for path, (format, options) in switches.items():
+                sparse: Any = layer.get_submodule(path)
+                sparse.prepare_format(format, **options)()
         packed.append(layer)
     return packed
 
