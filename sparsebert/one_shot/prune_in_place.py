@@ -213,7 +213,9 @@ def prune_(
     with evaluating(model), torch.no_grad():
         run.prune(segments_of(model, keys, batches), TokenFilter(batches), progress)
         masks = prune_sources_(model, groups, run.masks)
-    origin = {**describe_model(model), "weights": weight_hash(model), "dense_weights": before}
+    origin = {**describe_model(model), "weights": before}
+    if layer_method.compensates:
+        origin |= {"weights": weight_hash(model), "dense_weights": before}
     return Ticket(
         {key: masks[key] for key in keys},
         metadata={
