@@ -67,13 +67,16 @@ class Candidate:
     @property
     def name(self) -> str:
         """Name in tables."""
-        if self.granularity is None:
-            return f"dense {self.precision}"
-        return f"{self.granularity} {self.precision} {self.target:.0%}"
+        return form_name(self.granularity, self.target, self.precision)
 
     def holds(self, keep: float) -> bool:
         """Whether the quality on the texts of the search is surely above a bound."""
         return self.quality.low >= keep - ROUNDING
+
+
+def form_name(granularity: str | None, sparsity: float, precision: str) -> str:
+    """Return the name of a form."""
+    return f"dense {precision}" if granularity is None else f"{granularity} {sparsity:.0%} {precision}"
 
 
 class Journal:
@@ -209,20 +212,21 @@ class FormSearch:
         model, ticket = self.model_and_ticket(granularity, sparsity)
         dense = granularity is None
         baseline = "fp32" if dense else precision
-        name = f"dense {precision}" if dense else f"{granularity} {sparsity:.0%} {precision}"
+        name = form_name(granularity, sparsity, precision)
         self.on_step(f"timing {name}")
         base = self._dense_base(precision) if dense else self._form(model, ticket, precision).base_model
         quality = self.judged.search.quality_of(self.judged.head, encoder_of(base))
-        sides = {"form": self.backend(base), "dense": self.backend(self._dense_base(baseline))}
+        other = form_name(None, 0.0, baseline)
+        sides = {other: self.backend(self._dense_base(baseline)), name: self.backend(base)}
         timings = time_backends(sides, self.settings, threads=self.judged.workload.threads)
-        gain = timings.ratio("dense", "form").median
+        gain = timings.ratio(other, name).median
         candidate = Candidate(
             granularity,
             sparsity,
             ticket.sparsity,
             precision,
             quality,
-            latency_ms=1e3 * timings.latency("form").median / len(self.judged.timed),
+            latency_ms=1e3 * timings.latency(name).median / len(self.judged.timed),
             speedup=gain if baseline == "fp32" else gain * self.dense(precision).speedup,
             sparsity_gain=1.0 if dense else gain,
             model_bytes=model_bytes(base),

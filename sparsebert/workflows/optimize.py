@@ -27,7 +27,15 @@ from sparsebert.tasks.texts import read_texts
 from sparsebert.tickets.provenance import weight_hash
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.workflows.export import export_model
-from sparsebert.workflows.form_search import ROUNDING, Candidate, FormSearch, Journal, fuse_option, in_engine
+from sparsebert.workflows.form_search import (
+    ROUNDING,
+    Candidate,
+    FormSearch,
+    Journal,
+    form_name,
+    fuse_option,
+    in_engine,
+)
 from sparsebert_kernels.errors import unknown
 
 # Single weights for fp32; panels that the paired engine reads in bf16 and in int8; whole neurons, which
@@ -215,11 +223,11 @@ def _timed_again(candidates: Sequence[Candidate], chosen: Candidate, search: For
     timed = []
     for each in candidates:
         if each.name in bases:
-            dense = f"dense {each.precision}"
+            dense = form_name(None, 0.0, each.precision)
             each = replace(
                 each,
                 latency_ms=1e3 * timings.latency(each.name).median / len(search.judged.timed),
-                speedup=timings.ratio("dense fp32", each.name).median,
+                speedup=timings.ratio(form_name(None, 0.0, "fp32"), each.name).median,
                 sparsity_gain=timings.ratio(dense, each.name).median if each.granularity else 1.0,
                 busy=bool(timings.busy()),
             )
