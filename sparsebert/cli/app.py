@@ -24,6 +24,7 @@ from sparsebert.cli.convert import convert
 from sparsebert.cli.env import env
 from sparsebert.cli.evaluate import evaluate
 from sparsebert.cli.exit_codes import BAD_INPUT, BROKEN_PIPE, STOPPED, CommandFailed
+from sparsebert.cli.heal import heal
 from sparsebert.cli.help_format import GroupHelp
 from sparsebert.cli.optimize import optimize
 from sparsebert.cli.prune import prune
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "env": env,
     "optimize": optimize,
     "prune": prune,
+    "heal": heal,
     "train": train,
     "eval": evaluate,
     "transfer": transfer,

@@ -62,8 +62,3 @@ class ProgressFile:
         metadata = {_RUN: self._run, "errors": json.dumps(self.errors)}
         with replacing(self._path, sum(tensor.nbytes for tensor in self.tensors.values())) as unfinished:
             save_file(self.tensors, unfinished, metadata=metadata)
-
-    def delete(self) -> None:
-        """Delete the file at the end of the run."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
