@@ -72,7 +72,7 @@ def optimize(
     from sparsebert.workflows.optimize import optimize as search
 
     with progress() as step:
-        found = search(
+        result = search(
             model,
             lines,
             keep=keep,
@@ -89,6 +89,6 @@ def optimize(
             on_step=step,
         )
     if json is not None:
-        results.append(json, found.records)
-    print_tables(optimize_tables(found.records))
-    typer.echo(f"wrote {output}: {found.note}")
+        results.append(json, result.records)
+    print_tables(optimize_tables(result.records))
+    typer.echo(f"wrote {output}: {result.note}")

@@ -5,59 +5,22 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from sparsebert import results
-from sparsebert.bench.environment import Environment, detect
-from sparsebert.bench.judged_texts import Batch, LabelledRows, prepare_judged_texts
-from sparsebert.bench.runner import Settings, time_backends
 from sparsebert.cost.precision import PRECISIONS, require_tolerance
-from sparsebert.hf.model_card import extend_card
-from sparsebert.one_shot.layer_problem import LAYER_METHODS
-from sparsebert.pruning.granularity import kinds_in, parse_granularity, spelled_out
-from sparsebert.quality.held_out import encoder_of
-from sparsebert.quality.measures import Quality
-from sparsebert.results import Record
-from sparsebert.tasks.models import load_as_saved, short_name
-from sparsebert.tasks.texts import read_texts
-from sparsebert.tickets.provenance import weight_hash
-from sparsebert.tickets.ticket import Ticket
-from sparsebert.workflows.export import write_folder
-from sparsebert.workflows.form_search import ROUNDING, Candidate, FormSearch, Journal
-from sparsebert.workflows.pruned_forms import DENSE, PrunedForms, in_engine
 from sparsebert_kernels.errors import unknown
+
+if TYPE_CHECKING:
+    from sparsebert.bench.judged_texts import Batch, LabelledRows
+    from sparsebert.workflows.form_choice import Optimized
 
 # Single weights for fp32; panels that the paired engine reads in bf16 and in int8; whole neurons, which
 # compaction removes.
 GRANULARITIES = ("element", "panel(32,2)", "panel(32,4)", "neuron")
 # File in the written folder: what was tried.
 RECORDS = "optimize.jsonl"
-# A form that is faster by less is not worth its loss.
-LEAST_GAIN = 1.02
-
-
-@dataclass(frozen=True)
-class Optimized:
-    """The result of ``optimize``.
-
-    Attributes:
-        model: The chosen form of the model with its head, ready to run.
-        ticket: What it keeps; everything of a dense form.
-        records: A record of kind "optimize" for each form that was tried.
-        chosen: Name of the chosen form.
-        note: One line on the choice.
-    """
-
-    model: Any
-    ticket: Ticket
-    records: list[Record]
-    chosen: str
-    note: str
 
 
 def optimize(
@@ -115,6 +78,15 @@ def optimize(
             :func:`sparsebert.bench.judged_texts.prepare_judged_texts`.
         OSError: The model or the texts cannot be read.
     """
+    from sparsebert.bench.environment import detect
+    from sparsebert.bench.judged_texts import prepare_judged_texts
+    from sparsebert.bench.runner import Settings
+    from sparsebert.tasks.texts import read_texts
+    from sparsebert.tickets.provenance import weight_hash
+    from sparsebert.workflows.form_choice import search_and_choose
+    from sparsebert.workflows.form_search import FormSearch, Journal
+    from sparsebert.workflows.pruned_forms import PrunedForms
+
     folder = None if out is None else Path(out)
     _check(keep, folder, precisions, granularities, method, heal_minutes)
     lines = read_texts(texts) if isinstance(texts, str | Path) else list(texts)
@@ -141,33 +113,12 @@ def optimize(
         journal = Journal(store, identity)
         forms = PrunedForms(judged, method, heal_minutes, store, on_step)
         search = FormSearch(judged, forms, keep, journal, Settings(budget=budget, retries=1), on_step)
-        found = _search(search, environment, precisions, granularities)
+        result = search_and_choose(search, environment, precisions, granularities)
         if folder is not None:
             on_step(f"writing {folder}")
-            _write(found, str(model), folder)
+            _write(result, str(model), folder)
         journal.delete()
-    return found
-
-
-def _search(
-    search: FormSearch, environment: Environment, precisions: Sequence[str], granularities: Sequence[str]
-) -> Optimized:
-    """Search, choose, and return the chosen form with its timing against the dense ones."""
-    candidates = [search.dense(precision) for precision in dict.fromkeys(("fp32", *precisions))]
-    for granularity in granularities:
-        candidates += search.pruned(granularity, precisions)
-    chosen, verdicts = _choose(candidates, search)
-    candidates = _timed_again(candidates, chosen, search)
-    records = [_record(search, environment, each, verdicts, chosen.name) for each in candidates]
-    final = next(each for each in candidates if each.name == chosen.name)
-    note = _note(final, verdicts[chosen.name], search.keep)
-    pruned, ticket = search.forms.make(chosen.shape)
-    # As saved, so that labels keep the order that the user's model has.
-    model = load_as_saved(search.judged.name).float()
-    model.base_model.load_state_dict(pruned.base_model.state_dict(), strict=False)
-    return Optimized(
-        in_engine(model, ticket, chosen.precision, search.judged), ticket, records, chosen.name, note
-    )
+    return result
 
 
 def _check(
@@ -178,6 +129,10 @@ def _check(
     method: str,
     heal_minutes: float,
 ) -> None:
+    import sparsebert.one_shot  # noqa: F401  (registers the methods)
+    from sparsebert.one_shot.layer_problem import LAYER_METHODS
+    from sparsebert.pruning.granularity import kinds_in, parse_granularity, spelled_out
+
     if not 0 < keep <= 1:
         hint = f"; did you mean {keep / 100:g}?" if 1 < keep <= 100 else ""
         raise ValueError(f"keep must be above 0 and at most 1, got {keep:g}{hint}")
@@ -196,119 +151,23 @@ def _check(
         raise unknown("one-shot method", method, LAYER_METHODS)
 
 
-def _choose(candidates: Sequence[Candidate], search: FormSearch) -> tuple[Candidate, dict[str, Quality]]:
-    """Return the fastest form that holds the bound on both parts of the texts, and the verdicts given.
-
-    Where no form holds, the dense one in fp32 is returned. A sparse form must be faster than the dense one of
-    its precision.
-    """
-    verdicts: dict[str, Quality] = {}
-
-    def judged(candidate: Candidate) -> Quality:
-        search.on_step(f"judging {candidate.name} on texts that the search has not seen")
-        encoder = encoder_of(search.form(candidate.shape, candidate.precision).base_model)
-        verdicts[candidate.name] = search.judged.verdict.quality_of(search.judged.head, encoder)
-        return verdicts[candidate.name]
-
-    holding = [
-        each
-        for each in candidates
-        if each.holds(search.keep) and (each.dense or each.sparsity_gain >= LEAST_GAIN)
-    ]
-    for candidate in sorted(holding, key=lambda each: -each.speedup):
-        if judged(candidate).keep >= search.keep - ROUNDING:
-            return candidate, verdicts
-    dense = candidates[0]
-    if dense.name not in verdicts:
-        judged(dense)
-    return dense, verdicts
-
-
-def _timed_again(candidates: Sequence[Candidate], chosen: Candidate, search: FormSearch) -> list[Candidate]:
-    """Return the candidates with the dense ones and the chosen one timed in alternation."""
-    search.on_step("timing the chosen form against the dense ones")
-    bases = {
-        each.name: search.form(each.shape, each.precision).base_model
-        for each in candidates
-        if each.dense or each is chosen
-    }
-    timings = time_backends(
-        {name: search.backend(base) for name, base in bases.items()},
-        search.settings,
-        threads=search.judged.workload.threads,
-    )
-
-    def timed(each: Candidate) -> Candidate:
-        gain = 1.0 if each.dense else timings.ratio(DENSE.name(each.precision), each.name).median
-        return replace(
-            each,
-            latency_ms=1e3 * timings.latency(each.name).median / len(search.judged.timed),
-            speedup=timings.ratio(DENSE.name("fp32"), each.name).median,
-            sparsity_gain=gain,
-            busy=bool(timings.busy()),
-        )
-
-    return [timed(each) if each.name in bases else each for each in candidates]
-
-
-def _note(chosen: Candidate, verdict: Quality, keep: float) -> str:
-    """Return a line on the choice."""
-    if verdict.keep < keep - ROUNDING:
-        return f"no form keeps {keep:g}: the result is {chosen.name}, which keeps {verdict.keep:.4f}"
-    gain = (
-        f"{chosen.speedup:.2f}x as fast as the fused dense model in fp32, {chosen.sparsity_gain:.2f}x of it "
-        "from sparsity alone"
-    )
-    if chosen.dense:
-        return (
-            f"no sparse form keeps {keep:g} and is faster: the result is {chosen.name}, which keeps "
-            f"{verdict.keep:.4f}; {gain}"
-        )
-    return f"{chosen.name} keeps {verdict.keep:.4f} on texts that the search has not seen; {gain}"
-
-
-def _record(
-    search: FormSearch,
-    environment: Environment,
-    candidate: Candidate,
-    verdicts: Mapping[str, Quality],
-    chosen: str,
-) -> Record:
-    judged, verdict = search.judged, verdicts.get(candidate.name)
-    measure = judged.search.measure
-    fields = {**candidate.record(), **candidate.shape._asdict(), "sparsity": candidate.sparsity}
-    del fields["shape"]
-    return results.stamp(
-        "optimize",
-        {
-            "environment": environment.record(),
-            "workload": {**judged.workload.record(), "model": short_name(judged.name)},
-            "form": candidate.name,
-            **fields,
-            "method": search.forms.method,
-            "heal_minutes": search.forms.heal_minutes,
-            "measure": measure.name,
-            "labels": measure.labels,
-            "judged": {"search": measure.count, "verdict": judged.verdict.measure.count},
-            "keep": search.keep,
-            "holds": candidate.holds(search.keep),
-            "verdict": None if verdict is None else verdict.record(),
-            "chosen": candidate.name == chosen,
-        },
-    )
-
-
-def _write(found: Optimized, name: str, folder: Path) -> None:
+def _write(result: Optimized, name: str, folder: Path) -> None:
     """Write the chosen form, with tokenizer and modules of sentence-transformers, and what was tried."""
 
+    from sparsebert import results
+    from sparsebert.hf.model_card import extend_card
+    from sparsebert.workflows.export import write_folder
+
     def card(text: str | None, unfinished: Path) -> str:
-        results.append(unfinished / RECORDS, found.records)
+        results.append(unfinished / RECORDS, result.records)
         return extend_card(text, unfinished, name=folder.name)
 
-    write_folder(found.model, name, folder, card, sparse=True)
+    write_folder(result.model, name, folder, card, sparse=True)
 
 
 def _digest(batches: Sequence[Batch]) -> str:
+    import torch
+
     digest = hashlib.sha256()
     for batch in batches:
         digest.update(batch["input_ids"].contiguous().view(torch.uint8).numpy().data)

@@ -13,14 +13,14 @@ pytest.importorskip("transformers")
 
 import sparsebert
 from sparsebert import plan, results
+from sparsebert.bench import judged_texts
 from sparsebert.cli import app
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.quality.held_out import HeldOut
 from sparsebert.quality.measures import Quality
 from sparsebert.tasks.models import load_as_saved
 from sparsebert.tasks.texts import text_batches
-from sparsebert.workflows import form_search, pruned_forms
-from sparsebert.workflows import optimize as module
+from sparsebert.workflows import form_choice, form_search, pruned_forms
 from sparsebert.workflows.form_search import SPARSITIES, FormSearch, Journal
 from sparsebert.workflows.pruned_forms import Shape
 from tests.cli.conftest import tokenizer  # noqa: F401  (a fixture)
@@ -51,7 +51,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], list[
 
         fake = made_up(seconds_of)
         monkeypatch.setattr(form_search, "time_backends", fake)
-        monkeypatch.setattr(module, "time_backends", fake)
+        monkeypatch.setattr(form_choice, "time_backends", fake)
         return names
 
     return install
@@ -125,7 +125,7 @@ def test_a_bound_that_int8_breaks_gives_bf16(dense: str, timed: Any, kept: Any, 
     kept(0.01, 0.02)
     # Tiny layers are faster in bf16, whatever the tolerance.
     monkeypatch.setattr(form_search, "in_engine", _dense_of_int8)
-    monkeypatch.setattr(module, "in_engine", _dense_of_int8)
+    monkeypatch.setattr(form_choice, "in_engine", _dense_of_int8)
     found = sparsebert.optimize(dense, texts(), keep=0.99, granularities=[], **QUICK)
     assert found.chosen == "dense bf16"
     assert not row_of(found, "dense int8")["holds"]
@@ -210,7 +210,7 @@ def test_healing_holds_the_bound_at_a_higher_sparsity(
 def test_the_verdict_is_given_on_other_texts(dense: str, timed: Any, monkeypatch: Any) -> None:
     timed({})
     seen: dict[str, set[str]] = {}
-    prepare = module.prepare_judged_texts
+    prepare = judged_texts.prepare_judged_texts
 
     def remember(*args: Any, **options: Any) -> Any:
         judged = prepare(*args, **options)
@@ -221,7 +221,7 @@ def test_the_verdict_is_given_on_other_texts(dense: str, timed: Any, monkeypatch
         seen["calibration"] = {str(ids[ids != 0].tolist()) for ids in calibration}
         return judged
 
-    monkeypatch.setattr(module, "prepare_judged_texts", remember)
+    monkeypatch.setattr(judged_texts, "prepare_judged_texts", remember)
     sparsebert.optimize(dense, texts(), keep=0.9, granularities=[], **QUICK)
     assert not seen["search"] & seen["verdict"]
     assert not (seen["search"] | seen["verdict"]) & seen["calibration"]
