@@ -125,9 +125,7 @@ class FisherUnits:
 
         kept = search(density)
         if not any(mask.any() for mask in kept.values()):
-            raise ValueError(
-                f"sparsity {float(1 - density):g} of the {self.cost} would keep no head and no neuron"
-            )
+            raise ValueError(f"sparsity {float(1 - density):g} would keep no head and no neuron")
         if self.rearranges:
             kept = {name: rearrange(mask, gradients[name]) for name, mask in kept.items()}
         notes: dict[str, Any] = {
