@@ -101,8 +101,8 @@ def prune(
     """Prune a model once, without training, and write the ticket.
 
     Methods that are calibrated need no labels, only --texts. wanda chooses weights; sparsegpt, alps and obs
-    also change those that stay, layer by layer; ziplm and fisher-units do so for --granularity head, neuron or
-    head+neuron. --output is then a folder with the new weights.
+    also change those that stay, layer by layer; ziplm and fisher-units do so for heads and neurons, named by
+    --granularity. --output is then a folder with the new weights.
 
     With --ticket, only weights that this ticket keeps are pruned further. Any model made of linear layers can
     be pruned: without --filter the encoder of a BERT-like model, and in another model the layers in its
