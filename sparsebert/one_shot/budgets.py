@@ -28,8 +28,8 @@ class Option(NamedTuple):
 def choose(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str, int]:
     """Choose one option for each matrix: the least sum of errors within a budget of costs.
 
-    Dynamic programming over matrices and the budget in ``STEPS`` steps, as in SPDY (Frantar and Alistarh 2022)
-    and ZipLM (Kurtic, Frantar and Alistarh 2023).
+    Dynamic programming over matrices and the budget in ``STEPS`` steps, as in SPDY (Frantar and Alistarh
+    2022) and ZipLM (Kurtic, Frantar and Alistarh 2023).
 
     Args:
         options: The options of each matrix.
@@ -59,7 +59,7 @@ def choose(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str, 
         best = candidates[choice, np.arange(STEPS + 1)]
     chosen: dict[str, int] = {}
     left = STEPS
-    for (key, each), choice in zip(reversed(options.items()), reversed(taken), strict=True):
+    for key, choice in zip(reversed(list(options)), reversed(taken), strict=True):
         chosen[key] = int(choice[left])
-        left -= int(each[chosen[key]].cost / step + 1e-9)
+        left -= int(options[key][chosen[key]].cost / step + 1e-9)
     return {key: chosen[key] for key in options}

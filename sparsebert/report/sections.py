@@ -24,6 +24,7 @@ from sparsebert.report.lottery_plots import curve_pictures
 from sparsebert.report.lottery_tables import curve_tables, learned_tables, transfer_tables
 from sparsebert.report.memory_tables import memory_tables
 from sparsebert.report.model_tables import bench_tables, machine_tables, sweep_tables, sweeps
+from sparsebert.report.one_shot_tables import one_shot_tables
 from sparsebert.report.optimize_tables import optimize_tables
 from sparsebert.report.plots import Picture, speedup_pictures
 from sparsebert.report.profile_tables import profile_pictures, profile_tables
@@ -147,6 +148,7 @@ _KINDS = (
     Kind("selection", _of("selection"), _by_machine(selection_tables)),
     Kind("memory", _of("memory"), _by_machine(memory_tables)),
     Kind("requests", _of("request_memory", "request_time"), _by_machine(request_tables)),
+    Kind("one-shot", _of("one_shot"), one_shot_tables),
     Kind("serving", _of("serving"), _by_machine(serving_tables), _by_machine(line_pictures)),
     Kind("revisions", _of("revision"), _by_machine(revision_tables)),
     Kind("goals", _of("goal"), _by_machine(goal_tables)),
