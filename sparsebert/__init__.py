@@ -14,6 +14,7 @@ from sparsebert.hf.import_hook import register as _register
 if TYPE_CHECKING:
     from sparsebert.compact import compact_, compaction_description, expand_, rebuild_
     from sparsebert.fuse import fuse_, unfuse_
+    from sparsebert.healing.heal import heal_
     from sparsebert.nn.sparse_linear import SparseLinear
     from sparsebert.one_shot.prune_in_place import prune_
     from sparsebert.planning.planner import plan
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sparsebert.replan import replan_
     from sparsebert.sparsify import densify_, sparsify_
     from sparsebert.tickets.ticket import Ticket
+    from sparsebert.workflows.optimize import optimize
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
     "densify_",
     "expand_",
     "fuse_",
+    "heal_",
+    "optimize",
     "plan",
     "prune",
     "prune_",
@@ -49,6 +53,8 @@ _HOMES = {
     "densify_": "sparsebert.sparsify",
     "expand_": "sparsebert.compact",
     "fuse_": "sparsebert.fuse",
+    "heal_": "sparsebert.healing.heal",
+    "optimize": "sparsebert.workflows.optimize",
     "plan": "sparsebert.planning.planner",
     "prune": "sparsebert.pruning",
     "prune_": "sparsebert.one_shot",

@@ -17,13 +17,16 @@ import typer
 
 import sparsebert
 from sparsebert.atomic import DiskFullError
+from sparsebert.cli.arena import arena
 from sparsebert.cli.bench import bench
 from sparsebert.cli.command import Command
 from sparsebert.cli.convert import convert
 from sparsebert.cli.env import env
 from sparsebert.cli.evaluate import evaluate
 from sparsebert.cli.exit_codes import BAD_INPUT, BROKEN_PIPE, STOPPED, CommandFailed
+from sparsebert.cli.heal import heal
 from sparsebert.cli.help_format import GroupHelp
+from sparsebert.cli.optimize import optimize
 from sparsebert.cli.prune import prune
 from sparsebert.cli.renamed_options import with_current_names
 from sparsebert.cli.report import report
@@ -34,8 +37,11 @@ from sparsebert_kernels.errors import first_line
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
+    "arena": arena,
     "env": env,
+    "optimize": optimize,
     "prune": prune,
+    "heal": heal,
     "train": train,
     "eval": evaluate,
     "transfer": transfer,

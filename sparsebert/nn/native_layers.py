@@ -130,8 +130,10 @@ def engine_dtype(tolerance: str, family: Family) -> torch.dtype:
     """Return the dtype of the activations between the layers of a family, for the engine that computes them.
 
     It is bfloat16 in the paired engine, if the tolerance allows it and the library has it for this machine
-    and family.
+    and family; float16 only for the tolerance "fp16", with which modules are fused where a timing chose it.
     """
+    if tolerance == "fp16":
+        return torch.float16 if kernels.has_engine(torch.float16) else torch.float32
     if tolerance == "fp32" or family.pre_norm or family.relative_bias:
         return torch.float32
     return torch.bfloat16 if kernels.has_engine(torch.bfloat16) else torch.float32
@@ -209,7 +211,7 @@ def _described(layer: EncoderLayer, shared: _SharedTables, dtype: torch.dtype) -
         attention_norm=norms[0],
         output_norm=norms[1],  # type: ignore[arg-type]
         epsilons=tuple(getattr(norm, "eps", 0.0) for norm in layer.norms),  # type: ignore[arg-type]
-        heads=heads if dtype == torch.float32 else padded_heads(heads),
+        heads=padded_heads(heads) if dtype == torch.bfloat16 else heads,
         scale=scale,
         activation=_activation(layer),
         pre_norm=pre_norm,

@@ -14,7 +14,7 @@ from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels.cpu import encoder as kernels
 from sparsebert_kernels.cpu.encoder import DensePanel, HeadGroup
 from sparsebert_kernels.cpu.row_panels import pack_row_panels, pad_columns, pad_rows, padded_heads
-from sparsebert_kernels.formats import ElementSparse, PackedWeight, VectorSparse
+from sparsebert_kernels.formats import ElementFp16, ElementSparse, PackedWeight, VectorSparse
 
 
 def require_float32(tensor: Tensor) -> None:
@@ -70,7 +70,7 @@ UNPADDED = Padding()
 
 def paddings_of(heads: Sequence[HeadGroup], dtype: torch.dtype) -> list[Padding]:
     """Return the paddings of a layer's six matrices that the engine for a dtype needs."""
-    if dtype == torch.float32 or heads == padded_heads(heads):
+    if dtype != torch.bfloat16 or heads == padded_heads(heads):
         return [UNPADDED] * 6
     scores = [(group.heads, group.score) for group in heads]
     values = [(group.heads, group.value) for group in heads]
@@ -90,6 +90,8 @@ def packed_weight(
         raise PlainPath(f"a weight is {weight.dtype} on {weight.device}, not torch.float32 on cpu")
     if dtype == torch.bfloat16:
         return _row_panels(module, padding)
+    if dtype == torch.float16:
+        return _in_fp16(module)
     if isinstance(module, RectangleLinear):
         live = module.whole(torch.ones_like(weight, dtype=torch.bool))
         return VectorSparse.from_dense(module.whole(weight.detach()), live)
@@ -105,15 +107,30 @@ def _own_weight(module: Any, dtype: torch.dtype, padding: Padding) -> bool:
     return isinstance(module, SparseLinear) and padding == UNPADDED and kernels.supports(module.packed, dtype)
 
 
+def _in_fp16(module: Any) -> PackedWeight:
+    packed = module.packed if isinstance(module, SparseLinear) else None
+    try:
+        if isinstance(packed, ElementSparse) and packed.dtype == torch.float32:
+            return ElementFp16.from_fp32(packed)
+        return ElementFp16.from_dense(*_weight_and_mask(module))
+    except ValueError as error:
+        raise kernels.BeyondFp16(str(error)) from None
+
+
 def _row_panels(module: Any, padding: Padding) -> PackedWeight:
+    weight, mask = _weight_and_mask(module)
+    weight, mask = (pad_columns(pad_rows(each, padding.rows), padding.columns) for each in (weight, mask))
+    stored = torch.int8 if getattr(module, "precision", "") == "int8" else torch.bfloat16
+    return pack_row_panels(weight, mask, stored)
+
+
+def _weight_and_mask(module: Any) -> tuple[Tensor, Tensor]:
     weight = module.weight.detach()
     # Zeros of a dense layer count as weights, as in fp32: sparsity is what `sparsify_` makes.
     mask = module.mask if isinstance(module, SparseLinear) else torch.ones_like(weight, dtype=torch.bool)
     if isinstance(module, RectangleLinear):
         weight, mask = module.whole(weight), module.whole(mask)
-    weight, mask = (pad_columns(pad_rows(each, padding.rows), padding.columns) for each in (weight, mask))
-    stored = torch.int8 if getattr(module, "precision", "") == "int8" else torch.bfloat16
-    return pack_row_panels(weight, mask, stored)
+    return weight, mask
 
 
 def copied_of_linear(
@@ -135,7 +152,7 @@ def copied_of_linear(
                 "load the model outside it"
             )
         copied.append(weight)
-    bias, rows = module.bias, kernels.ROWS if dtype == torch.float32 else kernels.PAIRED_ROWS
+    bias, rows = module.bias, kernels.rows_of(dtype)
     if bias is not None and (bias.numel() % rows or padding.rows or not kernels.read_in_place(bias)):
         copied.append(bias)
     return copied
