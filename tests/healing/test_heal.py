@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from typing import Any
 
@@ -68,20 +69,29 @@ class TestResult:
             heal_(model, texts, teacher=dense, tokenizer=tokenizer, **QUICK)
         assert not changed(states(one), other)
 
+    @pytest.mark.parametrize("first", [1e-4, 4e-2])
     def test_a_learning_rate_is_chosen_on_held_out_texts(
-        self, pruned: Any, dense: Any, texts: list[str], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+        self,
+        first: float,
+        pruned: Any,
+        dense: Any,
+        texts: list[str],
+        tokenizer: Any,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(training, "_MOST_SHARE_OF_TRIALS", 1.0)
+        monkeypatch.setattr(training, "MOST_SHARE_OF_TRIALS", math.inf)
+        monkeypatch.setattr(training, "FIRST_RATE", first)
         healing = heal_(pruned, texts, teacher=dense, tokenizer=tokenizer, **{**QUICK, "learning_rate": None})
-        assert [rate for rate, _ in healing.trials] == list(training.RATES)
         losses = {rate: loss for rate, loss in healing.trials if loss is not None}
-        assert healing.learning_rate == min(losses, key=losses.__getitem__)
+        assert 2 < len(healing.trials) <= training.MOST_TRIALS
+        assert healing.learning_rate == min(losses, key=losses.__getitem__) != first
+        assert healing.healed
 
     def test_few_steps_are_spent_on_training_alone(
         self, pruned: Any, dense: Any, texts: list[str], tokenizer: Any
     ) -> None:
         healing = heal_(pruned, texts, teacher=dense, tokenizer=tokenizer, **{**QUICK, "learning_rate": None})
-        assert (healing.trials, healing.learning_rate) == ((), training.DEFAULT_RATE)
+        assert (healing.trials, healing.learning_rate) == ((), training.FIRST_RATE)
 
 
 class TestMasks:
