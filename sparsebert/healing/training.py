@@ -108,7 +108,7 @@ class Healer:
     def search(self) -> State:
         """Choose the learning rate, and leave the student as it was.
 
-        Rates are tried upwards from the first, or downwards if the second is no better, until one is worse
+        Rates are tried upwards from the first, or downwards where the second is worse, until one is worse
         than the one before it. Each gets the same few steps, with a schedule of their own, and is judged by
         the validation texts. A budget of few steps goes into the training alone.
         """
