@@ -17,6 +17,8 @@ from sparsebert.healing import training
 from sparsebert.healing.heal import Healing, heal_, zeros_of
 from tests.healing.conftest import QUICK, pruned_copy, tiny
 
+transformers = pytest.importorskip("transformers")
+
 HEADS = ("BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering")
 
 
@@ -48,6 +50,22 @@ class TestResult:
         assert healing.measure == "logits"
         assert healing.loss_after < 0.7 * healing.loss_before
         assert healing.agreement_after > healing.agreement_before
+
+    @pytest.mark.parametrize("family", ["Roberta", "DistilBert", "Electra"])
+    def test_every_family_heals(self, family: str, texts: list[str], tokenizer: Any) -> None:
+        sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 48}
+        if family == "DistilBert":
+            sizes = {"dim": 32, "n_heads": 2, "n_layers": 2, "hidden_dim": 48}
+        config = getattr(transformers, f"{family}Config")(
+            vocab_size=65, max_position_embeddings=32, initializer_range=0.2, pad_token_id=0, **sizes
+        )
+        torch.manual_seed(0)
+        dense = getattr(transformers, f"{family}Model")(config).eval()
+        model = pruned_copy(dense)
+        masks = Ticket.from_model(model)
+        healing = heal_(model, texts, teacher=dense, tokenizer=tokenizer, max_length=16, **QUICK)
+        assert healing.loss_after < healing.loss_before
+        assert Ticket.from_model(model) == masks
 
     def test_no_label_is_read(
         self, texts: list[str], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
@@ -253,6 +271,10 @@ class TestBadInput:
     ) -> None:
         message = self.refusal(pruned, texts, teacher=dense, tokenizer=tokenizer, max_length=64)
         assert message == "max_length must be at most 32, the model's positions, got 64"
+
+    def test_another_dtype(self, pruned: Any, dense: Any, texts: list[str], tokenizer: Any) -> None:
+        message = self.refusal(pruned.bfloat16(), texts, teacher=dense, tokenizer=tokenizer)
+        assert message == "the model must be float32, got torch.bfloat16: call .float() on it"
 
     def test_a_model_that_is_packed(self, pruned: Any, dense: Any, texts: list[str], tokenizer: Any) -> None:
         packed = sparsify_(pruned, measure=False)
