@@ -178,4 +178,4 @@ $(DEEPSPARSE)/.installed:
 	@touch $@
 
 .PHONY: help setup setup-all setup-rivals demo test test-slow test-real test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
-    lottery docs lint mutants bench bench-compare bench-deepsparse results results-cpu clean clean-all
+    lottery arena docs lint mutants bench bench-compare bench-deepsparse results results-cpu clean clean-all

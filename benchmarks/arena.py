@@ -2,8 +2,8 @@
 
 Two parts, on sentences of SST-2 and MRPC in the folder that SPARSEBERT_DATA names:
 
-- minilm: MiniLM's embeddings, judged by their cosine to the dense ones. `optimize` for each `--keep`, then the
-  arena of all dense libraries, sparsebert's dense engines and the optimized folders;
+- minilm: MiniLM's embeddings, judged by their cosine to the dense ones. `optimize` for each `--keep`, then
+  the arena of all dense libraries, sparsebert's dense engines and the optimized folders;
 - classifier: the same for an SST-2 classifier that was trained dense (`--classifier FOLDER`), judged by its
   accuracy on SST-2's dev set.
 
