@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -86,13 +87,9 @@ def _write_data(folder: Path) -> None:
         f"data/{task}/{split}.tsv": lines for task, lines in tables.items() for split in ("train", "dev")
     }
     files |= {f"data/wikitext-2/wiki.{split}.raw": list(SENTENCES) * 4 for split in ("train", "valid")}
-    files |= {"reviews.csv": reviews, "held-out.csv": reviews, "sentences.txt": _sentences()}
+    files |= {"reviews.csv": reviews, "held-out.csv": reviews, "sentences.txt": list(SENTENCES)}
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    files["texts.txt"] = [" ".join(texts) for texts in permutations(words[:6], 4)]
     for name, lines in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("\n".join(lines) + "\n")
-
-
-def _sentences() -> list[str]:
-    """Return as many different sentences as the commands need that judge a model."""
-    words = [word for sentence in SENTENCES for word in sentence.split()]
-    return [*SENTENCES, *(" ".join(words[i % 7 :][: 3 + i // 7]) for i in range(70))]
