@@ -26,7 +26,7 @@ from torch import Tensor
 from ..formats import ElementSparse, PackedWeight, RowPanelSparse, VectorInt8, VectorSparse
 from ..memory import readable
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 LIBRARY = Path(__file__).with_name("_native.so")
 # Environment variables, read when the library is loaded: the path of another library, and an instruction set
 # to use instead of the best.
