@@ -110,8 +110,8 @@ class FusedModel(nn.Module):
                 raise PlainPath("the encoder has hooks")
             described = current_layers(encoder)
         ends = self._ends
-        if ends is None or ends.dtype != described.dtype or not ends.is_current():
-            ends = self.__dict__["_ends"] = Ends(self, self.family, described.dtype)
+        if ends is None or ends.form != described.form or not ends.is_current():
+            ends = self.__dict__["_ends"] = Ends(self, self.family, described.form)
         ends.require_undisturbed()
         return described, ends
 
@@ -137,7 +137,10 @@ class FusedModel(nn.Module):
                 raise PlainPath("the attention mask is not [batch, tokens] on the CPU")
             if mask.dtype not in MASK_DTYPES:
                 mask = mask.bool()
-        return described.encoder.of_ids(ids, mask, types, ends.native)
+        states, pooled, _ = described.encoder.of_ids(
+            ids, mask, types, ends.native, dtype=described.form.stored
+        )
+        return states, pooled
 
     def _of_embedded(self, described: NativeLayers, ends: Ends, ids: Any, embedded: Any, mask: Any) -> Tensor:
         """Run the layers of a base model without an encoder of its own on the caller's embeddings."""
@@ -145,8 +148,9 @@ class FusedModel(nn.Module):
             raise PlainPath("the call has token ids and embeddings, or none")
         if torch.is_grad_enabled() and embedded.requires_grad:
             raise PlainPath(RECORDED_GRADIENTS)
-        if not embedded.is_cpu or embedded.dtype != torch.float32 or not embedded.numel():
-            raise PlainPath(f"the input is {embedded.dtype} on {embedded.device}, not torch.float32 on cpu")
+        stored = described.form.stored
+        if not embedded.is_cpu or embedded.dtype != stored or not embedded.numel():
+            raise PlainPath(f"the input is {embedded.dtype} on {embedded.device}, not {stored} on cpu")
         if not plain_inference(embedded):
             raise PlainPath("the call is traced, transformed or under autocast")
         if mask is not None:
