@@ -26,8 +26,9 @@ from sparsebert.nn.plain_path import (
     require_inference,
     say_once,
 )
+from sparsebert.nn.sentence_call import attach_vectors, wanted_reduction
 from sparsebert_kernels.cpu import native
-from sparsebert_kernels.cpu.encoder import BadTokens, OutOfRange
+from sparsebert_kernels.cpu.encoder import BadTokens, OutOfRange, WeightedMask
 from sparsebert_kernels.ops import plain_inference
 
 MASK_DTYPES = (torch.bool, torch.int64)
@@ -132,14 +133,23 @@ class FusedModel(nn.Module):
             or not types.is_cpu
         ):
             raise PlainPath("the token types are not int64 like the token ids")
+        converted = False
         if mask is not None:
             if type(mask) is not Tensor or mask.shape != ids.shape or not mask.is_cpu:
                 raise PlainPath("the attention mask is not [batch, tokens] on the CPU")
-            if mask.dtype not in MASK_DTYPES:
+            if converted := mask.dtype not in MASK_DTYPES:
                 mask = mask.bool()
-        states, pooled, _ = described.encoder.of_ids(
-            ids, mask, types, ends.native, dtype=described.form.stored
+        # A pooling gets the caller's own mask.
+        reduction = None if mask is None or converted else wanted_reduction(self)
+        run = functools.partial(
+            described.encoder.of_ids, ids, mask, types, ends.native, dtype=described.form.stored
         )
+        try:
+            states, pooled, vectors = run(reduction=reduction)
+        except WeightedMask:  # left to the pooling
+            return run()[:2]
+        if reduction is not None and vectors is not None:
+            attach_vectors(states, vectors, mask, reduction)
         return states, pooled
 
     def _of_embedded(self, described: NativeLayers, ends: Ends, ids: Any, embedded: Any, mask: Any) -> Tensor:

@@ -45,11 +45,10 @@ def native_form(tolerance: str, stored: torch.dtype) -> NativeForm:
         raise PlainPath("no engine computes in torch.float16: convert the model to bfloat16 or float32")
     if stored not in (torch.float32, torch.bfloat16):
         raise PlainPath(f"no engine computes in {stored}: it takes torch.float32 or torch.bfloat16")
-    paired = kernels.has_engine(torch.bfloat16)
-    if stored == torch.bfloat16 and not paired:
+    if stored == torch.float32 and (tolerance == "fp32" or not kernels.has_engine(torch.bfloat16)):
+        return NativeForm(torch.float32, torch.float32, torch.float32)
+    if not kernels.has_engine(torch.bfloat16):
         raise PlainPath(f"{native.instruction_set()} has no engine for models in torch.bfloat16")
-    if not paired or (stored == torch.float32 and tolerance == "fp32"):
-        return NativeForm(torch.float32, stored, torch.float32)
     return NativeForm(torch.bfloat16, stored, torch.int8 if tolerance == "int8" else torch.bfloat16)
 
 

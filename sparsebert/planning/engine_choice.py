@@ -230,7 +230,7 @@ def decide_encoder(
     obstacle = why_no_paired_engine() if lower or in_bf16 else None
     if stored not in (torch.float32, torch.bfloat16) or (in_bf16 and obstacle):
         return without_choice(f"not fused: {why_not_fusible(model)}")
-    engines = () if in_bf16 else (FP32,)
+    engines: tuple[str, ...] = () if in_bf16 else (FP32,)
     if not obstacle and (lower or in_bf16):
         engines += (PAIRED,)
         if LOWEST in lower and _has_dense_layers(model, planned):
@@ -323,7 +323,9 @@ def _predicted_linear(linear: Any, plan: LayerPlan | None, way: str, costs: CpuC
         seconds = plan.predicted_us / 1e6 if plan.predicted_us else None
     elif way in (PAIRED, PAIRED_INT8):
         precision = TOLERANCES[way] if plan is None else plan.precision or "bf16"
-        work = WorkEstimate("row_panel", rows * columns, lines, 0, DENSE_PANELS[precision], precision=precision)
+        work = WorkEstimate(
+            "row_panel", rows * columns, lines, 0, DENSE_PANELS[precision], precision=precision
+        )
         seconds = costs.seconds(work) if costs.supports(work) else None
     else:
         precision = plan.precision if plan else ""

@@ -187,7 +187,9 @@ def test_sparsify_chooses_and_replan_chooses_again() -> None:
 
 def test_saved_and_loaded_in_bfloat16(tmp_path: Any) -> None:
     model = bert().to(BF16)
-    sparsify_(model, prune(model, sparsity=0.9, granularity="block", block_size=(32, 2)), fuse=True, measure=False)
+    sparsify_(
+        model, prune(model, sparsity=0.9, granularity="block", block_size=(32, 2)), fuse=True, measure=False
+    )
     expected = answers(model)
     model.save_pretrained(tmp_path)
     loaded = transformers.AutoModel.from_pretrained(tmp_path, dtype=BF16)

@@ -110,7 +110,9 @@ def modern_bert(**changes: Any) -> Any:
     """A small ModernBERT of four layers, of which two attend to four tokens on either side."""
     torch.manual_seed(0)
     sizes = SIZES | {"num_attention_heads": 3, "num_hidden_layers": 4, "local_attention": 8}
-    return spread(transformers.ModernBertModel(transformers.ModernBertConfig(**sizes | SPECIAL | changes)).eval())
+    return spread(
+        transformers.ModernBertModel(transformers.ModernBertConfig(**sizes | SPECIAL | changes)).eval()
+    )
 
 
 FAMILIES |= {

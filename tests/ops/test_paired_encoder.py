@@ -121,9 +121,7 @@ class Problem:
                     pre_norm=self.pre_norm,
                     gated=self.gated,
                     window=self.window,
-                    relative_bias=None
-                    if self.reach is None
-                    else torch.randn(heads, 2 * self.reach + 1),
+                    relative_bias=None if self.reach is None else torch.randn(heads, 2 * self.reach + 1),
                     rotary=torch.cat((angles.cos(), angles.sin()), 1) if self.rotary else None,
                 )
             )
@@ -305,7 +303,9 @@ class TestEnds:
         assert (states - exact).norm() < 0.01 * exact.norm()
         assert (pooled - pooled_exact).norm() < 0.01 * pooled_exact.norm()
         narrow = NativeEnds(
-            replace(ends, **{name: getattr(ends, name).bfloat16() for name in ("words", "positions", "types")}),
+            replace(
+                ends, **{name: getattr(ends, name).bfloat16() for name in ("words", "positions", "types")}
+            ),
             BF16,
         )
         narrow_states, narrow_pooled, _ = encoder.of_ids(ids, mask, kinds, narrow, dtype=BF16)

@@ -85,7 +85,9 @@ def test_a_mask_that_weights_tokens_is_left_to_torch() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match=r"must be \[batch, tokens, hidden\] of torch.float32 or torch.bfloat16 on cpu"):
+    with pytest.raises(
+        ValueError, match=r"must be \[batch, tokens, hidden\] of torch.float32 or torch.bfloat16 on cpu"
+    ):
         pool(STATES.double(), None, mean=True)
     with pytest.raises(ValueError, match=r"must be \[4, 9\] of torch.bool or torch.int64"):
         pool(STATES, MASK.float(), mean=True)

@@ -405,7 +405,7 @@ class NativeEncoder:
 
 def has_engine(dtype: torch.dtype) -> bool:
     """Return whether the library and this machine have the engine for activations of a dtype."""
-    return native.available() and bool(native.library().sb_has_engine(_ENGINES[dtype]))
+    return native.has_engine(_ENGINES[dtype])
 
 
 def _described(

@@ -184,6 +184,17 @@ def use_instruction_set(name: str) -> None:
             f"instruction set {name!r} is not supported here; supported: {', '.join(instruction_sets())}"
         )
     _computes.cache_clear()
+    _has_engine.cache_clear()
+
+
+def has_engine(engine: int) -> bool:
+    """Return whether the instruction set in use has an engine for whole encoders (``sb_engine``)."""
+    return available() and _has_engine(engine)
+
+
+@functools.cache
+def _has_engine(engine: int) -> bool:
+    return bool(library().sb_has_engine(engine))
 
 
 def extensions() -> dict[str, str | None]:
