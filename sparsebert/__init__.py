@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sparsebert.compact import compact_, compaction_description, expand_, rebuild_
     from sparsebert.fuse import fuse_, unfuse_
     from sparsebert.nn.sparse_linear import SparseLinear
+    from sparsebert.one_shot.prune_in_place import prune_
     from sparsebert.planning.planner import plan
     from sparsebert.pruning import prune
     from sparsebert.replan import replan_
@@ -33,6 +34,7 @@ __all__ = [
     "fuse_",
     "plan",
     "prune",
+    "prune_",
     "rebuild_",
     "replan_",
     "sparsify_",
@@ -49,6 +51,7 @@ _HOMES = {
     "fuse_": "sparsebert.fuse",
     "plan": "sparsebert.planning.planner",
     "prune": "sparsebert.pruning",
+    "prune_": "sparsebert.one_shot",
     "rebuild_": "sparsebert.compact",
     "replan_": "sparsebert.replan",
     "sparsify_": "sparsebert.sparsify",

@@ -29,7 +29,7 @@ PACKAGES = {"sparsebert": ROOT, "sparsebert_kernels": ROOT / "kernels"}
 LAYERS = (
     {"sparsebert_kernels"},
     {"bert", "linear_layers", "atomic", "file_types", "json_object", "results", "tickets", "checkpoints"},
-    {"cost", "nn", "pruning", "compaction"},
+    {"cost", "nn", "pruning", "one_shot", "compaction"},
     {"planning", "sparsify", "replan", "fuse", "compact", "tasks", "report", "hf"},
     {"interop", "mask_learning", "training", "lottery"},
     {"bench", "workflows", "cli", "demo"},

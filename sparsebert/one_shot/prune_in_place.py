@@ -1,0 +1,329 @@
+"""One-shot pruning that changes the weights that stay: layer by layer, written into the model."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsebert.bert import resolve
+from sparsebert.linear_layers import Filter
+from sparsebert.one_shot.calibration import Residuals, TokenFilter, checked_batches, encoded, stage_moments
+from sparsebert.one_shot.layer_problem import (
+    LAYER_METHODS,
+    LayerMethod,
+    LayerProblem,
+    PrunedMatrix,
+    SingularHessianError,
+    Target,
+)
+from sparsebert.one_shot.moments import Moments
+from sparsebert.one_shot.progress_file import ProgressFile
+from sparsebert.one_shot.segments import Segment, segments_of
+from sparsebert.pruning.density import Number, as_sparsity, parse_sparsity
+from sparsebert.pruning.gradients import evaluating
+from sparsebert.pruning.granularity import ACROSS_MATRICES, PANEL, kinds_in, parse_granularity, spelled_out
+from sparsebert.pruning.prunable_structure import prunable_structure
+from sparsebert.pruning.read_matrices import loaded_weight, read_matrix
+from sparsebert.pruning.registry import methods
+from sparsebert.pruning.unit_groups import unit_groups
+from sparsebert.tickets.provenance import describe_model, weight_hash
+from sparsebert.tickets.ticket import Ticket
+from sparsebert_kernels.errors import unknown
+
+REPRODUCE = ("dense", "layer")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What pruning one matrix gave.
+
+    Attributes:
+        key: Key of the matrix.
+        error: Share of its outputs' energy that is lost on the calibration data.
+        sparsity: Share of its weights that are pruned.
+        done: Share of the whole work that is done.
+        seconds_left: Estimate of the time that the rest takes.
+    """
+
+    key: str
+    error: float
+    sparsity: float
+    done: float
+    seconds_left: float
+
+
+class _Work:
+    """Share of the work done, and the time that is left.
+
+    Args:
+        costs: Key -> work of a matrix, in any unit.
+        finished: Keys that an earlier call has finished.
+    """
+
+    def __init__(self, costs: Mapping[str, float], finished: Iterable[str]) -> None:
+        self._costs = costs
+        self._total = sum(costs.values())
+        self._resumed = self._done = sum(costs[key] for key in finished)
+        self._began = time.monotonic()
+
+    def finish(self, key: str) -> None:
+        """Count a matrix as done."""
+        self._done += self._costs[key]
+
+    def report(self, key: str, error: float, sparsity: float) -> Report:
+        """Report a matrix that was just finished."""
+        pace = (time.monotonic() - self._began) / (self._done - self._resumed)
+        return Report(key, error, sparsity, self._done / self._total, pace * (self._total - self._done))
+
+
+def prune_(
+    model: nn.Module,
+    method: str | LayerMethod = "sparsegpt",
+    *,
+    data: Any,
+    sparsity: Number | None = None,
+    densities: Mapping[str, Number] | None = None,
+    granularity: str = "element",
+    block_size: tuple[int, int] | None = None,
+    round_to: int | None = None,
+    reproduce: str = "dense",
+    tokenizer: Any = None,
+    include_pooler: bool = False,
+    filter: Filter | None = None,
+    magnitude_where_singular: bool = False,
+    checkpoint: Path | None = None,
+    progress: Callable[[Report], None] | None = None,
+) -> Ticket:
+    """Prune a model by calibration data, and write the weights that stay, changed, into the model.
+
+    Layers are pruned one after the other, each on the activations of the model as pruned so far. Every matrix
+    keeps the same share of weights, unless ``densities`` says otherwise. No labels are read.
+
+    Args:
+        model: As for :func:`sparsebert.prune`. Its weights change in place: pruned ones become 0.
+        method: A registered name ("wanda", "sparsegpt", "obs", "alps") or a method object with its options.
+        data: Batches (keyword arguments for the model), or, with a ``tokenizer``, a list of texts.
+        sparsity: Share of the weights of each matrix to prune, in [0, 1); None for n:m patterns.
+        densities: Share of weights to keep by key, for the matrices that differ.
+        granularity: "element"; "block" or "4x1"; "panel" or "panel(32,2)"; "row"; "column"; or n of m, such
+            as "2:4".
+        block_size: As for :func:`sparsebert.prune`.
+        round_to: As for :func:`sparsebert.prune`.
+        reproduce: What each matrix is to reproduce. "dense": the dense model's outputs, from the pruned
+            model's inputs, including what the residual connections have lost; biases are adjusted. "layer":
+            its own outputs on the pruned model's inputs, as published for SparseGPT, ALPS and others. Methods
+            that do not change weights always reproduce "layer".
+        tokenizer: Tokenizer for texts.
+        include_pooler: Prune the pooler's matrix too.
+        filter: As for :func:`sparsebert.prune`.
+        magnitude_where_singular: Prune a matrix whose Hessian is singular by magnitude, instead of failing.
+        checkpoint: File that holds the finished layers; a call that was killed goes on after the last of
+            them. The caller deletes it once the result is safe.
+        progress: Called after each matrix.
+
+    Returns:
+        The ticket. ``metadata["errors"]`` holds the error of each matrix, see
+        :meth:`~sparsebert.one_shot.LayerProblem.error`, and ``metadata["model"]["weights"]`` the hash of the
+        changed weights.
+
+    Raises:
+        ValueError: A name is unknown, or an option does not fit; there is no data; a text is longer than the
+            model's positions; activations are not finite; a Hessian is singular.
+    """
+    layer_method = _find(method)
+    if reproduce not in REPRODUCE:
+        raise unknown("value of reproduce", reproduce, REPRODUCE)
+    granularity, block_size = spelled_out(granularity, block_size)
+    units = parse_granularity(granularity, block_size, round_to)
+    if kinds_in(granularity):
+        raise ValueError(
+            f"granularity {granularity!r} does not fit method {layer_method.name}, which prunes matrix by "
+            f"matrix; {', '.join(ACROSS_MATRICES)} need a method for units across matrices"
+        )
+    if granularity == PANEL and block_size is not None:
+        round_to = units.quantum * block_size[1]
+    density = parse_sparsity(sparsity, units)
+    assert isinstance(density, Fraction)
+    batches = _batches(model, data, tokenizer)
+    _, keys = prunable_structure(model, granularity, include_pooler=include_pooler, filter=filter)
+    shapes = {key: loaded_weight(model, key).shape for key in keys}
+    shares = _shares(keys, density, densities)
+    targets = {
+        group.name: Target(group, shares[group.name], pattern=units.pattern)
+        for group in unit_groups(granularity, block_size, shapes, None, round_to)
+    }
+    step: dict[str, Any] = {
+        "method": layer_method.name,
+        "options": dict(vars(layer_method)),
+        "sparsity": as_sparsity(density),
+        "granularity": granularity,
+        "scope": "matrix",
+        "reproduce": reproduce if layer_method.compensates else "layer",
+        "calibration": _describe(batches),
+    }
+    step |= {"block_size": list(block_size)} if block_size else {}
+    step |= {"round_to": round_to} if round_to else {}
+    step |= {"densities": {key: float(share) for key, share in shares.items()}} if densities else {}
+    before = weight_hash(model)
+    saved = ProgressFile(checkpoint, {**step, "weights": before})
+    run = _Run(model, layer_method, targets, step["reproduce"] == "dense", magnitude_where_singular, saved)
+    with evaluating(model), torch.no_grad():
+        run.prune(segments_of(model, keys, batches), TokenFilter(batches), progress)
+    origin = {**describe_model(model), "weights": weight_hash(model), "dense_weights": before}
+    return Ticket(
+        {key: run.masks[key] for key in keys},
+        metadata={
+            **step,
+            "errors": run.errors,
+            "model": origin,
+            "history": [{"operation": "prune_", **step}],
+        },
+    )
+
+
+@dataclass
+class _Run:
+    """The state of a call of :func:`prune_`."""
+
+    model: nn.Module
+    method: LayerMethod
+    targets: Mapping[str, Target]
+    asymmetric: bool
+    magnitude_where_singular: bool
+    saved: ProgressFile
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def prune(
+        self, segments: Sequence[Segment], tokens: TokenFilter, progress: Callable[[Report], None] | None
+    ) -> None:
+        """Prune segment by segment, each on the outputs of the pruned ones before it."""
+        work = _Work({key: _cost(target) for key, target in self.targets.items()}, self.saved.errors)
+        residuals = Residuals(self.model)
+        segment = segments[0]
+        dense = segment.twin() if self.asymmetric else None
+        for following in (*segments[1:], None):
+            for keys in segment.stages:
+                if all(map(self.saved.has, keys)):
+                    self._restore(keys)
+                    continue
+                moments = stage_moments(keys, segment, dense, tokens, residuals)
+                for key in keys:
+                    problem, pruned = self._prune_matrix(key, moments)
+                    self.errors[key] = problem.error(pruned.weight)
+                    work.finish(key)
+                    if progress is not None:
+                        progress(work.report(key, self.errors[key], 1 - float(pruned.mask.double().mean())))
+            finished = [key for keys in segment.stages for key in keys if not self.saved.has(key)]
+            self.saved.add(self._tensors(finished), {key: self.errors[key] for key in finished})
+            if following is not None:
+                dense = None if dense is None else dense.following(following.twin())
+                segment = segment.following(following)
+
+    def _prune_matrix(self, key: str, moments: Moments) -> tuple[LayerProblem, PrunedMatrix]:
+        """Prune a matrix and write weights and bias into the model."""
+        module: Any = resolve(self.model, key)
+        weight = read_matrix(self.model, key, None).double()
+        bias = module._parameters.get("bias")
+        problem = moments.problem(key, weight, bias is not None)
+        pruned = self._solve(problem, self.targets[key])
+        self.masks[key] = pruned.mask
+        module.weight.copy_(pruned.weight)
+        if bias is not None:
+            bias.copy_(moments.bias(bias.detach().cpu().double(), weight, pruned.weight))
+        return problem, pruned
+
+    def _solve(self, problem: LayerProblem, target: Target) -> PrunedMatrix:
+        try:
+            return self.method.prune_layer(problem, target)
+        except SingularHessianError as error:
+            if not self.magnitude_where_singular:
+                raise
+            warnings.warn(f"{error}; pruned by magnitude", stacklevel=4)
+            mask = target.choose(problem.weight.abs())
+            return PrunedMatrix(problem.weight.where(mask, 0.0), mask)
+
+    def _tensors(self, keys: Sequence[str]) -> dict[str, Tensor]:
+        """Return weight, bias and mask of matrices by name, for the checkpoint."""
+        tensors = {f"{key}.mask": self.masks[key] for key in keys}
+        for key in keys:
+            for name, parameter in resolve(self.model, key).named_parameters(recurse=False):
+                tensors[f"{key}.{name}"] = parameter
+        return tensors
+
+    def _restore(self, keys: Sequence[str]) -> None:
+        """Write finished matrices from the checkpoint into the model."""
+        for key in keys:
+            self.masks[key] = self.saved.tensors[f"{key}.mask"]
+            self.errors[key] = self.saved.errors[key]
+            for name, parameter in resolve(self.model, key).named_parameters(recurse=False):
+                parameter.copy_(self.saved.tensors[f"{key}.{name}"])
+
+
+def _cost(target: Target) -> float:
+    """Return the work of pruning a matrix: a sweep over its columns, and factors of its Hessian."""
+    out_features, in_features = target.group.shapes[target.group.name]
+    return float(in_features**2 * (out_features + in_features))
+
+
+def _find(method: str | LayerMethod) -> LayerMethod:
+    if isinstance(method, str) and method in LAYER_METHODS:
+        found: LayerMethod = LAYER_METHODS[method]()
+        return found
+    if isinstance(method, str) and method in methods():
+        raise ValueError(f"method {method!r} does not change weights and needs no calibration: call prune")
+    if isinstance(method, str) or not hasattr(method, "prune_layer"):
+        raise unknown("one-shot method", method, LAYER_METHODS)
+    return method
+
+
+def _batches(model: nn.Module, data: Any, tokenizer: Any) -> list[dict[str, Any]]:
+    """Return calibration batches of batches or texts."""
+    if (
+        not isinstance(data, (str, Mapping))
+        and isinstance(data, Sequence)
+        and data
+        and isinstance(data[0], str)
+    ):
+        if tokenizer is None:
+            raise ValueError("data holds texts: pass the model's tokenizer too")
+        data = encoded(data, tokenizer)
+    return checked_batches(model, data)
+
+
+def _shares(
+    keys: Sequence[str], density: Fraction, densities: Mapping[str, Number] | None
+) -> dict[str, Fraction]:
+    """Return the density of each matrix."""
+    if unknown_keys := (densities or {}).keys() - set(keys):
+        raise unknown("matrix in densities", min(unknown_keys), keys)
+    shares = dict.fromkeys(keys, density)
+    for key, share in (densities or {}).items():
+        if isinstance(share, bool) or not 0 < share <= 1:
+            raise ValueError(f"the density of {key} must be above 0 and at most 1, got {share!r}")
+        shares[key] = Fraction(str(share))
+    return shares
+
+
+def _describe(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Describe calibration data: texts, tokens and digest."""
+    digest, texts, tokens = hashlib.sha256(), 0, 0
+    for batch in batches:
+        for name, value in sorted(batch.items()):
+            if isinstance(value, Tensor):
+                digest.update(f"{name} {tuple(value.shape)}\n".encode())
+                digest.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
+        first = next(value for value in batch.values() if isinstance(value, Tensor))
+        texts += len(first)
+        mask = batch.get("attention_mask")
+        tokens += int(mask.sum()) if isinstance(mask, Tensor) else first.numel()
+    return {"texts": texts, "tokens": tokens, "sha256": digest.hexdigest()}
