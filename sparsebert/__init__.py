@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sparsebert.replan import replan_
     from sparsebert.sparsify import densify_, sparsify_
     from sparsebert.tickets.ticket import Ticket
+    from sparsebert.workflows.optimize import optimize
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "densify_",
     "expand_",
     "fuse_",
+    "optimize",
     "plan",
     "prune",
     "prune_",
@@ -49,6 +51,7 @@ _HOMES = {
     "densify_": "sparsebert.sparsify",
     "expand_": "sparsebert.compact",
     "fuse_": "sparsebert.fuse",
+    "optimize": "sparsebert.workflows.optimize",
     "plan": "sparsebert.planning.planner",
     "prune": "sparsebert.pruning",
     "prune_": "sparsebert.one_shot",

@@ -28,7 +28,7 @@ def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
     Where another result could be expected, the layers run one by one as before, and a warning says why, once:
     recorded gradients, training, requested hidden states or attentions, hooks or replaced modules inside the
     encoder, another device than the CPU, another dtype than float32 and bfloat16 (float16 too: no engine
-    computes in it), a mask that differs between queries, rows of a batch that begin with padding or hold
+    takes such models), a mask that differs between queries, rows of a batch that begin with padding or hold
     nothing else, weights made under ``torch.inference_mode()`` that the native form copies, an attention that
     the user registered, compilers and tracers; in MPNet and ModernBERT also padding between tokens, and in
     ModernBERT ``position_ids``. For ``inputs_embeds``, ``position_ids`` and hooks around the encoder,

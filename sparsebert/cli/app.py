@@ -17,13 +17,16 @@ import typer
 
 import sparsebert
 from sparsebert.atomic import DiskFullError
+from sparsebert.cli.arena import arena
 from sparsebert.cli.bench import bench
 from sparsebert.cli.command import Command
 from sparsebert.cli.convert import convert
 from sparsebert.cli.env import env
 from sparsebert.cli.evaluate import evaluate
 from sparsebert.cli.exit_codes import BAD_INPUT, BROKEN_PIPE, STOPPED, CommandFailed
+from sparsebert.cli.heal import heal
 from sparsebert.cli.help_format import GroupHelp
+from sparsebert.cli.optimize import optimize
 from sparsebert.cli.prune import prune
 from sparsebert.cli.renamed_options import with_current_names
 from sparsebert.cli.report import report
@@ -34,8 +37,11 @@ from sparsebert_kernels.errors import first_line
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
+    "arena": arena,
     "env": env,
+    "optimize": optimize,
     "prune": prune,
+    "heal": heal,
     "train": train,
     "eval": evaluate,
     "transfer": transfer,
@@ -119,13 +125,13 @@ def _require_one_length(arguments: list[str]) -> None:
 
 
 def _require_a_running_model(arguments: list[str]) -> None:
-    """Raise ValueError for options of execution in a command that only finds tickets: they have no precision."""
+    """Raise ValueError for options of execution in a command that only finds tickets."""
     command, *rest = arguments
     given = [name for argument in rest if (name := argument.partition("=")[0]) in EXECUTION_OPTIONS]
     if given and command in TICKET_COMMANDS:
         raise ValueError(
-            f"{given[0]} does not apply to {command}: a ticket has no precision; choose it where the model runs, "
-            "in bench, eval or convert --to sparse"
+            f"{given[0]} does not apply to {command}: a ticket has no precision; choose it where the model "
+            "runs, in bench, eval or convert --to sparse"
         )
 
 

@@ -17,7 +17,7 @@ from sparsebert.cli.stamped import stamped
 if TYPE_CHECKING:
     from sparsebert.one_shot.prune_in_place import Report
 
-ONE_SHOT = ("wanda", "sparsegpt")
+ONE_SHOT = ("wanda", "sparsegpt", "alps", "obs")
 
 
 def prune_to_folder(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.nn.encoder_layers import Family, model_family, model_result
+from sparsebert.nn.fp16_range import within_range
 from sparsebert.nn.fused_encoder import LEFT_BY_CALLS, FusedEncoder
 from sparsebert.nn.native_ends import Ends
 from sparsebert.nn.native_layers import NativeLayers, current_layers
@@ -87,17 +88,21 @@ class FusedModel(nn.Module):
             if not is_input and value is not None and value is not False:
                 raise PlainPath(f"the call has the argument {name}")
         require_inference(self)
-        described, ends = self._described()
-        ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
-        mask = given.get("attention_mask")
-        if embedded is not None:
-            states, pooled = self._of_embedded(described, ends, ids, embedded, mask), None
-        else:
-            states, pooled = self._of_ids(described, ends, ids, mask, given.get("token_type_ids"))
+        runner = self if self._runs_layers else self._modules[self.family.encoder[0]]
+        states, pooled = within_range(runner, lambda: self._states(given))
         if return_dict is False and self.family.relative_bias:
             return states, pooled
         result = model_result(self.family, states, pooled)
         return result.to_tuple() if return_dict is False else result
+
+    def _states(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Return the last layer's output, and the pooler's, if any."""
+        described, ends = self._described()
+        ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
+        mask = given.get("attention_mask")
+        if embedded is not None:
+            return self._of_embedded(described, ends, ids, embedded, mask), None
+        return self._of_ids(described, ends, ids, mask, given.get("token_type_ids"))
 
     def _described(self) -> tuple[NativeLayers, Ends]:
         """Return the native descriptions of the layers and of what surrounds them, as they are now."""

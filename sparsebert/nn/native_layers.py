@@ -216,7 +216,7 @@ def _described(layer: EncoderLayer, shared: _SharedTables) -> kernels.EncoderLay
         attention_norm=norms[0],
         output_norm=norms[1],  # type: ignore[arg-type]
         epsilons=tuple(getattr(norm, "eps", 0.0) for norm in layer.norms),  # type: ignore[arg-type]
-        heads=heads if form.engine == torch.float32 else padded_heads(heads, rotary=pre_norm),
+        heads=padded_heads(heads, rotary=pre_norm) if form.engine == torch.bfloat16 else heads,
         scale=scale,
         activation=_activation(layer),
         pre_norm=pre_norm,

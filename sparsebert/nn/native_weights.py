@@ -15,14 +15,14 @@ from sparsebert_kernels.cpu import encoder as kernels
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.cpu.encoder import DensePanel, HeadGroup
 from sparsebert_kernels.cpu.row_panels import pack_row_panels, pad_columns, pad_rows, padded_heads
-from sparsebert_kernels.formats import ElementSparse, PackedWeight, VectorSparse
+from sparsebert_kernels.formats import ElementFp16, ElementSparse, PackedWeight, VectorSparse
 
 
 class NativeForm(NamedTuple):
     """The form in which an engine takes a model.
 
     Attributes:
-        engine: Dtype of the activations between the layers: float32, or bfloat16 in the paired engine.
+        engine: Dtype of the activations between the layers: float32, bfloat16 in the paired engine, float16.
         stored: Dtype of the model's parameters, inputs and results: float32 or bfloat16.
         dense: Dtype in which dense layers are stored for the engine: that of the engine, or int8.
     """
@@ -36,20 +36,25 @@ def native_form(tolerance: str, stored: torch.dtype) -> NativeForm:
     """Return the form of a model whose layers may compute in the precision ``tolerance``.
 
     The paired engine computes models in bfloat16, and others if the tolerance allows it and the library has
-    that engine for this machine. With "int8", dense layers are stored in int8 there.
+    that engine for this machine. With "int8", dense layers are stored in int8 there. The tolerance "fp16",
+    with which modules are fused where a timing chose it, is for the fp16 engine alone.
 
     Raises:
         PlainPath: No engine here computes models with parameters of the dtype ``stored``.
     """
     if stored == torch.float16:
-        raise PlainPath("no engine computes in torch.float16: convert the model to bfloat16 or float32")
+        raise PlainPath("no engine takes models in torch.float16: convert the model to bfloat16 or float32")
     if stored not in (torch.float32, torch.bfloat16):
-        raise PlainPath(f"no engine computes in {stored}: it takes torch.float32 or torch.bfloat16")
-    if stored == torch.float32 and (tolerance == "fp32" or not kernels.has_engine(torch.bfloat16)):
-        return NativeForm(torch.float32, torch.float32, torch.float32)
-    if not kernels.has_engine(torch.bfloat16):
-        raise PlainPath(f"{native.instruction_set()} has no engine for models in torch.bfloat16")
-    return NativeForm(torch.bfloat16, stored, torch.int8 if tolerance == "int8" else torch.bfloat16)
+        raise PlainPath(f"no engine takes models in {stored}, only in torch.float32 or torch.bfloat16")
+    engine = torch.bfloat16
+    if stored == torch.float32:
+        engine = {"fp32": torch.float32, "fp16": torch.float16}.get(tolerance, engine)
+    if engine != torch.float32 and not kernels.has_engine(engine):
+        if stored == torch.bfloat16:
+            raise PlainPath(f"{native.instruction_set()} has no engine for models in torch.bfloat16")
+        engine = torch.float32
+    in_int8 = engine == torch.bfloat16 and tolerance == "int8"
+    return NativeForm(engine, stored, torch.int8 if in_int8 else engine)
 
 
 def stored_dtype_of(module: nn.Module) -> torch.dtype:
@@ -131,7 +136,7 @@ def paddings_of(
         rotary: Whether halves of query and key are rotated together.
     """
     paddings = [UNPADDED] * 6
-    if form.engine == torch.float32:
+    if form.engine != torch.bfloat16:
         return paddings
     if list(heads) != padded_heads(heads, rotary=rotary):
         halves = 2 if rotary else 1
@@ -154,6 +159,8 @@ def packed_weight(module: Any, form: NativeForm, padding: Padding = UNPADDED) ->
         raise PlainPath(f"a weight is {weight.dtype} on {weight.device}, not {form.stored} on cpu")
     if form.engine == torch.bfloat16:
         return _row_panels(module, form, padding)
+    if form.engine == torch.float16:
+        return _in_fp16(module)
     if isinstance(module, RectangleLinear):
         live = module.whole(torch.ones_like(weight, dtype=torch.bool))
         return VectorSparse.from_dense(module.whole(weight.detach()), live)
@@ -170,16 +177,31 @@ def _own_weight(module: Any, form: NativeForm, padding: Padding) -> bool:
     return is_sparse and kernels.supports(module.packed, form.engine)
 
 
+def _in_fp16(module: Any) -> PackedWeight:
+    packed = module.packed if isinstance(module, SparseLinear) else None
+    try:
+        if isinstance(packed, ElementSparse) and packed.dtype == torch.float32:
+            return ElementFp16.from_fp32(packed)
+        return ElementFp16.from_dense(*_weight_and_mask(module))
+    except ValueError as error:
+        raise kernels.BeyondFp16(str(error)) from None
+
+
 def _row_panels(module: Any, form: NativeForm, padding: Padding) -> PackedWeight:
+    weight, mask = _weight_and_mask(module)
+    weight, mask = (pad_columns(pad_rows(each, padding.rows), padding.columns) for each in (weight, mask))
+    if isinstance(module, SparseLinear):
+        return pack_row_panels(weight, mask, torch.int8 if module.precision == "int8" else torch.bfloat16)
+    return pack_row_panels(weight, mask, form.dense)
+
+
+def _weight_and_mask(module: Any) -> tuple[Tensor, Tensor]:
     weight = module.weight.detach()
     # Zeros of a dense layer count as weights, as in fp32: sparsity is what `sparsify_` makes.
     mask = module.mask if isinstance(module, SparseLinear) else torch.ones_like(weight, dtype=torch.bool)
     if isinstance(module, RectangleLinear):
         weight, mask = module.whole(weight), module.whole(mask)
-    weight, mask = (pad_columns(pad_rows(each, padding.rows), padding.columns) for each in (weight, mask))
-    if isinstance(module, SparseLinear):
-        return pack_row_panels(weight, mask, torch.int8 if module.precision == "int8" else torch.bfloat16)
-    return pack_row_panels(weight, mask, form.dense)
+    return weight, mask
 
 
 def copied_of_linear(module: Any, form: NativeForm, padding: Padding = UNPADDED) -> list[Tensor]:
@@ -199,7 +221,7 @@ def copied_of_linear(module: Any, form: NativeForm, padding: Padding = UNPADDED)
                 "load the model outside it"
             )
         copied.append(weight)
-    bias, rows = module.bias, kernels.ROWS if form.engine == torch.float32 else kernels.PAIRED_ROWS
+    bias, rows = module.bias, kernels.rows_of(form.engine)
     if bias is not None and (bias.numel() % rows or padding.rows or is_copied(bias)):
         copied.append(bias)
     return copied

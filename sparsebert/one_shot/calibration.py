@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,12 @@ from sparsebert.bert import Structure, is_bert_like, structure
 from sparsebert.one_shot.moments import Moments
 from sparsebert.one_shot.segments import Segment
 
+# Arguments of models that hold labels.
+LABELS = ("labels", "start_positions", "end_positions")
 
-def checked_batches(model: nn.Module, data: Any) -> list[dict[str, Any]]:
-    """Return calibration batches, on the model's device and without labels.
+
+def checked_batches(model: nn.Module, data: Any, *, labels: bool = False) -> list[dict[str, Any]]:
+    """Return calibration batches on the model's device, without labels unless ``labels`` is set.
 
     Raises:
         ValueError: They are not mappings of keyword arguments, there is none, or one holds more tokens than
@@ -34,7 +38,7 @@ def checked_batches(model: nn.Module, data: Any) -> list[dict[str, Any]]:
             {
                 name: value.to(device) if isinstance(value, Tensor) else value
                 for name, value in batch.items()
-                if name not in ("labels", "start_positions", "end_positions")
+                if labels or name not in LABELS
             }
         )
     if not batches:
@@ -137,3 +141,34 @@ def stage_moments(
     if not moments.second.isfinite().all():
         raise ValueError(f"the inputs of {keys[0]} hold NaN or infinity on the calibration data")
     return moments
+
+
+def calibration_batches(
+    model: nn.Module, data: Any, tokenizer: Any, *, labels: bool = False
+) -> list[dict[str, Any]]:
+    """Return calibration batches of batches or, with a tokenizer, texts; see :func:`checked_batches`."""
+    if (
+        not isinstance(data, (str, Mapping))
+        and isinstance(data, Sequence)
+        and data
+        and isinstance(data[0], str)
+    ):
+        if tokenizer is None:
+            raise ValueError("data holds texts: pass the model's tokenizer too")
+        data = encoded(data, tokenizer)
+    return checked_batches(model, data, labels=labels)
+
+
+def describe_batches(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Describe calibration data: texts, tokens and digest."""
+    digest, texts, tokens = hashlib.sha256(), 0, 0
+    for batch in batches:
+        for name, value in sorted(batch.items()):
+            if isinstance(value, Tensor):
+                digest.update(f"{name} {tuple(value.shape)}\n".encode())
+                digest.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
+        first = next(value for value in batch.values() if isinstance(value, Tensor))
+        texts += len(first)
+        mask = batch.get("attention_mask")
+        tokens += int(mask.sum()) if isinstance(mask, Tensor) else first.numel()
+    return {"texts": texts, "tokens": tokens, "sha256": digest.hexdigest()}

@@ -16,6 +16,9 @@ from sparsebert.pruning.unit_groups import UnitGroup
 
 LAYER_METHODS: dict[str, type[Any]] = {}
 
+# Diagonal entry of an input that is always 0, as a share of the Hessian's mean diagonal.
+_DEAD = 1e-12
+
 
 class SingularHessianError(ValueError):
     """The Hessian of a matrix has no Cholesky factor, even damped."""
@@ -50,14 +53,13 @@ class LayerProblem:
     def damped_hessian(self, damping: float) -> Tensor:
         """Return H + damping * mean(diag H) * I, float64 [in, in].
 
-        The weights of inputs that are always 0 have no effect: their diagonal entries count as the mean, so
+        The weights of inputs that are always 0 have no effect: their diagonal entries become tiny instead, so
         that they are pruned first and the matrix stays invertible.
         """
         diagonal = self.hessian.diagonal()
         mean = diagonal.mean()
-        dead = diagonal == 0
-        extra = torch.full_like(diagonal, float(damping * mean)).masked_fill(dead, float(mean))
-        return self.hessian + torch.diag(extra)
+        extra = torch.full_like(diagonal, float(damping * mean))
+        return self.hessian + torch.diag(extra.masked_fill(diagonal == 0, float(_DEAD * mean)))
 
     def inverse_factor(self, damping: float) -> Tensor:
         """Return the upper Cholesky factor U of the inverse of the damped Hessian, H^-1 = U^T U.
@@ -103,6 +105,11 @@ class Target:
     def spans_columns(self) -> bool:
         """Whether units must be chosen over the whole matrix: rows reach across it, panels are rounded."""
         return self._units.block[1] is None or self._units.quantum > 1
+
+    @property
+    def unit_shape(self) -> tuple[int, int]:
+        """Rows and columns of a unit that is not at an edge."""
+        return self._units.block_in(self.group.shapes[self.group.name])
 
     @property
     def _units(self) -> Granularity:

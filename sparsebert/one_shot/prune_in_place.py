@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,13 @@ from torch import Tensor, nn
 
 from sparsebert.bert import resolve
 from sparsebert.linear_layers import Filter
-from sparsebert.one_shot.calibration import Residuals, TokenFilter, checked_batches, encoded, stage_moments
+from sparsebert.one_shot.calibration import (
+    Residuals,
+    TokenFilter,
+    calibration_batches,
+    describe_batches,
+    stage_moments,
+)
 from sparsebert.one_shot.layer_problem import (
     LAYER_METHODS,
     LayerMethod,
@@ -27,10 +32,12 @@ from sparsebert.one_shot.layer_problem import (
 )
 from sparsebert.one_shot.moments import Moments
 from sparsebert.one_shot.progress_file import ProgressFile
+from sparsebert.one_shot.prune_units import UNIT_METHODS, UnitMethod, prune_units_
 from sparsebert.one_shot.segments import Segment, segments_of
+from sparsebert.one_shot.unit_columns import prune_sources_, reader_of
 from sparsebert.pruning.density import Number, as_sparsity, parse_sparsity
 from sparsebert.pruning.gradients import evaluating
-from sparsebert.pruning.granularity import ACROSS_MATRICES, PANEL, kinds_in, parse_granularity, spelled_out
+from sparsebert.pruning.granularity import PANEL, kinds_in, parse_granularity, spelled_out
 from sparsebert.pruning.prunable_structure import prunable_structure
 from sparsebert.pruning.read_matrices import loaded_weight, read_matrix
 from sparsebert.pruning.registry import methods
@@ -87,7 +94,7 @@ class _Work:
 
 def prune_(
     model: nn.Module,
-    method: str | LayerMethod = "sparsegpt",
+    method: str | LayerMethod | UnitMethod = "sparsegpt",
     *,
     data: Any,
     sparsity: Number | None = None,
@@ -106,16 +113,20 @@ def prune_(
     """Prune a model by calibration data, and write the weights that stay, changed, into the model.
 
     Layers are pruned one after the other, each on the activations of the model as pruned so far. Every matrix
-    keeps the same share of weights, unless ``densities`` says otherwise. No labels are read.
+    keeps the same share of weights, unless ``densities`` says otherwise.
 
     Args:
         model: As for :func:`sparsebert.prune`. Its weights change in place: pruned ones become 0.
-        method: A registered name ("wanda", "sparsegpt", "obs", "alps") or a method object with its options.
+        method: A registered name ("wanda", "sparsegpt", "obs", "alps", "ziplm", "fisher-units") or a method
+            object with its options. "ziplm" and "fisher-units" prune neurons and heads, the former layer by
+            layer, the latter in all layers together; it reads labels if there are any.
         data: Batches (keyword arguments for the model), or, with a ``tokenizer``, a list of texts.
         sparsity: Share of the weights of each matrix to prune, in [0, 1); None for n:m patterns.
-        densities: Share of weights to keep by key, for the matrices that differ.
-        granularity: "element"; "block" or "4x1"; "panel" or "panel(32,2)"; "row"; "column"; or n of m, such
-            as "2:4".
+        densities: Share of weights to keep by key, for the matrices that differ; of neurons and heads, by the
+            keys of the down-projection and the attention's output projection.
+        granularity: "element"; "block" or "4x1"; "panel" or "panel(32,2)"; "row"; "column"; n of m, such as
+            "2:4"; or "neuron", "head" or "head+neuron". Of these, the columns of the down-projection and of
+            the attention's output projection are pruned, and with them the rows that feed them.
         block_size: As for :func:`sparsebert.prune`.
         round_to: As for :func:`sparsebert.prune`.
         reproduce: What each matrix is to reproduce. "dense": the dense model's outputs, from the pruned
@@ -139,28 +150,51 @@ def prune_(
         ValueError: A name is unknown, or an option does not fit; there is no data; a text is longer than the
             model's positions; activations are not finite; a Hessian is singular.
     """
-    layer_method = _find(method)
     if reproduce not in REPRODUCE:
         raise unknown("value of reproduce", reproduce, REPRODUCE)
+    found = _find(method)
+    if hasattr(found, "prune_units"):
+        _require_layerwise(
+            found.name,
+            densities=densities,
+            block_size=block_size,
+            round_to=round_to,
+            include_pooler=include_pooler,
+            magnitude_where_singular=magnitude_where_singular,
+            reproduce="" if reproduce == "dense" else reproduce,
+        )
+        return prune_units_(
+            model,
+            found,
+            data=data,
+            sparsity=sparsity,
+            granularity=granularity,
+            tokenizer=tokenizer,
+            filter=filter,
+            progress=None if progress is None else _UnitProgress(progress),
+        )
+    layer_method: LayerMethod = found
     granularity, block_size = spelled_out(granularity, block_size)
     units = parse_granularity(granularity, block_size, round_to)
-    if kinds_in(granularity):
+    if "mlp" in kinds_in(granularity):
         raise ValueError(
             f"granularity {granularity!r} does not fit method {layer_method.name}, which prunes matrix by "
-            f"matrix; {', '.join(ACROSS_MATRICES)} need a method for units across matrices"
+            "matrix: use prune, or granularity head+neuron"
         )
     if granularity == PANEL and block_size is not None:
         round_to = units.quantum * block_size[1]
     density = parse_sparsity(sparsity, units)
     assert isinstance(density, Fraction)
-    batches = _batches(model, data, tokenizer)
-    _, keys = prunable_structure(model, granularity, include_pooler=include_pooler, filter=filter)
+    batches = calibration_batches(model, data, tokenizer)
+    encoder, keys = prunable_structure(
+        model, granularity, include_pooler=include_pooler, filter=filter, data=batches
+    )
     shapes = {key: loaded_weight(model, key).shape for key in keys}
-    shares = _shares(keys, density, densities)
-    targets = {
-        group.name: Target(group, shares[group.name], pattern=units.pattern)
-        for group in unit_groups(granularity, block_size, shapes, None, round_to)
-    }
+    groups = unit_groups(granularity, block_size, shapes, encoder, round_to)
+    readers = [reader_of(group) for group in groups]
+    shares = _shares([each.name for each in readers], density, densities)
+    targets = {each.name: Target(each, shares[each.name], pattern=units.pattern) for each in readers}
+    keys = tuple(key for key in keys if any(key in group.parts for group in groups))
     step: dict[str, Any] = {
         "method": layer_method.name,
         "options": dict(vars(layer_method)),
@@ -168,7 +202,7 @@ def prune_(
         "granularity": granularity,
         "scope": "matrix",
         "reproduce": reproduce if layer_method.compensates else "layer",
-        "calibration": _describe(batches),
+        "calibration": describe_batches(batches),
     }
     step |= {"block_size": list(block_size)} if block_size else {}
     step |= {"round_to": round_to} if round_to else {}
@@ -178,9 +212,10 @@ def prune_(
     run = _Run(model, layer_method, targets, step["reproduce"] == "dense", magnitude_where_singular, saved)
     with evaluating(model), torch.no_grad():
         run.prune(segments_of(model, keys, batches), TokenFilter(batches), progress)
+        masks = prune_sources_(model, groups, run.masks)
     origin = {**describe_model(model), "weights": weight_hash(model), "dense_weights": before}
     return Ticket(
-        {key: run.masks[key] for key in keys},
+        {key: masks[key] for key in keys},
         metadata={
             **step,
             "errors": run.errors,
@@ -217,13 +252,14 @@ class _Run:
                     self._restore(keys)
                     continue
                 moments = stage_moments(keys, segment, dense, tokens, residuals)
-                for key in keys:
+                for key in (key for key in keys if key in self.targets):
                     problem, pruned = self._prune_matrix(key, moments)
                     self.errors[key] = problem.error(pruned.weight)
                     work.finish(key)
                     if progress is not None:
                         progress(work.report(key, self.errors[key], 1 - float(pruned.mask.double().mean())))
-            finished = [key for keys in segment.stages for key in keys if not self.saved.has(key)]
+            ran = {key for keys in segment.stages for key in keys}
+            finished = [key for key in self.targets if key in ran and not self.saved.has(key)]
             self.saved.add(self._tensors(finished), {key: self.errors[key] for key in finished})
             if following is not None:
                 dense = None if dense is None else dense.following(following.twin())
@@ -275,29 +311,35 @@ def _cost(target: Target) -> float:
     return float(in_features**2 * (out_features + in_features))
 
 
-def _find(method: str | LayerMethod) -> LayerMethod:
-    if isinstance(method, str) and method in LAYER_METHODS:
-        found: LayerMethod = LAYER_METHODS[method]()
-        return found
+class _UnitProgress:
+    """Reports layers of heads and neurons, with the time that the rest takes at the same pace."""
+
+    def __init__(self, progress: Callable[[Report], None]) -> None:
+        self._progress = progress
+        self._began = time.monotonic()
+
+    def __call__(self, key: str, error: float, sparsity: float, done: float) -> None:
+        pace = (time.monotonic() - self._began) / done
+        self._progress(Report(key, error, sparsity, done, pace * (1 - done)))
+
+
+def _require_layerwise(method: str, **options: Any) -> None:
+    """Raise ValueError for an option that is set and belongs to methods that prune matrix by matrix."""
+    for name, value in options.items():
+        if value:
+            raise ValueError(
+                f"{name} does not apply to method {method}, which prunes all layers together: omit it"
+            )
+
+
+def _find(method: str | LayerMethod | UnitMethod) -> Any:
+    if isinstance(method, str) and (registered := {**LAYER_METHODS, **UNIT_METHODS}.get(method)):
+        return registered()
     if isinstance(method, str) and method in methods():
         raise ValueError(f"method {method!r} does not change weights and needs no calibration: call prune")
-    if isinstance(method, str) or not hasattr(method, "prune_layer"):
-        raise unknown("one-shot method", method, LAYER_METHODS)
+    if isinstance(method, str) or not (hasattr(method, "prune_layer") or hasattr(method, "prune_units")):
+        raise unknown("one-shot method", method, [*LAYER_METHODS, *UNIT_METHODS])
     return method
-
-
-def _batches(model: nn.Module, data: Any, tokenizer: Any) -> list[dict[str, Any]]:
-    """Return calibration batches of batches or texts."""
-    if (
-        not isinstance(data, (str, Mapping))
-        and isinstance(data, Sequence)
-        and data
-        and isinstance(data[0], str)
-    ):
-        if tokenizer is None:
-            raise ValueError("data holds texts: pass the model's tokenizer too")
-        data = encoded(data, tokenizer)
-    return checked_batches(model, data)
 
 
 def _shares(
@@ -312,18 +354,3 @@ def _shares(
             raise ValueError(f"the density of {key} must be above 0 and at most 1, got {share!r}")
         shares[key] = Fraction(str(share))
     return shares
-
-
-def _describe(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Describe calibration data: texts, tokens and digest."""
-    digest, texts, tokens = hashlib.sha256(), 0, 0
-    for batch in batches:
-        for name, value in sorted(batch.items()):
-            if isinstance(value, Tensor):
-                digest.update(f"{name} {tuple(value.shape)}\n".encode())
-                digest.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
-        first = next(value for value in batch.values() if isinstance(value, Tensor))
-        texts += len(first)
-        mask = batch.get("attention_mask")
-        tokens += int(mask.sum()) if isinstance(mask, Tensor) else first.numel()
-    return {"texts": texts, "tokens": tokens, "sha256": digest.hexdigest()}

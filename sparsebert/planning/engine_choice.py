@@ -1,7 +1,8 @@
 """The choice of the way in which an encoder runs: its layers one by one, or all of them in one native call.
 
 Each way has plans of the layers for itself. The cost model predicts the time of every way, and the two
-fastest are timed in alternation, once, on a few of the encoder's layers.
+fastest are timed in alternation, once, on a few of the encoder's layers. The fp16 engine is not predicted: it
+is used only where it is timed and faster than the fastest of the others.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from sparsebert.cost.precision import LOWEST, lower_precisions
 from sparsebert.cost.work import WorkEstimate
 from sparsebert.nn.encoder_layers import NAMES as FAMILIES
 from sparsebert.nn.encoder_layers import encoder_layers
+from sparsebert.nn.fp16_range import LEFT_RANGE, left_range
 from sparsebert.nn.fused_modules import encoders_of, fuse_modules_, holds_foreign_code, unfuse_modules_
 from sparsebert.nn.native_layers import require_fusible
 from sparsebert.nn.native_weights import native_form
 from sparsebert.nn.plain_path import FOREIGN_CODE, PlainPath
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.encoder_plan import (
+    FP16,
     FP32,
     LAYERS,
     NAMES,
@@ -38,6 +41,7 @@ from sparsebert.planning.encoder_timing import Plans, time_ways
 from sparsebert.planning.plan import LayerPlan
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.cpu.encoder import has_engine
+from sparsebert_kernels.timing import Paired
 
 # Attribute of an encoder with its plan.
 PLAN = "encoder_plan"
@@ -117,8 +121,14 @@ def _why_not_by_default(model: nn.Module) -> str | None:
 
 def carried_encoder_plan(model: nn.Module) -> EncoderPlan | None:
     """Return how the encoder of ``model`` runs; None if nothing was decided about it."""
-    plans = (vars(encoder.module).get(PLAN) for encoder in encoders_of(model))
-    return next((plan for plan in plans if plan is not None), None)
+    for encoder in encoders_of(model):
+        plan: EncoderPlan | None = vars(encoder.module).get(PLAN)
+        if plan is None:
+            continue
+        if plan.fused and left_range(encoder.module, TOLERANCES[plan.way]):
+            return replace(plan, way=FP32, reason=f"{LEFT_RANGE}; before: {plan.reason}")
+        return plan
+    return None
 
 
 @dataclass
@@ -143,26 +153,36 @@ class EncoderDecision:
     def settle_by_timing(self) -> None:
         """Time the two ways that are predicted to be fastest, once the layers are packed; choose the faster.
 
-        The prediction stays if there is one way only, or if the machine is too busy.
+        Where there is the fp16 engine, it is timed against that one. The prediction stays if there is one way
+        only, or if the machine is too busy.
         """
         predicted = self.plan.predicted_us
-        first, *others = sorted(self.ways, key=lambda way: predicted.get(way, 0.0))
-        if not others:
-            return
-        timing = time_ways(self.model, self.ways, first, others[0], self.plan)
+        ways = sorted((way for way in self.ways if way in predicted), key=lambda way: predicted[way])
+        if len(ways) > 1:
+            timing = self._timed(*ways[:2])
+            if isinstance(timing, str):
+                if LAYERS in self.ways:
+                    self.plan = replace(self.plan, way=LAYERS, reason=f"not fused: {timing}")
+                return
+        if ways and FP16 in self.ways and not self.plan.busy:
+            timing = self._timed(self.plan.way, FP16)
+            if isinstance(timing, str):
+                self.plan = replace(self.plan, reason=f"{self.plan.reason}; no fp16 engine: {timing}")
+
+    def _timed(self, first: str, second: str) -> Paired | str:
+        """Time two ways and choose the faster, or return why one of them cannot run."""
+        timing = time_ways(self.model, self.ways, first, second, self.plan)
         if isinstance(timing, str):
-            if LAYERS in self.ways:
-                self.plan = replace(self.plan, way=LAYERS, reason=f"not fused: {timing}")
-            return
-        measured = {first: timing.mine * 1e6, others[0]: timing.other * 1e6}
+            return timing
         if timing.busy:
             reason = f"{self.plan.reason}; too busy to time"
             self.plan = replace(self.plan, reason=reason, busy=True)
-            return
-        way = first if timing.speedup >= 1 else others[0]
-        other, gain = (others[0], timing.speedup) if way == first else (first, 1 / timing.speedup)
-        reason = _compared("measured", gain, other)
+            return timing
+        way, other = (first, second) if timing.speedup >= 1 else (second, first)
+        reason = _compared("measured", max(timing.speedup, 1 / timing.speedup), other)
+        measured = {**self.plan.measured_us, first: timing.mine * 1e6, second: timing.other * 1e6}
         self.plan = replace(self.plan, way=way, reason=reason, measured_us=measured, decided_by="timing")
+        return timing
 
     def apply_(self) -> None:
         """Let the model's encoders run in the decided way."""
@@ -235,6 +255,8 @@ def decide_encoder(
         engines += (PAIRED,)
         if LOWEST in lower and _has_dense_layers(model, planned):
             engines += (PAIRED_INT8,)
+    if lower and not in_bf16 and has_engine(torch.float16):
+        engines += (FP16,)
     if saved in (engines if fuse else (LAYERS, *engines)):
         plan = EncoderPlan(saved, "as planned before", tokens=tokens, fuse=fuse, decided_by="saved plan")
         return EncoderDecision(model, {saved: one_by_one}, plan)
@@ -248,7 +270,9 @@ def decide_encoder(
     costs = quick_cost_model(stored, tokens) if quick else cost_model(stored, tokens, measure=measure)
     costs = with_lower_precisions(costs, stored, ("bf16",) * in_bf16 + lower)
     predicted = {way: 1e6 * _predicted(model, plans, way, costs) for way, plans in ways.items()}
-    best, *slower = sorted(ways, key=lambda way: predicted[way])
+    if FP16 in engines:
+        ways[FP16] = ways[FP32]
+    best, *slower = sorted(predicted, key=lambda way: predicted[way])
     plan = EncoderPlan(best, "requested", predicted, tokens=tokens, fuse=fuse, decided_by="user")
     if slower:
         reason = _compared("predicted", predicted[slower[0]] / predicted[best], slower[0])

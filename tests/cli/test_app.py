@@ -73,7 +73,7 @@ def refused(capsys, *arguments: str) -> str:
         (["bench", *QUICK, "--tolerance", "bf15"], "unknown tolerance 'bf15'; known: bf16, fp32, int8"),
         (
             ["bench", *QUICK, "--dtype", "fp16", "--fuse", "--vs", "eager"],
-            "the encoder cannot be fused: no engine computes in torch.float16",
+            "the encoder cannot be fused: no engine takes models in torch.float16",
         ),
         (
             ["bench", *QUICK, "--format", "row_panel"],

@@ -137,14 +137,16 @@ def test_the_engine_follows_a_change_of_dtype() -> None:
 def test_float16_takes_the_plain_path_and_says_why() -> None:
     model = fuse_(bert().half())
     plain = answers(bert().half())
-    with pytest.warns(UserWarning, match=f"{PLAIN}: no engine computes in torch.float16: convert the model"):
+    with pytest.warns(
+        UserWarning, match=f"{PLAIN}: no engine takes models in torch.float16: convert the model"
+    ):
         answer = answers(model)
     assert torch.equal(answer, plain)
     answers(model)  # MARKS make a second warning an error
     sparse = bert().half()
     sparsify_(sparse, prune(sparse, sparsity=0.7), measure=False)
-    assert "not fused: no engine computes in torch.float16" in str(plan(sparse))
-    with pytest.raises(ValueError, match=r"cannot be fused: no engine computes in torch.float16"):
+    assert "not fused: no engine takes models in torch.float16" in str(plan(sparse))
+    with pytest.raises(ValueError, match=r"cannot be fused: no engine takes models"):
         sparsify_(bert().half(), prune(bert(), sparsity=0.7), fuse=True)
 
 

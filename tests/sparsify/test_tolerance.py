@@ -224,7 +224,7 @@ class TestFuse:
     def test_says_why_it_cannot(self) -> None:
         model, ticket = pruned("BertModel")
         with pytest.raises(
-            ValueError, match=r"^the encoder cannot be fused: no engine computes in torch.float16"
+            ValueError, match=r"^the encoder cannot be fused: no engine takes models in torch.float16"
         ):
             sparsify_(copy.deepcopy(model).half(), ticket, fuse=True)
         with pytest.raises(
@@ -298,9 +298,10 @@ class TestThePairedEngine:
         found = plan(fuse_(model, tolerance=tolerance)).encoder
         assert found is not None
         assert {*found.predicted_us} == ways
-        fastest = sorted(ways, key=lambda way: found.predicted_us[way])[:2]
-        assert found.way in fastest
-        assert found.busy or {*found.measured_us} == {*fastest}
+        timed = {*sorted(ways, key=lambda way: found.predicted_us[way])[:2]}
+        timed |= {"fp16"} if has_engine(torch.float16) else set()
+        assert found.way in timed
+        assert found.busy or {*found.measured_us} == timed
         assert (states(model) - expected).abs().mean() < 0.02 * expected.abs().mean()
 
 

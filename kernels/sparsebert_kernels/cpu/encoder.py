@@ -1,8 +1,9 @@
 """A whole encoder in one native call: its layers and what surrounds them, described once, and the call.
 
-There are two engines. That for float32 computes in float32. That for bfloat16 holds activations in bfloat16
-and computes weights in row panels, through the bf16 and int8 units of recent CPUs; residuals, LayerNorm and
-softmax stay in float32 arithmetic.
+There are three engines. That for float32 computes in float32. That for bfloat16 holds activations in bfloat16
+and computes weights in row panels, through the bf16 and int8 units of recent CPUs. That for float16 holds
+activations in float16 and computes single weights, through AVX512-FP16. Residuals, LayerNorm and softmax stay
+in float32 arithmetic in all of them.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..formats import ElementSparse, PackedWeight, RowPanelSparse, VectorSparse
+from ..formats import ElementFp16, ElementSparse, PackedWeight, RowPanelSparse, VectorSparse
 from ..formats.base import SLACK_BYTES, refuse_options
+from ..formats.element_fp16 import LARGEST
 from ..memory import readable
-from . import native
+from . import fp16, native
 
 # The structs sb_layer, after its six weights, sb_ends, after its two, and sb_encoder_call of src/native.h,
 # which asserts their sizes and offsets.
 _LAYER = struct.Struct("=QQQQQiifffiQQqqqii")
 _ENDS = struct.Struct("=QQQQQQQqqqqqffii")
 _ENCODER_CALL = struct.Struct("=QQQQqqqiiQQQQiiiiQii")
-_ENGINES = {torch.float32: 0, torch.bfloat16: 1}
+_ENGINES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_FP16_EMULATED_ENGINE = 3
 # Results of sb_encoder.
-_BAD_ID, _PADDING_FIRST, _GAP, _WEIGHTED = 2, 3, 4, 5
+_BAD_ID, _PADDING_FIRST, _GAP, _OUT_OF_RANGE, _WEIGHTED = 2, 3, 4, 5, 6
 # Rows that a kernel computes together: biases are padded to a multiple, and in bfloat16 the heads too.
 ROWS = 8
 PAIRED_ROWS = 32
@@ -85,8 +88,8 @@ class EncoderLayer:
 
     Attributes:
         weights: Query, key, value, output, up, down: ``ElementSparse``, ``VectorSparse`` or ``DensePanel`` in
-            float32, or for encoders in bfloat16 ``RowPanelSparse`` (``supports``). A query of all the rows of
-            query, key and value leaves the next two None.
+            float32; for encoders in bfloat16 ``RowPanelSparse``, in float16 ``ElementFp16`` (``supports``). A
+            query of all the rows of query, key and value leaves the next two None.
         biases: Their biases; None for none.
         attention_norm: Weight and bias of the LayerNorm after the attention, or before it with ``pre_norm``;
             None for none.
@@ -163,6 +166,10 @@ class OutOfRange(BadTokens):
     """A token id, a token type or a position lies outside its embeddings."""
 
 
+class BeyondFp16(ArithmeticError):
+    """Values inside an encoder in float16 are out of its range, infinite or NaN; nothing was returned."""
+
+
 class WeightedMask(BadTokens):
     """Vectors of sequences are asked for with a mask that has other values than 0 and 1."""
 
@@ -196,7 +203,7 @@ class NativeEnds:
 
     def __init__(self, ends: EncoderEnds, dtype: torch.dtype = torch.float32) -> None:
         self._alive: list[Tensor] = []
-        multiple = PAIRED_ROWS if _ENGINES[dtype] else ROWS
+        multiple = rows_of(dtype)
         self.width = None if ends.words is None else ends.words.shape[1]
         self.pooled = 0 if ends.pooler is None else ends.pooler.shape[0]
         tables = (ends.words, ends.positions, ends.types)
@@ -238,13 +245,13 @@ class NativeEncoder:
 
         Args:
             layers: At least one layer.
-            dtype: Of the activations between the layers: float32 or bfloat16.
+            dtype: Of the activations between the layers: float32, bfloat16 or float16.
         """
         query = layers[0].weights[0]
         assert query is not None
         self.hidden = query.shape[1]
         self.dtype = dtype
-        self._engine = _ENGINES[dtype]
+        self._engine = _engine(dtype)
         self._count = len(layers)
         self._alive: list[Tensor] = []
         description = b"".join(map(self._describe, layers))
@@ -260,9 +267,10 @@ class NativeEncoder:
 
         Raises:
             BadTokens: Padding lies between tokens in layers to which their distance matters.
+            BeyondFp16: In float16, values that it cannot hold.
             ValueError: Shapes or dtypes do not fit.
         """
-        dtypes = dict.fromkeys((torch.float32, self.dtype))
+        dtypes = (torch.float32, *(torch.bfloat16,) * (self.dtype == torch.bfloat16))
         if x.dim() != 3 or x.shape[2] != self.hidden or x.dtype not in dtypes or not x.is_cpu:
             raise ValueError(
                 f"x is {list(x.shape)} of {x.dtype} on {x.device}; "
@@ -303,6 +311,7 @@ class NativeEncoder:
             WeightedMask: The mask has other values than 0 and 1, and there is a reduction.
             BadTokens: A sequence begins with padding, or padding lies between tokens in layers to which their
                 distance matters.
+            BeyondFp16: In float16, values that it cannot hold.
         """
         shape = (*ids.shape, self.hidden)
         ids = readable(ids.contiguous())
@@ -367,6 +376,8 @@ class NativeEncoder:
             raise BadTokens("a row of the batch begins with padding, or holds nothing else; pad on the right")
         if result == _GAP:
             raise BadTokens("padding lies between the tokens of a row; pad on the right")
+        if result == _OUT_OF_RANGE:
+            raise BeyondFp16(f"values inside the encoder are beyond fp16's range ({LARGEST:g}) or not finite")
         if result == _WEIGHTED:
             raise WeightedMask("the attention mask has other values than 0 and 1")
         if result != 0:
@@ -375,7 +386,7 @@ class NativeEncoder:
     def _describe(self, layer: EncoderLayer) -> bytes:
         """Return the bytes of a struct sb_layer."""
         weights = b"".join(
-            _described(weight, bias, self._alive, PAIRED_ROWS if self._engine else ROWS)
+            _described(weight, bias, self._alive, rows_of(self.dtype))
             for weight, bias in zip(layer.weights, layer.biases, strict=True)
         )
         heads = torch.tensor(layer.heads, dtype=torch.int32)
@@ -405,7 +416,18 @@ class NativeEncoder:
 
 def has_engine(dtype: torch.dtype) -> bool:
     """Return whether the library and this machine have the engine for activations of a dtype."""
+    if dtype == torch.float16:
+        return fp16.why_unavailable() is None
     return native.has_engine(_ENGINES[dtype])
+
+
+def rows_of(dtype: torch.dtype) -> int:
+    """Return the rows that the engine for a dtype computes together."""
+    return PAIRED_ROWS if dtype == torch.bfloat16 else ROWS
+
+
+def _engine(dtype: torch.dtype) -> int:
+    return _FP16_EMULATED_ENGINE if dtype == torch.float16 and fp16.emulating() else _ENGINES[dtype]
 
 
 def _described(
@@ -416,6 +438,8 @@ def _described(
         return bytes(native.WEIGHT_BYTES)
     padded = _padded_bias(bias, weight.shape[0], multiple)
     alive += [*weight.tensors().values(), padded]
+    if isinstance(weight, ElementFp16):
+        return fp16.describe(weight, padded, None, None)
     return native.describe(weight, padded, None)
 
 
@@ -431,6 +455,8 @@ def supports(weight: PackedWeight, dtype: torch.dtype = torch.float32) -> bool:
     """Return whether the engine for activations of a dtype computes a packed weight."""
     if dtype == torch.bfloat16:
         return isinstance(weight, RowPanelSparse) and read_in_place(weight.values)
+    if dtype == torch.float16:
+        return isinstance(weight, ElementFp16) and read_in_place(weight.values)
     return (
         isinstance(weight, ElementSparse | VectorSparse | DensePanel)
         and weight.dtype == torch.float32

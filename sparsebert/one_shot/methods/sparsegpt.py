@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -19,8 +19,9 @@ class SparseGPT:
 
     Algorithm 1: with H^-1 = U^T U, weights of a block of columns are chosen by w_ij^2 / U_jj^2 when the sweep
     reaches the block, and what pruning column j loses, (w_j - w'_j) / U_jj * U[j, j:], is subtracted from the
-    columns at its right. Units of several weights are chosen by the sum over their weights: the inverse
-    Hessian is the same for all rows. Rows and panels are chosen before the sweep.
+    columns at its right. For n:m, weights are chosen when the sweep reaches their m columns. Units of several
+    weights are chosen by the sum over their weights: the inverse Hessian is the same for all rows. Rows and
+    panels are chosen before the sweep.
 
     Attributes:
         damping: Share of the Hessian's mean diagonal that is added to its diagonal.
@@ -41,14 +42,28 @@ class SparseGPT:
         weight = problem.weight.clone()
         mask = torch.ones_like(weight, dtype=torch.bool)
         for begin, end in target.column_blocks(self.columns):
-            block, upper = weight[:, begin:end], factor[begin:end, begin:end]
-            if chosen is None:
-                mask[:, begin:end] = target.of_columns(begin, end).choose((block / upper.diagonal()) ** 2)
-            else:
-                mask[:, begin:end] = chosen[:, begin:end]
-            errors = sweep(block, mask[:, begin:end], upper)
+            block = weight[:, begin:end]
+            of_block = replace(target, mask=chosen).of_columns(begin, end)
+            mask[:, begin:end], errors = _choose_and_sweep(block, of_block, factor[begin:end, begin:end])
             weight[:, end:] -= errors @ factor[begin:end, end:]
         return PrunedMatrix(weight, mask)
+
+
+def _choose_and_sweep(block: Tensor, target: Target, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose the weights of a block of columns when the sweep reaches them, and prune it in place.
+
+    Returns the mask, and the errors as :func:`sweep` does.
+    """
+    if target.mask is not None or not target.pattern:
+        mask = target.choose((block / factor.diagonal()) ** 2)
+        return mask, sweep(block, mask, factor)
+    mask, errors = torch.empty_like(block, dtype=torch.bool), torch.empty_like(block)
+    for begin, end in target.column_blocks(target.pattern[1]):
+        part, triangle = block[:, begin:end], factor[begin:end, begin:end]
+        mask[:, begin:end] = target.choose((part / triangle.diagonal()) ** 2)
+        errors[:, begin:end] = sweep(part, mask[:, begin:end], triangle)
+        block[:, end:] -= errors[:, begin:end] @ factor[begin:end, end:]
+    return mask, errors
 
 
 def sweep(block: Tensor, mask: Tensor, factor: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ inline void sum_embeddings(const sb_encoder_call& call, const KeptTokens& tokens
   const sb_ends& ends = *call.ends;
   const int64_t panel_width = to.width(tile), width = ends.width;
   auto row_of = [&](const void* table, int64_t index) { return static_cast<const float*>(table) + index * width; };
+  Writer<Stored> writer;
   for (int64_t column = 0; column < panel_width; column += LANES) {
     const float *words[LANES], *types[LANES], *positions[LANES];
     for (int j = 0; j < LANES; j++) {
@@ -24,12 +25,14 @@ inline void sum_embeddings(const sb_encoder_call& call, const KeptTokens& tokens
       if (ends.types) types[j] = row_of(ends.types, call.types ? call.types[row] : 0);
       if (ends.positions) positions[j] = row_of(ends.positions, tokens.positions[token]);
     }
-    load_lanes(width, to.token_panel(tile) + column, panel_width, [&](int j, int64_t k, int64_t valid, float* square) {
+    Stored* lanes = to.token_panel(tile) + column;
+    load_lanes(width, lanes, panel_width, writer, [&](int j, int64_t k, int64_t valid, float* square) {
       load_row(words[j], k, valid, square);
       if (types[j]) add_row(types[j], k, valid, square);
       if (positions[j]) add_row(positions[j], k, valid, square);
     });
   }
+  to.note(writer);
 }
 
 // The input of the first layer, for the token panels [begin, end).
@@ -41,7 +44,7 @@ inline void embed(const sb_encoder_call& call, const KeptTokens& tokens, const P
   Panels sums = hidden;
   if (projected) {
     const size_t values = static_cast<size_t>((end - begin) * PANEL_TOKENS * ends.width);
-    sums = {hidden.layout, static_cast<float*>(scratch.get(sizeof(float) * values)), ends.width, begin};
+    sums = {hidden.layout, static_cast<Stored*>(scratch.get(sizeof(Stored) * values)), ends.width, begin};
   }
   for (int64_t tile = begin; tile < end; tile++) sum_embeddings(call, tokens, sums, tile);
   if (ends.embedding_gamma)
@@ -56,22 +59,23 @@ inline void pool_first_tokens(const sb_encoder_call& call, const KeptTokens& tok
   static thread_local Scratch scratch;
   const sb_weight& pooler = call.ends->weights[POOLER];
   const int64_t rows = padded_rows(pooler.out_features), features = call.hidden, first = tile * PANEL_TOKENS;
-  float* memory = static_cast<float*>(scratch.get(sizeof(float) * PANEL_TOKENS * (features + rows)));
+  auto* memory = static_cast<Stored*>(scratch.get(sizeof(Stored) * PANEL_TOKENS * (features + rows)));
   const Panels x{&sequences, memory, features, tile}, y{&sequences, memory + features * PANEL_TOKENS, rows, tile};
   const int64_t width = x.width(tile);
   for (int64_t lane = 0; lane < width; lane++) {
     const int64_t s = first + lane;
     const bool some = s < call.sequences && tokens.starts[s] < tokens.starts[s + 1];
     const PanelRow from = some ? hidden.row(0, tokens.starts[s]) : PanelRow{};
-    for (int64_t k = 0; k < features; k++) memory[k * width + lane] = some ? from.data[k * from.width] : 0.0f;
+    for (int64_t k = 0; k < features; k++) memory[k * width + lane] = some ? from.data[k * from.width] : Stored{};
   }
   panel_linear(pooler, x, y, 0, SB_NONE, tile, tile + 1);
-  float* result = y.token_panel(tile);
-  for (int64_t i = 0; i < pooler.out_features * width; i += LANES)
-    Simd::store(result + i, tanh(Simd::load(result + i)));
-  for (int64_t lane = 0; lane < width && first + lane < call.sequences; lane++)
-    for (int64_t row = 0; row < pooler.out_features; row++)
-      call.pooled[(first + lane) * pooler.out_features + row] = result[row * width + lane];
+  alignas(64) float lanes[LANES];
+  for (int64_t lane = 0; lane < width && first + lane < call.sequences; lane += LANES)
+    for (int64_t row = 0; row < pooler.out_features; row++) {
+      Simd::store(lanes, tanh(load_values(y.token_panel(tile) + row * width + lane)));
+      for (int64_t j = 0; j < LANES && first + lane + j < call.sequences; j++)
+        call.pooled[(first + lane + j) * pooler.out_features + row] = lanes[j];
+    }
 }
 
 }  // namespace SB_ISA

@@ -38,14 +38,19 @@ struct sb_call {
   int32_t threads, count;
 };
 
-enum sb_engine : int32_t { SB_FP32_ENGINE = 0, SB_PAIRED_ENGINE = 1 };
+enum sb_engine : int32_t {
+  SB_FP32_ENGINE = 0,
+  SB_PAIRED_ENGINE = 1,
+  SB_FP16_ENGINE = 2,           // on AVX512-FP16
+  SB_FP16_EMULATED_ENGINE = 3,  // the same in plain C++, for tests
+};
 
 // One layer of an encoder: y = norm(h + down(activation(up(h)))) for h = norm(x + output(attention(x))); with pre_norm,
 // y = h + down(activation(up(norm(h)))) for h = x + output(attention(norm(x))).
 //
-// The fp32 engine computes element, vector and dense weights in fp32. The paired engine computes row panels; its
-// activations are bf16, the widths of its heads multiples of 32, of 64 with rotary positions, and gated neurons an even
-// number.
+// The fp32 engine computes element, vector and dense weights in fp32, the fp16 engine element weights in fp16. The
+// paired engine computes row panels; its activations are bf16, the widths of its heads multiples of 32, of 64 with
+// rotary positions, and gated neurons an even number.
 struct sb_layer {
   // Query, key, value, output, up, down. Every bias is fp32 and has zeros up to a multiple of eight, of 32 in the
   // paired engine; y is not used. A query of all the rows of query, key and value leaves the other two with no
@@ -131,7 +136,8 @@ enum sb_result : int32_t {
   SB_BAD_ID = 2,
   SB_PADDING_FIRST = 3,
   SB_GAP = 4,
-  SB_WEIGHTED = 5,
+  SB_OUT_OF_RANGE = 5,
+  SB_WEIGHTED = 6,
 };
 
 // cpu/native.py packs the structs by these sizes and offsets.
@@ -184,6 +190,9 @@ struct Kernels {
   void (*paired_encoder)(const sb_encoder_call&);  // null: this instruction set has no paired engine
   void (*pool)(const sb_pool_call&);
 };
+
+// The encoder in fp16, which returns whether fp16 could hold all values; null if this machine or build lacks it.
+bool (*fp16_encoder(bool emulated))(const sb_encoder_call&);
 
 // Whether the mask of a call keeps a token.
 // Static: instruction sets must not share one compiled copy.
