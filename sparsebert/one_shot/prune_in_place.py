@@ -152,7 +152,7 @@ def prune_(
     """
     if reproduce not in REPRODUCE:
         raise unknown("value of reproduce", reproduce, REPRODUCE)
-    found = _find(method)
+    found = find_one_shot(method)
     if hasattr(found, "prune_units"):
         _require_layerwise(
             found.name,
@@ -213,7 +213,9 @@ def prune_(
     with evaluating(model), torch.no_grad():
         run.prune(segments_of(model, keys, batches), TokenFilter(batches), progress)
         masks = prune_sources_(model, groups, run.masks)
-    origin = {**describe_model(model), "weights": weight_hash(model), "dense_weights": before}
+    origin = {**describe_model(model), "weights": before}
+    if layer_method.compensates:
+        origin |= {"weights": weight_hash(model), "dense_weights": before}
     return Ticket(
         {key: masks[key] for key in keys},
         metadata={
@@ -332,9 +334,13 @@ def _require_layerwise(method: str, **options: Any) -> None:
             )
 
 
-def _find(method: str | LayerMethod | UnitMethod) -> Any:
+def find_one_shot(method: str | LayerMethod | UnitMethod, **options: Any) -> Any:
+    """Return the method of that name with these options; a method object is returned unchanged.
+
+    Raises ValueError for an unknown name, TypeError for an unknown option.
+    """
     if isinstance(method, str) and (registered := {**LAYER_METHODS, **UNIT_METHODS}.get(method)):
-        return registered()
+        return registered(**options)
     if isinstance(method, str) and method in methods():
         raise ValueError(f"method {method!r} does not change weights and needs no calibration: call prune")
     if isinstance(method, str) or not (hasattr(method, "prune_layer") or hasattr(method, "prune_units")):

@@ -125,9 +125,12 @@ def carried_encoder_plan(model: nn.Module) -> EncoderPlan | None:
         plan: EncoderPlan | None = vars(encoder.module).get(PLAN)
         if plan is None:
             continue
-        if plan.fused and left_range(encoder.module, TOLERANCES[plan.way]):
-            return replace(plan, way=FP32, reason=f"{LEFT_RANGE}; before: {plan.reason}")
-        return plan
+        if plan.way != FP16:
+            return plan
+        obstacle = "" if has_engine(torch.float16) else "no fp16 engine here"
+        if left_range(encoder.module, TOLERANCES[FP16]):
+            obstacle = LEFT_RANGE
+        return replace(plan, way=FP32, reason=f"{obstacle}; before: {plan.reason}") if obstacle else plan
     return None
 
 

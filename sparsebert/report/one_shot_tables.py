@@ -14,8 +14,8 @@ Group = Sequence[Record]
 
 _EMBEDDINGS_NOTE = (
     "cosine: mean cosine to the dense model's embeddings on unseen sentences of SST-2 and MRPC; AUC: area "
-    "under the ROC curve of the cosine between the sentences of MRPC's pairs. Dense reproduces the dense model "
-    "outputs, layer each matrix's own, as published"
+    "under the ROC curve of the cosine between the sentences of MRPC's pairs. A matrix reproduces outputs of "
+    "the dense model (dense), or its own on the pruned model's inputs, as published (layer)"
 )
 
 

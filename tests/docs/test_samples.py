@@ -34,10 +34,12 @@ MORE = {
     "train": TRAINING,
     "transfer": TRAINING,
     "eval": ["--max-length", "16"],
+    "heal": ["--minutes", "0.02"],
     "bench": ["--budget", "0.05", "--no-memory", "--vs", "onednn,eager", "--batch", "2", "--seq", "16"],
 }
 MORE_OF_METHOD = {
     "snip": ["--batches", "1", "--batch-size", "4", "--max-length", "16"],
+    "sparsegpt": ["--count", "32"],
     "early-bird": ["--steps", "12"],
     "imp": ["--step", "0.5"],
     "multi-task": ["--step", "0.5"],

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from sparsebert import compact_, densify_, prune, sparsify_, unfuse_
 from sparsebert.nn.fp16_range import left_range
 from sparsebert.nn.fused_modules import encoders_of, fuse_modules_
-from sparsebert.nn.native_weights import native_form
 from sparsebert.planning.encoder_plan import FP16, FP32, EncoderPlan
 from sparsebert.planning.engine_choice import carried_encoder_plan, set_encoder_plan_
 from sparsebert_kernels.cpu import fp16, native
@@ -237,7 +236,18 @@ def test_threads_that_leave_the_range_together() -> None:
     assert all(distance(each, expected) < 1e-5 for each in together)
 
 
-def test_without_the_unit_the_engine_is_that_of_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert native_form("fp16", torch.float32).engine == torch.float16
-    monkeypatch.setattr("sparsebert.nn.native_weights.kernels.has_engine", lambda dtype: False)
-    assert native_form("fp16", torch.float32).engine == torch.float32
+def test_a_model_that_comes_to_a_cpu_without_the_unit_computes_in_fp32_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build("bert")
+    expected = answers(model)
+    set_encoder_plan_(model, EncoderPlan(FP16, "measured 2.00x as fast", decided_by="timing"))
+    stored = pickle.dumps(model)
+    monkeypatch.setattr(fp16, "why_unavailable", lambda: native.CPU_LACKS_IT)
+    moved = pickle.loads(stored)
+    assert distance(answers(moved), expected) < 1e-5
+    assert engine(moved) == torch.float32
+    plan = carried_encoder_plan(moved)
+    assert plan is not None
+    assert plan.way == FP32
+    assert plan.reason.startswith("no fp16 engine here; before: ")

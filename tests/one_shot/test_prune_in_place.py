@@ -230,7 +230,7 @@ def broken(model):
         ({"method": "sparsgpt"}, "one-shot method.*'sparsegpt'"),
         ({"method": "magnitude"}, "needs no calibration: call prune"),
         ({"sparsity": None}, "sparsity is missing"),
-        ({"granularity": "neuron"}, "granularity 'neuron' does not fit method sparsegpt"),
+        ({"granularity": "head+mlp"}, "granularity 'head.mlp' does not fit method sparsegpt"),
         ({"reproduce": "dens"}, "value of reproduce.*'dense'"),
         ({"data": []}, "data holds no batch"),
         ({"data": "texts"}, "data must be batches"),

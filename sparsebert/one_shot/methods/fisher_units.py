@@ -119,15 +119,20 @@ class FisherUnits:
         costs = unit_costs(groups, self.cost, Workload.of(batches), dtype)
         total = costs.total({name: len(each) for name, each in importance.items()})
 
+        if density * Fraction(total) < costs.fixed:
+            rest = costs.fixed / total
+            raise ValueError(
+                f"layers without heads and neurons take {rest:.0%} of the {self.cost}: sparsity must be at "
+                f"most {1 - rest:.2f}, got {float(1 - density):g}"
+            )
+
         def search(share: Fraction) -> dict[str, Tensor]:
             budget = float(share * Fraction(total)) - costs.fixed
             return search_units(importance, costs.of_unit, kinds, budget)
 
         kept = search(density)
         if not any(mask.any() for mask in kept.values()):
-            raise ValueError(
-                f"sparsity {float(1 - density):g} of the {self.cost} would keep no head and no neuron"
-            )
+            raise ValueError(f"sparsity {float(1 - density):g} would keep no head and no neuron")
         if self.rearranges:
             kept = {name: rearrange(mask, gradients[name]) for name, mask in kept.items()}
         notes: dict[str, Any] = {
