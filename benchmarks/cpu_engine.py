@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import layers
+from benchmarks.fp16_engine import ratio_to_fp32
 from benchmarks.fresh_process import python_path
 from benchmarks.goals import goal
 from benchmarks.output import add_out_option, append, show
@@ -104,6 +105,11 @@ def no_plain_avx512(machine: Environment) -> str | None:
     if no_amx(machine) is None:
         return "it has AMX"
     return no_avx512(machine)
+
+
+def no_fp16(machine: Environment) -> str | None:
+    """Return why a figure of the fp16 engine cannot be measured."""
+    return None if "avx512_fp16" in machine.isa_flags else "no AVX512-FP16"
 
 
 def no_avx2(machine: Environment) -> str | None:
@@ -230,6 +236,21 @@ def amx_linears(machine: Environment, budget: float, keep: Keep) -> Outcome:
     return outcome
 
 
+def fp16_engine(machine: Environment, budget: float, keep: Keep) -> Outcome:
+    """Time models of single weights in the fp16 engine and in the fp32 engine, in alternation."""
+    outcome = Outcome()
+    for batch in (1, 8):
+        figure = FP16_ENGINE.format(batch)
+        try:
+            ratio, busy = ratio_to_fp32(_subject("element", 0.90, batch), budget)
+        except RuntimeError as error:
+            outcome.failures.append(f"{figure}: {error}")
+            continue
+        outcome.figures[figure] = Measured(ratio, busy)
+        _say(f"{figure}: {ratio:.2f}x")
+    return outcome
+
+
 def peak_memory(machine: Environment, budget: float, keep: Keep) -> Outcome:
     """Measure the memory of inference in a fresh process: weights and embeddings in bf16, batch 8."""
     pruned = _subject("panel(32,2)", 0.90, 8, tolerance="bf16", dtype="bfloat16")
@@ -256,6 +277,7 @@ def growth(machine: Environment, budget: float, keep: Keep) -> Outcome:
 
 
 AMX_LINEARS = "linears of BERT-base, panel(32,2) 90%, {} tokens, against oneDNN bf16"
+FP16_ENGINE = "BERT-base, batch {}, element 90%, fp16 engine against the fp32 engine"
 PEAK = "memory of inference, BERT-base, batch 8, panel(32,2) 90%, bf16"
 GROWTH = f"growth over {REQUESTS:,} requests of random length"
 
@@ -310,6 +332,13 @@ ROWS = (
             (Limit(AMX_LINEARS.format(512), 4, 6), no_amx),
         ),
         why_not=no_amx,
+    ),
+    Row(
+        "fp16 engine",
+        fp16_engine,
+        # It is taken where it is faster. Its instructions do twice the work of those in fp32.
+        tuple((Limit(FP16_ENGINE.format(batch), 1, 2), no_fp16) for batch in (1, 8)),
+        why_not=no_fp16,
     ),
     Row("memory", peak_memory, ((Limit(PEAK, 140, 110, "MB", at_most=True), never),)),
     Row("growth", growth, ((Limit(GROWTH, 0, 0, "MiB", at_most=True), never),)),

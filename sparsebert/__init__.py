@@ -14,12 +14,15 @@ from sparsebert.hf.import_hook import register as _register
 if TYPE_CHECKING:
     from sparsebert.compact import compact_, compaction_description, expand_, rebuild_
     from sparsebert.fuse import fuse_, unfuse_
+    from sparsebert.healing.heal import heal_
     from sparsebert.nn.sparse_linear import SparseLinear
+    from sparsebert.one_shot.prune_in_place import prune_
     from sparsebert.planning.planner import plan
     from sparsebert.pruning import prune
     from sparsebert.replan import replan_
     from sparsebert.sparsify import densify_, sparsify_
     from sparsebert.tickets.ticket import Ticket
+    from sparsebert.workflows.optimize import optimize
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,8 +34,11 @@ __all__ = [
     "densify_",
     "expand_",
     "fuse_",
+    "heal_",
+    "optimize",
     "plan",
     "prune",
+    "prune_",
     "rebuild_",
     "replan_",
     "sparsify_",
@@ -47,8 +53,11 @@ _HOMES = {
     "densify_": "sparsebert.sparsify",
     "expand_": "sparsebert.compact",
     "fuse_": "sparsebert.fuse",
+    "heal_": "sparsebert.healing.heal",
+    "optimize": "sparsebert.workflows.optimize",
     "plan": "sparsebert.planning.planner",
     "prune": "sparsebert.pruning",
+    "prune_": "sparsebert.one_shot",
     "rebuild_": "sparsebert.compact",
     "replan_": "sparsebert.replan",
     "sparsify_": "sparsebert.sparsify",

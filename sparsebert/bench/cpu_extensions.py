@@ -14,7 +14,7 @@ _KERNELS = {
     "avx512": ("fp32 and bf16 weights, 16 lanes", "avx512"),
     "avx512_vnni": ("int8 vectors, 16 lanes", "int8_avx512_vnni"),
     "avx512_bf16": ("dot products of bf16 weights", "avx512_bf16"),
-    "avx512_fp16": ("single weights in fp16, 32 lanes", "avx512_fp16"),
+    "avx512_fp16": ("single weights in fp16, 32 lanes; whole encoders in fp16", "avx512_fp16"),
     "amx_bf16": ("row panels in bf16, as products of tiles", "amx"),
     "amx_int8": ("row panels in int8, as products of tiles", "amx"),
     "neon": ("fp32 and bf16 weights, 4 lanes", "neon"),

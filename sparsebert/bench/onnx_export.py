@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from sparsebert.bench.pruned_model import PrunedModel
 
 OPSET = 14
-INPUTS = ("input_ids", "attention_mask")
 
 
 class LastHiddenState(nn.Module):
@@ -28,8 +27,14 @@ class LastHiddenState(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids, attention_mask=attention_mask).last_hidden_state
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        return self.model(input_ids, attention_mask=attention_mask, **types).last_hidden_state
 
 
 def export(pruned: PrunedModel, path: Path) -> Path:
@@ -40,8 +45,7 @@ def export(pruned: PrunedModel, path: Path) -> Path:
     """
     model = copy.deepcopy(pruned.model).float()
     model.set_attn_implementation("eager")
-    batch = pruned.batches[0]
-    return export_module(LastHiddenState(model), {name: batch[name] for name in INPUTS}, path)
+    return export_module(LastHiddenState(model), pruned.batches[0], path)
 
 
 def export_module(module: nn.Module, inputs: dict[str, torch.Tensor], path: Path) -> Path:

@@ -30,6 +30,8 @@ class PrunedModel:
         fuse: Whether the sparse backend runs the encoder in one native call, as for ``sparsebert.sparsify_``.
         tolerance: The lowest precision in which the sparse backend may compute.
         calibration: Inputs by which int8 baselines choose their scales; the batches themselves if empty.
+        judged: Inputs whose outputs a backend's ``answers`` returns, in any shapes; the batches themselves if
+            empty. They have the same names as the batches.
     """
 
     workload: Workload
@@ -41,6 +43,17 @@ class PrunedModel:
     fuse: bool | None = None
     tolerance: str = "fp32"
     calibration: tuple[dict[str, torch.Tensor], ...] = ()
+    judged: tuple[dict[str, torch.Tensor], ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the model's inputs: those of a batch."""
+        return tuple(self.batches[0])
+
+    @property
+    def answered(self) -> tuple[dict[str, torch.Tensor], ...]:
+        """Inputs whose outputs a backend returns."""
+        return self.judged or self.batches
 
     @property
     def keys(self) -> tuple[str, ...]:

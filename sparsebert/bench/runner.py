@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,13 @@ def run(
     with _built_backends(pruned, names, on_step, left_out if settings.leave_out else None) as backends:
         checks = _check_outputs(pruned, backends, on_step, left_out if settings.leave_out else None)
         backends = {name: backend for name, backend in backends.items() if name in checks}
-        timings = _time(pruned, backends, settings, on_step)
+        timings = time_backends(
+            backends,
+            settings,
+            threads=pruned.workload.threads,
+            in_worker=[name for name in backends if _backend(name).in_worker],
+            on_step=on_step,
+        )
         held = {}
         if settings.memory:
             held = _memory(pruned, backends, on_step)
@@ -140,17 +146,32 @@ def _check_outputs(
     return checks
 
 
-def _time(
-    pruned: PrunedModel, backends: dict[str, BuiltBackend], settings: Settings, on_step: Step
+def time_backends(
+    backends: Mapping[str, BuiltBackend],
+    settings: Settings,
+    *,
+    threads: int,
+    in_worker: Collection[str] = (),
+    on_step: Step = lambda step: None,
 ) -> Timings:
+    """Time backends in alternation, again while the machine is busy, and return the calmest timing.
+
+    Args:
+        backends: The backends by name.
+        settings: Effort.
+        threads: Threads of each.
+        in_worker: Those that run in another process of ours.
+        on_step: Called with a description of each step.
+    """
+
     def once() -> Timings:
         return alternate(
             {name: backend.run for name, backend in backends.items()},
             budget=settings.budget,
             min_rounds=settings.min_rounds,
             max_rounds=settings.max_rounds,
-            threads=pruned.workload.threads,
-            in_worker=[name for name in backends if _backend(name).in_worker],
+            threads=threads,
+            in_worker=in_worker,
         )
 
     on_step("timing")

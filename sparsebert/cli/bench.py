@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparsebert.cli.baselines import ALL, list_baselines, usable_baselines
 from sparsebert.cli.console import print_tables, progress
 from sparsebert.cli.exit_codes import WRONG_OUTPUT, CommandFailed
-from sparsebert.cli.help_format import definitions
 from sparsebert.cli.option_groups import ExecutionOptions, flattened
 from sparsebert.cli.path_checks import require_files, require_picture, require_records, require_writable
 from sparsebert.cli.shared_options import (
@@ -24,7 +24,6 @@ from sparsebert.cli.shared_options import (
     require_numbers,
     sparsity_list,
 )
-from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
     from sparsebert.bench.environment import Environment
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from sparsebert.bench.workload import Workload
 
 DEFAULT_BASELINES = "onednn,eager"
-ALL = "all"
 _MAX_BUDGET = 86_400  # a day
 
 
@@ -129,13 +127,15 @@ def bench(
         )
     require_files({"--lengths-from": lengths_from, "--calibrate-with": calibrate_with})
     if vs == "help":
-        return _list_baselines()
+        return list_baselines()
     if profile and vs != DEFAULT_BASELINES:
         raise ValueError(f"--vs {vs} conflicts with --profile, which has no baselines; omit one of them")
     if profile and execution.fuse is not None:
         option = "--fuse" if execution.fuse else "--no-fuse"
         raise ValueError(f"{option} conflicts with --profile, which shows both; omit one of them")
-    baselines, missing = ([], {}) if profile else _baselines(vs)
+    baselines, missing = (
+        ([], {}) if profile else usable_baselines(vs, required=vs not in (DEFAULT_BASELINES, ALL))
+    )
     from sparsebert import results
     from sparsebert.bench import profile as profiler
     from sparsebert.bench import runner
@@ -249,44 +249,3 @@ def _detect(threads: int) -> Environment:
 
     torch.set_num_threads(threads)
     return environment.detect()
-
-
-def _list_baselines() -> None:
-    from sparsebert.bench.providers import BACKENDS, BASELINES
-
-    entries = []
-    for name in BASELINES:
-        backend = BACKENDS[name]()
-        lack = backend.available()
-        entries.append((name, backend.summary + (f" (unavailable here: {lack})" if lack else "")))
-    typer.echo(definitions(entries))
-
-
-def _baselines(names: str) -> tuple[list[str], dict[str, str]]:
-    """Return the baselines to run, and the reasons of those that cannot run here.
-
-    An unavailable baseline is skipped if it is among the default ones or all of them; if the user named it,
-    it raises ValueError.
-    """
-    from sparsebert.bench.providers import BACKENDS, BASELINES
-
-    requested = [name.strip() for name in names.split(",") if name.strip()]
-    if not requested:
-        raise ValueError(
-            f"--vs must name a baseline or {ALL}, got {names!r}; known: {', '.join((*BASELINES, ALL))}"
-        )
-    if requested == [ALL]:
-        requested = list(BASELINES)
-    available, missing = [], {}
-    for name in dict.fromkeys(requested):
-        if name not in BASELINES:
-            raise unknown("baseline in --vs", name, (*BASELINES, ALL))
-        lack = BACKENDS[name]().available()
-        if lack is None:
-            available.append(name)
-        elif names not in (DEFAULT_BASELINES, ALL):
-            raise ValueError(f"--vs: {name} cannot run here: {lack}")
-        else:
-            missing[name] = lack
-            typer.echo(f"without {name}: {lack}", err=True)
-    return available, missing

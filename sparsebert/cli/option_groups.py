@@ -280,6 +280,51 @@ class UnitOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """Unlabelled texts for methods that prune by a matrix's inputs."""
+
+    panel: ClassVar = "Calibration (wanda, sparsegpt and other one-shot methods)"
+
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="texts to calibrate on: .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet"),
+    ] = None
+    texts_column: Annotated[
+        str | None, typer.Option(help="column of --texts [default: text, sentence or content]")
+    ] = None
+    count: Annotated[int | None, typer.Option(help="number of texts to draw [default: 512]")] = None
+    reproduce: Annotated[
+        str | None,
+        typer.Option(
+            help="outputs that each matrix is to reproduce: dense (the dense model's; default) or layer (its "
+            "own on the pruned model's inputs, as published)"
+        ),
+    ] = None
+    allocate: Annotated[
+        str | None,
+        typer.Option(
+            help="spread of the sparsity over the matrices: error (by what it costs the last hidden states; "
+            "default where it fits) or uniform (the same share in each, as published)"
+        ),
+    ] = None
+    damping: Annotated[
+        float | None,
+        typer.Option(help="share of the Hessian's mean diagonal added to its diagonal [default: 0.01]"),
+    ] = None
+
+    def given(self) -> dict[str, object]:
+        """Return the options by name, for :func:`require_applicable`."""
+        return {
+            "--texts": self.texts,
+            "--texts-column": self.texts_column,
+            "--count": self.count,
+            "--reproduce": self.reproduce,
+            "--allocate": self.allocate,
+            "--damping": self.damping,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillationOptions:
     """A teacher and its weight in the loss; None stands for the default of :class:`Distillation`."""
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparsebert.cli.console import print_ticket_file, progress
-from sparsebert.cli.option_groups import DataOptions, UnitOptions, flattened
+from sparsebert.cli.one_shot import ONE_SHOT, prune_to_folder
+from sparsebert.cli.option_groups import CalibrationOptions, DataOptions, UnitOptions, flattened
 from sparsebert.cli.path_checks import require_records, require_writable
 from sparsebert.cli.shared_options import (
     AnyModel,
@@ -39,12 +40,22 @@ def prune(
     model: AnyModel,
     output: Annotated[
         Path,
-        typer.Option(help="ticket file to write; several seeds add their number: NAME-seed-1.safetensors"),
+        typer.Option(
+            help="ticket file to write; several seeds add their number: NAME-seed-1.safetensors. Methods "
+            "that change weights write a new folder with model and ticket"
+        ),
     ],
     units: UnitOptions,
+    calibration: CalibrationOptions,
     data: DataOptions,
     sparsity: Annotated[str, typer.Option(help="share of zeros, below 1")] = "0.9",
-    method: Annotated[str, typer.Option(help="magnitude, random, snip or head-importance")] = "magnitude",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="magnitude, random, snip or head-importance; or, calibrated on --texts: wanda, sparsegpt, "
+            "alps, obs; for heads and neurons ziplm, fisher-units"
+        ),
+    ] = "magnitude",
     filter: Annotated[
         str | None,
         typer.Option(
@@ -89,6 +100,10 @@ def prune(
 ) -> None:
     """Prune a model once, without training, and write the ticket.
 
+    Methods that are calibrated need no labels, only --texts. wanda chooses weights; sparsegpt, alps and obs
+    also change those that stay, layer by layer; ziplm and fisher-units do so for heads and neurons, named by
+    --granularity. --output is then a folder with the new weights.
+
     With --ticket, only weights that this ticket keeps are pruned further. Any model made of linear layers can
     be pruned: without --filter the encoder of a BERT-like model, and in another model the layers in its
     stacks. snip and head-importance compute scores on examples and need --task. head-importance also needs a
@@ -102,6 +117,23 @@ def prune(
         data.require_no_task()
         require_applicable({"--batches": batches, "--batch-size": batch_size}, "--task")
     selects = None if filter is None else _filter_of(filter)
+    if method in ONE_SHOT:
+        data.require_no_task()
+        inapplicable = {
+            "--task": task,
+            "--ticket": ticket,
+            "--biases": biases,
+            "--keep-smallest": keep_smallest,
+            "--accumulate": accumulate,
+            "--per-example": per_example,
+            "--per-token": per_token,
+            "--keep-a-head": keep_a_head,
+            "--seeds": None if seeds == "0" else seeds,
+        }
+        require_applicable(inapplicable, "a method that scores weights, such as magnitude")
+        prune_to_folder(model, output, method, sparsities[0], units, calibration, selects, json)
+        return
+    require_applicable(calibration.given(), f"a one-shot method ({', '.join(ONE_SHOT)})")
     numbers = seed_list(seeds)
     files = {seed: _with_seed(output, seed) if len(numbers) > 1 else output for seed in numbers}
     for file in files.values():

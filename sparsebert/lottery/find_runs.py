@@ -12,6 +12,7 @@ from torch import nn
 
 from sparsebert.interop import read_ticket
 from sparsebert.lottery.run_folder import RunFolder
+from sparsebert.tickets.file import TICKET_FILE
 from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 
 
@@ -40,8 +41,12 @@ def load_ticket(
         raise FileNotFoundError(f"ticket {file} does not exist: name a ticket file or the folder of a run")
     if folder.run_json.exists():
         file = _last_ticket(folder) if sparsity is None else _ticket_at(folder, sparsity)
+    elif (file / TICKET_FILE).is_file():
+        file = file / TICKET_FILE
     elif file.is_dir():
-        raise ValueError(f"folder {file} holds no run: name a ticket file or the folder of a run")
+        raise ValueError(
+            f"folder {file} holds neither a run nor a ticket: name a ticket file or the folder of a run"
+        )
     ticket = read_ticket(file, model, task=task)
     if sparsity is not None and abs(ticket.sparsity - sparsity) > SAME_SPARSITY:
         raise ValueError(f"{file}: the sparsity of the ticket is {ticket.sparsity:.4f}, not {sparsity:g}")

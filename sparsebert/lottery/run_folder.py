@@ -54,6 +54,7 @@ from typing import Any
 from sparsebert import results
 from sparsebert.atomic import size_on_disk, sweep, write_text
 from sparsebert.json_object import load_json
+from sparsebert.tickets.file import TICKET_FILE
 
 Record = dict[str, Any]
 _SCHEMA = 1
@@ -68,14 +69,14 @@ class RunFolder:
         self.log = self.path / "log.jsonl"
         self.start = self.path / "start.safetensors"
         self.rewind = self.path / "rewind"
-        self.final_ticket = self.path / "ticket.safetensors"
+        self.final_ticket = self.path / TICKET_FILE
         self.model = self.path / "model"
 
     def round(self, number: int) -> Path:
         return self.path / f"round-{number:02}"
 
     def ticket(self, number: int) -> Path:
-        return self.round(number) / "ticket.safetensors"
+        return self.round(number) / TICKET_FILE
 
     def trained(self, number: int) -> Path:
         return self.round(number) / "trained.safetensors"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.nn.encoder_layers import Family, encoder_family, encoder_result
+from sparsebert.nn.fp16_range import within_range
 from sparsebert.nn.native_layers import NativeLayers, current_layers
 from sparsebert.nn.plain_path import (
     RECORDED_GRADIENTS,
@@ -39,7 +40,8 @@ class FusedEncoder(nn.Module):
 
     plain_class: Any  # the class of the encoder in transformers
     family: Family
-    tolerance: str = "fp32"  # the lowest precision in which the layers may compute: "fp32", "bf16" or "int8"
+    # The lowest precision in which the layers may compute: "fp32", "bf16" or "int8"; "fp16" for its engine.
+    tolerance: str = "fp32"
     _native: NativeLayers | None = None
 
     def forward(
@@ -72,15 +74,23 @@ class FusedEncoder(nn.Module):
         for name, value in kwargs.items():
             if value is not None and value is not False and name not in WITHOUT_EFFECT:
                 raise PlainPath(f"the call has the argument {name}")
-        if not x.is_cpu or x.dtype != torch.float32 or x.dim() != 3:
-            raise PlainPath(f"the input is {x.dtype} on {x.device}, not torch.float32 on cpu")
+        if not x.is_cpu or x.dim() != 3:
+            raise PlainPath(f"the input is {list(x.shape)} on {x.device}, not [batch, tokens, hidden] on cpu")
         if torch.is_grad_enabled() and x.requires_grad:
             raise PlainPath(RECORDED_GRADIENTS)
         if not plain_inference(x):
             raise PlainPath("the call is traced, transformed or under autocast")
         require_inference(self)
+        kept = kept_tokens(mask, x)
+
+        def run() -> tuple[Tensor, None]:
+            described = current_layers(self)
+            if x.dtype != described.form.stored:
+                raise PlainPath(f"the input is {x.dtype}, not {described.form.stored} like the parameters")
+            return described.encoder(x, kept), None
+
         try:
-            states = current_layers(self).encoder(x, kept_tokens(mask, x))
+            states, _ = within_range(self, run)
         except BadTokens as error:
             raise PlainPath(str(error)) from None
         return encoder_result(self.family, states, kwargs.get("return_dict"))

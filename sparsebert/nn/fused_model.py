@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.nn.encoder_layers import Family, model_family, model_result
+from sparsebert.nn.fp16_range import within_range
 from sparsebert.nn.fused_encoder import LEFT_BY_CALLS, FusedEncoder
 from sparsebert.nn.native_ends import Ends
 from sparsebert.nn.native_layers import NativeLayers, current_layers
@@ -26,8 +27,9 @@ from sparsebert.nn.plain_path import (
     require_inference,
     say_once,
 )
+from sparsebert.nn.sentence_call import attach_vectors, wanted_reduction
 from sparsebert_kernels.cpu import native
-from sparsebert_kernels.cpu.encoder import BadTokens, OutOfRange
+from sparsebert_kernels.cpu.encoder import BadTokens, OutOfRange, WeightedMask
 from sparsebert_kernels.ops import plain_inference
 
 MASK_DTYPES = (torch.bool, torch.int64)
@@ -75,7 +77,8 @@ class FusedModel(nn.Module):
         if len(args) > len(given) or given.keys() & kwargs.keys():
             raise PlainPath("the call has further positional arguments")
         given |= kwargs
-        config = vars(self.config)  # its attributes themselves take a microsecond each
+        # Attributes of configurations take a microsecond each, and so does their dictionary by other ways.
+        config = object.__getattribute__(self.config, "__dict__")
         return_dict = given.get("return_dict", config.get("return_dict"))
         if self.family.relative_bias and return_dict is None:
             return_dict = config.get("return_dict")
@@ -86,17 +89,21 @@ class FusedModel(nn.Module):
             if not is_input and value is not None and value is not False:
                 raise PlainPath(f"the call has the argument {name}")
         require_inference(self)
-        described, ends = self._described()
-        ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
-        mask = given.get("attention_mask")
-        if embedded is not None:
-            states, pooled = self._of_embedded(described, ends, ids, embedded, mask), None
-        else:
-            states, pooled = self._of_ids(described, ends, ids, mask, given.get("token_type_ids"))
+        runner = self if self._runs_layers else self._modules[self.family.encoder[0]]
+        states, pooled = within_range(runner, lambda: self._states(given))
         if return_dict is False and self.family.relative_bias:
             return states, pooled
         result = model_result(self.family, states, pooled)
         return result.to_tuple() if return_dict is False else result
+
+    def _states(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Return the last layer's output, and the pooler's, if any."""
+        described, ends = self._described()
+        ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
+        mask = given.get("attention_mask")
+        if embedded is not None:
+            return self._of_embedded(described, ends, ids, embedded, mask), None
+        return self._of_ids(described, ends, ids, mask, given.get("token_type_ids"))
 
     def _described(self) -> tuple[NativeLayers, Ends]:
         """Return the native descriptions of the layers and of what surrounds them, as they are now."""
@@ -110,8 +117,8 @@ class FusedModel(nn.Module):
                 raise PlainPath("the encoder has hooks")
             described = current_layers(encoder)
         ends = self._ends
-        if ends is None or ends.dtype != described.dtype or not ends.is_current():
-            ends = self.__dict__["_ends"] = Ends(self, self.family, described.dtype)
+        if ends is None or ends.form != described.form or not ends.is_current():
+            ends = self.__dict__["_ends"] = Ends(self, self.family, described.form)
         ends.require_undisturbed()
         return described, ends
 
@@ -132,12 +139,24 @@ class FusedModel(nn.Module):
             or not types.is_cpu
         ):
             raise PlainPath("the token types are not int64 like the token ids")
+        converted = False
         if mask is not None:
             if type(mask) is not Tensor or mask.shape != ids.shape or not mask.is_cpu:
                 raise PlainPath("the attention mask is not [batch, tokens] on the CPU")
-            if mask.dtype not in MASK_DTYPES:
+            if converted := mask.dtype not in MASK_DTYPES:
                 mask = mask.bool()
-        return described.encoder.of_ids(ids, mask, types, ends.native)
+        # A pooling gets the caller's own mask.
+        reduction = None if mask is None or converted else wanted_reduction(self)
+        run = functools.partial(
+            described.encoder.of_ids, ids, mask, types, ends.native, dtype=described.form.stored
+        )
+        try:
+            states, pooled, vectors = run(reduction=reduction)
+        except WeightedMask:  # left to the pooling
+            return run()[:2]
+        if reduction is not None and vectors is not None:
+            attach_vectors(states, vectors, mask, reduction)
+        return states, pooled
 
     def _of_embedded(self, described: NativeLayers, ends: Ends, ids: Any, embedded: Any, mask: Any) -> Tensor:
         """Run the layers of a base model without an encoder of its own on the caller's embeddings."""
@@ -145,8 +164,9 @@ class FusedModel(nn.Module):
             raise PlainPath("the call has token ids and embeddings, or none")
         if torch.is_grad_enabled() and embedded.requires_grad:
             raise PlainPath(RECORDED_GRADIENTS)
-        if not embedded.is_cpu or embedded.dtype != torch.float32 or not embedded.numel():
-            raise PlainPath(f"the input is {embedded.dtype} on {embedded.device}, not torch.float32 on cpu")
+        stored = described.form.stored
+        if not embedded.is_cpu or embedded.dtype != stored or not embedded.numel():
+            raise PlainPath(f"the input is {embedded.dtype} on {embedded.device}, not {stored} on cpu")
         if not plain_inference(embedded):
             raise PlainPath("the call is traced, transformed or under autocast")
         if mask is not None:

@@ -40,8 +40,8 @@ class Watched:
             modules: The modules; hooks of the first are nobody's business.
             copied: Tensors that the description holds copies of.
             settings: Dictionaries of attributes, each with the name of one that was read.
-            in_place: Addresses that the native library reads in each call: changes of the values there need no
-                new description.
+            in_place: Addresses that the native library reads in each call. Changes of the values there need
+                no new description.
         """
         self._modules = [vars(module) for module in modules]
         self._harmless: list[dict[Any, Any]] = []  # hooks that are known not to matter

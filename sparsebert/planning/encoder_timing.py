@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparsebert.bert import key_in
 from sparsebert.nn.encoder_layers import encoder_layers
+from sparsebert.nn.fp16_range import LEFT_RANGE, left_range
 from sparsebert.nn.fused_modules import (
     FUSED_ATTRIBUTES,
     Encoder,
@@ -47,22 +48,23 @@ def time_ways(
         ways: Each way, with the plans of the layers for it.
         mine: One of the two ways.
         other: The other way.
-        plan: The predicted times of both, and the tokens of a call.
+        plan: The predicted times of one or both, and the tokens of a call.
 
     Returns:
         The seconds of all layers, or the reason why one of the ways cannot run.
     """
     (encoder, *_) = encoders_of(model)
     layers = getattr(encoder.module, encoder.family.layers)
-    run = min(plan.predicted_us[mine], plan.predicted_us[other]) / len(layers) / 1e6
+    predicted = [plan.predicted_us[way] for way in (mine, other) if way in plan.predicted_us]
+    run = min(predicted) / len(layers) / 1e6
     count = max(1, min(len(layers), round(SECONDS_A_RUN / max(run, 1e-9))))
     sample = [layers[number * len(layers) // count] for number in range(count)]
-    hidden: Any = encoder_layers(*encoder)[0].norms[1].weight
+    norm: Any = encoder_layers(*encoder)[0].norms[1].weight
     tokens = min(plan.tokens, MAX_TIMED_TOKENS)
     positions = getattr(getattr(encoder.module, "config", None), "max_position_embeddings", LENGTH)
     length = min(tokens, LENGTH, positions)
-    shape = -(-tokens // length), length, hidden.numel()
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    shape = -(-tokens // length), length, norm.numel()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(norm.dtype)
     sides = []
     with _in_eval([*sample, encoder.module]), torch.inference_mode():
         for way in (mine, other):
@@ -93,6 +95,8 @@ def _runner(encoder: Encoder, layers: Sequence[nn.Module], way: str, x: Tensor) 
     if way != LAYERS:
         fuse_modules_(part, TOLERANCES[way])
         require_native(part, x)
+        if left_range(part, TOLERANCES[way]):
+            raise PlainPath(LEFT_RANGE)
     return functools.partial(part.forward, *args, **given)
 
 
@@ -108,10 +112,12 @@ def _packed_as_planned(model: nn.Module, layers: Sequence[nn.Module], plans: Pla
             and (plan := plans.get(key_in(model, names[module]))) is not None
             and module.recipe != (plan.format, plan.options)
         }
-        layer = copy.deepcopy(layer) if switches else layer
-        for path, (format, options) in switches.items():
-            sparse: Any = layer.get_submodule(path)
-            sparse.prepare_format(format, **options)()
+        # Weights made in inference mode count no changes, and an engine that copies them refuses them.
+        with torch.inference_mode(False), torch.no_grad():
+            layer = copy.deepcopy(layer) if switches else layer
+            for path, (format, options) in switches.items():
+                sparse: Any = layer.get_submodule(path)
+                sparse.prepare_format(format, **options)()
         packed.append(layer)
     return packed
 

@@ -1,7 +1,8 @@
 """The choice of the way in which an encoder runs: its layers one by one, or all of them in one native call.
 
 Each way has plans of the layers for itself. The cost model predicts the time of every way, and the two
-fastest are timed in alternation, once, on a few of the encoder's layers.
+fastest are timed in alternation, once, on a few of the encoder's layers. The fp16 engine is not predicted: it
+is used only where it is timed and faster than the fastest of the others.
 """
 
 from __future__ import annotations
@@ -20,21 +21,34 @@ from sparsebert.cost.precision import LOWEST, lower_precisions
 from sparsebert.cost.work import WorkEstimate
 from sparsebert.nn.encoder_layers import NAMES as FAMILIES
 from sparsebert.nn.encoder_layers import encoder_layers
+from sparsebert.nn.fp16_range import LEFT_RANGE, left_range
 from sparsebert.nn.fused_modules import encoders_of, fuse_modules_, holds_foreign_code, unfuse_modules_
-from sparsebert.nn.native_layers import engine_dtype, require_fusible
-from sparsebert.nn.plain_path import FOREIGN_CODE
-from sparsebert.planning.encoder_plan import FP32, LAYERS, NAMES, PAIRED, TOLERANCES, EncoderPlan
+from sparsebert.nn.native_layers import require_fusible
+from sparsebert.nn.native_weights import native_form
+from sparsebert.nn.plain_path import FOREIGN_CODE, PlainPath
+from sparsebert.nn.sparse_linear import SparseLinear
+from sparsebert.planning.encoder_plan import (
+    FP16,
+    FP32,
+    LAYERS,
+    NAMES,
+    PAIRED,
+    PAIRED_INT8,
+    TOLERANCES,
+    EncoderPlan,
+)
 from sparsebert.planning.encoder_timing import Plans, time_ways
 from sparsebert.planning.plan import LayerPlan
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.cpu.encoder import has_engine
+from sparsebert_kernels.timing import Paired
 
 # Attribute of an encoder with its plan.
 PLAN = "encoder_plan"
 # The module of heads that compare all positions of a text, padding included.
 POSITION_HEAD = "qa_outputs"
-# Blocks of a matrix that an engine stores whole.
-DENSE_PANELS = (64, 32)
+# Blocks of a matrix that the paired engine stores whole, by its precision.
+DENSE_PANELS = {"bf16": (64, 32), "int8": (64, 64)}
 
 
 @dataclass(frozen=True)
@@ -74,9 +88,14 @@ def why_not_fusible(model: nn.Module) -> str | None:
         return f"{type(model).__name__} has no encoder of the families {FAMILIES}"
     if reason := native.why_unavailable():
         return f"the native library is missing ({reason})"
+    stored = _stored_dtype(model)
     for tensor in (tensor for encoder in encoders for tensor in encoder.module.parameters()):
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-            return f"a parameter is {tensor.dtype} on {tensor.device}, not torch.float32 on cpu"
+        if tensor.dtype != stored or tensor.device.type != "cpu":
+            return f"a parameter is {tensor.dtype} on {tensor.device}, not {stored} on cpu"
+    try:
+        native_form("fp32", stored)
+    except PlainPath as reason:
+        return str(reason)
     try:
         for encoder in encoders:
             require_fusible(*encoder)
@@ -102,8 +121,17 @@ def _why_not_by_default(model: nn.Module) -> str | None:
 
 def carried_encoder_plan(model: nn.Module) -> EncoderPlan | None:
     """Return how the encoder of ``model`` runs; None if nothing was decided about it."""
-    plans = (vars(encoder.module).get(PLAN) for encoder in encoders_of(model))
-    return next((plan for plan in plans if plan is not None), None)
+    for encoder in encoders_of(model):
+        plan: EncoderPlan | None = vars(encoder.module).get(PLAN)
+        if plan is None:
+            continue
+        if plan.way != FP16:
+            return plan
+        obstacle = "" if has_engine(torch.float16) else "no fp16 engine here"
+        if left_range(encoder.module, TOLERANCES[FP16]):
+            obstacle = LEFT_RANGE
+        return replace(plan, way=FP32, reason=f"{obstacle}; before: {plan.reason}") if obstacle else plan
+    return None
 
 
 @dataclass
@@ -128,26 +156,36 @@ class EncoderDecision:
     def settle_by_timing(self) -> None:
         """Time the two ways that are predicted to be fastest, once the layers are packed; choose the faster.
 
-        The prediction stays if there is one way only, or if the machine is too busy.
+        Where there is the fp16 engine, it is timed against that one. The prediction stays if there is one way
+        only, or if the machine is too busy.
         """
         predicted = self.plan.predicted_us
-        first, *others = sorted(self.ways, key=lambda way: predicted.get(way, 0.0))
-        if not others:
-            return
-        timing = time_ways(self.model, self.ways, first, others[0], self.plan)
+        ways = sorted((way for way in self.ways if way in predicted), key=lambda way: predicted[way])
+        if len(ways) > 1:
+            timing = self._timed(*ways[:2])
+            if isinstance(timing, str):
+                if LAYERS in self.ways:
+                    self.plan = replace(self.plan, way=LAYERS, reason=f"not fused: {timing}")
+                return
+        if ways and FP16 in self.ways and not self.plan.busy:
+            timing = self._timed(self.plan.way, FP16)
+            if isinstance(timing, str):
+                self.plan = replace(self.plan, reason=f"{self.plan.reason}; no fp16 engine: {timing}")
+
+    def _timed(self, first: str, second: str) -> Paired | str:
+        """Time two ways and choose the faster, or return why one of them cannot run."""
+        timing = time_ways(self.model, self.ways, first, second, self.plan)
         if isinstance(timing, str):
-            if LAYERS in self.ways:
-                self.plan = replace(self.plan, way=LAYERS, reason=f"not fused: {timing}")
-            return
-        measured = {first: timing.mine * 1e6, others[0]: timing.other * 1e6}
+            return timing
         if timing.busy:
             reason = f"{self.plan.reason}; too busy to time"
             self.plan = replace(self.plan, reason=reason, busy=True)
-            return
-        way = first if timing.speedup >= 1 else others[0]
-        other, gain = (others[0], timing.speedup) if way == first else (first, 1 / timing.speedup)
-        reason = _compared("measured", gain, other)
+            return timing
+        way, other = (first, second) if timing.speedup >= 1 else (second, first)
+        reason = _compared("measured", max(timing.speedup, 1 / timing.speedup), other)
+        measured = {**self.plan.measured_us, first: timing.mine * 1e6, second: timing.other * 1e6}
         self.plan = replace(self.plan, way=way, reason=reason, measured_us=measured, decided_by="timing")
+        return timing
 
     def apply_(self) -> None:
         """Let the model's encoders run in the decided way."""
@@ -209,21 +247,35 @@ def decide_encoder(
         return without_choice("requested", "user")
     if fuse is None and (obstacle := _why_not_by_default(model)):
         return without_choice(f"not fused: {obstacle}")
-    lower = lower_precisions(torch.float32, tolerance)
-    obstacle = why_no_paired_engine(model) if lower else None
-    engines = (FP32, PAIRED) if lower and not obstacle else (FP32,)
+    stored = _stored_dtype(model)
+    lower = lower_precisions(stored, tolerance)
+    in_bf16 = stored == torch.bfloat16
+    obstacle = why_no_paired_engine() if lower or in_bf16 else None
+    if stored not in (torch.float32, torch.bfloat16) or (in_bf16 and obstacle):
+        return without_choice(f"not fused: {why_not_fusible(model)}")
+    engines: tuple[str, ...] = () if in_bf16 else (FP32,)
+    if not obstacle and (lower or in_bf16):
+        engines += (PAIRED,)
+        if LOWEST in lower and _has_dense_layers(model, planned):
+            engines += (PAIRED_INT8,)
+    if lower and not in_bf16 and has_engine(torch.float16):
+        engines += (FP16,)
     if saved in (engines if fuse else (LAYERS, *engines)):
         plan = EncoderPlan(saved, "as planned before", tokens=tokens, fuse=fuse, decided_by="saved plan")
         return EncoderDecision(model, {saved: one_by_one}, plan)
     ways = {} if fuse else {LAYERS: one_by_one}
-    ways[FP32] = _with_dense_times(others.in_fp32(), one_by_one)
+    if FP32 in engines:
+        ways[FP32] = _with_dense_times(others.in_fp32(), one_by_one)
     if PAIRED in engines:
         ways[PAIRED] = _with_dense_times(others.in_row_panels(), one_by_one)
-    dtype = torch.float32
-    costs = quick_cost_model(dtype, tokens) if quick else cost_model(dtype, tokens, measure=measure)
-    costs = with_lower_precisions(costs, dtype, lower)
+    if PAIRED_INT8 in engines:
+        ways[PAIRED_INT8] = ways[PAIRED]
+    costs = quick_cost_model(stored, tokens) if quick else cost_model(stored, tokens, measure=measure)
+    costs = with_lower_precisions(costs, stored, ("bf16",) * in_bf16 + lower)
     predicted = {way: 1e6 * _predicted(model, plans, way, costs) for way, plans in ways.items()}
-    best, *slower = sorted(ways, key=lambda way: predicted[way])
+    if FP16 in engines:
+        ways[FP16] = ways[FP32]
+    best, *slower = sorted(predicted, key=lambda way: predicted[way])
     plan = EncoderPlan(best, "requested", predicted, tokens=tokens, fuse=fuse, decided_by="user")
     if slower:
         reason = _compared("predicted", predicted[slower[0]] / predicted[best], slower[0])
@@ -233,16 +285,31 @@ def decide_encoder(
     return EncoderDecision(model, ways, plan)
 
 
-def why_no_paired_engine(model: nn.Module) -> str | None:
-    """Return why the encoder of ``model`` cannot run in the paired engine here; None if it can."""
+def why_no_paired_engine() -> str | None:
+    """Return why no encoder can run in the paired engine here; None if the library has it."""
     if reason := native.why_unavailable():
         return f"the native library is missing ({reason})"
     if not has_engine(torch.bfloat16):
         return f"{native.instruction_set()} has no paired engine for bf16"
-    for encoder in encoders_of(model):
-        if engine_dtype(LOWEST, encoder.family) == torch.float32:
-            return f"the paired engine does not compute the layers of {encoder.family.name}"
     return None
+
+
+def _stored_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the parameters of the model's encoders, by the first of them."""
+    parameters = (tensor for encoder in encoders_of(model) for tensor in encoder.module.parameters())
+    return next((tensor.dtype for tensor in parameters), torch.float32)
+
+
+def _has_dense_layers(model: nn.Module, planned: Sequence[LayerPlan]) -> bool:
+    """Whether linear layers of the model's encoders stay dense, with no plan for themselves."""
+    keys = {layer.key for layer in planned}
+    names = {module: name for name, module in model.named_modules()}
+    return any(
+        not isinstance(linear, SparseLinear) and key_in(model, names[linear]) not in keys
+        for encoder in encoders_of(model)
+        for layer in encoder_layers(*encoder)
+        for linear in filter(None, layer.linears)
+    )
 
 
 def _compared(verb: str, gain: float, other: str) -> str:
@@ -281,9 +348,12 @@ def _predicted_linear(linear: Any, plan: LayerPlan | None, way: str, costs: CpuC
         kept = round((1 - plan.sparsity) * rows * columns)
         work = WorkEstimate(plan.format, kept, lines, 0, plan.block, precision=plan.precision)
         seconds = plan.predicted_us / 1e6 if plan.predicted_us else None
-    elif way == PAIRED:
-        work = WorkEstimate("row_panel", rows * columns, lines, 0, DENSE_PANELS, precision="bf16")
-        seconds = costs.seconds(work)
+    elif way in (PAIRED, PAIRED_INT8):
+        precision = TOLERANCES[way] if plan is None else plan.precision or "bf16"
+        work = WorkEstimate(
+            "row_panel", rows * columns, lines, 0, DENSE_PANELS[precision], precision=precision
+        )
+        seconds = costs.seconds(work) if costs.supports(work) else None
     else:
         precision = plan.precision if plan else ""
         work = WorkEstimate("dense", rows * columns, lines, 0, shape=(rows, columns), precision=precision)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sparsebert.report.aot_tables import aot_tables
+from sparsebert.report.arena_tables import arena_pictures, arena_tables
 from sparsebert.report.compaction_tables import compaction_tables
 from sparsebert.report.environment import environment_tables
 from sparsebert.report.format import Record, record_errors
 from sparsebert.report.gpu_plots import roofline_pictures
 from sparsebert.report.gpu_tables import failure_tables, gpu_tables
+from sparsebert.report.healing_tables import healing_tables
 from sparsebert.report.layer_tables import (
     goal_tables,
     int8_tables,
@@ -23,6 +25,8 @@ from sparsebert.report.lottery_plots import curve_pictures
 from sparsebert.report.lottery_tables import curve_tables, learned_tables, transfer_tables
 from sparsebert.report.memory_tables import memory_tables
 from sparsebert.report.model_tables import bench_tables, machine_tables, sweep_tables, sweeps
+from sparsebert.report.one_shot_tables import one_shot_tables
+from sparsebert.report.optimize_tables import optimize_tables
 from sparsebert.report.plots import Picture, speedup_pictures
 from sparsebert.report.profile_tables import profile_pictures, profile_tables
 from sparsebert.report.request_tables import request_tables
@@ -132,7 +136,10 @@ _KINDS = (
     Kind("matrix", _of("transfer"), matrix_tables),
     Kind("evaluations", _of("eval", "eval_seeds"), evaluation_tables),
     Kind("tickets", _of("prune", "prune_seeds", "convert"), ticket_tables),
+    Kind("healing", _of("heal"), healing_tables),
     Kind("compaction", _compaction, _by_machine(compaction_tables)),
+    Kind("arena", _of("arena"), _by_machine(arena_tables), _by_machine(arena_pictures)),
+    Kind("optimize", _of("optimize"), _by_machine(optimize_tables)),
     Kind("models", _bench, _by_machine(_sweep_tables), _by_machine(speedup_pictures)),
     Kind("machines", _bench, machine_tables),
     Kind("bench", _bench, _by_machine(bench_tables)),
@@ -143,6 +150,7 @@ _KINDS = (
     Kind("selection", _of("selection"), _by_machine(selection_tables)),
     Kind("memory", _of("memory"), _by_machine(memory_tables)),
     Kind("requests", _of("request_memory", "request_time"), _by_machine(request_tables)),
+    Kind("one-shot", _of("one_shot"), one_shot_tables),
     Kind("serving", _of("serving"), _by_machine(serving_tables), _by_machine(line_pictures)),
     Kind("revisions", _of("revision"), _by_machine(revision_tables)),
     Kind("goals", _of("goal"), _by_machine(goal_tables)),

@@ -136,13 +136,22 @@ def load_as_saved(name: str) -> Any:
         ValueError: For a model of another family.
         OSError: For a model that is missing or holds no weights.
     """
+    return _require_bert(load_whole(name), name)
+
+
+def load_whole(name: str) -> Any:
+    """Load a model of any family in the class that it was saved in, with its head, on the CPU in eval mode.
+
+    Raises:
+        ValueError, OSError: As ``sparsebert.tasks.load_checked``.
+    """
     import transformers
 
     from sparsebert.tasks.load_checked import load_config, load_weights
 
     saved_from = load_config(name).architectures or [""]
     cls = getattr(transformers, saved_from[0], transformers.AutoModel)
-    return _require_bert(load_weights(cls, name, fresh_head=False, dtype="auto"), name)
+    return load_weights(cls, name, fresh_head=False, dtype="auto").eval()
 
 
 def short_name(model: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from sparsebert.json_object import load_json
 from sparsebert.sparsify import densify_, sparsify_
 from sparsebert.tasks.load_tokenizer import load_tokenizer
 from sparsebert.tasks.models import load_as_saved
+from sparsebert.tickets.file import TICKET_FILE
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.dtype_names import long_name
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
@@ -134,6 +135,42 @@ def export_model(
             ticket.apply_(model)
         if stored_in is not None:
             state = with_embeddings_in(stored_in, model, model.state_dict())
+
+    def card(text: str | None, unfinished: Path) -> str | None:
+        if sparse:
+            return extend_card(text, unfinished, records, name=folder.name)
+        if portable or text is not None:
+            pruned = ticket or Ticket.from_model(model)
+            return extend_card_of_dense(text, pruned.sparsity, pruned.metadata, name=folder.name)
+        return None
+
+    write_folder(model, name, folder, card, sparse=sparse, state=state)
+    return before, Footprint.of(model, folder, before.batch, before.length)
+
+
+def write_folder(
+    model: Any,
+    name: str,
+    folder: Path,
+    card: Callable[[str | None, Path], str | None],
+    *,
+    sparse: bool = False,
+    state: dict[str, Tensor] | None = None,
+    ticket: Ticket | None = None,
+) -> None:
+    """Write a model to a folder, whole or not at all, with what belongs to the model that it was made from.
+
+    Args:
+        model: The model.
+        name: Hub id or folder of the original model: its tokenizer, modules of sentence-transformers and card
+            are copied.
+        folder: The folder to write.
+        card: Returns the text of the model card, or None for no card. Its arguments are the text of the
+            original card, if there is one, and the unfinished folder.
+        sparse: Whether loading the folder needs this package.
+        state: Tensors to write; None for the model's own.
+        ticket: A ticket to write beside the weights.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing(folder, model_bytes(model)) as unfinished:
         model.save_pretrained(unfinished, state_dict=state)
@@ -141,16 +178,13 @@ def export_model(
         source = _download(name)
         if source is not None:
             _copy_sentence_modules(source, unfinished, SPARSE_TYPE if sparse else DENSE_TYPE)
-        card = source / _CARD if source is not None else None
-        text = _decoded(card.read_bytes()) if card is not None and card.is_file() else None
-        if sparse:
-            text = extend_card(text, unfinished, records, name=folder.name)
-        elif portable or text is not None:
-            pruned = ticket or Ticket.from_model(model)
-            text = extend_card_of_dense(text, pruned.sparsity, pruned.metadata, name=folder.name)
+        original = source / _CARD if source is not None else None
+        is_there = original is not None and original.is_file()
+        text = card(_decoded(original.read_bytes()) if original and is_there else None, unfinished)
         if text is not None:
             (unfinished / _CARD).write_bytes(text.encode("utf-8", "surrogateescape"))
-    return before, Footprint.of(model, folder, before.batch, before.length)
+        if ticket is not None:
+            ticket.save(unfinished / TICKET_FILE)
 
 
 def _size_on_disk(folder: Path) -> int | None:

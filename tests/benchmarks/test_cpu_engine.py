@@ -15,6 +15,7 @@ from benchmarks.cpu_engine import ROWS, Limit, Measured, Outcome, Row, judged, m
 from sparsebert import results
 from sparsebert.bench.environment import detect
 from sparsebert.report.layer_tables import goal_tables
+from sparsebert_kernels.cpu import fp16
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,10 @@ def zen() -> Any:
 
 @pytest.fixture(scope="module")
 def xeon(zen: Any) -> Any:
-    return dataclasses.replace(zen, cpu="Xeon", instruction_sets=("amx", "avx512", "avx2", "baseline"))
+    sets = ("amx", "avx512", "avx2", "baseline")
+    return dataclasses.replace(
+        zen, cpu="Xeon", instruction_sets=sets, isa_flags=(*zen.isa_flags, "avx512_fp16")
+    )
 
 
 ROW = Row("one", lambda machine, budget, keep: Outcome(), ((Limit("figure of AMX", 4, 7), no_amx),))
@@ -139,3 +143,14 @@ def test_a_row_whose_process_died_keeps_its_records_and_says_so_of_its_limits(
     records = results.read(out)
     assert [record["kind"] for record in records] == ["bench", "layer_summary", "goal"]
     assert records[-1]["reason"] == "its measurement failed"
+
+
+def test_the_fp16_engine_is_compared_with_that_of_fp32(monkeypatch: pytest.MonkeyPatch, zen: Any) -> None:
+    monkeypatch.setattr(cpu_engine, "MODEL", "bert-tiny")
+    monkeypatch.setattr(cpu_engine, "TOKENS", 16)
+    with fp16.emulation():
+        outcome = cpu_engine.fp16_engine(zen, 0.0, lambda records: None)
+    assert not outcome.failures
+    for batch in (1, 8):
+        # The emulation is slower.
+        assert 0 < outcome.figures[cpu_engine.FP16_ENGINE.format(batch)].value < 1

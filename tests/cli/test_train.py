@@ -385,7 +385,7 @@ class TestBadTickets:
             (lambda path: path.write_text("mask"), "not a usable ticket file"),
             (lambda path: path.write_bytes(pickle.dumps({"a.weight_mask": Path}, 2)), "is refused"),
             (lambda path: np.save(path.open("wb"), np.zeros(9, np.uint8)), "holds 9 bytes; the 12 encoder"),
-            (lambda path: path.mkdir(), "holds no run: name a ticket file or the folder of a run"),
+            (lambda path: path.mkdir(), "holds neither a run nor a ticket: name a ticket file"),
         ],
         ids=["text", "pickle", "array", "folder"],
     )

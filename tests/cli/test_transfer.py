@@ -226,7 +226,7 @@ class TestRefusals:
             (["--tasks", "sst2", "--ticket", "b=/nowhere/ticket"], "/nowhere/ticket"),
             (
                 ["--tasks", "sst2", "--ticket", "b={folder}"],
-                "holds no run: name a ticket file or the folder of a run",
+                "holds neither a run nor a ticket: name a ticket file or the folder of a run",
             ),
             (["--tasks", "sst2", "--model", "/nowhere/bert"], "/nowhere/bert"),
             (["--tasks", "sst2", "--steps", "0"], "steps must be at least 1"),

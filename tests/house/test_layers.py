@@ -29,9 +29,9 @@ PACKAGES = {"sparsebert": ROOT, "sparsebert_kernels": ROOT / "kernels"}
 LAYERS = (
     {"sparsebert_kernels"},
     {"bert", "linear_layers", "atomic", "file_types", "json_object", "results", "tickets", "checkpoints"},
-    {"cost", "nn", "pruning", "compaction"},
-    {"planning", "sparsify", "replan", "fuse", "compact", "tasks", "report", "hf"},
-    {"interop", "mask_learning", "training", "lottery"},
+    {"cost", "nn", "pruning", "one_shot", "compaction"},
+    {"planning", "sparsify", "replan", "fuse", "compact", "tasks", "quality", "report", "hf"},
+    {"interop", "mask_learning", "training", "healing", "lottery"},
     {"bench", "workflows", "cli", "demo"},
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,10 @@ from sparsebert_kernels.cpu.encoder import (
     NativeEncoder,
     NativeEnds,
     OutOfRange,
+    Reduction,
+    WeightedMask,
 )
+from sparsebert_kernels.cpu.pooling import pool
 from tests.ops.backends import INSTRUCTION_SETS
 from tests.ops.encoder_problem import Problem, pack, reference
 
@@ -26,7 +30,9 @@ pytestmark = pytest.mark.skipif(not INSTRUCTION_SETS, reason="no native library"
 class TestEnds:
     """Embeddings before the layers, LayerNorm and pooler after them."""
 
-    def ends(self, width: int = 40, counted: bool = False, **changes: Any) -> EncoderEnds:
+    def ends(
+        self, width: int = 40, counted: bool = False, pooler: str = "element", **changes: Any
+    ) -> EncoderEnds:
         torch.manual_seed(5)
         projection = torch.randn(40, width) / 5 if width != 40 else None
         tables = {
@@ -38,7 +44,7 @@ class TestEnds:
             "projection": None if projection is None else DensePanel.from_dense(projection),
             "projection_bias": None if projection is None else torch.randn(40),
             "final_norm": (torch.rand(40) + 0.5, torch.randn(40)),
-            "pooler": pack(torch.randn(13, 40) / 6, "element"),
+            "pooler": pack(torch.randn(13, 40) / 6, pooler),
             "pooler_bias": torch.randn(13),
             "epsilons": (1e-3, 1e-5),
         }
@@ -80,8 +86,9 @@ class TestEnds:
             {"counted": True},
             {"width": 23},
             {"types": None, "positions": None, "final_norm": None},
+            {"pooler": "dense"},
         ],
-        ids=["all", "counted", "projected", "words"],
+        ids=["all", "counted", "projected", "words", "dense pooler"],
     )
     @pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
     def test_are_computed_in_the_same_call(
@@ -94,26 +101,41 @@ class TestEnds:
         ids = torch.randint(0, 50, mask.shape)
         ids[:, 5] = 1
         for types in (None, torch.randint(0, 2, mask.shape)):
-            states, pooled = encoder.of_ids(ids, mask.to(dtype), types, NativeEnds(ends))
+            states, pooled, _ = encoder.of_ids(ids, mask.to(dtype), types, NativeEnds(ends))
             exact, exact_pooled = self.expected(ends, ids, types, mask)
             assert pooled is not None
             assert (states - exact).abs().max() < 3e-5
             assert (pooled - exact_pooled).abs().max() < 1e-5
 
     @pytest.mark.parametrize("threads", [1, 3])
-    def test_many_sequences_are_pooled(self, threads: int) -> None:
-        ends = self.ends()
+    @pytest.mark.parametrize("pooler", ["element", "dense"])
+    def test_many_sequences_are_pooled(self, pooler: str, threads: int) -> None:
+        ends = self.ends(pooler=pooler)
         torch.manual_seed(3)
         encoder = NativeEncoder(Problem().layers()[0])
         ids = torch.randint(0, 50, (150, 20))
         torch.set_num_threads(threads)
-        _, pooled = encoder.of_ids(ids, None, None, NativeEnds(ends))
+        _, pooled, _ = encoder.of_ids(ids, None, None, NativeEnds(ends))
         torch.set_num_threads(1)
         assert pooled is not None
         for number in (0, 31, 32, 101, 149):
-            _, alone = encoder.of_ids(ids[number : number + 1], None, None, NativeEnds(ends))
+            _, alone, _ = encoder.of_ids(ids[number : number + 1], None, None, NativeEnds(ends))
             assert alone is not None
             assert torch.equal(alone[0], pooled[number])
+
+    @pytest.mark.parametrize("reduction", [Reduction(*each) for each in ((1, 0), (0, 1), (1, 1))], ids=str)
+    def test_sequences_are_reduced_in_the_same_call(self, reduction: Reduction, instruction_set: str) -> None:
+        encoder, ends = NativeEncoder(Problem().layers()[0]), NativeEnds(self.ends())
+        mask = (torch.arange(20) < torch.tensor((9, 20, 1))[:, None]).long()
+        ids = torch.randint(0, 50, mask.shape)
+        states, _, vectors = encoder.of_ids(ids, mask, None, ends, reduction=reduction)
+        expected = pool(states, mask, mean=bool(reduction.mean), normalize=bool(reduction.normalize))
+        assert vectors is not None
+        assert expected is not None
+        assert torch.equal(vectors, expected)
+        with pytest.raises(WeightedMask):
+            encoder.of_ids(ids, 2 * mask, None, ends, reduction=reduction)
+        assert encoder.of_ids(ids, 2 * mask, None, ends).vectors is None
 
     @pytest.mark.parametrize("table", ["words", "types", "positions"])
     def test_numbers_outside_the_tables(self, table: str) -> None:
@@ -139,6 +161,6 @@ class TestEnds:
             {"words": torch.randn(50, 39)},
             {"pooler": pack(torch.randn(8, 41), "dense"), "pooler_bias": None},
         ):
-            ends = NativeEnds(self.ends(**changes))
+            ends = NativeEnds(replace(self.ends(), **changes))
             with pytest.raises(ValueError, match="do not fit together"):
                 encoder.of_ids(torch.zeros(1, 4).long(), None, None, ends)

@@ -1,8 +1,9 @@
 """A whole encoder in one native call: its layers and what surrounds them, described once, and the call.
 
-There are two engines. That for float32 computes in float32. That for bfloat16 holds activations in bfloat16
-and computes weights in row panels, through the bf16 and int8 units of recent CPUs; residuals, LayerNorm and
-softmax stay in float32 arithmetic.
+There are three engines. That for float32 computes in float32. That for bfloat16 holds activations in bfloat16
+and computes weights in row panels, through the bf16 and int8 units of recent CPUs. That for float16 holds
+activations in float16 and computes single weights, through AVX512-FP16. Residuals, LayerNorm and softmax stay
+in float32 arithmetic in all of them.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..formats import ElementSparse, PackedWeight, RowPanelSparse, VectorSparse
+from ..formats import ElementFp16, ElementSparse, PackedWeight, RowPanelSparse, VectorSparse
 from ..formats.base import SLACK_BYTES, refuse_options
+from ..formats.element_fp16 import LARGEST
 from ..memory import readable
-from . import native
+from . import fp16, native
 
 # The structs sb_layer, after its six weights, sb_ends, after its two, and sb_encoder_call of src/native.h,
 # which asserts their sizes and offsets.
 _LAYER = struct.Struct("=QQQQQiifffiQQqqqii")
-_ENDS = struct.Struct("=QQQQQQQqqqqqff")
-_ENCODER_CALL = struct.Struct("=QQQQqqqiiQQQQiiii")
-_ENGINES = {torch.float32: 0, torch.bfloat16: 1}
+_ENDS = struct.Struct("=QQQQQQQqqqqqffii")
+_ENCODER_CALL = struct.Struct("=QQQQqqqiiQQQQiiiiQii")
+_ENGINES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_FP16_EMULATED_ENGINE = 3
 # Results of sb_encoder.
-_BAD_ID, _PADDING_FIRST, _GAP = 2, 3, 4
+_BAD_ID, _PADDING_FIRST, _GAP, _OUT_OF_RANGE, _WEIGHTED = 2, 3, 4, 5, 6
 # Rows that a kernel computes together: biases are padded to a multiple, and in bfloat16 the heads too.
 ROWS = 8
 PAIRED_ROWS = 32
@@ -85,19 +88,20 @@ class EncoderLayer:
 
     Attributes:
         weights: Query, key, value, output, up, down: ``ElementSparse``, ``VectorSparse`` or ``DensePanel`` in
-            float32, or for encoders in bfloat16 ``RowPanelSparse`` (``supports``). A query of all the rows of
-            query, key and value leaves the next two None.
+            float32; for encoders in bfloat16 ``RowPanelSparse``, in float16 ``ElementFp16`` (``supports``). A
+            query of all the rows of query, key and value leaves the next two None.
         biases: Their biases; None for none.
         attention_norm: Weight and bias of the LayerNorm after the attention, or before it with ``pre_norm``;
             None for none.
         output_norm: Those of the LayerNorm after the feed-forward network, or before it with ``pre_norm``.
         epsilons: The two LayerNorms' epsilons.
         heads: The heads, in the order of the projections' rows. In bfloat16, widths are multiples of
-            ``PAIRED_ROWS`` (``paired_layer``).
+            ``PAIRED_ROWS``, of twice as many with ``rotary`` (``padded_heads``).
         scale: Factor of the scores.
         activation: "relu", "gelu" or "gelu_tanh".
         pre_norm: Whether the LayerNorms stand before attention and feed-forward network, inside the residual.
-        gated: Whether up has twice as many rows: neurons = activation(first half) * second half.
+        gated: Whether up has twice as many rows: neurons = activation(first half) * second half. In bfloat16,
+            a half has an even number.
         window: Tokens attend to those at most so far away; None for all.
         relative_bias: Added to the scaled scores, [heads, 2 * reach + 1]: column reach + d for a query d
             tokens after its key, and the outer columns for all beyond; None for none.
@@ -122,7 +126,9 @@ class EncoderLayer:
 
 @dataclass(frozen=True)
 class EncoderEnds:
-    """What runs before the first layer and after the last; all tensors float32 on the CPU.
+    """What runs before the first layer and after the last; all tensors on the CPU.
+
+    Embeddings are float32, or for encoders in bfloat16 all of them bfloat16.
 
     Attributes:
         words: Embeddings of the token ids, [vocabulary, width]; None without embeddings.
@@ -160,6 +166,35 @@ class OutOfRange(BadTokens):
     """A token id, a token type or a position lies outside its embeddings."""
 
 
+class BeyondFp16(ArithmeticError):
+    """Values inside an encoder in float16 are out of its range, infinite or NaN; nothing was returned."""
+
+
+class WeightedMask(BadTokens):
+    """Vectors of sequences are asked for with a mask that has other values than 0 and 1."""
+
+
+class Reduction(NamedTuple):
+    """How the states of a sequence are reduced to one vector; see ``pooling.pool``."""
+
+    mean: bool
+    normalize: bool
+
+
+class Encoded(NamedTuple):
+    """The results of a call for token ids.
+
+    Attributes:
+        states: The last layer's output [batch, tokens, hidden], zero where the mask is.
+        pooled: The pooler's output [batch, rows of the pooler]; None without a pooler.
+        vectors: One vector for each sequence [batch, hidden], as asked for; else None.
+    """
+
+    states: Tensor
+    pooled: Tensor | None
+    vectors: Tensor | None
+
+
 class NativeEnds:
     """``EncoderEnds`` described for the native library, which reads the tensors at each call.
 
@@ -171,16 +206,18 @@ class NativeEnds:
 
     def __init__(self, ends: EncoderEnds, dtype: torch.dtype = torch.float32) -> None:
         self._alive: list[Tensor] = []
-        multiple = PAIRED_ROWS if _ENGINES[dtype] else ROWS
+        multiple = rows_of(dtype)
         self.width = None if ends.words is None else ends.words.shape[1]
         self.pooled = 0 if ends.pooler is None else ends.pooler.shape[0]
         tables = (ends.words, ends.positions, ends.types)
+        dtypes = {table.dtype for table in tables if table is not None}
+        stored = torch.bfloat16 if dtypes == {torch.bfloat16} and dtype == torch.bfloat16 else torch.float32
         description = b"".join(
             _described(weight, bias, self._alive, multiple)
             for weight, bias in ((ends.projection, ends.projection_bias), (ends.pooler, ends.pooler_bias))
         )
         description += _ENDS.pack(
-            *(self._address(table) for table in tables),
+            *(_address(table, self._alive, stored) for table in tables),
             *(
                 self._address(tensor)
                 for norm in (ends.embedding_norm, ends.final_norm)
@@ -190,6 +227,8 @@ class NativeEnds:
             self.width or 0,
             -1 if ends.padding is None else ends.padding,
             *ends.epsilons,
+            _ENGINES[stored],
+            0,
         )
         self.description = ctypes.create_string_buffer(description, len(description))
         self.addresses = _addresses(self._alive)
@@ -210,13 +249,13 @@ class NativeEncoder:
 
         Args:
             layers: At least one layer.
-            dtype: Of the activations between the layers: float32 or bfloat16.
+            dtype: Of the activations between the layers: float32, bfloat16 or float16.
         """
         query = layers[0].weights[0]
         assert query is not None
         self.hidden = query.shape[1]
         self.dtype = dtype
-        self._engine = _ENGINES[dtype]
+        self._engine = _engine(dtype)
         self._count = len(layers)
         self._alive: list[Tensor] = []
         description = b"".join(map(self._describe, layers))
@@ -233,9 +272,10 @@ class NativeEncoder:
 
         Raises:
             BadTokens: Padding lies between tokens in layers to which their distance matters.
+            BeyondFp16: In float16, values that it cannot hold.
             ValueError: Shapes or dtypes do not fit.
         """
-        dtypes = dict.fromkeys((torch.float32, self.dtype))
+        dtypes = (torch.float32, *(torch.bfloat16,) * (self.dtype == torch.bfloat16))
         if x.dim() != 3 or x.shape[2] != self.hidden or x.dtype not in dtypes or not x.is_cpu:
             raise ValueError(
                 f"x is {list(x.shape)} of {x.dtype} on {x.device}; "
@@ -252,33 +292,54 @@ class NativeEncoder:
         return y
 
     def of_ids(
-        self, ids: Tensor, mask: Tensor | None, types: Tensor | None, ends: NativeEnds
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the last layer's output for token ids, zero where the mask is, and the pooler's, if any.
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        types: Tensor | None,
+        ends: NativeEnds,
+        *,
+        dtype: torch.dtype = torch.float32,
+        reduction: Reduction | None = None,
+    ) -> Encoded:
+        """Run embeddings, layers and pooler for token ids, and reduce sequences to vectors.
 
         Args:
             ids: [batch, tokens], int64 on the CPU.
             mask: The same shape, bool or int64, not zero = keep; None keeps all.
             types: The token types, like ``ids``; None for the first type.
             ends: The embeddings and what runs after the layers.
-
-        Returns:
-            [batch, tokens, hidden], and [batch, rows of the pooler] or None.
+            dtype: Of the results: float32, or that of the encoder.
+            reduction: How each sequence becomes a vector, if at all.
 
         Raises:
             OutOfRange: An id, a type or a position has no embedding.
+            WeightedMask: The mask has other values than 0 and 1, and there is a reduction.
             BadTokens: A sequence begins with padding, or padding lies between tokens in layers to which their
                 distance matters.
+            BeyondFp16: In float16, values that it cannot hold.
         """
         shape = (*ids.shape, self.hidden)
         ids = readable(ids.contiguous())
         mask = None if mask is None else readable(mask.contiguous())
         types = None if types is None else readable(types.contiguous())
-        y = torch.empty(shape)
+        y = torch.empty(shape, dtype=dtype)
         pooled = torch.empty(shape[0], ends.pooled) if ends.pooled else None
+        vectors = torch.empty(shape[0], self.hidden) if reduction else None
         if shape[0]:
-            self._run(shape, y, mask=mask, ends=ends, ids=ids, types=types, pooled=pooled)
-        return y, pooled
+            self._run(
+                shape,
+                y,
+                mask=mask,
+                ends=ends,
+                ids=ids,
+                types=types,
+                pooled=pooled,
+                vectors=vectors,
+                reduction=reduction,
+            )
+        if dtype != torch.float32:
+            pooled, vectors = (None if each is None else each.to(dtype) for each in (pooled, vectors))
+        return Encoded(y, pooled, vectors)
 
     def _run(
         self,
@@ -291,6 +352,8 @@ class NativeEncoder:
         ids: Tensor | None = None,
         types: Tensor | None = None,
         pooled: Tensor | None = None,
+        vectors: Tensor | None = None,
+        reduction: Reduction | None = None,
     ) -> None:
         call = _ENCODER_CALL.pack(
             0 if x is None else x.data_ptr(),
@@ -308,6 +371,8 @@ class NativeEncoder:
             ids is not None,
             self._engine,
             _ENGINES[y.dtype],
+            0 if vectors is None else vectors.data_ptr(),
+            *(reduction or (0, 0)),
         )
         result = native.library().sb_encoder(call)
         if result == _BAD_ID:
@@ -316,13 +381,17 @@ class NativeEncoder:
             raise BadTokens("a row of the batch begins with padding, or holds nothing else; pad on the right")
         if result == _GAP:
             raise BadTokens("padding lies between the tokens of a row; pad on the right")
+        if result == _OUT_OF_RANGE:
+            raise BeyondFp16(f"values inside the encoder are beyond fp16's range ({LARGEST:g}) or not finite")
+        if result == _WEIGHTED:
+            raise WeightedMask("the attention mask has other values than 0 and 1")
         if result != 0:
             raise ValueError("the layers' weights do not fit together, or the library lacks their formats")
 
     def _describe(self, layer: EncoderLayer) -> bytes:
         """Return the bytes of a struct sb_layer."""
         weights = b"".join(
-            _described(weight, bias, self._alive, PAIRED_ROWS if self._engine else ROWS)
+            _described(weight, bias, self._alive, rows_of(self.dtype))
             for weight, bias in zip(layer.weights, layer.biases, strict=True)
         )
         heads = torch.tensor(layer.heads, dtype=torch.int32)
@@ -352,7 +421,18 @@ class NativeEncoder:
 
 def has_engine(dtype: torch.dtype) -> bool:
     """Return whether the library and this machine have the engine for activations of a dtype."""
-    return native.available() and bool(native.library().sb_has_engine(_ENGINES[dtype]))
+    if dtype == torch.float16:
+        return fp16.why_unavailable() is None
+    return native.has_engine(_ENGINES[dtype])
+
+
+def rows_of(dtype: torch.dtype) -> int:
+    """Return the rows that the engine for a dtype computes together."""
+    return PAIRED_ROWS if dtype == torch.bfloat16 else ROWS
+
+
+def _engine(dtype: torch.dtype) -> int:
+    return _FP16_EMULATED_ENGINE if dtype == torch.float16 and fp16.emulating() else _ENGINES[dtype]
 
 
 def _described(
@@ -363,14 +443,16 @@ def _described(
         return bytes(native.WEIGHT_BYTES)
     padded = _padded_bias(bias, weight.shape[0], multiple)
     alive += [*weight.tensors().values(), padded]
+    if isinstance(weight, ElementFp16):
+        return fp16.describe(weight, padded, None, None)
     return native.describe(weight, padded, None)
 
 
-def _address(tensor: Tensor | None, alive: list[Tensor]) -> int:
-    """Return where the native library reads a tensor, which stays alive; 0 for None."""
+def _address(tensor: Tensor | None, alive: list[Tensor], dtype: torch.dtype = torch.float32) -> int:
+    """Return where the native library reads a tensor in a dtype, which stays alive; 0 for None."""
     if tensor is None:
         return 0
-    alive.append(readable(tensor.detach().float().contiguous()))
+    alive.append(readable(tensor.detach().to(dtype).contiguous()))
     return alive[-1].data_ptr()
 
 
@@ -382,6 +464,8 @@ def supports(weight: PackedWeight, dtype: torch.dtype = torch.float32) -> bool:
     """Return whether the engine for activations of a dtype computes a packed weight."""
     if dtype == torch.bfloat16:
         return isinstance(weight, RowPanelSparse) and read_in_place(weight.values)
+    if dtype == torch.float16:
+        return isinstance(weight, ElementFp16) and read_in_place(weight.values)
     return (
         isinstance(weight, ElementSparse | VectorSparse | DensePanel)
         and weight.dtype == torch.float32

@@ -82,6 +82,7 @@ def linear(
     rows = readable(x.reshape(-1, in_features).contiguous())
     bias = None if bias is None else readable(bias.float().contiguous())
     values = readable(packed.values.contiguous())
+    packed = packed if values is packed.values else packed.replace(values=values)
     flag = torch.zeros(1, dtype=torch.int32)
     y = rows.new_empty((rows.shape[0], out_features))
     call = native._CALL.pack(
@@ -93,7 +94,16 @@ def linear(
         torch.get_num_threads(),
         1,
     )
-    call += native._WEIGHT.pack(
+    call += describe(packed, bias, y, flag)
+    if native.library().sb_fp16_linear(call, int(_emulated)) != 0:
+        return None
+    lost = y.isnan().any(-1) if flag.item() else torch.zeros(len(y), dtype=torch.bool)
+    return y.view(*leading, out_features), lost.view(leading)
+
+
+def describe(packed: ElementFp16, bias: Tensor | None, y: Tensor | None, flag: Tensor | None) -> bytes:
+    """Return the bytes of a struct sb_weight; ``flag`` takes note of sums out of range, int32 [1]."""
+    return native._WEIGHT.pack(
         *packed.shape,
         0,
         _VALUES,
@@ -101,20 +111,21 @@ def linear(
         packed.block_columns,
         0,
         0,
-        values.data_ptr(),
+        packed.values.data_ptr(),
         packed.columns.data_ptr(),
         packed.rows.data_ptr(),
         packed.groups.data_ptr(),
         packed.blocks.data_ptr(),
-        flag.data_ptr(),
+        0 if flag is None else flag.data_ptr(),
         0 if bias is None else bias.data_ptr(),
-        y.data_ptr(),
+        0 if y is None else y.data_ptr(),
         0,
     )
-    if native.library().sb_fp16_linear(call, int(_emulated)) != 0:
-        return None
-    lost = y.isnan().any(-1) if flag.item() else torch.zeros(len(y), dtype=torch.bool)
-    return y.view(*leading, out_features), lost.view(leading)
+
+
+def emulating() -> bool:
+    """Whether this is inside an ``emulation``."""
+    return _emulated
 
 
 def note_overflow(packed: ElementFp16, tokens: int) -> None:

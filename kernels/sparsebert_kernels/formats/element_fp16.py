@@ -55,11 +55,7 @@ class ElementFp16(PackedWeight):
         refuse_options(cls, options)
         weight, mask = checked(weight, mask, GPU_DTYPES)
         check_block(block_rows, block_columns)
-        kept = weight[mask]
-        beyond = kept.half().isinf() & kept.isfinite()
-        if beyond.any():
-            largest = float(kept[beyond].abs().max())
-            raise ValueError(f"weight {largest:g} is beyond the range of fp16 (65504): use another format")
+        kept = _require_range(weight[mask])
         index, slots = pack_index(mask, 1, block_rows, block_columns)
         values = weight.new_zeros((index["columns"].numel(), 2), dtype=torch.float16)
         values[slots] = kept.half()[:, None]
@@ -69,6 +65,18 @@ class ElementFp16(PackedWeight):
             {"values": values, **index, "overflow": overflow},
             {"block_rows": block_rows, "block_columns": block_columns},
         )
+
+    @classmethod
+    def from_fp32(cls, packed: ElementSparse) -> Self:
+        """Return weights packed in fp32 rounded to fp16; both share the index.
+
+        Raises:
+            ValueError: A finite weight is beyond the range of fp16.
+        """
+        values = _require_range(packed.values).half()[:, None].expand(-1, 2).contiguous()
+        index = {name: getattr(packed, name) for name in ElementSparse.TENSORS[1:]}
+        overflow = torch.zeros(1, dtype=torch.int32, device=packed.device)
+        return cls(packed.shape, {"values": values, **index, "overflow": overflow}, packed.geometry())
 
     def in_fp32(self) -> ElementSparse:
         """Return the same weights in fp32."""
@@ -80,3 +88,12 @@ class ElementFp16(PackedWeight):
 
     def kept(self) -> Tensor:
         return self.in_fp32().kept()
+
+
+def _require_range(kept: Tensor) -> Tensor:
+    """Return kept weights; raise ValueError for a finite one beyond the range of fp16."""
+    beyond = kept.half().isinf() & kept.isfinite()
+    if beyond.any():
+        largest = float(kept[beyond].abs().max())
+        raise ValueError(f"weight {largest:g} is beyond the range of fp16 (65504): use another format")
+    return kept

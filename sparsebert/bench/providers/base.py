@@ -23,7 +23,8 @@ class BuiltBackend:
 
     Attributes:
         run: Runs all batches of the workload once and returns the seconds.
-        answers: Returns the last hidden states, [sequences, tokens, hidden] for each batch.
+        answers: Returns the last hidden states, [sequences, tokens, hidden] for each batch of
+            ``PrunedModel.answered``.
         weight_bytes: Bytes of the pruned matrices as stored; None if unknown.
         model_bytes: Bytes of the whole model; None if unknown.
         notes: Further facts for the record.
@@ -98,7 +99,10 @@ class TorchBackend(Backend):
         dense_numel = sum(resolve(model, key).get_parameter("weight").numel() for key in pruned.keys)
         other_numel = sum(parameter.numel() for parameter in model.parameters()) - dense_numel
         module = self.convert(model.to(device=device, dtype=dtype), pruned)
-        batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in pruned.batches]
+        batches, answered = (
+            [{name: tensor.to(device) for name, tensor in batch.items()} for batch in part]
+            for part in (pruned.batches, pruned.answered)
+        )
 
         @torch.inference_mode()
         def forward() -> None:
@@ -107,7 +111,7 @@ class TorchBackend(Backend):
 
         @torch.inference_mode()
         def answers() -> list[torch.Tensor]:
-            return [module(**batch).last_hidden_state.cpu() for batch in batches]
+            return [module(**batch).last_hidden_state.cpu() for batch in answered]
 
         stored = self.weight_bytes(model, pruned)
         return BuiltBackend(

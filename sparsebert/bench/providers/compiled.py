@@ -27,13 +27,16 @@ def why_not_compiled() -> str | None:
     return None
 
 
-def compile_now(module: Any, batches: Sequence[dict[str, torch.Tensor]], *, freeze: bool) -> Any:
+def compile_now(
+    module: Any, batches: Sequence[dict[str, torch.Tensor]], *, freeze: bool, dynamic: bool = False
+) -> Any:
     """Return ``module`` compiled for the shapes of ``batches``, in inference mode.
 
     Args:
         module: A module or a function.
         batches: Its keyword arguments, on the module's device.
         freeze: Whether the weights become constants of the compiled code.
+        dynamic: Whether the code serves batches of any shape, as texts of all lengths need.
     """
     import torch._inductor.config as inductor
 
@@ -46,7 +49,7 @@ def compile_now(module: Any, batches: Sequence[dict[str, torch.Tensor]], *, free
     code = forward.__code__.replace(co_name=f"forward_{id(module)}")
     alone = types.FunctionType(code, globals(), closure=forward.__closure__)
     with inductor.patch(freezing=freeze), torch.inference_mode():
-        compiled = torch.compile(alone, dynamic=False)
+        compiled = torch.compile(alone, dynamic=dynamic)
         for batch in batches:
             compiled(**batch)
     return compiled
@@ -65,7 +68,7 @@ class Compiled(TorchBackend):
         if self.freeze and device.type != "cpu":
             raise ValueError(f"{self.name} runs on the CPU only, not on {device}")
         batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in pruned.batches]
-        compiled: nn.Module = compile_now(model, batches, freeze=self.freeze)
+        compiled: nn.Module = compile_now(model, batches, freeze=self.freeze, dynamic=bool(pruned.judged))
         return compiled
 
 

@@ -20,7 +20,7 @@ import numpy
 import torch
 
 from sparsebert.bench.memory import Memory
-from sparsebert.bench.onnx_export import INPUTS, export
+from sparsebert.bench.onnx_export import export
 from sparsebert.bench.providers.base import Backend, BuiltBackend
 from sparsebert.bench.pruned_model import PrunedModel
 
@@ -96,6 +96,8 @@ class DeepSparse(Backend):
 
     def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
         self.require_cpu(pruned)
+        if pruned.judged:
+            raise ValueError("its worker returns the outputs of the timed batches alone")
         worker = DeepSparseWorker(os.environ[VARIABLE])
         folder = tempfile.TemporaryDirectory()
 
@@ -109,14 +111,14 @@ class DeepSparse(Backend):
             arrays = {
                 f"{index}_{name}": batch[name].numpy()
                 for index, batch in enumerate(pruned.batches)
-                for name in INPUTS
+                for name in pruned.inputs
             }
             numpy.savez(inputs, **arrays)  # type: ignore[arg-type]
             loaded = worker.ask(
                 load=str(graph),
                 inputs=str(inputs),
                 batches=len(pruned.batches),
-                names=list(INPUTS),
+                names=list(pruned.inputs),
                 threads=pruned.workload.threads,
             )
         except BaseException:

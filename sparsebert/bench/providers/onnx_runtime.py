@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from sparsebert.bench.onnx_export import INPUTS, export, silence
+from sparsebert.bench.onnx_export import export, silence
 from sparsebert.bench.providers.base import Backend, BuiltBackend
 from sparsebert.bench.pruned_model import PrunedModel
 from sparsebert.bench.timer import fastest, on_wall
@@ -55,14 +55,14 @@ class OnnxRuntime(Backend):
         self.require_cpu(pruned)
         with tempfile.TemporaryDirectory() as name:
             session, size, notes = self.load(pruned, Path(name))
-        feeds = [_feed(batch) for batch in pruned.batches]
+        feeds, answered = (list(map(_feed, part)) for part in (pruned.batches, pruned.answered))
 
-        def forward() -> list[Any]:
+        def answers(feeds: Sequence[dict[str, Any]]) -> list[Any]:
             return [session.run(None, feed)[0] for feed in feeds]
 
         return BuiltBackend(
-            run=on_wall(forward),
-            answers=lambda: [torch.from_numpy(answer) for answer in forward()],
+            run=on_wall(functools.partial(answers, feeds)),
+            answers=lambda: [torch.from_numpy(answer) for answer in answers(answered)],
             model_bytes=size,
             notes={"version": onnxruntime.__version__, **notes},
         )
@@ -106,7 +106,7 @@ class OnnxRuntimeInt8(OnnxRuntime):
 
 
 def _feed(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-    return {name: batch[name].numpy() for name in INPUTS}
+    return {name: values.numpy() for name, values in batch.items()}
 
 
 def _dynamic(dense: Path, target: Path, pruned: PrunedModel) -> None:

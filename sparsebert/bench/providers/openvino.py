@@ -19,7 +19,7 @@ from unittest import mock
 
 import torch
 
-from sparsebert.bench.onnx_export import INPUTS, LastHiddenState, silence
+from sparsebert.bench.onnx_export import LastHiddenState, silence
 from sparsebert.bench.providers.base import Backend, BuiltBackend
 from sparsebert.bench.pruned_model import PrunedModel
 from sparsebert.bench.timer import on_wall
@@ -50,9 +50,8 @@ class OpenVino(Backend):
         import openvino
 
         model = LastHiddenState(copy.deepcopy(pruned.model).float()).eval()
-        batch = {name: pruned.batches[0][name] for name in INPUTS}
         with torch.inference_mode():
-            return openvino.convert_model(model, example_input=batch)
+            return openvino.convert_model(model, example_input=pruned.batches[0])
 
     def build(self, pruned: PrunedModel, *, consume: bool = False) -> BuiltBackend:
         self.require_cpu(pruned)
@@ -69,14 +68,14 @@ class OpenVino(Backend):
             compiled = openvino.Core().compile_model(self.graph(pruned), "CPU", settings)
         hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         request = compiled.create_infer_request()
-        feeds = [{name: batch[name].numpy() for name in INPUTS} for batch in pruned.batches]
+        feeds, answered = (list(map(_feed, part)) for part in (pruned.batches, pruned.answered))
 
         def forward() -> None:
             for feed in feeds:
                 request.infer(feed, share_inputs=True, share_outputs=True)
 
         def answers() -> list[torch.Tensor]:
-            return [torch.from_numpy(request.infer(feed)[0].copy()).float() for feed in feeds]
+            return [torch.from_numpy(request.infer(feed)[0].copy()).float() for feed in answered]
 
         return BuiltBackend(
             run=on_wall(forward),
@@ -106,13 +105,17 @@ class OpenVinoInt8(OpenVino):
     def graph(self, pruned: PrunedModel) -> Any:
         import nncf
 
-        samples = [{name: batch[name].numpy() for name in INPUTS} for batch in pruned.samples]
+        samples = list(map(_feed, pruned.samples))
         return nncf.quantize(
             super().graph(pruned),
             nncf.Dataset(samples),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(samples),
         )
+
+
+def _feed(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {name: values.numpy() for name, values in batch.items()}
 
 
 @contextlib.contextmanager

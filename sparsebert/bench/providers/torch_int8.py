@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from sparsebert.bench.onnx_export import INPUTS, LastHiddenState, silence
+from sparsebert.bench.onnx_export import LastHiddenState, silence
 from sparsebert.bench.providers.base import TorchBackend
 from sparsebert.bench.providers.compiled import compile_now, why_not_compiled
 from sparsebert.bench.pruned_model import PrunedModel
@@ -109,7 +109,7 @@ class TorchAoInt8(_TorchAo):
             from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
             quantize_(model, Int8DynamicActivationInt8WeightConfig())
-            compiled: nn.Module = compile_now(model, pruned.batches, freeze=True)
+            compiled: nn.Module = compile_now(model, pruned.batches, freeze=True, dynamic=bool(pruned.judged))
         return compiled
 
 
@@ -121,7 +121,7 @@ class InductorInt8(_TorchAo):
 
     def convert(self, model: nn.Module, pruned: PrunedModel) -> nn.Module:
         self.require_cpu(pruned)
-        shapes = {batch["input_ids"].shape for batch in pruned.batches}
+        shapes = {batch["input_ids"].shape for batch in (*pruned.batches, *pruned.judged)}
         if len(shapes) > 1:
             raise ValueError(f"{self.name} needs batches of one shape, got {len(shapes)} shapes")
         with silence():
@@ -132,14 +132,14 @@ class InductorInt8(_TorchAo):
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-        arguments = tuple(pruned.batches[0][name] for name in INPUTS)
+        arguments = tuple(pruned.batches[0].values())
         with torch.no_grad():
             exported = torch.export.export(LastHiddenState(copy.deepcopy(model)).eval(), arguments).module()
             quantizer = x86.X86InductorQuantizer()
             quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
             observed = prepare_pt2e(exported, quantizer)
             for batch in pruned.samples_like(pruned.batches[0]):
-                observed(*(batch[name] for name in INPUTS))
+                observed(*(batch[name] for name in pruned.inputs))
             converted = convert_pt2e(observed)
             move_exported_model_to_eval(converted)
         return _WithField(compile_now(_ByName(converted), pruned.batches, freeze=True))
@@ -152,8 +152,8 @@ class _ByName(nn.Module):
         super().__init__()
         self.graph = graph
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        return self.graph(input_ids, attention_mask)
+    def forward(self, **batch: torch.Tensor) -> Any:
+        return self.graph(*batch.values())
 
 
 class _Answer:

@@ -3,8 +3,8 @@
 // Scores are computed transposed, scores[key][query], with queries as lanes: softmax runs down the rows without
 // horizontal sums, keys and values are read one by one and broadcast, and nothing is transposed.
 #pragma once
+#include "score_bias.h"
 #include "token_panels.h"
-#include "scratch.h"
 
 namespace SB_ISA {
 
@@ -61,9 +61,6 @@ SB_INLINE void value_tile(const float* values, int64_t v_width, int64_t keys, co
   }
 }
 
-// Added to scores of tokens outside a window; half of it is still below every other score.
-constexpr float OUTSIDE = -1e30f;
-
 // Adds `bias` to the scores: that of lane j of the first key is bias[j], each further key begins one value earlier.
 template <int V>
 SB_INLINE void add_bias(float* scores, int64_t keys, const float* bias) {
@@ -104,32 +101,26 @@ struct Head {
 };
 
 // Writes the lanes [from, to) of a vector only: the others belong to sequences of other threads.
-SB_INLINE void store_lanes(float* p, Simd::F vector, int from, int to) {
-  if (from == 0 && to == LANES) return Simd::store(p, vector);
-  alignas(64) float lanes[LANES];
-  Simd::store(lanes, vector);
+SB_INLINE void store_lanes(Stored* p, Simd::F vector, int from, int to) {
+  Writer<Stored> writer;  // means of values in range: not to be checked
+  if (from == 0 && to == LANES) return writer.store(p, vector);
+  alignas(64) Stored lanes[LANES];
+  writer.store(lanes, vector);
   for (int lane = from; lane < to; lane++) p[lane] = lanes[lane];
 }
 
-// What a head adds to its scores: line[d] for a query d tokens after its key, divided by the scale, null for nothing;
-// and how far it attends, negative for everywhere.
-struct ScoreBias {
-  const float* line;
-  int64_t window;
-};
-
 // Attends from V vectors of queries, which begin at token `at`, to the tokens [begin, end) of their sequence.
 template <int V>
-void attend(const Panels& projected, const Panels& context, const Head& head, float scale, const ScoreBias& bias,
+void attend(const PanelsOf<float>& projected, const Panels& context, const Head& head, float scale, const ScoreBias& bias,
             int64_t at, int64_t begin, int64_t end, float* scores) {
-  const PanelRow query = projected.row(head.query, at);
+  const auto query = projected.row(head.query, at);
   int64_t first = begin, last = end;
   if (bias.window >= 0) {
     if (at - bias.window > first) first = at - bias.window;
     if (at + V * LANES + bias.window < last) last = at + V * LANES + bias.window;
   }
   for (int64_t key = first; key < last;) {
-    const PanelRow keys = projected.row(head.key, key);
+    const auto keys = projected.row(head.key, key);
     const int64_t piece = last - key < keys.rest ? last - key : keys.rest;
     float* to = scores + (key - first) * V * LANES;
     int64_t i = 0;
@@ -150,7 +141,7 @@ void attend(const Panels& projected, const Panels& context, const Head& head, fl
   for (; feature + R <= head.value_width; feature += R) {                                                     \
     Simd::F sums[R][V] = {};                                                                                  \
     for (int64_t key = first; key < last;) {                                                                  \
-      const PanelRow values = projected.row(head.value + feature, key);                                       \
+      const auto values = projected.row(head.value + feature, key);                                           \
       const int64_t piece = last - key < values.rest ? last - key : values.rest;                              \
       value_tile<R, V>(values.data, values.width, piece, scores + (key - first) * V * LANES, sums);           \
       key += piece;                                                                                           \
@@ -167,26 +158,40 @@ void attend(const Panels& projected, const Panels& context, const Head& head, fl
 #undef SB_VALUES
 }
 
-// Returns the line of a head's bias for a sequence of `length` tokens, or null.
-inline const float* bias_line(const sb_layer& layer, int64_t head, int64_t length) {
-  static thread_local Scratch scratch;
-  if (!layer.relative_bias && layer.window < 0) return nullptr;
-  // Lanes of other sequences lie up to two vectors before and after the tokens.
-  const int64_t most = length + 2 * LANES, reach = layer.reach;
-  float* line = static_cast<float*>(scratch.get(sizeof(float) * (2 * most + 1))) + most;
-  const float* table = layer.relative_bias ? layer.relative_bias + head * (2 * reach + 1) + reach : nullptr;
-  for (int64_t d = -most; d <= most; d++) {
-    const int64_t column = d < -reach ? -reach : d > reach ? reach : d;
-    const bool outside = layer.window >= 0 && (d < 0 ? -d : d) > layer.window;
-    line[d] = outside ? OUTSIDE : table ? table[column] / layer.scale : 0.0f;
+// Query, key and value of a head for the tokens [begin, end) in fp32; `head` becomes their rows.
+template <class Value>
+PanelsOf<float> in_fp32(const PanelsOf<Value>& projected, Head& head, int64_t begin, int64_t end) {
+  if constexpr (sizeof(Value) == sizeof(float)) {
+    return projected;
+  } else {
+    static thread_local Scratch scratch;
+    const int64_t first = begin / PANEL_TOKENS, last = (end - 1) / PANEL_TOKENS;
+    const int64_t features = 2 * head.score_width + head.value_width;
+    auto* memory = static_cast<float*>(scratch.get(sizeof(float) * (last - first + 1) * PANEL_TOKENS * features));
+    const PanelsOf<float> wide{projected.layout, memory, features, first};
+    const int64_t from[] = {head.query, head.key, head.value}, to[] = {0, head.score_width, 2 * head.score_width};
+    for (int64_t tile = first; tile <= last; tile++) {
+      const int64_t token = tile * PANEL_TOKENS, width = wide.width(tile);
+      const int64_t left = begin > token ? (begin - token) / LANES * LANES : 0;
+      const int64_t right = end - token < width ? end - token : width;
+      for (int i = 0; i < 3; i++)
+        for (int64_t row = 0; row < (i < 2 ? head.score_width : head.value_width); row++)
+          for (int64_t column = left; column < right; column += LANES)
+            Simd::store(wide.token_panel(tile) + (to[i] + row) * width + column,
+                        load_values(projected.token_panel(tile) + (from[i] + row) * width + column));
+    }
+    head.query = to[0];
+    head.key = to[1];
+    head.value = to[2];
+    return wide;
   }
-  return line;
 }
 
 // Attention of one head over the tokens [begin, end).
-inline void attention_head(const Panels& projected, const Panels& context, const Head& head, float scale,
-                           const ScoreBias& bias, int64_t begin, int64_t end) {
+inline void attention_head(const Panels& stored, const Panels& context, Head head, float scale, const ScoreBias& bias,
+                           int64_t begin, int64_t end) {
   static thread_local Scratch scratch;
+  const PanelsOf<float> projected = in_fp32(stored, head, begin, end);
   float* scores = static_cast<float*>(scratch.get(size_t{4} * (end - begin) * 2 * LANES));
   // Vectors of queries two at a time, as far as they lie in one token panel.
   for (int64_t at = begin / LANES * LANES; at < end;) {

@@ -60,13 +60,16 @@ SB_INLINE void vector_rows(Row* x, const KeptTokens& tokens, int64_t first, int6
 // token panel[feature][token] = x[token][feature]; tokens past the last are zero.
 inline void load_panel(const sb_encoder_call& call, const KeptTokens& tokens, const Panels& hidden, int64_t tile) {
   const int64_t width = hidden.width(tile);
+  Writer<Stored> writer;
   for (int64_t column = 0; column < width; column += LANES) {
     const float* rows[LANES];
     vector_rows(static_cast<const float*>(call.x), tokens, tile * PANEL_TOKENS + column, call.hidden, rows);
-    load_lanes(call.hidden, hidden.token_panel(tile) + column, width, [&](int j, int64_t k, int64_t valid, float* to) {
+    Stored* lanes = hidden.token_panel(tile) + column;
+    load_lanes(call.hidden, lanes, width, writer, [&](int j, int64_t k, int64_t valid, float* to) {
       load_row(rows[j], k, valid, to);
     });
   }
+  hidden.note(writer);
 }
 
 // y[token][feature] = token panel[feature][token].
@@ -76,16 +79,16 @@ inline void store_panel(const sb_encoder_call& call, const KeptTokens& tokens, c
   for (int64_t column = 0; column < width; column += LANES) {
     float* rows[LANES];
     vector_rows(static_cast<float*>(call.y), tokens, tile * PANEL_TOKENS + column, features, rows);
-    const float* from = hidden.token_panel(tile) + column;
+    const Stored* from = hidden.token_panel(tile) + column;
     int64_t k = 0;
     for (; k + LANES <= features; k += LANES) {
-      Simd::load_transposed(from + k * width, width, transposed);
+      load_transposed(from + k * width, width, transposed);
       for (int j = 0; j < LANES; j++)
         if (rows[j]) Simd::storeu(rows[j] + k, transposed[j]);
     }
     for (; k < features; k++)
       for (int j = 0; j < LANES; j++)
-        if (rows[j]) rows[j][k] = from[k * width + j];
+        if (rows[j]) rows[j][k] = to_float(from[k * width + j]);
   }
 }
 
@@ -101,7 +104,7 @@ inline void project(const sb_encoder_call& call, const sb_layer& layer, const Ke
   const ProjectedRows rows(layer);
   Panels x = buffers.hidden;
   if (layer.pre_norm && layer.attention_gamma) {
-    float* memory = static_cast<float*>(scratch.get(sizeof(float) * (end - begin) * PANEL_TOKENS * x.features));
+    auto* memory = static_cast<Stored*>(scratch.get(sizeof(Stored) * (end - begin) * PANEL_TOKENS * x.features));
     x = {buffers.hidden.layout, memory, x.features, begin};
     layer_norm(buffers.hidden, x, call.hidden,
                {layer.attention_gamma, layer.attention_beta, layer.attention_epsilon}, begin, end);
@@ -123,21 +126,25 @@ inline void project(const sb_encoder_call& call, const sb_layer& layer, const Ke
 inline void up_projection(const sb_layer& layer, const Panels& x, const Panels& neurons, int64_t begin, int64_t end) {
   if (!layer.gated) return panel_linear(layer.weights[UP], x, neurons, 0, layer.activation, begin, end);
   panel_linear(layer.weights[UP], x, neurons, 0, SB_NONE, begin, end);
+  Writer<Stored> writer;
   for (int64_t tile = begin; tile < end; tile++) {
-    float* values = neurons.token_panel(tile);
+    Stored* values = neurons.token_panel(tile);
     const int64_t count = layer.weights[DOWN].in_features * neurons.width(tile);
-    gate_values(values, values + count, count, layer.activation);
+    gate_values(values, values + count, count, layer.activation, writer);
   }
+  neurons.note(writer);
 }
 
 // x += y over the token panels [begin, end).
 inline void add_panels(const Panels& y, const Panels& x, int64_t features, int64_t begin, int64_t end) {
+  Writer<Stored> writer;
   for (int64_t tile = begin; tile < end; tile++) {
-    float* to = x.token_panel(tile);
-    const float* from = y.token_panel(tile);
+    Stored* to = x.token_panel(tile);
+    const Stored* from = y.token_panel(tile);
     for (int64_t i = 0; i < features * x.width(tile); i += LANES)
-      Simd::store(to + i, Simd::load(to + i) + Simd::load(from + i));
+      writer.store(to + i, load_values(to + i) + load_values(from + i));
   }
+  x.note(writer);
 }
 
 // Everything between two attentions, for the token panels [begin, end).
@@ -148,7 +155,7 @@ inline void after_attention(const sb_layer& layer, int64_t hidden, const Encoder
   const PanelLayout* layout = buffers.hidden.layout;
   const int64_t width = padded_rows(hidden), inner = padded_rows(layer.weights[UP].out_features);
   const int64_t room = (end - begin) * PANEL_TOKENS;
-  float* memory = static_cast<float*>(scratch.get(sizeof(float) * room * (width + inner)));
+  auto* memory = static_cast<Stored*>(scratch.get(sizeof(Stored) * room * (width + inner)));
   const Panels attended{layout, memory, width, begin}, neurons{layout, memory + room * width, inner, begin};
   const Norm after_attention{layer.attention_gamma, layer.attention_beta, layer.attention_epsilon};
   const Norm output{layer.output_gamma, layer.output_beta, layer.output_epsilon};
@@ -172,11 +179,12 @@ inline void after_attention(const sb_layer& layer, int64_t hidden, const Encoder
   watch.lap(sb::NORM_LAP);
 }
 
-// All layers for a group of sequences.
-inline void encoder_group(const sb_encoder_call& call) {
+// All layers for a group of sequences. Returns whether token panels could hold all values.
+inline bool encoder_group(const sb_encoder_call& call) {
   static thread_local Scratch token_scratch, panel_scratch;
   const KeptTokens tokens = kept_tokens(call, token_scratch);
-  const PanelLayout layout(tokens.count);
+  bool lost = false;
+  const PanelLayout layout(tokens.count, &lost);
   int64_t projected_rows = 0, context_rows = 0;
   for (int i = 0; i < call.count; i++) {
     const int64_t projected = ProjectedRows(call.layers[i]).count;
@@ -185,11 +193,14 @@ inline void encoder_group(const sb_encoder_call& call) {
     context_rows = context > context_rows ? context : context_rows;
   }
   const int64_t width = padded_rows(call.hidden), room = layout.room();
-  float* memory =
-      static_cast<float*>(panel_scratch.get(sizeof(float) * room * (width + projected_rows + context_rows)));
+  auto* memory =
+      static_cast<Stored*>(panel_scratch.get(sizeof(Stored) * room * (width + projected_rows + context_rows)));
   const EncoderBuffers buffers{{&layout, memory, width},
                                {&layout, memory + room * width, projected_rows},
                                {&layout, memory + room * (width + projected_rows), context_rows}};
+  // Attention leaves out tokens past the last. The linear layer after it does not, and they must be in range.
+  if (sizeof(Stored) < sizeof(float) && layout.count * PANEL_TOKENS > tokens.count)
+    memset(buffers.context.token_panel(layout.count - 1), 0, sizeof(Stored) * context_rows * PANEL_TOKENS);
   const int threads = call.threads;
   const int64_t share = divide_up(layout.count, threads), chunk = share < CHUNK_PANELS ? share : CHUNK_PANELS;
   const int64_t chunks = chunk ? divide_up(layout.count, chunk) : 0;
@@ -219,7 +230,8 @@ inline void encoder_group(const sb_encoder_call& call) {
         const int64_t begin = tokens.starts[i / heads], end = tokens.starts[i / heads + 1];
         if (begin == end) continue;
         Stopwatch watch;
-        const ScoreBias bias{bias_line(layer, i % heads, end - begin), layer.window};
+        // Lanes of other sequences lie up to two vectors before and after the tokens.
+        const ScoreBias bias{bias_line(layer, i % heads, end - begin + 2 * LANES), layer.window};
         attention_head(buffers.projected, buffers.context, head_rows(layer, i % heads), layer.scale, bias, begin, end);
         watch.lap(sb::ATTENTION_LAP);
       }
@@ -243,7 +255,7 @@ inline void encoder_group(const sb_encoder_call& call) {
       watch.lap(sb::LAYOUT_LAP);
     }
     if (call.pooled) {
-      const PanelLayout sequences(call.sequences);
+      const PanelLayout sequences(call.sequences, &lost);
 #pragma omp for schedule(dynamic, 1)
       for (int64_t tile = 0; tile < sequences.count; tile++) {
         Stopwatch watch;
@@ -252,10 +264,12 @@ inline void encoder_group(const sb_encoder_call& call) {
       }
     }
   }
+  return !lost;
 }
 
-// The whole call, group by group. A sequence has the same result in every group.
-inline void encoder(const sb_encoder_call& call) {
+// The whole call, group by group. A sequence has the same result in every group. Returns whether token panels could
+// hold all values; else the results are of no use.
+inline bool encoder(const sb_encoder_call& call) {
   sb_encoder_call group = call;
   const int64_t shares = THREAD_TOKENS * call.threads, most = shares > GROUP_TOKENS ? shares : GROUP_TOKENS;
   for (int64_t first = 0, count; first < call.sequences; first += count) {
@@ -275,8 +289,9 @@ inline void encoder(const sb_encoder_call& call) {
     group.ids = call.ids ? call.ids + token : nullptr;
     group.types = call.types ? call.types + token : nullptr;
     group.pooled = call.pooled ? call.pooled + first * call.ends->weights[POOLER].out_features : nullptr;
-    encoder_group(group);
+    if (!encoder_group(group)) return false;
   }
+  return true;
 }
 
 }  // namespace SB_ISA

@@ -35,15 +35,15 @@ inline KeptTokens kept_tokens(const sb_encoder_call& call, Scratch& scratch) {
 }
 
 // to[feature][lane] = from(lane)[feature], feature vectors `width` apart; a null row reads as zeros.
-template <class Rows>
-SB_INLINE void load_lanes(int64_t features, float* to, int64_t width, Rows add_rows) {
+template <class Value, class Rows>
+SB_INLINE void load_lanes(int64_t features, Value* to, int64_t width, Writer<Value>& writer, Rows add_rows) {
   alignas(64) float square[LANES * LANES];
   Simd::F transposed[LANES];
   for (int64_t k = 0; k < features; k += LANES) {
     const int64_t valid = features - k < LANES ? features - k : LANES;
     for (int j = 0; j < LANES; j++) add_rows(j, k, valid, square + j * LANES);
     Simd::load_transposed(square, LANES, transposed);
-    for (int i = 0; i < valid; i++) Simd::store(to + (k + i) * width, transposed[i]);
+    for (int i = 0; i < valid; i++) writer.store(to + (k + i) * width, transposed[i]);
   }
 }
 

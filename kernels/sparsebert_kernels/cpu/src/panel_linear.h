@@ -5,6 +5,9 @@
 #include "token_panels.h"
 #include "tiled_linear.h"
 #include "vector.h"
+#ifdef SB_FP16_PANELS
+#include "panel_block_fp16.h"
+#endif
 
 namespace SB_ISA {
 
@@ -38,16 +41,17 @@ SB_INLINE void activate_values(float* values, int64_t count) {
 
 // values = activation(values) * factors.
 template <int ACTIVATION>
-SB_INLINE void gate_values(float* values, const float* factors, int64_t count) {
+SB_INLINE void gate_values(Stored* values, const Stored* factors, int64_t count, Writer<Stored>& writer) {
   for (int64_t i = 0; i < count; i += LANES)
-    Simd::store(values + i, activate<ACTIVATION>(Simd::load(values + i)) * Simd::load(factors + i));
+    writer.store(values + i, activate<ACTIVATION>(load_values(values + i)) * load_values(factors + i));
 }
 
-inline void gate_values(float* values, const float* factors, int64_t count, int activation) {
+inline void gate_values(Stored* values, const Stored* factors, int64_t count, int activation,
+                        Writer<Stored>& writer) {
   switch (activation) {
-    case SB_RELU: return gate_values<SB_RELU>(values, factors, count);
-    case SB_GELU: return gate_values<SB_GELU>(values, factors, count);
-    case SB_GELU_TANH: return gate_values<SB_GELU_TANH>(values, factors, count);
+    case SB_RELU: return gate_values<SB_RELU>(values, factors, count, writer);
+    case SB_GELU: return gate_values<SB_GELU>(values, factors, count, writer);
+    case SB_GELU_TANH: return gate_values<SB_GELU_TANH>(values, factors, count, writer);
   }
 }
 
@@ -57,6 +61,11 @@ inline void activate_values(float* values, int64_t count, int activation) {
     case SB_GELU: return activate_values<SB_GELU>(values, count);
     case SB_GELU_TANH: return activate_values<SB_GELU_TANH>(values, count);
   }
+}
+
+// After the last column block; the sums began with the bias.
+inline void finish_rows(const Panels&, float* sums, int64_t features, int64_t width, const float*, int activation) {
+  activate_values(sums, features * width, activation);
 }
 
 // Kernels compute up to eight rows at a time and may write as many.
@@ -76,14 +85,14 @@ inline void linear_row_block(const sb_weight& w, const float* bias, int64_t bloc
     const int64_t tile = begin + (dense ? step % (end - begin) : step / column_blocks);
     const int64_t column_block = dense ? step / (end - begin) : step % column_blocks;
     const int64_t index = block * column_blocks + column_block, width = x.width(tile);
-    const float* from = x.token_panel(tile) + column_block * w.block_columns * width;
-    float* to = y.token_panel(tile) + (row + first_row) * width;
+    const Stored* from = x.token_panel(tile) + column_block * w.block_columns * width;
+    Stored* to = y.token_panel(tile) + (row + first_row) * width;
     with_panel_vectors(x.layout->vectors(tile), [&](auto vectors) {
       constexpr int T = decltype(vectors)::COUNT;
       if (column_block == 0) panel_block<T, true>(w, index, features, from, to, bias + first_row);
       else panel_block<T, false>(w, index, features, from, to, nullptr);
     });
-    if (column_block + 1 == column_blocks) activate_values(to, features * width, activation);
+    if (column_block + 1 == column_blocks) finish_rows(y, to, features, width, bias + first_row, activation);
   }
 }
 

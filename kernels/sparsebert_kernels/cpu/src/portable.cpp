@@ -18,7 +18,7 @@ const sb::Kernels kernels = {
     [](const sb::GradientCall& call) {
       call.x_dtype == SB_F32 ? values_gradient<float>(call) : values_gradient<uint16_t>(call);
     },
-    encoder,
+    [](const sb_encoder_call& call) { encoder(call); },
     nullptr,
     pool,
 };

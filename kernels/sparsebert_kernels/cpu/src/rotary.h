@@ -11,6 +11,8 @@ inline void rotate(const float* table, const KeptTokens& tokens, int64_t length,
   static thread_local Scratch scratch;
   float* angles = static_cast<float*>(scratch.get(sizeof(float) * size * LANES));
   const int64_t half = size / 2;
+  Writer<float> exact;
+  Writer<Stored> writer;
   for (int64_t tile = begin; tile < end; tile++) {
     const int64_t width = projected.width(tile);
     for (int64_t column = 0; column < width; column += LANES) {
@@ -19,20 +21,21 @@ inline void rotate(const float* table, const KeptTokens& tokens, int64_t length,
         const int64_t token = tile * PANEL_TOKENS + column + j;
         rows[j] = token < tokens.count ? table + tokens.rows[token] % length * size : nullptr;
       }
-      load_lanes(size, angles, LANES, [&](int j, int64_t k, int64_t valid, float* square) {
+      load_lanes(size, angles, LANES, exact, [&](int j, int64_t k, int64_t valid, float* square) {
         load_row(rows[j], k, valid, square);
       });
-      float* head = projected.token_panel(tile) + first * width + column;
+      Stored* head = projected.token_panel(tile) + first * width + column;
       for (int64_t h = 0; h < heads; h++, head += size * width)
         for (int64_t i = 0; i < half; i++) {
           const Simd::F cosine = Simd::load(angles + i * LANES), sine = Simd::load(angles + (half + i) * LANES);
-          float *low = head + i * width, *high = head + (half + i) * width;
-          const Simd::F x = Simd::load(low), y = Simd::load(high);
-          Simd::store(low, x * cosine - y * sine);
-          Simd::store(high, y * cosine + x * sine);
+          Stored *low = head + i * width, *high = head + (half + i) * width;
+          const Simd::F x = load_values(low), y = load_values(high);
+          writer.store(low, x * cosine - y * sine);
+          writer.store(high, y * cosine + x * sine);
         }
     }
   }
+  projected.note(writer);
 }
 
 }  // namespace SB_ISA

@@ -1,0 +1,1 @@
+"""Healing: a pruned model learns to answer as the dense model does, without labels."""

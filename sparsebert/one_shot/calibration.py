@@ -1,0 +1,174 @@
+"""Calibration: the batches that show a model's matrices their inputs, and the moments of these inputs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsebert.bert import Structure, is_bert_like, structure
+from sparsebert.one_shot.moments import Moments
+from sparsebert.one_shot.segments import Segment
+
+# Arguments of models that hold labels.
+LABELS = ("labels", "start_positions", "end_positions")
+
+
+def checked_batches(model: nn.Module, data: Any, *, labels: bool = False) -> list[dict[str, Any]]:
+    """Return calibration batches on the model's device, without labels unless ``labels`` is set.
+
+    Raises:
+        ValueError: They are not mappings of keyword arguments, there is none, or one holds more tokens than
+            the model has positions.
+    """
+    if isinstance(data, (str, Mapping)) or not isinstance(data, Iterable):
+        raise ValueError(
+            "data must be batches of keyword arguments for the model, or texts with tokenizer=, "
+            f"got a {type(data).__name__}"
+        )
+    device = next(model.parameters()).device
+    batches = []
+    for batch in data:
+        if not isinstance(batch, Mapping):
+            raise ValueError(f"a batch must be a mapping of keyword arguments, got a {type(batch).__name__}")
+        batches.append(
+            {
+                name: value.to(device) if isinstance(value, Tensor) else value
+                for name, value in batch.items()
+                if labels or name not in LABELS
+            }
+        )
+    if not batches:
+        raise ValueError("data holds no batch: calibration needs at least one")
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    for batch in batches:
+        ids = batch.get("input_ids")
+        if positions and isinstance(ids, Tensor) and ids.shape[-1] > positions:
+            raise ValueError(
+                f"a text of {ids.shape[-1]} tokens is longer than the model's {positions} positions: cut it"
+            )
+    return batches
+
+
+def encoded(texts: Sequence[str], tokenizer: Any, batch_size: int = 32) -> list[Any]:
+    """Encode texts with a tokenizer of transformers, those of similar length together; see ``prune_``."""
+    texts = sorted((text for text in texts if text.strip()), key=len)
+    if not texts:
+        raise ValueError("data holds no text")
+    longest = min(tokenizer.model_max_length, 512)
+    return [
+        tokenizer(
+            texts[i : i + batch_size], padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        )
+        for i in range(0, len(texts), batch_size)
+    ]
+
+
+class TokenFilter:
+    """Selects the rows of activations that belong to tokens, not to padding.
+
+    Args:
+        batches: Batches, with an ``attention_mask`` where texts are padded.
+    """
+
+    def __init__(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        masks = [batch.get("attention_mask") for batch in batches]
+        self._masks = [
+            mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None for mask in masks
+        ]
+
+    def __call__(self, activations: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield [tokens, features] of each batch's activations, [texts, length, features]."""
+        for states, mask in zip(activations, self._masks, strict=True):
+            if mask is not None and states.shape[:2] == mask.shape:
+                yield states[mask]
+            else:
+                yield states.reshape(-1, states.shape[-1])
+
+
+class Residuals:
+    """What the residual connections of a BERT-like layer have lost to pruning, stage by stage.
+
+    In BERT, RoBERTa, DistilBERT and ELECTRA, the input of query, key and value is added to the attention's
+    output, and the input of the up-projection to the down-projection's. Other models have no such entries.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        encoder: Structure | None = structure(model) if is_bert_like(model) else None
+        self._source: dict[str, str] = {}  # key of a matrix -> first key of the stage with its residual
+        if encoder is not None:
+            self._source |= {keys[-1]: keys[0] for keys in encoder.heads}
+            self._source |= {keys[-1]: keys[0] for keys in encoder.neurons}
+        self._lost: dict[str, list[Tensor]] = {}
+
+    def note(self, keys: Sequence[str], dense: Sequence[Tensor], pruned: Sequence[Tensor]) -> None:
+        """Note the inputs ([tokens, in] a batch) of a stage in both models."""
+        for key in keys:
+            if key in self._source.values():
+                self._lost[key] = [y - x for y, x in zip(dense, pruned, strict=True)]
+
+    def of(self, keys: Sequence[str]) -> list[Tensor] | None:
+        """Return what the residual connection around the only matrix of a stage has lost, or None."""
+        return self._lost.pop(self._source.get(keys[0], ""), None) if len(keys) == 1 else None
+
+
+@torch.no_grad()
+def stage_moments(
+    keys: Sequence[str], segment: Segment, dense: Segment | None, tokens: TokenFilter, residuals: Residuals
+) -> Moments:
+    """Return the moments of a stage's inputs.
+
+    Args:
+        keys: The matrices of the stage.
+        segment: The segment, pruned up to this stage, with the pruned model's activations.
+        dense: The dense segment with the dense model's activations; None to compute without them.
+        tokens: Selects tokens.
+        residuals: Notes what residual connections have lost.
+
+    Raises:
+        ValueError: An input is NaN or infinite; the message names the matrix.
+    """
+    if dense is None:
+        moments = Moments.of(tokens(segment.inputs(keys[0])))
+    else:
+        pruned = list(tokens(segment.inputs(keys[0])))
+        wanted = list(tokens(dense.inputs(keys[0])))
+        residuals.note(keys, wanted, pruned)
+        moments = Moments.of(pruned, wanted, residuals.of(keys))
+    if not moments.second.isfinite().all():
+        raise ValueError(f"the inputs of {keys[0]} hold NaN or infinity on the calibration data")
+    return moments
+
+
+def calibration_batches(
+    model: nn.Module, data: Any, tokenizer: Any, *, labels: bool = False
+) -> list[dict[str, Any]]:
+    """Return calibration batches of batches or, with a tokenizer, texts; see :func:`checked_batches`."""
+    if (
+        not isinstance(data, (str, Mapping))
+        and isinstance(data, Sequence)
+        and data
+        and isinstance(data[0], str)
+    ):
+        if tokenizer is None:
+            raise ValueError("data holds texts: pass the model's tokenizer too")
+        data = encoded(data, tokenizer)
+    return checked_batches(model, data, labels=labels)
+
+
+def describe_batches(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Describe calibration data: texts, tokens and digest."""
+    digest, texts, tokens = hashlib.sha256(), 0, 0
+    for batch in batches:
+        for name, value in sorted(batch.items()):
+            if isinstance(value, Tensor):
+                digest.update(f"{name} {tuple(value.shape)}\n".encode())
+                digest.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
+        first = next(value for value in batch.values() if isinstance(value, Tensor))
+        texts += len(first)
+        mask = batch.get("attention_mask")
+        tokens += int(mask.sum()) if isinstance(mask, Tensor) else first.numel()
+    return {"texts": texts, "tokens": tokens, "sha256": digest.hexdigest()}
