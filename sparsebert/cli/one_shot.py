@@ -15,7 +15,7 @@ from sparsebert.cli.shared_options import require_numbers
 from sparsebert.cli.stamped import stamped
 
 if TYPE_CHECKING:
-    from sparsebert.one_shot.prune_in_place import Report
+    from sparsebert.one_shot.layerwise import Report
 
 ONE_SHOT = ("wanda", "sparsegpt", "alps", "obs", "ziplm", "fisher-units")
 
@@ -77,6 +77,7 @@ def prune_to_folder(
             progress=show,
             sparsity=sparsity,
             reproduce=calibration.reproduce or "dense",
+            allocate=calibration.allocate,
             filter=filter,
             **options,
         )
