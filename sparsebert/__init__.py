@@ -14,6 +14,7 @@ from sparsebert.hf.import_hook import register as _register
 if TYPE_CHECKING:
     from sparsebert.compact import compact_, compaction_description, expand_, rebuild_
     from sparsebert.fuse import fuse_, unfuse_
+    from sparsebert.healing.heal import heal_
     from sparsebert.nn.sparse_linear import SparseLinear
     from sparsebert.one_shot.prune_in_place import prune_
     from sparsebert.planning.planner import plan
@@ -33,6 +34,7 @@ __all__ = [
     "densify_",
     "expand_",
     "fuse_",
+    "heal_",
     "optimize",
     "plan",
     "prune",
@@ -51,6 +53,7 @@ _HOMES = {
     "densify_": "sparsebert.sparsify",
     "expand_": "sparsebert.compact",
     "fuse_": "sparsebert.fuse",
+    "heal_": "sparsebert.healing.heal",
     "optimize": "sparsebert.workflows.optimize",
     "plan": "sparsebert.planning.planner",
     "prune": "sparsebert.pruning",

@@ -16,7 +16,7 @@ from sparsebert.bert import positions
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.pruning import prune
 from sparsebert.quality.heads import Head, head_of
-from sparsebert.quality.held_out import HeldOut, agreement, encoder_of, labelled, split_texts
+from sparsebert.quality.held_out import MOST_TEXTS, HeldOut, agreement, encoder_of, labelled, split_texts
 from sparsebert.tasks import Examples, Task, TextFormat
 from sparsebert.tasks.load_tokenizer import load_tokenizer
 from sparsebert.tasks.models import fit_positions, load_as_saved, load_model
@@ -57,7 +57,9 @@ class JudgedTexts:
         head: What follows the encoder.
         workload: Batches and threads of the timing.
         timed: Batches to time.
-        calibration: Batches that neither judge nor are timed.
+        tokenizer: Tokenizer of the model.
+        training: Texts that neither judge nor are timed.
+        calibration: Batches of the first of them.
         search: Texts to choose forms by.
         verdict: Texts that no choice has seen.
     """
@@ -67,6 +69,8 @@ class JudgedTexts:
     head: Head
     workload: Workload
     timed: tuple[Batch, ...]
+    tokenizer: Any
+    training: Sequence[str]
     calibration: tuple[Batch, ...]
     search: HeldOut
     verdict: HeldOut
@@ -142,7 +146,8 @@ def prepare_judged_texts(
         slices = (part[start : start + batch] for start in range(0, len(part), batch))
         return [text_batches(texts, tokenizer, batch_size=batch, max_length=limit)[0] for texts in slices]
 
-    calibration, searched, judged = map(batched, parts)
+    calibration = batched(parts.training[:MOST_TEXTS])
+    searched, judged = batched(parts.search), batched(parts.verdict)
     widths = sorted((each for each in judged if len(each["input_ids"]) == batch), key=_width) or judged[:1]
     timed = _median_first(_evenly_spaced(widths, MAX_BATCHES))
     if labels is None:
@@ -176,6 +181,8 @@ def prepare_judged_texts(
         head=head,
         workload=Workload(name, batch, lengths, threads=threads, seed=seed),
         timed=_uniform(timed, with_types),
+        tokenizer=tokenizer,
+        training=parts.training,
         calibration=_uniform(calibration, with_types),
         search=dataclasses.replace(search, batches=_uniform(search.batches, with_types)),
         verdict=dataclasses.replace(verdict, batches=_uniform(verdict.batches, with_types)),

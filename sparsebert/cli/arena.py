@@ -14,6 +14,7 @@ from sparsebert.cli.option_groups import DataOptions, flattened
 from sparsebert.cli.path_checks import require_picture, require_records
 from sparsebert.cli.shared_options import JsonFile, TaskName, require_numbers
 
+BASELINES = "onednn,bf16,onnxruntime-int8,openvino-int8,openvino-bf16,compile"
 _MAX_BUDGET = 86_400  # a day
 
 
@@ -25,12 +26,13 @@ def arena(
     task: TaskName = None,
     texts_column: TextsColumn = None,
     vs: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="other libraries to compare with, the main one first, or all; --vs help lists them; those "
-            "that cannot run are named with their reasons"
+            "that cannot run are named with their reasons [default: onednn, bf16, onnxruntime-int8, "
+            "openvino-int8, openvino-bf16, compile]"
         ),
-    ] = "onednn,bf16,onnxruntime-int8,openvino-int8,openvino-bf16,compile",
+    ] = None,
     also: Annotated[
         list[Path] | None,
         typer.Option(
@@ -60,7 +62,7 @@ def arena(
     for path in also or ():
         if not path.exists():
             raise ValueError(f"--also: {path} does not exist")
-    baselines, missing = usable_baselines(vs, required=False)
+    baselines, missing = usable_baselines(BASELINES if vs is None else vs, required=False)
     lines, labels = read_judging(model, texts, texts_column, task, data, batch=batch)
     from sparsebert import results
     from sparsebert.bench import arena as comparison

@@ -72,7 +72,7 @@ def heal(
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.healing.settings import HealingSettings
     from sparsebert.lottery.find_runs import load_ticket
-    from sparsebert.report.healing_text import healing_lines
+    from sparsebert.report.healing_tables import healing_lines
     from sparsebert.tasks.models import skeleton
     from sparsebert.tasks.texts import read_texts
     from sparsebert.workflows.heal import heal as heal_model

@@ -15,9 +15,9 @@ from sparsebert.cli.shared_options import require_numbers
 from sparsebert.cli.stamped import stamped
 
 if TYPE_CHECKING:
-    from sparsebert.one_shot.prune_in_place import Report
+    from sparsebert.one_shot.layerwise import Report
 
-ONE_SHOT = ("wanda", "sparsegpt", "alps", "obs")
+ONE_SHOT = ("wanda", "sparsegpt", "alps", "obs", "ziplm", "fisher-units")
 
 
 def prune_to_folder(
@@ -46,7 +46,7 @@ def prune_to_folder(
     from sparsebert import results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.one_shot.layer_problem import LAYER_METHODS
+    from sparsebert.one_shot.prune_in_place import find_one_shot
     from sparsebert.report.one_shot_tables import error_table
     from sparsebert.tasks.texts import read_texts
     from sparsebert.training.run_status import duration_text
@@ -55,10 +55,10 @@ def prune_to_folder(
     hush_transformers()
     options = units.arguments()
     if options.pop("scope") != "global":
-        raise ValueError(f"--scope does not apply to method {method}, which prunes matrix by matrix: omit it")
+        raise ValueError(f"--scope does not apply to method {method}, which has its own: omit it")
     given = {} if calibration.damping is None else {"damping": calibration.damping}
     try:
-        pruning_method = LAYER_METHODS[method](**given)
+        pruning_method = find_one_shot(method, **given)
     except TypeError:
         raise ValueError(f"--damping does not apply to method {method}: omit it") from None
     with progress() as step:
@@ -77,6 +77,7 @@ def prune_to_folder(
             progress=show,
             sparsity=sparsity,
             reproduce=calibration.reproduce or "dense",
+            allocate=calibration.allocate,
             filter=filter,
             **options,
         )

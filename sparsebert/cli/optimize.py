@@ -34,8 +34,16 @@ def optimize(
         ),
     ] = "element panel(32,2) panel(32,4) neuron",
     method: Annotated[
-        str, typer.Option(help="one-shot method: sparsegpt, wanda, ...; units across matrices: magnitude")
+        str,
+        typer.Option(help="one-shot method for weights: sparsegpt, alps, wanda or obs; ziplm prunes units"),
     ] = "sparsegpt",
+    heal_minutes: Annotated[
+        float,
+        typer.Option(
+            help="minutes to train the kept weights on the texts, at each of about four sparsities of a "
+            "granularity; 0: no training"
+        ),
+    ] = 0.0,
     batch: Batch = 8,
     threads: Threads = 1,
     budget: Annotated[float, typer.Option(help="seconds of each timing")] = 3.0,
@@ -44,14 +52,14 @@ def optimize(
 ) -> None:
     """Write the fastest form of a model on this machine whose quality stays above --keep.
 
-    Searches sparsity, granularity and precision by calibrated one-shot pruning, without training. Quality is
+    Searches sparsity, granularity and precision by calibrated one-shot pruning, without labels. Quality is
     the mean cosine to the dense model's embeddings or logits on held-out texts or, with --task or
     --validation-file, the task's metric above a constant guess (lower end of a 90 % interval) as a share of
     the dense model's. The verdict is given on texts that the search has not seen. A search that is killed
     goes on where it was.
     """
     require_share("--keep", keep)
-    require_numbers({"--budget": budget}, least=0, most=_MAX_BUDGET)
+    require_numbers({"--budget": budget, "--heal-minutes": heal_minutes}, least=0, most=_MAX_BUDGET)
     if output.exists():
         raise ValueError(f"output folder {output} already exists; choose another")
     require_folders({"--out": output.parent})
@@ -64,7 +72,7 @@ def optimize(
     from sparsebert.workflows.optimize import optimize as search
 
     with progress() as step:
-        found = search(
+        result = search(
             model,
             lines,
             keep=keep,
@@ -73,6 +81,7 @@ def optimize(
             precisions=tried,
             granularities=names,
             method=method,
+            heal_minutes=heal_minutes,
             batch=batch,
             threads=threads,
             budget=budget,
@@ -80,6 +89,6 @@ def optimize(
             on_step=step,
         )
     if json is not None:
-        results.append(json, found.records)
-    print_tables(optimize_tables(found.records))
-    typer.echo(f"wrote {output}: {found.note}")
+        results.append(json, result.records)
+    print_tables(optimize_tables(result.records))
+    typer.echo(f"wrote {output}: {result.note}")

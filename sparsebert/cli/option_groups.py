@@ -300,6 +300,13 @@ class CalibrationOptions:
             "own on the pruned model's inputs, as published)"
         ),
     ] = None
+    allocate: Annotated[
+        str | None,
+        typer.Option(
+            help="spread of the sparsity over the matrices: error (by what it costs the last hidden states; "
+            "default where it fits) or uniform (the same share in each, as published)"
+        ),
+    ] = None
     damping: Annotated[
         float | None,
         typer.Option(help="share of the Hessian's mean diagonal added to its diagonal [default: 0.01]"),
@@ -312,6 +319,7 @@ class CalibrationOptions:
             "--texts-column": self.texts_column,
             "--count": self.count,
             "--reproduce": self.reproduce,
+            "--allocate": self.allocate,
             "--damping": self.damping,
         }
 

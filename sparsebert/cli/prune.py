@@ -52,7 +52,8 @@ def prune(
     method: Annotated[
         str,
         typer.Option(
-            help="magnitude, random, snip or head-importance; or, calibrated on --texts: wanda, sparsegpt"
+            help="magnitude, random, snip or head-importance; or, calibrated on --texts: wanda, sparsegpt, "
+            "alps, obs; for heads and neurons ziplm, fisher-units"
         ),
     ] = "magnitude",
     filter: Annotated[
@@ -99,8 +100,9 @@ def prune(
 ) -> None:
     """Prune a model once, without training, and write the ticket.
 
-    wanda and sparsegpt need no labels, only --texts. They prune layer by layer, and sparsegpt changes the
-    weights that stay: --output is then a folder with the new weights.
+    Methods that are calibrated need no labels, only --texts. wanda chooses weights; sparsegpt, alps and obs
+    also change those that stay, layer by layer; ziplm and fisher-units do so for heads and neurons, named by
+    --granularity. --output is then a folder with the new weights.
 
     With --ticket, only weights that this ticket keeps are pruned further. Any model made of linear layers can
     be pruned: without --filter the encoder of a BERT-like model, and in another model the layers in its

@@ -20,9 +20,9 @@ def warmed_and_decayed(progress: float) -> float:
 
 
 class Budget:
-    """The time that is left, or the steps that are left.
+    """The remaining time or the remaining steps.
 
-    Steps advance the progress by equal parts of what is left. With minutes, the number of steps that are left
+    Steps advance the progress by equal parts of the rest. With minutes, the number of remaining steps
     follows from the measured time of a step, so that the end of the schedule meets the end of the budget even
     where the machine slows down. With steps, the same steps always give the same result.
 
@@ -56,7 +56,7 @@ class Budget:
         self._step_seconds = seconds if mean is None else mean + _NEWEST * (seconds - mean)
 
     def steps_left(self, done: int, reserve: float = 0.0) -> int:
-        """Return the optimizer steps that are left.
+        """Return the number of remaining optimizer steps.
 
         Args:
             done: Steps taken.
@@ -69,7 +69,7 @@ class Budget:
         return max(int(left / max(self._step_seconds or left, 1e-9)), 0)
 
     def seconds_left(self, done: int) -> float:
-        """Return the seconds that are left, an estimate if the budget counts steps."""
+        """Return the remaining seconds, an estimate if the budget counts steps."""
         if self._seconds is not None:
             return max(self._seconds - self.spent, 0.0)
         return self.steps_left(done) * (self._step_seconds or 0.0)

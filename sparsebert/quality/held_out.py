@@ -26,15 +26,15 @@ LEAST_TEXTS, MOST_TEXTS = 16, 512
 class TextParts(NamedTuple):
     """Disjoint parts of a user's texts: no text is in two of them."""
 
-    calibration: list[str]
+    training: list[str]
     search: list[str]
     verdict: list[str]
 
 
 def split_texts(texts: Sequence[str], *, seed: int = 0) -> TextParts:
-    """Return half of the texts to calibrate with, a quarter to search by, and a quarter for the verdict.
+    """Return a quarter of the texts to search by, a quarter for the verdict, and the rest to calibrate with.
 
-    Equal texts count once. Parts hold at most ``MOST_TEXTS``.
+    Equal texts count once. The parts that judge hold at most ``MOST_TEXTS`` each.
 
     Args:
         texts: The texts.
@@ -50,9 +50,9 @@ def split_texts(texts: Sequence[str], *, seed: int = 0) -> TextParts:
             f"got {len(distinct)}: pass more"
         )
     random.Random(seed).shuffle(distinct)
-    quarter = len(distinct) // 4
-    verdict, search, rest = distinct[:quarter], distinct[quarter : 2 * quarter], distinct[2 * quarter :]
-    return TextParts(rest[:MOST_TEXTS], search[:MOST_TEXTS], verdict[:MOST_TEXTS])
+    judging = min(len(distinct) // 4, MOST_TEXTS)
+    verdict, search, training = distinct[:judging], distinct[judging : 2 * judging], distinct[2 * judging :]
+    return TextParts(training, search, verdict)
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ def predictions(task: Task, examples: Encoded, outputs: Sequence[Tensor]) -> Any
 
 
 def _classes(logits: np.ndarray) -> np.ndarray:
-    """Return the class of each row; -1, which is no label, where the logits are not finite."""
+    """Return the class of each row; -1, which never matches a label, where logits are not finite."""
     return np.where(np.isfinite(logits).all(axis=-1), logits.argmax(axis=-1), -1)
 
 

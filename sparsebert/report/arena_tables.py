@@ -119,7 +119,7 @@ def _table(rows: Sequence[Record]) -> Table:
         f"{machine_text(environment)}. Quality on {first['judged']} held-out {what}: {_quality_name(first)}. "
         "* = on the Pareto front: no form is better in both. Medians of paired rounds; encoder only, heads "
         "are not timed; MB of weights in memory.",
-        *(f"Left out: {name}: {reason}." for name, reason in first["left_out"].items()),
+        *(f"Without {name}: {reason}." for name, reason in first["left_out"].items()),
     ]
     if any(row["busy"] for row in rows):
         notes.append(BUSY_NOTE)

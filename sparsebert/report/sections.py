@@ -13,6 +13,7 @@ from sparsebert.report.environment import environment_tables
 from sparsebert.report.format import Record, record_errors
 from sparsebert.report.gpu_plots import roofline_pictures
 from sparsebert.report.gpu_tables import failure_tables, gpu_tables
+from sparsebert.report.healing_tables import healing_tables
 from sparsebert.report.layer_tables import (
     goal_tables,
     int8_tables,
@@ -135,6 +136,7 @@ _KINDS = (
     Kind("matrix", _of("transfer"), matrix_tables),
     Kind("evaluations", _of("eval", "eval_seeds"), evaluation_tables),
     Kind("tickets", _of("prune", "prune_seeds", "convert"), ticket_tables),
+    Kind("healing", _of("heal"), healing_tables),
     Kind("compaction", _compaction, _by_machine(compaction_tables)),
     Kind("arena", _of("arena"), _by_machine(arena_tables), _by_machine(arena_pictures)),
     Kind("optimize", _of("optimize"), _by_machine(optimize_tables)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from sparsebert.bert import (
     is_bert_like,
     resolve,
     structure,
+    weight_of,
     without_wrappers,
 )
 from sparsebert.tickets.provenance import weight_hash
@@ -35,6 +37,7 @@ def check(ticket: Ticket, model: nn.Module, *, weights: bool = False) -> None:
                 f"{type(model).__name__} has {count}"
             )
     _refuse_one_side_of_tied_weights(ticket, model)
+    _note_other_weights(ticket, model)
     if weights:
         if "weights" not in origin:
             raise ValueError("the ticket does not record which weights it was made for")
@@ -43,6 +46,19 @@ def check(ticket: Ticket, model: nn.Module, *, weights: bool = False) -> None:
                 f"ticket of another model: made for weights {origin['weights']} "
                 f"(model {origin.get('id', 'unknown')}), not for {weight_hash(model)}"
             )
+
+
+def _note_other_weights(ticket: Ticket, model: nn.Module) -> None:
+    """Warn if the method of the ticket has changed the weights that stay, and the model has others."""
+    origin = ticket.metadata.get("model", {})
+    if "dense_weights" not in origin or any(weight_of(model, key).is_meta for key in ticket.masks):
+        return
+    if origin["weights"] != weight_hash(model):
+        warnings.warn(
+            f"{ticket.metadata.get('method')} changed the weights that this ticket keeps, and "
+            f"{type(model).__name__} has others: without them its quality is that of the mask alone",
+            stacklevel=4,
+        )
 
 
 def targets(ticket: Ticket, model: nn.Module) -> list[tuple[Tensor, Tensor]]:

@@ -73,7 +73,7 @@ def heal(
         ticket=masks,
         checkpoint=checkpoint_of(folder),
         progress=progress,
-        **asdict(_as_sentences(settings, Path(name))),
+        **asdict(as_sentences(settings, Path(name))),
     )
     progress(f"writing {folder}")
     model.to(dtype)
@@ -114,7 +114,7 @@ def _teacher(
         raise ValueError(f"teacher {teacher}: {error}") from None
 
 
-def _as_sentences(settings: HealingSettings, folder: Path) -> HealingSettings:
+def as_sentences(settings: HealingSettings, folder: Path) -> HealingSettings:
     """Return the settings with the pooling and maximum length of a sentence-transformers model."""
     if not (folder / MODULES).is_file():
         return settings

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsebert.hf.model_card import extend_card_of_dense
 from sparsebert.one_shot import LayerMethod, prune_
-from sparsebert.one_shot.prune_in_place import Report
+from sparsebert.one_shot.layerwise import Report
 from sparsebert.tasks.load_tokenizer import load_tokenizer
 from sparsebert.tasks.models import load_whole
 from sparsebert.tasks.texts import text_batches

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,8 @@ def _write_data(folder: Path) -> None:
     }
     files |= {f"data/wikitext-2/wiki.{split}.raw": list(SENTENCES) * 4 for split in ("train", "valid")}
     files |= {"reviews.csv": reviews, "held-out.csv": reviews, "sentences.txt": list(SENTENCES)}
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    files["texts.txt"] = [" ".join(texts) for texts in permutations(words[:6], 4)]
     for name, lines in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("\n".join(lines) + "\n")

@@ -23,8 +23,9 @@ def test_parts_are_disjoint_and_repeat_with_the_seed() -> None:
     assert split_texts(TEXTS) == parts != split_texts(TEXTS, seed=1)
 
 
-def test_more_texts_than_needed_are_left_out() -> None:
-    assert max(map(len, split_texts([str(number) for number in range(5000)]))) == MOST_TEXTS
+def test_of_many_texts_most_may_be_trained_on() -> None:
+    parts = split_texts([str(number) for number in range(5000)])
+    assert [len(part) for part in parts] == [5000 - 2 * MOST_TEXTS, MOST_TEXTS, MOST_TEXTS]
 
 
 def test_too_few_texts_are_refused_with_the_number_needed() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from typing import Any
 
 import hypothesis.strategies as st
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from sparsebert.bert import resolve, structure
+from sparsebert.one_shot import prune_
 from sparsebert.pruning import prune
 from sparsebert.tickets.ticket import Ticket
 from tests.tickets.models import bert
@@ -221,3 +224,16 @@ def test_a_key_that_may_belong_to_either_of_two_encoders_is_refused() -> None:
     named.apply_(towers)
     assert unchanged(towers["query"], before)
     assert Ticket.from_model(towers["passage"]).sparsity == pytest.approx(0.5)
+
+
+def test_a_ticket_of_a_method_that_changed_weights_says_so_on_other_weights():
+    model = bert()
+    ids = torch.arange(24).view(2, 12)
+    dense = copy.deepcopy(model)
+    ticket = prune_(model, "sparsegpt", data=[{"input_ids": ids}], sparsity=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ticket.check(model)
+    with pytest.warns(UserWarning, match=r"sparsegpt changed the weights that this ticket keeps") as noted:
+        ticket.apply_(dense)
+    assert "\n" not in str(noted[0].message)
