@@ -338,7 +338,7 @@ class TestEnds:
         layers, dense = rounded(Problem())
         mask = torch.arange(33) < torch.tensor((9, 33, 1))[:, None]
         ids = torch.randint(0, 50, mask.shape)
-        states, pooled = NativeEncoder(layers, FP16).of_ids(ids, mask, None, NativeEnds(ends, FP16))
+        states, pooled, _ = NativeEncoder(layers, FP16).of_ids(ids, mask, None, NativeEnds(ends, FP16))
         assert ends.words is not None
         assert ends.positions is not None
         assert ends.embedding_norm is not None
@@ -362,11 +362,11 @@ class TestEnds:
         encoder = NativeEncoder(rounded(Problem())[0], FP16)
         ids = torch.randint(0, 50, (70, 6))
         torch.set_num_threads(2)
-        _, pooled = encoder.of_ids(ids, None, None, ends)
+        _, pooled, _ = encoder.of_ids(ids, None, None, ends)
         torch.set_num_threads(1)
         assert pooled is not None
         for number in (0, 15, 16, 69):
-            _, alone = encoder.of_ids(ids[number : number + 1], None, None, ends)
+            _, alone, _ = encoder.of_ids(ids[number : number + 1], None, None, ends)
             assert alone is not None
             assert torch.equal(alone[0], pooled[number])
 
