@@ -42,7 +42,7 @@ class BlockFisher:
         self._key = key
         rows, columns = units.block_in(shape)
         size = rows * columns
-        places = units.tiles(torch.arange(shape.numel()).view(shape), -1).view(-1, size)
+        places = units.tiles(torch.arange(shape.numel()).view(shape), -1).reshape(-1, size)
         self._grid = units.units(shape)
         self._shape = shape
         self._width = block // size * size or block

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from sparsebert.one_shot.layer_problem import (
 )
 from sparsebert.one_shot.layerwise import LayerwiseRun, Report
 from sparsebert.one_shot.progress_file import ProgressFile
+from sparsebert.one_shot.prune_model import MODEL_METHODS, ModelMethod, prune_model_
 from sparsebert.one_shot.prune_units import UNIT_METHODS, UnitMethod, prune_units_
 from sparsebert.one_shot.segments import segments_of
 from sparsebert.one_shot.unit_columns import prune_sources_, reader_of
+from sparsebert.one_shot.unit_table import allocated_units
 from sparsebert.pruning.density import Number, as_sparsity, parse_sparsity
 from sparsebert.pruning.gradients import evaluating
 from sparsebert.pruning.granularity import PANEL, kinds_in, parse_granularity, spelled_out
@@ -41,10 +44,13 @@ from sparsebert_kernels.errors import unknown
 
 REPRODUCE, ALLOCATE = ("dense", "layer"), ("uniform", "error")
 
+# What a method object has one of: it prunes matrices, heads and neurons, or all matrices together.
+_ENTRIES = ("prune_layer", "prune_units", "prune_model")
+
 
 def prune_(
     model: nn.Module,
-    method: str | LayerMethod | UnitMethod = "sparsegpt",
+    method: str | LayerMethod | UnitMethod | ModelMethod = "sparsegpt",
     *,
     data: Any,
     sparsity: Number | None = None,
@@ -67,9 +73,10 @@ def prune_(
 
     Args:
         model: As for :func:`sparsebert.prune`. Its weights change in place: pruned ones become 0.
-        method: A registered name ("wanda", "sparsegpt", "obs", "alps", "ziplm", "fisher-units") or a method
-            object with its options. "ziplm" and "fisher-units" prune neurons and heads, the former layer by
-            layer, the latter in all layers together; it reads labels if there are any.
+        method: A registered name ("wanda", "sparsegpt", "obs", "alps", "ziplm", "fisher-units", "obert") or
+            a method object with its options. "ziplm" and "fisher-units" prune neurons and heads, the former
+            layer by layer, the latter in all layers together; it reads labels if there are any. "obert"
+            ranks the units of all matrices together and needs labels.
         data: Batches (keyword arguments for the model), or, with a ``tokenizer``, a list of texts.
         sparsity: Share of the weights to prune, in [0, 1); None for n:m patterns.
         densities: Share of weights to keep by key, for the matrices that differ; of neurons and heads, by the
@@ -86,7 +93,8 @@ def prune_(
         allocate: How the sparsity is spread over the matrices. "uniform": all prune the same share, as
             published. "error": matrices prune the shares that cost the model's last hidden states least,
             which :func:`sparsebert.one_shot.allocation.allocated` measures on a part of the data. None for
-            "error" where it fits: not with ``densities``, n:m patterns, neurons or heads.
+            "error" where it fits: not with ``densities`` or n:m patterns; of neurons and heads only with
+            "ziplm", where :func:`sparsebert.one_shot.unit_table.allocated_units` chooses their numbers.
         tokenizer: Tokenizer for texts.
         include_pooler: Prune the pooler's matrix too.
         filter: As for :func:`sparsebert.prune`.
@@ -129,7 +137,28 @@ def prune_(
             filter=filter,
             progress=None if progress is None else _UnitProgress(progress),
         )
-    layer_method: LayerMethod = found
+    if hasattr(found, "prune_model"):
+        _require_layerwise(
+            found.name,
+            densities=densities,
+            checkpoint=checkpoint,
+            magnitude_where_singular=magnitude_where_singular,
+            reproduce="" if reproduce == "dense" else reproduce,
+            allocate=allocate,
+        )
+        return prune_model_(
+            model,
+            found,
+            data=data,
+            sparsity=sparsity,
+            granularity=granularity,
+            block_size=block_size,
+            round_to=round_to,
+            tokenizer=tokenizer,
+            include_pooler=include_pooler,
+            filter=filter,
+        )
+    layer_method: Any = found
     granularity, block_size = spelled_out(granularity, block_size)
     units = parse_granularity(granularity, block_size, round_to)
     if "mlp" in kinds_in(granularity):
@@ -141,7 +170,9 @@ def prune_(
         round_to = units.quantum * block_size[1]
     density = parse_sparsity(sparsity, units)
     assert isinstance(density, Fraction)
-    fixed = bool(densities or units.pattern or kinds_in(granularity) or density == 1)
+    by_units = bool(kinds_in(granularity))
+    unsuited = units.pattern or (by_units and not hasattr(layer_method, "losses"))
+    fixed = bool(densities or unsuited or density == 1)
     if allocate == "error" and fixed:
         conflict = "densities" if densities else f"granularity {granularity!r}"
         raise ValueError(f"allocate='error' chooses the density of each matrix and conflicts with {conflict}")
@@ -171,7 +202,9 @@ def prune_(
     step |= {"densities": {key: float(share) for key, share in shares.items()}} if densities else {}
     before = weight_hash(model)
     saved = ProgressFile(checkpoint, {**step, "weights": before})
-    if allocate == "error":
+    if allocate == "error" and by_units:
+        targets = allocated_units(model, groups, targets, batches, layer_method)
+    elif allocate == "error":
         targets = allocated(model, targets, batches)
     run = LayerwiseRun(
         model, layer_method, targets, step["reproduce"] == "dense", magnitude_where_singular, saved
@@ -214,17 +247,18 @@ def _require_layerwise(method: str, **options: Any) -> None:
             )
 
 
-def find_one_shot(method: str | LayerMethod | UnitMethod, **options: Any) -> Any:
+def find_one_shot(method: str | LayerMethod | UnitMethod | ModelMethod, **options: Any) -> Any:
     """Return the method of that name with these options; a method object is returned unchanged.
 
     Raises ValueError for an unknown name, TypeError for an unknown option.
     """
-    if isinstance(method, str) and (registered := {**LAYER_METHODS, **UNIT_METHODS}.get(method)):
-        return registered(**options)
+    registered = {**LAYER_METHODS, **UNIT_METHODS, **MODEL_METHODS}
+    if isinstance(method, str) and method in registered:
+        return registered[method](**options)
     if isinstance(method, str) and method in methods():
         raise ValueError(f"method {method!r} does not change weights and needs no calibration: call prune")
-    if isinstance(method, str) or not (hasattr(method, "prune_layer") or hasattr(method, "prune_units")):
-        raise unknown("one-shot method", method, [*LAYER_METHODS, *UNIT_METHODS])
+    if isinstance(method, str) or not any(map(partial(hasattr, method), _ENTRIES)):
+        raise unknown("one-shot method", method, registered)
     return method
 
 

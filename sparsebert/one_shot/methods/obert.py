@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from sparsebert.one_shot.block_fisher import BlockFisher
 from sparsebert.one_shot.layer_problem import PrunedMatrix
-from sparsebert.one_shot.model_method import MODEL_METHODS, Competition
-from sparsebert.pruning.gradients import evaluating, loss_of, on_device, placed
+from sparsebert.one_shot.prune_model import MODEL_METHODS, Competition
+from sparsebert.pruning.gradients import evaluating, loss_of, placed
 from sparsebert.pruning.granularity import Granularity, keep_n_of_m
 from sparsebert.pruning.panel_rounding import round_panels
 from sparsebert.pruning.read_matrices import loaded_weight
 from sparsebert.pruning.registry import register
 from sparsebert.pruning.top_k import ranked, select_top
+from sparsebert.pruning.unit_groups import SCOPES
 from sparsebert_kernels.errors import unknown
 
 UPDATES = ("independent", "joint")
@@ -38,6 +39,7 @@ class OptimalBertSurgeon:
     recomputations of F the sparsity grows by equal steps.
 
     Attributes:
+        scope: Units that compete, as for :func:`sparsebert.prune`.
         block: Most weights of a block of F.
         damping: lambda, which is added to the diagonal of F.
         recomputations: Number of times that F is computed.
@@ -48,7 +50,7 @@ class OptimalBertSurgeon:
     """
 
     name: ClassVar[str]
-    compensates: ClassVar[bool] = True
+    scope: str = "global"
     block: int = 50
     damping: float = 1e-7
     recomputations: int = 1
@@ -61,22 +63,22 @@ class OptimalBertSurgeon:
         Raises:
             ValueError: One is out of range.
         """
-        if self.update not in UPDATES:
-            raise unknown("update of obert", self.update, UPDATES)
+        for option, names in (("scope", SCOPES), ("update", UPDATES)):
+            if getattr(self, option) not in names:
+                raise unknown(f"{option} of obert", getattr(self, option), names)
         for option in ("block", "damping", "recomputations", "memory"):
             if not getattr(self, option) > 0:
                 raise ValueError(f"{option} of obert must be positive, got {getattr(self, option)!r}")
 
     def prune_model(
-        self, model: nn.Module, competitions: Sequence[Competition], batches: Any
+        self, model: nn.Module, competitions: Sequence[Competition], batches: Sequence[Mapping[str, Any]]
     ) -> dict[str, PrunedMatrix]:
-        """Prune step by step; see :class:`~sparsebert.one_shot.model_method.ModelMethod`.
+        """Prune step by step; see :class:`~sparsebert.one_shot.prune_model.ModelMethod`.
 
         Raises:
-            ValueError: There is no batch, a batch gives no loss, a gradient is NaN or infinite, or the
+            ValueError: A batch gives no loss, a gradient is NaN or infinite, or the
                 damping is too small.
         """
-        batches = list(on_device(model, batches))
         units = {
             key: granularity
             for competition in competitions
@@ -135,7 +137,7 @@ class _Point:
     units: Mapping[str, Granularity]
     weights: dict[str, Tensor]
     masks: dict[str, Tensor]
-    batches: Sequence[dict[str, Any]]
+    batches: Sequence[Mapping[str, Any]]
 
     def fishers(self, keys: Sequence[str], method: OptimalBertSurgeon) -> dict[str, BlockFisher]:
         """Compute the Fisher blocks of these matrices."""
@@ -165,7 +167,7 @@ class _Point:
         wanted = [leaves[key].requires_grad_() for key in keys]
         for inputs in self.batches:
             with evaluating(self.model), torch.enable_grad():
-                loss = loss_of(self.model, leaves, {}, inputs)
+                loss = loss_of(self.model, leaves, {}, dict(inputs))
                 gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
             yield tuple(
                 _floating(gradient).masked_fill(~self.masks[key], 0)

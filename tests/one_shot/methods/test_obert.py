@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from sparsebert.bert import resolve, structure
+from sparsebert.one_shot import prune_
 from sparsebert.one_shot.methods.obert import OptimalBertSurgeon
-from sparsebert.one_shot.model_method import Competition
+from sparsebert.one_shot.prune_model import Competition
+from sparsebert.pruning.granularity import spelled_out
 from sparsebert.pruning.unit_groups import competition_groups, unit_groups
 from tests.pruning.gated_models import HEADS, NEURONS, batches, build
 
@@ -21,7 +23,7 @@ Array = np.ndarray
 def competitions(model: Any, granularity: str, density: str, scope: str = "global") -> list[Competition]:
     encoder = structure(model)
     shapes = {key: resolve(model, key).weight.shape for key in encoder.linears}
-    name, size = ("block", (4, 2)) if granularity == "4x2" else (granularity, None)
+    name, size = spelled_out(granularity)
     if granularity == "panel":
         size = (8, 2)
     groups = unit_groups(name, size, shapes, encoder, 4 if granularity == "panel" else None)
@@ -78,7 +80,7 @@ def test_the_published_algorithm(block: int, recomputations: int) -> None:
     data = batches(12)
     model = build(dtype=torch.float64)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    method = OptimalBertSurgeon(block, damping=1e-4, recomputations=recomputations)
+    method = OptimalBertSurgeon(block=block, damping=1e-4, recomputations=recomputations)
     pruned = method.prune_model(model, competitions(model, "element", "1/4"), data)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     expected = published(model, data, 0.75, block, 1e-4, recomputations)
@@ -134,11 +136,34 @@ def test_less_memory_gives_the_same() -> None:
         assert bool((whole[key].weight == parts[key].weight).all())
 
 
+def test_prune_writes_weights_and_returns_the_ticket() -> None:
+    model = build()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    ticket = prune_(model, "obert", data=batches(4), sparsity=0.7, granularity="4x1")
+    pruned = OptimalBertSurgeon().prune_model(
+        _with_values(model, before), competitions(model, "4x1", "3/10"), batches(4)
+    )
+    assert ticket.sparsity == pytest.approx(0.7, abs=0.001)
+    assert ticket.metadata["scope"] == "global"
+    assert ticket.metadata["model"]["weights"] != ticket.metadata["model"]["dense_weights"]
+    for key, mask in ticket.masks.items():
+        assert torch.equal(mask, pruned[key].mask)
+
+
+def _with_values(model: Any, values: dict[str, torch.Tensor]) -> Any:
+    model.load_state_dict(values)
+    return model
+
+
 def test_bad_options_and_data() -> None:
     model = build()
     wanted = competitions(model, "element", "1/2")
     with pytest.raises(ValueError, match="no batch"):
-        OptimalBertSurgeon().prune_model(model, wanted, [])
+        prune_(model, "obert", data=[], sparsity=0.5)
+    with pytest.raises(ValueError, match="reproduce does not apply to method obert"):
+        prune_(model, "obert", data=batches(1), sparsity=0.5, reproduce="layer")
+    with pytest.raises(ValueError, match="unknown scope of obert 'layer'"):
+        OptimalBertSurgeon(scope="layer")
     unlabelled = [{name: x for name, x in batch.items() if name != "labels"} for batch in batches(2)]
     with pytest.raises(ValueError, match="the batches need labels"):
         OptimalBertSurgeon().prune_model(model, wanted, unlabelled)
