@@ -279,7 +279,7 @@ def model_result(family: Family, hidden_states: Tensor, pooled: Tensor | None) -
 
 
 def _output(cls: Any, **values: Tensor | None) -> Any:
-    """Return ``cls(**values)`` without the constructor's checks, which cost as much as all of our own."""
+    """Return ``cls(**values)`` without running its constructor, whose checks are slow."""
     output = cls.__new__(cls)
     vars(output).update(_empty(cls))
     for name, value in values.items():

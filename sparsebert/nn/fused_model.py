@@ -77,7 +77,7 @@ class FusedModel(nn.Module):
         if len(args) > len(given) or given.keys() & kwargs.keys():
             raise PlainPath("the call has further positional arguments")
         given |= kwargs
-        # Attributes of configurations take a microsecond each, and so does their dictionary by other ways.
+        # Not vars(): the attributes of configurations, their dictionary among them, are slow to look up.
         config = object.__getattribute__(self.config, "__dict__")
         return_dict = given.get("return_dict", config.get("return_dict"))
         if self.family.relative_bias and return_dict is None:
