@@ -104,9 +104,9 @@ def allocated_units(
     density = next(iter(targets.values())).density
     table = unit_table(model, groups, batches, method, costs)
     options = {key: [Option(row.error, row.cost) for row in rows] for key, rows in table.items()}
-    chosen = choose(options, costs.budget(density, total))
+    rows_to_keep = choose(options, costs.budget(density, total))
     return {
-        key: replace(target, density=Fraction(table[key][chosen[key]].kept, table[key][0].kept))
+        key: replace(target, density=Fraction(table[key][rows_to_keep[key]].kept, table[key][0].kept))
         for key, target in targets.items()
     }
 
