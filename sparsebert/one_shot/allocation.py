@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from sparsebert.one_shot.budgets import Option, choose
 from sparsebert.one_shot.calibration import Residuals, TokenFilter, stage_moments
 from sparsebert.one_shot.layer_problem import LayerProblem, SingularHessianError, Target
 from sparsebert.one_shot.methods.sparsegpt import SparseGPT
+from sparsebert.one_shot.moments import Moments
 from sparsebert.one_shot.segments import segments_of
 from sparsebert.pruning.gradients import evaluating
 from sparsebert.pruning.read_matrices import read_matrix
@@ -73,7 +75,7 @@ def allocated(
         targets: Targets by key, each at the mean density.
         batches: Calibration batches, of which the first texts are used.
     """
-    batches = _first_texts(batches)
+    batches = first_texts(batches)
     density = float(next(iter(targets.values())).density)
     low, high = (share * density for share in MEASURED)
     curves = error_curves(model, targets, batches, (low, high))
@@ -102,10 +104,31 @@ def error_curves(
     densities: tuple[float, float],
 ) -> dict[str, ErrorCurve]:
     """Measure the curve of each matrix at two densities, the lower first; see :func:`allocated`."""
-    tokens, residuals = TokenFilter(batches), Residuals(model)
     curves: dict[str, ErrorCurve] = {}
+    for key, problem, change in matrices_alone(model, targets, batches):
+        points = []
+        for density in densities:
+            target = replace(targets[key], density=Fraction(density).limit_denominator(10**6))
+            points.append((density, change(_pruned_alone(problem, target))))
+        curves[key] = ErrorCurve.through(*points)
+    return curves
+
+
+def matrices_alone(
+    model: nn.Module, keys: Iterable[str], batches: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, LayerProblem, Change]]:
+    """Yield each matrix, its problem on the dense model's inputs, and what a solution of it alone changes.
+
+    For callers without gradients.
+
+    Args:
+        model: The dense model; unchanged at the end.
+        keys: The matrices.
+        batches: Calibration batches.
+    """
+    tokens, residuals = TokenFilter(batches), Residuals(model)
     with evaluating(model):
-        dense = segments_of(model, list(targets), batches)
+        dense = segments_of(model, list(dict.fromkeys(keys)), batches)
         for index in range(1, len(dense)):
             dense[index] = dense[index - 1].following(dense[index])
         wanted = list(tokens(dense[-1].outputs()))
@@ -119,29 +142,49 @@ def error_curves(
             return sum(float((ours - theirs).square().sum()) for ours, theirs in pairs) / energy
 
         for index, segment in enumerate(dense):
-            for keys in segment.stages:
-                moments = stage_moments(keys, segment, None, tokens, residuals)
+            for stage in segment.stages:
+                moments = stage_moments(stage, segment, None, tokens, residuals)
                 # Without pruned layers before it, a matrix sees the dense model's inputs.
                 moments = replace(moments, dense_second=moments.second, dense_mean=moments.mean)
-                for key in (key for key in keys if key in targets):
-                    module: Any = resolve(model, key)
-                    before = {
-                        name: value.clone() for name, value in module._parameters.items() if value is not None
-                    }
+                for key in stage:
                     weight = read_matrix(model, key, None).double()
-                    problem = moments.problem(key, weight, "bias" in before)
-                    points = []
-                    for density in densities:
-                        target = replace(targets[key], density=Fraction(density).limit_denominator(10**6))
-                        pruned = _pruned_alone(problem, target)
-                        module.weight.copy_(pruned)
-                        if "bias" in before:
-                            module.bias.copy_(moments.bias(before["bias"].double().cpu(), weight, pruned))
-                        points.append((density, change(index)))
-                    for name, value in before.items():
-                        module._parameters[name].copy_(value)
-                    curves[key] = ErrorCurve.through(*points)
-    return curves
+                    alone = Change(resolve(model, key), weight, moments, partial(change, index))
+                    yield key, moments.problem(key, weight, alone.bias is not None), alone
+
+
+@dataclass(frozen=True)
+class Change:
+    """What other weights of one matrix change.
+
+    Attributes:
+        module: The module of the matrix.
+        weight: Its dense weights, float64 [out, in].
+        moments: Moments of its inputs.
+        measure: Returns the relative squared change of the model's last hidden states.
+    """
+
+    module: nn.Module
+    weight: Tensor
+    moments: Moments
+    measure: Callable[[], float]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the matrix."""
+        return self.module._parameters.get("bias")
+
+    def __call__(self, pruned: Tensor) -> float:
+        """Measure with weights, float64 [out, in], and the adjusted bias in place of the matrix's own."""
+        before = {name: each.clone() for name, each in self.module._parameters.items() if each is not None}
+        parameters: Any = self.module._parameters
+        parameters["weight"].copy_(pruned)
+        if self.bias is not None:
+            self.bias.copy_(self.moments.bias(before["bias"].double().cpu(), self.weight, pruned))
+        try:
+            return self.measure()
+        finally:
+            for name, each in before.items():
+                parameters[name].copy_(each)
 
 
 def _pruned_alone(problem: LayerProblem, target: Target) -> Tensor:
@@ -152,7 +195,7 @@ def _pruned_alone(problem: LayerProblem, target: Target) -> Tensor:
         return problem.weight.where(target.choose(problem.weight.abs()), 0.0)
 
 
-def _first_texts(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def first_texts(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return batches spread over all of them, of ``TEXTS`` texts or a few more."""
     texts = sum(_size(batch) for batch in batches)
     step = max(1, texts // TEXTS)

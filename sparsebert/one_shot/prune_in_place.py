@@ -30,6 +30,7 @@ from sparsebert.one_shot.prune_model import MODEL_METHODS, ModelMethod, prune_mo
 from sparsebert.one_shot.prune_units import UNIT_METHODS, UnitMethod, prune_units_
 from sparsebert.one_shot.segments import segments_of
 from sparsebert.one_shot.unit_columns import prune_sources_, reader_of
+from sparsebert.one_shot.unit_table import allocated_units
 from sparsebert.pruning.density import Number, as_sparsity, parse_sparsity
 from sparsebert.pruning.gradients import evaluating
 from sparsebert.pruning.granularity import PANEL, kinds_in, parse_granularity, spelled_out
@@ -92,7 +93,8 @@ def prune_(
         allocate: How the sparsity is spread over the matrices. "uniform": all prune the same share, as
             published. "error": matrices prune the shares that cost the model's last hidden states least,
             which :func:`sparsebert.one_shot.allocation.allocated` measures on a part of the data. None for
-            "error" where it fits: not with ``densities``, n:m patterns, neurons or heads.
+            "error" where it fits: not with ``densities`` or n:m patterns; of neurons and heads only with
+            "ziplm", where :func:`sparsebert.one_shot.unit_table.allocated_units` chooses their numbers.
         tokenizer: Tokenizer for texts.
         include_pooler: Prune the pooler's matrix too.
         filter: As for :func:`sparsebert.prune`.
@@ -156,7 +158,7 @@ def prune_(
             include_pooler=include_pooler,
             filter=filter,
         )
-    layer_method: LayerMethod = found
+    layer_method: Any = found
     granularity, block_size = spelled_out(granularity, block_size)
     units = parse_granularity(granularity, block_size, round_to)
     if "mlp" in kinds_in(granularity):
@@ -168,7 +170,9 @@ def prune_(
         round_to = units.quantum * block_size[1]
     density = parse_sparsity(sparsity, units)
     assert isinstance(density, Fraction)
-    fixed = bool(densities or units.pattern or kinds_in(granularity) or density == 1)
+    by_units = bool(kinds_in(granularity))
+    unsuited = units.pattern or (by_units and not hasattr(layer_method, "losses"))
+    fixed = bool(densities or unsuited or density == 1)
     if allocate == "error" and fixed:
         conflict = "densities" if densities else f"granularity {granularity!r}"
         raise ValueError(f"allocate='error' chooses the density of each matrix and conflicts with {conflict}")
@@ -198,7 +202,9 @@ def prune_(
     step |= {"densities": {key: float(share) for key, share in shares.items()}} if densities else {}
     before = weight_hash(model)
     saved = ProgressFile(checkpoint, {**step, "weights": before})
-    if allocate == "error":
+    if allocate == "error" and by_units:
+        targets = allocated_units(model, groups, targets, batches, layer_method)
+    elif allocate == "error":
         targets = allocated(model, targets, batches)
     run = LayerwiseRun(
         model, layer_method, targets, step["reproduce"] == "dense", magnitude_where_singular, saved

@@ -28,9 +28,8 @@ def units_of(mask: Tensor, width: int) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_loses_the_same_share_and_compacts_exactly(family: str, reproduce: str) -> None:
     model = build(family).eval()
-    ticket = prune_(
-        model, "ziplm", data=batches(6), sparsity=0.5, granularity="head+neuron", reproduce=reproduce
-    )
+    options = {"granularity": "head+neuron", "reproduce": reproduce, "allocate": "uniform"}
+    ticket = prune_(model, "ziplm", data=batches(6), sparsity=0.5, **options)
     encoder = structure(model)
     for query, key, value, output in encoder.heads:
         heads = units_of(ticket.masks[output], HEAD)
@@ -54,7 +53,8 @@ def test_compensated_units_lose_less_than_the_mask_alone(reproduce: str) -> None
     model = build(dropout=0.0).eval()
     pruned, masked = copy.deepcopy(model), copy.deepcopy(model)
     data = batches(40)
-    ticket = prune_(pruned, "ziplm", data=data, sparsity=0.3, granularity="neuron", reproduce=reproduce)
+    options = {"granularity": "neuron", "reproduce": reproduce, "allocate": "uniform"}
+    ticket = prune_(pruned, "ziplm", data=data, sparsity=0.3, **options)
     with pytest.warns(UserWarning, match="ziplm changed the weights"):
         ticket.apply_(masked)
     changes = [float((logits(each) - logits(model)).norm()) for each in (pruned, masked)]

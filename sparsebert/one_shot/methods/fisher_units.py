@@ -122,16 +122,8 @@ class FisherUnits:
         costs = unit_costs(groups, self.cost, Workload.of(batches), dtype)
         total = costs.total({name: len(each) for name, each in importance.items()})
 
-        if density * Fraction(total) < costs.fixed:
-            rest = costs.fixed / total
-            raise ValueError(
-                f"layers without heads and neurons take {rest:.0%} of the {self.cost}: sparsity must be at "
-                f"most {1 - rest:.2f}, got {float(1 - density):g}"
-            )
-
         def search(share: Fraction) -> dict[str, Tensor]:
-            budget = float(share * Fraction(total)) - costs.fixed
-            return search_units(importance, costs.of_unit, kinds, budget)
+            return search_units(importance, costs.of_unit, kinds, costs.budget(share, total))
 
         kept = search(density)
         if not any(mask.any() for mask in kept.values()):
