@@ -34,6 +34,8 @@ MORE = {
     "train": TRAINING,
     "transfer": TRAINING,
     "eval": ["--max-length", "16"],
+    "arena": ["--budget", "0", "--vs", "onednn", "--batch", "4"],
+    "optimize": ["--budget", "0", "--batch", "4", "--granularities", "none"],
     "heal": ["--minutes", "0.02"],
     "bench": ["--budget", "0.05", "--no-memory", "--vs", "onednn,eager", "--batch", "2", "--seq", "16"],
 }
