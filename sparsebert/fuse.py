@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from sparsebert.bert import require_module
@@ -10,7 +11,7 @@ from sparsebert.nn.encoder_layers import NAMES
 from sparsebert.nn.fused_modules import encoders_of
 from sparsebert.nn.native_layers import require_fusible
 from sparsebert.nn.sparse_linear import SparseLinear
-from sparsebert.planning.encoder_plan import FP32, EncoderPlan
+from sparsebert.planning.encoder_plan import FP32, PAIRED, EncoderPlan
 from sparsebert.planning.engine_choice import decide_encoder, set_encoder_plan_
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
@@ -26,11 +27,16 @@ def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
 
     Where another result could be expected, the layers run one by one as before, and a warning says why, once:
     recorded gradients, training, requested hidden states or attentions, hooks or replaced modules inside the
-    encoder, another device or dtype than float32 on the CPU, a mask that differs between queries, rows of a
-    batch that begin with padding or hold nothing else, weights made under ``torch.inference_mode()`` that the
-    native form copies, an attention that the user registered, compilers and tracers; in MPNet and ModernBERT
-    also padding between tokens, and in ModernBERT ``position_ids``. For ``inputs_embeds``, ``position_ids``
-    and hooks around the encoder, embeddings and pooler run as before, and the layers natively.
+    encoder, another device than the CPU, another dtype than float32 and bfloat16 (float16 too: no engine
+    takes such models), a mask that differs between queries, rows of a batch that begin with padding or hold
+    nothing else, weights made under ``torch.inference_mode()`` that the native form copies, an attention that
+    the user registered, compilers and tracers; in MPNet and ModernBERT also padding between tokens, and in
+    ModernBERT ``position_ids``. For ``inputs_embeds``, ``position_ids`` and hooks around the encoder,
+    embeddings and pooler run as before, and the layers natively. A model in bfloat16 needs an instruction set
+    with products of bfloat16.
+
+    In a sentence-transformers model, the same call computes mean or first-token pooling and normalisation
+    where these modules follow the transformer, without hooks.
 
     Dense weights are copied into the native form, and copied again in the first call after a change: by
     optimizers, ``load_state_dict``, replaced modules or tensors, and all in-place operations that torch
@@ -43,7 +49,8 @@ def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
         model: The model to change. Call it in eval mode under ``torch.inference_mode()``.
         tolerance: The lowest precision in which the encoder may compute: "fp32", "bf16" or "int8". Parameters
             and outputs keep their dtypes. Below fp32, the engines that the tolerance allows are timed in
-            alternation, and the fastest is used; ``plan(model)`` says which.
+            alternation, with dense layers in int8 too if it allows them, and the fastest is used;
+            ``plan(model)`` says which. A model in bfloat16 needs no tolerance for bfloat16.
 
     Returns:
         The model.
@@ -60,7 +67,9 @@ def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
     for encoder in encoders:
         require_fusible(*encoder)
     if tolerance == "fp32":
-        set_encoder_plan_(model, EncoderPlan(FP32, "requested", fuse=True, decided_by="user"))
+        in_bf16 = next(encoders[0].module.parameters()).dtype == torch.bfloat16
+        way = PAIRED if in_bf16 else FP32
+        set_encoder_plan_(model, EncoderPlan(way, "requested", fuse=True, decided_by="user"))
         return model
     plans = [module.plan for module in model.modules() if isinstance(module, SparseLinear) and module.plan]
     tokens = plans[0].tokens if plans else DEFAULT_TOKENS

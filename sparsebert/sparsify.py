@@ -86,10 +86,11 @@ def sparsify_(
             fp16 on CPUs with AVX512-FP16: fp16 rounds less than bf16, and what leaves its range is computed
             in fp32.
         fuse: Let the encoder run in one native call, as ``sparsebert.fuse_`` does. None does so where its
-            signature and answers stay the same and it is not slower: a float32 model of a known family on a
-            CPU, not ``trainable``, without hooks inside the encoder. Hidden states at padding are then zero;
-            models that answer questions, which compare the positions of a text with padding, are therefore
-            left out. False never fuses, True demands it. ``plan(model)`` says what was chosen, and why.
+            signature and answers stay the same and it is not slower: a model of a known family, in float32 or
+            bfloat16 on a CPU, not ``trainable``, without hooks inside the encoder. Hidden states at padding
+            are then zero; models that answer questions, which compare the positions of a text with padding,
+            are therefore left out. False never fuses, True demands it. ``plan(model)`` says what was chosen,
+            and why.
 
     Returns:
         The model.

@@ -15,7 +15,7 @@ import struct
 from array import array
 from pathlib import Path
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 OUT, IN, VECTOR_ROWS = 12, 40, 4
 SLACK = 64  # bytes past the end that a kernel may read
 LIBGOMP = "libgomp.so.1"

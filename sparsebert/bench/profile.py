@@ -114,7 +114,7 @@ def _sides(pruned: PrunedModel) -> dict[str, Callable[[], nn.Module]]:
     else:
         sides["dense"] = lambda: _copy(pruned)
     sides["sparse"] = lambda: sparse(fuse=False)
-    if native.available() and dtype == torch.float32:
+    if native.available() and dtype in (torch.float32, torch.bfloat16):
         sides["dense, fused"] = lambda: fuse_(_copy(pruned), tolerance=pruned.tolerance)
         sides["sparse, fused"] = lambda: sparse(fuse=True)
     return sides

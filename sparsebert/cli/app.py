@@ -51,6 +51,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 # Set by the shell while it completes a command line; typer derives this name from the name of the command.
 COMPLETION_VARIABLE = "_SPARSEBERT_COMPLETE"
 
+# Options for running a model, and commands that find tickets and write dense weights.
+EXECUTION_OPTIONS = ("--tolerance", "--fuse", "--no-fuse")
+TICKET_COMMANDS = ("prune", "train", "transfer")
+
 _MAX_MESSAGE = 1000
 # Errors of Python, numpy and torch about sizes that cannot be allocated.
 _TOO_LARGE = re.compile(r"MemoryError|[Oo]verflow|can't allocate memory|out of memory")
@@ -108,6 +112,7 @@ def _run(arguments: list[str]) -> Any:
     if not arguments and COMPLETION_VARIABLE not in os.environ:
         return typer.echo(start_page(COMMANDS))
     _require_one_length(arguments)
+    _require_a_running_model(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
         return app(with_current_names(arguments), prog_name="sparsebert", standalone_mode=False)
@@ -117,6 +122,17 @@ def _require_one_length(arguments: list[str]) -> None:
     """Raise ValueError for --steps with --epochs, whose default cannot be told from a value of the user."""
     if {"--steps", "--epochs"} <= {argument.partition("=")[0] for argument in arguments}:
         raise ValueError("--steps conflicts with --epochs: both set the length of a round; omit one of them")
+
+
+def _require_a_running_model(arguments: list[str]) -> None:
+    """Raise ValueError for options of execution in a command that only finds tickets."""
+    command, *rest = arguments
+    given = [name for argument in rest if (name := argument.partition("=")[0]) in EXECUTION_OPTIONS]
+    if given and command in TICKET_COMMANDS:
+        raise ValueError(
+            f"{given[0]} does not apply to {command}: a ticket has no precision; choose it where the model "
+            "runs, in bench, eval or convert --to sparse"
+        )
 
 
 def _text_of(error: OSError) -> str:

@@ -74,16 +74,23 @@ class FusedEncoder(nn.Module):
         for name, value in kwargs.items():
             if value is not None and value is not False and name not in WITHOUT_EFFECT:
                 raise PlainPath(f"the call has the argument {name}")
-        if not x.is_cpu or x.dtype != torch.float32 or x.dim() != 3:
-            raise PlainPath(f"the input is {x.dtype} on {x.device}, not torch.float32 on cpu")
+        if not x.is_cpu or x.dim() != 3:
+            raise PlainPath(f"the input is {list(x.shape)} on {x.device}, not [batch, tokens, hidden] on cpu")
         if torch.is_grad_enabled() and x.requires_grad:
             raise PlainPath(RECORDED_GRADIENTS)
         if not plain_inference(x):
             raise PlainPath("the call is traced, transformed or under autocast")
         require_inference(self)
         kept = kept_tokens(mask, x)
+
+        def run() -> tuple[Tensor, None]:
+            described = current_layers(self)
+            if x.dtype != described.form.stored:
+                raise PlainPath(f"the input is {x.dtype}, not {described.form.stored} like the parameters")
+            return described.encoder(x, kept), None
+
         try:
-            states, _ = within_range(self, lambda: (current_layers(self).encoder(x, kept), None))
+            states, _ = within_range(self, run)
         except BadTokens as error:
             raise PlainPath(str(error)) from None
         return encoder_result(self.family, states, kwargs.get("return_dict"))

@@ -27,8 +27,9 @@ from sparsebert.nn.plain_path import (
     require_inference,
     say_once,
 )
+from sparsebert.nn.sentence_call import attach_vectors, wanted_reduction
 from sparsebert_kernels.cpu import native
-from sparsebert_kernels.cpu.encoder import BadTokens, OutOfRange
+from sparsebert_kernels.cpu.encoder import BadTokens, OutOfRange, WeightedMask
 from sparsebert_kernels.ops import plain_inference
 
 MASK_DTYPES = (torch.bool, torch.int64)
@@ -115,8 +116,8 @@ class FusedModel(nn.Module):
                 raise PlainPath("the encoder has hooks")
             described = current_layers(encoder)
         ends = self._ends
-        if ends is None or ends.dtype != described.dtype or not ends.is_current():
-            ends = self.__dict__["_ends"] = Ends(self, self.family, described.dtype)
+        if ends is None or ends.form != described.form or not ends.is_current():
+            ends = self.__dict__["_ends"] = Ends(self, self.family, described.form)
         ends.require_undisturbed()
         return described, ends
 
@@ -137,12 +138,24 @@ class FusedModel(nn.Module):
             or not types.is_cpu
         ):
             raise PlainPath("the token types are not int64 like the token ids")
+        converted = False
         if mask is not None:
             if type(mask) is not Tensor or mask.shape != ids.shape or not mask.is_cpu:
                 raise PlainPath("the attention mask is not [batch, tokens] on the CPU")
-            if mask.dtype not in MASK_DTYPES:
+            if converted := mask.dtype not in MASK_DTYPES:
                 mask = mask.bool()
-        return described.encoder.of_ids(ids, mask, types, ends.native)
+        # A pooling gets the caller's own mask.
+        reduction = None if mask is None or converted else wanted_reduction(self)
+        run = functools.partial(
+            described.encoder.of_ids, ids, mask, types, ends.native, dtype=described.form.stored
+        )
+        try:
+            states, pooled, vectors = run(reduction=reduction)
+        except WeightedMask:  # left to the pooling
+            return run()[:2]
+        if reduction is not None and vectors is not None:
+            attach_vectors(states, vectors, mask, reduction)
+        return states, pooled
 
     def _of_embedded(self, described: NativeLayers, ends: Ends, ids: Any, embedded: Any, mask: Any) -> Tensor:
         """Run the layers of a base model without an encoder of its own on the caller's embeddings."""
@@ -150,8 +163,9 @@ class FusedModel(nn.Module):
             raise PlainPath("the call has token ids and embeddings, or none")
         if torch.is_grad_enabled() and embedded.requires_grad:
             raise PlainPath(RECORDED_GRADIENTS)
-        if not embedded.is_cpu or embedded.dtype != torch.float32 or not embedded.numel():
-            raise PlainPath(f"the input is {embedded.dtype} on {embedded.device}, not torch.float32 on cpu")
+        stored = described.form.stored
+        if not embedded.is_cpu or embedded.dtype != stored or not embedded.numel():
+            raise PlainPath(f"the input is {embedded.dtype} on {embedded.device}, not {stored} on cpu")
         if not plain_inference(embedded):
             raise PlainPath("the call is traced, transformed or under autocast")
         if mask is not None:

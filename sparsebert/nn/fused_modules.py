@@ -36,7 +36,7 @@ def plain_class(module: Any) -> Any:
 
 
 def fuse_modules_(model: nn.Module, tolerance: str = "fp32") -> None:
-    """Give the modules of ``model`` their fused classes, in place, with a tolerance for ``engine_dtype``."""
+    """Give the modules of ``model`` their fused classes, in place, with a tolerance for ``native_form``."""
     for module in model.modules():
         cls = plain_class(module)
         family = encoder_family(cls)

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from sparsebert.nn.encoder_layers import Family, is_of
 from sparsebert.nn.native_weights import (
+    NativeForm,
     bias_of,
     copied_of_linear,
+    is_copied,
     norm_tensors,
     packed_weight,
-    require_float32,
     require_linear,
     require_norm,
+    require_stored,
 )
 from sparsebert.nn.plain_path import PlainPath
 from sparsebert.nn.watched import Watched
@@ -26,14 +28,16 @@ from sparsebert_kernels.cpu.encoder import EncoderEnds, NativeEnds
 class Ends(Watched):
     """The native description of a base model's embeddings, last LayerNorm and pooler."""
 
-    def __init__(self, model: Any, family: Family, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype = dtype
+    def __init__(self, model: Any, family: Family, form: NativeForm) -> None:
+        self.form = form
+        # Projection and pooler are computed for few tokens, or once.
+        exact = form._replace(dense=form.engine)
         embeddings, names = model.embeddings, family.embeddings
         pooler = getattr(model, "pooler", None) if family.pooler else None
         projection = getattr(model, family.projection, None) if family.projection else None
         _require_known_embeddings(embeddings, family)
         words, positions, types = (
-            None if name is None else _table(getattr(embeddings, name))
+            None if name is None else _table(getattr(embeddings, name), form.stored)
             for name in (names.words, names.positions, names.types)
         )
         norm = getattr(embeddings, names.norm)
@@ -57,7 +61,7 @@ class Ends(Watched):
             settings.append((vars(embeddings), "padding_idx"))
         with torch.inference_mode(False), torch.no_grad():
             after = EncoderEnds(
-                final_norm=None if final_norm is None else norm_tensors(final_norm),
+                final_norm=None if final_norm is None else norm_tensors(final_norm, form.stored),
                 epsilons=(norm.eps, 0.0 if final_norm is None else final_norm.eps),
             )
             self.native = NativeEnds(
@@ -66,17 +70,18 @@ class Ends(Watched):
                     words=words,
                     positions=positions,
                     types=types,
-                    embedding_norm=norm_tensors(norm),
+                    embedding_norm=norm_tensors(norm, form.stored),
                     padding=embeddings.padding_idx if names.counted else None,
-                    projection=None if projection is None else packed_weight(projection, dtype),
-                    projection_bias=None if projection is None else bias_of(projection),
-                    pooler=None if pooler is None else packed_weight(pooler.dense, dtype),
-                    pooler_bias=None if pooler is None else bias_of(pooler.dense),
+                    projection=None if projection is None else packed_weight(projection, exact),
+                    projection_bias=None if projection is None else bias_of(projection, form.stored),
+                    pooler=None if pooler is None else packed_weight(pooler.dense, exact),
+                    pooler_bias=None if pooler is None else bias_of(pooler.dense, form.stored),
                 ),
-                dtype,
+                form.engine,
             )
-            self.after_embeddings = NativeEnds(after, dtype)
-        copied = [tensor for linear in linears for tensor in copied_of_linear(linear, dtype)]
+            self.after_embeddings = NativeEnds(after, form.engine)
+        copied = [tensor for linear in linears for tensor in copied_of_linear(linear, exact)]
+        copied += [tensor for each in norms for tensor in each.parameters() if is_copied(tensor)]
         super().__init__([model, *modules], copied, settings)
 
 
@@ -100,12 +105,12 @@ def _require_known_embeddings(embeddings: Any, family: Family) -> None:
         raise PlainPath("the token types of the embeddings are not 0")
 
 
-def _table(embedding: Any) -> Tensor:
-    """Return the weight of a plain embedding, float32 on the CPU."""
+def _table(embedding: Any, stored: torch.dtype) -> Tensor:
+    """Return the weight of a plain embedding, of the dtype ``stored`` on the CPU."""
     if type(embedding) is not nn.Embedding or embedding.max_norm is not None:
         raise PlainPath(f"{type(embedding).__name__} is not a plain embedding")
     weight = embedding.weight
-    require_float32(weight)
+    require_stored(weight, stored)
     if not weight.is_contiguous() or weight.is_neg() or weight.data_ptr() % weight.itemsize:
         raise PlainPath("an embedding has no plain memory")
     return weight.detach()

@@ -12,20 +12,25 @@ from sparsebert.compaction.narrow_attention import NarrowAttention
 from sparsebert.nn.encoder_layers import EncoderLayer, Family, encoder_layers, is_of
 from sparsebert.nn.fused_activation import FusedActivation
 from sparsebert.nn.native_weights import (
+    NativeForm,
+    Padding,
     bias_of,
     copied_of_linear,
+    is_copied,
+    native_form,
     norm_tensors,
     packed_weight,
     paddings_of,
-    require_float32,
     require_linear,
     require_norm,
+    require_stored,
+    stored_dtype_of,
 )
 from sparsebert.nn.plain_path import PlainPath
 from sparsebert.nn.watched import Watched
 from sparsebert_kernels.cpu import encoder as kernels
 from sparsebert_kernels.cpu.encoder import HeadGroup, NativeEncoder
-from sparsebert_kernels.cpu.row_panels import pad_rows, padded_heads
+from sparsebert_kernels.cpu.row_panels import pad_columns, pad_rows, padded_heads
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh")
 # Attributes that the description copies from layers, attentions and LayerNorms.
@@ -44,8 +49,8 @@ FARTHEST = 128
 class NativeLayers(Watched):
     """The native description of an encoder's layers, and all that it was made from."""
 
-    def __init__(self, encoder: Any, family: Family, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype = dtype
+    def __init__(self, encoder: Any, family: Family, form: NativeForm) -> None:
+        self.form = form
         layers = encoder_layers(encoder, family)
         for layer in layers:
             _require_known(layer)
@@ -59,12 +64,12 @@ class NativeLayers(Watched):
         settings = [(owner, name) for owner in owners for name in SETTINGS if name in owner]
         if config is not None:
             settings += [(vars(config), name) for name in CONFIGURED if name in vars(config)]
-        copied = [tensor for layer in layers for tensor in _copied(layer, family, dtype)]
+        copied = [tensor for layer in layers for tensor in _copied(layer, family, form)]
         if family.relative_bias:
             copied.append(getattr(encoder, family.relative_bias).weight)
         with torch.inference_mode(False), torch.no_grad():
-            shared = _SharedTables(encoder, family)
-            self.encoder = NativeEncoder([_described(layer, shared, dtype) for layer in layers], dtype)
+            shared = _SharedTables(encoder, family, form)
+            self.encoder = NativeEncoder([_described(layer, shared) for layer in layers], form.engine)
         super().__init__(list(encoder.modules()), copied, settings)
 
 
@@ -78,9 +83,11 @@ def current_layers(module: Any) -> NativeLayers:
         PlainPath: The layers have none, or must run one by one in this call.
     """
     described = module._native
-    dtype = engine_dtype(module.tolerance, module.family)
-    if described is None or described.dtype != dtype or not described.is_current():
-        described = vars(module)["_native"] = NativeLayers(module, module.family, dtype)
+    if described is None or not described.is_current():
+        described = None
+    form = native_form(module.tolerance, described.form.stored if described else stored_dtype_of(module))
+    if described is None or described.form != form:
+        described = vars(module)["_native"] = NativeLayers(module, module.family, form)
     described.require_undisturbed()
     return described
 
@@ -88,9 +95,9 @@ def current_layers(module: Any) -> NativeLayers:
 class _SharedTables:
     """Tables that the layers of an encoder share: rotary angles, and the biases of distances."""
 
-    def __init__(self, encoder: Any, family: Family) -> None:
+    def __init__(self, encoder: Any, family: Family, form: NativeForm) -> None:
         self._encoder = encoder
-        self.family = family
+        self.family, self.form = family, form
         self.relative_bias = self._relative_bias() if family.relative_bias else None
         self._rotary: dict[str, Tensor] = {}
 
@@ -109,7 +116,10 @@ class _SharedTables:
             positions = torch.arange(self._encoder.config.max_position_embeddings)[None]
             cosines, sines = embedding(torch.empty(0), positions, layer_type)
             half = cosines.shape[2] // 2
-            self._rotary[layer_type] = torch.cat((cosines[0, :, :half], sines[0, :, :half]), 1).contiguous()
+            angles = torch.cat((cosines[0, :, :half], sines[0, :, :half]), 1)
+            if self.form.engine == torch.bfloat16:
+                angles = pad_columns(angles, [(2, half)])
+            self._rotary[layer_type] = angles.contiguous()
         return self._rotary[layer_type]
 
     def window(self, layer: Any) -> int | None:
@@ -120,23 +130,10 @@ class _SharedTables:
         table = getattr(self._encoder, str(self.family.relative_bias))
         if type(table) is not nn.Embedding or table.max_norm is not None:
             raise PlainPath(f"{type(table).__name__} is not a plain embedding")
-        require_float32(table.weight)
+        require_stored(table.weight, self.form.stored)
         distances = torch.arange(-FARTHEST, FARTHEST + 1)  # of a query after its key
         buckets = self._encoder.relative_position_bucket(-distances)
         return table.weight.detach()[buckets].T.contiguous()
-
-
-def engine_dtype(tolerance: str, family: Family) -> torch.dtype:
-    """Return the dtype of the activations between the layers of a family, for the engine that computes them.
-
-    It is bfloat16 in the paired engine, if the tolerance allows it and the library has it for this machine
-    and family; float16 only for the tolerance "fp16", with which modules are fused where a timing chose it.
-    """
-    if tolerance == "fp16":
-        return torch.float16 if kernels.has_engine(torch.float16) else torch.float32
-    if tolerance == "fp32" or family.pre_norm or family.relative_bias:
-        return torch.float32
-    return torch.bfloat16 if kernels.has_engine(torch.bfloat16) else torch.float32
 
 
 def require_fusible(encoder: Any, family: Family) -> None:
@@ -192,17 +189,25 @@ def _heads(layer: EncoderLayer, family: Family) -> tuple[list[HeadGroup], float]
     return [HeadGroup(output.in_features // width, width, width)], scale
 
 
-def _described(layer: EncoderLayer, shared: _SharedTables, dtype: torch.dtype) -> kernels.EncoderLayer:
+def _paddings(layer: EncoderLayer, family: Family, form: NativeForm) -> list[Padding]:
+    heads, down = _heads(layer, family)[0], layer.linears[5]
+    neurons: Any = getattr(down, "in_features", 0)
+    modern = family.pre_norm
+    return paddings_of(heads, form, joint=modern, gated=neurons if modern else 0, rotary=modern)
+
+
+def _described(layer: EncoderLayer, shared: _SharedTables) -> kernels.EncoderLayer:
     linears: Any = layer.linears
-    heads, scale = _heads(layer, shared.family)
-    norms = [norm_tensors(norm) for norm in layer.norms]
-    pre_norm = shared.family.pre_norm
+    family, form = shared.family, shared.form
+    heads, scale = _heads(layer, family)
+    norms = [norm_tensors(norm, form.stored) for norm in layer.norms]
+    pre_norm = family.pre_norm
     rotary = shared.rotary(layer.layer.attention_type) if pre_norm else None  # type: ignore[arg-type]
-    paddings = list(zip(linears, paddings_of(heads, dtype), strict=True))
-    biases = [None if module is None else bias_of(module) for module in linears]
+    paddings = list(zip(linears, _paddings(layer, family, form), strict=True))
+    biases = [None if module is None else bias_of(module, form.stored) for module in linears]
     return kernels.EncoderLayer(
         weights=[
-            None if module is None else packed_weight(module, dtype, padding) for module, padding in paddings
+            None if module is None else packed_weight(module, form, padding) for module, padding in paddings
         ],
         biases=[
             bias if bias is None else pad_rows(bias.detach(), padding.rows)
@@ -211,7 +216,7 @@ def _described(layer: EncoderLayer, shared: _SharedTables, dtype: torch.dtype) -
         attention_norm=norms[0],
         output_norm=norms[1],  # type: ignore[arg-type]
         epsilons=tuple(getattr(norm, "eps", 0.0) for norm in layer.norms),  # type: ignore[arg-type]
-        heads=padded_heads(heads) if dtype == torch.bfloat16 else heads,
+        heads=padded_heads(heads, rotary=pre_norm) if form.engine == torch.bfloat16 else heads,
         scale=scale,
         activation=_activation(layer),
         pre_norm=pre_norm,
@@ -222,20 +227,19 @@ def _described(layer: EncoderLayer, shared: _SharedTables, dtype: torch.dtype) -
     )
 
 
-def _copied(layer: EncoderLayer, family: Family, dtype: torch.dtype) -> list[Tensor]:
+def _copied(layer: EncoderLayer, family: Family, form: NativeForm) -> list[Tensor]:
     """Return the parameters of a layer that its description holds copies of.
 
     Raises:
         PlainPath: In-place changes of a weight are not counted.
     """
     norms = [tensor for norm in layer.norms for tensor in norm.parameters()]
-    paddings = paddings_of(_heads(layer, family)[0], dtype)
     return [
         *(
             tensor
-            for each, padding in zip(layer.linears, paddings, strict=True)
+            for each, padding in zip(layer.linears, _paddings(layer, family, form), strict=True)
             if each is not None
-            for tensor in copied_of_linear(each, dtype, padding)
+            for tensor in copied_of_linear(each, form, padding)
         ),
-        *(tensor for tensor in norms if not kernels.read_in_place(tensor)),
+        *(tensor for tensor in norms if is_copied(tensor)),
     ]

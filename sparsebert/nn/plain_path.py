@@ -59,7 +59,8 @@ def kept_tokens(mask: Tensor | None, x: Tensor) -> Tensor | None:
         raise PlainPath("the attention mask is not [batch, 1, tokens, tokens]")
     if mask.dtype != torch.bool:
         kept = mask == 0
-        if not bool((kept | (mask <= torch.finfo(torch.float32).min)).all()):
+        least = torch.finfo(mask.dtype if mask.is_floating_point() else torch.float32).min
+        if not bool((kept | (mask <= least)).all()):
             raise PlainPath("the attention mask has other values than 0 and the least")
         mask = kept
     rows = mask[:, 0, 0]

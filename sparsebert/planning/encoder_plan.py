@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 # The ways. An engine keeps the activations in the kernels' layout from the first layer to the last: "fp32" in
-# float32, "paired" in pairs of bf16, "fp16" in float16 with the kept weights rounded to it.
-LAYERS, FP32, PAIRED, FP16 = "layers", "fp32", "paired", "fp16"
+# float32, "paired" in pairs of bf16, "fp16" in float16 with the kept weights rounded to it. "paired int8" is
+# "paired" with dense layers in int8.
+LAYERS, FP32, PAIRED, PAIRED_INT8, FP16 = "layers", "fp32", "paired", "paired int8", "fp16"
 NAMES = {
     LAYERS: "the layers one by one",
     FP32: "one native call (fp32 engine)",
     PAIRED: "one native call (paired engine)",
+    PAIRED_INT8: "one native call (paired engine, dense layers in int8)",
     FP16: "one native call (fp16 engine)",
 }
 # The tolerance that lets fused modules compute in each engine; "fp16" is none of a caller's.
-TOLERANCES = {FP32: "fp32", PAIRED: "bf16", FP16: "fp16"}
+TOLERANCES = {FP32: "fp32", PAIRED: "bf16", PAIRED_INT8: "int8", FP16: "fp16"}
 # The change by an engine that a caller may see.
 PADDING_NOTE = "hidden states at padding are zero"
 
@@ -24,7 +26,7 @@ class EncoderPlan:
     """The way in which an encoder runs. Times are microseconds of its layers for ``tokens`` tokens.
 
     Attributes:
-        way: "layers" (one by one), "fp32", "paired" or "fp16".
+        way: "layers" (one by one), "fp32", "paired", "paired int8" or "fp16".
         reason: The reason, as text.
         predicted_us: Predicted time of each way that came into question.
         measured_us: Measured time of the ways that were timed.

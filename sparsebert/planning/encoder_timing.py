@@ -59,12 +59,12 @@ def time_ways(
     run = min(predicted) / len(layers) / 1e6
     count = max(1, min(len(layers), round(SECONDS_A_RUN / max(run, 1e-9))))
     sample = [layers[number * len(layers) // count] for number in range(count)]
-    hidden: Any = encoder_layers(*encoder)[0].norms[1].weight
+    norm: Any = encoder_layers(*encoder)[0].norms[1].weight
     tokens = min(plan.tokens, MAX_TIMED_TOKENS)
     positions = getattr(getattr(encoder.module, "config", None), "max_position_embeddings", LENGTH)
     length = min(tokens, LENGTH, positions)
-    shape = -(-tokens // length), length, hidden.numel()
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    shape = -(-tokens // length), length, norm.numel()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(norm.dtype)
     sides = []
     with _in_eval([*sample, encoder.module]), torch.inference_mode():
         for way in (mine, other):

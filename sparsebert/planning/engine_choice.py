@@ -23,9 +23,20 @@ from sparsebert.nn.encoder_layers import NAMES as FAMILIES
 from sparsebert.nn.encoder_layers import encoder_layers
 from sparsebert.nn.fp16_range import LEFT_RANGE, left_range
 from sparsebert.nn.fused_modules import encoders_of, fuse_modules_, holds_foreign_code, unfuse_modules_
-from sparsebert.nn.native_layers import engine_dtype, require_fusible
-from sparsebert.nn.plain_path import FOREIGN_CODE
-from sparsebert.planning.encoder_plan import FP16, FP32, LAYERS, NAMES, PAIRED, TOLERANCES, EncoderPlan
+from sparsebert.nn.native_layers import require_fusible
+from sparsebert.nn.native_weights import native_form
+from sparsebert.nn.plain_path import FOREIGN_CODE, PlainPath
+from sparsebert.nn.sparse_linear import SparseLinear
+from sparsebert.planning.encoder_plan import (
+    FP16,
+    FP32,
+    LAYERS,
+    NAMES,
+    PAIRED,
+    PAIRED_INT8,
+    TOLERANCES,
+    EncoderPlan,
+)
 from sparsebert.planning.encoder_timing import Plans, time_ways
 from sparsebert.planning.plan import LayerPlan
 from sparsebert_kernels.cpu import native
@@ -36,8 +47,8 @@ from sparsebert_kernels.timing import Paired
 PLAN = "encoder_plan"
 # The module of heads that compare all positions of a text, padding included.
 POSITION_HEAD = "qa_outputs"
-# Blocks of a matrix that an engine stores whole.
-DENSE_PANELS = (64, 32)
+# Blocks of a matrix that the paired engine stores whole, by its precision.
+DENSE_PANELS = {"bf16": (64, 32), "int8": (64, 64)}
 
 
 @dataclass(frozen=True)
@@ -77,9 +88,14 @@ def why_not_fusible(model: nn.Module) -> str | None:
         return f"{type(model).__name__} has no encoder of the families {FAMILIES}"
     if reason := native.why_unavailable():
         return f"the native library is missing ({reason})"
+    stored = _stored_dtype(model)
     for tensor in (tensor for encoder in encoders for tensor in encoder.module.parameters()):
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-            return f"a parameter is {tensor.dtype} on {tensor.device}, not torch.float32 on cpu"
+        if tensor.dtype != stored or tensor.device.type != "cpu":
+            return f"a parameter is {tensor.dtype} on {tensor.device}, not {stored} on cpu"
+    try:
+        native_form("fp32", stored)
+    except PlainPath as reason:
+        return str(reason)
     try:
         for encoder in encoders:
             require_fusible(*encoder)
@@ -231,21 +247,31 @@ def decide_encoder(
         return without_choice("requested", "user")
     if fuse is None and (obstacle := _why_not_by_default(model)):
         return without_choice(f"not fused: {obstacle}")
-    lower = lower_precisions(torch.float32, tolerance)
-    obstacle = why_no_paired_engine(model) if lower else None
-    engines = (FP32, PAIRED) if lower and not obstacle else (FP32,)
-    if lower and has_engine(torch.float16):
-        engines = (*engines, FP16)
+    stored = _stored_dtype(model)
+    lower = lower_precisions(stored, tolerance)
+    in_bf16 = stored == torch.bfloat16
+    obstacle = why_no_paired_engine() if lower or in_bf16 else None
+    if stored not in (torch.float32, torch.bfloat16) or (in_bf16 and obstacle):
+        return without_choice(f"not fused: {why_not_fusible(model)}")
+    engines: tuple[str, ...] = () if in_bf16 else (FP32,)
+    if not obstacle and (lower or in_bf16):
+        engines += (PAIRED,)
+        if LOWEST in lower and _has_dense_layers(model, planned):
+            engines += (PAIRED_INT8,)
+    if lower and not in_bf16 and has_engine(torch.float16):
+        engines += (FP16,)
     if saved in (engines if fuse else (LAYERS, *engines)):
         plan = EncoderPlan(saved, "as planned before", tokens=tokens, fuse=fuse, decided_by="saved plan")
         return EncoderDecision(model, {saved: one_by_one}, plan)
     ways = {} if fuse else {LAYERS: one_by_one}
-    ways[FP32] = _with_dense_times(others.in_fp32(), one_by_one)
+    if FP32 in engines:
+        ways[FP32] = _with_dense_times(others.in_fp32(), one_by_one)
     if PAIRED in engines:
         ways[PAIRED] = _with_dense_times(others.in_row_panels(), one_by_one)
-    dtype = torch.float32
-    costs = quick_cost_model(dtype, tokens) if quick else cost_model(dtype, tokens, measure=measure)
-    costs = with_lower_precisions(costs, dtype, lower)
+    if PAIRED_INT8 in engines:
+        ways[PAIRED_INT8] = ways[PAIRED]
+    costs = quick_cost_model(stored, tokens) if quick else cost_model(stored, tokens, measure=measure)
+    costs = with_lower_precisions(costs, stored, ("bf16",) * in_bf16 + lower)
     predicted = {way: 1e6 * _predicted(model, plans, way, costs) for way, plans in ways.items()}
     if FP16 in engines:
         ways[FP16] = ways[FP32]
@@ -259,16 +285,31 @@ def decide_encoder(
     return EncoderDecision(model, ways, plan)
 
 
-def why_no_paired_engine(model: nn.Module) -> str | None:
-    """Return why the encoder of ``model`` cannot run in the paired engine here; None if it can."""
+def why_no_paired_engine() -> str | None:
+    """Return why no encoder can run in the paired engine here; None if the library has it."""
     if reason := native.why_unavailable():
         return f"the native library is missing ({reason})"
     if not has_engine(torch.bfloat16):
         return f"{native.instruction_set()} has no paired engine for bf16"
-    for encoder in encoders_of(model):
-        if engine_dtype(LOWEST, encoder.family) == torch.float32:
-            return f"the paired engine does not compute the layers of {encoder.family.name}"
     return None
+
+
+def _stored_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the parameters of the model's encoders, by the first of them."""
+    parameters = (tensor for encoder in encoders_of(model) for tensor in encoder.module.parameters())
+    return next((tensor.dtype for tensor in parameters), torch.float32)
+
+
+def _has_dense_layers(model: nn.Module, planned: Sequence[LayerPlan]) -> bool:
+    """Whether linear layers of the model's encoders stay dense, with no plan for themselves."""
+    keys = {layer.key for layer in planned}
+    names = {module: name for name, module in model.named_modules()}
+    return any(
+        not isinstance(linear, SparseLinear) and key_in(model, names[linear]) not in keys
+        for encoder in encoders_of(model)
+        for layer in encoder_layers(*encoder)
+        for linear in filter(None, layer.linears)
+    )
 
 
 def _compared(verb: str, gain: float, other: str) -> str:
@@ -307,9 +348,12 @@ def _predicted_linear(linear: Any, plan: LayerPlan | None, way: str, costs: CpuC
         kept = round((1 - plan.sparsity) * rows * columns)
         work = WorkEstimate(plan.format, kept, lines, 0, plan.block, precision=plan.precision)
         seconds = plan.predicted_us / 1e6 if plan.predicted_us else None
-    elif way == PAIRED:
-        work = WorkEstimate("row_panel", rows * columns, lines, 0, DENSE_PANELS, precision="bf16")
-        seconds = costs.seconds(work)
+    elif way in (PAIRED, PAIRED_INT8):
+        precision = TOLERANCES[way] if plan is None else plan.precision or "bf16"
+        work = WorkEstimate(
+            "row_panel", rows * columns, lines, 0, DENSE_PANELS[precision], precision=precision
+        )
+        seconds = costs.seconds(work) if costs.supports(work) else None
     else:
         precision = plan.precision if plan else ""
         work = WorkEstimate("dense", rows * columns, lines, 0, shape=(rows, columns), precision=precision)

@@ -72,8 +72,8 @@ def refused(capsys, *arguments: str) -> str:
         (["bench", *QUICK, "--format", "csr", "--no-measure"], "--no-measure applies to --format auto"),
         (["bench", *QUICK, "--tolerance", "bf15"], "unknown tolerance 'bf15'; known: bf16, fp32, int8"),
         (
-            ["bench", *QUICK, "--dtype", "bf16", "--fuse", "--vs", "eager"],
-            "the encoder cannot be fused: a parameter",
+            ["bench", *QUICK, "--dtype", "fp16", "--fuse", "--vs", "eager"],
+            "the encoder cannot be fused: no engine takes models in torch.float16",
         ),
         (
             ["bench", *QUICK, "--format", "row_panel"],
@@ -252,3 +252,15 @@ def test_a_profile_is_printed_recorded_and_drawn(capsys, tmp_path):
 def test_bench_runs_on_a_gpu(capsys):
     assert app.main(["bench", *QUICK, "--device", "cuda", "--vs", "eager"]) == 0
     assert "vs eager" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["prune", "train", "transfer"])
+@pytest.mark.parametrize("option", ["--tolerance=bf16", "--fuse", "--no-fuse"])
+def test_options_of_execution_are_named_by_the_commands_that_run_a_model(
+    command: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main([command, "--model", "bert-base", option]) == 2
+    assert capsys.readouterr().err == (
+        f"sparsebert: {option.partition('=')[0]} does not apply to {command}: a ticket has no precision; "
+        "choose it where the model runs, in bench, eval or convert --to sparse\n"
+    )

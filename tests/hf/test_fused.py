@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sparsebert import fuse_, prune, sparsify_, unfuse_
+from sparsebert_kernels.cpu.encoder import has_engine
 from tests.cli.tiny import SHAPE, WORDS
 from tests.fuse.models import MARKS
 
@@ -61,13 +62,97 @@ class TestSentenceTransformers:
             each.shape for each in unfuse_(model).encode(TEXTS, output_value="token_embeddings")
         ]
 
-    def test_a_batch_takes_three_native_calls(
-        self, library: Any, tmp_path: Path, native_calls: list[str]
+    @pytest.mark.parametrize("pooling", ["mean", "cls"])
+    @pytest.mark.parametrize("normalize", [False, True])
+    def test_a_batch_takes_one_native_call(
+        self, library: Any, pooling: str, normalize: bool, tmp_path: Path, native_calls: list[str]
     ) -> None:
-        model = fuse_(self.sentences(library, tmp_path))
+        model = self.sentences(library, tmp_path, pooling, normalize)
+        expected = model.encode(TEXTS[:2])
+        for each in (fuse_(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+            native_calls.clear()
+            answer = each.encode(TEXTS[:2])
+            assert native_calls == ["sb_encoder"]
+            assert np.allclose(answer, expected, atol=1e-5)
+
+    @pytest.mark.parametrize("place", [0, 1, 2])
+    def test_hooks_see_what_they_see_without_fusing(
+        self, library: Any, place: int, tmp_path: Path, native_calls: list[str]
+    ) -> None:
+        model = self.sentences(library, tmp_path)
+        seen: list[Any] = []
+
+        def look(module: Any, args: Any, features: Any) -> None:
+            seen.append({name: each.clone() for name, each in features.items() if "embedding" in name})
+            features["token_embeddings"][:] = 0
+
+        model[place].register_forward_hook(look)
+        expected = model.encode(TEXTS[:2])
+        assert np.allclose(fuse_(model).encode(TEXTS[:2]), expected, atol=1e-5)
+        assert native_calls.count("sb_pool") == (1 if place == 2 else 2)
+        assert seen[0].keys() == seen[1].keys()
+        for name in seen[0].keys() - {"token_embeddings"}:
+            assert torch.allclose(seen[0][name], seen[1][name], atol=1e-5)
+
+    def test_modules_in_between_and_after_run(self, library: Any, tmp_path: Path) -> None:
+        modules = library.sentence_transformer.modules
+        parts = [*self.sentences(library, tmp_path, normalize=False)]
+        dense = modules.Dense(SHAPE["hidden_size"], 3, activation_function=torch.nn.Tanh())
+        weights = modules.LayerNorm(SHAPE["hidden_size"])
+        with torch.no_grad():
+            weights.norm.bias += 1
+        for chain in ([*parts, dense, modules.Normalize()], [*parts, weights], parts[:1]):
+            model = library.SentenceTransformer(modules=chain, device="cpu")
+            if len(chain) == 1:
+                features = model.preprocess(TEXTS)
+                with torch.inference_mode():
+                    expected = model(dict(features))["token_embeddings"]
+                    states = fuse_(model)(dict(features))["token_embeddings"]
+                kept = features["attention_mask"].bool()
+                assert torch.allclose(states[kept], expected[kept], atol=1e-5)
+                continue
+            expected = model.encode(TEXTS)
+            assert np.allclose(fuse_(model).encode(TEXTS), expected, atol=1e-5)
+            unfuse_(model)
+
+    def test_a_module_that_is_replaced_or_removed(self, library: Any, tmp_path: Path) -> None:
+        model, plain = (self.sentences(library, tmp_path / name) for name in ("one", "two"))
+        fuse_(model).encode(TEXTS)
+        model[1].pooling_mode = plain[1].pooling_mode = "cls"
+        assert np.allclose(model.encode(TEXTS), plain.encode(TEXTS), atol=1e-5)
+        for each in (model, plain):
+            del each[2]
+        assert np.allclose(model.encode(TEXTS), plain.encode(TEXTS), atol=1e-5)
+        model[1] = plain[1]
+        assert np.allclose(model.encode(TEXTS), plain.encode(TEXTS), atol=1e-5)
+
+    def test_masks_that_weight_tokens(self, library: Any, tmp_path: Path) -> None:
+        model = self.sentences(library, tmp_path)
+        features = {
+            "input_ids": torch.full((2, 3), 5),
+            "attention_mask": torch.tensor([[1, 2, 1], [1, 1, 1]]),
+        }
+        with torch.inference_mode():
+            answer = fuse_(model)(dict(features))["sentence_embedding"]
+        states = unfuse_(copy.deepcopy(model))[0].auto_model(
+            features["input_ids"], attention_mask=features["attention_mask"].bool()
+        )[0]
+        weights = features["attention_mask"][..., None]
+        mean = torch.nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
+        assert torch.allclose(answer, mean, atol=1e-5)
+
+    @pytest.mark.skipif(not has_engine(torch.bfloat16), reason="no paired engine here")
+    def test_models_in_bfloat16(self, library: Any, tmp_path: Path, native_calls: list[str]) -> None:
+        model = self.sentences(library, tmp_path)
+        exact = model.encode(TEXTS)
+        plain = model.bfloat16().encode(TEXTS, convert_to_tensor=True)
+        answer = fuse_(model).encode(TEXTS, convert_to_tensor=True)
+        assert answer.dtype == plain.dtype == torch.bfloat16
+        error, error_of_torch = (np.linalg.norm(each.float().numpy() - exact) for each in (answer, plain))
+        assert error <= 1.2 * error_of_torch
         native_calls.clear()
-        model.encode(TEXTS[:2])
-        assert native_calls == ["sb_encoder", "sb_pool", "sb_pool"]
+        model.encode(TEXTS)
+        assert native_calls == ["sb_encoder"]
 
     def test_what_is_saved(self, library: Any, tmp_path: Path) -> None:
         model = self.sentences(library, tmp_path / "bert")

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from sparsebert import compact_, fuse_, prune, sparsify_
 from sparsebert.demo.real_model import sentences, weights_folder
-from sparsebert.nn.encoder_layers import encoder_family
 from sparsebert.nn.fused_encoder import FusedEncoder
 from sparsebert.nn.fused_model import FusedModel
-from sparsebert.nn.native_layers import current_layers, engine_dtype
+from sparsebert.nn.native_layers import current_layers
+from sparsebert.nn.native_weights import NativeForm, native_form
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels import cpu
 from sparsebert_kernels.cpu import native
@@ -45,7 +45,11 @@ def _set() -> str | None:
 
 
 SET = _set() if cpu.available() else None
-pytestmark = pytest.mark.skipif(SET is None, reason="the native library has no paired engine here")
+MARKS = [
+    pytest.mark.skipif(SET is None, reason="the native library has no paired engine here"),
+    pytest.mark.filterwarnings("error:the fused encoder"),
+]
+pytestmark = MARKS
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +93,35 @@ FAMILIES = {
 }
 
 
+SPECIAL = dict.fromkeys(("bos_token_id", "cls_token_id"), 1)
+SPECIAL |= dict.fromkeys(("eos_token_id", "sep_token_id"), 2) | {"pad_token_id": 0}
+
+
+def mpnet(**changes: Any) -> Any:
+    """A small MPNet whose scores depend on distances."""
+    torch.manual_seed(0)
+    config = transformers.MPNetConfig(**{**SIZES, "num_attention_heads": 3, **changes})
+    model = spread(transformers.MPNetModel(config).eval())
+    nn.init.normal_(model.encoder.relative_attention_bias.weight)
+    return model
+
+
+def modern_bert(**changes: Any) -> Any:
+    """A small ModernBERT of four layers, of which two attend to four tokens on either side."""
+    torch.manual_seed(0)
+    sizes = SIZES | {"num_attention_heads": 3, "num_hidden_layers": 4, "local_attention": 8}
+    return spread(
+        transformers.ModernBertModel(transformers.ModernBertConfig(**sizes | SPECIAL | changes)).eval()
+    )
+
+
+FAMILIES |= {
+    "MPNet": mpnet,
+    "ModernBERT": modern_bert,
+    "ModernBERT with biases": lambda: modern_bert(norm_bias=True, attention_bias=True, mlp_bias=True),
+}
+
+
 def in_bf16(model: Any, tolerance: str = "bf16") -> Any:
     fuse_(model)
     for module in model.modules():
@@ -114,10 +147,15 @@ def check(model: Any, tolerance: str = "bf16") -> Any:
     answer = answers(fused)
     assert answer.dtype == torch.float32
     assert (answer - exact).norm() <= 1.3 * error_of_torch
-    encoder = next(module for module in fused.modules() if isinstance(module, FusedEncoder))
     with torch.inference_mode():
-        assert current_layers(encoder).dtype == BF16
+        assert current_layers(layers_of(fused)).form.engine == BF16
     return fused
+
+
+def layers_of(model: Any) -> Any:
+    """The module that runs the layers."""
+    fused = (module for module in model.modules() if isinstance(module, FusedEncoder))
+    return next(fused, model)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -127,7 +165,13 @@ def test_answers_of_every_family(name: str) -> None:
 
 @pytest.mark.parametrize("heads", [2, 4, 8], ids=lambda heads: f"width_{96 // heads}")
 def test_heads_of_any_width(heads: int) -> None:
-    check(bert(num_attention_heads=heads))
+    for make in (bert, mpnet, modern_bert):
+        check(make(num_attention_heads=heads))
+
+
+@pytest.mark.parametrize("size", [95, 98])
+def test_gates_of_any_width(size: int) -> None:
+    check(modern_bert(intermediate_size=size))
 
 
 @pytest.mark.parametrize("granularity", ["head", "neuron", "row", "column"])
@@ -202,12 +246,13 @@ def test_changes_of_weights_and_tolerance_are_followed() -> None:
     assert (exact - changed).norm() < 0.01 * exact.norm()
 
 
-def test_families_with_other_layers_stay_in_fp32() -> None:
-    family = encoder_family(
-        transformers.BertModel(transformers.BertConfig(**SIZES, num_attention_heads=3)).encoder.__class__
-    )
-    assert engine_dtype("bf16", family) == engine_dtype("int8", family) == BF16
-    assert engine_dtype("fp32", family) == torch.float32
+def test_the_form_follows_tolerance_and_dtype() -> None:
+    fp32 = torch.float32
+    assert native_form("fp32", fp32) == NativeForm(fp32, fp32, fp32)
+    assert native_form("bf16", fp32) == NativeForm(BF16, fp32, BF16)
+    assert native_form("int8", fp32) == NativeForm(BF16, fp32, torch.int8)
+    assert native_form("fp32", BF16) == native_form("bf16", BF16) == NativeForm(BF16, BF16, BF16)
+    assert native_form("int8", BF16) == NativeForm(BF16, BF16, torch.int8)
 
 
 @pytest.mark.skipif(

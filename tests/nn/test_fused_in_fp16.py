@@ -38,7 +38,7 @@ def in_fp16(model: Any) -> Any:
 def engine(model: Any) -> torch.dtype:
     """The dtype of the activations in the last call."""
     (encoder,) = encoders_of(model)
-    dtype: torch.dtype = encoder.module._native.dtype
+    dtype: torch.dtype = encoder.module._native.form.engine
     return dtype
 
 

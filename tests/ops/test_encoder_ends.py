@@ -16,7 +16,10 @@ from sparsebert_kernels.cpu.encoder import (
     NativeEncoder,
     NativeEnds,
     OutOfRange,
+    Reduction,
+    WeightedMask,
 )
+from sparsebert_kernels.cpu.pooling import pool
 from tests.ops.backends import INSTRUCTION_SETS
 from tests.ops.encoder_problem import Problem, pack, reference
 
@@ -94,7 +97,7 @@ class TestEnds:
         ids = torch.randint(0, 50, mask.shape)
         ids[:, 5] = 1
         for types in (None, torch.randint(0, 2, mask.shape)):
-            states, pooled = encoder.of_ids(ids, mask.to(dtype), types, NativeEnds(ends))
+            states, pooled, _ = encoder.of_ids(ids, mask.to(dtype), types, NativeEnds(ends))
             exact, exact_pooled = self.expected(ends, ids, types, mask)
             assert pooled is not None
             assert (states - exact).abs().max() < 3e-5
@@ -107,13 +110,27 @@ class TestEnds:
         encoder = NativeEncoder(Problem().layers()[0])
         ids = torch.randint(0, 50, (150, 20))
         torch.set_num_threads(threads)
-        _, pooled = encoder.of_ids(ids, None, None, NativeEnds(ends))
+        _, pooled, _ = encoder.of_ids(ids, None, None, NativeEnds(ends))
         torch.set_num_threads(1)
         assert pooled is not None
         for number in (0, 31, 32, 101, 149):
-            _, alone = encoder.of_ids(ids[number : number + 1], None, None, NativeEnds(ends))
+            _, alone, _ = encoder.of_ids(ids[number : number + 1], None, None, NativeEnds(ends))
             assert alone is not None
             assert torch.equal(alone[0], pooled[number])
+
+    @pytest.mark.parametrize("reduction", [Reduction(*each) for each in ((1, 0), (0, 1), (1, 1))], ids=str)
+    def test_sequences_are_reduced_in_the_same_call(self, reduction: Reduction, instruction_set: str) -> None:
+        encoder, ends = NativeEncoder(Problem().layers()[0]), NativeEnds(self.ends())
+        mask = (torch.arange(20) < torch.tensor((9, 20, 1))[:, None]).long()
+        ids = torch.randint(0, 50, mask.shape)
+        states, _, vectors = encoder.of_ids(ids, mask, None, ends, reduction=reduction)
+        expected = pool(states, mask, mean=bool(reduction.mean), normalize=bool(reduction.normalize))
+        assert vectors is not None
+        assert expected is not None
+        assert torch.equal(vectors, expected)
+        with pytest.raises(WeightedMask):
+            encoder.of_ids(ids, 2 * mask, None, ends, reduction=reduction)
+        assert encoder.of_ids(ids, 2 * mask, None, ends).vectors is None
 
     @pytest.mark.parametrize("table", ["words", "types", "positions"])
     def test_numbers_outside_the_tables(self, table: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from sparsebert_kernels.cpu.encoder import (
     HeadGroup,
     NativeEncoder,
     NativeEnds,
+    Reduction,
     has_engine,
     supports,
 )
@@ -74,29 +76,53 @@ class Problem:
     density: float = 0.4
     activation: str = "gelu"
     bias: bool = True
+    joint: bool = False
+    pre_norm: bool = False
+    gated: bool = False
+    window: int | None = None
+    reach: int | None = None  # of a relative bias
+    rotary: bool = False
 
     def layers(self) -> tuple[list[EncoderLayer], list[list[Tensor]]]:
         """The layers, and their dense weights, which bfloat16 holds exactly."""
         score = sum(group.heads * group.score for group in self.heads)
         value = sum(group.heads * group.value for group in self.heads)
         shapes = [(score, self.hidden)] * 2 + [(value, self.hidden), (self.hidden, value)]
-        shapes += [(self.inner, self.hidden), (self.hidden, self.inner)]
+        shapes += [(self.inner * (1 + self.gated), self.hidden), (self.hidden, self.inner)]
         layers, dense = [], []
-        for _ in range(2):
+        heads = sum(group.heads for group in self.heads)
+        angles = torch.rand(max(self.lengths), self.heads[0].score // 2) * 6
+        for number in range(2):
             weights = [masked(*each, self.density) for each in zip(shapes, self.blocks, strict=True)]
+            packed: list[RowPanelSparse | None] = [
+                RowPanelSparse.from_dense(weight, block=block)
+                for weight, block in zip(weights, self.blocks, strict=True)
+            ]
+            biases = [torch.randn(rows) if self.bias else None for rows, _ in shapes]
+            attention_norm = (torch.rand(self.hidden) + 0.5, torch.randn(self.hidden))
+            if self.joint:
+                joined = [bias for bias in biases[:3] if bias is not None]
+                packed[:3] = [
+                    RowPanelSparse.from_dense(torch.cat(weights[:3]), block=self.blocks[0]),
+                    None,
+                    None,
+                ]
+                biases[:3] = [torch.cat(joined) if joined else None, None, None]
             layers.append(
                 EncoderLayer(
-                    weights=[
-                        RowPanelSparse.from_dense(weight, block=block)
-                        for weight, block in zip(weights, self.blocks, strict=True)
-                    ],
-                    biases=[torch.randn(rows) if self.bias else None for rows, _ in shapes],
-                    attention_norm=(torch.rand(self.hidden) + 0.5, torch.randn(self.hidden)),
+                    weights=packed,
+                    biases=biases,
+                    attention_norm=None if self.pre_norm and number == 0 else attention_norm,
                     output_norm=(torch.rand(self.hidden) + 0.5, torch.randn(self.hidden)),
                     epsilons=(1e-5, 1e-3),
                     heads=self.heads,
                     scale=0.3,
                     activation=self.activation,
+                    pre_norm=self.pre_norm,
+                    gated=self.gated,
+                    window=self.window,
+                    relative_bias=None if self.reach is None else torch.randn(heads, 2 * self.reach + 1),
+                    rotary=torch.cat((angles.cos(), angles.sin()), 1) if self.rotary else None,
                 )
             )
             dense.append(weights)
@@ -156,6 +182,56 @@ def test_every_block_and_activation(block: tuple[int, int], activation: str, ins
 )
 def test_sizes(problem: Problem, instruction_set: str) -> None:
     check(problem)
+
+
+MODERN = {"joint": True, "pre_norm": True, "gated": True, "rotary": True, "heads": (HeadGroup(2, 64, 64),)}
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Problem(joint=True),
+        Problem(joint=True, heads=(HeadGroup(1, 96, 32),), hidden=40),
+        Problem(pre_norm=True),
+        Problem(gated=True),
+        Problem(gated=True, inner=34, activation="gelu_tanh"),
+        Problem(gated=True, inner=40, activation="relu", hidden=33),
+        Problem(rotary=True, heads=(HeadGroup(3, 64, 32),)),
+        Problem(reach=5),
+        Problem(reach=128, lengths=(200, 40)),
+        Problem(reach=2, heads=(HeadGroup(1, 96, 32), HeadGroup(2, 32, 64))),
+        Problem(window=0),
+        Problem(window=3, lengths=(70, 1, 33)),
+        Problem(window=20, lengths=(300,)),
+        Problem(window=1000, lengths=(40, 9)),
+        Problem(window=4, reach=6),
+        Problem(**MODERN),
+        Problem(**MODERN, window=6, lengths=(5, 190, 17)),
+        Problem(**MODERN, window=64, lengths=(600, 3)),
+    ],
+    ids=str,
+)
+def test_relative_rotary_windowed_and_gated_layers(problem: Problem, instruction_set: str) -> None:
+    check(problem)
+
+
+@pytest.mark.parametrize("changes", [{"reach": 3}, {**MODERN, "window": 6}], ids=["relative", "modern"])
+def test_their_sequences_have_the_same_bits_in_every_batch(
+    changes: dict[str, Any], instruction_set: str
+) -> None:
+    problem = Problem(lengths=(40, 7, 33), **changes)
+    encoder, (x, mask) = NativeEncoder(problem.layers()[0], BF16), problem.batch()
+    together = encoder(x, mask)
+    for row, kept, answer in zip(x, mask, together, strict=True):
+        alone = encoder(row[kept][None])[0]
+        assert torch.equal(alone, answer[kept])
+        moved = encoder(x[[1, 0, 2]], mask[[1, 0, 2]])[[1, 0, 2]]
+    assert torch.equal(moved[mask], together[mask])
+    torch.set_num_threads(3)
+    assert torch.equal(encoder(x, mask), together)
+    x[1, 2, 3] = torch.nan
+    answer = encoder(x, mask)
+    assert torch.equal(answer[[0, 2]], together[[0, 2]])
 
 
 def test_bfloat16_in_and_out(instruction_set: str) -> None:
@@ -222,10 +298,44 @@ class TestEnds:
         )
         torch.set_num_threads(2)
         encoder = NativeEncoder(layers, BF16)
-        states, pooled = encoder.of_ids(ids, mask, kinds, NativeEnds(ends, BF16))
+        states, pooled, _ = encoder.of_ids(ids, mask, kinds, NativeEnds(ends, BF16))
         assert pooled is not None
         assert (states - exact).norm() < 0.01 * exact.norm()
         assert (pooled - pooled_exact).norm() < 0.01 * pooled_exact.norm()
+        narrow = NativeEnds(
+            replace(
+                ends, **{name: getattr(ends, name).bfloat16() for name in ("words", "positions", "types")}
+            ),
+            BF16,
+        )
+        narrow_states, narrow_pooled, _ = encoder.of_ids(ids, mask, kinds, narrow, dtype=BF16)
+        assert narrow_pooled is not None
+        assert narrow_states.dtype == narrow_pooled.dtype == BF16
+        assert (narrow_states - exact).norm() < 0.015 * exact.norm()
+        assert (narrow_pooled - pooled_exact).norm() < 0.015 * pooled_exact.norm()
+
+    def test_the_last_norm_and_vectors(self, instruction_set: str) -> None:
+        torch.manual_seed(5)
+        problem = Problem(lengths=(20, 5, 33), **MODERN)
+        layers, dense = problem.layers()
+        x, mask = problem.batch()
+        norm = (torch.rand(64) + 0.5, torch.randn(64))
+        exact = reference(layers, dense, x, mask, torch.float64)
+        exact = torch.nn.functional.layer_norm(exact, (64,), *(each.double() for each in norm), 1e-5)
+        encoder = NativeEncoder(layers, BF16)
+        answer = encoder(x, mask, NativeEnds(EncoderEnds(final_norm=norm, epsilons=(0.0, 1e-5)), BF16))
+        assert (answer - exact * mask[..., None]).norm() < 0.02 * exact.norm()
+        ends = NativeEnds(EncoderEnds(words=x.flatten(0, 1), final_norm=norm, epsilons=(0.0, 1e-5)), BF16)
+        ids = torch.arange(mask.numel()).view(mask.shape)
+        for dtype in (torch.float32, BF16):
+            states, _, vectors = encoder.of_ids(
+                ids, mask, None, ends, dtype=dtype, reduction=Reduction(mean=True, normalize=False)
+            )
+            assert vectors is not None
+            assert vectors.dtype == dtype
+            assert torch.allclose(states.float(), answer, atol=1e-6)
+            mean = states.double().sum(1) / mask.sum(1, keepdim=True)
+            assert torch.allclose(vectors.double(), mean, rtol=2**-8 if dtype == BF16 else 1e-5, atol=1e-6)
 
 
 def test_weights_without_kept_blocks(instruction_set: str) -> None:
@@ -250,6 +360,10 @@ def problems(draw: st.DrawFn) -> Problem:
         density=draw(st.sampled_from((0.1, 0.3, 1.0))),
         activation=draw(st.sampled_from(tuple(ACTIVATIONS))),
         bias=draw(st.booleans()),
+        joint=draw(st.booleans()),
+        pre_norm=draw(st.booleans()),
+        window=draw(st.one_of(st.none(), st.integers(0, 40))),
+        reach=draw(st.one_of(st.none(), st.integers(0, 30))),
     )
 
 

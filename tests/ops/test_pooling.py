@@ -36,6 +36,15 @@ def test_is_what_torch_computes(
     assert (answer - reference(STATES, MASK, mean, normalize)).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("mean", [False, True])
+def test_of_bfloat16_states(mean: bool, instruction_set: str) -> None:
+    states = STATES.bfloat16()
+    answer = pool(states, MASK, mean=mean, normalize=True)
+    assert answer is not None
+    assert answer.dtype == torch.bfloat16
+    assert torch.allclose(answer.double(), reference(states, MASK, mean, True), rtol=2**-8, atol=1e-6)
+
+
 def test_without_a_mask_all_tokens_count() -> None:
     answer = pool(STATES, None, mean=True)
     assert answer is not None
@@ -76,7 +85,9 @@ def test_a_mask_that_weights_tokens_is_left_to_torch() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match=r"must be \[batch, tokens, hidden\] of torch.float32 on cpu"):
+    with pytest.raises(
+        ValueError, match=r"must be \[batch, tokens, hidden\] of torch.float32 or torch.bfloat16 on cpu"
+    ):
         pool(STATES.double(), None, mean=True)
     with pytest.raises(ValueError, match=r"must be \[4, 9\] of torch.bool or torch.int64"):
         pool(STATES, MASK.float(), mean=True)

@@ -82,7 +82,7 @@ def test_is_taken_where_it_is_the_fastest(seconds: Arrange, tolerance: str) -> N
     assert {layer.precision for layer in plan(model).layers} == {""}
     error = (states(model) - expected).norm() / expected.norm()
     assert 0 < error < 2e-3
-    assert model.encoder._native.dtype == torch.float16
+    assert model.encoder._native.form.engine == torch.float16
 
 
 def test_is_not_taken_where_it_is_slower_nor_where_values_leave_its_range(seconds: Arrange) -> None:

@@ -224,9 +224,9 @@ class TestFuse:
     def test_says_why_it_cannot(self) -> None:
         model, ticket = pruned("BertModel")
         with pytest.raises(
-            ValueError, match=r"^the encoder cannot be fused: a parameter is torch.bfloat16 on cpu"
+            ValueError, match=r"^the encoder cannot be fused: no engine takes models in torch.float16"
         ):
-            sparsify_(copy.deepcopy(model).bfloat16(), ticket, fuse=True)
+            sparsify_(copy.deepcopy(model).half(), ticket, fuse=True)
         with pytest.raises(
             ValueError, match=r"^the encoder cannot be fused: a parameter is torch.float32 on meta"
         ):
@@ -287,15 +287,21 @@ class TestThePairedEngine:
         assert torch.equal(states(loaded), found)
         assert torch.equal(states(unfuse_(loaded)), states(unfuse_(model)))
 
-    @pytest.mark.parametrize("tolerance", ["bf16", "int8"])
-    def test_is_chosen_by_time_for_a_dense_model(self, tolerance: str) -> None:
+    @pytest.mark.parametrize(
+        ("tolerance", "ways"),
+        [("bf16", {"fp32", "paired"}), ("int8", {"fp32", "paired", "paired int8"})],
+        ids=["bf16", "int8"],
+    )
+    def test_is_chosen_by_time_for_a_dense_model(self, tolerance: str, ways: set[str]) -> None:
         model = build("BertModel")
         expected = states(model)
         found = plan(fuse_(model, tolerance=tolerance)).encoder
         assert found is not None
-        ways = {"fp32", "paired"} | ({"fp16"} if has_engine(torch.float16) else set())
-        assert found.way in ways
-        assert found.busy or found.measured_us.keys() == ways
+        assert {*found.predicted_us} == ways
+        timed = {*sorted(ways, key=lambda way: found.predicted_us[way])[:2]}
+        timed |= {"fp16"} if has_engine(torch.float16) else set()
+        assert found.way in timed
+        assert found.busy or {*found.measured_us} == timed
         assert (states(model) - expected).abs().mean() < 0.02 * expected.abs().mean()
 
 

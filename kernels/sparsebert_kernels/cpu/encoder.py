@@ -26,12 +26,12 @@ from . import fp16, native
 # The structs sb_layer, after its six weights, sb_ends, after its two, and sb_encoder_call of src/native.h,
 # which asserts their sizes and offsets.
 _LAYER = struct.Struct("=QQQQQiifffiQQqqqii")
-_ENDS = struct.Struct("=QQQQQQQqqqqqff")
-_ENCODER_CALL = struct.Struct("=QQQQqqqiiQQQQiiii")
+_ENDS = struct.Struct("=QQQQQQQqqqqqffii")
+_ENCODER_CALL = struct.Struct("=QQQQqqqiiQQQQiiiiQii")
 _ENGINES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FP16_EMULATED_ENGINE = 3
 # Results of sb_encoder.
-_BAD_ID, _PADDING_FIRST, _GAP, _OUT_OF_RANGE = 2, 3, 4, 5
+_BAD_ID, _PADDING_FIRST, _GAP, _OUT_OF_RANGE, _WEIGHTED = 2, 3, 4, 5, 6
 # Rows that a kernel computes together: biases are padded to a multiple, and in bfloat16 the heads too.
 ROWS = 8
 PAIRED_ROWS = 32
@@ -96,11 +96,12 @@ class EncoderLayer:
         output_norm: Those of the LayerNorm after the feed-forward network, or before it with ``pre_norm``.
         epsilons: The two LayerNorms' epsilons.
         heads: The heads, in the order of the projections' rows. In bfloat16, widths are multiples of
-            ``PAIRED_ROWS`` (``paired_layer``).
+            ``PAIRED_ROWS``, of twice as many with ``rotary`` (``padded_heads``).
         scale: Factor of the scores.
         activation: "relu", "gelu" or "gelu_tanh".
         pre_norm: Whether the LayerNorms stand before attention and feed-forward network, inside the residual.
-        gated: Whether up has twice as many rows: neurons = activation(first half) * second half.
+        gated: Whether up has twice as many rows: neurons = activation(first half) * second half. In bfloat16,
+            a half has an even number.
         window: Tokens attend to those at most so far away; None for all.
         relative_bias: Added to the scaled scores, [heads, 2 * reach + 1]: column reach + d for a query d
             tokens after its key, and the outer columns for all beyond; None for none.
@@ -125,7 +126,9 @@ class EncoderLayer:
 
 @dataclass(frozen=True)
 class EncoderEnds:
-    """What runs before the first layer and after the last; all tensors float32 on the CPU.
+    """What runs before the first layer and after the last; all tensors on the CPU.
+
+    Embeddings are float32, or for encoders in bfloat16 all of them bfloat16.
 
     Attributes:
         words: Embeddings of the token ids, [vocabulary, width]; None without embeddings.
@@ -167,6 +170,31 @@ class BeyondFp16(ArithmeticError):
     """Values inside an encoder in float16 are out of its range, infinite or NaN; nothing was returned."""
 
 
+class WeightedMask(BadTokens):
+    """Vectors of sequences are asked for with a mask that has other values than 0 and 1."""
+
+
+class Reduction(NamedTuple):
+    """How the states of a sequence are reduced to one vector; see ``pooling.pool``."""
+
+    mean: bool
+    normalize: bool
+
+
+class Encoded(NamedTuple):
+    """The results of a call for token ids.
+
+    Attributes:
+        states: The last layer's output [batch, tokens, hidden], zero where the mask is.
+        pooled: The pooler's output [batch, rows of the pooler]; None without a pooler.
+        vectors: One vector for each sequence [batch, hidden], as asked for; else None.
+    """
+
+    states: Tensor
+    pooled: Tensor | None
+    vectors: Tensor | None
+
+
 class NativeEnds:
     """``EncoderEnds`` described for the native library, which reads the tensors at each call.
 
@@ -179,12 +207,14 @@ class NativeEnds:
         self.width = None if ends.words is None else ends.words.shape[1]
         self.pooled = 0 if ends.pooler is None else ends.pooler.shape[0]
         tables = (ends.words, ends.positions, ends.types)
+        dtypes = {table.dtype for table in tables if table is not None}
+        stored = torch.bfloat16 if dtypes == {torch.bfloat16} and dtype == torch.bfloat16 else torch.float32
         description = b"".join(
             _described(weight, bias, self._alive, multiple)
             for weight, bias in ((ends.projection, ends.projection_bias), (ends.pooler, ends.pooler_bias))
         )
         description += _ENDS.pack(
-            *(self._address(table) for table in tables),
+            *(_address(table, self._alive, stored) for table in tables),
             *(
                 self._address(tensor)
                 for norm in (ends.embedding_norm, ends.final_norm)
@@ -194,6 +224,8 @@ class NativeEnds:
             self.width or 0,
             -1 if ends.padding is None else ends.padding,
             *ends.epsilons,
+            _ENGINES[stored],
+            0,
         )
         self.description = ctypes.create_string_buffer(description, len(description))
 
@@ -255,21 +287,28 @@ class NativeEncoder:
         return y
 
     def of_ids(
-        self, ids: Tensor, mask: Tensor | None, types: Tensor | None, ends: NativeEnds
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the last layer's output for token ids, zero where the mask is, and the pooler's, if any.
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        types: Tensor | None,
+        ends: NativeEnds,
+        *,
+        dtype: torch.dtype = torch.float32,
+        reduction: Reduction | None = None,
+    ) -> Encoded:
+        """Run embeddings, layers and pooler for token ids, and reduce sequences to vectors.
 
         Args:
             ids: [batch, tokens], int64 on the CPU.
             mask: The same shape, bool or int64, not zero = keep; None keeps all.
             types: The token types, like ``ids``; None for the first type.
             ends: The embeddings and what runs after the layers.
-
-        Returns:
-            [batch, tokens, hidden], and [batch, rows of the pooler] or None.
+            dtype: Of the results: float32, or that of the encoder.
+            reduction: How each sequence becomes a vector, if at all.
 
         Raises:
             OutOfRange: An id, a type or a position has no embedding.
+            WeightedMask: The mask has other values than 0 and 1, and there is a reduction.
             BadTokens: A sequence begins with padding, or padding lies between tokens in layers to which their
                 distance matters.
             BeyondFp16: In float16, values that it cannot hold.
@@ -278,11 +317,24 @@ class NativeEncoder:
         ids = readable(ids.contiguous())
         mask = None if mask is None else readable(mask.contiguous())
         types = None if types is None else readable(types.contiguous())
-        y = torch.empty(shape)
+        y = torch.empty(shape, dtype=dtype)
         pooled = torch.empty(shape[0], ends.pooled) if ends.pooled else None
+        vectors = torch.empty(shape[0], self.hidden) if reduction else None
         if shape[0]:
-            self._run(shape, y, mask=mask, ends=ends, ids=ids, types=types, pooled=pooled)
-        return y, pooled
+            self._run(
+                shape,
+                y,
+                mask=mask,
+                ends=ends,
+                ids=ids,
+                types=types,
+                pooled=pooled,
+                vectors=vectors,
+                reduction=reduction,
+            )
+        if dtype != torch.float32:
+            pooled, vectors = (None if each is None else each.to(dtype) for each in (pooled, vectors))
+        return Encoded(y, pooled, vectors)
 
     def _run(
         self,
@@ -295,6 +347,8 @@ class NativeEncoder:
         ids: Tensor | None = None,
         types: Tensor | None = None,
         pooled: Tensor | None = None,
+        vectors: Tensor | None = None,
+        reduction: Reduction | None = None,
     ) -> None:
         call = _ENCODER_CALL.pack(
             0 if x is None else x.data_ptr(),
@@ -312,6 +366,8 @@ class NativeEncoder:
             ids is not None,
             self._engine,
             _ENGINES[y.dtype],
+            0 if vectors is None else vectors.data_ptr(),
+            *(reduction or (0, 0)),
         )
         result = native.library().sb_encoder(call)
         if result == _BAD_ID:
@@ -322,6 +378,8 @@ class NativeEncoder:
             raise BadTokens("padding lies between the tokens of a row; pad on the right")
         if result == _OUT_OF_RANGE:
             raise BeyondFp16(f"values inside the encoder are beyond fp16's range ({LARGEST:g}) or not finite")
+        if result == _WEIGHTED:
+            raise WeightedMask("the attention mask has other values than 0 and 1")
         if result != 0:
             raise ValueError("the layers' weights do not fit together, or the library lacks their formats")
 
@@ -360,7 +418,7 @@ def has_engine(dtype: torch.dtype) -> bool:
     """Return whether the library and this machine have the engine for activations of a dtype."""
     if dtype == torch.float16:
         return fp16.why_unavailable() is None
-    return native.available() and bool(native.library().sb_has_engine(_ENGINES[dtype]))
+    return native.has_engine(_ENGINES[dtype])
 
 
 def rows_of(dtype: torch.dtype) -> int:
@@ -385,11 +443,11 @@ def _described(
     return native.describe(weight, padded, None)
 
 
-def _address(tensor: Tensor | None, alive: list[Tensor]) -> int:
-    """Return where the native library reads a tensor, which stays alive; 0 for None."""
+def _address(tensor: Tensor | None, alive: list[Tensor], dtype: torch.dtype = torch.float32) -> int:
+    """Return where the native library reads a tensor in a dtype, which stays alive; 0 for None."""
     if tensor is None:
         return 0
-    alive.append(readable(tensor.detach().float().contiguous()))
+    alive.append(readable(tensor.detach().to(dtype).contiguous()))
     return alive[-1].data_ptr()
 
 

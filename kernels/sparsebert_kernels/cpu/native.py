@@ -26,7 +26,7 @@ from torch import Tensor
 from ..formats import ElementSparse, PackedWeight, RowPanelSparse, VectorInt8, VectorSparse
 from ..memory import readable
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 LIBRARY = Path(__file__).with_name("_native.so")
 # Environment variables, read when the library is loaded: the path of another library, and an instruction set
 # to use instead of the best.
@@ -184,6 +184,17 @@ def use_instruction_set(name: str) -> None:
             f"instruction set {name!r} is not supported here; supported: {', '.join(instruction_sets())}"
         )
     _computes.cache_clear()
+    _has_engine.cache_clear()
+
+
+def has_engine(engine: int) -> bool:
+    """Return whether the instruction set in use has an engine for whole encoders (``sb_engine``)."""
+    return available() and _has_engine(engine)
+
+
+@functools.cache
+def _has_engine(engine: int) -> bool:
+    return bool(library().sb_has_engine(engine))
 
 
 def extensions() -> dict[str, str | None]:

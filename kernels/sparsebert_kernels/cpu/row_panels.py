@@ -65,9 +65,12 @@ def pack_row_panels(
     return RowPanelSparse.from_dense(weight, mask, block=cheapest_block(mask, dtype), dtype=dtype)
 
 
-def padded_heads(heads: Sequence[HeadGroup]) -> list[HeadGroup]:
-    """Return the heads with widths rounded up to whole panels."""
-    return [HeadGroup(count, _whole(score), _whole(value)) for count, score, value in heads]
+def padded_heads(heads: Sequence[HeadGroup], *, rotary: bool = False) -> list[HeadGroup]:
+    """Return the heads with widths rounded up to whole panels, or with halves of whole panels if rotated."""
+    halves = 2 if rotary else 1
+    return [
+        HeadGroup(count, halves * _whole(-(-score // halves)), _whole(value)) for count, score, value in heads
+    ]
 
 
 def pad_rows(tensor: Tensor, heads: Sequence[tuple[int, int]]) -> Tensor:

@@ -3,8 +3,8 @@
 // Scores are computed transposed, scores[key][query], with queries as lanes: softmax runs down the rows without
 // horizontal sums, keys and values are read one by one and broadcast, and nothing is transposed.
 #pragma once
+#include "score_bias.h"
 #include "token_panels.h"
-#include "scratch.h"
 
 namespace SB_ISA {
 
@@ -61,9 +61,6 @@ SB_INLINE void value_tile(const float* values, int64_t v_width, int64_t keys, co
   }
 }
 
-// Added to scores of tokens outside a window; half of it is still below every other score.
-constexpr float OUTSIDE = -1e30f;
-
 // Adds `bias` to the scores: that of lane j of the first key is bias[j], each further key begins one value earlier.
 template <int V>
 SB_INLINE void add_bias(float* scores, int64_t keys, const float* bias) {
@@ -112,13 +109,6 @@ SB_INLINE void store_lanes(Stored* p, Simd::F vector, int from, int to) {
   for (int lane = from; lane < to; lane++) p[lane] = lanes[lane];
 }
 
-// What a head adds to its scores: line[d] for a query d tokens after its key, divided by the scale, null for nothing;
-// and how far it attends, negative for everywhere.
-struct ScoreBias {
-  const float* line;
-  int64_t window;
-};
-
 // Attends from V vectors of queries, which begin at token `at`, to the tokens [begin, end) of their sequence.
 template <int V>
 void attend(const PanelsOf<float>& projected, const Panels& context, const Head& head, float scale, const ScoreBias& bias,
@@ -166,22 +156,6 @@ void attend(const PanelsOf<float>& projected, const Panels& context, const Head&
   }
   SB_VALUES(8) SB_VALUES(4) SB_VALUES(1)
 #undef SB_VALUES
-}
-
-// Returns the line of a head's bias for a sequence of `length` tokens, or null.
-inline const float* bias_line(const sb_layer& layer, int64_t head, int64_t length) {
-  static thread_local Scratch scratch;
-  if (!layer.relative_bias && layer.window < 0) return nullptr;
-  // Lanes of other sequences lie up to two vectors before and after the tokens.
-  const int64_t most = length + 2 * LANES, reach = layer.reach;
-  float* line = static_cast<float*>(scratch.get(sizeof(float) * (2 * most + 1))) + most;
-  const float* table = layer.relative_bias ? layer.relative_bias + head * (2 * reach + 1) + reach : nullptr;
-  for (int64_t d = -most; d <= most; d++) {
-    const int64_t column = d < -reach ? -reach : d > reach ? reach : d;
-    const bool outside = layer.window >= 0 && (d < 0 ? -d : d) > layer.window;
-    line[d] = outside ? OUTSIDE : table ? table[column] / layer.scale : 0.0f;
-  }
-  return line;
 }
 
 // Query, key and value of a head for the tokens [begin, end) in fp32; `head` becomes their rows.

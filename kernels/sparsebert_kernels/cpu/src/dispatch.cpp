@@ -117,8 +117,6 @@ bool fits(const sb_layer& layer, int64_t hidden, int32_t engine) {
   const sb_weight *query = layer.weights, *key = query + 1, *value = query + 2, *output = query + 3;
   const sb_weight *up = query + 4, *down = query + 5;
   const bool joint = key->out_features == 0 && value->out_features == 0;
-  if (paired && (joint || layer.pre_norm || layer.gated || layer.relative_bias || layer.rotary || layer.window >= 0))
-    return false;
   for (const sb_weight& w : layer.weights)
     if (!known(w, engine) && !(joint && (&w == key || &w == value))) return false;
   int64_t scores = 0, values = 0;
@@ -129,7 +127,8 @@ bool fits(const sb_layer& layer, int64_t hidden, int32_t engine) {
     scores += int64_t{group[0]} * group[1];
     values += int64_t{group[0]} * group[2];
   }
-  if (layer.rotary && (layer.groups != 1 || layer.heads[1] % 2)) return false;
+  if (layer.rotary && (layer.groups != 1 || layer.heads[1] % (paired ? 64 : 2))) return false;
+  if (paired && layer.gated && down->in_features % 2) return false;
   if (layer.relative_bias && (layer.scale == 0 || layer.reach < 0)) return false;
   const bool projections =
       joint ? query->out_features == 2 * scores + values
@@ -143,7 +142,8 @@ bool fits(const sb_layer& layer, int64_t hidden, int32_t engine) {
 // Whether the encoder can compute what comes before and after the layers.
 bool fits(const sb_ends& ends, const sb_encoder_call& call) {
   const sb_weight &projection = ends.weights[0], &pooler = ends.weights[1];
-  if (call.engine == SB_PAIRED_ENGINE && ends.final_gamma) return false;
+  const bool paired = call.engine == SB_PAIRED_ENGINE;
+  if (ends.table_dtype != SB_F32 && !(paired && ends.table_dtype == SB_BF16)) return false;
   if (projection.out_features > 0 &&
       (!known(projection, call.engine) || projection.in_features != ends.width || projection.out_features != call.hidden))
     return false;
@@ -183,6 +183,14 @@ sb_result check_tokens(const sb_encoder_call& call) {
   return SB_DONE;
 }
 
+// Whether a mask keeps each token in full or not at all.
+bool unweighted(const void* mask, int32_t bytes, int64_t tokens) {
+  if (!mask || bytes != 8) return true;
+  for (int64_t i = 0; i < tokens; i++)
+    if (static_cast<uint64_t>(static_cast<const int64_t*>(mask)[i]) > 1) return false;
+  return true;
+}
+
 }  // namespace
 
 extern "C" {
@@ -199,7 +207,7 @@ int __cxa_thread_atexit(void (*destroy)(void*), void* object, void* library) noe
 #define SB_API extern "C" __attribute__((visibility("default")))
 
 // Returns the version of this interface; cpu/native.py rejects any other.
-SB_API int sb_abi_version() { return 5; }
+SB_API int sb_abi_version() { return 6; }
 
 // Returns the name of the i-th instruction set that this machine supports, best first; null past the last.
 SB_API const char* sb_instruction_set(int i) {
@@ -263,9 +271,9 @@ SB_API int sb_has_engine(int32_t engine) {
 
 // Computes the layers of an encoder, and what comes before and after them. Returns SB_DONE, or, with nothing computed:
 // SB_UNFIT for an engine or weights that the instruction set in use does not support, or weights that do not fit
-// together, SB_BAD_ID for numbers outside their tables, SB_PADDING_FIRST as the call asks, and SB_GAP for padding
-// between tokens where their distances matter. In fp16, SB_OUT_OF_RANGE for values that fp16 cannot hold, NaN among
-// them: y is then of no use.
+// together, SB_BAD_ID for numbers outside their tables, SB_PADDING_FIRST as the call asks, SB_GAP for padding between
+// tokens where their distances matter, and SB_WEIGHTED for vectors from a mask with other values than 0 and 1. In fp16,
+// SB_OUT_OF_RANGE for values that fp16 cannot hold, NaN among them: y is then of no use.
 SB_API int sb_encoder(const sb_encoder_call* call) {
   const bool paired = call->engine == SB_PAIRED_ENGINE;
   const bool takes_x = call->x_dtype == SB_F32 || (paired && call->x_dtype == SB_BF16);
@@ -274,20 +282,25 @@ SB_API int sb_encoder(const sb_encoder_call* call) {
   for (int i = 0; i < call->count; i++)
     if (!fits(call->layers[i], call->hidden, call->engine)) return SB_UNFIT;
   if (call->ends ? !fits(*call->ends, *call) : call->pooled != nullptr) return SB_UNFIT;
+  if (call->vectors && !unweighted(call->mask, call->mask_bytes, call->sequences * call->length)) return SB_WEIGHTED;
   if (const sb_result result = check_tokens(*call)) return result;
   switch (call->engine) {
-    case SB_FP32_ENGINE: active->kernels->encoder(*call); return SB_DONE;
-    case SB_PAIRED_ENGINE: active->kernels->paired_encoder(*call); return SB_DONE;
-    default: return sb::fp16_encoder(call->engine == SB_FP16_EMULATED_ENGINE)(*call) ? SB_DONE : SB_OUT_OF_RANGE;
+    case SB_FP32_ENGINE: active->kernels->encoder(*call); break;
+    case SB_PAIRED_ENGINE: active->kernels->paired_encoder(*call); break;
+    default:
+      if (!sb::fp16_encoder(call->engine == SB_FP16_EMULATED_ENGINE)(*call)) return SB_OUT_OF_RANGE;
   }
+  if (call->vectors)
+    active->kernels->pool({call->y, call->vectors, call->mask, call->sequences, call->length, call->hidden,
+                           call->mask_bytes, call->mean, call->normalize, call->threads, call->x_dtype, 0});
+  return SB_DONE;
 }
 
 // Reduces each sequence to one vector. Returns 0 on success, 1 for an invalid call or a mask that weights tokens.
 SB_API int sb_pool(const sb_pool_call* call) {
   if (call->threads < 1 || (call->mask && call->mask_bytes != 1 && call->mask_bytes != 8)) return 1;
-  if (call->mask && call->mask_bytes == 8)
-    for (int64_t i = 0; i < call->sequences * call->length; i++)
-      if (static_cast<uint64_t>(static_cast<const int64_t*>(call->mask)[i]) > 1) return 1;
+  if (call->x_dtype != SB_F32 && call->x_dtype != SB_BF16) return 1;
+  if (!unweighted(call->mask, call->mask_bytes, call->sequences * call->length)) return 1;
   active->kernels->pool(*call);
   return 0;
 }

@@ -12,6 +12,7 @@ enum End { PROJECTION, POOLER };
 inline void sum_embeddings(const sb_encoder_call& call, const KeptTokens& tokens, const Panels& to, int64_t tile) {
   const sb_ends& ends = *call.ends;
   const int64_t panel_width = to.width(tile), width = ends.width;
+  auto row_of = [&](const void* table, int64_t index) { return static_cast<const float*>(table) + index * width; };
   Writer<Stored> writer;
   for (int64_t column = 0; column < panel_width; column += LANES) {
     const float *words[LANES], *types[LANES], *positions[LANES];
@@ -20,9 +21,9 @@ inline void sum_embeddings(const sb_encoder_call& call, const KeptTokens& tokens
       words[j] = types[j] = positions[j] = nullptr;
       if (token >= tokens.count) continue;
       const int64_t row = tokens.rows[token];
-      words[j] = ends.words + call.ids[row] * width;
-      if (ends.types) types[j] = ends.types + (call.types ? call.types[row] * width : 0);
-      if (ends.positions) positions[j] = ends.positions + tokens.positions[token] * width;
+      words[j] = row_of(ends.words, call.ids[row]);
+      if (ends.types) types[j] = row_of(ends.types, call.types ? call.types[row] : 0);
+      if (ends.positions) positions[j] = row_of(ends.positions, tokens.positions[token]);
     }
     Stored* lanes = to.token_panel(tile) + column;
     load_lanes(width, lanes, panel_width, writer, [&](int j, int64_t k, int64_t valid, float* square) {

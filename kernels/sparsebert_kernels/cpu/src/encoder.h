@@ -230,7 +230,8 @@ inline bool encoder_group(const sb_encoder_call& call) {
         const int64_t begin = tokens.starts[i / heads], end = tokens.starts[i / heads + 1];
         if (begin == end) continue;
         Stopwatch watch;
-        const ScoreBias bias{bias_line(layer, i % heads, end - begin), layer.window};
+        // Lanes of other sequences lie up to two vectors before and after the tokens.
+        const ScoreBias bias{bias_line(layer, i % heads, end - begin + 2 * LANES), layer.window};
         attention_head(buffers.projected, buffers.context, head_rows(layer, i % heads), layer.scale, bias, begin, end);
         watch.lap(sb::ATTENTION_LAP);
       }

@@ -48,8 +48,9 @@ enum sb_engine : int32_t {
 // One layer of an encoder: y = norm(h + down(activation(up(h)))) for h = norm(x + output(attention(x))); with pre_norm,
 // y = h + down(activation(up(norm(h)))) for h = x + output(attention(norm(x))).
 //
-// The fp32 engine computes element, vector and dense weights in fp32, the fp16 engine element weights in fp16. The paired engine computes row panels; its
-// activations are bf16, and the widths of its heads multiples of 32.
+// The fp32 engine computes element, vector and dense weights in fp32, the fp16 engine element weights in fp16. The
+// paired engine computes row panels; its activations are bf16, the widths of its heads multiples of 32, of 64 with
+// rotary positions, and gated neurons an even number.
 struct sb_layer {
   // Query, key, value, output, up, down. Every bias is fp32 and has zeros up to a multiple of eight, of 32 in the
   // paired engine; y is not used. A query of all the rows of query, key and value leaves the other two with no
@@ -80,9 +81,9 @@ struct sb_layer {
 struct sb_ends {
   // From the embeddings to the width of the layers, and the first token's pooler; no out_features where there is none.
   sb_weight weights[2];
-  const float* words;      // [vocabulary, width]; null: the call has the input of the layers
-  const float* positions;  // [position_count, width]; null for none
-  const float* types;      // [type_count, width]; null for none
+  const void* words;      // [vocabulary, width] in table_dtype; null: the call has the input of the layers
+  const void* positions;  // [position_count, width]; null for none
+  const void* types;      // [type_count, width]; null for none
   const float* embedding_gamma;
   const float* embedding_beta;
   const float* final_gamma;  // of the LayerNorm after the last layer; null for none
@@ -92,6 +93,8 @@ struct sb_ends {
   // positions count from 0.
   int64_t padding;
   float embedding_epsilon, final_epsilon;
+  int32_t table_dtype;  // SB_F32, in the paired engine also SB_BF16
+  int32_t unused;
 };
 
 // y = encoder(x) over the tokens that the mask keeps; the other rows of y become zero.
@@ -109,17 +112,21 @@ struct sb_encoder_call {
   float* pooled;         // [sequences, rows of the pooler]: tanh(pooler(first token)); null for none
   int32_t mask_bytes;    // of a value of the mask: 1 or 8
   int32_t first_kept;    // whether to reject a batch with a sequence whose first token the mask does not keep
-  int32_t engine, x_dtype;  // x_dtype: SB_F32, in the paired engine also SB_BF16
+  int32_t engine, x_dtype;  // x_dtype: of x and y: SB_F32, in the paired engine also SB_BF16
+  float* vectors;           // [sequences, hidden]: the y of an sb_pool_call whose x is this y; null for none
+  int32_t mean, normalize;  // as in sb_pool_call
 };
 
 // One vector for each sequence, from the tokens that the mask keeps.
 struct sb_pool_call {
-  const float* x;    // [sequences, length, hidden], contiguous
+  const void* x;     // [sequences, length, hidden] in x_dtype, contiguous
   float* y;          // [sequences, hidden]
   const void* mask;  // as in sb_encoder_call
   int64_t sequences, length, hidden;
   int32_t mask_bytes, mean;      // mean: of the kept tokens; else the first of them
-  int32_t normalize, threads;  // normalize: to length 1
+  int32_t normalize, threads;    // normalize: to length 1
+  int32_t x_dtype;               // SB_F32 or SB_BF16
+  int32_t unused;
 };
 
 // Results of sb_encoder.
@@ -130,6 +137,7 @@ enum sb_result : int32_t {
   SB_PADDING_FIRST = 3,
   SB_GAP = 4,
   SB_OUT_OF_RANGE = 5,
+  SB_WEIGHTED = 6,
 };
 
 // cpu/native.py packs the structs by these sizes and offsets.
@@ -139,13 +147,13 @@ static_assert(sizeof(sb_call) == 40 && offsetof(sb_call, x_dtype) == 24 && offse
               "sb_call differs from _CALL in cpu/native.py");
 static_assert(sizeof(sb_layer) == 784 && offsetof(sb_layer, heads) == 704 && offsetof(sb_layer, window) == 768,
               "sb_layer differs from _LAYER in cpu/encoder.py");
-static_assert(sizeof(sb_ends) == 328 && offsetof(sb_ends, vocabulary) == 280 &&
+static_assert(sizeof(sb_ends) == 336 && offsetof(sb_ends, vocabulary) == 280 &&
                   offsetof(sb_ends, final_epsilon) == 324,
               "sb_ends differs from _ENDS in cpu/encoder.py");
-static_assert(sizeof(sb_encoder_call) == 112 && offsetof(sb_encoder_call, hidden) == 48 &&
+static_assert(sizeof(sb_encoder_call) == 128 && offsetof(sb_encoder_call, hidden) == 48 &&
                   offsetof(sb_encoder_call, x_dtype) == 108,
               "sb_encoder_call differs from _ENCODER_CALL in cpu/encoder.py");
-static_assert(sizeof(sb_pool_call) == 64 && offsetof(sb_pool_call, hidden) == 40 &&
+static_assert(sizeof(sb_pool_call) == 72 && offsetof(sb_pool_call, hidden) == 40 &&
                   offsetof(sb_pool_call, threads) == 60,
               "sb_pool_call differs from _POOL_CALL in cpu/pooling.py");
 }

@@ -7,7 +7,7 @@
 // token of the sequence, so that its place in the batch changes no bit.
 #pragma once
 #include "paired_tokens.h"
-#include "scratch.h"
+#include "score_bias.h"
 #include "tile_products.h"
 
 namespace SB_ISA {
@@ -89,9 +89,17 @@ inline void value_tiles(const Paired& x, int64_t feature, int64_t width, const T
   }
 }
 
+// Adds `bias` to the scores: that of lane j of the first key is bias[j], each further key begins one value earlier.
+inline void add_bias_paired(float* scores, int64_t keys, const float* bias) {
+  for (int64_t key = 0; key < keys; key++, scores += PAIRED_TOKENS)
+    store_floats(scores, load_floats(scores) + *reinterpret_cast<const LooseFloats*>(bias - key));
+}
+
 // weights[key / 2][query][key % 2] = exp(scale * (score - highest score)), zeros past the last key up to a multiple of
-// 32; returns the sums' inverses. `scale` includes log2(e).
-inline Floats paired_softmax(const float* scores, int64_t keys, float scale, uint16_t* weights) {
+// 32; returns the sums' inverses. `scale` includes log2(e). WINDOWED weights of tokens OUTSIDE are exactly 0, so that
+// it does not matter which of them were computed.
+template <bool WINDOWED>
+Floats paired_softmax(const float* scores, int64_t keys, float scale, uint16_t* weights) {
   Floats highest[4];
   for (Floats& each : highest) each = load_floats(scores);
   int64_t key = 1;
@@ -99,10 +107,13 @@ inline Floats paired_softmax(const float* scores, int64_t keys, float scale, uin
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) highest[i] = larger(load_floats(scores + (key + i) * PAIRED_TOKENS), highest[i]);
   for (; key < keys; key++) highest[0] = larger(load_floats(scores + key * PAIRED_TOKENS), highest[0]);
-  const Floats top = larger(larger(highest[0], highest[1]), larger(highest[2], highest[3])) * splat(-scale);
+  const Floats most = larger(larger(highest[0], highest[1]), larger(highest[2], highest[3]));
+  const Floats top = most * splat(-scale), outside = most + OUTSIDE / 2;
   Floats even_sum{}, odd_sum{};
   auto weight = [&](int64_t k) {
-    return exp2_negative(fused(load_floats(scores + k * PAIRED_TOKENS), splat(scale), top));
+    const Floats score = load_floats(scores + k * PAIRED_TOKENS), power = exp2_negative(fused(score, splat(scale), top));
+    if constexpr (WINDOWED) return score < outside ? Floats{} : power;
+    return power;
   };
   for (key = 0; key + 2 <= keys; key += 2) {
     const Floats even = weight(key), odd = weight(key + 1);
@@ -136,7 +147,7 @@ SB_INLINE void store_tokens(uint16_t* p, Line line, int from, int to) {
 
 // Attention of one head over the tokens of one sequence.
 inline void paired_attention(const Paired& projected, const Paired& context, const PairedHead& head, float scale,
-                             const TokenRange& tokens) {
+                             const ScoreBias& bias, const TokenRange& tokens) {
   static thread_local Scratch scratch;
   const int64_t keys = tokens.count(), tiles = (keys + 15) / 16, steps = (keys + 31) / 32;
   const int64_t score_steps = head.score_width / PAIRED_FEATURES, value_rows = head.value_width / 16;
@@ -151,10 +162,21 @@ inline void paired_attention(const Paired& projected, const Paired& context, con
   value_tiles(projected, head.value, head.value_width, tokens, value_data);
   for (int64_t at = tokens.begin / PAIRED_TOKENS * PAIRED_TOKENS; at < tokens.end; at += PAIRED_TOKENS) {
     const int64_t panel = at / PAIRED_TOKENS;
-    tile_products({key_data, score_steps * TILE_VALUES, TILE_VALUES}, tiles,
-                  projected.panel(panel) + head.query * PAIRED_TOKENS, score_steps, scores);
-    const Floats inverse = paired_softmax(scores, keys, scale * 1.44269504f, weights);
-    tile_products({value_data, TILE_VALUES, value_rows * TILE_VALUES}, value_rows, weights, steps, sums);
+    // The keys that these queries may attend to, in whole k-steps of the values.
+    int64_t first = 0, last = keys;
+    if (bias.window >= 0) {
+      first = at - bias.window - tokens.begin > 0 ? (at - bias.window - tokens.begin) / 32 * 32 : 0;
+      last = smaller(keys, (at + PAIRED_TOKENS + bias.window - tokens.begin + 31) / 32 * 32);
+    }
+    const int64_t first_tile = first / 16, last_tile = (last + 15) / 16, first_step = first / 32;
+    tile_products({key_data + first_tile * score_steps * TILE_VALUES, score_steps * TILE_VALUES, TILE_VALUES},
+                  last_tile - first_tile, projected.panel(panel) + head.query * PAIRED_TOKENS, score_steps, scores);
+    if (bias.line) add_bias_paired(scores, last - first, bias.line + at - tokens.begin - first);
+    const float rate = scale * 1.44269504f;
+    const Floats inverse = bias.window >= 0 ? paired_softmax<true>(scores, last - first, rate, weights)
+                                            : paired_softmax<false>(scores, last - first, rate, weights);
+    tile_products({value_data + first_step * value_rows * TILE_VALUES, TILE_VALUES, value_rows * TILE_VALUES},
+                  value_rows, weights, (last + 31) / 32 - first_step, sums);
     const int from = tokens.begin > at ? static_cast<int>(tokens.begin - at) : 0;
     const int to = tokens.end - at < PAIRED_TOKENS ? static_cast<int>(tokens.end - at) : PAIRED_TOKENS;
     uint16_t* out = context.panel(panel) + head.context * PAIRED_TOKENS;

@@ -7,7 +7,9 @@
 #include "laps.h"
 #include "paired_attention.h"
 #include "paired_ends.h"
+#include "paired_gate.h"
 #include "paired_norm.h"
+#include "paired_rotary.h"
 #include "row_panel.h"
 
 namespace SB_ISA {
@@ -69,27 +71,34 @@ void shared_linear(sb::Part lap, bool alone, int64_t threads, const PlacedWeight
 
 // First rows of key and value in the projections, and the number of all rows.
 struct ProjectedFeatures {
-  explicit ProjectedFeatures(const sb_layer& layer)
-      : key(whole_lines(layer.weights[PAIRED_QUERY].out_features)),
-        value(key + whole_lines(layer.weights[PAIRED_KEY].out_features)),
-        count(value + whole_lines(layer.weights[PAIRED_VALUE].out_features)) {}
+  explicit ProjectedFeatures(const sb_layer& layer) {
+    const int64_t rows = layer.weights[PAIRED_QUERY].out_features, values = layer.weights[PAIRED_OUTPUT].in_features;
+    joint = layer.weights[PAIRED_KEY].out_features == 0;  // one matrix computes all three
+    key = joint ? (rows - values) / 2 : whole_lines(rows);
+    value = joint ? rows - values : key + whole_lines(layer.weights[PAIRED_KEY].out_features);
+    count = joint ? whole_lines(rows) : value + whole_lines(values);
+  }
   int64_t key, value, count;
+  bool joint;
 };
 
 // Features of the buffers of a layer.
 struct LayerWidths {
-  int64_t projected = 0, context = 0, neurons = 0;
+  int64_t projected = 0, context = 0, neurons = 0, gated = 0;  // gated: 0 without gates
 
+  int64_t sum() const { return projected + context + neurons + gated; }
   void include(const LayerWidths& other) {
     projected = other.projected > projected ? other.projected : projected;
     context = other.context > context ? other.context : context;
     neurons = other.neurons > neurons ? other.neurons : neurons;
+    gated = other.gated > gated ? other.gated : gated;
   }
 };
 
 inline LayerWidths layer_widths(const sb_layer& layer) {
-  return {ProjectedFeatures(layer).count, whole_quanta(layer.weights[PAIRED_VALUE].out_features),
-          whole_quanta(layer.weights[PAIRED_UP].out_features)};
+  return {ProjectedFeatures(layer).count, whole_quanta(layer.weights[PAIRED_OUTPUT].in_features),
+          whole_quanta(layer.weights[PAIRED_UP].out_features),
+          layer.gated ? whole_quanta(layer.weights[PAIRED_DOWN].in_features) : 0};
 }
 
 inline PairedHead paired_head(const sb_layer& layer, int64_t index) {
@@ -119,32 +128,80 @@ inline void clear_features(const Paired& x, int64_t first, int64_t begin, int64_
 
 struct PairedBuffers {
   Paired hidden;
-  uint16_t *projected, *context, *attended, *neurons;  // of one group
+  uint16_t *projected, *context, *attended, *neurons, *gated;  // of one group
 };
+
+// The buffers of one layer, in panels of its widths.
+struct PairedStates {
+  Paired hidden, projected, context, attended, neurons, gated;
+};
+
+// Query, key and value of the paired panels [begin, end) of a group: on this thread if `alone`, else on all threads.
+inline void project_paired(bool alone, const sb_encoder_call& call, const sb_layer& layer, const PairedTokens& tokens,
+                           const PairedStates& states, int64_t begin, int64_t end) {
+  const ProjectedFeatures rows(layer);
+  const sb_weight* w = layer.weights;
+  const bool normed = layer.pre_norm && layer.attention_gamma;
+  const Paired &x = normed ? states.attended : states.hidden, &y = states.projected;
+  if (normed)
+    share(alone, end - begin, [&](int64_t i) {
+      Stopwatch watch;
+      const PairedNorm norm{layer.attention_gamma, layer.attention_beta, layer.attention_epsilon};
+      norm_paired<X_ALONE>(states.hidden, states.attended, call.hidden, norm, begin + i);
+      watch.lap(sb::NORM_LAP);
+    });
+  if (rows.joint)
+    shared_linear(sb::QKV_LAP, alone, call.threads, {{w + PAIRED_QUERY, 0}}, x, y, SB_NONE, begin, end);
+  else
+    shared_linear(sb::QKV_LAP, alone, call.threads,
+                  {{w + PAIRED_QUERY, 0}, {w + PAIRED_KEY, rows.key}, {w + PAIRED_VALUE, rows.value}}, x, y, SB_NONE,
+                  begin, end);
+  if (!layer.rotary) return;
+  const int64_t heads = paired_heads(layer), size = layer.heads[1];
+  share(alone, end - begin, [&](int64_t i) {
+    Stopwatch watch;
+    rotate_paired(layer.rotary, tokens, call.length, y, rows.key, heads, size, begin + i);
+    watch.lap(sb::ATTENTION_LAP);
+  });
+}
 
 // Everything between two attentions, for the paired panels [begin, end) of a group: on this thread if `alone`, else on
 // all threads.
-inline void after_paired_attention(bool alone, const sb_encoder_call& call, const sb_layer& layer, const Paired& hidden,
-                                   const Paired& context, const Paired& attended, const Paired& neurons, int64_t begin,
-                                   int64_t end) {
+inline void after_paired_attention(bool alone, const sb_encoder_call& call, const sb_layer& layer,
+                                   const PairedStates& states, int64_t begin, int64_t end) {
   const auto* w = layer.weights;
-  auto normalize = [&](const Paired& x, const Paired& y, const PairedNorm& norm) {
+  const int64_t threads = call.threads;
+  const PairedNorm attention_norm{layer.attention_gamma, layer.attention_beta, layer.attention_epsilon};
+  const PairedNorm output_norm{layer.output_gamma, layer.output_beta, layer.output_epsilon};
+  const auto &hidden = states.hidden, &attended = states.attended, &neurons = states.neurons;
+  auto each_panel = [&](sb::Part lap, auto task) {
     share(alone, end - begin, [&](int64_t i) {
       Stopwatch watch;
-      add_norm_paired(x, y, call.hidden, norm, begin + i, begin + i + 1);
-      watch.lap(sb::NORM_LAP);
+      task(begin + i);
+      watch.lap(lap);
     });
   };
-  const int64_t threads = call.threads;
-  shared_linear(sb::OUTPUT_LAP, alone, threads, {{w + PAIRED_OUTPUT, 0}}, context, attended, SB_NONE, begin, end);
-  normalize(hidden, attended, {layer.attention_gamma, layer.attention_beta, layer.attention_epsilon});
-  shared_linear(sb::UP_LAP, alone, threads, {{w + PAIRED_UP, 0}}, attended, neurons, layer.activation, begin, end);
-  if (whole_lines(w[PAIRED_UP].out_features) < neurons.features)
-    share(alone, end - begin, [&](int64_t i) {
-      clear_features(neurons, whole_lines(w[PAIRED_UP].out_features), begin + i, begin + i + 1);
+  shared_linear(sb::OUTPUT_LAP, alone, threads, {{w + PAIRED_OUTPUT, 0}}, states.context, attended, SB_NONE, begin, end);
+  each_panel(sb::NORM_LAP, [&](int64_t i) {
+    if (layer.pre_norm) norm_paired<X_BECOMES_SUM>(hidden, attended, call.hidden, output_norm, i);
+    else norm_paired<X_PLUS_Y>(hidden, attended, call.hidden, attention_norm, i);
+  });
+  const int activation = layer.gated ? SB_NONE : layer.activation;
+  shared_linear(sb::UP_LAP, alone, threads, {{w + PAIRED_UP, 0}}, attended, neurons, activation, begin, end);
+  const Paired& inner = layer.gated ? states.gated : neurons;
+  if (layer.gated)
+    each_panel(sb::UP_LAP, [&](int64_t i) {
+      gate_paired(neurons.panel(i), inner.panel(i), w[PAIRED_DOWN].in_features, inner.features, layer.activation);
     });
-  shared_linear(sb::DOWN_LAP, alone, threads, {{w + PAIRED_DOWN, 0}}, neurons, hidden, SB_NONE, begin, end);
-  normalize(attended, hidden, {layer.output_gamma, layer.output_beta, layer.output_epsilon});
+  else if (whole_lines(w[PAIRED_UP].out_features) < neurons.features)
+    each_panel(sb::UP_LAP,
+               [&](int64_t i) { clear_features(neurons, whole_lines(w[PAIRED_UP].out_features), i, i + 1); });
+  const Paired& outer = layer.pre_norm ? attended : hidden;
+  shared_linear(sb::DOWN_LAP, alone, threads, {{w + PAIRED_DOWN, 0}}, inner, outer, SB_NONE, begin, end);
+  each_panel(sb::NORM_LAP, [&](int64_t i) {
+    if (layer.pre_norm) add_paired(hidden, attended, call.hidden, i);
+    else norm_paired<X_PLUS_Y>(attended, hidden, call.hidden, output_norm, i);
+  });
 }
 
 // One layer for one group, on all threads.
@@ -153,10 +210,12 @@ inline void paired_layer(const sb_encoder_call& call, const sb_layer& layer, con
   const int64_t threads = call.threads, begin = group.first_panel, end = begin + group.panels;
   const bool alone = threads == 1;
   const LayerWidths widths = layer_widths(layer);
-  const ProjectedFeatures rows(layer);
-  const Paired projected{buffers.projected, widths.projected, begin}, context{buffers.context, widths.context, begin};
-  const Paired attended{buffers.attended, buffers.hidden.features, begin};
-  const Paired neurons{buffers.neurons, widths.neurons, begin};
+  const PairedStates states{buffers.hidden,
+                            {buffers.projected, widths.projected, begin},
+                            {buffers.context, widths.context, begin},
+                            {buffers.attended, buffers.hidden.features, begin},
+                            {buffers.neurons, widths.neurons, begin},
+                            {buffers.gated, widths.gated, begin}};
 
   // Chunks of about equal size, or all panels for all threads where these would leave some threads idle.
   const int64_t share_panels = (group.panels + threads - 1) / threads;
@@ -171,15 +230,11 @@ inline void paired_layer(const sb_encoder_call& call, const sb_layer& layer, con
     });
   };
 
-  each_chunk([&](int64_t from, int64_t to) {
-    const sb_weight* w = layer.weights;
-    shared_linear(sb::QKV_LAP, split_tokens, threads,
-                  {{w + PAIRED_QUERY, 0}, {w + PAIRED_KEY, rows.key}, {w + PAIRED_VALUE, rows.value}}, buffers.hidden,
-                  projected, SB_NONE, from, to);
-  });
+  each_chunk([&](int64_t from, int64_t to) { project_paired(split_tokens, call, layer, tokens, states, from, to); });
 
   // Panels may have more features than the heads fill.
-  const int64_t context_rows = layer.weights[PAIRED_VALUE].out_features;
+  const int64_t context_rows = layer.weights[PAIRED_OUTPUT].in_features;
+  const Paired& context = states.context;
   if (context_rows < context.features)
     share(alone, group.panels, [&](int64_t i) { clear_features(context, context_rows, begin + i, begin + i + 1); });
   const int64_t heads = paired_heads(layer), all = heads * group.sequences;
@@ -188,14 +243,15 @@ inline void paired_layer(const sb_encoder_call& call, const sb_layer& layer, con
     Stopwatch watch;
     for (int64_t j = i * task; j < (i + 1) * task && j < all; j++) {
       const TokenRange& range = tokens.sequences[group.first_sequence + j / heads];
-      if (range.count()) paired_attention(projected, context, paired_head(layer, j % heads), layer.scale, range);
+      if (!range.count()) continue;
+      // Lanes of other sequences lie up to a panel before and after the tokens.
+      const ScoreBias bias{bias_line(layer, j % heads, range.count() + 2 * PAIRED_TOKENS), layer.window};
+      paired_attention(states.projected, context, paired_head(layer, j % heads), layer.scale, bias, range);
     }
     watch.lap(sb::ATTENTION_LAP);
   });
 
-  each_chunk([&](int64_t from, int64_t to) {
-    after_paired_attention(split_tokens, call, layer, buffers.hidden, context, attended, neurons, from, to);
-  });
+  each_chunk([&](int64_t from, int64_t to) { after_paired_attention(split_tokens, call, layer, states, from, to); });
 }
 
 template <class X>
@@ -207,13 +263,14 @@ void paired_encoder(const sb_encoder_call& call) {
   LayerWidths widths;
   for (int i = 0; i < call.count; i++) widths.include(layer_widths(call.layers[i]));
   const int64_t hidden = whole_quanta(call.hidden), room = tokens.most_panels * PAIRED_TOKENS;
-  const size_t values = tokens.panels * PAIRED_TOKENS * hidden +
-                        room * (widths.projected + widths.context + hidden + widths.neurons);
+  const size_t values = tokens.panels * PAIRED_TOKENS * hidden + room * (hidden + widths.sum());
   auto* memory = static_cast<uint16_t*>(panel_scratch.get(sizeof(uint16_t) * values));
-  PairedBuffers buffers{{memory, hidden}, memory + tokens.panels * PAIRED_TOKENS * hidden, nullptr, nullptr, nullptr};
+  PairedBuffers buffers{{memory, hidden}, memory + tokens.panels * PAIRED_TOKENS * hidden, nullptr, nullptr, nullptr,
+                        nullptr};
   buffers.context = buffers.projected + room * widths.projected;
   buffers.attended = buffers.context + room * widths.context;
   buffers.neurons = buffers.attended + room * hidden;
+  buffers.gated = buffers.neurons + room * widths.neurons;
   // Attention leaves out tokens past the last.
   memset(buffers.context, 0, sizeof(uint16_t) * room * widths.context);
 
@@ -235,6 +292,15 @@ void paired_encoder(const sb_encoder_call& call) {
     for (int i = 0; i < call.count; i++)
       for (int64_t g = 0; g < tokens.group_count; g++)
         paired_layer(call, call.layers[i], tokens, tokens.groups[g], buffers);
+    if (call.ends && call.ends->final_gamma) {
+      const PairedNorm norm{call.ends->final_gamma, call.ends->final_beta, call.ends->final_epsilon};
+#pragma omp for schedule(static)
+      for (int64_t panel = 0; panel < tokens.panels; panel++) {
+        Stopwatch watch;
+        norm_paired<X_ALONE>(buffers.hidden, buffers.hidden, call.hidden, norm, panel);
+        watch.lap(sb::NORM_LAP);
+      }
+    }
 #pragma omp for schedule(static) nowait
     for (int64_t panel = 0; panel < tokens.panels; panel++) {
       Stopwatch watch;

@@ -34,16 +34,22 @@ inline void norm_row(float* x, int64_t features, const float* gamma, const float
   for (int64_t i = whole; i < features; i++) x[i] = (x[i] - mean) * rate * gamma[i] + beta[i];
 }
 
-// x += row, or x = row.
-SB_INLINE void add_row(float* x, const float* row, int64_t features, bool first) {
-  if (first) {
-    memcpy(x, row, sizeof(float) * features);
-    return;
-  }
+SB_INLINE Floats load_values(const float* p) { return *reinterpret_cast<const LooseFloats*>(p); }
+SB_INLINE Floats load_values(const uint16_t* p) {
+  typedef uint16_t Halves __attribute__((vector_size(32), aligned(2), may_alias));
+  return reinterpret_cast<Floats>(__builtin_convertvector(*reinterpret_cast<const Halves*>(p), Line) << 16);
+}
+SB_INLINE float load_value(const float* p) { return *p; }
+SB_INLINE float load_value(const uint16_t* p) { return from_bf16(*p); }
+
+// x += row `index` of a table, or x = that row.
+template <class Value>
+SB_INLINE void add_row(float* x, const void* table, int64_t index, int64_t features, bool first) {
+  const Value* row = static_cast<const Value*>(table) + index * features;
   int64_t i = 0;
   for (; i + 16 <= features; i += 16)
-    store_floats(x + i, load_floats(x + i) + *reinterpret_cast<const LooseFloats*>(row + i));
-  for (; i < features; i++) x[i] += row[i];
+    store_floats(x + i, first ? load_values(row + i) : load_floats(x + i) + load_values(row + i));
+  for (; i < features; i++) x[i] = first ? load_value(row + i) : x[i] + load_value(row + i);
 }
 
 // The input of the first layer for one paired panel, from the numbers of its tokens.
@@ -59,10 +65,13 @@ inline void embed_paired(const sb_encoder_call& call, const PairedTokens& tokens
     const int64_t token = tokens.rows[panel * PAIRED_TOKENS + i];
     if (token < 0) continue;
     float* sum = sums + i * stride;
-    add_row(sum, ends.words + call.ids[token] * width, width, true);
-    if (ends.types) add_row(sum, ends.types + (call.types ? call.types[token] * width : 0), width, false);
-    if (ends.positions)
-      add_row(sum, ends.positions + tokens.positions[panel * PAIRED_TOKENS + i] * width, width, false);
+    auto add = [&](const void* table, int64_t index, bool first) {
+      if (ends.table_dtype == SB_F32) add_row<float>(sum, table, index, width, first);
+      else add_row<uint16_t>(sum, table, index, width, first);
+    };
+    add(ends.words, call.ids[token], true);
+    if (ends.types) add(ends.types, call.types ? call.types[token] : 0, false);
+    if (ends.positions) add(ends.positions, tokens.positions[panel * PAIRED_TOKENS + i], false);
     if (ends.embedding_gamma) norm_row(sum, width, ends.embedding_gamma, ends.embedding_beta, ends.embedding_epsilon);
   }
   if (projection.out_features == 0) return pair_rows(sums, stride, PAIRED_TOKENS, width, hidden.panel(panel));
