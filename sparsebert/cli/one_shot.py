@@ -74,7 +74,7 @@ def prune_to_folder(
             output,
             pruning_method,
             read_texts(calibration.texts, calibration.texts_column),
-            count=calibration.count or 512,
+            count=calibration.count,
             progress=show,
             on_step=step,
             sparsity=sparsity,

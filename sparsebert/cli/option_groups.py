@@ -293,7 +293,7 @@ class CalibrationOptions:
     texts_column: Annotated[
         str | None, typer.Option(help="column of --texts [default: text, sentence or content]")
     ] = None
-    count: Annotated[int | None, typer.Option(help="number of texts to draw [default: 512]")] = None
+    count: Annotated[int | None, typer.Option(help="number of texts to draw [default: 512, or all]")] = None
     reproduce: Annotated[
         str | None,
         typer.Option(

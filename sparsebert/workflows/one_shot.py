@@ -18,6 +18,9 @@ from sparsebert.tickets.ticket import Ticket
 from sparsebert.workflows.export import write_folder
 from sparsebert.workflows.speed_target import SpeedGoal, SpeedTarget, sparsity_for, time_against_dense
 
+# Texts to calibrate on, and the least that say something about a matrix's inputs.
+TEXTS, LEAST_TEXTS = 512, 32
+
 
 @dataclass(frozen=True)
 class SpeedReached:
@@ -55,7 +58,7 @@ def prune_folder(
     *,
     sparsity: Number | None = None,
     speed: SpeedGoal | None = None,
-    count: int = 512,
+    count: int | None = None,
     max_length: int | None = None,
     seed: int = 0,
     progress: Callable[[Report], None] | None = None,
@@ -74,7 +77,7 @@ def prune_folder(
         texts: Texts to calibrate on.
         sparsity: As for :func:`sparsebert.prune_`.
         speed: A speed to reach, instead.
-        count: Number of texts to draw.
+        count: Number of texts to draw; None for ``TEXTS``, or all if there are fewer.
         max_length: Tokens at which a text is cut.
         seed: Seed of the draw.
         progress: As for :func:`sparsebert.prune_`.
@@ -89,6 +92,12 @@ def prune_folder(
     """
     model = load_whole(name)
     tokenizer = load_tokenizer(name)
+    if count is None:
+        if len(texts) < LEAST_TEXTS:
+            raise ValueError(
+                f"at least {LEAST_TEXTS} texts are needed to calibrate, got {len(texts)}: pass more"
+            )
+        count = min(TEXTS, len(texts))
     batches = text_batches(texts, tokenizer, count=count, max_length=max_length, seed=seed)
     timed: list[dict[str, Any]] = []
     target = None

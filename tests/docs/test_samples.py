@@ -40,6 +40,7 @@ MORE = {
     "bench": ["--budget", "0.05", "--no-memory", "--vs", "onednn,eager", "--batch", "2", "--seq", "16"],
 }
 MORE_OF_METHOD = {
+    "--speedup": ["--speedup", "0.5"],  # a tiny model gains nothing
     "snip": ["--batches", "1", "--batch-size", "4", "--max-length", "16"],
     "sparsegpt": ["--count", "32"],
     "early-bird": ["--steps", "12"],
