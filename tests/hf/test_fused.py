@@ -163,7 +163,7 @@ class TestSentenceTransformers:
             fuse_modules_(model, "fp16")
             native_calls.clear()
             answer = model.encode(TEXTS)
-            assert native_calls == ["sb_encoder"]
+            assert [name for name in native_calls if name != "sb_fp16_supported"] == ["sb_encoder"]
             assert 0 < np.abs(answer - expected).max() < 2e-3
             norm = model[0].auto_model.encoder.layer[0].output.LayerNorm.weight
             with torch.no_grad():
