@@ -111,6 +111,11 @@ results-cpu: $(VENV)/.native $(VENV)/.others $(VENV)/.rivals  ## measure every f
 	$(PY) -m benchmarks.cpu_engine --out benchmarks/results/cpu.jsonl $(ARGS)
 	$(PY) -m sparsebert.report.render_docs --write
 
+# Appends; a search that was interrupted goes on.
+arena: $(VENV)/.native $(VENV)/.others $(VENV)/.rivals $(VENV)/.demo  ## quality and speed of every form of MiniLM (data in SPARSEBERT_DATA); writes benchmarks/results/arena.jsonl
+	$(PY) -m benchmarks.arena --out benchmarks/results/arena.jsonl $(ARGS)
+	$(PY) -m sparsebert.report.render_docs --write
+
 # Hours, but in as many goes as one likes: what was interrupted goes on, what is done is only read.
 lottery: $(VENV)/.native $(VENV)/.demo  ## find, train and compact tickets on real tasks (data in SPARSEBERT_DATA); writes benchmarks/results/
 	@mkdir -p build benchmarks/results
@@ -173,4 +178,4 @@ $(DEEPSPARSE)/.installed:
 	@touch $@
 
 .PHONY: help setup setup-all setup-rivals demo test test-slow test-real test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
-    lottery docs lint mutants bench bench-compare bench-deepsparse results results-cpu clean clean-all
+    lottery arena docs lint mutants bench bench-compare bench-deepsparse results results-cpu clean clean-all

@@ -60,13 +60,14 @@ class Case:
         method: "magnitude", or a method of :func:`sparsebert.prune_`.
         granularity: As for :func:`sparsebert.prune`.
         sparsity: Share of zeros.
-        reproduce: As for :func:`sparsebert.prune_`; "" for magnitude.
+        reproduce, allocate: As for :func:`sparsebert.prune_`; "" for magnitude.
     """
 
     method: str
     granularity: str
     sparsity: float
     reproduce: str = "dense"
+    allocate: str = "error"
 
     def prune_(self, model: Any, batches: Sequence[Mapping[str, Any]]) -> None:
         """Prune a model in place."""
@@ -81,18 +82,20 @@ class Case:
             sparsity=self.sparsity,
             granularity=self.granularity,
             reproduce=self.reproduce,
+            allocate=self.allocate,
         )
 
 
 ELEMENT = [
-    Case(method, "element", sparsity, reproduce)
-    for method, reproduce in (
-        ("alps", "dense"),
-        ("sparsegpt", "dense"),
-        ("sparsegpt", "layer"),
-        ("alps", "layer"),
-        ("wanda", "layer"),
-        ("magnitude", ""),
+    Case(method, "element", sparsity, reproduce, allocate)
+    for method, reproduce, allocate in (
+        ("alps", "dense", "error"),
+        ("sparsegpt", "dense", "error"),
+        ("sparsegpt", "dense", "uniform"),
+        ("sparsegpt", "layer", "uniform"),
+        ("alps", "layer", "uniform"),
+        ("wanda", "layer", "uniform"),
+        ("magnitude", "", ""),
     )
     for sparsity in (0.5, 0.7, 0.8, 0.9)
 ]
@@ -304,7 +307,7 @@ def classifier(options: argparse.Namespace, known: Known) -> Iterator[results.Re
     size = CALIBRATION
     for number in range(options.sets):
         texts = sentences.train[0][number * size : (number + 1) * size]
-        for case in (*CLASSIFIER, *(Case("magnitude", "element", s, "") for s in (0.5, 0.7, 0.8))):
+        for case in (*CLASSIFIER, *(Case("magnitude", "element", s, "", "") for s in (0.5, 0.7, 0.8))):
             if known("classifier", case, number):
                 continue
             model = copy.deepcopy(dense)
@@ -350,7 +353,7 @@ def measured_cost(shape: str, method: str) -> dict[str, float]:
     return {"seconds": seconds, "megabytes": (peak - before) / 1e3, "threads": torch.get_num_threads()}
 
 
-DENSE = Case("dense", "", 0.0, "")
+DENSE = Case("dense", "", 0.0, "", "")
 
 
 def record(part: str, case: Case, number: int, fields: Mapping[str, Any]) -> results.Record:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sparsebert.cli.console import print_tables, print_ticket_file, progress
-from sparsebert.cli.option_groups import CalibrationOptions, UnitOptions
+from sparsebert.cli.option_groups import CalibrationOptions, SpeedOptions, UnitOptions
 from sparsebert.cli.path_checks import require_files, require_records, require_writable
 from sparsebert.cli.shared_options import require_numbers
 from sparsebert.cli.stamped import stamped
 
 if TYPE_CHECKING:
-    from sparsebert.one_shot.prune_in_place import Report
+    from sparsebert.one_shot.layerwise import Report
 
 ONE_SHOT = ("wanda", "sparsegpt", "alps", "obs", "ziplm", "fisher-units")
 
@@ -24,7 +24,8 @@ def prune_to_folder(
     model: str,
     output: Path,
     method: str,
-    sparsity: float,
+    sparsity: float | None,
+    speed: SpeedOptions,
     units: UnitOptions,
     calibration: CalibrationOptions,
     filter: Callable[[str, Any], bool] | None,
@@ -68,22 +69,28 @@ def prune_to_folder(
             step(f"{report.key}: {report.error:.1%} of its outputs lost; {report.done:.0%} done, {left} left")
 
         step(f"loading {model}")
-        ticket = prune_folder(
+        ticket, reached = prune_folder(
             model,
             output,
             pruning_method,
             read_texts(calibration.texts, calibration.texts_column),
-            count=calibration.count or 512,
+            count=calibration.count,
             progress=show,
+            on_step=step,
             sparsity=sparsity,
+            speed=speed.goal(),
             reproduce=calibration.reproduce or "dense",
+            allocate=calibration.allocate,
             filter=filter,
             **options,
         )
     print_tables([error_table(ticket.metadata["errors"])])
     print_ticket_file(output, ticket)
+    if reached is not None:
+        typer.echo(f"asked for {speed.goal()}: {reached}")
     typer.echo(f"sparsebert bench --model {output} measures it, sparsebert heal {output} trains what is left")
     if json is not None:
         row = {"model": model, "method": method, "output": str(output), "ticket": describe(ticket)}
         row |= {"errors": ticket.metadata["errors"], "calibration": ticket.metadata["calibration"]}
+        row |= {"speed": reached.record()} if reached is not None else {}
         results.append(json, [stamped("prune", {**row, "task": None, "seed": 0})])

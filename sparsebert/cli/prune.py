@@ -12,7 +12,7 @@ import typer
 
 from sparsebert.cli.console import print_ticket_file, progress
 from sparsebert.cli.one_shot import ONE_SHOT, prune_to_folder
-from sparsebert.cli.option_groups import CalibrationOptions, DataOptions, UnitOptions, flattened
+from sparsebert.cli.option_groups import CalibrationOptions, DataOptions, SpeedOptions, UnitOptions, flattened
 from sparsebert.cli.path_checks import require_records, require_writable
 from sparsebert.cli.shared_options import (
     AnyModel,
@@ -48,7 +48,8 @@ def prune(
     units: UnitOptions,
     calibration: CalibrationOptions,
     data: DataOptions,
-    sparsity: Annotated[str, typer.Option(help="share of zeros, below 1")] = "0.9",
+    speed: SpeedOptions,
+    sparsity: Annotated[str | None, typer.Option(help="share of zeros, below 1 [default: 0.9]")] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -109,7 +110,9 @@ def prune(
     stacks. snip and head-importance compute scores on examples and need --task. head-importance also needs a
     model trained on the task (the folder model/ of a run) and a --granularity of heads, neurons or MLPs.
     """
-    sparsities = sparsity_list(sparsity)
+    if sparsity is not None and speed.given is not None:
+        raise ValueError(f"--sparsity conflicts with {speed.given}, from which it follows: omit one")
+    sparsities = sparsity_list(sparsity or "0.9")
     if len(sparsities) != 1:
         raise ValueError(f"--sparsity must be one number, got {sparsity}: a ticket has one sparsity")
     require_numbers({"--batches": batches, "--batch-size": batch_size}, most=_MAX_COUNT)
@@ -131,8 +134,10 @@ def prune(
             "--seeds": None if seeds == "0" else seeds,
         }
         require_applicable(inapplicable, "a method that scores weights, such as magnitude")
-        prune_to_folder(model, output, method, sparsities[0], units, calibration, selects, json)
+        share = sparsities[0] if speed.given is None else None
+        prune_to_folder(model, output, method, share, speed, units, calibration, selects, json)
         return
+    require_applicable({speed.given or "": speed.given}, f"a one-shot method ({', '.join(ONE_SHOT)})")
     require_applicable(calibration.given(), f"a one-shot method ({', '.join(ONE_SHOT)})")
     numbers = seed_list(seeds)
     files = {seed: _with_seed(output, seed) if len(numbers) > 1 else output for seed in numbers}

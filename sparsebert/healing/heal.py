@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import positions, resolve, structure
@@ -99,13 +100,14 @@ def heal_(
         What was done.
 
     Raises:
-        ValueError: The model has no zeros, the teacher another architecture, the texts are too few, a setting
-            is out of range, or the checkpoint belongs to another healing.
+        ValueError: The model has no zeros or is not float32, the teacher has another architecture, the texts
+            are too few, a setting is out of range, or the checkpoint belongs to another healing.
     """
     began = time.perf_counter()
     options = HealingSettings(**settings)
     max_length = _max_length(model, options)
     require_same_architecture(model, teacher)
+    _require_float32(model, teacher)
     ticket = ticket if ticket is not None else zeros_of(model)
     if ticket.sparsity == 0:
         raise ValueError("the model has no zeros in its encoder: heal a pruned model, or pass a ticket")
@@ -181,6 +183,15 @@ def _max_length(model: nn.Module, settings: HealingSettings) -> int:
     if limit is None or (settings.max_length or 0) <= limit:
         return settings.max_length or min(MAX_LENGTH, limit or MAX_LENGTH)
     raise ValueError(f"max_length must be at most {limit}, the model's positions, got {settings.max_length}")
+
+
+def _require_float32(model: nn.Module, teacher: nn.Module) -> None:
+    for name, each in (("model", model), ("teacher", teacher)):
+        parameter = next(each.parameters())
+        if parameter.dtype != torch.float32:
+            raise ValueError(f"the {name} must be float32, got {parameter.dtype}: call .float() on it")
+        if parameter.device != next(model.parameters()).device:
+            raise ValueError(f"the teacher must be on the model's device, got {parameter.device}")
 
 
 def _linears(model: nn.Module) -> list[nn.Linear]:

@@ -48,6 +48,8 @@ class Reader:
     def __init__(self, model: nn.Module, pooling: str = "mean") -> None:
         self._pooling = pooling
         self._has_logits = _has_task_head(model)
+        config: Any = getattr(model, "config", None)
+        self._several_labels = getattr(config, "problem_type", None) == "multi_label_classification"
 
     @property
     def has_logits(self) -> bool:
@@ -70,7 +72,7 @@ class Reader:
 
         The mean over layers of the squared error's share in the variance of the target's states, plus the
         mean over texts of 1 - cosine of the embeddings, or over examples of KL(target || output) of the
-        logits (one logit: the squared error).
+        logits (where no softmax follows, for scores and several labels at once: the squared error).
         """
         wanted = target.states.float()
         error = (output.states.float() - wanted).square().sum((1, 2, 3))
@@ -89,7 +91,7 @@ class Reader:
         if output.logits is None or target.logits is None:
             return 1 - self.agreement(output, target).mean()
         logits, wanted = output.logits.float(), target.logits.float()
-        if logits.shape[-1] == 1:
+        if logits.shape[-1] == 1 or self._several_labels:
             return F.mse_loss(logits, wanted)
         divergence = F.kl_div(
             logits.log_softmax(-1), wanted.log_softmax(-1), reduction="none", log_target=True

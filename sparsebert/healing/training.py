@@ -21,11 +21,12 @@ from sparsebert.healing.targets import Reader, TargetCache
 from sparsebert.healing.texts import HealingTexts, batches_of_one_length, tensor_of, training_steps
 from sparsebert.training.run_status import duration_text
 
-# Learning rates to try, each for this share of the budget; and the rate where the budget is too small to try.
-RATES = (3e-4, 1e-3, 3e-3)
-DEFAULT_RATE = 1e-3
-_TRIAL_SHARE = 0.02
-_LEAST_TRIAL_STEPS, _MOST_SHARE_OF_TRIALS = 4, 0.1
+# The first learning rate to try, also where the budget is too small to try any; each next one is twice or
+# half as high. Every trial takes this share of the budget.
+FIRST_RATE, _FACTOR = 2e-3, 2.0
+MOST_TRIALS = 6
+_TRIAL_SHARE = 0.015
+_LEAST_TRIAL_STEPS, MOST_SHARE_OF_TRIALS = 4, 0.15
 # Share of the budget between two looks at the validation texts.
 _LOOK_EVERY = 0.1
 # A run that leaves the model this much worse than the start goes back to its best state, more slowly.
@@ -107,30 +108,35 @@ class Healer:
     def search(self) -> State:
         """Choose the learning rate, and leave the student as it was.
 
-        Each rate gets the same few steps, with a schedule of their own; the rate with the lowest loss on the
-        validation texts afterwards is chosen. A budget of few steps goes into the training alone.
+        Rates are tried upwards from the first, or downwards where the second is worse, until one is worse
+        than the one before it. Each gets the same few steps, with a schedule of their own, and is judged by
+        the validation texts. A budget of few steps goes into the training alone.
         """
         before = self._held_out_loss()
         if self._settings.learning_rate is not None:
             return State(self._settings.learning_rate, [], before, before)
-        start = self._student.weights()
         steps = self._trial_steps()
         if steps is None:
-            return State(DEFAULT_RATE, [], before, before)
-        trials: list[tuple[float, float | None]] = []
-        for rate in RATES:
-            self._say(f"learning rate {rate:g}: {steps} steps")
-            self._student.set_weights(start)
-            self._student.begin()
-            order = training_steps(self._rows.train, self._settings.tokens, self._settings.seed)
-            for step, batches in enumerate(itertools.islice(order, steps)):
-                self._take_step(batches, rate * warmed_and_decayed((step + 0.5) / steps))
-            loss = self._held_out_loss()
-            trials.append((rate, loss if math.isfinite(loss) else None))
-        self._student.set_weights(start)
-        self._student.begin()
-        finite = [(loss, rate) for rate, loss in trials if loss is not None]
-        return State(min(finite)[1] if finite else min(RATES), trials, before, before)
+            return State(FIRST_RATE, [], before, before)
+        start = self._student.weights()
+        losses: dict[float, float] = {}
+
+        def is_better(rate: float, than: float) -> bool:
+            if len(losses) >= MOST_TRIALS:
+                return False
+            losses[rate] = self._trial(rate, steps, start)
+            return losses[rate] < losses[than]
+
+        losses[FIRST_RATE] = self._trial(FIRST_RATE, steps, start)
+        for factor in (_FACTOR, 1 / _FACTOR):
+            rate = FIRST_RATE
+            while is_better(rate * factor, rate):
+                rate *= factor
+            if rate != FIRST_RATE:
+                break
+        best = min(losses, key=losses.__getitem__)
+        trials = [(rate, loss if math.isfinite(loss) else None) for rate, loss in losses.items()]
+        return State(best, trials, before, before)
 
     def train(self, state: State, best: dict[str, Tensor], saving: Saving | None) -> dict[str, Tensor]:
         """Train to the end of the budget.
@@ -165,14 +171,27 @@ class Healer:
 
     def _trial_steps(self) -> int | None:
         """Return the steps of a trial; None if trials would take too much of the budget."""
-        self._student.begin()
+        start = self._student.weights()
         order = training_steps(self._rows.train, self._settings.tokens, self._settings.seed)
-        # The first steps are slower than the rest; a learning rate of 0 changes nothing.
+        # The first steps are slower than the rest.
         for batches in itertools.islice(order, 3):
             self._take_step(batches, 0.0)
+        self._student.set_weights(start)
+        self._student.begin()
         left = self._budget.steps_left(0)
         steps = max(round(_TRIAL_SHARE * left), _LEAST_TRIAL_STEPS)
-        return steps if steps * len(RATES) <= _MOST_SHARE_OF_TRIALS * left else None
+        return steps if MOST_TRIALS * steps <= MOST_SHARE_OF_TRIALS * left else None
+
+    def _trial(self, rate: float, steps: int, start: dict[str, Tensor]) -> float:
+        """Return the loss of the validation texts after a few steps from the start; infinity for NaN."""
+        self._say(f"learning rate {rate:g}: {steps} steps")
+        order = training_steps(self._rows.train, self._settings.tokens, self._settings.seed)
+        for step, batches in enumerate(itertools.islice(order, steps)):
+            self._take_step(batches, rate * warmed_and_decayed((step + 0.5) / steps))
+        loss = self._held_out_loss()
+        self._student.set_weights(start)
+        self._student.begin()
+        return loss if math.isfinite(loss) else math.inf
 
     def _take_step(self, batches: Sequence[Sequence[int]], learning_rate: float) -> float:
         """Take an optimizer step; return its loss, the mean over tokens."""

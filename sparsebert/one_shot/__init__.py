@@ -6,6 +6,7 @@ Importing a method's module registers it by name.
 from sparsebert.one_shot.layer_problem import LayerMethod, LayerProblem, PrunedMatrix, Target
 from sparsebert.one_shot.methods.alps import Alps
 from sparsebert.one_shot.methods.fisher_units import FisherUnits
+from sparsebert.one_shot.methods.obert import OptimalBertSurgeon
 from sparsebert.one_shot.methods.obs import OptimalBrainSurgeon
 from sparsebert.one_shot.methods.sparsegpt import SparseGPT
 from sparsebert.one_shot.methods.wanda import Wanda
@@ -17,6 +18,7 @@ __all__ = [
     "FisherUnits",
     "LayerMethod",
     "LayerProblem",
+    "OptimalBertSurgeon",
     "OptimalBrainSurgeon",
     "PrunedMatrix",
     "SparseGPT",

@@ -3,98 +3,54 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sparsebert.bert import resolve
 from sparsebert.linear_layers import Filter
+from sparsebert.one_shot.allocation import allocated
 from sparsebert.one_shot.calibration import (
-    Residuals,
     TokenFilter,
     calibration_batches,
     describe_batches,
-    stage_moments,
 )
 from sparsebert.one_shot.layer_problem import (
     LAYER_METHODS,
     LayerMethod,
-    LayerProblem,
-    PrunedMatrix,
-    SingularHessianError,
     Target,
 )
-from sparsebert.one_shot.moments import Moments
+from sparsebert.one_shot.layerwise import LayerwiseRun, Report
 from sparsebert.one_shot.progress_file import ProgressFile
+from sparsebert.one_shot.prune_model import MODEL_METHODS, ModelMethod, prune_model_
 from sparsebert.one_shot.prune_units import UNIT_METHODS, UnitMethod, prune_units_
-from sparsebert.one_shot.segments import Segment, segments_of
+from sparsebert.one_shot.segments import segments_of
 from sparsebert.one_shot.unit_columns import prune_sources_, reader_of
+from sparsebert.one_shot.unit_table import allocated_units
 from sparsebert.pruning.density import Number, as_sparsity, parse_sparsity
 from sparsebert.pruning.gradients import evaluating
 from sparsebert.pruning.granularity import PANEL, kinds_in, parse_granularity, spelled_out
 from sparsebert.pruning.prunable_structure import prunable_structure
-from sparsebert.pruning.read_matrices import loaded_weight, read_matrix
+from sparsebert.pruning.read_matrices import loaded_weight
 from sparsebert.pruning.registry import methods
 from sparsebert.pruning.unit_groups import unit_groups
 from sparsebert.tickets.provenance import describe_model, weight_hash
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import unknown
 
-REPRODUCE = ("dense", "layer")
+REPRODUCE, ALLOCATE = ("dense", "layer"), ("uniform", "error")
 
-
-@dataclass(frozen=True)
-class Report:
-    """What pruning one matrix gave.
-
-    Attributes:
-        key: Key of the matrix.
-        error: Share of its outputs' energy that is lost on the calibration data.
-        sparsity: Share of its weights that are pruned.
-        done: Share of the whole work that is done.
-        seconds_left: Estimate of the time that the rest takes.
-    """
-
-    key: str
-    error: float
-    sparsity: float
-    done: float
-    seconds_left: float
-
-
-class _Work:
-    """Share of the work done, and the time that is left.
-
-    Args:
-        costs: Key -> work of a matrix, in any unit.
-        finished: Keys that an earlier call has finished.
-    """
-
-    def __init__(self, costs: Mapping[str, float], finished: Iterable[str]) -> None:
-        self._costs = costs
-        self._total = sum(costs.values())
-        self._resumed = self._done = sum(costs[key] for key in finished)
-        self._began = time.monotonic()
-
-    def finish(self, key: str) -> None:
-        """Count a matrix as done."""
-        self._done += self._costs[key]
-
-    def report(self, key: str, error: float, sparsity: float) -> Report:
-        """Report a matrix that was just finished."""
-        pace = (time.monotonic() - self._began) / (self._done - self._resumed)
-        return Report(key, error, sparsity, self._done / self._total, pace * (self._total - self._done))
+# What a method object has one of: it prunes matrices, heads and neurons, or all matrices together.
+_ENTRIES = ("prune_layer", "prune_units", "prune_model")
 
 
 def prune_(
     model: nn.Module,
-    method: str | LayerMethod | UnitMethod = "sparsegpt",
+    method: str | LayerMethod | UnitMethod | ModelMethod = "sparsegpt",
     *,
     data: Any,
     sparsity: Number | None = None,
@@ -103,6 +59,7 @@ def prune_(
     block_size: tuple[int, int] | None = None,
     round_to: int | None = None,
     reproduce: str = "dense",
+    allocate: str | None = None,
     tokenizer: Any = None,
     include_pooler: bool = False,
     filter: Filter | None = None,
@@ -112,16 +69,16 @@ def prune_(
 ) -> Ticket:
     """Prune a model by calibration data, and write the weights that stay, changed, into the model.
 
-    Layers are pruned one after the other, each on the activations of the model as pruned so far. Every matrix
-    keeps the same share of weights, unless ``densities`` says otherwise.
+    Layers are pruned one after the other, each on the activations of the model as pruned so far.
 
     Args:
         model: As for :func:`sparsebert.prune`. Its weights change in place: pruned ones become 0.
-        method: A registered name ("wanda", "sparsegpt", "obs", "alps", "ziplm", "fisher-units") or a method
-            object with its options. "ziplm" and "fisher-units" prune neurons and heads, the former layer by
-            layer, the latter in all layers together; it reads labels if there are any.
+        method: A registered name ("wanda", "sparsegpt", "obs", "alps", "ziplm", "fisher-units", "obert") or
+            a method object with its options. "ziplm" and "fisher-units" prune neurons and heads, the former
+            layer by layer, the latter in all layers together; it reads labels if there are any. "obert"
+            ranks the units of all matrices together and needs labels.
         data: Batches (keyword arguments for the model), or, with a ``tokenizer``, a list of texts.
-        sparsity: Share of the weights of each matrix to prune, in [0, 1); None for n:m patterns.
+        sparsity: Share of the weights to prune, in [0, 1); None for n:m patterns.
         densities: Share of weights to keep by key, for the matrices that differ; of neurons and heads, by the
             keys of the down-projection and the attention's output projection.
         granularity: "element"; "block" or "4x1"; "panel" or "panel(32,2)"; "row"; "column"; n of m, such as
@@ -133,6 +90,11 @@ def prune_(
             model's inputs, including what the residual connections have lost; biases are adjusted. "layer":
             its own outputs on the pruned model's inputs, as published for SparseGPT, ALPS and others. Methods
             that do not change weights always reproduce "layer".
+        allocate: How the sparsity is spread over the matrices. "uniform": all prune the same share, as
+            published. "error": matrices prune the shares that cost the model's last hidden states least,
+            which :func:`sparsebert.one_shot.allocation.allocated` measures on a part of the data. None for
+            "error" where it fits: not with ``densities`` or n:m patterns; of neurons and heads only with
+            "ziplm", where :func:`sparsebert.one_shot.unit_table.allocated_units` chooses their numbers.
         tokenizer: Tokenizer for texts.
         include_pooler: Prune the pooler's matrix too.
         filter: As for :func:`sparsebert.prune`.
@@ -150,8 +112,9 @@ def prune_(
         ValueError: A name is unknown, or an option does not fit; there is no data; a text is longer than the
             model's positions; activations are not finite; a Hessian is singular.
     """
-    if reproduce not in REPRODUCE:
-        raise unknown("value of reproduce", reproduce, REPRODUCE)
+    for name, value, values in (("reproduce", reproduce, REPRODUCE), ("allocate", allocate, ALLOCATE)):
+        if value is not None and value not in values:
+            raise unknown(f"value of {name}", value, values)
     found = find_one_shot(method)
     if hasattr(found, "prune_units"):
         _require_layerwise(
@@ -162,6 +125,7 @@ def prune_(
             include_pooler=include_pooler,
             magnitude_where_singular=magnitude_where_singular,
             reproduce="" if reproduce == "dense" else reproduce,
+            allocate=allocate,
         )
         return prune_units_(
             model,
@@ -173,7 +137,28 @@ def prune_(
             filter=filter,
             progress=None if progress is None else _UnitProgress(progress),
         )
-    layer_method: LayerMethod = found
+    if hasattr(found, "prune_model"):
+        _require_layerwise(
+            found.name,
+            densities=densities,
+            checkpoint=checkpoint,
+            magnitude_where_singular=magnitude_where_singular,
+            reproduce="" if reproduce == "dense" else reproduce,
+            allocate=allocate,
+        )
+        return prune_model_(
+            model,
+            found,
+            data=data,
+            sparsity=sparsity,
+            granularity=granularity,
+            block_size=block_size,
+            round_to=round_to,
+            tokenizer=tokenizer,
+            include_pooler=include_pooler,
+            filter=filter,
+        )
+    layer_method: Any = found
     granularity, block_size = spelled_out(granularity, block_size)
     units = parse_granularity(granularity, block_size, round_to)
     if "mlp" in kinds_in(granularity):
@@ -185,6 +170,13 @@ def prune_(
         round_to = units.quantum * block_size[1]
     density = parse_sparsity(sparsity, units)
     assert isinstance(density, Fraction)
+    by_units = bool(kinds_in(granularity))
+    unsuited = units.pattern or (by_units and not hasattr(layer_method, "losses"))
+    fixed = bool(densities or unsuited or density == 1)
+    if allocate == "error" and fixed:
+        conflict = "densities" if densities else f"granularity {granularity!r}"
+        raise ValueError(f"allocate='error' chooses the density of each matrix and conflicts with {conflict}")
+    allocate = allocate or ("uniform" if fixed else "error")
     batches = calibration_batches(model, data, tokenizer)
     encoder, keys = prunable_structure(
         model, granularity, include_pooler=include_pooler, filter=filter, data=batches
@@ -201,6 +193,7 @@ def prune_(
         "sparsity": as_sparsity(density),
         "granularity": granularity,
         "scope": "matrix",
+        "allocate": allocate,
         "reproduce": reproduce if layer_method.compensates else "layer",
         "calibration": describe_batches(batches),
     }
@@ -209,7 +202,13 @@ def prune_(
     step |= {"densities": {key: float(share) for key, share in shares.items()}} if densities else {}
     before = weight_hash(model)
     saved = ProgressFile(checkpoint, {**step, "weights": before})
-    run = _Run(model, layer_method, targets, step["reproduce"] == "dense", magnitude_where_singular, saved)
+    if allocate == "error" and by_units:
+        targets = allocated_units(model, groups, targets, batches, layer_method)
+    elif allocate == "error":
+        targets = allocated(model, targets, batches)
+    run = LayerwiseRun(
+        model, layer_method, targets, step["reproduce"] == "dense", magnitude_where_singular, saved
+    )
     with evaluating(model), torch.no_grad():
         run.prune(segments_of(model, keys, batches), TokenFilter(batches), progress)
         masks = prune_sources_(model, groups, run.masks)
@@ -225,92 +224,6 @@ def prune_(
             "history": [{"operation": "prune_", **step}],
         },
     )
-
-
-@dataclass
-class _Run:
-    """The state of a call of :func:`prune_`."""
-
-    model: nn.Module
-    method: LayerMethod
-    targets: Mapping[str, Target]
-    asymmetric: bool
-    magnitude_where_singular: bool
-    saved: ProgressFile
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
-
-    def prune(
-        self, segments: Sequence[Segment], tokens: TokenFilter, progress: Callable[[Report], None] | None
-    ) -> None:
-        """Prune segment by segment, each on the outputs of the pruned ones before it."""
-        work = _Work({key: _cost(target) for key, target in self.targets.items()}, self.saved.errors)
-        residuals = Residuals(self.model)
-        segment = segments[0]
-        dense = segment.twin() if self.asymmetric else None
-        for following in (*segments[1:], None):
-            for keys in segment.stages:
-                if all(map(self.saved.has, keys)):
-                    self._restore(keys)
-                    continue
-                moments = stage_moments(keys, segment, dense, tokens, residuals)
-                for key in (key for key in keys if key in self.targets):
-                    problem, pruned = self._prune_matrix(key, moments)
-                    self.errors[key] = problem.error(pruned.weight)
-                    work.finish(key)
-                    if progress is not None:
-                        progress(work.report(key, self.errors[key], 1 - float(pruned.mask.double().mean())))
-            ran = {key for keys in segment.stages for key in keys}
-            finished = [key for key in self.targets if key in ran and not self.saved.has(key)]
-            self.saved.add(self._tensors(finished), {key: self.errors[key] for key in finished})
-            if following is not None:
-                dense = None if dense is None else dense.following(following.twin())
-                segment = segment.following(following)
-
-    def _prune_matrix(self, key: str, moments: Moments) -> tuple[LayerProblem, PrunedMatrix]:
-        """Prune a matrix and write weights and bias into the model."""
-        module: Any = resolve(self.model, key)
-        weight = read_matrix(self.model, key, None).double()
-        bias = module._parameters.get("bias")
-        problem = moments.problem(key, weight, bias is not None)
-        pruned = self._solve(problem, self.targets[key])
-        self.masks[key] = pruned.mask
-        module.weight.copy_(pruned.weight)
-        if bias is not None:
-            bias.copy_(moments.bias(bias.detach().cpu().double(), weight, pruned.weight))
-        return problem, pruned
-
-    def _solve(self, problem: LayerProblem, target: Target) -> PrunedMatrix:
-        try:
-            return self.method.prune_layer(problem, target)
-        except SingularHessianError as error:
-            if not self.magnitude_where_singular:
-                raise
-            warnings.warn(f"{error}; pruned by magnitude", stacklevel=4)
-            mask = target.choose(problem.weight.abs())
-            return PrunedMatrix(problem.weight.where(mask, 0.0), mask)
-
-    def _tensors(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        """Return weight, bias and mask of matrices by name, for the checkpoint."""
-        tensors = {f"{key}.mask": self.masks[key] for key in keys}
-        for key in keys:
-            for name, parameter in resolve(self.model, key).named_parameters(recurse=False):
-                tensors[f"{key}.{name}"] = parameter
-        return tensors
-
-    def _restore(self, keys: Sequence[str]) -> None:
-        """Write finished matrices from the checkpoint into the model."""
-        for key in keys:
-            self.masks[key] = self.saved.tensors[f"{key}.mask"]
-            self.errors[key] = self.saved.errors[key]
-            for name, parameter in resolve(self.model, key).named_parameters(recurse=False):
-                parameter.copy_(self.saved.tensors[f"{key}.{name}"])
-
-
-def _cost(target: Target) -> float:
-    """Return the work of pruning a matrix: a sweep over its columns, and factors of its Hessian."""
-    out_features, in_features = target.group.shapes[target.group.name]
-    return float(in_features**2 * (out_features + in_features))
 
 
 class _UnitProgress:
@@ -334,17 +247,18 @@ def _require_layerwise(method: str, **options: Any) -> None:
             )
 
 
-def find_one_shot(method: str | LayerMethod | UnitMethod, **options: Any) -> Any:
+def find_one_shot(method: str | LayerMethod | UnitMethod | ModelMethod, **options: Any) -> Any:
     """Return the method of that name with these options; a method object is returned unchanged.
 
     Raises ValueError for an unknown name, TypeError for an unknown option.
     """
-    if isinstance(method, str) and (registered := {**LAYER_METHODS, **UNIT_METHODS}.get(method)):
-        return registered(**options)
+    registered = {**LAYER_METHODS, **UNIT_METHODS, **MODEL_METHODS}
+    if isinstance(method, str) and method in registered:
+        return registered[method](**options)
     if isinstance(method, str) and method in methods():
         raise ValueError(f"method {method!r} does not change weights and needs no calibration: call prune")
-    if isinstance(method, str) or not (hasattr(method, "prune_layer") or hasattr(method, "prune_units")):
-        raise unknown("one-shot method", method, [*LAYER_METHODS, *UNIT_METHODS])
+    if isinstance(method, str) or not any(map(partial(hasattr, method), _ENTRIES)):
+        raise unknown("one-shot method", method, registered)
     return method
 
 

@@ -59,10 +59,14 @@ class Segment:
         for call in self.calls:
             yield _input_of(matrix, self.module, call)
 
+    def outputs(self) -> Iterator[Tensor]:
+        """Yield the hidden states that the module computes for each batch."""
+        for call in self.calls:
+            yield _states(self.module(*call.args, **call.kwargs))
+
     def following(self, segment: Segment) -> Segment:
         """Return ``segment`` with the outputs of this one as its inputs; this one's calls are spent."""
-        outputs = (_states(self.module(*call.args, **call.kwargs)) for call in self.calls)
-        calls = (call.with_states(states) for call, states in zip(segment.calls, outputs, strict=True))
+        calls = (call.with_states(states) for call, states in zip(segment.calls, self.outputs(), strict=True))
         return replace(segment, calls=tuple(calls))
 
 
@@ -161,7 +165,7 @@ def _layers(model: nn.Module, keys: Sequence[str]) -> list[nn.Module]:
     return []
 
 
-def _states(output: Any) -> Any:
+def _states(output: Any) -> Tensor:
     """Return the hidden states among the outputs of a layer."""
     return output if isinstance(output, Tensor) else output[0]
 

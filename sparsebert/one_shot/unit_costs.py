@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,19 @@ class UnitCosts(NamedTuple):
     def total(self, units: Mapping[str, int]) -> float:
         """Return the cost of these numbers of units."""
         return self.fixed + sum(count * self.of_unit[name] for name, count in units.items())
+
+    def budget(self, density: Fraction, total: float) -> float:
+        """Return what a share of the total cost leaves for units.
+
+        Raises ValueError if that is less than the layers cost without any.
+        """
+        if density * Fraction(total) < self.fixed:
+            rest = self.fixed / total
+            raise ValueError(
+                f"layers without heads and neurons take {rest:.0%} of the cost: sparsity must be at most "
+                f"{1 - rest:.2f}, got {float(1 - density):g}"
+            )
+        return float(density * Fraction(total)) - self.fixed
 
 
 class Workload(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from sparsebert.bert import weight_of
 from sparsebert.one_shot.calibration import Residuals, TokenFilter, checked_batches
 from sparsebert.one_shot.lsmr import lsmr
 from sparsebert.one_shot.moments import Moments
+from sparsebert.one_shot.norm_weights import norm_weights
 from sparsebert.one_shot.prune_units import Progress
 from sparsebert.one_shot.segments import segments_of
 from sparsebert.pruning.gates import GateSite, gated
@@ -33,11 +34,14 @@ class Rescaling:
         damping: See :func:`unit_factors`.
         limit: The largest factor.
         first_token: Fit the last layer of neurons to the first token of each text only.
+        norm_weighted: Weigh each output by the norm that reads it (:func:`norm_weights`); in the published
+            code all outputs count the same.
     """
 
     damping: float = 1.0
     limit: float = 10.0
     first_token: bool = False
+    norm_weighted: bool = False
 
     @torch.no_grad()
     def fit(
@@ -75,6 +79,7 @@ class Rescaling:
         site_of = {site.key: name for name, site in sites.items()}
         errors: dict[str, float] = {}
         with evaluating(model):
+            importance = norm_weights(model, list(site_of), batches[0]) if self.norm_weighted else {}
             segments = segments_of(model, [*sites, *site_of], batches)
             order = [site_of[key] for each in segments for (key, *_) in each.stages if key in site_of]
             unchanged = next((name for name in order if sites[name].kind == "head"), "")
@@ -98,7 +103,12 @@ class Rescaling:
                         raise ValueError(f"the inputs of {key} hold NaN or infinity on the calibration data")
                     weight = weight_of(model, key).detach().cpu().double()
                     offset = sites[name].kind == "head"
-                    found = unit_factors(moments, weight, kept[name], damping=self.damping, offset=offset)
+                    found = unit_factors(
+                        *weighted(moments, weight, importance.get(key)),
+                        kept[name],
+                        damping=self.damping,
+                        offset=offset,
+                    )
                     if found is None or found.abs().max() > self.limit:
                         return factors, errors
                     factors[name][kept[name]] = found
@@ -120,6 +130,19 @@ def _first_tokens(activations: Iterable[Tensor]) -> Iterator[Tensor]:
     """Yield the activations of the first token of each text, [texts, features]."""
     for states in activations:
         yield states[:, 0]
+
+
+def weighted(moments: Moments, weight: Tensor, importance: Tensor | None) -> tuple[Moments, Tensor]:
+    """Return the moments and the matrix (float64 [out, in]) with outputs scaled by ``importance`` [out]."""
+    if importance is None:
+        return moments, weight
+    if moments.residual_second is not None and moments.residual_mean is not None:
+        moments = replace(
+            moments,
+            residual_second=moments.residual_second * importance[:, None],
+            residual_mean=moments.residual_mean * importance,
+        )
+    return moments, weight * importance[:, None]
 
 
 def unit_factors(

@@ -15,7 +15,8 @@ Group = Sequence[Record]
 _EMBEDDINGS_NOTE = (
     "cosine: mean cosine to the dense model's embeddings on unseen sentences of SST-2 and MRPC; AUC: area "
     "under the ROC curve of the cosine between the sentences of MRPC's pairs. A matrix reproduces outputs of "
-    "the dense model (dense), or its own on the pruned model's inputs, as published (layer)"
+    "the dense model (dense), or its own on the pruned model's inputs, as published (layer). Sparsity is "
+    "allocated by error, or uniform as published"
 )
 
 
@@ -55,13 +56,14 @@ def one_shot_tables(records: Iterable[Record]) -> list[Table]:
     return tables
 
 
+_CASE_FIELDS = ("part", "method", "granularity", "sparsity", "reproduce", "allocate")
+
+
 def _groups(rows: Sequence[Record]) -> list[dict[str, Group]]:
     """Return the records of each case, in the order of their first record."""
     cases: dict[tuple[object, ...], list[Record]] = defaultdict(list)
     for row in rows:
-        cases[tuple(row[name] for name in ("part", "method", "granularity", "sparsity", "reproduce"))].append(
-            row
-        )
+        cases[tuple(row[name] for name in _CASE_FIELDS)].append(row)
     return [{"rows": group} for group in cases.values()]
 
 
@@ -83,6 +85,7 @@ def _spread(value: Callable[[Record], float], format: str = ".3f") -> Cell:
 _CASE: dict[str, Cell] = {
     "method": _first(lambda row: row["method"]),
     "reproduces": _first(lambda row: row["reproduce"] or "–"),
+    "allocates": _first(lambda row: row["allocate"] or "–"),
     "granularity": _first(lambda row: row["granularity"] or "–"),
     "sparsity": _first(lambda row: f"{row['sparsity']:.0%}"),
 }

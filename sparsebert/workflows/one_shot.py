@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sparsebert.hf.model_card import extend_card_of_dense
 from sparsebert.one_shot import LayerMethod, prune_
-from sparsebert.one_shot.prune_in_place import Report
+from sparsebert.one_shot.layerwise import Report
+from sparsebert.pruning.density import Number
 from sparsebert.tasks.load_tokenizer import load_tokenizer
 from sparsebert.tasks.models import load_whole
 from sparsebert.tasks.texts import text_batches
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.workflows.export import write_folder
+from sparsebert.workflows.speed_target import SpeedGoal, SpeedTarget, sparsity_for, time_against_dense
+
+# Texts to calibrate on, and the least that say something about a matrix's inputs.
+TEXTS, LEAST_TEXTS = 512, 32
+
+
+@dataclass(frozen=True)
+class SpeedReached:
+    """A predicted and a measured speed.
+
+    Attributes:
+        target: What was predicted.
+        milliseconds: Measured mean time of a batch.
+        dense_milliseconds: Measured mean time of the fastest dense form in the same batches.
+    """
+
+    target: SpeedTarget
+    milliseconds: float
+    dense_milliseconds: float
+
+    def __str__(self) -> str:
+        """Return a line of text."""
+        target = self.target
+        measured = self.dense_milliseconds / self.milliseconds
+        return (
+            f"predicted {target.speedup:.2f}x and {target.milliseconds:.3g} ms, measured {measured:.2f}x and "
+            f"{self.milliseconds:.3g} ms a batch; {target.dense_form} {self.dense_milliseconds:.3g} ms"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return asdict(self)
 
 
 def prune_folder(
@@ -22,12 +56,15 @@ def prune_folder(
     method: str | LayerMethod,
     texts: Sequence[str],
     *,
-    count: int = 512,
+    sparsity: Number | None = None,
+    speed: SpeedGoal | None = None,
+    count: int | None = None,
     max_length: int | None = None,
     seed: int = 0,
     progress: Callable[[Report], None] | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
     **options: Any,
-) -> Ticket:
+) -> tuple[Ticket, SpeedReached | None]:
     """Prune a model once on unlabelled texts, and write it with its ticket to a folder.
 
     The folder holds dense weights with zeros, which any library loads, and ``ticket.safetensors``.
@@ -38,20 +75,47 @@ def prune_folder(
             goes on; a call that was killed goes on after the last of them.
         method: As for :func:`sparsebert.prune_`.
         texts: Texts to calibrate on.
-        count: Number of texts to draw.
+        sparsity: As for :func:`sparsebert.prune_`.
+        speed: A speed to reach, instead.
+        count: Number of texts to draw; None for ``TEXTS``, or all if there are fewer.
         max_length: Tokens at which a text is cut.
         seed: Seed of the draw.
         progress: As for :func:`sparsebert.prune_`.
+        on_step: Called with a description of each timing.
         options: More arguments of :func:`sparsebert.prune_`.
 
+    Returns:
+        The ticket and, for a speed, what was predicted and what the pruned model was measured at.
+
     Raises:
-        ValueError, OSError: As for ``prune_`` and for loading a model. Nothing is written.
+        ValueError, OSError: As for ``prune_``, ``sparsity_for`` and loading a model. Nothing is written.
     """
     model = load_whole(name)
     tokenizer = load_tokenizer(name)
+    if count is None:
+        if len(texts) < LEAST_TEXTS:
+            raise ValueError(
+                f"at least {LEAST_TEXTS} texts are needed to calibrate, got {len(texts)}: pass more"
+            )
+        count = min(TEXTS, len(texts))
     batches = text_batches(texts, tokenizer, count=count, max_length=max_length, seed=seed)
+    timed: list[dict[str, Any]] = []
+    target = None
+    if speed is not None:
+        timed = speed.batches(texts, tokenizer, max_length, seed)
+        granularity = options.get("granularity", "element")
+        target = sparsity_for(model.base_model, timed, speed, granularity=granularity, on_step=on_step)
+        sparsity = target.sparsity
     checkpoint = folder.with_name(f"{folder.name}.unfinished")
-    ticket = prune_(model, method, data=batches, checkpoint=checkpoint, progress=progress, **options)
+    ticket = prune_(
+        model,
+        method,
+        data=batches,
+        sparsity=sparsity,
+        checkpoint=checkpoint,
+        progress=progress,
+        **options,
+    )
 
     def card(text: str | None, unfinished: Path) -> str:
         metadata: Mapping[str, Any] = ticket.metadata
@@ -59,4 +123,8 @@ def prune_folder(
 
     write_folder(model, name, folder, card, ticket=ticket)
     checkpoint.unlink(missing_ok=True)
-    return ticket
+    if speed is None or target is None:
+        return ticket, None
+    on_step("timing the pruned model")
+    milliseconds, dense, _ = time_against_dense(model.base_model, ticket, timed, speed)
+    return ticket, SpeedReached(target, milliseconds, dense)

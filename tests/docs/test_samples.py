@@ -34,10 +34,13 @@ MORE = {
     "train": TRAINING,
     "transfer": TRAINING,
     "eval": ["--max-length", "16"],
+    "arena": ["--budget", "0", "--vs", "onednn", "--batch", "4"],
+    "optimize": ["--budget", "0", "--batch", "4", "--granularities", "none"],
     "heal": ["--minutes", "0.02"],
     "bench": ["--budget", "0.05", "--no-memory", "--vs", "onednn,eager", "--batch", "2", "--seq", "16"],
 }
 MORE_OF_METHOD = {
+    "--speedup": ["--speedup", "0.5"],  # a tiny model gains nothing
     "snip": ["--batches", "1", "--batch-size", "4", "--max-length", "16"],
     "sparsegpt": ["--count", "32"],
     "early-bird": ["--steps", "12"],

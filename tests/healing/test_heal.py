@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from typing import Any
 
@@ -15,6 +16,8 @@ from sparsebert.bert import prunable, resolve, weight_of
 from sparsebert.healing import training
 from sparsebert.healing.heal import Healing, heal_, zeros_of
 from tests.healing.conftest import QUICK, pruned_copy, tiny
+
+transformers = pytest.importorskip("transformers")
 
 HEADS = ("BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering")
 
@@ -48,6 +51,22 @@ class TestResult:
         assert healing.loss_after < 0.7 * healing.loss_before
         assert healing.agreement_after > healing.agreement_before
 
+    @pytest.mark.parametrize("family", ["Roberta", "DistilBert", "Electra"])
+    def test_every_family_heals(self, family: str, texts: list[str], tokenizer: Any) -> None:
+        sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 48}
+        if family == "DistilBert":
+            sizes = {"dim": 32, "n_heads": 2, "n_layers": 2, "hidden_dim": 48}
+        config = getattr(transformers, f"{family}Config")(
+            vocab_size=65, max_position_embeddings=32, initializer_range=0.2, pad_token_id=0, **sizes
+        )
+        torch.manual_seed(0)
+        dense = getattr(transformers, f"{family}Model")(config).eval()
+        model = pruned_copy(dense)
+        masks = Ticket.from_model(model)
+        healing = heal_(model, texts, teacher=dense, tokenizer=tokenizer, max_length=16, **QUICK)
+        assert healing.loss_after < healing.loss_before
+        assert Ticket.from_model(model) == masks
+
     def test_no_label_is_read(
         self, texts: list[str], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -68,20 +87,29 @@ class TestResult:
             heal_(model, texts, teacher=dense, tokenizer=tokenizer, **QUICK)
         assert not changed(states(one), other)
 
+    @pytest.mark.parametrize("first", [1e-4, 4e-2])
     def test_a_learning_rate_is_chosen_on_held_out_texts(
-        self, pruned: Any, dense: Any, texts: list[str], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+        self,
+        first: float,
+        pruned: Any,
+        dense: Any,
+        texts: list[str],
+        tokenizer: Any,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(training, "_MOST_SHARE_OF_TRIALS", 1.0)
+        monkeypatch.setattr(training, "MOST_SHARE_OF_TRIALS", math.inf)
+        monkeypatch.setattr(training, "FIRST_RATE", first)
         healing = heal_(pruned, texts, teacher=dense, tokenizer=tokenizer, **{**QUICK, "learning_rate": None})
-        assert [rate for rate, _ in healing.trials] == list(training.RATES)
         losses = {rate: loss for rate, loss in healing.trials if loss is not None}
-        assert healing.learning_rate == min(losses, key=losses.__getitem__)
+        assert 2 < len(healing.trials) <= training.MOST_TRIALS
+        assert healing.learning_rate == min(losses, key=losses.__getitem__) != first
+        assert healing.healed
 
     def test_few_steps_are_spent_on_training_alone(
         self, pruned: Any, dense: Any, texts: list[str], tokenizer: Any
     ) -> None:
         healing = heal_(pruned, texts, teacher=dense, tokenizer=tokenizer, **{**QUICK, "learning_rate": None})
-        assert (healing.trials, healing.learning_rate) == ((), training.DEFAULT_RATE)
+        assert (healing.trials, healing.learning_rate) == ((), training.FIRST_RATE)
 
 
 class TestMasks:
@@ -243,6 +271,10 @@ class TestBadInput:
     ) -> None:
         message = self.refusal(pruned, texts, teacher=dense, tokenizer=tokenizer, max_length=64)
         assert message == "max_length must be at most 32, the model's positions, got 64"
+
+    def test_another_dtype(self, pruned: Any, dense: Any, texts: list[str], tokenizer: Any) -> None:
+        message = self.refusal(pruned.bfloat16(), texts, teacher=dense, tokenizer=tokenizer)
+        assert message == "the model must be float32, got torch.bfloat16: call .float() on it"
 
     def test_a_model_that_is_packed(self, pruned: Any, dense: Any, texts: list[str], tokenizer: Any) -> None:
         packed = sparsify_(pruned, measure=False)

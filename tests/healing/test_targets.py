@@ -41,9 +41,14 @@ class TestLoss:
         assert float(read.loss(shifted, with_logits)) == pytest.approx(0, abs=1e-6)
         assert float(read.loss(turned, with_logits)) == pytest.approx(0.4621, abs=1e-4)  # tanh(1/2)
 
-    def test_one_logit_is_compared_as_a_number(self, targets: Targets) -> None:
-        read = Reader(tiny("BertForSequenceClassification", num_labels=1))
-        one, two = (replace(targets, logits=torch.full((4, 1), value)) for value in (1.0, 3.0))
+    @pytest.mark.parametrize(
+        ("labels", "problem"), [(1, None), (3, "multi_label_classification")], ids=["score", "several labels"]
+    )
+    def test_logits_without_a_softmax_are_compared_as_numbers(
+        self, labels: int, problem: str | None, targets: Targets
+    ) -> None:
+        read = Reader(tiny("BertForSequenceClassification", num_labels=labels, problem_type=problem))
+        one, two = (replace(targets, logits=torch.full((4, labels), value)) for value in (1.0, 3.0))
         assert float(read.loss(one, two)) == pytest.approx(4)
 
 

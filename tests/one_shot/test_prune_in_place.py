@@ -82,7 +82,7 @@ def test_as_published_each_matrix_reproduces_its_outputs_on_the_pruned_models_in
                 linear.weight.data = (
                     SparseGPT().prune_layer(problem, Target(group, Fraction(1, 2))).weight.float()
                 )
-    prune_(model, "sparsegpt", sparsity=0.5, data=data, reproduce="layer")
+    prune_(model, "sparsegpt", sparsity=0.5, data=data, reproduce="layer", allocate="uniform")
     for key in structure(model).linears:
         torch.testing.assert_close(
             resolve(model, key).weight, resolve(expected, key).weight, rtol=1e-3, atol=1e-4
@@ -91,7 +91,7 @@ def test_as_published_each_matrix_reproduces_its_outputs_on_the_pruned_models_in
 
 def test_the_weights_that_the_masks_prune_are_zero_and_each_matrix_keeps_its_share():
     model = bert()
-    ticket = prune_(model, "sparsegpt", sparsity=0.75, data=batches())
+    ticket = prune_(model, "sparsegpt", sparsity=0.75, data=batches(), allocate="uniform")
     assert list(ticket.masks) == list(structure(model).linears)
     for key, mask in ticket.masks.items():
         weight = resolve(model, key).weight
@@ -105,7 +105,7 @@ def test_to_reproduce_the_dense_model_ends_nearer_to_it():
     dense = bert()
     near, published, magnitude = (copy.deepcopy(dense) for _ in range(3))
     prune_(near, "sparsegpt", sparsity=0.7, data=data)
-    prune_(published, "sparsegpt", sparsity=0.7, data=data, reproduce="layer")
+    prune_(published, "sparsegpt", sparsity=0.7, data=data, reproduce="layer", allocate="uniform")
     prune_(magnitude, "wanda", sparsity=0.7, data=data)
     errors = [distance(dense, model, fresh) for model in (near, published, magnitude)]
     assert errors == sorted(errors)
@@ -116,7 +116,7 @@ def test_wanda_changes_no_weight_that_stays():
     model = bert()
     before = {key: resolve(model, key).weight.detach().clone() for key in structure(model).linears}
     biases = [resolve(model, key).bias.detach().clone() for key in before]
-    ticket = prune_(model, Wanda(), sparsity=0.5, data=batches())
+    ticket = prune_(model, Wanda(), sparsity=0.5, data=batches(), allocate="uniform")
     for key, weight in before.items():
         assert torch.equal(resolve(model, key).weight, weight.where(ticket.masks[key], 0.0))
         assert (ticket.masks[key].sum(1) == weight.shape[1] // 2).all()

@@ -240,6 +240,14 @@ class TestRange:
         with pytest.raises(BeyondFp16):
             NativeEncoder(scaled(layers, name, factor), FP16)(x, mask)
 
+    def test_of_the_last_norm(self) -> None:
+        """No linear layer comes after it."""
+        problem = Problem()
+        layers, _ = rounded(problem)
+        layers = [layers[0], *scaled(layers[1:], "output_norm", 3e5)]
+        with pytest.raises(BeyondFp16):
+            NativeEncoder(layers, FP16)(*problem.batch())
+
     def test_minus_infinity_before_relu(self) -> None:
         problem = Problem(activation="relu", hidden=8, density=1.0)
         layers, _ = rounded(problem)
@@ -260,15 +268,33 @@ class TestRange:
             with pytest.raises(BeyondFp16):
                 encoder(x, mask)
 
-    def test_residuals_that_grow_from_layer_to_layer(self) -> None:
+    def test_of_the_last_residual(self) -> None:
         problem = replace(MODERN, gated=False, rotary=False)
-        layers, _ = rounded(problem)
+        first, last = rounded(problem)[0]
         x, mask = problem.batch()
         x[:, :, 5] = 6e4
-        weights = [*layers[0].weights]
-        weights[5] = ElementFp16.from_dense(torch.ones(40, 72) * 1e3)
+        assert NativeEncoder([first, last], FP16)(x, mask).isfinite().all()
+        last = replace(last, biases=[*last.biases[:5], torch.full((40,), 1e4)])
         with pytest.raises(BeyondFp16):
-            NativeEncoder([replace(layers[0], weights=weights), *layers[1:]], FP16)(x, mask)
+            NativeEncoder([first, last], FP16)(x, mask)
+
+    def test_of_a_rotated_key_whose_score_is_minus_infinity(self) -> None:
+        """Softmax would turn it into a weight of 0."""
+        problem = Problem(hidden=8, heads=(HeadGroup(1, 2, 4),), rotary=True, lengths=(5,))
+        layers, _ = rounded(problem)
+        query, key = torch.full((2,), -1e-3), torch.full((2,), 4e4)
+        table = torch.tensor([[1.0, -1.0], *[[1.0, 0.0]] * 4])  # the first key becomes (8e4, 0)
+        layers = [
+            replace(
+                layer,
+                weights=[ElementFp16.from_dense(torch.zeros(2, 8))] * 2 + [*layer.weights[2:]],
+                biases=[query, key, *layer.biases[2:]],
+                rotary=table,
+            )
+            for layer in layers
+        ]
+        with pytest.raises(BeyondFp16):
+            NativeEncoder(layers, FP16)(*problem.batch())
 
     def test_small_values_lose_no_more_than_fp16_does(self, small: Small) -> None:
         encoder, x, mask = small
@@ -312,7 +338,7 @@ class TestEnds:
         layers, dense = rounded(Problem())
         mask = torch.arange(33) < torch.tensor((9, 33, 1))[:, None]
         ids = torch.randint(0, 50, mask.shape)
-        states, pooled = NativeEncoder(layers, FP16).of_ids(ids, mask, None, NativeEnds(ends, FP16))
+        states, pooled, _ = NativeEncoder(layers, FP16).of_ids(ids, mask, None, NativeEnds(ends, FP16))
         assert ends.words is not None
         assert ends.positions is not None
         assert ends.embedding_norm is not None
@@ -336,11 +362,11 @@ class TestEnds:
         encoder = NativeEncoder(rounded(Problem())[0], FP16)
         ids = torch.randint(0, 50, (70, 6))
         torch.set_num_threads(2)
-        _, pooled = encoder.of_ids(ids, None, None, ends)
+        _, pooled, _ = encoder.of_ids(ids, None, None, ends)
         torch.set_num_threads(1)
         assert pooled is not None
         for number in (0, 15, 16, 69):
-            _, alone = encoder.of_ids(ids[number : number + 1], None, None, ends)
+            _, alone, _ = encoder.of_ids(ids[number : number + 1], None, None, ends)
             assert alone is not None
             assert torch.equal(alone[0], pooled[number])
 

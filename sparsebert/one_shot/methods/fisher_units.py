@@ -48,6 +48,8 @@ class FisherUnits:
             "halfway": pruned by the search to the square root of the density.
         first_token: Fit the factors of the last layer's neurons to the first token only, as the code does for
             classifiers.
+        norm_weighted: Weigh errors of outputs by the norm that reads them (not in the paper; see
+            :func:`sparsebert.one_shot.norm_weights.norm_weights`).
         seed: Seed of the random signs of "outputs".
         damping: Damping of the least squares.
         limit: Factors beyond [-limit, limit] end the rescaling at their layer, as do least squares that do
@@ -67,6 +69,7 @@ class FisherUnits:
     rescales: bool = True
     teacher: str = "dense"
     first_token: bool = False
+    norm_weighted: bool = True
     seed: int = 0
     damping: float = 1.0
     limit: float = 10.0
@@ -119,16 +122,8 @@ class FisherUnits:
         costs = unit_costs(groups, self.cost, Workload.of(batches), dtype)
         total = costs.total({name: len(each) for name, each in importance.items()})
 
-        if density * Fraction(total) < costs.fixed:
-            rest = costs.fixed / total
-            raise ValueError(
-                f"layers without heads and neurons take {rest:.0%} of the {self.cost}: sparsity must be at "
-                f"most {1 - rest:.2f}, got {float(1 - density):g}"
-            )
-
         def search(share: Fraction) -> dict[str, Tensor]:
-            budget = float(share * Fraction(total)) - costs.fixed
-            return search_units(importance, costs.of_unit, kinds, budget)
+            return search_units(importance, costs.of_unit, kinds, costs.budget(share, total))
 
         kept = search(density)
         if not any(mask.any() for mask in kept.values()):
@@ -143,6 +138,6 @@ class FisherUnits:
             return PrunedUnits(kept, {name: mask.double() for name, mask in kept.items()}, notes=notes)
         whole = {name: torch.ones_like(mask) for name, mask in kept.items()}
         teacher = search(Fraction(float(density) ** 0.5)) if self.teacher == "halfway" else whole
-        rescaling = Rescaling(self.damping, self.limit, self.first_token)
+        rescaling = Rescaling(self.damping, self.limit, self.first_token, self.norm_weighted)
         factors, errors = rescaling.fit(model, sites, kept, teacher, batches, progress)
         return PrunedUnits(kept, factors, errors, notes | {"rescaled_layers": len(errors)})

@@ -1,0 +1,216 @@
+"""Allocation: the density of each matrix, by what its sparsity costs the model's last hidden states."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsebert.bert import resolve
+from sparsebert.one_shot.budgets import Option, choose
+from sparsebert.one_shot.calibration import Residuals, TokenFilter, stage_moments
+from sparsebert.one_shot.layer_problem import LayerProblem, SingularHessianError, Target
+from sparsebert.one_shot.methods.sparsegpt import SparseGPT
+from sparsebert.one_shot.moments import Moments
+from sparsebert.one_shot.segments import segments_of
+from sparsebert.pruning.gradients import evaluating
+from sparsebert.pruning.read_matrices import read_matrix
+
+# Texts on which errors are measured: enough to rank matrices.
+TEXTS = 64
+# Densities that a matrix may get: this many, from a fraction of the mean density to a multiple of it.
+GRID, SPAN = 48, 6.0
+# The densities, as shares of the mean density, at which the error of a matrix is measured.
+MEASURED = (0.4, 1.0)
+
+
+@dataclass(frozen=True)
+class ErrorCurve:
+    """What pruning one matrix alone costs the model, against the density of the matrix.
+
+    The logarithm of the error is close to a straight line over the density; two points fix it.
+
+    Attributes:
+        level: Logarithm of the error at density 0.
+        slope: Its change with density; negative.
+    """
+
+    level: float
+    slope: float
+
+    @classmethod
+    def through(cls, first: tuple[float, float], second: tuple[float, float]) -> ErrorCurve:
+        """Return the curve through two points (density, error), the lower density first."""
+        (low, more), (high, less) = first, second
+        tiny = 1e-30
+        slope = (math.log(max(less, tiny)) - math.log(max(more, tiny))) / (high - low)
+        slope = min(slope, 0.0)
+        return cls(math.log(max(less, tiny)) - slope * high, slope)
+
+    def at(self, density: float) -> float:
+        """Return the error at a density; 0 at density 1."""
+        return 0.0 if density >= 1 else math.exp(self.level + self.slope * density)
+
+
+@torch.no_grad()
+def allocated(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    batches: Sequence[Mapping[str, Any]],
+) -> dict[str, Target]:
+    """Return the targets with the densities that cost the model least, at the same mean density.
+
+    Every matrix is pruned alone, at two densities, by SparseGPT on the inputs of the dense model; its error
+    is the relative squared change of the model's last hidden states. Errors of different matrices are taken
+    to add up, and dynamic programming finds the densities with the least sum.
+
+    Args:
+        model: The dense model; unchanged at the end.
+        targets: Targets by key, each at the mean density.
+        batches: Calibration batches, of which the first texts are used.
+    """
+    batches = first_texts(batches)
+    density = float(next(iter(targets.values())).density)
+    low, high = (share * density for share in MEASURED)
+    curves = error_curves(model, targets, batches, (low, high))
+    weights = {key: target.group.weights for key, target in targets.items()}
+    budget = density * sum(weights.values())
+    lowest = density / SPAN
+    grid = [min(1.0, lowest * SPAN ** (2 * index / (GRID - 1))) for index in range(GRID)]
+    options = {
+        key: [Option(curves[key].at(share), share * weights[key]) for share in dict.fromkeys(grid)]
+        for key in targets
+    }
+    shares = {key: list(dict.fromkeys(grid))[index] for key, index in choose(options, budget).items()}
+    # The programme works in steps of the budget: the rest is spread, so that the mean is exact.
+    factor = _factor(shares, weights, budget)
+    return {
+        key: replace(target, density=Fraction(min(1.0, shares[key] * factor)).limit_denominator(10**6))
+        for key, target in targets.items()
+    }
+
+
+@torch.no_grad()
+def error_curves(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    batches: Sequence[Mapping[str, Any]],
+    densities: tuple[float, float],
+) -> dict[str, ErrorCurve]:
+    """Measure the curve of each matrix at two densities, the lower first; see :func:`allocated`."""
+    curves: dict[str, ErrorCurve] = {}
+    for key, problem, change in matrices_alone(model, targets, batches):
+        points = []
+        for density in densities:
+            target = replace(targets[key], density=Fraction(density).limit_denominator(10**6))
+            points.append((density, change(_pruned_alone(problem, target))))
+        curves[key] = ErrorCurve.through(*points)
+    return curves
+
+
+def matrices_alone(
+    model: nn.Module, keys: Iterable[str], batches: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, LayerProblem, Change]]:
+    """Yield each matrix, its problem on the dense model's inputs, and what a solution of it alone changes.
+
+    For callers without gradients.
+
+    Args:
+        model: The dense model; unchanged at the end.
+        keys: The matrices.
+        batches: Calibration batches.
+    """
+    tokens, residuals = TokenFilter(batches), Residuals(model)
+    with evaluating(model):
+        dense = segments_of(model, list(dict.fromkeys(keys)), batches)
+        for index in range(1, len(dense)):
+            dense[index] = dense[index - 1].following(dense[index])
+        wanted = list(tokens(dense[-1].outputs()))
+        energy = sum(float(states.square().sum()) for states in wanted)
+
+        def change(index: int) -> float:
+            segment = dense[index]
+            for following in dense[index + 1 :]:
+                segment = segment.following(following)
+            pairs = zip(tokens(segment.outputs()), wanted, strict=True)
+            return sum(float((ours - theirs).square().sum()) for ours, theirs in pairs) / energy
+
+        for index, segment in enumerate(dense):
+            for stage in segment.stages:
+                moments = stage_moments(stage, segment, None, tokens, residuals)
+                # Without pruned layers before it, a matrix sees the dense model's inputs.
+                moments = replace(moments, dense_second=moments.second, dense_mean=moments.mean)
+                for key in stage:
+                    weight = read_matrix(model, key, None).double()
+                    alone = Change(resolve(model, key), weight, moments, partial(change, index))
+                    yield key, moments.problem(key, weight, alone.bias is not None), alone
+
+
+@dataclass(frozen=True)
+class Change:
+    """What other weights of one matrix change.
+
+    Attributes:
+        module: The module of the matrix.
+        weight: Its dense weights, float64 [out, in].
+        moments: Moments of its inputs.
+        measure: Returns the relative squared change of the model's last hidden states.
+    """
+
+    module: nn.Module
+    weight: Tensor
+    moments: Moments
+    measure: Callable[[], float]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the matrix."""
+        return self.module._parameters.get("bias")
+
+    def __call__(self, pruned: Tensor) -> float:
+        """Measure with weights, float64 [out, in], and the adjusted bias in place of the matrix's own."""
+        before = {name: each.clone() for name, each in self.module._parameters.items() if each is not None}
+        parameters: Any = self.module._parameters
+        parameters["weight"].copy_(pruned)
+        if self.bias is not None:
+            self.bias.copy_(self.moments.bias(before["bias"].double().cpu(), self.weight, pruned))
+        try:
+            return self.measure()
+        finally:
+            for name, each in before.items():
+                parameters[name].copy_(each)
+
+
+def _pruned_alone(problem: LayerProblem, target: Target) -> Tensor:
+    """Return a matrix pruned by SparseGPT; by magnitude where its Hessian is singular, to rank it at all."""
+    try:
+        return SparseGPT().prune_layer(problem, target).weight
+    except SingularHessianError:
+        return problem.weight.where(target.choose(problem.weight.abs()), 0.0)
+
+
+def first_texts(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return batches spread over all of them, of ``TEXTS`` texts or a few more."""
+    texts = sum(_size(batch) for batch in batches)
+    step = max(1, texts // TEXTS)
+    return list(batches[step // 2 :: step])
+
+
+def _size(batch: Mapping[str, Any]) -> int:
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor))
+
+
+def _factor(shares: Mapping[str, float], weights: Mapping[str, int], budget: float) -> float:
+    """Return the factor of all shares, each at most 1, that meets the budget."""
+    low, high = 0.5, 2.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        spent = sum(min(1.0, share * middle) * weights[key] for key, share in shares.items())
+        low, high = (middle, high) if spent < budget else (low, middle)
+    return high

@@ -1,0 +1,94 @@
+"""``sparsebert prune`` by methods that are calibrated on texts and write a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparsebert import results
+from sparsebert.cli import app
+from sparsebert.cli.one_shot import ONE_SHOT
+from sparsebert.lottery.find_runs import load_ticket
+from sparsebert.one_shot.layer_problem import LAYER_METHODS
+from sparsebert.one_shot.prune_units import UNIT_METHODS
+from sparsebert.tickets.ticket import Ticket
+from tests.cli.tiny import WORDS, refused
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    file = tmp_path / "texts.txt"
+    words = [word for word in WORDS if word.isalpha()]
+    file.write_text("\n".join(" ".join(words[i % len(words) :][:7] or words[:3]) for i in range(40)) + "\n")
+    return file
+
+
+@pytest.fixture
+def asked(bert: Path, texts: Path, tmp_path: Path) -> list[str]:
+    return [
+        *("prune", "--model", str(bert), "--texts", str(texts), "--count", "24"),
+        *("--sparsity", "0.5", "--output", str(tmp_path / "pruned")),
+    ]
+
+
+def test_the_folder_holds_changed_weights_their_ticket_and_the_tokenizer(asked, bert, tmp_path, capsys):
+    assert app.main([*asked, "--method", "sparsegpt", "--json", str(tmp_path / "r.jsonl")]) == 0
+    model = transformers.AutoModel.from_pretrained(tmp_path / "pruned")
+    ticket = load_ticket(tmp_path / "pruned", model)
+    ticket.check(model, weights=True)
+    assert Ticket.from_model(model) == ticket
+    assert ticket.sparsity == pytest.approx(0.5, abs=0.01)
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "pruned")
+    dense = transformers.AutoModel.from_pretrained(bert)
+    key = "encoder.layer.0.output.dense"
+    kept = ticket.masks[key]
+    changed = model.get_submodule(key).weight[kept] - dense.get_submodule(key).weight[kept]
+    assert changed.abs().max() > 1e-4
+    (record,) = results.read(tmp_path / "r.jsonl")
+    assert (record["method"], record["calibration"]["texts"]) == ("sparsegpt", 24)
+    assert "Outputs lost on the calibration texts" in capsys.readouterr().out
+    assert not (tmp_path / "pruned.unfinished").exists()
+
+
+def test_a_speed_takes_the_place_of_the_sparsity(asked, tmp_path, capsys):
+    at = asked.index("--sparsity")
+    without = [*asked[:at], *asked[at + 2 :]]
+    assert app.main([*without, "--method", "wanda", "--milliseconds", "500", "--batch", "4"]) == 0
+    assert "asked for 500 ms: predicted" in capsys.readouterr().out
+
+
+def test_the_command_knows_every_method():
+    assert set(ONE_SHOT) >= LAYER_METHODS.keys() | UNIT_METHODS.keys()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--method", "magnitude"], "--texts applies only with a one-shot method"),
+        (["--method", "sparsegpt", "--output", "x.safetensors"], "--output must be a folder"),
+        (["--method", "sparsegpt", "--count", "4000"], "4000 texts are needed, got 40"),
+        (["--method", "sparsegpt", "--scope", "type"], "--scope does not apply to method sparsegpt"),
+        (["--method", "sparsegpt", "--speedup", "2"], "--sparsity conflicts with --speedup"),
+        (["--method", "sparsegpt", "--threads", "2"], "--threads applies only with --speedup"),
+        (["--method", "sparsegpt", "--biases"], "--biases applies only with a method that scores"),
+        (["--method", "sparsegpt", "--texts-column", "a"], "holds one text a line and no columns"),
+        (["--method", "wanda", "--damping", "0.1"], "--damping"),
+        (["--method", "sparsegpt", "--allocate", "all"], "value of allocate"),
+        (
+            ["--method", "sparsegpt", "--granularity", "2:4", "--allocate", "error"],
+            "conflicts with granularity",
+        ),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line(asked, tmp_path, capsys, more, message):
+    assert message in refused(capsys, *asked, *more)
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_texts_are_required(asked, capsys):
+    at = asked.index("--texts")
+    assert "--texts is missing" in refused(capsys, *asked[:at], *asked[at + 4 :], "--method", "sparsegpt")
