@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sparsebert_kernels import formats, ops
 from sparsebert_kernels.cpu import build_native, fp16, native
-from sparsebert_kernels.cpu.encoder import HeadGroup, NativeEncoder
+from sparsebert_kernels.cpu.encoder import NativeEncoder
+from sparsebert_kernels.cpu.encoder_parts import HeadGroup
 from tests.ops import encoder_problem
 from tests.ops import test_paired_encoder as paired_problem
 from tests.ops.problem import Problem, assert_as_good_as_torch
