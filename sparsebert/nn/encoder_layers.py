@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -267,13 +268,30 @@ def encoder_result(family: Family, hidden_states: Tensor, return_dict: bool | No
     """Return the result of an encoder that holds the last hidden states alone."""
     if family.relative_bias and not return_dict:
         return (hidden_states,)  # MPNet's encoder returns tuples by itself, those of other families never
-    return _output_class(family, family.result)(last_hidden_state=hidden_states)
+    return _output(_output_class(family, family.result), last_hidden_state=hidden_states)
 
 
 def model_result(family: Family, hidden_states: Tensor, pooled: Tensor | None) -> Any:
     """Return the result of a base model."""
     pooler_output = {"pooler_output": pooled} if family.pooler else {}
-    return _output_class(family, family.model_result)(last_hidden_state=hidden_states, **pooler_output)
+    cls = _output_class(family, family.model_result)
+    return _output(cls, last_hidden_state=hidden_states, **pooler_output)
+
+
+def _output(cls: Any, **values: Tensor | None) -> Any:
+    """Return ``cls(**values)`` without the constructor's checks, which cost as much as all of our own."""
+    output = cls.__new__(cls)
+    vars(output).update(_empty(cls))
+    for name, value in values.items():
+        if value is not None:
+            output[name] = value
+    return output
+
+
+@functools.cache
+def _empty(cls: Any) -> dict[str, None]:
+    """Return the attributes of an output without values."""
+    return dict(vars(cls()))
 
 
 def _output_class(family: Family, name: str) -> Any:

@@ -83,7 +83,7 @@ class Ends(Watched):
             self.after_embeddings = NativeEnds(after, form.engine)
         copied = [tensor for linear in linears for tensor in copied_of_linear(linear, exact)]
         copied += [tensor for each in norms for tensor in each.parameters() if is_copied(tensor)]
-        super().__init__([model, *modules], copied, settings)
+        super().__init__([model, *modules], copied, settings, self.native.addresses)
 
 
 def _require_known_embeddings(embeddings: Any, family: Family) -> None:

@@ -71,7 +71,7 @@ class NativeLayers(Watched):
         with torch.inference_mode(False), torch.no_grad():
             shared = _SharedTables(encoder, family, form)
             self.encoder = NativeEncoder([_described(layer, shared) for layer in layers], form.engine)
-        super().__init__(list(encoder.modules()), copied, settings)
+        super().__init__(list(encoder.modules()), copied, settings, self.encoder.addresses)
 
 
 def current_layers(module: Any) -> NativeLayers:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,11 @@ class Watched:
     """Modules and tensors that a native description was made from."""
 
     def __init__(
-        self, modules: Sequence[nn.Module], copied: Sequence[Tensor], settings: Sequence[Any]
+        self,
+        modules: Sequence[nn.Module],
+        copied: Sequence[Tensor],
+        settings: Sequence[Any],
+        in_place: Container[int] = (),
     ) -> None:
         """Remember the present state.
 
@@ -36,6 +40,8 @@ class Watched:
             modules: The modules; hooks of the first are nobody's business.
             copied: Tensors that the description holds copies of.
             settings: Dictionaries of attributes, each with the name of one that was read.
+            in_place: Addresses that the native library reads in each call. Changes of the values there need
+                no new description.
         """
         self._modules = [vars(module) for module in modules]
         self._harmless: list[dict[Any, Any]] = []  # hooks that are known not to matter
@@ -57,10 +63,14 @@ class Watched:
         self._held = _Entries([*prepacked, *held])
         self._holding = self._held.now()
         self._tensors = self._holding[len(prepacked) :]
-        # Inference tensors count no changes.
-        self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]
-        self._counts = [*map(_COUNT, self._counted)]
         self._addresses = [*map(Tensor.data_ptr, self._tensors)]
+        # Inference tensors count no changes.
+        self._counted = [
+            tensor
+            for tensor, address in zip(self._tensors, self._addresses, strict=True)
+            if address not in in_place and not tensor.is_inference()
+        ]
+        self._counts = [*map(_COUNT, self._counted)]
         with torch.inference_mode(False), torch.no_grad():
             self._samples = [_sample(tensor.detach()) for tensor in copied]
             self._sampled = torch.cat(self._samples) if copied else torch.empty(0)

@@ -31,6 +31,22 @@ def test_of_any_parameter(name: str) -> None:
     assert close(answers(model), before)
 
 
+def test_of_a_value_that_the_library_reads_in_place_needs_no_new_description() -> None:
+    model = fuse_(build("bert"))
+    answers(model)
+    layer, described, ends = model.encoder.layer[0], model.encoder._native, model._ends
+    for parameter in (layer.output.LayerNorm.weight, model.embeddings.word_embeddings.weight):
+        with torch.no_grad():
+            parameter *= 1.5
+        answer = answers(model)
+        assert close(answer, answers(unfuse_(copy.deepcopy(model))))
+    assert (model.encoder._native, model._ends) == (described, ends)
+    with torch.no_grad():
+        layer.output.dense.weight *= 1.5
+    assert close(answers(model), answers(unfuse_(copy.deepcopy(model))))
+    assert model.encoder._native is not described
+
+
 def test_of_the_vocabulary() -> None:
     model = fuse_(build("bert"))
     answers(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,7 +29,9 @@ pytestmark = pytest.mark.skipif(not INSTRUCTION_SETS, reason="no native library"
 class TestEnds:
     """Embeddings before the layers, LayerNorm and pooler after them."""
 
-    def ends(self, width: int = 40, counted: bool = False, **changes: Any) -> EncoderEnds:
+    def ends(
+        self, width: int = 40, counted: bool = False, pooler: str = "element", **changes: Any
+    ) -> EncoderEnds:
         torch.manual_seed(5)
         projection = torch.randn(40, width) / 5 if width != 40 else None
         tables = {
@@ -40,7 +43,7 @@ class TestEnds:
             "projection": None if projection is None else DensePanel.from_dense(projection),
             "projection_bias": None if projection is None else torch.randn(40),
             "final_norm": (torch.rand(40) + 0.5, torch.randn(40)),
-            "pooler": pack(torch.randn(13, 40) / 6, "element"),
+            "pooler": pack(torch.randn(13, 40) / 6, pooler),
             "pooler_bias": torch.randn(13),
             "epsilons": (1e-3, 1e-5),
         }
@@ -82,8 +85,9 @@ class TestEnds:
             {"counted": True},
             {"width": 23},
             {"types": None, "positions": None, "final_norm": None},
+            {"pooler": "dense"},
         ],
-        ids=["all", "counted", "projected", "words"],
+        ids=["all", "counted", "projected", "words", "dense pooler"],
     )
     @pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
     def test_are_computed_in_the_same_call(
@@ -103,8 +107,9 @@ class TestEnds:
             assert (pooled - exact_pooled).abs().max() < 1e-5
 
     @pytest.mark.parametrize("threads", [1, 3])
-    def test_many_sequences_are_pooled(self, threads: int) -> None:
-        ends = self.ends()
+    @pytest.mark.parametrize("pooler", ["element", "dense"])
+    def test_many_sequences_are_pooled(self, pooler: str, threads: int) -> None:
+        ends = self.ends(pooler=pooler)
         torch.manual_seed(3)
         encoder = NativeEncoder(Problem().layers()[0])
         ids = torch.randint(0, 50, (150, 20))
@@ -155,6 +160,6 @@ class TestEnds:
             {"words": torch.randn(50, 39)},
             {"pooler": pack(torch.randn(8, 41), "dense"), "pooler_bias": None},
         ):
-            ends = NativeEnds(self.ends(**changes))
+            ends = NativeEnds(replace(self.ends(), **changes))
             with pytest.raises(ValueError, match="do not fit together"):
                 encoder.of_ids(torch.zeros(1, 4).long(), None, None, ends)

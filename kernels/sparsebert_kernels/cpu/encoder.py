@@ -77,6 +77,9 @@ class NativeEnds:
     """``EncoderEnds`` described for the native library, which reads the tensors at each call.
 
     ``dtype`` is that of the encoder.
+
+    Attributes:
+        addresses: Those of the tensors that the library reads.
     """
 
     def __init__(self, ends: EncoderEnds, dtype: torch.dtype = torch.float32) -> None:
@@ -106,6 +109,7 @@ class NativeEnds:
             0,
         )
         self.description = ctypes.create_string_buffer(description, len(description))
+        self.addresses = _addresses(self._alive)
 
     def _address(self, tensor: Tensor | None) -> int:
         return _address(tensor, self._alive)
@@ -134,6 +138,7 @@ class NativeEncoder:
         self._alive: list[Tensor] = []
         description = b"".join(map(self._describe, layers))
         self._description = ctypes.create_string_buffer(description, len(description))
+        self.addresses = _addresses(self._alive)
 
     def __call__(self, x: Tensor, mask: Tensor | None = None, ends: NativeEnds | None = None) -> Tensor:
         """Return the last layer's output for the tokens that ``mask`` keeps, and zeros for the others.
@@ -327,6 +332,10 @@ def _address(tensor: Tensor | None, alive: list[Tensor], dtype: torch.dtype = to
         return 0
     alive.append(readable(tensor.detach().to(dtype).contiguous()))
     return alive[-1].data_ptr()
+
+
+def _addresses(tensors: Sequence[Tensor]) -> frozenset[int]:
+    return frozenset(tensor.data_ptr() for tensor in tensors if tensor.numel())
 
 
 def supports(weight: PackedWeight, dtype: torch.dtype = torch.float32) -> bool:

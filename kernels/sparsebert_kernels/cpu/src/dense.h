@@ -64,4 +64,29 @@ void dense_block(const sb_weight& w, int64_t block, int64_t features, const floa
   }
 }
 
+// y[i] = W x[i] + bias for `count` vectors, with columns of four rows as lanes: as fast for one vector as for many.
+// `spread` is x with every value DENSE_ROWS times; y and the bias have whole groups of rows, `stride` values apart.
+inline void dense_vectors(const sb_weight& w, int64_t count, const float* spread, float* y, int64_t stride) {
+  constexpr int CHAINS = 4;
+  const int64_t values = w.in_features * DENSE_ROWS, whole = values / (CHAINS * LANES) * (CHAINS * LANES);
+  const auto *from = static_cast<const float*>(w.values), *bias = static_cast<const float*>(w.bias);
+  for (int64_t row = 0; row < w.out_features; row += DENSE_ROWS, from += values)
+    for (int64_t n = 0; n < count; n++) {
+      const float* x = spread + n * values;
+      float* to = y + n * stride + row;
+      Simd::F sums[CHAINS] = {};
+      for (int64_t i = 0; i < whole; i += CHAINS * LANES)
+#pragma GCC unroll 4
+        for (int chain = 0; chain < CHAINS; chain++)
+          sums[chain] += Simd::loadu(from + i + chain * LANES) * Simd::loadu(x + i + chain * LANES);
+      alignas(64) float lanes[LANES];
+      Simd::store(lanes, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+      for (int64_t i = whole; i < values; i++) lanes[i % LANES] += from[i] * x[i];
+      for (int r = 0; r < DENSE_ROWS; r++) {
+        to[r] = bias[row + r];
+        for (int lane = r; lane < LANES; lane += DENSE_ROWS) to[r] += lanes[lane];
+      }
+    }
+}
+
 }  // namespace SB_ISA

@@ -53,12 +53,36 @@ inline void embed(const sb_encoder_call& call, const KeptTokens& tokens, const P
   if (projected) panel_linear(ends.weights[PROJECTION], sums, hidden, 0, SB_NONE, begin, end);
 }
 
+// pooled[sequence] = tanh(pooler(first token)) for a dense pooler and `count` sequences from `first` on.
+inline void pool_densely(const sb_encoder_call& call, const KeptTokens& tokens, const Panels& hidden, int64_t first,
+                         int64_t count) {
+  static thread_local Scratch scratch;
+  const sb_weight& pooler = call.ends->weights[POOLER];
+  const int64_t rows = padded_rows(pooler.out_features), features = call.hidden;
+  const int64_t values = count * (features * DENSE_ROWS + rows) + LANES;
+  float* spread = static_cast<float*>(scratch.get(sizeof(float) * values));
+  float *y = spread + count * features * DENSE_ROWS, *to = spread;
+  for (int64_t s = first; s < first + count; s++) {
+    const bool some = tokens.starts[s] < tokens.starts[s + 1];
+    const PanelRow from = some ? hidden.row(0, tokens.starts[s]) : PanelRow{};
+    for (int64_t k = 0; k < features; k++)
+      for (int r = 0; r < DENSE_ROWS; r++) *to++ = some ? to_float(from.data[k * from.width]) : 0.0f;
+  }
+  dense_vectors(pooler, count, spread, y, rows);
+  for (int64_t i = 0; i < count * rows; i += LANES) Simd::storeu(y + i, tanh(Simd::loadu(y + i)));
+  for (int64_t s = 0; s < count; s++)
+    memcpy(call.pooled + (first + s) * pooler.out_features, y + s * rows, sizeof(float) * pooler.out_features);
+}
+
 // pooled[sequence] = tanh(pooler(first token)) for the sequences of one token panel; those without tokens count as zero.
 inline void pool_first_tokens(const sb_encoder_call& call, const KeptTokens& tokens, const Panels& hidden,
                               const PanelLayout& sequences, int64_t tile) {
   static thread_local Scratch scratch;
   const sb_weight& pooler = call.ends->weights[POOLER];
   const int64_t rows = padded_rows(pooler.out_features), features = call.hidden, first = tile * PANEL_TOKENS;
+  const int64_t rest = call.sequences - first;
+  if (pooler.format == SB_DENSE)
+    return pool_densely(call, tokens, hidden, first, rest < PANEL_TOKENS ? rest : PANEL_TOKENS);
   auto* memory = static_cast<Stored*>(scratch.get(sizeof(Stored) * PANEL_TOKENS * (features + rows)));
   const Panels x{&sequences, memory, features, tile}, y{&sequences, memory + features * PANEL_TOKENS, rows, tile};
   const int64_t width = x.width(tile);
