@@ -50,7 +50,7 @@ _ENTRIES = ("prune_layer", "prune_units", "prune_model")
 
 def prune_(
     model: nn.Module,
-    method: str | LayerMethod | UnitMethod | ModelMethod = "sparsegpt",
+    method: str | LayerMethod | UnitMethod | ModelMethod = "alps",
     *,
     data: Any,
     sparsity: Number | None = None,

@@ -32,7 +32,7 @@ def optimize(
     labels: LabelledRows | None = None,
     precisions: Sequence[str] = PRECISIONS,
     granularities: Sequence[str] = GRANULARITIES,
-    method: str = "sparsegpt",
+    method: str = "alps",
     heal_minutes: float = 0.0,
     batch: int = 8,
     threads: int = 1,
@@ -60,7 +60,7 @@ def optimize(
         labels: Labelled rows to judge by.
         precisions: Precisions to try: of "fp32", "bf16" and "int8".
         granularities: Granularities to try, as for :func:`sparsebert.prune`; none tries dense forms alone.
-        method: One-shot method for weights: "sparsegpt", "alps", "wanda" or "obs". Heads and neurons are
+        method: One-shot method for weights: "alps", "sparsegpt", "wanda" or "obs". Heads and neurons are
             pruned by ZipLM.
         heal_minutes: Minutes to train the weights that stay on the texts, at each of about four sparsities
             of a granularity; 0 trains nothing.
