@@ -147,11 +147,13 @@ def _builders(
         builders[name] = _of_backend(judged, judged.as_pruned_model(precision), name, OURS, 0.0)
     for path in also:
         if (path / "config.json").is_file():
-            builders[path.name] = _of_folder(judged, path, task)
+            name = path.name if path.name not in builders else str(path)
+            builders[name] = _of_folder(judged, path, name, task)
         else:
             ticket = load_ticket(path, judged.model)
             for precision in PRECISIONS:
                 name = f"{path.stem} {precision}"
+                name = name if name not in builders else f"{path} {precision}"
                 builders[name] = _of_ticket(judged, ticket, name, precision)
     return builders
 
@@ -179,11 +181,11 @@ def _of_ticket(judged: JudgedTexts, ticket: Ticket, name: str, precision: str) -
     return build
 
 
-def _of_folder(judged: JudgedTexts, folder: Path, task: Task | None) -> Build:
+def _of_folder(judged: JudgedTexts, folder: Path, name: str, task: Task | None) -> Build:
     def build() -> Form:
         model = load_judged(str(folder), task).eval()
         return Form(
-            folder.name,
+            name,
             ours=True,
             precision=str(_saved_precision(model)),
             sparsity=_saved_sparsity(model),

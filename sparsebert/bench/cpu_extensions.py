@@ -20,7 +20,7 @@ _KERNELS = {
     "neon": ("fp32 and bf16 weights, 4 lanes", "neon"),
     "neon_dotprod": ("int8 vectors", "int8_neon_dotprod"),
     "neon_i8mm": ("int8 products of matrices", "int8_neon_i8mm"),
-    "neon_bf16": ("dot products of bf16 weights", "neon_bf16"),
+    "neon_bf16": ("row panels and whole encoders in bf16 and int8", "neon_bf16"),
 }
 
 

@@ -88,7 +88,7 @@ def prune_to_folder(
     print_ticket_file(output, ticket)
     if reached is not None:
         typer.echo(f"asked for {speed.goal()}: {reached}")
-    typer.echo(f"sparsebert bench --model {output} measures it, sparsebert heal {output} trains what is left")
+    typer.echo(f"sparsebert bench --model {output} measures it, sparsebert heal {output} trains its weights")
     if json is not None:
         row = {"model": model, "method": method, "output": str(output), "ticket": describe(ticket)}
         row |= {"errors": ticket.metadata["errors"], "calibration": ticket.metadata["calibration"]}

@@ -35,8 +35,8 @@ def optimize(
     ] = "element panel(32,2) panel(32,4) neuron",
     method: Annotated[
         str,
-        typer.Option(help="one-shot method for weights: sparsegpt, alps, wanda or obs; ziplm prunes units"),
-    ] = "sparsegpt",
+        typer.Option(help="one-shot method for weights: alps, sparsegpt, wanda or obs; ziplm prunes units"),
+    ] = "alps",
     heal_minutes: Annotated[
         float,
         typer.Option(

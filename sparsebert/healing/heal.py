@@ -111,6 +111,8 @@ def heal_(
     ticket = ticket if ticket is not None else zeros_of(model)
     if ticket.sparsity == 0:
         raise ValueError("the model has no zeros in its encoder: heal a pruned model, or pass a ticket")
+    say = progress or (lambda text: None)
+    say("encoding the texts")
     rows = encode(texts, tokenizer, max_length, options.seed)
     device = next(model.parameters()).device
     bf16 = options.precision == "bf16" or (options.precision == "auto" and suits(device))
@@ -137,8 +139,9 @@ def heal_(
             held_out_targets=TargetCache(teacher, read, options.cache),
             settings=options,
             budget=budget,
-            progress=progress or (lambda text: None),
+            progress=say,
         )
+        say("comparing with the dense model")
         before, start = healer.agreement(), student.weights()
         state, best = (healer.search(), start) if saved is None else restored(saved, student)
         best = healer.train(state, best, Saving(checkpoint, identity) if checkpoint is not None else None)

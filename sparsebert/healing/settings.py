@@ -37,7 +37,7 @@ class HealingSettings:
     minutes: float = 10.0
     steps: int | None = None
     learning_rate: float | None = None
-    tokens: int = 2048
+    tokens: int = 1024
     max_length: int | None = None
     embeddings: bool = True
     pooling: str = "mean"

@@ -22,7 +22,8 @@ from sparsebert.nn.native_weights import (
 )
 from sparsebert.nn.plain_path import PlainPath
 from sparsebert.nn.watched import Watched
-from sparsebert_kernels.cpu.encoder import EncoderEnds, NativeEnds
+from sparsebert_kernels.cpu.encoder import NativeEnds
+from sparsebert_kernels.cpu.encoder_parts import EncoderEnds
 
 
 class Ends(Watched):

@@ -28,8 +28,9 @@ from sparsebert.nn.native_weights import (
 )
 from sparsebert.nn.plain_path import PlainPath
 from sparsebert.nn.watched import Watched
-from sparsebert_kernels.cpu import encoder as kernels
-from sparsebert_kernels.cpu.encoder import HeadGroup, NativeEncoder
+from sparsebert_kernels.cpu import encoder_parts as parts
+from sparsebert_kernels.cpu.encoder import NativeEncoder
+from sparsebert_kernels.cpu.encoder_parts import HeadGroup
 from sparsebert_kernels.cpu.row_panels import pad_columns, pad_rows, padded_heads
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh")
@@ -196,7 +197,7 @@ def _paddings(layer: EncoderLayer, family: Family, form: NativeForm) -> list[Pad
     return paddings_of(heads, form, joint=modern, gated=neurons if modern else 0, rotary=modern)
 
 
-def _described(layer: EncoderLayer, shared: _SharedTables) -> kernels.EncoderLayer:
+def _described(layer: EncoderLayer, shared: _SharedTables) -> parts.EncoderLayer:
     linears: Any = layer.linears
     family, form = shared.family, shared.form
     heads, scale = _heads(layer, family)
@@ -205,7 +206,7 @@ def _described(layer: EncoderLayer, shared: _SharedTables) -> kernels.EncoderLay
     rotary = shared.rotary(layer.layer.attention_type) if pre_norm else None  # type: ignore[arg-type]
     paddings = list(zip(linears, _paddings(layer, family, form), strict=True))
     biases = [None if module is None else bias_of(module, form.stored) for module in linears]
-    return kernels.EncoderLayer(
+    return parts.EncoderLayer(
         weights=[
             None if module is None else packed_weight(module, form, padding) for module, padding in paddings
         ],

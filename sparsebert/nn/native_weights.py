@@ -13,7 +13,7 @@ from sparsebert.nn.plain_path import PlainPath
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels.cpu import encoder as kernels
 from sparsebert_kernels.cpu import native
-from sparsebert_kernels.cpu.encoder import DensePanel, HeadGroup
+from sparsebert_kernels.cpu.encoder_parts import DensePanel, HeadGroup
 from sparsebert_kernels.cpu.row_panels import pack_row_panels, pad_columns, pad_rows, padded_heads
 from sparsebert_kernels.formats import ElementFp16, ElementSparse, PackedWeight, VectorSparse
 

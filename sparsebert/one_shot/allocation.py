@@ -18,12 +18,12 @@ from sparsebert.one_shot.calibration import Residuals, TokenFilter, stage_moment
 from sparsebert.one_shot.layer_problem import LayerProblem, SingularHessianError, Target
 from sparsebert.one_shot.methods.sparsegpt import SparseGPT
 from sparsebert.one_shot.moments import Moments
-from sparsebert.one_shot.segments import segments_of
+from sparsebert.one_shot.segments import Segment, segments_of
 from sparsebert.pruning.gradients import evaluating
 from sparsebert.pruning.read_matrices import read_matrix
 
-# Texts on which errors are measured: enough to rank matrices.
-TEXTS = 64
+# Tokens that give the Hessians, and other tokens on which errors are measured: enough to rank matrices.
+FITTED, JUDGED = 4096, 1024
 # Densities that a matrix may get: this many, from a fraction of the mean density to a multiple of it.
 GRID, SPAN = 48, 6.0
 # The densities, as shares of the mean density, at which the error of a matrix is measured.
@@ -75,7 +75,6 @@ def allocated(
         targets: Targets by key, each at the mean density.
         batches: Calibration batches, of which the first texts are used.
     """
-    batches = first_texts(batches)
     density = float(next(iter(targets.values())).density)
     low, high = (share * density for share in MEASURED)
     curves = error_curves(model, targets, batches, (low, high))
@@ -126,11 +125,11 @@ def matrices_alone(
         keys: The matrices.
         batches: Calibration batches.
     """
-    tokens, residuals = TokenFilter(batches), Residuals(model)
+    keys, residuals = list(dict.fromkeys(keys)), Residuals(model)
+    fitted, judged = _parts(batches)
+    tokens = TokenFilter(judged)
     with evaluating(model):
-        dense = segments_of(model, list(dict.fromkeys(keys)), batches)
-        for index in range(1, len(dense)):
-            dense[index] = dense[index - 1].following(dense[index])
+        dense = _chain(model, keys, judged)
         wanted = list(tokens(dense[-1].outputs()))
         energy = sum(float(states.square().sum()) for states in wanted)
 
@@ -141,9 +140,9 @@ def matrices_alone(
             pairs = zip(tokens(segment.outputs()), wanted, strict=True)
             return sum(float((ours - theirs).square().sum()) for ours, theirs in pairs) / energy
 
-        for index, segment in enumerate(dense):
+        for index, segment in enumerate(_chain(model, keys, fitted)):
             for stage in segment.stages:
-                moments = stage_moments(stage, segment, None, tokens, residuals)
+                moments = stage_moments(stage, segment, None, TokenFilter(fitted), residuals)
                 # Without pruned layers before it, a matrix sees the dense model's inputs.
                 moments = replace(moments, dense_second=moments.second, dense_mean=moments.mean)
                 for key in stage:
@@ -195,15 +194,42 @@ def _pruned_alone(problem: LayerProblem, target: Target) -> Tensor:
         return problem.weight.where(target.choose(problem.weight.abs()), 0.0)
 
 
-def first_texts(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return batches spread over all of them, of ``TEXTS`` texts or a few more."""
-    texts = sum(_size(batch) for batch in batches)
-    step = max(1, texts // TEXTS)
-    return list(batches[step // 2 :: step])
+def _chain(model: nn.Module, keys: Sequence[str], batches: Sequence[Mapping[str, Any]]) -> list[Segment]:
+    """Return the segments of the model, each with the hidden states that reach it."""
+    chain = segments_of(model, keys, batches)
+    for index in range(1, len(chain)):
+        chain[index] = chain[index - 1].following(chain[index])
+    return chain
 
 
-def _size(batch: Mapping[str, Any]) -> int:
-    return next(len(value) for value in batch.values() if isinstance(value, Tensor))
+def _parts(
+    batches: Sequence[Mapping[str, Any]],
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Return batches of ``FITTED`` tokens and others of ``JUDGED``, each spread over all lengths.
+
+    Where there are fewer tokens than that, all batches serve both.
+    """
+    if sum(map(_tokens, batches)) <= FITTED + JUDGED:
+        return list(batches), list(batches)
+    # Batches may be sorted by length: every second one is as good as all.
+    judged = _spread(batches[1::2] or batches, JUDGED)
+    taken = {id(batch) for batch in judged}
+    return _spread([batch for batch in batches if id(batch) not in taken], FITTED) or judged, judged
+
+
+def _spread(batches: Sequence[Mapping[str, Any]], tokens: int) -> list[Mapping[str, Any]]:
+    """Return batches at even distances, of about this many tokens."""
+    total = sum(_tokens(batch) for batch in batches)
+    count = max(1, min(len(batches), round(len(batches) * tokens / max(total, 1))))
+    return (
+        [batches[(2 * index + 1) * len(batches) // (2 * count)] for index in range(count)] if batches else []
+    )
+
+
+def _tokens(batch: Mapping[str, Any]) -> int:
+    mask = batch.get("attention_mask")
+    first = next(value for value in batch.values() if isinstance(value, Tensor))
+    return int(mask.sum()) if isinstance(mask, Tensor) else first.shape[:2].numel()
 
 
 def _factor(shares: Mapping[str, float], weights: Mapping[str, int], budget: float) -> float:

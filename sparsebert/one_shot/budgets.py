@@ -57,9 +57,9 @@ def choose(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str, 
         choice = candidates.argmin(0)
         taken.append(choice)
         best = candidates[choice, np.arange(STEPS + 1)]
-    chosen: dict[str, int] = {}
+    indices: dict[str, int] = {}
     left = STEPS
     for key, choice in zip(reversed(list(options)), reversed(taken), strict=True):
-        chosen[key] = int(choice[left])
-        left -= int(options[key][chosen[key]].cost / step + 1e-9)
-    return {key: chosen[key] for key in options}
+        indices[key] = int(choice[left])
+        left -= int(options[key][indices[key]].cost / step + 1e-9)
+    return {key: indices[key] for key in options}

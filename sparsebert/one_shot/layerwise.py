@@ -45,7 +45,7 @@ class Report:
 
 
 class _Work:
-    """Share of the work done, and the time that is left.
+    """Share of the work done, and the time that the rest takes.
 
     Args:
         costs: Key -> work of a matrix, in any unit.

@@ -50,7 +50,7 @@ _ENTRIES = ("prune_layer", "prune_units", "prune_model")
 
 def prune_(
     model: nn.Module,
-    method: str | LayerMethod | UnitMethod | ModelMethod = "sparsegpt",
+    method: str | LayerMethod | UnitMethod | ModelMethod = "alps",
     *,
     data: Any,
     sparsity: Number | None = None,
@@ -115,10 +115,10 @@ def prune_(
     for name, value, values in (("reproduce", reproduce, REPRODUCE), ("allocate", allocate, ALLOCATE)):
         if value is not None and value not in values:
             raise unknown(f"value of {name}", value, values)
-    found = find_one_shot(method)
-    if hasattr(found, "prune_units"):
+    pruning_method = find_one_shot(method)
+    if hasattr(pruning_method, "prune_units"):
         _require_layerwise(
-            found.name,
+            pruning_method.name,
             densities=densities,
             block_size=block_size,
             round_to=round_to,
@@ -129,7 +129,7 @@ def prune_(
         )
         return prune_units_(
             model,
-            found,
+            pruning_method,
             data=data,
             sparsity=sparsity,
             granularity=granularity,
@@ -137,9 +137,9 @@ def prune_(
             filter=filter,
             progress=None if progress is None else _UnitProgress(progress),
         )
-    if hasattr(found, "prune_model"):
+    if hasattr(pruning_method, "prune_model"):
         _require_layerwise(
-            found.name,
+            pruning_method.name,
             densities=densities,
             checkpoint=checkpoint,
             magnitude_where_singular=magnitude_where_singular,
@@ -148,7 +148,7 @@ def prune_(
         )
         return prune_model_(
             model,
-            found,
+            pruning_method,
             data=data,
             sparsity=sparsity,
             granularity=granularity,
@@ -158,7 +158,7 @@ def prune_(
             include_pooler=include_pooler,
             filter=filter,
         )
-    layer_method: Any = found
+    layer_method: Any = pruning_method
     granularity, block_size = spelled_out(granularity, block_size)
     units = parse_granularity(granularity, block_size, round_to)
     if "mlp" in kinds_in(granularity):

@@ -103,15 +103,15 @@ class Rescaling:
                         raise ValueError(f"the inputs of {key} hold NaN or infinity on the calibration data")
                     weight = weight_of(model, key).detach().cpu().double()
                     offset = sites[name].kind == "head"
-                    found = unit_factors(
+                    of_kept = unit_factors(
                         *weighted(moments, weight, importance.get(key)),
                         kept[name],
                         damping=self.damping,
                         offset=offset,
                     )
-                    if found is None or found.abs().max() > self.limit:
+                    if of_kept is None or of_kept.abs().max() > self.limit:
                         return factors, errors
-                    factors[name][kept[name]] = found
+                    factors[name][kept[name]] = of_kept
                     student[name] = factors[name].to(like)
                     scale = factors[name].repeat_interleave(weight.shape[1] // len(kept[name]))
                     errors[key] = moments.problem(key, weight, has_bias=False).error(weight * scale)
@@ -190,12 +190,12 @@ def normal_equations(
     def by_unit(values: Tensor, dim: int) -> Tensor:
         return values.unflatten(dim, (-1, width)).sum(dim + 1)
 
-    own = weight[:, columns]
-    products = moments.second[columns][:, columns] * (own.t() @ own)
+    weight_of_kept = weight[:, columns]
+    products = moments.second[columns][:, columns] * (weight_of_kept.t() @ weight_of_kept)
     equations = by_unit(by_unit(products, 1), 0)
-    target = by_unit((own * wanted[:, columns]).sum(0), 0)
+    target = by_unit((weight_of_kept * wanted[:, columns]).sum(0), 0)
     if offset:
-        sums = by_unit(own.sum(0) * moments.mean[columns], 0)
+        sums = by_unit(weight_of_kept.sum(0) * moments.mean[columns], 0)
         equations = torch.cat([equations, sums[None]])
         equations = torch.cat([equations, torch.cat([sums, sums.new_tensor([len(weight)])])[:, None]], 1)
         target = torch.cat([target, wanted_mean.sum()[None]])

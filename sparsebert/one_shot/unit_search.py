@@ -83,15 +83,15 @@ def rearrange(kept: Tensor, gradients: Tensor) -> Tensor:
     if pruned in (0, len(kept)):
         return kept
     fisher = gradients.double().t() @ gradients.double()
-    own = fisher.diagonal()
-    order = own.argsort(stable=True)
+    alone = fisher.diagonal()
+    order = alone.argsort(stable=True)
     members = order[: pruned + 1].clone()  # the last place is that of the unit to add
     pull = fisher[members[:pruned]].sum(0)  # of each unit's gradient and the sum over the members
     for unit in order[pruned:].tolist():
         members[pruned] = unit
         pull += fisher[unit]
         # |s - g|^2 without |s|^2, which is the same for all.
-        spared = int((own[members] - 2 * pull[members]).argmin())
+        spared = int((alone[members] - 2 * pull[members]).argmin())
         pull -= fisher[members[spared]]
         members[spared:pruned] = members[spared + 1 :].clone()
     mask = torch.ones_like(kept)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sparsebert.bert import weight_of
-from sparsebert.one_shot.allocation import first_texts, matrices_alone
+from sparsebert.one_shot.allocation import matrices_alone
 from sparsebert.one_shot.budgets import Option, choose
 from sparsebert.one_shot.layer_problem import LayerMethod, LayerProblem, Target
 from sparsebert.one_shot.unit_columns import reader_of
@@ -102,11 +102,11 @@ def allocated_units(
     costs = unit_costs(groups, cost, Workload.of(batches), weight_of(model, groups[0].name).dtype)
     total = costs.total({group.name: group.grid[0] for group in groups})
     density = next(iter(targets.values())).density
-    table = unit_table(model, groups, first_texts(batches), method, costs)
+    table = unit_table(model, groups, batches, method, costs)
     options = {key: [Option(row.error, row.cost) for row in rows] for key, rows in table.items()}
-    chosen = choose(options, costs.budget(density, total))
+    rows_to_keep = choose(options, costs.budget(density, total))
     return {
-        key: replace(target, density=Fraction(table[key][chosen[key]].kept, table[key][0].kept))
+        key: replace(target, density=Fraction(table[key][rows_to_keep[key]].kept, table[key][0].kept))
         for key, target in targets.items()
     }
 

@@ -43,7 +43,7 @@ def split_texts(texts: Sequence[str], *, seed: int = 0) -> TextParts:
     Raises:
         ValueError: There are fewer than four times ``LEAST_TEXTS`` different ones.
     """
-    distinct = list(dict.fromkeys(texts))
+    distinct = list(dict.fromkeys(text for text in texts if text.strip()))
     if len(distinct) < 4 * LEAST_TEXTS:
         raise ValueError(
             f"at least {4 * LEAST_TEXTS} different texts are needed to calibrate, to search and to judge, "

@@ -15,7 +15,7 @@ from sparsebert.results import Record
 from sparsebert.tasks.models import load_as_saved, short_name
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.workflows.form_search import ROUNDING, Candidate, FormSearch
-from sparsebert.workflows.pruned_forms import DENSE, in_engine
+from sparsebert.workflows.pruned_forms import DENSE, all_cores, in_engine
 
 # A form that is faster by less is not worth its loss.
 LEAST_GAIN = 1.02
@@ -71,8 +71,9 @@ def _choose(candidates: Sequence[Candidate], search: FormSearch) -> tuple[Candid
 
     def judged(candidate: Candidate) -> Quality:
         search.on_step(f"judging {candidate.name} on texts that the search has not seen")
-        encoder = encoder_of(search.form(candidate.shape, candidate.precision).base_model)
-        verdicts[candidate.name] = search.judged.verdict.quality_of(search.judged.head, encoder)
+        encoder = encoder_of(search.base(candidate.shape, candidate.precision))
+        with all_cores():
+            verdicts[candidate.name] = search.judged.verdict.quality_of(search.judged.head, encoder)
         return verdicts[candidate.name]
 
     holding = [
@@ -93,7 +94,7 @@ def _timed_again(candidates: Sequence[Candidate], best: Candidate, search: FormS
     """Return the candidates with the dense ones and the chosen one timed in alternation."""
     search.on_step("timing the chosen form against the dense ones")
     bases = {
-        each.name: search.form(each.shape, each.precision).base_model
+        each.name: search.base(each.shape, each.precision)
         for each in candidates
         if each.dense or each is best
     }

@@ -19,7 +19,7 @@ from sparsebert.bench.runner import Settings, Step, time_backends
 from sparsebert.bench.timer import on_wall
 from sparsebert.quality.held_out import encoder_of
 from sparsebert.quality.measures import Quality
-from sparsebert.workflows.pruned_forms import DENSE, PrunedForms, Shape, in_engine
+from sparsebert.workflows.pruned_forms import DENSE, PrunedForms, Shape, all_cores, in_engine
 
 # Sparsities that a search may settle on.
 SPARSITIES = tuple(round(0.05 * step, 2) for step in range(2, 20))
@@ -196,7 +196,8 @@ class FormSearch:
             return Quality(**stored)
         model, _ = self.forms.make(shape)
         self.on_step(f"judging {shape.name('masked')}")
-        quality = self.judged.search.quality_of(self.judged.head, encoder_of(model.base_model))
+        with all_cores():
+            quality = self.judged.search.quality_of(self.judged.head, encoder_of(model.base_model))
         self.journal.add(quality.record(), *shape)
         return quality
 
@@ -209,10 +210,11 @@ class FormSearch:
         self.on_step(f"timing {name}")
         dense = shape == DENSE
         baseline = "fp32" if dense else precision
-        base = self._dense_base(precision) if dense else self.form(shape, precision).base_model
-        quality = self.judged.search.quality_of(self.judged.head, encoder_of(base))
+        base = self.base(shape, precision)
+        with all_cores():
+            quality = self.judged.search.quality_of(self.judged.head, encoder_of(base))
         other = DENSE.name(baseline)
-        sides = {other: self.backend(self._dense_base(baseline)), name: self.backend(base)}
+        sides = {other: self.backend(self.base(DENSE, baseline)), name: self.backend(base)}
         timings = time_backends(sides, self.settings, threads=self.judged.workload.threads)
         gain = timings.ratio(other, name).median
         candidate = Candidate(
@@ -229,15 +231,15 @@ class FormSearch:
         self.journal.add(candidate.record(), *shape, precision)
         return candidate
 
-    def _dense_base(self, precision: str) -> Any:
-        if precision not in self._dense:
-            self._dense[precision] = self.form(DENSE, precision).base_model
-        return self._dense[precision]
-
-    def form(self, shape: Shape, precision: str) -> Any:
-        """Return a model with its head in the native engine of a precision."""
+    def base(self, shape: Shape, precision: str) -> Any:
+        """Return an encoder in the native engine of a precision; dense ones are made once."""
+        if shape == DENSE and precision in self._dense:
+            return self._dense[precision]
         model, ticket = self.forms.make(shape)
-        return in_engine(copy.deepcopy(model), ticket, precision, self.judged)
+        base = in_engine(copy.deepcopy(model), ticket, precision, self.judged).base_model
+        if shape == DENSE:
+            self._dense[precision] = base
+        return base
 
     def backend(self, base: Any) -> BuiltBackend:
         """Return an encoder as a backend to time."""

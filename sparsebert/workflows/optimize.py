@@ -32,7 +32,7 @@ def optimize(
     labels: LabelledRows | None = None,
     precisions: Sequence[str] = PRECISIONS,
     granularities: Sequence[str] = GRANULARITIES,
-    method: str = "sparsegpt",
+    method: str = "alps",
     heal_minutes: float = 0.0,
     batch: int = 8,
     threads: int = 1,
@@ -60,7 +60,7 @@ def optimize(
         labels: Labelled rows to judge by.
         precisions: Precisions to try: of "fp32", "bf16" and "int8".
         granularities: Granularities to try, as for :func:`sparsebert.prune`; none tries dense forms alone.
-        method: One-shot method for weights: "sparsegpt", "alps", "wanda" or "obs". Heads and neurons are
+        method: One-shot method for weights: "alps", "sparsegpt", "wanda" or "obs". Heads and neurons are
             pruned by ZipLM.
         heal_minutes: Minutes to train the weights that stay on the texts, at each of about four sparsities
             of a granularity; 0 trains nothing.
@@ -81,6 +81,7 @@ def optimize(
     from sparsebert.bench.environment import detect
     from sparsebert.bench.judged_texts import prepare_judged_texts
     from sparsebert.bench.runner import Settings
+    from sparsebert.healing.texts import MIN_TEXTS
     from sparsebert.tasks.texts import read_texts
     from sparsebert.tickets.provenance import weight_hash
     from sparsebert.workflows.form_choice import search_and_choose
@@ -92,6 +93,11 @@ def optimize(
     lines = read_texts(texts) if isinstance(texts, str | Path) else list(texts)
     on_step(f"loading {model}")
     judged = prepare_judged_texts(str(model), lines, labels=labels, batch=batch, threads=threads, seed=seed)
+    if heal_minutes and len(judged.training) < MIN_TEXTS:
+        raise ValueError(
+            f"healing needs {MIN_TEXTS} texts beside those that judge, got {len(judged.training)}: pass more "
+            "texts, or no minutes to heal"
+        )
     environment = detect()
     identity = {
         "weights": weight_hash(judged.model),

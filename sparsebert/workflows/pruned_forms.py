@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from sparsebert.atomic import replacing
+from sparsebert.bench.contention import usable_cores
 from sparsebert.bench.judged_texts import JudgedTexts
 from sparsebert.healing.heal import heal_
 from sparsebert.healing.settings import HealingSettings
@@ -77,7 +80,8 @@ class PrunedForms:
         if shape.granularity is None:
             return self.judged.model, prune(self.judged.model, sparsity=0.0)
         if shape not in self._kept:
-            self._kept[shape] = self._healed(shape) if shape.healed else self._pruned(shape)
+            with all_cores():
+                self._kept[shape] = self._healed(shape) if shape.healed else self._pruned(shape)
             if len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         return self._kept[shape]
@@ -125,6 +129,17 @@ class PrunedForms:
         healed.save(masks)
         (self.store / f"{name}.unfinished").unlink(missing_ok=True)
         return model, healed
+
+
+@contextlib.contextmanager
+def all_cores() -> Iterator[None]:
+    """Let torch use all cores for a while, for work that is not timed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(usable_cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def in_engine(model: Any, ticket: Ticket, precision: str, judged: JudgedTexts) -> Any:

@@ -141,16 +141,16 @@ def sparsity_for(
     for sparsity in PROBES:
         probe(sparsity)
     for _ in range(CORRECTIONS):
-        found = probe(_at(limit(), {each: point.milliseconds for each, point in points.items()}))
-        if abs(found.milliseconds / limit() - 1) <= CLOSE:
+        last = probe(_at(limit(), {each: point.milliseconds for each, point in points.items()}))
+        if abs(last.milliseconds / limit() - 1) <= CLOSE:
             break
-    if found.milliseconds > limit() * (1 + 5 * CLOSE):
+    if last.milliseconds > limit() * (1 + 5 * CLOSE):
         raise ValueError(
-            f"no sparsity up to {MOST_SPARSITY:.0%} reaches {goal} here: {found.sparsity:.0%} takes "
-            f"{found.milliseconds:.3g} ms, {found.speedup:.2f}x of the dense model; allow a lower precision, "
+            f"no sparsity up to {MOST_SPARSITY:.0%} reaches {goal} here: {last.sparsity:.0%} takes "
+            f"{last.milliseconds:.3g} ms, {last.speedup:.2f}x of the dense model; allow a lower precision, "
             "or ask for less"
         )
-    return found
+    return last
 
 
 def time_against_dense(

@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 
 from benchmarks import arena
 from sparsebert import results
+from sparsebert.workflows import pruned_forms
 from tests.cli.conftest import tokenizer  # noqa: F401  (a fixture)
 from tests.quality.tiny import model, texts
 
@@ -18,6 +19,7 @@ from tests.quality.tiny import model, texts
 @pytest.fixture
 def tiny(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:  # noqa: F811
     name = model(tmp_path / "tiny", tokenizer)
+    monkeypatch.setattr(pruned_forms, "usable_cores", lambda: 1)
     monkeypatch.setattr(arena, "weights_folder", lambda: name)
     monkeypatch.setattr(arena, "_sentences", texts)
     return ["minilm", "--quick", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out.jsonl")]

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from sparsebert import fuse_, prune, sparsify_, unfuse_
+from sparsebert.nn.fused_modules import fuse_modules_
+from sparsebert_kernels.cpu import fp16
 from sparsebert_kernels.cpu.encoder import has_engine
 from tests.cli.tiny import SHAPE, WORDS
 from tests.fuse.models import MARKS
@@ -153,6 +155,22 @@ class TestSentenceTransformers:
         native_calls.clear()
         model.encode(TEXTS)
         assert native_calls == ["sb_encoder"]
+
+    def test_models_in_the_fp16_engine(self, library: Any, tmp_path: Path, native_calls: list[str]) -> None:
+        model = self.sentences(library, tmp_path)
+        expected = model.encode(TEXTS)
+        with fp16.emulation():
+            fuse_modules_(model, "fp16")
+            native_calls.clear()
+            answer = model.encode(TEXTS)
+            assert [name for name in native_calls if name != "sb_fp16_supported"] == ["sb_encoder"]
+            assert 0 < np.abs(answer - expected).max() < 2e-3
+            norm = model[0].auto_model.encoder.layer[0].output.LayerNorm.weight
+            with torch.no_grad():
+                norm *= 1e6
+            with pytest.warns(RuntimeWarning, match="beyond fp16's range"):
+                answer = model.encode(TEXTS)
+        assert np.allclose(answer, unfuse_(model).encode(TEXTS), atol=1e-5)
 
     def test_what_is_saved(self, library: Any, tmp_path: Path) -> None:
         model = self.sentences(library, tmp_path / "bert")

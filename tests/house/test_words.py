@@ -70,7 +70,7 @@ GIVEN_UP = (
     # Modules that moved.
     GivenUp(
         r"\bsparsebert[./](learned|data|ticket_file|stored|swap|convert|folders|foreign\w*|removal|selection|machine|"
-        r"roofline|choice|expansion|metrics|one_shot|judged|unit_masks|unit_search|registration)\b",
+        r"roofline|choice|expansion|metrics|judged|unit_masks|unit_search|registration)\b",
         "the module's new path (docs/architecture.md)",
     ),
     # Options of the command.

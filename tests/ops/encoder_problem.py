@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsebert_kernels.cpu.encoder import DensePanel, EncoderLayer, HeadGroup
+from sparsebert_kernels.cpu.encoder_parts import DensePanel, EncoderLayer, HeadGroup
 from sparsebert_kernels.formats import ElementSparse, PackedWeight, VectorSparse
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}

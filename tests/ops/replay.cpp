@@ -4,7 +4,8 @@
 //     replay CALLS OUTPUTS
 //
 // CALLS: for each call three int64 (function, bytes of the call, number of buffers), the call, and for each buffer three
-// int64 (bytes, place of its pointer in the call, whether it is an output) and its bytes. OUTPUTS: the bytes of the
+// int64 (bytes, place of its pointer, whether it is an output) and its bytes. Places past the call are in the first
+// buffer: the layers of an encoder. OUTPUTS: the bytes of the
 // outputs in the same order. Names of the instruction set, the int8 unit and the usable extensions go to stdout.
 #include <cstdint>
 #include <cstdio>
@@ -21,6 +22,7 @@ const char* sb_extension(int i, int32_t* state);
 int sb_linear(const void* call);
 int sb_int8_linear(const void* call);
 int sb_fp16_linear(const void* call, int emulated);
+int sb_encoder(const void* call);
 }
 
 namespace {
@@ -56,15 +58,21 @@ int main(int argc, char** argv) {
       size_t bytes;
     };
     std::vector<Output> results;
+    char* first = nullptr;
     for (int64_t i = 0; i < head[2]; i++) {
       int64_t buffer[3];
       read(buffer, sizeof(buffer), calls);
       char* data = aligned(buffer[0]);
       read(data, buffer[0], calls);
-      memcpy(call + buffer[1], &data, 8);
+      if (!first) first = data;
+      memcpy(buffer[1] < head[1] ? call + buffer[1] : first + buffer[1] - head[1], &data, 8);
       if (buffer[2]) results.push_back({data, static_cast<size_t>(buffer[0])});
     }
-    const int failed = head[0] == 0 ? sb_linear(call) : head[0] == 1 ? sb_int8_linear(call) : sb_fp16_linear(call, 1);
+    const int64_t function = head[0];
+    const int failed = function == 0   ? sb_linear(call)
+                       : function == 1 ? sb_int8_linear(call)
+                       : function == 2 ? sb_fp16_linear(call, 1)
+                                       : sb_encoder(call);
     if (failed) {
       fprintf(stderr, "the library refuses a call of function %d\n", static_cast<int>(head[0]));
       return 1;

@@ -11,14 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsebert_kernels.cpu.encoder import (
-    BadTokens,
-    DensePanel,
-    HeadGroup,
-    NativeEncoder,
-    OutOfRange,
-    supports,
-)
+from sparsebert_kernels.cpu.encoder import BadTokens, NativeEncoder, OutOfRange, supports
+from sparsebert_kernels.cpu.encoder_parts import DensePanel, HeadGroup
 from sparsebert_kernels.formats import ElementSparse
 from tests.ops.backends import INSTRUCTION_SETS, using
 from tests.ops.encoder_contract import Sequences, Small

@@ -12,14 +12,13 @@ from torch.nn import functional as F
 
 from sparsebert_kernels.cpu.encoder import (
     BadTokens,
-    DensePanel,
-    EncoderEnds,
     NativeEncoder,
     NativeEnds,
     OutOfRange,
     Reduction,
     WeightedMask,
 )
+from sparsebert_kernels.cpu.encoder_parts import DensePanel, EncoderEnds
 from sparsebert_kernels.cpu.pooling import pool
 from tests.ops.backends import INSTRUCTION_SETS
 from tests.ops.encoder_problem import Problem, pack, reference

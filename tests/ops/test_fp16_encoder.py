@@ -14,16 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsebert_kernels.cpu import fp16, native
-from sparsebert_kernels.cpu.encoder import (
-    BeyondFp16,
-    EncoderEnds,
-    EncoderLayer,
-    HeadGroup,
-    NativeEncoder,
-    NativeEnds,
-    has_engine,
-    supports,
-)
+from sparsebert_kernels.cpu.encoder import BeyondFp16, NativeEncoder, NativeEnds, has_engine, supports
+from sparsebert_kernels.cpu.encoder_parts import EncoderEnds, EncoderLayer, HeadGroup
 from sparsebert_kernels.formats import ElementFp16, ElementSparse
 from tests.ops.encoder_contract import Sequences, Small
 from tests.ops.encoder_problem import ACTIVATIONS, Problem, masked, reference

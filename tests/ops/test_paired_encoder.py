@@ -13,16 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsebert_kernels.cpu.encoder import (
-    EncoderEnds,
-    EncoderLayer,
-    HeadGroup,
-    NativeEncoder,
-    NativeEnds,
-    Reduction,
-    has_engine,
-    supports,
-)
+from sparsebert_kernels.cpu.encoder import NativeEncoder, NativeEnds, Reduction, has_engine, supports
+from sparsebert_kernels.cpu.encoder_parts import EncoderEnds, EncoderLayer, HeadGroup
 from sparsebert_kernels.cpu.row_panels import (
     cheapest_block,
     pack_row_panels,

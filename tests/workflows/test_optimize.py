@@ -33,6 +33,12 @@ HEALED = 7.0
 QUICK: dict[str, Any] = {"batch": 4, "budget": 0.0}
 
 
+@pytest.fixture(autouse=True)
+def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests run at the same time."""
+    monkeypatch.setattr(pruned_forms, "usable_cores", lambda: 1)
+
+
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:  # noqa: F811
     return model(tmp_path_factory.mktemp("models") / "dense", tokenizer)
@@ -59,7 +65,10 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], list[
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
-    """Let models keep 1 less a loss for each percent of sparsity, and less by another in int8."""
+    """Let models keep 1 less a loss for each percent of sparsity, and less by another in int8.
+
+    They are pruned by magnitude, which is quick.
+    """
 
     def install(loss: float, loss_of_int8: float = 0.0) -> None:
         def quality_of(self: Any, head: Any, encoder: Callable[[Any], Any]) -> Quality:
@@ -74,7 +83,13 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
             value = 1 - loss * round(100 * sparsity) - low
             return Quality(value, value, value)
 
+        def quick(model: Any, method: str, *, sparsity: float, granularity: str, **options: Any) -> Any:
+            ticket = sparsebert.prune(model, sparsity=sparsity, granularity=granularity)
+            ticket.apply_(model)
+            return ticket
+
         monkeypatch.setattr(HeldOut, "quality_of", quality_of)
+        monkeypatch.setattr(pruned_forms, "prune_", quick)
 
     return install
 
@@ -199,7 +214,7 @@ def test_healing_holds_the_bound_at_a_higher_sparsity(
     monkeypatch.setattr(HeldOut, "quality_of", quality_of)
     out = tmp_path / "out"
     options = {"keep": 0.955, "precisions": ["fp32"], "granularities": ["element"], "heal_minutes": 2}
-    found = sparsebert.optimize(dense, texts(), out=out, **options, **QUICK)
+    found = sparsebert.optimize(dense, texts(220), out=out, **options, **QUICK)
     assert found.chosen == "element 65% healed fp32"
     assert healed == sorted(set(healed), key=healed.index)  # each once
     assert found.ticket.metadata["history"][-1]["operation"] == "heal"
@@ -335,6 +350,34 @@ def test_bad_input_is_one_line(
     file, out = written(tmp_path / "texts.txt"), str(tmp_path / "out")
     assert message in refused(capsys, "optimize", dense, "--texts", file, "--out", out, *arguments)
     assert not Path(out).exists()
+
+
+def test_healing_needs_texts_of_its_own(dense: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="healing needs 100 texts beside those that judge, got 48"):
+        sparsebert.optimize(dense, texts(), heal_minutes=1, granularities=[], **QUICK)
+
+
+def test_labels_judge_by_the_tasks_metric(tmp_path: Path, tokenizer: Any, timed: Any) -> None:  # noqa: F811
+    """A classifier keeps its own answers: dense fp32 keeps all, and other forms what is sure."""
+    timed({})
+    names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    name = model(
+        tmp_path / "model", tokenizer, "BertForSequenceClassification", initializer_range=0.5, **names
+    )
+    classify = load_as_saved(name).eval()
+    batch = tokenizer(texts(), padding=True, return_tensors="pt")
+    classes = classify(**batch).logits.argmax(-1).tolist()
+    rows = [f"{text}\t{('no', 'yes')[each]}" for text, each in zip(texts(), classes, strict=True)]
+    (tmp_path / "dev.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    arguments = ["optimize", name, "--texts", written(tmp_path / "texts.txt"), "--batch", "4"]
+    arguments += ["--validation-file", str(tmp_path / "dev.tsv"), "--granularities", "none"]
+    arguments += ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "records.jsonl")]
+    assert app.main(arguments) == 0
+    records = {row["form"]: row for row in results.read(tmp_path / "records.jsonl")}
+    row = records["dense fp32"]
+    assert (row["measure"], row["labels"], row["quality"]["keep"]) == ("accuracy", True, 1.0)
+    assert row["judged"] == {"search": 48, "verdict": 48}
+    assert load_as_saved(str(tmp_path / "out")).config.id2label == names["id2label"]
 
 
 def test_a_folder_that_exists_is_not_replaced(

@@ -102,6 +102,12 @@ INSTRUCTION_SETS: Mapping[str, tuple[InstructionSet, ...]] = {
     ),
     "__aarch64__": (
         InstructionSet("neon"),
+        InstructionSet(
+            "neon_bf16",
+            "neon_bf16.cpp",
+            ("-march=armv8.2-a+bf16+dotprod", "-Wno-psabi", *_EXACT),
+            calls="neon",
+        ),
         InstructionSet("int8_neon", "int8.cpp"),
         InstructionSet("int8_neon_dotprod", "int8.cpp", ("-march=armv8.2-a+dotprod",)),
         _FP16_EMULATED,

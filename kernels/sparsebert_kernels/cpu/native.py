@@ -39,7 +39,7 @@ BF16_INSTRUCTION_SETS = ("amx", "amx_emulated", "avx512_bf16")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _VALUE_DTYPES = {**_DTYPES, torch.int8: 2}
 _FORMATS = {ElementSparse.name: 0, VectorSparse.name: 1, RowPanelSparse.name: 3}
-_DENSE_PANEL = 2  # of `encoder.DensePanel`, which only whole encoders use
+_DENSE_PANEL = 2  # of `encoder_parts.DensePanel`, which only whole encoders use
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 # The structs sb_call and sb_weight of src/native.h, which asserts their sizes and offsets.
 _CALL = struct.Struct("=Qqqiiii")

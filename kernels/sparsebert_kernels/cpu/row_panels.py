@@ -15,7 +15,8 @@ from torch import Tensor
 from ..formats import RowPanelSparse
 from ..formats.row_panel import GROUP_COLUMNS, PANEL_ROWS, STEP_COLUMNS
 from . import native
-from .encoder import PAIRED_ROWS, HeadGroup
+from .encoder import PAIRED_ROWS
+from .encoder_parts import HeadGroup
 
 # Time of a k-step of h rows, divided by the rows, relative to that of 32 rows, and the factor for groups of
 # one column; wider groups take as long as those of two. By unit, at 128 tokens: dot products as measured on

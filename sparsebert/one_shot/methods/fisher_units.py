@@ -51,7 +51,7 @@ class FisherUnits:
         norm_weighted: Weigh errors of outputs by the norm that reads them (not in the paper; see
             :func:`sparsebert.one_shot.norm_weights.norm_weights`).
         seed: Seed of the random signs of "outputs".
-        damping: Damping of the least squares.
+        lsmr_damping: Damping of the least squares.
         limit: Factors beyond [-limit, limit] end the rescaling at their layer, as do least squares that do
             not converge.
 
@@ -71,7 +71,7 @@ class FisherUnits:
     first_token: bool = False
     norm_weighted: bool = True
     seed: int = 0
-    damping: float = 1.0
+    lsmr_damping: float = 1.0
     limit: float = 10.0
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class FisherUnits:
                 raise unknown(what, value, names)
         if not isinstance(self.probes, int) or isinstance(self.probes, bool) or self.probes < 1:
             raise ValueError(f"probes must be a positive int, got {self.probes!r}")
-        for option in ("damping", "limit"):
+        for option in ("lsmr_damping", "limit"):
             if not getattr(self, option) > 0:
                 raise ValueError(f"{option} must be positive, got {getattr(self, option)!r}")
 
@@ -138,6 +138,6 @@ class FisherUnits:
             return PrunedUnits(kept, {name: mask.double() for name, mask in kept.items()}, notes=notes)
         whole = {name: torch.ones_like(mask) for name, mask in kept.items()}
         teacher = search(Fraction(float(density) ** 0.5)) if self.teacher == "halfway" else whole
-        rescaling = Rescaling(self.damping, self.limit, self.first_token, self.norm_weighted)
+        rescaling = Rescaling(self.lsmr_damping, self.limit, self.first_token, self.norm_weighted)
         factors, errors = rescaling.fit(model, sites, kept, teacher, batches, progress)
         return PrunedUnits(kept, factors, errors, notes | {"rescaled_layers": len(errors)})

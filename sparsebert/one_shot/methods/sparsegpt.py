@@ -36,15 +36,14 @@ class SparseGPT:
     def prune_layer(self, problem: LayerProblem, target: Target) -> PrunedMatrix:
         """Sweep the matrix; see :class:`~sparsebert.one_shot.LayerMethod`."""
         factor = problem.inverse_factor(self.damping)
-        chosen = target.mask
-        if chosen is None and target.spans_columns:
-            chosen = target.choose((problem.weight / factor.diagonal()) ** 2)
+        if target.spans_columns:
+            target = replace(target, mask=target.choose((problem.weight / factor.diagonal()) ** 2))
         weight = problem.weight.clone()
         mask = torch.ones_like(weight, dtype=torch.bool)
         for begin, end in target.column_blocks(self.columns):
             block = weight[:, begin:end]
-            of_block = replace(target, mask=chosen).of_columns(begin, end)
-            mask[:, begin:end], errors = _choose_and_sweep(block, of_block, factor[begin:end, begin:end])
+            upper = factor[begin:end, begin:end]
+            mask[:, begin:end], errors = _choose_and_sweep(block, target.of_columns(begin, end), upper)
             weight[:, end:] -= errors @ factor[begin:end, end:]
         return PrunedMatrix(weight, mask)
 

@@ -13,6 +13,9 @@ SB_DECLARE(baseline)
 #ifdef SB_HAVE_NEON
 SB_DECLARE(neon)
 #endif
+#ifdef SB_HAVE_NEON_BF16
+SB_DECLARE(neon_bf16)
+#endif
 #ifdef SB_HAVE_AVX2
 SB_DECLARE(avx2)
 #endif
@@ -54,6 +57,11 @@ bool has_avx512_bf16() { return has_avx512() && sb::usable("avx512_bf16") && sb:
 bool has_amx() { return has_avx512_bf16() && sb::usable("amx_bf16") && sb::usable("amx_int8"); }
 #endif
 
+#ifdef SB_HAVE_NEON_BF16
+// Every CPU with the one has the other.
+bool has_neon_bf16() { return sb::usable("neon_bf16") && sb::usable("neon_dotprod"); }
+#endif
+
 // Best first.
 const InstructionSet kInstructionSets[] = {
 #ifdef SB_HAVE_AMX
@@ -67,6 +75,9 @@ const InstructionSet kInstructionSets[] = {
 #endif
 #ifdef SB_HAVE_AVX2
     {"avx2", &avx2::kernels, has_avx2},
+#endif
+#ifdef SB_HAVE_NEON_BF16
+    {"neon_bf16", &neon_bf16::kernels, has_neon_bf16},
 #endif
 #ifdef SB_HAVE_NEON
     {"neon", &neon::kernels, always},

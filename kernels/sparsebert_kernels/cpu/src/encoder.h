@@ -126,13 +126,11 @@ inline void project(const sb_encoder_call& call, const sb_layer& layer, const Ke
 inline void up_projection(const sb_layer& layer, const Panels& x, const Panels& neurons, int64_t begin, int64_t end) {
   if (!layer.gated) return panel_linear(layer.weights[UP], x, neurons, 0, layer.activation, begin, end);
   panel_linear(layer.weights[UP], x, neurons, 0, SB_NONE, begin, end);
-  Writer<Stored> writer;
   for (int64_t tile = begin; tile < end; tile++) {
     Stored* values = neurons.token_panel(tile);
     const int64_t count = layer.weights[DOWN].in_features * neurons.width(tile);
-    gate_values(values, values + count, count, layer.activation, writer);
+    neurons.note(gate_values(values, values + count, count, layer.activation));
   }
-  neurons.note(writer);
 }
 
 // x += y over the token panels [begin, end).

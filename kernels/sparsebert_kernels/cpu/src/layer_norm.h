@@ -12,8 +12,8 @@ struct Norm {
 // y = LayerNorm(x + residual), or LayerNorm(x) without residual, over `features` rows of T vectors; y may be x. Sums
 // with the residual are kept in y where that does not round them, else computed again.
 template <int T, bool RESIDUAL>
-void norm_panel(const Stored* x, const Stored* residual, Stored* y, int64_t features, const Norm& norm,
-                Writer<Stored>& writer) {
+Writer<Stored> norm_panel(const Stored* x, const Stored* residual, Stored* y, int64_t features, const Norm& norm,
+                          Writer<Stored> writer) {
   constexpr int WIDTH = T * LANES;
   constexpr bool EXACT = sizeof(Stored) == sizeof(float);
   auto sum_at = [=](int64_t i) {
@@ -46,6 +46,7 @@ void norm_panel(const Stored* x, const Stored* residual, Stored* y, int64_t feat
       writer.store(y + at, (value_at(at) - mean[t]) * rate[t] * gamma + beta);
     }
   }
+  return writer;
 }
 
 // y = LayerNorm(x + y) over the token panels [begin, end).
@@ -53,8 +54,8 @@ inline void add_norm(const Panels& x, const Panels& y, int64_t features, const N
   Writer<Stored> writer;
   for (int64_t tile = begin; tile < end; tile++)
     with_panel_vectors(x.layout->vectors(tile), [&](auto vectors) {
-      norm_panel<decltype(vectors)::COUNT, true>(y.token_panel(tile), x.token_panel(tile), y.token_panel(tile),
-                                                 features, norm, writer);
+      writer = norm_panel<decltype(vectors)::COUNT, true>(y.token_panel(tile), x.token_panel(tile),
+                                                          y.token_panel(tile), features, norm, writer);
     });
   y.note(writer);
 }
@@ -65,8 +66,8 @@ inline void layer_norm(const Panels& x, const Panels& y, int64_t features, const
   Writer<Stored> writer;
   for (int64_t tile = begin; tile < end; tile++)
     with_panel_vectors(x.layout->vectors(tile), [&](auto vectors) {
-      norm_panel<decltype(vectors)::COUNT, false>(x.token_panel(tile), nullptr, y.token_panel(tile), features, norm,
-                                                  writer);
+      writer = norm_panel<decltype(vectors)::COUNT, false>(x.token_panel(tile), nullptr, y.token_panel(tile),
+                                                           features, norm, writer);
     });
   y.note(writer);
 }

@@ -5,11 +5,13 @@
 // lines, and results, whose rows are features, become lines by one permutation, without a transposition.
 //
 // Vectors are GCC's vector extensions; intrinsics replace them only where the compiler needs help, so that the same
-// source compiles for every x86-64 machine. Both ways give the same bits: products and sums that must be one
+// source compiles for every machine. On x86-64, both ways give the same bits: products and sums that must be one
 // operation are written `fused`, and objects with paired kernels are compiled with -ffp-contract=off.
 #pragma once
 #if defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "bf16.h"
@@ -69,6 +71,17 @@ inline float fused(float a, float b, float c) {
 
 #if defined(__AVX512F__)
 SB_INLINE Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+#elif defined(__ARM_NEON)
+SB_INLINE Floats fused(Floats a, Floats b, Floats c) {
+  float32x4_t x[4], y[4], sum[4];
+  memcpy(x, &a, sizeof(a));
+  memcpy(y, &b, sizeof(b));
+  memcpy(sum, &c, sizeof(c));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) sum[i] = vfmaq_f32(sum[i], x[i], y[i]);
+  memcpy(&c, sum, sizeof(c));
+  return c;
+}
 #else
 // A call, which is small where it is used: this way is for tests.
 __attribute__((noinline)) inline void fuse_lanes(const Floats* a, const Floats* b, Floats* c) {

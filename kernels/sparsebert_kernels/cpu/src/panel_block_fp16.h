@@ -14,7 +14,8 @@ SB_INLINE void panel_block(const sb_weight& w, int64_t index, int64_t, const Hal
 // sums = activation(sums + bias), [features][width]. Infinite sums count as out of range even where the activation is
 // not: no activation is larger than its argument.
 template <int ACTIVATION>
-SB_INLINE void finish_rows(Half* sums, int64_t features, int64_t width, const float* bias, Writer<Half>& writer) {
+Writer<Half> finish_rows(Half* sums, int64_t features, int64_t width, const float* bias) {
+  Writer<Half> writer;
   for (int64_t n = 0; n < features; n++, sums += width) {
     const Simd::F offset = Simd::set1(bias[n]);
     for (int64_t i = 0; i < width; i += LANES) {
@@ -23,19 +24,18 @@ SB_INLINE void finish_rows(Half* sums, int64_t features, int64_t width, const fl
       store_halves(sums + i, activate<ACTIVATION>(z));
     }
   }
+  return writer;
 }
 
 // After the last column block.
 inline void finish_rows(const Panels& y, Half* sums, int64_t features, int64_t width, const float* bias,
                         int activation) {
-  Writer<Half> writer;
   switch (activation) {
-    case SB_RELU: finish_rows<SB_RELU>(sums, features, width, bias, writer); break;
-    case SB_GELU: finish_rows<SB_GELU>(sums, features, width, bias, writer); break;
-    case SB_GELU_TANH: finish_rows<SB_GELU_TANH>(sums, features, width, bias, writer); break;
-    default: finish_rows<SB_NONE>(sums, features, width, bias, writer);
+    case SB_RELU: return y.note(finish_rows<SB_RELU>(sums, features, width, bias));
+    case SB_GELU: return y.note(finish_rows<SB_GELU>(sums, features, width, bias));
+    case SB_GELU_TANH: return y.note(finish_rows<SB_GELU_TANH>(sums, features, width, bias));
+    default: return y.note(finish_rows<SB_NONE>(sums, features, width, bias));
   }
-  y.note(writer);
 }
 
 }  // namespace SB_ISA

@@ -41,18 +41,20 @@ SB_INLINE void activate_values(float* values, int64_t count) {
 
 // values = activation(values) * factors.
 template <int ACTIVATION>
-SB_INLINE void gate_values(Stored* values, const Stored* factors, int64_t count, Writer<Stored>& writer) {
+Writer<Stored> gate_values(Stored* values, const Stored* factors, int64_t count) {
+  Writer<Stored> writer;
   for (int64_t i = 0; i < count; i += LANES)
     writer.store(values + i, activate<ACTIVATION>(load_values(values + i)) * load_values(factors + i));
+  return writer;
 }
 
-inline void gate_values(Stored* values, const Stored* factors, int64_t count, int activation,
-                        Writer<Stored>& writer) {
+inline Writer<Stored> gate_values(Stored* values, const Stored* factors, int64_t count, int activation) {
   switch (activation) {
-    case SB_RELU: return gate_values<SB_RELU>(values, factors, count, writer);
-    case SB_GELU: return gate_values<SB_GELU>(values, factors, count, writer);
-    case SB_GELU_TANH: return gate_values<SB_GELU_TANH>(values, factors, count, writer);
+    case SB_RELU: return gate_values<SB_RELU>(values, factors, count);
+    case SB_GELU: return gate_values<SB_GELU>(values, factors, count);
+    case SB_GELU_TANH: return gate_values<SB_GELU_TANH>(values, factors, count);
   }
+  return {};
 }
 
 inline void activate_values(float* values, int64_t count, int activation) {

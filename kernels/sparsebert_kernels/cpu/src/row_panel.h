@@ -122,8 +122,10 @@ SB_INLINE void with_activation(int activation, Function f) {
 
 }  // namespace SB_ISA
 
-#ifdef SB_TILES
+#if defined(SB_TILES)
 #include "row_panel_tiles.h"
+#elif defined(__ARM_NEON)
+#include "row_panel_neon.h"
 #else
 #include "row_panel_dots.h"
 #endif

@@ -14,7 +14,8 @@ SB_INLINE void load_transposed(const float* p, int64_t stride, Simd::F (&out)[LA
   Simd::load_transposed(p, stride, out);
 }
 
-// Stores vectors, and remembers whether a value was infinite, NaN or out of the range of its type.
+// Stores vectors, and remembers whether a value was infinite, NaN or out of the range of its type. Loops take and
+// return it by value: behind a reference it would stay in memory, as what they store might be it.
 template <class Value>
 struct Writer;
 

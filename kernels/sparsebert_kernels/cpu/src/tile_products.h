@@ -10,7 +10,7 @@ struct DenseTiles {
   int64_t row_stride, step_stride;
 };
 
-#ifdef SB_TILES
+#if defined(SB_TILES)
 
 template <int I, int N>
 SB_INLINE void each_row_tile(const uint16_t* values, int64_t stride) {
@@ -40,6 +40,23 @@ SB_INLINE void row_tiles(const DenseTiles& tiles, const uint16_t* lines, int64_t
     each_row_tile<0, N>(tiles.values + step * tiles.step_stride, tiles.row_stride);
   }
   store_tiles<0, N>(sums);
+}
+
+#elif defined(__ARM_NEON)
+
+template <int N>
+SB_INLINE void row_tiles(const DenseTiles& tiles, const uint16_t* lines, int64_t steps, float* sums) {
+  for (int row = 0; row < 16 * N; row += DOT_ROWS) {
+    float32x4_t block[DOT_ROWS][VECTORS];
+    for (auto& each : block)
+      for (float32x4_t& vector : each) vector = vdupq_n_f32(0.0f);
+    const uint16_t *a = tiles.values + row / 16 * tiles.row_stride + row % 16 * LINE_VALUES, *b = lines;
+    for (int64_t step = 0; step < steps; step++, a += tiles.step_stride, b += TILE_VALUES)
+      for (int j = 0; j < 16; j += VECTOR_LINES)
+        dot_lines(block, reinterpret_cast<const char*>(a + 2 * j), LINE_BYTES,
+                  [&](int line) { return reinterpret_cast<const char*>(b + (j + line) * LINE_VALUES); });
+    memcpy(sums + row * PAIRED_TOKENS, block, sizeof(block));
+  }
 }
 
 #else
