@@ -10,7 +10,7 @@ import typer
 
 from sparsebert.cli.console import print_tables, print_ticket_file, progress
 from sparsebert.cli.option_groups import CalibrationOptions, SpeedOptions, UnitOptions
-from sparsebert.cli.path_checks import require_files, require_records, require_writable
+from sparsebert.cli.path_checks import require_files, require_folders, require_records
 from sparsebert.cli.shared_options import require_numbers
 from sparsebert.cli.stamped import stamped
 
@@ -41,8 +41,11 @@ def prune_to_folder(
     if output.suffix == ".safetensors":
         raise ValueError(f"--output must be a folder for method {method}, which writes a model, got {output}")
     require_files({"--texts": calibration.texts})
-    require_numbers({"--count": calibration.count, "--damping": calibration.damping}, least=0)
-    require_writable({"--output": output, "--json": json})
+    require_numbers({"--count": calibration.count})
+    require_numbers({"--damping": calibration.damping}, least=0)
+    if output.exists():
+        raise ValueError(f"output folder {output} already exists; choose another")
+    require_folders({"--output": output.parent})
     require_records("--json", json)
     from sparsebert import results
     from sparsebert.bench.runner import describe
@@ -81,6 +84,7 @@ def prune_to_folder(
             speed=speed.goal(),
             reproduce=calibration.reproduce or "dense",
             allocate=calibration.allocate,
+            magnitude_where_singular=calibration.magnitude_where_singular,
             filter=filter,
             **options,
         )
@@ -88,7 +92,11 @@ def prune_to_folder(
     print_ticket_file(output, ticket)
     if reached is not None:
         typer.echo(f"asked for {speed.goal()}: {reached}")
-    typer.echo(f"sparsebert bench --model {output} measures it, sparsebert heal {output} trains its weights")
+    typer.echo(f"measure its speed: sparsebert bench --model {output}")
+    typer.echo(
+        f"train its weights: sparsebert heal {output} --teacher {model} --texts {calibration.texts} "
+        f"--output {output}-healed"
+    )
     if json is not None:
         row = {"model": model, "method": method, "output": str(output), "ticket": describe(ticket)}
         row |= {"errors": ticket.metadata["errors"], "calibration": ticket.metadata["calibration"]}

@@ -312,6 +312,13 @@ class CalibrationOptions:
         float | None,
         typer.Option(help="share of the Hessian's mean diagonal added to its diagonal [default: 0.01]"),
     ] = None
+    magnitude_where_singular: Annotated[
+        bool,
+        typer.Option(
+            "--magnitude-where-singular",
+            help="prune a matrix by magnitude if its Hessian is singular, with a warning, instead of failing",
+        ),
+    ] = False
 
     def given(self) -> dict[str, object]:
         """Return the options by name, for :func:`require_applicable`."""
@@ -322,6 +329,7 @@ class CalibrationOptions:
             "--reproduce": self.reproduce,
             "--allocate": self.allocate,
             "--damping": self.damping,
+            "--magnitude-where-singular": self.magnitude_where_singular,
         }
 
 

@@ -75,7 +75,7 @@ class LayerProblem:
         if failed:
             raise SingularHessianError(
                 f"the Hessian of {self.key} is singular with damping {damping:g}: {self.tokens} calibration "
-                "tokens are too few or too alike; pass more texts or a larger damping"
+                "tokens are too few or too alike; pass more texts, a larger damping, or allow magnitude there"
             )
         return upper
 

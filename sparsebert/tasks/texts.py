@@ -100,7 +100,8 @@ def _table(path: Path, column: str | None) -> list[str]:
         except ValueError as error:
             if "no column" not in str(error):
                 raise
-    raise ValueError(f"{path} has no column {' or '.join(_TEXT_COLUMNS)}: name the column of the texts")
+            _, _, columns = str(error).partition("the columns are ")
+    raise _no_column(path, None, columns)
 
 
 def _parquet(path: Path, column: str | None) -> list[str]:
@@ -111,8 +112,13 @@ def _parquet(path: Path, column: str | None) -> list[str]:
     rows = load_dataset("parquet", data_files=str(path), split="train")
     names = [column] if column is not None else [name for name in _TEXT_COLUMNS if name in rows.column_names]
     if not names or names[0] not in rows.column_names:
-        raise ValueError(
-            f"{path}: no column {column or ' or '.join(_TEXT_COLUMNS)!r}; the columns are "
-            f"{', '.join(rows.column_names)}"
-        )
+        raise _no_column(path, column, ", ".join(rows.column_names))
     return ["" if text is None else str(text) for text in rows[names[0]]]
+
+
+def _no_column(path: Path, column: str | None, columns: str) -> ValueError:
+    """Return the error for a table without the column, or without any that holds texts by its name."""
+    if column is not None:
+        return ValueError(f"{path}: no column {column!r}; the columns are {columns}")
+    known = f"{', '.join(_TEXT_COLUMNS[:-1])} or {_TEXT_COLUMNS[-1]}"
+    return ValueError(f"{path}: no column {known}; name the column of the texts, one of {columns}")

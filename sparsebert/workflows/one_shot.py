@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsebert.atomic import write_text
 from sparsebert.hf.model_card import extend_card_of_dense
+from sparsebert.json_object import read_json_object
 from sparsebert.one_shot import LayerMethod, prune_
 from sparsebert.one_shot.layerwise import Report
 from sparsebert.pruning.density import Number
 from sparsebert.tasks.load_tokenizer import load_tokenizer
 from sparsebert.tasks.models import load_whole
 from sparsebert.tasks.texts import text_batches
+from sparsebert.tickets.provenance import weight_hash
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.workflows.export import write_folder
 from sparsebert.workflows.speed_target import SpeedGoal, SpeedTarget, sparsity_for, time_against_dense
@@ -72,7 +76,8 @@ def prune_folder(
     Args:
         name: Hub id or folder of the model, of any task; sentence-transformers folders stay ones.
         folder: The folder to write. ``<folder>.unfinished`` beside it holds finished layers while pruning
-            goes on; a call that was killed goes on after the last of them.
+            goes on, and ``<folder>.speed.json`` the sparsity that a speed needs; a call that was killed goes on
+            after the last finished layer.
         method: As for :func:`sparsebert.prune_`.
         texts: Texts to calibrate on.
         sparsity: As for :func:`sparsebert.prune_`.
@@ -90,12 +95,14 @@ def prune_folder(
     Raises:
         ValueError, OSError: As for ``prune_``, ``sparsity_for`` and loading a model. Nothing is written.
     """
+    # A second timing would find a slightly different sparsity, and the finished layers would not fit it.
+    found, checkpoint = (folder.with_name(f"{folder.name}.{end}") for end in ("speed.json", "unfinished"))
     model = load_whole(name)
     tokenizer = load_tokenizer(name)
     if count is None:
-        if len(texts) < LEAST_TEXTS:
+        if (different := len(set(texts))) < LEAST_TEXTS:
             raise ValueError(
-                f"at least {LEAST_TEXTS} texts are needed to calibrate, got {len(texts)}: pass more"
+                f"at least {LEAST_TEXTS} different texts are needed to calibrate, got {different}: pass more"
             )
         count = min(TEXTS, len(texts))
     batches = text_batches(texts, tokenizer, count=count, max_length=max_length, seed=seed)
@@ -104,9 +111,14 @@ def prune_folder(
     if speed is not None:
         timed = speed.batches(texts, tokenizer, max_length, seed)
         granularity = options.get("granularity", "element")
-        target = sparsity_for(model.base_model, timed, speed, granularity=granularity, on_step=on_step)
+        question = {**asdict(speed), "granularity": granularity, "weights": weight_hash(model)}
+        target = _found_before(found, question)
+        if target is None:
+            target = sparsity_for(model.base_model, timed, speed, granularity=granularity, on_step=on_step)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_text(found, json.dumps({"question": question, "target": asdict(target)}))
         sparsity = target.sparsity
-    checkpoint = folder.with_name(f"{folder.name}.unfinished")
+    on_step(f"calibrating on {count} texts")
     ticket = prune_(
         model,
         method,
@@ -122,9 +134,18 @@ def prune_folder(
         return extend_card_of_dense(text, ticket.sparsity, metadata, name=folder.name)
 
     write_folder(model, name, folder, card, ticket=ticket)
-    checkpoint.unlink(missing_ok=True)
+    for file in (checkpoint, found):
+        file.unlink(missing_ok=True)
     if speed is None or target is None:
         return ticket, None
     on_step("timing the pruned model")
     milliseconds, dense, _ = time_against_dense(model.base_model, ticket, timed, speed)
     return ticket, SpeedReached(target, milliseconds, dense)
+
+
+def _found_before(file: Path, question: Mapping[str, Any]) -> SpeedTarget | None:
+    """Return what a call that was killed found for the same speed of the same model, or None."""
+    if not file.exists():
+        return None
+    saved = read_json_object(file)
+    return SpeedTarget(**saved["target"]) if saved.get("question") == question else None

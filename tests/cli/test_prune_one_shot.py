@@ -60,6 +60,67 @@ def test_a_speed_takes_the_place_of_the_sparsity(asked, tmp_path, capsys):
     assert "asked for 500 ms: predicted" in capsys.readouterr().out
 
 
+def test_a_killed_run_for_a_speed_goes_on_with_the_sparsity_that_it_had_found(asked, tmp_path, monkeypatch):
+    at = asked.index("--sparsity")
+    command = [
+        *asked[:at],
+        *asked[at + 2 :],
+        "--method",
+        "sparsegpt",
+        "--milliseconds",
+        "500",
+        "--batch",
+        "4",
+    ]
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sparsebert.workflows.one_shot.write_folder", killed)
+        assert app.main(command) != 0
+    assert (tmp_path / "pruned.unfinished").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("sparsebert.workflows.one_shot.sparsity_for", killed)
+        assert app.main(command) == 0
+    assert [path.name for path in tmp_path.glob("pruned*")] == ["pruned"]
+
+
+def test_a_folder_that_exists_is_not_overwritten(asked, tmp_path, capsys):
+    kept = tmp_path / "pruned" / "model.safetensors"
+    kept.parent.mkdir()
+    kept.write_bytes(b"another model")
+    assert "already exists; choose another" in refused(capsys, *asked, "--method", "sparsegpt")
+    assert kept.read_bytes() == b"another model"
+
+
+def test_a_singular_hessian_is_refused_or_its_matrix_pruned_by_magnitude(asked, capsys):
+    singular = [*asked, "--method", "sparsegpt", "--damping", "0"]
+    message = refused(capsys, *singular)
+    assert "is singular with damping 0" in message
+    assert "allow magnitude there" in message
+    assert app.main([*singular, "--magnitude-where-singular"]) == 0
+    assert "pruned by magnitude" in capsys.readouterr().err
+
+
+def test_equal_texts_count_once(asked, texts, capsys):
+    texts.write_text("the same text\n" * 40)
+    at = asked.index("--count")
+    message = refused(capsys, *asked[:at], *asked[at + 2 :], "--method", "sparsegpt")
+    assert "at least 32 different texts are needed to calibrate, got 1" in message
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_a_table_without_a_column_of_texts_names_its_columns(asked, tmp_path, capsys, name):
+    data = pytest.importorskip("datasets").Dataset.from_dict({"review": ["good", "bad"], "stars": [5, 1]})
+    {"a.csv": data.to_csv, "a.jsonl": data.to_json, "a.parquet": data.to_parquet}[name](tmp_path / name)
+    message = refused(capsys, *asked, "--method", "sparsegpt", "--texts", str(tmp_path / name))
+    assert message.endswith(
+        f"{name}: no column text, sentence, texts, sentences or content; name the column of the texts, one of "
+        "review, stars"
+    )
+
+
 def test_the_command_knows_every_method():
     assert set(ONE_SHOT) >= LAYER_METHODS.keys() | UNIT_METHODS.keys()
 
@@ -70,6 +131,7 @@ def test_the_command_knows_every_method():
         (["--method", "magnitude"], "--texts applies only with a one-shot method"),
         (["--method", "sparsegpt", "--output", "x.safetensors"], "--output must be a folder"),
         (["--method", "sparsegpt", "--count", "4000"], "4000 texts are needed, got 40"),
+        (["--method", "sparsegpt", "--count", "0"], "--count must be at least 1, got 0"),
         (["--method", "sparsegpt", "--scope", "type"], "--scope does not apply to method sparsegpt"),
         (["--method", "sparsegpt", "--speedup", "2"], "--sparsity conflicts with --speedup"),
         (["--method", "sparsegpt", "--threads", "2"], "--threads applies only with --speedup"),

@@ -121,7 +121,7 @@ def _factor(hessian: Tensor, rho: float, target: Target) -> Tensor:
     lower, failed = torch.linalg.cholesky_ex(hessian + rho * torch.eye(len(hessian), dtype=hessian.dtype))
     if failed:
         raise SingularHessianError(
-            f"the Hessian of {target.group.name} is singular at rho {rho:g}: pass more texts or "
-            "a larger damping"
+            f"the Hessian of {target.group.name} is singular at rho {rho:g}: pass more texts, a "
+            "larger damping, or allow magnitude there"
         )
     return lower
