@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,11 +93,10 @@ def prune_to_folder(
     print_ticket_file(output, ticket)
     if reached is not None:
         typer.echo(f"asked for {speed.goal()}: {reached}")
-    typer.echo(f"measure its speed: sparsebert bench --model {output}")
-    typer.echo(
-        f"train its weights: sparsebert heal {output} --teacher {model} --texts {calibration.texts} "
-        f"--output {output}-healed"
-    )
+    healing = ["heal", str(output), "--teacher", model, "--texts", str(calibration.texts)]
+    healing += [] if calibration.texts_column is None else ["--texts-column", calibration.texts_column]
+    typer.echo(f"measure its speed: {shlex.join(['sparsebert', 'bench', '--model', str(output)])}")
+    typer.echo(f"train its weights: {shlex.join(['sparsebert', *healing, '--output', f'{output}-healed'])}")
     if json is not None:
         row = {"model": model, "method": method, "output": str(output), "ticket": describe(ticket)}
         row |= {"errors": ticket.metadata["errors"], "calibration": ticket.metadata["calibration"]}

@@ -76,8 +76,8 @@ def prune_folder(
     Args:
         name: Hub id or folder of the model, of any task; sentence-transformers folders stay ones.
         folder: The folder to write. ``<folder>.unfinished`` beside it holds finished layers while pruning
-            goes on, and ``<folder>.speed.json`` the sparsity that a speed needs; a call that was killed goes on
-            after the last finished layer.
+            goes on, and ``<folder>.speed.json`` the sparsity that a speed needs; a call that was killed goes
+            on after the last finished layer.
         method: As for :func:`sparsebert.prune_`.
         texts: Texts to calibrate on.
         sparsity: As for :func:`sparsebert.prune_`.

@@ -116,8 +116,8 @@ def test_a_table_without_a_column_of_texts_names_its_columns(asked, tmp_path, ca
     {"a.csv": data.to_csv, "a.jsonl": data.to_json, "a.parquet": data.to_parquet}[name](tmp_path / name)
     message = refused(capsys, *asked, "--method", "sparsegpt", "--texts", str(tmp_path / name))
     assert message.endswith(
-        f"{name}: no column text, sentence, texts, sentences or content; name the column of the texts, one of "
-        "review, stars"
+        f"{name}: no column text, sentence, texts, sentences or content; name the column of the texts, one "
+        "of review, stars"
     )
 
 
