@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from sparsebert.quality.measures import Quality
 from sparsebert.results import Record, stamp
 from sparsebert.tasks import Task
 from sparsebert.tasks.models import short_name
+from sparsebert.tickets import TICKET_FILE
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import one_line
 
@@ -146,7 +147,12 @@ def _builders(
         name = f"dense {precision}"
         builders[name] = _of_backend(judged, judged.as_pruned_model(precision), name, OURS, 0.0)
     for path in also:
-        if (path / "config.json").is_file():
+        if (path / TICKET_FILE).is_file() and (path / "config.json").is_file():
+            for precision in PRECISIONS:
+                name = f"{path.name} {precision}"
+                name = name if name not in builders else f"{path} {precision}"
+                builders[name] = _of_pruned_folder(judged, path, name, precision, task)
+        elif (path / "config.json").is_file():
             name = path.name if path.name not in builders else str(path)
             builders[name] = _of_folder(judged, path, name, task)
         else:
@@ -169,10 +175,27 @@ def _of_backend(
     return build
 
 
-def _of_ticket(judged: JudgedTexts, ticket: Ticket, name: str, precision: str) -> Build:
+def _of_pruned_folder(
+    judged: JudgedTexts, folder: Path, name: str, precision: str, task: Task | None
+) -> Build:
+    """Return the function that builds a folder of dense weights with zeros, run by the ticket beside them."""
+
+    def build() -> Form:
+        model = load_judged(str(folder), task).eval()
+        form = _of_ticket(judged, load_ticket(folder, model), name, precision, model.base_model)()
+        return replace(form, head=head_of(model, str(folder)))
+
+    return build
+
+
+def _of_ticket(
+    judged: JudgedTexts, ticket: Ticket, name: str, precision: str, base: Any | None = None
+) -> Build:
+    """Return the function that builds the dense model, or another base model, with a ticket."""
+
     def build() -> Form:
         dense = judged.as_pruned_model(precision)
-        masked: Any = ticket.apply_(copy.deepcopy(judged.base))
+        masked: Any = ticket.apply_(copy.deepcopy(judged.base if base is None else base))
         pruned = PrunedModel(
             dense.workload, masked, ticket, dense.batches, tolerance=precision, judged=dense.judged
         )

@@ -102,7 +102,13 @@ def bench(
         Path | None, typer.Option(help="draw speed-up against sparsity (.png, .svg or .pdf)")
     ] = None,
 ) -> None:
-    """Time a sparse model against dense baselines, after checking that their outputs agree."""
+    """Time a sparse model against dense baselines, after checking that their outputs agree.
+
+    A folder that holds a ticket, as `prune --texts` and `heal` write it, is pruned by that ticket unless
+    --ticket, --sparsity or --granularity is given.
+    """
+    if ticket is None and sparsity is None and granularity is None:
+        ticket = _ticket_beside(Path(model))
     for option, value in (("--sparsity", sparsity), ("--granularity", granularity)):
         if ticket is not None and value is not None:
             raise ValueError(f"{option} {value} conflicts with --ticket, which decides it; omit one of them")
@@ -239,6 +245,14 @@ def _pruned_models(
             calibration_texts=texts,
             **execution,
         )
+
+
+def _ticket_beside(model: Path) -> Path | None:
+    """Return the ticket beside the weights of a model folder, or None."""
+    from sparsebert.tickets import TICKET_FILE
+
+    files = (model / name for name in ("config.json", TICKET_FILE))
+    return model / TICKET_FILE if all(map(Path.is_file, files)) else None
 
 
 def _detect(threads: int) -> Environment:

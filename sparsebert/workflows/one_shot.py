@@ -45,8 +45,9 @@ class SpeedReached:
         target = self.target
         measured = self.dense_milliseconds / self.milliseconds
         return (
-            f"predicted {target.speedup:.2f}x and {target.milliseconds:.3g} ms, measured {measured:.2f}x and "
-            f"{self.milliseconds:.3g} ms a batch; {target.dense_form} {self.dense_milliseconds:.3g} ms"
+            f"predicted {target.speedup:.2f}x ({target.milliseconds:.3g} ms a batch), measured "
+            f"{measured:.2f}x ({self.milliseconds:.3g} ms); the fastest dense form ({target.dense_form}) "
+            f"takes {self.dense_milliseconds:.3g} ms"
         )
 
     def record(self) -> dict[str, Any]:

@@ -97,6 +97,20 @@ def test_tickets_and_folders_take_part(dense: str, tmp_path: Path) -> None:
     assert rows["half fp32"]["quality"]["keep"] < 0.999
 
 
+def test_a_folder_of_dense_weights_runs_by_the_ticket_beside_them(dense: str, tmp_path: Path) -> None:
+    ticket = prune(load_as_saved(dense), sparsity=0.5)
+    ticket.save(tmp_path / "half.safetensors")
+    folder = tmp_path / "pruned"
+    ticket.apply_(load_as_saved(dense)).save_pretrained(folder)
+    ticket.save(folder / "ticket.safetensors")
+    rows = run(dense, ["eager"], also=[tmp_path / "half.safetensors", folder])
+    assert not rows["eager"]["left_out"]
+    for precision in ("fp32", "bf16", "int8"):
+        ours, by_ticket = rows[f"pruned {precision}"], rows[f"half {precision}"]
+        assert ours["sparsity"] == by_ticket["sparsity"] == pytest.approx(0.5, abs=1e-3)
+        assert ours["quality"]["keep"] == pytest.approx(by_ticket["quality"]["keep"], abs=1e-5)
+
+
 def test_timed_batches_are_the_users_lengths(dense: str) -> None:
     judged = prepare_judged_texts(dense, texts(), batch=4)
     lengths = judged.workload.lengths

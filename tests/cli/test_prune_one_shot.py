@@ -53,6 +53,13 @@ def test_the_folder_holds_changed_weights_their_ticket_and_the_tokenizer(asked, 
     assert not (tmp_path / "pruned.unfinished").exists()
 
 
+def test_bench_runs_the_folder_by_its_ticket(asked, tmp_path, capsys):
+    assert app.main([*asked, "--method", "sparsegpt"]) == 0
+    timed = ["--vs", "eager", "--seq", "8", "--budget", "0.1", "--no-memory", "--no-measure"]
+    assert app.main(["bench", "--model", str(tmp_path / "pruned"), *timed]) == 0
+    assert "50.0% element-sparse" in capsys.readouterr().out
+
+
 def test_a_speed_takes_the_place_of_the_sparsity(asked, tmp_path, capsys):
     at = asked.index("--sparsity")
     without = [*asked[:at], *asked[at + 2 :]]
