@@ -12,7 +12,7 @@ from torch import nn
 
 from sparsebert.interop import read_ticket
 from sparsebert.lottery.run_folder import RunFolder
-from sparsebert.tickets.file import TICKET_FILE
+from sparsebert.tickets import TICKET_FILE
 from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 
 

@@ -54,7 +54,7 @@ from typing import Any
 from sparsebert import results
 from sparsebert.atomic import size_on_disk, sweep, write_text
 from sparsebert.json_object import load_json
-from sparsebert.tickets.file import TICKET_FILE
+from sparsebert.tickets import TICKET_FILE
 
 Record = dict[str, Any]
 _SCHEMA = 1

@@ -41,9 +41,6 @@ _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 _MAX_KEY_LENGTH = 256
 _MAX_SHOWN = 80
 
-# Its name in the folder of a run or of a model.
-TICKET_FILE = "ticket.safetensors"
-
 
 @dataclass(frozen=True)
 class TicketContents:

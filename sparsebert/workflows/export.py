@@ -27,7 +27,7 @@ from sparsebert.json_object import load_json
 from sparsebert.sparsify import densify_, sparsify_
 from sparsebert.tasks.load_tokenizer import load_tokenizer
 from sparsebert.tasks.models import load_as_saved
-from sparsebert.tickets.file import TICKET_FILE
+from sparsebert.tickets import TICKET_FILE
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.dtype_names import long_name
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS

@@ -19,7 +19,7 @@ from sparsebert.planning.planner import plan
 from sparsebert.sparsify import densify_, sparsify_
 from sparsebert.tasks.load_tokenizer import load_tokenizer
 from sparsebert.tasks.models import load_as_saved
-from sparsebert.tickets.file import TICKET_FILE
+from sparsebert.tickets import TICKET_FILE
 from sparsebert.tickets.provenance import weight_hash
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.workflows.export import write_folder
