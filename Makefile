@@ -116,6 +116,10 @@ arena: $(VENV)/.native $(VENV)/.others $(VENV)/.rivals $(VENV)/.demo  ## quality
 	$(PY) -m benchmarks.arena --out benchmarks/results/arena.jsonl $(ARGS)
 	$(PY) -m sparsebert.report.render_docs --write
 
+one-shot: $(VENV)/.native $(VENV)/.demo  ## quality of one-shot pruning of MiniLM (data in SPARSEBERT_DATA); goes on where it stopped
+	$(PY) -m benchmarks.one_shot --out benchmarks/results/one_shot.jsonl $(ARGS)
+	$(PY) -m sparsebert.report.render_docs --write
+
 # Hours, but in as many goes as one likes: what was interrupted goes on, what is done is only read.
 lottery: $(VENV)/.native $(VENV)/.demo  ## find, train and compact tickets on real tasks (data in SPARSEBERT_DATA); writes benchmarks/results/
 	@mkdir -p build benchmarks/results
@@ -178,4 +182,4 @@ $(DEEPSPARSE)/.installed:
 	@touch $@
 
 .PHONY: help setup setup-all setup-rivals demo test test-slow test-real test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
-    lottery arena docs lint mutants bench bench-compare bench-deepsparse results results-cpu clean clean-all
+    lottery arena one-shot docs lint mutants bench bench-compare bench-deepsparse results results-cpu clean clean-all

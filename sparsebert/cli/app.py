@@ -126,8 +126,11 @@ def _require_one_length(arguments: list[str]) -> None:
 
 def _require_a_running_model(arguments: list[str]) -> None:
     """Raise ValueError for options of execution in a command that only finds tickets."""
-    command, *rest = arguments
+    command, *rest = arguments or [""]
     given = [name for argument in rest if (name := argument.partition("=")[0]) in EXECUTION_OPTIONS]
+    # There is a precision of the speed that `prune` is to reach.
+    if command == "prune":
+        given = [name for name in given if name != "--tolerance"]
     if given and command in TICKET_COMMANDS:
         raise ValueError(
             f"{given[0]} does not apply to {command}: a ticket has no precision; choose it where the model "

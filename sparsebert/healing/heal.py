@@ -14,14 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import positions, resolve, structure
-from sparsebert.healing.bf16_products import bf16_products, suits
 from sparsebert.healing.checkpoint import Checkpoint
 from sparsebert.healing.schedule import Budget
 from sparsebert.healing.settings import MAX_LENGTH, HealingSettings
-from sparsebert.healing.student import Student
-from sparsebert.healing.targets import Reader, TargetCache, require_same_architecture
 from sparsebert.healing.texts import HealingTexts, Row, encode
-from sparsebert.healing.training import Healer, Saving, restored
 from sparsebert.pruning.gradients import evaluating
 from sparsebert.tickets.provenance import weight_hash
 from sparsebert.tickets.ticket import Ticket
@@ -103,6 +99,12 @@ def heal_(
         ValueError: The model has no zeros or is not float32, the teacher has another architecture, the texts
             are too few, a setting is out of range, or the checkpoint belongs to another healing.
     """
+    # Late: importing sparsebert stays quick.
+    from sparsebert.healing.bf16_products import bf16_products, suits
+    from sparsebert.healing.student import Student
+    from sparsebert.healing.targets import Reader, TargetCache, require_same_architecture
+    from sparsebert.healing.training import Healer, Saving, restored
+
     began = time.perf_counter()
     options = HealingSettings(**settings)
     max_length = _max_length(model, options)

@@ -252,6 +252,9 @@ def find_one_shot(method: str | LayerMethod | UnitMethod | ModelMethod, **option
 
     Raises ValueError for an unknown name, TypeError for an unknown option.
     """
+    # Late: importing sparsebert stays quick.
+    import sparsebert.one_shot.all_methods  # noqa: F401  (registers the methods)
+
     registered = {**LAYER_METHODS, **UNIT_METHODS, **MODEL_METHODS}
     if isinstance(method, str) and method in registered:
         return registered[method](**options)

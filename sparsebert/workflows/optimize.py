@@ -135,7 +135,7 @@ def _check(
     method: str,
     heal_minutes: float,
 ) -> None:
-    import sparsebert.one_shot  # noqa: F401  (registers the methods)
+    import sparsebert.one_shot.all_methods  # noqa: F401  (registers the methods)
     from sparsebert.one_shot.layer_problem import LAYER_METHODS
     from sparsebert.pruning.granularity import kinds_in, parse_granularity, spelled_out
 

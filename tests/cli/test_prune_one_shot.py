@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import sparsebert.one_shot.all_methods  # noqa: F401  (registers the methods)
 from sparsebert import results
 from sparsebert.cli import app
 from sparsebert.cli.one_shot import ONE_SHOT

@@ -63,7 +63,7 @@ def test_a_curve_tells_what_pruning_one_matrix_alone_costs():
     targets = targets_of(model, Fraction(1, 5))
     curve = error_curves(model, targets, data, (0.1, 0.2))[key]
     pruned = copy.deepcopy(model)
-    prune_(pruned, sparsity=0.8, data=data, filter=lambda name, linear: name == key)
+    prune_(pruned, "sparsegpt", sparsity=0.8, data=data, filter=lambda name, linear: name == key)
     assert curve.at(0.2) == pytest.approx(distance(model, pruned, data), rel=0.05)
     assert curve.at(0.1) > curve.at(0.2) > curve.at(0.5) > curve.at(1) == 0
 

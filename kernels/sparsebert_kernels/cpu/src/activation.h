@@ -11,14 +11,14 @@ SB_INLINE F horner(F x, const float* coefficients, int count) {
   return sum;
 }
 
-// The normal distribution less 1/2, which is erf(x / sqrt(2)) / 2, as an odd rational function on [-4, 4] * sqrt(2);
-// outside, it is +-1/2 to float precision.
-SB_INLINE Simd::F centred_normal(Simd::F x) {
-  static const float numerator[] = {-1.50599506025019e-12f, 3.06119941265020e-10f,  -4.64265103925388e-08f, -2.51575617099127e-06f,
-                                    -6.49646073515868e-05f, -5.22304390077821e-04f, -5.69080715759501e-03f};
-  static const float denominator[] = {-9.10379490406225e-07f, -2.66717569098631e-05f, -4.20706743595508e-04f, -3.68666458360234e-03f,
-                                      -1.42647390514189e-02f};
-  x = Simd::max(Simd::min(x, Simd::set1(5.65685425f)), Simd::set1(-5.65685425f));
+// erf as an odd rational function on [-4, 4]; outside, erf is +-1 to float precision.
+SB_INLINE Simd::F erf(Simd::F x) {
+  static const float numerator[] = {-2.72614225801306e-10f, 2.77068142495902e-08f,  -2.10102402082508e-06f,
+                                    -5.69250639462346e-05f, -7.34990630326855e-04f, -2.95459980854025e-03f,
+                                    -1.60960333262415e-02f};
+  static const float denominator[] = {-1.45660718464996e-05f, -2.13374055278905e-04f, -1.68282697438203e-03f,
+                                      -7.37332916720468e-03f, -1.42647390514189e-02f};
+  x = Simd::max(Simd::min(x, Simd::set1(4.0f)), Simd::set1(-4.0f));
   const Simd::F square = x * x;
   return x * horner(square, numerator, 7) / horner(square, denominator, 5);
 }
@@ -40,7 +40,7 @@ SB_INLINE Simd::F activate(Simd::F z) {
   typedef Simd::F F;
   const F half = Simd::set1(0.5f), one = Simd::set1(1.0f);
   if constexpr (ACTIVATION == SB_RELU) return Simd::max(F{}, z);  // this order of the operands keeps NaN
-  if constexpr (ACTIVATION == SB_GELU) return z * (half + centred_normal(z));
+  if constexpr (ACTIVATION == SB_GELU) return half * z * (one + erf(z * Simd::set1(0.70710678f)));
   if constexpr (ACTIVATION == SB_GELU_TANH)
     return half * z * (one + tanh(Simd::set1(0.79788456f) * (z + Simd::set1(0.044715f) * z * z * z)));
   return z;
