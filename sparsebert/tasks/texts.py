@@ -120,5 +120,5 @@ def _no_column(path: Path, column: str | None, columns: str) -> ValueError:
     """Return the error for a table without the column, or without any that holds texts by its name."""
     if column is not None:
         return ValueError(f"{path}: no column {column!r}; the columns are {columns}")
-    known = f"{', '.join(_TEXT_COLUMNS[:-1])} or {_TEXT_COLUMNS[-1]}"
-    return ValueError(f"{path}: no column {known}; name the column of the texts, one of {columns}")
+    accepted = f"{', '.join(_TEXT_COLUMNS[:-1])} or {_TEXT_COLUMNS[-1]}"
+    return ValueError(f"{path}: no column {accepted}; name the column of the texts, one of {columns}")

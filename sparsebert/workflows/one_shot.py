@@ -97,7 +97,8 @@ def prune_folder(
         ValueError, OSError: As for ``prune_``, ``sparsity_for`` and loading a model. Nothing is written.
     """
     # A second timing would find a slightly different sparsity, and the finished layers would not fit it.
-    found, checkpoint = (folder.with_name(f"{folder.name}.{end}") for end in ("speed.json", "unfinished"))
+    speed_file = folder.with_name(f"{folder.name}.speed.json")
+    checkpoint = folder.with_name(f"{folder.name}.unfinished")
     model = load_whole(name)
     tokenizer = load_tokenizer(name)
     if count is None:
@@ -113,11 +114,11 @@ def prune_folder(
         timed = speed.batches(texts, tokenizer, max_length, seed)
         granularity = options.get("granularity", "element")
         question = {**asdict(speed), "granularity": granularity, "weights": weight_hash(model)}
-        target = _found_before(found, question)
+        target = _target_in(speed_file, question)
         if target is None:
             target = sparsity_for(model.base_model, timed, speed, granularity=granularity, on_step=on_step)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            write_text(found, json.dumps({"question": question, "target": asdict(target)}))
+            write_text(speed_file, json.dumps({"question": question, "target": asdict(target)}))
         sparsity = target.sparsity
     on_step(f"calibrating on {count} texts")
     ticket = prune_(
@@ -135,7 +136,7 @@ def prune_folder(
         return extend_card_of_dense(text, ticket.sparsity, metadata, name=folder.name)
 
     write_folder(model, name, folder, card, ticket=ticket)
-    for file in (checkpoint, found):
+    for file in (checkpoint, speed_file):
         file.unlink(missing_ok=True)
     if speed is None or target is None:
         return ticket, None
@@ -144,8 +145,8 @@ def prune_folder(
     return ticket, SpeedReached(target, milliseconds, dense)
 
 
-def _found_before(file: Path, question: Mapping[str, Any]) -> SpeedTarget | None:
-    """Return what a call that was killed found for the same speed of the same model, or None."""
+def _target_in(file: Path, question: Mapping[str, Any]) -> SpeedTarget | None:
+    """Return the target that a killed call has written for the same speed and model, or None."""
     if not file.exists():
         return None
     saved = read_json_object(file)
