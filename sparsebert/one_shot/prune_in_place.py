@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from sparsebert.linear_layers import Filter
-from sparsebert.one_shot.allocation import allocated
 from sparsebert.one_shot.calibration import (
     TokenFilter,
     calibration_batches,
@@ -26,11 +25,7 @@ from sparsebert.one_shot.layer_problem import (
 )
 from sparsebert.one_shot.layerwise import LayerwiseRun, Report
 from sparsebert.one_shot.progress_file import ProgressFile
-from sparsebert.one_shot.prune_model import MODEL_METHODS, ModelMethod, prune_model_
-from sparsebert.one_shot.prune_units import UNIT_METHODS, UnitMethod, prune_units_
 from sparsebert.one_shot.segments import segments_of
-from sparsebert.one_shot.unit_columns import prune_sources_, reader_of
-from sparsebert.one_shot.unit_table import allocated_units
 from sparsebert.pruning.density import Number, as_sparsity, parse_sparsity
 from sparsebert.pruning.gradients import evaluating
 from sparsebert.pruning.granularity import PANEL, kinds_in, parse_granularity, spelled_out
@@ -41,6 +36,10 @@ from sparsebert.pruning.unit_groups import unit_groups
 from sparsebert.tickets.provenance import describe_model, weight_hash
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import unknown
+
+if TYPE_CHECKING:
+    from sparsebert.one_shot.prune_model import ModelMethod
+    from sparsebert.one_shot.prune_units import UnitMethod
 
 REPRODUCE, ALLOCATE = ("dense", "layer"), ("uniform", "error")
 
@@ -112,6 +111,13 @@ def prune_(
         ValueError: A name is unknown, or an option does not fit; there is no data; a text is longer than the
             model's positions; activations are not finite; a Hessian is singular.
     """
+    # Late, here and below: importing sparsebert stays quick.
+    from sparsebert.one_shot.allocation import allocated
+    from sparsebert.one_shot.prune_model import prune_model_
+    from sparsebert.one_shot.prune_units import prune_units_
+    from sparsebert.one_shot.unit_columns import prune_sources_, reader_of
+    from sparsebert.one_shot.unit_table import allocated_units
+
     for name, value, values in (("reproduce", reproduce, REPRODUCE), ("allocate", allocate, ALLOCATE)):
         if value is not None and value not in values:
             raise unknown(f"value of {name}", value, values)
@@ -252,8 +258,9 @@ def find_one_shot(method: str | LayerMethod | UnitMethod | ModelMethod, **option
 
     Raises ValueError for an unknown name, TypeError for an unknown option.
     """
-    # Late: importing sparsebert stays quick.
     import sparsebert.one_shot.all_methods  # noqa: F401  (registers the methods)
+    from sparsebert.one_shot.prune_model import MODEL_METHODS
+    from sparsebert.one_shot.prune_units import UNIT_METHODS
 
     registered = {**LAYER_METHODS, **UNIT_METHODS, **MODEL_METHODS}
     if isinstance(method, str) and method in registered:

@@ -105,10 +105,11 @@ def test_a_folder_of_dense_weights_runs_by_the_ticket_beside_them(dense: str, tm
     ticket.save(folder / "ticket.safetensors")
     rows = run(dense, ["eager"], also=[tmp_path / "half.safetensors", folder])
     assert not rows["eager"]["left_out"]
-    for precision in ("fp32", "bf16", "int8"):
+    # Plans are timed: the two may compute some layers in different precisions.
+    for precision, rounding in (("fp32", 1e-5), ("bf16", 1e-2), ("int8", 3e-2)):
         ours, by_ticket = rows[f"pruned {precision}"], rows[f"half {precision}"]
         assert ours["sparsity"] == by_ticket["sparsity"] == pytest.approx(0.5, abs=1e-3)
-        assert ours["quality"]["keep"] == pytest.approx(by_ticket["quality"]["keep"], abs=1e-5)
+        assert ours["quality"]["keep"] == pytest.approx(by_ticket["quality"]["keep"], abs=rounding)
 
 
 def test_timed_batches_are_the_users_lengths(dense: str) -> None:
