@@ -8,19 +8,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import positions, resolve, structure
-from sparsebert.healing.checkpoint import Checkpoint
-from sparsebert.healing.schedule import Budget
 from sparsebert.healing.settings import MAX_LENGTH, HealingSettings
-from sparsebert.healing.texts import HealingTexts, Row, encode
 from sparsebert.pruning.gradients import evaluating
 from sparsebert.tickets.provenance import weight_hash
 from sparsebert.tickets.ticket import Ticket
+
+if TYPE_CHECKING:
+    from sparsebert.healing.texts import HealingTexts, Row
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,11 @@ def heal_(
     """
     # Late: importing sparsebert stays quick.
     from sparsebert.healing.bf16_products import bf16_products, suits
+    from sparsebert.healing.checkpoint import Checkpoint
+    from sparsebert.healing.schedule import Budget
     from sparsebert.healing.student import Student
     from sparsebert.healing.targets import Reader, TargetCache, require_same_architecture
+    from sparsebert.healing.texts import encode
     from sparsebert.healing.training import Healer, Saving, restored
 
     began = time.perf_counter()

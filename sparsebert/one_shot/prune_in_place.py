@@ -13,19 +13,11 @@ import torch
 from torch import nn
 
 from sparsebert.linear_layers import Filter
-from sparsebert.one_shot.calibration import (
-    TokenFilter,
-    calibration_batches,
-    describe_batches,
-)
 from sparsebert.one_shot.layer_problem import (
     LAYER_METHODS,
     LayerMethod,
     Target,
 )
-from sparsebert.one_shot.layerwise import LayerwiseRun, Report
-from sparsebert.one_shot.progress_file import ProgressFile
-from sparsebert.one_shot.segments import segments_of
 from sparsebert.pruning.density import Number, as_sparsity, parse_sparsity
 from sparsebert.pruning.gradients import evaluating
 from sparsebert.pruning.granularity import PANEL, kinds_in, parse_granularity, spelled_out
@@ -38,6 +30,7 @@ from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
+    from sparsebert.one_shot.layerwise import Report
     from sparsebert.one_shot.prune_model import ModelMethod
     from sparsebert.one_shot.prune_units import UnitMethod
 
@@ -113,8 +106,12 @@ def prune_(
     """
     # Late, here and below: importing sparsebert stays quick.
     from sparsebert.one_shot.allocation import allocated
+    from sparsebert.one_shot.calibration import TokenFilter, calibration_batches, describe_batches
+    from sparsebert.one_shot.layerwise import LayerwiseRun
+    from sparsebert.one_shot.progress_file import ProgressFile
     from sparsebert.one_shot.prune_model import prune_model_
     from sparsebert.one_shot.prune_units import prune_units_
+    from sparsebert.one_shot.segments import segments_of
     from sparsebert.one_shot.unit_columns import prune_sources_, reader_of
     from sparsebert.one_shot.unit_table import allocated_units
 
@@ -241,6 +238,8 @@ class _UnitProgress:
 
     def __call__(self, key: str, error: float, sparsity: float, done: float) -> None:
         pace = (time.monotonic() - self._began) / done
+        from sparsebert.one_shot.layerwise import Report
+
         self._progress(Report(key, error, sparsity, done, pace * (1 - done)))
 
 
