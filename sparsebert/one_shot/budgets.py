@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Steps into which a budget is cut: costs are rounded to them, so a choice misses the budget by at most
-# options / STEPS of it.
+# Steps into which a budget is cut. Costs are rounded down to steps: a choice may exceed the budget by less
+# than a step for each matrix.
 STEPS = 4000
 
 
@@ -50,7 +50,6 @@ def choose(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str, 
     for each in options.values():
         candidates = np.full((len(each), STEPS + 1), np.inf)
         for index, option in enumerate(each):
-            # Rounded down: a sum of costs may exceed the budget by less than a step for each matrix.
             spent = int(option.cost / step + 1e-9)
             if spent <= STEPS:
                 candidates[index, spent:] = best[: STEPS + 1 - spent] + option.error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,18 +54,32 @@ def checked_batches(model: nn.Module, data: Any, *, labels: bool = False) -> lis
     return batches
 
 
+# Tokens at which a text is cut.
+LONGEST_TEXT = 512
+
+
 def encoded(texts: Sequence[str], tokenizer: Any, batch_size: int = 32) -> list[Any]:
     """Encode texts with a tokenizer of transformers, those of similar length together; see ``prune_``."""
     texts = sorted((text for text in texts if text.strip()), key=len)
     if not texts:
         raise ValueError("data holds no text")
-    longest = min(tokenizer.model_max_length, 512)
-    return [
-        tokenizer(
-            texts[i : i + batch_size], padding=True, truncation=True, max_length=longest, return_tensors="pt"
+    longest = min(tokenizer.model_max_length, LONGEST_TEXT)
+    options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
+    starts = range(0, len(texts), batch_size)
+    batches = [tokenizer(texts[start : start + batch_size], **options) for start in starts]
+    note_cut_texts(batches, longest)
+    return batches
+
+
+def note_cut_texts(batches: Sequence[Mapping[str, Any]], longest: int) -> None:
+    """Warn of texts in batches that reach the ``longest`` tokens at which a text is cut."""
+    lengths = [int(length) for batch in batches for length in batch["attention_mask"].sum(1)]
+    if cut := lengths.count(longest):
+        warnings.warn(
+            f"{cut} of {len(lengths)} texts reach the {longest} tokens at which a text is cut: the rest "
+            "does not calibrate",
+            stacklevel=3,
         )
-        for i in range(0, len(texts), batch_size)
-    ]
 
 
 class TokenFilter:

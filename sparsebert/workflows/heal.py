@@ -107,7 +107,9 @@ def _teacher(
     if teacher is None and not recorded.get("local", True):
         teacher = recorded["id"]
     if teacher is None:
-        raise ValueError(f"{name} does not record the dense model that it was pruned from: name the teacher")
+        raise ValueError(
+            f"{name} does not record the dense model that it was pruned from: pass that as the teacher"
+        )
     try:
         return expand_(densify_(load_as_saved(teacher))).float()
     except ValueError as error:

@@ -12,6 +12,7 @@ from sparsebert.atomic import write_text
 from sparsebert.hf.model_card import extend_card_of_dense
 from sparsebert.json_object import read_json_object
 from sparsebert.one_shot import LayerMethod, prune_
+from sparsebert.one_shot.calibration import LONGEST_TEXT, note_cut_texts
 from sparsebert.one_shot.layerwise import Report
 from sparsebert.pruning.density import Number
 from sparsebert.tasks.load_tokenizer import load_tokenizer
@@ -108,6 +109,7 @@ def prune_folder(
             )
         count = min(TEXTS, len(texts))
     batches = text_batches(texts, tokenizer, count=count, max_length=max_length, seed=seed)
+    note_cut_texts(batches, min(max_length or LONGEST_TEXT, tokenizer.model_max_length))
     timed: list[dict[str, Any]] = []
     target = None
     if speed is not None:

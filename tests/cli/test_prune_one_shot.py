@@ -61,6 +61,13 @@ def test_bench_runs_the_folder_by_its_ticket(asked, tmp_path, capsys):
     assert "50.0% element-sparse" in capsys.readouterr().out
 
 
+def test_texts_that_are_cut_are_counted(asked, texts, capsys):
+    texts.write_text(texts.read_text() + f"{'good ' * 600}\n")
+    assert app.main([*asked, "--count", "41", "--method", "wanda"]) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "is cut" in line)
+    assert "1 of 41 texts reach the" in line
+
+
 def test_a_speed_takes_the_place_of_the_sparsity(asked, tmp_path, capsys):
     at = asked.index("--sparsity")
     without = [*asked[:at], *asked[at + 2 :]]

@@ -14,6 +14,8 @@ from sparsebert_kernels.cpu.encoder_parts import DensePanel, EncoderLayer, HeadG
 from sparsebert_kernels.formats import ElementSparse, PackedWeight, VectorSparse
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+# Lengths at the edges of panels of 16, 32 and 64 tokens, and batches of many or empty sequences.
+LENGTHS = ((1,), (16, 16), (17, 31, 32), (64, 65), (3,) * 30, (0, 5, 0))
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,14 @@ class Problem:
         heads = sum(group.heads for group in self.heads)
         angles = torch.rand(max(self.lengths), self.heads[0].score // 2) * 6
         for number in range(2):
-            weights = [
-                masked(shape, format, self.density)
-                for shape, format in zip(shapes, self.formats, strict=True)
-            ]
-            packed: list[PackedWeight | None] = [
-                pack(*each) for each in zip(weights, self.formats, strict=True)
-            ]
+            weights = [self.matrix(place, shape) for place, shape in enumerate(shapes)]
+            packed: list[PackedWeight | None] = [self.pack(*each) for each in enumerate(weights)]
             biases = [torch.randn(rows) if self.bias else None for rows, _ in shapes]
             first_norm = (torch.rand(self.hidden) + 0.5, torch.randn(self.hidden))
             relative = None if self.reach is None else torch.randn(heads, 2 * self.reach + 1)
             if self.joint:
                 joined = [bias for bias in biases[:3] if bias is not None]
-                packed[:3] = [pack(torch.cat(weights[:3]), self.formats[0]), None, None]
+                packed[:3] = [self.pack(0, torch.cat(weights[:3])), None, None]
                 biases[:3] = [torch.cat(joined) if joined else None, None, None]
             layers.append(
                 EncoderLayer(
@@ -78,6 +75,14 @@ class Problem:
             )
             dense.append(weights)
         return layers, dense
+
+    def matrix(self, place: int, shape: tuple[int, int]) -> Tensor:
+        """A random dense matrix for one of the six places of a layer."""
+        return masked(shape, self.formats[place], self.density)
+
+    def pack(self, place: int, weight: Tensor) -> PackedWeight:
+        """The matrix of a place in its format."""
+        return pack(weight, self.formats[place])
 
     def batch(self) -> tuple[Tensor, Tensor]:
         tokens = max(self.lengths)

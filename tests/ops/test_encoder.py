@@ -16,7 +16,7 @@ from sparsebert_kernels.cpu.encoder_parts import DensePanel, HeadGroup
 from sparsebert_kernels.formats import ElementSparse
 from tests.ops.backends import INSTRUCTION_SETS, using
 from tests.ops.encoder_contract import Sequences, Small
-from tests.ops.encoder_problem import ACTIVATIONS, Problem, reference
+from tests.ops.encoder_problem import ACTIVATIONS, LENGTHS, Problem, reference
 from tests.ops.special_tensors import SPECIAL
 
 pytestmark = pytest.mark.skipif(not INSTRUCTION_SETS, reason="no native library")
@@ -45,14 +45,7 @@ def test_every_format_and_activation(format: str, activation: str, instruction_s
 @pytest.mark.parametrize(
     "problem",
     [
-        Problem(lengths=(1,)),
-        Problem(lengths=(8,)),
-        Problem(lengths=(16, 16)),
-        Problem(lengths=(17, 31, 32)),
-        Problem(lengths=(64, 65)),
-        Problem(lengths=(200,)),
-        Problem(lengths=(3,) * 30),
-        Problem(lengths=(0, 5, 0)),
+        *(Problem(lengths=lengths) for lengths in (*LENGTHS, (8,), (200,))),
         Problem(hidden=5, inner=3, heads=(HeadGroup(1, 3, 2),)),
         Problem(heads=(HeadGroup(1, 7, 3), HeadGroup(3, 1, 12), HeadGroup(1, 16, 1))),
         Problem(hidden=300, inner=800, heads=(HeadGroup(4, 64, 64),), lengths=(40,)),

@@ -18,7 +18,7 @@ from sparsebert_kernels.cpu.encoder import BeyondFp16, NativeEncoder, NativeEnds
 from sparsebert_kernels.cpu.encoder_parts import EncoderEnds, EncoderLayer, HeadGroup
 from sparsebert_kernels.formats import ElementFp16, ElementSparse
 from tests.ops.encoder_contract import Sequences, Small
-from tests.ops.encoder_problem import ACTIVATIONS, Problem, masked, reference
+from tests.ops.encoder_problem import ACTIVATIONS, LENGTHS, Problem, masked, reference
 
 FP16 = torch.float16
 ROUNDING = 2.0**-11  # the largest relative error of a number in fp16
@@ -95,13 +95,7 @@ MODERN = Problem(joint=True, pre_norm=True, gated=True, rotary=True, bias=False)
 @pytest.mark.parametrize(
     "problem",
     [
-        Problem(lengths=(1,)),
-        Problem(lengths=(16, 16)),
-        Problem(lengths=(17, 31, 32)),
-        Problem(lengths=(64, 65)),
-        Problem(lengths=(200,)),
-        Problem(lengths=(3,) * 30),
-        Problem(lengths=(0, 5, 0)),
+        *(Problem(lengths=lengths) for lengths in (*LENGTHS, (200,))),
         Problem(hidden=5, inner=3, heads=(HeadGroup(1, 3, 2),)),
         Problem(heads=(HeadGroup(1, 7, 3), HeadGroup(3, 1, 12), HeadGroup(1, 16, 1))),
         Problem(hidden=300, inner=800, heads=(HeadGroup(4, 64, 64),), lengths=(40,), density=0.1),

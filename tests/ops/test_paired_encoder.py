@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsebert_kernels.cpu.encoder import NativeEncoder, NativeEnds, Reduction, has_engine, supports
-from sparsebert_kernels.cpu.encoder_parts import EncoderEnds, EncoderLayer, HeadGroup
+from sparsebert_kernels.cpu.encoder_parts import EncoderEnds, HeadGroup
 from sparsebert_kernels.cpu.row_panels import (
     cheapest_block,
     pack_row_panels,
@@ -22,9 +22,10 @@ from sparsebert_kernels.cpu.row_panels import (
     padded_heads,
 )
 from sparsebert_kernels.formats import ElementSparse, RowPanelSparse
+from tests.ops import encoder_problem
 from tests.ops.backends import INSTRUCTION_SETS, using
 from tests.ops.encoder_contract import Sequences, Small
-from tests.ops.encoder_problem import ACTIVATIONS, reference
+from tests.ops.encoder_problem import ACTIVATIONS, LENGTHS, reference
 
 BF16 = torch.bfloat16
 
@@ -57,73 +58,19 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Two layers and a batch."""
+class Problem(encoder_problem.Problem):
+    """Two layers of row panels, whose weights bfloat16 holds exactly, and a batch."""
 
     hidden: int = 64
     inner: int = 96
     heads: tuple[HeadGroup, ...] = (HeadGroup(2, 32, 32),)
     blocks: tuple[tuple[int, int], ...] = ((32, 2),) * 6
-    lengths: tuple[int, ...] = (9, 33, 1)
-    density: float = 0.4
-    activation: str = "gelu"
-    bias: bool = True
-    joint: bool = False
-    pre_norm: bool = False
-    gated: bool = False
-    window: int | None = None
-    reach: int | None = None  # of a relative bias
-    rotary: bool = False
 
-    def layers(self) -> tuple[list[EncoderLayer], list[list[Tensor]]]:
-        """The layers, and their dense weights, which bfloat16 holds exactly."""
-        score = sum(group.heads * group.score for group in self.heads)
-        value = sum(group.heads * group.value for group in self.heads)
-        shapes = [(score, self.hidden)] * 2 + [(value, self.hidden), (self.hidden, value)]
-        shapes += [(self.inner * (1 + self.gated), self.hidden), (self.hidden, self.inner)]
-        layers, dense = [], []
-        heads = sum(group.heads for group in self.heads)
-        angles = torch.rand(max(self.lengths), self.heads[0].score // 2) * 6
-        for number in range(2):
-            weights = [masked(*each, self.density) for each in zip(shapes, self.blocks, strict=True)]
-            packed: list[RowPanelSparse | None] = [
-                RowPanelSparse.from_dense(weight, block=block)
-                for weight, block in zip(weights, self.blocks, strict=True)
-            ]
-            biases = [torch.randn(rows) if self.bias else None for rows, _ in shapes]
-            attention_norm = (torch.rand(self.hidden) + 0.5, torch.randn(self.hidden))
-            if self.joint:
-                joined = [bias for bias in biases[:3] if bias is not None]
-                packed[:3] = [
-                    RowPanelSparse.from_dense(torch.cat(weights[:3]), block=self.blocks[0]),
-                    None,
-                    None,
-                ]
-                biases[:3] = [torch.cat(joined) if joined else None, None, None]
-            layers.append(
-                EncoderLayer(
-                    weights=packed,
-                    biases=biases,
-                    attention_norm=None if self.pre_norm and number == 0 else attention_norm,
-                    output_norm=(torch.rand(self.hidden) + 0.5, torch.randn(self.hidden)),
-                    epsilons=(1e-5, 1e-3),
-                    heads=self.heads,
-                    scale=0.3,
-                    activation=self.activation,
-                    pre_norm=self.pre_norm,
-                    gated=self.gated,
-                    window=self.window,
-                    relative_bias=None if self.reach is None else torch.randn(heads, 2 * self.reach + 1),
-                    rotary=torch.cat((angles.cos(), angles.sin()), 1) if self.rotary else None,
-                )
-            )
-            dense.append(weights)
-        return layers, dense
+    def matrix(self, place: int, shape: tuple[int, int]) -> Tensor:
+        return masked(shape, self.blocks[place], self.density)
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        tokens = max(self.lengths)
-        mask = torch.arange(tokens) < torch.tensor(self.lengths)[:, None]
-        return torch.randn(len(self.lengths), tokens, self.hidden), mask
+    def pack(self, place: int, weight: Tensor) -> RowPanelSparse:
+        return RowPanelSparse.from_dense(weight, block=self.blocks[place])
 
 
 def masked(shape: tuple[int, int], block: tuple[int, int], density: float) -> Tensor:
@@ -155,14 +102,7 @@ def test_every_block_and_activation(block: tuple[int, int], activation: str, ins
 @pytest.mark.parametrize(
     "problem",
     [
-        Problem(lengths=(1,)),
-        Problem(lengths=(16, 16)),
-        Problem(lengths=(17, 31, 32)),
-        Problem(lengths=(64, 65)),
-        Problem(lengths=(600,)),
-        Problem(lengths=(3,) * 30),
-        Problem(lengths=(200, 150, 4)),
-        Problem(lengths=(0, 5, 0)),
+        *(Problem(lengths=lengths) for lengths in (*LENGTHS, (600,), (200, 150, 4))),
         Problem(hidden=5, inner=3, heads=(HeadGroup(1, 32, 32),)),
         Problem(heads=(HeadGroup(1, 96, 32), HeadGroup(3, 32, 64), HeadGroup(1, 64, 96))),
         Problem(hidden=300, inner=800, heads=(HeadGroup(4, 64, 64),), lengths=(40,)),
