@@ -84,6 +84,13 @@ class SpeedOptions:
     ] = None
     batch: Annotated[int | None, typer.Option(help="texts per batch, of --texts [default: 8]")] = None
     threads: Annotated[int | None, typer.Option(help="CPU threads [default: 1]")] = None
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="a GPU to prune for, h200, h100 or a100, in place of this machine: times of its linear layers "
+            "are modelled, not measured; in bf16 with --tolerance bf16"
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for options without a speed, two speeds, and an unknown precision."""
@@ -92,7 +99,9 @@ class SpeedOptions:
         require_numbers({"--batch": self.batch, "--threads": self.threads})
         if not self.given:
             rest = {"--tolerance": self.tolerance, "--batch": self.batch, "--threads": self.threads}
-            require_applicable(rest, "--speedup or --milliseconds")
+            require_applicable(rest | {"--device": self.device}, "--speedup or --milliseconds")
+        if self.device is not None:
+            require_applicable({"--threads": self.threads}, "the CPU of this machine, without --device")
         if self.tolerance is not None:
             from sparsebert.cost.precision import require_tolerance
 
@@ -112,5 +121,10 @@ class SpeedOptions:
         if self.given is None:
             return None
         return SpeedGoal(
-            self.speedup, self.milliseconds, self.tolerance or "fp32", self.batch or 8, self.threads or 1
+            self.speedup,
+            self.milliseconds,
+            self.tolerance or "fp32",
+            self.batch or 8,
+            self.threads or 1,
+            self.device,
         )

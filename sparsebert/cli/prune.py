@@ -104,7 +104,8 @@ def prune(
 
     Methods that are calibrated need no labels, only --texts. wanda chooses weights; sparsegpt, alps and obs
     also change those that stay, layer by layer; ziplm and fisher-units do so for heads and neurons, named by
-    --granularity. --output is then a folder with the new weights.
+    --granularity. --output is then a folder with the new weights. With --speedup or --milliseconds,
+    wanda, sparsegpt, alps and obs take several granularities too, such as element,4x1: each matrix chooses.
 
     With --ticket, only weights that this ticket keeps are pruned further. Any model made of linear layers can
     be pruned: without --filter the encoder of a BERT-like model, and in another model the layers in its

@@ -105,12 +105,19 @@ def error_curves(
     """Measure the curve of each matrix at two densities, the lower first; see :func:`allocated`."""
     curves: dict[str, ErrorCurve] = {}
     for key, problem, change in matrices_alone(model, targets, batches):
-        points = []
-        for density in densities:
-            target = replace(targets[key], density=Fraction(density).limit_denominator(10**6))
-            points.append((density, change(_pruned_alone(problem, target))))
-        curves[key] = ErrorCurve.through(*points)
+        curves[key] = curve_of(problem, change, targets[key], densities)
     return curves
+
+
+def curve_of(
+    problem: LayerProblem, change: Change, target: Target, densities: tuple[float, float]
+) -> ErrorCurve:
+    """Measure the curve of one matrix, in the units of its target; see :func:`error_curves`."""
+    points = []
+    for density in densities:
+        thinner = replace(target, density=Fraction(density).limit_denominator(10**6))
+        points.append((density, change(_pruned_alone(problem, thinner))))
+    return ErrorCurve.through(*points)
 
 
 def matrices_alone(

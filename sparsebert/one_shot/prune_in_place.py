@@ -24,7 +24,7 @@ from sparsebert.pruning.granularity import PANEL, kinds_in, parse_granularity, s
 from sparsebert.pruning.prunable_structure import prunable_structure
 from sparsebert.pruning.read_matrices import loaded_weight
 from sparsebert.pruning.registry import methods
-from sparsebert.pruning.unit_groups import unit_groups
+from sparsebert.pruning.unit_groups import UnitGroup, unit_groups
 from sparsebert.tickets.provenance import describe_model, weight_hash
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import unknown
@@ -48,6 +48,7 @@ def prune_(
     sparsity: Number | None = None,
     densities: Mapping[str, Number] | None = None,
     granularity: str = "element",
+    granularities: Mapping[str, str] | None = None,
     block_size: tuple[int, int] | None = None,
     round_to: int | None = None,
     reproduce: str = "dense",
@@ -76,6 +77,7 @@ def prune_(
         granularity: "element"; "block" or "4x1"; "panel" or "panel(32,2)"; "row"; "column"; n of m, such as
             "2:4"; or "neuron", "head" or "head+neuron". Of these, the columns of the down-projection and of
             the attention's output projection are pruned, and with them the rows that feed them.
+        granularities: Granularity by key, for the matrices that differ.
         block_size: As for :func:`sparsebert.prune`.
         round_to: As for :func:`sparsebert.prune`.
         reproduce: What each matrix is to reproduce. "dense": the dense model's outputs, from the pruned
@@ -123,6 +125,7 @@ def prune_(
         _require_layerwise(
             pruning_method.name,
             densities=densities,
+            granularities=granularities,
             block_size=block_size,
             round_to=round_to,
             include_pooler=include_pooler,
@@ -144,6 +147,7 @@ def prune_(
         _require_layerwise(
             pruning_method.name,
             densities=densities,
+            granularities=granularities,
             checkpoint=checkpoint,
             magnitude_where_singular=magnitude_where_singular,
             reproduce="" if reproduce == "dense" else reproduce,
@@ -175,9 +179,10 @@ def prune_(
     assert isinstance(density, Fraction)
     by_units = bool(kinds_in(granularity))
     unsuited = units.pattern or (by_units and not hasattr(layer_method, "losses"))
-    fixed = bool(densities or unsuited or density == 1)
+    fixed = bool(densities or granularities or unsuited or density == 1)
     if allocate == "error" and fixed:
-        conflict = "densities" if densities else f"granularity {granularity!r}"
+        given = "densities" if densities else "granularities" if granularities else ""
+        conflict = given or f"granularity {granularity!r}"
         raise ValueError(f"allocate='error' chooses the density of each matrix and conflicts with {conflict}")
     allocate = allocate or ("uniform" if fixed else "error")
     batches = calibration_batches(model, data, tokenizer)
@@ -186,8 +191,10 @@ def prune_(
     )
     shapes = {key: loaded_weight(model, key).shape for key in keys}
     groups = unit_groups(granularity, block_size, shapes, encoder, round_to)
+    if granularities:
+        groups = _regrouped(groups, granularities)
     readers = [reader_of(group) for group in groups]
-    shares = _shares([each.name for each in readers], density, densities)
+    shares = _shares([each.name for each in readers], density, densities, by_units)
     targets = {each.name: Target(each, shares[each.name], pattern=units.pattern) for each in readers}
     keys = tuple(key for key in keys if any(key in group.parts for group in groups))
     step: dict[str, Any] = {
@@ -203,6 +210,9 @@ def prune_(
     step |= {"block_size": list(block_size)} if block_size else {}
     step |= {"round_to": round_to} if round_to else {}
     step |= {"densities": {key: float(share) for key, share in shares.items()}} if densities else {}
+    if granularities:
+        several = sorted({granularity, *granularities.values()})
+        step |= {"granularity": ",".join(several), "granularities": dict(granularities)}
     before = weight_hash(model)
     saved = ProgressFile(checkpoint, {**step, "weights": before})
     if allocate == "error" and by_units:
@@ -271,15 +281,31 @@ def find_one_shot(method: str | LayerMethod | UnitMethod | ModelMethod, **option
     return method
 
 
+def _regrouped(groups: Sequence[UnitGroup], granularities: Mapping[str, str]) -> tuple[UnitGroup, ...]:
+    """Return the groups with some matrices cut into other units."""
+    shapes = {group.name: group.shapes[group.name] for group in groups if len(group.parts) == 1}
+    if strangers := granularities.keys() - shapes.keys():
+        raise unknown("matrix in granularities", min(strangers), shapes)
+    cut: dict[str, UnitGroup] = {}
+    for key, granularity in granularities.items():
+        name, block_size = spelled_out(granularity)
+        if kinds_in(name) or parse_granularity(name, block_size).pattern:
+            raise ValueError(
+                f"granularity of {key} must be element, blocks, panels, row or column, got {granularity!r}"
+            )
+        (cut[key],) = unit_groups(name, block_size, {key: shapes[key]}, None)
+    return tuple(cut.get(group.name, group) for group in groups)
+
+
 def _shares(
-    keys: Sequence[str], density: Fraction, densities: Mapping[str, Number] | None
+    keys: Sequence[str], density: Fraction, densities: Mapping[str, Number] | None, may_be_empty: bool
 ) -> dict[str, Fraction]:
     """Return the density of each matrix."""
     if unknown_keys := (densities or {}).keys() - set(keys):
         raise unknown("matrix in densities", min(unknown_keys), keys)
     shares = dict.fromkeys(keys, density)
     for key, share in (densities or {}).items():
-        if isinstance(share, bool) or not 0 < share <= 1:
+        if isinstance(share, bool) or not (0 < share <= 1 or (share == 0 and may_be_empty)):
             raise ValueError(f"the density of {key} must be above 0 and at most 1, got {share!r}")
         shares[key] = Fraction(str(share))
     return shares

@@ -334,14 +334,15 @@ def _predicted(model: nn.Module, plans: Plans, way: str, costs: CpuCostModel) ->
     for encoder in encoders_of(model):
         for layer in encoder_layers(*encoder):
             for linear in filter(None, layer.linears):
-                total += _predicted_linear(linear, plans.get(key_in(model, names[linear])), way, costs)
+                total += predict_linear(linear, plans.get(key_in(model, names[linear])), way, costs)
             norm: Any = layer.norms[1]
             hidden = norm.weight.numel()
             total += seconds_between(hidden, costs.tokens, in_layout=way != LAYERS)
     return total
 
 
-def _predicted_linear(linear: Any, plan: LayerPlan | None, way: str, costs: CpuCostModel) -> float:
+def predict_linear(linear: Any, plan: LayerPlan | None, way: str, costs: CpuCostModel) -> float:
+    """Predict the seconds of a linear layer, dense without a plan, where the encoder runs in this way."""
     rows, columns = plan.shape if plan else (linear.out_features, linear.in_features)
     lines = rows + columns
     if plan and plan.format != "dense":

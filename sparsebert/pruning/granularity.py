@@ -23,6 +23,7 @@ _BLOCKS = re.compile(r"(\d+)x(\d+)")
 _PANELS = re.compile(r"panel\((\d+), ?(\d+)\)")
 # Longer than any row or column of a BERT, and short enough for torch's integers.
 _MAX_BLOCK_LENGTH = 2**20
+_COMMAS = re.compile(r",(?![^(]*\))")
 _PATTERN = re.compile(r"([1-9]\d{0,3}):([1-9]\d{0,3})")
 
 
@@ -175,6 +176,11 @@ def kinds_in(name: str) -> tuple[str, ...]:
     """Return the kinds of units across matrices in a granularity, such as ("head", "mlp"), or ()."""
     parts = tuple(name.split("+"))
     return parts if set(parts) <= set(ACROSS_MATRICES) else ()
+
+
+def listed(granularities: str) -> tuple[str, ...]:
+    """Return the granularities of a list separated by commas, such as "element,panel(32,2)"."""
+    return tuple(dict.fromkeys(name.strip() for name in _COMMAS.split(granularities)))
 
 
 def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:

@@ -8,21 +8,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sparsebert.atomic import write_text
 from sparsebert.hf.model_card import extend_card_of_dense
 from sparsebert.json_object import read_json_object
+from sparsebert.linear_layers import prunable
 from sparsebert.one_shot import LayerMethod, prune_
 from sparsebert.one_shot.calibration import LONGEST_TEXT, note_cut_texts
 from sparsebert.one_shot.layerwise import Report
+from sparsebert.one_shot.prune_in_place import find_one_shot
 from sparsebert.pruning.density import Number
+from sparsebert.pruning.granularity import listed
 from sparsebert.tasks.load_tokenizer import load_tokenizer
 from sparsebert.tasks.models import load_whole
 from sparsebert.tasks.texts import text_batches
 from sparsebert.tickets.provenance import weight_hash
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.workflows.export import write_folder
-from sparsebert.workflows.speed_target import SpeedGoal, SpeedTarget, sparsity_for, time_against_dense
+from sparsebert.workflows.speed_programmes import programme_for
+from sparsebert.workflows.speed_target import SpeedGoal, SpeedTarget, target_for, time_against_dense
 
+# Options of ``prune_`` on which the choice for a speed depends.
+CHOOSES = ("granularity", "block_size", "allocate", "filter", "include_pooler", "round_to")
 # Texts to calibrate on, and the least that say something about a matrix's inputs.
 TEXTS, LEAST_TEXTS = 512, 32
 
@@ -33,23 +41,40 @@ class SpeedReached:
 
     Attributes:
         target: What was predicted.
-        milliseconds: Measured mean time of a batch.
+        milliseconds: Measured mean time of a batch; None for a GPU, where nothing is measured.
         dense_milliseconds: Measured mean time of the fastest dense form in the same batches.
     """
 
     target: SpeedTarget
-    milliseconds: float
-    dense_milliseconds: float
+    milliseconds: float | None = None
+    dense_milliseconds: float | None = None
 
     def __str__(self) -> str:
         """Return a line of text."""
         target = self.target
+        predicted = f"predicted {target.speedup:.2f}x ({target.milliseconds:.3g} ms a batch"
+        if self.milliseconds is None or self.dense_milliseconds is None:
+            return (
+                f"{predicted} in its linear layers; {target.dense_milliseconds:.3g} ms {target.dense_form}), "
+                "not measured here"
+            )
         measured = self.dense_milliseconds / self.milliseconds
         return (
-            f"predicted {target.speedup:.2f}x ({target.milliseconds:.3g} ms a batch), measured "
-            f"{measured:.2f}x ({self.milliseconds:.3g} ms); the fastest dense form ({target.dense_form}) "
-            f"takes {self.dense_milliseconds:.3g} ms"
+            f"{predicted}), measured {measured:.2f}x ({self.milliseconds:.3g} ms); the fastest dense form "
+            f"({target.dense_form}) takes {self.dense_milliseconds:.3g} ms"
         )
+
+    def summary(self, goal: SpeedGoal) -> dict[str, Any]:
+        """Return what was asked for, predicted and measured, for the ticket's metadata."""
+        target = self.target
+        return {
+            **asdict(goal),
+            "predicted_milliseconds": target.milliseconds,
+            "modelled_milliseconds": target.modelled_milliseconds,
+            "measured_milliseconds": self.milliseconds,
+            "dense_milliseconds": self.dense_milliseconds or target.dense_milliseconds,
+            "dense_form": target.dense_form,
+        }
 
     def record(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -114,14 +139,24 @@ def prune_folder(
     target = None
     if speed is not None:
         timed = speed.batches(texts, tokenizer, max_length, seed)
-        granularity = options.get("granularity", "element")
-        question = {**asdict(speed), "granularity": granularity, "weights": weight_hash(model)}
+        chooser = find_one_shot(method)
+        chosen_by = {name: options[name] for name in CHOOSES if options.get(name) is not None}
+        matrices = prunable(model, options.get("include_pooler", False), options.get("filter"))
+        question = {**asdict(speed), "method": chooser.name, "matrices": list(matrices)}
+        question |= {name: chosen_by[name] for name in chosen_by.keys() - {"filter"}}
+        question |= {"weights": weight_hash(model)}
         target = _target_in(speed_file, question)
         if target is None:
-            target = sparsity_for(model.base_model, timed, speed, granularity=granularity, on_step=on_step)
+            target = _target(model, chooser, batches, timed, speed, chosen_by, on_step)
             folder.parent.mkdir(parents=True, exist_ok=True)
             write_text(speed_file, json.dumps({"question": question, "target": asdict(target)}))
         sparsity = target.sparsity
+        options |= _kept(target, options)
+    elif len(names := listed(options.get("granularity", "element"))) > 1:
+        raise ValueError(
+            f"granularity lists {len(names)}, among which each matrix chooses by milliseconds: name one, or "
+            "pass a speed"
+        )
     on_step(f"calibrating on {count} texts")
     ticket = prune_(
         model,
@@ -133,6 +168,14 @@ def prune_folder(
         **options,
     )
 
+    reached = None
+    if speed is not None and target is not None:
+        reached = SpeedReached(target)
+        if speed.device is None:
+            on_step("timing the pruned model")
+            reached = SpeedReached(target, *time_against_dense(model.base_model, ticket, timed, speed)[:2])
+        ticket = Ticket(ticket.masks, metadata={**ticket.metadata, "speed": reached.summary(speed)})
+
     def card(text: str | None, unfinished: Path) -> str:
         metadata: Mapping[str, Any] = ticket.metadata
         return extend_card_of_dense(text, ticket.sparsity, metadata, name=folder.name)
@@ -140,11 +183,35 @@ def prune_folder(
     write_folder(model, name, folder, card, ticket=ticket)
     for file in (checkpoint, speed_file):
         file.unlink(missing_ok=True)
-    if speed is None or target is None:
-        return ticket, None
-    on_step("timing the pruned model")
-    milliseconds, dense, _ = time_against_dense(model.base_model, ticket, timed, speed)
-    return ticket, SpeedReached(target, milliseconds, dense)
+    return ticket, reached
+
+
+def _target(
+    model: Any,
+    method: Any,
+    batches: Sequence[Mapping[str, Any]],
+    timed: Sequence[dict[str, Any]],
+    speed: SpeedGoal,
+    options: Mapping[str, Any],
+    on_step: Callable[[str], None],
+) -> SpeedTarget:
+    """Find what to keep for a speed."""
+    torch.set_num_threads(speed.threads)  # costs hold for a number of threads
+    on_step("measuring what each matrix costs and loses")
+    machine: dict[str, Any] = {"tolerance": speed.tolerance, "device": speed.device}
+    programme = programme_for(model, method, batches, timed, **machine, **options)
+    return target_for(model.base_model, programme, timed, speed, on_step=on_step)
+
+
+def _kept(target: SpeedTarget, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``prune_`` that keep what a speed leaves."""
+    if not target.densities:
+        return {}
+    first, *others = listed(options.get("granularity", "element"))
+    kept: dict[str, Any] = {"densities": target.densities, "allocate": None}
+    if others:
+        kept |= {"granularity": first, "granularities": target.granularities}
+    return kept
 
 
 def _target_in(file: Path, question: Mapping[str, Any]) -> SpeedTarget | None:

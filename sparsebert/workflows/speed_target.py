@@ -1,4 +1,4 @@
-"""The sparsity that reaches a speed on this machine, found by timing random tickets of the same shape."""
+"""What a model keeps for a speed: predicted by a cost model, corrected by timing random tickets."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import copy
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
 from sparsebert.bench.providers import BuiltBackend
 from sparsebert.bench.runner import Settings, time_backends
 from sparsebert.bench.timer import on_wall
+from sparsebert.cost import gpu_roofline
+from sparsebert.one_shot.time_budget import LOWEST
 from sparsebert.pruning import prune
 from sparsebert.sparsify import sparsify_
 from sparsebert.tasks.texts import text_batches
 from sparsebert.tickets.ticket import Ticket
+from sparsebert.workflows.speed_programmes import Choice, Programme
 
 Batch = dict[str, torch.Tensor]
 
-# Sparsities that are timed first; time is close to a straight line over the density between them.
-PROBES = (0.5, 0.8, 0.95)
-MOST_SPARSITY = 0.99
+MOST_SPARSITY = 1 - LOWEST
 # Corrections by another timing, and the distance from the target that needs none.
-CORRECTIONS, CLOSE = 3, 0.02
+CORRECTIONS, CLOSE = 4, 0.02
 # Batches that are timed.
 MOST_BATCHES = 4
 EFFORT = Settings(budget=2.0, memory=False)
@@ -42,9 +44,12 @@ class SpeedGoal:
         tolerance: As for :func:`sparsebert.sparsify_`.
         batch: Texts per batch.
         threads: CPU threads.
+        device: A GPU, as for :func:`sparsebert.plan`, whose modelled times are meant: those of the linear
+            layers alone, in bf16 if the tolerance allows it. None for this machine's CPU.
 
     Raises:
-        ValueError: Neither or both speeds are given, or one is not a positive number.
+        ValueError: Neither or both speeds are given, or one is not a positive number; or the device is
+            unknown.
     """
 
     speedup: float | None = None
@@ -52,6 +57,7 @@ class SpeedGoal:
     tolerance: str = "fp32"
     batch: int = 8
     threads: int = 1
+    device: str | None = None
 
     def __post_init__(self) -> None:
         """Check the speeds."""
@@ -62,6 +68,8 @@ class SpeedGoal:
         for name, value in speeds.items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if self.device is not None:
+            gpu_roofline.named(self.device)
 
     def __str__(self) -> str:
         """Return the speed in words."""
@@ -70,6 +78,10 @@ class SpeedGoal:
     def limit(self, dense: float) -> float:
         """Return the milliseconds to reach, from those of the dense model."""
         return dense / self.speedup if self.speedup is not None else float(self.milliseconds or 0)
+
+    def excess(self, milliseconds: float, dense: float) -> float:
+        """Return a time, and that of the dense model beside it, relative to the time to reach."""
+        return milliseconds / self.limit(dense)
 
     def batches(
         self, texts: Sequence[str], tokenizer: Any, max_length: int | None, seed: int = 0
@@ -83,19 +95,25 @@ class SpeedGoal:
 
 @dataclass(frozen=True)
 class SpeedTarget:
-    """A sparsity and the speed that it promises.
+    """What a model keeps for a speed, and the speed that this promises.
 
     Attributes:
         sparsity: Share of zeros.
-        milliseconds: Mean time of a batch with a random ticket of this sparsity.
+        milliseconds: Mean time of a batch with a random ticket of this kind; modelled for a GPU.
         dense_milliseconds: That of the fastest dense form in the same precision.
-        dense_form: The form: as torch runs it, or fused.
+        dense_form: The form: as torch runs it, or fused; or the GPU.
+        modelled_milliseconds: The time by the cost model alone, before it was corrected by timings.
+        densities: Share of weights to keep by key; empty for one sparsity of all matrices.
+        granularities: Granularity by key; empty where all have the same.
     """
 
     sparsity: float
     milliseconds: float
     dense_milliseconds: float
     dense_form: str
+    modelled_milliseconds: float | None = None
+    densities: dict[str, float] = field(default_factory=dict)
+    granularities: dict[str, str] = field(default_factory=dict)
 
     @property
     def speedup(self) -> float:
@@ -103,54 +121,108 @@ class SpeedTarget:
         return self.dense_milliseconds / self.milliseconds
 
 
-def sparsity_for(
+class _Probe(NamedTuple):
+    """A choice that was timed: its time relative to that of the goal is ``excess``."""
+
+    choice: Choice
+    target: SpeedTarget
+    excess: float
+
+
+def target_for(
     base: Any,
+    programme: Programme,
     batches: Sequence[Batch],
     goal: SpeedGoal,
     *,
-    granularity: str = "element",
     settings: Settings = EFFORT,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> SpeedTarget:
-    """Find the lowest sparsity that reaches a speed.
+    """Find what a model keeps for a speed: as the cost model predicts, corrected by timings.
+
+    A random ticket of each choice is timed against the dense model, until one is within ``CLOSE`` of the
+    goal. For a GPU nothing is timed.
 
     Args:
         base: Dense model without a head, in eval mode.
+        programme: Chooses what to keep within a predicted time.
         batches: Batches to time.
         goal: The speed.
-        granularity: As for :func:`sparsebert.prune`.
         settings: Effort of each timing.
         on_step: Called with a description of each step.
 
     Raises:
-        ValueError: No sparsity up to ``MOST_SPARSITY`` reaches the speed.
+        ValueError: Nothing that the programme may choose reaches the speed.
     """
-    points: dict[float, SpeedTarget] = {}
-
-    def probe(sparsity: float) -> SpeedTarget:
-        if sparsity not in points:
-            on_step(f"timing {granularity} at {sparsity:.0%}")
-            ticket = prune(base, "random", sparsity=sparsity, granularity=granularity, scope="matrix")
-            times = time_against_dense(base, ticket, batches, goal, settings)
-            points[sparsity] = SpeedTarget(sparsity, *times)
-        return points[sparsity]
-
-    def limit() -> float:
-        return goal.limit(min(point.dense_milliseconds for point in points.values()))
-
-    for sparsity in PROBES:
-        probe(sparsity)
-    for _ in range(CORRECTIONS):
-        last = probe(_at(limit(), {each: point.milliseconds for each, point in points.items()}))
-        if abs(last.milliseconds / limit() - 1) <= CLOSE:
+    on_step("predicting times")
+    if goal.device is not None:
+        return _modelled(programme, goal)
+    probes: list[_Probe] = []
+    for _ in range(1 + CORRECTIONS):
+        choice = programme.within(partial(_limit, probes, goal.limit(programme.dense)))
+        if any(choice.milliseconds == probe.choice.milliseconds for probe in probes):
             break
-    if last.milliseconds > limit() * (1 + 5 * CLOSE):
-        raise ValueError(
-            f"no sparsity up to {MOST_SPARSITY:.0%} reaches {goal} here: {last.sparsity:.0%} takes "
-            f"{last.milliseconds:.3g} ms, {last.speedup:.2f}x of the dense model; allow a lower precision, "
-            "or ask for less"
-        )
-    return last
+        on_step(f"timing {choice}")
+        times = time_against_dense(base, choice.ticket, batches, goal, settings)
+        kept = dict(choice.densities), dict(choice.granularities)
+        target = SpeedTarget(choice.ticket.sparsity, *times, choice.milliseconds, *kept)
+        probes.append(_Probe(choice, target, goal.excess(target.milliseconds, target.dense_milliseconds)))
+        if abs(probes[-1].excess - 1) <= CLOSE or (choice.ticket.sparsity == 0 and probes[-1].excess < 1):
+            return target
+    reached = [probe for probe in probes if probe.excess <= 1 + CLOSE]
+    if reached:
+        return min(reached, key=lambda probe: probe.choice.loss).target
+    fastest = min(probes, key=lambda probe: probe.excess)
+    if fastest.excess > 1 + 5 * CLOSE:
+        raise _unreachable(goal, fastest.target, "here", "takes")
+    return fastest.target
+
+
+def _modelled(programme: Programme, goal: SpeedGoal) -> SpeedTarget:
+    """Return what the cost model of a GPU chooses. Raises ValueError if the speed is out of reach."""
+    limit = goal.limit(programme.dense)
+    choice = programme.within(lambda way: limit)
+    target = SpeedTarget(
+        choice.ticket.sparsity,
+        choice.milliseconds,
+        programme.dense,
+        f"dense on {gpu_roofline.named(str(goal.device)).name}",
+        choice.milliseconds,
+        dict(choice.densities),
+        dict(choice.granularities),
+    )
+    if not choice.reached:
+        raise _unreachable(goal, target, f"on {goal.device}", "is predicted to take")
+    return target
+
+
+def _unreachable(goal: SpeedGoal, best: SpeedTarget, where: str, verb: str) -> ValueError:
+    return ValueError(
+        f"no sparsity up to {MOST_SPARSITY:.0%} reaches {goal} {where}: {best.sparsity:.0%}, the fastest, "
+        f"{verb} {best.milliseconds:.3g} ms, {best.speedup:.2f}x of the dense model; allow a lower "
+        "precision, or ask for less"
+    )
+
+
+def _limit(probes: Sequence[_Probe], limit: float, way: str) -> float:
+    """Return the predicted time to keep in a way of running the encoder, by what was timed before.
+
+    Without a timing of this way, predictions are wrong by the factor of the last timing; with two, time is
+    a straight line of the prediction.
+    """
+    if not probes:
+        return limit
+    here = [probe for probe in probes if probe.choice.way == way]
+    here.sort(key=lambda probe: abs(probe.excess - 1))
+    nearest = here[0] if here else probes[-1]
+    predicted = nearest.choice.milliseconds
+    if len(here) > 1:
+        change = predicted - here[1].choice.milliseconds
+        slope = (nearest.excess - here[1].excess) / change if change else 0.0
+        if slope > 0:
+            corrected = predicted + (1 - nearest.excess) / slope
+            return min(max(corrected, predicted / 2), 2 * predicted)
+    return predicted / nearest.excess
 
 
 def time_against_dense(
@@ -187,20 +259,3 @@ def _forward(model: Any, batches: Sequence[Batch]) -> Callable[[], None]:
             model(**batch)
 
     return forward
-
-
-def _at(milliseconds: float, points: dict[float, float]) -> float:
-    """Return the sparsity whose time, interpolated between points of (sparsity, time), is ``milliseconds``.
-
-    Beyond the points the line through the two nearest goes on, from sparsity 0 to ``MOST_SPARSITY``.
-    """
-    order = sorted(points)
-    above = [sparsity for sparsity in order if points[sparsity] > milliseconds]
-    low = above[-1] if above else order[0]
-    following = order[order.index(low) + 1 :]
-    low, high = (low, following[0]) if following else (order[-2], order[-1])
-    change = points[high] - points[low]
-    if change >= 0:
-        return 0.0 if milliseconds > points[low] else MOST_SPARSITY
-    sparsity = low + (milliseconds - points[low]) * (high - low) / change
-    return round(min(max(sparsity, 0.0), MOST_SPARSITY), 4)

@@ -1,0 +1,199 @@
+"""Densities and granularities of matrices within a budget of milliseconds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsebert.one_shot.allocation import MEASURED, curve_of, matrices_alone
+from sparsebert.one_shot.budgets import STEPS, Option, choose
+from sparsebert.one_shot.layer_problem import Target
+
+# Densities that a pruned matrix may get, this many from the lowest to just below 1.
+GRID, LOWEST = 40, 0.01
+DENSITIES = tuple(LOWEST ** (1 - index / GRID) for index in range(GRID))
+# The densities at which errors are measured are not above this one, and not below that of the grid.
+HIGHEST_MEASURED = 0.75
+
+# Milliseconds of a matrix with a mask, bool [out, in], by the way in which the model runs.
+CostOf = Callable[[Tensor], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class MatrixOption:
+    """One way to prune a matrix.
+
+    Attributes:
+        granularity: Its granularity.
+        density: Share of weights to keep; 1 for the dense matrix.
+        error: Relative squared change of the model's last hidden states if this matrix alone is pruned.
+        milliseconds: Its time, by the way in which the model runs.
+    """
+
+    granularity: str
+    density: float
+    error: float
+    milliseconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The options that cost the model least within a budget.
+
+    Attributes:
+        way: The way in which the model runs.
+        options: The option of each matrix.
+        milliseconds: Their sum in that way.
+        error: The sum of their errors.
+    """
+
+    way: str
+    options: Mapping[str, MatrixOption]
+    milliseconds: float
+    error: float
+
+
+def random_mask(target: Target) -> Tensor:
+    """Return a random mask, bool [out, in], of the granularity and density of a target."""
+    shape = target.group.shapes[target.group.name]
+    return target.choose(torch.rand(shape, generator=torch.Generator().manual_seed(0)))
+
+
+def at_density(target: Target, density: float) -> Target:
+    """Return the target at another density."""
+    return replace(target, density=Fraction(density).limit_denominator(10**6))
+
+
+@dataclass
+class TimeTable:
+    """The milliseconds of matrices at each density of the grid; matrices of one shape share them.
+
+    Attributes:
+        targets: Granularity -> key -> target.
+        cost_of: Milliseconds of a mask.
+    """
+
+    targets: Mapping[str, Mapping[str, Target]]
+    cost_of: CostOf
+
+    def __post_init__(self) -> None:
+        self._seen: dict[tuple[Any, ...], Mapping[str, float]] = {}
+
+    def milliseconds(self, granularity: str, key: str, density: float) -> Mapping[str, float]:
+        """Return the milliseconds of a matrix at a density, by way."""
+        target = self.targets[granularity][key]
+        shape = target.group.shapes[key]
+        entry = (granularity if density < 1 else "", tuple(shape), density)
+        if entry not in self._seen:
+            whole = torch.ones(shape, dtype=torch.bool)
+            mask = random_mask(at_density(target, density)) if density < 1 else whole
+            self._seen[entry] = self.cost_of(mask)
+        return self._seen[entry]
+
+    def uniform(self, granularity: str, density: float) -> dict[str, float]:
+        """Return the milliseconds of all matrices at one density, by way."""
+        total: dict[str, float] = defaultdict(float)
+        for key in self.targets[granularity]:
+            for way, each in self.milliseconds(granularity, key, density).items():
+                total[way] += each
+        return dict(total)
+
+    def uniform_density(self, granularity: str, limits: Mapping[str, float]) -> float:
+        """Return the highest density of the grid at which all matrices keep a limit in some way."""
+        for density in (1.0, *reversed(DENSITIES)):
+            times = self.uniform(granularity, density)
+            if any(times[way] <= limit for way, limit in limits.items()):
+                return density
+        return LOWEST
+
+
+@torch.no_grad()
+def matrix_options(
+    model: nn.Module, table: TimeTable, batches: Sequence[Mapping[str, Any]], density: float
+) -> dict[str, list[MatrixOption]]:
+    """Return the options of each matrix: dense, and each granularity at each density of the grid.
+
+    Errors are measured as in :func:`sparsebert.one_shot.allocation.allocated`, at two densities of each
+    granularity, and interpolated.
+
+    Args:
+        model: The dense model; unchanged at the end.
+        table: The milliseconds.
+        batches: Calibration batches, of which the first texts are used.
+        density: A density near those that will be chosen.
+    """
+    first = next(iter(table.targets))
+    top = min(max(density, 4 * LOWEST), HIGHEST_MEASURED)
+    low, high = (share * top for share in MEASURED)
+    options: dict[str, list[MatrixOption]] = {}
+    for key, problem, change in matrices_alone(model, table.targets[first], batches):
+        options[key] = [MatrixOption(first, 1.0, 0.0, table.milliseconds(first, key, 1.0))]
+        for granularity, targets in table.targets.items():
+            curve = curve_of(problem, change, targets[key], (low, high))
+            options[key] += [
+                MatrixOption(granularity, share, curve.at(share), table.milliseconds(granularity, key, share))
+                for share in DENSITIES
+            ]
+    return {key: options[key] for key in table.targets[first]}
+
+
+def cheapest(options: Mapping[str, Sequence[MatrixOption]], way: str) -> Chosen:
+    """Return the fastest option of each matrix in a way, the densest of equally fast ones."""
+    picked = {
+        key: min(each, key=lambda option: (option.milliseconds[way], -option.density))
+        for key, each in options.items()
+    }
+    return _chosen(way, picked)
+
+
+def choose_within(
+    options: Mapping[str, Sequence[MatrixOption]], limits: Mapping[str, float]
+) -> Chosen | None:
+    """Return the options with the least sum of errors within the limit of one of the ways.
+
+    The dynamic programme of :func:`sparsebert.one_shot.budgets.choose` is solved for each way; of equal sums
+    the fastest is taken.
+
+    Args:
+        options: The options of each matrix.
+        limits: Milliseconds for all matrices, by way.
+
+    Returns:
+        The choice; None if the fastest options exceed the limit in every way.
+    """
+    found = []
+    for way, limit in limits.items():
+        if cheapest(options, way).milliseconds > limit:
+            continue
+        # The programme rounds costs down to steps: the budget of a choice that exceeds it is cut.
+        budget = limit
+        programme = {
+            key: [Option(option.error, option.milliseconds[way]) for option in each]
+            for key, each in options.items()
+        }
+        for _ in range(3):
+            indices = choose(programme, budget)
+            chosen = _chosen(way, {key: options[key][index] for key, index in indices.items()})
+            if chosen.milliseconds <= limit or budget < limit * (1 - len(options) / STEPS):
+                break
+            budget -= chosen.milliseconds - limit
+            if budget < cheapest(options, way).milliseconds:
+                chosen = cheapest(options, way)
+                break
+        found.append(chosen)
+    return min(found, key=lambda chosen: (chosen.error, chosen.milliseconds), default=None)
+
+
+def _chosen(way: str, options: Mapping[str, MatrixOption]) -> Chosen:
+    return Chosen(
+        way,
+        options,
+        sum(option.milliseconds[way] for option in options.values()),
+        sum(option.error for option in options.values()),
+    )

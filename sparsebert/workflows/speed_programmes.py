@@ -1,0 +1,349 @@
+"""What a model keeps within a predicted time: densities of matrices, numbers of units, or one sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Protocol
+
+import torch
+
+from sparsebert.cost import gpu_roofline
+from sparsebert.cost.work import WorkEstimate
+from sparsebert.linear_layers import Filter
+from sparsebert.one_shot.budgets import Option, choose
+from sparsebert.one_shot.layer_problem import Target
+from sparsebert.one_shot.time_budget import (
+    DENSITIES,
+    LOWEST,
+    Chosen,
+    MatrixOption,
+    TimeTable,
+    at_density,
+    cheapest,
+    choose_within,
+    matrix_options,
+    random_mask,
+)
+from sparsebert.one_shot.unit_columns import reader_of
+from sparsebert.one_shot.unit_costs import Workload, unit_costs
+from sparsebert.one_shot.unit_table import Row, unit_table
+from sparsebert.planning.encoder_plan import LAYERS
+from sparsebert.planning.mask_costs import MaskCosts, mask_costs
+from sparsebert.pruning import prune
+from sparsebert.pruning.granularity import PANEL, kinds_in, listed, parse_granularity, spelled_out
+from sparsebert.pruning.prunable_structure import prunable_structure
+from sparsebert.pruning.read_matrices import loaded_weight
+from sparsebert.pruning.unit_groups import UnitGroup, unit_groups
+from sparsebert.tickets.ticket import Ticket
+
+Batches = Sequence[Mapping[str, Any]]
+# The predicted milliseconds to keep, by the way in which the encoder runs.
+LimitOf = Callable[[str], float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a model keeps.
+
+    Attributes:
+        way: The way in which the encoder runs, as predicted.
+        milliseconds: Predicted time of the encoder.
+        ticket: Random masks of this kind, to time.
+        densities: Share of weights to keep by key; empty for one sparsity of all matrices.
+        granularities: Granularity by key; empty where all have the same.
+        error: Predicted sum of the errors; None for one sparsity of all matrices.
+        reached: Whether the predicted time is within the limit.
+    """
+
+    way: str
+    milliseconds: float
+    ticket: Ticket
+    densities: Mapping[str, float]
+    granularities: Mapping[str, str]
+    error: float | None
+    reached: bool
+
+    @property
+    def loss(self) -> float:
+        """What the choice costs, to compare choices of one programme."""
+        return self.ticket.sparsity if self.error is None else self.error
+
+    def __str__(self) -> str:
+        """Return what is kept, in words."""
+        pruned = {self.granularities.get(key, "") for key, each in self.densities.items() if each < 1}
+        kinds = f" ({', '.join(sorted(pruned))})" if self.granularities else ""
+        return f"{self.ticket.sparsity:.1%} sparsity{kinds}"
+
+
+class Programme(Protocol):
+    """Chooses what a model keeps within a time.
+
+    Attributes:
+        dense: Predicted milliseconds of the encoder in its fastest dense form.
+    """
+
+    dense: float
+
+    def within(self, limit_of: LimitOf) -> Choice:
+        """Return the best choice within the limit of one of the ways; the fastest one if there is none."""
+
+
+@dataclass
+class MatrixProgramme:
+    """Densities, and granularities if there are several, that cost the last hidden states least.
+
+    Attributes:
+        model: The dense model.
+        batches: Calibration batches.
+        table: Milliseconds of its matrices.
+        costs: The cost model.
+    """
+
+    model: Any
+    batches: Batches
+    table: TimeTable
+    costs: MaskCosts
+
+    def __post_init__(self) -> None:
+        self.dense = self.costs.dense
+        self._options: dict[str, list[MatrixOption]] = {}
+
+    def within(self, limit_of: LimitOf) -> Choice:
+        """Return the choice of the dynamic programme."""
+        rest = self.costs.rest
+        limits = {way: limit_of(way) - each for way, each in rest.items()}
+        if not self._options:
+            density = self.table.uniform_density(next(iter(self.table.targets)), limits)
+            self._options = matrix_options(self.model, self.table, self.batches, density)
+        chosen = choose_within(self._options, limits)
+        if chosen is not None:
+            return self._choice(chosen, reached=True)
+        fastest = [cheapest(self._options, way) for way in limits]
+        return self._choice(min(fastest, key=lambda each: each.milliseconds + rest[each.way]), reached=False)
+
+    def _choice(self, chosen: Chosen, reached: bool) -> Choice:
+        targets = self.table.targets
+        masks = {
+            key: random_mask(at_density(targets[option.granularity][key], option.density))
+            for key, option in chosen.options.items()
+        }
+        several = len(targets) > 1
+        return Choice(
+            chosen.way,
+            chosen.milliseconds + self.costs.rest[chosen.way],
+            Ticket(masks),
+            {key: option.density for key, option in chosen.options.items()},
+            {key: option.granularity for key, option in chosen.options.items()} if several else {},
+            chosen.error,
+            reached,
+        )
+
+
+@dataclass
+class UnitProgramme:
+    """Numbers of heads and neurons of each layer that cost the last hidden states least.
+
+    Attributes:
+        model: The dense model.
+        batches: Calibration batches.
+        method: The method that removes units.
+        groups: The heads or neurons of each layer.
+        workload: The size of the batches to run.
+        costs: The cost model; the whole model runs dense.
+    """
+
+    model: Any
+    batches: Batches
+    method: Any
+    groups: Sequence[UnitGroup]
+    workload: Workload
+    costs: MaskCosts
+
+    def __post_init__(self) -> None:
+        self.dense = self.costs.dense
+        self._rows: dict[str, list[Row]] = {}
+        self._rest = 0.0
+
+    def within(self, limit_of: LimitOf) -> Choice:
+        """Return the choice of the dynamic programme over the numbers of units."""
+        if not self._rows:
+            self._measure()
+        options = {key: [Option(row.error, row.cost) for row in rows] for key, rows in self._rows.items()}
+        limit = limit_of(LAYERS) - self._rest
+        reached = limit >= sum(min(option.cost for option in each) for each in options.values())
+        if reached:
+            indices = choose(options, limit)
+        else:
+            indices = {key: len(rows) - 1 for key, rows in self._rows.items()}
+        rows = {key: self._rows[key][index] for key, index in indices.items()}
+        return Choice(
+            LAYERS,
+            self._rest + sum(row.cost for row in rows.values()),
+            Ticket(self._masks({key: row.kept for key, row in rows.items()})),
+            {key: row.kept / self._rows[key][0].kept for key, row in rows.items()},
+            {},
+            sum(row.error for row in rows.values()),
+            reached,
+        )
+
+    def _measure(self) -> None:
+        costs = unit_costs(self.groups, "milliseconds", self.workload, self.costs.dtype)
+        rows = unit_table(self.model, self.groups, self.batches, self.method, costs)
+        if self.costs.device is not None:
+            group_of = {reader_of(group).name: group for group in self.groups}
+            rows = {
+                key: [row._replace(cost=self._on_gpu(group_of[key], row.kept)) for row in each]
+                for key, each in rows.items()
+            }
+        self._rows = rows
+        # All but the units: what the dense encoder takes without them.
+        self._rest = self.dense - sum(each[0].cost for each in rows.values())
+
+    def _on_gpu(self, group: UnitGroup, kept: int) -> float:
+        """Return the modelled milliseconds of a layer's matrices with some of their units."""
+        assert self.costs.device is not None
+        roofline = gpu_roofline.Roofline(self.costs.device, self.costs.dtype, self.costs.tokens)
+        seconds = 0.0
+        for key, (rows, columns) in group.shapes.items():
+            cut = group.parts[key].block[1] is not None  # columns of the last matrix, rows of the others
+            share = kept / group.grid[0]
+            shape = (rows, round(share * columns)) if cut else (round(share * rows), columns)
+            if kept:
+                seconds += roofline.seconds(WorkEstimate("dense", 0, 0, 0, shape=shape))
+        return 1e3 * seconds
+
+    def _masks(self, kept: Mapping[str, int]) -> dict[str, torch.Tensor]:
+        """Return random masks that keep these numbers of units, by the key of the matrix that reads them."""
+        generator = torch.Generator().manual_seed(0)
+        masks: dict[str, torch.Tensor] = {}
+        for group in self.groups:
+            units = torch.zeros(group.grid[0], dtype=torch.bool)
+            units[torch.randperm(len(units), generator=generator)[: kept[reader_of(group).name]]] = True
+            masks |= group.expand(units.view(group.grid))
+        return masks
+
+
+@dataclass
+class UniformProgramme:
+    """One sparsity of all matrices or layers.
+
+    Attributes:
+        model: The dense model without its head.
+        pruning: Arguments of :func:`sparsebert.prune`.
+        costs: The cost model.
+        table: Milliseconds of its matrices; None for units, whose time is taken to be proportional.
+    """
+
+    model: Any
+    pruning: Mapping[str, Any]
+    costs: MaskCosts
+    table: TimeTable | None = None
+
+    def __post_init__(self) -> None:
+        self.dense = self.costs.dense
+
+    def within(self, limit_of: LimitOf) -> Choice:
+        """Return the highest density whose predicted time is within a limit."""
+        densest: dict[str, tuple[float, float]] = {}
+        for way, rest in self.costs.rest.items():
+            densest[way] = self._densest(way, limit_of(way), rest)
+        way = max(densest, key=lambda each: densest[each][0])
+        density, milliseconds = densest[way]
+        sparsity = round(1 - density, 4)
+        options: dict[str, Any] = {"scope": "matrix", **self.pruning}
+        ticket = prune(self.model, "random", sparsity=sparsity, **options)
+        return Choice(way, milliseconds, ticket, {}, {}, None, milliseconds <= limit_of(way))
+
+    def _densest(self, way: str, limit: float, rest: float) -> tuple[float, float]:
+        """Return the highest density within a limit, interpolated in the grid, and its milliseconds."""
+        above: tuple[float, float] | None = None
+        for density in (1.0, *reversed(DENSITIES)):
+            milliseconds = rest + self._milliseconds(density, way)
+            if milliseconds <= limit:
+                if above is None:
+                    return density, milliseconds
+                share = (limit - milliseconds) / (above[1] - milliseconds)
+                return density + share * (above[0] - density), limit
+            above = (density, milliseconds)
+        return LOWEST, above[1] if above else rest
+
+    def _milliseconds(self, density: float, way: str) -> float:
+        if self.table is None:
+            return density * (self.costs.dense - self.costs.rest[way])
+        return self.table.uniform(next(iter(self.table.targets)), density)[way]
+
+
+@torch.no_grad()
+def programme_for(
+    model: Any,
+    method: Any,
+    batches: Batches,
+    timed: Batches,
+    *,
+    tolerance: str = "fp32",
+    device: str | None = None,
+    granularity: str = "element",
+    block_size: tuple[int, int] | None = None,
+    allocate: str | None = None,
+    filter: Filter | None = None,
+    include_pooler: bool = False,
+    round_to: int | None = None,
+) -> Programme:
+    """Return what chooses densities, numbers of units or a sparsity for a one-shot method.
+
+    Args:
+        model: The dense model, of any task.
+        method: The method.
+        batches: Calibration batches.
+        timed: Batches to time.
+        tolerance, device: As for :class:`sparsebert.workflows.speed_target.SpeedGoal`.
+        granularity: As for :func:`sparsebert.prune_`; or several, separated by commas, among which each
+            matrix chooses.
+        block_size, allocate, filter, include_pooler, round_to: As for :func:`sparsebert.prune_`.
+
+    Raises:
+        ValueError: A granularity is unknown, fixes the sparsity, or cannot stand beside others.
+    """
+    names = listed(granularity)
+    spelled = {name: spelled_out(name, block_size if len(names) == 1 else None) for name in names}
+    for name, (kind, size) in spelled.items():
+        if parse_granularity(kind, size, round_to if kind == PANEL else None).pattern:
+            raise ValueError(f"granularity {name!r} fixes the sparsity: omit the speed, or choose another")
+    kinds = kinds_in(granularity)
+    across = [name for name in names if kinds_in(name)]
+    by_matrix = hasattr(method, "prune_layer") and not kinds
+    if len(names) > 1 and across:
+        raise ValueError(
+            f"granularity {across[0]!r} has units across matrices and cannot stand beside others in a list, "
+            f"got {granularity!r}"
+        )
+    if len(names) > 1 and (not by_matrix or allocate == "uniform" or round_to is not None):
+        conflict = "allocate='uniform'" if round_to is None else "round_to"
+        conflict = conflict if by_matrix else f"method {method.name}"
+        raise ValueError(f"{conflict} takes one granularity, got {granularity!r}")
+    encoder, keys = prunable_structure(
+        model, names[0], include_pooler=include_pooler, filter=filter, data=batches
+    )
+    shapes = {key: loaded_weight(model, key).shape for key in keys}
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in timed) // len(timed)
+    costs = mask_costs(model.base_model, keys, tokens, tolerance, device)
+    if by_matrix:
+        targets = {
+            name: {
+                group.name: Target(group, Fraction(1, 2))
+                for group in unit_groups(kind, size, shapes, None, round_to if kind == PANEL else None)
+            }
+            for name, (kind, size) in spelled.items()
+        }
+        table = TimeTable(targets, costs.of_mask)
+        if allocate != "uniform":
+            return MatrixProgramme(model, batches, table, costs)
+    elif hasattr(method, "losses") and allocate != "uniform":
+        groups = unit_groups(granularity, None, shapes, encoder)
+        return UnitProgramme(model, batches, method, groups, Workload.of(timed), costs)
+    kind, size = spelled[names[0]]
+    units = {"granularity": kind, "block_size": size, "round_to": round_to if kind == PANEL else None}
+    pruning: dict[str, Any] = {**units, "filter": filter, "include_pooler": include_pooler}
+    return UniformProgramme(model.base_model, pruning, costs, table if by_matrix else None)
