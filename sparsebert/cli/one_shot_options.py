@@ -87,8 +87,8 @@ class SpeedOptions:
     device: Annotated[
         str | None,
         typer.Option(
-            help="a GPU to prune for, h200, h100 or a100, in place of this machine: times of its linear layers "
-            "are modelled, not measured; in bf16 with --tolerance bf16"
+            help="a GPU to prune for in place of this machine: h200, h100 or a100; the times of its linear "
+            "layers are modelled, not measured; in bf16 with --tolerance bf16"
         ),
     ] = None
 

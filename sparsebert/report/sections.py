@@ -34,6 +34,7 @@ from sparsebert.report.revision_tables import revision_tables
 from sparsebert.report.run_plots import run_pictures
 from sparsebert.report.run_tables import evaluation_tables, matrix_tables, run_tables
 from sparsebert.report.serving_tables import line_pictures, serving_tables
+from sparsebert.report.speed_budget_tables import speed_budget_tables
 from sparsebert.report.table import Table
 from sparsebert.report.ticket_tables import ticket_tables
 
@@ -151,6 +152,7 @@ _KINDS = (
     Kind("memory", _of("memory"), _by_machine(memory_tables)),
     Kind("requests", _of("request_memory", "request_time"), _by_machine(request_tables)),
     Kind("one-shot", _of("one_shot"), one_shot_tables),
+    Kind("speed_budgets", _of("speed_budget"), speed_budget_tables),
     Kind("serving", _of("serving"), _by_machine(serving_tables), _by_machine(line_pictures)),
     Kind("revisions", _of("revision"), _by_machine(revision_tables)),
     Kind("goals", _of("goal"), _by_machine(goal_tables)),

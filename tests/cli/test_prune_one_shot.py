@@ -75,6 +75,15 @@ def test_a_speed_takes_the_place_of_the_sparsity(asked, tmp_path, capsys):
     assert "asked for 500 ms: predicted" in capsys.readouterr().out
 
 
+def test_a_ticket_for_a_gpu_is_predicted_only(asked, tmp_path, capsys):
+    at = asked.index("--sparsity")
+    command = [*asked[:at], *asked[at + 2 :], "--method", "wanda", "--speedup", "1", "--device", "h100"]
+    assert app.main([*command, "--granularity", "element,32x2"]) == 0
+    assert "ms dense on NVIDIA H100), not measured here" in capsys.readouterr().out
+    speed = Ticket.load(tmp_path / "pruned" / "ticket.safetensors").metadata["speed"]
+    assert (speed["device"], speed["measured_milliseconds"]) == ("h100", None)
+
+
 def test_a_killed_run_for_a_speed_goes_on_with_the_sparsity_that_it_had_found(asked, tmp_path, monkeypatch):
     at = asked.index("--sparsity")
     command = [
@@ -96,7 +105,7 @@ def test_a_killed_run_for_a_speed_goes_on_with_the_sparsity_that_it_had_found(as
         assert app.main(command) != 0
     assert (tmp_path / "pruned.unfinished").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("sparsebert.workflows.one_shot.sparsity_for", killed)
+        patch.setattr("sparsebert.workflows.one_shot.target_for", killed)
         assert app.main(command) == 0
     assert [path.name for path in tmp_path.glob("pruned*")] == ["pruned"]
 
@@ -150,6 +159,11 @@ def test_the_command_knows_every_method():
         (["--method", "sparsegpt", "--scope", "type"], "--scope does not apply to method sparsegpt"),
         (["--method", "sparsegpt", "--speedup", "2"], "--sparsity conflicts with --speedup"),
         (["--method", "sparsegpt", "--threads", "2"], "--threads applies only with --speedup"),
+        (["--method", "sparsegpt", "--device", "h100"], "--device applies only with --speedup"),
+        (
+            ["--method", "sparsegpt", "--granularity", "element,4x1"],
+            "granularity lists 2, among which each matrix chooses by milliseconds: name one, or pass a speed",
+        ),
         (["--method", "sparsegpt", "--biases"], "--biases applies only with a method that scores"),
         (["--method", "sparsegpt", "--texts-column", "a"], "holds one text a line and no columns"),
         (["--method", "wanda", "--damping", "0.1"], "--damping"),

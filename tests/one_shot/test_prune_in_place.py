@@ -99,6 +99,46 @@ def test_the_weights_that_the_masks_prune_are_zero_and_each_matrix_keeps_its_sha
     assert Ticket.from_model(model).sparsity == pytest.approx(0.75, abs=0.001)
 
 
+def test_matrices_may_have_granularities_and_densities_of_their_own():
+    model, (first, second, *others) = bert(), structure(bert()).linears
+    ticket = prune_(
+        model,
+        "sparsegpt",
+        sparsity=0.5,
+        data=batches(2),
+        densities={first: 0.25, second: 1},
+        granularities={first: "4x1", second: "row"},
+    )
+    rows = ticket.masks[first].unflatten(0, (-1, 4))
+    assert torch.equal(rows.all(1), rows.any(1))
+    assert float(ticket.masks[first].float().mean()) == pytest.approx(0.25, abs=0.02)
+    assert ticket.masks[second].all()
+    assert float(ticket.masks[others[0]].float().mean()) == pytest.approx(0.5, abs=0.02)
+    assert ticket.metadata["granularities"] == {first: "4x1", second: "row"}
+    assert ticket.metadata["granularity"] == "4x1,element,row"
+    assert ticket.metadata["densities"][first] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"granularities": {"encoder.layer.9": "4x1"}}, "unknown matrix in granularities 'encoder.layer.9'"),
+        (
+            {"granularities": {"encoder.layer.0.output.dense": "head"}},
+            "granularity of encoder.layer.0.output.dense must be element, blocks, panels, row or column",
+        ),
+        (
+            {"granularities": {"encoder.layer.0.output.dense": "4x1"}, "allocate": "error"},
+            "allocate='error' chooses the density of each matrix and conflicts with granularities",
+        ),
+    ],
+    ids=str,
+)
+def test_granularities_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        prune_(bert(), "sparsegpt", sparsity=0.5, data=batches(1), **options)
+
+
 def test_to_reproduce_the_dense_model_ends_nearer_to_it():
     data, fresh = batches(24), batches(8)
     dense = bert()

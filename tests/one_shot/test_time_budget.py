@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -115,12 +114,13 @@ def test_options_are_dense_without_error_and_every_granularity_at_every_density(
         assert [option.granularity for option in pruned] == ["element"] * len(DENSITIES) + ["4x1"] * len(
             DENSITIES
         )
-        single, vectors = (
-            next(o for o in pruned if o.granularity == name and math.isclose(o.density, 0.1, rel_tol=0.1))
-            for name in ("element", "4x1")
-        )
-        assert 0 < single.error < vectors.error
-        assert single.milliseconds["layers"] > 1.5 * vectors.milliseconds["layers"]
+    near = min(DENSITIES, key=lambda density: abs(density - 0.25))
+    total: dict[str, list[float]] = {}
+    for option in (option for each in found.values() for option in each if option.density == near):
+        error, milliseconds = total.setdefault(option.granularity, [0.0, 0.0])
+        total[option.granularity] = [error + option.error, milliseconds + option.milliseconds["layers"]]
+    assert 0 < total["element"][0] < total["4x1"][0]
+    assert total["element"][1] > 1.9 * total["4x1"][1]
 
 
 def test_a_matrix_stays_dense_rather_than_slower_than_dense():
@@ -139,7 +139,9 @@ def test_granularities_mix_where_a_matrix_loses_little_by_vectors():
     found = matrix_options(model, table_of(model), batches(4), 0.3)
     key = next(iter(found))
     lossless = [
-        MatrixOption(o.granularity, o.density, o.error if o.granularity == "element" else 1e-9, o.milliseconds)
+        MatrixOption(
+            o.granularity, o.density, o.error if o.granularity == "element" else 1e-9, o.milliseconds
+        )
         for o in found[key]
     ]
     chosen = choose_within({**found, key: lossless}, {"layers": 5.0})
@@ -152,4 +154,6 @@ def test_random_masks_are_of_the_granularity_and_density(granularity):
     target = at_density(table.targets[granularity]["encoder.layer.0.output.dense"], 0.5)
     mask = random_mask(target)
     assert float(mask.float().mean()) == pytest.approx(0.5, abs=0.13)
-    assert torch.equal(target.group.expand(target.group.whole({target.group.name: mask}))[target.group.name], mask)
+    assert torch.equal(
+        target.group.expand(target.group.whole({target.group.name: mask}))[target.group.name], mask
+    )

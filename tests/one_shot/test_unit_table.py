@@ -122,6 +122,16 @@ def test_milliseconds_are_a_budget_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.66 < price.total(kept) / price.total(whole) <= 0.7 + 1e-3
 
 
+def test_a_layer_may_lose_all_its_units() -> None:
+    model = build().eval()
+    heads = {keys[-1]: 0.5 for keys in structure(model).heads}
+    emptied = next(iter(heads))
+    ticket = prune_(
+        model, METHOD, data=batches(2), sparsity=0.5, granularity="head", densities=heads | {emptied: 0}
+    )
+    assert not ticket.masks[emptied].any()
+
+
 def test_allocation_of_units_needs_a_method_that_sweeps() -> None:
     with pytest.raises(
         ValueError, match=r"^allocate='error' chooses the density of each matrix and conflicts"

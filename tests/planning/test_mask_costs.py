@@ -40,7 +40,9 @@ def masks(model):
         element: torch.rand(shapes[element]) < 0.1,
         vectors: (torch.rand(shapes[vectors][0] // 4, shapes[vectors][1]) < 0.1).repeat_interleave(4, 0),
         dense: torch.ones(shapes[dense], dtype=torch.bool),
-        panels: (torch.rand(shapes[panels][0] // 32, 4) < 0.5).repeat_interleave(32, 0).repeat_interleave(64, 1),
+        panels: (torch.rand(shapes[panels][0] // 32, 4) < 0.5)
+        .repeat_interleave(32, 0)
+        .repeat_interleave(64, 1),
     }
 
 

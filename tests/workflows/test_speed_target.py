@@ -45,7 +45,13 @@ class Linear:
         mask = (torch.arange(100_000) < kept)[None]
         milliseconds = rest + slope * kept / 100_000
         return Choice(
-            way, milliseconds, Ticket({"a": mask}), {"a": kept / 1e5}, {}, 1 - kept / 1e5, densities[way] >= 0.01
+            way,
+            milliseconds,
+            Ticket({"a": mask}),
+            {"a": kept / 1e5},
+            {},
+            1 - kept / 1e5,
+            densities[way] >= 0.01,
         )
 
 
@@ -110,7 +116,9 @@ def test_a_gpu_is_predicted_and_nothing_is_timed(base, batch, machine):
     assert not machine
     assert target.speedup == pytest.approx(2, rel=1e-3)
     assert target.dense_form == "dense on NVIDIA H100"
-    with pytest.raises(ValueError, match=r"reaches 20x on h100: 99%, the fastest, is predicted to take 2.3 ms"):
+    with pytest.raises(
+        ValueError, match=r"reaches 20x on h100: 99%, the fastest, is predicted to take 2.3 ms"
+    ):
         target_for(base, Linear(), [batch], SpeedGoal(speedup=20.0, device="h100"))
 
 
