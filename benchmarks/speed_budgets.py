@@ -4,8 +4,8 @@ MiniLM's real weights are pruned for the same speed by several choices of what e
 predicted milliseconds of its forms, with one granularity or several, and within a number of weights. Random
 tickets of each choice are timed until they reach the speed, so that all are compared at the same measured
 speed. Measured are the quality on unseen sentences (see ``benchmarks.one_shot``) and the speed of the pruned
-model. SPARSEBERT_DATA names the folder that holds SST-2 and MRPC. A record is appended as each result is there,
-and results that the file holds already are not computed again.
+model. SPARSEBERT_DATA names the folder that holds SST-2 and MRPC. A record is appended as each result is
+there, and results that the file holds already are not computed again.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class MatrixOption:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Allocation:
     """The options that cost the model least within a budget.
 
     Attributes:
@@ -126,7 +126,7 @@ def matrix_options(
         model: The dense model; unchanged at the end.
         table: The milliseconds.
         batches: Calibration batches, of which the first texts are used.
-        density: A density near those that will be chosen.
+        density: A density near those that will be allocated.
     """
     first = next(iter(table.targets))
     top = min(max(density, 4 * LOWEST), HIGHEST_MEASURED)
@@ -143,55 +143,50 @@ def matrix_options(
     return {key: options[key] for key in table.targets[first]}
 
 
-def cheapest(options: Mapping[str, Sequence[MatrixOption]], way: str) -> Chosen:
+def cheapest(options: Mapping[str, Sequence[MatrixOption]], way: str) -> Allocation:
     """Return the fastest option of each matrix in a way, the densest of equally fast ones."""
     picked = {
         key: min(each, key=lambda option: (option.milliseconds[way], -option.density))
         for key, each in options.items()
     }
-    return _chosen(way, picked)
+    return _allocation(way, picked)
 
 
 def choose_within(
     options: Mapping[str, Sequence[MatrixOption]], limits: Mapping[str, float]
-) -> Chosen | None:
+) -> Allocation | None:
     """Return the options with the least sum of errors within the limit of one of the ways.
 
     The dynamic programme of :func:`sparsebert.one_shot.budgets.choose` is solved for each way; of equal sums
-    the fastest is taken.
+    the fastest is taken. The time may exceed the limit by half a step of the programme for each matrix.
 
     Args:
         options: The options of each matrix.
         limits: Milliseconds for all matrices, by way.
 
     Returns:
-        The choice; None if the fastest options exceed the limit in every way.
+        The allocation; None if the fastest options exceed the limit in every way.
     """
-    found = []
-    for way, limit in limits.items():
-        if cheapest(options, way).milliseconds > limit:
-            continue
-        # The programme rounds costs down to steps: the budget of a choice that exceeds it is cut.
-        budget = limit
-        programme = {
-            key: [Option(option.error, option.milliseconds[way]) for option in each]
-            for key, each in options.items()
-        }
-        for _ in range(3):
-            indices = choose(programme, budget)
-            chosen = _chosen(way, {key: options[key][index] for key, index in indices.items()})
-            if chosen.milliseconds <= limit or budget < limit * (1 - len(options) / STEPS):
-                break
-            budget -= chosen.milliseconds - limit
-            if budget < cheapest(options, way).milliseconds:
-                chosen = cheapest(options, way)
-                break
-        found.append(chosen)
-    return min(found, key=lambda chosen: (chosen.error, chosen.milliseconds), default=None)
+    within = [_within(options, way, limit) for way, limit in limits.items()]
+    affordable = [each for each in within if each is not None]
+    return min(affordable, key=lambda each: (each.error, each.milliseconds), default=None)
 
 
-def _chosen(way: str, options: Mapping[str, MatrixOption]) -> Chosen:
-    return Chosen(
+def _within(options: Mapping[str, Sequence[MatrixOption]], way: str, limit: float) -> Allocation | None:
+    fastest = cheapest(options, way)
+    # The programme cuts costs to whole steps: with half a step more, it rounds them.
+    half = limit / STEPS / 2
+    if fastest.milliseconds + half * len(options) > limit:
+        return fastest if fastest.milliseconds <= limit else None
+    costs = {
+        key: [Option(option.error, option.milliseconds[way] + half) for option in each]
+        for key, each in options.items()
+    }
+    return _allocation(way, {key: options[key][index] for key, index in choose(costs, limit).items()})
+
+
+def _allocation(way: str, options: Mapping[str, MatrixOption]) -> Allocation:
+    return Allocation(
         way,
         options,
         sum(option.milliseconds[way] for option in options.values()),

@@ -11,8 +11,8 @@ from sparsebert.report.table import Cell, Table
 
 _CASE = ("method", "tolerance", "speedup", "budget", "granularity")
 _NOTE = (
-    "one thread, 8 sentences a batch; speeds against the fastest dense form in the same precision. Cost model: "
-    "predicted without timings; predicted: timed with random masks. Cosine and AUC as for one-shot pruning"
+    "one thread, 8 sentences a batch; speeds against the fastest dense form in the same precision. Cost "
+    "model: predicted without timings; predicted: with random masks. Cosine and AUC as for one-shot pruning"
 )
 
 

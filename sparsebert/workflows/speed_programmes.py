@@ -17,7 +17,7 @@ from sparsebert.one_shot.layer_problem import Target
 from sparsebert.one_shot.time_budget import (
     DENSITIES,
     LOWEST,
-    Chosen,
+    Allocation,
     MatrixOption,
     TimeTable,
     at_density,
@@ -44,7 +44,7 @@ LimitOf = Callable[[str], float]
 
 
 @dataclass(frozen=True)
-class Choice:
+class Proposal:
     """What a model keeps.
 
     Attributes:
@@ -67,7 +67,7 @@ class Choice:
 
     @property
     def loss(self) -> float:
-        """What the choice costs, to compare choices of one programme."""
+        """What the proposal costs, to compare choices of one programme."""
         return self.ticket.sparsity if self.error is None else self.error
 
     def __str__(self) -> str:
@@ -86,8 +86,8 @@ class Programme(Protocol):
 
     dense: float
 
-    def within(self, limit_of: LimitOf) -> Choice:
-        """Return the best choice within the limit of one of the ways; the fastest one if there is none."""
+    def within(self, limit_of: LimitOf) -> Proposal:
+        """Return the best proposal within the limit of one of the ways; the fastest one if there is none."""
 
 
 @dataclass
@@ -110,33 +110,35 @@ class MatrixProgramme:
         self.dense = self.costs.dense
         self._options: dict[str, list[MatrixOption]] = {}
 
-    def within(self, limit_of: LimitOf) -> Choice:
-        """Return the choice of the dynamic programme."""
+    def within(self, limit_of: LimitOf) -> Proposal:
+        """Return the proposal of the dynamic programme."""
         rest = self.costs.rest
         limits = {way: limit_of(way) - each for way, each in rest.items()}
         if not self._options:
             density = self.table.uniform_density(next(iter(self.table.targets)), limits)
             self._options = matrix_options(self.model, self.table, self.batches, density)
-        chosen = choose_within(self._options, limits)
-        if chosen is not None:
-            return self._choice(chosen, reached=True)
+        allocation = choose_within(self._options, limits)
+        if allocation is not None:
+            return self._proposal(allocation, reached=True)
         fastest = [cheapest(self._options, way) for way in limits]
-        return self._choice(min(fastest, key=lambda each: each.milliseconds + rest[each.way]), reached=False)
+        return self._proposal(
+            min(fastest, key=lambda each: each.milliseconds + rest[each.way]), reached=False
+        )
 
-    def _choice(self, chosen: Chosen, reached: bool) -> Choice:
+    def _proposal(self, allocation: Allocation, reached: bool) -> Proposal:
         targets = self.table.targets
         masks = {
             key: random_mask(at_density(targets[option.granularity][key], option.density))
-            for key, option in chosen.options.items()
+            for key, option in allocation.options.items()
         }
         several = len(targets) > 1
-        return Choice(
-            chosen.way,
-            chosen.milliseconds + self.costs.rest[chosen.way],
+        return Proposal(
+            allocation.way,
+            allocation.milliseconds + self.costs.rest[allocation.way],
             Ticket(masks),
-            {key: option.density for key, option in chosen.options.items()},
-            {key: option.granularity for key, option in chosen.options.items()} if several else {},
-            chosen.error,
+            {key: option.density for key, option in allocation.options.items()},
+            {key: option.granularity for key, option in allocation.options.items()} if several else {},
+            allocation.error,
             reached,
         )
 
@@ -166,8 +168,8 @@ class UnitProgramme:
         self._rows: dict[str, list[Row]] = {}
         self._rest = 0.0
 
-    def within(self, limit_of: LimitOf) -> Choice:
-        """Return the choice of the dynamic programme over the numbers of units."""
+    def within(self, limit_of: LimitOf) -> Proposal:
+        """Return the proposal of the dynamic programme over the numbers of units."""
         if not self._rows:
             self._measure()
         options = {key: [Option(row.error, row.cost) for row in rows] for key, rows in self._rows.items()}
@@ -178,7 +180,7 @@ class UnitProgramme:
         else:
             indices = {key: len(rows) - 1 for key, rows in self._rows.items()}
         rows = {key: self._rows[key][index] for key, index in indices.items()}
-        return Choice(
+        return Proposal(
             LAYERS,
             self._rest + sum(row.cost for row in rows.values()),
             Ticket(self._masks({key: row.kept for key, row in rows.items()})),
@@ -244,7 +246,7 @@ class UniformProgramme:
     def __post_init__(self) -> None:
         self.dense = self.costs.dense
 
-    def within(self, limit_of: LimitOf) -> Choice:
+    def within(self, limit_of: LimitOf) -> Proposal:
         """Return the highest density whose predicted time is within a limit."""
         densest: dict[str, tuple[float, float]] = {}
         for way, rest in self.costs.rest.items():
@@ -254,7 +256,7 @@ class UniformProgramme:
         sparsity = round(1 - density, 4)
         options: dict[str, Any] = {"scope": "matrix", **self.pruning}
         ticket = prune(self.model, "random", sparsity=sparsity, **options)
-        return Choice(way, milliseconds, ticket, {}, {}, None, milliseconds <= limit_of(way))
+        return Proposal(way, milliseconds, ticket, {}, {}, None, milliseconds <= limit_of(way))
 
     def _densest(self, way: str, limit: float, rest: float) -> tuple[float, float]:
         """Return the highest density within a limit, interpolated in the grid, and its milliseconds."""

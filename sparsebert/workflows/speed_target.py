@@ -21,7 +21,7 @@ from sparsebert.pruning import prune
 from sparsebert.sparsify import sparsify_
 from sparsebert.tasks.texts import text_batches
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.workflows.speed_programmes import Choice, Programme
+from sparsebert.workflows.speed_programmes import Programme, Proposal
 
 Batch = dict[str, torch.Tensor]
 
@@ -122,9 +122,9 @@ class SpeedTarget:
 
 
 class _Probe(NamedTuple):
-    """A choice that was timed: its time relative to that of the goal is ``excess``."""
+    """A proposal that was timed: its time relative to that of the goal is ``excess``."""
 
-    choice: Choice
+    proposal: Proposal
     target: SpeedTarget
     excess: float
 
@@ -140,7 +140,7 @@ def target_for(
 ) -> SpeedTarget:
     """Find what a model keeps for a speed: as the cost model predicts, corrected by timings.
 
-    A random ticket of each choice is timed against the dense model, until one is within ``CLOSE`` of the
+    A random ticket of each proposal is timed against the dense model, until one is within ``CLOSE`` of the
     goal. For a GPU nothing is timed.
 
     Args:
@@ -159,19 +159,19 @@ def target_for(
         return _modelled(programme, goal)
     probes: list[_Probe] = []
     for _ in range(1 + CORRECTIONS):
-        choice = programme.within(partial(_limit, probes, goal.limit(programme.dense)))
-        if any(choice.milliseconds == probe.choice.milliseconds for probe in probes):
+        proposal = programme.within(partial(_limit, probes, goal.limit(programme.dense)))
+        if any(proposal.milliseconds == probe.proposal.milliseconds for probe in probes):
             break
-        on_step(f"timing {choice}")
-        times = time_against_dense(base, choice.ticket, batches, goal, settings)
-        kept = dict(choice.densities), dict(choice.granularities)
-        target = SpeedTarget(choice.ticket.sparsity, *times, choice.milliseconds, *kept)
-        probes.append(_Probe(choice, target, goal.excess(target.milliseconds, target.dense_milliseconds)))
-        if abs(probes[-1].excess - 1) <= CLOSE or (choice.ticket.sparsity == 0 and probes[-1].excess < 1):
+        on_step(f"timing {proposal}")
+        times = time_against_dense(base, proposal.ticket, batches, goal, settings)
+        kept = dict(proposal.densities), dict(proposal.granularities)
+        target = SpeedTarget(proposal.ticket.sparsity, *times, proposal.milliseconds, *kept)
+        probes.append(_Probe(proposal, target, goal.excess(target.milliseconds, target.dense_milliseconds)))
+        if abs(probes[-1].excess - 1) <= CLOSE or (proposal.ticket.sparsity == 0 and probes[-1].excess < 1):
             return target
     reached = [probe for probe in probes if probe.excess <= 1 + CLOSE]
     if reached:
-        return min(reached, key=lambda probe: probe.choice.loss).target
+        return min(reached, key=lambda probe: probe.proposal.loss).target
     fastest = min(probes, key=lambda probe: probe.excess)
     if fastest.excess > 1 + 5 * CLOSE:
         raise _unreachable(goal, fastest.target, "here", "takes")
@@ -181,17 +181,17 @@ def target_for(
 def _modelled(programme: Programme, goal: SpeedGoal) -> SpeedTarget:
     """Return what the cost model of a GPU chooses. Raises ValueError if the speed is out of reach."""
     limit = goal.limit(programme.dense)
-    choice = programme.within(lambda way: limit)
+    proposal = programme.within(lambda way: limit)
     target = SpeedTarget(
-        choice.ticket.sparsity,
-        choice.milliseconds,
+        proposal.ticket.sparsity,
+        proposal.milliseconds,
         programme.dense,
         f"dense on {gpu_roofline.named(str(goal.device)).name}",
-        choice.milliseconds,
-        dict(choice.densities),
-        dict(choice.granularities),
+        proposal.milliseconds,
+        dict(proposal.densities),
+        dict(proposal.granularities),
     )
-    if not choice.reached:
+    if not proposal.reached:
         raise _unreachable(goal, target, f"on {goal.device}", "is predicted to take")
     return target
 
@@ -212,12 +212,12 @@ def _limit(probes: Sequence[_Probe], limit: float, way: str) -> float:
     """
     if not probes:
         return limit
-    here = [probe for probe in probes if probe.choice.way == way]
+    here = [probe for probe in probes if probe.proposal.way == way]
     here.sort(key=lambda probe: abs(probe.excess - 1))
     nearest = here[0] if here else probes[-1]
-    predicted = nearest.choice.milliseconds
+    predicted = nearest.proposal.milliseconds
     if len(here) > 1:
-        change = predicted - here[1].choice.milliseconds
+        change = predicted - here[1].proposal.milliseconds
         slope = (nearest.excess - here[1].excess) / change if change else 0.0
         if slope > 0:
             corrected = predicted + (1 - nearest.excess) / slope

@@ -9,7 +9,7 @@ from sparsebert import Ticket
 from sparsebert.bench.runner import Settings
 from sparsebert.one_shot import SparseGPT
 from sparsebert.workflows import speed_target
-from sparsebert.workflows.speed_programmes import Choice, programme_for
+from sparsebert.workflows.speed_programmes import Proposal, programme_for
 from sparsebert.workflows.speed_target import CLOSE, CORRECTIONS, SpeedGoal, target_for
 
 transformers = pytest.importorskip("transformers")
@@ -44,7 +44,7 @@ class Linear:
         kept = round(100_000 * min(max(densities[way], 0.01), 1.0))
         mask = (torch.arange(100_000) < kept)[None]
         milliseconds = rest + slope * kept / 100_000
-        return Choice(
+        return Proposal(
             way,
             milliseconds,
             Ticket({"a": mask}),
