@@ -83,7 +83,7 @@ def heal(
 
     columns = tuple(part.strip() for part in (texts_column or "").split(","))
     if len(columns) > 2 or (len(columns) == 2 and not all(columns)):
-        raise ValueError(f"--texts-column takes one column, or two with a comma between, got {texts_column!r}")
+        raise ValueError(f"--texts-column takes one column, or two: a,b; got {texts_column!r}")
     settings = HealingSettings(
         minutes=10.0 if minutes is None else minutes,
         steps=steps,
