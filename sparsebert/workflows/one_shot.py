@@ -52,16 +52,17 @@ class SpeedReached:
     def __str__(self) -> str:
         """Return a line of text."""
         target = self.target
+        matrices = f"; matrices: {target.composition}" if target.composition else ""
         predicted = f"predicted {target.speedup:.2f}x ({target.milliseconds:.3g} ms a batch"
         if self.milliseconds is None or self.dense_milliseconds is None:
             return (
                 f"{predicted} in its linear layers; {target.dense_milliseconds:.3g} ms {target.dense_form}), "
-                "not measured here"
+                f"not measured here{matrices}"
             )
         measured = self.dense_milliseconds / self.milliseconds
         return (
             f"{predicted}), measured {measured:.2f}x ({self.milliseconds:.3g} ms); the fastest dense form "
-            f"({target.dense_form}) takes {self.dense_milliseconds:.3g} ms"
+            f"({target.dense_form}) takes {self.dense_milliseconds:.3g} ms{matrices}"
         )
 
     def summary(self, goal: SpeedGoal) -> dict[str, Any]:

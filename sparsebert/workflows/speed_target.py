@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -119,6 +120,15 @@ class SpeedTarget:
     def speedup(self) -> float:
         """Dense time / sparse time."""
         return self.dense_milliseconds / self.milliseconds
+
+    @property
+    def composition(self) -> str:
+        """The number of matrices that stay dense, and of those of each granularity, as text; or ""."""
+        kinds = Counter(
+            "dense" if density == 1 else self.granularities.get(key, "pruned")
+            for key, density in self.densities.items()
+        )
+        return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
 class _Probe(NamedTuple):

@@ -10,7 +10,7 @@ from sparsebert.bench.runner import Settings
 from sparsebert.one_shot import SparseGPT
 from sparsebert.workflows import speed_target
 from sparsebert.workflows.speed_programmes import Proposal, programme_for
-from sparsebert.workflows.speed_target import CLOSE, CORRECTIONS, SpeedGoal, target_for
+from sparsebert.workflows.speed_target import CLOSE, CORRECTIONS, SpeedGoal, SpeedTarget, target_for
 
 transformers = pytest.importorskip("transformers")
 
@@ -95,6 +95,14 @@ def test_a_way_that_was_predicted_too_fast_is_left(base, batch, monkeypatch):
     monkeypatch.setattr(speed_target, "time_against_dense", time_against_dense)
     target = target_for(base, Linear(ways), [batch], SpeedGoal(milliseconds=20.0))
     assert target.milliseconds == pytest.approx(20, rel=CLOSE)
+
+
+def test_a_target_says_what_its_matrices_are():
+    densities, granularities = {"a": 1.0, "b": 0.3, "c": 0.5}, {"a": "element", "b": "4x1", "c": "4x1"}
+    kept = {"densities": densities, "granularities": granularities}
+    assert SpeedTarget(0.5, 1.0, 2.0, "dense", **kept).composition == "2 4x1, 1 dense"
+    assert SpeedTarget(0.5, 1.0, 2.0, "dense", densities=densities).composition == "1 dense, 2 pruned"
+    assert SpeedTarget(0.5, 1.0, 2.0, "dense").composition == ""
 
 
 def test_milliseconds_are_reached(base, batch, machine):
