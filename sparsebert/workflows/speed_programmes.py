@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -39,8 +39,23 @@ from sparsebert.pruning.unit_groups import UnitGroup, unit_groups
 from sparsebert.tickets.ticket import Ticket
 
 Batches = Sequence[Mapping[str, Any]]
-# The predicted milliseconds to keep, by the way in which the encoder runs.
-LimitOf = Callable[[str], float]
+
+
+class Limit(NamedTuple):
+    """The time that a programme may spend, in predicted milliseconds.
+
+    Attributes:
+        milliseconds: Time of the encoder.
+        slowdown: Time of pruned matrices relative to their prediction, as timings told. Dense matrices and
+            all else are taken as predicted, so that a form that is slower than predicted loses to dense.
+    """
+
+    milliseconds: float
+    slowdown: float = 1.0
+
+
+# The limit by the way in which the encoder runs.
+LimitOf = Callable[[str], Limit]
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,8 @@ class Proposal:
 
     Attributes:
         way: The way in which the encoder runs, as predicted.
-        milliseconds: Predicted time of the encoder.
+        pruned: Predicted milliseconds of the pruned matrices.
+        rest: Predicted milliseconds of all else in the encoder.
         ticket: Random masks of this kind, to time.
         densities: Share of weights to keep by key; empty for one sparsity of all matrices.
         granularities: Granularity by key; empty where all have the same.
@@ -58,12 +74,18 @@ class Proposal:
     """
 
     way: str
-    milliseconds: float
+    pruned: float
+    rest: float
     ticket: Ticket
     densities: Mapping[str, float]
     granularities: Mapping[str, str]
     error: float | None
     reached: bool
+
+    @property
+    def milliseconds(self) -> float:
+        """Predicted time of the encoder, before it is corrected by timings."""
+        return self.pruned + self.rest
 
     @property
     def loss(self) -> float:
@@ -113,14 +135,16 @@ class MatrixProgramme:
     def within(self, limit_of: LimitOf) -> Proposal:
         """Return the proposal of the dynamic programme."""
         rest = self.costs.rest
-        limits = {way: limit_of(way) - each for way, each in rest.items()}
+        limits = {way: limit_of(way).milliseconds - each for way, each in rest.items()}
         if not self._options:
             density = self.table.uniform_density(next(iter(self.table.targets)), limits)
             self._options = matrix_options(self.model, self.table, self.batches, density)
-        allocation = choose_within(self._options, limits)
+        slowdowns = {way: limit_of(way).slowdown for way in limits}
+        options = {key: [each.slower(slowdowns) for each in some] for key, some in self._options.items()}
+        allocation = choose_within(options, limits)
         if allocation is not None:
             return self._proposal(allocation, reached=True)
-        fastest = [cheapest(self._options, way) for way in limits]
+        fastest = [cheapest(options, way) for way in limits]
         return self._proposal(
             min(fastest, key=lambda each: each.milliseconds + rest[each.way]), reached=False
         )
@@ -131,10 +155,15 @@ class MatrixProgramme:
             key: random_mask(at_density(targets[option.granularity][key], option.density))
             for key, option in allocation.options.items()
         }
-        several = len(targets) > 1
+        several, way = len(targets) > 1, allocation.way
+        times = [
+            (option.density, self.table.milliseconds(option.granularity, key, option.density)[way])
+            for key, option in allocation.options.items()
+        ]
         return Proposal(
-            allocation.way,
-            allocation.milliseconds + self.costs.rest[allocation.way],
+            way,
+            sum(each for density, each in times if density < 1),
+            self.costs.rest[way] + sum(each for density, each in times if density == 1),
             Ticket(masks),
             {key: option.density for key, option in allocation.options.items()},
             {key: option.granularity for key, option in allocation.options.items()} if several else {},
@@ -173,7 +202,7 @@ class UnitProgramme:
         if not self._rows:
             self._measure()
         options = {key: [Option(row.error, row.cost) for row in rows] for key, rows in self._rows.items()}
-        limit = limit_of(LAYERS) - self._rest
+        limit = (limit_of(LAYERS).milliseconds - self._rest) / limit_of(LAYERS).slowdown
         reached = limit >= sum(min(option.cost for option in each) for each in options.values())
         if reached:
             indices = choose(options, limit)
@@ -182,7 +211,8 @@ class UnitProgramme:
         rows = {key: self._rows[key][index] for key, index in indices.items()}
         return Proposal(
             LAYERS,
-            self._rest + sum(row.cost for row in rows.values()),
+            sum(row.cost for row in rows.values()),
+            self._rest,
             Ticket(self._masks({key: row.kept for key, row in rows.items()})),
             {key: row.kept / self._rows[key][0].kept for key, row in rows.items()},
             {},
@@ -248,28 +278,30 @@ class UniformProgramme:
 
     def within(self, limit_of: LimitOf) -> Proposal:
         """Return the highest density whose predicted time is within a limit."""
-        densest: dict[str, tuple[float, float]] = {}
-        for way, rest in self.costs.rest.items():
-            densest[way] = self._densest(way, limit_of(way), rest)
-        way = max(densest, key=lambda each: densest[each][0])
-        density, milliseconds = densest[way]
-        sparsity = round(1 - density, 4)
+        densities = {way: self._densest(way, limit_of(way)) for way in self.costs.rest}
+        way = max(densities, key=lambda each: densities[each])
+        density, rest = densities[way], self.costs.rest[way]
+        milliseconds = self._milliseconds(density, way)
+        pruned, dense = (0.0, milliseconds) if density == 1 else (milliseconds, 0.0)
         options: dict[str, Any] = {"scope": "matrix", **self.pruning}
-        ticket = prune(self.model, "random", sparsity=sparsity, **options)
-        return Proposal(way, milliseconds, ticket, {}, {}, None, milliseconds <= limit_of(way))
+        ticket = prune(self.model, "random", sparsity=round(1 - density, 4), **options)
+        limit, slowdown = limit_of(way)
+        reached = rest + dense + slowdown * pruned <= limit or density > LOWEST
+        return Proposal(way, pruned, rest + dense, ticket, {}, {}, None, reached)
 
-    def _densest(self, way: str, limit: float, rest: float) -> tuple[float, float]:
-        """Return the highest density within a limit, interpolated in the grid, and its milliseconds."""
+    def _densest(self, way: str, limit: Limit) -> float:
+        """Return the highest density within a limit, interpolated in the grid; else the lowest."""
+        goal = limit.milliseconds - self.costs.rest[way]
         above: tuple[float, float] | None = None
         for density in (1.0, *reversed(DENSITIES)):
-            milliseconds = rest + self._milliseconds(density, way)
-            if milliseconds <= limit:
+            slowdown = limit.slowdown if density < 1 else 1.0
+            milliseconds = slowdown * self._milliseconds(density, way)
+            if milliseconds <= goal:
                 if above is None:
-                    return density, milliseconds
-                share = (limit - milliseconds) / (above[1] - milliseconds)
-                return density + share * (above[0] - density), limit
+                    return density
+                return density + (goal - milliseconds) / (above[1] - milliseconds) * (above[0] - density)
             above = (density, milliseconds)
-        return LOWEST, above[1] if above else rest
+        return LOWEST
 
     def _milliseconds(self, density: float, way: str) -> float:
         if self.table is None:

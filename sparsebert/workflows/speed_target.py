@@ -22,7 +22,7 @@ from sparsebert.pruning import prune
 from sparsebert.sparsify import sparsify_
 from sparsebert.tasks.texts import text_batches
 from sparsebert.tickets.ticket import Ticket
-from sparsebert.workflows.speed_programmes import Programme, Proposal
+from sparsebert.workflows.speed_programmes import Limit, Programme, Proposal
 
 Batch = dict[str, torch.Tensor]
 
@@ -138,6 +138,11 @@ class _Probe(NamedTuple):
     target: SpeedTarget
     excess: float
 
+    @property
+    def distance(self) -> float:
+        """Distance of the time from the goal."""
+        return abs(self.excess - 1)
+
 
 def target_for(
     base: Any,
@@ -169,7 +174,8 @@ def target_for(
         return _modelled(programme, goal)
     probes: list[_Probe] = []
     for _ in range(1 + CORRECTIONS):
-        proposal = programme.within(partial(_limit, probes, goal.limit(programme.dense)))
+        dense = probes[-1].target.dense_milliseconds if probes else programme.dense
+        proposal = programme.within(partial(_limit, probes, goal.limit(dense) * programme.dense / dense))
         if any(proposal.milliseconds == probe.proposal.milliseconds for probe in probes):
             break
         on_step(f"timing {proposal}")
@@ -177,7 +183,7 @@ def target_for(
         kept = dict(proposal.densities), dict(proposal.granularities)
         target = SpeedTarget(proposal.ticket.sparsity, *times, proposal.milliseconds, *kept)
         probes.append(_Probe(proposal, target, goal.excess(target.milliseconds, target.dense_milliseconds)))
-        if abs(probes[-1].excess - 1) <= CLOSE or (proposal.ticket.sparsity == 0 and probes[-1].excess < 1):
+        if probes[-1].distance <= CLOSE or (proposal.ticket.sparsity == 0 and probes[-1].excess < 1):
             return target
     reached = [probe for probe in probes if probe.excess <= 1 + CLOSE]
     if reached:
@@ -191,7 +197,7 @@ def target_for(
 def _modelled(programme: Programme, goal: SpeedGoal) -> SpeedTarget:
     """Return what the cost model of a GPU chooses. Raises ValueError if the speed is out of reach."""
     limit = goal.limit(programme.dense)
-    proposal = programme.within(lambda way: limit)
+    proposal = programme.within(lambda way: Limit(limit))
     target = SpeedTarget(
         proposal.ticket.sparsity,
         proposal.milliseconds,
@@ -214,25 +220,30 @@ def _unreachable(goal: SpeedGoal, best: SpeedTarget, where: str, verb: str) -> V
     )
 
 
-def _limit(probes: Sequence[_Probe], limit: float, way: str) -> float:
-    """Return the predicted time to keep in a way of running the encoder, by what was timed before.
+def _limit(probes: Sequence[_Probe], goal: float, way: str) -> Limit:
+    """Return the limit of a way of running the encoder, in predicted milliseconds, by earlier timings.
 
-    Without a timing of this way, predictions are wrong by the factor of the last timing; with two, time is
-    a straight line of the prediction.
+    Dense matrices are taken to be as fast as predicted: in the unit of the prediction, a proposal took
+    ``excess`` times ``goal``, and what is not dense in that is the time of its pruned matrices. Two timings
+    of a way tell that time as a straight line over its prediction; one tells a factor, and the last of
+    another way is the guess for a way that was not timed.
     """
     if not probes:
-        return limit
-    here = [probe for probe in probes if probe.proposal.way == way]
-    here.sort(key=lambda probe: abs(probe.excess - 1))
+        return Limit(goal)
+    here = sorted((probe for probe in probes if probe.proposal.way == way), key=lambda each: each.distance)
     nearest = here[0] if here else probes[-1]
-    predicted = nearest.proposal.milliseconds
-    if len(here) > 1:
-        change = predicted - here[1].proposal.milliseconds
-        slope = (nearest.excess - here[1].excess) / change if change else 0.0
-        if slope > 0:
-            corrected = predicted + (1 - nearest.excess) / slope
-            return min(max(corrected, predicted / 2), 2 * predicted)
-    return predicted / nearest.excess
+    predicted = nearest.proposal.pruned
+    took = nearest.excess * goal - nearest.proposal.rest
+    if predicted <= 0 or took <= 0:  # nothing is pruned, or all else took longer than predicted
+        return Limit(goal / nearest.excess)
+    factor = took / predicted
+    change = predicted - here[1].proposal.pruned if len(here) > 1 else 0.0
+    if change:
+        slope = (took - (here[1].excess * goal - here[1].proposal.rest)) / change
+        # Timings of nearly equal proposals tell little of the slope.
+        slope = min(max(slope, factor / 2), 2 * factor)
+        return Limit(goal - (took - slope * predicted), slope)
+    return Limit(goal, factor)
 
 
 def time_against_dense(

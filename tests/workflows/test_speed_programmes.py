@@ -8,6 +8,7 @@ import torch
 from sparsebert.one_shot import FisherUnits, SparseGPT, ZipLM
 from sparsebert.workflows import speed_programmes
 from sparsebert.workflows.speed_programmes import (
+    Limit,
     MatrixProgramme,
     UniformProgramme,
     UnitProgramme,
@@ -45,29 +46,43 @@ def programme(model, method=None, **options):
     return programme_for(model, method or SparseGPT(), unlabelled(), unlabelled(2), **options)
 
 
+def at(milliseconds, slowdown=1.0):
+    return lambda way: Limit(milliseconds, slowdown)
+
+
 def test_densities_keep_the_limit_and_are_those_of_the_random_ticket(model):
     found = programme(model)
     assert isinstance(found, MatrixProgramme)
     limit = REST + 0.4 * (found.dense - REST)
-    choice = found.within(lambda way: limit)
+    choice = found.within(at(limit))
     assert choice.reached
     assert 0.95 * limit < choice.milliseconds <= limit
     kept = {key: float(mask.float().mean()) for key, mask in choice.ticket.masks.items()}
     assert kept == pytest.approx(dict(choice.densities), abs=0.01)
     assert choice.granularities == {}
-    assert 0 < choice.error < found.within(lambda way: 0.7 * limit).error
+    assert 0 < choice.error < found.within(at(0.7 * limit)).error
 
 
 def test_each_matrix_chooses_its_granularity(model):
     found = programme(model, granularity="element,4x1")
-    choice = found.within(lambda way: 0.3 * found.dense)
+    choice = found.within(at(0.3 * found.dense))
     assert set(choice.granularities) == set(choice.densities) == set(choice.ticket.masks)
     assert set(choice.granularities.values()) <= {"element", "4x1"}
     assert str(choice).endswith(")")
 
 
+def test_where_pruned_matrices_are_slower_than_predicted_more_stay_dense(model):
+    found = programme(model)
+    limit = REST + 0.8 * (found.dense - REST)
+    as_predicted, slower = (found.within(at(limit, slowdown)) for slowdown in (1.0, 1.3))
+    dense = [sum(density == 1 for density in each.densities.values()) for each in (as_predicted, slower)]
+    assert dense[1] >= dense[0]
+    assert slower.pruned * 1.3 + slower.rest <= limit * 1.01
+    assert slower.error > as_predicted.error
+
+
 def test_the_fastest_choice_stands_for_a_limit_out_of_reach(model):
-    choice = programme(model).within(lambda way: 0.0)
+    choice = programme(model).within(at(0.0))
     assert not choice.reached
     assert max(choice.densities.values()) < 0.02
 
@@ -76,16 +91,16 @@ def test_one_sparsity_for_all_where_that_is_asked_for(model):
     found = programme(model, allocate="uniform")
     assert isinstance(found, UniformProgramme)
     limit = REST + 0.5 * (found.dense - REST)
-    choice = found.within(lambda way: limit)
+    choice = found.within(at(limit))
     assert choice.ticket.sparsity == pytest.approx(0.75, abs=0.02)
     assert choice.densities == {}
-    assert found.within(lambda way: found.dense).ticket.sparsity == 0
+    assert found.within(at(found.dense)).ticket.sparsity == 0
 
 
 def test_heads_and_neurons_are_chosen_by_their_dense_milliseconds(model):
     found = programme(model, ZipLM(), granularity="head+neuron")
     assert isinstance(found, UnitProgramme)
-    choices = [found.within(lambda way, share=share: share * found.dense) for share in (1.0, 0.99999)]
+    choices = [found.within(at(share * found.dense)) for share in (1.0, 0.99999)]
     assert choices[0].ticket.sparsity == 0
     assert choices[1].ticket.sparsity > 0
     counts = {
@@ -99,16 +114,16 @@ def test_heads_and_neurons_are_chosen_by_their_dense_milliseconds(model):
 def test_on_a_gpu_heads_and_neurons_cost_what_its_roofline_says(monkeypatch):
     model = build().eval()
     found = programme(model, ZipLM(), granularity="head+neuron", device="h100")
-    choice = found.within(lambda way: found.dense)
+    choice = found.within(at(found.dense))
     assert choice.ticket.sparsity == 0
     assert choice.milliseconds == pytest.approx(found.dense)
-    assert not found.within(lambda way: 0.0).reached
+    assert not found.within(at(0.0)).reached
 
 
 def test_units_of_all_layers_together_are_taken_to_be_proportional(model):
     found = programme(model, FisherUnits(), granularity="head+neuron")
     assert isinstance(found, UniformProgramme)
-    choice = found.within(lambda way: REST + 0.5 * (found.dense - REST))
+    choice = found.within(at(REST + 0.5 * (found.dense - REST)))
     assert choice.ticket.sparsity == pytest.approx(0.5, abs=0.1)
 
 

@@ -38,21 +38,16 @@ class Linear:
         self.dense = min(sum(way) for way in self.ways.values())
 
     def within(self, limit_of):
-        densities = {way: (limit_of(way) - rest) / slope for way, (rest, slope) in self.ways.items()}
+        densities = {
+            way: (limit_of(way).milliseconds - rest) / slope / limit_of(way).slowdown
+            for way, (rest, slope) in self.ways.items()
+        }
         way = max(densities, key=densities.get)
         rest, slope = self.ways[way]
-        kept = round(100_000 * min(max(densities[way], 0.01), 1.0))
-        mask = (torch.arange(100_000) < kept)[None]
-        milliseconds = rest + slope * kept / 100_000
-        return Proposal(
-            way,
-            milliseconds,
-            Ticket({"a": mask}),
-            {"a": kept / 1e5},
-            {},
-            1 - kept / 1e5,
-            densities[way] >= 0.01,
-        )
+        kept = min(max(round(100_000 * densities[way]), 1_000), 100_000)
+        ticket = Ticket({"a": (torch.arange(100_000) < kept)[None]})
+        share = kept / 100_000
+        return Proposal(way, slope * share, rest, ticket, {"a": share}, {}, 1 - share, densities[way] >= 0.01)
 
 
 @pytest.fixture
