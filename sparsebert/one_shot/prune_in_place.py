@@ -144,7 +144,6 @@ def prune_(
         _require_layerwise(
             pruning_method.name,
             densities=densities,
-            checkpoint=checkpoint,
             magnitude_where_singular=magnitude_where_singular,
             reproduce="" if reproduce == "dense" else reproduce,
             allocate=allocate,

@@ -6,25 +6,27 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsebert.atomic import write_text
+from sparsebert.bench.judged_texts import LabelledRows
 from sparsebert.hf.model_card import extend_card_of_dense
 from sparsebert.json_object import read_json_object
-from sparsebert.one_shot import LayerMethod, prune_
-from sparsebert.one_shot.calibration import LONGEST_TEXT, note_cut_texts
+from sparsebert.one_shot import prune_
 from sparsebert.one_shot.layerwise import Report
+from sparsebert.one_shot.prune_in_place import find_one_shot
 from sparsebert.pruning.density import Number
-from sparsebert.tasks.load_tokenizer import load_tokenizer
 from sparsebert.tasks.models import load_whole
-from sparsebert.tasks.texts import text_batches
 from sparsebert.tickets.provenance import weight_hash
 from sparsebert.tickets.ticket import Ticket
+from sparsebert.workflows.calibration_data import CalibrationData
 from sparsebert.workflows.export import write_folder
 from sparsebert.workflows.speed_target import SpeedGoal, SpeedTarget, sparsity_for, time_against_dense
 
-# Texts to calibrate on, and the least that say something about a matrix's inputs.
-TEXTS, LEAST_TEXTS = 512, 32
+if TYPE_CHECKING:
+    from sparsebert.one_shot.layer_problem import LayerMethod
+    from sparsebert.one_shot.prune_model import ModelMethod
+    from sparsebert.one_shot.prune_units import UnitMethod
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,20 @@ class SpeedReached:
 def prune_folder(
     name: str,
     folder: Path,
-    method: str | LayerMethod,
-    texts: Sequence[str],
+    method: str | LayerMethod | UnitMethod | ModelMethod,
+    texts: Sequence[str] | LabelledRows,
     *,
     sparsity: Number | None = None,
     speed: SpeedGoal | None = None,
     count: int | None = None,
+    batch_size: int | None = None,
     max_length: int | None = None,
     seed: int = 0,
     progress: Callable[[Report], None] | None = None,
     on_step: Callable[[str], None] = lambda step: None,
     **options: Any,
 ) -> tuple[Ticket, SpeedReached | None]:
-    """Prune a model once on unlabelled texts, and write it with its ticket to a folder.
+    """Prune a model once on texts or examples of a task, and write it with its ticket to a folder.
 
     The folder holds dense weights with zeros, which any library loads, and ``ticket.safetensors``.
 
@@ -81,11 +84,13 @@ def prune_folder(
             goes on, and ``<folder>.speed.json`` the sparsity that a speed needs; a call that was killed goes
             on after the last finished layer.
         method: As for :func:`sparsebert.prune_`.
-        texts: Texts to calibrate on.
+        texts: Texts to calibrate on, or training examples of a task. Methods that read labels get them with
+            the latter: "obert", and "fisher-units" if the model has the task's head.
         sparsity: As for :func:`sparsebert.prune_`.
         speed: A speed to reach, instead.
-        count: Number of texts to draw; None for ``TEXTS``, or all if there are fewer.
-        max_length: Tokens at which a text is cut.
+        count: Number of texts to draw; None for 512, or all if there are fewer.
+        batch_size: Texts of a batch; None for 32, or 1 for "obert", which takes a gradient of each batch.
+        max_length: Tokens at which a text is cut; examples of a task have their own.
         seed: Seed of the draw.
         progress: As for :func:`sparsebert.prune_`.
         on_step: Called with a description of each timing.
@@ -101,19 +106,13 @@ def prune_folder(
     speed_file = folder.with_name(f"{folder.name}.speed.json")
     checkpoint = folder.with_name(f"{folder.name}.unfinished")
     model = load_whole(name)
-    tokenizer = load_tokenizer(name)
-    if count is None:
-        if (different := len(set(texts))) < LEAST_TEXTS:
-            raise ValueError(
-                f"at least {LEAST_TEXTS} different texts are needed to calibrate, got {different}: pass more"
-            )
-        count = min(TEXTS, len(texts))
-    batches = text_batches(texts, tokenizer, count=count, max_length=max_length, seed=seed)
-    note_cut_texts(batches, min(max_length or LONGEST_TEXT, tokenizer.model_max_length))
+    method = find_one_shot(method)
+    data = CalibrationData(model, name, texts, max_length, seed)
+    batches = data.batches(method, count, batch_size)
     timed: list[dict[str, Any]] = []
     target = None
     if speed is not None:
-        timed = speed.batches(texts, tokenizer, max_length, seed)
+        timed = data.timed(speed)
         granularity = options.get("granularity", "element")
         question = {**asdict(speed), "granularity": granularity, "weights": weight_hash(model)}
         target = _target_in(speed_file, question)
@@ -122,7 +121,7 @@ def prune_folder(
             folder.parent.mkdir(parents=True, exist_ok=True)
             write_text(speed_file, json.dumps({"question": question, "target": asdict(target)}))
         sparsity = target.sparsity
-    on_step(f"calibrating on {count} texts")
+    on_step(f"calibrating on {sum(len(batch['input_ids']) for batch in batches)} texts")
     ticket = prune_(
         model,
         method,

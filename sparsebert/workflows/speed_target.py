@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,10 +16,10 @@ from sparsebert.bench.runner import Settings, time_backends
 from sparsebert.bench.timer import on_wall
 from sparsebert.pruning import prune
 from sparsebert.sparsify import sparsify_
-from sparsebert.tasks.texts import text_batches
 from sparsebert.tickets.ticket import Ticket
 
 Batch = dict[str, torch.Tensor]
+T = TypeVar("T")
 
 # Sparsities that are timed first; time is close to a straight line over the density between them.
 PROBES = (0.5, 0.8, 0.95)
@@ -71,14 +71,11 @@ class SpeedGoal:
         """Return the milliseconds to reach, from those of the dense model."""
         return dense / self.speedup if self.speedup is not None else float(self.milliseconds or 0)
 
-    def batches(
-        self, texts: Sequence[str], tokenizer: Any, max_length: int | None, seed: int = 0
-    ) -> list[Batch]:
-        """Return batches to time: drawn texts as they come, padded to the longest of each batch."""
+    def slices(self, texts: Sequence[T], seed: int = 0) -> list[Sequence[T]]:
+        """Return the texts of each batch to time, drawn as they come."""
         drawn = random.Random(seed).sample(texts, min(len(texts), self.batch * MOST_BATCHES))
         starts = range(0, max(len(drawn) - self.batch + 1, 1), self.batch)
-        options: dict[str, Any] = {"batch_size": self.batch, "max_length": max_length}
-        return [text_batches(drawn[at : at + self.batch], tokenizer, **options)[0] for at in starts]
+        return [drawn[at : at + self.batch] for at in starts]
 
 
 @dataclass(frozen=True)
