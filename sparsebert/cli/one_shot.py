@@ -18,7 +18,7 @@ from sparsebert.cli.stamped import stamped
 
 if TYPE_CHECKING:
     from sparsebert.bench.judged_texts import LabelledRows
-    from sparsebert.one_shot.layerwise import Report
+    from sparsebert.one_shot.progress import Report
 
 ONE_SHOT = ("wanda", "sparsegpt", "alps", "obs", "ziplm", "fisher-units", "obert")
 
@@ -76,7 +76,7 @@ def prune_to_folder(
 
         def show(report: Report) -> None:
             left = duration_text(report.seconds_left)
-            step(f"{report.key}: {report.error:.1%} of its outputs lost; {report.done:.0%} done, {left} left")
+            step(f"{report}, {left} left")
 
         step(f"loading {model}")
         ticket, reached = prune_folder(

@@ -59,11 +59,11 @@ def example_batches(
     if outputs is not None:
         drawn = [_relabelled(row, outputs) for row in drawn]
     encoded = encode(drawn, task, tokenizer, text_format)
-    chosen = list(range(len(encoded)))
+    indices = list(range(len(encoded)))
     if count is not None and len(encoded) > count:
-        chosen = draw.sample(chosen, count)
-    chosen.sort(key=encoded.lengths.__getitem__)
-    items = [encoded[index] for index in chosen]
+        indices = draw.sample(indices, count)
+    indices.sort(key=encoded.lengths.__getitem__)
+    items = [encoded[index] for index in indices]
     if not labels:
         items = [{name: value for name, value in item.items() if name not in _TARGETS} for item in items]
     batch = collate(task, tokenizer, seed=seed) if labels else DataCollatorWithPadding(tokenizer)

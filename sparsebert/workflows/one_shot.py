@@ -13,7 +13,7 @@ from sparsebert.bench.judged_texts import LabelledRows
 from sparsebert.hf.model_card import extend_card_of_dense
 from sparsebert.json_object import read_json_object
 from sparsebert.one_shot import prune_
-from sparsebert.one_shot.layerwise import Report
+from sparsebert.one_shot.progress import Report
 from sparsebert.one_shot.prune_in_place import find_one_shot
 from sparsebert.pruning.density import Number
 from sparsebert.tasks.models import load_whole
