@@ -26,7 +26,9 @@ from sparsebert.bench import environment
 from sparsebert.one_shot.prune_in_place import find_one_shot
 from sparsebert.one_shot.time_budget import TimeTable
 from sparsebert.report.speed_budget_tables import speed_budget_tables
-from sparsebert.workflows.speed_programmes import MatrixProgramme, programme_for
+from sparsebert.tasks.texts import text_batches
+from sparsebert.workflows.method_programme import programme_for
+from sparsebert.workflows.speed_programmes import MatrixProgramme
 from sparsebert.workflows.speed_target import SpeedGoal, target_for, time_against_dense
 
 
@@ -82,7 +84,9 @@ def result(case: Case, method: str, sentences: Sentences, number: int) -> dict[s
     dense, tokenizer = minilm()
     goal = SpeedGoal(speedup=case.speedup, tolerance=case.tolerance)
     batches = calibration_batches(sentences, number)
-    timed = goal.batches(sentences.calibration(number), tokenizer, LENGTH)
+    options: dict[str, Any] = {"batch_size": goal.batch, "max_length": LENGTH}
+    texts = goal.slices(sentences.calibration(number))
+    timed = [text_batches(each, tokenizer, **options)[0] for each in texts]
     torch.set_num_threads(goal.threads)
     programme: Any = programme_for(
         dense, find_one_shot(method), batches, timed, tolerance=case.tolerance, granularity=case.granularity

@@ -34,7 +34,7 @@ _LEAST_ROWS = 20
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Labelled examples to judge by.
+    """Examples of a task, to judge by or to calibrate on.
 
     Attributes:
         task: Their task.

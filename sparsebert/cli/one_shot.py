@@ -1,4 +1,4 @@
-"""The command `prune` for methods that are calibrated on texts and change the weights that stay."""
+"""The command `prune` for methods that are calibrated and change the weights that stay."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import typer
 
 from sparsebert.cli.console import print_tables, print_ticket_file, progress
 from sparsebert.cli.one_shot_options import CalibrationOptions, SpeedOptions
-from sparsebert.cli.option_groups import UnitOptions
+from sparsebert.cli.option_groups import DataOptions, UnitOptions
 from sparsebert.cli.path_checks import require_files, require_folders, require_records
-from sparsebert.cli.shared_options import require_numbers
+from sparsebert.cli.shared_options import require_applicable, require_numbers
 from sparsebert.cli.stamped import stamped
 
 if TYPE_CHECKING:
-    from sparsebert.one_shot.layerwise import Report
+    from sparsebert.bench.judged_texts import LabelledRows
+    from sparsebert.one_shot.progress import Report
 
-ONE_SHOT = ("wanda", "sparsegpt", "alps", "obs", "ziplm", "fisher-units")
+ONE_SHOT = ("wanda", "sparsegpt", "alps", "obs", "ziplm", "fisher-units", "obert")
 
 
 def prune_to_folder(
@@ -30,16 +31,23 @@ def prune_to_folder(
     speed: SpeedOptions,
     units: UnitOptions,
     calibration: CalibrationOptions,
+    task: str | None,
+    data: DataOptions,
+    batch_size: int | None,
     filter: Callable[[str, Any], bool] | None,
     json: Path | None,
 ) -> None:
-    """Prune a model on texts and write it with its ticket to a folder; print the error by kind of matrix.
+    """Prune a model on texts or a task, and write it with its ticket to a folder; print the errors.
 
     Raises:
         ValueError: For options that do not fit, and as :func:`sparsebert.prune_`.
     """
-    if calibration.texts is None:
-        raise ValueError(f"--texts is missing: method {method} is calibrated on texts")
+    with_task = task is not None or data.user_files
+    if calibration.texts is None and not with_task:
+        raise ValueError(f"--texts is missing: method {method} is calibrated on texts, or on a --task")
+    if with_task:
+        texts = {"--texts": calibration.texts, "--texts-column": calibration.texts_column}
+        require_applicable(texts, "unlabelled texts, without --task and --train-file")
     if output.suffix == ".safetensors":
         raise ValueError(f"--output must be a folder for method {method}, which writes a model, got {output}")
     require_files({"--texts": calibration.texts})
@@ -52,7 +60,6 @@ def prune_to_folder(
     from sparsebert import results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.one_shot.prune_in_place import find_one_shot
     from sparsebert.report.one_shot_tables import error_table
     from sparsebert.tasks.texts import read_texts
     from sparsebert.training.run_status import duration_text
@@ -60,26 +67,26 @@ def prune_to_folder(
 
     hush_transformers()
     options = units.arguments()
-    if options.pop("scope") != "global":
-        raise ValueError(f"--scope does not apply to method {method}, which has its own: omit it")
-    given = {} if calibration.damping is None else {"damping": calibration.damping}
-    try:
-        pruning_method = find_one_shot(method, **given)
-    except TypeError:
-        raise ValueError(f"--damping does not apply to method {method}: omit it") from None
+    pruning_method = _method(method, options.pop("scope"), calibration.damping)
+    if with_task:
+        rows: Any = _examples(model, pruning_method, task, data)
+    else:
+        rows = read_texts(Path(str(calibration.texts)), calibration.texts_column)
     with progress() as step:
 
         def show(report: Report) -> None:
             left = duration_text(report.seconds_left)
-            step(f"{report.key}: {report.error:.1%} of its outputs lost; {report.done:.0%} done, {left} left")
+            step(f"{report}, {left} left")
 
         step(f"loading {model}")
         ticket, reached = prune_folder(
             model,
             output,
             pruning_method,
-            read_texts(calibration.texts, calibration.texts_column),
+            rows,
             count=calibration.count,
+            batch_size=batch_size,
+            max_length=None if with_task else data.max_length,
             progress=show,
             on_step=step,
             sparsity=sparsity,
@@ -90,16 +97,64 @@ def prune_to_folder(
             filter=filter,
             **options,
         )
-    print_tables([error_table(ticket.metadata["errors"])])
+    if errors := ticket.metadata.get("errors"):
+        print_tables([error_table(errors)])
     print_ticket_file(output, ticket)
     if reached is not None:
         typer.echo(f"asked for {speed.goal()}: {reached}")
-    healing = ["heal", str(output), "--teacher", model, "--texts", str(calibration.texts)]
-    healing += [] if calibration.texts_column is None else ["--texts-column", calibration.texts_column]
-    typer.echo(f"measure its speed: {shlex.join(['sparsebert', 'bench', '--model', str(output)])}")
-    typer.echo(f"train its weights: {shlex.join(['sparsebert', *healing, '--output', f'{output}-healed'])}")
+    bench = ["sparsebert", "bench", "--model", str(output)]
+    typer.echo(f"measure its speed: {shlex.join(bench)}")
+    if training := _training(model, output, calibration, task, data):
+        typer.echo(f"train its weights: {shlex.join(['sparsebert', *training])}")
     if json is not None:
         row = {"model": model, "method": method, "output": str(output), "ticket": describe(ticket)}
-        row |= {"errors": ticket.metadata["errors"], "calibration": ticket.metadata["calibration"]}
+        row |= {"errors": errors or {}, "calibration": ticket.metadata["calibration"]}
         row |= {"speed": reached.record()} if reached is not None else {}
-        results.append(json, [stamped("prune", {**row, "task": None, "seed": 0})])
+        name = data.task_name(task) if with_task else None
+        results.append(json, [stamped("prune", {**row, "task": name, "seed": 0})])
+
+
+def _method(name: str, scope: str, damping: float | None) -> Any:
+    """Return the method with the options that it has; raise ValueError for one that it does not have."""
+    from sparsebert.one_shot.prune_in_place import find_one_shot
+
+    given = {"scope": None if scope == "global" else scope, "damping": damping}
+    options = {option: value for option, value in given.items() if value is not None}
+    try:
+        return find_one_shot(name, **options)
+    except TypeError as error:
+        option = next(option for option in options if f"'{option}'" in str(error))
+        raise ValueError(f"--{option} does not apply to method {name}: omit it") from None
+
+
+def _examples(model: str, method: Any, task: str | None, data: DataOptions) -> LabelledRows:
+    """Return the training examples of a task; classes of the user's tables are those of a trained model."""
+    from sparsebert.bench.judged_texts import LabelledRows
+    from sparsebert.tasks.encoding import TextFormat
+    from sparsebert.tasks.load_checked import load_config
+    from sparsebert.tasks.models import has_head, head_labels
+    from sparsebert.workflows.assemble import examples_of, task_of
+
+    name = data.task_name(task)
+    data.require_applicable_folder([name])
+    outputs = None
+    if data.user_files and not hasattr(method, "prune_layer"):
+        trained = has_head(load_config(model), "classification") and not data.regression
+        outputs = head_labels(model) if trained else None
+    source = data.source(name, outputs, validates=False)
+    examples = examples_of(data.mapped(task_of(name, source)), source)
+    return LabelledRows(examples.task, examples.train, TextFormat(data.max_length))
+
+
+def _training(
+    model: str, output: Path, calibration: CalibrationOptions, task: str | None, data: DataOptions
+) -> list[str]:
+    """Return the command that trains the weights that stay, on the texts or on a built-in task."""
+    if calibration.texts is not None:
+        command = ["heal", str(output), "--teacher", model, "--texts", str(calibration.texts)]
+        command += [] if calibration.texts_column is None else ["--texts-column", calibration.texts_column]
+        return [*command, "--output", f"{output}-healed"]
+    if data.user_files or task is None:
+        return []
+    command = ["train", "--task", task, "--model", str(output), "--method", "ticket", "--ticket", str(output)]
+    return command if data.data is None else [*command, "--data", str(data.data)]

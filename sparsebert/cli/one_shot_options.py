@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
-    """Unlabelled texts for methods that prune by a matrix's inputs."""
+    """What calibrates methods that prune by a matrix's inputs; without texts, a task does."""
 
     panel: ClassVar = "Calibration (wanda, sparsegpt and other one-shot methods)"
 
@@ -27,7 +27,10 @@ class CalibrationOptions:
     texts_column: Annotated[
         str | None, typer.Option(help="column of --texts [default: text, sentence or content]")
     ] = None
-    count: Annotated[int | None, typer.Option(help="number of texts to draw [default: 512, or all]")] = None
+    count: Annotated[
+        int | None,
+        typer.Option(help="number of texts, or examples of --task, to draw [default: 512, or all]"),
+    ] = None
     reproduce: Annotated[
         str | None,
         typer.Option(
@@ -44,7 +47,10 @@ class CalibrationOptions:
     ] = None
     damping: Annotated[
         float | None,
-        typer.Option(help="share of the Hessian's mean diagonal added to its diagonal [default: 0.01]"),
+        typer.Option(
+            help="share of the Hessian's mean diagonal added to its diagonal [default: 0.01]; obert: number "
+            "added to the diagonal of the Fisher matrix [default: 1e-7]"
+        ),
     ] = None
     magnitude_where_singular: Annotated[
         bool,

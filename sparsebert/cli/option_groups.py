@@ -132,7 +132,9 @@ class DataOptions:
             )
         return task or USER_TASK
 
-    def source(self, task: str, outputs: tuple[str, ...] | None = None) -> Path | TaskData | None:
+    def source(
+        self, task: str, outputs: tuple[str, ...] | None = None, *, validates: bool = True
+    ) -> Path | TaskData | None:
         """Return the ``data`` of :func:`sparsebert.workflows.train.train` for a task.
 
         For the user's files, print the classes with their counts, and the dropped rows.
@@ -141,6 +143,7 @@ class DataOptions:
             task: The task's name.
             outputs: Labels of a model that is already trained on the user's task; if None, the training file
                 or --labels define the labels.
+            validates: Whether the command needs the validation table; if not, it needs the training table.
 
         Raises:
             ValueError: For an unknown task, missing files, and as :func:`sparsebert.tasks.load_files`.
@@ -152,10 +155,10 @@ class DataOptions:
         if task in TASKS or not self.user_files:
             find_task(task)
             return self.data
-        if self.validation_file is None:
+        if self.validation_file is None and validates:
             raise ValueError("--validation-file is missing: your own task needs a table to evaluate on")
         labels = None if self.labels is None else comma_separated("--labels", self.labels)
-        if self.train_file is None and labels is None and outputs is None:
+        if self.train_file is None and (not validates or (labels is None and outputs is None)):
             raise ValueError("--train-file is missing: your own task needs a table to train on")
         require_files({"--train-file": self.train_file, "--validation-file": self.validation_file})
         if labels is None and outputs is not None and not self.regression:
@@ -181,9 +184,14 @@ class DataOptions:
         if self.user_files and not TASKS.keys() & set(tasks):
             require_applicable({"--data": self.data}, "a built-in task")
 
-    def require_no_task(self) -> None:
-        """Raise ValueError for options about the examples of a task, for a command without one."""
-        options = {"--data": self.data, "--max-length": self.max_length, "--label-map": self.label_map}
+    def require_no_task(self, *, texts: bool = False) -> None:
+        """Raise ValueError for options about the examples of a task, for a command without one.
+
+        Args:
+            texts: Whether the command reads texts, which have a maximum length as well.
+        """
+        options: dict[str, object] = {"--data": self.data, "--label-map": self.label_map}
+        options |= {} if texts else {"--max-length": self.max_length}
         require_applicable(options, "--task")
 
     @property

@@ -54,8 +54,8 @@ def prune(
     method: Annotated[
         str,
         typer.Option(
-            help="magnitude, random, snip or head-importance; or, calibrated on --texts: wanda, sparsegpt, "
-            "alps, obs; for heads and neurons ziplm, fisher-units"
+            help="magnitude, random, snip or head-importance; or, calibrated on --texts or a --task: wanda, "
+            "sparsegpt, alps, obs; for heads and neurons ziplm, fisher-units; by the loss on a --task obert"
         ),
     ] = "magnitude",
     filter: Annotated[
@@ -69,10 +69,15 @@ def prune(
     task: TaskName = None,
     batches: Annotated[
         int | None,
-        typer.Option(help="with --task: number of training batches to compute scores on [default: 8]"),
+        typer.Option(
+            help="snip, head-importance: number of training batches to compute scores on [default: 8]"
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="with --task: examples per batch [default: 32]")
+        int | None,
+        typer.Option(
+            help="with --task: examples per batch [default: 32; obert, with a gradient for each batch: 1]"
+        ),
     ] = None,
     biases: Annotated[
         bool, typer.Option("--biases", help="magnitude, random: also prune single biases (Prasanna et al.)")
@@ -102,10 +107,12 @@ def prune(
 ) -> None:
     """Prune a model once, without training, and write the ticket.
 
-    Methods that are calibrated need no labels, only --texts. wanda chooses weights; sparsegpt, alps and obs
-    also change those that stay, layer by layer; ziplm and fisher-units do so for heads and neurons, named by
-    --granularity. --output is then a folder with the new weights. With --speedup or --milliseconds,
-    wanda, sparsegpt, alps and obs take several granularities too, such as element,4x1: each matrix chooses.
+    Methods that are calibrated need no labels, only --texts, or the training texts of a --task. wanda chooses
+    weights; sparsegpt, alps and obs also change those that stay, layer by layer; ziplm and fisher-units do so
+    for heads and neurons, named by --granularity. obert ranks all weights by the loss of a model trained on
+    the --task, and fisher-units takes its gradients from it. --output is then a folder with the new weights.
+    With --speedup or --milliseconds, wanda, sparsegpt, alps and obs take several granularities too, such as
+    element,4x1: each matrix chooses.
 
     With --ticket, only weights that this ticket keeps are pruned further. Any model made of linear layers can
     be pruned: without --filter the encoder of a BERT-like model, and in another model the layers in its
@@ -119,13 +126,12 @@ def prune(
         raise ValueError(f"--sparsity must be one number, got {sparsity}: a ticket has one sparsity")
     require_numbers({"--batches": batches, "--batch-size": batch_size}, most=_MAX_COUNT)
     if task is None and not data.user_files:
-        data.require_no_task()
+        data.require_no_task(texts=method in ONE_SHOT)
         require_applicable({"--batches": batches, "--batch-size": batch_size}, "--task")
     selects = None if filter is None else _filter_of(filter)
     if method in ONE_SHOT:
-        data.require_no_task()
         inapplicable = {
-            "--task": task,
+            "--batches": batches,
             "--ticket": ticket,
             "--biases": biases,
             "--keep-smallest": keep_smallest,
@@ -137,7 +143,20 @@ def prune(
         }
         require_applicable(inapplicable, "a method that scores weights, such as magnitude")
         share = sparsities[0] if speed.given is None else None
-        prune_to_folder(model, output, method, share, speed, units, calibration, selects, json)
+        prune_to_folder(
+            model,
+            output,
+            method,
+            share,
+            speed,
+            units,
+            calibration,
+            task,
+            data,
+            batch_size,
+            selects,
+            json,
+        )
         return
     require_applicable({speed.given or "": speed.given}, f"a one-shot method ({', '.join(ONE_SHOT)})")
     require_applicable(calibration.given(), f"a one-shot method ({', '.join(ONE_SHOT)})")

@@ -18,6 +18,8 @@ from sparsebert.one_shot.calibration import Residuals, TokenFilter, stage_moment
 from sparsebert.one_shot.layer_problem import LayerProblem, SingularHessianError, Target
 from sparsebert.one_shot.methods.sparsegpt import SparseGPT
 from sparsebert.one_shot.moments import Moments
+from sparsebert.one_shot.progress import ALLOCATE, ProgressReporter
+from sparsebert.one_shot.progress_file import ProgressFile
 from sparsebert.one_shot.segments import Segment, segments_of
 from sparsebert.pruning.gradients import evaluating
 from sparsebert.pruning.read_matrices import read_matrix
@@ -63,6 +65,8 @@ def allocated(
     model: nn.Module,
     targets: Mapping[str, Target],
     batches: Sequence[Mapping[str, Any]],
+    saved: ProgressFile | None = None,
+    reporter: ProgressReporter | None = None,
 ) -> dict[str, Target]:
     """Return the targets with the densities that cost the model least, at the same mean density.
 
@@ -74,10 +78,12 @@ def allocated(
         model: The dense model; unchanged at the end.
         targets: Targets by key, each at the mean density.
         batches: Calibration batches, of which the first texts are used.
+        saved: Matrices that a killed run has measured.
+        reporter: Told of each matrix.
     """
     density = float(next(iter(targets.values())).density)
     low, high = (share * density for share in MEASURED)
-    curves = error_curves(model, targets, batches, (low, high))
+    curves = error_curves(model, targets, batches, (low, high), saved, reporter)
     weights = {key: target.group.weights for key, target in targets.items()}
     budget = density * sum(weights.values())
     lowest = density / SPAN
@@ -101,38 +107,64 @@ def error_curves(
     targets: Mapping[str, Target],
     batches: Sequence[Mapping[str, Any]],
     densities: tuple[float, float],
+    saved: ProgressFile | None = None,
+    reporter: ProgressReporter | None = None,
 ) -> dict[str, ErrorCurve]:
     """Measure the curve of each matrix at two densities, the lower first; see :func:`allocated`."""
-    curves: dict[str, ErrorCurve] = {}
-    for key, problem, change in matrices_alone(model, targets, batches):
-        curves[key] = curve_of(problem, change, targets[key], densities)
-    return curves
+
+    def points(key: str, problem: LayerProblem, change: Change) -> list[tuple[float, float]]:
+        return errors_at(problem, change, targets[key], densities)
+
+    measured = measured_alone(model, targets, batches, points, saved, reporter)
+    return {key: ErrorCurve.through(*map(tuple, of_key)) for key, of_key in measured.items()}
 
 
-def curve_of(
-    problem: LayerProblem, change: Change, target: Target, densities: tuple[float, float]
-) -> ErrorCurve:
-    """Measure the curve of one matrix, in the units of its target; see :func:`error_curves`."""
-    points = []
-    for density in densities:
-        thinner = replace(target, density=Fraction(density).limit_denominator(10**6))
-        points.append((density, change(_pruned_alone(problem, thinner))))
-    return ErrorCurve.through(*points)
+def errors_at(
+    problem: LayerProblem, change: Change, target: Target, densities: Sequence[float]
+) -> list[tuple[float, float]]:
+    """Measure a matrix alone, in the units of its target: (density, error); see :func:`allocated`."""
+    at = [replace(target, density=Fraction(each).limit_denominator(10**6)) for each in densities]
+    errors = [change(_pruned_alone(problem, thinner)) for thinner in at]
+    return list(zip(densities, errors, strict=True))
 
 
-def matrices_alone(
-    model: nn.Module, keys: Iterable[str], batches: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[str, LayerProblem, Change]]:
-    """Yield each matrix, its problem on the dense model's inputs, and what a solution of it alone changes.
-
-    For callers without gradients.
+def measured_alone(
+    model: nn.Module,
+    keys: Iterable[str],
+    batches: Sequence[Mapping[str, Any]],
+    measure: Callable[[str, LayerProblem, Change], Any],
+    saved: ProgressFile | None = None,
+    reporter: ProgressReporter | None = None,
+) -> dict[str, Any]:
+    """Return what ``measure`` tells of each matrix alone, JSON values, by key; for callers without gradients.
 
     Args:
         model: The dense model; unchanged at the end.
         keys: The matrices.
         batches: Calibration batches.
+        measure: Takes the key, the problem on the dense model's inputs, and what a solution of it alone
+            changes.
+        saved: Values that a killed run has measured.
+        reporter: Told of each matrix.
     """
-    keys, residuals = list(dict.fromkeys(keys)), Residuals(model)
+    saved, reporter = saved or ProgressFile(), reporter or ProgressReporter({})
+    keys = list(dict.fromkeys(keys))
+    measured: dict[str, Any] = dict(saved.notes.get("measured", {}))
+    reporter.skip((ALLOCATE, key) for key in measured)
+    reporter.begin(ALLOCATE)
+    if missing := [key for key in keys if key not in measured]:
+        for key, problem, change in _matrices_alone(model, missing, batches):
+            measured[key] = measure(key, problem, change)
+            saved.add(measured=measured)
+            reporter.finish(key)
+    return {key: measured[key] for key in keys}
+
+
+def _matrices_alone(
+    model: nn.Module, keys: Sequence[str], batches: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, LayerProblem, Change]]:
+    """Yield each matrix, its problem on the dense model's inputs, and what a solution of it alone changes."""
+    residuals = Residuals(model)
     fitted, judged = _parts(batches)
     tokens = TokenFilter(judged)
     with evaluating(model):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import Structure, is_bert_like, structure
+from sparsebert.bert import Structure, is_bert_like, positions, structure
 from sparsebert.one_shot.moments import Moments
 from sparsebert.one_shot.segments import Segment
 
@@ -44,26 +44,36 @@ def checked_batches(model: nn.Module, data: Any, *, labels: bool = False) -> lis
         )
     if not batches:
         raise ValueError("data holds no batch: calibration needs at least one")
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    limit = position_limit(model)
     for batch in batches:
         ids = batch.get("input_ids")
-        if positions and isinstance(ids, Tensor) and ids.shape[-1] > positions:
+        if limit and isinstance(ids, Tensor) and ids.shape[-1] > limit:
             raise ValueError(
-                f"a text of {ids.shape[-1]} tokens is longer than the model's {positions} positions: cut it"
+                f"a text of {ids.shape[-1]} tokens is longer than the model's {limit} positions: cut it"
             )
     return batches
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Return the most tokens of a text, by the model's positions or its configuration; None if unknown."""
+    return positions(model) or getattr(getattr(model, "config", None), "max_position_embeddings", None)
 
 
 # Tokens at which a text is cut.
 LONGEST_TEXT = 512
 
 
-def encoded(texts: Sequence[str], tokenizer: Any, batch_size: int = 32) -> list[Any]:
-    """Encode texts with a tokenizer of transformers, those of similar length together; see ``prune_``."""
+def encoded(
+    texts: Sequence[str], tokenizer: Any, batch_size: int = 32, limit: int | None = None
+) -> list[Any]:
+    """Encode texts with a tokenizer of transformers, those of similar length together; see ``prune_``.
+
+    They are cut at the ``limit`` of the model's positions, if there is one, and at ``LONGEST_TEXT``.
+    """
     texts = sorted((text for text in texts if text.strip()), key=len)
     if not texts:
         raise ValueError("data holds no text")
-    longest = min(tokenizer.model_max_length, LONGEST_TEXT)
+    longest = min(tokenizer.model_max_length, LONGEST_TEXT, limit or LONGEST_TEXT)
     options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
     starts = range(0, len(texts), batch_size)
     batches = [tokenizer(texts[start : start + batch_size], **options) for start in starts]
@@ -170,7 +180,7 @@ def calibration_batches(
     ):
         if tokenizer is None:
             raise ValueError("data holds texts: pass the model's tokenizer too")
-        data = encoded(data, tokenizer)
+        data = encoded(data, tokenizer, limit=position_limit(model))
     return checked_batches(model, data, labels=labels)
 
 

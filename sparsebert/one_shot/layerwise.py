@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,52 +19,10 @@ from sparsebert.one_shot.layer_problem import (
     Target,
 )
 from sparsebert.one_shot.moments import Moments
+from sparsebert.one_shot.progress import PRUNE, ProgressReporter
 from sparsebert.one_shot.progress_file import ProgressFile
 from sparsebert.one_shot.segments import Segment
 from sparsebert.pruning.read_matrices import read_matrix
-
-
-@dataclass(frozen=True)
-class Report:
-    """What pruning one matrix gave.
-
-    Attributes:
-        key: Key of the matrix.
-        error: Share of its outputs' energy that is lost on the calibration data.
-        sparsity: Share of its weights that are pruned.
-        done: Share of the whole work that is done.
-        seconds_left: Estimate of the time that the rest takes.
-    """
-
-    key: str
-    error: float
-    sparsity: float
-    done: float
-    seconds_left: float
-
-
-class _Work:
-    """Share of the work done, and the time that the rest takes.
-
-    Args:
-        costs: Key -> work of a matrix, in any unit.
-        finished: Keys that an earlier call has finished.
-    """
-
-    def __init__(self, costs: Mapping[str, float], finished: Iterable[str]) -> None:
-        self._costs = costs
-        self._total = sum(costs.values())
-        self._resumed = self._done = sum(costs[key] for key in finished)
-        self._began = time.monotonic()
-
-    def finish(self, key: str) -> None:
-        """Count a matrix as done."""
-        self._done += self._costs[key]
-
-    def report(self, key: str, error: float, sparsity: float) -> Report:
-        """Report a matrix that was just finished."""
-        pace = (time.monotonic() - self._began) / (self._done - self._resumed)
-        return Report(key, error, sparsity, self._done / self._total, pace * (self._total - self._done))
 
 
 @dataclass
@@ -79,6 +36,7 @@ class LayerwiseRun:
         asymmetric: Whether matrices reproduce the dense model's outputs rather than their own.
         magnitude_where_singular: As for :func:`sparsebert.prune_`.
         saved: Finished layers of a run that was killed.
+        reporter: Told of each matrix.
         masks: Mask of each matrix, once it is pruned.
         errors: Error of each matrix, once it is pruned.
     """
@@ -89,14 +47,14 @@ class LayerwiseRun:
     asymmetric: bool
     magnitude_where_singular: bool
     saved: ProgressFile
+    reporter: ProgressReporter
     masks: dict[str, Tensor] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
 
-    def prune(
-        self, segments: Sequence[Segment], tokens: TokenFilter, progress: Callable[[Report], None] | None
-    ) -> None:
+    def prune(self, segments: Sequence[Segment], tokens: TokenFilter) -> None:
         """Prune segment by segment, each on the outputs of the pruned ones before it."""
-        work = _Work({key: _cost(target) for key, target in self.targets.items()}, self.saved.errors)
+        self.reporter.skip((PRUNE, key) for key in self.saved.errors)
+        self.reporter.begin(PRUNE)
         residuals = Residuals(self.model)
         segment = segments[0]
         dense = segment.twin() if self.asymmetric else None
@@ -109,9 +67,7 @@ class LayerwiseRun:
                 for key in (key for key in keys if key in self.targets):
                     problem, pruned = self._prune_matrix(key, moments)
                     self.errors[key] = problem.error(pruned.weight)
-                    work.finish(key)
-                    if progress is not None:
-                        progress(work.report(key, self.errors[key], 1 - float(pruned.mask.double().mean())))
+                    self.reporter.finish(key, self.errors[key], 1 - float(pruned.mask.double().mean()))
             ran = {key for keys in segment.stages for key in keys}
             finished = [key for key in self.targets if key in ran and not self.saved.has(key)]
             self.saved.add(self._tensors(finished), {key: self.errors[key] for key in finished})
@@ -159,7 +115,7 @@ class LayerwiseRun:
                 parameter.copy_(self.saved.tensors[f"{key}.{name}"])
 
 
-def _cost(target: Target) -> float:
+def cost_of_pruning(target: Target) -> float:
     """Return the work of pruning a matrix: a sweep over its columns, and factors of its Hessian."""
     out_features, in_features = target.group.shapes[target.group.name]
     return float(in_features**2 * (out_features + in_features))

@@ -13,25 +13,33 @@ from torch import Tensor
 
 from sparsebert.atomic import replacing
 
-_RUN = "run"
+_RUN, _ERRORS, _NOTES = "run", "errors", "notes"
 
 
 class ProgressFile:
-    """Finished layers of a run: weights, biases and masks of their matrices, and errors.
+    """Finished parts of a run.
+
+    Without a path nothing is kept: ``tensors``, ``errors`` and ``notes`` stay empty.
 
     Args:
         path: The file; None keeps nothing.
         run: Description of the run, JSON values: the file of another run is refused.
 
+    Attributes:
+        tensors: Weights, biases and masks of finished matrices, and whatever else a method stores, by name.
+        errors: Error of each finished matrix, by key.
+        notes: JSON values by name, such as the densities that were allocated.
+
     Raises:
         ValueError: The file exists and belongs to another run, or is not such a file.
     """
 
-    def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | None = None, run: Mapping[str, Any] | None = None) -> None:
         self._path = path
-        self._run = json.dumps(run, sort_keys=True, default=str)
+        self._run = json.dumps(run or {}, sort_keys=True, default=str)
         self.tensors: dict[str, Tensor] = {}
         self.errors: dict[str, float] = {}
+        self.notes: dict[str, Any] = {}
         if path is not None and path.exists():
             self._read(path)
 
@@ -47,18 +55,28 @@ class ProgressFile:
                 f"{path} belongs to a run with other options, data or weights: delete it, or choose another "
                 "file"
             )
-        self.tensors, self.errors = tensors, json.loads(metadata["errors"])
+        self.tensors, self.errors = tensors, json.loads(metadata[_ERRORS])
+        self.notes = json.loads(metadata.get(_NOTES, "{}"))
 
     def has(self, key: str) -> bool:
         """Whether a matrix is finished."""
         return key in self.errors
 
-    def add(self, tensors: Mapping[str, Tensor], errors: Mapping[str, float]) -> None:
-        """Add finished matrices and write the file, whole or not at all."""
+    def add(
+        self,
+        tensors: Mapping[str, Tensor] | None = None,
+        errors: Mapping[str, float] | None = None,
+        *,
+        instead: bool = False,
+        **notes: Any,
+    ) -> None:
+        """Add finished parts, ``instead`` of all tensors so far, and write the file, whole or not at all."""
         if self._path is None:
             return
-        self.tensors |= {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        self.errors |= errors
-        metadata = {_RUN: self._run, "errors": json.dumps(self.errors)}
+        added = {name: tensor.detach().cpu().contiguous() for name, tensor in (tensors or {}).items()}
+        self.tensors = added if instead else self.tensors | added
+        self.errors |= errors or {}
+        self.notes |= notes
+        metadata = {_RUN: self._run, _ERRORS: json.dumps(self.errors), _NOTES: json.dumps(self.notes)}
         with replacing(self._path, sum(tensor.nbytes for tensor in self.tensors.values())) as unfinished:
             save_file(self.tensors, unfinished, metadata=metadata)

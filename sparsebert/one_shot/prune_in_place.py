@@ -1,40 +1,26 @@
-"""One-shot pruning that changes the weights that stay: layer by layer, written into the model."""
+"""One-shot pruning that also changes the weights that stay, written into the model."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
+import inspect
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from sparsebert.linear_layers import Filter
-from sparsebert.one_shot.layer_problem import (
-    LAYER_METHODS,
-    LayerMethod,
-    Target,
-)
-from sparsebert.pruning.density import Number, as_sparsity, parse_sparsity
-from sparsebert.pruning.gradients import evaluating
-from sparsebert.pruning.granularity import PANEL, kinds_in, parse_granularity, spelled_out
-from sparsebert.pruning.prunable_structure import prunable_structure
-from sparsebert.pruning.read_matrices import loaded_weight
+from sparsebert.one_shot.layer_problem import LAYER_METHODS, LayerMethod
+from sparsebert.pruning.density import Number
 from sparsebert.pruning.registry import methods
-from sparsebert.pruning.unit_groups import UnitGroup, unit_groups
-from sparsebert.tickets.provenance import describe_model, weight_hash
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
-    from sparsebert.one_shot.layerwise import Report
+    from sparsebert.one_shot.progress import Report
     from sparsebert.one_shot.prune_model import ModelMethod
     from sparsebert.one_shot.prune_units import UnitMethod
-
-REPRODUCE, ALLOCATE = ("dense", "layer"), ("uniform", "error")
 
 # What a method object has one of: it prunes matrices, heads and neurons, or all matrices together.
 _ENTRIES = ("prune_layer", "prune_units", "prune_model")
@@ -93,9 +79,9 @@ def prune_(
         include_pooler: Prune the pooler's matrix too.
         filter: As for :func:`sparsebert.prune`.
         magnitude_where_singular: Prune a matrix whose Hessian is singular by magnitude, instead of failing.
-        checkpoint: File that holds the finished layers; a call that was killed goes on after the last of
-            them. The caller deletes it once the result is safe.
-        progress: Called after each matrix.
+        checkpoint: File that holds what is finished; a call that was killed goes on after it, and ends with
+            the same masks and weights. The caller deletes it once the result is safe.
+        progress: Called after each matrix, and after each batch of gradients.
 
     Returns:
         The ticket. ``metadata["errors"]`` holds the error of each matrix, see
@@ -106,160 +92,45 @@ def prune_(
         ValueError: A name is unknown, or an option does not fit; there is no data; a text is longer than the
             model's positions; activations are not finite; a Hessian is singular.
     """
-    # Late, here and below: importing sparsebert stays quick.
-    from sparsebert.one_shot.allocation import allocated
-    from sparsebert.one_shot.calibration import TokenFilter, calibration_batches, describe_batches
-    from sparsebert.one_shot.layerwise import LayerwiseRun
-    from sparsebert.one_shot.progress_file import ProgressFile
+    pruning_method = find_one_shot(method)
+    prune = _family_of(pruning_method)
+    options = {
+        "densities": densities,
+        "granularities": granularities,
+        "block_size": block_size,
+        "round_to": round_to,
+        "reproduce": reproduce,
+        "allocate": allocate,
+        "include_pooler": include_pooler,
+        "magnitude_where_singular": magnitude_where_singular,
+    }
+    parameters = inspect.signature(prune_).parameters
+    for name in options.keys() - inspect.signature(prune).parameters.keys():
+        if options.pop(name) != parameters[name].default:
+            raise ValueError(f"{name} does not apply to method {pruning_method.name}: omit it")
+    return prune(
+        model,
+        pruning_method,
+        data=data,
+        sparsity=sparsity,
+        granularity=granularity,
+        tokenizer=tokenizer,
+        filter=filter,
+        checkpoint=checkpoint,
+        progress=progress,
+        **options,
+    )
+
+
+def _family_of(method: Any) -> Callable[..., Ticket]:
+    """Return the function that prunes by methods of this kind; its parameters are the options that fit."""
+    # Late: importing sparsebert stays quick.
+    from sparsebert.one_shot.prune_layers import prune_layers_
     from sparsebert.one_shot.prune_model import prune_model_
     from sparsebert.one_shot.prune_units import prune_units_
-    from sparsebert.one_shot.segments import segments_of
-    from sparsebert.one_shot.unit_columns import prune_sources_, reader_of
-    from sparsebert.one_shot.unit_table import allocated_units
 
-    for name, value, values in (("reproduce", reproduce, REPRODUCE), ("allocate", allocate, ALLOCATE)):
-        if value is not None and value not in values:
-            raise unknown(f"value of {name}", value, values)
-    pruning_method = find_one_shot(method)
-    if hasattr(pruning_method, "prune_units"):
-        _require_layerwise(
-            pruning_method.name,
-            densities=densities,
-            granularities=granularities,
-            block_size=block_size,
-            round_to=round_to,
-            include_pooler=include_pooler,
-            magnitude_where_singular=magnitude_where_singular,
-            reproduce="" if reproduce == "dense" else reproduce,
-            allocate=allocate,
-        )
-        return prune_units_(
-            model,
-            pruning_method,
-            data=data,
-            sparsity=sparsity,
-            granularity=granularity,
-            tokenizer=tokenizer,
-            filter=filter,
-            progress=None if progress is None else _UnitProgress(progress),
-        )
-    if hasattr(pruning_method, "prune_model"):
-        _require_layerwise(
-            pruning_method.name,
-            densities=densities,
-            granularities=granularities,
-            checkpoint=checkpoint,
-            magnitude_where_singular=magnitude_where_singular,
-            reproduce="" if reproduce == "dense" else reproduce,
-            allocate=allocate,
-        )
-        return prune_model_(
-            model,
-            pruning_method,
-            data=data,
-            sparsity=sparsity,
-            granularity=granularity,
-            block_size=block_size,
-            round_to=round_to,
-            tokenizer=tokenizer,
-            include_pooler=include_pooler,
-            filter=filter,
-        )
-    layer_method: Any = pruning_method
-    granularity, block_size = spelled_out(granularity, block_size)
-    units = parse_granularity(granularity, block_size, round_to)
-    if "mlp" in kinds_in(granularity):
-        raise ValueError(
-            f"granularity {granularity!r} does not fit method {layer_method.name}, which prunes matrix by "
-            "matrix: use prune, or granularity head+neuron"
-        )
-    if granularity == PANEL and block_size is not None:
-        round_to = units.quantum * block_size[1]
-    density = parse_sparsity(sparsity, units)
-    assert isinstance(density, Fraction)
-    by_units = bool(kinds_in(granularity))
-    unsuited = units.pattern or (by_units and not hasattr(layer_method, "losses"))
-    fixed = bool(densities or granularities or unsuited or density == 1)
-    if allocate == "error" and fixed:
-        given = "densities" if densities else "granularities" if granularities else ""
-        conflict = given or f"granularity {granularity!r}"
-        raise ValueError(f"allocate='error' chooses the density of each matrix and conflicts with {conflict}")
-    allocate = allocate or ("uniform" if fixed else "error")
-    batches = calibration_batches(model, data, tokenizer)
-    encoder, keys = prunable_structure(
-        model, granularity, include_pooler=include_pooler, filter=filter, data=batches
-    )
-    shapes = {key: loaded_weight(model, key).shape for key in keys}
-    groups = unit_groups(granularity, block_size, shapes, encoder, round_to)
-    if granularities:
-        groups = _regrouped(groups, granularities)
-    readers = [reader_of(group) for group in groups]
-    shares = _shares([each.name for each in readers], density, densities, by_units)
-    targets = {each.name: Target(each, shares[each.name], pattern=units.pattern) for each in readers}
-    keys = tuple(key for key in keys if any(key in group.parts for group in groups))
-    step: dict[str, Any] = {
-        "method": layer_method.name,
-        "options": dict(vars(layer_method)),
-        "sparsity": as_sparsity(density),
-        "granularity": granularity,
-        "scope": "matrix",
-        "allocate": allocate,
-        "reproduce": reproduce if layer_method.compensates else "layer",
-        "calibration": describe_batches(batches),
-    }
-    step |= {"block_size": list(block_size)} if block_size else {}
-    step |= {"round_to": round_to} if round_to else {}
-    step |= {"densities": {key: float(share) for key, share in shares.items()}} if densities else {}
-    if granularities:
-        several = sorted({granularity, *granularities.values()})
-        step |= {"granularity": ",".join(several), "granularities": dict(granularities)}
-    before = weight_hash(model)
-    saved = ProgressFile(checkpoint, {**step, "weights": before})
-    if allocate == "error" and by_units:
-        targets = allocated_units(model, groups, targets, batches, layer_method)
-    elif allocate == "error":
-        targets = allocated(model, targets, batches)
-    run = LayerwiseRun(
-        model, layer_method, targets, step["reproduce"] == "dense", magnitude_where_singular, saved
-    )
-    with evaluating(model), torch.no_grad():
-        run.prune(segments_of(model, keys, batches), TokenFilter(batches), progress)
-        masks = prune_sources_(model, groups, run.masks)
-    origin = {**describe_model(model), "weights": before}
-    if layer_method.compensates:
-        origin |= {"weights": weight_hash(model), "dense_weights": before}
-    return Ticket(
-        {key: masks[key] for key in keys},
-        metadata={
-            **step,
-            "errors": run.errors,
-            "model": origin,
-            "history": [{"operation": "prune_", **step}],
-        },
-    )
-
-
-class _UnitProgress:
-    """Reports layers of heads and neurons, with the time that the rest takes at the same pace."""
-
-    def __init__(self, progress: Callable[[Report], None]) -> None:
-        self._progress = progress
-        self._began = time.monotonic()
-
-    def __call__(self, key: str, error: float, sparsity: float, done: float) -> None:
-        pace = (time.monotonic() - self._began) / done
-        from sparsebert.one_shot.layerwise import Report
-
-        self._progress(Report(key, error, sparsity, done, pace * (1 - done)))
-
-
-def _require_layerwise(method: str, **options: Any) -> None:
-    """Raise ValueError for an option that is set and belongs to methods that prune matrix by matrix."""
-    for name, value in options.items():
-        if value:
-            raise ValueError(
-                f"{name} does not apply to method {method}, which prunes all layers together: omit it"
-            )
+    families: tuple[Callable[..., Ticket], ...] = (prune_layers_, prune_units_, prune_model_)
+    return next(prune for entry, prune in zip(_ENTRIES, families, strict=True) if hasattr(method, entry))
 
 
 def find_one_shot(method: str | LayerMethod | UnitMethod | ModelMethod, **options: Any) -> Any:
@@ -279,33 +150,3 @@ def find_one_shot(method: str | LayerMethod | UnitMethod | ModelMethod, **option
     if isinstance(method, str) or not any(map(partial(hasattr, method), _ENTRIES)):
         raise unknown("one-shot method", method, registered)
     return method
-
-
-def _regrouped(groups: Sequence[UnitGroup], granularities: Mapping[str, str]) -> tuple[UnitGroup, ...]:
-    """Return the groups with some matrices cut into other units."""
-    shapes = {group.name: group.shapes[group.name] for group in groups if len(group.parts) == 1}
-    if strangers := granularities.keys() - shapes.keys():
-        raise unknown("matrix in granularities", min(strangers), shapes)
-    cut: dict[str, UnitGroup] = {}
-    for key, granularity in granularities.items():
-        name, block_size = spelled_out(granularity)
-        if kinds_in(name) or parse_granularity(name, block_size).pattern:
-            raise ValueError(
-                f"granularity of {key} must be element, blocks, panels, row or column, got {granularity!r}"
-            )
-        (cut[key],) = unit_groups(name, block_size, {key: shapes[key]}, None)
-    return tuple(cut.get(group.name, group) for group in groups)
-
-
-def _shares(
-    keys: Sequence[str], density: Fraction, densities: Mapping[str, Number] | None, may_be_empty: bool
-) -> dict[str, Fraction]:
-    """Return the density of each matrix."""
-    if unknown_keys := (densities or {}).keys() - set(keys):
-        raise unknown("matrix in densities", min(unknown_keys), keys)
-    shares = dict.fromkeys(keys, density)
-    for key, share in (densities or {}).items():
-        if isinstance(share, bool) or not (0 < share <= 1 or (share == 0 and may_be_empty)):
-            raise ValueError(f"the density of {key} must be above 0 and at most 1, got {share!r}")
-        shares[key] = Fraction(str(share))
-    return shares

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -12,18 +13,16 @@ from torch import Tensor, nn
 
 from sparsebert.bert import Structure, weight_of
 from sparsebert.linear_layers import Filter
-from sparsebert.one_shot.calibration import calibration_batches, describe_batches
+from sparsebert.one_shot.calibration import calibration_batches
+from sparsebert.one_shot.progress import Listener
+from sparsebert.one_shot.progress_file import ProgressFile
 from sparsebert.one_shot.unit_columns import prune_sources_, reader_of
-from sparsebert.pruning.density import Number, as_sparsity, parse_sparsity
-from sparsebert.pruning.granularity import kinds_in, parse_granularity
-from sparsebert.pruning.prunable_structure import prunable_structure
-from sparsebert.pruning.read_matrices import loaded_weight
-from sparsebert.pruning.unit_groups import UnitGroup, unit_groups
-from sparsebert.tickets.provenance import describe_model, weight_hash
+from sparsebert.one_shot.units_to_prune import UnitsToPrune
+from sparsebert.pruning.density import Number
+from sparsebert.pruning.granularity import kinds_in
+from sparsebert.pruning.unit_groups import UnitGroup
+from sparsebert.tickets.provenance import weight_hash
 from sparsebert.tickets.ticket import Ticket
-
-# Reports the key of a matrix, the share of its outputs' energy that is lost, its sparsity and the work done.
-Progress = Callable[[str, float, float, float], None]
 
 UNIT_METHODS: dict[str, type[Any]] = {}
 
@@ -61,7 +60,8 @@ class UnitMethod(Protocol):
         groups: Sequence[UnitGroup],
         density: Fraction,
         batches: Sequence[Mapping[str, Any]],
-        progress: Progress | None = None,
+        saved: ProgressFile | None = None,
+        progress: Listener | None = None,
     ) -> PrunedUnits:
         """Choose units; the model is only read.
 
@@ -71,7 +71,8 @@ class UnitMethod(Protocol):
             groups: The units of each layer.
             density: Share of their cost to keep.
             batches: Keyword arguments for the model, with labels if there are any.
-            progress: Called for each matrix that reads units.
+            saved: What a killed run had finished; the result is the same.
+            progress: Called for each part of the work.
         """
 
 
@@ -84,7 +85,8 @@ def prune_units_(
     granularity: str,
     tokenizer: Any = None,
     filter: Filter | None = None,
-    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    progress: Listener | None = None,
 ) -> Ticket:
     """Prune heads and neurons, and write the factors of those that stay into the model.
 
@@ -98,34 +100,16 @@ def prune_units_(
         raise ValueError(
             f"method {method.name} prunes granularity head, neuron or head+neuron, got {granularity!r}"
         )
-    density = parse_sparsity(sparsity, parse_granularity(granularity))
-    assert isinstance(density, Fraction)
     batches = calibration_batches(model, data, tokenizer, labels=True)
-    encoder, keys = prunable_structure(model, granularity, filter=filter, data=batches)
-    shapes = {key: loaded_weight(model, key).shape for key in keys}
-    groups = unit_groups(granularity, None, shapes, encoder)
-    step: dict[str, Any] = {
-        "method": method.name,
-        "options": dict(vars(method)),
-        "sparsity": as_sparsity(density),
-        "granularity": granularity,
-        "scope": "global",
-        "calibration": describe_batches(batches),
-    }
+    units = UnitsToPrune.of(model, batches, sparsity, granularity, filter=filter)
+    step = units.describe(method, "global", batches)
     before = weight_hash(model)
-    pruned = method.prune_units(model, encoder, groups, density, batches, progress)
-    masks = prune_sources_(model, groups, _scale_readers_(model, groups, pruned))
-    step |= pruned.notes
-    origin = {**describe_model(model), "weights": weight_hash(model), "dense_weights": before}
-    return Ticket(
-        {key: masks[key] for key in keys if key in masks},
-        metadata={
-            **step,
-            "errors": pruned.errors,
-            "model": origin,
-            "history": [{"operation": "prune_", **step}],
-        },
+    saved = ProgressFile(checkpoint, {**step, "weights": before})
+    pruned = method.prune_units(
+        model, units.structure, units.groups, units.one_density, batches, saved, progress
     )
+    masks = prune_sources_(model, units.groups, _scale_readers_(model, units.groups, pruned))
+    return units.ticket(model, masks, step | pruned.notes, before, errors=pruned.errors)
 
 
 @torch.no_grad()

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.one_shot.allocation import MEASURED, curve_of, matrices_alone
+from sparsebert.one_shot.allocation import MEASURED, Change, ErrorCurve, errors_at, measured_alone
 from sparsebert.one_shot.budgets import STEPS, Option, choose
-from sparsebert.one_shot.layer_problem import Target
+from sparsebert.one_shot.layer_problem import LayerProblem, Target
+from sparsebert.one_shot.progress import ProgressReporter
+from sparsebert.one_shot.progress_file import ProgressFile
 
 # Densities that a pruned matrix may get, this many from the lowest to just below 1.
 GRID, LOWEST = 40, 0.01
@@ -122,7 +124,12 @@ class TimeTable:
 
 @torch.no_grad()
 def matrix_options(
-    model: nn.Module, table: TimeTable, batches: Sequence[Mapping[str, Any]], density: float
+    model: nn.Module,
+    table: TimeTable,
+    batches: Sequence[Mapping[str, Any]],
+    density: float,
+    saved: ProgressFile | None = None,
+    reporter: ProgressReporter | None = None,
 ) -> dict[str, list[MatrixOption]]:
     """Return the options of each matrix: dense, and each granularity at each density of the grid.
 
@@ -134,20 +141,30 @@ def matrix_options(
         table: The milliseconds.
         batches: Calibration batches, of which the first texts are used.
         density: A density near those that will be allocated.
+        saved: Matrices that a killed run has measured.
+        reporter: Told of each matrix.
     """
     first = next(iter(table.targets))
     top = min(max(density, 4 * LOWEST), HIGHEST_MEASURED)
-    low, high = (share * top for share in MEASURED)
+    measured = tuple(share * top for share in MEASURED)
+
+    def points(key: str, problem: LayerProblem, change: Change) -> dict[str, list[tuple[float, float]]]:
+        return {
+            granularity: errors_at(problem, change, targets[key], measured)
+            for granularity, targets in table.targets.items()
+        }
+
+    by_key = measured_alone(model, table.targets[first], batches, points, saved, reporter)
     options: dict[str, list[MatrixOption]] = {}
-    for key, problem, change in matrices_alone(model, table.targets[first], batches):
+    for key, of_key in by_key.items():
         options[key] = [MatrixOption(first, 1.0, 0.0, table.milliseconds(first, key, 1.0))]
-        for granularity, targets in table.targets.items():
-            curve = curve_of(problem, change, targets[key], (low, high))
+        for granularity, (low, high) in of_key.items():
+            curve = ErrorCurve.through(low, high)
             options[key] += [
                 MatrixOption(granularity, share, curve.at(share), table.milliseconds(granularity, key, share))
                 for share in DENSITIES
             ]
-    return {key: options[key] for key in table.targets[first]}
+    return options
 
 
 def cheapest(options: Mapping[str, Sequence[MatrixOption]], way: str) -> Allocation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ def unit_gradients(
     per_example: bool = True,
     probes: int = 4,
     seed: int = 0,
+    on_batch: Callable[[int], object] = lambda number: None,
 ) -> dict[str, Tensor]:
     """Return gradients of a loss with respect to gates of 1. Dropout is off; the model does not change.
 
@@ -39,6 +40,7 @@ def unit_gradients(
         per_example: Take the gradient of each example's loss; otherwise that of each batch's.
         probes: Vectors of random signs for each example.
         seed: Seed of the signs.
+        on_batch: Called with the number of each batch, from 1.
 
     Returns:
         [samples, gates] of each site, on the CPU, in float32 or the dtype of a more precise model. Their
@@ -54,7 +56,7 @@ def unit_gradients(
     dtype = torch.promote_types(like.dtype, torch.float32)
     samples: dict[str, list[Tensor]] = {name: [] for name in sites}
     with evaluating(model), torch.enable_grad():
-        for inputs in on_device(model, batches):
+        for number, inputs in enumerate(on_device(model, batches), 1):
             size = next(x.shape[0] for x in inputs.values() if isinstance(x, Tensor) and x.dim() > 1)
             shape = (size,) if per_example else ()
             gates = {
@@ -70,6 +72,7 @@ def unit_gradients(
                 )
                 for name, gradient in zip(gates, gradients, strict=True):
                     samples[name].append(gradient.to("cpu", dtype).view(-1, gradient.shape[-1]))
+            on_batch(number)
     stacked = {name: torch.cat(each) for name, each in samples.items()}
     for name, each in stacked.items():
         if not each.isfinite().all():

@@ -14,7 +14,8 @@ from sparsebert.one_shot.calibration import Residuals, TokenFilter, checked_batc
 from sparsebert.one_shot.lsmr import lsmr
 from sparsebert.one_shot.moments import Moments
 from sparsebert.one_shot.norm_weights import norm_weights
-from sparsebert.one_shot.prune_units import Progress
+from sparsebert.one_shot.progress import PRUNE, ProgressReporter
+from sparsebert.one_shot.progress_file import ProgressFile
 from sparsebert.one_shot.segments import segments_of
 from sparsebert.pruning.gates import GateSite, gated
 from sparsebert.pruning.gradients import evaluating
@@ -51,7 +52,8 @@ class Rescaling:
         kept: Mapping[str, Tensor],
         teacher: Mapping[str, Tensor],
         batches: Sequence[Mapping[str, Any]],
-        progress: Progress | None = None,
+        saved: ProgressFile | None = None,
+        reporter: ProgressReporter | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Fit the factors; the model is only read.
 
@@ -61,7 +63,8 @@ class Rescaling:
             kept: bool [units], by layer.
             teacher: bool [units], by layer: the units of the model to reproduce.
             batches: Keyword arguments for the model.
-            progress: Called for each matrix that reads units.
+            saved: Factors of the layers that a killed run has finished.
+            reporter: Told of each matrix that reads units.
 
         Returns:
             float64 [units] by layer, 0 for pruned units; and the error of each matrix with fitted factors, by
@@ -70,6 +73,7 @@ class Rescaling:
         Raises:
             ValueError: An input is not finite; the message names the matrix. Or see :func:`segments_of`.
         """
+        saved, reporter = saved or ProgressFile(), reporter or ProgressReporter({})
         batches = checked_batches(model, batches)
         like = next(model.parameters())
         factors = {name: mask.double() for name, mask in kept.items()}
@@ -86,8 +90,11 @@ class Rescaling:
             last = next((name for name in reversed(order) if sites[name].kind == "neuron"), "")
             of_last = {last, sites[last].key} if last and self.first_token else set()
             pruned = dense = segments[0]
+            reporter.begin(PRUNE)
             for following in (*segments[1:], None):
-                for stage in pruned.stages:
+                names = [site_of[key] for stage in pruned.stages for key in stage if key in site_of]
+                restored = all(f"{name}.factors" in saved.tensors for name in names)
+                for stage in () if restored else pruned.stages:
                     key = stage[0]
                     tokens = _first_tokens if of_last.intersection(stage) else all_tokens
                     with gated(model, sites, student):
@@ -97,6 +104,7 @@ class Rescaling:
                     residuals.note(stage, y, x)
                     name = site_of.get(key, unchanged)
                     if name == unchanged or not kept[name].any():
+                        reporter.skip([(PRUNE, key)])
                         continue
                     moments = Moments.of(x, y, residuals.of(stage))
                     if not moments.second.isfinite().all():
@@ -115,9 +123,18 @@ class Rescaling:
                     student[name] = factors[name].to(like)
                     scale = factors[name].repeat_interleave(weight.shape[1] // len(kept[name]))
                     errors[key] = moments.problem(key, weight, has_bias=False).error(weight * scale)
-                    if progress is not None:
-                        sparsity = 1 - float(kept[name].double().mean())
-                        progress(key, errors[key], sparsity, (order.index(name) + 1) / len(order))
+                    reporter.finish(key, errors[key], 1 - float(kept[name].double().mean()))
+                if restored:
+                    factors |= {name: saved.tensors[f"{name}.factors"] for name in names}
+                    student |= {name: factors[name].to(like) for name in names}
+                    keys = [sites[name].key for name in names]
+                    errors |= {key: saved.errors[key] for key in keys if key in saved.errors}
+                    reporter.skip((PRUNE, key) for key in keys)
+                else:
+                    saved.add(
+                        {f"{name}.factors": factors[name] for name in names},
+                        {key: errors[key] for stage in pruned.stages for key in stage if key in errors},
+                    )
                 if following is not None:
                     with gated(model, sites, student):
                         pruned = pruned.following(following)

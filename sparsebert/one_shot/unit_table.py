@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from sparsebert.bert import weight_of
-from sparsebert.one_shot.allocation import matrices_alone
+from sparsebert.one_shot.allocation import Change, measured_alone
 from sparsebert.one_shot.budgets import Option, choose
 from sparsebert.one_shot.layer_problem import LayerMethod, LayerProblem, Target
+from sparsebert.one_shot.progress import ProgressReporter
+from sparsebert.one_shot.progress_file import ProgressFile
 from sparsebert.one_shot.unit_columns import reader_of
 from sparsebert.one_shot.unit_costs import UnitCosts, Workload, unit_costs
 from sparsebert.pruning.unit_groups import UnitGroup
@@ -49,6 +51,8 @@ def unit_table(
     batches: Sequence[Mapping[str, Any]],
     method: SweepMethod,
     costs: UnitCosts,
+    saved: ProgressFile | None = None,
+    reporter: ProgressReporter | None = None,
 ) -> dict[str, list[Row]]:
     """Return the rows of each layer, by the key of the matrix that reads the units, most units first.
 
@@ -61,19 +65,26 @@ def unit_table(
         batches: Calibration batches.
         method: The method that removes units.
         costs: Cost of a unit of each group.
+        saved: Layers that a killed run has measured.
+        reporter: Told of each layer.
     """
     group_of = {reader_of(group).name: group for group in groups}
-    table: dict[str, list[Row]] = {}
-    for key, problem, change in matrices_alone(model, group_of, batches):
+
+    def errors(key: str, problem: LayerProblem, change: Change) -> list[tuple[int, float]]:
         group = group_of[key]
-        units, price = group.grid[0], costs.of_unit[group.name]
+        units = group.grid[0]
         counts = _counts(units, group.kind)
         target = Target(reader_of(group), Fraction(max(1, units // 2), units))
         losses = dict(zip(counts, method.losses(problem, target, counts), strict=True))
         half = round(target.density * units)
         scale = change(method.prune_layer(problem, target).weight) / losses[half] if losses[half] else 0.0
-        table[key] = [Row(count, scale * losses[count], count * price) for count in counts]
-    return {key: table[key] for key in group_of}
+        return [(count, scale * losses[count]) for count in counts]
+
+    measured = measured_alone(model, group_of, batches, errors, saved, reporter)
+    prices = {key: costs.of_unit[group.name] for key, group in group_of.items()}
+    return {
+        key: [Row(count, error, count * prices[key]) for count, error in measured[key]] for key in group_of
+    }
 
 
 def allocated_units(
@@ -83,6 +94,8 @@ def allocated_units(
     batches: Sequence[Mapping[str, Any]],
     method: SweepMethod,
     cost: str = "weights",
+    saved: ProgressFile | None = None,
+    reporter: ProgressReporter | None = None,
 ) -> dict[str, Target]:
     """Return the targets with the numbers of units that change the model least, for the same cost.
 
@@ -95,6 +108,8 @@ def allocated_units(
         batches: Calibration batches, of which the first texts are used.
         method: The method that removes units.
         cost: What is kept: see :func:`sparsebert.one_shot.unit_costs.unit_costs`.
+        saved: Layers that a killed run has measured.
+        reporter: Told of each layer.
 
     Raises:
         ValueError: Layers without heads and neurons cost more.
@@ -102,7 +117,7 @@ def allocated_units(
     costs = unit_costs(groups, cost, Workload.of(batches), weight_of(model, groups[0].name).dtype)
     total = costs.total({group.name: group.grid[0] for group in groups})
     density = next(iter(targets.values())).density
-    table = unit_table(model, groups, batches, method, costs)
+    table = unit_table(model, groups, batches, method, costs, saved, reporter)
     options = {key: [Option(row.error, row.cost) for row in rows] for key, rows in table.items()}
     rows_to_keep = choose(options, costs.budget(density, total))
     return {

@@ -74,7 +74,7 @@ def read_examples(
 
 def load_files(
     train: str | os.PathLike[str] | None,
-    validation: str | os.PathLike[str],
+    validation: str | os.PathLike[str] | None,
     *,
     columns: Sequence[str],
     label: str,
@@ -90,7 +90,7 @@ def load_files(
 
     Args:
         train: Table to train on; None if ``labels`` or ``regression`` define the task.
-        validation: Table to evaluate on.
+        validation: Table to evaluate on; None where nothing is evaluated.
         columns: One or two text columns.
         label: The label column.
         labels: The classes in the order of the model's outputs; by default the classes in ``train``, in

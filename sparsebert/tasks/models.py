@@ -69,8 +69,8 @@ def load_model(
         return _require_bert(load_in_words(name, task, tokenizer, label_words, template), name), tokenizer
     cls = getattr(transformers, _MODEL_CLASSES[task.kind])
     options, outputs = label_config(task), None
-    has_head = _has_head(config, task.kind)
-    if has_head:
+    trained_head = has_head(config, task.kind)
+    if trained_head:
         outputs = label_positions(task, config)
         options = {}
     elif trained or task.model_labels:
@@ -81,7 +81,7 @@ def load_model(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = load_weights(cls, name, fresh_head=not has_head, dtype=torch.float32, **options)
+        model = load_weights(cls, name, fresh_head=not trained_head, dtype=torch.float32, **options)
     if outputs is not None:
         reorder_outputs_(model, task, outputs)
     return _require_bert(model, name), load_tokenizer(name, model.config.vocab_size)
@@ -170,7 +170,7 @@ def head_labels(name: str) -> tuple[str, ...]:
     from sparsebert.tasks.load_checked import load_config
 
     config = load_config(name)
-    if not _has_head(config, "classification") and not getattr(config, "label_words", None):
+    if not has_head(config, "classification") and not getattr(config, "label_words", None):
         raise ValueError(
             f"{name} has no trained head, so its labels are unknown; train it on the task first, or name a "
             "trained model"
@@ -179,13 +179,14 @@ def head_labels(name: str) -> tuple[str, ...]:
     return tuple(str(id2label[index]) for index in sorted(id2label))
 
 
+def has_head(config: Any, kind: str) -> bool:
+    """Whether a model of this configuration has a trained head for a kind of task."""
+    return any(each.endswith(_suffix(kind)) for each in config.architectures or ())
+
+
 def _suffix(kind: str) -> str:
     """Return the end of the names of the classes with a head for this kind of task."""
     return _MODEL_CLASSES[kind].removeprefix("AutoModel")
-
-
-def _has_head(config: Any, kind: str) -> bool:
-    return any(each.endswith(_suffix(kind)) for each in config.architectures or ())
 
 
 def _require_bert(model: Any, name: str) -> Any:

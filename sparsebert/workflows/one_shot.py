@@ -6,33 +6,36 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sparsebert.atomic import write_text
+from sparsebert.bench.judged_texts import LabelledRows
 from sparsebert.hf.model_card import extend_card_of_dense
 from sparsebert.json_object import read_json_object
 from sparsebert.linear_layers import prunable
-from sparsebert.one_shot import LayerMethod, prune_
-from sparsebert.one_shot.calibration import LONGEST_TEXT, note_cut_texts
-from sparsebert.one_shot.layerwise import Report
+from sparsebert.one_shot import prune_
+from sparsebert.one_shot.progress import Report
+from sparsebert.one_shot.progress_file import ProgressFile
 from sparsebert.one_shot.prune_in_place import find_one_shot
 from sparsebert.pruning.density import Number
 from sparsebert.pruning.granularity import listed
-from sparsebert.tasks.load_tokenizer import load_tokenizer
 from sparsebert.tasks.models import load_whole
-from sparsebert.tasks.texts import text_batches
 from sparsebert.tickets.provenance import weight_hash
 from sparsebert.tickets.ticket import Ticket
+from sparsebert.workflows.calibration_data import CalibrationData
 from sparsebert.workflows.export import write_folder
-from sparsebert.workflows.speed_programmes import programme_for
+from sparsebert.workflows.method_programme import programme_for
 from sparsebert.workflows.speed_target import SpeedGoal, SpeedTarget, target_for, time_against_dense
 
-# Options of ``prune_`` on which the choice for a speed depends.
+if TYPE_CHECKING:
+    from sparsebert.one_shot.layer_problem import LayerMethod
+    from sparsebert.one_shot.prune_model import ModelMethod
+    from sparsebert.one_shot.prune_units import UnitMethod
+
+# Options of ``prune_`` on which depends what is kept for a speed.
 CHOOSES = ("granularity", "block_size", "allocate", "filter", "include_pooler", "round_to")
-# Texts to calibrate on, and the least that say something about a matrix's inputs.
-TEXTS, LEAST_TEXTS = 512, 32
 
 
 @dataclass(frozen=True)
@@ -85,33 +88,36 @@ class SpeedReached:
 def prune_folder(
     name: str,
     folder: Path,
-    method: str | LayerMethod,
-    texts: Sequence[str],
+    method: str | LayerMethod | UnitMethod | ModelMethod,
+    texts: Sequence[str] | LabelledRows,
     *,
     sparsity: Number | None = None,
     speed: SpeedGoal | None = None,
     count: int | None = None,
+    batch_size: int | None = None,
     max_length: int | None = None,
     seed: int = 0,
     progress: Callable[[Report], None] | None = None,
     on_step: Callable[[str], None] = lambda step: None,
     **options: Any,
 ) -> tuple[Ticket, SpeedReached | None]:
-    """Prune a model once on unlabelled texts, and write it with its ticket to a folder.
+    """Prune a model once on texts or examples of a task, and write it with its ticket to a folder.
 
     The folder holds dense weights with zeros, which any library loads, and ``ticket.safetensors``.
 
     Args:
         name: Hub id or folder of the model, of any task; sentence-transformers folders stay ones.
         folder: The folder to write. ``<folder>.unfinished`` beside it holds finished layers while pruning
-            goes on, and ``<folder>.speed.json`` the sparsity that a speed needs; a call that was killed goes
-            on after the last finished layer.
+            goes on, and ``<folder>.speed.json`` what is kept for a speed; a call that was killed goes on
+            after the last finished layer.
         method: As for :func:`sparsebert.prune_`.
-        texts: Texts to calibrate on.
+        texts: Texts to calibrate on, or training examples of a task. Methods that read labels get them with
+            the latter: "obert", and "fisher-units" if the model has the task's head.
         sparsity: As for :func:`sparsebert.prune_`.
         speed: A speed to reach, instead.
-        count: Number of texts to draw; None for ``TEXTS``, or all if there are fewer.
-        max_length: Tokens at which a text is cut.
+        count: Number of texts to draw; None for 512, or all if there are fewer.
+        batch_size: Texts of a batch; None for 32, or 1 for "obert", which takes a gradient of each batch.
+        max_length: Tokens at which a text is cut; examples of a task have their own.
         seed: Seed of the draw.
         progress: As for :func:`sparsebert.prune_`.
         on_step: Called with a description of each timing.
@@ -121,34 +127,35 @@ def prune_folder(
         The ticket and, for a speed, what was predicted and what the pruned model was measured at.
 
     Raises:
-        ValueError, OSError: As for ``prune_``, ``sparsity_for`` and loading a model. Nothing is written.
+        ValueError, OSError: As for ``prune_``, ``target_for`` and loading a model. Nothing is written.
     """
     # A second timing would find a slightly different sparsity, and the finished layers would not fit it.
     speed_file = folder.with_name(f"{folder.name}.speed.json")
     checkpoint = folder.with_name(f"{folder.name}.unfinished")
+    measured = folder.with_name(f"{folder.name}.measured.unfinished")
     model = load_whole(name)
-    tokenizer = load_tokenizer(name)
-    if count is None:
-        if (different := len(set(texts))) < LEAST_TEXTS:
-            raise ValueError(
-                f"at least {LEAST_TEXTS} different texts are needed to calibrate, got {different}: pass more"
-            )
-        count = min(TEXTS, len(texts))
-    batches = text_batches(texts, tokenizer, count=count, max_length=max_length, seed=seed)
-    note_cut_texts(batches, min(max_length or LONGEST_TEXT, tokenizer.model_max_length))
+    pruning_method = find_one_shot(method)
+    data = CalibrationData(model, name, texts, max_length, seed)
+    batches = data.batches(pruning_method, count, batch_size)
     timed: list[dict[str, Any]] = []
     target = None
     if speed is not None:
-        timed = speed.batches(texts, tokenizer, max_length, seed)
-        chooser = find_one_shot(method)
+        timed = data.timed(speed)
         chosen_by = {name: options[name] for name in CHOOSES if options.get(name) is not None}
         matrices = prunable(model, options.get("include_pooler", False), options.get("filter"))
-        question = {**asdict(speed), "method": chooser.name, "matrices": list(matrices)}
+        question = {**asdict(speed), "method": pruning_method.name, "matrices": list(matrices)}
         question |= {name: chosen_by[name] for name in chosen_by.keys() - {"filter"}}
         question |= {"weights": weight_hash(model)}
         target = _target_in(speed_file, question)
         if target is None:
-            target = _target(model, chooser, batches, timed, speed, chosen_by, on_step)
+            saved = ProgressFile(measured, question)
+            machine: dict[str, Any] = {"tolerance": speed.tolerance, "device": speed.device}
+            torch.set_num_threads(speed.threads)  # costs hold for a number of threads
+            on_step("measuring what each matrix loses")
+            programme = programme_for(
+                model, pruning_method, batches, timed, saved=saved, progress=progress, **machine, **chosen_by
+            )
+            target = target_for(model.base_model, programme, timed, speed, on_step=on_step)
             folder.parent.mkdir(parents=True, exist_ok=True)
             write_text(speed_file, json.dumps({"question": question, "target": asdict(target)}))
         sparsity = target.sparsity
@@ -158,10 +165,10 @@ def prune_folder(
             f"granularity lists {len(names)}, among which each matrix chooses by milliseconds: name one, or "
             "pass a speed"
         )
-    on_step(f"calibrating on {count} texts")
+    on_step(f"calibrating on {sum(len(batch['input_ids']) for batch in batches)} texts")
     ticket = prune_(
         model,
-        method,
+        pruning_method,
         data=batches,
         sparsity=sparsity,
         checkpoint=checkpoint,
@@ -182,26 +189,9 @@ def prune_folder(
         return extend_card_of_dense(text, ticket.sparsity, metadata, name=folder.name)
 
     write_folder(model, name, folder, card, ticket=ticket)
-    for file in (checkpoint, speed_file):
+    for file in (checkpoint, measured, speed_file):
         file.unlink(missing_ok=True)
     return ticket, reached
-
-
-def _target(
-    model: Any,
-    method: Any,
-    batches: Sequence[Mapping[str, Any]],
-    timed: Sequence[dict[str, Any]],
-    speed: SpeedGoal,
-    options: Mapping[str, Any],
-    on_step: Callable[[str], None],
-) -> SpeedTarget:
-    """Find what to keep for a speed."""
-    torch.set_num_threads(speed.threads)  # costs hold for a number of threads
-    on_step("measuring what each matrix costs and loses")
-    machine: dict[str, Any] = {"tolerance": speed.tolerance, "device": speed.device}
-    programme = programme_for(model, method, batches, timed, **machine, **options)
-    return target_for(model.base_model, programme, timed, speed, on_step=on_step)
 
 
 def _kept(target: SpeedTarget, options: Mapping[str, Any]) -> dict[str, Any]:

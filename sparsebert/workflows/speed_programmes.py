@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
@@ -11,9 +11,11 @@ import torch
 
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.work import WorkEstimate
-from sparsebert.linear_layers import Filter
 from sparsebert.one_shot.budgets import Option, choose
 from sparsebert.one_shot.layer_problem import Target
+from sparsebert.one_shot.layerwise import cost_of_pruning
+from sparsebert.one_shot.progress import ALLOCATE, Listener, ProgressReporter
+from sparsebert.one_shot.progress_file import ProgressFile
 from sparsebert.one_shot.time_budget import (
     DENSITIES,
     LOWEST,
@@ -30,12 +32,9 @@ from sparsebert.one_shot.unit_columns import reader_of
 from sparsebert.one_shot.unit_costs import Workload, unit_costs
 from sparsebert.one_shot.unit_table import Row, unit_table
 from sparsebert.planning.encoder_plan import LAYERS
-from sparsebert.planning.mask_costs import MaskCosts, mask_costs
+from sparsebert.planning.mask_costs import MaskCosts
 from sparsebert.pruning import prune
-from sparsebert.pruning.granularity import PANEL, kinds_in, listed, parse_granularity, spelled_out
-from sparsebert.pruning.prunable_structure import prunable_structure
-from sparsebert.pruning.read_matrices import loaded_weight
-from sparsebert.pruning.unit_groups import UnitGroup, unit_groups
+from sparsebert.pruning.unit_groups import UnitGroup
 from sparsebert.tickets.ticket import Ticket
 
 Batches = Sequence[Mapping[str, Any]]
@@ -121,12 +120,16 @@ class MatrixProgramme:
         batches: Calibration batches.
         table: Milliseconds of its matrices.
         costs: The cost model.
+        saved: Matrices that a killed run has measured.
+        progress: Called with a report of each matrix that is measured.
     """
 
     model: Any
     batches: Batches
     table: TimeTable
     costs: MaskCosts
+    saved: ProgressFile = field(default_factory=ProgressFile)
+    progress: Listener | None = None
 
     def __post_init__(self) -> None:
         self.dense = self.costs.dense
@@ -137,8 +140,14 @@ class MatrixProgramme:
         rest = self.costs.rest
         limits = {way: limit_of(way).milliseconds - each for way, each in rest.items()}
         if not self._options:
-            density = self.table.uniform_density(next(iter(self.table.targets)), limits)
-            self._options = matrix_options(self.model, self.table, self.batches, density)
+            first = next(iter(self.table.targets))
+            # Curves of one run are measured at the same densities, also if it was killed.
+            density = self.saved.notes.get("density") or self.table.uniform_density(first, limits)
+            self.saved.add(density=density)
+            reporter = _reporter(self.table.targets[first], self.progress)
+            self._options = matrix_options(
+                self.model, self.table, self.batches, density, self.saved, reporter
+            )
         slowdowns = {way: limit_of(way).slowdown for way in limits}
         options = {key: [each.slower(slowdowns) for each in some] for key, some in self._options.items()}
         allocation = choose_within(options, limits)
@@ -183,6 +192,8 @@ class UnitProgramme:
         groups: The heads or neurons of each layer.
         workload: The size of the batches to run.
         costs: The cost model; the whole model runs dense.
+        saved: Layers that a killed run has measured.
+        progress: Called with a report of each layer that is measured.
     """
 
     model: Any
@@ -191,6 +202,8 @@ class UnitProgramme:
     groups: Sequence[UnitGroup]
     workload: Workload
     costs: MaskCosts
+    saved: ProgressFile = field(default_factory=ProgressFile)
+    progress: Listener | None = None
 
     def __post_init__(self) -> None:
         self.dense = self.costs.dense
@@ -222,7 +235,9 @@ class UnitProgramme:
 
     def _measure(self) -> None:
         costs = unit_costs(self.groups, "milliseconds", self.workload, self.costs.dtype)
-        rows = unit_table(self.model, self.groups, self.batches, self.method, costs)
+        targets = {each.name: Target(each, Fraction(1, 2)) for each in map(reader_of, self.groups)}
+        reporter = _reporter(targets, self.progress)
+        rows = unit_table(self.model, self.groups, self.batches, self.method, costs, self.saved, reporter)
         if self.costs.device is not None:
             group_of = {reader_of(group).name: group for group in self.groups}
             rows = {
@@ -309,75 +324,8 @@ class UniformProgramme:
         return self.table.uniform(next(iter(self.table.targets)), density)[way]
 
 
-@torch.no_grad()
-def programme_for(
-    model: Any,
-    method: Any,
-    batches: Batches,
-    timed: Batches,
-    *,
-    tolerance: str = "fp32",
-    device: str | None = None,
-    granularity: str = "element",
-    block_size: tuple[int, int] | None = None,
-    allocate: str | None = None,
-    filter: Filter | None = None,
-    include_pooler: bool = False,
-    round_to: int | None = None,
-) -> Programme:
-    """Return what chooses densities, numbers of units or a sparsity for a one-shot method.
-
-    Args:
-        model: The dense model, of any task.
-        method: The method.
-        batches: Calibration batches.
-        timed: Batches to time.
-        tolerance, device: As for :class:`sparsebert.workflows.speed_target.SpeedGoal`.
-        granularity: As for :func:`sparsebert.prune_`; or several, separated by commas, among which each
-            matrix chooses.
-        block_size, allocate, filter, include_pooler, round_to: As for :func:`sparsebert.prune_`.
-
-    Raises:
-        ValueError: A granularity is unknown, fixes the sparsity, or cannot stand beside others.
-    """
-    names = listed(granularity)
-    spelled = {name: spelled_out(name, block_size if len(names) == 1 else None) for name in names}
-    for name, (kind, size) in spelled.items():
-        if parse_granularity(kind, size, round_to if kind == PANEL else None).pattern:
-            raise ValueError(f"granularity {name!r} fixes the sparsity: omit the speed, or choose another")
-    kinds = kinds_in(granularity)
-    across = [name for name in names if kinds_in(name)]
-    by_matrix = hasattr(method, "prune_layer") and not kinds
-    if len(names) > 1 and across:
-        raise ValueError(
-            f"granularity {across[0]!r} has units across matrices and cannot stand beside others in a list, "
-            f"got {granularity!r}"
-        )
-    if len(names) > 1 and (not by_matrix or allocate == "uniform" or round_to is not None):
-        conflict = "allocate='uniform'" if round_to is None else "round_to"
-        conflict = conflict if by_matrix else f"method {method.name}"
-        raise ValueError(f"{conflict} takes one granularity, got {granularity!r}")
-    encoder, keys = prunable_structure(
-        model, names[0], include_pooler=include_pooler, filter=filter, data=batches
+def _reporter(targets: Mapping[str, Target], progress: Listener | None) -> ProgressReporter:
+    """Return what reports each matrix that is measured."""
+    return ProgressReporter(
+        {(ALLOCATE, key): cost_of_pruning(target) for key, target in targets.items()}, progress
     )
-    shapes = {key: loaded_weight(model, key).shape for key in keys}
-    tokens = sum(int(batch["attention_mask"].sum()) for batch in timed) // len(timed)
-    costs = mask_costs(model.base_model, keys, tokens, tolerance, device)
-    if by_matrix:
-        targets = {
-            name: {
-                group.name: Target(group, Fraction(1, 2))
-                for group in unit_groups(kind, size, shapes, None, round_to if kind == PANEL else None)
-            }
-            for name, (kind, size) in spelled.items()
-        }
-        table = TimeTable(targets, costs.of_mask)
-        if allocate != "uniform":
-            return MatrixProgramme(model, batches, table, costs)
-    elif hasattr(method, "losses") and allocate != "uniform":
-        groups = unit_groups(granularity, None, shapes, encoder)
-        return UnitProgramme(model, batches, method, groups, Workload.of(timed), costs)
-    kind, size = spelled[names[0]]
-    units = {"granularity": kind, "block_size": size, "round_to": round_to if kind == PANEL else None}
-    pruning: dict[str, Any] = {**units, "filter": filter, "include_pooler": include_pooler}
-    return UniformProgramme(model.base_model, pruning, costs, table if by_matrix else None)

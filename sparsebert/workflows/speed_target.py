@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -20,11 +20,11 @@ from sparsebert.cost import gpu_roofline
 from sparsebert.one_shot.time_budget import LOWEST
 from sparsebert.pruning import prune
 from sparsebert.sparsify import sparsify_
-from sparsebert.tasks.texts import text_batches
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.workflows.speed_programmes import Limit, Programme, Proposal
 
 Batch = dict[str, torch.Tensor]
+T = TypeVar("T")
 
 MOST_SPARSITY = 1 - LOWEST
 # Corrections by another timing, and the distance from the target that needs none.
@@ -84,14 +84,11 @@ class SpeedGoal:
         """Return a time, and that of the dense model beside it, relative to the time to reach."""
         return milliseconds / self.limit(dense)
 
-    def batches(
-        self, texts: Sequence[str], tokenizer: Any, max_length: int | None, seed: int = 0
-    ) -> list[Batch]:
-        """Return batches to time: drawn texts as they come, padded to the longest of each batch."""
+    def slices(self, texts: Sequence[T], seed: int = 0) -> list[Sequence[T]]:
+        """Return the texts of each batch to time, drawn as they come."""
         drawn = random.Random(seed).sample(texts, min(len(texts), self.batch * MOST_BATCHES))
         starts = range(0, max(len(drawn) - self.batch + 1, 1), self.batch)
-        options: dict[str, Any] = {"batch_size": self.batch, "max_length": max_length}
-        return [text_batches(drawn[at : at + self.batch], tokenizer, **options)[0] for at in starts]
+        return [drawn[at : at + self.batch] for at in starts]
 
 
 @dataclass(frozen=True)

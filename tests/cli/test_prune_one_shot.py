@@ -12,9 +12,10 @@ from sparsebert.cli import app
 from sparsebert.cli.one_shot import ONE_SHOT
 from sparsebert.lottery.find_runs import load_ticket
 from sparsebert.one_shot.layer_problem import LAYER_METHODS
+from sparsebert.one_shot.prune_model import MODEL_METHODS
 from sparsebert.one_shot.prune_units import UNIT_METHODS
 from sparsebert.tickets.ticket import Ticket
-from tests.cli.tiny import WORDS, refused
+from tests.cli.tiny import WORDS, refused, save
 
 transformers = pytest.importorskip("transformers")
 
@@ -23,14 +24,18 @@ transformers = pytest.importorskip("transformers")
 def texts(tmp_path: Path) -> Path:
     file = tmp_path / "texts.txt"
     words = [word for word in WORDS if word.isalpha()]
-    file.write_text("\n".join(" ".join(words[i % len(words) :][:7] or words[:3]) for i in range(40)) + "\n")
+    different = (
+        " ".join(words[(i + j * (1 + i // len(words))) % len(words)] for j in range(3 + i % 5))
+        for i in range(40)
+    )
+    file.write_text("\n".join(different) + "\n")
     return file
 
 
 @pytest.fixture
 def asked(bert: Path, texts: Path, tmp_path: Path) -> list[str]:
     return [
-        *("prune", "--model", str(bert), "--texts", str(texts), "--count", "24"),
+        *("prune", "--model", str(bert), "--texts", str(texts), "--count", "36"),
         *("--sparsity", "0.5", "--output", str(tmp_path / "pruned")),
     ]
 
@@ -49,7 +54,7 @@ def test_the_folder_holds_changed_weights_their_ticket_and_the_tokenizer(asked, 
     changed = model.get_submodule(key).weight[kept] - dense.get_submodule(key).weight[kept]
     assert changed.abs().max() > 1e-4
     (record,) = results.read(tmp_path / "r.jsonl")
-    assert (record["method"], record["calibration"]["texts"]) == ("sparsegpt", 24)
+    assert (record["method"], record["calibration"]["texts"]) == ("sparsegpt", 36)
     assert "Outputs lost on the calibration texts" in capsys.readouterr().out
     assert not (tmp_path / "pruned.unfinished").exists()
 
@@ -134,6 +139,35 @@ def test_equal_texts_count_once(asked, texts, capsys):
     assert "at least 32 different texts are needed to calibrate, got 1" in message
 
 
+def test_few_texts_are_said_to_be_few_if_they_were_asked_for(asked, capsys):
+    assert app.main([*asked, "--method", "wanda", "--count", "5"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "sparsebert: warning: 5 different texts calibrate the model: at least 32 are recommended, and 512 "
+        "are usual"
+    ]
+
+
+def test_texts_are_cut_at_the_positions_of_the_model(asked, texts, tokenizer, tmp_path, capsys):
+    short = save(tmp_path / "short", tokenizer, max_position_embeddings=16)
+    texts.write_text(texts.read_text() + f"{'good ' * 60}\n")
+    asked[asked.index("--model") + 1] = str(short)
+    command = [*asked, "--method", "wanda", "--count", "41"]
+    assert app.main(command) == 0
+    assert "1 of 41 texts reach the 16 tokens at which a text is cut" in capsys.readouterr().err
+    command[command.index("--output") + 1] = str(tmp_path / "other")
+    message = refused(capsys, *command, "--max-length", "17")
+    assert f"max_length must be at most 16, the positions of {short}, got 17" in message
+
+
+def test_texts_of_one_length_calibrate(asked, texts, tmp_path):
+    words = [word for word in WORDS if word.isalpha()]
+    texts.write_text(
+        "\n".join(f"{a} {b} {c}" for a in words[:4] for b in words[:3] for c in words[:3]) + "\n"
+    )
+    assert app.main([*asked, "--method", "alps"]) == 0
+    assert Ticket.load(tmp_path / "pruned" / "ticket.safetensors").sparsity == pytest.approx(0.5, abs=0.01)
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
 def test_a_table_without_a_column_of_texts_names_its_columns(asked, tmp_path, capsys, name):
     data = pytest.importorskip("datasets").Dataset.from_dict({"review": ["good", "bad"], "stars": [5, 1]})
@@ -146,7 +180,7 @@ def test_a_table_without_a_column_of_texts_names_its_columns(asked, tmp_path, ca
 
 
 def test_the_command_knows_every_method():
-    assert set(ONE_SHOT) >= LAYER_METHODS.keys() | UNIT_METHODS.keys()
+    assert set(ONE_SHOT) >= LAYER_METHODS.keys() | UNIT_METHODS.keys() | MODEL_METHODS.keys()
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from sparsebert.one_shot import FisherUnits, SparseGPT, ZipLM
-from sparsebert.workflows import speed_programmes
+from sparsebert.workflows import method_programme
+from sparsebert.workflows.method_programme import programme_for
 from sparsebert.workflows.speed_programmes import (
     Limit,
     MatrixProgramme,
     UniformProgramme,
     UnitProgramme,
-    programme_for,
 )
 from tests.one_shot.test_time_budget import by_kept
 from tests.pruning.gated_models import HEADS, NEURONS, batches, build
@@ -38,7 +38,7 @@ class Costs:
 
 @pytest.fixture
 def model(monkeypatch):
-    monkeypatch.setattr(speed_programmes, "mask_costs", lambda base, keys, *_: Costs(base, keys))
+    monkeypatch.setattr(method_programme, "mask_costs", lambda base, keys, *_: Costs(base, keys))
     return build().eval()
 
 

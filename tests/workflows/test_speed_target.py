@@ -9,7 +9,8 @@ from sparsebert import Ticket
 from sparsebert.bench.runner import Settings
 from sparsebert.one_shot import SparseGPT
 from sparsebert.workflows import speed_target
-from sparsebert.workflows.speed_programmes import Proposal, programme_for
+from sparsebert.workflows.method_programme import programme_for
+from sparsebert.workflows.speed_programmes import Proposal
 from sparsebert.workflows.speed_target import CLOSE, CORRECTIONS, SpeedGoal, SpeedTarget, target_for
 
 transformers = pytest.importorskip("transformers")

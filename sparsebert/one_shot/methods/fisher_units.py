@@ -12,17 +12,23 @@ from torch import Tensor, nn
 
 from sparsebert.bert import Structure, weight_of
 from sparsebert.one_shot.calibration import LABELS
-from sparsebert.one_shot.prune_units import UNIT_METHODS, Progress, PrunedUnits
+from sparsebert.one_shot.progress import GRADIENTS, PRUNE, Listener, ProgressReporter
+from sparsebert.one_shot.progress_file import ProgressFile
+from sparsebert.one_shot.prune_units import UNIT_METHODS, PrunedUnits
 from sparsebert.one_shot.unit_costs import COSTS, Workload, unit_costs
 from sparsebert.one_shot.unit_gradients import LOSSES, unit_gradients
 from sparsebert.one_shot.unit_rescaling import TEACHERS, Rescaling
 from sparsebert.one_shot.unit_search import rearrange, search_units
-from sparsebert.pruning.gates import gate_sites
+from sparsebert.pruning.gates import GateSite, gate_sites
 from sparsebert.pruning.registry import register
 from sparsebert.pruning.unit_groups import UnitGroup
 from sparsebert_kernels.errors import unknown
 
 AUTO = "auto"
+# Work of the gradients, as a multiple of that of the rescaling.
+_COST_OF_GRADIENTS = 0.6
+
+Units = dict[str, Tensor]
 
 
 @register("fisher-units", UNIT_METHODS)
@@ -95,17 +101,18 @@ class FisherUnits:
         groups: Sequence[UnitGroup],
         density: Fraction,
         batches: Sequence[Mapping[str, Any]],
-        progress: Progress | None = None,
+        saved: ProgressFile | None = None,
+        progress: Listener | None = None,
     ) -> PrunedUnits:
         """Choose heads and neurons; see :class:`~sparsebert.one_shot.prune_units.UnitMethod`.
+
+        ``saved`` gets the chosen units, then the factors of each layer; gradients are not stored.
 
         Raises:
             ValueError: A batch gives no loss; activations or gradients are not finite; or the budget is too
                 small for a single unit.
         """
-        loss = self.loss
-        if loss == AUTO:
-            loss = "labels" if all(set(LABELS) & set(batch) for batch in batches) else "outputs"
+        saved = saved or ProgressFile()
         shapes = {key: shape for group in groups for key, shape in group.shapes.items()}
         kinds = {group.name: group.kind for group in groups}
         sites = {
@@ -114,15 +121,59 @@ class FisherUnits:
             for name, site in gate_sites(structure, kind, shapes).items()
             if name in kinds
         }
+        readers = [site.key for site in sites.values()] if self.rescales else []
+        numbers = [f"{number} of {len(batches)}" for number in range(1, len(batches) + 1)]
+        costs = {(GRADIENTS, number): _COST_OF_GRADIENTS / len(batches) for number in numbers}
+        costs |= {(PRUNE, key): 1 / len(readers) for key in readers}
+        reporter = ProgressReporter(costs, progress)
+        if "chosen" in saved.notes:
+            reporter.skip((GRADIENTS, number) for number in numbers)
+            kept, teacher = (
+                {name: saved.tensors[f"{name}.{which}"] for name in sites} for which in ("kept", "teacher")
+            )
+            notes = saved.notes["chosen"]
+        else:
+            reporter.begin(GRADIENTS)
+            kept, teacher, notes = self._choose(model, sites, groups, density, batches, reporter)
+            stored = {f"{name}.kept": each for name, each in kept.items()}
+            stored |= {f"{name}.teacher": each for name, each in teacher.items()}
+            saved.add(stored, chosen=notes)
+        if not self.rescales:
+            return PrunedUnits(kept, {name: mask.double() for name, mask in kept.items()}, notes=notes)
+        rescaling = Rescaling(self.lsmr_damping, self.limit, self.first_token, self.norm_weighted)
+        factors, errors = rescaling.fit(model, sites, kept, teacher, batches, saved, reporter)
+        return PrunedUnits(kept, factors, errors, {**notes, "rescaled_layers": len(errors)})
+
+    def _choose(
+        self,
+        model: nn.Module,
+        sites: Mapping[str, GateSite],
+        groups: Sequence[UnitGroup],
+        density: Fraction,
+        batches: Sequence[Mapping[str, Any]],
+        reporter: ProgressReporter,
+    ) -> tuple[Units, Units, dict[str, Any]]:
+        """Return the units to keep, those of the model to reproduce, by layer, and notes for the ticket."""
+        loss = self.loss
+        if loss == AUTO:
+            loss = "labels" if all(set(LABELS) & set(batch) for batch in batches) else "outputs"
         gradients = unit_gradients(
-            model, sites, batches, loss=loss, per_example=self.per_example, probes=self.probes, seed=self.seed
+            model,
+            sites,
+            batches,
+            loss=loss,
+            per_example=self.per_example,
+            probes=self.probes,
+            seed=self.seed,
+            on_batch=lambda number: reporter.finish(f"{number} of {len(batches)}"),
         )
         importance = {name: each.double().square().sum(0) for name, each in gradients.items()}
         dtype = weight_of(model, groups[0].name).dtype
         costs = unit_costs(groups, self.cost, Workload.of(batches), dtype)
         total = costs.total({name: len(each) for name, each in importance.items()})
+        kinds = {group.name: group.kind for group in groups}
 
-        def search(share: Fraction) -> dict[str, Tensor]:
+        def search(share: Fraction) -> Units:
             return search_units(importance, costs.of_unit, kinds, costs.budget(share, total))
 
         kept = search(density)
@@ -130,14 +181,9 @@ class FisherUnits:
             raise ValueError(f"sparsity {float(1 - density):g} would keep no head and no neuron")
         if self.rearranges:
             kept = {name: rearrange(mask, gradients[name]) for name, mask in kept.items()}
-        notes: dict[str, Any] = {
-            "loss": loss,
-            "cost_kept": costs.total({name: int(mask.sum()) for name, mask in kept.items()}) / total,
-        }
-        if not self.rescales:
-            return PrunedUnits(kept, {name: mask.double() for name, mask in kept.items()}, notes=notes)
-        whole = {name: torch.ones_like(mask) for name, mask in kept.items()}
-        teacher = search(Fraction(float(density) ** 0.5)) if self.teacher == "halfway" else whole
-        rescaling = Rescaling(self.lsmr_damping, self.limit, self.first_token, self.norm_weighted)
-        factors, errors = rescaling.fit(model, sites, kept, teacher, batches, progress)
-        return PrunedUnits(kept, factors, errors, notes | {"rescaled_layers": len(errors)})
+        if self.teacher == "halfway":
+            teacher = search(Fraction(float(density) ** 0.5))
+        else:
+            teacher = {name: torch.ones_like(mask) for name, mask in kept.items()}
+        share = costs.total({name: int(mask.sum()) for name, mask in kept.items()}) / total
+        return kept, teacher, {"loss": loss, "cost_kept": share}

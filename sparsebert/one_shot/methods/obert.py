@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from sparsebert.one_shot.block_fisher import BlockFisher
 from sparsebert.one_shot.layer_problem import PrunedMatrix
+from sparsebert.one_shot.progress import GRADIENTS, Listener, ProgressReporter
+from sparsebert.one_shot.progress_file import ProgressFile
 from sparsebert.one_shot.prune_model import MODEL_METHODS, Competition
 from sparsebert.pruning.gradients import evaluating, loss_of, placed
 from sparsebert.pruning.granularity import Granularity, keep_n_of_m
@@ -71,9 +73,18 @@ class OptimalBertSurgeon:
                 raise ValueError(f"{option} of obert must be positive, got {getattr(self, option)!r}")
 
     def prune_model(
-        self, model: nn.Module, competitions: Sequence[Competition], batches: Sequence[Mapping[str, Any]]
+        self,
+        model: nn.Module,
+        competitions: Sequence[Competition],
+        batches: Sequence[Mapping[str, Any]],
+        saved: ProgressFile | None = None,
+        progress: Listener | None = None,
     ) -> dict[str, PrunedMatrix]:
         """Prune step by step; see :class:`~sparsebert.one_shot.prune_model.ModelMethod`.
+
+        ``saved`` gets the weights and masks after each step. Where the blocks do not fit into memory at once,
+        it also gets the saliencies and then the weights of each part of the matrices in a step. Blocks are
+        never stored: gradients give them again.
 
         Raises:
             ValueError: A batch gives no loss, a gradient is NaN or infinite, or the
@@ -87,33 +98,44 @@ class OptimalBertSurgeon:
         }
         weights = {key: _floating(loaded_weight(model, key)) for key in units}
         masks = {key: torch.ones_like(weight, dtype=torch.bool) for key, weight in weights.items()}
-        for step in range(1, self.recomputations + 1):
-            share = Fraction(step, self.recomputations)
-            self._step(_Point(model, units, weights, masks, batches), competitions, share)
-        return {key: PrunedMatrix(weights[key].double(), masks[key]) for key in units}
+        parts = self._parts(weights)
+        passes = self.recomputations * (1 if len(parts) == 1 else 2 * len(parts))
+        run = _Run(model, units, weights, masks, batches, saved or ProgressFile(), passes, progress)
+        for step in range(1 + run.resume(passes // self.recomputations), self.recomputations + 1):
+            self._step(run, competitions, parts, Fraction(step, self.recomputations))
+            run.finish(step)
+        return {key: PrunedMatrix(run.weights[key].double(), run.masks[key]) for key in units}
 
-    def _step(self, point: _Point, competitions: Sequence[Competition], share: Fraction) -> None:
-        """Prune to this share of the way to the densities; ``weights`` and ``masks`` change."""
-        fishers: dict[str, BlockFisher] = {}
-        saliencies: dict[str, Tensor] = {}
-        parts = self._parts(point.weights)
-        for keys in parts:
-            fishers = point.fishers(keys, self)
-            saliencies |= {key: fisher.saliencies(point.weights[key]) for key, fisher in fishers.items()}
-        masks: dict[str, Tensor] = {}
-        for competition in competitions:
-            masks |= _select(competition, share, saliencies, point.masks)
-        weights: dict[str, Tensor] = {}
-        for keys in parts:
-            if len(parts) > 1:
-                fishers = point.fishers(keys, self)
+    def _step(
+        self,
+        run: _Run,
+        competitions: Sequence[Competition],
+        parts: Sequence[Sequence[str]],
+        share: Fraction,
+    ) -> None:
+        """Prune to this share of the way to the densities; weights and masks of the run change."""
+        held: dict[str, BlockFisher] = {}
+
+        def saliencies(keys: Sequence[str]) -> dict[str, Tensor]:
+            fishers = run.fishers(keys, self)
+            if len(parts) == 1:
+                held.update(fishers)
+            return {key: fisher.saliencies(run.weights[key]) for key, fisher in fishers.items()}
+
+        def compensated(keys: Sequence[str]) -> dict[str, Tensor]:
+            fishers = held or run.fishers(keys, self)
             joint = self.update == "joint"
-            weights |= {
-                key: fisher.compensated(point.weights[key], masks[key], joint)
+            return {
+                key: fisher.compensated(run.weights[key], masks[key], joint)
                 for key, fisher in fishers.items()
             }
-        point.weights.update(weights)
-        point.masks.update(masks)
+
+        of_units = run.by_parts("saliency", parts, saliencies)
+        masks: dict[str, Tensor] = {}
+        for competition in competitions:
+            masks |= _select(competition, share, of_units, run.masks)
+        run.weights = run.by_parts("changed", parts, compensated)
+        run.masks = masks
 
     def _parts(self, weights: Mapping[str, Tensor]) -> list[list[str]]:
         """Split the matrices into parts whose blocks fit into memory."""
@@ -129,22 +151,84 @@ class OptimalBertSurgeon:
         return parts
 
 
-@dataclass(frozen=True)
-class _Point:
-    """A model as pruned so far, and the examples that show its loss."""
+class _Run:
+    """A model as pruned so far, the examples that show its loss, and the file of what is finished.
 
-    model: nn.Module
-    units: Mapping[str, Granularity]
-    weights: dict[str, Tensor]
-    masks: dict[str, Tensor]
-    batches: Sequence[Mapping[str, Any]]
+    Args:
+        model: The model; it is only read.
+        units: Key -> granularity.
+        weights: Key -> dense weights.
+        masks: Key -> mask of the dense weights.
+        batches: The examples.
+        saved: The file.
+        passes: Passes over the batches, for the progress.
+        listener: Called for each batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        units: Mapping[str, Granularity],
+        weights: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        batches: Sequence[Mapping[str, Any]],
+        saved: ProgressFile,
+        passes: int,
+        listener: Listener | None,
+    ) -> None:
+        self.weights, self.masks = weights, masks
+        self._model, self._units, self._batches, self._saved = model, units, batches, saved
+        self._names = [f"{n} of {passes * len(batches)}" for n in range(1, passes * len(batches) + 1)]
+        self._reporter = ProgressReporter({(GRADIENTS, name): 1.0 for name in self._names}, listener)
+        self._next = 0
+        self._reporter.begin(GRADIENTS)
+
+    def resume(self, passes: int) -> int:
+        """Go on after the steps that are finished, of so many passes each; return their number."""
+        steps: int = self._saved.notes.get("steps", 0)
+        if steps:
+            stored = self._saved.tensors
+            self.weights = {key: stored[f"{key}.weight"] for key in self.weights}
+            self.masks = {key: stored[f"{key}.mask"] for key in self.masks}
+            self._skip(steps * passes)
+        return steps
+
+    def finish(self, step: int) -> None:
+        """Store the result of a step instead of its parts."""
+        tensors = {f"{key}.weight": each for key, each in self.weights.items()}
+        tensors |= {f"{key}.mask": each for key, each in self.masks.items()}
+        self._saved.add(tensors, instead=True, steps=step)
+
+    def by_parts(
+        self,
+        what: str,
+        parts: Sequence[Sequence[str]],
+        compute: Callable[[Sequence[str]], dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Compute a tensor of each matrix, part by part; where there are several, each is stored."""
+        tensors: dict[str, Tensor] = {}
+        for keys in parts:
+            names = {key: f"{key}.{what}" for key in keys}
+            if all(name in self._saved.tensors for name in names.values()):
+                tensors |= {key: self._saved.tensors[name] for key, name in names.items()}
+                self._skip(1)
+                continue
+            tensors |= (computed := compute(keys))
+            if len(parts) > 1:
+                self._saved.add({names[key]: each for key, each in computed.items()})
+        return tensors
+
+    def _skip(self, passes: int) -> None:
+        end = self._next + passes * len(self._batches)
+        self._reporter.skip((GRADIENTS, name) for name in self._names[self._next : end])
+        self._next = end
 
     def fishers(self, keys: Sequence[str], method: OptimalBertSurgeon) -> dict[str, BlockFisher]:
         """Compute the Fisher blocks of these matrices."""
         fishers = {
             key: BlockFisher(
                 key,
-                self.units[key],
+                self._units[key],
                 self.weights[key].shape,
                 method.block,
                 method.damping,
@@ -155,7 +239,7 @@ class _Point:
         pending: list[tuple[Tensor, ...]] = []
         for number, gradients in enumerate(self._gradients(keys), 1):
             pending.append(gradients)
-            if len(pending) == _GRADIENTS or number == len(self.batches):
+            if len(pending) == _GRADIENTS or number == len(self._batches):
                 for key, of_key in zip(keys, zip(*pending, strict=True), strict=True):
                     fishers[key].add(of_key)
                 pending = []
@@ -163,16 +247,18 @@ class _Point:
 
     def _gradients(self, keys: Sequence[str]) -> Iterator[tuple[Tensor, ...]]:
         """Yield dL/dW of these matrices for each batch, 0 where they are pruned."""
-        leaves = placed(self.model, self.weights)
+        leaves = placed(self._model, self.weights)
         wanted = [leaves[key].requires_grad_() for key in keys]
-        for inputs in self.batches:
-            with evaluating(self.model), torch.enable_grad():
-                loss = loss_of(self.model, leaves, {}, dict(inputs))
+        for inputs in self._batches:
+            with evaluating(self._model), torch.enable_grad():
+                loss = loss_of(self._model, leaves, {}, dict(inputs))
                 gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
             yield tuple(
                 _floating(gradient).masked_fill(~self.masks[key], 0)
                 for key, gradient in zip(keys, gradients, strict=True)
             )
+            self._reporter.finish(self._names[self._next])
+            self._next += 1
 
 
 def _select(

@@ -1,0 +1,144 @@
+"""One-shot pruning matrix by matrix, layer after layer, written into the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsebert.linear_layers import Filter
+from sparsebert.one_shot.allocation import allocated
+from sparsebert.one_shot.calibration import TokenFilter, calibration_batches
+from sparsebert.one_shot.layer_problem import LayerMethod, Target
+from sparsebert.one_shot.layerwise import LayerwiseRun, cost_of_pruning
+from sparsebert.one_shot.progress import ALLOCATE, PRUNE, Listener, ProgressReporter
+from sparsebert.one_shot.progress_file import ProgressFile
+from sparsebert.one_shot.segments import segments_of
+from sparsebert.one_shot.unit_columns import prune_sources_, reader_of
+from sparsebert.one_shot.unit_table import allocated_units
+from sparsebert.one_shot.units_to_prune import UnitsToPrune
+from sparsebert.pruning.density import Number
+from sparsebert.pruning.gradients import evaluating
+from sparsebert.pruning.granularity import kinds_in
+from sparsebert.tickets.provenance import weight_hash
+from sparsebert.tickets.ticket import Ticket
+from sparsebert_kernels.errors import unknown
+
+REPRODUCE, ALLOCATIONS = ("dense", "layer"), ("uniform", "error")
+# Work of measuring a matrix, as a multiple of pruning it; 0.5 to 3 by method and width.
+_WORK_OF_MEASURING = 1.0
+
+
+def prune_layers_(
+    model: nn.Module,
+    method: LayerMethod,
+    *,
+    data: Any,
+    sparsity: Number | None,
+    densities: Mapping[str, Number] | None = None,
+    granularity: str = "element",
+    granularities: Mapping[str, str] | None = None,
+    block_size: tuple[int, int] | None = None,
+    round_to: int | None = None,
+    reproduce: str = "dense",
+    allocate: str | None = None,
+    tokenizer: Any = None,
+    include_pooler: bool = False,
+    filter: Filter | None = None,
+    magnitude_where_singular: bool = False,
+    checkpoint: Path | None = None,
+    progress: Listener | None = None,
+) -> Ticket:
+    """Prune matrices one after the other, each on the activations of the model as pruned so far.
+
+    Arguments and result are those of :func:`sparsebert.prune_`. The checkpoint holds the densities that were
+    allocated, or what was measured for them, and the weights, biases and masks of finished layers.
+
+    Raises:
+        ValueError: As :func:`sparsebert.prune_`.
+    """
+    for name, value, values in (("reproduce", reproduce, REPRODUCE), ("allocate", allocate, ALLOCATIONS)):
+        if value is not None and value not in values:
+            raise unknown(f"value of {name}", value, values)
+    kinds = kinds_in(granularity)
+    if "mlp" in kinds:
+        raise ValueError(
+            f"granularity {granularity!r} does not fit method {method.name}, which prunes matrix by "
+            "matrix: use prune, or granularity head+neuron"
+        )
+    batches = calibration_batches(model, data, tokenizer)
+    units = UnitsToPrune.of(
+        model,
+        batches,
+        sparsity,
+        granularity,
+        block_size,
+        round_to,
+        include_pooler=include_pooler,
+        filter=filter,
+    )
+    if granularities:
+        units = units.recut(granularities)
+    density = units.one_density
+    given = "densities" if densities else "granularities" if granularities else ""
+    unsuited = units.pattern or (kinds and not hasattr(method, "losses"))
+    fixed = bool(given or unsuited or density == 1)
+    if allocate == "error" and fixed:
+        conflict = given or f"granularity {granularity!r}"
+        raise ValueError(f"allocate='error' chooses the density of each matrix and conflicts with {conflict}")
+    allocate = allocate or ("uniform" if fixed else "error")
+    readers = [reader_of(group) for group in units.groups]
+    shares = _shares([each.name for each in readers], density, densities, bool(kinds))
+    targets = {each.name: Target(each, shares[each.name], pattern=units.pattern) for each in readers}
+    step = units.describe(method, "matrix", batches) | {
+        "allocate": allocate,
+        "reproduce": reproduce if method.compensates else "layer",
+    }
+    step |= {"densities": {key: float(share) for key, share in shares.items()}} if densities else {}
+    step |= {"granularities": dict(granularities)} if granularities else {}
+    before = weight_hash(model)
+    saved = ProgressFile(checkpoint, {**step, "weights": before})
+    costs = {(PRUNE, key): cost_of_pruning(target) for key, target in targets.items()}
+    if allocate == "error":
+        costs |= {(ALLOCATE, key): _WORK_OF_MEASURING * costs[PRUNE, key] for key in targets}
+    reporter = ProgressReporter(costs, progress)
+    if allocate == "error" and "densities" not in saved.notes:
+        if kinds:
+            sweep: Any = method
+            targets = allocated_units(
+                model, units.groups, targets, batches, sweep, saved=saved, reporter=reporter
+            )
+        else:
+            targets = allocated(model, targets, batches, saved, reporter)
+        saved.add(densities={key: str(target.density) for key, target in targets.items()})
+    elif allocate == "error":
+        allocation = saved.notes["densities"]
+        targets = {key: replace(target, density=Fraction(allocation[key])) for key, target in targets.items()}
+        reporter.skip((ALLOCATE, key) for key in targets)
+    run = LayerwiseRun(
+        model, method, targets, step["reproduce"] == "dense", magnitude_where_singular, saved, reporter
+    )
+    keys = [key for key in units.keys if any(key in group.parts for group in units.groups)]
+    with evaluating(model), torch.no_grad():
+        run.prune(segments_of(model, keys, batches), TokenFilter(batches))
+        masks = prune_sources_(model, units.groups, run.masks)
+    return units.ticket(model, masks, step, before, compensates=method.compensates, errors=run.errors)
+
+
+def _shares(
+    keys: Sequence[str], density: Fraction, densities: Mapping[str, Number] | None, may_be_empty: bool
+) -> dict[str, Fraction]:
+    """Return the density of each matrix."""
+    if unknown_keys := (densities or {}).keys() - set(keys):
+        raise unknown("matrix in densities", min(unknown_keys), keys)
+    shares = dict.fromkeys(keys, density)
+    for key, share in (densities or {}).items():
+        if isinstance(share, bool) or not (0 < share <= 1 or (share == 0 and may_be_empty)):
+            raise ValueError(f"the density of {key} must be above 0 and at most 1, got {share!r}")
+        shares[key] = Fraction(str(share))
+    return shares
