@@ -96,10 +96,9 @@ class UnitsToPrune:
                     f"granularity of {key} must be element, block, panel, row or column, got {granularity!r}"
                 )
             (cut[key],) = unit_groups(name, block_size, {key: shapes[key]}, None)
-        names = ",".join(sorted({self.granularity, *granularities.values()}))
-        return replace(
-            self, granularity=names, groups=tuple(cut.get(each.name, each) for each in self.groups)
-        )
+        groups = tuple(cut.get(group.name, group) for group in self.groups)
+        names = {granularities.get(group.name, self.granularity) for group in groups}
+        return replace(self, granularity=",".join(sorted(names)), groups=groups)
 
     @property
     def one_density(self) -> Fraction:
