@@ -96,7 +96,7 @@ def prune_layers_(
     shares = _shares([each.name for each in readers], density, densities, bool(kinds))
     targets = {each.name: Target(each, shares[each.name], pattern=units.pattern) for each in readers}
     step = units.describe(method, "matrix", batches) | {
-        "allocate": allocate,
+        "allocate": "densities" if shares.keys() <= (densities or {}).keys() else allocate,
         "reproduce": reproduce if method.compensates else "layer",
     }
     step |= {"densities": {key: float(share) for key, share in shares.items()}} if densities else {}

@@ -80,6 +80,14 @@ def test_a_speed_takes_the_place_of_the_sparsity(asked, tmp_path, capsys):
     assert "asked for 500 ms: predicted" in capsys.readouterr().out
 
 
+def test_heads_and_neurons_reach_a_speed_too(asked, tmp_path, capsys):
+    at = asked.index("--sparsity")
+    command = [*asked[:at], *asked[at + 2 :], "--method", "ziplm", "--granularity", "head+neuron"]
+    assert app.main([*command, "--milliseconds", "500", "--batch", "4"]) == 0
+    assert "asked for 500 ms: predicted" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.glob("pruned*")] == ["pruned"]
+
+
 def test_a_ticket_for_a_gpu_is_predicted_only(asked, tmp_path, capsys):
     at = asked.index("--sparsity")
     command = [*asked[:at], *asked[at + 2 :], "--method", "wanda", "--speedup", "1", "--device", "h100"]

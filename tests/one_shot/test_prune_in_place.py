@@ -117,6 +117,13 @@ def test_matrices_may_have_granularities_and_densities_of_their_own():
     assert ticket.metadata["granularities"] == {first: "4x1", second: "row"}
     assert ticket.metadata["granularity"] == "4x1,element,row"
     assert ticket.metadata["densities"][first] == 0.25
+    assert ticket.metadata["allocate"] == "uniform"
+
+
+def test_a_ticket_says_that_its_densities_were_given():
+    given = dict.fromkeys(structure(bert()).linears, 0.5)
+    ticket = prune_(bert(), "wanda", sparsity=0.5, data=batches(1), densities=given)
+    assert ticket.metadata["allocate"] == "densities"
 
 
 @pytest.mark.parametrize(

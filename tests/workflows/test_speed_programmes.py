@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sparsebert.one_shot import FisherUnits, SparseGPT, ZipLM
+from sparsebert.one_shot.progress_file import ProgressFile
 from sparsebert.workflows import method_programme
 from sparsebert.workflows.method_programme import programme_for
 from sparsebert.workflows.speed_programmes import (
@@ -79,6 +80,24 @@ def test_where_pruned_matrices_are_slower_than_predicted_more_stay_dense(model):
     assert dense[1] >= dense[0]
     assert slower.pruned * 1.3 + slower.rest <= limit * 1.01
     assert slower.error > as_predicted.error
+
+
+@pytest.mark.parametrize(
+    ("method", "granularity"), [(SparseGPT(), "element"), (ZipLM(), "head+neuron")], ids=["element", "units"]
+)
+def test_a_run_that_was_killed_measures_nothing_again(model, tmp_path, monkeypatch, method, granularity):
+    file, reports = tmp_path / "measured", []
+    limit = at(0.9 * programme(model).dense)
+    options = {"granularity": granularity, "progress": reports.append}
+    before = programme(model, method, saved=ProgressFile(file, {}), **options).within(limit)
+    assert reports[-1].done == pytest.approx(1)
+
+    def measured(*arguments):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("sparsebert.one_shot.allocation._matrices_alone", measured)
+    after = programme(model, method, saved=ProgressFile(file, {}), **options).within(limit)
+    assert after.densities == before.densities
 
 
 def test_the_fastest_choice_stands_for_a_limit_out_of_reach(model):
