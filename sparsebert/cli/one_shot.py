@@ -51,7 +51,7 @@ def prune_to_folder(
     if output.suffix == ".safetensors":
         raise ValueError(f"--output must be a folder for method {method}, which writes a model, got {output}")
     require_files({"--texts": calibration.texts})
-    require_numbers({"--count": calibration.count})
+    require_numbers({"--count": calibration.count, "--recomputations": calibration.recomputations})
     require_numbers({"--damping": calibration.damping}, least=0)
     if output.exists():
         raise ValueError(f"output folder {output} already exists; choose another")
@@ -67,7 +67,7 @@ def prune_to_folder(
 
     hush_transformers()
     options = units.arguments()
-    pruning_method = _method(method, options.pop("scope"), calibration.damping)
+    pruning_method = _method(method, options.pop("scope"), calibration)
     if with_task:
         rows: Any = _examples(model, pruning_method, task, data)
     else:
@@ -114,11 +114,15 @@ def prune_to_folder(
         results.append(json, [stamped("prune", {**row, "task": name, "seed": 0})])
 
 
-def _method(name: str, scope: str, damping: float | None) -> Any:
+def _method(name: str, scope: str, calibration: CalibrationOptions) -> Any:
     """Return the method with the options that it has; raise ValueError for one that it does not have."""
     from sparsebert.one_shot.prune_in_place import find_one_shot
 
-    given = {"scope": None if scope == "global" else scope, "damping": damping}
+    given = {
+        "scope": None if scope == "global" else scope,
+        "damping": calibration.damping,
+        "recomputations": calibration.recomputations,
+    }
     options = {option: value for option, value in given.items() if value is not None}
     try:
         return find_one_shot(name, **options)

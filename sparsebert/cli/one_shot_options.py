@@ -52,6 +52,13 @@ class CalibrationOptions:
             "added to the diagonal of the Fisher matrix [default: 1e-7]"
         ),
     ] = None
+    recomputations: Annotated[
+        int | None,
+        typer.Option(
+            help="obert: number of times that the Fisher matrix is computed, while the sparsity grows in as "
+            "many steps [default: 1]"
+        ),
+    ] = None
     magnitude_where_singular: Annotated[
         bool,
         typer.Option(
@@ -69,6 +76,7 @@ class CalibrationOptions:
             "--reproduce": self.reproduce,
             "--allocate": self.allocate,
             "--damping": self.damping,
+            "--recomputations": self.recomputations,
             "--magnitude-where-singular": self.magnitude_where_singular,
         }
 

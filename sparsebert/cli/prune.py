@@ -50,7 +50,9 @@ def prune(
     calibration: CalibrationOptions,
     data: DataOptions,
     speed: SpeedOptions,
-    sparsity: Annotated[str | None, typer.Option(help="share of zeros, below 1 [default: 0.9]")] = None,
+    sparsity: Annotated[
+        str | None, typer.Option(help="share of zeros, below 1 [default: 0.9, or that of N:M]")
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -121,9 +123,7 @@ def prune(
     """
     if sparsity is not None and speed.given is not None:
         raise ValueError(f"--sparsity conflicts with {speed.given}, from which it follows: omit one")
-    sparsities = sparsity_list(sparsity or "0.9")
-    if len(sparsities) != 1:
-        raise ValueError(f"--sparsity must be one number, got {sparsity}: a ticket has one sparsity")
+    share = _sparsity(sparsity, units)
     require_numbers({"--batches": batches, "--batch-size": batch_size}, most=_MAX_COUNT)
     if task is None and not data.user_files:
         data.require_no_task(texts=method in ONE_SHOT)
@@ -142,12 +142,11 @@ def prune(
             "--seeds": None if seeds == "0" else seeds,
         }
         require_applicable(inapplicable, "a method that scores weights, such as magnitude")
-        share = sparsities[0] if speed.given is None else None
         prune_to_folder(
             model,
             output,
             method,
-            share,
+            share if speed.given is None else None,
             speed,
             units,
             calibration,
@@ -201,7 +200,7 @@ def prune(
             tickets[seed] = prune_model(
                 dense,
                 pruning_method,
-                sparsity=sparsities[0],
+                sparsity=share,
                 seed=seed,
                 ticket=load_ticket(ticket, dense) if ticket else None,
                 data=examples,
@@ -221,6 +220,19 @@ def prune(
         rows.append(_overlap_row(tickets, fields))
     if json is not None:
         results.append(json, rows)
+
+
+def _sparsity(sparsity: str | None, units: UnitOptions) -> float | None:
+    """Return the sparsity, by default 0.9, or None for a pattern such as 2:4, which has its own."""
+    if sparsity is None:
+        from sparsebert.pruning.granularity import parse_granularity, spelled_out
+
+        name, block_size = spelled_out(units.granularity or "element")
+        return None if parse_granularity(name, block_size).pattern else 0.9
+    sparsities = sparsity_list(sparsity)
+    if len(sparsities) != 1:
+        raise ValueError(f"--sparsity must be one number, got {sparsity}: a ticket has one sparsity")
+    return sparsities[0]
 
 
 def _filter_of(pattern: str) -> Callable[[str, Any], bool]:

@@ -73,11 +73,20 @@ class LayerProblem:
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if failed:
-            raise SingularHessianError(
-                f"the Hessian of {self.key} is singular with damping {damping:g}: {self.tokens} calibration "
-                "tokens are too few or too alike; pass more texts, a larger damping, or allow magnitude there"
-            )
+            raise self.singular(damping)
         return upper
+
+    def singular(self, damping: float) -> SingularHessianError:
+        """Return the error of a damped Hessian that is not positive definite."""
+        if not self.hessian.any():
+            return SingularHessianError(
+                f"the Hessian of {self.key} is singular: its inputs do not vary, as behind values that are "
+                "pruned out; use a lower sparsity, or allow magnitude there"
+            )
+        return SingularHessianError(
+            f"the Hessian of {self.key} is singular with damping {damping:g}: {self.tokens} calibration "
+            "tokens are too few or too alike; pass more texts, a larger damping, or allow magnitude there"
+        )
 
 
 @dataclass(frozen=True)

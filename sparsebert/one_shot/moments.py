@@ -12,6 +12,8 @@ from sparsebert.one_shot.layer_problem import LayerProblem
 
 # Share of the mean diagonal that holds the least-squares weights to the dense ones, as SparseGPT's damping.
 _DAMPING = 0.01
+# Variance of inputs, as a share of their mean square, that rounding in float32 may feign.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ class Moments:
             return second - torch.outer(first, mean)
 
         second = about_mean(self.second, self.mean)
+        if second.diagonal().mean() <= _ROUNDING * self.second.diagonal().mean():
+            # Inputs that do not vary, as behind values that are pruned out: the bias alone makes up for them.
+            return LayerProblem(key, weight, torch.zeros_like(second), self.tokens)
         wanted = weight @ about_mean(self.dense_second, self.dense_mean)
         if self.residual_second is not None:
             wanted += about_mean(self.residual_second, self.residual_mean)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -22,7 +23,7 @@ from sparsebert.one_shot.segments import segments_of
 from sparsebert.one_shot.unit_columns import prune_sources_, reader_of
 from sparsebert.one_shot.unit_table import allocated_units
 from sparsebert.one_shot.units_to_prune import UnitsToPrune
-from sparsebert.pruning.density import Number
+from sparsebert.pruning.density import Number, as_sparsity
 from sparsebert.pruning.gradients import evaluating
 from sparsebert.pruning.granularity import kinds_in
 from sparsebert.tickets.provenance import weight_hash
@@ -120,6 +121,8 @@ def prune_layers_(
         allocation = saved.notes["densities"]
         targets = {key: replace(target, density=Fraction(allocation[key])) for key, target in targets.items()}
         reporter.skip((ALLOCATE, key) for key in targets)
+    if kinds and not any(round(each.density * math.prod(each.group.grid)) for each in targets.values()):
+        raise ValueError(f"sparsity {as_sparsity(density)} would keep no {' and no '.join(kinds)}")
     run = LayerwiseRun(
         model, method, targets, step["reproduce"] == "dense", magnitude_where_singular, saved, reporter
     )

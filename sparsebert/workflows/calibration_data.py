@@ -9,6 +9,7 @@ from typing import Any
 
 from sparsebert.bench.judged_texts import LabelledRows
 from sparsebert.one_shot.calibration import LONGEST_TEXT, note_cut_texts, position_limit
+from sparsebert.report.format import counted
 from sparsebert.tasks.example_batches import example_batches
 from sparsebert.tasks.label_order import label_positions
 from sparsebert.tasks.load_tokenizer import load_tokenizer
@@ -146,8 +147,8 @@ class CalibrationData:
             )
         if different < LEAST_TEXTS:
             warnings.warn(
-                f"{different} different texts calibrate the model: at least {LEAST_TEXTS} are recommended, "
-                f"and {TEXTS} are usual",
+                f"calibrated on {counted(different, 'different text')}: at least {LEAST_TEXTS} are "
+                f"recommended, and {TEXTS} are usual",
                 stacklevel=4,
             )
         if not isinstance(self.rows, LabelledRows) or self.rows.task.kind not in ("span", "mlm"):

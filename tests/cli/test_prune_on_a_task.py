@@ -77,12 +77,14 @@ def test_a_task_calibrates_as_its_texts_do(asked: list[str], tmp_path: Path) -> 
 
 
 def test_obert_prunes_by_the_loss_of_one_example_at_a_time(asked: list[str], tmp_path: Path) -> None:
-    assert app.main([*asked, "--method", "obert", "--scope", "matrix", "--damping", "1e-4"]) == 0
+    options = ["--scope", "matrix", "--damping", "1e-4", "--recomputations", "2"]
+    assert app.main([*asked, "--method", "obert", *options]) == 0
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "pruned")
     ticket = load_ticket(tmp_path / "pruned", model)
     assert Ticket.from_model(model) == ticket
     assert set(ticket.layer_sparsity.values()) == {0.5}
     assert ticket.metadata["options"]["damping"] == 1e-4
+    assert ticket.metadata["options"]["recomputations"] == 2
     assert ticket.metadata["calibration"]["texts"] == len(reviews())
 
 

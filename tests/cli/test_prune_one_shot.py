@@ -140,6 +140,24 @@ def test_a_singular_hessian_is_refused_or_its_matrix_pruned_by_magnitude(asked, 
     assert "pruned by magnitude" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("granularity", ["row", "16x16"])
+def test_a_matrix_behind_values_that_are_pruned_out_is_named(asked, granularity, tmp_path, capsys):
+    at = asked.index("--sparsity")
+    command = [*asked[:at], "--sparsity", "0.98", *asked[at + 2 :]]
+    command += ["--method", "alps", "--granularity", granularity]
+    message = refused(capsys, *command)
+    assert "attention.output.dense is singular: its inputs do not vary, as behind values that are" in message
+    assert app.main([*command, "--magnitude-where-singular"]) == 0
+    model = transformers.AutoModel.from_pretrained(tmp_path / "pruned")
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_pattern_has_its_own_sparsity(asked, tmp_path):
+    at = asked.index("--sparsity")
+    assert app.main([*asked[:at], *asked[at + 2 :], "--method", "wanda", "--granularity", "2:4"]) == 0
+    assert Ticket.load(tmp_path / "pruned" / "ticket.safetensors").sparsity == 0.5
+
+
 def test_equal_texts_count_once(asked, texts, capsys):
     texts.write_text("the same text\n" * 40)
     at = asked.index("--count")
@@ -150,8 +168,7 @@ def test_equal_texts_count_once(asked, texts, capsys):
 def test_few_texts_are_said_to_be_few_if_they_were_asked_for(asked, capsys):
     assert app.main([*asked, "--method", "wanda", "--count", "5"]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        "sparsebert: warning: 5 different texts calibrate the model: at least 32 are recommended, and 512 "
-        "are usual"
+        "sparsebert: warning: calibrated on 5 different texts: at least 32 are recommended, and 512 are usual"
     ]
 
 
@@ -208,7 +225,11 @@ def test_the_command_knows_every_method():
         ),
         (["--method", "sparsegpt", "--biases"], "--biases applies only with a method that scores"),
         (["--method", "sparsegpt", "--texts-column", "a"], "holds one text a line and no columns"),
-        (["--method", "wanda", "--damping", "0.1"], "--damping"),
+        (["--method", "wanda", "--damping", "0.1"], "--damping does not apply to method wanda"),
+        (
+            ["--method", "ziplm", "--granularity", "head", "--sparsity", "0.95"],
+            "sparsity 0.95 would keep no head",
+        ),
         (["--method", "sparsegpt", "--allocate", "all"], "value of allocate"),
         (
             ["--method", "sparsegpt", "--granularity", "2:4", "--allocate", "error"],

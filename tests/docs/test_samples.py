@@ -43,6 +43,8 @@ MORE_OF_METHOD = {
     "--speedup": ["--speedup", "0.5"],  # a tiny model gains nothing
     "snip": ["--batches", "1", "--batch-size", "4", "--max-length", "16"],
     "sparsegpt": ["--count", "32"],
+    "alps": ["--count", "8"],
+    "obert": ["--count", "8"],
     "early-bird": ["--steps", "12"],
     "imp": ["--step", "0.5"],
     "multi-task": ["--step", "0.5"],

@@ -71,6 +71,8 @@ class Alps:
     def prune_layer(self, problem: LayerProblem, target: Target) -> PrunedMatrix:
         """Find the support and its weights; see :class:`~sparsebert.one_shot.LayerMethod`."""
         damped = problem.damped_hessian(self.damping)
+        if not (damped.diagonal() > 0).all():
+            raise problem.singular(self.damping)
         scale = damped.diagonal().sqrt()
         hessian = (damped / scale / scale[:, None]).to(_DTYPES[self.dtype])
         weight = (problem.weight * scale).to(hessian.dtype)
