@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import ClassVar
 
 from sparsebert.lottery.method import Head, LotteryMethod, Rewind, Round, Source, register
 from sparsebert.lottery.option_help import HEAD, REWIND, SHARE, STEP
 from sparsebert.pruning import Share, levels
+from sparsebert.tickets.ticket import SAME_SPARSITY
 
 
 @register("imp")
@@ -26,10 +28,15 @@ class IterativeMagnitude(LotteryMethod):
     the Lottery Ticket Hypothesis"; ``rewind="learning-rate"`` gives Renda et al. 2020, "Comparing Rewinding
     and Fine-tuning in Neural Network Pruning".
 
+    From a start ticket, the first round trains that ticket instead of the dense model, and rounds at or below
+    its sparsity are left out.
+
     Attributes:
         step: Share of the weights that a round prunes.
         share: Whether ``step`` counts original or remaining weights.
     """
+
+    takes_start_ticket: ClassVar[bool] = True
 
     head: Head = field(default=Head.KEEP, metadata=HEAD)
     step: float = field(default=0.1, metadata=STEP)
@@ -38,6 +45,10 @@ class IterativeMagnitude(LotteryMethod):
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         path = levels(sparsity, self.step, self.share)
         return (Round(Source.DENSE), *(Round(Source.TRAINED, level) for level in path))
+
+    def rounds_from(self, start: Fraction, sparsity: Fraction) -> tuple[Round, ...]:
+        path = (level for level in levels(sparsity, self.step, self.share) if level > start + SAME_SPARSITY)
+        return (Round(Source.USER, start), *(Round(Source.TRAINED, level) for level in path))
 
 
 @register("standard")
