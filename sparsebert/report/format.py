@@ -63,6 +63,15 @@ def tolerance_text(record: Record) -> str:
     return "" if tolerance == "fp32" else f", tolerance {tolerance}"
 
 
+def start_text(row: Record) -> str:
+    """Return "from alps 60%" for a round of a run with a start ticket, empty for other rounds."""
+    start = row.get("start_ticket")
+    if not start:
+        return ""
+    weights = " with its weights" if start["own_weights"] else ""
+    return f"from {start['method']} {start['sparsity']:.0%}{weights}"
+
+
 @contextlib.contextmanager
 def record_errors(part: str) -> Iterator[None]:
     """Turn the errors of a missing field, or one of another type, into ValueError that names the part."""
