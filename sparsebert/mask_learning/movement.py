@@ -140,7 +140,7 @@ class SoftMovementRule(Scored, Ramped):
         return masks
 
     @property
-    def pruned_score(self) -> float:
+    def score_threshold(self) -> float:
         return logit(self.threshold)
 
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:

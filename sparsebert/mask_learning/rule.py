@@ -132,12 +132,18 @@ class Scored(Rule):
         super().__post_init__()
         require_positive(self, "scores_learning_rate")
 
+    @property
+    def score_threshold(self) -> float | None:
+        """The score above which units are kept at the end of a run; None if units compete."""
+        return None
+
     def start_scores(self, kept: Tensor, goal: Goal) -> Tensor:
         """Return initial scores by which the masks of step 0 are those of a start ticket.
 
-        Kept units start at ``first_score``. Pruned units start lower by the distance that Adam's steps, each
-        about one learning rate long, cover at random in the run: ``scores_learning_rate`` * sqrt(steps). A
-        unit comes back if its score rises more consistently than that.
+        Kept units start at ``first_score``, and pruned units below them by the distance that Adam's steps,
+        each about one learning rate long, cover at random in the run: ``scores_learning_rate`` * sqrt(steps).
+        A unit comes back if its score rises more consistently than that. With a threshold, both keep this
+        distance from it.
 
         Args:
             kept: Units that the start ticket keeps, bool in the shape of a group's grid.
@@ -146,13 +152,11 @@ class Scored(Rule):
         Returns:
             float32 scores in the shape of ``kept``.
         """
-        pruned = self.pruned_score - self.scores_learning_rate * math.sqrt(goal.steps)
-        return torch.where(kept, self.first_score, pruned)
-
-    @property
-    def pruned_score(self) -> float:
-        """The highest score of a pruned unit at the start of a run."""
-        return self.first_score
+        distance = self.scores_learning_rate * math.sqrt(goal.steps)
+        if self.score_threshold is None:
+            return torch.where(kept, self.first_score, self.first_score - distance)
+        lowest = self.score_threshold + distance
+        return torch.where(kept, max(self.first_score, lowest), self.score_threshold - distance)
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,8 @@ class StaticModelPruningRule(Scored):
         return all(abs(ramp.at(step, first, goal.density) - goal.density) < _NEAR for first in firsts)
 
     @property
-    def pruned_score(self) -> float:
-        return logit(self.threshold) if self.mask is Mask.THRESHOLD else self.first_score
+    def score_threshold(self) -> float | None:
+        return logit(self.threshold) if self.mask is Mask.THRESHOLD else None
 
     def masks(
         self, scores: Mapping[str, Tensor], units: PrunableUnits, goal: Goal, step: int

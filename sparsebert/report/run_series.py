@@ -38,7 +38,7 @@ class Spent:
 def series(rounds: Iterable[Record]) -> dict[str, dict[int, list[Record]]]:
     """Return the records of each run by round, by the run's name; seeds of a run count as one.
 
-    The name is the method, with the start ticket if there is one: "imp from alps 60%". Several runs of one
+    The name is the method, with the start ticket if there is one: "imp from ALPS 60%". Several runs of one
     name have the name of their folder too.
     """
     runs: dict[tuple[str, str], dict[int, list[Record]]] = {}

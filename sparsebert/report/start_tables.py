@@ -33,8 +33,8 @@ def start_tables(records: Iterable[Record]) -> list[Table]:
     ]
 
 
-def start_table(title: str, rounds: Sequence[Record]) -> Table:
-    """Return the table of the rounds of one task and model; see ``start_tables``."""
+def start_table(title: str, rounds: Sequence[Record], notes: Sequence[str] = ()) -> Table:
+    """Return the table of the rounds of one task and model, with more notes; see ``start_tables``."""
     runs = {name: costs(by_round) for name, by_round in series(rounds).items()}
     from_ticket = [spent for points in runs.values() for spent in points if _start(spent)]
     rows: list[Record] = [
@@ -54,7 +54,7 @@ def start_table(title: str, rounds: Sequence[Record]) -> Table:
         "minutes": lambda row: f"{row['spent'].seconds / 60:.1f}",
         "steps saved": lambda row: _saved(row["spent"], shown),
     }
-    return Table.of(title, columns, rows, [_NOTE])
+    return Table.of(title, columns, rows, [_NOTE, *notes])
 
 
 def _start(spent: Spent) -> Record | None:
