@@ -263,8 +263,8 @@ def lottery_methods() -> tuple[str, ...]:
 
 
 def starting_methods() -> list[str]:
-    """Return the names of the registered methods that may start from a ticket."""
-    return [name for name, method in _METHODS.items() if method.takes_start_ticket]
+    """Return the names of the registered methods that may start from a ticket, sorted."""
+    return sorted(name for name, method in _METHODS.items() if method.takes_start_ticket)
 
 
 def lottery_method(name: str, **options: Any) -> LotteryMethod:

@@ -24,7 +24,7 @@ def benchmark_start_tables(records: Iterable[Record]) -> list[Table]:
     rounds = _rounds(records)
     if not rounds:
         return []
-    starts = [row["start_ticket"] for row in rounds if row["start_ticket"]]
+    starts = [row["start_ticket"] for row in rounds if row.get("start_ticket")]
     found = {
         f"{METHOD_NAMES[start['method']]} {start['sparsity']:.0%}: {start['seconds']:.0f} s"
         for start in starts

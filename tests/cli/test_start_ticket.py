@@ -41,8 +41,9 @@ def test_imp_goes_on_from_the_folder_of_a_one_shot_ticket(
     records = ["--json", str(tmp_path / "rows.jsonl")]
     steps = ["--sparsity", "0.6", "--step", "0.2", *records]
     assert app.main([*started, "--method", "imp", *steps]) == 0
-    out = capsys.readouterr().out
-    assert "sparsegpt changed the weights that the start ticket keeps, but the model has others" in out
+    assert "sparsegpt changed the weights that the start ticket keeps, but the model has others" in (
+        capsys.readouterr().err
+    )
     rows = results.read(tmp_path / "rows.jsonl", "round")
     assert [row["sparsity"] for row in rows] == pytest.approx([0.4, 0.6], abs=0.01)
     assert {row["start_ticket"]["method"] for row in rows} == {"sparsegpt"}
@@ -62,7 +63,7 @@ def test_a_run_may_start_from_the_changed_weights_too(
 ) -> None:
     started[started.index("--model") + 1] = str(pruned)
     assert app.main([*started, "--method", "movement", "--sparsity", "0.6"]) == 0
-    assert "starts from the weights that sparsegpt has changed" in capsys.readouterr().out
+    assert "starts from the weights that sparsegpt has changed" in capsys.readouterr().err
     (row,) = results.read(tmp_path / "run" / "log.jsonl", "round")
     assert row["start_ticket"]["own_weights"] is True
 
@@ -83,7 +84,7 @@ def test_a_changed_ticket_does_not_resume(
     [
         (
             ["--method", "dense"],
-            "method dense does not start from a ticket: omit the start ticket, or use imp",
+            "method dense does not start from a ticket: omit the start ticket, or use cap",
         ),
         (["--method", "random", "--sparsity", "0.6"], "method random does not start from a ticket"),
         (["--method", "imp", "--sparsity", "0.2"], "more than the run is to prune, 20.0%"),
