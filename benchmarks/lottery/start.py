@@ -14,9 +14,7 @@ are only read.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,6 @@ import torch
 from benchmarks.lottery.carry_out import add_data_option, carry_out, has_data
 from benchmarks.lottery.runs import FOLDERS, SEEDS, Run
 from benchmarks.output import replace, show
-from sparsebert.atomic import write_text
 from sparsebert.bench.workload import hush_transformers
 from sparsebert.cli.path_checks import require_picture
 from sparsebert.demo.real_model import weights_folder
@@ -58,32 +55,36 @@ class Preset:
     labels: tuple[str, ...]
 
 
-FULL = Preset(SEEDS, 300, 0.1, 3e-5, ("imp", "movement", "smp-l"))
+FULL = Preset(SEEDS, 300, 0.1, 3e-5, ("movement", "imp", "smp-l"))
 # Few steps need a higher rate to learn anything.
-QUICK = Preset(SEEDS[:1], 100, 0.4, 1e-4, ("imp", "movement"))
+QUICK = Preset(SEEDS[:1], 100, 0.4, 1e-4, ("movement", "imp"))
 
 
 def runs(preset: Preset) -> Iterator[Run]:
-    """Yield the runs of a preset."""
-    for start, own_weights in ((None, False), (START, False), (START, True)):
-        for seed in preset.seeds:
-            yield from (
-                run for run in _runs_of_seed(preset, seed, start, own_weights) if run.label in preset.labels
-            )
+    """Yield the runs of a preset, method by method, those with the start ticket after those without."""
+    for label in preset.labels:
+        for start, own_weights in ((None, False), (START, False), (START, True)):
+            for seed in preset.seeds:
+                yield from _runs_of_seed(label, preset, seed, start, own_weights)
 
 
-def _runs_of_seed(preset: Preset, seed: int, start: str | None, own_weights: bool) -> Iterator[Run]:
+def _runs_of_seed(
+    label: str, preset: Preset, seed: int, start: str | None, own_weights: bool
+) -> Iterator[Run]:
     common = {"steps": preset.steps, "learning_rate": preset.learning_rate}
-    options = {"head": "rewind", "step": preset.share}
-    yield _run("imp", seed, "imp", options, common, start, own_weights)
-    # As in the other parts: a tenth of the steps warms up, and a penalty keeps the scores from chance.
-    warm = common | {"warmup_steps": preset.steps // 10}
-    penalty = {"regularisation": 400.0}
-    yield _run("movement", seed, "movement", penalty, warm, start, own_weights)
-    if start is not None and not own_weights:
-        half = warm | {"steps": preset.steps // 2, "warmup_steps": preset.steps // 20}
-        yield _run("movement", seed, "movement", penalty, half, start, own_weights)
-    yield _run("smp-l", seed, "smp", {"mask": "L"}, common, start, own_weights)
+    if label == "imp":
+        options = {"head": "rewind", "step": preset.share}
+        yield _run("imp", seed, "imp", options, common, start, own_weights)
+    elif label == "smp-l":
+        yield _run("smp-l", seed, "smp", {"mask": "L"}, common, start, own_weights)
+    else:
+        # As in the other parts: a tenth of the steps warms up, and a penalty keeps the scores from chance.
+        penalty = {"regularisation": 400.0}
+        warm = common | {"warmup_steps": preset.steps // 10}
+        yield _run("movement", seed, "movement", penalty, warm, start, own_weights)
+        if start is not None and not own_weights:
+            half = warm | {"steps": preset.steps // 2, "warmup_steps": preset.steps // 20}
+            yield _run("movement", seed, "movement", penalty, half, start, own_weights)
 
 
 def _run(
@@ -109,34 +110,22 @@ def _run(
     )
 
 
-def find_start(folder: Path, data: Path) -> float | None:
-    """Prune MiniLM in one shot into a folder, unless it is there.
-
-    Returns:
-        Seconds that it took; None if it was interrupted.
-    """
-    file = folder.with_name(f"{folder.name}.seconds.json")
-    if not folder.exists():
-        interrupted = folder.with_name(f"{folder.name}.unfinished").exists()
-        examples = load(TASK, data / FOLDERS[TASK]).train
-        texts = [examples[index].texts[0] for index in range(len(examples))]
-        began = time.perf_counter()
-        prune_folder(
-            weights_folder(), folder, START_METHOD, list(dict.fromkeys(texts)), sparsity=START_SPARSITY
-        )
-        write_text(file, json.dumps(None if interrupted else time.perf_counter() - began))
-    seconds: float | None = json.loads(file.read_text()) if file.exists() else None
-    return seconds
+def find_start(folder: Path, data: Path) -> None:
+    """Prune MiniLM in one shot into a folder, unless it is there."""
+    if folder.exists():
+        return
+    examples = load(TASK, data / FOLDERS[TASK]).train
+    texts = dict.fromkeys(examples[index].texts[0] for index in range(len(examples)))
+    prune_folder(weights_folder(), folder, START_METHOD, list(texts), sparsity=START_SPARSITY)
 
 
-def records(preset: Preset, folder: Path, data: Path) -> Iterator[Record]:
-    """Carry out all runs of a preset and yield the records of their rounds."""
+def records(preset: Preset, folder: Path, data: Path) -> Iterator[list[Record]]:
+    """Carry out all runs of a preset and yield the records of each one's rounds."""
     folder.mkdir(parents=True, exist_ok=True)
-    seconds = find_start(folder / START, data)
+    find_start(folder / START, data)
     for run in runs(preset):
-        for row in carry_out(run, folder, data):
-            start = row["start_ticket"] and row["start_ticket"] | {"seconds": seconds}
-            yield row | {"start_ticket": start, "learning_rate": preset.learning_rate}
+        rate = {"learning_rate": preset.learning_rate}
+        yield [row | rate for row in carry_out(run, folder, data)]
 
 
 def main() -> int:
@@ -146,7 +135,7 @@ def main() -> int:
     add_data_option(parser)
     parser.add_argument("--runs", type=Path, default=Path("build/lottery"), help="folder of the runs")
     parser.add_argument("--quick", action="store_true", help="one seed and short rounds")
-    parser.add_argument("--out", type=Path, help="write the records to this file at the end")
+    parser.add_argument("--out", type=Path, help="write the records to this file after each run")
     parser.add_argument("--plot", type=Path, help="plot accuracy against steps")
     options = parser.parse_args()
     try:
@@ -158,12 +147,14 @@ def main() -> int:
     torch.set_num_threads(1)
     hush_transformers()
     try:
-        rows = list(records(QUICK if options.quick else FULL, options.runs, options.data))
+        rows: list[Record] = []
+        for of_run in records(QUICK if options.quick else FULL, options.runs, options.data):
+            rows += of_run
+            if options.out:
+                replace(options.out, rows)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if options.out:
-        replace(options.out, rows)
     if options.plot:
         start_plot(rows, options.plot)
     show(benchmark_start_tables(rows))

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from sparsebert.report.format import NAMES as METHOD_NAMES
 from sparsebert.report.format import Record, machine_text, span_text, versions_text
 from sparsebert.report.lottery_tables import NAMES
 from sparsebert.report.plots import Picture, save_figure
@@ -24,18 +23,11 @@ def benchmark_start_tables(records: Iterable[Record]) -> list[Table]:
     rounds = _rounds(records)
     if not rounds:
         return []
-    starts = [row["start_ticket"] for row in rounds if row.get("start_ticket")]
-    found = {
-        f"{METHOD_NAMES[start['method']]} {start['sparsity']:.0%}: {start['seconds']:.0f} s"
-        for start in starts
-        if start["seconds"] is not None
-    }
     rates = {row["learning_rate"] for row in rounds}
     notes = [
         f"{span_text((row['steps'] for row in rounds), 'd')} steps a round, learning rate "
         f"{span_text(rates, 'g')}, seeds {', '.join(map(str, sorted({row['seed'] for row in rounds})))}. "
         f"{versions_text(rounds[-1]['versions'])}, {machine_text(rounds[-1]['environment'])}.",
-        *([f"Finding the start ticket takes, once: {'; '.join(sorted(found))}."] if found else []),
     ]
     return [start_table(_title(rounds), rounds, notes)]
 

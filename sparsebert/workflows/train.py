@@ -178,7 +178,9 @@ def over_seeds(
     rows: list[Record] = []
     for number, first in enumerate(runs[0]):
         of_round = [records[number] for records in runs]
-        row = {name: first[name] for name in ("method", "task", "model", "round", "start_ticket")}
+        row = {name: first[name] for name in ("method", "task", "model", "round")}
+        if first.get("start_ticket"):
+            row["start_ticket"] = first["start_ticket"]
         row |= {share: statistics.mean(each[share] for each in of_round) for share in ("sparsity", "density")}
         rows.append(row | summarise(primary(task), of_round, () if first["source"] == "all" else references))
     return rows
