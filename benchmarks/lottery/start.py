@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -71,7 +72,7 @@ def runs(preset: Preset) -> Iterator[Run]:
 def _runs_of_seed(
     label: str, preset: Preset, seed: int, start: str | None, own_weights: bool
 ) -> Iterator[Run]:
-    common = {"steps": preset.steps, "learning_rate": preset.learning_rate}
+    common: dict[str, Any] = {"steps": preset.steps, "learning_rate": preset.learning_rate}
     if label == "imp":
         options = {"head": "rewind", "step": preset.share}
         yield _run("imp", seed, "imp", options, common, start, own_weights)
@@ -91,8 +92,8 @@ def _run(
     label: str,
     seed: int,
     method: str,
-    options: dict[str, object],
-    training: dict[str, float],
+    options: Mapping[str, Any],
+    training: Mapping[str, Any],
     start: str | None,
     own_weights: bool,
 ) -> Run:
@@ -114,7 +115,7 @@ def find_start(folder: Path, data: Path) -> None:
     """Prune MiniLM in one shot into a folder, unless it is there."""
     if folder.exists():
         return
-    examples = load(TASK, data / FOLDERS[TASK]).train
+    examples: Any = load(TASK, data / FOLDERS[TASK]).train
     texts = dict.fromkeys(examples[index].texts[0] for index in range(len(examples)))
     prune_folder(weights_folder(), folder, START_METHOD, list(texts), sparsity=START_SPARSITY)
 
