@@ -15,7 +15,7 @@ from torch import nn
 
 from sparsebert.lottery.option_help import BATCHES, HEAD, REWIND
 from sparsebert.pruning import Magnitude, Method, registry
-from sparsebert.tickets.ticket import Ticket
+from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
@@ -153,10 +153,15 @@ class LotteryMethod(abc.ABC):
     def rounds_from(self, start: Fraction, sparsity: Fraction) -> tuple[Round, ...]:
         """Return the rounds that lead from a start ticket of sparsity ``start`` to a sparsity.
 
-        By default the start ticket takes the place of the dense ticket of the first round.
+        By default the start ticket takes the place of the dense ticket of the first round, and rounds that
+        would prune at most as much as it are left out.
         """
         first, *later = self.rounds(sparsity)
-        return (replace(first, source=Source.USER, sparsity=start), *later)
+        reached = start + Fraction(SAME_SPARSITY)
+        return (
+            replace(first, source=Source.USER, sparsity=start),
+            *(each for each in later if each.source is not Source.TRAINED or each.sparsity > reached),
+        )
 
     def require_start(self, start: Ticket, model: nn.Module, config: RunConfig, steps: int) -> None:  # noqa: B027  (a hook)
         """Raise ValueError if the method cannot start a run from a ticket.

@@ -25,7 +25,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert.lottery.method import lottery_method, lottery_methods, starting_methods
-from tests.lottery import tiny
+from tests.lottery import multi_task_tiny, tiny
 from tests.lottery.killing import Killed, dying
 
 UNITS: dict[str, Any] = {"granularity": "head+neuron", "scope": "type", "batches": 2}
@@ -87,6 +87,13 @@ class TestIterativePruning:
         rows = run(tiny.experiment(), config_of("imp", 0.6, start, rewind="step", rewind_step=2), tmp_path)
         assert [row["first_step"] for row in rows] == [0, 2, 2]
 
+    def test_several_tasks_start_from_one_ticket(self, tmp_path: Path) -> None:
+        start = prune(multi_task_tiny.experiment().model, sparsity=0.4)
+        config = config_of("multi-task", 0.6, start, step=0.2)
+        rows = run(multi_task_tiny.experiment(), config, tmp_path)
+        assert [row["sparsity"] for row in rows] == [0.4, 0.6]
+        assert tickets(tmp_path)[0] == start
+
     def test_a_ticket_of_some_matrices_keeps_the_others_whole(self, tmp_path: Path) -> None:
         neurons = prune(tiny.model(), sparsity=0.5, granularity="neuron")
         rows = run(tiny.experiment(), config_of("imp", 0.5, neurons, step=0.25), tmp_path)
@@ -103,6 +110,11 @@ class TestImportance:
         assert rows[1]["sparsity"] == 0.5
         last = tickets(tmp_path)[-1]
         assert last & start == last
+
+    def test_a_ticket_of_the_sparsity_asked_for_is_only_trained(self, tmp_path: Path) -> None:
+        start = prune(tiny.model(), "random", sparsity=0.5, granularity="head+neuron", scope="type")
+        (row,) = run(tiny.experiment(), config_of("importance", 0.5, start, **UNITS), tmp_path)
+        assert (row["source"], row["sparsity"]) == ("given", 0.5)
 
     def test_a_removed_mlp_stays_removed(self, tmp_path: Path) -> None:
         start = prune(tiny.model(), sparsity=0.5, granularity="mlp")
@@ -266,6 +278,17 @@ class TestRefusals:
         panels = {"granularity": "panel", "block_size": (5, 5), "round_to": 10}
         with pytest.raises(ValueError, match=r"start ticket's panels of .* do not keep multiples of 2 units"):
             run(tiny.experiment(), config_of("imp", 0.6, blocks, **panels), tmp_path)
+
+    def test_a_pattern_needs_a_ticket_of_the_pattern(self, tmp_path: Path, start: Ticket) -> None:
+        pattern = {"granularity": "1:2", "step": 0.5}
+        fitting = prune(tiny.model(), granularity="1:2")
+        (row,) = run(tiny.experiment(), config_of("imp", 0.5, fitting, **pattern), tmp_path / "fitting")
+        assert row["sparsity"] == 0.5
+        half = prune(tiny.model(), sparsity=0.5)
+        with pytest.raises(ValueError, match="keeps fewer than 1 of 2 neighbours"):
+            run(tiny.experiment(), config_of("imp", 0.5, half, **pattern), tmp_path / "half")
+        with pytest.raises(ValueError, match="has a fixed sparsity and cannot have a round of 40% before it"):
+            config_of("imp", 0.5, start, **pattern)
 
     def test_a_ticket_of_matrices_that_the_run_keeps(self, tmp_path: Path) -> None:
         pooler = prune(tiny.model(), sparsity=0.4, include_pooler=True)

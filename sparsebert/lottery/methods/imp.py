@@ -9,7 +9,6 @@ from typing import ClassVar
 from sparsebert.lottery.method import Head, LotteryMethod, Rewind, Round, Source, register
 from sparsebert.lottery.option_help import HEAD, REWIND, SHARE, STEP
 from sparsebert.pruning import Share, levels
-from sparsebert.tickets.ticket import SAME_SPARSITY
 
 
 @register("imp")
@@ -45,10 +44,6 @@ class IterativeMagnitude(LotteryMethod):
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         path = levels(sparsity, self.step, self.share)
         return (Round(Source.DENSE), *(Round(Source.TRAINED, level) for level in path))
-
-    def rounds_from(self, start: Fraction, sparsity: Fraction) -> tuple[Round, ...]:
-        path = (level for level in levels(sparsity, self.step, self.share) if level > start + SAME_SPARSITY)
-        return (Round(Source.USER, start), *(Round(Source.TRAINED, level) for level in path))
 
 
 @register("standard")
