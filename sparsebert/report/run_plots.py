@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsebert.report.format import Record, counted, machine_text, span_text
 from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_figure
+from sparsebert.report.point_labels import label_points
 from sparsebert.report.run_series import costs, metric_of, series
 from sparsebert.tasks.verdict import summary
 
@@ -83,6 +84,8 @@ def cost_figure(rounds: Sequence[Record]) -> Figure:
     """
     figure, axes = new_figure()
     metric, scale = metric_of(rounds[0]), _scale(rounds)
+    places: list[tuple[float, float]] = []
+    labels: list[str] = []
     for number, (name, by_round) in enumerate(series(rounds).items()):
         points = costs(by_round)
         summaries = [summary([row["metrics"][metric] for row in point.rows]) for point in points]
@@ -90,18 +93,12 @@ def cost_figure(rounds: Sequence[Record]) -> Figure:
         steps = [point.steps for point in points]
         deviations = [scale * (each.std or 0.0) for each in summaries]
         axes.errorbar(steps, values, deviations, **_style(number), capsize=3, label=name)
-        for point, value in zip(points, values, strict=True):
-            axes.annotate(
-                f"{point.sparsity:.0%}",
-                (point.steps, value),
-                xytext=(4, 4),
-                textcoords="offset points",
-                fontsize=7,
-                color="0.35",
-            )
+        places += [(point.steps, value) for point, value in zip(points, values, strict=True)]
+        labels += [f"{point.sparsity:.0%}" for point in points]
     axes.set_xlabel("optimizer steps so far; beside each point: its sparsity")
     axes.set_xlim(left=0)
     _finish(figure, axes, rounds)
+    label_points(axes, places, labels)
     return figure
 
 
