@@ -120,6 +120,10 @@ one-shot: $(VENV)/.native $(VENV)/.demo  ## quality of one-shot pruning of MiniL
 	$(PY) -m benchmarks.one_shot --out benchmarks/results/one_shot.jsonl $(ARGS)
 	$(PY) -m sparsebert.report.render_docs --write
 
+start-ticket: $(VENV)/.native $(VENV)/.demo  ## what a one-shot ticket saves training (data in SPARSEBERT_DATA; ARGS=--quick takes ten minutes); goes on where it stopped
+	$(PY) -m benchmarks.lottery.start --out benchmarks/results/start_ticket.jsonl --plot benchmarks/results/start_ticket.png $(ARGS)
+	$(PY) -m sparsebert.report.render_docs --write
+
 # Hours, but in as many goes as one likes: what was interrupted goes on, what is done is only read.
 lottery: $(VENV)/.native $(VENV)/.demo  ## find, train and compact tickets on real tasks (data in SPARSEBERT_DATA); writes benchmarks/results/
 	@mkdir -p build benchmarks/results
@@ -182,4 +186,4 @@ $(DEEPSPARSE)/.installed:
 	@touch $@
 
 .PHONY: help setup setup-all setup-rivals demo test test-slow test-real test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
-    lottery arena one-shot docs lint mutants bench bench-compare bench-deepsparse results results-cpu clean clean-all
+    lottery arena one-shot start-ticket docs lint mutants bench bench-compare bench-deepsparse results results-cpu clean clean-all

@@ -40,7 +40,7 @@ def carry_out(run: Run, runs: Path, data: Path, *, keep_model: bool = False) -> 
     folder = runs / run.name
     rows = train(
         run.task,
-        weights_folder(),
+        str(runs / run.start) if run.start is not None and run.own_weights else weights_folder(),
         run.config(runs),
         folder,
         data=data / FOLDERS[run.task],

@@ -11,6 +11,7 @@ from sparsebert.lottery.experiment import RunConfig
 from sparsebert.lottery.method import lottery_method
 from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.pruning.pruning_units import PruningUnits
+from sparsebert.tickets import TICKET_FILE
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.settings import TrainingSettings
 
@@ -49,6 +50,8 @@ class Run:
         decides_sparsity: Whether the method's options determine the sparsity, so that it is not requested.
         units: Units to prune, other than single weights.
         training: Training settings that differ from the common ones.
+        start: Folder of the start ticket, as ``sparsebert prune --texts`` writes it.
+        own_weights: Whether the run starts from the weights in this folder, which pruning has changed.
     """
 
     part: str
@@ -62,11 +65,17 @@ class Run:
     decides_sparsity: bool = False
     units: PruningUnits | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    own_weights: bool = False
 
     @property
     def name(self) -> str:
         """Name of the run and of its folder."""
         share = "" if self.sparsity is None else f"-{self.sparsity * 100:g}"
+        if self.start is not None:
+            share += f"-from-{self.start}{'-weights' if self.own_weights else ''}"
+        if "steps" in self.training:
+            share += f"-{self.training['steps']}-steps"
         return f"{self.task}-{self.label}{share}-seed-{self.seed}"
 
     def config(self, runs: Path) -> RunConfig:
@@ -88,6 +97,7 @@ class Run:
             units=self.units or PruningUnits(scope=method.scope),
             training=TrainingSettings(**settings | LONGER.get(self.task, {}) | dict(self.training)),
             ticket=None if self.ticket is None else Ticket.load(RunFolder(runs / self.ticket).final_ticket),
+            start_ticket=None if self.start is None else Ticket.load(runs / self.start / TICKET_FILE),
         )
 
 

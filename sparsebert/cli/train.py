@@ -53,6 +53,14 @@ def train(
         ),
     ] = None,
     ticket: TicketFile = None,
+    start_ticket: Annotated[
+        Path | None,
+        typer.Option(
+            help="start from this ticket instead of the dense model: a ticket file, the folder of a run, or "
+            "the folder that prune --texts wrote; for imp, standard, multi-task, importance, "
+            "importance-search, gradual, movement, soft-movement, smp, cap and cap-soft"
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder of the run; an interrupted run resumes there")
     ] = None,
@@ -84,7 +92,9 @@ def train(
     data.require_applicable_folder([name, *other_tasks])
     source = data.source(name)
     other_sources = {each: data.source(each) for each in other_tasks}
-    config = _run_config(model, method, options, sparsity, units, training, ticket, distillation)
+    config = _run_config(
+        model, method, options, sparsity, units, training, ticket, start_ticket, distillation
+    )
     teachers = {
         each: model_for_each(path, numbers) for each, path in distillation.by_task(name, other_tasks).items()
     }
@@ -136,6 +146,7 @@ def _run_config(
     units: UnitOptions,
     training: TrainingSettings,
     ticket: Path | None,
+    start_ticket: Path | None,
     distillation: DistillationOptions,
 ) -> RunConfig:
     """Return the configuration that all seeds share. Raises ValueError for options that do not fit."""
@@ -153,6 +164,7 @@ def _run_config(
         training,
         load_ticket(ticket, skeleton(model)) if ticket else None,
         distillation=distillation.settings(),
+        start_ticket=load_ticket(start_ticket, skeleton(model)) if start_ticket else None,
     )
 
 
@@ -175,7 +187,10 @@ def _report(
 def _folder_name(task: str, model: str, config: RunConfig, seeds: str) -> str:
     """Return the default name of the folder of a run, for use without --out."""
     sparsity = f"-{float(config.target) * 100:g}" if config.target else ""
-    return f"{task}-{model.replace('/', '-')}-{config.method.name}{sparsity}-seed-{seeds.replace(',', '-')}"
+    start = config.start_ticket
+    origin = f"-from-{start.sparsity * 100:.3g}" if start is not None else ""
+    name = f"{task}-{model.replace('/', '-')}-{config.method.name}{sparsity}{origin}"
+    return f"{name}-seed-{seeds.replace(',', '-')}"
 
 
 def _print_speed_estimate(model: Any, config: RunConfig) -> None:

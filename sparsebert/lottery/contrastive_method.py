@@ -108,7 +108,7 @@ class ContrastiveMethod(LotteryMethod):
         if SNAPSHOTS in self.bank_names:
             every = self._snapshot_interval(experiment, config)
             steps = config.training.steps_of(len(experiment.train), distributed.count())
-            rounds = len(self.rounds(config.target))
+            rounds = len(config.rounds)
             encoders += rounds - 1 if every is None else steps // every
         features = head_linear(experiment.model).in_features
         return len(experiment.train) * (encoders * features * 4 + 8)
@@ -134,7 +134,7 @@ class ContrastiveMethod(LotteryMethod):
         with ContrastiveHooks(model, bank, self.bank_names, terms, every, settings.seed) as hooks:
             yield hooks
         distributed.wait()
-        if distributed.is_main() and number == len(self.rounds(config.target)) - 1:
+        if distributed.is_main() and number == len(config.rounds) - 1:
             shutil.rmtree(home)
 
     def _encode(self, number: int, experiment: Experiment, bank: RepresentationBank) -> None:

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sparsebert.lottery.method import LotteryMethod
+from sparsebert.lottery.method import LotteryMethod, Round, starting_methods
 from sparsebert.pruning.granularity import parse_granularity
 from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.pruning.sparsity_schedule import exact
-from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
+from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket, require_ticket
 from sparsebert.training import distributed
 from sparsebert.training.distillation import Answers, Distillation
 from sparsebert.training.run_status import Judge
@@ -83,10 +83,12 @@ class RunConfig:
         names: Task, model and data, for the records.
         distillation: Settings for learning from the experiment's teacher in every round; None without a
             teacher. Scores and metrics that decide on a ticket use only the labels.
+        start_ticket: Ticket from which the method starts instead of the dense model, for methods that support
+            it. Only its mask is used: the weights are the model's.
 
     Raises:
         ValueError: The sparsity is missing, superfluous, outside [0, 1) or different from the sparsity of the
-            user's ticket; the ticket is missing or superfluous; or the method does not support the units.
+            user's ticket; a ticket is missing or superfluous; or the method does not support the units.
     """
 
     method: LotteryMethod
@@ -96,8 +98,16 @@ class RunConfig:
     ticket: Ticket | None = None
     names: dict[str, Any] = field(default_factory=dict)
     distillation: Distillation | None = None
+    start_ticket: Ticket | None = None
 
     def __post_init__(self) -> None:
+        if self.start_ticket is not None:
+            require_ticket(self.start_ticket)
+            if not self.method.takes_start_ticket:
+                raise ValueError(
+                    f"method {self.method.name} does not start from a ticket: omit the start ticket, or use "
+                    f"{', '.join(starting_methods())}"
+                )
         self._check_sparsity()
         self._check_rounds()
 
@@ -124,12 +134,19 @@ class RunConfig:
         units, target = self.units, self.target
         pattern = parse_granularity(units.granularity, units.block_size, units.round_to).pattern
         self.method.require_units(units.granularity, units.scope)
-        for round_ in self.method.rounds(target):
+        for round_ in self.rounds:
             if pattern and 0 < round_.sparsity < target:
                 raise ValueError(
                     f"granularity {units.granularity!r} has a fixed sparsity and cannot have a round of "
                     f"{float(round_.sparsity):.0%} before it: use one-shot, or a step of {float(target):g}"
                 )
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """The rounds of the run."""
+        if self.start_ticket is None:
+            return self.method.rounds(self.target)
+        return self.method.rounds_from(Fraction(self.start_ticket.sparsity), self.target)
 
     @property
     def target(self) -> Fraction:
@@ -154,6 +171,7 @@ class RunConfig:
             "training": asdict(self.training),
             "names": self.names,
             "ticket": self.ticket.digest if self.ticket else None,
+            "start_ticket": self.start_ticket.digest if self.start_ticket else None,
             "distillation": asdict(self.distillation) if self.distillation else None,
             "processes": distributed.count(),
         }

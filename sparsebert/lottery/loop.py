@@ -23,6 +23,7 @@ from sparsebert.lottery.round_start import RunPlan, start_round
 from sparsebert.lottery.round_training import Trained, train_round
 from sparsebert.lottery.run_context import RunContext
 from sparsebert.lottery.run_folder import Record, RunFolder, digest
+from sparsebert.lottery.start_ticket import identify_, require_start, start_ticket, summary, weights_line
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.pruning import prune
 from sparsebert.pruning.granularity import parse_granularity
@@ -87,11 +88,14 @@ class _Run:
     def __init__(
         self, experiment: Experiment, config: RunConfig, folder: RunFolder, context: RunContext
     ) -> None:
-        self.config, self.folder = config, folder
-        self.environment = context.environment
-        self.model = experiment.model
+        self.folder, self.environment, self.model = folder, context.environment, experiment.model
         self.method, self.seed = config.method, config.training.seed
-        self.rounds = self.method.rounds(config.target)
+        self.start = None
+        if config.start_ticket is not None:
+            self.start = start_ticket(config.start_ticket, self.model, config.units)
+            self._user_start = config.start_ticket
+            config = replace(config, start_ticket=self.start)
+        self.config, self.rounds = config, config.rounds
         self.say = context.say if distributed.is_main() else lambda text: None
         self.status = RunStatus(len(self.rounds), experiment.metric)
         self.experiment = replace(experiment, judge=self.status.noting(experiment.judge))
@@ -112,6 +116,9 @@ class _Run:
             return
         if isinstance(self.method, MaskLearningMethod):
             self.method.rule.check(self.method.goal(self.config, self.steps))
+        if self.start is not None:
+            require_start(self.start, self.model, self.config)
+            self.method.require_start(self.start, self.model, self.config, self.steps)
         if self.config.target:
             prune(self.model, "random", sparsity=self.config.target, **asdict(self.config.units))
         else:
@@ -137,6 +144,10 @@ class _Run:
             Snapshot.of(self.model).save(self.folder.start)
         start = Snapshot.load(self.folder.start)
         start.restore_(self.model)
+        if self.start is not None:
+            identify_(self.start, self._user_start, self.model)
+            if line := weights_line(self.start):
+                self.say(line)
         return start
 
     def _execute_round(self, number: int, plan: RunPlan) -> None:
@@ -217,6 +228,8 @@ class _Run:
             return Ticket.load(path)
         if round_.source is Source.DENSE:
             ticket = self._dense_ticket()
+        elif round_.source is Source.USER and self.start is not None:
+            ticket = self.start
         elif round_.source is Source.USER:
             assert self.config.ticket is not None
             ticket = self.method.derive_ticket(self.config.ticket, self.model, self.seed)
@@ -274,7 +287,7 @@ class _Run:
         if round_.source is not Source.LEARNED:
             return None
         assert isinstance(self.method, MaskLearningMethod)
-        return self.method.learner(self.model, self.config, self.steps, dense)
+        return self.method.learner(self.model, self.config, self.steps, dense, self.start)
 
     def _round_config(self, round_: Round) -> RunConfig:
         """Return the configuration with the learning rate of the round."""
@@ -328,6 +341,8 @@ class _Run:
                 "ticket_sha256": digest(self.folder.ticket(number)),
                 "masks_sha256": ticket.digest,
                 "steps": trained.steps,
+                "first_step": self._first_step(number),
+                "start_ticket": None if self.start is None else summary(self.start),
                 "search": ticket.metadata.get("search"),
                 "loss": trained.loss,
                 "metrics": metrics,
@@ -343,6 +358,12 @@ class _Run:
         )
         self._clean_up(number)
         self.say(self._round_line(number, row))
+
+    def _first_step(self, number: int) -> int:
+        """Return the optimizer step from which a round trains."""
+        if self.method.rewind is Rewind.NONE:
+            return self.steps * number
+        return self.method.rewind_step if number else 0
 
     def _round_line(self, number: int, row: Record) -> str:
         """Return a line about a finished round."""

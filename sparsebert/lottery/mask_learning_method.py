@@ -8,15 +8,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
-from sparsebert.bert import prunable, resolve, structure
+from sparsebert.bert import structure, weight_of
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import Head, LotteryMethod, Rewind, Round, Source
+from sparsebert.lottery.start_ticket import require_biases_kept, unit_groups_of
 from sparsebert.mask_learning.learner import Learner
-from sparsebert.mask_learning.rule import Goal, Rule, Scored
+from sparsebert.mask_learning.rule import Goal, PrunableUnits, Rule, Scored
+from sparsebert.mask_learning.start_mask import kept_units, require_start_mask, started
 from sparsebert.pruning.pruning_units import PruningUnits
-from sparsebert.pruning.unit_groups import unit_groups
 from sparsebert.tickets.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ class MaskLearningMethod(LotteryMethod):
     """
 
     rule_type: ClassVar[type[Rule]]
+    takes_start_ticket: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +54,19 @@ class MaskLearningMethod(LotteryMethod):
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         return (Round(Source.LEARNED, sparsity),)
 
+    def rounds_from(self, start: Fraction, sparsity: Fraction) -> tuple[Round, ...]:
+        return self.rounds(sparsity)
+
+    def require_start(self, start: Ticket, model: Any, config: RunConfig, steps: int) -> None:
+        """Raise ValueError unless the masks of the first step can be those of the start ticket."""
+        require_biases_kept(start, self.name)
+        groups = unit_groups_of(model, config.units)
+        kept = kept_units(start, groups)
+        goal = started(self.goal(config, steps), kept, groups)
+        self.rule.check(goal)
+        units = PrunableUnits(groups, structure(model).types, config.units.scope)
+        require_start_mask(self.rule, units, goal, kept)
+
     def require_units(self, granularity: str, scope: str) -> None:
         if ":" in granularity:
             raise ValueError(
@@ -64,12 +77,9 @@ class MaskLearningMethod(LotteryMethod):
         """Return the bytes of the scores that the rule trains for the units of a model."""
         if not isinstance(self.rule, Scored):
             return 0
-        names = prunable(model, units.include_pooler)
-        weights = {key: torch.as_tensor(resolve(model, key).weight) for key in names}
-        shapes = {key: weight.shape for key, weight in weights.items()}
-        groups = unit_groups(units.granularity, units.block_size, shapes, structure(model), units.round_to)
+        groups = unit_groups_of(model, units)
         # At least float32, as the learner's.
-        sizes = {key: max(weight.element_size(), 4) for key, weight in weights.items()}
+        sizes = {group.name: max(weight_of(model, group.name).element_size(), 4) for group in groups}
         return sum(math.prod(group.grid) * sizes[group.name] for group in groups)
 
     def goal(self, config: RunConfig, steps: int) -> Goal:
@@ -77,7 +87,9 @@ class MaskLearningMethod(LotteryMethod):
         task, taught = str(config.names.get("task", "")), config.distillation is not None
         return Goal(steps, config.training.warmup_steps, 1 - config.target, task, taught)
 
-    def learner(self, model: Any, config: RunConfig, steps: int, origin: Ticket) -> Learner:
+    def learner(
+        self, model: Any, config: RunConfig, steps: int, origin: Ticket, start: Ticket | None = None
+    ) -> Learner:
         """Apply the rule to a model and return its learner.
 
         Args:
@@ -85,6 +97,7 @@ class MaskLearningMethod(LotteryMethod):
             config: Configuration of the run.
             steps: Optimizer steps of the run.
             origin: A dense ticket of the model.
+            start: Start ticket over the matrices that the run prunes; None to start dense.
         """
         shared = {each.name for each in fields(LotteryMethod)}
         options = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in shared}
@@ -96,6 +109,7 @@ class MaskLearningMethod(LotteryMethod):
             seed=config.training.seed,
             method=self.name,
             options=options,
+            start=start,
             **asdict(config.units),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum, StrEnum
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 
 from sparsebert.lottery.option_help import BATCHES, HEAD, REWIND
 from sparsebert.pruning import Magnitude, Method, registry
-from sparsebert.tickets.ticket import Ticket
+from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class Source(StrEnum):
 
     ``DENSE``: the ticket keeps everything. ``START``: scores of the run's initial weights. ``TRAINED``:
     scores of the trained weights that the previous round kept. ``SEARCH``: the method's search in the
-    previous round's trained weights. ``USER``: derived from the user's ticket. ``LEARNED``: learned by the
-    training of the round.
+    previous round's trained weights. ``USER``: derived from the user's ticket, or the run's start ticket.
+    ``LEARNED``: learned by the training of the round.
 
     Run logs hold these values.
     """
@@ -98,6 +98,7 @@ class LotteryMethod(abc.ABC):
         name: Name of the method, set by :func:`register`.
         needs_ticket: Whether the method needs a ticket of the user, whose sparsity it adopts.
         multi_task: Whether the method trains several tasks at once.
+        takes_start_ticket: Whether a run may start from a ticket instead of the dense model.
         rewind: State from which each round trains.
         rewind_step: Step k of ``Rewind.STEP``.
         head: Task head at the start of each round.
@@ -108,6 +109,7 @@ class LotteryMethod(abc.ABC):
     name: ClassVar[str]
     needs_ticket: ClassVar[bool] = False
     multi_task: ClassVar[bool] = False
+    takes_start_ticket: ClassVar[bool] = False
 
     rewind: Rewind = field(default=Rewind.PRETRAINED, metadata=REWIND)
     rewind_step: int = field(default=0, metadata={"help": "optimizer step that --rewind step returns to"})
@@ -147,6 +149,29 @@ class LotteryMethod(abc.ABC):
     @abc.abstractmethod
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         """Return the rounds that lead to a sparsity. Raise ValueError if the method cannot reach it."""
+
+    def rounds_from(self, start: Fraction, sparsity: Fraction) -> tuple[Round, ...]:
+        """Return the rounds that lead from a start ticket of sparsity ``start`` to a sparsity.
+
+        By default the start ticket takes the place of the dense ticket of the first round, and rounds that
+        would prune at most as much as it are left out.
+        """
+        first, *later = self.rounds(sparsity)
+        reached = start + Fraction(SAME_SPARSITY)
+        return (
+            replace(first, source=Source.USER, sparsity=start),
+            *(each for each in later if each.source is not Source.TRAINED or each.sparsity > reached),
+        )
+
+    def require_start(self, start: Ticket, model: nn.Module, config: RunConfig, steps: int) -> None:  # noqa: B027  (a hook)
+        """Raise ValueError if the method cannot start a run from a ticket.
+
+        Args:
+            start: Start ticket over the matrices that the run prunes.
+            model: The model.
+            config: Configuration of the run.
+            steps: Optimizer steps of a round.
+        """
 
     def require_units(self, granularity: str, scope: str) -> None:  # noqa: B027  (a hook)
         """Raise ValueError for a granularity or a scope that the method does not support."""
@@ -240,6 +265,11 @@ def register(name: str) -> Callable[[M], M]:
 def lottery_methods() -> tuple[str, ...]:
     """Return the names of the registered methods."""
     return tuple(_METHODS)
+
+
+def starting_methods() -> list[str]:
+    """Return the names of the registered methods that may start from a ticket, sorted."""
+    return sorted(name for name, method in _METHODS.items() if method.takes_start_ticket)
 
 
 def lottery_method(name: str, **options: Any) -> LotteryMethod:

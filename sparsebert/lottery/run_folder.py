@@ -22,8 +22,12 @@ Records have the common fields of :mod:`sparsebert.results` (``schema``, ``kind`
     source, rewind, head          origin of the ticket, and state and head at the start of the round
     ticket, ticket_sha256         file, relative to the folder, and its digest
     masks_sha256                  digest of the masks alone (``Ticket.digest``), without the metadata
+    start_ticket                  of a run with a start ticket: its method, sparsity, masks_sha256 and
+                                  own_weights (whether the model has the weights that its method changed;
+                                  null if it changed none), or null
     search                        trace of the method's search, if a search found the ticket
-    steps, loss                   optimizer steps; last logged training loss
+    steps, first_step, loss       last optimizer step, the step that the round began at, and the last
+                                  logged training loss
     metrics                       on the validation data: name -> value
     chance                        the metrics without any learning: name -> value, or null
     seconds                       prune, train (over all sessions, as recorded in checkpoints), evaluate

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparsebert.bert import base_model, embeddings, full_name, prunable, resolve, structure
 from sparsebert.mask_learning.masked_layers import GatedLinear, MaskedLinear
 from sparsebert.mask_learning.rule import Gated, Goal, PrunableUnits, Rule, Scored
+from sparsebert.mask_learning.start_mask import below_kept, kept_units, started
 from sparsebert.pruning.granularity import PANEL
 from sparsebert.pruning.unit_groups import UnitGroup, unit_groups
 from sparsebert.tickets.ticket import Ticket
@@ -43,12 +44,15 @@ class Learner:
         seed: Seed of random gates.
         method: Name of the method, for the ticket's metadata.
         options: Options of the method, for the ticket's metadata; None for the rule's options.
+        start: Ticket over the matrices to prune, whose mask is the mask of the first step; None to start
+            dense.
 
     Attributes:
         step: Optimizer step of the current masks.
 
     Raises:
-        ValueError: The units do not fit the model, or the rule's schedule does not fit the run.
+        ValueError: The units do not fit the model or the start ticket, or the rule's schedule does not fit
+            the run.
     """
 
     def __init__(
@@ -67,12 +71,18 @@ class Learner:
         seed: int = 0,
         method: str,
         options: Mapping[str, Any] | None = None,
+        start: Ticket | None = None,
     ) -> None:
-        rule.check(goal)
         bert = structure(model)
         names = prunable(model, include_pooler)
         shapes = {key: torch.as_tensor(resolve(model, key).weight).shape for key in names}
         groups = unit_groups(granularity, block_size, shapes, bert, round_to)
+        start_units = {} if start is None else kept_units(start, groups)
+        if start is not None:
+            goal = started(goal, start_units, groups)
+        rule.check(goal)
+        self._start = {name: _packed(mask) for name, mask in start_units.items()}
+        self._history = [] if start is None else start.metadata.get("history", [])
         self.model, self.rule, self.goal, self.step, self.seed = model, rule, goal, 0, seed
         # Only the description of the model is kept: the ticket's masks take a byte for each weight.
         self._origin, self._pooling, self._shapes = origin.metadata["model"], pooling, shapes
@@ -91,7 +101,7 @@ class Learner:
         self._linears: dict[str, nn.Linear] = {}
         self._layers: dict[str, MaskedLinear] = {}
         for group in groups:
-            self._insert_(group)
+            self._insert_(group, start_units.get(group.name))
 
     def derive_(self, step: int) -> None:
         """Compute and set the masks of an optimizer step, counted from 0."""
@@ -125,12 +135,7 @@ class Learner:
         """Return the current scores by group: pooled weight magnitudes if the rule trains no scores."""
         if isinstance(self.rule, Scored):
             return self._scores
-        return {
-            group.name: group.pool(
-                {key: self._layers[key].weight.detach().abs() for key in group.parts}, self._pooling
-            )
-            for group in self.units.groups
-        }
+        return {group.name: self._magnitudes(group) for group in self.units.groups}
 
     def penalty(self) -> Tensor | None:
         """Return the rule's loss term for the current step, or None."""
@@ -171,15 +176,25 @@ class Learner:
         for module in frozen:
             module.requires_grad_(False)
 
-    def _insert_(self, group: UnitGroup) -> None:
+    def _magnitudes(self, group: UnitGroup) -> Tensor:
+        weights = {key: self._layers[key].weight.detach().abs() for key in group.parts}
+        pooled = group.pool(weights, self._pooling)
+        if group.name not in self._start:
+            return pooled
+        kept = unpack_mask(self._start[group.name], math.prod(group.grid)).view(group.grid)
+        return below_kept(pooled, kept.to(pooled.device))
+
+    def _insert_(self, group: UnitGroup, start: Tensor | None) -> None:
         scores = None
         weight = resolve(self.model, group.name).get_parameter("weight")
         if isinstance(self.rule, Scored):
             # Never in half precision, in which many scores would be equal.
             dtype = torch.promote_types(weight.dtype, torch.float32)
-            scores = nn.Parameter(
-                torch.full(group.grid, self.rule.first_score, dtype=dtype, device=weight.device)
-            )
+            if start is None:
+                first = torch.full(group.grid, self.rule.first_score, dtype=dtype, device=weight.device)
+            else:
+                first = self.rule.start_scores(start, self.goal).to(weight.device, dtype)
+            scores = nn.Parameter(first)
             self._scores[group.name] = scores
         for key, units in group.parts.items():
             linear = resolve(self.model, key)
@@ -216,7 +231,7 @@ class Learner:
         ticket = Ticket(self.masks(), metadata={"model": self._origin})
         recorded = {"method": self._method, "sparsity": ticket.sparsity, **self._recorded}
         step = {"operation": "learn", "options": self._options, "steps": self.goal.steps, **recorded}
-        ticket.metadata |= {**recorded, "history": [step]}
+        ticket.metadata |= {**recorded, "history": [*self._history, step]}
         if len(self._keys) < len(self._shapes):
             total = sum(math.prod(shape) for shape in self._shapes.values())
             pruned = sum(int((~mask).sum()) for mask in ticket.masks.values())

@@ -17,6 +17,7 @@ from sparsebert.mask_learning.rule import (
     growing_penalty,
     keep_share,
     keep_top,
+    logit,
     mean_sigmoid,
     require_not_negative,
     rounded,
@@ -56,7 +57,8 @@ class GradualMagnitudeRule(Ramped):
     """Gradual magnitude pruning (Zhu and Gupta 2017, "To prune, or not to prune", equation 1).
 
     As in the code of Sanh et al. 2020, every step keeps the largest weights of each scope, a share v(t) of
-    them. v falls from 1 to the target density along the cubic.
+    them. v falls from 1 to the target density along the cubic. With a start ticket v begins at the ticket's
+    share of the scope, and the weights that the ticket prunes rank below all others.
 
     The loss is computed with where(M, W, 0), so a pruned weight gets no gradient. It changes only by momentum
     and weight decay, and returns if enough other weights become smaller.
@@ -65,7 +67,7 @@ class GradualMagnitudeRule(Ramped):
     def masks(
         self, scores: Mapping[str, Tensor], units: PrunableUnits, goal: Goal, step: int
     ) -> dict[str, Tensor]:
-        return keep_share(scores, units, self.ramp(goal).at(step, Fraction(1), goal.density))
+        return keep_share(scores, units, goal, self.ramp(goal), step)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ class SoftMovementRule(Scored, Ramped):
 
     The threshold and a penalty on the scores decide how much is kept. tau(t) rises from 0 to ``threshold``
     along the cubic. The penalty lambda(t) * mean over matrices of mean(sigmoid(S)), with
-    lambda(t) = ``regularisation`` * tau(t) / ``threshold``, is added to the loss. S starts at 0.
+    lambda(t) = ``regularisation`` * rho(t), rho from 0 to 1 along the same cubic, is added to the loss. S
+    starts at 0. With a start ticket tau is ``threshold`` from the first step, and the scores of the units
+    that the ticket prunes start below it.
 
     Attributes:
         threshold: Final threshold tau, between 0 and 1.
@@ -123,7 +127,9 @@ class SoftMovementRule(Scored, Ramped):
     def masks(
         self, scores: Mapping[str, Tensor], units: PrunableUnits, goal: Goal, step: int
     ) -> dict[str, Tensor]:
-        threshold = float(self.ramp(goal).at(step, Fraction(0), exact("threshold", self.threshold)))
+        last = exact("threshold", self.threshold)
+        first = Fraction(0) if goal.start is None else last
+        threshold = float(self.ramp(goal).at(step, first, last))
         masks = {}
         for group in units.groups:
             mask = above(scores[group.name], threshold)
@@ -132,6 +138,10 @@ class SoftMovementRule(Scored, Ramped):
                 mask = keep_top(scores, [group], Fraction(minimum), size=1)[group.name]
             masks[group.name] = rounded(scores[group.name], group, mask)
         return masks
+
+    @property
+    def score_threshold(self) -> float:
+        return logit(self.threshold)
 
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:
         progress = float(self.ramp(goal).at(step, Fraction(0), Fraction(1)))

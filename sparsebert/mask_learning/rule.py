@@ -29,6 +29,7 @@ class Goal:
         density: Share of the weights to keep at the end.
         task: Name of the task, for rules whose published settings depend on it.
         taught: Whether the run distils a teacher, for the same rules.
+        start: Group -> share of its weights that the run's start ticket keeps; None without a start ticket.
     """
 
     steps: int
@@ -36,6 +37,14 @@ class Goal:
     density: Fraction
     task: str = ""
     taught: bool = False
+    start: Mapping[str, Fraction] | None = None
+
+    def first_density(self, competing: Sequence[UnitGroup]) -> Fraction:
+        """Return the share of weights to keep in competing groups at the start: 1 without a start ticket."""
+        if self.start is None:
+            return Fraction(1)
+        kept = sum((self.start[group.name] * group.weights for group in competing), Fraction(0))
+        return kept / sum(group.weights for group in competing)
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,32 @@ class Scored(Rule):
         super().__post_init__()
         require_positive(self, "scores_learning_rate")
 
+    @property
+    def score_threshold(self) -> float | None:
+        """The score above which units are kept at the end of a run; None if units compete."""
+        return None
+
+    def start_scores(self, kept: Tensor, goal: Goal) -> Tensor:
+        """Return initial scores by which the masks of step 0 are those of a start ticket.
+
+        Kept units start at ``first_score``, and pruned units below them by the distance that Adam's steps,
+        each about one learning rate long, cover at random in the run: ``scores_learning_rate`` * sqrt(steps).
+        A unit comes back if its score rises more consistently than that. With a threshold, both keep this
+        distance from it.
+
+        Args:
+            kept: Units that the start ticket keeps, bool in the shape of a group's grid.
+            goal: Length and target density of the run.
+
+        Returns:
+            float32 scores in the shape of ``kept``.
+        """
+        distance = self.scores_learning_rate * math.sqrt(goal.steps)
+        if self.score_threshold is None:
+            return torch.where(kept, self.first_score, self.first_score - distance)
+        lowest = self.score_threshold + distance
+        return torch.where(kept, max(self.first_score, lowest), self.score_threshold - distance)
+
 
 @dataclass(frozen=True)
 class Gated(Scored):
@@ -156,13 +191,24 @@ def keep_top(
     return {group.name: mask for group, mask in zip(competing, kept, strict=True)}
 
 
-def keep_share(scores: Mapping[str, Tensor], units: PrunableUnits, density: Fraction) -> dict[str, Tensor]:
-    """Return masks that keep the highest scores of each scope, up to ``density`` of its weights."""
+def keep_share(
+    scores: Mapping[str, Tensor], units: PrunableUnits, goal: Goal, ramp: Ramp, step: int
+) -> dict[str, Tensor]:
+    """Return masks that keep the highest scores of each scope.
+
+    The share of weights to keep goes along the ramp from 1, or from the start ticket's share of the scope, to
+    the target density.
+    """
     masks: dict[str, Tensor] = {}
     for competing in units.competition_groups():
-        budget = density * sum(group.weights for group in competing)
-        masks |= keep_top(scores, competing, budget)
+        density = ramp.at(step, goal.first_density(competing), goal.density)
+        masks |= keep_top(scores, competing, density * sum(group.weights for group in competing))
     return masks
+
+
+def logit(probability: float) -> float:
+    """Return the score whose sigmoid is this probability, between 0 and 1."""
+    return math.log(probability / (1 - probability))
 
 
 def above(scores: Tensor, threshold: float) -> Tensor:

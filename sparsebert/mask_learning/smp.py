@@ -21,6 +21,7 @@ from sparsebert.mask_learning.rule import (
     growing_penalty,
     keep_share,
     keep_top,
+    logit,
     require_not_negative,
     require_positive,
     rounded,
@@ -74,6 +75,10 @@ class StaticModelPruningRule(Scored):
     keep their pre-trained values. S starts at 0. The density v falls from 1 to the target along ``curve``
     over ``ramp_steps``, then stays constant. The penalty lambda(t) * mean over matrices of mean(sigmoid(S)),
     with lambda(t) = ``regularisation`` * (1 - (1 - t / T)^3), is added to the loss.
+
+    With a start ticket the share of each matrix (of all matrices with mask G) goes along ``curve`` from the
+    ticket's to the one that the mask prescribes at the target density. Mask T uses ``threshold`` from the
+    first step.
 
     Attributes:
         mask: Criterion for the weights to keep:
@@ -131,6 +136,8 @@ class StaticModelPruningRule(Scored):
 
     def check(self, goal: Goal) -> None:
         self.ramp(goal)
+        if self.smp_compat and goal.start is not None:
+            raise ValueError("the released code has no start ticket: omit smp_compat or the start ticket")
 
     def ramp(self, goal: Goal) -> Ramp:
         """Return the ramp of the density. Raise ValueError if it does not fit the run."""
@@ -153,14 +160,20 @@ class StaticModelPruningRule(Scored):
         ramp = self.ramp(goal)
         if self.mask is Mask.THRESHOLD:
             return step >= ramp.end
-        return ramp.at(step, Fraction(1), goal.density) - goal.density < _NEAR
+        firsts = [Fraction(1)] if goal.start is None else goal.start.values()
+        return all(abs(ramp.at(step, first, goal.density) - goal.density) < _NEAR for first in firsts)
+
+    @property
+    def score_threshold(self) -> float | None:
+        return logit(self.threshold) if self.mask is Mask.THRESHOLD else None
 
     def masks(
         self, scores: Mapping[str, Tensor], units: PrunableUnits, goal: Goal, step: int
     ) -> dict[str, Tensor]:
         ramp = self.ramp(goal)
         if self.mask is Mask.THRESHOLD:
-            threshold = float(ramp.at(step, Fraction(0), exact("threshold", self.threshold)))
+            last = exact("threshold", self.threshold)
+            threshold = float(ramp.at(step, Fraction(0) if goal.start is None else last, last))
             masks = {
                 group.name: rounded(scores[group.name], group, above(scores[group.name], threshold))
                 for group in units.groups
@@ -168,12 +181,12 @@ class StaticModelPruningRule(Scored):
             if step >= ramp.end:
                 _require_alive(masks, step)
             return masks
-        density = ramp.at(step, Fraction(1), goal.density)
         if self.mask is Mask.SHARED:
-            return self._shared(scores, units, density, goal)
+            return self._shared(scores, units, goal, step)
         if self.smp_compat and self.mask is Mask.LOCAL:
+            density = ramp.at(step, Fraction(1), goal.density)
             return _top_rounded_down(scores, units.groups, [float(density)] * len(units.groups))
-        return keep_share(scores, units, density)
+        return keep_share(scores, units, goal, ramp, step)
 
     def penalty(self, scores: Mapping[str, Tensor], goal: Goal, step: int) -> Tensor | None:
         end = goal.steps if self.regularisation_over is Over.RUN else self.ramp(goal).end
@@ -182,10 +195,10 @@ class StaticModelPruningRule(Scored):
         return growing_penalty(scores, self.regularisation, end, step)
 
     def _shared(
-        self, scores: Mapping[str, Tensor], units: PrunableUnits, density: Fraction, goal: Goal
+        self, scores: Mapping[str, Tensor], units: PrunableUnits, goal: Goal, step: int
     ) -> dict[str, Tensor]:
         """Return the masks of criterion S."""
-        temperature = self.temperature
+        ramp, temperature = self.ramp(goal), self.temperature
         if temperature is None:
             temperature = smp_recipes.temperature(goal) if self.smp_compat else 1.0
         masks: dict[str, Tensor] = {}
@@ -194,28 +207,35 @@ class StaticModelPruningRule(Scored):
                 float(torch.sigmoid(scores[group.name].detach() / temperature).mean(dtype=torch.float64))
                 for group in groups
             ]
+            density = ramp.at(step, goal.first_density(groups), goal.density)
             if self.smp_compat:
                 shares = proportional_shares(rates, [group.weights for group in groups], float(density))
                 masks |= _top_rounded_down(scores, groups, shares)
+                continue
+            size, counts = _common_units(groups)
+            if goal.start is None:
+                shares = capped_shares(rates, counts, float(density))
             else:
-                masks |= _top_by_rates(scores, groups, rates, density)
+                progress = float(ramp.at(step, Fraction(0), Fraction(1)))
+                firsts = [float(goal.start[group.name]) for group in groups]
+                lasts = capped_shares(rates, counts, float(goal.density))
+                shares = [
+                    first + (last - first) * progress for first, last in zip(firsts, lasts, strict=True)
+                ]
+            kept = whole_counts(shares, counts, round(density * sum(counts)))
+            for group, count in zip(groups, kept, strict=True):
+                masks |= keep_top(scores, [group], Fraction(count * size))
         return masks
 
 
-def _top_by_rates(
-    scores: Mapping[str, Tensor], groups: list[UnitGroup], rates: list[float], density: Fraction
-) -> dict[str, Tensor]:
-    """Keep the highest scores of each group, its share in proportion to its rate, at exactly the density."""
-    # If all units have one size, units are counted instead of weights: the budget then splits none of them.
+def _common_units(groups: list[UnitGroup]) -> tuple[int, list[int]]:
+    """Return the size of the units that a budget counts, and their number in each group.
+
+    If all units have one size, units are counted instead of weights: the budget then splits none of them.
+    """
     sizes = {group.sizes if isinstance(group.sizes, int) else 1 for group in groups}
     size = sizes.pop() if len(sizes) == 1 else 1
-    counts = [group.weights // size for group in groups]
-    shares = capped_shares(rates, counts, float(density))
-    kept = whole_counts(shares, counts, round(density * sum(counts)))
-    masks: dict[str, Tensor] = {}
-    for group, count in zip(groups, kept, strict=True):
-        masks |= keep_top(scores, [group], Fraction(count * size))
-    return masks
+    return size, [group.weights // size for group in groups]
 
 
 def _top_rounded_down(

@@ -10,7 +10,7 @@ from sparsebert.tasks.verdict import judged_again
 
 Record = dict[str, Any]
 MISSING = "-"
-NAMES = {"onednn": "oneDNN", "deepsparse": "DeepSparse"}
+NAMES = {"onednn": "oneDNN", "deepsparse": "DeepSparse", "alps": "ALPS", "sparsegpt": "SparseGPT"}
 WORKER_NOTE = "DeepSparse runs in a worker process, its rounds interleaved with the others'."
 BUSY_NOTE = "Figures marked ? were measured while the machine was busy; do not quote them."
 
@@ -69,6 +69,15 @@ def tolerance_text(record: Record) -> str:
     """Return ", tolerance bf16" of a bench or profile record; empty for fp32, and for older records."""
     tolerance = record.get("tolerance") or "fp32"
     return "" if tolerance == "fp32" else f", tolerance {tolerance}"
+
+
+def start_text(row: Record) -> str:
+    """Return "from ALPS 60%" for a round of a run with a start ticket, empty for other rounds."""
+    start = row.get("start_ticket")
+    if not start:
+        return ""
+    weights = " with its weights" if start["own_weights"] else ""
+    return f"from {NAMES.get(start['method'], start['method'])} {start['sparsity']:.0%}{weights}"
 
 
 @contextlib.contextmanager

@@ -1,36 +1,44 @@
-"""Plots of training runs: the metric of each round against its sparsity."""
+"""Plots of training runs: the metric of each round against its sparsity, and against the steps it took."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sparsebert.report.format import Record, counted, machine_text, span_text
 from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_figure
-from sparsebert.tasks.metrics import primary
-from sparsebert.tasks.registry import TASKS
+from sparsebert.report.point_labels import label_points
+from sparsebert.report.run_series import costs, metric_of, series
 from sparsebert.tasks.verdict import summary
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _LINES = ("-", "--", ":")
 
 
 def run_pictures(records: Iterable[Record]) -> list[Picture]:
-    """Return a picture of the rounds of each task and model, from "round" records."""
+    """Return a picture of the rounds of each task and model, from "round" records.
+
+    If some runs have a start ticket, a second one shows what they save.
+    """
     groups: dict[tuple[str, str], list[Record]] = {}
     for row in records:
         if row["kind"] == "round":
             groups.setdefault((row["task"], row["model"]), []).append(row)
     pictures = []
     for (task, model), rounds in groups.items():
-        metric, names = _metric(rounds[0]), ", ".join(_series(rounds))
+        metric, names = metric_of(rounds[0]), ", ".join(series(rounds))
         shares = span_text((row["sparsity"] for row in rounds), ".0%")
         alt = f"{metric} against sparsity, {names}, {shares} sparse. The table of rounds holds the figures."
         title = f"Rounds of {model} on {task}: {metric} against sparsity"
         pictures.append(Picture(title, alt, functools.partial(run_figure, rounds)))
+        if any(row.get("start_ticket") for row in rounds):
+            alt = f"{metric} against optimizer steps, {names}. The table of what is spent holds the figures."
+            title = f"Rounds of {model} on {task}: {metric} against steps"
+            pictures.append(Picture(title, alt, functools.partial(cost_figure, rounds)))
     return pictures
 
 
@@ -44,54 +52,81 @@ def run_figure(rounds: Sequence[Record]) -> Figure:
         ValueError: matplotlib is not installed.
     """
     figure, axes = new_figure()
-    metric = _metric(rounds[0])
-    shares = all(0 <= row["metrics"][metric] <= 1 for row in rounds)
-    scale = 100 if shares else 1
+    metric, scale = metric_of(rounds[0]), _scale(rounds)
     if dense := [scale * row["metrics"][metric] for row in rounds if not row["sparsity"]]:
         mean = summary(dense)
         axes.axhline(mean.mean, color="0.3", linewidth=1, label="dense")
         if mean.std:
             axes.axhspan(mean.mean - mean.std, mean.mean + mean.std, color="0.3", alpha=0.12, linewidth=0)
-    for number, (name, points) in enumerate(_series(rounds).items()):
-        again, place = divmod(number, len(COLOURS))
+    for number, (name, points) in enumerate(series(rounds).items()):
         summaries = [summary([row["metrics"][metric] for row in rows]) for rows in points.values()]
         axes.errorbar(
             [100 * summary([row["sparsity"] for row in rows]).mean for rows in points.values()],
             [scale * each.mean for each in summaries],
             [scale * (each.std or 0.0) for each in summaries],
-            color=COLOURS[place],
-            marker=MARKERS[(place + again) % len(MARKERS)],
-            linestyle=_LINES[again % len(_LINES)],
-            markersize=5,
+            **_style(number),
             capsize=3,
             label=name,
         )
     axes.set_xlabel("sparsity of the prunable weights (%)")
-    axes.set_ylabel(f"{rounds[0]['task']}, {metric}{' (%)' if shares else ''}")
-    seeds = counted(len({row["seed"] for row in rounds}), "seed")
-    axes.set_title(f"{rounds[0]['model']} on {rounds[0]['task']}: {seeds}", loc="left")
-    axes.legend(frameon=False, loc="best")
-    machines = dict.fromkeys(_machine(row) for row in rounds)
-    figure.supxlabel("\n".join(machines), fontsize=7, color="0.35", x=0.01, ha="left")
+    _finish(figure, axes, rounds)
     return figure
 
 
-def _series(rounds: Sequence[Record]) -> Mapping[str, dict[int, list[Record]]]:
-    """Return for each run its records by round; several runs of one method have the name of their folder."""
-    runs: dict[tuple[str, str], dict[int, list[Record]]] = {}
-    for row in rounds:
-        by_round = runs.setdefault((row["method"], row.get("run") or ""), {})
-        by_round.setdefault(row["round"], []).append(row)
-    methods = [method for method, _ in runs]
+def cost_figure(rounds: Sequence[Record]) -> Figure:
+    """Return the plot of the metric against a run's optimizer steps so far, with each sparsity beside it.
+
+    Args:
+        rounds: The "round" records of one task and model.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    figure, axes = new_figure()
+    metric, scale = metric_of(rounds[0]), _scale(rounds)
+    places: list[tuple[float, float]] = []
+    labels: list[str] = []
+    for number, (name, by_round) in enumerate(series(rounds).items()):
+        points = costs(by_round)
+        summaries = [summary([row["metrics"][metric] for row in point.rows]) for point in points]
+        values = [scale * each.mean for each in summaries]
+        steps = [point.steps for point in points]
+        deviations = [scale * (each.std or 0.0) for each in summaries]
+        axes.errorbar(steps, values, deviations, **_style(number), capsize=3, label=name)
+        places += [(point.steps, value) for point, value in zip(points, values, strict=True)]
+        labels += [f"{point.sparsity:.0%}" for point in points]
+    axes.set_xlabel("optimizer steps so far; beside each point: its sparsity")
+    axes.set_xlim(left=0)
+    _finish(figure, axes, rounds)
+    label_points(axes, places, labels)
+    return figure
+
+
+def _scale(rounds: Sequence[Record]) -> int:
+    """Return 100 if the metric is a share, so that it is shown in per cent; else 1."""
+    metric = metric_of(rounds[0])
+    return 100 if all(0 <= row["metrics"][metric] <= 1 for row in rounds) else 1
+
+
+def _style(number: int) -> dict[str, Any]:
+    again, place = divmod(number, len(COLOURS))
     return {
-        f"{method}, {run}" if run and methods.count(method) > 1 else method: by_round
-        for (method, run), by_round in runs.items()
+        "color": COLOURS[place],
+        "marker": MARKERS[(place + again) % len(MARKERS)],
+        "linestyle": _LINES[again % len(_LINES)],
+        "markersize": 5,
     }
 
 
-def _metric(row: Record) -> str:
-    """Return the primary metric of a round's task; of the user's tasks, the first metric."""
-    return primary(row["task"]) if row["task"] in TASKS else next(iter(row["metrics"]))
+def _finish(figure: Figure, axes: Axes, rounds: Sequence[Record]) -> None:
+    """Write the texts that all plots of rounds share."""
+    task, model = rounds[0]["task"], rounds[0]["model"]
+    axes.set_ylabel(f"{task}, {metric_of(rounds[0])}{' (%)' if _scale(rounds) == 100 else ''}")
+    seeds = counted(len({row["seed"] for row in rounds}), "seed")
+    axes.set_title(f"{model} on {task}: {seeds}", loc="left")
+    axes.legend(frameon=False, loc="best")
+    machines = dict.fromkeys(_machine(row) for row in rounds)
+    figure.supxlabel("\n".join(machines), fontsize=7, color="0.35", x=0.01, ha="left")
 
 
 def _machine(row: Record) -> str:

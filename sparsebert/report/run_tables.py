@@ -18,9 +18,11 @@ from sparsebert.report.format import (
     mean_and_verdict,
     mean_text,
     span_text,
+    start_text,
     verdict_notes,
     versions_text,
 )
+from sparsebert.report.start_tables import start_tables
 from sparsebert.report.table import Cell, Table
 from sparsebert.tasks.verdict import judged_again, summarise
 
@@ -31,14 +33,15 @@ VERDICT_NOTE = (
 )
 # Fields that are equal in runs that are summarised together.
 _SETTINGS = (
-    "run", "method", "granularity", "block_size", "round_to", "scope", "source", "rewind", "head", "steps",
-    "max_length", "round", "rounds",
+    "run", "method", "start_ticket", "granularity", "block_size", "round_to", "scope", "source", "rewind",
+    "head", "steps", "max_length", "round", "rounds",
 )  # fmt: skip
 
 
 def run_tables(records: Iterable[Record]) -> list[Table]:
     """Return for each task and model a table of rounds and a table of summaries over seeds.
 
+    Between them is a table of what start tickets save, if there are any.
     Summaries come from "seeds" records if a command wrote them. Otherwise they are computed from the rounds
     and compared with the dense round at the start of the runs, or with the dense runs among the records.
     """
@@ -48,6 +51,7 @@ def run_tables(records: Iterable[Record]) -> list[Table]:
         written = [row for row in group if row["kind"] == "seeds"]
         if rounds:
             tables.append(_round_table(f"Rounds: {model} on {task}", rounds))
+        tables += start_tables(rounds)
         if judged := _without_repeats(written, _over_seeds(rounds)):
             round_: dict[str, Cell] = {"round": lambda row: str(row["round"]), "sparsity": _sparsity}
             tables.append(_summary_table(f"Over seeds: {model} on {task}", judged, round_))
@@ -127,6 +131,7 @@ def _told_apart(rows: Sequence[Record]) -> tuple[list[str], dict[str, Cell]]:
     cells: dict[str, Cell] = {
         "run": lambda row: row.get("run") or MISSING,
         "method": lambda row: row.get("method") or MISSING,
+        "start": lambda row: start_text(row) or MISSING,
         # Dense rounds have no granularity, which does not count as a different one.
         "pruned": lambda row: (
             granularity_text(row) if row.get("sparsity") and "granularity" in row else MISSING
@@ -137,7 +142,8 @@ def _told_apart(rows: Sequence[Record]) -> tuple[list[str], dict[str, Cell]]:
     for name, cell in cells.items():
         values = dict.fromkeys(map(cell, rows))
         told = [value for value in values if value != MISSING]
-        if len(values if name == "run" else told) > 1:
+        # A run without a folder or without a start ticket differs from a run with one.
+        if len(values if name in ("run", "start") else told) > 1:
             apart[name] = cell
         else:
             common += told

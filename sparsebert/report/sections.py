@@ -35,6 +35,7 @@ from sparsebert.report.run_plots import run_pictures
 from sparsebert.report.run_tables import evaluation_tables, matrix_tables, run_tables
 from sparsebert.report.serving_tables import line_pictures, serving_tables
 from sparsebert.report.speed_budget_tables import speed_budget_tables
+from sparsebert.report.start_benchmark import benchmark_start_pictures, benchmark_start_tables
 from sparsebert.report.table import Table
 from sparsebert.report.ticket_tables import ticket_tables
 
@@ -133,6 +134,7 @@ _KINDS = (
     Kind("lottery", _lottery, curve_tables, curve_pictures),
     Kind("learned", _lottery, learned_tables),
     Kind("transfer", _lottery, transfer_tables),
+    Kind("start", _lottery, benchmark_start_tables, benchmark_start_pictures),
     Kind("runs", _runs, run_tables, run_pictures),
     Kind("matrix", _of("transfer"), matrix_tables),
     Kind("evaluations", _of("eval", "eval_seeds"), evaluation_tables),

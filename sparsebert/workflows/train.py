@@ -58,7 +58,7 @@ def train(
         task: A task, or a name of ``sparsebert.tasks.TASKS``; ignored if ``data`` holds the examples of a
             task.
         model: Hub id or local folder of a pre-trained BERT.
-        config: Method, sparsity, units, training and ticket.
+        config: Method, sparsity, units, training and tickets.
         out: Folder of the run (:mod:`sparsebert.lottery.run_folder`). An interrupted run resumes there; a
             finished run is only read.
         data: A folder with the task's files, the examples of a task, or None for the hub.
@@ -146,7 +146,14 @@ def seeded(config: RunConfig, seed: int) -> RunConfig:
 def dense(config: RunConfig) -> RunConfig:
     """Return the configuration of the dense run for comparison: the same training, only from the labels."""
     plain = replace(config, distillation=None)
-    return replace(plain, method=lottery_method("dense"), sparsity=0.0, units=PruningUnits(), ticket=None)
+    return replace(
+        plain,
+        method=lottery_method("dense"),
+        sparsity=0.0,
+        units=PruningUnits(),
+        ticket=None,
+        start_ticket=None,
+    )
 
 
 def over_seeds(
@@ -172,6 +179,8 @@ def over_seeds(
     for number, first in enumerate(runs[0]):
         of_round = [records[number] for records in runs]
         row = {name: first[name] for name in ("method", "task", "model", "round")}
+        if first.get("start_ticket"):
+            row["start_ticket"] = first["start_ticket"]
         row |= {share: statistics.mean(each[share] for each in of_round) for share in ("sparsity", "density")}
         rows.append(row | summarise(primary(task), of_round, () if first["source"] == "all" else references))
     return rows
@@ -226,13 +235,19 @@ def _with_teachers(config: RunConfig, teachers: Mapping[str, str], tasks: Sequen
 
 
 def _without_absent_pooler(config: RunConfig, task: Task) -> RunConfig:
-    ticket = config.ticket
-    if ticket is None or POOLER not in ticket.masks or has_pooler(task):
+    if has_pooler(task):
         return config
-    without_pooler = Ticket(
+    if config.ticket is not None and POOLER in config.ticket.masks:
+        return replace(config, ticket=_without_pooler(config.ticket), sparsity=None)
+    if config.start_ticket is not None and POOLER in config.start_ticket.masks:
+        return replace(config, start_ticket=_without_pooler(config.start_ticket))
+    return config
+
+
+def _without_pooler(ticket: Ticket) -> Ticket:
+    return Ticket(
         {key: mask for key, mask in ticket.masks.items() if key != POOLER},
         bias_masks={key: mask for key, mask in ticket.bias_masks.items() if key != POOLER},
         removed=ticket.removed,
         metadata=ticket.metadata,
     )
-    return replace(config, ticket=without_pooler, sparsity=None)

@@ -81,3 +81,17 @@ def test_the_page_of_a_run_has_its_picture_and_machine(tmp_path: Path) -> None:
     assert text.count("<img") == 1
     assert "not recorded" not in text
     assert environment["cpu"].split("(")[0] in text
+
+
+def test_runs_with_a_start_ticket_have_a_second_picture_against_steps() -> None:
+    start = {"method": "alps", "sparsity": 0.25, "masks_sha256": "", "own_weights": False}
+    rows = [*rounds(), *rounds("imp", start_ticket=start)]
+    first, second = run_pictures(rows)
+    assert "imp, imp from ALPS 25%" in first.alt
+    assert second.title == "Rounds of tiny on sst2: accuracy against steps"
+    (axes,) = second.draw().axes
+    plain, started = axes.containers
+    assert plain.get_label() == "imp"
+    assert started.get_label() == "imp from ALPS 25%"
+    assert plain.lines[0].get_xdata() == pytest.approx([6, 12, 18])
+    assert [text.get_text() for text in axes.texts] == ["0%", "25%", "50%"] * 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import Round, register
 from sparsebert.lottery.methods.metric_search import MetricThresholdSearch
 from sparsebert.lottery.option_help import ACCUMULATE
+from sparsebert.lottery.start_ticket import require_biases_kept
 from sparsebert.pruning.gates import GateSite, gate_sites, gated
 from sparsebert.pruning.greedy_search import Scored, Search
 from sparsebert.pruning.head_mlp_masks import UnitMasks
@@ -34,12 +35,17 @@ class ImportanceSearch(MetricThresholdSearch):
     MLP (see :class:`sparsebert.pruning.greedy_search.Search`). Importance is summed over ``batches`` batches
     of the training data (see :class:`MetricThresholdSearch`).
 
+    From a start ticket, the first round trains that ticket, and the search goes on from its heads and MLPs:
+    ``threshold`` is then a share of the metric of the trained start ticket.
+
     Attributes:
         accumulate: Never clear the gradients of the masks between batches, as in the published code.
         share_of_heads: Share of all heads that a step masks.
         rescore: Recompute the scores after a rejected mask. The published code continues with the scores of
             the rejected mask.
     """
+
+    takes_start_ticket: ClassVar[bool] = True
 
     accumulate: bool = field(default=False, metadata=ACCUMULATE)
     share_of_heads: float = field(
@@ -57,6 +63,9 @@ class ImportanceSearch(MetricThresholdSearch):
 
     def require_units(self, granularity: str, scope: str) -> None:
         require_heads_and_mlps(self.name, granularity)
+
+    def require_start(self, start: Ticket, model: nn.Module, config: RunConfig, steps: int) -> None:
+        require_biases_kept(start, self.name, removes_mlps=True)
 
     def find_ticket(self, experiment: Experiment, config: RunConfig, folder: Path, round_: Round) -> Ticket:
         """Search for the smallest ticket that maintains the metric.
@@ -84,8 +93,13 @@ class ImportanceSearch(MetricThresholdSearch):
             trace.append({"heads": int(masks.heads.sum()), "mlps": int(masks.mlps.sum()), "metric": metric})
 
         search = Search(self.threshold, self.share_of_heads, self.rescore)
-        masks = search(UnitMasks.whole(model), score, record)
-        return masks.ticket(model, {"method": self.name, "seed": settings.seed, "search": trace})
+        start = config.start_ticket
+        first = UnitMasks.whole(model) if start is None else UnitMasks.of(start, model)
+        masks = search(first, score, record)
+        metadata = {"method": self.name, "seed": settings.seed, "search": trace}
+        if start is not None:
+            metadata["history"] = [*start.metadata["history"], {"operation": "search", "method": self.name}]
+        return masks.ticket(model, metadata)
 
 
 def head_mlp_sites(model: nn.Module) -> dict[str, GateSite]:

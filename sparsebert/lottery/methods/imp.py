@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import ClassVar
 
 from sparsebert.lottery.method import Head, LotteryMethod, Rewind, Round, Source, register
 from sparsebert.lottery.option_help import HEAD, REWIND, SHARE, STEP
@@ -26,10 +27,15 @@ class IterativeMagnitude(LotteryMethod):
     the Lottery Ticket Hypothesis"; ``rewind="learning-rate"`` gives Renda et al. 2020, "Comparing Rewinding
     and Fine-tuning in Neural Network Pruning".
 
+    From a start ticket, the first round trains that ticket instead of the dense model, and rounds at or below
+    its sparsity are left out.
+
     Attributes:
         step: Share of the weights that a round prunes.
         share: Whether ``step`` counts original or remaining weights.
     """
+
+    takes_start_ticket: ClassVar[bool] = True
 
     head: Head = field(default=Head.KEEP, metadata=HEAD)
     step: float = field(default=0.1, metadata=STEP)

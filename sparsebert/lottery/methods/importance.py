@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import ClassVar
 
 from sparsebert.lottery.method import NeedsBatches, Round, Source, register
 from sparsebert.lottery.option_help import ACCUMULATE
@@ -21,7 +22,12 @@ class Importance(NeedsBatches):
     Granularity is head, neuron, mlp, "head+neuron" or "head+mlp". With ``scope="type"`` the same share of
     each kind is pruned; with "global" the kinds compete. :class:`sparsebert.pruning.HeadImportance` describes
     ``accumulate``, ``per_example``, ``per_token`` and ``keep_a_head``.
+
+    From a start ticket, the first round trains that ticket instead of the dense model, and what it prunes
+    stays pruned.
     """
+
+    takes_start_ticket: ClassVar[bool] = True
 
     accumulate: bool = field(default=False, metadata=ACCUMULATE)
     per_example: bool = field(default=False, metadata={"help": "sum absolute gradients over examples"})

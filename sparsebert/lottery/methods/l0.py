@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from sparsebert.lottery.mask_learning_method import PenaltyMethod
 from sparsebert.lottery.method import register
@@ -19,6 +20,8 @@ class HardConcrete(PenaltyMethod):
     """
 
     rule_type = HardConcreteRule
+    # Gates are random numbers: while they are trained, there is no mask to start from.
+    takes_start_ticket: ClassVar[bool] = False
 
     scores_learning_rate: float = field(
         default=HardConcreteRule.scores_learning_rate, metadata=SCORES_LEARNING_RATE
