@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sparsebert.bert import resolve
 from sparsebert.one_shot.budgets import Option, choose
-from sparsebert.one_shot.calibration import Residuals, TokenFilter, stage_moments
+from sparsebert.one_shot.calibration import TokenFilter, require_finite
+from sparsebert.one_shot.dense_stream import DenseStream
 from sparsebert.one_shot.layer_problem import LayerProblem, SingularHessianError, Target
 from sparsebert.one_shot.methods.sparsegpt import SparseGPT
 from sparsebert.one_shot.moments import Moments
@@ -125,30 +126,38 @@ def matrices_alone(
         keys: The matrices.
         batches: Calibration batches.
     """
-    keys, residuals = list(dict.fromkeys(keys)), Residuals(model)
+    keys = list(dict.fromkeys(keys))
     fitted, judged = _parts(batches)
     tokens = TokenFilter(judged)
     with evaluating(model):
-        dense = _chain(model, keys, judged)
+        dense = segments_of(model, keys, judged)
+        for index in range(1, len(dense)):
+            dense[index] = dense[index - 1].following(dense[index])
         wanted = list(tokens(dense[-1].outputs()))
         energy = sum(float(states.square().sum()) for states in wanted)
 
-        def change(index: int) -> float:
-            segment = dense[index]
+        def change(index: int, segment: Segment) -> float:
             for following in dense[index + 1 :]:
                 segment = segment.following(following)
             pairs = zip(tokens(segment.outputs()), wanted, strict=True)
             return sum(float((ours - theirs).square().sum()) for ours, theirs in pairs) / energy
 
-        for index, segment in enumerate(_chain(model, keys, fitted)):
+        segments = segments_of(model, keys, fitted)
+        stream = DenseStream(segments[0], TokenFilter(fitted))
+        for index, segment in enumerate(segments):
+            if index:
+                stream.follow(segment)
+            own = dense[index]
             for stage in segment.stages:
-                moments = stage_moments(stage, segment, None, TokenFilter(fitted), residuals)
+                moments = require_finite(Moments.of(stream.of(stage).inputs or ()), stage[0])
                 # Without pruned layers before it, a matrix sees the dense model's inputs.
                 moments = replace(moments, dense_second=moments.second, dense_mean=moments.mean)
                 for key in stage:
                     weight = read_matrix(model, key, None).double()
-                    alone = Change(resolve(model, key), weight, moments, partial(change, index))
+                    alone = Change(resolve(model, key), weight, moments, partial(change, index, own))
                     yield key, moments.problem(key, weight, alone.bias is not None), alone
+                if own.is_layer:
+                    own = own.with_final(stage)
 
 
 @dataclass(frozen=True)
@@ -192,14 +201,6 @@ def _pruned_alone(problem: LayerProblem, target: Target) -> Tensor:
         return SparseGPT().prune_layer(problem, target).weight
     except SingularHessianError:
         return problem.weight.where(target.choose(problem.weight.abs()), 0.0)
-
-
-def _chain(model: nn.Module, keys: Sequence[str], batches: Sequence[Mapping[str, Any]]) -> list[Segment]:
-    """Return the segments of the model, each with the hidden states that reach it."""
-    chain = segments_of(model, keys, batches)
-    for index in range(1, len(chain)):
-        chain[index] = chain[index - 1].following(chain[index])
-    return chain
 
 
 def _parts(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from sparsebert.one_shot.triangular import inverse_of_lower
 from sparsebert.pruning.granularity import Granularity, keep_n_of_m
 from sparsebert.pruning.panel_rounding import round_panels
 from sparsebert.pruning.top_k import ranked, select_top
@@ -40,6 +41,7 @@ class LayerProblem:
     weight: Tensor
     hessian: Tensor
     tokens: int
+    _factors: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def error(self, weight: Tensor) -> float:
         """Return the share of the outputs' energy that ``weight`` (float64 [out, in]) loses.
@@ -69,15 +71,17 @@ class LayerProblem:
 
         Raises SingularHessianError, naming the matrix, if the damped Hessian is not positive definite.
         """
-        lower, failed = torch.linalg.cholesky_ex(self.damped_hessian(damping))
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if damping in self._factors:
+            return self._factors[damping]
+        # With rows and columns in reverse order, H = L L^T gives H = R R^T with an upper R: U is R^-1.
+        lower, failed = torch.linalg.cholesky_ex(self.damped_hessian(damping).flip(0, 1))
         if failed:
             raise SingularHessianError(
                 f"the Hessian of {self.key} is singular with damping {damping:g}: {self.tokens} calibration "
                 "tokens are too few or too alike; pass more texts, a larger damping, or allow magnitude there"
             )
-        return upper
+        self._factors[damping] = inverse_of_lower(lower).flip(0, 1)
+        return self._factors[damping]
 
 
 @dataclass(frozen=True)

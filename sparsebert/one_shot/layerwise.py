@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import resolve
-from sparsebert.one_shot.calibration import Residuals, TokenFilter, stage_moments
+from sparsebert.one_shot.calibration import Residuals, TokenFilter, require_finite
+from sparsebert.one_shot.dense_stream import DenseStream
 from sparsebert.one_shot.layer_problem import (
     LayerMethod,
     LayerProblem,
@@ -99,25 +101,33 @@ class LayerwiseRun:
         work = _Work({key: _cost(target) for key, target in self.targets.items()}, self.saved.errors)
         residuals = Residuals(self.model)
         segment = segments[0]
-        dense = segment.twin() if self.asymmetric else None
+        dense = None
+        if self.asymmetric:
+            # A layer shows what it has to before it is pruned.
+            reference = segment if segment.is_layer else segment.twin()
+            dense = DenseStream(reference, tokens, residuals)
         for following in (*segments[1:], None):
             for keys in segment.stages:
                 if all(map(self.saved.has, keys)):
                     self._restore(keys)
                     continue
-                moments = stage_moments(keys, segment, dense, tokens, residuals)
+                moments = _moments(keys, segment, dense, tokens, residuals)
                 for key in (key for key in keys if key in self.targets):
                     problem, pruned = self._prune_matrix(key, moments)
                     self.errors[key] = problem.error(pruned.weight)
                     work.finish(key)
                     if progress is not None:
                         progress(work.report(key, self.errors[key], 1 - float(pruned.mask.double().mean())))
+                del moments
+                if segment.is_layer:
+                    segment = segment.with_final(key for key in keys if segment.is_narrow(key))
             ran = {key for keys in segment.stages for key in keys}
             finished = [key for key in self.targets if key in ran and not self.saved.has(key)]
             self.saved.add(self._tensors(finished), {key: self.errors[key] for key in finished})
             if following is not None:
-                dense = None if dense is None else dense.following(following.twin())
                 segment = segment.following(following)
+                if dense is not None:
+                    dense.follow(following)
 
     def _prune_matrix(self, key: str, moments: Moments) -> tuple[LayerProblem, PrunedMatrix]:
         """Prune a matrix and write weights and bias into the model."""
@@ -157,6 +167,36 @@ class LayerwiseRun:
             self.errors[key] = self.saved.errors[key]
             for name, parameter in resolve(self.model, key).named_parameters(recurse=False):
                 parameter.copy_(self.saved.tensors[f"{key}.{name}"])
+
+
+@torch.no_grad()
+def _moments(
+    keys: Sequence[str],
+    segment: Segment,
+    dense: DenseStream | None,
+    tokens: TokenFilter,
+    residuals: Residuals,
+) -> Moments:
+    """Return the moments of a stage's inputs.
+
+    Args:
+        keys: The matrices of the stage.
+        segment: The segment, pruned up to this stage, with the pruned model's activations.
+        dense: The dense model's activations; None to compute without them.
+        tokens: Selects tokens.
+        residuals: Notes what residual connections have lost.
+
+    Raises:
+        ValueError: An input is NaN or infinite; the message names the matrix.
+    """
+    pruned: Iterable[Tensor] = tokens(segment.inputs(keys[0]))
+    if dense is None:
+        return require_finite(Moments.of(pruned), keys[0])
+    shown = dense.of(keys)
+    if shown.inputs is not None and residuals.starts_at(keys):
+        pruned = list(pruned)
+        residuals.note(keys, shown.inputs, pruned)
+    return require_finite(Moments.of(pruned, shown.inputs, residuals.of(keys), shown.outputs), keys[0])
 
 
 def _cost(target: Target) -> float:
