@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -16,6 +15,7 @@ from sparsebert.bert import resolve
 from sparsebert.one_shot.budgets import Option, choose
 from sparsebert.one_shot.calibration import TokenFilter, require_finite
 from sparsebert.one_shot.dense_stream import DenseStream
+from sparsebert.one_shot.error_curves import FIXED_DENSITIES, ErrorCurve
 from sparsebert.one_shot.layer_problem import LayerProblem, SingularHessianError, Target
 from sparsebert.one_shot.methods.sparsegpt import SparseGPT
 from sparsebert.one_shot.moments import Moments
@@ -31,39 +31,12 @@ GRID, SPAN = 48, 6.0
 MEASURED = (0.4, 1.0)
 
 
-@dataclass(frozen=True)
-class ErrorCurve:
-    """What pruning one matrix alone costs the model, against the density of the matrix.
-
-    The logarithm of the error is close to a straight line over the density; two points fix it.
-
-    Attributes:
-        level: Logarithm of the error at density 0.
-        slope: Its change with density; negative.
-    """
-
-    level: float
-    slope: float
-
-    @classmethod
-    def through(cls, first: tuple[float, float], second: tuple[float, float]) -> ErrorCurve:
-        """Return the curve through two points (density, error), the lower density first."""
-        (low, more), (high, less) = first, second
-        tiny = 1e-30
-        slope = (math.log(max(less, tiny)) - math.log(max(more, tiny))) / (high - low)
-        slope = min(slope, 0.0)
-        return cls(math.log(max(less, tiny)) - slope * high, slope)
-
-    def at(self, density: float) -> float:
-        """Return the error at a density; 0 at density 1."""
-        return 0.0 if density >= 1 else math.exp(self.level + self.slope * density)
-
-
 @torch.no_grad()
 def allocated(
     model: nn.Module,
     targets: Mapping[str, Target],
     batches: Sequence[Mapping[str, Any]],
+    curves: Mapping[str, ErrorCurve] | None = None,
 ) -> dict[str, Target]:
     """Return the targets with the densities that cost the model least, at the same mean density.
 
@@ -75,10 +48,11 @@ def allocated(
         model: The dense model; unchanged at the end.
         targets: Targets by key, each at the mean density.
         batches: Calibration batches, of which the first texts are used.
+        curves: The error curve of each matrix; None to measure them around the mean density.
     """
     density = float(next(iter(targets.values())).density)
-    low, high = (share * density for share in MEASURED)
-    curves = error_curves(model, targets, batches, (low, high))
+    if curves is None:
+        curves = error_curves(model, targets, batches, [share * density for share in MEASURED])
     weights = {key: target.group.weights for key, target in targets.items()}
     budget = density * sum(weights.values())
     lowest = density / SPAN
@@ -101,17 +75,28 @@ def error_curves(
     model: nn.Module,
     targets: Mapping[str, Target],
     batches: Sequence[Mapping[str, Any]],
-    densities: tuple[float, float],
+    densities: Sequence[float],
 ) -> dict[str, ErrorCurve]:
-    """Measure the curve of each matrix at two densities, the lower first; see :func:`allocated`."""
-    curves: dict[str, ErrorCurve] = {}
+    """Measure the curve of each matrix at two or more densities, ascending; see :func:`allocated`."""
+    points = error_points(model, targets, batches, densities)
+    return {key: ErrorCurve.through(*each) for key, each in points.items()}
+
+
+@torch.no_grad()
+def error_points(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    batches: Sequence[Mapping[str, Any]],
+    densities: Sequence[float] = FIXED_DENSITIES,
+) -> dict[str, list[tuple[float, float]]]:
+    """Return points (density, error) of the curve of each matrix; see :func:`allocated`."""
+    points: dict[str, list[tuple[float, float]]] = {}
     for key, problem, change in matrices_alone(model, targets, batches):
-        points = []
+        points[key] = []
         for density in densities:
             target = replace(targets[key], density=Fraction(density).limit_denominator(10**6))
-            points.append((density, change(_pruned_alone(problem, target))))
-        curves[key] = ErrorCurve.through(*points)
-    return curves
+            points[key].append((density, change(_pruned_alone(problem, target))))
+    return points
 
 
 def matrices_alone(

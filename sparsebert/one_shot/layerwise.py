@@ -26,6 +26,9 @@ from sparsebert.one_shot.progress_file import ProgressFile
 from sparsebert.one_shot.segments import Segment
 from sparsebert.pruning.read_matrices import read_matrix
 
+# Bytes of the outputs of a matrix up to which they are noted rather than computed again.
+_NOTED = 1 << 26
+
 
 @dataclass(frozen=True)
 class Report:
@@ -120,7 +123,7 @@ class LayerwiseRun:
                         progress(work.report(key, self.errors[key], 1 - float(pruned.mask.double().mean())))
                 del moments
                 if segment.is_layer:
-                    segment = segment.with_final(key for key in keys if segment.is_narrow(key))
+                    segment = segment.with_final(key for key in keys if segment.output_bytes(key) < _NOTED)
             ran = {key for keys in segment.stages for key in keys}
             finished = [key for key in self.targets if key in ran and not self.saved.has(key)]
             self.saved.add(self._tensors(finished), {key: self.errors[key] for key in finished})

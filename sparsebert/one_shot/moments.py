@@ -13,7 +13,7 @@ from sparsebert.one_shot.layer_problem import LayerProblem
 # Share of the mean diagonal that holds the least-squares weights to the dense ones, as SparseGPT's damping.
 _DAMPING = 0.01
 # Columns of x whose products with those at their right are computed at once.
-_COLUMNS = 512
+_COLUMNS = 256
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
+    from sparsebert.one_shot.error_curves import ErrorCurves
     from sparsebert.one_shot.layerwise import Report
     from sparsebert.one_shot.prune_model import ModelMethod
     from sparsebert.one_shot.prune_units import UnitMethod
@@ -57,6 +58,7 @@ def prune_(
     filter: Filter | None = None,
     magnitude_where_singular: bool = False,
     checkpoint: Path | None = None,
+    curves: ErrorCurves | None = None,
     progress: Callable[[Report], None] | None = None,
 ) -> Ticket:
     """Prune a model by calibration data, and write the weights that stay, changed, into the model.
@@ -93,6 +95,8 @@ def prune_(
         magnitude_where_singular: Prune a matrix whose Hessian is singular by magnitude, instead of failing.
         checkpoint: File that holds the finished layers; a call that was killed goes on after the last of
             them. The caller deletes it once the result is safe.
+        curves: Keeps what ``allocate="error"`` measures for other calls with the same model, data and
+            granularity: it is measured once, at densities that serve every sparsity.
         progress: Called after each matrix.
 
     Returns:
@@ -105,15 +109,16 @@ def prune_(
             model's positions; activations are not finite; a Hessian is singular.
     """
     # Late, here and below: importing sparsebert stays quick.
-    from sparsebert.one_shot.allocation import allocated
+    from sparsebert.one_shot.allocation import allocated, error_points
     from sparsebert.one_shot.calibration import TokenFilter, calibration_batches, describe_batches
+    from sparsebert.one_shot.error_curves import FIXED_DENSITIES, ErrorCurve
     from sparsebert.one_shot.layerwise import LayerwiseRun
     from sparsebert.one_shot.progress_file import ProgressFile
     from sparsebert.one_shot.prune_model import prune_model_
     from sparsebert.one_shot.prune_units import prune_units_
     from sparsebert.one_shot.segments import segments_of
     from sparsebert.one_shot.unit_columns import prune_sources_, reader_of
-    from sparsebert.one_shot.unit_table import allocated_units
+    from sparsebert.one_shot.unit_table import Row, allocated_units, table_by_weights
 
     for name, value, values in (("reproduce", reproduce, REPRODUCE), ("allocate", allocate, ALLOCATE)):
         if value is not None and value not in values:
@@ -123,6 +128,7 @@ def prune_(
         _require_layerwise(
             pruning_method.name,
             densities=densities,
+            curves=curves,
             block_size=block_size,
             round_to=round_to,
             include_pooler=include_pooler,
@@ -144,6 +150,7 @@ def prune_(
         _require_layerwise(
             pruning_method.name,
             densities=densities,
+            curves=curves,
             checkpoint=checkpoint,
             magnitude_where_singular=magnitude_where_singular,
             reproduce="" if reproduce == "dense" else reproduce,
@@ -204,11 +211,27 @@ def prune_(
     step |= {"round_to": round_to} if round_to else {}
     step |= {"densities": {key: float(share) for key, share in shares.items()}} if densities else {}
     before = weight_hash(model)
+    measured = {
+        "weights": before,
+        "calibration": step["calibration"],
+        "units": [granularity, block_size, round_to, sorted(targets)],
+        "by": [layer_method.name, step["options"]] if by_units else list(FIXED_DENSITIES),
+    }
+    if curves is not None and allocate == "error":
+        step["curves"] = measured["by"]
     saved = ProgressFile(checkpoint, {**step, "weights": before})
     if allocate == "error" and by_units:
-        targets = allocated_units(model, groups, targets, batches, layer_method)
+        table = None
+        if curves is not None:
+            points = curves.points(measured, partial(table_by_weights, model, groups, batches, layer_method))
+            table = {key: [Row(int(kept), *rest) for kept, *rest in rows] for key, rows in points.items()}
+        targets = allocated_units(model, groups, targets, batches, layer_method, table=table)
     elif allocate == "error":
-        targets = allocated(model, targets, batches)
+        by_key = None
+        if curves is not None:
+            points = curves.points(measured, partial(error_points, model, targets, batches))
+            by_key = {key: ErrorCurve.through(*each) for key, each in points.items()}
+        targets = allocated(model, targets, batches, by_key)
     run = LayerwiseRun(
         model, layer_method, targets, step["reproduce"] == "dense", magnitude_where_singular, saved
     )

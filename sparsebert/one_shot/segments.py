@@ -33,6 +33,12 @@ class Call:
         """Return the same call with other hidden states, the first argument."""
         return Call((states, *self.args[1:]), self.kwargs)
 
+    @property
+    def states(self) -> Tensor:
+        """The first tensor among the arguments: the hidden states, where the module is a layer."""
+        values = (*self.args, *self.kwargs.values())
+        return next(value for value in values if isinstance(value, Tensor))
+
     def shares_options(self, other: Call) -> bool:
         """Whether all arguments but the hidden states are those of another call."""
         ours, theirs = ((*call.args[1:], *call.kwargs.values()) for call in (self, other))
@@ -87,8 +93,14 @@ class Segment:
 
     def is_narrow(self, key: str) -> bool:
         """Whether a matrix has no more outputs than inputs."""
-        rows, columns = self.matrix(key).weight.shape  # type: ignore[misc]
-        return bool(rows <= columns)
+        weight: Any = self.matrix(key).weight
+        return bool(weight.shape[0] <= weight.shape[1])
+
+    def output_bytes(self, key: str) -> int:
+        """Return the bytes of the outputs of a matrix for all calls of a layer."""
+        weight: Any = self.matrix(key).weight
+        tokens = sum(call.states.shape[:-1].numel() for call in self.calls)
+        return int(tokens * weight.shape[0] * weight.itemsize)
 
     def inputs(self, key: str) -> Iterator[Tensor]:
         """Yield the input of a matrix for each batch, without running what follows it."""
@@ -167,7 +179,7 @@ def segments_of(model: nn.Module, keys: Sequence[str], batches: Sequence[Mapping
             else:
                 model(**batch)
         chained = chained and [link.layer for link in links] == layers
-        chained = chained and all(one.states is two.call.args[0] for one, two in pairwise(links))
+        chained = chained and all(one.states is two.entering for one, two in pairwise(links))
         if not chained:
             return [_segment(model, model, order, [Call((), dict(batch)) for batch in batches])]
         shared = shared and all(link.call.shares_options(links[0].call) for link in links)
@@ -183,6 +195,11 @@ class _Link(NamedTuple):
     call: Call
     states: Tensor
 
+    @property
+    def entering(self) -> Any:
+        """The first positional argument; None without one."""
+        return self.call.args[0] if self.call.args else None
+
 
 @contextlib.contextmanager
 def _links(layers: Sequence[nn.Module]) -> Iterator[list[_Link]]:
@@ -190,7 +207,7 @@ def _links(layers: Sequence[nn.Module]) -> Iterator[list[_Link]]:
     links: list[_Link] = []
 
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        links.append(_Link(layer, Call(args or (None,), kwargs), _states(output)))
+        links.append(_Link(layer, Call(args, kwargs), _states(output)))
 
     handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
     try:
