@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -54,6 +55,7 @@ class DenseStream:
             return
         narrow = [keys[0] for keys in segment.stages if self._shows_outputs(keys)]
         wide = [keys[0] for keys in segment.stages if keys[0] not in narrow]
+        self._segment = replace(segment, calls=())
         for seen in segment.passes(wide, narrow):
             self._states.append(seen.states)
             for noted, lists in ((seen.inputs, self._inputs), (seen.outputs, self._outputs)):

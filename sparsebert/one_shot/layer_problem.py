@@ -61,7 +61,9 @@ class LayerProblem:
         diagonal = self.hessian.diagonal()
         mean = diagonal.mean()
         extra = torch.full_like(diagonal, float(damping * mean))
-        return self.hessian + torch.diag(extra.masked_fill(diagonal == 0, float(_DEAD * mean)))
+        damped = self.hessian.clone()
+        damped.diagonal().add_(extra.masked_fill_(diagonal == 0, float(_DEAD * mean)))
+        return damped
 
     def inverse_factor(self, damping: float) -> Tensor:
         """Return the upper Cholesky factor U of the inverse of the damped Hessian, H^-1 = U^T U.

@@ -98,52 +98,52 @@ class LayerwiseRun:
     errors: dict[str, float] = field(default_factory=dict)
 
     def prune(
-        self, segments: Sequence[Segment], tokens: TokenFilter, progress: Callable[[Report], None] | None
+        self, segments: list[Segment], tokens: TokenFilter, progress: Callable[[Report], None] | None
     ) -> None:
-        """Prune segment by segment, each on the outputs of the pruned ones before it."""
+        """Prune segment by segment, each on the outputs of the pruned ones before it; empties the list."""
         work = _Work({key: _cost(target) for key, target in self.targets.items()}, self.saved.errors)
         residuals = Residuals(self.model)
-        segment = segments[0]
+        segment = segments.pop(0)
         dense = None
         if self.asymmetric:
             # A layer shows what it has to before it is pruned.
-            reference = segment if segment.is_layer else segment.twin()
-            dense = DenseStream(reference, tokens, residuals)
-        for following in (*segments[1:], None):
+            dense = DenseStream(segment if segment.is_layer else segment.twin(), tokens, residuals)
+        while True:
             for keys in segment.stages:
                 if all(map(self.saved.has, keys)):
                     self._restore(keys)
                     continue
                 moments = _moments(keys, segment, dense, tokens, residuals)
                 for key in (key for key in keys if key in self.targets):
-                    problem, pruned = self._prune_matrix(key, moments)
-                    self.errors[key] = problem.error(pruned.weight)
+                    self._prune_matrix(key, moments)
                     work.finish(key)
                     if progress is not None:
-                        progress(work.report(key, self.errors[key], 1 - float(pruned.mask.double().mean())))
-                del moments
+                        kept = int(self.masks[key].count_nonzero()) / self.masks[key].numel()
+                        progress(work.report(key, self.errors[key], 1 - kept))
+                del moments  # before those of the next stage
                 if segment.is_layer:
                     segment = segment.with_final(key for key in keys if segment.output_bytes(key) < _NOTED)
             ran = {key for keys in segment.stages for key in keys}
             finished = [key for key in self.targets if key in ran and not self.saved.has(key)]
             self.saved.add(self._tensors(finished), {key: self.errors[key] for key in finished})
-            if following is not None:
-                segment = segment.following(following)
-                if dense is not None:
-                    dense.follow(following)
+            if not segments:
+                return
+            following = segments.pop(0)
+            segment = segment.following(following)
+            if dense is not None:
+                dense.follow(following)
 
-    def _prune_matrix(self, key: str, moments: Moments) -> tuple[LayerProblem, PrunedMatrix]:
+    def _prune_matrix(self, key: str, moments: Moments) -> None:
         """Prune a matrix and write weights and bias into the model."""
         module: Any = resolve(self.model, key)
         weight = read_matrix(self.model, key, None).double()
         bias = module._parameters.get("bias")
         problem = moments.problem(key, weight, bias is not None)
         pruned = self._solve(problem, self.targets[key])
-        self.masks[key] = pruned.mask
+        self.masks[key], self.errors[key] = pruned.mask, problem.error(pruned.weight)
         module.weight.copy_(pruned.weight)
         if bias is not None:
             bias.copy_(moments.bias(bias.detach().cpu().double(), weight, pruned.weight))
-        return problem, pruned
 
     def _solve(self, problem: LayerProblem, target: Target) -> PrunedMatrix:
         try:

@@ -118,15 +118,16 @@ class Moments:
             wanted = weight @ about_mean(self.dense_second, self.dense_mean)
         if self.residual_second is not None:
             wanted += about_mean(self.residual_second, self.residual_mean)
-        pull = _DAMPING * second.diagonal().mean() + torch.finfo(torch.float64).tiny
-        ridge = second.clone()
-        ridge.diagonal().add_(pull)
+        diagonal = second.diagonal().clone()
+        pull = _DAMPING * diagonal.mean() + torch.finfo(torch.float64).tiny
         wanted.add_(pull * weight)
-        lower, failed = torch.linalg.cholesky_ex(ridge)
+        second.diagonal().add_(pull)
+        lower, failed = torch.linalg.cholesky_ex(second)
         # Inputs that are all alike have no covariance but rounding errors, and no factor.
         solution = (
-            torch.linalg.solve(ridge, wanted.t()) if failed else torch.cholesky_solve(wanted.t(), lower)
+            torch.linalg.solve(second, wanted.t()) if failed else torch.cholesky_solve(wanted.t(), lower)
         )
+        second.diagonal().copy_(diagonal)
         return LayerProblem(key, solution.t().contiguous(), second.mul_(2), self.tokens)
 
     def bias(self, bias: Tensor, weight: Tensor, pruned: Tensor) -> Tensor:

@@ -10,12 +10,17 @@ from torch import Tensor, nn
 
 
 @contextlib.contextmanager
-def noting_inputs(matrices: Mapping[str, nn.Module], noted: dict[str, Tensor]) -> Iterator[None]:
-    """Note copies of the inputs of matrices, by key: a module may change its activations in place."""
+def noting_inputs(
+    matrices: Mapping[str, nn.Module], noted: dict[str, Tensor], states: Tensor | None = None
+) -> Iterator[None]:
+    """Note the inputs of matrices, by key: copies, for a module may change its activations in place.
+
+    The hidden states that enter the module are not copied.
+    """
 
     def note(key: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            noted[key] = args[0].clone()
+            noted[key] = args[0] if args[0] is states else args[0].clone()
 
         return hook
 

@@ -117,7 +117,7 @@ class Segment:
 
         def run(call: Call) -> Pass:
             seen: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
-            with noting_inputs(read, seen[0]), noting_outputs(returned, seen[1]):
+            with noting_inputs(read, seen[0], call.states), noting_outputs(returned, seen[1]):
                 return Pass(_states(self.module(*call.args, **call.kwargs)), *seen)
 
         yield from self._run(run)

@@ -76,7 +76,8 @@ class Alps:
         """Find the support and its weights; see :class:`~sparsebert.one_shot.LayerMethod`."""
         damped = problem.damped_hessian(self.damping)
         scale = damped.diagonal().sqrt()
-        hessian = (damped / scale / scale[:, None]).to(_DTYPES[self.dtype])
+        hessian = damped.div_(scale).div_(scale[:, None]).to(_DTYPES[self.dtype])
+        del damped
         weight = (problem.weight * scale).to(hessian.dtype)
         goal = weight @ hessian
         if target.mask is not None:
