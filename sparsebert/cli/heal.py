@@ -35,7 +35,11 @@ def heal(
         typer.Option(help="optimizer steps, instead of --minutes: the same result in every run on a machine"),
     ] = None,
     texts_column: Annotated[
-        str | None, typer.Option(help="column of --texts [default: text, sentence or content]")
+        str | None,
+        typer.Option(
+            help="column of --texts, or two columns of texts that the model reads together: "
+            "premise,hypothesis [default: text, sentence or content]"
+        ),
     ] = None,
     learning_rate: Annotated[
         float | None,
@@ -74,9 +78,12 @@ def heal(
     from sparsebert.lottery.find_runs import load_ticket
     from sparsebert.report.healing_tables import healing_lines
     from sparsebert.tasks.models import skeleton
-    from sparsebert.tasks.texts import read_texts
+    from sparsebert.tasks.texts import read_pairs, read_texts
     from sparsebert.workflows.heal import heal as heal_model
 
+    columns = tuple(part.strip() for part in (texts_column or "").split(","))
+    if len(columns) > 2 or (len(columns) == 2 and not all(columns)):
+        raise ValueError(f"--texts-column takes one column, or two: a,b; got {texts_column!r}")
     settings = HealingSettings(
         minutes=10.0 if minutes is None else minutes,
         steps=steps,
@@ -91,7 +98,7 @@ def heal(
         healing = heal_model(
             model,
             output,
-            read_texts(texts, texts_column),
+            read_pairs(texts, columns) if len(columns) == 2 else read_texts(texts, texts_column),
             teacher=teacher,
             ticket=load_ticket(ticket, skeleton(model)) if ticket is not None else None,
             settings=settings,

@@ -20,7 +20,7 @@ from sparsebert.tickets.provenance import weight_hash
 from sparsebert.tickets.ticket import Ticket
 
 if TYPE_CHECKING:
-    from sparsebert.healing.texts import HealingTexts, Row
+    from sparsebert.healing.texts import HealingTexts, Row, Text
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Healing:
 
 def heal_(
     model: nn.Module,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     *,
     teacher: nn.Module,
     tokenizer: Any,
@@ -83,7 +83,8 @@ def heal_(
 
     Args:
         model: The pruned model, a Hugging Face model with plain linear layers.
-        texts: Texts like those that the model will read; a tenth chooses and a tenth judges.
+        texts: Texts like those that the model will read, or pairs of texts; a tenth chooses and a tenth
+            judges.
         teacher: The dense model, of the same architecture. It does not change.
         tokenizer: Tokenizer of both.
         ticket: Weights to keep at zero; None for the zeros in the encoder's weights.

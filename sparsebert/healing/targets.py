@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +56,10 @@ class Reader:
         """Whether the models have a head for a task."""
         return self._has_logits
 
-    def __call__(self, model: nn.Module, ids: Tensor) -> Targets:
-        """Return the targets for token ids, int64 [texts, tokens], none of them padding."""
+    def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Targets:
+        """Return the targets for inputs, int64 [texts, tokens], none of them padding."""
         part = model if self._has_logits else base_model(model)
-        output = part(input_ids=ids, output_hidden_states=True)
+        output = part(**inputs, output_hidden_states=True)
         # The first entry is the output of the embeddings.
         return Targets(torch.stack(output.hidden_states[1:]), self._logits(output))
 
@@ -121,17 +121,17 @@ class TargetCache:
         self._kept: dict[int, Targets] = {}
         self._size = 0
 
-    def __call__(self, texts: Sequence[int], ids: Tensor) -> Targets:
+    def __call__(self, texts: Sequence[int], inputs: Mapping[str, Tensor]) -> Targets:
         """Return the targets of texts of one length.
 
         Args:
             texts: Number of each text, by which its targets are kept.
-            ids: Their token ids, int64 [texts, tokens].
+            inputs: Their inputs, int64 [texts, tokens].
         """
         if all(text in self._kept for text in texts):
             return _joined([self._kept[text] for text in texts])
         with torch.no_grad():
-            targets = self._read(self._model, ids)
+            targets = self._read(self._model, inputs)
         # In bf16 from the start, so that a kept target is the target of the first time.
         targets = Targets(targets.states.bfloat16(), targets.logits)
         if self._size + targets.nbytes <= self._limit:

@@ -1,4 +1,4 @@
-"""Texts to heal with: encoded once, split into disjoint parts, and batched without padding."""
+"""Texts to heal with, or pairs of texts: encoded once, split into disjoint parts, batched without padding."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Token ids of a text.
-Row = tuple[int, ...]
+# A text, or a pair of texts that the model reads together.
+Text = str | tuple[str, str]
 
 # Share of the texts that decides when weights are kept, and share that judges the result; at most so many.
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 256
@@ -21,6 +21,23 @@ MIN_TEXTS = 100
 # A step's tokens are spread over so many batches, each of texts of one length: enough that a step sees texts
 # of several lengths, few enough that matrix products stay large.
 _BATCHES_IN_A_STEP = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """An encoded text, or pair of texts.
+
+    Attributes:
+        ids: Token ids.
+        segments: For each token of a pair, which text it is of, where the model reads that.
+    """
+
+    ids: tuple[int, ...]
+    segments: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -38,22 +55,28 @@ class HealingTexts:
     judge: tuple[Row, ...]
 
 
-def encode(texts: Sequence[str], tokenizer: Any, max_length: int, seed: int) -> HealingTexts:
+def encode(texts: Sequence[Text], tokenizer: Any, max_length: int, seed: int) -> HealingTexts:
     """Encode texts and split them.
 
     Texts with the same tokens count once, so that no text is in two parts.
 
     Args:
-        texts: The texts.
+        texts: The texts, or pairs of texts.
         tokenizer: Tokenizer of the model.
-        max_length: Tokens at which a text is cut.
+        max_length: Tokens at which a text is cut; of a pair, the longer text first.
         seed: Seed of the split.
 
     Raises:
         ValueError: There are fewer than ``MIN_TEXTS`` different texts.
     """
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
-    rows = list(dict.fromkeys(map(tuple, encoded)))
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+    segments = encoded.get("token_type_ids") if isinstance(texts[0], tuple) else None
+    rows = list(
+        dict.fromkeys(
+            Row(tuple(ids), None if segments is None else tuple(segments[index]))
+            for index, ids in enumerate(encoded["input_ids"])
+        )
+    )
     if len(rows) < MIN_TEXTS:
         raise ValueError(
             f"healing needs at least {MIN_TEXTS} different texts, got {len(rows)}: a tenth of them decides "
@@ -104,9 +127,12 @@ def training_steps(rows: Sequence[Row], tokens: int, seed: int) -> Iterator[list
         epoch += 1
 
 
-def tensor_of(rows: Sequence[Row], indices: Sequence[int], device: torch.device) -> Tensor:
-    """Return the token ids of texts of one length, int64 [texts, tokens]."""
-    return torch.tensor([rows[index] for index in indices], device=device)
+def inputs_of(rows: Sequence[Row], indices: Sequence[int], device: torch.device) -> dict[str, Tensor]:
+    """Return the inputs of a model for texts of one length, each int64 [texts, tokens]."""
+    inputs = {"input_ids": torch.tensor([rows[index].ids for index in indices], device=device)}
+    if rows[indices[0]].segments is not None:
+        inputs["token_type_ids"] = torch.tensor([rows[index].segments for index in indices], device=device)
+    return inputs
 
 
 def _by_length(rows: Sequence[Row], indices: Iterable[int]) -> dict[int, list[int]]:

@@ -18,7 +18,7 @@ from sparsebert.healing.schedule import Budget, warmed_and_decayed
 from sparsebert.healing.settings import HealingSettings
 from sparsebert.healing.student import Student
 from sparsebert.healing.targets import Reader, TargetCache
-from sparsebert.healing.texts import HealingTexts, batches_of_one_length, tensor_of, training_steps
+from sparsebert.healing.texts import HealingTexts, batches_of_one_length, inputs_of, training_steps
 from sparsebert.training.run_status import duration_text
 
 # The first learning rate to try, also where the budget is too small to try any; each next one is twice or
@@ -100,9 +100,9 @@ class Healer:
         rows, total = self._rows.judge, 0.0
         with torch.no_grad():
             for texts in batches_of_one_length(rows, self._settings.tokens):
-                ids = tensor_of(rows, texts, self._student.device)
-                target = self._held_out_targets([len(self._rows.validation) + text for text in texts], ids)
-                total += float(self._read.agreement(self._read(self._student.model, ids), target).sum())
+                inputs = inputs_of(rows, texts, self._student.device)
+                target = self._held_out_targets([len(self._rows.validation) + text for text in texts], inputs)
+                total += float(self._read.agreement(self._read(self._student.model, inputs), target).sum())
         return total / len(rows)
 
     def search(self) -> State:
@@ -199,9 +199,10 @@ class Healer:
         rows, total = self._rows.train, 0.0
         tokens = sum(len(texts) * len(rows[texts[0]]) for texts in batches)
         for texts in batches:
-            ids = tensor_of(rows, texts, self._student.device)
-            target = self._train_targets(texts, ids)
-            loss = self._read.loss(self._read(self._student.model, ids), target) * (ids.numel() / tokens)
+            inputs = inputs_of(rows, texts, self._student.device)
+            target = self._train_targets(texts, inputs)
+            share = len(texts) * len(rows[texts[0]]) / tokens
+            loss = self._read.loss(self._read(self._student.model, inputs), target) * share
             loss.backward()
             total += float(loss.detach())
         self._student.step(learning_rate)
@@ -214,9 +215,9 @@ class Healer:
         rows, total = self._rows.validation, 0.0
         with torch.no_grad():
             for texts in batches_of_one_length(rows, self._settings.tokens):
-                ids = tensor_of(rows, texts, self._student.device)
-                target = self._held_out_targets(texts, ids)
-                total += float(self._read.loss(self._read(self._student.model, ids), target)) * len(texts)
+                inputs = inputs_of(rows, texts, self._student.device)
+                target = self._held_out_targets(texts, inputs)
+                total += float(self._read.loss(self._read(self._student.model, inputs), target)) * len(texts)
         self._look_seconds = min(self._look_seconds, time.perf_counter() - began)
         return total / len(rows)
 

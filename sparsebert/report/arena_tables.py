@@ -19,6 +19,7 @@ from sparsebert.report.format import (
     workload_title,
 )
 from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_figure
+from sparsebert.report.point_labels import label_points
 from sparsebert.report.table import Cell, Table
 
 if TYPE_CHECKING:
@@ -76,20 +77,15 @@ def arena_figure(rows: Sequence[Record]) -> Figure:
         )
     front = sorted((row["latency_ms"]["median"], row["quality"]["keep"]) for row in rows if row["front"])
     axes.plot(*zip(*front, strict=True), color="0.5", linewidth=1, zorder=0, label="Pareto front")
-    for row in rows:
-        axes.annotate(
-            row["form"],
-            (row["latency_ms"]["median"], row["quality"]["keep"]),
-            xytext=(4, 5),
-            textcoords="offset points",
-            fontsize=7,
-        )
     axes.margins(x=0.15, y=0.12)
+    axes.set_xlim(left=0)
     axes.set_xlabel(f"ms for a batch of {rows[0]['workload']['batch']}")
     axes.set_ylabel(_quality_name(rows[0]))
     environment = machine_text(rows[0]["environment"])
     axes.set_title(f"{workload_title(rows[0]['workload'])}\n{environment}", fontsize=8, loc="left")
     axes.legend(frameon=False, fontsize=8)
+    points = [(row["latency_ms"]["median"], row["quality"]["keep"]) for row in rows]
+    label_points(axes, points, [baseline_name(row["form"], rows[0]["environment"]) for row in rows])
     return figure
 
 

@@ -32,7 +32,18 @@ def running_bytes(record: Record | None) -> float | None:
 
 def workload_title(workload: Record) -> str:
     """Return model, batch, dtype and threads in words."""
+    model, arithmetic = model_and_arithmetic(workload)
+    return f"{model}, {batch_text(workload)}, {arithmetic}"
+
+
+def model_and_arithmetic(workload: Record) -> tuple[str, str]:
+    """Return the model of a workload, and its dtype and threads, in words."""
     weights = ", random weights" if workload["random_weights"] else ""
+    return f"{workload['model']}{weights}", f"{workload['dtype']}, {threads_text(workload['threads'])}"
+
+
+def batch_text(workload: Record) -> str:
+    """Return the batches of a workload in words."""
     lengths = set(workload["lengths"])
     if len(lengths) == 1:
         tokens = f"{workload['lengths'][0]} tokens"
@@ -41,10 +52,7 @@ def workload_title(workload: Record) -> str:
         tokens = (
             f"{min(lengths)} to {max(lengths)} tokens ({padding:.0%} padding), {workload['batches']} batches"
         )
-    threads = threads_text(workload["threads"])
-    return (
-        f"{workload['model']}{weights}, batch {workload['batch']}, {tokens}, {workload['dtype']}, {threads}"
-    )
+    return f"batch {workload['batch']}, {tokens}"
 
 
 def granularity_text(ticket: Record) -> str:

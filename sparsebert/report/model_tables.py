@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sparsebert.report.format import (
     BUSY_NOTE,
@@ -11,10 +11,12 @@ from sparsebert.report.format import (
     WORKER_NOTE,
     Record,
     baseline_name,
+    batch_text,
     granularity_text,
     machine_text,
     megabytes,
     milliseconds,
+    model_and_arithmetic,
     rate,
     ratio_text,
     ratio_value,
@@ -193,13 +195,12 @@ def _named_ratio(ours: Record, baseline: str | None, doubt: str) -> str:
 
 
 def machine_tables(records: Iterable[Record]) -> list[Table]:
-    """Return a table with the machines side by side: each case against each machine's fastest dense model.
+    """Return tables with the machines side by side: each case against each machine's fastest dense model.
 
-    A machine is a CPU with the instruction set of the kernels, and a cap of oneDNN's if there is one.
+    A machine is a CPU with the instruction set of the kernels, and a cap of oneDNN's if there is one. Each
+    model has a table.
     """
-    machines: dict[str, None] = {}
-    cases: dict[str, dict[str, str]] = {}
-    busy = False
+    models: dict[str, dict[str, list[Record]]] = {}
     groups: dict[tuple[str, ...], dict[str, Record]] = {}
     for record in records:
         if record["kind"] == "bench":
@@ -210,28 +211,46 @@ def machine_tables(records: Iterable[Record]) -> list[Table]:
         ours = run.get("sparse")
         if ours is None or fastest is None or fastest not in ours["ratio"]:
             continue
-        doubt = "?" if ours["busy"] else ""
-        busy = busy or ours["busy"]
         cpu, *instructions = ours["environment"]["cpu"], *_instructions(ours["environment"])
         machine = f"{cpu} ({', '.join(filter(None, instructions))})"
-        machines[machine] = None
-        latency = f"{ours['latency_ms']['median']:.1f} ms"
-        cases.setdefault(bench_title(ours), {})[machine] = (
-            f"{ratio_value(ours['ratio'][fastest]['median'], doubt)} of {fastest} ({latency})"
-        )
-    if not cases:
-        return []
-    rows = tuple(
-        (case, *(cells.get(machine, MISSING) for machine in machines))
-        for case, cells in sorted(cases.items())
-    )
+        model = ", ".join(model_and_arithmetic(ours["workload"]))
+        models.setdefault(model, {}).setdefault(machine, []).append({**ours, "fastest": fastest})
+    return [_machine_table(model, machines) for model, machines in models.items()]
+
+
+def _machine_table(model: str, machines: Mapping[str, Sequence[Record]]) -> Table:
+    """Return the table of a model.
+
+    Args:
+        model: Model, dtype and threads in words.
+        machines: Sparse records of each machine; "fastest" names the fastest dense side.
+    """
+    cases: dict[tuple[str, ...], dict[str, str]] = {}
+    everything = [record for records in machines.values() for record in records]
+    for machine, records in machines.items():
+        for ours in records:
+            ratio = ratio_value(ours["ratio"][ours["fastest"]]["median"], "?" if ours["busy"] else "")
+            cells = cases.setdefault(_case(ours), {})
+            cells[machine] = f"{ratio} of {ours['fastest']} ({ours['latency_ms']['median']:.1f} ms)"
     notes = [
         "Speed-up over the fastest dense model of each machine, of any library in fp32, bf16 or int8, named "
-        "in each cell, with the sparse model's milliseconds a batch."
+        "in each cell, with the sparse model's milliseconds a batch; tolerance: the lowest precision that "
+        "the sparse model may compute in."
     ]
-    if busy:
+    if any(record["busy"] for record in everything):
         notes.append(BUSY_NOTE)
-    return [Table("Machines side by side", ("case", *machines), rows, tuple(notes))]
+    rows = [
+        (*case, *(cells.get(machine, MISSING) for machine in machines))
+        for case, cells in sorted(cases.items())
+    ]
+    columns = ("ticket", "tolerance", "batch", *machines)
+    return Table(f"Machines side by side: {model}", columns, tuple(rows), tuple(notes))
+
+
+def _case(record: Record) -> tuple[str, ...]:
+    ticket, tolerance = record["ticket"], record.get("tolerance") or "fp32"
+    name = f"{ticket['sparsity']:.0%} {granularity_text(ticket)}"
+    return name, tolerance, batch_text(record["workload"]).removeprefix("batch ")
 
 
 def _instructions(environment: Record) -> tuple[str, str]:

@@ -82,6 +82,10 @@ def _spread(value: Callable[[Record], float], format: str = ".3f") -> Cell:
     return cell
 
 
+def _of_healed(cell: Callable[[Record], str]) -> Cell:
+    return lambda group: next((cell(row["healed"]) for row in group["rows"] if "healed" in row), "–")
+
+
 _CASE: dict[str, Cell] = {
     "method": _first(lambda row: row["method"]),
     "reproduces": _first(lambda row: row["reproduce"] or "–"),
@@ -97,7 +101,6 @@ _PARTS: dict[str, tuple[str, dict[str, Cell], str]] = {
             **_CASE,
             "cosine": _spread(lambda row: row["cosine"]),
             "AUC": _spread(lambda row: row["auc"]),
-            "seconds": _spread(lambda row: row["seconds"], ".0f"),
             **_SETS,
         },
         _EMBEDDINGS_NOTE,
@@ -119,7 +122,14 @@ _PARTS: dict[str, tuple[str, dict[str, Cell], str]] = {
     ),
     "classifier": (
         "MiniLM trained on SST-2, then pruned on its unlabelled sentences",
-        {**_CASE, "accuracy": _spread(lambda row: row["accuracy"], ".1%"), **_SETS},
+        {
+            **_CASE,
+            "accuracy": _spread(lambda row: row["accuracy"], ".1%"),
+            **_SETS,
+            "healed (first set)": _of_healed(lambda healed: f"{healed['accuracy']:.1%}"),
+            "minutes": _of_healed(lambda healed: f"{healed['seconds'] / 60:.1f}"),
+            "threads": _of_healed(lambda healed: str(healed["threads"])),
+        },
         "",
     ),
     "cost": (

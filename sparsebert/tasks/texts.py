@@ -46,6 +46,30 @@ def read_texts(path: Path | str, column: str | None = None) -> list[str]:
     return texts
 
 
+def read_pairs(path: Path | str, columns: tuple[str, str]) -> list[tuple[str, str]]:
+    """Read pairs of texts that a model reads together; rows where one is blank are left out.
+
+    Args:
+        path: A table, as for :func:`read_texts`.
+        columns: The columns of the first and of the second text.
+
+    Raises:
+        ValueError, FileNotFoundError: As :func:`read_texts`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: pass a table of pairs")
+    if path.suffix.lower() == ".parquet":
+        rows = list(zip(*(_parquet(path, column) for column in columns), strict=True))
+    else:
+        rows = [tuple(row) for _, row in read_columns(path, list(columns))]
+    pairs = [(stripped(first), stripped(second)) for first, second in rows]
+    pairs = [pair for pair in pairs if all(pair)]
+    if not pairs:
+        raise ValueError(f"{path} holds no pair of texts in columns {columns[0]} and {columns[1]}")
+    return pairs
+
+
 def text_batches(
     texts: Sequence[str],
     tokenizer: Any,

@@ -11,6 +11,7 @@ from typing import Any
 from sparsebert.compact import expand_
 from sparsebert.healing.heal import Healing, heal_, zeros_of
 from sparsebert.healing.settings import MAX_LENGTH, HealingSettings
+from sparsebert.healing.texts import Text
 from sparsebert.hf.attach_quantizer import has_quantizer, recorded_option
 from sparsebert.hf.model_card import extend_card, extend_card_of_dense
 from sparsebert.hf.sentence_modules import FILE as MODULES
@@ -31,7 +32,7 @@ _ENCODER = "sentence_bert_config.json"
 def heal(
     name: str,
     folder: Path,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     *,
     teacher: str | None = None,
     ticket: Ticket | None = None,
@@ -45,7 +46,7 @@ def heal(
     Args:
         name: Hub id or folder of the pruned model; with ``ticket``, of the dense model to prune by it.
         folder: The folder to write, whole or not at all.
-        texts: Texts like those that the model will read.
+        texts: Texts like those that the model will read, or pairs of texts.
         teacher: Hub id or folder of the dense model. None for ``name`` itself with ``ticket``, else for the
             model that the folder records.
         ticket: The ticket; None for the one in the model's folder, or for the model's zeros.

@@ -72,6 +72,31 @@ def zeros(folder: Path) -> Ticket:
     return Ticket.from_model(sparsebert.densify_(load_as_saved(str(folder))))
 
 
+class TestPairs:
+    @pytest.fixture
+    def pairs(self, texts: Path, tmp_path: Path) -> Path:
+        lines = texts.read_text().split("\n")[:-1]
+        path = tmp_path / "pairs.csv"
+        path.write_text(
+            "\n".join(["premise,hypothesis", *map(",".join, zip(lines, lines[::-1], strict=True))])
+        )
+        return path
+
+    def test_two_columns_are_read_together(self, asked: list[str], pairs: Path, output: Path) -> None:
+        asked[asked.index("--texts") + 1] = str(pairs)
+        assert app.main([*asked, "--texts-column", "premise,hypothesis"]) == 0
+        assert output.is_dir()
+
+    @pytest.mark.parametrize("columns", ["premise,", "premise,hypothesis,label", "premise,answer"])
+    def test_other_columns_are_refused(
+        self, columns: str, asked: list[str], pairs: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        asked[asked.index("--texts") + 1] = str(pairs)
+        assert (columns if columns.count(",") != 1 or columns[-1] == "," else "answer") in refused(
+            capsys, *asked, "--texts-column", columns
+        )
+
+
 class TestFolders:
     def test_a_dense_folder_keeps_its_zeros_and_loads_without_this_package(
         self, asked: list[str], pruned: Path, output: Path

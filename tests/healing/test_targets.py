@@ -13,8 +13,8 @@ from tests.healing.conftest import pruned_copy, tiny
 
 
 @pytest.fixture
-def ids() -> torch.Tensor:
-    return torch.randint(5, 60, (4, 7), generator=torch.Generator().manual_seed(0))
+def inputs() -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.randint(5, 60, (4, 7), generator=torch.Generator().manual_seed(0))}
 
 
 @pytest.fixture
@@ -55,58 +55,60 @@ class TestLoss:
 class TestReader:
     @pytest.mark.parametrize("pooling", ["mean", "cls"])
     def test_embeddings_are_pooled_as_the_folder_says(
-        self, pooling: str, dense: Any, ids: torch.Tensor
+        self, pooling: str, dense: Any, inputs: dict[str, torch.Tensor]
     ) -> None:
         read = Reader(dense, pooling)
-        states = dense(input_ids=ids).last_hidden_state
+        states = dense(**inputs).last_hidden_state
         expected = states.mean(1) if pooling == "mean" else states[:, 0]
-        assert torch.equal(read.embedding(read(dense, ids).states[-1]), expected)
+        assert torch.equal(read.embedding(read(dense, inputs).states[-1]), expected)
 
-    def test_a_language_model_s_logits_are_not_compared(self, ids: torch.Tensor) -> None:
+    def test_a_language_model_s_logits_are_not_compared(self, inputs: dict[str, torch.Tensor]) -> None:
         model = tiny("BertForMaskedLM")
         read = Reader(model)
         assert not read.has_logits
-        assert read(model, ids).logits is None
+        assert read(model, inputs).logits is None
 
-    def test_spans_have_a_start_and_an_end(self, ids: torch.Tensor) -> None:
+    def test_spans_have_a_start_and_an_end(self, inputs: dict[str, torch.Tensor]) -> None:
         model = tiny("BertForQuestionAnswering")
-        logits = Reader(model)(model, ids).logits
+        logits = Reader(model)(model, inputs).logits
         assert logits is not None
         assert logits.shape == (4, 2, 7)
 
 
 class TestCache:
-    def test_a_text_is_computed_once(self, dense: Any, ids: torch.Tensor) -> None:
+    def test_a_text_is_computed_once(self, dense: Any, inputs: dict[str, torch.Tensor]) -> None:
         calls: list[int] = []
         cache = TargetCache(dense, _counting(Reader(dense), calls), limit=2**20)
-        first = cache([3, 1, 4, 5], ids)
-        again = cache([5, 1], ids[[3, 1]])
+        first = cache([3, 1, 4, 5], inputs)
+        again = cache([5, 1], {"input_ids": inputs["input_ids"][[3, 1]]})
         assert calls == [4]
         assert torch.equal(again.states, first.states[:, [3, 1]])
 
-    def test_what_does_not_fit_is_computed_every_time(self, dense: Any, ids: torch.Tensor) -> None:
+    def test_what_does_not_fit_is_computed_every_time(
+        self, dense: Any, inputs: dict[str, torch.Tensor]
+    ) -> None:
         calls: list[int] = []
         cache = TargetCache(dense, _counting(Reader(dense), calls), limit=100)
-        first, again = cache([0, 1, 2, 3], ids), cache([0, 1, 2, 3], ids)
+        first, again = cache([0, 1, 2, 3], inputs), cache([0, 1, 2, 3], inputs)
         assert calls == [4, 4]
         assert torch.equal(first.states, again.states)
 
-    def test_states_keep_three_digits(self, dense: Any, ids: torch.Tensor) -> None:
-        kept = TargetCache(dense, Reader(dense), limit=2**20)([0, 1, 2, 3], ids)
-        assert torch.allclose(kept.states.float(), Reader(dense)(dense, ids).states, rtol=2**-8)
+    def test_states_keep_three_digits(self, dense: Any, inputs: dict[str, torch.Tensor]) -> None:
+        kept = TargetCache(dense, Reader(dense), limit=2**20)([0, 1, 2, 3], inputs)
+        assert torch.allclose(kept.states.float(), Reader(dense)(dense, inputs).states, rtol=2**-8)
 
 
 def _counting(read: Reader, calls: list[int]) -> Any:
-    def counted(model: Any, ids: torch.Tensor) -> Targets:
-        calls.append(len(ids))
-        return read(model, ids)
+    def counted(model: Any, inputs: dict[str, torch.Tensor]) -> Targets:
+        calls.append(len(inputs["input_ids"]))
+        return read(model, inputs)
 
     return counted
 
 
-def test_a_pruned_model_s_loss_is_that_of_a_worse_model(dense: Any, ids: torch.Tensor) -> None:
+def test_a_pruned_model_s_loss_is_that_of_a_worse_model(dense: Any, inputs: dict[str, torch.Tensor]) -> None:
     read = Reader(dense)
     with torch.no_grad():
-        mild, harsh = (read(pruned_copy(dense, sparsity), ids) for sparsity in (0.3, 0.9))
-        wanted = read(dense, ids)
+        mild, harsh = (read(pruned_copy(dense, sparsity), inputs) for sparsity in (0.3, 0.9))
+        wanted = read(dense, inputs)
     assert 0 < float(read.loss(mild, wanted)) < float(read.loss(harsh, wanted))

@@ -15,7 +15,7 @@ from sparsebert.healing.texts import Row, batches_of_one_length, encode, trainin
 @pytest.fixture
 def rows() -> list[Row]:
     random = np.random.default_rng(0)
-    return [tuple(random.integers(0, 99, size)) for size in random.integers(2, 30, 300)]
+    return [Row(tuple(random.integers(0, 99, size))) for size in random.integers(2, 30, 300)]
 
 
 class TestParts:
@@ -27,6 +27,14 @@ class TestParts:
     def test_texts_that_differ_beyond_the_cut_count_once(self, texts: list[str], tokenizer: Any) -> None:
         longer = [f"{text} {text} {text} {text}" for text in texts]
         assert len(encode([*longer, *(f"{text} w1" for text in longer)], tokenizer, 12, 0).train) <= 160
+
+    def test_pairs_are_read_as_the_tokenizer_joins_them(self, texts: list[str], tokenizer: Any) -> None:
+        pairs = list(zip(texts, reversed(texts), strict=True))
+        parts = encode(pairs, tokenizer, 32, 0)
+        rows = {(row.ids, row.segments) for row in (*parts.train, *parts.validation, *parts.judge)}
+        joined = [tokenizer(*pair, truncation=True, max_length=32) for pair in pairs]
+        assert rows == {(tuple(each["input_ids"]), tuple(each["token_type_ids"])) for each in joined}
+        assert all(set(row.segments or ()) == {0, 1} for row in parts.train)
 
     def test_the_split_depends_on_the_seed(self, texts: list[str], tokenizer: Any) -> None:
         first, again, other = (encode(texts, tokenizer, 32, seed) for seed in (0, 0, 1))
