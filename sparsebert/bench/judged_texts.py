@@ -59,7 +59,7 @@ class JudgedTexts:
         timed: Batches to time.
         tokenizer: Tokenizer of the model.
         training: Texts that neither judge nor are timed.
-        calibration: Batches of the first of them.
+        calibration: Batches of the first of them, texts of similar length together.
         search: Texts to choose forms by.
         verdict: Texts that no choice has seen.
     """
@@ -146,7 +146,7 @@ def prepare_judged_texts(
         slices = (part[start : start + batch] for start in range(0, len(part), batch))
         return [text_batches(texts, tokenizer, batch_size=batch, max_length=limit)[0] for texts in slices]
 
-    calibration = batched(parts.training[:MOST_TEXTS])
+    calibration = text_batches(parts.training[:MOST_TEXTS], tokenizer, max_length=limit)
     searched, judged = batched(parts.search), batched(parts.verdict)
     widths = sorted((each for each in judged if len(each["input_ids"]) == batch), key=_width) or judged[:1]
     timed = _median_first(_evenly_spaced(widths, MAX_BATCHES))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -14,7 +13,9 @@ from torch import Tensor, nn
 
 from sparsebert.bert import resolve
 from sparsebert.one_shot.budgets import Option, choose
-from sparsebert.one_shot.calibration import Residuals, TokenFilter, stage_moments
+from sparsebert.one_shot.calibration import TokenFilter, require_finite
+from sparsebert.one_shot.dense_stream import DenseStream
+from sparsebert.one_shot.error_curves import FIXED_DENSITIES, ErrorCurve
 from sparsebert.one_shot.layer_problem import LayerProblem, SingularHessianError, Target
 from sparsebert.one_shot.methods.sparsegpt import SparseGPT
 from sparsebert.one_shot.moments import Moments
@@ -32,39 +33,12 @@ GRID, SPAN = 48, 6.0
 MEASURED = (0.4, 1.0)
 
 
-@dataclass(frozen=True)
-class ErrorCurve:
-    """What pruning one matrix alone costs the model, against the density of the matrix.
-
-    The logarithm of the error is close to a straight line over the density; two points fix it.
-
-    Attributes:
-        level: Logarithm of the error at density 0.
-        slope: Its change with density; negative.
-    """
-
-    level: float
-    slope: float
-
-    @classmethod
-    def through(cls, first: tuple[float, float], second: tuple[float, float]) -> ErrorCurve:
-        """Return the curve through two points (density, error), the lower density first."""
-        (low, more), (high, less) = first, second
-        tiny = 1e-30
-        slope = (math.log(max(less, tiny)) - math.log(max(more, tiny))) / (high - low)
-        slope = min(slope, 0.0)
-        return cls(math.log(max(less, tiny)) - slope * high, slope)
-
-    def at(self, density: float) -> float:
-        """Return the error at a density; 0 at density 1."""
-        return 0.0 if density >= 1 else math.exp(self.level + self.slope * density)
-
-
 @torch.no_grad()
 def allocated(
     model: nn.Module,
     targets: Mapping[str, Target],
     batches: Sequence[Mapping[str, Any]],
+    curves: Mapping[str, ErrorCurve] | None = None,
     saved: ProgressFile | None = None,
     reporter: ProgressReporter | None = None,
 ) -> dict[str, Target]:
@@ -78,12 +52,15 @@ def allocated(
         model: The dense model; unchanged at the end.
         targets: Targets by key, each at the mean density.
         batches: Calibration batches, of which the first texts are used.
+        curves: The error curve of each matrix; None to measure them around the mean density.
         saved: Matrices that a killed run has measured.
         reporter: Told of each matrix.
     """
     density = float(next(iter(targets.values())).density)
-    low, high = (share * density for share in MEASURED)
-    curves = error_curves(model, targets, batches, (low, high), saved, reporter)
+    if curves is None:
+        around = [share * density for share in MEASURED]
+        points = error_points(model, targets, batches, around, saved, reporter)
+        curves = {key: ErrorCurve.through(*of_key) for key, of_key in points.items()}
     weights = {key: target.group.weights for key, target in targets.items()}
     budget = density * sum(weights.values())
     lowest = density / SPAN
@@ -102,21 +79,21 @@ def allocated(
 
 
 @torch.no_grad()
-def error_curves(
+def error_points(
     model: nn.Module,
     targets: Mapping[str, Target],
     batches: Sequence[Mapping[str, Any]],
-    densities: tuple[float, float],
+    densities: Sequence[float] = FIXED_DENSITIES,
     saved: ProgressFile | None = None,
     reporter: ProgressReporter | None = None,
-) -> dict[str, ErrorCurve]:
-    """Measure the curve of each matrix at two densities, the lower first; see :func:`allocated`."""
+) -> dict[str, list[tuple[float, float]]]:
+    """Measure the curve of each matrix at densities, ascending: (density, error); see :func:`allocated`."""
 
     def points(key: str, problem: LayerProblem, change: Change) -> list[tuple[float, float]]:
         return errors_at(problem, change, targets[key], densities)
 
     measured = measured_alone(model, targets, batches, points, saved, reporter)
-    return {key: ErrorCurve.through(*map(tuple, of_key)) for key, of_key in measured.items()}
+    return {key: [(low, error) for low, error in of_key] for key, of_key in measured.items()}
 
 
 def errors_at(
@@ -164,30 +141,37 @@ def _matrices_alone(
     model: nn.Module, keys: Sequence[str], batches: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, LayerProblem, Change]]:
     """Yield each matrix, its problem on the dense model's inputs, and what a solution of it alone changes."""
-    residuals = Residuals(model)
     fitted, judged = _parts(batches)
     tokens = TokenFilter(judged)
     with evaluating(model):
-        dense = _chain(model, keys, judged)
+        dense = segments_of(model, keys, judged)
+        for index in range(1, len(dense)):
+            dense[index] = dense[index - 1].following(dense[index])
         wanted = list(tokens(dense[-1].outputs()))
         energy = sum(float(states.square().sum()) for states in wanted)
 
-        def change(index: int) -> float:
-            segment = dense[index]
+        def change(index: int, segment: Segment) -> float:
             for following in dense[index + 1 :]:
                 segment = segment.following(following)
             pairs = zip(tokens(segment.outputs()), wanted, strict=True)
             return sum(float((ours - theirs).square().sum()) for ours, theirs in pairs) / energy
 
-        for index, segment in enumerate(_chain(model, keys, fitted)):
+        segments = segments_of(model, keys, fitted)
+        stream = DenseStream(segments[0], TokenFilter(fitted))
+        for index, segment in enumerate(segments):
+            if index:
+                stream.follow(segment)
+            own = dense[index]
             for stage in segment.stages:
-                moments = stage_moments(stage, segment, None, TokenFilter(fitted), residuals)
+                moments = require_finite(Moments.of(stream.of(stage).inputs or ()), stage[0])
                 # Without pruned layers before it, a matrix sees the dense model's inputs.
                 moments = replace(moments, dense_second=moments.second, dense_mean=moments.mean)
                 for key in stage:
                     weight = read_matrix(model, key, None).double()
-                    alone = Change(resolve(model, key), weight, moments, partial(change, index))
+                    alone = Change(resolve(model, key), weight, moments, partial(change, index, own))
                     yield key, moments.problem(key, weight, alone.bias is not None), alone
+                if own.is_layer:
+                    own = own.with_final(stage)
 
 
 @dataclass(frozen=True)
@@ -231,14 +215,6 @@ def _pruned_alone(problem: LayerProblem, target: Target) -> Tensor:
         return SparseGPT().prune_layer(problem, target).weight
     except SingularHessianError:
         return problem.weight.where(target.choose(problem.weight.abs()), 0.0)
-
-
-def _chain(model: nn.Module, keys: Sequence[str], batches: Sequence[Mapping[str, Any]]) -> list[Segment]:
-    """Return the segments of the model, each with the hidden states that reach it."""
-    chain = segments_of(model, keys, batches)
-    for index in range(1, len(chain)):
-        chain[index] = chain[index - 1].following(chain[index])
-    return chain
 
 
 def _parts(

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from sparsebert.bert import Structure, is_bert_like, positions, structure
 from sparsebert.one_shot.moments import Moments
-from sparsebert.one_shot.segments import Segment
 
 # Arguments of models that hold labels.
 LABELS = ("labels", "start_positions", "end_positions")
@@ -129,6 +128,10 @@ class Residuals:
             self._source |= {keys[-1]: keys[0] for keys in encoder.neurons}
         self._lost: dict[str, list[Tensor]] = {}
 
+    def starts_at(self, keys: Sequence[str]) -> bool:
+        """Whether the input of a stage is a residual connection's too."""
+        return not set(keys).isdisjoint(self._source.values())
+
     def note(self, keys: Sequence[str], dense: Sequence[Tensor], pruned: Sequence[Tensor]) -> None:
         """Note the inputs ([tokens, in] a batch) of a stage in both models."""
         for key in keys:
@@ -140,31 +143,10 @@ class Residuals:
         return self._lost.pop(self._source.get(keys[0], ""), None) if len(keys) == 1 else None
 
 
-@torch.no_grad()
-def stage_moments(
-    keys: Sequence[str], segment: Segment, dense: Segment | None, tokens: TokenFilter, residuals: Residuals
-) -> Moments:
-    """Return the moments of a stage's inputs.
-
-    Args:
-        keys: The matrices of the stage.
-        segment: The segment, pruned up to this stage, with the pruned model's activations.
-        dense: The dense segment with the dense model's activations; None to compute without them.
-        tokens: Selects tokens.
-        residuals: Notes what residual connections have lost.
-
-    Raises:
-        ValueError: An input is NaN or infinite; the message names the matrix.
-    """
-    if dense is None:
-        moments = Moments.of(tokens(segment.inputs(keys[0])))
-    else:
-        pruned = list(tokens(segment.inputs(keys[0])))
-        wanted = list(tokens(dense.inputs(keys[0])))
-        residuals.note(keys, wanted, pruned)
-        moments = Moments.of(pruned, wanted, residuals.of(keys))
+def require_finite(moments: Moments, key: str) -> Moments:
+    """Return moments; raise ValueError, naming the matrix, if its inputs were NaN or infinite."""
     if not moments.second.isfinite().all():
-        raise ValueError(f"the inputs of {keys[0]} hold NaN or infinity on the calibration data")
+        raise ValueError(f"the inputs of {key} hold NaN or infinity on the calibration data")
     return moments
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from sparsebert.one_shot.triangular import inverse_of_lower
 from sparsebert.pruning.granularity import Granularity, keep_n_of_m
 from sparsebert.pruning.panel_rounding import round_panels
 from sparsebert.pruning.top_k import ranked, select_top
@@ -40,6 +41,7 @@ class LayerProblem:
     weight: Tensor
     hessian: Tensor
     tokens: int
+    _factors: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def error(self, weight: Tensor) -> float:
         """Return the share of the outputs' energy that ``weight`` (float64 [out, in]) loses.
@@ -59,7 +61,9 @@ class LayerProblem:
         diagonal = self.hessian.diagonal()
         mean = diagonal.mean()
         extra = torch.full_like(diagonal, float(damping * mean))
-        return self.hessian + torch.diag(extra.masked_fill(diagonal == 0, float(_DEAD * mean)))
+        damped = self.hessian.clone()
+        damped.diagonal().add_(extra.masked_fill_(diagonal == 0, float(_DEAD * mean)))
+        return damped
 
     def inverse_factor(self, damping: float) -> Tensor:
         """Return the upper Cholesky factor U of the inverse of the damped Hessian, H^-1 = U^T U.
@@ -69,12 +73,14 @@ class LayerProblem:
 
         Raises SingularHessianError, naming the matrix, if the damped Hessian is not positive definite.
         """
-        lower, failed = torch.linalg.cholesky_ex(self.damped_hessian(damping))
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if damping in self._factors:
+            return self._factors[damping]
+        # With rows and columns in reverse order, H = L L^T gives H = R R^T with an upper R: U is R^-1.
+        lower, failed = torch.linalg.cholesky_ex(self.damped_hessian(damping).flip(0, 1))
         if failed:
             raise self.singular(damping)
-        return upper
+        self._factors[damping] = inverse_of_lower(lower).flip(0, 1)
+        return self._factors[damping]
 
     def singular(self, damping: float) -> SingularHessianError:
         """Return the error of a damped Hessian that is not positive definite."""

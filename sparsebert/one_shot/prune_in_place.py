@@ -18,6 +18,7 @@ from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
+    from sparsebert.one_shot.error_curves import ErrorCurves
     from sparsebert.one_shot.progress import Report
     from sparsebert.one_shot.prune_model import ModelMethod
     from sparsebert.one_shot.prune_units import UnitMethod
@@ -44,6 +45,7 @@ def prune_(
     filter: Filter | None = None,
     magnitude_where_singular: bool = False,
     checkpoint: Path | None = None,
+    curves: ErrorCurves | None = None,
     progress: Callable[[Report], None] | None = None,
 ) -> Ticket:
     """Prune a model by calibration data, and write the weights that stay, changed, into the model.
@@ -81,6 +83,8 @@ def prune_(
         magnitude_where_singular: Prune a matrix whose Hessian is singular by magnitude, instead of failing.
         checkpoint: File that holds what is finished; a call that was killed goes on after it, and ends with
             the same masks and weights. The caller deletes it once the result is safe.
+        curves: Keeps what ``allocate="error"`` measures for other calls with the same model, data and
+            granularity: it is measured once, at densities that serve every sparsity.
         progress: Called after each matrix, and after each batch of gradients.
 
     Returns:
@@ -101,6 +105,7 @@ def prune_(
         "round_to": round_to,
         "reproduce": reproduce,
         "allocate": allocate,
+        "curves": curves,
         "include_pooler": include_pooler,
         "magnitude_where_singular": magnitude_where_singular,
     }

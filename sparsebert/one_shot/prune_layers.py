@@ -6,22 +6,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from sparsebert.linear_layers import Filter
-from sparsebert.one_shot.allocation import allocated
+from sparsebert.one_shot.allocation import allocated, error_points
 from sparsebert.one_shot.calibration import TokenFilter, calibration_batches
+from sparsebert.one_shot.error_curves import FIXED_DENSITIES, ErrorCurve, ErrorCurves
 from sparsebert.one_shot.layer_problem import LayerMethod, Target
 from sparsebert.one_shot.layerwise import LayerwiseRun, cost_of_pruning
 from sparsebert.one_shot.progress import ALLOCATE, PRUNE, Listener, ProgressReporter
 from sparsebert.one_shot.progress_file import ProgressFile
 from sparsebert.one_shot.segments import segments_of
 from sparsebert.one_shot.unit_columns import prune_sources_, reader_of
-from sparsebert.one_shot.unit_table import allocated_units
+from sparsebert.one_shot.unit_table import Row, allocated_units, table_by_weights
 from sparsebert.one_shot.units_to_prune import UnitsToPrune
 from sparsebert.pruning.density import Number, as_sparsity
 from sparsebert.pruning.gradients import evaluating
@@ -53,6 +55,7 @@ def prune_layers_(
     filter: Filter | None = None,
     magnitude_where_singular: bool = False,
     checkpoint: Path | None = None,
+    curves: ErrorCurves | None = None,
     progress: Listener | None = None,
 ) -> Ticket:
     """Prune matrices one after the other, each on the activations of the model as pruned so far.
@@ -102,6 +105,13 @@ def prune_layers_(
     }
     step |= {"densities": {key: float(share) for key, share in shares.items()}} if densities else {}
     step |= {"granularities": dict(granularities)} if granularities else {}
+    curves_of = {
+        "calibration": step["calibration"],
+        "units": [units.granularity, units.block_size, units.round_to, sorted(targets)],
+        "by": [method.name, step["options"]] if kinds else list(FIXED_DENSITIES),
+    }
+    if curves is not None and allocate == "error":
+        step["curves"] = curves_of["by"]
     before = weight_hash(model)
     saved = ProgressFile(checkpoint, {**step, "weights": before})
     costs = {(PRUNE, key): cost_of_pruning(target) for key, target in targets.items()}
@@ -109,13 +119,8 @@ def prune_layers_(
         costs |= {(ALLOCATE, key): _WORK_OF_MEASURING * costs[PRUNE, key] for key in targets}
     reporter = ProgressReporter(costs, progress)
     if allocate == "error" and "densities" not in saved.notes:
-        if kinds:
-            sweep: Any = method
-            targets = allocated_units(
-                model, units.groups, targets, batches, sweep, saved=saved, reporter=reporter
-            )
-        else:
-            targets = allocated(model, targets, batches, saved, reporter)
+        kept = None if curves is None else _KeptCurves(curves, {**curves_of, "weights": before})
+        targets = _allocated(model, method, units, targets, batches, kept, saved, reporter)
         saved.add(densities={key: str(target.density) for key, target in targets.items()})
     elif allocate == "error":
         allocation = saved.notes["densities"]
@@ -131,6 +136,41 @@ def prune_layers_(
         run.prune(segments_of(model, keys, batches), TokenFilter(batches))
         masks = prune_sources_(model, units.groups, run.masks)
     return units.ticket(model, masks, step, before, compensates=method.compensates, errors=run.errors)
+
+
+class _KeptCurves(NamedTuple):
+    """Error curves for several calls, and what they must be of."""
+
+    curves: ErrorCurves
+    run: Mapping[str, Any]
+
+
+def _allocated(
+    model: nn.Module,
+    method: Any,
+    units: UnitsToPrune,
+    targets: Mapping[str, Target],
+    batches: Sequence[Mapping[str, Any]],
+    kept: _KeptCurves | None,
+    saved: ProgressFile,
+    reporter: ProgressReporter,
+) -> dict[str, Target]:
+    """Return the targets with the densities, or numbers of units, that cost the model least."""
+    points: dict[str, list[list[float]]] = {}
+    if kept is not None:
+        if not kept.curves.is_empty:
+            reporter.skip((ALLOCATE, key) for key in targets)
+        measure: Any = partial(error_points, model, targets, batches, FIXED_DENSITIES)
+        if kinds_in(units.granularity):
+            measure = partial(table_by_weights, model, units.groups, batches, method)
+        points = kept.curves.points(kept.run, partial(measure, saved, reporter))
+    if kinds_in(units.granularity):
+        table = {key: [Row(int(count), *rest) for count, *rest in rows] for key, rows in points.items()}
+        return allocated_units(
+            model, units.groups, targets, batches, method, table=table or None, saved=saved, reporter=reporter
+        )
+    curves = {key: ErrorCurve.through(*each) for key, each in points.items()}
+    return allocated(model, targets, batches, curves or None, saved, reporter)
 
 
 def _shares(

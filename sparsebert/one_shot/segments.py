@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from sparsebert.bert import full_name, resolve
+from sparsebert.one_shot.replay import noting_inputs, noting_outputs, replaying
+
+_Seen = TypeVar("_Seen")
 
 
 class _Reached(Exception):
@@ -28,6 +33,32 @@ class Call:
         """Return the same call with other hidden states, the first argument."""
         return Call((states, *self.args[1:]), self.kwargs)
 
+    @property
+    def states(self) -> Tensor:
+        """The first tensor among the arguments: the hidden states, where the module is a layer."""
+        values = (*self.args, *self.kwargs.values())
+        return next(value for value in values if isinstance(value, Tensor))
+
+    def shares_options(self, other: Call) -> bool:
+        """Whether all arguments but the hidden states are those of another call."""
+        ours, theirs = ((*call.args[1:], *call.kwargs.values()) for call in (self, other))
+        names = list(self.kwargs) == list(other.kwargs)
+        return names and len(ours) == len(theirs) and all(map(operator.is_, ours, theirs))
+
+
+class Pass(NamedTuple):
+    """What the pass of one batch through a segment showed.
+
+    Attributes:
+        states: The hidden states that it computes.
+        inputs: Inputs of matrices, by key.
+        outputs: Outputs of matrices, by key.
+    """
+
+    states: Tensor
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -38,12 +69,19 @@ class Segment:
         stages: Keys of the matrices in the order in which they run; those of a stage share one input.
         paths: Key -> path of the matrix below the module.
         calls: The call of each batch.
+        is_layer: Whether the part is a layer.
+        final: Keys of matrices that stay as they are, as do those before them: the next pass that computes
+            their outputs notes them, and the passes after it read them.
+        noted: These outputs, by key, of each call.
     """
 
     module: nn.Module
     stages: tuple[tuple[str, ...], ...]
     paths: Mapping[str, str]
     calls: tuple[Call, ...]
+    is_layer: bool = True
+    final: frozenset[str] = frozenset()
+    noted: tuple[dict[str, Tensor], ...] = field(default=(), repr=False)
 
     def twin(self) -> Segment:
         """Return the same calls of a copy of the module."""
@@ -53,64 +91,130 @@ class Segment:
         """Return the module of a key."""
         return self.module.get_submodule(self.paths[key])
 
+    def is_narrow(self, key: str) -> bool:
+        """Whether a matrix has no more outputs than inputs."""
+        weight: Any = self.matrix(key).weight
+        return bool(weight.shape[0] <= weight.shape[1])
+
+    def output_bytes(self, key: str) -> int:
+        """Return the bytes of the outputs of a matrix for all calls of a layer."""
+        weight: Any = self.matrix(key).weight
+        tokens = sum(call.states.shape[:-1].numel() for call in self.calls)
+        return int(tokens * weight.shape[0] * weight.itemsize)
+
     def inputs(self, key: str) -> Iterator[Tensor]:
         """Yield the input of a matrix for each batch, without running what follows it."""
         matrix = self.matrix(key)
-        for call in self.calls:
-            yield _input_of(matrix, self.module, call)
+        yield from self._run(lambda call: _input_of(matrix, self.module, call))
 
     def outputs(self) -> Iterator[Tensor]:
         """Yield the hidden states that the module computes for each batch."""
-        for call in self.calls:
-            yield _states(self.module(*call.args, **call.kwargs))
+        yield from self._run(lambda call: _states(self.module(*call.args, **call.kwargs)))
+
+    def passes(self, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> Iterator[Pass]:
+        """Yield the pass of each batch, with inputs and outputs of matrices."""
+        read, returned = self._matrices(inputs), self._matrices(outputs)
+
+        def run(call: Call) -> Pass:
+            seen: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+            with noting_inputs(read, seen[0], call.states), noting_outputs(returned, seen[1]):
+                return Pass(_states(self.module(*call.args, **call.kwargs)), *seen)
+
+        yield from self._run(run)
 
     def following(self, segment: Segment) -> Segment:
         """Return ``segment`` with the outputs of this one as its inputs; this one's calls are spent."""
-        calls = (call.with_states(states) for call, states in zip(segment.calls, self.outputs(), strict=True))
-        return replace(segment, calls=tuple(calls))
+        return segment.with_states(self.outputs())
+
+    def with_states(self, states: Iterable[Tensor]) -> Segment:
+        """Return the segment with other hidden states, those of each batch, as its inputs."""
+        calls = (call.with_states(each) for call, each in zip(self.calls, states, strict=True))
+        return replace(self, calls=tuple(calls))
+
+    def with_final(self, keys: Iterable[str]) -> Segment:
+        """Return the segment with further matrices that stay as they are; it shares what is noted."""
+        noted = self.noted or tuple({} for _ in self.calls)
+        return replace(self, final=self.final.union(keys), noted=noted)
+
+    def _run(self, run: Callable[[Call], _Seen]) -> Iterator[_Seen]:
+        """Yield the result of a function for each call, with noted outputs read instead of computed."""
+        if not self.final:
+            yield from map(run, self.calls)
+            return
+        for call, noted in zip(self.calls, self.noted, strict=True):
+            ready = self._matrices(self.final & noted.keys())
+            missing = self._matrices(self.final - noted.keys())
+            with replaying(ready, noted), noting_outputs(missing, noted):
+                seen = run(call)
+            yield seen
+
+    def _matrices(self, keys: Iterable[str]) -> dict[str, nn.Module]:
+        return {key: self.matrix(key) for key in keys}
 
 
 def segments_of(model: nn.Module, keys: Sequence[str], batches: Sequence[Mapping[str, Any]]) -> list[Segment]:
     """Cut a model into the segments that hold these matrices.
 
-    One pass over the batches notes the calls. The layers of the model's stack are segments if each passes its
-    hidden states on to the next unchanged; otherwise the whole model is one segment. Only the first segment
-    has its hidden states, the others get theirs from :meth:`Segment.following`.
+    A pass notes the calls. The layers of the model's stack are segments if each passes its hidden states on
+    to the next unchanged; otherwise the whole model is one segment. Only the first segment has its hidden
+    states, the others get theirs from :meth:`Segment.following`. Where all layers share the other arguments
+    of the first batch and of the last, as in BERT, the batches between them stop at the first layer.
 
     Raises ValueError if a matrix does not run, or runs several times in a pass, as in layers that are shared.
     """
     layers = _layers(model, keys)
-    links: list[tuple[nn.Module, Any, Any]] = []
-    calls: dict[nn.Module, list[Call]] = {layer: [] for layer in layers}
-    chained = bool(layers)
-
-    def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        links.append((layer, args[0] if args else None, _states(output)))
-        keeps = args[:1] if layer is layers[0] else (None,)
-        calls[layer].append(Call((*keeps, *args[1:]), kwargs))
-
-    handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
-    order = None
-    try:
-        for batch in batches:
-            links.clear()
-            if order is None:
+    order: list[tuple[str, Tensor]] = []
+    calls: dict[int, list[Call]] = {}  # index of a batch -> the call of each layer
+    last = len(batches) - 1
+    chained, shared = bool(layers), True
+    for index in dict.fromkeys((0, last, *range(last))):
+        batch = batches[index]
+        if chained and shared and index not in (0, last):
+            call = _call_of(layers[0], model, Call((), dict(batch)))
+            calls[index] = [call, *[call.with_states(None)] * (len(layers) - 1)]
+            continue
+        with _links(layers) as links:
+            if index == 0:
                 order = _order(model, keys, batch)
             else:
                 model(**batch)
-            chained = chained and [layer for layer, _, _ in links] == layers
-            chained = chained and all(
-                states is following for (_, _, states), (_, following, _) in pairwise(links)
-            )
-            if not chained:
-                break
+        chained = chained and [link.layer for link in links] == layers
+        chained = chained and all(one.states is two.entering for one, two in pairwise(links))
+        if not chained:
+            return [_segment(model, model, order, [Call((), dict(batch)) for batch in batches])]
+        shared = shared and all(link.call.shares_options(links[0].call) for link in links)
+        calls[index] = [links[0].call, *(link.call.with_states(None) for link in links[1:])]
+    by_layer = zip(*(calls[index] for index in range(len(batches))), strict=True)
+    return [_segment(model, layer, order, each) for layer, each in zip(layers, by_layer, strict=True)]
+
+
+class _Link(NamedTuple):
+    """A layer that ran, its call and the hidden states that it computed."""
+
+    layer: nn.Module
+    call: Call
+    states: Tensor
+
+    @property
+    def entering(self) -> Any:
+        """The first positional argument; None without one."""
+        return self.call.args[0] if self.call.args else None
+
+
+@contextlib.contextmanager
+def _links(layers: Sequence[nn.Module]) -> Iterator[list[_Link]]:
+    """Note the layers that run inside the ``with`` block, in order."""
+    links: list[_Link] = []
+
+    def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        links.append(_Link(layer, Call(args, kwargs), _states(output)))
+
+    handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
+    try:
+        yield links
     finally:
         for handle in handles:
             handle.remove()
-    assert order is not None
-    if not chained:
-        return [_segment(model, model, order, [Call((), dict(batch)) for batch in batches])]
-    return [_segment(model, layer, order, calls[layer]) for layer in layers]
 
 
 def _order(model: nn.Module, keys: Sequence[str], batch: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
@@ -153,7 +257,7 @@ def _segment(
         else:
             stages.append([key])
         last = states
-    return Segment(module, tuple(map(tuple, stages)), paths, tuple(calls))
+    return Segment(module, tuple(map(tuple, stages)), paths, tuple(calls), is_layer=module is not model)
 
 
 def _layers(model: nn.Module, keys: Sequence[str]) -> list[nn.Module]:
@@ -171,13 +275,19 @@ def _states(output: Any) -> Tensor:
 
 
 def _input_of(matrix: nn.Module, module: nn.Module, call: Call) -> Tensor:
-    seen: list[Tensor] = []
+    states: Tensor = _call_of(matrix, module, call).args[0]
+    return states
 
-    def look(_: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.append(args[0])
+
+def _call_of(inner: nn.Module, module: nn.Module, call: Call) -> Call:
+    """Return the call of an inner module in that of a module, which ends there."""
+    seen: list[Call] = []
+
+    def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(Call(args, kwargs))
         raise _Reached
 
-    handle = matrix.register_forward_pre_hook(look)
+    handle = inner.register_forward_pre_hook(look, with_kwargs=True)
     try:
         module(*call.args, **call.kwargs)
     except _Reached:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.one_shot.allocation import MEASURED, Change, ErrorCurve, errors_at, measured_alone
+from sparsebert.one_shot.allocation import MEASURED, Change, errors_at, measured_alone
 from sparsebert.one_shot.budgets import STEPS, Option, choose
+from sparsebert.one_shot.error_curves import ErrorCurve
 from sparsebert.one_shot.layer_problem import LayerProblem, Target
 from sparsebert.one_shot.progress import ProgressReporter
 from sparsebert.one_shot.progress_file import ProgressFile

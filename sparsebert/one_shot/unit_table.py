@@ -94,6 +94,7 @@ def allocated_units(
     batches: Sequence[Mapping[str, Any]],
     method: SweepMethod,
     cost: str = "weights",
+    table: Mapping[str, Sequence[Row]] | None = None,
     saved: ProgressFile | None = None,
     reporter: ProgressReporter | None = None,
 ) -> dict[str, Target]:
@@ -108,6 +109,7 @@ def allocated_units(
         batches: Calibration batches, of which the first texts are used.
         method: The method that removes units.
         cost: What is kept: see :func:`sparsebert.one_shot.unit_costs.unit_costs`.
+        table: The rows of each layer; None to measure them.
         saved: Layers that a killed run has measured.
         reporter: Told of each layer.
 
@@ -117,13 +119,27 @@ def allocated_units(
     costs = unit_costs(groups, cost, Workload.of(batches), weight_of(model, groups[0].name).dtype)
     total = costs.total({group.name: group.grid[0] for group in groups})
     density = next(iter(targets.values())).density
-    table = unit_table(model, groups, batches, method, costs, saved, reporter)
+    table = table or unit_table(model, groups, batches, method, costs, saved, reporter)
     options = {key: [Option(row.error, row.cost) for row in rows] for key, rows in table.items()}
     rows_to_keep = choose(options, costs.budget(density, total))
     return {
         key: replace(target, density=Fraction(table[key][rows_to_keep[key]].kept, table[key][0].kept))
         for key, target in targets.items()
     }
+
+
+def table_by_weights(
+    model: nn.Module,
+    groups: Sequence[UnitGroup],
+    batches: Sequence[Mapping[str, Any]],
+    method: SweepMethod,
+    saved: ProgressFile | None = None,
+    reporter: ProgressReporter | None = None,
+) -> dict[str, list[Row]]:
+    """Return the rows of each layer, with the weights of its units as costs; see :func:`unit_table`."""
+    dtype = weight_of(model, groups[0].name).dtype
+    costs = unit_costs(groups, "weights", Workload.of(batches), dtype)
+    return unit_table(model, groups, batches, method, costs, saved, reporter)
 
 
 def _counts(units: int, kind: str) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,14 @@ class Journal:
         shutil.rmtree(self.folder)
 
 
+def _last_true(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """Return the last index between ``low``, which holds, and ``high``, which does not, that holds."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
 @dataclass
 class FormSearch:
     """Judges and times forms of one model.
@@ -143,6 +151,7 @@ class FormSearch:
     settings: Settings
     on_step: Step
     _dense: dict[str, Any] = field(default_factory=dict)
+    _ends: dict[bool, int] = field(default_factory=dict)
 
     def dense(self, precision: str) -> Candidate:
         """Return the dense model in the native engine of a precision."""
@@ -178,17 +187,29 @@ class FormSearch:
     def _most_sparsity(self, granularity: str, healed: bool, low: int, high: int) -> int:
         """Return the index of the highest sparsity that holds in fp32, by bisection; ``low`` if none.
 
+        After the first granularity, the bisection is of the sparsities below the end of the one before, or of
+        those above if that holds.
+
         Args:
             granularity: The granularity.
             healed: Whether models are healed.
             low: Index of a sparsity that holds; -1 for the dense model.
             high: Index of one that need not be tried.
         """
-        while high - low > 1:
-            middle = (low + high) // 2
-            quality = self._masked_quality(Shape(granularity, SPARSITIES[middle], healed))
-            low, high = (middle, high) if quality.low >= self.keep - ROUNDING else (low, middle)
-        return low
+
+        def holds(index: int) -> bool:
+            quality = self._masked_quality(Shape(granularity, SPARSITIES[index], healed))
+            return quality.low >= self.keep - ROUNDING
+
+        if healed in self._ends:
+            before = min(max(self._ends[healed], low), high - 1)
+            if before > low and not holds(before):
+                high = before
+            else:
+                low = before
+                high = high if low + 1 < high and holds(low + 1) else low + 1
+        self._ends[healed] = _last_true(holds, low, high)
+        return self._ends[healed]
 
     def _masked_quality(self, shape: Shape) -> Quality:
         """Return the quality of a pruned model that runs dense in fp32."""

@@ -56,7 +56,8 @@ def optimize(
             dense model's embeddings or logits. With labels, the lower end of the 90 % bootstrap interval of
             the metric above a constant guess, as a share of the dense model's.
         out: Folder to write, which loads as any other; None writes nothing. The folder ``OUT.search`` beside
-            it keeps what was measured and healed until the search has ended: a killed one goes on from there.
+            it keeps what was measured, pruned and healed until the search has ended: a killed one goes on
+            from there.
         labels: Labelled rows to judge by.
         precisions: Precisions to try: of "fp32", "bf16" and "int8".
         granularities: Granularities to try, as for :func:`sparsebert.prune`; none tries dense forms alone.

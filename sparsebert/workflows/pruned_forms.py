@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -12,25 +13,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from torch.nn.functional import linear
 
-from sparsebert.atomic import replacing
 from sparsebert.bench.contention import usable_cores
 from sparsebert.bench.judged_texts import JudgedTexts
 from sparsebert.healing.heal import heal_
 from sparsebert.healing.settings import HealingSettings
 from sparsebert.one_shot import prune_
+from sparsebert.one_shot.error_curves import ErrorCurves
 from sparsebert.planning.engine_choice import why_not_fusible
 from sparsebert.pruning import prune
 from sparsebert.pruning.granularity import kinds_in
 from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.workflows.heal import as_sentences
+from sparsebert.workflows.model_store import ModelStore
 
 # The method for heads and neurons, whatever method prunes weights.
 UNIT_METHOD = "ziplm"
-# Pruned models that are kept in memory; others are pruned again, with the same result.
+# Pruned models that are kept in memory; others are read again.
 MAX_KEPT = 2
+# Tokens, inputs and outputs of the product that shows how many threads are fastest, and how often it is run.
+_SAMPLE, _SAMPLES = (512, 768, 768), 5
 
 
 class Shape(NamedTuple):
@@ -64,7 +68,7 @@ class PrunedForms:
         judged: The dense model and its texts.
         method: One-shot method for weights.
         heal_minutes: Minutes of each healing.
-        store: Folder for healed models.
+        store: Folder for the models and for what pruning them has measured.
         on_step: Called with a description of each step.
     """
 
@@ -80,13 +84,26 @@ class PrunedForms:
         if shape.granularity is None:
             return self.judged.model, prune(self.judged.model, sparsity=0.0)
         if shape not in self._kept:
-            with all_cores():
-                self._kept[shape] = self._healed(shape) if shape.healed else self._pruned(shape)
+            self._kept[shape] = self._made(shape)
             if len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         return self._kept[shape]
 
-    def _pruned(self, shape: Shape) -> tuple[Any, Ticket]:
+    def _made(self, shape: Shape) -> tuple[Any, Ticket]:
+        """Return a model that an earlier call has made, or make it now."""
+        name = _file_name(f"{shape.granularity} {shape.sparsity:.0%} {'healed' if shape.healed else ''}")
+        saved = ModelStore(self.judged.model, self.store / name)
+        if (stored := saved.load()) is not None:
+            return stored
+        unfinished = self.store / f"{name}.unfinished"
+        make = self._healed if shape.healed else self._pruned
+        with all_cores():
+            model, ticket = make(shape, unfinished)
+        saved.save(model, ticket)
+        unfinished.unlink(missing_ok=True)
+        return model, ticket
+
+    def _pruned(self, shape: Shape, unfinished: Path) -> tuple[Any, Ticket]:
         granularity = str(shape.granularity)
         self.on_step(f"pruning {granularity} to {shape.sparsity:.0%}")
         model = copy.deepcopy(self.judged.model)
@@ -97,17 +114,12 @@ class PrunedForms:
             sparsity=shape.sparsity,
             granularity=granularity,
             magnitude_where_singular=not kinds_in(granularity),
+            checkpoint=unfinished,
+            curves=ErrorCurves(self.store / f"{_file_name(granularity)}.curves.json"),
         )
         return model, ticket
 
-    def _healed(self, shape: Shape) -> tuple[Any, Ticket]:
-        """Return a healed model: of an earlier call, or healed now."""
-        name = re.sub(r"\W+", "-", f"{shape.granularity} {shape.sparsity:.0%}").strip("-")
-        weights, masks = self.store / f"{name}.safetensors", self.store / f"{name}.ticket.safetensors"
-        if weights.exists() and masks.exists():
-            model = copy.deepcopy(self.judged.model)
-            model.load_state_dict(load_file(weights))
-            return model, Ticket.load(masks)
+    def _healed(self, shape: Shape, unfinished: Path) -> tuple[Any, Ticket]:
         pruned, ticket = self.make(shape._replace(healed=False))
         model = copy.deepcopy(pruned)
         self.on_step(f"healing {shape.granularity} at {shape.sparsity:.0%}")
@@ -118,28 +130,47 @@ class PrunedForms:
             teacher=self.judged.model,
             tokenizer=self.judged.tokenizer,
             ticket=ticket,
-            checkpoint=self.store / f"{name}.unfinished",
+            checkpoint=unfinished,
             **asdict(settings),
         )
         history = [*ticket.metadata.get("history", ()), {"operation": "heal", **healing.record()}]
-        healed = Ticket(ticket.masks, metadata={**ticket.metadata, "history": history})
-        state = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
-        with replacing(weights) as temporary:
-            save_file(state, temporary)
-        healed.save(masks)
-        (self.store / f"{name}.unfinished").unlink(missing_ok=True)
-        return model, healed
+        return model, Ticket(ticket.masks, metadata={**ticket.metadata, "history": history})
+
+
+def _file_name(words: str) -> str:
+    return re.sub(r"\W+", "-", words).strip("-")
 
 
 @contextlib.contextmanager
 def all_cores() -> Iterator[None]:
-    """Let torch use all cores for a while, for work that is not timed."""
+    """Let torch use all cores for a while, for work that is not timed; one where others are busy."""
     before = torch.get_num_threads()
-    torch.set_num_threads(usable_cores())
     try:
+        torch.set_num_threads(_fastest_threads())
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _fastest_threads() -> int:
+    """Return the number of threads, one or one for each core, on which a product takes less time now.
+
+    Threads wait for each other at the end of each operation: one whose core is busy delays all of them.
+    """
+    if (cores := usable_cores()) == 1:
+        return 1
+    tokens, inputs, outputs = _SAMPLE
+    states, weight = torch.ones(tokens, inputs), torch.ones(outputs, inputs)
+
+    def seconds(threads: int) -> float:
+        torch.set_num_threads(threads)
+        linear(states, weight)
+        began = time.perf_counter()
+        for _ in range(_SAMPLES):
+            linear(states, weight)
+        return time.perf_counter() - began
+
+    return min((cores, 1), key=seconds)
 
 
 def in_engine(model: Any, ticket: Ticket, precision: str, judged: JudgedTexts) -> Any:

@@ -11,7 +11,7 @@ import torch
 
 from sparsebert import prune_
 from sparsebert.bert import resolve, structure
-from sparsebert.one_shot.allocation import ErrorCurve, allocated, error_curves
+from sparsebert.one_shot.allocation import ErrorCurve, allocated, error_points
 from sparsebert.one_shot.layer_problem import Target
 from sparsebert.pruning.unit_groups import unit_groups
 from sparsebert.tickets.provenance import weight_hash
@@ -61,7 +61,7 @@ def test_a_curve_tells_what_pruning_one_matrix_alone_costs():
     model, data = bert(), batches(4)
     key = "encoder.layer.1.intermediate.dense"
     targets = targets_of(model, Fraction(1, 5))
-    curve = error_curves(model, targets, data, (0.1, 0.2))[key]
+    curve = ErrorCurve.through(*error_points(model, targets, data, (0.1, 0.2))[key])
     pruned = copy.deepcopy(model)
     prune_(pruned, "sparsegpt", sparsity=0.8, data=data, filter=lambda name, linear: name == key)
     assert curve.at(0.2) == pytest.approx(distance(model, pruned, data), rel=0.05)

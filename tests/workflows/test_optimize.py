@@ -113,6 +113,38 @@ def test_the_fastest_form_that_holds_is_chosen(dense: str, timed: Any, kept: Any
     assert "8.00x of it from sparsity alone" in found.note
 
 
+@pytest.mark.parametrize(("loss", "most"), [(0.001, "45%"), (0.002, "20%"), (0.0005, "90%")])
+def test_the_search_of_a_granularity_begins_where_the_one_before_it_ended(
+    loss: float, most: str, dense: str, timed: Any, kept: Any
+) -> None:
+    timed({})
+    kept(loss)
+    steps: list[str] = []
+    options = {"keep": 0.955, "precisions": ["fp32"], "on_step": steps.append, **QUICK}
+    found = sparsebert.optimize(dense, texts(), granularities=["4x2", "4x1"], **options)
+    assert {f"4x2 {most} fp32", f"4x1 {most} fp32"} <= {row["form"] for row in found.records}
+    judged = [step for step in steps if step.startswith("judging 4x1") and step.endswith("masked")]
+    assert len(judged) == 2
+
+
+def test_a_granularity_that_holds_at_more_than_the_one_before_it_is_searched_to_its_end(
+    dense: str, timed: Any, kept: Any, monkeypatch: Any
+) -> None:
+    timed({})
+    kept(0.001)
+    prune = pruned_forms.prune_
+
+    def lossy(model: Any, method: str, *, sparsity: float, granularity: str, **options: Any) -> Any:
+        """Prune twice as much as is asked for in columns of four."""
+        share = min(0.99, 2 * sparsity) if granularity == "4x1" else sparsity
+        return prune(model, method, sparsity=share, granularity=granularity, **options)
+
+    monkeypatch.setattr(pruned_forms, "prune_", lossy)
+    options = {"keep": 0.955, "precisions": ["fp32"], **QUICK}
+    found = sparsebert.optimize(dense, texts(), granularities=["4x1", "element"], **options)
+    assert {"4x1 20% fp32", "element 45% fp32"} <= {row["form"] for row in found.records}
+
+
 def test_sparsity_and_precision_are_reported_apart(dense: str, timed: Any, kept: Any) -> None:
     timed({"element 45% int8": 0.08})
     kept(0.001)
@@ -271,6 +303,34 @@ def test_a_killed_search_goes_on_with_what_it_measured(
     assert not any(step.endswith("masked") for step in steps)
     assert not (tmp_path / "out.search").exists()
     assert results.read(out / "optimize.jsonl") == found.records
+
+
+def test_a_killed_search_reads_the_models_that_it_pruned(
+    dense: str, timed: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    timed({})
+    options = {"keep": 0.9, "out": tmp_path / "out", "granularities": ["element"], **QUICK}
+    pruned: list[float] = []
+    prune = pruned_forms.prune_
+
+    def counted(*args: Any, **options: Any) -> Any:
+        pruned.append(options["sparsity"])
+        return prune(*args, **options)
+
+    def killed(self: Any, shape: Shape, precision: str) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pruned_forms, "prune_", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(FormSearch, "base", killed)
+        patch.setattr(FormSearch, "dense", lambda self, precision: None)
+        with pytest.raises(KeyboardInterrupt):
+            sparsebert.optimize(dense, texts(), **options)
+    assert pruned
+    before = list(pruned)
+    sparsebert.optimize(dense, texts(), **options)
+    assert not set(pruned[len(before) :]) & set(before)
+    assert len(pruned) == len(set(pruned))
 
 
 def test_a_journal_of_another_search_is_refused(tmp_path: Path) -> None:

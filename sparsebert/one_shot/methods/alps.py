@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from sparsebert.one_shot.layer_problem import (
     SingularHessianError,
     Target,
 )
+from sparsebert.one_shot.triangular import BlockedFactor
 from sparsebert.pruning.registry import register
 
 # rho grows by these factors where more than these shares of the kept weights changed places.
@@ -24,6 +26,8 @@ _LARGEST_RHO = 1e6
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # Conjugate gradients on a mask end at this residual, as a share of H W.
 _TOLERANCE = 1e-4
+# Columns for each row of a matrix beyond which triangular solves take less time than the inverse.
+_ROWS = 3
 
 
 @register("alps", LAYER_METHODS)
@@ -74,7 +78,8 @@ class Alps:
         if not (damped.diagonal() > 0).all():
             raise problem.singular(self.damping)
         scale = damped.diagonal().sqrt()
-        hessian = (damped / scale / scale[:, None]).to(_DTYPES[self.dtype])
+        hessian = damped.div_(scale).div_(scale[:, None]).to(_DTYPES[self.dtype])
+        del damped
         weight = (problem.weight * scale).to(hessian.dtype)
         goal = weight @ hessian
         if target.mask is not None:
@@ -91,12 +96,13 @@ class Alps:
         first = support = target.choose(weight.square())
         size = max(int(first.count_nonzero()), 1)
         dense, sparse, dual = weight, weight.where(first, 0.0), torch.zeros_like(weight)
-        factor = _factor(hessian, rho, target)
+        solve = _solver(hessian, rho, target)
         for iteration in range(1, self.iterations + 1):
-            dense = torch.cholesky_solve((goal - dual + rho * sparse).t(), factor).t()
+            dense = solve((goal - dual).add_(sparse, alpha=rho))
             dual.add_(dense, alpha=rho)
-            mask = target.choose((dual / rho).square())
-            sparse = (dual / rho).where(mask, 0.0)
+            sparse = dual / rho
+            mask = target.choose(sparse.square())
+            sparse = sparse.where(mask, 0.0)
             dual.masked_fill_(mask, 0)  # V + rho (B - D) is V + rho B where D is 0, and 0 elsewhere
             if iteration % self.interval:
                 continue
@@ -114,16 +120,27 @@ class Alps:
                     dense, sparse, dual = weight, weight.where(first, 0.0), torch.zeros_like(weight)
             if iteration > self.settled_after and changed < self.settled * size:
                 break
-            factor = _factor(hessian, rho, target)
+            solve = _solver(hessian, rho, target)
         return dense
 
 
-def _factor(hessian: Tensor, rho: float, target: Target) -> Tensor:
-    """Return the Cholesky factor of H + rho I; raise SingularHessianError if there is none."""
-    lower, failed = torch.linalg.cholesky_ex(hessian + rho * torch.eye(len(hessian), dtype=hessian.dtype))
+def _solver(hessian: Tensor, rho: float, target: Target) -> Callable[[Tensor], Tensor]:
+    """Return the product of rows [out, in] with (H + rho I)^-1.
+
+    With many rows it is worth the time that the inverse takes.
+
+    Raises SingularHessianError if there is no Cholesky factor.
+    """
+    shifted = hessian.clone()
+    shifted.diagonal().add_(rho)
+    lower, failed = torch.linalg.cholesky_ex(shifted)
     if failed:
         raise SingularHessianError(
             f"the Hessian of {target.group.name} is singular at rho {rho:g}: pass more texts, a "
             "larger damping, or allow magnitude there"
         )
-    return lower
+    rows, columns = target.group.shapes[target.group.name]
+    if _ROWS * rows < columns:
+        return BlockedFactor(lower).solve_rows
+    inverse = torch.cholesky_inverse(lower)
+    return lambda products: products @ inverse

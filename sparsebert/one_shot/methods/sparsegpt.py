@@ -77,12 +77,11 @@ def sweep(block: Tensor, mask: Tensor, factor: Tensor) -> Tensor:
         The loss of each weight divided by U_jj, float64 [out, columns]: 0 where weights stay.
     """
     # Rows of the transpose are contiguous: a column is read and written in one piece.
-    columns = block.t().contiguous()
-    pruned = ~mask.t()
-    errors = torch.zeros_like(columns)
-    for j in range(len(columns)):
-        errors[j] = columns[j].where(pruned[j], 0.0) / factor[j, j]
-        columns[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
-        columns[j].masked_fill_(pruned[j], 0)
-    block.copy_(columns.t())
+    columns, kept = block.t().contiguous(), mask.t().contiguous()
+    pruned, errors = (~kept).to(block.dtype), torch.empty_like(columns)
+    rows = zip(columns.unbind(), pruned.unbind(), errors.unbind(), factor.unbind(), strict=True)
+    for j, (column, loses, error, upper) in enumerate(rows):
+        torch.mul(column, loses, out=error).div_(upper[j])
+        columns[j + 1 :].addr_(upper[j + 1 :], error, alpha=-1)
+    block.copy_(columns.where(kept, 0.0).t())
     return errors.t()
