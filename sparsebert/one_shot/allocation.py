@@ -52,21 +52,23 @@ def allocated(
         model: The dense model; unchanged at the end.
         targets: Targets by key, each at the mean density.
         batches: Calibration batches, of which the first texts are used.
-        curves: The error curve of each matrix; None to measure them around the mean density.
+        curves: The error curve of each matrix, of which the same two densities are read; None to measure.
         saved: Matrices that a killed run has measured.
         reporter: Told of each matrix.
     """
     density = float(next(iter(targets.values())).density)
+    around = [share * density for share in MEASURED]
     if curves is None:
-        around = [share * density for share in MEASURED]
         points = error_points(model, targets, batches, around, saved, reporter)
-        curves = {key: ErrorCurve.through(*of_key) for key, of_key in points.items()}
+    else:
+        points = {key: [(each, curve.at(each)) for each in around] for key, curve in curves.items()}
+    lines = {key: ErrorCurve.through(*of_key) for key, of_key in points.items()}
     weights = {key: target.group.weights for key, target in targets.items()}
     budget = density * sum(weights.values())
     lowest = density / SPAN
     grid = [min(1.0, lowest * SPAN ** (2 * index / (GRID - 1))) for index in range(GRID)]
     options = {
-        key: [Option(curves[key].at(share), share * weights[key]) for share in dict.fromkeys(grid)]
+        key: [Option(lines[key].at(share), share * weights[key]) for share in dict.fromkeys(grid)]
         for key in targets
     }
     shares = {key: list(dict.fromkeys(grid))[index] for key, index in choose(options, budget).items()}
