@@ -228,7 +228,7 @@ def _sparsity(sparsity: str | None, units: UnitOptions) -> float | None:
         from sparsebert.pruning.granularity import listed, parse_granularity, spelled_out
 
         names = map(spelled_out, listed(units.granularity or "element"))
-        return None if any([parse_granularity(*name).pattern for name in names]) else 0.9
+        return None if any(parse_granularity(*name).pattern for name in names) else 0.9
     sparsities = sparsity_list(sparsity)
     if len(sparsities) != 1:
         raise ValueError(f"--sparsity must be one number, got {sparsity}: a ticket has one sparsity")
