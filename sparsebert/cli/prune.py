@@ -225,10 +225,10 @@ def prune(
 def _sparsity(sparsity: str | None, units: UnitOptions) -> float | None:
     """Return the sparsity, by default 0.9, or None for a pattern such as 2:4, which has its own."""
     if sparsity is None:
-        from sparsebert.pruning.granularity import parse_granularity, spelled_out
+        from sparsebert.pruning.granularity import listed, parse_granularity, spelled_out
 
-        name, block_size = spelled_out(units.granularity or "element")
-        return None if parse_granularity(name, block_size).pattern else 0.9
+        names = map(spelled_out, listed(units.granularity or "element"))
+        return None if any(parse_granularity(*name).pattern for name in names) else 0.9
     sparsities = sparsity_list(sparsity)
     if len(sparsities) != 1:
         raise ValueError(f"--sparsity must be one number, got {sparsity}: a ticket has one sparsity")
