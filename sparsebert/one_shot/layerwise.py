@@ -100,7 +100,10 @@ class LayerwiseRun:
     def prune(
         self, segments: list[Segment], tokens: TokenFilter, progress: Callable[[Report], None] | None
     ) -> None:
-        """Prune segment by segment, each on the outputs of the pruned ones before it; empties the list."""
+        """Prune segment by segment, each on the outputs of the pruned ones before it.
+
+        The list shrinks: states that are spent are not held.
+        """
         work = _Work({key: _cost(target) for key, target in self.targets.items()}, self.saved.errors)
         residuals = Residuals(self.model)
         segment = segments.pop(0)

@@ -20,7 +20,8 @@ def noting_inputs(
 
     def note(key: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            noted[key] = args[0] if args[0] is states else args[0].clone()
+            read: Any = args[0]
+            noted[key] = read if read is states else read.clone()
 
         return hook
 
