@@ -163,17 +163,17 @@ def _matrices_alone(
         for index, segment in enumerate(segments):
             if index:
                 stream.follow(segment)
-            own = dense[index]
+            measured = dense[index]
             for stage in segment.stages:
                 moments = require_finite(Moments.of(stream.of(stage).inputs or ()), stage[0])
                 # Without pruned layers before it, a matrix sees the dense model's inputs.
                 moments = replace(moments, dense_second=moments.second, dense_mean=moments.mean)
                 for key in stage:
                     weight = read_matrix(model, key, None).double()
-                    alone = Change(resolve(model, key), weight, moments, partial(change, index, own))
+                    alone = Change(resolve(model, key), weight, moments, partial(change, index, measured))
                     yield key, moments.problem(key, weight, alone.bias is not None), alone
-                if own.is_layer:
-                    own = own.with_final(stage)
+                if measured.is_layer:
+                    measured = measured.with_final(stage)
 
 
 @dataclass(frozen=True)

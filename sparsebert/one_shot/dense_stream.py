@@ -29,7 +29,7 @@ class DenseStream:
         segment: The first segment; of a whole model, one that is not pruned.
         tokens: Selects tokens.
         residuals: Knows of which stages the inputs are needed; of others, the outputs of a single matrix are
-            shown if they are no wider. None to show inputs alone.
+            shown unless they are wider. None to show inputs alone.
     """
 
     def __init__(self, segment: Segment, tokens: TokenFilter, residuals: Residuals | None = None) -> None:

@@ -57,7 +57,10 @@ class LayerwiseRun:
     errors: dict[str, float] = field(default_factory=dict)
 
     def prune(self, segments: list[Segment], tokens: TokenFilter) -> None:
-        """Prune segment by segment, each on the outputs of the pruned ones before it; empties the list."""
+        """Prune segment by segment, each on the outputs of the pruned ones before it.
+
+        The list shrinks: states that are spent are not held.
+        """
         self.reporter.skip((PRUNE, key) for key in self.saved.errors)
         self.reporter.begin(PRUNE)
         residuals = Residuals(self.model)

@@ -20,8 +20,8 @@ def noting_inputs(
 
     def note(key: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            given: Tensor = args[0]
-            noted[key] = given if given is states else given.clone()
+            read: Any = args[0]
+            noted[key] = read if read is states else read.clone()
 
         return hook
 
