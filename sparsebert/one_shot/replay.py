@@ -20,7 +20,7 @@ def noting_inputs(
 
     def note(key: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            read: Any = args[0]
+            read: Tensor = args[0]
             noted[key] = read if read is states else read.clone()
 
         return hook
