@@ -20,8 +20,8 @@ def noting_inputs(
 
     def note(key: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            read: Any = args[0]
-            noted[key] = read if read is states else read.clone()
+            read = args[0]
+            noted[key] = read.clone() if id(read) != id(states) else read
 
         return hook
 
