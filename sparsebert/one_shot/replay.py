@@ -3,52 +3,46 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
-@contextlib.contextmanager
 def noting_inputs(
     matrices: Mapping[str, nn.Module], noted: dict[str, Tensor], states: Tensor | None = None
-) -> Iterator[None]:
+) -> contextlib.ExitStack:
     """Note the inputs of matrices, by key: copies, for a module may change its activations in place.
 
     The hidden states that enter the module are not copied.
     """
 
-    def note(key: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            read: Tensor = args[0]
-            noted[key] = read if read is states else read.clone()
+    def note(key: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        read: Tensor = args[0]
+        noted[key] = read if read is states else read.clone()
 
-        return hook
-
-    handles = [matrix.register_forward_pre_hook(note(key)) for key, matrix in matrices.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return _until_left(
+        [matrix.register_forward_pre_hook(partial(note, key)) for key, matrix in matrices.items()]
+    )
 
 
-@contextlib.contextmanager
-def noting_outputs(matrices: Mapping[str, nn.Module], noted: dict[str, Tensor]) -> Iterator[None]:
+def noting_outputs(matrices: Mapping[str, nn.Module], noted: dict[str, Tensor]) -> contextlib.ExitStack:
     """Note copies of the outputs of matrices, by key."""
 
-    def note(key: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            noted[key] = output.clone()
+    def note(key: str, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        noted[key] = output.clone()
 
-        return hook
+    return _until_left([matrix.register_forward_hook(partial(note, key)) for key, matrix in matrices.items()])
 
-    handles = [matrix.register_forward_hook(note(key)) for key, matrix in matrices.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+def _until_left(hooks: Sequence[RemovableHandle]) -> contextlib.ExitStack:
+    """Return a context at whose end the hooks are removed."""
+    context = contextlib.ExitStack()
+    for hook in hooks:
+        context.callback(hook.remove)
+    return context
 
 
 @contextlib.contextmanager
