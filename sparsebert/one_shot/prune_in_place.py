@@ -104,9 +104,10 @@ def prune_(
         "include_pooler": include_pooler,
         "magnitude_where_singular": magnitude_where_singular,
     }
-    parameters = inspect.signature(prune_).parameters
-    for name in options.keys() - inspect.signature(prune).parameters.keys():
-        if options.pop(name) != parameters[name].default:
+    defaults = {name: each.default for name, each in inspect.signature(prune_).parameters.items()}
+    accepted = inspect.signature(prune).parameters
+    for name in [name for name in options if name not in accepted]:
+        if options.pop(name) != defaults[name]:
             raise ValueError(f"{name} does not apply to method {pruning_method.name}: omit it")
     return prune(
         model,
