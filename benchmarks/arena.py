@@ -43,6 +43,7 @@ BASELINES = (
     "compile-freezing-bf16",
     "torch-int8",
     "torchao-int8",
+    "inductor-int8",
     "onnxruntime",
     "onnxruntime-int8",
     "openvino",
