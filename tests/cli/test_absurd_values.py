@@ -61,7 +61,7 @@ VALUES: dict[str, list[tuple[str, str]]] = {
         ("--sparsity 1.5", "--sparsity must be from 0 to 1, got 1.5; write 90 % as 0.9"),
         ("--seed -1", "a seed must be from 0 to 2**32 - 1, got -1"),
         (f"--seeds 1,{HUGE}", "a seed must be from 0 to"),
-        ("--granularity 0x1", "at least one row"),
+        ("--granularity 0x1", "block_size must be two positive ints"),
         ("--granularity=", "--granularity is empty; pass a value or omit it"),
         ("--scope=", "--scope is empty; pass a value or omit it"),
         ("--batches 4", "--batches applies only with --task: omit it"),
