@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,9 @@ from tests.ops.special_tensors import SPECIAL
 
 STATUS = Path("/proc/self/statm")
 needs_proc = pytest.mark.skipif(not STATUS.exists(), reason="the system has no /proc/self/statm")
+needs_own_allocator = pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer keeps freed memory"
+)
 
 
 def resident_mb() -> float:
@@ -32,6 +36,7 @@ def serve(packed: formats.PackedWeight, requests: int, longest: int, seed: int) 
             ops.linear(x[: lengths.randint(1, longest)], packed)
 
 
+@needs_own_allocator
 class TestRequestsOfRandomLengths:
     @needs_proc
     @pytest.mark.parametrize("threads", [1, 8])
