@@ -113,7 +113,7 @@ results-cpu: $(VENV)/.native $(VENV)/.others $(VENV)/.rivals  ## measure every f
 
 # Appends; a search that was interrupted goes on.
 arena: $(VENV)/.native $(VENV)/.others $(VENV)/.rivals $(VENV)/.demo  ## quality and speed of every form of MiniLM (data in SPARSEBERT_DATA); writes benchmarks/results/arena.jsonl
-	$(PY) -m benchmarks.arena --out benchmarks/results/arena.jsonl $(ARGS)
+	$(PY) -m benchmarks.arena --out benchmarks/results/arena.jsonl --plot benchmarks/results/arena.png $(ARGS)
 	$(PY) -m sparsebert.report.render_docs --write
 
 one-shot: $(VENV)/.native $(VENV)/.demo  ## quality of one-shot pruning of MiniLM (data in SPARSEBERT_DATA); goes on where it stopped

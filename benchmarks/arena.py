@@ -29,9 +29,11 @@ from sparsebert.bench.judged_texts import LabelledRows, prepare_judged_texts
 from sparsebert.bench.providers import BACKENDS
 from sparsebert.bench.runner import Settings
 from sparsebert.bench.workload import hush_transformers
+from sparsebert.cli.path_checks import require_picture
 from sparsebert.demo.real_model import NAME, weights_folder
-from sparsebert.report.arena_tables import arena_tables
+from sparsebert.report.arena_tables import arena_figure, arena_tables, comparisons
 from sparsebert.report.optimize_tables import optimize_tables
+from sparsebert.report.plots import save_figure
 from sparsebert.tasks import load
 from sparsebert.workflows.optimize import GRANULARITIES, RECORDS
 
@@ -146,8 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=3.0, help="seconds of each timing")
     parser.add_argument("--work", type=Path, default=Path("build/arena"), help="folder for models")
     parser.add_argument("--quick", action="store_true", help="a smoke test: few forms, short timings")
+    parser.add_argument("--plot", type=Path, help="picture of each part: NAME-minilm.png for NAME.png")
     add_out_option(parser)
     options = parser.parse_args(arguments)
+    if options.plot is not None:
+        require_picture("--plot", options.plot)
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown part {min(unknown)}; known: {', '.join(PARTS)}")
     if options.quick:
@@ -160,6 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"skipped {part}: {reason}", file=sys.stderr)
             continue
         append(options.out, rows)
+        if options.plot is not None:
+            (compared,) = comparisons(rows)
+            save_figure(arena_figure(compared), options.plot.with_stem(f"{options.plot.stem}-{part}"))
         show([*optimize_tables(rows), *arena_tables(rows)])
 
 

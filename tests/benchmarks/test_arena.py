@@ -26,7 +26,9 @@ def tiny(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> lis
 
 
 def test_the_optimized_folder_stands_beside_the_dense_forms(tiny: list[str], tmp_path: Path) -> None:
-    arena.main(tiny)
+    pytest.importorskip("matplotlib")
+    arena.main([*tiny, "--plot", str(tmp_path / "arena.png")])
+    assert (tmp_path / "arena-minilm.png").exists()
     rows = results.read(tmp_path / "out.jsonl")
     forms = [row["form"] for row in rows if row["kind"] == "arena"]
     assert forms == ["onednn", "dense fp32", "dense bf16", "dense int8", "keep-0.9"]
