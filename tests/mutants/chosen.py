@@ -657,7 +657,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     "sparsebert/workflows/train.py": (
         (
             "workflow-pooler",
-            "if ticket is None or POOLER not in ticket.masks or has_pooler(task):",
+            "if has_pooler(task):",
             "if True:",
             "the mask of an absent pooler stays in a ticket",
         ),
