@@ -26,7 +26,7 @@ from .launch import Cut, fp32_precision, upcast
 FAMILY = "column panel"
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "panels"])
 def column_panel_forward(
     x,  # (K, tokens), tokens rounded up to a whole token tile
     values,  # (tiles, H, 64)
