@@ -138,7 +138,7 @@ def most_stages(shape: Shape) -> int:
 
 
 def _stages(step: int, shared_memory: int, most: int = MAX_STAGES) -> int:
-    """Return the pipeline depth for steps of this many bytes; on AMD, a depth of two needs one buffer."""
+    """Return the pipeline depth for steps of this many bytes; on AMD and Ampere, one buffer is fewer."""
     return max(2, min(MAX_STAGES, most, shared_memory // step))
 
 
