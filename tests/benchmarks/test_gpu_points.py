@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks.gpu.__main__ import main, supervise
+from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.points import Point, layer, point, queue, tiny
 from benchmarks.gpu.session import UNKNOWN_DEVICE, Session, measure_all, missing
 
@@ -139,14 +139,6 @@ def test_a_point_that_fails_is_written_down_and_the_next_one_goes_on(session):
     assert len(rest) == 2
 
 
-def test_a_lost_context_ends_the_process_but_not_the_call(session):
-    def measure(each: Point) -> dict:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    assert not run(session, POINTS, measure)
-    assert len(session.records()) == 1
-
-
 def test_a_figure_that_is_no_number_is_a_failure(session):
     assert run(session, POINTS[:1], lambda each: {"us": float("nan")})
     assert session.records()[0]["kind"] == "gpu_failed"
@@ -160,28 +152,6 @@ def test_a_stopped_process_leaves_the_name_of_its_point(session):
     assert limit > waiting.seconds
     session.end()
     assert session.interrupted() is None
-
-
-def test_a_worker_that_dies_is_noted_and_followed_by_another(session, monkeypatch):
-    started = []
-
-    class Dead:
-        def poll(self) -> int:
-            return -11
-
-    def start(session: Session, until: float, only: list[str]) -> Dead:
-        started.append(only)
-        if len(started) == 3:
-            monkeypatch.setattr(Dead, "poll", lambda self: 0)
-        else:
-            session.begin(POINTS[0])
-        return Dead()
-
-    monkeypatch.setattr("benchmarks.gpu.__main__._start", start)
-    supervise(session, 4e9, [])
-    reasons = [each["reason"] for each in session.records()]
-    assert reasons == ["the process died (exit code -11)"] * 2
-    assert session.records()[0]["device"]["name"] == UNKNOWN_DEVICE
 
 
 def test_a_dry_run_may_not_write_to_the_results(capsys, monkeypatch):
