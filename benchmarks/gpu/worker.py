@@ -91,6 +91,8 @@ def _measures() -> dict[str, Callable[..., dict[str, Any]]]:
         "layer": layers.measure_layer,
         "dense": layers.measure_dense,
         "masked": layers.measure_masked,
+        "activation": layers.measure_activation,
+        "occupancy": tuning.measure_occupancy,
         "planned": layers.measure_planned,
         "bitmap": layers.measure_bitmap,
         "model": models.measure_model,

@@ -32,11 +32,14 @@ def operand(tile, UPCAST: tl.constexpr):
 
 @triton.jit
 def activate(z, ACTIVATION: tl.constexpr):
-    """Apply an activation in the dtype of z (float32); see ``reference.activate``."""
+    """Apply an activation in the dtype of z (float32); see ``reference.activate``.
+
+    "gelu_erf" is the exact "gelu" in any dtype, for comparison alone.
+    """
     if ACTIVATION == "relu":
         # Not tl.maximum, which turns NaN into 0.
         z = tl.where(z < 0, 0.0, z)
-    elif ACTIVATION == "gelu":
+    elif ACTIVATION == "gelu" or ACTIVATION == "gelu_erf":
         z = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
     elif ACTIVATION == "gelu_tanh":
         # 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2 u))
