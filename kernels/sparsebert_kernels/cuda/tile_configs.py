@@ -46,7 +46,13 @@ class Limits:
 
 def configuration(shape: Shape, device: torch.device) -> Configuration:
     """Return the configuration for ``shape`` on ``device``: measured, else by the rule."""
-    return _selected(shape, name_of(device), shared_memory(device))
+    return selected(shape, name_of(device), shared_memory(device))
+
+
+@functools.lru_cache(maxsize=4096)
+def selected(shape: Shape, name: str, memory: int) -> Configuration:
+    """Return the configuration for ``shape`` on a device with this name and shared memory per program."""
+    return nearest(shape, measured(name)) or by_rule(shape, memory)
 
 
 def measured(name: str) -> tuple[tuple[Shape, Configuration], ...]:
@@ -117,13 +123,8 @@ def use_folder(folder: Path) -> None:
     """Read measured configurations of this process from ``folder`` from now on."""
     global FOLDER
     FOLDER = folder
-    for cached in (_content, _read, _selected):
+    for cached in (_content, _read, selected):
         cached.cache_clear()
-
-
-@functools.lru_cache(maxsize=4096)
-def _selected(shape: Shape, name: str, memory: int) -> Configuration:
-    return nearest(shape, measured(name)) or by_rule(shape, memory)
 
 
 @functools.cache
