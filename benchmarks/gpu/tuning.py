@@ -41,9 +41,10 @@ def candidates(shape: Shape, shared_memory: int, *, few: bool = False) -> list[C
         cuts: tuple[Sequence[int], ...] = (64, 128, 256), (8,), (4, 8), (1, 2, 3, 4)
     else:
         cuts = (32, 64, 128), (1, 2), (4, 8), (2, 3, 4)
+    panels = tried[0].neighbours
     for block, group, warps, stages in itertools.product(*cuts):
         if shape.kernel == FORWARD:
-            rows, step = block, block + shape.panel_rows
+            rows, step = block * panels, block + shape.panel_rows
             step *= TILE_COLUMNS
         else:
             rows = group * TILE_COLUMNS
@@ -51,7 +52,7 @@ def candidates(shape: Shape, shared_memory: int, *, few: bool = False) -> list[C
         accumulators = rows * shape.panel_rows / (warps * WARP)
         fits = stages * step * shape.itemsize <= shared_memory
         if fits and 2 <= accumulators <= MAX_ACCUMULATORS:
-            tried.append(Configuration(block, group, warps, stages))
+            tried.append(Configuration(block, group, warps, stages, panels))
     return list(dict.fromkeys(tried))[: 3 if few else None]
 
 
@@ -181,4 +182,5 @@ def write_configurations(records: Iterable[Record], device_name: str, folder: Pa
 
 
 def _name(config: Configuration) -> str:
-    return f"{config.block_m} g{config.group} w{config.num_warps} s{config.num_stages}"
+    neighbours = f" n{config.neighbours}" * (config.neighbours > 1)
+    return f"{config.block_m} g{config.group} w{config.num_warps} s{config.num_stages}{neighbours}"

@@ -31,8 +31,9 @@ DENSE_TILES = {(128, 256): 1.0, (128, 128): 1.0, (256, 128): 1.0, (64, 128): 0.8
 # rate.
 FP32_SHARE = 0.5
 WAVE_SECONDS = 0.35e-6
-# A program begins with four loads that wait for each other: order, start, columns, and the first tile.
-PROLOGUE_SECONDS = 1.4e-6
+# A program begins with four loads that wait for each other: order, start, columns, and the first tile. Each
+# neighbouring panel after the first needs three of them.
+LOAD_SECONDS, FIRST_LOADS, LATER_LOADS = 0.35e-6, 4, 3
 # Instructions of a warp before the main loop and for each of its steps, read off code compiled for sm_90.
 PROLOGUE_INSTRUCTIONS, STEP_INSTRUCTIONS = 320, 99
 # Bytes that a multiprocessor takes from the L2 cache in a cycle while the others take little.
@@ -202,10 +203,10 @@ class Roofline:
     def panel_bounds(self, work: WorkEstimate) -> Bounds:
         """Predict what bounds packed panels, without the launch of their kernel."""
         device, height, config = self.device, self._block(work)[0], self.configuration(work)
-        panels = math.ceil(work.shape[0] / height)
+        panels, tokens = math.ceil(work.shape[0] / height), config.block_m
         tiles = work.stored / (height * TILE_COLUMNS)
-        steps, tokens = tiles / panels, config.block_m
-        programs = math.ceil(self.tokens / tokens) * panels
+        programs = math.ceil(self.tokens / tokens) * math.ceil(panels / config.neighbours)
+        steps = tiles / panels * config.neighbours
         used = min(programs, device.processors)
 
         # Seconds of one program that has a multiprocessor for itself.
@@ -215,13 +216,15 @@ class Roofline:
         loading = loaded / (L2_BYTES_PER_CYCLE * device.clock)
         # A cycle issues an instruction of one warp from each scheduler.
         issue_rate = SCHEDULERS / config.num_warps * device.clock
-        elements = tokens * height / (config.num_warps * WARP)  # of a thread
+        elements = self._elements(work)  # of a thread
         instructions = epilogue_cost.instructions(self.activation, device.capability[0])
         special = epilogue_cost.SPECIAL[self.activation] / (epilogue_cost.SPECIAL_LANES * device.clock)
-        finishing = max(elements * instructions / issue_rate, tokens * height * special)
-        starting = PROLOGUE_INSTRUCTIONS / issue_rate
+        outputs = elements * config.num_warps * WARP
+        finishing = max(elements * instructions / issue_rate, outputs * special)
+        starting = PROLOGUE_INSTRUCTIONS * config.neighbours / issue_rate
         stepping = steps * STEP_INSTRUCTIONS / issue_rate
-        alone = PROLOGUE_SECONDS + max(multiplying, loading, stepping) + finishing
+        waiting = LOAD_SECONDS * (FIRST_LOADS + LATER_LOADS * (config.neighbours - 1))
+        alone = waiting + max(multiplying, loading, stepping) + finishing
 
         waves = math.ceil(programs / (device.processors * self.programs_at_once(work)))
         return Bounds(
@@ -246,11 +249,15 @@ class Roofline:
         config, height = self.configuration(work), self._block(work)[0]
         buffers = config.num_stages * (config.block_m + height) * TILE_COLUMNS * self.dtype.itemsize
         of_memory = (self.device.shared_memory + RESERVED) // (buffers + RESERVED)
-        elements = config.block_m * height / (config.num_warps * WARP)
-        registers = THREAD_REGISTERS + ELEMENT_REGISTERS * elements
+        registers = THREAD_REGISTERS + ELEMENT_REGISTERS * self._elements(work)
         registers = math.ceil(registers / REGISTER_STEP) * REGISTER_STEP
         of_registers = REGISTERS // (registers * config.num_warps * WARP)
         return max(1, int(min(of_memory, of_registers, WARPS // config.num_warps, PROGRAMS)))
+
+    def _elements(self, work: WorkEstimate) -> float:
+        """Return the outputs that a thread of packed panels holds in registers."""
+        config = self.configuration(work)
+        return config.block_m * self._block(work)[0] * config.neighbours / (config.num_warps * WARP)
 
     def _block(self, work: WorkEstimate) -> tuple[int, int]:
         assert work.block is not None

@@ -151,10 +151,10 @@ def test_the_programs_at_once_fit_into_shared_memory_and_registers(
 
 
 def test_a_program_waits_for_its_first_loads_however_little_it_computes() -> None:
-    """Four loads, one after the other, in each of six waves."""
+    """Four loads, one after the other, in each of three waves of programs of 128 tokens."""
     few = bounds(3072, 768, 4096, 0.01, 64)
-    waves = math.ceil(16 * 48 / (132 * at_once(3072, 768, 4096, 0.01, 64)))
-    assert few.programs > waves * gpu_roofline.PROLOGUE_SECONDS
+    waves = math.ceil(32 * 48 / (132 * at_once(3072, 768, 4096, 0.01, 64)))
+    assert waves * 4 * gpu_roofline.LOAD_SECONDS < few.programs < 2 * waves * 4 * gpu_roofline.LOAD_SECONDS
 
 
 def test_the_rest_of_the_layer_needs_a_kernel_for_its_activation() -> None:
