@@ -21,6 +21,7 @@ from sparsebert.bert import canonical_key, full_name, is_adapted, is_bert_like, 
 from sparsebert.compaction.manifest import description_of
 from sparsebert.compaction.rebuild import rebuild, require_rectangles
 from sparsebert.cost.cpu_cost import cpu_model
+from sparsebert.cost.default_tokens import tokens_after_move
 from sparsebert.hf.attach_quantizer import METHOD, attach_quantizer_
 from sparsebert.hf.config import FORMAT_VERSION, SparseConfig, StoredLayer
 from sparsebert.hf.embeddings import with_embeddings_in
@@ -247,9 +248,10 @@ class SparseQuantizer(HfQuantizer):
             for layer in outlines
             if same_machine and not (busy and config.layers[layer.key].measured_us is None)
         }
+        gpu = any(layer.linear.weight.device.type == "cuda" for layer in outlines)
         planned = plan_layers(
             [layer for layer in outlines if layer.key not in plans],
-            tokens=config.tokens,
+            tokens=tokens_after_move(config.tokens, gpu),
             format=config.format,
             measure=False,
             quick=True,

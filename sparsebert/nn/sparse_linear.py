@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.cost.candidates import GPU_FORMATS, STORED, preferred, stored_dtype
+from sparsebert.cost.default_tokens import tokens_after_move
 from sparsebert.cost.precision import LOWER_PRECISIONS, pack_as
 from sparsebert.nn.checkpoint_form import BITS, VALUES, stored_weight, to_stored
 from sparsebert.nn.precomputed import take_precomputed
@@ -365,14 +366,21 @@ class SparseLinear(nn.Module):
         elif device.type == "cuda" and gpu_recipes:
             format, options = gpu_recipes[0]
         else:
-            tokens = self.plan.tokens if self.plan else DEFAULT_TOKENS
+            planned = self.plan.tokens if self.plan else DEFAULT_TOKENS
+            tokens = tokens_after_move(planned, gpu=device.type == "cuda")
             work = preferred(mask, weight.dtype, device, tokens, trainable=self.trainable)
             format, options = work.format, work.options
             if self.plan:
                 no_times = dict.fromkeys(("predicted_us", "measured_us", "dense_us"))
                 reason = f"chosen when the layer was moved to {device.type}"
                 self.plan = replace(
-                    self.plan, format=format, block=work.block, reason=reason, busy=False, **no_times
+                    self.plan,
+                    format=format,
+                    block=work.block,
+                    tokens=tokens,
+                    reason=reason,
+                    busy=False,
+                    **no_times,
                 )
         self._recipes[device.type] = format, options
 

@@ -16,6 +16,7 @@ from sparsebert.bert import is_bert_like, require_module, structure
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
 from sparsebert.cost.cpu_cost import BUILT_IN_COSTS, runnable
+from sparsebert.cost.default_tokens import default_tokens, on_gpu
 from sparsebert.cost.engine_cost import seconds_in_layout
 from sparsebert.cost.precision import LOWER_PRECISIONS, below_tolerance, lower_precisions, require_tolerance
 from sparsebert.linear_layers import Filter
@@ -46,7 +47,7 @@ def plan(
     model: nn.Module,
     ticket: Ticket | None = None,
     *,
-    tokens: int = DEFAULT_TOKENS,
+    tokens: int | None = None,
     format: str = "auto",
     measure: bool = True,
     filter: Filter | None = None,
@@ -71,7 +72,8 @@ def plan(
         model: The model; it is only read. For a model that is sparse or fused already, the plan of its sparse
             layers and of its encoder is returned, and no options apply.
         ticket: The masks; without one, the zeros in the weights.
-        tokens: Rows of x (batch times sequence length) in a call of a layer.
+        tokens: Rows of x (batch times sequence length) in a call of a layer; by default 4096 on a
+            GPU and 128 on a CPU.
         format: "auto", or the one format to use for every layer.
         measure: Measure costs and time the choices on this machine.
         filter: ``filter(name, linear) -> bool`` selects the layers to plan.
@@ -89,6 +91,8 @@ def plan(
     """
     target = None if device is None else gpu_roofline.named(device)
     require_module(model)
+    gpu = target is not None or on_gpu(model)
+    named, tokens = tokens, default_tokens(gpu) if tokens is None else tokens
     check_options(format, tokens)
     require_measure(measure)
     require_tolerance(tolerance)
@@ -97,7 +101,7 @@ def plan(
         (way and way.fused) or any(isinstance(module, SparseLinear) for module in model.modules())
     ):
         options = {
-            "tokens": tokens != DEFAULT_TOKENS,
+            "tokens": named not in (None, DEFAULT_TOKENS),
             "format": format != "auto",
             "filter": filter is not None,
             "trainable": trainable,
@@ -137,8 +141,15 @@ def plan(
                 planned, targets.layers, model, format=format, measure=measure, tolerance=tolerance
             ),
         )
-    planned = replace(planned, removal_note=targets.removal_note)
+    heading = _heading(tokens, is_default=named is None) if gpu else ""
+    planned = replace(planned, removal_note=targets.removal_note, heading=heading)
     return replace(planned, layers=decision.layers, encoder=decision.plan) if decision else planned
+
+
+def _heading(tokens: int, *, is_default: bool) -> str:
+    """Return the first line of a plan for a GPU, on which few tokens gain nothing in any format."""
+    note = ", the default on a GPU; tokens= plans for another number" if is_default else ""
+    return f"planned for calls of {tokens} tokens{note}"
 
 
 def plans_for_engines(
@@ -213,7 +224,8 @@ def carried_plan(model: nn.Module) -> Plan:
     """Return the plan that the sparse layers of ``model`` follow."""
     sparse = [module for module in model.modules() if isinstance(module, SparseLinear) and module.plan]
     entries = tuple(module.plan for module in sparse)
-    carried = Plan(entries, "", compaction_note(model), carried_encoder_plan(model))
+    heading = _heading(entries[0].tokens, is_default=False) if entries and on_gpu(model) else ""
+    carried = Plan(entries, "", compaction_note(model), carried_encoder_plan(model), heading)
     weights = (torch.empty(0, dtype=each.dtype, device=each.device) for each in sparse)
     lacking = _lacking(weights, carried.tolerance)
     advice = "; sparsebert.replan_(model) times the formats here"

@@ -159,7 +159,7 @@ _KINDS = (
     Kind("revisions", _of("revision"), _by_machine(revision_tables)),
     Kind("goals", _of("goal"), _by_machine(goal_tables)),
     Kind("gpu", _of("gpu"), gpu_tables, roofline_pictures),
-    Kind("gpu_failed", _of("gpu_failed"), failure_tables),
+    Kind("gpu_failed", _of("gpu_failed", "gpu_killed"), failure_tables),
     Kind("aot", _of("aot"), aot_tables),
     Kind("environment", _of("environment"), environment_tables),
     Kind("report", _of("report"), _reported),

@@ -14,7 +14,7 @@ from benchmarks.gpu.baselines import two_of_four
 from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import DryRun
 from benchmarks.gpu.layers import Problem
-from benchmarks.gpu.tuning import candidates
+from benchmarks.gpu.tuning import _name, candidates
 from sparsebert.bench.output_check import OutputMismatchError
 from sparsebert.report.gpu_tables import gpu_tables
 from sparsebert.results import read
@@ -97,4 +97,4 @@ def test_candidates_begin_with_the_rule_and_fit_the_device(kernel, rows):
     tried = candidates(shape, 227 * 1024)
     assert tried[0] == by_rule(shape, 227 * 1024)
     assert 3 <= len(tried) <= 40
-    assert len(set(tried)) == len(tried)
+    assert len(set(tried)) == len(tried) == len({_name(each) for each in tried})

@@ -45,11 +45,21 @@ class Limits:
 
 
 def configuration(shape: Shape, device: torch.device) -> Configuration:
-    """Return the configuration for ``shape`` on ``device``: measured, else by the rule.
+    """Return the configuration for ``shape`` on ``device``, see ``selected``."""
+    return selected(shape, name_of(device), shared_memory(device))
+
+
+def selected(shape: Shape, name: str, memory: int) -> Configuration:
+    """Return the configuration for ``shape`` on a device: measured, else by the rule.
 
     Numbers of tokens up to the next power of two share one, so that batches of all lengths select quickly.
+
+    Args:
+        shape: The problem.
+        name: The device's name.
+        memory: Bytes of shared memory available to one of its programs.
     """
-    return _selected(shape.bucket(), name_of(device), shared_memory(device))
+    return _selected(shape.bucket(), name, memory)
 
 
 def measured(name: str) -> tuple[tuple[Shape, Configuration], ...]:
