@@ -17,6 +17,7 @@ TOKEN_BUCKETS = (64, 512, 4096, 16384)
 FEW_STEPS = 3
 # Tiles a panel below which a chunk of two tiles would be mostly empty (values gradient).
 FEW_TILES = 1.6
+NEIGHBOURS = (1, 2, 4)  # panels that a program of panel forward may take
 # Columns of the product of neighbouring panels in one program.
 NEIGHBOURS_WIDTH = 64
 

@@ -15,8 +15,8 @@ from . import machine_code
 from .compile_case import CompileCase
 from .targets import SCHEDULERS, Target
 
-# Instructions an output element that half-precision kernels with an activation may issue after their loop. The
-# erf of the CUDA library alone takes 32; the longest epilogue, GELU with a residual on Blackwell, takes 25.
+# Instructions an output element that half-precision kernels with an activation may issue after their loop.
+# The erf of the CUDA library alone takes 32; the longest epilogue, GELU with a residual on Blackwell, 25.
 MOST_INSTRUCTIONS = 26
 LONG_PROGRAM = 32  # output elements of a thread
 
