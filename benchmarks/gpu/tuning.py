@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,15 @@ from benchmarks.gpu.layers import Problem
 from sparsebert.results import Record
 from sparsebert_kernels import ops
 from sparsebert_kernels.cuda import hardware, tile_configs
-from sparsebert_kernels.cuda.tile_rule import Configuration, Shape, by_rule
+from sparsebert_kernels.cuda.tile_rule import (
+    MAX_STAGES,
+    NEIGHBOURS,
+    NEIGHBOURS_WIDTH,
+    Configuration,
+    Shape,
+    by_rule,
+    most_stages,
+)
 from sparsebert_kernels.formats.base import TILE_COLUMNS
 
 FORWARD, VALUES_GRADIENT = "panel forward", "panel values gradient"
@@ -35,10 +43,17 @@ LEAST_GAIN = 1.01  # speed-up over the rule's configuration that justifies anoth
 
 
 def candidates(shape: Shape, shared_memory: int, *, few: bool = False) -> list[Configuration]:
-    """Return the configurations to try, the rule's first."""
+    """Return the configurations to try, the rule's first.
+
+    No pipeline is deeper than a panel has steps and one more. Neighbouring panels are tried with the rule's
+    other choices only.
+    """
     tried = [by_rule(shape, shared_memory)]
     if shape.kernel == FORWARD:
-        cuts: tuple[Sequence[int], ...] = (64, 128, 256), (8,), (4, 8), (1, 2, 3, 4)
+        depths = range(1, min(MAX_STAGES, most_stages(shape)) + 1)
+        cuts: tuple[Sequence[int], ...] = (64, 128, 256), (8,), (4, 8), depths
+        counts = [count for count in NEIGHBOURS if count * shape.panel_rows <= NEIGHBOURS_WIDTH]
+        tried += [replace(tried[0], neighbours=count) for count in counts]
     else:
         cuts = (32, 64, 128), (1, 2), (4, 8), (2, 3, 4)
     panels = tried[0].neighbours

@@ -17,6 +17,7 @@ TOKEN_BUCKETS = (64, 512, 4096, 16384)
 FEW_STEPS = 3
 # Tiles a panel below which a chunk of two tiles would be mostly empty (values gradient).
 FEW_TILES = 1.6
+NEIGHBOURS = (1, 2, 4)  # panels that a program of panel forward may take
 # Columns of the product of neighbouring panels in one program.
 NEIGHBOURS_WIDTH = 64
 
@@ -138,7 +139,7 @@ def most_stages(shape: Shape) -> int:
 
 
 def _stages(step: int, shared_memory: int, most: int = MAX_STAGES) -> int:
-    """Return the pipeline depth for steps of this many bytes; on AMD, a depth of two needs one buffer."""
+    """Return the pipeline depth for steps of this many bytes; on AMD and Ampere, one buffer is fewer."""
     return max(2, min(MAX_STAGES, most, shared_memory // step))
 
 
