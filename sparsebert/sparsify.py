@@ -23,6 +23,7 @@ from sparsebert.planning.install import install_, matching_entries, settle_
 from sparsebert.planning.plan import Plan
 from sparsebert.planning.planner import (
     check_options,
+    fused_activations,
     plan_layers,
     plans_for_engines,
     require_measure,
@@ -102,7 +103,8 @@ def sparsify_(
             model is then unchanged.
     """
     require_module(model)
-    tokens = default_tokens(on_gpu(model)) if tokens is None else tokens
+    gpu = on_gpu(model)
+    tokens = default_tokens(gpu) if tokens is None else tokens
     check_options("auto" if isinstance(format, Plan) else format, tokens)
     require_measure(measure)
     require_tolerance(tolerance)
@@ -125,6 +127,7 @@ def sparsify_(
             trainable=trainable,
             shared_inputs=shared_inputs_of(model) if fuse_qkv else (),
             tolerance=tolerance,
+            activations=fused_activations(model) if gpu and fuse_activation and not trainable else {},
         )
         plans = list(planned.layers)
         others = plans_for_engines(

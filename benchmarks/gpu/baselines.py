@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.gpu.comparison import Side
-from sparsebert_kernels.cuda.timing import Work
+from benchmarks.gpu.device import Work
 
 if TYPE_CHECKING:
     from benchmarks.gpu.layers import Problem

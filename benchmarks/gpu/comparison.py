@@ -9,11 +9,10 @@ from typing import Any
 from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
-from benchmarks.gpu.device import Device
+from benchmarks.gpu.device import Device, Work
 from sparsebert.bench.output_check import OutputCheck, require
 from sparsebert.bench.runner import quantiles
 from sparsebert.bench.timer import alternate
-from sparsebert_kernels.cuda.timing import Work
 from sparsebert_kernels.errors import first_line
 from sparsebert_kernels.timing import MAX_SPREAD
 

@@ -12,18 +12,19 @@ import gc
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch._dynamo
 
 from sparsebert.bench.timer import Run
-from sparsebert_kernels.cuda.timing import CapturedGraph, Work, capture, on_stream
+from sparsebert_kernels.cuda.timing import CapturedGraph, capture, on_stream
 
 # A graph holds enough calls to run this long, which makes its latency and that of the events negligible.
 GRAPH_SECONDS = 1e-3
 CLOCKS = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active,driver_version"
+Work = Callable[[], Any]
 
 
 class Cuda:

@@ -11,12 +11,11 @@ from torch.nn import functional
 
 from benchmarks.gpu import baselines
 from benchmarks.gpu.comparison import Side, compare
-from benchmarks.gpu.device import Device
+from benchmarks.gpu.device import Device, Work
 from benchmarks.random_mask import random_mask
 from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels import formats, ops
-from sparsebert_kernels.cuda.timing import Work
 from sparsebert_kernels.formats.transpose import transposed_index
 from sparsebert_kernels.masked import masked_linear, pack_mask
 

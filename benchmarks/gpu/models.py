@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.comparison import Side, compare
-from benchmarks.gpu.device import Device
+from benchmarks.gpu.device import Device, Work
 from sparsebert.bench.memory import weight_bytes
 from sparsebert.bench.workload import Workload
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.pruning import prune
 from sparsebert.sparsify import sparsify_
 from sparsebert.tickets.ticket import Ticket
-from sparsebert_kernels.cuda.timing import Work
 
 LENGTH = 128
 

@@ -50,7 +50,13 @@ from sparsebert.planning.after_compaction import CompactedTargets
 from sparsebert.planning.engine_choice import decide_encoder, why_not_fusible
 from sparsebert.planning.install import install_, settle_
 from sparsebert.planning.plan import LayerPlan, Plan
-from sparsebert.planning.planner import describe_machine, plan_layers, plans_for_engines, shared_inputs_of
+from sparsebert.planning.planner import (
+    describe_machine,
+    fused_activations,
+    plan_layers,
+    plans_for_engines,
+    shared_inputs_of,
+)
 from sparsebert.planning.target_layers import TargetLayer, outline
 from sparsebert.sparsify import densify_
 from sparsebert.tickets.provenance import masks_digest
@@ -258,6 +264,7 @@ class SparseQuantizer(HfQuantizer):
             trainable=config.trainable,
             shared_inputs=shared_inputs_of(model) if config.fuse_qkv else (),
             tolerance=config.tolerance,
+            activations=fused_activations(model) if gpu and config.fuse_activation else {},
         )
         plans |= {entry.key: replace(entry, busy=busy) for entry in planned.layers}
         return Plan(tuple(plans[layer.key] for layer in outlines), planned.machine)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import is_bert_like, require_module, structure
+from sparsebert.bert import activation_name, is_bert_like, require_module, resolve, structure
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
 from sparsebert.cost.cpu_cost import BUILT_IN_COSTS, runnable
@@ -125,6 +126,7 @@ def plan(
         shared_inputs=shared_inputs_of(model),
         target=target,
         tolerance=tolerance,
+        activations=fused_activations(model) if gpu and not trainable else {},
     )
     decision = None
     if target is None:
@@ -266,6 +268,7 @@ def plan_layers(
     target: gpu_roofline.Device | None = None,
     quick: bool = False,
     tolerance: str = "fp32",
+    activations: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """Plan the target layers; arguments as for ``plan``.
 
@@ -274,6 +277,7 @@ def plan_layers(
         target: Figures of a GPU to plan for, instead of the layers' device.
         quick: Without ``measure``: let a CPU's costs be measured if that takes no more than half a second.
         tolerance: The lowest precision in which layers may compute.
+        activations: Keys of layers -> activations that a GPU's kernels apply, see ``fused_activations``.
     """
     measure = measure and format == "auto" and target is None
     decisions: list[LayerDecision] = []
@@ -282,7 +286,9 @@ def plan_layers(
         if not trainable and (reason := _why_unpacked(layer.linear.weight, format, target)):
             entries.append(_unpacked(layer, tokens, reason))
             continue
-        decision = _first_choice(layer, tokens, format, measure, trainable, target, quick, tolerance)
+        decision = _first_choice(
+            layer, tokens, format, measure, trainable, target, quick, tolerance, activations
+        )
         decisions.append(decision)
         entries.append(decision)
     by_key = {decision.layer.key: decision for decision in decisions}
@@ -307,6 +313,14 @@ def plan_layers(
 def shared_inputs_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     """Return the keys of the query, key and value of each attention; () for a model of unknown structure."""
     return structure(model).shared_inputs if is_bert_like(model) else ()
+
+
+def fused_activations(model: nn.Module) -> dict[str, str]:
+    """Return the activations that kernels apply to the output of a layer, by the layer's key."""
+    if not is_bert_like(model):
+        return {}
+    names = {key: activation_name(resolve(model, path)) for key, path in structure(model).activations.items()}
+    return {key: name for key, name in names.items() if name is not None}
 
 
 def describe_machine() -> str:
@@ -386,6 +400,7 @@ def _first_choice(
     target: gpu_roofline.Device | None,
     quick: bool,
     tolerance: str,
+    activations: Mapping[str, str],
 ) -> LayerDecision:
     """Choose the candidate with the least predicted time."""
     weight = layer.linear.weight
@@ -399,6 +414,7 @@ def _first_choice(
         measure=measure,
         quick=quick and format == "auto",
         tolerance=tolerance,
+        activation=activations.get(layer.key, "none"),
     )
     if not choice.candidates and not trainable:
         raise below_tolerance(format, "int8" if format in formats.INT8_FORMATS else "bf16")

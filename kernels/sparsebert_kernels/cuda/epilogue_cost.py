@@ -27,5 +27,5 @@ def instructions(activation: str, capability: int, *, residual: bool = False) ->
             older one.
         residual: Whether a residual is added.
     """
-    known = max((each for each in BASE if each <= capability), default=min(BASE))
-    return BASE[known] + ACTIVATION[activation] + residual * RESIDUAL[known]
+    nearest = max((each for each in BASE if each <= capability), default=min(BASE))
+    return BASE[nearest] + ACTIVATION[activation] + residual * RESIDUAL[nearest]

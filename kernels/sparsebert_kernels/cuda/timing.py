@@ -15,7 +15,7 @@ import torch
 
 from sparsebert_kernels.timing import Paired, steadiest
 
-Work = Callable[[], Any]
+Call = Callable[[], Any]
 
 # Least duration of a replay: events resolve half a microsecond.
 REPLAY_SECONDS = 200e-6
@@ -39,7 +39,7 @@ class CapturedGraph:
         RuntimeError: A work cannot be captured.
     """
 
-    def __init__(self, works: Sequence[Work], calls: int, stream: torch.cuda.Stream) -> None:
+    def __init__(self, works: Sequence[Call], calls: int, stream: torch.cuda.Stream) -> None:
         self.calls = calls
         self._graph = torch.cuda.CUDAGraph()
         with on_stream(stream):
@@ -74,7 +74,7 @@ def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
 
 
 def capture(
-    sides: Sequence[Sequence[Work]],
+    sides: Sequence[Sequence[Call]],
     stream: torch.cuda.Stream,
     *,
     seconds: float = REPLAY_SECONDS,
@@ -114,7 +114,7 @@ def _whole(calls: int, turns: int) -> int:
     return -(-calls // turns) * turns
 
 
-def paired(mine: Work, other: Work, *, budget: float = 0.03) -> Paired:
+def paired(mine: Call, other: Call, *, budget: float = 0.03) -> Paired:
     """Time two sides in turn, as ``sparsebert_kernels.timing.paired`` does on a CPU.
 
     Weights and activations stay in the L2 cache between replays if they fit. The first calls, which compile
