@@ -50,7 +50,10 @@ SB_INLINE void multiply_pairs(Simd::F (&sums)[ROWS][T], const Simd::Pairs (&weig
 struct DotWeights {
   typedef uint16_t Value;
   static constexpr int UNIT = 2;
-  static SB_INLINE Simd::Pairs load(const uint16_t* values) { return Simd::pairs(values); }
+  template <int T>
+  static SB_INLINE Simd::Pairs load(const uint16_t* values) {
+    return Simd::pairs(values);
+  }
   template <int T, int ROWS, int COLUMNS>
   static SB_INLINE void multiply(Simd::F (&sums)[ROWS][T], const Simd::Pairs (&weights)[ROWS],
                                  const uint64_t (&columns)[ROWS], const char* token_panel) {

@@ -39,14 +39,17 @@ SB_INLINE void multiply(Simd::F (&sums)[ROWS][T], const Weights (&weights)[ROWS]
 }
 
 // Multiplies kept weights with a token panel. UNIT is the number of weights per unit of storage; `load` loads at most
-// the next eight weights.
+// the next eight weights, for products with T vectors each.
 struct Fp32Weights {
   typedef float Value;
   typedef float PanelValue;
   static constexpr int UNIT = 1;
-  static SB_INLINE Simd::Weights load(const float* values) { return Simd::weights(values); }
-  template <int T, int ROWS, int COLUMNS>
-  static SB_INLINE void multiply(Simd::F (&sums)[ROWS][T], const Simd::Weights (&weights)[ROWS],
+  template <int T>
+  static SB_INLINE auto load(const float* values) {
+    return Simd::weights<T>(values);
+  }
+  template <int T, int ROWS, int COLUMNS, class Weights>
+  static SB_INLINE void multiply(Simd::F (&sums)[ROWS][T], const Weights (&weights)[ROWS],
                                  const uint64_t (&columns)[ROWS], const char* token_panel) {
     SB_ISA::multiply<T, ROWS, COLUMNS>(sums, weights, columns, token_panel);
   }
@@ -57,7 +60,10 @@ struct WidenedWeights {
   typedef uint16_t Value;
   typedef float PanelValue;
   static constexpr int UNIT = 2;
-  static SB_INLINE Simd::Pairs load(const uint16_t* values) { return Simd::pairs(values); }
+  template <int T>
+  static SB_INLINE Simd::Pairs load(const uint16_t* values) {
+    return Simd::pairs(values);
+  }
   template <int T, int ROWS, int COLUMNS>
   static SB_INLINE void multiply(Simd::F (&sums)[ROWS][T], const Simd::Pairs (&weights)[ROWS],
                                  const uint64_t (&columns)[ROWS], const char* token_panel) {
@@ -70,15 +76,24 @@ template <class Policy, int T, int ROWS, int COLUMNS>
 SB_INLINE void chunk(Simd::F (&sums)[ROWS][T], const typename Policy::Value* values, const uint8_t* columns,
                      int64_t length, const char* token_panel) {
   if constexpr (COLUMNS > 0) {
-    decltype(Policy::load(values)) weights[ROWS];
+    decltype(Policy::template load<T>(values)) weights[ROWS];
     uint64_t packed[ROWS];
 #pragma GCC unroll 4
     for (int row = 0; row < ROWS; row++) {
-      weights[row] = Policy::load(values + row * length);
+      weights[row] = Policy::template load<T>(values + row * length);
       memcpy(&packed[row], columns + row * length, 8);
     }
     Policy::template multiply<T, ROWS, COLUMNS>(sums, weights, packed, token_panel);
   }
+}
+
+// Requests what lies a page after `count` kept weights, which are read next: the weights of a model do not fit the caches,
+// and the processor's own prefetch ends with the page.
+template <class Value>
+SB_INLINE void prefetch_weights(const Value* values, const uint8_t* columns, int64_t count) {
+  constexpr int64_t AHEAD = 4096 / sizeof(Value), LINE = 64 / sizeof(Value);
+  for (int64_t i = 0; i < count; i += LINE) __builtin_prefetch(values + AHEAD + i);
+  __builtin_prefetch(columns + AHEAD);
 }
 
 // out[row] = (FIRST ? bias : out)[row] + sum of weight * token_panel[column], for ROWS rows of `length` weights.
@@ -91,6 +106,7 @@ SB_INLINE void sum_rows(const typename Policy::Value* values, const uint8_t* col
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++)
       sums[row][t] = FIRST ? Simd::set1(bias[rows[row]]) : Simd::load(out + (rows[row] * T + t) * LANES);
+  if constexpr (T > 1) prefetch_weights(values, columns, ROWS * length);
   int64_t done = 0;
   for (; done + 8 <= length; done += 8)
     chunk<Policy, T, ROWS, 8>(sums, values + done, columns + done, length, token_panel);

@@ -14,8 +14,9 @@ namespace SB_ISA {
 
 // Panels of a chunk: their activations of one feed-forward network and its dense weights' blocks stay in L2.
 constexpr int64_t CHUNK_PANELS = 2;
-// Tokens that pass all layers together: this bounds the memory of a batch of any size.
-constexpr int64_t GROUP_TOKENS = 2048, THREAD_TOKENS = 512;
+// Tokens of one thread that pass all layers together: query, key and value of a layer stay near the core until attention
+// reads them, and this bounds the memory of a batch of any size.
+constexpr int64_t GROUP_TOKENS = 256;
 
 enum Matrix { QUERY, KEY, VALUE, OUTPUT, UP, DOWN };
 
@@ -269,7 +270,7 @@ inline bool encoder_group(const sb_encoder_call& call) {
 // hold all values; else the results are of no use.
 inline bool encoder(const sb_encoder_call& call) {
   sb_encoder_call group = call;
-  const int64_t shares = THREAD_TOKENS * call.threads, most = shares > GROUP_TOKENS ? shares : GROUP_TOKENS;
+  const int64_t most = GROUP_TOKENS * call.threads;
   for (int64_t first = 0, count; first < call.sequences; first += count) {
     int64_t tokens = 0;
     for (count = 0; first + count < call.sequences; count++) {

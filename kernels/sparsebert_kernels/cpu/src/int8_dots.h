@@ -54,6 +54,14 @@ struct Dots {
     return HIGH ? _mm256_unpackhi_epi8(low_a, low_b) : _mm256_unpacklo_epi8(low_a, low_b);
   }
 
+  // In assembler, since the compiler copies sums to other registers around the intrinsics, and spills some.
+  static SB_INLINE void add_products(I& sums, I x, I weights) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weights));
+  }
+  static SB_INLINE void add_half_products(I& sums, __m256i x, I weights) {
+    asm("vpdpbusd %t2, %t1, %t0" : "+v"(sums) : "v"(x), "v"(weights));
+  }
+
   // Adds one unit to the sums of V rows, for GRAINS grains of tokens from quarter FIRST on.
   template <int V, int FIRST, int GRAINS>
   static SB_INLINE void multiply(I (&sums)[V][(GRAINS + 1) / 2], const int8_t* values, const uint16_t* columns,
@@ -83,10 +91,9 @@ struct Dots {
     for (int v = 0; v < V; v++) {
       const I weights = _mm512_set1_epi32(load_four(values + 4 * v));
 #pragma GCC unroll 4
-      for (int t = 0; t < WHOLE; t++) sums[v][t] = _mm512_dpbusd_epi32(sums[v][t], quads[t], weights);
+      for (int t = 0; t < WHOLE; t++) add_products(sums[v][t], quads[t], weights);
       if constexpr (WHOLE < T)
-        sums[v][WHOLE] = _mm512_castsi256_si512(
-            _mm256_dpbusd_epi32(_mm512_castsi512_si256(sums[v][WHOLE]), half, _mm512_castsi512_si256(weights)));
+        add_half_products(sums[v][WHOLE], half, weights);
     }
   }
 };

@@ -14,14 +14,15 @@ constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t INT8_ROWS = 64;
 constexpr int GRAINS_PER_QUARTER = LANES / Dots::GRAIN;
 
-// Equal tiles of whole grains: a narrow tile at the end would be as costly as a wider one.
+// Tiles of about equal width, since a narrow tile at the end would be as costly as a wider one: whole quarters, but for
+// whole grains at the end.
 class Int8Tiling {
  public:
   explicit Int8Tiling(int64_t tokens)
       : tokens_(tokens), grains_(divide_up(tokens, Dots::GRAIN)), count_(divide_up(tokens, Dots::ROW)) {}
   int64_t count() const { return count_; }
   int64_t begin(int64_t i) const {
-    const int64_t token = grains_ * i / count_ * Dots::GRAIN;
+    const int64_t token = divide_up(grains_ * i, count_ * GRAINS_PER_QUARTER) * LANES;
     return token < tokens_ ? token : tokens_;
   }
 

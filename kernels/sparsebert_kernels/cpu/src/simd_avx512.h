@@ -28,24 +28,35 @@ struct Simd {
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
 
-  // Weights to broadcast one by one. Every quarter of a register holds the same four 32-bit lanes, so that a
-  // broadcast is a shuffle inside quarters, without index registers: load slots are scarcer than shuffles.
-  template <int J>
-  static SB_INLINE F quarter_lane(F four) {
-    return _mm512_permute_ps(four, J * 0x55);
+  // Eight fp32 weights to broadcast one by one. With one product a weight, shuffles are scarce: those inside quarters
+  // take the least. With more, loads are: one of eight weights takes less than two that fill the quarters.
+  struct Quarters {
+    F low, high;
+  };
+  struct Eight {
+    F lanes;
+  };
+  template <int T>
+  static SB_INLINE auto weights(const float* p) {
+    if constexpr (T == 1) return Quarters{four_lanes(p), four_lanes(p + 4)};
+    else return Eight{_mm512_castps256_ps512(_mm256_loadu_ps(p))};
   }
+  template <int J>
+  static SB_INLINE F broadcast(const Quarters& w) {
+    return quarter_lane<J % 4>(J < 4 ? w.low : w.high);
+  }
+  template <int J>
+  static SB_INLINE F broadcast(const Eight& w) {
+    return _mm512_permutexvar_ps(_mm512_set1_epi32(J), w.lanes);
+  }
+
+  // Every quarter holds the same four 32-bit lanes, so that a broadcast needs no index register.
   static SB_INLINE F four_lanes(const void* p) {
     return _mm512_broadcast_f32x4(_mm_loadu_ps(static_cast<const float*>(p)));
   }
-
-  // Eight fp32 weights.
-  struct Weights {
-    F low, high;
-  };
-  static SB_INLINE Weights weights(const float* p) { return {four_lanes(p), four_lanes(p + 4)}; }
   template <int J>
-  static SB_INLINE F broadcast(const Weights& w) {
-    return quarter_lane<J % 4>(J < 4 ? w.low : w.high);
+  static SB_INLINE F quarter_lane(F four) {
+    return _mm512_permute_ps(four, J * 0x55);
   }
 
   // Four pairs of bf16 weights; a pair is one 32-bit lane.

@@ -46,7 +46,10 @@ struct Simd {
   struct Weights {
     const float* values;
   };
-  static SB_INLINE Weights weights(const float* p) { return {p}; }
+  template <int T>
+  static SB_INLINE Weights weights(const float* p) {
+    return {p};
+  }
   template <int J>
   static SB_INLINE F broadcast(const Weights& w) {
     return set1(w.values[J]);
