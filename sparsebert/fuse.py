@@ -52,10 +52,11 @@ def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
 
     On a CPU, dense weights are copied into the native form, and copied again in the first call after a
     change: by optimizers, ``load_state_dict``, replaced modules or tensors, and all in-place operations that
-    torch counts. torch does not count changes through ``.data``, ``.numpy()`` or shared memory; there, each call
-    compares 61 values spread over each weight. This notices a change of the whole weight or of a fiftieth of
-    its rows side by side (an averaged or merged weight, a pruned head), but not of single values: call
-    ``unfuse_`` and ``fuse_`` after those, or write under ``torch.no_grad()`` instead of through ``.data``.
+    torch counts. torch does not count changes through ``.data``, ``.numpy()`` or shared memory; there, each
+    call compares 61 values spread over each weight. This notices a change of the whole weight or of a
+    fiftieth of its rows side by side (an averaged or merged weight, a pruned head), but not of single values:
+    call ``unfuse_`` and ``fuse_`` after those, or write under ``torch.no_grad()`` instead of through
+    ``.data``.
 
     Args:
         model: The model to change. Call it in eval mode under ``torch.inference_mode()``.

@@ -20,7 +20,7 @@ from sparsebert.nn.fused_activation import FusedActivation
 from sparsebert.nn.joined_linears import JoinedLinears, joined_of
 from sparsebert.nn.native_layers import heads_of, require_known, settings_of
 from sparsebert.nn.plain_path import FOREIGN_CODE, PlainPath, is_foreign
-from sparsebert.nn.sequences import Sequences
+from sparsebert.nn.sequences import Sequences, load_flash
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.nn.watched import Watched
 from sparsebert_kernels.cpu.encoder_parts import HeadGroup
@@ -72,6 +72,8 @@ class PackedLayers(Watched):
         require_packable(encoder, family)
         layers = encoder_layers(encoder, family)
         settings = settings_of(encoder, layers)
+        if next(encoder.parameters()).is_cuda:
+            load_flash()
         self.layers = [PackedLayer.of(layer, family) for layer in layers]
         leaves = {id(leaf) for layer in self.layers for leaf in layer.called}
         containers = (module for layer in layers for module in layer.layer.modules())

@@ -7,7 +7,9 @@ FlashAttention for variable lengths where it runs, else it pads and calls ``scal
 
 from __future__ import annotations
 
+import importlib
 import inspect
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-try:
-    from torch.nn.attention import varlen  # since torch 2.10
-except ImportError:
-    varlen = None  # type: ignore[assignment]
-
-# torch 2.10 cannot be told the factor of the scores.
-HAS_VARLEN = varlen is not None and "scale" in inspect.signature(varlen.varlen_attn).parameters
+# ``torch.nn.attention.varlen.varlen_attn`` after ``load_flash``; None without it.
+varlen_attn: Any = None
 # What FlashAttention 2 computes.
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 FLASH_CAPABILITY = (8, 0)
@@ -91,8 +88,8 @@ class Ragged:
         common = -(-max(query.shape[-1], width) // FLASH_STEP) * FLASH_STEP
         query, key, value = (_widen(each, common) for each in (query, key, value))
         bounds, longest = self.bounds, self.longest
-        context: Any = varlen.varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale)
-        return context[..., :width]
+        context: Any = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale)
+        return context.narrow(-1, 0, width)  # type: ignore[no-any-return]
 
     def _padded(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         tokens, batch = query.shape[0], self.bounds.shape[0] - 1
@@ -113,6 +110,14 @@ class Ragged:
 
 
 Sequences = EqualLengths | Ragged
+
+
+def load_flash() -> None:
+    """Import torch's attention for variable lengths, which imports Triton; a compiler cannot trace that."""
+    global varlen_attn
+    with suppress(ImportError):  # since torch 2.10, which cannot be told the factor of the scores
+        found = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+        varlen_attn = found if "scale" in inspect.signature(found).parameters else None
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ def runs_flash(query: Tensor, value: Tensor) -> bool:
     """Whether torch has FlashAttention for variable lengths for these tensors."""
     return (
         query.is_cuda
-        and HAS_VARLEN
+        and varlen_attn is not None
         and query.dtype in FLASH_DTYPES
         and max(query.shape[-1], value.shape[-1]) <= FLASH_WIDTH
         and torch.cuda.get_device_capability(query.device) >= FLASH_CAPABILITY

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparsebert.nn import sequences
 from sparsebert.nn.sequences import EqualLengths, Ragged, Unpadded, runs_flash
@@ -103,7 +104,7 @@ class TestFlash:
             return capability[0]
 
         monkeypatch.setattr(torch.cuda, "get_device_capability", of_device)
-        monkeypatch.setattr(sequences, "HAS_VARLEN", True)
+        monkeypatch.setattr(sequences, "varlen_attn", lambda *_: None)
 
         def tensor(width: int, dtype: torch.dtype, on_gpu: bool = True) -> Any:
             return SimpleNamespace(is_cuda=on_gpu, dtype=dtype, device="cuda:1", shape=(9, 3, width))
@@ -117,6 +118,9 @@ class TestFlash:
         assert not runs_flash(tensor(64, torch.bfloat16, on_gpu=False), half)
         capability[0] = (7, 5)
         assert not runs_flash(half, half)
+        capability[0] = (9, 0)
+        monkeypatch.setattr(sequences, "varlen_attn", None)
+        assert not runs_flash(half, half)
 
     @pytest.mark.parametrize("widths", WIDTHS)
     def test_is_called_as_torch_documents_it(
@@ -129,7 +133,7 @@ class TestFlash:
             return one_by_one(query, key, value, scale).to(query.dtype)
 
         monkeypatch.setattr(sequences, "runs_flash", lambda query, value: True)
-        monkeypatch.setattr(sequences, "varlen", SimpleNamespace(varlen_attn=varlen_attn))
+        monkeypatch.setattr(sequences, "varlen_attn", varlen_attn)
         inputs = projections(TOKENS, widths)
         context = Ragged(BOUNDS, 12).attend(*inputs, 0.3)
         torch.testing.assert_close(context.double(), one_by_one(*inputs, 0.3), rtol=1e-5, atol=1e-5)
@@ -141,7 +145,29 @@ class TestFlash:
         if widths == (16, 16):  # slices of the joined product, not copies of them
             assert len({each.untyped_storage().data_ptr() for each in tensors}) == 1
 
-    @pytest.mark.skipif(not sequences.HAS_VARLEN, reason="no variable lengths in this version of torch")
-    def test_torch_has_the_arguments(self) -> None:
-        names = [*inspect.signature(vars(sequences)["varlen"].varlen_attn).parameters]
+    def test_torch_has_the_arguments(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("torch.nn.attention.varlen")
+        monkeypatch.setattr(sequences, "varlen_attn", None)
+        sequences.load_flash()
+        if sequences.varlen_attn is None:
+            pytest.skip("this version of torch cannot be told the factor of the scores")
+        names = [*inspect.signature(sequences.varlen_attn).parameters]
         assert names[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
+
+    @pytest.mark.parametrize("widths", WIDTHS)
+    def test_torch_takes_the_tensors(self, monkeypatch: pytest.MonkeyPatch, widths: tuple[int, int]) -> None:
+        """Tensors without data stand for those of a GPU: shapes and strides pass torch's checks."""
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        sequences.load_flash()
+        if sequences.varlen_attn is None:
+            pytest.skip("this version of torch has no attention for variable lengths with a factor")
+        with FakeTensorMode():
+            half = {"device": "cuda", "dtype": torch.bfloat16}
+            sizes = [3 * width for width in (widths[0], *widths)]
+            joined = torch.empty(TOKENS, sum(sizes), **half).split(sizes, -1)  # type: ignore[call-overload]
+            query, key, value = (each.unflatten(-1, (3, -1)) for each in joined)
+            assert runs_flash(query, value)
+            bounds = torch.empty(len(BOUNDS), dtype=torch.int32, device="cuda")
+            context = Ragged(bounds, 12).attend(query, key, value, 0.3)
+        assert context.shape == (TOKENS, 3, widths[1])
+        assert context.is_cuda
