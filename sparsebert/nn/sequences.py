@@ -89,7 +89,7 @@ class Ragged:
         query, key, value = (_widen(each, common) for each in (query, key, value))
         bounds, longest = self.bounds, self.longest
         context: Any = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale)
-        return context.narrow(-1, 0, width)  # type: ignore[no-any-return]
+        return context.narrow(-1, 0, width)
 
     def _padded(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         tokens, batch = query.shape[0], self.bounds.shape[0] - 1
