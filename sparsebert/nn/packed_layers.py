@@ -29,10 +29,10 @@ _cpu_too = False
 
 
 @contextmanager
-def on_cpu() -> Iterator[None]:
+def on_cpu(packed: bool = True) -> Iterator[None]:
     """Run packed layers on a CPU as well, in place of its engines, with the reference of every operator."""
     global _cpu_too
-    before, _cpu_too = _cpu_too, True
+    before, _cpu_too = _cpu_too, packed
     try:
         yield
     finally:

@@ -150,6 +150,8 @@ def carried_encoder_plan(model: nn.Module) -> EncoderPlan | None:
         plan: EncoderPlan | None = vars(encoder.module).get(PLAN)
         if plan is None:
             continue
+        if plan.fused and (plan.way == PACKED) != on_gpu(model):
+            return _after_move(model, plan)
         if plan.way != FP16:
             return plan
         obstacle = "" if has_engine(torch.float16) else "no fp16 engine here"
@@ -157,6 +159,16 @@ def carried_encoder_plan(model: nn.Module) -> EncoderPlan | None:
             obstacle = LEFT_RANGE
         return replace(plan, way=FP32, reason=f"{obstacle}; before: {plan.reason}") if obstacle else plan
     return None
+
+
+def _after_move(model: nn.Module, plan: EncoderPlan) -> EncoderPlan:
+    """Return how a fused encoder runs on another kind of device than it was planned for."""
+    if not on_gpu(model):
+        way = PAIRED if _stored_dtype(model) == torch.bfloat16 else FP32
+        return replace(plan, way=way, reason="the model was moved to a CPU")
+    if reason := why_not_packed(model):
+        return replace(plan, way=LAYERS, reason=f"not fused: {reason}")
+    return replace(plan, way=PACKED, reason="the model was moved to a GPU")
 
 
 @dataclass

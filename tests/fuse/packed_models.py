@@ -46,6 +46,11 @@ def as_on_a_gpu() -> Iterator[None]:
         yield
 
 
+def elsewhere() -> Any:
+    """Let models run as on a CPU."""
+    return on_cpu(False)
+
+
 def wide(hidden: int = 64) -> Any:
     """A BERT whose matrices have whole blocks of 16."""
     torch.manual_seed(0)

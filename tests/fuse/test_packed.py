@@ -27,6 +27,7 @@ from tests.fuse.packed_models import (
     answers,
     as_on_a_gpu,
     blocks,
+    elsewhere,
     exact,
     fused,
     inputs,
@@ -230,6 +231,22 @@ class TestPublicCalls:
             sparsify_(model, prune(model, sparsity=0.5), fuse=True)
         sparsify_(model, prune(model, sparsity=0.5), measure=False)
         assert str(plan(model).encoder) == f"the layers one by one; not fused: {reason}"
+
+    def test_a_model_that_moves_runs_fused_there(self) -> None:
+        model = fused("BertModel")
+        expected = answers(model, PADDED)
+        with elsewhere():
+            assert str(plan(model).encoder).startswith("one native call (fp32 engine); the model was moved")
+            assert same(answers(model, PADDED), expected)
+            fuse_(unfuse_(model))
+        assert str(plan(model).encoder).startswith("tokens without padding")
+        assert same(answers(model, PADDED), expected)
+        assert model.encoder._packed is not None
+
+    def test_a_plan_says_it_before_the_model_is_sparse(self) -> None:
+        model = wide()
+        assert plan(model, blocks(model), format="panel").way == "packed"
+        assert plan(model, blocks(model), format="panel", fuse=False).way == "layers"
 
     def test_unfuse_leaves_nothing_behind(self) -> None:
         model = made("BertModel")
