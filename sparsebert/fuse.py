@@ -12,7 +12,12 @@ from sparsebert.nn.fused_modules import encoders_of
 from sparsebert.nn.native_layers import require_fusible
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.encoder_plan import FP32, PACKED, PAIRED, EncoderPlan
-from sparsebert.planning.engine_choice import decide_encoder, on_gpu, set_encoder_plan_, why_not_packed
+from sparsebert.planning.engine_choice import (
+    decide_encoder,
+    encoders_on_gpu,
+    set_encoder_plan_,
+    why_not_packed,
+)
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
 
@@ -77,7 +82,7 @@ def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
     encoders = encoders_of(model)
     if not encoders:
         raise ValueError(f"expected a {NAMES} model; {type(model).__name__} has no encoder of these families")
-    if on_gpu(model):
+    if encoders_on_gpu(model):
         if reason := why_not_packed(model):
             raise ValueError(f"{type(model).__name__} cannot be fused on a GPU: {reason}")
         set_encoder_plan_(model, EncoderPlan(PACKED, "requested", fuse=True, decided_by="user"))

@@ -126,7 +126,6 @@ def _measured(pruned: PrunedBert) -> dict[str, Any]:
         "fused dense": Side(lambda: pruned.work(dense, fused=True)),
         "fused sparse": Side(lambda: pruned.work(fused, fused=True)),
         "torch.compile dense": Side(lambda: compiled(pruned.dense)),
-        "torch.compile sparse": Side(lambda: compiled(sparse)),
         "torch.compile fused dense": Side(lambda: compiled(dense, fused=True)),
         "torch.compile fused sparse": Side(lambda: compiled(fused, fused=True)),
         "plan": Side(lambda: pruned.work(pruned.sparse("auto", fuse=True), fused=True)),

@@ -85,7 +85,7 @@ def require_fuse(fuse: Any, model: nn.Module, trainable: bool) -> None:
             raise ValueError(f"the encoder cannot be fused: {reason}")
 
 
-def on_gpu(model: nn.Module) -> bool:
+def encoders_on_gpu(model: nn.Module) -> bool:
     """Whether the encoders of ``model`` are on a GPU, by their first parameter."""
     parameters = (tensor for encoder in encoders_of(model) for tensor in encoder.module.parameters())
     return runs_packed(next(parameters, None))
@@ -109,7 +109,7 @@ def why_not_fusible(model: nn.Module) -> str | None:
     encoders = encoders_of(model)
     if not encoders:
         return f"{type(model).__name__} has no encoder of the families {FAMILIES}"
-    if on_gpu(model):
+    if encoders_on_gpu(model):
         return why_not_packed(model)
     if reason := native.why_unavailable():
         return f"the native library is missing ({reason})"
@@ -150,7 +150,7 @@ def carried_encoder_plan(model: nn.Module) -> EncoderPlan | None:
         plan: EncoderPlan | None = vars(encoder.module).get(PLAN)
         if plan is None:
             continue
-        if plan.fused and (plan.way == PACKED) != on_gpu(model):
+        if plan.fused and (plan.way == PACKED) != encoders_on_gpu(model):
             return _after_move(model, plan)
         if plan.way != FP16:
             return plan
@@ -163,7 +163,7 @@ def carried_encoder_plan(model: nn.Module) -> EncoderPlan | None:
 
 def _after_move(model: nn.Module, plan: EncoderPlan) -> EncoderPlan:
     """Return how a fused encoder runs on another kind of device than it was planned for."""
-    if not on_gpu(model):
+    if not encoders_on_gpu(model):
         way = PAIRED if _stored_dtype(model) == torch.bfloat16 else FP32
         return replace(plan, way=way, reason="the model was moved to a CPU")
     if reason := why_not_packed(model):
@@ -284,7 +284,7 @@ def decide_encoder(
         return without_choice("requested", "user")
     if fuse is None and (obstacle := _why_not_by_default(model)):
         return without_choice(f"not fused: {obstacle}")
-    if on_gpu(model):
+    if encoders_on_gpu(model):
         reason, by = ("requested", "user") if fuse else ("the model is on a GPU", "")
         plan = EncoderPlan(PACKED, reason, tokens=tokens, fuse=fuse, decided_by=by)
         return EncoderDecision(model, {PACKED: one_by_one}, plan)
