@@ -24,7 +24,7 @@ SECONDS = {
     "dense": 25,
     "masked": 4,
     "bitmap": 4,
-    "model": 90,
+    "model": 95,
     "activation": 25,
     "occupancy": 20,
 }
@@ -84,6 +84,7 @@ def queue() -> list[Point]:
             _layers(BASE),
             _against_dense(BASE),
             _models(("bert-large", "bert-base"), (32, 128, 4, 1)),
+            _ragged_models(),
             [point("memory", model="bert-large", batch=32)],
             _layers(LARGE),
             _against_dense(LARGE),
@@ -181,6 +182,11 @@ def _models(names: Iterable[str], batches: Iterable[int]) -> Iterator[Point]:
 
 def _model(name: str, batch: int) -> Point:
     return point("model", model=name, batch=batch, block=(64, 64), sparsity=0.9)
+
+
+def _ragged_models() -> Iterator[Point]:
+    for batch in (64, 256):  # about 4k and 16k tokens
+        yield point("model", model="bert-base", batch=batch, block=(64, 64), sparsity=0.9, ragged=True)
 
 
 def _tests() -> Iterator[Point]:

@@ -352,12 +352,34 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "skipped check: weights outside of the mask are dropped silently",
         ),
     ),
-    "sparsebert/nn/joined_panels.py": (
+    "sparsebert/nn/joined_linears.py": (
         (
-            "joined-bias-version",
-            "new is old and now == before",
-            "new is old",
-            "skipped check: a bias that was changed in place is not joined again",
+            "joined-moved",
+            "self._present_addresses() == self._addresses",
+            "bool(self._addresses)",
+            "skipped check: a tensor with other data is not joined again",
+        ),
+    ),
+    "sparsebert/nn/packed_layers.py": (
+        (
+            "packed-residual",
+            "return module(x, residual)",
+            "return module(x)",
+            "the residual of a sparse layer is lost",
+        ),
+        (
+            "packed-hooks",
+            "if is_foreign(hook):",
+            "if is_foreign(hook) and module.training:",
+            "skipped check: a trace passes over foreign hooks",
+        ),
+    ),
+    "sparsebert/nn/sequences.py": (
+        (
+            "ragged-padding-spreads",
+            "each[source].masked_fill(outside, 0)",
+            "each[source]",
+            "NaN behind the last sequence spreads",
         ),
     ),
     # Pruning
