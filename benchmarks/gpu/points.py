@@ -28,6 +28,7 @@ SECONDS = {
     "model": 100,
 }
 SECONDS |= {"memory": 30, "tests": 60, "sanitizer": 120}
+SECONDS |= {"requests": 60}
 TINY_SHAPE, TINY_TOKENS = (128, 128), 12
 
 
@@ -80,6 +81,7 @@ def queue() -> list[Point]:
             _against_dense(BASE),
             _models(("bert-large", "bert-base"), (32, 128, 4, 1)),
             [point("memory", model="bert-large", batch=32)],
+            _requests(("bert-base", "bert-large"), (32, 8)),
             _layers(LARGE),
             _against_dense(LARGE),
         )
@@ -165,6 +167,12 @@ def _against_dense(shapes: Iterable[tuple[int, int]]) -> Iterator[Point]:
 def _models(names: Iterable[str], batches: Iterable[int]) -> Iterator[Point]:
     for name, batch in itertools.product(names, batches):
         yield point("model", model=name, batch=batch, block=(64, 64), sparsity=0.9)
+
+
+def _requests(names: Iterable[str], batches: Iterable[int]) -> Iterator[Point]:
+    """Yield ragged batches that Python serves, each called once."""
+    for name, batch in itertools.product(names, batches):
+        yield point("requests", model=name, batch=batch, block=(64, 64), sparsity=0.9)
 
 
 def _tests() -> Iterator[Point]:

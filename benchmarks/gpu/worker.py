@@ -73,6 +73,7 @@ def _measures() -> dict[str, Callable[..., dict[str, Any]]]:
         "bitmap": layers.measure_bitmap,
         "model": models.measure_model,
         "memory": models.measure_memory,
+        "requests": models.measure_requests,
         "tuning": tuning.measure_tuning,
         "tests": suite.measure_tests,
         "sanitizer": suite.measure_sanitizer,
