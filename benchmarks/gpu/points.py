@@ -169,12 +169,6 @@ def _models(names: Iterable[str], batches: Iterable[int]) -> Iterator[Point]:
         yield point("model", model=name, batch=batch, block=(64, 64), sparsity=0.9)
 
 
-def _requests(names: Iterable[str], batches: Iterable[int]) -> Iterator[Point]:
-    """Yield ragged batches that Python serves, each called once."""
-    for name, batch in itertools.product(names, batches):
-        yield point("requests", model=name, batch=batch, block=(64, 64), sparsity=0.9)
-
-
 def _tests() -> Iterator[Point]:
     for folder in TEST_FOLDERS:
         for file in sorted((ROOT / folder).glob("test_*.py")):
@@ -188,6 +182,12 @@ def _tuning() -> Iterator[Point]:
         yield point("tuning", kernel="panel forward", shape=shape, tokens=tokens, block=block)
     for block in BLOCKS:
         yield point("tuning", kernel="panel values gradient", shape=(3072, 768), tokens=16384, block=block)
+
+
+def _requests(names: Iterable[str], batches: Iterable[int]) -> Iterator[Point]:
+    """Yield ragged batches that Python serves, each called once."""
+    for name, batch in itertools.product(names, batches):
+        yield point("requests", model=name, batch=batch, block=(64, 64), sparsity=0.9)
 
 
 def _once(points: Iterable[Point]) -> list[Point]:

@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def _measures() -> dict[str, Callable[..., dict[str, Any]]]:
-    from benchmarks.gpu import layers, limits, models, suite, tuning
+    from benchmarks.gpu import layers, limits, models, requests, suite, tuning
 
     return {
         "limits": limits.measure_limits,
@@ -73,7 +73,7 @@ def _measures() -> dict[str, Callable[..., dict[str, Any]]]:
         "bitmap": layers.measure_bitmap,
         "model": models.measure_model,
         "memory": models.measure_memory,
-        "requests": models.measure_requests,
+        "requests": requests.measure_requests,
         "tuning": tuning.measure_tuning,
         "tests": suite.measure_tests,
         "sanitizer": suite.measure_sanitizer,

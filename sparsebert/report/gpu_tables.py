@@ -143,6 +143,22 @@ def _model_table(rows: Sequence[Record]) -> list[Table]:
     return [Table("Whole models", columns, shown)] if shown else []
 
 
+def _memory_table(rows: Sequence[Record]) -> list[Table]:
+    fields = ("parameters", "forward_peak", "activations", "held_before_step", "step_peak")
+    shown = tuple(
+        (
+            f"{row['point']['model']}, batch {row['point']['batch']}, {side}",
+            megabytes(row["weight_bytes"] if side == "sparse" else row["dense_weight_bytes"]),
+            *(megabytes(held[field]) for field in fields),
+        )
+        for row in of_kind(rows, "memory")
+        for side, held in row["sides"].items()
+    )
+    names = ("parameters", "forward peak", "activations", "before a training step", "training step peak")
+    columns = ("model", "encoder weights MB", *(f"{name} MB" for name in names))
+    return [Table("Memory", columns, shown)] if shown else []
+
+
 def _request_table(rows: Sequence[Record]) -> list[Table]:
     requests = of_kind(rows, "requests")
     names = list(dict.fromkeys(name for row in requests for name in row["us"]))
@@ -165,22 +181,6 @@ def _request_table(rows: Sequence[Record]) -> list[Table]:
     )
     note = "Calls from Python, time of a batch; graphs: sparsebert.graphs"
     return [Table("Ragged batches", columns, shown, (note,))] if shown else []
-
-
-def _memory_table(rows: Sequence[Record]) -> list[Table]:
-    fields = ("parameters", "forward_peak", "activations", "held_before_step", "step_peak")
-    shown = tuple(
-        (
-            f"{row['point']['model']}, batch {row['point']['batch']}, {side}",
-            megabytes(row["weight_bytes"] if side == "sparse" else row["dense_weight_bytes"]),
-            *(megabytes(held[field]) for field in fields),
-        )
-        for row in of_kind(rows, "memory")
-        for side, held in row["sides"].items()
-    )
-    names = ("parameters", "forward peak", "activations", "before a training step", "training step peak")
-    columns = ("model", "encoder weights MB", *(f"{name} MB" for name in names))
-    return [Table("Memory", columns, shown)] if shown else []
 
 
 def _limit_table(rows: Sequence[Record]) -> list[Table]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import sparsebert
-from benchmarks.gpu import models
+from benchmarks.gpu import requests
 from benchmarks.gpu.device import DryRun
 from sparsebert_kernels.cuda import on_cpu
 
@@ -22,7 +22,7 @@ def _interpreted() -> Iterator[None]:
 
 
 def test_all_sides_answer_and_the_baseline_has_graphs_too() -> None:
-    found = models.measure_requests(DryRun(), **POINT)
+    found = requests.measure_requests(DryRun(), **POINT)
     assert found["us"].keys() == {"dense", "sparse", "graphs dense", "graphs sparse"}
     assert (found["baseline"], found["side"]) == ("graphs dense", "graphs sparse")
     assert found["ratio"].keys() == {"dense", "sparse", "graphs sparse"}
@@ -30,14 +30,14 @@ def test_all_sides_answer_and_the_baseline_has_graphs_too() -> None:
 
 
 def test_a_call_without_a_graph_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "graphs", lambda model: sparsebert.graphs(model, [(1, 4)]))
+    monkeypatch.setattr(requests, "graphs", lambda model: sparsebert.graphs(model, [(1, 4)]))
     with pytest.raises(UserWarning, match="a batch of 1 x 12 is larger than each bucket: 1 x 4"):
-        models.measure_requests(DryRun(), **POINT)
+        requests.measure_requests(DryRun(), **POINT)
 
 
 def test_lengths_are_ragged_and_the_same_in_every_run() -> None:
-    lengths = models._lengths(32, dry_run=False)
-    assert lengths == models._lengths(32, dry_run=False)
-    assert len(lengths) == 32 * models.REQUESTS
-    assert min(lengths) >= models.MIN_LENGTH
-    assert models.LENGTH / 2 < max(lengths) <= models.LENGTH
+    lengths = requests._lengths(32, dry_run=False)
+    assert lengths == requests._lengths(32, dry_run=False)
+    assert len(lengths) == 32 * requests.REQUESTS
+    assert min(lengths) >= requests.MIN_LENGTH
+    assert requests.MAX_LENGTH / 2 < max(lengths) <= requests.MAX_LENGTH
