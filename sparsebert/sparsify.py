@@ -85,9 +85,9 @@ def sparsify_(
             the precision of each layer with its format, by time. Below fp32, whole encoders may compute in
             fp16 on CPUs with AVX512-FP16: fp16 rounds less than bf16, and what leaves its range is computed
             in fp32.
-        fuse: Let the encoder run in one native call, as ``sparsebert.fuse_`` does. None does so where its
-            signature and answers stay the same and it is not slower: a model of a known family, in float32 or
-            bfloat16 on a CPU, not ``trainable``, without hooks inside the encoder. Hidden states at padding
+        fuse: Let the encoder run fused, as ``sparsebert.fuse_`` does. None does so where its signature and
+            answers stay the same and it is not slower: a model of a known family, in float32 or bfloat16 on a
+            CPU or on a GPU, not ``trainable``, without hooks inside the encoder. Hidden states at padding
             are then zero; models that answer questions, which compare the positions of a text with padding,
             are therefore left out. False never fuses, True demands it. ``plan(model)`` says what was chosen,
             and why.

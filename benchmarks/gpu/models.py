@@ -1,7 +1,8 @@
-"""Whole models on a GPU: Hugging Face's BERT, dense and with sparse layers, under CUDA graphs."""
+"""Whole models on a GPU: Hugging Face's BERT, dense and sparse, plain and fused, under CUDA graphs."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import Device, Work
 from sparsebert.bench.memory import weight_bytes
 from sparsebert.bench.workload import Workload
+from sparsebert.fuse import fuse_
+from sparsebert.nn.packed_layers import on_cpu
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.pruning import prune
 from sparsebert.sparsify import sparsify_
@@ -22,13 +25,30 @@ LENGTH = 128
 
 
 class PrunedBert:
-    """A BERT with random weights whose encoder matrices are pruned, and a batch for it."""
+    """A BERT with random weights whose encoder matrices are pruned, and a batch for it.
 
-    def __init__(self, device: Device, model: str, batch: int, block: Sequence[int], sparsity: float) -> None:
+    A ragged batch has lengths between an eighth and the whole of ``LENGTH``. Fused models get its sequences
+    in one row, without padding, others padded with a mask.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        model: str,
+        batch: int,
+        block: Sequence[int],
+        sparsity: float,
+        ragged: bool = False,
+    ) -> None:
         self.device = device
-        length = 8 if device.dry_run else LENGTH
-        self.workload = Workload(model, batch, (length,) * batch)
-        self.tokens = batch * length
+        self.length = 8 if device.dry_run else LENGTH
+        self.workload = Workload(model, batch, (self.length,) * batch)
+        lengths = torch.full((batch,), self.length)
+        if ragged:
+            generator = torch.Generator().manual_seed(0)
+            lengths = torch.randint(max(1, self.length // 8), self.length + 1, (batch,), generator=generator)
+        self.kept = torch.arange(self.length) < lengths[:, None]
+        self.tokens = int(lengths.sum())
         dense = self.workload.load_model()
         self.ticket: Ticket = prune(
             dense, "random", sparsity=sparsity, granularity="block", block_size=tuple(block)
@@ -36,51 +56,95 @@ class PrunedBert:
         self.ticket.apply_(dense)
         self.dense = dense.to(device.device, device.dtype).requires_grad_(False)
         (inputs,) = self.workload.make_batches(dense.config.vocab_size)
-        # A mask would keep attention from its fastest kernel, and there is no padding.
         self.ids = inputs["input_ids"].to(device.device)
+        # A mask would keep attention from its fastest kernel where there is no padding.
+        mask = {"attention_mask": self.kept.long().to(device.device)} if ragged else {}
+        self.padded = {"input_ids": self.ids, **mask}
+        self.row = self._in_one_row(lengths) if ragged else self.padded
 
-    def sparse(self, format: str, trainable: bool = False) -> nn.Module:
+    def sparse(self, format: str, trainable: bool = False, fuse: bool | None = False) -> nn.Module:
         model = copy.deepcopy(self.dense)
-        return sparsify_(model, self.ticket, format=format, tokens=self.tokens, trainable=trainable)
+        return sparsify_(
+            model, self.ticket, format=format, tokens=self.tokens, trainable=trainable, fuse=fuse
+        )
 
-    def work(self, model: Any) -> Work:
-        return torch.inference_mode()(lambda: model(input_ids=self.ids).last_hidden_state)
+    def fused(self) -> nn.Module:
+        """Return the dense model on the path of the sparse one."""
+        return fuse_(copy.deepcopy(self.dense))
+
+    def work(self, model: Any, fused: bool = False) -> Work:
+        """Return a call of a model, whose result are the states of all kept tokens, [tokens, hidden]."""
+        given = self.row if fused else self.padded
+        padded = given is self.padded and not bool(self.kept.all())
+        index = self.kept.flatten().nonzero().squeeze(1).to(self.ids.device)
+
+        @torch.inference_mode()
+        def call() -> Tensor:
+            states = model(**given).last_hidden_state.flatten(0, 1)
+            return states[index] if padded else states
+
+        return call
 
     def exact(self) -> Tensor:
-        with torch.inference_mode():
-            return copy.deepcopy(self.dense).double()(input_ids=self.ids).last_hidden_state
+        return self.work(copy.deepcopy(self.dense).double())()
+
+    def _in_one_row(self, lengths: Tensor) -> dict[str, Any]:
+        bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(self.ids.device, torch.int32)
+        longest = int(lengths.max())
+        row = self.ids[self.kept.to(self.ids.device)][None]
+        return {
+            "input_ids": row,
+            "cu_seq_lens_q": bounds,
+            "cu_seq_lens_k": bounds,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
 
 
 def measure_model(
-    device: Device, *, model: str, batch: int, block: Sequence[int], sparsity: float
+    device: Device, *, model: str, batch: int, block: Sequence[int], sparsity: float, ragged: bool = False
 ) -> dict[str, Any]:
-    """Measure the sparse model against the dense one, both in eager mode and with torch.compile."""
-    pruned = PrunedBert(device, model, batch, block, sparsity)
-    sparse = pruned.sparse("panel")
+    """Measure the sparse model against the dense one, plain and fused, in eager mode and compiled.
 
-    def compiled(module: nn.Module) -> Work:
-        return pruned.work(device.compile(module, dynamic=False))
+    The fused dense model shares all of the sparse model's path but the sparse products, so that their ratio
+    is the gain of sparsity alone.
+    """
+    with on_cpu() if device.dry_run else contextlib.nullcontext():
+        return _measured(PrunedBert(device, model, batch, block, sparsity, ragged))
+
+
+def _measured(pruned: PrunedBert) -> dict[str, Any]:
+    device, batch = pruned.device, pruned.workload.batch
+    sparse, fused, dense = pruned.sparse("panel"), pruned.sparse("panel", fuse=True), pruned.fused()
+
+    def compiled(module: nn.Module, fused: bool = False) -> Work:
+        return pruned.work(device.compile(module, dynamic=False), fused)
 
     sides = {
         "dense": Side(lambda: pruned.work(pruned.dense), required=True),
         "sparse": Side(lambda: pruned.work(sparse), required=True),
+        "fused dense": Side(lambda: pruned.work(dense, fused=True)),
+        "fused sparse": Side(lambda: pruned.work(fused, fused=True)),
         "torch.compile dense": Side(lambda: compiled(pruned.dense)),
         "torch.compile sparse": Side(lambda: compiled(sparse)),
-        "plan": Side(lambda: pruned.work(pruned.sparse("auto"))),
+        "torch.compile fused dense": Side(lambda: compiled(dense, fused=True)),
+        "torch.compile fused sparse": Side(lambda: compiled(fused, fused=True)),
+        "plan": Side(lambda: pruned.work(pruned.sparse("auto", fuse=True), fused=True)),
     }
     fields = compare(device, sides, [pruned.exact()], baseline="dense", budget=2.0)
-    against = "torch.compile dense"
-    ours = [name for name in ("sparse", "torch.compile sparse") if name in fields["us"]]
-    best = min(ours, key=lambda name: fields["us"][name]["median"])
-    speedup = (
-        fields["us"][against]["median"] / fields["us"][best]["median"] if against in fields["us"] else None
-    )
+
+    def fastest(kind: str) -> str:
+        names = (name for name in sides if name.endswith(kind) and name in fields["us"])
+        return min(names, key=lambda name: fields["us"][name]["median"])
+
+    best, against = fastest("sparse"), fastest("dense")
     return {
         **fields,
         "tokens": pruned.tokens,
-        "length": pruned.tokens // batch,
+        "length": pruned.length,
         "side": best,
-        "speedup": speedup,
+        "against": against,
+        "speedup": fields["us"][against]["median"] / fields["us"][best]["median"],
         "samples_per_s": batch / fields["us"][best]["median"] * 1e6,
         **_weights(pruned, sparse),
     }

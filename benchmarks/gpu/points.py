@@ -73,6 +73,7 @@ def queue() -> list[Point]:
             [point("limits")],
             _promised(),
             _models(("bert-base",), (32, 128)),
+            _ragged_models(),
             [point("memory", model="bert-base", batch=32)],
             _tests(),
             _tuning(),
@@ -167,6 +168,11 @@ def _against_dense(shapes: Iterable[tuple[int, int]]) -> Iterator[Point]:
 def _models(names: Iterable[str], batches: Iterable[int]) -> Iterator[Point]:
     for name, batch in itertools.product(names, batches):
         yield point("model", model=name, batch=batch, block=(64, 64), sparsity=0.9)
+
+
+def _ragged_models() -> Iterator[Point]:
+    for batch in (64, 256):  # about 4k and 16k tokens
+        yield point("model", model="bert-base", batch=batch, block=(64, 64), sparsity=0.9, ragged=True)
 
 
 def _tests() -> Iterator[Point]:

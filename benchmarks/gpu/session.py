@@ -150,7 +150,7 @@ def _named(point: Point) -> dict[str, Any]:
 def _gist(fields: dict[str, Any]) -> str:
     ratios = fields.get("ratio", {})
     if fields.get("speedup"):
-        return f"{fields['speedup']:.2f}x against torch.compile dense"
+        return f"{fields['speedup']:.2f}x against {fields['against']}"
     if fields.get("side") in ratios:
         return f"{ratios[fields['side']]['median']:.2f}x"
     return str(fields.get("counts") or fields.get("best") or "done")

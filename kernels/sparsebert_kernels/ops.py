@@ -178,30 +178,21 @@ def can_share(packed: Sequence[PackedWeight]) -> bool:
 
 
 def linear_shared(
-    x: Tensor,
-    packed: Sequence[PackedWeight],
-    biases: Sequence[Tensor | None],
-    joined: PanelSparse | None = None,
-    joined_bias: Tensor | None = None,
+    x: Tensor, packed: Sequence[PackedWeight], biases: Sequence[Tensor | None]
 ) -> tuple[Tensor, ...]:
     """Return ``linear`` of one x with several weights of the same format, from one call that reads x once.
 
-    The single call serves inference. If a gradient is needed, or no kernel supports the format, ``linear`` is
-    called once per weight.
+    The single call serves inference. If a gradient is needed, or no native kernel supports the format,
+    ``linear`` is called once per weight. Panels for a GPU are joined instead (``formats.panel.join``).
 
     Args:
         x: [..., in_features].
         packed: The weights.
         biases: One bias, or None, per weight.
-        joined: On a GPU, the same weights joined into one (``formats.panel.join``), which the caller keeps.
-            One launch then computes all results, slices of one tensor.
-        joined_bias: The biases as one tensor, which saves concatenating them in each call.
 
     Raises:
-        ValueError: See ``linear``; or ``joined`` and the weights differ in their number of rows.
+        ValueError: See ``linear``.
     """
-    if joined is not None and cuda.covers(joined.name, x.device) and plain_inference(x, *biases):
-        return _linear_joined(x, packed, biases, joined, joined_bias)
     together = (
         1 < len(packed) <= native.MAX_WEIGHTS
         and plain_inference(x, *(p.values for p in packed), *biases)
@@ -211,27 +202,6 @@ def linear_shared(
     if together and (outputs := native.linear(x, packed, biases, "none")) is not None:
         return tuple(outputs)
     return tuple(linear(x, p, b) for p, b in zip(packed, biases, strict=True))
-
-
-def _linear_joined(
-    x: Tensor,
-    packed: Sequence[PackedWeight],
-    biases: Sequence[Tensor | None],
-    joined: PanelSparse,
-    joined_bias: Tensor | None,
-) -> tuple[Tensor, ...]:
-    heights = [weight.shape[0] for weight in packed]
-    if sum(heights) != joined.shape[0]:
-        raise ValueError(
-            f"joined has {joined.shape[0]} out_features; it must have {sum(heights)}, the sum of its members"
-        )
-    for weight, bias in zip(packed, biases, strict=True):
-        _check(x, weight, bias, "none")
-    if joined_bias is None and any(bias is not None for bias in biases):
-        rows = zip(biases, heights, strict=True)
-        parts = [x.new_zeros(height) if bias is None else bias.to(x.dtype) for bias, height in rows]
-        joined_bias = torch.cat(parts)
-    return linear(x, joined, joined_bias).split(heights, -1)
 
 
 def _check(x: Tensor, packed: PackedWeight, bias: Tensor | None, activation: str) -> None:

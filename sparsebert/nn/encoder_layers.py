@@ -268,13 +268,13 @@ def encoder_result(family: Family, hidden_states: Tensor, return_dict: bool | No
     """Return the result of an encoder that holds the last hidden states alone."""
     if family.relative_bias and not return_dict:
         return (hidden_states,)  # MPNet's encoder returns tuples by itself, those of other families never
-    return _output(_output_class(family, family.result), last_hidden_state=hidden_states)
+    return _output(result_class(family, family.result), last_hidden_state=hidden_states)
 
 
 def model_result(family: Family, hidden_states: Tensor, pooled: Tensor | None) -> Any:
     """Return the result of a base model."""
     pooler_output = {"pooler_output": pooled} if family.pooler else {}
-    cls = _output_class(family, family.model_result)
+    cls = result_class(family, family.model_result)
     return _output(cls, last_hidden_state=hidden_states, **pooler_output)
 
 
@@ -294,7 +294,8 @@ def _empty(cls: Any) -> dict[str, None]:
     return dict(vars(cls()))
 
 
-def _output_class(family: Family, name: str) -> Any:
+def result_class(family: Family, name: str) -> Any:
+    """Return the class of a result, by its name in transformers."""
     return vars(sys.modules[_module(family.package)])[name]
 
 

@@ -1,5 +1,8 @@
 """``FusedModel``: a base model of transformers that runs as one native call, from token ids to the pooler.
 
+On a GPU, the model embeds the tokens that are kept, and the layers of its encoder run packed
+(``packed_model``).
+
 The base model's class changes like that of its encoder, which ``FusedEncoder`` fuses by itself: where a call
 needs a module around the encoder (embeddings given by the caller, hooks on the embeddings), the base model
 runs as before, and its encoder natively.
@@ -16,9 +19,11 @@ from torch import Tensor, nn
 
 from sparsebert.nn.encoder_layers import Family, model_family, model_result
 from sparsebert.nn.fp16_range import within_range
-from sparsebert.nn.fused_encoder import LEFT_BY_CALLS, FusedEncoder
+from sparsebert.nn.fused_encoder import LEFT_BY_CALLS, FusedEncoder, require_no_ragged
 from sparsebert.nn.native_ends import Ends
 from sparsebert.nn.native_layers import NativeLayers, current_layers
+from sparsebert.nn.packed_layers import runs_packed
+from sparsebert.nn.packed_model import run_packed_model
 from sparsebert.nn.plain_path import (
     RECORDED_GRADIENTS,
     PlainPath,
@@ -54,15 +59,31 @@ class FusedModel(nn.Module):
         A warning says why the layers run one by one, once for each reason; it comes from the encoder where
         that is a module of its own.
         """
-        if not torch.compiler.is_compiling():
+        packed = runs_packed(args[0] if args else kwargs.get("input_ids"))
+        if not torch.compiler.is_compiling() or packed:
             try:
-                return self._run(args, kwargs)
+                return self._run_packed(args, kwargs) if packed else self._run(args, kwargs)
             except OutOfRange:
                 pass  # the plain model raises torch's error
             except (PlainPath, BadTokens) as reason:
+                require_no_ragged(self, kwargs, reason)
                 if self._runs_layers:
                     say_once(self, str(reason))
         return self.plain_class.forward(self, *args, **kwargs)
+
+    def _run_packed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        given = self._given(args, kwargs)
+        for name in REQUESTS:
+            if getattr(self.config, name, False):
+                raise PlainPath("the configuration asks for hidden states or attentions")
+        return run_packed_model(self, given)
+
+    def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments by name."""
+        given = dict(zip(self.family.arguments, args, strict=False))
+        if len(args) > len(given) or given.keys() & kwargs.keys():
+            raise PlainPath("the call has further positional arguments")
+        return {**given, **kwargs}
 
     @property
     def _runs_layers(self) -> bool:
@@ -73,10 +94,7 @@ class FusedModel(nn.Module):
             raise PlainPath(f"the native library is missing ({reason})")
         if is_recording():
             raise PlainPath("the call asks for hidden states or attentions")
-        given = dict(zip(self.family.arguments, args, strict=False))
-        if len(args) > len(given) or given.keys() & kwargs.keys():
-            raise PlainPath("the call has further positional arguments")
-        given |= kwargs
+        given = self._given(args, kwargs)
         # Not vars(): the attributes of configurations, their dictionary among them, are slow to look up.
         config = object.__getattribute__(self.config, "__dict__")
         return_dict = given.get("return_dict", config.get("return_dict"))

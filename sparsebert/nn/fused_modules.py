@@ -10,6 +10,9 @@ from sparsebert.nn.encoder_layers import Family, encoder_family, model_family
 from sparsebert.nn.fused_encoder import LEFT_BY_CALLS, FusedEncoder, fused_class
 from sparsebert.nn.fused_model import FusedModel, fused_model_class
 from sparsebert.nn.fused_pooling import fuse_pooling_, unfuse_pooling_
+from sparsebert.nn.fused_qkv import is_fused
+from sparsebert.nn.joined_linears import JOINED
+from sparsebert.nn.packed_layers import prepare_packed_
 from sparsebert.nn.plain_path import is_foreign
 
 FUSED = (FusedEncoder, FusedModel)
@@ -46,6 +49,8 @@ def fuse_modules_(model: nn.Module, tolerance: str = "fp32") -> None:
             module.__class__ = fused_model_class(cls)
         if isinstance(module, FUSED) and tolerance != "fp32":
             vars(module)["tolerance"] = tolerance
+        if isinstance(module, FusedEncoder):
+            prepare_packed_(module)
         fuse_pooling_(module)
 
 
@@ -53,6 +58,8 @@ def unfuse_modules_(model: nn.Module) -> None:
     """Give the modules of ``model`` their plain classes again, in place."""
     for module in model.modules():
         unfuse_pooling_(module)
+        if not is_fused(module):  # of the hooks otherwise
+            vars(module).pop(JOINED, None)
         if isinstance(module, FUSED):
             module.__class__ = module.plain_class
             for name in FUSED_ATTRIBUTES:

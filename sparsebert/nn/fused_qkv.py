@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.nn.joined_panels import JoinedPanels
+from sparsebert.nn.joined_linears import JOINED, joined_of
 from sparsebert.nn.module_swap import HOOKS
-from sparsebert.nn.precomputed import PRECOMPUTED, Precomputed
+from sparsebert.nn.precomputed import PRECOMPUTED, Precomputed, leave, leave_none
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels import ops
 from sparsebert_kernels.cuda import backend
@@ -31,16 +31,23 @@ MAX_UNUSED_CALLS = 8
 def fuse_qkv_(attention: nn.Module, names: Sequence[str]) -> None:
     """Let ``attention`` compute its projections in one call wherever nothing can observe the difference.
 
-    Nothing can in eager mode without gradients and without autocast, on a plain tensor, if the attention has
-    no other forward pre-hooks, the projections have no forward hooks, and no forward method is patched. On a
-    single CPU thread the projections run one by one, which takes no longer. The hooks hold names only, so
-    that copies and pickles of the attention are fused too.
+    Nothing can without gradients and without autocast, on a plain tensor, if the attention has no other
+    forward pre-hooks, the projections have no forward hooks, and no forward method is patched. On a single
+    CPU thread the projections run one by one, which takes no longer. The hooks hold names only, so that
+    copies and pickles of the attention are fused too.
+
+    Panels on a GPU are joined here. Panels that are replaced later, by a move or ``load_state_dict``, and
+    those of a copy are joined in the next call in eager mode. A compiler cannot join: it sees one operator
+    for joined projections, and otherwise one for each projection.
 
     Args:
         attention: A module whose forward method takes the input of the projections first, or as
             ``hidden_states``.
         names: Attributes of the attention that hold the projections, sparse layers of one format.
     """
+    layers = [getattr(attention, name) for name in names]
+    if backend.covers(PanelSparse.name, layers[0].device):
+        joined_of(attention).join_(layers)
     hooks = FusedQKV(names)
     attention.register_forward_pre_hook(hooks.before, with_kwargs=True)
     attention.register_forward_hook(hooks.after, always_call=True)
@@ -53,6 +60,7 @@ def unfuse_qkv_(attention: nn.Module) -> None:
             for name in HOOKS:
                 if isinstance(registered := getattr(attention, name), dict):
                     registered.pop(number, None)
+            vars(attention).pop(JOINED, None)
 
 
 def is_fused(attention: nn.Module) -> bool:
@@ -66,7 +74,6 @@ class FusedQKV:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
         self._unused_calls = 0
-        self._joined = JoinedPanels()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"names": self.names}
@@ -76,9 +83,12 @@ class FusedQKV:
 
     def before(self, attention: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Forward pre-hook: compute the projections of the attention's input."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             return
         x = args[0] if args else kwargs.get("hidden_states")
+        if torch.compiler.is_compiling():
+            self._before_compiled(attention, x)
+            return
         if type(x) is not Tensor or self._unused_calls >= MAX_UNUSED_CALLS:
             return
         # The cheap and frequent answer first: it is given in every attention of every call on one thread.
@@ -88,23 +98,43 @@ class FusedQKV:
             return
         layers = [getattr(attention, name) for name in self.names]
         if _undisturbed(attention, layers):
-            PRECOMPUTED.set(Precomputed(x, dict(zip(layers, self._outputs(layers, x), strict=True))))
+            outputs = _outputs(attention, layers, x)
+            PRECOMPUTED.set(Precomputed(x, dict(zip(layers, outputs, strict=True))))
 
     def after(self, attention: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         """Forward hook: drop the outputs that the attention did not use."""
-        if torch.compiler.is_compiling() or (precomputed := PRECOMPUTED.get()) is None:
+        if torch.compiler.is_compiling():
+            for name in self.names:
+                leave_none(getattr(attention, name))
+            return
+        if (precomputed := PRECOMPUTED.get()) is None:
             return
         PRECOMPUTED.set(None)
         self._unused_calls = self._unused_calls + 1 if precomputed.outputs else 0
 
-    def _outputs(self, layers: Sequence[SparseLinear], x: Tensor) -> Sequence[Tensor]:
-        packed = [layer.packed for layer in layers]
-        biases = [layer._parameters["bias"] for layer in layers]
-        if layers[0].precision and (rounded := ops.rounded_for(x, packed[0])) is not x:
-            return [y.to(x.dtype) for y in ops.linear_shared(rounded, packed, biases)]
-        on_gpu = backend.covers(PanelSparse.name, x.device)
-        joined = self._joined.weight(layers) if on_gpu else None
-        return ops.linear_shared(x, packed, biases, joined, self._joined.bias(biases) if joined else None)
+    def _before_compiled(self, attention: nn.Module, x: Any) -> None:
+        """Compute joined projections in a compiled graph, which holds one operator for all of them."""
+        layers = [getattr(attention, name) for name in self.names]
+        if (
+            isinstance(x, Tensor)
+            and backend.covers(PanelSparse.name, x.device)
+            and hasattr(attention, JOINED)
+            and joined_of(attention).is_current(layers)
+            and joined_of(attention).joined
+            and _undisturbed(attention, layers)
+        ):
+            for layer, output in zip(layers, joined_of(attention).outputs(x), strict=True):
+                leave(layer, x, output)
+
+
+def _outputs(attention: nn.Module, layers: Sequence[SparseLinear], x: Tensor) -> Sequence[Tensor]:
+    if backend.covers(PanelSparse.name, x.device) and joined_of(attention).join_(layers):
+        return joined_of(attention).outputs(x)
+    packed = [layer.packed for layer in layers]
+    biases = [layer._parameters["bias"] for layer in layers]
+    if layers[0].precision and (rounded := ops.rounded_for(x, packed[0])) is not x:
+        return [y.to(x.dtype) for y in ops.linear_shared(rounded, packed, biases)]
+    return ops.linear_shared(x, packed, biases)
 
 
 def _undisturbed(attention: nn.Module, layers: Sequence[nn.Module]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,17 +55,10 @@ class NativeLayers(Watched):
         self.form = form
         layers = encoder_layers(encoder, family)
         for layer in layers:
-            _require_known(layer)
+            require_known(layer)
         if not layers:
             raise PlainPath("the encoder has no layers")
-        config = next((each.config for each in encoder.modules() if hasattr(each, "config")), None)
-        implementation = getattr(config, "_attn_implementation", None)
-        if implementation not in ATTENTIONS:
-            raise PlainPath(f"the attention {implementation} is not one of transformers")
-        owners = [vars(module) for layer in layers for module in (layer.layer, layer.attention, *layer.norms)]
-        settings = [(owner, name) for owner in owners for name in SETTINGS if name in owner]
-        if config is not None:
-            settings += [(vars(config), name) for name in CONFIGURED if name in vars(config)]
+        settings = settings_of(encoder, layers)
         copied = [tensor for layer in layers for tensor in _copied(layer, family, form)]
         if family.relative_bias:
             copied.append(getattr(encoder, family.relative_bias).weight)
@@ -91,6 +85,23 @@ def current_layers(module: Any) -> NativeLayers:
         described = vars(module)["_native"] = NativeLayers(module, module.family, form)
     described.require_undisturbed()
     return described
+
+
+def settings_of(encoder: Any, layers: Sequence[EncoderLayer]) -> list[tuple[dict[str, Any], str]]:
+    """Return the attributes that a description of the layers copies: dictionaries with names.
+
+    Raises:
+        PlainPath: The configured attention is none of transformers.
+    """
+    config = next((each.config for each in encoder.modules() if hasattr(each, "config")), None)
+    implementation = getattr(config, "_attn_implementation", None)
+    if implementation not in ATTENTIONS:
+        raise PlainPath(f"the attention {implementation} is not one of transformers")
+    owners = [vars(module) for layer in layers for module in (layer.layer, layer.attention, *layer.norms)]
+    settings = [(owner, name) for owner in owners for name in SETTINGS if name in owner]
+    if config is not None:
+        settings += [(vars(config), name) for name in CONFIGURED if name in vars(config)]
+    return settings
 
 
 class _SharedTables:
@@ -141,13 +152,13 @@ def require_fusible(encoder: Any, family: Family) -> None:
     """Raise ValueError unless every layer of an encoder of a known family has a native form."""
     for number, layer in enumerate(encoder_layers(encoder, family)):
         try:
-            _require_known(layer)
+            require_known(layer)
         except PlainPath as reason:
             name = getattr(encoder, "plain_class", type(encoder)).__name__
             raise ValueError(f"layer {number} of {name} cannot be fused: {reason}") from None
 
 
-def _require_known(layer: EncoderLayer) -> None:
+def require_known(layer: EncoderLayer) -> None:
     """Raise ``PlainPath`` unless the native encoder computes what the layer's modules compute."""
     for module in layer.unknown:
         if module is not layer.attention or type(module) is not NarrowAttention:
@@ -162,10 +173,10 @@ def _require_known(layer: EncoderLayer) -> None:
     for norm in layer.norms:
         if type(norm) is not nn.Identity or norm is not layer.norms[0]:
             require_norm(norm)
-    _activation(layer)
+    activation_of(layer)
 
 
-def _activation(layer: EncoderLayer) -> str:
+def activation_of(layer: EncoderLayer) -> str:
     """Return the kernels' name of the layer's activation, applied by its module or by its up-projection."""
     fused = isinstance(layer.activation, FusedActivation)
     applied = [getattr(module, "activation", "none") for module in layer.linears]
@@ -178,7 +189,7 @@ def _activation(layer: EncoderLayer) -> str:
     return name
 
 
-def _heads(layer: EncoderLayer, family: Family) -> tuple[list[HeadGroup], float]:
+def heads_of(layer: EncoderLayer, family: Family) -> tuple[list[HeadGroup], float]:
     """Return the heads of a layer, and the factor of its scores."""
     attention: Any = layer.attention
     if isinstance(attention, NarrowAttention):
@@ -191,7 +202,7 @@ def _heads(layer: EncoderLayer, family: Family) -> tuple[list[HeadGroup], float]
 
 
 def _paddings(layer: EncoderLayer, family: Family, form: NativeForm) -> list[Padding]:
-    heads, down = _heads(layer, family)[0], layer.linears[5]
+    heads, down = heads_of(layer, family)[0], layer.linears[5]
     neurons: Any = getattr(down, "in_features", 0)
     modern = family.pre_norm
     return paddings_of(heads, form, joint=modern, gated=neurons if modern else 0, rotary=modern)
@@ -200,7 +211,7 @@ def _paddings(layer: EncoderLayer, family: Family, form: NativeForm) -> list[Pad
 def _described(layer: EncoderLayer, shared: _SharedTables) -> parts.EncoderLayer:
     linears: Any = layer.linears
     family, form = shared.family, shared.form
-    heads, scale = _heads(layer, family)
+    heads, scale = heads_of(layer, family)
     norms = [norm_tensors(norm, form.stored) for norm in layer.norms]
     pre_norm = family.pre_norm
     rotary = shared.rotary(layer.layer.attention_type) if pre_norm else None  # type: ignore[arg-type]
@@ -219,7 +230,7 @@ def _described(layer: EncoderLayer, shared: _SharedTables) -> parts.EncoderLayer
         epsilons=tuple(getattr(norm, "eps", 0.0) for norm in layer.norms),  # type: ignore[arg-type]
         heads=padded_heads(heads, rotary=pre_norm) if form.engine == torch.bfloat16 else heads,
         scale=scale,
-        activation=_activation(layer),
+        activation=activation_of(layer),
         pre_norm=pre_norm,
         gated=pre_norm,
         window=shared.window(layer.layer) if pre_norm else None,

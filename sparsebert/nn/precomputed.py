@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -19,8 +20,27 @@ class Precomputed(NamedTuple):
 PRECOMPUTED: ContextVar[Precomputed | None] = ContextVar("precomputed outputs", default=None)
 
 
+# Attribute of a layer with (x, output) while a compiler traces its attention: compilers follow attributes of
+# modules, and no context variables. The compiled code never leaves one behind.
+TRACED = "_traced_output"
+
+
+def leave(layer: nn.Module, x: Tensor, output: Tensor) -> None:
+    """Leave the output of ``layer`` for x, in a trace."""
+    setattr(layer, TRACED, (x, output))
+
+
+def leave_none(layer: nn.Module) -> None:
+    """Drop what ``leave`` left."""
+    if getattr(layer, TRACED, None) is not None:
+        setattr(layer, TRACED, None)
+
+
 def take_precomputed(layer: nn.Module, x: Tensor) -> Tensor | None:
     """Return the precomputed output of ``layer`` for this very x, once; None if there is none."""
+    if torch.compiler.is_compiling():
+        traced = getattr(layer, TRACED, None)
+        return traced[1] if traced is not None and traced[0] is x else None
     precomputed = PRECOMPUTED.get()
     if precomputed is None or precomputed.x is not x:
         return None

@@ -126,13 +126,17 @@ class SparseLinear(nn.Module):
         layer = cls(linear.weight, mask, linear.bias, format=format, trainable=trainable, **options)
         return layer.train(linear.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x [..., in_features] to [..., out_features]; see ``sparsebert_kernels.ops.linear``."""
-        if not torch.compiler.is_compiling() and (output := take_precomputed(self, x)) is not None:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map x [..., in_features] to [..., out_features] and add the residual, if any.
+
+        See ``sparsebert_kernels.ops.linear``.
+        """
+        if residual is None and (output := take_precomputed(self, x)) is not None:
             return output
         if self.precision:
-            return ops.linear_in_precision_of_weight(x, self.packed, self.bias, self.activation)
-        return ops.linear(x, self.packed, self.bias, self.activation, self._transposed())
+            y = ops.linear_in_precision_of_weight(x, self.packed, self.bias, self.activation)
+            return y if residual is None else y + residual
+        return ops.linear(x, self.packed, self.bias, self.activation, self._transposed(), residual)
 
     @property
     def precision(self) -> str:

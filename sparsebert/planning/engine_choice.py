@@ -1,5 +1,7 @@
 """The choice of the way in which an encoder runs: its layers one by one, or all of them in one native call.
 
+On a GPU, the layers run packed wherever their family has that form.
+
 Each way has plans of the layers for itself. The cost model predicts the time of every way, and the two
 fastest are timed in alternation, once, on a few of the encoder's layers. The fp16 engine is not predicted: it
 is used only where it is timed and faster than the fastest of the others.
@@ -25,6 +27,7 @@ from sparsebert.nn.fp16_range import LEFT_RANGE, left_range
 from sparsebert.nn.fused_modules import encoders_of, fuse_modules_, holds_foreign_code, unfuse_modules_
 from sparsebert.nn.native_layers import require_fusible
 from sparsebert.nn.native_weights import native_form
+from sparsebert.nn.packed_layers import require_packable, runs_packed
 from sparsebert.nn.plain_path import FOREIGN_CODE, PlainPath
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.encoder_plan import (
@@ -32,6 +35,7 @@ from sparsebert.planning.encoder_plan import (
     FP32,
     LAYERS,
     NAMES,
+    PACKED,
     PAIRED,
     PAIRED_INT8,
     TOLERANCES,
@@ -81,11 +85,32 @@ def require_fuse(fuse: Any, model: nn.Module, trainable: bool) -> None:
             raise ValueError(f"the encoder cannot be fused: {reason}")
 
 
+def on_gpu(model: nn.Module) -> bool:
+    """Whether the encoders of ``model`` are on a GPU, by their first parameter."""
+    parameters = (tensor for encoder in encoders_of(model) for tensor in encoder.module.parameters())
+    return runs_packed(next(parameters, None))
+
+
+def why_not_packed(model: nn.Module) -> str | None:
+    """Return why the encoders of ``model`` cannot run packed on its GPU; None if they can."""
+    for module, family in encoders_of(model):
+        places = {parameter.device for parameter in module.parameters()}
+        if len(places) > 1:
+            return f"the layers are on {', '.join(sorted(map(str, places)))}"
+        try:
+            require_packable(module, family)
+        except (PlainPath, ValueError) as reason:
+            return str(reason)
+    return None
+
+
 def why_not_fusible(model: nn.Module) -> str | None:
-    """Return why the encoder of ``model`` cannot run in one native call here; None if it can."""
+    """Return why the encoder of ``model`` cannot run fused where it is; None if it can."""
     encoders = encoders_of(model)
     if not encoders:
         return f"{type(model).__name__} has no encoder of the families {FAMILIES}"
+    if on_gpu(model):
+        return why_not_packed(model)
     if reason := native.why_unavailable():
         return f"the native library is missing ({reason})"
     stored = _stored_dtype(model)
@@ -125,6 +150,8 @@ def carried_encoder_plan(model: nn.Module) -> EncoderPlan | None:
         plan: EncoderPlan | None = vars(encoder.module).get(PLAN)
         if plan is None:
             continue
+        if plan.fused and (plan.way == PACKED) != on_gpu(model):
+            return _after_move(model, plan)
         if plan.way != FP16:
             return plan
         obstacle = "" if has_engine(torch.float16) else "no fp16 engine here"
@@ -132,6 +159,16 @@ def carried_encoder_plan(model: nn.Module) -> EncoderPlan | None:
             obstacle = LEFT_RANGE
         return replace(plan, way=FP32, reason=f"{obstacle}; before: {plan.reason}") if obstacle else plan
     return None
+
+
+def _after_move(model: nn.Module, plan: EncoderPlan) -> EncoderPlan:
+    """Return how a fused encoder runs on another kind of device than it was planned for."""
+    if not on_gpu(model):
+        way = PAIRED if _stored_dtype(model) == torch.bfloat16 else FP32
+        return replace(plan, way=way, reason="the model was moved to a CPU")
+    if reason := why_not_packed(model):
+        return replace(plan, way=LAYERS, reason=f"not fused: {reason}")
+    return replace(plan, way=PACKED, reason="the model was moved to a GPU")
 
 
 @dataclass
@@ -247,6 +284,10 @@ def decide_encoder(
         return without_choice("requested", "user")
     if fuse is None and (obstacle := _why_not_by_default(model)):
         return without_choice(f"not fused: {obstacle}")
+    if on_gpu(model):
+        reason, by = ("requested", "user") if fuse else ("the model is on a GPU", "")
+        plan = EncoderPlan(PACKED, reason, tokens=tokens, fuse=fuse, decided_by=by)
+        return EncoderDecision(model, {PACKED: one_by_one}, plan)
     stored = _stored_dtype(model)
     lower = lower_precisions(stored, tolerance)
     in_bf16 = stored == torch.bfloat16

@@ -94,8 +94,8 @@ def goal_rows(rows: Sequence[Record]) -> Iterator[tuple[str, ...]]:
             point = row["point"]
             if (point["kind"], point.get("model"), point.get("batch")) != ("model", "bert-base", batch):
                 continue
-            if row["speedup"] is not None:
-                name = f"BERT-base, 64x64 blocks, 90 %, M = {row['tokens']}, against torch.compile dense"
+            if row["speedup"] is not None and not point.get("ragged"):
+                name = f"BERT-base, 64x64 blocks, 90 %, M = {row['tokens']}, against {row['against']}"
                 yield _row(name, row["speedup"], must, aim, MISSING, row["busy"])
     yield from _planned(rows)
     yield from _memory(rows)

@@ -129,7 +129,7 @@ def _model_table(rows: Sequence[Record]) -> list[Table]:
     names = list(dict.fromkeys(name for row in models for name in row["us"]))
     shown = tuple(
         (
-            f"{row['point']['model']}, batch {row['point']['batch']} x {row['length']}",
+            f"{row['point']['model']}, batch {row['point']['batch']} x {_lengths(row)}",
             f"{row['point']['sparsity']:.0%} in {'x'.join(map(str, row['point']['block']))}",
             MISSING if row["speedup"] is None else f"{row['speedup']:.2f}x",
             *(f"{row['us'][name]['median'] / 1e3:.3f}" if name in row["us"] else MISSING for name in names),
@@ -138,9 +138,13 @@ def _model_table(rows: Sequence[Record]) -> list[Table]:
         )
         for row in models
     )
-    columns = ("model", "sparsity", "vs torch.compile dense", *(f"{name} ms" for name in names))
+    columns = ("model", "sparsity", "vs fastest dense", *(f"{name} ms" for name in names))
     columns = (*columns, "sparse weights MB", "dense weights MB")
     return [Table("Whole models", columns, shown)] if shown else []
+
+
+def _lengths(row: Record) -> str:
+    return f"up to {row['length']}" if row["point"].get("ragged") else str(row["length"])
 
 
 def _memory_table(rows: Sequence[Record]) -> list[Table]:

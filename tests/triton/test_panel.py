@@ -190,17 +190,11 @@ class TestSharedInput:
         biases = [p.bias_vector().to(device) for p in problems]  # type: ignore[union-attr]
         joined, members = join([p.packed(device) for p in problems])
         expected = [ops.linear(x, m, b) for m, b in zip(members, biases, strict=True)]
-        for shared in (None, joined):
-            answers = ops.linear_shared(x, members, biases, shared)
+        for answers in (
+            ops.linear_shared(x, members, biases),
+            ops.linear(x, joined, torch.cat(biases)).split([64, 32, 40], -1),
+        ):
             assert all(torch.equal(a, b) for a, b in zip(answers, expected, strict=True))
-        without = ops.linear_shared(x, members, [None, biases[1], None], joined)
-        assert torch.equal(without[1], expected[1])
-        assert torch.equal(without[2], ops.linear(x, members[2]))
-
-    def test_joined_has_to_be_as_high_as_its_members(self, device: torch.device) -> None:
-        joined, members = join([BASE.packed(device), BASE.packed(device)])
-        with pytest.raises(ValueError, match="joined has 192 out_features; it must have 96"):
-            ops.linear_shared(BASE.x().to(device), members[:1], [None], joined)
 
 
 class TestRefusals:
