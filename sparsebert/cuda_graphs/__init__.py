@@ -53,7 +53,9 @@ def graphs(
             head, in eval mode, on one device. The runner takes the inputs of its forward method: input_ids,
             attention_mask, token_type_ids and position_ids (integers; the mask also bool; [sequences,
             tokens]), inputs_embeds ([sequences, tokens, hidden] in the model's dtype), and options such as
-            ``output_hidden_states``.
+            ``output_hidden_states``. A fused model (``fuse_``) also takes sequences in one row, without
+            padding: input_ids [1, total tokens], cu_seq_lens_q (integers, [sequences + 1]) and max_length_q
+            (an int), as in transformers; buckets then limit sequences and total tokens.
         buckets: Shapes (sequences, tokens of each) and numbers of total tokens to pad batches to; the bucket
             with the fewest tokens is used. A number such as 4096 stands for all shapes of that many tokens
             whose length is 16, 24, 32, 48, 64, 96, ... By default, the number of sequences is rounded up to

@@ -53,7 +53,7 @@ class Buckets:
         """
         if self.longest is not None and length > self.longest:
             return None
-        rounded = self._rounded_length(length)
+        rounded = self.rounded_length(length)
         if self.shapes is None:
             return _rounded(batch), rounded
         shapes = [*self.shapes]
@@ -63,6 +63,22 @@ class Buckets:
         fitting = [shape for shape in shapes if shape[0] >= batch and shape[1] >= length]
         return min(fitting, key=lambda shape: (shape[0] * shape[1], shape), default=None)
 
+    def row_for(self, sequences: int, tokens: int) -> Shape | None:
+        """Return the sequences and total tokens of the least bucket that holds sequences in one row, or None.
+
+        A shape holds as many sequences as it has, of any lengths; a number of tokens holds any number.
+
+        Args:
+            sequences: Sequences of the row.
+            tokens: Their total tokens.
+        """
+        if self.shapes is None:
+            return _rounded(sequences), max(MIN_LENGTH, _rounded(tokens))
+        rows = [(count, count * length) for count, length in self.shapes]
+        rows += [(_rounded(sequences), total) for total in self.totals]
+        fitting = [row for row in rows if row[0] >= sequences and row[1] >= tokens]
+        return min(fitting, key=lambda row: (row[1], row[0]), default=None)
+
     def __str__(self) -> str:
         if self.shapes is None:
             return "batches rounded up"
@@ -70,7 +86,8 @@ class Buckets:
             [*(f"{rows} x {columns}" for rows, columns in self.shapes), *(f"{n} tokens" for n in self.totals)]
         )
 
-    def _rounded_length(self, length: int) -> int:
+    def rounded_length(self, length: int) -> int:
+        """Return the length that stands for all lengths up to it."""
         rounded = max(MIN_LENGTH, _rounded(length))
         return rounded if self.longest is None else min(rounded, self.longest)
 

@@ -17,6 +17,8 @@ from sparsebert.cuda_graphs.capture import PlainRecorder, Recorder, Replay, is_c
 from sparsebert.cuda_graphs.model_state import ModelState
 from sparsebert.cuda_graphs.outputs import OutputDimensions, largest_error
 from sparsebert.cuda_graphs.padded_inputs import Call, NoGraph, PaddedInputs, Signature
+from sparsebert.cuda_graphs.ragged_inputs import RaggedInputs
+from sparsebert.nn.packed_model import without_waiting
 from sparsebert_kernels.errors import one_line
 
 _Key = tuple[Shape, Signature]
@@ -26,7 +28,7 @@ _Key = tuple[Shape, Signature]
 class _Bucket:
     """One captured call: its static inputs, its replay, and what its outputs count."""
 
-    inputs: PaddedInputs
+    inputs: PaddedInputs | RaggedInputs
     replay: Replay
     dimensions: OutputDimensions
 
@@ -79,7 +81,7 @@ class GraphRunner:
 
     @property
     def captured(self) -> tuple[Shape, ...]:
-        """Shapes [sequences, tokens] of the graphs, the least recently used one first."""
+        """Sequences and tokens of each (in a row: total tokens) of the graphs, least recently used first."""
         return tuple(shape for shape, _ in self._captured)
 
     @property
@@ -127,6 +129,8 @@ class GraphRunner:
             self.clear()
 
     def _key(self, call: Call) -> _Key:
+        if call.signature.is_ragged:
+            return self._ragged_key(call)
         shape = self.buckets.shape_for(*call.shape)
         if shape is None:
             rows, length = call.shape
@@ -134,6 +138,18 @@ class GraphRunner:
                 "buckets", f"a batch of {rows} x {length} is larger than each bucket: {self.buckets}"
             )
         return shape, call.signature if shape == call.shape else call.signature.with_mask()
+
+    def _ragged_key(self, call: Call) -> _Key:
+        shape = self.buckets.row_for(*call.shape)
+        if shape is None:
+            sequences, tokens = call.shape
+            raise NoGraph(
+                "buckets",
+                f"a row of {tokens} tokens in {sequences} sequences is larger than each bucket: "
+                f"{self.buckets}",
+            )
+        longest = self.buckets.rounded_length(call.signature.longest)
+        return shape, call.signature.with_longest(longest)
 
     def _recorder_on(self, device: torch.device) -> Recorder:
         if self._recorder is None:
@@ -206,16 +222,19 @@ class GraphRunner:
         recorder = self._recorder_on(device)
         pad_id = getattr(getattr(self.model, "config", None), "pad_token_id", None) or 0
 
-        @torch.inference_mode()
-        def run(inputs: PaddedInputs) -> Any:
-            return self.model(**inputs.arguments)
+        form = RaggedInputs if signature.is_ragged else PaddedInputs
+
+        def run(inputs: PaddedInputs | RaggedInputs) -> Any:
+            # The warm-up takes the path of the capture, in which nothing may wait for the device.
+            with torch.inference_mode(), without_waiting():
+                return self.model(**inputs.arguments)
 
         try:
             if signature not in self._dimensions:
                 self._dimensions[signature] = OutputDimensions.probe(
-                    lambda probe: run(PaddedInputs(signature, probe, device, pad_id))
+                    lambda probe: run(form(signature, probe, device, pad_id))
                 )
-            inputs = PaddedInputs(signature, shape, device, pad_id)
+            inputs = form(signature, shape, device, pad_id)
             replay = recorder.capture(lambda: run(inputs))
         except (NoGraph, torch.OutOfMemoryError):
             raise

@@ -180,7 +180,7 @@ def _request_table(rows: Sequence[Record]) -> list[Table]:
         "requests",
         "sparsity",
         "tokens of padded",
-        "vs graphs dense",
+        "vs dense in graphs",
         *(f"{name} ms" for name in names),
     )
     note = "Calls from Python, time of a batch; graphs: sparsebert.graphs"

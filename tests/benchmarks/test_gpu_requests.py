@@ -23,10 +23,11 @@ def _interpreted() -> Iterator[None]:
 
 def test_all_sides_answer_and_the_baseline_has_graphs_too() -> None:
     found = requests.measure_requests(DryRun(), **POINT)
-    assert found["us"].keys() == {"dense", "sparse", "graphs dense", "graphs sparse"}
-    assert (found["baseline"], found["side"]) == ("graphs dense", "graphs sparse")
-    assert found["ratio"].keys() == {"dense", "sparse", "graphs sparse"}
-    assert (found["batches"], found["buckets"]) == (2, [[1, 16]])
+    graphs = {"graphs dense", "graphs sparse", "graphs dense, one row", "graphs sparse, one row"}
+    assert found["us"].keys() == {"dense", "fused dense", "fused sparse", *graphs}
+    assert (found["baseline"], found["side"]) == ("graphs dense, one row", "graphs sparse, one row")
+    assert found["ratio"].keys() == found["us"].keys() - {"graphs dense, one row"}
+    assert (found["batches"], found["buckets"]) == (2, dict.fromkeys(graphs, ((1, 16),)))
 
 
 def test_a_call_without_a_graph_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
