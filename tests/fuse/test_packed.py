@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -291,6 +292,13 @@ class TestChanges:
         model.bfloat16()
         assert all(layer.joined.joined for layer in model.encoder._packed.layers)
         assert torch.allclose(answers(model, PADDED).float(), expected, rtol=0.1, atol=0.1)
+
+    def test_saved_files_do_not_change(self, tmp_path: Path) -> None:
+        model = made("BertModel")
+        model.save_pretrained(tmp_path / "plain")
+        fuse_(model).save_pretrained(tmp_path / "fused")
+        name = "model.safetensors"
+        assert (tmp_path / "fused" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
     def test_projections_share_the_memory_of_one_matrix(self) -> None:
         model = fused("BertModel")

@@ -360,6 +360,28 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "skipped check: a tensor with other data is not joined again",
         ),
     ),
+    "sparsebert/nn/packed_layers.py": (
+        (
+            "packed-residual",
+            "return module(x, residual)",
+            "return module(x)",
+            "the residual of a sparse layer is lost",
+        ),
+        (
+            "packed-hooks",
+            "if is_foreign(hook):",
+            "if is_foreign(hook) and module.training:",
+            "skipped check: a trace passes over foreign hooks",
+        ),
+    ),
+    "sparsebert/nn/sequences.py": (
+        (
+            "ragged-padding-spreads",
+            "each[source].masked_fill(outside, 0)",
+            "each[source]",
+            "NaN behind the last sequence spreads",
+        ),
+    ),
     # Pruning
     "sparsebert/pruning/top_k.py": (
         (
