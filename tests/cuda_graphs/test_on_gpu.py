@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsebert import graphs, prune, sparsify_
+from sparsebert import fuse_, graphs, prune, sparsify_
 from tests.cuda_graphs.models import FAMILIES, batch, call, close, make
+from tests.cuda_graphs.test_packed import row
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("error:the model runs without a CUDA graph")]
 TRANSFORMERS = pytest.importorskip("transformers")
@@ -28,7 +29,7 @@ def wide(sparse: bool) -> Any:
     ticket = prune(model, "magnitude", sparsity=0.75, granularity="block", block_size=(64, 64))
     ticket.apply_(model)
     model = model.bfloat16().cuda()
-    return sparsify_(model, ticket, format="panel") if sparse else model
+    return sparsify_(model, ticket, format="panel", fuse=False) if sparse else model
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -52,6 +53,22 @@ def test_ragged_batches_of_a_dense_and_a_sparse_model(sparse: bool) -> None:
             assert close(call(run, inputs), call(model, inputs), 0.1)
     assert len(run.captured) == 3
     assert run.nbytes > 0
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_padded_batches_and_rows_of_fused_models(sparse: bool) -> None:
+    model = wide(sparse)
+    fuse_(model)
+    run = graphs(model)
+    for seed in range(8):
+        inputs = on_gpu(batch(1 + seed, 5 + 7 * seed, seed=seed))
+        assert close(call(run, inputs), call(model, inputs), 0.1)
+        lengths = [3 + seed, 20, 1, 9 * seed + 1]
+        in_row = {
+            name: value.cuda() if isinstance(value, Tensor) else value
+            for name, value in row(lengths, seed).items()
+        }
+        assert close(call(run, in_row), call(model, in_row), 0.1)
 
 
 def test_a_pool_of_few_bytes_runs_without_graphs() -> None:
