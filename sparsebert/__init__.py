@@ -13,6 +13,7 @@ from sparsebert.hf.import_hook import register as _register
 
 if TYPE_CHECKING:
     from sparsebert.compact import compact_, compaction_description, expand_, rebuild_
+    from sparsebert.cuda_graphs import graphs
     from sparsebert.fuse import fuse_, unfuse_
     from sparsebert.healing.heal import heal_
     from sparsebert.nn.sparse_linear import SparseLinear
@@ -34,6 +35,7 @@ __all__ = [
     "densify_",
     "expand_",
     "fuse_",
+    "graphs",
     "heal_",
     "optimize",
     "plan",
@@ -53,6 +55,7 @@ _HOMES = {
     "densify_": "sparsebert.sparsify",
     "expand_": "sparsebert.compact",
     "fuse_": "sparsebert.fuse",
+    "graphs": "sparsebert.cuda_graphs",
     "heal_": "sparsebert.healing.heal",
     "optimize": "sparsebert.workflows.optimize",
     "plan": "sparsebert.planning.planner",

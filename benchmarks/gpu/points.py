@@ -29,6 +29,7 @@ SECONDS = {
     "occupancy": 20,
 }
 SECONDS |= {"memory": 30, "tests": 60, "sanitizer": 120}
+SECONDS |= {"requests": 60}
 TINY_SHAPE, TINY_TOKENS = (128, 128), 12
 
 
@@ -86,6 +87,7 @@ def queue() -> list[Point]:
             _models(("bert-large", "bert-base"), (32, 128, 4, 1)),
             _ragged_models(),
             [point("memory", model="bert-large", batch=32)],
+            _requests(("bert-base", "bert-large"), (32, 8)),
             _layers(LARGE),
             _against_dense(LARGE),
         )
@@ -212,6 +214,12 @@ def _sweep(
     kernel: str, shape: tuple[int, int], tokens: int, block: tuple[int, int], sparsity: float
 ) -> Point:
     return point("tuning", kernel=kernel, shape=shape, tokens=tokens, block=block, sparsity=sparsity)
+
+
+def _requests(names: Iterable[str], batches: Iterable[int]) -> Iterator[Point]:
+    """Yield ragged batches that Python serves, each called once."""
+    for name, batch in itertools.product(names, batches):
+        yield point("requests", model=name, batch=batch, block=(64, 64), sparsity=0.9)
 
 
 def _once(points: Iterable[Point]) -> list[Point]:

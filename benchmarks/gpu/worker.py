@@ -84,7 +84,7 @@ def end_with_parent(parent: int, every: float = 0.5) -> None:
 
 
 def _measures() -> dict[str, Callable[..., dict[str, Any]]]:
-    from benchmarks.gpu import layers, limits, models, suite, tuning
+    from benchmarks.gpu import layers, limits, models, requests, suite, tuning
 
     return {
         "limits": limits.measure_limits,
@@ -97,6 +97,7 @@ def _measures() -> dict[str, Callable[..., dict[str, Any]]]:
         "bitmap": layers.measure_bitmap,
         "model": models.measure_model,
         "memory": models.measure_memory,
+        "requests": requests.measure_requests,
         "tuning": tuning.measure_tuning,
         "tests": suite.measure_tests,
         "sanitizer": suite.measure_sanitizer,

@@ -52,6 +52,7 @@ class Workload:
         threads: CPU threads.
         device: "cpu", "cuda" or "cuda:N".
         seed: Seed of random weights and token ids.
+        graphs: Whether all sides run in CUDA graphs.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Workload:
     threads: int = 1
     device: str = "cpu"
     seed: int = 0
+    graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -74,6 +76,8 @@ class Workload:
             raise ValueError(f"threads must be at most {cpus}, the CPUs of this machine, got {self.threads}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
+        if self.graphs and self.device == "cpu":
+            raise ValueError("CUDA graphs (--graphs) need --device cuda; the device is cpu")
         if self.device != "cpu":
             import torch
 
@@ -108,8 +112,11 @@ class Workload:
     def record(self) -> dict[str, Any]:
         """Return fields and derived values as plain JSON; of a local folder only its name."""
         folder = Path(self.model)
+        fields = dataclasses.asdict(self)
+        if not self.graphs:
+            del fields["graphs"]  # missing in records of earlier versions
         return {
-            **dataclasses.asdict(self),
+            **fields,
             "model": folder.name if folder.is_dir() else self.model,
             "lengths": list(self.lengths),
             "random_weights": self.random_weights,

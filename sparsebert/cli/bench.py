@@ -70,6 +70,9 @@ def bench(
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or fp64")] = "fp32",
     threads: Annotated[int, typer.Option(help="CPU threads of every contestant")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    graphs: Annotated[
+        bool, typer.Option("--graphs", help="run every contestant in CUDA graphs; needs --device cuda")
+    ] = False,
     vs: Annotated[
         str,
         typer.Option(
@@ -155,7 +158,7 @@ def bench(
         lengths = read_lengths(lengths_from, model, batch, limit=512, seed=seed)
     if batch * max(lengths) > MAX_TOKENS:
         raise ValueError(f"--batch {batch} times {max(lengths)} tokens must be at most {MAX_TOKENS} tokens")
-    workload = Workload(model, batch, lengths, dtype, threads, device, seed)
+    workload = Workload(model, batch, lengths, dtype, threads, device, seed, graphs)
     texts = () if calibrate_with is None else read_texts(calibrate_with)
     settings = runner.Settings(budget=budget, memory=memory, leave_out=vs == ALL)
     records: list[dict[str, Any]] = []

@@ -39,7 +39,9 @@ def workload_title(workload: Record) -> str:
 def model_and_arithmetic(workload: Record) -> tuple[str, str]:
     """Return the model of a workload, and its dtype and threads, in words."""
     weights = ", random weights" if workload["random_weights"] else ""
-    return f"{workload['model']}{weights}", f"{workload['dtype']}, {threads_text(workload['threads'])}"
+    graphs = ", CUDA graphs" if workload.get("graphs") else ""
+    arithmetic = f"{workload['dtype']}, {threads_text(workload['threads'])}{graphs}"
+    return f"{workload['model']}{weights}", arithmetic
 
 
 def batch_text(workload: Record) -> str:

@@ -179,6 +179,30 @@ def _memory_table(rows: Sequence[Record]) -> list[Table]:
     return [Table("Memory", columns, shown)] if shown else []
 
 
+def _request_table(rows: Sequence[Record]) -> list[Table]:
+    requests = of_kind(rows, "requests")
+    names = list(dict.fromkeys(name for row in requests for name in row["us"]))
+    shown = tuple(
+        (
+            f"{row['point']['model']}, {row['batches']} batches of {row['point']['batch']}",
+            f"{row['point']['sparsity']:.0%} in {'x'.join(map(str, row['point']['block']))}",
+            f"{row['tokens'] / row['padded_tokens']:.0%}",
+            f"{row['ratio'][row['side']]['median']:.2f}x",
+            *(f"{row['us'][name]['median'] / 1e3:.3f}" for name in names),
+        )
+        for row in requests
+    )
+    columns = (
+        "requests",
+        "sparsity",
+        "tokens of padded",
+        "vs dense in graphs",
+        *(f"{name} ms" for name in names),
+    )
+    note = "Calls from Python, time of a batch; graphs: sparsebert.graphs"
+    return [Table("Ragged batches", columns, shown, (note,))] if shown else []
+
+
 def _limit_table(rows: Sequence[Record]) -> list[Table]:
     limits = of_kind(rows, "limits")
     if not limits:
@@ -224,6 +248,7 @@ MAKERS: tuple[Callable[[Sequence[Record]], list[Table]], ...] = (
     _layer_tables,
     _baseline_table,
     _other_tables,
+    _request_table,
     _memory_table,
     _limit_table,
     _time_tables,

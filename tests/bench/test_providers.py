@@ -1,5 +1,7 @@
 """Providers: each gives the masked model's answers in its own way, and says when it cannot run."""
 
+import copy
+import dataclasses
 import importlib.util
 import json
 import os
@@ -12,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
+import sparsebert
 from sparsebert.bench import output_check
-from sparsebert.bench.providers import BACKENDS, BASELINES, deepsparse, onnx_runtime
+from sparsebert.bench.providers import BACKENDS, BASELINES, base, deepsparse, onnx_runtime
 from sparsebert.bench.providers.onednn import PrepackedLinear, prepack_
 from sparsebert.bench.pruned_model import prepare_pruned_model
 from sparsebert.bench.workload import Workload
@@ -44,6 +47,41 @@ def test_answers_pass_the_gate(name, tiny):
     side, found = verdict(name, tiny)
     assert found.passed, str(found)
     assert side.run() > 0
+
+
+@pytest.fixture
+def in_graphs(tiny):
+    """The tiny model for graphs, which are plain calls here."""
+    workload = copy.copy(tiny.workload)
+    object.__setattr__(workload, "graphs", True)
+    return dataclasses.replace(tiny, workload=workload)
+
+
+@pytest.mark.parametrize("name", ["sparse", "eager"])
+@pytest.mark.filterwarnings("ignore:cpu has no CUDA graphs")
+def test_answers_in_graphs_pass_the_gate(name, in_graphs, monkeypatch):
+    made = []
+
+    def graphs(*args, **options):
+        made.append(sparsebert.graphs(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(base, "graphs", graphs)
+    side, found = verdict(name, in_graphs)
+    assert found.passed, str(found)
+    assert side.run() > 0
+    assert sorted(made[0].captured) == [(2, 9), (2, 16)]
+
+
+def test_a_side_that_cannot_run_in_graphs_is_refused(in_graphs):
+    class Training(type(BACKENDS["eager"]())):
+        def convert(self, model, pruned):
+            return model.train()
+
+    with pytest.raises(
+        ValueError, match=r"^eager cannot run in CUDA graphs: .* the model is in training mode"
+    ):
+        Training().build(in_graphs)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import torch
 from transformers import RobertaConfig, RobertaModel
 
 from sparsebert.bench.workload import MAX_BATCHES, Workload, read_lengths
+from sparsebert.report.format import workload_title
 
 
 def test_shapes_are_built_with_random_weights_that_repeat():
@@ -53,11 +54,19 @@ def test_the_record_tells_random_weights_from_real_ones_and_no_path(tmp_path):
         ({"lengths": (4, 0)}, "at least one token"),
         ({"dtype": "float23"}, "did you mean 'float32'"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"graphs": True}, r"^CUDA graphs \(--graphs\) need --device cuda; the device is cpu$"),
     ],
 )
 def test_impossible_workloads_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Workload("bert-tiny", **changes)
+
+
+def test_graphs_are_named_in_records_and_titles_where_there_are_any():
+    workload = Workload("bert-tiny")
+    assert "graphs" not in workload.record()
+    assert "graphs" not in workload_title(workload.record())
+    assert workload_title(workload.record() | {"graphs": True}).endswith("1 thread, CUDA graphs")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

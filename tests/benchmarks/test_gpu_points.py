@@ -86,7 +86,7 @@ def test_the_queue_covers_every_kind_once():
     kinds = {each.kind for each in queue()}
     assert kinds == {
         "limits", "tuning", "layer", "planned", "dense", "masked", "bitmap", "model", "memory", "tests",
-        "sanitizer", "activation", "occupancy",
+        "sanitizer", "activation", "occupancy", "requests",
     }  # fmt: skip
 
 

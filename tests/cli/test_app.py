@@ -251,9 +251,18 @@ def test_a_profile_is_printed_recorded_and_drawn(capsys, tmp_path):
 
 
 @pytest.mark.gpu
-def test_bench_runs_on_a_gpu(capsys):
-    assert app.main(["bench", *QUICK, "--device", "cuda", "--vs", "eager"]) == 0
-    assert "vs eager" in capsys.readouterr().out
+@pytest.mark.parametrize("graphs", [[], ["--graphs"]])
+def test_bench_runs_on_a_gpu(capsys, graphs):
+    assert app.main(["bench", *QUICK, "--device", "cuda", "--vs", "eager", *graphs]) == 0
+    printed = capsys.readouterr().out
+    assert "vs eager" in printed
+    assert ("CUDA graphs" in printed) == bool(graphs)
+
+
+def test_graphs_need_a_gpu(capsys):
+    assert "CUDA graphs (--graphs) need --device cuda; the device is cpu" in refused(
+        capsys, "bench", *QUICK, "--graphs"
+    )
 
 
 @pytest.mark.parametrize(

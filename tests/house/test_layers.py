@@ -30,7 +30,7 @@ LAYERS = (
     {"sparsebert_kernels"},
     {"bert", "linear_layers", "atomic", "file_types", "json_object", "results", "tickets", "checkpoints"},
     {"cost", "nn", "pruning", "one_shot", "compaction"},
-    {"planning", "sparsify", "replan", "fuse", "compact", "tasks", "quality", "report", "hf"},
+    {"planning", "sparsify", "replan", "fuse", "cuda_graphs", "compact", "tasks", "quality", "report", "hf"},
     {"interop", "mask_learning", "training", "healing", "lottery"},
     {"bench", "workflows", "cli", "demo"},
 )

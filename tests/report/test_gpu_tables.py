@@ -49,6 +49,26 @@ def titled(rows, title):
     return next(table for table in gpu_tables(rows) if table.title.startswith(title))
 
 
+def test_ragged_batches_stand_against_the_dense_model_in_graphs():
+    times = {"dense": 4000.0, "graphs dense": 2000.0, "graphs sparse": 800.0}
+    arguments = {"model": "bert-base", "batch": 32, "block": [64, 64], "sparsity": 0.9}
+    requests = row(
+        "requests",
+        arguments=arguments,
+        us={name: quantile(value) for name, value in times.items()},
+        ratio={"graphs sparse": quantile(2.5), "dense": quantile(0.5)},
+        side="graphs sparse",
+        batches=16,
+        tokens=600,
+        padded_tokens=1000,
+    )
+    table = titled([requests], "Ragged batches")
+    assert table.rows == (
+        ("bert-base, 16 batches of 32", "90% in 64x64", "60%", "2.50x", "4.000", "2.000", "0.800"),
+    )
+    assert table.columns[3:] == ("vs dense in graphs", "dense ms", "graphs dense ms", "graphs sparse ms")
+
+
 def test_every_table_has_the_name_of_the_device():
     for table in gpu_tables([layer(), limits()]):
         assert "NVIDIA H200" in table.title

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from sparsebert.bench.memory import Memory, weight_bytes
 from sparsebert.bench.pruned_model import PrunedModel
 from sparsebert.bench.timer import Run, on_cuda, on_wall
 from sparsebert.bert import resolve
+from sparsebert.cuda_graphs import graphs
+from sparsebert.cuda_graphs.buckets import Shape
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ class TorchBackend(Backend):
             [{name: tensor.to(device) for name, tensor in batch.items()} for batch in part]
             for part in (pruned.batches, pruned.answered)
         )
+        if pruned.workload.graphs:
+            module = self.in_graphs(module, [*batches, *answered])
 
         @torch.inference_mode()
         def forward() -> None:
@@ -121,6 +126,27 @@ class TorchBackend(Backend):
             model_bytes=stored + other_numel * dtype.itemsize,
             notes=self.notes(model),
         )
+
+    @torch.inference_mode()
+    def in_graphs(self, module: nn.Module, batches: Sequence[dict[str, torch.Tensor]]) -> Any:
+        """Return a callable that runs the converted model in CUDA graphs of the shapes of ``batches``.
+
+        Raises:
+            ValueError: A batch would run without a graph.
+        """
+        first: dict[int | Shape, dict[str, torch.Tensor]] = {}
+        for batch in batches:
+            rows, length = batch["input_ids"].shape
+            first[(rows, length)] = batch
+        run = graphs(module, list(first), max_graphs=len(first))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="the model runs without a CUDA graph")
+            try:
+                for _, batch in sorted(first.items(), key=lambda each: -each[1]["input_ids"].numel()):
+                    run(**batch)
+            except UserWarning as reason:
+                raise ValueError(f"{self.name} cannot run in CUDA graphs: {reason}") from None
+        return run
 
     def weight_bytes(self, model: nn.Module, pruned: PrunedModel) -> int:
         """Return the bytes of the pruned matrices as the converted model stores them."""

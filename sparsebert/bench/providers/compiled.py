@@ -28,7 +28,12 @@ def why_not_compiled() -> str | None:
 
 
 def compile_now(
-    module: Any, batches: Sequence[dict[str, torch.Tensor]], *, freeze: bool, dynamic: bool = False
+    module: Any,
+    batches: Sequence[dict[str, torch.Tensor]],
+    *,
+    freeze: bool,
+    dynamic: bool = False,
+    graphs: bool = False,
 ) -> Any:
     """Return ``module`` compiled for the shapes of ``batches``, in inference mode.
 
@@ -37,6 +42,7 @@ def compile_now(
         batches: Its keyword arguments, on the module's device.
         freeze: Whether the weights become constants of the compiled code.
         dynamic: Whether the code serves batches of any shape, as texts of all lengths need.
+        graphs: Whether torch runs the code in CUDA graphs of its own.
     """
     import torch._inductor.config as inductor
 
@@ -49,7 +55,7 @@ def compile_now(
     code = forward.__code__.replace(co_name=f"forward_{id(module)}")
     alone = types.FunctionType(code, globals(), closure=forward.__closure__)
     with inductor.patch(freezing=freeze), torch.inference_mode():
-        compiled = torch.compile(alone, dynamic=dynamic)
+        compiled = torch.compile(alone, dynamic=dynamic, mode="reduce-overhead" if graphs else None)
         for batch in batches:
             compiled(**batch)
     return compiled
@@ -68,8 +74,17 @@ class Compiled(TorchBackend):
         if self.freeze and device.type != "cpu":
             raise ValueError(f"{self.name} runs on the CPU only, not on {device}")
         batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in pruned.batches]
-        compiled: nn.Module = compile_now(model, batches, freeze=self.freeze, dynamic=bool(pruned.judged))
+        compiled: nn.Module = compile_now(
+            model,
+            batches,
+            freeze=self.freeze,
+            dynamic=bool(pruned.judged),
+            graphs=pruned.workload.graphs,
+        )
         return compiled
+
+    def in_graphs(self, module: nn.Module, batches: Sequence[dict[str, torch.Tensor]]) -> nn.Module:
+        return module  # compiled for them
 
 
 class Frozen(Compiled):
