@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparsebert.planning.planner import plan
     from sparsebert.pruning import prune
     from sparsebert.replan import replan_
+    from sparsebert.report.inspection import inspect
     from sparsebert.sparsify import densify_, sparsify_
     from sparsebert.tickets.ticket import Ticket
     from sparsebert.workflows.optimize import optimize
@@ -35,6 +36,7 @@ __all__ = [
     "expand_",
     "fuse_",
     "heal_",
+    "inspect",
     "optimize",
     "plan",
     "prune",
@@ -54,6 +56,7 @@ _HOMES = {
     "expand_": "sparsebert.compact",
     "fuse_": "sparsebert.fuse",
     "heal_": "sparsebert.healing.heal",
+    "inspect": "sparsebert.report.inspection",
     "optimize": "sparsebert.workflows.optimize",
     "plan": "sparsebert.planning.planner",
     "prune": "sparsebert.pruning",

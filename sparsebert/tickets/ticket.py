@@ -15,6 +15,7 @@ from sparsebert.linear_layers import prunable
 from sparsebert.tickets import apply, file, torch_prune
 from sparsebert.tickets.apply import shape_text
 from sparsebert.tickets.bits import pack_bits
+from sparsebert.tickets.density_grid import MatrixCount, ticket_html
 from sparsebert.tickets.file import MAX_WEIGHTS, TicketContents, brief, is_key
 from sparsebert.tickets.provenance import checked_metadata, describe_model, masks_digest
 
@@ -104,6 +105,10 @@ class Ticket:
         method = self.metadata.get("method", "unknown method")
         shares = f"sparsity {self.sparsity:.2%}, density {self.density:.2%}"
         return f"Ticket({len(self.masks)} matrices, {shares}, {method})"
+
+    def _repr_html_(self) -> str:
+        counts = [MatrixCount.of(key, mask) for key, mask in self.masks.items()]
+        return ticket_html(repr(self), counts, self.metadata, self.removed)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Ticket):
