@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 
 # Okabe and Ito's blue, under text in the colour of the page: legible on white and on black.
 _SHADE = "background:rgba(0,114,178,{:.2f});"
@@ -30,6 +29,8 @@ def table_html(
         shades: For each cell after the first, from 0 to 1, how strongly its ground is coloured; None for not
             at all. The text states the value, so that colour is never needed.
     """
+    from html import escape  # its table of entities would slow `import sparsebert` down
+
     lefts = set(left)
 
     def style(number: int, extra: str = "") -> str:

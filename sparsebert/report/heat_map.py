@@ -26,10 +26,7 @@ def colours() -> Any:
     """Return the colour map; values below its range are drawn as ``NOTHING``, NaN is not drawn."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    shades = LinearSegmentedColormap.from_list("density", _BLUES)
-    shades.set_under(NOTHING)
-    shades.set_bad("none")
-    return shades
+    return LinearSegmentedColormap.from_list("density", _BLUES).with_extremes(under=NOTHING, bad="none")
 
 
 def norm(highest: float, power: float = 1.0) -> Any:

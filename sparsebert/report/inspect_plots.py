@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,14 +55,21 @@ def inspect_pictures(
     groups = _groups(tickets)
     pictures = [_layer_picture(groups)] if groups and "density" in show else []
     drawn = groups[:most]
+    rest = f" (the last of {len(drawn)} drawn, of {len(groups)})" if len(drawn) < len(groups) else ""
     if "heads" in show:
-        pictures += [_head_picture(group) for group in drawn if all(each.heads for each in group[1])]
+        heads = [_head_picture(group) for group in drawn if all(each.heads for each in group[1])]
+        pictures += _noted(heads, rest)
     for kind, part, picture in (
         ("inspect_survivors", "survivors", _survivors_picture),
         ("inspect_overlap", "overlap", _overlap_picture),
     ):
         pictures += [picture(row) for row in records if row["kind"] == kind and part in show]
-    return pictures + ([_mask_picture(group) for group in drawn] if "masks" in show else [])
+    return pictures + (_noted(list(map(_mask_picture, drawn)), rest) if "masks" in show else [])
+
+
+def _noted(pictures: list[Picture], note: str) -> list[Picture]:
+    """Add a note to the title of the last picture."""
+    return [*pictures[:-1], *(replace(each, title=f"{each.title}{note}") for each in pictures[-1:])]
 
 
 def _groups(tickets: Sequence[Record]) -> list[Group]:

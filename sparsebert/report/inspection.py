@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparsebert import results
 from sparsebert.atomic import write_text
-from sparsebert.report.format import Record
-from sparsebert.report.inspect_csv import csv_files
-from sparsebert.report.inspect_plots import inspect_pictures
-from sparsebert.report.inspect_tables import PARTS, inspect_tables
-from sparsebert.report.plots import Picture, require_matplotlib, save_figure
-from sparsebert.report.table import Table
-from sparsebert.report.ticket_labels import TicketLabel, seed_groups
+from sparsebert.results import Record
 from sparsebert.tickets.kept_weights import KeptWeights
 from sparsebert.tickets.overlap import PackedMasks, common_matrices, overlap
 from sparsebert.tickets.survivors import Survivors
 from sparsebert.tickets.ticket import Ticket, require_ticket
+
+if TYPE_CHECKING:
+    from sparsebert.report.plots import Picture
+    from sparsebert.report.table import Table
+    from sparsebert.report.ticket_labels import TicketLabel
+
+# Tables, pictures and labels are imported by the functions that need them: `sparsebert.inspect` is a public
+# name, and `import sparsebert` stays quick.
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,23 @@ class Inspection:
     @property
     def tables(self) -> list[Table]:
         """Densities by layer, matrix and head, survivors and overlaps."""
+        from sparsebert.report.inspect_tables import inspect_tables
+
         return inspect_tables(self.records)
 
     @property
     def pictures(self) -> list[Picture]:
         """The same as pictures, and the masks themselves."""
+        from sparsebert.report.inspect_plots import inspect_pictures
+
         return inspect_pictures(self.records)
 
-    def save(self, folder: Path | str, show: Collection[str] = PARTS) -> list[Path]:
+    def save(self, folder: Path | str, show: Collection[str] | None = None) -> list[Path]:
         """Write pictures as SVG and PNG, and the figures behind them as CSV.
 
         Args:
             folder: A folder, which may exist.
-            show: What to write, of "density", "heads", "survivors", "overlap" and "masks".
+            show: What to write, of "density", "heads", "survivors", "overlap" and "masks"; None for all.
 
         Returns:
             The files.
@@ -57,16 +65,26 @@ class Inspection:
             ValueError: matplotlib is not installed.
             OSError: As :func:`sparsebert.atomic.replacing`.
         """
+        from sparsebert.report.inspect_csv import csv_files
+        from sparsebert.report.inspect_plots import inspect_pictures
+        from sparsebert.report.inspect_tables import PARTS
+        from sparsebert.report.plots import require_matplotlib, save_figure
+
         require_matplotlib()
+        parts = PARTS if show is None else show
         Path(folder).mkdir(parents=True, exist_ok=True)
         files = []
-        for name, text in csv_files(self.records, show).items():
+        for name, text in csv_files(self.records, parts).items():
             files.append(Path(folder) / name)
             write_text(files[-1], text)
-        for picture in inspect_pictures(self.records, show):
+        stems: Counter[str] = Counter()
+        for picture in inspect_pictures(self.records, parts):
+            stems[picture.stem] += 1
+            # Titles that differ in signs alone share a stem.
+            number = f"-{stems[picture.stem]}" if stems[picture.stem] > 1 else ""
             figure = picture.draw()
             for ending in ("png", "svg"):
-                files.append(Path(folder) / f"{picture.stem}.{ending}")
+                files.append(Path(folder) / f"{picture.stem}{number}.{ending}")
                 save_figure(figure, files[-1])
                 # The second file has the layout of the first, which took most of the time.
                 figure.set_layout_engine("none")
@@ -89,6 +107,8 @@ def inspect(
         ValueError: There is no ticket, they are of different models, or ``heads`` does not divide the rows of
             an attention matrix.
     """
+    from sparsebert.report.ticket_labels import TicketLabel
+
     if isinstance(tickets, Ticket):
         tickets = [tickets]
     if not isinstance(tickets, Mapping):
@@ -139,6 +159,8 @@ class _Model:
 
     def all_records(self) -> Iterator[Record]:
         """Yield the records of the tickets, then those that compare them."""
+        from sparsebert.report.ticket_labels import seed_groups
+
         yield from self.records
         if len(self.labels) < 2:
             return

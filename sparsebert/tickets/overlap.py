@@ -116,8 +116,7 @@ def common_matrices(tickets: Mapping[str, PackedMasks]) -> list[str]:
                 )
     keys = [key for key in one.shapes if all(key in other.shapes for _, other in others)]
     if not keys:
-        name = next(name for name, other in others if not one.shapes.keys() & other.shapes.keys())
-        raise ValueError(f"tickets of different models: {first} and {name} have no matrix in common")
+        raise ValueError(f"tickets of different models: {', '.join(tickets)} have no matrix in common")
     return keys
 
 
@@ -131,12 +130,12 @@ def _left_out(tickets: Mapping[str, PackedMasks], keys: Sequence[str]) -> str:
     if not extra:
         return ""
     parts = [f"{name} also has {_named(missing)}" for name, missing in extra.items()]
-    return f"Compared on the {len(keys)} matrices that all tickets have: {'; '.join(parts)}."
+    return f"Compared on the matrices that all tickets have ({len(keys)}): {'; '.join(parts)}."
 
 
 def _named(keys: Iterable[str]) -> str:
     first, *others = keys
-    return f"{first} and {len(others)} others" if others else first
+    return f"{first} and {len(others)} more" if others else first
 
 
 def _count(bits: np.ndarray) -> int:
