@@ -86,19 +86,19 @@ def inspect(
         heads = structure(shapes).num_heads
     inspection = inspect_labelled(labelled_tickets(sources, shapes, sparsity), heads)
     _require_parts(inspection, parts or ())
-    chosen = parts or PARTS
+    shown = parts or PARTS
     environment = detect().record()
     records = [{**row, "environment": environment} for row in inspection.records]
-    print_tables(inspect_tables(records, chosen, brief=True))
+    print_tables(inspect_tables(records, shown, brief=True))
     if out is not None:
-        files = inspection.save(out, chosen)
+        files = inspection.save(out, shown)
         typer.echo(f"wrote {len(files)} files to {out}")
     if html is not None:
         from sparsebert.atomic import write_text
         from sparsebert.report.inspect_plots import MOST_DRAWN, inspect_pictures
 
-        pictures = inspect_pictures(records, chosen, most=MOST_DRAWN)
-        section = Section(inspect_tables(records, chosen), pictures)
+        pictures = inspect_pictures(records, shown, most=MOST_DRAWN)
+        section = Section(inspect_tables(records, shown), pictures)
         page = Report(f"Tickets: {', '.join(sources)}", records, [section])
         write_text(html, page.html())
         typer.echo(f"wrote {html}: {page.size}")

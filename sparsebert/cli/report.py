@@ -17,7 +17,6 @@ from sparsebert.cli.console import print_tables
 from sparsebert.cli.path_checks import require_records, require_writable
 from sparsebert.cli.shared_options import JsonFile
 from sparsebert.lottery.run_folder import RunFolder
-from sparsebert.workflows.ticket_sources import labelled_tickets, natural_order, runs_in
 
 
 def report(
@@ -70,13 +69,14 @@ def _of_tickets(sources: Iterable[Path]) -> list[results.Record]:
     """Return the records of the tickets of finished runs, and name each run without one on stderr."""
     from sparsebert.bench.environment import detect
     from sparsebert.report.inspection import inspect_labelled
+    from sparsebert.workflows.ticket_sources import labelled_tickets, runs_in
 
     folders = [source for source in sources if source.is_dir()]
     named = {str(run): run for folder in folders for run in runs_in(folder) or [folder]}
     tickets = labelled_tickets(named, skip=lambda line: typer.echo(f"without the ticket of {line}", err=True))
     environment = detect().record()
-    found = inspect_labelled(tickets, one_model=False).records
-    return [{**row, "environment": environment} for row in found]
+    inspected = inspect_labelled(tickets, one_model=False).records
+    return [{**row, "environment": environment} for row in inspected]
 
 
 def _files(source: Path) -> Iterator[Path]:
@@ -86,6 +86,8 @@ def _files(source: Path) -> Iterator[Path]:
     if not source.is_dir():
         yield source
         return
+    from sparsebert.workflows.ticket_sources import natural_order
+
     name = RunFolder(source).log.name
     logs = sorted(source.rglob(name), key=lambda log: natural_order(str(log)))
     if not logs and RunFolder(source).run_json.exists():

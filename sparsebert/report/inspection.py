@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING
 from sparsebert import results
 from sparsebert.atomic import write_text
 from sparsebert.results import Record
-from sparsebert.tickets.kept_weights import KeptWeights
-from sparsebert.tickets.overlap import PackedMasks, common_matrices, overlap
-from sparsebert.tickets.survivors import Survivors
 from sparsebert.tickets.ticket import Ticket, require_ticket
 
 if TYPE_CHECKING:
     from sparsebert.report.plots import Picture
     from sparsebert.report.table import Table
     from sparsebert.report.ticket_labels import TicketLabel
+    from sparsebert.tickets.kept_weights import KeptWeights
+    from sparsebert.tickets.overlap import PackedMasks
 
-# Tables, pictures and labels are imported by the functions that need them: `sparsebert.inspect` is a public
-# name, and `import sparsebert` stays quick.
+# Functions import what they need: `sparsebert.inspect` is a public name, and `import sparsebert` stays quick.
 
 
 @dataclass(frozen=True)
@@ -137,6 +135,9 @@ def inspect_labelled(
     Raises:
         ValueError: As :func:`inspect`.
     """
+    from sparsebert.tickets.kept_weights import KeptWeights
+    from sparsebert.tickets.overlap import PackedMasks
+
     models: list[_Model] = []
     for label, ticket in tickets:
         masks = PackedMasks.of(ticket)
@@ -160,6 +161,8 @@ class _Model:
     def all_records(self) -> Iterator[Record]:
         """Yield the records of the tickets, then those that compare them."""
         from sparsebert.report.ticket_labels import seed_groups
+        from sparsebert.tickets.overlap import overlap
+        from sparsebert.tickets.survivors import Survivors
 
         yield from self.records
         if len(self.labels) < 2:
@@ -189,6 +192,8 @@ def _group_text(labels: Sequence[TicketLabel]) -> str:
 
 def _model_of(models: list[_Model], label: TicketLabel, masks: PackedMasks, one_model: bool) -> _Model:
     """Return the model with which a ticket can be compared, a new one if there is none."""
+    from sparsebert.tickets.overlap import common_matrices
+
     for model in models:
         try:
             common_matrices(model.masks | {label.name: masks})

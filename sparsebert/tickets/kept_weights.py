@@ -124,7 +124,7 @@ class KeptWeights:
     Attributes:
         matrices: One entry a matrix, in the order of the ticket.
         heads: By head; None if the number of heads is unknown or the ticket has no attention matrix.
-        block: Side of the square blocks.
+        block: Rows and columns of a block.
         blocks: Key -> kept weights of each block, int64 [ceil(out / block), ceil(in / block)].
     """
 

@@ -15,7 +15,6 @@ from sparsebert.linear_layers import prunable
 from sparsebert.tickets import apply, file, torch_prune
 from sparsebert.tickets.apply import shape_text
 from sparsebert.tickets.bits import pack_bits
-from sparsebert.tickets.density_grid import MatrixCount, ticket_html
 from sparsebert.tickets.file import MAX_WEIGHTS, TicketContents, brief, is_key
 from sparsebert.tickets.provenance import checked_metadata, describe_model, masks_digest
 
@@ -107,6 +106,8 @@ class Ticket:
         return f"Ticket({len(self.masks)} matrices, {shares}, {method})"
 
     def _repr_html_(self) -> str:
+        from sparsebert.tickets.density_grid import MatrixCount, ticket_html
+
         counts = [MatrixCount.of(key, mask) for key, mask in self.masks.items()]
         return ticket_html(repr(self), counts, self.metadata, self.removed)
 
