@@ -89,7 +89,7 @@ def inspect(
     shown = parts or PARTS
     environment = detect().record()
     records = [{**row, "environment": environment} for row in inspection.records]
-    print_tables(inspect_tables(records, shown, brief=True))
+    print_tables(inspect_tables(records, shown, brief=parts is None))
     if out is not None:
         files = inspection.save(out, shown)
         typer.echo(f"wrote {len(files)} files to {out}")

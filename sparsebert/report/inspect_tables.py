@@ -47,7 +47,7 @@ def inspect_tables(
     tables = [Table.of("Tickets", _TICKET, tickets, _unknown_heads(tickets))] if tickets else []
     if len(tickets) > 1 and "density" in show:
         tables += _compared(tickets)
-    if len(tickets) == 1 or not brief or not {"density", "survivors", "overlap"} & set(show):
+    if len(tickets) == 1 or not brief:
         for row in tickets:
             tables += _of_ticket(row["name"], KeptWeights.of_record(row), show)
     for row in records:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparsebert.report.format import granularity_text
-
-if TYPE_CHECKING:
-    from sparsebert.tickets.ticket import Ticket
+from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 
 # In the order in which a table names them.
 FIELDS = ("method", "granularity", "task", "seed", "sparsity")
@@ -69,8 +67,10 @@ class TicketLabel:
 
 def differences(one: TicketLabel, other: TicketLabel) -> tuple[str, ...]:
     """Return the fields in which two labels differ; sparsity only where another one was asked for."""
-    values = [(each.method, each.granularity, each.task, each.seed, each.requested) for each in (one, other)]
-    return tuple(name for name, first, second in zip(FIELDS, *values, strict=True) if first != second)
+    apart = [name for name in FIELDS[:-1] if getattr(one, name) != getattr(other, name)]
+    if one.requested != other.requested and abs(one.sparsity - other.sparsity) > SAME_SPARSITY:
+        apart.append("sparsity")
+    return tuple(apart)
 
 
 def seed_groups(labels: Iterable[TicketLabel]) -> list[list[TicketLabel]]:

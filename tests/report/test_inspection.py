@@ -128,7 +128,7 @@ class TestTables:
             "Overlap of tickets",
             "Overlap by difference",
         ]
-        assert "Density by head: s" in titles(inspect_tables(several.records, ["heads"], brief=True))
+        assert "Density by head: s" in titles(inspect_tables(several.records, ["heads"]))
 
     def test_very_many_tickets_are_summarised(self) -> None:
         tables = sparsebert.inspect([ticket(seed) for seed in range(13)]).tables
@@ -148,6 +148,8 @@ class TestLabels:
             ["1 0.25", "2 0.25"],
         ]
         assert differences(labels[0], labels[3]) == ("seed", "sparsity")
+        decided = TicketLabel.of("learned", ticket(1, sparsity=None))
+        assert differences(decided, TicketLabel.of("asked", ticket(1))) == ()
 
     def test_a_search_that_decides_the_sparsity_may_find_another_one_for_each_seed(self) -> None:
         labels = [
