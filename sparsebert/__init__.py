@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sparsebert.planning.planner import plan
     from sparsebert.pruning import prune
     from sparsebert.replan import replan_
+    from sparsebert.report.inspection import inspect
     from sparsebert.sparsify import densify_, sparsify_
     from sparsebert.tickets.ticket import Ticket
     from sparsebert.workflows.optimize import optimize
@@ -37,6 +38,7 @@ __all__ = [
     "fuse_",
     "graphs",
     "heal_",
+    "inspect",
     "optimize",
     "plan",
     "prune",
@@ -57,6 +59,7 @@ _HOMES = {
     "fuse_": "sparsebert.fuse",
     "graphs": "sparsebert.cuda_graphs",
     "heal_": "sparsebert.healing.heal",
+    "inspect": "sparsebert.report.inspection",
     "optimize": "sparsebert.workflows.optimize",
     "plan": "sparsebert.planning.planner",
     "prune": "sparsebert.pruning",

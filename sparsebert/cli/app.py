@@ -26,6 +26,7 @@ from sparsebert.cli.evaluate import evaluate
 from sparsebert.cli.exit_codes import BAD_INPUT, BROKEN_PIPE, STOPPED, CommandFailed
 from sparsebert.cli.heal import heal
 from sparsebert.cli.help_format import GroupHelp
+from sparsebert.cli.inspect import inspect
 from sparsebert.cli.optimize import optimize
 from sparsebert.cli.prune import prune
 from sparsebert.cli.renamed_options import with_current_names
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "transfer": transfer,
     "convert": convert,
+    "inspect": inspect,
     "report": report,
 }
 # Set by the shell while it completes a command line; typer derives this name from the name of the command.

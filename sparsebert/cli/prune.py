@@ -211,6 +211,7 @@ def prune(
     fields = {"model": model, "method": method, "task": task}
     rows = []
     for seed, pruned in tickets.items():
+        pruned.metadata |= {} if task is None else {"task": task}
         pruned.save(files[seed])
         size = files[seed].stat().st_size
         written = {"output": str(files[seed]), "ticket": describe(pruned), "bytes": size, "seed": seed}

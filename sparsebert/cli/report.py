@@ -36,7 +36,8 @@ def report(
     """Show results as tables: runs, tickets, and benchmarks with their machines.
 
     All files and folders are combined, and duplicate records count once. Runs with several seeds are
-    summarised and, if there are dense runs, compared with them.
+    summarised and, if there are dense runs, compared with them. A page also shows where the weights of the
+    runs' tickets stay.
     """
     files = dict.fromkeys(file for source in sources for file in _files(source))
     targets = {"--html": html, "--markdown": markdown, "--json": json}
@@ -48,6 +49,8 @@ def report(
     if html is not None:
         require_renderer()
     records = _read(files)
+    if html is not None or markdown is not None:
+        records += _of_tickets(sources)
     title = ", ".join(str(source) if source.is_dir() else source.name for source in sources)
     page = Report(f"Results: {title}", records, sections(records))
     if not page.tables:
@@ -62,6 +65,20 @@ def report(
         results.append(json, [results.stamp("report", table.record()) for table in page.tables])
 
 
+def _of_tickets(sources: Iterable[Path]) -> list[results.Record]:
+    """Return the records of the tickets of finished runs, and name each run without one on stderr."""
+    from sparsebert.bench.environment import detect
+    from sparsebert.report.inspection import inspect_labelled
+    from sparsebert.workflows.ticket_sources import labelled_tickets, runs_in
+
+    folders = [source for source in sources if source.is_dir()]
+    named = {str(run): run for folder in folders for run in runs_in(folder) or [folder]}
+    tickets = labelled_tickets(named, skip=lambda line: typer.echo(f"without the ticket of {line}", err=True))
+    environment = detect().record()
+    inspected = inspect_labelled(tickets, one_model=False).records
+    return [{**row, "environment": environment} for row in inspected]
+
+
 def _files(source: Path) -> Iterator[Path]:
     """Yield the file itself, or the logs of the runs in a folder, sorted with seed-2 before seed-10."""
     if not source.exists():
@@ -69,18 +86,15 @@ def _files(source: Path) -> Iterator[Path]:
     if not source.is_dir():
         yield source
         return
+    from sparsebert.workflows.ticket_sources import natural_order
+
     name = RunFolder(source).log.name
-    logs = sorted(source.rglob(name), key=lambda log: _natural(str(log)))
+    logs = sorted(source.rglob(name), key=lambda log: natural_order(str(log)))
     if not logs and RunFolder(source).run_json.exists():
         raise ValueError(f"{source} holds a run without a finished round; report it after its first round")
     if not logs:
         raise ValueError(f"{source} holds no run (no {name} in or below it); pass result files by name")
     yield from logs
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts seed-2 before seed-10."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", text)]
 
 
 def _read(files: Iterable[Path]) -> list[results.Record]:

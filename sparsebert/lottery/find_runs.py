@@ -18,7 +18,7 @@ from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 
 def load_ticket(
     path: str | os.PathLike[str],
-    model: nn.Module,
+    model: nn.Module | None = None,
     sparsity: float | None = None,
     *,
     task: str | None = None,
@@ -27,7 +27,8 @@ def load_ticket(
 
     Args:
         path: File or folder of a run.
-        model: The model that the ticket is for.
+        model: The model that the ticket is for, against which it is checked; required for files without
+            shapes.
         sparsity: Sparsity of the ticket. In a run's folder it selects the round; None for the run's ticket.
         task: Task of a file with several, see :func:`sparsebert.interop.read_ticket`.
 

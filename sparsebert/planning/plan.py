@@ -11,6 +11,7 @@ from typing import Any
 
 from sparsebert.cost.precision import PRECISIONS
 from sparsebert.cost.work import format_label, format_options
+from sparsebert.html_table import table_html
 from sparsebert.planning.encoder_plan import EncoderPlan
 
 
@@ -185,6 +186,11 @@ class Plan:
         encoder = f"encoder: {self.encoder}" if self.encoder else ""
         lines = (self.summary, dense, encoder, self.removal_note, doubt if count else "", self.machine)
         return [line for line in lines if line]
+
+    def _repr_html_(self) -> str:
+        header, *rows = self._rows()
+        left = [index for index, numeric in enumerate(_numeric(header)) if not numeric]
+        return table_html("", header, rows, self._captions(), left=left)
 
     @property
     def _lowered(self) -> bool:

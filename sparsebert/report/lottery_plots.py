@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparsebert.report.format import Record, machine_text, threads_text
 from sparsebert.report.lottery_tables import NAMES, Point, points
-from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_panels, save_figure
+from sparsebert.report.plots import Picture, line_style, new_panels, save_figure
 from sparsebert.tasks import metrics
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def curve_figure(records: Iterable[Record]) -> Figure:
     methods = list(dict.fromkeys(point.label for point in all_points if point is not dense))
     for number, label in enumerate(methods):
         tickets = [point for point in all_points if point.label == label]
-        style = _style(number)
+        style = line_style(number)
         top.errorbar(
             [100 * point.sparsity for point in tickets],
             [100 * point.summary.mean for point in tickets],
@@ -93,17 +93,6 @@ def curve_figure(records: Iterable[Record]) -> Figure:
     )
     figure.supxlabel(note, fontsize=7, color="0.35", x=0.01, ha="left")
     return figure
-
-
-def _style(number: int) -> dict[str, Any]:
-    """Return the style of a method; colours repeat with other lines and markers."""
-    again, place = divmod(number, len(COLOURS))
-    return {
-        "color": COLOURS[place],
-        "marker": MARKERS[(place + again) % len(MARKERS)],
-        "linestyle": ("-", "--", ":")[again % 3],
-        "markersize": 5,
-    }
 
 
 def _against_onednn(point: Point) -> float:

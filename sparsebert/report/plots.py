@@ -8,10 +8,11 @@ import io
 import itertools
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsebert.atomic import replacing
 from sparsebert.report.format import (
@@ -35,6 +36,8 @@ BASELINE_NAMES = {"onednn": "oneDNN", "eager": "eager"}
 ENDINGS = (".png", ".svg", ".pdf")
 # Least width of an axis of sparsity, in percent: granularities reach one sparsity up to a few weights.
 MIN_SPAN = 2.0
+LINE_STYLES = ("-", "--", ":")
+_LONGEST_STEM = 120
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Picture:
     title: str
     alt: str
     draw: Callable[[], Figure]
+
+    @property
+    def stem(self) -> str:
+        """The title as the name of a file without its ending."""
+        return re.sub(r"[^\w.+=-]+", "-", self.title.lower()).strip("-.")[:_LONGEST_STEM]
 
     def png(self) -> bytes:
         """Draw the picture and return it as PNG."""
@@ -207,6 +215,43 @@ def new_panels(
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels
+
+
+def new_grid(count: int, columns: int, size: tuple[float, float] = (2.4, 2.0)) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels in a grid that share both axes.
+
+    Args:
+        count: Number of panels.
+        columns: Panels side by side, at most.
+        size: Width and height of a panel in inches.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(size[0] * columns + 1, size[1] * rows + 0.8), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
+    for axes in panels:
+        axes.grid(True, color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Return the style of the line with this number; colours repeat with other lines and markers."""
+    again, place = divmod(number, len(COLOURS))
+    return {
+        "color": COLOURS[place],
+        "marker": MARKERS[(place + again) % len(MARKERS)],
+        "linestyle": LINE_STYLES[again % len(LINE_STYLES)],
+        "markersize": 5,
+    }
 
 
 def _footnote(figure: Figure, records: Sequence[Record]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparsebert.report.format import Record, counted, machine_text, span_text
-from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_figure
+from sparsebert.report.plots import Picture, line_style, new_figure
 from sparsebert.report.point_labels import label_points
 from sparsebert.report.run_series import costs, metric_of, series
 from sparsebert.tasks.verdict import summary
@@ -15,8 +15,6 @@ from sparsebert.tasks.verdict import summary
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_LINES = ("-", "--", ":")
 
 
 def run_pictures(records: Iterable[Record]) -> list[Picture]:
@@ -64,7 +62,7 @@ def run_figure(rounds: Sequence[Record]) -> Figure:
             [100 * summary([row["sparsity"] for row in rows]).mean for rows in points.values()],
             [scale * each.mean for each in summaries],
             [scale * (each.std or 0.0) for each in summaries],
-            **_style(number),
+            **line_style(number),
             capsize=3,
             label=name,
         )
@@ -92,7 +90,7 @@ def cost_figure(rounds: Sequence[Record]) -> Figure:
         values = [scale * each.mean for each in summaries]
         steps = [point.steps for point in points]
         deviations = [scale * (each.std or 0.0) for each in summaries]
-        axes.errorbar(steps, values, deviations, **_style(number), capsize=3, label=name)
+        axes.errorbar(steps, values, deviations, **line_style(number), capsize=3, label=name)
         places += [(point.steps, value) for point, value in zip(points, values, strict=True)]
         labels += [f"{point.sparsity:.0%}" for point in points]
     axes.set_xlabel("optimizer steps so far; beside each point: its sparsity")
@@ -106,16 +104,6 @@ def _scale(rounds: Sequence[Record]) -> int:
     """Return 100 if the metric is a share, so that it is shown in per cent; else 1."""
     metric = metric_of(rounds[0])
     return 100 if all(0 <= row["metrics"][metric] <= 1 for row in rounds) else 1
-
-
-def _style(number: int) -> dict[str, Any]:
-    again, place = divmod(number, len(COLOURS))
-    return {
-        "color": COLOURS[place],
-        "marker": MARKERS[(place + again) % len(MARKERS)],
-        "linestyle": _LINES[again % len(_LINES)],
-        "markersize": 5,
-    }
 
 
 def _finish(figure: Figure, axes: Axes, rounds: Sequence[Record]) -> None:

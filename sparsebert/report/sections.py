@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,6 +15,8 @@ from sparsebert.report.format import Record, record_errors
 from sparsebert.report.gpu_plots import roofline_pictures
 from sparsebert.report.gpu_tables import failure_tables, gpu_tables
 from sparsebert.report.healing_tables import healing_tables
+from sparsebert.report.inspect_plots import MOST_DRAWN, inspect_pictures
+from sparsebert.report.inspect_tables import inspect_tables
 from sparsebert.report.layer_tables import (
     goal_tables,
     int8_tables,
@@ -140,6 +143,12 @@ _KINDS = (
     Kind("matrix", _of("transfer"), matrix_tables),
     Kind("evaluations", _of("eval", "eval_seeds"), evaluation_tables),
     Kind("tickets", _of("prune", "prune_seeds", "convert"), ticket_tables),
+    Kind(
+        "inspect",
+        _of("inspect", "inspect_survivors", "inspect_overlap"),
+        inspect_tables,
+        functools.partial(inspect_pictures, most=MOST_DRAWN),
+    ),
     Kind("healing", _of("heal"), healing_tables),
     Kind("compaction", _compaction, _by_machine(compaction_tables)),
     Kind("arena", _of("arena"), _by_machine(arena_tables), _by_machine(arena_pictures)),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from sparsebert.html_table import table_html
+
 if TYPE_CHECKING:
     from rich.console import Group
 
@@ -66,6 +68,10 @@ class Table:
         # Two spaces end a line in Markdown.
         lines += ["", *(f"{note}  " for note in self.notes)] if self.notes else []
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        left = range(len(self.columns)) if self.prose else (0,)
+        return table_html(self.title, self.columns, self.rows, self.notes, left=left)
 
     def rich(self, width: int) -> Group:
         """Return the table for a console of ``width`` characters.

@@ -72,8 +72,9 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     """Describe a model for the metadata.
 
     Returns:
-        ``class``; ``id``, the hub id or the bare name of a folder; ``local``, whether it is a folder; and
-        ``linears``, the number of encoder matrices. Entries that are unknown for the model are omitted.
+        ``class``; ``id``, the hub id or the bare name of a folder; ``local``, whether it is a folder;
+        ``linears`` and ``heads``, the numbers of encoder matrices and of attention heads of a layer. Entries
+        that are unknown for the model are omitted.
     """
     described: dict[str, Any] = {"class": type(model).__name__}
     if name := getattr(getattr(model, "config", None), "_name_or_path", None):
@@ -81,7 +82,8 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         described["id"] = os.path.basename(os.path.abspath(name)) if local else name
         described["local"] = local
     if is_bert_like(model):
-        described["linears"] = len(structure(model).linears)
+        encoder = structure(model)
+        described |= {"linears": len(encoder.linears), "heads": encoder.num_heads}
     return described
 
 
@@ -104,7 +106,7 @@ def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
             )
     for name, value in (
         *(("block_size", size) for size in checked.get("block_size") or ()),
-        ("model.linears", (checked.get("model") or {}).get("linears", 0)),
+        *((f"model.{name}", (checked.get("model") or {}).get(name, 0)) for name in ("linears", "heads")),
     ):
         if type(value) is not int:
             raise ValueError(f"metadata {name!r} must be whole numbers, got {value!r}")

@@ -105,6 +105,12 @@ class Ticket:
         shares = f"sparsity {self.sparsity:.2%}, density {self.density:.2%}"
         return f"Ticket({len(self.masks)} matrices, {shares}, {method})"
 
+    def _repr_html_(self) -> str:
+        from sparsebert.tickets.density_grid import MatrixCount, ticket_html
+
+        counts = [MatrixCount.of(key, mask) for key, mask in self.masks.items()]
+        return ticket_html(repr(self), counts, self.metadata, self.removed)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Ticket):
             return NotImplemented

@@ -138,6 +138,7 @@ class TestFiles:
         lines = capsys.readouterr().out.splitlines()
         assert [line.split(":")[0] for line in lines] == [f"wrote {html}", f"wrote {markdown}"]
         assert "<title>Results: results.jsonl, runs</title>" in html.read_text()
+        assert "Density by layer and matrix: runs/half/seed-1" in markdown.read_text()
         assert markdown.read_text().startswith("# Results: results.jsonl, runs\n")
         assert sorted(file.name for file in tmp_path.iterdir()) == ["page.html", "page.md"]
 

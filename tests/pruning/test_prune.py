@@ -317,7 +317,8 @@ class TestTheTicket:
         }
         assert {name: metadata[name] for name in expected} == expected
         assert metadata["history"] == [{"operation": "prune"} | expected]
-        assert metadata["model"] == {"class": "BertModel", "linears": 12, "weights": weight_hash(model)}
+        described = {"class": "BertModel", "linears": 12, "heads": 2}
+        assert metadata["model"] == {**described, "weights": weight_hash(model)}
         assert set(metadata["versions"]) >= {"torch", "transformers"}
 
     def test_the_same_weights_give_the_same_ticket_under_every_head(self, dense: Any) -> None:

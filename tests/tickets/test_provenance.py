@@ -40,7 +40,7 @@ def test_models_are_described_by_id_and_folders_by_their_name_alone(
 ) -> None:
     model = bert("BertModel")
     model.config._name_or_path = name
-    assert describe_model(model) == {"class": "BertModel", "linears": 12, **described}
+    assert describe_model(model) == {"class": "BertModel", "linears": 12, "heads": 2, **described}
 
 
 def test_a_folder_here_is_local_even_if_its_name_could_be_an_id(
