@@ -28,7 +28,10 @@ PACKAGES = {"sparsebert": ROOT, "sparsebert_kernels": ROOT / "kernels"}
 # From the ground up; `sparsebert` is its __init__.py, which loads the public names on first use.
 LAYERS = (
     {"sparsebert_kernels"},
-    {"bert", "linear_layers", "atomic", "file_types", "json_object", "results", "tickets", "checkpoints"},
+    {
+        *("atomic", "bert", "checkpoints", "conv1d", "file_types", "json_object", "linear_layers"),
+        *("results", "tickets"),
+    },
     {"cost", "nn", "pruning", "one_shot", "compaction"},
     {"planning", "sparsify", "replan", "fuse", "compact", "tasks", "quality", "report", "hf"},
     {"interop", "mask_learning", "training", "healing", "lottery"},
