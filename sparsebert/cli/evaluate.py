@@ -63,7 +63,7 @@ def evaluate(
     numbers = None if seeds is None else seed_list(seeds)
     models = trained_models(model, numbers)
     dense_models = trained_models(dense, numbers) if dense else {}
-    source = data.source(name, head_labels(next(iter(models.values()))) if data.user_files else None)
+    source = data.source(name, head_labels(next(iter(models.values()))) if data.user_tables else None)
     examples = examples_of(data.mapped(task_of(name, source)), source, train=False)
     definition = examples.task
     chance = chance_metrics(definition, examples.validation)

@@ -142,7 +142,7 @@ def _examples(model: str, method: Any, task: str | None, data: DataOptions) -> L
     name = data.task_name(task)
     data.require_applicable_folder([name])
     outputs = None
-    if data.user_files and not hasattr(method, "prune_layer"):
+    if data.user_tables and not hasattr(method, "prune_layer"):
         trained = has_head(load_config(model), "classification") and not data.regression
         outputs = head_labels(model) if trained else None
     source = data.source(name, outputs, validates=False)

@@ -112,6 +112,13 @@ def _answers(
         if task.kind == "mlm":
             masked = labels != IGNORED
             logits, labels = logits[masked].argmax(-1), labels[masked]
+        elif task.kind == "clm":
+            # Token t is predicted at position t - 1.
+            labels = labels[:, 1:]
+            scored = labels != IGNORED
+            logits, labels = logits[:, :-1][scored], labels[scored]
+            logarithms = logits.log_softmax(-1).gather(1, labels[:, None])
+            logits = torch.cat([logits.argmax(-1, keepdim=True).double(), logarithms.double()], 1)
         predictions.append(logits)
         references.append(labels)
     return torch.cat(predictions).numpy(), torch.cat(references).numpy()
