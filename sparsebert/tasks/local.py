@@ -95,9 +95,7 @@ def load_texts(
         if path is not None:
             splits[split] = _running_text(Path(path))
             require_usable(splits[split], task, str(path))
-            source[split] = (
-                f"{Path(path).name} (sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]})"
-            )
+            source[split] = _fingerprint(Path(path))
     return TaskData(task, splits.pop("train", []), splits, source)
 
 
