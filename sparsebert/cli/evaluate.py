@@ -116,7 +116,7 @@ def evaluate(
             )
             scores = {"metrics": evaluations[""].metrics}
         sparsity = loaded.sparsity if loaded else None
-        fields = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
+        fields: dict[str, Any] = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
         if data.label_pairs:
             fields["label_map"] = data.label_pairs
         if given and pruned:

@@ -89,7 +89,8 @@ def load_model(
     if outputs is not None:
         reorder_outputs_(model, task, outputs)
     tokenizer = load_tokenizer(name, model.config.vocab_size)
-    _settle_padding_(model, tokenizer)
+    if model.config.pad_token_id is None:  # a classifier of GPT-2 needs it to find the last token
+        model.config.pad_token_id = tokenizer.pad_token_id
     return _require_prunable(model, name), tokenizer
 
 
@@ -111,14 +112,6 @@ def _require_direction(name: str, config: Any, task: Task) -> None:
             f"{name} ({config.model_type}) has no masked language model, and {task.name} needs one: use an "
             "encoder, such as BERT, or causal language modelling (wikitext-2-clm, --lm causal)"
         )
-
-
-def _settle_padding_(model: Any, tokenizer: Any) -> None:
-    """Let a tokenizer without a padding token, as GPT-2's, pad with its end token, and tell the model."""
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None and tokenizer.pad_token is not None:
-        model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def fit_positions(model: Any, name: str, task: Task, text_format: TextFormat) -> TextFormat:

@@ -80,7 +80,7 @@ def write_predictions(path: Path, rows: Sequence[Row]) -> None:
 
 
 def share_of_other_answers(task: Task, one: Mapping[str, Any], two: Mapping[str, Any]) -> float | None:
-    """Return the share of examples that are answered differently; None for scores, which are no answers."""
+    """Return the share of examples that are answered differently; None for a regression."""
     if task.kind not in ("classification", "span"):
         return None
     first, second = (
