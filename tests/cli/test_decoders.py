@@ -209,3 +209,19 @@ class TestBadInput:
         (tmp_path / "train.txt").write_text("\n \n")
         line = refused(capsys, "train", "--model", str(model), "--method", "dense", *text)
         assert "train.txt: no examples" in line
+
+
+def test_pruning_without_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: list[str]
+) -> None:
+    """Calibrated on texts, with a tokenizer that has no padding token; what cannot follow is not offered."""
+    model = decoders.saved(tmp_path / "gpt2", decoders.gpt2(pad_token_id=None))
+    options = ["--method", "sparsegpt", "--sparsity", "0.5", "--texts", text[1], "--count", "8"]
+    pruned = tmp_path / "pruned"
+    assert app.main(["prune", "--model", str(model), *options, "--output", str(pruned)]) == 0
+    out = capsys.readouterr().out
+    assert "sparsebert bench" in out
+    assert "sparsebert heal" not in out
+    weights = transformers.GPT2LMHeadModel.from_pretrained(pruned).state_dict()
+    for key, mask in Ticket.load(pruned / "ticket.safetensors").masks.items():
+        assert not weights[f"transformer.{key}.weight"].t()[~mask].any()
